@@ -1,0 +1,1 @@
+"""What both sides speak: messages, transport, settings, errors, the job model, Kafka clients."""

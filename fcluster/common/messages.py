@@ -1,0 +1,333 @@
+"""The control messages between coordinator, workers and admin clients.
+
+Responsible for: their types, their encoding (a version byte, then MessagePack), and their validation on
+receipt. Keeps the rule that nothing is ever unpickled: a frame either is one of the structs below, with
+fields of the declared types, or `decode` raises `MalformedMessage`.
+
+Every message of the coordinator carries its `term`; messages of an older term are refused by workers.
+Every message about work carries the worker's `session`. A session begins with a `Welcome` and ends when
+the worker is declared dead, is fenced, or says `Hello` anew. A worker initialises its transactional
+producers exactly once in a session, and commits only on a `Complete` of that same session: a worker that
+was fenced therefore can't come back to life by initialising its producers again.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import msgspec
+
+from fcluster.common.ids import ShardId
+
+PROTOCOL_VERSION = 1
+
+_M = TypeVar("_M")
+
+MESSAGE_BYTES_MAX = 4 * 1024 * 1024
+"""Larger frames are dropped by the sockets (ZMQ_MAXMSGSIZE) and refused by `decode`."""
+
+
+class MalformedMessage(Exception):
+    """A frame that is not a message of this protocol: counted and dropped, never fatal."""
+
+
+class Message(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    """Base of all control messages; the subclass's name travels as its tag."""
+
+
+class ShardStatus(msgspec.Struct, frozen=True, array_like=True):
+    """Where one shard of a worker stands.
+
+    `position` is the next offset to read, with everything before it processed (control records
+    counted); `committed` the committed offset; `end` the last known end of the source partition (the last
+    stable offset for read-committed sources), -1 if unknown. `dirty` says that records up to `position`
+    are not all committed yet.
+    """
+
+    shard: ShardId
+    position: int
+    committed: int
+    end: int
+    dirty: bool
+    epoch: int
+
+
+class WorkerStats(msgspec.Struct, frozen=True):
+    """What a heartbeat tells about a worker; rates and totals count from the process's start."""
+
+    records_in: int = 0
+    records_out: int = 0
+    records_skipped: int = 0
+    epochs_committed: int = 0
+    commit_latency_ms_p50: float = 0.0
+    commit_latency_ms_p99: float = 0.0
+    restoring: int = 0
+    resident_bytes: int = 0
+    snapshot_epoch_min: int = -1
+    shards: list[ShardStatus] = []
+
+
+# --- worker to coordinator ---------------------------------------------------------------------------
+
+
+class Hello(Message, frozen=True):
+    """Join, or join anew after a reset. `worker` is random for each process.
+
+    `session` is 0 for a fresh session. A worker that lost its coordinator, not its session, names the
+    session it holds; the coordinator then answers with an adopting `Welcome` for that session, or with
+    `Evicted`. `slot` is the wanted slot (-1: any). `epoch` is the highest epoch the worker knows of,
+    `prepared_epoch` one it has prepared and not yet been told the outcome of (0: none).
+    """
+
+    worker: str
+    host: str
+    pid: int
+    slot: int
+    session: int
+    owned: list[ShardId]
+    epoch: int
+    prepared_epoch: int
+    dirty: bool
+    topology: str
+    snapshot_store: str
+    version: str
+
+
+class Heartbeat(Message, frozen=True):
+    """Alive, every `heartbeat.interval.ms`."""
+
+    session: int
+    stats: WorkerStats
+
+
+class Dirty(Message, frozen=True):
+    """The worker has its first uncommitted record since its last barrier: an epoch is wanted."""
+
+    session: int
+    backlog: bool
+
+
+class Prepared(Message, frozen=True):
+    """Outputs, deltas and offsets of `epoch` are flushed and pending in the worker's transaction."""
+
+    session: int
+    epoch: int
+    records: int
+    prepare_ms: float
+    backlog: bool
+
+
+class Committed(Message, frozen=True):
+    """The worker's transaction for `epoch` is committed. `dirty`: it already holds records of the next."""
+
+    session: int
+    epoch: int
+    commit_ms: float
+    dirty: bool
+    shards: list[ShardStatus]
+
+
+class ShardsRunning(Message, frozen=True):
+    """These shards are restored, checked against their committed epoch, and process records."""
+
+    session: int
+    shards: list[ShardStatus]
+
+
+class Released(Message, frozen=True):
+    """These shards' last epoch is committed (or they had nothing to commit); the worker let go of them."""
+
+    session: int
+    shards: list[ShardId]
+
+
+class Drained(Message, frozen=True):
+    """Everything the worker had processed is committed and it processes no more."""
+
+    session: int
+
+
+class WorkerFailed(Message, frozen=True):
+    """The job can't go on, on any worker: bad record, incompatible state, gap in a source."""
+
+    session: int
+    reason: str
+
+
+class Goodbye(Message, frozen=True):
+    """The worker leaves in good order: it holds nothing uncommitted and its producers are closed."""
+
+    session: int
+
+
+# --- coordinator to worker ---------------------------------------------------------------------------
+
+
+class Welcome(Message, frozen=True):
+    """Opens session `session` on `slot`, or adopts it (`adopted`) under a new leader's term.
+
+    It is journalled before it is sent, and the slot's transactional ids were fenced before that unless
+    adopted: on an unadopted Welcome the worker initialises its producers, and owns no shard yet.
+    """
+
+    term: int
+    session: int
+    slot: int
+    epoch: int
+    adopted: bool
+
+
+class Refused(Message, frozen=True):
+    """The worker can't join; `retry` says whether asking again later may help."""
+
+    term: int
+    reason: str
+    retry: bool
+
+
+class Evicted(Message, frozen=True):
+    """`session` is over: drop everything it held, then join as a fresh worker."""
+
+    term: int
+    session: int
+
+
+class Assign(Message, frozen=True):
+    """Restore and run these shards. Their former owner released them or was fenced."""
+
+    term: int
+    session: int
+    shards: list[ShardId]
+
+
+class Revoke(Message, frozen=True):
+    """Stop reading these shards, commit what they processed, then answer `Released`."""
+
+    term: int
+    session: int
+    shards: list[ShardId]
+
+
+class Barrier(Message, frozen=True):
+    """Freeze the open epoch under the number `epoch`, flush it, answer `Prepared`.
+
+    A worker with nothing open answers `Prepared` with 0 records at once and commits nothing.
+    """
+
+    term: int
+    session: int
+    epoch: int
+
+
+class Complete(Message, frozen=True):
+    """`epoch` is declared complete: commit it."""
+
+    term: int
+    session: int
+    epoch: int
+
+
+class Drain(Message, frozen=True):
+    """Process no more, commit what is processed, answer `Drained`, and wait for `Shutdown`."""
+
+    term: int
+    session: int
+
+
+class Shutdown(Message, frozen=True):
+    """Exit. `failed` says that the job stopped on an error, `reason` names it."""
+
+    term: int
+    session: int
+    reason: str
+    failed: bool
+
+
+class HeartbeatAck(Message, frozen=True):
+    """The coordinator is alive; a worker that misses it looks for a new leader."""
+
+    term: int
+    session: int
+
+
+# --- admin ---------------------------------------------------------------------------------------------
+
+
+class StatusRequest(Message, frozen=True):
+    """Ask for the coordinator's view of the cluster."""
+
+
+class StatusReply(Message, frozen=True):
+    """`status` is the JSON document that `fcluster status --json` prints."""
+
+    term: int
+    status: msgspec.Raw
+
+
+class StopRequest(Message, frozen=True):
+    """Drain all workers, then stop the job; answered with `StopReply` once it is draining."""
+
+
+class StopReply(Message, frozen=True):
+    """The job is draining."""
+
+    term: int
+
+
+FromWorker = (
+    Hello
+    | Heartbeat
+    | Dirty
+    | Prepared
+    | Committed
+    | ShardsRunning
+    | Released
+    | Drained
+    | WorkerFailed
+    | Goodbye
+)
+FromAdmin = StatusRequest | StopRequest
+ToWorker = Welcome | Refused | Evicted | Assign | Revoke | Barrier | Complete | Drain | Shutdown | HeartbeatAck
+ToAdmin = StatusReply | StopReply | Refused
+
+ToCoordinator = FromWorker | FromAdmin
+FromCoordinator = ToWorker | ToAdmin
+
+_encoder = msgspec.msgpack.Encoder()
+_to_coordinator = msgspec.msgpack.Decoder(ToCoordinator)
+_from_coordinator = msgspec.msgpack.Decoder(FromCoordinator)
+_VERSION_BYTE = bytes([PROTOCOL_VERSION])
+
+
+def encode(message: Message) -> bytes:
+    """The frame for `message`: one version byte, then MessagePack."""
+    return _VERSION_BYTE + _encoder.encode(message)
+
+
+def decode_for_coordinator(frame: bytes) -> ToCoordinator:
+    """The message in `frame`, sent by a worker or an admin client.
+
+    Raises:
+        MalformedMessage: the frame is not a message of this protocol version.
+    """
+    return _decode(frame, _to_coordinator)
+
+
+def decode_from_coordinator(frame: bytes) -> FromCoordinator:
+    """The message in `frame`, sent by a coordinator.
+
+    Raises:
+        MalformedMessage: the frame is not a message of this protocol version.
+    """
+    return _decode(frame, _from_coordinator)
+
+
+def _decode(frame: bytes, decoder: msgspec.msgpack.Decoder[_M]) -> _M:
+    if len(frame) > MESSAGE_BYTES_MAX:
+        raise MalformedMessage(f"a frame of {len(frame)} bytes is over the limit of {MESSAGE_BYTES_MAX}")
+    if frame[:1] != _VERSION_BYTE:
+        raise MalformedMessage(f"protocol version {frame[:1].hex() or 'missing'}, {PROTOCOL_VERSION} is spoken here")
+    try:
+        return decoder.decode(memoryview(frame)[1:])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise MalformedMessage(str(error)) from error

@@ -1,0 +1,1 @@
+"""The coordinator: assigns shards, triggers barriers, declares epochs complete."""
