@@ -1,0 +1,76 @@
+"""The errors that users see.
+
+Responsible for: one class for each kind of trouble a user can do something about. Keeps the rule that
+every such error has a message naming the cause and a remedy saying what to do. Must not hold logic, nor
+import anything of fcluster.
+"""
+
+from __future__ import annotations
+
+
+class FclusterError(Exception):
+    """Something the user can act on.
+
+    Attributes:
+        message: what happened and why, with the names of the things involved.
+        remedy: what to do about it; empty only where the message says so already.
+        exit_code: of the command that ends with this error.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, remedy: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.message}\n{self.remedy}" if self.remedy else self.message
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Exception's own would call the class without the keyword argument and lose the remedy.
+        return (_rebuild, (type(self), self.message, self.remedy))
+
+
+def _rebuild(kind: type[FclusterError], message: str, remedy: str) -> FclusterError:
+    return kind(message, remedy=remedy)
+
+
+class SettingsError(FclusterError):
+    """A setting is unknown, malformed, out of range, or contradicts another."""
+
+
+class JobError(FclusterError):
+    """The job can't be loaded, or its topology isn't valid."""
+
+
+class KafkaUnavailable(FclusterError):
+    """The brokers can't be reached, or refuse us."""
+
+
+class MissingTopic(FclusterError):
+    """A source topic doesn't exist, or lacks partitions that are needed."""
+
+
+class SourceGap(FclusterError):
+    """Source records were deleted by retention before they were processed."""
+
+
+class IncompatibleState(FclusterError):
+    """State or committed offsets were written by a topology that doesn't fit this one."""
+
+
+class StateDamaged(FclusterError):
+    """State can't be restored to exactly the committed epoch."""
+
+
+class ClusterConflict(FclusterError):
+    """Another cluster runs under the same job name."""
+
+
+class DirectoryInUse(FclusterError):
+    """A data directory belongs to another running process."""
+
+
+class ProcessingError(FclusterError):
+    """A record can't be decoded, a handler raised, or state can't be encoded."""
