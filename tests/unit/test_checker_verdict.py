@@ -1,0 +1,304 @@
+"""Each kind of wrong output is planted by hand, and the checker must object to it by name."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import pytest
+
+from tests.checker.records import (
+    InputRecord,
+    MalformedRecord,
+    OutputRecord,
+    decode_input,
+    decode_output,
+    encode_input,
+    generate_records,
+    group_of,
+)
+from tests.checker.verdict import (
+    judge_ends,
+    judge_live,
+    judge_regrouped,
+    judge_state,
+    judge_totals,
+    judge_uncommitted,
+    state_by_group,
+    state_by_key,
+)
+
+PARTITIONS = 3
+GROUPS = 4
+
+
+@pytest.fixture
+def inputs() -> list[InputRecord]:
+    placed: list[InputRecord] = []
+    next_offset = [0] * PARTITIONS
+    for record in generate_records(600, keys=20, seed=7):
+        partition = int(record.key[1:]) % PARTITIONS
+        placed.append(record._replace(partition=partition, offset=next_offset[partition]))
+        next_offset[partition] += 1
+    return placed
+
+
+@pytest.fixture
+def outputs(inputs: list[InputRecord]) -> list[OutputRecord]:
+    """What a faultless totals job writes."""
+    state: dict[str, tuple[int, int]] = {}
+    rows: list[OutputRecord] = []
+    for r in inputs:
+        count, total = state.get(r.key, (0, 0))
+        state[r.key] = count, total = count + 1, total + r.value
+        rows.append(
+            OutputRecord(
+                r.id, r.key, r.sequence, r.key, count, total, r.partition, r.offset, r.partition, len(rows)
+            )
+        )
+    return rows
+
+
+@pytest.fixture
+def regrouped(inputs: list[InputRecord]) -> list[OutputRecord]:
+    """What a faultless regrouping job writes when one source partition arrives after the other."""
+    state: dict[str, tuple[int, int]] = {}
+    rows: list[OutputRecord] = []
+    for r in sorted(inputs, key=lambda record: record.partition):
+        group = group_of(r.key, GROUPS)
+        count, total = state.get(group, (0, 0))
+        state[group] = count, total = count + 1, total + r.value
+        rows.append(
+            OutputRecord(r.id, r.key, r.sequence, group, count, total, -1, -1, int(group[1:]) % 2, len(rows))
+        )
+    return rows
+
+
+def kinds(verdict) -> set[str]:
+    return {kind for kind, count in verdict.counts.items() if count}
+
+
+def test_faultless_output_is_exactly_once(inputs, outputs) -> None:
+    verdict = judge_totals(inputs, outputs)
+    assert verdict.ok, verdict.report()
+    assert (verdict.inputs, verdict.outputs, verdict.keys) == (600, 600, 20)
+    assert "exactly once" in verdict.report() and "NOT" not in verdict.report()
+
+
+def test_output_missing_is_lost_and_a_gap_in_its_key(inputs, outputs) -> None:
+    gone = outputs.pop(100)
+    verdict = judge_totals(inputs, outputs)
+    assert kinds(verdict) == {"lost", "sequence"}
+    assert verdict.counts["lost"] == 1
+    assert f"input {gone.id} " in verdict.report()
+
+
+def test_last_output_missing_is_lost(inputs, outputs) -> None:
+    outputs.pop()
+    assert kinds(judge_totals(inputs, outputs)) == {"lost"}
+
+
+def test_all_output_missing_is_lost(inputs) -> None:
+    assert judge_totals(inputs, []).counts["lost"] == 600
+
+
+def test_output_written_twice_is_repeated(inputs, outputs) -> None:
+    outputs.insert(300, outputs[250]._replace(at_offset=300))
+    verdict = judge_totals(inputs, outputs)
+    assert kinds(verdict) == {"repeated", "sequence"}
+    assert verdict.counts["repeated"] == 1
+
+
+def test_outputs_of_a_key_swapped_are_reordered(inputs, outputs) -> None:
+    key = outputs[50].key
+    first, second = [index for index, row in enumerate(outputs) if row.key == key][3:5]
+    outputs[first], outputs[second] = outputs[second], outputs[first]
+    verdict = judge_totals(inputs, outputs)
+    assert kinds(verdict) == {"reordered", "sequence"}
+    assert verdict.counts["reordered"] == 1
+
+
+def test_other_order_between_keys_is_fine(inputs, outputs) -> None:
+    outputs.sort(key=lambda row: row.key)
+    assert judge_totals(inputs, outputs).ok
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"sum": 10**9},
+        {"count": 99},
+        {"sequence": 77},
+        {"partition": 2},
+        {"offset": 9999},
+        {"partition": 9, "offset": -1},
+    ],
+)
+def test_field_differs_from_the_fold_is_wrong(inputs, outputs, change) -> None:
+    index = next(index for index, row in enumerate(outputs) if row.partition == 0)
+    outputs[index] = outputs[index]._replace(**change)
+    verdict = judge_totals(inputs, outputs)
+    assert verdict.counts["wrong"] == 1
+    assert kinds(verdict) <= {"wrong", "sequence"}
+
+
+def test_state_lost_in_the_middle_is_wrong_from_there_on(inputs, outputs) -> None:
+    key = outputs[0].key
+    mine = [row for row in outputs if row.key == key]
+    base = mine[9]
+    half = [
+        row._replace(count=row.count - base.count, sum=row.sum - base.sum) if row in mine[10:] else row
+        for row in outputs
+    ]
+    assert judge_totals(inputs, half).counts["wrong"] == len(mine) - 10
+
+
+def test_output_beyond_the_committed_offset_is_unexpected(inputs, outputs) -> None:
+    verdict = judge_totals(inputs[:-1], outputs)
+    assert kinds(verdict) == {"unexpected"}
+
+
+def test_key_in_two_output_partitions_is_misplaced(inputs, outputs) -> None:
+    outputs[10] = outputs[10]._replace(at_partition=PARTITIONS)
+    assert kinds(judge_totals(inputs, outputs)) == {"misplaced"}
+
+
+def test_input_with_a_hole_is_blamed_on_the_input(inputs, outputs) -> None:
+    verdict = judge_totals(inputs[:200] + inputs[201:], outputs)
+    assert verdict.counts["input"] > 0
+
+
+def test_long_list_of_findings_is_cut_but_counted(inputs) -> None:
+    report = judge_totals(inputs, []).report()
+    assert "lost: 600" in report
+    assert "and 595 more" in report
+    assert len(report.splitlines()) == 8
+
+
+def test_faultless_regrouped_output_is_exactly_once(inputs, regrouped) -> None:
+    verdict = judge_regrouped(inputs, regrouped, GROUPS)
+    assert verdict.ok, verdict.report()
+
+
+def test_regrouped_output_missing_is_lost(inputs, regrouped) -> None:
+    regrouped.pop(77)
+    verdict = judge_regrouped(inputs, regrouped, GROUPS)
+    assert verdict.counts["lost"] == 1
+    assert verdict.counts["wrong"] > 0, "later totals of the group claim a record that isn't there"
+
+
+def test_regrouped_input_counted_twice_is_repeated(inputs, regrouped) -> None:
+    regrouped.append(regrouped[-1]._replace(count=regrouped[-1].count + 1))
+    verdict = judge_regrouped(inputs, regrouped, GROUPS)
+    assert verdict.counts["repeated"] == 1
+
+
+def test_regrouped_key_out_of_order_is_reordered(inputs, regrouped) -> None:
+    key = regrouped[0].key
+    first, second = [index for index, row in enumerate(regrouped) if row.key == key][:2]
+    regrouped[first], regrouped[second] = regrouped[second], regrouped[first]
+    assert judge_regrouped(inputs, regrouped, GROUPS).counts["reordered"] == 1
+
+
+def test_regrouped_sum_off_is_wrong(inputs, regrouped) -> None:
+    regrouped[5] = regrouped[5]._replace(sum=regrouped[5].sum + 1)
+    assert kinds(judge_regrouped(inputs, regrouped, GROUPS)) == {"wrong"}
+
+
+def test_regrouped_into_the_wrong_group_is_wrong(inputs, regrouped) -> None:
+    regrouped[5] = regrouped[5]._replace(group="g77")
+    assert judge_regrouped(inputs, regrouped, GROUPS).counts["wrong"] > 0
+
+
+def test_uncommitted_reader_may_see_repeats(inputs, outputs) -> None:
+    verdict = judge_uncommitted(inputs, outputs + outputs[-50:])
+    assert verdict.ok, verdict.report()
+    assert "50 repeats" in verdict.report()
+
+
+def test_uncommitted_reader_sees_a_wrong_repeat_is_wrong(inputs, outputs) -> None:
+    repeat = outputs[-1]._replace(count=outputs[-1].count + 1)
+    assert kinds(judge_uncommitted(inputs, [*outputs, repeat])) == {"wrong"}
+
+
+def test_uncommitted_reader_missing_a_record_is_lost(inputs, outputs) -> None:
+    assert kinds(judge_uncommitted(inputs, outputs[1:])) == {"lost"}
+
+
+def test_state_equal_to_the_fold_is_fine(inputs) -> None:
+    assert judge_state(state_by_key(inputs), state_by_key(inputs)).ok
+    groups = state_by_group(inputs, GROUPS)
+    assert sum(row["count"] for row in groups.values()) == len(inputs)
+
+
+@pytest.mark.parametrize("fault", ["missing", "stale", "extra"])
+def test_state_off_the_fold_is_found(inputs, fault: str) -> None:
+    expected, actual = state_by_key(inputs), state_by_key(inputs)
+    if fault == "missing":
+        del actual["k3"]
+    elif fault == "stale":
+        actual = state_by_key(inputs[:-1])
+    else:
+        actual["k999"] = {"count": 1, "sum": 1}
+    verdict = judge_state(expected, actual)
+    assert verdict.counts["state"] == 1
+
+
+def by_partition(rows: list[OutputRecord]) -> dict[int, list[OutputRecord]]:
+    parts: dict[int, list[OutputRecord]] = defaultdict(list)
+    for row in rows:
+        parts[row.at_partition].append(row)
+    return parts
+
+
+def test_live_reader_that_stopped_early_agrees(outputs) -> None:
+    assert judge_live(by_partition(outputs[:200]), by_partition(outputs)).ok
+
+
+def test_live_reader_saw_an_aborted_record_is_vanished(outputs) -> None:
+    later = outputs[:100] + outputs[101:]
+    assert kinds(judge_live(by_partition(outputs), by_partition(later))) == {"vanished"}
+
+
+def test_live_reader_passed_over_a_record_is_skipped(outputs) -> None:
+    assert kinds(judge_live(by_partition(outputs[:100] + outputs[101:]), by_partition(outputs))) == {
+        "skipped"
+    }
+
+
+def test_live_reader_got_an_offset_twice_is_repeated(outputs) -> None:
+    seen = by_partition(outputs)
+    seen[0].append(seen[0][-1])
+    assert kinds(judge_live(seen, by_partition(outputs))) == {"repeated"}
+
+
+def test_last_stable_offset_below_the_end_is_an_open_transaction() -> None:
+    verdict = judge_ends({("out", 0): (10, 10), ("out", 1): (7, 9)})
+    assert kinds(verdict) == {"open"}
+    assert "out[1]: last stable offset 7, high watermark 9" in verdict.report()
+
+
+def test_generated_records_are_the_same_for_the_same_seed() -> None:
+    assert list(generate_records(50, keys=5, seed=3)) == list(generate_records(50, keys=5, seed=3))
+    assert list(generate_records(50, keys=5, seed=3)) != list(generate_records(50, keys=5, seed=4))
+
+
+def test_generated_in_two_parts_continues_each_keys_sequence() -> None:
+    sequences: dict[str, int] = {}
+    first = list(generate_records(100, keys=5, seed=3, sequences=sequences))
+    second = list(generate_records(100, keys=5, seed=4, first_id=100, sequences=sequences))
+    assert judge_totals(first + second, []).counts["input"] == 0
+
+
+def test_record_survives_its_encoding() -> None:
+    record = next(generate_records(1, keys=3))
+    assert decode_input(encode_input(record, 42), 1, 9) == record._replace(
+        partition=1, offset=9, produced_at_ns=42
+    )
+
+
+@pytest.mark.parametrize("value", [None, b"", b"{", b"[1]", b'{"id": 1}'])
+def test_value_of_another_kind_is_malformed(value: bytes | None) -> None:
+    with pytest.raises(MalformedRecord):
+        decode_output(value, 0, 0)
+    with pytest.raises(MalformedRecord):
+        decode_input(value, 0, 0)
