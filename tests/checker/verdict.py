@@ -149,8 +149,9 @@ def judge_regrouped(
 ) -> Verdict:
     """The verdict on a job that repartitions and writes running totals per group; it must have caught up.
 
-    Records of different source partitions may meet in any order, so a group's order is taken from the output; but a
-    key's records keep theirs, and count and sum must be the fold of the group's inputs in the order that the output claims.
+    Records of different source partitions may meet in any order, so a group's order is taken from the
+    output; but a key's records keep theirs, and count and sum must be the fold of the group's inputs in the
+    order that the output claims.
     """
     verdict = Verdict(title, len(inputs), len(outputs))
     by_id = {record.id: record for record in inputs}
@@ -386,7 +387,8 @@ def _grouped(outputs: Iterable[OutputRecord], of: Any) -> dict[str, list[OutputR
 
 
 def _place(record: InputRecord) -> str:
-    return f"input {record.id} (key {record.key}, sequence {record.sequence}, at [{record.partition}]@{record.offset})"
+    at = f"[{record.partition}]@{record.offset}"
+    return f"input {record.id} (key {record.key}, sequence {record.sequence}, at {at})"
 
 
 def _at(output: OutputRecord) -> str:

@@ -1,0 +1,134 @@
+"""A reader that runs beside the job and remembers what it saw and when.
+
+Responsible for: one consumer in one thread, from the beginning of a topic, read_committed or
+read_uncommitted. It keeps raw values and decodes them after the run, so as not to slow the job it watches.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping, Sequence
+
+from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
+
+from tests.checker.reading import new_consumer, partitions_of
+from tests.checker.records import OutputRecord, decode_output
+
+
+class LiveReader:
+    """Reads `topic` until it is stopped."""
+
+    def __init__(self, brokers: str, topic: str, isolation: str) -> None:
+        self.topic = topic
+        self.isolation = isolation
+        self._seen: dict[int, list[tuple[int, bytes | None, int]]] = {}
+        self._reached: dict[int, int] = {}
+        self._stop = threading.Event()
+        self._moved = threading.Condition()
+        self._error: BaseException | None = None
+        self._brokers = brokers
+        self._thread = threading.Thread(target=self._run, name=f"{isolation} reader of {topic}", daemon=True)
+
+    def start(self) -> LiveReader:
+        """Begin reading; returns once the reader has reached the topic's end of now."""
+        partitions = partitions_of(self._brokers, self.topic)
+        self._seen = {partition: [] for partition in partitions}
+        self._thread.start()
+        self.wait_for(dict.fromkeys(partitions, 0), timeout_s=30)
+        return self
+
+    def wait_for(self, ends: Mapping[int, int], timeout_s: float) -> None:
+        """Wait until the reader has passed the offsets `ends` of its partitions.
+
+        Raises:
+            TimeoutError: it hasn't.
+        """
+        deadline = time.monotonic() + timeout_s
+        with self._moved:
+            while any(self._reached.get(partition, -1) < end for partition, end in ends.items()):
+                self._raise_error()
+                if not self._moved.wait(min(0.5, max(0.0, deadline - time.monotonic()))) and (
+                    time.monotonic() >= deadline
+                ):
+                    raise TimeoutError(
+                        f"the {self.isolation} reader of {self.topic} is at {self._reached}, "
+                        f"not at {dict(ends)}"
+                    )
+
+    def stop(self) -> None:
+        """End the thread; what was seen can be asked for afterwards."""
+        self._stop.set()
+        self._thread.join(30)
+        if self._thread.is_alive():
+            raise TimeoutError("the live reader doesn't end")
+        self._raise_error()
+
+    def seen(self) -> dict[int, list[OutputRecord]]:
+        """What was read, by partition, in the order of reading."""
+        return {
+            partition: [decode_output(value, partition, offset) for offset, value, _ in rows]
+            for partition, rows in self._seen.items()
+        }
+
+    def count(self) -> int:
+        """How many records were read so far."""
+        return sum(len(rows) for rows in self._seen.values())
+
+    def latencies_ms(self) -> list[float]:
+        """Milliseconds from the producer's clock to the reader's, in the order of reading; one host only."""
+        timed = [
+            (seen_at_ns, decode_output(value, partition, offset).produced_at_ns)
+            for partition, rows in self._seen.items()
+            for offset, value, seen_at_ns in rows
+        ]
+        return [(seen_at_ns - produced_at_ns) / 1e6 for seen_at_ns, produced_at_ns in sorted(timed)]
+
+    def _raise_error(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def _run(self) -> None:
+        try:
+            consumer = new_consumer(
+                self._brokers, self.isolation, **{"auto.offset.reset": "earliest", "fetch.wait.max.ms": 5}
+            )
+            try:
+                consumer.assign([TopicPartition(self.topic, partition, 0) for partition in self._seen])
+                while not self._stop.is_set():
+                    first = consumer.poll(0.1)
+                    if first is not None:
+                        self._take([first, *consumer.consume(1000, 0)])
+            finally:
+                consumer.close()
+        except BaseException as error:  # noqa: BLE001 - handed to the next caller
+            self._error = error
+
+    def _take(self, messages: Sequence[Message]) -> None:
+        now_ns = time.time_ns()
+        with self._moved:
+            for message in messages:
+                error = message.error()
+                partition, offset = message.partition(), message.offset()
+                if error is None:
+                    self._seen[partition].append((offset, message.value(), now_ns))
+                    self._reached[partition] = offset + 1
+                elif error.code() == KafkaError._PARTITION_EOF:
+                    self._reached[partition] = max(offset, self._reached.get(partition, 0))
+                elif error.fatal() or not error.retriable():
+                    if error.code() in (KafkaError._ALL_BROKERS_DOWN, KafkaError._TRANSPORT):
+                        continue
+                    raise KafkaException(error)
+            self._moved.notify_all()
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The value below which `share` (0 to 1) of `values` lie; nearest rank.
+
+    Raises:
+        ValueError: there are no values.
+    """
+    if not values:
+        raise ValueError("no values")
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]

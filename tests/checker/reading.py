@@ -1,0 +1,195 @@
+"""Reads the checker's two sides from Kafka.
+
+Responsible for: committed offsets, end offsets, and the records of a topic from its beginning to an end.
+Uses none of fcluster's own Kafka code: a fault there must not hide itself.
+
+A read ends on the partition's end-of-partition event, not on its last record: commit markers take offsets
+too.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import TypeVar
+
+from confluent_kafka import (
+    Consumer,
+    ConsumerGroupTopicPartitions,
+    IsolationLevel,
+    KafkaError,
+    KafkaException,
+    Message,
+    TopicPartition,
+)
+from confluent_kafka.admin import AdminClient, OffsetSpec
+
+from tests.checker.records import InputRecord, MalformedRecord, OutputRecord, decode_input, decode_output
+
+READ_COMMITTED = "read_committed"
+READ_UNCOMMITTED = "read_uncommitted"
+
+_R = TypeVar("_R")
+
+
+@functools.cache
+def admin_of(brokers: str) -> AdminClient:
+    """One admin client for each bootstrap string: they are costly to make and safe to share."""
+    return AdminClient({"bootstrap.servers": brokers})
+
+
+def partitions_of(brokers: str, topic: str) -> list[int]:
+    """The partitions of `topic`, in order; empty if there is no such topic."""
+    found = admin_of(brokers).list_topics(topic, timeout=30).topics[topic]
+    return sorted(found.partitions)
+
+
+def topics_with_prefix(brokers: str, prefix: str) -> list[str]:
+    """The names of all topics that begin with `prefix`."""
+    names = admin_of(brokers).list_topics(timeout=30).topics
+    return sorted(name for name in names if name.startswith(prefix))
+
+
+def end_offsets(brokers: str, topics: Iterable[str], isolation: str) -> dict[tuple[str, int], int]:
+    """The end of each partition: the last stable offset if read_committed, else the high watermark."""
+    admin = admin_of(brokers)
+    known = admin.list_topics(timeout=30).topics
+    wanted = {
+        TopicPartition(topic, partition): OffsetSpec.latest()
+        for topic in topics
+        for partition in known[topic].partitions
+    }
+    level = IsolationLevel.READ_COMMITTED if isolation == READ_COMMITTED else IsolationLevel.READ_UNCOMMITTED
+    futures = admin.list_offsets(wanted, isolation_level=level, request_timeout=30)
+    return {(at.topic, at.partition): future.result().offset for at, future in futures.items()}
+
+
+def committed_offsets(brokers: str, group: str) -> dict[tuple[str, int], int]:
+    """The group's committed offsets; waits while offsets are pending in an open transaction.
+
+    Raises:
+        TimeoutError: they stay pending for 30 s.
+    """
+    admin = admin_of(brokers)
+    deadline = time.monotonic() + 30
+    while True:
+        request = ConsumerGroupTopicPartitions(group)
+        future = admin.list_consumer_group_offsets([request], require_stable=True, request_timeout=10)[group]
+        try:
+            found = future.result().topic_partitions
+            if all(at.error is None for at in found):
+                return {(at.topic, at.partition): at.offset for at in found if at.offset >= 0}
+        except KafkaException as error:
+            if error.args[0].code() == KafkaError.GROUP_ID_NOT_FOUND:
+                return {}
+            if not error.args[0].retriable() and error.args[0].code() != KafkaError._TIMED_OUT:
+                raise
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"offsets of the group {group} stay pending in an open transaction")
+        time.sleep(0.05)
+
+
+def new_consumer(brokers: str, isolation: str, **extra: object) -> Consumer:
+    """A consumer outside any group, for `assign`."""
+    return Consumer(
+        {
+            "bootstrap.servers": brokers,
+            "group.id": "fcluster-checker",
+            "enable.auto.commit": False,
+            "enable.auto.offset.store": False,
+            "auto.offset.reset": "error",
+            "enable.partition.eof": True,
+            "isolation.level": isolation,
+            "fetch.wait.max.ms": 20,
+            **extra,
+        }
+    )
+
+
+def read_topic(
+    brokers: str,
+    topic: str,
+    isolation: str,
+    decode: Callable[[Message], _R],
+    *,
+    until: Mapping[int, int] | None = None,
+    timeout_s: float = 120,
+) -> dict[int, list[_R]]:
+    """What `topic` holds, partition by partition, from its beginning to its end.
+
+    Args:
+        brokers: bootstrap servers.
+        topic: its name.
+        isolation: read_committed or read_uncommitted.
+        decode: makes of each message what is kept.
+        until: partition to the offset before which to stop; partitions it doesn't name are left out.
+            Without it, all partitions to their ends.
+        timeout_s: bound of the whole read.
+
+    Raises:
+        TimeoutError: the end was not reached in time (an open transaction keeps a reader from it).
+    """
+    ends = {at[1]: end for at, end in end_offsets(brokers, [topic], isolation).items()}
+    if until is not None:
+        ends = dict(until)
+    found: dict[int, list[_R]] = {partition: [] for partition in ends}
+    open_partitions = {partition for partition, end in ends.items() if end > 0}
+    if not open_partitions:
+        return found
+    consumer = new_consumer(brokers, isolation, **{"auto.offset.reset": "earliest"})
+    deadline = time.monotonic() + timeout_s
+    try:
+        consumer.assign([TopicPartition(topic, partition, 0) for partition in sorted(open_partitions)])
+        while open_partitions:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{topic} {sorted(open_partitions)} not read to {ends} in {timeout_s} s")
+            for message in consumer.consume(5000, 0.2):
+                partition, offset = message.partition(), message.offset()
+                error = message.error()
+                if error is not None and error.code() != KafkaError._PARTITION_EOF:
+                    raise KafkaException(error)
+                if error is None and offset < ends[partition]:
+                    found[partition].append(decode(message))
+                if offset + (error is None) >= ends[partition]:
+                    open_partitions.discard(partition)
+    finally:
+        consumer.close()
+    return found
+
+
+def read_input(
+    brokers: str,
+    topic: str,
+    until: Mapping[int, int] | None = None,
+    isolation: str = READ_COMMITTED,
+) -> list[InputRecord]:
+    """The source records before the offsets in `until` (all of them without it), by partition and offset."""
+    parts = read_topic(
+        brokers,
+        topic,
+        isolation,
+        lambda message: decode_input(message.value(), message.partition(), message.offset()),
+        until=until,
+    )
+    return [record for partition in sorted(parts) for record in parts[partition]]
+
+
+def read_output(
+    brokers: str, topic: str, isolation: str = READ_COMMITTED
+) -> tuple[dict[int, list[OutputRecord]], list[str]]:
+    """The output by partition, and what is no output record at all."""
+    malformed: list[str] = []
+    parts = read_topic(brokers, topic, isolation, lambda message: decode_or_note(message, malformed))
+    return {
+        partition: [row for row in rows if row is not None] for partition, rows in parts.items()
+    }, malformed
+
+
+def decode_or_note(message: Message, malformed: list[str]) -> OutputRecord | None:
+    """The output record in `message`, or a note in `malformed`."""
+    try:
+        return decode_output(message.value(), message.partition(), message.offset())
+    except MalformedRecord as error:
+        malformed.append(str(error))
+        return None
