@@ -5,6 +5,7 @@ every such error has a message naming the cause and a remedy saying what to do. 
 import anything of fcluster.
 """
 
+# ruff: noqa: N818 (each class is named after what is wrong; that it is an error its base says)
 from __future__ import annotations
 
 

@@ -1,0 +1,671 @@
+"""What a user writes: jobs, topics, handlers, streams, records.
+
+Responsible for: the public API of a job file, its validation, and its compilation into a `Topology`.
+Keeps the invariants: whatever `build` returns can run; names are derived from the job file alone, the same
+in every run and process, because they name state; each error says what to change. Must not do I/O, and
+must not call a user's handler.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from typing import Any, Final, Literal, Protocol, TypeVar, cast
+
+from fcluster.common.errors import JobError
+from fcluster.common.ids import changelog_topic, journal_topic, repartition_topic
+from fcluster.common.settings import Settings, isolation_from, resolve
+from fcluster.common.topology import (
+    ISOLATIONS,
+    KEY_KINDS,
+    VALUE_KINDS,
+    Chain,
+    Filter,
+    Isolation,
+    KeyKind,
+    Map,
+    OnError,
+    Operator,
+    Process,
+    Rekey,
+    Stage,
+    TopicSpec,
+    Topology,
+    ValueKind,
+    rekey_description,
+    written_topics,
+)
+
+TOPIC_NAME_CHARACTERS_MAX: Final = 249
+_LEGAL_NAME = re.compile(r"[a-zA-Z0-9._-]+")
+_INTERNAL_SUFFIXES: Final = ("-changelog", "-repartition")
+_ISOLATION_OPTIONS: Final = frozenset({"isolation.level", "kafka.consumer.isolation.level"})
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+class Unset(Enum):
+    """The type of `UNSET`."""
+
+    UNSET = "unset"
+
+    def __repr__(self) -> str:
+        return "UNSET"
+
+
+UNSET: Final = Unset.UNSET
+"""Says of a `Record`'s field that it carries over from the record being processed; None is a value."""
+
+
+class Record:
+    """An output of a handler that sets more than the value.
+
+    Fields left out carry over from the record being processed.
+
+    Attributes:
+        key: of the kind that the target topic's `key` says; None is the null key.
+        value: of the kind that the target topic's `value` says; None is a tombstone.
+        headers: pairs of a name and bytes (or None), in order.
+        timestamp: milliseconds since 1970.
+        topic: a topic of the job to write to instead of the handler's `to`.
+    """
+
+    __slots__ = ("headers", "key", "timestamp", "topic", "value")
+
+    def __init__(
+        self,
+        *,
+        key: Any = UNSET,
+        value: Any = UNSET,
+        headers: Sequence[tuple[str, bytes | None]] | Unset | None = UNSET,
+        timestamp: int | Unset = UNSET,
+        topic: TopicSpec | None = None,
+    ) -> None:
+        self.key = key
+        self.value = value
+        self.headers = headers
+        self.timestamp = timestamp
+        self.topic = topic
+
+    def _fields(self) -> tuple[Any, ...]:
+        return (self.key, self.value, self.headers, self.timestamp, self.topic)
+
+    def __eq__(self, other: object) -> bool:
+        return self._fields() == other._fields() if isinstance(other, Record) else NotImplemented
+
+    __hash__ = None  # pyright: ignore[reportAssignmentType]  # values are documents, and mutable
+
+    def __repr__(self) -> str:
+        named = zip(("key", "value", "headers", "timestamp", "topic"), self._fields(), strict=True)
+        return f"Record({', '.join(f'{k}={v!r}' for k, v in named if v is not UNSET and v is not None)})"
+
+
+class Context(Protocol):
+    """What a handler is told about the record it processes; valid only during the call."""
+
+    @property
+    def key(self) -> Any:
+        """The record's key, decoded as its topic says."""
+        ...
+
+    @property
+    def timestamp(self) -> int:
+        """Milliseconds since 1970."""
+        ...
+
+    @property
+    def headers(self) -> Sequence[tuple[str, bytes | None]]:
+        """Pairs of a name and a value, in order."""
+        ...
+
+    @property
+    def topic(self) -> str:
+        """Where the record was read from."""
+        ...
+
+    @property
+    def partition(self) -> int:
+        """Where the record was read from."""
+        ...
+
+    @property
+    def offset(self) -> int:
+        """Where the record was read from."""
+        ...
+
+    @property
+    def state(self) -> MutableMapping[str, Any]:
+        """This handler's state of the current key: JSON values by names. Empty means deleted."""
+        ...
+
+
+Handler = Callable[[Any, Any], Any]
+
+
+@dataclass(frozen=True)
+class _KeyBy:
+    by: Rekey
+    name: str | None
+    key: KeyKind
+    value: ValueKind | None
+
+
+@dataclass(frozen=True)
+class _Source:
+    topic: TopicSpec
+
+
+@dataclass(frozen=True)
+class _Sink:
+    topic: TopicSpec
+
+
+@dataclass(eq=False)
+class _Node:
+    """One step of the tree that streams grow; its leaves end the chains."""
+
+    step: _Source | _Sink | _KeyBy | Operator
+    parent: _Node | None = None
+    children: list[_Node] = field(default_factory=list["_Node"])
+
+    def add(self, step: _Sink | _KeyBy | Operator) -> _Node:
+        child = _Node(step, self)
+        self.children.append(child)
+        return child
+
+
+class Stream:
+    """The records of a topic on their way through operators. Each call returns a new stream."""
+
+    __slots__ = ("_closed", "_job", "_node")
+
+    def __init__(self, job: Job, node: _Node, closed: bool = False) -> None:
+        self._job = job
+        self._node = node
+        self._closed = closed
+
+    def filter(self, function: Callable[[Any], Any]) -> Stream:
+        """Let through the values for which `function(value)` is true."""
+        _check_function(function, "filter", ("value",))
+        return self._then(Filter(function))
+
+    def map(self, function: Callable[[Any], Any]) -> Stream:
+        """Replace each value by `function(value)`; key, timestamp and headers stay."""
+        _check_function(function, "map", ("value",))
+        return self._then(Map(function))
+
+    def key_by(
+        self, by: Rekey, *, name: str | None = None, key: KeyKind = "text", value: ValueKind | None = None
+    ) -> Stream:
+        """Route records by a new key, through a repartition topic that the cluster creates.
+
+        Args:
+            by: the field of the value that holds the new key, or a function of the value.
+            name: of the stage behind it; default: the name of the first handler that follows.
+            key: the new key's kind; "json" takes numbers, lists and so on.
+            value: how values travel; default: as in the source topic, or "json" behind a map or a handler.
+        """
+        if not isinstance(by, str):
+            _check_function(by, "key_by", ("value",))
+        elif not by:
+            raise JobError("key_by got an empty field name.", remedy="Name the field that holds the key.")
+        _check_kind("key", key, KEY_KINDS)
+        if value is not None:
+            _check_kind("value", value, VALUE_KINDS)
+        if name is not None:
+            _check_name(name, "The stage name")
+        return self._then(_KeyBy(by, name, key, value))
+
+    def process(
+        self,
+        handler: Handler,
+        *,
+        to: TopicSpec | None = None,
+        name: str | None = None,
+        on_error: OnError = "stop",
+    ) -> Stream:
+        """Call `handler(ctx, value)` for each record; see `Job.process`."""
+        if to is not None:
+            self._job._check_declared(to, "to=")  # pyright: ignore[reportPrivateUsage]
+        if isinstance(on_error, TopicSpec):
+            self._job._check_declared(on_error, "on_error=")  # pyright: ignore[reportPrivateUsage]
+        stream = self._then(_process_operator(handler, name, on_error))
+        if to is None:
+            return stream
+        stream.to(to)
+        return Stream(self._job, stream._node, closed=True)
+
+    def to(self, topic: TopicSpec) -> None:
+        """Write the records to `topic`. A stream ends here."""
+        self._job._check_declared(topic, "to()")  # pyright: ignore[reportPrivateUsage]
+        self._then(_Sink(topic))
+
+    def _then(self, step: _Sink | _KeyBy | Operator) -> Stream:
+        if self._closed:
+            raise JobError(
+                "A stream that is written with to= ends there, and something was added behind it.",
+                remedy="Leave out to= and end it with .to(topic), or start a new stream from that topic.",
+            )
+        return Stream(self._job, self._node.add(step))
+
+
+class Job:
+    """A named topology: topics, and the handlers between them.
+
+    Args:
+        name: names the consumer group, the transactional ids and all internal topics; state belongs to it.
+        settings: by name, such as ``{"commit.interval.ms": 50}``. They can be given as keyword arguments
+            too, with underscores for dots. `fcluster.toml`, environment and flags override them.
+    """
+
+    def __init__(
+        self, name: str, *, settings: Mapping[str, Any] | None = None, **named_settings: Any
+    ) -> None:
+        _check_name(name, "The job name")
+        self.name = name
+        self.settings: dict[str, Any] = {**(settings or {}), **named_settings}
+        self._topics: dict[str, TopicSpec] = {}
+        self._isolation_unset: set[str] = set()
+        self._roots: list[_Node] = []
+
+    def topic(
+        self,
+        name: str,
+        *,
+        key: KeyKind = "text",
+        value: ValueKind = "json",
+        isolation: Isolation | None = None,
+        **options: Any,
+    ) -> TopicSpec:
+        """Declare a topic that the job reads or writes.
+
+        Args:
+            name: of the topic.
+            key: "text" (UTF-8), "bytes" or "json".
+            value: "json", "text" (UTF-8) or "bytes".
+            isolation: "read-committed", or "read-uncommitted" to read records of open transactions too.
+                Default: the setting `isolation.level`.
+            **options: the same by its Kafka or Confluent name, such as ``kafka.consumer.isolation-level``.
+
+        Raises:
+            JobError: the name isn't legal or is reserved, an option is wrong, or the topic was declared
+                before in another way.
+        """
+        self._check_topic_name(name)
+        _check_kind("key", key, KEY_KINDS)
+        _check_kind("value", value, VALUE_KINDS)
+        chosen = _chosen_isolation(name, isolation, options)
+        topic = TopicSpec(name, key, value, chosen or "read-committed")
+        known = self._topics.get(name)
+        if known is not None and (known, known.isolation) != (topic, topic.isolation):
+            raise JobError(
+                f"The topic {name!r} is declared twice, in two ways: {known} and {topic}.",
+                remedy="Declare it once and use the returned topic everywhere.",
+            )
+        if known is None and chosen is None:
+            self._isolation_unset.add(name)
+        elif chosen is not None:
+            self._isolation_unset.discard(name)
+        return self._topics.setdefault(name, topic)
+
+    def process(
+        self,
+        topic: TopicSpec,
+        *,
+        to: TopicSpec | None = None,
+        name: str | None = None,
+        on_error: OnError = "stop",
+    ) -> Callable[[_Function], _Function]:
+        """Decorate a handler: it is called as `handler(ctx, value)` for each record of `topic`.
+
+        A generator function yields any number of outputs; a plain function returns one, or None for none.
+        An output is a value, or a `Record`.
+
+        Args:
+            topic: the source.
+            to: where outputs are written; left out: only records that name their topic are written.
+            name: of the handler and its state; default: the function's name. Keep it, or the state is lost.
+            on_error: "stop" the job at a record that fails, "skip" it, or write it to a dead-letter topic.
+        """
+
+        def decorate(handler: _Function) -> _Function:
+            self.stream(topic).process(handler, to=to, name=name, on_error=on_error)
+            return handler
+
+        return decorate
+
+    def stream(self, topic: TopicSpec) -> Stream:
+        """Begin a stream of the records of `topic`."""
+        self._check_declared(topic, "stream()")
+        root = _Node(_Source(topic))
+        self._roots.append(root)
+        return Stream(self, root)
+
+    def build(self, settings: Settings | None = None) -> Topology:
+        """The validated topology.
+
+        Args:
+            settings: give topics that name no isolation theirs; default: those of the job file alone.
+
+        Raises:
+            JobError: the job can't run as it is written.
+            SettingsError: the settings in the job file are wrong (only without `settings`).
+        """
+        default = (settings or resolve(self.settings, None, {}, {})).isolation_level
+        topics = {
+            name: replace(topic, isolation=default) if name in self._isolation_unset else topic
+            for name, topic in self._topics.items()
+        }
+        sources = {cast(_Source, root.step).topic.name for root in self._roots}
+        builder = _Builder(self.name, topics, sources)
+        for root in self._roots:
+            builder.add_root(root)
+        stages = builder.stages()
+        if not stages:
+            raise JobError(
+                f"The job {self.name!r} has no handlers.",
+                remedy="Decorate a function with @job.process(topic, to=...), or use job.stream(topic).",
+            )
+        return Topology(self.name, _upstream_first(stages), topics=tuple(topics.values()))
+
+    def _check_declared(self, topic: TopicSpec, where: str) -> None:
+        if not isinstance(topic, TopicSpec):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise JobError(
+                f"{where} got {topic!r}, not a topic.",
+                remedy=f"Declare it first: t = job.topic({str(topic)!r}), and use t.",
+            )
+        if self._topics.get(topic.name) != topic:
+            raise JobError(
+                f"{where} got the topic {topic.name!r}, which was not declared on the job {self.name!r}.",
+                remedy=f"Use the topic that job.topic({topic.name!r}) of this job returns.",
+            )
+
+    def _check_topic_name(self, name: str) -> None:
+        _check_name(name, "The topic name")
+        internal = name.startswith(f"{self.name}-") and name.endswith(_INTERNAL_SUFFIXES)
+        if internal or name == journal_topic(self.name) or name.startswith("__"):
+            raise JobError(
+                f"The topic name {name!r} is reserved for internal topics.",
+                remedy="Choose a topic that doesn't look like <job>-...-changelog, <job>-...-repartition, "
+                "<job>-journal or __...",
+            )
+
+
+class _Builder:
+    """Turns the trees that streams have grown into stages."""
+
+    def __init__(self, job: str, topics: Mapping[str, TopicSpec], source_names: set[str]) -> None:
+        self._job = job
+        self._topics = topics
+        self._source_names = source_names
+        self._sources: dict[str, tuple[TopicSpec, bool]] = {}
+        self._chains: dict[str, list[Chain]] = {}
+        self._process_names: set[str] = set()
+
+    def add_root(self, root: _Node) -> None:
+        source = self._topics[cast(_Source, root.step).topic.name]
+        if not root.children:
+            raise JobError(
+                f"The stream on topic {source.name!r} has nothing behind it.",
+                remedy="Add .process(handler) or .to(topic), or remove it.",
+            )
+        self._open_stage(source.name, source, internal=False)
+        for child in root.children:
+            self._walk(child, source.name, ())
+
+    def stages(self) -> list[Stage]:
+        built: list[Stage] = []
+        for name, (source, internal) in self._sources.items():
+            chains = tuple(self._chains[name])
+            stores = tuple(process.name for chain in chains for process in chain.processes)
+            changelog = changelog_topic(self._job, name) if stores else None
+            for topic in (source.name if internal else None, changelog):
+                if topic is not None and len(topic) > TOPIC_NAME_CHARACTERS_MAX:
+                    raise JobError(
+                        f"The internal topic {topic!r} would have a name of {len(topic)} characters, Kafka "
+                        f"takes {TOPIC_NAME_CHARACTERS_MAX}.",
+                        remedy="Shorten the job's name, or the name of the topic or handler in it.",
+                    )
+            built.append(Stage(name, source, internal, chains, stores, changelog))
+        return built
+
+    def _open_stage(self, name: str, source: TopicSpec, *, internal: bool) -> None:
+        self._sources.setdefault(name, (source, internal))
+        self._chains.setdefault(name, [])
+
+    def _walk(self, node: _Node, stage: str, before: tuple[Operator, ...]) -> None:
+        step = node.step
+        if isinstance(step, _Sink):
+            self._end_chain(stage, before, None, self._topics[step.topic.name])
+        elif isinstance(step, _KeyBy):
+            self._walk_key_by(node, step, stage, before)
+        elif isinstance(step, Filter | Map | Process):
+            if isinstance(step, Process):
+                self._claim_process_name(step.name)
+            self._walk_on(node, step, stage, (*before, step))
+
+    def _walk_on(self, node: _Node, step: Operator, stage: str, operators: tuple[Operator, ...]) -> None:
+        source = self._sources[stage][0].name
+        if not node.children:
+            if not isinstance(step, Process):
+                raise JobError(
+                    f"The stream on topic {source!r} ends in a {type(step).__name__.lower()} with nothing "
+                    "behind it.",
+                    remedy="Add .process(handler) or .to(topic), or remove it.",
+                )
+            self._end_chain(stage, operators, None, None)
+        stateful = [operator.name for operator in operators if isinstance(operator, Process)]
+        if len(node.children) > 1 and stateful:
+            raise JobError(
+                f"The output of {stateful[-1]!r} is used in {len(node.children)} ways, so the handler would "
+                "run several times for each record.",
+                remedy="Write it to a topic with .to(topic), and begin each way with job.stream(that topic).",
+            )
+        for child in node.children:
+            self._walk(child, stage, operators)
+
+    def _walk_key_by(self, node: _Node, step: _KeyBy, stage: str, before: tuple[Operator, ...]) -> None:
+        source = self._sources[stage][0]
+        what = f"key_by ({rekey_description(step.by)}) in the stream on topic {source.name!r}"
+        if not node.children:
+            raise JobError(
+                f"The {what} has nothing behind it.",
+                remedy="Add .process(handler) or .to(topic), or remove it.",
+            )
+        changed = any(isinstance(operator, Map | Process) for operator in before)
+        value: ValueKind = (step.value or "json") if changed else source.value
+        if isinstance(step.by, str) and value != "json":
+            raise JobError(
+                f"The {what} names a field, but the values there are {value}, not JSON objects.",
+                remedy="Declare the topic with value='json', or give key_by a function.",
+            )
+        if len(node.children) == 1 and isinstance(node.children[0].step, _Sink):
+            self._end_chain(stage, before, step.by, self._topics[node.children[0].step.topic.name])
+            return
+        name = step.name or _stage_name(node)
+        if name in self._sources or name in self._source_names:
+            raise _stage_name_clash(name)
+        topic = TopicSpec(repartition_topic(self._job, name), step.key, step.value or value)
+        self._end_chain(stage, before, step.by, topic)
+        self._open_stage(name, topic, internal=True)
+        for child in node.children:
+            self._walk(child, name, ())
+
+    def _end_chain(
+        self, stage: str, operators: tuple[Operator, ...], rekey: Rekey | None, sink: TopicSpec | None
+    ) -> None:
+        processes = [operator.name for operator in operators if isinstance(operator, Process)]
+        name = processes[0] if processes else f"{stage}-to-{sink.name if sink else 'nowhere'}"
+        taken = {chain.name for chains in self._chains.values() for chain in chains}
+        number = 2
+        while name in taken:
+            name, number = f"{name}-{number}", number + 1
+        self._chains[stage].append(Chain(name, operators, rekey, sink))
+
+    def _claim_process_name(self, name: str) -> None:
+        if name in self._process_names:
+            raise JobError(
+                f"Two handlers of the job {self._job!r} are named {name!r}, and the name names state, too.",
+                remedy="Give one of them another name with name=.",
+            )
+        self._process_names.add(name)
+
+
+def _stage_name(key_by: _Node) -> str:
+    """The first handler behind `key_by`, depth first, else the first topic written to."""
+    names = list(_names_behind(key_by))
+    for kind in (Process, _Sink):
+        for found, name in names:
+            if found is kind:
+                return name
+    return "unnamed"
+
+
+def _names_behind(node: _Node) -> Iterator[tuple[type, str]]:
+    for child in node.children:
+        if isinstance(child.step, Process):
+            yield Process, child.step.name
+        elif isinstance(child.step, _Sink):
+            yield _Sink, child.step.topic.name
+        if not isinstance(child.step, _KeyBy):
+            yield from _names_behind(child)
+
+
+def _stage_name_clash(name: str) -> JobError:
+    return JobError(
+        f"The stage behind key_by would be named {name!r}, as is a source topic or another stage of the job.",
+        remedy="Give the handler behind it another name with name=, or the stage with key_by(..., name=).",
+    )
+
+
+def _upstream_first(stages: list[Stage]) -> tuple[Stage, ...]:
+    by_source = {stage.source.name: stage for stage in stages}
+    ordered: list[Stage] = []
+    path: list[Stage] = []
+
+    def visit(stage: Stage) -> None:
+        if stage in ordered:
+            return
+        if stage in path:
+            raise _loop([*path[path.index(stage) :], stage])
+        path.append(stage)
+        for topic in written_topics(stage):
+            if topic.name in by_source:
+                visit(by_source[topic.name])
+        ordered.append(path.pop())
+
+    # Depth first and reversed is downstream last; going backwards keeps the job file's order otherwise.
+    for stage in reversed(stages):
+        visit(stage)
+    return tuple(reversed(ordered))
+
+
+def _loop(path: list[Stage]) -> JobError:
+    names = [stage.source.name for stage in path]
+    if len(path) == 2:
+        message = f"The job reads the topic {names[0]!r} and writes what comes out back to it: a loop."
+    else:
+        message = f"The topics {' -> '.join(names)} feed each other: a loop."
+    return JobError(message, remedy="Write to a topic that the job doesn't read further up.")
+
+
+def _process_operator(handler: Handler, name: str | None, on_error: OnError) -> Process:
+    _check_function(handler, "handler", ("ctx", "value"))
+    if name is None:
+        name = getattr(handler, "__name__", None)
+        if name is None or name == "<lambda>":
+            raise JobError(
+                f"The handler {handler!r} has no name of its own, and the name also names its state.",
+                remedy="Give it one with name=.",
+            )
+    _check_name(name, "The handler name", " with name=")
+    if not isinstance(on_error, TopicSpec) and on_error not in ("stop", "skip"):
+        raise JobError(
+            f"on_error={on_error!r} of the handler {name!r} is unknown.",
+            remedy="Use on_error='stop', 'skip', or a topic declared on the job.",
+        )
+    return Process(name, handler, on_error, _returns(handler))
+
+
+def _returns(handler: Handler) -> Literal["many", "one"]:
+    # A decorator around a generator function (functools.wraps) gives its generator back as well.
+    for candidate in (handler, inspect.unwrap(handler), getattr(handler, "__call__", None)):  # noqa: B004
+        if inspect.isgeneratorfunction(candidate):
+            return "many"
+    return "one"
+
+
+def _check_function(function: Any, role: str, parameters: tuple[str, ...]) -> None:
+    call = f"{role}({', '.join(parameters)})"
+    if not callable(function):
+        raise JobError(f"{role} got {function!r}, not a function.", remedy=f"Give a function for {call}.")
+    name = getattr(function, "__name__", repr(function))
+    for candidate in (function, inspect.unwrap(function), getattr(function, "__call__", None)):  # noqa: B004
+        if inspect.iscoroutinefunction(candidate) or inspect.isasyncgenfunction(candidate):
+            raise JobError(
+                f"The {role} {name!r} is declared with async def, and async functions aren't supported.",
+                remedy="Declare it with plain def.",
+            )
+        if role != "handler" and inspect.isgeneratorfunction(candidate):
+            raise JobError(
+                f"The {role} function {name!r} yields, but it has to return one result.",
+                remedy="Return it, or use .process(handler) to emit several values.",
+            )
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return  # a built-in such as str tells no signature
+    try:
+        signature.bind(*parameters)
+    except TypeError:
+        raise JobError(
+            f"The {role} {name!r} is declared as {name}{signature}, but is called with {len(parameters)} "
+            f"argument{'s' if len(parameters) > 1 else ''}.",
+            remedy=f"Declare it as {name}({', '.join(parameters)}).",
+        ) from None
+
+
+def _check_kind(what: str, kind: str, kinds: Sequence[str]) -> None:
+    if kind not in kinds:
+        raise JobError(f"{what}={kind!r} is unknown.", remedy=f"Use one of {', '.join(map(repr, kinds))}.")
+
+
+def _check_name(name: str, what: str, how: str = "") -> None:
+    if not isinstance(name, str) or not _LEGAL_NAME.fullmatch(name) or name in (".", ".."):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise JobError(
+            f"{what} {name!r} isn't legal: it becomes part of Kafka topic names.",
+            remedy=f"Give one{how} of letters a-z and A-Z, digits, '.', '_' and '-'.",
+        )
+    if len(name) > TOPIC_NAME_CHARACTERS_MAX:
+        raise JobError(
+            f"{what} {name!r} has {len(name)} characters, Kafka takes {TOPIC_NAME_CHARACTERS_MAX}.",
+            remedy=f"Give a shorter one{how}.",
+        )
+
+
+def _chosen_isolation(topic: str, isolation: str | None, options: Mapping[str, Any]) -> Isolation | None:
+    given: dict[str, Any] = {} if isolation is None else {"isolation": isolation}
+    for option, value in options.items():
+        if option.replace("_", ".").replace("-", ".").lower() not in _ISOLATION_OPTIONS:
+            raise JobError(
+                f"The option {option!r} of the topic {topic!r} is unknown.",
+                remedy="Topics take key, value and isolation (also as 'kafka.consumer.isolation-level').",
+            )
+        given[option] = value
+    chosen: set[Isolation] = set()
+    for option, value in given.items():
+        level = isolation_from(value)
+        if level is None:
+            raise JobError(
+                f"{option}={value!r} of the topic {topic!r} is unknown.",
+                remedy=f"Use one of {', '.join(map(repr, ISOLATIONS))}.",
+            )
+        chosen.add(level)
+    if len(chosen) > 1:
+        raise JobError(
+            f"The topic {topic!r} is given two isolation levels.", remedy="Keep one of the options."
+        )
+    return chosen.pop() if chosen else None

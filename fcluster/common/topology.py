@@ -1,0 +1,322 @@
+"""What a job is, once it is built: stages, chains, stores, and what may change between two runs.
+
+Responsible for: the frozen description that every process of the cluster derives from the same job file,
+its fingerprint, and the judgement whether state written by an older description still fits.
+Keeps the invariants: stages come upstream first; every stage reads exactly one topic; a store's name is
+unique in the job; nothing here depends on the run (names and order come from the job file alone, because
+they name state). Must not do I/O, nor validate a user's job: `job.py` does that, with messages.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, cast
+
+from fcluster.common.ids import ShardId
+
+KeyKind = Literal["text", "bytes", "json"]
+ValueKind = Literal["json", "text", "bytes"]
+Isolation = Literal["read-committed", "read-uncommitted"]
+
+KEY_KINDS: tuple[KeyKind, ...] = ("text", "bytes", "json")
+VALUE_KINDS: tuple[ValueKind, ...] = ("json", "text", "bytes")
+ISOLATIONS: tuple[Isolation, ...] = ("read-committed", "read-uncommitted")
+
+_DESCRIPTION_FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class TopicSpec:
+    """A Kafka topic and how its records are read and written.
+
+    Attributes:
+        name: of the topic.
+        key: how keys are decoded for `ctx.key` and encoded on the way out.
+        value: the same for values.
+        isolation: whether records of open and aborted transactions are read. It doesn't count in
+            comparisons: a job's topics get their default only once its settings are known.
+    """
+
+    name: str
+    key: KeyKind = "text"
+    value: ValueKind = "json"
+    isolation: Isolation = field(default="read-committed", compare=False)
+
+
+OnError = Literal["stop", "skip"] | TopicSpec
+"""What a record that can't be processed leads to; a topic gets it as a dead letter."""
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Passes the values for which `function(value)` is true."""
+
+    function: Callable[[Any], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Map:
+    """Replaces each value by `function(value)`; key, timestamp and headers stay."""
+
+    function: Callable[[Any], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A handler with keyed state.
+
+    Attributes:
+        name: of the operator and of its store; unique in the job.
+        function: called as `function(ctx, value)`.
+        on_error: "stop", "skip", or the dead-letter topic.
+        returns: "many" if the call gives an iterable of outputs (a generator), "one" if it gives one
+            output, or None for no output.
+    """
+
+    name: str
+    function: Callable[[Any, Any], Any]
+    on_error: OnError = "stop"
+    returns: Literal["many", "one"] = "one"
+
+
+Operator = Filter | Map | Process
+Rekey = str | Callable[[Any], Any]
+"""A field of the value (which is an object then), or a function of the value, that gives the new key."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """Operators that a record of one topic runs through within one call.
+
+    Attributes:
+        name: for logs and metrics; unique in the job.
+        operators: in the order in which they apply.
+        rekey: gives the new key of what leaves the chain, None if keys stay. With `sink` the repartition
+            topic of the next stage, or an output topic when nothing but `.to(topic)` followed `key_by`.
+        sink: where what leaves the chain is written; None: nowhere (records with a topic of their own still
+            go there).
+    """
+
+    name: str
+    operators: tuple[Operator, ...]
+    rekey: Rekey | None = None
+    sink: TopicSpec | None = None
+
+    @property
+    def processes(self) -> tuple[Process, ...]:
+        """The operators that have state."""
+        return tuple(operator for operator in self.operators if isinstance(operator, Process))
+
+    @property
+    def on_error(self) -> OnError:
+        """What a record leads to that fails before or outside its handlers (decoding, a filter, a map, the
+        new key): what the first handler says, "stop" without one."""
+        return self.processes[0].on_error if self.processes else "stop"
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """All chains that read one topic.
+
+    Attributes:
+        name: the source topic's, or for a stage behind `key_by` the name of its first handler.
+        source: the one topic it reads.
+        internal: the source is a repartition topic of the cluster's own.
+        chains: each record of the source runs through each of them, in this order.
+        stores: names of the handlers in it, in the order of the job file.
+        changelog: the topic of the stage's deltas; None when there are no stores.
+    """
+
+    name: str
+    source: TopicSpec
+    internal: bool
+    chains: tuple[Chain, ...]
+    stores: tuple[str, ...]
+    changelog: str | None
+
+
+@dataclass(frozen=True)
+class Topology:
+    """A validated job.
+
+    Attributes:
+        job: its name, which is also the consumer group.
+        stages: upstream first.
+        fingerprint: 12 hex digits over all that state and committed offsets depend on (`describe`). It
+            differs also after compatible changes; `incompatibility` tells which they are.
+        topics: all that the job file declares, also those that only `Record(topic=...)` writes to.
+    """
+
+    job: str
+    stages: tuple[Stage, ...]
+    fingerprint: str = ""
+    topics: tuple[TopicSpec, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.fingerprint:
+            text = json.dumps(self.describe(), sort_keys=True, separators=(",", ":"))
+            object.__setattr__(self, "fingerprint", hashlib.sha256(text.encode()).hexdigest()[:12])
+
+    def shards(self, partitions: Mapping[str, int]) -> list[ShardId]:
+        """All shards, upstream stages first.
+
+        Args:
+            partitions: partition count of each stage's source topic, by topic name.
+        """
+        return [
+            ShardId(stage.name, partition)
+            for stage in self.stages
+            for partition in range(partitions[stage.source.name])
+        ]
+
+    def stage(self, name: str) -> Stage:
+        """The stage of that name; KeyError if there is none."""
+        for stage in self.stages:
+            if stage.name == name:
+                return stage
+        raise KeyError(name)
+
+    @property
+    def sources(self) -> tuple[TopicSpec, ...]:
+        """The topics read that aren't the cluster's own, upstream first."""
+        return tuple(stage.source for stage in self.stages if not stage.internal)
+
+    @property
+    def outputs(self) -> tuple[TopicSpec, ...]:
+        """The topics, not the cluster's own, that the job may write to: sinks, dead letters, and declared
+        topics that it doesn't read."""
+        internal = {stage.source.name for stage in self.stages if stage.internal}
+        sources = {topic.name for topic in self.sources}
+        candidates = [topic for stage in self.stages for topic in written_topics(stage)]
+        candidates += [topic for topic in self.topics if topic.name not in sources]
+        return tuple({topic.name: topic for topic in candidates if topic.name not in internal}.values())
+
+    def describe(self) -> dict[str, Any]:
+        """What state and committed offsets depend on, as JSON-able data for the journal.
+
+        Not in it: code of handlers, filters and maps, output topics, isolation and error handling. They
+        may change freely between runs.
+        """
+        feeds = {topic: fed for stage in self.stages for topic, fed in _feeds(stage)}
+        return {
+            "format": _DESCRIPTION_FORMAT,
+            "job": self.job,
+            "stages": {stage.name: _describe_stage(stage, feeds) for stage in self.stages},
+        }
+
+
+def written_topics(stage: Stage) -> Iterator[TopicSpec]:
+    """The sinks and dead-letter topics of a stage, repartition topics included; may repeat."""
+    for chain in stage.chains:
+        if chain.sink is not None:
+            yield chain.sink
+        for process in chain.processes:
+            if isinstance(process.on_error, TopicSpec):
+                yield process.on_error
+
+
+def rekey_description(rekey: Rekey) -> str:
+    """How a `key_by` is named in descriptions and messages: its field, or its function's name."""
+    if isinstance(rekey, str):
+        return f"field {rekey}"
+    name = getattr(rekey, "__name__", type(rekey).__name__)
+    return f"function {name}"
+
+
+def _feeds(stage: Stage) -> Iterator[tuple[str, dict[str, str]]]:
+    for chain in stage.chains:
+        if chain.rekey is not None and chain.sink is not None:
+            yield chain.sink.name, {"from": stage.name, "by": rekey_description(chain.rekey)}
+
+
+def _describe_stage(stage: Stage, feeds: Mapping[str, dict[str, str]]) -> dict[str, Any]:
+    description: dict[str, Any] = {"source": stage.source.name, "stores": sorted(stage.stores)}
+    if stage.internal:
+        # Records on their way through the repartition topic outlive a restart, so its encoding counts too.
+        description["key_by"] = dict(feeds.get(stage.source.name, {}))
+        description["encoding"] = {"key": stage.source.key, "value": stage.source.value}
+    return description
+
+
+def incompatibility(old_description: Mapping[str, Any], new_topology: Topology) -> str | None:
+    """Why state and offsets written under `old_description` don't fit `new_topology`.
+
+    New stages and new stores are compatible: they begin empty. So is a removed stage that had no state and
+    read a topic of the user's.
+
+    Args:
+        old_description: what `Topology.describe` gave when they were written.
+
+    Returns:
+        One sentence that names what is incompatible, None if nothing is.
+    """
+    if old_description.get("format") != _DESCRIPTION_FORMAT:
+        return "The state was written by another version of fcluster, in a format that this one can't read."
+    if old_description.get("job") != new_topology.job:
+        return f"The state belongs to the job {old_description.get('job')!r}, not to {new_topology.job!r}."
+    old_stages = cast(Mapping[str, Mapping[str, Any]], old_description.get("stages", {}))
+    new_stages = cast(dict[str, dict[str, Any]], new_topology.describe()["stages"])
+    new_homes: dict[str, str] = {store: name for name, stage in new_stages.items() for store in stage["stores"]}
+    old_stores = {store for stage in old_stages.values() for store in stage.get("stores", ())}
+    added: list[str] = [store for store in new_homes if store not in old_stores]
+    for name, old in old_stages.items():
+        reason = _lost_store(name, old, new_homes, added) or _changed_stage(name, old, new_stages)
+        if reason:
+            return reason
+    return None
+
+
+def _lost_store(stage: str, old: Mapping[str, Any], homes: Mapping[str, str], added: list[str]) -> str | None:
+    for store in old.get("stores", ()):
+        if store not in homes:
+            near = _nearest(store, added)
+            hint = f" (renamed to {near!r}?)" if near else ""
+            return f"The handler {store!r} of stage {stage!r} has state, but is no longer in the job{hint}."
+        if homes[store] != stage:
+            return f"The handler {store!r} has state in stage {stage!r}, but is now in {homes[store]!r}."
+    return None
+
+
+def _nearest(store: str, added: list[str]) -> str | None:
+    near: list[str] = difflib.get_close_matches(store, added, 1, 0.5)
+    if len(added) == 1:
+        return added[0]
+    return near[0] if near else None
+
+
+def _changed_stage(name: str, old: Mapping[str, Any], stages: Mapping[str, Mapping[str, Any]]) -> str | None:
+    old_key_by = cast(Mapping[str, str] | None, old.get("key_by"))
+    new = stages.get(name)
+    if new is None:
+        if old_key_by is None:
+            return None
+        return f"The stage {name!r} behind key_by is gone, and records may still be on their way to it."
+    if new["source"] != old.get("source"):
+        return f"The stage {name!r} used to read {old.get('source')!r}, and now reads {new['source']!r}."
+    new_key_by = new.get("key_by")
+    if old_key_by is None or new_key_by is None:
+        return None if old_key_by == new_key_by else f"The stage {name!r} used to be fed in another way."
+    if new_key_by.get("from") != old_key_by.get("from"):
+        return (
+            f"The stage {name!r} used to be fed from the stage {old_key_by.get('from')!r}, and now is from "
+            f"{new_key_by['from']!r}."
+        )
+    if new_key_by.get("by") != old_key_by.get("by"):
+        return (
+            f"The key_by in front of {name!r} used the {old_key_by.get('by')}, and now uses the "
+            f"{new_key_by['by']}: its state is keyed by the former."
+        )
+    if new["encoding"] != old.get("encoding"):
+        return (
+            f"The key_by in front of {name!r} used to write keys and values as "
+            f"{_encoding(old.get('encoding'))}, and now writes {_encoding(new['encoding'])}."
+        )
+    return None
+
+
+def _encoding(encoding: Mapping[str, str] | None) -> str:
+    return f"{encoding.get('key')} and {encoding.get('value')}" if encoding else "something else"
