@@ -260,7 +260,9 @@ def incompatibility(old_description: Mapping[str, Any], new_topology: Topology) 
         return f"The state belongs to the job {old_description.get('job')!r}, not to {new_topology.job!r}."
     old_stages = cast(Mapping[str, Mapping[str, Any]], old_description.get("stages", {}))
     new_stages = cast(dict[str, dict[str, Any]], new_topology.describe()["stages"])
-    new_homes: dict[str, str] = {store: name for name, stage in new_stages.items() for store in stage["stores"]}
+    new_homes: dict[str, str] = {
+        store: name for name, stage in new_stages.items() for store in stage["stores"]
+    }
     old_stores = {store for stage in old_stages.values() for store in stage.get("stores", ())}
     added: list[str] = [store for store in new_homes if store not in old_stores]
     for name, old in old_stages.items():
