@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from confluent_kafka.admin import NewTopic
 
-from tests.checker.reading import admin_of
+from tests.checker.reading import admin_of, partitions_of
 from tests.checker.records import InputRecord, encode_input, generate_records
 
 PARTITIONER = "murmur2_random"
@@ -27,9 +27,7 @@ def create_topic(brokers: str, topic: str, partitions: int, config: dict[str, st
     new = NewTopic(topic, num_partitions=partitions, replication_factor=1, config=config or {})
     admin.create_topics([new])[topic].result(30)
     deadline = time.monotonic() + 30
-    while topic not in admin.list_topics(topic, timeout=10).topics or not (
-        admin.list_topics(topic, timeout=10).topics[topic].partitions
-    ):
+    while len(partitions_of(brokers, topic)) < partitions:
         if time.monotonic() > deadline:
             raise TimeoutError(f"the broker doesn't show the topic {topic} 30 s after its creation")
         time.sleep(0.05)

@@ -41,8 +41,9 @@ def admin_of(brokers: str) -> AdminClient:
 
 def partitions_of(brokers: str, topic: str) -> list[int]:
     """The partitions of `topic`, in order; empty if there is no such topic."""
-    found = admin_of(brokers).list_topics(topic, timeout=30).topics[topic]
-    return sorted(found.partitions)
+    # All topics: asking for one by name would have a broker with auto-creation create it.
+    known = admin_of(brokers).list_topics(timeout=30).topics
+    return sorted(known[topic].partitions) if topic in known else []
 
 
 def topics_with_prefix(brokers: str, prefix: str) -> list[str]:

