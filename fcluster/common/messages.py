@@ -76,7 +76,9 @@ class Hello(Message, frozen=True):
     `session` is 0 for a fresh session. A worker that lost its coordinator, not its session, names the
     session it holds; the coordinator then answers with an adopting `Welcome` for that session, or with
     `Evicted`. `slot` is the wanted slot (-1: any). `epoch` is the highest epoch the worker knows of,
-    `prepared_epoch` one it has prepared and not yet been told the outcome of (0: none).
+    `prepared_epoch` one it has prepared and not yet been told the outcome of (0: none), `in_flight_epoch` one
+    that it has frozen and not yet committed, prepared or not (0: none). Messages may have been lost with the
+    connection, so this one tells all that the coordinator needs: a shard that is not in `owned` is not held.
     """
 
     worker: str
@@ -91,6 +93,7 @@ class Hello(Message, frozen=True):
     topology: str
     snapshot_store: str
     version: str
+    in_flight_epoch: int = 0
 
 
 class Heartbeat(Message, frozen=True):

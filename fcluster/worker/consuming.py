@@ -1,0 +1,226 @@
+"""Reads source topics: one thread for each consumer, the only user of that consumer.
+
+Responsible for: handing batches of records to the main thread, with the generation of the assignment they
+were read under. Changes of the assignment are queued and carried out by the reading thread between two
+reads, so a batch's generation tells exactly which changes came before it: records fetched before a rewind
+can't be mistaken for records after it.
+
+Every queue is bounded: at most `BATCHES_AHEAD_MAX` batches wait for the main thread, then reading stops, and
+librdkafka's own queue fills up to its bound.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+
+BATCH_RECORDS_MAX = 5_000
+BATCHES_AHEAD_MAX = 3
+POLL_TIMEOUT_S = 0.05
+"""How long a read waits for a first record, and so how long a change of the assignment may wait."""
+
+SourcePartition = tuple[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Records of the partitions assigned in `generation`. `full`: there are certainly more to come."""
+
+    reader: SourceReader
+    generation: int
+    messages: list[Message]
+    full: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Idle:
+    """Nothing more came for a while: where the consumer stands, control records counted.
+
+    Comes after all batches read before it.
+    """
+
+    reader: SourceReader
+    generation: int
+    positions: dict[SourcePartition, int]
+    ends: dict[SourcePartition, int]
+
+
+@dataclass(frozen=True, slots=True)
+class ReadFailed:
+    """The consumer reported an error that reading on doesn't mend; `partition` is -1 if it isn't one's."""
+
+    topic: str
+    partition: int
+    offset: int
+    error: KafkaError
+
+
+ReaderEvent = Batch | Idle | ReadFailed
+
+_TRANSIENT_ERRORS = frozenset(
+    {
+        KafkaError._TRANSPORT,
+        KafkaError._ALL_BROKERS_DOWN,
+        KafkaError._TIMED_OUT,
+        KafkaError._RESOLVE,
+        KafkaError.NOT_LEADER_FOR_PARTITION,
+        KafkaError.LEADER_NOT_AVAILABLE,
+        KafkaError._PARTITION_EOF,
+    }
+)
+
+
+class SourceReader:
+    """One consumer and its thread.
+
+    Args:
+        consumer: assigned by nobody else, and used by nobody else from here on.
+        emit: called in the reading thread with each event; must not block.
+        name: of the thread.
+    """
+
+    def __init__(self, consumer: Consumer, emit: Callable[[ReaderEvent], None], name: str) -> None:
+        self._consumer = consumer
+        self._emit = emit
+        self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._commanded = threading.Event()
+        self._room = threading.Semaphore(BATCHES_AHEAD_MAX)
+        self._generation = 0
+        self._assigned: dict[SourcePartition, int] = {}
+        self._last_idle: tuple[dict[SourcePartition, int], dict[SourcePartition, int]] = ({}, {})
+        self._paused = False
+        self._closed = False
+        self._read_since_idle = True
+        self._commands_given = 0
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    # --- called by the main thread ----------------------------------------------------------------------
+
+    def start(self, offsets: dict[SourcePartition, int]) -> int:
+        """Read these partitions from these offsets on; returns the generation of the batches that follow."""
+        return self._command(lambda: self._start(offsets))
+
+    def stop(self, partitions: set[SourcePartition]) -> int:
+        """Stop reading these partitions; returns the generation of the batches that follow."""
+        return self._command(lambda: self._stop(partitions))
+
+    def pause(self) -> None:
+        """Read nothing until `resume`."""
+        self._paused = True
+
+    def resume(self) -> None:
+        """Read on."""
+        self._paused = False
+        self._commanded.set()
+
+    def done(self, batch: Batch) -> None:
+        """The batch is processed or dropped: there is room for another."""
+        self._room.release()
+
+    def close(self, timeout_s: float) -> None:
+        """Stop the thread and close the consumer, waiting at most `timeout_s`."""
+        self._closed = True
+        self._commanded.set()
+        self._thread.join(timeout_s)
+
+    # --- the reading thread -----------------------------------------------------------------------------
+
+    def _command(self, command: Callable[[], None]) -> int:
+        self._commands_given += 1
+        self._commands.put(command)
+        self._commanded.set()
+        return self._commands_given
+
+    def _run(self) -> None:
+        try:
+            while not self._closed:
+                self._carry_out_commands()
+                if self._paused or not self._assigned:
+                    self._commanded.wait(1.0)
+                elif self._room.acquire(timeout=POLL_TIMEOUT_S):
+                    self._read()
+        finally:
+            self._consumer.close()
+
+    def _carry_out_commands(self) -> None:
+        self._commanded.clear()
+        while not self._commands.empty():
+            self._commands.get()()
+            self._generation += 1
+
+    def _start(self, offsets: dict[SourcePartition, int]) -> None:
+        self._stop(set(offsets))
+        self._consumer.incremental_assign(
+            [TopicPartition(topic, partition, offset) for (topic, partition), offset in offsets.items()]
+        )
+        self._assigned |= offsets
+        self._read_since_idle = True
+        self._last_idle = ({}, {})
+
+    def _stop(self, partitions: set[SourcePartition]) -> None:
+        leaving = partitions & self._assigned.keys()
+        if leaving:
+            self._consumer.incremental_unassign([TopicPartition(*partition) for partition in leaving])
+            for partition in leaving:
+                del self._assigned[partition]
+
+    def _read(self) -> None:
+        # poll() returns with the first record, consume() would wait for the whole batch.
+        first = self._consumer.poll(POLL_TIMEOUT_S)
+        if first is None:
+            self._room.release()
+            self._report_idle()
+            return
+        rest: list[Message] = self._consumer.consume(BATCH_RECORDS_MAX - 1, 0)
+        batch = [first, *rest]
+        errors = [message for message in batch if message.error() is not None]
+        if errors:
+            batch = [message for message in batch if message.error() is None]
+            for message in errors:
+                self._report_error(message)
+        self._read_since_idle = True
+        if batch:
+            full = len(batch) >= BATCH_RECORDS_MAX // 2
+            self._emit(Batch(self, self._generation, batch, full))
+        else:
+            self._room.release()
+
+    def _report_error(self, message: Message) -> None:
+        error: Any = message.error()
+        if error.code() not in _TRANSIENT_ERRORS:
+            partition, offset = message.partition(), message.offset()
+            self._emit(
+                ReadFailed(
+                    message.topic() or "",
+                    -1 if partition is None else partition,
+                    -1 if offset is None else offset,
+                    error,
+                )
+            )
+
+    def _report_idle(self) -> None:
+        if not self._read_since_idle:
+            return
+        partitions = [TopicPartition(*partition) for partition in self._assigned]
+        positions = dict(self._assigned)  # where nothing was read yet, the position is where reading began
+        ends: dict[SourcePartition, int] = {}
+        try:
+            for where in self._consumer.position(partitions):
+                if where.offset >= 0:
+                    positions[where.topic, where.partition] = where.offset
+            for where in partitions:
+                _low, ends[where.topic, where.partition] = self._consumer.get_watermark_offsets(where, cached=True)
+        except KafkaException:
+            return  # the next idle moment tells
+        # A position behind the end means that records (or control records) are still to be fetched.
+        self._read_since_idle = any(positions[partition] < end for partition, end in ends.items())
+        if (positions, ends) == self._last_idle:
+            return
+        self._last_idle = (positions, ends)
+        self._emit(Idle(self, self._generation, positions, ends))

@@ -1,0 +1,834 @@
+"""The worker's protocol: sessions, shards and epochs, without any I/O.
+
+Responsible for: what a worker does when something happened. `WorkerCore.handle(event, now_ms)` takes one event
+(past tense: a message came, an epoch was flushed, a restore ended) and returns the effects (imperative) that
+the shell in `worker/server.py` carries out, in order, feeding their results back as events.
+
+Invariants kept here:
+
+- One session, one initialisation of the producers. Whatever goes wrong with a transaction (an abort, a
+  fence, an outcome that is unknown) ends in `_reset`: both producers are destroyed, the memory layers
+  dropped, and the worker asks for a new session. The committed offsets then decide what is true; nothing
+  is guessed.
+- An epoch is committed only on a `Complete` of the running session and of no older term.
+- At most one epoch is in flight (frozen, not yet committed), and one open behind it. The open one
+  commits after the one in flight, since a barrier waits for it.
+- A shard is given back only when all it has processed is committed.
+
+Must not: read a clock, touch a socket, Kafka, RocksDB or a thread. Records don't pass through here; the
+shell reports once a batch which shards they dirtied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from enum import Enum
+
+from fcluster.common import messages
+from fcluster.common.ids import ShardId
+from fcluster.common.messages import ShardStatus
+from fcluster.common.positions import CommittedPosition
+
+# --- events -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Connected:
+    """The connection to the coordinator is up, for the first time or again."""
+
+
+@dataclass(frozen=True, slots=True)
+class MessageReceived:
+    """A validated message of a coordinator."""
+
+    message: messages.FromCoordinator
+
+
+@dataclass(frozen=True, slots=True)
+class ProducersOpened:
+    """Both transactional producers are initialised; what their ids had open is aborted."""
+
+    session: int
+
+
+@dataclass(frozen=True, slots=True)
+class ShardRestored:
+    """The shard's state is exactly at its committed position (`offset` resolved if none was committed)."""
+
+    session: int
+    shard: ShardId
+    position: CommittedPosition
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreFailed:
+    """A shard can't be restored. `fatal`: no worker could; otherwise trying anew may help."""
+
+    session: int
+    reason: str
+    fatal: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RecordsProcessed:
+    """A batch was processed in the open epoch; `shards` are those it touched."""
+
+    shards: frozenset[ShardId]
+    records: int
+    backlog: bool
+
+
+@dataclass(frozen=True, slots=True)
+class EpochFlushed:
+    """Outputs, deltas and offsets of `epoch` are acknowledged and pending in its transaction."""
+
+    session: int
+    epoch: int
+    records: int
+    prepare_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class EpochCommitted:
+    """The transaction is committed. `positions` are the shards' new committed positions."""
+
+    session: int
+    epoch: int
+    commit_ms: float
+    positions: dict[ShardId, CommittedPosition]
+
+
+@dataclass(frozen=True, slots=True)
+class TransactionFailed:
+    """A producer, a transaction or its outcome is lost. Why doesn't matter: the remedy is the same."""
+
+    session: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class HandlerFailed:
+    """A handler raised in the midst of a record, so the open epoch holds a part of that record's effects."""
+
+    session: int
+    shard: ShardId
+    offset: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class StopRecordReached:
+    """The shard stands before a record that it can't process, and has processed nothing of it."""
+
+    session: int
+    shard: ShardId
+    offset: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class JobBroken:
+    """Something that no restart mends: the job can't go on."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class TerminationRequested:
+    """The process was asked to leave in good order (SIGTERM)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed."""
+
+
+Event = (
+    Connected
+    | MessageReceived
+    | ProducersOpened
+    | ShardRestored
+    | RestoreFailed
+    | RecordsProcessed
+    | EpochFlushed
+    | EpochCommitted
+    | TransactionFailed
+    | HandlerFailed
+    | StopRecordReached
+    | JobBroken
+    | TerminationRequested
+    | Tick
+)
+
+# --- effects ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send a message to the coordinator."""
+
+    message: messages.FromWorker
+
+
+@dataclass(frozen=True, slots=True)
+class OpenProducers:
+    """Create both producers of `slot` and initialise them; answer `ProducersOpened`."""
+
+    session: int
+    slot: int
+
+
+@dataclass(frozen=True, slots=True)
+class DestroyProducers:
+    """Destroy both producers at once, whatever they are doing; commit or abort nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreShards:
+    """Read the committed positions of these shards, restore exactly those; answer `ShardRestored` for each."""
+
+    session: int
+    shards: tuple[ShardId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StartReading:
+    """Process the shard's records from its position on; not `stop_record`, if it is given."""
+
+    shard: ShardId
+    position: CommittedPosition
+    stop_record: StopRecord | None
+
+
+@dataclass(frozen=True, slots=True)
+class StopReading:
+    """Process no further record of these shards, those already fetched included."""
+
+    shards: tuple[ShardId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DropLayers:
+    """Forget all that is not known to be committed: open and prepared layers of all shards."""
+
+
+@dataclass(frozen=True, slots=True)
+class CloseShards:
+    """Close the stores of these shards. They belong to somebody else from now on."""
+
+    shards: tuple[ShardId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PrepareEpoch:
+    """Freeze the open layers as `epoch`; flush outputs, deltas and offsets; answer `EpochFlushed`."""
+
+    session: int
+    epoch: int
+    shards: frozenset[ShardId]
+
+
+@dataclass(frozen=True, slots=True)
+class CommitEpoch:
+    """Commit the transaction of `epoch`, then apply its layers; answer `EpochCommitted`."""
+
+    session: int
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class PauseReading:
+    """Hold all shards still: the open epoch is as large or as old as it may be."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ResumeReading:
+    """Go on after `PauseReading`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """End the process. `code` 0: in good order; 3: the job failed; 1: this worker can't go on."""
+
+    code: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """Write a line to the log; `level` as in the standard library's logging."""
+
+    level: str
+    text: str
+
+
+Effect = (
+    Send
+    | OpenProducers
+    | DestroyProducers
+    | RestoreShards
+    | StartReading
+    | StopReading
+    | DropLayers
+    | CloseShards
+    | PrepareEpoch
+    | CommitEpoch
+    | PauseReading
+    | ResumeReading
+    | Exit
+    | Log
+)
+
+# --- state --------------------------------------------------------------------------------------------
+
+EXIT_JOB_FAILED = 3
+"""A worker's exit code that tells its supervisor not to restart it: the job itself has failed."""
+
+
+class Phase(Enum):
+    """Of a worker."""
+
+    JOINING = "joining"
+    """Has asked for a session, or is about to."""
+    STARTING = "starting"
+    """Has a session; its producers are being initialised."""
+    ACTIVE = "active"
+    DRAINING = "draining"
+    """Processes no more; commits what it has."""
+    DRAINED = "drained"
+    STOPPED = "stopped"
+
+
+class ShardPhase(Enum):
+    """Of a shard that this worker owns."""
+
+    RESTORING = "restoring"
+    RESTORED = "restored"
+    """Restored, but the producers aren't ready yet."""
+    RUNNING = "running"
+    RELEASING = "releasing"
+    """Revoked: reads no more, its last records wait for their commit."""
+    BLOCKED = "blocked"
+    """Stands before a record that it can't process."""
+
+
+class EpochPhase(Enum):
+    """Of the epoch in flight."""
+
+    PREPARING = "preparing"
+    PREPARED = "prepared"
+    COMMITTING = "committing"
+
+
+@dataclass(frozen=True, slots=True)
+class StopRecord:
+    """A record that can't be processed: its shard stops before it."""
+
+    offset: int
+    reason: str
+
+
+@dataclass(slots=True)
+class OwnedShard:
+    """A shard of this worker. `position` is the committed one, None until it is restored."""
+
+    phase: ShardPhase
+    position: CommittedPosition | None = None
+
+
+@dataclass(slots=True)
+class InFlight:
+    """The epoch between its barrier and its commit. `shards` have something in it."""
+
+    epoch: int
+    phase: EpochPhase
+    shards: frozenset[ShardId]
+
+
+@dataclass(slots=True)
+class OpenEpoch:
+    """What was processed since the last barrier."""
+
+    shards: set[ShardId] = field(default_factory=lambda: set[ShardId]())
+    records: int = 0
+    reported: bool = False
+    opened_ms: int = 0
+
+    @property
+    def dirty(self) -> bool:
+        """Whether there is something to commit."""
+        return bool(self.shards)
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who the worker is; unchanged while the process lives."""
+
+    worker: str
+    host: str
+    pid: int
+    wanted_slot: int
+    topology: str
+    snapshot_store: str
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """The settings that the protocol needs."""
+
+    epoch_records_max: int
+    coordinator_loss_ms: int
+    offset_refresh_ms: int
+    hello_retry_ms: int = 1000
+
+
+class WorkerCore:
+    """One worker's protocol state; see the module's docstring for the rules it keeps."""
+
+    def __init__(self, identity: Identity, bounds: Bounds, now_ms: int) -> None:
+        self.identity = identity
+        self.bounds = bounds
+        self.phase = Phase.JOINING
+        self.term = 0
+        self.session = 0
+        self.slot = identity.wanted_slot
+        self.epoch_seen = 0
+        self.shards: dict[ShardId, OwnedShard] = {}
+        self.open = OpenEpoch()
+        self.in_flight: InFlight | None = None
+        self.stop_records: dict[ShardId, StopRecord] = {}
+        self.producers_ready = False
+        self.paused = False
+        self.backlog = False
+        self.connected = False
+        self.leaving = False
+        self._heard_ms = now_ms
+        self._hello_sent_ms = now_ms - bounds.hello_retry_ms
+        self._refreshed_ms = now_ms
+        self._now_ms = now_ms
+        self._effects: list[Effect] = []
+
+    # --- the one entrance -----------------------------------------------------------------------------
+
+    def handle(self, event: Event, now_ms: int) -> list[Effect]:
+        """What to do about `event`, in order. `now_ms` is a clock that never goes back."""
+        self._now_ms = now_ms
+        self._effects = []
+        if self.phase is not Phase.STOPPED:
+            _HANDLERS[type(event)](self, event)
+        return self._effects
+
+    def invariants(self) -> None:
+        """Assert what must hold after every event (tests and the simulation call it).
+
+        Raises:
+            AssertionError: something does not.
+        """
+        owned = set(self.shards)
+        assert self.open.shards <= owned, f"open epoch holds {self.open.shards - owned}, which are not owned"
+        if self.in_flight is not None:
+            assert self.in_flight.epoch <= self.epoch_seen
+            assert self.in_flight.shards <= owned, "a shard was given up before its epoch was committed"
+            assert self.producers_ready, "an epoch in flight without producers"
+        if self.phase is Phase.JOINING:
+            assert self.session == 0 and not self.shards and self.in_flight is None and not self.open.dirty
+        if self.open.dirty:
+            assert self.producers_ready, "records were processed without producers"
+        for shard, owned_shard in self.shards.items():
+            if owned_shard.phase is not ShardPhase.RESTORING:
+                assert owned_shard.position is not None, f"{shard} runs without a position"
+
+    # --- connection and session -----------------------------------------------------------------------
+
+    def _on_connected(self, event: Connected) -> None:
+        self.connected = True
+        self._heard_ms = self._now_ms
+        self._say_hello()
+
+    def _say_hello(self) -> None:
+        self._hello_sent_ms = self._now_ms
+        prepared = self.in_flight if self.in_flight and self.in_flight.phase is EpochPhase.PREPARED else None
+        self._send(
+            messages.Hello(
+                worker=self.identity.worker,
+                host=self.identity.host,
+                pid=self.identity.pid,
+                slot=self.slot,
+                session=self.session,
+                owned=sorted(self.shards),
+                epoch=self.epoch_seen,
+                prepared_epoch=prepared.epoch if prepared else 0,
+                dirty=self.open.dirty,
+                topology=self.identity.topology,
+                snapshot_store=self.identity.snapshot_store,
+                version=self.identity.version,
+                in_flight_epoch=self.in_flight.epoch if self.in_flight else 0,
+            )
+        )
+
+    def _on_message(self, event: MessageReceived) -> None:
+        message = event.message
+        if isinstance(message, messages.StatusReply | messages.StopReply):
+            return
+        if message.term < self.term:
+            self._log("warning", f"refused {type(message).__name__} of term {message.term}, now is {self.term}")
+            return
+        self.term = message.term
+        self._heard_ms = self._now_ms
+        if isinstance(message, messages.Welcome):
+            self._on_welcome(message)
+        elif isinstance(message, messages.Refused):
+            self._on_refused(message)
+        elif isinstance(message, messages.Shutdown):
+            self._on_shutdown(message)
+        elif message.session == self.session != 0:
+            self._on_session_message(message)
+        self._resume_if_possible()
+
+    def _on_session_message(self, message: messages.ToWorker) -> None:
+        match message:
+            case messages.Barrier():
+                self._on_barrier(message)
+            case messages.Complete():
+                self._on_complete(message)
+            case messages.Assign():
+                self._on_assign(message)
+            case messages.Revoke():
+                self._on_revoke(message)
+            case messages.Drain():
+                self._drain()
+            case messages.Evicted():
+                self._log("warning", f"session {self.session} was ended by the coordinator; joining anew")
+                self._reset()
+            case _:
+                pass  # HeartbeatAck: that it came is all it says
+
+    def _on_welcome(self, message: messages.Welcome) -> None:
+        if message.adopted:
+            if message.session == self.session:
+                self._log("info", f"adopted by the coordinator of term {message.term}")
+                self.open.reported = False
+                self._report_dirty()
+                self._report_stop_records()
+            return
+        if self.phase is not Phase.JOINING:
+            return  # an answer to a Hello that was sent twice
+        self.session = message.session
+        self.slot = message.slot
+        self.epoch_seen = max(self.epoch_seen, message.epoch)
+        self.phase = Phase.STARTING
+        self._log("info", f"joined as slot {message.slot}, session {message.session}, term {message.term}")
+        self._effects.append(OpenProducers(message.session, message.slot))
+
+    def _on_refused(self, message: messages.Refused) -> None:
+        if self.phase is not Phase.JOINING:
+            return
+        if message.retry:
+            self._log("info", f"not admitted yet: {message.reason}")
+        else:
+            self._stop(1, f"refused by the coordinator: {message.reason}")
+
+    def _on_shutdown(self, message: messages.Shutdown) -> None:
+        if message.session not in (0, self.session):
+            return
+        self._stop(EXIT_JOB_FAILED if message.failed else 0, message.reason)
+
+    def _on_producers_opened(self, event: ProducersOpened) -> None:
+        if event.session != self.session or self.phase is not Phase.STARTING:
+            return
+        self.producers_ready = True
+        self.phase = Phase.ACTIVE
+        self._run([shard for shard, owned in self.shards.items() if owned.phase is ShardPhase.RESTORED])
+
+    def _on_transaction_failed(self, event: TransactionFailed) -> None:
+        if event.session == self.session != 0:
+            self._log("warning", f"{event.reason}; replaying from the committed offsets")
+            self._reset()
+
+    def _reset(self) -> None:
+        """Forget everything uncommitted and ask for a new session: the one way back from any failure."""
+        self._effects.append(StopReading(tuple(self.shards)))
+        self._effects.append(DropLayers())
+        self._effects.append(DestroyProducers())
+        self.producers_ready = False
+        self.shards.clear()
+        self.open = OpenEpoch()
+        self.in_flight = None
+        self.session = 0
+        self.phase = Phase.JOINING
+        if self.leaving:
+            self._stop(0, "asked to leave")
+        elif self.connected:
+            self._say_hello()
+
+    # --- shards ---------------------------------------------------------------------------------------
+
+    def _on_assign(self, message: messages.Assign) -> None:
+        if self.phase in (Phase.DRAINING, Phase.DRAINED):
+            return
+        new = tuple(sorted(shard for shard in message.shards if shard not in self.shards))
+        for shard in new:
+            self.shards[shard] = OwnedShard(ShardPhase.RESTORING)
+        if new:
+            self._effects.append(RestoreShards(self.session, new))
+
+    def _on_shard_restored(self, event: ShardRestored) -> None:
+        owned = self.shards.get(event.shard)
+        if event.session != self.session or owned is None or owned.phase is not ShardPhase.RESTORING:
+            return
+        owned.position = event.position
+        owned.phase = ShardPhase.RESTORED
+        self.epoch_seen = max(self.epoch_seen, event.position.epoch)
+        if self.producers_ready:
+            self._run([event.shard])
+
+    def _run(self, shards: Iterable[ShardId]) -> None:
+        started: list[ShardStatus] = []
+        for shard in shards:
+            owned = self.shards[shard]
+            assert owned.position is not None
+            owned.phase = ShardPhase.RUNNING
+            started.append(_status(shard, owned.position))
+            if self.phase is Phase.ACTIVE:
+                self._effects.append(StartReading(shard, owned.position, self.stop_records.get(shard)))
+        if started:
+            self._send(messages.ShardsRunning(self.session, started))
+
+    def _on_restore_failed(self, event: RestoreFailed) -> None:
+        if event.session != self.session:
+            return
+        if event.fatal:
+            self._send(messages.WorkerFailed(self.session, event.reason))
+        else:
+            self._log("warning", f"{event.reason}; trying anew")
+            self._reset()
+
+    def _on_revoke(self, message: messages.Revoke) -> None:
+        revoked = [shard for shard in message.shards if shard in self.shards]
+        self._effects.append(StopReading(tuple(revoked)))
+        for shard in revoked:
+            self.shards[shard].phase = ShardPhase.RELEASING
+        # A shard that isn't ours (any more) is answered as well: the coordinator waits for the word.
+        self._release(foreign=[shard for shard in message.shards if shard not in self.shards])
+
+    def _release(self, foreign: Iterable[ShardId] = ()) -> None:
+        """Let go of the revoked shards that have nothing left to commit."""
+        free = [
+            shard
+            for shard, owned in self.shards.items()
+            if owned.phase is ShardPhase.RELEASING and not self._uncommitted(shard)
+        ]
+        for shard in free:
+            del self.shards[shard]
+        if free:
+            self._effects.append(CloseShards(tuple(free)))
+        released = [*free, *foreign]
+        if released:
+            self._send(messages.Released(self.session, released))
+
+    def _uncommitted(self, shard: ShardId) -> bool:
+        return shard in self.open.shards or (self.in_flight is not None and shard in self.in_flight.shards)
+
+    # --- epochs ---------------------------------------------------------------------------------------
+
+    def _on_records_processed(self, event: RecordsProcessed) -> None:
+        if not self.open.dirty:
+            self.open.opened_ms = self._now_ms
+        self.open.shards |= event.shards
+        self.open.records += event.records
+        self.backlog = event.backlog
+        self._report_dirty()
+        if self.open.records >= self.bounds.epoch_records_max:
+            self._pause(f"the open epoch holds {self.open.records} records")
+
+    def _report_dirty(self) -> None:
+        if self.open.dirty and not self.open.reported and self.session:
+            self.open.reported = True
+            self._send(messages.Dirty(self.session, self.backlog))
+
+    def _on_barrier(self, message: messages.Barrier) -> None:
+        if message.epoch <= self.epoch_seen or self.in_flight is not None or not self.producers_ready:
+            return  # a repeated message
+        self.epoch_seen = message.epoch
+        if not self.open.dirty:
+            self._send(messages.Prepared(self.session, message.epoch, 0, 0.0, False))
+            return
+        self.in_flight = InFlight(message.epoch, EpochPhase.PREPARING, frozenset(self.open.shards))
+        self.open = OpenEpoch()
+        self._effects.append(PrepareEpoch(self.session, message.epoch, self.in_flight.shards))
+
+    def _on_epoch_flushed(self, event: EpochFlushed) -> None:
+        flight = self._flight(event.session, event.epoch, EpochPhase.PREPARING)
+        if flight is None:
+            return
+        flight.phase = EpochPhase.PREPARED
+        self._send(
+            messages.Prepared(self.session, event.epoch, event.records, event.prepare_ms, self.backlog)
+        )
+
+    def _on_complete(self, message: messages.Complete) -> None:
+        if self.in_flight is None:
+            if message.epoch == self.epoch_seen:  # an epoch in which this worker had nothing
+                self._send(messages.Committed(self.session, message.epoch, 0.0, self.open.dirty, []))
+            return
+        flight = self._flight(message.session, message.epoch, EpochPhase.PREPARED)
+        if flight is not None:
+            flight.phase = EpochPhase.COMMITTING
+            self._effects.append(CommitEpoch(self.session, message.epoch))
+
+    def _on_epoch_committed(self, event: EpochCommitted) -> None:
+        if self._flight(event.session, event.epoch, EpochPhase.COMMITTING) is None:
+            return
+        self.in_flight = None
+        for shard, position in event.positions.items():
+            self.shards[shard].position = position
+        self._send(
+            messages.Committed(
+                self.session,
+                event.epoch,
+                event.commit_ms,
+                self.open.dirty,
+                [_status(shard, position) for shard, position in event.positions.items()],
+            )
+        )
+        self._release()
+        self._report_stop_records()
+        self._finish_drain()
+
+    def _flight(self, session: int, epoch: int, phase: EpochPhase) -> InFlight | None:
+        """The epoch in flight, if it is the one that is spoken of and stands in `phase`."""
+        flight = self.in_flight
+        if session != self.session or flight is None or flight.epoch != epoch or flight.phase is not phase:
+            return None
+        return flight
+
+    # --- records that can't be processed --------------------------------------------------------------
+
+    def _on_handler_failed(self, event: HandlerFailed) -> None:
+        """The open epoch holds half a record: abort it, replay, and stop before that record."""
+        if event.session != self.session:
+            return
+        self.stop_records[event.shard] = StopRecord(event.offset, event.reason)
+        self._log("error", event.reason)
+        self._reset()
+
+    def _on_stop_record_reached(self, event: StopRecordReached) -> None:
+        owned = self.shards.get(event.shard)
+        if event.session != self.session or owned is None or owned.phase is not ShardPhase.RUNNING:
+            return
+        self.stop_records[event.shard] = StopRecord(event.offset, event.reason)
+        owned.phase = ShardPhase.BLOCKED
+        self._effects.append(StopReading((event.shard,)))
+        self._report_stop_records()
+
+    def _report_stop_records(self) -> None:
+        """Fail the job once everything before the record is committed."""
+        for shard, owned in self.shards.items():
+            if owned.phase is ShardPhase.BLOCKED and not self._uncommitted(shard):
+                self._send(messages.WorkerFailed(self.session, self.stop_records[shard].reason))
+
+    def _on_job_broken(self, event: JobBroken) -> None:
+        self._log("error", event.reason)
+        self._send(messages.WorkerFailed(self.session, event.reason))
+
+    # --- the end --------------------------------------------------------------------------------------
+
+    def _drain(self) -> None:
+        if self.phase in (Phase.STARTING, Phase.ACTIVE):
+            self.phase = Phase.DRAINING
+            self._effects.append(StopReading(tuple(self.shards)))
+        self._finish_drain()
+
+    def _finish_drain(self) -> None:
+        if self.phase is Phase.DRAINING and not self.open.dirty and self.in_flight is None:
+            self.phase = Phase.DRAINED
+            self._send(messages.Drained(self.session))
+            if self.leaving:
+                self._leave()
+        elif self.phase is Phase.DRAINED:
+            self._send(messages.Drained(self.session))
+
+    def _on_termination_requested(self, event: TerminationRequested) -> None:
+        if self.leaving or self.session == 0:
+            # Asked twice: what isn't committed is going to be processed anew by somebody else.
+            self._stop(0, "asked to leave")
+            return
+        self.leaving = True
+        if self.phase is Phase.DRAINED:
+            self._leave()
+        else:
+            self._drain()
+
+    def _leave(self) -> None:
+        self._send(messages.Goodbye(self.session))
+        self._stop(0, "asked to leave")
+
+    def _stop(self, code: int, reason: str) -> None:
+        self.phase = Phase.STOPPED
+        self._effects.append(StopReading(tuple(self.shards)))
+        self._effects.append(Exit(code, reason))
+
+    # --- time -----------------------------------------------------------------------------------------
+
+    def _on_tick(self, event: Tick) -> None:
+        if self.phase is Phase.JOINING and self.connected:
+            if self._now_ms - self._hello_sent_ms >= self.bounds.hello_retry_ms:
+                self._say_hello()
+        if self._now_ms - self._heard_ms >= self.bounds.coordinator_loss_ms and self.open.dirty:
+            self._pause("the coordinator has not been heard of")
+        if self._now_ms - self._refreshed_ms >= self.bounds.offset_refresh_ms and self.phase is Phase.ACTIVE:
+            self._refresh_offsets()
+
+    def _refresh_offsets(self) -> None:
+        """Commit the offsets of idle shards anew, so that the group's offset retention never expires them."""
+        self._refreshed_ms = self._now_ms
+        idle = {
+            shard
+            for shard, owned in self.shards.items()
+            if owned.phase is ShardPhase.RUNNING and owned.position is not None and owned.position.epoch > 0
+        }
+        self.open.shards |= idle
+        self._report_dirty()
+
+    def _pause(self, reason: str) -> None:
+        if not self.paused:
+            self.paused = True
+            self._effects.append(PauseReading(reason))
+
+    def _resume_if_possible(self) -> None:
+        if self.paused and self.open.records < self.bounds.epoch_records_max:
+            self.paused = False
+            self._effects.append(ResumeReading())
+
+    def _send(self, message: messages.FromWorker) -> None:
+        self._effects.append(Send(message))
+
+    def _log(self, level: str, text: str) -> None:
+        self._effects.append(Log(level, text))
+
+
+def _status(shard: ShardId, position: CommittedPosition) -> ShardStatus:
+    """A shard's standing as the core knows it: what is committed. The shell's heartbeats tell the rest."""
+    return ShardStatus(shard, position.offset, position.offset, -1, False, position.epoch)
+
+
+_HANDLERS: dict[type[Event], Callable[[WorkerCore, Event], None]] = {
+    Connected: WorkerCore._on_connected,
+    MessageReceived: WorkerCore._on_message,
+    ProducersOpened: WorkerCore._on_producers_opened,
+    ShardRestored: WorkerCore._on_shard_restored,
+    RestoreFailed: WorkerCore._on_restore_failed,
+    RecordsProcessed: WorkerCore._on_records_processed,
+    EpochFlushed: WorkerCore._on_epoch_flushed,
+    EpochCommitted: WorkerCore._on_epoch_committed,
+    TransactionFailed: WorkerCore._on_transaction_failed,
+    HandlerFailed: WorkerCore._on_handler_failed,
+    StopRecordReached: WorkerCore._on_stop_record_reached,
+    JobBroken: WorkerCore._on_job_broken,
+    TerminationRequested: WorkerCore._on_termination_requested,
+    Tick: WorkerCore._on_tick,
+}

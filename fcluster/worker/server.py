@@ -1,0 +1,680 @@
+"""The worker process: carries out what `core` decides, and runs records through the job.
+
+Responsible for: threads, queues and the order of things. One main thread owns the core, the runners and the
+open epoch; everything else reports to it through one queue:
+
+- the control thread (ZeroMQ) brings the coordinator's messages,
+- a reader thread for each isolation level brings batches of records (`consuming`),
+- the commit thread flushes and commits frozen epochs (`transactions`), one thread for each session,
+- the restore thread restores, opens and closes shards, the snapshot thread uploads them (`shards`),
+- the pulse thread sends heartbeats and watches for what hangs.
+
+Keeps from the invariants what concerns threads: between two records the main thread alone decides, so a
+barrier never falls into the midst of a record.
+
+Must not: decide protocol questions; those belong to `core`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from confluent_kafka import KafkaError, KafkaException, Message
+
+from fcluster import __version__
+from fcluster.common import messages
+from fcluster.common.discovery import find_leader
+from fcluster.common.errors import FclusterError
+from fcluster.common.ids import ShardId
+from fcluster.common.job import Job
+from fcluster.common.kafka_clients import make_consumer
+from fcluster.common.messages import MalformedMessage, ShardStatus, WorkerStats
+from fcluster.common.positions import CommittedPosition
+from fcluster.common.settings import Settings
+from fcluster.common.topology import Isolation, Topology
+from fcluster.common.transport import DealerTransport
+from fcluster.worker import core
+from fcluster.worker.changelog import Delta, encode_delta
+from fcluster.worker.consuming import Batch, Idle, ReaderEvent, ReadFailed, SourceReader
+from fcluster.worker.processing import (
+    HandlerRaised,
+    OutputPort,
+    RecordFailed,
+    ShardRunner,
+    UnreadableRecord,
+    describe_record,
+)
+from fcluster.worker.shards import ShardHost
+from fcluster.worker.state import ShardState
+from fcluster.worker.transactions import (
+    AtLeastOnceWriter,
+    EpochWriter,
+    FrozenEpoch,
+    ShardEpoch,
+    TransactionalWriter,
+    TransactionLost,
+)
+from fcluster.worker.watchdog import Watchdog
+
+_log = logging.getLogger("fcluster.worker")
+
+CHUNK_RECORDS = 500
+"""Records processed between two looks at the queue: a barrier waits no longer than these take."""
+OUTPUTS_UNACKNOWLEDGED_MAX = 100_000
+DELTA_RECORD_BYTES_MAX = 900_000
+"""Below the broker's default `message.max.bytes` (1 MiB) with room for the record's own fields."""
+COMMIT_LATENCIES_KEPT = 500
+REDISCOVERY_INTERVAL_S = 1.0
+THREAD_SWITCH_INTERVAL_S = 0.001
+"""How soon a waiting thread gets its turn. The default of 5 ms would be added to each step of an epoch
+that needs another thread."""
+
+
+class Worker:
+    """One worker process.
+
+    Args:
+        job: to run.
+        settings: resolved.
+        slot: the wanted slot, -1 for any.
+        coordinator_address: ``tcp://host:port``; empty: the job's journal tells.
+    """
+
+    def __init__(self, job: Job, settings: Settings, slot: int, coordinator_address: str) -> None:
+        self._topology: Topology = job.build()
+        self._settings = settings
+        self._fixed_address = coordinator_address
+        self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._batches: deque[Batch] = deque()
+        self._batch_index = 0
+        self._exit: core.Exit | None = None
+        self._watchdog = Watchdog()
+        self._host = ShardHost(self._topology, settings, self._inbox.put, slot)
+        identity = core.Identity(
+            worker=f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}",
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            wanted_slot=slot,
+            topology=self._topology.fingerprint,
+            snapshot_store=self._host.snapshot_store_identity,
+            version=__version__,
+        )
+        bounds = core.Bounds(
+            epoch_records_max=settings.epoch_records_max,
+            coordinator_loss_ms=settings.coordinator_loss_bound_ms,
+            offset_refresh_ms=settings.offset_refresh_interval_ms,
+        )
+        self._core = core.WorkerCore(identity, bounds, _now_ms())
+        self._port = OutputPort()
+        self._runners: dict[ShardId, ShardRunner] = {}
+        self._routes: dict[str, dict[int, ShardRunner]] = {
+            stage.source.name: {} for stage in self._topology.stages
+        }
+        self._readers: dict[Isolation, SourceReader] = {}
+        self._newest_generation: dict[SourceReader, int] = {}
+        self._group_metadata: Any = None
+        self._writer: EpochWriter | None = None
+        self._commit_thread: ThreadPoolExecutor | None = None
+        self._epoch_begun = False
+        self._epoch_begun_s = 0.0
+        self._epoch_records = 0
+        self._paused = False
+        self._records_in = 0
+        self._epochs_committed = 0
+        self._commit_latencies_ms: deque[float] = deque(maxlen=COMMIT_LATENCIES_KEPT)
+        self._stats = WorkerStats()
+        self._transport = DealerTransport(
+            identity.worker.encode(),
+            on_frame=self._on_frame,
+            on_connected=lambda: self._inbox.put(core.Connected()),
+            on_disconnected=lambda: _log.warning("the connection to the coordinator is lost; reconnecting"),
+        )
+        self._stopping = threading.Event()
+        self._pulse = threading.Thread(target=self._run_pulse, name="pulse", daemon=True)
+
+    # --- life ---------------------------------------------------------------------------------------------
+
+    def run(self) -> int:
+        """Work until told to leave; returns the process's exit code."""
+        self._pulse.start()
+        if self._fixed_address:
+            self._transport.connect(self._fixed_address)
+        try:
+            while self._exit is None:
+                self._take_events()
+                if self._batches and not self._paused and self._exit is None:
+                    self._process_chunk()
+        finally:
+            self._close()
+        _log.log(logging.ERROR if self._exit.code else logging.INFO, "leaving: %s", self._exit.reason)
+        return self._exit.code
+
+    def request_termination(self) -> None:
+        """Leave in good order: commit what is processed, then exit. May be called by a signal handler."""
+        self._inbox.put(core.TerminationRequested())
+
+    def _close(self) -> None:
+        self._stopping.set()
+        with self._watchdog.bounded("closing", 60):
+            self._destroy_writer()
+            for reader in self._readers.values():
+                reader.close(timeout_s=5)
+            self._runners.clear()
+            self._host.close()
+            self._transport.close()
+
+    # --- events -------------------------------------------------------------------------------------------
+
+    def _take_events(self) -> None:
+        """Handle what has happened; waits for something if there are no records to process."""
+        waiting = not self._batches or self._paused
+        try:
+            item = self._inbox.get(waiting, self._settings.heartbeat_interval_ms / 1000)
+        except queue.Empty:
+            if waiting:
+                self._tick()
+            return
+        while True:
+            with self._watchdog.bounded(f"handling {type(item).__name__}", self._hang_bound_s):
+                self._handle(item)
+            try:
+                item = self._inbox.get_nowait()
+            except queue.Empty:
+                return
+
+    @property
+    def _hang_bound_s(self) -> float:
+        # Later than the coordinator's own patience: by then the slot is fenced.
+        return 2 * self._settings.checkpoint_timeout_ms / 1000
+
+    def _handle(self, item: core.Event | ReaderEvent | Callable[[], None]) -> None:
+        match item:
+            case Batch():
+                self._batches.append(item)
+            case Idle():
+                self._on_idle(item)
+            case ReadFailed():
+                self._on_read_failed(item)
+            case core.Tick():
+                self._tick()
+            case _ if callable(item):
+                item()
+            case _:
+                self._feed(item)
+
+    def _feed(self, event: core.Event) -> None:
+        """Give an event to the core and carry out what it decides."""
+        for effect in self._core.handle(event, _now_ms()):
+            _CARRY_OUT[type(effect)](self, effect)
+
+    def _tick(self) -> None:
+        self._feed(core.Tick())
+        self._refresh_stats()
+
+    def _on_frame(self, frame: bytes) -> None:
+        try:
+            message = messages.decode_from_coordinator(frame)
+        except MalformedMessage as error:
+            self._transport.malformed_frames += 1
+            _log.warning("dropped a malformed frame: %s", error)
+            return
+        self._inbox.put(core.MessageReceived(message))
+
+    def _on_idle(self, idle: Idle) -> None:
+        for (topic, partition), position in idle.positions.items():
+            runner = self._routes[topic].get(partition)
+            if runner is not None and runner.generation <= idle.generation:
+                runner.read_position = max(position, runner.next_offset)
+        for (topic, partition), end in idle.ends.items():
+            runner = self._routes[topic].get(partition)
+            if runner is not None:
+                runner.end = end
+        self._refresh_stats()
+        self._send_heartbeat()
+
+    def _on_read_failed(self, failure: ReadFailed) -> None:
+        where = f"{failure.topic}/{failure.partition}"
+        if failure.error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
+            reason = (
+                f"records of {where} were deleted before they were processed: the next one was to be offset "
+                f"{failure.offset} ({failure.error.str()}). To go on without them, set source.gap = continue"
+            )
+            self._feed(core.JobBroken(reason))
+        elif failure.error.code() in (
+            KafkaError.UNKNOWN_TOPIC_OR_PART,
+            KafkaError._UNKNOWN_PARTITION,
+            KafkaError._UNKNOWN_TOPIC,
+        ):
+            self._feed(core.JobBroken(f"the source {where} is gone: {failure.error.str()}"))
+        else:
+            _log.warning("reading %s: %s", where, failure.error)
+
+    # --- records ------------------------------------------------------------------------------------------
+
+    def _process_chunk(self) -> None:
+        if self._writer is None or not self._routes_open():
+            self._drop_batch()
+            return
+        batch = self._batches[0]
+        chunk = batch.messages[self._batch_index : self._batch_index + CHUNK_RECORDS]
+        self._batch_index += len(chunk)
+        if self._batch_index >= len(batch.messages):
+            self._batches.popleft()
+            self._batch_index = 0
+            batch.reader.done(batch)
+        with self._watchdog.bounded("a handler", self._hang_bound_s):
+            self._process(chunk, batch)
+            self._hold_back()
+
+    def _routes_open(self) -> bool:
+        return any(self._routes.values())
+
+    def _drop_batch(self) -> None:
+        batch = self._batches.popleft()
+        self._batch_index = 0
+        batch.reader.done(batch)
+
+    def _process(self, chunk: Sequence[Message], batch: Batch) -> None:
+        if batch.generation < self._newest_generation[batch.reader]:
+            chunk = self._current(chunk, batch.generation)
+        self._records_in += len(chunk)
+        self._epoch_records += len(chunk)
+        remaining = iter(chunk)
+        while True:
+            failure = self._run_records(remaining)
+            dirty = frozenset(shard for shard, runner in self._runners.items() if runner.last is not None)
+            if dirty:
+                backlog = batch.full or bool(self._batches)
+                self._feed(core.RecordsProcessed(dirty, len(chunk), backlog))
+            if failure is None:
+                return
+            self._feed(failure)
+            if not isinstance(failure, core.StopRecordReached):
+                return  # everything since the last commit is going to be processed anew
+
+    def _run_records(self, records: Iterator[Message]) -> core.Event | None:
+        """Process records until there are no more or one fails; returns what failed."""
+        routes = self._routes
+        session = self._core.session
+        message: Any = None
+        runner: Any = None
+        try:
+            if not self._epoch_begun:
+                self._begin_epoch()
+            for message in records:
+                runner = routes[message.topic()].get(message.partition())
+                if runner is not None:
+                    runner.handle(message)
+                    runner.last = message
+        except UnreadableRecord as error:
+            return core.StopRecordReached(session, _shard_of(runner), message.offset(), error.reason)
+        except HandlerRaised as error:
+            return core.HandlerFailed(session, _shard_of(runner), message.offset(), error.reason)
+        except TransactionLost as error:
+            return core.TransactionFailed(session, str(error))
+        except (KafkaException, RecordFailed) as error:
+            reason = f"an output of {describe_record(message)} can't be written: {error}"
+            return core.HandlerFailed(session, _shard_of(runner), message.offset(), reason)
+        return None
+
+    def _current(self, chunk: Sequence[Message], generation: int) -> list[Message]:
+        """Without the records that were fetched before their partition was rewound or given up."""
+        current: list[Message] = []
+        for message in chunk:
+            runner = self._routes[message.topic() or ""].get(message.partition() or 0)
+            if runner is not None and runner.generation <= generation:
+                current.append(message)
+        return current
+
+    def _hold_back(self) -> None:
+        """Serve delivery reports, and wait if outputs are produced faster than Kafka takes them."""
+        if self._writer is None or not self._epoch_begun:
+            return
+        while self._writer.serve() > OUTPUTS_UNACKNOWLEDGED_MAX:
+            time.sleep(0.002)
+
+    def _begin_epoch(self) -> None:
+        assert self._writer is not None
+        self._port.produce = self._writer.begin()
+        self._epoch_begun = True
+        self._epoch_begun_s = time.monotonic()
+
+    # --- effects ------------------------------------------------------------------------------------------
+
+    def _send(self, effect: core.Send) -> None:
+        self._transport.send(messages.encode(effect.message))
+
+    def _open_producers(self, effect: core.OpenProducers) -> None:
+        self._host.slot = effect.slot
+        self._open_readers()
+        if self._settings.processing_guarantee == "exactly-once":
+            self._writer = TransactionalWriter(
+                self._settings, self._topology.job, effect.slot, self._group_metadata
+            )
+        else:
+            self._writer = AtLeastOnceWriter(
+                self._settings, make_consumer(self._settings, self._topology.job, "read-committed")
+            )
+        self._commit_thread = ThreadPoolExecutor(1, thread_name_prefix="commit")
+        self._commit_thread.submit(self._open_writer, self._writer, effect.session)
+
+    def _open_writer(self, writer: EpochWriter, session: int) -> None:
+        with self._reporting(session, "initialising the producers"):
+            writer.open()
+            self._inbox.put(core.ProducersOpened(session))
+
+    def _open_readers(self) -> None:
+        for stage in self._topology.stages:
+            isolation = stage.source.isolation
+            if isolation not in self._readers:
+                consumer = make_consumer(self._settings, self._topology.job, isolation)
+                if self._group_metadata is None:
+                    self._group_metadata = consumer.consumer_group_metadata()
+                reader = SourceReader(consumer, self._inbox.put, f"reader-{isolation}")
+                self._readers[isolation] = reader
+                self._newest_generation[reader] = 0
+
+    def _destroy_producers(self, _effect: core.DestroyProducers) -> None:
+        self._destroy_writer()
+
+    def _destroy_writer(self) -> None:
+        if self._commit_thread is not None:
+            self._commit_thread.shutdown(wait=False, cancel_futures=True)
+            self._commit_thread = None
+        if self._writer is not None:
+            self._writer.destroy()
+            self._writer = None
+        self._epoch_begun = False
+
+    def _restore_shards(self, effect: core.RestoreShards) -> None:
+        self._host.restore(effect.session, effect.shards)
+
+    def _start_reading(self, effect: core.StartReading) -> None:
+        stage = self._topology.stage(effect.shard.stage)
+        state = self._host.state(effect.shard)
+        runner = ShardRunner(stage, effect.shard.partition, state, effect.position, self._port)
+        if effect.stop_record is not None:
+            runner.stop_before(effect.stop_record.offset, effect.stop_record.reason)
+        reader = self._readers[stage.source.isolation]
+        where = (stage.source.name, effect.shard.partition)
+        runner.generation = self._newest_generation[reader] = reader.start({where: effect.position.offset})
+        self._runners[effect.shard] = runner
+        self._routes[stage.source.name][effect.shard.partition] = runner
+
+    def _stop_reading(self, effect: core.StopReading) -> None:
+        for shard in effect.shards:
+            stage = self._topology.stage(shard.stage)
+            if self._routes[stage.source.name].pop(shard.partition, None) is not None:
+                reader = self._readers[stage.source.isolation]
+                self._newest_generation[reader] = reader.stop({(stage.source.name, shard.partition)})
+
+    def _drop_layers(self, _effect: core.DropLayers) -> None:
+        self._runners.clear()
+        self._host.drop_states()
+        self._epoch_records = 0
+
+    def _close_shards(self, effect: core.CloseShards) -> None:
+        for shard in effect.shards:
+            self._runners.pop(shard, None)
+        self._host.release(effect.shards)
+
+    def _pause_reading(self, effect: core.PauseReading) -> None:
+        _log.info("paused: %s", effect.reason)
+        self._paused = True
+        for reader in self._readers.values():
+            reader.pause()
+
+    def _resume_reading(self, _effect: core.ResumeReading) -> None:
+        self._paused = False
+        for reader in self._readers.values():
+            reader.resume()
+
+    def _do_exit(self, effect: core.Exit) -> None:
+        self._exit = effect
+
+    def _write_log(self, effect: core.Log) -> None:
+        _log.log(logging.getLevelName(effect.level.upper()), "%s", effect.text)
+
+    # --- epochs -------------------------------------------------------------------------------------------
+
+    def _prepare_epoch(self, effect: core.PrepareEpoch) -> None:
+        """Freeze the open epoch and hand it to the commit thread. The next epoch begins behind it."""
+        assert self._writer is not None and self._commit_thread is not None
+        started_s = time.monotonic()
+        try:
+            if not self._epoch_begun:
+                self._begin_epoch()  # nothing but offsets to commit
+            opened_s = self._epoch_begun_s
+            shards = [self._freeze(shard, effect.epoch) for shard in sorted(effect.shards)]
+            self._writer.flush_outputs()
+            self._writer.seal()
+        except TransactionLost as error:
+            self._inbox.put(core.TransactionFailed(effect.session, str(error)))
+            return
+        except FclusterError as error:
+            self._inbox.put(core.JobBroken(str(error)))
+            return
+        records, self._epoch_records = self._epoch_records, 0
+        self._epoch_begun = False
+        self._commit_thread.submit(
+            self._flush_epoch, self._writer, effect, shards, records, started_s, opened_s
+        )
+
+    def _freeze(self, shard: ShardId, epoch: int) -> _FrozenShard:
+        runner = self._runners[shard]
+        delta = runner.state.freeze(epoch)
+        runner.position = CommittedPosition(
+            offset=runner.next_offset,
+            epoch=epoch,
+            state_epoch=runner.position.state_epoch if delta is None else epoch,
+            fingerprint=self._topology.fingerprint,
+        )
+        runner.last = None
+        return _FrozenShard(shard, runner, delta, runner.position)
+
+    def _flush_epoch(
+        self,
+        writer: EpochWriter,
+        effect: core.PrepareEpoch,
+        shards: Sequence[_FrozenShard],
+        records: int,
+        started_s: float,
+        opened_s: float,
+    ) -> None:
+        """In the commit thread: write deltas and offsets, wait for all of it."""
+        with self._reporting(effect.session, f"preparing epoch {effect.epoch}"):
+            parts = [
+                ShardEpoch(
+                    shard=frozen.shard,
+                    source=(frozen.runner.topic, frozen.shard.partition),
+                    position=frozen.position,
+                    changelog=frozen.runner.stage.changelog,
+                    delta=encode_delta(frozen.delta, DELTA_RECORD_BYTES_MAX) if frozen.delta else (),
+                )
+                for frozen in shards
+            ]
+            frozen_epoch = FrozenEpoch(effect.epoch, records, parts)
+            writer.prepare(frozen_epoch)
+            self._pending = (frozen_epoch, {f.shard: f.runner.state for f in shards}, opened_s)
+            prepare_ms = (time.monotonic() - started_s) * 1000
+            self._inbox.put(core.EpochFlushed(effect.session, effect.epoch, records, prepare_ms))
+
+    def _commit_epoch(self, effect: core.CommitEpoch) -> None:
+        assert self._writer is not None and self._commit_thread is not None
+        self._commit_thread.submit(self._commit_and_apply, self._writer, effect)
+
+    def _commit_and_apply(self, writer: EpochWriter, effect: core.CommitEpoch) -> None:
+        """In the commit thread: make the epoch visible, then let its layers become the committed state."""
+        with self._reporting(effect.session, f"committing epoch {effect.epoch}"):
+            started_s = time.monotonic()
+            frozen, states, opened_s = self._pending
+            assert frozen.epoch == effect.epoch
+            writer.commit(frozen)
+            committed_s = time.monotonic()
+            self._inbox.put(
+                core.EpochCommitted(
+                    effect.session,
+                    effect.epoch,
+                    (committed_s - started_s) * 1000,
+                    {part.shard: part.position for part in frozen.parts},
+                )
+            )
+            self._commit_latencies_ms.append((committed_s - opened_s) * 1000)
+            self._epochs_committed += 1
+            for part in frozen.parts:
+                if part.delta:
+                    states[part.shard].commit(frozen.epoch, frozen.changelog_next[part.shard], _now_ms())
+
+    _pending: tuple[FrozenEpoch, dict[ShardId, ShardState], float]
+
+    @contextlib.contextmanager
+    def _reporting(self, session: int, what: str) -> Iterator[None]:
+        """Watch a step of the commit thread and turn its failure into an event."""
+        try:
+            with self._watchdog.bounded(what, self._hang_bound_s):
+                yield
+        except TransactionLost as error:
+            self._inbox.put(core.TransactionFailed(session, str(error)))
+        except Exception as error:
+            _log.exception("%s failed", what)
+            self._inbox.put(core.TransactionFailed(session, f"{what}: {type(error).__name__}: {error}"))
+
+    # --- pulse --------------------------------------------------------------------------------------------
+
+    def _run_pulse(self) -> None:
+        """Heartbeats go on while a handler takes its time; whether it takes too long, the watchdog tells."""
+        interval_s = self._settings.heartbeat_interval_ms / 1000
+        last_discovery_s = -REDISCOVERY_INTERVAL_S
+        while not self._stopping.is_set():
+            self._send_heartbeat()
+            self._watchdog.check()
+            now_s = time.monotonic()
+            searching = not self._fixed_address and not self._transport.connected
+            if searching and now_s - last_discovery_s >= REDISCOVERY_INTERVAL_S:
+                last_discovery_s = now_s
+                self._look_for_leader()
+            self._stopping.wait(interval_s)
+
+    def _send_heartbeat(self) -> None:
+        if self._core.session and self._transport.connected:
+            self._transport.send(messages.encode(messages.Heartbeat(self._core.session, self._stats)))
+
+    def _look_for_leader(self) -> None:
+        try:
+            leader = find_leader(self._settings, self._topology.job)
+        except (FclusterError, KafkaException) as error:
+            _log.warning("looking for the coordinator: %s", error)
+            return
+        if leader is None:
+            _log.info("no coordinator of job %s yet; waiting for one", self._topology.job)
+        elif leader.address != self._transport.address:
+            _log.info("the coordinator is at %s", leader.address)
+            self._transport.connect(leader.address)
+
+    def _refresh_stats(self) -> None:
+        latencies = sorted(self._commit_latencies_ms)
+        self._stats = WorkerStats(
+            records_in=self._records_in,
+            records_out=self._port.records,
+            records_skipped=self._port.skipped,
+            epochs_committed=self._epochs_committed,
+            commit_latency_ms_p50=_quantile(latencies, 0.5),
+            commit_latency_ms_p99=_quantile(latencies, 0.99),
+            restoring=self._host.restoring,
+            resident_bytes=_resident_bytes(),
+            snapshot_epoch_min=self._host.snapshot_epoch_min,
+            shards=[self._shard_status(shard, runner) for shard, runner in self._runners.items()],
+        )
+
+    def _shard_status(self, shard: ShardId, runner: ShardRunner) -> ShardStatus:
+        owned = self._core.shards.get(shard)
+        committed = owned.position if owned is not None and owned.position is not None else runner.position
+        in_flight = self._core.in_flight is not None and shard in self._core.in_flight.shards
+        dirty = runner.last is not None or in_flight
+        position = max(runner.read_position, runner.next_offset)
+        return ShardStatus(shard, position, committed.offset, runner.end, dirty, committed.epoch)
+
+
+class _FrozenShard:
+    """A shard's part in a frozen epoch, before its delta is encoded."""
+
+    __slots__ = ("delta", "position", "runner", "shard")
+
+    def __init__(
+        self, shard: ShardId, runner: ShardRunner, delta: Delta | None, position: CommittedPosition
+    ) -> None:
+        self.shard = shard
+        self.runner = runner
+        self.delta = delta
+        self.position = position
+
+
+_CARRY_OUT: dict[type[core.Effect], Callable[[Worker, Any], None]] = {
+    core.Send: Worker._send,
+    core.OpenProducers: Worker._open_producers,
+    core.DestroyProducers: Worker._destroy_producers,
+    core.RestoreShards: Worker._restore_shards,
+    core.StartReading: Worker._start_reading,
+    core.StopReading: Worker._stop_reading,
+    core.DropLayers: Worker._drop_layers,
+    core.CloseShards: Worker._close_shards,
+    core.PrepareEpoch: Worker._prepare_epoch,
+    core.CommitEpoch: Worker._commit_epoch,
+    core.PauseReading: Worker._pause_reading,
+    core.ResumeReading: Worker._resume_reading,
+    core.Exit: Worker._do_exit,
+    core.Log: Worker._write_log,
+}
+
+
+def _shard_of(runner: ShardRunner) -> ShardId:
+    return ShardId(runner.stage.name, runner.partition)
+
+
+def _now_ms() -> int:
+    return time.monotonic_ns() // 1_000_000
+
+
+def _quantile(ordered: Sequence[float], fraction: float) -> float:
+    return ordered[min(len(ordered) - 1, int(len(ordered) * fraction))] if ordered else 0.0
+
+
+def _resident_bytes() -> int:
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0  # not on Linux
+
+
+def run_worker(job: Job, settings: Settings, *, slot: int = -1, coordinator_address: str = "") -> int:
+    """Run a worker in this process until it is told to leave (by the coordinator, SIGTERM or SIGINT).
+
+    Returns:
+        The exit code: 0 in good order, 3 if the job failed, 1 if this worker can't go on.
+
+    Raises:
+        FclusterError: it can't start; the message says why.
+    """
+    sys.setswitchinterval(THREAD_SWITCH_INTERVAL_S)
+    worker = Worker(job, settings, slot, coordinator_address or settings.coordinator_address)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda _number, _frame: worker.request_termination())
+    # What exists by now lives as long as the process; collecting it over and over costs 3 to 4%.
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 100)
+    return worker.run()

@@ -1,0 +1,363 @@
+"""Writes a worker's epochs to Kafka: outputs, deltas and offsets, visible together or not at all.
+
+Responsible for: the two transactional producers of a session and the order of calls on them. While one
+producer's epoch is being flushed, prepared and committed in the commit thread, the other one takes the
+outputs of the next epoch.
+
+Invariants kept:
+- `open` initialises both producers, once: an `EpochWriter` lives for one session (see `messages`).
+- Outputs of an epoch are acknowledged before the first output of the next one is produced, so the order
+  of a key's outputs is the order of its inputs also across epochs.
+- Nothing is guessed: whatever call fails, times out or can't be told the outcome of raises
+  `TransactionLost`, and the writer is destroyed. The committed offsets then say what is true.
+
+Must not: decide when to commit, or touch state.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
+
+from fcluster.common.ids import ShardId, transactional_ids
+from fcluster.common.kafka_clients import make_producer
+from fcluster.common.positions import CommittedPosition
+from fcluster.common.settings import Settings
+
+FLUSH_TIMEOUT_S = 30.0
+INIT_TIMEOUT_S = 30.0
+OUTPUT_QUEUE_RECORDS_MAX = 500_000
+"""librdkafka's own bound on records not yet acknowledged; `produce` waits when it is reached."""
+
+
+class TransactionLost(Exception):
+    """A transaction failed, or its outcome is unknown. The writer must be destroyed."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShardEpoch:
+    """One shard's part in an epoch.
+
+    Attributes:
+        source: topic and partition whose offset is committed.
+        position: what is committed for it.
+        changelog: topic of the deltas, None if the stage has no state.
+        delta: the encoded delta, cut into records; empty if the state didn't change.
+    """
+
+    shard: ShardId
+    source: tuple[str, int]
+    position: CommittedPosition
+    changelog: str | None
+    delta: Sequence[bytes]
+
+
+@dataclass(slots=True)
+class FrozenEpoch:
+    """All that one worker commits in an epoch.
+
+    `changelog_next` is filled by `prepare`: for each shard with a delta, the changelog offset behind it.
+    """
+
+    epoch: int
+    records: int
+    parts: Sequence[ShardEpoch]
+    changelog_next: dict[ShardId, int] = field(default_factory=lambda: dict[ShardId, int]())
+
+
+class EpochWriter(Protocol):
+    """What the worker's shell needs of a writer; two kinds of guarantee implement it."""
+
+    def open(self) -> None:
+        """Connect and initialise. Called once, in any thread; may take some time."""
+        ...
+
+    def begin(self) -> Callable[..., None]:
+        """Begin the next epoch and return the function that produces its outputs (main thread)."""
+        ...
+
+    def serve(self) -> int:
+        """Serve delivery reports; how many outputs aren't acknowledged yet (main thread)."""
+        ...
+
+    def flush_outputs(self) -> None:
+        """Wait until all outputs of the begun epoch are acknowledged (main thread)."""
+        ...
+
+    def seal(self) -> None:
+        """End the begun epoch: it belongs to the commit thread now (main thread)."""
+        ...
+
+    def prepare(self, frozen: FrozenEpoch) -> None:
+        """Write deltas and offsets of the sealed epoch and wait for all of it (commit thread)."""
+        ...
+
+    def commit(self, frozen: FrozenEpoch) -> None:
+        """Make the epoch visible (commit thread)."""
+        ...
+
+    def destroy(self) -> None:
+        """Let go of everything at once; what isn't committed is never going to be."""
+        ...
+
+
+class TransactionalWriter:
+    """Exactly-once: two transactional producers that take turns.
+
+    Args:
+        settings: of the worker.
+        job: the job's name, also the consumer group.
+        slot: names the transactional ids.
+        consumer: only its group metadata is used.
+    """
+
+    def __init__(self, settings: Settings, job: str, slot: int, group_metadata: Any) -> None:
+        self._settings = settings
+        self._ids = transactional_ids(job, slot)
+        self._group_metadata = group_metadata
+        self._producers: list[Producer] = []
+        self._turn = 0
+        self._sealed: Producer | None = None
+        self._begun = False
+
+    def open(self) -> None:
+        with ThreadPoolExecutor(len(self._ids)) as pool:
+            self._producers = list(pool.map(self._open_one, self._ids))
+
+    def _open_one(self, transactional_id: str) -> Producer:
+        producer = make_producer(
+            self._settings,
+            transactional_id=transactional_id,
+            **{"queue.buffering.max.messages": OUTPUT_QUEUE_RECORDS_MAX},
+        )
+        try:
+            producer.list_topics(timeout=INIT_TIMEOUT_S)  # once connected, initialising takes no 500 ms timer
+            producer.init_transactions(INIT_TIMEOUT_S)
+        except KafkaException as error:
+            raise TransactionLost(f"initialising {transactional_id}: {_why(error)}") from error
+        return producer
+
+    def begin(self) -> Callable[..., None]:
+        producer = self._producers[self._turn]
+        try:
+            producer.begin_transaction()
+        except KafkaException as error:
+            raise TransactionLost(f"beginning a transaction: {_why(error)}") from error
+        self._begun = True
+        return waiting_produce(producer)
+
+    def serve(self) -> int:
+        producer = self._producers[self._turn]
+        producer.poll(0)
+        return len(producer)
+
+    def flush_outputs(self) -> None:
+        flush(self._producers[self._turn])
+
+    def seal(self) -> None:
+        assert self._begun, "an epoch was sealed that was never begun"
+        self._sealed = self._producers[self._turn]
+        self._turn = 1 - self._turn
+        self._begun = False
+
+    def prepare(self, frozen: FrozenEpoch) -> None:
+        assert self._sealed is not None
+        produce_deltas(self._sealed, frozen)
+        try:
+            # While this waits for its answers, the deltas are on their way: flush() finds most of them done.
+            self._sealed.send_offsets_to_transaction(
+                offsets_of(frozen), self._group_metadata, FLUSH_TIMEOUT_S
+            )
+        except KafkaException as error:
+            raise TransactionLost(f"sending the offsets of epoch {frozen.epoch}: {_why(error)}") from error
+        flush(self._sealed)
+        check_deltas(frozen)
+
+    def commit(self, frozen: FrozenEpoch) -> None:
+        assert self._sealed is not None
+        try:
+            self._sealed.commit_transaction(FLUSH_TIMEOUT_S)
+        except KafkaException as error:
+            raise TransactionLost(f"committing epoch {frozen.epoch}: {_why(error)}") from error
+
+    def destroy(self) -> None:
+        for producer in self._producers:
+            _abandon(producer)
+        self._producers = []
+
+
+class AtLeastOnceWriter:
+    """At-least-once: one idempotent producer, offsets committed after everything is flushed.
+
+    Args:
+        settings: of the worker.
+        offsets_consumer: commits the offsets; must not be the one that reads.
+    """
+
+    def __init__(self, settings: Settings, offsets_consumer: Consumer) -> None:
+        self._settings = settings
+        self._offsets_consumer = offsets_consumer
+        self._producer: Producer | None = None
+        self._failure = ""
+
+    def open(self) -> None:
+        self._producer = make_producer(
+            self._settings,
+            **{
+                "enable.idempotence": True,
+                "queue.buffering.max.messages": OUTPUT_QUEUE_RECORDS_MAX,
+                "on_delivery": self._note_failure,
+            },
+        )
+
+    def _note_failure(self, error: Any, _message: Any) -> None:
+        if error is not None:
+            self._failure = str(error)
+
+    def begin(self) -> Callable[..., None]:
+        assert self._producer is not None
+        return waiting_produce(self._producer)
+
+    def serve(self) -> int:
+        assert self._producer is not None
+        self._producer.poll(0)
+        return len(self._producer)
+
+    def flush_outputs(self) -> None:
+        assert self._producer is not None
+        flush(self._producer)
+
+    def seal(self) -> None:
+        return None
+
+    def prepare(self, frozen: FrozenEpoch) -> None:
+        assert self._producer is not None
+        produce_deltas(self._producer, frozen)
+        flush(self._producer)
+        check_deltas(frozen)
+        if self._failure:  # no transaction notices it for us here
+            raise TransactionLost(f"an output was not written: {self._failure}")
+
+    def commit(self, frozen: FrozenEpoch) -> None:
+        try:
+            self._offsets_consumer.commit(offsets=offsets_of(frozen), asynchronous=False)
+        except KafkaException as error:
+            raise TransactionLost(f"committing the offsets of epoch {frozen.epoch}: {_why(error)}") from error
+
+    def destroy(self) -> None:
+        if self._producer is not None:
+            _abandon(self._producer)
+            self._producer = None
+
+
+def waiting_produce(producer: Producer) -> Callable[..., None]:
+    """`producer.produce`, but waiting where that raises BufferError because its queue is full."""
+    produce = producer.produce
+
+    def waiting(*arguments: Any) -> None:
+        try:
+            produce(*arguments)
+        except BufferError:
+            _wait_for_room(producer)
+            produce(*arguments)
+        except KafkaException as error:
+            cause: Any = error.args[0]
+            if cause.code() == KafkaError.MSG_SIZE_TOO_LARGE:
+                raise  # the handler's doing
+            raise TransactionLost(f"producing: {_why(error)}") from error
+
+    return waiting
+
+
+def _wait_for_room(producer: Producer) -> None:
+    deadline = time.monotonic() + FLUSH_TIMEOUT_S
+    while len(producer) >= OUTPUT_QUEUE_RECORDS_MAX * 9 // 10:
+        if time.monotonic() > deadline:
+            raise TransactionLost(f"Kafka has acknowledged no output for {FLUSH_TIMEOUT_S:.0f} s")
+        producer.poll(0.05)
+
+
+def flush(producer: Producer) -> None:
+    """Wait until everything produced is acknowledged.
+
+    Raises:
+        TransactionLost: something isn't, in time. (A record that failed makes the transaction's commit
+            fail, so it need not be looked for here.)
+    """
+    try:
+        waiting = producer.flush(FLUSH_TIMEOUT_S)
+    except KafkaException as error:
+        raise TransactionLost(f"flushing: {_why(error)}") from error
+    if waiting:
+        raise TransactionLost(f"{waiting} records weren't acknowledged within {FLUSH_TIMEOUT_S:.0f} s")
+
+
+def produce_deltas(producer: Producer, frozen: FrozenEpoch) -> None:
+    """Produce the epoch's deltas; `changelog_next` gets the offsets as they are acknowledged."""
+    for part in frozen.parts:
+        if part.delta and part.changelog is not None:
+            note = _delivery_note(frozen.changelog_next, part.shard)
+            for record in part.delta:
+                _produce_delta(producer, part.changelog, record, part.shard.partition, note)
+
+
+def _produce_delta(
+    producer: Producer, topic: str, record: bytes, partition: int, note: Callable[[Any, Any], None]
+) -> None:
+    try:
+        producer.produce(topic, record, partition=partition, on_delivery=note)
+    except BufferError:
+        _wait_for_room(producer)
+        producer.produce(topic, record, partition=partition, on_delivery=note)
+    except KafkaException as error:
+        raise TransactionLost(f"writing to {topic}: {_why(error)}") from error
+
+
+def _delivery_note(changelog_next: dict[ShardId, int], shard: ShardId) -> Callable[[Any, Any], None]:
+    def note(error: Any, message: Any) -> None:
+        if error is None:
+            changelog_next[shard] = max(changelog_next.get(shard, 0), message.offset() + 1)
+
+    return note
+
+
+def check_deltas(frozen: FrozenEpoch) -> None:
+    """Assure that every delta of the epoch was acknowledged.
+
+    Raises:
+        TransactionLost: one wasn't.
+    """
+    for part in frozen.parts:
+        if part.delta and part.shard not in frozen.changelog_next:
+            raise TransactionLost(f"the delta of {part.shard} in epoch {frozen.epoch} was not acknowledged")
+
+
+def offsets_of(frozen: FrozenEpoch) -> list[TopicPartition]:
+    """The offsets to commit, with the epoch in their metadata."""
+    return [
+        TopicPartition(*part.source, part.position.offset, metadata=part.position.encode_metadata())
+        for part in frozen.parts
+    ]
+
+
+def positions_of(frozen: FrozenEpoch) -> Mapping[ShardId, CommittedPosition]:
+    """Where the shards of the epoch stand once it is committed."""
+    return {part.shard: part.position for part in frozen.parts}
+
+
+def _abandon(producer: Producer) -> None:
+    """Drop what is queued, so that destroying the producer doesn't wait for it."""
+    try:
+        producer.purge()
+    except KafkaException:
+        pass  # it is going away either way
+
+
+def _why(error: KafkaException) -> str:
+    cause: Any = error.args[0] if error.args else error
+    return f"{cause.name()}: {cause.str()}" if hasattr(cause, "name") else str(cause)

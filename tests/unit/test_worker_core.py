@@ -1,0 +1,323 @@
+"""The worker's protocol, as scenarios: what came, what it does about it."""
+
+from __future__ import annotations
+
+import pytest
+
+from fcluster.common import messages
+from fcluster.common.ids import ShardId
+from fcluster.common.positions import CommittedPosition
+from fcluster.worker import core
+
+A, B = ShardId("flights", 0), ShardId("flights", 1)
+
+
+def position(offset: int, epoch: int = 0) -> CommittedPosition:
+    return CommittedPosition(offset, epoch, epoch, "f")
+
+
+class Scenario:
+    """Drives a core and remembers what it did."""
+
+    def __init__(self) -> None:
+        identity = core.Identity("w1", "h", 1, -1, "f", "store", "0")
+        bounds = core.Bounds(epoch_records_max=1000, coordinator_loss_ms=30_000, offset_refresh_ms=60_000)
+        self.now_ms = 0
+        self.core = core.WorkerCore(identity, bounds, 0)
+        self.effects: list[core.Effect] = []
+
+    def after(self, event: core.Event) -> list[core.Effect]:
+        self.effects = self.core.handle(event, self.now_ms)
+        self.core.invariants()
+        return self.effects
+
+    def receive(self, message: messages.FromCoordinator) -> list[core.Effect]:
+        return self.after(core.MessageReceived(message))
+
+    def sent(self) -> list[messages.FromWorker]:
+        return [effect.message for effect in self.effects if isinstance(effect, core.Send)]
+
+    def did(self, kind: type[core.Effect]) -> list[core.Effect]:
+        return [effect for effect in self.effects if isinstance(effect, kind)]
+
+    # shorthands for what is usual
+
+    def joined(self, session: int = 7, term: int = 1) -> Scenario:
+        self.after(core.Connected())
+        self.receive(messages.Welcome(term=term, session=session, slot=0, epoch=0, adopted=False))
+        self.after(core.ProducersOpened(session))
+        return self
+
+    def running(self, *shards: ShardId) -> Scenario:
+        session = self.core.session
+        self.receive(messages.Assign(self.core.term, session, list(shards)))
+        for shard in shards:
+            self.after(core.ShardRestored(session, shard, position(0)))
+        return self
+
+    def processed(self, *shards: ShardId, records: int = 10) -> Scenario:
+        self.after(core.RecordsProcessed(frozenset(shards), records, False))
+        return self
+
+    def barrier(self, epoch: int) -> Scenario:
+        self.receive(messages.Barrier(self.core.term, self.core.session, epoch))
+        return self
+
+    def prepared(self, epoch: int) -> Scenario:
+        self.barrier(epoch)
+        self.after(core.EpochFlushed(self.core.session, epoch, 10, 5.0))
+        return self
+
+    def complete(self, epoch: int) -> Scenario:
+        self.receive(messages.Complete(self.core.term, self.core.session, epoch))
+        return self
+
+    def committed(self, epoch: int, *shards: ShardId) -> Scenario:
+        positions = {shard: position(10 * epoch, epoch) for shard in shards}
+        self.after(core.EpochCommitted(self.core.session, epoch, 2.0, positions))
+        return self
+
+
+def test_connection_up_asks_for_a_fresh_session() -> None:
+    scenario = Scenario()
+    scenario.after(core.Connected())
+    (hello,) = scenario.sent()
+    assert isinstance(hello, messages.Hello)
+    assert (hello.session, hello.owned, hello.in_flight_epoch) == (0, [], 0)
+
+
+def test_welcome_initialises_producers_once_however_often_it_comes() -> None:
+    scenario = Scenario()
+    scenario.after(core.Connected())
+    welcome = messages.Welcome(term=1, session=7, slot=2, epoch=40, adopted=False)
+    scenario.receive(welcome)
+    assert scenario.did(core.OpenProducers) == [core.OpenProducers(7, 2)]
+    scenario.receive(welcome)
+    assert scenario.effects == []
+    assert scenario.core.epoch_seen == 40
+
+
+def test_restored_shard_waits_for_the_producers() -> None:
+    scenario = Scenario()
+    scenario.after(core.Connected())
+    scenario.receive(messages.Welcome(term=1, session=7, slot=0, epoch=0, adopted=False))
+    scenario.receive(messages.Assign(1, 7, [A]))
+    assert scenario.did(core.RestoreShards) == [core.RestoreShards(7, (A,))]
+    scenario.after(core.ShardRestored(7, A, position(5, 3)))
+    assert scenario.effects == []
+    scenario.after(core.ProducersOpened(7))
+    assert scenario.did(core.StartReading) == [core.StartReading(A, position(5, 3), None)]
+    (running,) = scenario.sent()
+    assert isinstance(running, messages.ShardsRunning)
+    assert running.shards[0].committed == 5
+
+
+def test_one_epoch_from_first_record_to_commit() -> None:
+    scenario = Scenario().joined().running(A, B).processed(A)
+    assert scenario.sent() == [messages.Dirty(7, False)]
+    scenario.processed(A)
+    assert scenario.sent() == []  # said once
+    scenario.barrier(1)
+    assert scenario.effects == [core.PrepareEpoch(7, 1, frozenset({A}))]
+    scenario.after(core.EpochFlushed(7, 1, 20, 5.0))
+    assert scenario.sent() == [messages.Prepared(7, 1, 20, 5.0, False)]
+    scenario.complete(1)
+    assert scenario.effects == [core.CommitEpoch(7, 1)]
+    scenario.committed(1, A)
+    (committed,) = scenario.sent()
+    assert isinstance(committed, messages.Committed)
+    assert not committed.dirty
+    assert scenario.core.in_flight is None
+
+
+def test_records_behind_the_barrier_belong_to_the_next_epoch() -> None:
+    scenario = Scenario().joined().running(A, B).processed(A).barrier(1)
+    scenario.processed(B)
+    assert scenario.sent() == [messages.Dirty(7, False)]
+    assert scenario.core.in_flight is not None
+    assert scenario.core.in_flight.shards == {A}
+    scenario.after(core.EpochFlushed(7, 1, 10, 5.0))
+    scenario.complete(1).committed(1, A)
+    (committed,) = scenario.sent()
+    assert isinstance(committed, messages.Committed)
+    assert committed.dirty
+
+
+def test_barrier_with_nothing_open_commits_nothing() -> None:
+    scenario = Scenario().joined().running(A).barrier(1)
+    assert scenario.sent() == [messages.Prepared(7, 1, 0, 0.0, False)]
+    scenario.complete(1)
+    assert not scenario.did(core.CommitEpoch)
+    (committed,) = scenario.sent()
+    assert isinstance(committed, messages.Committed)
+
+
+def test_complete_before_prepared_commits_nothing() -> None:
+    scenario = Scenario().joined().running(A).processed(A).barrier(1).complete(1)
+    assert scenario.effects == []
+
+
+@pytest.mark.parametrize("stale", ["session", "term", "epoch"])
+def test_stale_complete_commits_nothing(stale: str) -> None:
+    scenario = Scenario().joined(term=2).running(A).processed(A).prepared(5)
+    message = messages.Complete(
+        term=1 if stale == "term" else 2,
+        session=6 if stale == "session" else 7,
+        epoch=4 if stale == "epoch" else 5,
+    )
+    scenario.receive(message)
+    assert not scenario.did(core.CommitEpoch)
+
+
+def test_lost_transaction_resets_into_a_new_session() -> None:
+    scenario = Scenario().joined().running(A).processed(A).prepared(1).complete(1)
+    scenario.after(core.TransactionFailed(7, "timed out"))
+    assert scenario.did(core.DropLayers)
+    assert scenario.did(core.DestroyProducers)
+    (hello,) = scenario.sent()
+    assert isinstance(hello, messages.Hello)
+    assert (hello.session, hello.owned) == (0, [])
+    # What the old session still brings counts no more.
+    scenario.committed(1, A)
+    assert scenario.effects == []
+    scenario.receive(messages.Complete(1, 7, 1))
+    assert scenario.effects == []
+
+
+def test_eviction_drops_everything_and_joins_anew() -> None:
+    scenario = Scenario().joined().running(A).processed(A).prepared(1)
+    scenario.receive(messages.Evicted(1, 7))
+    assert scenario.did(core.DestroyProducers)
+    assert scenario.core.shards == {}
+    scenario.receive(messages.Welcome(term=1, session=8, slot=0, epoch=1, adopted=False))
+    assert scenario.did(core.OpenProducers) == [core.OpenProducers(8, 0)]
+
+
+def test_reconnection_tells_where_the_session_stands() -> None:
+    scenario = Scenario().joined().running(A, B).processed(A).prepared(3).processed(B)
+    scenario.after(core.Connected())
+    (hello,) = scenario.sent()
+    assert isinstance(hello, messages.Hello)
+    assert (hello.session, hello.prepared_epoch, hello.in_flight_epoch) == (7, 3, 3)
+    assert hello.dirty
+    assert set(hello.owned) == {A, B}
+
+
+def test_new_leader_adopts_and_hears_of_dirt_again() -> None:
+    scenario = Scenario().joined().running(A).processed(A)
+    scenario.receive(messages.Welcome(term=2, session=7, slot=0, epoch=9, adopted=True))
+    assert scenario.sent() == [messages.Dirty(7, False)]
+    scenario.receive(messages.Barrier(1, 7, 10))
+    assert not scenario.did(core.PrepareEpoch)  # the old leader's word
+
+
+def test_revoked_shard_is_released_after_its_commit() -> None:
+    scenario = Scenario().joined().running(A, B).processed(A)
+    scenario.receive(messages.Revoke(1, 7, [A]))
+    assert scenario.did(core.StopReading) == [core.StopReading((A,))]
+    assert scenario.sent() == []
+    scenario.prepared(1)
+    assert not scenario.did(core.CloseShards)
+    scenario.complete(1).committed(1, A)
+    assert scenario.did(core.CloseShards) == [core.CloseShards((A,))]
+    assert scenario.sent()[-1] == messages.Released(7, [A])
+
+
+def test_revoked_clean_shard_is_released_at_once() -> None:
+    scenario = Scenario().joined().running(A, B).processed(A)
+    scenario.receive(messages.Revoke(1, 7, [B]))
+    assert scenario.sent() == [messages.Released(7, [B])]
+
+
+def test_revoke_of_a_shard_that_is_not_owned_is_answered() -> None:
+    scenario = Scenario().joined().running(A)
+    scenario.receive(messages.Revoke(1, 7, [B]))
+    assert scenario.sent() == [messages.Released(7, [B])]
+
+
+def test_failed_handler_replays_and_stops_before_its_record() -> None:
+    scenario = Scenario().joined().running(A).processed(A)
+    scenario.after(core.HandlerFailed(7, A, 42, "boom"))
+    assert scenario.did(core.DestroyProducers)
+    scenario.receive(messages.Welcome(term=1, session=8, slot=0, epoch=0, adopted=False))
+    scenario.after(core.ProducersOpened(8))
+    scenario.receive(messages.Assign(1, 8, [A]))
+    scenario.after(core.ShardRestored(8, A, position(0)))
+    (start,) = scenario.did(core.StartReading)
+    assert isinstance(start, core.StartReading)
+    assert start.stop_record == core.StopRecord(42, "boom")
+    scenario.processed(A)
+    scenario.after(core.StopRecordReached(8, A, 42, "boom"))
+    assert scenario.did(core.StopReading) == [core.StopReading((A,))]
+    assert scenario.sent() == []  # what was processed before it commits first
+    scenario.prepared(1).complete(1).committed(1, A)
+    assert scenario.sent()[-1] == messages.WorkerFailed(8, "boom")
+
+
+def test_drain_commits_what_is_open_before_it_is_drained() -> None:
+    scenario = Scenario().joined().running(A).processed(A)
+    scenario.receive(messages.Drain(1, 7))
+    assert scenario.did(core.StopReading)
+    assert scenario.sent() == []
+    scenario.prepared(1).complete(1).committed(1, A)
+    assert scenario.sent()[-1] == messages.Drained(7)
+    scenario.receive(messages.Shutdown(1, 7, "stopped", False))
+    assert scenario.did(core.Exit) == [core.Exit(0, "stopped")]
+
+
+def test_termination_drains_and_says_goodbye() -> None:
+    scenario = Scenario().joined().running(A).processed(A)
+    scenario.after(core.TerminationRequested())
+    assert not scenario.did(core.Exit)
+    scenario.prepared(1).complete(1).committed(1, A)
+    assert scenario.sent()[-1] == messages.Goodbye(7)
+    assert scenario.did(core.Exit) == [core.Exit(0, "asked to leave")]
+
+
+def test_failed_job_exits_with_its_own_code() -> None:
+    scenario = Scenario().joined()
+    scenario.receive(messages.Shutdown(1, 7, "bad record", True))
+    assert scenario.did(core.Exit) == [core.Exit(core.EXIT_JOB_FAILED, "bad record")]
+
+
+def test_full_epoch_pauses_until_its_barrier() -> None:
+    scenario = Scenario().joined().running(A).processed(A, records=1000)
+    assert scenario.did(core.PauseReading)
+    scenario.barrier(1)
+    assert scenario.did(core.ResumeReading)
+
+
+def test_silent_coordinator_pauses_dirty_worker_until_it_is_heard() -> None:
+    scenario = Scenario().joined().running(A).processed(A)
+    scenario.now_ms = 30_000
+    scenario.after(core.Tick())
+    assert scenario.did(core.PauseReading)
+    scenario.receive(messages.HeartbeatAck(1, 7))
+    assert scenario.did(core.ResumeReading)
+
+
+def test_idle_shards_are_committed_anew_before_their_offsets_expire() -> None:
+    scenario = Scenario().joined().running(A, B).processed(A).prepared(1).complete(1).committed(1, A)
+    scenario.now_ms = 60_000
+    scenario.after(core.Tick())
+    assert scenario.sent() == [messages.Dirty(7, False)]
+    scenario.barrier(2)
+    assert scenario.effects == [core.PrepareEpoch(7, 2, frozenset({A}))]  # B has nothing to keep
+
+
+def test_refusal_ends_the_worker_unless_it_may_try_again() -> None:
+    scenario = Scenario()
+    scenario.after(core.Connected())
+    scenario.receive(messages.Refused(1, "draining", retry=True))
+    assert not scenario.did(core.Exit)
+    scenario.now_ms = 2000
+    scenario.after(core.Tick())
+    assert isinstance(scenario.sent()[0], messages.Hello)
+    scenario.receive(messages.Refused(1, "another topology", retry=False))
+    assert scenario.did(core.Exit)
+
+
+def test_assignment_repeated_restores_nothing_twice() -> None:
+    scenario = Scenario().joined().running(A)
+    scenario.receive(messages.Assign(1, 7, [A]))
+    assert scenario.effects == []
