@@ -29,7 +29,7 @@ def _encode_bytes(value: Any) -> bytes:
     # bytes(5) would be five zero bytes, so the type is asked first.
     if not isinstance(value, bytes | bytearray | memoryview):
         raise TypeError(_wrong_kind(value, "bytes", "bytes"))
-    return bytes(value)
+    return bytes(value)  # pyright: ignore[reportUnknownArgumentType]
 
 
 def _encode_json_key(value: Any) -> bytes:
@@ -38,8 +38,8 @@ def _encode_json_key(value: Any) -> bytes:
 
 def _wrong_kind(value: Any, kind: str, expected: str) -> str:
     return (
-        f"{value!r:.80} is of type {type(value).__name__}, but is written as {kind!r}, which takes {expected}; "
-        "convert it, or declare the topic's or key_by's kind as 'json'"
+        f"{value!r:.80} is of type {type(value).__name__}, but is written as {kind!r}, which takes {expected}"
+        "; convert it, or declare the topic's or key_by's kind as 'json'"
     )
 
 

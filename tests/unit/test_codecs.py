@@ -66,7 +66,7 @@ def test_value_of_another_kind_is_refused(kind: Any, value: Any) -> None:
 
 
 def test_number_as_a_text_key_tells_how_to_declare_it() -> None:
-    with pytest.raises(TypeError, match="17 is of type int, but is written as 'text'.*'json'"):
+    with pytest.raises(TypeError, match=r"17 is of type int, but is written as 'text'.*'json'"):
         key_codec("text")[1](17)
 
 
