@@ -1,0 +1,565 @@
+"""The command `fcluster`: its options, its messages, its exit codes.
+
+Responsible for: parsing, and for how every command ends. Keeps the rules that an error a user can repair is
+two lines on stderr (what, and the remedy), that a traceback appears only with `--debug`, and that `--help`
+imports nothing heavy: what does the work is imported inside the commands. Must not do the work itself.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+import click
+
+from fcluster.common.errors import FclusterError, KafkaUnavailable
+
+if TYPE_CHECKING:
+    from fcluster.launch import Connection
+
+EXIT_BUG = 70
+EXIT_TEMPORARY = 75
+EXIT_INTERRUPTED = 130
+LOG_LEVELS = ("debug", "info", "warning", "error")
+ISOLATIONS = ("read-committed", "read-uncommitted")
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+@dataclass
+class Session:
+    """One run of the command: what the reporting of errors needs to know of it."""
+
+    debug: bool = False
+    data_dir: Path | None = None
+    is_server: bool = False
+    """A coordinator or worker: its stderr is its log."""
+
+
+@dataclass(frozen=True)
+class CommonOptions:
+    """Options that all commands share; `flags` are settings by name, as given."""
+
+    flags: dict[str, str] = field(default_factory=dict[str, str])
+    config: Path | None = None
+    log_level: str = "info"
+
+
+class Commands(click.Group):
+    """A group that ends every error in a message and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        session = ctx.ensure_object(Session)
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except FclusterError as error:
+            if session.debug:
+                traceback.print_exc()
+            report(error.message, error.remedy)
+            retriable = session.is_server and isinstance(error, KafkaUnavailable)
+            ctx.exit(EXIT_TEMPORARY if retriable else error.exit_code)
+        except KeyboardInterrupt:
+            ctx.exit(EXIT_INTERRUPTED)
+        except BrokenPipeError:
+            _forget_stdout()
+            ctx.exit(0)
+        except Exception as error:  # noqa: BLE001
+            _report_bug(session, error)
+            ctx.exit(EXIT_BUG)
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command with `arguments` (default: those of the process), then exit."""
+    commands.main(args=None if arguments is None else list(arguments), prog_name="fcluster", obj=Session())
+    raise AssertionError("click exits by itself")
+
+
+def report(message: str, remedy: str = "") -> None:
+    """Print an error as every command does, and as `supervisor.reported_error` reads it."""
+    click.echo(f"error: {message}", err=True)
+    if remedy:
+        click.echo(f"remedy: {remedy}", err=True)
+
+
+def _report_bug(session: Session, error: Exception) -> None:
+    details = traceback.format_exc()
+    if session.debug or session.is_server:
+        click.echo(details, err=True, nl=False)
+        where = "the traceback above"
+    else:
+        where = f"the traceback in {_keep_traceback(session, details)}"
+    summary = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    report(f"this is a bug in fcluster: {summary}", f"Please report it with {where}.")
+
+
+def _keep_traceback(session: Session, details: str) -> Path:
+    import tempfile
+
+    logs = session.data_dir / "logs" if session.data_dir is not None else None
+    directory = logs if logs is not None and logs.is_dir() else Path(tempfile.gettempdir())
+    path = directory / f"fcluster-crash-{os.getpid()}.log"
+    try:
+        path.write_text(details, encoding="utf-8")
+    except OSError:
+        click.echo(details, err=True, nl=False)
+        return Path("stderr")
+    return path
+
+
+def _forget_stdout() -> None:
+    """Nobody reads stdout any more: keep the interpreter from complaining about it at exit."""
+    devnull = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(devnull, sys.stdout.fileno())
+    except (OSError, ValueError):
+        pass
+    finally:
+        os.close(devnull)
+
+
+# --- options ---------------------------------------------------------------------------------------
+
+
+def _read_settings(
+    _context: click.Context, _parameter: click.Parameter, given: tuple[str, ...]
+) -> dict[str, str]:
+    flags: dict[str, str] = {}
+    for item in given:
+        name, equals, value = item.partition("=")
+        if not equals or not name.strip():
+            raise click.BadParameter(f"{item!r} is not of the form name=value")
+        flags[name.strip()] = value
+    return flags
+
+
+def _note_debug(context: click.Context, _parameter: click.Parameter, debug: bool) -> None:
+    context.ensure_object(Session).debug = debug
+
+
+def _common(command: _Command) -> _Command:
+    """Options of every command; it gets them as `common`."""
+    decorators = (
+        click.option("--brokers", metavar="HOST:PORT,...", help="Kafka brokers (setting bootstrap.servers)."),
+        click.option(
+            "--data-dir",
+            metavar="DIR",
+            type=click.Path(file_okay=False),
+            help="Local state, logs, embedded Kafka (setting state.dir).  [default: .fcluster]",
+        ),
+        click.option(
+            "--config",
+            type=click.Path(exists=True, dir_okay=False, path_type=Path),
+            help="Settings file.  [default: fcluster.toml, if there is one]",
+        ),
+        click.option(
+            "--set",
+            "settings",
+            metavar="NAME=VALUE",
+            multiple=True,
+            callback=_read_settings,
+            help="Any setting, by its name; may be given often.",
+        ),
+        click.option("--log-level", type=click.Choice(LOG_LEVELS), default="info", show_default=True),
+        click.option(
+            "--debug",
+            is_flag=True,
+            expose_value=False,
+            is_eager=True,
+            callback=_note_debug,
+            help="Show tracebacks with errors.",
+        ),
+    )
+    for decorate in reversed(decorators):
+        command = decorate(command)
+    return command
+
+
+_job_argument = click.argument("target", metavar="JOB")
+_snapshots_option = click.option(
+    "--snapshots", metavar="DIR|URL", help="Snapshot store.  [default: snapshots in the data directory]"
+)
+_caught_up_option = click.option(
+    "--until-caught-up",
+    is_flag=True,
+    help="Finish when everything that was in the sources at start is committed.",
+)
+
+
+def _options(
+    brokers: str | None,
+    data_dir: str | None,
+    config: Path | None,
+    settings: dict[str, str],
+    log_level: str,
+    **more: Any,
+) -> CommonOptions:
+    """The given options as settings; `--set` loses against an option of its own for the same setting."""
+    from fcluster.common.settings import default_toml
+
+    own = {"bootstrap.servers": brokers, "state.dir": data_dir, **more}
+    flags = settings | {name: str(value) for name, value in own.items() if value is not None}
+    return CommonOptions(flags, config if config is not None else default_toml(Path.cwd()), log_level)
+
+
+def _connection(context: click.Context, options: CommonOptions) -> Connection:
+    from fcluster.launch import Connection
+
+    connection = Connection.find(options.flags, options.config, os.environ)
+    context.ensure_object(Session).data_dir = connection.data_dir
+    return connection
+
+
+def _show_version(context: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
+    if not wanted or context.resilient_parsing:
+        return
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        number = version("fcluster")
+    except PackageNotFoundError:
+        number = "(not installed)"
+    click.echo(f"fcluster {number}")
+    context.exit()
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.option(
+    "--version", is_flag=True, expose_value=False, is_eager=True, callback=_show_version, help="Show it."
+)
+def commands() -> None:
+    """Run sharded, stateful Python jobs over Kafka, exactly once.
+
+    \b
+    Try it:
+      fcluster kafka start
+      fcluster produce flights --partitions 4 --key-field carrier < flights.jsonl
+      fcluster up flights.py
+
+    Settings come from the job, then fcluster.toml, then the environment (FCLUSTER_COMMIT_INTERVAL_MS=50),
+    then options.
+    """
+
+
+# --- up --------------------------------------------------------------------------------------------
+
+
+@commands.command()
+@_job_argument
+@click.option("--workers", metavar="N", type=click.IntRange(1), help="Worker processes.  [default: 4]")
+@_snapshots_option
+@_caught_up_option
+@click.option("--plain", is_flag=True, help="Plain log lines, on a terminal too.")
+@_common
+@click.pass_context
+def up(
+    context: click.Context,
+    target: str,
+    workers: int | None,
+    snapshots: str | None,
+    until_caught_up: bool,
+    plain: bool,
+    **common: Any,
+) -> None:
+    """Run JOB on this machine: Kafka if no brokers are given, a coordinator, and workers.
+
+    JOB is a file (flights.py), a job in it (flights.py:job) or in a module (package.module:job). Ctrl-C
+    commits the last epoch and ends; a second one kills. Either way nothing is lost.
+
+    \b
+    Examples:
+      fcluster up flights.py
+      fcluster up flights.py --brokers host:9092 --workers 4 --data-dir ./state --snapshots ./snapshots
+      fcluster up flights.py --until-caught-up --set commit.interval.ms=100
+    """
+    from fcluster.launch import UpOptions, run_up
+
+    options = _options(**common, workers=workers, snapshots=snapshots)
+    session = context.ensure_object(Session)
+
+    def on_data_dir(data_dir: Path) -> None:
+        session.data_dir = data_dir
+
+    up_options = UpOptions(
+        target=target,
+        flags=options.flags,
+        config=options.config,
+        log_level=options.log_level,
+        until_caught_up=until_caught_up,
+        live=not plain and sys.stdout.isatty(),
+        on_data_dir=on_data_dir,
+    )
+    context.exit(run_up(up_options))
+
+
+# --- status ----------------------------------------------------------------------------------------
+
+
+@commands.command()
+@click.option("--json", "as_json", is_flag=True, help="Print the coordinator's document as it is.")
+@click.option("--job", metavar="NAME", help="The job's name, if it doesn't run in the data directory.")
+@_common
+@click.pass_context
+def status(context: click.Context, as_json: bool, job: str | None, **common: Any) -> None:
+    """Show coordinator, workers, shards, epoch, lag, rates and commit latency.
+
+    In a directory where `fcluster up` runs, no option is needed.
+
+    \b
+    Examples:
+      fcluster status
+      fcluster status --json --brokers host:9092 --job carrier-delays
+    """
+    document = _connection(context, _options(**common)).status(job)
+    if as_json:
+        import orjson
+
+        click.echo(orjson.dumps(document, option=orjson.OPT_INDENT_2))
+    else:
+        from fcluster.live_view import print_status
+
+        print_status(document)
+
+
+# --- consume, produce ------------------------------------------------------------------------------
+
+
+@commands.command()
+@click.argument("topic")
+@click.option(
+    "--isolation",
+    type=click.Choice(ISOLATIONS),
+    default="read-committed",
+    show_default=True,
+    help="read-uncommitted shows records before their epoch is committed, and those of aborted ones.",
+)
+@click.option("--from-beginning", is_flag=True, help="Start with the oldest record, not with the next one.")
+@click.option("--max", "count_max", metavar="N", type=click.IntRange(0), help="End after N records.")
+@_common
+@click.pass_context
+def consume(
+    context: click.Context,
+    topic: str,
+    isolation: str,
+    from_beginning: bool,
+    count_max: int | None,
+    **common: Any,
+) -> None:
+    """Print the records of TOPIC, one JSON object a line, until Ctrl-C.
+
+    Each line has topic, partition, offset, timestamp (ms), key and value. A value that isn't JSON is
+    printed as text; one that isn't text as base64, and "value_encoding" says so. No group is joined, nothing
+    is committed.
+
+    \b
+    Examples:
+      fcluster consume carrier-totals --from-beginning --max 10
+      fcluster consume carrier-totals --isolation read-uncommitted | jq .value
+    """
+    options = _options(**common)
+    connection = _connection(context, options)
+    try:
+        connection.consume(
+            topic, sys.stdout.buffer, isolation=isolation, from_beginning=from_beginning, count_max=count_max
+        )
+    except KeyboardInterrupt:
+        context.exit(0)
+
+
+@commands.command()
+@click.argument("topic")
+@click.option("--key-field", metavar="FIELD", help="The field whose value is the record's key.")
+@click.option(
+    "--partitions", metavar="N", type=click.IntRange(1), help="Create the topic, if it isn't there."
+)
+@_common
+@click.pass_context
+def produce(
+    context: click.Context, topic: str, key_field: str | None, partitions: int | None, **common: Any
+) -> None:
+    """Send each line of stdin, a JSON value, as one record to TOPIC.
+
+    A line that isn't JSON, or lacks the key field, ends the command: what was before it is sent, nothing
+    after it. Records go to the partitions that Java clients would choose (murmur2).
+
+    \b
+    Examples:
+      fcluster produce flights --key-field carrier < flights.jsonl
+      echo '{"carrier": "UA"}' | fcluster produce flights --partitions 4
+    """
+    connection = _connection(context, _options(**common))
+    if sys.stdin.isatty():
+        click.echo("One JSON value a line; Ctrl-D ends.", err=True)
+    sent, partition_count = connection.produce(
+        topic, sys.stdin.buffer, key_field=key_field, partitions=partitions
+    )
+    click.echo(f"sent {sent} records to {topic!r} ({partition_count} partitions)", err=True)
+
+
+# --- kafka -----------------------------------------------------------------------------------------
+
+
+@commands.group()
+def kafka() -> None:
+    """The embedded Kafka broker of a data directory.
+
+    \b
+    Examples:
+      fcluster kafka start
+      fcluster kafka status --data-dir ./state
+      fcluster kafka stop
+    """
+
+
+@kafka.command("start")
+@click.option("--foreground", is_flag=True, help="Stay until Ctrl-C, and stop the broker then.")
+@_common
+@click.pass_context
+def kafka_start(context: click.Context, foreground: bool, **common: Any) -> None:
+    """Start the broker, and leave it running after this command.
+
+    Commands with the same data directory find it by themselves.
+
+    \b
+    Example:
+      fcluster kafka start --data-dir ./state
+    """
+    from fcluster.launch import start_kafka
+
+    servers, wait = start_kafka(_data_dir(context, _options(**common)), foreground, _progress)
+    click.echo(servers)
+    wait()
+
+
+@kafka.command("stop")
+@_common
+@click.pass_context
+def kafka_stop(context: click.Context, **common: Any) -> None:
+    """Stop the broker that `fcluster kafka start` left running. Its data stays.
+
+    \b
+    Example:
+      fcluster kafka stop
+    """
+    from fcluster.launch import stop_kafka
+
+    click.echo("stopped" if stop_kafka(_data_dir(context, _options(**common))) else "not running")
+
+
+@kafka.command("status")
+@_common
+@click.pass_context
+def kafka_status(context: click.Context, **common: Any) -> None:
+    """Say whether the broker runs, and where; exit code 1 if it doesn't.
+
+    \b
+    Example:
+      fcluster kafka status
+    """
+    from fcluster.launch import describe_kafka
+
+    running, text = describe_kafka(_data_dir(context, _options(**common)))
+    click.echo(text)
+    context.exit(0 if running else 1)
+
+
+def _data_dir(context: click.Context, options: CommonOptions) -> Path:
+    from fcluster.launch import data_directory
+
+    path = data_directory(options.flags, options.config, os.environ)
+    context.ensure_object(Session).data_dir = path
+    return path
+
+
+def _progress(text: str) -> None:
+    click.echo(text, err=True)
+
+
+# --- the parts by hand -----------------------------------------------------------------------------
+
+
+@commands.command()
+@_job_argument
+@click.option("--workers", metavar="N", type=click.IntRange(1), help="Workers to expect.  [default: 4]")
+@_snapshots_option
+@_caught_up_option
+@click.option("--bind", metavar="tcp://HOST:PORT", help="Where to listen (setting coordinator.bind).")
+@click.option("--ready-file", type=click.Path(dir_okay=False, path_type=Path), hidden=True)
+@_common
+@click.pass_context
+def coordinator(
+    context: click.Context,
+    target: str,
+    workers: int | None,
+    snapshots: str | None,
+    until_caught_up: bool,
+    bind: str | None,
+    ready_file: Path | None,
+    **common: Any,
+) -> None:
+    """Run JOB's coordinator. Its workers find it through Kafka.
+
+    \b
+    Example:
+      fcluster coordinator flights.py --brokers host:9092 --workers 2
+    """
+    context.ensure_object(Session).is_server = True
+    options = _options(
+        **common, workers=workers, snapshots=snapshots, **({"coordinator.bind": bind} if bind else {})
+    )
+    from fcluster.launch import load, start_logging
+
+    start_logging(options.log_level)
+    job, settings = load(target, options.flags, options.config, os.environ)
+    from fcluster.coordinator.server import run_coordinator
+
+    code = run_coordinator(
+        job,
+        settings,
+        expected_workers=settings.workers,
+        until_caught_up=until_caught_up,
+        ready_file=ready_file,
+    )
+    context.exit(code)
+
+
+@commands.command()
+@_job_argument
+@_snapshots_option
+@click.option(
+    "--slot", metavar="N", type=click.IntRange(-1), default=-1, help="The slot to take.  [default: any]"
+)
+@click.option(
+    "--coordinator",
+    "address",
+    metavar="tcp://HOST:PORT",
+    help="Where the coordinator is.  [default: Kafka says]",
+)
+@_common
+@click.pass_context
+def worker(
+    context: click.Context, target: str, snapshots: str | None, slot: int, address: str | None, **common: Any
+) -> None:
+    """Run one worker of JOB. It finds the coordinator through Kafka.
+
+    \b
+    Example:
+      fcluster worker flights.py --brokers host:9092
+    """
+    context.ensure_object(Session).is_server = True
+    options = _options(**common, snapshots=snapshots)
+    from fcluster.launch import load, start_logging
+
+    start_logging(options.log_level)
+    job, settings = load(target, options.flags, options.config, os.environ)
+    from fcluster.worker.server import run_worker
+
+    context.exit(
+        run_worker(job, settings, slot=slot, coordinator_address=address or settings.coordinator_address)
+    )

@@ -1,0 +1,113 @@
+"""Asks a coordinator for its status, or to drain and stop.
+
+Responsible for: one connection to one coordinator, requests over it one at a time. Keeps the rule that an
+answer belongs to the request it is returned for: after a time-out the connection is dropped, so that a late
+answer can't be taken for the next one's. Must not be shared between threads.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import msgspec
+import zmq
+
+from fcluster.common import messages
+from fcluster.common.errors import FclusterError
+
+
+class CoordinatorSilent(FclusterError):  # noqa: N818
+    """The coordinator gave no answer in time."""
+
+
+class RequestRefused(FclusterError):  # noqa: N818
+    """The coordinator answered that it can't do what was asked."""
+
+
+class AdminClient:
+    """A connection to the coordinator at `address` (``tcp://host:port``).
+
+    It is opened by the first request and comes back by itself when the coordinator was restarted.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self._context: zmq.Context[zmq.Socket[bytes]] | None = None
+        self._socket: zmq.Socket[bytes] | None = None
+
+    def __enter__(self) -> AdminClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def status(self, timeout_ms: int = 3_000) -> dict[str, Any]:
+        """The coordinator's status document.
+
+        Raises:
+            CoordinatorSilent: there was no answer within `timeout_ms`.
+            RequestRefused: it won't answer, for the reason in the message.
+        """
+        reply = self._ask(messages.StatusRequest(), timeout_ms)
+        if not isinstance(reply, messages.StatusReply):
+            raise self._unexpected(reply)
+        return decode_document(bytes(reply.status))
+
+    def stop(self, timeout_ms: int = 3_000) -> None:
+        """Ask the coordinator to drain all workers and stop; returns once it says that it is draining.
+
+        Raises:
+            CoordinatorSilent: there was no answer within `timeout_ms`.
+            RequestRefused: it won't, for the reason in the message.
+        """
+        reply = self._ask(messages.StopRequest(), timeout_ms)
+        if not isinstance(reply, messages.StopReply):
+            raise self._unexpected(reply)
+
+    def close(self) -> None:
+        """Drop the connection; the next request opens a new one."""
+        if self._context is not None:
+            self._context.destroy(0)
+        self._context = self._socket = None
+
+    def _ask(self, request: messages.Message, timeout_ms: int) -> messages.FromCoordinator:
+        socket = self._open()
+        try:
+            socket.send(messages.encode(request), zmq.NOBLOCK)
+            if socket.poll(timeout_ms, zmq.POLLIN):
+                return messages.decode_from_coordinator(socket.recv_multipart()[0])
+        except (zmq.ZMQError, messages.MalformedMessage) as error:
+            self.close()
+            raise CoordinatorSilent(
+                f"the coordinator at {self.address} can't be asked: {error}",
+                remedy="Check that coordinator and command are of the same version of fcluster.",
+            ) from error
+        self.close()
+        raise CoordinatorSilent(
+            f"the coordinator at {self.address} gave no answer within {timeout_ms / 1000:g} s",
+            remedy="If it was just started or restarted, try again in a few seconds; else look into its log.",
+        )
+
+    def _open(self) -> zmq.Socket[bytes]:
+        if self._socket is None:
+            self._context = zmq.Context(1)
+            self._socket = self._context.socket(zmq.DEALER)
+            self._socket.setsockopt(zmq.LINGER, 0)
+            self._socket.setsockopt(zmq.MAXMSGSIZE, messages.MESSAGE_BYTES_MAX)
+            self._socket.setsockopt(zmq.RECONNECT_IVL, 50)
+            self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, 500)
+            self._socket.connect(self.address)
+        return self._socket
+
+    def _unexpected(self, reply: messages.FromCoordinator) -> FclusterError:
+        if isinstance(reply, messages.Refused):
+            return RequestRefused(f"the coordinator at {self.address} refused: {reply.reason}")
+        return RequestRefused(f"the coordinator at {self.address} answered with {type(reply).__name__}")
+
+
+def decode_document(encoded: bytes) -> dict[str, Any]:
+    """The status document in a `StatusReply`, which travels as MessagePack within the message."""
+    document = msgspec.msgpack.decode(encoded)
+    if not isinstance(document, dict):
+        raise RequestRefused(f"the status is a {type(document).__name__}, not a document")
+    return cast("dict[str, Any]", document)

@@ -1,0 +1,609 @@
+"""What the commands do: find brokers and clusters, check a job before it runs, start a cluster and stop it.
+
+Responsible for: everything between the parsed options (`cli`) and the parts that do the work. Keeps the rules
+that mistakes are found in the foreground, before any process is started, and that whatever was started here
+is stopped here. Must not parse options, nor draw.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import socket
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from fcluster.common.errors import ClusterConflict, FclusterError, MissingTopic
+from fcluster.common.settings import Settings, resolve
+from fcluster.data_directory import (
+    ClusterNote,
+    DirectoryLock,
+    SharedLog,
+    create_directory,
+    log_path,
+    read_note,
+    remove_note,
+    rotate_log,
+    write_note,
+)
+
+if TYPE_CHECKING:
+    from fcluster.common.job import Job
+    from fcluster.common.topology import Topology
+    from fcluster.live_view import View
+    from fcluster.supervisor import Outcome, ProcessSpec
+
+STATUS_TIMEOUT_MS = 3_000
+PORTS_BELOW_EPHEMERAL = range(15_000, 32_000)
+"""Where the coordinator's port is taken from: the system gives none of these to outgoing connections, so it
+is still free after a restart."""
+
+
+class NoBrokers(FclusterError):  # noqa: N818
+    """A command needs Kafka and knows of none."""
+
+
+class NoFreePort(FclusterError):  # noqa: N818
+    """The coordinator has nowhere to listen."""
+
+
+class NoCluster(FclusterError):  # noqa: N818
+    """No cluster runs where one was looked for."""
+
+
+class ClusterFailed(FclusterError):  # noqa: N818
+    """The cluster ended before its work was done."""
+
+
+# --- the parts by hand -----------------------------------------------------------------------------
+
+
+def start_logging(level: str) -> None:
+    """Set up this process's log."""
+    from fcluster.common.logs import configure_logging
+
+    configure_logging(level)
+
+
+def load(
+    target: str, flags: Mapping[str, str], config: Path | None, env: Mapping[str, str]
+) -> tuple[Job, Settings]:
+    """The job, and the settings that hold for it.
+
+    Raises:
+        FclusterError: the job can't be loaded, a setting is wrong, or there are no brokers.
+    """
+    from fcluster.common.loader import load_job
+
+    job = load_job(target)
+    settings = resolve(job.settings, config, env, flags)
+    if not settings.bootstrap_servers:
+        servers = detached_kafka(Path(settings.state_dir))
+        if servers is None:
+            raise no_brokers(Path(settings.state_dir))
+        settings = replace(settings, bootstrap_servers=servers)
+    return job, settings
+
+
+def data_directory(flags: Mapping[str, str], config: Path | None, env: Mapping[str, str]) -> Path:
+    """The data directory that options, environment and settings file name."""
+    return Path(resolve({}, config, env, flags).state_dir)
+
+
+# --- finding a cluster -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Connection:
+    """What the console commands know: settings with brokers if any are known, and the cluster that runs in
+    the data directory, if one does."""
+
+    settings: Settings
+    data_dir: Path
+    note: ClusterNote | None
+
+    @classmethod
+    def find(cls, flags: Mapping[str, str], config: Path | None, env: Mapping[str, str]) -> Connection:
+        """Look at the options first, then at what runs in the data directory."""
+        settings = resolve({}, config, env, flags)
+        directory = Path(settings.state_dir)
+        note = read_note(directory)
+        if not settings.bootstrap_servers:
+            servers = note.brokers if note is not None else detached_kafka(directory)
+            settings = replace(settings, bootstrap_servers=servers or "")
+        return cls(settings, directory, note)
+
+    def status(self, job: str | None) -> dict[str, Any]:
+        """The status document of the cluster in the data directory, or of `job` on the brokers.
+
+        Raises:
+            NoCluster: none runs there.
+            FclusterError: it gives no answer.
+        """
+        from fcluster.common.admin_client import AdminClient
+
+        with AdminClient(self._coordinator_address(job)) as client:
+            return client.status(STATUS_TIMEOUT_MS)
+
+    def _coordinator_address(self, job: str | None) -> str:
+        if self.note is not None and job in (None, self.note.job):
+            return self.note.coordinator
+        if job is None:
+            raise NoCluster(
+                f"no cluster runs in {self.data_dir}",
+                remedy="Start one with `fcluster up`, or name it: --brokers HOST:PORT --job NAME.",
+            )
+        from fcluster.common.discovery import find_leader
+
+        self._check_brokers()
+        leader = find_leader(self.settings, job)
+        if leader is None:
+            raise NoCluster(
+                f"no coordinator of a job {job!r} is known on {self.settings.bootstrap_servers}",
+                remedy="Check the job's name and the brokers, or start it with `fcluster up`.",
+            )
+        return leader.address
+
+    def consume(
+        self, topic: str, output: BinaryIO, *, isolation: str, from_beginning: bool, count_max: int | None
+    ) -> int:
+        """Print records; see `console_clients.run_consume`."""
+        from fcluster.common.kafka_clients import make_consumer
+        from fcluster.console_clients import kafka_errors, run_consume
+
+        self._check_brokers()
+        consumer = make_consumer(
+            self.settings,
+            "read-committed" if isolation == "read-committed" else "read-uncommitted",
+            **{
+                "group.id": f"fcluster-consume-{random.getrandbits(64):016x}",
+                "auto.offset.reset": "earliest",
+            },
+        )
+        with kafka_errors():
+            return run_consume(consumer, topic, output, from_beginning=from_beginning, count_max=count_max)
+
+    def produce(
+        self, topic: str, lines: BinaryIO, *, key_field: str | None, partitions: int | None
+    ) -> tuple[int, int]:
+        """Send lines (see `console_clients.run_produce`); how many, and the topic's partition count."""
+        from fcluster.common.kafka_clients import make_admin, make_producer
+        from fcluster.console_clients import create_topic, existing_partitions, kafka_errors, run_produce
+
+        self._check_brokers()
+        admin = make_admin(self.settings)
+        with kafka_errors():
+            if partitions is not None:
+                create_topic(admin, topic, partitions)
+            count = len(existing_partitions(admin, topic, creatable=True))
+            sent = run_produce(
+                lambda **extra: make_producer(self.settings, **extra), topic, lines, key_field=key_field
+            )
+        return sent, count
+
+    def _check_brokers(self) -> None:
+        if not self.settings.bootstrap_servers:
+            raise no_brokers(self.data_dir)
+        check_brokers(self.settings)
+
+
+def no_brokers(data_dir: Path) -> NoBrokers:
+    """The error of a command that needs brokers and found none."""
+    return NoBrokers(
+        f"no brokers are given, and no cluster or embedded Kafka runs in {data_dir}",
+        remedy="Give --brokers HOST:PORT, or start a broker with `fcluster kafka start`.",
+    )
+
+
+def check_brokers(settings: Settings) -> None:
+    """Raises KafkaUnavailable if the brokers can't be reached."""
+    from fcluster.common.kafka_clients import connect_or_raise, make_admin
+
+    connect_or_raise(make_admin(settings), settings)
+
+
+# --- embedded Kafka --------------------------------------------------------------------------------
+
+
+def detached_kafka(data_dir: Path) -> str | None:
+    """The bootstrap servers of the broker that `fcluster kafka start` left running here, None without one."""
+    from fcluster.common import embedded_kafka
+
+    return embedded_kafka.status(data_dir)
+
+
+def start_kafka(
+    data_dir: Path, foreground: bool, progress: Callable[[str], None]
+) -> tuple[str, Callable[[], None]]:
+    """Start the broker of `data_dir`; gives its servers, and what to call to stay as long as it shall run."""
+    from fcluster.common import embedded_kafka
+
+    create_directory(data_dir)
+    if not foreground:
+        return embedded_kafka.start_detached(data_dir, progress=progress), lambda: None
+    broker = embedded_kafka.EmbeddedKafka(data_dir)
+    servers = broker.start(progress=progress)
+
+    def wait() -> None:
+        try:
+            _wait_for_signal()
+        finally:
+            progress("stopping Kafka")
+            broker.stop()
+
+    return servers, wait
+
+
+def _wait_for_signal() -> None:
+    import signal
+
+    ended = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: ended.set())
+    ended.wait()
+
+
+def stop_kafka(data_dir: Path) -> bool:
+    """Stop the broker that was left running; whether there was one."""
+    from fcluster.common import embedded_kafka
+
+    return embedded_kafka.stop_detached(data_dir)
+
+
+def describe_kafka(data_dir: Path) -> tuple[bool, str]:
+    """Whether a broker of `data_dir` runs, and a line that says so."""
+    servers = detached_kafka(data_dir)
+    if servers is not None:
+        return True, f"running: {servers}"
+    note = read_note(data_dir)
+    if note is not None:
+        return True, f"running, with the cluster of job {note.job!r}: {note.brokers}"
+    return False, f"not running in {data_dir}"
+
+
+# --- up --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class UpOptions:
+    """The options of `fcluster up`; `flags` are settings by name."""
+
+    target: str
+    flags: Mapping[str, str]
+    config: Path | None
+    log_level: str
+    until_caught_up: bool
+    live: bool
+    on_data_dir: Callable[[Path], None] = lambda _path: None
+
+
+def run_up(options: UpOptions) -> int:
+    """Run a cluster on this machine until it is done, fails or is ended; the exit code.
+
+    Raises:
+        FclusterError: it can't be started, or ended before its work was done.
+    """
+    from fcluster.common.loader import load_job
+
+    job = load_job(options.target)
+    settings = resolve(job.settings, options.config, os.environ, options.flags)
+    topology = job.build(settings)
+    directory = Path(settings.state_dir)
+    create_directory(directory)
+    options.on_data_dir(directory)
+    lock = DirectoryLock(directory)
+    lock.acquire()
+    try:
+        broker, settings = _brokers(settings, directory)
+        try:
+            check_before_start(settings, topology, embedded=broker is not None)
+            outcome = _Up(options, job.name, settings, directory).run()
+        finally:
+            if broker is not None:
+                _print("stopping Kafka")
+                broker.stop()
+    finally:
+        remove_note(directory)
+        lock.release()
+    if outcome.exit_code != 0:
+        error = ClusterFailed(outcome.reason, remedy=outcome.remedy)
+        error.exit_code = outcome.exit_code
+        raise error
+    return 0
+
+
+def _brokers(settings: Settings, directory: Path) -> tuple[Any, Settings]:
+    """The broker that was started for this cluster (None if one runs), and settings that name the servers."""
+    if settings.bootstrap_servers:
+        return None, settings
+    servers = detached_kafka(directory)
+    if servers is not None:
+        _print(f"using the Kafka that runs in {directory}: {servers}")
+        return None, replace(settings, bootstrap_servers=servers)
+    from fcluster.common.embedded_kafka import EmbeddedKafka
+
+    broker = EmbeddedKafka(directory)
+    servers = broker.start(progress=_print)
+    return broker, replace(settings, bootstrap_servers=servers)
+
+
+def check_before_start(settings: Settings, topology: Topology, *, embedded: bool = False) -> None:
+    """Find what can be found before anything runs.
+
+    Raises:
+        KafkaUnavailable: the brokers can't be reached.
+        MissingTopic: a source doesn't exist.
+        ClusterConflict: the job runs already.
+    """
+    from fcluster.common.kafka_clients import connect_or_raise, make_admin
+    from fcluster.console_clients import METADATA_TIMEOUT_S, kafka_errors, missing_topic
+
+    admin = make_admin(settings)
+    connect_or_raise(admin, settings)
+    with kafka_errors():
+        topics: Mapping[str, object] = admin.list_topics(timeout=METADATA_TIMEOUT_S).topics
+    for stage in topology.stages:
+        if not stage.internal and stage.source.name not in topics:
+            error = missing_topic(stage.source.name, topics)
+            where = (
+                f" --data-dir {settings.state_dir}"
+                if embedded
+                else f" --brokers {settings.bootstrap_servers}"
+            )
+            raise MissingTopic(
+                f"source {error.message}",
+                remedy=f"{error.remedy} To create it: fcluster produce {stage.source.name} --partitions 4"
+                f"{where} < lines.jsonl" + (" (after `fcluster kafka start`)" if embedded else ""),
+            )
+    check_not_running(settings, topology.job)
+
+
+def check_not_running(settings: Settings, job: str) -> None:
+    """Raises ClusterConflict if a coordinator of `job` answers."""
+    from fcluster.common.admin_client import AdminClient
+    from fcluster.common.discovery import find_leader
+
+    leader = find_leader(settings, job)
+    if leader is None or not leader.address:
+        return
+    with AdminClient(leader.address) as client:
+        try:
+            found = client.status(timeout_ms=1_000).get("job")
+        except FclusterError:
+            return
+    if found == job:
+        raise ClusterConflict(
+            f"a cluster of job {job!r} runs already on these brokers: its coordinator is at {leader.address}",
+            remedy="Stop that one, let workers join it with `fcluster worker`, or give this job another name.",
+        )
+
+
+class _Up:
+    """One run of the processes of a cluster."""
+
+    def __init__(self, options: UpOptions, job: str, settings: Settings, directory: Path) -> None:
+        self._options = options
+        self._settings = settings
+        self._directory = directory
+        self._address = f"tcp://127.0.0.1:{free_port()}"
+        self._note = ClusterNote(
+            job=job,
+            target=options.target,
+            brokers=settings.bootstrap_servers,
+            coordinator=self._address,
+            pid=os.getpid(),
+            started=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+
+    def run(self) -> Outcome:
+        """Until the end; nothing is left running."""
+        from fcluster.live_view import make_view
+        from fcluster.supervisor import SUPERVISOR, Supervisor
+
+        specs = self._specs()
+        for name in (SUPERVISOR, *(spec.name for spec in specs)):
+            rotate_log(self._directory, name)
+        log = SharedLog(self._directory, SUPERVISOR)
+        view = _LoggedView(make_view(self._options.live, sys.stdout), log)
+        view.line(
+            SUPERVISOR,
+            f"job {self._note.job!r}, {self._settings.workers} workers, brokers {self._note.brokers}",
+        )
+        supervisor = Supervisor(
+            specs,
+            spawn=self._spawn,
+            view=view,
+            ask_drain=self._ask_drain,
+            on_change=lambda pids: write_note(self._directory, replace(self._note, pids=pids)),
+            drain_timeout_s=self._settings.checkpoint_timeout_ms / 1000 + 15,
+        )
+        handler = _ViewHandler(view)
+        logging.getLogger().addHandler(handler)
+        poller = StatusPoller(
+            self._address,
+            interval_s=0.25 if self._options.live else 1.0,
+            on_document=lambda document: view.document(document, supervisor.restarts),
+        )
+        poller.start()
+        try:
+            outcome = supervisor.run()
+            view.line(SUPERVISOR, "done" if outcome.exit_code == 0 else outcome.reason)
+            return outcome
+        finally:
+            poller.stop()
+            logging.getLogger().removeHandler(handler)
+            view.close()
+            log.close()
+
+    def _specs(self) -> list[ProcessSpec]:
+        from fcluster.supervisor import COORDINATOR, ProcessSpec
+
+        # Flags go to the children as flags; environment and settings file they read themselves, so that no
+        # secret from there shows up among the arguments of a process.
+        flags = dict(self._options.flags) | {
+            "bootstrap.servers": self._settings.bootstrap_servers,
+            "state.dir": self._settings.state_dir,
+            "coordinator.bind": self._address,
+        }
+        common = ["--log-level", self._options.log_level]
+        if self._options.config is not None:
+            common += ["--config", str(self._options.config)]
+        for name, value in flags.items():
+            common += ["--set", f"{name}={value}"]
+        start = (sys.executable, "-m", "fcluster")
+        caught_up = ["--until-caught-up"] if self._options.until_caught_up else []
+        target = self._options.target
+        coordinator = ProcessSpec(COORDINATOR, (*start, COORDINATOR, *common, *caught_up, "--", target))
+        workers = [
+            ProcessSpec(
+                f"worker-{slot}",
+                (
+                    *start,
+                    "worker",
+                    "--slot",
+                    str(slot),
+                    "--coordinator",
+                    self._address,
+                    *common,
+                    "--",
+                    target,
+                ),
+            )
+            for slot in range(self._settings.workers)
+        ]
+        return [coordinator, *workers]
+
+    def _spawn(self, spec: ProcessSpec, on_line: Callable[[str], None]) -> Any:
+        from fcluster.common.processes import spawn
+
+        return SpawnedChild(
+            spawn(
+                spec.name,
+                spec.argv,
+                log_file=log_path(self._directory, spec.name),
+                on_line=on_line,
+                env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            )
+        )
+
+    def _ask_drain(self) -> None:
+        from fcluster.common.admin_client import AdminClient
+
+        with AdminClient(self._address) as client:
+            client.stop(timeout_ms=1_000)
+
+
+class SpawnedChild:
+    """A child whose end is told only after its last lines were."""
+
+    def __init__(self, process: Any) -> None:
+        self._process = process
+        self.pid: int = process.pid
+
+    def wait(self) -> int:
+        """Block until it ended and its output is read; the exit code."""
+        code: int = self._process.wait()
+        self._process.join_output()
+        return code
+
+    def terminate(self) -> None:
+        """Ask it to end."""
+        self._process.terminate()
+
+    def kill(self) -> None:
+        """Make it end."""
+        self._process.kill()
+
+
+class _LoggedView:
+    """A view that keeps the supervisor's lines in a file too; the processes' have files of their own."""
+
+    def __init__(self, view: View, log: SharedLog) -> None:
+        self._view = view
+        self._log = log
+
+    def line(self, name: str, text: str) -> None:
+        from fcluster.supervisor import SUPERVISOR
+
+        if name == SUPERVISOR:
+            self._log.write(f"{datetime.now(UTC).isoformat(timespec='milliseconds')} {text}")
+        self._view.line(name, text)
+
+    def document(self, document: Mapping[str, Any], restarts: int) -> None:
+        self._view.document(document, restarts)
+
+    def close(self) -> None:
+        self._view.close()
+
+
+class _ViewHandler(logging.Handler):
+    """Shows what libraries log in the supervisor's own process."""
+
+    def __init__(self, view: _LoggedView) -> None:
+        super().__init__(logging.WARNING)
+        self._view = view
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from fcluster.supervisor import SUPERVISOR
+
+        self._view.line(SUPERVISOR, f"{record.levelname} {record.name}: {record.getMessage()}")
+
+
+class StatusPoller:
+    """Asks the coordinator for its status again and again, in a thread; silence is no error."""
+
+    def __init__(
+        self, address: str, *, interval_s: float, on_document: Callable[[dict[str, Any]], None]
+    ) -> None:
+        self._address = address
+        self._interval_s = interval_s
+        self._on_document = on_document
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="status", daemon=True)
+
+    def start(self) -> None:
+        """Begin to ask."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End; waits for the thread."""
+        self._stopped.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        from fcluster.common.admin_client import AdminClient
+
+        with AdminClient(self._address) as client:
+            while not self._stopped.wait(self._interval_s):
+                try:
+                    document = client.status(timeout_ms=500)
+                except FclusterError:
+                    continue
+                self._on_document(document)
+
+
+def free_port() -> int:
+    """A free port of the loopback interface, likely to stay free.
+
+    Raises:
+        NoFreePort: none of many tried is free.
+    """
+    for port in random.sample(PORTS_BELOW_EPHEMERAL, 200):
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise NoFreePort("no free port on the loopback interface", remedy="Close programs that listen there.")
+
+
+def _print(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()

@@ -1,0 +1,531 @@
+"""How a cluster looks on a terminal: the live view of `fcluster up`, the tables of `fcluster status`.
+
+Responsible for: turning the coordinator's status document and the processes' log lines into something to
+look at; on a terminal redrawn in place, elsewhere as plain lines. Fields missing from a document show as
+unknown: a view never fails over what a coordinator doesn't say. Must not ask the coordinator, nor decide
+anything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TextIO, cast
+
+Document = Mapping[str, Any]
+
+REFRESH_INTERVAL_S = 0.25
+SUMMARY_INTERVAL_S = 5.0
+SILENCE_S = 2.0
+"""A coordinator that gives no status for so long shows as silent."""
+SHARDS_SHOWN_MAX = 32
+WORKERS_SHOWN_MAX = 16
+LOG_LINES_SHOWN_MAX = 12
+LOG_LINES_SHOWN_MIN = 3
+NAME_WIDTH = 11
+
+COLOURS = ("cyan", "green", "magenta", "blue", "yellow", "bright_cyan", "bright_green", "bright_magenta")
+_TROUBLE = re.compile(r"\b(ERROR|CRITICAL)\b|^error:")
+_WARNING = re.compile(r"\bWARNING\b")
+
+
+@dataclass(frozen=True)
+class Totals:
+    """A status document in one line. Rates are records a second; -1 means unknown."""
+
+    job: str
+    epoch: int
+    phase: str
+    interval_ms: float
+    records_in_per_second: float
+    records_out_per_second: float
+    lag: int
+    commit_ms_p50: float
+    commit_ms_p99: float
+    workers_running: int
+    workers: int
+    shards_running: int
+    shards: int
+    held_back: str
+
+    @property
+    def caught_up(self) -> bool:
+        """Whether every shard is known to be at its end."""
+        return self.lag == 0
+
+
+def totals_of(document: Document) -> Totals:
+    """Sum up what the document says about workers and shards."""
+    workers = list(_list(document, "workers"))
+    shards = list(_list(document, "shards"))
+    lags = [_number(shard, "lag", -1) for shard in shards]
+    p50 = sorted(value for w in workers if (value := _number(w, "commit_latency_ms_p50", 0)) > 0)
+    return Totals(
+        job=str(document.get("job", "?")),
+        epoch=int(_number(document, "epoch", 0)),
+        phase=str(document.get("phase", "?")),
+        interval_ms=_number(document, "interval_ms", -1),
+        records_in_per_second=sum(_number(w, "records_in_per_second", 0) for w in workers),
+        records_out_per_second=sum(_number(w, "records_out_per_second", 0) for w in workers),
+        lag=int(sum(lags)) if lags and min(lags) >= 0 else -1,
+        commit_ms_p50=p50[len(p50) // 2] if p50 else -1,
+        commit_ms_p99=max((_number(w, "commit_latency_ms_p99", 0) for w in workers), default=0) or -1,
+        workers_running=sum(1 for w in workers if _is_running(w)),
+        workers=len(workers),
+        shards_running=sum(1 for s in shards if _is_running(s)),
+        shards=len(shards),
+        held_back=_held_back(document),
+    )
+
+
+def summary_line(document: Document, restarts: int) -> str:
+    """The document in one plain line."""
+    t = totals_of(document)
+    parts = [
+        f"epoch {t.epoch:,}",
+        f"in {t.records_in_per_second:,.0f}/s",
+        f"out {t.records_out_per_second:,.0f}/s",
+        f"lag {_count(t.lag)}",
+        f"commit p50 {_ms(t.commit_ms_p50)} p99 {_ms(t.commit_ms_p99)}",
+        f"workers {t.workers_running}/{t.workers}",
+        f"shards {t.shards_running}/{t.shards}",
+    ]
+    if restarts:
+        parts.append(f"restarts {restarts}")
+    if t.held_back:
+        parts.append(t.held_back)
+    return "  ".join(parts)
+
+
+class ShardRates:
+    """Records a second for each shard, from how its position moved between documents."""
+
+    WINDOW_S = 2.0
+
+    def __init__(self) -> None:
+        self._seen: dict[tuple[str, int], deque[tuple[float, int]]] = {}
+
+    def update(self, document: Document, now_s: float) -> None:
+        """Take note of the positions in `document`, which was received at `now_s`."""
+        current: dict[tuple[str, int], deque[tuple[float, int]]] = {}
+        for shard in _list(document, "shards"):
+            key = (str(shard.get("stage")), int(_number(shard, "partition", 0)))
+            points = self._seen.get(key, deque())
+            position = int(_number(shard, "position", -1))
+            if position >= 0:
+                if points and position < points[-1][1]:
+                    points.clear()  # it fell back to its committed offset: no negative rates
+                points.append((now_s, position))
+            while len(points) > 2 and points[0][0] < now_s - self.WINDOW_S:
+                points.popleft()
+            current[key] = points
+        self._seen = current
+
+    def rate(self, stage: str, partition: int) -> float:
+        """Records a second over the last two seconds, -1 if unknown."""
+        points = self._seen.get((stage, partition))
+        if not points or len(points) < 2 or points[-1][0] <= points[0][0]:
+            return -1.0
+        return (points[-1][1] - points[0][1]) / (points[-1][0] - points[0][0])
+
+
+# --- tables ----------------------------------------------------------------------------------------
+
+
+def header(document: Document, restarts: int | None = None) -> Any:
+    """The job at a glance, as a rich renderable."""
+    from rich.text import Text
+
+    t = totals_of(document)
+    text = Text(no_wrap=True, overflow="ellipsis")
+    text.append(t.job, "bold")
+    text.append(f"  {t.phase}", "green" if t.phase == "running" else "yellow")
+    text.append(f"  epoch {t.epoch:,}  interval {_ms(t.interval_ms)}")
+    text.append(f"  in {t.records_in_per_second:,.0f}/s  out {t.records_out_per_second:,.0f}/s", "bold cyan")
+    text.append(f"  lag {_count(t.lag)}", "bold green" if t.caught_up else "bold yellow")
+    text.append(f"  commit p50 {_ms(t.commit_ms_p50)} p99 {_ms(t.commit_ms_p99)}")
+    if restarts is not None:
+        text.append(f"  restarts {restarts}", "red" if restarts else "dim")
+    if t.held_back:
+        text.append(f"\n{t.held_back}", "yellow")
+    return text
+
+
+def workers_table(document: Document) -> Any:
+    """One row for each worker."""
+    from rich.markup import escape
+
+    table = _table("slot", "worker", "pid", "phase", "in/s", "out/s", "commit p50", "p99", "heard", "shards")
+    workers = list(_list(document, "workers"))
+    for worker in workers[:WORKERS_SHOWN_MAX]:
+        phase = str(worker.get("phase", "?"))
+        table.add_row(
+            _text(worker.get("slot")),
+            escape(f"{_text(worker.get('worker'))[:8]}@{_text(worker.get('host'))[:20]}"),
+            _text(worker.get("pid")),
+            f"[{_phase_colour(phase)}]{escape(phase)}",
+            _rate(_number(worker, "records_in_per_second", -1)),
+            _rate(_number(worker, "records_out_per_second", -1)),
+            _ms(_number(worker, "commit_latency_ms_p50", 0) or -1),
+            _ms(_number(worker, "commit_latency_ms_p99", 0) or -1),
+            _ms(_number(worker, "last_heard_ms", -1)),
+            _text(_length(worker.get("shards"))),
+        )
+    if len(workers) > WORKERS_SHOWN_MAX:
+        table.add_row("", f"... and {len(workers) - WORKERS_SHOWN_MAX} more")
+    return table
+
+
+def shards_table(document: Document, rates: ShardRates | None, columns: int, rows_max: int) -> Any:
+    """The shards, `columns` of them side by side; those that lag most when not all can be shown."""
+    names = (
+        ("shard", "slot", "rate/s", "lag", "epoch")
+        if rates
+        else ("shard", "slot", "position", "lag", "epoch")
+    )
+    table = _table(*(names * columns), right=("slot", "rate/s", "position", "lag", "epoch"))
+    shards = list(_list(document, "shards"))
+    room = min(SHARDS_SHOWN_MAX, max(1, rows_max) * columns)
+    hidden = len(shards) - room
+    if hidden > 0:
+        shards = sorted(shards, key=lambda s: -_number(s, "lag", 0))[:room]
+    cells = [_shard_cells(shard, rates) for shard in shards]
+    rows = -(-len(cells) // columns)
+    for row in range(rows):
+        # Down the first column, then down the next: partitions of a stage stay together.
+        side_by_side = [
+            cells[row + rows * column] for column in range(columns) if row + rows * column < len(cells)
+        ]
+        table.add_row(*(cell for group in side_by_side for cell in group))
+    if hidden > 0:
+        table.add_row(f"[dim]... and {hidden} more")
+    return table
+
+
+def _shard_cells(shard: Document, rates: ShardRates | None) -> tuple[str, ...]:
+    from rich.markup import escape
+
+    stage, partition = str(shard.get("stage", "?")), int(_number(shard, "partition", 0))
+    phase = str(shard.get("phase", "?"))
+    colour = _phase_colour(phase)
+    name = escape(f"{stage}/{partition}")
+    if colour != "green":
+        name = f"[{colour}]{name} {escape(phase)}"
+    slot = _number(shard, "slot", -1)
+    if rates:
+        movement = _rate(rates.rate(stage, partition))
+    else:
+        movement = _count(int(_number(shard, "position", -1)))
+    lag = int(_number(shard, "lag", -1))
+    return (
+        name,
+        f"{slot:.0f}" if slot >= 0 else "-",
+        movement,
+        f"[yellow]{lag:,}" if lag > 0 else _count(lag),
+        _count(int(_number(shard, "epoch", -1))),
+    )
+
+
+def shard_columns(document: Document, width: int) -> int:
+    """How many shards fit side by side into `width` characters."""
+    names = [len(str(s.get("stage", ""))) + 12 for s in _list(document, "shards")]
+    return max(1, min(3, width // (max(names, default=12) + 42)))
+
+
+def status_tables(document: Document, width: int) -> Any:
+    """Everything `fcluster status` prints."""
+    from rich.console import Group
+
+    return Group(
+        header(document),
+        workers_table(document),
+        shards_table(document, None, shard_columns(document, width), SHARDS_SHOWN_MAX),
+    )
+
+
+def print_status(document: Document, stream: TextIO | None = None) -> None:
+    """Print the tables once, coloured only on a terminal."""
+    from rich.console import Console
+
+    target = stream if stream is not None else sys.stdout
+    # Piped output isn't cut at 80 columns.
+    console = Console(file=target, highlight=False, width=None if target.isatty() else 140)
+    console.print(status_tables(document, console.width))
+
+
+def _table(*names: str, right: Sequence[str] = ()) -> Any:
+    from rich.table import Table
+
+    numeric = right or ("slot", "pid", "in/s", "out/s", "commit p50", "p99", "heard", "shards")
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for name in names:
+        table.add_column(name, justify="right" if name in numeric else "left", no_wrap=True)
+    return table
+
+
+# --- views -----------------------------------------------------------------------------------------
+
+
+class View(Protocol):
+    """Where the supervisor shows what happens. All methods but `document` are called from any thread."""
+
+    def line(self, name: str, text: str) -> None:
+        """A log line of the process `name`."""
+        ...
+
+    def document(self, document: Document, restarts: int) -> None:
+        """The coordinator's newest status."""
+        ...
+
+    def close(self) -> None:
+        """Nothing more will come."""
+        ...
+
+
+class PlainView:
+    """Log lines as they come, and a summary every few seconds while something changes."""
+
+    def __init__(self, stream: TextIO | None = None, summary_interval_s: float = SUMMARY_INTERVAL_S) -> None:
+        self._stream = stream if stream is not None else sys.stderr
+        self._interval_s = summary_interval_s
+        self._lock = threading.Lock()
+        self._summarised_s = float("-inf")
+        self._shown: object = None
+        self._coloured = self._stream.isatty() and not os.environ.get("NO_COLOR")
+
+    def line(self, name: str, text: str) -> None:
+        """Print the line behind the process's name."""
+        prefix = f"{name:<{NAME_WIDTH}} |"
+        if self._coloured:
+            prefix = f"\x1b[{_ansi_colour_of(name)}m{prefix}\x1b[0m"
+        self._write(f"{prefix} {text}\n")
+
+    def document(self, document: Document, restarts: int) -> None:
+        """Print a summary if it is time for one and something changed since the last."""
+        now = time.monotonic()
+        if now - self._summarised_s < self._interval_s:
+            return
+        state = _progress_of(document, restarts)
+        if state == self._shown:
+            return
+        self._shown, self._summarised_s = state, now
+        self.line("cluster", summary_line(document, restarts))
+
+    def close(self) -> None:
+        """Nothing is held back, so nothing is left to do."""
+
+    def _write(self, text: str) -> None:
+        # A reader that went away (`| head`) doesn't stop the cluster.
+        with self._lock, contextlib.suppress(OSError, ValueError):
+            self._stream.write(text)
+            self._stream.flush()
+
+
+class LiveView:
+    """Header, workers, shards and the last log lines, redrawn in place.
+
+    Lines that tell of trouble are also printed above, where they stay.
+    """
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        from rich.console import Console
+        from rich.live import Live
+
+        self._console = Console(file=stream if stream is not None else sys.stderr, highlight=False)
+        self._lock = threading.Lock()
+        self._lines: deque[tuple[str, str]] = deque(maxlen=LOG_LINES_SHOWN_MAX * 4)
+        self._rates = ShardRates()
+        self._document: Document | None = None
+        self._heard_s = 0.0
+        self._restarts = 0
+        self._changed = threading.Event()
+        self._closing = threading.Event()
+        self._live = Live(
+            console=self._console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False
+        )
+        self._live.start()
+        self._thread = threading.Thread(target=self._redraw, name="live-view", daemon=True)
+        self._thread.start()
+
+    def line(self, name: str, text: str) -> None:
+        """Show the line below the tables; one that tells of trouble stays above as well."""
+        with self._lock:
+            self._lines.append((name, text))
+        if is_trouble(text):
+            self._console.print(styled_line(name, text), soft_wrap=True)
+        self._changed.set()
+
+    def document(self, document: Document, restarts: int) -> None:
+        """Show the coordinator's newest status."""
+        with self._lock:
+            self._document, self._restarts, self._heard_s = document, restarts, time.monotonic()
+            self._rates.update(document, self._heard_s)
+        self._changed.set()
+
+    def close(self) -> None:
+        """Draw the last state and leave it on the screen."""
+        if self._closing.is_set():
+            return
+        self._closing.set()
+        self._changed.set()
+        self._thread.join()
+        self._live.update(self._renderable(), refresh=True)
+        self._live.stop()
+
+    def _redraw(self) -> None:
+        while not self._closing.is_set():
+            self._changed.wait(SILENCE_S)
+            self._changed.clear()
+            self._live.update(self._renderable(), refresh=True)
+            self._closing.wait(REFRESH_INTERVAL_S)
+
+    def _renderable(self) -> Any:
+        from rich.console import Group
+
+        with self._lock:
+            parts = list(self._tables())
+            lines = list(self._lines)
+        height = max(10, self._console.height - 1)
+        used = sum(len(self._console.render_lines(part, pad=False)) for part in parts)
+        room = min(LOG_LINES_SHOWN_MAX, max(LOG_LINES_SHOWN_MIN, height - used - 1))
+        return Group(*parts, *(styled_line(name, text) for name, text in lines[-room:]))
+
+    def _tables(self) -> Iterator[Any]:
+        from rich.rule import Rule
+        from rich.text import Text
+
+        document = self._document
+        if document is None:
+            return
+        yield Rule(style="dim")
+        yield header(document, self._restarts)
+        silence_s = time.monotonic() - self._heard_s
+        if silence_s >= SILENCE_S and not self._closing.is_set():
+            yield Text(f"the coordinator gave no answer for {silence_s:.0f} s; this is its last", "yellow")
+        yield workers_table(document)
+        used = 6 + min(WORKERS_SHOWN_MAX, _length(document.get("workers"))) + LOG_LINES_SHOWN_MIN
+        rows = max(2, self._console.height - used - 3)
+        yield shards_table(document, self._rates, shard_columns(document, self._console.width), rows)
+        yield Rule(style="dim")
+
+
+def make_view(live: bool, stream: TextIO | None = None) -> View:
+    """The live view if `live`, else plain lines."""
+    return LiveView(stream) if live else PlainView(stream)
+
+
+def styled_line(name: str, text: str) -> Any:
+    """A log line behind its process's name in that process's colour."""
+    from rich.text import Text
+
+    styled = Text(no_wrap=True, overflow="ellipsis")
+    styled.append(f"{name:<{NAME_WIDTH}} ", _colour_of(name))
+    styled.append("| ", "dim")
+    # Text, not markup: what a handler logs may well hold brackets. Control characters would move the cursor.
+    clean = "".join(c if c.isprintable() else " " for c in text)
+    styled.append(clean, "red" if is_trouble(text) else "yellow" if _WARNING.search(text) else "")
+    return styled
+
+
+def is_trouble(text: str) -> bool:
+    """Whether a log line tells of an error."""
+    return _TROUBLE.search(text[:80]) is not None
+
+
+def _ansi_colour_of(name: str) -> int:
+    digits = re.sub(r"\D", "", name)
+    return 31 + (int(digits) + 1) % 6 if digits else 1
+
+
+def _colour_of(name: str) -> str:
+    digits = re.sub(r"\D", "", name)
+    if digits:
+        return COLOURS[int(digits) % len(COLOURS)]
+    return {"coordinator": "bold", "kafka": "dim"}.get(name, "bold blue")
+
+
+# --- reading documents -------------------------------------------------------------------------------
+
+
+def _progress_of(document: Document, restarts: int) -> object:
+    """What has to differ for a new summary to be worth a line."""
+    shards = tuple(
+        (
+            s.get("stage"),
+            s.get("partition"),
+            s.get("position"),
+            s.get("committed"),
+            s.get("phase"),
+            s.get("slot"),
+        )
+        for s in _list(document, "shards")
+    )
+    workers = tuple((w.get("slot"), w.get("pid"), w.get("phase")) for w in _list(document, "workers"))
+    return document.get("phase"), shards, workers, restarts
+
+
+def _held_back(document: Document) -> str:
+    value = document.get("oldest_open_epoch")
+    if not isinstance(value, Mapping):
+        return ""
+    oldest = cast("Document", value)
+    age_ms = _number(oldest, "age_ms", 0)
+    if age_ms < 1_000:  # ordinary epochs are no news
+        return ""
+    waiting: Any = oldest.get("waiting_for")
+    names = ", ".join(map(str, _items(waiting) or [waiting]))
+    return f"an epoch is open for {age_ms / 1000:.1f} s, held back by {names or '?'}"
+
+
+def _list(document: Document, name: str) -> Iterator[Document]:
+    for item in _items(document.get(name)):
+        if isinstance(item, Mapping):
+            yield cast("Document", item)
+
+
+def _items(value: Any) -> Sequence[Any]:
+    return cast("Sequence[Any]", value) if isinstance(value, list | tuple) else ()
+
+
+def _number(document: Document, name: str, default: float) -> float:
+    value = document.get(name)
+    return value if isinstance(value, int | float) else default
+
+
+def _length(value: Any) -> int:
+    return value if isinstance(value, int) else len(_items(value))
+
+
+def _is_running(item: Document) -> bool:
+    return item.get("phase") == "running"
+
+
+def _phase_colour(phase: str) -> str:
+    return {"running": "green", "dead": "red", "fencing": "red", "gone": "red", "unassigned": "red"}.get(
+        phase, "yellow"
+    )
+
+
+def _text(value: Any) -> str:
+    return "-" if value is None else str(value)
+
+
+def _count(value: int) -> str:
+    return f"{value:,}" if value >= 0 else "?"
+
+
+def _rate(value: float) -> str:
+    return f"{value:,.0f}" if value >= 0 else "-"
+
+
+def _ms(value: float) -> str:
+    if value < 0:
+        return "-"
+    return f"{value:.0f} ms" if value < 10_000 else f"{value / 1000:.0f} s"

@@ -1,0 +1,300 @@
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from fcluster.common.errors import FclusterError
+from fcluster.supervisor import (
+    EXIT_BUG,
+    EXIT_DONE,
+    EXIT_JOB_FAILED,
+    EXIT_KILLED,
+    EXIT_MISTAKE,
+    EXIT_TEMPORARY,
+    FAILURES_IN_A_ROW_MAX,
+    Outcome,
+    ProcessSpec,
+    Supervisor,
+    death_of,
+    reported_error,
+)
+
+DEADLINE_S = 10.0
+
+
+def eventually(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline, f"never happened: {what}"
+        time.sleep(0.005)
+
+
+class FakeChild:
+    def __init__(self, pid: int, on_line: Callable[[str], None]) -> None:
+        self.pid = pid
+        self.on_line = on_line
+        self.terminated = False
+        self.killed = False
+        self.ends_when_terminated = True
+        self._ended = threading.Event()
+        self._code = 0
+
+    def wait(self) -> int:
+        assert self._ended.wait(DEADLINE_S * 2), "a test left a child running"
+        return self._code
+
+    def end(self, code: int) -> None:
+        self._code = code
+        self._ended.set()
+
+    def terminate(self) -> None:
+        self.terminated = True
+        if self.ends_when_terminated:
+            self.end(-signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.killed = True
+        if not self._ended.is_set():
+            self.end(-signal.SIGKILL)
+
+    @property
+    def alive(self) -> bool:
+        return not self._ended.is_set()
+
+
+class Cluster:
+    """A supervisor in a thread, over children that do as the test says."""
+
+    def __init__(self, drain_timeout_s: float = DEADLINE_S) -> None:
+        self.children: dict[str, list[FakeChild]] = {}
+        self.lines: list[tuple[str, str]] = []
+        self.pids: dict[str, int] = {}
+        self.drain_answers = True
+        self.drains = 0
+        self._next_pid = 1000
+        self.supervisor = Supervisor(
+            [ProcessSpec(name, (name,)) for name in ("coordinator", "worker-0", "worker-1")],
+            spawn=self._spawn,
+            view=self,
+            ask_drain=self._ask_drain,
+            on_change=lambda pids: self.pids.update(pids),
+            drain_timeout_s=drain_timeout_s,
+            exit_grace_s=0.3,
+        )
+        self._pool = ThreadPoolExecutor(1)
+        self._future = self._pool.submit(self.supervisor.run)
+
+    def _spawn(self, spec: ProcessSpec, on_line: Callable[[str], None]) -> FakeChild:
+        self._next_pid += 1
+        child = FakeChild(self._next_pid, on_line)
+        self.children.setdefault(spec.name, []).append(child)
+        return child
+
+    def _ask_drain(self) -> None:
+        self.drains += 1
+        if not self.drain_answers:
+            raise FclusterError("no answer")
+
+    def line(self, name: str, text: str) -> None:
+        self.lines.append((name, text))
+
+    def said(self, part: str) -> bool:
+        return any(part in text for name, text in self.lines if name == "cluster")
+
+    def child(self, name: str, start: int = 1) -> FakeChild:
+        """The child of the `start`-th start of the process."""
+        eventually(lambda: len(self.children.get(name, [])) >= start, f"start {start} of {name}")
+        return self.children[name][start - 1]
+
+    def end_everything(self, coordinator_code: int) -> None:
+        for name in ("worker-0", "worker-1"):
+            self.children[name][-1].end(EXIT_DONE)
+        self.children["coordinator"][-1].end(coordinator_code)
+
+    def outcome(self) -> Outcome:
+        outcome = self._future.result(DEADLINE_S)
+        assert not any(child.alive for started in self.children.values() for child in started)
+        return outcome
+
+    def close(self) -> None:
+        self.supervisor.signal(signal.SIGINT)
+        self.supervisor.signal(signal.SIGINT)
+        self._future.result(DEADLINE_S)
+        self._pool.shutdown()
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    cluster = Cluster()
+    cluster.child("worker-1")
+    yield cluster
+    cluster.close()
+
+
+def test_killed_worker_is_started_again_and_said_so(cluster: Cluster) -> None:
+    cluster.child("worker-0").end(-signal.SIGKILL)
+    cluster.child("worker-0", 2)
+    assert cluster.said("worker-0 was killed by SIGKILL; it is started again in 0.1 s")
+    assert cluster.supervisor.restarts == 1
+    assert len(cluster.children["worker-1"]) == 1
+
+
+def test_killed_coordinator_is_started_again(cluster: Cluster) -> None:
+    cluster.child("coordinator").end(-signal.SIGKILL)
+    cluster.child("coordinator", 2)
+    assert all(cluster.child(name).alive for name in ("worker-0", "worker-1"))
+
+
+def test_restart_is_noted_with_the_new_process_id(cluster: Cluster) -> None:
+    cluster.child("worker-0").end(-signal.SIGKILL)
+    second = cluster.child("worker-0", 2)
+    eventually(lambda: cluster.pids["worker-0"] == second.pid, "the new pid is noted")
+
+
+def test_deaths_in_a_row_wait_longer_each_time(cluster: Cluster) -> None:
+    for start in (1, 2, 3):
+        cluster.child("worker-0", start).end(-signal.SIGKILL)
+    cluster.child("worker-0", 4)
+    for delay in ("0.1 s", "0.2 s", "0.4 s"):
+        assert cluster.said(f"started again in {delay}")
+
+
+def test_coordinator_done_ends_everything_with_success(cluster: Cluster) -> None:
+    cluster.end_everything(EXIT_DONE)
+    assert cluster.outcome() == Outcome(EXIT_DONE)
+
+
+def test_coordinator_done_while_a_worker_hangs_terminates_then_kills_it(cluster: Cluster) -> None:
+    hanging = cluster.child("worker-0")
+    hanging.ends_when_terminated = False
+    cluster.child("worker-1").end(EXIT_DONE)
+    cluster.child("coordinator").end(EXIT_DONE)
+    assert cluster.outcome().exit_code == EXIT_DONE
+    assert hanging.terminated
+    assert hanging.killed
+    assert cluster.said("killed, since it didn't end: worker-0")
+
+
+def test_job_failure_is_not_restarted_and_tells_what_the_coordinator_reported(cluster: Cluster) -> None:
+    coordinator = cluster.child("coordinator")
+    coordinator.on_line("error: record 7 of flights/3 isn't JSON")
+    coordinator.on_line("remedy: Correct it.")
+    coordinator.end(EXIT_JOB_FAILED)
+    assert cluster.outcome() == Outcome(EXIT_MISTAKE, "record 7 of flights/3 isn't JSON", "Correct it.")
+    assert len(cluster.children["coordinator"]) == 1
+
+
+def test_mistake_at_the_first_start_ends_everything_at_once(cluster: Cluster) -> None:
+    worker = cluster.child("worker-0")
+    worker.on_line("error: the directory is in use")
+    worker.end(EXIT_MISTAKE)
+    assert cluster.outcome().reason == "the directory is in use"
+    assert cluster.child("coordinator").terminated
+
+
+def test_crash_again_and_again_gives_up_and_names_the_process(cluster: Cluster) -> None:
+    for start in range(1, FAILURES_IN_A_ROW_MAX + 1):
+        cluster.child("worker-1", start).end(EXIT_BUG)
+    outcome = cluster.outcome()
+    assert outcome.exit_code == EXIT_MISTAKE
+    assert outcome.reason == "worker-1 crashed (exit code 70)"
+    assert "worker-1" in outcome.remedy
+
+
+def test_trouble_that_may_pass_is_restarted_more_often_than_crashes(cluster: Cluster) -> None:
+    for start in range(1, FAILURES_IN_A_ROW_MAX + 1):
+        cluster.child("worker-1", start).end(EXIT_TEMPORARY)
+    cluster.child("worker-1", FAILURES_IN_A_ROW_MAX + 1)
+
+
+def test_first_signal_drains_and_success_follows_when_the_coordinator_is_done(cluster: Cluster) -> None:
+    cluster.supervisor.signal(signal.SIGINT)
+    eventually(lambda: cluster.drains == 1, "the coordinator is asked to drain")
+    assert not any(cluster.child(name).terminated for name in cluster.children)
+    cluster.end_everything(EXIT_DONE)
+    assert cluster.outcome() == Outcome(EXIT_DONE)
+
+
+def test_second_signal_kills_everything(cluster: Cluster) -> None:
+    cluster.supervisor.signal(signal.SIGINT)
+    cluster.supervisor.signal(signal.SIGINT)
+    assert cluster.outcome().exit_code == EXIT_KILLED
+    assert all(cluster.child(name).killed for name in ("coordinator", "worker-0", "worker-1"))
+
+
+def test_worker_that_drained_is_not_started_again(cluster: Cluster) -> None:
+    cluster.supervisor.signal(signal.SIGTERM)
+    cluster.child("worker-0").end(EXIT_DONE)
+    cluster.child("worker-1").end(-signal.SIGKILL)
+    eventually(lambda: cluster.said("worker-1 was killed by SIGKILL while draining"), "the death is said")
+    cluster.child("coordinator").end(EXIT_DONE)
+    assert cluster.outcome().exit_code == EXIT_DONE
+    assert cluster.supervisor.restarts == 0
+
+
+def test_coordinator_that_dies_while_draining_comes_back_and_is_asked_again(cluster: Cluster) -> None:
+    cluster.supervisor.signal(signal.SIGINT)
+    eventually(lambda: cluster.drains == 1, "the first coordinator is asked")
+    cluster.child("coordinator").end(-signal.SIGKILL)
+    cluster.child("coordinator", 2)
+    eventually(lambda: cluster.drains == 2, "the second coordinator is asked")
+    cluster.end_everything(EXIT_DONE)
+    assert cluster.outcome().exit_code == EXIT_DONE
+
+
+def test_drain_asks_until_the_coordinator_answers(cluster: Cluster) -> None:
+    cluster.drain_answers = False
+    cluster.supervisor.signal(signal.SIGINT)
+    eventually(lambda: cluster.drains >= 2, "asked again")
+    cluster.drain_answers = True
+    cluster.end_everything(EXIT_DONE)
+    assert cluster.outcome().exit_code == EXIT_DONE
+
+
+def test_drain_that_takes_too_long_kills_and_says_that_nothing_is_lost() -> None:
+    cluster = Cluster(drain_timeout_s=0.1)
+    cluster.child("worker-1")
+    for started in cluster.children.values():
+        started[0].ends_when_terminated = False
+    cluster.supervisor.signal(signal.SIGINT)
+    outcome = cluster.outcome()
+    assert outcome.exit_code == EXIT_MISTAKE
+    assert "drain wasn't over" in outcome.reason
+    assert "Nothing is lost" in outcome.remedy
+    cluster.close()
+
+
+def test_drain_of_a_coordinator_that_waits_for_its_restart_starts_it_at_once(cluster: Cluster) -> None:
+    for start in (1, 2, 3, 4, 5):
+        cluster.child("coordinator", start).end(-signal.SIGKILL)
+    eventually(lambda: cluster.said("started again in 1.6 s"), "a long back-off")
+    cluster.supervisor.signal(signal.SIGINT)
+    started = time.monotonic()
+    cluster.child("coordinator", 6)
+    assert time.monotonic() - started < 1.0
+    cluster.end_everything(EXIT_DONE)
+    assert cluster.outcome().exit_code == EXIT_DONE
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (-9, "was killed by SIGKILL"),
+        (0, "ended"),
+        (1, "ended with an error (exit code 1)"),
+        (70, "crashed (exit code 70)"),
+    ],
+)
+def test_death_in_words(code: int, words: str) -> None:
+    assert death_of(code) == words
+
+
+def test_last_reported_error_counts() -> None:
+    lines = ["error: first", "remedy: a", "2026 INFO x: error: not one", "error: second", "at exit"]
+    assert reported_error(lines) == ("second", "")
+    assert reported_error(["nothing"]) == ("", "")
