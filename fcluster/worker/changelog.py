@@ -1,0 +1,227 @@
+"""The record format of the changelog: what one epoch changed in one shard's state, as Kafka records.
+
+Responsible for: `encode_delta` (a delta to a few large records), and `DeltaReader` (records back to whole
+deltas, in order). Keeps the rule that a delta is applied whole or not at all, and that a damaged, missing
+or misplaced one is noticed: every record carries a checksum over all its bytes, says which part of how
+many it is, and names the epoch before it. Pure: must not know Kafka, RocksDB, threads or the clock.
+
+A record (docs/decisions/0011-changelog-format.md), integers little-endian:
+
+    magic "fcD" | version 1 byte | epoch u64 | previous epoch u64 | part u32 | parts u32 | crc32 u32 | body
+
+The bodies of all parts, joined, are:
+
+    entries u32 | lengths of keys u32 each | lengths of values u32 each | keys joined | values joined
+
+The body is cut by bytes, not by entries, so a single value may be larger than a Kafka message.
+"""
+
+from __future__ import annotations
+
+import struct
+import sys
+from array import array
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
+from zlib import crc32
+
+from fcluster.common.errors import StateDamaged
+
+FORMAT_VERSION = 1
+DELTA_RECORD_BYTES_MAX = 900_000
+"""A record's default size limit: below the 1,000,000 bytes that clients and brokers allow by default."""
+
+RESET_REMEDY = (
+    "Restore the topic from a backup, or reset the job: delete its internal topics, its committed offsets, "
+    "its snapshots and its state directories, and let it process its sources anew."
+)
+
+_MAGIC = b"fcD" + bytes([FORMAT_VERSION])
+_HEADER = struct.Struct("<4sQQII")
+_CHECKSUM = struct.Struct("<I")
+_COUNT = struct.Struct("<I")
+_PREFIX_BYTES = _HEADER.size + _CHECKSUM.size
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What one epoch changed in one shard's state.
+
+    Attributes:
+        epoch: the epoch that made the changes.
+        previous_epoch: the epoch that changed the shard's state before it, 0 if none did.
+        changes: store key -> new value, all encoded; the empty value says that the key was deleted.
+    """
+
+    epoch: int
+    previous_epoch: int
+    changes: Mapping[bytes, bytes]
+
+
+def encode_delta(delta: Delta, record_bytes_max: int = DELTA_RECORD_BYTES_MAX) -> list[bytes]:
+    """The records for `delta`, in the order in which they must be produced to one partition.
+
+    Args:
+        delta: with `epoch` > `previous_epoch`.
+        record_bytes_max: no record is larger.
+
+    Raises:
+        ValueError: the epochs don't rise, or the limit leaves no room for a body.
+    """
+    if not 0 <= delta.previous_epoch < delta.epoch:
+        raise ValueError(f"epoch {delta.epoch} can't follow epoch {delta.previous_epoch}")
+    body_bytes_max = record_bytes_max - _PREFIX_BYTES
+    if body_bytes_max <= 0:
+        raise ValueError(f"records of at most {record_bytes_max} bytes leave no room for a body")
+    body = _encode_body(delta.changes)
+    parts = -(-len(body) // body_bytes_max)
+    view = memoryview(body)
+    records: list[bytes] = []
+    for part in range(parts):
+        chunk = view[part * body_bytes_max : (part + 1) * body_bytes_max]
+        header = _HEADER.pack(_MAGIC, delta.epoch, delta.previous_epoch, part, parts)
+        records.append(b"".join((header, _CHECKSUM.pack(crc32(chunk, crc32(header))), chunk)))
+    return records
+
+
+def _encode_body(changes: Mapping[bytes, bytes]) -> bytes:
+    values = changes.values()
+    key_lengths = _lengths(array("I", map(len, changes)))
+    value_lengths = _lengths(array("I", map(len, values)))
+    return b"".join(
+        (_COUNT.pack(len(changes)), key_lengths, value_lengths, b"".join(changes), b"".join(values))
+    )
+
+
+def _lengths(numbers: array[int]) -> bytes:
+    if sys.byteorder == "big":
+        numbers.byteswap()
+    return numbers.tobytes()
+
+
+def _decode_body(body: bytes) -> dict[bytes, bytes]:
+    """The changes in a joined body; ValueError if its lengths contradict each other."""
+    if len(body) < _COUNT.size:
+        raise ValueError("it is shorter than its entry count")
+    (count,) = _COUNT.unpack_from(body)
+    lengths = array("I")
+    lengths_end = _COUNT.size + 2 * count * lengths.itemsize
+    if len(body) < lengths_end:
+        raise ValueError(f"it is too short for {count} entries")
+    lengths.frombytes(body[_COUNT.size : lengths_end])
+    if sys.byteorder == "big":
+        lengths.byteswap()
+    if lengths_end + sum(lengths) != len(body):
+        raise ValueError(f"its {count} entries add up to another length than its own")
+    pieces = [body[begin:end] for begin, end in pairwise(accumulate(lengths, initial=lengths_end))]
+    changes = dict(zip(pieces[:count], pieces[count:], strict=True))
+    if len(changes) != count:
+        raise ValueError("a key stands in it twice")
+    return changes
+
+
+@dataclass(slots=True)
+class _Assembly:
+    """A delta of which some parts have arrived."""
+
+    epoch: int
+    previous_epoch: int
+    parts: int
+    bodies: list[bytes] = field(default_factory=list[bytes])
+
+
+class DeltaReader:
+    """Turns the records of one changelog partition back into whole deltas.
+
+    Args:
+        name: of the partition, for error messages.
+        state_epoch: the epoch at which the state stands that the deltas will be applied to.
+        exactly_once: each delta must follow the one before it, and nothing may be cut short. If not, a
+            delta that was cut short by a crash is passed over, and deltas of an epoch that was already seen
+            are given again: the later record wins, as at-least-once allows. A gap is an error in both modes.
+    """
+
+    def __init__(self, name: str, state_epoch: int, *, exactly_once: bool = True) -> None:
+        self.state_epoch = state_epoch
+        self._name = name
+        self._exactly_once = exactly_once
+        self._assembly: _Assembly | None = None
+
+    def feed(self, offset: int, record: bytes | None) -> Delta | None:
+        """Take the record at `offset`, the next of the partition; the delta that it completes, if any.
+
+        Raises:
+            StateDamaged: the record is damaged, or one before it is missing.
+        """
+        epoch, previous_epoch, part, parts, body = self._parse(offset, record)
+        assembly = self._assembly
+        if part == 0:
+            if assembly is not None and self._exactly_once:
+                raise self._damaged(
+                    offset,
+                    f"epoch {assembly.epoch} ends after {len(assembly.bodies)} of {assembly.parts} parts",
+                )
+            self._check_chain(offset, epoch, previous_epoch)
+            assembly = self._assembly = _Assembly(epoch, previous_epoch, parts)
+        elif (
+            assembly is None
+            or (epoch, previous_epoch, parts) != (assembly.epoch, assembly.previous_epoch, assembly.parts)
+            or part != len(assembly.bodies)
+        ):
+            self._assembly = None
+            raise self._damaged(offset, f"part {part} of epoch {epoch} comes without the part before it")
+        assembly.bodies.append(body)
+        if len(assembly.bodies) < parts:
+            return None
+        self._assembly = None
+        try:
+            changes = _decode_body(b"".join(assembly.bodies))
+        except ValueError as error:
+            raise self._damaged(offset, f"the delta of epoch {epoch} can't be read: {error}") from error
+        self.state_epoch = epoch if self._exactly_once else max(epoch, self.state_epoch)
+        return Delta(epoch, previous_epoch, changes)
+
+    def finish(self) -> None:
+        """Say that the partition has no more records.
+
+        Raises:
+            StateDamaged: it ends within a delta, in exactly-once mode.
+        """
+        assembly = self._assembly
+        if assembly is not None and self._exactly_once:
+            raise self._damaged(
+                -1,
+                f"it ends after {len(assembly.bodies)} of {assembly.parts} parts of epoch {assembly.epoch}",
+            )
+
+    def _parse(self, offset: int, record: bytes | None) -> tuple[int, int, int, int, bytes]:
+        if record is None or len(record) < _PREFIX_BYTES:
+            raise self._damaged(offset, "the record is too short to be a delta")
+        magic, epoch, previous_epoch, part, parts = _HEADER.unpack_from(record)
+        if magic != _MAGIC:
+            raise self._damaged(offset, f"the record begins with {magic.hex()}, a delta with {_MAGIC.hex()}")
+        (checksum,) = _CHECKSUM.unpack_from(record, _HEADER.size)
+        body = record[_PREFIX_BYTES:]
+        if crc32(body, crc32(record[: _HEADER.size])) != checksum:
+            raise self._damaged(offset, "the record's checksum is wrong")
+        if not (part < parts and previous_epoch < epoch):
+            raise self._damaged(
+                offset, f"it claims part {part} of {parts}, epoch {epoch} after {previous_epoch}"
+            )
+        return epoch, previous_epoch, part, parts, body
+
+    def _check_chain(self, offset: int, epoch: int, previous_epoch: int) -> None:
+        gap = previous_epoch > self.state_epoch
+        if gap or (self._exactly_once and previous_epoch != self.state_epoch):
+            raise self._damaged(
+                offset,
+                f"epoch {epoch} follows epoch {previous_epoch}, but state stands at epoch {self.state_epoch}",
+            )
+
+    def _damaged(self, offset: int, what: str) -> StateDamaged:
+        place = f"the changelog {self._name}" + (f" at offset {offset}" if offset >= 0 else "")
+        return StateDamaged(
+            f"{place} is damaged: {what}",
+            remedy=RESET_REMEDY,
+        )

@@ -1,0 +1,457 @@
+"""The memory layers of a shard's state, above its store.
+
+Responsible for: the live state of each key, what an epoch changed in it, and what of it the store doesn't
+have yet. Keeps invariant 3 (the store holds committed state only): a change becomes a write to the store
+only after `commit`. Must not know Kafka, RocksDB, threads or the clock: times are passed in.
+
+The layers, newest first; a read takes the first that knows the key:
+
+    open       `touched`: the live dicts that handlers got since the last barrier
+    clean      live dicts of earlier epochs, equal to what the layers below say; bounded
+    prepared   encoded changes of an epoch that was frozen and isn't committed yet
+    pending    encoded changes of committed epochs, merged, waiting to be written in one batch
+    writing    a batch on its way to the store; readable here until it is done
+    store      RocksDB
+
+A key's state in one store is one dict. `StateTable.get` hands out the live dict itself, so a nested value
+that is changed in place is never lost, and counts the key as touched; at the barrier each touched dict is
+encoded once, however often it changed, and compared with what it was. An empty dict is a deleted key.
+A handler must not keep the dict beyond its record: a change that isn't preceded by a `get` isn't noticed.
+
+Threads: two may use a ShardState at the same time, without a lock. The commit thread calls `commit`, `flush`
+and nothing else; the main thread calls the rest. That is safe because only the main thread reads, it reads
+from the top downwards, and the commit thread puts changes into a lower layer before it takes them out of
+the upper one. `discard` needs the commit thread to be at rest.
+"""
+
+from __future__ import annotations
+
+import marshal
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from itertools import islice
+from typing import NamedTuple, NoReturn, Protocol
+
+from fcluster.common.errors import JobError, ProcessingError
+from fcluster.worker.changelog import Delta
+from fcluster.worker.values import KEPT, State, UnkeptError, decode_state, describe_unkept, encode_states
+
+STORE_PREFIX_BYTES = 4
+DELETED = b""
+"""The encoded value of a deleted key."""
+
+
+class StoreMeta(NamedTuple):
+    """Where a store stands.
+
+    Attributes:
+        state_epoch: the last epoch whose changes it holds, 0 if none.
+        changelog_offset: of the next changelog record to apply.
+        changelog_id: the identity of the changelog topic that `changelog_offset` belongs to; "" if unknown.
+    """
+
+    state_epoch: int = 0
+    changelog_offset: int = 0
+    changelog_id: str = ""
+
+
+class Store(Protocol):
+    """What the layers need of the store below them. Reads may overlap a write of another thread."""
+
+    def meta(self) -> StoreMeta:
+        """Where it stands."""
+        ...
+
+    def get(self, key: bytes) -> bytes | None:
+        """The value of `key`, None if it has none."""
+        ...
+
+    def get_many(self, keys: list[bytes]) -> list[bytes | None]:
+        """The values of `keys`, in their order."""
+        ...
+
+    def apply(self, changes: Mapping[bytes, bytes], meta: StoreMeta) -> None:
+        """Write `changes` (an empty value deletes) and `meta`, all or nothing."""
+        ...
+
+
+class EntryCounts(NamedTuple):
+    """How many keys the layers hold: live dicts of the open epoch, clean ones, and encoded changes."""
+
+    open: int
+    clean: int
+    unwritten: int
+
+
+class FlushLimits(NamedTuple):
+    """When committed changes are written to the store: whatever is reached first."""
+
+    entries_max: int = 20_000
+    bytes_max: int = 8 * 1024 * 1024
+    age_ms_max: float = 1000.0
+
+
+def store_prefix(name: str) -> bytes:
+    """The prefix of all keys of the store `name`. It depends on the name only: stores can come and go."""
+    return blake2b(name.encode(), digest_size=STORE_PREFIX_BYTES).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """A frozen epoch that isn't committed yet."""
+
+    epoch: int
+    changes: Mapping[bytes, bytes]
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """Committed changes on their way to the store. Never changed once made."""
+
+    changes: Mapping[bytes, bytes]
+    meta: StoreMeta
+
+
+class StateTable:
+    """The state of one store of one shard: a dict for each key.
+
+    Attributes:
+        name: the store's.
+        touched: key -> live dict of the keys touched in the open epoch. It stays the same object, so a caller
+            that uses no undo may bind `touched.get` once, and call `get` only when that gives None.
+    """
+
+    __slots__ = ("_clean", "_encoded", "_images", "_shard", "name", "prefix", "touched")
+
+    def __init__(self, name: str, shard: ShardState) -> None:
+        self.name = name
+        self.touched: dict[bytes, State] = {}
+        self.prefix = store_prefix(name)
+        self._shard = shard
+        self._clean: dict[bytes, State] = {}
+        # What the live dicts, touched or clean, were when they were last equal to the layers below.
+        self._encoded: dict[bytes, bytes] = {}
+        # While undo is on: what the dicts were when the record first saw them.
+        self._images: dict[bytes, bytes] | None = None
+
+    def get(self, key: bytes) -> State:
+        """The live state of `key`, empty if it has none; the key counts as touched in the open epoch."""
+        state = self.touched.get(key)
+        if state is None:
+            state = self._clean.pop(key, None)
+            if state is None:
+                state = self._load(key)
+            self.touched[key] = state
+        if self._images is not None and key not in self._images:
+            self._images[key] = self._image(key, state)
+        return state
+
+    def peek(self, key: bytes) -> State:
+        """A copy of the state of `key`, without touching it; for checks and tests."""
+        state = self.touched.get(key)
+        if state is None:
+            state = self._clean.get(key)
+        if state is not None:
+            return decode_state(encode_states([state])[0])
+        value = self._shard.read(self.prefix + key)
+        return decode_state(value) if value else {}
+
+    def load_many(self, keys: Iterable[bytes]) -> int:
+        """Bring the state of `keys` into memory, unknown ones with one look into the store.
+
+        Worth its cost for a batch of keys that are mostly cold. Returns how many were loaded.
+        """
+        touched, clean, prefix = self.touched, self._clean, self.prefix
+        cold = [key for key in dict.fromkeys(keys) if key not in touched and key not in clean]
+        if cold:
+            for key, value in zip(cold, self._shard.read_many([prefix + key for key in cold]), strict=True):
+                if value:
+                    self._encoded[key] = value
+                    clean[key] = decode_state(value)
+                else:
+                    clean[key] = {}
+        return len(cold)
+
+    def begin_undo(self) -> None:
+        """Begin a record whose changes may have to be taken back; forgets the record before it.
+
+        Undo stays on until the barrier: `get` remembers what each dict was when the record first saw it.
+        """
+        if self._images is None:
+            self._images = {}
+        else:
+            self._images.clear()
+
+    def rollback(self) -> None:
+        """Take back what the record changed since `begin_undo`, in the dicts that `get` gave since."""
+        images = self._images or {}
+        for key, image in images.items():
+            state = self.touched[key]
+            state.clear()
+            state.update(marshal.loads(image))
+        images.clear()
+
+    # --- for ShardState ------------------------------------------------------------------------------
+
+    def counts(self) -> tuple[int, int]:
+        """(touched, clean) keys in memory."""
+        return len(self.touched), len(self._clean)
+
+    def encode_touched(self) -> dict[bytes, bytes]:
+        """What the open epoch changed, by key. Changes nothing itself.
+
+        Raises:
+            ProcessingError: a value can't be kept.
+        """
+        touched = self.touched
+        if not touched:
+            return {}
+        states = touched.values()
+        try:
+            values = encode_states(states)
+        except UnkeptError:
+            self._raise_first_unkept()
+        before = map(self._encoded.get, touched)
+        changed = {
+            key: value for key, value, old in zip(touched, values, before, strict=True) if value != old
+        }
+        if not all(states):
+            for key in [key for key, state in touched.items() if not state]:
+                if key in self._encoded:
+                    changed[key] = DELETED
+                else:
+                    del changed[key]
+        return changed
+
+    def close_epoch(self, changed: Mapping[bytes, bytes]) -> None:
+        """The open layer is frozen: its dicts are clean now, and equal to `changed` and the layers below."""
+        encoded = self._encoded
+        encoded.update(changed)
+        if DELETED in changed.values():
+            for key in [key for key, value in changed.items() if not value]:
+                del encoded[key]
+        self._clean.update(self.touched)
+        self.touched.clear()
+        self._images = None
+
+    def forget_touched(self) -> None:
+        """Drop the open layer."""
+        for key in self.touched:
+            self._encoded.pop(key, None)
+        self.touched.clear()
+        self._images = None
+
+    def forget(self, key: bytes) -> None:
+        """Drop what is in memory of a key that isn't touched."""
+        self._clean.pop(key, None)
+        self._encoded.pop(key, None)
+
+    def evict(self, entries: int) -> None:
+        """Drop the `entries` clean dicts that were not touched for longest."""
+        clean, encoded = self._clean, self._encoded
+        for key in list(islice(clean, entries)):
+            del clean[key]
+            encoded.pop(key, None)
+
+    def _load(self, key: bytes) -> State:
+        value = self._shard.read(self.prefix + key)
+        if not value:
+            return {}
+        self._encoded[key] = value
+        return decode_state(value)
+
+    def _image(self, key: bytes, state: State) -> bytes:
+        try:
+            # marshal keeps what JSON would change, so a tuple that was there before is still found later.
+            return marshal.dumps(state)
+        except ValueError:
+            raise self._unkept(key, state) from None
+
+    def _raise_first_unkept(self) -> NoReturn:
+        for key, state in self.touched.items():
+            if describe_unkept(state) is not None:
+                raise self._unkept(key, state)
+        raise AssertionError(f"store {self.name!r}: a value can't be kept, but none of them is to blame")
+
+    def _unkept(self, key: bytes, state: State) -> ProcessingError:
+        return ProcessingError(
+            f"store {self.name!r}, key {key!r}: {describe_unkept(state)}",
+            remedy=f"State may hold {KEPT}; convert other values before they are put there.",
+        )
+
+
+class ShardState:
+    """The state of one shard: its tables, and what its store doesn't have yet.
+
+    Args:
+        store: holds committed state, and says at which epoch.
+        stores: names of the tables.
+        cache_entries_max: so many clean dicts are kept over a barrier, in all tables together.
+        flush_limits: when committed changes are written to the store.
+
+    The life of an epoch: handlers get and change dicts; `freeze(e)` gives the delta; after Kafka's commit
+    `commit(e, ...)`, which writes to the store when enough has come together. If the epoch fails, `discard`.
+    After a restore that changed the store, make a new ShardState.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        stores: Sequence[str],
+        cache_entries_max: int,
+        flush_limits: FlushLimits | None = None,
+    ) -> None:
+        self.tables = {name: StateTable(name, self) for name in stores}
+        self._by_prefix = {table.prefix: table for table in self.tables.values()}
+        if len(self._by_prefix) != len(stores):
+            raise JobError(
+                f"two of the stores {', '.join(map(repr, stores))} would share their keys' prefix",
+                remedy="Rename one of them.",
+            )
+        self._store = store
+        self._cache_entries_max = cache_entries_max
+        self._limits = flush_limits or FlushLimits()
+        self._meta = store.meta()
+        self._frozen_epoch = self._meta.state_epoch
+        self._prepared: deque[_Layer] = deque()
+        self._pending: dict[bytes, bytes] = {}
+        self._pending_bytes = 0
+        self._pending_since_ms: float | None = None
+        self._writing: _Batch | None = None
+
+    @property
+    def state_epoch(self) -> int:
+        """The last epoch that changed state, frozen ones included: what goes into committed metadata."""
+        return self._frozen_epoch
+
+    @property
+    def committed_epoch(self) -> int:
+        """The last committed epoch that changed state."""
+        return self._meta.state_epoch
+
+    def approximate_entries(self) -> EntryCounts:
+        """How many keys the layers hold; a key may count in more than one."""
+        counts = [table.counts() for table in self.tables.values()]
+        unwritten = sum(len(layer.changes) for layer in tuple(self._prepared)) + len(self._pending)
+        writing = self._writing
+        if writing is not None:
+            unwritten += len(writing.changes)
+        return EntryCounts(
+            sum(touched for touched, _ in counts), sum(clean for _, clean in counts), unwritten
+        )
+
+    def freeze(self, epoch: int) -> Delta | None:
+        """Close the open layer under the number `epoch`; the delta to write, None if nothing changed.
+
+        Raises:
+            ProcessingError: a value can't be kept; nothing is frozen then.
+        """
+        if epoch <= self._frozen_epoch:
+            raise ValueError(f"epoch {epoch} can't follow epoch {self._frozen_epoch}")
+        encoded = [(table, table.encode_touched()) for table in self.tables.values()]
+        changes: dict[bytes, bytes] = {}
+        for table, changed in encoded:
+            changes.update(zip(map(table.prefix.__add__, changed), changed.values(), strict=True))
+            table.close_epoch(changed)
+        self._evict()
+        if not changes:
+            return None
+        delta = Delta(epoch, self._frozen_epoch, changes)
+        self._prepared.append(_Layer(epoch, changes, sum(map(len, changes.values()))))
+        self._frozen_epoch = epoch
+        return delta
+
+    def commit(self, epoch: int, changelog_offset_next: int, now_ms: float) -> None:
+        """Kafka committed `epoch`, for which `freeze` gave a delta (commit thread).
+
+        Its changes reach the store with a later one's, when the flush limits say so.
+
+        Args:
+            epoch: the oldest frozen one.
+            changelog_offset_next: the offset after the delta's last record.
+            now_ms: on a monotonic clock.
+
+        Raises:
+            What the store raises when it can't be written; nothing is lost, the next `flush` tries again.
+        """
+        if not self._prepared or self._prepared[0].epoch != epoch:
+            raise ValueError(f"epoch {epoch} is not the oldest prepared one")
+        layer = self._prepared[0]
+        self._pending.update(layer.changes)
+        self._pending_bytes += layer.size_bytes
+        if self._pending_since_ms is None:
+            self._pending_since_ms = now_ms
+        self._meta = self._meta._replace(state_epoch=epoch, changelog_offset=changelog_offset_next)
+        self._prepared.popleft()
+        if (
+            len(self._pending) >= self._limits.entries_max
+            or self._pending_bytes >= self._limits.bytes_max
+            or now_ms - self._pending_since_ms >= self._limits.age_ms_max
+        ):
+            self.flush()
+
+    def flush(self) -> None:
+        """Write everything committed to the store (commit thread, or any while that one is at rest).
+
+        Raises:
+            What the store raises; nothing is lost, the next `flush` tries again.
+        """
+        self._write_batch()
+        if self._pending:
+            self._writing = _Batch(self._pending, self._meta)
+            self._pending, self._pending_bytes, self._pending_since_ms = {}, 0, None
+            self._write_batch()
+
+    def discard(self) -> None:
+        """Drop everything that isn't committed: the open layer and all prepared ones."""
+        for table in self.tables.values():
+            table.forget_touched()
+        for layer in self._prepared:
+            for key in layer.changes:
+                self._by_prefix[key[:STORE_PREFIX_BYTES]].forget(key[STORE_PREFIX_BYTES:])
+        self._prepared.clear()
+        self._frozen_epoch = self._meta.state_epoch
+
+    def read(self, key: bytes) -> bytes | None:
+        """The encoded value of a store key below the live dicts; None or empty if it has none."""
+        value = self._read_layers(key)
+        return self._store.get(key) if value is None else value
+
+    def read_many(self, keys: list[bytes]) -> list[bytes | None]:
+        """Like `read`, for many, with one look into the store."""
+        values = [self._read_layers(key) for key in keys]
+        missing = [key for key, value in zip(keys, values, strict=True) if value is None]
+        found = iter(self._store.get_many(missing) if missing else ())
+        return [next(found) if value is None else value for value in values]
+
+    def _read_layers(self, key: bytes) -> bytes | None:
+        # From the top downwards: meanwhile the commit thread moves changes in the same direction.
+        for layer in reversed(tuple(self._prepared)):
+            value = layer.changes.get(key)
+            if value is not None:
+                return value
+        value = self._pending.get(key)
+        if value is None:
+            writing = self._writing
+            if writing is not None:
+                value = writing.changes.get(key)
+        return value
+
+    def _write_batch(self) -> None:
+        batch = self._writing
+        if batch is not None:
+            self._store.apply(batch.changes, batch.meta)
+            self._writing = None
+
+    def _evict(self) -> None:
+        clean = {table.name: table.counts()[1] for table in self.tables.values()}
+        excess = sum(clean.values()) - self._cache_entries_max
+        for table in sorted(self.tables.values(), key=lambda table: -clean[table.name]):
+            if excess <= 0:
+                return
+            evicted = min(excess, clean[table.name])
+            table.evict(evicted)
+            excess -= evicted
