@@ -1,0 +1,661 @@
+"""The embedded Kafka broker: one real Apache Kafka in KRaft mode on loopback, for machines without brokers.
+
+Responsible for: setting up a data directory, starting the broker, waiting until it answers, and stopping it;
+a broker bound to this process (`EmbeddedKafka`) or one that survives it (`start_detached`). Keeps:
+- One broker for a data directory: the broker process itself holds the lock on `broker.lock` (it inherits it),
+  so the lock is free exactly when no broker runs, however it ended; no process id has to be believed for it.
+- A bound broker ends with its parent, also when that is killed by `kill -9`.
+- Data and ports stay the same from one run to the next (the ports unless something else took them).
+- Logs are bounded in size.
+Must not be used for more than development, tests and demos: one broker, no replication, no security.
+
+In the data directory: `broker.json` (what was last started), `broker.pid`, `broker.lock`, `data/` (Kafka's
+own), `logs/server.log`, `logs/console.log`, and configuration files, written anew at each start.
+"""
+
+from __future__ import annotations
+
+import base64
+import fcntl
+import logging
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+import uuid
+import zlib
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Literal
+
+import msgspec
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient
+
+from fcluster.common import processes
+from fcluster.common.errors import DirectoryInUse
+from fcluster.common.kafka_jars import (
+    EmbeddedKafkaError,
+    Progress,
+    find_java,
+    kafka_version,
+    other_ways,
+    resolve_jars,
+)
+
+__all__ = ["BrokerStatus", "EmbeddedKafka", "EmbeddedKafkaError", "start_detached", "status", "stop_detached"]
+
+START_TIMEOUT_S = 90.0
+"""Some 7 s on an idle machine (10 s the first time); much more means that something is wrong."""
+STOP_TIMEOUT_S = 20.0
+_LOCK_PATIENCE_S = 1.0
+_PORT_ATTEMPTS_MAX = 3
+_FIRST_PORT, _PORT_COUNT = 20_000, 10_000
+"""Below the range from which systems give outgoing connections their ports: still free at the next start."""
+
+
+class _Launch(msgspec.Struct, frozen=True):
+    """`broker.json`: the broker that was last started here."""
+
+    port: int
+    controller_port: int
+    detached: bool
+    owner_pid: int
+    kafka_version: str
+
+    @property
+    def bootstrap_servers(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+
+class BrokerStatus(msgspec.Struct, frozen=True):
+    """What `status` found.
+
+    `running`: it answers; `starting`: it was started, or hangs, but doesn't answer; `stopped`: there is none.
+    `detached`: it was started to survive the command (`fcluster kafka start`). `bootstrap_servers` and `pid`
+    are empty and 0 for a stopped one.
+    """
+
+    state: Literal["stopped", "starting", "running"]
+    bootstrap_servers: str
+    pid: int
+    detached: bool
+    owner_pid: int
+    data_dir: str
+    log_file: str
+
+
+class _PortTakenError(Exception):
+    """Someone took a port between our look and the broker's bind."""
+
+
+def _silent(_line: str) -> None:
+    pass
+
+
+# --- what users of this module call ------------------------------------------------------------------
+
+
+class EmbeddedKafka:
+    """A broker that lives as long as this object, or at most as this process; a context manager.
+
+    If a detached broker runs on the same directory, `start` uses that one and `stop` leaves it running.
+
+    Args:
+        data_dir: made if it doesn't exist; nothing else may use it.
+        heap_mb: the most memory its heap may take.
+    """
+
+    def __init__(self, data_dir: Path | str, heap_mb: int = 512) -> None:
+        self.data_dir = Path(data_dir).absolute()
+        self.attached = False
+        self._heap_mb = heap_mb
+        self._process: subprocess.Popen[bytes] | None = None
+        self._lock: IO[bytes] | None = None
+        self._bootstrap_servers = ""
+
+    def start(self, progress: Progress | None = None) -> str:
+        """Starts the broker unless it runs already, waits until it answers; gives its bootstrap servers.
+
+        Raises:
+            EmbeddedKafkaError: it can't be started; the remedy says what else there is.
+            DirectoryInUse: a broker that belongs to another process runs on the directory.
+        """
+        if self._process is not None and self._process.poll() is None:
+            return self._bootstrap_servers
+        self.stop()
+        lock = _lock_directory(self.data_dir)
+        if lock is None:
+            self._bootstrap_servers = _attach(self.data_dir)
+            self.attached = True
+            return self._bootstrap_servers
+        with ExitStack() as undo:
+            undo.callback(lock.close)
+            launcher = _Launcher(self.data_dir, self._heap_mb, lock, progress or _silent)
+            launch, self._process = launcher.launch_bound()
+            undo.pop_all()
+        self._lock = lock
+        self.attached = False
+        self._bootstrap_servers = launch.bootstrap_servers
+        return self._bootstrap_servers
+
+    def stop(self) -> None:
+        """Stops the broker if it is ours; waits until it ended. Does nothing when none runs."""
+        process, self._process = self._process, None
+        if process is not None:
+            _end(process)
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            lock.close()
+        self.attached = False
+
+    def kill(self) -> None:
+        """Ends the broker as a crash would (`kill -9`); the next `start` recovers."""
+        if self._process is not None:
+            self._process.kill()
+        self.stop()
+
+    @property
+    def pid(self) -> int | None:
+        """The broker's process, None if it isn't ours or doesn't run."""
+        return self._process.pid if self._process is not None and self._process.poll() is None else None
+
+    def __enter__(self) -> EmbeddedKafka:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+def start_detached(data_dir: Path | str, heap_mb: int = 512, progress: Progress | None = None) -> str:
+    """Starts a broker that survives this process, or finds the one that runs; gives its bootstrap servers.
+
+    Raises: as `EmbeddedKafka.start`.
+    """
+    directory = Path(data_dir).absolute()
+    lock = _lock_directory(directory)
+    if lock is None:
+        return _attach(directory)
+    with lock:
+        launch = _Launcher(directory, heap_mb, lock, progress or _silent).launch_detached()
+    return launch.bootstrap_servers
+
+
+def stop_detached(data_dir: Path | str) -> bool:
+    """Stops the detached broker of `data_dir` and waits for its end; False if none ran.
+
+    Raises:
+        DirectoryInUse: the broker there belongs to a process that is still running.
+    """
+    directory = Path(data_dir).absolute()
+    if not _is_locked(directory):
+        return False
+    launch = _read_launch(directory)
+    if launch is not None and not launch.detached:
+        raise _in_use(directory, launch)
+    for number, timeout_s in ((signal.SIGTERM, STOP_TIMEOUT_S), (signal.SIGKILL, 5.0)):
+        pid = _read_pid(directory)
+        if pid is not None and _is_locked(directory):
+            _signal(pid, number)
+        if _wait_until_unlocked(directory, timeout_s):
+            return True
+    raise EmbeddedKafkaError(
+        f"the Kafka broker in {directory} (process {_read_pid(directory)}) can't be stopped",
+        remedy="End that process by hand.",
+    )
+
+
+def status(data_dir: Path | str) -> BrokerStatus:
+    """Says whether a broker runs on `data_dir`, whoever started it. Starts and changes nothing."""
+    directory = Path(data_dir).absolute()
+    log_file = str(_log_file(directory))
+    launch = _read_launch(directory)
+    if not _is_locked(directory) or launch is None:
+        return BrokerStatus("stopped", "", 0, False, 0, str(directory), log_file)
+    return BrokerStatus(
+        "running" if _answers(launch.bootstrap_servers, timeout_s=5.0) else "starting",
+        launch.bootstrap_servers,
+        _read_pid(directory) or 0,
+        launch.detached,
+        launch.owner_pid,
+        str(directory),
+        log_file,
+    )
+
+
+# --- one broker for a directory ----------------------------------------------------------------------
+
+
+def _lock_directory(directory: Path) -> IO[bytes] | None:
+    """The held lock of the directory, or None if a broker holds it. The lock lives on in who inherits it."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        file = (directory / "broker.lock").open("ab")
+    except OSError as error:
+        raise EmbeddedKafkaError(
+            f"cannot use {directory} as the embedded broker's data directory: {error.strerror}",
+            remedy="Give a directory that you may write to (--data-dir).",
+        ) from error
+    # `status` and `stop_detached` of others hold it for a moment when they look.
+    deadline = time.monotonic() + _LOCK_PATIENCE_S
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return file
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                file.close()
+                return None
+            time.sleep(0.05)
+
+
+def _is_locked(directory: Path) -> bool:
+    try:
+        with (directory / "broker.lock").open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return False
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+
+
+def _wait_until_unlocked(directory: Path, timeout_s: float) -> bool:
+    deadline = time.monotonic() + timeout_s
+    while _is_locked(directory):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def _attach(directory: Path) -> str:
+    """The bootstrap servers of the detached broker that holds the directory, once it answers."""
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline and _is_locked(directory):
+        launch = _read_launch(directory)
+        if launch is not None and not launch.detached:
+            raise _in_use(directory, launch)
+        if launch is not None and _answers(launch.bootstrap_servers, timeout_s=1.0):
+            return launch.bootstrap_servers
+        time.sleep(0.1)
+    raise EmbeddedKafkaError(
+        f"the Kafka broker in {directory} (process {_read_pid(directory)}) doesn't answer",
+        remedy=f"See {_log_file(directory)}; stop it with `fcluster kafka stop`, and start it again.",
+    )
+
+
+def _in_use(directory: Path, launch: _Launch) -> DirectoryInUse:
+    return DirectoryInUse(
+        f"{directory} is in use: a Kafka broker runs on it (process {_read_pid(directory)}, "
+        f"{launch.bootstrap_servers}) that belongs to process {launch.owner_pid}",
+        remedy=f"End process {launch.owner_pid}, or use its broker: --brokers {launch.bootstrap_servers}, "
+        "or give another directory (--data-dir).",
+    )
+
+
+def _read_launch(directory: Path) -> _Launch | None:
+    try:
+        return msgspec.json.decode((directory / "broker.json").read_bytes(), type=_Launch)
+    except (OSError, msgspec.DecodeError):
+        return None
+
+
+def _read_pid(directory: Path) -> int | None:
+    try:
+        return int((directory / "broker.pid").read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return None
+
+
+def _log_file(directory: Path) -> Path:
+    return directory / "logs" / "server.log"
+
+
+# --- starting ----------------------------------------------------------------------------------------
+
+
+class _Launcher:
+    """Sets up the locked directory and starts a broker on it that inherits the lock."""
+
+    def __init__(self, directory: Path, heap_mb: int, lock: IO[bytes], progress: Progress) -> None:
+        if "," in str(directory):
+            raise EmbeddedKafkaError(
+                f"the embedded broker can't keep its data in {directory}: to Kafka a comma is a separator",
+                remedy="Give a directory without a comma in its path (--data-dir).",
+            )
+        self._directory = directory
+        self._heap_mb = heap_mb
+        self._lock = lock
+        self._progress = progress
+        self._java = find_java()
+        self._jars = resolve_jars(progress)
+        self._console = directory / "logs" / "console.log"
+        self._log_start_bytes = 0
+
+    def launch_bound(self) -> tuple[_Launch, subprocess.Popen[bytes]]:
+        for attempt in range(1, _PORT_ATTEMPTS_MAX + 1):
+            launch = self._prepare(detached=False)
+            with self._console.open("wb") as console:
+                process = processes.popen_bound(
+                    self._command("kafka.Kafka", str(self._directory / "server.properties")),
+                    pid_file=self._directory / "broker.pid",
+                    stdout=console,
+                    pass_fds=[self._lock.fileno()],
+                )
+            try:
+                self._wait_until_ready(launch, partial(_runs, process))
+                return launch, process
+            except _PortTakenError:
+                if attempt == _PORT_ATTEMPTS_MAX:
+                    raise self._failure("the ports it chose are taken again and again") from None
+            except BaseException:
+                _end(process)
+                raise
+        raise AssertionError("unreachable")
+
+    def launch_detached(self) -> _Launch:
+        for _ in range(_PORT_ATTEMPTS_MAX):
+            launch = self._prepare(detached=True)
+            self._console.write_bytes(b"")
+            processes.start_detached(
+                self._command("kafka.Kafka", str(self._directory / "server.properties")),
+                pid_file=self._directory / "broker.pid",
+                log_file=self._console,
+                pass_fds=[self._lock.fileno()],
+            )
+            try:
+                self._wait_until_ready(launch, self._detached_is_alive)
+                return launch
+            except _PortTakenError:
+                continue
+            except BaseException:
+                pid = _read_pid(self._directory)
+                if pid is not None and self._detached_is_alive():
+                    _signal(pid, signal.SIGKILL)
+                raise
+        raise self._failure("the ports it chose are taken again and again")
+
+    def _detached_is_alive(self) -> bool:
+        # Not our child, and as a zombie of a lazy init it would still take signals: its command line decides.
+        pid = _read_pid(self._directory)
+        if pid is None:
+            return True
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return False
+        stat = Path(f"/proc/{pid}/stat")
+        return not stat.exists() or stat.read_text(errors="replace").rpartition(")")[2].split()[0] != "Z"
+
+    def _prepare(self, *, detached: bool) -> _Launch:
+        directory = self._directory
+        (directory / "logs").mkdir(exist_ok=True)
+        port, controller_port = _choose_ports(directory)
+        launch = _Launch(port, controller_port, detached, os.getpid(), kafka_version())
+        (directory / "log4j2.properties").write_text(_log4j2_properties(directory / "logs"), encoding="ascii")
+        if not (directory / "data").exists():
+            self._format(launch)
+        _write_properties(directory / "server.properties", server_properties(launch, directory / "data"))
+        (directory / "broker.pid").unlink(missing_ok=True)
+        unfinished = directory / "broker.json.partial"
+        unfinished.write_bytes(msgspec.json.encode(launch))
+        unfinished.replace(directory / "broker.json")
+        self._log_start_bytes = _size_bytes(_log_file(directory))
+        self._progress(f"starting Apache Kafka {launch.kafka_version} on {launch.bootstrap_servers}")
+        return launch
+
+    def _format(self, launch: _Launch) -> None:
+        # Under another name until it is whole: a killed format leaves nothing half.
+        unfinished = self._directory / "data.partial"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        _write_properties(self._directory / "format.properties", server_properties(launch, unfinished))
+        self._progress(f"formatting {self._directory}")
+        options = ["format", "-t", _cluster_id(), "-c", str(self._directory / "format.properties")]
+        with self._console.open("wb") as console:
+            process = processes.popen_bound(
+                self._command("kafka.tools.StorageTool", *options), stdout=console
+            )
+        try:
+            code = process.wait(START_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            raise self._failure(f"formatting took more than {START_TIMEOUT_S:.0f} s") from None
+        finally:
+            _end(process)
+        if code != 0:
+            raise self._failure(f"formatting its directory failed ({processes.describe_exit(code)})")
+        unfinished.replace(self._directory / "data")
+
+    def _command(self, java_class: str, *arguments: str) -> list[str]:
+        return [
+            str(self._java),
+            f"-Xmx{self._heap_mb}m",
+            "-XX:+ExitOnOutOfMemoryError",
+            f"-XX:ErrorFile={self._directory / 'logs' / 'jvm-crash.log'}",
+            "-Djava.awt.headless=true",
+            f"-Dlog4j2.configurationFile={self._directory / 'log4j2.properties'}",
+            "-cp",
+            f"{self._jars}{os.sep}*",
+            java_class,
+            *arguments,
+        ]
+
+    def _wait_until_ready(self, launch: _Launch, is_alive: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while time.monotonic() < deadline:
+            if not is_alive():
+                if self._port_was_taken():
+                    raise _PortTakenError
+                raise self._failure("it stopped while starting")
+            if _listens(launch.port) and _answers(launch.bootstrap_servers, timeout_s=2.0):
+                self._progress(f"Apache Kafka {launch.kafka_version} is ready on {launch.bootstrap_servers}")
+                return
+            time.sleep(0.1)
+        raise self._failure(f"it didn't answer within {START_TIMEOUT_S:.0f} s")
+
+    def _port_was_taken(self) -> bool:
+        return any("Address already in use" in line for line in self._new_log_lines())
+
+    def _failure(self, what: str) -> EmbeddedKafkaError:
+        errors = [line for line in self._new_log_lines() if "ERROR" in line or "FATAL" in line]
+        console = self._console.read_text(errors="replace").splitlines() if self._console.exists() else []
+        said = (errors or [line for line in console if line.strip()])[-1:]
+        detail = f": {said[0].strip()[:500]}" if said else ""
+        return EmbeddedKafkaError(
+            f"the embedded Kafka broker in {self._directory} can't be started, {what}{detail}",
+            remedy=f"See {_log_file(self._directory)} and {self._console}; or {other_ways()}.",
+        )
+
+    def _new_log_lines(self) -> list[str]:
+        log_file = _log_file(self._directory)
+        start = self._log_start_bytes if _size_bytes(log_file) >= self._log_start_bytes else 0
+        try:
+            with log_file.open("rb") as file:
+                file.seek(start)
+                return file.read(4 * 1024 * 1024).decode(errors="replace").splitlines()
+        except OSError:
+            return []
+
+
+def _runs(process: subprocess.Popen[bytes]) -> bool:
+    return process.poll() is None
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(STOP_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _signal(pid: int, number: int) -> None:
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        pass
+
+
+def _size_bytes(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+# --- configuration (pure but for the files) -----------------------------------------------------------
+
+
+def server_properties(launch: _Launch, log_dir: Path) -> dict[str, str]:
+    """The broker's settings."""
+    return {
+        "process.roles": "broker,controller",
+        "node.id": "1",
+        "controller.quorum.voters": f"1@127.0.0.1:{launch.controller_port}",
+        "controller.listener.names": "CONTROLLER",
+        "listeners": f"PLAINTEXT://127.0.0.1:{launch.port},CONTROLLER://127.0.0.1:{launch.controller_port}",
+        "advertised.listeners": f"PLAINTEXT://127.0.0.1:{launch.port}",
+        "log.dirs": str(log_dir),
+        "auto.create.topics.enable": "false",
+        "group.initial.rebalance.delay.ms": "0",
+        # One broker can't replicate.
+        "default.replication.factor": "1",
+        "min.insync.replicas": "1",
+        "offsets.topic.replication.factor": "1",
+        "offsets.topic.num.partitions": "4",
+        "transaction.state.log.replication.factor": "1",
+        "transaction.state.log.min.isr": "1",
+        "transaction.state.log.num.partitions": "4",
+        "share.coordinator.state.topic.replication.factor": "1",
+        "share.coordinator.state.topic.min.isr": "1",
+        "share.coordinator.state.topic.num.partitions": "1",
+        "transaction.max.timeout.ms": "900000",
+        # A transaction that ran out of time is aborted within a second, not within ten.
+        "transaction.abort.timed.out.transaction.cleanup.interval.ms": "1000",
+        # Records carry the time of their event, which may be years ago: nothing is deleted by age.
+        "log.retention.ms": "-1",
+        # Truncated repartition and changelog topics give their space back by whole segments.
+        "log.segment.bytes": str(64 * 1024 * 1024),
+        "log.retention.check.interval.ms": "30000",
+        # 128 MB of the heap by default.
+        "log.cleaner.dedupe.buffer.size": str(16 * 1024 * 1024),
+        # An idle broker's controller wakes up for this twice a second by default.
+        "metadata.max.idle.interval.ms": "5000",
+    }
+
+
+def _write_properties(path: Path, properties: dict[str, str]) -> None:
+    lines = [f"{name}={escape_property(value)}\n" for name, value in properties.items()]
+    path.write_text("".join(lines), encoding="ascii")
+
+
+def escape_property(value: str) -> str:
+    """A value as java.util.Properties reads it back: backslashes and what isn't printable ASCII escaped."""
+    encoded = "".join(
+        character if " " <= character <= "~" else "".join(f"\\u{unit:04x}" for unit in _utf16(character))
+        for character in value.replace("\\", "\\\\")
+    )
+    return f"\\{encoded}" if encoded.startswith(" ") else encoded
+
+
+def _utf16(character: str) -> list[int]:
+    data = character.encode("utf-16-be", errors="surrogatepass")
+    return [int.from_bytes(data[i : i + 2], "big") for i in range(0, len(data), 2)]
+
+
+def _log4j2_properties(logs: Path) -> str:
+    """Three files of at most 5 MB."""
+    return f"""\
+status = error
+appender.file.type = RollingFile
+appender.file.name = file
+appender.file.fileName = {escape_property(str(logs / "server.log"))}
+appender.file.filePattern = {escape_property(str(logs / "server.log"))}.%i
+appender.file.layout.type = PatternLayout
+appender.file.layout.pattern = %d{{ISO8601}} %-5p %c{{1}} %m%n
+appender.file.policies.type = Policies
+appender.file.policies.size.type = SizeBasedTriggeringPolicy
+appender.file.policies.size.size = 5MB
+appender.file.strategy.type = DefaultRolloverStrategy
+appender.file.strategy.max = 2
+rootLogger.level = info
+rootLogger.appenderRef.file.ref = file
+logger.statechange.name = state.change.logger
+logger.statechange.level = warn
+"""
+
+
+def _cluster_id() -> str:
+    # As Kafka's own Uuid: 16 bytes in URL-safe base64; one that starts with a dash would look like an option.
+    while True:
+        text = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+        if not text.startswith("-"):
+            return text
+
+
+# --- ports and answers -------------------------------------------------------------------------------
+
+
+def _choose_ports(directory: Path) -> tuple[int, int]:
+    """The ports of the last run if they are free, else free ones from a place of this directory's own on."""
+    last = _read_launch(directory)
+    if last is not None and _is_free(last.port) and _is_free(last.controller_port):
+        return last.port, last.controller_port
+    start = zlib.crc32(str(directory).encode("utf-8", errors="surrogateescape"))
+    free = (
+        port for step in range(_PORT_COUNT) if _is_free(port := _FIRST_PORT + (start + step) % _PORT_COUNT)
+    )
+    return next(free), next(free)
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        # As Kafka binds: connections of the last run that linger don't count.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
+
+
+def _listens(port: int) -> bool:
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=1.0):
+            return True
+    except OSError:
+        return False
+
+
+def _answers(bootstrap_servers: str, timeout_s: float) -> bool:
+    settings: dict[str, Any] = {
+        "bootstrap.servers": bootstrap_servers,
+        "reconnect.backoff.ms": 20,
+        "reconnect.backoff.max.ms": 100,
+        "log_level": 0,
+        "logger": _quiet,
+        "error_cb": _ignore,
+    }
+    admin = AdminClient(settings)
+    try:
+        return bool(admin.list_topics(timeout=timeout_s).brokers)
+    except KafkaException:
+        return False
+
+
+def _ignore(_error: object) -> None:
+    """A broker that isn't up yet is what we ask for, not news."""
+
+
+_quiet = logging.getLogger(f"{__name__}.probe")
+_quiet.addHandler(logging.NullHandler())
+_quiet.propagate = False

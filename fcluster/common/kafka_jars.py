@@ -1,0 +1,230 @@
+"""Java and the jars of the embedded Kafka broker.
+
+Responsible for: finding a Java that is new enough, and resolving the broker's jars through Maven into a cache
+directory, once for each version. Keeps: a cache directory either holds all jars or doesn't exist (it is
+filled under another name and renamed; a list of what belongs in it is checked at each use). Must not start
+brokers.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+import threading
+from collections import deque
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fcluster.common.errors import FclusterError
+from fcluster.common.processes import popen_bound
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator
+
+Progress = Callable[[str], None]
+"""Called with one line for the user when something takes a while."""
+
+JAVA_MAJOR_MIN = 17
+MAVEN_TIMEOUT_S = 900
+_LIST_FILE = "jars.json"
+_PACKAGE = Path(__file__).resolve().parent.parent
+
+
+class EmbeddedKafkaError(FclusterError):
+    """The embedded broker can't be set up or started."""
+
+
+def deploy_file(name: str) -> Path:
+    """A file of `deploy/`: inside the package when installed from a wheel, beside it in a checkout."""
+    installed = _PACKAGE / "deploy" / name
+    return installed if installed.exists() else _PACKAGE.parent / "deploy" / name
+
+
+def other_ways() -> str:
+    """How to go on without Java and Maven on this machine."""
+    return (
+        "use brokers that run already (--brokers HOST:PORT), or start one with Docker: "
+        f"docker compose -f {deploy_file('compose.yaml')} up --detach --wait, then --brokers 127.0.0.1:9092"
+    )
+
+
+def cache_dir() -> Path:
+    """`FCLUSTER_CACHE_DIR`, or `~/.cache/fcluster`."""
+    configured = os.environ.get("FCLUSTER_CACHE_DIR")
+    return Path(configured) if configured else Path.home() / ".cache" / "fcluster"
+
+
+# --- Java --------------------------------------------------------------------------------------------
+
+
+def find_java() -> Path:
+    """The `java` of JAVA_HOME or the PATH, whichever is first new enough.
+
+    Raises:
+        EmbeddedKafkaError: there is none, or all are too old.
+    """
+    found: list[str] = []
+    for candidate in _java_candidates():
+        version = _java_version(candidate)
+        major = java_major(version)
+        if major is not None and major >= JAVA_MAJOR_MIN:
+            return candidate
+        found.append(f"{candidate} is {f'version {major}' if major else 'no working Java'}")
+    what = "; ".join(found) if found else "no java in JAVA_HOME or on the PATH"
+    raise EmbeddedKafkaError(
+        f"the embedded Kafka broker needs Java {JAVA_MAJOR_MIN} or newer: {what}",
+        remedy=f"Install Java {JAVA_MAJOR_MIN} or newer and Maven (for example the packages "
+        f"openjdk-{JAVA_MAJOR_MIN}-jdk-headless and maven), or {other_ways()}.",
+    )
+
+
+def _java_candidates() -> Iterator[Path]:
+    home = os.environ.get("JAVA_HOME")
+    if home and (Path(home) / "bin" / "java").exists():
+        yield Path(home) / "bin" / "java"
+    on_path = shutil.which("java")
+    if on_path:
+        yield Path(on_path)
+
+
+def _java_version(java: Path) -> str:
+    try:
+        done = subprocess.run(
+            [str(java), "-version"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=60,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.decode(errors="replace") if done.returncode == 0 else ""
+
+
+def java_major(version_output: str) -> int | None:
+    """The major version in what `java -version` prints; None if there is none."""
+    match = re.search(r'version "(?:1\.)?(\d+)', version_output)
+    return int(match.group(1)) if match else None
+
+
+# --- jars --------------------------------------------------------------------------------------------
+
+
+def kafka_version() -> str:
+    """The Kafka version that the POM asks for."""
+    match = re.search(r"<kafka\.version>([\w.-]+)</kafka\.version>", _pom().decode())
+    assert match is not None, "deploy/kafka/pom.xml names no kafka.version"
+    return match.group(1)
+
+
+def _pom() -> bytes:
+    return deploy_file("kafka/pom.xml").read_bytes()
+
+
+def jars_dir(cache: Path) -> Path:
+    """Where the jars of this POM are kept: another version or POM is another directory."""
+    return cache / f"kafka-{kafka_version()}-{hashlib.sha256(_pom()).hexdigest()[:8]}"
+
+
+def resolve_jars(progress: Progress, cache: Path | None = None) -> Path:
+    """The directory with the broker's jars, fetched by Maven if they aren't there yet.
+
+    Raises:
+        EmbeddedKafkaError: Maven is missing, or couldn't fetch them.
+    """
+    cache = cache or cache_dir()
+    target = jars_dir(cache)
+    if _is_complete(target):
+        return target
+    maven = shutil.which("mvn")
+    if maven is None:
+        raise EmbeddedKafkaError(
+            f"the embedded Kafka broker needs Maven to fetch Apache Kafka {kafka_version()}: "
+            "no mvn on the PATH",
+            remedy=f"Install Java {JAVA_MAJOR_MIN} or newer and Maven (for example the packages "
+            f"openjdk-{JAVA_MAJOR_MIN}-jdk-headless and maven), or {other_ways()}.",
+        )
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with _only_one(cache / f"{target.name}.lock"):
+            if not _is_complete(target):
+                _fetch(maven, target, progress)
+    except OSError as error:
+        raise EmbeddedKafkaError(
+            f"cannot keep Apache Kafka's jars in {cache}: {error.strerror}",
+            remedy="Set FCLUSTER_CACHE_DIR to a directory with 100 MB of room that you may write to.",
+        ) from error
+    return target
+
+
+def _is_complete(target: Path) -> bool:
+    # Cleaners of cache directories remove single old files: a missing jar would show as a Java stack trace.
+    try:
+        sizes: dict[str, int] = json.loads((target / _LIST_FILE).read_bytes())
+        return all((target / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError):
+        return False
+
+
+@contextmanager
+def _only_one(lock_file: Path) -> Generator[None]:
+    """Two that fetch at the same time: the second waits, and then finds the work done."""
+    with lock_file.open("ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _fetch(maven: str, target: Path, progress: Progress) -> None:
+    for stale in target.parent.glob(f".{target.name}.*"):
+        shutil.rmtree(stale, ignore_errors=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        jars = partial / "jars"
+        # A copy, since Maven may write beside the POM, which may be in a read-only installation.
+        (partial / "pom.xml").write_bytes(_pom())
+        progress(f"fetching Apache Kafka {kafka_version()} through Maven (44 MB, once)")
+        _run_maven(maven, partial / "pom.xml", jars, progress)
+        sizes = {jar.name: jar.stat().st_size for jar in sorted(jars.glob("*.jar"))}
+        (jars / _LIST_FILE).write_text(json.dumps(sizes, indent=1))
+        if target.exists():
+            shutil.rmtree(target)
+        jars.rename(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _run_maven(maven: str, pom: Path, jars: Path, progress: Progress) -> None:
+    goals = ["dependency:copy-dependencies", "-DincludeScope=runtime", f"-DoutputDirectory={jars}"]
+    process = popen_bound([maven, "-B", "-f", str(pom), *goals], stdout=subprocess.PIPE)
+    tail: deque[str] = deque(maxlen=200)
+    fetched = 0
+    watchdog = threading.Timer(MAVEN_TIMEOUT_S, process.kill)
+    watchdog.start()
+    assert process.stdout is not None
+    with process.stdout as lines:
+        for raw in lines:
+            line = raw.decode(errors="replace").rstrip()
+            tail.append(line)
+            if "Downloaded from" in line:
+                fetched += 1
+                if fetched % 25 == 0:
+                    progress(f"fetching Apache Kafka through Maven: {fetched} files")
+    code = process.wait()
+    watchdog.cancel()
+    if code == 0 and any(jars.glob("kafka_*.jar")):
+        return
+    errors = [line for line in tail if line.startswith("[ERROR]")] or list(tail)[-3:]
+    raise EmbeddedKafkaError(
+        f"Maven could not fetch Apache Kafka {kafka_version()} (exit code {code}): " + " ".join(errors[:3]),
+        remedy="Check that Maven reaches its repository (proxies and mirrors stand in ~/.m2/settings.xml), "
+        f"or {other_ways()}.",
+    )

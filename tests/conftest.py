@@ -1,0 +1,56 @@
+"""What all tests share: one real broker for the session, unique topic names, settled Hypothesis profiles."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from fcluster.common.embedded_kafka import EmbeddedKafka
+
+# Examples are as slow as the machine is busy: a deadline for one of them would fail by luck. In CI the same
+# examples run each time, so that a failure there is one of the change under test.
+settings.register_profile("local", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(
+    "ci", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True, print_blob=True
+)
+settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+_DIRECTORY_MARKERS = {"integration", "simulation", "chaos"}
+_TESTS = Path(__file__).parent
+_topic_numbers = itertools.count(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if _TESTS in item.path.parents:
+            directory = item.path.relative_to(_TESTS).parts[0]
+            if directory in _DIRECTORY_MARKERS:
+                item.add_marker(directory)
+
+
+@pytest.fixture(scope="session")
+def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Bootstrap servers of a real broker that all tests of the session use; never stop it.
+
+    FCLUSTER_TEST_BROKERS names brokers that run already, to be used instead.
+    """
+    running = os.environ.get("FCLUSTER_TEST_BROKERS")
+    if running:
+        yield running
+        return
+    broker = EmbeddedKafka(tmp_path_factory.mktemp("kafka"))
+    try:
+        yield broker.start(progress=print)
+    finally:
+        broker.stop()
+
+
+@pytest.fixture
+def topic_prefix() -> str:
+    """A prefix for names of topics, groups and jobs that no other test and no other session uses."""
+    return f"t{os.getpid():x}-{os.urandom(2).hex()}-{next(_topic_numbers)}-"
