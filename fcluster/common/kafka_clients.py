@@ -1,0 +1,675 @@
+"""Kafka's clients as fcluster uses them: their configuration, topics, offsets, and the fencing of ids.
+
+Responsible for: the one place where clients are made, so that settings, defaults and log routing hold for
+all of them; what is asked of Kafka besides reading and writing records.
+Keeps the invariants: every wait is bounded; trouble comes out as an `FclusterError` that names the brokers
+or topics and says what to do; secrets stay out of messages. Must not know how records are processed, and
+keeps no state between calls.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import re
+import time
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from typing import Any, Final, TypeVar
+
+from confluent_kafka import (
+    Consumer,
+    ConsumerGroupTopicPartitions,
+    IsolationLevel,
+    KafkaError,
+    KafkaException,
+    Producer,
+    TopicPartition,
+)
+from confluent_kafka.admin import (
+    AdminClient,
+    ConfigResource,  # pyright: ignore[reportPrivateImportUsage]
+    NewTopic,  # pyright: ignore[reportPrivateImportUsage]
+    OffsetSpec,  # pyright: ignore[reportPrivateImportUsage]
+)
+
+from fcluster.common.errors import IncompatibleState, KafkaUnavailable, MissingTopic, SettingsError
+from fcluster.common.ids import journal_topic
+from fcluster.common.positions import CommittedPosition, UnreadableMetadata, decode_position
+from fcluster.common.settings import Settings
+from fcluster.common.topology import Isolation, Stage, Topology
+
+REQUEST_TIMEOUT_S: Final = 10.0
+TOPIC_CREATION_TIMEOUT_S: Final = 30.0
+FENCE_FIRST_WAIT_S: Final = 0.03
+"""How long the first of two fencing producers is waited for: an idle id takes it 5 ms, and the broker needs
+about 20 ms to abort an open transaction, which the second one then finds done."""
+
+_NO_GROUP: Final = "fcluster-reader"
+"""For consumers that neither commit nor join: librdkafka wants some name."""
+
+_NO_OFFSET: Final = -1001
+_POLL_INTERVAL_S: Final = 0.02
+
+_Client = TypeVar("_Client")
+
+_kafka_logger = logging.getLogger("fcluster.kafka")
+
+_COMMON: Final[Mapping[str, Any]] = {
+    "client.id": "fcluster",
+    "socket.keepalive.enable": True,
+    "reconnect.backoff.max.ms": 1000,  # a restarted broker is found again within a second, not ten
+    "log.connection.close": False,
+}
+_CONSUMER: Final[Mapping[str, Any]] = {
+    "group.id": _NO_GROUP,
+    "enable.auto.commit": False,
+    "auto.offset.reset": "error",  # a gap is an error that names it, never a jump
+    "allow.auto.create.topics": False,
+}
+_PRODUCER: Final[Mapping[str, Any]] = {
+    "enable.idempotence": True,
+    "partitioner": "murmur2_random",  # Java's: keys meet the same partition number whoever wrote them
+    "linger.ms": 1,
+    "compression.type": "lz4",
+    "retry.backoff.ms": 2,  # the wait on CONCURRENT_TRANSACTIONS in every epoch; the default is 100
+    "retry.backoff.max.ms": 1000,
+}
+# What a caller sets in these the user can't override: the caller's code depends on it.
+_CALLERS_OWN: Final = frozenset(
+    {"group.id", "isolation.level", "enable.partition.eof", "enable.auto.commit", "enable.idempotence"}
+    | {"auto.offset.reset", "on_delivery", "delivery.report.only.error", "error_cb", "stats_cb"}
+)
+_CONSUMER_ONLY = re.compile(
+    r"(fetch|queued|max\.poll|auto|partition\.assignment|group|heartbeat|enable\.auto|consume|allow\.auto)\..*"
+    r"|isolation\.level|session\.timeout\.ms|max\.partition\.fetch\.bytes|check\.crcs|enable\.partition\.eof"
+)
+_PRODUCER_ONLY = re.compile(
+    r"(linger|batch|queue\.buffering|compression|message\.send|delivery|transaction|sticky|retry\.backoff)\..*"
+    r"|acks|request\.required\.acks|request\.timeout\.ms|retries|message\.timeout\.ms|partitioner"
+    r"|enable\.gapless\.guarantee|transactional\.id"
+)
+
+# librdkafka logs these while it copes by itself, or reports the same as an error that we handle.
+_EXPECTED_LOGS: Final = frozenset(
+    {"FAIL", "ERROR", "FATAL", "TXNERR", "GETPID", "CONFWARN", "REQTMOUT", "PARTCNT", "ADDPARTS", "CLUSTERID"}
+    | {"MAXPOLL", "TERMINATE", "SSL", "OFFSET", "COMMITFAIL", "TXNOFFSETS", "ADDOFFSETS", "ENDTXN"}
+)
+
+
+class _QuietFilter(logging.Filter):
+    """Leaves librdkafka's expected trouble to the debug level."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        facility = record.getMessage().split(" ", 1)[0]
+        expected = record.levelno < logging.WARNING or facility in _EXPECTED_LOGS
+        return not expected or _kafka_logger.isEnabledFor(logging.DEBUG)
+
+
+_kafka_logger.addFilter(_QuietFilter())
+
+
+# --- clients -------------------------------------------------------------------------------------------
+
+
+def consumer_config(settings: Settings, isolation: Isolation, **extra: Any) -> dict[str, Any]:
+    """librdkafka's configuration of a consumer.
+
+    The user's own `kafka.` settings override `extra`, except for what the caller's code depends on.
+
+    Args:
+        settings: of the cluster.
+        isolation: what of open and aborted transactions is read.
+        **extra: configuration by librdkafka's names, such as ``**{"fetch.wait.max.ms": 8}``.
+    """
+    defaults = {**_CONSUMER, "isolation.level": isolation.replace("-", "_")}
+    return _config(settings, "consumer.", _PRODUCER_ONLY, defaults, extra)
+
+
+def producer_config(settings: Settings, transactional_id: str | None = None, **extra: Any) -> dict[str, Any]:
+    """librdkafka's configuration of an idempotent producer, transactional if it has a `transactional_id`."""
+    defaults = dict(_PRODUCER)
+    if transactional_id is not None:
+        defaults["transactional.id"] = transactional_id
+        defaults["transaction.timeout.ms"] = settings.transaction_timeout_ms
+    return _config(settings, "producer.", _CONSUMER_ONLY, defaults, extra)
+
+
+def make_consumer(settings: Settings, isolation: Isolation, **extra: Any) -> Consumer:
+    """A consumer; see `consumer_config`. Name a ``group.id`` in `extra` if it commits offsets.
+
+    Raises:
+        SettingsError: librdkafka refuses a setting.
+    """
+    return _make(Consumer, consumer_config(settings, isolation, **extra))
+
+
+def make_producer(settings: Settings, transactional_id: str | None = None, **extra: Any) -> Producer:
+    """A producer; see `producer_config`.
+
+    Raises:
+        SettingsError: librdkafka refuses a setting.
+    """
+    return _make(Producer, producer_config(settings, transactional_id, **extra))
+
+
+class Admin(AdminClient):
+    """An admin client that remembers why it could not connect."""
+
+    def __init__(self, config: dict[str, Any], **extra: Any) -> None:
+        self.last_error: KafkaError | None = None
+        with_callback: dict[str, Any] = config | {"error_cb": self._note_error}
+        super().__init__(with_callback, **extra)
+
+    def _note_error(self, error: KafkaError) -> None:
+        # "all brokers down" always comes last, and says less than what led to it.
+        if self.last_error is None or error.code() != KafkaError._ALL_BROKERS_DOWN:
+            self.last_error = error
+
+
+def make_admin(settings: Settings) -> Admin:
+    """An admin client.
+
+    Raises:
+        SettingsError: librdkafka refuses a setting.
+    """
+    any_kind = re.compile(f"{_CONSUMER_ONLY.pattern}|{_PRODUCER_ONLY.pattern}")
+    return _make(Admin, _config(settings, "admin.", any_kind, {}, {}))
+
+
+def _config(
+    settings: Settings,
+    role: str,
+    of_other_clients: re.Pattern[str],
+    defaults: Mapping[str, Any],
+    extra: Mapping[str, Any],
+) -> dict[str, Any]:
+    config: dict[str, Any] = {"bootstrap.servers": settings.bootstrap_servers, **_COMMON, **defaults, **extra}
+    fixed = _CALLERS_OWN & config.keys()
+    users: dict[str, str] = {}
+    for key, value in settings.kafka.items():
+        prefix = next((p for p in ("consumer.", "producer.", "admin.") if key.startswith(p)), "")
+        if prefix in ("", role) and not of_other_clients.fullmatch(key.removeprefix(prefix)):
+            users[key.removeprefix(prefix)] = value
+    return config | {key: value for key, value in users.items() if key not in fixed}
+
+
+def _make(kind: Callable[..., _Client], config: dict[str, Any]) -> _Client:
+    config.setdefault("error_cb", _ErrorLog())
+    try:
+        return kind(config, logger=_kafka_logger)
+    except KafkaException as error:
+        raise SettingsError(
+            f"librdkafka refuses its configuration: {reason_of(error)}.",
+            remedy="Correct the setting of that name under kafka. (librdkafka's documentation lists them).",
+        ) from error
+
+
+class _ErrorLog:
+    """Says once in a while that no broker can be reached; all else comes back from calls."""
+
+    INTERVAL_S = 10.0
+
+    def __init__(self) -> None:
+        self._silent_until = 0.0
+
+    def __call__(self, error: KafkaError) -> None:
+        if error.code() == KafkaError._ALL_BROKERS_DOWN and time.monotonic() >= self._silent_until:
+            self._silent_until = time.monotonic() + self.INTERVAL_S
+            _kafka_logger.warning("no Kafka broker can be reached: %s", error.str())
+
+
+# --- trouble -------------------------------------------------------------------------------------------
+
+
+def reason_of(error: KafkaException) -> str:
+    """What librdkafka says, with the error's name."""
+    cause = cause_of(error)
+    return f"{cause.str()} ({cause.name()})"
+
+
+def cause_of(error: KafkaException) -> KafkaError:
+    """The error within the exception: it knows its code and whether it can be retried."""
+    cause = error.args[0] if error.args else None
+    return cause if isinstance(cause, KafkaError) else KafkaError(KafkaError._FAIL, str(error))
+
+
+@contextmanager
+def _asking(settings_or_admin: Settings | AdminClient | Consumer, what: str) -> Generator[None]:
+    """Turns librdkafka's exceptions into one that says what was being asked."""
+    try:
+        yield
+    except KafkaException as error:
+        raise _unavailable(settings_or_admin, what, cause_of(error)) from error
+
+
+def _unavailable(
+    settings_or_admin: Settings | AdminClient | Consumer, what: str, cause: KafkaError
+) -> KafkaUnavailable:
+    brokers = settings_or_admin.bootstrap_servers if isinstance(settings_or_admin, Settings) else ""
+    where = f" at {brokers}" if brokers else ""
+    return KafkaUnavailable(
+        f"Kafka{where} didn't do what was asked ({what}): {cause.str()} ({cause.name()}).",
+        remedy=_remedy(cause),
+    )
+
+
+def _untyped(admin: AdminClient) -> Any:
+    # Its methods' results are futures of nothing in particular, as its own types have it.
+    return admin
+
+
+def _remedy(cause: KafkaError) -> str:
+    name = cause.name()
+    if "AUTHORIZATION" in name or "POLICY" in name:
+        return "Let the job's Kafka user do this (ACLs), or let someone do it who may."
+    if "AUTHENTICATION" in name or "SASL" in name:
+        return (
+            "Check the credentials (kafka.security.protocol, kafka.sasl.mechanism, kafka.sasl.username)."
+        )
+    if "SSL" in name:
+        return "Check kafka.security.protocol and the certificates (kafka.ssl.ca.location and so on)."
+    if name == "INVALID_REPLICATION_FACTOR":
+        return "Set replication.factor to at most the number of brokers."
+    return "Check that the brokers are up and reachable from here, then start again."
+
+
+def connect_or_raise(admin: AdminClient, settings: Settings, timeout_s: float = REQUEST_TIMEOUT_S) -> None:
+    """Make sure that the brokers answer, and allow what the settings ask for.
+
+    Raises:
+        KafkaUnavailable: they don't within `timeout_s` seconds, or none are given.
+        SettingsError: `transaction.timeout.ms` is above what they allow.
+    """
+    brokers = settings.bootstrap_servers
+    if not brokers:
+        raise KafkaUnavailable(
+            "No Kafka brokers are given.",
+            remedy="Give them with --brokers host:9092, or as bootstrap.servers in fcluster.toml.",
+        )
+    try:
+        admin.list_topics(timeout=timeout_s)
+    except KafkaException as error:
+        admin.poll(0)  # has the reasons noted
+        cause = getattr(admin, "last_error", None) or cause_of(error)
+        remedy = _remedy(cause)
+        if cause.name() in ("_TRANSPORT", "_TIMED_OUT", "_RESOLVE", "_ALL_BROKERS_DOWN"):
+            remedy = (
+                "Check that Kafka runs there, and that address and port are right (--brokers or "
+                "bootstrap.servers); if it wants TLS or a login, set kafka.security.protocol and so on."
+            )
+        raise KafkaUnavailable(
+            f"No Kafka broker at {brokers} answered within {timeout_s:g} s: {cause.str()}.", remedy=remedy
+        ) from error
+    if settings.processing_guarantee == "exactly-once":
+        _check_transaction_timeout(admin, settings)
+
+
+def _check_transaction_timeout(admin: AdminClient, settings: Settings) -> None:
+    limit_ms = _broker_setting(admin, "transaction.max.timeout.ms")
+    if limit_ms is not None and settings.transaction_timeout_ms > limit_ms:
+        raise SettingsError(
+            f"transaction.timeout.ms = {settings.transaction_timeout_ms} is above the brokers' "
+            f"transaction.max.timeout.ms = {limit_ms}.",
+            remedy="Lower it (with commit.interval.max.ms and checkpoint.timeout.ms, which it has to "
+            "exceed), or raise the brokers' limit.",
+        )
+
+
+def _broker_setting(admin: AdminClient, name: str) -> int | None:
+    """A number in a broker's configuration; None if we may not see it."""
+    with _asking(admin, "listing the brokers"):
+        broker = next(iter(admin.list_topics(timeout=REQUEST_TIMEOUT_S).brokers))
+    resource = ConfigResource(ConfigResource.Type.BROKER, str(broker))
+    try:
+        futures = _untyped(admin).describe_configs([resource], request_timeout=REQUEST_TIMEOUT_S)
+        entries = futures[resource].result()
+        return int(entries[name].value)
+    except (KafkaException, KeyError, TypeError, ValueError):
+        return None
+
+
+# --- topics --------------------------------------------------------------------------------------------
+
+
+def partition_counts(admin: AdminClient, topics: Iterable[str]) -> dict[str, int]:
+    """The number of partitions of each topic.
+
+    Raises:
+        MissingTopic: one doesn't exist.
+        KafkaUnavailable: the brokers don't answer.
+    """
+    existing = _existing_topics(admin)
+    wanted = list(topics)
+    for topic in wanted:
+        if topic not in existing:
+            raise missing_topic(topic, existing)
+    return {topic: existing[topic] for topic in wanted}
+
+
+def missing_topic(topic: str, existing: Iterable[str]) -> MissingTopic:
+    """The error that says so, and names topics with similar names."""
+    near = difflib.get_close_matches(topic, [name for name in existing if not name.startswith("__")], 3, 0.6)
+    hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+    return MissingTopic(
+        f"The topic {topic!r} doesn't exist.{hint}",
+        remedy="Correct the name in the job file, or create the topic (fcluster produce does, too).",
+    )
+
+
+def ensure_internal_topics(admin: AdminClient, topology: Topology, settings: Settings) -> dict[str, int]:
+    """Create what the job needs besides its sources: internal topics, and output topics that are missing.
+
+    Repartition and output topics get as many partitions as the source they are written from, a changelog
+    as many as its stage's source. Nothing that exists is changed. Calling it again does no harm.
+
+    Returns:
+        The partition counts of all these topics, and of the sources.
+
+    Raises:
+        MissingTopic: a source doesn't exist that the job doesn't write itself.
+        IncompatibleState: a source has another partition count than when its stage's state was written.
+        KafkaUnavailable: the brokers don't answer, or refuse.
+    """
+    existing = _existing_topics(admin)
+    plan = _TopicPlan(existing)
+    plan.want(journal_topic(topology.job), 1, _JOURNAL_CONFIG)
+    for stage in topology.stages:
+        plan.add_stage(stage)
+    most = max(plan.counts[topic.name] for topic in topology.sources)
+    for topic in topology.outputs:
+        plan.want(topic.name, most, {})
+    _create_topics(admin, plan.missing, settings)
+    return plan.counts
+
+
+# What only we read may never expire by time; what is done with is deleted by offset.
+_KEPT_CONFIG: Final = {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"}
+_REPARTITION_CONFIG: Final = {
+    **_KEPT_CONFIG,
+    "message.timestamp.type": "CreateTime",  # records keep their timestamps on the way through
+    "segment.bytes": str(64 * 1024 * 1024),
+}
+_CHANGELOG_CONFIG: Final = {**_KEPT_CONFIG, "segment.bytes": str(64 * 1024 * 1024)}
+_JOURNAL_CONFIG: Final = {
+    "cleanup.policy": "compact",
+    "min.cleanable.dirty.ratio": "0.1",
+    "segment.bytes": str(16 * 1024 * 1024),
+    "segment.ms": "600000",  # only closed segments are compacted, and the journal grows slowly
+}
+
+
+class _TopicPlan:
+    """Which topics there have to be, derived stage by stage, upstream first."""
+
+    def __init__(self, existing: Mapping[str, int]) -> None:
+        self._existing = existing
+        self.counts: dict[str, int] = {}
+        self.missing: dict[str, tuple[int, Mapping[str, str]]] = {}
+
+    def want(self, topic: str, partitions: int, config: Mapping[str, str]) -> None:
+        if topic in self.counts:
+            return
+        if topic not in self._existing:
+            self.missing[topic] = (partitions, config)
+        self.counts[topic] = self._existing.get(topic, partitions)
+
+    def add_stage(self, stage: Stage) -> None:
+        source = stage.source.name
+        if source not in self.counts:
+            if source not in self._existing:
+                raise missing_topic(source, self._existing)
+            self.counts[source] = self._existing[source]
+        count = self.counts[source]
+        if stage.changelog is not None:
+            self.want(stage.changelog, count, _CHANGELOG_CONFIG)
+            if self.counts[stage.changelog] != count:
+                raise _partitions_changed(source, count, stage.changelog, self.counts[stage.changelog])
+        for chain in stage.chains:
+            if chain.sink is not None:
+                internal = chain.sink.name.endswith("-repartition") and chain.rekey is not None
+                self.want(chain.sink.name, count, _REPARTITION_CONFIG if internal else {})
+            for process in chain.processes:
+                if not isinstance(process.on_error, str):
+                    self.want(process.on_error.name, count, {})
+
+
+def _partitions_changed(source: str, now: int, changelog: str, then: int) -> IncompatibleState:
+    return IncompatibleState(
+        f"The topic {source!r} has {now} partitions, but had {then} when the state in {changelog!r} was "
+        "written: keys would meet other shards' state.",
+        remedy="Run the job under another name, which begins with empty state, or copy the records to a "
+        f"topic with {then} partitions and read that.",
+    )
+
+
+def _existing_topics(admin: AdminClient) -> dict[str, int]:
+    with _asking(admin, "listing topics"):
+        topics = admin.list_topics(timeout=REQUEST_TIMEOUT_S).topics
+    return {name: len(topic.partitions) for name, topic in topics.items() if topic.error is None}
+
+
+def _create_topics(
+    admin: AdminClient, missing: Mapping[str, tuple[int, Mapping[str, str]]], settings: Settings
+) -> None:
+    if not missing:
+        return
+    new = [
+        NewTopic(name, partitions, settings.replication_factor, config=dict(config))
+        for name, (partitions, config) in missing.items()
+    ]
+    futures: dict[str, Future[None]] = _untyped(admin).create_topics(
+        new, request_timeout=TOPIC_CREATION_TIMEOUT_S, operation_timeout=TOPIC_CREATION_TIMEOUT_S
+    )
+    for name, future in futures.items():
+        try:
+            future.result()
+        except KafkaException as error:
+            cause = cause_of(error)
+            if cause.code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                raise _unavailable(settings, f"creating the topic {name!r}", cause) from error
+    _wait_for_leaders(admin, settings, list(missing))
+
+
+def _wait_for_leaders(admin: AdminClient, settings: Settings, topics: Sequence[str]) -> None:
+    deadline = time.monotonic() + TOPIC_CREATION_TIMEOUT_S
+    while True:
+        with _asking(settings, "listing topics"):
+            known = admin.list_topics(timeout=REQUEST_TIMEOUT_S).topics
+        waiting = [name for name in topics if not _has_leaders(known.get(name))]
+        if not waiting:
+            return
+        if time.monotonic() > deadline:
+            raise KafkaUnavailable(
+                f"The new topic {waiting[0]!r} got no leaders within {TOPIC_CREATION_TIMEOUT_S:g} s.",
+                remedy="Check the brokers' logs, then start again.",
+            )
+        time.sleep(_POLL_INTERVAL_S)
+
+
+def _has_leaders(topic: Any) -> bool:
+    if topic is None or topic.error is not None or not topic.partitions:
+        return False
+    return all(partition.leader >= 0 for partition in topic.partitions.values())
+
+
+# --- offsets -------------------------------------------------------------------------------------------
+
+
+def begin_offsets(admin: AdminClient, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
+    """The first offset that each partition still has.
+
+    Raises:
+        KafkaUnavailable: the brokers don't answer, or a topic or partition doesn't exist.
+    """
+    return _offsets(admin, partitions, OffsetSpec.earliest(), "read-uncommitted")
+
+
+def end_offsets(
+    admin: AdminClient, partitions: Iterable[TopicPartition], isolation: Isolation
+) -> dict[TopicPartition, int]:
+    """The offset behind the last record that readers of that isolation can see in each partition.
+
+    With "read-committed" it is the last stable offset: open transactions hold it back.
+
+    Raises:
+        KafkaUnavailable: the brokers don't answer, or a topic or partition doesn't exist.
+    """
+    return _offsets(admin, partitions, OffsetSpec.latest(), isolation)
+
+
+def _offsets(
+    admin: AdminClient, partitions: Iterable[TopicPartition], spec: Any, isolation: Isolation
+) -> dict[TopicPartition, int]:
+    request = {TopicPartition(at.topic, at.partition): spec for at in partitions}
+    if not request:
+        return {}
+    level = (
+        IsolationLevel.READ_COMMITTED if isolation == "read-committed" else IsolationLevel.READ_UNCOMMITTED
+    )
+    with _asking(admin, "listing offsets"):
+        futures: dict[TopicPartition, Future[Any]] = _untyped(admin).list_offsets(
+            request, isolation_level=level, request_timeout=REQUEST_TIMEOUT_S
+        )
+        return {at: future.result().offset for at, future in futures.items()}
+
+
+def read_committed_positions(
+    client: AdminClient | Consumer,
+    group: str,
+    partitions: Iterable[TopicPartition],
+    timeout_s: float = REQUEST_TIMEOUT_S,
+) -> dict[TopicPartition, CommittedPosition | None]:
+    """What the group has committed for each partition, None where nothing is.
+
+    While an open transaction holds an offset of one of them the answer isn't settled, and is waited for:
+    fence the transaction's owner first.
+
+    Args:
+        client: an admin client, or a read-committed consumer of that group.
+        group: the job's name.
+        partitions: of source topics.
+        timeout_s: seconds to wait.
+
+    Raises:
+        KafkaUnavailable: no settled answer came in time.
+        IncompatibleState: the offsets were committed by something other than fcluster.
+    """
+    wanted = [TopicPartition(at.topic, at.partition) for at in partitions]
+    if not wanted:
+        return {}
+    if isinstance(client, Consumer):
+        with _asking(client, f"reading the committed offsets of the group {group!r}"):
+            answer = client.committed(wanted, timeout=timeout_s)
+    else:
+        answer = _stable_offsets(client, group, wanted, timeout_s)
+    return {TopicPartition(at.topic, at.partition): _position(group, at) for at in answer}
+
+
+def _stable_offsets(
+    admin: AdminClient, group: str, wanted: list[TopicPartition], timeout_s: float
+) -> list[TopicPartition]:
+    deadline = time.monotonic() + timeout_s
+    what = f"reading the committed offsets of the group {group!r}"
+    while True:
+        request = ConsumerGroupTopicPartitions(group, wanted)
+        with _asking(admin, what):
+            futures: dict[str, Future[Any]] = _untyped(admin).list_consumer_group_offsets(
+                [request], require_stable=True, request_timeout=timeout_s
+            )
+            answer: list[TopicPartition] = futures[group].result().topic_partitions
+        errors = [at.error for at in answer if at.error is not None]
+        if not errors:
+            return answer
+        unstable = all(error.code() == KafkaError.UNSTABLE_OFFSET_COMMIT for error in errors)
+        if not unstable or time.monotonic() > deadline:
+            raise _unavailable(admin, what, errors[0])
+        time.sleep(_POLL_INTERVAL_S)
+
+
+def _position(group: str, at: TopicPartition) -> CommittedPosition | None:
+    if at.error is not None:
+        raise KafkaUnavailable(
+            f"The committed offset of {at.topic}/{at.partition} can't be read: {at.error.str()}.",
+            remedy=_remedy(at.error),
+        )
+    if at.offset == _NO_OFFSET:
+        return None
+    try:
+        return decode_position(at.offset, at.metadata)
+    except UnreadableMetadata as error:
+        raise IncompatibleState(
+            f"The consumer group {group!r} has an offset for {at.topic}/{at.partition} that fcluster did not "
+            f"commit: {error}.",
+            remedy="Give the job another name, or delete that group's offsets if nothing else uses them.",
+        ) from error
+
+
+def delete_records_before(
+    admin: AdminClient, offsets: Mapping[TopicPartition, int]
+) -> dict[TopicPartition, int]:
+    """Delete all records in front of the given offsets.
+
+    Returns:
+        The first offset that each partition has now. Records deleted before are no error.
+
+    Raises:
+        KafkaUnavailable: the brokers don't answer or refuse, or an offset is behind the partition's end.
+    """
+    if not offsets:
+        return {}
+    request = [TopicPartition(at.topic, at.partition, offset) for at, offset in offsets.items()]
+    with _asking(admin, "deleting records"):
+        futures: dict[TopicPartition, Future[Any]] = _untyped(admin).delete_records(
+            request, request_timeout=REQUEST_TIMEOUT_S, operation_timeout=REQUEST_TIMEOUT_S
+        )
+        return {
+            TopicPartition(at.topic, at.partition): future.result().low_watermark
+            for at, future in futures.items()
+        }
+
+
+# --- fencing -------------------------------------------------------------------------------------------
+
+
+def fence_transactional_id(
+    settings: Settings, transactional_id: str, timeout_s: float = REQUEST_TIMEOUT_S
+) -> None:
+    """Abort what the id has open, and make its former owner's next call fail.
+
+    When this returns, no transaction of any earlier producer with this id can commit any more. It takes
+    about 60 ms for an idle id, 90 ms with an open transaction. Calling it again does no harm.
+
+    Raises:
+        KafkaUnavailable: the broker didn't confirm it in time; the id may or may not be fenced.
+    """
+    deadline = time.monotonic() + timeout_s
+    wait_s = FENCE_FIRST_WAIT_S
+    # A producer whose initialisation met the open transaction sleeps for a fixed 500 ms before it asks
+    # again; another one with the same id, asking a moment later, finds it aborted. The sleeper is destroyed
+    # here, before anyone else uses the id: asking once more it would fence the next owner.
+    producer = make_producer(settings, transactional_id)
+    while True:
+        spare = make_producer(settings, transactional_id)  # connects while the first one asks
+        try:
+            producer.list_topics(timeout=_remaining_s(deadline))
+            producer.init_transactions(min(wait_s, _remaining_s(deadline)))
+            return
+        except KafkaException as error:
+            cause = cause_of(error)
+            hopeless = cause.fatal() or not (cause.retriable() or cause.name() in _FENCE_AGAIN)
+            if hopeless or time.monotonic() >= deadline:
+                raise _unavailable(settings, f"fencing {transactional_id!r}", cause) from error
+        producer = spare
+        wait_s = min(wait_s * 4, 2.0)
+
+
+_FENCE_AGAIN: Final = frozenset(
+    {"_TIMED_OUT", "_TRANSPORT", "_ALL_BROKERS_DOWN", "_FENCED", "PRODUCER_FENCED", "INVALID_PRODUCER_EPOCH"}
+    | {"CONCURRENT_TRANSACTIONS", "COORDINATOR_NOT_AVAILABLE", "NOT_COORDINATOR"}
+)
+
+
+def _remaining_s(deadline: float) -> float:
+    return max(0.001, deadline - time.monotonic())
