@@ -198,12 +198,20 @@ def _options(
     config: Path | None,
     settings: dict[str, str],
     log_level: str,
-    **more: Any,
+    workers: int | None = None,
+    snapshots: str | None = None,
+    bind: str | None = None,
 ) -> CommonOptions:
     """The given options as settings; `--set` loses against an option of its own for the same setting."""
     from fcluster.common.settings import default_toml
 
-    own = {"bootstrap.servers": brokers, "state.dir": data_dir, **more}
+    own = {
+        "bootstrap.servers": brokers,
+        "state.dir": data_dir,
+        "workers": workers,
+        "snapshots": snapshots,
+        "coordinator.bind": bind,
+    }
     flags = settings | {name: str(value) for name, value in own.items() if value is not None}
     return CommonOptions(flags, config if config is not None else default_toml(Path.cwd()), log_level)
 
@@ -510,9 +518,7 @@ def coordinator(
       fcluster coordinator flights.py --brokers host:9092 --workers 2
     """
     context.ensure_object(Session).is_server = True
-    options = _options(
-        **common, workers=workers, snapshots=snapshots, **({"coordinator.bind": bind} if bind else {})
-    )
+    options = _options(**common, workers=workers, snapshots=snapshots, bind=bind)
     from fcluster.launch import load, start_logging
 
     start_logging(options.log_level)

@@ -7,13 +7,15 @@ is stopped here. Must not parse options, nor draw.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import random
 import socket
 import sys
 import threading
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,15 +36,17 @@ from fcluster.data_directory import (
 )
 
 if TYPE_CHECKING:
+    from fcluster.common.embedded_kafka import EmbeddedKafka
     from fcluster.common.job import Job
     from fcluster.common.topology import Topology
     from fcluster.live_view import View
     from fcluster.supervisor import Outcome, ProcessSpec
 
 STATUS_TIMEOUT_MS = 3_000
-PORTS_BELOW_EPHEMERAL = range(15_000, 32_000)
-"""Where the coordinator's port is taken from: the system gives none of these to outgoing connections, so it
-is still free after a restart."""
+BROKER_CHECK_INTERVAL_S = 0.5
+PORTS_BELOW_EPHEMERAL = range(12_000, 20_000)
+"""Where the coordinator's port is taken from: the system gives none of these to outgoing connections and the
+embedded broker takes none of them, so it is still free after a restart."""
 
 
 class NoBrokers(FclusterError):  # noqa: N818
@@ -139,9 +143,9 @@ class Connection:
                 f"no cluster runs in {self.data_dir}",
                 remedy="Start one with `fcluster up`, or name it: --brokers HOST:PORT --job NAME.",
             )
+        self._check_brokers()
         from fcluster.common.discovery import find_leader
 
-        self._check_brokers()
         leader = find_leader(self.settings, job)
         if leader is None:
             raise NoCluster(
@@ -211,11 +215,18 @@ def check_brokers(settings: Settings) -> None:
 # --- embedded Kafka --------------------------------------------------------------------------------
 
 
+def kafka_directory(data_dir: Path) -> Path:
+    """Where the embedded broker of a data directory keeps what is its own."""
+    return data_dir / "kafka"
+
+
 def detached_kafka(data_dir: Path) -> str | None:
-    """The bootstrap servers of the broker that `fcluster kafka start` left running here, None without one."""
+    """The bootstrap servers of the broker that runs in the data directory, whoever started it."""
+    if not kafka_directory(data_dir).is_dir():
+        return None  # spares the commands that need no broker the loading of the Kafka client
     from fcluster.common import embedded_kafka
 
-    return embedded_kafka.status(data_dir)
+    return embedded_kafka.status(kafka_directory(data_dir)).bootstrap_servers or None
 
 
 def start_kafka(
@@ -224,10 +235,9 @@ def start_kafka(
     """Start the broker of `data_dir`; gives its servers, and what to call to stay as long as it shall run."""
     from fcluster.common import embedded_kafka
 
-    create_directory(data_dir)
     if not foreground:
-        return embedded_kafka.start_detached(data_dir, progress=progress), lambda: None
-    broker = embedded_kafka.EmbeddedKafka(data_dir)
+        return embedded_kafka.start_detached(kafka_directory(data_dir), progress=progress), lambda: None
+    broker = embedded_kafka.EmbeddedKafka(kafka_directory(data_dir))
     servers = broker.start(progress=progress)
 
     def wait() -> None:
@@ -245,7 +255,7 @@ def _wait_for_signal() -> None:
 
     ended = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: ended.set())
+        signal.signal(number, lambda _number, _frame: ended.set())
     ended.wait()
 
 
@@ -253,18 +263,22 @@ def stop_kafka(data_dir: Path) -> bool:
     """Stop the broker that was left running; whether there was one."""
     from fcluster.common import embedded_kafka
 
-    return embedded_kafka.stop_detached(data_dir)
+    return embedded_kafka.stop_detached(kafka_directory(data_dir))
 
 
 def describe_kafka(data_dir: Path) -> tuple[bool, str]:
-    """Whether a broker of `data_dir` runs, and a line that says so."""
-    servers = detached_kafka(data_dir)
-    if servers is not None:
-        return True, f"running: {servers}"
-    note = read_note(data_dir)
-    if note is not None:
-        return True, f"running, with the cluster of job {note.job!r}: {note.brokers}"
-    return False, f"not running in {data_dir}"
+    """Whether a broker of `data_dir` answers, and a line that says so."""
+    from fcluster.common import embedded_kafka
+
+    found = embedded_kafka.status(kafka_directory(data_dir))
+    if found.state == "stopped":
+        return False, f"not running in {data_dir}"
+    owner = "on its own" if found.detached else f"as a part of process {found.owner_pid}"
+    what = "running" if found.state == "running" else "starting, or hanging"
+    return (
+        found.state == "running",
+        f"{what}: {found.bootstrap_servers}, process {found.pid}, {owner}, log {found.log_file}",
+    )
 
 
 # --- up --------------------------------------------------------------------------------------------
@@ -290,6 +304,7 @@ def run_up(options: UpOptions) -> int:
         FclusterError: it can't be started, or ended before its work was done.
     """
     from fcluster.common.loader import load_job
+    from fcluster.supervisor import EXIT_KILLED
 
     job = load_job(options.target)
     settings = resolve(job.settings, options.config, os.environ, options.flags)
@@ -300,14 +315,12 @@ def run_up(options: UpOptions) -> int:
     lock = DirectoryLock(directory)
     lock.acquire()
     try:
-        broker, settings = _brokers(settings, directory)
-        try:
+        with _brokers(settings, directory) as (broker, servers):
+            settings = replace(settings, bootstrap_servers=servers)
             check_before_start(settings, topology, embedded=broker is not None)
-            outcome = _Up(options, job.name, settings, directory).run()
-        finally:
-            if broker is not None:
-                _print("stopping Kafka")
-                broker.stop()
+            outcome = _Up(options, job.name, settings, directory, broker).run()
+            if outcome.exit_code == EXIT_KILLED and broker is not None:
+                broker.kill()
     finally:
         remove_note(directory)
         lock.release()
@@ -318,19 +331,25 @@ def run_up(options: UpOptions) -> int:
     return 0
 
 
-def _brokers(settings: Settings, directory: Path) -> tuple[Any, Settings]:
-    """The broker that was started for this cluster (None if one runs), and settings that name the servers."""
+@contextlib.contextmanager
+def _brokers(settings: Settings, directory: Path) -> Generator[tuple[EmbeddedKafka | None, str]]:
+    """The broker that runs for this cluster alone (None if others do), and the servers to use."""
     if settings.bootstrap_servers:
-        return None, settings
-    servers = detached_kafka(directory)
-    if servers is not None:
-        _print(f"using the Kafka that runs in {directory}: {servers}")
-        return None, replace(settings, bootstrap_servers=servers)
+        yield None, settings.bootstrap_servers
+        return
     from fcluster.common.embedded_kafka import EmbeddedKafka
 
-    broker = EmbeddedKafka(directory)
+    broker = EmbeddedKafka(kafka_directory(directory))
     servers = broker.start(progress=_print)
-    return broker, replace(settings, bootstrap_servers=servers)
+    if broker.attached:
+        _print(f"using the Kafka that runs in {directory}: {servers}")
+        yield None, servers
+        return
+    try:
+        yield broker, servers
+    finally:
+        _print("stopping Kafka")
+        broker.stop()
 
 
 def check_before_start(settings: Settings, topology: Topology, *, embedded: bool = False) -> None:
@@ -380,14 +399,22 @@ def check_not_running(settings: Settings, job: str) -> None:
     if found == job:
         raise ClusterConflict(
             f"a cluster of job {job!r} runs already on these brokers: its coordinator is at {leader.address}",
-            remedy="Stop that one, let workers join it with `fcluster worker`, or give this job another name.",
+            remedy="Stop that one, join it with `fcluster worker`, or give this job another name.",
         )
 
 
 class _Up:
     """One run of the processes of a cluster."""
 
-    def __init__(self, options: UpOptions, job: str, settings: Settings, directory: Path) -> None:
+    def __init__(
+        self,
+        options: UpOptions,
+        job: str,
+        settings: Settings,
+        directory: Path,
+        broker: EmbeddedKafka | None,
+    ) -> None:
+        self._broker = broker
         self._options = options
         self._settings = settings
         self._directory = directory
@@ -425,11 +452,13 @@ class _Up:
         )
         handler = _ViewHandler(view)
         logging.getLogger().addHandler(handler)
+        guard = BrokerGuard(self._broker, view)
         poller = StatusPoller(
             self._address,
             interval_s=0.25 if self._options.live else 1.0,
-            on_document=lambda document: view.document(document, supervisor.restarts),
+            on_document=lambda document: view.document(document, supervisor.restarts + guard.restarts),
         )
+        guard.start()
         poller.start()
         try:
             outcome = supervisor.run()
@@ -437,6 +466,7 @@ class _Up:
             return outcome
         finally:
             poller.stop()
+            guard.stop()
             logging.getLogger().removeHandler(handler)
             view.close()
             log.close()
@@ -553,6 +583,45 @@ class _ViewHandler(logging.Handler):
         from fcluster.supervisor import SUPERVISOR
 
         self._view.line(SUPERVISOR, f"{record.levelname} {record.name}: {record.getMessage()}")
+
+
+class BrokerGuard:
+    """Starts the embedded broker again when it dies, in a thread; does nothing without one."""
+
+    def __init__(self, broker: EmbeddedKafka | None, view: View) -> None:
+        self._broker = broker
+        self._view = view
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="broker-guard", daemon=True)
+        self.restarts = 0
+
+    def start(self) -> None:
+        """Begin to watch."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End; waits for the thread, and so for a start that is under way."""
+        self._stopped.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        from fcluster.common.processes import RestartBackoff
+
+        backoff = RestartBackoff()
+        started_s = time.monotonic()
+        while self._broker is not None and not self._stopped.wait(BROKER_CHECK_INTERVAL_S):
+            if self._broker.pid is not None:
+                continue
+            delay_ms = backoff.delay_ms((time.monotonic() - started_s) * 1000)
+            self._view.line("kafka", f"Kafka died; it is started again in {delay_ms / 1000:.1f} s")
+            if self._stopped.wait(delay_ms / 1000):
+                return
+            self.restarts += 1
+            try:
+                self._broker.start(progress=lambda text: self._view.line("kafka", text))
+            except FclusterError as error:
+                self._view.line("kafka", f"ERROR {error.message}")
+            started_s = time.monotonic()
 
 
 class StatusPoller:
