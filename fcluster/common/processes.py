@@ -344,7 +344,7 @@ class ChildProcess:
         """Asks it to end, kills it after `grace_s`; gives the exit code."""
         self.terminate()
         if self.wait(grace_s) is None:
-            # A stopped process (SIGSTOP) gets no SIGTERM; SIGKILL always works.
+            # A stopped process (SIGSTOP) runs no handler of SIGTERM; SIGKILL always works.
             self.kill()
         code = self._process.wait()
         self.join_output()
