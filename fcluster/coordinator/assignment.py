@@ -1,0 +1,193 @@
+"""Which slot runs which shard.
+
+Responsible for: `plan`, a pure function from the shards, the slots that can take some, and who has which at
+present, to a target. Invariants kept:
+
+- balanced: the slots' numbers of shards differ by one at most, and so they do within each stage (the
+  shards of one stage may cost far more than another's);
+- sticky: among all balanced targets one with the fewest moves is chosen;
+- deterministic: equal arguments give equal targets, in whatever order they come.
+
+Must not: know of workers, sessions or time.
+
+How: within a stage each slot gets either the quotient of shards and slots or one more. So what has to be
+decided is which slots get *one more* in which stage, such that the totals are even too and as many as
+possible of those extras go to slots that have that shard already. That is a flow of minimal cost from
+stages to slots. Slots that have extras to keep in the same stages are alike, so the flow runs over classes
+of such slots, of which there are few, and is dealt out within each class afterwards.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from fcluster.common.ids import ShardId
+
+_MOVE_AVOIDED = -1
+_TOTALS_EVEN = -1_000_000
+"""Outweighs all moves: a slot's fair number of extras is not a matter of taste."""
+
+
+def plan(
+    shards: Collection[ShardId], slots: Collection[int], current: Mapping[ShardId, int]
+) -> dict[ShardId, int]:
+    """The slot that each shard should be on.
+
+    Args:
+        shards: all of them, no duplicates.
+        slots: that can run shards. Empty: nothing can be planned, the result is empty.
+        current: where shards are; others, and slots that aren't in `slots`, don't count.
+    """
+    if not slots:
+        return {}
+    slots = sorted(slots)
+    held = _held_shards(shards, slots, current)
+    quotas = _quotas(held, slots)
+    target: dict[ShardId, int] = {}
+    for stage, (of_slot, without) in sorted(held.items()):
+        homeless = list(without)
+        room: dict[int, int] = {}
+        for slot in slots:
+            mine = sorted(of_slot.get(slot, ()))
+            quota = quotas[stage, slot]
+            target.update(dict.fromkeys(mine[:quota], slot))
+            homeless.extend(mine[quota:])
+            room[slot] = quota - len(mine[:quota])
+        target.update(_deal_out(sorted(homeless), room))
+    return target
+
+
+_Held = dict[str, tuple[dict[int, list[ShardId]], list[ShardId]]]
+
+
+def _held_shards(shards: Collection[ShardId], slots: list[int], current: Mapping[ShardId, int]) -> _Held:
+    """By stage: the shards of each slot, and those without one."""
+    known = set(slots)
+    held: _Held = defaultdict(lambda: (defaultdict(list), []))
+    for shard in shards:
+        of_slot, without = held[shard.stage]
+        slot = current.get(shard)
+        if slot in known:
+            of_slot[slot].append(shard)
+        else:
+            without.append(shard)
+    return held
+
+
+def _deal_out(shards: list[ShardId], room: dict[int, int]) -> dict[ShardId, int]:
+    """Shards to slots with room, one to each in turn: neighbours in number end up apart."""
+    dealt: dict[ShardId, int] = {}
+    rest = iter(shards)
+    while len(dealt) < len(shards):
+        for slot, free in room.items():
+            if free > 0:
+                room[slot] -= 1
+                shard = next(rest)
+                dealt[shard] = slot
+    return dealt
+
+
+def _quotas(held: _Held, slots: list[int]) -> dict[tuple[str, int], int]:
+    """How many shards of each stage each slot gets."""
+    quotas: dict[tuple[str, int], int] = {}
+    extras: dict[str, int] = {}
+    keepers: dict[str, set[int]] = {}
+    for stage, (of_slot, without) in sorted(held.items()):
+        number = len(without) + sum(map(len, of_slot.values()))
+        share, extras[stage] = divmod(number, len(slots))
+        quotas.update({(stage, slot): share for slot in slots})
+        keepers[stage] = {slot for slot, mine in of_slot.items() if len(mine) > share}
+    for stage, winners in _deal_extras(extras, keepers, slots).items():
+        for slot in winners:
+            quotas[stage, slot] += 1
+    return quotas
+
+
+def _deal_extras(
+    extras: dict[str, int], keepers: dict[str, set[int]], slots: list[int]
+) -> dict[str, list[int]]:
+    """For each stage the slots that get one shard more than the others."""
+    classes: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    for slot in slots:
+        classes[tuple(stage for stage in extras if slot in keepers[stage])].append(slot)
+    least, odd = divmod(sum(extras.values()), len(slots))
+    flow = _Flow()
+    for stage, number in extras.items():
+        flow.add("source", ("stage", stage), number, 0)
+    for signature, members in classes.items():
+        for stage in extras:
+            cost = _MOVE_AVOIDED if stage in signature else 0
+            flow.add(("stage", stage), ("class", signature), len(members), cost)
+        flow.add(("class", signature), "sink", least * len(members), _TOTALS_EVEN)
+        flow.add(("class", signature), "sink", len(members) if odd else 0, 0)
+    flow.run("source", "sink")
+    winners: dict[str, list[int]] = {stage: [] for stage in extras}
+    for signature, members in classes.items():
+        turn = 0
+        for stage in extras:
+            for _ in range(flow.through(("stage", stage), ("class", signature))):
+                winners[stage].append(members[turn % len(members)])
+                turn += 1
+    return winners
+
+
+@dataclass
+class _Edge:
+    """One direction of an edge; its opposite sits at the index `index ^ 1`."""
+
+    target: object
+    room: int
+    cost: int
+
+
+class _Flow:
+    """A maximal flow of minimal cost, by successive cheapest paths (Bellman-Ford: costs are negative)."""
+
+    def __init__(self) -> None:
+        self._edges: list[_Edge] = []
+        self._from: dict[object, list[int]] = defaultdict(list)
+
+    def add(self, source: object, target: object, capacity: int, cost: int) -> None:
+        self._from[source].append(len(self._edges))
+        self._edges.append(_Edge(target, capacity, cost))
+        self._from[target].append(len(self._edges))
+        self._edges.append(_Edge(source, 0, -cost))
+
+    def through(self, source: object, target: object) -> int:
+        """What flows along the edges from `source` to `target`."""
+        return sum(
+            self._edges[index ^ 1].room
+            for index in self._from[source]
+            if index % 2 == 0 and self._edges[index].target == target
+        )
+
+    def run(self, source: object, sink: object) -> None:
+        while path := self._cheapest_path(source, sink):
+            amount = min(self._edges[index].room for index in path)
+            for index in path:
+                self._edges[index].room -= amount
+                self._edges[index ^ 1].room += amount
+
+    def _cheapest_path(self, source: object, sink: object) -> list[int]:
+        cost: dict[object, int] = {source: 0}
+        arrived_by: dict[object, int] = {}
+        changed = [source]
+        while changed:
+            improved: dict[object, None] = {}  # a set that keeps its order
+            for node in changed:
+                for index in self._from[node]:
+                    edge = self._edges[index]
+                    total = cost[node] + edge.cost
+                    if edge.room > 0 and (edge.target not in cost or total < cost[edge.target]):
+                        cost[edge.target] = total
+                        arrived_by[edge.target] = index
+                        improved[edge.target] = None
+            changed = list(improved)
+        path: list[int] = []
+        node = sink
+        while node in arrived_by:
+            path.append(arrived_by[node])
+            node = self._edges[arrived_by[node] ^ 1].target
+        return path
