@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from types import ModuleType
 from fcluster.common.errors import FclusterError, JobError
 from fcluster.common.job import Job
 
-_PACKAGE = str(Path(__file__).resolve().parent.parent)
+_PACKAGE = f"{Path(__file__).resolve().parent.parent}{os.sep}"
 _MODULE_PREFIX = "fcluster_job_"
 
 
@@ -82,12 +83,12 @@ def _load_module(name: str) -> ModuleType:
     except (Exception, SystemExit) as error:
         missing = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
         if missing is not None and (name == missing or name.startswith(f"{missing}.")):
-            file = Path(*name.split(".")).with_suffix(".py")
-            remedy = (
-                f"For a file write {file}." if file.is_file() else "Check its name, or give a file's path."
-            )
-            raise JobError(f"There is no module {name!r} to load a job from.", remedy=remedy) from error
-        if not name or isinstance(error, TypeError | ValueError) and not _user_frames(error):
+            near = _did_you_mean(f"{name}.py", sorted(p.name for p in Path.cwd().glob("*.py")))
+            raise JobError(
+                f"There is no module {name!r} to load a job from.",
+                remedy=near or "Check its name, or give the path of a file.",
+            ) from error
+        if isinstance(error, TypeError | ValueError) and not _user_frames(error):
             raise JobError(
                 f"{name!r} is neither a file nor a module.",
                 remedy="Name the job as flights.py, flights.py:job or package.module:job.",
@@ -125,8 +126,7 @@ def _user_frames(error: BaseException) -> Sequence[traceback.FrameSummary]:
     return [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
-        if not frame.filename.startswith((_PACKAGE, "<frozen importlib"))
-        and "importlib" not in frame.filename
+        if not frame.filename.startswith((_PACKAGE, "<frozen importlib", importlib.__file__))
     ]
 
 
@@ -153,7 +153,7 @@ def _only_job(module: ModuleType, place: str) -> Job:
     if len({id(job) for job in jobs.values()}) > 1:
         raise JobError(
             f"{place} holds {len(jobs)} jobs: {_listed(jobs)}.",
-            remedy=f"Say which: {place}:{next(iter(jobs))}",
+            remedy=f"Say which, as in {place}:{next(iter(jobs))}.",
         )
     return next(iter(jobs.values()))
 

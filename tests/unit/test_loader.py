@@ -93,9 +93,10 @@ def test_missing_module_is_named(write: WriteFile) -> None:
     assert "'no_such_module_here.job'" in failure("no_such_module_here.job:job").message
 
 
-def test_file_in_a_folder_written_as_a_module_is_offered(write: WriteFile) -> None:
-    write("odd-folder/flights.py", JOB)
-    assert str(Path("odd-folder/flights.py")) in failure("odd-folder.flights:job").remedy
+def test_missing_module_near_a_file_offers_the_file(write: WriteFile) -> None:
+    write("flights_of_a_test.py", JOB)
+    assert "flights_of_a_test.py" in failure("flight_of_a_test").remedy
+    assert load_job("flights_of_a_test").name == "carriers"
 
 
 def test_target_that_names_nothing_says_how_jobs_are_named(write: WriteFile) -> None:
