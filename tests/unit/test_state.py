@@ -14,6 +14,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from msgspec.json import decode, encode
 
 from fcluster.common.errors import JobError, ProcessingError
 from fcluster.worker import state as state_module
@@ -57,7 +58,7 @@ class MemoryStore:
 
     def decoded(self, name: str) -> dict[bytes, Any]:
         prefix = store_prefix(name)
-        return {key[4:]: orjson.loads(value) for key, value in self.values.items() if key[:4] == prefix}
+        return {key[4:]: decode(value) for key, value in self.values.items() if key[:4] == prefix}
 
 
 @pytest.fixture
@@ -351,8 +352,6 @@ Point = namedtuple("Point", "x y")
         OrderedDict(a=1),
         float("nan"),
         float("inf"),
-        2**64,
-        -(2**63) - 1,
         {1: "x"},
         {Text("k"): "x"},
         "\ud800",
@@ -388,6 +387,28 @@ def test_non_string_key_of_the_state_itself_is_refused(store: MemoryStore) -> No
     table.get(b"bad")[1] = "x"  # type: ignore[index]
     with pytest.raises(ProcessingError, match="has the key 1, a int"):
         state.freeze(1)
+
+
+def test_integers_of_any_size_are_kept(store: MemoryStore) -> None:
+    state, table = make(store, EAGER, cache=0)
+    numbers = [2**64, -(2**63) - 1, 10**100]
+    table.get(b"a")["numbers"] = numbers
+    state.freeze(1)
+    state.commit(1, 1, 0)
+    assert table.get(b"a") == {"numbers": numbers}
+    table.get(b"a")["numbers"] = 10**5000
+    with pytest.raises(ProcessingError, match="can't be encoded"):
+        state.freeze(2)
+
+
+def test_text_with_every_kind_of_line_end_is_kept(store: MemoryStore) -> None:
+    state, table = make(store, EAGER, cache=0)
+    text = "a\nb\r\nc\u2028d\x85e\x00"
+    table.get(b"a")["text"] = text
+    table.get(b"b")[text] = [text]
+    state.freeze(1)
+    state.commit(1, 1, 0)
+    assert (table.get(b"a"), table.get(b"b")) == ({"text": text}, {text: [text]})
 
 
 def test_null_beside_floats_is_kept(store: MemoryStore) -> None:
@@ -442,7 +463,7 @@ def test_value_that_cannot_be_kept_is_named_when_the_next_record_of_the_key_need
 # --- against a model --------------------------------------------------------------------------------------
 
 keys_strategy = st.sampled_from([b"a", b"b", b"c", b"d", b"e"])
-leaves = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.text(max_size=5)
+leaves = st.none() | st.booleans() | st.integers() | st.text(max_size=5)
 leaves |= st.floats(allow_nan=False, allow_infinity=False)
 values_strategy = st.recursive(leaves, lambda inner: st.lists(inner, max_size=2), max_leaves=4)
 stores_strategy = st.sampled_from(["s", "t"])
@@ -473,7 +494,7 @@ class StateModel(RuleBasedStateMachine):
     @rule(store=stores_strategy, key=keys_strategy, field=st.sampled_from("xy"), value=values_strategy)
     def change(self, store: str, key: bytes, field: str, value: Any) -> None:
         self.table(store).get(key)[field] = value
-        self.open.setdefault((store, key), {})[field] = orjson.loads(orjson.dumps(value))
+        self.open.setdefault((store, key), {})[field] = decode(encode(value))
 
     @rule(store=stores_strategy, key=keys_strategy)
     def delete(self, store: str, key: bytes) -> None:
@@ -496,11 +517,12 @@ class StateModel(RuleBasedStateMachine):
     def freeze(self) -> None:
         self.epoch += 1
         last = self.prepared[-1][1] if self.prepared else self.committed
-        image = {key: orjson.loads(orjson.dumps(value)) for key, value in self.open.items() if value}
+        image = {key: decode(encode(value)) for key, value in self.open.items() if value}
         delta = self.shard.freeze(self.epoch)
         if delta is None:
             assert image == last
         else:
+            assert {k: encode(v) for k, v in image.items()} != {k: encode(v) for k, v in last.items()}
             self.prepared.append((self.epoch, image))
             self.deltas[self.epoch] = delta.changes
 
@@ -522,7 +544,7 @@ class StateModel(RuleBasedStateMachine):
     def discard(self) -> None:
         self.shard.discard()
         self.prepared.clear()
-        self.open = {key: orjson.loads(orjson.dumps(value)) for key, value in self.committed.items()}
+        self.open = {key: decode(encode(value)) for key, value in self.committed.items()}
 
     @rule()
     def crash(self) -> None:
@@ -544,10 +566,8 @@ class StateModel(RuleBasedStateMachine):
     def cache_and_store_stay_in_bounds(self) -> None:
         assert self.store.stands_at.state_epoch <= self.shard.committed_epoch
         replayed = {key: value for key, value in self.changelog.items() if value}
-        committed = {store_prefix(n) + key: orjson.dumps(value) for (n, key), value in self.committed.items()}
-        assert {k: orjson.loads(v) for k, v in replayed.items()} == {
-            k: orjson.loads(v) for k, v in committed.items()
-        }
+        committed = {store_prefix(n) + key: encode(value) for (n, key), value in self.committed.items()}
+        assert {k: decode(v) for k, v in replayed.items()} == {k: decode(v) for k, v in committed.items()}
 
 
 StateModel.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
