@@ -1,0 +1,107 @@
+"""What the benchmarks share: a broker, topics, a cluster of the job, figures."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import statistics
+import tempfile
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from confluent_kafka.admin import AdminClient
+
+from tests.checker.generate import create_topic
+from tests.harness import Cluster
+
+JOB_FILE = Path(__file__).with_name("running_totals_job.py")
+
+
+@dataclass(frozen=True)
+class Names:
+    """Names of one run, unlike those of any other. `source` is its own unless another's is given."""
+
+    job: str
+    source: str
+
+    @classmethod
+    def new(cls, source: str | None = None) -> Names:
+        """Fresh names."""
+        job = f"bench-{uuid.uuid4().hex[:8]}"
+        return cls(job, source or f"{job}-in")
+
+    @property
+    def output(self) -> str:
+        """The topic the job writes."""
+        return f"{self.job}-out"
+
+    def env(self) -> dict[str, str]:
+        """What the job file reads."""
+        return {
+            "FCLUSTER_BENCH_JOB": self.job,
+            "FCLUSTER_BENCH_SOURCE": self.source,
+            "FCLUSTER_BENCH_OUTPUT": self.output,
+        }
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """A parser with the options that all benchmarks have."""
+    made = argparse.ArgumentParser(description=(description or "").splitlines()[0])
+    made.add_argument("--brokers", help="Bootstrap servers; without it an embedded broker is started.")
+    made.add_argument("--set", dest="settings", action="append", default=[], metavar="NAME=VALUE")
+    made.add_argument("--partitions", type=int, default=4)
+    return made
+
+
+def settings_of(arguments: argparse.Namespace) -> dict[str, str]:
+    """The settings given with --set."""
+    return dict(item.split("=", 1) for item in arguments.settings)
+
+
+@contextmanager
+def workplace(brokers: str | None) -> Iterator[tuple[str, Path]]:
+    """Bootstrap servers and an empty directory; both are gone afterwards, unless the servers were given."""
+    directory = Path(tempfile.mkdtemp(prefix="fcluster-bench-"))
+    broker = None
+    try:
+        if not brokers:
+            from fcluster.common.embedded_kafka import EmbeddedKafka
+
+            broker = EmbeddedKafka(directory / "kafka")
+            brokers = broker.start()
+        yield brokers, directory
+    finally:
+        if broker is not None:
+            broker.stop()
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+@contextmanager
+def topics(brokers: str, names: Names, partitions: int) -> Iterator[None]:
+    """Source (if it is the run's own) and output; all topics of the run are deleted afterwards."""
+    if names.source.startswith(names.job):
+        create_topic(brokers, names.source, partitions)
+    create_topic(brokers, names.output, partitions)
+    try:
+        yield
+    finally:
+        admin = AdminClient({"bootstrap.servers": brokers})
+        mine = [name for name in admin.list_topics(timeout=30).topics if name.startswith(names.job)]
+        for future in admin.delete_topics(mine, operation_timeout=30).values():
+            future.result(30)
+
+
+def cluster(
+    brokers: str, directory: Path, names: Names, workers: int, settings: dict[str, str] | None = None
+) -> Cluster:
+    """The benchmarks' job on real processes; not started."""
+    data_dir = directory / names.job
+    return Cluster(JOB_FILE, brokers, data_dir, workers=workers, env=names.env(), settings=settings)
+
+
+def median(values: Sequence[float]) -> float:
+    """The median."""
+    return statistics.median(values)

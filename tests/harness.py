@@ -1,0 +1,301 @@
+"""Clusters of real processes for tests and benchmarks.
+
+Responsible for: starting a coordinator and workers as the command line starts them, hurting them (`kill -9`,
+SIGSTOP, SIGCONT), proving that a fault landed in an open epoch, waiting for conditions with a deadline, and
+leaving nothing behind: children die with this process, and `close` kills what still runs.
+
+A fault that didn't land in an open epoch proves nothing. `stop_mid_epoch` therefore stops a worker first and
+then looks at Kafka: only an open transaction of the stopped worker can hold back the last stable offset of a
+partition while everybody else commits. If none does, the worker is let go and another moment is tried.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from fcluster.common.processes import ChildProcess, describe_exit, spawn
+from tests.checker.reading import READ_COMMITTED, READ_UNCOMMITTED, end_offsets
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+COORDINATOR = "coordinator"
+LOG_LINES_SHOWN = 40
+
+_V = TypeVar("_V")
+
+
+def wait_until(condition: Callable[[], _V], what: str, timeout_s: float = 30, interval_s: float = 0.05) -> _V:
+    """Ask `condition` until it answers something true, and return that.
+
+    Raises:
+        TimeoutError: it didn't in time; the message says `what` was waited for and the last answer.
+    """
+    deadline = time.monotonic() + timeout_s
+    while True:
+        answer = condition()
+        if answer:
+            return answer
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{what}: not within {timeout_s} s, the last answer was {answer!r}")
+        time.sleep(interval_s)
+
+
+class Cluster:
+    """A coordinator and workers of one job, each a process of its own. Use it in a `with` block.
+
+    Args:
+        job_file: what the commands get as JOB.
+        brokers: bootstrap servers.
+        data_dir: state, snapshots and logs; kept after `close`.
+        workers: how many `start` starts.
+        env: added to the environment of all processes.
+        settings: given to all processes with `--set`.
+        until_caught_up: the coordinator ends when the sources are processed.
+    """
+
+    def __init__(
+        self,
+        job_file: Path | str,
+        brokers: str,
+        data_dir: Path,
+        *,
+        workers: int = 2,
+        env: Mapping[str, str] | None = None,
+        settings: Mapping[str, object] | None = None,
+        until_caught_up: bool = False,
+    ) -> None:
+        self.brokers = brokers
+        self.data_dir = data_dir
+        self.workers = workers
+        self._job_file = str(job_file)
+        self._env = {**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})}
+        self._settings = dict(settings or {})
+        self._until_caught_up = until_caught_up
+        self._running: dict[str, ChildProcess] = {}
+        self._all: list[ChildProcess] = []
+
+    # --- starting and ending -------------------------------------------------------------------------
+
+    def __enter__(self) -> Cluster:
+        return self
+
+    def __exit__(self, kind: object, _error: object, _traceback: object) -> None:
+        if kind is not None:
+            print(self.logs())
+        self.close()
+
+    def start(self) -> Cluster:
+        """Start the coordinator and all workers."""
+        self.start_coordinator()
+        for slot in range(self.workers):
+            self.start_worker(slot)
+        return self
+
+    def start_coordinator(self) -> ChildProcess:
+        """Start the coordinator; it must not be running."""
+        more = ["--workers", str(self.workers)]
+        if self._until_caught_up:
+            more.append("--until-caught-up")
+        return self._spawn(COORDINATOR, ["coordinator", self._job_file, *more])
+
+    def start_worker(self, slot: int) -> ChildProcess:
+        """Start the worker of `slot`; it must not be running."""
+        return self._spawn(worker_name(slot), ["worker", self._job_file, "--slot", str(slot)])
+
+    def close(self) -> None:
+        """Kill what still runs and wait for its end; idempotent."""
+        for child in self._all:
+            if child.poll() is None:
+                child.kill()
+        for child in self._all:
+            if child.wait(10) is None:
+                raise RuntimeError(f"{child.name} (pid {child.pid}) survives SIGKILL")
+            child.join_output()
+        self._running.clear()
+
+    def terminate(self, timeout_s: float = 30) -> dict[str, int | None]:
+        """SIGTERM to all, coordinator first; the exit codes, None for what doesn't end in time."""
+        for child in self._running.values():
+            child.terminate()
+        deadline = time.monotonic() + timeout_s
+        codes = {
+            name: child.wait(max(0.0, deadline - time.monotonic())) for name, child in self._running.items()
+        }
+        self._running.clear()
+        return codes
+
+    # --- looking ---------------------------------------------------------------------------------------
+
+    def child(self, name: str) -> ChildProcess:
+        """The running process of that name."""
+        return self._running[name]
+
+    def pids(self) -> dict[str, int]:
+        """Name to process id of what was started and not killed."""
+        return {name: child.pid for name, child in self._running.items()}
+
+    def assert_alive(self) -> None:
+        """Raises AssertionError if a process ended by itself."""
+        for name, child in self._running.items():
+            code = child.poll()
+            assert code is None, f"{name} ended: {describe_exit(code)}\n{self.log(name)}"
+
+    def log(self, name: str, lines: int = LOG_LINES_SHOWN) -> str:
+        """The last lines of a process's log."""
+        path = self._log_path(name)
+        if not path.exists():
+            return f"--- {name}: no log"
+        text = path.read_text(errors="replace").splitlines()
+        return "\n".join([f"--- {name} ({len(text)} lines, {path})", *text[-lines:]])
+
+    def logs(self) -> str:
+        """The last lines of all logs."""
+        return "\n".join(self.log(path.stem) for path in sorted((self.data_dir / "test-logs").glob("*.log")))
+
+    # --- hurting -----------------------------------------------------------------------------------------
+
+    def kill(self, name: str) -> None:
+        """`kill -9`, and wait for the end."""
+        child = self._running.pop(name)
+        child.kill()
+        if child.wait(10) is None:
+            raise RuntimeError(f"{name} survives SIGKILL")
+
+    def kill_all(self) -> None:
+        """`kill -9` to all before waiting for any: nobody sees another's death."""
+        children = list(self._running.values())
+        for child in children:
+            child.kill()
+        for child in children:
+            child.wait(10)
+        self._running.clear()
+
+    def pause(self, name: str) -> None:
+        """SIGSTOP; returns when the kernel has stopped all threads."""
+        pid = self._running[name].pid
+        os.kill(pid, signal.SIGSTOP)
+        wait_until(lambda: process_state(pid) in "Tt", f"{name} stops", 5, 0.002)
+
+    def resume(self, name: str) -> None:
+        """SIGCONT."""
+        os.kill(self._running[name].pid, signal.SIGCONT)
+
+    def stop_mid_epoch(
+        self, slots: Iterable[int], topics: Sequence[str], *, timeout_s: float = 30, quiet_s: float = 0.8
+    ) -> tuple[str, dict[tuple[str, int], int]]:
+        """Stop one of the workers while it has an open transaction with records in it.
+
+        Args:
+            slots: the workers to try, in turns.
+            topics: what the workers write to.
+            timeout_s: bound of all tries.
+            quiet_s: how long a partition must be held back to count. It must be longer than the other
+                workers' epochs and shorter than the session time-out, so `commit.interval.max.ms` is to be
+                set below it.
+
+        Returns:
+            The stopped worker's name and the partitions that it holds back, each with the number of records
+            that are written behind its last stable offset.
+
+        Raises:
+            TimeoutError: no stop landed in an open epoch.
+        """
+        deadline = time.monotonic() + timeout_s
+        names = [worker_name(slot) for slot in slots]
+        attempt = 0
+        while time.monotonic() < deadline:
+            name = names[attempt % len(names)]
+            attempt += 1
+            self.pause(name)
+            before = held_back(self.brokers, topics)
+            if before:
+                time.sleep(quiet_s)
+                after = held_back(self.brokers, topics)
+                # The same last stable offset twice: the transaction that begins there is still open.
+                held = {
+                    at: count for at, (stable, count) in after.items() if before.get(at, (-1,))[0] == stable
+                }
+                if held:
+                    return name, held
+            self.resume(name)
+            time.sleep(0.03 * (attempt % 7 + 1))
+        raise TimeoutError(f"none of {attempt} stops in {timeout_s} s landed in an open epoch")
+
+    def kill_mid_epoch(self, slots: Iterable[int], topics: Sequence[str]) -> tuple[str, int]:
+        """`kill -9` one of the workers in an open epoch; its name and the number of records in flight."""
+        name, held = self.stop_mid_epoch(slots, topics)
+        self.kill(name)
+        return name, sum(held.values())
+
+    # --- inside --------------------------------------------------------------------------------------
+
+    def _spawn(self, name: str, arguments: Sequence[str]) -> ChildProcess:
+        if name in self._running and self._running[name].poll() is None:
+            raise RuntimeError(f"{name} is running")
+        command = [sys.executable, "-m", "fcluster", *arguments, "--brokers", self.brokers]
+        command += ["--data-dir", str(self.data_dir)]
+        for setting, value in self._settings.items():
+            command += ["--set", f"{setting}={value}"]
+        child = spawn(name, command, log_file=self._log_path(name), env=self._env, cwd=REPOSITORY)
+        self._running[name] = child
+        self._all.append(child)
+        return child
+
+    def _log_path(self, name: str) -> Path:
+        return self.data_dir / "test-logs" / f"{name}.log"
+
+
+def worker_name(slot: int) -> str:
+    """The name of a slot's process."""
+    return f"worker-{slot}"
+
+
+def held_back(brokers: str, topics: Sequence[str]) -> dict[tuple[str, int], tuple[int, int]]:
+    """Partitions with an open transaction: to the last stable offset and the number of offsets behind it."""
+    stable = end_offsets(brokers, topics, READ_COMMITTED)
+    high = end_offsets(brokers, topics, READ_UNCOMMITTED)
+    return {at: (stable[at], high[at] - stable[at]) for at in high if stable[at] < high[at]}
+
+
+# --- /proc -----------------------------------------------------------------------------------------------
+
+
+def process_state(pid: int) -> str:
+    """The kernel's letter for a process's state: R, S, D, T (stopped), Z; X if it is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return "X"
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process, all its threads, since its start."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def memory_bytes(pid: int, field: str = "VmRSS") -> int:
+    """Resident memory of a process: `VmRSS` now, `VmHWM` at its peak."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024
+    raise ValueError(f"no {field} for process {pid}")
+
+
+def processes_with(text: str) -> list[int]:
+    """Process ids whose command line or environment's working data contains `text` (not our own)."""
+    found: list[int] = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                command = (entry / "cmdline").read_bytes().decode(errors="replace")
+            except OSError:
+                continue
+            if text in command and process_state(int(entry.name)) not in "ZX":
+                found.append(int(entry.name))
+    return found
