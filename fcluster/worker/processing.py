@@ -69,13 +69,14 @@ def _not_open(*_arguments: Any) -> None:
 class HandlerContext:
     """What a handler sees as `ctx`. One for each handler and shard; it shows the record being processed."""
 
-    __slots__ = ("_decode_key", "_key", "_message", "_table", "partition", "topic")
+    __slots__ = ("_decode_key", "_key", "_load", "_message", "_touched", "partition", "topic")
 
     def __init__(self, topic: str, partition: int, decode_key: Callable[[bytes], Any], table: StateTable) -> None:
         self.topic = topic
         self.partition = partition
         self._decode_key = decode_key
-        self._table = table
+        self._touched = table.touched.get
+        self._load = table.get
         self._message: Any = None
         self._key: bytes | None = None
 
@@ -92,10 +93,13 @@ class HandlerContext:
         Raises:
             RecordFailed: the record has no key.
         """
-        key = self._key
-        if key is None:
+        state = self._touched(self._key)  # type: ignore[arg-type]  # None is in no table
+        return self._first_state() if state is None else state
+
+    def _first_state(self) -> dict[str, Any]:
+        if self._key is None:
             raise RecordFailed("the record has no key, so it has no state; give it one with key_by() first")
-        return self._table.get(key)
+        return self._load(self._key)
 
     @property
     def timestamp(self) -> int:
@@ -111,6 +115,17 @@ class HandlerContext:
     def offset(self) -> int:
         """The record's offset in its partition."""
         return self._message.offset()
+
+
+class UndoableContext(HandlerContext):
+    """The context of a handler whose failures are tolerated: has the table remember what was before a record."""
+
+    __slots__ = ()
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """As in `HandlerContext`."""
+        return self._first_state()
 
 
 class Step(Protocol):
@@ -214,7 +229,8 @@ def _compile_chain(
                 step = _map(operator.function, step)
             case Process():
                 decode_key = key_codec(stage.source.key)[0]
-                context = HandlerContext(stage.source.name, partition, decode_key, state.tables[operator.name])
+                context_type = HandlerContext if held is None else UndoableContext
+                context = context_type(stage.source.name, partition, decode_key, state.tables[operator.name])
                 final = operator is last_process and operator is chain.operators[-1] and chain.rekey is None
                 step = _process(operator, context, step, _record_writer(chain, held or port, final))
     decode = value_codec(stage.source.value)[0]

@@ -96,7 +96,7 @@ class Worker:
     """
 
     def __init__(self, job: Job, settings: Settings, slot: int, coordinator_address: str) -> None:
-        self._topology: Topology = job.build()
+        self._topology: Topology = job.build(settings)
         self._settings = settings
         self._fixed_address = coordinator_address
         self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -202,7 +202,7 @@ class Worker:
         # Later than the coordinator's own patience: by then the slot is fenced.
         return 2 * self._settings.checkpoint_timeout_ms / 1000
 
-    def _handle(self, item: core.Event | ReaderEvent | Callable[[], None]) -> None:
+    def _handle(self, item: core.Event | ReaderEvent) -> None:
         match item:
             case Batch():
                 self._batches.append(item)
@@ -210,10 +210,6 @@ class Worker:
                 self._on_idle(item)
             case ReadFailed():
                 self._on_read_failed(item)
-            case core.Tick():
-                self._tick()
-            case _ if callable(item):
-                item()
             case _:
                 self._feed(item)
 
@@ -368,7 +364,8 @@ class Worker:
             )
         else:
             self._writer = AtLeastOnceWriter(
-                self._settings, make_consumer(self._settings, self._topology.job, "read-committed")
+                self._settings,
+                make_consumer(self._settings, "read-committed", **{"group.id": self._topology.job}),
             )
         self._commit_thread = ThreadPoolExecutor(1, thread_name_prefix="commit")
         self._commit_thread.submit(self._open_writer, self._writer, effect.session)
@@ -382,7 +379,7 @@ class Worker:
         for stage in self._topology.stages:
             isolation = stage.source.isolation
             if isolation not in self._readers:
-                consumer = make_consumer(self._settings, self._topology.job, isolation)
+                consumer = make_consumer(self._settings, isolation, **_reader_config(self._topology.job))
                 if self._group_metadata is None:
                     self._group_metadata = consumer.consumer_group_metadata()
                 reader = SourceReader(consumer, self._inbox.put, f"reader-{isolation}")
@@ -526,14 +523,9 @@ class Worker:
             assert frozen.epoch == effect.epoch
             writer.commit(frozen)
             committed_s = time.monotonic()
-            self._inbox.put(
-                core.EpochCommitted(
-                    effect.session,
-                    effect.epoch,
-                    (committed_s - started_s) * 1000,
-                    {part.shard: part.position for part in frozen.parts},
-                )
-            )
+            positions = {part.shard: part.position for part in frozen.parts}
+            commit_ms = (committed_s - started_s) * 1000
+            self._inbox.put(core.EpochCommitted(effect.session, effect.epoch, commit_ms, positions))
             self._commit_latencies_ms.append((committed_s - opened_s) * 1000)
             self._epochs_committed += 1
             for part in frozen.parts:
@@ -640,6 +632,14 @@ _CARRY_OUT: dict[type[core.Effect], Callable[[Worker, Any], None]] = {
     core.Exit: Worker._do_exit,
     core.Log: Worker._write_log,
 }
+
+
+def _reader_config(group: str) -> dict[str, Any]:
+    return {
+        "group.id": group,
+        # librdkafka's own queue in front of the batches: enough to stay ahead, small enough for many workers.
+        "queued.max.messages.kbytes": 16 * 1024,
+    }
 
 
 def _shard_of(runner: ShardRunner) -> ShardId:

@@ -25,7 +25,7 @@ from typing import Any, Protocol
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 
 from fcluster.common.ids import ShardId, transactional_ids
-from fcluster.common.kafka_clients import make_producer
+from fcluster.common.kafka_clients import make_producer, reason_of
 from fcluster.common.positions import CommittedPosition
 from fcluster.common.settings import Settings
 
@@ -139,7 +139,7 @@ class TransactionalWriter:
             producer.list_topics(timeout=INIT_TIMEOUT_S)  # once connected, initialising takes no 500 ms timer
             producer.init_transactions(INIT_TIMEOUT_S)
         except KafkaException as error:
-            raise TransactionLost(f"initialising {transactional_id}: {_why(error)}") from error
+            raise TransactionLost(f"initialising {transactional_id}: {reason_of(error)}") from error
         return producer
 
     def begin(self) -> Callable[..., None]:
@@ -147,7 +147,7 @@ class TransactionalWriter:
         try:
             producer.begin_transaction()
         except KafkaException as error:
-            raise TransactionLost(f"beginning a transaction: {_why(error)}") from error
+            raise TransactionLost(f"beginning a transaction: {reason_of(error)}") from error
         self._begun = True
         return waiting_produce(producer)
 
@@ -174,7 +174,7 @@ class TransactionalWriter:
                 offsets_of(frozen), self._group_metadata, FLUSH_TIMEOUT_S
             )
         except KafkaException as error:
-            raise TransactionLost(f"sending the offsets of epoch {frozen.epoch}: {_why(error)}") from error
+            raise TransactionLost(f"sending the offsets of epoch {frozen.epoch}: {reason_of(error)}") from error
         flush(self._sealed)
         check_deltas(frozen)
 
@@ -183,7 +183,7 @@ class TransactionalWriter:
         try:
             self._sealed.commit_transaction(FLUSH_TIMEOUT_S)
         except KafkaException as error:
-            raise TransactionLost(f"committing epoch {frozen.epoch}: {_why(error)}") from error
+            raise TransactionLost(f"committing epoch {frozen.epoch}: {reason_of(error)}") from error
 
     def destroy(self) -> None:
         for producer in self._producers:
@@ -247,7 +247,7 @@ class AtLeastOnceWriter:
         try:
             self._offsets_consumer.commit(offsets=offsets_of(frozen), asynchronous=False)
         except KafkaException as error:
-            raise TransactionLost(f"committing the offsets of epoch {frozen.epoch}: {_why(error)}") from error
+            raise TransactionLost(f"committing the offsets of epoch {frozen.epoch}: {reason_of(error)}") from error
 
     def destroy(self) -> None:
         if self._producer is not None:
@@ -269,7 +269,7 @@ def waiting_produce(producer: Producer) -> Callable[..., None]:
             cause: Any = error.args[0]
             if cause.code() == KafkaError.MSG_SIZE_TOO_LARGE:
                 raise  # the handler's doing
-            raise TransactionLost(f"producing: {_why(error)}") from error
+            raise TransactionLost(f"producing: {reason_of(error)}") from error
 
     return waiting
 
@@ -292,7 +292,7 @@ def flush(producer: Producer) -> None:
     try:
         waiting = producer.flush(FLUSH_TIMEOUT_S)
     except KafkaException as error:
-        raise TransactionLost(f"flushing: {_why(error)}") from error
+        raise TransactionLost(f"flushing: {reason_of(error)}") from error
     if waiting:
         raise TransactionLost(f"{waiting} records weren't acknowledged within {FLUSH_TIMEOUT_S:.0f} s")
 
@@ -315,7 +315,7 @@ def _produce_delta(
         _wait_for_room(producer)
         producer.produce(topic, record, partition=partition, on_delivery=note)
     except KafkaException as error:
-        raise TransactionLost(f"writing to {topic}: {_why(error)}") from error
+        raise TransactionLost(f"writing to {topic}: {reason_of(error)}") from error
 
 
 def _delivery_note(changelog_next: dict[ShardId, int], shard: ShardId) -> Callable[[Any, Any], None]:
@@ -356,8 +356,3 @@ def _abandon(producer: Producer) -> None:
         producer.purge()
     except KafkaException:
         pass  # it is going away either way
-
-
-def _why(error: KafkaException) -> str:
-    cause: Any = error.args[0] if error.args else error
-    return f"{cause.name()}: {cause.str()}" if hasattr(cause, "name") else str(cause)

@@ -1,0 +1,258 @@
+"""What a record leads to: outputs, state, or an error that leaves no trace."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import orjson
+import pytest
+
+from fcluster import Job, Record
+from fcluster.common.positions import CommittedPosition
+from fcluster.worker.processing import HandlerRaised, OutputPort, ShardRunner, UnreadableRecord
+from fcluster.worker.state import ShardState, StoreMeta
+
+
+class EmptyStore:
+    """A store that holds nothing."""
+
+    def meta(self) -> StoreMeta:
+        return StoreMeta()
+
+    def get(self, key: bytes) -> bytes | None:
+        return None
+
+    def get_many(self, keys: list[bytes]) -> list[bytes | None]:
+        return [None] * len(keys)
+
+    def apply(self, changes: Any, meta: StoreMeta) -> None:
+        raise AssertionError("nothing is committed here")
+
+
+class FakeMessage:
+    """What the runner needs of a consumed message."""
+
+    def __init__(self, value: bytes | None, key: bytes | None = b"k", offset: int = 0, headers: Any = None) -> None:
+        self._value, self._key, self._offset, self._headers = value, key, offset, headers
+
+    def value(self) -> bytes | None:
+        return self._value
+
+    def key(self) -> bytes | None:
+        return self._key
+
+    def offset(self) -> int:
+        return self._offset
+
+    def topic(self) -> str:
+        return "in"
+
+    def partition(self) -> int:
+        return 0
+
+    def timestamp(self) -> tuple[int, int]:
+        return (1, 1234)
+
+    def headers(self) -> Any:
+        return self._headers
+
+
+class Bench:
+    """One shard of a job's first stage, with its outputs collected."""
+
+    def __init__(self, job: Job) -> None:
+        (stage, *_rest) = job.build().stages
+        self.outputs: list[tuple[Any, ...]] = []
+        self.port = OutputPort()
+        self.port.produce = lambda *arguments: self.outputs.append(arguments)
+        self.state = ShardState(EmptyStore(), stage.stores, 1000)
+        position = CommittedPosition(0, 0, 0, "")
+        self.runner = ShardRunner(stage, 0, self.state, position, self.port)
+
+    def run(self, value: Any, **fields: Any) -> None:
+        raw = value if isinstance(value, bytes) or value is None else orjson.dumps(value)
+        self.runner.handle(FakeMessage(raw, **fields))  # type: ignore[arg-type]
+
+    def values(self) -> list[tuple[str, Any, bytes | None]]:
+        return [(topic, None if raw is None else orjson.loads(raw), key) for topic, raw, key, *_ in self.outputs]
+
+
+def job_with(handler: Callable[..., Any], **options: Any) -> Job:
+    job = Job("j")
+    job.process(job.topic("in"), to=job.topic("out"), name="h", **options)(handler)
+    return job
+
+
+def count(ctx: Any, value: Any) -> Iterator[Any]:
+    ctx.state["n"] = ctx.state.get("n", 0) + 1
+    if value == "bad":
+        raise ValueError("a bad value")
+    yield {"n": ctx.state["n"]}
+
+
+def test_generator_yields_values_with_key_and_timestamp_carried_over() -> None:
+    bench = Bench(job_with(count))
+    bench.run("x")
+    bench.run("x")
+    assert bench.outputs == [
+        ("out", b'{"n":1}', b"k", -1, None, 1234),
+        ("out", b'{"n":2}', b"k", -1, None, 1234),
+    ]
+
+
+def test_states_of_two_keys_are_apart() -> None:
+    bench = Bench(job_with(count))
+    for key in (b"a", b"b", b"a"):
+        bench.run("x", key=key)
+    assert [value["n"] for _topic, value, _key in bench.values()] == [1, 1, 2]
+
+
+def test_plain_function_returning_none_emits_nothing() -> None:
+    def only_big(_ctx: Any, value: int) -> int | None:
+        return value if value > 5 else None
+
+    bench = Bench(job_with(only_big))
+    bench.run(3)
+    bench.run(7)
+    assert bench.values() == [("out", 7, b"k")]
+
+
+def test_context_shows_the_record() -> None:
+    seen: list[Any] = []
+
+    def look(ctx: Any, _value: Any) -> None:
+        seen.extend((ctx.key, ctx.timestamp, ctx.headers, ctx.topic, ctx.partition, ctx.offset))
+
+    bench = Bench(job_with(look))
+    bench.run(1, key="schlüssel".encode(), offset=9, headers=[("h", b"1")])
+    assert seen == ["schlüssel", 1234, [("h", b"1")], "in", 0, 9]
+
+
+def test_record_sets_what_it_names_and_carries_the_rest_over() -> None:
+    job = Job("j")
+    source, out, other = job.topic("in"), job.topic("out"), job.topic("other")
+
+    @job.process(source, to=out)
+    def handler(_ctx: Any, value: Any) -> Iterator[Record]:
+        yield Record(key="new", value=value)
+        yield Record(value=1, topic=other, timestamp=5, headers=[("a", b"b")])
+        yield Record(value=None)
+
+    bench = Bench(job)
+    bench.run(7, headers=[("h", b"1")])
+    assert bench.outputs == [
+        ("out", b"7", b"new", -1, None, 1234, [("h", b"1")]),
+        ("other", b"1", b"k", -1, None, 5, [("a", b"b")]),
+        ("out", None, b"k", -1, None, 1234, [("h", b"1")]),
+    ]
+
+
+def test_filter_and_map_come_before_the_handler() -> None:
+    job = Job("j")
+    out = job.topic("out")
+
+    def handler(_ctx: Any, value: int) -> int:
+        return value * 10
+
+    job.stream(job.topic("in")).filter(lambda v: v > 1).map(lambda v: v + 1).process(handler, to=out)
+    bench = Bench(job)
+    bench.run(1)
+    bench.run(2)
+    assert bench.values() == [("out", 30, b"k")]
+
+
+def test_key_by_writes_to_the_repartition_topic_under_the_new_key() -> None:
+    job = Job("j")
+    stream = job.stream(job.topic("in")).key_by("tail")
+    stream.process(lambda _ctx, v: v, to=job.topic("out"), name="by_tail")
+    bench = Bench(job)
+    bench.run({"tail": "N1"})
+    assert bench.values() == [("j-by_tail-repartition", {"tail": "N1"}, b"N1")]
+
+
+def test_key_by_without_a_key_is_an_error_that_says_what_to_do() -> None:
+    job = Job("j")
+    job.stream(job.topic("in")).key_by("tail").process(lambda _c, v: v, to=job.topic("out"), name="p")
+    with pytest.raises(HandlerRaised, match="gave no key; filter such records out"):
+        Bench(job).run({"tail": None})
+
+
+def test_state_of_a_record_without_key_is_an_error_that_says_what_to_do() -> None:
+    with pytest.raises(HandlerRaised, match=r"no key.*key_by"):
+        Bench(job_with(count)).run("x", key=None)
+
+
+def test_unreadable_value_is_told_apart_from_a_failing_handler() -> None:
+    bench = Bench(job_with(count))
+    with pytest.raises(UnreadableRecord, match="record in/0 at offset 5 can't be decoded"):
+        bench.run(b"{not json", offset=5)
+    with pytest.raises(HandlerRaised, match=r"record in/0 at offset 6 failed in 'h': ValueError: a bad value \(.*:\d+\)"):
+        bench.run("bad", offset=6)
+
+
+def test_stop_record_is_not_processed() -> None:
+    bench = Bench(job_with(count))
+    bench.runner.stop_before(2, "known to fail")
+    bench.run("x", offset=1)
+    with pytest.raises(UnreadableRecord, match="known to fail"):
+        bench.run("x", offset=2)
+    assert len(bench.outputs) == 1
+
+
+def test_skipped_record_leaves_no_state_and_no_output() -> None:
+    def two_outputs(ctx: Any, value: Any) -> Iterator[Any]:
+        ctx.state.setdefault("seen", []).append(value)
+        yield "first"
+        if value == "bad":
+            raise ValueError
+        yield list(ctx.state["seen"])
+
+    bench = Bench(job_with(two_outputs, on_error="skip"))
+    for value in ("a", "bad", "b"):
+        bench.run(value)
+    assert [value for _topic, value, _key in bench.values()] == ["first", ["a"], "first", ["a", "b"]]
+    assert (bench.port.skipped, bench.port.records) == (1, 4)
+
+
+def test_unreadable_record_is_skipped_too() -> None:
+    bench = Bench(job_with(count, on_error="skip"))
+    bench.run(b"{")
+    bench.run("x")
+    assert bench.values() == [("out", {"n": 1}, b"k")]
+
+
+def test_dead_letter_is_the_record_as_it_came_with_its_error() -> None:
+    job = Job("j")
+    dead = job.topic("dead", value="bytes")
+    job.process(job.topic("in"), to=job.topic("out"), name="h", on_error=dead)(count)
+    bench = Bench(job)
+    bench.run("bad", offset=3, headers=[("trace", b"1")])
+    ((topic, raw, key, _partition, _callback, timestamp, headers),) = bench.outputs
+    assert (topic, raw, key, timestamp) == ("dead", b'"bad"', b"k", 1234)
+    assert dict(headers) == {
+        "trace": b"1",
+        "fcluster.error": b"ValueError: a bad value",
+        "fcluster.handler": b"h",
+        "fcluster.topic": b"in",
+        "fcluster.partition": b"0",
+        "fcluster.offset": b"3",
+    }
+
+
+def test_two_handlers_of_one_topic_do_not_share_values() -> None:
+    job = Job("j")
+    source, out = job.topic("in"), job.topic("out")
+
+    @job.process(source, to=out)
+    def spoil(_ctx: Any, value: dict[str, Any]) -> dict[str, Any]:
+        value["spoilt"] = True
+        return value
+
+    @job.process(source, to=out)
+    def look(_ctx: Any, value: dict[str, Any]) -> dict[str, Any]:
+        return value
+
+    bench = Bench(job)
+    bench.run({"a": 1})
+    assert [value for _topic, value, _key in bench.values()] == [{"a": 1, "spoilt": True}, {"a": 1}]
