@@ -206,7 +206,8 @@ def main() -> int:
             job, floor = phases[f"job, {reader}"], phases[f"floor, {reader}"]
             above = {at: middle(job, at) - middle(floor, at) for at in ("median_ms", "p99_ms")}
             print(
-                f"above the floor, {reader}: median {above['median_ms']:+.1f} ms, p99 {above['p99_ms']:+.1f} ms"
+                f"above the floor, {reader}: median {above['median_ms']:+.1f} ms, "
+                f"p99 {above['p99_ms']:+.1f} ms"
             )
     return 0
 
