@@ -1,0 +1,376 @@
+"""Committed state on disk: one RocksDB for each shard, under one directory for each worker.
+
+Responsible for: opening, reading, writing, checkpointing and removing the RocksDB of a shard, and the memory
+that all of a process share. Keeps invariant 3 from below: values and `StoreMeta` change in one batch, so a
+store always stands at exactly one epoch, also after a crash (the write-ahead log is off: what wasn't
+flushed is gone whole, and the changelog has it). Must not know Kafka, nor decide what is to be restored.
+
+Layout: ``<root>/LOCK``, ``<root>/<stage>/<partition>/db``; what else stands beside ``db`` is temporary and
+removed when the shard is opened next. See docs/decisions/0010-rocksdb-through-rocksdict.md.
+
+Threads: any; `apply` must not be called by two at a time for one store. RocksDB's reads and writes hold the
+interpreter's lock, `flush` doesn't.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import re
+import shutil
+import threading
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NoReturn, cast
+
+import msgspec
+from rocksdict import (
+    BlockBasedOptions,
+    Cache,
+    Checkpoint,
+    ChecksumType,
+    DBCompressionType,
+    Options,
+    Rdict,
+    WriteBatch,
+    WriteBufferManager,
+    WriteOptions,
+)
+
+from fcluster.common.errors import DirectoryInUse, FclusterError, IncompatibleState, StateDamaged
+from fcluster.common.ids import ShardId
+from fcluster.worker.state import STORE_PREFIX_BYTES, StoreMeta
+
+STORE_FORMAT = 1
+META_KEY = b"\x00"
+"""Shorter than any key of state, which begins with a prefix of `STORE_PREFIX_BYTES`."""
+
+CACHE_BYTES = 16 * 1024 * 1024
+"""Of a process, for blocks and write buffers of all its stores together."""
+WRITE_BUFFERS_BYTES = 12 * 1024 * 1024
+_WRITE_BUFFER_BYTES = 8 * 1024 * 1024
+_LOG_BYTES = 1024 * 1024
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,255}")
+
+assert len(META_KEY) < STORE_PREFIX_BYTES
+
+
+class StateDirectoryFullError(FclusterError):
+    """The disk below the state directory is full."""
+
+
+class _MetaRecord(msgspec.Struct, frozen=True):
+    """`StoreMeta` as it stands in the store."""
+
+    format: int
+    state_epoch: int
+    changelog_offset: int
+    changelog_id: str
+
+
+_encode_meta = msgspec.json.Encoder().encode
+_decode_meta = msgspec.json.Decoder(_MetaRecord).decode
+
+
+class RocksStore:
+    """The RocksDB of one shard. Made by `StoreDirectory.open`."""
+
+    def __init__(self, path: Path, options: Options) -> None:
+        self.path = path
+        # Options must be given for the column family too: those of an existing one would else be loaded
+        # from its files, without the shared cache and its limits.
+        self._db = Rdict(str(path), options, column_families={"default": options})
+        self._without_log = WriteOptions()
+        # An attribute, though rocksdict's type stub has it as a method.
+        setattr(self._without_log, "disable_wal", True)  # noqa: B010
+        # Held to write and to make a checkpoint: a checkpoint then has the values and epoch of `_meta`.
+        self._writing = threading.Lock()
+        # Held while RocksDB works without the interpreter's lock: closing meanwhile would be an error.
+        self._in_use = threading.Lock()
+        self._closed = False
+        self._meta = self._read_meta()
+
+    def meta(self) -> StoreMeta:
+        """The epoch at which the store stands."""
+        return self._meta
+
+    def get(self, key: bytes) -> bytes | None:
+        """The value of `key`, None if it has none. Raises StateDamaged if RocksDB can't read it."""
+        try:
+            return self._db.get(key)
+        except Exception as error:  # noqa: BLE001  rocksdict raises nothing narrower
+            self._raise(error)
+
+    def get_many(self, keys: list[bytes]) -> list[bytes | None]:
+        """The values of `keys`, in their order; the interpreter runs on meanwhile."""
+        if not keys:
+            return []
+        try:
+            values: Any = self._db.get(cast("list[Any]", keys))
+        except Exception as error:  # noqa: BLE001  rocksdict raises nothing narrower
+            self._raise(error)
+        return values
+
+    def apply(self, changes: Mapping[bytes, bytes], meta: StoreMeta) -> None:
+        """Write `changes` (an empty value deletes) and `meta`, all or nothing.
+
+        Raises:
+            StateDirectoryFullError: nothing was written.
+            StateDamaged: RocksDB can't go on.
+        """
+        batch = WriteBatch(raw_mode=True)
+        put, delete = batch.put, batch.delete
+        for key, value in changes.items():
+            if value:
+                put(key, value)
+            else:
+                delete(key)
+        put(META_KEY, _encode_meta(_MetaRecord(STORE_FORMAT, *meta)))
+        with self._writing:
+            try:
+                self._db.write(batch, self._without_log)
+            except Exception as error:  # noqa: BLE001  rocksdict raises nothing narrower
+                self._raise(error)
+            self._meta = meta
+
+    def checkpoint(self, path: Path) -> StoreMeta:
+        """Make `path`, which must not exist, a copy of the store (hard links); the epoch of the copy."""
+        with self._in_use:
+            try:
+                # Without the interpreter's lock, unlike the checkpoint, which then has little left to write.
+                self._db.flush()
+                with self._writing:
+                    Checkpoint(self._db).create_checkpoint(str(path))
+                    return self._meta
+            except Exception as error:  # noqa: BLE001  rocksdict raises nothing narrower
+                self._raise(error)
+
+    def items(self) -> list[tuple[bytes, bytes]]:
+        """All entries but the meta, for checks and tests."""
+        pairs: Any = self._db.items()
+        return [(key, value) for key, value in pairs if key != META_KEY]
+
+    def close(self) -> None:
+        """Write out what is in memory and close. May be called twice."""
+        with self._in_use, self._writing:
+            if self._closed:
+                return
+            self._closed = True
+            try:
+                self._db.close()
+            except Exception as error:  # noqa: BLE001  rocksdict raises nothing narrower
+                self._raise(error)
+
+    def _read_meta(self) -> StoreMeta:
+        value = self.get(META_KEY)
+        if value is None:
+            return StoreMeta()
+        try:
+            record = _decode_meta(value)
+        except msgspec.DecodeError as error:
+            raise StateDamaged(
+                f"the state in {self.path} doesn't say at which epoch it is: {error}"
+            ) from error
+        if record.format != STORE_FORMAT:
+            raise IncompatibleState(
+                f"the state in {self.path} has format {record.format}, this version reads {STORE_FORMAT}",
+                remedy="Run the version that wrote it, or delete the directory: it is rebuilt from Kafka.",
+            )
+        return StoreMeta(record.state_epoch, record.changelog_offset, record.changelog_id)
+
+    def _raise(self, error: Exception) -> NoReturn:
+        raise _explain(error, self.path) from error
+
+
+class StoreDirectory:
+    """The state directory of one worker: its stores, and the memory they share.
+
+    Args:
+        root: made if missing; no other process may use it at the same time.
+
+    Raises:
+        DirectoryInUse: another process does.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._stores: dict[ShardId, RocksStore] = {}
+        self._mutex = threading.Lock()
+        self._cache = Cache(CACHE_BYTES)
+        self._buffers = WriteBufferManager.new_write_buffer_manager_with_cache(
+            WRITE_BUFFERS_BYTES, allow_stall=False, cache=self._cache
+        )
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            self._lock_file = os.open(root / "LOCK", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise _explain(error, root) from error
+        try:
+            fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(self._lock_file)
+            raise _in_use(root) from error
+
+    def shard_path(self, shard: ShardId) -> Path:
+        """Where the files of `shard` are."""
+        return self.root / checked_name(shard.stage) / str(int(shard.partition))
+
+    def opened(self, shard: ShardId) -> RocksStore | None:
+        """The store of `shard` if it is open."""
+        return self._stores.get(shard)
+
+    def open(self, shard: ShardId) -> RocksStore:
+        """The store of `shard`, empty if there is none; the same one until it is closed.
+
+        Raises:
+            StateDamaged: RocksDB can't open it; `destroy` makes room for a new one.
+            DirectoryInUse, StateDirectoryFullError, IncompatibleState: as they say.
+        """
+        with self._mutex:
+            store = self._stores.get(shard)
+            if store is None:
+                path = self.shard_path(shard)
+                remove_temporaries(path)
+                try:
+                    (path / "db").mkdir(parents=True, exist_ok=True)
+                    store = RocksStore(path / "db", self._options())
+                except FclusterError:
+                    raise
+                except Exception as error:
+                    raise _explain(error, path) from error
+                self._stores[shard] = store
+            return store
+
+    def destroy(self, shard: ShardId) -> None:
+        """Close and remove the store of `shard`, if there is one.
+
+        Raises:
+            FclusterError: its directory can't be removed.
+        """
+        try:
+            self.close(shard)
+        except FclusterError:
+            pass  # what it couldn't write is about to be removed
+        path = self.shard_path(shard)
+        try:
+            # All at once: half a RocksDB must never look like a whole one.
+            (path / "db").rename(path / f"removed-{uuid.uuid4().hex}")
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise _explain(error, path) from error
+        remove_temporaries(path)
+
+    def adopt(self, shard: ShardId, files: Path) -> None:
+        """Make the directory `files`, which stands beside the shard's `db`, its store in one step.
+
+        The shard must have no store (see `destroy`).
+
+        Raises:
+            FclusterError: it can't be moved there.
+        """
+        path = self.shard_path(shard)
+        try:
+            files.rename(path / "db")
+            sync_directory(path)
+        except OSError as error:
+            raise _explain(error, path) from error
+
+    def close(self, shard: ShardId) -> None:
+        """Close the store of `shard`, if it is open; its files stay."""
+        with self._mutex:
+            store = self._stores.pop(shard, None)
+        if store is not None:
+            store.close()
+
+    def close_all(self) -> None:
+        """Close all stores and let the directory go. May be called twice."""
+        for shard in list(self._stores):
+            self.close(shard)
+        if self._lock_file >= 0:
+            os.close(self._lock_file)
+            self._lock_file = -1
+
+    def _options(self) -> Options:
+        blocks = BlockBasedOptions()
+        blocks.set_block_cache(self._cache)
+        blocks.set_cache_index_and_filter_blocks(True)
+        blocks.set_pin_l0_filter_and_index_blocks_in_cache(True)
+        blocks.set_bloom_filter(10, False)
+        blocks.set_checksum_type(ChecksumType.xxh3())
+        options = Options(raw_mode=True)
+        options.create_if_missing(True)
+        options.set_block_based_table_factory(blocks)
+        options.set_compression_type(DBCompressionType.lz4())
+        options.set_write_buffer_manager(self._buffers)
+        options.set_write_buffer_size(_WRITE_BUFFER_BYTES)
+        options.set_max_write_buffer_number(2)
+        options.set_max_background_jobs(2)
+        options.set_max_open_files(128)
+        options.set_keep_log_file_num(2)
+        options.set_max_log_file_size(_LOG_BYTES)
+        options.set_stats_dump_period_sec(0)
+        options.set_stats_persist_period_sec(0)
+        return options
+
+
+def checked_name(name: str) -> str:
+    """`name`, which is safe as the name of a file.
+
+    Raises:
+        ValueError: it isn't.
+    """
+    if not _NAME.fullmatch(name) or name in (".", ".."):
+        raise ValueError(f"{name!r} can't be the name of a directory")
+    return name
+
+
+def remove_temporaries(shard_path: Path) -> None:
+    """Remove what an interrupted snapshot or restore left beside the RocksDB of a shard."""
+    if not shard_path.is_dir():
+        return
+    for entry in shard_path.iterdir():
+        if entry.name != "db":
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry, ignore_errors=True)
+            else:
+                entry.unlink(missing_ok=True)
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in `path` outlive a power failure."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _explain(error: Exception, path: Path) -> FclusterError:
+    text = str(error)
+    if "No space left" in text or (
+        isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    ):
+        return StateDirectoryFullError(
+            f"the disk of {path} is full", remedy="Make room, or move state.dir to a larger disk."
+        )
+    if "lock hold by" in text or "While lock file" in text:
+        return _in_use(path)
+    if isinstance(error, OSError):
+        return FclusterError(
+            f"{path} can't be used: {error.strerror or error}",
+            remedy="Set state.dir to a directory that this user may write.",
+        )
+    return StateDamaged(
+        f"RocksDB can't go on in {path}: {text}",
+        remedy="Delete that directory and start again: it is rebuilt from snapshot and changelog.",
+    )
+
+
+def _in_use(path: Path) -> DirectoryInUse:
+    return DirectoryInUse(
+        f"{path} is in use by another process",
+        remedy="Stop that process, or give this worker a state.dir of its own.",
+    )

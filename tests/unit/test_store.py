@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from rocksdict import Options, Rdict
+
+from fcluster.common.errors import DirectoryInUse, FclusterError, IncompatibleState, StateDamaged
+from fcluster.common.ids import ShardId
+from fcluster.worker import store as store_module
+from fcluster.worker.state import FlushLimits, ShardState, StoreMeta
+from fcluster.worker.store import META_KEY, StateDirectoryFullError, StoreDirectory
+
+SHARD = ShardId("flights", 3)
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Iterator[StoreDirectory]:
+    directory = StoreDirectory(tmp_path / "state")
+    yield directory
+    directory.close_all()
+
+
+def test_values_and_meta_survive_closing(directory: StoreDirectory) -> None:
+    store = directory.open(SHARD)
+    assert store.meta() == StoreMeta()
+    store.apply({b"key-a": b"1", b"key-b": b"2"}, StoreMeta(3, 7, "id"))
+    store.apply({b"key-a": b"", b"key-c": b"3"}, StoreMeta(4, 9, "id"))
+    assert directory.open(SHARD) is store
+    directory.close(SHARD)
+    store = directory.open(SHARD)
+    assert store.meta() == StoreMeta(4, 9, "id")
+    assert store.get(b"key-a") is None
+    assert store.get_many([b"key-c", b"key-a", b"key-b"]) == [b"3", None, b"2"]
+    assert store.get_many([]) == []
+    assert store.items() == [(b"key-b", b"2"), (b"key-c", b"3")]
+
+
+def test_process_killed_without_closing_stands_at_one_epoch_with_its_values(tmp_path: Path) -> None:
+    """The write-ahead log is off: what wasn't flushed is gone, values and epoch together."""
+    script = f"""
+import os, sys
+from pathlib import Path
+from fcluster.common.ids import ShardId
+from fcluster.worker.state import StoreMeta
+from fcluster.worker.store import StoreDirectory
+store = StoreDirectory(Path({str(tmp_path / "state")!r})).open(ShardId("flights", 3))
+for epoch in range(1, 6):
+    store.apply({{b"key%d" % n: b"%d" % epoch for n in range(100)}}, StoreMeta(epoch, epoch))
+    if epoch == 3:
+        store.checkpoint(Path({str(tmp_path / "checkpoint")!r}))
+os.kill(os.getpid(), 9)
+"""
+    assert subprocess.run([sys.executable, "-c", script], timeout=60, check=False).returncode == -9
+    directory = StoreDirectory(tmp_path / "state")
+    store = directory.open(SHARD)
+    epoch = store.meta().state_epoch
+    assert epoch >= 3
+    assert {value for _, value in store.items()} == {b"%d" % epoch}
+    directory.close_all()
+
+
+def test_checkpoint_has_the_values_of_its_epoch_and_not_later_ones(
+    directory: StoreDirectory, tmp_path: Path
+) -> None:
+    store = directory.open(SHARD)
+    store.apply({b"key-a": b"1"}, StoreMeta(3, 7))
+    path = directory.shard_path(SHARD) / "checkpoint"
+    assert store.checkpoint(path) == StoreMeta(3, 7)
+    store.apply({b"key-a": b"2"}, StoreMeta(4, 8))
+    shutil.move(path, tmp_path / "other/flights/3/db")
+    other = StoreDirectory(tmp_path / "other")
+    copy = other.open(SHARD)
+    assert (copy.meta(), copy.get(b"key-a")) == (StoreMeta(3, 7), b"1")
+    other.close_all()
+
+
+def test_reopened_store_keeps_the_shared_limits(directory: StoreDirectory) -> None:
+    for _ in range(2):
+        store = directory.open(SHARD)
+        store.apply({b"key-a": b"1"}, StoreMeta(1, 1))
+        directory.close(SHARD)
+    newest = max((directory.shard_path(SHARD) / "db").glob("OPTIONS-*"))
+    options = newest.read_text()
+    assert "filter_policy=bloomfilter" in options
+    assert "write_buffer_size=8388608" in options
+
+
+def test_directory_of_another_process_is_refused(directory: StoreDirectory) -> None:
+    script = f"""
+from pathlib import Path
+from fcluster.common.errors import DirectoryInUse
+from fcluster.worker.store import StoreDirectory
+try:
+    StoreDirectory(Path({str(directory.root)!r}))
+except DirectoryInUse as error:
+    print(error.message, "|", error.remedy)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], timeout=60, check=True, capture_output=True, text=True
+    )
+    assert str(directory.root) in done.stdout
+    assert "state.dir" in done.stdout
+
+
+def test_directory_is_free_again_when_closed(directory: StoreDirectory) -> None:
+    directory.open(SHARD)
+    directory.close_all()
+    StoreDirectory(directory.root).close_all()
+
+
+def test_rocksdb_held_by_somebody_else_is_a_directory_in_use(directory: StoreDirectory) -> None:
+    path = directory.shard_path(SHARD) / "db"
+    other = Rdict(str(path), Options(raw_mode=True))
+    with pytest.raises(DirectoryInUse):
+        directory.open(SHARD)
+    other.close()
+
+
+def test_destroyed_store_is_empty_when_opened_again(directory: StoreDirectory) -> None:
+    directory.open(SHARD).apply({b"key-a": b"1"}, StoreMeta(1, 1))
+    directory.destroy(SHARD)
+    assert directory.opened(SHARD) is None
+    store = directory.open(SHARD)
+    assert (store.meta(), store.items()) == (StoreMeta(), [])
+    directory.destroy(ShardId("never", 1))
+
+
+def test_damaged_files_are_reported_as_damage(directory: StoreDirectory) -> None:
+    directory.open(SHARD).apply({b"key-a": b"1"}, StoreMeta(1, 1))
+    directory.close(SHARD)
+    path = directory.shard_path(SHARD) / "db"
+    for file in path.glob("*.sst"):
+        file.unlink()
+    with pytest.raises(StateDamaged, match="RocksDB can't go on"):
+        directory.open(SHARD)
+    directory.destroy(SHARD)
+    assert directory.open(SHARD).meta() == StoreMeta()
+
+
+def test_leftovers_of_an_interrupted_snapshot_are_removed_when_opened(directory: StoreDirectory) -> None:
+    path = directory.shard_path(SHARD)
+    (path / "checkpoint-x").mkdir(parents=True)
+    (path / "checkpoint-x" / "file").write_text("x")
+    (path / "stray").write_text("x")
+    directory.open(SHARD)
+    assert sorted(os.listdir(path)) == ["db"]
+
+
+@pytest.mark.parametrize(
+    ("value", "error"),
+    [
+        (b"not json", StateDamaged),
+        (b'{"format":9,"state_epoch":1,"changelog_offset":1,"changelog_id":""}', IncompatibleState),
+    ],
+)
+def test_meta_that_cannot_be_read_is_refused(
+    directory: StoreDirectory, value: bytes, error: type[FclusterError]
+) -> None:
+    other = Rdict(str(directory.shard_path(SHARD) / "db"), Options(raw_mode=True))
+    other[META_KEY] = value
+    other.close()
+    with pytest.raises(error):
+        directory.open(SHARD)
+
+
+def test_full_disk_is_named(directory: StoreDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = directory.open(SHARD)
+
+    class FullDisk:
+        def write(self, *_: object) -> None:
+            raise Exception("IO error: No space left on device: While appending to file: /x/000009.sst")
+
+    monkeypatch.setattr(store, "_db", FullDisk())
+    with pytest.raises(StateDirectoryFullError, match="full") as raised:
+        store.apply({}, StoreMeta(1, 1))
+    assert raised.value.remedy
+    assert store.meta() == StoreMeta()
+    monkeypatch.undo()
+
+
+def test_stage_names_that_are_no_file_names_are_refused(directory: StoreDirectory) -> None:
+    for name in ("", ".", "..", "a/b", "a\x00b", "x" * 256):
+        with pytest.raises(ValueError, match="can't be the name"):
+            directory.shard_path(ShardId(name, 0))
+    with pytest.raises(ValueError, match="can't be the name"):
+        store_module.checked_name("a b")
+
+
+def test_layers_over_rocksdb_read_back_what_they_wrote(directory: StoreDirectory) -> None:
+    store = directory.open(SHARD)
+    state = ShardState(store, ["s"], 0, FlushLimits(entries_max=1))
+    for n in range(100):
+        state.tables["s"].get(b"%d" % n)["n"] = n
+    state.freeze(1)
+    state.commit(1, 5, 0)
+    assert state.tables["s"].load_many([b"%d" % n for n in range(101)]) == 101
+    assert [state.tables["s"].get(b"%d" % n).get("n") for n in range(101)] == [*range(100), None]
+    assert store.meta() == StoreMeta(1, 5)
