@@ -1,0 +1,443 @@
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from fcluster import UNSET, Job, Record, Topic
+from fcluster.common.errors import JobError, SettingsError
+from fcluster.common.job import TOPIC_NAME_CHARACTERS_MAX
+from fcluster.common.settings import resolve
+from fcluster.common.topology import Filter, Map, Process, Topology
+
+
+def refused(act: Callable[[], Any]) -> JobError:
+    with pytest.raises(JobError) as caught:
+        act()
+    assert caught.value.message
+    assert caught.value.remedy, "a refusal says what to do"
+    return caught.value
+
+
+def count(ctx: Any, value: Any) -> Any:
+    return value
+
+
+def total(ctx: Any, value: Any) -> Any:
+    yield value
+
+
+def only_process(topology: Topology) -> Process:
+    (stage,) = topology.stages
+    (chain,) = stage.chains
+    (process,) = chain.processes
+    return process
+
+
+# --- what is built --------------------------------------------------------------------------------------
+
+
+def test_decorated_handler_becomes_one_stage_named_after_its_topic() -> None:
+    job = Job("carrier-delays")
+    flights, totals = job.topic("flights"), job.topic("carrier-totals")
+
+    @job.process(flights, to=totals)
+    def carrier(ctx: Any, flight: Any) -> Any:
+        yield flight
+
+    topology = job.build()
+    (stage,) = topology.stages
+    assert (topology.job, stage.name, stage.source, stage.internal) == (
+        "carrier-delays",
+        "flights",
+        flights,
+        False,
+    )
+    assert (stage.stores, stage.changelog) == (("carrier",), "carrier-delays-flights-changelog")
+    assert [(chain.name, chain.sink, chain.rekey) for chain in stage.chains] == [("carrier", totals, None)]
+    assert only_process(topology) == Process("carrier", carrier, "stop", "many")
+
+
+def test_key_by_opens_a_stage_behind_a_repartition_topic() -> None:
+    job = Job("j")
+    flights, totals = job.topic("flights"), job.topic("totals")
+    job.stream(flights).filter(bool).map(dict).key_by("tailnum").process(count, to=totals)
+    first, second = job.build().stages
+    assert (first.name, first.stores, first.changelog) == ("flights", (), None)
+    (chain,) = first.chains
+    assert chain.operators == (Filter(bool), Map(dict))
+    assert (chain.rekey, chain.sink) == ("tailnum", second.source)
+    assert (second.name, second.internal, second.source.name) == ("count", True, "j-count-repartition")
+    assert second.source.isolation == "read-committed"
+    assert [(c.name, c.sink) for c in second.chains] == [("count", totals)]
+
+
+def test_stages_come_upstream_first_whatever_the_order_in_the_file() -> None:
+    job = Job("j")
+    a, b, c = job.topic("a"), job.topic("b"), job.topic("c")
+    job.stream(b).process(count, name="late", to=c)
+    job.stream(a).process(count, name="early", to=b)
+    assert [stage.name for stage in job.build().stages] == ["a", "b"]
+
+
+def test_handlers_of_one_topic_share_its_stage() -> None:
+    job = Job("j")
+    source = job.topic("a")
+    job.process(source)(count)
+    job.process(source)(total)
+    (stage,) = job.build().stages
+    assert stage.stores == ("count", "total")
+    assert [chain.sink for chain in stage.chains] == [None, None]
+
+
+def test_stream_that_branches_before_any_handler_gives_a_chain_each() -> None:
+    job = Job("j")
+    shared = job.stream(job.topic("a")).filter(bool)
+    shared.process(count)
+    shared.process(total)
+    (stage,) = job.build().stages
+    assert [[type(o) for o in chain.operators] for chain in stage.chains] == [[Filter, Process]] * 2
+
+
+def test_two_handlers_behind_one_key_by_share_its_stage() -> None:
+    job = Job("j")
+    keyed = job.stream(job.topic("a")).key_by("k")
+    keyed.process(total)
+    keyed.process(count)
+    _, stage = job.build().stages
+    assert (stage.name, stage.stores) == ("total", ("total", "count"))
+
+
+def test_key_by_straight_into_a_topic_needs_no_stage_of_its_own() -> None:
+    job = Job("j")
+    out = job.topic("out")
+    job.stream(job.topic("a")).key_by("k").to(out)
+    (stage,) = job.build().stages
+    assert [(chain.rekey, chain.sink) for chain in stage.chains] == [("k", out)]
+
+
+def test_key_by_with_only_a_map_behind_is_named_after_the_topic_written_to() -> None:
+    job = Job("j")
+    job.stream(job.topic("a")).key_by("k").map(dict).to(job.topic("out"))
+    assert [stage.name for stage in job.build().stages] == ["a", "out"]
+
+
+def test_key_by_with_a_name_gives_it_to_the_stage() -> None:
+    job = Job("j")
+    job.stream(job.topic("a")).key_by("k", name="by-k").process(count)
+    assert [stage.name for stage in job.build().stages] == ["a", "by-k"]
+
+
+def test_two_key_bys_in_a_row_chain_three_stages() -> None:
+    job = Job("j")
+    job.stream(job.topic("a")).key_by("k").process(count).key_by("m").process(total)
+    first, second, third = job.build().stages
+    assert [first.name, second.name, third.name] == ["a", "count", "total"]
+    assert second.chains[0].sink == third.source
+
+
+def test_values_travel_through_a_repartition_topic_as_in_the_source_unless_mapped() -> None:
+    job = Job("j")
+    raw = job.topic("a", value="bytes")
+    job.stream(raw).key_by(lambda value: value[:4].decode()).process(count)
+    job.stream(raw).map(len).key_by(str).process(total)
+    values = {stage.name: stage.source.value for stage in job.build().stages}
+    assert values == {"a": "bytes", "count": "bytes", "total": "json"}
+
+
+def test_building_twice_gives_the_same() -> None:
+    job = Job("j")
+    job.stream(job.topic("a")).key_by("k").process(count)
+    assert job.build() == job.build()
+
+
+def test_partly_applied_and_wrapped_generators_return_many() -> None:
+    @functools.wraps(total)
+    def logged(*args: Any) -> Any:
+        return total(*args)
+
+    class Yielding:
+        def __call__(self, ctx: Any, value: Any) -> Any:
+            yield value
+
+    for handler in (functools.partial(total), logged, Yielding()):
+        job = Job("j")
+        job.process(job.topic("a"), name="h")(handler)
+        assert only_process(job.build()).returns == "many"
+    job = Job("j")
+    job.process(job.topic("a"))(count)
+    assert only_process(job.build()).returns == "one"
+
+
+def test_isolation_left_open_follows_the_settings() -> None:
+    job = Job("j", settings={"kafka.consumer.isolation-level": "READ_UNCOMMITTED"})
+    open_, fixed = job.topic("open"), job.topic("fixed", isolation="read-committed")
+    job.stream(open_).process(count)
+    job.stream(fixed).process(total)
+
+    def isolations(topology: Topology) -> list[str]:
+        return [stage.source.isolation for stage in topology.stages]
+
+    assert isolations(job.build()) == ["read-uncommitted", "read-committed"]
+    from_flags = resolve(job.settings, None, {}, {"isolation.level": "read-committed"})
+    assert isolations(job.build(from_flags)) == ["read-committed", "read-committed"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"isolation": "read-uncommitted"},
+        {"isolation_level": "read_uncommitted"},
+        {"kafka.consumer.isolation-level": "read-uncommitted"},
+        {"isolation.level": "READ_UNCOMMITTED"},
+    ],
+)
+def test_topic_takes_its_isolation_under_every_name(options: dict[str, Any]) -> None:
+    assert Job("j").topic("a", **options).isolation == "read-uncommitted"
+
+
+def test_settings_come_by_name_and_as_keywords() -> None:
+    job = Job("j", settings={"commit.interval.ms": 50}, num_standby_replicas=1)
+    settings = resolve(job.settings, None, {}, {})
+    assert (settings.commit_interval_max_ms, settings.num_standby_replicas) == (50, 1)
+
+
+def test_wrong_setting_in_the_job_file_is_found_by_build() -> None:
+    job = Job("j", commit_intervall_ms=5)
+    job.process(job.topic("a"))(count)
+    with pytest.raises(SettingsError, match=r"commit_intervall_ms.*job file"):
+        job.build()
+
+
+def test_topic_declared_twice_alike_is_one_topic() -> None:
+    job = Job("j")
+    assert job.topic("a") is job.topic("a")
+
+
+def test_outputs_are_all_that_may_be_written() -> None:
+    job = Job("j")
+    source, out, letters, extra = (job.topic(name) for name in ("a", "out", "letters", "extra"))
+    job.stream(source).key_by("k").process(count, to=out, on_error=letters)
+    topology = job.build()
+    assert topology.sources == (source,)
+    assert set(topology.outputs) == {out, letters, extra}
+
+
+# --- records --------------------------------------------------------------------------------------------
+
+
+def test_record_tells_unset_fields_from_none() -> None:
+    record = Record(key=None)
+    assert record.key is None
+    assert (record.value, record.headers, record.timestamp, record.topic) == (UNSET, UNSET, UNSET, None)
+    assert not hasattr(record, "__dict__")
+
+
+def test_records_compare_by_their_fields() -> None:
+    assert Record(value={"a": 1}, topic=Topic("t")) == Record(value={"a": 1}, topic=Topic("t"))
+    assert Record(value=1) != Record(value=1, key=None)
+    assert repr(Record(value=1, timestamp=5)) == "Record(value=1, timestamp=5)"
+
+
+# --- refusals -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["", "carrier delays", "a/b", ".", "..", "ü", "a\n", "x" * 250])
+def test_illegal_names_are_refused(name: str) -> None:
+    refused(lambda: Job(name))
+    refused(lambda: Job("j").topic(name))
+    job = Job("j")
+    if name:
+        refused(lambda: job.stream(job.topic("a")).process(count, name=name))
+
+
+@pytest.mark.parametrize("name", ["j-a-changelog", "j-x-repartition", "j-journal", "__consumer_offsets"])
+def test_reserved_topic_names_are_refused(name: str) -> None:
+    assert "reserved" in refused(lambda: Job("j").topic(name)).message
+
+
+def test_topic_that_merely_begins_like_the_job_is_fine() -> None:
+    assert Job("flights").topic("flights-totals").name == "flights-totals"
+
+
+def test_internal_name_beyond_kafkas_limit_is_refused() -> None:
+    job = Job("j" * 100)
+    job.process(job.topic("t" * 150))(count)
+    assert str(TOPIC_NAME_CHARACTERS_MAX) in refused(job.build).message
+
+
+def test_job_without_handlers_is_refused() -> None:
+    job = Job("j")
+    job.topic("a")
+    assert "no handlers" in refused(job.build).message
+
+
+def test_two_handlers_of_one_name_are_refused_with_the_way_out() -> None:
+    job = Job("j")
+    job.process(job.topic("a"))(count)
+    job.process(job.topic("b"))(count)
+    error = refused(job.build)
+    assert "'count'" in error.message
+    assert "name=" in error.remedy
+
+
+@pytest.mark.parametrize("handler", [lambda ctx, value: None, functools.partial(count)])
+def test_handler_without_a_name_has_to_be_given_one(handler: Any) -> None:
+    job = Job("j")
+    stream = job.stream(job.topic("a"))
+    assert "name=" in refused(lambda: stream.process(handler)).remedy
+    stream.process(handler, name="named")
+    assert only_process(job.build()).name == "named"
+
+
+def test_async_functions_are_refused() -> None:
+    async def later(ctx: Any, value: Any) -> Any:
+        return value
+
+    async def later_and_more(ctx: Any, value: Any) -> Any:
+        yield value
+
+    async def sieve(value: Any) -> bool:
+        return True
+
+    job = Job("j")
+    stream = job.stream(job.topic("a"))
+    for act in (
+        lambda: stream.process(later),
+        lambda: stream.process(later_and_more),
+        lambda: stream.filter(sieve),
+    ):
+        assert "async def" in refused(act).message
+
+
+def test_functions_with_the_wrong_parameters_are_refused() -> None:
+    def one(value: Any) -> Any:
+        return value
+
+    job = Job("j")
+    stream = job.stream(job.topic("a"))
+    assert "one(ctx, value)" in refused(lambda: stream.process(one)).remedy
+    refused(lambda: stream.map(count))
+    refused(lambda: stream.key_by(count))
+    refused(lambda: stream.process("count"))  # type: ignore[arg-type]
+
+
+def test_filters_and_maps_that_yield_are_refused() -> None:
+    def many(value: Any) -> Any:
+        yield value
+
+    job = Job("j")
+    stream = job.stream(job.topic("a"))
+    for act in (lambda: stream.filter(many), lambda: stream.map(many), lambda: stream.key_by(many)):
+        assert "yields" in refused(act).message
+
+
+@pytest.mark.parametrize("operator", ["filter", "map"])
+def test_stream_that_ends_in_nothing_is_refused(operator: str) -> None:
+    job = Job("j")
+    getattr(job.stream(job.topic("a")), operator)(bool)
+    assert "nothing behind it" in refused(job.build).message
+
+
+def test_empty_stream_and_dangling_key_by_are_refused() -> None:
+    for grow in (lambda stream: stream, lambda stream: stream.key_by("k")):
+        job = Job("j")
+        grow(job.stream(job.topic("a")))
+        assert "nothing behind it" in refused(job.build).message
+
+
+def test_going_on_behind_to_is_refused() -> None:
+    job = Job("j")
+    out = job.topic("out")
+    closed = job.stream(job.topic("a")).process(count, to=out)
+    refused(lambda: closed.map(bool))
+    refused(lambda: closed.to(out))
+
+
+def test_output_of_a_handler_used_twice_is_refused() -> None:
+    job = Job("j")
+    counted = job.stream(job.topic("a")).process(count)
+    counted.to(job.topic("x"))
+    counted.map(dict).to(job.topic("y"))
+    assert "used in 2 ways" in refused(job.build).message
+
+
+def test_loops_are_refused_and_name_their_topics() -> None:
+    job = Job("j")
+    a, b = job.topic("a"), job.topic("b")
+    job.stream(a).process(count, to=a)
+    assert "'a'" in refused(job.build).message
+
+    job = Job("j")
+    a, b = job.topic("a"), job.topic("b")
+    job.stream(a).process(count, to=b)
+    job.stream(b).process(total, to=a)
+    assert "b -> a -> b" in refused(job.build).message
+
+
+def test_dead_letters_into_the_own_source_are_refused() -> None:
+    job = Job("j")
+    a = job.topic("a")
+    job.stream(a).process(count, on_error=a)
+    assert "loop" in refused(job.build).message
+
+
+def test_stage_named_like_a_source_topic_is_refused() -> None:
+    job = Job("j")
+    job.process(job.topic("count"))(total)
+    job.stream(job.topic("a")).key_by("k").process(count)
+    assert "'count'" in refused(job.build).message
+
+
+def test_topics_of_another_job_and_plain_names_are_refused() -> None:
+    job, other = Job("j"), Job("other")
+    foreign = other.topic("a")
+    stream = job.stream(job.topic("b"))
+    assert "not declared on the job 'j'" in refused(lambda: job.stream(foreign)).message
+    refused(lambda: stream.to(foreign))
+    refused(lambda: stream.process(count, to=foreign))
+    refused(lambda: stream.process(count, on_error=foreign))
+    assert "job.topic('b')" in refused(lambda: job.stream("b")).remedy  # type: ignore[arg-type]
+
+
+def test_refused_calls_leave_nothing_behind_in_the_job() -> None:
+    job = Job("j")
+    stream = job.stream(job.topic("a"))
+    refused(lambda: stream.process(count, to=Topic("elsewhere")))
+    stream.process(count)
+    assert only_process(job.build()).name == "count"
+
+
+def test_topic_declared_in_two_ways_is_refused() -> None:
+    job = Job("j")
+    job.topic("a", value="json")
+    refused(lambda: job.topic("a", value="text"))
+    refused(lambda: job.topic("a", isolation="read-uncommitted"))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"key": "avro"},
+        {"value": "avro"},
+        {"isolation": "serializable"},
+        {"retention": 5},
+        {"isolation": "read-committed", "isolation.level": "read-uncommitted"},
+    ],
+)
+def test_wrong_topic_options_are_refused(options: dict[str, Any]) -> None:
+    refused(lambda: Job("j").topic("a", **options))
+
+
+def test_field_of_values_that_are_no_objects_is_refused_as_a_key() -> None:
+    job = Job("j")
+    job.stream(job.topic("a", value="text")).key_by("k").process(count)
+    assert "field k" in refused(job.build).message
+    assert refused(lambda: job.stream(job.topic("b")).key_by(""))
+
+
+def test_unknown_on_error_is_refused() -> None:
+    job = Job("j")
+    refused(lambda: job.stream(job.topic("a")).process(count, on_error="ignore"))  # type: ignore[arg-type]

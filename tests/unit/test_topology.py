@@ -1,0 +1,200 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from fcluster import Job
+from fcluster.common.ids import ShardId
+from fcluster.common.topology import Topology, incompatibility
+
+Grow = Callable[[Job], Any]
+
+
+def count(ctx: Any, value: Any) -> Any:
+    return value
+
+
+def total(ctx: Any, value: Any) -> Any:
+    return value
+
+
+def by_origin(value: Any) -> Any:
+    return value["origin"]
+
+
+def by_target(value: Any) -> Any:
+    return value["target"]
+
+
+def built(grow: Grow, name: str = "j") -> Topology:
+    job = Job(name)
+    grow(job)
+    return job.build()
+
+
+def change(before: Grow, after: Grow) -> str | None:
+    """What going from one job file to another says; the description takes the way through the journal."""
+    old = json.loads(json.dumps(built(before).describe()))
+    return incompatibility(old, built(after))
+
+
+def plain(job: Job) -> None:
+    job.stream(job.topic("a")).process(count, to=job.topic("out"))
+
+
+def keyed(job: Job) -> None:
+    job.stream(job.topic("a")).key_by(by_origin).process(count, to=job.topic("out"))
+
+
+def test_shards_are_one_for_each_partition_of_each_stage_upstream_first() -> None:
+    topology = built(keyed)
+    assert topology.shards({"a": 2, "j-count-repartition": 1}) == [
+        ShardId("a", 0),
+        ShardId("a", 1),
+        ShardId("count", 0),
+    ]
+
+
+def test_stage_is_found_by_name() -> None:
+    topology = built(keyed)
+    assert topology.stage("count").internal
+    with pytest.raises(KeyError):
+        topology.stage("j-count-repartition")
+
+
+def test_fingerprint_is_twelve_hex_digits_and_known() -> None:
+    # It is written into every committed offset: if it changes here, running jobs see another topology.
+    assert built(plain).fingerprint == "70bba3ff676a"
+    assert built(keyed).fingerprint == "e6f00dfda5ec"
+
+
+def test_edits_that_leave_state_right_keep_the_fingerprint() -> None:
+    def edited(job: Job) -> None:
+        def other_code(ctx: Any, value: Any) -> Any:
+            yield from (value, value)
+
+        letters = job.topic("letters", key="bytes")
+        source = job.topic("a", isolation="read-uncommitted")
+        stream = job.stream(source).filter(bool).map(dict)
+        stream.process(other_code, name="count", to=job.topic("elsewhere"), on_error=letters)
+
+    assert built(edited).fingerprint == built(plain).fingerprint
+    assert change(plain, edited) is None
+
+
+def test_order_of_handlers_in_the_file_does_not_count() -> None:
+    def forth(job: Job) -> None:
+        job.stream(job.topic("a")).process(count)
+        job.stream(job.topic("a")).process(total)
+
+    def back(job: Job) -> None:
+        job.stream(job.topic("a")).process(total)
+        job.stream(job.topic("a")).process(count)
+
+    assert built(forth).fingerprint == built(back).fingerprint
+
+
+def test_new_stores_and_stages_change_the_fingerprint_but_are_compatible() -> None:
+    def more(job: Job) -> None:
+        plain(job)
+        job.stream(job.topic("a")).process(total)
+        job.stream(job.topic("b")).process(count, name="more")
+        job.stream(job.topic("b")).key_by("k").process(total, name="keyed")
+
+    assert built(more).fingerprint != built(plain).fingerprint
+    assert change(plain, more) is None
+
+
+def test_renamed_store_is_incompatible_and_offers_the_new_name() -> None:
+    def renamed(job: Job) -> None:
+        job.stream(job.topic("a")).process(count, name="counter", to=job.topic("out"))
+
+    reason = change(plain, renamed)
+    assert reason is not None
+    assert "'count'" in reason
+    assert "'counter'" in reason
+
+
+def test_removed_store_is_incompatible() -> None:
+    def removed(job: Job) -> None:
+        job.stream(job.topic("a")).to(job.topic("out"))
+
+    reason = change(plain, removed)
+    assert reason is not None
+    assert "'count'" in reason
+    assert "no longer in the job" in reason
+
+
+def test_store_that_moved_to_another_topic_is_incompatible() -> None:
+    def moved(job: Job) -> None:
+        job.stream(job.topic("b")).process(count)
+
+    reason = change(plain, moved)
+    assert reason is not None
+    assert "'a'" in reason
+    assert "'b'" in reason
+
+
+def test_store_that_moved_behind_a_key_by_is_incompatible() -> None:
+    assert change(plain, keyed) is not None
+    assert change(keyed, plain) is not None
+
+
+def test_stage_fed_from_another_topic_is_incompatible() -> None:
+    def fed_from_b(job: Job) -> None:
+        job.stream(job.topic("b")).key_by(by_origin).process(count)
+
+    reason = change(keyed, fed_from_b)
+    assert reason is not None
+    assert "from the stage 'a'" in reason
+    assert "'b'" in reason
+
+
+@pytest.mark.parametrize("by", ["origin", by_target, str])
+def test_changed_key_by_is_incompatible(by: Any) -> None:
+    def other_key(job: Job) -> None:
+        job.stream(job.topic("a")).key_by(by).process(count)
+
+    reason = change(keyed, other_key)
+    assert reason is not None
+    assert "function by_origin" in reason
+    assert built(other_key).fingerprint != built(keyed).fingerprint
+
+
+def test_changed_encoding_of_a_repartition_topic_is_incompatible() -> None:
+    def other_encoding(job: Job) -> None:
+        job.stream(job.topic("a")).key_by(by_origin, key="json").process(count)
+
+    reason = change(keyed, other_encoding)
+    assert reason is not None
+    assert "json and json" in reason
+
+
+def test_removed_stage_behind_key_by_without_state_is_incompatible_too() -> None:
+    def stateless(job: Job) -> None:
+        job.stream(job.topic("a")).key_by("k", name="rest").map(dict).to(job.topic("out"))
+
+    def gone(job: Job) -> None:
+        job.stream(job.topic("a")).to(job.topic("out"))
+
+    reason = change(stateless, gone)
+    assert reason is not None
+    assert "'rest'" in reason
+
+
+def test_source_without_state_may_go() -> None:
+    def both(job: Job) -> None:
+        plain(job)
+        job.stream(job.topic("b")).to(job.topic("copy"))
+
+    assert change(both, plain) is None
+
+
+def test_another_job_or_format_is_incompatible() -> None:
+    description = built(plain).describe()
+    assert "'other'" in (incompatibility(description, built(plain, "other")) or "")
+    assert incompatibility({**description, "format": 99}, built(plain)) is not None
+    assert incompatibility({}, built(plain)) is not None
