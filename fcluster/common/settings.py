@@ -67,12 +67,12 @@ def parse_duration_ms(value: Any) -> int:
         return value
     match = _DURATION.fullmatch(value.strip()) if isinstance(value, str) else None
     if match is None:
-        raise ValueError(value)
+        raise ValueError(f"{value!r} is not a duration")
     number, unit = match[1], _UNIT_MS[(match[2] or "ms").lower()]
     whole, _, fraction = number.partition(".")
     scaled = int(whole + fraction) * unit
     if scaled % 10 ** len(fraction):
-        raise ValueError(value)
+        raise ValueError(f"{value!r} is not a duration")
     return scaled // 10 ** len(fraction)
 
 
@@ -147,7 +147,7 @@ def isolation_from(value: Any) -> Isolation | None:
     return _ISOLATION_SPELLINGS.get(str(value).strip().lower().replace("_", "-"))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Settings:
     """All settings of a cluster; an attribute is the setting's name with underscores for dots.
 
@@ -205,11 +205,14 @@ class Settings:
     epoch_records_max: int = _integer(200_000, least=1, most=_INT_MAX)
     initial_rebalance_delay_ms: int = _duration(3000, least=0, most=3_600_000)
     coordinator_loss_bound_ms: int = _duration(30_000, least=100)
-    kafka: Mapping[str, str] = field(default_factory=dict[str, str], repr=False, hash=False)
+    kafka: Mapping[str, str] = field(default_factory=dict[str, str], hash=False)
 
     def __post_init__(self) -> None:
         if not self.snapshots:
             object.__setattr__(self, "snapshots", str(Path(self.state_dir) / "snapshots"))
+
+    def __repr__(self) -> str:
+        return f"Settings({self.redacted()})"
 
     def as_mapping(self) -> dict[str, str]:
         """All values as texts by their dotted names: given to `resolve` as flags they make equal settings.
