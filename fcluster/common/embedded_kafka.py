@@ -19,6 +19,7 @@ import base64
 import fcntl
 import logging
 import os
+import re
 import shutil
 import signal
 import socket
@@ -26,7 +27,7 @@ import subprocess
 import time
 import uuid
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -221,7 +222,7 @@ def status(data_dir: Path | str) -> BrokerStatus:
     if not _is_locked(directory) or launch is None:
         return BrokerStatus("stopped", "", 0, False, 0, str(directory), log_file)
     return BrokerStatus(
-        "running" if _answers(launch.bootstrap_servers, timeout_s=5.0) else "starting",
+        "running" if _answers(launch, timeout_s=5.0) else "starting",
         launch.bootstrap_servers,
         _read_pid(directory) or 0,
         launch.detached,
@@ -284,7 +285,7 @@ def _attach(directory: Path) -> str:
         launch = _read_launch(directory)
         if launch is not None and not launch.detached:
             raise _in_use(directory, launch)
-        if launch is not None and _answers(launch.bootstrap_servers, timeout_s=1.0):
+        if launch is not None and _answers(launch, timeout_s=1.0):
             return launch.bootstrap_servers
         time.sleep(0.1)
     raise EmbeddedKafkaError(
@@ -455,7 +456,7 @@ class _Launcher:
                 if self._port_was_taken():
                     raise _PortTakenError
                 raise self._failure("it stopped while starting")
-            if _listens(launch.port) and _answers(launch.bootstrap_servers, timeout_s=2.0):
+            if _answers(launch, timeout_s=2.0):
                 self._progress(f"Apache Kafka {launch.kafka_version} is ready on {launch.bootstrap_servers}")
                 return
             time.sleep(0.1)
@@ -465,10 +466,9 @@ class _Launcher:
         return any("Address already in use" in line for line in self._new_log_lines())
 
     def _failure(self, what: str) -> EmbeddedKafkaError:
-        errors = [line for line in self._new_log_lines() if "ERROR" in line or "FATAL" in line]
-        console = self._console.read_text(errors="replace").splitlines() if self._console.exists() else []
-        said = (errors or [line for line in console if line.strip()])[-1:]
-        detail = f": {said[0].strip()[:500]}" if said else ""
+        console = self._console.read_text(errors="replace") if self._console.exists() else ""
+        said = last_error(self._new_log_lines()) or last_error(console.splitlines())
+        detail = f": {said[:500]}" if said else ""
         return EmbeddedKafkaError(
             f"the embedded Kafka broker in {self._directory} can't be started, {what}{detail}",
             remedy=f"See {_log_file(self._directory)} and {self._console}; or {other_ways()}.",
@@ -538,6 +538,9 @@ def server_properties(launch: _Launch, log_dir: Path) -> dict[str, str]:
         "share.coordinator.state.topic.replication.factor": "1",
         "share.coordinator.state.topic.min.isr": "1",
         "share.coordinator.state.topic.num.partitions": "1",
+        # A broker that was killed gets its old registration back only after this (9 s by default).
+        "broker.session.timeout.ms": "3000",
+        "broker.heartbeat.interval.ms": "500",
         "transaction.max.timeout.ms": "900000",
         # A transaction that ran out of time is aborted within a second, not within ten.
         "transaction.abort.timed.out.transaction.cleanup.interval.ms": "1000",
@@ -551,6 +554,18 @@ def server_properties(launch: _Launch, log_dir: Path) -> dict[str, str]:
         # An idle broker's controller wakes up for this twice a second by default.
         "metadata.max.idle.interval.ms": "5000",
     }
+
+
+def last_error(lines: Sequence[str]) -> str:
+    """The cause in a log: the last error with the first line of its exception, else the last line that says
+    anything."""
+    for index in range(len(lines) - 1, -1, -1):
+        _, level, text = lines[index].partition(" ERROR ")
+        if level:
+            exception = "".join(lines[index + 1 : index + 2]).strip()
+            is_its_own = re.match(r"[\w.$]+(Exception|Error)\b", exception)
+            return f"{text.strip()}: {exception}" if is_its_own else text.strip()
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
 def _write_properties(path: Path, properties: dict[str, str]) -> None:
@@ -636,9 +651,12 @@ def _listens(port: int) -> bool:
         return False
 
 
-def _answers(bootstrap_servers: str, timeout_s: float) -> bool:
+def _answers(launch: _Launch, timeout_s: float) -> bool:
+    """Whether the broker is one that clients can work with; quick when nothing listens at all."""
+    if not _listens(launch.port):
+        return False
     settings: dict[str, Any] = {
-        "bootstrap.servers": bootstrap_servers,
+        "bootstrap.servers": launch.bootstrap_servers,
         "reconnect.backoff.ms": 20,
         "reconnect.backoff.max.ms": 100,
         "log_level": 0,
