@@ -68,11 +68,18 @@ class Generator:
     ) -> None:
         self._sender = _Sender(plain_producer(brokers), topic)
         self._rate = rate
-        self._records = generate_records(count_max, keys=keys, seed=seed)
+        self._sequences: dict[str, int] = {}
+        self._make = lambda first_id: generate_records(
+            count_max, keys=keys, seed=seed, first_id=first_id, sequences=self._sequences
+        )
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"generator {topic}", daemon=True)
         self._error: BaseException | None = None
         self.written = 0
+
+    def continue_after(self, sequences: dict[str, int]) -> None:
+        """Go on where another writer stopped; `sequences` is each key's last sequence."""
+        self._sequences = sequences
 
     def start(self) -> Generator:
         """Begin writing."""
@@ -96,7 +103,7 @@ class Generator:
     def _run(self) -> None:
         try:
             start = time.monotonic()
-            for record in self._records:
+            for record in self._make(sum(self._sequences.values())):
                 early_s = start + self.written / self._rate - time.monotonic()
                 if early_s > 0 and self._stop.wait(early_s):
                     break

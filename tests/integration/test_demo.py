@@ -1,0 +1,144 @@
+"""The demo on real processes, twice in a row, and from an installed wheel in a fresh environment."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from examples.flights.load import load_flights
+from examples.flights.recount import differences, recount_csv
+from tests.checker.generate import create_topic, write_records
+from tests.checker.reading import committed_offsets
+from tests.checker.records import generate_records
+from tests.harness import REPOSITORY, processes_with, wait_until
+
+pytestmark = pytest.mark.timeout(300)
+ROWS = 3000
+JOBS = Path(__file__).parents[1] / "jobs"
+
+
+def run_demo(brokers: str, data_dir: Path, rows: int = ROWS) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(REPOSITORY / "examples/flights/demo.py"), "--rows", str(rows)]
+    command += ["--brokers", brokers, "--data-dir", str(data_dir), "--workers", "2"]
+    return subprocess.run(command, capture_output=True, text=True, timeout=150, cwd=data_dir.parent)
+
+
+@pytest.fixture
+def own_kafka(tmp_path: Path):
+    """A broker of its own: the demo's topics have fixed names."""
+    from fcluster.common.embedded_kafka import EmbeddedKafka
+
+    broker = EmbeddedKafka(tmp_path / "kafka")
+    try:
+        yield broker.start()
+    finally:
+        broker.stop()
+
+
+def test_demo_run_twice_in_a_row_agrees_with_the_recount_both_times(own_kafka: str, tmp_path: Path) -> None:
+    data_dir = tmp_path / "demo"
+    data_dir.mkdir()
+    first = run_demo(own_kafka, data_dir)
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert f"a recount of {ROWS:,} flights" in first.stdout
+    second = run_demo(own_kafka, data_dir)
+    assert second.returncode == 0, second.stdout + second.stderr
+    assert "already" in second.stdout
+    assert not processes_with(str(data_dir))
+
+
+def test_flights_loaded_twice_stand_once(kafka: str, topic_prefix: str) -> None:
+    from rich.console import Console
+
+    console = Console(quiet=True)
+    assert load_flights(kafka, console, rows=500, topic=f"{topic_prefix}flights") == 500
+    assert load_flights(kafka, console, rows=500, topic=f"{topic_prefix}flights") == 0
+    assert load_flights(kafka, console, rows=200, topic=f"{topic_prefix}flights") == 200
+
+
+def test_recount_of_a_wrong_total_fails_the_demo() -> None:
+    by_carrier, _ = recount_csv(100)
+    outputs = {
+        key: [{**totals, "flights": number} for number in range(1, totals["flights"] + 1)]
+        for key, totals in by_carrier.items()
+    }
+    assert differences("carrier", by_carrier, outputs) == []
+    del outputs[next(iter(outputs))][0]
+    assert differences("carrier", by_carrier, outputs) != []
+
+
+def test_installed_wheel_runs_the_demo_job_in_a_fresh_environment(own_kafka: str, tmp_path: Path) -> None:
+    """Built, installed without dependencies (they are on the path), run from elsewhere."""
+    from rich.console import Console
+
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path / "dist")]
+    built = subprocess.run([*build, str(REPOSITORY)], capture_output=True, text=True, timeout=120)
+    assert built.returncode == 0, built.stdout + built.stderr
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    environment = tmp_path / "venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(environment)], check=True, timeout=60)
+    python = environment / "bin/python"
+    target = next(environment.glob("lib/python*/site-packages"))
+    install = [sys.executable, "-m", "pip", "--python", str(python), "install", "--no-deps", "--no-index"]
+    done = subprocess.run([*install, str(wheel)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    # The dependencies come from this environment, fcluster itself from the wheel: site-packages come first.
+    ours = next(Path(path) for path in sys.path if path.endswith("site-packages"))
+    (target / "dependencies.pth").write_text(f"{ours}\n")
+    where = subprocess.run(
+        [str(python), "-c", "import fcluster; print(fcluster.__file__)"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=tmp_path,
+        check=True,
+    )
+    assert where.stdout.startswith(str(environment)), where.stdout
+    load_flights(own_kafka, Console(quiet=True), rows=1000)
+    job = tmp_path / "flights.py"
+    job.write_text((REPOSITORY / "examples/flights/flights.py").read_text())
+    command = [str(environment / "bin/fcluster"), "up", str(job), "--brokers", own_kafka, "--workers", "2"]
+    ran = subprocess.run(
+        [*command, "--until-caught-up"], capture_output=True, text=True, timeout=120, cwd=tmp_path
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    offsets = committed_offsets(own_kafka, "flights-job")
+    assert sum(offset for (topic, _), offset in offsets.items() if topic == "flights") == 1000
+
+
+def test_ctrl_c_commits_the_last_epoch_and_leaves_no_process(
+    kafka: str, topic_prefix: str, tmp_path: Path
+) -> None:
+    job, source, output = (f"{topic_prefix}{name}" for name in ("job", "in", "out"))
+    create_topic(kafka, source, 4)
+    create_topic(kafka, output, 4)
+    env = {"FCLUSTER_TEST_JOB": job, "FCLUSTER_TEST_SOURCE": source, "FCLUSTER_TEST_OUTPUT": output}
+    command = [sys.executable, "-m", "fcluster", "up", str(JOBS / "running_totals.py"), "--workers", "2"]
+    command += ["--brokers", kafka, "--data-dir", str(tmp_path / "data")]
+    process = subprocess.Popen(
+        command,
+        env={**os.environ, **env},
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        write_records(kafka, source, generate_records(2000, keys=100))
+        wait_until(lambda: sum(committed_offsets(kafka, job).values()) >= 2000, "the records' commit", 60)
+        started = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        text, _ = process.communicate(timeout=30)
+        assert process.returncode == 0, text
+        assert "draining" in text
+        assert time.monotonic() - started < 15
+    finally:
+        process.kill()
+        process.wait()
+    wait_until(lambda: not processes_with(str(tmp_path / "data")), "all processes to end", 5)

@@ -1,0 +1,315 @@
+"""Exactly once on real processes and a real broker, through deaths that land in open epochs.
+
+Every fault is proved to have landed: the worker's transaction was open with records in it (see
+`Cluster.stop_mid_epoch`), or the test fails. Every run is judged by the checker, which knows nothing of
+fcluster but what stands in Kafka.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.checker.check import check_regrouped, check_totals, wait_until_committed
+from tests.checker.generate import Generator, create_topic, write_records
+from tests.checker.live import LiveReader, percentile
+from tests.checker.reading import (
+    READ_COMMITTED,
+    READ_UNCOMMITTED,
+    committed_offsets,
+    end_offsets,
+    read_input,
+)
+from tests.checker.records import generate_records
+from tests.checker.state import check_state
+from tests.checker.verdict import state_by_group, state_by_key
+from tests.harness import COORDINATOR, Cluster, process_state, wait_until, worker_name
+
+JOBS = Path(__file__).parents[1] / "jobs"
+PARTITIONS = 8
+KEYS = 20_000
+GROUPS = 500
+CATCH_UP_S = 120
+SETTINGS: dict[str, object] = {
+    # Well below the time for which a stopped worker is watched, so that only its own transaction stays open.
+    "commit.interval.max.ms": 200,
+    "session.timeout.ms": 3000,
+}
+
+pytestmark = pytest.mark.timeout(300)
+
+
+@dataclass
+class Run:
+    """One job's run: names, cluster, readers."""
+
+    brokers: str
+    job: str
+    source: str
+    output: str
+    cluster: Cluster
+    data_dir: Path
+    readers: list[LiveReader]
+
+    def committed(self) -> int:
+        """Source records that are committed."""
+        offsets = committed_offsets(self.brokers, self.job)
+        return sum(offset for (topic, _), offset in offsets.items() if topic == self.source)
+
+    def wait_committed(self, records: int, timeout_s: float = 60) -> None:
+        """Wait until so many source records are committed."""
+
+        def enough() -> bool:
+            self.cluster.assert_alive()
+            return self.committed() >= records
+
+        wait_until(enough, f"{records} committed records", timeout_s, 0.1)
+
+    def catch_up(self, topics: list[str] | None = None) -> None:
+        """Wait until everything that was written is committed."""
+        wait_until_committed(self.brokers, self.job, topics or [self.source], CATCH_UP_S)
+
+    def aborted(self) -> int:
+        """Output records that a read_uncommitted reader saw and a read_committed one never will."""
+        by_isolation = {reader.isolation: reader for reader in self.readers}
+        return by_isolation[READ_UNCOMMITTED].count() - by_isolation[READ_COMMITTED].count()
+
+
+@pytest.fixture
+def start(kafka: str, topic_prefix: str, tmp_path: Path) -> Iterator[Callable[..., Run]]:
+    """Makes a run of one of the test jobs: topics, readers and a started cluster, all ended afterwards."""
+    runs: list[Run] = []
+
+    def make(
+        job_file: str = "running_totals.py",
+        *,
+        workers: int = 3,
+        partitions: int = PARTITIONS,
+        **settings: object,
+    ) -> Run:
+        number = len(runs)
+        job = f"{topic_prefix}job{number}"
+        source, output = f"{topic_prefix}in{number}", f"{topic_prefix}out{number}"
+        create_topic(kafka, source, partitions)
+        create_topic(kafka, output, partitions)
+        env = {
+            "FCLUSTER_TEST_JOB": job,
+            "FCLUSTER_TEST_SOURCE": source,
+            "FCLUSTER_TEST_OUTPUT": output,
+            "FCLUSTER_TEST_GROUPS": str(GROUPS),
+        }
+        chosen = SETTINGS | {name.replace("_", "."): value for name, value in settings.items()}
+        data_dir = tmp_path / f"data{number}"
+        cluster = Cluster(JOBS / job_file, kafka, data_dir, workers=workers, env=env, settings=chosen)
+        readers = [
+            LiveReader(kafka, output, isolation).start() for isolation in (READ_COMMITTED, READ_UNCOMMITTED)
+        ]
+        run = Run(kafka, job, source, output, cluster, data_dir, readers)
+        runs.append(run)
+        return run
+
+    failed = True
+    try:
+        yield make
+        failed = False
+    finally:
+        for run in runs:
+            if failed:
+                print(run.cluster.logs())
+            run.cluster.close()
+            for reader in run.readers:
+                reader.stop()
+
+
+@contextmanager
+def failing_with_logs(run: Run) -> Iterator[None]:
+    """Show the processes' logs if what follows fails."""
+    try:
+        yield
+    except BaseException:
+        print(run.cluster.logs())
+        raise
+
+
+def check(run: Run, title: str) -> None:
+    """The whole verdict on a run of the plain job that has caught up; ends the cluster."""
+    with failing_with_logs(run):
+        run.catch_up()
+        verdict = check_totals(run.brokers, run.job, run.source, run.output, readers=run.readers, title=title)
+        run.cluster.close()
+        verdict.merge(
+            check_state(
+                run.brokers,
+                run.job,
+                stage=run.source,
+                source=run.source,
+                store="totals",
+                expected=state_by_key(read_input(run.brokers, run.source)),
+                data_dir=run.data_dir,
+            )
+        )
+        print(verdict.report())
+        assert verdict.ok, verdict.report()
+
+
+def test_worker_killed_and_worker_stopped_mid_epoch_loses_and_repeats_nothing(
+    start: Callable[..., Run],
+) -> None:
+    """200,000 records over 8 partitions; the zombie's session is over when it wakes."""
+    run = start()
+    with failing_with_logs(run):
+        write_records(
+            run.brokers, run.source, generate_records(60_000, keys=KEYS, seed=1, sequences=(last := {}))
+        )
+        run.cluster.start()
+        run.wait_committed(10_000)
+        feeder = Feeder(run, 140_000, last)
+        with feeder:
+            killed, in_flight = run.cluster.kill_mid_epoch(range(3), [run.output])
+            assert in_flight > 0
+            slot = int(killed.rpartition("-")[2])
+            run.cluster.start_worker(slot)
+            run.wait_committed(run.committed() + 5_000)
+            others = [number for number in range(3) if number != slot]
+            stopped, held = run.cluster.stop_mid_epoch(others, [run.output])
+            assert sum(held.values()) > 0
+            # Past its session: what it had open is aborted, and the others commit in those partitions.
+            stable = end_offsets(run.brokers, [run.output], READ_COMMITTED)
+            wait_until(lambda: stable_offsets_moved(run, {at: stable[at] for at in held}), "the fence", 30)
+            run.cluster.resume(stopped)
+        run.catch_up()
+        run.cluster.assert_alive()
+        assert run.committed() >= 200_000
+    check(run, "one worker killed, one stopped past its session")
+    assert run.aborted() > 0, "no record was ever aborted: the faults didn't land"
+
+
+def stable_offsets_moved(run: Run, before: dict[tuple[str, int], int]) -> bool:
+    """Whether the last stable offset of every one of these partitions has moved on."""
+    now = end_offsets(run.brokers, [run.output], READ_COMMITTED)
+    return all(now[at] > stable for at, stable in before.items())
+
+
+class Feeder:
+    """Writes more records while the body of the `with` runs, and waits at its end until all are written."""
+
+    def __init__(self, run: Run, count: int, last: dict[str, int], rate: float = 10_000) -> None:
+        self._generator = Generator(run.brokers, run.source, rate=rate, keys=KEYS, count_max=count, seed=2)
+        self._generator.continue_after(last)
+
+    def __enter__(self) -> Feeder:
+        self._generator.start()
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        self._generator.join(120) if kind is None else self._generator.stop()
+
+
+def test_coordinator_killed_and_restarted_loses_nothing_and_workers_stay(start: Callable[..., Run]) -> None:
+    run = start(workers=2)
+    with failing_with_logs(run):
+        run.cluster.start()
+        with Feeder(run, 60_000, {}, rate=6_000):
+            run.wait_committed(5_000)
+            workers = {name: pid for name, pid in run.cluster.pids().items() if name != COORDINATOR}
+            run.cluster.kill(COORDINATOR)
+            time.sleep(1.0)  # not for luck: workers go on without a coordinator, up to a bound
+            run.cluster.start_coordinator()
+            run.wait_committed(30_000)
+            assert {name: pid for name, pid in run.cluster.pids().items() if name != COORDINATOR} == workers
+        run.catch_up()
+        run.cluster.assert_alive()
+    check(run, "coordinator killed")
+
+
+def test_whole_cluster_killed_and_started_again_loses_and_repeats_nothing(start: Callable[..., Run]) -> None:
+    run = start()
+    with failing_with_logs(run):
+        run.cluster.start()
+        with Feeder(run, 80_000, {}, rate=8_000):
+            run.wait_committed(8_000)
+            stopped, held = run.cluster.stop_mid_epoch(range(3), [run.output])
+            assert held, stopped
+            pids = list(run.cluster.pids().values())
+            run.cluster.kill_all()
+            assert [process_state(pid) for pid in pids] == ["X"] * 4
+            run.cluster.start()
+            run.wait_committed(40_000)
+            run.cluster.kill_all()
+            run.cluster.start()
+        run.catch_up()
+    check(run, "all killed, twice")
+    assert run.aborted() > 0, "no record was ever aborted: the kill didn't land in an open epoch"
+
+
+def test_repartitioned_job_with_a_worker_killed_mid_epoch_is_exactly_once(start: Callable[..., Run]) -> None:
+    run = start("regrouped_totals.py")
+    with failing_with_logs(run):
+        run.cluster.start()
+        with Feeder(run, 60_000, {}, rate=6_000):
+            run.wait_committed(6_000)
+            repartition = f"{run.job}-totals-repartition"
+            killed, in_flight = run.cluster.kill_mid_epoch(range(3), [run.output, repartition])
+            assert in_flight > 0
+            run.cluster.start_worker(int(killed.rpartition("-")[2]))
+        run.catch_up()
+        run.catch_up([run.source, repartition])
+        verdict = check_regrouped(
+            run.brokers, run.job, run.source, run.output, GROUPS, readers=run.readers[:1], title="repartition"
+        )
+        run.cluster.close()
+        expected = state_by_group(read_input(run.brokers, run.source), GROUPS)
+        verdict.merge(
+            check_state(run.brokers, run.job, "totals", repartition, "totals", expected, run.data_dir)
+        )
+        assert verdict.ok, verdict.report()
+
+
+def test_steady_flow_is_seen_uncommitted_within_100_ms_and_committed_never_twice(
+    start: Callable[..., Run],
+) -> None:
+    run = start(workers=1, partitions=4, commit_interval_max_ms=1000)
+    with failing_with_logs(run):
+        run.cluster.start()
+        write_records(
+            run.brokers, run.source, generate_records(2000, keys=500, seed=1, sequences=(last := {}))
+        )
+        run.catch_up()
+        warm = run.readers[1].count()
+        generator = Generator(run.brokers, run.source, rate=1000, keys=500, count_max=8000, seed=2)
+        generator.continue_after(last)
+        generator.start().join(60)
+        run.catch_up()
+        run.readers[1].wait_for(high_watermarks(run), 30)
+        latencies_ms = run.readers[1].latencies_ms()[warm:]
+        assert percentile(latencies_ms, 0.5) < 100, f"median {percentile(latencies_ms, 0.5)} ms"
+        assert percentile(latencies_ms, 0.95) < 100, f"p95 {percentile(latencies_ms, 0.95)} ms"
+    check(run, "steady flow")
+
+
+def high_watermarks(run: Run) -> dict[int, int]:
+    """Partition to the end of the output, aborted and open records included."""
+    return {at[1]: end for at, end in end_offsets(run.brokers, [run.output], READ_UNCOMMITTED).items()}
+
+
+def test_checker_objects_to_an_at_least_once_run_with_a_kill_in_it(start: Callable[..., Run]) -> None:
+    """The checker must be able to fail: without transactions the kill shows as repeats."""
+    run = start(workers=2, processing_guarantee="at-least-once", commit_interval_max_ms=1000)
+    with failing_with_logs(run):
+        run.cluster.start()
+        with Feeder(run, 60_000, {}, rate=6_000):
+            run.wait_committed(6_000)
+            for _ in range(3):
+                run.cluster.kill(worker_name(0))
+                run.cluster.start_worker(0)
+                run.wait_committed(run.committed() + 6_000)
+        run.catch_up()
+        verdict = check_totals(run.brokers, run.job, run.source, run.output, title="at-least-once")
+    assert not verdict.ok, "kills mid-epoch left no trace: the checker is blind, or they didn't land"
+    assert verdict.counts["repeated"] > 0, verdict.report()
+    assert verdict.counts["lost"] == 0, verdict.report()
