@@ -265,9 +265,7 @@ def _remedy(cause: KafkaError) -> str:
     if "AUTHORIZATION" in name or "POLICY" in name:
         return "Let the job's Kafka user do this (ACLs), or let someone do it who may."
     if "AUTHENTICATION" in name or "SASL" in name:
-        return (
-            "Check the credentials (kafka.security.protocol, kafka.sasl.mechanism, kafka.sasl.username)."
-        )
+        return "Check the credentials (kafka.security.protocol, kafka.sasl.mechanism, kafka.sasl.username)."
     if "SSL" in name:
         return "Check kafka.security.protocol and the certificates (kafka.ssl.ca.location and so on)."
     if name == "INVALID_REPLICATION_FACTOR":
@@ -511,12 +509,42 @@ def end_offsets(
 ) -> dict[TopicPartition, int]:
     """The offset behind the last record that readers of that isolation can see in each partition.
 
-    With "read-committed" it is the last stable offset: open transactions hold it back.
+    With "read-committed" it is the last stable offset: open transactions hold it back, and so does one
+    whose commit has just returned, until its markers are written (see `settled_end_offsets`).
 
     Raises:
         KafkaUnavailable: the brokers don't answer, or a topic or partition doesn't exist.
     """
     return _offsets(admin, partitions, OffsetSpec.latest(), isolation)
+
+
+def settled_end_offsets(
+    admin: AdminClient, partitions: Iterable[TopicPartition], timeout_s: float = REQUEST_TIMEOUT_S
+) -> dict[TopicPartition, int]:
+    """The ends of partitions that nobody writes to at the moment, once all their transactions are settled.
+
+    A commit returns when it is decided; its markers reach the partitions a little later, each on its own.
+    Whoever takes a shard over has to wait for those in its changelog, or would read too few deltas.
+
+    Raises:
+        KafkaUnavailable: a transaction was still open after `timeout_s` seconds, or brokers don't answer.
+    """
+    wanted = list(partitions)
+    deadline = time.monotonic() + timeout_s
+    while True:
+        # In this order: a record written in between makes the two differ, never agree by mistake.
+        stable = end_offsets(admin, wanted, "read-committed")
+        ends = end_offsets(admin, wanted, "read-uncommitted")
+        waiting = [at for at in wanted if stable[at] < ends[at]]
+        if not waiting:
+            return ends
+        if time.monotonic() > deadline:
+            names = ", ".join(f"{at.topic}/{at.partition}" for at in waiting[:3])
+            raise KafkaUnavailable(
+                f"A transaction in {names} is still open after {timeout_s:g} s.",
+                remedy="Look for another program that writes to this topic.",
+            )
+        time.sleep(_POLL_INTERVAL_S)
 
 
 def _offsets(

@@ -43,9 +43,9 @@ _UNIT_MS: Final = {
     "h": 3_600_000,
     "d": 86_400_000,
 }
-# Kubernetes puts such variables into every pod for a service whose name begins with "fcluster".
+# Most of these Kubernetes puts into every pod for a service whose name begins with "fcluster".
 _NOT_A_SETTING = re.compile(
-    r"FCLUSTER__.*|FCLUSTER_TEST_.*|FCLUSTER_(.*_)?(SERVICE_(HOST|PORT.*)|PORT(_[0-9]+_.*)?)"
+    r"FCLUSTER_CACHE_DIR|FCLUSTER__.*|FCLUSTER_TEST_.*|FCLUSTER_(.*_)?(SERVICE_(HOST|PORT.*)|PORT(_[0-9]+_.*)?)"
 )
 
 

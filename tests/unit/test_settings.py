@@ -171,6 +171,7 @@ def test_values_out_of_range_or_kind_are_refused(job: Mapping[str, Any]) -> None
         "FCLUSTER_COORDINATOR_PORT",
         "FCLUSTER_TEST_BROKERS",
         "FCLUSTER__SLOT",
+        "FCLUSTER_CACHE_DIR",
     ],
 )
 def test_environment_of_kubernetes_and_tests_is_no_setting(name: str) -> None:
