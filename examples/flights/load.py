@@ -77,6 +77,7 @@ def _write(brokers: str, topic: str, rows: int, console: Console) -> None:
             "linger.ms": 20,
             "compression.type": "lz4",
             "queue.buffering.max.messages": 50_000,
+            "log_level": 3,  # a broker that has just started answers the first request with "loading"
         }
     )
     with _Bar(console, f"Loading into {topic!r}", rows) as bar:
