@@ -22,7 +22,7 @@ FLIGHTS = 336_776
 _TEXT = frozenset({"carrier", "tailnum", "origin", "dest", "time_hour"})
 
 
-class FlightsMissing(FclusterError):
+class FlightsMissing(FclusterError):  # noqa: N818
     """The package with the flights isn't there, or isn't what we know."""
 
 

@@ -49,7 +49,7 @@ class OutputRecord(NamedTuple):
     produced_at_ns: int = 0
 
 
-class MalformedRecord(Exception):
+class MalformedRecord(Exception):  # noqa: N818
     """A record that neither the generator nor a test job writes."""
 
 
