@@ -55,6 +55,12 @@ unit: setup ## the unit tests only: no Java, no broker
 demo: setup ## the flights on four workers and a real Kafka, shown live and checked
 	$(BIN)/python examples/flights/demo.py
 
+.PHONY: bench
+bench: setup ## drain, latency and idle cost, each beside its yardstick, on an embedded Kafka
+	$(BIN)/python -m benchmarks.drain
+	$(BIN)/python -m benchmarks.latency
+	$(BIN)/python -m benchmarks.idle
+
 .PHONY: build
 build: setup ## wheel and source distribution in dist/
 	$(BIN)/python -m build --no-isolation --outdir dist .
