@@ -17,7 +17,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import re
 import shutil
 import threading
 import uuid
@@ -40,6 +39,7 @@ from rocksdict import (
 )
 
 from fcluster.common.errors import DirectoryInUse, FclusterError, IncompatibleState, StateDamaged
+from fcluster.common.files import checked_name, sync_directory
 from fcluster.common.ids import ShardId
 from fcluster.worker.state import STORE_PREFIX_BYTES, StoreMeta
 
@@ -52,7 +52,6 @@ CACHE_BYTES = 16 * 1024 * 1024
 WRITE_BUFFERS_BYTES = 12 * 1024 * 1024
 _WRITE_BUFFER_BYTES = 8 * 1024 * 1024
 _LOG_BYTES = 1024 * 1024
-_NAME = re.compile(r"[A-Za-z0-9._-]{1,255}")
 
 assert len(META_KEY) < STORE_PREFIX_BYTES
 
@@ -243,8 +242,11 @@ class StoreDirectory:
                 self._stores[shard] = store
             return store
 
-    def destroy(self, shard: ShardId) -> None:
+    def destroy(self, shard: ShardId, *, keep: Path | None = None) -> None:
         """Close and remove the store of `shard`, if there is one.
+
+        Args:
+            keep: an entry beside the store that isn't removed with it.
 
         Raises:
             FclusterError: its directory can't be removed.
@@ -261,7 +263,7 @@ class StoreDirectory:
             pass
         except OSError as error:
             raise _explain(error, path) from error
-        remove_temporaries(path)
+        remove_temporaries(path, keep)
 
     def adopt(self, shard: ShardId, files: Path) -> None:
         """Make the directory `files`, which stands beside the shard's `db`, its store in one step.
@@ -316,36 +318,16 @@ class StoreDirectory:
         return options
 
 
-def checked_name(name: str) -> str:
-    """`name`, which is safe as the name of a file.
-
-    Raises:
-        ValueError: it isn't.
-    """
-    if not _NAME.fullmatch(name) or name in (".", ".."):
-        raise ValueError(f"{name!r} can't be the name of a directory")
-    return name
-
-
-def remove_temporaries(shard_path: Path) -> None:
-    """Remove what an interrupted snapshot or restore left beside the RocksDB of a shard."""
+def remove_temporaries(shard_path: Path, keep: Path | None = None) -> None:
+    """Remove what an interrupted snapshot or restore left beside the RocksDB of a shard, but for `keep`."""
     if not shard_path.is_dir():
         return
     for entry in shard_path.iterdir():
-        if entry.name != "db":
+        if entry.name != "db" and entry != keep:
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry, ignore_errors=True)
             else:
                 entry.unlink(missing_ok=True)
-
-
-def sync_directory(path: Path) -> None:
-    """Make the names in `path` outlive a power failure."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _explain(error: Exception, path: Path) -> FclusterError:

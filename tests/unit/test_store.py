@@ -11,8 +11,8 @@ import pytest
 from rocksdict import Options, Rdict
 
 from fcluster.common.errors import DirectoryInUse, FclusterError, IncompatibleState, StateDamaged
+from fcluster.common.files import checked_name
 from fcluster.common.ids import ShardId
-from fcluster.worker import store as store_module
 from fcluster.worker.state import FlushLimits, ShardState, StoreMeta
 from fcluster.worker.store import META_KEY, StateDirectoryFullError, StoreDirectory
 
@@ -189,7 +189,7 @@ def test_stage_names_that_are_no_file_names_are_refused(directory: StoreDirector
         with pytest.raises(ValueError, match="can't be the name"):
             directory.shard_path(ShardId(name, 0))
     with pytest.raises(ValueError, match="can't be the name"):
-        store_module.checked_name("a b")
+        checked_name("a b")
 
 
 def test_layers_over_rocksdb_read_back_what_they_wrote(directory: StoreDirectory) -> None:

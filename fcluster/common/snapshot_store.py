@@ -1,0 +1,213 @@
+"""Where snapshots are kept: files under their content's hash, and manifests that name them.
+
+Responsible for: the store that a URL names, as a place that can hold bytes; what the bytes mean is known to
+`worker.snapshots`. Keeps the rules that a file or manifest is there whole or not at all, and that no link is
+followed and no unchecked name becomes a path. Coordinator and workers compare its `identity`.
+
+Layout of the directory: ``<root>/STORE-ID`` and ``<root>/<job>/<stage>/<partition>/{files,manifests}``.
+Threads: any, and several processes may use the same store.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import time
+import uuid
+from pathlib import Path
+from typing import IO, Protocol
+
+from fcluster.common.errors import FclusterError, SettingsError
+from fcluster.common.files import checked_name, open_plain, sync_directory, write_whole
+from fcluster.common.ids import ShardId
+
+_MANIFEST_BYTES_MAX = 16 * 1024 * 1024
+_HASH = re.compile(r"[0-9a-f]{64}")
+_MANIFEST_NAME = re.compile(r"\d{20}-\d{20}\.json")
+_IDENTITY_NAME = "STORE-ID"
+
+
+class SnapshotStore(Protocol):
+    """Where snapshots are kept. Everything in it may be damaged or missing: callers verify."""
+
+    def identity(self) -> str:
+        """A text that only this store has: workers compare it to prove that they see the same store."""
+        ...
+
+    def file_size(self, shard: ShardId, file_hash: str) -> int | None:
+        """Of a file that is there, in bytes; None if it isn't. Keeps it from being pruned for a while."""
+        ...
+
+    def put_file(self, shard: ShardId, file_hash: str, source: Path) -> None:
+        """Store the content of `source`, durably and in one step, over what is there."""
+        ...
+
+    def open_file(self, shard: ShardId, file_hash: str) -> IO[bytes]:
+        """Read a file. Raises NotPlainFileError if it is missing or no plain file."""
+        ...
+
+    def put_manifest(self, shard: ShardId, name: str, content: bytes) -> None:
+        """Store a manifest, durably and in one step."""
+        ...
+
+    def manifest_names(self, shard: ShardId) -> list[str]:
+        """Of all manifests, newest state epoch first."""
+        ...
+
+    def read_manifest(self, shard: ShardId, name: str) -> bytes:
+        """Raises NotPlainFileError if it is missing or no plain file."""
+        ...
+
+    def delete_manifest(self, shard: ShardId, name: str) -> None:
+        """Remove a manifest, if it is there."""
+        ...
+
+    def delete_unreferenced(self, shard: ShardId, referenced: set[str], older_than_s: float) -> int:
+        """Remove files whose hash isn't `referenced` and that weren't used for so long; how many."""
+        ...
+
+
+def open_snapshot_store(url: str, job: str) -> SnapshotStore:
+    """The snapshot store at `url`: a directory's path, or ``file:///path``; made if missing.
+
+    Raises:
+        SettingsError: the URL's scheme isn't supported, or the directory can't be used.
+    """
+    scheme, separator, rest = url.partition("://")
+    if separator and scheme != "file":
+        raise SettingsError(
+            f"snapshots: {scheme}:// is not supported yet",
+            remedy="Use a local or shared directory that coordinator and all workers can reach.",
+        )
+    path = rest if separator else url
+    if not path:
+        raise SettingsError("snapshots: the directory has no name", remedy="Give its path.")
+    return DirectorySnapshotStore(Path(path).expanduser().absolute(), job)
+
+
+def store_identity(url: str, job: str) -> str:
+    """The identity of the store at `url`, to be compared between coordinator and workers."""
+    return open_snapshot_store(url, job).identity()
+
+
+class DirectorySnapshotStore:
+    """A snapshot store in a local or shared directory.
+
+    Args:
+        root: made if missing. It may be a link; nothing inside may.
+        job: its name becomes a directory's.
+
+    Raises:
+        SettingsError: the directory can't be used.
+    """
+
+    def __init__(self, root: Path, job: str) -> None:
+        self.root = root
+        self._job = checked_name(job)
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            self._identity = self._read_or_make_identity()
+        except OSError as error:
+            raise SettingsError(
+                f"snapshots: {root} can't be used: {error.strerror or error}",
+                remedy="Give a directory that this user may write.",
+            ) from error
+
+    def identity(self) -> str:
+        return self._identity
+
+    def file_size(self, shard: ShardId, file_hash: str) -> int | None:
+        path = self._folder(shard, "files") / checked_hash(file_hash)
+        try:
+            found = path.lstat()
+            if not stat.S_ISREG(found.st_mode):
+                return None
+            os.utime(path, follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+        return found.st_size
+
+    def put_file(self, shard: ShardId, file_hash: str, source: Path) -> None:
+        folder = self._folder(shard, "files")
+        with source.open("rb") as content:
+            write_whole(folder / checked_hash(file_hash), content)
+
+    def open_file(self, shard: ShardId, file_hash: str) -> IO[bytes]:
+        return open_plain(self._folder(shard, "files") / checked_hash(file_hash))
+
+    def put_manifest(self, shard: ShardId, name: str, content: bytes) -> None:
+        write_whole(self._folder(shard, "manifests") / _checked_manifest_name(name), content)
+
+    def manifest_names(self, shard: ShardId) -> list[str]:
+        folder = self._folder(shard, "manifests", make=False)
+        try:
+            names = os.listdir(folder)
+        except FileNotFoundError:
+            return []
+        return sorted((name for name in names if _MANIFEST_NAME.fullmatch(name)), reverse=True)
+
+    def read_manifest(self, shard: ShardId, name: str) -> bytes:
+        with open_plain(self._folder(shard, "manifests") / _checked_manifest_name(name)) as file:
+            return file.read(_MANIFEST_BYTES_MAX)
+
+    def delete_manifest(self, shard: ShardId, name: str) -> None:
+        folder = self._folder(shard, "manifests")
+        (folder / _checked_manifest_name(name)).unlink(missing_ok=True)
+        sync_directory(folder)
+
+    def delete_unreferenced(self, shard: ShardId, referenced: set[str], older_than_s: float) -> int:
+        deleted, now_s = 0, time.time()
+        for kind in ("files", "manifests"):
+            folder = self._folder(shard, kind)
+            for entry in os.scandir(folder):
+                whole = _HASH if kind == "files" else _MANIFEST_NAME
+                if whole.fullmatch(entry.name) and (kind == "manifests" or entry.name in referenced):
+                    continue
+                try:
+                    if now_s - entry.stat(follow_symlinks=False).st_mtime >= older_than_s:
+                        os.unlink(entry.path)
+                        deleted += 1
+                except FileNotFoundError:
+                    pass  # another process prunes the same shard
+        return deleted
+
+    def _folder(self, shard: ShardId, kind: str, *, make: bool = True) -> Path:
+        path = self.root
+        for part in (self._job, checked_name(shard.stage), str(int(shard.partition)), kind):
+            path = path / part
+            if path.is_symlink():
+                raise FclusterError(
+                    f"{path} in the snapshot store is a link, which is refused",
+                    remedy="Replace it by a directory; the store's root itself may be a link.",
+                )
+        if make:
+            path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def _read_or_make_identity(self) -> str:
+        path = self.root / _IDENTITY_NAME
+        temporary = path.with_name(f".{_IDENTITY_NAME}-{uuid.uuid4().hex}")
+        if not path.exists():
+            temporary.write_text(uuid.uuid4().hex + "\n")
+            try:
+                os.link(temporary, path)  # unlike a rename it fails if another process was faster
+            except FileExistsError:
+                pass
+            finally:
+                temporary.unlink()
+            sync_directory(self.root)
+        return path.read_text().strip()
+
+
+def checked_hash(file_hash: str) -> str:
+    """`file_hash`, which is the hash of some content. Raises ValueError if it can't be."""
+    if not _HASH.fullmatch(file_hash):
+        raise ValueError(f"{file_hash!r} is no hash")
+    return file_hash
+
+
+def _checked_manifest_name(name: str) -> str:
+    if not _MANIFEST_NAME.fullmatch(name):
+        raise ValueError(f"{name!r} is no manifest's name")
+    return name

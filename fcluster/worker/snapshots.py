@@ -1,0 +1,368 @@
+"""Full copies of a shard's RocksDB in the snapshot store.
+
+Responsible for: taking, verifying, listing, restoring and pruning snapshots. Keeps the rules that a snapshot
+is there only when all of it is there (files first, each under its content's hash, the manifest last, in one
+step), that nothing in the store is trusted without its hash, and that the newest two are kept. So a snapshot
+that is interrupted anywhere leaves some unreferenced files, which a later `prune` removes, and nothing else.
+
+Must not decide when to take one, nor truncate the changelog: `truncation_offset` only says what is safe.
+
+Threads: any; hashing and copying let the interpreter run on.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import IO
+
+import msgspec
+
+from fcluster.common.errors import FclusterError, StateDamaged
+from fcluster.common.files import COPY_BYTES, NotPlainFileError, checked_name, sync_directory
+from fcluster.common.ids import ShardId
+from fcluster.common.snapshot_store import SnapshotStore, checked_hash
+from fcluster.worker.state import StoreMeta
+from fcluster.worker.store import RocksStore, StoreDirectory
+
+MANIFEST_FORMAT = 1
+SNAPSHOTS_KEPT = 2
+UNREFERENCED_GRACE_S = 3600.0
+"""Younger files are never pruned: they may belong to a snapshot whose manifest isn't written yet."""
+
+_DIGEST_BYTES = 32
+
+
+class SnapshotFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A file of a snapshot: its name in the RocksDB directory, its size and the hash of its content."""
+
+    name: str
+    size_bytes: int
+    hash: str
+
+
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a snapshot consists of, and where the state in it stands."""
+
+    format: int
+    stage: str
+    partition: int
+    state_epoch: int
+    changelog_offset: int
+    changelog_id: str
+    created_ms: int
+    files: list[SnapshotFile]
+
+    @property
+    def meta(self) -> StoreMeta:
+        """Where the state in it stands."""
+        return StoreMeta(self.state_epoch, self.changelog_offset, self.changelog_id)
+
+    @property
+    def size_bytes(self) -> int:
+        """Of all its files."""
+        return sum(file.size_bytes for file in self.files)
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotTaken:
+    """`manifest` is in the store and verified; so much of it had to be uploaded."""
+
+    manifest: Manifest
+    uploaded_files: int
+    uploaded_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unusable:
+    """A snapshot that can't be used, and why."""
+
+    name: str
+    reason: str
+
+
+class DamagedSnapshotError(Exception):
+    """A file of the snapshot store is missing, or isn't what its name or manifest says."""
+
+
+def take_snapshot(
+    store: RocksStore, shard: ShardId, snapshots: SnapshotStore, created_ms: int
+) -> SnapshotTaken:
+    """Copy the state of `store` to the snapshot store, verify it there, and prune.
+
+    Args:
+        store: stays open and in use; what was applied to it by now is in the snapshot.
+        created_ms: the wall clock, for the manifest.
+
+    Raises:
+        FclusterError: the store or the snapshot store can't be read or written.
+    """
+    folder = store.path.parent / f"checkpoint-{uuid.uuid4().hex}"
+    try:
+        meta = store.checkpoint(folder)
+        existing = _usable_at(snapshots, shard, meta)
+        if existing is not None:
+            return SnapshotTaken(existing, 0, 0)
+        return _upload(folder, meta, shard, snapshots, created_ms)
+    except OSError as error:
+        raise _store_failed(shard, error) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _upload(
+    folder: Path, meta: StoreMeta, shard: ShardId, snapshots: SnapshotStore, created_ms: int
+) -> SnapshotTaken:
+    files: list[SnapshotFile] = []
+    uploaded: list[SnapshotFile] = []
+    for path in sorted(folder.iterdir()):
+        with path.open("rb") as content:
+            size_bytes, digest = _measure(content)
+        file = SnapshotFile(path.name, size_bytes, digest)
+        if snapshots.file_size(shard, file.hash) != size_bytes:
+            snapshots.put_file(shard, file.hash, path)
+            uploaded.append(file)
+        files.append(file)
+    manifest = Manifest(MANIFEST_FORMAT, shard.stage, shard.partition, *meta, created_ms, files)
+    # Files that were there already may have been damaged since; the copy at hand can mend them.
+    damaged = [file for file in files if _problem_with(snapshots, shard, file) is not None]
+    for file in damaged:
+        snapshots.put_file(shard, file.hash, folder / file.name)
+        uploaded.append(file)
+    if damaged:
+        verify(snapshots, shard, manifest)
+    snapshots.put_manifest(shard, _name_of(manifest), msgspec.json.encode(manifest))
+    prune(snapshots, shard, meta)
+    return SnapshotTaken(manifest, len(uploaded), sum(file.size_bytes for file in uploaded))
+
+
+def verify(snapshots: SnapshotStore, shard: ShardId, manifest: Manifest) -> None:
+    """Read every file of a snapshot back and compare it with its hash.
+
+    Raises:
+        StateDamaged: something is missing or different.
+    """
+    problems = [
+        problem for file in manifest.files if (problem := _problem_with(snapshots, shard, file)) is not None
+    ]
+    if problems:
+        raise StateDamaged(
+            f"the snapshot of {shard} at epoch {manifest.state_epoch} is damaged: {'; '.join(problems)}",
+            remedy="Check the disk or share of the snapshot store. The next snapshot replaces this one.",
+        )
+
+
+def usable_manifests(
+    snapshots: SnapshotStore, shard: ShardId, unusable: list[Unusable] | None = None
+) -> Iterator[Manifest]:
+    """The manifests that can be read, newest state epoch first; files aren't looked at.
+
+    Args:
+        unusable: gets those that can't, with the reason.
+    """
+    for name in snapshots.manifest_names(shard):
+        try:
+            yield _read_manifest(snapshots, shard, name)
+        except DamagedSnapshotError as error:
+            if unusable is not None:
+                unusable.append(Unusable(name, str(error)))
+
+
+def latest_valid(
+    snapshots: SnapshotStore,
+    shard: ShardId,
+    state_epoch_max: int | None = None,
+    unusable: list[Unusable] | None = None,
+) -> Manifest | None:
+    """The newest snapshot whose files are all there and intact; None if there is none.
+
+    Args:
+        state_epoch_max: newer ones are passed over.
+        unusable: gets the damaged ones that were passed over, with the reason.
+    """
+    for manifest in usable_manifests(snapshots, shard, unusable):
+        if state_epoch_max is not None and manifest.state_epoch > state_epoch_max:
+            continue
+        try:
+            verify(snapshots, shard, manifest)
+        except StateDamaged as error:
+            if unusable is not None:
+                unusable.append(Unusable(_name_of(manifest), error.message))
+        else:
+            return manifest
+    return None
+
+
+def truncation_offset(snapshots: SnapshotStore, shard: ShardId, changelog_id: str = "") -> int | None:
+    """Below which offset the shard's changelog may be deleted, None if nothing of it may.
+
+    That is where the older of the newest two snapshots stands, after both were verified.
+
+    Args:
+        changelog_id: the topic's; snapshots of another one don't count.
+    """
+    newest: list[Manifest] = []
+    for manifest in usable_manifests(snapshots, shard):
+        if not same_changelog(manifest.changelog_id, changelog_id):
+            continue
+        try:
+            verify(snapshots, shard, manifest)
+        except StateDamaged:
+            continue
+        newest.append(manifest)
+        if len(newest) == SNAPSHOTS_KEPT:
+            return min(manifest.changelog_offset for manifest in newest)
+    return None
+
+
+def prune(
+    snapshots: SnapshotStore, shard: ShardId, meta: StoreMeta, grace_s: float = UNREFERENCED_GRACE_S
+) -> int:
+    """Keep the newest two snapshots and their files; how many files went.
+
+    Args:
+        meta: where the shard's state stands now. Snapshots of a later epoch or of another changelog are
+            left from an earlier life of the job and go first.
+        grace_s: unreferenced files stay for so long.
+    """
+    kept: list[Manifest] = []
+    for name in snapshots.manifest_names(shard):
+        try:
+            manifest = _read_manifest(snapshots, shard, name)
+        except DamagedSnapshotError:
+            snapshots.delete_manifest(shard, name)
+            continue
+        foreign = manifest.state_epoch > meta.state_epoch or not same_changelog(
+            manifest.changelog_id, meta.changelog_id
+        )
+        if foreign or len(kept) == SNAPSHOTS_KEPT:
+            snapshots.delete_manifest(shard, name)
+        else:
+            kept.append(manifest)
+    referenced = {file.hash for manifest in kept for file in manifest.files}
+    return snapshots.delete_unreferenced(shard, referenced, grace_s)
+
+
+def restore_snapshot(
+    snapshots: SnapshotStore, shard: ShardId, manifest: Manifest, directory: StoreDirectory
+) -> RocksStore:
+    """Replace the store of `shard` by a snapshot, and open it.
+
+    The copy is verified before the old store is removed, and becomes the store in one step.
+
+    Raises:
+        StateDamaged: the snapshot is damaged, or doesn't open at the epoch it should stand at.
+        FclusterError: it can't be written here.
+    """
+    path = directory.shard_path(shard)
+    folder = path / f"restoring-{uuid.uuid4().hex}"
+    try:
+        folder.mkdir(parents=True)
+        for file in manifest.files:
+            _download(snapshots, shard, file, folder / file.name)
+        sync_directory(folder)
+        directory.destroy(shard, keep=folder)
+        directory.adopt(shard, folder)
+    except (DamagedSnapshotError, NotPlainFileError) as error:
+        raise StateDamaged(
+            f"the snapshot of {shard} at epoch {manifest.state_epoch} is damaged: {error}",
+            remedy="Check the disk or share of the snapshot store.",
+        ) from error
+    except OSError as error:
+        raise _store_failed(shard, error) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    store = directory.open(shard)
+    if store.meta() != manifest.meta:
+        raise StateDamaged(
+            f"the snapshot of {shard} stands at {store.meta()}, its manifest says {manifest.meta}"
+        )
+    return store
+
+
+def same_changelog(one: str, other: str) -> bool:
+    """Whether two changelog ids can be of the same topic: an unknown one can be any."""
+    return not one or not other or one == other
+
+
+# --- details ----------------------------------------------------------------------------------------------
+
+
+def _usable_at(snapshots: SnapshotStore, shard: ShardId, meta: StoreMeta) -> Manifest | None:
+    """An intact snapshot of exactly this state: nothing has changed since it was taken."""
+    for manifest in usable_manifests(snapshots, shard):
+        if manifest.meta == meta:
+            try:
+                verify(snapshots, shard, manifest)
+            except StateDamaged:
+                continue
+            return manifest
+    return None
+
+
+def _name_of(manifest: Manifest) -> str:
+    return f"{manifest.state_epoch:020d}-{manifest.created_ms:020d}.json"
+
+
+def _read_manifest(snapshots: SnapshotStore, shard: ShardId, name: str) -> Manifest:
+    try:
+        manifest = msgspec.json.decode(snapshots.read_manifest(shard, name), type=Manifest)
+    except (NotPlainFileError, OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise DamagedSnapshotError(f"the manifest can't be read: {error}") from error
+    if manifest.format != MANIFEST_FORMAT:
+        raise DamagedSnapshotError(
+            f"the manifest has format {manifest.format}, {MANIFEST_FORMAT} is read here"
+        )
+    if (manifest.stage, manifest.partition) != shard or _name_of(manifest) != name:
+        raise DamagedSnapshotError("the manifest is of another shard or snapshot")
+    try:
+        for file in manifest.files:
+            checked_name(file.name)
+            checked_hash(file.hash)
+    except ValueError as error:
+        raise DamagedSnapshotError(str(error)) from error
+    if len({file.name for file in manifest.files}) != len(manifest.files):
+        raise DamagedSnapshotError("the manifest names a file twice")
+    return manifest
+
+
+def _problem_with(snapshots: SnapshotStore, shard: ShardId, file: SnapshotFile) -> str | None:
+    try:
+        with snapshots.open_file(shard, file.hash) as content:
+            found = _measure(content)
+    except (NotPlainFileError, OSError) as error:
+        return f"{file.name}: {error}"
+    return None if found == (file.size_bytes, file.hash) else f"{file.name} has other content than it should"
+
+
+def _download(snapshots: SnapshotStore, shard: ShardId, file: SnapshotFile, target: Path) -> None:
+    digest, size_bytes = blake2b(digest_size=_DIGEST_BYTES), 0
+    with snapshots.open_file(shard, file.hash) as source, target.open("xb") as copy:
+        while chunk := source.read(COPY_BYTES):
+            digest.update(chunk)
+            size_bytes += len(chunk)
+            copy.write(chunk)
+        copy.flush()
+        os.fsync(copy.fileno())
+    if (size_bytes, digest.hexdigest()) != (file.size_bytes, file.hash):
+        raise DamagedSnapshotError(f"{file.name} has other content than it should")
+
+
+def _measure(content: IO[bytes]) -> tuple[int, str]:
+    digest, size_bytes = blake2b(digest_size=_DIGEST_BYTES), 0
+    while chunk := content.read(COPY_BYTES):
+        digest.update(chunk)
+        size_bytes += len(chunk)
+    return size_bytes, digest.hexdigest()
+
+
+def _store_failed(shard: ShardId, error: OSError) -> FclusterError:
+    return FclusterError(
+        f"a snapshot of {shard} can't be copied: {error}",
+        remedy="Check the disk or share of the snapshot store and of the state directory.",
+    )

@@ -1,0 +1,400 @@
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from fcluster.common import files as files_module
+from fcluster.common import snapshot_store as snapshot_store_module
+from fcluster.common.errors import FclusterError, SettingsError, StateDamaged
+from fcluster.common.ids import ShardId
+from fcluster.common.snapshot_store import DirectorySnapshotStore, open_snapshot_store, store_identity
+from fcluster.worker import snapshots as snapshots_module
+from fcluster.worker.snapshots import (
+    Manifest,
+    Unusable,
+    latest_valid,
+    prune,
+    restore_snapshot,
+    take_snapshot,
+    truncation_offset,
+    usable_manifests,
+    verify,
+)
+from fcluster.worker.state import StoreMeta
+from fcluster.worker.store import RocksStore, StoreDirectory
+
+SHARD = ShardId("flights", 3)
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Iterator[StoreDirectory]:
+    directory = StoreDirectory(tmp_path / "state")
+    yield directory
+    directory.close_all()
+
+
+@pytest.fixture
+def snapshots(tmp_path: Path) -> DirectorySnapshotStore:
+    return DirectorySnapshotStore(tmp_path / "snapshots", "job")
+
+
+@pytest.fixture
+def store(directory: StoreDirectory) -> RocksStore:
+    return directory.open(SHARD)
+
+
+def write(store: RocksStore, epoch: int, *, changelog_id: str = "") -> None:
+    changes = {b"key-%d" % n: b"%d" % epoch for n in range(epoch % 7 + 1)}
+    store.apply(changes, StoreMeta(epoch, epoch * 10, changelog_id))
+
+
+def take(store: RocksStore, snapshots: DirectorySnapshotStore, epoch: int) -> Manifest:
+    write(store, epoch)
+    return take_snapshot(store, SHARD, snapshots, created_ms=epoch * 1000).manifest
+
+
+def shard_folder(snapshots: DirectorySnapshotStore) -> Path:
+    return snapshots.root / "job" / "flights" / "3"
+
+
+def file_of(snapshots: DirectorySnapshotStore, manifest: Manifest, suffix: str = ".sst") -> Path:
+    hashes = [file.hash for file in manifest.files if file.name.endswith(suffix)]
+    return shard_folder(snapshots) / "files" / hashes[-1]  # the newest: other snapshots don't share it
+
+
+def damage(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_restored_snapshot_has_the_values_and_epoch_of_its_time(
+    store: RocksStore, snapshots: DirectorySnapshotStore, directory: StoreDirectory
+) -> None:
+    manifest = take(store, snapshots, 5)
+    items = store.items()
+    write(store, 9)
+    assert latest_valid(snapshots, SHARD) == manifest
+    restored = restore_snapshot(snapshots, SHARD, manifest, directory)
+    assert restored is directory.open(SHARD)
+    assert (restored.meta(), restored.items()) == (StoreMeta(5, 50), items)
+    assert manifest.created_ms == 5000
+    assert os.listdir(directory.shard_path(SHARD)) == ["db"]
+    write(restored, 6)
+    assert restored.meta().state_epoch == 6
+
+
+def test_second_snapshot_uploads_only_files_that_are_new(
+    store: RocksStore, snapshots: DirectorySnapshotStore
+) -> None:
+    store.apply({b"key-%d" % n: os.urandom(1000) for n in range(1000)}, StoreMeta(1, 1))
+    first = take_snapshot(store, SHARD, snapshots, 1)
+    store.apply({b"key-1": b"x"}, StoreMeta(2, 2))
+    second = take_snapshot(store, SHARD, snapshots, 2)
+    assert first.uploaded_bytes > 900_000
+    assert second.uploaded_bytes < 50_000
+    assert second.manifest.size_bytes > 900_000
+
+
+def test_snapshot_of_unchanged_state_is_the_one_that_is_there(
+    store: RocksStore, snapshots: DirectorySnapshotStore
+) -> None:
+    first = take(store, snapshots, 5)
+    second = take_snapshot(store, SHARD, snapshots, created_ms=99_000)
+    assert (second.manifest, second.uploaded_files) == (first, 0)
+    damage(file_of(snapshots, first))
+    third = take_snapshot(store, SHARD, snapshots, created_ms=99_000)
+    assert third.manifest.created_ms == 99_000
+    assert third.uploaded_files > 0
+    assert latest_valid(snapshots, SHARD) == third.manifest
+
+
+def test_newest_two_are_kept_with_their_files(store: RocksStore, snapshots: DirectorySnapshotStore) -> None:
+    manifests = [take(store, snapshots, epoch) for epoch in (1, 2, 3, 4)]
+    assert list(usable_manifests(snapshots, SHARD)) == manifests[:1:-1]
+    prune(snapshots, SHARD, store.meta(), grace_s=0)
+    for manifest in manifests[2:]:
+        verify(snapshots, SHARD, manifest)
+    kept = {file.hash for manifest in manifests[2:] for file in manifest.files}
+    assert set(os.listdir(shard_folder(snapshots) / "files")) == kept
+    with pytest.raises(StateDamaged):
+        verify(snapshots, SHARD, manifests[0])
+
+
+def test_young_unreferenced_files_survive_pruning(
+    store: RocksStore, snapshots: DirectorySnapshotStore
+) -> None:
+    take(store, snapshots, 1)
+    path = shard_folder(snapshots) / "files" / ("0" * 64)
+    path.write_bytes(b"of a snapshot that another process is taking")
+    assert prune(snapshots, SHARD, store.meta()) == 0
+    os.utime(path, (1, 1))
+    assert snapshots.file_size(SHARD, "0" * 64) == path.stat().st_size  # it reuses the file: young again
+    assert prune(snapshots, SHARD, store.meta()) == 0
+    os.utime(path, (1, 1))
+    assert prune(snapshots, SHARD, store.meta()) == 1
+    assert not path.exists()
+
+
+def test_changelog_may_go_below_the_older_of_two_intact_snapshots_only(
+    store: RocksStore, snapshots: DirectorySnapshotStore
+) -> None:
+    assert truncation_offset(snapshots, SHARD) is None
+    older = take(store, snapshots, 1)
+    assert truncation_offset(snapshots, SHARD) is None
+    take(store, snapshots, 2)
+    assert truncation_offset(snapshots, SHARD) == 10
+    damage(file_of(snapshots, older))
+    assert truncation_offset(snapshots, SHARD) is None
+
+
+def test_snapshots_of_another_changelog_or_of_the_future_do_not_count(
+    store: RocksStore, snapshots: DirectorySnapshotStore
+) -> None:
+    """They are left from an earlier life of the job, whose topics were deleted."""
+    write(store, 50, changelog_id="old")
+    take_snapshot(store, SHARD, snapshots, 1)
+    write(store, 60, changelog_id="old")
+    take_snapshot(store, SHARD, snapshots, 2)
+    assert truncation_offset(snapshots, SHARD, "old") == 500
+    assert truncation_offset(snapshots, SHARD, "new") is None
+    write(store, 55, changelog_id="new")
+    new = take_snapshot(store, SHARD, snapshots, 3).manifest
+    assert list(usable_manifests(snapshots, SHARD)) == [new]
+
+
+def test_damaged_snapshot_is_passed_over_with_the_reason(
+    store: RocksStore, snapshots: DirectorySnapshotStore
+) -> None:
+    older, newer = take(store, snapshots, 1), take(store, snapshots, 2)
+    damage(file_of(snapshots, newer))
+    unusable: list[Unusable] = []
+    assert latest_valid(snapshots, SHARD, None, unusable) == older
+    assert [(entry.name[:20], "has other content" in entry.reason) for entry in unusable] == [
+        (f"{2:020d}", True)
+    ]
+    file_of(snapshots, older).unlink()
+    assert latest_valid(snapshots, SHARD) is None
+
+
+def test_snapshot_newer_than_wanted_is_passed_over(
+    store: RocksStore, snapshots: DirectorySnapshotStore
+) -> None:
+    older, newer = take(store, snapshots, 1), take(store, snapshots, 2)
+    assert latest_valid(snapshots, SHARD, state_epoch_max=2) == newer
+    assert latest_valid(snapshots, SHARD, state_epoch_max=1) == older
+    assert latest_valid(snapshots, SHARD, state_epoch_max=0) is None
+
+
+def corrupt_text(path: Path) -> None:
+    path.write_text("{")
+
+
+def wrong_shard(path: Path) -> None:
+    path.write_bytes(path.read_bytes().replace(b'"partition":3', b'"partition":4'))
+
+
+def wrong_format(path: Path) -> None:
+    path.write_bytes(path.read_bytes().replace(b'"format":1', b'"format":2'))
+
+
+def escaping_name(path: Path) -> None:
+    path.write_bytes(path.read_bytes().replace(b'"CURRENT"', b'"../../x"'))
+
+
+def wrong_hash(path: Path) -> None:
+    manifest = msgspec.json.decode(path.read_bytes())
+    manifest["files"][0]["hash"] = "../" + manifest["files"][0]["hash"][3:]
+    path.write_bytes(msgspec.json.encode(manifest))
+
+
+def same_name_twice(path: Path) -> None:
+    manifest = msgspec.json.decode(path.read_bytes())
+    manifest["files"].append(manifest["files"][0])
+    path.write_bytes(msgspec.json.encode(manifest))
+
+
+def link(path: Path) -> None:
+    path.rename(path.parent.parent / "elsewhere")
+    path.symlink_to(path.parent.parent / "elsewhere")
+
+
+@pytest.mark.parametrize(
+    "spoil", [corrupt_text, wrong_shard, wrong_format, escaping_name, wrong_hash, same_name_twice, link]
+)
+def test_manifest_that_cannot_be_trusted_is_passed_over_and_pruned(
+    store: RocksStore, snapshots: DirectorySnapshotStore, spoil: Callable[[Path], None]
+) -> None:
+    older, _ = take(store, snapshots, 1), take(store, snapshots, 2)
+    [name] = [name for name in snapshots.manifest_names(SHARD) if name.startswith(f"{2:020d}")]
+    spoil(shard_folder(snapshots) / "manifests" / name)
+    unusable: list[Unusable] = []
+    assert latest_valid(snapshots, SHARD, None, unusable) == older
+    assert [entry.name for entry in unusable] == [name]
+    prune(snapshots, SHARD, store.meta())
+    assert len(snapshots.manifest_names(SHARD)) == 1
+
+
+def test_link_in_place_of_a_file_or_folder_is_refused(
+    store: RocksStore, snapshots: DirectorySnapshotStore, tmp_path: Path
+) -> None:
+    manifest = take(store, snapshots, 1)
+    path = file_of(snapshots, manifest)
+    shutil.move(path, tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+    assert latest_valid(snapshots, SHARD) is None
+    folder = shard_folder(snapshots)
+    shutil.move(folder, tmp_path / "folder")
+    folder.symlink_to(tmp_path / "folder")
+    with pytest.raises(FclusterError, match="is a link"):
+        list(usable_manifests(snapshots, SHARD))
+
+
+def test_restoring_a_damaged_snapshot_leaves_the_local_store_alone(
+    store: RocksStore, snapshots: DirectorySnapshotStore, directory: StoreDirectory
+) -> None:
+    manifest = take(store, snapshots, 1)
+    write(store, 2)
+    damage(file_of(snapshots, manifest))
+    with pytest.raises(StateDamaged, match="other content"):
+        restore_snapshot(snapshots, SHARD, manifest, directory)
+    assert directory.open(SHARD) is store
+    assert store.meta().state_epoch == 2
+    assert os.listdir(directory.shard_path(SHARD)) == ["db"]
+
+
+def test_manifest_that_claims_another_epoch_than_its_files_is_refused(
+    store: RocksStore, snapshots: DirectorySnapshotStore, directory: StoreDirectory
+) -> None:
+    manifest = msgspec.structs.replace(take(store, snapshots, 1), state_epoch=2)
+    with pytest.raises(StateDamaged, match="its manifest says"):
+        restore_snapshot(snapshots, SHARD, manifest, directory)
+
+
+class Crash(BaseException):
+    """The process ends here, and cleans up nothing."""
+
+
+class CrashAfter:
+    """Lets `steps` steps that change files happen, then stops the process for good."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+        self.steps_left = steps
+        self.crashed = False
+        for owner, name in [
+            (files_module.os, "fsync"),
+            (snapshot_store_module.os, "utime"),
+            (snapshot_store_module.os, "unlink"),
+            (Path, "rename"),
+            (Path, "unlink"),
+            (Path, "mkdir"),
+            (RocksStore, "checkpoint"),
+            (snapshots_module.shutil, "rmtree"),
+        ]:
+            monkeypatch.setattr(owner, name, self._counted(getattr(owner, name)))
+
+    def _counted(self, real: Callable[..., object]) -> Callable[..., object]:
+        def step(*args: object, **options: object) -> object:
+            if self.crashed or self.steps_left == 0:
+                self.crashed = True
+                raise Crash
+            self.steps_left -= 1
+            return real(*args, **options)
+
+        return step
+
+
+def crash_everywhere(monkeypatch: pytest.MonkeyPatch, action: Callable[[], object]) -> Iterator[int]:
+    """Run `action` with a crash after 0, 1, 2, ... steps, until it gets through."""
+    for steps in range(1000):
+        with monkeypatch.context() as patch:
+            crash = CrashAfter(patch, steps)
+            try:
+                action()
+            except Crash:
+                pass
+        yield steps
+        if not crash.crashed:
+            return
+    raise AssertionError("it never got through")
+
+
+def test_snapshot_interrupted_anywhere_breaks_nothing(
+    store: RocksStore, snapshots: DirectorySnapshotStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take(store, snapshots, 1)
+    take(store, snapshots, 2)
+    epoch = 3
+    write(store, epoch)
+    crashes = 0
+    for _steps in crash_everywhere(monkeypatch, lambda: take_snapshot(store, SHARD, snapshots, 7)):
+        crashes += 1
+        found = latest_valid(snapshots, SHARD)
+        assert found is not None
+        assert found.state_epoch in (epoch - 1, epoch)
+        for manifest in usable_manifests(snapshots, SHARD):
+            verify(snapshots, SHARD, manifest)
+        if found.state_epoch == epoch:  # it was complete but for the tidying up: begin the next one
+            prune(snapshots, SHARD, store.meta())
+            epoch += 1
+            write(store, epoch)
+    assert crashes > 20
+    last = take(store, snapshots, epoch + 1)
+    prune(snapshots, SHARD, store.meta(), grace_s=0)
+    names = os.listdir(shard_folder(snapshots) / "files")
+    assert all(len(name) == 64 for name in names)
+    assert latest_valid(snapshots, SHARD) == last
+
+
+def test_restore_interrupted_anywhere_leaves_the_old_state_or_none_or_the_new(
+    store: RocksStore,
+    snapshots: DirectorySnapshotStore,
+    directory: StoreDirectory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    manifest = take(store, snapshots, 1)
+    write(store, 2)
+    seen: set[int] = set()
+    crashes = 0
+
+    def restore() -> None:
+        restore_snapshot(snapshots, SHARD, manifest, directory)
+
+    for _steps in crash_everywhere(monkeypatch, restore):
+        crashes += 1
+        directory.close(SHARD)
+        opened = directory.open(SHARD)
+        seen.add(opened.meta().state_epoch)
+        assert os.listdir(directory.shard_path(SHARD)) == ["db"]
+        if opened.meta().state_epoch != 2:
+            write(opened, 2)
+    assert crashes > 10
+    assert seen == {0, 1, 2}
+
+
+def test_identity_is_of_the_store_not_of_the_job_or_process(tmp_path: Path) -> None:
+    one = store_identity(str(tmp_path / "a"), "job")
+    assert one == store_identity(f"file://{tmp_path}/a", "other-job")
+    assert one != store_identity(str(tmp_path / "b"), "job")
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    assert one == open_snapshot_store(str(tmp_path / "link"), "job").identity()
+
+
+def test_url_of_an_object_store_is_refused_as_not_supported_yet() -> None:
+    for scheme in ("s3", "gs", "az"):
+        with pytest.raises(SettingsError, match=f"{scheme}:// is not supported yet") as raised:
+            open_snapshot_store(f"{scheme}://bucket/x", "job")
+        assert raised.value.remedy
+    with pytest.raises(SettingsError):
+        open_snapshot_store("", "job")
+
+
+def test_directory_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(SettingsError, match="can't be used"):
+        open_snapshot_store(str(tmp_path / "file" / "snapshots"), "job")
