@@ -196,7 +196,7 @@ def _config(
 
 
 def _make(kind: Callable[..., _Client], config: dict[str, Any]) -> _Client:
-    config.setdefault("error_cb", _ErrorLog())
+    config.setdefault("error_cb", _ErrorLog(str(config["bootstrap.servers"])))
     try:
         return kind(config, logger=_kafka_logger)
     except KafkaException as error:
@@ -211,13 +211,14 @@ class _ErrorLog:
 
     INTERVAL_S = 10.0
 
-    def __init__(self) -> None:
+    def __init__(self, brokers: str) -> None:
+        self._brokers = brokers
         self._silent_until = 0.0
 
     def __call__(self, error: KafkaError) -> None:
         if error.code() == KafkaError._ALL_BROKERS_DOWN and time.monotonic() >= self._silent_until:
             self._silent_until = time.monotonic() + self.INTERVAL_S
-            _kafka_logger.warning("no Kafka broker can be reached: %s", error.str())
+            _kafka_logger.warning("no Kafka broker can be reached at %s: trying on", self._brokers)
 
 
 # --- trouble -------------------------------------------------------------------------------------------

@@ -386,12 +386,13 @@ def test_consumer_without_a_valid_offset_reports_it_and_never_jumps(
 def test_expected_trouble_stays_out_of_the_log_and_lost_brokers_are_told(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    settings = resolve({}, None, {}, {"brokers": f"127.0.0.1:{unused_port()}", "kafka.fetch.min.bytes": 1})
+    brokers = f"127.0.0.1:{unused_port()}"
+    settings = resolve({}, None, {}, {"brokers": brokers, "kafka.fetch.min.bytes": 1})
     caplog.set_level(logging.INFO)
     producer = make_producer(settings)
     deadline = time.monotonic() + 10
-    while not caplog.records and time.monotonic() < deadline:
+    while brokers not in caplog.text and time.monotonic() < deadline:
         producer.poll(0.1)
-    assert [record.message for record in caplog.records] == [
-        "no Kafka broker can be reached: 1/1 brokers are down"
-    ]
+    # Clients of other tests that go away at this moment may log, too.
+    messages = [record.message for record in caplog.records if brokers in record.message]
+    assert messages == [f"no Kafka broker can be reached at {brokers}: trying on"]
