@@ -372,7 +372,7 @@ def ensure_internal_topics(admin: AdminClient, topology: Topology, settings: Set
         KafkaUnavailable: the brokers don't answer, or refuse.
     """
     existing = _existing_topics(admin)
-    plan = _TopicPlan(existing)
+    plan = _TopicPlan(existing, {stage.source.name for stage in topology.stages if stage.internal})
     plan.want(journal_topic(topology.job), 1, _JOURNAL_CONFIG)
     for stage in topology.stages:
         plan.add_stage(stage)
@@ -402,8 +402,9 @@ _JOURNAL_CONFIG: Final = {
 class _TopicPlan:
     """Which topics there have to be, derived stage by stage, upstream first."""
 
-    def __init__(self, existing: Mapping[str, int]) -> None:
+    def __init__(self, existing: Mapping[str, int], repartition_topics: set[str]) -> None:
         self._existing = existing
+        self._repartition_topics = repartition_topics
         self.counts: dict[str, int] = {}
         self.missing: dict[str, tuple[int, Mapping[str, str]]] = {}
 
@@ -427,7 +428,7 @@ class _TopicPlan:
                 raise _partitions_changed(source, count, stage.changelog, self.counts[stage.changelog])
         for chain in stage.chains:
             if chain.sink is not None:
-                internal = chain.sink.name.endswith("-repartition") and chain.rekey is not None
+                internal = chain.sink.name in self._repartition_topics
                 self.want(chain.sink.name, count, _REPARTITION_CONFIG if internal else {})
             for process in chain.processes:
                 if not isinstance(process.on_error, str):
