@@ -20,6 +20,7 @@ import click
 from fcluster.common.errors import FclusterError, KafkaUnavailable
 
 if TYPE_CHECKING:
+    from fcluster.common.topology import Isolation
     from fcluster.launch import Connection
 
 EXIT_BUG = 70
@@ -354,7 +355,7 @@ def status(context: click.Context, as_json: bool, job: str | None, **common: Any
 def consume(
     context: click.Context,
     topic: str,
-    isolation: str,
+    isolation: Isolation,
     from_beginning: bool,
     count_max: int | None,
     **common: Any,
@@ -407,7 +408,9 @@ def produce(
     sent, partition_count = connection.produce(
         topic, sys.stdin.buffer, key_field=key_field, partitions=partitions
     )
-    click.echo(f"sent {sent} records to {topic!r} ({partition_count} partitions)", err=True)
+    from fcluster.console_clients import records
+
+    click.echo(f"sent {records(sent)} to {topic!r}, {partition_count} partitions", err=True)
 
 
 # --- kafka -----------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import difflib
+import select
 import sys
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -220,7 +221,7 @@ def run_consume(
         consumer.assign([TopicPartition(topic, partition, offset) for partition, offset in offsets.items()])
         if count_max == 0:
             return 0
-        for batch in messages_of(consumer):
+        for batch in messages_of(consumer, idle=_reader_watch(output)):
             wanted = batch if count_max is None else batch[: count_max - printed]
             output.write(b"".join(map(format_message, wanted)))
             output.flush()
@@ -230,6 +231,17 @@ def run_consume(
     finally:
         consumer.close()
     return printed
+
+
+def _reader_watch(output: BinaryIO) -> Callable[[], bool]:
+    """Whether someone still reads `output`: `fcluster consume | head` ends although no record comes."""
+    try:
+        descriptor = output.fileno()
+    except OSError:  # a test's
+        return lambda: True
+    poller = select.poll()
+    poller.register(descriptor, 0)
+    return lambda: not any(events & (select.POLLERR | select.POLLHUP) for _, events in poller.poll(0))
 
 
 # --- produce ---------------------------------------------------------------------------------------
@@ -284,6 +296,11 @@ def _key_of(document: Any, number: int, key_field: str | None) -> bytes | None:
 def _excerpt(value: bytes) -> str:
     text = value[:60].decode("utf-8", "replace")
     return text + ("..." if len(value) > 60 else "")
+
+
+def records(count: int) -> str:
+    """A number of records in words."""
+    return "1 record" if count == 1 else f"{count} records"
 
 
 def create_topic(admin: Any, topic: str, partitions: int) -> None:
@@ -400,7 +417,7 @@ class Sender:
         """
         taken = self.finish()
         raise DeliveryError(
-            f"{self._error}; {taken} records of those before were written to {self._topic!r}",
+            f"{self._error}; written to {self._topic!r} before: {records(taken)}",
             remedy="Check the brokers, then send the rest.",
         )
 
@@ -435,12 +452,12 @@ def run_produce(
         progress.clear()
         taken = sender.finish()
         raise InputError(
-            f"{error.message}; the {taken} records before it were sent, nothing after it",
+            f"{error.message}; sent before it: {records(taken)}, nothing after it",
             remedy=error.remedy,
         ) from error
     except KeyboardInterrupt:
         progress.clear()
-        sys.stderr.write(f"\ninterrupted; {sender.finish()} records were sent to {topic!r}\n")
+        sys.stderr.write(f"\ninterrupted; sent to {topic!r}: {records(sender.finish())}\n")
         raise
     taken = sender.finish()
     progress.clear()

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -38,7 +39,7 @@ from fcluster.data_directory import (
 if TYPE_CHECKING:
     from fcluster.common.embedded_kafka import EmbeddedKafka
     from fcluster.common.job import Job
-    from fcluster.common.topology import Topology
+    from fcluster.common.topology import Isolation, Topology
     from fcluster.live_view import View
     from fcluster.supervisor import Outcome, ProcessSpec
 
@@ -155,21 +156,21 @@ class Connection:
         return leader.address
 
     def consume(
-        self, topic: str, output: BinaryIO, *, isolation: str, from_beginning: bool, count_max: int | None
+        self,
+        topic: str,
+        output: BinaryIO,
+        *,
+        isolation: Isolation,
+        from_beginning: bool,
+        count_max: int | None,
     ) -> int:
         """Print records; see `console_clients.run_consume`."""
         from fcluster.common.kafka_clients import make_consumer
         from fcluster.console_clients import kafka_errors, run_consume
 
         self._check_brokers()
-        consumer = make_consumer(
-            self.settings,
-            "read-committed" if isolation == "read-committed" else "read-uncommitted",
-            **{
-                "group.id": f"fcluster-consume-{random.getrandbits(64):016x}",
-                "auto.offset.reset": "earliest",
-            },
-        )
+        # Records may be deleted while they are read; then it goes on with the oldest that is left.
+        consumer = make_consumer(self.settings, isolation, **{"auto.offset.reset": "earliest"})
         with kafka_errors():
             return run_consume(consumer, topic, output, from_beginning=from_beginning, count_max=count_max)
 
@@ -186,9 +187,7 @@ class Connection:
             if partitions is not None:
                 create_topic(admin, topic, partitions)
             count = len(existing_partitions(admin, topic, creatable=True))
-            sent = run_produce(
-                lambda **extra: make_producer(self.settings, **extra), topic, lines, key_field=key_field
-            )
+            sent = run_produce(partial(make_producer, self.settings), topic, lines, key_field=key_field)
         return sent, count
 
     def _check_brokers(self) -> None:

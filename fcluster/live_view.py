@@ -144,7 +144,7 @@ def header(document: Document, restarts: int | None = None) -> Any:
     from rich.text import Text
 
     t = totals_of(document)
-    text = Text(no_wrap=True, overflow="ellipsis")
+    text = Text()
     text.append(t.job, "bold")
     text.append(f"  {t.phase}", "green" if t.phase == "running" else "yellow")
     text.append(f"  epoch {t.epoch:,}  interval {_ms(t.interval_ms)}")

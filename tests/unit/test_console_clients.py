@@ -285,7 +285,7 @@ def test_produce_stops_at_a_bad_line_and_says_how_many_were_sent() -> None:
     with pytest.raises(InputError) as raised:
         produced.run()
     assert raised.value.message.startswith("line 4 isn't JSON:")
-    assert raised.value.message.endswith("the 2 records before it were sent, nothing after it")
+    assert raised.value.message.endswith("sent before it: 2 records, nothing after it")
     assert [value for _, value in produced.sent] == [b"1", b"2"]
 
 
@@ -313,7 +313,7 @@ def test_produce_that_the_brokers_refuse_says_why_and_how_many_were_taken() -> N
     produced = Produced([b"1", b"2", b"3"], refuse_from=2)
     with pytest.raises(DeliveryError) as raised:
         produced.run()
-    assert raised.value.message == "too large; 2 records of those before were written to 'flights'"
+    assert raised.value.message == "too large; written to 'flights' before: 2 records"
 
 
 def test_produce_to_a_missing_topic_says_how_to_create_it() -> None:

@@ -1,0 +1,240 @@
+from __future__ import annotations
+
+import io
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from fcluster.live_view import (
+    SHARDS_SHOWN_MAX,
+    LiveView,
+    PlainView,
+    ShardRates,
+    is_trouble,
+    print_status,
+    shard_columns,
+    shards_table,
+    styled_line,
+    summary_line,
+    totals_of,
+)
+
+
+def worker(slot: int, **changes: Any) -> dict[str, Any]:
+    return {
+        "slot": slot,
+        "worker": f"w{slot}-abcdefghijkl",
+        "host": "host",
+        "pid": 100 + slot,
+        "phase": "running",
+        "last_heard_ms": 12,
+        "records_in_per_second": 1000.0,
+        "records_out_per_second": 500.0,
+        "commit_latency_ms_p50": 10.0 + slot,
+        "commit_latency_ms_p99": 40.0 + slot,
+        "shards": 2,
+        **changes,
+    }
+
+
+def shard(partition: int, **changes: Any) -> dict[str, Any]:
+    return {
+        "stage": "flights",
+        "partition": partition,
+        "slot": partition % 2,
+        "phase": "running",
+        "position": 100,
+        "committed": 90,
+        "end": 150,
+        "lag": 50,
+        "epoch": 7,
+        **changes,
+    }
+
+
+def document(**changes: Any) -> dict[str, Any]:
+    return {
+        "job": "carrier-delays",
+        "term": 1,
+        "epoch": 1234,
+        "phase": "running",
+        "interval_ms": 20,
+        "oldest_open_epoch": None,
+        "workers": [worker(0), worker(1)],
+        "shards": [shard(n) for n in range(4)],
+        "counters": {},
+        **changes,
+    }
+
+
+def printed(doc: dict[str, Any]) -> str:
+    stream = io.StringIO()
+    print_status(doc, stream)
+    return stream.getvalue()
+
+
+# --- totals ----------------------------------------------------------------------------------------------
+
+
+def test_totals_sum_up_workers_and_shards() -> None:
+    totals = totals_of(document())
+    assert totals.records_in_per_second == 2000
+    assert totals.records_out_per_second == 1000
+    assert totals.lag == 200
+    assert totals.commit_ms_p99 == 41
+    assert (totals.workers_running, totals.workers, totals.shards_running, totals.shards) == (2, 2, 4, 4)
+    assert not totals.caught_up
+
+
+def test_lag_is_unknown_while_one_shard_s_is() -> None:
+    assert totals_of(document(shards=[shard(0), shard(1, lag=-1)])).lag == -1
+
+
+def test_caught_up_means_no_lag_at_all() -> None:
+    assert totals_of(document(shards=[shard(0, lag=0)])).caught_up
+    assert not totals_of(document(shards=[])).caught_up
+
+
+def test_summary_is_one_line_with_what_matters() -> None:
+    line = summary_line(document(), restarts=2)
+    assert line == (
+        "epoch 1,234  in 2,000/s  out 1,000/s  lag 200  commit p50 11 ms p99 41 ms  workers 2/2  shards 4/4"
+        "  restarts 2"
+    )
+
+
+def test_epoch_that_is_open_for_long_names_who_holds_it_back() -> None:
+    line = summary_line(document(oldest_open_epoch={"epoch": 5, "age_ms": 4200, "waiting_for": [3, 1]}), 0)
+    assert line.endswith("an epoch is open for 4.2 s, held back by 3, 1")
+
+
+def test_ordinary_open_epoch_is_no_news() -> None:
+    line = summary_line(document(oldest_open_epoch={"epoch": 5, "age_ms": 40, "waiting_for": [1]}), 0)
+    assert "held back" not in line
+
+
+junk = st.recursive(
+    st.none() | st.integers() | st.text(max_size=3) | st.floats(allow_nan=False, allow_infinity=False),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@given(st.dictionaries(st.sampled_from([*document(), "other"]), junk))
+def test_no_document_makes_a_view_fail(doc: dict[str, Any]) -> None:
+    summary_line(doc, 0)
+    printed(doc)
+    ShardRates().update(doc, 1.0)
+
+
+# --- tables ----------------------------------------------------------------------------------------------
+
+
+def test_status_shows_each_worker_and_shard() -> None:
+    text = printed(document())
+    assert "carrier-delays  running  epoch 1,234" in text
+    for name in ("w0-abcde@host", "w1-abcde@host", "flights/0", "flights/3"):
+        assert name in text
+    assert "\x1b" not in text
+
+
+def test_shard_that_does_not_run_shows_its_phase() -> None:
+    assert "flights/0 restoring" in printed(document(shards=[shard(0, phase="restoring")]))
+
+
+def test_names_with_brackets_are_printed_as_they_are() -> None:
+    text = printed(document(workers=[worker(0, host="[red]h")], shards=[shard(0, stage="[bold]s")]))
+    assert "[red]h" in text
+    assert "[bold]s/0" in text
+
+
+def test_many_shards_show_those_that_lag_most_and_how_many_are_hidden() -> None:
+    shards = [shard(n, lag=n) for n in range(1000)]
+    stream = io.StringIO()
+    table = shards_table(document(shards=shards), None, 2, 500)
+    Console(file=stream, width=200).print(table)
+    assert "flights/999" in stream.getvalue()
+    assert f"... and {1000 - SHARDS_SHOWN_MAX} more" in stream.getvalue()
+
+
+def test_shards_stand_side_by_side_on_a_wide_terminal_only() -> None:
+    assert shard_columns(document(), 60) == 1
+    assert shard_columns(document(), 200) == 3
+
+
+def test_rate_of_a_shard_comes_from_its_positions() -> None:
+    rates = ShardRates()
+    for second in range(5):
+        rates.update(document(shards=[shard(0, position=1000 * second)]), float(second))
+    assert rates.rate("flights", 0) == 1000
+    assert rates.rate("flights", 1) == -1
+
+
+def test_rate_of_a_shard_that_fell_back_is_never_negative() -> None:
+    rates = ShardRates()
+    for second, position in enumerate((1000, 2000, 500, 600)):
+        rates.update(document(shards=[shard(0, position=position)]), float(second))
+    assert rates.rate("flights", 0) == 100
+
+
+# --- views -----------------------------------------------------------------------------------------------
+
+
+def test_plain_view_aligns_names_and_adds_no_colours_off_a_terminal() -> None:
+    stream = io.StringIO()
+    view = PlainView(stream)
+    view.line("coordinator", "hello")
+    view.line("worker-0", "hello")
+    assert stream.getvalue() == "coordinator | hello\nworker-0    | hello\n"
+
+
+def test_plain_view_summarises_only_when_something_changed() -> None:
+    stream = io.StringIO()
+    view = PlainView(stream, summary_interval_s=0.0)
+    view.document(document(), 0)
+    view.document(document(epoch=1235), 0)  # an epoch number alone is no progress
+    assert stream.getvalue().count("cluster") == 1
+    view.document(document(shards=[shard(0, position=101)]), 0)
+    view.document(document(shards=[shard(0, position=101)]), 1)
+    assert stream.getvalue().count("cluster") == 3
+
+
+def test_plain_view_summarises_no_more_often_than_its_interval() -> None:
+    stream = io.StringIO()
+    view = PlainView(stream, summary_interval_s=3600.0)
+    for position in range(5):
+        view.document(document(shards=[shard(0, position=position)]), 0)
+    assert stream.getvalue().count("cluster") == 1
+
+
+def test_plain_view_survives_a_reader_that_went_away() -> None:
+    stream = io.StringIO()
+    view = PlainView(stream)
+    stream.close()
+    view.line("worker-0", "hello")
+
+
+def test_live_view_leaves_its_last_state_and_the_lines_of_trouble() -> None:
+    stream = io.StringIO()
+    view = LiveView(stream)
+    view.line("worker-0", "2026-01-01T00:00:00.000Z ERROR   x: it broke")
+    view.document(document(), 3)
+    view.line("worker-1", "2026-01-01T00:00:00.000Z INFO    x: going on")
+    view.close()
+    text = stream.getvalue()
+    assert "it broke" in text
+    assert "restarts 3" in text
+    assert "going on" in text
+    view.close()
+
+
+def test_log_line_is_shown_as_text_without_control_characters() -> None:
+    assert styled_line("worker-0", "[red]a\x1b[2Jb").plain == "worker-0    | [red]a [2Jb"
+
+
+def test_trouble_is_known_by_its_level() -> None:
+    assert is_trouble("2026-01-01T00:00:00.000Z ERROR   x: y")
+    assert is_trouble("error: it can't")
+    assert not is_trouble("2026-01-01T00:00:00.000Z INFO    x: no error: fine")
