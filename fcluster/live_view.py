@@ -504,13 +504,13 @@ def _length(value: Any) -> int:
 
 
 def _is_running(item: Document) -> bool:
-    return item.get("phase") == "running"
+    return item.get("phase") in ("running", "live")
 
 
 def _phase_colour(phase: str) -> str:
-    return {"running": "green", "dead": "red", "fencing": "red", "gone": "red", "unassigned": "red"}.get(
-        phase, "yellow"
-    )
+    if phase in ("running", "live"):
+        return "green"
+    return "red" if phase in ("free", "dead", "fencing", "gone") else "yellow"
 
 
 def _text(value: Any) -> str:
