@@ -54,6 +54,7 @@ __all__ = ["BrokerStatus", "EmbeddedKafka", "EmbeddedKafkaError", "start_detache
 START_TIMEOUT_S = 90.0
 """Some 7 s on an idle machine (10 s the first time); much more means that something is wrong."""
 STOP_TIMEOUT_S = 20.0
+STATUS_TIMEOUT_S = 5.0
 _LOCK_PATIENCE_S = 1.0
 _PORT_ATTEMPTS_MAX = 3
 _FIRST_PORT, _PORT_COUNT = 20_000, 10_000
@@ -218,18 +219,21 @@ def status(data_dir: Path | str) -> BrokerStatus:
     """Says whether a broker runs on `data_dir`, whoever started it. Starts and changes nothing."""
     directory = Path(data_dir).absolute()
     log_file = str(_log_file(directory))
-    launch = _read_launch(directory)
-    if not _is_locked(directory) or launch is None:
-        return BrokerStatus("stopped", "", 0, False, 0, str(directory), log_file)
-    return BrokerStatus(
-        "running" if _answers(launch, timeout_s=5.0) else "starting",
-        launch.bootstrap_servers,
-        _read_pid(directory) or 0,
-        launch.detached,
-        launch.owner_pid,
-        str(directory),
-        log_file,
-    )
+    deadline = time.monotonic() + STATUS_TIMEOUT_S
+    # Asked in short turns: a broker that dies while it is asked is a stopped one.
+    while (launch := _read_launch(directory)) is not None and _is_locked(directory):
+        answers = _answers(launch, timeout_s=0.5)
+        if answers or time.monotonic() > deadline or not _listens(launch.port):
+            return BrokerStatus(
+                "running" if answers else "starting",
+                launch.bootstrap_servers,
+                _read_pid(directory) or 0,
+                launch.detached,
+                launch.owner_pid,
+                str(directory),
+                log_file,
+            )
+    return BrokerStatus("stopped", "", 0, False, 0, str(directory), log_file)
 
 
 # --- one broker for a directory ----------------------------------------------------------------------

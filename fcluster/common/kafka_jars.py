@@ -210,16 +210,21 @@ def _run_maven(maven: str, pom: Path, jars: Path, progress: Progress) -> None:
     watchdog = threading.Timer(MAVEN_TIMEOUT_S, process.kill)
     watchdog.start()
     assert process.stdout is not None
-    with process.stdout as lines:
-        for raw in lines:
+    try:
+        for raw in process.stdout:
             line = raw.decode(errors="replace").rstrip()
             tail.append(line)
             if "Downloaded from" in line:
                 fetched += 1
                 if fetched % 25 == 0:
                     progress(f"fetching Apache Kafka through Maven: {fetched} files")
-    code = process.wait()
-    watchdog.cancel()
+        code = process.wait()
+    finally:
+        # Also when a Ctrl-C breaks it off: neither Maven nor the watchdog may hold our end back.
+        watchdog.cancel()
+        process.kill()
+        process.wait()
+        process.stdout.close()
     if code == 0 and any(jars.glob("kafka_*.jar")):
         return
     errors = [line for line in tail if line.startswith("[ERROR]")] or list(tail)[-3:]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import socket
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -122,6 +124,31 @@ def test_maven_failing_leaves_nothing_half_and_says_why(
     with pytest.raises(EmbeddedKafkaError, match=r"exit code 1\): \[ERROR\] no route to the mirror"):
         kafka_jars.resolve_jars(print, tmp_path / "cache")
     assert [path.name for path in (tmp_path / "cache").iterdir() if path.suffix != ".lock"] == []
+
+
+def test_fetch_broken_off_by_ctrl_c_leaves_no_maven_and_no_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pid_file = tmp_path / "pid"
+    lines = "echo Downloaded from mirror\n" * 25
+    script(tmp_path / "bin", "mvn", f"echo $$ > {pid_file}\n{lines}exec /bin/sleep 600")
+    only_on_path(monkeypatch, tmp_path / "bin")
+
+    def break_off(line: str) -> None:
+        if "files" in line:
+            raise KeyboardInterrupt
+
+    threads = threading.active_count()
+    with pytest.raises(KeyboardInterrupt):
+        kafka_jars.resolve_jars(break_off, tmp_path / "cache")
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid_file.read_text()), 0)
+    # The thread that starts processes lasts; the watchdog ends as soon as it is cancelled.
+    deadline = time.monotonic() + 20
+    while threading.active_count() > threads + 1:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert not any((tmp_path / "cache").glob(".*"))
 
 
 def test_rest_of_a_killed_fetch_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
