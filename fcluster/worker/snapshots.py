@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,9 +27,24 @@ import msgspec
 from fcluster.common.errors import FclusterError, StateDamaged
 from fcluster.common.files import COPY_BYTES, NotPlainFileError, checked_name, sync_directory
 from fcluster.common.ids import ShardId
-from fcluster.common.snapshot_store import SnapshotStore, checked_hash
+from fcluster.common.snapshot_store import SnapshotStore, checked_hash, open_snapshot_store
 from fcluster.worker.state import StoreMeta
 from fcluster.worker.store import RocksStore, StoreDirectory
+
+__all__ = [
+    "Manifest",
+    "SnapshotTaken",
+    "Unusable",
+    "latest_valid",
+    "open_snapshot_store",
+    "prune",
+    "restore_snapshot",
+    "same_changelog",
+    "take_snapshot",
+    "truncation_offset",
+    "usable_manifests",
+    "verify",
+]
 
 MANIFEST_FORMAT = 1
 SNAPSHOTS_KEPT = 2
@@ -91,13 +107,13 @@ class DamagedSnapshotError(Exception):
 
 
 def take_snapshot(
-    store: RocksStore, shard: ShardId, snapshots: SnapshotStore, created_ms: int
+    store: RocksStore, shard: ShardId, snapshots: SnapshotStore, created_ms: int | None = None
 ) -> SnapshotTaken:
     """Copy the state of `store` to the snapshot store, verify it there, and prune.
 
     Args:
         store: stays open and in use; what was applied to it by now is in the snapshot.
-        created_ms: the wall clock, for the manifest.
+        created_ms: on the wall clock, for the manifest; now, if not given.
 
     Raises:
         FclusterError: the store or the snapshot store can't be read or written.
@@ -108,7 +124,8 @@ def take_snapshot(
         existing = _usable_at(snapshots, shard, meta)
         if existing is not None:
             return SnapshotTaken(existing, 0, 0)
-        return _upload(folder, meta, shard, snapshots, created_ms)
+        now_ms = time.time_ns() // 1_000_000
+        return _upload(folder, meta, shard, snapshots, now_ms if created_ms is None else created_ms)
     except OSError as error:
         raise _store_failed(shard, error) from error
     finally:

@@ -1,0 +1,444 @@
+"""Brings the state of shards to exactly the epoch that Kafka committed.
+
+Responsible for: carrying out restore plans: local files, else a snapshot, then the changelog, read by one
+consumer for all shards. Keeps invariant 1: a shard is given back only at its committed epoch, which is
+checked delta by delta and at the end; what doesn't fit raises StateDamaged, never a shard in another state.
+Must not read committed offsets itself, nor run before the shard's former owner is fenced or has let go.
+
+Every wait is bounded: `stop` is looked at several times a second, and a broker that is silent for too long
+is an error. Threads: one at a time for each StoreDirectory.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicCollection, TopicPartition
+from confluent_kafka.admin import AdminClient
+
+from fcluster.common.errors import FclusterError, KafkaUnavailable, StateDamaged
+from fcluster.common.ids import ShardId
+from fcluster.common.kafka_clients import (
+    begin_offsets,
+    make_admin,
+    make_consumer,
+    reason_of,
+    settled_end_offsets,
+)
+from fcluster.common.settings import Settings
+from fcluster.common.snapshot_store import SnapshotStore
+from fcluster.worker.changelog import RESET_REMEDY, DeltaReader
+from fcluster.worker.restore_plan import (
+    Base,
+    RestorePlan,
+    RestoreRequest,
+    plan_restore,
+    stands_exactly,
+    uncommitted_state,
+)
+from fcluster.worker.snapshots import Manifest, restore_snapshot, usable_manifests
+from fcluster.worker.state import StoreMeta
+from fcluster.worker.store import RocksStore, StoreDirectory
+
+__all__ = ["RestoreProgress", "RestoreRequest", "ShardRestored", "plan_restore", "restore_shards"]
+
+STALL_TIMEOUT_S: Final = 60.0
+"""A broker that sends nothing for so long ends the restore."""
+
+_POLL_S: Final = 0.1
+_POLL_RECORDS: Final = 500
+_BATCH_BYTES: Final = 4 * 1024 * 1024
+_REQUEST_TIMEOUT_S: Final = 10.0
+_CONSUMER: Final = {
+    "enable.partition.eof": True,
+    "fetch.wait.max.ms": 20,  # the end of a partition is told only after such a wait
+    "queued.max.messages.kbytes": 16 * 1024,
+    "fetch.message.max.bytes": 4 * 1024 * 1024,
+}
+_NO_TOPIC_ID: Final = "A" * 22
+"""What brokers that know no topic ids answer: 16 zero bytes in base 64."""
+_BASE_IS_GONE: Final = frozenset({KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE})
+_PARTITION_EOF: Final = KafkaError._PARTITION_EOF
+
+
+@dataclass(frozen=True, slots=True)
+class ShardRestored:
+    """A shard's store stands at its committed epoch.
+
+    Attributes:
+        changed: whether the store had to be changed; if not, what is in memory of it is still right.
+        base: what the restore began with.
+        reasons: why better bases were passed over.
+    """
+
+    shard: ShardId
+    store: RocksStore
+    changed: bool
+    base: Base
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreProgress:
+    """How far a restore has come. `offsets` and `offsets_total` count changelog records to be passed."""
+
+    shards_done: int
+    shards_total: int
+    records: int
+    bytes: int
+    offsets: int
+    offsets_total: int
+
+
+def restore_shards(
+    requests: Sequence[RestoreRequest],
+    *,
+    directory: StoreDirectory,
+    snapshots: SnapshotStore,
+    settings: Settings,
+    stop: threading.Event,
+    admin: AdminClient | None = None,
+    progress: Callable[[RestoreProgress], None] | None = None,
+    stall_timeout_s: float = STALL_TIMEOUT_S,
+) -> Iterator[ShardRestored]:
+    """Restore shards and give each as soon as it is there; those with usable local files come first.
+
+    Args:
+        requests: what Kafka committed for each shard, read after its former owner came to rest.
+        directory: of this worker; stores that are open in it stay open if they can be used.
+        snapshots: read only.
+        settings: of the cluster.
+        stop: when set, the iterator ends early.
+        admin: to ask the brokers with; one is made if none is given.
+        progress: called after each batch of records.
+        stall_timeout_s: seconds without anything from the brokers until it is an error.
+
+    Raises:
+        StateDamaged: a shard can't be brought to its committed epoch.
+        KafkaUnavailable: the brokers don't answer.
+        FclusterError: the state directory can't be used.
+    """
+    if not requests:
+        return
+    admin = admin or make_admin(settings)
+    restore = _Restore(directory, snapshots, settings, stop, admin, progress, stall_timeout_s)
+    try:
+        yield from restore.run(requests)
+    finally:
+        restore.close()
+
+
+class _Shard:
+    """A shard on its way: its base is in place, its changelog is being read."""
+
+    def __init__(
+        self, request: RestoreRequest, plan: RestorePlan, store: RocksStore, *, exactly_once: bool
+    ) -> None:
+        self.request = request
+        self.plan = plan
+        self.store = store
+        self.offset = plan.meta.changelog_offset
+        self._exactly_once = exactly_once
+        self._reader = DeltaReader(
+            f"{request.changelog}/{request.shard.partition}", plan.meta.state_epoch, exactly_once=exactly_once
+        )
+        self._meta = plan.meta._replace(changelog_id=request.changelog_id or plan.meta.changelog_id)
+        self._changes: dict[bytes, bytes] = {}
+        self._changes_bytes = 0
+
+    def feed(self, offset: int, record: bytes | None) -> None:
+        """Take the next record of the changelog."""
+        delta = self._reader.feed(offset, record)
+        self.offset = offset + 1
+        if delta is None:
+            return
+        if self._exactly_once and delta.epoch > self.request.target_epoch:
+            raise self._beyond_target(delta.epoch)
+        self._changes.update(delta.changes)
+        self._changes_bytes += len(record or b"")
+        self._meta = self._meta._replace(state_epoch=self._reader.state_epoch, changelog_offset=offset + 1)
+        if self._changes_bytes >= _BATCH_BYTES:
+            self._write()
+
+    def finish(self) -> ShardRestored:
+        """The changelog has no more: check that the state is the committed one, and write it."""
+        self._reader.finish()
+        epoch, target = self._meta.state_epoch, self.request.target_epoch
+        if epoch < target or (self._exactly_once and epoch != target):
+            raise StateDamaged(
+                f"the changelog {self.request.changelog} of {self.request.shard} ends at epoch {epoch}, but "
+                f"Kafka committed state of epoch {target}",
+                remedy=RESET_REMEDY,
+            )
+        changed = self.store.meta() != self._meta or self.plan.base is not Base.LOCAL
+        if self._changes or self.store.meta() != self._meta:
+            self._write()
+        return ShardRestored(self.request.shard, self.store, changed, self.plan.base, self.plan.reasons)
+
+    def _write(self) -> None:
+        self.store.apply(self._changes, self._meta)
+        self._changes, self._changes_bytes = {}, 0
+
+    def _beyond_target(self, epoch: int) -> StateDamaged:
+        if self.request.committed is None:
+            return uncommitted_state(self.request, f"epoch {epoch}")
+        return StateDamaged(
+            f"the changelog {self.request.changelog} of {self.request.shard} holds epoch {epoch}, but Kafka "
+            f"committed only {self.request.target_epoch}",
+            remedy=RESET_REMEDY,
+        )
+
+
+class _Restore:
+    """One call of `restore_shards`."""
+
+    def __init__(
+        self,
+        directory: StoreDirectory,
+        snapshots: SnapshotStore,
+        settings: Settings,
+        stop: threading.Event,
+        admin: AdminClient,
+        progress: Callable[[RestoreProgress], None] | None,
+        stall_timeout_s: float,
+    ) -> None:
+        self._directory = directory
+        self._snapshots = snapshots
+        self._settings = settings
+        self._stop = stop
+        self._report = progress
+        self._stall_timeout_s = stall_timeout_s
+        self._exactly_once = settings.processing_guarantee == "exactly-once"
+        self._admin = admin
+        self._consumer: Consumer | None = None
+        self._reading: dict[tuple[str, int], _Shard] = {}
+        # What turned out not to lead to the committed epoch, by shard: epochs of bases, with the error.
+        self._failed: dict[ShardId, dict[tuple[Base, int], StateDamaged]] = {}
+        self._done = self._total = self._records = self._bytes = self._offsets_total = 0
+        self._offsets_passed = 0
+
+    def close(self) -> None:
+        if self._consumer is not None:
+            self._consumer.close()
+
+    def run(self, requests: Sequence[RestoreRequest]) -> Iterator[ShardRestored]:
+        self._total = len(requests)
+        ids = _topic_ids(self._admin, sorted({request.changelog for request in requests}))
+        identified = [
+            replace(request, changelog_id=request.changelog_id or ids.get(request.changelog, ""))
+            for request in requests
+        ]
+        behind: list[RestoreRequest] = []
+        for request in identified:
+            store = self._local_store(request.shard)
+            if self._exactly_once and store is not None and stands_exactly(request, store.meta()):
+                _remember_changelog(store, request)
+                yield self._finished(ShardRestored(request.shard, store, False, Base.LOCAL, ()))
+            else:
+                behind.append(request)
+        if behind:
+            yield from self._begin(behind)
+        while self._reading and not self._stop.is_set():
+            yield from self._read()
+
+    def _begin(self, requests: Sequence[RestoreRequest]) -> Iterator[ShardRestored]:
+        """Put the bases of these shards in place, and begin to read their changelogs."""
+        partitions = [TopicPartition(request.changelog, request.shard.partition) for request in requests]
+        ends = settled_end_offsets(self._admin, partitions)
+        begins = begin_offsets(self._admin, partitions)
+        for request, partition in zip(requests, partitions, strict=True):
+            if self._stop.is_set():
+                return
+            shard = self._put_base(request, begins[partition], ends[partition])
+            self._offsets_total += shard.plan.offsets_to_read
+            if shard.plan.offsets_to_read:
+                self._reading[request.changelog, request.shard.partition] = shard
+                self._reader().incremental_assign(
+                    [TopicPartition(request.changelog, request.shard.partition, shard.offset)]
+                )
+            else:
+                yield from self._finish(shard)
+
+    def _put_base(self, request: RestoreRequest, begin: int, end: int) -> _Shard:
+        """Plan, and make the base the shard's store; a base that turns out to be damaged is passed over."""
+        shard = request.shard
+        while True:
+            local = self._local_store(shard)
+            failed = self._failed.setdefault(shard, {})
+            meta = None if local is None or (Base.LOCAL, local.meta().state_epoch) in failed else local.meta()
+            manifests = [
+                manifest
+                for manifest in usable_manifests(self._snapshots, shard)
+                if (Base.SNAPSHOT, manifest.state_epoch) not in failed
+            ]
+            plan = plan_restore(request, meta, manifests, begin, end, exactly_once=self._exactly_once)
+            if (plan.base, plan.meta.state_epoch) in failed:
+                raise failed[plan.base, plan.meta.state_epoch]
+            try:
+                store = self._store_of(plan, shard, plan.snapshot)
+            except StateDamaged as error:
+                failed[plan.base, plan.meta.state_epoch] = error
+                continue
+            reasons = tuple(f"{base.value}: {error.message}" for (base, _), error in failed.items())
+            plan = replace(plan, reasons=plan.reasons + reasons)
+            return _Shard(request, plan, store, exactly_once=self._exactly_once)
+
+    def _store_of(self, plan: RestorePlan, shard: ShardId, snapshot: Manifest | None) -> RocksStore:
+        if plan.base is Base.LOCAL:
+            return self._directory.open(shard)
+        if snapshot is not None:
+            return restore_snapshot(self._snapshots, shard, snapshot, self._directory)
+        local = self._local_store(shard)
+        if local is None or local.meta() != StoreMeta():
+            self._directory.destroy(shard)
+        return self._directory.open(shard)
+
+    def _local_store(self, shard: ShardId) -> RocksStore | None:
+        try:
+            return self._directory.open(shard)
+        except StateDamaged:
+            return None
+
+    def _read(self) -> Iterator[ShardRestored]:
+        """Take one batch of records, from whatever partition has some."""
+        deadline_s = time.monotonic() + self._stall_timeout_s
+        messages: list[Message] = []
+        while not messages:
+            if self._stop.is_set():
+                return
+            messages = self._reader().consume(_POLL_RECORDS, _POLL_S)
+            if not messages and time.monotonic() > deadline_s:
+                raise self._stalled()
+        reading = dict(self._reading)
+        for message in messages:
+            at = (message.topic() or "", _number(message.partition()))
+            shard = reading.get(at)
+            if shard is None:
+                self._check_error(message.error())
+            elif self._reading.get(at) is shard:  # else it is done, or has begun anew from another offset
+                yield from self._take(shard, message)
+        self._tell_progress()
+
+    def _take(self, shard: _Shard, message: Message) -> Iterator[ShardRestored]:
+        error, offset = message.error(), _number(message.offset())
+        try:
+            if error is None:
+                value: bytes | None = message.value()
+                if offset < shard.plan.read_to:
+                    self._records += 1
+                    self._bytes += len(value or b"")
+                    self._offsets_passed += offset + 1 - shard.offset
+                    shard.feed(offset, value)
+                ended = offset + 1 >= shard.plan.read_to
+            elif error.code() in _BASE_IS_GONE:
+                raise StateDamaged(f"the changelog of {shard.request.shard} has no offset {shard.offset}")
+            else:
+                self._check_error(error)
+                # Behind the last record stands the mark of its commit, which isn't given to us.
+                ended = error.code() == _PARTITION_EOF and offset >= shard.plan.read_to
+            if ended:
+                yield from self._finish(shard)
+        except StateDamaged as damage:
+            yield from self._begin_anew(shard, damage)
+
+    def _finish(self, shard: _Shard) -> Iterator[ShardRestored]:
+        try:
+            restored = shard.finish()
+        except StateDamaged as damage:
+            yield from self._begin_anew(shard, damage)
+            return
+        self._stop_reading(shard)
+        self._offsets_passed += max(0, shard.plan.read_to - shard.offset)
+        yield self._finished(restored)
+
+    def _begin_anew(self, shard: _Shard, damage: StateDamaged) -> Iterator[ShardRestored]:
+        """The base doesn't lead to the committed epoch: try the next one, if there is one.
+
+        Files of an earlier life of the job may look as if they fitted until the first delta is read.
+        """
+        self._stop_reading(shard)
+        base = (shard.plan.base, shard.plan.meta.state_epoch)
+        failed = self._failed.setdefault(shard.request.shard, {})
+        if shard.plan.base is Base.NOTHING or base in failed:
+            raise damage
+        failed[base] = damage
+        self._directory.destroy(shard.request.shard)
+        try:
+            yield from self._begin([shard.request])
+        except StateDamaged as error:
+            # What was wrong first tells more than that nothing else was left.
+            raise damage from error
+
+    def _stop_reading(self, shard: _Shard) -> None:
+        at = (shard.request.changelog, shard.request.shard.partition)
+        if self._reading.pop(at, None) is not None:
+            self._reader().incremental_unassign([TopicPartition(*at)])
+
+    def _finished(self, restored: ShardRestored) -> ShardRestored:
+        self._done += 1
+        return restored
+
+    def _reader(self) -> Consumer:
+        if self._consumer is None:
+            # Also in at-least-once mode: the job may have run exactly-once before, and aborted.
+            self._consumer = make_consumer(self._settings, "read-committed", **_CONSUMER)
+        return self._consumer
+
+    def _check_error(self, error: KafkaError | None) -> None:
+        """Raise what won't pass by itself; the rest is left to the stall time-out."""
+        if error is None or error.code() == _PARTITION_EOF or error.retriable():
+            return
+        passing = {KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN, KafkaError._TIMED_OUT}
+        if error.code() not in passing:
+            raise KafkaUnavailable(
+                f"a changelog can't be read: {error.str()}",
+                remedy="Check the brokers, and that this user may read the job's topics.",
+            )
+
+    def _stalled(self) -> FclusterError:
+        names = ", ".join(str(shard.request.shard) for shard in self._reading.values())
+        return KafkaUnavailable(
+            f"nothing came from the changelogs of {names} for {self._stall_timeout_s:g} s",
+            remedy="Check the brokers; the restore is repeated.",
+        )
+
+    def _tell_progress(self) -> None:
+        if self._report is not None:
+            self._report(
+                RestoreProgress(
+                    self._done,
+                    self._total,
+                    self._records,
+                    self._bytes,
+                    self._offsets_passed,
+                    self._offsets_total,
+                )
+            )
+
+
+def _remember_changelog(store: RocksStore, request: RestoreRequest) -> None:
+    meta = store.meta()
+    if request.changelog_id and not meta.changelog_id:
+        store.apply({}, meta._replace(changelog_id=request.changelog_id))
+
+
+def _topic_ids(admin: AdminClient, topics: Sequence[str]) -> dict[str, str]:
+    """The identity of each topic: a topic that is deleted and made again has another one."""
+    client: Any = admin  # its own types leave the futures' results open
+    try:
+        futures = client.describe_topics(TopicCollection(list(topics)), request_timeout=_REQUEST_TIMEOUT_S)
+        found = {topic: str(future.result().topic_id) for topic, future in futures.items()}
+    except KafkaException as error:
+        raise KafkaUnavailable(
+            f"the changelogs {', '.join(topics)} can't be described: {reason_of(error)}",
+            remedy="Check that they exist, that the brokers are up, and that this user may describe topics.",
+        ) from error
+    return {topic: "" if topic_id == _NO_TOPIC_ID else topic_id for topic, topic_id in found.items()}
+
+
+def _number(number: int | None) -> int:
+    return -1 if number is None else number

@@ -1,0 +1,166 @@
+"""From what a shard's state is restored: the decision.
+
+Responsible for: choosing the base (local files, a snapshot, or nothing) from which the changelog leads to the
+committed epoch, or saying why there is none. Keeps invariant 1 (Kafka alone says where a shard stands): what
+Kafka committed is the target, everything else is a cache that is used only if it fits. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from fcluster.common.errors import StateDamaged
+from fcluster.common.ids import ShardId
+from fcluster.common.positions import CommittedPosition
+from fcluster.worker.changelog import RESET_REMEDY
+from fcluster.worker.snapshots import Manifest, same_changelog
+from fcluster.worker.state import StoreMeta
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreRequest:
+    """A shard to restore.
+
+    Attributes:
+        changelog: the topic of its deltas; the partition is the shard's.
+        committed: what Kafka says, None if the group has no offset for the shard.
+        changelog_id: the topic's identity, "" if unknown; `restore_shards` finds it out.
+    """
+
+    shard: ShardId
+    changelog: str
+    committed: CommittedPosition | None
+    changelog_id: str = ""
+
+    @property
+    def target_epoch(self) -> int:
+        """The epoch at which the restore must end."""
+        return 0 if self.committed is None else self.committed.state_epoch
+
+
+class Base(Enum):
+    """What a restore begins with."""
+
+    LOCAL = "local files"
+    SNAPSHOT = "snapshot"
+    NOTHING = "nothing"
+
+
+@dataclass(frozen=True, slots=True)
+class RestorePlan:
+    """How a shard gets to its committed epoch.
+
+    Attributes:
+        base: what to begin with; anything but LOCAL replaces the local files.
+        snapshot: which, if the base is one.
+        meta: where the base stands.
+        read_to: the changelog is read from `meta.changelog_offset` to here.
+        reasons: why better bases were passed over.
+    """
+
+    base: Base
+    snapshot: Manifest | None
+    meta: StoreMeta
+    read_to: int
+    reasons: tuple[str, ...] = ()
+
+    @property
+    def offsets_to_read(self) -> int:
+        """How far the changelog has to be read."""
+        return max(0, self.read_to - self.meta.changelog_offset)
+
+
+def stands_exactly(request: RestoreRequest, local: StoreMeta) -> bool:
+    """Whether the local files are what the shard needs, so that neither changelog nor snapshots matter.
+
+    In at-least-once mode that can't be known without the changelog: deltas are written before offsets.
+    """
+    return (
+        request.committed is not None
+        and local.state_epoch == request.target_epoch
+        and same_changelog(local.changelog_id, request.changelog_id)
+    )
+
+
+def plan_restore(
+    request: RestoreRequest,
+    local: StoreMeta | None,
+    snapshots: Sequence[Manifest],
+    changelog_begin: int,
+    changelog_end: int,
+    *,
+    exactly_once: bool = True,
+) -> RestorePlan:
+    """How to restore a shard.
+
+    Local files win if the changelog has everything after them, even if a snapshot is newer: as the changelog
+    is truncated behind the older snapshot, what has to be replayed never exceeds two snapshot intervals.
+
+    Args:
+        request: the shard and what Kafka committed for it.
+        local: where its local files stand; None if they can't be used.
+        snapshots: newest first.
+        changelog_begin: the first offset its changelog partition still has.
+        changelog_end: the offset behind its last record.
+        exactly_once: if not, state may be ahead of the committed epoch.
+
+    Raises:
+        StateDamaged: there is no way to the committed epoch.
+    """
+    if exactly_once and request.committed is None and changelog_begin > 0:
+        raise uncommitted_state(request, f"records before offset {changelog_begin}")
+    reasons: list[str] = []
+    nothing = StoreMeta(0, changelog_begin, request.changelog_id)
+
+    def usable(meta: StoreMeta, what: str) -> bool:
+        problem = _why_unusable(request, meta, changelog_begin, changelog_end, exactly_once)
+        if problem is not None:
+            reasons.append(f"{what} {problem}")
+        return problem is None
+
+    def plan(base: Base, meta: StoreMeta, snapshot: Manifest | None = None) -> RestorePlan:
+        return RestorePlan(base, snapshot, meta, changelog_end, tuple(reasons))
+
+    if local is None:
+        reasons.append("the local files can't be read")
+    elif local.state_epoch > 0 and usable(local, f"the local state at epoch {local.state_epoch}"):
+        return plan(Base.LOCAL, local)
+    for manifest in snapshots:
+        if usable(manifest.meta, f"the snapshot at epoch {manifest.state_epoch}"):
+            return plan(Base.SNAPSHOT, manifest.meta, manifest)
+    if changelog_begin == 0:
+        return plan(Base.NOTHING, nothing)
+    reasons.append(f"the changelog begins only at offset {changelog_begin}")
+    what = f"the state of {request.shard} at epoch {request.target_epoch}"
+    raise StateDamaged(
+        f"{what} can't be restored: {'; '.join(reasons)}",
+        remedy="Bring the snapshot store back, or " + RESET_REMEDY[0].lower() + RESET_REMEDY[1:],
+    )
+
+
+def uncommitted_state(request: RestoreRequest, found: str) -> StateDamaged:
+    """The error for a changelog that holds state of a shard which has no committed offset."""
+    return StateDamaged(
+        f"the group has no committed offset for {request.shard}, but its changelog {request.changelog} holds "
+        f"state ({found}): its offsets expired or were deleted",
+        remedy="Set the group's offsets again, if they are known; else reset the job: delete its internal "
+        "topics, its snapshots and its state directories, and let it process its sources anew.",
+    )
+
+
+def _why_unusable(
+    request: RestoreRequest, meta: StoreMeta, begin: int, end: int, exactly_once: bool
+) -> str | None:
+    if not same_changelog(meta.changelog_id, request.changelog_id):
+        return "goes with a changelog that was deleted since"
+    if exactly_once and meta.state_epoch > request.target_epoch:
+        return f"is ahead of the committed epoch {request.target_epoch}"
+    if exactly_once and meta.state_epoch == request.target_epoch:
+        return None
+    if meta.changelog_offset < begin:
+        return f"needs the changelog from offset {meta.changelog_offset}, which begins at {begin}"
+    if meta.changelog_offset > end:
+        return f"needs the changelog from offset {meta.changelog_offset}, which ends at {end}"
+    return None
