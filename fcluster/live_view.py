@@ -30,6 +30,9 @@ WORKERS_SHOWN_MAX = 16
 LOG_LINES_SHOWN_MAX = 12
 LOG_LINES_SHOWN_MIN = 3
 NAME_WIDTH = 11
+WORKER_NUMBERS = ("shards", "in/s", "out/s", "commit p50", "p99")
+WIDE_TERMINAL = 100
+SHARD_NUMBERS_WIDTH = 38
 
 COLOURS = ("cyan", "green", "magenta", "blue", "yellow", "bright_cyan", "bright_green", "bright_magenta")
 _TROUBLE = re.compile(r"\b(ERROR|CRITICAL)\b|^error:")
@@ -158,28 +161,40 @@ def header(document: Document, restarts: int | None = None) -> Any:
     return text
 
 
-def workers_table(document: Document) -> Any:
-    """One row for each worker."""
+def workers_table(document: Document, width: int) -> Any:
+    """One row for each worker; a terminal of little `width` shows what matters most."""
     from rich.markup import escape
 
-    table = _table("slot", "worker", "pid", "phase", "in/s", "out/s", "commit p50", "p99", "heard", "shards")
+    wide = width >= WIDE_TERMINAL
+    more_names = ("heard", "memory", "pid", "worker") if wide else ()
+    table = _table(
+        "slot",
+        "phase",
+        *WORKER_NUMBERS,
+        *more_names,
+        right=("slot", *WORKER_NUMBERS, "heard", "memory", "pid"),
+    )
     workers = list(_list(document, "workers"))
     for worker in workers[:WORKERS_SHOWN_MAX]:
         phase = str(worker.get("phase", "?"))
+        more = (
+            _ms(_number(worker, "last_heard_ms", -1)),
+            _megabytes(_number(worker, "resident_bytes", -1)),
+            _text(worker.get("pid")),
+            escape(f"{_text(worker.get('worker'))[:8]}@{_text(worker.get('host'))[:24]}"),
+        )
         table.add_row(
             _text(worker.get("slot")),
-            escape(f"{_text(worker.get('worker'))[:8]}@{_text(worker.get('host'))[:20]}"),
-            _text(worker.get("pid")),
             f"[{_phase_colour(phase)}]{escape(phase)}",
+            _text(_length(worker.get("shards"))),
             _rate(_number(worker, "records_in_per_second", -1)),
             _rate(_number(worker, "records_out_per_second", -1)),
             _ms(_number(worker, "commit_latency_ms_p50", 0) or -1),
             _ms(_number(worker, "commit_latency_ms_p99", 0) or -1),
-            _ms(_number(worker, "last_heard_ms", -1)),
-            _text(_length(worker.get("shards"))),
+            *(more if wide else ()),
         )
     if len(workers) > WORKERS_SHOWN_MAX:
-        table.add_row("", f"... and {len(workers) - WORKERS_SHOWN_MAX} more")
+        table.add_row("", f"... {len(workers) - WORKERS_SHOWN_MAX} more")
     return table
 
 
@@ -235,8 +250,12 @@ def _shard_cells(shard: Document, rates: ShardRates | None) -> tuple[str, ...]:
 
 def shard_columns(document: Document, width: int) -> int:
     """How many shards fit side by side into `width` characters."""
-    names = [len(str(s.get("stage", ""))) + 12 for s in _list(document, "shards")]
-    return max(1, min(3, width // (max(names, default=12) + 42)))
+    names = [
+        len(f"{shard.get('stage')}/{shard.get('partition')}")
+        + (0 if _is_running(shard) else 1 + len(str(shard.get("phase"))))
+        for shard in _list(document, "shards")
+    ]
+    return max(1, min(3, width // (max(names, default=12) + SHARD_NUMBERS_WIDTH)))
 
 
 def status_tables(document: Document, width: int) -> Any:
@@ -245,7 +264,7 @@ def status_tables(document: Document, width: int) -> Any:
 
     return Group(
         header(document),
-        workers_table(document),
+        workers_table(document, width),
         shards_table(document, None, shard_columns(document, width), SHARDS_SHOWN_MAX),
     )
 
@@ -260,13 +279,12 @@ def print_status(document: Document, stream: TextIO | None = None) -> None:
     console.print(status_tables(document, console.width))
 
 
-def _table(*names: str, right: Sequence[str] = ()) -> Any:
+def _table(*names: str, right: Sequence[str]) -> Any:
     from rich.table import Table
 
-    numeric = right or ("slot", "pid", "in/s", "out/s", "commit p50", "p99", "heard", "shards")
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for name in names:
-        table.add_column(name, justify="right" if name in numeric else "left", no_wrap=True)
+        table.add_column(name, justify="right" if name in right else "left", no_wrap=True)
     return table
 
 
@@ -359,7 +377,7 @@ class LiveView:
         with self._lock:
             self._lines.append((name, text))
         if is_trouble(text):
-            self._console.print(styled_line(name, text), soft_wrap=True)
+            self._console.print(styled_line(name, text, whole=True))
         self._changed.set()
 
     def document(self, document: Document, restarts: int) -> None:
@@ -409,7 +427,7 @@ class LiveView:
         silence_s = time.monotonic() - self._heard_s
         if silence_s >= SILENCE_S and not self._closing.is_set():
             yield Text(f"the coordinator gave no answer for {silence_s:.0f} s; this is its last", "yellow")
-        yield workers_table(document)
+        yield workers_table(document, self._console.width)
         used = 6 + min(WORKERS_SHOWN_MAX, _length(document.get("workers"))) + LOG_LINES_SHOWN_MIN
         rows = max(2, self._console.height - used - 3)
         yield shards_table(document, self._rates, shard_columns(document, self._console.width), rows)
@@ -421,11 +439,11 @@ def make_view(live: bool, stream: TextIO | None = None) -> View:
     return LiveView(stream) if live else PlainView(stream)
 
 
-def styled_line(name: str, text: str) -> Any:
-    """A log line behind its process's name in that process's colour."""
+def styled_line(name: str, text: str, *, whole: bool = False) -> Any:
+    """A log line behind its process's name in that process's colour, cut at the terminal's edge unless `whole`."""
     from rich.text import Text
 
-    styled = Text(no_wrap=True, overflow="ellipsis")
+    styled = Text(no_wrap=not whole, overflow="fold" if whole else "ellipsis")
     styled.append(f"{name:<{NAME_WIDTH}} ", _colour_of(name))
     styled.append("| ", "dim")
     # Text, not markup: what a handler logs may well hold brackets. Control characters would move the cursor.
@@ -523,6 +541,10 @@ def _count(value: int) -> str:
 
 def _rate(value: float) -> str:
     return f"{value:,.0f}" if value >= 0 else "-"
+
+
+def _megabytes(value: float) -> str:
+    return f"{value / 1e6:,.0f} MB" if value > 0 else "-"
 
 
 def _ms(value: float) -> str:

@@ -414,11 +414,15 @@ def reported_error(lines: Sequence[str]) -> tuple[str, str]:
 
     Processes report as `cli.report` writes it: ``error: ...`` and ``remedy: ...``.
     """
-    reason, remedy = "", ""
-    for number, line in enumerate(lines):
-        if line.startswith("error: "):
-            reason, remedy = line.removeprefix("error: "), ""
-            following = lines[number + 1 : number + 2]
-            if following and following[0].startswith("remedy: "):
-                remedy = following[0].removeprefix("remedy: ")
-    return reason, remedy
+    starts = [number for number, line in enumerate(lines) if line.startswith("error: ")]
+    if not starts:
+        return "", ""
+    first, *following = lines[starts[-1] :]
+    reason = [first.removeprefix("error: ")]
+    for line in following:
+        if line.startswith("remedy: "):
+            return "\n".join(reason), line.removeprefix("remedy: ")
+        if not line.startswith("  "):  # a message's further lines are indented
+            break
+        reason.append(line)
+    return "\n".join(reason), ""

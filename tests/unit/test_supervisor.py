@@ -298,3 +298,8 @@ def test_last_reported_error_counts() -> None:
     lines = ["error: first", "remedy: a", "2026 INFO x: error: not one", "error: second", "at exit"]
     assert reported_error(lines) == ("second", "")
     assert reported_error(["nothing"]) == ("", "")
+
+
+def test_reported_error_of_several_lines_is_kept_whole() -> None:
+    lines = ["error: job.py can't be loaded", "  job.py:3: boom()", "remedy: Correct it.", "more"]
+    assert reported_error(lines) == ("job.py can't be loaded\n  job.py:3: boom()", "Correct it.")
