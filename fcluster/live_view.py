@@ -440,7 +440,7 @@ def make_view(live: bool, stream: TextIO | None = None) -> View:
 
 
 def styled_line(name: str, text: str, *, whole: bool = False) -> Any:
-    """A log line behind its process's name in that process's colour, cut at the terminal's edge unless `whole`."""
+    """A log line behind its process's name, in colour; cut at the terminal's edge unless `whole`."""
     from rich.text import Text
 
     styled = Text(no_wrap=not whole, overflow="fold" if whole else "ellipsis")
