@@ -119,8 +119,8 @@ class SourceReader:
         self._paused = False
         self._commanded.set()
 
-    def done(self, batch: Batch) -> None:
-        """The batch is processed or dropped: there is room for another."""
+    def done(self) -> None:
+        """A batch is processed or dropped: there is room for another."""
         self._room.release()
 
     def close(self, timeout_s: float) -> None:
@@ -215,7 +215,8 @@ class SourceReader:
                 if where.offset >= 0:
                     positions[where.topic, where.partition] = where.offset
             for where in partitions:
-                _low, ends[where.topic, where.partition] = self._consumer.get_watermark_offsets(where, cached=True)
+                _begin, end = self._consumer.get_watermark_offsets(where, cached=True)
+                ends[where.topic, where.partition] = end
         except KafkaException:
             return  # the next idle moment tells
         # A position behind the end means that records (or control records) are still to be fetched.

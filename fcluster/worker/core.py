@@ -1,8 +1,8 @@
 """The worker's protocol: sessions, shards and epochs, without any I/O.
 
-Responsible for: what a worker does when something happened. `WorkerCore.handle(event, now_ms)` takes one event
-(past tense: a message came, an epoch was flushed, a restore ended) and returns the effects (imperative) that
-the shell in `worker/server.py` carries out, in order, feeding their results back as events.
+Responsible for: what a worker does when something happened. `WorkerCore.handle(event, now_ms)` takes one
+event (past tense: a message came, an epoch was flushed, a restore ended) and returns the effects (imperative)
+that the shell in `worker/server.py` carries out, in order, feeding their results back as events.
 
 Invariants kept here:
 
@@ -21,7 +21,7 @@ shell reports once a batch which shards they dirtied.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -186,7 +186,7 @@ class DestroyProducers:
 
 @dataclass(frozen=True, slots=True)
 class RestoreShards:
-    """Read the committed positions of these shards, restore exactly those; answer `ShardRestored` for each."""
+    """Read these shards' committed positions, restore exactly those; answer `ShardRestored` for each."""
 
     session: int
     shards: tuple[ShardId, ...]
@@ -419,8 +419,39 @@ class WorkerCore:
         self._now_ms = now_ms
         self._effects = []
         if self.phase is not Phase.STOPPED:
-            _HANDLERS[type(event)](self, event)
+            self._dispatch(event)
         return self._effects
+
+    def _dispatch(self, event: Event) -> None:
+        match event:
+            case RecordsProcessed():
+                self._on_records_processed(event)
+            case MessageReceived():
+                self._on_message(event.message)
+            case EpochFlushed():
+                self._on_epoch_flushed(event)
+            case EpochCommitted():
+                self._on_epoch_committed(event)
+            case Tick():
+                self._on_tick()
+            case Connected():
+                self._on_connected()
+            case ProducersOpened():
+                self._on_producers_opened(event)
+            case ShardRestored():
+                self._on_shard_restored(event)
+            case RestoreFailed():
+                self._on_restore_failed(event)
+            case TransactionFailed():
+                self._on_transaction_failed(event)
+            case HandlerFailed():
+                self._on_handler_failed(event)
+            case StopRecordReached():
+                self._on_stop_record_reached(event)
+            case JobBroken():
+                self._on_job_broken(event)
+            case TerminationRequested():
+                self._on_termination_requested()
 
     def invariants(self) -> None:
         """Assert what must hold after every event (tests and the simulation call it).
@@ -435,7 +466,10 @@ class WorkerCore:
             assert self.in_flight.shards <= owned, "a shard was given up before its epoch was committed"
             assert self.producers_ready, "an epoch in flight without producers"
         if self.phase is Phase.JOINING:
-            assert self.session == 0 and not self.shards and self.in_flight is None and not self.open.dirty
+            assert self.session == 0, "a session while joining"
+            assert not self.shards, "shards while joining"
+            assert self.in_flight is None, "an epoch in flight while joining"
+            assert not self.open.dirty, "uncommitted records while joining"
         if self.open.dirty:
             assert self.producers_ready, "records were processed without producers"
         for shard, owned_shard in self.shards.items():
@@ -444,7 +478,7 @@ class WorkerCore:
 
     # --- connection and session -----------------------------------------------------------------------
 
-    def _on_connected(self, event: Connected) -> None:
+    def _on_connected(self) -> None:
         self.connected = True
         self._heard_ms = self._now_ms
         self._say_hello()
@@ -470,12 +504,12 @@ class WorkerCore:
             )
         )
 
-    def _on_message(self, event: MessageReceived) -> None:
-        message = event.message
+    def _on_message(self, message: messages.FromCoordinator) -> None:
         if isinstance(message, messages.StatusReply | messages.StopReply):
             return
         if message.term < self.term:
-            self._log("warning", f"refused {type(message).__name__} of term {message.term}, now is {self.term}")
+            name = type(message).__name__
+            self._log("warning", f"refused {name} of term {message.term}, now is {self.term}")
             return
         self.term = message.term
         self._heard_ms = self._now_ms
@@ -752,7 +786,7 @@ class WorkerCore:
         elif self.phase is Phase.DRAINED:
             self._send(messages.Drained(self.session))
 
-    def _on_termination_requested(self, event: TerminationRequested) -> None:
+    def _on_termination_requested(self) -> None:
         if self.leaving or self.session == 0:
             # Asked twice: what isn't committed is going to be processed anew by somebody else.
             self._stop(0, "asked to leave")
@@ -774,10 +808,10 @@ class WorkerCore:
 
     # --- time -----------------------------------------------------------------------------------------
 
-    def _on_tick(self, event: Tick) -> None:
-        if self.phase is Phase.JOINING and self.connected:
-            if self._now_ms - self._hello_sent_ms >= self.bounds.hello_retry_ms:
-                self._say_hello()
+    def _on_tick(self) -> None:
+        hello_age_ms = self._now_ms - self._hello_sent_ms
+        if self.phase is Phase.JOINING and self.connected and hello_age_ms >= self.bounds.hello_retry_ms:
+            self._say_hello()
         if self._now_ms - self._heard_ms >= self.bounds.coordinator_loss_ms and self.open.dirty:
             self._pause("the coordinator has not been heard of")
         if self._now_ms - self._refreshed_ms >= self.bounds.offset_refresh_ms and self.phase is Phase.ACTIVE:
@@ -814,21 +848,3 @@ class WorkerCore:
 def _status(shard: ShardId, position: CommittedPosition) -> ShardStatus:
     """A shard's standing as the core knows it: what is committed. The shell's heartbeats tell the rest."""
     return ShardStatus(shard, position.offset, position.offset, -1, False, position.epoch)
-
-
-_HANDLERS: dict[type[Event], Callable[[WorkerCore, Event], None]] = {
-    Connected: WorkerCore._on_connected,
-    MessageReceived: WorkerCore._on_message,
-    ProducersOpened: WorkerCore._on_producers_opened,
-    ShardRestored: WorkerCore._on_shard_restored,
-    RestoreFailed: WorkerCore._on_restore_failed,
-    RecordsProcessed: WorkerCore._on_records_processed,
-    EpochFlushed: WorkerCore._on_epoch_flushed,
-    EpochCommitted: WorkerCore._on_epoch_committed,
-    TransactionFailed: WorkerCore._on_transaction_failed,
-    HandlerFailed: WorkerCore._on_handler_failed,
-    StopRecordReached: WorkerCore._on_stop_record_reached,
-    JobBroken: WorkerCore._on_job_broken,
-    TerminationRequested: WorkerCore._on_termination_requested,
-    Tick: WorkerCore._on_tick,
-}

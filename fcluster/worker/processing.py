@@ -8,7 +8,7 @@ Invariants kept:
 - A record that fails under `on_error="skip"` or a dead-letter topic leaves no trace of its failed
   processing: its outputs are held back until all its handlers are through, and its keys' states go back to
   what they were before it.
-- A record that fails under `on_error="stop"` raises `HandlerRaised`: the caller aborts the open epoch, so
+- A record that fails under `on_error="stop"` raises `HandlerError`: the caller aborts the open epoch, so
   nothing of the record is ever committed.
 
 Must not: know about epochs, transactions or the coordinator.
@@ -26,7 +26,7 @@ from fcluster.common.job import UNSET, Record
 from fcluster.common.positions import CommittedPosition
 from fcluster.common.topology import Chain, Filter, Map, Process, Rekey, Stage, TopicSpec, rekey_description
 from fcluster.worker.state import ShardState, StateTable
-from fcluster.worker.transactions import TransactionLost
+from fcluster.worker.transactions import TransactionLostError
 
 Produce = Callable[..., None]
 """``produce(topic, value, key, partition, on_delivery, timestamp, headers)``, as in confluent-kafka."""
@@ -35,7 +35,7 @@ NO_PARTITION = -1
 """Lets the partitioner choose by the key."""
 
 
-class RecordFailed(Exception):
+class RecordError(Exception):
     """A record that can't be processed. `reason` is for the user."""
 
     def __init__(self, reason: str) -> None:
@@ -43,11 +43,11 @@ class RecordFailed(Exception):
         self.reason = reason
 
 
-class UnreadableRecord(RecordFailed):
+class UnreadableRecordError(RecordError):
     """The record can't be decoded; nothing of it was processed."""
 
 
-class HandlerRaised(RecordFailed):
+class HandlerError(RecordError):
     """A handler raised in the midst of the record: the open epoch must be aborted."""
 
 
@@ -71,7 +71,9 @@ class HandlerContext:
 
     __slots__ = ("_decode_key", "_key", "_load", "_message", "_touched", "partition", "topic")
 
-    def __init__(self, topic: str, partition: int, decode_key: Callable[[bytes], Any], table: StateTable) -> None:
+    def __init__(
+        self, topic: str, partition: int, decode_key: Callable[[bytes], Any], table: StateTable
+    ) -> None:
         self.topic = topic
         self.partition = partition
         self._decode_key = decode_key
@@ -91,14 +93,14 @@ class HandlerContext:
         """The current key's state: a plain dict, saved with the epoch as it is then.
 
         Raises:
-            RecordFailed: the record has no key.
+            RecordError: the record has no key.
         """
         state = self._touched(self._key)  # type: ignore[arg-type]  # None is in no table
         return self._first_state() if state is None else state
 
     def _first_state(self) -> dict[str, Any]:
         if self._key is None:
-            raise RecordFailed("the record has no key, so it has no state; give it one with key_by() first")
+            raise RecordError("the record has no key, so it has no state; give it one with key_by() first")
         return self._load(self._key)
 
     @property
@@ -118,7 +120,7 @@ class HandlerContext:
 
 
 class UndoableContext(HandlerContext):
-    """The context of a handler whose failures are tolerated: has the table remember what was before a record."""
+    """The context of a handler whose failures are tolerated: the table remembers what was before."""
 
     __slots__ = ()
 
@@ -185,12 +187,12 @@ class ShardRunner:
         return self.position.offset if self.last is None else self.last.offset() + 1
 
     def stop_before(self, offset: int, reason: str) -> None:
-        """Process nothing from `offset` on: `UnreadableRecord(reason)` is raised there."""
+        """Process nothing from `offset` on: `UnreadableRecordError(reason)` is raised there."""
         handle = self.handle
 
         def guarded(message: Message) -> None:
             if message.offset() == offset:
-                raise UnreadableRecord(reason)
+                raise UnreadableRecordError(reason)
             handle(message)
 
         self.handle = guarded
@@ -250,13 +252,15 @@ def _stopping(decode: Callable[[bytes], Any], step: Step, chain: Chain) -> Calla
             try:
                 value = decode(raw)
             except Exception as error:
-                raise UnreadableRecord(f"{describe_record(message)} can't be decoded: {error}") from error
+                raise UnreadableRecordError(
+                    f"{describe_record(message)} can't be decoded: {error}"
+                ) from error
         try:
             step(message, message.key(), value)
-        except TransactionLost:
+        except TransactionLostError:
             raise
         except Exception as error:
-            raise HandlerRaised(_handler_failure(chain, message, error)) from error
+            raise HandlerError(_handler_failure(chain, message, error)) from error
 
     return handle
 
@@ -278,7 +282,7 @@ def _tolerant(
         raw = message.value()
         try:
             step(message, message.key(), None if raw is None else decode(raw))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  whatever a handler may raise
             for table in tables:
                 table.rollback()
             held.drop()
@@ -294,7 +298,7 @@ def _tolerant(
 def _write_dead_letter(
     port: OutputPort, topic: TopicSpec, message: Message, chain: Chain, error: Exception
 ) -> None:
-    headers: list[tuple[str, Any]] = list(message.headers() or [])
+    headers: list[Any] = list(message.headers() or [])
     headers += [
         ("fcluster.error", f"{type(error).__name__}: {error}".encode()),
         ("fcluster.handler", chain.name.encode()),
@@ -309,7 +313,7 @@ def _write_dead_letter(
 
 
 def _handler_failure(chain: Chain, message: Message, error: Exception) -> str:
-    if isinstance(error, RecordFailed):
+    if isinstance(error, RecordError):
         return f"{describe_record(message)} failed in {chain.name!r}: {error.reason}"
     where = ""
     traceback = error.__traceback__
@@ -415,7 +419,7 @@ def _rekey(
     def write(message: Message, _key: bytes | None, value: Any) -> None:
         new_key = function(value)
         if new_key is None:
-            raise RecordFailed(
+            raise RecordError(
                 f"key_by by {rekey_description(rekey)} gave no key; filter such records out before it"
             )
         port.produce(topic, encode(value), encode_key(new_key), NO_PARTITION, None, message.timestamp()[1])
@@ -435,7 +439,7 @@ def _record_writer(
     def write(message: Message, key: bytes | None, record: Record) -> None:
         target = record.topic or (chain.sink if final else None)
         if target is None:
-            raise RecordFailed(
+            raise RecordError(
                 "a Record without a topic can only be yielded by the last handler of a chain that has a "
                 "target (to=...); yield a plain value, or give the Record a topic"
             )

@@ -29,7 +29,7 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -52,14 +52,14 @@ from fcluster.worker import core
 from fcluster.worker.changelog import Delta, encode_delta
 from fcluster.worker.consuming import Batch, Idle, ReaderEvent, ReadFailed, SourceReader
 from fcluster.worker.processing import (
-    HandlerRaised,
+    HandlerError,
     OutputPort,
-    RecordFailed,
+    RecordError,
     ShardRunner,
-    UnreadableRecord,
+    UnreadableRecordError,
     describe_record,
 )
-from fcluster.worker.shards import ShardHost
+from fcluster.worker.shards import ShardHost, one_line
 from fcluster.worker.state import ShardState
 from fcluster.worker.transactions import (
     AtLeastOnceWriter,
@@ -67,7 +67,7 @@ from fcluster.worker.transactions import (
     FrozenEpoch,
     ShardEpoch,
     TransactionalWriter,
-    TransactionLost,
+    TransactionLostError,
 )
 from fcluster.worker.watchdog import Watchdog
 
@@ -79,6 +79,7 @@ OUTPUTS_UNACKNOWLEDGED_MAX = 100_000
 DELTA_RECORD_BYTES_MAX = 900_000
 """Below the broker's default `message.max.bytes` (1 MiB) with room for the record's own fields."""
 COMMIT_LATENCIES_KEPT = 500
+_LEVELS = logging.getLevelNamesMapping()
 REDISCOVERY_INTERVAL_S = 1.0
 THREAD_SWITCH_INTERVAL_S = 0.001
 """How soon a waiting thread gets its turn. The default of 5 ms would be added to each step of an epoch
@@ -104,7 +105,7 @@ class Worker:
         self._batch_index = 0
         self._exit: core.Exit | None = None
         self._watchdog = Watchdog()
-        self._host = ShardHost(self._topology, settings, self._inbox.put, slot)
+        self._host = ShardHost(self._topology, settings, self._inbox.put)
         identity = core.Identity(
             worker=f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}",
             host=socket.gethostname(),
@@ -130,6 +131,7 @@ class Worker:
         self._group_metadata: Any = None
         self._writer: EpochWriter | None = None
         self._commit_thread: ThreadPoolExecutor | None = None
+        self._retired_commit_threads: list[ThreadPoolExecutor] = []
         self._epoch_begun = False
         self._epoch_begun_s = 0.0
         self._epoch_records = 0
@@ -175,6 +177,8 @@ class Worker:
             for reader in self._readers.values():
                 reader.close(timeout_s=5)
             self._runners.clear()
+            for thread in self._retired_commit_threads:
+                thread.shutdown(wait=True)
             self._host.close()
             self._transport.close()
 
@@ -216,7 +220,39 @@ class Worker:
     def _feed(self, event: core.Event) -> None:
         """Give an event to the core and carry out what it decides."""
         for effect in self._core.handle(event, _now_ms()):
-            _CARRY_OUT[type(effect)](self, effect)
+            self._carry_out(effect)
+
+    def _carry_out(self, effect: core.Effect) -> None:
+        match effect:
+            case core.Send():
+                self._transport.send(messages.encode(effect.message))
+            case core.PrepareEpoch():
+                self._prepare_epoch(effect)
+            case core.CommitEpoch():
+                self._commit_epoch(effect)
+            case core.StartReading():
+                self._start_reading(effect)
+            case core.StopReading():
+                self._stop_reading(effect.shards)
+            case core.PauseReading():
+                self._pause_reading(effect.reason)
+            case core.ResumeReading():
+                self._resume_reading()
+            case core.OpenProducers():
+                self._open_producers(effect)
+            case core.DestroyProducers():
+                self._destroy_writer()
+            case core.RestoreShards():
+                self._host.restore(effect.session, effect.shards, before=self._retired_commit_threads)
+                self._retired_commit_threads = []
+            case core.DropLayers():
+                self._drop_layers()
+            case core.CloseShards():
+                self._close_shards(effect.shards)
+            case core.Log():
+                _log.log(_LEVELS[effect.level.upper()], "%s", effect.text)
+            case core.Exit():
+                self._exit = effect
 
     def _tick(self) -> None:
         self._feed(core.Tick())
@@ -272,7 +308,7 @@ class Worker:
         if self._batch_index >= len(batch.messages):
             self._batches.popleft()
             self._batch_index = 0
-            batch.reader.done(batch)
+            batch.reader.done()
         with self._watchdog.bounded("a handler", self._hang_bound_s):
             self._process(chunk, batch)
             self._hold_back()
@@ -283,7 +319,7 @@ class Worker:
     def _drop_batch(self) -> None:
         batch = self._batches.popleft()
         self._batch_index = 0
-        batch.reader.done(batch)
+        batch.reader.done()
 
     def _process(self, chunk: Sequence[Message], batch: Batch) -> None:
         if batch.generation < self._newest_generation[batch.reader]:
@@ -308,7 +344,7 @@ class Worker:
         routes = self._routes
         session = self._core.session
         message: Any = None
-        runner: Any = None
+        runner: Any = None  # that of `message`
         try:
             if not self._epoch_begun:
                 self._begin_epoch()
@@ -317,13 +353,13 @@ class Worker:
                 if runner is not None:
                     runner.handle(message)
                     runner.last = message
-        except UnreadableRecord as error:
+        except UnreadableRecordError as error:
             return core.StopRecordReached(session, _shard_of(runner), message.offset(), error.reason)
-        except HandlerRaised as error:
+        except HandlerError as error:
             return core.HandlerFailed(session, _shard_of(runner), message.offset(), error.reason)
-        except TransactionLost as error:
+        except TransactionLostError as error:
             return core.TransactionFailed(session, str(error))
-        except (KafkaException, RecordFailed) as error:
+        except (KafkaException, RecordError) as error:
             reason = f"an output of {describe_record(message)} can't be written: {error}"
             return core.HandlerFailed(session, _shard_of(runner), message.offset(), reason)
         return None
@@ -352,11 +388,8 @@ class Worker:
 
     # --- effects ------------------------------------------------------------------------------------------
 
-    def _send(self, effect: core.Send) -> None:
-        self._transport.send(messages.encode(effect.message))
-
     def _open_producers(self, effect: core.OpenProducers) -> None:
-        self._host.slot = effect.slot
+        self._host.open(effect.slot)
         self._open_readers()
         if self._settings.processing_guarantee == "exactly-once":
             self._writer = TransactionalWriter(
@@ -386,20 +419,15 @@ class Worker:
                 self._readers[isolation] = reader
                 self._newest_generation[reader] = 0
 
-    def _destroy_producers(self, _effect: core.DestroyProducers) -> None:
-        self._destroy_writer()
-
     def _destroy_writer(self) -> None:
         if self._commit_thread is not None:
             self._commit_thread.shutdown(wait=False, cancel_futures=True)
+            self._retired_commit_threads.append(self._commit_thread)
             self._commit_thread = None
         if self._writer is not None:
             self._writer.destroy()
             self._writer = None
         self._epoch_begun = False
-
-    def _restore_shards(self, effect: core.RestoreShards) -> None:
-        self._host.restore(effect.session, effect.shards)
 
     def _start_reading(self, effect: core.StartReading) -> None:
         stage = self._topology.stage(effect.shard.stage)
@@ -413,45 +441,44 @@ class Worker:
         self._runners[effect.shard] = runner
         self._routes[stage.source.name][effect.shard.partition] = runner
 
-    def _stop_reading(self, effect: core.StopReading) -> None:
-        for shard in effect.shards:
+    def _stop_reading(self, shards: Sequence[ShardId]) -> None:
+        for shard in shards:
             stage = self._topology.stage(shard.stage)
             if self._routes[stage.source.name].pop(shard.partition, None) is not None:
                 reader = self._readers[stage.source.isolation]
                 self._newest_generation[reader] = reader.stop({(stage.source.name, shard.partition)})
 
-    def _drop_layers(self, _effect: core.DropLayers) -> None:
+    def _drop_layers(self) -> None:
         self._runners.clear()
         self._host.drop_states()
         self._epoch_records = 0
 
-    def _close_shards(self, effect: core.CloseShards) -> None:
-        for shard in effect.shards:
+    def _close_shards(self, shards: Sequence[ShardId]) -> None:
+        for shard in shards:
             self._runners.pop(shard, None)
-        self._host.release(effect.shards)
+        if self._commit_thread is None:
+            self._host.release(shards)
+        else:
+            # Behind what the commit thread still writes of them.
+            self._commit_thread.submit(self._host.release, shards)
 
-    def _pause_reading(self, effect: core.PauseReading) -> None:
-        _log.info("paused: %s", effect.reason)
+    def _pause_reading(self, reason: str) -> None:
+        _log.info("paused: %s", reason)
         self._paused = True
         for reader in self._readers.values():
             reader.pause()
 
-    def _resume_reading(self, _effect: core.ResumeReading) -> None:
+    def _resume_reading(self) -> None:
         self._paused = False
         for reader in self._readers.values():
             reader.resume()
-
-    def _do_exit(self, effect: core.Exit) -> None:
-        self._exit = effect
-
-    def _write_log(self, effect: core.Log) -> None:
-        _log.log(logging.getLevelName(effect.level.upper()), "%s", effect.text)
 
     # --- epochs -------------------------------------------------------------------------------------------
 
     def _prepare_epoch(self, effect: core.PrepareEpoch) -> None:
         """Freeze the open epoch and hand it to the commit thread. The next epoch begins behind it."""
-        assert self._writer is not None and self._commit_thread is not None
+        assert self._writer is not None
+        assert self._commit_thread is not None
         started_s = time.monotonic()
         try:
             if not self._epoch_begun:
@@ -460,11 +487,11 @@ class Worker:
             shards = [self._freeze(shard, effect.epoch) for shard in sorted(effect.shards)]
             self._writer.flush_outputs()
             self._writer.seal()
-        except TransactionLost as error:
+        except TransactionLostError as error:
             self._inbox.put(core.TransactionFailed(effect.session, str(error)))
             return
         except FclusterError as error:
-            self._inbox.put(core.JobBroken(str(error)))
+            self._inbox.put(core.JobBroken(one_line(error)))
             return
         records, self._epoch_records = self._epoch_records, 0
         self._epoch_begun = False
@@ -512,7 +539,8 @@ class Worker:
             self._inbox.put(core.EpochFlushed(effect.session, effect.epoch, records, prepare_ms))
 
     def _commit_epoch(self, effect: core.CommitEpoch) -> None:
-        assert self._writer is not None and self._commit_thread is not None
+        assert self._writer is not None
+        assert self._commit_thread is not None
         self._commit_thread.submit(self._commit_and_apply, self._writer, effect)
 
     def _commit_and_apply(self, writer: EpochWriter, effect: core.CommitEpoch) -> None:
@@ -535,14 +563,16 @@ class Worker:
     _pending: tuple[FrozenEpoch, dict[ShardId, ShardState], float]
 
     @contextlib.contextmanager
-    def _reporting(self, session: int, what: str) -> Iterator[None]:
+    def _reporting(self, session: int, what: str) -> Generator[None]:
         """Watch a step of the commit thread and turn its failure into an event."""
         try:
             with self._watchdog.bounded(what, self._hang_bound_s):
                 yield
-        except TransactionLost as error:
+        except TransactionLostError as error:
             self._inbox.put(core.TransactionFailed(session, str(error)))
-        except Exception as error:
+        except FclusterError as error:
+            self._inbox.put(core.JobBroken(one_line(error)))
+        except Exception as error:  # noqa: BLE001  a thread that dies in silence would hang its epoch
             _log.exception("%s failed", what)
             self._inbox.put(core.TransactionFailed(session, f"{what}: {type(error).__name__}: {error}"))
 
@@ -616,33 +646,17 @@ class _FrozenShard:
         self.position = position
 
 
-_CARRY_OUT: dict[type[core.Effect], Callable[[Worker, Any], None]] = {
-    core.Send: Worker._send,
-    core.OpenProducers: Worker._open_producers,
-    core.DestroyProducers: Worker._destroy_producers,
-    core.RestoreShards: Worker._restore_shards,
-    core.StartReading: Worker._start_reading,
-    core.StopReading: Worker._stop_reading,
-    core.DropLayers: Worker._drop_layers,
-    core.CloseShards: Worker._close_shards,
-    core.PrepareEpoch: Worker._prepare_epoch,
-    core.CommitEpoch: Worker._commit_epoch,
-    core.PauseReading: Worker._pause_reading,
-    core.ResumeReading: Worker._resume_reading,
-    core.Exit: Worker._do_exit,
-    core.Log: Worker._write_log,
-}
-
-
 def _reader_config(group: str) -> dict[str, Any]:
     return {
         "group.id": group,
         # librdkafka's own queue in front of the batches: enough to stay ahead, small enough for many workers.
         "queued.max.messages.kbytes": 16 * 1024,
+        # When that queue is full, look again soon: the default of 1 s lets it run empty in between.
+        "fetch.queue.backoff.ms": 10,
     }
 
 
-def _shard_of(runner: ShardRunner) -> ShardId:
+def _shard_of(runner: Any) -> ShardId:
     return ShardId(runner.stage.name, runner.partition)
 
 

@@ -9,7 +9,7 @@ Invariants kept:
 - Outputs of an epoch are acknowledged before the first output of the next one is produced, so the order
   of a key's outputs is the order of its inputs also across epochs.
 - Nothing is guessed: whatever call fails, times out or can't be told the outcome of raises
-  `TransactionLost`, and the writer is destroyed. The committed offsets then say what is true.
+  `TransactionLostError`, and the writer is destroyed. The committed offsets then say what is true.
 
 Must not: decide when to commit, or touch state.
 """
@@ -35,7 +35,7 @@ OUTPUT_QUEUE_RECORDS_MAX = 500_000
 """librdkafka's own bound on records not yet acknowledged; `produce` waits when it is reached."""
 
 
-class TransactionLost(Exception):
+class TransactionLostError(Exception):
     """A transaction failed, or its outcome is unknown. The writer must be destroyed."""
 
 
@@ -139,7 +139,7 @@ class TransactionalWriter:
             producer.list_topics(timeout=INIT_TIMEOUT_S)  # once connected, initialising takes no 500 ms timer
             producer.init_transactions(INIT_TIMEOUT_S)
         except KafkaException as error:
-            raise TransactionLost(f"initialising {transactional_id}: {reason_of(error)}") from error
+            raise TransactionLostError(f"initialising {transactional_id}: {reason_of(error)}") from error
         return producer
 
     def begin(self) -> Callable[..., None]:
@@ -147,7 +147,7 @@ class TransactionalWriter:
         try:
             producer.begin_transaction()
         except KafkaException as error:
-            raise TransactionLost(f"beginning a transaction: {reason_of(error)}") from error
+            raise TransactionLostError(f"beginning a transaction: {reason_of(error)}") from error
         self._begun = True
         return waiting_produce(producer)
 
@@ -174,7 +174,8 @@ class TransactionalWriter:
                 offsets_of(frozen), self._group_metadata, FLUSH_TIMEOUT_S
             )
         except KafkaException as error:
-            raise TransactionLost(f"sending the offsets of epoch {frozen.epoch}: {reason_of(error)}") from error
+            what = f"sending the offsets of epoch {frozen.epoch}"
+            raise TransactionLostError(f"{what}: {reason_of(error)}") from error
         flush(self._sealed)
         check_deltas(frozen)
 
@@ -183,7 +184,7 @@ class TransactionalWriter:
         try:
             self._sealed.commit_transaction(FLUSH_TIMEOUT_S)
         except KafkaException as error:
-            raise TransactionLost(f"committing epoch {frozen.epoch}: {reason_of(error)}") from error
+            raise TransactionLostError(f"committing epoch {frozen.epoch}: {reason_of(error)}") from error
 
     def destroy(self) -> None:
         for producer in self._producers:
@@ -206,14 +207,11 @@ class AtLeastOnceWriter:
         self._failure = ""
 
     def open(self) -> None:
-        self._producer = make_producer(
-            self._settings,
-            **{
-                "enable.idempotence": True,
-                "queue.buffering.max.messages": OUTPUT_QUEUE_RECORDS_MAX,
-                "on_delivery": self._note_failure,
-            },
-        )
+        extra: dict[str, Any] = {
+            "queue.buffering.max.messages": OUTPUT_QUEUE_RECORDS_MAX,
+            "on_delivery": self._note_failure,
+        }
+        self._producer = make_producer(self._settings, None, **extra)
 
     def _note_failure(self, error: Any, _message: Any) -> None:
         if error is not None:
@@ -241,13 +239,14 @@ class AtLeastOnceWriter:
         flush(self._producer)
         check_deltas(frozen)
         if self._failure:  # no transaction notices it for us here
-            raise TransactionLost(f"an output was not written: {self._failure}")
+            raise TransactionLostError(f"an output was not written: {self._failure}")
 
     def commit(self, frozen: FrozenEpoch) -> None:
         try:
             self._offsets_consumer.commit(offsets=offsets_of(frozen), asynchronous=False)
         except KafkaException as error:
-            raise TransactionLost(f"committing the offsets of epoch {frozen.epoch}: {reason_of(error)}") from error
+            what = f"committing the offsets of epoch {frozen.epoch}"
+            raise TransactionLostError(f"{what}: {reason_of(error)}") from error
 
     def destroy(self) -> None:
         if self._producer is not None:
@@ -269,7 +268,7 @@ def waiting_produce(producer: Producer) -> Callable[..., None]:
             cause: Any = error.args[0]
             if cause.code() == KafkaError.MSG_SIZE_TOO_LARGE:
                 raise  # the handler's doing
-            raise TransactionLost(f"producing: {reason_of(error)}") from error
+            raise TransactionLostError(f"producing: {reason_of(error)}") from error
 
     return waiting
 
@@ -278,7 +277,7 @@ def _wait_for_room(producer: Producer) -> None:
     deadline = time.monotonic() + FLUSH_TIMEOUT_S
     while len(producer) >= OUTPUT_QUEUE_RECORDS_MAX * 9 // 10:
         if time.monotonic() > deadline:
-            raise TransactionLost(f"Kafka has acknowledged no output for {FLUSH_TIMEOUT_S:.0f} s")
+            raise TransactionLostError(f"Kafka has acknowledged no output for {FLUSH_TIMEOUT_S:.0f} s")
         producer.poll(0.05)
 
 
@@ -286,15 +285,15 @@ def flush(producer: Producer) -> None:
     """Wait until everything produced is acknowledged.
 
     Raises:
-        TransactionLost: something isn't, in time. (A record that failed makes the transaction's commit
+        TransactionLostError: something isn't, in time. (A record that failed makes the transaction's commit
             fail, so it need not be looked for here.)
     """
     try:
         waiting = producer.flush(FLUSH_TIMEOUT_S)
     except KafkaException as error:
-        raise TransactionLost(f"flushing: {reason_of(error)}") from error
+        raise TransactionLostError(f"flushing: {reason_of(error)}") from error
     if waiting:
-        raise TransactionLost(f"{waiting} records weren't acknowledged within {FLUSH_TIMEOUT_S:.0f} s")
+        raise TransactionLostError(f"{waiting} records weren't acknowledged within {FLUSH_TIMEOUT_S:.0f} s")
 
 
 def produce_deltas(producer: Producer, frozen: FrozenEpoch) -> None:
@@ -315,7 +314,7 @@ def _produce_delta(
         _wait_for_room(producer)
         producer.produce(topic, record, partition=partition, on_delivery=note)
     except KafkaException as error:
-        raise TransactionLost(f"writing to {topic}: {reason_of(error)}") from error
+        raise TransactionLostError(f"writing to {topic}: {reason_of(error)}") from error
 
 
 def _delivery_note(changelog_next: dict[ShardId, int], shard: ShardId) -> Callable[[Any, Any], None]:
@@ -330,11 +329,13 @@ def check_deltas(frozen: FrozenEpoch) -> None:
     """Assure that every delta of the epoch was acknowledged.
 
     Raises:
-        TransactionLost: one wasn't.
+        TransactionLostError: one wasn't.
     """
     for part in frozen.parts:
         if part.delta and part.shard not in frozen.changelog_next:
-            raise TransactionLost(f"the delta of {part.shard} in epoch {frozen.epoch} was not acknowledged")
+            raise TransactionLostError(
+                f"the delta of {part.shard} in epoch {frozen.epoch} was not acknowledged"
+            )
 
 
 def offsets_of(frozen: FrozenEpoch) -> list[TopicPartition]:

@@ -13,7 +13,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 
 EXIT_HUNG = 70
 """Exit code of a process that hung (EX_SOFTWARE)."""
@@ -34,7 +34,7 @@ class Watchdog:
         self._on_overdue = on_overdue or _dump_and_exit
 
     @contextlib.contextmanager
-    def bounded(self, name: str, bound_s: float) -> Iterator[None]:
+    def bounded(self, name: str, bound_s: float) -> Generator[None]:
         """Watch the block: it may take `bound_s`."""
         with self._lock:
             self._next += 1
@@ -56,6 +56,7 @@ class Watchdog:
 
 
 def _dump_and_exit(what: str) -> None:
-    print(f"fcluster: {what}: this process ends, its shards are replayed. Stacks:", file=sys.stderr, flush=True)
+    sys.stderr.write(f"fcluster: {what}: this process ends, its shards are replayed. Stacks:\n")
+    sys.stderr.flush()
     faulthandler.dump_traceback(all_threads=True)
     os._exit(EXIT_HUNG)

@@ -10,7 +10,7 @@ import pytest
 
 from fcluster import Job, Record
 from fcluster.common.positions import CommittedPosition
-from fcluster.worker.processing import HandlerRaised, OutputPort, ShardRunner, UnreadableRecord
+from fcluster.worker.processing import HandlerError, OutputPort, ShardRunner, UnreadableRecordError
 from fcluster.worker.state import ShardState, StoreMeta
 
 
@@ -33,7 +33,9 @@ class EmptyStore:
 class FakeMessage:
     """What the runner needs of a consumed message."""
 
-    def __init__(self, value: bytes | None, key: bytes | None = b"k", offset: int = 0, headers: Any = None) -> None:
+    def __init__(
+        self, value: bytes | None, key: bytes | None = b"k", offset: int = 0, headers: Any = None
+    ) -> None:
         self._value, self._key, self._offset, self._headers = value, key, offset, headers
 
     def value(self) -> bytes | None:
@@ -75,7 +77,9 @@ class Bench:
         self.runner.handle(FakeMessage(raw, **fields))  # type: ignore[arg-type]
 
     def values(self) -> list[tuple[str, Any, bytes | None]]:
-        return [(topic, None if raw is None else orjson.loads(raw), key) for topic, raw, key, *_ in self.outputs]
+        return [
+            (topic, None if raw is None else orjson.loads(raw), key) for topic, raw, key, *_ in self.outputs
+        ]
 
 
 def job_with(handler: Callable[..., Any], **options: Any) -> Job:
@@ -174,20 +178,22 @@ def test_key_by_writes_to_the_repartition_topic_under_the_new_key() -> None:
 def test_key_by_without_a_key_is_an_error_that_says_what_to_do() -> None:
     job = Job("j")
     job.stream(job.topic("in")).key_by("tail").process(lambda _c, v: v, to=job.topic("out"), name="p")
-    with pytest.raises(HandlerRaised, match="gave no key; filter such records out"):
+    with pytest.raises(HandlerError, match="gave no key; filter such records out"):
         Bench(job).run({"tail": None})
 
 
 def test_state_of_a_record_without_key_is_an_error_that_says_what_to_do() -> None:
-    with pytest.raises(HandlerRaised, match=r"no key.*key_by"):
+    with pytest.raises(HandlerError, match=r"no key.*key_by"):
         Bench(job_with(count)).run("x", key=None)
 
 
 def test_unreadable_value_is_told_apart_from_a_failing_handler() -> None:
     bench = Bench(job_with(count))
-    with pytest.raises(UnreadableRecord, match="record in/0 at offset 5 can't be decoded"):
+    with pytest.raises(UnreadableRecordError, match="record in/0 at offset 5 can't be decoded"):
         bench.run(b"{not json", offset=5)
-    with pytest.raises(HandlerRaised, match=r"record in/0 at offset 6 failed in 'h': ValueError: a bad value \(.*:\d+\)"):
+    with pytest.raises(
+        HandlerError, match=r"record in/0 at offset 6 failed in 'h': ValueError: a bad value \(.*:\d+\)"
+    ):
         bench.run("bad", offset=6)
 
 
@@ -195,7 +201,7 @@ def test_stop_record_is_not_processed() -> None:
     bench = Bench(job_with(count))
     bench.runner.stop_before(2, "known to fail")
     bench.run("x", offset=1)
-    with pytest.raises(UnreadableRecord, match="known to fail"):
+    with pytest.raises(UnreadableRecordError, match="known to fail"):
         bench.run("x", offset=2)
     assert len(bench.outputs) == 1
 

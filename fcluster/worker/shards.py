@@ -1,0 +1,288 @@
+"""The shards of a worker: restores them, keeps their state open, takes their snapshots, lets them go.
+
+Responsible for: two background threads and what they share. The restore thread opens, restores and closes
+stores, in the order in which it was asked to; the snapshot thread copies them to the snapshot store every
+`snapshot.interval.ms` and lets the changelog be truncated behind what is safe there.
+
+Keeps from the invariants: committed offsets are read after the shard's former owner was fenced or let go
+(the coordinator sees to that before it assigns), and after the worker's own former session came to rest;
+a shard runs only with exactly the state of its committed epoch.
+
+Must not: process records, or decide which shards the worker owns.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from pathlib import Path
+
+from confluent_kafka import KafkaException, TopicPartition
+
+from fcluster.common.errors import FclusterError, KafkaUnavailable, SourceGap
+from fcluster.common.ids import ShardId
+from fcluster.common.kafka_clients import (
+    begin_offsets,
+    delete_records_before,
+    make_admin,
+    read_committed_positions,
+)
+from fcluster.common.positions import CommittedPosition
+from fcluster.common.settings import Settings
+from fcluster.common.snapshot_store import open_snapshot_store
+from fcluster.common.topology import Topology
+from fcluster.worker import core
+from fcluster.worker.restore import RestoreRequest, restore_shards
+from fcluster.worker.snapshots import prune, take_snapshot, truncation_offset
+from fcluster.worker.state import ShardState, StoreMeta
+from fcluster.worker.store import StoreDirectory
+
+_log = logging.getLogger("fcluster.worker")
+
+SETTLE_TIMEOUT_S = 60.0
+
+
+class ShardHost:
+    """All shards that this worker has open.
+
+    Args:
+        topology: of the job.
+        settings: resolved.
+        emit: called from the restore thread with events for the core.
+    """
+
+    def __init__(self, topology: Topology, settings: Settings, emit: Callable[[core.Event], None]) -> None:
+        self._topology = topology
+        self._settings = settings
+        self._emit = emit
+        self._snapshot_store = open_snapshot_store(settings.snapshots, topology.job)
+        self.snapshot_store_identity = self._snapshot_store.identity()
+        self._admin = make_admin(settings)
+        self._directory: StoreDirectory | None = None
+        self._states: dict[ShardId, ShardState] = {}
+        self._restoring: set[ShardId] = set()
+        self._restore_stop = threading.Event()
+        self._restore_thread = ThreadPoolExecutor(1, thread_name_prefix="restore")
+        self._snapshot_epochs: dict[ShardId, int] = {}
+        self._stopping = threading.Event()
+        self._snapshot_thread = threading.Thread(target=self._run_snapshots, name="snapshots", daemon=True)
+
+    # --- called by the main thread ----------------------------------------------------------------------
+
+    def open(self, slot: int) -> None:
+        """Take the slot's part of the state directory. Does nothing if it is taken already.
+
+        Raises:
+            DirectoryInUse: another process has it.
+        """
+        root = Path(self._settings.state_dir) / "state" / self._topology.job / f"slot-{slot}"
+        if self._directory is not None and self._directory.root == root:
+            return
+        if self._directory is not None:
+            self._restore_thread.submit(self._directory.close_all).result()
+        self._directory = StoreDirectory(root)
+        if not self._snapshot_thread.is_alive():
+            self._snapshot_thread.start()
+
+    @property
+    def restoring(self) -> int:
+        """How many shards are being restored."""
+        return len(self._restoring)
+
+    @property
+    def snapshot_epoch_min(self) -> int:
+        """The state epoch of the oldest of the newest snapshots, -1 if a shard with state has none."""
+        epochs = [self._snapshot_epochs.get(shard, -1) for shard in list(self._states)]
+        return min(epochs, default=-1)
+
+    def state(self, shard: ShardId) -> ShardState:
+        """The memory layers of a restored shard."""
+        return self._states[shard]
+
+    def restore(self, session: int, shards: Sequence[ShardId], before: Sequence[Executor]) -> None:
+        """Restore these shards in the background; each answers with an event.
+
+        Args:
+            session: of the worker; the events carry it.
+            shards: to restore.
+            before: threads of former sessions that have to come to rest first: they may be about to write
+                to the same stores.
+        """
+        self._restoring.update(shards)
+        self._restore_thread.submit(self._restore, session, tuple(shards), tuple(before), self._restore_stop)
+
+    def drop_states(self) -> None:
+        """Forget what is in memory of all shards, and stop restoring. The stores stay open."""
+        self._restore_stop.set()
+        self._restore_stop = threading.Event()
+        self._restoring.clear()
+        self._states.clear()
+
+    def release(self, shards: Iterable[ShardId]) -> None:
+        """Close the stores of these shards in the background."""
+        for shard in shards:
+            state = self._states.pop(shard, None)
+            self._restoring.discard(shard)
+            self._restore_thread.submit(self._close_one, shard, state)
+
+    def close(self) -> None:
+        """Write committed state that is still in memory, and close everything. No commit may be under way."""
+        self._stopping.set()
+        self._restore_stop.set()
+        for shard, state in list(self._states.items()):
+            self._restore_thread.submit(self._close_one, shard, state)
+        self._restore_thread.shutdown(wait=True)
+        if self._snapshot_thread.is_alive():
+            self._snapshot_thread.join()
+        if self._directory is not None:
+            self._directory.close_all()
+
+    # --- the restore thread -------------------------------------------------------------------------------
+
+    def _restore(
+        self, session: int, shards: tuple[ShardId, ...], before: tuple[Executor, ...], stop: threading.Event
+    ) -> None:
+        try:
+            for executor in before:
+                executor.shutdown(wait=True)
+            if stop.is_set():
+                return
+            positions = self._positions(shards)
+            self._restore_states(session, positions, stop)
+        except (FclusterError, KafkaException) as error:
+            fatal = isinstance(error, FclusterError) and not isinstance(error, KafkaUnavailable)
+            if not stop.is_set():
+                self._emit(core.RestoreFailed(session, one_line(error), fatal))
+        except Exception as error:  # noqa: BLE001  a thread that dies in silence would hang its shards
+            _log.exception("restoring failed")
+            self._emit(core.RestoreFailed(session, f"{type(error).__name__}: {error}", fatal=True))
+
+    def _restore_states(
+        self, session: int, positions: Mapping[ShardId, CommittedPosition], stop: threading.Event
+    ) -> None:
+        assert self._directory is not None
+        stateless = [shard for shard in positions if self._topology.stage(shard.stage).changelog is None]
+        for shard in stateless:
+            self._finish(session, shard, positions[shard], ShardState(NoStore(), (), 0))
+        requests = [
+            RestoreRequest(shard, changelog, position if position.epoch else None)
+            for shard, position in positions.items()
+            if (changelog := self._topology.stage(shard.stage).changelog) is not None
+        ]
+        for restored in restore_shards(
+            requests,
+            directory=self._directory,
+            snapshots=self._snapshot_store,
+            settings=self._settings,
+            stop=stop,
+            admin=self._admin,
+        ):
+            for reason in restored.reasons:
+                _log.info("restoring %s from %s: %s", restored.shard, restored.base.value, reason)
+            shard = restored.shard
+            stores = self._topology.stage(shard.stage).stores
+            state = ShardState(restored.store, stores, self._settings.state_cache_entries_max)
+            self._finish(session, shard, positions[shard], state)
+
+    def _finish(self, session: int, shard: ShardId, position: CommittedPosition, state: ShardState) -> None:
+        self._states[shard] = state
+        self._restoring.discard(shard)
+        self._emit(core.ShardRestored(session, shard, position))
+
+    def _positions(self, shards: Sequence[ShardId]) -> dict[ShardId, CommittedPosition]:
+        """Where the shards stand according to Kafka; the beginning of the source for new ones."""
+        sources = {
+            shard: TopicPartition(self._topology.stage(shard.stage).source.name, shard.partition)
+            for shard in shards
+        }
+        committed = read_committed_positions(self._admin, self._topology.job, sources.values())
+        begins = begin_offsets(self._admin, sources.values())
+        positions: dict[ShardId, CommittedPosition] = {}
+        for shard, source in sources.items():
+            position, begin = committed[source], begins[source]
+            if position is None:
+                position = CommittedPosition(begin, 0, 0, self._topology.fingerprint)
+            elif position.offset < begin:
+                position = self._behind_gap(source, position, begin)
+            positions[shard] = position
+        return positions
+
+    def _behind_gap(
+        self, source: TopicPartition, position: CommittedPosition, begin: int
+    ) -> CommittedPosition:
+        gap = (
+            f"The records {position.offset} to {begin - 1} of {source.topic}/{source.partition} were deleted "
+            f"before they were processed ({begin - position.offset} records)."
+        )
+        if self._settings.source_gap != "continue":
+            raise SourceGap(
+                gap,
+                remedy="To go on without them, start with --set source.gap=continue. To keep it from "
+                "happening, raise the topic's retention.",
+            )
+        _log.warning("%s Going on without them, as source.gap says.", gap)
+        return CommittedPosition(begin, position.epoch, position.state_epoch, position.fingerprint)
+
+    def _close_one(self, shard: ShardId, state: ShardState | None) -> None:
+        assert self._directory is not None
+        try:
+            if state is not None:
+                state.flush()
+            self._directory.close(shard)
+        except FclusterError as error:
+            _log.warning("closing the state of %s: %s", shard, one_line(error))
+
+    # --- the snapshot thread ------------------------------------------------------------------------------
+
+    def _run_snapshots(self) -> None:
+        interval_s = self._settings.snapshot_interval_ms / 1000
+        while not self._stopping.wait(interval_s):
+            for shard in list(self._states):
+                if not self._stopping.is_set():
+                    self._snapshot(shard)
+
+    def _snapshot(self, shard: ShardId) -> None:
+        store = self._directory.opened(shard) if self._directory is not None else None
+        changelog = self._topology.stage(shard.stage).changelog
+        if store is None or changelog is None:
+            return
+        try:
+            meta = store.meta()
+            if meta.state_epoch == self._snapshot_epochs.get(shard, 0):
+                return  # nothing has changed since
+            taken = take_snapshot(store, shard, self._snapshot_store)
+            self._snapshot_epochs[shard] = taken.manifest.state_epoch
+            offset = truncation_offset(self._snapshot_store, shard, meta.changelog_id)
+            if offset:
+                delete_records_before(self._admin, {TopicPartition(changelog, shard.partition): offset})
+            prune(self._snapshot_store, shard, meta)
+        except FclusterError as error:
+            # The last good snapshot stays, and the changelog from there on: nothing is lost but time.
+            _log.warning("no snapshot of %s: %s", shard, one_line(error))
+
+
+class NoStore:
+    """The store of a shard whose stage keeps no state."""
+
+    def meta(self) -> StoreMeta:
+        """Nothing, at no epoch."""
+        return StoreMeta()
+
+    def get(self, key: bytes) -> bytes | None:  # noqa: ARG002  the protocol's signature
+        """Nothing."""
+        return None
+
+    def get_many(self, keys: list[bytes]) -> list[bytes | None]:
+        """Nothing."""
+        return [None] * len(keys)
+
+    def apply(self, changes: Mapping[bytes, bytes], meta: StoreMeta) -> None:  # noqa: ARG002  as above
+        """Never called: there are no changes without tables."""
+        raise AssertionError("a shard without state was written")
+
+
+def one_line(error: Exception) -> str:
+    """What went wrong and what to do, for a log line or a message."""
+    return " ".join(str(error).split())
