@@ -115,23 +115,29 @@ class _PeerRegister:
             del self._descriptor_of[peer]
         return peer
 
-    def spoke(self, peer: bytes, descriptor: int) -> list[bytes]:
-        """Take note of a frame; returns peers that turn out to be disconnected (possibly this one)."""
+    def spoke(self, peer: bytes, descriptor: int) -> tuple[list[bytes], list[bytes]]:
+        """Take note of a frame.
+
+        Returns:
+            Peers that turn out to have been disconnected before the frame, and after it.
+        """
         if self._peer_of.get(descriptor) == peer:
-            return []
+            return [], []
+        lost: list[bytes] = []
+        former_descriptor = self._descriptor_of.pop(peer, None)
+        if former_descriptor is not None:
+            # It is back over another connection before the end of the old one was seen.
+            del self._peer_of[former_descriptor]
+            lost.append(peer)
         if descriptor not in self._open:
-            return [peer]  # its last frame was still in the queue when the connection closed
-        gone: list[bytes] = []
+            return lost, [peer]  # its last frame was still in the queue when the connection closed
         former_peer = self._peer_of.pop(descriptor, None)
         if former_peer is not None:
             del self._descriptor_of[former_peer]
-            gone.append(former_peer)
-        former_descriptor = self._descriptor_of.pop(peer, None)
-        if former_descriptor is not None:
-            self._peer_of.pop(former_descriptor, None)
+            lost.append(former_peer)
         self._peer_of[descriptor] = peer
         self._descriptor_of[peer] = descriptor
-        return gone
+        return lost, []
 
 
 def _set_common_options(socket: zmq.Socket[bytes], security: SocketSecurity | None) -> None:
@@ -231,15 +237,16 @@ class RouterTransport:
             descriptor = int(parts[-1].get(zmq.SRCFD))
             closed: list[TransportEvent] = []
             self._drain_monitor(closed)
-            gone = self._peers.spoke(peer, descriptor)
+            lost_before, lost_after = self._peers.spoke(peer, descriptor)
             # A connection that closed behind this frame is reported behind it; one that the peer has
             # replaced meanwhile is reported before the frame, which proves the peer alive.
-            events.extend(event for event in closed if event.peer not in gone)
+            events.extend(event for event in closed if event.peer not in lost_after)
+            events.extend(Disconnected(lost) for lost in lost_before)
             if len(parts) == 2:
                 events.append(FrameReceived(peer, parts[1].bytes))
             else:
                 self.malformed_frames += 1
-            events.extend(Disconnected(lost) for lost in gone)
+            events.extend(Disconnected(lost) for lost in lost_after)
 
     def _drain_monitor(self, events: list[TransportEvent]) -> None:
         while True:

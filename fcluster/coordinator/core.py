@@ -1,0 +1,990 @@
+"""The coordinator's decisions: sessions, shards, epochs and the end of the job, without any I/O.
+
+Responsible for: what a coordinator does when something happened. `Coordinator.handle(event, now_ms)` takes
+one event and returns the effects that the shell in `server` carries out, in order. `next_deadline_ms` says
+when to call again if nothing happens.
+
+Invariants kept:
+
+- *Journal first.* Whatever the world outside can see of a decision about sessions, fences and shards
+  happens after the journal holds it: a session is journalled before its `Welcome`, the end of a session
+  before its slot is fenced, a shard's slot before `Assign`. A deposed leader, whom the journal refuses,
+  therefore can't admit, fence or assign.
+- *Fence, then own.* A shard passes from one session to another only when the first released it, said
+  goodbye, or is over *and* its slot's ids have been fenced since. A slot that isn't fenced opens no session.
+- *One session, one conversation.* A session that is over never gets a `Barrier` or `Complete` again; who
+  still speaks for it is told `Evicted`.
+- *Epoch numbers rise strictly*, and a session gets `Complete(e)` only after its `Prepared(e)`.
+- *Epochs wait for nobody.* No journal write, fence or dead worker holds back the epoch of another worker
+  for longer than `checkpoint.straggler.ms`.
+
+Must not: read a clock, touch a socket, Kafka or a thread, or draw random numbers. Work for an epoch grows
+with the workers that take part in it, not with shards.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import msgspec
+
+from fcluster.common import messages
+from fcluster.common.ids import ShardId
+from fcluster.common.messages import FromCoordinator, WorkerStats
+from fcluster.coordinator import events
+from fcluster.coordinator.assignment import plan
+from fcluster.coordinator.events import Effect, Event
+from fcluster.coordinator.model import (
+    HELD_PHASES,
+    Counters,
+    EpochPhase,
+    Joiner,
+    Phase,
+    Session,
+    SessionPhase,
+    Shard,
+    ShardPhase,
+    Slot,
+    Terms,
+)
+from fcluster.coordinator.progress import Progress
+from fcluster.coordinator.rounds import EpochNumbers, Rounds
+from fcluster.coordinator.status import describe
+
+EXIT_DONE = 0
+EXIT_JOB_FAILED = 3
+"""The job can't go on, wherever it runs: no use in starting the coordinator again."""
+EXIT_TEMPORARY = 75
+"""Another coordinator leads the job."""
+
+SUSPICION_GRACE_MS = 150
+"""A closed connection that doesn't come back within this time means a dead worker."""
+FENCE_RETRY_MS = 250
+FENCE_RETRY_MS_MAX = 5_000
+FAILED_GRACE_MS = 2_000
+"""A worker that says that the job has failed gets so long to commit what it had before."""
+STOP_GRACE_MS = 10_000
+"""Last fences and journal writes get so long before the coordinator ends without them."""
+ABSENCE_NOTICED_MS = 1_000
+"""If nobody called for so long while there was work, it was the coordinator that was away."""
+SLOTS_MAX = 10_000
+_SESSIONS_IN_TERM = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """Something to go on with when the journal holds the write `sequence`.
+
+    `number` is the session to welcome, the slot to fence, or the end of the reserved epochs.
+    """
+
+    sequence: int
+    kind: Literal["welcome", "fence", "epochs"]
+    number: int
+
+
+@dataclass(slots=True)
+class _Output:
+    """What the event at hand has led to so far."""
+
+    effects: list[Effect] = field(default_factory=lambda: list[Effect]())
+    journal: dict[str, Any] = field(default_factory=lambda: dict[str, Any]())
+
+
+def slot_key(slot: int) -> str:
+    """Journal key of a slot and its session."""
+    return f"slot/{slot}"
+
+
+def assignment_key(shard: ShardId) -> str:
+    """Journal key of a shard's slot."""
+    return f"assignment/{shard.stage}/{shard.partition}"
+
+
+class Coordinator:
+    """The state of the cluster; see the module's docstring for the rules it keeps.
+
+    Attributes are for reading by status and tests; only `handle` changes them.
+    """
+
+    def __init__(self, terms: Terms, now_ms: float) -> None:
+        self.terms = terms
+        self.settings = terms.settings
+        self.phase = Phase.RUNNING
+        self.stop_reason = ""
+        self.failure = ""
+        self.slots: dict[int, Slot] = {}
+        self.sessions: dict[int, Session] = {}
+        self.shards = {identity: Shard(identity) for identity in terms.topology.shards(terms.partitions)}
+        self.joiners: dict[bytes, Joiner] = {}
+        self.assigning = False
+        self.epochs = EpochNumbers(terms.highest_committed_epoch)
+        self.rounds = Rounds(self.epochs, terms.settings, terms.term, self._send)
+        self.progress = Progress(terms.topology, self.shards, terms.until_caught_up)
+        self.counters = Counters()
+        self.snapshot_store = terms.snapshot_store
+        self.started_ms = now_ms
+        self._now = now_ms
+        self._first_join_ms: float | None = None
+        self._sessions_opened = 0
+        self._session_of_worker: dict[str, Session] = {}
+        self._session_of_peer: dict[bytes, Session] = {}
+        self._suspects: dict[int, Session] = {}
+        self._sweep_ms = max(20.0, min(300.0, terms.settings.session_timeout_ms / 10))
+        self._next_sweep_ms = now_ms
+        self._drain_began_ms = now_ms
+        self._drain_deadline_ms = now_ms
+        self._last_sequence = 0
+        self._written_sequence = 0
+        self._held: deque[_Held] = deque()
+        self._out = _Output()
+        self._started = False
+
+    @classmethod
+    def recover(cls, journal: Mapping[str, Any], terms: Terms, now_ms: float) -> Coordinator:
+        """A coordinator that takes over where the journal of former terms ends.
+
+        Args:
+            journal: key to value, as the core wrote them; keys of others are ignored.
+            terms: of the new leadership.
+            now_ms: of a clock that never goes back.
+        """
+        self = cls(terms, now_ms)
+        self.epochs.observe(int(journal.get("epoch", {}).get("reserved_until", 1)) - 1)
+        for key, value in sorted(journal.items()):
+            kind, _, rest = key.partition("/")
+            if kind == "slot":
+                self._recover_slot(int(rest), value)
+            elif kind == "assignment":
+                stage, _, partition = rest.rpartition("/")
+                shard = self.shards.get(ShardId(stage, int(partition)))
+                if shard is not None:
+                    shard.slot, shard.phase = int(value["slot"]), ShardPhase.WAITING
+        for shard in self.shards.values():
+            if shard.slot is not None and shard.slot not in self.slots:
+                shard.slot, shard.phase = None, ShardPhase.FREE
+        return self
+
+    def _recover_slot(self, number: int, value: Mapping[str, Any]) -> None:
+        slot = self.slots[number] = Slot(number, fenced=bool(value["fenced"]))
+        if not value["session"]:
+            return
+        slot.fenced = False
+        session = Session(
+            number=int(value["session"]),
+            slot=number,
+            worker=str(value["worker"]),
+            host=str(value["host"]),
+            pid=int(value["pid"]),
+            peer=b"",
+            phase=SessionPhase.AWAITED,
+            heard_ms=self._now,
+        )
+        slot.session = self.sessions[session.number] = session
+        self._session_of_worker[session.worker] = session
+
+    # --- the one entrance -----------------------------------------------------------------------------
+
+    def handle(self, event: Event, now_ms: float) -> list[Effect]:
+        """What to do about `event`, in order. `now_ms` is of a clock that never goes back."""
+        if self.phase is Phase.STOPPED:
+            return []
+        self._notice_absence(now_ms)
+        self._now = now_ms
+        self._out = _Output()
+        match event:
+            case events.MessageReceived(peer, message):
+                self._on_message(peer, message)
+            case events.JournalWritten(sequence):
+                self._on_journal_written(sequence)
+            case events.PeerDisconnected(peer):
+                self._on_disconnected(peer)
+            case events.SlotFenced(slot):
+                self._on_fenced(slot)
+            case events.SlotFenceFailed(slot, reason):
+                self._on_fence_failed(slot, reason)
+            case events.EndOffsetsRead(stage, offsets):
+                self.progress.set_target(stage, offsets)
+            case events.Started():
+                self._on_started()
+            case events.StopRequested():
+                self._begin_drain("asked to stop")
+            case events.Deposed(reason):
+                self._stop(EXIT_TEMPORARY, f"deposed: {reason}")
+            case events.Tick():
+                pass
+        self._advance()
+        return self._finish()
+
+    def next_deadline_ms(self) -> float | None:
+        """When to call `handle(Tick())` if nothing else happens before; None: never."""
+        if self.phase is Phase.STOPPED:
+            return None
+        settings = self.settings
+        deadlines = [session.suspect_until_ms for session in self._suspects.values()]
+        deadlines += [slot.fence_retry_ms for slot in self.slots.values()]
+        deadlines.append(self.rounds.deadline_ms())
+        if self.sessions:
+            deadlines.append(self._next_sweep_ms)
+        if not self.assigning and self._first_join_ms is not None:
+            deadlines.append(self._first_join_ms + settings.initial_rebalance_delay_ms)
+        if self.phase is not Phase.RUNNING:
+            deadlines += [self._drain_deadline_ms, self._drain_began_ms + FAILED_GRACE_MS]
+        # What is past already was looked at, and waits for something other than time.
+        return min((ms for ms in deadlines if ms is not None and ms > self._now), default=None)
+
+    def _notice_absence(self, now_ms: float) -> None:
+        """A coordinator that was stopped or swapped out must not take its own absence for its workers'."""
+        absence_ms = now_ms - self._now
+        if absence_ms < max(ABSENCE_NOTICED_MS, 2 * self._sweep_ms):
+            return
+        for session in self.sessions.values():
+            session.heard_ms += absence_ms
+            session.epoch_phase_ms += absence_ms
+            if session.suspect_until_ms is not None:
+                session.suspect_until_ms += absence_ms
+            if session.unlinked_ms is not None:
+                session.unlinked_ms += absence_ms
+
+    def _advance(self) -> None:
+        """All that only the clock decides, and what the event has made possible."""
+        if self.phase is Phase.STOPPED:
+            return
+        self._end_suspects()
+        self._sweep()
+        self._retry_fences()
+        self._begin_assigning()
+        self.rounds.advance(self._now)
+        self._follow_progress()
+        self._follow_drain()
+        self._reserve_epochs()
+
+    def _finish(self) -> list[Effect]:
+        if self._out.journal:
+            self._last_sequence += 1
+            self._out.effects.append(events.WriteJournal(self._last_sequence, self._out.journal))
+        return self._out.effects
+
+    # --- output ---------------------------------------------------------------------------------------
+
+    def _send(self, peer: bytes, message: FromCoordinator) -> None:
+        self._out.effects.append(events.SendMessage(peer, message))
+
+    def _log(self, level: Literal["debug", "info", "warning", "error"], text: str) -> None:
+        self._out.effects.append(events.LogLine(level, text))
+
+    def _journal(self, key: str, value: Any) -> int:
+        """Add an entry to this event's write; returns the write's sequence."""
+        self._out.journal[key] = value
+        return self._last_sequence + 1
+
+    def _journal_slot(self, slot: Slot) -> int:
+        session = slot.session
+        value = {
+            "session": session.number if session else 0,
+            "worker": session.worker if session else "",
+            "host": session.host if session else "",
+            "pid": session.pid if session else 0,
+            "fenced": slot.fenced,
+        }
+        return self._journal(slot_key(slot.number), value)
+
+    def _hold(self, kind: Literal["welcome", "fence", "epochs"], sequence: int, number: int) -> None:
+        self._held.append(_Held(sequence, kind, number))
+
+    def _on_journal_written(self, sequence: int) -> None:
+        self._written_sequence = max(self._written_sequence, sequence)
+        while self._held and self._held[0].sequence <= sequence:
+            held = self._held.popleft()
+            if held.kind == "welcome":
+                self._welcome(held.number)
+            elif held.kind == "fence":
+                self._out.effects.append(events.FenceSlot(held.number))
+            else:
+                self.epochs.reserved(held.number)
+        self._on_assignments_written(sequence)
+
+    # --- beginning ------------------------------------------------------------------------------------
+
+    def _on_started(self) -> None:
+        self._started = True
+        awaited = [session for session in self.sessions.values() if session.phase is SessionPhase.AWAITED]
+        self._log(
+            "info",
+            f"leading job {self.terms.topology.job!r} in term {self.terms.term}: {len(self.shards)} shards, "
+            f"{len(self.slots)} known slots, {len(awaited)} sessions to adopt",
+        )
+        for slot in self.slots.values():
+            if not slot.fenced and slot.session is None:
+                self._fence(slot)
+
+    def _reserve_epochs(self) -> None:
+        until = self.epochs.wanted_reservation()
+        if until is not None:
+            self._hold("epochs", self._journal("epoch", {"reserved_until": until}), until)
+
+    # --- messages -------------------------------------------------------------------------------------
+
+    def _on_message(self, peer: bytes, message: messages.ToCoordinator) -> None:
+        if isinstance(message, messages.Hello):
+            self._on_hello(peer, message)
+        elif isinstance(message, messages.StatusRequest):
+            status = msgspec.Raw(msgspec.json.encode(self.status()))
+            self._send(peer, messages.StatusReply(self.terms.term, status))
+        elif isinstance(message, messages.StopRequest):
+            self._begin_drain("asked to stop by an admin client")
+            self._send(peer, messages.StopReply(self.terms.term))
+        else:
+            session = self.sessions.get(message.session)
+            if session is None or session.peer != peer:
+                self._answer_stranger(peer, message)
+            else:
+                self._hear(session)
+                self._on_session_message(session, message)
+
+    def _answer_stranger(self, peer: bytes, message: messages.FromWorker) -> None:
+        """Somebody speaks for a session that is over: tell him. One that is awaited will say Hello soon."""
+        awaited = message.session in self.sessions  # frames that were queued before the new leader's Welcome
+        if message.session and not awaited and not isinstance(message, messages.Goodbye):
+            self._send(peer, messages.Evicted(self.terms.term, message.session))
+
+    def _on_session_message(self, session: Session, message: messages.FromWorker) -> None:
+        match message:
+            case messages.Dirty():
+                session.backlog = message.backlog
+                self.rounds.want(session)
+            case messages.Prepared():
+                session.backlog = message.backlog
+                self.rounds.prepared(session, message.epoch, self._now)
+            case messages.Committed():
+                self._learn_committed(session, message.shards)
+                self.rounds.committed(session, message, self._now)
+            case messages.Heartbeat():
+                self._on_heartbeat(session, message.stats)
+            case messages.ShardsRunning():
+                for status in message.shards:
+                    self._learn_running(session, status)
+            case messages.Released():
+                self._on_released(session, message.shards)
+            case messages.Drained():
+                if self.phase is Phase.DRAINING:
+                    session.phase = SessionPhase.DRAINED
+            case messages.WorkerFailed():
+                self._on_worker_failed(session, message.reason)
+            case messages.Goodbye():
+                self._end_session(session, "left in good order", clean=True)
+            case messages.Hello():
+                raise AssertionError("handled before")
+
+    def _hear(self, session: Session) -> None:
+        session.heard_ms = self._now
+        if session.suspect_until_ms is not None:
+            session.suspect_until_ms = None
+            del self._suspects[session.number]
+
+    def _on_heartbeat(self, session: Session, stats: WorkerStats) -> None:
+        former, seconds = session.stats, (self._now - session.stats_ms) / 1000
+        if former is None or seconds > 0.05:
+            if former is not None:
+                session.records_in_per_second = max(0.0, (stats.records_in - former.records_in) / seconds)
+                session.records_out_per_second = max(0.0, (stats.records_out - former.records_out) / seconds)
+            session.stats, session.stats_ms = stats, self._now
+        for status in stats.shards:
+            self._learn_running(session, status)
+        if session.phase is not SessionPhase.OPENING:
+            self._send(session.peer, messages.HeartbeatAck(self.terms.term, session.number))
+
+    def _learn_running(self, session: Session, status: messages.ShardStatus) -> None:
+        shard = self.shards.get(status.shard)
+        if shard is None or shard.session != session.number:
+            return  # not (any more) this session's to speak of
+        if shard.phase is ShardPhase.RESTORING:
+            shard.phase = ShardPhase.RUNNING
+        self.progress.learn(status)
+
+    def _learn_committed(self, session: Session, statuses: Sequence[messages.ShardStatus]) -> None:
+        for status in statuses:
+            shard = self.shards.get(status.shard)
+            if shard is not None and shard.session == session.number:
+                self.progress.learn_commit(status)
+
+    # --- joining --------------------------------------------------------------------------------------
+
+    def _on_hello(self, peer: bytes, hello: messages.Hello) -> None:
+        refusal = self._refusal(hello)
+        if refusal:
+            self._log("warning", f"refused worker {hello.worker} on {hello.host}: {refusal}")
+            self._send(peer, messages.Refused(self.terms.term, refusal, retry=False))
+            return
+        self.snapshot_store = self.snapshot_store or hello.snapshot_store
+        self.epochs.observe(hello.epoch)
+        if hello.session:
+            self._on_return(peer, hello)
+        else:
+            self._on_fresh_hello(peer, hello)
+
+    def _refusal(self, hello: messages.Hello) -> str:
+        """Why this worker can't work here at all; empty if it can."""
+        if hello.version != self.terms.version:
+            return (
+                f"the worker runs fcluster {hello.version}, the coordinator {self.terms.version}. "
+                "Install the same version on all hosts."
+            )
+        if hello.topology != self.terms.topology.fingerprint:
+            return (
+                f"the worker's job file describes another topology ({hello.topology}) than the coordinator's "
+                f"({self.terms.topology.fingerprint}). Start all processes from the same job file."
+            )
+        if self.snapshot_store and hello.snapshot_store != self.snapshot_store:
+            return (
+                f"the worker's snapshot store ({hello.snapshot_store}) is not the cluster's "
+                f"({self.snapshot_store}). Give all hosts the same directory or URL as 'snapshots'."
+            )
+        if hello.slot >= SLOTS_MAX:
+            return f"slot {hello.slot} is beyond the limit of {SLOTS_MAX}. Choose a smaller one."
+        return ""
+
+    def _on_fresh_hello(self, peer: bytes, hello: messages.Hello) -> None:
+        former = self._session_of_worker.get(hello.worker)
+        if former is not None and former.phase is SessionPhase.OPENING:
+            return  # asked twice; the answer waits for the journal
+        if former is not None:
+            self.counters.resets += 1
+            self._end_session(former, "began anew", clean=False, rejoins=True)
+        if self.phase is not Phase.RUNNING:
+            self._turn_away(peer, former.slot if former else hello.slot)
+            return
+        joiner = self.joiners.get(peer)
+        if joiner is None:
+            joiner = self.joiners[peer] = Joiner(peer, hello)
+            self._note_join()
+        joiner.hello = hello
+        if joiner.slot is None:
+            self._place(joiner, self.slots[former.slot] if former else None)
+
+    def _turn_away(self, peer: bytes, slot: int) -> None:
+        """No session for anybody while the job ends; a worker of ours that restarted shall end with it."""
+        if slot in self.slots:
+            self._send(peer, messages.Shutdown(self.terms.term, 0, self.stop_reason, bool(self.failure)))
+        else:
+            reason = f"the job is stopping ({self.stop_reason}). Start the worker once the job runs again."
+            self._send(peer, messages.Refused(self.terms.term, reason, retry=False))
+
+    def _note_join(self) -> None:
+        if self._first_join_ms is None:
+            self._first_join_ms = self._now
+
+    def _place(self, joiner: Joiner, slot: Slot | None = None) -> None:
+        """Give the joiner a slot, the one it wants if possible; it waits if none can be chosen yet."""
+        slot = slot or self._choose_slot(joiner.hello)
+        if slot is None:
+            return
+        slot.joiner, joiner.slot = joiner, slot.number
+        self._pursue(slot)
+
+    def _choose_slot(self, hello: messages.Hello) -> Slot | None:
+        if hello.slot >= 0:
+            wanted = self.slots.setdefault(hello.slot, Slot(hello.slot))
+            if wanted.session is not None and self._is_superseded(wanted.session, hello):
+                self._end_session(
+                    wanted.session, f"replaced by worker {hello.worker}", clean=False, rejoins=True
+                )
+            if wanted.session is None and wanted.joiner is None:
+                return wanted
+        if any(session.phase is SessionPhase.AWAITED for session in self.sessions.values()):
+            return None  # slots shall stay few: some of these will turn out to be free
+        for number in range(SLOTS_MAX):
+            slot = self.slots.setdefault(number, Slot(number))
+            if slot.session is None and slot.joiner is None:
+                return slot
+        return None
+
+    def _is_superseded(self, session: Session, hello: messages.Hello) -> bool:
+        """A worker whose connection is gone, and whose host started another one for the same slot, is dead.
+
+        If this is ever wrong, the fence makes it right.
+        """
+        gone = session.phase is SessionPhase.AWAITED or session.suspect_until_ms is not None
+        return gone and session.host == hello.host
+
+    def _pursue(self, slot: Slot) -> None:
+        """Bring a slot without a session to its next state: fenced, then a session for who waits for it."""
+        if slot.session is not None:
+            return
+        if not slot.fenced:
+            if not slot.fencing and slot.fence_retry_ms is None:
+                self._fence(slot)
+        elif slot.joiner is not None:
+            self._open_session(slot, slot.joiner)
+        self._settle(slot)
+
+    def _open_session(self, slot: Slot, joiner: Joiner) -> None:
+        self._sessions_opened += 1
+        assert self._sessions_opened < _SESSIONS_IN_TERM
+        hello = joiner.hello
+        session = Session(
+            number=self.terms.term * _SESSIONS_IN_TERM + self._sessions_opened,
+            slot=slot.number,
+            worker=hello.worker,
+            host=hello.host,
+            pid=hello.pid,
+            peer=joiner.peer,
+            phase=SessionPhase.OPENING,
+            heard_ms=self._now,
+            interval_ms=self.settings.commit_interval_min_ms,
+        )
+        del self.joiners[joiner.peer]
+        slot.joiner, slot.session, slot.fenced = None, session, False
+        self.sessions[session.number] = session
+        self._session_of_worker[session.worker] = session
+        self._session_of_peer[session.peer] = session
+        self._hold("welcome", self._journal_slot(slot), session.number)
+
+    def _welcome(self, number: int) -> None:
+        session = self.sessions.get(number)
+        if session is None:
+            return  # its worker died before the journal was written
+        if self.phase is not Phase.RUNNING:
+            self._turn_away(session.peer, session.slot)
+            self._end_session(session, "the job is stopping", clean=True)
+            return
+        session.phase = SessionPhase.LIVE
+        session.heard_ms = self._now
+        self.counters.joins += 1
+        self._log("info", f"worker {session.worker} (pid {session.pid}) has slot {session.slot}")
+        self._send(
+            session.peer,
+            messages.Welcome(self.terms.term, number, session.slot, self.epochs.highest, adopted=False),
+        )
+        self._settle(self.slots[session.slot])
+        self._balance()
+
+    # --- returning ------------------------------------------------------------------------------------
+
+    def _on_return(self, peer: bytes, hello: messages.Hello) -> None:
+        """A worker that lost its connection, or its coordinator, but not its session."""
+        session = self.sessions.get(hello.session)
+        if session is None or session.worker != hello.worker or session.phase is SessionPhase.OPENING:
+            self._send(peer, messages.Evicted(self.terms.term, hello.session))
+            return
+        owned = set(hello.owned)
+        objection = self._objection(session, owned)
+        if objection:
+            self._evict(session, objection, peer)
+            return
+        if session.phase is SessionPhase.AWAITED:
+            self._adopt(session)
+        if self._session_of_peer.get(session.peer) is session:
+            del self._session_of_peer[session.peer]
+        session.peer, self._session_of_peer[peer] = peer, session
+        self._hear(session)
+        session.unlinked_ms = None
+        self._send(
+            peer,
+            messages.Welcome(
+                self.terms.term, session.number, session.slot, self.epochs.highest, adopted=True
+            ),
+        )
+        self.rounds.returned(session, hello, self._now)
+        self._reconcile_shards(session, owned)
+        if self.phase is Phase.DRAINING:
+            session.phase = SessionPhase.LIVE
+            self._send(peer, messages.Drain(self.terms.term, session.number))
+        self._place_waiting_joiners()
+        self._balance()
+
+    def _objection(self, session: Session, owned: set[ShardId]) -> str:
+        """Why the session can't go on with what it holds; empty if it can."""
+        for identity in sorted(owned):
+            shard = self.shards.get(identity)
+            if shard is None or shard.slot != session.slot:
+                return f"holds {identity}, which is not its own"
+            if shard.phase is ShardPhase.RELEASING:
+                # Whether it got the word to release it is anybody's guess. If it was repeated, one answer too
+                # many could later pass for the release of the shard in a new life with the same session.
+                return f"was to give back {identity} when its connection closed"
+        return ""
+
+    def _adopt(self, session: Session) -> None:
+        session.phase = SessionPhase.LIVE
+        session.interval_ms = self.settings.commit_interval_min_ms
+        self.counters.adoptions += 1
+        self._note_join()
+        self._log("info", f"adopted worker {session.worker} with slot {session.slot}")
+
+    def _reconcile_shards(self, session: Session, owned: set[ShardId]) -> None:
+        missing: list[ShardId] = []
+        for shard in self._shards_of(session.slot):
+            if shard.phase is ShardPhase.ASSIGNING:
+                continue
+            if shard.phase is ShardPhase.RELEASING:
+                self._free(shard)  # it isn't held any more, only the word of it got lost
+            elif shard.identity in owned:
+                if shard.phase is ShardPhase.WAITING:
+                    shard.phase, shard.session = ShardPhase.RUNNING, session.number
+            else:
+                shard.phase, shard.session = ShardPhase.RESTORING, session.number
+                missing.append(shard.identity)
+        if missing:
+            self._send(session.peer, messages.Assign(self.terms.term, session.number, missing))
+
+    # --- dying ----------------------------------------------------------------------------------------
+
+    def _on_disconnected(self, peer: bytes) -> None:
+        joiner = self.joiners.pop(peer, None)
+        if joiner is not None and joiner.slot is not None:
+            slot = self.slots[joiner.slot]
+            slot.joiner = None  # it says Hello again if it lives
+            self._pursue(slot)
+            self._balance()
+        session = self._session_of_peer.get(peer)
+        if session is not None:
+            if session.unlinked_ms is None:
+                session.unlinked_ms = self._now
+            if session.suspect_until_ms is None:
+                session.suspect_until_ms = self._now + SUSPICION_GRACE_MS
+                self._suspects[session.number] = session
+
+    def _end_suspects(self) -> None:
+        for session in list(self._suspects.values()):
+            if session.suspect_until_ms is not None and self._now >= session.suspect_until_ms:
+                self.counters.deaths += 1
+                self._end_session(session, "its connection closed", clean=False)
+
+    def _sweep(self) -> None:
+        """Look for silent and stuck workers, a few times within the shortest bound, not at each event."""
+        if self._now < self._next_sweep_ms:
+            return
+        self._next_sweep_ms = self._now + self._sweep_ms
+        for session in list(self.sessions.values()):
+            if self._now - session.heard_ms >= self.settings.session_timeout_ms:
+                self.counters.deaths += 1
+                awaited = session.phase is SessionPhase.AWAITED
+                reason = "did not come back" if awaited else "sent no sign of life in time"
+                self._end_session(session, reason, clean=False)
+                continue
+            reason = self._stuck(session)
+            if reason:
+                self._evict(session, reason)
+
+    def _stuck(self, session: Session) -> str:
+        """Why the session, though alive, can't be waited for any longer; empty if it can."""
+        settings = self.settings
+        epoch_age_ms = self._now - session.epoch_phase_ms
+        if session.epoch_phase is not EpochPhase.NONE and epoch_age_ms >= settings.checkpoint_timeout_ms:
+            return f"is {session.epoch_phase.value} epoch {session.epoch} beyond checkpoint.timeout.ms"
+        if session.unlinked_ms is not None and self._now - session.unlinked_ms >= settings.session_timeout_ms:
+            return "lost its connection and never said what it holds"
+        return ""
+
+    def _evict(self, session: Session, reason: str, peer: bytes | None = None) -> None:
+        self.counters.evictions += 1
+        self._send(peer or session.peer, messages.Evicted(self.terms.term, session.number))
+        self._end_session(session, reason, clean=False)
+
+    def _end_session(self, session: Session, reason: str, *, clean: bool, rejoins: bool = False) -> None:
+        """Nothing is sent to this session from now on. Its slot is fenced unless it left in good order.
+
+        Args:
+            session: any but an ended one.
+            reason: for the log.
+            clean: it has nothing uncommitted and won't begin anything.
+            rejoins: its worker, or its successor, asks for the slot at this very moment.
+        """
+        slot = self.slots[session.slot]
+        self._log(
+            "info" if clean or rejoins else "warning",
+            f"session of worker {session.worker} (slot {slot.number}) is over: {reason}",
+        )
+        del self.sessions[session.number]
+        del self._session_of_worker[session.worker]
+        if self._session_of_peer.get(session.peer) is session:
+            del self._session_of_peer[session.peer]
+        self._suspects.pop(session.number, None)
+        self.rounds.ended(session, self._now)
+        slot.session, slot.fenced = None, clean
+        for shard in self._shards_of(slot.number):
+            if shard.phase is not ShardPhase.ASSIGNING:
+                shard.phase, shard.session, shard.target = ShardPhase.WAITING, 0, None
+        sequence = self._journal_slot(slot)
+        if not clean:
+            slot.fencing = True
+            self._hold("fence", sequence, slot.number)
+        if not rejoins:
+            self._pursue(slot)
+            self._place_waiting_joiners()
+            self._balance()
+
+    def _place_waiting_joiners(self) -> None:
+        for joiner in list(self.joiners.values()):
+            if joiner.slot is None:
+                self._place(joiner)
+
+    # --- fences ---------------------------------------------------------------------------------------
+
+    def _fence(self, slot: Slot) -> None:
+        """Fence at once: the end of the slot's last session stands in the journal already."""
+        slot.fencing, slot.fence_retry_ms = True, None
+        self._out.effects.append(events.FenceSlot(slot.number))
+
+    def _on_fenced(self, number: int) -> None:
+        slot = self.slots[number]
+        if not slot.fencing:
+            return
+        self.counters.fences += 1
+        slot.fencing, slot.fenced, slot.fence_failures = False, True, 0
+        self._journal_slot(slot)
+        self._pursue(slot)
+        self._balance()
+
+    def _on_fence_failed(self, number: int, reason: str) -> None:
+        slot = self.slots[number]
+        if not slot.fencing:
+            return
+        self.counters.fence_failures += 1
+        delay_ms = min(FENCE_RETRY_MS_MAX, FENCE_RETRY_MS * 2 ** min(slot.fence_failures, 10))
+        slot.fence_failures += 1
+        slot.fencing, slot.fence_retry_ms = False, self._now + delay_ms
+        self._log(
+            "warning", f"slot {number} can't be fenced, its shards wait: {reason}; again in {delay_ms} ms"
+        )
+
+    def _retry_fences(self) -> None:
+        for slot in self.slots.values():
+            if slot.fence_retry_ms is not None and self._now >= slot.fence_retry_ms:
+                self._fence(slot)
+
+    # --- shards ---------------------------------------------------------------------------------------
+
+    def _shards_of(self, slot: int) -> list[Shard]:
+        return [shard for shard in self.shards.values() if shard.slot == slot]
+
+    def _free(self, shard: Shard) -> None:
+        shard.phase, shard.slot, shard.session, shard.target = ShardPhase.FREE, None, 0, None
+
+    def _begin_assigning(self) -> None:
+        """The first assignment waits a while for all expected workers, so that shards don't move twice."""
+        if self.assigning or self.phase is not Phase.RUNNING or self._first_join_ms is None:
+            return
+        if any(session.phase is SessionPhase.AWAITED for session in self.sessions.values()):
+            return
+        patient = self._now < self._first_join_ms + self.settings.initial_rebalance_delay_ms
+        if patient and len(self.sessions) < self.terms.expected_workers:
+            return
+        if not self.sessions:
+            return
+        self.assigning = True
+        for slot in self.slots.values():
+            self._settle(slot)
+        self._balance()
+
+    def _settle(self, slot: Slot) -> None:
+        """Decide about the shards that wait for this slot: its session gets them, or nobody has them."""
+        waiting = [shard for shard in self._shards_of(slot.number) if shard.phase is ShardPhase.WAITING]
+        session = slot.session
+        if session is not None:
+            # One that lost its connection learns of its new shards when it says which it holds.
+            if session.phase is SessionPhase.LIVE and session.unlinked_ms is None and waiting:
+                for shard in waiting:
+                    shard.phase, shard.session = ShardPhase.RESTORING, session.number
+                shards = [shard.identity for shard in waiting]
+                self._send(session.peer, messages.Assign(self.terms.term, session.number, shards))
+        elif slot.fenced and slot.joiner is None and self.assigning:
+            for shard in waiting:
+                self._free(shard)
+
+    def _balance(self) -> None:
+        """Move as few shards as possible so that all slots have the same, give or take one."""
+        if not self.assigning or self.phase is not Phase.RUNNING:
+            return
+        available = [slot.number for slot in self.slots.values() if slot.session or slot.joiner]
+        current = {
+            shard.identity: shard.slot if shard.target is None else shard.target
+            for shard in self.shards.values()
+            if shard.slot is not None
+        }
+        revoked: dict[int, list[ShardId]] = {}
+        for identity, slot in sorted(plan(self.shards, available, current).items()):
+            shard = self.shards[identity]
+            if shard.phase is ShardPhase.FREE:
+                sequence = self._journal(assignment_key(identity), {"slot": slot})
+                shard.phase, shard.slot, shard.journalled_by = ShardPhase.ASSIGNING, slot, sequence
+            elif shard.phase is ShardPhase.RELEASING:
+                shard.target = slot
+            elif shard.phase in HELD_PHASES and slot != shard.slot and self._linked(shard):
+                shard.phase, shard.target = ShardPhase.RELEASING, slot
+                revoked.setdefault(shard.session, []).append(identity)
+        for number, shards in revoked.items():
+            self._revoke(self.sessions[number], shards)
+
+    def _linked(self, shard: Shard) -> bool:
+        return self.sessions[shard.session].unlinked_ms is None
+
+    def _revoke(self, session: Session, shards: list[ShardId]) -> None:
+        self.counters.moves += len(shards)
+        self._log("info", f"moving {len(shards)} shards away from slot {session.slot}")
+        self._send(session.peer, messages.Revoke(self.terms.term, session.number, shards))
+        session.due_ms = self._now  # it is a commit that releases them
+
+    def _on_assignments_written(self, sequence: int) -> None:
+        written = [
+            shard
+            for shard in self.shards.values()
+            if shard.phase is ShardPhase.ASSIGNING and shard.journalled_by <= sequence
+        ]
+        for shard in written:
+            shard.phase = ShardPhase.WAITING
+        for number in sorted({shard.slot for shard in written if shard.slot is not None}):
+            self._settle(self.slots[number])
+        if written:
+            self._balance()
+
+    def _on_released(self, session: Session, shards: Sequence[ShardId]) -> None:
+        held = [
+            shard for name in shards if (shard := self.shards.get(name)) and shard.session == session.number
+        ]
+        if any(shard.phase is not ShardPhase.RELEASING for shard in held):
+            # A former leader asked for it. Which of our own requests would count as answered is unknown.
+            self._evict(session, "gave back shards that it was not asked for")
+            return
+        for shard in held:
+            self._free(shard)
+        self._balance()
+
+    # --- the end --------------------------------------------------------------------------------------
+
+    def _follow_progress(self) -> None:
+        if self.phase is not Phase.RUNNING:
+            return
+        for stage in self.progress.stages_to_read():
+            self._out.effects.append(events.ReadEndOffsets(stage))
+        if self.progress.caught_up:
+            self._begin_drain("everything that was in the sources at start is committed")
+
+    def _on_worker_failed(self, session: Session, reason: str) -> None:
+        session.failed = True
+        if not self.failure:
+            self.failure = reason
+            self._log("error", f"the job can't go on: {reason}")
+            self._begin_drain(reason)
+            self.stop_reason = reason
+
+    def _begin_drain(self, reason: str) -> None:
+        if self.phase is not Phase.RUNNING:
+            return
+        self._log("info", f"draining: {reason}")
+        self.phase, self.stop_reason = Phase.DRAINING, reason
+        self.rounds.hurry()
+        self._drain_began_ms = self._now
+        self._drain_deadline_ms = self._now + 2 * self.settings.checkpoint_timeout_ms
+        for session in self.sessions.values():
+            if session.phase is SessionPhase.LIVE:
+                self._send(session.peer, messages.Drain(self.terms.term, session.number))
+        for joiner in self.joiners.values():
+            self._turn_away(joiner.peer, joiner.hello.slot)
+            if joiner.slot is not None:
+                self.slots[joiner.slot].joiner = None
+        self.joiners.clear()
+
+    def _follow_drain(self) -> None:
+        if self.phase is Phase.DRAINING:
+            undrained = [session for session in self.sessions.values() if not self._is_drained(session)]
+            if not undrained or self._now >= self._drain_deadline_ms:
+                self._shut_down()
+        if self.phase is Phase.STOPPING:
+            fencing = [slot.number for slot in self.slots.values() if not slot.fenced]
+            if self._now >= self._drain_deadline_ms:
+                self._log(
+                    "warning", f"ending although slots {fencing} are not fenced or the journal is silent"
+                )
+            elif fencing or self._out.journal or self._written_sequence < self._last_sequence:
+                return
+            self._stop(EXIT_JOB_FAILED if self.failure else EXIT_DONE, self.stop_reason)
+
+    def _is_drained(self, session: Session) -> bool:
+        grace_over = self._now >= self._drain_began_ms + FAILED_GRACE_MS
+        return session.phase is SessionPhase.DRAINED or (session.failed and grace_over)
+
+    def _shut_down(self) -> None:
+        """Everybody has committed what he had, or is past waiting for: let them go, fence the latter."""
+        self.phase = Phase.STOPPING
+        self._drain_deadline_ms = self._now + STOP_GRACE_MS
+        for session in list(self.sessions.values()):
+            if session.peer:
+                shutdown = messages.Shutdown(
+                    self.terms.term, session.number, self.stop_reason, bool(self.failure)
+                )
+                self._send(session.peer, shutdown)
+            drained = session.phase is SessionPhase.DRAINED
+            reason = "the job has stopped" if drained else "did not drain in time"
+            self._end_session(session, reason, clean=drained)
+
+    def _stop(self, exit_code: int, reason: str) -> None:
+        self.phase = Phase.STOPPED
+        self._out.effects.append(events.StopCoordinator(exit_code, reason))
+
+    # --- looking at it --------------------------------------------------------------------------------
+
+    def status(self) -> dict[str, Any]:
+        """The JSON document that `fcluster status --json` prints."""
+        return describe(self, self._now)
+
+    def committed_offsets(self) -> dict[ShardId, int]:
+        """The committed offsets that workers have reported, by shard."""
+        return {shard: status.committed for shard, status in self.progress.standings.items()}
+
+    def invariants(self) -> None:
+        """Assert what must hold after every event (tests and the simulation call it).
+
+        Raises:
+            AssertionError: something does not.
+        """
+        for slot in self.slots.values():
+            self._check_slot(slot)
+        for session in self.sessions.values():
+            assert self.slots[session.slot].session is session, session
+            assert self._session_of_worker.get(session.worker) is session, session
+            assert session.epoch <= self.epochs.highest, session
+        for shard in self.shards.values():
+            self._check_shard(shard)
+        self._check_round()
+        assert self.epochs.highest < self.epochs.reserved_until or self.rounds.current is None
+        assert set(self.rounds.wanting) <= set(self.sessions)
+        assert set(self._suspects) <= set(self.sessions)
+        for joiner in self.joiners.values():
+            assert joiner.slot is None or self.slots[joiner.slot].joiner is joiner
+
+    def _check_slot(self, slot: Slot) -> None:
+        retrying = slot.fence_retry_ms is not None
+        assert not (slot.fencing and retrying), slot
+        if slot.session is not None:
+            assert not any((slot.fenced, slot.fencing, retrying)), slot
+            assert self.sessions.get(slot.session.number) is slot.session, slot
+            assert slot.joiner is None, slot
+        elif not slot.fenced and self._started:
+            assert slot.fencing or retrying, f"nobody fences {slot}"
+        if slot.joiner is not None:
+            assert self.joiners.get(slot.joiner.peer) is slot.joiner, slot
+
+    def _check_shard(self, shard: Shard) -> None:
+        assert (shard.slot is None) == (shard.phase is ShardPhase.FREE), shard
+        if shard.phase not in HELD_PHASES:
+            assert shard.session == 0, shard
+            return
+        session = self.sessions[shard.session]
+        assert session.slot == shard.slot, shard
+        assert session.phase in (SessionPhase.LIVE, SessionPhase.DRAINED), shard
+
+    def _check_round(self) -> None:
+        current = self.rounds.current
+        if current is None:
+            return
+        assert current.waiting, "a round that nobody holds up is not declared"
+        for number, session in (current.waiting | current.prepared).items():
+            assert self.sessions[number] is session
+            assert session.epoch == current.epoch
+        assert all(s.epoch_phase is EpochPhase.PREPARING for s in current.waiting.values())
+        assert all(s.epoch_phase is EpochPhase.PREPARED for s in current.prepared.values())

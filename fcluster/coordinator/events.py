@@ -1,0 +1,150 @@
+"""What the coordinator's core is told (events, past tense) and what it wants done (effects, imperative).
+
+Responsible for: these types. The shell in `server` carries effects out in their order and feeds what came
+of them back as events. Must not hold logic. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from fcluster.common.messages import FromCoordinator, ToCoordinator
+
+# --- events -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """This coordinator is the leader: its term is in the journal, its socket is bound. Comes first, once."""
+
+
+@dataclass(frozen=True, slots=True)
+class MessageReceived:
+    """A validated message of a worker or an admin client came from `peer`."""
+
+    peer: bytes
+    message: ToCoordinator
+
+
+@dataclass(frozen=True, slots=True)
+class PeerDisconnected:
+    """The connection of `peer` closed: suspicion, not proof."""
+
+    peer: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class SlotFenced:
+    """`FenceSlot` succeeded: whatever the slot's ids had open is aborted, and its zombie can't commit."""
+
+    slot: int
+
+
+@dataclass(frozen=True, slots=True)
+class SlotFenceFailed:
+    """`FenceSlot` failed, or its outcome is unknown."""
+
+    slot: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class JournalWritten:
+    """The journal holds everything up to and including the write `sequence`."""
+
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class Deposed:
+    """The journal refuses our writes: another coordinator leads the job."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class EndOffsetsRead:
+    """What `ReadEndOffsets` asked for: by partition of the source, the offset after the last record."""
+
+    stage: str
+    offsets: Mapping[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class StopRequested:
+    """The coordinator's own process was asked to end in good order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed."""
+
+
+Event = (
+    Started
+    | MessageReceived
+    | PeerDisconnected
+    | SlotFenced
+    | SlotFenceFailed
+    | JournalWritten
+    | Deposed
+    | EndOffsetsRead
+    | StopRequested
+    | Tick
+)
+
+# --- effects ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class SendMessage:
+    """Send `message` to `peer`; it may get lost."""
+
+    peer: bytes
+    message: FromCoordinator
+
+
+@dataclass(frozen=True, slots=True)
+class FenceSlot:
+    """Fence both transactional ids of the slot; answer `SlotFenced` or `SlotFenceFailed`, in bounded time."""
+
+    slot: int
+
+
+@dataclass(frozen=True, slots=True)
+class WriteJournal:
+    """Write these entries at once, after all earlier writes; answer `JournalWritten`, or `Deposed`.
+
+    A value of None deletes its key.
+    """
+
+    sequence: int
+    entries: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ReadEndOffsets:
+    """Read how far the source of a stage reaches now; answer `EndOffsetsRead`."""
+
+    stage: str
+
+
+@dataclass(frozen=True, slots=True)
+class StopCoordinator:
+    """End the process with `exit_code`."""
+
+    exit_code: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class LogLine:
+    """Write a line to the log."""
+
+    level: Literal["debug", "info", "warning", "error"]
+    text: str
+
+
+Effect = SendMessage | FenceSlot | WriteJournal | ReadEndOffsets | StopCoordinator | LogLine

@@ -1,0 +1,140 @@
+"""The status document: the coordinator's view of the cluster, as JSON-able data.
+
+Responsible for: its shape, on which `fcluster status --json` and the live view rely. Must not change
+anything, nor hold secrets: settings appear redacted.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fcluster.coordinator.model import EpochPhase, Session, SessionPhase, Shard
+
+if TYPE_CHECKING:
+    from fcluster.coordinator.core import Coordinator
+
+
+def describe(coordinator: Coordinator, now_ms: float) -> dict[str, Any]:
+    """The document. Times are milliseconds, rates are per second, -1 means unknown."""
+    settings = coordinator.settings
+    sessions = sorted(coordinator.sessions.values(), key=lambda session: session.slot)
+    shards_of: dict[int, int] = {}
+    for shard in coordinator.shards.values():
+        if shard.slot is not None:
+            shards_of[shard.slot] = shards_of.get(shard.slot, 0) + 1
+    return {
+        "job": coordinator.terms.topology.job,
+        "topology": coordinator.terms.topology.fingerprint,
+        "version": coordinator.terms.version,
+        "guarantee": settings.processing_guarantee,
+        "term": coordinator.terms.term,
+        "phase": _phase(coordinator),
+        "stop_reason": coordinator.stop_reason,
+        "uptime_ms": round(now_ms - coordinator.started_ms),
+        "epoch": coordinator.rounds.completed_epoch,
+        "interval_ms": max((session.interval_ms for session in sessions), default=-1),
+        "oldest_open_epoch": _oldest_open_epoch(sessions, now_ms),
+        "expected_workers": coordinator.terms.expected_workers,
+        "workers": [_worker(session, shards_of.get(session.slot, 0), now_ms) for session in sessions],
+        "waiting_to_join": len(coordinator.joiners),
+        "slots": [
+            {
+                "slot": slot.number,
+                "fenced": slot.fenced,
+                "fencing": slot.fencing or slot.fence_retry_ms is not None,
+                "fence_failures": slot.fence_failures,
+            }
+            for slot in sorted(coordinator.slots.values(), key=lambda slot: slot.number)
+        ],
+        "shards": [_shard(coordinator, shard) for shard in coordinator.shards.values()],
+        "targets": {stage: dict(targets) for stage, targets in coordinator.progress.targets.items()},
+        "counters": _counters(coordinator),
+        "settings": settings.redacted(),
+    }
+
+
+def _phase(coordinator: Coordinator) -> str:
+    if coordinator.assigning or coordinator.phase.value != "running":
+        return coordinator.phase.value
+    if any(session.phase is SessionPhase.AWAITED for session in coordinator.sessions.values()):
+        return "adopting"
+    return "waiting for workers"
+
+
+def _counters(coordinator: Coordinator) -> dict[str, int]:
+    counters = coordinator.counters
+    return {
+        "joins": counters.joins,
+        "adoptions": counters.adoptions,
+        "deaths": counters.deaths,
+        "evictions": counters.evictions,
+        "resets": counters.resets,
+        "fences": counters.fences,
+        "fence_failures": counters.fence_failures,
+        "moves": counters.moves,
+        "epochs": coordinator.rounds.begun,
+        "stragglers": coordinator.rounds.stragglers,
+    }
+
+
+def _oldest_open_epoch(sessions: list[Session], now_ms: float) -> dict[str, Any] | None:
+    """The epoch that has been under way for longest, and whom it waits for."""
+    # Prepared ones wait for others.
+    holding = [s for s in sessions if s.epoch_phase in (EpochPhase.PREPARING, EpochPhase.COMMITTING)]
+    if not holding:
+        return None
+    epoch = min(holding, key=lambda session: session.barrier_ms).epoch
+    held_up_by = [session for session in holding if session.epoch == epoch]
+    return {
+        "epoch": epoch,
+        "age_ms": round(now_ms - min(session.barrier_ms for session in held_up_by)),
+        "waiting_for": [f"slot {session.slot} ({session.epoch_phase.value})" for session in held_up_by],
+    }
+
+
+def _worker(session: Session, shards: int, now_ms: float) -> dict[str, Any]:
+    stats = session.stats
+    phase = "suspect" if session.suspect_until_ms is not None else session.phase.value
+    if phase == "live":
+        phase = "restoring" if stats is not None and stats.restoring else "running"
+    return {
+        "slot": session.slot,
+        "worker": session.worker,
+        "host": session.host,
+        "pid": session.pid,
+        "session": session.number,
+        "phase": phase,
+        "last_heard_ms": round(now_ms - session.heard_ms),
+        "shards": shards,
+        "epoch": session.epoch,
+        "epoch_phase": session.epoch_phase.value,
+        "interval_ms": session.interval_ms,
+        "backlog": session.backlog,
+        "epochs_committed": session.epochs_committed,
+        "records_in": stats.records_in if stats else 0,
+        "records_out": stats.records_out if stats else 0,
+        "records_skipped": stats.records_skipped if stats else 0,
+        "records_in_per_second": round(session.records_in_per_second, 1),
+        "records_out_per_second": round(session.records_out_per_second, 1),
+        "commit_latency_ms_p50": stats.commit_latency_ms_p50 if stats else -1,
+        "commit_latency_ms_p99": stats.commit_latency_ms_p99 if stats else -1,
+        "resident_bytes": stats.resident_bytes if stats else -1,
+        "snapshot_epoch_min": stats.snapshot_epoch_min if stats else -1,
+    }
+
+
+def _shard(coordinator: Coordinator, shard: Shard) -> dict[str, Any]:
+    standing = coordinator.progress.standings.get(shard.identity)
+    position, end = (standing.position, standing.end) if standing else (-1, -1)
+    return {
+        "stage": shard.identity.stage,
+        "partition": shard.identity.partition,
+        "slot": -1 if shard.slot is None else shard.slot,
+        "phase": "unassigned" if shard.slot is None else shard.phase.value,
+        "position": position,
+        "committed": standing.committed if standing else -1,
+        "end": end,
+        "lag": max(0, end - position) if end >= 0 and position >= 0 else -1,
+        "dirty": standing.dirty if standing else False,
+        "epoch": standing.epoch if standing else -1,
+    }
