@@ -56,7 +56,8 @@ class RestorePlan:
         base: what to begin with; anything but LOCAL replaces the local files.
         snapshot: which, if the base is one.
         meta: where the base stands.
-        read_to: the changelog is read from `meta.changelog_offset` to here.
+        read_to: the changelog is read from `meta.changelog_offset` to here; not at all if the base is
+            there already.
         reasons: why better bases were passed over.
     """
 
@@ -121,7 +122,9 @@ def plan_restore(
         return problem is None
 
     def plan(base: Base, meta: StoreMeta, snapshot: Manifest | None = None) -> RestorePlan:
-        return RestorePlan(base, snapshot, meta, changelog_end, tuple(reasons))
+        there = exactly_once and request.committed is not None and meta.state_epoch == request.target_epoch
+        read_to = meta.changelog_offset if there and base is not Base.NOTHING else changelog_end
+        return RestorePlan(base, snapshot, meta, read_to, tuple(reasons))
 
     if local is None:
         reasons.append("the local files can't be read")
