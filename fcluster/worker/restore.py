@@ -32,6 +32,7 @@ from fcluster.common.kafka_clients import (
 from fcluster.common.settings import Settings
 from fcluster.common.snapshot_store import SnapshotStore
 from fcluster.worker.changelog import RESET_REMEDY, DeltaReader
+from fcluster.worker.manifest import Manifest
 from fcluster.worker.restore_plan import (
     Base,
     RestorePlan,
@@ -40,7 +41,7 @@ from fcluster.worker.restore_plan import (
     stands_exactly,
     uncommitted_state,
 )
-from fcluster.worker.snapshots import Manifest, restore_snapshot, usable_manifests
+from fcluster.worker.snapshots import restore_snapshot, usable_manifests
 from fcluster.worker.state import StoreMeta
 from fcluster.worker.store import RocksStore, StoreDirectory
 

@@ -15,7 +15,7 @@ from fcluster.common.errors import StateDamaged
 from fcluster.common.ids import ShardId
 from fcluster.common.positions import CommittedPosition
 from fcluster.worker.changelog import RESET_REMEDY
-from fcluster.worker.snapshots import Manifest, same_changelog
+from fcluster.worker.manifest import Manifest, same_changelog
 from fcluster.worker.state import StoreMeta
 
 

@@ -28,6 +28,7 @@ from fcluster.common.errors import FclusterError, StateDamaged
 from fcluster.common.files import COPY_BYTES, NotPlainFileError, checked_name, sync_directory
 from fcluster.common.ids import ShardId
 from fcluster.common.snapshot_store import SnapshotStore, checked_hash, open_snapshot_store
+from fcluster.worker.manifest import MANIFEST_FORMAT, Manifest, SnapshotFile, same_changelog
 from fcluster.worker.state import StoreMeta
 from fcluster.worker.store import RocksStore, StoreDirectory
 
@@ -46,43 +47,11 @@ __all__ = [
     "verify",
 ]
 
-MANIFEST_FORMAT = 1
 SNAPSHOTS_KEPT = 2
 UNREFERENCED_GRACE_S = 3600.0
 """Younger files are never pruned: they may belong to a snapshot whose manifest isn't written yet."""
 
 _DIGEST_BYTES = 32
-
-
-class SnapshotFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A file of a snapshot: its name in the RocksDB directory, its size and the hash of its content."""
-
-    name: str
-    size_bytes: int
-    hash: str
-
-
-class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a snapshot consists of, and where the state in it stands."""
-
-    format: int
-    stage: str
-    partition: int
-    state_epoch: int
-    changelog_offset: int
-    changelog_id: str
-    created_ms: int
-    files: list[SnapshotFile]
-
-    @property
-    def meta(self) -> StoreMeta:
-        """Where the state in it stands."""
-        return StoreMeta(self.state_epoch, self.changelog_offset, self.changelog_id)
-
-    @property
-    def size_bytes(self) -> int:
-        """Of all its files."""
-        return sum(file.size_bytes for file in self.files)
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,11 +269,6 @@ def restore_snapshot(
             f"the snapshot of {shard} stands at {store.meta()}, its manifest says {manifest.meta}"
         )
     return store
-
-
-def same_changelog(one: str, other: str) -> bool:
-    """Whether two changelog ids can be of the same topic: an unknown one can be any."""
-    return not one or not other or one == other
 
 
 # --- details ----------------------------------------------------------------------------------------------

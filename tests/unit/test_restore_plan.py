@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from fcluster.common.errors import StateDamaged
 from fcluster.common.ids import ShardId
 from fcluster.common.positions import CommittedPosition
+from fcluster.worker.manifest import Manifest
 from fcluster.worker.restore_plan import Base, RestorePlan, RestoreRequest, plan_restore, stands_exactly
-from fcluster.worker.snapshots import Manifest
 from fcluster.worker.state import StoreMeta
 
 SHARD = ShardId("flights", 3)

@@ -1,0 +1,48 @@
+"""What a snapshot consists of, and where the state in it stands.
+
+Responsible for: the manifest's fields and their meaning. Pure: how one is stored is `snapshots`' business.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from fcluster.worker.state import StoreMeta
+
+MANIFEST_FORMAT = 1
+
+
+class SnapshotFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A file of a snapshot: its name in the RocksDB directory, its size and the hash of its content."""
+
+    name: str
+    size_bytes: int
+    hash: str
+
+
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a snapshot consists of, and where the state in it stands."""
+
+    format: int
+    stage: str
+    partition: int
+    state_epoch: int
+    changelog_offset: int
+    changelog_id: str
+    created_ms: int
+    files: list[SnapshotFile]
+
+    @property
+    def meta(self) -> StoreMeta:
+        """Where the state in it stands."""
+        return StoreMeta(self.state_epoch, self.changelog_offset, self.changelog_id)
+
+    @property
+    def size_bytes(self) -> int:
+        """Of all its files."""
+        return sum(file.size_bytes for file in self.files)
+
+
+def same_changelog(one: str, other: str) -> bool:
+    """Whether two changelog ids can be of the same topic: an unknown one can be any."""
+    return not one or not other or one == other
