@@ -332,7 +332,7 @@ class Coordinator:
         if isinstance(message, messages.Hello):
             self._on_hello(peer, message)
         elif isinstance(message, messages.StatusRequest):
-            status = msgspec.Raw(msgspec.json.encode(self.status()))
+            status = msgspec.Raw(msgspec.msgpack.encode(self.status()))
             self._send(peer, messages.StatusReply(self.terms.term, status))
         elif isinstance(message, messages.StopRequest):
             self._begin_drain("asked to stop by an admin client")

@@ -47,7 +47,10 @@ def describe(coordinator: Coordinator, now_ms: float) -> dict[str, Any]:
             for slot in sorted(coordinator.slots.values(), key=lambda slot: slot.number)
         ],
         "shards": [_shard(coordinator, shard) for shard in coordinator.shards.values()],
-        "targets": {stage: dict(targets) for stage, targets in coordinator.progress.targets.items()},
+        "targets": {
+            stage: {str(partition): offset for partition, offset in targets.items()}
+            for stage, targets in coordinator.progress.targets.items()
+        },
         "counters": _counters(coordinator),
         "settings": settings.redacted(),
     }

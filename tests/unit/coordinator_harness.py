@@ -1,0 +1,421 @@
+"""Drives the coordinator's core in tests: plays workers, journal and fences, and watches what it does.
+
+`Harness` feeds events and carries out effects on a model, at once or when told. `Witness` knows nothing of
+the core's insides: it looks at events and effects only, and objects when they break a promise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fcluster.common import messages
+from fcluster.common.ids import ShardId
+from fcluster.common.messages import ShardStatus, WorkerStats
+from fcluster.common.settings import Settings
+from fcluster.common.topology import Chain, Process, Stage, TopicSpec, Topology
+from fcluster.coordinator import events
+from fcluster.coordinator.core import Coordinator
+from fcluster.coordinator.model import Terms
+
+VERSION = "1.2.3"
+STORE = "store-1"
+
+
+def topic(name: str) -> TopicSpec:
+    return TopicSpec(name, "text", "json", "read-committed")
+
+
+def handler(ctx: object, value: object) -> None: ...
+
+
+def one_stage() -> Topology:
+    chain = Chain("a", (Process("a", handler, "stop"),), None, topic("out"))
+    return Topology("job", (Stage("in", topic("in"), False, (chain,), ("a",), "job-in-changelog"),))
+
+
+def two_stages() -> Topology:
+    first = Chain("a", (Process("a", handler, "stop"),), "field", topic("job-b-repartition"))
+    second = Chain("b", (Process("b", handler, "stop"),), None, topic("out"))
+    return Topology(
+        "job",
+        (
+            Stage("in", topic("in"), False, (first,), ("a",), "job-in-changelog"),
+            Stage("b", topic("job-b-repartition"), True, (second,), ("b",), "job-b-changelog"),
+        ),
+    )
+
+
+class Witness:
+    """What must be true of the core's conversation, whatever it is told."""
+
+    def __init__(self) -> None:
+        self.journal: dict[str, Any] = {}
+        self.holders: dict[ShardId, set[int]] = {}
+        self.slot_of: dict[int, int] = {}
+        self.over: set[int] = set()
+        self.unfenced: dict[int, set[int]] = {}
+        """By slot: sessions that may have something open."""
+        self.being_fenced: dict[int, set[int]] = {}
+        self.highest_barrier = 0
+        self.barrier_of: dict[int, int] = {}
+        """By session: the epoch that it was asked for and that isn't known to be over."""
+        self.prepared: dict[int, set[int]] = {}
+        self.draining = False
+
+    def see_event(self, event: events.Event) -> None:
+        match event:
+            case events.MessageReceived(_, messages.Released() as released):
+                for shard in released.shards:
+                    self.holders.setdefault(shard, set()).discard(released.session)
+            case events.MessageReceived(_, messages.Goodbye(session=session)):
+                self.release_all(session)
+                self.over.add(session)
+                self.unfenced.get(self.slot_of.get(session, -1), set()).discard(session)
+            case events.MessageReceived(_, messages.Prepared() as prepared):
+                self.prepared.setdefault(prepared.session, set()).add(prepared.epoch)
+            case events.MessageReceived(_, messages.Committed() as committed):
+                # A worker with an epoch in flight ignores a later barrier.
+                if self.barrier_of.get(committed.session, -1) >= committed.epoch:
+                    del self.barrier_of[committed.session]
+            case events.MessageReceived(_, messages.Drained(session=session)) if self.draining:
+                self.unfenced.get(self.slot_of.get(session, -1), set()).discard(session)
+            case events.MessageReceived(_, messages.Hello() as hello) if hello.session:
+                self.prepared.setdefault(hello.session, set()).add(hello.prepared_epoch)
+                for shard, holders in self.holders.items():
+                    if shard not in hello.owned:
+                        holders.discard(hello.session)
+                # Its own word counts; the core may have concluded that its barrier got lost.
+                self.barrier_of.pop(hello.session, None)
+            case events.SlotFenced(slot):
+                for session in self.being_fenced.pop(slot, set()):
+                    self.release_all(session)
+                    self.unfenced[slot].discard(session)
+            case events.SlotFenceFailed(slot):
+                self.being_fenced.pop(slot, None)
+            case _:
+                pass
+
+    def release_all(self, session: int) -> None:
+        for holders in self.holders.values():
+            holders.discard(session)
+
+    def see_effect(self, effect: events.Effect) -> None:
+        match effect:
+            case events.SendMessage(_, message):
+                self.see_message(message)
+            case events.FenceSlot(slot):
+                record = self.journal.get(f"slot/{slot}", {"session": 0})
+                assert record["session"] == 0, (
+                    f"slot {slot} is fenced before the journal says that it is over"
+                )
+                sessions = {session for session, its in self.slot_of.items() if its == slot}
+                self.over |= sessions
+                assert slot not in self.being_fenced, f"slot {slot} is fenced twice at once"
+                self.being_fenced[slot] = sessions
+                self.unfenced.setdefault(slot, set())
+            case _:
+                pass
+
+    def see_message(self, message: messages.FromCoordinator) -> None:
+        match message:
+            case messages.Welcome():
+                self.see_welcome(message)
+            case messages.Assign():
+                self.check_alive(message.session)
+                for shard in message.shards:
+                    record = self.journal.get(f"assignment/{shard.stage}/{shard.partition}")
+                    assert record == {"slot": self.slot_of[message.session]}, (
+                        "assigned before it was journalled"
+                    )
+                    others = self.holders.setdefault(shard, set()) - {message.session}
+                    assert not others, f"{shard} goes to {message.session}, but may be run by {others}"
+                    self.holders[shard].add(message.session)
+            case messages.Revoke():
+                self.check_alive(message.session)
+            case messages.Barrier():
+                self.check_alive(message.session)
+                assert message.epoch >= self.highest_barrier, "an epoch's number was used before"
+                assert message.epoch < self.journal["epoch"]["reserved_until"], "an epoch without reservation"
+                assert message.session not in self.barrier_of, (
+                    "a barrier before the epoch before was committed"
+                )
+                self.barrier_of[message.session] = message.epoch
+                self.highest_barrier = message.epoch
+            case messages.Complete():
+                self.check_alive(message.session)
+                assert message.epoch in self.prepared.get(message.session, ()), "complete, but never prepared"
+            case messages.Evicted(session=session):
+                self.over.add(session)
+            case _:
+                pass
+
+    def see_welcome(self, message: messages.Welcome) -> None:
+        self.check_alive(message.session)
+        record = self.journal[f"slot/{message.slot}"]
+        assert record["session"] == message.session, "welcome before the session was journalled"
+        if message.adopted:
+            assert self.slot_of[message.session] == message.slot
+            return
+        assert message.session not in self.slot_of, "a session opened twice"
+        strays = self.unfenced.get(message.slot, set())
+        assert not strays, f"slot {message.slot} was not fenced since its sessions {strays}"
+        self.slot_of[message.session] = message.slot
+        self.unfenced[message.slot] = {message.session}
+
+    def check_alive(self, session: int) -> None:
+        assert session not in self.over, f"session {session} is over, but still spoken to"
+
+    def new_leader(self, journal: Mapping[str, Any]) -> None:
+        """Another coordinator takes over; fences that the former had ordered may or may not happen."""
+        self.being_fenced.clear()
+        self.barrier_of.clear()
+        self.draining = False
+        self.highest_barrier += 1  # not even the same number again
+        self.journal = dict(journal)
+        for session in self.slot_of:
+            # A former leader's death sentence that nobody heard of doesn't bind the new one.
+            if journal.get(f"slot/{self.slot_of[session]}", {}).get("session") == session:
+                self.over.discard(session)
+
+
+@dataclass
+class Harness:
+    """A coordinator with a model of all that is around it.
+
+    `auto_journal` and `auto_fence` carry those effects out at once; otherwise `write_journal` and `fence`
+    do when the test says so.
+    """
+
+    topology: Topology = field(default_factory=one_stage)
+    partitions: Mapping[str, int] = field(default_factory=lambda: {"in": 4})
+    workers: int = 2
+    settings: Settings = field(default_factory=Settings)
+    until_caught_up: bool = False
+    highest_committed_epoch: int = 0
+    auto_journal: bool = True
+    auto_fence: bool = True
+    now_ms: float = 1_000.0
+    term: int = 0
+    journal: dict[str, Any] = field(default_factory=dict)
+    lines: list[str] = field(default_factory=list)
+    sent: list[tuple[bytes, messages.FromCoordinator]] = field(default_factory=list)
+    unwritten: list[events.WriteJournal] = field(default_factory=list)
+    unfenced: list[int] = field(default_factory=list)
+    unread: list[str] = field(default_factory=list)
+    stopped: events.StopCoordinator | None = None
+    witness: Witness = field(default_factory=Witness)
+
+    def __post_init__(self) -> None:
+        self.lead()
+
+    def lead(self) -> None:
+        """A new coordinator takes over with what the journal holds."""
+        self.term += 1
+        self.unwritten.clear()
+        self.unfenced.clear()
+        self.unread.clear()
+        self.stopped = None
+        terms = Terms(
+            term=self.term,
+            topology=self.topology,
+            partitions=self.partitions,
+            settings=self.settings,
+            expected_workers=self.workers,
+            version=VERSION,
+            until_caught_up=self.until_caught_up,
+            highest_committed_epoch=self.highest_committed_epoch,
+        )
+        self.witness.new_leader(self.journal)
+        self.core = Coordinator.recover(self.journal, terms, self.now_ms)
+        self.feed(events.Started())
+
+    def feed(self, event: events.Event) -> None:
+        """The event happens; its effects are noted, and carried out if that is automatic."""
+        self.witness.see_event(event)
+        self.witness.draining = self.core.phase.value == "draining"
+        effects = self.core.handle(event, self.now_ms)
+        self.witness.draining = self.core.phase.value == "draining"
+        self.core.invariants()
+        deadline = self.core.next_deadline_ms()
+        assert deadline is None or deadline > self.now_ms, "the shell would spin"
+        for effect in effects:
+            self.witness.see_effect(effect)
+            self.take(effect)
+        while self.auto_journal and self.unwritten:
+            self.write_journal()
+        while self.auto_fence and self.unfenced:
+            self.fence()
+
+    def take(self, effect: events.Effect) -> None:
+        match effect:
+            case events.SendMessage(peer, message):
+                self.sent.append((peer, message))
+                self.lines.append(f"{peer.decode()} <- {describe(message)}")
+            case events.WriteJournal():
+                self.unwritten.append(effect)
+                keys = [key for key in effect.entries if key != "epoch"]
+                if keys:
+                    self.lines.append(f"journal {' '.join(keys)}")
+            case events.FenceSlot(slot):
+                self.unfenced.append(slot)
+                self.lines.append(f"fence slot {slot}")
+            case events.ReadEndOffsets(stage):
+                self.unread.append(stage)
+                self.lines.append(f"read end of {stage}")
+            case events.StopCoordinator(exit_code, reason):
+                self.stopped = effect
+                self.lines.append(f"stop {exit_code}: {reason}")
+            case events.LogLine():
+                pass
+
+    def transcript(self) -> list[str]:
+        """What was done since the last call, a line each."""
+        lines, self.lines = self.lines, []
+        return lines
+
+    def write_journal(self) -> None:
+        write = self.unwritten.pop(0)
+        for target in (self.journal, self.witness.journal):
+            for key, value in write.entries.items():
+                if value is None:
+                    target.pop(key, None)
+                else:
+                    target[key] = value
+        self.feed(events.JournalWritten(write.sequence))
+
+    def fence(self) -> None:
+        self.feed(events.SlotFenced(self.unfenced.pop(0)))
+
+    def fail_fence(self) -> None:
+        self.feed(events.SlotFenceFailed(self.unfenced.pop(0), "brokers are away"))
+
+    def pass_ms(self, duration_ms: float) -> None:
+        """Time passes; the core is called whenever it asked to be."""
+        end_ms = self.now_ms + duration_ms
+        while True:
+            deadline = self.core.next_deadline_ms()
+            if deadline is None or deadline > end_ms:
+                break
+            self.now_ms = deadline
+            self.feed(events.Tick())
+        self.now_ms = end_ms
+        self.feed(events.Tick())
+
+    def messages_to(self, peer: bytes, kind: type[Any]) -> list[Any]:
+        return [message for to, message in self.sent if to == peer and isinstance(message, kind)]
+
+    def say(self, peer: bytes, message: messages.ToCoordinator) -> None:
+        self.feed(events.MessageReceived(peer, message))
+
+
+class FakeWorker:
+    """A worker that says what the test tells it to, and remembers its session."""
+
+    def __init__(self, harness: Harness, name: str, slot: int = -1, host: str = "host-1") -> None:
+        self.harness = harness
+        self.name = name
+        self.peer = name.encode()
+        self.host = host
+        self.slot = slot
+        self.session = 0
+
+    def hello(self, **changes: Any) -> None:
+        """A fresh Hello, or with `session=` one of a worker that is back."""
+        fields: dict[str, Any] = {
+            "worker": self.name,
+            "host": self.host,
+            "pid": 1,
+            "slot": self.slot,
+            "session": 0,
+            "owned": [],
+            "epoch": 0,
+            "prepared_epoch": 0,
+            "dirty": False,
+            "topology": self.harness.topology.fingerprint,
+            "snapshot_store": STORE,
+            "version": VERSION,
+        }
+        self.harness.say(self.peer, messages.Hello(**(fields | changes)))
+        self.learn()
+
+    def learn(self) -> None:
+        for welcome in self.harness.messages_to(self.peer, messages.Welcome):
+            self.session, self.slot = welcome.session, welcome.slot
+
+    def disconnect(self) -> None:
+        self.harness.feed(events.PeerDisconnected(self.peer))
+
+    @property
+    def assigned(self) -> list[ShardId]:
+        """The shards it was told to run in its present session, and not to give back."""
+        owned: list[ShardId] = []
+        for peer, message in self.harness.sent:
+            if peer == self.peer and isinstance(message, messages.Assign) and message.session == self.session:
+                owned += message.shards
+            if peer == self.peer and isinstance(message, messages.Revoke) and message.session == self.session:
+                owned = [shard for shard in owned if shard not in message.shards]
+        return sorted(set(owned))
+
+    def running(self, shards: Iterable[ShardId] | None = None) -> None:
+        statuses = [status(shard) for shard in (self.assigned if shards is None else shards)]
+        self.harness.say(self.peer, messages.ShardsRunning(self.session, statuses))
+
+    def heartbeat(self, *statuses: ShardStatus, records_in: int = 0) -> None:
+        stats = WorkerStats(records_in=records_in, shards=list(statuses))
+        self.harness.say(self.peer, messages.Heartbeat(self.session, stats))
+
+    def dirty(self, backlog: bool = False) -> None:
+        self.harness.say(self.peer, messages.Dirty(self.session, backlog))
+
+    def prepared(self, epoch: int, backlog: bool = False) -> None:
+        self.harness.say(self.peer, messages.Prepared(self.session, epoch, 10, 1.0, backlog))
+
+    def committed(self, epoch: int, dirty: bool = False, *statuses: ShardStatus) -> None:
+        self.harness.say(self.peer, messages.Committed(self.session, epoch, 1.0, dirty, list(statuses)))
+
+    def released(self, *shards: ShardId) -> None:
+        self.harness.say(self.peer, messages.Released(self.session, list(shards)))
+
+    def drained(self) -> None:
+        self.harness.say(self.peer, messages.Drained(self.session))
+
+    def goodbye(self) -> None:
+        self.harness.say(self.peer, messages.Goodbye(self.session))
+
+    def failed(self, reason: str) -> None:
+        self.harness.say(self.peer, messages.WorkerFailed(self.session, reason))
+
+    @property
+    def barrier(self) -> int:
+        """The epoch of its last barrier, 0 if it got none in this session."""
+        barriers = self.harness.messages_to(self.peer, messages.Barrier)
+        return max((barrier.epoch for barrier in barriers if barrier.session == self.session), default=0)
+
+
+def status(
+    shard: ShardId, position: int = 0, committed: int = 0, end: int = -1, dirty: bool = False
+) -> ShardStatus:
+    return ShardStatus(shard, position, committed, end, dirty, 0)
+
+
+def shard(partition: int, stage: str = "in") -> ShardId:
+    return ShardId(stage, partition)
+
+
+def describe(message: messages.FromCoordinator) -> str:
+    """A message in a few words, without numbers that tests don't care for."""
+    match message:
+        case messages.Welcome():
+            return f"Welcome slot {message.slot}" + (" adopted" if message.adopted else "")
+        case messages.Assign() | messages.Revoke():
+            return f"{type(message).__name__} {' '.join(map(str, message.shards))}"
+        case messages.Barrier() | messages.Complete():
+            return f"{type(message).__name__} {message.epoch}"
+        case messages.Shutdown():
+            return f"Shutdown{' failed' if message.failed else ''}: {message.reason}"
+        case messages.Refused():
+            return f"Refused: {message.reason}"
+        case _:
+            return type(message).__name__
