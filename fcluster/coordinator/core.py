@@ -133,6 +133,7 @@ class Coordinator:
         self._session_of_worker: dict[str, Session] = {}
         self._session_of_peer: dict[bytes, Session] = {}
         self._suspects: dict[int, Session] = {}
+        self._retrying: dict[int, Slot] = {}
         self._sweep_ms = max(20.0, min(300.0, terms.settings.session_timeout_ms / 10))
         self._next_sweep_ms = now_ms
         self._drain_began_ms = now_ms
@@ -225,7 +226,7 @@ class Coordinator:
             return None
         settings = self.settings
         deadlines = [session.suspect_until_ms for session in self._suspects.values()]
-        deadlines += [slot.fence_retry_ms for slot in self.slots.values()]
+        deadlines += [slot.fence_retry_ms for slot in self._retrying.values()]
         deadlines.append(self.rounds.deadline_ms())
         if self.sessions:
             deadlines.append(self._next_sweep_ms)
@@ -728,6 +729,7 @@ class Coordinator:
     def _fence(self, slot: Slot) -> None:
         """Fence at once: the end of the slot's last session stands in the journal already."""
         slot.fencing, slot.fence_retry_ms = True, None
+        self._retrying.pop(slot.number, None)
         self._out.effects.append(events.FenceSlot(slot.number))
 
     def _on_fenced(self, number: int) -> None:
@@ -748,12 +750,13 @@ class Coordinator:
         delay_ms = min(FENCE_RETRY_MS_MAX, FENCE_RETRY_MS * 2 ** min(slot.fence_failures, 10))
         slot.fence_failures += 1
         slot.fencing, slot.fence_retry_ms = False, self._now + delay_ms
+        self._retrying[number] = slot
         self._log(
             "warning", f"slot {number} can't be fenced, its shards wait: {reason}; again in {delay_ms} ms"
         )
 
     def _retry_fences(self) -> None:
-        for slot in self.slots.values():
+        for slot in list(self._retrying.values()):
             if slot.fence_retry_ms is not None and self._now >= slot.fence_retry_ms:
                 self._fence(slot)
 
@@ -959,6 +962,7 @@ class Coordinator:
 
     def _check_slot(self, slot: Slot) -> None:
         retrying = slot.fence_retry_ms is not None
+        assert (slot.number in self._retrying) == retrying, slot
         assert not (slot.fencing and retrying), slot
         if slot.session is not None:
             assert not any((slot.fenced, slot.fencing, retrying)), slot

@@ -1,0 +1,151 @@
+"""The coordinator's memory: a compacted Kafka topic that only the leader can write.
+
+Responsible for: taking over the journal (`open_journal`), and writing to it. Invariants kept:
+
+- Only the youngest leader writes: opening the journal fences every older one by its transactional id, and
+  what an older one had under way is either in what is read afterwards, or never.
+- A write is in the journal whole or not at all; one is acknowledged only when Kafka committed it.
+- An unknown outcome is never guessed: the journal is lost to this process then, and its next life reads
+  what became of it.
+
+Must not: know what the entries mean. Values are JSON; one that is None deletes its key.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from confluent_kafka import KafkaError, KafkaException, Producer
+
+from fcluster.common.discovery import read_journal
+from fcluster.common.errors import KafkaUnavailable
+from fcluster.common.ids import journal_topic
+from fcluster.common.kafka_clients import cause_of, make_producer, reason_of
+from fcluster.common.settings import Settings
+
+OPEN_TIMEOUT_S = 30.0
+WRITE_TIMEOUT_S = 20.0
+
+_FENCED = frozenset({"_FENCED", "PRODUCER_FENCED", "INVALID_PRODUCER_EPOCH", "INVALID_PRODUCER_ID_MAPPING"})
+
+
+class JournalLostError(Exception):
+    """This process can't write the journal any more."""
+
+
+class DeposedError(JournalLostError):
+    """Another coordinator has taken the journal over."""
+
+
+class Journal:
+    """An open journal. Belongs to one thread at a time.
+
+    Args:
+        producer: whose transactions are initialised.
+        topic: the journal's.
+    """
+
+    def __init__(self, producer: Producer, topic: str) -> None:
+        self._producer = producer
+        self._topic = topic
+
+    def write(self, entries: Mapping[str, Any], timeout_s: float = WRITE_TIMEOUT_S) -> None:
+        """Write all entries in one transaction; returns when it is committed.
+
+        Raises:
+            DeposedError: another coordinator leads the job.
+            JournalLostError: Kafka didn't commit it within `timeout_s` seconds; it may have done so later.
+        """
+        deadline_s = time.monotonic() + timeout_s
+        while not self._try_to_write(entries, deadline_s):
+            if time.monotonic() >= deadline_s:
+                raise JournalLostError(f"the journal {self._topic!r} could not be written in {timeout_s:g} s")
+
+    def close(self) -> None:
+        """Let go of the producer; nothing is under way."""
+        self._producer.flush(0.5)
+
+    def _try_to_write(self, entries: Mapping[str, Any], deadline_s: float) -> bool:
+        """False: the transaction was aborted, and may be tried again."""
+        producer = self._producer
+        try:
+            producer.begin_transaction()
+            for key, value in entries.items():
+                encoded = None if value is None else msgspec.json.encode(value)
+                producer.produce(self._topic, key=key.encode(), value=encoded, partition=0)
+            self._commit(deadline_s)
+        except KafkaException as error:
+            self._judge(error)
+            self._abort(deadline_s)
+            return False
+        return True
+
+    def _commit(self, deadline_s: float) -> None:
+        while True:
+            try:
+                self._producer.commit_transaction(_remaining_s(deadline_s))
+                return
+            except KafkaException as error:
+                if not cause_of(error).retriable() or time.monotonic() >= deadline_s:
+                    raise
+
+    def _judge(self, error: KafkaException) -> None:
+        """Returns if aborting and trying again is right, raises otherwise."""
+        cause = cause_of(error)
+        if cause.name() in _FENCED:
+            raise DeposedError(f"another coordinator writes the journal {self._topic!r}") from error
+        if not cause.txn_requires_abort():
+            raise JournalLostError(
+                f"what became of a write to {self._topic!r} is unknown: {reason_of(error)}"
+            ) from error
+
+    def _abort(self, deadline_s: float) -> None:
+        try:
+            self._producer.abort_transaction(_remaining_s(deadline_s))
+        except KafkaException as error:
+            self._judge(error)
+            raise JournalLostError(
+                f"a write to {self._topic!r} can't be undone: {reason_of(error)}"
+            ) from error
+
+
+def open_journal(settings: Settings, job: str) -> tuple[Journal, dict[str, Any]]:
+    """Depose the former leader, if there is one, and take over the journal, whose topic has to exist.
+
+    Returns:
+        The journal, and what it holds.
+
+    Raises:
+        KafkaUnavailable: the brokers didn't do it in time.
+        IncompatibleState: what is in the topic is not a journal.
+    """
+    deadline_s = time.monotonic() + OPEN_TIMEOUT_S
+    producer = make_producer(settings, f"{job}-coordinator")
+    try:
+        producer.list_topics(timeout=_remaining_s(deadline_s))  # initialising is quick once it is connected
+        _initialise(producer, deadline_s)
+    except KafkaException as error:
+        raise KafkaUnavailable(
+            f"The journal of job {job!r} can't be taken over: {reason_of(error)}.",
+            remedy="Check that the brokers are up, and that the job's user may write transactionally.",
+        ) from error
+    return Journal(producer, journal_topic(job)), read_journal(settings, job)
+
+
+def _initialise(producer: Producer, deadline_s: float) -> None:
+    while True:
+        try:
+            producer.init_transactions(_remaining_s(deadline_s))
+            return
+        except KafkaException as error:
+            cause = cause_of(error)
+            retriable = cause.retriable() or cause.code() == KafkaError._TIMED_OUT
+            if not retriable or time.monotonic() >= deadline_s:
+                raise
+
+
+def _remaining_s(deadline_s: float) -> float:
+    return max(0.1, deadline_s - time.monotonic())

@@ -1,0 +1,501 @@
+"""The coordinator process: carries out what `core` decides.
+
+Responsible for: the checks before a coordinator may lead, taking over the journal, and then the loop that
+turns frames, closed connections and outcomes into events, and effects into frames, journal writes and
+fences. One thread owns the socket and the core; the journal, fences and background duties have threads
+of their own and report to it through one queue.
+
+Invariants kept: no effect that takes long runs in the loop's thread, so that no epoch waits for it; every
+wait is bounded; a record of a repartition topic is deleted only when it is behind its reader's committed
+offset.
+
+Must not: decide about workers, shards or epochs; those belong to `core`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import queue
+import signal
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Generator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from confluent_kafka import TopicPartition
+
+from fcluster import __version__
+from fcluster.common import messages
+from fcluster.common.admin_client import AdminClient
+from fcluster.common.discovery import LEADER_KEY, Leader, find_leader
+from fcluster.common.errors import ClusterConflict, FclusterError, IncompatibleState, SettingsError
+from fcluster.common.job import Job
+from fcluster.common.kafka_clients import (
+    Admin,
+    connect_or_raise,
+    delete_records_before,
+    end_offsets,
+    ensure_internal_topics,
+    make_admin,
+    make_consumer,
+    read_committed_positions,
+)
+from fcluster.common.messages import MalformedMessage
+from fcluster.common.settings import Settings
+from fcluster.common.snapshot_store import store_identity
+from fcluster.common.topology import Topology, incompatibility
+from fcluster.common.transport import Disconnected, FrameReceived, RouterTransport
+from fcluster.coordinator import events
+from fcluster.coordinator.core import EXIT_TEMPORARY, Coordinator
+from fcluster.coordinator.events import Event
+from fcluster.coordinator.fencing import Fencer
+from fcluster.coordinator.journal import DeposedError, Journal, JournalLostError, open_journal
+from fcluster.coordinator.model import Terms
+
+_log = logging.getLogger("fcluster.coordinator")
+
+LEADER_ANSWER_MS = 1_000
+BIND_RETRY_S = 5.0
+"""A coordinator that was killed and started again may find its port not yet free."""
+TRUNCATION_INTERVAL_S = 5.0
+TRUNCATION_RECORDS_MIN = 10_000
+"""Fewer processed records in a partition of a repartition topic aren't worth a request."""
+END_OFFSETS_RETRY_S = 1.0
+EXIT_INTERRUPTED = 130
+_LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+_LOOPBACK_HOSTS = ("127.", "localhost", "[::1]")
+
+
+def run_coordinator(
+    job: Job | Topology,
+    settings: Settings,
+    *,
+    expected_workers: int | None = None,
+    until_caught_up: bool = False,
+    ready_callback: Callable[[str], None] | None = None,
+    ready_file: Path | None = None,
+) -> int:
+    """Lead the job until it is stopped, has caught up, or fails.
+
+    SIGTERM and SIGINT drain the job, a second one ends the process at once.
+
+    Args:
+        job: to run.
+        settings: resolved.
+        expected_workers: the first assignment waits for so many, for a while; default: the setting `workers`.
+        until_caught_up: stop once everything that was in the sources at start is committed.
+        ready_callback: called with the address once workers can join.
+        ready_file: written with the leader record, as JSON, once workers can join.
+
+    Returns:
+        The process's exit code: 0 stopped in good order, 3 the job failed, 75 another coordinator leads.
+
+    Raises:
+        FclusterError: it can't lead, for the reason in the message.
+    """
+    topology = job if isinstance(job, Topology) else job.build()
+    _check_bind_address(settings)
+    admin = make_admin(settings)
+    connect_or_raise(admin, settings)
+    partitions = ensure_internal_topics(admin, topology, settings)
+    _check_no_other_leader(settings, topology.job)
+    journal, past = open_journal(settings, topology.job)
+    sources = {stage.source.name: partitions[stage.source.name] for stage in topology.stages}
+    _check_partitions(past, sources)
+    _check_topology(past, topology)
+    terms = Terms(
+        term=int(past.get("term", {}).get("term", 0)) + 1,
+        topology=topology,
+        partitions=sources,
+        settings=settings,
+        expected_workers=expected_workers or settings.workers,
+        version=__version__,
+        until_caught_up=until_caught_up,
+        snapshot_store=store_identity(settings.snapshots, topology.job),
+        highest_committed_epoch=_highest_committed_epoch(settings, topology.job, sources),
+    )
+    transport = RouterTransport()
+    try:
+        leader = _become_leader(transport, journal, terms)
+        shell = _Shell(terms, past, transport, journal, admin)
+        _announce(leader, ready_callback, ready_file)
+        with _signals(shell):
+            return shell.run()
+    finally:
+        transport.close()
+
+
+# --- checks -------------------------------------------------------------------------------------------
+
+
+def _check_bind_address(settings: Settings) -> None:
+    host = settings.coordinator_bind.removeprefix("tcp://")
+    if not host.startswith(_LOOPBACK_HOSTS) and not settings.insecure:
+        raise SettingsError(
+            f"coordinator.bind = {settings.coordinator_bind!r} is reachable from other hosts, and control "
+            "connections are not encrypted or authenticated yet.",
+            remedy="Bind to tcp://127.0.0.1:0, or give --insecure if the network is trusted.",
+        )
+
+
+def _check_no_other_leader(settings: Settings, job: str) -> None:
+    leader = find_leader(settings, job)
+    if leader is None:
+        return
+    with AdminClient(leader.address) as client:
+        try:
+            answer = client.status(LEADER_ANSWER_MS)
+        except FclusterError:
+            return  # dead, or somebody else's port by now
+    if answer.get("job") == job and answer.get("term") == leader.term:
+        raise ClusterConflict(
+            f"Job {job!r} is running already: its coordinator is process {leader.pid} on {leader.host}, at "
+            f"{leader.address}.",
+            remedy="Stop it first (end its `fcluster up` or `fcluster coordinator` with Ctrl-C), or give "
+            "this job another name.",
+        )
+
+
+def _check_partitions(past: Mapping[str, Any], partitions: Mapping[str, int]) -> None:
+    for topic, now in partitions.items():
+        then = past.get(f"partitions/{topic}", {}).get("count", now)
+        if then != now:
+            raise IncompatibleState(
+                f"The topic {topic!r} has {now} partitions; it had {then} when the job ran last. Keys would "
+                "meet other shards' state.",
+                remedy="Run the job under another name, which begins with empty state, or copy the records "
+                f"to a topic with {then} partitions and read that.",
+            )
+
+
+def _check_topology(past: Mapping[str, Any], topology: Topology) -> None:
+    former = past.get("topology")
+    reason = incompatibility(former, topology) if former is not None else None
+    if reason is not None:
+        raise IncompatibleState(
+            f"The job has changed in a way that its state doesn't fit any more. {reason}",
+            remedy="Undo that change, or run the job under another name, which begins with empty state.",
+        )
+
+
+def _highest_committed_epoch(settings: Settings, job: str, partitions: Mapping[str, int]) -> int:
+    # Read-uncommitted: workers of a former leader may be in the midst of their transactions, which this
+    # must not wait for. What they commit later has a number that the journal has reserved.
+    consumer = make_consumer(settings, "read-uncommitted", **{"group.id": job})
+    try:
+        wanted = [
+            TopicPartition(topic, partition)
+            for topic, count in partitions.items()
+            for partition in range(count)
+        ]
+        positions = read_committed_positions(consumer, job, wanted)
+        return max((position.epoch for position in positions.values() if position), default=0)
+    finally:
+        consumer.close()
+
+
+# --- leading ------------------------------------------------------------------------------------------
+
+
+def _become_leader(transport: RouterTransport, journal: Journal, terms: Terms) -> Leader:
+    """Listen, and let the journal say so."""
+    leader = Leader(
+        address=_bind(transport, terms.settings.coordinator_bind),
+        term=terms.term,
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        cluster_id=uuid.uuid4().hex,
+    )
+    entries: dict[str, Any] = {
+        "term": {"term": terms.term},
+        "topology": terms.topology.describe(),
+        LEADER_KEY: leader,
+    }
+    entries |= {f"partitions/{topic}": {"count": count} for topic, count in terms.partitions.items()}
+    try:
+        journal.write(entries)
+    except JournalLostError as error:
+        raise ClusterConflict(
+            f"The journal of job {terms.topology.job!r} can't be written: {error}.",
+            remedy="Another coordinator may have been started at the same moment: look for it, or try again.",
+        ) from error
+    return leader
+
+
+def _bind(transport: RouterTransport, bind: str) -> str:
+    deadline_s = time.monotonic() + BIND_RETRY_S
+    # ZeroMQ says * for "any free port".
+    wanted = bind[: -len(":0")] + ":*" if bind.endswith(":0") else bind
+    while True:
+        try:
+            address = transport.bind(wanted)
+            break
+        except OSError as error:
+            if time.monotonic() >= deadline_s:
+                raise SettingsError(
+                    f"The coordinator can't listen on {bind}: {error}.",
+                    remedy="Choose a free address in the setting coordinator.bind.",
+                ) from error
+            time.sleep(0.1)
+    # Bound to all interfaces: workers elsewhere need a name they can connect to.
+    return address.replace("0.0.0.0", socket.gethostname())
+
+
+def _announce(leader: Leader, ready_callback: Callable[[str], None] | None, ready_file: Path | None) -> None:
+    _log.info("coordinator of term %d listens at %s", leader.term, leader.address)
+    if ready_file is not None:
+        temporary = ready_file.with_name(ready_file.name + ".new")
+        record = {"address": leader.address, "term": leader.term, "host": leader.host, "pid": leader.pid}
+        temporary.write_text(json.dumps(record))
+        temporary.replace(ready_file)
+    if ready_callback is not None:
+        ready_callback(leader.address)
+
+
+@contextlib.contextmanager
+def _signals(shell: _Shell) -> Generator[None]:
+    """SIGTERM and SIGINT ask for a drain, then force the end. Only a process's main thread may do this."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    asked = False
+
+    def on_signal(_number: int, _frame: object) -> None:
+        nonlocal asked
+        if asked:
+            os._exit(EXIT_INTERRUPTED)
+        asked = True
+        shell.post(events.StopRequested())
+
+    former = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+class _Shell:
+    """The loop, and the threads that work for it."""
+
+    def __init__(
+        self,
+        terms: Terms,
+        past: Mapping[str, Any],
+        transport: RouterTransport,
+        journal: Journal,
+        admin: Admin,
+    ) -> None:
+        self._topology = terms.topology
+        self._core = Coordinator.recover(past, terms, _now_ms())
+        self._transport = transport
+        self._admin = admin
+        self._inbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._stop: events.StopCoordinator | None = None
+        self._journal_thread = _JournalThread(journal, self.post)
+        self._fencer = Fencer(terms.settings, terms.topology.job, self.post)
+        self._duties = ThreadPoolExecutor(1, thread_name_prefix="duties")
+        self._closing = threading.Event()
+        self._truncation = _Truncation(terms.topology, admin)
+
+    def post(self, event: Event) -> None:
+        """Hand an event to the loop; from any thread, and from signal handlers."""
+        self._inbox.put(event)
+        self._transport.wake()
+
+    def run(self) -> int:
+        """Lead until the core says stop; returns the exit code."""
+        try:
+            self._feed(events.Started())
+            while self._stop is None:
+                self._turn()
+        finally:
+            self._close()
+        _log.log(
+            logging.ERROR if self._stop.exit_code else logging.INFO, "coordinator ends: %s", self._stop.reason
+        )
+        return self._stop.exit_code
+
+    def _turn(self) -> None:
+        deadline_ms = self._core.next_deadline_ms()
+        timeout_ms = None if deadline_ms is None else max(0.0, deadline_ms - _now_ms())
+        happened = False
+        for item in self._transport.poll(self._truncation.cap(timeout_ms)):
+            happened = True
+            match item:
+                case FrameReceived():
+                    self._on_frame(item)
+                case Disconnected(peer):
+                    self._feed(events.PeerDisconnected(peer))
+        while True:
+            try:
+                event = self._inbox.get_nowait()
+            except queue.Empty:
+                break
+            happened = True
+            self._feed(event)
+        if not happened:
+            self._feed(events.Tick())
+        if self._truncation.is_due():
+            self._duties.submit(self._truncation.run, self._core.committed_offsets())
+
+    def _on_frame(self, received: FrameReceived) -> None:
+        try:
+            message = messages.decode_for_coordinator(received.frame)
+        except MalformedMessage as error:
+            self._transport.malformed_frames += 1
+            count = self._transport.malformed_frames
+            if count & (count - 1) == 0:  # the 1st, 2nd, 4th, 8th, ...: a flood must not fill the log
+                _log.warning("dropped a malformed frame, %d so far: %s", count, error)
+            return
+        self._feed(events.MessageReceived(received.peer, message))
+
+    def _feed(self, event: Event) -> None:
+        for effect in self._core.handle(event, _now_ms()):
+            match effect:
+                case events.SendMessage(peer, message):
+                    self._transport.send(peer, messages.encode(message))
+                case events.WriteJournal():
+                    self._journal_thread.write(effect)
+                case events.FenceSlot(slot):
+                    self._fencer.fence(slot)
+                case events.ReadEndOffsets(stage):
+                    self._duties.submit(self._read_end_offsets, stage)
+                case events.LogLine(level, text):
+                    _log.log(_LEVELS[level], "%s", text)
+                case events.StopCoordinator():
+                    self._stop = effect
+
+    def _read_end_offsets(self, name: str) -> None:
+        """How far a source reaches now; tried until it is known, for without it nothing ends."""
+        stage = self._topology.stage(name)
+        # What the job itself wrote is committed, but markers may still be on their way to the partitions:
+        # the last stable offset could miss records that count.
+        isolation = "read-uncommitted" if stage.internal else stage.source.isolation
+        wanted = [
+            TopicPartition(stage.source.name, shard.partition)
+            for shard in self._core.shards
+            if shard.stage == name
+        ]
+        while not self._closing.is_set():
+            try:
+                ends = end_offsets(self._admin, wanted, isolation)
+                self.post(events.EndOffsetsRead(name, {at.partition: end for at, end in ends.items()}))
+                return
+            except FclusterError as error:
+                _log.warning("the end of %s is not known yet: %s", stage.source.name, error.message)
+                self._closing.wait(END_OFFSETS_RETRY_S)
+
+    def _close(self) -> None:
+        self._closing.set()
+        if self._stop is not None and self._stop.exit_code != EXIT_TEMPORARY:
+            # Nobody needs to ask an address where nobody listens any more.
+            self._journal_thread.write(events.WriteJournal(0, {LEADER_KEY: None}))
+        self._fencer.close()
+        self._duties.shutdown(wait=False, cancel_futures=True)
+        self._journal_thread.close()
+
+
+class _JournalThread:
+    """Writes the journal in order; what has piled up goes into one transaction."""
+
+    def __init__(self, journal: Journal, post: Callable[[Event], None]) -> None:
+        self._journal = journal
+        self._post = post
+        self._queue: queue.SimpleQueue[events.WriteJournal | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
+        self._thread.start()
+
+    def write(self, effect: events.WriteJournal) -> None:
+        self._queue.put(effect)
+
+    def close(self) -> None:
+        """Write what is queued, for a moment at most."""
+        self._queue.put(None)
+        self._thread.join(2.0)
+
+    def _run(self) -> None:
+        while True:
+            batch, ending = self._take()
+            if batch and not self._write(batch):
+                return
+            if ending:
+                self._journal.close()
+                return
+
+    def _take(self) -> tuple[list[events.WriteJournal], bool]:
+        item = self._queue.get()
+        batch: list[events.WriteJournal] = []
+        while item is not None:
+            batch.append(item)
+            try:
+                item = self._queue.get_nowait()
+            except queue.Empty:
+                return batch, False
+        return batch, True
+
+    def _write(self, batch: list[events.WriteJournal]) -> bool:
+        entries: dict[str, Any] = {}
+        for effect in batch:
+            entries.update(effect.entries)
+        try:
+            self._journal.write(entries)
+        except DeposedError as error:
+            self._post(events.Deposed(str(error)))
+            return False
+        except Exception as error:  # noqa: BLE001  without a journal it can't lead, whatever the reason
+            self._post(events.Deposed(f"the journal is lost: {error}"))
+            return False
+        self._post(events.JournalWritten(batch[-1].sequence))
+        return True
+
+
+class _Truncation:
+    """Deletes what all readers of repartition topics are done with, now and then."""
+
+    def __init__(self, topology: Topology, admin: Admin) -> None:
+        self._sources = {stage.name: stage.source.name for stage in topology.stages if stage.internal}
+        self._admin = admin
+        self._deleted_before: dict[TopicPartition, int] = {}
+        self._due_s = time.monotonic() + TRUNCATION_INTERVAL_S
+
+    def cap(self, timeout_ms: float | None) -> float | None:
+        """The loop's time-out, short enough for this duty."""
+        if not self._sources:
+            return timeout_ms
+        mine_ms = max(0.0, (self._due_s - time.monotonic()) * 1000)
+        return mine_ms if timeout_ms is None else min(timeout_ms, mine_ms)
+
+    def is_due(self) -> bool:
+        """Whether it is time; if so it is due again an interval later."""
+        if not self._sources or time.monotonic() < self._due_s:
+            return False
+        self._due_s = time.monotonic() + TRUNCATION_INTERVAL_S
+        return True
+
+    def run(self, committed: Mapping[Any, int]) -> None:
+        """In the duties' thread: delete behind the committed offsets, where it is worth it."""
+        offsets: dict[TopicPartition, int] = {}
+        for shard, offset in committed.items():
+            topic = self._sources.get(shard.stage)
+            if topic is None:
+                continue
+            at = TopicPartition(topic, shard.partition)
+            if offset - self._deleted_before.get(at, 0) >= TRUNCATION_RECORDS_MIN:
+                offsets[at] = offset
+        try:
+            delete_records_before(self._admin, offsets)
+            self._deleted_before.update(offsets)
+        except FclusterError as error:
+            _log.warning("repartition topics are not truncated: %s", error.message)
+
+
+def _now_ms() -> float:
+    return time.monotonic() * 1000
