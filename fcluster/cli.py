@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from fcluster.common.topology import Isolation
     from fcluster.launch import Connection
 
+EXIT_JOB_FAILED = 3
 EXIT_BUG = 70
 EXIT_TEMPORARY = 75
 EXIT_INTERRUPTED = 130
@@ -535,6 +536,10 @@ def coordinator(
         until_caught_up=until_caught_up,
         ready_file=ready_file,
     )
+    if code == EXIT_JOB_FAILED:
+        from fcluster.launch import job_failure
+
+        report(*job_failure())
     context.exit(code)
 
 

@@ -39,12 +39,14 @@ from fcluster.data_directory import (
 if TYPE_CHECKING:
     from fcluster.common.embedded_kafka import EmbeddedKafka
     from fcluster.common.job import Job
+    from fcluster.common.logs import RememberingHandler
     from fcluster.common.topology import Isolation, Topology
     from fcluster.live_view import View
     from fcluster.supervisor import Outcome, ProcessSpec
 
 STATUS_TIMEOUT_MS = 3_000
 BROKER_CHECK_INTERVAL_S = 0.5
+_log_handler: RememberingHandler | None = None
 PORTS_BELOW_EPHEMERAL = range(12_000, 20_000)
 """Where the coordinator's port is taken from: the system gives none of these to outgoing connections and the
 embedded broker takes none of them, so it is still free after a restart."""
@@ -73,7 +75,20 @@ def start_logging(level: str) -> None:
     """Set up this process's log."""
     from fcluster.common.logs import configure_logging
 
-    configure_logging(level)
+    global _log_handler
+    _log_handler = configure_logging(level)
+
+
+def job_failure() -> tuple[str, str]:
+    """Why the job failed, as the coordinator logged it last, and what to do about it."""
+    logged = _log_handler.last_error if _log_handler is not None else ""
+    reason, _, remedy = logged.removeprefix("coordinator ends: ").partition("\n")
+    if reason.startswith("record "):
+        remedy = "Nothing beyond it is committed. Correct the job or set its on_error, then start it again."
+    return (
+        reason or "the job failed",
+        remedy or "Nothing is lost. When that is repaired, start the job again.",
+    )
 
 
 def load(

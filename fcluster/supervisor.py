@@ -42,6 +42,9 @@ COORDINATOR_SILENT_S_MAX = 10.0
 """A coordinator that doesn't answer a drain for so long (brokers down, or hung) is told to end."""
 LINES_REMEMBERED = 20
 
+LEFT_GRACE_S = 3.0
+"""A worker that left in good order is started again when the coordinator hasn't ended within so long."""
+
 COORDINATOR = "coordinator"
 SUPERVISOR = "cluster"
 
@@ -223,6 +226,10 @@ class Supervisor:
             if event.code != EXIT_DONE:
                 self._say(f"{event.name} {death_of(event.code)} while draining")
             return None
+        if not is_coordinator and event.code in (EXIT_DONE, EXIT_JOB_FAILED):
+            # It was told to leave: as a rule the coordinator ends next, and there is nothing to say.
+            member.restart_at_s = time.monotonic() + LEFT_GRACE_S
+            return None
         return self._died(member, event.code)
 
     def _died(self, member: _Member, code: int) -> Outcome | None:
@@ -236,11 +243,9 @@ class Supervisor:
             failures_max = 1 if code == EXIT_MISTAKE and member.starts == 1 else FAILURES_IN_A_ROW_MAX
             if member.failures_in_a_row >= failures_max:
                 return self._failure(member, f"{member.spec.name} {death_of(code)}")
-        if code == EXIT_DONE:
-            delay_s = max(delay_s, 1.0)  # told to leave: the coordinator is likely to end as well
         if self._draining_since_s is not None:
             delay_s = min(delay_s, 0.5)
-        self._say(f"{member.spec.name} {death_of(code)}; it is started again in {delay_s:.1f} s")
+        self._say(f"{member.spec.name} {death_of(code)}; restart in {delay_s:.1f} s")
         member.restart_at_s = time.monotonic() + delay_s
         return None
 
@@ -250,6 +255,7 @@ class Supervisor:
             if member.restart_at_s is not None and member.restart_at_s <= now_s:
                 member.restart_at_s = None
                 self._restarts += 1
+                self._say(f"{member.spec.name} is started again")
                 self._start(member)
 
     def _start(self, member: _Member) -> None:

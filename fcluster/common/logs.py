@@ -29,10 +29,21 @@ class LogFormatter(logging.Formatter):
         return f"{moment:%Y-%m-%dT%H:%M:%S}.{moment.microsecond // 1000:03d}Z"
 
 
-def configure_logging(level: str = "info", stream: TextIO | None = None) -> None:
+class RememberingHandler(logging.StreamHandler[TextIO]):
+    """Writes to a stream, and knows the last error it wrote."""
+
+    last_error = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno >= logging.ERROR:
+            self.last_error = record.getMessage()
+        super().emit(record)
+
+
+def configure_logging(level: str = "info", stream: TextIO | None = None) -> RememberingHandler:
     """Send all logging of this process to `stream` (default: stderr) from `level` (of `LEVELS`) upwards."""
     target = stream if stream is not None else sys.stderr
-    handler = logging.StreamHandler(target)
+    handler = RememberingHandler(target)
     handler.setFormatter(LogFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(True)
@@ -41,3 +52,4 @@ def configure_logging(level: str = "info", stream: TextIO | None = None) -> None
         faulthandler.enable(target)
         if hasattr(signal, "SIGUSR1"):
             faulthandler.register(signal.SIGUSR1, target, all_threads=True)
+    return handler

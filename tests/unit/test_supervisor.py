@@ -139,7 +139,7 @@ def cluster() -> Iterator[Cluster]:
 def test_killed_worker_is_started_again_and_said_so(cluster: Cluster) -> None:
     cluster.child("worker-0").end(-signal.SIGKILL)
     cluster.child("worker-0", 2)
-    assert cluster.said("worker-0 was killed by SIGKILL; it is started again in 0.1 s")
+    assert cluster.said("worker-0 was killed by SIGKILL; restart in 0.1 s")
     assert cluster.supervisor.restarts == 1
     assert len(cluster.children["worker-1"]) == 1
 
@@ -161,7 +161,7 @@ def test_deaths_in_a_row_wait_longer_each_time(cluster: Cluster) -> None:
         cluster.child("worker-0", start).end(-signal.SIGKILL)
     cluster.child("worker-0", 4)
     for delay in ("0.1 s", "0.2 s", "0.4 s"):
-        assert cluster.said(f"started again in {delay}")
+        assert cluster.said(f"restart in {delay}")
 
 
 def test_coordinator_done_ends_everything_with_success(cluster: Cluster) -> None:
@@ -178,6 +178,26 @@ def test_coordinator_done_while_a_worker_hangs_terminates_then_kills_it(cluster:
     assert hanging.terminated
     assert hanging.killed
     assert cluster.said("killed, since it didn't end: worker-0")
+
+
+@pytest.mark.parametrize("code", [EXIT_DONE, EXIT_JOB_FAILED])
+def test_worker_that_was_told_to_leave_just_before_the_coordinator_ends_is_no_news(
+    cluster: Cluster, code: int
+) -> None:
+    cluster.child("worker-0").end(code)
+    cluster.child("worker-1").end(code)
+    cluster.child("coordinator").end(EXIT_DONE)
+    assert cluster.outcome().exit_code == EXIT_DONE
+    assert not any("worker" in text for _, text in cluster.lines)
+
+
+def test_worker_that_left_while_the_coordinator_stays_is_started_again(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fcluster.supervisor.LEFT_GRACE_S", 0.05)
+    cluster.child("worker-0").end(EXIT_DONE)
+    cluster.child("worker-0", 2)
+    assert cluster.said("worker-0 is started again")
 
 
 def test_job_failure_is_not_restarted_and_tells_what_the_coordinator_reported(cluster: Cluster) -> None:
@@ -272,7 +292,7 @@ def test_drain_that_takes_too_long_kills_and_says_that_nothing_is_lost() -> None
 def test_drain_of_a_coordinator_that_waits_for_its_restart_starts_it_at_once(cluster: Cluster) -> None:
     for start in (1, 2, 3, 4, 5):
         cluster.child("coordinator", start).end(-signal.SIGKILL)
-    eventually(lambda: cluster.said("started again in 1.6 s"), "a long back-off")
+    eventually(lambda: cluster.said("restart in 1.6 s"), "a long back-off")
     cluster.supervisor.signal(signal.SIGINT)
     started = time.monotonic()
     cluster.child("coordinator", 6)
