@@ -202,7 +202,7 @@ class Settings:
     source_gap: SourceGapPolicy = _choice("fail", "continue")  # noqa: RUF009
     replication_factor: int = _integer(-1, least=1, most=32_767, also=-1)
     insecure: bool = _boolean(False)
-    epoch_records_max: int = _integer(200_000, least=1, most=_INT_MAX)
+    epoch_records_max: int = _integer(500_000, least=1, most=_INT_MAX)
     initial_rebalance_delay_ms: int = _duration(3000, least=0, most=3_600_000)
     coordinator_loss_bound_ms: int = _duration(30_000, least=100)
     kafka: Mapping[str, str] = field(default_factory=dict[str, str], hash=False)

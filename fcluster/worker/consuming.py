@@ -7,15 +7,22 @@ can't be mistaken for records after it.
 
 Every queue is bounded: at most `BATCHES_AHEAD_MAX` batches wait for the main thread, then reading stops, and
 librdkafka's own queue fills up to its bound.
+
+Two ways to fetch, each a consumer of its own since the settings of one can't be changed: *patient* (the
+broker answers with the first record, or after half a second) costs nothing while there is nothing to read;
+*gathering* (the broker collects for some milliseconds) costs a constant number of requests, and so far less
+than one for each record once records come in steadily. The reader changes between them by what it sees.
+See docs/decisions/0031-two-ways-to-fetch.md.
 """
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
@@ -23,6 +30,12 @@ BATCH_RECORDS_MAX = 5_000
 BATCHES_AHEAD_MAX = 3
 POLL_TIMEOUT_S = 0.05
 """How long a read waits for a first record, and so how long a change of the assignment may wait."""
+
+PATIENT_FETCH: Final[Mapping[str, int]] = {"fetch.min.bytes": 1, "fetch.wait.max.ms": 500}
+GATHERING_FETCH: Final[Mapping[str, int]] = {"fetch.min.bytes": 100_000, "fetch.wait.max.ms": 5}
+GATHER_ABOVE_READS_PER_S = 150
+BE_PATIENT_AFTER_S = 2.0
+"""Without a record."""
 
 SourcePartition = tuple[str, int]
 
@@ -76,16 +89,27 @@ _TRANSIENT_ERRORS = frozenset(
 
 
 class SourceReader:
-    """One consumer and its thread.
+    """The records of some source partitions, read by a thread of its own.
 
     Args:
-        consumer: assigned by nobody else, and used by nobody else from here on.
+        make_consumer: makes a consumer that fetches as its argument says. It is assigned by nobody else.
         emit: called in the reading thread with each event; must not block.
         name: of the thread.
     """
 
-    def __init__(self, consumer: Consumer, emit: Callable[[ReaderEvent], None], name: str) -> None:
-        self._consumer = consumer
+    def __init__(
+        self,
+        make_consumer: Callable[[Mapping[str, int]], Consumer],
+        emit: Callable[[ReaderEvent], None],
+        name: str,
+    ) -> None:
+        self._make_consumer = make_consumer
+        self._consumer = make_consumer(PATIENT_FETCH)
+        self._resting: Consumer | None = None  # the consumer for the other way to fetch, once there was need
+        self._gathering = False
+        self._last_record_s = 0.0
+        self._reads_since_s = 0.0
+        self._reads = 0
         self._emit = emit
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._commanded = threading.Event()
@@ -147,6 +171,8 @@ class SourceReader:
                     self._read()
         finally:
             self._consumer.close()
+            if self._resting is not None:
+                self._resting.close()
 
     def _carry_out_commands(self) -> None:
         self._commanded.clear()
@@ -176,6 +202,8 @@ class SourceReader:
         if first is None:
             self._room.release()
             self._report_idle()
+            if self._gathering and time.monotonic() - self._last_record_s > BE_PATIENT_AFTER_S:
+                self._change_fetching()
             return
         rest: list[Message] = self._consumer.consume(BATCH_RECORDS_MAX - 1, 0)
         batch = [first, *rest]
@@ -190,6 +218,36 @@ class SourceReader:
             self._emit(Batch(self, self._generation, batch, full))
         else:
             self._room.release()
+        self._count_read()
+
+    def _count_read(self) -> None:
+        """Gather once records come so steadily that nearly each of them would be a response of its own."""
+        self._last_record_s = now_s = time.monotonic()
+        self._reads += 1
+        if now_s - self._reads_since_s >= 1.0:
+            if not self._gathering and self._reads > GATHER_ABOVE_READS_PER_S:
+                self._change_fetching()
+            self._reads_since_s, self._reads = now_s, 0
+
+    def _change_fetching(self) -> None:
+        """Go on with the other consumer, from where this one stands."""
+        offsets = self._positions()
+        if self._resting is None:
+            self._resting = self._make_consumer(PATIENT_FETCH if self._gathering else GATHERING_FETCH)
+        self._consumer.incremental_unassign([TopicPartition(*partition) for partition in offsets])
+        self._consumer, self._resting = self._resting, self._consumer
+        self._gathering = not self._gathering
+        self._consumer.incremental_assign(
+            [TopicPartition(topic, partition, offset) for (topic, partition), offset in offsets.items()]
+        )
+        self._assigned = offsets
+
+    def _positions(self) -> dict[SourcePartition, int]:
+        positions = dict(self._assigned)  # where nothing was read yet, the position is where reading began
+        for where in self._consumer.position([TopicPartition(*partition) for partition in self._assigned]):
+            if where.offset >= 0:
+                positions[where.topic, where.partition] = where.offset
+        return positions
 
     def _report_error(self, message: Message) -> None:
         error: Any = message.error()
@@ -207,16 +265,14 @@ class SourceReader:
     def _report_idle(self) -> None:
         if not self._read_since_idle:
             return
-        partitions = [TopicPartition(*partition) for partition in self._assigned]
-        positions = dict(self._assigned)  # where nothing was read yet, the position is where reading began
         ends: dict[SourcePartition, int] = {}
         try:
-            for where in self._consumer.position(partitions):
-                if where.offset >= 0:
-                    positions[where.topic, where.partition] = where.offset
-            for where in partitions:
-                _begin, end = self._consumer.get_watermark_offsets(where, cached=True)
-                ends[where.topic, where.partition] = end
+            positions = self._positions()
+            for topic, partition in positions:
+                _begin, end = self._consumer.get_watermark_offsets(
+                    TopicPartition(topic, partition), cached=True
+                )
+                ends[topic, partition] = end
         except KafkaException:
             return  # the next idle moment tells
         # A position behind the end means that records (or control records) are still to be fetched.

@@ -18,6 +18,7 @@ Must not: decide protocol questions; those belong to `core`.
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import logging
 import os
@@ -29,12 +30,12 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from confluent_kafka import KafkaError, KafkaException, Message
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message
 
 from fcluster import __version__
 from fcluster.common import messages
@@ -412,12 +413,27 @@ class Worker:
         for stage in self._topology.stages:
             isolation = stage.source.isolation
             if isolation not in self._readers:
-                consumer = make_consumer(self._settings, isolation, **_reader_config(self._topology.job))
-                if self._group_metadata is None:
-                    self._group_metadata = consumer.consumer_group_metadata()
-                reader = SourceReader(consumer, self._inbox.put, f"reader-{isolation}")
+                make = functools.partial(self._make_source_consumer, isolation)
+                reader = SourceReader(make, self._inbox.put, f"reader-{isolation}")
                 self._readers[isolation] = reader
                 self._newest_generation[reader] = 0
+
+    def _make_source_consumer(self, isolation: Isolation, fetching: Mapping[str, int]) -> Consumer:
+        consumer = make_consumer(
+            self._settings,
+            isolation,
+            **{
+                "group.id": self._topology.job,
+                # librdkafka's own queue, in front of the batches: enough to stay ahead, small enough for
+                # many workers. When it is full, look again soon: the default is after a second.
+                "queued.max.messages.kbytes": 16 * 1024,
+                "fetch.queue.backoff.ms": 10,
+            },
+            **fetching,
+        )
+        if self._group_metadata is None:
+            self._group_metadata = consumer.consumer_group_metadata()
+        return consumer
 
     def _destroy_writer(self) -> None:
         if self._commit_thread is not None:
@@ -644,16 +660,6 @@ class _FrozenShard:
         self.runner = runner
         self.delta = delta
         self.position = position
-
-
-def _reader_config(group: str) -> dict[str, Any]:
-    return {
-        "group.id": group,
-        # librdkafka's own queue in front of the batches: enough to stay ahead, small enough for many workers.
-        "queued.max.messages.kbytes": 16 * 1024,
-        # When that queue is full, look again soon: the default of 1 s lets it run empty in between.
-        "fetch.queue.backoff.ms": 10,
-    }
 
 
 def _shard_of(runner: Any) -> ShardId:

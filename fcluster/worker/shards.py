@@ -35,7 +35,7 @@ from fcluster.common.snapshot_store import open_snapshot_store
 from fcluster.common.topology import Topology
 from fcluster.worker import core
 from fcluster.worker.restore import RestoreRequest, restore_shards
-from fcluster.worker.snapshots import prune, take_snapshot, truncation_offset
+from fcluster.worker.snapshots import take_snapshot, truncation_offset
 from fcluster.worker.state import ShardState, StoreMeta
 from fcluster.worker.store import StoreDirectory
 
@@ -62,6 +62,7 @@ class ShardHost:
         self._admin = make_admin(settings)
         self._directory: StoreDirectory | None = None
         self._states: dict[ShardId, ShardState] = {}
+        self._dropped: list[ShardState] = []
         self._restoring: set[ShardId] = set()
         self._restore_stop = threading.Event()
         self._restore_thread = ThreadPoolExecutor(1, thread_name_prefix="restore")
@@ -118,7 +119,9 @@ class ShardHost:
         self._restore_stop.set()
         self._restore_stop = threading.Event()
         self._restoring.clear()
-        self._states.clear()
+        # What of them is committed goes to the stores once no commit thread touches them any more.
+        self._dropped = [*self._dropped, *self._states.values()]
+        self._states = {}
 
     def release(self, shards: Iterable[ShardId]) -> None:
         """Close the stores of these shards in the background."""
@@ -149,6 +152,9 @@ class ShardHost:
                 executor.shutdown(wait=True)
             if stop.is_set():
                 return
+            dropped, self._dropped = self._dropped, []
+            for state in dropped:
+                state.flush()
             positions = self._positions(shards)
             self._restore_states(session, positions, stop)
         except (FclusterError, KafkaException) as error:
@@ -257,7 +263,6 @@ class ShardHost:
             offset = truncation_offset(self._snapshot_store, shard, meta.changelog_id)
             if offset:
                 delete_records_before(self._admin, {TopicPartition(changelog, shard.partition): offset})
-            prune(self._snapshot_store, shard, meta)
         except FclusterError as error:
             # The last good snapshot stays, and the changelog from there on: nothing is lost but time.
             _log.warning("no snapshot of %s: %s", shard, one_line(error))
