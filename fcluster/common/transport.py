@@ -182,9 +182,12 @@ class RouterTransport:
         """Listen on `address` (port 0: any free one) and return the address in use.
 
         Raises:
-            OSError: the address can't be bound (a `zmq.ZMQError` is one, and says why).
+            OSError: the address can't be bound; it says why.
         """
-        self._socket.bind(address)
+        try:
+            self._socket.bind(address)
+        except zmq.ZMQError as error:
+            raise OSError(error.errno, str(error)) from error
         endpoint = self._socket.getsockopt(zmq.LAST_ENDPOINT)
         assert isinstance(endpoint, bytes)
         return endpoint.rstrip(b"\0").decode()

@@ -305,6 +305,16 @@ def test_ask_returns_the_answer_or_none_when_nobody_answers() -> None:
     assert ask("nonsense", b"question", 100) is None
 
 
+def test_address_in_use_is_an_os_error(router: RouterTransport) -> None:
+    address = router.bind("tcp://127.0.0.1:*")
+    other = RouterTransport()
+    try:
+        with pytest.raises(OSError, match="in use"):
+            other.bind(address)
+    finally:
+        other.close()
+
+
 def test_address_that_makes_no_sense_is_an_error(new_worker: Callable[[bytes], Worker]) -> None:
     worker = new_worker(b"w1")
     with pytest.raises(ValueError, match="nonsense"):

@@ -1,0 +1,420 @@
+"""The coordinator process against a real broker, with workers that only speak the protocol."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+from confluent_kafka.admin import AdminClient as KafkaAdmin
+from confluent_kafka.admin import NewPartitions, NewTopic
+
+from fcluster import __version__
+from fcluster.common import messages
+from fcluster.common.admin_client import AdminClient
+from fcluster.common.discovery import find_leader, read_journal
+from fcluster.common.errors import ClusterConflict, IncompatibleState, MissingTopic, SettingsError
+from fcluster.common.job import Job
+from fcluster.common.messages import ShardStatus, WorkerStats
+from fcluster.common.settings import Settings
+from fcluster.common.snapshot_store import store_identity
+from fcluster.common.transport import DealerTransport
+from fcluster.coordinator.server import run_coordinator
+
+_M = TypeVar("_M")
+DEADLINE_S = 20.0
+
+
+class ProtocolWorker:
+    """Says what a test tells it to, over a real socket."""
+
+    def __init__(self, address: str, name: str, job: Job, settings: Settings) -> None:
+        self.inbox: queue.Queue[messages.FromCoordinator] = queue.Queue()
+        self.job, self.settings, self.name = job, settings, name
+        self.session = 0
+        self.transport = DealerTransport(name.encode(), self._on_frame, lambda: None, lambda: None)
+        self.transport.connect(address)
+
+    def _on_frame(self, frame: bytes) -> None:
+        self.inbox.put(messages.decode_from_coordinator(frame))
+
+    def say(self, message: messages.Message) -> None:
+        assert self.transport.send(messages.encode(message))
+
+    def hello(self, **changes: Any) -> None:
+        fields: dict[str, Any] = {
+            "worker": self.name,
+            "host": "host",
+            "pid": os.getpid(),
+            "slot": -1,
+            "session": 0,
+            "owned": [],
+            "epoch": 0,
+            "prepared_epoch": 0,
+            "dirty": False,
+            "topology": self.job.build().fingerprint,
+            "snapshot_store": store_identity(self.settings.snapshots, self.job.name),
+            "version": __version__,
+        }
+        self.say(messages.Hello(**(fields | changes)))
+
+    def expect(self, kind: type[_M]) -> _M:
+        deadline_s = time.monotonic() + DEADLINE_S
+        while True:
+            message = self.inbox.get(timeout=max(0.0, deadline_s - time.monotonic()))
+            if isinstance(message, kind):
+                return message
+
+    def join(self) -> messages.Welcome:
+        self.hello()
+        welcome = self.expect(messages.Welcome)
+        self.session = welcome.session
+        return welcome
+
+    def heartbeat(self, *statuses: ShardStatus) -> None:
+        self.say(messages.Heartbeat(self.session, WorkerStats(shards=list(statuses))))
+
+
+class RunningCoordinator:
+    """`run_coordinator` in a thread."""
+
+    def __init__(self, job: Job, settings: Settings, **options: Any) -> None:
+        self._addresses: queue.Queue[str] = queue.Queue()
+        self.exit_code: int | None = None
+        self.error: Exception | None = None
+        self._thread = threading.Thread(target=self._run, args=(job, settings), kwargs=options)
+        self._thread.start()
+
+    def _run(self, job: Job, settings: Settings, **options: Any) -> None:
+        try:
+            self.exit_code = run_coordinator(job, settings, ready_callback=self._addresses.put, **options)
+        except Exception as error:  # noqa: BLE001  reported by the test's thread
+            self.error = error
+            self._addresses.put("")
+
+    @property
+    def address(self) -> str:
+        address = self._addresses.get(timeout=DEADLINE_S)
+        assert self.error is None, self.error
+        self._addresses.put(address)
+        return address
+
+    def wait(self) -> int | None:
+        self._thread.join(DEADLINE_S)
+        assert not self._thread.is_alive()
+        return self.exit_code
+
+
+@pytest.fixture
+def job(kafka: str, topic_prefix: str) -> Job:
+    """A job with a repartition, and its source with two partitions."""
+    source, name = topic_prefix + "in", topic_prefix + "job"
+    admin = KafkaAdmin({"bootstrap.servers": kafka})
+    admin.create_topics([NewTopic(source, 2, 1)])[source].result()
+    job = Job(name)
+    job.stream(job.topic(source)).key_by("field").process(second).to(job.topic(topic_prefix + "out"))
+    return job
+
+
+def second(ctx: Any, value: Any) -> Any:
+    return value
+
+
+@pytest.fixture
+def brokers(kafka: str, tmp_path: Path) -> Settings:
+    return Settings(bootstrap_servers=kafka, state_dir=str(tmp_path), initial_rebalance_delay_ms=500)
+
+
+@pytest.fixture
+def start(job: Job, brokers: Settings) -> Iterator[Callable[..., RunningCoordinator]]:
+    running: list[RunningCoordinator] = []
+
+    def begin(settings: Settings = brokers, **options: Any) -> RunningCoordinator:
+        running.append(RunningCoordinator(job, settings, **({"expected_workers": 1} | options)))
+        return running[-1]
+
+    yield begin
+    for coordinator in running:
+        if coordinator.exit_code is None and coordinator.error is None:
+            with AdminClient(coordinator.address) as client:
+                client.stop()
+            coordinator.wait()
+
+
+@pytest.fixture
+def new_worker(job: Job, brokers: Settings) -> Iterator[Callable[[str, str], ProtocolWorker]]:
+    workers: list[ProtocolWorker] = []
+
+    def connect(address: str, name: str) -> ProtocolWorker:
+        workers.append(ProtocolWorker(address, name, job, brokers))
+        return workers[-1]
+
+    yield connect
+    for worker in workers:
+        worker.transport.close()
+
+
+def test_worker_joins_commits_an_epoch_and_the_job_stops(
+    job: Job,
+    brokers: Settings,
+    start: Callable[..., RunningCoordinator],
+    new_worker: Callable[[str, str], ProtocolWorker],
+    tmp_path: Path,
+) -> None:
+    ready_file = tmp_path / "ready"
+    coordinator = start(ready_file=ready_file)
+    assert json.loads(ready_file.read_text() if coordinator.address else "")["address"] == coordinator.address
+    worker = new_worker(coordinator.address, "w0")
+    welcome = worker.join()
+    assert (welcome.term, welcome.slot, welcome.adopted) == (1, 0, False)
+    assigned = worker.expect(messages.Assign).shards
+    assert len(assigned) == 4
+    assert read_journal(brokers, job.name)["slot/0"]["session"] == welcome.session
+    worker.say(messages.Dirty(welcome.session, False))
+    barrier = worker.expect(messages.Barrier)
+    worker.say(messages.Prepared(welcome.session, barrier.epoch, 1, 1.0, False))
+    assert worker.expect(messages.Complete).epoch == barrier.epoch
+    worker.say(messages.Committed(welcome.session, barrier.epoch, 1.0, False, []))
+    with AdminClient(coordinator.address) as client:
+        document = client.status()
+        assert (document["job"], document["epoch"], len(document["shards"])) == (job.name, barrier.epoch, 4)
+        client.stop()
+    worker.expect(messages.Drain)
+    worker.say(messages.Drained(welcome.session))
+    assert not worker.expect(messages.Shutdown).failed
+    assert coordinator.wait() == 0
+    assert find_leader(brokers, job.name) is None, "nobody leads a job that was stopped in good order"
+
+
+def test_epoch_takes_no_longer_than_its_messages(
+    start: Callable[..., RunningCoordinator], new_worker: Callable[[str, str], ProtocolWorker]
+) -> None:
+    worker = new_worker(start().address, "w0")
+    worker.join()
+    durations_ms: list[float] = []
+    for _ in range(50):
+        started = time.monotonic()
+        worker.say(messages.Dirty(worker.session, False))
+        epoch = worker.expect(messages.Barrier).epoch
+        worker.say(messages.Prepared(worker.session, epoch, 1, 1.0, False))
+        worker.expect(messages.Complete)
+        durations_ms.append((time.monotonic() - started) * 1000)
+        worker.say(messages.Committed(worker.session, epoch, 1.0, False, []))
+    # Two round trips, and what is left of the minimal interval of 10 ms.
+    assert sorted(durations_ms)[25] < 30
+
+
+def test_second_coordinator_of_a_running_job_is_a_conflict_that_names_the_first(
+    job: Job, brokers: Settings, start: Callable[..., RunningCoordinator]
+) -> None:
+    address = start().address
+    with pytest.raises(ClusterConflict, match=address) as conflict:
+        run_coordinator(job, brokers)
+    assert str(os.getpid()) in conflict.value.message
+    assert "another name" in conflict.value.remedy
+
+
+COORDINATOR_PROCESS = """
+import sys
+from pathlib import Path
+from fcluster.common.settings import resolve
+from fcluster.coordinator.server import run_coordinator
+from tests.integration.test_coordinator_server import Job, second
+name, source, out, ready = sys.argv[1:5]
+job = Job(name)
+job.stream(job.topic(source)).key_by("field").process(second).to(job.topic(out))
+flags = dict(argument.split("=", 1) for argument in sys.argv[5:])
+sys.exit(run_coordinator(job, resolve({}, None, {}, flags), expected_workers=1, ready_file=Path(ready)))
+"""
+
+
+@pytest.fixture
+def spawn(
+    job: Job, brokers: Settings, topic_prefix: str, tmp_path: Path
+) -> Iterator[Callable[[], tuple[subprocess.Popen[bytes], str]]]:
+    """Starts a coordinator as a process of its own; returns it with its address."""
+    processes: list[subprocess.Popen[bytes]] = []
+
+    def begin() -> tuple[subprocess.Popen[bytes], str]:
+        ready = tmp_path / f"ready-{len(processes)}"
+        flags = [f"{name}={value}" for name, value in brokers.as_mapping().items()]
+        names = [job.name, topic_prefix + "in", topic_prefix + "out", str(ready)]
+        processes.append(subprocess.Popen([sys.executable, "-c", COORDINATOR_PROCESS, *names, *flags]))
+        deadline_s = time.monotonic() + DEADLINE_S
+        while not ready.exists():
+            assert processes[-1].poll() is None
+            assert time.monotonic() < deadline_s
+            time.sleep(0.02)
+        return processes[-1], json.loads(ready.read_text())["address"]
+
+    yield begin
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+def test_killed_coordinators_successor_adopts_its_workers(
+    spawn: Callable[[], tuple[subprocess.Popen[bytes], str]],
+    new_worker: Callable[[str, str], ProtocolWorker],
+    job: Job,
+    brokers: Settings,
+) -> None:
+    process, address = spawn()
+    worker = new_worker(address, "w0")
+    worker.join()
+    shards = worker.expect(messages.Assign).shards
+    worker.say(messages.Dirty(worker.session, False))
+    epoch = worker.expect(messages.Barrier).epoch
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    _, address = spawn()
+    leader = find_leader(brokers, job.name)
+    assert leader is not None
+    assert (leader.address, leader.term) == (address, 2)
+    worker.transport.connect(address)
+    worker.hello(slot=0, session=worker.session, owned=shards, epoch=epoch, prepared_epoch=epoch, dirty=True)
+    welcome = worker.expect(messages.Welcome)
+    assert (welcome.adopted, welcome.session, welcome.term) == (True, worker.session, 2)
+    assert worker.expect(messages.Complete).epoch == epoch
+    worker.say(messages.Committed(worker.session, epoch, 1.0, True, []))
+    assert worker.expect(messages.Barrier).epoch > epoch
+
+
+def test_terminated_coordinator_drains_and_a_second_signal_ends_it_at_once(
+    spawn: Callable[[], tuple[subprocess.Popen[bytes], str]],
+    new_worker: Callable[[str, str], ProtocolWorker],
+) -> None:
+    process, address = spawn()
+    worker = new_worker(address, "w0")
+    worker.join()
+    process.terminate()
+    worker.expect(messages.Drain)
+    assert process.poll() is None
+    process.terminate()
+    assert process.wait(DEADLINE_S) == 130
+
+
+def test_stopped_coordinator_that_was_deposed_ends_when_it_goes_on(
+    spawn: Callable[[], tuple[subprocess.Popen[bytes], str]],
+    new_worker: Callable[[str, str], ProtocolWorker],
+) -> None:
+    process, address = spawn()
+    os.kill(process.pid, signal.SIGSTOP)
+    spawn()
+    os.kill(process.pid, signal.SIGCONT)
+    worker = new_worker(address, "w0")
+    worker.hello()  # what it wants to journal now is refused
+    assert process.wait(DEADLINE_S) == 75
+
+
+def test_job_without_work_is_caught_up_at_once(
+    start: Callable[..., RunningCoordinator], new_worker: Callable[[str, str], ProtocolWorker]
+) -> None:
+    coordinator = start(until_caught_up=True)
+    worker = new_worker(coordinator.address, "w0")
+    worker.join()
+    shards = worker.expect(messages.Assign).shards
+    worker.heartbeat(*(ShardStatus(shard, 0, 0, 0, False, 0) for shard in shards))
+    # The stage behind the repartition gets its target only now.
+    deadline_s = time.monotonic() + DEADLINE_S
+    while worker.inbox.empty() or not isinstance(worker.inbox.get_nowait(), messages.Drain):
+        assert time.monotonic() < deadline_s
+        worker.heartbeat(*(ShardStatus(shard, 0, 0, 0, False, 0) for shard in shards))
+        time.sleep(0.05)
+    worker.say(messages.Drained(worker.session))
+    assert coordinator.wait() == 0
+
+
+def test_worker_that_vanishes_loses_its_shards_within_a_second(
+    start: Callable[..., RunningCoordinator], new_worker: Callable[[str, str], ProtocolWorker]
+) -> None:
+    address = start(expected_workers=2).address
+    first, second = new_worker(address, "w0"), new_worker(address, "w1")
+    first.join()
+    second.join()
+    kept = set(second.expect(messages.Assign).shards)
+    first.expect(messages.Assign)
+    started = time.monotonic()
+    first.transport.close()
+    kept |= set(second.expect(messages.Assign).shards)
+    assert len(kept) == 4
+    # 150 ms of grace, a journal write, a fence, another journal write.
+    assert time.monotonic() - started < 1.5
+
+
+def test_noise_on_the_socket_is_dropped(
+    start: Callable[..., RunningCoordinator], new_worker: Callable[[str, str], ProtocolWorker]
+) -> None:
+    worker = new_worker(start().address, "w0")
+    for frame in (b"", b"\x01", b"\x02abc", b"\x01\x80", os.urandom(1000)):
+        assert worker.transport.send(frame)
+    worker.join()
+
+
+def test_changed_partition_count_of_a_source_is_an_error_with_a_remedy(
+    job: Job, brokers: Settings, kafka: str, topic_prefix: str, start: Callable[..., RunningCoordinator]
+) -> None:
+    coordinator = start()
+    with AdminClient(coordinator.address) as client:
+        client.stop()
+    coordinator.wait()
+    admin = KafkaAdmin({"bootstrap.servers": kafka})
+    admin.create_partitions([NewPartitions(topic_prefix + "in", 3)])[topic_prefix + "in"].result()
+    deadline_s = time.monotonic() + DEADLINE_S
+    while len(admin.list_topics(topic_prefix + "in").topics[topic_prefix + "in"].partitions) != 3:
+        assert time.monotonic() < deadline_s
+        time.sleep(0.05)
+    with pytest.raises(IncompatibleState, match="has 3 partitions") as error:
+        run_coordinator(job, brokers)
+    assert "another name" in error.value.remedy
+
+
+def test_topology_that_lost_its_state_is_an_error_with_a_remedy(
+    job: Job, brokers: Settings, topic_prefix: str, start: Callable[..., RunningCoordinator]
+) -> None:
+    coordinator = start()
+    with AdminClient(coordinator.address) as client:
+        client.stop()
+    coordinator.wait()
+    changed = Job(job.name)
+    changed.stream(changed.topic(topic_prefix + "in")).to(changed.topic(topic_prefix + "out"))
+    with pytest.raises(IncompatibleState, match="second"):
+        run_coordinator(changed, brokers)
+
+
+def test_missing_source_is_named(brokers: Settings, topic_prefix: str) -> None:
+    job = Job(topic_prefix + "job")
+    job.stream(job.topic(topic_prefix + "nowhere")).to(job.topic(topic_prefix + "out"))
+    with pytest.raises(MissingTopic, match="nowhere"):
+        run_coordinator(job, brokers)
+
+
+def test_address_beyond_loopback_is_refused_without_insecure(job: Job, brokers: Settings) -> None:
+    with pytest.raises(SettingsError, match="reachable from other hosts"):
+        run_coordinator(job, replace(brokers, coordinator_bind="tcp://0.0.0.0:0"))
+
+
+def test_address_in_use_is_an_error(
+    job: Job, brokers: Settings, start: Callable[..., RunningCoordinator], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import zmq
+
+    monkeypatch.setattr("fcluster.coordinator.server.BIND_RETRY_S", 0.3)
+    context = zmq.Context()
+    try:
+        socket = context.socket(zmq.ROUTER)
+        port = socket.bind_to_random_port("tcp://127.0.0.1")
+        with pytest.raises(SettingsError, match="can't listen"):
+            run_coordinator(job, replace(brokers, coordinator_bind=f"tcp://127.0.0.1:{port}"))
+    finally:
+        context.destroy(0)
