@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 
 STATUS_TIMEOUT_MS = 3_000
 BROKER_CHECK_INTERVAL_S = 0.5
+IDLE_AFTER_S = 3.0
+IDLE_STATUS_INTERVAL_S = 1.0
 _log_handler: RememberingHandler | None = None
 PORTS_BELOW_EPHEMERAL = range(12_000, 20_000)
 """Where the coordinator's port is taken from: the system gives none of these to outgoing connections and the
@@ -661,14 +663,23 @@ class StatusPoller:
 
     def _run(self) -> None:
         from fcluster.common.admin_client import AdminClient
+        from fcluster.live_view import progress_of
 
+        shown, changed_s = None, time.monotonic()
         with AdminClient(self._address) as client:
-            while not self._stopped.wait(self._interval_s):
+            while not self._stopped.wait(self._pause_s(time.monotonic() - changed_s)):
                 try:
                     document = client.status(timeout_ms=500)
                 except FclusterError:
                     continue
+                progress = progress_of(document, 0)
+                if progress != shown:
+                    shown, changed_s = progress, time.monotonic()
                 self._on_document(document)
+
+    def _pause_s(self, idle_s: float) -> float:
+        """An idle cluster is asked less often: it shall cost next to nothing."""
+        return self._interval_s if idle_s < IDLE_AFTER_S else max(self._interval_s, IDLE_STATUS_INTERVAL_S)
 
 
 def free_port() -> int:

@@ -36,6 +36,7 @@ SHARD_NUMBERS_WIDTH = 38
 
 COLOURS = ("cyan", "green", "magenta", "blue", "yellow", "bright_cyan", "bright_green", "bright_magenta")
 _TROUBLE = re.compile(r"\b(ERROR|CRITICAL)\b|^error:")
+_LOG_LINE = re.compile(r"\d{4}-\d\d-\d\dT(\d\d:\d\d:\d\d)\.\d{3}Z ([A-Z]+) +\S+: ")
 _WARNING = re.compile(r"\bWARNING\b")
 
 
@@ -72,7 +73,8 @@ def totals_of(document: Document) -> Totals:
     p50 = sorted(value for w in workers if (value := _number(w, "commit_latency_ms_p50", 0)) > 0)
     return Totals(
         job=str(document.get("job", "?")),
-        epoch=int(_number(document, "epoch", 0)),
+        # A new coordinator has declared none yet, but its shards stand somewhere.
+        epoch=int(max([_number(document, "epoch", 0), *(_number(shard, "epoch", 0) for shard in shards)])),
         phase=str(document.get("phase", "?")),
         interval_ms=_number(document, "interval_ms", -1),
         records_in_per_second=sum(_number(w, "records_in_per_second", 0) for w in workers),
@@ -330,7 +332,7 @@ class PlainView:
         now = time.monotonic()
         if now - self._summarised_s < self._interval_s:
             return
-        state = _progress_of(document, restarts)
+        state = progress_of(document, restarts)
         if state == self._shown:
             return
         self._shown, self._summarised_s = state, now
@@ -447,9 +449,19 @@ def styled_line(name: str, text: str, *, whole: bool = False) -> Any:
     styled.append(f"{name:<{NAME_WIDTH}} ", _colour_of(name))
     styled.append("| ", "dim")
     # Text, not markup: what a handler logs may well hold brackets. Control characters would move the cursor.
-    clean = "".join(c if c.isprintable() else " " for c in text)
+    shown = text if whole else shortened(text)
+    clean = "".join(c if c.isprintable() else " " for c in shown)
     styled.append(clean, "red" if is_trouble(text) else "yellow" if _WARNING.search(text) else "")
     return styled
+
+
+def shortened(text: str) -> str:
+    """A log line without what the live view has no room for: date, ordinary level, logger's name."""
+    match = _LOG_LINE.match(text)
+    if match is None:
+        return text
+    time_of_day, level = match.groups()
+    return f"{time_of_day} {'' if level == 'INFO' else level + ' '}{text[match.end() :]}"
 
 
 def is_trouble(text: str) -> bool:
@@ -472,7 +484,7 @@ def _colour_of(name: str) -> str:
 # --- reading documents -------------------------------------------------------------------------------
 
 
-def _progress_of(document: Document, restarts: int) -> object:
+def progress_of(document: Document, restarts: int) -> object:
     """What has to differ for a new summary to be worth a line."""
     shards = tuple(
         (

@@ -234,6 +234,14 @@ def test_log_line_is_shown_as_text_without_control_characters() -> None:
     assert styled_line("worker-0", "[red]a\x1b[2Jb").plain == "worker-0    | [red]a [2Jb"
 
 
+def test_log_line_of_the_live_view_leaves_out_date_and_logger() -> None:
+    line = styled_line("worker-0", "2026-01-01T01:02:03.456Z INFO    fcluster.worker: joined: ok").plain
+    assert line == "worker-0    | 01:02:03 joined: ok"
+    line = styled_line("worker-0", "2026-01-01T01:02:03.456Z WARNING fcluster.worker: lost").plain
+    assert line == "worker-0    | 01:02:03 WARNING lost"
+    assert styled_line("worker-0", "printed by a handler").plain == "worker-0    | printed by a handler"
+
+
 def test_trouble_is_known_by_its_level() -> None:
     assert is_trouble("2026-01-01T00:00:00.000Z ERROR   x: y")
     assert is_trouble("error: it can't")
