@@ -1,0 +1,251 @@
+"""All that takes part in a run: Kafka, disks, coordinators, workers, and the supervisor that starts them anew.
+
+Responsible for: putting a run together from its seed, what the supervisor does when a process ends, and the points
+at which faults strike. A mutation is a set of classes that take the place of those of the shells or the cores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import Any
+
+from fcluster.common.settings import Settings
+from fcluster.common.topology import Topology
+from fcluster.worker.state import FlushLimits
+from tests.simulation.checks import Checks
+from tests.simulation.coordinator_shell import SimCoordinator
+from tests.simulation.counter_job import REPARTITION, SOURCE, topology
+from tests.simulation.kafka_model import KafkaModel, Partition
+from tests.simulation.storage import Disk, SimSnapshotStore
+from tests.simulation.worker_shell import SimWorker
+from tests.simulation.world import World
+
+_topology: Callable[[], Topology] = cache(topology)
+TRANSACTION_TIMEOUT_MS = 4000
+
+
+@dataclass
+class Strike:
+    """A fault that waits for a certain step: the `countdown`-th time it comes, it happens."""
+
+    step: str
+    countdown: int
+    kind: str
+    duration_ms: int
+
+
+@dataclass
+class Cluster:
+    """One run's cast.
+
+    Attributes:
+        expected_workers: what the supervisor starts, and the coordinator waits for.
+        wanted: slots that shall have a worker, by name of the worker's place; a rescale changes it.
+        strikes: faults that wait for their step.
+    """
+
+    world: World
+    worker_class: type[SimWorker] = SimWorker
+    coordinator_class: type[SimCoordinator] = SimCoordinator
+    strikes: list[Strike] = field(default_factory=list[Strike])
+
+    def __post_init__(self) -> None:
+        world, random = self.world, self.world.random
+        self.topology = _topology()
+        self.partitions = random.choice((1, 2, 2, 3))
+        self.partition_counts = {SOURCE: self.partitions, REPARTITION: self.partitions}
+        self.expected_workers = random.choice((1, 2, 2, 3, 3, 4))
+        self.settings = Settings(
+            commit_interval_min_ms=random.choice((0, 10, 10, 40)),
+            commit_interval_max_ms=100,
+            checkpoint_timeout_ms=random.choice((800, 2500)),
+            checkpoint_straggler_ms=random.choice((5, 30, 100)),
+            snapshot_interval_ms=random.choice((150, 400)),
+            heartbeat_interval_ms=random.choice((120, 200)),
+            session_timeout_ms=random.choice((500, 900)),
+            offset_refresh_interval_ms=random.choice((1000, 60_000)),
+            transaction_timeout_ms=TRANSACTION_TIMEOUT_MS,
+            initial_rebalance_delay_ms=random.choice((0, 200)),
+            coordinator_loss_bound_ms=random.choice((300, 30_000)),
+        )
+        self.epoch_records_max = random.choice((5, 1000))
+        self.cache_entries_max = random.choice((0, 2, 1000))
+        self.flush_limits = random.choice(
+            (FlushLimits(entries_max=1), FlushLimits(entries_max=6), FlushLimits(age_ms_max=150.0))
+        )
+        self.upload_damage_share = random.choice((0.0, 0.1))
+        self.hosts = random.choice((1, 2, 4))
+        self.misdirected_share = 0.0
+        self.checks = Checks(world, self.partitions)
+        self.snapshots = SimSnapshotStore()
+        self.coordinators: list[SimCoordinator] = []
+        self.workers: list[SimWorker] = []
+        self.finished = False
+        self.restart_workers = True
+        self._pids = 0
+        self._disks: dict[tuple[str, int], Disk] = {}
+        self._readers: dict[Partition, list[Callable[[], None]]] = {}
+        self.kafka = self.checks.kafka = KafkaModel(
+            timeout_ms=TRANSACTION_TIMEOUT_MS,
+            marker_delay_ms=self._marker_delay_ms,
+            defer=lambda delay_ms, action: world.at(delay_ms, None, action),
+            expire_later=lambda delay_ms, action: world.at(delay_ms, None, action),
+            on_commit=self.checks.on_commit,
+            on_stable=self._stable,
+        )
+
+    def begin(self) -> None:
+        """Start a coordinator and the workers."""
+        self.start_coordinator()
+        for number in range(self.expected_workers):
+            self.world.at(self.world.up_to(30), None, self.start_worker, number)
+
+    def next_pid(self) -> int:
+        """A number for a new process."""
+        self._pids += 1
+        return self._pids
+
+    # --- Kafka --------------------------------------------------------------------------------------------------
+
+    def _marker_delay_ms(self) -> int:
+        world = self.world
+        if world.chance(world.timing.marker_delay_share):
+            return 1 + world.up_to(world.timing.marker_delay_ms_max)
+        return 0
+
+    def when_stable(self, partition: Partition, action: Callable[[], None]) -> None:
+        """Do something when there may be more to read."""
+        self._readers.setdefault(partition, []).append(action)
+
+    def _stable(self, partition: Partition) -> None:
+        for action in self._readers.pop(partition, ()):
+            action()
+
+    # --- disks --------------------------------------------------------------------------------------------------
+
+    def disk(self, host: str, slot: int) -> Disk:
+        """The directory of a slot on a host."""
+        disk = self._disks.get((host, slot))
+        if disk is None:
+            disk = self._disks[host, slot] = Disk(self.checks.on_apply)
+        return disk
+
+    @property
+    def disks(self) -> list[Disk]:
+        """All there are."""
+        return list(self._disks.values())
+
+    # --- processes ----------------------------------------------------------------------------------------------
+
+    def start_coordinator(self) -> SimCoordinator:
+        """Start one more coordinator; it deposes the others."""
+        coordinator = self.coordinator_class(self, f"coordinator-{len(self.coordinators) + 1}")
+        self.coordinators.append(coordinator)
+        return coordinator
+
+    def leads(self, coordinator: SimCoordinator) -> None:
+        """It has a term, and so knows more than those before it."""
+        known = self.checks.leader
+        if known is None or known.terms.term < coordinator.term:
+            self.checks.leader = coordinator.core
+
+    def find_leader(self) -> SimCoordinator | None:
+        """Whom the journal names; a worker with a fixed address may find another one there."""
+        listening = [other for other in self.coordinators if other.alive and other.router.listening]
+        if listening and self.world.stormy and self.world.chance(self.misdirected_share):
+            return self.world.random.choice(listening)
+        leader = self.kafka.journal.leader
+        return leader if leader is not None and leader.alive else None
+
+    def coordinator_ended(self, coordinator: SimCoordinator) -> None:
+        """The supervisor's part: there is always a coordinator, unless the job has ended."""
+        if coordinator.exit_code == 0:
+            self.finished = True
+        if self.finished or any(other.alive for other in self.coordinators):
+            return
+        self.world.at(20 + self.world.up_to(200), None, self._replace_coordinator)
+
+    def _replace_coordinator(self) -> None:
+        if not self.finished and not any(other.alive for other in self.coordinators):
+            self.start_coordinator()
+
+    def start_worker(self, number: int, slot: int | None = None) -> SimWorker:
+        """Start a worker in a place; it wants the slot of that number, or any."""
+        host = f"host-{number % self.hosts}"
+        wanted = number if slot is None else slot
+        worker = self.worker_class(self, f"w{number}.{self._pids + 1}", host, wanted)
+        self.workers.append(worker)
+        return worker
+
+    def worker_ended(self, worker: SimWorker) -> None:
+        """The supervisor's part: a worker that wasn't asked to leave is started anew."""
+        if worker.exit_code == 3:
+            self.checks.fail(f"{worker.name} stopped as if the job had failed")
+        if worker.leaving or self.finished or not self.restart_workers or worker.exit_code == 0:
+            return
+        number = int(worker.name[1:].partition(".")[0])
+        slot = worker.wanted_slot if worker.slot < 0 else worker.slot
+        self.world.at(5 + self.world.up_to(250), None, self._replace_worker, number, slot)
+
+    def _replace_worker(self, number: int, slot: int) -> None:
+        if not self.finished:
+            self.start_worker(number, slot)
+
+    @property
+    def living_workers(self) -> list[SimWorker]:
+        """Those that aren't dead; stopped ones count."""
+        return [worker for worker in self.workers if worker.alive]
+
+    @property
+    def living_coordinators(self) -> list[SimCoordinator]:
+        """Those that aren't dead; stopped and deposed ones count."""
+        return [coordinator for coordinator in self.coordinators if coordinator.alive]
+
+    # --- faults -------------------------------------------------------------------------------------------------
+
+    def step(self, process: Any, name: str) -> None:
+        """A process has come to a step: whatever waits for it strikes."""
+        if not self.world.stormy:
+            return
+        for strike in self.strikes:
+            if strike.step == name:
+                strike.countdown -= 1
+                if strike.countdown == 0:
+                    self.strikes.remove(strike)
+                    self._strike(process, name, strike)
+                    return
+
+    def _strike(self, process: Any, name: str, strike: Strike) -> None:
+        self.world.landed[f"{strike.kind} at {name}"] += 1
+        if strike.kind == "crash":
+            process.kill(f"at '{name}'")
+        elif strike.kind == "stop":
+            process.pause(strike.duration_ms)
+        elif strike.kind == "cut from Kafka":
+            process.note("## cut from Kafka for %d ms", strike.duration_ms)
+            process.kafka_cut_until_ms = self.world.now_ms + strike.duration_ms
+
+    def heal(self) -> None:
+        """All faults end: everybody goes on, nobody is cut off, and only the last leader is left."""
+        world = self.world
+        world.note("world", "## all faults end")
+        world.stormy = False
+        world.timing = replace(world.timing, slow_request_share=0.0, request_failure_share=0.0)
+        world.kafka_down_until_ms = 0
+        self.strikes.clear()
+        for disk in self.disks:
+            disk.full = False
+        newest = max(self.living_coordinators, key=lambda other: other.term, default=None)
+        for coordinator in self.living_coordinators:
+            coordinator.kafka_cut_until_ms = 0
+            coordinator.resume()
+            if coordinator is not newest and 0 < coordinator.term < (newest.term if newest else 0):
+                coordinator.kill("deposed")
+        for worker in self.living_workers:
+            worker.kafka_cut_until_ms = 0
+            worker.dealer.heal()
+            worker.resume()
+        if not any(not worker.leaving for worker in self.living_workers):
+            self.start_worker(0)

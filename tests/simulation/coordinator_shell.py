@@ -1,0 +1,206 @@
+"""A model of the coordinator's shell around the real core: journal, fences, socket, timer.
+
+Responsible for: becoming the leader (the journal's writer is fenced, read, and gets the new term), and carrying out
+what the core decides. Journal writes go out one after the other; a write that Kafka refuses says that another
+coordinator leads; one whose outcome is unknown ends the process, and its successor reads what came of it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from fcluster.common import messages
+from fcluster.common.ids import transactional_ids
+from fcluster.common.positions import decode_position
+from fcluster.coordinator import events
+from fcluster.coordinator.core import Coordinator
+from fcluster.coordinator.model import Terms
+from tests.simulation.counter_job import JOB
+from tests.simulation.worker_shell import shown
+from tests.simulation.world import Call, KafkaFailure, Process, Router, Thread
+
+if TYPE_CHECKING:
+    from tests.simulation.cluster import Cluster
+
+EXIT_TEMPORARY = 75
+
+
+class SimCoordinator(Process):
+    """One coordinator process."""
+
+    core_class: type[Coordinator] = Coordinator
+
+    def __init__(self, cluster: Cluster, name: str) -> None:
+        super().__init__(cluster.world, name)
+        self.cluster = cluster
+        self.kafka = cluster.kafka
+        self.core: Coordinator | None = None
+        self.term = 0
+        self.exit_code: int | None = None
+        self.router = Router(self, self._on_frame, lambda peer: self.feed(events.PeerDisconnected(peer)))
+        self._writer = 0
+        self._writes: deque[events.WriteJournal] = deque()
+        self._writing = False
+        self._timer_ms: float | None = None
+        self.start(self._lead())
+
+    # --- life -------------------------------------------------------------------------------------------------
+
+    def step(self, name: str) -> None:
+        """A point at which faults like to strike."""
+        self.cluster.step(self, f"coordinator: {name}")
+
+    def died(self) -> None:
+        self.router.close(self.world.up_to(5))
+        self.cluster.coordinator_ended(self)
+
+    def exit(self, code: int, reason: str) -> None:
+        """End in whatever order."""
+        self.note("exits with code %d: %s", code, reason)
+        self.exit_code = code
+        self.alive = False
+        # What was sent still arrives.
+        self.world.at(self.world.timing.network_ms_max * 4 + 1, None, self.router.close, 1)
+        self.cluster.coordinator_ended(self)
+
+    def _lead(self) -> Thread:
+        journal = self.kafka.journal
+        try:
+            self._writer = yield Call("journal: begin", journal.begin)
+            self.step("journal begun")
+            found = yield Call("journal: read", lambda: dict(journal.entries))
+            self.term = found.get("term", {"number": 0})["number"] + 1
+            yield Call("journal: term", self._write_term)
+            self.step("term written")
+            epoch = yield Call("committed epoch", self._highest_committed_epoch)
+        except KafkaFailure as failure:
+            self.exit(EXIT_TEMPORARY, f"can't lead: {failure}")
+            return
+        cluster = self.cluster
+        terms = Terms(
+            term=self.term,
+            topology=cluster.topology,
+            partitions=cluster.partition_counts,
+            settings=cluster.settings,
+            expected_workers=cluster.expected_workers,
+            version="1",
+            highest_committed_epoch=epoch,
+        )
+        self.note("## leads in term %d", self.term)
+        self.core = self.core_class.recover(found, terms, self.world.now_ms)
+        self.cluster.leads(self)
+        self.router.listening = True
+        self.feed(events.Started())
+
+    def _write_term(self) -> None:
+        self.kafka.journal.write(self._writer, {"term": {"number": self.term}})
+        self.kafka.journal.leader = self
+
+    def _highest_committed_epoch(self) -> int:
+        found = (decode_position(offset, metadata) for offset, metadata, _ in self.kafka.offsets.values())
+        return max((position.epoch for position in found), default=0)
+
+    # --- events and effects -------------------------------------------------------------------------------------
+
+    def _on_frame(self, peer: bytes, frame: bytes) -> None:
+        message = messages.decode_for_coordinator(frame)
+        if self.world.transcript is not None and not isinstance(message, messages.Heartbeat):
+            self.note("<- %s: %s", peer.decode(), shown(message))
+        self.feed(events.MessageReceived(peer, message))
+
+    def feed(self, event: events.Event) -> None:
+        """Give an event to the core and carry out what it decides."""
+        core = self.core
+        if core is None or not self.alive:
+            return
+        if self.world.transcript is not None and not isinstance(event, events.MessageReceived | events.Tick):
+            self.note("%s", shown(event))
+        if isinstance(event, events.MessageReceived) and isinstance(event.message, messages.WorkerFailed):
+            self.cluster.checks.fail(f"the job failed: {event.message.reason}")
+        effects = core.handle(event, self.world.now_ms)
+        core.invariants()
+        for number, effect in enumerate(effects):
+            if number:
+                self.step("between two effects")
+            if not self.alive:
+                return
+            self._carry_out(effect)
+        if self.alive:
+            self._set_timer()
+
+    def _carry_out(self, effect: events.Effect) -> None:
+        match effect:
+            case events.SendMessage(peer, message):
+                if self.world.transcript is not None and not isinstance(message, messages.HeartbeatAck):
+                    self.note("-> %s: %s", peer.decode(), shown(message))
+                if isinstance(message, messages.Complete):
+                    self.cluster.checks.complete_sent(message.session, message.epoch)
+                elif isinstance(message, messages.Barrier):
+                    self.cluster.checks.barrier_sent(self.term, message.session, message.epoch)
+                self.router.send(peer, messages.encode(message))
+            case events.WriteJournal():
+                self._writes.append(effect)
+                self._write_next()
+            case events.FenceSlot(slot):
+                self.start(self._fence(slot))
+            case events.StopCoordinator(code, reason):
+                self.exit(code, reason)
+            case events.LogLine(level, text):
+                if level != "debug":
+                    self.note("log: %s", text)
+            case events.ReadEndOffsets():
+                raise AssertionError("the simulated job doesn't end by itself")
+
+    def _set_timer(self) -> None:
+        assert self.core is not None
+        deadline_ms = self.core.next_deadline_ms()
+        if deadline_ms is not None and (self._timer_ms is None or deadline_ms < self._timer_ms):
+            self._timer_ms = deadline_ms
+            self.later(max(1, -(-(deadline_ms - self.world.now_ms) // 1)), self._tick, deadline_ms)
+
+    def _tick(self, deadline_ms: float) -> None:
+        if self._timer_ms == deadline_ms:
+            self._timer_ms = None
+            self.feed(events.Tick())
+
+    def _write_next(self) -> None:
+        if self._writes and not self._writing:
+            self._writing = True
+            self.start(self._write(list(self._writes)))
+            self._writes.clear()
+
+    def _write(self, writes: list[events.WriteJournal]) -> Thread:
+        entries: dict[str, Any] = {}
+        for write in writes:
+            entries.update(write.entries)
+        self.step("before a journal write")
+        try:
+            yield Call("journal: write", lambda: self.kafka.journal.write(self._writer, entries))
+        except KafkaFailure as failure:
+            self._writing = False
+            if "journal writer" in str(failure):
+                self.feed(events.Deposed(str(failure)))
+            else:
+                self.exit(EXIT_TEMPORARY, f"a journal write: {failure}")
+            return
+        self.step("after a journal write")
+        self._writing = False
+        self.feed(events.JournalWritten(writes[-1].sequence))
+        if self.alive:
+            self._write_next()
+
+    def _fence(self, slot: int) -> Thread:
+        self.step("before a fence")
+        try:
+            yield from self.fence_ids(slot)
+        except KafkaFailure as failure:
+            self.feed(events.SlotFenceFailed(slot, str(failure)))
+            return
+        self.step("after a fence")
+        self.feed(events.SlotFenced(slot))
+
+    def fence_ids(self, slot: int) -> Thread:
+        """Fence both ids of the slot."""
+        for transactional_id in transactional_ids(JOB, slot):
+            yield Call("fence", lambda name=transactional_id: self.kafka.init_producer(name))

@@ -1,0 +1,255 @@
+"""Which faults a seed brings, and when.
+
+Responsible for: drawing a storm. Each run has a theme, so that some seeds are about one kind of fault and some
+about all of them at once; faults come at random times, or wait for a step of a worker or coordinator and strike there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tests.simulation.cluster import Cluster, Strike
+from tests.simulation.counter_job import SOURCE, Input, partition_of
+from tests.simulation.kafka_model import ABORTED, Producer
+from tests.simulation.world import Timing
+
+STORM_MS_MIN = 1500
+STORM_MS_SPREAD = 2500
+KEYS = 5
+
+THEMES = (
+    "calm", "crashes", "strikes", "strikes", "pauses", "network", "kafka", "coordinators", "rescale", "disks",
+    "everything", "everything", "everything",
+)  # fmt: skip
+
+WORKER_STEPS = (
+    "Welcome received", "Assign received", "Revoke received", "Barrier received", "Complete received",
+    "Evicted received", "producers opened", "positions read", "shard restored", "records processed",
+    "layers frozen", "delta flushed", "offsets sent", "Send carried out", "PrepareEpoch carried out",
+    "complete, before commit", "committed, before apply", "CloseShards carried out", "OpenProducers carried out",
+    "snapshot uploaded", "manifest written", "changelog truncated",
+)  # fmt: skip
+COORDINATOR_STEPS = (
+    "journal begun", "term written", "between two effects", "before a journal write", "after a journal write",
+    "before a fence", "after a fence",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Storm:
+    """What a seed brings. `faults` names what there was, for the report."""
+
+    theme: str
+    duration_ms: int
+    inputs: int
+
+
+def brew(cluster: Cluster) -> Storm:
+    """Draw the storm of this run, and schedule all of it."""
+    return _Brewer(cluster).brew()
+
+
+class _Brewer:
+    """Draws from the world's generator, in one order."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+        self.world = cluster.world
+        self.random = cluster.world.random
+        self.duration_ms = STORM_MS_MIN + self.random.randrange(STORM_MS_SPREAD)
+
+    def brew(self) -> Storm:
+        theme = self.random.choice(THEMES)
+        everything = theme == "everything"
+        self._set_timing(stormy=theme == "kafka" or (everything and self.random.random() < 0.7))
+        inputs = self._schedule_inputs()
+        if theme in ("strikes", "coordinators") or everything:
+            self._schedule_strikes(theme)
+        for name, count, fault in (
+            ("crashes", 4, self._crash),
+            ("pauses", 4, self._pause),
+            ("network", 6, self._trouble_network),
+            ("kafka", 2, self._cut_from_kafka),
+            ("coordinators", 3, self._trouble_coordinator),
+            ("rescale", 4, self._rescale),
+            ("disks", 4, self._trouble_disk),
+        ):
+            if theme == name:
+                self._schedule(self.random.randint(1, count), fault)
+            elif everything and self.random.random() < 0.6:
+                self._schedule(self.random.randint(1, max(1, count - 1)), fault)
+        if theme == "kafka":
+            self._schedule(self.random.randint(0, 2), self._stop_kafka)
+        if theme in ("coordinators", "everything"):
+            self.cluster.misdirected_share = self.random.choice((0.0, 0.0, 0.3))
+        self.world.note("world", "theme %s, %d inputs, %s", theme, inputs, self.cluster.settings)
+        return Storm(theme, self.duration_ms, inputs)
+
+    def _set_timing(self, *, stormy: bool) -> None:
+        self.world.timing = Timing(
+            network_ms_max=self.random.choice((1, 3, 20)),
+            kafka_ms_max=self.random.choice((2, 4, 20)),
+            marker_delay_share=self.random.choice((0.0, 0.1, 0.5)),
+            marker_delay_ms_max=self.random.choice((10, 100)),
+            request_timeout_ms=self.random.choice((400, 1500)),
+            request_failure_share=self.random.choice((0.01, 0.04)) if stormy else 0.0,
+            slow_request_share=self.random.choice((0.0, 0.05)) if stormy else 0.0,
+        )
+
+    def _schedule(self, count: int, fault: Callable[[], None]) -> None:
+        for _ in range(count):
+            self.world.at(self.random.randrange(self.duration_ms), None, fault)
+
+    # --- inputs -------------------------------------------------------------------------------------------------
+
+    def _schedule_inputs(self) -> int:
+        """Bursts of records, in some runs in transactions of which some abort."""
+        transactional = self.random.random() < 0.3
+        ident = 0
+        for _ in range(self.random.randint(6, 14)):
+            records = [Input(f"k{self.random.randrange(KEYS)}", ident + n) for n in range(self.random.randint(1, 6))]
+            ident += len(records)
+            at_ms = self.random.randrange(self.duration_ms)
+            self.world.at(at_ms, None, self._put_in, records, transactional)
+        return ident
+
+    def _put_in(self, records: list[Input], transactional: bool) -> None:
+        kafka, partitions = self.cluster.kafka, self.cluster.partitions
+        if not transactional:
+            for record in records:
+                kafka.append_plain((SOURCE, partition_of(record.key, partitions)), record)
+            return
+        name = f"input-{records[0].ident}"
+        producer = kafka.init_producer(name)
+        kafka.append(
+            producer, [((SOURCE, partition_of(r.key, partitions)), r) for r in records], self.world.now_ms
+        )
+        self.world.at(self.world.up_to(60), None, self._end_input, producer, self.world.chance(0.7))
+
+    def _end_input(self, producer: Producer, committed: bool) -> None:
+        if not committed:
+            self.world.landed[f"input {ABORTED}"] += 1
+        (self.cluster.kafka.commit if committed else self.cluster.kafka.abort)(producer)
+
+    # --- faults that wait for a step ----------------------------------------------------------------------------
+
+    def _schedule_strikes(self, theme: str) -> None:
+        steps = [f"coordinator: {step}" for step in COORDINATOR_STEPS]
+        if theme != "coordinators":
+            steps += [f"worker: {step}" for step in WORKER_STEPS]
+        for _ in range(self.random.randint(1, 5)):
+            kind = self.random.choice(("crash", "crash", "stop", "cut from Kafka"))
+            duration_ms = self.random.choice((40, 400, 1200))
+            countdown = self.random.choice((1, 1, 2, 3, 5, 10))
+            self.cluster.strikes.append(Strike(self.random.choice(steps), countdown, kind, duration_ms))
+
+    # --- faults at their time -----------------------------------------------------------------------------------
+
+    def _crash(self) -> None:
+        workers = self.cluster.living_workers
+        if self.world.chance(0.1):
+            self.world.landed["crash of all workers"] += 1
+            for worker in workers:
+                worker.kill("all workers crash")
+        elif workers:
+            self.world.landed["crash of a worker"] += 1
+            self.random.choice(workers).kill("crash")
+
+    def _pause(self) -> None:
+        workers = [worker for worker in self.cluster.living_workers if not worker.paused]
+        if not workers:
+            return
+        worker, duration_ms = self.random.choice(workers), self.random.choice((30, 300, 1200, 2500))
+        if self.world.chance(0.3):
+            self.world.landed["main thread hangs"] += 1
+            worker.hang(duration_ms)
+        else:
+            self.world.landed["worker stopped"] += 1
+            worker.pause(duration_ms)
+
+    def _trouble_network(self) -> None:
+        workers, coordinators = self.cluster.living_workers, self.cluster.living_coordinators
+        if not workers or not coordinators:
+            return
+        worker = self.random.choice(workers)
+        if self.world.chance(0.5):
+            self._break_connection(worker)
+            return
+        duration_ms = self.random.choice((50, 400, 1500))
+        directions = self.random.choice(((True, True), (True, False), (False, True)))
+        for coordinator in coordinators:
+            worker.dealer.cut(coordinator.router, self.world.now_ms + duration_ms, directions)
+        self.world.landed["worker cut from coordinator" + (", one way" if sum(directions) == 1 else "")] += 1
+        worker.note("## cut from the coordinator for %d ms, ways there and back: %s", duration_ms, directions)
+        if self.world.chance(0.5):
+            self._break_connection(worker)
+
+    def _break_connection(self, worker: object) -> None:
+        connection = worker.dealer.connection  # type: ignore[attr-defined]
+        if connection is None:
+            return
+        self.world.landed["connection broken"] += 1
+        worker.note("## connection breaks")  # type: ignore[attr-defined]
+        delays = (0, 3, 3, 60, 400, None)
+        connection.break_off(self.random.choice((0, 3, 60, 400)), self.random.choice(delays))
+
+    def _cut_from_kafka(self) -> None:
+        processes = [*self.cluster.living_workers, *self.cluster.living_coordinators]
+        if processes:
+            process, duration_ms = self.random.choice(processes), self.random.choice((50, 500, 2000))
+            process.note("## cut from Kafka for %d ms", duration_ms)
+            self.world.landed["cut from Kafka"] += 1
+            process.kafka_cut_until_ms = max(process.kafka_cut_until_ms, self.world.now_ms + duration_ms)
+
+    def _stop_kafka(self) -> None:
+        duration_ms = self.random.choice((100, 700))
+        self.world.note("world", "## Kafka is away for %d ms", duration_ms)
+        self.world.landed["Kafka away"] += 1
+        self.world.kafka_down_until_ms = max(self.world.kafka_down_until_ms, self.world.now_ms + duration_ms)
+
+    def _trouble_coordinator(self) -> None:
+        coordinators = self.cluster.living_coordinators
+        if not coordinators:
+            return
+        coordinator = self.random.choice(coordinators)
+        kind = self.random.choice(("crash", "stop", "stop", "second", "stop and second"))
+        self.world.landed[f"coordinator: {kind}"] += 1
+        if kind == "crash":
+            coordinator.kill("crash")
+        if kind.startswith("stop"):
+            coordinator.pause(self.random.choice((60, 700, 2000)))
+        if kind.endswith("second") and len(coordinators) < 3:
+            self.cluster.start_coordinator()
+
+    def _rescale(self) -> None:
+        workers = [worker for worker in self.cluster.living_workers if not worker.leaving and not worker.paused]
+        if len(workers) > 1 and self.world.chance(0.5):
+            worker = self.random.choice(workers)
+            worker.note("## asked to leave")
+            self.world.landed["worker asked to leave"] += 1
+            worker.terminate()
+        elif len(workers) < 6:
+            self.world.landed["worker added"] += 1
+            self.cluster.start_worker(self.cluster.next_pid() % 100 + 10, -1)
+
+    def _trouble_disk(self) -> None:
+        disks, snapshots = self.cluster.disks, self.cluster.snapshots
+        kind = self.random.choice(("lost", "lost", "full", "rot"))
+        if kind == "rot":
+            # One for each shard at most: two damaged snapshots and a lost disk are beyond what is promised.
+            shards = [shard for shard in snapshots.manifests if shard not in snapshots.rotten]
+            if shards and snapshots.rot(self.random, self.random.choice(shards)):
+                self.world.landed["snapshot damaged"] += 1
+        elif kind == "full" and disks:
+            disk = self.random.choice(disks)
+            disk.full = True
+            self.world.note("world", "## the disk of %s is full", disk.owner)
+            self.world.landed["disk full"] += 1
+            self.world.at(self.random.choice((100, 600)), None, setattr, disk, "full", False)
+        elif disks:
+            disk = self.random.choice(disks)
+            if disk.owner is not None:
+                disk.owner.kill("its disk is gone")  # type: ignore[attr-defined]
+            disk.lose()
+            self.world.landed["disk lost"] += 1

@@ -1,0 +1,141 @@
+"""One run: a storm, its end, and what must be true then.
+
+Responsible for: `run`, which plays a seed and gives a `Result`. Safety is checked all the time, then the faults
+stop and everything has to be committed within a bound of virtual time; then the job is stopped in good order.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fcluster.coordinator import events
+from tests.simulation.cluster import Cluster
+from tests.simulation.coordinator_shell import SimCoordinator
+from tests.simulation.faults import Storm, brew
+from tests.simulation.worker_shell import SimWorker
+from tests.simulation.world import Violation, World
+
+if TYPE_CHECKING:
+    from tests.simulation.mutations import Mutation
+
+LIVENESS_BOUND_MS = 20_000
+"""Well above the sum of all time-outs, transactions' included; what takes longer hangs."""
+STOP_BOUND_MS = 20_000
+EVENTS_MAX = 400_000
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of a seed.
+
+    Attributes:
+        failure: empty if all was well.
+        landed: which faults happened, how often.
+        transcript: only if it was recorded.
+    """
+
+    seed: int
+    storm: Storm
+    failure: str
+    landed: Counter[str]
+    commits: int
+    events: int
+    virtual_ms: int
+    transcript: tuple[str, ...] = ()
+
+
+def run(seed: int, *, mutation: Mutation | None = None, recording: bool = False) -> Result:
+    """Play a seed.
+
+    Args:
+        seed: decides everything.
+        mutation: a bug to plant.
+        recording: keep the transcript.
+    """
+    world = World(seed, recording=recording)
+    cluster = Cluster(
+        world,
+        worker_class=mutation.worker_class if mutation else SimWorker,
+        coordinator_class=mutation.coordinator_class if mutation else SimCoordinator,
+    )
+    storm = brew(cluster)
+    failure = ""
+    try:
+        cluster.begin()
+        _play(cluster, storm)
+    except Violation as violation:
+        failure = f"violation: {violation}"
+    except Exception as error:  # noqa: BLE001  a core that raises is a finding like any other
+        failure = f"{type(error).__name__}: {error}"
+        world.note("world", "%s", traceback.format_exc())
+    if failure:
+        world.note("world", "FAILED: %s", failure)
+    return Result(
+        seed,
+        storm,
+        failure,
+        world.landed,
+        cluster.checks.commits,
+        world.events,
+        world.now_ms,
+        tuple(world.transcript or ()),
+    )
+
+
+def _play(cluster: Cluster, storm: Storm) -> None:
+    world, checks = cluster.world, cluster.checks
+    world.run(storm.duration_ms)
+    cluster.heal()
+    if not world.run(world.now_ms + LIVENESS_BOUND_MS, _seldom(cluster, checks.everything_committed)):
+        raise Violation(f"not everything is committed in time: {'; '.join(checks.behind())}")
+    checks.final()
+    _check_live_state(cluster)
+    if world.seed % 3 == 0:
+        _stop(cluster)
+
+
+def _seldom(cluster: Cluster, done: object) -> object:
+    """`done`, but asked only when a commit may have changed the answer, or now and then."""
+    asked = [-1, -1]
+
+    def ask() -> bool:
+        if cluster.world.events > EVENTS_MAX:
+            raise Violation("too much happens: something goes round in circles")
+        now = [cluster.checks.commits, cluster.world.now_ms // 50]
+        if now == asked:
+            return False
+        asked[:] = now
+        return done()  # type: ignore[operator, no-any-return]
+
+    return ask
+
+
+def _check_live_state(cluster: Cluster) -> None:
+    """What a running shard has in memory is the committed state, once everything is committed."""
+    leader = cluster.checks.leader
+    assert leader is not None
+    for worker in cluster.living_workers:
+        for shard, runner in worker.runners.items():
+            if runner.reading and leader.shards[shard].session == worker.core.session != 0:
+                cluster.checks.live(shard, worker.live_state(shard, cluster.checks.keys(shard)))
+
+
+def _stop(cluster: Cluster) -> None:
+    """Stop the job: everybody ends in good order."""
+    leader = max(cluster.living_coordinators, key=lambda other: other.term, default=None)
+    if leader is None or leader.core is None:
+        return
+    cluster.world.note("world", "## the job is stopped")
+    leader.feed(events.StopRequested())
+
+    def ended() -> bool:
+        return not cluster.living_coordinators and not cluster.living_workers
+
+    if not cluster.world.run(cluster.world.now_ms + STOP_BOUND_MS, ended):
+        left = [str(process) for process in [*cluster.living_coordinators, *cluster.living_workers]]
+        raise Violation(f"the job doesn't stop: {', '.join(left)} don't end")
+    if leader.exit_code != 0:
+        raise Violation(f"{leader} ended with code {leader.exit_code}")

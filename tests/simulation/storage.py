@@ -1,0 +1,217 @@
+"""Models of what keeps bytes: a worker's local stores and the snapshot store.
+
+A local store is RocksDB without a write-ahead log: after a crash it stands where it was flushed last, some epochs behind,
+or it is lost. The snapshot store keeps files under their content's hash; the real functions of
+`worker.snapshots` prune it and say what is safe to truncate.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping
+from hashlib import blake2b
+from pathlib import Path
+from random import Random
+from typing import IO
+
+import msgspec
+
+from fcluster.common.errors import FclusterError, StateDamaged
+from fcluster.common.files import NotPlainFileError
+from fcluster.common.ids import ShardId
+from fcluster.worker.snapshots import MANIFEST_FORMAT, Manifest, SnapshotFile
+from fcluster.worker.state import StoreMeta
+
+VERSIONS_KEPT = 4
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(dict[bytes, bytes])
+
+Applied = Callable[[ShardId, Mapping[bytes, bytes], StoreMeta], None]
+
+
+class SimStore:
+    """One shard's local store; implements `worker.state.Store`.
+
+    Args:
+        on_apply: told what the store holds after each write.
+    """
+
+    def __init__(self, disk: Disk, shard: ShardId) -> None:
+        self.disk = disk
+        self.shard = shard
+        self.closed = False
+        self.data: dict[bytes, bytes] = {}
+        self._meta = StoreMeta()
+        self.versions: list[tuple[dict[bytes, bytes], StoreMeta]] = [(self.data, self._meta)]
+
+    def meta(self) -> StoreMeta:
+        return self._meta
+
+    def get(self, key: bytes) -> bytes | None:
+        self._check_open()
+        return self.data.get(key)
+
+    def get_many(self, keys: list[bytes]) -> list[bytes | None]:
+        self._check_open()
+        return [self.data.get(key) for key in keys]
+
+    def apply(self, changes: Mapping[bytes, bytes], meta: StoreMeta) -> None:
+        self._check_open()
+        if self.disk.full:
+            raise FclusterError("the disk is full")
+        data = self.data | changes
+        self.replace({key: value for key, value in data.items() if value}, meta)
+        self.disk.on_apply(self.shard, self.data, meta)
+
+    def replace(self, data: dict[bytes, bytes], meta: StoreMeta) -> None:
+        """Make this the store's content."""
+        self.data, self._meta = data, meta
+        self.versions.append((data, meta))
+        del self.versions[:-VERSIONS_KEPT]
+
+    def flushed(self) -> None:
+        """Closed in good order: what is there is on the disk."""
+        self.versions = [(self.data, self._meta)]
+
+    def fall_back(self, random: Random) -> None:
+        """A crash: what was in memory of RocksDB is gone."""
+        self.data, self._meta = random.choice(self.versions)
+        self.versions = [(self.data, self._meta)]
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise StateDamaged(f"the store of {self.shard} is closed")
+
+
+class Disk:
+    """The part of a host's state directory that belongs to one slot. One process at a time may have it."""
+
+    def __init__(self, on_apply: Applied) -> None:
+        self.on_apply = on_apply
+        self.owner: object = None
+        self.full = False
+        self.stores: dict[ShardId, SimStore] = {}
+
+    def open(self, shard: ShardId) -> SimStore:
+        """The shard's store, made if missing."""
+        store = self.stores.get(shard)
+        if store is None:
+            store = self.stores[shard] = SimStore(self, shard)
+        elif store.closed:
+            # Another object: an old life's thread may still hold the former one.
+            reopened = self.stores[shard] = SimStore(self, shard)
+            reopened.data, reopened._meta, reopened.versions = store.data, store._meta, store.versions
+            store = reopened
+        return store
+
+    def close(self, shard: ShardId) -> None:
+        """Close the shard's store in good order."""
+        store = self.stores.get(shard)
+        if store is not None and not store.closed:
+            store.flushed()
+            store.closed = True
+
+    def destroy(self, shard: ShardId) -> None:
+        """Remove the shard's store."""
+        store = self.stores.pop(shard, None)
+        if store is not None:
+            store.closed = True
+
+    def crash(self, random: Random) -> None:
+        """Its process is gone without closing anything."""
+        for store in self.stores.values():
+            if not store.closed:
+                store.fall_back(random)
+                store.closed = True
+        self.owner = None
+
+    def lose(self) -> None:
+        """The disk is replaced by an empty one."""
+        assert self.owner is None
+        self.stores.clear()
+
+
+def _hash(content: bytes) -> str:
+    return blake2b(content, digest_size=32).hexdigest()
+
+
+class SimSnapshotStore:
+    """Implements `common.snapshot_store.SnapshotStore` in memory, but for `put_file`, which takes bytes."""
+
+    def __init__(self) -> None:
+        self.files: dict[tuple[ShardId, str], bytes] = {}
+        self.manifests: dict[ShardId, dict[str, bytes]] = {}
+        self.rotten: set[ShardId] = set()
+        """Shards of which a snapshot was damaged."""
+
+    def identity(self) -> str:
+        return "snapshots"
+
+    def file_size(self, shard: ShardId, file_hash: str) -> int | None:
+        content = self.files.get((shard, file_hash))
+        return None if content is None else len(content)
+
+    def put_file(self, shard: ShardId, file_hash: str, source: Path) -> None:
+        raise NotImplementedError
+
+    def open_file(self, shard: ShardId, file_hash: str) -> IO[bytes]:
+        content = self.files.get((shard, file_hash))
+        if content is None:
+            raise NotPlainFileError(f"{file_hash} is missing")
+        return io.BytesIO(content)
+
+    def put_manifest(self, shard: ShardId, name: str, content: bytes) -> None:
+        self.manifests.setdefault(shard, {})[name] = content
+
+    def manifest_names(self, shard: ShardId) -> list[str]:
+        return sorted(self.manifests.get(shard, ()), reverse=True)
+
+    def read_manifest(self, shard: ShardId, name: str) -> bytes:
+        content = self.manifests.get(shard, {}).get(name)
+        if content is None:
+            raise NotPlainFileError(f"{name} is missing")
+        return content
+
+    def delete_manifest(self, shard: ShardId, name: str) -> None:
+        self.manifests.get(shard, {}).pop(name, None)
+
+    def delete_unreferenced(self, shard: ShardId, referenced: set[str], older_than_s: float) -> int:
+        return 0
+
+    # --- for the model of a worker --------------------------------------------------------------------------
+
+    def upload(self, shard: ShardId, data: dict[bytes, bytes], meta: StoreMeta, *, damaged: bool) -> Manifest:
+        """Put the content of a snapshot there, without its manifest. `damaged`: it doesn't arrive as it was sent."""
+        content = _encoder.encode(data)
+        file = SnapshotFile("state", len(content), _hash(content))
+        self.files[shard, file.hash] = content[:-1] + b"?" if damaged else content
+        return Manifest(MANIFEST_FORMAT, shard.stage, shard.partition, *meta, 0, [file])
+
+    def is_intact(self, shard: ShardId, manifest: Manifest) -> bool:
+        """Whether the snapshot's content is what it should be."""
+        return all(_hash(self.files.get((shard, file.hash), b"")) == file.hash for file in manifest.files)
+
+    def publish(self, shard: ShardId, manifest: Manifest) -> None:
+        """Put the manifest there: the snapshot exists."""
+        name = f"{manifest.state_epoch:020d}-{manifest.created_ms:020d}.json"
+        self.put_manifest(shard, name, msgspec.json.encode(manifest))
+
+    def content(self, shard: ShardId, manifest: Manifest) -> dict[bytes, bytes]:
+        """What the snapshot holds.
+
+        Raises:
+            StateDamaged: it isn't intact.
+        """
+        if not self.is_intact(shard, manifest):
+            raise StateDamaged(f"the snapshot of {shard} at epoch {manifest.state_epoch} is damaged")
+        return _decoder.decode(self.files[shard, manifest.files[0].hash])
+
+    def rot(self, random: Random, shard: ShardId) -> bool:
+        """Damage one of the shard's snapshots; False if it has none."""
+        names = self.manifest_names(shard)
+        if not names:
+            return False
+        self.rotten.add(shard)
+        manifest = msgspec.json.decode(self.manifests[shard][random.choice(names)], type=Manifest)
+        self.files[shard, manifest.files[0].hash] = b"rotten"
+        return True

@@ -1,0 +1,854 @@
+"""A model of the worker's shell: what `fcluster/worker/server.py` and `shards.py` do around the real core.
+
+Responsible for: the threads of a worker and what can come between them. The main thread owns core, runners and open epoch
+and stands still while it flushes; the commit thread carries out one step of an epoch after another; the restore
+thread opens and closes stores; snapshots and heartbeats have their own. The core, the state layers, the
+changelog's codec and the plan of a restore are the real ones.
+
+Must not: decide protocol questions. If it does something that the real shell doesn't, it proves nothing.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from fcluster.common import messages
+from fcluster.common.errors import FclusterError, StateDamaged
+from fcluster.common.ids import ShardId, transactional_ids
+from fcluster.common.messages import WorkerStats
+from fcluster.common.positions import CommittedPosition, decode_position
+from fcluster.worker import core
+from fcluster.worker.changelog import Delta, DeltaReader, encode_delta
+from fcluster.worker.restore_plan import Base, RestorePlan, RestoreRequest, plan_restore, stands_exactly
+from fcluster.worker.snapshots import Manifest, prune, truncation_offset, usable_manifests
+from fcluster.worker.state import ShardState
+from tests.simulation.counter_job import CHANGELOGS, JOB, SOURCES, STORES, Input, handle
+from tests.simulation.kafka_model import Partition, Producer
+from tests.simulation.storage import Disk, SimStore
+from tests.simulation.world import Call, Dealer, KafkaFailure, Lane, Process, Sleep, Thread
+
+if TYPE_CHECKING:
+    from tests.simulation.cluster import Cluster
+
+DELTA_RECORD_BYTES_MAX = 120
+"""Small, so that some deltas are cut into several records."""
+REST_POLL_MS = 5
+UNSETTLED_RETRY_MS = 20
+
+
+class Runner:
+    """One shard that reads; thrown away whenever its position is."""
+
+    def __init__(self, shard: ShardId, state: ShardState, position: CommittedPosition) -> None:
+        self.shard = shard
+        self.state = state
+        self.position = position
+        self.source: Partition = (SOURCES[shard.stage], shard.partition)
+        self.table = state.tables[STORES[shard.stage]]
+        self.next_offset = position.offset
+        self.read_position = position.offset
+        self.reading = True
+        self.touched = False
+
+
+@dataclass(slots=True)
+class FrozenShard:
+    """A shard's part in a frozen epoch."""
+
+    shard: ShardId
+    state: ShardState
+    position: CommittedPosition
+    delta: Delta | None
+    changelog_next: int = 0
+
+
+@dataclass(slots=True)
+class FrozenEpoch:
+    """What one worker commits in an epoch. `outputs` is kept for mutations that write it a second time."""
+
+    epoch: int
+    records: int
+    producer: Producer
+    lane: Lane
+    shards: list[FrozenShard]
+    outputs: list[tuple[Partition, Any]] = field(default_factory=list[tuple[Partition, Any]])
+
+
+class CommitThread:
+    """One session's thread: one task after the other, until it is shut down; what runs then runs on."""
+
+    def __init__(self, worker: SimWorker) -> None:
+        self._worker = worker
+        self._tasks: deque[Thread | Callable[[], None]] = deque()
+        self.running = False
+
+    def submit(self, task: Thread | Callable[[], None]) -> None:
+        """Do this after what was submitted before."""
+        self._tasks.append(task)
+        if not self.running:
+            self.running = True
+            self._worker.later(0, self._next)
+
+    def shut_down(self) -> None:
+        """Forget what hasn't begun."""
+        self._tasks.clear()
+
+    def _next(self) -> None:
+        if not self._tasks:
+            self.running = False
+            return
+        task = self._tasks.popleft()
+        if callable(task):
+            task()
+            self._worker.later(0, self._next)
+        else:
+            self._worker.start(task, self._next)
+
+
+class Writer:
+    """The two producers of a session."""
+
+    def __init__(self, worker: SimWorker, session: int, slot: int) -> None:
+        self.worker = worker
+        self.session = session
+        self.ids = transactional_ids(JOB, slot)
+        self.producers: list[Producer] = []
+        self.lanes = [Lane(), Lane()]
+        self.turn = 0
+        self.unacknowledged = 0
+        self.failure = ""
+        self.destroyed = False
+        self.outputs: list[tuple[Partition, Any]] = []
+        self.on_flushed: Callable[[], None] | None = None
+
+    def open(self) -> Thread:
+        """Initialise both producers (commit thread)."""
+        kafka, worker = self.worker.kafka, self.worker
+        self.producers = []
+        try:
+            for transactional_id in self.ids:
+                producer = yield Call(
+                    "init", lambda name=transactional_id: kafka.init_producer(name, self.session)
+                )
+                self.producers.append(producer)
+        except KafkaFailure as failure:
+            worker.post(core.TransactionFailed(self.session, f"initialising the producers: {failure}"))
+            return
+        worker.step("producers opened")
+        worker.post(core.ProducersOpened(self.session))
+
+    def produce(self, records: list[tuple[Partition, Any]]) -> None:
+        """Write outputs, without waiting for them (main thread)."""
+        self.unacknowledged += 1
+        self.outputs += records
+        producer, world = self.producers[self.turn], self.worker.world
+        call = Call(
+            "produce",
+            lambda: self.worker.kafka.append(producer, records, world.now_ms),
+            self.lanes[self.turn],
+        )
+        world.call(self.worker, call, self._acknowledged)
+
+    def _acknowledged(self, _result: Any, failure: KafkaFailure | None) -> None:
+        self.unacknowledged -= 1
+        if failure is not None and not self.failure:
+            self.failure = str(failure)
+        if self.on_flushed is not None and (self.failure or not self.unacknowledged):
+            on_flushed, self.on_flushed = self.on_flushed, None
+            on_flushed()
+
+    def flush_outputs(self, then: Callable[[], None]) -> None:
+        """Call `then` when all outputs are acknowledged or one has failed."""
+        if self.failure or not self.unacknowledged:
+            then()
+        else:
+            self.on_flushed = then
+
+    def seal(self, epoch: int, records: int, shards: list[FrozenShard]) -> FrozenEpoch:
+        """The begun epoch belongs to the commit thread now; the other producer takes the next one."""
+        producer, lane = self.producers[self.turn], self.lanes[self.turn]
+        self.turn = 1 - self.turn
+        outputs, self.outputs = self.outputs, []
+        return FrozenEpoch(epoch, records, producer, lane, shards, outputs)
+
+
+class SimWorker(Process):
+    """One worker process."""
+
+    core_class: type[core.WorkerCore] = core.WorkerCore
+    writer_class: type[Writer] = Writer
+
+    def __init__(self, cluster: Cluster, name: str, host: str, wanted_slot: int) -> None:
+        super().__init__(cluster.world, name)
+        self.cluster = cluster
+        self.kafka = cluster.kafka
+        self.host = host
+        self.wanted_slot = wanted_slot
+        self.exit_code: int | None = None
+        self.leaving = False
+        self.disk: Disk | None = None
+        self.slot = -1
+        identity = core.Identity(
+            name, host, cluster.next_pid(), wanted_slot, cluster.topology.fingerprint, "snapshots", "1"
+        )
+        settings = cluster.settings
+        bounds = core.Bounds(
+            cluster.epoch_records_max,
+            settings.coordinator_loss_bound_ms,
+            settings.offset_refresh_interval_ms,
+            hello_retry_ms=400,
+        )
+        self.core = self.core_class(identity, bounds, self.world.now_ms)
+        self.dealer = Dealer(
+            self, name.encode(), self._on_frame, lambda: self.post(core.Connected())
+        )
+        self.inbox: deque[Any] = deque()
+        self._effects: deque[core.Effect] = deque()
+        self._busy = False
+        self._hanging = False
+        self._reading_paused = False
+        self._held_batches: list[tuple[Runner, list[tuple[int, Input]], int]] = []
+        self.writer: Writer | None = None
+        self.commit_thread: CommitThread | None = None
+        self._retired: list[CommitThread] = []
+        self.restore_thread = CommitThread(self)
+        self._restore_stop = [False]
+        self.states: dict[ShardId, ShardState] = {}
+        self.runners: dict[ShardId, Runner] = {}
+        self._epoch_records = 0
+        self.pending: FrozenEpoch | None = None
+        self._snapshot_epochs: dict[ShardId, int] = {}
+        self._searched_ms = -(10**9)
+        self.later(self.world.up_to(20), self._pulse)
+        self.later(settings.snapshot_interval_ms, self._begin_snapshots)
+
+    # --- life -------------------------------------------------------------------------------------------------
+
+    def step(self, name: str) -> None:
+        """A point at which faults like to strike."""
+        self.cluster.step(self, f"worker: {name}")
+
+    def terminate(self) -> None:
+        """SIGTERM."""
+        self.leaving = True
+        self.post(core.TerminationRequested())
+
+    def died(self) -> None:
+        world = self.world
+        if self.disk is not None and self.disk.owner is self:
+            self.disk.crash(world.random)
+        flush_ms = world.up_to(8) if world.chance(0.5) else None
+        self.dealer.close(world.up_to(5), flush_ms=flush_ms)
+        self.cluster.worker_ended(self)
+
+    def _exit(self, effect: core.Exit) -> None:
+        """End in whatever order the core has chosen."""
+        self.note("exits with code %d: %s", effect.code, effect.reason)
+        self.exit_code = effect.code
+        if self.disk is not None and self.disk.owner is self:
+            resting = self.commit_thread is None or not self.commit_thread.running
+            for shard, state in self.states.items():
+                if resting and not self.disk.full:
+                    state.flush()
+                self.disk.close(shard)
+            self.disk.crash(self.world.random)
+        self.alive = False
+        self.dealer.close(1, flush_ms=self.world.timing.network_ms_max * 4 + 1)
+        self.cluster.worker_ended(self)
+
+    # --- the main thread --------------------------------------------------------------------------------------
+
+    def post(self, item: Any) -> None:
+        """Put something in the inbox of the main thread."""
+        if not self.alive:
+            return
+        self.inbox.append(item)
+        self._drain()
+
+    def hang(self, duration_ms: int) -> None:
+        """The main thread is busy with something for so long; the other threads aren't."""
+        if not self._hanging:
+            self.note("## main thread hangs for %d ms", duration_ms)
+            self._hanging = True
+            self.later(duration_ms, self._unhang)
+
+    def _unhang(self) -> None:
+        self._hanging = False
+        self._drain()
+
+    def _drain(self) -> None:
+        while self.alive and not self._busy and not self._hanging:
+            if self._effects:
+                self._carry_out(self._effects.popleft())
+            elif self.inbox:
+                item = self.inbox.popleft()
+                if isinstance(item, tuple):
+                    self._process(*item)
+                else:
+                    self._feed(item)
+            else:
+                return
+
+    def _feed(self, event: core.Event) -> None:
+        if self.world.transcript is not None:
+            self._note_event(event)
+        effects = self.core.handle(event, self.world.now_ms)
+        self.core.invariants()
+        self._effects.extend(effects)
+        if isinstance(event, core.MessageReceived):
+            self.step(f"{type(event.message).__name__} received")
+
+    def _note_event(self, event: core.Event) -> None:
+        match event:
+            case core.Tick():
+                pass
+            case core.MessageReceived(message):
+                if not isinstance(message, messages.HeartbeatAck):
+                    self.note("<- %s", shown(message))
+            case _:
+                self.note("%s", shown(event))
+
+    def _carry_out(self, effect: core.Effect) -> None:
+        match effect:
+            case core.Send():
+                if self.world.transcript is not None:
+                    self.note("-> %s", shown(effect.message))
+                self.dealer.send(messages.encode(effect.message))
+            case core.PrepareEpoch():
+                self._prepare_epoch(effect)
+            case core.CommitEpoch():
+                self._commit_epoch(effect)
+            case core.StartReading():
+                self._start_reading(effect)
+            case core.StopReading():
+                for shard in effect.shards:
+                    if shard in self.runners:
+                        self.runners[shard].reading = False
+            case core.PauseReading():
+                self.note("pauses: %s", effect.reason)
+                self._reading_paused = True
+            case core.ResumeReading():
+                self._reading_paused = False
+                held, self._held_batches = self._held_batches, []
+                self.inbox.extend(held)
+            case core.OpenProducers():
+                self._open_producers(effect)
+            case core.DestroyProducers():
+                self._destroy_writer()
+            case core.RestoreShards():
+                self.note("restores %s", " ".join(map(str, effect.shards)))
+                retired, self._retired = self._retired, []
+                self.restore_thread.submit(
+                    self._restore(effect.session, effect.shards, retired, self._restore_stop)
+                )
+            case core.DropLayers():
+                self._drop_layers()
+            case core.CloseShards():
+                self._close_shards(effect.shards)
+            case core.Log():
+                if effect.level != "info":
+                    self.note("log: %s", effect.text)
+            case core.Exit():
+                self._exit(effect)
+                return
+        if not isinstance(effect, core.Log):
+            self.step(f"{type(effect).__name__} carried out")
+
+    def _open_producers(self, effect: core.OpenProducers) -> None:
+        if not self._take_disk(effect.slot):
+            return
+        self.writer = self.writer_class(self, effect.session, effect.slot)
+        self.commit_thread = CommitThread(self)
+        self.commit_thread.submit(self.writer.open())
+
+    def _take_disk(self, slot: int) -> bool:
+        """Take the slot's part of the state directory."""
+        disk = self.cluster.disk(self.host, slot)
+        if disk.owner is self:
+            return True
+        if disk.owner is not None:
+            self.note("the directory of slot %d is in use by %s", slot, disk.owner)
+            self.exit_code = 1
+            self.kill("its directory is in use")
+            return False
+        if self.disk is not None:
+            for shard in list(self.disk.stores):
+                self.disk.close(shard)
+            self.disk.owner = None
+        disk.owner, self.disk, self.slot = self, disk, slot
+        return True
+
+    def _destroy_writer(self) -> None:
+        if self.commit_thread is not None:
+            self.commit_thread.shut_down()
+            self._retired.append(self.commit_thread)
+            self.commit_thread = None
+        if self.writer is not None:
+            self.writer.destroyed = True
+            self.writer = None
+
+    def _drop_layers(self) -> None:
+        self.runners.clear()
+        self._restore_stop[0] = True
+        self._restore_stop = [False]
+        self.states.clear()
+        self._epoch_records = 0
+
+    def _close_shards(self, shards: tuple[ShardId, ...]) -> None:
+        for shard in shards:
+            self.runners.pop(shard, None)
+        if self.commit_thread is None:
+            self._release(shards)
+        else:
+            self.commit_thread.submit(lambda: self._release(shards))
+
+    def _release(self, shards: tuple[ShardId, ...]) -> None:
+        for shard in shards:
+            state = self.states.pop(shard, None)
+            self.restore_thread.submit(lambda shard=shard, state=state: self._close_one(shard, state))
+
+    def _close_one(self, shard: ShardId, state: ShardState | None) -> None:
+        assert self.disk is not None
+        try:
+            if state is not None:
+                state.flush()
+        except FclusterError as error:
+            self.note("closing %s: %s", shard, error.message)
+        self.disk.close(shard)
+
+    # --- records ------------------------------------------------------------------------------------------------
+
+    def _start_reading(self, effect: core.StartReading) -> None:
+        runner = Runner(effect.shard, self.states[effect.shard], effect.position)
+        self.note("runs %s from offset %d", effect.shard, effect.position.offset)
+        self.runners[effect.shard] = runner
+        self._fetch(runner)
+
+    def _fetch(self, runner: Runner) -> None:
+        """Ask for the runner's next records; they come when there are some."""
+        if self.runners.get(runner.shard) is not runner or not runner.reading:
+            return
+        if self.kafka.last_stable_offset(runner.source) <= runner.read_position:
+            self.cluster.when_stable(runner.source, lambda: self.later(0, self._fetch, runner))
+            return
+        delay_ms = self.world.latency_ms(self.world.timing.kafka_ms_max)
+        open_ms = max(self.kafka_cut_until_ms, self.world.kafka_down_until_ms)
+        self.later(delay_ms + max(0, open_ms - self.world.now_ms), self._fetched, runner)
+
+    def _fetched(self, runner: Runner) -> None:
+        most = 1 + self.world.up_to(6)
+        records, position = self.kafka.read_committed(runner.source, runner.read_position, most)
+        runner.read_position = position
+        if records:
+            self.post((runner, records, position))
+        else:
+            self._fetch(runner)
+
+    def _process(self, runner: Runner, records: list[tuple[int, Input]], position: int) -> None:
+        if self._reading_paused:
+            self._held_batches.append((runner, records, position))
+            return
+        writer = self.writer
+        if self.runners.get(runner.shard) is not runner or not runner.reading or writer is None:
+            return  # fetched before the shard was rewound or given up
+        if writer.failure:
+            self._feed(core.TransactionFailed(self.core.session, f"producing: {writer.failure}"))
+            return
+        outputs: list[tuple[Partition, Any]] = []
+        for offset, record in records:
+            state = runner.table.get(record.key.encode())
+            outputs += handle(runner.shard, offset, record, state, self.cluster.partitions)
+            runner.next_offset = offset + 1
+        runner.touched = True
+        if self.world.transcript is not None:
+            shown_records = " ".join(f"{record.key}={record.ident}" for _, record in records)
+            self.note("processes %s up to %d: %s", runner.shard, runner.next_offset, shown_records)
+        writer.produce(outputs)
+        self._epoch_records += len(records)
+        dirty = frozenset(shard for shard, other in self.runners.items() if other.touched)
+        backlog = self.kafka.last_stable_offset(runner.source) > position
+        self._feed(core.RecordsProcessed(dirty, len(records), backlog))
+        self.step("records processed")
+        self._fetch(runner)
+
+    # --- epochs ---------------------------------------------------------------------------------------------------
+
+    def _prepare_epoch(self, effect: core.PrepareEpoch) -> None:
+        """Freeze; then the main thread stands still until the outputs are acknowledged."""
+        writer = self.writer
+        assert writer is not None
+        frozen = [self._freeze(shard, effect.epoch) for shard in sorted(effect.shards)]
+        self.step("layers frozen")
+        if not self.alive:
+            return
+        self._busy = True
+        writer.flush_outputs(lambda: self._outputs_flushed(writer, effect, frozen))
+
+    def _outputs_flushed(self, writer: Writer, effect: core.PrepareEpoch, frozen: list[FrozenShard]) -> None:
+        self._busy = False
+        if writer.failure:
+            self.inbox.append(core.TransactionFailed(effect.session, f"flushing: {writer.failure}"))
+        else:
+            records, self._epoch_records = self._epoch_records, 0
+            sealed = writer.seal(effect.epoch, records, frozen)
+            assert self.commit_thread is not None
+            self.commit_thread.submit(self.flush_epoch(sealed, effect))
+        self._drain()
+
+    def _freeze(self, shard: ShardId, epoch: int) -> FrozenShard:
+        runner = self.runners[shard]
+        delta = runner.state.freeze(epoch)
+        state_epoch = runner.position.state_epoch if delta is None else epoch
+        runner.position = CommittedPosition(
+            runner.next_offset, epoch, state_epoch, self.cluster.topology.fingerprint
+        )
+        runner.touched = False
+        return FrozenShard(shard, runner.state, runner.position, delta)
+
+    def flush_epoch(self, sealed: FrozenEpoch, effect: core.PrepareEpoch) -> Thread:
+        """Commit thread: write deltas and offsets."""
+        try:
+            yield from self._write_deltas(sealed)
+            self.step("delta flushed")
+            yield from self._write_offsets(sealed)
+        except KafkaFailure as failure:
+            self.post(core.TransactionFailed(effect.session, f"preparing epoch {sealed.epoch}: {failure}"))
+            return
+        self.step("offsets sent")
+        self.pending = sealed
+        self.cluster.checks.prepared.add((effect.session, sealed.epoch))
+        self.post(core.EpochFlushed(effect.session, sealed.epoch, sealed.records, 1.0))
+
+    def _write_deltas(self, sealed: FrozenEpoch) -> Thread:
+        for frozen in sealed.shards:
+            if frozen.delta is not None:
+                partition = (CHANGELOGS[frozen.shard.stage], frozen.shard.partition)
+                records = [
+                    (partition, record) for record in encode_delta(frozen.delta, DELTA_RECORD_BYTES_MAX)
+                ]
+                offsets = yield Call(
+                    "delta",
+                    lambda records=records: self.kafka.append(sealed.producer, records, self.world.now_ms),
+                    sealed.lane,
+                )
+                frozen.changelog_next = offsets[-1] + 1
+
+    def _write_offsets(self, sealed: FrozenEpoch) -> Thread:
+        offsets = {
+            (SOURCES[frozen.shard.stage], frozen.shard.partition): (
+                frozen.position.offset,
+                frozen.position.encode_metadata(),
+            )
+            for frozen in sealed.shards
+        }
+        yield Call(
+            "offsets",
+            lambda: self.kafka.send_offsets(sealed.producer, offsets, self.world.now_ms),
+            sealed.lane,
+        )
+
+    def _commit_epoch(self, effect: core.CommitEpoch) -> None:
+        assert self.commit_thread is not None
+        self.commit_thread.submit(self.commit_epoch(effect))
+
+    def commit_epoch(self, effect: core.CommitEpoch) -> Thread:
+        """Commit thread: make the epoch visible, then let its layers become committed state."""
+        sealed = self.pending
+        assert sealed is not None
+        assert sealed.epoch == effect.epoch
+        self.step("complete, before commit")
+        if not self.alive:
+            return
+        try:
+            yield Call("commit", lambda: self.kafka.commit(sealed.producer), sealed.lane)
+        except KafkaFailure as failure:
+            yield from self.commit_failed(effect, sealed, failure)
+            return
+        self.step("committed, before apply")
+        self.post(core.EpochCommitted(effect.session, effect.epoch, 1.0, positions_of(sealed)))
+        # The main thread may be quicker than this one.
+        if self.world.chance(0.3):
+            yield Sleep(self.world.up_to(4))
+        self.apply(effect.session, sealed)
+
+    def commit_failed(self, effect: core.CommitEpoch, sealed: FrozenEpoch, failure: KafkaFailure) -> Thread:
+        """The commit's outcome may be unknown."""
+        self.post(core.TransactionFailed(effect.session, f"committing epoch {sealed.epoch}: {failure}"))
+        yield from ()
+
+    def apply(self, session: int, sealed: FrozenEpoch) -> None:
+        """Let the layers of a committed epoch become the state that later reaches the store."""
+        try:
+            for frozen in sealed.shards:
+                if frozen.delta is not None:
+                    frozen.state.commit(sealed.epoch, frozen.changelog_next, self.world.now_ms)
+        except FclusterError as error:
+            self.post(core.TransactionFailed(session, f"applying epoch {sealed.epoch}: {error.message}"))
+
+    # --- restoring ------------------------------------------------------------------------------------------------
+
+    def _restore(
+        self, session: int, shards: tuple[ShardId, ...], before: list[CommitThread], stop: list[bool]
+    ) -> Thread:
+        try:
+            while any(thread.running for thread in before):
+                yield Sleep(REST_POLL_MS)
+            if stop[0]:
+                return
+            positions: dict[ShardId, CommittedPosition | None] = {}
+            yield from self.read_positions(shards, positions)
+            self.step("positions read")
+            for shard in shards:
+                if stop[0] or not self.alive:
+                    return
+                yield from self._restore_one(session, shard, positions[shard], stop)
+        except KafkaFailure as failure:
+            if not stop[0]:
+                self.post(core.RestoreFailed(session, f"restoring: {failure}", fatal=False))
+        except FclusterError as error:
+            if not stop[0]:
+                self.cluster.checks.fail(f"{self.name} can't restore: {error.message}")
+
+    def read_positions(
+        self, shards: tuple[ShardId, ...], positions: dict[ShardId, CommittedPosition | None]
+    ) -> Thread:
+        """What Kafka has committed for these shards, once it is settled."""
+        sources = {shard: (SOURCES[shard.stage], shard.partition) for shard in shards}
+        deadline_ms = self.world.now_ms + self.world.timing.request_timeout_ms
+        while True:
+            found = yield Call("committed", lambda: self._settled_offsets(list(sources.values())))
+            if found is not None:
+                break
+            if self.world.now_ms > deadline_ms:
+                raise KafkaFailure("the committed offsets don't settle")
+            yield Sleep(UNSETTLED_RETRY_MS)
+        for shard, source in sources.items():
+            positions[shard] = None if found[source] is None else decode_position(*found[source])
+
+    def _settled_offsets(self, sources: list[Partition]) -> dict[Partition, tuple[int, str] | None] | None:
+        if any(self.kafka.offset_pending(source) for source in sources):
+            return None
+        return {source: self.kafka.committed(source) for source in sources}
+
+    def _restore_one(
+        self, session: int, shard: ShardId, committed: CommittedPosition | None, stop: list[bool]
+    ) -> Thread:
+        changelog = (CHANGELOGS[shard.stage], shard.partition)
+        request = RestoreRequest(
+            shard=shard, committed=committed, changelog=changelog[0], changelog_id="changelog-id"
+        )
+        disk = self.disk
+        assert disk is not None
+        store = disk.open(shard)
+        if not self.stands_exactly(request, store):
+            end = yield from self._settled_end(changelog)
+            failed: dict[tuple[Base, int], StateDamaged] = {}
+            while True:
+                if stop[0] or not self.alive or self.disk is not disk:
+                    return
+                plan = self._plan(request, store, changelog, end, failed)
+                try:
+                    store = self._put_base(disk, plan, shard)
+                    yield Sleep(self.world.latency_ms(6))
+                    if stop[0]:
+                        return
+                    self._replay(request, plan, store, changelog)
+                    break
+                except StateDamaged as damage:
+                    self.note("the restore of %s begins anew: %s", shard, damage.message)
+                    failed[plan.base, plan.meta.state_epoch] = damage
+        if stop[0] or not self.alive:
+            return
+        position = committed or CommittedPosition(0, 0, 0, self.cluster.topology.fingerprint)
+        self.cluster.checks.restored(shard, position, store.data)
+        self.states[shard] = ShardState(
+            store, (STORES[shard.stage],), self.cluster.cache_entries_max, self.cluster.flush_limits
+        )
+        self.step("shard restored")
+        self.post(core.ShardRestored(session, shard, position))
+
+    def stands_exactly(self, request: RestoreRequest, store: SimStore) -> bool:
+        """Whether the local store is what the shard needs."""
+        return stands_exactly(request, store.meta())
+
+    def _settled_end(self, changelog: Partition) -> Thread:
+        deadline_ms = self.world.now_ms + self.world.timing.request_timeout_ms
+        while True:
+            stable, end = yield Call(
+                "ends", lambda: (self.kafka.last_stable_offset(changelog), self.kafka.end_offset(changelog))
+            )
+            if stable == end:
+                return end
+            if self.world.now_ms > deadline_ms:
+                raise KafkaFailure(f"a transaction in {changelog} is still open")
+            yield Sleep(UNSETTLED_RETRY_MS)
+
+    def _plan(
+        self,
+        request: RestoreRequest,
+        store: SimStore,
+        changelog: Partition,
+        end: int,
+        failed: dict[tuple[Base, int], StateDamaged],
+    ) -> RestorePlan:
+        meta = store.meta()
+        manifests = [
+            manifest
+            for manifest in usable_manifests(self.cluster.snapshots, request.shard)
+            if (Base.SNAPSHOT, manifest.state_epoch) not in failed
+        ]
+        begin = self.kafka.begins.get(changelog, 0)
+        local = None if (Base.LOCAL, meta.state_epoch) in failed else meta
+        plan = plan_restore(request, local, manifests, begin, end)
+        if (plan.base, plan.meta.state_epoch) in failed:
+            raise failed[plan.base, plan.meta.state_epoch]
+        self.note(
+            "restores %s from %s at epoch %d, changelog %d to %d",
+            *(request.shard, plan.base.value, plan.meta.state_epoch, plan.meta.changelog_offset, end),
+        )
+        self.world.landed[f"restore from {plan.base.value}"] += 1
+        return plan
+
+    def _put_base(self, disk: Disk, plan: RestorePlan, shard: ShardId) -> SimStore:
+        if plan.base is Base.LOCAL:
+            return disk.open(shard)
+        if plan.snapshot is not None:
+            data = self.cluster.snapshots.content(shard, plan.snapshot)
+            disk.destroy(shard)
+            store = disk.open(shard)
+            store.replace(data, plan.snapshot.meta)
+            return store
+        disk.destroy(shard)
+        return disk.open(shard)
+
+    def _replay(self, request: RestoreRequest, plan: RestorePlan, store: SimStore, changelog: Partition) -> None:
+        """Read the changelog up to the end, apply the deltas, and check that they end at the committed epoch."""
+        reader = DeltaReader(f"{changelog[0]}/{changelog[1]}", plan.meta.state_epoch)
+        if plan.meta.changelog_offset < self.kafka.begins.get(changelog, 0):
+            if plan.read_to > plan.meta.changelog_offset:
+                raise StateDamaged(f"the changelog has no offset {plan.meta.changelog_offset}")
+            return
+        changes: dict[bytes, bytes] = {}
+        meta = plan.meta
+        if plan.offsets_to_read:
+            records, _ = self.kafka.read_committed(changelog, meta.changelog_offset, plan.offsets_to_read)
+            for offset, record in records:
+                delta = reader.feed(offset, record) if offset < plan.read_to else None
+                if delta is not None:
+                    if delta.epoch > request.target_epoch:
+                        raise StateDamaged(f"{changelog} holds epoch {delta.epoch}, committed is {request.target_epoch}")
+                    changes.update(delta.changes)
+                    meta = meta._replace(state_epoch=delta.epoch, changelog_offset=offset + 1)
+            reader.finish()
+        if meta.state_epoch != request.target_epoch:
+            raise StateDamaged(f"{changelog} ends at epoch {meta.state_epoch}, committed is {request.target_epoch}")
+        if changes or store.meta() != meta:
+            store.apply(changes, meta._replace(changelog_id="changelog-id"))
+
+    # --- snapshots ------------------------------------------------------------------------------------------------
+
+    def _begin_snapshots(self) -> None:
+        self.start(self._take_snapshots())
+        self.later(self.cluster.settings.snapshot_interval_ms, self._begin_snapshots)
+
+    def _take_snapshots(self) -> Thread:
+        for shard in list(self.states):
+            try:
+                yield from self._take_snapshot(shard)
+            except KafkaFailure as failure:
+                self.note("truncating the changelog of %s: %s", shard, failure)
+
+    def _take_snapshot(self, shard: ShardId) -> Thread:
+        store = self.disk.stores.get(shard) if self.disk is not None else None
+        if store is None or store.closed:
+            return
+        meta, data, snapshots = store.meta(), store.data, self.cluster.snapshots
+        if meta.state_epoch == self._snapshot_epochs.get(shard, 0):
+            return
+        damaged = self.world.stormy and self.world.chance(self.cluster.upload_damage_share)
+        yield Sleep(self.world.up_to(30))
+        manifest = snapshots.upload(shard, data, meta, damaged=damaged)
+        if not self.is_verified(shard, manifest):
+            self.note("the snapshot of %s at epoch %d didn't arrive whole", shard, meta.state_epoch)
+            self.world.landed["snapshot damaged on its way"] += 1
+            return
+        self.step("snapshot uploaded")
+        yield Sleep(self.world.up_to(10))
+        snapshots.publish(shard, manifest)
+        self.note("took a snapshot of %s at epoch %d", shard, meta.state_epoch)
+        self.world.landed["snapshot taken"] += 1
+        self.step("manifest written")
+        prune(snapshots, shard, meta)
+        self._snapshot_epochs[shard] = meta.state_epoch
+        yield Sleep(self.world.up_to(10))
+        offset = self.truncation_offset(shard, meta.changelog_id)
+        if offset:
+            changelog = (CHANGELOGS[shard.stage], shard.partition)
+            yield Call("delete records", lambda: self.kafka.delete_before(changelog, offset))
+            self.note("the changelog of %s begins at %d now", shard, offset)
+            self.world.landed["changelog truncated"] += 1
+        self.step("changelog truncated")
+        yield Sleep(self.world.up_to(10))
+        prune(snapshots, shard, meta)
+
+    def is_verified(self, shard: ShardId, manifest: Manifest) -> bool:
+        """Whether the snapshot arrived as it was sent."""
+        return self.cluster.snapshots.is_intact(shard, manifest)
+
+    def truncation_offset(self, shard: ShardId, changelog_id: str) -> int | None:
+        """What of the changelog no snapshot needs."""
+        return truncation_offset(self.cluster.snapshots, shard, changelog_id)
+
+    # --- control --------------------------------------------------------------------------------------------------
+
+    def _on_frame(self, frame: bytes) -> None:
+        self.post(core.MessageReceived(messages.decode_from_coordinator(frame)))
+
+    def _pulse(self) -> None:
+        """Heartbeats, and the search for a coordinator, come from a thread of their own."""
+        settings = self.cluster.settings
+        if self.core.session and self.dealer.connected:
+            self.dealer.send(messages.encode(messages.Heartbeat(self.core.session, WorkerStats())))
+        if not self.dealer.connected and self.world.now_ms - self._searched_ms >= 200:
+            self._searched_ms = self.world.now_ms
+            self.world.call(self, Call("find leader", self.cluster.find_leader), self._found_leader)
+        self.later(settings.heartbeat_interval_ms, self._pulse)
+        self.post(core.Tick())
+
+    def _found_leader(self, leader: Any, failure: KafkaFailure | None) -> None:
+        if leader is not None and failure is None and not self.dealer.connected:
+            if self.dealer.target is not leader.router:
+                self.note("looks to %s", leader)
+                self.dealer.connect(leader.router)
+
+    # --- for the end ----------------------------------------------------------------------------------------------
+
+    def live_state(self, shard: ShardId, keys: Iterable[str]) -> dict[str, dict[str, Any]]:
+        """The state of a running shard as handlers would see it."""
+        table = self.runners[shard].table
+        states = {key: table.peek(key.encode()) for key in keys}
+        return {key: state for key, state in states.items() if state}
+
+
+def positions_of(sealed: FrozenEpoch) -> dict[ShardId, CommittedPosition]:
+    """Where the shards of the epoch stand once it is committed."""
+    return {frozen.shard: frozen.position for frozen in sealed.shards}
+
+
+def shown(thing: Any) -> str:
+    """A message, event or effect in a few words."""
+    words: list[str] = []
+    names: Iterator[str] = iter(getattr(thing, "__struct_fields__", None) or thing.__dataclass_fields__)
+    for name in names:
+        value = getattr(thing, name)
+        if name in ("stats", "host", "pid", "version", "topology", "snapshot_store", "prepare_ms", "commit_ms"):
+            continue
+        if isinstance(value, frozenset | list | tuple) and value:
+            value = " ".join(sorted(str(getattr(item, "shard", item)) for item in value))
+        elif isinstance(value, dict):
+            value = " ".join(f"{shard}@{position.offset}" for shard, position in value.items())
+        words.append(f"{name}={value}")
+    return f"{type(thing).__name__}({', '.join(words)})"
