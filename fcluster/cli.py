@@ -219,8 +219,9 @@ def _options(
 
 
 def _connection(context: click.Context, options: CommonOptions) -> Connection:
-    from fcluster.launch import Connection
+    from fcluster.launch import Connection, start_logging
 
+    start_logging(options.log_level)
     connection = Connection.find(options.flags, options.config, os.environ)
     context.ensure_object(Session).data_dir = connection.data_dir
     return connection

@@ -22,7 +22,9 @@ import orjson
 from fcluster.common.errors import FclusterError, KafkaUnavailable, MissingTopic
 
 CONSUME_BATCH_MAX = 1_000
-FLUSH_TIMEOUT_S = 30.0
+DELIVERY_TIMEOUT_S = 60.0
+"""The brokers may be away for so long before a record counts as not taken."""
+FLUSH_TIMEOUT_S = DELIVERY_TIMEOUT_S + 5
 PROGRESS_INTERVAL_S = 0.25
 METADATA_TIMEOUT_S = 10.0
 
@@ -368,9 +370,13 @@ class Sender:
         self._error: str = ""
         self._failed = 0
         self._produced = 0
-        self.producer = make(
-            **{"delivery.report.only.error": True, "on_delivery": self._on_delivery, "linger.ms": 20}
-        )
+        config = {
+            "delivery.report.only.error": True,
+            "on_delivery": self._on_delivery,
+            "linger.ms": 20,
+            "message.timeout.ms": int(DELIVERY_TIMEOUT_S * 1000),
+        }
+        self.producer = make(**config)
 
     def _on_delivery(self, error: Any, _message: Any) -> None:
         if error is not None:

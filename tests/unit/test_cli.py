@@ -29,6 +29,8 @@ ALL_COMMANDS = (
 @pytest.fixture(autouse=True)
 def _in_an_empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    # It would leave a handler behind that writes to the closed stream of a finished test.
+    monkeypatch.setattr(launch, "start_logging", lambda _level: None)
     for name in list(os.environ):
         if name.startswith("FCLUSTER_"):
             monkeypatch.delenv(name)
@@ -108,7 +110,6 @@ def test_brokers_that_are_down_are_temporary_trouble_for_a_server(monkeypatch: p
         raise KafkaUnavailable("no brokers", remedy="Start them.")
 
     monkeypatch.setattr(launch, "load", fail)
-    monkeypatch.setattr(launch, "start_logging", lambda _level: None)
     assert run("worker", "job.py").exit_code == 75
     assert run("coordinator", "job.py").exit_code == 75
 
