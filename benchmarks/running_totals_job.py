@@ -4,9 +4,9 @@ import os
 
 from fcluster import Job
 
-job = Job(os.environ.get("FCLUSTER_BENCH_JOB", "bench-totals"))
-source = job.topic(os.environ.get("FCLUSTER_BENCH_SOURCE", "bench-in"), value="json")
-output = job.topic(os.environ.get("FCLUSTER_BENCH_OUTPUT", "bench-out"), value="json")
+job = Job(os.environ.get("BENCH_JOB", "bench-totals"))
+source = job.topic(os.environ.get("BENCH_SOURCE", "bench-in"), value="json")
+output = job.topic(os.environ.get("BENCH_OUTPUT", "bench-out"), value="json")
 
 
 @job.process(source, to=output)

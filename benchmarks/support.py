@@ -41,9 +41,9 @@ class Names:
     def env(self) -> dict[str, str]:
         """What the job file reads."""
         return {
-            "FCLUSTER_BENCH_JOB": self.job,
-            "FCLUSTER_BENCH_SOURCE": self.source,
-            "FCLUSTER_BENCH_OUTPUT": self.output,
+            "BENCH_JOB": self.job,
+            "BENCH_SOURCE": self.source,
+            "BENCH_OUTPUT": self.output,
         }
 
 

@@ -20,7 +20,6 @@ from typing import Any, Final, TypeVar
 
 from confluent_kafka import (
     Consumer,
-    ConsumerGroupTopicPartitions,
     IsolationLevel,
     KafkaError,
     KafkaException,
@@ -566,18 +565,20 @@ def _offsets(
 
 
 def read_committed_positions(
-    client: AdminClient | Consumer,
+    consumer: Consumer,
     group: str,
     partitions: Iterable[TopicPartition],
     timeout_s: float = REQUEST_TIMEOUT_S,
 ) -> dict[TopicPartition, CommittedPosition | None]:
     """What the group has committed for each partition, None where nothing is.
 
-    While an open transaction holds an offset of one of them the answer isn't settled, and is waited for:
-    fence the transaction's owner first.
+    While an open transaction holds an offset of one of them the answer isn't settled, and a read-committed
+    consumer waits for it: fence the transaction's owner first. A read-uncommitted one answers at once with
+    what was committed last.
 
     Args:
-        client: an admin client, or a read-committed consumer of that group.
+        consumer: of that group. An admin client could ask the same, but librdkafka 2.16 crashes when the
+            group's coordinator isn't ready to answer an admin client (it goes on as if that were a consumer).
         group: the job's name.
         partitions: of source topics.
         timeout_s: seconds to wait.
@@ -589,33 +590,9 @@ def read_committed_positions(
     wanted = [TopicPartition(at.topic, at.partition) for at in partitions]
     if not wanted:
         return {}
-    if isinstance(client, Consumer):
-        with _asking(client, f"reading the committed offsets of the group {group!r}"):
-            answer = client.committed(wanted, timeout=timeout_s)
-    else:
-        answer = _stable_offsets(client, group, wanted, timeout_s)
+    with _asking(consumer, f"reading the committed offsets of the group {group!r}"):
+        answer = consumer.committed(wanted, timeout=timeout_s)
     return {TopicPartition(at.topic, at.partition): _position(group, at) for at in answer}
-
-
-def _stable_offsets(
-    admin: AdminClient, group: str, wanted: list[TopicPartition], timeout_s: float
-) -> list[TopicPartition]:
-    deadline = time.monotonic() + timeout_s
-    what = f"reading the committed offsets of the group {group!r}"
-    while True:
-        request = ConsumerGroupTopicPartitions(group, wanted)
-        with _asking(admin, what):
-            futures: dict[str, Future[Any]] = _untyped(admin).list_consumer_group_offsets(
-                [request], require_stable=True, request_timeout=timeout_s
-            )
-            answer: list[TopicPartition] = futures[group].result().topic_partitions
-        errors = [at.error for at in answer if at.error is not None]
-        if not errors:
-            return answer
-        unstable = all(error.code() == KafkaError.UNSTABLE_OFFSET_COMMIT for error in errors)
-        if not unstable or time.monotonic() > deadline:
-            raise _unavailable(admin, what, errors[0])
-        time.sleep(_POLL_INTERVAL_S)
 
 
 def _position(group: str, at: TopicPartition) -> CommittedPosition | None:

@@ -27,6 +27,7 @@ from fcluster.common.kafka_clients import (
     begin_offsets,
     delete_records_before,
     make_admin,
+    make_consumer,
     read_committed_positions,
 )
 from fcluster.common.positions import CommittedPosition
@@ -60,6 +61,7 @@ class ShardHost:
         self._snapshot_store = open_snapshot_store(settings.snapshots, topology.job)
         self.snapshot_store_identity = self._snapshot_store.identity()
         self._admin = make_admin(settings)
+        self._offsets = make_consumer(settings, "read-committed", **{"group.id": topology.job})
         self._directory: StoreDirectory | None = None
         self._states: dict[ShardId, ShardState] = {}
         self._dropped: list[ShardState] = []
@@ -141,6 +143,7 @@ class ShardHost:
             self._snapshot_thread.join()
         if self._directory is not None:
             self._directory.close_all()
+        self._offsets.close()
 
     # --- the restore thread -------------------------------------------------------------------------------
 
@@ -203,7 +206,7 @@ class ShardHost:
             shard: TopicPartition(self._topology.stage(shard.stage).source.name, shard.partition)
             for shard in shards
         }
-        committed = read_committed_positions(self._admin, self._topology.job, sources.values())
+        committed = read_committed_positions(self._offsets, self._topology.job, sources.values())
         begins = begin_offsets(self._admin, sources.values())
         positions: dict[ShardId, CommittedPosition] = {}
         for shard, source in sources.items():

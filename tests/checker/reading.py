@@ -16,7 +16,6 @@ from typing import TypeVar
 
 from confluent_kafka import (
     Consumer,
-    ConsumerGroupTopicPartitions,
     IsolationLevel,
     KafkaError,
     KafkaException,
@@ -67,28 +66,35 @@ def end_offsets(brokers: str, topics: Iterable[str], isolation: str) -> dict[tup
 
 
 def committed_offsets(brokers: str, group: str) -> dict[tuple[str, int], int]:
-    """The group's committed offsets; waits while offsets are pending in an open transaction.
+    """The group's committed offsets, by topic and partition; see `committed_positions`."""
+    return {at: offset for at, (offset, _metadata) in committed_positions(brokers, group).items()}
+
+
+def committed_positions(brokers: str, group: str) -> dict[tuple[str, int], tuple[int, str]]:
+    """The group's committed offsets and their metadata; waits while they are pending in a transaction.
+
+    A consumer asks, as librdkafka crashes when an admin client asks a group coordinator that isn't ready.
 
     Raises:
         TimeoutError: they stay pending for 30 s.
     """
-    admin = admin_of(brokers)
-    deadline = time.monotonic() + 30
-    while True:
-        request = ConsumerGroupTopicPartitions(group)
-        future = admin.list_consumer_group_offsets([request], require_stable=True, request_timeout=10)[group]
-        try:
-            found = future.result().topic_partitions
-            if all(at.error is None for at in found):
-                return {(at.topic, at.partition): at.offset for at in found if at.offset >= 0}
-        except KafkaException as error:
-            if error.args[0].code() == KafkaError.GROUP_ID_NOT_FOUND:
-                return {}
-            if not error.args[0].retriable() and error.args[0].code() != KafkaError._TIMED_OUT:
-                raise
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"offsets of the group {group} stay pending in an open transaction")
-        time.sleep(0.05)
+    consumer = new_consumer(brokers, READ_COMMITTED, **{"group.id": group})
+    try:
+        topics = consumer.list_topics(timeout=30).topics
+        wanted = [
+            TopicPartition(name, partition)
+            for name, topic in topics.items()
+            if not name.startswith("__")
+            for partition in topic.partitions
+        ]
+        found = consumer.committed(wanted, timeout=30)
+    except KafkaException as error:
+        if error.args[0].code() != KafkaError._TIMED_OUT:
+            raise
+        raise TimeoutError(f"offsets of the group {group} stay pending in an open transaction") from error
+    finally:
+        consumer.close()
+    return {(at.topic, at.partition): (at.offset, at.metadata or "") for at in found if at.offset >= 0}
 
 
 def new_consumer(brokers: str, isolation: str, **extra: object) -> Consumer:

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from confluent_kafka import ConsumerGroupTopicPartitions
 from rocksdict import AccessType, Options, Rdict
 
 from fcluster.common.errors import StateDamaged
@@ -29,7 +28,7 @@ from fcluster.worker.changelog import Delta, DeltaReader
 from fcluster.worker.state import store_prefix
 from fcluster.worker.store import META_KEY
 from fcluster.worker.values import decode_state
-from tests.checker.reading import READ_COMMITTED, admin_of, read_topic
+from tests.checker.reading import READ_COMMITTED, read_topic
 from tests.checker.verdict import Verdict, judge_state
 
 Encoded = dict[bytes, bytes]
@@ -76,12 +75,10 @@ def read_changelog(brokers: str, job: str, stage: str) -> list[Changelog]:
 
 def committed_state_epochs(brokers: str, job: str, source: str) -> dict[int, int]:
     """Partition to the state epoch that the committed offset's metadata names."""
-    request = ConsumerGroupTopicPartitions(job)
-    found = admin_of(brokers).list_consumer_group_offsets([request], require_stable=True)[job].result(30)
     return {
-        at.partition: decode_position(at.offset, at.metadata).state_epoch
-        for at in found.topic_partitions
-        if at.topic == source and at.offset >= 0
+        partition: decode_position(offset, metadata).state_epoch
+        for (topic, partition), (offset, metadata) in committed_positions(brokers, job).items()
+        if topic == source
     }
 
 

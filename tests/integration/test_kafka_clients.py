@@ -269,13 +269,12 @@ def test_committed_positions_are_read_back_with_their_epochs(
 ) -> None:
     topic, group = create(admin, f"{topic_prefix}a", 2), f"{topic_prefix}job"
     zero, one = TopicPartition(topic, 0), TopicPartition(topic, 1)
-    assert read_committed_positions(admin, group, [zero, one]) == {zero: None, one: None}
+    consumer = make_consumer(settings, "read-committed", **{"group.id": group})
+    assert read_committed_positions(consumer, group, [zero, one]) == {zero: None, one: None}
     position = CommittedPosition(offset=1, epoch=7, state_epoch=5, fingerprint="0123456789ab")
     producer = open_transaction(settings, f"{topic_prefix}id", topic)
     send_offset(producer, settings, group, topic, position)
     producer.commit_transaction(10)
-    assert read_committed_positions(admin, group, [zero, one]) == {zero: position, one: None}
-    consumer = make_consumer(settings, "read-committed", **{"group.id": group})
     assert read_committed_positions(consumer, group, [one, zero]) == {zero: position, one: None}
     consumer.close()
 
@@ -291,19 +290,21 @@ def test_unsettled_offsets_are_waited_for_until_the_transaction_is_fenced(
     producer.commit_transaction(10)
     begin_and_write(producer, topic)
     send_offset(producer, settings, group, topic, CommittedPosition(2, 2, 2, "f"))
-    with pytest.raises(KafkaUnavailable, match="unstable"):
-        read_committed_positions(admin, group, [at], timeout_s=0.2)
+    consumer = make_consumer(settings, "read-committed", **{"group.id": group})
+    with pytest.raises(KafkaUnavailable, match="committed offsets"):
+        read_committed_positions(consumer, group, [at], timeout_s=0.5)
     fence_transactional_id(settings, id_)
-    assert read_committed_positions(admin, group, [at]) == {at: first}
+    assert read_committed_positions(consumer, group, [at]) == {at: first}
+    consumer.close()
 
 
 def test_offsets_of_another_program_are_an_error(admin: Admin, settings: Settings, topic_prefix: str) -> None:
     topic, group = create(admin, f"{topic_prefix}a", 1), f"{topic_prefix}job"
     consumer = make_consumer(settings, "read-committed", **{"group.id": group})
     consumer.commit(offsets=[TopicPartition(topic, 0, 3)], asynchronous=False)
-    consumer.close()
     with pytest.raises(IncompatibleState, match=group) as caught:
-        read_committed_positions(admin, group, [TopicPartition(topic, 0)])
+        read_committed_positions(consumer, group, [TopicPartition(topic, 0)])
+    consumer.close()
     assert "another name" in caught.value.remedy
 
 
