@@ -28,7 +28,7 @@ from fcluster.worker.changelog import Delta, DeltaReader
 from fcluster.worker.state import store_prefix
 from fcluster.worker.store import META_KEY
 from fcluster.worker.values import decode_state
-from tests.checker.reading import READ_COMMITTED, read_topic
+from tests.checker.reading import READ_COMMITTED, committed_positions, read_topic
 from tests.checker.verdict import Verdict, judge_state
 
 Encoded = dict[bytes, bytes]
