@@ -310,7 +310,7 @@ class ShardPhase(Enum):
     """Restored, but the producers aren't ready yet."""
     RUNNING = "running"
     RELEASING = "releasing"
-    """Revoked: reads no more, its last records wait for their commit."""
+    """Revoked: reads no more; its last records wait for their commit, or its restore has to end first."""
     BLOCKED = "blocked"
     """Stands before a record that it can't process."""
 
@@ -333,10 +333,16 @@ class StopRecord:
 
 @dataclass(slots=True)
 class OwnedShard:
-    """A shard of this worker. `position` is the committed one, None until it is restored."""
+    """A shard of this worker.
+
+    Attributes:
+        position: the committed one, None until it is restored.
+        restoring: a restore of it is under way, whether it is still wanted or not.
+    """
 
     phase: ShardPhase
     position: CommittedPosition | None = None
+    restoring: bool = False
 
 
 @dataclass(slots=True)
@@ -473,7 +479,9 @@ class WorkerCore:
         if self.open.dirty:
             assert self.producers_ready, "records were processed without producers"
         for shard, owned_shard in self.shards.items():
-            if owned_shard.phase is not ShardPhase.RESTORING:
+            waiting = owned_shard.phase is ShardPhase.RESTORING
+            assert owned_shard.restoring or not waiting, f"nobody restores {shard}"
+            if not owned_shard.restoring:
                 assert owned_shard.position is not None, f"{shard} runs without a position"
 
     # --- connection and session -----------------------------------------------------------------------
@@ -606,15 +614,19 @@ class WorkerCore:
             return
         new = tuple(sorted(shard for shard in message.shards if shard not in self.shards))
         for shard in new:
-            self.shards[shard] = OwnedShard(ShardPhase.RESTORING)
+            self.shards[shard] = OwnedShard(ShardPhase.RESTORING, restoring=True)
         if new:
             self._effects.append(RestoreShards(self.session, new))
 
     def _on_shard_restored(self, event: ShardRestored) -> None:
         owned = self.shards.get(event.shard)
-        if event.session != self.session or owned is None or owned.phase is not ShardPhase.RESTORING:
+        if event.session != self.session or owned is None or not owned.restoring:
             return
+        owned.restoring = False
         owned.position = event.position
+        if owned.phase is ShardPhase.RELEASING:
+            self._release()
+            return
         owned.phase = ShardPhase.RESTORED
         self.epoch_seen = max(self.epoch_seen, event.position.epoch)
         if self.producers_ready:
@@ -650,11 +662,15 @@ class WorkerCore:
         self._release(foreign=[shard for shard in message.shards if shard not in self.shards])
 
     def _release(self, foreign: Iterable[ShardId] = ()) -> None:
-        """Let go of the revoked shards that have nothing left to commit."""
+        """Let go of the revoked shards that have nothing left to commit.
+
+        A restore that is under way has to end first: it would take the next owner's deltas for damage, and
+        its late answer for the one of a second restore, if the shard came back meanwhile.
+        """
         free = [
             shard
             for shard, owned in self.shards.items()
-            if owned.phase is ShardPhase.RELEASING and not self._uncommitted(shard)
+            if owned.phase is ShardPhase.RELEASING and not owned.restoring and not self._uncommitted(shard)
         ]
         for shard in free:
             del self.shards[shard]

@@ -229,6 +229,21 @@ def test_revoked_clean_shard_is_released_at_once() -> None:
     assert scenario.sent() == [messages.Released(7, [B])]
 
 
+def test_shard_revoked_in_its_restore_is_released_when_that_has_ended() -> None:
+    # Found by the simulation (a calm run in which a second worker joined): the restore of a shard that was
+    # given back met the new owner's deltas, called that damage, and the job failed.
+    scenario = Scenario().joined()
+    scenario.receive(messages.Assign(1, 7, [A]))
+    scenario.receive(messages.Revoke(1, 7, [A]))
+    assert scenario.sent() == []
+    scenario.receive(messages.Revoke(1, 7, [A]))
+    assert scenario.sent() == []
+    scenario.after(core.ShardRestored(7, A, position(5, 3)))
+    assert scenario.did(core.StartReading) == []
+    assert scenario.did(core.CloseShards) == [core.CloseShards((A,))]
+    assert scenario.sent() == [messages.Released(7, [A])]
+
+
 def test_revoke_of_a_shard_that_is_not_owned_is_answered() -> None:
     scenario = Scenario().joined().running(A)
     scenario.receive(messages.Revoke(1, 7, [B]))
