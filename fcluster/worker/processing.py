@@ -29,10 +29,7 @@ from fcluster.worker.state import ShardState, StateTable
 from fcluster.worker.transactions import TransactionLostError
 
 Produce = Callable[..., None]
-"""``produce(topic, value, key, partition, on_delivery, timestamp, headers)``, as in confluent-kafka."""
-
-NO_PARTITION = -1
-"""Lets the partitioner choose by the key."""
+"""``produce(topic, value, key, timestamp_ms, headers=None)``: the partitioner chooses by the key."""
 
 
 class RecordError(Exception):
@@ -306,9 +303,7 @@ def _write_dead_letter(
         ("fcluster.partition", str(message.partition()).encode()),
         ("fcluster.offset", str(message.offset()).encode()),
     ]
-    port.produce(
-        topic.name, message.value(), message.key(), NO_PARTITION, None, message.timestamp()[1], headers
-    )
+    port.produce(topic.name, message.value(), message.key(), message.timestamp()[1], headers)
     port.records += 1
 
 
@@ -379,12 +374,12 @@ def _compile_sink(chain: Chain, stage: Stage, port: OutputPort | _HeldOutputs) -
     transcode = _key_transcoder(stage.source, sink)
 
     def write(message: Message, key: bytes | None, value: Any) -> None:
-        port.produce(topic, encode(value), key, NO_PARTITION, None, message.timestamp()[1])
+        port.produce(topic, encode(value), key, message.timestamp()[1])
         port.records += 1
 
     def write_transcoded(message: Message, key: bytes | None, value: Any) -> None:
         written_key = None if key is None else transcode(key)
-        port.produce(topic, encode(value), written_key, NO_PARTITION, None, message.timestamp()[1])
+        port.produce(topic, encode(value), written_key, message.timestamp()[1])
         port.records += 1
 
     return write if transcode is _same else write_transcoded
@@ -422,7 +417,7 @@ def _rekey(
             raise RecordError(
                 f"key_by by {rekey_description(rekey)} gave no key; filter such records out before it"
             )
-        port.produce(topic, encode(value), encode_key(new_key), NO_PARTITION, None, message.timestamp()[1])
+        port.produce(topic, encode(value), encode_key(new_key), message.timestamp()[1])
 
     return write
 
@@ -451,7 +446,7 @@ def _record_writer(
             raw = None if record.value is None else value_codec(target.value)[1](record.value)
         timestamp = message.timestamp()[1] if record.timestamp is UNSET else record.timestamp
         headers = message.headers() if record.headers is UNSET else record.headers
-        port.produce(target.name, raw, key, NO_PARTITION, None, timestamp, headers)
+        port.produce(target.name, raw, key, timestamp, headers)
         port.records += 1
 
     return write

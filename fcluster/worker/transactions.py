@@ -33,6 +33,8 @@ FLUSH_TIMEOUT_S = 30.0
 INIT_TIMEOUT_S = 30.0
 OUTPUT_QUEUE_RECORDS_MAX = 500_000
 """librdkafka's own bound on records not yet acknowledged; `produce` waits when it is reached."""
+ANY_PARTITION = -1
+"""Lets the partitioner choose by the key."""
 
 
 class TransactionLostError(Exception):
@@ -256,14 +258,18 @@ class AtLeastOnceWriter:
 
 def waiting_produce(producer: Producer) -> Callable[..., None]:
     """`producer.produce`, but waiting where that raises BufferError because its queue is full."""
-    produce = producer.produce
+    produce: Callable[..., None] = producer.produce
 
-    def waiting(*arguments: Any) -> None:
+    def waiting(
+        topic: str, value: bytes | None, key: bytes | None, timestamp_ms: int, headers: Any = None
+    ) -> None:
+        # By position, which is much faster than by name for a C function: partition, callback, on_delivery
+        # (an alias of it that takes a place of its own, against the documented signature), then the rest.
         try:
-            produce(*arguments)
+            produce(topic, value, key, ANY_PARTITION, None, None, timestamp_ms, headers)
         except BufferError:
             _wait_for_room(producer)
-            produce(*arguments)
+            produce(topic, value, key, ANY_PARTITION, None, None, timestamp_ms, headers)
         except KafkaException as error:
             cause: Any = error.args[0]
             if cause.code() == KafkaError.MSG_SIZE_TOO_LARGE:

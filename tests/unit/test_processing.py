@@ -100,8 +100,8 @@ def test_generator_yields_values_with_key_and_timestamp_carried_over() -> None:
     bench.run("x")
     bench.run("x")
     assert bench.outputs == [
-        ("out", b'{"n":1}', b"k", -1, None, 1234),
-        ("out", b'{"n":2}', b"k", -1, None, 1234),
+        ("out", b'{"n":1}', b"k", 1234),
+        ("out", b'{"n":2}', b"k", 1234),
     ]
 
 
@@ -146,9 +146,9 @@ def test_record_sets_what_it_names_and_carries_the_rest_over() -> None:
     bench = Bench(job)
     bench.run(7, headers=[("h", b"1")])
     assert bench.outputs == [
-        ("out", b"7", b"new", -1, None, 1234, [("h", b"1")]),
-        ("other", b"1", b"k", -1, None, 5, [("a", b"b")]),
-        ("out", None, b"k", -1, None, 1234, [("h", b"1")]),
+        ("out", b"7", b"new", 1234, [("h", b"1")]),
+        ("other", b"1", b"k", 5, [("a", b"b")]),
+        ("out", None, b"k", 1234, [("h", b"1")]),
     ]
 
 
@@ -234,7 +234,7 @@ def test_dead_letter_is_the_record_as_it_came_with_its_error() -> None:
     job.process(job.topic("in"), to=job.topic("out"), name="h", on_error=dead)(count)
     bench = Bench(job)
     bench.run("bad", offset=3, headers=[("trace", b"1")])
-    ((topic, raw, key, _partition, _callback, timestamp, headers),) = bench.outputs
+    ((topic, raw, key, timestamp, headers),) = bench.outputs
     assert (topic, raw, key, timestamp) == ("dead", b'"bad"', b"k", 1234)
     assert dict(headers) == {
         "trace": b"1",

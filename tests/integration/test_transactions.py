@@ -1,0 +1,33 @@
+"""The writer of epochs against a real broker: what a produced output looks like to its reader."""
+
+from __future__ import annotations
+
+from confluent_kafka import Message
+
+from fcluster.common.kafka_clients import make_producer
+from fcluster.common.settings import Settings
+from fcluster.worker.transactions import flush, waiting_produce
+from tests.checker.generate import create_topic
+from tests.checker.reading import READ_COMMITTED, read_topic
+
+TIMESTAMP_MS = 1_356_998_400_000
+
+
+def test_output_carries_key_timestamp_and_headers(kafka: str, topic_prefix: str) -> None:
+    topic = f"{topic_prefix}out"
+    create_topic(kafka, topic, 1)
+    producer = make_producer(Settings(bootstrap_servers=kafka))
+    produce = waiting_produce(producer)
+    produce(topic, b"plain", b"k", TIMESTAMP_MS)
+    produce(topic, b"with", None, TIMESTAMP_MS + 1, [("a", b"1"), ("a", b"2")])
+    produce(topic, None, b"k", TIMESTAMP_MS + 2)
+    flush(producer)
+
+    def row(message: Message) -> tuple[object, ...]:
+        return message.value(), message.key(), message.timestamp()[1], message.headers()
+
+    assert read_topic(kafka, topic, READ_COMMITTED, row)[0] == [
+        (b"plain", b"k", TIMESTAMP_MS, None),
+        (b"with", None, TIMESTAMP_MS + 1, [("a", b"1"), ("a", b"2")]),
+        (None, b"k", TIMESTAMP_MS + 2, None),
+    ]
