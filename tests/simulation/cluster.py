@@ -76,6 +76,7 @@ class Cluster:
             (FlushLimits(entries_max=1), FlushLimits(entries_max=6), FlushLimits(age_ms_max=150.0))
         )
         self.upload_damage_share = random.choice((0.0, 0.1))
+        self.restore_ms_max = random.choice((5, 5, 50, 300))
         self.hosts = random.choice((1, 2, 4))
         self.misdirected_share = 0.0
         self.checks = Checks(world, self.partitions)
@@ -163,13 +164,21 @@ class Cluster:
         """The supervisor's part: there is always a coordinator, unless the job has ended."""
         if coordinator.exit_code == 0:
             self.finished = True
-        if self.finished or any(other.alive for other in self.coordinators):
-            return
-        self.world.at(20 + self.world.up_to(200), None, self._replace_coordinator)
+        if not self.finished and not self._has_leader():
+            self.world.at(20 + self.world.up_to(200), None, self._replace_coordinator)
 
     def _replace_coordinator(self) -> None:
-        if not self.finished and not any(other.alive for other in self.coordinators):
+        if not self.finished and not self._has_leader():
             self.start_coordinator()
+
+    def _has_leader(self) -> bool:
+        """Whether somebody leads, or is about to; who is deposed doesn't count, though it may not know."""
+        return any(not self.is_deposed(coordinator) for coordinator in self.living_coordinators)
+
+    def is_deposed(self, coordinator: SimCoordinator) -> bool:
+        """Whether another coordinator has taken a higher term since."""
+        leader = self.kafka.journal.leader
+        return leader is not None and 0 < coordinator.term < leader.term
 
     def start_worker(self, number: int, slot: int | None = None) -> SimWorker:
         """Start a worker in a place; it wants the slot of that number, or any."""
@@ -237,11 +246,10 @@ class Cluster:
         self.strikes.clear()
         for disk in self.disks:
             disk.full = False
-        newest = max(self.living_coordinators, key=lambda other: other.term, default=None)
         for coordinator in self.living_coordinators:
             coordinator.kafka_cut_until_ms = 0
             coordinator.resume()
-            if coordinator is not newest and 0 < coordinator.term < (newest.term if newest else 0):
+            if self.is_deposed(coordinator):
                 coordinator.kill("deposed")
         for worker in self.living_workers:
             worker.kafka_cut_until_ms = 0

@@ -116,10 +116,10 @@ class SimCoordinator(Process):
             return
         if self.world.transcript is not None and not isinstance(event, events.MessageReceived | events.Tick):
             self.note("%s", shown(event))
-        if isinstance(event, events.MessageReceived) and isinstance(event.message, messages.WorkerFailed):
-            self.cluster.checks.fail(f"the job failed: {event.message.reason}")
         effects = core.handle(event, self.world.now_ms)
         core.invariants()
+        if core.failure:
+            self.cluster.checks.fail(f"the job failed: {core.failure}")
         for number, effect in enumerate(effects):
             if number:
                 self.step("between two effects")

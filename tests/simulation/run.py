@@ -125,17 +125,26 @@ def _check_live_state(cluster: Cluster) -> None:
 
 def _stop(cluster: Cluster) -> None:
     """Stop the job: everybody ends in good order."""
-    leader = max(cluster.living_coordinators, key=lambda other: other.term, default=None)
-    if leader is None or leader.core is None:
+    coordinators = cluster.living_coordinators
+    if len(coordinators) != 1 or coordinators[0].core is None or cluster.is_deposed(coordinators[0]):
         return
-    cluster.world.note("world", "## the job is stopped")
+    leader, world = coordinators[0], cluster.world
+    world.note("world", "## the job is stopped")
     leader.feed(events.StopRequested())
 
     def ended() -> bool:
         return not cluster.living_coordinators and not cluster.living_workers
 
-    if not cluster.world.run(cluster.world.now_ms + STOP_BOUND_MS, ended):
-        left = [str(process) for process in [*cluster.living_coordinators, *cluster.living_workers]]
-        raise Violation(f"the job doesn't stop: {', '.join(left)} don't end")
+    if not world.run(world.now_ms + STOP_BOUND_MS, lambda: not leader.alive):
+        raise Violation("the job doesn't stop: the coordinator doesn't end")
     if leader.exit_code != 0:
         raise Violation(f"{leader} ended with code {leader.exit_code}")
+    # Who had no connection just then is sent home by the supervisor. It asks twice.
+    for _ in range(2):
+        if not ended():
+            world.run(world.now_ms + 1000, ended)
+        for worker in cluster.living_workers:
+            worker.terminate()
+    world.run(world.now_ms + 1000, ended)
+    if not ended():
+        raise Violation(f"the job doesn't stop: {', '.join(map(str, cluster.living_workers))} don't end")

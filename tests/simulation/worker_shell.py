@@ -608,9 +608,12 @@ class SimWorker(Process):
         except KafkaFailure as failure:
             if not stop[0]:
                 self.post(core.RestoreFailed(session, f"restoring: {failure}", fatal=False))
+        except StateDamaged as error:
+            if not stop[0]:
+                self.post(core.RestoreFailed(session, error.message, fatal=True))
         except FclusterError as error:
             if not stop[0]:
-                self.cluster.checks.fail(f"{self.name} can't restore: {error.message}")
+                self.post(core.RestoreFailed(session, error.message, fatal=False))
 
     def read_positions(
         self, shards: tuple[ShardId, ...], positions: dict[ShardId, CommittedPosition | None]
@@ -652,7 +655,7 @@ class SimWorker(Process):
                 plan = self._plan(request, store, changelog, end, failed)
                 try:
                     store = self._put_base(disk, plan, shard)
-                    yield Sleep(self.world.latency_ms(6))
+                    yield Sleep(self.world.latency_ms(self.cluster.restore_ms_max))
                     if stop[0]:
                         return
                     self._replay(request, plan, store, changelog)
