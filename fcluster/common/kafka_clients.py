@@ -52,6 +52,7 @@ _NO_OFFSET: Final = -1001
 _POLL_INTERVAL_S: Final = 0.02
 
 _Client = TypeVar("_Client")
+_Answer = TypeVar("_Answer")
 
 _kafka_logger = logging.getLogger("fcluster.kafka")
 
@@ -557,11 +558,33 @@ def _offsets(
     level = (
         IsolationLevel.READ_COMMITTED if isolation == "read-committed" else IsolationLevel.READ_UNCOMMITTED
     )
-    with _asking(admin, "listing offsets"):
+
+    def ask() -> dict[TopicPartition, int]:
         futures: dict[TopicPartition, Future[Any]] = _untyped(admin).list_offsets(
             request, isolation_level=level, request_timeout=REQUEST_TIMEOUT_S
         )
         return {at: future.result().offset for at, future in futures.items()}
+
+    with _asking(admin, "listing offsets"):
+        return _ask_again_while_moving(ask, REQUEST_TIMEOUT_S)
+
+
+# A partition's leader or a group's coordinator has just come up, or has just moved.
+_MOVING: Final = frozenset(
+    {"NOT_LEADER_FOR_PARTITION", "LEADER_NOT_AVAILABLE", "NOT_COORDINATOR", "COORDINATOR_NOT_AVAILABLE"}
+    | {"COORDINATOR_LOAD_IN_PROGRESS", "_WAIT_COORD"}
+)
+
+
+def _ask_again_while_moving(ask: Callable[[], _Answer], timeout_s: float) -> _Answer:
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            return ask()
+        except KafkaException as error:
+            if cause_of(error).name() not in _MOVING or time.monotonic() > deadline:
+                raise
+        time.sleep(_POLL_INTERVAL_S)
 
 
 def read_committed_positions(
@@ -591,7 +614,7 @@ def read_committed_positions(
     if not wanted:
         return {}
     with _asking(consumer, f"reading the committed offsets of the group {group!r}"):
-        answer = consumer.committed(wanted, timeout=timeout_s)
+        answer = _ask_again_while_moving(lambda: consumer.committed(wanted, timeout=timeout_s), timeout_s)
     return {TopicPartition(at.topic, at.partition): _position(group, at) for at in answer}
 
 

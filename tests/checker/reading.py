@@ -61,8 +61,16 @@ def end_offsets(brokers: str, topics: Iterable[str], isolation: str) -> dict[tup
         for partition in known[topic].partitions
     }
     level = IsolationLevel.READ_COMMITTED if isolation == READ_COMMITTED else IsolationLevel.READ_UNCOMMITTED
-    futures = admin.list_offsets(wanted, isolation_level=level, request_timeout=30)
-    return {(at.topic, at.partition): future.result().offset for at, future in futures.items()}
+    deadline = time.monotonic() + 30
+    while True:
+        futures = admin.list_offsets(wanted, isolation_level=level, request_timeout=30)
+        try:
+            return {(at.topic, at.partition): future.result().offset for at, future in futures.items()}
+        except KafkaException as error:
+            new_leader = error.args[0].code() == KafkaError.NOT_LEADER_FOR_PARTITION
+            if not new_leader or time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
 
 
 def committed_offsets(brokers: str, group: str) -> dict[tuple[str, int], int]:
@@ -163,6 +171,39 @@ def read_topic(
     finally:
         consumer.close()
     return found
+
+
+def first_record_from(
+    brokers: str, positions: Mapping[tuple[str, int], int], timeout_s: float = 30
+) -> tuple[str, int, int] | None:
+    """Topic, partition and offset of some record that a read_committed reader finds from `positions` on.
+
+    None if there is nothing but markers and aborted records up to the last stable offsets.
+
+    Raises:
+        TimeoutError: the ends were not reached in time.
+    """
+    unread = set(positions)
+    if not unread:
+        return None
+    consumer = new_consumer(brokers, READ_COMMITTED)
+    deadline = time.monotonic() + timeout_s
+    try:
+        consumer.assign([TopicPartition(*at, offset) for at, offset in positions.items()])
+        while unread:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{sorted(unread)} not read to their ends in {timeout_s} s")
+            for message in consumer.consume(100, 0.2):
+                topic, partition = message.topic(), message.partition()
+                error = message.error()
+                if error is None:
+                    return topic, partition, message.offset()
+                if error.code() != KafkaError._PARTITION_EOF:
+                    raise KafkaException(error)
+                unread.discard((topic, partition))
+    finally:
+        consumer.close()
+    return None
 
 
 def read_input(
