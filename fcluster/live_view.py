@@ -293,6 +293,11 @@ def _table(*names: str, right: Sequence[str]) -> Any:
 # --- views -----------------------------------------------------------------------------------------
 
 
+def _terminal_may_be_gone() -> contextlib.suppress:
+    """A terminal that was closed, or a reader that went away (`| head`), doesn't stop the cluster."""
+    return contextlib.suppress(OSError, ValueError)
+
+
 class View(Protocol):
     """Where the supervisor shows what happens. All methods but `document` are called from any thread."""
 
@@ -342,8 +347,7 @@ class PlainView:
         """Nothing is held back, so nothing is left to do."""
 
     def _write(self, text: str) -> None:
-        # A reader that went away (`| head`) doesn't stop the cluster.
-        with self._lock, contextlib.suppress(OSError, ValueError):
+        with self._lock, _terminal_may_be_gone():
             self._stream.write(text)
             self._stream.flush()
 
@@ -379,7 +383,8 @@ class LiveView:
         with self._lock:
             self._lines.append((name, text))
         if is_trouble(text):
-            self._console.print(styled_line(name, text, whole=True))
+            with _terminal_may_be_gone():
+                self._console.print(styled_line(name, text, whole=True))
         self._changed.set()
 
     def document(self, document: Document, restarts: int) -> None:
@@ -396,14 +401,16 @@ class LiveView:
         self._closing.set()
         self._changed.set()
         self._thread.join()
-        self._live.update(self._renderable(), refresh=True)
-        self._live.stop()
+        with _terminal_may_be_gone():
+            self._live.update(self._renderable(), refresh=True)
+            self._live.stop()
 
     def _redraw(self) -> None:
         while not self._closing.is_set():
             self._changed.wait(SILENCE_S)
             self._changed.clear()
-            self._live.update(self._renderable(), refresh=True)
+            with _terminal_may_be_gone():
+                self._live.update(self._renderable(), refresh=True)
             self._closing.wait(REFRESH_INTERVAL_S)
 
     def _renderable(self) -> Any:

@@ -230,6 +230,15 @@ def test_live_view_leaves_its_last_state_and_the_lines_of_trouble() -> None:
     view.close()
 
 
+def test_live_view_survives_a_terminal_that_was_closed() -> None:
+    stream = io.StringIO()
+    view = LiveView(stream)
+    stream.close()
+    view.line("worker-0", "error: it broke")
+    view.document(document(), 0)
+    view.close()
+
+
 def test_log_line_is_shown_as_text_without_control_characters() -> None:
     assert styled_line("worker-0", "[red]a\x1b[2Jb").plain == "worker-0    | [red]a [2Jb"
 
