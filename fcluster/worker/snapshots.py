@@ -212,8 +212,9 @@ def prune(
     """Keep the newest two snapshots and their files; how many files went.
 
     Args:
-        meta: where the shard's state stands now. Snapshots of a later epoch or of another changelog are
-            left from an earlier life of the job and go first.
+        meta: where the caller's copy of the shard stands. Snapshots of another changelog are left from an
+            earlier life of the job and go first. Those of a later epoch stay: whoever calls may have lost the
+            shard while it was uploading, and the changelog is cut behind its successor's snapshots.
         grace_s: unreferenced files stay for so long.
     """
     kept: list[Manifest] = []
@@ -223,9 +224,7 @@ def prune(
         except DamagedSnapshotError:
             snapshots.delete_manifest(shard, name)
             continue
-        foreign = manifest.state_epoch > meta.state_epoch or not same_changelog(
-            manifest.changelog_id, meta.changelog_id
-        )
+        foreign = not same_changelog(manifest.changelog_id, meta.changelog_id)
         if foreign or len(kept) == SNAPSHOTS_KEPT:
             snapshots.delete_manifest(shard, name)
         else:

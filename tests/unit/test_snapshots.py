@@ -153,7 +153,7 @@ def test_changelog_may_go_below_the_older_of_two_intact_snapshots_only(
     assert truncation_offset(snapshots, SHARD) is None
 
 
-def test_snapshots_of_another_changelog_or_of_the_future_do_not_count(
+def test_snapshots_of_another_changelog_do_not_count(
     store: RocksStore, snapshots: DirectorySnapshotStore
 ) -> None:
     """They are left from an earlier life of the job, whose topics were deleted."""
@@ -166,6 +166,25 @@ def test_snapshots_of_another_changelog_or_of_the_future_do_not_count(
     write(store, 55, changelog_id="new")
     new = take_snapshot(store, SHARD, snapshots, 3).manifest
     assert list(usable_manifests(snapshots, SHARD)) == [new]
+
+
+def test_former_owner_that_is_late_removes_its_own_snapshot_not_those_of_its_successor(
+    store: RocksStore, snapshots: DirectorySnapshotStore, tmp_path: Path
+) -> None:
+    """Found by the simulation: a worker stopped in the midst of an upload removed what the changelog relied on."""
+    directory = StoreDirectory(tmp_path / "other-state")
+    successor = directory.open(SHARD)
+    late = StoreMeta(6, 60, "changelog")
+    write(store, late.state_epoch, changelog_id="changelog")
+    for epoch in (10, 12):
+        write(successor, epoch, changelog_id="changelog")
+        take_snapshot(successor, SHARD, snapshots, epoch)
+    assert truncation_offset(snapshots, SHARD, "changelog") == 100
+    take_snapshot(store, SHARD, snapshots, 6)
+    assert [manifest.state_epoch for manifest in usable_manifests(snapshots, SHARD)] == [12, 10]
+    prune(snapshots, SHARD, late)
+    assert [manifest.state_epoch for manifest in usable_manifests(snapshots, SHARD)] == [12, 10]
+    directory.close_all()
 
 
 def test_damaged_snapshot_is_passed_over_with_the_reason(
