@@ -171,7 +171,7 @@ def test_snapshots_of_another_changelog_do_not_count(
 def test_former_owner_that_is_late_removes_its_own_snapshot_not_those_of_its_successor(
     store: RocksStore, snapshots: DirectorySnapshotStore, tmp_path: Path
 ) -> None:
-    """Found by the simulation: a worker stopped in the midst of an upload removed what the changelog relied on."""
+    """Found by the simulation: a worker stopped while it uploaded removed what the changelog relied on."""
     directory = StoreDirectory(tmp_path / "other-state")
     successor = directory.open(SHARD)
     late = StoreMeta(6, 60, "changelog")
