@@ -62,6 +62,9 @@ EXIT_TEMPORARY = 75
 
 SUSPICION_GRACE_MS = 150
 """A closed connection that doesn't come back within this time means a dead worker."""
+CROSSING_MS = 500
+"""A Hello that comes so soon after a Welcome was probably sent before that arrived. It is less than a worker
+waits before it says Hello again."""
 FENCE_RETRY_MS = 250
 FENCE_RETRY_MS_MAX = 5_000
 FAILED_GRACE_MS = 2_000
@@ -257,6 +260,7 @@ class Coordinator:
         self._end_suspects()
         self._sweep()
         self._retry_fences()
+        self._place_joiners()
         self._begin_assigning()
         self.rounds.advance(self._now)
         self._follow_progress()
@@ -344,6 +348,7 @@ class Coordinator:
                 self._answer_stranger(peer, message)
             else:
                 self._hear(session)
+                session.spoken = True
                 self._on_session_message(session, message)
 
     def _answer_stranger(self, peer: bytes, message: messages.FromWorker) -> None:
@@ -451,7 +456,10 @@ class Coordinator:
     def _on_fresh_hello(self, peer: bytes, hello: messages.Hello) -> None:
         former = self._session_of_worker.get(hello.worker)
         if former is not None and former.phase is SessionPhase.OPENING:
-            return  # asked twice; the answer waits for the journal
+            self._link(former, peer)  # asked again, perhaps over a new connection; the journal is waited for
+            return
+        if former is not None and self._crosses_welcome(former):
+            return
         if former is not None:
             self.counters.resets += 1
             self._end_session(former, "began anew", clean=False, rejoins=True)
@@ -463,8 +471,17 @@ class Coordinator:
             joiner = self.joiners[peer] = Joiner(peer, hello)
             self._note_join()
         joiner.hello = hello
-        if joiner.slot is None:
-            self._place(joiner, self.slots[former.slot] if former else None)
+        if former is not None:
+            self._place(joiner, self.slots[former.slot])
+
+    def _crosses_welcome(self, session: Session) -> bool:
+        """Whether a fresh Hello of the session's worker just missed our Welcome, which is on its way.
+
+        To end the session then would make the worker find out a moment later, say Hello again, miss the next
+        Welcome, and so on. If it did begin anew, it will say so once more.
+        """
+        in_time = self._now - session.welcomed_ms < CROSSING_MS
+        return in_time and not session.spoken and session.unlinked_ms is None
 
     def _turn_away(self, peer: bytes, slot: int) -> None:
         """No session for anybody while the job ends; a worker of ours that restarted shall end with it."""
@@ -553,7 +570,7 @@ class Coordinator:
             self._end_session(session, "the job is stopping", clean=True)
             return
         session.phase = SessionPhase.LIVE
-        session.heard_ms = self._now
+        session.heard_ms = session.welcomed_ms = self._now
         self.counters.joins += 1
         self._log("info", f"worker {session.worker} (pid {session.pid}) has slot {session.slot}")
         self._send(
@@ -571,6 +588,11 @@ class Coordinator:
         if session is None or session.worker != hello.worker or session.phase is SessionPhase.OPENING:
             self._send(peer, messages.Evicted(self.terms.term, hello.session))
             return
+        if session.phase is not SessionPhase.AWAITED and session.unlinked_ms is None and session.peer == peer:
+            # A Hello that outlived a connection and arrived with the next one's: since the one before nothing
+            # was lost, so it says nothing new, and what it says is older than what was sent meanwhile.
+            self._send_adoption(session)
+            return
         owned = set(hello.owned)
         objection = self._objection(session, owned)
         if objection:
@@ -578,24 +600,28 @@ class Coordinator:
             return
         if session.phase is SessionPhase.AWAITED:
             self._adopt(session)
-        if self._session_of_peer.get(session.peer) is session:
-            del self._session_of_peer[session.peer]
-        session.peer, self._session_of_peer[peer] = peer, session
-        self._hear(session)
-        session.unlinked_ms = None
-        self._send(
-            peer,
-            messages.Welcome(
-                self.terms.term, session.number, session.slot, self.epochs.highest, adopted=True
-            ),
-        )
+        self._link(session, peer)
+        session.spoken = True
+        self._send_adoption(session)
         self.rounds.returned(session, hello, self._now)
         self._reconcile_shards(session, owned)
         if self.phase is Phase.DRAINING:
             session.phase = SessionPhase.LIVE
             self._send(peer, messages.Drain(self.terms.term, session.number))
-        self._place_waiting_joiners()
         self._balance()
+
+    def _send_adoption(self, session: Session) -> None:
+        number, slot = session.number, session.slot
+        welcome = messages.Welcome(self.terms.term, number, slot, self.epochs.highest, adopted=True)
+        self._send(session.peer, welcome)
+
+    def _link(self, session: Session, peer: bytes) -> None:
+        """The session's worker speaks over this connection, and knows what was lost with the one before."""
+        if self._session_of_peer.get(session.peer) is session:
+            del self._session_of_peer[session.peer]
+        session.peer, self._session_of_peer[peer] = peer, session
+        session.unlinked_ms = None
+        self._hear(session)
 
     def _objection(self, session: Session, owned: set[ShardId]) -> str:
         """Why the session can't go on with what it holds; empty if it can."""
@@ -716,10 +742,9 @@ class Coordinator:
             self._hold("fence", sequence, slot.number)
         if not rejoins:
             self._pursue(slot)
-            self._place_waiting_joiners()
             self._balance()
 
-    def _place_waiting_joiners(self) -> None:
+    def _place_joiners(self) -> None:
         for joiner in list(self.joiners.values()):
             if joiner.slot is None:
                 self._place(joiner)

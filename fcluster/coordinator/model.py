@@ -74,7 +74,8 @@ class Session:
 
     Attributes:
         peer: the connection over which it speaks.
-        heard_ms: when it last gave a sign of life.
+        heard_ms: when it last gave a sign of life. `spoken`: it said something in this session.
+        welcomed_ms: when it was told of this session.
         suspect_until_ms: its connection closed; it is dead if nothing is heard of it until then.
         unlinked_ms: since when what we send may get lost: its connection closed, and it hasn't said since
             what it holds. None: all is well.
@@ -92,6 +93,8 @@ class Session:
     peer: bytes
     phase: SessionPhase
     heard_ms: float
+    spoken: bool = False
+    welcomed_ms: float = LONG_AGO_MS
     suspect_until_ms: float | None = None
     unlinked_ms: float | None = None
     backlog: bool = False

@@ -59,10 +59,12 @@ class Witness:
         """By slot: sessions that may have something open."""
         self.being_fenced: dict[int, set[int]] = {}
         self.highest_barrier = 0
+        self.barrier_of_former_leaders = 0
         self.barrier_of: dict[int, int] = {}
         """By session: the epoch that it was asked for and that isn't known to be over."""
         self.prepared: dict[int, set[int]] = {}
         self.draining = False
+        self.linked: set[bytes] = set()
 
     def see_event(self, event: events.Event) -> None:
         match event:
@@ -80,14 +82,14 @@ class Witness:
                 if self.barrier_of.get(committed.session, -1) >= committed.epoch:
                     del self.barrier_of[committed.session]
             case events.MessageReceived(_, messages.Drained(session=session)) if self.draining:
+                self.release_all(session)  # it processes no more, whatever becomes of its last message
                 self.unfenced.get(self.slot_of.get(session, -1), set()).discard(session)
-            case events.MessageReceived(_, messages.Hello() as hello) if hello.session:
-                self.prepared.setdefault(hello.session, set()).add(hello.prepared_epoch)
-                for shard, holders in self.holders.items():
-                    if shard not in hello.owned:
-                        holders.discard(hello.session)
-                # Its own word counts; the core may have concluded that its barrier got lost.
-                self.barrier_of.pop(hello.session, None)
+            case events.PeerDisconnected(peer):
+                self.linked.discard(peer)
+            case events.MessageReceived(peer, messages.Hello() as hello) if hello.session:
+                if peer not in self.linked:
+                    self.see_return(hello)
+                self.linked.add(peer)
             case events.SlotFenced(slot):
                 for session in self.being_fenced.pop(slot, set()):
                     self.release_all(session)
@@ -97,14 +99,24 @@ class Witness:
             case _:
                 pass
 
+    def see_return(self, hello: messages.Hello) -> None:
+        """After a connection was lost the worker's word counts, on what it holds and what it has prepared."""
+        self.prepared.setdefault(hello.session, set()).add(hello.prepared_epoch)
+        self.barrier_of.pop(hello.session, None)  # the core may have concluded that its barrier got lost
+        for shard, holders in self.holders.items():
+            if shard not in hello.owned:
+                holders.discard(hello.session)
+
     def release_all(self, session: int) -> None:
         for holders in self.holders.values():
             holders.discard(session)
 
     def see_effect(self, effect: events.Effect) -> None:
         match effect:
-            case events.SendMessage(_, message):
+            case events.SendMessage(peer, message):
                 self.see_message(message)
+                if isinstance(message, messages.Welcome):
+                    self.linked.add(peer)
             case events.FenceSlot(slot):
                 record = self.journal.get(f"slot/{slot}", {"session": 0})
                 assert record["session"] == 0, (
@@ -137,6 +149,7 @@ class Witness:
             case messages.Barrier():
                 self.check_alive(message.session)
                 assert message.epoch >= self.highest_barrier, "an epoch's number was used before"
+                assert message.epoch > self.barrier_of_former_leaders, "an epoch of a former leader's"
                 assert message.epoch < self.journal["epoch"]["reserved_until"], "an epoch without reservation"
                 assert message.session not in self.barrier_of, (
                     "a barrier before the epoch before was committed"
@@ -171,8 +184,9 @@ class Witness:
         """Another coordinator takes over; fences that the former had ordered may or may not happen."""
         self.being_fenced.clear()
         self.barrier_of.clear()
+        self.linked.clear()
         self.draining = False
-        self.highest_barrier += 1  # not even the same number again
+        self.barrier_of_former_leaders = self.highest_barrier
         self.journal = dict(journal)
         for session in self.slot_of:
             # A former leader's death sentence that nobody heard of doesn't bind the new one.
@@ -209,6 +223,11 @@ class Harness:
 
     def __post_init__(self) -> None:
         self.lead()
+
+    @staticmethod
+    def topology_fingerprint() -> str:
+        """Of the topology that a harness has by default."""
+        return one_stage().fingerprint
 
     def lead(self) -> None:
         """A new coordinator takes over with what the journal holds."""

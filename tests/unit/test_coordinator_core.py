@@ -82,6 +82,19 @@ def test_hello_said_twice_opens_one_session() -> None:
     assert harness.unwritten == []
 
 
+def test_hello_said_again_over_a_new_connection_keeps_the_session_that_is_being_opened() -> None:
+    harness = Harness(workers=1, auto_journal=False)
+    worker = FakeWorker(harness, "w0")
+    worker.hello()
+    worker.disconnect()
+    worker.hello()
+    harness.pass_ms(200)
+    while harness.unwritten:
+        harness.write_journal()
+    worker.learn()
+    assert len(worker.assigned) == 4
+
+
 def test_wanted_slot_is_given_if_it_is_free() -> None:
     harness = Harness(workers=3)
     for name, wanted in (("w0", 7), ("w1", 7), ("w2", -1)):
@@ -270,6 +283,19 @@ def test_worker_that_resets_keeps_slot_and_shards_after_a_fence() -> None:
     assert w1.assigned == [shard(1), shard(3)]
 
 
+def test_hello_that_crossed_the_welcome_does_not_end_the_session() -> None:
+    harness = Harness(workers=1)
+    worker = FakeWorker(harness, "w0")
+    worker.hello()
+    session = worker.session
+    harness.pass_ms(100)
+    worker.hello()
+    assert worker.session == session
+    harness.pass_ms(900)
+    worker.hello()  # it did begin anew, before it said anything in its session
+    assert worker.session > session
+
+
 def test_session_that_is_over_is_told_so_whatever_it_says() -> None:
     harness, (w0, _) = cluster()
     former = w0.session
@@ -455,6 +481,7 @@ def test_one_workers_backlog_does_not_cost_another_its_latency() -> None:
 def test_no_epoch_is_numbered_before_its_reservation_is_journalled() -> None:
     harness, (w0,) = cluster(workers=1)
     harness.auto_journal = False
+    w0.disconnect()
     w0.hello(session=w0.session, owned=w0.assigned, epoch=1_000_000, dirty=True)
     assert w0.barrier == 0
     assert [write.entries for write in harness.unwritten] == [{"epoch": {"reserved_until": 1_010_001}}]
@@ -533,6 +560,18 @@ def test_lost_assign_is_said_again() -> None:
     w0.disconnect()
     w0.hello(session=w0.session, owned=[shard(0)])
     assert harness.transcript() == ["w0 <- Welcome slot 0 adopted", "w0 <- Assign in/2"]
+
+
+def test_hello_that_outlived_its_connection_does_not_undo_what_was_said_since() -> None:
+    harness, (_w0, w1) = cluster()
+    w2 = FakeWorker(harness, "w2")
+    w2.hello()
+    w2.disconnect()
+    w1.released(shard(3))
+    w2.hello(session=w2.session)
+    assert harness.transcript()[-1] == "w2 <- Assign in/3"
+    w2.hello(session=w2.session)  # was sent before that arrived
+    assert harness.transcript() == ["w2 <- Welcome slot 2 adopted"]
 
 
 def test_lost_released_is_made_up_for_by_the_hello() -> None:
