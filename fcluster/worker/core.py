@@ -131,6 +131,7 @@ class StopRecordReached:
 class JobBroken:
     """Something that no restart mends: the job can't go on."""
 
+    session: int
     reason: str
 
 
@@ -782,6 +783,8 @@ class WorkerCore:
                 self._send(messages.WorkerFailed(self.session, self.stop_records[shard].reason))
 
     def _on_job_broken(self, event: JobBroken) -> None:
+        if event.session != self.session:
+            return  # a former session's trouble, in the midst of being torn down
         self._log("error", event.reason)
         self._send(messages.WorkerFailed(self.session, event.reason))
 

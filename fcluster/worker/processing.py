@@ -58,6 +58,10 @@ class OutputPort:
         self.records = 0
         self.skipped = 0
 
+    def close(self) -> None:
+        """Let go of the producer; the next epoch brings another."""
+        self.produce = _not_open
+
 
 def _not_open(*_arguments: Any) -> None:
     raise AssertionError("a record was processed outside an epoch")

@@ -30,8 +30,8 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError, Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -287,13 +287,14 @@ class Worker:
                 f"records of {where} were deleted before they were processed: the next one was to be offset "
                 f"{failure.offset} ({failure.error.str()}). To go on without them, set source.gap = continue"
             )
-            self._feed(core.JobBroken(reason))
+            self._feed(core.JobBroken(self._core.session, reason))
         elif failure.error.code() in (
             KafkaError.UNKNOWN_TOPIC_OR_PART,
             KafkaError._UNKNOWN_PARTITION,
             KafkaError._UNKNOWN_TOPIC,
         ):
-            self._feed(core.JobBroken(f"the source {where} is gone: {failure.error.str()}"))
+            reason = f"the source {where} is gone: {failure.error.str()}"
+            self._feed(core.JobBroken(self._core.session, reason))
         else:
             _log.warning("reading %s: %s", where, failure.error)
 
@@ -402,10 +403,15 @@ class Worker:
                 make_consumer(self._settings, "read-committed", **{"group.id": self._topology.job}),
             )
         self._commit_thread = ThreadPoolExecutor(1, thread_name_prefix="commit")
-        self._commit_thread.submit(self._open_writer, self._writer, effect.session)
+        self._commit_thread.submit(
+            self._open_writer, self._writer, effect.session, tuple(self._retired_commit_threads)
+        )
 
-    def _open_writer(self, writer: EpochWriter, session: int) -> None:
+    def _open_writer(self, writer: EpochWriter, session: int, before: Sequence[Executor]) -> None:
         with self._reporting(session, "initialising the producers"):
+            for executor in before:
+                # It may still be initialising producers of the same ids, which would fence ours.
+                executor.shutdown(wait=True)
             writer.open()
             self._inbox.put(core.ProducersOpened(session))
 
@@ -443,6 +449,7 @@ class Worker:
         if self._writer is not None:
             self._writer.destroy()
             self._writer = None
+        self._port.close()
         self._epoch_begun = False
 
     def _start_reading(self, effect: core.StartReading) -> None:
@@ -472,11 +479,7 @@ class Worker:
     def _close_shards(self, shards: Sequence[ShardId]) -> None:
         for shard in shards:
             self._runners.pop(shard, None)
-        if self._commit_thread is None:
-            self._host.release(shards)
-        else:
-            # Behind what the commit thread still writes of them.
-            self._commit_thread.submit(self._host.release, shards)
+        self._host.release(shards, _rest_of(self._commit_thread))
 
     def _pause_reading(self, reason: str) -> None:
         _log.info("paused: %s", reason)
@@ -507,7 +510,7 @@ class Worker:
             self._inbox.put(core.TransactionFailed(effect.session, str(error)))
             return
         except FclusterError as error:
-            self._inbox.put(core.JobBroken(one_line(error)))
+            self._inbox.put(core.JobBroken(effect.session, one_line(error)))
             return
         records, self._epoch_records = self._epoch_records, 0
         self._epoch_begun = False
@@ -587,7 +590,7 @@ class Worker:
         except TransactionLostError as error:
             self._inbox.put(core.TransactionFailed(session, str(error)))
         except FclusterError as error:
-            self._inbox.put(core.JobBroken(one_line(error)))
+            self._inbox.put(core.JobBroken(session, one_line(error)))
         except Exception as error:  # noqa: BLE001  a thread that dies in silence would hang its epoch
             _log.exception("%s failed", what)
             self._inbox.put(core.TransactionFailed(session, f"{what}: {type(error).__name__}: {error}"))
@@ -664,6 +667,21 @@ class _FrozenShard:
 
 def _shard_of(runner: Any) -> ShardId:
     return ShardId(runner.stage.name, runner.partition)
+
+
+def _rest_of(thread: ThreadPoolExecutor | None) -> Callable[[], None]:
+    """Something to wait with until the thread has done what it was given so far."""
+    if thread is None:
+        return lambda: None
+    done = thread.submit(lambda: None)
+
+    def wait() -> None:
+        try:
+            done.result()
+        except CancelledError:
+            thread.shutdown(wait=True)  # given up; but what it is doing it does to the end
+
+    return wait
 
 
 def _now_ms() -> int:

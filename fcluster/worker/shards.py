@@ -38,9 +38,12 @@ from fcluster.worker import core
 from fcluster.worker.restore import RestoreRequest, restore_shards
 from fcluster.worker.snapshots import take_snapshot, truncation_offset
 from fcluster.worker.state import ShardState, StoreMeta
-from fcluster.worker.store import StoreDirectory
+from fcluster.worker.store import StateDirectoryFullError, StoreDirectory
 
 _log = logging.getLogger("fcluster.worker")
+
+_MENDABLE = (KafkaUnavailable, StateDirectoryFullError)
+"""What keeps this worker from restoring just now, but neither the others nor itself later."""
 
 SETTLE_TIMEOUT_S = 60.0
 
@@ -84,7 +87,7 @@ class ShardHost:
         if self._directory is not None and self._directory.root == root:
             return
         if self._directory is not None:
-            self._restore_thread.submit(self._directory.close_all).result()
+            self._restore_thread.submit(self._leave_directory, self._directory).result()
         self._directory = StoreDirectory(root)
         if not self._snapshot_thread.is_alive():
             self._snapshot_thread.start()
@@ -125,12 +128,18 @@ class ShardHost:
         self._dropped = [*self._dropped, *self._states.values()]
         self._states = {}
 
-    def release(self, shards: Iterable[ShardId]) -> None:
-        """Close the stores of these shards in the background."""
-        for shard in shards:
-            state = self._states.pop(shard, None)
-            self._restoring.discard(shard)
-            self._restore_thread.submit(self._close_one, shard, state)
+    def release(self, shards: Iterable[ShardId], written: Callable[[], None]) -> None:
+        """Close the stores of these shards in the background, before anything that is asked for later.
+
+        A shard may come back at once: its restore must find the store closed, not have it closed behind it.
+
+        Args:
+            shards: to close.
+            written: waits until the commit thread writes no more to them.
+        """
+        states = {shard: self._states.pop(shard, None) for shard in shards}
+        self._restoring.difference_update(states)
+        self._restore_thread.submit(self._close, states, written)
 
     def close(self) -> None:
         """Write committed state that is still in memory, and close everything. No commit may be under way."""
@@ -155,13 +164,11 @@ class ShardHost:
                 executor.shutdown(wait=True)
             if stop.is_set():
                 return
-            dropped, self._dropped = self._dropped, []
-            for state in dropped:
-                state.flush()
+            self._write_dropped()
             positions = self._positions(shards)
             self._restore_states(session, positions, stop)
         except (FclusterError, KafkaException) as error:
-            fatal = isinstance(error, FclusterError) and not isinstance(error, KafkaUnavailable)
+            fatal = isinstance(error, FclusterError) and not isinstance(error, _MENDABLE)
             if not stop.is_set():
                 self._emit(core.RestoreFailed(session, one_line(error), fatal))
         except Exception as error:  # noqa: BLE001  a thread that dies in silence would hang its shards
@@ -233,6 +240,24 @@ class ShardHost:
             )
         _log.warning("%s Going on without them, as source.gap says.", gap)
         return CommittedPosition(begin, position.epoch, position.state_epoch, position.fingerprint)
+
+    def _write_dropped(self) -> None:
+        dropped, self._dropped = self._dropped, []
+        for state in dropped:
+            try:
+                state.flush()
+            except FclusterError as error:
+                # The changelog has it too.
+                _log.warning("writing committed state to the local store: %s", one_line(error))
+
+    def _leave_directory(self, directory: StoreDirectory) -> None:
+        self._write_dropped()
+        directory.close_all()
+
+    def _close(self, states: Mapping[ShardId, ShardState | None], written: Callable[[], None]) -> None:
+        written()
+        for shard, state in states.items():
+            self._close_one(shard, state)
 
     def _close_one(self, shard: ShardId, state: ShardState | None) -> None:
         assert self._directory is not None

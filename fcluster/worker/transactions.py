@@ -16,6 +16,8 @@ Must not: decide when to commit, or touch state.
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -189,9 +191,9 @@ class TransactionalWriter:
             raise TransactionLostError(f"committing epoch {frozen.epoch}: {reason_of(error)}") from error
 
     def destroy(self) -> None:
-        for producer in self._producers:
-            _abandon(producer)
+        _abandon(self._producers)
         self._producers = []
+        self._sealed = None
 
 
 class AtLeastOnceWriter:
@@ -252,7 +254,7 @@ class AtLeastOnceWriter:
 
     def destroy(self) -> None:
         if self._producer is not None:
-            _abandon(self._producer)
+            _abandon([self._producer])
             self._producer = None
 
 
@@ -357,9 +359,13 @@ def positions_of(frozen: FrozenEpoch) -> Mapping[ShardId, CommittedPosition]:
     return {part.shard: part.position for part in frozen.parts}
 
 
-def _abandon(producer: Producer) -> None:
-    """Drop what is queued, so that destroying the producer doesn't wait for it."""
-    try:
-        producer.purge()
-    except KafkaException:
-        pass  # it is going away either way
+def _abandon(producers: Sequence[Producer]) -> None:
+    """Drop what is queued and destroy the producers, without making the caller wait for it."""
+
+    def drop(doomed: list[Producer]) -> None:
+        for producer in doomed:
+            with contextlib.suppress(KafkaException):  # it is going away either way
+                producer.purge()
+        doomed.clear()  # destroys them, which waits for their threads
+
+    threading.Thread(target=drop, args=(list(producers),), name="destroy-producers", daemon=True).start()
