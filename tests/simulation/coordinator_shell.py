@@ -51,6 +51,11 @@ class SimCoordinator(Process):
         """A point at which faults like to strike."""
         self.cluster.step(self, f"coordinator: {name}")
 
+    @property
+    def leads(self) -> bool:
+        """Whether the journal would take a write of it."""
+        return self.kafka.journal.is_current(self._writer)
+
     def died(self) -> None:
         self.router.close(self.world.up_to(5))
         self.cluster.coordinator_ended(self)

@@ -308,9 +308,13 @@ class Journal:
         self._writer += 1
         return self._writer
 
+    def is_current(self, writer: int) -> bool:
+        """Whether there is no newer writer."""
+        return writer == self._writer
+
     def check(self, writer: int) -> None:
         """Raises Fenced if there is a newer writer."""
-        if writer != self._writer:
+        if not self.is_current(writer):
             raise Fenced(f"journal writer {writer}, now is {self._writer}")
 
     def write(self, writer: int, entries: dict[str, Any]) -> None:

@@ -126,7 +126,7 @@ def _check_live_state(cluster: Cluster) -> None:
 def _stop(cluster: Cluster) -> None:
     """Stop the job: everybody ends in good order."""
     coordinators = cluster.living_coordinators
-    if len(coordinators) != 1 or coordinators[0].core is None or cluster.is_deposed(coordinators[0]):
+    if len(coordinators) != 1 or coordinators[0].core is None or not coordinators[0].leads:
         return
     leader, world = coordinators[0], cluster.world
     world.note("world", "## the job is stopped")

@@ -96,6 +96,14 @@ class CommitThread:
         """Forget what hasn't begun."""
         self._tasks.clear()
 
+    def marker(self) -> Callable[[], bool]:
+        """Tells whether what was submitted up to now is done or forgotten."""
+        passed: list[bool] = []
+        if not self.running:
+            return lambda: True
+        self._tasks.append(lambda: passed.append(True))
+        return lambda: bool(passed) or not self.running
+
     def _next(self) -> None:
         if not self._tasks:
             self.running = False
@@ -217,6 +225,7 @@ class SimWorker(Process):
         self.restore_thread = CommitThread(self)
         self._restore_stop = [False]
         self.states: dict[ShardId, ShardState] = {}
+        self._dropped: list[ShardState] = []
         self.runners: dict[ShardId, Runner] = {}
         self._epoch_records = 0
         self.pending: FrozenEpoch | None = None
@@ -362,7 +371,13 @@ class SimWorker(Process):
             return
         self.writer = self.writer_class(self, effect.session, effect.slot)
         self.commit_thread = CommitThread(self)
+        self.commit_thread.submit(self._at_rest(tuple(self._retired)))
         self.commit_thread.submit(self.writer.open())
+
+    def _at_rest(self, threads: Iterable[CommitThread]) -> Thread:
+        """Wait until these threads of former sessions have come to rest."""
+        while any(thread.running for thread in threads):
+            yield Sleep(REST_POLL_MS)
 
     def _take_disk(self, slot: int) -> bool:
         """Take the slot's part of the state directory."""
@@ -375,6 +390,7 @@ class SimWorker(Process):
             self.kill("its directory is in use")
             return False
         if self.disk is not None:
+            self._write_dropped()
             for shard in list(self.disk.stores):
                 self.disk.close(shard)
             self.disk.owner = None
@@ -394,21 +410,32 @@ class SimWorker(Process):
         self.runners.clear()
         self._restore_stop[0] = True
         self._restore_stop = [False]
-        self.states.clear()
+        self._dropped += self.states.values()
+        self.states = {}
         self._epoch_records = 0
+
+    def _write_dropped(self) -> None:
+        dropped, self._dropped = self._dropped, []
+        for state in dropped:
+            try:
+                state.flush()
+            except FclusterError as error:
+                self.note("writing committed state: %s", error.message)
 
     def _close_shards(self, shards: tuple[ShardId, ...]) -> None:
         for shard in shards:
             self.runners.pop(shard, None)
-        if self.commit_thread is None:
-            self._release(shards)
-        else:
-            self.commit_thread.submit(lambda: self._release(shards))
+        states = {shard: self.states.pop(shard, None) for shard in shards}
+        self.restore_thread.submit(self._close_released(states, self.commit_thread))
 
-    def _release(self, shards: tuple[ShardId, ...]) -> None:
-        for shard in shards:
-            state = self.states.pop(shard, None)
-            self.restore_thread.submit(lambda shard=shard, state=state: self._close_one(shard, state))
+    def _close_released(self, states: dict[ShardId, ShardState | None], writing: CommitThread | None) -> Thread:
+        """Restore thread: close stores behind what the commit thread still writes to them."""
+        if writing is not None:
+            reached = writing.marker()
+            while not reached():
+                yield Sleep(1)
+        for shard, state in states.items():
+            self._close_one(shard, state)
 
     def _close_one(self, shard: ShardId, state: ShardState | None) -> None:
         assert self.disk is not None
@@ -594,10 +621,10 @@ class SimWorker(Process):
         self, session: int, shards: tuple[ShardId, ...], before: list[CommitThread], stop: list[bool]
     ) -> Thread:
         try:
-            while any(thread.running for thread in before):
-                yield Sleep(REST_POLL_MS)
+            yield from self._at_rest(before)
             if stop[0]:
                 return
+            self._write_dropped()
             positions: dict[ShardId, CommittedPosition | None] = {}
             yield from self.read_positions(shards, positions)
             self.step("positions read")
@@ -794,8 +821,6 @@ class SimWorker(Process):
             self.note("the changelog of %s begins at %d now", shard, offset)
             self.world.landed["changelog truncated"] += 1
         self.step("changelog truncated")
-        yield Sleep(self.world.up_to(10))
-        prune(snapshots, shard, meta)
 
     def is_verified(self, shard: ShardId, manifest: Manifest) -> bool:
         """Whether the snapshot arrived as it was sent."""
