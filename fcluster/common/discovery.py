@@ -67,8 +67,10 @@ def read_journal(settings: Settings, job: str, timeout_s: float = READ_TIMEOUT_S
     """
     topic = journal_topic(job)
     deadline_s = time.monotonic() + timeout_s
-    # The end is told by an event, which comes at the last stable offset.
-    consumer = make_consumer(settings, "read-committed", **{"enable.partition.eof": True})
+    # The end is told by an event, which comes at the last stable offset with an empty answer to a fetch: for
+    # that the broker would wait half a second by default.
+    config = {"enable.partition.eof": True, "fetch.wait.max.ms": 5}
+    consumer = make_consumer(settings, "read-committed", **config)
     try:
         if topic not in consumer.list_topics(timeout=timeout_s).topics:
             return {}
