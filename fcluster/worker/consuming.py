@@ -36,6 +36,7 @@ GATHERING_FETCH: Final[Mapping[str, int]] = {"fetch.min.bytes": 100_000, "fetch.
 GATHER_ABOVE_READS_PER_S = 150
 BE_PATIENT_AFTER_S = 2.0
 """Without a record."""
+IDLE_LOOK_INTERVAL_S = 1.0
 
 SourcePartition = tuple[str, int]
 
@@ -119,6 +120,7 @@ class SourceReader:
         self._last_idle: tuple[dict[SourcePartition, int], dict[SourcePartition, int]] = ({}, {})
         self._paused = False
         self._closed = False
+        self._last_idle_s = 0.0
         self._read_since_idle = True
         self._commands_given = 0
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -263,8 +265,11 @@ class SourceReader:
             )
 
     def _report_idle(self) -> None:
-        if not self._read_since_idle:
+        now_s = time.monotonic()
+        # What moves the position without a record (the marker of an aborted transaction) is looked for seldom.
+        if not self._read_since_idle and now_s - self._last_idle_s < IDLE_LOOK_INTERVAL_S:
             return
+        self._last_idle_s = now_s
         ends: dict[SourcePartition, int] = {}
         try:
             positions = self._positions()
@@ -275,8 +280,9 @@ class SourceReader:
                 ends[topic, partition] = end
         except KafkaException:
             return  # the next idle moment tells
-        # A position behind the end means that records (or control records) are still to be fetched.
-        self._read_since_idle = any(positions[partition] < end for partition, end in ends.items())
+        # A position behind the end means that records (or control records) are still to be fetched; an end
+        # below 0 that nothing has come from this partition yet.
+        self._read_since_idle = any(end < 0 or positions[partition] < end for partition, end in ends.items())
         if (positions, ends) == self._last_idle:
             return
         self._last_idle = (positions, ends)
