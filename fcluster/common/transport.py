@@ -1,8 +1,7 @@
 """The sockets between coordinator, workers and admin clients: frames in, frames out, who came and who went.
 
-Responsible for: one ROUTER in the coordinator (`RouterTransport`), one DEALER in each worker
-(`DealerTransport`), one short-lived DEALER for an admin request (`ask`). A message is exactly one frame;
-what is in it is the business of `messages`.
+Responsible for: one ROUTER in the coordinator (`RouterTransport`) and one DEALER in each worker
+(`DealerTransport`). A message is exactly one frame; what is in it is the business of `messages`.
 
 Invariants kept:
 - A dead peer is reported at once: the ROUTER learns from the connection's descriptor whose connection
@@ -465,21 +464,3 @@ class DealerTransport:
                 self._on_frame(parts[0])
             else:
                 self.malformed_frames += 1
-
-
-def ask(address: str, frame: bytes, timeout_ms: int, security: SocketSecurity | None = None) -> bytes | None:
-    """Send one request to the coordinator at `address` and return its answer, None if none came in time."""
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(1)
-    try:
-        socket = context.socket(zmq.DEALER)
-        _set_common_options(socket, security)
-        socket.connect(address)
-        socket.send(frame)
-        if not socket.poll(timeout_ms, zmq.POLLIN):
-            return None
-        parts = socket.recv_multipart()
-        return parts[0] if len(parts) == 1 else None
-    except zmq.ZMQError:
-        return None
-    finally:
-        context.destroy(0)

@@ -27,7 +27,8 @@ from fcluster.common.kafka_clients import cause_of, make_producer, reason_of
 from fcluster.common.settings import Settings
 
 OPEN_TIMEOUT_S = 30.0
-WRITE_TIMEOUT_S = 20.0
+WRITE_TIMEOUT_S = 60.0
+"""Epochs don't wait for the journal, so that it can be patient with brokers that are away."""
 
 _FENCED = frozenset({"_FENCED", "PRODUCER_FENCED", "INVALID_PRODUCER_EPOCH", "INVALID_PRODUCER_ID_MAPPING"})
 

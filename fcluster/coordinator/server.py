@@ -15,6 +15,7 @@ Must not: decide about workers, shards or epochs; those belong to `core`.
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import json
 import logging
 import os
@@ -70,7 +71,6 @@ TRUNCATION_RECORDS_MIN = 10_000
 END_OFFSETS_RETRY_S = 1.0
 EXIT_INTERRUPTED = 130
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
-_LOOPBACK_HOSTS = ("127.", "localhost", "[::1]")
 
 
 def run_coordinator(
@@ -136,13 +136,22 @@ def run_coordinator(
 
 
 def _check_bind_address(settings: Settings) -> None:
-    host = settings.coordinator_bind.removeprefix("tcp://")
-    if not host.startswith(_LOOPBACK_HOSTS) and not settings.insecure:
+    if not _is_local(settings.coordinator_bind) and not settings.insecure:
         raise SettingsError(
             f"coordinator.bind = {settings.coordinator_bind!r} is reachable from other hosts, and control "
             "connections are not encrypted or authenticated yet.",
             remedy="Bind to tcp://127.0.0.1:0, or give --insecure if the network is trusted.",
         )
+
+
+def _is_local(address: str) -> bool:
+    """Whether only processes of this host can connect."""
+    scheme, _, rest = address.partition("://")
+    host = rest.rpartition(":")[0].strip("[]")
+    try:
+        return scheme == "ipc" or host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _check_no_other_leader(settings: Settings, job: str) -> None:
@@ -344,7 +353,7 @@ class _Shell:
         if not happened:
             self._feed(events.Tick())
         if self._truncation.is_due():
-            self._duties.submit(self._truncation.run, self._core.committed_offsets())
+            self._in_background(self._truncation.run, self._core.committed_offsets())
 
     def _on_frame(self, received: FrameReceived) -> None:
         try:
@@ -367,11 +376,20 @@ class _Shell:
                 case events.FenceSlot(slot):
                     self._fencer.fence(slot)
                 case events.ReadEndOffsets(stage):
-                    self._duties.submit(self._read_end_offsets, stage)
+                    self._in_background(self._read_end_offsets, stage)
                 case events.LogLine(level, text):
                     _log.log(_LEVELS[level], "%s", text)
                 case events.StopCoordinator():
                     self._stop = effect
+
+    def _in_background(self, duty: Callable[[Any], None], argument: Any) -> None:
+        def run() -> None:
+            try:
+                duty(argument)
+            except Exception:  # noqa: BLE001  it would be lost in the executor
+                _log.exception("a background duty failed")
+
+        self._duties.submit(run)
 
     def _read_end_offsets(self, name: str) -> None:
         """How far a source reaches now; tried until it is known, for without it nothing ends."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient as KafkaAdmin
 from confluent_kafka.admin import NewPartitions, NewTopic
 
@@ -24,7 +25,9 @@ from fcluster.common import messages
 from fcluster.common.admin_client import AdminClient
 from fcluster.common.discovery import find_leader, read_journal
 from fcluster.common.errors import ClusterConflict, IncompatibleState, MissingTopic, SettingsError
+from fcluster.common.ids import ShardId
 from fcluster.common.job import Job
+from fcluster.common.kafka_clients import begin_offsets, make_admin, make_producer
 from fcluster.common.messages import ShardStatus, WorkerStats
 from fcluster.common.settings import Settings
 from fcluster.common.snapshot_store import store_identity
@@ -335,6 +338,37 @@ def test_job_without_work_is_caught_up_at_once(
     assert coordinator.wait() == 0
 
 
+def test_repartition_topic_is_deleted_up_to_what_its_reader_has_committed(
+    job: Job,
+    brokers: Settings,
+    topic_prefix: str,
+    start: Callable[..., RunningCoordinator],
+    new_worker: Callable[[str, str], ProtocolWorker],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("fcluster.coordinator.server.TRUNCATION_INTERVAL_S", 0.1)
+    monkeypatch.setattr("fcluster.coordinator.server.TRUNCATION_RECORDS_MIN", 30)
+    worker = new_worker(start().address, "w0")
+    worker.join()
+    worker.expect(messages.Assign)
+    topics = (f"{job.name}-second-repartition", topic_prefix + "in")
+    producer = make_producer(brokers)
+    for topic in topics:
+        for _ in range(50):
+            producer.produce(topic, value=b"{}", partition=0)
+    producer.flush(10)
+    worker.heartbeat(
+        *(ShardStatus(ShardId(stage, 0), 50, 40, 50, True, 1) for stage in ("second", topics[1]))
+    )
+    admin = make_admin(brokers)
+    repartition, source = (TopicPartition(topic, 0) for topic in topics)
+    deadline_s = time.monotonic() + DEADLINE_S
+    while begin_offsets(admin, [repartition])[repartition] == 0:
+        assert time.monotonic() < deadline_s
+        time.sleep(0.05)
+    assert begin_offsets(admin, [repartition, source]) == {repartition: 40, source: 0}
+
+
 def test_worker_that_vanishes_loses_its_shards_within_a_second(
     start: Callable[..., RunningCoordinator], new_worker: Callable[[str, str], ProtocolWorker]
 ) -> None:
@@ -399,9 +433,12 @@ def test_missing_source_is_named(brokers: Settings, topic_prefix: str) -> None:
         run_coordinator(job, brokers)
 
 
-def test_address_beyond_loopback_is_refused_without_insecure(job: Job, brokers: Settings) -> None:
+@pytest.mark.parametrize(
+    "host", ["0.0.0.0", "*", "10.1.2.3", "localhost.example.com", "127.0.0.1.example.com"]
+)
+def test_address_beyond_loopback_is_refused_without_insecure(job: Job, brokers: Settings, host: str) -> None:
     with pytest.raises(SettingsError, match="reachable from other hosts"):
-        run_coordinator(job, replace(brokers, coordinator_bind="tcp://0.0.0.0:0"))
+        run_coordinator(job, replace(brokers, coordinator_bind=f"tcp://{host}:0"))
 
 
 def test_address_in_use_is_an_error(

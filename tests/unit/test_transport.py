@@ -21,7 +21,6 @@ from fcluster.common.transport import (
     FrameReceived,
     RouterTransport,
     TransportEvent,
-    ask,
 )
 
 DEADLINE_SECONDS = 10.0
@@ -286,23 +285,6 @@ def test_wake_ends_a_poll_from_another_thread(router: RouterTransport) -> None:
     assert router.poll(DEADLINE_SECONDS * 1000) == []
     assert time.monotonic() - started < DEADLINE_SECONDS / 2
     timer.join()
-
-
-def test_ask_returns_the_answer_or_none_when_nobody_answers() -> None:
-    router = RouterTransport()
-    address = router.bind("tcp://127.0.0.1:*")
-
-    def answer() -> None:
-        for event in poll_until(router, count(1)):
-            router.send(event.peer, b"answer to " + event.frame)
-
-    thread = threading.Thread(target=answer)
-    thread.start()
-    assert ask(address, b"question", 5_000) == b"answer to question"
-    thread.join()
-    router.close()
-    assert ask(address, b"question", 100) is None
-    assert ask("nonsense", b"question", 100) is None
 
 
 def test_address_in_use_is_an_os_error(router: RouterTransport) -> None:
