@@ -33,6 +33,8 @@ class Leader:
         host: it runs on.
         pid: its process there.
         cluster_id: random for each run of a coordinator.
+        public_key: the one it proves itself with, as Z85 text; empty if connections to it go without keys.
+            Who may write the journal could put another one here: see `security.client_security`.
     """
 
     address: str
@@ -40,6 +42,7 @@ class Leader:
     host: str
     pid: int
     cluster_id: str
+    public_key: str = ""
 
 
 def find_leader(settings: Settings, job: str, timeout_s: float = READ_TIMEOUT_S) -> Leader | None:

@@ -32,6 +32,7 @@ REDACTED: Final = "********"
 
 _INT_MAX: Final = 2**31 - 1
 _SECRET = re.compile(r"password|passphrase|secret|key|token|jaas|credential|oauthbearer|pem", re.IGNORECASE)
+_NO_SECRETS: Final = {"security.keys.dir"}  # says where they are
 _USER_INFO = re.compile(r"(?<=://)[^/@\s]+(?=@)")
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(ms|s|sec|m|min|h|d)?", re.IGNORECASE)
 _UNIT_MS: Final = {
@@ -174,6 +175,7 @@ class Settings:
         source_gap: what deleted but unprocessed source records lead to: "fail" or "continue".
         replication_factor: of topics the cluster creates; -1: the brokers' default.
         insecure: allow control connections beyond loopback without keys.
+        security_keys_dir: directory with the keys of control connections (`keys`); empty: they go without.
         epoch_records_max: an open epoch takes no more records.
         initial_rebalance_delay_ms: wait for more workers before the first assignment.
         coordinator_loss_bound_ms: workers go on without a coordinator for so long.
@@ -202,6 +204,7 @@ class Settings:
     source_gap: SourceGapPolicy = _choice("fail", "continue")  # noqa: RUF009
     replication_factor: int = _integer(-1, least=1, most=32_767, also=-1)
     insecure: bool = _boolean(False)
+    security_keys_dir: str = _text("")
     epoch_records_max: int = _integer(500_000, least=1, most=_INT_MAX)
     initial_rebalance_delay_ms: int = _duration(3000, least=0, most=3_600_000)
     coordinator_loss_bound_ms: int = _duration(30_000, least=100)
@@ -257,7 +260,8 @@ _KAFKA_KEYS_OWNED: Final = {
 
 def redact(name: str, value: str) -> str:
     """`value` of the setting `name`, or a placeholder if the name sounds like a secret's."""
-    return REDACTED if value and _SECRET.search(name) else _USER_INFO.sub(REDACTED, value)
+    secret = _SECRET.search(name) and name not in _NO_SECRETS
+    return REDACTED if value and secret else _USER_INFO.sub(REDACTED, value)
 
 
 def default_toml(directory: Path) -> Path | None:

@@ -8,6 +8,8 @@ Invariants kept:
   closed. A report is suspicion, not proof: a connection may drop and come back by itself.
 - Every queue is bounded, no send blocks, and no input can raise: a frame of the wrong shape is counted and
   dropped, an oversized one closes its connection.
+- A frame of a secured connection carries the role that the key of its sender has; who has no allowed key
+  gets no frame through. What waits of unread frames is bounded for each connection, in number and in bytes.
 - Frames may be lost when a connection drops. Whoever holds a session must say so anew after `connected`.
 
 Must not: decode messages, decide anything about workers, or touch a socket outside its lock or thread.
@@ -18,11 +20,13 @@ from __future__ import annotations
 import contextlib
 import socket as sockets
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import zmq
+from zmq.utils import z85
 from zmq.utils.monitor import parse_monitor_message
 
 from fcluster.common.messages import MESSAGE_BYTES_MAX
@@ -33,8 +37,17 @@ HANDSHAKE_TIMEOUT_MS = 5_000
 CONNECT_TIMEOUT_MS = 2_000
 QUEUE_FRAMES_MAX = 10_000
 """Frames that one connection may have waiting in each direction; more are dropped, as if lost."""
+UNREAD_FRAMES_MAX = 64
+"""The same for frames that the coordinator hasn't read yet, where a sender could make each as large as it
+likes, up to the limit: beyond these its connection waits, and nothing is lost."""
 EVENTS_IN_POLL_MAX = 1_000
 """Frames that one `poll` returns at most, so that its caller gets to its other duties under a flood."""
+BYTES_IN_POLL_MAX = 4 * MESSAGE_BYTES_MAX
+HANDSHAKES_IN_POLL_MAX = 100
+HANDSHAKE_RETRY_S = 1.0
+"""ZeroMQ gives up for good when its key is refused; keys change, so it is tried anew after this time."""
+CUT_HANDSHAKES_MAX = 3
+"""So many connections in a row that end within their handshake are a reason, not an accident."""
 ACCEPT_BACKLOG = 1_024
 
 
@@ -46,12 +59,21 @@ class SocketSecurity(Protocol):
         ...
 
 
+class ServerSecurity(SocketSecurity, Protocol):
+    """The same for a socket that others connect to, and who of them is let in."""
+
+    def authenticate(self, public_key: bytes) -> str | None:
+        """The role of who proved to hold this key (Z85 text), None if nobody knows it. Must be quick."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class FrameReceived:
-    """`peer` (its ZeroMQ identity) sent `frame`."""
+    """`peer` (its ZeroMQ identity) sent `frame`. `role` is that of its key, empty without security."""
 
     peer: bytes
     frame: bytes
+    role: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +83,14 @@ class Disconnected:
     peer: bytes
 
 
-TransportEvent = FrameReceived | Disconnected
+@dataclass(frozen=True, slots=True)
+class HandshakeFailed:
+    """Somebody connected who wasn't let in, for this reason."""
+
+    reason: str
+
+
+TransportEvent = FrameReceived | Disconnected | HandshakeFailed
 
 
 class _Wakeup:
@@ -150,32 +179,81 @@ def _set_common_options(socket: zmq.Socket[bytes], security: SocketSecurity | No
         security.apply(socket)
 
 
+class _Doorkeeper:
+    """Answers ZeroMQ's questions whether a key is allowed (ZAP, RFC 27), in the thread of the socket's owner.
+
+    Args:
+        context: of the socket. The questions come to one place in it, so there is one such socket.
+        security: decides.
+    """
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], security: ServerSecurity) -> None:
+        self._security = security
+        self.socket = context.socket(zmq.ROUTER)
+        self.socket.setsockopt(zmq.LINGER, 0)
+        self.socket.bind("inproc://zeromq.zap.01")
+
+    def answer(self) -> list[HandshakeFailed]:
+        """Answer the questions that wait, up to a bound; tells who was refused."""
+        refused: list[HandshakeFailed] = []
+        for _ in range(HANDSHAKES_IN_POLL_MAX):
+            try:
+                asker, _, version, request, _, address, _, mechanism, *credentials = (
+                    self.socket.recv_multipart(zmq.NOBLOCK)
+                )
+            except zmq.Again:
+                break
+            role = None
+            if mechanism == b"CURVE" and len(credentials) == 1:
+                key = z85.encode(credentials[0])
+                role = self._security.authenticate(key)
+                if role is None:
+                    refused.append(HandshakeFailed(f"unknown key {key.decode()} from {address.decode()}"))
+            status = b"200" if role else b"400"
+            self.socket.send_multipart(
+                (asker, b"", version, request, status, b"", (role or "").encode(), b"")
+            )
+        return refused
+
+
 class RouterTransport:
     """The coordinator's socket. All methods but `wake` belong to one thread.
 
     Args:
-        security: sets the socket's security options before it is bound.
+        security: sets the socket's security options before it is bound, and decides who is let in; None lets
+            everybody in.
     """
 
-    def __init__(self, security: SocketSecurity | None = None) -> None:
+    def __init__(self, security: ServerSecurity | None = None) -> None:
         self.malformed_frames = 0
         """Messages that weren't one frame; the caller adds those it can't decode."""
         self.dropped_frames = 0
         """Frames not sent: the peer is gone, or its queue is full."""
+        self.failed_handshakes = 0
+        """Connections that were not let in, or spoke something else than ZeroMQ with our security."""
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(1)
         self._socket = self._context.socket(zmq.ROUTER)
+        self._doorkeeper = None if security is None else _Doorkeeper(self._context, security)
         _set_common_options(self._socket, security)
+        self._socket.setsockopt(zmq.RCVHWM, UNREAD_FRAMES_MAX)
         self._socket.setsockopt(zmq.BACKLOG, ACCEPT_BACKLOG)
         # A worker that reconnects keeps its identity; without this the half-dead old connection would win.
         self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
         # Sending to a peer that is gone shall be seen and counted, not swallowed.
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        self._monitor: Any = self._socket.get_monitor_socket(zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
+        self._monitor: Any = self._socket.get_monitor_socket(
+            zmq.EVENT_ACCEPTED
+            | zmq.EVENT_DISCONNECTED
+            | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+            | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+        )
         self._wakeup = _Wakeup()
         self._peers = _PeerRegister()
         self._poller = zmq.Poller()
         for pollable in (self._socket, self._monitor, self._wakeup.fileno()):
             self._poller.register(pollable, zmq.POLLIN)
+        if self._doorkeeper is not None:
+            self._poller.register(self._doorkeeper.socket, zmq.POLLIN)
 
     def bind(self, address: str) -> str:
         """Listen on `address` (port 0: any free one) and return the address in use.
@@ -205,6 +283,10 @@ class RouterTransport:
         if self._socket in ready or self._monitor in ready:
             self._receive(events)
         self._drain_monitor(events)
+        if self._doorkeeper is not None and self._doorkeeper.socket in ready:
+            refused = self._doorkeeper.answer()
+            self.failed_handshakes += len(refused)
+            events += refused
         return events
 
     def send(self, peer: bytes, frame: bytes) -> bool:
@@ -226,11 +308,14 @@ class RouterTransport:
         self._socket.disable_monitor()
         self._monitor.close(0)
         self._socket.close(500)
+        if self._doorkeeper is not None:
+            self._doorkeeper.socket.close(0)
         self._context.term()
         self._wakeup.close()
 
     def _receive(self, events: list[TransportEvent]) -> None:
-        while len(events) < EVENTS_IN_POLL_MAX:
+        bytes_left = BYTES_IN_POLL_MAX
+        while len(events) < EVENTS_IN_POLL_MAX and bytes_left > 0:
             try:
                 parts = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.Again:
@@ -242,10 +327,17 @@ class RouterTransport:
             lost_before, lost_after = self._peers.spoke(peer, descriptor)
             # A connection that closed behind this frame is reported behind it; one that the peer has
             # replaced meanwhile is reported before the frame, which proves the peer alive.
-            events.extend(event for event in closed if event.peer not in lost_after)
+            events.extend(
+                event
+                for event in closed
+                if not isinstance(event, Disconnected) or event.peer not in lost_after
+            )
             events.extend(Disconnected(lost) for lost in lost_before)
+            bytes_left -= sum(map(len, parts))
             if len(parts) == 2:
-                events.append(FrameReceived(peer, parts[1].bytes))
+                # Where there is security, no frame comes without it.
+                role = "" if self._doorkeeper is None else str(parts[1].get("User-Id"))
+                events.append(FrameReceived(peer, parts[1].bytes, role))
             else:
                 self.malformed_frames += 1
             events.extend(Disconnected(lost) for lost in lost_after)
@@ -256,13 +348,49 @@ class RouterTransport:
                 happening = parse_monitor_message(self._monitor.recv_multipart(zmq.NOBLOCK))
             except zmq.Again:
                 return
-            descriptor = int(happening["value"])
+            value = int(happening["value"])
             if happening["event"] == zmq.EVENT_ACCEPTED:
-                self._peers.accepted(descriptor)
+                self._peers.accepted(value)
+            elif happening["event"] == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
+                self.failed_handshakes += 1
+                events.append(HandshakeFailed(_protocol_trouble(value)))
+            elif happening["event"] == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:
+                self.failed_handshakes += 1
             else:
-                peer = self._peers.closed(descriptor)
+                peer = self._peers.closed(value)
                 if peer is not None:
                     events.append(Disconnected(peer))
+
+
+HANDSHAKE_FAILURES = (
+    zmq.EVENT_HANDSHAKE_FAILED_AUTH
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+)
+
+
+def handshake_trouble(event: int, value: int, failures: int) -> str:
+    """Why a connection doesn't come about, for whoever asked for it; empty if it may yet.
+
+    Args:
+        event: of the socket's monitor, one of HANDSHAKE_FAILURES. `value` is the monitor's for it.
+        failures: how many in a row that is.
+    """
+    if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+        return "the coordinator doesn't know this key, or doesn't allow it any more"
+    if event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
+        return _protocol_trouble(value)
+    if failures < CUT_HANDSHAKES_MAX:
+        return ""  # it may just be going down
+    return "the other side hangs up: its public key isn't the expected one, or only one side uses keys"
+
+
+def _protocol_trouble(code: int) -> str:
+    if code == zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH:
+        return "one side uses keys, the other doesn't"
+    if code == zmq.PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC:
+        return "the coordinator's public key that the other side counts on isn't its own"
+    return f"the other side doesn't speak the protocol (ZeroMQ's code {code:#x})"
 
 
 class DealerTransport:
@@ -277,7 +405,7 @@ class DealerTransport:
         on_frame: called with each frame received.
         on_connected: called when a connection stands, also each time it came back.
         on_disconnected: called when it was lost.
-        security: sets each socket's security options before it connects.
+        on_refused: called with a reason when the other side won't have the connection; it is tried again.
     """
 
     def __init__(
@@ -286,7 +414,7 @@ class DealerTransport:
         on_frame: Callable[[bytes], None],
         on_connected: Callable[[], None],
         on_disconnected: Callable[[], None],
-        security: SocketSecurity | None = None,
+        on_refused: Callable[[str], None] = lambda _reason: None,
     ) -> None:
         if not 0 < len(identity) < 256 or identity[0] == 0:
             raise ValueError(f"not an identity: {identity!r}")
@@ -296,7 +424,8 @@ class DealerTransport:
         self._on_frame = on_frame
         self._on_connected = on_connected
         self._on_disconnected = on_disconnected
-        self._security = security
+        self._on_refused = on_refused
+        self._security: SocketSecurity | None = None
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(1)
         # The lock guards `_socket`: ZeroMQ sockets may change threads, but never be used by two at once.
         # The transport's thread therefore waits on the socket's descriptor, not on the socket.
@@ -307,6 +436,8 @@ class DealerTransport:
         self._address: str | None = None
         self._closing = False
         self._connected = False
+        self._cut_handshakes = 0
+        self._retry_at_s: float | None = None
         self._thread = threading.Thread(target=self._run, name="control", daemon=True)
         self._thread.start()
 
@@ -320,11 +451,12 @@ class DealerTransport:
         """The address it connects to, None before the first `connect`."""
         return self._address
 
-    def connect(self, address: str) -> None:
+    def connect(self, address: str, security: SocketSecurity | None = None) -> None:
         """Connect to `address`, leaving the former one; frames still queued for that are dropped.
 
         From any thread. The same address again is a fresh connection. `on_disconnected` is called for the
-        connection that was left, then `on_connected` once the new one stands.
+        connection that was left, then `on_connected` once the new one stands. `security` sets the socket's
+        security options.
 
         Raises:
             ValueError: ZeroMQ doesn't understand the address.
@@ -332,6 +464,8 @@ class DealerTransport:
         with self._lock:
             if self._closing:
                 return
+            self._security = security
+            self._retry_at_s = None
             self._close_socket(0)
             self._open_socket(address)
         self._wakeup.wake()
@@ -365,8 +499,9 @@ class DealerTransport:
         poller = zmq.Poller()
         poller.register(self._wakeup.fileno(), zmq.POLLIN)
         while not self._closing:
-            poller.poll()
+            poller.poll(self._retry_in_ms())
             self._wakeup.clear()
+            self._retry_handshake()
             if monitor is not self._monitor:
                 if monitor is not None:
                     monitor.close(0)
@@ -382,6 +517,19 @@ class DealerTransport:
             self._monitor.close(0)
         self._context.term()
         self._wakeup.close()
+
+    def _retry_in_ms(self) -> int | None:
+        retry_at_s = self._retry_at_s
+        return None if retry_at_s is None else max(0, int((retry_at_s - time.monotonic()) * 1000) + 1)
+
+    def _retry_handshake(self) -> None:
+        with self._lock:
+            if self._retry_at_s is None or time.monotonic() < self._retry_at_s or self._closing:
+                return
+            self._retry_at_s = None
+            if self._address is not None:
+                self._close_socket(0)
+                self._open_socket(self._address)
 
     def _serve(self, monitor: Any) -> None:
         changes = self._drain_monitor(monitor)
@@ -413,7 +561,9 @@ class DealerTransport:
             socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_INTERVAL_MS)
             socket.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT_INTERVAL_MS_MAX)
             socket.setsockopt(zmq.CONNECT_TIMEOUT, CONNECT_TIMEOUT_MS)
-            monitor = socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
+            monitor = socket.get_monitor_socket(
+                zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | HANDSHAKE_FAILURES
+            )
             socket.connect(address)
         except zmq.ZMQError as error:
             if monitor is not None:
@@ -438,9 +588,20 @@ class DealerTransport:
             except zmq.ZMQError:
                 return changes
             if happening["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                self._cut_handshakes, self._retry_at_s = 0, None
                 changes.append(True)
             elif happening["event"] == zmq.EVENT_DISCONNECTED:
                 changes.append(False)
+            else:
+                self._note_failure(int(happening["event"]), int(happening["value"]))
+
+    def _note_failure(self, event: int, value: int) -> None:
+        self._cut_handshakes += 1
+        reason = handshake_trouble(event, value, self._cut_handshakes)
+        if event != zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:
+            self._retry_at_s = time.monotonic() + HANDSHAKE_RETRY_S
+        if reason:
+            self._on_refused(reason)
 
     def _set_connected(self, connected: bool) -> None:
         if connected == self._connected:
