@@ -137,6 +137,8 @@ def _stop(cluster: Cluster) -> None:
 
     if not world.run(world.now_ms + STOP_BOUND_MS, lambda: not leader.alive):
         raise Violation("the job doesn't stop: the coordinator doesn't end")
+    if not leader.leads:
+        return  # deposed meanwhile, by a request that was long on its way
     if leader.exit_code != 0:
         raise Violation(f"{leader} ended with code {leader.exit_code}")
     # Who had no connection just then is sent home by the supervisor. It asks twice.

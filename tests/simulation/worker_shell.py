@@ -24,7 +24,7 @@ from fcluster.worker import core
 from fcluster.worker.changelog import Delta, DeltaReader, encode_delta
 from fcluster.worker.restore_plan import Base, RestorePlan, RestoreRequest, plan_restore, stands_exactly
 from fcluster.worker.snapshots import Manifest, prune, truncation_offset, usable_manifests
-from fcluster.worker.state import ShardState
+from fcluster.worker.state import ShardState, StoreMeta
 from tests.simulation.counter_job import CHANGELOGS, JOB, SOURCES, STORES, Input, handle
 from tests.simulation.kafka_model import Partition, Producer
 from tests.simulation.storage import Disk, SimStore
@@ -410,9 +410,12 @@ class SimWorker(Process):
         self.runners.clear()
         self._restore_stop[0] = True
         self._restore_stop = [False]
+        self._drop_states()
+        self._epoch_records = 0
+
+    def _drop_states(self) -> None:
         self._dropped += self.states.values()
         self.states = {}
-        self._epoch_records = 0
 
     def _write_dropped(self) -> None:
         dropped, self._dropped = self._dropped, []
@@ -538,9 +541,9 @@ class SimWorker(Process):
     def flush_epoch(self, sealed: FrozenEpoch, effect: core.PrepareEpoch) -> Thread:
         """Commit thread: write deltas and offsets."""
         try:
-            yield from self._write_deltas(sealed)
+            yield from self.write_deltas(sealed)
             self.step("delta flushed")
-            yield from self._write_offsets(sealed)
+            yield from self.write_offsets(sealed)
         except KafkaFailure as failure:
             self.post(core.TransactionFailed(effect.session, f"preparing epoch {sealed.epoch}: {failure}"))
             return
@@ -549,7 +552,7 @@ class SimWorker(Process):
         self.cluster.checks.prepared.add((effect.session, sealed.epoch))
         self.post(core.EpochFlushed(effect.session, sealed.epoch, sealed.records, 1.0))
 
-    def _write_deltas(self, sealed: FrozenEpoch) -> Thread:
+    def write_deltas(self, sealed: FrozenEpoch) -> Thread:
         for frozen in sealed.shards:
             if frozen.delta is not None:
                 partition = (CHANGELOGS[frozen.shard.stage], frozen.shard.partition)
@@ -563,7 +566,7 @@ class SimWorker(Process):
                 )
                 frozen.changelog_next = offsets[-1] + 1
 
-    def _write_offsets(self, sealed: FrozenEpoch) -> Thread:
+    def write_offsets(self, sealed: FrozenEpoch) -> Thread:
         offsets = {
             (SOURCES[frozen.shard.stage], frozen.shard.partition): (
                 frozen.position.offset,
@@ -649,7 +652,7 @@ class SimWorker(Process):
         sources = {shard: (SOURCES[shard.stage], shard.partition) for shard in shards}
         deadline_ms = self.world.now_ms + self.world.timing.request_timeout_ms
         while True:
-            found = yield Call("committed", lambda: self._settled_offsets(list(sources.values())))
+            found = yield Call("committed", lambda: self.settled_offsets(list(sources.values())))
             if found is not None:
                 break
             if self.world.now_ms > deadline_ms:
@@ -658,7 +661,7 @@ class SimWorker(Process):
         for shard, source in sources.items():
             positions[shard] = None if found[source] is None else decode_position(*found[source])
 
-    def _settled_offsets(self, sources: list[Partition]) -> dict[Partition, tuple[int, str] | None] | None:
+    def settled_offsets(self, sources: list[Partition]) -> dict[Partition, tuple[int, str] | None] | None:
         if any(self.kafka.offset_pending(source) for source in sources):
             return None
         return {source: self.kafka.committed(source) for source in sources}
@@ -674,7 +677,7 @@ class SimWorker(Process):
         assert disk is not None
         store = disk.open(shard)
         if not self.stands_exactly(request, store):
-            end = yield from self._settled_end(changelog)
+            end = yield from self.settled_end(changelog)
             failed: dict[tuple[Base, int], StateDamaged] = {}
             while True:
                 if stop[0] or not self.alive or self.disk is not disk:
@@ -694,17 +697,20 @@ class SimWorker(Process):
             return
         position = committed or CommittedPosition(0, 0, 0, self.cluster.topology.fingerprint)
         self.cluster.checks.restored(shard, position, store.data)
-        self.states[shard] = ShardState(
-            store, (STORES[shard.stage],), self.cluster.cache_entries_max, self.cluster.flush_limits
-        )
+        self.states[shard] = self.new_state(shard, store)
         self.step("shard restored")
         self.post(core.ShardRestored(session, shard, position))
+
+    def new_state(self, shard: ShardId, store: SimStore) -> ShardState:
+        """The memory layers above a restored store."""
+        cluster = self.cluster
+        return ShardState(store, (STORES[shard.stage],), cluster.cache_entries_max, cluster.flush_limits)
 
     def stands_exactly(self, request: RestoreRequest, store: SimStore) -> bool:
         """Whether the local store is what the shard needs."""
         return stands_exactly(request, store.meta())
 
-    def _settled_end(self, changelog: Partition) -> Thread:
+    def settled_end(self, changelog: Partition) -> Thread:
         deadline_ms = self.world.now_ms + self.world.timing.request_timeout_ms
         while True:
             stable, end = yield Call(
@@ -811,7 +817,7 @@ class SimWorker(Process):
         self.note("took a snapshot of %s at epoch %d", shard, meta.state_epoch)
         self.world.landed["snapshot taken"] += 1
         self.step("manifest written")
-        prune(snapshots, shard, meta)
+        self.prune(shard, meta)
         self._snapshot_epochs[shard] = meta.state_epoch
         yield Sleep(self.world.up_to(10))
         offset = self.truncation_offset(shard, meta.changelog_id)
@@ -829,6 +835,10 @@ class SimWorker(Process):
     def truncation_offset(self, shard: ShardId, changelog_id: str) -> int | None:
         """What of the changelog no snapshot needs."""
         return truncation_offset(self.cluster.snapshots, shard, changelog_id)
+
+    def prune(self, shard: ShardId, meta: StoreMeta) -> None:
+        """Remove older snapshots."""
+        prune(self.cluster.snapshots, shard, meta)
 
     # --- control --------------------------------------------------------------------------------------------------
 

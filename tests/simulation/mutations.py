@@ -1,0 +1,461 @@
+"""Planted bugs: what the protocol would be without one of its rules. Each must be caught by some seed.
+
+Responsible for: the mutations, as subclasses of cores and shells, never as hooks in the product; and the table of seeds that
+catch them, so that the test is quick. `python -m tests.simulation --find NAME` looks for a seed anew.
+
+Some rules cover for each other. Where a planted bug does no harm because a second rule holds, the checks still object
+to the broken rule itself where they can see it ("after slot 0 was fenced"); and a combined mutation that takes the second
+rule away as well shows the harm. `covered_by` names the second rule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from fcluster.common import messages
+from fcluster.common.ids import ShardId, transactional_ids
+from fcluster.common.positions import CommittedPosition
+from fcluster.coordinator import events
+from fcluster.coordinator.core import Coordinator
+from fcluster.coordinator.model import Session, Shard, Terms
+from fcluster.worker import core
+from fcluster.worker.manifest import Manifest, same_changelog
+from fcluster.worker.restore_plan import RestoreRequest
+from fcluster.worker.snapshots import SNAPSHOTS_KEPT, usable_manifests
+from fcluster.worker.state import ShardState, StoreMeta
+from tests.simulation.coordinator_shell import SimCoordinator
+from tests.simulation.counter_job import JOB, SOURCES, Input
+from tests.simulation.kafka_model import Partition
+from tests.simulation.storage import SimStore
+from tests.simulation.worker_shell import FrozenEpoch, FrozenShard, Runner, SimWorker, positions_of
+from tests.simulation.world import Call, KafkaFailure, Thread
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """A planted bug.
+
+    Attributes:
+        name: what is wrong, in a few words.
+        seed: one that catches it.
+        finding: a part of what the checks then say.
+        covered_by: the other rule that keeps harm away, if there is one.
+    """
+
+    name: str
+    seed: int
+    finding: str
+    worker_class: type[SimWorker] = SimWorker
+    coordinator_class: type[SimCoordinator] = SimCoordinator
+    covered_by: str = ""
+
+
+# --- fences -------------------------------------------------------------------------------------------------------
+
+
+class NoFence(SimCoordinator):
+    """Says that a slot is fenced, and has done nothing."""
+
+    def fence_ids(self, slot: int) -> Thread:
+        yield from ()
+
+
+class OneIdFenced(SimCoordinator):
+    """Fences one of a slot's two ids."""
+
+    def fence_ids(self, slot: int) -> Thread:
+        name = transactional_ids(JOB, slot)[0]
+        yield Call("fence", lambda: self.kafka.init_producer(name))
+
+
+class _AssignsBeforeFence(Coordinator):
+    def _end_session(self, session: Session, reason: str, *, clean: bool, rejoins: bool = False) -> None:
+        super()._end_session(session, reason, clean=clean, rejoins=True)
+        slot = self.slots[session.slot]
+        slot.fenced, slot.fencing = True, False
+        if not rejoins:
+            self._pursue(slot)
+            self._balance()
+
+
+class AssignsBeforeFence(SimCoordinator):
+    """Gives shards to the next owner, who reads their offsets, while the fence is still under way."""
+
+    core_class = _AssignsBeforeFence
+
+
+class _FailedFenceCounts(Coordinator):
+    def _on_fence_failed(self, number: int, reason: str) -> None:
+        self._on_fenced(number)
+
+
+class FailedFenceCounts(SimCoordinator):
+    """Takes a fence that failed for one that is done."""
+
+    core_class = _FailedFenceCounts
+
+
+class _NoFenceForReturning(Coordinator):
+    def _end_session(self, session: Session, reason: str, *, clean: bool, rejoins: bool = False) -> None:
+        super()._end_session(session, reason, clean=clean or rejoins, rejoins=rejoins)
+
+
+class NoFenceForReturning(SimCoordinator):
+    """Doesn't fence the slot of a worker that begins anew: its new producers will do that."""
+
+    core_class = _NoFenceForReturning
+
+
+class UnsettledOffsets(SimWorker):
+    """Reads committed offsets as they are, pending ones or not."""
+
+    def settled_offsets(self, sources: list[Partition]) -> dict[Partition, tuple[int, str] | None] | None:
+        return {source: self.kafka.committed(source) for source in sources}
+
+
+class UnsettledChangelog(SimWorker):
+    """Restores up to where the changelog can be read just now."""
+
+    def settled_end(self, changelog: Partition) -> Thread:
+        return (yield Call("ends", lambda: self.kafka.last_stable_offset(changelog)))
+
+
+# --- sessions, terms and the journal --------------------------------------------------------------------------------
+
+
+class _JournalLast(Coordinator):
+    def _hold(self, kind: Literal["welcome", "fence", "epochs"], sequence: int, number: int) -> None:
+        if kind == "welcome":
+            self._welcome(number)
+        else:
+            super()._hold(kind, sequence, number)
+
+
+class JournalLast(SimCoordinator):
+    """Opens a session before the journal holds it."""
+
+    core_class = _JournalLast
+
+
+class JournalUnfenced(SimCoordinator):
+    """Writes the journal though another coordinator has taken it over."""
+
+    def _write(self, writes: list[events.WriteJournal]) -> Thread:
+        self._writer = self.kafka.journal._writer
+        yield from super()._write(writes)
+
+
+class _EpochsFromCommitted(Coordinator):
+    @classmethod
+    def recover(cls, journal: Any, terms: Terms, now_ms: float) -> Coordinator:
+        return super().recover({**journal, "epoch": {}}, terms, now_ms)
+
+
+class EpochsFromCommitted(SimCoordinator):
+    """A new leader goes on counting epochs behind the last committed one it finds."""
+
+    core_class = _EpochsFromCommitted
+
+
+class _ForgetsSessions(Coordinator):
+    @classmethod
+    def recover(cls, journal: Any, terms: Terms, now_ms: float) -> Coordinator:
+        kept = {
+            key: {**value, "session": 0, "fenced": True} if key.startswith("slot/") else value
+            for key, value in journal.items()
+        }
+        return super().recover(kept, terms, now_ms)
+
+
+class ForgetsSessions(SimCoordinator):
+    """A new leader takes the slots of the old one's sessions for free."""
+
+    core_class = _ForgetsSessions
+
+
+class _ObeysAnyTerm(core.WorkerCore):
+    def _on_message(self, message: messages.FromCoordinator) -> None:
+        self.term = min(self.term, message.term)
+        super()._on_message(message)
+
+
+class ObeysAnyTerm(SimWorker):
+    """Does what a deposed coordinator says."""
+
+    core_class = _ObeysAnyTerm
+
+
+class _NoObjection(Coordinator):
+    def _objection(self, session: Session, owned: set[ShardId]) -> str:
+        return ""
+
+
+class NoObjection(SimCoordinator):
+    """Takes a worker back whatever it holds."""
+
+    core_class = _NoObjection
+
+
+class _FreesWhenRevoked(Coordinator):
+    def _revoke(self, session: Session, shards: list[ShardId]) -> None:
+        super()._revoke(session, shards)
+        for identity in shards:
+            self._free(self.shards[identity])
+
+    def _on_released(self, session: Session, shards: Sequence[ShardId]) -> None:
+        self._balance()
+
+
+class FreesWhenRevoked(SimCoordinator):
+    """Gives a shard to its next owner as soon as the former one is asked to release it."""
+
+    core_class = _FreesWhenRevoked
+
+
+# --- transactions ---------------------------------------------------------------------------------------------------
+
+
+class _GoesOnAfterAbort(core.WorkerCore):
+    def _on_transaction_failed(self, event: core.TransactionFailed) -> None:
+        flight = self.in_flight
+        if event.session == self.session != 0 and flight is not None:
+            self.in_flight = None
+            self._send(messages.Committed(self.session, flight.epoch, 0.0, self.open.dirty, []))
+        else:
+            super()._on_transaction_failed(event)
+
+
+class GoesOnAfterAbort(SimWorker):
+    """Commits epoch e+1 though e was aborted."""
+
+    core_class = _GoesOnAfterAbort
+
+
+class _CommitsUndeclared(core.WorkerCore):
+    def _on_epoch_flushed(self, event: core.EpochFlushed) -> None:
+        super()._on_epoch_flushed(event)
+        flight = self._flight(event.session, event.epoch, core.EpochPhase.PREPARED)
+        if flight is not None:
+            flight.phase = core.EpochPhase.COMMITTING
+            self._effects.append(core.CommitEpoch(self.session, event.epoch))
+
+
+class CommitsUndeclared(SimWorker):
+    """Commits as soon as it has prepared."""
+
+    core_class = _CommitsUndeclared
+
+
+class GuessesCommitted(SimWorker):
+    """Takes a commit of unknown outcome for done."""
+
+    def commit_failed(self, effect: core.CommitEpoch, sealed: FrozenEpoch, failure: KafkaFailure) -> Thread:
+        self.post(core.EpochCommitted(effect.session, effect.epoch, 1.0, positions_of(sealed)))
+        self.apply(effect.session, sealed)
+        yield from ()
+
+
+class GuessesAborted(SimWorker):
+    """Takes a commit of unknown outcome for aborted, and goes back to where it was before."""
+
+    guessed: dict[ShardId, CommittedPosition]
+
+    def commit_failed(self, effect: core.CommitEpoch, sealed: FrozenEpoch, failure: KafkaFailure) -> Thread:
+        self.guessed = {
+            frozen.shard: position
+            for frozen in sealed.shards
+            if frozen.shard in self.core.shards and (position := self.core.shards[frozen.shard].position)
+        }
+        yield from super().commit_failed(effect, sealed, failure)
+
+    def read_positions(
+        self, shards: tuple[ShardId, ...], positions: dict[ShardId, CommittedPosition | None]
+    ) -> Thread:
+        yield from super().read_positions(shards, positions)
+        for shard, position in getattr(self, "guessed", {}).items():
+            if shard in positions:
+                positions[shard] = position if position.epoch else None
+        self.guessed = {}
+
+
+class RevivesItself(SimWorker):
+    """Initialises its producer a second time in a session, and writes the epoch that failed to commit once more."""
+
+    def commit_failed(self, effect: core.CommitEpoch, sealed: FrozenEpoch, failure: KafkaFailure) -> Thread:
+        try:
+            name, session = sealed.producer.transactional_id, sealed.producer.session
+            sealed.producer = yield Call("init", lambda: self.kafka.init_producer(name, session))
+            yield Call(
+                "produce", lambda: self.kafka.append(sealed.producer, sealed.outputs, self.world.now_ms), sealed.lane
+            )
+            yield from self.write_deltas(sealed)
+            yield from self.write_offsets(sealed)
+            yield Call("commit", lambda: self.kafka.commit(sealed.producer), sealed.lane)
+        except KafkaFailure as again:
+            yield from super().commit_failed(effect, sealed, again)
+            return
+        if self.writer is not None and self.writer.session == session:
+            self.writer.producers[self.writer.ids.index(name)] = sealed.producer
+        self.post(core.EpochCommitted(effect.session, effect.epoch, 1.0, positions_of(sealed)))
+        self.apply(effect.session, sealed)
+
+
+class DoesNotWaitForOutputs(SimWorker):
+    """Begins epoch e+1 before the outputs of e are acknowledged."""
+
+    def _prepare_epoch(self, effect: core.PrepareEpoch) -> None:
+        assert self.writer is not None
+        frozen = [self._freeze(shard, effect.epoch) for shard in sorted(effect.shards)]
+        self._outputs_flushed(self.writer, effect, frozen)
+
+
+class ForgetsRewind(SimWorker):
+    """Processes records that were fetched before their shard was rewound."""
+
+    def _process(self, runner: Runner, records: list[tuple[int, Input]], position: int) -> None:
+        super()._process(self.runners.get(runner.shard, runner), records, position)
+
+
+# --- state ----------------------------------------------------------------------------------------------------------
+
+
+class AppliesBeforeCommit(SimWorker):
+    """Applies the layers of an epoch when it is flushed."""
+
+    def write_offsets(self, sealed: FrozenEpoch) -> Thread:
+        yield from super().write_offsets(sealed)
+        super().apply(sealed.producer.session, sealed)
+
+    def apply(self, session: int, sealed: FrozenEpoch) -> None:
+        pass
+
+
+class TrustsLocalFiles(SimWorker):
+    """Runs a shard on local files if they aren't behind."""
+
+    def stands_exactly(self, request: RestoreRequest, store: SimStore) -> bool:
+        return request.committed is not None and store.meta().state_epoch >= request.target_epoch
+
+
+class AppliesBeforeCommitAndTrusts(AppliesBeforeCommit, TrustsLocalFiles):
+    """Both: what is applied too early is then run on."""
+
+    def new_state(self, shard: ShardId, store: SimStore) -> ShardState:
+        return super().new_state(shard, store)
+
+
+class KeepsLayers(SimWorker):
+    """Keeps the memory layers over a reset."""
+
+    kept: dict[ShardId, ShardState]
+
+    def _drop_states(self) -> None:
+        self.kept = self.states
+        self.states = {}
+
+    def new_state(self, shard: ShardId, store: SimStore) -> ShardState:
+        kept = getattr(self, "kept", {}).pop(shard, None)
+        return kept if kept is not None and not store.closed else super().new_state(shard, store)
+
+
+class TruncatesUnverified(SimWorker):
+    """Cuts the changelog behind a snapshot that nobody has read back."""
+
+    def is_verified(self, shard: ShardId, manifest: Manifest) -> bool:
+        return True
+
+    def truncation_offset(self, shard: ShardId, changelog_id: str) -> int | None:
+        newest = next(usable_manifests(self.cluster.snapshots, shard), None)
+        return newest.changelog_offset if newest is not None else None
+
+
+# --- what the simulation has found in the product, put back -----------------------------------------------------------
+
+
+class _ReleasesInRestore(core.WorkerCore):
+    def _release(self, foreign: Any = ()) -> None:
+        for owned in self.shards.values():
+            if owned.phase is core.ShardPhase.RELEASING:
+                owned.restoring = False
+                owned.position = owned.position or CommittedPosition(0, 0, 0, "")
+        super()._release(foreign)
+
+
+class ReleasesInRestore(SimWorker):
+    """Gives a shard back while its restore is under way."""
+
+    core_class = _ReleasesInRestore
+
+
+class ClosesBehindRestore(SimWorker):
+    """Closes a shard's store when the commit thread gets to it, which may be after its next restore."""
+
+    def _close_shards(self, shards: tuple[ShardId, ...]) -> None:
+        for shard in shards:
+            self.runners.pop(shard, None)
+
+        def release() -> None:
+            for shard in shards:
+                state = self.states.pop(shard, None)
+                self.restore_thread.submit(lambda shard=shard, state=state: self._close_one(shard, state))
+
+        if self.commit_thread is None:
+            release()
+        else:
+            self.commit_thread.submit(release)
+
+
+class PrunesSuccessors(SimWorker):
+    """Removes snapshots of a later epoch than its own."""
+
+    def prune(self, shard: ShardId, meta: StoreMeta) -> None:
+        snapshots = self.cluster.snapshots
+        kept = 0
+        for name, manifest in zip(
+            snapshots.manifest_names(shard), list(usable_manifests(snapshots, shard)), strict=True
+        ):
+            foreign = manifest.state_epoch > meta.state_epoch
+            if foreign or not same_changelog(manifest.changelog_id, meta.changelog_id) or kept == SNAPSHOTS_KEPT:
+                snapshots.delete_manifest(shard, name)
+            else:
+                kept += 1
+
+
+_PENDING_OFFSETS = "a stable reader waits for pending offsets"
+
+MUTATIONS = [
+    Mutation("no fence", 0, "", coordinator_class=NoFence, covered_by=_PENDING_OFFSETS),
+    Mutation("no fence, offsets unsettled", 0, "", UnsettledOffsets, NoFence),
+    Mutation("one id fenced", 0, "", coordinator_class=OneIdFenced, covered_by=_PENDING_OFFSETS),
+    Mutation("one id fenced, offsets unsettled", 0, "", UnsettledOffsets, OneIdFenced),
+    Mutation("offsets read before the fence", 0, "", coordinator_class=AssignsBeforeFence, covered_by=_PENDING_OFFSETS),
+    Mutation("offsets read before the fence, unsettled", 0, "", UnsettledOffsets, AssignsBeforeFence),
+    Mutation("a failed fence taken as done", 0, "", coordinator_class=FailedFenceCounts),
+    Mutation("no fence for who begins anew", 0, "", coordinator_class=NoFenceForReturning),
+    Mutation("offsets unsettled", 0, "", UnsettledOffsets),
+    Mutation("end of the changelog unsettled", 0, "", UnsettledChangelog),
+    Mutation("welcome before the journal", 0, "", coordinator_class=JournalLast),
+    Mutation("journal unfenced", 0, "", coordinator_class=JournalUnfenced),
+    Mutation("epoch numbers not reserved", 0, "", coordinator_class=EpochsFromCommitted),
+    Mutation("sessions forgotten by a new leader", 0, "", coordinator_class=ForgetsSessions),
+    Mutation("a stale term obeyed", 0, "", ObeysAnyTerm),
+    Mutation("a returning worker keeps what it holds", 0, "", coordinator_class=NoObjection),
+    Mutation("a shard given away when revoked", 0, "", coordinator_class=FreesWhenRevoked),
+    Mutation("e+1 committed after e aborted", 0, "", GoesOnAfterAbort),
+    Mutation("commit before complete", 0, "", CommitsUndeclared),
+    Mutation("an unknown commit taken as committed", 0, "", GuessesCommitted),
+    Mutation("an unknown commit taken as aborted", 0, "", GuessesAborted),
+    Mutation("producers initialised twice in one session", 0, "", RevivesItself),
+    Mutation("e+1 begun before the outputs of e are acknowledged", 0, "", DoesNotWaitForOutputs),
+    Mutation("records fetched before a rewind", 0, "", ForgetsRewind),
+    Mutation("layers applied before the commit", 0, "", AppliesBeforeCommit),
+    Mutation("layers applied before the commit, local files trusted", 0, "", AppliesBeforeCommitAndTrusts),
+    Mutation("layers kept over a reset", 0, "", KeepsLayers),
+    Mutation("changelog truncated past an unverified snapshot", 0, "", TruncatesUnverified),
+    Mutation("a shard given back in its restore", 0, "", ReleasesInRestore),
+    Mutation("a store closed behind its next restore", 0, "", ClosesBehindRestore),
+    Mutation("snapshots of a successor pruned", 0, "", PrunesSuccessors),
+]
+BY_NAME = {mutation.name: mutation for mutation in MUTATIONS}
