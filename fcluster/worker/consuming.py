@@ -74,7 +74,14 @@ class ReadFailed:
     error: KafkaError
 
 
-ReaderEvent = Batch | Idle | ReadFailed
+@dataclass(frozen=True, slots=True)
+class ReaderDied:
+    """The reading thread has ended on an error that nobody foresaw: nothing will be read any more."""
+
+    reason: str
+
+
+ReaderEvent = Batch | Idle | ReadFailed | ReaderDied
 
 _TRANSIENT_ERRORS = frozenset(
     {
@@ -171,6 +178,9 @@ class SourceReader:
                     self._commanded.wait(1.0)
                 elif self._room.acquire(timeout=POLL_TIMEOUT_S):
                     self._read()
+        except Exception as error:  # noqa: BLE001  dying in silence would look like an idle source
+            self._emit(ReaderDied(f"{type(error).__name__}: {error}"))
+            raise
         finally:
             self._consumer.close()
             if self._resting is not None:

@@ -38,7 +38,7 @@ from typing import Any
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message
 
 from fcluster import __version__
-from fcluster.common import messages
+from fcluster.common import failpoints, messages
 from fcluster.common.discovery import find_leader
 from fcluster.common.errors import FclusterError
 from fcluster.common.ids import ShardId
@@ -51,7 +51,7 @@ from fcluster.common.topology import Isolation, Topology
 from fcluster.common.transport import DealerTransport
 from fcluster.worker import core
 from fcluster.worker.changelog import Delta, encode_delta
-from fcluster.worker.consuming import Batch, Idle, ReaderEvent, ReadFailed, SourceReader
+from fcluster.worker.consuming import Batch, Idle, ReaderDied, ReaderEvent, ReadFailed, SourceReader
 from fcluster.worker.processing import (
     HandlerError,
     OutputPort,
@@ -215,6 +215,8 @@ class Worker:
                 self._on_idle(item)
             case ReadFailed():
                 self._on_read_failed(item)
+            case ReaderDied():
+                self._exit = core.Exit(1, f"reading has failed: {item.reason}")
             case _:
                 self._feed(item)
 
@@ -496,6 +498,7 @@ class Worker:
 
     def _prepare_epoch(self, effect: core.PrepareEpoch) -> None:
         """Freeze the open epoch and hand it to the commit thread. The next epoch begins behind it."""
+        failpoints.reach("worker.barrier-received", effect.epoch)
         assert self._writer is not None
         assert self._commit_thread is not None
         started_s = time.monotonic()
@@ -504,6 +507,7 @@ class Worker:
                 self._begin_epoch()  # nothing but offsets to commit
             opened_s = self._epoch_begun_s
             shards = [self._freeze(shard, effect.epoch) for shard in sorted(effect.shards)]
+            failpoints.reach("worker.layers-frozen", effect.epoch)
             self._writer.flush_outputs()
             self._writer.seal()
         except TransactionLostError as error:
@@ -556,10 +560,12 @@ class Worker:
             self._pending = (frozen_epoch, {f.shard: f.runner.state for f in shards}, opened_s)
             prepare_ms = (time.monotonic() - started_s) * 1000
             self._inbox.put(core.EpochFlushed(effect.session, effect.epoch, records, prepare_ms))
+            failpoints.reach("worker.prepared", effect.epoch)
 
     def _commit_epoch(self, effect: core.CommitEpoch) -> None:
         assert self._writer is not None
         assert self._commit_thread is not None
+        failpoints.reach("worker.complete-received", effect.epoch)
         self._commit_thread.submit(self._commit_and_apply, self._writer, effect)
 
     def _commit_and_apply(self, writer: EpochWriter, effect: core.CommitEpoch) -> None:
@@ -569,6 +575,7 @@ class Worker:
             frozen, states, opened_s = self._pending
             assert frozen.epoch == effect.epoch
             writer.commit(frozen)
+            failpoints.reach("worker.committed", effect.epoch)
             committed_s = time.monotonic()
             positions = {part.shard: part.position for part in frozen.parts}
             commit_ms = (committed_s - started_s) * 1000

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from confluent_kafka import KafkaException, TopicPartition
 
+from fcluster.common import failpoints
 from fcluster.common.errors import FclusterError, KafkaUnavailable, SourceGap
 from fcluster.common.ids import ShardId
 from fcluster.common.kafka_clients import (
@@ -32,7 +33,7 @@ from fcluster.common.kafka_clients import (
 )
 from fcluster.common.positions import CommittedPosition
 from fcluster.common.settings import Settings
-from fcluster.common.snapshot_store import open_snapshot_store
+from fcluster.common.snapshot_store import SnapshotStoreUnavailable, open_snapshot_store
 from fcluster.common.topology import Topology
 from fcluster.worker import core
 from fcluster.worker.restore import RestoreRequest, restore_shards
@@ -42,7 +43,7 @@ from fcluster.worker.store import StateDirectoryFullError, StoreDirectory
 
 _log = logging.getLogger("fcluster.worker")
 
-_MENDABLE = (KafkaUnavailable, StateDirectoryFullError)
+_MENDABLE = (KafkaUnavailable, SnapshotStoreUnavailable, StateDirectoryFullError)
 """What keeps this worker from restoring just now, but neither the others nor itself later."""
 
 SETTLE_TIMEOUT_S = 60.0
@@ -201,6 +202,7 @@ class ShardHost:
             stores = self._topology.stage(shard.stage).stores
             state = ShardState(restored.store, stores, self._settings.state_cache_entries_max)
             self._finish(session, shard, positions[shard], state)
+            failpoints.reach("worker.mid-restore", shard)
 
     def _finish(self, session: int, shard: ShardId, position: CommittedPosition, state: ShardState) -> None:
         self._states[shard] = state
@@ -256,6 +258,7 @@ class ShardHost:
 
     def _close(self, states: Mapping[ShardId, ShardState | None], written: Callable[[], None]) -> None:
         written()
+        failpoints.reach("worker.shards-released")
         for shard, state in states.items():
             self._close_one(shard, state)
 
@@ -287,6 +290,7 @@ class ShardHost:
             if meta.state_epoch == self._snapshot_epochs.get(shard, 0):
                 return  # nothing has changed since
             taken = take_snapshot(store, shard, self._snapshot_store)
+            failpoints.reach("worker.snapshot-taken", shard)
             self._snapshot_epochs[shard] = taken.manifest.state_epoch
             offset = truncation_offset(self._snapshot_store, shard, meta.changelog_id)
             if offset:
@@ -294,6 +298,8 @@ class ShardHost:
         except FclusterError as error:
             # The last good snapshot stays, and the changelog from there on: nothing is lost but time.
             _log.warning("no snapshot of %s: %s", shard, one_line(error))
+        except Exception:  # noqa: BLE001  the next one may succeed
+            _log.exception("no snapshot of %s", shard)
 
 
 class NoStore:
