@@ -13,18 +13,22 @@ Must not: know what the entries mean. Values are JSON; one that is None deletes 
 
 from __future__ import annotations
 
+import queue
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
 from confluent_kafka import KafkaError, KafkaException, Producer
 
+from fcluster.common import failpoints
 from fcluster.common.discovery import read_journal
 from fcluster.common.errors import KafkaUnavailable
 from fcluster.common.ids import journal_topic
 from fcluster.common.kafka_clients import cause_of, make_producer, reason_of
 from fcluster.common.settings import Settings
+from fcluster.coordinator.events import Deposed, JournalWritten, WriteJournal
 
 OPEN_TIMEOUT_S = 30.0
 WRITE_TIMEOUT_S = 60.0
@@ -61,9 +65,11 @@ class Journal:
             JournalLostError: Kafka didn't commit it within `timeout_s` seconds; it may have done so later.
         """
         deadline_s = time.monotonic() + timeout_s
+        failpoints.reach("coordinator.before-journal")
         while not self._try_to_write(entries, deadline_s):
             if time.monotonic() >= deadline_s:
                 raise JournalLostError(f"the journal {self._topic!r} could not be written in {timeout_s:g} s")
+        failpoints.reach("coordinator.after-journal")
 
     def close(self) -> None:
         """Let go of the producer; nothing is under way."""
@@ -77,6 +83,7 @@ class Journal:
             for key, value in entries.items():
                 encoded = None if value is None else msgspec.json.encode(value)
                 producer.produce(self._topic, key=key.encode(), value=encoded, partition=0)
+            failpoints.reach("coordinator.mid-journal")
             self._commit(deadline_s)
         except KafkaException as error:
             self._judge(error)
@@ -150,3 +157,57 @@ def _initialise(producer: Producer, deadline_s: float) -> None:
 
 def _remaining_s(deadline_s: float) -> float:
     return max(0.1, deadline_s - time.monotonic())
+
+
+class JournalThread:
+    """Writes the journal in order; what has piled up goes into one transaction."""
+
+    def __init__(self, journal: Journal, post: Callable[[JournalWritten | Deposed], None]) -> None:
+        self._journal = journal
+        self._post = post
+        self._queue: queue.SimpleQueue[WriteJournal | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
+        self._thread.start()
+
+    def write(self, effect: WriteJournal) -> None:
+        self._queue.put(effect)
+
+    def close(self) -> None:
+        """Write what is queued, for a moment at most."""
+        self._queue.put(None)
+        self._thread.join(2.0)
+
+    def _run(self) -> None:
+        while True:
+            batch, ending = self._take()
+            if batch and not self._write(batch):
+                return
+            if ending:
+                self._journal.close()
+                return
+
+    def _take(self) -> tuple[list[WriteJournal], bool]:
+        item = self._queue.get()
+        batch: list[WriteJournal] = []
+        while item is not None:
+            batch.append(item)
+            try:
+                item = self._queue.get_nowait()
+            except queue.Empty:
+                return batch, False
+        return batch, True
+
+    def _write(self, batch: list[WriteJournal]) -> bool:
+        entries: dict[str, Any] = {}
+        for effect in batch:
+            entries.update(effect.entries)
+        try:
+            self._journal.write(entries)
+        except DeposedError as error:
+            self._post(Deposed(str(error)))
+            return False
+        except Exception as error:  # noqa: BLE001  without a journal it can't lead, whatever the reason
+            self._post(Deposed(f"the journal is lost: {error}"))
+            return False
+        self._post(JournalWritten(batch[-1].sequence))
+        return True

@@ -1,13 +1,12 @@
 """The coordinator process: carries out what `core` decides.
 
-Responsible for: the checks before a coordinator may lead, taking over the journal, and then the loop that
-turns frames, closed connections and outcomes into events, and effects into frames, journal writes and
-fences. One thread owns the socket and the core; the journal, fences and background duties have threads
-of their own and report to it through one queue.
+Responsible for: taking over the journal once `checks` has no objection, and then the loop that turns
+frames, closed connections and outcomes into events, and effects into frames, journal writes and fences. One
+thread owns the socket and the core; the journal, fences and background duties have threads of their own and
+report to it through one queue.
 
 Invariants kept: no effect that takes long runs in the loop's thread, so that no epoch waits for it; every
-wait is bounded; a record of a repartition topic is deleted only when it is behind its reader's committed
-offset.
+wait is bounded.
 
 Must not: decide about workers, shards or epochs; those belong to `core`.
 """
@@ -15,7 +14,6 @@ Must not: decide about workers, shards or epochs; those belong to `core`.
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import json
 import logging
 import os
@@ -34,40 +32,40 @@ from confluent_kafka import TopicPartition
 
 from fcluster import __version__
 from fcluster.common import messages
-from fcluster.common.admin_client import AdminClient
-from fcluster.common.discovery import LEADER_KEY, Leader, find_leader
-from fcluster.common.errors import ClusterConflict, FclusterError, IncompatibleState, SettingsError
+from fcluster.common.discovery import LEADER_KEY, Leader
+from fcluster.common.errors import ClusterConflict, FclusterError, SettingsError
 from fcluster.common.job import Job
 from fcluster.common.kafka_clients import (
     Admin,
     connect_or_raise,
-    delete_records_before,
     end_offsets,
     ensure_internal_topics,
     make_admin,
-    make_consumer,
-    read_committed_positions,
 )
 from fcluster.common.messages import MalformedMessage
 from fcluster.common.settings import Settings
 from fcluster.common.snapshot_store import store_identity
-from fcluster.common.topology import Topology, incompatibility
+from fcluster.common.topology import Topology
 from fcluster.common.transport import Disconnected, FrameReceived, RouterTransport
 from fcluster.coordinator import events
+from fcluster.coordinator.checks import (
+    check_bind_address,
+    check_no_other_leader,
+    check_partitions,
+    check_topology,
+    highest_committed_epoch,
+)
 from fcluster.coordinator.core import EXIT_TEMPORARY, Coordinator
 from fcluster.coordinator.events import Event
 from fcluster.coordinator.fencing import Fencer
-from fcluster.coordinator.journal import DeposedError, Journal, JournalLostError, open_journal
+from fcluster.coordinator.journal import Journal, JournalLostError, JournalThread, open_journal
 from fcluster.coordinator.model import Terms
+from fcluster.coordinator.truncation import Truncation
 
 _log = logging.getLogger("fcluster.coordinator")
 
-LEADER_ANSWER_MS = 1_000
 BIND_RETRY_S = 5.0
 """A coordinator that was killed and started again may find its port not yet free."""
-TRUNCATION_INTERVAL_S = 5.0
-TRUNCATION_RECORDS_MIN = 10_000
-"""Fewer processed records in a partition of a repartition topic aren't worth a request."""
 END_OFFSETS_RETRY_S = 1.0
 EXIT_INTERRUPTED = 130
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
@@ -101,15 +99,15 @@ def run_coordinator(
         FclusterError: it can't lead, for the reason in the message.
     """
     topology = job if isinstance(job, Topology) else job.build()
-    _check_bind_address(settings)
+    check_bind_address(settings)
     admin = make_admin(settings)
     connect_or_raise(admin, settings)
     partitions = ensure_internal_topics(admin, topology, settings)
-    _check_no_other_leader(settings, topology.job)
+    check_no_other_leader(settings, topology.job)
     journal, past = open_journal(settings, topology.job)
     sources = {stage.source.name: partitions[stage.source.name] for stage in topology.stages}
-    _check_partitions(past, sources)
-    _check_topology(past, topology)
+    check_partitions(past, sources)
+    check_topology(past, topology)
     terms = Terms(
         term=int(past.get("term", {}).get("term", 0)) + 1,
         topology=topology,
@@ -119,7 +117,7 @@ def run_coordinator(
         version=__version__,
         until_caught_up=until_caught_up,
         snapshot_store=store_identity(settings.snapshots, topology.job),
-        highest_committed_epoch=_highest_committed_epoch(settings, topology.job, sources),
+        highest_committed_epoch=highest_committed_epoch(settings, topology.job, sources),
     )
     transport = RouterTransport()
     try:
@@ -130,84 +128,6 @@ def run_coordinator(
             return shell.run()
     finally:
         transport.close()
-
-
-# --- checks -------------------------------------------------------------------------------------------
-
-
-def _check_bind_address(settings: Settings) -> None:
-    if not _is_local(settings.coordinator_bind) and not settings.insecure:
-        raise SettingsError(
-            f"coordinator.bind = {settings.coordinator_bind!r} is reachable from other hosts, and control "
-            "connections are not encrypted or authenticated yet.",
-            remedy="Bind to tcp://127.0.0.1:0, or give --insecure if the network is trusted.",
-        )
-
-
-def _is_local(address: str) -> bool:
-    """Whether only processes of this host can connect."""
-    scheme, _, rest = address.partition("://")
-    host = rest.rpartition(":")[0].strip("[]")
-    try:
-        return scheme == "ipc" or host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def _check_no_other_leader(settings: Settings, job: str) -> None:
-    leader = find_leader(settings, job)
-    if leader is None:
-        return
-    with AdminClient(leader.address) as client:
-        try:
-            answer = client.status(LEADER_ANSWER_MS)
-        except FclusterError:
-            return  # dead, or somebody else's port by now
-    if answer.get("job") == job and answer.get("term") == leader.term:
-        raise ClusterConflict(
-            f"Job {job!r} is running already: its coordinator is process {leader.pid} on {leader.host}, at "
-            f"{leader.address}.",
-            remedy="Stop it first (end its `fcluster up` or `fcluster coordinator` with Ctrl-C), or give "
-            "this job another name.",
-        )
-
-
-def _check_partitions(past: Mapping[str, Any], partitions: Mapping[str, int]) -> None:
-    for topic, now in partitions.items():
-        then = past.get(f"partitions/{topic}", {}).get("count", now)
-        if then != now:
-            raise IncompatibleState(
-                f"The topic {topic!r} has {now} partitions; it had {then} when the job ran last. Keys would "
-                "meet other shards' state.",
-                remedy="Run the job under another name, which begins with empty state, or copy the records "
-                f"to a topic with {then} partitions and read that.",
-            )
-
-
-def _check_topology(past: Mapping[str, Any], topology: Topology) -> None:
-    former = past.get("topology")
-    reason = incompatibility(former, topology) if former is not None else None
-    if reason is not None:
-        raise IncompatibleState(
-            f"The job has changed in a way that its state doesn't fit any more. {reason}",
-            remedy="Undo that change, or run the job under another name, which begins with empty state.",
-        )
-
-
-def _highest_committed_epoch(settings: Settings, job: str, partitions: Mapping[str, int]) -> int:
-    # Read-uncommitted: workers of a former leader may be in the midst of their transactions, which this
-    # must not wait for. What they commit later has a number that the journal has reserved.
-    consumer = make_consumer(settings, "read-uncommitted", **{"group.id": job})
-    try:
-        wanted = [
-            TopicPartition(topic, partition)
-            for topic, count in partitions.items()
-            for partition in range(count)
-        ]
-        positions = read_committed_positions(consumer, job, wanted)
-        return max((position.epoch for position in positions.values() if position), default=0)
-    finally:
-        consumer.close()
 
 
 # --- leading ------------------------------------------------------------------------------------------
@@ -308,11 +228,11 @@ class _Shell:
         self._admin = admin
         self._inbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._stop: events.StopCoordinator | None = None
-        self._journal_thread = _JournalThread(journal, self.post)
+        self._journal_thread = JournalThread(journal, self.post)
         self._fencer = Fencer(terms.settings, terms.topology.job, self.post)
         self._duties = ThreadPoolExecutor(1, thread_name_prefix="duties")
         self._closing = threading.Event()
-        self._truncation = _Truncation(terms.topology, admin)
+        self._truncation = Truncation(terms.topology, admin)
 
     def post(self, event: Event) -> None:
         """Hand an event to the loop; from any thread, and from signal handlers."""
@@ -343,6 +263,8 @@ class _Shell:
                     self._on_frame(item)
                 case Disconnected(peer):
                     self._feed(events.PeerDisconnected(peer))
+                case _:
+                    pass
         while True:
             try:
                 event = self._inbox.get_nowait()
@@ -419,100 +341,6 @@ class _Shell:
         self._fencer.close()
         self._duties.shutdown(wait=False, cancel_futures=True)
         self._journal_thread.close()
-
-
-class _JournalThread:
-    """Writes the journal in order; what has piled up goes into one transaction."""
-
-    def __init__(self, journal: Journal, post: Callable[[Event], None]) -> None:
-        self._journal = journal
-        self._post = post
-        self._queue: queue.SimpleQueue[events.WriteJournal | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
-        self._thread.start()
-
-    def write(self, effect: events.WriteJournal) -> None:
-        self._queue.put(effect)
-
-    def close(self) -> None:
-        """Write what is queued, for a moment at most."""
-        self._queue.put(None)
-        self._thread.join(2.0)
-
-    def _run(self) -> None:
-        while True:
-            batch, ending = self._take()
-            if batch and not self._write(batch):
-                return
-            if ending:
-                self._journal.close()
-                return
-
-    def _take(self) -> tuple[list[events.WriteJournal], bool]:
-        item = self._queue.get()
-        batch: list[events.WriteJournal] = []
-        while item is not None:
-            batch.append(item)
-            try:
-                item = self._queue.get_nowait()
-            except queue.Empty:
-                return batch, False
-        return batch, True
-
-    def _write(self, batch: list[events.WriteJournal]) -> bool:
-        entries: dict[str, Any] = {}
-        for effect in batch:
-            entries.update(effect.entries)
-        try:
-            self._journal.write(entries)
-        except DeposedError as error:
-            self._post(events.Deposed(str(error)))
-            return False
-        except Exception as error:  # noqa: BLE001  without a journal it can't lead, whatever the reason
-            self._post(events.Deposed(f"the journal is lost: {error}"))
-            return False
-        self._post(events.JournalWritten(batch[-1].sequence))
-        return True
-
-
-class _Truncation:
-    """Deletes what all readers of repartition topics are done with, now and then."""
-
-    def __init__(self, topology: Topology, admin: Admin) -> None:
-        self._sources = {stage.name: stage.source.name for stage in topology.stages if stage.internal}
-        self._admin = admin
-        self._deleted_before: dict[TopicPartition, int] = {}
-        self._due_s = time.monotonic() + TRUNCATION_INTERVAL_S
-
-    def cap(self, timeout_ms: float | None) -> float | None:
-        """The loop's time-out, short enough for this duty."""
-        if not self._sources:
-            return timeout_ms
-        mine_ms = max(0.0, (self._due_s - time.monotonic()) * 1000)
-        return mine_ms if timeout_ms is None else min(timeout_ms, mine_ms)
-
-    def is_due(self) -> bool:
-        """Whether it is time; if so it is due again an interval later."""
-        if not self._sources or time.monotonic() < self._due_s:
-            return False
-        self._due_s = time.monotonic() + TRUNCATION_INTERVAL_S
-        return True
-
-    def run(self, committed: Mapping[Any, int]) -> None:
-        """In the duties' thread: delete behind the committed offsets, where it is worth it."""
-        offsets: dict[TopicPartition, int] = {}
-        for shard, offset in committed.items():
-            topic = self._sources.get(shard.stage)
-            if topic is None:
-                continue
-            at = TopicPartition(topic, shard.partition)
-            if offset - self._deleted_before.get(at, 0) >= TRUNCATION_RECORDS_MIN:
-                offsets[at] = offset
-        try:
-            delete_records_before(self._admin, offsets)
-            self._deleted_before.update(offsets)
-        except FclusterError as error:
-            _log.warning("repartition topics are not truncated: %s", error.message)
 
 
 def _now_ms() -> float:

@@ -346,8 +346,8 @@ def test_repartition_topic_is_deleted_up_to_what_its_reader_has_committed(
     new_worker: Callable[[str, str], ProtocolWorker],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("fcluster.coordinator.server.TRUNCATION_INTERVAL_S", 0.1)
-    monkeypatch.setattr("fcluster.coordinator.server.TRUNCATION_RECORDS_MIN", 30)
+    monkeypatch.setattr("fcluster.coordinator.truncation.TRUNCATION_INTERVAL_S", 0.1)
+    monkeypatch.setattr("fcluster.coordinator.truncation.TRUNCATION_RECORDS_MIN", 30)
     worker = new_worker(start().address, "w0")
     worker.join()
     worker.expect(messages.Assign)

@@ -1,0 +1,64 @@
+"""Keeps repartition topics from growing: deletes what their readers are done with.
+
+Responsible for: when, and up to where. Keeps the invariant that a record is deleted only when it is behind
+the committed offset of its one reader. Must not run in the coordinator's loop: `run` waits for Kafka.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+
+from confluent_kafka import TopicPartition
+
+from fcluster.common.errors import FclusterError
+from fcluster.common.ids import ShardId
+from fcluster.common.kafka_clients import Admin, delete_records_before
+from fcluster.common.topology import Topology
+
+_log = logging.getLogger("fcluster.coordinator")
+
+TRUNCATION_INTERVAL_S = 5.0
+TRUNCATION_RECORDS_MIN = 10_000
+"""Fewer processed records in a partition aren't worth a request."""
+
+
+class Truncation:
+    """Deletes what all readers of repartition topics are done with, now and then."""
+
+    def __init__(self, topology: Topology, admin: Admin) -> None:
+        self._sources = {stage.name: stage.source.name for stage in topology.stages if stage.internal}
+        self._admin = admin
+        self._deleted_before: dict[TopicPartition, int] = {}
+        self._due_s = time.monotonic() + TRUNCATION_INTERVAL_S
+
+    def cap(self, timeout_ms: float | None) -> float | None:
+        """The loop's time-out, short enough for this duty."""
+        if not self._sources:
+            return timeout_ms
+        mine_ms = max(0.0, (self._due_s - time.monotonic()) * 1000)
+        return mine_ms if timeout_ms is None else min(timeout_ms, mine_ms)
+
+    def is_due(self) -> bool:
+        """Whether it is time; if so it is due again an interval later."""
+        if not self._sources or time.monotonic() < self._due_s:
+            return False
+        self._due_s = time.monotonic() + TRUNCATION_INTERVAL_S
+        return True
+
+    def run(self, committed: Mapping[ShardId, int]) -> None:
+        """In the duties' thread: delete behind the committed offsets, where it is worth it."""
+        offsets: dict[TopicPartition, int] = {}
+        for shard, offset in committed.items():
+            topic = self._sources.get(shard.stage)
+            if topic is None:
+                continue
+            at = TopicPartition(topic, shard.partition)
+            if offset - self._deleted_before.get(at, 0) >= TRUNCATION_RECORDS_MIN:
+                offsets[at] = offset
+        try:
+            delete_records_before(self._admin, offsets)
+            self._deleted_before.update(offsets)
+        except FclusterError as error:
+            _log.warning("repartition topics are not truncated: %s", error.message)
