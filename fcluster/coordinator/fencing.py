@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
+from fcluster.common import failpoints
 from fcluster.common.errors import FclusterError
 from fcluster.common.ids import transactional_ids
 from fcluster.common.kafka_clients import fence_transactional_id
@@ -49,6 +50,7 @@ class Fencer:
 
     def fence(self, slot: int) -> None:
         """Begin to fence both ids of the slot."""
+        failpoints.reach("coordinator.before-fence", slot)
         if self._settings.processing_guarantee == "at-least-once":
             self._report(SlotFenced(slot))
             return
@@ -61,6 +63,7 @@ class Fencer:
                 pending[0] -= 1
                 last = pending[0] == 0
             if last:
+                failpoints.reach("coordinator.after-fence", slot)
                 self._report(_outcome(slot, futures))
 
         for future in futures:

@@ -31,7 +31,7 @@ from typing import Any
 from confluent_kafka import TopicPartition
 
 from fcluster import __version__
-from fcluster.common import messages
+from fcluster.common import failpoints, messages
 from fcluster.common.discovery import LEADER_KEY, Leader
 from fcluster.common.errors import ClusterConflict, FclusterError, SettingsError
 from fcluster.common.job import Job
@@ -292,6 +292,7 @@ class _Shell:
         for effect in self._core.handle(event, _now_ms()):
             match effect:
                 case events.SendMessage(peer, message):
+                    _pass_failpoint(message)
                     self._transport.send(peer, messages.encode(message))
                 case events.WriteJournal():
                     self._journal_thread.write(effect)
@@ -345,3 +346,10 @@ class _Shell:
 
 def _now_ms() -> float:
     return time.monotonic() * 1000
+
+
+def _pass_failpoint(message: messages.FromCoordinator) -> None:
+    if isinstance(message, messages.Complete):
+        failpoints.reach("coordinator.mid-broadcast", message.epoch)
+    elif isinstance(message, messages.Assign):
+        failpoints.reach("coordinator.mid-reassignment")

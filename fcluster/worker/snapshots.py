@@ -24,6 +24,7 @@ from typing import IO
 
 import msgspec
 
+from fcluster.common import failpoints
 from fcluster.common.errors import FclusterError, StateDamaged
 from fcluster.common.files import COPY_BYTES, NotPlainFileError, checked_name, sync_directory
 from fcluster.common.ids import ShardId
@@ -122,6 +123,7 @@ def _upload(
         uploaded.append(file)
     if damaged:
         verify(snapshots, shard, manifest)
+    failpoints.reach("worker.mid-snapshot", shard)
     snapshots.put_manifest(shard, _name_of(manifest), msgspec.json.encode(manifest))
     prune(snapshots, shard, meta)
     return SnapshotTaken(manifest, len(uploaded), sum(file.size_bytes for file in uploaded))

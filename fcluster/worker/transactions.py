@@ -26,6 +26,7 @@ from typing import Any, Protocol
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 
+from fcluster.common import failpoints
 from fcluster.common.ids import ShardId, transactional_ids
 from fcluster.common.kafka_clients import make_producer, reason_of
 from fcluster.common.positions import CommittedPosition
@@ -180,11 +181,14 @@ class TransactionalWriter:
         except KafkaException as error:
             what = f"sending the offsets of epoch {frozen.epoch}"
             raise TransactionLostError(f"{what}: {reason_of(error)}") from error
+        failpoints.reach("worker.offsets-sent", frozen.epoch)
         flush(self._sealed)
         check_deltas(frozen)
+        failpoints.reach("worker.delta-flushed", frozen.epoch)
 
     def commit(self, frozen: FrozenEpoch) -> None:
         assert self._sealed is not None
+        failpoints.reach("worker.commit", frozen.epoch)
         try:
             self._sealed.commit_transaction(FLUSH_TIMEOUT_S)
         except KafkaException as error:

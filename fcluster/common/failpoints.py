@@ -1,0 +1,151 @@
+"""Named points in the code at which a test lets a process die, stop, wait or fail.
+
+Responsible for: the table of points (`POINTS`), and what happens at them when they are armed. A process is
+armed by the environment variable `FCLUSTER__FAILPOINTS`, which names a directory. There a file with a point's
+name, written at any time, says what to do at one of its next passings (`Arm`, as JSON). Before it is done,
+the file is renamed to `<point>.reached`: so a fault happens once, and leaves a mark that it did. Without
+that variable `reach` is a function that does nothing.
+
+Must not be used for anything but tests: no behaviour of the product may hang on a point.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, Literal
+
+import msgspec
+
+ENVIRONMENT_VARIABLE: Final = "FCLUSTER__FAILPOINTS"
+REACHED: Final = ".reached"
+
+POINTS: Final[dict[str, str]] = {
+    "worker.barrier-received": "nothing of the epoch is frozen yet",
+    "worker.layers-frozen": "the deltas exist in memory only",
+    "worker.offsets-sent": "the offsets are pending in the transaction, the deltas perhaps not yet",
+    "worker.delta-flushed": "all of the epoch is in the transaction; nobody knows it yet",
+    "worker.prepared": "the coordinator is being told, and may declare the epoch complete",
+    "worker.complete-received": "the epoch is declared complete, its commit not yet begun",
+    "worker.commit": "the request to commit is the next thing to be sent",
+    "worker.committed": "committed in Kafka; neither local state nor coordinator know it",
+    "worker.mid-restore": "a shard is restored, and perhaps others are not",
+    "worker.mid-snapshot": "all files of a snapshot are in the store, its manifest is not",
+    "worker.snapshot-taken": "the snapshot is complete, the changelog not yet truncated",
+    "worker.shards-released": "shards were given up in a move; their stores are still open",
+    "coordinator.before-journal": "the core has decided; the journal doesn't know",
+    "coordinator.mid-journal": "entries of the journal are in an open transaction",
+    "coordinator.after-journal": "the journal knows; nobody else does",
+    "coordinator.mid-broadcast": "a worker is about to be told that an epoch is complete",
+    "coordinator.mid-reassignment": "a worker is about to get shards",
+    "coordinator.before-fence": "the end of a session is journalled, its slot not yet fenced",
+    "coordinator.after-fence": "a slot is fenced; nobody knows it yet",
+}
+
+
+class Arm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What to do at a point.
+
+    Attributes:
+        action: `kill` and `stop` send this process SIGKILL and SIGSTOP, `hold` waits `after_ms`, `raise`
+            raises an OSError with the number `errno`.
+        passing: at which passing since the file is there; passings of different details don't add up, so 2 is
+            the second one in the same epoch, where the detail is an epoch.
+        after_ms: the passing thread waits so long before it acts.
+        in_background: the passing thread goes on, and another one waits and acts.
+        every: act at each passing from then on, until the mark is removed.
+        errno: for `raise`.
+    """
+
+    action: Literal["kill", "stop", "hold", "raise"]
+    passing: int = 1
+    after_ms: int = 0
+    in_background: bool = False
+    every: bool = False
+    errno: int = 5
+
+
+class Failpoints:
+    """The points of one armed process.
+
+    Args:
+        directory: where arms are looked for and marks are left.
+        kill: sends this process a signal.
+    """
+
+    def __init__(self, directory: Path, kill: Callable[[int], None]) -> None:
+        self._directory = directory
+        self._kill = kill
+        self._lock = threading.Lock()
+        self._passings: dict[str, tuple[object, int]] = {}
+        self._lasting: dict[str, Arm] = {}
+
+    def reach(self, point: str, detail: object = None) -> None:
+        """The calling thread passes `point`; `detail` goes into the mark."""
+        if point not in POINTS:
+            raise ValueError(f"there is no failpoint {point!r}")
+        arm = self._lasting.get(point)
+        if arm is None or not (self._directory / f"{point}{REACHED}").exists():
+            arm = self._take(point, detail)
+        if arm is None:
+            return
+        if arm.in_background:
+            threading.Thread(target=self._act, args=(point, arm), daemon=True).start()
+        else:
+            self._act(point, arm)
+
+    def _take(self, point: str, detail: object) -> Arm | None:
+        """The arm, if this is the passing that it waits for; then the mark is left."""
+        file = self._directory / point
+        with self._lock:
+            self._lasting.pop(point, None)
+            try:
+                arm = msgspec.json.decode(file.read_bytes(), type=Arm)
+            except FileNotFoundError:
+                self._passings.pop(point, None)
+                return None
+            former, count = self._passings.get(point, (detail, 0))
+            count = count + 1 if former == detail else 1
+            self._passings[point] = (detail, count)
+            if count < arm.passing:
+                return None
+            del self._passings[point]
+            if arm.every:
+                self._lasting[point] = arm
+            mark = {"pid": os.getpid(), "time_ns": time.time_ns(), "detail": str(detail), "passing": count}
+            file.write_bytes(msgspec.json.encode(mark))
+            file.rename(file.with_name(f"{point}{REACHED}"))
+            return arm
+
+    def _act(self, point: str, arm: Arm) -> None:
+        time.sleep(arm.after_ms / 1000)
+        match arm.action:
+            case "kill":
+                self._kill(signal.SIGKILL)
+            case "stop":
+                self._kill(signal.SIGSTOP)
+            case "raise":
+                raise OSError(arm.errno, f"{os.strerror(arm.errno)} (failpoint {point})")
+            case "hold":
+                pass
+
+
+def _nothing(point: str, detail: object = None) -> None:
+    """No failpoints in this process."""
+
+
+def _send_self(number: int) -> None:
+    os.kill(os.getpid(), number)
+
+
+def _chosen() -> Callable[..., None]:
+    directory = os.environ.get(ENVIRONMENT_VARIABLE)
+    return Failpoints(Path(directory), _send_self).reach if directory else _nothing
+
+
+reach: Final = _chosen()
+"""Pass a point: `reach("worker.committed", epoch)`."""
