@@ -22,14 +22,22 @@ from fcluster.common.errors import FclusterError, SettingsError
 from fcluster.common.files import checked_name, open_plain, sync_directory, write_whole
 from fcluster.common.ids import ShardId
 
-_MANIFEST_BYTES_MAX = 16 * 1024 * 1024
-_HASH = re.compile(r"[0-9a-f]{64}")
-_MANIFEST_NAME = re.compile(r"\d{20}-\d{20}\.json")
-_IDENTITY_NAME = "STORE-ID"
+MANIFEST_BYTES_MAX = 16 * 1024 * 1024
+HASH = re.compile(r"[0-9a-f]{64}")
+MANIFEST_NAME = re.compile(r"\d{20}-\d{20}\.json")
+IDENTITY_NAME = "STORE-ID"
+OBJECT_STORE_SCHEMES = frozenset({"s3", "gs", "az"})
+
+
+class SnapshotStoreUnavailable(FclusterError):  # noqa: N818  named as the other errors that users see
+    """The store can't be reached or refuses us: says nothing about what is in it, and may pass."""
 
 
 class SnapshotStore(Protocol):
-    """Where snapshots are kept. Everything in it may be damaged or missing: callers verify."""
+    """Where snapshots are kept. Everything in it may be damaged or missing: callers verify.
+
+    All methods may raise SnapshotStoreUnavailable.
+    """
 
     def identity(self) -> str:
         """A text that only this store has: workers compare it to prove that they see the same store."""
@@ -69,16 +77,28 @@ class SnapshotStore(Protocol):
 
 
 def open_snapshot_store(url: str, job: str) -> SnapshotStore:
-    """The snapshot store at `url`: a directory's path, or ``file:///path``; made if missing.
+    """The snapshot store at `url`: a directory's path, ``file:///path``, or an object store's URL.
+
+    Args:
+        url: a directory is made if missing. ``s3://bucket/prefix``, ``gs://...`` and ``az://...`` take
+            credentials from the usual environment variables.
+        job: whose snapshots.
 
     Raises:
-        SettingsError: the URL's scheme isn't supported, or the directory can't be used.
+        SettingsError: the URL's scheme isn't supported, or the directory or bucket can't be used.
+        SnapshotStoreUnavailable: the object store can't be reached or refuses us.
     """
     scheme, separator, rest = url.partition("://")
+    if separator and scheme in OBJECT_STORE_SCHEMES:
+        # Loaded only where it is needed: it takes memory and time in each worker.
+        from fcluster.common.object_snapshot_store import open_object_snapshot_store
+
+        return open_object_snapshot_store(url, job)
     if separator and scheme != "file":
         raise SettingsError(
-            f"snapshots: {scheme}:// is not supported yet",
-            remedy="Use a local or shared directory that coordinator and all workers can reach.",
+            f"snapshots: {scheme}:// is not supported",
+            remedy="Give a directory, file:///path, s3://bucket/prefix, gs://bucket/prefix or "
+            "az://container/prefix.",
         )
     path = rest if separator else url
     if not path:
@@ -137,7 +157,7 @@ class DirectorySnapshotStore:
         return open_plain(self._folder(shard, "files") / checked_hash(file_hash))
 
     def put_manifest(self, shard: ShardId, name: str, content: bytes) -> None:
-        write_whole(self._folder(shard, "manifests") / _checked_manifest_name(name), content)
+        write_whole(self._folder(shard, "manifests") / checked_manifest_name(name), content)
 
     def manifest_names(self, shard: ShardId) -> list[str]:
         folder = self._folder(shard, "manifests", make=False)
@@ -145,15 +165,15 @@ class DirectorySnapshotStore:
             names = os.listdir(folder)
         except FileNotFoundError:
             return []
-        return sorted((name for name in names if _MANIFEST_NAME.fullmatch(name)), reverse=True)
+        return sorted((name for name in names if MANIFEST_NAME.fullmatch(name)), reverse=True)
 
     def read_manifest(self, shard: ShardId, name: str) -> bytes:
-        with open_plain(self._folder(shard, "manifests") / _checked_manifest_name(name)) as file:
-            return file.read(_MANIFEST_BYTES_MAX)
+        with open_plain(self._folder(shard, "manifests") / checked_manifest_name(name)) as file:
+            return file.read(MANIFEST_BYTES_MAX)
 
     def delete_manifest(self, shard: ShardId, name: str) -> None:
         folder = self._folder(shard, "manifests")
-        (folder / _checked_manifest_name(name)).unlink(missing_ok=True)
+        (folder / checked_manifest_name(name)).unlink(missing_ok=True)
         sync_directory(folder)
 
     def delete_unreferenced(self, shard: ShardId, referenced: set[str], older_than_s: float) -> int:
@@ -161,7 +181,7 @@ class DirectorySnapshotStore:
         for kind in ("files", "manifests"):
             folder = self._folder(shard, kind)
             for entry in os.scandir(folder):
-                whole = _HASH if kind == "files" else _MANIFEST_NAME
+                whole = HASH if kind == "files" else MANIFEST_NAME
                 if whole.fullmatch(entry.name) and (kind == "manifests" or entry.name in referenced):
                     continue
                 try:
@@ -186,8 +206,8 @@ class DirectorySnapshotStore:
         return path
 
     def _read_or_make_identity(self) -> str:
-        path = self.root / _IDENTITY_NAME
-        temporary = path.with_name(f".{_IDENTITY_NAME}-{uuid.uuid4().hex}")
+        path = self.root / IDENTITY_NAME
+        temporary = path.with_name(f".{IDENTITY_NAME}-{uuid.uuid4().hex}")
         if not path.exists():
             temporary.write_text(uuid.uuid4().hex + "\n")
             try:
@@ -202,12 +222,13 @@ class DirectorySnapshotStore:
 
 def checked_hash(file_hash: str) -> str:
     """`file_hash`, which is the hash of some content. Raises ValueError if it can't be."""
-    if not _HASH.fullmatch(file_hash):
+    if not HASH.fullmatch(file_hash):
         raise ValueError(f"{file_hash!r} is no hash")
     return file_hash
 
 
-def _checked_manifest_name(name: str) -> str:
-    if not _MANIFEST_NAME.fullmatch(name):
+def checked_manifest_name(name: str) -> str:
+    """`name`, which is the name of a manifest. Raises ValueError if it can't be."""
+    if not MANIFEST_NAME.fullmatch(name):
         raise ValueError(f"{name!r} is no manifest's name")
     return name
