@@ -178,7 +178,8 @@ class SourceReader:
                     self._commanded.wait(1.0)
                 elif self._room.acquire(timeout=POLL_TIMEOUT_S):
                     self._read()
-        except Exception as error:  # noqa: BLE001  dying in silence would look like an idle source
+        except Exception as error:
+            # Dying in silence would look like an idle source.
             self._emit(ReaderDied(f"{type(error).__name__}: {error}"))
             raise
         finally:
@@ -276,7 +277,7 @@ class SourceReader:
 
     def _report_idle(self) -> None:
         now_s = time.monotonic()
-        # What moves the position without a record (the marker of an aborted transaction) is looked for seldom.
+        # What moves the position without a record (an aborted transaction's marker) is looked for seldom.
         if not self._read_since_idle and now_s - self._last_idle_s < IDLE_LOOK_INTERVAL_S:
             return
         self._last_idle_s = now_s
