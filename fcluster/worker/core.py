@@ -723,8 +723,8 @@ class WorkerCore:
 
     def _on_complete(self, message: messages.Complete) -> None:
         if self.in_flight is None:
-            if message.epoch == self.epoch_seen:  # an epoch in which this worker had nothing
-                self._send(messages.Committed(self.session, message.epoch, 0.0, self.open.dirty, []))
+            # An epoch in which this worker had nothing, or the repetition of one that is committed already.
+            self._send(messages.Committed(self.session, message.epoch, 0.0, self.open.dirty, []))
             return
         flight = self._flight(message.session, message.epoch, EpochPhase.PREPARED)
         if flight is not None:

@@ -336,3 +336,21 @@ def test_assignment_repeated_restores_nothing_twice() -> None:
     scenario = Scenario().joined().running(A)
     scenario.receive(messages.Assign(1, 7, [A]))
     assert scenario.effects == []
+
+
+def test_empty_epoch_is_answered_even_if_a_restore_brought_a_higher_number_meanwhile() -> None:
+    scenario = Scenario().joined().running(A).barrier(1)
+    scenario.receive(messages.Assign(1, 7, [B]))
+    scenario.after(core.ShardRestored(7, B, position(5, 40)))
+    scenario.complete(1)
+    (committed,) = scenario.sent()
+    assert isinstance(committed, messages.Committed)
+    assert committed.epoch == 1
+
+
+def test_trouble_of_a_former_session_does_not_fail_the_job() -> None:
+    scenario = Scenario().joined().running(A)
+    scenario.after(core.JobBroken(6, "the store of a former session is closed"))
+    assert scenario.sent() == []
+    scenario.after(core.JobBroken(7, "the disk is full"))
+    assert scenario.sent() == [messages.WorkerFailed(7, "the disk is full")]
