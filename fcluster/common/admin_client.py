@@ -7,17 +7,24 @@ answer can't be taken for the next one's. Must not be shared between threads.
 
 from __future__ import annotations
 
+import time
 from typing import Any, cast
 
 import msgspec
 import zmq
+from zmq.utils.monitor import parse_monitor_message
 
 from fcluster.common import messages
 from fcluster.common.errors import FclusterError
+from fcluster.common.transport import HANDSHAKE_FAILURES, SocketSecurity, handshake_trouble
 
 
 class CoordinatorSilent(FclusterError):  # noqa: N818
     """The coordinator gave no answer in time."""
+
+
+class KeyRefused(CoordinatorSilent):
+    """Whoever listens there doesn't accept this key, or hasn't the one that is expected of him."""
 
 
 class RequestRefused(FclusterError):  # noqa: N818
@@ -28,10 +35,18 @@ class AdminClient:
     """A connection to the coordinator at `address` (``tcp://host:port``).
 
     It is opened by the first request and comes back by itself when the coordinator was restarted.
+
+    Args:
+        address: where it listens.
+        security: sets the socket's security options before it connects (see `security.client_security`).
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, security: SocketSecurity | None = None) -> None:
         self.address = address
+        self._security = security
+        self._monitor: Any = None
+        self._poller = zmq.Poller()
+        self._failures = 0
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
         self._socket: zmq.Socket[bytes] | None = None
 
@@ -46,6 +61,7 @@ class AdminClient:
 
         Raises:
             CoordinatorSilent: there was no answer within `timeout_ms`.
+            KeyRefused: the connection was refused.
             RequestRefused: it won't answer, for the reason in the message.
         """
         reply = self._ask(messages.StatusRequest(), timeout_ms)
@@ -58,6 +74,7 @@ class AdminClient:
 
         Raises:
             CoordinatorSilent: there was no answer within `timeout_ms`.
+            KeyRefused: the connection was refused.
             RequestRefused: it won't, for the reason in the message.
         """
         reply = self._ask(messages.StopRequest(), timeout_ms)
@@ -66,16 +83,22 @@ class AdminClient:
 
     def close(self) -> None:
         """Drop the connection; the next request opens a new one."""
+        if self._socket is not None:
+            self._socket.disable_monitor()
         if self._context is not None:
             self._context.destroy(0)
-        self._context = self._socket = None
+        self._context = self._socket = self._monitor = None
 
     def _ask(self, request: messages.Message, timeout_ms: int) -> messages.FromCoordinator:
         socket = self._open()
+        deadline_s = time.monotonic() + timeout_ms / 1000
+        trouble = ""
         try:
             socket.send(messages.encode(request), zmq.NOBLOCK)
-            if socket.poll(timeout_ms, zmq.POLLIN):
-                return messages.decode_from_coordinator(socket.recv_multipart()[0])
+            while not trouble and (left_s := deadline_s - time.monotonic()) > 0:
+                if socket in dict(self._poller.poll(int(left_s * 1000) + 1)):
+                    return messages.decode_from_coordinator(socket.recv_multipart()[0])
+                trouble = self._trouble()
         except (zmq.ZMQError, messages.MalformedMessage) as error:
             self.close()
             raise CoordinatorSilent(
@@ -83,10 +106,28 @@ class AdminClient:
                 remedy="Check that coordinator and command are of the same version of fcluster.",
             ) from error
         self.close()
+        if trouble:
+            raise KeyRefused(
+                f"no connection to the coordinator at {self.address}: {trouble}",
+                remedy="Set security.keys.dir to a directory with the coordinator's coordinator.pub and an "
+                "allowed admin.key, or to none if the coordinator has none.",
+            )
         raise CoordinatorSilent(
             f"the coordinator at {self.address} gave no answer within {timeout_ms / 1000:g} s",
             remedy="If it was just started or restarted, try again in a few seconds; else look into its log.",
         )
+
+    def _trouble(self) -> str:
+        """Why there is no connection, if the other side made that known."""
+        while True:
+            try:
+                happening = parse_monitor_message(self._monitor.recv_multipart(zmq.NOBLOCK))
+            except zmq.Again:
+                return ""
+            self._failures += 1
+            trouble = handshake_trouble(int(happening["event"]), int(happening["value"]), self._failures)
+            if trouble:
+                return trouble
 
     def _open(self) -> zmq.Socket[bytes]:
         if self._socket is None:
@@ -96,6 +137,13 @@ class AdminClient:
             self._socket.setsockopt(zmq.MAXMSGSIZE, messages.MESSAGE_BYTES_MAX)
             self._socket.setsockopt(zmq.RECONNECT_IVL, 50)
             self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, 500)
+            if self._security is not None:
+                self._security.apply(self._socket)
+            self._monitor = self._socket.get_monitor_socket(HANDSHAKE_FAILURES)
+            self._failures = 0
+            self._poller = zmq.Poller()
+            self._poller.register(self._socket, zmq.POLLIN)
+            self._poller.register(self._monitor, zmq.POLLIN)
             self._socket.connect(self.address)
         return self._socket
 

@@ -13,7 +13,7 @@ was fenced therefore can't come back to life by initialising its producers again
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 
@@ -25,6 +25,17 @@ _M = TypeVar("_M")
 
 MESSAGE_BYTES_MAX = 4 * 1024 * 1024
 """Larger frames are dropped by the sockets (ZMQ_MAXMSGSIZE) and refused by `decode`."""
+
+
+# What no honest sender exceeds. A number that fits its type and nothing else would otherwise travel on into
+# the journal, into committed offsets or into the clock of an epoch.
+_Number = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+_Session = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+_Slot = Annotated[int, msgspec.Meta(ge=-1, le=2**31 - 1)]
+_Offset = Annotated[int, msgspec.Meta(ge=-1001, le=2**63 - 1)]  # -1001 is Kafka's own "none"
+_Milliseconds = Annotated[float, msgspec.Meta(ge=0, le=1e12)]
+_Name = Annotated[str, msgspec.Meta(max_length=255)]
+_Address = Annotated[str, msgspec.Meta(max_length=4096)]
 
 
 class MalformedMessage(Exception):
@@ -45,25 +56,25 @@ class ShardStatus(msgspec.Struct, frozen=True, array_like=True):
     """
 
     shard: ShardId
-    position: int
-    committed: int
-    end: int
+    position: _Offset
+    committed: _Offset
+    end: _Offset
     dirty: bool
-    epoch: int
+    epoch: _Number
 
 
 class WorkerStats(msgspec.Struct, frozen=True):
     """What a heartbeat tells about a worker; rates and totals count from the process's start."""
 
-    records_in: int = 0
-    records_out: int = 0
-    records_skipped: int = 0
-    epochs_committed: int = 0
-    commit_latency_ms_p50: float = 0.0
-    commit_latency_ms_p99: float = 0.0
-    restoring: int = 0
-    resident_bytes: int = 0
-    snapshot_epoch_min: int = -1
+    records_in: _Number = 0
+    records_out: _Number = 0
+    records_skipped: _Number = 0
+    epochs_committed: _Number = 0
+    commit_latency_ms_p50: _Milliseconds = 0.0
+    commit_latency_ms_p99: _Milliseconds = 0.0
+    restoring: _Number = 0
+    resident_bytes: _Number = 0
+    snapshot_epoch_min: Annotated[int, msgspec.Meta(ge=-1, le=2**53)] = -1
     shards: list[ShardStatus] = []
 
 
@@ -81,51 +92,51 @@ class Hello(Message, frozen=True):
     connection, so this one tells all that the coordinator needs: a shard that is not in `owned` is not held.
     """
 
-    worker: str
-    host: str
-    pid: int
-    slot: int
-    session: int
+    worker: _Name
+    host: _Name
+    pid: _Number
+    slot: _Slot
+    session: _Session
     owned: list[ShardId]
-    epoch: int
-    prepared_epoch: int
+    epoch: _Number
+    prepared_epoch: _Number
     dirty: bool
-    topology: str
-    snapshot_store: str
-    version: str
-    in_flight_epoch: int = 0
+    topology: _Name
+    snapshot_store: _Address
+    version: _Name
+    in_flight_epoch: _Number = 0
 
 
 class Heartbeat(Message, frozen=True):
     """Alive, every `heartbeat.interval.ms`."""
 
-    session: int
+    session: _Session
     stats: WorkerStats
 
 
 class Dirty(Message, frozen=True):
     """The worker has its first uncommitted record since its last barrier: an epoch is wanted."""
 
-    session: int
+    session: _Session
     backlog: bool
 
 
 class Prepared(Message, frozen=True):
     """Outputs, deltas and offsets of `epoch` are flushed and pending in the worker's transaction."""
 
-    session: int
-    epoch: int
-    records: int
-    prepare_ms: float
+    session: _Session
+    epoch: _Number
+    records: _Number
+    prepare_ms: _Milliseconds
     backlog: bool
 
 
 class Committed(Message, frozen=True):
     """The worker's transaction for `epoch` is committed. `dirty`: it already holds records of the next."""
 
-    session: int
-    epoch: int
-    commit_ms: float
+    session: _Session
+    epoch: _Number
+    commit_ms: _Milliseconds
     dirty: bool
     shards: list[ShardStatus]
 
@@ -133,34 +144,34 @@ class Committed(Message, frozen=True):
 class ShardsRunning(Message, frozen=True):
     """These shards are restored, checked against their committed epoch, and process records."""
 
-    session: int
+    session: _Session
     shards: list[ShardStatus]
 
 
 class Released(Message, frozen=True):
     """These shards' last epoch is committed (or they had nothing to commit); the worker let go of them."""
 
-    session: int
+    session: _Session
     shards: list[ShardId]
 
 
 class Drained(Message, frozen=True):
     """Everything the worker had processed is committed and it processes no more."""
 
-    session: int
+    session: _Session
 
 
 class WorkerFailed(Message, frozen=True):
     """The job can't go on, on any worker: bad record, incompatible state, gap in a source."""
 
-    session: int
+    session: _Session
     reason: str
 
 
 class Goodbye(Message, frozen=True):
     """The worker leaves in good order: it holds nothing uncommitted and its producers are closed."""
 
-    session: int
+    session: _Session
 
 
 # --- coordinator to worker ---------------------------------------------------------------------------
@@ -173,17 +184,17 @@ class Welcome(Message, frozen=True):
     adopted: on an unadopted Welcome the worker initialises its producers, and owns no shard yet.
     """
 
-    term: int
-    session: int
-    slot: int
-    epoch: int
+    term: _Number
+    session: _Session
+    slot: _Slot
+    epoch: _Number
     adopted: bool
 
 
 class Refused(Message, frozen=True):
     """The worker can't join; `retry` says whether asking again later may help."""
 
-    term: int
+    term: _Number
     reason: str
     retry: bool
 
@@ -191,23 +202,23 @@ class Refused(Message, frozen=True):
 class Evicted(Message, frozen=True):
     """`session` is over: drop everything it held, then join as a fresh worker."""
 
-    term: int
-    session: int
+    term: _Number
+    session: _Session
 
 
 class Assign(Message, frozen=True):
     """Restore and run these shards. Their former owner released them or was fenced."""
 
-    term: int
-    session: int
+    term: _Number
+    session: _Session
     shards: list[ShardId]
 
 
 class Revoke(Message, frozen=True):
     """Stop reading these shards, commit what they processed, then answer `Released`."""
 
-    term: int
-    session: int
+    term: _Number
+    session: _Session
     shards: list[ShardId]
 
 
@@ -217,31 +228,31 @@ class Barrier(Message, frozen=True):
     A worker with nothing open answers `Prepared` with 0 records at once and commits nothing.
     """
 
-    term: int
-    session: int
-    epoch: int
+    term: _Number
+    session: _Session
+    epoch: _Number
 
 
 class Complete(Message, frozen=True):
     """`epoch` is declared complete: commit it."""
 
-    term: int
-    session: int
-    epoch: int
+    term: _Number
+    session: _Session
+    epoch: _Number
 
 
 class Drain(Message, frozen=True):
     """Process no more, commit what is processed, answer `Drained`, and wait for `Shutdown`."""
 
-    term: int
-    session: int
+    term: _Number
+    session: _Session
 
 
 class Shutdown(Message, frozen=True):
     """Exit. `failed` says that the job stopped on an error, `reason` names it."""
 
-    term: int
-    session: int
+    term: _Number
+    session: _Session
     reason: str
     failed: bool
 
@@ -249,8 +260,8 @@ class Shutdown(Message, frozen=True):
 class HeartbeatAck(Message, frozen=True):
     """The coordinator is alive; a worker that misses it looks for a new leader."""
 
-    term: int
-    session: int
+    term: _Number
+    session: _Session
 
 
 # --- admin ---------------------------------------------------------------------------------------------
@@ -263,7 +274,7 @@ class StatusRequest(Message, frozen=True):
 class StatusReply(Message, frozen=True):
     """`status` is the JSON document that `fcluster status --json` prints."""
 
-    term: int
+    term: _Number
     status: msgspec.Raw
 
 
@@ -274,7 +285,7 @@ class StopRequest(Message, frozen=True):
 class StopReply(Message, frozen=True):
     """The job is draining."""
 
-    term: int
+    term: _Number
 
 
 FromWorker = (
@@ -290,7 +301,9 @@ FromWorker = (
     | Goodbye
 )
 FromAdmin = StatusRequest | StopRequest
-ToWorker = Welcome | Refused | Evicted | Assign | Revoke | Barrier | Complete | Drain | Shutdown | HeartbeatAck
+ToWorker = (
+    Welcome | Refused | Evicted | Assign | Revoke | Barrier | Complete | Drain | Shutdown | HeartbeatAck
+)
 ToAdmin = StatusReply | StopReply | Refused
 
 ToCoordinator = FromWorker | FromAdmin
@@ -329,7 +342,9 @@ def _decode(frame: bytes, decoder: msgspec.msgpack.Decoder[_M]) -> _M:
     if len(frame) > MESSAGE_BYTES_MAX:
         raise MalformedMessage(f"a frame of {len(frame)} bytes is over the limit of {MESSAGE_BYTES_MAX}")
     if frame[:1] != _VERSION_BYTE:
-        raise MalformedMessage(f"protocol version {frame[:1].hex() or 'missing'}, {PROTOCOL_VERSION} is spoken here")
+        raise MalformedMessage(
+            f"protocol version {frame[:1].hex() or 'missing'}, {PROTOCOL_VERSION} is spoken here"
+        )
     try:
         return decoder.decode(memoryview(frame)[1:])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -6,40 +6,24 @@ that nothing is changed by a check. Must not decide what a leader does.
 
 from __future__ import annotations
 
-import ipaddress
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 from confluent_kafka import TopicPartition
 
-from fcluster.common.admin_client import AdminClient
+from fcluster.common.admin_client import AdminClient, KeyRefused
 from fcluster.common.discovery import find_leader
-from fcluster.common.errors import ClusterConflict, FclusterError, IncompatibleState, SettingsError
+from fcluster.common.errors import ClusterConflict, FclusterError, IncompatibleState
 from fcluster.common.kafka_clients import make_consumer, read_committed_positions
+from fcluster.common.keys import Role
+from fcluster.common.security import client_security
 from fcluster.common.settings import Settings
 from fcluster.common.topology import Topology, incompatibility
 
+_log = logging.getLogger("fcluster.coordinator")
+
 LEADER_ANSWER_MS = 1_000
-
-
-def check_bind_address(settings: Settings) -> None:
-    """Raises SettingsError if others than this host could connect without keys."""
-    if not _is_local(settings.coordinator_bind) and not settings.insecure:
-        raise SettingsError(
-            f"coordinator.bind = {settings.coordinator_bind!r} is reachable from other hosts, and control "
-            "connections are not encrypted or authenticated yet.",
-            remedy="Bind to tcp://127.0.0.1:0, or give --insecure if the network is trusted.",
-        )
-
-
-def _is_local(address: str) -> bool:
-    """Whether only processes of this host can connect."""
-    scheme, _, rest = address.partition("://")
-    host = rest.rpartition(":")[0].strip("[]")
-    try:
-        return scheme == "ipc" or host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def check_no_other_leader(settings: Settings, job: str) -> None:
@@ -47,9 +31,20 @@ def check_no_other_leader(settings: Settings, job: str) -> None:
     leader = find_leader(settings, job)
     if leader is None:
         return
-    with AdminClient(leader.address) as client:
+    try:
+        security = client_security(settings, Role.COORDINATOR, leader.address, leader.public_key)
+    except FclusterError as error:
+        _log.warning("the last coordinator, at %s, can't be asked: %s", leader.address, error.message)
+        return  # it ran with other keys, or without; if it lives, its journal is taken from it
+    with AdminClient(leader.address, security) as client:
         try:
             answer = client.status(LEADER_ANSWER_MS)
+        except KeyRefused as error:
+            raise ClusterConflict(
+                f"Somebody listens at {leader.address}, where the coordinator of job {job!r} was last, and "
+                f"doesn't accept this key: {error.message}.",
+                remedy="Give all coordinators of a job the same security.keys.dir, or stop that one first.",
+            ) from error
         except FclusterError:
             return  # dead, or somebody else's port by now
     if answer.get("job") == job and answer.get("term") == leader.term:

@@ -214,6 +214,8 @@ class Coordinator:
                 self.progress.set_target(stage, offsets)
             case events.Started():
                 self._on_started()
+            case events.WireCounted():
+                self._note_wire(event)
             case events.StopRequested():
                 self._begin_drain("asked to stop")
             case events.Deposed(reason):
@@ -330,6 +332,11 @@ class Coordinator:
         until = self.epochs.wanted_reservation()
         if until is not None:
             self._hold("epochs", self._journal("epoch", {"reserved_until": until}), until)
+
+    def _note_wire(self, counted: events.WireCounted) -> None:
+        self.counters.malformed_frames = counted.malformed_frames
+        self.counters.unauthorised_frames = counted.unauthorised_frames
+        self.counters.failed_handshakes = counted.failed_handshakes
 
     # --- messages -------------------------------------------------------------------------------------
 

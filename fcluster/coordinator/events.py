@@ -73,6 +73,15 @@ class EndOffsetsRead:
 
 
 @dataclass(frozen=True, slots=True)
+class WireCounted:
+    """How much came in since the start that was dropped, for the status."""
+
+    malformed_frames: int
+    unauthorised_frames: int
+    failed_handshakes: int
+
+
+@dataclass(frozen=True, slots=True)
 class StopRequested:
     """The coordinator's own process was asked to end in good order."""
 
@@ -91,6 +100,7 @@ Event = (
     | JournalWritten
     | Deposed
     | EndOffsetsRead
+    | WireCounted
     | StopRequested
     | Tick
 )

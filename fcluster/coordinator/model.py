@@ -166,6 +166,9 @@ class Counters:
     moves: int = 0
     epochs: int = 0
     stragglers: int = 0
+    malformed_frames: int = 0
+    unauthorised_frames: int = 0
+    failed_handshakes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,14 +42,13 @@ from fcluster.common.kafka_clients import (
     ensure_internal_topics,
     make_admin,
 )
-from fcluster.common.messages import MalformedMessage
+from fcluster.common.security import coordinator_security
 from fcluster.common.settings import Settings
 from fcluster.common.snapshot_store import store_identity
 from fcluster.common.topology import Topology
-from fcluster.common.transport import Disconnected, FrameReceived, RouterTransport
+from fcluster.common.transport import Disconnected, FrameReceived, HandshakeFailed, RouterTransport
 from fcluster.coordinator import events
 from fcluster.coordinator.checks import (
-    check_bind_address,
     check_no_other_leader,
     check_partitions,
     check_topology,
@@ -58,6 +57,7 @@ from fcluster.coordinator.checks import (
 from fcluster.coordinator.core import EXIT_TEMPORARY, Coordinator
 from fcluster.coordinator.events import Event
 from fcluster.coordinator.fencing import Fencer
+from fcluster.coordinator.gate import Gate
 from fcluster.coordinator.journal import Journal, JournalLostError, JournalThread, open_journal
 from fcluster.coordinator.model import Terms
 from fcluster.coordinator.truncation import Truncation
@@ -99,7 +99,7 @@ def run_coordinator(
         FclusterError: it can't lead, for the reason in the message.
     """
     topology = job if isinstance(job, Topology) else job.build()
-    check_bind_address(settings)
+    security = coordinator_security(settings)
     admin = make_admin(settings)
     connect_or_raise(admin, settings)
     partitions = ensure_internal_topics(admin, topology, settings)
@@ -119,10 +119,12 @@ def run_coordinator(
         snapshot_store=store_identity(settings.snapshots, topology.job),
         highest_committed_epoch=highest_committed_epoch(settings, topology.job, sources),
     )
-    transport = RouterTransport()
+    transport = RouterTransport(security)
+    public_key = "" if security is None else security.public_key.decode()
     try:
-        leader = _become_leader(transport, journal, terms)
-        shell = _Shell(terms, past, transport, journal, admin)
+        leader = _become_leader(transport, journal, terms, public_key)
+        gate = Gate(terms.term, secured=security is not None)
+        shell = _Shell(terms, past, transport, gate, journal, admin)
         _announce(leader, ready_callback, ready_file)
         with _signals(shell):
             return shell.run()
@@ -133,7 +135,7 @@ def run_coordinator(
 # --- leading ------------------------------------------------------------------------------------------
 
 
-def _become_leader(transport: RouterTransport, journal: Journal, terms: Terms) -> Leader:
+def _become_leader(transport: RouterTransport, journal: Journal, terms: Terms, public_key: str) -> Leader:
     """Listen, and let the journal say so."""
     leader = Leader(
         address=_bind(transport, terms.settings.coordinator_bind),
@@ -141,6 +143,7 @@ def _become_leader(transport: RouterTransport, journal: Journal, terms: Terms) -
         host=socket.gethostname(),
         pid=os.getpid(),
         cluster_id=uuid.uuid4().hex,
+        public_key=public_key,
     )
     entries: dict[str, Any] = {
         "term": {"term": terms.term},
@@ -219,12 +222,14 @@ class _Shell:
         terms: Terms,
         past: Mapping[str, Any],
         transport: RouterTransport,
+        gate: Gate,
         journal: Journal,
         admin: Admin,
     ) -> None:
         self._topology = terms.topology
         self._core = Coordinator.recover(past, terms, _now_ms())
         self._transport = transport
+        self._gate = gate
         self._admin = admin
         self._inbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._stop: events.StopCoordinator | None = None
@@ -257,14 +262,15 @@ class _Shell:
         timeout_ms = None if deadline_ms is None else max(0.0, deadline_ms - _now_ms())
         happened = False
         for item in self._transport.poll(self._truncation.cap(timeout_ms)):
-            happened = True
             match item:
                 case FrameReceived():
-                    self._on_frame(item)
+                    # A flood of what is dropped must not keep the core from its clock.
+                    happened |= self._on_frame(item)
                 case Disconnected(peer):
+                    happened = True
                     self._feed(events.PeerDisconnected(peer))
-                case _:
-                    pass
+                case HandshakeFailed(reason):
+                    self._gate.note_handshake(reason)
         while True:
             try:
                 event = self._inbox.get_nowait()
@@ -277,16 +283,26 @@ class _Shell:
         if self._truncation.is_due():
             self._in_background(self._truncation.run, self._core.committed_offsets())
 
-    def _on_frame(self, received: FrameReceived) -> None:
-        try:
-            message = messages.decode_for_coordinator(received.frame)
-        except MalformedMessage as error:
-            self._transport.malformed_frames += 1
-            count = self._transport.malformed_frames
-            if count & (count - 1) == 0:  # the 1st, 2nd, 4th, 8th, ...: a flood must not fill the log
-                _log.warning("dropped a malformed frame, %d so far: %s", count, error)
-            return
+    def _on_frame(self, received: FrameReceived) -> bool:
+        """Whether the core got something to do."""
+        message = self._gate.admit(received)
+        if message is None:
+            return False
+        if isinstance(message, messages.Refused):
+            self._transport.send(received.peer, messages.encode(message))
+            return False
+        if isinstance(message, messages.StatusRequest):
+            self._feed(self._wire_counted())
         self._feed(events.MessageReceived(received.peer, message))
+        return True
+
+    def _wire_counted(self) -> events.WireCounted:
+        gate, transport = self._gate, self._transport
+        return events.WireCounted(
+            malformed_frames=gate.malformed_frames + transport.malformed_frames,
+            unauthorised_frames=gate.unauthorised_frames,
+            failed_handshakes=transport.failed_handshakes,
+        )
 
     def _feed(self, event: Event) -> None:
         for effect in self._core.handle(event, _now_ms()):

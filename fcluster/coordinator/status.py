@@ -77,6 +77,9 @@ def _counters(coordinator: Coordinator) -> dict[str, int]:
         "moves": counters.moves,
         "epochs": coordinator.rounds.begun,
         "stragglers": coordinator.rounds.stragglers,
+        "malformed_frames": counters.malformed_frames,
+        "unauthorised_frames": counters.unauthorised_frames,
+        "failed_handshakes": counters.failed_handshakes,
     }
 
 

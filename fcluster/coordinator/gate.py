@@ -1,0 +1,90 @@
+"""What of the frames that arrive gets through to the core.
+
+Responsible for: decoding, and whether the sender's role may say such a thing. Keeps the rules that no frame
+raises, that what is dropped is counted, that nobody speaks under another's name, and that one frame leads to
+at most one answer. Must not know of sockets, nor of the cluster's state.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Final, get_args
+
+from fcluster.common import messages
+from fcluster.common.keys import Role
+from fcluster.common.messages import MalformedMessage, Message, Refused, ToCoordinator
+from fcluster.common.transport import FrameReceived
+
+_log = logging.getLogger("fcluster.coordinator")
+
+ADMIN_KINDS: Final[tuple[type[Message], ...]] = get_args(messages.FromAdmin)
+WORKER_KINDS: Final[tuple[type[Message], ...]] = get_args(messages.FromWorker)
+_KINDS_OF: Final[dict[str, tuple[type[Message], ...]]] = {
+    Role.WORKER: WORKER_KINDS,
+    Role.ADMIN: ADMIN_KINDS,
+    Role.COORDINATOR: (messages.StatusRequest,),  # another one that asks whether this one lives
+}
+
+
+class Gate:
+    """Lets messages through, or not.
+
+    Args:
+        term: of the coordinator, for what it answers.
+        secured: connections carry the role of their key, and it decides. Otherwise anybody may say anything.
+    """
+
+    def __init__(self, term: int, *, secured: bool) -> None:
+        self.malformed_frames = 0
+        self.unauthorised_frames = 0
+        self._failed_handshakes = 0
+        self._term = term
+        self._secured = secured
+
+    def admit(self, received: FrameReceived) -> ToCoordinator | Refused | None:
+        """The message in a frame; or, if its sender may not send it, an answer for him, or nothing."""
+        try:
+            message = messages.decode_for_coordinator(received.frame)
+        except MalformedMessage as error:
+            self._drop_malformed(str(error))
+            return None
+        if isinstance(message, messages.Hello) and message.worker.encode() != received.peer:
+            self._drop_malformed(
+                f"the connection {received.peer!r} says Hello for a worker {message.worker!r}"
+            )
+            return None
+        if not self._secured or isinstance(message, _KINDS_OF.get(received.role, ())):
+            return message
+        return self._drop_unauthorised(received.role, message)
+
+    def note_handshake(self, reason: str) -> None:
+        """Somebody who connected was not let in."""
+        self._failed_handshakes += 1
+        if _is_due(self._failed_handshakes):
+            _log.warning("refused a connection, %d so far: %s", self._failed_handshakes, reason)
+
+    def _drop_malformed(self, reason: str) -> None:
+        self.malformed_frames += 1
+        if _is_due(self.malformed_frames):
+            _log.warning("dropped a malformed frame, %d so far: %s", self.malformed_frames, reason[:500])
+
+    def _drop_unauthorised(self, role: str, message: Message) -> Refused | None:
+        self.unauthorised_frames += 1
+        kind = type(message).__name__
+        if _is_due(self.unauthorised_frames):
+            count = self.unauthorised_frames
+            _log.warning("dropped a %s sent with a key of role %r, %d so far", kind, role, count)
+        if isinstance(message, messages.Hello):
+            reason = (
+                f"this is the key of role {role!r}. A worker joins with worker.key in its security.keys.dir."
+            )
+        elif isinstance(message, ADMIN_KINDS):
+            reason = f"this is the key of role {role!r}. {kind} needs admin.key in security.keys.dir."
+        else:
+            return None
+        return Refused(self._term, reason, retry=False)
+
+
+def _is_due(count: int) -> bool:
+    """The 1st, 2nd, 4th, 8th, ...: a flood must not fill the log."""
+    return count & (count - 1) == 0
