@@ -39,13 +39,15 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message
 
 from fcluster import __version__
 from fcluster.common import failpoints, messages
-from fcluster.common.discovery import find_leader
+from fcluster.common.discovery import Leader, find_leader
 from fcluster.common.errors import FclusterError
 from fcluster.common.ids import ShardId
 from fcluster.common.job import Job
 from fcluster.common.kafka_clients import make_consumer
+from fcluster.common.keys import Role
 from fcluster.common.messages import MalformedMessage, ShardStatus, WorkerStats
 from fcluster.common.positions import CommittedPosition
+from fcluster.common.security import client_security
 from fcluster.common.settings import Settings
 from fcluster.common.topology import Isolation, Topology
 from fcluster.common.transport import DealerTransport
@@ -101,6 +103,11 @@ class Worker:
         self._topology: Topology = job.build(settings)
         self._settings = settings
         self._fixed_address = coordinator_address
+        self._fixed_security = (
+            client_security(settings, Role.WORKER, coordinator_address) if coordinator_address else None
+        )
+        self._leader: Leader | None = None
+        self._connection_trouble = ""
         self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._batches: deque[Batch] = deque()
         self._batch_index = 0
@@ -144,8 +151,9 @@ class Worker:
         self._transport = DealerTransport(
             identity.worker.encode(),
             on_frame=self._on_frame,
-            on_connected=lambda: self._inbox.put(core.Connected()),
+            on_connected=self._on_connected,
             on_disconnected=lambda: _log.warning("the connection to the coordinator is lost; reconnecting"),
+            on_refused=lambda reason: self._say_trouble(f"no connection to the coordinator: {reason}"),
         )
         self._stopping = threading.Event()
         self._pulse = threading.Thread(target=self._run_pulse, name="pulse", daemon=True)
@@ -156,7 +164,7 @@ class Worker:
         """Work until told to leave; returns the process's exit code."""
         self._pulse.start()
         if self._fixed_address:
-            self._transport.connect(self._fixed_address)
+            self._transport.connect(self._fixed_address, self._fixed_security)
         try:
             while self._exit is None:
                 self._take_events()
@@ -625,14 +633,29 @@ class Worker:
     def _look_for_leader(self) -> None:
         try:
             leader = find_leader(self._settings, self._topology.job)
+            if leader is None:
+                _log.info("no coordinator of job %s yet; waiting for one", self._topology.job)
+            elif leader != self._leader:
+                self._follow(leader)
         except (FclusterError, KafkaException) as error:
-            _log.warning("looking for the coordinator: %s", error)
-            return
-        if leader is None:
-            _log.info("no coordinator of job %s yet; waiting for one", self._topology.job)
-        elif leader.address != self._transport.address:
-            _log.info("the coordinator is at %s", leader.address)
-            self._transport.connect(leader.address)
+            # The journal may still name a leader that ran with other keys: the next one may fit.
+            self._say_trouble(f"looking for the coordinator: {error}")
+
+    def _follow(self, leader: Leader) -> None:
+        security = client_security(self._settings, Role.WORKER, leader.address, leader.public_key)
+        _log.info("the coordinator is at %s", leader.address)
+        self._transport.connect(leader.address, security)
+        self._leader = leader
+
+    def _on_connected(self) -> None:
+        self._connection_trouble = ""
+        self._inbox.put(core.Connected())
+
+    def _say_trouble(self, trouble: str) -> None:
+        """Once for each kind: it is tried again every second."""
+        if trouble != self._connection_trouble:
+            _log.warning("%s", trouble)
+        self._connection_trouble = trouble
 
     def _refresh_stats(self) -> None:
         latencies = sorted(self._commit_latencies_ms)
