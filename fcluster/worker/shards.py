@@ -22,7 +22,7 @@ from pathlib import Path
 from confluent_kafka import KafkaException, TopicPartition
 
 from fcluster.common import failpoints
-from fcluster.common.errors import FclusterError, KafkaUnavailable, SourceGap
+from fcluster.common.errors import FclusterError, KafkaUnavailable, SourceGap, StateDamaged
 from fcluster.common.ids import ShardId
 from fcluster.common.kafka_clients import (
     begin_offsets,
@@ -43,7 +43,12 @@ from fcluster.worker.store import StateDirectoryFullError, StoreDirectory
 
 _log = logging.getLogger("fcluster.worker")
 
-_MENDABLE = (KafkaUnavailable, SnapshotStoreUnavailable, StateDirectoryFullError)
+
+class _OvertakenError(FclusterError):
+    """A shard that is being restored has been committed by somebody else."""
+
+
+_MENDABLE = (KafkaUnavailable, SnapshotStoreUnavailable, StateDirectoryFullError, _OvertakenError)
 """What keeps this worker from restoring just now, but neither the others nor itself later."""
 
 SETTLE_TIMEOUT_S = 60.0
@@ -167,7 +172,11 @@ class ShardHost:
                 return
             self._write_dropped()
             positions = self._positions(shards)
-            self._restore_states(session, positions, stop)
+            try:
+                self._restore_states(session, positions, stop)
+            except StateDamaged as damage:
+                self._check_positions(positions, damage)
+                raise
         except (FclusterError, KafkaException) as error:
             fatal = isinstance(error, FclusterError) and not isinstance(error, _MENDABLE)
             if not stop.is_set():
@@ -175,6 +184,18 @@ class ShardHost:
         except Exception as error:  # noqa: BLE001  a thread that dies in silence would hang its shards
             _log.exception("restoring failed")
             self._emit(core.RestoreFailed(session, f"{type(error).__name__}: {error}", fatal=True))
+
+    def _check_positions(self, positions: Mapping[ShardId, CommittedPosition], damage: StateDamaged) -> None:
+        """Tell damage from the deltas of a successor: our session may be over, and we not know of it yet.
+
+        Raises:
+            _OvertakenError: somebody else commits for these shards.
+        """
+        waiting = {shard: position for shard, position in positions.items() if shard in self._restoring}
+        if self._positions(tuple(waiting)) != waiting:
+            raise _OvertakenError(
+                f"the shards have got another owner meanwhile ({damage.message})"
+            ) from damage
 
     def _restore_states(
         self, session: int, positions: Mapping[ShardId, CommittedPosition], stop: threading.Event
