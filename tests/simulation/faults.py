@@ -19,8 +19,8 @@ STORM_MS_SPREAD = 2500
 KEYS = 5
 
 THEMES = (
-    "calm", "crashes", "strikes", "strikes", "pauses", "network", "kafka", "coordinators", "rescale", "disks",
-    "everything", "everything", "everything",
+    "calm", "crashes", "strikes", "strikes", "pauses", "zombies", "network", "kafka", "coordinators", "deposed",
+    "rescale", "disks", "everything", "everything", "everything",
 )  # fmt: skip
 
 WORKER_STEPS = (
@@ -66,6 +66,10 @@ class _Brewer:
         inputs = self._schedule_inputs()
         if theme in ("strikes", "coordinators") or everything:
             self._schedule_strikes(theme)
+        if theme == "zombies":
+            self._schedule_zombies()
+        if theme == "deposed":
+            self._schedule_deposed()
         for name, count, fault in (
             ("crashes", 4, self._crash),
             ("pauses", 4, self._pause),
@@ -143,6 +147,33 @@ class _Brewer:
             duration_ms = self.random.choice((40, 400, 1200))
             countdown = self.random.choice((1, 1, 2, 3, 5, 10))
             self.cluster.strikes.append(Strike(self.random.choice(steps), countdown, kind, duration_ms))
+
+    def _schedule_zombies(self) -> None:
+        """Workers stopped where they hold most, and a coordinator that finds it hard to fence them."""
+        steps = ("Complete received", "complete, before commit", "offsets sent", "PrepareEpoch carried out")
+        for _ in range(self.random.randint(1, 3)):
+            step, countdown = f"worker: {self.random.choice(steps)}", self.random.choice((1, 2, 4, 8))
+            self.cluster.strikes.append(Strike(step, countdown, "stop", self.random.choice((800, 1200, 2000))))
+        for _ in range(self.random.randint(0, 3)):
+            duration_ms = self.random.choice((100, 600, 1500))
+            self.cluster.strikes.append(Strike("coordinator: before a fence", 1, "cut from Kafka", duration_ms))
+
+    def _schedule_deposed(self) -> None:
+        """Coordinators that are deposed and go on, and workers that find their way to them."""
+        self.cluster.misdirected_share = 0.5
+        begin_ms = self.random.randrange(self.duration_ms // 2)
+        for number in range(self.random.randint(1, 2)):
+            self.world.at(begin_ms + 700 * number, None, self._depose)
+        self._schedule(self.random.randint(2, 6), self._trouble_network)
+        self._schedule(self.random.randint(0, 2), self._rescale)
+
+    def _depose(self) -> None:
+        coordinators = self.cluster.living_coordinators
+        if coordinators and len(coordinators) < 3:
+            self.world.landed["coordinator: deposed alive"] += 1
+            if self.world.chance(0.5):
+                self.random.choice(coordinators).pause(self.random.choice((60, 400, 1000)))
+            self.cluster.start_coordinator()
 
     # --- faults at their time -----------------------------------------------------------------------------------
 

@@ -634,7 +634,14 @@ class SimWorker(Process):
             for shard in shards:
                 if stop[0] or not self.alive:
                     return
-                yield from self._restore_one(session, shard, positions[shard], stop)
+                try:
+                    yield from self._restore_one(session, shard, positions[shard], stop)
+                except StateDamaged:
+                    now: dict[ShardId, CommittedPosition | None] = {}
+                    yield from self.read_positions((shard,), now)
+                    if now[shard] == positions[shard]:
+                        raise
+                    raise KafkaFailure(f"{shard} has got another owner meanwhile") from None
         except KafkaFailure as failure:
             if not stop[0]:
                 self.post(core.RestoreFailed(session, f"restoring: {failure}", fatal=False))
