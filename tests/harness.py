@@ -232,6 +232,16 @@ class Cluster:
         self.kill(name)
         return name, sum(held.values())
 
+    # --- for subclasses ------------------------------------------------------------------------------
+
+    def environment_of(self, name: str) -> Mapping[str, str]:
+        """What is added to the environment of one process."""
+        return {}
+
+    def prefix_of(self, name: str) -> Sequence[str]:
+        """A command that starts the process of that name, without forking."""
+        return ()
+
     # --- inside --------------------------------------------------------------------------------------
 
     def _spawn(self, name: str, arguments: Sequence[str]) -> ChildProcess:
@@ -241,7 +251,9 @@ class Cluster:
         command += ["--data-dir", str(self.data_dir)]
         for setting, value in self._settings.items():
             command += ["--set", f"{setting}={value}"]
-        child = spawn(name, command, log_file=self._log_path(name), env=self._env, cwd=REPOSITORY)
+        command = [*self.prefix_of(name), *command]
+        env = {**self._env, **self.environment_of(name)}
+        child = spawn(name, command, log_file=self._log_path(name), env=env, cwd=REPOSITORY)
         self._running[name] = child
         self._all.append(child)
         return child

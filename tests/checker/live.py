@@ -75,6 +75,21 @@ class LiveReader:
         """How many records were read so far."""
         return sum(len(rows) for rows in self._seen.values())
 
+    def newest_ns(self) -> dict[int, int]:
+        """Partition to the producer's clock in the last record that was read there; 0 if there is none."""
+        return {
+            partition: decode_output(rows[-1][1], partition, rows[-1][0]).produced_at_ns if rows else 0
+            for partition, rows in self._seen.items()
+        }
+
+    def times_ns(self) -> dict[tuple[int, int], int]:
+        """Partition and offset of what was read so far, with the reader's clock at that time."""
+        return {
+            (partition, offset): seen_at_ns
+            for partition, rows in self._seen.items()
+            for offset, _value, seen_at_ns in list(rows)
+        }
+
     def latencies_ms(self) -> list[float]:
         """Milliseconds from the producer's clock to the reader's, in the order of reading; one host only."""
         timed = [

@@ -1,0 +1,148 @@
+"""A cluster whose processes have failpoints.
+
+Responsible for: arming points of running processes and telling whether they were reached, slowing processes
+down, and looking into them (status, open files). A point is armed by a file, at any time; the mark is a file
+that the process leaves when it gets there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from fcluster.common.admin_client import AdminClient
+from fcluster.common.discovery import find_leader
+from fcluster.common.errors import FclusterError
+from fcluster.common.failpoints import ENVIRONMENT_VARIABLE, POINTS, REACHED, Arm
+from fcluster.common.settings import resolve
+from tests.harness import Cluster, wait_until
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A process passed a point and did what it was armed for; `time_ns` is the wall clock then."""
+
+    process: str
+    point: str
+    pid: int
+    time_ns: int
+    detail: str
+
+
+class ChaosCluster(Cluster):
+    """See the module."""
+
+    def environment_of(self, name: str) -> Mapping[str, str]:
+        directory = self._arms(name)
+        directory.mkdir(parents=True, exist_ok=True)
+        return {ENVIRONMENT_VARIABLE: str(directory)}
+
+    # --- failpoints --------------------------------------------------------------------------------------
+
+    def arm(self, process: str, point: str, arm: Arm) -> None:
+        """Let `process` do so at `point`; what it did there before is forgotten."""
+        assert point in POINTS, point
+        directory = self._arms(process)
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / f"{point}{REACHED}").unlink(missing_ok=True)
+        new = directory / "new"
+        new.write_bytes(msgspec.json.encode(arm))
+        new.rename(directory / point)
+
+    def disarm(self, process: str, point: str) -> None:
+        """Forget the arm and the mark."""
+        for name in (point, f"{point}{REACHED}"):
+            (self._arms(process) / name).unlink(missing_ok=True)
+
+    def mark(self, process: str, point: str) -> Mark | None:
+        """What the process left at the point, None if it has not been there."""
+        try:
+            content = msgspec.json.decode((self._arms(process) / f"{point}{REACHED}").read_bytes())
+        except FileNotFoundError:
+            return None
+        return Mark(process, point, content["pid"], content["time_ns"], content["detail"])
+
+    def await_mark(self, process: str, point: str, timeout_s: float = 30) -> Mark:
+        """Wait until `process` has reached `point`."""
+        return wait_until(lambda: self.mark(process, point), f"{process} reaches {point}", timeout_s, 0.01)
+
+    def await_death(self, process: str, number: int = signal.SIGKILL, timeout_s: float = 30) -> None:
+        """Wait until `process` has died of the signal; it may be started again then."""
+        child = self.child(process)
+        code = child.wait(timeout_s)
+        assert code == -number, f"{process} ended with {code}, not by signal {number}\n{self.log(process)}"
+        self._running.pop(process)
+
+    # --- others ------------------------------------------------------------------------------------------
+
+    def stop(self, process: str, timeout_s: float = 30) -> None:
+        """SIGTERM, and wait until it has ended in good order."""
+        child = self._running.pop(process)
+        child.terminate()
+        code = child.wait(timeout_s)
+        assert code == 0, f"{process}, asked to leave, ended with {code}\n{self.log(process)}"
+
+    @contextlib.contextmanager
+    def slowed(self, process: str, times: float, period_s: float = 0.05) -> Iterator[None]:
+        """Let `process` run for only 1/`times` of the time, in small turns."""
+        pid = self.child(process).pid
+        ended = threading.Event()
+
+        def run() -> None:
+            while not ended.is_set():
+                os.kill(pid, signal.SIGSTOP)
+                ended.wait(period_s * (1 - 1 / times))
+                os.kill(pid, signal.SIGCONT)
+                time.sleep(period_s / times)
+
+        thread = threading.Thread(target=run, name=f"slow {process}")
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+    def status(self) -> dict[str, Any] | None:
+        """The coordinator's status document, None while there is none to answer."""
+        settings = resolve({}, None, {}, {"brokers": self.brokers})
+        try:
+            leader = find_leader(settings, self._env["FCLUSTER_TEST_JOB"])
+            if leader is None:
+                return None
+            with AdminClient(leader.address) as client:
+                return client.status(1000)
+        except FclusterError:
+            return None
+
+    def shards_running(self, workers: int) -> bool:
+        """Whether so many workers run, and all shards on them."""
+        status = self.status()
+        return (
+            status is not None
+            and len(status["workers"]) == workers
+            and all(shard["phase"] == "running" for shard in status["shards"])
+        )
+
+    def open_files(self) -> dict[str, list[str]]:
+        """Process to what its descriptors are, files left out that RocksDB comes and goes with."""
+        found: dict[str, list[str]] = {}
+        for name, pid in self.pids().items():
+            kinds: list[str] = []
+            for entry in Path(f"/proc/{pid}/fd").iterdir():
+                with contextlib.suppress(FileNotFoundError):
+                    kinds.append(os.readlink(entry))
+            found[name] = [kind for kind in kinds if not kind.startswith("/")]
+        return found
+
+    def _arms(self, name: str) -> Path:
+        return self.data_dir / "failpoints" / name

@@ -1,0 +1,93 @@
+"""The job's state, also where snapshots have let the changelog be cut.
+
+Responsible for: `check_state` like that of the checker, but beginning at a snapshot where the changelog doesn't
+reach back to its beginning: the snapshot's files, taken apart with RocksDB, then the deltas behind it. Every
+snapshot that is in the store is verified, and there are at most two for a shard.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rocksdict import AccessType, Options, Rdict
+
+from fcluster.common.ids import ShardId, changelog_topic
+from fcluster.common.snapshot_store import SnapshotStore, open_snapshot_store
+from fcluster.worker.changelog import DeltaReader
+from fcluster.worker.manifest import Manifest
+from fcluster.worker.snapshots import SNAPSHOTS_KEPT, usable_manifests, verify
+from fcluster.worker.store import META_KEY
+from tests.checker.reading import READ_COMMITTED, read_topic
+from tests.checker.state import check_state as check_whole_state
+from tests.checker.state import committed_state_epochs, decoded
+from tests.checker.verdict import Verdict, judge_state
+
+
+def check_state(
+    brokers: str,
+    job: str,
+    stage: str,
+    source: str,
+    store: str,
+    expected: Mapping[str, Mapping[str, Any]],
+    data_dir: Path,
+    snapshots_url: str = "",
+) -> Verdict:
+    """Compare the state of a stage with the fold of its input; arguments as `tests.checker.state` has them."""
+    snapshots = open_snapshot_store(snapshots_url or str(data_dir / "snapshots"), job)
+    topic = changelog_topic(job, stage)
+    records = read_topic(brokers, topic, READ_COMMITTED, lambda message: (message.offset(), message.value()))
+    manifests = {
+        partition: list(usable_manifests(snapshots, ShardId(stage, partition))) for partition in records
+    }
+    if not any(manifests.values()):
+        return check_whole_state(brokers, job, stage, source, store, expected, data_dir)
+    verdict = Verdict(f"state of {stage} with snapshots")
+    epochs = committed_state_epochs(brokers, job, source)
+    actual: dict[str, Any] = {}
+    for partition, rows in records.items():
+        shard = ShardId(stage, partition)
+        found = manifests[partition]
+        if len(found) > SNAPSHOTS_KEPT:
+            verdict.found("state", f"{shard}: {len(found)} snapshots are kept")
+        for manifest in found:
+            verify(snapshots, shard, manifest)
+        # The oldest one: behind it the changelog must be whole.
+        base = min(found, key=lambda manifest: manifest.state_epoch, default=None)
+        content, epoch = _content(snapshots, shard, base) if base else ({}, 0)
+        reader = DeltaReader(f"{topic}[{partition}]", epoch)
+        for offset, value in rows:
+            if base is None or offset >= base.changelog_offset:
+                delta = reader.feed(offset, value)
+                if delta is not None:
+                    content.update(delta.changes)
+        reader.finish()
+        if reader.state_epoch != epochs.get(partition, 0):
+            verdict.found(
+                "state", f"{shard}: ends at {reader.state_epoch}, committed {epochs.get(partition)}"
+            )
+        actual.update(decoded({key: value for key, value in content.items() if value}, store))
+    verdict.notes.append(f"{sum(map(len, manifests.values()))} snapshots verified")
+    return verdict.merge(judge_state(expected, actual, f"snapshots and changelog of {stage}"))
+
+
+def _content(snapshots: SnapshotStore, shard: ShardId, manifest: Manifest) -> tuple[dict[bytes, bytes], int]:
+    with tempfile.TemporaryDirectory() as folder:
+        for file in manifest.files:
+            with (
+                snapshots.open_file(shard, file.hash) as source,
+                (Path(folder) / file.name).open("wb") as copy,
+            ):
+                shutil.copyfileobj(source, copy)
+        store = Rdict(folder, Options(raw_mode=True), access_type=AccessType.read_only())
+        try:
+            content = dict(store.items())
+        finally:
+            store.close()
+    meta = content.pop(META_KEY, None)
+    return content, json.loads(meta)["state_epoch"] if meta is not None else 0

@@ -1,0 +1,50 @@
+"""Transactional ids as the broker remembers them, read from its internal topic.
+
+Responsible for: which ids a job ever used, and in which state each one stands. Kafka's admin API for this is
+not in the client library, so the records of `__transaction_state` are decoded here, as far as needed.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from confluent_kafka import Message
+
+from tests.checker.reading import READ_UNCOMMITTED, partitions_of, read_topic
+
+TOPIC = "__transaction_state"
+STATES = (
+    "Empty",
+    "Ongoing",
+    "PrepareCommit",
+    "PrepareAbort",
+    "CompleteCommit",
+    "CompleteAbort",
+    "Dead",
+    "PrepareEpochFence",
+)
+AT_REST = {"Empty", "CompleteCommit", "CompleteAbort", "Dead"}
+
+
+def transactional_ids_of(brokers: str, prefix: str) -> dict[str, str]:
+    """Every transactional id that begins with `prefix`, with the name of its state."""
+    if not partitions_of(brokers, TOPIC):
+        return {}
+    states: dict[str, str] = {}
+    for records in read_topic(brokers, TOPIC, READ_UNCOMMITTED, _decode).values():
+        for identity, state in records:
+            if identity.startswith(prefix):
+                states[identity] = state
+    return {identity: state for identity, state in states.items() if state}
+
+
+def _decode(message: Message) -> tuple[str, str]:
+    """Id and state; the state is empty where the id was forgotten."""
+    key, value = message.key() or b"", message.value()
+    _version, length = struct.unpack_from(">hh", key)
+    identity = key[4 : 4 + length].decode()
+    if value is None:
+        return identity, ""
+    # Version, producer id, its epoch, the time-out, the state; what follows isn't needed.
+    *_, state = struct.unpack_from(">hqhib", value)
+    return identity, STATES[state]
