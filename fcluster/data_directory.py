@@ -9,6 +9,7 @@ that logs don't grow without bound. Must not touch state, Kafka's data or snapsh
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -52,10 +53,7 @@ def create_directory(path: Path) -> None:
     try:
         (path / "logs").mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DirectoryUnusable(
-            f"the data directory {path} can't be used: {error.strerror or error}",
-            remedy="Choose another with --data-dir.",
-        ) from error
+        raise _unwritable(path, error) from error
 
 
 class DirectoryLock:
@@ -75,10 +73,7 @@ class DirectoryLock:
         try:
             file = self._path.open("a+b")
         except OSError as error:
-            raise DirectoryUnusable(
-                f"{self._path} can't be written: {error.strerror or error}",
-                remedy="Choose another directory with --data-dir.",
-            ) from error
+            raise _unwritable(self._path, error) from error
         deadline = time.monotonic() + LOCK_PATIENCE_S
         while not _try_lock(file, fcntl.LOCK_EX):
             if time.monotonic() > deadline:
@@ -89,9 +84,12 @@ class DirectoryLock:
                     remedy="Stop that cluster first, or choose another directory with --data-dir.",
                 )
             time.sleep(0.02)
-        file.truncate(0)
-        file.write(str(os.getpid()).encode())
-        file.flush()
+        try:
+            file.truncate(0)
+            os.write(file.fileno(), str(os.getpid()).encode())
+        except OSError as error:
+            file.close()
+            raise _unwritable(self._path, error) from error
         self._file = file
 
     def release(self) -> None:
@@ -124,12 +122,31 @@ def _try_lock(file: BinaryIO, kind: int) -> bool:
     return True
 
 
+def _unwritable(path: Path, error: OSError) -> DirectoryUnusable:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DirectoryUnusable(
+            f"{path} can't be written: the disk is full",
+            remedy="Make room, or choose a directory on another disk with --data-dir.",
+        )
+    return DirectoryUnusable(
+        f"{path} can't be written: {error.strerror or error}",
+        remedy="Choose another directory with --data-dir.",
+    )
+
+
 def write_note(directory: Path, note: ClusterNote) -> None:
-    """Write `cluster.json`; a reader sees the old one or the new one, never a part."""
+    """Write `cluster.json`; a reader sees the old one or the new one, never a part.
+
+    Raises:
+        DirectoryUnusable: it can't be written.
+    """
     path = directory / "cluster.json"
     temporary = path.with_suffix(".json.new")
-    temporary.write_text(json.dumps(asdict(note), indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    try:
+        temporary.write_text(json.dumps(asdict(note), indent=2) + "\n", encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        raise _unwritable(path, error) from error
 
 
 def remove_note(directory: Path) -> None:

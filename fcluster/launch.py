@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from fcluster.common.errors import ClusterConflict, FclusterError, MissingTopic
+from fcluster.common.errors import ClusterConflict, FclusterError, MissingTopic, cause_and_remedy
 from fcluster.common.settings import Settings, resolve
 from fcluster.data_directory import (
     ClusterNote,
@@ -84,7 +84,7 @@ def start_logging(level: str) -> None:
 def job_failure() -> tuple[str, str]:
     """Why the job failed, as the coordinator logged it last, and what to do about it."""
     logged = _log_handler.last_error if _log_handler is not None else ""
-    reason, _, remedy = logged.removeprefix("coordinator ends: ").partition("\n")
+    reason, remedy = cause_and_remedy(logged.removeprefix("coordinator ends: "))
     if reason.startswith("record "):
         remedy = "Nothing beyond it is committed. Correct the job or set its on_error, then start it again."
     return (
@@ -463,7 +463,7 @@ class _Up:
             spawn=self._spawn,
             view=view,
             ask_drain=self._ask_drain,
-            on_change=lambda pids: write_note(self._directory, replace(self._note, pids=pids)),
+            on_change=lambda pids: self._note_processes(view, pids),
             drain_timeout_s=self._settings.checkpoint_timeout_ms / 1000 + 15,
         )
         handler = _ViewHandler(view)
@@ -486,6 +486,14 @@ class _Up:
             logging.getLogger().removeHandler(handler)
             view.close()
             log.close()
+
+    def _note_processes(self, view: _LoggedView, pids: dict[str, int]) -> None:
+        from fcluster.supervisor import SUPERVISOR
+
+        try:
+            write_note(self._directory, replace(self._note, pids=pids))
+        except FclusterError as error:  # `fcluster status` has to do without; the job need not
+            view.line(SUPERVISOR, f"WARNING {error.message}")
 
     def _specs(self) -> list[ProcessSpec]:
         from fcluster.supervisor import COORDINATOR, ProcessSpec

@@ -1,8 +1,8 @@
 """The errors that users see.
 
 Responsible for: one class for each kind of trouble a user can do something about. Keeps the rule that
-every such error has a message naming the cause and a remedy saying what to do. Must not hold logic, nor
-import anything of fcluster.
+every such error has a message naming the cause and a remedy saying what to do. Must not import anything of
+fcluster.
 """
 
 # ruff: noqa: N818 (each class is named after what is wrong; that it is an error its base says)
@@ -31,6 +31,22 @@ class FclusterError(Exception):
     def __reduce__(self) -> tuple[object, ...]:
         # Exception's own would call the class without the keyword argument and lose the remedy.
         return (_rebuild, (type(self), self.message, self.remedy))
+
+
+REMEDY_MARK = "; remedy: "
+
+
+def one_line(error: Exception) -> str:
+    """Cause and remedy in one line, for logs and messages between processes."""
+    if not isinstance(error, FclusterError) or not error.remedy:
+        return " ".join(str(error).split())
+    return " ".join(f"{error.message.rstrip('.')}{REMEDY_MARK}{error.remedy}".split())
+
+
+def cause_and_remedy(line: str) -> tuple[str, str]:
+    """The two parts of what `one_line` made; the remedy is empty if it has none."""
+    cause, _, remedy = line.partition(REMEDY_MARK)
+    return cause, remedy
 
 
 def _rebuild(kind: type[FclusterError], message: str, remedy: str) -> FclusterError:

@@ -40,7 +40,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message
 from fcluster import __version__
 from fcluster.common import failpoints, messages
 from fcluster.common.discovery import Leader, find_leader
-from fcluster.common.errors import FclusterError
+from fcluster.common.errors import FclusterError, one_line
 from fcluster.common.ids import ShardId
 from fcluster.common.job import Job
 from fcluster.common.kafka_clients import make_consumer
@@ -62,7 +62,7 @@ from fcluster.worker.processing import (
     UnreadableRecordError,
     describe_record,
 )
-from fcluster.worker.shards import ShardHost, one_line
+from fcluster.worker.shards import ShardHost
 from fcluster.worker.state import ShardState
 from fcluster.worker.transactions import (
     AtLeastOnceWriter,

@@ -22,7 +22,7 @@ from pathlib import Path
 from confluent_kafka import KafkaException, TopicPartition
 
 from fcluster.common import failpoints
-from fcluster.common.errors import FclusterError, KafkaUnavailable, SourceGap, StateDamaged
+from fcluster.common.errors import FclusterError, KafkaUnavailable, SourceGap, StateDamaged, one_line
 from fcluster.common.ids import ShardId
 from fcluster.common.kafka_clients import (
     begin_offsets,
@@ -341,8 +341,3 @@ class NoStore:
     def apply(self, changes: Mapping[bytes, bytes], meta: StoreMeta) -> None:  # noqa: ARG002  as above
         """Never called: there are no changes without tables."""
         raise AssertionError("a shard without state was written")
-
-
-def one_line(error: Exception) -> str:
-    """What went wrong and what to do, for a log line or a message."""
-    return " ".join(str(error).split())

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import itertools
 import os
+import random
 import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +21,7 @@ from confluent_kafka.admin import NewPartitions
 
 from tests.checker.generate import PARTITIONER, create_topic
 from tests.checker.reading import READ_COMMITTED, admin_of, committed_offsets, read_topic
-from tests.harness import REPOSITORY, processes_with
+from tests.harness import REPOSITORY, processes_with, wait_until
 
 pytestmark = pytest.mark.timeout(180)
 UP_TIMEOUT_S = 60
@@ -66,27 +72,17 @@ class Place:
         path.write_text(text.format(job=self.job, source=self.source, output=self.output, on_error=on_error))
         return path
 
-    def up(
-        self, target: Path | str, *more: str, brokers: str | None = None, data_dir: Path | None = None
-    ) -> Ended:
+    def up(self, target: Path | str, *more: str, brokers: str | None = None, workers: int = 2) -> Ended:
         """`fcluster up TARGET --until-caught-up`, to its end."""
-        command = [sys.executable, "-m", "fcluster", "up", str(target), "--workers", "2", "--until-caught-up"]
-        command += ["--brokers", brokers or self.brokers, "--data-dir", str(data_dir or self.data_dir), *more]
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            timeout=UP_TIMEOUT_S,
-            cwd=REPOSITORY,
-            env={**os.environ, "COLUMNS": "200"},
-        )
+        with Up(self, target, "--until-caught-up", *more, brokers=brokers, workers=workers) as up:
+            ended = up.wait(UP_TIMEOUT_S)
         assert not processes_with(str(self.data_dir)), "processes are left behind"
-        return Ended(done.returncode, done.stdout, done.stderr)
+        return ended
 
-    def produce(self, values: list[bytes], key: str = "k") -> None:
+    def produce(self, values: Iterable[bytes], keys: Iterable[str] = itertools.repeat("k")) -> None:
         """Write values to partition 0 of the source."""
         producer = Producer({"bootstrap.servers": self.brokers, "partitioner": PARTITIONER})
-        for value in values:
+        for key, value in zip(keys, values, strict=False):
             producer.produce(self.source, value, key, partition=0)
         assert producer.flush(30) == 0
 
@@ -102,9 +98,72 @@ class Place:
         return committed_offsets(self.brokers, self.job).get((self.source, 0), 0)
 
 
+class Up:
+    """`fcluster up TARGET` as a process, ended with the `with` block."""
+
+    def __init__(
+        self, place: Place, target: Path | str, *more: str, brokers: str | None = None, workers: int = 2
+    ) -> None:
+        self._command = [sys.executable, "-m", "fcluster", "up", str(target), *more]
+        self._command += ["--workers", str(workers), "--brokers", brokers or place.brokers]
+        self._command += ["--data-dir", str(place.data_dir)]
+        self._data_dir = place.data_dir
+
+    def __enter__(self) -> Up:
+        self._files = tempfile.TemporaryFile("w+"), tempfile.TemporaryFile("w+")
+        out, err = self._files
+        environment = {**os.environ, "COLUMNS": "200"}
+        self._process = subprocess.Popen(
+            self._command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, cwd=REPOSITORY, env=environment
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process.poll() is None:
+            self._process.terminate()
+        try:
+            self._process.wait(30)
+        finally:
+            self._process.kill()
+            self._process.wait()
+            for file in self._files:
+                file.close()
+
+    def poll(self) -> int | None:
+        """The exit code if it ended."""
+        return self._process.poll()
+
+    def wait(self, timeout_s: float) -> Ended:
+        """Wait for its end."""
+        try:
+            code = self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            said = "".join(self._said())
+            raise TimeoutError(f"`fcluster up` still runs after {timeout_s} s:\n{said}") from None
+        out, err = self._said()
+        return Ended(code, out, err)
+
+    def wait_until_it_answers(self) -> None:
+        """Wait until `fcluster status` gets an answer of its coordinator."""
+        status = [sys.executable, "-m", "fcluster", "status", "--json", "--data-dir", str(self._data_dir)]
+
+        def answers() -> bool:
+            assert self.poll() is None, self._said()
+            return subprocess.run(status, capture_output=True, timeout=20, cwd=REPOSITORY).returncode == 0
+
+        wait_until(answers, "fcluster up answers", 30, 0.1)
+
+    def _said(self) -> tuple[str, ...]:
+        for file in self._files:
+            file.seek(0)
+        return tuple(file.read() for file in self._files)
+
+
 @pytest.fixture
-def place(kafka: str, topic_prefix: str, tmp_path: Path) -> Place:
-    return Place(kafka, topic_prefix, tmp_path)
+def place(kafka: str, topic_prefix: str, tmp_path: Path) -> Iterator[Place]:
+    place = Place(kafka, topic_prefix, tmp_path)
+    yield place
+    assert not processes_with(str(tmp_path)), "processes are left behind"
 
 
 @pytest.fixture
@@ -119,6 +178,7 @@ def numbers(*values: int) -> list[bytes]:
 
 def assert_refused(ended: Ended, *parts: str) -> None:
     """Not 0, cause and remedy named, no traceback of ours."""
+    print(ended.text)
     assert ended.code not in (0, 70), ended.text
     for part in parts:
         assert part in ended.text, ended.text
@@ -226,65 +286,98 @@ def test_state_of_an_incompatible_topology_is_refused(place: Place, source: str)
 
 def test_second_cluster_of_the_same_job_is_refused(place: Place, source: str) -> None:
     path = place.write_job()
-    with running_up(place, path):
-        ended = place_beside(place, path)
-        assert_refused(ended, place.job)
+    with Up(place, path, workers=1) as up:
+        up.wait_until_it_answers()
+        beside = Place(place.brokers, "", place.directory)
+        beside.data_dir = place.directory / "beside"
+        assert_refused(beside.up(path), place.job, "runs already")
+        assert up.poll() is None
 
 
 def test_data_directory_in_use_is_refused(place: Place, source: str) -> None:
     path = place.write_job()
-    with running_up(place, path):
-        command = [sys.executable, "-m", "fcluster", "up", str(path), "--brokers", place.brokers]
-        done = subprocess.run(
-            [*command, "--data-dir", str(place.data_dir)],
-            capture_output=True,
-            text=True,
-            timeout=UP_TIMEOUT_S,
-            cwd=REPOSITORY,
-        )
-        assert_refused(Ended(done.returncode, done.stdout, done.stderr), str(place.data_dir), "in use")
+    with Up(place, path, workers=1) as up:
+        up.wait_until_it_answers()
+        with Up(place, path) as second:
+            assert_refused(second.wait(UP_TIMEOUT_S), str(place.data_dir), "in use")
+        assert up.poll() is None
 
 
-def place_beside(place: Place, path: Path) -> Ended:
-    """`fcluster up` of the same job with another data directory."""
-    beside = Place(place.brokers, "", place.directory)
-    beside.data_dir = place.directory / "beside"
-    return beside.up(path)
+# --- disk full ------------------------------------------------------------------------------------------
+
+KEEPING_JOB = """
+from fcluster import Job
+
+job = Job("{job}")
+
+@job.process(job.topic("{source}"), to=job.topic("{output}"))
+def keep(ctx, record):
+    ctx.state["kept"] = record["filler"]
+    return {{"value": record["value"]}}
+"""
+SMALL_DISK_BYTES = 6_000_000
+"""Less than RocksDB's write buffer, which so fills it with the first flush."""
+DISK_FULL_RECORDS_MAX = 50_000
+"""200 MB: the job has to end before."""
 
 
-class running_up:  # noqa: N801
-    """`fcluster up` in the background until its job answers `fcluster status`."""
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A directory on a file system of its own, of SMALL_DISK_BYTES. Mounting one takes root."""
+    directory = tmp_path / "small-disk"
+    directory.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={SMALL_DISK_BYTES}", "tmpfs", str(directory)]
+    try:
+        mounted = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    except FileNotFoundError:
+        pytest.skip("disk full: not tested, there is no mount command here")
+    if mounted.returncode != 0:
+        pytest.skip(f"disk full: not tested, no tmpfs can be mounted here: {mounted.stderr.strip()}")
+    try:
+        yield directory
+    finally:
+        subprocess.run(["umount", str(directory)], check=True, timeout=30)
 
-    def __init__(self, place: Place, path: Path) -> None:
-        self._place = place
-        self._command = [sys.executable, "-m", "fcluster", "up", str(path), "--workers", "1"]
-        self._command += ["--brokers", place.brokers, "--data-dir", str(place.data_dir)]
 
-    def __enter__(self) -> None:
-        from tests.harness import wait_until
+def test_disk_that_becomes_full_ends_the_job_and_nothing_is_lost(place: Place, small_disk: Path) -> None:
+    create_topic(place.brokers, place.source, 1)
+    place.data_dir = small_disk / "data"
+    path = place.write_job(KEEPING_JOB)
+    draw = random.Random(1)
+    written = 0
+    with Up(place, path, workers=1) as up:
+        while up.poll() is None and written < DISK_FULL_RECORDS_MAX:
+            fillers = [base64.b64encode(draw.randbytes(3000)).decode() for _ in range(300)]
+            values = (
+                orjson.dumps({"value": number, "filler": filler})
+                for number, filler in enumerate(fillers, start=written)
+            )
+            place.produce(values, map(str, itertools.count(written)))
+            written += len(fillers)
+            time.sleep(0.05)  # a steady stream: the disk is full long before the bound on records
+        ended = up.wait(30)
+    assert_refused(ended, str(small_disk), "full", "state.dir")
+    committed = place.committed()
+    assert 0 < committed < written
+    assert len(place.outputs()) == committed
+    subprocess.run(["mount", "-o", "remount,size=100m", str(small_disk)], check=True, timeout=30)
+    ended = place.up(path, workers=1)
+    assert ended.code == 0, ended.text
+    assert place.committed() == written
+    assert [orjson.loads(value or b"")["value"] for value in place.outputs()] == list(range(written))
 
-        self._process = subprocess.Popen(
-            self._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=REPOSITORY
-        )
-        wait_until(self._answers, "fcluster up answers", 30, 0.3)
 
-    def __exit__(self, *_: object) -> None:
-        self._process.terminate()
-        try:
-            self._process.wait(30)
-        finally:
-            self._process.kill()
-            self._process.wait()
+def fill(path: Path) -> None:
+    """Write to a file until that fails."""
+    with path.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
 
-    def _answers(self) -> bool:
-        assert self._process.poll() is None, "fcluster up ended"
-        status = [
-            sys.executable,
-            "-m",
-            "fcluster",
-            "status",
-            "--json",
-            "--data-dir",
-            str(self._place.data_dir),
-        ]
-        return subprocess.run(status, capture_output=True, timeout=20, cwd=REPOSITORY).returncode == 0
+
+def test_disk_that_is_full_from_the_start_is_named(place: Place, source: str, small_disk: Path) -> None:
+    place.data_dir = small_disk / "data"
+    place.produce(numbers(1))
+    with pytest.raises(OSError, match="No space left"):
+        fill(small_disk / "filler")
+    assert_refused(place.up(place.write_job()), str(small_disk), "full")
+    assert place.committed() == 0

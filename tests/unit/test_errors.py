@@ -21,3 +21,15 @@ def test_error_rebuilt_from_its_parts_keeps_type_message_and_remedy() -> None:
     error = copy.copy(errors.SettingsError("a", remedy="b"))
     assert type(error) is errors.SettingsError
     assert (error.message, error.remedy) == ("a", "b")
+
+
+def test_one_line_of_an_error_can_be_taken_apart_again() -> None:
+    line = errors.one_line(errors.SourceGap("Records\nare gone.", remedy="Say so;\nthen go on."))
+    assert line == "Records are gone; remedy: Say so; then go on."
+    assert errors.cause_and_remedy(line) == ("Records are gone", "Say so; then go on.")
+
+
+def test_one_line_of_an_error_without_a_remedy_is_its_message() -> None:
+    assert errors.one_line(errors.StateDamaged("Gone.")) == "Gone."
+    assert errors.one_line(ValueError("a\nb")) == "a b"
+    assert errors.cause_and_remedy("Gone.") == ("Gone.", "")
