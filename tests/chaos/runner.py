@@ -27,7 +27,7 @@ from tests.chaos.transactions_log import AT_REST, transactional_ids_of
 from tests.checker.check import check_regrouped, check_totals, wait_until_committed
 from tests.checker.generate import Generator, create_topic
 from tests.checker.live import LiveReader
-from tests.checker.reading import READ_COMMITTED, READ_UNCOMMITTED, read_input
+from tests.checker.reading import READ_COMMITTED, READ_UNCOMMITTED, end_offsets, read_input
 from tests.checker.verdict import Verdict, state_by_group, state_by_key
 from tests.harness import COORDINATOR, processes_with, wait_until, worker_name
 
@@ -51,7 +51,8 @@ SETTINGS: Mapping[str, object] = {
     "commit.interval.max.ms": 200,
     "checkpoint.timeout.ms": 5000,
     "initial.rebalance.delay.ms": 500,
-    "snapshot.interval.ms": 3_600_000,  # unless snapshots are the point: a whole changelog is a better witness
+    # Unless snapshots are the point: a whole changelog is a better witness.
+    "snapshot.interval.ms": 3_600_000,
 }
 
 
@@ -257,9 +258,8 @@ class Chaos:
 
     def _judge_landing(self) -> None:
         """Each fault in an open epoch has outputs that were written and never committed."""
-        aborted = [
-            seen_ns for readers in (self.readers, self._readers_between) for seen_ns in _aborted_ns(readers)
-        ]
+        everywhere = (self.readers, self._readers_between)
+        aborted = [ns for readers in everywhere for ns in _aborted_ns(self.brokers, readers)]
         for fault in self.faults:
             begin_ns = fault.time_ns - FAULT_BEFORE_S * 1e9
             end_ns = fault.time_ns + FAULT_AFTER_S * 1e9
@@ -301,10 +301,13 @@ class Chaos:
         assert not halves, f"left behind: {halves}"
 
 
-def _aborted_ns(readers: Mapping[str, LiveReader]) -> list[int]:
-    """When a reader saw what was never committed; the topic must have come to rest, and both be at its end."""
+def _aborted_ns(brokers: str, readers: Mapping[str, LiveReader]) -> list[int]:
+    """When a reader saw what was never committed. The topic must have come to rest."""
     if not readers:
         return []
+    for reader in readers.values():
+        ends = end_offsets(brokers, [reader.topic], reader.isolation)
+        reader.wait_for({partition: end for (_topic, partition), end in ends.items()}, timeout_s=30)
     committed = readers[READ_COMMITTED].times_ns()
     return [ns for at, ns in readers[READ_UNCOMMITTED].times_ns().items() if at not in committed]
 

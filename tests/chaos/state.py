@@ -1,8 +1,8 @@
 """The job's state, also where snapshots have let the changelog be cut.
 
-Responsible for: `check_state` like that of the checker, but beginning at a snapshot where the changelog doesn't
-reach back to its beginning: the snapshot's files, taken apart with RocksDB, then the deltas behind it. Every
-snapshot that is in the store is verified, and there are at most two for a shard.
+Responsible for: `check_state` like that of the checker, but beginning at a snapshot where there are some: the
+snapshot's files, taken apart with RocksDB, then the deltas behind it. Every snapshot that is in the store is
+verified, and there are at most two for a shard.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def check_state(
     data_dir: Path,
     snapshots_url: str = "",
 ) -> Verdict:
-    """Compare the state of a stage with the fold of its input; arguments as `tests.checker.state` has them."""
+    """Compare the state of a stage with the fold of its input; arguments as in `tests.checker.state`."""
     snapshots = open_snapshot_store(snapshots_url or str(data_dir / "snapshots"), job)
     topic = changelog_topic(job, stage)
     records = read_topic(brokers, topic, READ_COMMITTED, lambda message: (message.offset(), message.value()))

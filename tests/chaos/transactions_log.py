@@ -30,11 +30,13 @@ def transactional_ids_of(brokers: str, prefix: str) -> dict[str, str]:
     """Every transactional id that begins with `prefix`, with the name of its state."""
     if not partitions_of(brokers, TOPIC):
         return {}
-    states: dict[str, str] = {}
-    for records in read_topic(brokers, TOPIC, READ_UNCOMMITTED, _decode).values():
-        for identity, state in records:
-            if identity.startswith(prefix):
-                states[identity] = state
+    # An id's records stand in one partition, the newest one last.
+    states = {
+        identity: state
+        for records in read_topic(brokers, TOPIC, READ_UNCOMMITTED, _decode).values()
+        for identity, state in records
+        if identity.startswith(prefix)
+    }
     return {identity: state for identity, state in states.items() if state}
 
 

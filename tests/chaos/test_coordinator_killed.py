@@ -1,0 +1,71 @@
+"""`kill -9` of the coordinator: around journal writes and fences, amid a broadcast, amid a reassignment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import pytest
+
+from fcluster.common.failpoints import Arm
+from tests.chaos.runner import PLAIN, REGROUPED, Chaos, workers_of
+from tests.harness import COORDINATOR, held_back, wait_until
+
+pytestmark = pytest.mark.timeout(300)
+
+
+@dataclass(frozen=True)
+class Step:
+    """Where the coordinator dies. `victim`: the death of a worker is what takes it there."""
+
+    point: str
+    passing: int = 1
+    victim: bool = True
+
+
+STEPS = [
+    Step("coordinator.before-journal"),  # the end of a session
+    Step("coordinator.mid-journal"),
+    Step("coordinator.after-journal"),
+    Step("coordinator.before-fence"),
+    Step("coordinator.after-fence"),
+    Step("coordinator.before-journal", passing=2),  # the assignment to others, or the victim's next session
+    Step("coordinator.after-journal", passing=2),
+    Step("coordinator.mid-reassignment"),
+    Step("coordinator.mid-reassignment", passing=2),  # one worker has got shards, another hasn't
+    Step("coordinator.mid-broadcast", passing=2, victim=False),  # one worker knows that an epoch is complete
+]
+
+
+def kill_coordinator(run: Chaos, step: Step, victim: str) -> None:
+    run.cluster.arm(COORDINATOR, step.point, Arm("kill", passing=step.passing))
+    if step.victim:
+        run.cluster.kill(victim)
+        run.note(f"kill -9 {victim}", in_open_epoch=False)
+    mark = run.cluster.await_mark(COORDINATOR, step.point)
+    run.cluster.await_death(COORDINATOR)
+    # Nobody declares it complete now: it stays open until there is another coordinator.
+    wait_until(lambda: held_back(run.brokers, [run.output]), "an open epoch", 10)
+    place = f"{step.point}, passing {step.passing} ({mark.detail})"
+    run.note(f"kill -9 coordinator at {place}", mark.time_ns, in_open_epoch=False)
+    run.start(COORDINATOR)
+    if step.victim:
+        run.start(victim)
+    run.await_flow()
+    run.await_shards(3)
+
+
+@pytest.mark.parametrize("job_file", [PLAIN, REGROUPED])
+def test_coordinator_killed_amid_its_decisions_loses_nothing_and_workers_stay(
+    chaos: Callable[..., AbstractContextManager[Chaos]], job_file: str
+) -> None:
+    steps = STEPS if job_file == PLAIN else STEPS[::3]
+    with chaos("coordinator killed at each step", job_file=job_file) as run:
+        for number, step in enumerate(steps):
+            victim = f"worker-{number % 3}"
+            pids = run.cluster.pids()
+            kill_coordinator(run, step, victim)
+            died = {COORDINATOR, victim} if step.victim else {COORDINATOR}
+            stayed = {name for name in workers_of(run) if run.cluster.pids()[name] == pids[name]}
+            assert stayed == pids.keys() - died
