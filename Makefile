@@ -51,6 +51,13 @@ test: lint ## set up, lint, then all tests
 unit: setup ## the unit tests only: no Java, no broker
 	$(PYTEST) tests/unit
 
+SEEDS ?= 20000
+SEED ?= 0
+
+.PHONY: simulate
+simulate: setup ## the real cores on a virtual clock, many storms: make simulate SEEDS=100000
+	$(BIN)/python -m tests.simulation --seeds $(SEEDS) --seed $(SEED)
+
 .PHONY: demo
 demo: setup ## the flights on four workers and a real Kafka, shown live and checked
 	$(BIN)/python examples/flights/demo.py

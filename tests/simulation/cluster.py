@@ -50,6 +50,7 @@ class Cluster:
     worker_class: type[SimWorker] = SimWorker
     coordinator_class: type[SimCoordinator] = SimCoordinator
     strikes: list[Strike] = field(default_factory=list[Strike])
+    harm_only: bool = False
 
     def __post_init__(self) -> None:
         world, random = self.world, self.world.random
@@ -79,7 +80,7 @@ class Cluster:
         self.restore_ms_max = random.choice((5, 5, 50, 300))
         self.hosts = random.choice((1, 2, 4))
         self.misdirected_share = 0.0
-        self.checks = Checks(world, self.partitions)
+        self.checks = Checks(world, self.partitions, harm_only=self.harm_only)
         self.snapshots = SimSnapshotStore()
         self.coordinators: list[SimCoordinator] = []
         self.workers: list[SimWorker] = []

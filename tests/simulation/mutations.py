@@ -11,7 +11,7 @@ rule away as well shows the harm. `covered_by` names the second rule.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from fcluster.common import messages
@@ -42,6 +42,8 @@ class Mutation:
         seed: one that catches it.
         finding: a part of what the checks then say.
         covered_by: the other rule that keeps harm away, if there is one.
+        parts: what is combined here; in the same seed none of them is found alone.
+        harm_only: judge by the recount, not by who may commit.
     """
 
     name: str
@@ -50,6 +52,8 @@ class Mutation:
     worker_class: type[SimWorker] = SimWorker
     coordinator_class: type[SimCoordinator] = SimCoordinator
     covered_by: str = ""
+    parts: tuple[Mutation, ...] = ()
+    harm_only: bool = False
 
 
 # --- fences -------------------------------------------------------------------------------------------------------
@@ -423,25 +427,53 @@ class PrunesSuccessors(SimWorker):
                 kept += 1
 
 
-_PENDING_OFFSETS = "a stable reader waits for pending offsets"
+_PENDING_OFFSETS = "a stable reader waits for pending offsets, and no zombie gets a Complete"
+_RESTORE_COMPARES = "a restore compares the local epoch with the committed one, and each delta with the one before it"
+_ONLY_COMMITTED = "nothing is applied that isn't committed"
+_OBJECTION = (
+    "a deposed leader can neither begin an epoch nor admit anybody, since the journal refuses it; and the next leader "
+    "objects to what its worker brings back"
+)
+
+
+def _both(
+    one: Mutation, other: Mutation, seed: int, finding: str, worker_class: type[SimWorker] | None = None
+) -> Mutation:
+    """Two rules broken at once, judged by the harm that is done."""
+    worker = other.worker_class if one.worker_class is SimWorker else one.worker_class
+    coordinator = other.coordinator_class if one.coordinator_class is SimCoordinator else one.coordinator_class
+    name = f"{one.name}, and {other.name}"
+    parts = (replace(one, harm_only=True), replace(other, harm_only=True))
+    return Mutation(name, seed, finding, worker_class or worker, coordinator, "", parts, harm_only=True)
+
+
+
+NO_FENCE = Mutation("no fence", 0, "", coordinator_class=NoFence, covered_by=_PENDING_OFFSETS)
+ONE_ID_FENCED = Mutation("one id fenced", 0, "", coordinator_class=OneIdFenced, covered_by=_PENDING_OFFSETS)
+BEFORE_FENCE = Mutation(
+    "offsets read before the fence", 0, "", coordinator_class=AssignsBeforeFence, covered_by=_PENDING_OFFSETS
+)
+UNSETTLED = Mutation("offsets unsettled", 0, "", UnsettledOffsets)
+APPLIED_EARLY = Mutation(
+    "layers applied before the commit", 0, "", AppliesBeforeCommit, covered_by=_RESTORE_COMPARES
+)
+LOCAL_TRUSTED = Mutation("local files trusted", 0, "", TrustsLocalFiles, covered_by=_ONLY_COMMITTED)
+STALE_TERM = Mutation("a stale term obeyed", 0, "", ObeysAnyTerm, covered_by=_OBJECTION)
+RETURNING = Mutation("a returning worker keeps what it holds", 0, "", coordinator_class=NoObjection)
 
 MUTATIONS = [
-    Mutation("no fence", 0, "", coordinator_class=NoFence, covered_by=_PENDING_OFFSETS),
-    Mutation("no fence, offsets unsettled", 0, "", UnsettledOffsets, NoFence),
-    Mutation("one id fenced", 0, "", coordinator_class=OneIdFenced, covered_by=_PENDING_OFFSETS),
-    Mutation("one id fenced, offsets unsettled", 0, "", UnsettledOffsets, OneIdFenced),
-    Mutation("offsets read before the fence", 0, "", coordinator_class=AssignsBeforeFence, covered_by=_PENDING_OFFSETS),
-    Mutation("offsets read before the fence, unsettled", 0, "", UnsettledOffsets, AssignsBeforeFence),
+    NO_FENCE,
+    ONE_ID_FENCED,
+    BEFORE_FENCE,
+    UNSETTLED,
     Mutation("a failed fence taken as done", 0, "", coordinator_class=FailedFenceCounts),
     Mutation("no fence for who begins anew", 0, "", coordinator_class=NoFenceForReturning),
-    Mutation("offsets unsettled", 0, "", UnsettledOffsets),
     Mutation("end of the changelog unsettled", 0, "", UnsettledChangelog),
     Mutation("welcome before the journal", 0, "", coordinator_class=JournalLast),
     Mutation("journal unfenced", 0, "", coordinator_class=JournalUnfenced),
     Mutation("epoch numbers not reserved", 0, "", coordinator_class=EpochsFromCommitted),
     Mutation("sessions forgotten by a new leader", 0, "", coordinator_class=ForgetsSessions),
-    Mutation("a stale term obeyed", 0, "", ObeysAnyTerm),
-    Mutation("a returning worker keeps what it holds", 0, "", coordinator_class=NoObjection),
+    RETURNING,
     Mutation("a shard given away when revoked", 0, "", coordinator_class=FreesWhenRevoked),
     Mutation("e+1 committed after e aborted", 0, "", GoesOnAfterAbort),
     Mutation("commit before complete", 0, "", CommitsUndeclared),
@@ -450,12 +482,17 @@ MUTATIONS = [
     Mutation("producers initialised twice in one session", 0, "", RevivesItself),
     Mutation("e+1 begun before the outputs of e are acknowledged", 0, "", DoesNotWaitForOutputs),
     Mutation("records fetched before a rewind", 0, "", ForgetsRewind),
-    Mutation("layers applied before the commit", 0, "", AppliesBeforeCommit),
-    Mutation("layers applied before the commit, local files trusted", 0, "", AppliesBeforeCommitAndTrusts),
+    APPLIED_EARLY,
     Mutation("layers kept over a reset", 0, "", KeepsLayers),
     Mutation("changelog truncated past an unverified snapshot", 0, "", TruncatesUnverified),
     Mutation("a shard given back in its restore", 0, "", ReleasesInRestore),
     Mutation("a store closed behind its next restore", 0, "", ClosesBehindRestore),
     Mutation("snapshots of a successor pruned", 0, "", PrunesSuccessors),
+    # Combined, where one rule covers for the other.
+    _both(NO_FENCE, UNSETTLED, 0, ""),
+    _both(ONE_ID_FENCED, UNSETTLED, 0, ""),
+    _both(BEFORE_FENCE, UNSETTLED, 0, ""),
+    _both(APPLIED_EARLY, LOCAL_TRUSTED, 0, "", AppliesBeforeCommitAndTrusts),
+    _both(STALE_TERM, RETURNING, 0, ""),
 ]
 BY_NAME = {mutation.name: mutation for mutation in MUTATIONS}

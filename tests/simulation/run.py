@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from fcluster.coordinator import events
 from tests.simulation.cluster import Cluster
-from tests.simulation.coordinator_shell import SimCoordinator
+from tests.simulation.coordinator_shell import EXIT_TEMPORARY, SimCoordinator
 from tests.simulation.faults import Storm, brew
 from tests.simulation.worker_shell import SimWorker
 from tests.simulation.world import Violation, World
@@ -60,6 +60,7 @@ def run(seed: int, *, mutation: Mutation | None = None, recording: bool = False)
         world,
         worker_class=mutation.worker_class if mutation else SimWorker,
         coordinator_class=mutation.coordinator_class if mutation else SimCoordinator,
+        harm_only=mutation.harm_only if mutation else False,
     )
     storm = brew(cluster)
     failure = ""
@@ -137,8 +138,8 @@ def _stop(cluster: Cluster) -> None:
 
     if not world.run(world.now_ms + STOP_BOUND_MS, lambda: not leader.alive):
         raise Violation("the job doesn't stop: the coordinator doesn't end")
-    if not leader.leads:
-        return  # deposed meanwhile, by a request that was long on its way
+    if leader.exit_code == EXIT_TEMPORARY:
+        return  # a request that was long on its way deposed it, or an answer got lost before the faults ended
     if leader.exit_code != 0:
         raise Violation(f"{leader} ended with code {leader.exit_code}")
     # Who had no connection just then is sent home by the supervisor. It asks twice.

@@ -1,0 +1,108 @@
+"""Many seeds; that a seed tells the same story each time; that a failing one says how to see it again."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.simulation.__main__ import main, play, replay_command
+from tests.simulation.run import run
+
+SEEDS = 2000
+ROOT = Path(__file__).parents[2]
+
+MUST_LAND = (
+    "crash of a worker",
+    "crash of all workers",
+    "crash at worker: committed, before apply",
+    "crash at worker: complete, before commit",
+    "crash at worker: delta flushed",
+    "crash at worker: layers frozen",
+    "crash at worker: offsets sent",
+    "crash at coordinator: between two effects",
+    "crash at coordinator: before a journal write",
+    "crash at coordinator: after a journal write",
+    "stop at worker: complete, before commit",
+    "worker stopped",
+    "main thread hangs",
+    "connection broken",
+    "worker cut from coordinator",
+    "worker cut from coordinator, one way",
+    "cut from Kafka",
+    "Kafka away",
+    "request lost: commit",
+    "answer lost: commit",
+    "request late: commit",
+    "coordinator: crash",
+    "coordinator: stop and second",
+    "coordinator: deposed alive",
+    "worker added",
+    "worker asked to leave",
+    "disk lost",
+    "disk full",
+    "snapshot damaged",
+    "snapshot damaged on its way",
+    "restore from snapshot",
+    "restore from local files",
+    "restore from nothing",
+    "changelog truncated",
+    "input aborted",
+)
+"""Each of these has to be part of the story somewhere, or the story proves less than it seems to."""
+
+
+@pytest.mark.timeout(600)
+def test_two_thousand_seeds_are_safe_and_come_to_an_end() -> None:
+    landed, failures, commits = Counter[str](), list[str](), 0
+    for result in play(0, SEEDS):
+        landed += result.landed
+        commits += result.commits
+        if result.failure:
+            failures.append(f"{result.failure}\n  {replay_command(result.seed)}")
+    assert not failures, f"{len(failures)} seeds failed:\n" + "\n".join(failures[:10])
+    assert [fault for fault in MUST_LAND if not landed[fault]] == []
+    assert commits > 10 * SEEDS
+
+
+def fingerprint(seed: int) -> str:
+    """Of a seed's transcript."""
+    return hashlib.sha256("\n".join(run(seed, recording=True).transcript).encode()).hexdigest()
+
+
+STORY = "import sys; from tests.simulation.test_simulation import fingerprint; print(fingerprint(int(sys.argv[1])))"
+
+
+@pytest.mark.parametrize("seed", [3, 16])
+def test_same_seed_tells_the_same_story_in_every_process(seed: int) -> None:
+    stories = {fingerprint(seed), fingerprint(seed)}
+    for hash_seed in ("1", "2"):
+        environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
+        told = subprocess.run(
+            [sys.executable, "-c", STORY, str(seed)], cwd=ROOT, env=environment, capture_output=True, check=True
+        )
+        stories.add(told.stdout.decode().strip())
+    assert len(stories) == 1
+
+
+def test_recording_changes_nothing() -> None:
+    plain, recorded = run(16), run(16, recording=True)
+    assert not plain.transcript
+    assert len(recorded.transcript) > 100
+    assert (plain.landed, plain.commits, plain.events) == (recorded.landed, recorded.commits, recorded.events)
+
+
+def test_failing_seed_is_replayed_by_the_command_that_it_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--seed", "0", "--mutation", "commit before complete", "--verbose"]) == 1
+    shown = capsys.readouterr().out
+    assert "Barrier(" in shown
+    assert "VIOLATION: " in shown
+    assert "which was never declared complete" in shown.splitlines()[-1]
+    assert main(["--find", "commit before complete", "--seeds", "20"]) == 0
+    found = capsys.readouterr().out
+    assert '--mutation "commit before complete" --verbose' in found
