@@ -111,6 +111,7 @@ class Worker:
         self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._batches: deque[Batch] = deque()
         self._batch_index = 0
+        self._idle_after_batches: dict[SourceReader, Idle] = {}
         self._exit: core.Exit | None = None
         self._watchdog = Watchdog()
         self._host = ShardHost(self._topology, settings, self._inbox.put)
@@ -170,6 +171,7 @@ class Worker:
                 self._take_events()
                 if self._batches and not self._paused and self._exit is None:
                     self._process_chunk()
+                    self._take_idle()
         finally:
             self._close()
         _log.log(logging.ERROR if self._exit.code else logging.INFO, "leaving: %s", self._exit.reason)
@@ -219,6 +221,9 @@ class Worker:
         match item:
             case Batch():
                 self._batches.append(item)
+            case Idle() if self._batches:
+                # It speaks of what was read; what of that is still waiting here isn't processed.
+                self._idle_after_batches[item.reader] = item
             case Idle():
                 self._on_idle(item)
             case ReadFailed():
@@ -277,6 +282,12 @@ class Worker:
             _log.warning("dropped a malformed frame: %s", error)
             return
         self._inbox.put(core.MessageReceived(message))
+
+    def _take_idle(self) -> None:
+        """Handle what idle readers reported while batches were waiting, once none is."""
+        while self._idle_after_batches and not self._batches:
+            _reader, idle = self._idle_after_batches.popitem()
+            self._on_idle(idle)
 
     def _on_idle(self, idle: Idle) -> None:
         for (topic, partition), position in idle.positions.items():
