@@ -8,6 +8,7 @@ imports nothing heavy: what does the work is imported inside the commands. Must 
 from __future__ import annotations
 
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -145,6 +146,16 @@ def _note_debug(context: click.Context, _parameter: click.Parameter, debug: bool
     context.ensure_object(Session).debug = debug
 
 
+_debug_option = click.option(
+    "--debug",
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    callback=_note_debug,
+    help="Show tracebacks with errors.",
+)
+
+
 def _common(command: _Command) -> _Command:
     """Options of every command; it gets them as `common`."""
     decorators = (
@@ -168,15 +179,19 @@ def _common(command: _Command) -> _Command:
             callback=_read_settings,
             help="Any setting, by its name; may be given often.",
         ),
-        click.option("--log-level", type=click.Choice(LOG_LEVELS), default="info", show_default=True),
         click.option(
-            "--debug",
-            is_flag=True,
-            expose_value=False,
-            is_eager=True,
-            callback=_note_debug,
-            help="Show tracebacks with errors.",
+            "--keys",
+            metavar="DIR",
+            type=click.Path(file_okay=False),
+            help="Keys for control connections (setting security.keys.dir); see `fcluster keys`.",
         ),
+        click.option(
+            "--insecure",
+            is_flag=True,
+            help="Allow control connections beyond this host without keys, in a trusted network.",
+        ),
+        click.option("--log-level", type=click.Choice(LOG_LEVELS), default="info", show_default=True),
+        _debug_option,
     )
     for decorate in reversed(decorators):
         command = decorate(command)
@@ -203,9 +218,19 @@ def _options(
     workers: int | None = None,
     snapshots: str | None = None,
     bind: str | None = None,
+    keys: str | None = None,
+    insecure: bool = False,
 ) -> CommonOptions:
     """The given options as settings; `--set` loses against an option of its own for the same setting."""
-    from fcluster.common.settings import default_toml
+    from fcluster.common.settings import default_toml, handed_flags, is_secret
+
+    for name, value in settings.items():
+        if is_secret(name, value):
+            variable = "FCLUSTER_" + re.sub(r"[^A-Za-z0-9]", "_", name).upper()
+            _progress(
+                f"warning: other users of this host can see {name} on the command line; put it into "
+                f"fcluster.toml or the environment variable {variable}"
+            )
 
     own = {
         "bootstrap.servers": brokers,
@@ -213,8 +238,14 @@ def _options(
         "workers": workers,
         "snapshots": snapshots,
         "coordinator.bind": bind,
+        "security.keys.dir": keys,
+        "insecure": "true" if insecure else None,
     }
-    flags = settings | {name: str(value) for name, value in own.items() if value is not None}
+    flags = (
+        handed_flags(os.environ)
+        | settings
+        | {name: str(value) for name, value in own.items() if value is not None}
+    )
     return CommonOptions(flags, config if config is not None else default_toml(Path.cwd()), log_level)
 
 
@@ -492,6 +523,66 @@ def _data_dir(context: click.Context, options: CommonOptions) -> Path:
 
 def _progress(text: str) -> None:
     click.echo(text, err=True)
+
+
+# --- keys ------------------------------------------------------------------------------------------
+
+
+@commands.group()
+def keys() -> None:
+    """The keys without which nobody takes part, once a cluster spans hosts.
+
+    \b
+    Examples:
+      fcluster keys new ./keys
+      fcluster coordinator flights.py --brokers host:9092 --bind tcp://0.0.0.0:7070 --keys ./keys
+      fcluster keys add ./keys worker host2
+    """
+
+
+_keys_argument = click.argument("directory", type=click.Path(file_okay=False, path_type=Path))
+
+
+@keys.command("new")
+@_keys_argument
+@_debug_option
+def keys_new(directory: Path) -> None:
+    """Make key pairs for coordinator, worker and admin in DIRECTORY; nothing is overwritten.
+
+    Coordinators need all of it; workers need worker.key and coordinator.pub; whoever runs `fcluster status`
+    and the like needs admin.key and coordinator.pub.
+    """
+    from fcluster.common.keys import create_keys
+
+    for role, public_key in create_keys(directory).items():
+        click.echo(f"{role:12} {public_key.decode()}")
+
+
+@keys.command("add")
+@_keys_argument
+@click.argument("role", type=click.Choice(["worker", "admin"]))
+@click.argument("name")
+@_debug_option
+def keys_add(directory: Path, role: str, name: str) -> None:
+    """Make a further key pair in DIRECTORY, which can be taken back by itself.
+
+    The coordinator allows it within a second. Copy ROLE-NAME.key to the other host's keys directory as
+    ROLE.key. To take it back, remove ROLE-NAME.pub and restart the coordinator.
+    """
+    from fcluster.common.keys import Role, add_key
+
+    click.echo(f"{role}-{name} {add_key(directory, Role(role), name).decode()}")
+
+
+@keys.command("show")
+@_keys_argument
+@_debug_option
+def keys_show(directory: Path) -> None:
+    """List the keys in DIRECTORY by their public halves, and check them."""
+    from fcluster.common.keys import describe_keys
+
+    for row in describe_keys(directory):
+        click.echo(f"{row['name']:20} {row['public']}  {row['here']}")
 
 
 # --- the parts by hand -----------------------------------------------------------------------------

@@ -33,7 +33,10 @@ class DirectoryUnusable(FclusterError):  # noqa: N818
 
 @dataclass(frozen=True)
 class ClusterNote:
-    """What the commands need to know of a running cluster. `pid` is that of `fcluster up`."""
+    """What the commands need to know of a running cluster.
+
+    `pid` is that of `fcluster up`, `keys` the keys directory (empty: none), `insecure` the setting of that name.
+    """
 
     job: str
     target: str
@@ -42,6 +45,8 @@ class ClusterNote:
     pid: int
     started: str
     pids: dict[str, int] = field(default_factory=dict[str, int])
+    keys: str = ""
+    insecure: bool = False
 
 
 def create_directory(path: Path) -> None:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from fcluster.common.errors import ClusterConflict, FclusterError, MissingTopic, cause_and_remedy
-from fcluster.common.settings import Settings, resolve
+from fcluster.common.settings import Settings, hand_over, resolve
 from fcluster.data_directory import (
     ClusterNote,
     DirectoryLock,
@@ -37,6 +37,7 @@ from fcluster.data_directory import (
 )
 
 if TYPE_CHECKING:
+    from fcluster.common.admin_client import AdminClient
     from fcluster.common.embedded_kafka import EmbeddedKafka
     from fcluster.common.job import Job
     from fcluster.common.logs import RememberingHandler
@@ -139,6 +140,9 @@ class Connection:
         if not settings.bootstrap_servers:
             servers = note.brokers if note is not None else detached_kafka(directory)
             settings = replace(settings, bootstrap_servers=servers or "")
+        if note is not None and not settings.security_keys_dir:
+            insecure = settings.insecure or note.insecure
+            settings = replace(settings, security_keys_dir=note.keys, insecure=insecure)
         return cls(settings, directory, note)
 
     def status(self, job: str | None) -> dict[str, Any]:
@@ -148,14 +152,13 @@ class Connection:
             NoCluster: none runs there.
             FclusterError: it gives no answer.
         """
-        from fcluster.common.admin_client import AdminClient
-
-        with AdminClient(self._coordinator_address(job)) as client:
+        with open_admin_client(self.settings, *self._coordinator(job)) as client:
             return client.status(STATUS_TIMEOUT_MS)
 
-    def _coordinator_address(self, job: str | None) -> str:
+    def _coordinator(self, job: str | None) -> tuple[str, str]:
+        """Its address, and the public key that the journal has for it, empty if it wasn't asked."""
         if self.note is not None and job in (None, self.note.job):
-            return self.note.coordinator
+            return self.note.coordinator, ""
         if job is None:
             raise NoCluster(
                 f"no cluster runs in {self.data_dir}",
@@ -170,7 +173,7 @@ class Connection:
                 f"no coordinator of a job {job!r} is known on {self.settings.bootstrap_servers}",
                 remedy="Check the job's name and the brokers, or start it with `fcluster up`.",
             )
-        return leader.address
+        return leader.address, leader.public_key
 
     def consume(
         self,
@@ -211,6 +214,19 @@ class Connection:
         if not self.settings.bootstrap_servers:
             raise no_brokers(self.data_dir)
         check_brokers(self.settings)
+
+
+def open_admin_client(settings: Settings, address: str, announced_key: str = "") -> AdminClient:
+    """A client for the coordinator at `address`, with the admin's key if the settings name keys.
+
+    Raises:
+        FclusterError: keys are needed and there are none, or they can't be used.
+    """
+    from fcluster.common.admin_client import AdminClient
+    from fcluster.common.keys import Role
+    from fcluster.common.security import client_security
+
+    return AdminClient(address, client_security(settings, Role.ADMIN, address, announced_key))
 
 
 def no_brokers(data_dir: Path) -> NoBrokers:
@@ -333,6 +349,7 @@ def run_up(options: UpOptions) -> int:
     try:
         with _brokers(settings, directory) as (broker, servers):
             settings = replace(settings, bootstrap_servers=servers)
+            settings = with_own_keys(settings, directory)
             check_before_start(settings, topology, embedded=broker is not None)
             outcome = _Up(options, job.name, settings, directory, broker).run()
             if outcome.exit_code == EXIT_KILLED and broker is not None:
@@ -401,22 +418,47 @@ def check_before_start(settings: Settings, topology: Topology, *, embedded: bool
 
 def check_not_running(settings: Settings, job: str) -> None:
     """Raises ClusterConflict if a coordinator of `job` answers."""
-    from fcluster.common.admin_client import AdminClient
     from fcluster.common.discovery import find_leader
 
     leader = find_leader(settings, job)
     if leader is None or not leader.address:
         return
-    with AdminClient(leader.address) as client:
-        try:
+    try:
+        with open_admin_client(settings, leader.address, leader.public_key) as client:
             found = client.status(timeout_ms=1_000).get("job")
-        except FclusterError:
-            return
+    except FclusterError:
+        return  # the coordinator itself will look more closely
     if found == job:
         raise ClusterConflict(
             f"a cluster of job {job!r} runs already on these brokers: its coordinator is at {leader.address}",
             remedy="Stop that one, join it with `fcluster worker`, or give this job another name.",
         )
+
+
+def with_own_keys(settings: Settings, directory: Path) -> Settings:
+    """The settings with keys of the data directory's own, if other hosts shall connect and none are given."""
+    from fcluster.common.keys import create_keys
+    from fcluster.common.security import is_loopback
+
+    if settings.security_keys_dir or settings.insecure or is_loopback(settings.coordinator_bind):
+        return settings
+    keys = directory / "keys"
+    if not keys.exists():
+        create_keys(keys)
+        _print(f"made keys in {keys}: other hosts' workers need worker.key and coordinator.pub of them")
+    return replace(settings, security_keys_dir=str(keys))
+
+
+def listening_addresses(bind: str) -> tuple[str, str]:
+    """Where the coordinator shall listen for the setting `bind`, and where this host's processes find it."""
+    scheme, _, rest = bind.partition("://")
+    host, _, port = rest.rpartition(":")
+    if scheme != "tcp" or not host:
+        return bind, bind
+    # Chosen here, for the address has to stay the same when the coordinator is restarted.
+    port = str(free_port()) if port in ("0", "*", "") else port
+    near = "127.0.0.1" if host in ("0.0.0.0", "*") else host
+    return f"tcp://{host}:{port}", f"tcp://{near}:{port}"
 
 
 class _Up:
@@ -434,7 +476,8 @@ class _Up:
         self._options = options
         self._settings = settings
         self._directory = directory
-        self._address = f"tcp://127.0.0.1:{free_port()}"
+        self._environment: dict[str, str] = {}
+        self._bind, self._address = listening_addresses(settings.coordinator_bind)
         self._note = ClusterNote(
             job=job,
             target=options.target,
@@ -442,6 +485,8 @@ class _Up:
             coordinator=self._address,
             pid=os.getpid(),
             started=datetime.now(UTC).isoformat(timespec="seconds"),
+            keys=settings.security_keys_dir,
+            insecure=settings.insecure,
         )
 
     def run(self) -> Outcome:
@@ -470,7 +515,7 @@ class _Up:
         logging.getLogger().addHandler(handler)
         guard = BrokerGuard(self._broker, view)
         poller = StatusPoller(
-            self._address,
+            self._open_client,
             interval_s=0.25 if self._options.live else 1.0,
             on_document=lambda document: view.document(document, supervisor.restarts + guard.restarts),
         )
@@ -498,12 +543,14 @@ class _Up:
     def _specs(self) -> list[ProcessSpec]:
         from fcluster.supervisor import COORDINATOR, ProcessSpec
 
-        # Flags go to the children as flags; environment and settings file they read themselves, so that no
-        # secret from there shows up among the arguments of a process.
-        flags = dict(self._options.flags) | {
+        # Flags go to the children as flags; environment and settings file they read themselves. No secret,
+        # wherever it is from, may show up among the arguments of a process.
+        flags, self._environment = hand_over(self._options.flags)
+        flags |= {
             "bootstrap.servers": self._settings.bootstrap_servers,
             "state.dir": self._settings.state_dir,
-            "coordinator.bind": self._address,
+            "coordinator.bind": self._bind,
+            "security.keys.dir": self._settings.security_keys_dir,
         }
         common = ["--log-level", self._options.log_level]
         if self._options.config is not None:
@@ -542,15 +589,16 @@ class _Up:
                 spec.argv,
                 log_file=log_path(self._directory, spec.name),
                 on_line=on_line,
-                env={**os.environ, "PYTHONUNBUFFERED": "1"},
+                env={**os.environ, **self._environment, "PYTHONUNBUFFERED": "1"},
             )
         )
 
     def _ask_drain(self) -> None:
-        from fcluster.common.admin_client import AdminClient
-
-        with AdminClient(self._address) as client:
+        with self._open_client() as client:
             client.stop(timeout_ms=1_000)
+
+    def _open_client(self) -> AdminClient:
+        return open_admin_client(self._settings, self._address)
 
 
 class SpawnedChild:
@@ -652,9 +700,13 @@ class StatusPoller:
     """Asks the coordinator for its status again and again, in a thread; silence is no error."""
 
     def __init__(
-        self, address: str, *, interval_s: float, on_document: Callable[[dict[str, Any]], None]
+        self,
+        open_client: Callable[[], AdminClient],
+        *,
+        interval_s: float,
+        on_document: Callable[[dict[str, Any]], None],
     ) -> None:
-        self._address = address
+        self._open_client = open_client
         self._interval_s = interval_s
         self._on_document = on_document
         self._stopped = threading.Event()
@@ -670,11 +722,10 @@ class StatusPoller:
         self._thread.join()
 
     def _run(self) -> None:
-        from fcluster.common.admin_client import AdminClient
         from fcluster.live_view import progress_of
 
         shown, changed_s = None, time.monotonic()
-        with AdminClient(self._address) as client:
+        with self._open_client() as client:
             while not self._stopped.wait(self._pause_s(time.monotonic() - changed_s)):
                 try:
                     document = client.status(timeout_ms=500)

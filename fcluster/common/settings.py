@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
@@ -28,6 +29,9 @@ SourceGapPolicy = Literal["fail", "continue"]
 
 DEFAULT_TOML_NAME: Final = "fcluster.toml"
 ENVIRONMENT_PREFIX: Final = "FCLUSTER_"
+HANDED_FLAGS: Final = "FCLUSTER__FLAGS"
+"""Environment variable in which a process hands flags with secrets to its children: unlike arguments, other
+users can't see it."""
 REDACTED: Final = "********"
 
 _INT_MAX: Final = 2**31 - 1
@@ -262,6 +266,25 @@ def redact(name: str, value: str) -> str:
     """`value` of the setting `name`, or a placeholder if the name sounds like a secret's."""
     secret = _SECRET.search(name) and name not in _NO_SECRETS
     return REDACTED if value and secret else _USER_INFO.sub(REDACTED, value)
+
+
+def is_secret(name: str, value: str) -> bool:
+    """Whether the value of the setting `name` must not be shown, at least not as it is."""
+    return redact(name, value) != value
+
+
+def hand_over(flags: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Flags for another process: those for its arguments, and those for its environment (`handed_flags`)."""
+    secret = {name: value for name, value in flags.items() if is_secret(name, value)}
+    return {name: value for name, value in flags.items() if name not in secret}, (
+        {HANDED_FLAGS: json.dumps(secret)} if secret else {}
+    )
+
+
+def handed_flags(env: Mapping[str, str]) -> dict[str, str]:
+    """The flags that the parent process put into the environment."""
+    flags: dict[str, str] = json.loads(env.get(HANDED_FLAGS) or "{}")
+    return flags
 
 
 def default_toml(directory: Path) -> Path | None:
