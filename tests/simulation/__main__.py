@@ -1,9 +1,10 @@
-"""`python -m tests.simulation`: play many seeds on all cores, one seed in full, or look for a seed that catches a bug.
+"""`python -m tests.simulation`: play many seeds on all cores, one seed in full, or look for a seed that
+catches a bug.
 
-    python -m tests.simulation --seeds 2000                  seeds 0 to 1999
-    python -m tests.simulation --seeds 1000 --seed 50000     seeds 50000 to 50999
-    python -m tests.simulation --seed 7 --verbose            one run, with its transcript
-    python -m tests.simulation --find "no fence"             which seeds catch this planted bug
+python -m tests.simulation --seeds 2000                  seeds 0 to 1999
+python -m tests.simulation --seeds 1000 --seed 50000     seeds 50000 to 50999
+python -m tests.simulation --seed 7 --verbose            one run, with its transcript
+python -m tests.simulation --find "no fence"             which seeds catch this planted bug
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def replay_command(seed: int, mutation: Mutation | None = None) -> str:
 
 def play(first: int, count: int, processes: int | None = None) -> Iterator[Result]:
     """Play so many seeds, on all cores."""
-    # Spawned, not forked: a forked child of a process with threads (pytest's plugins, Kafka clients) may hang.
+    # Spawned, not forked: a forked child of a process with threads (a Kafka client's) may hang.
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
         yield from pool.imap(run, range(first, first + count), _CHUNK)
 
@@ -43,7 +44,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="the first, or the only one")
     parser.add_argument("--verbose", action="store_true", help="show the transcript")
     parser.add_argument("--mutation", default="", metavar="NAME", help="plant this bug")
-    parser.add_argument("--find", default="", metavar="NAME", help="look for seeds that catch this planted bug")
+    parser.add_argument(
+        "--find", default="", metavar="NAME", help="look for seeds that catch this planted bug"
+    )
     parser.add_argument("--processes", type=int, default=None, metavar="P", help="default: one for each core")
     options = parser.parse_args(arguments)
     for name in (options.mutation, options.find):

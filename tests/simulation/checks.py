@@ -1,9 +1,10 @@
-"""What must be true, looked at from outside: at each commit, each write to a store, each restore, and at the end.
+"""What must be true, looked at from outside: at each commit, each write to a store, each restore, and at the
+end.
 
-Responsible for: the recount. At each commit that Kafka decides, the checks take the inputs between the shard's former
-committed offset and the new one, fold them, and compare outputs, state deltas and metadata with what the
-transaction holds. So a record that is lost, repeated or out of order is found at the commit that did it, with the
-name of who did it. Who may commit is compared with what the newest leader knows.
+Responsible for: the recount. At each commit that Kafka decides, the checks take the inputs between the
+shard's former committed offset and the new one, fold them, and compare outputs, state deltas and metadata
+with what the transaction holds. So a record that is lost, repeated or out of order is found at the commit
+that did it, with the name of who did it. Who may commit is compared with what the newest leader knows.
 
 Must not: know of the insides of a worker. Raises `Violation`.
 """
@@ -72,7 +73,7 @@ class Checks:
         self._standings: dict[ShardId, _Standing] = {}
         self._encoded_at: dict[ShardId, dict[int, dict[bytes, bytes]]] = defaultdict(lambda: {0: {}})
 
-    # --- what coordinators say ------------------------------------------------------------------------------
+    # --- what coordinators say ------------------------------------------------------------------------
 
     def barrier_sent(self, term: int, session: int, epoch: int) -> None:
         """A number is given to one epoch only, whoever leads."""
@@ -83,7 +84,7 @@ class Checks:
         """An epoch is declared only to those that have flushed it."""
         self.declared.add((session, epoch))
 
-    # --- at each commit -------------------------------------------------------------------------------------
+    # --- at each commit -------------------------------------------------------------------------------
 
     def on_commit(self, transaction: Transaction) -> None:
         """Compare a transaction that is being committed with a recount of its inputs."""
@@ -121,7 +122,9 @@ class Checks:
             return
         session, who = transaction.producer.session, transaction.producer
         if (session, position.epoch) not in self.declared:
-            self.fail(f"{who} commits epoch {position.epoch} of {shard}, which was never declared complete to it")
+            self.fail(
+                f"{who} commits epoch {position.epoch} of {shard}, which was never declared complete to it"
+            )
         if (session, position.epoch) not in self.prepared:
             self.fail(f"{who} commits epoch {position.epoch} of {shard}, which it never said to be prepared")
         leader = self.leader
@@ -135,7 +138,9 @@ class Checks:
         for slot in leader.slots.values():
             if who.transactional_id in (f"sim-slot-{slot.number}-0", f"sim-slot-{slot.number}-1"):
                 if slot.session is None and slot.fenced:
-                    self.fail(f"{who} of session {session} commits {shard} after slot {slot.number} was fenced")
+                    self.fail(
+                        f"{who} of session {session} commits {shard} after slot {slot.number} was fenced"
+                    )
                 if slot.session is not None and slot.session.number != session:
                     self.fail(f"{who} of session {session} commits, but {slot.session.number} has its slot")
 
@@ -192,12 +197,14 @@ class Checks:
         reader.finish()
         encoded = {key: value for key, value in encoded.items() if value}
         if reader.state_epoch != position.state_epoch:
-            self.fail(f"{who}: state epoch {position.state_epoch}, but the deltas lead to {reader.state_epoch}")
+            self.fail(
+                f"{who}: state epoch {position.state_epoch}, but the deltas lead to {reader.state_epoch}"
+            )
         if _decoded(encoded) != state:
             self.fail(f"{who}: the deltas make {_decoded(encoded)}, a recount makes {state}")
         return encoded
 
-    # --- state ----------------------------------------------------------------------------------------------
+    # --- state ----------------------------------------------------------------------------------------
 
     def on_apply(self, shard: ShardId, data: Mapping[bytes, bytes], meta: StoreMeta) -> None:
         """A local store holds committed state only, and exactly that of the epoch it claims."""
@@ -207,7 +214,10 @@ class Checks:
         if known is None:
             self.fail(f"a store of {shard} holds epoch {meta.state_epoch}, which isn't committed")
         if known != data:
-            self.fail(f"a store of {shard} at epoch {meta.state_epoch} holds {_decoded(data)}, not {_decoded(known)}")
+            self.fail(
+                f"a store of {shard} at epoch {meta.state_epoch} holds {_decoded(data)}, "
+                f"not {_decoded(known)}"
+            )
 
     def restored(self, shard: ShardId, position: CommittedPosition, data: Mapping[bytes, bytes]) -> None:
         """A shard runs with the state of its committed epoch."""
@@ -223,7 +233,7 @@ class Checks:
         if state != self._standing(shard).state:
             self.fail(f"{shard} has {state} in memory, committed is {self._standing(shard).state}")
 
-    # --- the end --------------------------------------------------------------------------------------------
+    # --- the end --------------------------------------------------------------------------------------
 
     def everything_committed(self) -> bool:
         """Whether all that is in the sources is processed and committed."""
@@ -243,7 +253,9 @@ class Checks:
                 shard = ShardId(stage, number)
                 at = self._standings[shard].position.offset if shard in self._standings else 0
                 if self._unprocessed((topic, number), at):
-                    lines.append(f"{shard} is committed up to {at} of {self.kafka.end_offset((topic, number))}")
+                    lines.append(
+                        f"{shard} is committed up to {at} of {self.kafka.end_offset((topic, number))}"
+                    )
         lines += [f"{transaction.producer} has a transaction open" for transaction in self.kafka.unfinished()]
         return lines
 
@@ -254,7 +266,7 @@ class Checks:
         return bool(self.kafka.read_committed(partition, offset, 1)[0])
 
     def final(self) -> None:
-        """A recount that knows nothing of commits: what a read_committed reader finds, from the first record on."""
+        """A recount that knows nothing of commits: what a read_committed reader finds from the start."""
         for stage, topic in SOURCES.items():
             expected: dict[str, list[tuple[int, int]]] = defaultdict(list)
             states: State = defaultdict(dict)
@@ -281,7 +293,9 @@ class Checks:
         """Every input has come through the repartition once, and those of a key in their order."""
         source: list[int] = []
         for number in range(self.partitions):
-            source += [r.ident for _, r in self.kafka.read_committed((SOURCES["in"], number), 0, 1_000_000)[0]]
+            source += [
+                r.ident for _, r in self.kafka.read_committed((SOURCES["in"], number), 0, 1_000_000)[0]
+            ]
         through: list[int] = []
         for number in range(self.partitions):
             through += [r.ident for _, r in self.kafka.read_committed((REPARTITION, number), 0, 1_000_000)[0]]

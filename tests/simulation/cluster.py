@@ -1,7 +1,8 @@
-"""All that takes part in a run: Kafka, disks, coordinators, workers, and the supervisor that starts them anew.
+"""All that takes part in a run: Kafka, disks, coordinators, workers, and their supervisor.
 
-Responsible for: putting a run together from its seed, what the supervisor does when a process ends, and the points
-at which faults strike. A mutation is a set of classes that take the place of those of the shells or the cores.
+Responsible for: putting a run together from its seed, what the supervisor does when a process ends, and the
+points at which faults strike. A mutation is a set of classes that take the place of those of the shells or
+the cores.
 """
 
 from __future__ import annotations
@@ -109,7 +110,7 @@ class Cluster:
         self._pids += 1
         return self._pids
 
-    # --- Kafka --------------------------------------------------------------------------------------------------
+    # --- Kafka ----------------------------------------------------------------------------------------
 
     def _marker_delay_ms(self) -> int:
         world = self.world
@@ -125,7 +126,7 @@ class Cluster:
         for action in self._readers.pop(partition, ()):
             action()
 
-    # --- disks --------------------------------------------------------------------------------------------------
+    # --- disks ----------------------------------------------------------------------------------------
 
     def disk(self, host: str, slot: int) -> Disk:
         """The directory of a slot on a host."""
@@ -139,7 +140,7 @@ class Cluster:
         """All there are."""
         return list(self._disks.values())
 
-    # --- processes ----------------------------------------------------------------------------------------------
+    # --- processes ------------------------------------------------------------------------------------
 
     def start_coordinator(self) -> SimCoordinator:
         """Start one more coordinator; it deposes the others."""
@@ -213,7 +214,7 @@ class Cluster:
         """Those that aren't dead; stopped and deposed ones count."""
         return [coordinator for coordinator in self.coordinators if coordinator.alive]
 
-    # --- faults -------------------------------------------------------------------------------------------------
+    # --- faults ---------------------------------------------------------------------------------------
 
     def step(self, process: Any, name: str) -> None:
         """A process has come to a step: whatever waits for it strikes."""

@@ -1,8 +1,9 @@
 """A model of the coordinator's shell around the real core: journal, fences, socket, timer.
 
-Responsible for: becoming the leader (the journal's writer is fenced, read, and gets the new term), and carrying out
-what the core decides. Journal writes go out one after the other; a write that Kafka refuses says that another
-coordinator leads; one whose outcome is unknown ends the process, and its successor reads what came of it.
+Responsible for: becoming the leader (the journal's writer is fenced, read, and gets the new term), and
+carrying out what the core decides. Journal writes go out one after the other; a write that Kafka refuses
+says that another coordinator leads; one whose outcome is unknown ends the process, and its successor reads
+what came of it.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class SimCoordinator(Process):
         self._timer_ms: float | None = None
         self.start(self._lead())
 
-    # --- life -------------------------------------------------------------------------------------------------
+    # --- life -----------------------------------------------------------------------------------------
 
     def step(self, name: str) -> None:
         """A point at which faults like to strike."""
@@ -106,7 +107,7 @@ class SimCoordinator(Process):
         found = (decode_position(offset, metadata) for offset, metadata, _ in self.kafka.offsets.values())
         return max((position.epoch for position in found), default=0)
 
-    # --- events and effects -------------------------------------------------------------------------------------
+    # --- events and effects ---------------------------------------------------------------------------
 
     def _on_frame(self, peer: bytes, frame: bytes) -> None:
         message = messages.decode_for_coordinator(frame)

@@ -1,7 +1,8 @@
-"""The job in the simulation: a keyed counter with an output for each input, and a second one behind a repartition.
+"""The job in the simulation: a keyed counter with an output for each input, and a second one behind a
+repartition.
 
-Responsible for: its topology, what a handler does to a key's state, and where records go. Handlers and the checks
-use the same few functions, so a recount is a fold with them over what the sources hold.
+Responsible for: its topology, what a handler does to a key's state, and where records go. Handlers and the
+checks use the same few functions, so a recount is a fold with them over what the sources hold.
 """
 
 from __future__ import annotations

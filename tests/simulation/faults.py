@@ -1,7 +1,8 @@
 """Which faults a seed brings, and when.
 
-Responsible for: drawing a storm. Each run has a theme, so that some seeds are about one kind of fault and some
-about all of them at once; faults come at random times, or wait for a step of a worker or coordinator and strike there.
+Responsible for: drawing a storm. Each run has a theme, so that some seeds are about one kind of fault and
+some about all of them at once; faults come at random times, or wait for a step of a worker or coordinator
+and strike there.
 """
 
 from __future__ import annotations
@@ -19,16 +20,16 @@ STORM_MS_SPREAD = 2500
 KEYS = 5
 
 THEMES = (
-    "calm", "crashes", "strikes", "strikes", "pauses", "zombies", "network", "kafka", "coordinators", "deposed",
-    "rescale", "disks", "everything", "everything", "everything",
+    "calm", "crashes", "strikes", "strikes", "pauses", "zombies", "network", "kafka", "coordinators",
+    "deposed", "rescale", "disks", "everything", "everything", "everything",
 )  # fmt: skip
 
 WORKER_STEPS = (
     "Welcome received", "Assign received", "Revoke received", "Barrier received", "Complete received",
     "Evicted received", "producers opened", "positions read", "shard restored", "records processed",
     "layers frozen", "delta flushed", "offsets sent", "Send carried out", "PrepareEpoch carried out",
-    "complete, before commit", "committed, before apply", "CloseShards carried out", "OpenProducers carried out",
-    "snapshot uploaded", "manifest written", "changelog truncated",
+    "complete, before commit", "committed, before apply", "CloseShards carried out",
+    "OpenProducers carried out", "snapshot uploaded", "manifest written", "changelog truncated",
 )  # fmt: skip
 COORDINATOR_STEPS = (
     "journal begun", "term written", "between two effects", "before a journal write", "after a journal write",
@@ -105,14 +106,16 @@ class _Brewer:
         for _ in range(count):
             self.world.at(self.random.randrange(self.duration_ms), None, fault)
 
-    # --- inputs -------------------------------------------------------------------------------------------------
+    # --- inputs ---------------------------------------------------------------------------------------
 
     def _schedule_inputs(self) -> int:
         """Bursts of records, in some runs in transactions of which some abort."""
         transactional = self.random.random() < 0.3
         ident = 0
         for _ in range(self.random.randint(6, 14)):
-            records = [Input(f"k{self.random.randrange(KEYS)}", ident + n) for n in range(self.random.randint(1, 6))]
+            records = [
+                Input(f"k{self.random.randrange(KEYS)}", ident + n) for n in range(self.random.randint(1, 6))
+            ]
             ident += len(records)
             at_ms = self.random.randrange(self.duration_ms)
             self.world.at(at_ms, None, self._put_in, records, transactional)
@@ -136,7 +139,7 @@ class _Brewer:
             self.world.landed[f"input {ABORTED}"] += 1
         (self.cluster.kafka.commit if committed else self.cluster.kafka.abort)(producer)
 
-    # --- faults that wait for a step ----------------------------------------------------------------------------
+    # --- faults that wait for a step ------------------------------------------------------------------
 
     def _schedule_strikes(self, theme: str) -> None:
         steps = [f"coordinator: {step}" for step in COORDINATOR_STEPS]
@@ -153,10 +156,14 @@ class _Brewer:
         steps = ("Complete received", "complete, before commit", "offsets sent", "PrepareEpoch carried out")
         for _ in range(self.random.randint(1, 3)):
             step, countdown = f"worker: {self.random.choice(steps)}", self.random.choice((1, 2, 4, 8))
-            self.cluster.strikes.append(Strike(step, countdown, "stop", self.random.choice((800, 1200, 2000))))
+            self.cluster.strikes.append(
+                Strike(step, countdown, "stop", self.random.choice((800, 1200, 2000)))
+            )
         for _ in range(self.random.randint(0, 3)):
             duration_ms = self.random.choice((100, 600, 1500))
-            self.cluster.strikes.append(Strike("coordinator: before a fence", 1, "cut from Kafka", duration_ms))
+            self.cluster.strikes.append(
+                Strike("coordinator: before a fence", 1, "cut from Kafka", duration_ms)
+            )
 
     def _schedule_deposed(self) -> None:
         """Coordinators that are deposed and go on, and workers that find their way to them."""
@@ -175,7 +182,7 @@ class _Brewer:
                 self.random.choice(coordinators).pause(self.random.choice((60, 400, 1000)))
             self.cluster.start_coordinator()
 
-    # --- faults at their time -----------------------------------------------------------------------------------
+    # --- faults at their time -------------------------------------------------------------------------
 
     def _crash(self) -> None:
         workers = self.cluster.living_workers
@@ -254,7 +261,9 @@ class _Brewer:
             self.cluster.start_coordinator()
 
     def _rescale(self) -> None:
-        workers = [worker for worker in self.cluster.living_workers if not worker.leaving and not worker.paused]
+        workers = [
+            worker for worker in self.cluster.living_workers if not worker.leaving and not worker.paused
+        ]
         if len(workers) > 1 and self.world.chance(0.5):
             worker = self.random.choice(workers)
             worker.note("## asked to leave")

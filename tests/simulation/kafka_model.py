@@ -5,12 +5,13 @@ What is modelled, because the protocol's safety hangs on it:
 - A transactional id has a producer epoch. `init_producer` raises it, aborts what the id had open, and from
   then on every call of an older epoch is refused (`Fenced`).
 - Records of a transaction are in the log at once, in the order of their arrival. A read_committed reader
-  sees no further than the last stable offset (the first record of a transaction without its marker), and never a
-  record of an aborted one. Markers take offsets.
-- A commit is decided in one step; its markers reach each partition, and its offsets the group, a little later,
-  each on its own. Until then the id is busy (`Busy`: clients ask again), and `init_producer` with it.
-- Offsets sent to a transaction are pending until its marker reaches the group. A stable reader waits while an
-  offset of its partition is pending (`offset_pending`). Of two markers that come in the wrong order, the
+  sees no further than the last stable offset (the first record of a transaction without its marker), and
+  never a record of an aborted one. Markers take offsets.
+- A commit is decided in one step; its markers reach each partition, and its offsets the group, a little
+  later, each on its own. Until then the id is busy (`Busy`: clients ask again), and `init_producer` with
+  it.
+- Offsets sent to a transaction are pending until its marker reaches the group. A stable reader waits while
+  an offset of its partition is pending (`offset_pending`). Of two markers that come in the wrong order, the
   offset that was sent later stays.
 - A transaction that is open for longer than its time-out is aborted by the broker, and its producer fenced.
 - The journal: a compacted topic with one transactional writer at a time.
@@ -75,7 +76,9 @@ class Transaction:
     state: str = OPEN
     unmarked: dict[Partition, int] = field(default_factory=dict[Partition, int])
     records: list[tuple[Partition, int, Any]] = field(default_factory=list[tuple[Partition, int, Any]])
-    offsets: dict[Partition, tuple[int, str, int]] = field(default_factory=dict[Partition, tuple[int, str, int]])
+    offsets: dict[Partition, tuple[int, str, int]] = field(
+        default_factory=dict[Partition, tuple[int, str, int]]
+    )
     offsets_pending: bool = True
 
     @property
@@ -130,7 +133,7 @@ class KafkaModel:
         self._pending: dict[Partition, dict[Transaction, None]] = {}
         self._offsets_sent = 0
 
-    # --- producers --------------------------------------------------------------------------------------
+    # --- producers ------------------------------------------------------------------------------------
 
     def init_producer(self, transactional_id: str, session: int = 0) -> Producer:
         """A new life for the id; ends all before it.
@@ -171,7 +174,9 @@ class KafkaModel:
         self._on_stable(partition)
         return len(self.logs[partition]) - 1
 
-    def send_offsets(self, producer: Producer, offsets: dict[Partition, tuple[int, str]], now_ms: float) -> None:
+    def send_offsets(
+        self, producer: Producer, offsets: dict[Partition, tuple[int, str]], now_ms: float
+    ) -> None:
         """Add offsets, with their metadata, to the producer's transaction."""
         transaction = self._transaction(producer, now_ms)
         for partition, (offset, metadata) in offsets.items():
@@ -197,7 +202,7 @@ class KafkaModel:
         """Whether the producer isn't fenced."""
         return self._epochs.get(producer.transactional_id) == producer.producer_epoch
 
-    # --- readers ----------------------------------------------------------------------------------------
+    # --- readers --------------------------------------------------------------------------------------
 
     def last_stable_offset(self, partition: Partition) -> int:
         """How far a read_committed reader gets."""
@@ -244,7 +249,7 @@ class KafkaModel:
         """Let the records before `offset` be deleted."""
         self.begins[partition] = max(self.begins.get(partition, 0), offset)
 
-    # --- inside -----------------------------------------------------------------------------------------
+    # --- inside ---------------------------------------------------------------------------------------
 
     def _check(self, producer: Producer) -> None:
         if self._epochs.get(producer.transactional_id) != producer.producer_epoch:

@@ -1,11 +1,12 @@
 """Planted bugs: what the protocol would be without one of its rules. Each must be caught by some seed.
 
-Responsible for: the mutations, as subclasses of cores and shells, never as hooks in the product; and the table of seeds that
-catch them, so that the test is quick. `python -m tests.simulation --find NAME` looks for a seed anew.
+Responsible for: the mutations, as subclasses of cores and shells, never as hooks in the product; and the
+table of seeds that catch them, so that the test is quick. `python -m tests.simulation --find NAME` looks
+for a seed anew.
 
-Some rules cover for each other. Where a planted bug does no harm because a second rule holds, the checks still object
-to the broken rule itself where they can see it ("after slot 0 was fenced"); and a combined mutation that takes the second
-rule away as well shows the harm. `covered_by` names the second rule.
+Some rules cover for each other. Where a planted bug does no harm because a second rule holds, the checks
+still object to the broken rule itself where they can see it ("after slot 0 was fenced"); and a combined
+mutation that takes the second rule away as well shows the harm. `covered_by` names the second rule.
 """
 
 from __future__ import annotations
@@ -19,17 +20,17 @@ from fcluster.common.ids import ShardId, transactional_ids
 from fcluster.common.positions import CommittedPosition
 from fcluster.coordinator import events
 from fcluster.coordinator.core import Coordinator
-from fcluster.coordinator.model import Session, Shard, Terms
+from fcluster.coordinator.model import Session, Terms
 from fcluster.worker import core
 from fcluster.worker.manifest import Manifest, same_changelog
 from fcluster.worker.restore_plan import RestoreRequest
 from fcluster.worker.snapshots import SNAPSHOTS_KEPT, usable_manifests
 from fcluster.worker.state import ShardState, StoreMeta
 from tests.simulation.coordinator_shell import SimCoordinator
-from tests.simulation.counter_job import JOB, SOURCES, Input
+from tests.simulation.counter_job import JOB, Input
 from tests.simulation.kafka_model import Partition
 from tests.simulation.storage import SimStore
-from tests.simulation.worker_shell import FrozenEpoch, FrozenShard, Runner, SimWorker, positions_of
+from tests.simulation.worker_shell import FrozenEpoch, Runner, SimWorker, positions_of
 from tests.simulation.world import Call, KafkaFailure, Thread
 
 
@@ -56,7 +57,7 @@ class Mutation:
     harm_only: bool = False
 
 
-# --- fences -------------------------------------------------------------------------------------------------------
+# --- fences -------------------------------------------------------------------------------------------
 
 
 class NoFence(SimCoordinator):
@@ -126,7 +127,7 @@ class UnsettledChangelog(SimWorker):
         return (yield Call("ends", lambda: self.kafka.last_stable_offset(changelog)))
 
 
-# --- sessions, terms and the journal --------------------------------------------------------------------------------
+# --- sessions, terms and the journal ------------------------------------------------------------------
 
 
 class _JournalLast(Coordinator):
@@ -218,7 +219,7 @@ class FreesWhenRevoked(SimCoordinator):
     core_class = _FreesWhenRevoked
 
 
-# --- transactions ---------------------------------------------------------------------------------------------------
+# --- transactions -------------------------------------------------------------------------------------
 
 
 class _GoesOnAfterAbort(core.WorkerCore):
@@ -285,14 +286,16 @@ class GuessesAborted(SimWorker):
 
 
 class RevivesItself(SimWorker):
-    """Initialises its producer a second time in a session, and writes the epoch that failed to commit once more."""
+    """Initialises its producer anew within the session, and writes the epoch that failed to commit again."""
 
     def commit_failed(self, effect: core.CommitEpoch, sealed: FrozenEpoch, failure: KafkaFailure) -> Thread:
         try:
             name, session = sealed.producer.transactional_id, sealed.producer.session
             sealed.producer = yield Call("init", lambda: self.kafka.init_producer(name, session))
             yield Call(
-                "produce", lambda: self.kafka.append(sealed.producer, sealed.outputs, self.world.now_ms), sealed.lane
+                "produce",
+                lambda: self.kafka.append(sealed.producer, sealed.outputs, self.world.now_ms),
+                sealed.lane,
             )
             yield from self.write_deltas(sealed)
             yield from self.write_offsets(sealed)
@@ -322,7 +325,7 @@ class ForgetsRewind(SimWorker):
         super()._process(self.runners.get(runner.shard, runner), records, position)
 
 
-# --- state ----------------------------------------------------------------------------------------------------------
+# --- state --------------------------------------------------------------------------------------------
 
 
 class AppliesBeforeCommit(SimWorker):
@@ -375,7 +378,7 @@ class TruncatesUnverified(SimWorker):
         return newest.changelog_offset if newest is not None else None
 
 
-# --- what the simulation has found in the product, put back -----------------------------------------------------------
+# --- what the simulation has found in the product, put back -------------------------------------------
 
 
 class _ReleasesInRestore(core.WorkerCore):
@@ -421,18 +424,24 @@ class PrunesSuccessors(SimWorker):
             snapshots.manifest_names(shard), list(usable_manifests(snapshots, shard)), strict=True
         ):
             foreign = manifest.state_epoch > meta.state_epoch
-            if foreign or not same_changelog(manifest.changelog_id, meta.changelog_id) or kept == SNAPSHOTS_KEPT:
+            if (
+                foreign
+                or not same_changelog(manifest.changelog_id, meta.changelog_id)
+                or kept == SNAPSHOTS_KEPT
+            ):
                 snapshots.delete_manifest(shard, name)
             else:
                 kept += 1
 
 
 _PENDING_OFFSETS = "a stable reader waits for pending offsets, and no zombie gets a Complete"
-_RESTORE_COMPARES = "a restore compares the local epoch with the committed one, and each delta with the one before it"
+_RESTORE_COMPARES = (
+    "a restore compares the local epoch with the committed one, and each delta with the one before it"
+)
 _ONLY_COMMITTED = "nothing is applied that isn't committed"
 _OBJECTION = (
-    "a deposed leader can neither begin an epoch nor admit anybody, since the journal refuses it; and the next leader "
-    "objects to what its worker brings back"
+    "a deposed leader can neither begin an epoch nor admit anybody, since the journal refuses it; and the "
+    "next leader objects to what its worker brings back"
 )
 
 
@@ -441,11 +450,12 @@ def _both(
 ) -> Mutation:
     """Two rules broken at once, judged by the harm that is done."""
     worker = other.worker_class if one.worker_class is SimWorker else one.worker_class
-    coordinator = other.coordinator_class if one.coordinator_class is SimCoordinator else one.coordinator_class
+    coordinator = (
+        other.coordinator_class if one.coordinator_class is SimCoordinator else one.coordinator_class
+    )
     name = f"{one.name}, and {other.name}"
     parts = (replace(one, harm_only=True), replace(other, harm_only=True))
     return Mutation(name, seed, finding, worker_class or worker, coordinator, "", parts, harm_only=True)
-
 
 
 NO_FENCE = Mutation("no fence", 0, "", coordinator_class=NoFence, covered_by=_PENDING_OFFSETS)

@@ -1,7 +1,8 @@
 """One run: a storm, its end, and what must be true then.
 
-Responsible for: `run`, which plays a seed and gives a `Result`. Safety is checked all the time, then the faults
-stop and everything has to be committed within a bound of virtual time; then the job is stopped in good order.
+Responsible for: `run`, which plays a seed and gives a `Result`. Safety is checked all the time, then the
+faults stop and everything has to be committed within a bound of virtual time; then the job is stopped in
+good order.
 """
 
 from __future__ import annotations

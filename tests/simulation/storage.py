@@ -1,8 +1,8 @@
 """Models of what keeps bytes: a worker's local stores and the snapshot store.
 
-A local store is RocksDB without a write-ahead log: after a crash it stands where it was flushed last, some epochs behind,
-or it is lost. The snapshot store keeps files under their content's hash; the real functions of
-`worker.snapshots` prune it and say what is safe to truncate.
+A local store is RocksDB without a write-ahead log: after a crash it stands where it was flushed last, some
+epochs behind, or it is lost. The snapshot store keeps files under their content's hash; the real functions
+of `worker.snapshots` prune it and say what is safe to truncate.
 """
 
 from __future__ import annotations
@@ -178,10 +178,10 @@ class SimSnapshotStore:
     def delete_unreferenced(self, shard: ShardId, referenced: set[str], older_than_s: float) -> int:
         return 0
 
-    # --- for the model of a worker --------------------------------------------------------------------------
+    # --- for the model of a worker --------------------------------------------------------------------
 
     def upload(self, shard: ShardId, data: dict[bytes, bytes], meta: StoreMeta, *, damaged: bool) -> Manifest:
-        """Put the content of a snapshot there, without its manifest. `damaged`: it doesn't arrive as it was sent."""
+        """Put a snapshot's content there, without its manifest. `damaged`: it arrives as something else."""
         content = _encoder.encode(data)
         file = SnapshotFile("state", len(content), _hash(content))
         self.files[shard, file.hash] = content[:-1] + b"?" if damaged else content

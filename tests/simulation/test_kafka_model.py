@@ -1,4 +1,5 @@
-"""The model of Kafka does what Kafka does: what is visible when, who is fenced, what an unknown commit may become."""
+"""The model of Kafka does what Kafka does: what is visible when, who is fenced, what an unknown commit may
+become."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The simulation can fail: each planted bug is caught by the seed in the table, and that seed is fine without it."""
+"""The simulation can fail: each planted bug is caught by the seed in the table, and that seed is fine without
+it."""
 
 from __future__ import annotations
 

@@ -75,7 +75,11 @@ def fingerprint(seed: int) -> str:
     return hashlib.sha256("\n".join(run(seed, recording=True).transcript).encode()).hexdigest()
 
 
-STORY = "import sys; from tests.simulation.test_simulation import fingerprint; print(fingerprint(int(sys.argv[1])))"
+STORY = """
+import sys
+from tests.simulation.test_simulation import fingerprint
+print(fingerprint(int(sys.argv[1])))
+"""
 
 
 @pytest.mark.parametrize("seed", [3, 16])
@@ -84,7 +88,11 @@ def test_same_seed_tells_the_same_story_in_every_process(seed: int) -> None:
     for hash_seed in ("1", "2"):
         environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
         told = subprocess.run(
-            [sys.executable, "-c", STORY, str(seed)], cwd=ROOT, env=environment, capture_output=True, check=True
+            [sys.executable, "-c", STORY, str(seed)],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            check=True,
         )
         stories.add(told.stdout.decode().strip())
     assert len(stories) == 1

@@ -1,9 +1,9 @@
 """A model of the worker's shell: what `fcluster/worker/server.py` and `shards.py` do around the real core.
 
-Responsible for: the threads of a worker and what can come between them. The main thread owns core, runners and open epoch
-and stands still while it flushes; the commit thread carries out one step of an epoch after another; the restore
-thread opens and closes stores; snapshots and heartbeats have their own. The core, the state layers, the
-changelog's codec and the plan of a restore are the real ones.
+Responsible for: the threads of a worker and what can come between them. The main thread owns core, runners
+and open epoch and stands still while it flushes; the commit thread carries out one step of an epoch after
+another; the restore thread opens and closes stores; snapshots and heartbeats have their own. The core, the
+state layers, the changelog's codec and the plan of a restore are the real ones.
 
 Must not: decide protocol questions. If it does something that the real shell doesn't, it proves nothing.
 """
@@ -210,9 +210,7 @@ class SimWorker(Process):
             hello_retry_ms=400,
         )
         self.core = self.core_class(identity, bounds, self.world.now_ms)
-        self.dealer = Dealer(
-            self, name.encode(), self._on_frame, lambda: self.post(core.Connected())
-        )
+        self.dealer = Dealer(self, name.encode(), self._on_frame, lambda: self.post(core.Connected()))
         self.inbox: deque[Any] = deque()
         self._effects: deque[core.Effect] = deque()
         self._busy = False
@@ -234,7 +232,7 @@ class SimWorker(Process):
         self.later(self.world.up_to(20), self._pulse)
         self.later(settings.snapshot_interval_ms, self._begin_snapshots)
 
-    # --- life -------------------------------------------------------------------------------------------------
+    # --- life -----------------------------------------------------------------------------------------
 
     def step(self, name: str) -> None:
         """A point at which faults like to strike."""
@@ -268,7 +266,7 @@ class SimWorker(Process):
         self.dealer.close(1, flush_ms=self.world.timing.network_ms_max * 4 + 1)
         self.cluster.worker_ended(self)
 
-    # --- the main thread --------------------------------------------------------------------------------------
+    # --- the main thread ------------------------------------------------------------------------------
 
     def post(self, item: Any) -> None:
         """Put something in the inbox of the main thread."""
@@ -431,7 +429,9 @@ class SimWorker(Process):
         states = {shard: self.states.pop(shard, None) for shard in shards}
         self.restore_thread.submit(self._close_released(states, self.commit_thread))
 
-    def _close_released(self, states: dict[ShardId, ShardState | None], writing: CommitThread | None) -> Thread:
+    def _close_released(
+        self, states: dict[ShardId, ShardState | None], writing: CommitThread | None
+    ) -> Thread:
         """Restore thread: close stores behind what the commit thread still writes to them."""
         if writing is not None:
             reached = writing.marker()
@@ -449,7 +449,7 @@ class SimWorker(Process):
             self.note("closing %s: %s", shard, error.message)
         self.disk.close(shard)
 
-    # --- records ------------------------------------------------------------------------------------------------
+    # --- records --------------------------------------------------------------------------------------
 
     def _start_reading(self, effect: core.StartReading) -> None:
         runner = Runner(effect.shard, self.states[effect.shard], effect.position)
@@ -504,7 +504,7 @@ class SimWorker(Process):
         self.step("records processed")
         self._fetch(runner)
 
-    # --- epochs ---------------------------------------------------------------------------------------------------
+    # --- epochs ---------------------------------------------------------------------------------------
 
     def _prepare_epoch(self, effect: core.PrepareEpoch) -> None:
         """Freeze; then the main thread stands still until the outputs are acknowledged."""
@@ -618,7 +618,7 @@ class SimWorker(Process):
         except FclusterError as error:
             self.post(core.TransactionFailed(session, f"applying epoch {sealed.epoch}: {error.message}"))
 
-    # --- restoring ------------------------------------------------------------------------------------------------
+    # --- restoring ------------------------------------------------------------------------------------
 
     def _restore(
         self, session: int, shards: tuple[ShardId, ...], before: list[CommitThread], stop: list[bool]
@@ -767,8 +767,10 @@ class SimWorker(Process):
         disk.destroy(shard)
         return disk.open(shard)
 
-    def _replay(self, request: RestoreRequest, plan: RestorePlan, store: SimStore, changelog: Partition) -> None:
-        """Read the changelog up to the end, apply the deltas, and check that they end at the committed epoch."""
+    def _replay(
+        self, request: RestoreRequest, plan: RestorePlan, store: SimStore, changelog: Partition
+    ) -> None:
+        """Read the changelog to its end, apply the deltas, check that they end at the committed epoch."""
         reader = DeltaReader(f"{changelog[0]}/{changelog[1]}", plan.meta.state_epoch)
         if plan.meta.changelog_offset < self.kafka.begins.get(changelog, 0):
             if plan.read_to > plan.meta.changelog_offset:
@@ -782,16 +784,20 @@ class SimWorker(Process):
                 delta = reader.feed(offset, record) if offset < plan.read_to else None
                 if delta is not None:
                     if delta.epoch > request.target_epoch:
-                        raise StateDamaged(f"{changelog} holds epoch {delta.epoch}, committed is {request.target_epoch}")
+                        raise StateDamaged(
+                            f"{changelog} holds epoch {delta.epoch}, committed is {request.target_epoch}"
+                        )
                     changes.update(delta.changes)
                     meta = meta._replace(state_epoch=delta.epoch, changelog_offset=offset + 1)
             reader.finish()
         if meta.state_epoch != request.target_epoch:
-            raise StateDamaged(f"{changelog} ends at epoch {meta.state_epoch}, committed is {request.target_epoch}")
+            raise StateDamaged(
+                f"{changelog} ends at epoch {meta.state_epoch}, committed is {request.target_epoch}"
+            )
         if changes or store.meta() != meta:
             store.apply(changes, meta._replace(changelog_id="changelog-id"))
 
-    # --- snapshots ------------------------------------------------------------------------------------------------
+    # --- snapshots ------------------------------------------------------------------------------------
 
     def _begin_snapshots(self) -> None:
         self.start(self._take_snapshots())
@@ -847,7 +853,7 @@ class SimWorker(Process):
         """Remove older snapshots."""
         prune(self.cluster.snapshots, shard, meta)
 
-    # --- control --------------------------------------------------------------------------------------------------
+    # --- control --------------------------------------------------------------------------------------
 
     def _on_frame(self, frame: bytes) -> None:
         self.post(core.MessageReceived(messages.decode_from_coordinator(frame)))
@@ -864,12 +870,13 @@ class SimWorker(Process):
         self.post(core.Tick())
 
     def _found_leader(self, leader: Any, failure: KafkaFailure | None) -> None:
-        if leader is not None and failure is None and not self.dealer.connected:
-            if self.dealer.target is not leader.router:
-                self.note("looks to %s", leader)
-                self.dealer.connect(leader.router)
+        if leader is None or failure is not None or self.dealer.connected:
+            return
+        if self.dealer.target is not leader.router:
+            self.note("looks to %s", leader)
+            self.dealer.connect(leader.router)
 
-    # --- for the end ----------------------------------------------------------------------------------------------
+    # --- for the end ----------------------------------------------------------------------------------
 
     def live_state(self, shard: ShardId, keys: Iterable[str]) -> dict[str, dict[str, Any]]:
         """The state of a running shard as handlers would see it."""
@@ -889,7 +896,16 @@ def shown(thing: Any) -> str:
     names: Iterator[str] = iter(getattr(thing, "__struct_fields__", None) or thing.__dataclass_fields__)
     for name in names:
         value = getattr(thing, name)
-        if name in ("stats", "host", "pid", "version", "topology", "snapshot_store", "prepare_ms", "commit_ms"):
+        if name in (
+            "stats",
+            "host",
+            "pid",
+            "version",
+            "topology",
+            "snapshot_store",
+            "prepare_ms",
+            "commit_ms",
+        ):
             continue
         if isinstance(value, frozenset | list | tuple) and value:
             value = " ".join(sorted(str(getattr(item, "shard", item)) for item in value))

@@ -33,7 +33,7 @@ class KafkaFailure(Exception):  # noqa: N818
 
 @dataclass(slots=True)
 class Call:
-    """A request to Kafka, yielded by a thread; its result is sent back into the thread, or KafkaFailure thrown.
+    """A request to Kafka, yielded by a thread, which gets the result, or KafkaFailure thrown.
 
     Requests in the same `lane` are carried out in their order.
     """
@@ -99,7 +99,9 @@ class World:
             shown = text % arguments if arguments else text
             self.transcript.append(f"{self.now_ms:6d} ms  {who!s:<15} {shown}")
 
-    def at(self, delay_ms: float, process: Process | None, action: Callable[..., None], *arguments: Any) -> None:
+    def at(
+        self, delay_ms: float, process: Process | None, action: Callable[..., None], *arguments: Any
+    ) -> None:
         """Do something later; if it belongs to a process, only while that lives and isn't stopped."""
         self._sequence += 1
         heapq.heappush(
@@ -185,7 +187,7 @@ class _Request:
             world.at(delay_ms, None, self._carry_out)
 
     def _fail(self, delay_ms: int) -> None:
-        """The client learns of a failure. Whether Kafka ever sees the request, or has seen it, it can't know."""
+        """The client learns of a failure. Whether Kafka sees the request, or has seen it, it can't know."""
         world = self.world
         patience_ms = world.up_to(world.timing.request_timeout_ms)
         fate = world.up_to(2)
@@ -319,9 +321,7 @@ class Process:
         if isinstance(wanted, Sleep):
             self.later(wanted.delay_ms, self._step, thread, on_end, None, None)
         else:
-            self.world.call(
-                self, wanted, lambda result, failure: self._step(thread, on_end, result, failure)
-            )
+            self.world.call(self, wanted, lambda result, failure: self._step(thread, on_end, result, failure))
 
 
 class Connection:
@@ -347,7 +347,9 @@ class Connection:
             return
         world = self.world
         arrival_ms = world.now_ms + world.latency_ms(world.timing.network_ms_max)
-        arrival_ms = max(arrival_ms, self.dealer.cut_until_ms(self.router, direction), self._last_ms[direction])
+        arrival_ms = max(
+            arrival_ms, self.dealer.cut_until_ms(self.router, direction), self._last_ms[direction]
+        )
         self._last_ms[direction] = arrival_ms
         world.at(arrival_ms - world.now_ms, None, self._deliver, process, arrive, frame)
 
@@ -479,7 +481,7 @@ class Dealer:
         self._try(router)
 
     def close(self, notices_ms: int | None, *, flush_ms: int | None = None) -> None:
-        """The process is gone. `flush_ms`: what was sent before still arrives, the end is noticed after it."""
+        """The process is gone. `flush_ms`: what was sent before still arrives, then the end is noticed."""
         self.target = None
         connection, self.connection = self.connection, None
         if connection is None:
