@@ -588,7 +588,9 @@ class WorkerCore:
         self._run([shard for shard, owned in self.shards.items() if owned.phase is ShardPhase.RESTORED])
 
     def _on_transaction_failed(self, event: TransactionFailed) -> None:
-        if event.session == self.session != 0:
+        if event.session != self.session:
+            self._log("info", f"of session {event.session}, which is over: {event.reason}")
+        elif self.session:
             self._log("warning", f"{event.reason}; replaying from the committed offsets")
             self._reset()
 

@@ -1,0 +1,67 @@
+"""Workers that are stopped past their session, in the midst of an epoch, and then go on."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import pytest
+
+from fcluster.common.failpoints import Arm
+from tests.chaos.runner import PLAIN, REGROUPED, Chaos
+from tests.harness import process_state, wait_until
+
+pytestmark = pytest.mark.timeout(300)
+
+SESSION_TIMEOUTS = 3.0
+STEPS = {
+    "worker.commit": r"committing epoch \d+: .*_FENCED",
+    "worker.layers-frozen": "joining anew|replaying from the committed offsets",
+    "worker.offsets-sent": "joining anew|replaying from the committed offsets",
+    "worker.prepared": "joining anew|replaying from the committed offsets",
+}
+"""Where the worker stops, and what its log says once it goes on: its next step is refused."""
+
+
+def session_of(status: dict[str, Any] | None, pid: int) -> int:
+    """The session of that process, 0 if it has none."""
+    workers = status["workers"] if status else []
+    return next((worker["session"] for worker in workers if worker["pid"] == pid), 0)
+
+
+def stop_past_session(run: Chaos, point: str, zombie: str) -> None:
+    pid = run.cluster.child(zombie).pid
+    session = session_of(run.cluster.status(), pid)
+    assert session
+    run.cluster.arm(zombie, point, Arm("stop"))
+    mark = run.cluster.await_mark(zombie, point)
+    wait_until(lambda: process_state(pid) in "Tt", f"{zombie} stops", 5, 0.002)
+    run.note(f"SIGSTOP {zombie} at {point} ({mark.detail})", mark.time_ns)
+    stopped_s = time.monotonic()
+    run.await_flow()  # its shards as well: others have them
+    assert session_of(run.cluster.status(), pid) == 0
+    time.sleep(max(0.0, stopped_s + SESSION_TIMEOUTS - time.monotonic()))  # the fault itself
+    log_length = len(run.cluster.log(zombie, 10**6))
+    run.cluster.resume(zombie)
+    wait_until(
+        lambda: re.search(STEPS[point], run.cluster.log(zombie, 10**6)[log_length:]),
+        f"the log of {zombie} says {STEPS[point]!r}",
+        30,
+    )
+    # The same process is back, as a fresh worker.
+    wait_until(lambda: session_of(run.cluster.status(), pid) > session, f"a new session of {zombie}", 30)
+    run.await_shards(3)
+    run.await_flow()
+
+
+@pytest.mark.parametrize("job_file", [PLAIN, REGROUPED])
+def test_worker_stopped_for_three_session_timeouts_is_refused_and_comes_back_fresh(
+    chaos: Callable[..., AbstractContextManager[Chaos]], job_file: str
+) -> None:
+    points = list(STEPS) if job_file == PLAIN else list(STEPS)[:1]
+    with chaos("worker stopped past its session", job_file=job_file) as run:
+        for number, point in enumerate(points):
+            stop_past_session(run, point, f"worker-{number % 3}")
