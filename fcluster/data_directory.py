@@ -35,7 +35,7 @@ class DirectoryUnusable(FclusterError):  # noqa: N818
 class ClusterNote:
     """What the commands need to know of a running cluster.
 
-    `pid` is that of `fcluster up`, `keys` the keys directory (empty: none), `insecure` the setting of that name.
+    `pid` is that of `fcluster up`, `keys` the keys directory (empty: none), `insecure` that setting.
     """
 
     job: str
