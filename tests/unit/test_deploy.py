@@ -66,7 +66,7 @@ def test_installed_deploy_file_goes_before_the_checkout(
     assert kafka_jars.deploy_file("compose.yaml") == tmp_path / "deploy" / "compose.yaml"
 
 
-@pytest.mark.parametrize("lock", ["requirements.lock", "requirements-demo.lock"])
+@pytest.mark.parametrize("lock", ["requirements.lock", "requirements-demo.lock", "requirements-run.lock"])
 def test_lock_holds_hashes_and_no_host(lock: str) -> None:
     text = (REPOSITORY / lock).read_text()
     assert "://" not in text
