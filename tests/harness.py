@@ -11,11 +11,15 @@ partition while everybody else commits. If none does, the worker is let go and a
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -272,6 +276,84 @@ def held_back(brokers: str, topics: Sequence[str]) -> dict[tuple[str, int], tupl
     stable = end_offsets(brokers, topics, READ_COMMITTED)
     high = end_offsets(brokers, topics, READ_UNCOMMITTED)
     return {at: (stable[at], high[at] - stable[at]) for at in high if stable[at] < high[at]}
+
+
+@dataclass
+class Ended:
+    """How a command ended."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def text(self) -> str:
+        """All it said."""
+        return self.stdout + self.stderr
+
+
+class Up:
+    """`fcluster up TARGET` as a process, ended with the `with` block."""
+
+    def __init__(
+        self, target: Path | str, brokers: str, data_dir: Path, *more: str, workers: int = 1
+    ) -> None:
+        self._command = [sys.executable, "-m", "fcluster", "up", str(target), *more]
+        self._command += ["--workers", str(workers), "--brokers", brokers, "--data-dir", str(data_dir)]
+        self._data_dir = data_dir
+
+    def __enter__(self) -> Up:
+        self._files = tempfile.TemporaryFile("w+"), tempfile.TemporaryFile("w+")
+        out, err = self._files
+        environment = {**os.environ, "COLUMNS": "200"}
+        self._process = subprocess.Popen(
+            self._command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, cwd=REPOSITORY, env=environment
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process.poll() is None:
+            self._process.terminate()
+        try:
+            self._process.wait(30)
+        finally:
+            self._process.kill()
+            self._process.wait()
+            for file in self._files:
+                file.close()
+
+    def poll(self) -> int | None:
+        """The exit code if it ended."""
+        return self._process.poll()
+
+    def wait(self, timeout_s: float) -> Ended:
+        """Wait for its end."""
+        try:
+            code = self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            said = "".join(self._said())
+            raise TimeoutError(f"`fcluster up` still runs after {timeout_s} s:\n{said}") from None
+        out, err = self._said()
+        return Ended(code, out, err)
+
+    def wait_until_it_answers(self) -> None:
+        """Wait until `fcluster status` gets an answer of its coordinator."""
+        wait_until(self._status, "fcluster up answers", 30, 0.1)
+
+    def pid(self, name: str) -> int:
+        """The process id of one of its processes, as it notes it."""
+        return json.loads((self._data_dir / "cluster.json").read_text())["pids"][name]
+
+    def _status(self) -> str:
+        assert self.poll() is None, self._said()
+        command = [sys.executable, "-m", "fcluster", "status", "--json", "--data-dir", str(self._data_dir)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, cwd=REPOSITORY)
+        return done.stdout if done.returncode == 0 else ""
+
+    def _said(self) -> tuple[str, ...]:
+        for file in self._files:
+            file.seek(0)
+        return tuple(file.read() for file in self._files)
 
 
 # --- /proc -----------------------------------------------------------------------------------------------

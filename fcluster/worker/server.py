@@ -304,11 +304,9 @@ class Worker:
     def _on_read_failed(self, failure: ReadFailed) -> None:
         where = f"{failure.topic}/{failure.partition}"
         if failure.error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
-            reason = (
-                f"records of {where} were deleted before they were processed: the next one was to be offset "
-                f"{failure.offset} ({failure.error.str()}). To go on without them, set source.gap = continue"
-            )
-            self._feed(core.JobBroken(self._core.session, reason))
+            # The way back looks at what is there: it names the gap, or goes on behind it if it may.
+            reason = f"the next record of {where} is gone ({failure.error.str()})"
+            self._feed(core.TransactionFailed(self._core.session, reason))
         elif failure.error.code() in (
             KafkaError.UNKNOWN_TOPIC_OR_PART,
             KafkaError._UNKNOWN_PARTITION,

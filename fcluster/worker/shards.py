@@ -27,6 +27,7 @@ from fcluster.common.ids import ShardId
 from fcluster.common.kafka_clients import (
     begin_offsets,
     delete_records_before,
+    end_offsets,
     make_admin,
     make_consumer,
     read_committed_positions,
@@ -238,6 +239,7 @@ class ShardHost:
         }
         committed = read_committed_positions(self._offsets, self._topology.job, sources.values())
         begins = begin_offsets(self._admin, sources.values())
+        ends = end_offsets(self._admin, sources.values(), "read-uncommitted")
         positions: dict[ShardId, CommittedPosition] = {}
         for shard, source in sources.items():
             position, begin = committed[source], begins[source]
@@ -245,6 +247,14 @@ class ShardHost:
                 position = CommittedPosition(begin, 0, 0, self._topology.fingerprint)
             elif position.offset < begin:
                 position = self._behind_gap(source, position, begin)
+            elif position.offset > ends[source]:
+                raise SourceGap(
+                    f"The next record of {source.topic}/{source.partition} is that at offset "
+                    f"{position.offset}, but the partition ends at {ends[source]}: records were lost, or this "
+                    "is another topic of the same name.",
+                    remedy="Bring the former topic back, or run the job under another name, which begins "
+                    "with empty state at the topic's first record.",
+                )
             positions[shard] = position
         return positions
 

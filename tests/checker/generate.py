@@ -33,6 +33,16 @@ def create_topic(brokers: str, topic: str, partitions: int, config: dict[str, st
         time.sleep(0.05)
 
 
+def delete_topic(brokers: str, topic: str) -> None:
+    """Delete `topic`, and wait until the broker doesn't know it any more."""
+    admin_of(brokers).delete_topics([topic])[topic].result(30)
+    deadline = time.monotonic() + 30
+    while partitions_of(brokers, topic):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"the broker still shows the topic {topic} 30 s after its deletion")
+        time.sleep(0.05)
+
+
 def plain_producer(brokers: str) -> Producer:
     """An idempotent producer that routes keys the way Java clients do."""
     return Producer(

@@ -6,22 +6,20 @@ import base64
 import itertools
 import os
 import random
+import signal
 import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import orjson
 import pytest
-from confluent_kafka import Producer
+from confluent_kafka import ConsumerGroupTopicPartitions, Message, Producer, TopicPartition
 from confluent_kafka.admin import NewPartitions
 
-from tests.checker.generate import PARTITIONER, create_topic
+from tests.checker.generate import PARTITIONER, create_topic, delete_topic
 from tests.checker.reading import READ_COMMITTED, admin_of, committed_offsets, read_topic
-from tests.harness import REPOSITORY, processes_with, wait_until
+from tests.harness import Ended, Up, processes_with, wait_until
 
 pytestmark = pytest.mark.timeout(180)
 UP_TIMEOUT_S = 60
@@ -39,20 +37,6 @@ def count(ctx, record):
     ctx.state["n"] = ctx.state.get("n", 0) + 1
     return {{"key": ctx.key, "n": ctx.state["n"], "inverse": 1 / record["value"]}}
 """
-
-
-@dataclass
-class Ended:
-    """How a command ended."""
-
-    code: int
-    stdout: str
-    stderr: str
-
-    @property
-    def text(self) -> str:
-        """All it said."""
-        return self.stdout + self.stderr
 
 
 class Place:
@@ -74,10 +58,14 @@ class Place:
 
     def up(self, target: Path | str, *more: str, brokers: str | None = None, workers: int = 2) -> Ended:
         """`fcluster up TARGET --until-caught-up`, to its end."""
-        with Up(self, target, "--until-caught-up", *more, brokers=brokers, workers=workers) as up:
+        with self.start(target, "--until-caught-up", *more, brokers=brokers, workers=workers) as up:
             ended = up.wait(UP_TIMEOUT_S)
         assert not processes_with(str(self.data_dir)), "processes are left behind"
         return ended
+
+    def start(self, target: Path | str, *more: str, brokers: str | None = None, workers: int = 1) -> Up:
+        """`fcluster up TARGET`, to be used in a `with` block."""
+        return Up(target, brokers or self.brokers, self.data_dir, *more, workers=workers)
 
     def produce(self, values: Iterable[bytes], keys: Iterable[str] = itertools.repeat("k")) -> None:
         """Write values to partition 0 of the source."""
@@ -93,70 +81,18 @@ class Place:
         )
         return [value for partition in sorted(parts) for value in parts[partition]]
 
+    def counts(self) -> list[int]:
+        """The running counts in the committed output of the counting job."""
+        return [orjson.loads(value or b"")["n"] for value in self.outputs()]
+
+    def delete_before(self, offset: int) -> None:
+        """Delete the records before `offset` from the source's partition 0, as retention would."""
+        at = TopicPartition(self.source, 0, offset)
+        admin_of(self.brokers).delete_records([at])[at].result(30)
+
     def committed(self) -> int:
         """The committed offset of the source's partition 0."""
         return committed_offsets(self.brokers, self.job).get((self.source, 0), 0)
-
-
-class Up:
-    """`fcluster up TARGET` as a process, ended with the `with` block."""
-
-    def __init__(
-        self, place: Place, target: Path | str, *more: str, brokers: str | None = None, workers: int = 2
-    ) -> None:
-        self._command = [sys.executable, "-m", "fcluster", "up", str(target), *more]
-        self._command += ["--workers", str(workers), "--brokers", brokers or place.brokers]
-        self._command += ["--data-dir", str(place.data_dir)]
-        self._data_dir = place.data_dir
-
-    def __enter__(self) -> Up:
-        self._files = tempfile.TemporaryFile("w+"), tempfile.TemporaryFile("w+")
-        out, err = self._files
-        environment = {**os.environ, "COLUMNS": "200"}
-        self._process = subprocess.Popen(
-            self._command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, cwd=REPOSITORY, env=environment
-        )
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._process.poll() is None:
-            self._process.terminate()
-        try:
-            self._process.wait(30)
-        finally:
-            self._process.kill()
-            self._process.wait()
-            for file in self._files:
-                file.close()
-
-    def poll(self) -> int | None:
-        """The exit code if it ended."""
-        return self._process.poll()
-
-    def wait(self, timeout_s: float) -> Ended:
-        """Wait for its end."""
-        try:
-            code = self._process.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            said = "".join(self._said())
-            raise TimeoutError(f"`fcluster up` still runs after {timeout_s} s:\n{said}") from None
-        out, err = self._said()
-        return Ended(code, out, err)
-
-    def wait_until_it_answers(self) -> None:
-        """Wait until `fcluster status` gets an answer of its coordinator."""
-        status = [sys.executable, "-m", "fcluster", "status", "--json", "--data-dir", str(self._data_dir)]
-
-        def answers() -> bool:
-            assert self.poll() is None, self._said()
-            return subprocess.run(status, capture_output=True, timeout=20, cwd=REPOSITORY).returncode == 0
-
-        wait_until(answers, "fcluster up answers", 30, 0.1)
-
-    def _said(self) -> tuple[str, ...]:
-        for file in self._files:
-            file.seek(0)
-        return tuple(file.read() for file in self._files)
 
 
 @pytest.fixture
@@ -227,8 +163,13 @@ def test_bad_record_stops_the_job_there_and_commits_nothing_beyond(
     ended = place.up(place.write_job())
     assert_refused(ended, place.source, cause)
     assert "offset 3" in ended.text
-    assert place.committed() <= 3
-    assert len(place.outputs()) == place.committed()
+    assert place.committed() == 3
+    assert place.counts() == [1, 2, 3]
+    # Nothing is lost by it: the job goes on at that record, as its new on_error says.
+    ended = place.up(place.write_job(on_error='"skip"'))
+    assert ended.code == 0, ended.text
+    assert place.committed() == 6
+    assert place.counts() == [1, 2, 3, 4, 5]
 
 
 def test_bad_record_is_skipped_where_the_job_says_so(place: Place, source: str) -> None:
@@ -236,16 +177,29 @@ def test_bad_record_is_skipped_where_the_job_says_so(place: Place, source: str) 
     ended = place.up(place.write_job(on_error='"skip"'))
     assert ended.code == 0, ended.text
     assert place.committed() == 5
-    counts = [orjson.loads(value or b"")["n"] for value in place.outputs()]
-    assert counts == [1, 2, 3], "a failing handler's changes to state are undone"
+    assert place.counts() == [1, 2, 3], "a failing handler's changes to state are undone"
 
 
-def test_bad_record_goes_to_the_dead_letter_topic(place: Place, source: str) -> None:
-    place.produce([*numbers(1), b"{not json", *numbers(2)])
+def test_bad_records_go_to_the_dead_letter_topic_with_their_errors(place: Place, source: str) -> None:
+    place.produce([*numbers(1), b"{not json", *numbers(2, 0, 4)])
     ended = place.up(place.write_job(on_error="dead"))
     assert ended.code == 0, ended.text
-    assert place.outputs(f"{place.output}-dead") == [b"{not json"]
-    assert len(place.outputs()) == 2
+    assert place.committed() == 5
+    assert place.counts() == [1, 2, 3]
+
+    def row(message: Message) -> tuple[object, ...]:
+        headers = {name: (value or b"").decode() for name, value in message.headers() or []}
+        return message.value(), message.key(), headers
+
+    rows = read_topic(place.brokers, f"{place.output}-dead", READ_COMMITTED, row)
+    (_, _, undecodable), (_, _, failing) = dead = [row for part in rows.values() for row in part]
+    assert [(value, key) for value, key, _ in dead] == [(b"{not json", b"k"), (b'{"value":0}', b"k")]
+    for headers, offset in ((undecodable, "1"), (failing, "3")):
+        assert headers["fcluster.topic"] == source
+        assert (headers["fcluster.partition"], headers["fcluster.offset"]) == ("0", offset)
+        assert headers["fcluster.handler"] == "count"
+    assert "JSONDecodeError" in undecodable["fcluster.error"]
+    assert failing["fcluster.error"] == "ZeroDivisionError: division by zero"
 
 
 def test_more_partitions_than_at_the_last_run_are_refused(place: Place, source: str) -> None:
@@ -258,21 +212,67 @@ def test_more_partitions_than_at_the_last_run_are_refused(place: Place, source: 
 
 
 def test_records_deleted_before_they_were_processed_are_named_as_a_gap(place: Place, source: str) -> None:
-    from confluent_kafka import TopicPartition
-
     place.produce(numbers(1, 2, 3))
     path = place.write_job()
     assert place.up(path).code == 0
     place.produce(numbers(4, 5, 6, 7))
-    admin_of(place.brokers).delete_records([TopicPartition(source, 0, 6)])[TopicPartition(source, 0)].result(
-        30
-    )
-    ended = place.up(path)
-    assert_refused(ended, source, "3", "6", "source.gap")
+    place.delete_before(6)
+    assert_refused(place.up(path), f"3 to 5 of {source}/0", "source.gap=continue")
     assert place.committed() == 3
     assert place.up(path, "--set", "source.gap=continue").code == 0
     assert place.committed() == 7
-    assert len(place.outputs()) == 4
+    assert place.counts() == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("gap", ["fail", "continue"])
+def test_records_deleted_under_a_running_job_are_a_gap_as_well(place: Place, source: str, gap: str) -> None:
+    place.produce(numbers(1, 2, 3))
+    with place.start(place.write_job(), "--set", f"source.gap={gap}") as up:
+        wait_until(lambda: place.committed() == 3, "the first records' commit")
+        worker = up.pid("worker-0")
+        os.kill(worker, signal.SIGSTOP)
+        time.sleep(1.0)  # its last fetch waits at the broker for up to half a second
+        place.produce(numbers(4, 5, 6, 7))
+        place.delete_before(6)
+        os.kill(worker, signal.SIGCONT)
+        if gap == "fail":
+            assert_refused(up.wait(UP_TIMEOUT_S), f"3 to 5 of {source}/0", "source.gap=continue")
+            assert place.committed() == 3
+        else:
+            wait_until(lambda: place.committed() == 7, "the last record's commit")
+            assert place.counts() == [1, 2, 3, 4]
+
+
+def test_topic_deleted_and_created_anew_is_not_taken_for_the_former_one(place: Place, source: str) -> None:
+    place.produce(numbers(1, 2, 3))
+    path = place.write_job()
+    assert place.up(path).code == 0
+    delete_topic(place.brokers, source)  # and with it, the group's offsets
+    create_topic(place.brokers, source, 2)
+    place.produce(numbers(4, 5))
+    assert_refused(place.up(path), f"no committed offset for {source}/0", "holds state")
+    assert place.counts() == [1, 2, 3]
+
+
+def test_source_that_ends_before_the_committed_offset_is_refused(place: Place, source: str) -> None:
+    place.produce(numbers(1, 2, 3))
+    path = place.write_job()
+    assert place.up(path).code == 0
+    move_committed_offset(place, 3, 5)
+    assert_refused(place.up(path), f"{source}/0", "offset 5", "ends at 3")
+    assert place.counts() == [1, 2, 3]
+
+
+def move_committed_offset(place: Place, former: int, offset: int) -> None:
+    """Set another offset, with the epoch that was committed with the former one."""
+    admin = admin_of(place.brokers)
+    group = ConsumerGroupTopicPartitions(place.job)
+    found = admin.list_consumer_group_offsets([group])[place.job].result(30).topic_partitions
+    (at,) = (at for at in found if (at.topic, at.partition) == (place.source, 0))
+    assert at.offset == former
+    moved = [TopicPartition(at.topic, at.partition, offset, metadata=at.metadata)]
+    altered = admin.alter_consumer_group_offsets([ConsumerGroupTopicPartitions(place.job, moved)])
+    altered[place.job].result(30)
 
 
 def test_state_of_an_incompatible_topology_is_refused(place: Place, source: str) -> None:
@@ -280,13 +280,13 @@ def test_state_of_an_incompatible_topology_is_refused(place: Place, source: str)
     assert place.up(place.write_job()).code == 0
     other = COUNTING_JOB.replace("def count(", "def counted(")
     place.produce(numbers(4))
-    assert_refused(place.up(place.write_job(other)), place.job)
+    assert_refused(place.up(place.write_job(other)), "'count'", "'counted'", "another name")
     assert place.committed() == 3
 
 
 def test_second_cluster_of_the_same_job_is_refused(place: Place, source: str) -> None:
     path = place.write_job()
-    with Up(place, path, workers=1) as up:
+    with place.start(path) as up:
         up.wait_until_it_answers()
         beside = Place(place.brokers, "", place.directory)
         beside.data_dir = place.directory / "beside"
@@ -296,9 +296,9 @@ def test_second_cluster_of_the_same_job_is_refused(place: Place, source: str) ->
 
 def test_data_directory_in_use_is_refused(place: Place, source: str) -> None:
     path = place.write_job()
-    with Up(place, path, workers=1) as up:
+    with place.start(path) as up:
         up.wait_until_it_answers()
-        with Up(place, path) as second:
+        with place.start(path) as second:
             assert_refused(second.wait(UP_TIMEOUT_S), str(place.data_dir), "in use")
         assert up.poll() is None
 
@@ -345,7 +345,7 @@ def test_disk_that_becomes_full_ends_the_job_and_nothing_is_lost(place: Place, s
     path = place.write_job(KEEPING_JOB)
     draw = random.Random(1)
     written = 0
-    with Up(place, path, workers=1) as up:
+    with place.start(path) as up:
         while up.poll() is None and written < DISK_FULL_RECORDS_MAX:
             fillers = [base64.b64encode(draw.randbytes(3000)).decode() for _ in range(300)]
             values = (
