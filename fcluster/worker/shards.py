@@ -250,8 +250,8 @@ class ShardHost:
             elif position.offset > ends[source]:
                 raise SourceGap(
                     f"The next record of {source.topic}/{source.partition} is that at offset "
-                    f"{position.offset}, but the partition ends at {ends[source]}: records were lost, or this "
-                    "is another topic of the same name.",
+                    f"{position.offset}, but the partition ends at {ends[source]}: records were lost, or "
+                    "this is another topic of the same name.",
                     remedy="Bring the former topic back, or run the job under another name, which begins "
                     "with empty state at the topic's first record.",
                 )

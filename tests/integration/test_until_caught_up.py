@@ -1,0 +1,95 @@
+"""`fcluster up --until-caught-up` ends when all is committed, not before and not never."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import orjson
+import pytest
+from confluent_kafka import Producer
+
+from tests.checker.check import wait_until_committed
+from tests.checker.generate import create_topic
+from tests.checker.reading import committed_offsets
+from tests.harness import Ended, Up
+
+pytestmark = pytest.mark.timeout(180)
+
+SLOW_JOB = """
+import time
+from fcluster import Job
+
+job = Job("{prefix}job")
+
+@job.process(job.topic("{prefix}in"), to=job.topic("{prefix}out"))
+def slow(ctx, record):
+    time.sleep(0.001)
+    return record
+"""
+REGROUPING_JOB = """
+from fcluster import Job
+
+job = Job("{prefix}job")
+
+def count(ctx, record):
+    ctx.state["n"] = ctx.state.get("n", 0) + 1
+    return ctx.state["n"]
+
+job.stream(job.topic("{prefix}in")).key_by("group").process(count, to=job.topic("{prefix}out"))
+"""
+
+
+class Work:
+    """A source with two partitions, and a job on it."""
+
+    def __init__(self, brokers: str, prefix: str, directory: Path) -> None:
+        self.brokers = brokers
+        self.job = f"{prefix}job"
+        self.source = f"{prefix}in"
+        self._prefix = prefix
+        self._directory = directory
+        create_topic(brokers, self.source, 2)
+
+    def produce(self, partition: int, count: int) -> None:
+        producer = Producer({"bootstrap.servers": self.brokers})
+        for number in range(count):
+            value = orjson.dumps({"number": number, "group": f"g{number % 50}"})
+            producer.produce(self.source, value, f"k{number}", partition=partition)
+        assert producer.flush(30) == 0
+
+    def up(self, job_text: str) -> Ended:
+        """`fcluster up --until-caught-up`, to its end."""
+        path = self._directory / "job.py"
+        path.write_text(job_text.format(prefix=self._prefix))
+        with Up(path, self.brokers, self._directory / "data", "--until-caught-up") as up:
+            return up.wait(60)
+
+    def committed(self) -> list[int]:
+        """The committed offsets of the source's partitions."""
+        offsets = committed_offsets(self.brokers, self.job)
+        return [offsets.get((self.source, partition), 0) for partition in range(2)]
+
+
+@pytest.fixture
+def work(kafka: str, topic_prefix: str, tmp_path: Path) -> Work:
+    return Work(kafka, topic_prefix, tmp_path)
+
+
+def test_records_that_wait_in_the_worker_are_not_taken_for_processed(work: Work) -> None:
+    """The reader has read all and is idle for seconds before the handler gets to the second partition."""
+    work.produce(0, 500)
+    work.produce(1, 3000)
+    ended = work.up(SLOW_JOB)
+    assert ended.code == 0, ended.text
+    assert work.committed() == [500, 3000]
+
+
+def test_job_that_has_nothing_left_to_do_ends_at_once_though_markers_stand_at_the_end(work: Work) -> None:
+    work.produce(0, 200)
+    ended = work.up(REGROUPING_JOB)
+    assert ended.code == 0, ended.text
+    assert work.committed() == [200, 0]
+    wait_until_committed(work.brokers, work.job, [f"{work.job}-count-repartition"], 0)
+    ended = work.up(REGROUPING_JOB)
+    assert ended.code == 0, ended.text
+    assert work.committed() == [200, 0]
