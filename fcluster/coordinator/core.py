@@ -74,6 +74,10 @@ STOP_GRACE_MS = 10_000
 ABSENCE_NOTICED_MS = 1_000
 """If nobody called for so long while there was work, it was the coordinator that was away."""
 SLOTS_MAX = 10_000
+EPOCHS_AHEAD_MAX = 1_000_000
+"""Every number that was ever handed out is below a reservation in the journal, and so below what this leader
+knows. A worker that knows of one so much higher isn't of this job, and must not push the numbers up there."""
+REASON_CHARACTERS_MAX = 10_000
 _SESSIONS_IN_TERM = 1_000_000_000
 
 
@@ -105,6 +109,10 @@ def slot_key(slot: int) -> str:
 def assignment_key(shard: ShardId) -> str:
     """Journal key of a shard's slot."""
     return f"assignment/{shard.stage}/{shard.partition}"
+
+
+def _highest_epoch(hello: messages.Hello) -> int:
+    return max(hello.epoch, hello.prepared_epoch, hello.in_flight_epoch)
 
 
 class Coordinator:
@@ -404,7 +412,7 @@ class Coordinator:
             if former is not None:
                 session.records_in_per_second = max(0.0, (stats.records_in - former.records_in) / seconds)
                 session.records_out_per_second = max(0.0, (stats.records_out - former.records_out) / seconds)
-            session.stats, session.stats_ms = stats, self._now
+            session.stats, session.stats_ms = msgspec.structs.replace(stats, shards=[]), self._now
         for status in stats.shards:
             self._learn_running(session, status)
         if session.phase is not SessionPhase.OPENING:
@@ -433,7 +441,7 @@ class Coordinator:
             self._send(peer, messages.Refused(self.terms.term, refusal, retry=False))
             return
         self.snapshot_store = self.snapshot_store or hello.snapshot_store
-        self.epochs.observe(hello.epoch)
+        self.epochs.observe(_highest_epoch(hello))
         if hello.session:
             self._on_return(peer, hello)
         else:
@@ -458,6 +466,12 @@ class Coordinator:
             )
         if hello.slot >= SLOTS_MAX:
             return f"slot {hello.slot} is beyond the limit of {SLOTS_MAX}. Choose a smaller one."
+        if _highest_epoch(hello) > self.epochs.highest + EPOCHS_AHEAD_MAX:
+            return (
+                f"the worker knows of epoch {_highest_epoch(hello)}, which this job, now at "
+                f"{self.epochs.highest}, never had. Restart the worker, or the whole cluster if the journal "
+                "topic was deleted."
+            )
         return ""
 
     def _on_fresh_hello(self, peer: bytes, hello: messages.Hello) -> None:
@@ -477,7 +491,7 @@ class Coordinator:
         if joiner is None:
             joiner = self.joiners[peer] = Joiner(peer, hello)
             self._note_join()
-        joiner.hello = hello
+        joiner.hello = msgspec.structs.replace(hello, owned=[])  # it begins with nothing; lists can be long
         if former is not None:
             self._place(joiner, self.slots[former.slot])
 
@@ -902,6 +916,7 @@ class Coordinator:
     def _on_worker_failed(self, session: Session, reason: str) -> None:
         session.failed = True
         if not self.failure:
+            reason = reason[:REASON_CHARACTERS_MAX] or "a worker failed and gave no reason"
             self.failure = reason
             self._log("error", f"the job can't go on: {reason}")
             self._begin_drain(reason)
