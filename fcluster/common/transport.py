@@ -36,16 +36,17 @@ RECONNECT_INTERVAL_MS_MAX = 400
 HANDSHAKE_TIMEOUT_MS = 5_000
 CONNECT_TIMEOUT_MS = 2_000
 QUEUE_FRAMES_MAX = 10_000
-"""Frames that one connection may have waiting in each direction; more are dropped, as if lost."""
+"""Frames that may wait to be sent over one connection; more are dropped, as if lost."""
 UNREAD_FRAMES_MAX = 64
-"""The same for frames that the coordinator hasn't read yet, where a sender could make each as large as it
-likes, up to the limit: beyond these its connection waits, and nothing is lost."""
+"""Frames received over one connection that may wait to be read. A sender could make each as large as the
+limit, so there are few; beyond them the connection waits, and nothing is lost."""
 EVENTS_IN_POLL_MAX = 1_000
 """Frames that one `poll` returns at most, so that its caller gets to its other duties under a flood."""
 BYTES_IN_POLL_MAX = 4 * MESSAGE_BYTES_MAX
 HANDSHAKES_IN_POLL_MAX = 100
-HANDSHAKE_RETRY_S = 1.0
-"""ZeroMQ gives up for good when its key is refused; keys change, so it is tried anew after this time."""
+GIVEN_UP_RETRY_S = 1.0
+"""ZeroMQ gives a connection up for good when its key is refused (but keys change), or when it is sent
+something that is against the protocol or too large: it is tried anew after this time."""
 CUT_HANDSHAKES_MAX = 3
 """So many connections in a row that end within their handshake are a reason, not an accident."""
 ACCEPT_BACKLOG = 1_024
@@ -172,7 +173,7 @@ def _set_common_options(socket: zmq.Socket[bytes], security: SocketSecurity | No
     socket.setsockopt(zmq.LINGER, 0)
     socket.setsockopt(zmq.MAXMSGSIZE, MESSAGE_BYTES_MAX)
     socket.setsockopt(zmq.SNDHWM, QUEUE_FRAMES_MAX)
-    socket.setsockopt(zmq.RCVHWM, QUEUE_FRAMES_MAX)
+    socket.setsockopt(zmq.RCVHWM, UNREAD_FRAMES_MAX)
     socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_TIMEOUT_MS)
     socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
     if security is not None:
@@ -235,7 +236,6 @@ class RouterTransport:
         self._socket = self._context.socket(zmq.ROUTER)
         self._doorkeeper = None if security is None else _Doorkeeper(self._context, security)
         _set_common_options(self._socket, security)
-        self._socket.setsockopt(zmq.RCVHWM, UNREAD_FRAMES_MAX)
         self._socket.setsockopt(zmq.BACKLOG, ACCEPT_BACKLOG)
         # A worker that reconnects keeps its identity; without this the half-dead old connection would win.
         self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
@@ -501,7 +501,7 @@ class DealerTransport:
         while not self._closing:
             poller.poll(self._retry_in_ms())
             self._wakeup.clear()
-            self._retry_handshake()
+            self._retry_given_up()
             if monitor is not self._monitor:
                 if monitor is not None:
                     monitor.close(0)
@@ -522,7 +522,7 @@ class DealerTransport:
         retry_at_s = self._retry_at_s
         return None if retry_at_s is None else max(0, int((retry_at_s - time.monotonic()) * 1000) + 1)
 
-    def _retry_handshake(self) -> None:
+    def _retry_given_up(self) -> None:
         with self._lock:
             if self._retry_at_s is None or time.monotonic() < self._retry_at_s or self._closing:
                 return
@@ -562,7 +562,11 @@ class DealerTransport:
             socket.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT_INTERVAL_MS_MAX)
             socket.setsockopt(zmq.CONNECT_TIMEOUT, CONNECT_TIMEOUT_MS)
             monitor = socket.get_monitor_socket(
-                zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | HANDSHAKE_FAILURES
+                zmq.EVENT_HANDSHAKE_SUCCEEDED
+                | zmq.EVENT_DISCONNECTED
+                | zmq.EVENT_CONNECT_DELAYED
+                | zmq.EVENT_CONNECT_RETRIED
+                | HANDSHAKE_FAILURES
             )
             socket.connect(address)
         except zmq.ZMQError as error:
@@ -592,14 +596,15 @@ class DealerTransport:
                 changes.append(True)
             elif happening["event"] == zmq.EVENT_DISCONNECTED:
                 changes.append(False)
+                self._retry_at_s = time.monotonic() + GIVEN_UP_RETRY_S
+            elif happening["event"] in (zmq.EVENT_CONNECT_DELAYED, zmq.EVENT_CONNECT_RETRIED):
+                self._retry_at_s = None  # it comes back by itself
             else:
                 self._note_failure(int(happening["event"]), int(happening["value"]))
 
     def _note_failure(self, event: int, value: int) -> None:
         self._cut_handshakes += 1
         reason = handshake_trouble(event, value, self._cut_handshakes)
-        if event != zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:
-            self._retry_at_s = time.monotonic() + HANDSHAKE_RETRY_S
         if reason:
             self._on_refused(reason)
 

@@ -279,7 +279,9 @@ class Worker:
             message = messages.decode_from_coordinator(frame)
         except MalformedMessage as error:
             self._transport.malformed_frames += 1
-            _log.warning("dropped a malformed frame: %s", error)
+            count = self._transport.malformed_frames
+            if count & (count - 1) == 0:  # the 1st, 2nd, 4th, 8th, ...: a flood must not fill the log
+                _log.warning("dropped a malformed frame, %d so far: %s", count, error)
             return
         self._inbox.put(core.MessageReceived(message))
 

@@ -222,7 +222,7 @@ def test_key_that_is_added_later_gets_in_without_a_restart(
     router: RouterTransport, client: Client, keys: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(security, "ALLOWED_KEPT_S", 0.0)
-    monkeypatch.setattr("fcluster.common.transport.HANDSHAKE_RETRY_S", 0.05)
+    monkeypatch.setattr("fcluster.common.transport.GIVEN_UP_RETRY_S", 0.05)
     address = router.bind("tcp://127.0.0.1:*")
     add_key(keys, Role.WORKER, "late")
     hidden = (keys / "worker-late.pub").rename(keys / "aside")

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import zmq
 
+from fcluster.common import transport
 from fcluster.common.messages import MESSAGE_BYTES_MAX
 from fcluster.common.transport import (
     DealerTransport,
@@ -302,3 +303,41 @@ def test_address_that_makes_no_sense_is_an_error(new_worker: Callable[[bytes], W
     with pytest.raises(ValueError, match="nonsense"):
         worker.transport.connect("nonsense")
     assert not worker.transport.send(b"nowhere to go")
+
+
+def test_oversized_frame_costs_the_worker_its_connection_but_not_for_good(
+    new_worker: Callable[[bytes], Worker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transport, "GIVEN_UP_RETRY_S", 0.05)
+    router = RouterTransport()
+    try:
+        worker = new_worker(b"w1")
+        worker.transport.connect(router.bind("tcp://127.0.0.1:*"))
+        worker.transport.send(b"hello")
+        poll_until(router, count(1))
+        assert worker.next() == "connected"
+        assert router.send(b"w1", bytes(MESSAGE_BYTES_MAX + 1))
+        assert [worker.next(), worker.next()] == ["disconnected", "connected"]
+        worker.transport.send(b"hello again")
+        assert poll_until(router, count(2))[-1] == FrameReceived(b"w1", b"hello again")
+    finally:
+        router.close()
+
+
+def test_unread_bytes_are_bounded_and_nothing_is_lost(
+    router: RouterTransport, new_worker: Callable[[bytes], Worker]
+) -> None:
+    worker = new_worker(b"w1")
+    worker.transport.connect(router.bind("tcp://127.0.0.1:*"))
+    frames = [bytes([number]) * MESSAGE_BYTES_MAX for number in range(30)]
+    for frame in frames:
+        assert worker.transport.send(frame)
+    largest = 0
+    received: list[TransportEvent] = []
+    while len(received) < len(frames):
+        events = router.poll(10_000)
+        assert events
+        received += events
+        largest = max(largest, len(events))
+    assert [event.frame for event in received if isinstance(event, FrameReceived)] == frames
+    assert largest <= transport.BYTES_IN_POLL_MAX // MESSAGE_BYTES_MAX
