@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 
+import orjson
 from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 
 from tests.checker.reading import new_consumer, partitions_of
@@ -90,14 +91,14 @@ class LiveReader:
             for offset, _value, seen_at_ns in list(rows)
         }
 
-    def latencies_ms(self) -> list[float]:
-        """Milliseconds from the producer's clock to the reader's, in the order of reading; one host only."""
-        timed = [
-            (seen_at_ns, decode_output(value, partition, offset).produced_at_ns)
-            for partition, rows in self._seen.items()
-            for offset, value, seen_at_ns in rows
-        ]
-        return [(seen_at_ns - produced_at_ns) / 1e6 for seen_at_ns, produced_at_ns in sorted(timed)]
+    def first_seen_ns(self) -> dict[int, int]:
+        """Record id to this host's clock when the record, or an output of it, was first read."""
+        first: dict[int, int] = {}
+        for rows in self._seen.values():
+            for _, value, seen_at_ns in rows:
+                number = orjson.loads(value or b"")["id"]
+                first[number] = min(seen_at_ns, first.get(number, seen_at_ns))
+        return first
 
     def _raise_error(self) -> None:
         if self._error is not None:

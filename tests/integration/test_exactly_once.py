@@ -7,8 +7,9 @@ fcluster but what stands in Kafka.
 
 from __future__ import annotations
 
+import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,12 +29,13 @@ from tests.checker.reading import (
 from tests.checker.records import generate_records
 from tests.checker.state import check_state
 from tests.checker.verdict import state_by_group, state_by_key
-from tests.harness import COORDINATOR, Cluster, process_state, wait_until, worker_name
+from tests.harness import COORDINATOR, Cluster, held_back, process_state, wait_until, worker_name
 
 JOBS = Path(__file__).parents[1] / "jobs"
 PARTITIONS = 8
 KEYS = 20_000
 GROUPS = 500
+ENDLESS = 1_000_000_000
 CATCH_UP_S = 120
 SETTINGS: dict[str, object] = {
     # Well below the time for which a stopped worker is watched, so that only its own transaction stays open.
@@ -140,7 +142,9 @@ def check(run: Run, title: str) -> None:
     """The whole verdict on a run of the plain job that has caught up; ends the cluster."""
     with failing_with_logs(run):
         run.catch_up()
-        verdict = check_totals(run.brokers, run.job, run.source, run.output, readers=run.readers, title=title)
+        verdict = check_totals(
+            run.brokers, run.job, run.source, run.output, readers=run.readers[:2], title=title
+        )
         run.cluster.close()
         verdict.merge(
             check_state(
@@ -181,12 +185,19 @@ def test_worker_killed_and_worker_stopped_mid_epoch_loses_and_repeats_nothing(
             # Past its session: what it had open is aborted, and the others commit in those partitions.
             stable = end_offsets(run.brokers, [run.output], READ_COMMITTED)
             wait_until(lambda: stable_offsets_moved(run, {at: stable[at] for at in held}), "the fence", 30)
+            assert joins(run, stopped) == 1
             run.cluster.resume(stopped)
+            wait_until(lambda: joins(run, stopped) == 2, "the zombie's new session", 30)
         run.catch_up()
         run.cluster.assert_alive()
-        assert run.committed() >= 200_000
+        assert run.committed() == 200_000
     check(run, "one worker killed, one stopped past its session")
     assert run.aborted() > 0, "no record was ever aborted: the faults didn't land"
+
+
+def joins(run: Run, name: str) -> int:
+    """How many sessions a worker has had."""
+    return run.cluster.log(name, lines=100_000).count("joined as slot")
 
 
 def stable_offsets_moved(run: Run, before: dict[tuple[str, int], int]) -> bool:
@@ -196,31 +207,48 @@ def stable_offsets_moved(run: Run, before: dict[tuple[str, int], int]) -> bool:
 
 
 class Feeder:
-    """Writes more records while the body of the `with` runs, and waits at its end until all are written."""
+    """Writes more records while the body of the `with` runs.
 
-    def __init__(self, run: Run, count: int, last: dict[str, int], rate: float = 10_000) -> None:
-        self._generator = Generator(run.brokers, run.source, rate=rate, keys=KEYS, count_max=count, seed=2)
+    At its end it waits until `count` are written, or stops if they are ENDLESS: then the faults find records
+    under way, however long they take on a busy host.
+    """
+
+    def __init__(
+        self, run: Run, count: int, last: dict[str, int], rate: float = 10_000, keys: int = KEYS
+    ) -> None:
+        self._generator = Generator(run.brokers, run.source, rate=rate, keys=keys, count_max=count, seed=2)
         self._generator.continue_after(last)
+        self._endless = count == ENDLESS
 
     def __enter__(self) -> Feeder:
         self._generator.start()
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
-        self._generator.join(120) if kind is None else self._generator.stop()
+        self._generator.stop() if kind or self._endless else self._generator.join(120)
+
+    def write(self) -> None:
+        """Write all of it."""
+        with self:
+            pass
 
 
 def test_coordinator_killed_and_restarted_loses_nothing_and_workers_stay(start: Callable[..., Run]) -> None:
     run = start(workers=2)
     with failing_with_logs(run):
         run.cluster.start()
-        with Feeder(run, 60_000, {}, rate=6_000):
+        with Feeder(run, ENDLESS, {}, rate=6_000):
             run.wait_committed(5_000)
             workers = {name: pid for name, pid in run.cluster.pids().items() if name != COORDINATOR}
             run.cluster.kill(COORDINATOR)
-            time.sleep(1.0)  # not for luck: workers go on without a coordinator, up to a bound
+            begun = wait_until(lambda: held_back(run.brokers, [run.output]), "records of an open epoch")
+            time.sleep(1.0)  # not for luck: long enough for a worker that commits without a coordinator
+            after = held_back(run.brokers, [run.output])
+            assert {at: stable for at, (stable, _) in begun.items()}.items() <= {
+                at: stable for at, (stable, _) in after.items()
+            }.items(), "an epoch went on without a coordinator"
             run.cluster.start_coordinator()
-            run.wait_committed(30_000)
+            run.wait_committed(run.committed() + 20_000)
             assert {name: pid for name, pid in run.cluster.pids().items() if name != COORDINATOR} == workers
         run.catch_up()
         run.cluster.assert_alive()
@@ -231,7 +259,7 @@ def test_whole_cluster_killed_and_started_again_loses_and_repeats_nothing(start:
     run = start()
     with failing_with_logs(run):
         run.cluster.start()
-        with Feeder(run, 80_000, {}, rate=8_000):
+        with Feeder(run, ENDLESS, {}, rate=8_000):
             run.wait_committed(8_000)
             stopped, held = run.cluster.stop_mid_epoch(range(3), [run.output])
             assert held, stopped
@@ -239,9 +267,10 @@ def test_whole_cluster_killed_and_started_again_loses_and_repeats_nothing(start:
             run.cluster.kill_all()
             assert [process_state(pid) for pid in pids] == ["X"] * 4
             run.cluster.start()
-            run.wait_committed(40_000)
+            run.wait_committed(run.committed() + 20_000)
             run.cluster.kill_all()
             run.cluster.start()
+            run.wait_committed(run.committed() + 10_000)
         run.catch_up()
     check(run, "all killed, twice")
     assert run.aborted() > 0, "no record was ever aborted: the kill didn't land in an open epoch"
@@ -251,13 +280,13 @@ def test_repartitioned_job_with_a_worker_killed_mid_epoch_is_exactly_once(start:
     run = start("regrouped_totals.py")
     with failing_with_logs(run):
         run.cluster.start()
-        with Feeder(run, 60_000, {}, rate=6_000):
+        with Feeder(run, ENDLESS, {}, rate=6_000):
             run.wait_committed(6_000)
             repartition = f"{run.job}-totals-repartition"
             killed, in_flight = run.cluster.kill_mid_epoch(range(3), [run.output, repartition])
             assert in_flight > 0
             run.cluster.start_worker(int(killed.rpartition("-")[2]))
-        run.catch_up()
+            run.wait_committed(run.committed() + 20_000)
         run.catch_up([run.source, repartition])
         verdict = check_regrouped(
             run.brokers, run.job, run.source, run.output, GROUPS, readers=run.readers[:1], title="repartition"
@@ -270,31 +299,37 @@ def test_repartitioned_job_with_a_worker_killed_mid_epoch_is_exactly_once(start:
         assert verdict.ok, verdict.report()
 
 
-def test_steady_flow_is_seen_uncommitted_within_100_ms_and_committed_never_twice(
+def test_uncommitted_reader_sees_a_steady_flow_within_100_ms_however_seldom_it_is_committed(
     start: Callable[..., Run],
 ) -> None:
-    run = start(workers=1, partitions=4, commit_interval_max_ms=1000)
+    """Against a reader of the source itself: what the host's other work costs both is left out."""
+    run = start(workers=1, partitions=4, commit_interval_min_ms=1000, commit_interval_max_ms=1000)
+    last: dict[str, int] = {}
     with failing_with_logs(run):
         run.cluster.start()
-        write_records(
-            run.brokers, run.source, generate_records(2000, keys=500, seed=1, sequences=(last := {}))
-        )
+        write_records(run.brokers, run.source, generate_records(2000, keys=500, sequences=last))
         run.catch_up()
-        warm = run.readers[1].count()
-        generator = Generator(run.brokers, run.source, rate=1000, keys=500, count_max=8000, seed=2)
-        generator.continue_after(last)
-        generator.start().join(60)
-        run.catch_up()
-        run.readers[1].wait_for(high_watermarks(run), 30)
-        latencies_ms = run.readers[1].latencies_ms()[warm:]
-        assert percentile(latencies_ms, 0.5) < 100, f"median {percentile(latencies_ms, 0.5)} ms"
-        assert percentile(latencies_ms, 0.95) < 100, f"p95 {percentile(latencies_ms, 0.95)} ms"
+        floor = LiveReader(run.brokers, run.source, READ_UNCOMMITTED).start()
+        run.readers.append(floor)
+        Feeder(run, 6000, last, rate=1000, keys=500).write()
     check(run, "steady flow")
+    seen_at_source = {number: at for number, at in floor.first_seen_ns().items() if number >= 2000}
+    assert len(seen_at_source) == 6000
+    committed, uncommitted = (
+        latency_by_second_ms(seen_at_source, reader.first_seen_ns()) for reader in run.readers[:2]
+    )
+    print(f"worst of 100 by second: uncommitted {uncommitted}, committed {committed} ms")
+    # The median of the seconds: in one or another the host may have had other things to do.
+    assert statistics.median(uncommitted) < 100, uncommitted
+    assert statistics.median(committed) > 500, f"commits came too soon to show anything: {committed}"
 
 
-def high_watermarks(run: Run) -> dict[int, int]:
-    """Partition to the end of the output, aborted and open records included."""
-    return {at[1]: end for at, end in end_offsets(run.brokers, [run.output], READ_UNCOMMITTED).items()}
+def latency_by_second_ms(from_ns: Mapping[int, int], to_ns: Mapping[int, int]) -> list[int]:
+    """What 99% of the records stay below, for each second."""
+    seconds: dict[int, list[float]] = {}
+    for number, at_ns in from_ns.items():
+        seconds.setdefault(at_ns // 10**9, []).append((to_ns[number] - at_ns) / 1e6)
+    return [round(percentile(latencies, 0.99)) for _, latencies in sorted(seconds.items())]
 
 
 def test_checker_objects_to_an_at_least_once_run_with_a_kill_in_it(start: Callable[..., Run]) -> None:
@@ -302,7 +337,7 @@ def test_checker_objects_to_an_at_least_once_run_with_a_kill_in_it(start: Callab
     run = start(workers=2, processing_guarantee="at-least-once", commit_interval_max_ms=1000)
     with failing_with_logs(run):
         run.cluster.start()
-        with Feeder(run, 60_000, {}, rate=6_000):
+        with Feeder(run, ENDLESS, {}, rate=6_000):
             run.wait_committed(6_000)
             for _ in range(3):
                 run.cluster.kill(worker_name(0))
