@@ -9,6 +9,7 @@ keeps no state between calls.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import logging
 import re
@@ -566,7 +567,12 @@ def _offsets(
         return {at: future.result().offset for at, future in futures.items()}
 
     with _asking(admin, "listing offsets"):
-        return _ask_again_while_moving(ask, REQUEST_TIMEOUT_S)
+        return _ask_again_while_moving(ask, REQUEST_TIMEOUT_S, lambda: _look_for_leaders(admin))
+
+
+def _look_for_leaders(admin: AdminClient) -> None:
+    with contextlib.suppress(KafkaException):  # the next try says what is wrong
+        admin.list_topics(timeout=REQUEST_TIMEOUT_S)
 
 
 # A partition's leader or a group's coordinator has just come up, or has just moved.
@@ -574,15 +580,25 @@ _MOVING: Final = frozenset(
     {"NOT_LEADER_FOR_PARTITION", "LEADER_NOT_AVAILABLE", "NOT_COORDINATOR", "COORDINATOR_NOT_AVAILABLE"}
     | {"COORDINATOR_LOAD_IN_PROGRESS", "_WAIT_COORD"}
 )
+# What an admin client knows of a leader is out of date, as after a broker's restart. librdkafka 2.16 goes on
+# asking with it until its metadata expires, minutes later, unless it is made to look.
+_OUT_OF_DATE: Final = frozenset({"FENCED_LEADER_EPOCH", "UNKNOWN_LEADER_EPOCH", "_NOENT"})
 
 
-def _ask_again_while_moving(ask: Callable[[], _Answer], timeout_s: float) -> _Answer:
+def _ask_again_while_moving(
+    ask: Callable[[], _Answer], timeout_s: float, look_for_leaders: Callable[[], None] | None = None
+) -> _Answer:
     deadline = time.monotonic() + timeout_s
     while True:
         try:
             return ask()
         except KafkaException as error:
-            if cause_of(error).name() not in _MOVING or time.monotonic() > deadline:
+            name = cause_of(error).name()
+            if time.monotonic() > deadline:
+                raise
+            if name in _OUT_OF_DATE and look_for_leaders is not None:
+                look_for_leaders()
+            elif name not in _MOVING:
                 raise
         time.sleep(_POLL_INTERVAL_S)
 
