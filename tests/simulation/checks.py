@@ -16,9 +16,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from fcluster.common import messages
 from fcluster.common.ids import ShardId
 from fcluster.common.positions import CommittedPosition, decode_position
-from fcluster.coordinator.core import Coordinator
+from fcluster.coordinator.core import Coordinator, assignment_key, slot_key
 from fcluster.coordinator.model import HELD_PHASES, ShardPhase
 from fcluster.worker.changelog import DeltaReader
 from fcluster.worker.state import STORE_PREFIX_BYTES, StoreMeta
@@ -83,6 +84,24 @@ class Checks:
     def complete_sent(self, session: int, epoch: int) -> None:
         """An epoch is declared only to those that have flushed it."""
         self.declared.add((session, epoch))
+
+    def journal_first(
+        self, journal: Mapping[str, Any], coordinator: Coordinator, message: messages.FromCoordinator
+    ) -> None:
+        """What a leader says of sessions and shards stands in the journal before it is said."""
+        if self.harm_only:
+            return
+        if isinstance(message, messages.Welcome) and not message.adopted:
+            if journal.get(slot_key(message.slot), {}).get("session") != message.session:
+                self.fail(f"session {message.session} is welcomed before the journal holds it")
+        elif isinstance(message, messages.Assign):
+            session = coordinator.sessions.get(message.session)
+            if session is None:
+                return  # it has ended in the same breath
+            slot = session.slot
+            for shard in message.shards:
+                if journal.get(assignment_key(shard), {}).get("slot") != slot:
+                    self.fail(f"{shard} is assigned to slot {slot} before the journal holds it")
 
     # --- at each commit -------------------------------------------------------------------------------
 

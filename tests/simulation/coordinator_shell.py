@@ -140,6 +140,8 @@ class SimCoordinator(Process):
             case events.SendMessage(peer, message):
                 if self.world.transcript is not None and not isinstance(message, messages.HeartbeatAck):
                     self.note("-> %s: %s", peer.decode(), shown(message))
+                if self.leads and self.core is not None:
+                    self.cluster.checks.journal_first(self.kafka.journal.entries, self.core, message)
                 if isinstance(message, messages.Complete):
                     self.cluster.checks.complete_sent(message.session, message.epoch)
                 elif isinstance(message, messages.Barrier):

@@ -171,6 +171,14 @@ class _Brewer:
         begin_ms = self.random.randrange(self.duration_ms // 2)
         for number in range(self.random.randint(1, 2)):
             self.world.at(begin_ms + 700 * number, None, self._depose)
+        if self.random.random() < 0.5:
+            # Cut off in the midst of a decision, it is deposed before its journal knows of it.
+            countdown = self.random.randint(1, 6)
+            self.cluster.strikes.append(
+                Strike("coordinator: before a journal write", countdown, "cut from Kafka", 2500)
+            )
+        if self.random.random() < 0.5:
+            self._schedule(1, self._crash)
         self._schedule(self.random.randint(2, 6), self._trouble_network)
         self._schedule(self.random.randint(0, 2), self._rescale)
 

@@ -480,6 +480,7 @@ MUTATIONS = [
     Mutation("no fence for who begins anew", 0, "", coordinator_class=NoFenceForReturning),
     Mutation("end of the changelog unsettled", 0, "", UnsettledChangelog),
     Mutation("welcome before the journal", 0, "", coordinator_class=JournalLast),
+    STALE_TERM,
     Mutation("journal unfenced", 0, "", coordinator_class=JournalUnfenced),
     Mutation("epoch numbers not reserved", 0, "", coordinator_class=EpochsFromCommitted),
     Mutation("sessions forgotten by a new leader", 0, "", coordinator_class=ForgetsSessions),
@@ -503,6 +504,5 @@ MUTATIONS = [
     _both(ONE_ID_FENCED, UNSETTLED, 0, ""),
     _both(BEFORE_FENCE, UNSETTLED, 0, ""),
     _both(APPLIED_EARLY, LOCAL_TRUSTED, 0, "", AppliesBeforeCommitAndTrusts),
-    _both(STALE_TERM, RETURNING, 0, ""),
 ]
 BY_NAME = {mutation.name: mutation for mutation in MUTATIONS}

@@ -229,6 +229,7 @@ class SimWorker(Process):
         self.pending: FrozenEpoch | None = None
         self._snapshot_epochs: dict[ShardId, int] = {}
         self._searched_ms = -(10**9)
+        self._highest_term = 0
         self.later(self.world.up_to(20), self._pulse)
         self.later(settings.snapshot_interval_ms, self._begin_snapshots)
 
@@ -306,7 +307,18 @@ class SimWorker(Process):
         self.core.invariants()
         self._effects.extend(effects)
         if isinstance(event, core.MessageReceived):
+            self._check_term(event.message, effects)
             self.step(f"{type(event.message).__name__} received")
+
+    def _check_term(self, message: messages.FromCoordinator, effects: list[core.Effect]) -> None:
+        """Nothing is done on the word of a leader whose successor has been heard."""
+        obeyed = any(not isinstance(effect, core.Log) for effect in effects)
+        if message.term < self._highest_term and obeyed and not self.cluster.checks.harm_only:
+            name = type(message).__name__
+            self.cluster.checks.fail(
+                f"{self.name} obeys a {name} of term {message.term}, has heard of {self._highest_term}"
+            )
+        self._highest_term = max(self._highest_term, message.term)
 
     def _note_event(self, event: core.Event) -> None:
         match event:
