@@ -272,7 +272,20 @@ class Worker:
 
     def _tick(self) -> None:
         self._feed(core.Tick())
+        self._flush_quiet_shards()
         self._refresh_stats()
+
+    def _flush_quiet_shards(self) -> None:
+        """What the last commit before a pause left in memory goes to the store, and so into snapshots."""
+        if self._commit_thread is not None:
+            now_ms = _now_ms()
+            for runner in self._runners.values():
+                if runner.state.flush_is_due(now_ms):
+                    self._commit_thread.submit(self._flush_state, runner.state, self._core.session)
+
+    def _flush_state(self, state: ShardState, session: int) -> None:
+        with self._reporting(session, "writing committed state to the local store"):
+            state.flush()
 
     def _on_frame(self, frame: bytes) -> None:
         try:

@@ -393,6 +393,12 @@ class ShardState:
         ):
             self.flush()
 
+    def flush_is_due(self, now_ms: float) -> bool:
+        """Whether committed changes wait for the store for longer than they should: no later commit took
+        them along."""
+        since_ms = self._pending_since_ms
+        return since_ms is not None and now_ms - since_ms >= self._limits.age_ms_max
+
     def flush(self) -> None:
         """Write everything committed to the store (commit thread, or any while that one is at rest).
 

@@ -572,3 +572,17 @@ class StateModel(RuleBasedStateMachine):
 
 StateModel.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
 TestStateAgainstTheModel = StateModel.TestCase
+
+
+def test_changes_that_no_later_commit_takes_along_become_due() -> None:
+    store = MemoryStore()
+    state = ShardState(store, ["a"], 100, FlushLimits(age_ms_max=1000))
+    state.tables["a"].get(b"k")["n"] = 1
+    state.freeze(1)
+    assert not state.flush_is_due(5000)  # nothing is committed yet
+    state.commit(1, 1, 5000)
+    assert not state.flush_is_due(5999)
+    assert state.flush_is_due(6000)
+    state.flush()
+    assert not state.flush_is_due(9000)
+    assert store.meta().state_epoch == 1
