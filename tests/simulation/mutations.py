@@ -396,24 +396,6 @@ class ReleasesInRestore(SimWorker):
     core_class = _ReleasesInRestore
 
 
-class ClosesBehindRestore(SimWorker):
-    """Closes a shard's store when the commit thread gets to it, which may be after its next restore."""
-
-    def _close_shards(self, shards: tuple[ShardId, ...]) -> None:
-        for shard in shards:
-            self.runners.pop(shard, None)
-
-        def release() -> None:
-            for shard in shards:
-                state = self.states.pop(shard, None)
-                self.restore_thread.submit(lambda shard=shard, state=state: self._close_one(shard, state))
-
-        if self.commit_thread is None:
-            release()
-        else:
-            self.commit_thread.submit(release)
-
-
 class PrunesSuccessors(SimWorker):
     """Removes snapshots of a later epoch than its own."""
 
@@ -458,51 +440,80 @@ def _both(
     return Mutation(name, seed, finding, worker_class or worker, coordinator, "", parts, harm_only=True)
 
 
-NO_FENCE = Mutation("no fence", 0, "", coordinator_class=NoFence, covered_by=_PENDING_OFFSETS)
-ONE_ID_FENCED = Mutation("one id fenced", 0, "", coordinator_class=OneIdFenced, covered_by=_PENDING_OFFSETS)
-BEFORE_FENCE = Mutation(
-    "offsets read before the fence", 0, "", coordinator_class=AssignsBeforeFence, covered_by=_PENDING_OFFSETS
+NO_FENCE = Mutation(
+    "no fence", 15, "after slot 0 was fenced", coordinator_class=NoFence, covered_by=_PENDING_OFFSETS
 )
-UNSETTLED = Mutation("offsets unsettled", 0, "", UnsettledOffsets)
+ONE_ID_FENCED = Mutation(
+    "one id fenced", 33, "after slot 1 was fenced", coordinator_class=OneIdFenced, covered_by=_PENDING_OFFSETS
+)
+BEFORE_FENCE = Mutation(
+    "offsets read before the fence",
+    15,
+    "which was given back",
+    coordinator_class=AssignsBeforeFence,
+    covered_by=_PENDING_OFFSETS,
+)
+UNSETTLED = Mutation("offsets unsettled", 371, "the outputs should be []", UnsettledOffsets)
 APPLIED_EARLY = Mutation(
-    "layers applied before the commit", 0, "", AppliesBeforeCommit, covered_by=_RESTORE_COMPARES
+    "layers applied before the commit",
+    4,
+    "isn't committed",
+    AppliesBeforeCommit,
+    covered_by=_RESTORE_COMPARES,
 )
 LOCAL_TRUSTED = Mutation("local files trusted", 0, "", TrustsLocalFiles, covered_by=_ONLY_COMMITTED)
-STALE_TERM = Mutation("a stale term obeyed", 0, "", ObeysAnyTerm, covered_by=_OBJECTION)
-RETURNING = Mutation("a returning worker keeps what it holds", 0, "", coordinator_class=NoObjection)
+STALE_TERM = Mutation(
+    "a stale term obeyed", 861, "obeys a Evicted of term", ObeysAnyTerm, covered_by=_OBJECTION
+)
+RETURNING = Mutation(
+    "a returning worker keeps what it holds", 1027, "which was given back", coordinator_class=NoObjection
+)
 
 MUTATIONS = [
     NO_FENCE,
     ONE_ID_FENCED,
     BEFORE_FENCE,
     UNSETTLED,
-    Mutation("a failed fence taken as done", 0, "", coordinator_class=FailedFenceCounts),
-    Mutation("no fence for who begins anew", 0, "", coordinator_class=NoFenceForReturning),
-    Mutation("end of the changelog unsettled", 0, "", UnsettledChangelog),
-    Mutation("welcome before the journal", 0, "", coordinator_class=JournalLast),
+    Mutation("a failed fence taken as done", 15, "which was given back", coordinator_class=FailedFenceCounts),
+    Mutation("no fence for who begins anew", 235, "has its slot", coordinator_class=NoFenceForReturning),
+    Mutation("end of the changelog unsettled", 304, "ends at epoch", UnsettledChangelog),
+    Mutation(
+        "welcome before the journal",
+        1,
+        "is welcomed before the journal holds it",
+        coordinator_class=JournalLast,
+    ),
     STALE_TERM,
-    Mutation("journal unfenced", 0, "", coordinator_class=JournalUnfenced),
-    Mutation("epoch numbers not reserved", 0, "", coordinator_class=EpochsFromCommitted),
-    Mutation("sessions forgotten by a new leader", 0, "", coordinator_class=ForgetsSessions),
+    Mutation("journal unfenced", 33, "has its slot", coordinator_class=JournalUnfenced),
+    Mutation(
+        "epoch numbers not reserved",
+        22,
+        "was begun in term 1 and again in term 2",
+        coordinator_class=EpochsFromCommitted,
+    ),
+    Mutation("sessions forgotten by a new leader", 19, "was fenced", coordinator_class=ForgetsSessions),
     RETURNING,
-    Mutation("a shard given away when revoked", 0, "", coordinator_class=FreesWhenRevoked),
-    Mutation("e+1 committed after e aborted", 0, "", GoesOnAfterAbort),
-    Mutation("commit before complete", 0, "", CommitsUndeclared),
-    Mutation("an unknown commit taken as committed", 0, "", GuessesCommitted),
-    Mutation("an unknown commit taken as aborted", 0, "", GuessesAborted),
-    Mutation("producers initialised twice in one session", 0, "", RevivesItself),
-    Mutation("e+1 begun before the outputs of e are acknowledged", 0, "", DoesNotWaitForOutputs),
-    Mutation("records fetched before a rewind", 0, "", ForgetsRewind),
+    Mutation(
+        "a shard given away when revoked", 18, "which was given back", coordinator_class=FreesWhenRevoked
+    ),
+    Mutation("e+1 committed after e aborted", 24, "the outputs should be", GoesOnAfterAbort),
+    Mutation("commit before complete", 1, "which was never declared complete to it", CommitsUndeclared),
+    Mutation("an unknown commit taken as committed", 44, "the outputs should be", GuessesCommitted),
+    Mutation("an unknown commit taken as aborted", 44, "the outputs should be []", GuessesAborted),
+    Mutation("producers initialised twice in one session", 20, "owns", RevivesItself),
+    Mutation(
+        "e+1 begun before the outputs of e are acknowledged", 4, "a recount gives", DoesNotWaitForOutputs
+    ),
+    Mutation("records fetched before a rewind", 111, "the outputs should be []", ForgetsRewind),
     APPLIED_EARLY,
-    Mutation("layers kept over a reset", 0, "", KeepsLayers),
-    Mutation("changelog truncated past an unverified snapshot", 0, "", TruncatesUnverified),
-    Mutation("a shard given back in its restore", 0, "", ReleasesInRestore),
-    Mutation("a store closed behind its next restore", 0, "", ClosesBehindRestore),
-    Mutation("snapshots of a successor pruned", 0, "", PrunesSuccessors),
+    Mutation("layers kept over a reset", 4, "the outputs should be", KeepsLayers),
+    Mutation("changelog truncated past an unverified snapshot", 16, "can't be restored", TruncatesUnverified),
+    Mutation("a shard given back in its restore", 1110, "is closed", ReleasesInRestore),
+    Mutation("snapshots of a successor pruned", 763, "can't be restored", PrunesSuccessors),
     # Combined, where one rule covers for the other.
-    _both(NO_FENCE, UNSETTLED, 0, ""),
-    _both(ONE_ID_FENCED, UNSETTLED, 0, ""),
-    _both(BEFORE_FENCE, UNSETTLED, 0, ""),
-    _both(APPLIED_EARLY, LOCAL_TRUSTED, 0, "", AppliesBeforeCommitAndTrusts),
+    _both(NO_FENCE, UNSETTLED, 50, "the outputs should be []"),
+    _both(ONE_ID_FENCED, UNSETTLED, 388, "the outputs should be"),
+    _both(BEFORE_FENCE, UNSETTLED, 38, "the outputs should be []"),
+    _both(APPLIED_EARLY, LOCAL_TRUSTED, 25, "was restored at", AppliesBeforeCommitAndTrusts),
 ]
 BY_NAME = {mutation.name: mutation for mutation in MUTATIONS}
