@@ -1,0 +1,121 @@
+"""The broker goes away, in order or hard, or outlives a commit's sender; transactions run out of time."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+import pytest
+
+from fcluster.common.embedded_kafka import EmbeddedKafka
+from fcluster.common.failpoints import Arm
+from tests.chaos.runner import LONG, PLAIN, REGROUPED, Chaos, workers_of
+from tests.chaos.transactions_log import transactional_ids_of
+from tests.harness import COORDINATOR, held_back, process_state, wait_until
+
+pytestmark = pytest.mark.timeout(300)
+
+AWAY_S = 20.0
+TRANSACTION_TIMEOUT_S = 3.0
+
+
+def open_transaction(run: Chaos, worker: str, hold_ms: int) -> None:
+    """Hold a worker back just before a commit, and see in Kafka that its transaction is open."""
+    run.cluster.arm(worker, "worker.commit", Arm("hold", after_ms=hold_ms))
+    run.cluster.await_mark(worker, "worker.commit")
+    assert held_back(run.brokers, [run.output]), "no transaction is open"
+
+
+@pytest.mark.parametrize(
+    ("hard", "away_s", "job_file"),
+    [(True, AWAY_S, PLAIN), (False, AWAY_S if LONG else 2.0, REGROUPED)],
+    ids=["hard", "clean"],
+)
+def test_broker_restarted_amid_open_epochs_is_nothing_but_a_pause(
+    chaos_on_mortal_broker: Callable[..., AbstractContextManager[Chaos]],
+    mortal_broker: EmbeddedKafka,
+    hard: bool,
+    away_s: float,
+    job_file: str,
+) -> None:
+    # Patience as it is by default: an epoch may take longer than the broker is away.
+    settings = {"checkpoint.timeout.ms": 30_000}
+    title = f"broker {'killed' if hard else 'stopped'} for {away_s} s"
+    with chaos_on_mortal_broker(title, job_file=job_file, settings=settings, rate=300.0) as run:
+        pids = run.cluster.pids()
+        open_transaction(run, "worker-0", hold_ms=1000)
+        mortal_broker.kill() if hard else mortal_broker.stop()
+        gone_s = time.monotonic()
+        run.note(title, in_open_epoch=False)
+        time.sleep(away_s)  # the fault itself
+        mortal_broker.start()
+        print(f"the broker was away for {time.monotonic() - gone_s:.1f} s")
+        print(f"output flows again after {run.await_flow():.1f} s")
+        assert run.cluster.pids() == pids
+        run.cluster.assert_alive()
+
+
+@contextmanager
+def broker_standing_still(broker: EmbeddedKafka) -> Iterator[None]:
+    """Stop the broker's process: what is sent to it waits in its sockets."""
+    pid = broker.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        wait_until(lambda: process_state(pid) in "Tt", "the broker stops", 5, 0.002)
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def test_commit_that_arrives_after_its_sender_died_is_neither_lost_nor_repeated(
+    chaos_on_mortal_broker: Callable[..., AbstractContextManager[Chaos]], mortal_broker: EmbeddedKafka
+) -> None:
+    """The request to commit lies in the broker's socket while the worker dies: nobody knows its outcome."""
+    with chaos_on_mortal_broker("commit in doubt") as run:
+        for round_number in range(4):
+            victim = f"worker-{round_number % 3}"
+            run.cluster.arm(victim, "worker.commit", Arm("hold", after_ms=300))
+            mark = run.cluster.await_mark(victim, "worker.commit")
+            with broker_standing_still(mortal_broker):
+                # The fault itself: the hold ends, the request goes out, and the worker dies waiting.
+                time.sleep(0.6)
+                run.cluster.kill(victim)
+                time.sleep(0.3 * round_number)  # the session may be over by then, and the fence on its way
+            run.note(f"kill -9 {victim} after its commit was sent ({mark.detail})", in_open_epoch=False)
+            run.start(victim)
+            run.await_flow()
+
+
+def aborted_by_broker(run: Chaos) -> set[str]:
+    """The workers' transactional ids whose last transaction was aborted."""
+    states = transactional_ids_of(run.brokers, f"{run.job}-slot-")
+    return {identity for identity, state in states.items() if state == "CompleteAbort"}
+
+
+def test_transactions_that_run_out_of_time_are_aborted_and_replayed(
+    chaos_on_mortal_broker: Callable[..., AbstractContextManager[Chaos]],
+) -> None:
+    """While the coordinator stands still nobody may commit, and nobody fences: only the broker can abort."""
+    settings = {
+        "transaction.timeout.ms": int(TRANSACTION_TIMEOUT_S * 1000),
+        "checkpoint.timeout.ms": 2700,  # more would contradict the former
+    }
+    with chaos_on_mortal_broker("transactions out of time", settings=settings) as run:
+        pids = run.cluster.pids()
+        # One transaction with its offsets sent, the commit about to begin; the others' are open.
+        run.cluster.arm("worker-1", "worker.commit", Arm("hold", after_ms=5000))
+        mark = run.cluster.await_mark("worker-1", "worker.commit")
+        run.cluster.pause(COORDINATOR)
+        said = {worker: len(run.cluster.log(worker, 10**6)) for worker in workers_of(run)}
+        # The broker looks for such transactions once a second.
+        wait_until(lambda: len(aborted_by_broker(run)) >= 3, "the broker aborts transactions", 15, 0.2)
+        run.note(f"transactions of all workers ran out of time ({mark.detail})", mark.time_ns)
+        run.cluster.resume(COORDINATOR)
+        run.await_flow()
+        for worker, length in said.items():
+            assert "replaying from the committed offsets" in run.cluster.log(worker, 10**6)[length:]
+        assert run.cluster.pids() == pids
