@@ -83,6 +83,14 @@ class LiveReader:
             for partition, rows in self._seen.items()
         }
 
+    def timed_rows(self) -> list[tuple[OutputRecord, int]]:
+        """What was read so far, each with the reader's clock at that time."""
+        return [
+            (decode_output(value, partition, offset), seen_at_ns)
+            for partition, rows in self._seen.items()
+            for offset, value, seen_at_ns in list(rows)
+        ]
+
     def times_ns(self) -> dict[tuple[int, int], int]:
         """Partition and offset of what was read so far, with the reader's clock at that time."""
         return {

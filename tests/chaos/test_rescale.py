@@ -1,0 +1,61 @@
+"""Workers come and go under load, with and without a death during the move."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+import pytest
+
+from fcluster.common.failpoints import Arm
+from tests.chaos.runner import PLAIN, REGROUPED, Chaos, workers_of
+
+pytestmark = pytest.mark.timeout(300)
+
+SIZES = (2, 5, 3, 2, 1)
+SLOTS = 5
+
+
+def resize(run: Chaos, workers: int) -> None:
+    """Start or end workers, highest slots first, without waiting for the shards."""
+    running = len(workers_of(run))
+    for slot in range(running, workers):
+        run.cluster.start_worker(slot)
+    for slot in range(running - 1, workers - 1, -1):
+        run.cluster.stop(f"worker-{slot}")
+    run.note(f"rescaled from {running} to {workers} workers", in_open_epoch=False)
+
+
+@pytest.mark.parametrize("job_file", [PLAIN, REGROUPED])
+def test_rescaling_under_load_loses_and_repeats_nothing(
+    chaos: Callable[..., AbstractContextManager[Chaos]], job_file: str
+) -> None:
+    with chaos("rescaled", job_file=job_file, workers=1, slots=SLOTS) as run:
+        for size in SIZES:
+            resize(run, size)
+            run.await_shards(size)
+            run.await_flow()
+
+
+def test_rescaling_with_a_death_during_each_move_loses_and_repeats_nothing(
+    chaos: Callable[..., AbstractContextManager[Chaos]],
+) -> None:
+    with chaos("rescaled with deaths", workers=1, slots=SLOTS) as run:
+        former = 1
+        for size in SIZES:
+            if size > former:
+                # The one that gives shards away dies with its stores still open, a new owner in its restore.
+                victims = {"worker-0": "worker.shards-released", f"worker-{size - 1}": "worker.mid-restore"}
+            else:
+                victims = {"worker-0": "worker.mid-restore"}
+            for victim, point in victims.items():
+                run.cluster.arm(victim, point, Arm("kill"))
+            resize(run, size)
+            for victim, point in victims.items():
+                mark = run.cluster.await_mark(victim, point)
+                run.cluster.await_death(victim)
+                run.note(f"kill -9 {victim} at {point} ({mark.detail})", mark.time_ns, in_open_epoch=False)
+                run.start(victim)
+            run.await_shards(size)
+            run.await_flow()
+            former = size

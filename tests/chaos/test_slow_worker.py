@@ -1,0 +1,71 @@
+"""One worker that is ten times slower than the others."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+import pytest
+
+from tests.chaos.runner import LONG, Chaos
+from tests.checker.live import LiveReader, percentile
+from tests.checker.reading import READ_COMMITTED
+from tests.harness import wait_until
+
+pytestmark = pytest.mark.timeout(300)
+
+SLOW = "worker-0"
+WATCHED_S = 60.0 if LONG else 10.0
+STRAGGLER_MS = 100.0
+"""`checkpoint.straggler.ms`: so much longer may an epoch of the others take."""
+
+
+def shards_of(run: Chaos, slot: int) -> set[int]:
+    """The partitions of the source that this slot has."""
+    status = run.cluster.status()
+    assert status is not None
+    return {shard["partition"] for shard in status["shards"] if shard["slot"] == slot}
+
+
+def latencies_ms(reader: LiveReader, partitions: set[int], begin_ns: int, end_ns: int) -> list[float]:
+    """Of the records of these source partitions that were produced in that time."""
+    return [
+        (seen_ns - row.produced_at_ns) / 1e6
+        for row, seen_ns in reader.timed_rows()
+        if row.partition in partitions and begin_ns <= row.produced_at_ns < end_ns
+    ]
+
+
+def test_one_slow_worker_does_not_slow_the_others(
+    chaos: Callable[..., AbstractContextManager[Chaos]],
+) -> None:
+    with chaos("one worker ten times slower", rate=600.0) as run:
+        mine = shards_of(run, 0)
+        others = set(range(8)) - mine
+        assert mine
+        assert others
+        pids = run.cluster.pids()
+        before_ns = time.time_ns()
+        time.sleep(WATCHED_S / 2)  # for comparison, in the same run
+        slow_ns = time.time_ns()
+        with run.cluster.slowed(SLOW, times=10):
+            time.sleep(WATCHED_S)
+        healed_ns = time.time_ns()
+        run.note(f"{SLOW} runs a tenth of the time for {WATCHED_S} s", in_open_epoch=False)
+        run.await_flow()
+        assert run.cluster.pids() == pids
+        assert shards_of(run, 0) == mine, "the slow worker lost shards: it was slow, not dead"
+        status = run.cluster.status()
+        assert status is not None
+        assert status["counters"]["stragglers"] > 0, "it never held anything back: the fault didn't land"
+        reader = run.readers[READ_COMMITTED]
+        wait_until(lambda: min(reader.newest_ns().values()) > healed_ns, "all is read", 30)
+        normal = latencies_ms(reader, others, before_ns, slow_ns)
+        slowed = latencies_ms(reader, others, slow_ns, healed_ns)
+        own = latencies_ms(reader, mine, slow_ns, healed_ns)
+        for name, values in (("others before", normal), ("others meanwhile", slowed), ("its own", own)):
+            print(f"{name}: p50 {percentile(values, 0.5):.0f} ms, p95 {percentile(values, 0.95):.0f} ms")
+        for share in (0.5, 0.95):
+            bound_ms = 2 * percentile(normal, share) + 2 * STRAGGLER_MS
+            assert percentile(slowed, share) < bound_ms
