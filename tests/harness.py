@@ -296,18 +296,24 @@ class Up:
     """`fcluster up TARGET` as a process, ended with the `with` block."""
 
     def __init__(
-        self, target: Path | str, brokers: str, data_dir: Path, *more: str, workers: int = 1
+        self,
+        target: Path | str,
+        brokers: str,
+        data_dir: Path,
+        *more: str,
+        workers: int = 1,
+        env: Mapping[str, str] | None = None,
     ) -> None:
         self._command = [sys.executable, "-m", "fcluster", "up", str(target), *more]
         self._command += ["--workers", str(workers), "--brokers", brokers, "--data-dir", str(data_dir)]
         self._data_dir = data_dir
+        self._env = {**os.environ, "COLUMNS": "200", **(env or {})}
 
     def __enter__(self) -> Up:
         self._files = tempfile.TemporaryFile("w+"), tempfile.TemporaryFile("w+")
         out, err = self._files
-        environment = {**os.environ, "COLUMNS": "200"}
         self._process = subprocess.Popen(
-            self._command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, cwd=REPOSITORY, env=environment
+            self._command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, cwd=REPOSITORY, env=self._env
         )
         return self
 
@@ -326,6 +332,19 @@ class Up:
         """The exit code if it ended."""
         return self._process.poll()
 
+    def wait_until(self, condition: Callable[[], _V], what: str, timeout_s: float = 60) -> _V:
+        """As the function of that name, but at an end if the command has ended."""
+
+        def running() -> _V:
+            assert self.poll() is None, self._said()
+            return condition()
+
+        return wait_until(running, what, timeout_s)
+
+    def interrupt(self) -> None:
+        """Ctrl-C."""
+        self._process.send_signal(signal.SIGINT)
+
     def wait(self, timeout_s: float) -> Ended:
         """Wait for its end."""
         try:
@@ -338,17 +357,15 @@ class Up:
 
     def wait_until_it_answers(self) -> None:
         """Wait until `fcluster status` gets an answer of its coordinator."""
-        wait_until(self._status, "fcluster up answers", 30, 0.1)
+        self.wait_until(self._answers, "fcluster up answers", 30)
 
     def pid(self, name: str) -> int:
         """The process id of one of its processes, as it notes it."""
         return json.loads((self._data_dir / "cluster.json").read_text())["pids"][name]
 
-    def _status(self) -> str:
-        assert self.poll() is None, self._said()
+    def _answers(self) -> bool:
         command = [sys.executable, "-m", "fcluster", "status", "--json", "--data-dir", str(self._data_dir)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, cwd=REPOSITORY)
-        return done.stdout if done.returncode == 0 else ""
+        return subprocess.run(command, capture_output=True, timeout=20, cwd=REPOSITORY).returncode == 0
 
     def _said(self) -> tuple[str, ...]:
         for file in self._files:

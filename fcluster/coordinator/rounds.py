@@ -221,6 +221,8 @@ class Rounds:
 
     @property
     def _next_barrier_ms(self) -> float:
+        if self._hurried:
+            return LONG_AGO_MS
         return self._last_barrier_ms + self._settings.commit_interval_min_ms
 
     def _due_ms(self, session: Session) -> float:

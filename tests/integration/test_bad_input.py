@@ -19,7 +19,7 @@ from confluent_kafka.admin import NewPartitions
 
 from tests.checker.generate import PARTITIONER, create_topic, delete_topic
 from tests.checker.reading import READ_COMMITTED, admin_of, committed_offsets, read_topic
-from tests.harness import Ended, Up, processes_with, wait_until
+from tests.harness import Ended, Up, processes_with
 
 pytestmark = pytest.mark.timeout(180)
 UP_TIMEOUT_S = 60
@@ -228,7 +228,7 @@ def test_records_deleted_before_they_were_processed_are_named_as_a_gap(place: Pl
 def test_records_deleted_under_a_running_job_are_a_gap_as_well(place: Place, source: str, gap: str) -> None:
     place.produce(numbers(1, 2, 3))
     with place.start(place.write_job(), "--set", f"source.gap={gap}") as up:
-        wait_until(lambda: place.committed() == 3, "the first records' commit")
+        up.wait_until(lambda: place.committed() == 3, "the first records' commit")
         worker = up.pid("worker-0")
         os.kill(worker, signal.SIGSTOP)
         time.sleep(1.0)  # its last fetch waits at the broker for up to half a second
@@ -239,7 +239,7 @@ def test_records_deleted_under_a_running_job_are_a_gap_as_well(place: Place, sou
             assert_refused(up.wait(UP_TIMEOUT_S), f"3 to 5 of {source}/0", "source.gap=continue")
             assert place.committed() == 3
         else:
-            wait_until(lambda: place.committed() == 7, "the last record's commit")
+            up.wait_until(lambda: place.committed() == 7, "the last record's commit")
             assert place.counts() == [1, 2, 3, 4]
 
 

@@ -3,30 +3,46 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from examples.flights.load import load_flights
 from examples.flights.recount import differences, recount_csv
+from tests.checker.check import check_totals
 from tests.checker.generate import create_topic, write_records
-from tests.checker.reading import committed_offsets
+from tests.checker.reading import READ_UNCOMMITTED, committed_offsets, end_offsets
 from tests.checker.records import generate_records
-from tests.harness import REPOSITORY, processes_with, wait_until
+from tests.harness import REPOSITORY, Up, processes_with, wait_until
 
 pytestmark = pytest.mark.timeout(300)
 ROWS = 3000
+DEMO_TIMEOUT_S = 100
 JOBS = Path(__file__).parents[1] / "jobs"
 
 
 def run_demo(brokers: str, data_dir: Path, rows: int = ROWS) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(REPOSITORY / "examples/flights/demo.py"), "--rows", str(rows)]
     command += ["--brokers", brokers, "--data-dir", str(data_dir), "--workers", "2"]
-    return subprocess.run(command, capture_output=True, text=True, timeout=150, cwd=data_dir.parent)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=data_dir.parent,
+        start_new_session=True,  # so that the job it runs can be ended with it
+    )
+    try:
+        out, err = process.communicate(timeout=DEMO_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        out, err = process.communicate()
+        raise TimeoutError(f"the demo runs after {DEMO_TIMEOUT_S} s:\n{out}{err}") from None
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
 @pytest.fixture
@@ -73,7 +89,9 @@ def test_recount_of_a_wrong_total_fails_the_demo() -> None:
     assert differences("carrier", by_carrier, outputs) != []
 
 
-def test_installed_wheel_runs_the_demo_job_in_a_fresh_environment(own_kafka: str, tmp_path: Path) -> None:
+def test_installed_wheel_runs_the_demo_job_in_a_fresh_environment(
+    kafka: str, topic_prefix: str, tmp_path: Path
+) -> None:
     """Built, installed without dependencies (they are on the path), run from elsewhere."""
     from rich.console import Console
 
@@ -100,16 +118,18 @@ def test_installed_wheel_runs_the_demo_job_in_a_fresh_environment(own_kafka: str
         check=True,
     )
     assert where.stdout.startswith(str(environment)), where.stdout
-    load_flights(own_kafka, Console(quiet=True), rows=1000)
+    load_flights(kafka, Console(quiet=True), rows=1000, topic=f"{topic_prefix}flights")
     job = tmp_path / "flights.py"
-    job.write_text((REPOSITORY / "examples/flights/flights.py").read_text())
-    command = [str(environment / "bin/fcluster"), "up", str(job), "--brokers", own_kafka, "--workers", "2"]
+    text = (REPOSITORY / "examples/flights/flights.py").read_text()
+    job.write_text(re.sub(r'(Job|topic)\("', rf"\g<0>{topic_prefix}", text))
+    command = [str(environment / "bin/fcluster"), "up", str(job), "--brokers", kafka, "--workers", "2"]
     ran = subprocess.run(
         [*command, "--until-caught-up"], capture_output=True, text=True, timeout=120, cwd=tmp_path
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    offsets = committed_offsets(own_kafka, "flights-job")
-    assert sum(offset for (topic, _), offset in offsets.items() if topic == "flights") == 1000
+    offsets = committed_offsets(kafka, f"{topic_prefix}flights-job")
+    flights = sum(offset for (topic, _), offset in offsets.items() if topic == f"{topic_prefix}flights")
+    assert flights == 1000
 
 
 def test_ctrl_c_commits_the_last_epoch_and_leaves_no_process(
@@ -119,26 +139,28 @@ def test_ctrl_c_commits_the_last_epoch_and_leaves_no_process(
     create_topic(kafka, source, 4)
     create_topic(kafka, output, 4)
     env = {"FCLUSTER_TEST_JOB": job, "FCLUSTER_TEST_SOURCE": source, "FCLUSTER_TEST_OUTPUT": output}
-    command = [sys.executable, "-m", "fcluster", "up", str(JOBS / "running_totals.py"), "--workers", "2"]
-    command += ["--brokers", kafka, "--data-dir", str(tmp_path / "data")]
-    process = subprocess.Popen(
-        command,
-        env={**os.environ, **env},
-        cwd=REPOSITORY,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    try:
+    # So long between two epochs that what is committed, the drain has committed.
+    seldom = [f"--set=commit.interval.{bound}.ms=50000" for bound in ("min", "max")]
+
+    def committed() -> int:
+        return sum(committed_offsets(kafka, job).values())
+
+    data_dir = tmp_path / "data"
+    with Up(JOBS / "running_totals.py", kafka, data_dir, *seldom, workers=2, env=env) as up:
         write_records(kafka, source, generate_records(2000, keys=100))
-        wait_until(lambda: sum(committed_offsets(kafka, job).values()) >= 2000, "the records' commit", 60)
-        started = time.monotonic()
-        process.send_signal(signal.SIGINT)
-        text, _ = process.communicate(timeout=30)
-        assert process.returncode == 0, text
-        assert "draining" in text
-        assert time.monotonic() - started < 15
-    finally:
-        process.kill()
-        process.wait()
+        up.wait_until(lambda: written(kafka, output) >= 2000, "all records' outputs")
+        before = committed()
+        up.interrupt()
+        ended = up.wait(30)
+    assert ended.code == 0, ended.text
+    assert "draining" in ended.text
+    assert before < 2000, "an epoch came in between: the drain had nothing to commit"
+    assert committed() == 2000
+    verdict = check_totals(kafka, job, source, output, title="drained")
+    assert verdict.ok, verdict.report()
     wait_until(lambda: not processes_with(str(tmp_path / "data")), "all processes to end", 5)
+
+
+def written(brokers: str, topic: str) -> int:
+    """The offsets used in a topic, committed or not."""
+    return sum(end_offsets(brokers, [topic], READ_UNCOMMITTED).values())

@@ -776,6 +776,18 @@ def test_stop_request_drains_then_shuts_down_then_stops() -> None:
     assert harness.journal["slot/0"] == {"session": 0, "worker": "", "host": "", "pid": 0, "fenced": True}
 
 
+def test_drain_waits_for_no_interval_however_long_it_is() -> None:
+    settings = Settings(commit_interval_min_ms=50_000, commit_interval_max_ms=50_000)
+    harness, (w0, w1) = cluster(settings=settings)
+    w0.dirty()
+    w0.prepared(1)
+    w0.committed(1, True)
+    w1.dirty()
+    harness.transcript()
+    harness.say(b"admin", messages.StopRequest())
+    assert "w0 <- Barrier 2" in harness.transcript()
+
+
 def test_draining_job_takes_no_new_workers() -> None:
     harness, (_w0, w1) = cluster()
     harness.feed(events.StopRequested())
