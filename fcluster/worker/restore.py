@@ -41,7 +41,7 @@ from fcluster.worker.restore_plan import (
     stands_exactly,
     uncommitted_state,
 )
-from fcluster.worker.snapshots import restore_snapshot, usable_manifests
+from fcluster.worker.snapshots import Unusable, restore_snapshot, usable_manifests
 from fcluster.worker.state import StoreMeta
 from fcluster.worker.store import RocksStore, StoreDirectory
 
@@ -272,9 +272,10 @@ class _Restore:
             local = self._local_store(shard)
             failed = self._failed.setdefault(shard, {})
             meta = None if local is None or (Base.LOCAL, local.meta().state_epoch) in failed else local.meta()
+            unusable: list[Unusable] = []
             manifests = [
                 manifest
-                for manifest in usable_manifests(self._snapshots, shard)
+                for manifest in usable_manifests(self._snapshots, shard, unusable)
                 if (Base.SNAPSHOT, manifest.state_epoch) not in failed
             ]
             plan = plan_restore(request, meta, manifests, begin, end, exactly_once=self._exactly_once)
@@ -286,6 +287,7 @@ class _Restore:
                 failed[plan.base, plan.meta.state_epoch] = error
                 continue
             reasons = tuple(f"{base.value}: {error.message}" for (base, _), error in failed.items())
+            reasons += tuple(f"snapshot {entry.name}: {entry.reason}" for entry in unusable)
             plan = replace(plan, reasons=plan.reasons + reasons)
             return _Shard(request, plan, store, exactly_once=self._exactly_once)
 

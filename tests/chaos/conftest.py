@@ -19,6 +19,14 @@ def chaos(kafka: str, topic_prefix: str, tmp_path: Path) -> Callable[..., Abstra
     return partial(_run, kafka, topic_prefix, tmp_path / "data")
 
 
+@pytest.fixture
+def chaos_unjudged(
+    kafka: str, topic_prefix: str, tmp_path: Path
+) -> Callable[..., AbstractContextManager[Chaos]]:
+    """Makes a run that has to end badly: nothing is judged."""
+    return partial(Chaos, kafka, topic_prefix, tmp_path / "data")
+
+
 def _run(
     brokers: str, name: str, data_dir: Path, title: str, **more: object
 ) -> AbstractContextManager[Chaos]:
