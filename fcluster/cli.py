@@ -594,6 +594,7 @@ def keys_show(directory: Path) -> None:
 @_snapshots_option
 @_caught_up_option
 @click.option("--bind", metavar="tcp://HOST:PORT", help="Where to listen (setting coordinator.bind).")
+@click.option("--no-standby", is_flag=True, help="End with an error if another coordinator leads JOB.")
 @click.option("--ready-file", type=click.Path(dir_okay=False, path_type=Path), hidden=True)
 @_common
 @click.pass_context
@@ -604,14 +605,20 @@ def coordinator(
     snapshots: str | None,
     until_caught_up: bool,
     bind: str | None,
+    no_standby: bool,
     ready_file: Path | None,
     **common: Any,
 ) -> None:
     """Run JOB's coordinator. Its workers find it through Kafka.
 
+    Started again, on this host or another one, it stands by and takes over when the one that leads dies or
+    hangs. Ctrl-C (SIGTERM) at the one that leads drains and ends the job, and its standbys with it; at a
+    standby it ends only that.
+
     \b
-    Example:
+    Examples:
       fcluster coordinator flights.py --brokers host:9092 --workers 2
+      fcluster coordinator flights.py --brokers host:9092 --workers 2    # once more: a standby
     """
     context.ensure_object(Session).is_server = True
     options = _options(**common, workers=workers, snapshots=snapshots, bind=bind)
@@ -626,6 +633,7 @@ def coordinator(
         settings,
         expected_workers=settings.workers,
         until_caught_up=until_caught_up,
+        stand_by=not no_standby,
         ready_file=ready_file,
     )
     if code == EXIT_JOB_FAILED:

@@ -38,6 +38,7 @@ from fcluster.data_directory import (
 
 if TYPE_CHECKING:
     from fcluster.common.admin_client import AdminClient
+    from fcluster.common.discovery import Leader
     from fcluster.common.embedded_kafka import EmbeddedKafka
     from fcluster.common.job import Job
     from fcluster.common.logs import RememberingHandler
@@ -152,7 +153,18 @@ class Connection:
             NoCluster: none runs there.
             FclusterError: it gives no answer.
         """
-        with open_admin_client(self.settings, *self._coordinator(job)) as client:
+        from fcluster.common.admin_client import CoordinatorSilent
+
+        address, key = self._coordinator(job)
+        try:
+            with open_admin_client(self.settings, address, key) as client:
+                return client.status(STATUS_TIMEOUT_MS)
+        except CoordinatorSilent:
+            job = job or (self.note.job if self.note is not None else "")
+            leader = leader_elsewhere(self.settings, job, address)
+            if leader is None:
+                raise
+        with open_admin_client(self.settings, leader.address, leader.public_key) as client:
             return client.status(STATUS_TIMEOUT_MS)
 
     def _coordinator(self, job: str | None) -> tuple[str, str]:
@@ -227,6 +239,17 @@ def open_admin_client(settings: Settings, address: str, announced_key: str = "")
     from fcluster.common.security import client_security
 
     return AdminClient(address, client_security(settings, Role.ADMIN, address, announced_key))
+
+
+def leader_elsewhere(settings: Settings, job: str, address: str) -> Leader | None:
+    """Who leads by the journal, if that is somebody at another address: a standby may have taken over."""
+    from fcluster.common.discovery import find_leader
+
+    try:
+        leader = find_leader(settings, job, timeout_s=STATUS_TIMEOUT_MS / 1000)
+    except FclusterError:
+        return None
+    return leader if leader is not None and leader.address != address else None
 
 
 def no_brokers(data_dir: Path) -> NoBrokers:
@@ -473,6 +496,7 @@ class _Up:
         broker: EmbeddedKafka | None,
     ) -> None:
         self._broker = broker
+        self._coordinator_started = False
         self._options = options
         self._settings = settings
         self._directory = directory
@@ -582,11 +606,18 @@ class _Up:
 
     def _spawn(self, spec: ProcessSpec, on_line: Callable[[str], None]) -> Any:
         from fcluster.common.processes import spawn
+        from fcluster.supervisor import COORDINATOR
 
+        argv = spec.argv
+        if spec.name == COORDINATOR and not self._coordinator_started:
+            # Whoever leads at the start is another cluster; later it is one that took over from ours.
+            self._coordinator_started = True
+            place = argv.index("--")
+            argv = (*argv[:place], "--no-standby", *argv[place:])
         return SpawnedChild(
             spawn(
                 spec.name,
-                spec.argv,
+                argv,
                 log_file=log_path(self._directory, spec.name),
                 on_line=on_line,
                 env={**os.environ, **self._environment, "PYTHONUNBUFFERED": "1"},
@@ -594,8 +625,17 @@ class _Up:
         )
 
     def _ask_drain(self) -> None:
-        with self._open_client() as client:
-            client.stop(timeout_ms=1_000)
+        from fcluster.common.admin_client import CoordinatorSilent
+
+        try:
+            with self._open_client() as client:
+                client.stop(timeout_ms=1_000)
+        except CoordinatorSilent:
+            leader = leader_elsewhere(self._settings, self._note.job, self._address)
+            if leader is None:
+                raise
+            with open_admin_client(self._settings, leader.address, leader.public_key) as client:
+                client.stop(timeout_ms=1_000)
 
     def _open_client(self) -> AdminClient:
         return open_admin_client(self._settings, self._address)

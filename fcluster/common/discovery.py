@@ -1,6 +1,6 @@
 """Finds the coordinator of a job, through the job's journal.
 
-Responsible for: reading the journal topic, and what its `leader` record means. Used by workers and commands,
+Responsible for: reading the journal topic, once or as it grows, and what its `leader` record means. Used by workers and commands,
 which need nothing but the brokers and the job's name, and by the coordinator to read its whole past.
 Keeps the rule that every wait is bounded. Must not write.
 """
@@ -8,11 +8,12 @@ Keeps the rule that every wait is bounded. Must not write.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
 import msgspec
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from fcluster.common.errors import IncompatibleState, KafkaUnavailable
 from fcluster.common.ids import journal_topic
@@ -20,7 +21,10 @@ from fcluster.common.kafka_clients import make_consumer, reason_of
 from fcluster.common.settings import Settings
 
 READ_TIMEOUT_S = 10.0
+CONNECT_TIMEOUT_S = 3.0
 LEADER_KEY = "leader"
+ENDED_KEY = "ended"
+"""Journal key for how the job was brought to its end on purpose; there is no leader record then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +37,7 @@ class Leader:
         host: it runs on.
         pid: its process there.
         cluster_id: random for each run of a coordinator.
+        topology: fingerprint of the job as it runs it.
         public_key: the one it proves itself with, as Z85 text; empty if connections to it go without keys.
             Who may write the journal could put another one here: see `security.client_security`.
     """
@@ -43,6 +48,7 @@ class Leader:
     pid: int
     cluster_id: str
     public_key: str = ""
+    topology: str = ""
 
 
 def find_leader(settings: Settings, job: str, timeout_s: float = READ_TIMEOUT_S) -> Leader | None:
@@ -52,7 +58,16 @@ def find_leader(settings: Settings, job: str, timeout_s: float = READ_TIMEOUT_S)
         KafkaUnavailable: the brokers didn't give the journal within `timeout_s` seconds.
         IncompatibleState: the journal can't be understood.
     """
-    record = read_journal(settings, job, timeout_s).get(LEADER_KEY)
+    return leader_in(read_journal(settings, job, timeout_s), job)
+
+
+def leader_in(journal: Mapping[str, Any], job: str) -> Leader | None:
+    """The leader record of a journal of `job`, None if nobody leads.
+
+    Raises:
+        IncompatibleState: it can't be understood.
+    """
+    record = journal.get(LEADER_KEY)
     if record is None:
         return None
     try:
@@ -70,22 +85,109 @@ def read_journal(settings: Settings, job: str, timeout_s: float = READ_TIMEOUT_S
     """
     topic = journal_topic(job)
     deadline_s = time.monotonic() + timeout_s
-    # The end is told by an event, which comes at the last stable offset with an empty answer to a fetch: for
-    # that the broker would wait half a second by default.
-    config = {"enable.partition.eof": True, "fetch.wait.max.ms": 5}
-    consumer = make_consumer(settings, "read-committed", **config)
+    consumer = _make_journal_consumer(settings, fetch_wait_max_ms=5)
     try:
         if topic not in consumer.list_topics(timeout=timeout_s).topics:
             return {}
         consumer.assign([TopicPartition(topic, 0, OFFSET_BEGINNING)])
         return _read_to_end(consumer, job, deadline_s)
     except KafkaException as error:
-        raise KafkaUnavailable(
-            f"The journal {topic!r} can't be read from {settings.bootstrap_servers}: {reason_of(error)}.",
-            remedy="Check that the brokers are up and reachable from here.",
-        ) from error
+        raise _unreadable(settings, topic, error) from error
     finally:
         consumer.close()
+
+
+class LeaderFollower:
+    """The journal's leader record as it changes, over one connection. Belongs to one thread.
+
+    Args:
+        settings: of the cluster.
+        job: its name.
+    """
+
+    def __init__(self, settings: Settings, job: str) -> None:
+        self.leader: Leader | None = None
+        """The newest that is known, None if there is none or nothing is known yet."""
+        self._settings = settings
+        self._job = job
+        self._consumer: Consumer | None = None
+        self._journal: dict[str, Any] = {}
+        self._at_end = False
+
+    def poll(self, timeout_s: float) -> bool:
+        """Read on, for up to `timeout_s` seconds if there is nothing new; whether the journal is known to its
+        end.
+
+        Raises:
+            KafkaUnavailable: it can't be read; the next call begins anew.
+            IncompatibleState: it can't be understood.
+        """
+        try:
+            consumer = self._open(timeout_s)
+            if consumer is None:
+                return True
+            for message in consumer.consume(1_000, timeout_s):
+                self._take(message)
+        except KafkaException as error:
+            self.close()
+            raise _unreadable(self._settings, journal_topic(self._job), error) from error
+        except IncompatibleState:
+            self.close()
+            raise
+        if self._at_end:
+            self.leader = leader_in(self._journal, self._job)
+        return self._at_end
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a journal to follow, and it is being followed."""
+        return self._consumer is not None
+
+    def close(self) -> None:
+        """Let go of the connection; `leader` stays."""
+        if self._consumer is not None:
+            self._consumer.close()
+        self._consumer, self._journal, self._at_end = None, {}, False
+
+    def _open(self, timeout_s: float) -> Consumer | None:
+        """The consumer, None if there is no journal yet."""
+        if self._consumer is not None:
+            return self._consumer
+        topic = journal_topic(self._job)
+        consumer = _make_journal_consumer(self._settings, fetch_wait_max_ms=20)
+        try:
+            if topic not in consumer.list_topics(timeout=max(timeout_s, CONNECT_TIMEOUT_S)).topics:
+                consumer.close()
+                return None
+            consumer.assign([TopicPartition(topic, 0, OFFSET_BEGINNING)])
+        except KafkaException:
+            consumer.close()
+            raise
+        self._consumer = consumer
+        return consumer
+
+    def _take(self, message: Message) -> None:
+        error = message.error()
+        if error is None:
+            _apply(self._journal, self._job, message.key(), message.value())
+        elif error.code() == KafkaError._PARTITION_EOF:
+            self._at_end = True
+        elif not error.retriable() and error.code() != KafkaError._TRANSPORT:
+            raise KafkaException(error)
+
+
+def _make_journal_consumer(settings: Settings, fetch_wait_max_ms: int) -> Consumer:
+    # The end is told by an event, which comes at the last stable offset with an empty answer to a fetch: for
+    # that the broker would wait half a second by default.
+    config = {"enable.partition.eof": True, "fetch.wait.max.ms": fetch_wait_max_ms}
+    return make_consumer(settings, "read-committed", **config)
+
+
+def _unreadable(settings: Settings, topic: str, error: KafkaException) -> KafkaUnavailable:
+    return KafkaUnavailable(
+        f"The journal {topic!r} can't be read from {settings.bootstrap_servers}: {reason_of(error)}.",
+        remedy="Check that the brokers are up and reachable from here.",
+    )
 
 
 def _read_to_end(consumer: Consumer, job: str, deadline_s: float) -> dict[str, Any]:

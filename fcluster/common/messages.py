@@ -1,4 +1,4 @@
-"""The control messages between coordinator, workers and admin clients.
+"""The control messages between coordinator, workers, standby coordinators and admin clients.
 
 Responsible for: their types, their encoding (a version byte, then MessagePack), and their validation on
 receipt. Keeps the rule that nothing is ever unpickled: a frame either is one of the structs below, with
@@ -288,6 +288,23 @@ class StopReply(Message, frozen=True):
     term: _Number
 
 
+# --- standby coordinators ------------------------------------------------------------------------------
+
+
+class LeaderCheck(Message, frozen=True):
+    """Ask whether the leader lives; `standby` names who asks, for people. Answered with `LeaderAlive`."""
+
+    standby: _Name
+
+
+class LeaderAlive(Message, frozen=True):
+    """`cluster_id` is that of the leader's record in the journal; `rank` the asker's turn, from 0."""
+
+    term: _Number
+    cluster_id: _Name
+    rank: _Number
+
+
 FromWorker = (
     Hello
     | Heartbeat
@@ -301,13 +318,15 @@ FromWorker = (
     | Goodbye
 )
 FromAdmin = StatusRequest | StopRequest
+FromStandby = LeaderCheck
 ToWorker = (
     Welcome | Refused | Evicted | Assign | Revoke | Barrier | Complete | Drain | Shutdown | HeartbeatAck
 )
 ToAdmin = StatusReply | StopReply | Refused
+ToStandby = LeaderAlive
 
-ToCoordinator = FromWorker | FromAdmin
-FromCoordinator = ToWorker | ToAdmin
+ToCoordinator = FromWorker | FromAdmin | FromStandby
+FromCoordinator = ToWorker | ToAdmin | ToStandby
 
 _encoder = msgspec.msgpack.Encoder()
 _to_coordinator = msgspec.msgpack.Decoder(ToCoordinator)
@@ -321,7 +340,7 @@ def encode(message: Message) -> bytes:
 
 
 def decode_for_coordinator(frame: bytes) -> ToCoordinator:
-    """The message in `frame`, sent by a worker or an admin client.
+    """The message in `frame`, sent by a worker, an admin client or a standby.
 
     Raises:
         MalformedMessage: the frame is not a message of this protocol version.

@@ -36,6 +36,7 @@ from fcluster.common.ids import ShardId
 from fcluster.common.messages import FromCoordinator, WorkerStats
 from fcluster.coordinator import events
 from fcluster.coordinator.assignment import plan
+from fcluster.coordinator.election import Roster
 from fcluster.coordinator.events import Effect, Event
 from fcluster.coordinator.model import (
     HELD_PHASES,
@@ -136,6 +137,7 @@ class Coordinator:
         self.rounds = Rounds(self.epochs, terms.settings, terms.term, self._send)
         self.progress = Progress(terms.topology, self.shards, terms.until_caught_up)
         self.counters = Counters()
+        self.standbys = Roster()
         self.snapshot_store = terms.snapshot_store
         self.started_ms = now_ms
         self._now = now_ms
@@ -354,6 +356,9 @@ class Coordinator:
         elif isinstance(message, messages.StatusRequest):
             status = msgspec.Raw(msgspec.msgpack.encode(self.status()))
             self._send(peer, messages.StatusReply(self.terms.term, status))
+        elif isinstance(message, messages.LeaderCheck):
+            rank = self.standbys.heard(peer, message.standby, self._now)
+            self._send(peer, messages.LeaderAlive(self.terms.term, self.terms.cluster_id, rank))
         elif isinstance(message, messages.StopRequest):
             self._begin_drain("asked to stop by an admin client")
             self._send(peer, messages.StopReply(self.terms.term))

@@ -22,7 +22,7 @@ WORKER_KINDS: Final[tuple[type[Message], ...]] = get_args(messages.FromWorker)
 _KINDS_OF: Final[dict[str, tuple[type[Message], ...]]] = {
     Role.WORKER: WORKER_KINDS,
     Role.ADMIN: ADMIN_KINDS,
-    Role.COORDINATOR: (messages.StatusRequest,),  # another one that asks whether this one lives
+    Role.COORDINATOR: (messages.StatusRequest, messages.LeaderCheck),  # standbys
 }
 
 

@@ -31,6 +31,7 @@ from fcluster.common.settings import Settings
 from fcluster.coordinator.events import Deposed, JournalWritten, WriteJournal
 
 OPEN_TIMEOUT_S = 30.0
+CLOSE_TIMEOUT_S = 2.0
 WRITE_TIMEOUT_S = 60.0
 """Epochs don't wait for the journal, so that it can be patient with brokers that are away."""
 
@@ -72,8 +73,9 @@ class Journal:
         failpoints.reach("coordinator.after-journal")
 
     def close(self) -> None:
-        """Let go of the producer; nothing is under way."""
+        """Let go of the producer; nothing is under way. It can't be written any more then."""
         self._producer.flush(0.5)
+        del self._producer
 
     def _try_to_write(self, entries: Mapping[str, Any], deadline_s: float) -> bool:
         """False: the transaction was aborted, and may be tried again."""
@@ -120,8 +122,29 @@ class Journal:
             ) from error
 
 
-def open_journal(settings: Settings, job: str) -> tuple[Journal, dict[str, Any]]:
+def journal_producer(settings: Settings, job: str) -> Producer:
+    """A producer for `open_journal`, connected; as long as it isn't opened it disturbs nobody.
+
+    Raises:
+        KafkaUnavailable: the brokers don't answer.
+    """
+    producer = make_producer(settings, f"{job}-coordinator")
+    try:
+        producer.list_topics(timeout=OPEN_TIMEOUT_S)
+    except KafkaException as error:
+        raise _cant_take_over(job, error) from error
+    return producer
+
+
+def open_journal(
+    settings: Settings, job: str, producer: Producer | None = None
+) -> tuple[Journal, dict[str, Any]]:
     """Depose the former leader, if there is one, and take over the journal, whose topic has to exist.
+
+    Args:
+        settings: of the cluster.
+        job: its name.
+        producer: from `journal_producer`, which makes it quicker; it belongs to the journal then.
 
     Returns:
         The journal, and what it holds.
@@ -131,16 +154,19 @@ def open_journal(settings: Settings, job: str) -> tuple[Journal, dict[str, Any]]
         IncompatibleState: what is in the topic is not a journal.
     """
     deadline_s = time.monotonic() + OPEN_TIMEOUT_S
-    producer = make_producer(settings, f"{job}-coordinator")
+    producer = producer or journal_producer(settings, job)  # initialising is quick once it is connected
     try:
-        producer.list_topics(timeout=_remaining_s(deadline_s))  # initialising is quick once it is connected
         _initialise(producer, deadline_s)
     except KafkaException as error:
-        raise KafkaUnavailable(
-            f"The journal of job {job!r} can't be taken over: {reason_of(error)}.",
-            remedy="Check that the brokers are up, and that the job's user may write transactionally.",
-        ) from error
+        raise _cant_take_over(job, error) from error
     return Journal(producer, journal_topic(job)), read_journal(settings, job)
+
+
+def _cant_take_over(job: str, error: KafkaException) -> KafkaUnavailable:
+    return KafkaUnavailable(
+        f"The journal of job {job!r} can't be taken over: {reason_of(error)}.",
+        remedy="Check that the brokers are up, and that the job's user may write transactionally.",
+    )
 
 
 def _initialise(producer: Producer, deadline_s: float) -> None:
@@ -170,17 +196,19 @@ class JournalThread:
         self._thread.start()
 
     def write(self, effect: WriteJournal) -> None:
+        """Write that; `JournalWritten` tells of it, unless its sequence is 0: nobody waits for those."""
         self._queue.put(effect)
 
     def close(self) -> None:
         """Write what is queued, for a moment at most."""
         self._queue.put(None)
-        self._thread.join(2.0)
+        self._thread.join(CLOSE_TIMEOUT_S)
 
     def _run(self) -> None:
         while True:
             batch, ending = self._take()
             if batch and not self._write(batch):
+                self._journal.close()
                 return
             if ending:
                 self._journal.close()
@@ -209,5 +237,6 @@ class JournalThread:
         except Exception as error:  # noqa: BLE001  without a journal it can't lead, whatever the reason
             self._post(Deposed(f"the journal is lost: {error}"))
             return False
-        self._post(JournalWritten(batch[-1].sequence))
+        if sequence := max(effect.sequence for effect in batch):
+            self._post(JournalWritten(sequence))
         return True

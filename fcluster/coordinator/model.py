@@ -185,6 +185,7 @@ class Terms:
         until_caught_up: stop once everything that was in the sources at start is committed.
         snapshot_store: identity of the snapshot store that all workers must see; empty: that of the first.
         highest_committed_epoch: found in the group's committed offsets.
+        cluster_id: of this leadership, as in the journal's leader record.
     """
 
     term: int
@@ -196,3 +197,4 @@ class Terms:
     until_caught_up: bool = False
     snapshot_store: str = ""
     highest_committed_epoch: int = 0
+    cluster_id: str = ""

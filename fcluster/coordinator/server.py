@@ -1,7 +1,7 @@
-"""The coordinator process: carries out what `core` decides.
+"""The coordinator process: stands by while another one leads; then carries out what `core` decides.
 
-Responsible for: taking over the journal once `checks` has no objection, and then the loop that turns
-frames, closed connections and outcomes into events, and effects into frames, journal writes and fences. One
+Responsible for: taking over the journal when it is this one's turn (see `standby`) and `checks` has no
+objection, and then the loop that turns frames, closed connections and outcomes into events, and effects into frames, journal writes and fences. One
 thread owns the socket and the core; the journal, fences and background duties have threads of their own and
 report to it through one queue.
 
@@ -14,6 +14,7 @@ Must not: decide about workers, shards or epochs; those belong to `core`.
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import logging
 import os
@@ -25,6 +26,7 @@ import time
 import uuid
 from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,34 +34,24 @@ from confluent_kafka import TopicPartition
 
 from fcluster import __version__
 from fcluster.common import failpoints, messages
-from fcluster.common.discovery import LEADER_KEY, Leader
-from fcluster.common.errors import ClusterConflict, FclusterError, SettingsError
+from fcluster.common.discovery import ENDED_KEY, LEADER_KEY, Leader
+from fcluster.common.errors import FclusterError, KafkaUnavailable, SettingsError
 from fcluster.common.job import Job
-from fcluster.common.kafka_clients import (
-    Admin,
-    connect_or_raise,
-    end_offsets,
-    ensure_internal_topics,
-    make_admin,
-)
-from fcluster.common.security import coordinator_security
+from fcluster.common.kafka_clients import Admin, end_offsets
+from fcluster.common.security import CoordinatorSecurity, coordinator_security
 from fcluster.common.settings import Settings
 from fcluster.common.snapshot_store import store_identity
 from fcluster.common.topology import Topology
 from fcluster.common.transport import Disconnected, FrameReceived, HandshakeFailed, RouterTransport
 from fcluster.coordinator import events
-from fcluster.coordinator.checks import (
-    check_no_other_leader,
-    check_partitions,
-    check_topology,
-    highest_committed_epoch,
-)
+from fcluster.coordinator.checks import check_partitions, check_topology
 from fcluster.coordinator.core import EXIT_TEMPORARY, Coordinator
 from fcluster.coordinator.events import Event
 from fcluster.coordinator.fencing import Fencer
 from fcluster.coordinator.gate import Gate
-from fcluster.coordinator.journal import Journal, JournalLostError, JournalThread, open_journal
+from fcluster.coordinator.journal import Journal, JournalLostError, JournalThread
 from fcluster.coordinator.model import Terms
+from fcluster.coordinator.standby import Candidate, Ended, Standby
 from fcluster.coordinator.truncation import Truncation
 
 _log = logging.getLogger("fcluster.coordinator")
@@ -67,6 +59,10 @@ _log = logging.getLogger("fcluster.coordinator")
 BIND_RETRY_S = 5.0
 """A coordinator that was killed and started again may find its port not yet free."""
 END_OFFSETS_RETRY_S = 1.0
+TAKE_OVER_RETRY_S = 1.0
+TURN_MS_MAX = 500.0
+ABSENCE_S = 2.0
+"""A turn of the loop that took so long shows that the process was away."""
 EXIT_INTERRUPTED = 130
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
@@ -77,88 +73,161 @@ def run_coordinator(
     *,
     expected_workers: int | None = None,
     until_caught_up: bool = False,
+    stand_by: bool = True,
     ready_callback: Callable[[str], None] | None = None,
     ready_file: Path | None = None,
 ) -> int:
-    """Lead the job until it is stopped, has caught up, or fails.
+    """Lead the job until it is stopped, has caught up, or fails; stand by as long as somebody else leads.
 
-    SIGTERM and SIGINT drain the job, a second one ends the process at once.
+    SIGTERM and SIGINT drain the job if this one leads it; a second one ends the process at once. A standby
+    they end, and nothing else.
 
     Args:
         job: to run.
         settings: resolved.
         expected_workers: the first assignment waits for so many, for a while; default: the setting `workers`.
         until_caught_up: stop once everything that was in the sources at start is committed.
-        ready_callback: called with the address once workers can join.
-        ready_file: written with the leader record, as JSON, once workers can join.
+        stand_by: if not, a coordinator that leads already is a conflict.
+        ready_callback: called with the address once workers can join, in each term that this one leads.
+        ready_file: written with the leader record, as JSON, at the same moment.
 
     Returns:
-        The process's exit code: 0 stopped in good order, 3 the job failed, 75 another coordinator leads.
+        The process's exit code: 0 stopped in good order, 3 the job failed.
 
     Raises:
-        FclusterError: it can't lead, for the reason in the message.
+        FclusterError: it can't lead, or stand by, for the reason in the message.
     """
     topology = job if isinstance(job, Topology) else job.build()
     security = coordinator_security(settings)
-    admin = make_admin(settings)
-    connect_or_raise(admin, settings)
-    partitions = ensure_internal_topics(admin, topology, settings)
-    check_no_other_leader(settings, topology.job)
-    journal, past = open_journal(settings, topology.job)
-    sources = {stage.source.name: partitions[stage.source.name] for stage in topology.stages}
-    check_partitions(past, sources)
-    check_topology(past, topology)
-    terms = Terms(
-        term=int(past.get("term", {}).get("term", 0)) + 1,
+    candidate = Candidate(settings, topology)
+    standby = Standby(settings, topology, patient=stand_by)
+    signals = _Signals(standby.interrupt)
+    office = _Office(
         topology=topology,
-        partitions=sources,
         settings=settings,
+        security=security,
         expected_workers=expected_workers or settings.workers,
-        version=__version__,
         until_caught_up=until_caught_up,
-        snapshot_store=store_identity(settings.snapshots, topology.job),
-        highest_committed_epoch=highest_committed_epoch(settings, topology.job, sources),
+        ready_callback=ready_callback,
+        ready_file=ready_file,
     )
-    transport = RouterTransport(security)
-    public_key = "" if security is None else security.public_key.decode()
+    own: Leader | None = None
     try:
-        leader = _become_leader(transport, journal, terms, public_key)
-        gate = Gate(terms.term, secured=security is not None)
-        shell = _Shell(terms, past, transport, gate, journal, admin)
-        _announce(leader, ready_callback, ready_file)
-        with _signals(shell):
-            return shell.run()
+        with signals.handled():
+            while True:
+                ended = _wait_for_turn(candidate, standby, own)
+                if ended is not None:
+                    level = logging.ERROR if ended.exit_code else logging.INFO
+                    _log.log(level, "coordinator ends: %s", ended.reason)
+                    return ended.exit_code
+                again = standby.stood_by or own is not None
+                code, own = office.lead(candidate, signals, own, again=again)
+                if code != EXIT_TEMPORARY:
+                    return code
+                signals.on_stop = standby.interrupt
+                gc.collect()  # a deposed leader's clients and sockets shall not wait for chance
     finally:
-        transport.close()
+        candidate.close()
+
+
+def _wait_for_turn(candidate: Candidate, standby: Standby, own: Leader | None) -> Ended | None:
+    if own is None and not standby.stood_by:
+        candidate.prepare()
+    else:
+        with contextlib.suppress(KafkaUnavailable):  # then the take-over will be slower, or not be
+            candidate.prepare()
+    return standby.wait(own)
 
 
 # --- leading ------------------------------------------------------------------------------------------
 
 
-def _become_leader(transport: RouterTransport, journal: Journal, terms: Terms, public_key: str) -> Leader:
-    """Listen, and let the journal say so."""
-    leader = Leader(
-        address=_bind(transport, terms.settings.coordinator_bind),
-        term=terms.term,
-        host=socket.gethostname(),
-        pid=os.getpid(),
-        cluster_id=uuid.uuid4().hex,
-        public_key=public_key,
-    )
+@dataclass(frozen=True)
+class _Office:
+    """What stays the same from one leadership of this process to the next."""
+
+    topology: Topology
+    settings: Settings
+    security: CoordinatorSecurity | None
+    expected_workers: int
+    until_caught_up: bool
+    ready_callback: Callable[[str], None] | None
+    ready_file: Path | None
+
+    def lead(
+        self, candidate: Candidate, signals: _Signals, own: Leader | None, *, again: bool
+    ) -> tuple[int, Leader | None]:
+        """Take the term and lead to its end; the exit code, and the record of the last own leadership.
+
+        Args:
+            candidate: has Kafka ready.
+            signals: to be obeyed.
+            own: the record so far.
+            again: this one stood by or led before: trouble on the way to leadership may pass.
+        """
+        transport = RouterTransport(self.security)
+        try:
+            # First of all: who can't listen must not depose anybody.
+            address = _bind(transport, self.settings.coordinator_bind)
+            journal, past = candidate.open_journal()
+            terms, own = self._terms(candidate, past, address)
+            journal.write(_first_entries(own, terms))
+            gate = Gate(terms.term, secured=self.security is not None)
+            shell = _Shell(terms, past, own, transport, gate, journal, candidate.admin)
+            signals.on_stop = lambda: shell.post(events.StopRequested())
+            _announce(own, self.ready_callback, self.ready_file)
+            return shell.run(), own
+        except JournalLostError as error:
+            _log.warning("not leading: %s", error)
+            return EXIT_TEMPORARY, own
+        except (KafkaUnavailable, SettingsError) as error:
+            if not again:
+                raise
+            _log.error("can't take over: %s", error.message)
+            time.sleep(TAKE_OVER_RETRY_S)
+            return EXIT_TEMPORARY, own
+        finally:
+            transport.close()
+
+    def _terms(
+        self, candidate: Candidate, past: Mapping[str, Any], address: str
+    ) -> tuple[Terms, Leader]:
+        """Of the next leadership, and its record in the journal."""
+        check_partitions(past, candidate.sources)
+        check_topology(past, self.topology)
+        leader = Leader(
+            address=address,
+            term=int(past.get("term", {}).get("term", 0)) + 1,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            cluster_id=uuid.uuid4().hex,
+            public_key="" if self.security is None else self.security.public_key.decode(),
+            topology=self.topology.fingerprint,
+        )
+        terms = Terms(
+            term=leader.term,
+            topology=self.topology,
+            partitions=candidate.sources,
+            settings=self.settings,
+            expected_workers=self.expected_workers,
+            version=__version__,
+            until_caught_up=self.until_caught_up,
+            snapshot_store=store_identity(self.settings.snapshots, self.topology.job),
+            highest_committed_epoch=candidate.highest_committed_epoch(),
+            cluster_id=leader.cluster_id,
+        )
+        return terms, leader
+
+
+def _first_entries(leader: Leader, terms: Terms) -> dict[str, Any]:
+    """What a leader's first write says."""
     entries: dict[str, Any] = {
         "term": {"term": terms.term},
         "topology": terms.topology.describe(),
         LEADER_KEY: leader,
+        ENDED_KEY: None,
     }
-    entries |= {f"partitions/{topic}": {"count": count} for topic, count in terms.partitions.items()}
-    try:
-        journal.write(entries)
-    except JournalLostError as error:
-        raise ClusterConflict(
-            f"The journal of job {terms.topology.job!r} can't be written: {error}.",
-            remedy="Another coordinator may have been started at the same moment: look for it, or try again.",
-        ) from error
-    return leader
+    return entries | {f"partitions/{topic}": {"count": count} for topic, count in terms.partitions.items()}
 
 
 def _bind(transport: RouterTransport, bind: str) -> str:
@@ -191,27 +260,46 @@ def _announce(leader: Leader, ready_callback: Callable[[str], None] | None, read
         ready_callback(leader.address)
 
 
-@contextlib.contextmanager
-def _signals(shell: _Shell) -> Generator[None]:
-    """SIGTERM and SIGINT ask for a drain, then force the end. Only a process's main thread may do this."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    asked = False
+class _Signals:
+    """SIGTERM and SIGINT: the first one ends in good order what this process does, a second one the process.
 
-    def on_signal(_number: int, _frame: object) -> None:
-        nonlocal asked
-        if asked:
+    Args:
+        on_stop: how to end that.
+    """
+
+    def __init__(self, on_stop: Callable[[], None]) -> None:
+        self._on_stop = on_stop
+        self._asked = False
+
+    @property
+    def on_stop(self) -> Callable[[], None]:
+        """What the first signal calls; at once, if it came already."""
+        return self._on_stop
+
+    @on_stop.setter
+    def on_stop(self, on_stop: Callable[[], None]) -> None:
+        self._on_stop = on_stop
+        if self._asked:
+            on_stop()
+
+    @contextlib.contextmanager
+    def handled(self) -> Generator[None]:
+        """Handle them in this block. Only a process's main thread may; in others nothing is done."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        former = {number: signal.signal(number, self._handle) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in former.items():
+                signal.signal(number, handler)
+
+    def _handle(self, _number: int, _frame: object) -> None:
+        if self._asked:
             os._exit(EXIT_INTERRUPTED)
-        asked = True
-        shell.post(events.StopRequested())
-
-    former = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
+        self._asked = True
+        self._on_stop()
 
 
 class _Shell:
@@ -221,6 +309,7 @@ class _Shell:
         self,
         terms: Terms,
         past: Mapping[str, Any],
+        leader: Leader,
         transport: RouterTransport,
         gate: Gate,
         journal: Journal,
@@ -228,6 +317,8 @@ class _Shell:
     ) -> None:
         self._topology = terms.topology
         self._core = Coordinator.recover(past, terms, _now_ms())
+        self._leader = leader
+        self._turned_s = time.monotonic()
         self._transport = transport
         self._gate = gate
         self._admin = admin
@@ -252,16 +343,20 @@ class _Shell:
                 self._turn()
         finally:
             self._close()
-        _log.log(
-            logging.ERROR if self._stop.exit_code else logging.INFO, "coordinator ends: %s", self._stop.reason
-        )
+        if self._stop.exit_code == EXIT_TEMPORARY:
+            _log.warning("term %d is over: %s", self._leader.term, self._stop.reason)
+        else:
+            level = logging.ERROR if self._stop.exit_code else logging.INFO
+            _log.log(level, "coordinator ends: %s", self._stop.reason)
         return self._stop.exit_code
 
     def _turn(self) -> None:
         deadline_ms = self._core.next_deadline_ms()
-        timeout_ms = None if deadline_ms is None else max(0.0, deadline_ms - _now_ms())
+        timeout_ms = TURN_MS_MAX if deadline_ms is None else max(0.0, deadline_ms - _now_ms())
         happened = False
-        for item in self._transport.poll(self._truncation.cap(timeout_ms)):
+        happenings = self._transport.poll(self._truncation.cap(min(timeout_ms, TURN_MS_MAX)))
+        self._notice_absence()
+        for item in happenings:
             match item:
                 case FrameReceived():
                     # A flood of what is dropped must not keep the core from its clock.
@@ -282,6 +377,12 @@ class _Shell:
             self._feed(events.Tick())
         if self._truncation.is_due():
             self._in_background(self._truncation.run, self._core.committed_offsets())
+
+    def _notice_absence(self) -> None:
+        """Who was stopped or swapped out may have been deposed meanwhile; the journal knows."""
+        former_s, self._turned_s = self._turned_s, time.monotonic()
+        if self._turned_s - former_s >= ABSENCE_S:
+            self._journal_thread.write(events.WriteJournal(0, {LEADER_KEY: self._leader}))
 
     def _on_frame(self, received: FrameReceived) -> bool:
         """Whether the core got something to do."""
@@ -353,8 +454,9 @@ class _Shell:
     def _close(self) -> None:
         self._closing.set()
         if self._stop is not None and self._stop.exit_code != EXIT_TEMPORARY:
-            # Nobody needs to ask an address where nobody listens any more.
-            self._journal_thread.write(events.WriteJournal(0, {LEADER_KEY: None}))
+            # Nobody needs to ask an address where nobody listens any more, and standbys shall end as well.
+            end = {"term": self._leader.term, "exit_code": self._stop.exit_code, "reason": self._stop.reason}
+            self._journal_thread.write(events.WriteJournal(0, {LEADER_KEY: None, ENDED_KEY: end}))
         self._fencer.close()
         self._duties.shutdown(wait=False, cancel_futures=True)
         self._journal_thread.close()

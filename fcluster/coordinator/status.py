@@ -37,6 +37,7 @@ def describe(coordinator: Coordinator, now_ms: float) -> dict[str, Any]:
         "expected_workers": coordinator.terms.expected_workers,
         "workers": [_worker(session, shards_of.get(session.slot, 0), now_ms) for session in sessions],
         "waiting_to_join": len(coordinator.joiners),
+        "standbys": coordinator.standbys.names(now_ms),
         "slots": [
             {
                 "slot": slot.number,

@@ -514,7 +514,7 @@ class WorkerCore:
         )
 
     def _on_message(self, message: messages.FromCoordinator) -> None:
-        if isinstance(message, messages.StatusReply | messages.StopReply):
+        if isinstance(message, messages.StatusReply | messages.StopReply | messages.LeaderAlive):
             return
         if message.term < self.term:
             name = type(message).__name__

@@ -7,7 +7,8 @@ open epoch; everything else reports to it through one queue:
 - a reader thread for each isolation level brings batches of records (`consuming`),
 - the commit thread flushes and commits frozen epochs (`transactions`), one thread for each session,
 - the restore thread restores, opens and closes shards, the snapshot thread uploads them (`shards`),
-- the pulse thread sends heartbeats and watches for what hangs.
+- the pulse thread sends heartbeats and watches for what hangs,
+- the seeker's thread looks for the leader when there is none (`seeking`).
 
 Keeps from the invariants what concerns threads: between two records the main thread alone decides, so a
 barrier never falls into the midst of a record.
@@ -39,7 +40,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message
 
 from fcluster import __version__
 from fcluster.common import failpoints, messages
-from fcluster.common.discovery import Leader, find_leader
+from fcluster.common.discovery import Leader
 from fcluster.common.errors import FclusterError, one_line
 from fcluster.common.ids import ShardId
 from fcluster.common.job import Job
@@ -62,6 +63,7 @@ from fcluster.worker.processing import (
     UnreadableRecordError,
     describe_record,
 )
+from fcluster.worker.seeking import LeaderSeeker
 from fcluster.worker.shards import ShardHost
 from fcluster.worker.state import ShardState
 from fcluster.worker.transactions import (
@@ -83,7 +85,6 @@ DELTA_RECORD_BYTES_MAX = 900_000
 """Below the broker's default `message.max.bytes` (1 MiB) with room for the record's own fields."""
 COMMIT_LATENCIES_KEPT = 500
 _LEVELS = logging.getLevelNamesMapping()
-REDISCOVERY_INTERVAL_S = 1.0
 THREAD_SWITCH_INTERVAL_S = 0.001
 """How soon a waiting thread gets its turn. The default of 5 ms would be added to each step of an epoch
 that needs another thread."""
@@ -106,7 +107,6 @@ class Worker:
         self._fixed_security = (
             client_security(settings, Role.WORKER, coordinator_address) if coordinator_address else None
         )
-        self._leader: Leader | None = None
         self._connection_trouble = ""
         self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._batches: deque[Batch] = deque()
@@ -153,8 +153,16 @@ class Worker:
             identity.worker.encode(),
             on_frame=self._on_frame,
             on_connected=self._on_connected,
-            on_disconnected=lambda: _log.warning("the connection to the coordinator is lost; reconnecting"),
+            on_disconnected=self._on_disconnected,
             on_refused=lambda reason: self._say_trouble(f"no connection to the coordinator: {reason}"),
+        )
+        self._seeker = LeaderSeeker(
+            settings,
+            self._topology.job,
+            fixed=bool(coordinator_address),
+            connect=self._connect,
+            term=lambda: self._core.term,
+            say=self._say_trouble,
         )
         self._stopping = threading.Event()
         self._pulse = threading.Thread(target=self._run_pulse, name="pulse", daemon=True)
@@ -166,6 +174,7 @@ class Worker:
         self._pulse.start()
         if self._fixed_address:
             self._transport.connect(self._fixed_address, self._fixed_security)
+        self._seeker.start()
         try:
             while self._exit is None:
                 self._take_events()
@@ -191,6 +200,7 @@ class Worker:
             for thread in self._retired_commit_threads:
                 thread.shutdown(wait=True)
             self._host.close()
+            self._seeker.close(timeout_s=5)
             self._transport.close()
 
     # --- events -------------------------------------------------------------------------------------------
@@ -296,6 +306,7 @@ class Worker:
             if count & (count - 1) == 0:  # the 1st, 2nd, 4th, 8th, ...: a flood must not fill the log
                 _log.warning("dropped a malformed frame, %d so far: %s", count, error)
             return
+        self._seeker.heard()
         self._inbox.put(core.MessageReceived(message))
 
     def _take_idle(self) -> None:
@@ -639,41 +650,35 @@ class Worker:
     def _run_pulse(self) -> None:
         """Heartbeats go on while a handler takes its time; whether it takes too long, the watchdog tells."""
         interval_s = self._settings.heartbeat_interval_ms / 1000
-        last_discovery_s = -REDISCOVERY_INTERVAL_S
         while not self._stopping.is_set():
             self._send_heartbeat()
             self._watchdog.check()
-            now_s = time.monotonic()
-            searching = not self._fixed_address and not self._transport.connected
-            if searching and now_s - last_discovery_s >= REDISCOVERY_INTERVAL_S:
-                last_discovery_s = now_s
-                self._look_for_leader()
             self._stopping.wait(interval_s)
 
     def _send_heartbeat(self) -> None:
         if self._core.session and self._transport.connected:
             self._transport.send(messages.encode(messages.Heartbeat(self._core.session, self._stats)))
 
-    def _look_for_leader(self) -> None:
+    def _connect(self, leader: Leader | None) -> None:
+        """Connect to that leader, None: to the given address. In the seeker's thread."""
         try:
-            leader = find_leader(self._settings, self._topology.job)
             if leader is None:
-                _log.info("no coordinator of job %s yet; waiting for one", self._topology.job)
-            elif leader != self._leader:
-                self._follow(leader)
-        except (FclusterError, KafkaException) as error:
-            # The journal may still name a leader that ran with other keys: the next one may fit.
-            self._say_trouble(f"looking for the coordinator: {error}")
-
-    def _follow(self, leader: Leader) -> None:
-        security = client_security(self._settings, Role.WORKER, leader.address, leader.public_key)
-        _log.info("the coordinator is at %s", leader.address)
-        self._transport.connect(leader.address, security)
-        self._leader = leader
+                self._transport.connect(self._fixed_address, self._fixed_security)
+                return
+            security = client_security(self._settings, Role.WORKER, leader.address, leader.public_key)
+            _log.info("the coordinator of term %d is at %s", leader.term, leader.address)
+            self._transport.connect(leader.address, security)
+        except ValueError as error:
+            raise FclusterError(str(error)) from error
 
     def _on_connected(self) -> None:
         self._connection_trouble = ""
+        self._seeker.linked()
         self._inbox.put(core.Connected())
+
+    def _on_disconnected(self) -> None:
+        _log.warning("the connection to the coordinator is lost; looking for it")
+        self._seeker.unlinked()
 
     def _say_trouble(self, trouble: str) -> None:
         """Once for each kind: it is tried again every second."""

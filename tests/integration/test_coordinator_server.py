@@ -217,12 +217,12 @@ def test_epoch_takes_no_longer_than_its_messages(
     assert sorted(durations_ms)[25] < 30
 
 
-def test_second_coordinator_of_a_running_job_is_a_conflict_that_names_the_first(
+def test_second_coordinator_that_is_not_to_stand_by_is_a_conflict_that_names_the_first(
     job: Job, brokers: Settings, start: Callable[..., RunningCoordinator]
 ) -> None:
     address = start().address
     with pytest.raises(ClusterConflict, match=address) as conflict:
-        run_coordinator(job, brokers)
+        run_coordinator(job, brokers, stand_by=False)
     assert str(os.getpid()) in conflict.value.message
     assert "another name" in conflict.value.remedy
 
@@ -307,17 +307,50 @@ def test_terminated_coordinator_drains_and_a_second_signal_ends_it_at_once(
     assert process.wait(DEADLINE_S) == 130
 
 
-def test_stopped_coordinator_that_was_deposed_ends_when_it_goes_on(
+def test_stopped_coordinator_that_was_deposed_stands_by_when_it_goes_on(
     spawn: Callable[[], tuple[subprocess.Popen[bytes], str]],
     new_worker: Callable[[str, str], ProtocolWorker],
 ) -> None:
     process, address = spawn()
     os.kill(process.pid, signal.SIGSTOP)
-    spawn()
+    _, new_address = spawn()
     os.kill(process.pid, signal.SIGCONT)
     worker = new_worker(address, "w0")
     worker.hello()  # what it wants to journal now is refused
-    assert process.wait(DEADLINE_S) == 75
+    with AdminClient(new_address) as client:
+        deadline_s = time.monotonic() + DEADLINE_S
+        while not any(name.endswith(f"-{process.pid}") for name in client.status()["standbys"]):
+            assert time.monotonic() < deadline_s
+            time.sleep(0.05)
+    assert process.poll() is None
+    assert worker.inbox.empty(), "the deposed leader let somebody in"
+    process.terminate()
+    assert process.wait(DEADLINE_S) == 0, "a standby ends by itself"
+
+
+def test_standby_ends_when_the_job_is_stopped_in_good_order(
+    job: Job, brokers: Settings, start: Callable[..., RunningCoordinator]
+) -> None:
+    leader = start()
+    with AdminClient(leader.address) as client:
+        standby = start()
+        deadline_s = time.monotonic() + DEADLINE_S
+        while not client.status()["standbys"]:
+            assert time.monotonic() < deadline_s
+            time.sleep(0.05)
+        client.stop()
+    assert (leader.wait(), standby.wait()) == (0, 0)
+    assert find_leader(brokers, job.name) is None
+
+
+def test_standby_with_another_topology_is_refused(
+    job: Job, brokers: Settings, topic_prefix: str, start: Callable[..., RunningCoordinator]
+) -> None:
+    assert start().address
+    changed = Job(job.name)
+    changed.stream(changed.topic(topic_prefix + "in")).to(changed.topic(topic_prefix + "out"))
+    with pytest.raises(IncompatibleState, match="another topology"):
+        run_coordinator(changed, brokers)
 
 
 def test_job_without_work_is_caught_up_at_once(

@@ -203,3 +203,34 @@ def test_cluster_brings_its_own_kafka_and_takes_it_along(user: User) -> None:
     up.wait()
     wait_until(lambda: all(process_state(pid) in "ZX" for pid in pids), "no worker is left", 10)
     wait_until(lambda: not processes_with(str(user.directory)), "Kafka isn't left either", 10)
+
+
+def test_killed_coordinator_of_a_cluster_is_started_again_and_leads_the_same_workers(
+    kafka: str, user: User
+) -> None:
+    user.produce(300, "--brokers", kafka, "--partitions", "2")
+    up = user.start_cluster("--brokers", kafka)
+    pids = user.note()["pids"]
+    os.kill(pids["coordinator"], signal.SIGKILL)
+    wait_until(lambda: user.note()["pids"].get("coordinator", 0) not in (0, pids["coordinator"]), "a restart")
+    wait_until(lambda: user.status().get("term") == 2, "the next term")
+    user.produce(300)
+    assert_counted(user.consume(600), 600)
+    assert user.note()["pids"] | {"coordinator": 0} == pids | {"coordinator": 0}, "a worker was restarted"
+    os.killpg(up.pid, signal.SIGINT)
+    assert up.wait(60) == 0, user.output()
+
+
+def test_standby_of_a_cluster_takes_over_and_its_own_coordinator_stands_by(kafka: str, user: User) -> None:
+    user.produce(300, "--brokers", kafka, "--partitions", "2")
+    up = user.start_cluster("--brokers", kafka)
+    standby = user.popen("coordinator", "job.py", "--brokers", kafka, output="standby.log")
+    wait_until(lambda: user.status().get("standbys"), "it stands by")
+    os.kill(user.note()["pids"]["coordinator"], signal.SIGKILL)
+    # No options: the directory's own address is silent, so the journal says who leads.
+    wait_until(lambda: user.status().get("standbys") and user.status()["term"] == 2, "the roles are swapped")
+    user.produce(300)
+    assert_counted(user.consume(600), 600)
+    os.killpg(up.pid, signal.SIGINT)
+    assert up.wait(60) == 0, user.output()
+    assert standby.wait(30) == 0, "the job was stopped, and its leader didn't end"

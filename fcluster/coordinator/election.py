@@ -1,0 +1,157 @@
+"""When a standby may think that the leader is gone, and who of several goes first; without any I/O.
+
+Responsible for: suspicion (`Watch`, in a standby) and the order of the standbys (`Roster`, in the leader).
+Invariants kept:
+
+- Suspicion is no proof, and need not be: who takes over fences the former leader by the journal. But it is
+  disruptive if wrong, so a connection that closed isn't enough: nobody listens at the leader's address any
+  more, twice in a row, or it has said nothing for the whole of `silent_ms`.
+- A standby that was itself away (stopped, swapped out) doesn't take its own absence for the leader's.
+- Standbys suspect one after the other, in the order of their ranks.
+
+Must not: read a clock, draw random numbers, or know of sockets and Kafka. Pure.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+REFUSED_MS = 100.0
+"""Nobody listened at two moments so far apart: the process is gone, not just slow to accept."""
+PROBE_INTERVAL_MS = 50.0
+RANK_STEP_MS = 500.0
+"""What each rank waits longer than the one before it: more than a take-over needs to be seen in the journal."""
+ABSENCE_NOTICED_MS = 1_000.0
+ROSTER_KEPT_MS = 2_000.0
+ROSTER_MAX = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """How patient a standby is.
+
+    Attributes:
+        silent_ms: a leader that says nothing for so long is suspected.
+        check_interval_ms: how often it is asked.
+        rank: assumed until the leader gives one; need not be whole.
+    """
+
+    silent_ms: float
+    check_interval_ms: float
+    rank: float = 0.0
+
+
+class Watch:
+    """What a standby knows of one leader since it follows that.
+
+    Args:
+        bounds: how patient to be.
+        now_ms: of a clock that never goes back, like all times here.
+    """
+
+    def __init__(self, bounds: Bounds, now_ms: float) -> None:
+        self.bounds = bounds
+        self.rank = bounds.rank
+        self.was_heard = False
+        self.signs = 0
+        """How often the leader has shown that it is there."""
+        self._linked = False
+        self._heard_ms = now_ms
+        self._refused_ms: float | None = None
+        self._last_refused_ms = now_ms
+        self._probe_ms = now_ms
+        self._check_ms = now_ms
+        self._now = now_ms
+
+    def linked(self, now_ms: float) -> None:
+        """A connection stands."""
+        self._pass_time(now_ms)
+        self._linked, self._refused_ms = True, None
+        self._check_ms = now_ms
+        self.signs += 1
+
+    def unlinked(self, now_ms: float) -> None:
+        """The connection is lost."""
+        self._pass_time(now_ms)
+        self._linked, self._refused_ms = False, None
+        self._probe_ms = now_ms
+
+    def heard(self, rank: int, now_ms: float) -> None:
+        """The leader itself answered, and says that this standby is the `rank`-th, from 0."""
+        self._pass_time(now_ms)
+        self.was_heard, self.rank = True, float(rank)
+        self.signs += 1
+        self._heard_ms = now_ms
+
+    def probed(self, refused: bool, now_ms: float) -> None:
+        """Whether the leader's host says that nobody listens at its address."""
+        self._pass_time(now_ms)
+        self._probe_ms = now_ms + PROBE_INTERVAL_MS
+        if not refused:
+            self._refused_ms = None
+        elif not self._linked:
+            self._refused_ms = now_ms if self._refused_ms is None else self._refused_ms
+            self._last_refused_ms = now_ms
+
+    def wants_probe(self, now_ms: float) -> bool:
+        """Whether to look if anybody listens at the address."""
+        return not self._linked and now_ms >= self._probe_ms
+
+    def wants_check(self, now_ms: float) -> bool:
+        """Whether to ask the leader if it lives; asking again is due an interval later."""
+        if not self._linked or now_ms < self._check_ms:
+            return False
+        self._check_ms = now_ms + self.bounds.check_interval_ms
+        return True
+
+    def suspicion(self, now_ms: float) -> str:
+        """Why the leader seems to be gone, from this standby's turn on; empty if it doesn't."""
+        self._pass_time(now_ms)
+        patience_ms = self.rank * RANK_STEP_MS
+        if now_ms - self._heard_ms >= self.bounds.silent_ms + patience_ms:
+            return f"it has said nothing for {now_ms - self._heard_ms:.0f} ms"
+        since_ms = self._refused_ms
+        if since_ms is not None and self._last_refused_ms - since_ms >= REFUSED_MS + patience_ms:
+            return "nobody listens at its address any more"
+        return ""
+
+    def patience_again(self, now_ms: float) -> None:
+        """The suspicion came to nothing; begin anew."""
+        self._heard_ms, self._refused_ms = now_ms, None
+
+    def next_ms(self) -> float:
+        """When to look again if nothing happens before."""
+        due_ms = self._check_ms if self._linked else self._probe_ms
+        return min(due_ms, self._heard_ms + self.bounds.silent_ms + self.rank * RANK_STEP_MS)
+
+    def _pass_time(self, now_ms: float) -> None:
+        away_ms = now_ms - self._now
+        self._now = now_ms
+        if away_ms >= max(ABSENCE_NOTICED_MS, 2 * self.bounds.check_interval_ms):
+            self._heard_ms += away_ms
+
+
+class Roster:
+    """The standbys that ask after the leader, in the order in which they came."""
+
+    def __init__(self) -> None:
+        self._heard_ms: dict[bytes, float] = {}
+        self._names: dict[bytes, str] = {}
+
+    def heard(self, peer: bytes, name: str, now_ms: float) -> int:
+        """A standby has asked; its rank, from 0."""
+        self._forget_lost(now_ms)
+        if peer not in self._heard_ms and len(self._heard_ms) >= ROSTER_MAX:
+            return ROSTER_MAX
+        self._heard_ms[peer] = now_ms
+        self._names[peer] = name
+        return list(self._heard_ms).index(peer)
+
+    def names(self, now_ms: float) -> list[str]:
+        """Of those that asked lately, first rank first."""
+        self._forget_lost(now_ms)
+        return [self._names[peer] for peer in self._heard_ms]
+
+    def _forget_lost(self, now_ms: float) -> None:
+        for peer in [peer for peer, ms in self._heard_ms.items() if now_ms - ms > ROSTER_KEPT_MS]:
+            del self._heard_ms[peer], self._names[peer]

@@ -1,0 +1,378 @@
+"""A coordinator that doesn't lead: has everything ready, and waits until nobody leads any more.
+
+Responsible for: the clients that a take-over needs, connected in advance (`Candidate`), and watching the
+leader, over ZeroMQ and through the journal (`Standby`). Invariants kept:
+
+- The journal has the last word: whatever the network seems to say, this one's turn comes only if the journal
+  still names the leader that is suspected. Whether it really leads then is decided by the journal's fence.
+- A job that was ended on purpose isn't taken over: its standbys end too, and say why.
+- Every wait is bounded; nothing is written.
+
+Must not: lead, or know what a leader does.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import random
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from confluent_kafka import Producer
+
+from fcluster.common import messages
+from fcluster.common.discovery import ENDED_KEY, Leader, leader_in, read_journal
+from fcluster.common.errors import ClusterConflict, FclusterError, IncompatibleState, KafkaUnavailable
+from fcluster.common.kafka_clients import (
+    connect_or_raise,
+    ensure_internal_topics,
+    make_admin,
+    make_consumer,
+)
+from fcluster.common.keys import Role
+from fcluster.common.messages import MalformedMessage
+from fcluster.common.security import client_security
+from fcluster.common.settings import Settings
+from fcluster.common.topology import Topology
+from fcluster.common.transport import DealerTransport
+from fcluster.coordinator.checks import highest_committed_epoch
+from fcluster.coordinator.election import Bounds, Watch
+from fcluster.coordinator.journal import Journal, journal_producer, open_journal
+
+_log = logging.getLogger("fcluster.coordinator")
+
+JOURNAL_TIMEOUT_S = 3.0
+PROBE_TIMEOUT_S = 0.2
+NEWER_LEADER_S = 2.0
+"""A newer leader fences first and writes its name a moment later; the deposed one gives it so long."""
+RETRY_S = 0.5
+_RANK_UNKNOWN_MAX = 0.3
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The job was brought to its end, or this standby was. `exit_code` is what its process ends with."""
+
+    exit_code: int
+    reason: str
+
+
+class Candidate:
+    """What a coordinator needs of Kafka to take over, had ready.
+
+    Args:
+        settings: of the cluster.
+        topology: of the job; its internal topics are created.
+
+    Raises:
+        FclusterError: brokers or topics aren't as they have to be.
+    """
+
+    def __init__(self, settings: Settings, topology: Topology) -> None:
+        self.admin = make_admin(settings)
+        connect_or_raise(self.admin, settings)
+        partitions = ensure_internal_topics(self.admin, topology, settings)
+        self.sources: Mapping[str, int] = {
+            stage.source.name: partitions[stage.source.name] for stage in topology.stages
+        }
+        self._settings = settings
+        self._job = topology.job
+        self._producer: Producer | None = None
+        # Read-uncommitted: workers of a former leader may be in the midst of their transactions, which this
+        # must not wait for. What they commit later has a number that the journal has reserved.
+        self._consumer = make_consumer(settings, "read-uncommitted", **{"group.id": topology.job})
+
+    def prepare(self) -> None:
+        """Connect to all that the take-over will talk to.
+
+        Raises:
+            KafkaUnavailable: the brokers don't answer.
+        """
+        if self._producer is None:
+            self._producer = journal_producer(self._settings, self._job)
+        self.highest_committed_epoch()
+
+    def highest_committed_epoch(self) -> int:
+        """See `checks.highest_committed_epoch`."""
+        return highest_committed_epoch(self._consumer, self._job, self.sources)
+
+    def open_journal(self) -> tuple[Journal, dict[str, Any]]:
+        """See `journal.open_journal`."""
+        producer, self._producer = self._producer, None
+        return open_journal(self._settings, self._job, producer)
+
+    def close(self) -> None:
+        """Let go of the clients."""
+        self._producer = None
+        self._consumer.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Linked:
+    stands: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Trouble:
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Interrupted:
+    pass
+
+
+_Item = _Linked | _Trouble | _Interrupted | bytes
+
+
+class Standby:
+    """Waits for this coordinator's turn.
+
+    Args:
+        settings: of the cluster.
+        topology: of the job.
+        patient: whether to stand by at all: if not, a leader that answers is a conflict, until this
+            coordinator itself has led.
+    """
+
+    def __init__(self, settings: Settings, topology: Topology, *, patient: bool) -> None:
+        self.stood_by = False
+        """Whether it has met a leader that lives."""
+        self._settings = settings
+        self._topology = topology
+        self._patient = patient
+        self._name = f"{socket.gethostname()}-{os.getpid()}"
+        self._identity = f"standby-{self._name}-{uuid.uuid4().hex[:8]}".encode()
+        self._rank = random.uniform(0, _RANK_UNKNOWN_MAX)
+        self._inbox: queue.SimpleQueue[_Item] = queue.SimpleQueue()
+        self._interrupted = threading.Event()
+
+    def interrupt(self) -> None:
+        """End the waiting, now and for ever. May be called by a signal handler."""
+        self._interrupted.set()
+        self._inbox.put(_Interrupted())
+
+    def wait(self, own: Leader | None) -> Ended | None:
+        """Wait until nobody leads.
+
+        Args:
+            own: the record of this coordinator's own leadership that has just ended, None if it never led.
+
+        Returns:
+            None: it is this one's turn. Otherwise why there will be none.
+
+        Raises:
+            ClusterConflict: somebody leads, and this one isn't to stand by, or can't watch him.
+            IncompatibleState: the leader runs another topology, or there is no journal to be understood.
+            KafkaUnavailable: at the very first.
+        """
+        while not self._interrupted.is_set():
+            try:
+                found = self._find(own)
+                while isinstance(found, Leader):
+                    found = self._follow(found)
+                return found
+            except KafkaUnavailable as error:
+                if own is None and not self.stood_by:
+                    raise
+                _log.warning("standing by: %s", error.message)
+                self._interrupted.wait(RETRY_S)
+        return _INTERRUPTED
+
+    def _find(self, own: Leader | None) -> Leader | Ended | None:
+        """Who leads by the journal."""
+        give_up_s = time.monotonic() + NEWER_LEADER_S * random.uniform(1, 1.5)
+        while True:
+            journal = read_journal(self._settings, self._topology.job, JOURNAL_TIMEOUT_S)
+            leader = leader_in(journal, self._topology.job)
+            if own is None:
+                return leader
+            self._patient = True
+            ended = _end_in(journal, own.term)
+            if ended is not None:
+                return ended
+            if leader not in (None, own) or time.monotonic() >= give_up_s:
+                return leader
+            if self._interrupted.wait(0.1):
+                return _INTERRUPTED
+
+    # --- watching -------------------------------------------------------------------------------------
+
+    def _follow(self, leader: Leader) -> Leader | Ended | None:
+        """Watch this leader until it is gone: who leads instead, why nobody shall, or None: this one."""
+        try:
+            security = client_security(
+                self._settings, Role.COORDINATOR, leader.address, leader.public_key
+            )
+        except FclusterError as error:
+            # It ran with other keys, or without. If it lives, its journal is taken from it.
+            _log.warning("the last coordinator, at %s, can't be asked: %s", leader.address, error.message)
+            return None
+        inbox: queue.SimpleQueue[_Item] = queue.SimpleQueue()
+        self._inbox = inbox
+        transport = DealerTransport(
+            self._identity,
+            on_frame=inbox.put,
+            on_connected=lambda: inbox.put(_Linked(True)),
+            on_disconnected=lambda: inbox.put(_Linked(False)),
+            on_refused=lambda reason: inbox.put(_Trouble(reason)),
+        )
+        try:
+            transport.connect(leader.address, security)
+            return self._watch(leader, transport)
+        finally:
+            # It may wait for half a second until a last question has left; the take-over doesn't.
+            threading.Thread(target=transport.close, name="closing", daemon=True).start()
+
+    def _watch(self, leader: Leader, transport: DealerTransport) -> Leader | Ended | None:
+        bounds = Bounds(
+            silent_ms=self._settings.session_timeout_ms,
+            check_interval_ms=self._settings.heartbeat_interval_ms,
+            rank=self._rank,
+        )
+        watch = Watch(bounds, _now_ms())
+        check = messages.encode(messages.LeaderCheck(self._name))
+        while not self._interrupted.is_set():
+            self._take_news(leader, watch)
+            if watch.wants_check(_now_ms()):
+                transport.send(check)
+            if watch.wants_probe(_now_ms()):
+                refused = nobody_listens(leader.address)
+                watch.probed(refused, _now_ms())
+            suspicion = watch.suspicion(_now_ms())
+            if suspicion:
+                verdict = self._confirm(leader, watch, suspicion)
+                if not isinstance(verdict, _Unconfirmed):
+                    return verdict
+        return _INTERRUPTED
+
+    def _take_news(self, leader: Leader, watch: Watch) -> None:
+        """Wait for something to happen, or for the next moment to look; and take note of what happened."""
+        timeout_s = max(0.0, watch.next_ms() - _now_ms()) / 1000
+        try:
+            self._note(self._inbox.get(timeout=timeout_s), leader, watch)
+            while True:
+                self._note(self._inbox.get_nowait(), leader, watch)
+        except queue.Empty:
+            return
+
+    def _note(self, item: _Item, leader: Leader, watch: Watch) -> None:
+        match item:
+            case _Linked(True):
+                watch.linked(_now_ms())
+            case _Linked(False):
+                watch.unlinked(_now_ms())
+            case _Trouble(reason):
+                self._on_trouble(reason, leader, watch)
+            case bytes():
+                self._on_frame(item, leader, watch)
+            case _:
+                pass
+
+    def _on_frame(self, frame: bytes, leader: Leader, watch: Watch) -> None:
+        try:
+            message = messages.decode_from_coordinator(frame)
+        except MalformedMessage:
+            return
+        if isinstance(message, messages.LeaderAlive) and message.cluster_id == leader.cluster_id:
+            if not watch.was_heard:
+                self._meet(leader)
+            watch.heard(message.rank, _now_ms())
+            self._rank = watch.rank
+
+    def _meet(self, leader: Leader) -> None:
+        job = self._topology.job
+        if not self._patient:
+            raise ClusterConflict(
+                f"Job {job!r} is running already: its coordinator is process {leader.pid} on {leader.host}, "
+                f"at {leader.address}.",
+                remedy="Stop it first (end its `fcluster up` or `fcluster coordinator` with Ctrl-C), or give "
+                "this job another name.",
+            )
+        if leader.topology != self._topology.fingerprint:
+            raise IncompatibleState(
+                f"The coordinator that leads job {job!r} (process {leader.pid} on {leader.host}) runs it with "
+                f"another topology ({leader.topology}) than this one ({self._topology.fingerprint}), which "
+                "therefore can't stand by.",
+                remedy="Start both from the same job file. To change the job, stop it first.",
+            )
+        self.stood_by = True
+        _log.info(
+            "standing by: process %d on %s leads job %r in term %d, at %s",
+            leader.pid,
+            leader.host,
+            job,
+            leader.term,
+            leader.address,
+        )
+
+    def _on_trouble(self, reason: str, leader: Leader, watch: Watch) -> None:
+        if watch.was_heard:
+            _log.warning("no connection to the leader: %s", reason)
+            return
+        raise ClusterConflict(
+            f"Somebody listens at {leader.address}, where the coordinator of job {self._topology.job!r} was "
+            f"last, and doesn't accept this key: {reason}.",
+            remedy="Give all coordinators of a job the same security.keys.dir, or stop that one first.",
+        )
+
+    def _confirm(
+        self, leader: Leader, watch: Watch, suspicion: str
+    ) -> Leader | Ended | _Unconfirmed | None:
+        """Ask the journal, and whether the leader has come back meanwhile."""
+        signs = watch.signs
+        try:
+            journal = read_journal(self._settings, self._topology.job, JOURNAL_TIMEOUT_S)
+        except KafkaUnavailable as error:
+            _log.warning("the leader seems to be gone (%s), but: %s", suspicion, error.message)
+            watch.patience_again(_now_ms())
+            return _Unconfirmed()
+        newest = leader_in(journal, self._topology.job)
+        if newest is None:
+            return _end_in(journal, leader.term)
+        if newest != leader:
+            return newest
+        while not self._inbox.empty():
+            self._note(self._inbox.get(), leader, watch)
+        if watch.signs != signs:
+            return _Unconfirmed()
+        _log.info("the coordinator of term %d, at %s, is gone: %s", leader.term, leader.address, suspicion)
+        return None
+
+
+class _Unconfirmed:
+    pass
+
+
+_INTERRUPTED = Ended(0, "asked to stop while standing by")
+
+
+def _end_in(journal: Mapping[str, Any], term: int) -> Ended | None:
+    """How the job ended in this or a later term, as its leader wrote it down; None if it didn't."""
+    record = journal.get(ENDED_KEY)
+    if record is None or int(record["term"]) < term:
+        return None
+    return Ended(int(record["exit_code"]), str(record["reason"]))
+
+
+def nobody_listens(address: str) -> bool:
+    """Whether the host of ``tcp://host:port`` says that nobody listens there. No answer is no such word."""
+    host, _, port = address.removeprefix("tcp://").rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), PROBE_TIMEOUT_S).close()
+    except ConnectionRefusedError:
+        return True
+    except (OSError, ValueError):
+        return False
+    return False
+
+
+def _now_ms() -> float:
+    return time.monotonic() * 1000

@@ -1,0 +1,191 @@
+"""How a worker finds the leader again.
+
+Responsible for: when to look for it, and where to connect (`Search`), and the thread that follows the
+journal meanwhile (`LeaderSeeker`). Keeps the rules that a connection that works is left only for a leader of
+a newer term, that nobody reads the journal without need, and that an address that was given isn't forgotten:
+if the journal's one leads nowhere, both are tried in turns. Must not speak with the leader.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+from confluent_kafka import KafkaException
+
+from fcluster.common.discovery import Leader, LeaderFollower
+from fcluster.common.errors import FclusterError
+from fcluster.common.settings import Settings
+
+JOURNAL_POLL_S = 0.1
+RETRY_S = 1.0
+FIXED_PATIENCE_MS = 300.0
+"""A coordinator that is restarted at the given address comes back without the journal's help, if soon."""
+TURN_MS = 2_000.0
+
+
+class Search:
+    """Decides when to look for the leader, and whom to follow; without any I/O.
+
+    Args:
+        fixed: an address was given, and is followed at first.
+        silent_ms: a leader that says nothing for so long over a connection that stands may be deposed.
+        now_ms: of a clock that never goes back, like all times here.
+    """
+
+    def __init__(self, *, fixed: bool, silent_ms: float, now_ms: float) -> None:
+        self.following: Leader | None = None
+        """None: the given address, or nobody yet."""
+        self._fixed = fixed
+        self._silent_ms = silent_ms
+        self._linked = False
+        self._heard_ms = now_ms
+        self._since_ms = now_ms
+        self._patience_ms = FIXED_PATIENCE_MS if fixed else 0.0
+
+    def linked(self, now_ms: float) -> None:
+        """A connection stands."""
+        self._linked, self._heard_ms = True, now_ms
+
+    def unlinked(self, now_ms: float) -> None:
+        """The connection is lost."""
+        if self._linked:
+            self._since_ms = now_ms
+            self._patience_ms = FIXED_PATIENCE_MS if self._fixed and self.following is None else 0.0
+        self._linked = False
+
+    def heard(self, now_ms: float) -> None:
+        """The leader said something."""
+        self._heard_ms = now_ms
+
+    def is_wanted(self, now_ms: float) -> bool:
+        """Whether to look into the journal."""
+        if self._linked:
+            return now_ms - self._heard_ms >= self._silent_ms
+        return now_ms - self._since_ms >= self._patience_ms
+
+    def turns_back(self, now_ms: float) -> bool:
+        """Whether the given address is to be tried again; it is followed then."""
+        overdue = now_ms - self._since_ms >= TURN_MS
+        if not self._fixed or self.following is None or self._linked or not overdue:
+            return False
+        self.following, self._since_ms, self._patience_ms = None, now_ms, TURN_MS
+        return True
+
+    def follows(self, newest: Leader, term: int, now_ms: float) -> bool:
+        """Whether to connect to `newest`, the journal's leader; it is followed then.
+
+        Args:
+            newest: its record.
+            term: the newest that the present leader, or one before it, has spoken in.
+            now_ms: the time.
+        """
+        if newest == self.following or not self.is_wanted(now_ms):
+            return False
+        if self._linked and newest.term <= term:
+            return False
+        self.following, self._since_ms = newest, now_ms
+        self._linked = False
+        return True
+
+
+class LeaderSeeker:
+    """Looks for the leader whenever the worker has none, in a thread of its own.
+
+    Args:
+        settings: of the cluster.
+        job: its name.
+        fixed: an address was given, and is connected to by the caller at first.
+        connect: called with the leader to connect to; None: the given address. It may raise FclusterError.
+        term: tells the newest term that was heard of.
+        say: called with trouble, and with news.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        job: str,
+        *,
+        fixed: bool,
+        connect: Callable[[Leader | None], None],
+        term: Callable[[], int],
+        say: Callable[[str], None],
+    ) -> None:
+        # A leader answers each heartbeat.
+        silent_ms = 3.0 * settings.heartbeat_interval_ms
+        self._search = Search(fixed=fixed, silent_ms=silent_ms, now_ms=_now_ms())
+        self._interval_s = settings.heartbeat_interval_ms / 1000
+        self._job = job
+        self._follower = LeaderFollower(settings, job)
+        self._connect = connect
+        self._term = term
+        self._say = say
+        self._news = threading.Event()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="seeker", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def linked(self) -> None:
+        """A connection stands."""
+        self._search.linked(_now_ms())
+
+    def unlinked(self) -> None:
+        """The connection is lost."""
+        self._search.unlinked(_now_ms())
+        self._news.set()
+
+    def heard(self) -> None:
+        """The leader said something."""
+        self._search.heard(_now_ms())
+
+    def close(self, timeout_s: float) -> None:
+        """End, within `timeout_s` seconds."""
+        self._stopping = True
+        self._news.set()
+        self._thread.join(timeout_s)
+
+    def _run(self) -> None:
+        while not self._stopping:
+            if self._search.turns_back(_now_ms()):
+                self._connect(None)
+            if self._search.is_wanted(_now_ms()):
+                self._look()
+            else:
+                self._follower.close()
+                self._news.wait(min(self._interval_s, FIXED_PATIENCE_MS / 1000))
+                self._news.clear()
+        self._follower.close()
+
+    def _look(self) -> None:
+        try:
+            known = self._follower.poll(JOURNAL_POLL_S)
+        except (FclusterError, KafkaException) as error:
+            self._say(f"looking for the coordinator: {error}")
+            self._pause()
+            return
+        leader = self._follower.leader
+        if known and leader is None:
+            self._say(f"no coordinator of job {self._job} yet; waiting for one")
+            if not self._follower.is_open:
+                self._pause()
+        elif known and leader is not None and self._search.follows(leader, self._term(), _now_ms()):
+            try:
+                self._connect(leader)
+            except FclusterError as error:
+                # The journal may still name a leader that ran with other keys: the next one may fit.
+                self._say(f"looking for the coordinator: {error}")
+
+    def _pause(self) -> None:
+        """There is nothing to follow: look again later, whatever happens meanwhile."""
+        deadline_s = time.monotonic() + RETRY_S
+        while not self._stopping and time.monotonic() < deadline_s:
+            self._news.wait(deadline_s - time.monotonic())
+            self._news.clear()
+
+
+def _now_ms() -> float:
+    return time.monotonic() * 1000

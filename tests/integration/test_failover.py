@@ -1,0 +1,202 @@
+"""Coordinator failover on real processes: how long it takes, and that nothing is lost, repeated or restored.
+
+The take-over is measured from the kill to the first epoch that was begun in the new term and is committed.
+Epochs of a new term have numbers beyond all that the former one had reserved.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+
+import pytest
+from confluent_kafka import TopicPartition
+
+from fcluster.common.admin_client import AdminClient
+from fcluster.common.discovery import Leader, find_leader, read_journal
+from fcluster.common.kafka_clients import make_consumer
+from fcluster.common.positions import decode_position
+from fcluster.common.processes import ChildProcess
+from fcluster.common.settings import Settings
+from tests.checker.check import check_totals, wait_until_committed
+from tests.checker.generate import Generator, create_topic
+from tests.checker.live import LiveReader
+from tests.checker.reading import READ_COMMITTED
+from tests.harness import COORDINATOR, Cluster, wait_until, worker_name
+
+JOB_FILE = Path(__file__).parents[1] / "jobs" / "running_totals.py"
+STANDBY = "standby-coordinator"
+WORKERS = 2
+PARTITIONS = 4
+TAKE_OVER_S_MAX = 3.0
+
+pytestmark = pytest.mark.timeout(240)
+
+
+class CoordinatorsCluster(Cluster):
+    """A cluster with more than one coordinator, each with a name of its own."""
+
+    def start_coordinator(self, name: str = COORDINATOR) -> ChildProcess:
+        """Start it; beside another one it stands by."""
+        return self._spawn(name, ["coordinator", self._job_file, "--workers", str(self.workers)])
+
+
+class Failover:
+    """A cluster with names for its coordinators, and a look at what leads and what is committed."""
+
+    def __init__(self, brokers: str, prefix: str, data_dir: Path) -> None:
+        self.brokers = brokers
+        self.job, self.source, self.output = prefix + "job", prefix + "in", prefix + "out"
+        for topic in (self.source, self.output):
+            create_topic(brokers, topic, PARTITIONS)
+        env = {
+            "FCLUSTER_TEST_JOB": self.job,
+            "FCLUSTER_TEST_SOURCE": self.source,
+            "FCLUSTER_TEST_OUTPUT": self.output,
+        }
+        settings: dict[str, object] = {"commit.interval.max.ms": 200, "session.timeout.ms": 3000}
+        self.cluster = CoordinatorsCluster(
+            JOB_FILE, brokers, data_dir, workers=WORKERS, env=env, settings=settings
+        )
+        self.reader = LiveReader(brokers, self.output, READ_COMMITTED).start()
+        self.generator = Generator(brokers, self.source, rate=2_000, keys=2_000, seed=1)
+        self._settings = Settings(bootstrap_servers=brokers)
+        # Read-committed it would wait as long as an epoch is pending, which one nearly always is.
+        self._consumer = make_consumer(self._settings, "read-uncommitted", **{"group.id": self.job})
+
+    def close(self) -> None:
+        """End everything."""
+        self.generator.stop()
+        self.cluster.close()
+        self.reader.stop()
+        self._consumer.close()
+
+    def start(self, *standbys: str) -> None:
+        """Coordinator, workers, and standbys that are known to stand by; records are flowing."""
+        self.cluster.start()
+        self.generator.start()
+        wait_until(lambda: self.committed_epoch() > 0, "the first epoch")
+        for number, name in enumerate(standbys):
+            self.cluster.start_coordinator(name)
+            self.wait_standbys(number + 1)
+
+    def leader(self) -> Leader:
+        """By the journal."""
+        leader = find_leader(self._settings, self.job)
+        assert leader is not None
+        return leader
+
+    def name_of(self, leader: Leader) -> str:
+        """The name of the leader's process."""
+        return next(name for name, pid in self.cluster.pids().items() if pid == leader.pid)
+
+    def wait_standbys(self, count: int) -> None:
+        """Wait until so many stand by at the present leader."""
+        with AdminClient(self.leader().address) as client:
+            wait_until(lambda: len(client.status()["standbys"]) == count, f"{count} standbys")
+
+    def committed_epoch(self) -> int:
+        """The highest one in the committed offsets; those that are pending don't count."""
+        wanted = [TopicPartition(self.source, partition) for partition in range(PARTITIONS)]
+        found = [at for at in self._consumer.committed(wanted, timeout=30) if at.offset >= 0]
+        return max((decode_position(at.offset, at.metadata).epoch for at in found), default=0)
+
+    def reserved_epoch(self) -> int:
+        """All epochs of the present term are below this, all of the next one are not."""
+        return int(read_journal(self._settings, self.job)["epoch"]["reserved_until"])
+
+    def take_over_s(self, hurt: Callable[[], object]) -> float:
+        """Do that to the leader; seconds until an epoch of the next term is committed."""
+        reserved = self.reserved_epoch()
+        before = self.workers()
+        started = time.monotonic()
+        hurt()
+        wait_until(lambda: self.committed_epoch() >= reserved, "an epoch of the next term", 30, 0.01)
+        seconds = time.monotonic() - started
+        assert self.workers() == before, "a worker was restarted"
+        self.cluster.assert_alive()
+        return seconds
+
+    def workers(self) -> dict[str, int]:
+        """Process ids of the workers."""
+        return {worker_name(slot): self.cluster.pids()[worker_name(slot)] for slot in range(WORKERS)}
+
+    def check_exact(self, take_overs: int) -> None:
+        """Everything is processed exactly once, and no worker has begun anew or restored on the way."""
+        self.generator.stop()
+        wait_until_committed(self.brokers, self.job, [self.source], 60)
+        verdict = check_totals(
+            self.brokers, self.job, self.source, self.output, readers=[self.reader], title="failover"
+        )
+        assert verdict.ok, verdict.report()
+        with AdminClient(self.leader().address) as client:
+            counters = client.status()["counters"]
+        assert counters["adoptions"] == WORKERS, counters
+        assert (counters["joins"], counters["resets"], counters["deaths"]) == (0, 0, 0), counters
+        for slot in range(WORKERS):
+            log = self.cluster.log(worker_name(slot), 10_000)
+            assert log.count("adopted by the coordinator") == take_overs, log
+            assert log.count("joined as slot") == 1, log
+
+
+@pytest.fixture
+def failover(kafka: str, topic_prefix: str, tmp_path: Path) -> Iterator[Failover]:
+    run = Failover(kafka, topic_prefix, tmp_path / "data")
+    try:
+        yield run
+    except BaseException:
+        print(run.cluster.logs())
+        raise
+    finally:
+        print(run.cluster.logs())
+        run.close()
+
+
+def test_killed_leaders_standby_has_committed_within_three_seconds_and_nothing_is_lost(
+    failover: Failover,
+) -> None:
+    failover.start(STANDBY)
+    rounds = int(os.environ.get("FCLUSTER_TEST_TAKE_OVERS", "3"))
+    seconds: list[float] = []
+    for _ in range(rounds):
+        name = failover.name_of(failover.leader())
+        seconds.append(failover.take_over_s(lambda name=name: failover.cluster.kill(name)))
+        failover.cluster.start_coordinator(name)
+        failover.wait_standbys(1)
+    print(f"take-overs: median {median(seconds):.2f} s of {[round(one, 2) for one in seconds]}")
+    assert median(seconds) < TAKE_OVER_S_MAX, seconds
+    failover.check_exact(rounds)
+
+
+def test_stopped_leader_is_replaced_and_stands_by_when_it_goes_on(failover: Failover) -> None:
+    failover.start(STANDBY)
+    first = failover.leader()
+    name = failover.name_of(first)
+    seconds = failover.take_over_s(lambda: failover.cluster.pause(name))
+    # The session time-out, within which a leader may be silent, and what a take-over needs.
+    assert seconds < 3.0 + TAKE_OVER_S_MAX
+    second = failover.leader()
+    assert second.term == first.term + 1
+    failover.cluster.resume(name)
+    failover.wait_standbys(1)
+    assert failover.leader() == second, "the deposed leader came back to power"
+    failover.cluster.assert_alive()
+    # It is a whole standby again: it leads when its turn comes.
+    failover.take_over_s(lambda: failover.cluster.kill(failover.name_of(second)))
+    assert failover.leader().pid == first.pid
+    failover.check_exact(2)
+
+
+def test_of_two_standbys_one_takes_over_and_the_other_stands_by(failover: Failover) -> None:
+    failover.start(STANDBY + "-1", STANDBY + "-2")
+    first = failover.leader()
+    assert failover.take_over_s(lambda: failover.cluster.kill(failover.name_of(first))) < TAKE_OVER_S_MAX
+    failover.wait_standbys(1)
+    second = failover.leader()
+    assert second.term == first.term + 1, "both took over, one after the other"
+    assert failover.take_over_s(lambda: failover.cluster.kill(failover.name_of(second))) < TAKE_OVER_S_MAX
+    assert failover.leader().term == second.term + 1
+    failover.check_exact(2)

@@ -1,0 +1,84 @@
+"""When a worker looks for the leader, and whom it follows."""
+
+from __future__ import annotations
+
+from fcluster.common.discovery import Leader
+from fcluster.worker.seeking import FIXED_PATIENCE_MS, TURN_MS, Search
+
+SILENT_MS = 1_500.0
+
+
+def leader(term: int, port: int = 0) -> Leader:
+    """The record of a term's leader."""
+    return Leader(f"tcp://127.0.0.1:{port or 7000 + term}", term, "host", 1, f"run{term}")
+
+
+def connected(term: int = 1) -> Search:
+    """A search that has found the leader of that term, and is connected to it since 0 ms."""
+    search = Search(fixed=False, silent_ms=SILENT_MS, now_ms=0)
+    assert search.follows(leader(term), 0, 0)
+    search.linked(0)
+    return search
+
+
+def test_worker_without_an_address_looks_at_once_and_stops_when_connected() -> None:
+    search = Search(fixed=False, silent_ms=SILENT_MS, now_ms=0)
+    assert search.is_wanted(0)
+    assert search.follows(leader(1), 0, 0)
+    assert search.is_wanted(10), "not connected yet"
+    assert not search.follows(leader(1), 0, 20), "connected to it already, as far as one can"
+    search.linked(30)
+    assert not search.is_wanted(40)
+
+
+def test_lost_connection_is_looked_for_at_once_and_the_next_leader_followed() -> None:
+    search = connected()
+    search.unlinked(5_000)
+    assert search.is_wanted(5_000)
+    assert not search.follows(leader(1), 1, 5_010)
+    assert search.follows(leader(2), 1, 5_020)
+
+
+def test_leader_that_answers_is_kept_whatever_the_journal_says() -> None:
+    search = connected()
+    search.heard(900)
+    assert not search.is_wanted(1_000)
+    assert not search.follows(leader(2), 1, 1_000)
+
+
+def test_silent_leader_is_left_for_one_of_a_newer_term_only() -> None:
+    search = connected(term=2)
+    assert search.is_wanted(SILENT_MS)
+    assert not search.follows(leader(1), 2, SILENT_MS)
+    assert search.follows(leader(3), 2, SILENT_MS)
+    search.unlinked(SILENT_MS + 1)  # of the connection that was left
+    assert search.following == leader(3)
+
+
+def test_restarted_leader_at_the_same_address_is_connected_to_anew() -> None:
+    search = connected()
+    search.unlinked(100)
+    assert search.follows(leader(2, port=7001), 1, 200)
+
+
+def test_given_address_gets_its_time_and_then_takes_turns_with_the_journals() -> None:
+    search = Search(fixed=True, silent_ms=SILENT_MS, now_ms=0)
+    assert not search.is_wanted(FIXED_PATIENCE_MS - 1)
+    assert search.follows(leader(2), 1, FIXED_PATIENCE_MS)
+    now_ms = FIXED_PATIENCE_MS + TURN_MS
+    assert not search.turns_back(now_ms - 1)
+    assert search.turns_back(now_ms)
+    assert search.following is None
+    assert not search.follows(leader(2), 1, now_ms + TURN_MS - 1)
+    assert search.follows(leader(2), 1, now_ms + TURN_MS)
+
+
+def test_given_address_that_leads_somewhere_is_not_left() -> None:
+    search = Search(fixed=True, silent_ms=SILENT_MS, now_ms=0)
+    search.linked(10)
+    search.heard(10_000)
+    assert not search.is_wanted(10_100)
+    assert not search.turns_back(20_000)
+    search.unlinked(20_000)
+    assert not search.is_wanted(20_000), "a restart at the same address comes back without the journal"
+    assert search.is_wanted(20_000 + FIXED_PATIENCE_MS)
