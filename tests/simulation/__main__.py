@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from tests.simulation.mutations import BY_NAME, Mutation
 from tests.simulation.run import Result, run
 
+PROGRESS_INTERVAL_S = 15
 FINDINGS_SHOWN_MAX = 20
 FINDINGS_OF_A_MUTATION_MAX = 5
 _CHUNK = 20
@@ -77,7 +78,15 @@ def _play_one(seed: int, mutation: Mutation | None, *, verbose: bool) -> int:
 def _play_many(first: int, count: int, processes: int | None) -> int:
     began_s = time.monotonic()
     landed, themes, failed, commits = Counter[str](), Counter[str](), 0, 0
-    for result in play(first, count, processes):
+    told_s = began_s
+    for played, result in enumerate(play(first, count, processes), 1):
+        if time.monotonic() - told_s >= PROGRESS_INTERVAL_S:
+            told_s = time.monotonic()
+            print(
+                f"{played} of {count} seeds, {failed} failed, {told_s - began_s:.0f} s",
+                file=sys.stderr,
+                flush=True,
+            )
         landed += result.landed
         themes[result.storm.theme] += 1
         commits += result.commits
