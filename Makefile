@@ -44,8 +44,12 @@ format: setup ## let ruff correct what it can
 	$(BIN)/ruff format .
 
 .PHONY: test
-test: lint ## set up, lint, then all tests
-	$(PYTEST)
+test: lint ## set up, lint, then all tests but chaos
+	$(PYTEST) tests/unit tests/simulation tests/integration
+
+.PHONY: chaos
+chaos: setup ## faults under load on real processes and a real Kafka, each checked; needs root for some
+	$(PYTEST) tests/chaos
 
 .PHONY: unit
 unit: setup ## the unit tests only: no Java, no broker
