@@ -160,8 +160,8 @@ def _why_unusable(
         return "goes with a changelog that was deleted since"
     if exactly_once and meta.state_epoch > request.target_epoch:
         return f"is ahead of the committed epoch {request.target_epoch}"
-    if exactly_once and meta.state_epoch == request.target_epoch:
-        return None
+    if exactly_once and request.committed is not None and meta.state_epoch == request.target_epoch:
+        return None  # nothing of the changelog is needed
     if meta.changelog_offset < begin:
         return f"needs the changelog from offset {meta.changelog_offset}, which begins at {begin}"
     if meta.changelog_offset > end:

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fcluster.common.errors import StateDamaged
@@ -127,6 +127,7 @@ def test_at_least_once_state_may_be_ahead_of_the_committed_epoch() -> None:
 metas = st.builds(at, st.integers(0, 12), st.integers(0, 12), st.sampled_from(["id", "old", ""]))
 
 
+@example(target=None, local=None, manifests=[at(0, 1)], offsets=[0, 0], exactly_once=True)
 @given(
     target=st.none() | st.integers(0, 12),
     local=st.none() | metas,
