@@ -202,18 +202,25 @@ class ShardHost:
             if stop.is_set():
                 return
             self._write_dropped()
+            began_s = time.monotonic()
             positions = self._positions(shards)
-<<<<<<< HEAD
+            read_s = time.monotonic()
+            needed = {shard: position.state_epoch for shard, position in positions.items()}
+            warm = self._tail.take(needed, CATCH_UP_PATIENCE_S)
+            taken_s = time.monotonic()
             try:
                 self._restore_states(session, positions, stop)
+                _log.info(
+                    "restored %d shards, %d of them warm: positions %.0f ms, copies %.0f ms, the rest %.0f ms",
+                    len(shards),
+                    warm,
+                    1000 * (read_s - began_s),
+                    1000 * (taken_s - read_s),
+                    1000 * (time.monotonic() - taken_s),
+                )
             except StateDamaged as damage:
                 self._check_positions(positions, damage)
                 raise
-=======
-            needed = {shard: position.state_epoch for shard, position in positions.items()}
-            self._tail.take(needed, CATCH_UP_PATIENCE_S)
-            self._restore_states(session, positions, stop)
->>>>>>> 9b448cf (Standby replicas and warm moves)
         except (FclusterError, KafkaException) as error:
             fatal = isinstance(error, FclusterError) and not isinstance(error, _MENDABLE)
             if not stop.is_set():

@@ -166,13 +166,16 @@ class StandbyTail:
         if changelogs and self._thread.ident is None:
             self._thread.start()
 
-    def take(self, targets: Mapping[ShardId, int], patience_s: float) -> None:
+    def take(self, targets: Mapping[ShardId, int], patience_s: float) -> int:
         """Let go of these shards; their stores stay open, as far as they are, and are the caller's.
 
         Args:
             targets: by shard the state epoch that the caller needs. The consumer at hand is quicker than another one
                 that has to be connected first, so copies that are set up get a moment to come there.
             patience_s: how long that moment is.
+
+        Returns:
+            How many of them are where the caller needs them.
         """
         deadline_s = time.monotonic() + patience_s
         with self._changed:
@@ -184,10 +187,13 @@ class StandbyTail:
                 max(0.0, deadline_s - time.monotonic()),
             )
             self._changed.wait_for(lambda: not any(copy.opening for copy in mine))
+            warm = 0
             for copy in mine:
                 del self._copies[copy.shard]
+                warm += copy.store is not None and copy.meta.state_epoch >= targets[copy.shard]
                 self._write(copy)
                 copy.store = None
+            return warm
 
     def statuses(self) -> list[StandbyStatus]:
         """How far each copy is."""

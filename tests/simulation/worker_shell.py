@@ -874,7 +874,7 @@ class SimWorker(Process):
         """Heartbeats, and the search for a coordinator, come from a thread of their own."""
         settings = self.cluster.settings
         if self.core.session and self.dealer.connected:
-            # Copies aren't modelled, only that they get warm: a restore begins from what is on the disk as ever.
+            # Copies aren't modelled, only that they get warm: a restore begins from what is on the disk.
             standbys = [messages.StandbyStatus(shard, 0, 0) for shard in sorted(self.core.standbys)]
             stats = WorkerStats(standbys=standbys)
             self.dealer.send(messages.encode(messages.Heartbeat(self.core.session, stats)))
