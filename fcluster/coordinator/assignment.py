@@ -223,7 +223,8 @@ def place_standbys(
     loads = _Loads(hosts)
     placed: dict[ShardId, list[int]] = {}
     for shard in shards:
-        placed[shard] = kept = []
+        kept: list[int] = []
+        placed[shard] = kept
         candidates = [slot for slot in dict.fromkeys(current.get(shard, ())) if slot in hosts]
         for _ in range(2):  # those on hosts of their own come first
             for slot in candidates:
@@ -307,6 +308,6 @@ class _Loads:
 
     def _hosts_of(self, owner: int | None, others: Sequence[int]) -> set[str]:
         used = {self._hosts[slot] for slot in others}
-        if owner in self._hosts:
+        if owner is not None and owner in self._hosts:
             used.add(self._hosts[owner])
         return used

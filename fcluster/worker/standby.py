@@ -329,7 +329,8 @@ class StandbyTail:
         return any(copy.store is None and copy.retry_at_s <= now_s for copy in self._copies.values())
 
     def _take_record(self, message: Message) -> None:
-        place = (message.topic() or "", message.partition() if message.partition() is not None else -1)
+        partition = message.partition()
+        place = (message.topic() or "", -1 if partition is None else partition)
         copy = self._assigned.get(place)
         error, offset = message.error(), message.offset()
         if copy is None or offset is None:

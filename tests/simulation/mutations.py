@@ -463,7 +463,7 @@ APPLIED_EARLY = Mutation(
 )
 LOCAL_TRUSTED = Mutation("local files trusted", 0, "", TrustsLocalFiles, covered_by=_ONLY_COMMITTED)
 STALE_TERM = Mutation(
-    "a stale term obeyed", 861, "obeys a Evicted of term", ObeysAnyTerm, covered_by=_OBJECTION
+    "a stale term obeyed", 1931, "obeys a Evicted of term", ObeysAnyTerm, covered_by=_OBJECTION
 )
 RETURNING = Mutation(
     "a returning worker keeps what it holds", 1027, "which was given back", coordinator_class=NoObjection
