@@ -453,7 +453,7 @@ BEFORE_FENCE = Mutation(
     coordinator_class=AssignsBeforeFence,
     covered_by=_PENDING_OFFSETS,
 )
-UNSETTLED = Mutation("offsets unsettled", 371, "the outputs should be []", UnsettledOffsets)
+UNSETTLED = Mutation("offsets unsettled", 452, "the outputs should be []", UnsettledOffsets)
 APPLIED_EARLY = Mutation(
     "layers applied before the commit",
     4,
@@ -476,7 +476,7 @@ MUTATIONS = [
     UNSETTLED,
     Mutation("a failed fence taken as done", 15, "which was given back", coordinator_class=FailedFenceCounts),
     Mutation("no fence for who begins anew", 235, "has its slot", coordinator_class=NoFenceForReturning),
-    Mutation("end of the changelog unsettled", 304, "ends at epoch", UnsettledChangelog),
+    Mutation("end of the changelog unsettled", 168, "ends at epoch", UnsettledChangelog),
     Mutation(
         "welcome before the journal",
         1,
@@ -494,19 +494,19 @@ MUTATIONS = [
     Mutation("sessions forgotten by a new leader", 19, "was fenced", coordinator_class=ForgetsSessions),
     RETURNING,
     Mutation(
-        "a shard given away when revoked", 18, "which was given back", coordinator_class=FreesWhenRevoked
+        "a shard given away when revoked", 1, "which was given back", coordinator_class=FreesWhenRevoked
     ),
     Mutation("e+1 committed after e aborted", 24, "the outputs should be", GoesOnAfterAbort),
     Mutation("commit before complete", 1, "which was never declared complete to it", CommitsUndeclared),
-    Mutation("an unknown commit taken as committed", 44, "the outputs should be", GuessesCommitted),
-    Mutation("an unknown commit taken as aborted", 44, "the outputs should be []", GuessesAborted),
+    Mutation("an unknown commit taken as committed", 211, "the outputs should be", GuessesCommitted),
+    Mutation("an unknown commit taken as aborted", 40, "the outputs should be []", GuessesAborted),
     Mutation("producers initialised twice in one session", 20, "owns", RevivesItself),
     Mutation(
         "e+1 begun before the outputs of e are acknowledged", 4, "a recount gives", DoesNotWaitForOutputs
     ),
     Mutation("records fetched before a rewind", 111, "the outputs should be []", ForgetsRewind),
     APPLIED_EARLY,
-    Mutation("layers kept over a reset", 4, "the outputs should be", KeepsLayers),
+    Mutation("layers kept over a reset", 19, "the outputs should be", KeepsLayers),
     Mutation("changelog truncated past an unverified snapshot", 16, "can't be restored", TruncatesUnverified),
     Mutation("a shard given back in its restore", 1110, "is closed", ReleasesInRestore),
     Mutation("snapshots of a successor pruned", 763, "can't be restored", PrunesSuccessors),
