@@ -53,7 +53,7 @@ from fcluster.coordinator.model import (
 )
 from fcluster.coordinator.progress import Progress
 from fcluster.coordinator.rounds import EpochNumbers, Rounds
-from fcluster.coordinator.standbys import Standbys, learn
+from fcluster.coordinator.copies import Copies, learn
 from fcluster.coordinator.status import describe
 
 EXIT_DONE = 0
@@ -139,7 +139,7 @@ class Coordinator:
         self.epochs = EpochNumbers(terms.highest_committed_epoch)
         self.rounds = Rounds(self.epochs, terms.settings, terms.term, self._send)
         self.progress = Progress(terms.topology, self.shards, terms.until_caught_up)
-        self.standbys = Standbys(terms.topology, terms.settings.num_standby_replicas, terms.term, self._send)
+        self.copies = Copies(terms.topology, terms.settings.num_standby_replicas, terms.term, self._send)
         self.counters = Counters()
         self.standbys = Roster()
         self.snapshot_store = terms.snapshot_store
@@ -429,7 +429,7 @@ class Coordinator:
             session.stats_ms = self._now
         learn(session, [status for status in stats.standbys if status.shard in self.shards])
         if session.standbys and session.standbys_told is None:
-            self.standbys.tell(self.shards, self.slots)
+            self.copies.tell(self.shards, self.slots)
         for status in stats.shards:
             self._learn_running(session, status)
         if session.phase is not SessionPhase.OPENING:
@@ -894,15 +894,15 @@ class Coordinator:
             elif shard.phase in HELD_PHASES and slot != shard.slot and self._linked(shard):
                 self._begin_move(shard, slot, leaving)
         self._warming = [shard for shard in self.shards.values() if shard.phase is ShardPhase.WARMING]
-        self.standbys.place(self.shards, self.slots.values())
-        self.standbys.tell(self.shards, self.slots)
+        self.copies.place(self.shards, self.slots.values())
+        self.copies.tell(self.shards, self.slots)
         self._release(leaving)
         self._hand_over_warm()
 
     def _give(self, shard: Shard, slot: int) -> None:
         """Journal the slot of a shard that nobody has: the planned one, or one with a warm copy."""
         if shard.target is None:
-            warmest = self.standbys.warmest(shard.identity, self.slots.values())
+            warmest = self.copies.warmest(shard.identity, self.slots.values())
             if warmest is not None:
                 slot = warmest
                 self.counters.warm_takeovers += 1
@@ -912,7 +912,7 @@ class Coordinator:
 
     def _begin_move(self, shard: Shard, slot: int, leaving: list[Shard]) -> None:
         """Warm the shard's next slot first, if there is state to be copied."""
-        if not self.standbys.keeps_state(shard.identity):
+        if not self.copies.keeps_state(shard.identity):
             shard.target = slot
             leaving.append(shard)
         elif shard.phase is ShardPhase.RESTORING:
@@ -931,7 +931,7 @@ class Coordinator:
             if shard.phase is not ShardPhase.WARMING or shard.target is None or not self._linked(shard):
                 continue
             target = self.slots[shard.target]
-            warm = self.standbys.is_warm(shard.identity, target)
+            warm = self.copies.is_warm(shard.identity, target)
             if warm or (self._now >= shard.warm_until_ms and target.session is not None):
                 self.counters.cold_moves += not warm
                 leaving.append(shard)
@@ -1104,7 +1104,7 @@ class Coordinator:
 
     def _check_shard(self, shard: Shard) -> None:
         assert (shard.slot is None) == (shard.phase is ShardPhase.FREE), shard
-        assert len(set(shard.standbys)) == len(shard.standbys) <= self.standbys.replicas, shard
+        assert len(set(shard.standbys)) == len(shard.standbys) <= self.copies.replicas, shard
         if shard.phase is ShardPhase.WARMING:
             assert shard.target not in (None, shard.slot), shard
             assert shard in self._warming, shard

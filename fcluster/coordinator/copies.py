@@ -22,7 +22,7 @@ WARM_LAG_OFFSETS_MAX = 200
 shard writes two offsets for each epoch, a delta and the mark of its commit."""
 
 
-class Standbys:
+class Copies:
     """The warm copies of a job's shards.
 
     Args:
