@@ -82,6 +82,14 @@ def kill_and_measure(cluster: Cluster, job: str, slot: int, reader: LiveReader, 
     status = wait_settled(cluster, job, replicas)
     partitions = [shard["partition"] for shard in status["shards"] if shard["slot"] == slot]
     assert partitions, f"slot {slot} has no shards"
+    flowing_ns = time.time_ns()
+
+    def flows() -> bool:
+        newest_ns = reader.newest_ns()
+        return all(newest_ns[partition] > flowing_ns + 1_000_000_000 for partition in partitions)
+
+    # Without output before the kill there would be no pause to be seen.
+    wait_until(flows, "steady output", 30, 0.05)
     killed_ns = time.time_ns()
     cluster.kill(worker_name(slot))
 
@@ -95,6 +103,7 @@ def kill_and_measure(cluster: Cluster, job: str, slot: int, reader: LiveReader, 
     for (partition, _), seen_ns in reader.times_ns().items():
         if partition in seen and seen_ns > killed_ns - 500_000_000:
             seen[partition].append(seen_ns)
+    assert all(min(times_ns) < killed_ns for times_ns in seen.values()), "nothing was seen before the kill"
     cluster.start_worker(slot)
     return Kill(slot, {partition: longest_pause_ms(times_ns) for partition, times_ns in seen.items()})
 
