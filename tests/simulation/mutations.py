@@ -504,7 +504,7 @@ MUTATIONS = [
     Mutation(
         "e+1 begun before the outputs of e are acknowledged", 4, "a recount gives", DoesNotWaitForOutputs
     ),
-    Mutation("records fetched before a rewind", 111, "the outputs should be []", ForgetsRewind),
+    Mutation("records fetched before a rewind", 1225, "the outputs should be []", ForgetsRewind),
     APPLIED_EARLY,
     Mutation("layers kept over a reset", 19, "the outputs should be", KeepsLayers),
     Mutation("changelog truncated past an unverified snapshot", 16, "can't be restored", TruncatesUnverified),
@@ -513,7 +513,7 @@ MUTATIONS = [
     # Combined, where one rule covers for the other.
     _both(NO_FENCE, UNSETTLED, 50, "the outputs should be []"),
     _both(ONE_ID_FENCED, UNSETTLED, 388, "the outputs should be"),
-    _both(BEFORE_FENCE, UNSETTLED, 38, "the outputs should be []"),
+    _both(BEFORE_FENCE, UNSETTLED, 1347, "the outputs should be []"),
     _both(APPLIED_EARLY, LOCAL_TRUSTED, 25, "was restored at", AppliesBeforeCommitAndTrusts),
 ]
 BY_NAME = {mutation.name: mutation for mutation in MUTATIONS}
