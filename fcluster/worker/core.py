@@ -136,6 +136,13 @@ class JobBroken:
 
 
 @dataclass(frozen=True, slots=True)
+class WorkerBroken:
+    """Something that keeps only this worker from going on: its disk is full, or fails."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class TerminationRequested:
     """The process was asked to leave in good order (SIGTERM)."""
 
@@ -158,6 +165,7 @@ Event = (
     | HandlerFailed
     | StopRecordReached
     | JobBroken
+    | WorkerBroken
     | TerminationRequested
     | Tick
 )
@@ -287,6 +295,8 @@ Effect = (
 
 EXIT_JOB_FAILED = 3
 """A worker's exit code that tells its supervisor not to restart it: the job itself has failed."""
+EXIT_MISTAKE = 1
+"""One that says that a person has to repair something where this worker runs."""
 
 
 class Phase(Enum):
@@ -457,6 +467,9 @@ class WorkerCore:
                 self._on_stop_record_reached(event)
             case JobBroken():
                 self._on_job_broken(event)
+            case WorkerBroken():
+                # Without a word: the session ends with the connection, and others take the shards.
+                self._stop(EXIT_MISTAKE, event.reason)
             case TerminationRequested():
                 self._on_termination_requested()
 
@@ -573,7 +586,7 @@ class WorkerCore:
         if message.retry:
             self._log("info", f"not admitted yet: {message.reason}")
         else:
-            self._stop(1, f"refused by the coordinator: {message.reason}")
+            self._stop(EXIT_MISTAKE, f"refused by the coordinator: {message.reason}")
 
     def _on_shutdown(self, message: messages.Shutdown) -> None:
         if message.session not in (0, self.session):

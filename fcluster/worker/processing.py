@@ -26,6 +26,7 @@ from fcluster.common.job import UNSET, Record
 from fcluster.common.positions import CommittedPosition
 from fcluster.common.topology import Chain, Filter, Map, Process, Rekey, Stage, TopicSpec, rekey_description
 from fcluster.worker.state import ShardState, StateTable
+from fcluster.worker.store import LOCAL_TROUBLE
 from fcluster.worker.transactions import TransactionLostError
 
 Produce = Callable[..., None]
@@ -258,8 +259,8 @@ def _stopping(decode: Callable[[bytes], Any], step: Step, chain: Chain) -> Calla
                 ) from error
         try:
             step(message, message.key(), value)
-        except TransactionLostError:
-            raise
+        except (TransactionLostError, *LOCAL_TROUBLE):
+            raise  # not the record's fault
         except Exception as error:
             raise HandlerError(_handler_failure(chain, message, error)) from error
 
@@ -283,6 +284,8 @@ def _tolerant(
         raw = message.value()
         try:
             step(message, message.key(), None if raw is None else decode(raw))
+        except LOCAL_TROUBLE:
+            raise  # not the record's fault: it must not be skipped
         except Exception as error:  # noqa: BLE001  whatever a handler may raise
             for table in tables:
                 table.rollback()

@@ -66,6 +66,7 @@ from fcluster.worker.processing import (
 from fcluster.worker.seeking import LeaderSeeker
 from fcluster.worker.shards import ShardHost
 from fcluster.worker.state import ShardState
+from fcluster.worker.store import LOCAL_TROUBLE
 from fcluster.worker.transactions import (
     AtLeastOnceWriter,
     EpochWriter,
@@ -194,14 +195,15 @@ class Worker:
         self._stopping.set()
         with self._watchdog.bounded("closing", 60):
             self._destroy_writer()
+            # First of all that takes time: others may have the shards as soon as the connection is closed.
+            self._seeker.close(timeout_s=5)
+            self._transport.close()
             for reader in self._readers.values():
                 reader.close(timeout_s=5)
             self._runners.clear()
             for thread in self._retired_commit_threads:
                 thread.shutdown(wait=True)
             self._host.close()
-            self._seeker.close(timeout_s=5)
-            self._transport.close()
 
     # --- events -------------------------------------------------------------------------------------------
 
@@ -406,6 +408,8 @@ class Worker:
             return core.HandlerFailed(session, _shard_of(runner), message.offset(), error.reason)
         except TransactionLostError as error:
             return core.TransactionFailed(session, str(error))
+        except LOCAL_TROUBLE as error:
+            return core.WorkerBroken(one_line(error))
         except (KafkaException, RecordError) as error:
             reason = f"an output of {describe_record(message)} can't be written: {error}"
             return core.HandlerFailed(session, _shard_of(runner), message.offset(), reason)
@@ -639,6 +643,8 @@ class Worker:
                 yield
         except TransactionLostError as error:
             self._inbox.put(core.TransactionFailed(session, str(error)))
+        except LOCAL_TROUBLE as error:
+            self._inbox.put(core.WorkerBroken(one_line(error)))
         except FclusterError as error:
             self._inbox.put(core.JobBroken(session, one_line(error)))
         except Exception as error:  # noqa: BLE001  a thread that dies in silence would hang its epoch

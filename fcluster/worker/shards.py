@@ -49,7 +49,7 @@ class _OvertakenError(FclusterError):
     """A shard that is being restored has been committed by somebody else."""
 
 
-_MENDABLE = (KafkaUnavailable, SnapshotStoreUnavailable, StateDirectoryFullError, _OvertakenError)
+_MENDABLE = (KafkaUnavailable, SnapshotStoreUnavailable, _OvertakenError)
 """What keeps this worker from restoring just now, but neither the others nor itself later."""
 
 SETTLE_TIMEOUT_S = 60.0
@@ -158,7 +158,10 @@ class ShardHost:
         if self._snapshot_thread.is_alive():
             self._snapshot_thread.join()
         if self._directory is not None:
-            self._directory.close_all()
+            try:
+                self._directory.close_all()
+            except FclusterError as error:  # what isn't written is restored at the next start
+                _log.warning("closing the local state: %s", one_line(error))
         self._offsets.close()
 
     # --- the restore thread -------------------------------------------------------------------------------
@@ -178,6 +181,8 @@ class ShardHost:
             except StateDamaged as damage:
                 self._check_positions(positions, damage)
                 raise
+        except StateDirectoryFullError as error:
+            self._emit(core.WorkerBroken(one_line(error)))
         except (FclusterError, KafkaException) as error:
             fatal = isinstance(error, FclusterError) and not isinstance(error, _MENDABLE)
             if not stop.is_set():

@@ -60,6 +60,11 @@ class StateDirectoryFullError(FclusterError):
     """The disk below the state directory is full."""
 
 
+LOCAL_TROUBLE = (StateDirectoryFullError, StateDamaged)
+"""What reading and writing a store raises when the disk below it is full or fails: this worker's own trouble.
+Elsewhere its shards can go on, since all that is committed is in Kafka."""
+
+
 class _MetaRecord(msgspec.Struct, frozen=True):
     """`StoreMeta` as it stands in the store."""
 

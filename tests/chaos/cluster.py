@@ -82,6 +82,10 @@ class ChaosCluster(Cluster):
         assert code == -number, f"{process} ended with {code}, not by signal {number}\n{self.log(process)}"
         self._running.pop(process)
 
+    def forget(self, process: str) -> None:
+        """`process` has ended, as it should; it may be started again."""
+        assert self._running.pop(process).poll() is not None
+
     # --- others ------------------------------------------------------------------------------------------
 
     def stop(self, process: str, timeout_s: float = 30) -> None:

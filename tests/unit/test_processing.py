@@ -9,19 +9,23 @@ import orjson
 import pytest
 
 from fcluster import Job, Record
+from fcluster.common.errors import StateDamaged
 from fcluster.common.positions import CommittedPosition
 from fcluster.worker.processing import HandlerError, OutputPort, ShardRunner, UnreadableRecordError
 from fcluster.worker.state import ShardState, StoreMeta
 
 
 class EmptyStore:
-    """A store that holds nothing."""
+    """A store that holds nothing, unless `get` knows better."""
+
+    def __init__(self, get: Callable[[bytes], bytes | None]) -> None:
+        self._get = get
 
     def meta(self) -> StoreMeta:
         return StoreMeta()
 
     def get(self, key: bytes) -> bytes | None:
-        return None
+        return self._get(key)
 
     def get_many(self, keys: list[bytes]) -> list[bytes | None]:
         return [None] * len(keys)
@@ -63,12 +67,12 @@ class FakeMessage:
 class Bench:
     """One shard of a job's first stage, with its outputs collected."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, get: Callable[[bytes], bytes | None] = lambda _key: None) -> None:
         (stage, *_rest) = job.build().stages
         self.outputs: list[tuple[Any, ...]] = []
         self.port = OutputPort()
         self.port.produce = lambda *arguments: self.outputs.append(arguments)
-        self.state = ShardState(EmptyStore(), stage.stores, 1000)
+        self.state = ShardState(EmptyStore(get), stage.stores, 1000)
         position = CommittedPosition(0, 0, 0, "")
         self.runner = ShardRunner(stage, 0, self.state, position, self.port)
 
@@ -219,6 +223,17 @@ def test_skipped_record_leaves_no_state_and_no_output() -> None:
         bench.run(value)
     assert [value for _topic, value, _key in bench.values()] == ["first", ["a"], "first", ["a", "b"]]
     assert (bench.port.skipped, bench.port.records) == (1, 4)
+
+
+@pytest.mark.parametrize("on_error", ["skip", "stop"])
+def test_store_that_cannot_be_read_is_not_the_records_fault(on_error: str) -> None:
+    def fail(_key: bytes) -> bytes | None:
+        raise StateDamaged("RocksDB can't go on: I/O error")
+
+    bench = Bench(job_with(count, on_error=on_error), get=fail)
+    with pytest.raises(StateDamaged):
+        bench.run({"v": 1})
+    assert bench.port.skipped == 0
 
 
 def test_unreadable_record_is_skipped_too() -> None:

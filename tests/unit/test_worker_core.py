@@ -348,6 +348,13 @@ def test_empty_epoch_is_answered_even_if_a_restore_brought_a_higher_number_meanw
     assert committed.epoch == 1
 
 
+def test_worker_with_a_broken_disk_leaves_without_failing_the_job() -> None:
+    scenario = Scenario().joined().running(A)
+    scenario.after(core.WorkerBroken("the disk is full"))
+    assert scenario.sent() == []
+    assert scenario.did(core.Exit) == [core.Exit(core.EXIT_MISTAKE, "the disk is full")]
+
+
 def test_trouble_of_a_former_session_does_not_fail_the_job() -> None:
     scenario = Scenario().joined().running(A)
     scenario.after(core.JobBroken(6, "the store of a former session is closed"))

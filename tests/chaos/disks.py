@@ -1,0 +1,47 @@
+"""Small disks for tests, made and removed by them; needs root."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+FILLER = "filler"
+
+
+@contextmanager
+def small_disk(path: Path, size_kb: int) -> Iterator[Path]:
+    """A file system of that size at `path`; skips the test, saying why, where none can be mounted."""
+    if os.geteuid() != 0:
+        pytest.skip("small file systems need root")
+    path.mkdir(parents=True, exist_ok=True)
+    options = ["-t", "tmpfs", "-o", f"size={size_kb}k", "tmpfs", str(path)]
+    mounted = subprocess.run(["mount", *options], capture_output=True, text=True, check=False)
+    if mounted.returncode != 0:
+        pytest.skip(f"small file systems can't be mounted here: {mounted.stderr.strip()}")
+    try:
+        yield path
+    finally:
+        # Lazily: whatever is still open in it must not keep it from going away.
+        subprocess.run(["umount", "-l", str(path)], check=True)
+
+
+def fill(path: Path) -> None:
+    """Leave no byte on the disk at `path`."""
+    with (path / FILLER).open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(4096))
+        except OSError:
+            pass
+    assert shutil.disk_usage(path).free < 4096
+
+
+def make_room(path: Path) -> None:
+    """Undo `fill`."""
+    (path / FILLER).unlink()
