@@ -23,7 +23,9 @@ from fcluster.common.admin_client import AdminClient
 from fcluster.common.discovery import find_leader
 from fcluster.common.errors import FclusterError
 from fcluster.common.failpoints import ENVIRONMENT_VARIABLE, POINTS, REACHED, Arm
+from fcluster.common.processes import describe_exit
 from fcluster.common.settings import resolve
+from fcluster.worker.watchdog import EXIT_HUNG
 from tests.harness import Cluster, wait_until
 
 
@@ -45,6 +47,15 @@ class ChaosCluster(Cluster):
         directory = self._arms(name)
         directory.mkdir(parents=True, exist_ok=True)
         return {ENVIRONMENT_VARIABLE: str(directory)}
+
+    may_end: str = ""
+    """A process whose own watchdog may end it just now."""
+
+    def assert_alive(self) -> None:
+        for name, child in self._running.items():
+            code = child.poll()
+            if code is not None and not (name == self.may_end and code == EXIT_HUNG):
+                raise AssertionError(f"{name} ended: {describe_exit(code)}\n{self.log(name)}")
 
     # --- failpoints --------------------------------------------------------------------------------------
 
