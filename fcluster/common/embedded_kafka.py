@@ -186,8 +186,13 @@ def start_detached(data_dir: Path | str, heap_mb: int = 512, progress: Progress 
     lock = _lock_directory(directory)
     if lock is None:
         return _attach(directory)
-    with lock:
-        launch = _Launcher(directory, heap_mb, lock, progress or _silent).launch_detached()
+    try:
+        with lock:
+            launch = _Launcher(directory, heap_mb, lock, progress or _silent).launch_detached()
+    except EmbeddedKafkaError:
+        # A process that is ending holds its files a moment longer than it can be seen.
+        _wait_until_unlocked(directory, STATUS_TIMEOUT_S)
+        raise
     return launch.bootstrap_servers
 
 
