@@ -187,7 +187,7 @@ def workers_table(document: Document, width: int) -> Any:
         )
         table.add_row(
             _text(worker.get("slot")),
-            f"[{_phase_colour(phase)}]{escape(phase)}",
+            f"[{_phase_colour(phase)}]{escape(phase + _restore_progress(worker))}",
             _text(_length(worker.get("shards"))),
             _rate(_number(worker, "records_in_per_second", -1)),
             _rate(_number(worker, "records_out_per_second", -1)),
@@ -541,7 +541,20 @@ def _length(value: Any) -> int:
 
 
 def _is_running(item: Document) -> bool:
-    return item.get("phase") in ("running", "live")
+    # A shard that is warming elsewhere runs where it is.
+    return item.get("phase") in ("running", "live", "warming")
+
+
+def _restore_progress(worker: Document) -> str:
+    """How far a worker's restore is: " 120 MB, 340 MB (4 s) to go"; empty if it restores nothing."""
+    if worker.get("phase") != "restoring":
+        return ""
+    read, left = _number(worker, "restore_bytes", 0), _number(worker, "restore_bytes_left", -1)
+    if left < 0:
+        return f" {_megabytes(read)}" if read > 0 else ""
+    left_ms = _number(worker, "restore_ms_left", -1)
+    time_left = f" ({left_ms / 1000:.0f} s)" if left_ms >= 0 else ""
+    return f" {_megabytes(read)}, {_megabytes(left)}{time_left} to go"
 
 
 def _phase_colour(phase: str) -> str:

@@ -63,8 +63,24 @@ class ShardStatus(msgspec.Struct, frozen=True, array_like=True):
     epoch: _Number
 
 
+class StandbyStatus(msgspec.Struct, frozen=True, array_like=True):
+    """How far a worker's warm copy of another's shard is.
+
+    `state_epoch` is the last epoch whose changes it has; `lag` how many offsets of the changelog it is behind
+    what is committed there, -1 if unknown (it is being set up, or can't be).
+    """
+
+    shard: ShardId
+    state_epoch: _Number
+    lag: Annotated[int, msgspec.Meta(ge=-1, le=2**63 - 1)]
+
+
 class WorkerStats(msgspec.Struct, frozen=True):
-    """What a heartbeat tells about a worker; rates and totals count from the process's start."""
+    """What a heartbeat tells about a worker; rates and totals count from the process's start.
+
+    While shards are being restored (`restoring` of them), `restore_bytes` says how much has been read for them,
+    `restore_bytes_left` and `restore_ms_left` estimate the rest; -1 is unknown.
+    """
 
     records_in: _Number = 0
     records_out: _Number = 0
@@ -76,6 +92,10 @@ class WorkerStats(msgspec.Struct, frozen=True):
     resident_bytes: _Number = 0
     snapshot_epoch_min: Annotated[int, msgspec.Meta(ge=-1, le=2**53)] = -1
     shards: list[ShardStatus] = []
+    standbys: list[StandbyStatus] = []
+    restore_bytes: _Number = 0
+    restore_bytes_left: Annotated[int, msgspec.Meta(ge=-1, le=2**53)] = -1
+    restore_ms_left: Annotated[int, msgspec.Meta(ge=-1, le=2**53)] = -1
 
 
 # --- worker to coordinator ---------------------------------------------------------------------------
@@ -222,6 +242,18 @@ class Revoke(Message, frozen=True):
     shards: list[ShardId]
 
 
+class Standby(Message, frozen=True):
+    """Keep warm copies of these shards of others, and of no others.
+
+    The whole set each time, so that it may be said again. A shard that the worker owns when this comes is not
+    meant: an `Assign` makes a warm copy its own.
+    """
+
+    term: _Number
+    session: _Session
+    shards: list[ShardId]
+
+
 class Barrier(Message, frozen=True):
     """Freeze the open epoch under the number `epoch`, flush it, answer `Prepared`.
 
@@ -320,7 +352,7 @@ FromWorker = (
 FromAdmin = StatusRequest | StopRequest
 FromStandby = LeaderCheck
 ToWorker = (
-    Welcome | Refused | Evicted | Assign | Revoke | Barrier | Complete | Drain | Shutdown | HeartbeatAck
+    Welcome | Refused | Evicted | Assign | Revoke | Standby | Barrier | Complete | Drain | Shutdown | HeartbeatAck
 )
 ToAdmin = StatusReply | StopReply | Refused
 ToStandby = LeaderAlive

@@ -171,7 +171,8 @@ class Settings:
         state_dir: directory of local state.
         snapshots: directory or URL of the snapshot store; default: `snapshots` in `state_dir`.
         state_cache_entries_max: clean values kept decoded, for each shard and store.
-        num_standby_replicas: warm copies of each shard.
+        num_standby_replicas: warm copies of each shard on other workers, on other hosts if there are some: a
+            take-over then has next to nothing to restore. 1 is recommended for state that takes long to copy.
         workers: processes that `fcluster up` starts.
         coordinator_address: where workers find the coordinator; empty: the journal says.
         coordinator_bind: where the coordinator listens.

@@ -1,4 +1,4 @@
-"""Which slot runs which shard.
+"""Which slot runs which shard, and which ones keep a warm copy of it.
 
 Responsible for: `plan`, a pure function from the shards, the slots that can take some, and who has which at
 present, to a target. Invariants kept:
@@ -8,9 +8,12 @@ present, to a target. Invariants kept:
 - sticky: among all balanced targets one with the fewest moves is chosen;
 - deterministic: equal arguments give equal targets, in whatever order they come.
 
+`place_standbys` does the same for warm copies: never on the owner, on another host if there is one, evenly,
+moving as few as that allows, deterministically.
+
 Must not: know of workers, sessions or time.
 
-How: within a stage each slot gets either the quotient of shards and slots or one more. So what has to be
+How `plan` works: within a stage each slot gets either the quotient of shards and slots or one more. So what has to be
 decided is which slots get *one more* in which stage, such that the totals are even too and as many as
 possible of those extras go to slots that have that shard already. That is a flow of minimal cost from
 stages to slots. Slots that have extras to keep in the same stages are alike, so the flow runs over classes
@@ -19,8 +22,9 @@ of such slots, of which there are few, and is dealt out within each class afterw
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from fcluster.common.ids import ShardId
@@ -191,3 +195,119 @@ class _Flow:
             path.append(arrived_by[node])
             node = self._edges[arrived_by[node] ^ 1].target
         return path
+
+
+# --- standbys -----------------------------------------------------------------------------------------
+
+
+def place_standbys(
+    owners: Mapping[ShardId, int | None],
+    hosts: Mapping[int, str],
+    replicas: int,
+    current: Mapping[ShardId, Sequence[int]],
+) -> dict[ShardId, tuple[int, ...]]:
+    """The slots that keep a warm copy of each shard: `replicas` of them, or as many as there are.
+
+    What is there stays, if it may; what is missing goes to the slots that keep the fewest copies; then copies move
+    from slots that keep two or more above others, until none can.
+
+    Args:
+        owners: the slot of each shard that is to have standbys; None: nobody has it at present.
+        hosts: the host of each slot that can keep copies.
+        replicas: wanted for each shard.
+        current: where copies are; slots that aren't in `hosts` don't count.
+    """
+    # The shards of one owner one after the other, so that their copies go to different slots: that is how the
+    # work of one that dies is shared by many.
+    shards = sorted(owners, key=lambda shard: (-1 if (owner := owners[shard]) is None else owner, shard))
+    loads = _Loads(hosts)
+    placed: dict[ShardId, list[int]] = {}
+    for shard in shards:
+        kept: list[int] = []
+        placed[shard] = kept
+        candidates = [slot for slot in dict.fromkeys(current.get(shard, ())) if slot in hosts]
+        for _ in range(2):  # those on hosts of their own come first
+            for slot in candidates:
+                if len(kept) < replicas and loads.may_keep(slot, owners[shard], kept):
+                    kept.append(slot)
+                    loads.add(slot, 1)
+    for shard in shards:
+        while len(placed[shard]) < replicas:
+            slot = loads.lightest(owners[shard], placed[shard])
+            if slot is None:
+                break
+            placed[shard].append(slot)
+            loads.add(slot, 1)
+    while _even_out(shards, owners, placed, loads):
+        pass
+    return {shard: tuple(sorted(slots)) for shard, slots in placed.items()}
+
+
+def _even_out(
+    shards: Iterable[ShardId],
+    owners: Mapping[ShardId, int | None],
+    placed: Mapping[ShardId, list[int]],
+    loads: _Loads,
+) -> bool:
+    """Move copies that another slot with two fewer could keep as well; whether there were any."""
+    moved = False
+    for shard in shards:
+        for index, slot in enumerate(placed[shard]):
+            if loads.of(slot) < loads.least + 2:
+                continue
+            others = placed[shard][:index] + placed[shard][index + 1 :]
+            better = loads.lightest(owners[shard], others)
+            if better is not None and loads.of(better) + 2 <= loads.of(slot):
+                placed[shard][index] = better
+                loads.add(slot, -1)
+                loads.add(better, 1)
+                moved = True
+    return moved
+
+
+class _Loads:
+    """How many copies each slot keeps, in order."""
+
+    def __init__(self, hosts: Mapping[int, str]) -> None:
+        self._hosts = hosts
+        self._all_hosts = set(hosts.values())
+        self._of = dict.fromkeys(hosts, 0)
+        self._order = sorted((0, slot) for slot in hosts)
+
+    @property
+    def least(self) -> int:
+        """What the slot with the fewest keeps."""
+        return self._order[0][0]
+
+    def of(self, slot: int) -> int:
+        """What `slot` keeps."""
+        return self._of[slot]
+
+    def add(self, slot: int, number: int) -> None:
+        """`slot` keeps so many more."""
+        load = self._of[slot]
+        del self._order[bisect_left(self._order, (load, slot))]
+        self._of[slot] = load + number
+        insort(self._order, (load + number, slot))
+
+    def may_keep(self, slot: int, owner: int | None, others: Sequence[int]) -> bool:
+        """Whether `slot` can keep a copy beside the owner's and the others'."""
+        if slot == owner or slot in others:
+            return False
+        used = self._hosts_of(owner, others)
+        return self._hosts[slot] not in used or self._all_hosts <= used
+
+    def lightest(self, owner: int | None, others: Sequence[int]) -> int | None:
+        """The slot with the fewest copies that can keep one beside these; None if there is none."""
+        used = self._hosts_of(owner, others)
+        anywhere = self._all_hosts <= used
+        for _, slot in self._order:
+            if slot != owner and slot not in others and (anywhere or self._hosts[slot] not in used):
+                return slot
+        return None
+
+    def _hosts_of(self, owner: int | None, others: Sequence[int]) -> set[str]:
+        used = {self._hosts[slot] for slot in others}
+        if owner is not None and owner in self._hosts:
+            used.add(self._hosts[owner])
+        return used

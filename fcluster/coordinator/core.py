@@ -53,6 +53,7 @@ from fcluster.coordinator.model import (
 )
 from fcluster.coordinator.progress import Progress
 from fcluster.coordinator.rounds import EpochNumbers, Rounds
+from fcluster.coordinator.copies import Copies, learn
 from fcluster.coordinator.status import describe
 
 EXIT_DONE = 0
@@ -74,6 +75,8 @@ STOP_GRACE_MS = 10_000
 """Last fences and journal writes get so long before the coordinator ends without them."""
 ABSENCE_NOTICED_MS = 1_000
 """If nobody called for so long while there was work, it was the coordinator that was away."""
+WARMING_MS_MAX = 30_000
+"""A shard moves after so long even if its copy at the target isn't warm: what is missing is then read there."""
 SLOTS_MAX = 10_000
 EPOCHS_AHEAD_MAX = 1_000_000
 """Every number that was ever handed out is below a reservation in the journal, and so below what this leader
@@ -136,6 +139,7 @@ class Coordinator:
         self.epochs = EpochNumbers(terms.highest_committed_epoch)
         self.rounds = Rounds(self.epochs, terms.settings, terms.term, self._send)
         self.progress = Progress(terms.topology, self.shards, terms.until_caught_up)
+        self.copies = Copies(terms.topology, terms.settings.num_standby_replicas, terms.term, self._send)
         self.counters = Counters()
         self.standbys = Roster()
         self.snapshot_store = terms.snapshot_store
@@ -147,6 +151,8 @@ class Coordinator:
         self._session_of_peer: dict[bytes, Session] = {}
         self._suspects: dict[int, Session] = {}
         self._retrying: dict[int, Slot] = {}
+        self._warming: list[Shard] = []
+        self._postponed: set[ShardId] = set()
         self._sweep_ms = max(20.0, min(300.0, terms.settings.session_timeout_ms / 10))
         self._next_sweep_ms = now_ms
         self._drain_began_ms = now_ms
@@ -242,6 +248,7 @@ class Coordinator:
         settings = self.settings
         deadlines = [session.suspect_until_ms for session in self._suspects.values()]
         deadlines += [slot.fence_retry_ms for slot in self._retrying.values()]
+        deadlines += [shard.warm_until_ms for shard in self._warming]
         deadlines.append(self.rounds.deadline_ms())
         if self.sessions:
             deadlines.append(self._next_sweep_ms)
@@ -274,6 +281,7 @@ class Coordinator:
         self._retry_fences()
         self._place_joiners()
         self._begin_assigning()
+        self._hand_over_warm()
         self.rounds.advance(self._now)
         self._follow_progress()
         self._follow_drain()
@@ -417,7 +425,11 @@ class Coordinator:
             if former is not None:
                 session.records_in_per_second = max(0.0, (stats.records_in - former.records_in) / seconds)
                 session.records_out_per_second = max(0.0, (stats.records_out - former.records_out) / seconds)
-            session.stats, session.stats_ms = msgspec.structs.replace(stats, shards=[]), self._now
+            session.stats = msgspec.structs.replace(stats, shards=[], standbys=[])
+            session.stats_ms = self._now
+        learn(session, [status for status in stats.standbys if status.shard in self.shards])
+        if session.standbys and session.standbys_told is None:
+            self.copies.tell(self.shards, self.slots)
         for status in stats.shards:
             self._learn_running(session, status)
         if session.phase is not SessionPhase.OPENING:
@@ -429,6 +441,8 @@ class Coordinator:
             return  # not (any more) this session's to speak of
         if shard.phase is ShardPhase.RESTORING:
             shard.phase = ShardPhase.RUNNING
+            if shard.identity in self._postponed:
+                self._balance()
         self.progress.learn(status)
 
     def _learn_committed(self, session: Session, statuses: Sequence[messages.ShardStatus]) -> None:
@@ -663,6 +677,7 @@ class Coordinator:
 
     def _adopt(self, session: Session) -> None:
         session.phase = SessionPhase.LIVE
+        session.standbys_told = None
         session.interval_ms = self.settings.commit_interval_min_ms
         self.counters.adoptions += 1
         self._note_join()
@@ -679,7 +694,7 @@ class Coordinator:
                 if shard.phase is ShardPhase.WAITING:
                     shard.phase, shard.session = ShardPhase.RUNNING, session.number
             else:
-                shard.phase, shard.session = ShardPhase.RESTORING, session.number
+                shard.phase, shard.session, shard.target = ShardPhase.RESTORING, session.number, None
                 missing.append(shard.identity)
         if missing:
             self._send(session.peer, messages.Assign(self.terms.term, session.number, missing))
@@ -697,6 +712,7 @@ class Coordinator:
         if session is not None:
             if session.unlinked_ms is None:
                 session.unlinked_ms = self._now
+                session.standbys_told = None
             if session.suspect_until_ms is None:
                 session.suspect_until_ms = self._now + SUSPICION_GRACE_MS
                 self._suspects[session.number] = session
@@ -816,8 +832,8 @@ class Coordinator:
     def _shards_of(self, slot: int) -> list[Shard]:
         return [shard for shard in self.shards.values() if shard.slot == slot]
 
-    def _free(self, shard: Shard) -> None:
-        shard.phase, shard.slot, shard.session, shard.target = ShardPhase.FREE, None, 0, None
+    def _free(self, shard: Shard, target: int | None = None) -> None:
+        shard.phase, shard.slot, shard.session, shard.target = ShardPhase.FREE, None, 0, target
 
     def _begin_assigning(self) -> None:
         """The first assignment waits a while for all expected workers, so that shards don't move twice."""
@@ -851,26 +867,84 @@ class Coordinator:
                 self._free(shard)
 
     def _balance(self) -> None:
-        """Move as few shards as possible so that all slots have the same, give or take one."""
+        """Move as few shards as possible so that all slots have the same, give or take one.
+
+        What nobody has goes to a warm copy first; if that tips the balance, it moves on from there, warm again.
+        """
         if not self.assigning or self.phase is not Phase.RUNNING:
             return
         available = [slot.number for slot in self.slots.values() if slot.session or slot.joiner]
         current = {
-            shard.identity: shard.slot if shard.target is None else shard.target
+            shard.identity: slot
             for shard in self.shards.values()
-            if shard.slot is not None
+            if (slot := shard.slot if shard.target is None else shard.target) is not None
         }
-        revoked: dict[int, list[ShardId]] = {}
+        self._postponed.clear()
+        leaving: list[Shard] = []
         for identity, slot in sorted(plan(self.shards, available, current).items()):
             shard = self.shards[identity]
             if shard.phase is ShardPhase.FREE:
-                sequence = self._journal(assignment_key(identity), {"slot": slot})
-                shard.phase, shard.slot, shard.journalled_by = ShardPhase.ASSIGNING, slot, sequence
+                self._give(shard, slot)
             elif shard.phase is ShardPhase.RELEASING:
                 shard.target = slot
+            elif shard.phase is ShardPhase.WARMING and slot == shard.slot:
+                shard.phase, shard.target = ShardPhase.RUNNING, None
+            elif shard.phase is ShardPhase.WARMING:
+                shard.target = slot
             elif shard.phase in HELD_PHASES and slot != shard.slot and self._linked(shard):
-                shard.phase, shard.target = ShardPhase.RELEASING, slot
-                revoked.setdefault(shard.session, []).append(identity)
+                self._begin_move(shard, slot, leaving)
+        self._warming = [shard for shard in self.shards.values() if shard.phase is ShardPhase.WARMING]
+        self.copies.place(self.shards, self.slots.values())
+        self.copies.tell(self.shards, self.slots)
+        self._release(leaving)
+        self._hand_over_warm()
+
+    def _give(self, shard: Shard, slot: int) -> None:
+        """Journal the slot of a shard that nobody has: the planned one, or one with a warm copy."""
+        if shard.target is None:
+            warmest = self.copies.warmest(shard.identity, self.slots.values())
+            if warmest is not None:
+                slot = warmest
+                self.counters.warm_takeovers += 1
+        sequence = self._journal(assignment_key(shard.identity), {"slot": slot})
+        shard.phase, shard.slot, shard.target = ShardPhase.ASSIGNING, slot, None
+        shard.journalled_by = sequence
+
+    def _begin_move(self, shard: Shard, slot: int, leaving: list[Shard]) -> None:
+        """Warm the shard's next slot first, if there is state to be copied."""
+        if not self.copies.keeps_state(shard.identity):
+            shard.target = slot
+            leaving.append(shard)
+        elif shard.phase is ShardPhase.RESTORING:
+            # Its owner can't let go in the midst of that, so it doesn't get there any sooner.
+            self._postponed.add(shard.identity)
+        else:
+            shard.phase, shard.target = ShardPhase.WARMING, slot
+            shard.warm_until_ms = self._now + WARMING_MS_MAX
+
+    def _hand_over_warm(self) -> None:
+        """Begin to move those whose next slot has a warm copy by now, or was waited for long enough."""
+        if not self._warming or self.phase is not Phase.RUNNING:
+            return
+        leaving: list[Shard] = []
+        for shard in self._warming:
+            if shard.phase is not ShardPhase.WARMING or shard.target is None or not self._linked(shard):
+                continue
+            target = self.slots[shard.target]
+            warm = self.copies.is_warm(shard.identity, target)
+            if warm or (self._now >= shard.warm_until_ms and target.session is not None):
+                self.counters.cold_moves += not warm
+                leaving.append(shard)
+        if leaving:
+            self._release(leaving)
+            self._warming = [shard for shard in self._warming if shard.phase is ShardPhase.WARMING]
+
+    def _release(self, leaving: Sequence[Shard]) -> None:
+        """Ask for shards that are to move to their targets."""
+        revoked: dict[int, list[ShardId]] = {}
+        for shard in leaving:
+            shard.phase = ShardPhase.RELEASING
+            revoked.setdefault(shard.session, []).append(shard.identity)
         for number, shards in revoked.items():
             self._revoke(self.sessions[number], shards)
 
@@ -905,7 +979,7 @@ class Coordinator:
             self._evict(session, "gave back shards that it was not asked for")
             return
         for shard in held:
-            self._free(shard)
+            self._free(shard, shard.target)
         self._balance()
 
     # --- the end --------------------------------------------------------------------------------------
@@ -1003,6 +1077,9 @@ class Coordinator:
             assert self.slots[session.slot].session is session, session
             assert self._session_of_worker.get(session.worker) is session, session
             assert session.epoch <= self.epochs.highest, session
+            if self.phase is Phase.RUNNING:
+                told = session.standbys_told or ()
+                assert not any(self.shards[shard].session == session.number for shard in told), session
         for shard in self.shards.values():
             self._check_shard(shard)
         self._check_round()
@@ -1027,6 +1104,12 @@ class Coordinator:
 
     def _check_shard(self, shard: Shard) -> None:
         assert (shard.slot is None) == (shard.phase is ShardPhase.FREE), shard
+        assert len(set(shard.standbys)) == len(shard.standbys) <= self.copies.replicas, shard
+        if shard.phase is ShardPhase.WARMING:
+            assert shard.target not in (None, shard.slot), shard
+            assert shard in self._warming, shard
+        elif shard.target is not None:
+            assert shard.phase in (ShardPhase.RELEASING, ShardPhase.FREE), shard
         if shard.phase not in HELD_PHASES:
             assert shard.session == 0, shard
             return

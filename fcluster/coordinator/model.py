@@ -7,7 +7,7 @@ them are checked by `Coordinator.invariants`. Must not hold logic. Pure.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from fcluster.common import messages
@@ -61,10 +61,12 @@ class ShardPhase(Enum):
     """For its slot's next session, or for its slot to be fenced."""
     RESTORING = "restoring"
     RUNNING = "running"
+    WARMING = "warming"
+    """Runs where it is, while the slot it is going to move to sets up a warm copy."""
     RELEASING = "releasing"
 
 
-HELD_PHASES = (ShardPhase.RESTORING, ShardPhase.RUNNING, ShardPhase.RELEASING)
+HELD_PHASES = (ShardPhase.RESTORING, ShardPhase.RUNNING, ShardPhase.WARMING, ShardPhase.RELEASING)
 """A session was told to run the shard and hasn't given it back."""
 
 
@@ -83,6 +85,8 @@ class Session:
         epoch: the one in flight, or the last one. `committed_epoch` is the last that it said is committed.
         epoch_phase_ms: since when the epoch is in this phase.
         failed: it said that the job can't go on.
+        standbys_told: of which shards it was last told to keep warm copies; None: it may not have heard.
+        standbys: the warm copies that it says it has.
     """
 
     number: int
@@ -112,6 +116,10 @@ class Session:
     records_in_per_second: float = 0.0
     records_out_per_second: float = 0.0
     failed: bool = False
+    standbys_told: tuple[ShardId, ...] | None = ()
+    standbys: dict[ShardId, messages.StandbyStatus] = field(
+        default_factory=lambda: dict[ShardId, messages.StandbyStatus]()
+    )
 
 
 @dataclass(slots=True)
@@ -142,7 +150,14 @@ class Slot:
 
 @dataclass(slots=True)
 class Shard:
-    """Who has it. `target` is where it goes once released, `journalled_by` the write that holds its slot."""
+    """Who has it.
+
+    Attributes:
+        target: where it goes once released; a free one comes from there and goes to it. None: wherever is best.
+        journalled_by: the write that holds its slot.
+        standbys: the slots that are to keep a warm copy of it.
+        warm_until_ms: when it moves even if the target's copy isn't warm.
+    """
 
     identity: ShardId
     phase: ShardPhase = ShardPhase.FREE
@@ -150,6 +165,8 @@ class Shard:
     session: int = 0
     target: int | None = None
     journalled_by: int = 0
+    standbys: tuple[int, ...] = ()
+    warm_until_ms: float = 0.0
 
 
 @dataclass(slots=True)
@@ -164,6 +181,8 @@ class Counters:
     fences: int = 0
     fence_failures: int = 0
     moves: int = 0
+    cold_moves: int = 0
+    warm_takeovers: int = 0
     epochs: int = 0
     stragglers: int = 0
     malformed_frames: int = 0

@@ -76,6 +76,8 @@ def _counters(coordinator: Coordinator) -> dict[str, int]:
         "fences": counters.fences,
         "fence_failures": counters.fence_failures,
         "moves": counters.moves,
+        "cold_moves": counters.cold_moves,
+        "warm_takeovers": counters.warm_takeovers,
         "epochs": coordinator.rounds.begun,
         "stragglers": coordinator.rounds.stragglers,
         "malformed_frames": counters.malformed_frames,
@@ -127,6 +129,10 @@ def _worker(session: Session, shards: int, now_ms: float) -> dict[str, Any]:
         "commit_latency_ms_p99": stats.commit_latency_ms_p99 if stats else -1,
         "resident_bytes": stats.resident_bytes if stats else -1,
         "snapshot_epoch_min": stats.snapshot_epoch_min if stats else -1,
+        "standbys": len(session.standbys),
+        "restore_bytes": stats.restore_bytes if stats else 0,
+        "restore_bytes_left": stats.restore_bytes_left if stats else -1,
+        "restore_ms_left": stats.restore_ms_left if stats else -1,
     }
 
 
@@ -144,4 +150,17 @@ def _shard(coordinator: Coordinator, shard: Shard) -> dict[str, Any]:
         "lag": max(0, end - position) if end >= 0 and position >= 0 else -1,
         "dirty": standing.dirty if standing else False,
         "epoch": standing.epoch if standing else -1,
+        "moving_to": -1 if shard.target is None else shard.target,
+        "standbys": [_standby(coordinator, shard, slot) for slot in shard.standbys],
+    }
+
+
+def _standby(coordinator: Coordinator, shard: Shard, slot: int) -> dict[str, int]:
+    """A warm copy: how far it is in state epochs and in offsets of the changelog."""
+    session = coordinator.slots[slot].session if slot in coordinator.slots else None
+    status = session.standbys.get(shard.identity) if session is not None else None
+    return {
+        "slot": slot,
+        "state_epoch": status.state_epoch if status else -1,
+        "lag": status.lag if status else -1,
     }

@@ -202,6 +202,13 @@ class RestoreShards:
 
 
 @dataclass(frozen=True, slots=True)
+class KeepStandbys:
+    """Keep warm copies of these shards of others, and of no others. One that is restored isn't a copy any more."""
+
+    shards: tuple[ShardId, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class StartReading:
     """Process the shard's records from its position on; not `stop_record`, if it is given."""
 
@@ -279,6 +286,7 @@ Effect = (
     | OpenProducers
     | DestroyProducers
     | RestoreShards
+    | KeepStandbys
     | StartReading
     | StopReading
     | DropLayers
@@ -415,6 +423,7 @@ class WorkerCore:
         self.slot = identity.wanted_slot
         self.epoch_seen = 0
         self.shards: dict[ShardId, OwnedShard] = {}
+        self.standbys: set[ShardId] = set()
         self.open = OpenEpoch()
         self.in_flight: InFlight | None = None
         self.stop_records: dict[ShardId, StopRecord] = {}
@@ -485,7 +494,9 @@ class WorkerCore:
             assert self.in_flight.epoch <= self.epoch_seen
             assert self.in_flight.shards <= owned, "a shard was given up before its epoch was committed"
             assert self.producers_ready, "an epoch in flight without producers"
+        assert not self.standbys & owned, f"copies of its own shards: {self.standbys & owned}"
         if self.phase is Phase.JOINING:
+            assert not self.standbys, "copies while joining"
             assert self.session == 0, "a session while joining"
             assert not self.shards, "shards while joining"
             assert self.in_flight is None, "an epoch in flight while joining"
@@ -555,6 +566,8 @@ class WorkerCore:
                 self._on_assign(message)
             case messages.Revoke():
                 self._on_revoke(message)
+            case messages.Standby():
+                self._keep_standbys(set(message.shards) - set(self.shards))
             case messages.Drain():
                 self._drain()
             case messages.Evicted():
@@ -612,6 +625,7 @@ class WorkerCore:
         self._effects.append(StopReading(tuple(self.shards)))
         self._effects.append(DropLayers())
         self._effects.append(DestroyProducers())
+        self._keep_standbys(set())
         self.producers_ready = False
         self.shards.clear()
         self.open = OpenEpoch()
@@ -631,8 +645,14 @@ class WorkerCore:
         new = tuple(sorted(shard for shard in message.shards if shard not in self.shards))
         for shard in new:
             self.shards[shard] = OwnedShard(ShardPhase.RESTORING, restoring=True)
+        self.standbys -= set(new)
         if new:
             self._effects.append(RestoreShards(self.session, new))
+
+    def _keep_standbys(self, wanted: set[ShardId]) -> None:
+        if wanted != self.standbys:
+            self.standbys = wanted
+            self._effects.append(KeepStandbys(tuple(sorted(wanted))))
 
     def _on_shard_restored(self, event: ShardRestored) -> None:
         owned = self.shards.get(event.shard)

@@ -6,14 +6,16 @@ checked delta by delta and at the end; what doesn't fit raises StateDamaged, nev
 Must not read committed offsets itself, nor run before the shard's former owner is fenced or has let go.
 
 Every wait is bounded: `stop` is looked at several times a second, and a broker that is silent for too long
-is an error. Threads: one at a time for each StoreDirectory.
+is an error. Threads: one at a time for each shard of a StoreDirectory; snapshots are copied by several.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -51,6 +53,7 @@ STALL_TIMEOUT_S: Final = 60.0
 """A broker that sends nothing for so long ends the restore."""
 
 _POLL_S: Final = 0.1
+_BASES_AT_A_TIME: Final = 4
 _POLL_RECORDS: Final = 500
 _BATCH_BYTES: Final = 4 * 1024 * 1024
 _REQUEST_TIMEOUT_S: Final = 10.0
@@ -85,7 +88,11 @@ class ShardRestored:
 
 @dataclass(frozen=True, slots=True)
 class RestoreProgress:
-    """How far a restore has come. `offsets` and `offsets_total` count changelog records to be passed."""
+    """How far a restore has come.
+
+    `offsets` and `offsets_total` count changelog records to be passed, `bytes` what has been read, of snapshots
+    (`snapshot_bytes_left` of them are on their way) and of the changelog (`records`, with `record_bytes`).
+    """
 
     shards_done: int
     shards_total: int
@@ -93,6 +100,18 @@ class RestoreProgress:
     bytes: int
     offsets: int
     offsets_total: int
+    record_bytes: int = 0
+    snapshot_bytes_left: int = 0
+
+    @property
+    def bytes_left(self) -> int:
+        """An estimate: as if what is left of the changelog were like what was read of it; -1 if nothing was yet."""
+        offsets_left = max(0, self.offsets_total - self.offsets)
+        if not offsets_left:
+            return self.snapshot_bytes_left
+        if not self.offsets:
+            return -1
+        return self.snapshot_bytes_left + round(self.record_bytes / self.offsets * offsets_left)
 
 
 def restore_shards(
@@ -115,7 +134,7 @@ def restore_shards(
         settings: of the cluster.
         stop: when set, the iterator ends early.
         admin: to ask the brokers with; one is made if none is given.
-        progress: called after each batch of records.
+        progress: called after each batch of records, and around each snapshot, by any thread.
         stall_timeout_s: seconds without anything from the brokers until it is an error.
 
     Raises:
@@ -222,6 +241,8 @@ class _Restore:
         self._failed: dict[ShardId, dict[tuple[Base, int], StateDamaged]] = {}
         self._done = self._total = self._records = self._bytes = self._offsets_total = 0
         self._offsets_passed = 0
+        self._snapshot_bytes = self._snapshot_bytes_left = 0
+        self._counting = threading.Lock()
 
     def close(self) -> None:
         if self._consumer is not None:
@@ -229,7 +250,7 @@ class _Restore:
 
     def run(self, requests: Sequence[RestoreRequest]) -> Iterator[ShardRestored]:
         self._total = len(requests)
-        ids = _topic_ids(self._admin, sorted({request.changelog for request in requests}))
+        ids = topic_ids(self._admin, sorted({request.changelog for request in requests}))
         identified = [
             replace(request, changelog_id=request.changelog_id or ids.get(request.changelog, ""))
             for request in requests
@@ -252,10 +273,11 @@ class _Restore:
         partitions = [TopicPartition(request.changelog, request.shard.partition) for request in requests]
         ends = settled_end_offsets(self._admin, partitions)
         begins = begin_offsets(self._admin, partitions)
-        for request, partition in zip(requests, partitions, strict=True):
+        for request, shard in self._put_bases(
+            [(request, begins[at], ends[at]) for request, at in zip(requests, partitions, strict=True)]
+        ):
             if self._stop.is_set():
                 return
-            shard = self._put_base(request, begins[partition], ends[partition])
             self._offsets_total += shard.plan.offsets_to_read
             if shard.plan.offsets_to_read:
                 self._reading[request.changelog, request.shard.partition] = shard
@@ -264,6 +286,21 @@ class _Restore:
                 )
             else:
                 yield from self._finish(shard)
+
+    def _put_bases(
+        self, requests: Sequence[tuple[RestoreRequest, int, int]]
+    ) -> Iterator[tuple[RestoreRequest, _Shard]]:
+        """Several at a time: copying files is waiting for disks and networks."""
+        if len(requests) == 1:
+            yield requests[0][0], self._put_base(*requests[0])
+            return
+        pool = ThreadPoolExecutor(_BASES_AT_A_TIME, thread_name_prefix="restore-base")
+        try:
+            shards = [pool.submit(self._put_base, *request) for request in requests]
+            for (request, _, _), shard in zip(requests, shards, strict=True):
+                yield request, shard.result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
 
     def _put_base(self, request: RestoreRequest, begin: int, end: int) -> _Shard:
         """Plan, and make the base the shard's store; a base that turns out to be damaged is passed over."""
@@ -282,7 +319,8 @@ class _Restore:
             if (plan.base, plan.meta.state_epoch) in failed:
                 raise failed[plan.base, plan.meta.state_epoch]
             try:
-                store = self._store_of(plan, shard, plan.snapshot)
+                with self._counted(plan.snapshot):
+                    store = place_base(plan, shard, self._directory, self._snapshots)
             except StateDamaged as error:
                 failed[plan.base, plan.meta.state_epoch] = error
                 continue
@@ -291,21 +329,25 @@ class _Restore:
             plan = replace(plan, reasons=plan.reasons + reasons)
             return _Shard(request, plan, store, exactly_once=self._exactly_once)
 
-    def _store_of(self, plan: RestorePlan, shard: ShardId, snapshot: Manifest | None) -> RocksStore:
-        if plan.base is Base.LOCAL:
-            return self._directory.open(shard)
-        if snapshot is not None:
-            return restore_snapshot(self._snapshots, shard, snapshot, self._directory)
-        local = self._local_store(shard)
-        if local is None or local.meta() != StoreMeta():
-            self._directory.destroy(shard)
-        return self._directory.open(shard)
+    @contextlib.contextmanager
+    def _counted(self, snapshot: Manifest | None) -> Generator[None]:
+        """Count a snapshot's bytes, as on their way and then as there."""
+        size_bytes = 0 if snapshot is None else snapshot.size_bytes
+        with self._counting:
+            self._snapshot_bytes_left += size_bytes
+        self._tell_progress()
+        copied_bytes = 0
+        try:
+            yield
+            copied_bytes = size_bytes
+        finally:
+            with self._counting:
+                self._snapshot_bytes_left -= size_bytes
+                self._snapshot_bytes += copied_bytes
+            self._tell_progress()
 
     def _local_store(self, shard: ShardId) -> RocksStore | None:
-        try:
-            return self._directory.open(shard)
-        except StateDamaged:
-            return None
+        return local_store(self._directory, shard)
 
     def _read(self) -> Iterator[ShardRestored]:
         """Take one batch of records, from whatever partition has some."""
@@ -417,11 +459,40 @@ class _Restore:
                     self._done,
                     self._total,
                     self._records,
-                    self._bytes,
+                    self._bytes + self._snapshot_bytes,
                     self._offsets_passed,
                     self._offsets_total,
+                    self._bytes,
+                    self._snapshot_bytes_left,
                 )
             )
+
+
+def local_store(directory: StoreDirectory, shard: ShardId) -> RocksStore | None:
+    """The store of `shard`, empty if there is none; None if its files can't be used."""
+    try:
+        return directory.open(shard)
+    except StateDamaged:
+        return None
+
+
+def place_base(
+    plan: RestorePlan, shard: ShardId, directory: StoreDirectory, snapshots: SnapshotStore
+) -> RocksStore:
+    """Make the plan's base the store of `shard`.
+
+    Raises:
+        StateDamaged: the base is damaged.
+        FclusterError: it can't be written here.
+    """
+    if plan.base is Base.LOCAL:
+        return directory.open(shard)
+    if plan.snapshot is not None:
+        return restore_snapshot(snapshots, shard, plan.snapshot, directory)
+    local = local_store(directory, shard)
+    if local is None or local.meta() != StoreMeta():
+        directory.destroy(shard)
+    return directory.open(shard)
 
 
 def _remember_changelog(store: RocksStore, request: RestoreRequest) -> None:
@@ -430,7 +501,7 @@ def _remember_changelog(store: RocksStore, request: RestoreRequest) -> None:
         store.apply({}, meta._replace(changelog_id=request.changelog_id))
 
 
-def _topic_ids(admin: AdminClient, topics: Sequence[str]) -> dict[str, str]:
+def topic_ids(admin: AdminClient, topics: Sequence[str]) -> dict[str, str]:
     """The identity of each topic: a topic that is deleted and made again has another one."""
     client: Any = admin  # its own types leave the futures' results open
     try:

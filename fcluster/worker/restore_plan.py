@@ -143,6 +143,41 @@ def plan_restore(
     )
 
 
+def plan_standby(
+    changelog_id: str,
+    local: StoreMeta | None,
+    snapshots: Sequence[Manifest],
+    changelog_begin: int,
+    changelog_end: int,
+) -> RestorePlan | None:
+    """What a warm copy of a shard begins with; from there it follows the changelog for as long as it is wanted.
+
+    No epoch is the target: a read_committed reader gives nothing that isn't committed.
+
+    Args:
+        as for `plan_restore`.
+
+    Returns:
+        None if the changelog leads on from nothing that is there; a later snapshot will help.
+    """
+
+    def usable(meta: StoreMeta) -> bool:
+        return (
+            meta.state_epoch > 0
+            and same_changelog(meta.changelog_id, changelog_id)
+            and changelog_begin <= meta.changelog_offset <= changelog_end
+        )
+
+    if local is not None and usable(local):
+        return RestorePlan(Base.LOCAL, None, local, changelog_end)
+    for manifest in snapshots:
+        if usable(manifest.meta):
+            return RestorePlan(Base.SNAPSHOT, manifest, manifest.meta, changelog_end)
+    if changelog_begin == 0:
+        return RestorePlan(Base.NOTHING, None, StoreMeta(0, 0, changelog_id), changelog_end)
+    return None
+
+
 def uncommitted_state(request: RestoreRequest, found: str) -> StateDamaged:
     """The error for a changelog that holds state of a shard which has no committed offset."""
     return StateDamaged(

@@ -7,6 +7,7 @@ open epoch; everything else reports to it through one queue:
 - a reader thread for each isolation level brings batches of records (`consuming`),
 - the commit thread flushes and commits frozen epochs (`transactions`), one thread for each session,
 - the restore thread restores, opens and closes shards, the snapshot thread uploads them (`shards`),
+- the standby thread keeps warm copies of others' shards (`standby`),
 - the pulse thread sends heartbeats and watches for what hangs,
 - the seeker's thread looks for the leader when there is none (`seeking`).
 
@@ -36,6 +37,7 @@ from concurrent.futures import CancelledError, Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message
 
 from fcluster import __version__
@@ -273,6 +275,8 @@ class Worker:
             case core.RestoreShards():
                 self._host.restore(effect.session, effect.shards, before=self._retired_commit_threads)
                 self._retired_commit_threads = []
+            case core.KeepStandbys():
+                self._host.keep_standbys(effect.shards)
             case core.DropLayers():
                 self._drop_layers()
             case core.CloseShards():
@@ -663,7 +667,17 @@ class Worker:
 
     def _send_heartbeat(self) -> None:
         if self._core.session and self._transport.connected:
-            self._transport.send(messages.encode(messages.Heartbeat(self._core.session, self._stats)))
+            # These don't wait for the main thread, which may be busy: others wait for what they say.
+            read_bytes, left_bytes, left_ms = self._host.restore_progress()
+            stats = msgspec.structs.replace(
+                self._stats,
+                restoring=self._host.restoring,
+                restore_bytes=read_bytes,
+                restore_bytes_left=left_bytes,
+                restore_ms_left=left_ms,
+                standbys=self._host.standby_statuses(),
+            )
+            self._transport.send(messages.encode(messages.Heartbeat(self._core.session, stats)))
 
     def _connect(self, leader: Leader | None) -> None:
         """Connect to that leader, None: to the given address. In the seeker's thread."""

@@ -1,7 +1,9 @@
-"""The shards of a worker: restores them, keeps their state open, takes their snapshots, lets them go.
+"""The shards of a worker: restores them, keeps their state open, takes their snapshots, lets them go; and warm
+copies of shards of others.
 
 Responsible for: two background threads and what they share. The restore thread opens, restores and closes
-stores, in the order in which it was asked to; the snapshot thread copies them to the snapshot store every
+stores, in the order in which it was asked to, and takes them from `standby`, which follows the changelogs of others'
+shards, when they become the worker's own; the snapshot thread copies them to the snapshot store every
 `snapshot.interval.ms` and lets the changelog be truncated behind what is safe there.
 
 Keeps from the invariants: committed offsets are read after the shard's former owner was fenced or let go
@@ -15,6 +17,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
@@ -32,13 +35,15 @@ from fcluster.common.kafka_clients import (
     make_consumer,
     read_committed_positions,
 )
+from fcluster.common.messages import StandbyStatus
 from fcluster.common.positions import CommittedPosition
 from fcluster.common.settings import Settings
 from fcluster.common.snapshot_store import SnapshotStoreUnavailable, open_snapshot_store
 from fcluster.common.topology import Topology
 from fcluster.worker import core
-from fcluster.worker.restore import RestoreRequest, restore_shards
+from fcluster.worker.restore import RestoreProgress, RestoreRequest, restore_shards
 from fcluster.worker.snapshots import take_snapshot, truncation_offset
+from fcluster.worker.standby import StandbyTail
 from fcluster.worker.state import ShardState, StoreMeta
 from fcluster.worker.store import StateDirectoryFullError, StoreDirectory
 
@@ -53,6 +58,8 @@ _MENDABLE = (KafkaUnavailable, SnapshotStoreUnavailable, _OvertakenError)
 """What keeps this worker from restoring just now, but neither the others nor itself later."""
 
 SETTLE_TIMEOUT_S = 60.0
+CATCH_UP_PATIENCE_S = 0.3
+"""What a warm copy may take for the last deltas before a restore reads them: longer than that needs to connect."""
 
 
 class ShardHost:
@@ -73,6 +80,9 @@ class ShardHost:
         self._admin = make_admin(settings)
         self._offsets = make_consumer(settings, "read-committed", **{"group.id": topology.job})
         self._directory: StoreDirectory | None = None
+        self._tail = StandbyTail(settings, self._snapshot_store, self._admin)
+        self._progress: tuple[RestoreProgress, float] | None = None
+        self._restore_began_s = 0.0
         self._states: dict[ShardId, ShardState] = {}
         self._dropped: list[ShardState] = []
         self._restoring: set[ShardId] = set()
@@ -109,6 +119,25 @@ class ShardHost:
         """The state epoch of the oldest of the newest snapshots, -1 if a shard with state has none."""
         epochs = [self._snapshot_epochs.get(shard, -1) for shard in list(self._states)]
         return min(epochs, default=-1)
+
+    def restore_progress(self) -> tuple[int, int, int]:
+        """Of the restore under way: bytes read, bytes left, milliseconds left; -1: unknown."""
+        progress = self._progress
+        if progress is None or not self._restoring:
+            return 0, -1, -1
+        told, elapsed_s = progress
+        left = told.bytes_left
+        if left < 0 or not told.bytes:
+            return told.bytes, left, -1
+        return told.bytes, left, round(1000 * elapsed_s * left / told.bytes)
+
+    def standby_statuses(self) -> list[StandbyStatus]:
+        """How far the warm copies of others' shards are. May be called by any thread."""
+        return self._tail.statuses()
+
+    def keep_standbys(self, shards: Sequence[ShardId]) -> None:
+        """Keep warm copies of these shards, and of no others, behind what was asked for before."""
+        self._restore_thread.submit(self._keep_standbys, tuple(shards))
 
     def state(self, shard: ShardId) -> ShardState:
         """The memory layers of a restored shard."""
@@ -157,6 +186,7 @@ class ShardHost:
         self._restore_thread.shutdown(wait=True)
         if self._snapshot_thread.is_alive():
             self._snapshot_thread.join()
+        self._tail.close()
         if self._directory is not None:
             try:
                 self._directory.close_all()
@@ -175,9 +205,22 @@ class ShardHost:
             if stop.is_set():
                 return
             self._write_dropped()
+            began_s = time.monotonic()
             positions = self._positions(shards)
+            read_s = time.monotonic()
+            needed = {shard: position.state_epoch for shard, position in positions.items()}
+            warm = self._tail.take(needed, CATCH_UP_PATIENCE_S)
+            taken_s = time.monotonic()
             try:
                 self._restore_states(session, positions, stop)
+                _log.info(
+                    "restored %d shards, %d of them warm: positions %.0f ms, copies %.0f ms, the rest %.0f ms",
+                    len(shards),
+                    warm,
+                    1000 * (read_s - began_s),
+                    1000 * (taken_s - read_s),
+                    1000 * (time.monotonic() - taken_s),
+                )
             except StateDamaged as damage:
                 self._check_positions(positions, damage)
                 raise
@@ -215,6 +258,7 @@ class ShardHost:
             for shard, position in positions.items()
             if (changelog := self._topology.stage(shard.stage).changelog) is not None
         ]
+        self._progress, self._restore_began_s = None, time.monotonic()
         for restored in restore_shards(
             requests,
             directory=self._directory,
@@ -222,6 +266,7 @@ class ShardHost:
             settings=self._settings,
             stop=stop,
             admin=self._admin,
+            progress=self._note_progress,
         ):
             for reason in restored.reasons:
                 _log.info("restoring %s from %s: %s", restored.shard, restored.base.value, reason)
@@ -230,6 +275,24 @@ class ShardHost:
             state = ShardState(restored.store, stores, self._settings.state_cache_entries_max)
             self._finish(session, shard, positions[shard], state)
             failpoints.reach("worker.mid-restore", shard)
+
+    def _note_progress(self, progress: RestoreProgress) -> None:
+        self._progress = (progress, time.monotonic() - self._restore_began_s)
+
+    def _keep_standbys(self, shards: tuple[ShardId, ...]) -> None:
+        assert self._directory is not None
+        try:
+            dropped = self._tail.shards - set(shards)
+            self._tail.take(dict.fromkeys(dropped, 0), 0)
+            for shard in dropped:
+                self._close_one(shard, None)
+            changelogs = {shard: self._topology.stage(shard.stage).changelog for shard in shards}
+            self._tail.keep(
+                self._directory,
+                {shard: changelog for shard, changelog in changelogs.items() if changelog is not None},
+            )
+        except Exception:  # noqa: BLE001  copies are a convenience; the restore does without
+            _log.exception("keeping copies of others' shards failed")
 
     def _finish(self, session: int, shard: ShardId, position: CommittedPosition, state: ShardState) -> None:
         self._states[shard] = state
@@ -290,6 +353,7 @@ class ShardHost:
 
     def _leave_directory(self, directory: StoreDirectory) -> None:
         self._write_dropped()
+        self._tail.take(dict.fromkeys(self._tail.shards, 0), 0)
         directory.close_all()
 
     def _close(self, states: Mapping[ShardId, ShardState | None], written: Callable[[], None]) -> None:

@@ -453,7 +453,7 @@ BEFORE_FENCE = Mutation(
     coordinator_class=AssignsBeforeFence,
     covered_by=_PENDING_OFFSETS,
 )
-UNSETTLED = Mutation("offsets unsettled", 371, "the outputs should be []", UnsettledOffsets)
+UNSETTLED = Mutation("offsets unsettled", 452, "the outputs should be []", UnsettledOffsets)
 APPLIED_EARLY = Mutation(
     "layers applied before the commit",
     4,
@@ -463,7 +463,7 @@ APPLIED_EARLY = Mutation(
 )
 LOCAL_TRUSTED = Mutation("local files trusted", 0, "", TrustsLocalFiles, covered_by=_ONLY_COMMITTED)
 STALE_TERM = Mutation(
-    "a stale term obeyed", 861, "obeys a Evicted of term", ObeysAnyTerm, covered_by=_OBJECTION
+    "a stale term obeyed", 1931, "obeys a Evicted of term", ObeysAnyTerm, covered_by=_OBJECTION
 )
 RETURNING = Mutation(
     "a returning worker keeps what it holds", 1027, "which was given back", coordinator_class=NoObjection
@@ -476,7 +476,7 @@ MUTATIONS = [
     UNSETTLED,
     Mutation("a failed fence taken as done", 15, "which was given back", coordinator_class=FailedFenceCounts),
     Mutation("no fence for who begins anew", 235, "has its slot", coordinator_class=NoFenceForReturning),
-    Mutation("end of the changelog unsettled", 304, "ends at epoch", UnsettledChangelog),
+    Mutation("end of the changelog unsettled", 168, "ends at epoch", UnsettledChangelog),
     Mutation(
         "welcome before the journal",
         1,
@@ -494,26 +494,26 @@ MUTATIONS = [
     Mutation("sessions forgotten by a new leader", 19, "was fenced", coordinator_class=ForgetsSessions),
     RETURNING,
     Mutation(
-        "a shard given away when revoked", 18, "which was given back", coordinator_class=FreesWhenRevoked
+        "a shard given away when revoked", 1, "which was given back", coordinator_class=FreesWhenRevoked
     ),
     Mutation("e+1 committed after e aborted", 24, "the outputs should be", GoesOnAfterAbort),
     Mutation("commit before complete", 1, "which was never declared complete to it", CommitsUndeclared),
-    Mutation("an unknown commit taken as committed", 44, "the outputs should be", GuessesCommitted),
-    Mutation("an unknown commit taken as aborted", 44, "the outputs should be []", GuessesAborted),
+    Mutation("an unknown commit taken as committed", 211, "the outputs should be", GuessesCommitted),
+    Mutation("an unknown commit taken as aborted", 40, "the outputs should be []", GuessesAborted),
     Mutation("producers initialised twice in one session", 20, "owns", RevivesItself),
     Mutation(
         "e+1 begun before the outputs of e are acknowledged", 4, "a recount gives", DoesNotWaitForOutputs
     ),
-    Mutation("records fetched before a rewind", 111, "the outputs should be []", ForgetsRewind),
+    Mutation("records fetched before a rewind", 1225, "the outputs should be []", ForgetsRewind),
     APPLIED_EARLY,
-    Mutation("layers kept over a reset", 4, "the outputs should be", KeepsLayers),
+    Mutation("layers kept over a reset", 19, "the outputs should be", KeepsLayers),
     Mutation("changelog truncated past an unverified snapshot", 16, "can't be restored", TruncatesUnverified),
     Mutation("a shard given back in its restore", 1110, "is closed", ReleasesInRestore),
     Mutation("snapshots of a successor pruned", 763, "can't be restored", PrunesSuccessors),
     # Combined, where one rule covers for the other.
     _both(NO_FENCE, UNSETTLED, 50, "the outputs should be []"),
     _both(ONE_ID_FENCED, UNSETTLED, 388, "the outputs should be"),
-    _both(BEFORE_FENCE, UNSETTLED, 38, "the outputs should be []"),
+    _both(BEFORE_FENCE, UNSETTLED, 1347, "the outputs should be []"),
     _both(APPLIED_EARLY, LOCAL_TRUSTED, 25, "was restored at", AppliesBeforeCommitAndTrusts),
 ]
 BY_NAME = {mutation.name: mutation for mutation in MUTATIONS}

@@ -874,7 +874,10 @@ class SimWorker(Process):
         """Heartbeats, and the search for a coordinator, come from a thread of their own."""
         settings = self.cluster.settings
         if self.core.session and self.dealer.connected:
-            self.dealer.send(messages.encode(messages.Heartbeat(self.core.session, WorkerStats())))
+            # Copies aren't modelled, only that they get warm: a restore begins from what is on the disk.
+            standbys = [messages.StandbyStatus(shard, 0, 0) for shard in sorted(self.core.standbys)]
+            stats = WorkerStats(standbys=standbys)
+            self.dealer.send(messages.encode(messages.Heartbeat(self.core.session, stats)))
         if not self.dealer.connected and self.world.now_ms - self._searched_ms >= 200:
             self._searched_ms = self.world.now_ms
             self.world.call(self, Call("find leader", self.cluster.find_leader), self._found_leader)

@@ -146,6 +146,10 @@ class Witness:
                     self.holders[shard].add(message.session)
             case messages.Revoke():
                 self.check_alive(message.session)
+            case messages.Standby():
+                self.check_alive(message.session)
+                own = [shard for shard in message.shards if message.session in self.holders.get(shard, ())]
+                assert not own, f"{message.session} is to keep copies of its own shards {own}"
             case messages.Barrier():
                 self.check_alive(message.session)
                 assert message.epoch >= self.highest_barrier, "an epoch's number was used before"
@@ -385,6 +389,17 @@ class FakeWorker:
         stats = WorkerStats(records_in=records_in, shards=list(statuses))
         self.harness.say(self.peer, messages.Heartbeat(self.session, stats))
 
+    def warm(self, *shards: ShardId, lag: int = 0, epoch: int = 1) -> None:
+        """A heartbeat that says how far its copies of these shards are."""
+        standbys = [messages.StandbyStatus(shard, epoch, lag) for shard in shards]
+        self.harness.say(self.peer, messages.Heartbeat(self.session, WorkerStats(standbys=standbys)))
+
+    @property
+    def standbys(self) -> list[ShardId]:
+        """Of which shards it was last told to keep copies."""
+        told = [m for m in self.harness.messages_to(self.peer, messages.Standby) if m.session == self.session]
+        return told[-1].shards if told else []
+
     def dirty(self, backlog: bool = False) -> None:
         self.harness.say(self.peer, messages.Dirty(self.session, backlog))
 
@@ -428,8 +443,8 @@ def describe(message: messages.FromCoordinator) -> str:
     match message:
         case messages.Welcome():
             return f"Welcome slot {message.slot}" + (" adopted" if message.adopted else "")
-        case messages.Assign() | messages.Revoke():
-            return f"{type(message).__name__} {' '.join(map(str, message.shards))}"
+        case messages.Assign() | messages.Revoke() | messages.Standby():
+            return f"{type(message).__name__} {' '.join(map(str, message.shards))}".rstrip()
         case messages.Barrier() | messages.Complete():
             return f"{type(message).__name__} {message.epoch}"
         case messages.Shutdown():

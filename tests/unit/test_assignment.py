@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fcluster.common.ids import ShardId
-from fcluster.coordinator.assignment import plan
+from fcluster.coordinator.assignment import place_standbys, plan
 
 
 def shards_of(**partitions: int) -> list[ShardId]:
@@ -138,3 +138,99 @@ def test_thousand_workers_and_ten_thousand_shards_are_planned_in_seconds() -> No
     after = plan(shards, [slot for slot in range(1_001) if slot != 500], before)
     assert time.monotonic() - started < 5
     assert moves(before, after, set(range(1_001)) - {500}) == 0
+
+
+# --- standbys -----------------------------------------------------------------------------------------
+
+Copies = dict[ShardId, tuple[int, ...]]
+Standing = tuple[dict[ShardId, int | None], dict[int, str], int, Copies]
+
+
+@st.composite
+def standings(draw: st.DrawFn) -> Standing:
+    """Owners, hosts of live slots, replicas, and copies that are there: some of them impossible by now."""
+    shards = shards_of(a=draw(st.integers(0, 10)), b=draw(st.integers(0, 4)))
+    slots = draw(st.lists(st.integers(0, 7), max_size=7, unique=True))
+    hosts = {slot: draw(st.sampled_from(["h1", "h2", "h3"])) for slot in slots}
+    owners = {shard: draw(st.one_of(st.none(), st.integers(0, 7))) for shard in shards}
+    current = {shard: tuple(draw(st.lists(st.integers(0, 7), max_size=3))) for shard in shards}
+    return owners, hosts, draw(st.integers(0, 3)), current
+
+
+@given(standings())
+def test_copies_are_as_many_as_can_be_and_never_with_the_owner(standing: Standing) -> None:
+    owners, hosts, replicas, _ = standing
+    for shard, slots in place_standbys(*standing).items():
+        candidates = set(hosts) - {owners[shard]}
+        assert set(slots) <= candidates
+        assert len(set(slots)) == len(slots) == min(replicas, len(candidates))
+
+
+@given(standings())
+def test_copy_is_on_another_host_if_there_is_one(standing: Standing) -> None:
+    owners, hosts, _, _ = standing
+    for shard, slots in place_standbys(*standing).items():
+        home = hosts.get(-1 if (owner := owners[shard]) is None else owner)
+        if slots and set(hosts.values()) - {home}:
+            assert any(hosts[slot] != home for slot in slots)
+
+
+@given(standings())
+def test_no_copy_could_move_to_make_the_numbers_more_even(standing: Standing) -> None:
+    owners, hosts, _, _ = standing
+    placed = place_standbys(*standing)
+    loads = Counter(dict.fromkeys(hosts, 0))
+    loads.update(slot for slots in placed.values() for slot in slots)
+    for shard, slots in placed.items():
+        for slot in slots:
+            used = {hosts[other] for other in {*slots, owners[shard]} - {slot} if other in hosts}
+            for other in set(hosts) - {*slots, owners[shard]}:
+                allowed = hosts[other] not in used or set(hosts.values()) <= used
+                assert not (allowed and loads[other] + 2 <= loads[slot])
+
+
+@given(standings())
+def test_copies_once_placed_stay(standing: Standing) -> None:
+    owners, hosts, replicas, _ = standing
+    placed = place_standbys(*standing)
+    assert place_standbys(owners, hosts, replicas, placed) == placed
+
+
+@given(standings())
+def test_order_of_slots_and_shards_does_not_matter_for_copies(standing: Standing) -> None:
+    owners, hosts, replicas, current = standing
+    turned = dict(reversed(list(owners.items()))), dict(reversed(list(hosts.items())))
+    assert place_standbys(*turned, replicas, current) == place_standbys(*standing)
+
+
+def test_copies_of_a_dead_slot_are_made_anew_and_the_others_stay() -> None:
+    shards = shards_of(a=12)
+    owners: dict[ShardId, int | None] = dict(plan(shards, range(4), {}))
+    hosts = dict.fromkeys(range(4), "h")
+    before = place_standbys(owners, hosts, 1, {})
+    del hosts[3]
+    for shard in [shard for shard in shards if owners[shard] == 3]:
+        owners[shard] = before[shard][0]
+    after = place_standbys(owners, hosts, 1, before)
+    kept = [shard for shard in shards if before[shard][0] not in (3, owners[shard])]
+    assert sum(after[shard] != before[shard] for shard in kept) <= 1
+
+
+def test_copies_of_one_owner_are_spread_over_the_others() -> None:
+    shards = shards_of(a=16)
+    owners: dict[ShardId, int | None] = dict(plan(shards, range(5), {}))
+    placed = place_standbys(owners, dict.fromkeys(range(5), "h"), 1, {})
+    for slot in range(5):
+        keepers = Counter(placed[shard][0] for shard in shards if owners[shard] == slot)
+        assert len(keepers) >= 2
+
+
+def test_thousand_workers_place_ten_thousand_copies_in_seconds() -> None:
+    shards = shards_of(a=10_000)
+    owners: dict[ShardId, int | None] = dict(plan(shards, range(1_000), {}))
+    hosts = {slot: f"host-{slot % 50}" for slot in range(1_000)}
+    started = time.monotonic()
+    before = place_standbys(owners, hosts, 1, {})
+    del hosts[500]
+    place_standbys(owners, hosts, 1, before)
+    assert time.monotonic() - started < 5

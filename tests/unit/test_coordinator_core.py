@@ -128,9 +128,11 @@ def test_worker_that_joins_later_takes_its_share_after_it_was_released() -> None
     harness, (w0, w1) = cluster()
     w2 = FakeWorker(harness, "w2")
     w2.hello()
-    assert harness.transcript() == ["journal slot/2", "w2 <- Welcome slot 2", "w1 <- Revoke in/3"]
+    assert harness.transcript() == ["journal slot/2", "w2 <- Welcome slot 2", "w2 <- Standby in/3"]
+    w2.warm(shard(3))
+    assert harness.transcript() == ["w2 <- HeartbeatAck", "w1 <- Revoke in/3"]
     w1.released(shard(3))
-    assert harness.transcript() == ["journal assignment/in/3", "w2 <- Assign in/3"]
+    assert harness.transcript() == ["journal assignment/in/3", "w2 <- Assign in/3", "w2 <- Standby"]
     assert [w0.assigned, w1.assigned, w2.assigned] == [[shard(0), shard(2)], [shard(1)], [shard(3)]]
 
 
@@ -566,10 +568,11 @@ def test_hello_that_outlived_its_connection_does_not_undo_what_was_said_since() 
     harness, (_w0, w1) = cluster()
     w2 = FakeWorker(harness, "w2")
     w2.hello()
+    w2.warm(shard(3))
     w2.disconnect()
     w1.released(shard(3))
     w2.hello(session=w2.session)
-    assert harness.transcript()[-1] == "w2 <- Assign in/3"
+    assert harness.transcript()[-2:] == ["w2 <- Assign in/3", "w2 <- Standby"]
     w2.hello(session=w2.session)  # was sent before that arrived
     assert harness.transcript() == ["w2 <- Welcome slot 2 adopted"]
 
@@ -578,6 +581,7 @@ def test_lost_released_is_made_up_for_by_the_hello() -> None:
     harness, (_w0, w1) = cluster()
     w2 = FakeWorker(harness, "w2")
     w2.hello()
+    w2.warm(shard(3))
     w1.disconnect()
     harness.transcript()
     w1.hello(session=w1.session, owned=[shard(1)])
@@ -585,6 +589,7 @@ def test_lost_released_is_made_up_for_by_the_hello() -> None:
         "w1 <- Welcome slot 1 adopted",
         "journal assignment/in/3",
         "w2 <- Assign in/3",
+        "w2 <- Standby",
     ]
 
 
@@ -592,10 +597,12 @@ def test_worker_that_may_have_missed_a_revoke_begins_anew() -> None:
     harness, (_w0, w1) = cluster()
     w2 = FakeWorker(harness, "w2")
     w2.hello()
+    w2.warm(shard(3))
     w1.disconnect()
     harness.transcript()
     w1.hello(session=w1.session, owned=[shard(1), shard(3)])
-    assert harness.transcript()[:3] == ["w1 <- Evicted", "journal slot/1", "fence slot 1"]
+    lines = [line for line in harness.transcript() if "Standby" not in line]
+    assert lines[:3] == ["w1 <- Evicted", "journal slot/1", "fence slot 1"]
 
 
 def test_shards_are_not_moved_away_from_a_worker_without_connection() -> None:
@@ -603,6 +610,8 @@ def test_shards_are_not_moved_away_from_a_worker_without_connection() -> None:
     w1.disconnect()
     w2 = FakeWorker(harness, "w2")
     w2.hello()
+    assert "Revoke" not in " ".join(harness.transcript())
+    w2.warm(shard(3))
     assert "Revoke" not in " ".join(harness.transcript())
     w1.hello(session=w1.session, owned=w1.assigned)
     assert harness.transcript()[-1] == "w1 <- Revoke in/3"
@@ -725,6 +734,7 @@ def test_shard_given_back_to_a_leader_that_did_not_ask_makes_its_session_begin_a
     harness, (w0, w1) = cluster()
     w2 = FakeWorker(harness, "w2")
     w2.hello()
+    w2.warm(shard(3))
     assert harness.transcript()[-1] == "w1 <- Revoke in/3"
     harness.lead()
     w0.hello(session=w0.session, owned=w0.assigned)
@@ -734,6 +744,9 @@ def test_shard_given_back_to_a_leader_that_did_not_ask_makes_its_session_begin_a
     assert harness.transcript()[0] == "w1 <- Evicted"
     w1.hello()
     w2.hello(session=w2.session)
+    for worker in (w0, w1, w2):
+        worker.running()
+        worker.warm(*worker.standbys)
     w1.released(*w1.harness.messages_to(w1.peer, messages.Revoke)[-1].shards)
     assert sorted(w0.assigned + w1.assigned + w2.assigned) == [shard(partition) for partition in range(4)]
     assert len(w2.assigned) == 1

@@ -46,8 +46,10 @@ class Kafka:
 class ModelWorker:
     """A process of a worker: its protocol state, and what is in flight between it and the coordinator."""
 
-    def __init__(self, name: str, wanted_slot: int, kafka: Kafka) -> None:
+    def __init__(self, name: str, wanted_slot: int, kafka: Kafka, host: str, luck: random.Random) -> None:
         self.name = name
+        self.host = host
+        self.luck = luck
         self.peer = name.encode()
         self.kafka = kafka
         self.slot = wanted_slot
@@ -65,6 +67,7 @@ class ModelWorker:
         self.session = 0
         self.generation = 0
         self.position: dict[ShardId, int] = {}
+        self.standbys: set[ShardId] = set()
         self.releasing: set[ShardId] = set()
         self.open: dict[ShardId, Span] = {}
         self.reported = False
@@ -80,7 +83,7 @@ class ModelWorker:
         self.say(
             messages.Hello(
                 worker=self.name,
-                host="host",
+                host=self.host,
                 pid=1,
                 slot=self.slot,
                 session=self.session,
@@ -155,7 +158,13 @@ class ModelWorker:
     def heartbeat(self, now_ms: float) -> None:
         """A sign of life, or the question for a session once more."""
         if self.session:
-            self.say(messages.Heartbeat(self.session, messages.WorkerStats()))
+            standbys = [
+                messages.StandbyStatus(shard, 1, self.luck.choice([-1, 0, 0, 10_000]))
+                for shard in sorted(self.standbys)
+            ]
+            shards = [status(shard, end, end) for shard, end in self.position.items()]
+            stats = messages.WorkerStats(standbys=standbys, shards=shards)
+            self.say(messages.Heartbeat(self.session, stats))
         elif self.connected and now_ms - self.hello_ms >= 1000:
             self.hello_ms = now_ms
             self.hello()
@@ -199,6 +208,10 @@ class ModelWorker:
             case messages.Assign(shards=shards):
                 for shard in shards:
                     self.position.setdefault(shard, self.kafka.committed.get(shard, 0))
+                    self.standbys.discard(shard)
+            case messages.Standby(shards=shards):
+                assert not set(shards) & set(self.position), "a copy of what it owns"
+                self.standbys = set(shards)
             case messages.Revoke(shards=shards):
                 foreign = [shard for shard in shards if shard not in self.position]
                 self.releasing |= set(shards) - set(foreign)
@@ -234,7 +247,10 @@ class World:
             partitions={"in": 6},
             workers=3,
             settings=Settings(
-                initial_rebalance_delay_ms=300, session_timeout_ms=1000, checkpoint_timeout_ms=2000
+                initial_rebalance_delay_ms=300,
+                session_timeout_ms=1000,
+                checkpoint_timeout_ms=2000,
+                num_standby_replicas=seed % 3,
             ),
             auto_journal=False,
             auto_fence=False,
@@ -243,7 +259,8 @@ class World:
         self.workers = [self.new_worker(slot) for slot in (0, 1, -1)]
 
     def new_worker(self, slot: int) -> ModelWorker:
-        worker = ModelWorker(f"w{next(self.names)}", slot, self.kafka)
+        number = next(self.names)
+        worker = ModelWorker(f"w{number}", slot, self.kafka, f"host-{number % 2}", self.random)
         worker.connect()
         return worker
 
@@ -403,8 +420,15 @@ class World:
             all(worker.session and not worker.open and not worker.in_flight_epoch for worker in alive)
             and sorted(owned) == sorted(self.harness.core.shards)
             and max(loads) - min(loads) <= 1
+            and self.copies_are_in_place(alive)
             and all(isinstance(message, messages.HeartbeatAck) for message in under_way)
         )
+
+    def copies_are_in_place(self, alive: list[ModelWorker]) -> bool:
+        """Each shard has as many copies as wanted, or as there are other workers, as far as those know."""
+        wanted = min(self.harness.settings.num_standby_replicas, len(alive) - 1)
+        copies = [shard for worker in alive for shard in worker.standbys]
+        return all(copies.count(shard) == wanted for shard in self.harness.core.shards)
 
 
 @settings(max_examples=150)
@@ -478,6 +502,21 @@ NOISE = st.one_of(
     st.builds(messages.Goodbye, SESSIONS),
     st.builds(messages.WorkerFailed, SESSIONS, st.just("reason")),
     st.builds(messages.Heartbeat, SESSIONS, st.just(messages.WorkerStats())),
+    st.builds(
+        messages.Heartbeat,
+        SESSIONS,
+        st.builds(
+            messages.WorkerStats,
+            standbys=st.lists(
+                st.builds(
+                    messages.StandbyStatus,
+                    st.builds(ShardId, st.just("in"), st.integers(0, 6)),
+                    st.just(1),
+                    st.integers(-1, 5),
+                )
+            ),
+        ),
+    ),
     st.builds(messages.StatusRequest),
 )
 

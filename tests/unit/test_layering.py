@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "fcluster"
 MODULES = sorted(PACKAGE.rglob("*.py"))
-PURE_NAMES = {"core", "assignment", "election", "topology", "state", "changelog", "positions"}
+PURE_NAMES = {"core", "assignment", "election", "copies", "topology", "state", "changelog", "positions"}
 IMPURE = {
     "asyncio",
     "concurrent",

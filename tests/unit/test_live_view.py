@@ -255,3 +255,16 @@ def test_trouble_is_known_by_its_level() -> None:
     assert is_trouble("2026-01-01T00:00:00.000Z ERROR   x: y")
     assert is_trouble("error: it can't")
     assert not is_trouble("2026-01-01T00:00:00.000Z INFO    x: no error: fine")
+
+
+def test_restoring_worker_shows_how_much_is_left_and_for_how_long() -> None:
+    restoring = worker(
+        1, phase="restoring", restore_bytes=120_000_000, restore_bytes_left=340_000_000, restore_ms_left=4200
+    )
+    assert "restoring 120 MB, 340 MB (4 s) to go" in printed(document(workers=[restoring]))
+    unknown = restoring | {"restore_bytes_left": -1, "restore_ms_left": -1}
+    assert "restoring 120 MB" in printed(document(workers=[unknown]))
+
+
+def test_shard_that_is_warming_elsewhere_counts_as_running() -> None:
+    assert totals_of(document(shards=[shard(0, phase="warming")])).shards_running == 1

@@ -8,7 +8,14 @@ from fcluster.common.errors import StateDamaged
 from fcluster.common.ids import ShardId
 from fcluster.common.positions import CommittedPosition
 from fcluster.worker.manifest import Manifest
-from fcluster.worker.restore_plan import Base, RestorePlan, RestoreRequest, plan_restore, stands_exactly
+from fcluster.worker.restore_plan import (
+    Base,
+    RestorePlan,
+    RestoreRequest,
+    plan_restore,
+    plan_standby,
+    stands_exactly,
+)
 from fcluster.worker.state import StoreMeta
 
 SHARD = ShardId("flights", 3)
@@ -156,3 +163,27 @@ def test_whatever_is_chosen_can_lead_to_the_committed_epoch(
     if not (exactly_once and plan.meta.state_epoch == wanted.target_epoch and target is not None):
         assert begin <= plan.meta.changelog_offset <= end
     assert (plan.snapshot is not None) == (plan.base is Base.SNAPSHOT)
+
+
+# --- copies of others' shards ---------------------------------------------------------------------------
+
+
+def test_copy_begins_with_local_files_that_the_changelog_leads_on_from() -> None:
+    plan = plan_standby("id", at(9, 40), [snapshot(12, 60)], 30, 100)
+    assert plan is not None
+    assert (plan.base, plan.meta, plan.offsets_to_read) == (Base.LOCAL, at(9, 40), 60)
+
+
+@pytest.mark.parametrize("local", [None, EMPTY, at(9, 20), at(9, 101), at(9, 40, "other")])
+def test_copy_without_usable_files_begins_with_the_newest_snapshot_that_fits(local: StoreMeta | None) -> None:
+    newest_first = [snapshot(14, 70, "other"), snapshot(12, 60), snapshot(10, 50)]
+    plan = plan_standby("id", local, newest_first, 30, 100)
+    assert plan is not None
+    assert (plan.base, plan.snapshot) == (Base.SNAPSHOT, newest_first[1])
+
+
+def test_copy_begins_with_nothing_only_if_the_changelog_is_whole() -> None:
+    plan = plan_standby("id", EMPTY, [], 0, 100)
+    assert plan is not None
+    assert (plan.base, plan.meta, plan.read_to) == (Base.NOTHING, at(0, 0), 100)
+    assert plan_standby("id", EMPTY, [snapshot(3, 5)], 10, 100) is None

@@ -361,3 +361,38 @@ def test_trouble_of_a_former_session_does_not_fail_the_job() -> None:
     assert scenario.sent() == []
     scenario.after(core.JobBroken(7, "the disk is full"))
     assert scenario.sent() == [messages.WorkerFailed(7, "the disk is full")]
+
+
+# --- copies of others' shards ---------------------------------------------------------------------------
+
+
+def test_copies_are_those_that_were_told_last() -> None:
+    scenario = Scenario().joined()
+    assert scenario.receive(messages.Standby(1, 7, [B, A])) == [core.KeepStandbys((A, B))]
+    assert scenario.receive(messages.Standby(1, 7, [A, B])) == []
+    assert scenario.receive(messages.Standby(1, 7, [B])) == [core.KeepStandbys((B,))]
+
+
+def test_assigned_copy_is_restored_and_no_copy_any_more() -> None:
+    scenario = Scenario().joined()
+    scenario.receive(messages.Standby(1, 7, [A, B]))
+    scenario.receive(messages.Assign(1, 7, [A]))
+    assert scenario.effects == [core.RestoreShards(7, (A,))]
+    assert scenario.receive(messages.Standby(1, 7, [B])) == []
+
+
+def test_own_shard_is_never_kept_as_a_copy() -> None:
+    scenario = Scenario().joined().running(A)
+    assert scenario.receive(messages.Standby(1, 7, [A, B])) == [core.KeepStandbys((B,))]
+
+
+def test_lost_session_drops_its_copies() -> None:
+    scenario = Scenario().joined()
+    scenario.receive(messages.Standby(1, 7, [A]))
+    scenario.after(core.TransactionFailed(7, "lost"))
+    assert core.KeepStandbys(()) in scenario.effects
+
+
+def test_copies_of_another_session_are_not_kept() -> None:
+    scenario = Scenario().joined()
+    assert scenario.receive(messages.Standby(1, 6, [A])) == []
