@@ -199,6 +199,8 @@ class Settings:
         initial_rebalance_delay_ms: wait for more workers before the first assignment.
         coordinator_loss_bound_ms: workers go on without a coordinator for so long.
         kafka: passed through to librdkafka, by its own names, without the prefix `kafka.`.
+        reading_group: no setting, but for the program to say: the group of consumers that neither join nor commit,
+            since a broker asks even those whether they may read as that group. Empty: none in particular.
     """
 
     bootstrap_servers: str = _text("")
@@ -229,6 +231,7 @@ class Settings:
     initial_rebalance_delay_ms: int = _duration(3000, least=0, most=3_600_000)
     coordinator_loss_bound_ms: int = _duration(30_000, least=100)
     kafka: Mapping[str, str] = field(default_factory=dict[str, str], hash=False)
+    reading_group: str = ""
 
     def __post_init__(self) -> None:
         if not self.snapshots:
@@ -250,10 +253,10 @@ class Settings:
         return {name: redact(name, value) for name, value in self.as_mapping().items()}
 
 
-_ATTRIBUTES: Final = tuple(f.name for f in fields(Settings) if f.name != "kafka")
 _PARSERS: Final[dict[str, Callable[[Any], Any]]] = {
-    f.name: f.metadata["parse"] for f in fields(Settings) if f.name != "kafka"
+    f.name: f.metadata["parse"] for f in fields(Settings) if "parse" in f.metadata
 }
+_ATTRIBUTES: Final = tuple(_PARSERS)
 _ALIASES: Final = {
     "commit.interval.ms": "commit_interval_max_ms",
     "brokers": "bootstrap_servers",

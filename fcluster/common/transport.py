@@ -37,6 +37,9 @@ RECONNECT_INTERVAL_MS = 50
 RECONNECT_INTERVAL_MS_MAX = 400
 HANDSHAKE_TIMEOUT_MS = 5_000
 CONNECT_TIMEOUT_MS = 2_000
+UNACKNOWLEDGED_MS_MAX = 5_000
+"""A connection whose other host's kernel acknowledges nothing for so long is closed. The system itself would send
+again ever more rarely, and find out late that a network that was cut is whole again."""
 QUEUE_FRAMES_MAX = 10_000
 """Frames that may wait to be sent over one connection; more are dropped, as if lost."""
 UNREAD_FRAMES_MAX = 64
@@ -198,6 +201,7 @@ def _set_common_options(socket: zmq.Socket[bytes], security: SocketSecurity | No
     socket.setsockopt(zmq.RCVHWM, UNREAD_FRAMES_MAX)
     socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_TIMEOUT_MS)
     socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
+    socket.setsockopt(zmq.TCP_MAXRT, UNACKNOWLEDGED_MS_MAX)
     if security is not None:
         security.apply(socket)
 
