@@ -65,7 +65,7 @@ from fcluster.worker.processing import (
     UnreadableRecordError,
     describe_record,
 )
-from fcluster.worker.seeking import LeaderSeeker
+from fcluster.common.seeking import LeaderSeeker
 from fcluster.worker.shards import ShardHost
 from fcluster.worker.state import ShardState
 from fcluster.worker.store import LOCAL_TROUBLE
