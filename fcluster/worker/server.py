@@ -276,7 +276,7 @@ class Worker:
                 self._host.restore(effect.session, effect.shards, before=self._retired_commit_threads)
                 self._retired_commit_threads = []
             case core.KeepStandbys():
-                self._host.keep_standbys(effect.shards)
+                self._host.keep_standbys(effect.shards, before=self._retired_commit_threads)
             case core.DropLayers():
                 self._drop_layers()
             case core.CloseShards():

@@ -71,6 +71,7 @@ class Cluster:
             transaction_timeout_ms=TRANSACTION_TIMEOUT_MS,
             initial_rebalance_delay_ms=random.choice((0, 200)),
             coordinator_loss_bound_ms=random.choice((300, 30_000)),
+            num_standby_replicas=random.choice((0, 0, 1, 2)),
         )
         self.epoch_records_max = random.choice((5, 1000))
         self.cache_entries_max = random.choice((0, 2, 1000))

@@ -396,6 +396,13 @@ class ReleasesInRestore(SimWorker):
     core_class = _ReleasesInRestore
 
 
+class CopiesBeforeWriting(SimWorker):
+    """Begins copies before what a former session left unwritten is in the stores."""
+
+    def write_dropped_before_copies(self) -> None:
+        pass
+
+
 class PrunesSuccessors(SimWorker):
     """Removes snapshots of a later epoch than its own."""
 
@@ -509,6 +516,7 @@ MUTATIONS = [
     Mutation("layers kept over a reset", 19, "the outputs should be", KeepsLayers),
     Mutation("changelog truncated past an unverified snapshot", 16, "can't be restored", TruncatesUnverified),
     Mutation("a shard given back in its restore", 1110, "is closed", ReleasesInRestore),
+    Mutation("copies begun before a former session's writes", 231, "a store of", CopiesBeforeWriting),
     Mutation("snapshots of a successor pruned", 763, "can't be restored", PrunesSuccessors),
     # Combined, where one rule covers for the other.
     _both(NO_FENCE, UNSETTLED, 50, "the outputs should be []"),

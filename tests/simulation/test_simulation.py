@@ -52,6 +52,10 @@ MUST_LAND = (
     "restore from local files",
     "restore from nothing",
     "changelog truncated",
+    "copy from snapshot",
+    "copy from local files",
+    "copy from nothing",
+    "shard taken over warm",
     "input aborted",
 )
 """Each of these has to be part of the story somewhere, or the story proves less than it seems to."""

@@ -25,6 +25,7 @@ from fcluster.worker.changelog import Delta, DeltaReader, encode_delta
 from fcluster.worker.restore_plan import Base, RestorePlan, RestoreRequest, plan_restore, stands_exactly
 from fcluster.worker.snapshots import Manifest, prune, truncation_offset, usable_manifests
 from fcluster.worker.state import ShardState, StoreMeta
+from tests.simulation.copies import PATIENCE_MS, SimTail
 from tests.simulation.counter_job import CHANGELOGS, JOB, SOURCES, STORES, Input, handle
 from tests.simulation.kafka_model import Partition, Producer
 from tests.simulation.storage import Disk, SimStore
@@ -222,6 +223,7 @@ class SimWorker(Process):
         self._retired: list[CommitThread] = []
         self.restore_thread = CommitThread(self)
         self._restore_stop = [False]
+        self.tail = SimTail(self)
         self.states: dict[ShardId, ShardState] = {}
         self._dropped: list[ShardState] = []
         self.runners: dict[ShardId, Runner] = {}
@@ -363,6 +365,8 @@ class SimWorker(Process):
                 self.restore_thread.submit(
                     self._restore(effect.session, effect.shards, retired, self._restore_stop)
                 )
+            case core.KeepStandbys():
+                self.restore_thread.submit(self._keep_standbys(set(effect.shards), tuple(self._retired)))
             case core.DropLayers():
                 self._drop_layers()
             case core.CloseShards():
@@ -401,6 +405,7 @@ class SimWorker(Process):
             return False
         if self.disk is not None:
             self._write_dropped()
+            self.tail.leave()
             for shard in list(self.disk.stores):
                 self.disk.close(shard)
             self.disk.owner = None
@@ -434,6 +439,10 @@ class SimWorker(Process):
                 state.flush()
             except FclusterError as error:
                 self.note("writing committed state: %s", error.message)
+
+    def write_dropped_before_copies(self) -> None:
+        """What a former session hasn't written yet must not come after what a copy holds."""
+        self._write_dropped()
 
     def _close_shards(self, shards: tuple[ShardId, ...]) -> None:
         for shard in shards:
@@ -643,6 +652,8 @@ class SimWorker(Process):
             positions: dict[ShardId, CommittedPosition | None] = {}
             yield from self.read_positions(shards, positions)
             self.step("positions read")
+            needed = {shard: at.state_epoch if at else 0 for shard, at in positions.items()}
+            yield from self.tail.take(needed, PATIENCE_MS)
             for shard in shards:
                 if stop[0] or not self.alive:
                     return
@@ -663,6 +674,16 @@ class SimWorker(Process):
         except FclusterError as error:
             if not stop[0]:
                 self.post(core.RestoreFailed(session, error.message, fatal=False))
+
+    def _keep_standbys(self, shards: set[ShardId], before: tuple[CommitThread, ...]) -> Thread:
+        """Restore thread: keep copies of these and of no others."""
+        yield from self._at_rest(before)
+        self.write_dropped_before_copies()
+        dropped = self.tail.shards - shards
+        yield from self.tail.take(dict.fromkeys(dropped, 0), 0)
+        for shard in sorted(dropped):
+            self._close_one(shard, None)
+        self.tail.keep(shards)
 
     def read_positions(
         self, shards: tuple[ShardId, ...], positions: dict[ShardId, CommittedPosition | None]
@@ -703,7 +724,7 @@ class SimWorker(Process):
                     return
                 plan = self._plan(request, store, changelog, end, failed)
                 try:
-                    store = self._put_base(disk, plan, shard)
+                    store = self.put_base(disk, plan, shard)
                     yield Sleep(self.world.latency_ms(self.cluster.restore_ms_max))
                     if stop[0]:
                         return
@@ -767,7 +788,8 @@ class SimWorker(Process):
         self.world.landed[f"restore from {plan.base.value}"] += 1
         return plan
 
-    def _put_base(self, disk: Disk, plan: RestorePlan, shard: ShardId) -> SimStore:
+    def put_base(self, disk: Disk, plan: RestorePlan, shard: ShardId) -> SimStore:
+        """Replace the shard's files by what the plan begins with."""
         if plan.base is Base.LOCAL:
             return disk.open(shard)
         if plan.snapshot is not None:
@@ -874,9 +896,7 @@ class SimWorker(Process):
         """Heartbeats, and the search for a coordinator, come from a thread of their own."""
         settings = self.cluster.settings
         if self.core.session and self.dealer.connected:
-            # Copies aren't modelled, only that they get warm: a restore begins from what is on the disk.
-            standbys = [messages.StandbyStatus(shard, 0, 0) for shard in sorted(self.core.standbys)]
-            stats = WorkerStats(standbys=standbys)
+            stats = WorkerStats(standbys=self.tail.statuses())
             self.dealer.send(messages.encode(messages.Heartbeat(self.core.session, stats)))
         if not self.dealer.connected and self.world.now_ms - self._searched_ms >= 200:
             self._searched_ms = self.world.now_ms
