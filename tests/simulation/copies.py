@@ -109,7 +109,8 @@ class SimTail:
         ):
             yield Sleep(5)
         for copy in mine:
-            del self._copies[copy.shard]
+            if self._copies.pop(copy.shard, None) is None:
+                continue  # the directory was left meanwhile
             if copy.store is not None and copy.meta.state_epoch >= targets[copy.shard] > 0:
                 self._worker.world.landed["shard taken over warm"] += 1
             self._write(copy)

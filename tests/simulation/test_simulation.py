@@ -32,6 +32,7 @@ MUST_LAND = (
     "worker stopped",
     "main thread hangs",
     "connection broken",
+    "frame twice",
     "worker cut from coordinator",
     "worker cut from coordinator, one way",
     "cut from Kafka",
