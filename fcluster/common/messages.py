@@ -9,6 +9,11 @@ Every message about work carries the worker's `session`. A session begins with a
 the worker is declared dead, is fenced, or says `Hello` anew. A worker initialises its transactional
 producers exactly once in a session, and commits only on a `Complete` of that same session: a worker that
 was fenced therefore can't come back to life by initialising its producers again.
+
+`Assign`, `Revoke` and `Released` pass shards on, so they must not be obeyed twice: one that comes once more, behind
+what was sent after it, would give a shard two owners. Their senders number them, rising within a session (and a
+term), and what isn't newer than the last one is dropped. All other messages name the epoch or the session that they are
+about, and mean nothing once that is over.
 """
 
 from __future__ import annotations
@@ -128,10 +133,11 @@ class Hello(Message, frozen=True):
 
 
 class Heartbeat(Message, frozen=True):
-    """Alive, every `heartbeat.interval.ms`."""
+    """Alive, every `heartbeat.interval.ms`. `orders_heard`: the number of the last `Assign` or `Revoke` of this term."""
 
     session: _Session
     stats: WorkerStats
+    orders_heard: _Number
 
 
 class Dirty(Message, frozen=True):
@@ -173,6 +179,7 @@ class Released(Message, frozen=True):
 
     session: _Session
     shards: list[ShardId]
+    number: _Number
 
 
 class Drained(Message, frozen=True):
@@ -232,6 +239,7 @@ class Assign(Message, frozen=True):
     term: _Number
     session: _Session
     shards: list[ShardId]
+    number: _Number
 
 
 class Revoke(Message, frozen=True):
@@ -240,6 +248,7 @@ class Revoke(Message, frozen=True):
     term: _Number
     session: _Session
     shards: list[ShardId]
+    number: _Number
 
 
 class Standby(Message, frozen=True):

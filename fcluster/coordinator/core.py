@@ -267,6 +267,7 @@ class Coordinator:
         for session in self.sessions.values():
             session.heard_ms += absence_ms
             session.epoch_phase_ms += absence_ms
+            session.unheard_ms += absence_ms
             if session.suspect_until_ms is not None:
                 session.suspect_until_ms += absence_ms
             if session.unlinked_ms is not None:
@@ -397,12 +398,16 @@ class Coordinator:
                 self._learn_committed(session, message.shards)
                 self.rounds.committed(session, message, self._now)
             case messages.Heartbeat():
+                heard = min(session.orders, message.orders_heard)
+                session.orders_heard = max(session.orders_heard, heard)
                 self._on_heartbeat(session, message.stats)
             case messages.ShardsRunning():
                 for status in message.shards:
                     self._learn_running(session, status)
             case messages.Released():
-                self._on_released(session, message.shards)
+                if message.number > session.released_number:
+                    session.released_number = message.number
+                    self._on_released(session, message.shards)
             case messages.Drained():
                 if self.phase is Phase.DRAINING:
                     session.phase = SessionPhase.DRAINED
@@ -661,6 +666,7 @@ class Coordinator:
             del self._session_of_peer[session.peer]
         session.peer, self._session_of_peer[peer] = peer, session
         session.unlinked_ms = None
+        session.orders_heard = session.orders  # what got lost is made up for by what it says it holds
         self._hear(session)
 
     def _objection(self, session: Session, owned: set[ShardId]) -> str:
@@ -697,7 +703,7 @@ class Coordinator:
                 shard.phase, shard.session, shard.target = ShardPhase.RESTORING, session.number, None
                 missing.append(shard.identity)
         if missing:
-            self._send(session.peer, messages.Assign(self.terms.term, session.number, missing))
+            self._send_assign(session, missing)
 
     # --- dying ----------------------------------------------------------------------------------------
 
@@ -745,6 +751,9 @@ class Coordinator:
         epoch_age_ms = self._now - session.epoch_phase_ms
         if session.epoch_phase is not EpochPhase.NONE and epoch_age_ms >= settings.checkpoint_timeout_ms:
             return f"is {session.epoch_phase.value} epoch {session.epoch} beyond checkpoint.timeout.ms"
+        unheard = session.orders_heard < session.orders
+        if unheard and self._now - session.unheard_ms >= settings.checkpoint_timeout_ms:
+            return "did not hear which shards to run or to give back"
         if session.unlinked_ms is not None and self._now - session.unlinked_ms >= settings.session_timeout_ms:
             return "lost its connection and never said what it holds"
         return ""
@@ -861,7 +870,7 @@ class Coordinator:
                 for shard in waiting:
                     shard.phase, shard.session = ShardPhase.RESTORING, session.number
                 shards = [shard.identity for shard in waiting]
-                self._send(session.peer, messages.Assign(self.terms.term, session.number, shards))
+                self._send_assign(session, shards)
         elif slot.fenced and slot.joiner is None and self.assigning:
             for shard in waiting:
                 self._free(shard)
@@ -948,13 +957,24 @@ class Coordinator:
         for number, shards in revoked.items():
             self._revoke(self.sessions[number], shards)
 
+    def _send_assign(self, session: Session, shards: list[ShardId]) -> None:
+        number = self._next_order(session)
+        self._send(session.peer, messages.Assign(self.terms.term, session.number, shards, number))
+
+    def _next_order(self, session: Session) -> int:
+        if session.orders_heard == session.orders:
+            session.unheard_ms = self._now
+        session.orders += 1
+        return session.orders
+
     def _linked(self, shard: Shard) -> bool:
         return self.sessions[shard.session].unlinked_ms is None
 
     def _revoke(self, session: Session, shards: list[ShardId]) -> None:
         self.counters.moves += len(shards)
         self._log("info", f"moving {len(shards)} shards away from slot {session.slot}")
-        self._send(session.peer, messages.Revoke(self.terms.term, session.number, shards))
+        number = self._next_order(session)
+        self._send(session.peer, messages.Revoke(self.terms.term, session.number, shards, number))
         session.due_ms = self._now  # it is a commit that releases them
 
     def _on_assignments_written(self, sequence: int) -> None:

@@ -420,6 +420,8 @@ class WorkerCore:
         self.phase = Phase.JOINING
         self.term = 0
         self.session = 0
+        self._order = (0, 0)
+        self._released_number = 0
         self.slot = identity.wanted_slot
         self.epoch_seen = 0
         self.shards: dict[ShardId, OwnedShard] = {}
@@ -562,9 +564,9 @@ class WorkerCore:
                 self._on_barrier(message)
             case messages.Complete():
                 self._on_complete(message)
-            case messages.Assign():
+            case messages.Assign() if self._is_new(message):
                 self._on_assign(message)
-            case messages.Revoke():
+            case messages.Revoke() if self._is_new(message):
                 self._on_revoke(message)
             case messages.Standby():
                 self._keep_standbys(set(message.shards) - set(self.shards))
@@ -630,7 +632,7 @@ class WorkerCore:
         self.shards.clear()
         self.open = OpenEpoch()
         self.in_flight = None
-        self.session = 0
+        self.session, self._order, self._released_number = 0, (0, 0), 0
         self.phase = Phase.JOINING
         if self.leaving:
             self._stop(0, "asked to leave")
@@ -638,6 +640,19 @@ class WorkerCore:
             self._say_hello()
 
     # --- shards ---------------------------------------------------------------------------------------
+
+    @property
+    def orders_heard(self) -> int:
+        """The number of the last order in this session and term."""
+        term, number = self._order
+        return number if term == self.term else 0
+
+    def _is_new(self, order: messages.Assign | messages.Revoke) -> bool:
+        """Whether it isn't one that came once more. What it is about may belong to somebody else by now."""
+        if (order.term, order.number) <= self._order:
+            return False
+        self._order = (order.term, order.number)
+        return True
 
     def _on_assign(self, message: messages.Assign) -> None:
         if self.phase in (Phase.DRAINING, Phase.DRAINED):
@@ -714,7 +729,8 @@ class WorkerCore:
             self._effects.append(CloseShards(tuple(free)))
         released = [*free, *foreign]
         if released:
-            self._send(messages.Released(self.session, released))
+            self._released_number += 1
+            self._send(messages.Released(self.session, released, self._released_number))
 
     def _uncommitted(self, shard: ShardId) -> bool:
         return shard in self.open.shards or (self.in_flight is not None and shard in self.in_flight.shards)

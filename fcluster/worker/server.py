@@ -677,7 +677,7 @@ class Worker:
                 restore_ms_left=left_ms,
                 standbys=self._host.standby_statuses(),
             )
-            self._transport.send(messages.encode(messages.Heartbeat(self._core.session, stats)))
+            self._transport.send(messages.encode(messages.Heartbeat(self._core.session, stats, self._core.orders_heard)))
 
     def _connect(self, leader: Leader | None) -> None:
         """Connect to that leader, None: to the given address. In the seeker's thread."""

@@ -897,7 +897,9 @@ class SimWorker(Process):
         settings = self.cluster.settings
         if self.core.session and self.dealer.connected:
             stats = WorkerStats(standbys=self.tail.statuses())
-            self.dealer.send(messages.encode(messages.Heartbeat(self.core.session, stats)))
+            self.dealer.send(
+                messages.encode(messages.Heartbeat(self.core.session, stats, self.core.orders_heard))
+            )
         if not self.dealer.connected and self.world.now_ms - self._searched_ms >= 200:
             self._searched_ms = self.world.now_ms
             self.world.call(self, Call("find leader", self.cluster.find_leader), self._found_leader)

@@ -136,6 +136,26 @@ def test_worker_that_joins_later_takes_its_share_after_it_was_released() -> None
     assert [w0.assigned, w1.assigned, w2.assigned] == [[shard(0), shard(2)], [shard(1)], [shard(3)]]
 
 
+def test_released_that_comes_once_more_frees_nothing() -> None:
+    harness, (_w0, w1) = cluster()
+    w2 = FakeWorker(harness, "w2")
+    w2.hello()
+    w2.warm(shard(3))
+    w1.released(shard(3))
+    w2.running()
+    w2.goodbye()
+    assert shard(3) in w1.assigned
+    w1.running()
+    w3 = FakeWorker(harness, "w3")
+    w3.hello()
+    w3.warm(shard(3))
+    assert harness.core.shards[shard(3)].phase is ShardPhase.RELEASING
+    harness.say(w1.peer, messages.Released(w1.session, [shard(3)], 1))  # the former one again
+    assert harness.core.shards[shard(3)].phase is ShardPhase.RELEASING
+    w1.released(shard(3))
+    assert shard(3) in w3.assigned
+
+
 # --- dying --------------------------------------------------------------------------------------------
 
 
@@ -591,6 +611,22 @@ def test_lost_released_is_made_up_for_by_the_hello() -> None:
         "w2 <- Assign in/3",
         "w2 <- Standby",
     ]
+
+
+def test_worker_that_never_hears_its_orders_is_evicted() -> None:
+    harness, (w0, w1) = cluster()
+    deaf = FakeWorker(harness, "w2")
+    deaf.hello()
+    deaf.warm(shard(3))
+    w1.released(shard(3))
+    assert deaf.assigned == [shard(3)]
+    for _ in range(harness.core.settings.checkpoint_timeout_ms // 1000 + 1):
+        harness.say(deaf.peer, messages.Heartbeat(deaf.session, messages.WorkerStats(), 0))
+        w0.heartbeat()
+        w1.heartbeat()
+        harness.pass_ms(1000)
+    assert harness.messages_to(deaf.peer, messages.Evicted)
+    assert shard(3) in w0.assigned + w1.assigned
 
 
 def test_worker_that_may_have_missed_a_revoke_begins_anew() -> None:

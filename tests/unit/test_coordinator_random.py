@@ -65,6 +65,7 @@ class ModelWorker:
     def forget(self) -> None:
         """The state of a worker without a session."""
         self.session = 0
+        self.orders_heard = 0
         self.generation = 0
         self.position: dict[ShardId, int] = {}
         self.standbys: set[ShardId] = set()
@@ -164,7 +165,7 @@ class ModelWorker:
             ]
             shards = [status(shard, end, end) for shard, end in self.position.items()]
             stats = messages.WorkerStats(standbys=standbys, shards=shards)
-            self.say(messages.Heartbeat(self.session, stats))
+            self.say(messages.Heartbeat(self.session, stats, self.orders_heard))
         elif self.connected and now_ms - self.hello_ms >= 1000:
             self.hello_ms = now_ms
             self.hello()
@@ -175,7 +176,13 @@ class ModelWorker:
             self.releasing.discard(shard)
             del self.position[shard]
         if free:
-            self.say(messages.Released(self.session, free))
+            self.say_released(free)
+
+    releases: int = 0
+
+    def say_released(self, shards: list[ShardId]) -> None:
+        self.releases += 1
+        self.say(messages.Released(self.session, shards, self.releases))
 
     def finish_drain(self) -> None:
         if self.draining and not self.open and not self.in_flight_epoch and self.session:
@@ -205,18 +212,20 @@ class ModelWorker:
 
     def receive_in_session(self, message: messages.FromCoordinator) -> None:
         match message:
-            case messages.Assign(shards=shards):
+            case messages.Assign(shards=shards, number=number):
+                self.orders_heard = number
                 for shard in shards:
                     self.position.setdefault(shard, self.kafka.committed.get(shard, 0))
                     self.standbys.discard(shard)
             case messages.Standby(shards=shards):
                 assert not set(shards) & set(self.position), "a copy of what it owns"
                 self.standbys = set(shards)
-            case messages.Revoke(shards=shards):
+            case messages.Revoke(shards=shards, number=number):
+                self.orders_heard = number
                 foreign = [shard for shard in shards if shard not in self.position]
                 self.releasing |= set(shards) - set(foreign)
                 if foreign:
-                    self.say(messages.Released(self.session, foreign))
+                    self.say_released(foreign)
                 self.release()
             case messages.Barrier(epoch=epoch) if epoch > self.epoch_seen and not self.in_flight_epoch:
                 self.epoch_seen = epoch
@@ -501,7 +510,7 @@ NOISE = st.one_of(
     st.builds(messages.Drained, SESSIONS),
     st.builds(messages.Goodbye, SESSIONS),
     st.builds(messages.WorkerFailed, SESSIONS, st.just("reason")),
-    st.builds(messages.Heartbeat, SESSIONS, st.just(messages.WorkerStats())),
+    st.builds(messages.Heartbeat, SESSIONS, st.just(messages.WorkerStats()), st.integers(0, 5)),
     st.builds(
         messages.Heartbeat,
         SESSIONS,
@@ -516,6 +525,7 @@ NOISE = st.one_of(
                 )
             ),
         ),
+        st.integers(0, 5),
     ),
     st.builds(messages.StatusRequest),
 )
