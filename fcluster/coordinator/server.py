@@ -39,6 +39,7 @@ from fcluster.common.errors import FclusterError, KafkaUnavailable, SettingsErro
 from fcluster.common.job import Job
 from fcluster.common.kafka_clients import Admin, end_offsets
 from fcluster.common.security import CoordinatorSecurity, coordinator_security
+from fcluster.common.reach import announced_address
 from fcluster.common.settings import Settings
 from fcluster.common.snapshot_store import store_identity
 from fcluster.common.topology import Topology
@@ -168,7 +169,7 @@ class _Office:
         transport = RouterTransport(self.security)
         try:
             # First of all: who can't listen must not depose anybody.
-            address = _bind(transport, self.settings.coordinator_bind)
+            address = _announced(self.settings, _bind(transport, self.settings.coordinator_bind))
             journal, past = candidate.open_journal()
             terms, own = self._terms(candidate, past, address)
             journal.write(_first_entries(own, terms))
@@ -236,8 +237,7 @@ def _bind(transport: RouterTransport, bind: str) -> str:
     wanted = bind[: -len(":0")] + ":*" if bind.endswith(":0") else bind
     while True:
         try:
-            address = transport.bind(wanted)
-            break
+            return transport.bind(wanted)
         except OSError as error:
             if time.monotonic() >= deadline_s:
                 raise SettingsError(
@@ -245,8 +245,14 @@ def _bind(transport: RouterTransport, bind: str) -> str:
                     remedy="Choose a free address in the setting coordinator.bind.",
                 ) from error
             time.sleep(0.1)
-    # Bound to all interfaces: workers elsewhere need a name they can connect to.
-    return address.replace("0.0.0.0", socket.gethostname())
+
+
+def _announced(settings: Settings, bound: str) -> str:
+    """The address that workers are told."""
+    announced = announced_address(bound, settings.coordinator_advertised_address, settings.bootstrap_servers)
+    if announced.warning:
+        _log.warning("%s", announced.warning)
+    return announced.address
 
 
 def _announce(leader: Leader, ready_callback: Callable[[str], None] | None, ready_file: Path | None) -> None:

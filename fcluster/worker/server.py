@@ -51,6 +51,7 @@ from fcluster.common.keys import Role
 from fcluster.common.messages import MalformedMessage, ShardStatus, WorkerStats
 from fcluster.common.positions import CommittedPosition
 from fcluster.common.security import client_security
+from fcluster.common.reach import ReachWatch
 from fcluster.common.settings import Settings
 from fcluster.common.topology import Isolation, Topology
 from fcluster.common.transport import DealerTransport
@@ -111,6 +112,7 @@ class Worker:
             client_security(settings, Role.WORKER, coordinator_address) if coordinator_address else None
         )
         self._connection_trouble = ""
+        self._reach = ReachWatch(self._say_trouble)
         self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._batches: deque[Batch] = deque()
         self._batch_index = 0
@@ -176,6 +178,7 @@ class Worker:
         """Work until told to leave; returns the process's exit code."""
         self._pulse.start()
         if self._fixed_address:
+            self._reach.expect(self._fixed_address)
             self._transport.connect(self._fixed_address, self._fixed_security)
         self._seeker.start()
         try:
@@ -195,6 +198,7 @@ class Worker:
 
     def _close(self) -> None:
         self._stopping.set()
+        self._reach.met()
         with self._watchdog.bounded("closing", 60):
             self._destroy_writer()
             # First of all that takes time: others may have the shards as soon as the connection is closed.
@@ -682,6 +686,7 @@ class Worker:
     def _connect(self, leader: Leader | None) -> None:
         """Connect to that leader, None: to the given address. In the seeker's thread."""
         try:
+            self._reach.expect(self._fixed_address if leader is None else leader.address)
             if leader is None:
                 self._transport.connect(self._fixed_address, self._fixed_security)
                 return
@@ -692,12 +697,15 @@ class Worker:
             raise FclusterError(str(error)) from error
 
     def _on_connected(self) -> None:
+        self._reach.met()
         self._connection_trouble = ""
         self._seeker.linked()
         self._inbox.put(core.Connected())
 
     def _on_disconnected(self) -> None:
         _log.warning("the connection to the coordinator is lost; looking for it")
+        if self._transport.address is not None and not self._stopping.is_set():
+            self._reach.expect(self._transport.address)
         self._seeker.unlinked()
 
     def _say_trouble(self, trouble: str) -> None:
