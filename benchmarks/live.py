@@ -187,7 +187,7 @@ def longest_pause(seen: Sequence[Seen], partition: int, from_ns: int, to_ns: int
 def latencies_ms(
     seen: Mapping[int, Sequence[Seen]], partitions: Iterable[int], from_ns: int, to_ns: int
 ) -> list[float]:
-    """Latencies of the records that were seen between these two moments, or were under way at the later one."""
+    """Latencies of the records that were under way at any time between these two moments."""
     return [
         one.latency_ms
         for partition in partitions

@@ -974,6 +974,7 @@ class Coordinator:
         revoked: dict[int, list[ShardId]] = {}
         for shard in leaving:
             shard.phase = ShardPhase.RELEASING
+            self.takeovers.revoked(shard.identity, self._now)
             revoked.setdefault(shard.session, []).append(shard.identity)
         for number, shards in revoked.items():
             self._revoke(self.sessions[number], shards)
@@ -1010,6 +1011,7 @@ class Coordinator:
             return
         for shard in held:
             self._free(shard, shard.target)
+            self.takeovers.released(shard.identity, self._now)
         self._balance()
 
     # --- the end --------------------------------------------------------------------------------------
