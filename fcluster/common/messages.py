@@ -115,6 +115,7 @@ class Hello(Message, frozen=True):
     `prepared_epoch` one it has prepared and not yet been told the outcome of (0: none), `in_flight_epoch` one
     that it has frozen and not yet committed, prepared or not (0: none). Messages may have been lost with the
     connection, so this one tells all that the coordinator needs: a shard that is not in `owned` is not held.
+    `process_space` names the space in which `pid` is unique (see `processes.process_space`), empty if unknown.
     """
 
     worker: _Name
@@ -130,6 +131,7 @@ class Hello(Message, frozen=True):
     snapshot_store: _Address
     version: _Name
     in_flight_epoch: _Number = 0
+    process_space: _Name = ""
 
 
 class Heartbeat(Message, frozen=True):

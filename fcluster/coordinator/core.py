@@ -55,6 +55,7 @@ from fcluster.coordinator.progress import Progress
 from fcluster.coordinator.rounds import EpochNumbers, Rounds
 from fcluster.coordinator.copies import Copies, learn
 from fcluster.coordinator.status import describe
+from fcluster.coordinator.takeovers import Takeovers
 
 EXIT_DONE = 0
 EXIT_JOB_FAILED = 3
@@ -63,7 +64,8 @@ EXIT_TEMPORARY = 75
 """Another coordinator leads the job."""
 
 SUSPICION_GRACE_MS = 150
-"""A closed connection that doesn't come back within this time means a dead worker."""
+"""A closed connection that doesn't come back within this time means a dead worker. One whose host says that the
+process is gone isn't waited for."""
 CROSSING_MS = 500
 """A Hello that comes so soon after a Welcome was probably sent before that arrived. It is less than a worker
 waits before it says Hello again."""
@@ -142,6 +144,7 @@ class Coordinator:
         self.copies = Copies(terms.topology, terms.settings.num_standby_replicas, terms.term, self._send)
         self.counters = Counters()
         self.standbys = Roster()
+        self.takeovers = Takeovers()
         self.snapshot_store = terms.snapshot_store
         self.started_ms = now_ms
         self._now = now_ms
@@ -222,6 +225,8 @@ class Coordinator:
                 self._on_journal_written(sequence)
             case events.PeerDisconnected(peer):
                 self._on_disconnected(peer)
+            case events.ProcessEnded(worker):
+                self._on_process_ended(worker)
             case events.SlotFenced(slot):
                 self._on_fenced(slot)
             case events.SlotFenceFailed(slot, reason):
@@ -329,6 +334,7 @@ class Coordinator:
                 self._welcome(held.number)
             elif held.kind == "fence":
                 self._out.effects.append(events.FenceSlot(held.number))
+                self.takeovers.journalled(held.number, self._now)
             else:
                 self.epochs.reserved(held.number)
         self._on_assignments_written(sequence)
@@ -420,7 +426,7 @@ class Coordinator:
 
     def _hear(self, session: Session) -> None:
         session.heard_ms = self._now
-        if session.suspect_until_ms is not None:
+        if session.suspect_until_ms is not None and not session.process_ended:
             session.suspect_until_ms = None
             del self._suspects[session.number]
 
@@ -446,6 +452,9 @@ class Coordinator:
             return  # not (any more) this session's to speak of
         if shard.phase is ShardPhase.RESTORING:
             shard.phase = ShardPhase.RUNNING
+            takeover = self.takeovers.runs(shard.identity, self._now)
+            if takeover is not None:
+                self._log("info", takeover.describe())
             if shard.identity in self._postponed:
                 self._balance()
         self.progress.learn(status)
@@ -719,15 +728,30 @@ class Coordinator:
             if session.unlinked_ms is None:
                 session.unlinked_ms = self._now
                 session.standbys_told = None
-            if session.suspect_until_ms is None:
-                session.suspect_until_ms = self._now + SUSPICION_GRACE_MS
-                self._suspects[session.number] = session
+                self.rounds.unlinked(session, self._now)
+                self._out.effects.append(events.PrepareFence(session.slot))
+            self._suspect(session)
+
+    def _on_process_ended(self, worker: str) -> None:
+        """What the process had said is heard first: the end of its connection comes behind it."""
+        session = self._session_of_worker.get(worker)
+        if session is not None:
+            session.process_ended = True
+            self._suspect(session)
+
+    def _suspect(self, session: Session) -> None:
+        if session.suspect_until_ms is None:
+            session.suspect_until_ms = self._now + SUSPICION_GRACE_MS
+            self._suspects[session.number] = session
+        if session.process_ended and session.unlinked_ms is not None:
+            session.suspect_until_ms = self._now
 
     def _end_suspects(self) -> None:
         for session in list(self._suspects.values()):
             if session.suspect_until_ms is not None and self._now >= session.suspect_until_ms:
                 self.counters.deaths += 1
-                self._end_session(session, "its connection closed", clean=False)
+                reason = "its process has ended" if session.process_ended else "its connection closed"
+                self._end_session(session, reason, clean=False)
 
     def _sweep(self) -> None:
         """Look for silent and stuck workers, a few times within the shortest bound, not at each event."""
@@ -784,13 +808,17 @@ class Coordinator:
         self._suspects.pop(session.number, None)
         self.rounds.ended(session, self._now)
         slot.session, slot.fenced = None, clean
+        waiting: list[ShardId] = []
         for shard in self._shards_of(slot.number):
             if shard.phase is not ShardPhase.ASSIGNING:
                 shard.phase, shard.session, shard.target = ShardPhase.WAITING, 0, None
+                waiting.append(shard.identity)
         sequence = self._journal_slot(slot)
         if not clean:
             slot.fencing = True
             self._hold("fence", sequence, slot.number)
+            since_ms = session.heard_ms if session.unlinked_ms is None else session.unlinked_ms
+            self.takeovers.begin(slot.number, waiting, reason, since_ms, self._now)
         if not rejoins:
             self._pursue(slot)
             self._balance()
@@ -814,6 +842,7 @@ class Coordinator:
             return
         self.counters.fences += 1
         slot.fencing, slot.fenced, slot.fence_failures = False, True, 0
+        self.takeovers.fenced(number, self._now)
         self._journal_slot(slot)
         self._pursue(slot)
         self._balance()
@@ -869,6 +898,7 @@ class Coordinator:
             if session.phase is SessionPhase.LIVE and session.unlinked_ms is None and waiting:
                 for shard in waiting:
                     shard.phase, shard.session = ShardPhase.RESTORING, session.number
+                    self.takeovers.assigned(shard.identity, self._now)
                 shards = [shard.identity for shard in waiting]
                 self._send_assign(session, shards)
         elif slot.fenced and slot.joiner is None and self.assigning:
@@ -953,6 +983,7 @@ class Coordinator:
         revoked: dict[int, list[ShardId]] = {}
         for shard in leaving:
             shard.phase = ShardPhase.RELEASING
+            self.takeovers.revoked(shard.identity, self._now)
             revoked.setdefault(shard.session, []).append(shard.identity)
         for number, shards in revoked.items():
             self._revoke(self.sessions[number], shards)
@@ -1000,6 +1031,7 @@ class Coordinator:
             return
         for shard in held:
             self._free(shard, shard.target)
+            self.takeovers.released(shard.identity, self._now)
         self._balance()
 
     # --- the end --------------------------------------------------------------------------------------

@@ -79,6 +79,7 @@ class Session:
         heard_ms: when it last gave a sign of life. `spoken`: it said something in this session.
         welcomed_ms: when it was told of this session.
         suspect_until_ms: its connection closed; it is dead if nothing is heard of it until then.
+        process_ended: its host says that its process is gone.
         unlinked_ms: since when what we send may get lost: its connection closed, and it hasn't said since
             what it holds. None: all is well.
         interval_ms: between its barriers. `due_ms` is when it may get the next one.
@@ -103,6 +104,7 @@ class Session:
     spoken: bool = False
     welcomed_ms: float = LONG_AGO_MS
     suspect_until_ms: float | None = None
+    process_ended: bool = False
     unlinked_ms: float | None = None
     backlog: bool = False
     interval_ms: float = 0.0

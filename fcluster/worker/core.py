@@ -399,6 +399,7 @@ class Identity:
     topology: str
     snapshot_store: str
     version: str
+    process_space: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -536,6 +537,7 @@ class WorkerCore:
                 snapshot_store=self.identity.snapshot_store,
                 version=self.identity.version,
                 in_flight_epoch=self.in_flight.epoch if self.in_flight else 0,
+                process_space=self.identity.process_space,
             )
         )
 

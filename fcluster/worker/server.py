@@ -50,6 +50,7 @@ from fcluster.common.kafka_clients import make_consumer
 from fcluster.common.keys import Role
 from fcluster.common.messages import MalformedMessage, ShardStatus, WorkerStats
 from fcluster.common.positions import CommittedPosition
+from fcluster.common.processes import process_space
 from fcluster.common.security import client_security
 from fcluster.common.reach import ReachWatch
 from fcluster.common.settings import Settings
@@ -128,6 +129,7 @@ class Worker:
             topology=self._topology.fingerprint,
             snapshot_store=self._host.snapshot_store_identity,
             version=__version__,
+            process_space=process_space(),
         )
         bounds = core.Bounds(
             epoch_records_max=settings.epoch_records_max,

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from random import Random
 from typing import TYPE_CHECKING, Any
 
 from fcluster.common import messages
@@ -20,6 +21,7 @@ from fcluster.common.errors import FclusterError, StateDamaged
 from fcluster.common.ids import ShardId, transactional_ids
 from fcluster.common.messages import WorkerStats
 from fcluster.common.positions import CommittedPosition, decode_position
+from fcluster.coordinator import events
 from fcluster.worker import core
 from fcluster.worker.changelog import Delta, DeltaReader, encode_delta
 from fcluster.worker.restore_plan import Base, RestorePlan, RestoreRequest, plan_restore, stands_exactly
@@ -252,6 +254,11 @@ class SimWorker(Process):
             self.disk.crash(world.random)
         flush_ms = world.up_to(8) if world.chance(0.5) else None
         self.dealer.close(world.up_to(5), flush_ms=flush_ms)
+        # A random stream of its own: how the end is noticed shall not change what else a seed chooses.
+        chance = Random(f"{world.seed} {self.name}")
+        for coordinator in self.cluster.living_coordinators:
+            if chance.random() < 0.5:  # they run on the same host
+                coordinator.later(chance.randint(0, 6), coordinator.feed, events.ProcessEnded(self.name))
         self.cluster.worker_ended(self)
 
     def _exit(self, effect: core.Exit) -> None:

@@ -290,7 +290,7 @@ class Harness:
             case events.StopCoordinator(exit_code, reason):
                 self.stopped = effect
                 self.lines.append(f"stop {exit_code}: {reason}")
-            case events.LogLine():
+            case events.LogLine() | events.PrepareFence():
                 pass
 
     def transcript(self) -> list[str]:
@@ -369,6 +369,9 @@ class FakeWorker:
 
     def disconnect(self) -> None:
         self.harness.feed(events.PeerDisconnected(self.peer))
+
+    def process_ends(self) -> None:
+        self.harness.feed(events.ProcessEnded(self.name))
 
     @property
     def assigned(self) -> list[ShardId]:

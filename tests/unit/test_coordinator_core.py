@@ -175,6 +175,88 @@ def test_dead_workers_shards_wait_for_journal_and_fence() -> None:
     assert harness.transcript() == ["w1 <- Assign in/0 in/2"]
 
 
+def test_dead_worker_whose_host_says_so_is_not_waited_for() -> None:
+    harness, (w0, w1) = cluster()
+    w0.disconnect()
+    w0.process_ends()
+    assert harness.transcript()[:2] == ["journal slot/0", "fence slot 0"]
+    assert len(w1.assigned) == 4
+
+
+def test_what_a_process_said_before_its_end_is_heard_first() -> None:
+    harness, (w0, _) = cluster()
+    w0.process_ends()
+    assert harness.transcript() == []
+    w0.goodbye()
+    w0.disconnect()
+    assert not any(line.startswith("fence") for line in harness.transcript())
+
+
+def test_process_that_ended_is_dead_even_if_its_connection_does_not_close() -> None:
+    harness, (w0, _) = cluster()
+    w0.process_ends()
+    harness.pass_ms(100)
+    w0.heartbeat()  # was on its way
+    harness.transcript()
+    harness.pass_ms(50)
+    assert harness.transcript()[:2] == ["journal slot/0", "fence slot 0"]
+
+
+def common_epoch(harness: Harness, w0: FakeWorker, w1: FakeWorker) -> int:
+    """An epoch that both are asked to prepare."""
+    w0.dirty()
+    w1.dirty()
+    w0.prepared(w0.barrier)
+    w0.committed(w0.barrier, dirty=True)
+    harness.pass_ms(10)
+    assert w0.barrier == w1.barrier
+    return w0.barrier
+
+
+def test_others_do_not_wait_for_the_epoch_of_a_worker_whose_connection_closed() -> None:
+    harness, (w0, w1) = cluster()
+    epoch = common_epoch(harness, w0, w1)
+    w1.prepared(epoch)
+    harness.transcript()
+    w0.disconnect()
+    assert harness.transcript() == [f"w1 <- Complete {epoch}"]
+
+
+def test_worker_that_is_back_with_an_epoch_that_nobody_waited_for_goes_on_with_it() -> None:
+    harness, (w0, w1) = cluster()
+    epoch = common_epoch(harness, w0, w1)
+    w1.prepared(epoch)
+    w0.disconnect()
+    harness.transcript()
+    w0.hello(session=w0.session, owned=w0.assigned, prepared_epoch=epoch, in_flight_epoch=epoch, epoch=epoch)
+    assert harness.transcript() == ["w0 <- Welcome slot 0 adopted", f"w0 <- Complete {epoch}"]
+
+
+def test_take_over_says_where_the_time_went() -> None:
+    harness, (w0, w1) = cluster()
+    harness.auto_journal = harness.auto_fence = False
+    w0.disconnect()
+    harness.pass_ms(150)
+    harness.pass_ms(9)
+    harness.write_journal()
+    harness.pass_ms(60)
+    harness.fence()
+    harness.pass_ms(8)
+    harness.write_journal()
+    harness.pass_ms(100)
+    w1.running()
+    (takeover,) = harness.core.status()["takeovers"]
+    assert takeover["slot"] == 0
+    assert takeover["shards"] == 2
+    assert takeover["steps_ms"] == {
+        "noticed": 150,
+        "journalled": 9,
+        "fenced": 60,
+        "assigned": 8,
+        "restored": 100,
+    }
+
+
 def test_connection_that_comes_back_in_time_changes_nothing() -> None:
     harness, (w0, _) = cluster()
     w0.disconnect()

@@ -374,8 +374,13 @@ class World:
         worker = self.pick(lambda worker: True)
         if worker is not None and len(self.workers) < 12:
             worker.ended = True
+            seen = self.random.choice(("before its connection closes", "after", "never"))
+            if seen == "before its connection closes":
+                self.harness.feed(events.ProcessEnded(worker.name))
             if worker.connected:
                 self.harness.feed(events.PeerDisconnected(worker.peer))
+            if seen == "after":
+                self.harness.feed(events.ProcessEnded(worker.name))
             self.workers.append(self.new_worker(worker.slot))
 
     def change_leader(self) -> None:
