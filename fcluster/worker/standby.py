@@ -116,8 +116,9 @@ class _Copy:
     def write(self) -> None:
         """Bring the store to where the copy stands."""
         if self.store is not None and self.store.meta() != self.meta:
-            changes, self._changes, self._changes_bytes = self._changes, {}, 0
-            self.store.apply(changes, self.meta)
+            self.store.apply(self._changes, self.meta)
+            # Only now: after a write that failed the next one has to bring what is missing.
+            self._changes, self._changes_bytes = {}, 0
 
 
 class StandbyTail:
