@@ -52,7 +52,7 @@ from fcluster.worker.restore import (
 from fcluster.worker.snapshots import take_snapshot, truncation_offset
 from fcluster.worker.standby import StandbyTail
 from fcluster.worker.state import ShardState, StoreMeta
-from fcluster.worker.store import StateDirectoryFullError, StoreDirectory
+from fcluster.worker.store import DISK_TROUBLE, StoreDirectory
 
 _log = logging.getLogger("fcluster.worker")
 
@@ -255,7 +255,7 @@ class ShardHost:
             except StateDamaged as damage:
                 self._check_positions(positions, damage)
                 raise
-        except StateDirectoryFullError as error:
+        except DISK_TROUBLE as error:
             self._emit(core.WorkerBroken(one_line(error)))
         except (FclusterError, KafkaException) as error:
             fatal = isinstance(error, FclusterError) and not isinstance(error, _MENDABLE)
