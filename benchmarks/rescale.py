@@ -7,10 +7,10 @@ behind the older one. Then two more are started, which get their share by warm m
 reader tells for each shard that moved the longest time without output around its move, beside the longest in
 the same partition in the seconds before; the coordinator's status tells where the time went.
 
-No shard may be restored from the beginning of its changelog. Workers say in their logs with what a warm copy
 No shard may be restored from the beginning of its changelog. Workers say in their logs with what a warm
-copy and a restore began, and how many records of the changelog a restore read; the run fails if one began with
-nothing, if a restore did not begin with local files (the warm copy), or if a move was cold. Medians are printed.
+copy and a restore began, and how many records of the changelog a restore read; the run fails if one began
+with nothing, if a restore didn't begin with local files (the warm copy), or if a move was cold. Medians are
+printed.
 """
 
 from __future__ import annotations

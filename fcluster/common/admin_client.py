@@ -82,6 +82,19 @@ class AdminClient:
         if not isinstance(reply, messages.StopReply):
             raise self._unexpected(reply)
 
+    def drain(self, worker: str, timeout_ms: int = 3_000) -> messages.DrainReply:
+        """Let one worker leave, named by its slot, its id or HOST:PID; returns once the coordinator agrees.
+
+        Raises:
+            CoordinatorSilent: there was no answer within `timeout_ms`.
+            KeyRefused: the connection was refused.
+            RequestRefused: it won't, for the reason in the message: there is no such worker, for one.
+        """
+        reply = self._ask(messages.DrainRequest(worker), timeout_ms)
+        if not isinstance(reply, messages.DrainReply):
+            raise self._unexpected(reply)
+        return reply
+
     def close(self) -> None:
         """Drop the connection; the next request opens a new one."""
         if self._socket is not None:

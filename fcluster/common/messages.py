@@ -113,9 +113,10 @@ class Hello(Message, frozen=True):
     session it holds; the coordinator then answers with an adopting `Welcome` for that session, or with
     `Evicted`. `slot` is the wanted slot (-1: any). `epoch` is the highest epoch the worker knows of,
     `prepared_epoch` one it has prepared and not yet been told the outcome of (0: none), `in_flight_epoch` one
-    that it has frozen and not yet committed, prepared or not (0: none). Messages may have been lost with the
-    connection, so this one tells all that the coordinator needs: a shard that is not in `owned` is not held.
-    `process_space` names the space in which `pid` is unique (see `processes.process_space`), empty if unknown.
+    that it has frozen and not yet committed, prepared or not (0: none). `process_space` names the space in which
+    `pid` is unique (see `processes.process_space`), empty if unknown; `leaving` says what `Leaving` says.
+    Messages may have been lost with the connection, so this one tells all that the coordinator needs: a shard
+    that is not in `owned` is not held.
     """
 
     worker: _Name
@@ -132,6 +133,7 @@ class Hello(Message, frozen=True):
     version: _Name
     in_flight_epoch: _Number = 0
     process_space: _Name = ""
+    leaving: bool = False
 
 
 class Heartbeat(Message, frozen=True):
@@ -195,6 +197,15 @@ class WorkerFailed(Message, frozen=True):
 
     session: _Session
     reason: str
+
+
+class Leaving(Message, frozen=True):
+    """The worker was asked to leave: its shards are to move away. It works on until it has none.
+
+    Said again until the worker is gone, for a new leader or after a lost connection `Hello` says it.
+    """
+
+    session: _Session
 
 
 class Goodbye(Message, frozen=True):
@@ -291,6 +302,20 @@ class Drain(Message, frozen=True):
     session: _Session
 
 
+class Leave(Message, frozen=True):
+    """An operator wants this worker gone: answer `Leaving`, and don't come back."""
+
+    term: _Number
+    session: _Session
+
+
+class Dismiss(Message, frozen=True):
+    """To a worker that is leaving: nobody can take its shards, so commit what is processed and go."""
+
+    term: _Number
+    session: _Session
+
+
 class Shutdown(Message, frozen=True):
     """Exit. `failed` says that the job stopped on an error, `reason` names it."""
 
@@ -331,6 +356,26 @@ class StopReply(Message, frozen=True):
     term: _Number
 
 
+class DrainRequest(Message, frozen=True):
+    """Let one worker leave: `worker` is its slot, its id, or HOST:PID. Answered with `DrainReply`.
+
+    May be repeated; whether it is gone shows in the status.
+    """
+
+    worker: _Name
+
+
+class DrainReply(Message, frozen=True):
+    """That worker leaves. `others` workers remain that can take its shards."""
+
+    term: _Number
+    slot: _Slot
+    worker: _Name
+    host: _Name
+    pid: _Number
+    others: _Number
+
+
 # --- standby coordinators ------------------------------------------------------------------------------
 
 
@@ -358,14 +403,27 @@ FromWorker = (
     | Released
     | Drained
     | WorkerFailed
+    | Leaving
     | Goodbye
 )
-FromAdmin = StatusRequest | StopRequest
+FromAdmin = StatusRequest | StopRequest | DrainRequest
 FromStandby = LeaderCheck
 ToWorker = (
-    Welcome | Refused | Evicted | Assign | Revoke | Standby | Barrier | Complete | Drain | Shutdown | HeartbeatAck
+    Welcome
+    | Refused
+    | Evicted
+    | Assign
+    | Revoke
+    | Standby
+    | Barrier
+    | Complete
+    | Drain
+    | Leave
+    | Dismiss
+    | Shutdown
+    | HeartbeatAck
 )
-ToAdmin = StatusReply | StopReply | Refused
+ToAdmin = StatusReply | StopReply | DrainReply | Refused
 ToStandby = LeaderAlive
 
 ToCoordinator = FromWorker | FromAdmin | FromStandby

@@ -15,6 +15,8 @@ Invariants kept:
 - *One session, one conversation.* A session that is over never gets a `Barrier` or `Complete` again; who
   still speaks for it is told `Evicted`.
 - *Epoch numbers rise strictly*, and a session gets `Complete(e)` only after its `Prepared(e)`.
+- *Who leaves, leaves.* A session that is leaving gets no shards to keep, whatever happens to its connection
+  or to the coordinator; its worker knows, or is told again.
 - *Epochs wait for nobody.* No journal write, fence or dead worker holds back the epoch of another worker
   for longer than `checkpoint.straggler.ms`.
 
@@ -54,6 +56,7 @@ from fcluster.coordinator.model import (
 from fcluster.coordinator.progress import Progress
 from fcluster.coordinator.rounds import EpochNumbers, Rounds
 from fcluster.coordinator.copies import Copies, learn
+from fcluster.coordinator.naming import find_worker
 from fcluster.coordinator.status import describe
 from fcluster.coordinator.takeovers import Takeovers
 
@@ -80,6 +83,7 @@ ABSENCE_NOTICED_MS = 1_000
 WARMING_MS_MAX = 30_000
 """A shard moves after so long even if its copy at the target isn't warm: what is missing is then read there."""
 SLOTS_MAX = 10_000
+DRAINED_REMEMBERED_MAX = 10_000
 EPOCHS_AHEAD_MAX = 1_000_000
 """Every number that was ever handed out is below a reservation in the journal, and so below what this leader
 knows. A worker that knows of one so much higher isn't of this job, and must not push the numbers up there."""
@@ -156,6 +160,8 @@ class Coordinator:
         self._retrying: dict[int, Slot] = {}
         self._warming: list[Shard] = []
         self._postponed: set[ShardId] = set()
+        self._drained: dict[str, None] = {}
+        """Workers that an operator wants gone; a new session doesn't change that. An ordered set."""
         self._sweep_ms = max(20.0, min(300.0, terms.settings.session_timeout_ms / 10))
         self._next_sweep_ms = now_ms
         self._drain_began_ms = now_ms
@@ -377,6 +383,8 @@ class Coordinator:
         elif isinstance(message, messages.StopRequest):
             self._begin_drain("asked to stop by an admin client")
             self._send(peer, messages.StopReply(self.terms.term))
+        elif isinstance(message, messages.DrainRequest):
+            self._send(peer, self._drain_worker(message.worker))
         else:
             session = self.sessions.get(message.session)
             if session is None or session.peer != peer:
@@ -419,7 +427,10 @@ class Coordinator:
                     session.phase = SessionPhase.DRAINED
             case messages.WorkerFailed():
                 self._on_worker_failed(session, message.reason)
+            case messages.Leaving():
+                self._on_leaving(session)
             case messages.Goodbye():
+                self.counters.leaves += 1
                 self._end_session(session, "left in good order", clean=True)
             case messages.Hello():
                 raise AssertionError("handled before")
@@ -607,6 +618,7 @@ class Coordinator:
             phase=SessionPhase.OPENING,
             heard_ms=self._now,
             interval_ms=self.settings.commit_interval_min_ms,
+            leaving=hello.worker in self._drained,
         )
         del self.joiners[joiner.peer]
         slot.joiner, slot.session, slot.fenced = None, session, False
@@ -631,6 +643,7 @@ class Coordinator:
             session.peer,
             messages.Welcome(self.terms.term, number, session.slot, self.epochs.highest, adopted=False),
         )
+        self._tell_to_leave(session)
         self._settle(self.slots[session.slot])
         self._balance()
 
@@ -642,6 +655,8 @@ class Coordinator:
         if session is None or session.worker != hello.worker or session.phase is SessionPhase.OPENING:
             self._send(peer, messages.Evicted(self.terms.term, hello.session))
             return
+        if hello.leaving:
+            self._on_leaving(session)
         if session.phase is not SessionPhase.AWAITED and session.unlinked_ms is None and session.peer == peer:
             # A Hello that outlived a connection and arrived with the next one's: since the one before nothing
             # was lost, so it says nothing new, and what it says is older than what was sent meanwhile.
@@ -662,6 +677,7 @@ class Coordinator:
         if self.phase is Phase.DRAINING:
             session.phase = SessionPhase.LIVE
             self._send(peer, messages.Drain(self.terms.term, session.number))
+        self._tell_to_leave(session)
         self._balance()
 
     def _send_adoption(self, session: Session) -> None:
@@ -676,6 +692,7 @@ class Coordinator:
         session.peer, self._session_of_peer[peer] = peer, session
         session.unlinked_ms = None
         session.orders_heard = session.orders  # what got lost is made up for by what it says it holds
+        session.dismissed = False
         self._hear(session)
 
     def _objection(self, session: Session, owned: set[ShardId]) -> str:
@@ -713,6 +730,59 @@ class Coordinator:
                 missing.append(shard.identity)
         if missing:
             self._send_assign(session, missing)
+
+    # --- leaving --------------------------------------------------------------------------------------
+
+    def _on_leaving(self, session: Session) -> None:
+        if not session.leaving_said:
+            self._log("info", f"worker {session.worker} (slot {session.slot}) is leaving")
+        session.leaving_said = True
+        if not session.leaving:
+            session.leaving = True
+            self._balance()
+
+    def _drain_worker(self, name: str) -> messages.DrainReply | messages.Refused:
+        """An operator wants that worker gone."""
+        if self.phase is not Phase.RUNNING:
+            return messages.Refused(self.terms.term, f"the job is stopping ({self.stop_reason})", retry=False)
+        session = find_worker(name, self.sessions.values())
+        if isinstance(session, str):
+            return messages.Refused(self.terms.term, session, retry=False)
+        self._drained[session.worker] = None
+        if len(self._drained) > DRAINED_REMEMBERED_MAX:
+            del self._drained[next(iter(self._drained))]
+        if session.phase is SessionPhase.LIVE and session.unlinked_ms is None:
+            self._tell_to_leave(session)
+        if not session.leaving:
+            self._log("info", f"worker {session.worker} (slot {session.slot}) is to be drained")
+            session.leaving = True
+            self._balance()
+        others = len(self._available())
+        return messages.DrainReply(
+            self.terms.term, session.slot, session.worker, session.host, session.pid, others
+        )
+
+    def _tell_to_leave(self, session: Session) -> None:
+        """If an operator wants it; a worker that was told before doesn't mind."""
+        if session.worker in self._drained:
+            self._send(session.peer, messages.Leave(self.terms.term, session.number))
+
+    def _available(self) -> list[int]:
+        """The slots that can be given shards to keep."""
+        return [
+            slot.number
+            for slot in self.slots.values()
+            if (slot.session and not slot.session.leaving)
+            or (slot.joiner and slot.joiner.hello.worker not in self._drained)
+        ]
+
+    def _dismiss_leaving(self) -> None:
+        """Nobody can take their shards: who is leaving needn't wait for that."""
+        for session in self.sessions.values():
+            linked = session.phase is SessionPhase.LIVE and session.unlinked_ms is None
+            if session.leaving and linked and not session.dismissed:
+                session.dismissed = True
+                self._send(session.peer, messages.Dismiss(self.terms.term, session.number))
 
     # --- dying ----------------------------------------------------------------------------------------
 
@@ -895,7 +965,12 @@ class Coordinator:
         session = slot.session
         if session is not None:
             # One that lost its connection learns of its new shards when it says which it holds.
-            if session.phase is SessionPhase.LIVE and session.unlinked_ms is None and waiting:
+            if session.phase is not SessionPhase.LIVE or session.unlinked_ms is not None:
+                return
+            if session.leaving and self.assigning:
+                for shard in waiting:  # it was never told of them
+                    self._free(shard)
+            elif waiting:
                 for shard in waiting:
                     shard.phase, shard.session = ShardPhase.RESTORING, session.number
                     self.takeovers.assigned(shard.identity, self._now)
@@ -912,7 +987,9 @@ class Coordinator:
         """
         if not self.assigning or self.phase is not Phase.RUNNING:
             return
-        available = [slot.number for slot in self.slots.values() if slot.session or slot.joiner]
+        available = self._available()
+        if not available:
+            self._dismiss_leaving()
         current = {
             shard.identity: slot
             for shard in self.shards.values()
@@ -1129,6 +1206,9 @@ class Coordinator:
             assert self.slots[session.slot].session is session, session
             assert self._session_of_worker.get(session.worker) is session, session
             assert session.epoch <= self.epochs.highest, session
+            if self.phase is Phase.RUNNING and self.assigning and session.leaving:
+                kept = [shard for shard in self.shards.values() if session.slot in shard.standbys]
+                assert not kept, f"{session} is leaving, and is to keep copies"
             if self.phase is Phase.RUNNING:
                 told = session.standbys_told or ()
                 assert not any(self.shards[shard].session == session.number for shard in told), session

@@ -89,6 +89,8 @@ class Session:
         orders: the number of the last `Assign` or `Revoke` that this leader sent it. `orders_heard` is the last that
             it said it has got; while there are others, `unheard_ms` is when the first of them was sent.
         released_number: that of the last `Released` that it sent.
+        leaving: its shards move away, and it gets none. `leaving_said`: its worker knows.
+        dismissed: its worker was told to go without waiting for that.
         standbys_told: of which shards it was last told to keep warm copies; None: it may not have heard.
         standbys: the warm copies that it says it has.
     """
@@ -125,6 +127,9 @@ class Session:
     orders_heard: int = 0
     unheard_ms: float = 0.0
     released_number: int = 0
+    leaving: bool = False
+    leaving_said: bool = False
+    dismissed: bool = False
     standbys_told: tuple[ShardId, ...] | None = ()
     standbys: dict[ShardId, messages.StandbyStatus] = field(
         default_factory=lambda: dict[ShardId, messages.StandbyStatus]()
@@ -186,6 +191,7 @@ class Counters:
     adoptions: int = 0
     deaths: int = 0
     evictions: int = 0
+    leaves: int = 0
     resets: int = 0
     fences: int = 0
     fence_failures: int = 0

@@ -135,6 +135,9 @@ class Worker:
             epoch_records_max=settings.epoch_records_max,
             coordinator_loss_ms=settings.coordinator_loss_bound_ms,
             offset_refresh_ms=settings.offset_refresh_interval_ms,
+            leave_timeout_ms=settings.worker_leave_timeout_ms,
+            last_commit_timeout_ms=settings.checkpoint_timeout_ms,
+            leader_patience_ms=settings.session_timeout_ms,
         )
         self._core = core.WorkerCore(identity, bounds, _now_ms())
         self._port = OutputPort()
@@ -156,6 +159,7 @@ class Worker:
         self._epochs_committed = 0
         self._commit_latencies_ms: deque[float] = deque(maxlen=COMMIT_LATENCIES_KEPT)
         self._stats = WorkerStats()
+        self._ticked_s = time.monotonic()
         self._transport = DealerTransport(
             identity.worker.encode(),
             on_frame=self._on_frame,
@@ -186,6 +190,7 @@ class Worker:
         try:
             while self._exit is None:
                 self._take_events()
+                self._tick_if_due()
                 if self._batches and not self._paused and self._exit is None:
                     self._process_chunk()
                     self._take_idle()
@@ -195,7 +200,7 @@ class Worker:
         return self._exit.code
 
     def request_termination(self) -> None:
-        """Leave in good order: commit what is processed, then exit. May be called by a signal handler."""
+        """Leave in good order (see `core.TerminationRequested`). May be called by a signal handler."""
         self._inbox.put(core.TerminationRequested())
 
     def _close(self) -> None:
@@ -221,8 +226,6 @@ class Worker:
         try:
             item = self._inbox.get(waiting, self._settings.heartbeat_interval_ms / 1000)
         except queue.Empty:
-            if waiting:
-                self._tick()
             return
         while True:
             with self._watchdog.bounded(f"handling {type(item).__name__}", self._hang_bound_s):
@@ -291,6 +294,13 @@ class Worker:
                 _log.log(_LEVELS[effect.level.upper()], "%s", effect.text)
             case core.Exit():
                 self._exit = effect
+
+    def _tick_if_due(self) -> None:
+        """The core gets to know the time under load as well: its bounds hold then too."""
+        now_s = time.monotonic()
+        if now_s - self._ticked_s >= self._settings.heartbeat_interval_ms / 1000 and self._exit is None:
+            self._ticked_s = now_s
+            self._tick()
 
     def _tick(self) -> None:
         self._feed(core.Tick())
@@ -792,7 +802,8 @@ def run_worker(job: Job, settings: Settings, *, slot: int = -1, coordinator_addr
     """Run a worker in this process until it is told to leave (by the coordinator, SIGTERM or SIGINT).
 
     Returns:
-        The exit code: 0 in good order, 3 if the job failed, 1 if this worker can't go on.
+        The exit code: 0 in good order, 3 if the job failed, 1 if this worker can't go on, 4 if it was drained and
+        isn't to be started again.
 
     Raises:
         FclusterError: it can't start; the message says why.

@@ -199,7 +199,9 @@ class SimWorker(Process):
         self.host = host
         self.wanted_slot = wanted_slot
         self.exit_code: int | None = None
-        self.leaving = False
+        self.returns = False
+        """Its supervisor starts another one when it has left: a rolling restart."""
+        self._terminated = False
         self.disk: Disk | None = None
         self.slot = -1
         identity = core.Identity(
@@ -211,6 +213,9 @@ class SimWorker(Process):
             settings.coordinator_loss_bound_ms,
             settings.offset_refresh_interval_ms,
             hello_retry_ms=400,
+            leave_timeout_ms=settings.worker_leave_timeout_ms,
+            last_commit_timeout_ms=settings.checkpoint_timeout_ms,
+            leader_patience_ms=2 * settings.session_timeout_ms,
         )
         self.core = self.core_class(identity, bounds, self.world.now_ms)
         self.dealer = Dealer(self, name.encode(), self._on_frame, lambda: self.post(core.Connected()))
@@ -245,8 +250,13 @@ class SimWorker(Process):
 
     def terminate(self) -> None:
         """SIGTERM."""
-        self.leaving = True
+        self._terminated = True
         self.post(core.TerminationRequested())
+
+    @property
+    def leaving(self) -> bool:
+        """Whether it was asked to leave."""
+        return self._terminated or self.core.leaving
 
     def died(self) -> None:
         world = self.world

@@ -60,6 +60,9 @@ class ModelWorker:
         self.epoch_seen = 0
         self.hello_ms = 0.0
         self.draining = False
+        self.leaving = False
+        self.gone = False
+        """It does nothing any more; what it said last is still on its way."""
         self.forget()
 
     def forget(self) -> None:
@@ -96,6 +99,7 @@ class ModelWorker:
                 snapshot_store=STORE,
                 version=VERSION,
                 in_flight_epoch=self.in_flight_epoch,
+                leaving=self.leaving,
             )
         )
 
@@ -111,8 +115,29 @@ class ModelWorker:
 
     def reset(self) -> None:
         self.forget()
-        if self.connected:
+        self.gone = self.leaving
+        if self.connected and not self.gone:
             self.hello()
+
+    # --- leaving ----------------------------------------------------------------------------------
+
+    def leave(self) -> None:
+        """Its shards are to move away first."""
+        self.leaving = True
+        self.gone = not self.session
+        if self.session:
+            self.say(messages.Leaving(self.session))
+            self.leave_if_empty()
+
+    def leave_at_once(self) -> None:
+        """What is processed is committed, then it goes."""
+        self.leaving = self.draining = True
+        self.finish_drain()
+
+    def leave_if_empty(self) -> None:
+        if self.leaving and not self.draining and not self.position and not self.in_flight_epoch:
+            self.say(messages.Goodbye(self.session))
+            self.gone = True
 
     # --- its own life -----------------------------------------------------------------------------
 
@@ -158,6 +183,8 @@ class ModelWorker:
 
     def heartbeat(self, now_ms: float) -> None:
         """A sign of life, or the question for a session once more."""
+        if self.session and self.leaving and self.luck.random() < 0.2:
+            self.say(messages.Leaving(self.session))
         if self.session:
             standbys = [
                 messages.StandbyStatus(shard, 1, self.luck.choice([-1, 0, 0, 10_000]))
@@ -177,6 +204,7 @@ class ModelWorker:
             del self.position[shard]
         if free:
             self.say_released(free)
+        self.leave_if_empty()
 
     releases: int = 0
 
@@ -187,11 +215,16 @@ class ModelWorker:
     def finish_drain(self) -> None:
         if self.draining and not self.open and not self.in_flight_epoch and self.session:
             self.say(messages.Drained(self.session))
+            if self.leaving:
+                self.say(messages.Goodbye(self.session))
+                self.gone = True
 
     # --- what it is told ------------------------------------------------------------------------------
 
     def receive(self, message: messages.FromCoordinator) -> None:
         session = getattr(message, "session", 0)
+        if self.gone:
+            return
         match message:
             case messages.Welcome() if message.adopted:
                 if session == self.session:
@@ -227,6 +260,10 @@ class ModelWorker:
                 if foreign:
                     self.say_released(foreign)
                 self.release()
+            case messages.Leave() if not self.leaving and not self.draining:
+                self.leave()
+            case messages.Dismiss():
+                self.leave_at_once()
             case messages.Barrier(epoch=epoch) if epoch > self.epoch_seen and not self.in_flight_epoch:
                 self.epoch_seen = epoch
                 if self.open:
@@ -291,6 +328,9 @@ class World:
             (0.7, self.kill_worker),
             (0.4, self.change_leader),
             (0.5, self.join_more),
+            (0.6, self.ask_to_leave),
+            (0.3, self.drain_worker),
+            (0.3, self.hurry_leaver),
         ]
         weights = [weight for weight, _ in happenings]
         happening = self.random.choices([action for _, action in happenings], weights)[0]
@@ -304,9 +344,14 @@ class World:
                 if worker.peer == peer and worker.connected and not worker.ended:
                     worker.to_worker.append(message)
         self.harness.sent.clear()
+        for worker in self.workers:
+            if worker.gone and not worker.ended and not (worker.connected and worker.to_coordinator):
+                worker.ended = True
+                if worker.connected:
+                    self.harness.feed(events.PeerDisconnected(worker.peer))
 
     def pick(self, condition: Callable[[ModelWorker], Any]) -> ModelWorker | None:
-        candidates = [worker for worker in self.workers if not worker.ended and condition(worker)]
+        candidates = [w for w in self.workers if not w.ended and condition(w)]
         return self.random.choice(candidates) if candidates else None
 
     def deliver_to_coordinator(self) -> None:
@@ -320,13 +365,13 @@ class World:
             worker.receive(worker.to_worker.popleft())
 
     def work(self) -> None:
-        worker = self.pick(lambda worker: True)
+        worker = self.pick(lambda worker: not worker.gone)
         if worker is not None:
             self.random.choice([worker.process, worker.prepare, worker.commit, self.beat])()
 
     def beat(self) -> None:
         for worker in self.workers:
-            if not worker.ended:
+            if not worker.ended and not worker.gone:
                 worker.heartbeat(self.harness.now_ms)
 
     def write_journal(self) -> None:
@@ -361,14 +406,29 @@ class World:
             self.harness.feed(events.PeerDisconnected(worker.peer))
 
     def connect(self) -> None:
-        worker = self.pick(lambda worker: not worker.connected)
+        worker = self.pick(lambda worker: not worker.connected and not worker.gone)
         if worker is not None:
             worker.connect()
 
     def reset_worker(self) -> None:
-        worker = self.pick(lambda worker: worker.session and worker.connected)
+        worker = self.pick(lambda worker: worker.session and worker.connected and not worker.gone)
         if worker is not None:
             worker.reset()
+
+    def ask_to_leave(self) -> None:
+        worker = self.pick(lambda worker: not worker.leaving and not worker.draining)
+        if worker is not None:
+            worker.leave()
+
+    def drain_worker(self) -> None:
+        worker = self.pick(lambda worker: worker.session)
+        if worker is not None:
+            self.harness.say(b"admin", messages.DrainRequest(worker.name))
+
+    def hurry_leaver(self) -> None:
+        worker = self.pick(lambda worker: worker.leaving and worker.session and not worker.gone)
+        if worker is not None:
+            worker.leave_at_once()
 
     def kill_worker(self) -> None:
         worker = self.pick(lambda worker: True)
@@ -400,15 +460,15 @@ class World:
 
     def heal(self) -> None:
         """No accidents any more: everything arrives, everybody works, time passes."""
+        staying = [worker for worker in self.workers if not worker.ended and not self.is_leaving(worker)]
+        if not staying and self.harness.core.phase is Phase.RUNNING:
+            self.workers.append(self.new_worker(-1))
         for _ in range(400):
             for worker in self.workers:
                 if worker.ended:
                     continue
-                if not worker.connected:
-                    worker.connect()
-                worker.prepare()
-                worker.commit()
-                worker.heartbeat(self.harness.now_ms)
+                if not worker.gone:
+                    self.let_work(worker)
                 while worker.to_worker:
                     worker.receive(worker.to_worker.popleft())
                 while worker.to_coordinator:
@@ -424,6 +484,18 @@ class World:
                 return
         raise AssertionError(f"the cluster doesn't get well: {self.harness.core.status()}")
 
+    def let_work(self, worker: ModelWorker) -> None:
+        if not worker.connected:
+            worker.connect()
+        worker.prepare()
+        worker.commit()
+        worker.heartbeat(self.harness.now_ms)
+
+    def is_leaving(self, worker: ModelWorker) -> bool:
+        """Whether it knows that it is to leave, or is going to be told."""
+        sessions = self.harness.core.sessions.values()
+        return worker.leaving or any(s.leaving for s in sessions if s.worker == worker.name)
+
     def is_well(self) -> bool:
         """Everybody has a session, all shards have one owner each, and nothing is uncommitted."""
         alive = [worker for worker in self.workers if not worker.ended]
@@ -432,6 +504,7 @@ class World:
         under_way = [message for worker in alive for message in (*worker.to_worker, *worker.to_coordinator)]
         return (
             all(worker.session and not worker.open and not worker.in_flight_epoch for worker in alive)
+            and not any(self.is_leaving(worker) for worker in alive)
             and sorted(owned) == sorted(self.harness.core.shards)
             and max(loads) - min(loads) <= 1
             and self.copies_are_in_place(alive)
@@ -514,6 +587,8 @@ NOISE = st.one_of(
     ),
     st.builds(messages.Drained, SESSIONS),
     st.builds(messages.Goodbye, SESSIONS),
+    st.builds(messages.Leaving, SESSIONS),
+    st.builds(messages.DrainRequest, st.sampled_from(["0", "1", "w0", "host-0:1", "-1", "nobody", ""])),
     st.builds(messages.WorkerFailed, SESSIONS, st.just("reason")),
     st.builds(messages.Heartbeat, SESSIONS, st.just(messages.WorkerStats()), st.integers(0, 5)),
     st.builds(

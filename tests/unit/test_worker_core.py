@@ -286,12 +286,140 @@ def test_drain_commits_what_is_open_before_it_is_drained() -> None:
     assert scenario.did(core.Exit) == [core.Exit(0, "stopped")]
 
 
-def test_termination_drains_and_says_goodbye() -> None:
+def test_terminated_worker_works_on_until_its_shards_have_moved_away() -> None:
+    scenario = Scenario().joined().running(A, B).processed(A)
+    scenario.after(core.TerminationRequested())
+    assert scenario.sent() == [messages.Leaving(7)]
+    assert not scenario.did(core.StopReading)
+    scenario.prepared(1).complete(1).committed(1, A)
+    scenario.receive(messages.Revoke(1, 7, [A], scenario.order()))
+    assert scenario.sent() == [messages.Released(7, [A], 1)]
+    scenario.processed(B)
+    scenario.receive(messages.Revoke(1, 7, [B], scenario.order()))
+    assert scenario.sent() == []
+    scenario.prepared(2).complete(2).committed(2, B)
+    assert scenario.sent()[1:] == [messages.Released(7, [B], 2), messages.Goodbye(7)]
+    assert scenario.did(core.Exit) == [core.Exit(0, "asked to leave")]
+
+
+def test_terminated_worker_without_shards_goes_at_once() -> None:
+    scenario = Scenario().joined()
+    scenario.after(core.TerminationRequested())
+    assert scenario.sent() == [messages.Leaving(7), messages.Goodbye(7)]
+    assert scenario.did(core.Exit) == [core.Exit(0, "asked to leave")]
+
+
+def test_terminated_worker_without_a_session_goes_at_once() -> None:
+    scenario = Scenario()
+    scenario.after(core.TerminationRequested())
+    assert scenario.did(core.Exit) == [core.Exit(0, "asked to leave")]
+
+
+def test_second_termination_commits_and_goes_and_a_third_goes() -> None:
     scenario = Scenario().joined().running(A).processed(A)
     scenario.after(core.TerminationRequested())
+    scenario.after(core.TerminationRequested())
+    assert scenario.did(core.StopReading)
     assert not scenario.did(core.Exit)
     scenario.prepared(1).complete(1).committed(1, A)
     assert scenario.sent()[-1] == messages.Goodbye(7)
+    assert scenario.did(core.Exit) == [core.Exit(0, "asked to leave")]
+
+    scenario = Scenario().joined().running(A).processed(A)
+    for _ in range(3):
+        scenario.after(core.TerminationRequested())
+    assert scenario.sent() == []
+    assert scenario.did(core.Exit) == [core.Exit(0, "asked to leave")]
+
+
+def test_dismissed_worker_commits_what_it_has_and_goes() -> None:
+    scenario = Scenario().joined().running(A).processed(A)
+    scenario.after(core.TerminationRequested())
+    scenario.receive(messages.Dismiss(1, 7))
+    assert scenario.did(core.StopReading)
+    scenario.prepared(1).complete(1).committed(1, A)
+    assert scenario.sent()[-2:] == [messages.Drained(7), messages.Goodbye(7)]
+    assert scenario.did(core.Exit) == [core.Exit(0, "asked to leave")]
+
+
+def test_leaving_is_bounded_in_time() -> None:
+    scenario = Scenario().joined().running(A).processed(A)
+    scenario.after(core.TerminationRequested())
+    scenario.now_ms = 20_000
+    scenario.receive(messages.HeartbeatAck(1, 7))
+    scenario.after(core.Tick())
+    assert scenario.did(core.StopReading)
+    assert not scenario.did(core.Exit)
+    scenario.now_ms = 50_000
+    scenario.receive(messages.HeartbeatAck(1, 7))
+    scenario.after(core.Tick())
+    assert scenario.did(core.Exit) == [core.Exit(0, "asked to leave")]
+
+
+def test_leaving_worker_waits_for_a_next_leader_but_not_for_long() -> None:
+    scenario = Scenario().joined().running(A).processed(A)
+    scenario.now_ms = 60_000
+    scenario.after(core.TerminationRequested())
+    scenario.now_ms = 62_999
+    scenario.after(core.Tick())
+    assert not scenario.did(core.Exit)
+    scenario.now_ms = 63_000
+    scenario.after(core.Tick())
+    assert scenario.did(core.Exit) == [core.Exit(0, "asked to leave")]
+
+
+def test_leaving_is_said_again_and_in_each_hello() -> None:
+    scenario = Scenario().joined().running(A)
+    scenario.after(core.TerminationRequested())
+    scenario.now_ms = core.LEAVING_REPEATED_MS - 1
+    scenario.after(core.Tick())
+    assert scenario.sent() == []
+    scenario.now_ms = core.LEAVING_REPEATED_MS
+    scenario.after(core.Tick())
+    assert scenario.sent() == [messages.Leaving(7)]
+    scenario.after(core.Connected())
+    (hello,) = scenario.sent()
+    assert isinstance(hello, messages.Hello)
+    assert hello.leaving
+
+
+def test_leaving_worker_that_loses_its_session_does_not_join_anew() -> None:
+    scenario = Scenario().joined().running(A).processed(A)
+    scenario.after(core.TerminationRequested())
+    scenario.receive(messages.Evicted(1, 7))
+    assert scenario.sent() == []
+    assert scenario.did(core.Exit) == [core.Exit(0, "asked to leave")]
+
+
+def test_drained_worker_exits_with_a_code_of_its_own() -> None:
+    scenario = Scenario().joined().running(A)
+    scenario.receive(messages.Leave(1, 7))
+    assert scenario.sent() == [messages.Leaving(7)]
+    scenario.receive(messages.Revoke(1, 7, [A], scenario.order()))
+    assert scenario.did(core.Exit) == [core.Exit(core.EXIT_DRAINED, "asked to leave")]
+
+
+def test_drain_of_a_worker_that_is_leaving_already_keeps_it_from_coming_back() -> None:
+    scenario = Scenario().joined().running(A)
+    scenario.after(core.TerminationRequested())
+    scenario.receive(messages.Leave(1, 7))
+    scenario.receive(messages.Revoke(1, 7, [A], scenario.order()))
+    assert scenario.did(core.Exit) == [core.Exit(core.EXIT_DRAINED, "asked to leave")]
+
+
+def test_drain_of_the_job_lets_a_leaving_worker_go() -> None:
+    scenario = Scenario().joined().running(A).processed(A)
+    scenario.after(core.TerminationRequested())
+    scenario.receive(messages.Drain(1, 7))
+    scenario.prepared(1).complete(1).committed(1, A)
+    assert scenario.sent()[-2:] == [messages.Drained(7), messages.Goodbye(7)]
+    assert scenario.did(core.Exit) == [core.Exit(0, "asked to leave")]
+
+
+def test_termination_of_a_drained_worker_lets_it_go() -> None:
+    scenario = Scenario().joined().running(A)
+    scenario.receive(messages.Drain(1, 7))
+    scenario.after(core.TerminationRequested())
     assert scenario.did(core.Exit) == [core.Exit(0, "asked to leave")]
 
 
