@@ -17,6 +17,7 @@ from zmq.utils.monitor import parse_monitor_message
 
 from fcluster.common import messages
 from fcluster.common.errors import FclusterError
+from fcluster.common.reach import REMEDY, trouble_reaching
 from fcluster.common.transport import HANDSHAKE_FAILURES, SocketSecurity, handshake_trouble
 
 
@@ -141,8 +142,12 @@ class AdminClient:
                 remedy="Set security.keys.dir to a directory with the coordinator's coordinator.pub and an "
                 "allowed admin.key, or to none if the coordinator has none.",
             )
+        silence = f"the coordinator at {self.address} gave no answer within {timeout_ms / 1000:g} s"
+        unreached = trouble_reaching(self.address)
+        if unreached:
+            raise CoordinatorSilent(f"{silence}: {unreached}", remedy=REMEDY)
         raise CoordinatorSilent(
-            f"the coordinator at {self.address} gave no answer within {timeout_ms / 1000:g} s",
+            silence,
             remedy="If it was just started or restarted, try again in a few seconds; else look into its log.",
         )
 

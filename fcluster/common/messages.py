@@ -9,6 +9,11 @@ Every message about work carries the worker's `session`. A session begins with a
 the worker is declared dead, is fenced, or says `Hello` anew. A worker initialises its transactional
 producers exactly once in a session, and commits only on a `Complete` of that same session: a worker that
 was fenced therefore can't come back to life by initialising its producers again.
+
+`Assign`, `Revoke` and `Released` pass shards on, so they must not be obeyed twice: one that comes once more, behind
+what was sent after it, would give a shard two owners. Their senders number them, rising within a session (and a
+term), and what isn't newer than the last one is dropped. All other messages name the epoch or the session that they are
+about, and mean nothing once that is over.
 """
 
 from __future__ import annotations
@@ -112,7 +117,8 @@ class Hello(Message, frozen=True):
     session it holds; the coordinator then answers with an adopting `Welcome` for that session, or with
     `Evicted`. `slot` is the wanted slot (-1: any). `epoch` is the highest epoch the worker knows of,
     `prepared_epoch` one it has prepared and not yet been told the outcome of (0: none), `in_flight_epoch` one
-    that it has frozen and not yet committed, prepared or not (0: none). `leaving` says what `Leaving` says.
+    that it has frozen and not yet committed, prepared or not (0: none). `process_space` names the space in which
+    `pid` is unique (see `processes.process_space`), empty if unknown; `leaving` says what `Leaving` says.
     Messages may have been lost with the connection, so this one tells all that the coordinator needs: a shard
     that is not in `owned` is not held.
     """
@@ -130,14 +136,16 @@ class Hello(Message, frozen=True):
     snapshot_store: _Address
     version: _Name
     in_flight_epoch: _Number = 0
+    process_space: _Name = ""
     leaving: bool = False
 
 
 class Heartbeat(Message, frozen=True):
-    """Alive, every `heartbeat.interval.ms`."""
+    """Alive, every `heartbeat.interval.ms`. `orders_heard`: the number of the last `Assign` or `Revoke` of this term."""
 
     session: _Session
     stats: WorkerStats
+    orders_heard: _Number
 
 
 class Dirty(Message, frozen=True):
@@ -179,6 +187,7 @@ class Released(Message, frozen=True):
 
     session: _Session
     shards: list[ShardId]
+    number: _Number
 
 
 class Drained(Message, frozen=True):
@@ -283,6 +292,7 @@ class Assign(Message, frozen=True):
     term: _Number
     session: _Session
     shards: list[ShardId]
+    number: _Number
 
 
 class Revoke(Message, frozen=True):
@@ -291,6 +301,7 @@ class Revoke(Message, frozen=True):
     term: _Number
     session: _Session
     shards: list[ShardId]
+    number: _Number
 
 
 class Standby(Message, frozen=True):

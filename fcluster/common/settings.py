@@ -118,6 +118,18 @@ def _text(default: str) -> Any:
     return _setting(default, parse)
 
 
+def _host_and_port() -> Any:
+    expected = "a host's name or address, with or without a port: 'host-a', 'host-a:7070', 'tcp://host-a:7070'"
+
+    def parse(value: Any) -> str:
+        text = str(value).strip().removeprefix("tcp://")
+        if text and not re.fullmatch(r"([A-Za-z0-9._-]{1,255}|\[[0-9a-fA-F:.]{2,45}\])(:[0-9]{1,5})?", text):
+            raise _BadValueError(expected)
+        return text
+
+    return _setting("", parse)
+
+
 def _boolean(default: bool) -> Any:
     def parse(value: Any) -> bool:
         text = str(value).strip().lower()
@@ -176,6 +188,8 @@ class Settings:
         workers: processes that `fcluster up` starts.
         coordinator_address: where workers find the coordinator; empty: the journal says.
         coordinator_bind: where the coordinator listens.
+        coordinator_advertised_address: ``host`` or ``host:port`` that others are told instead, where it can't
+            be reached by the name or address that it sees itself; empty: what it sees.
         isolation_level: of the sources that name none themselves.
         source_gap: what deleted but unprocessed source records lead to: "fail" or "continue".
         replication_factor: of topics the cluster creates; -1: the brokers' default.
@@ -207,6 +221,7 @@ class Settings:
     workers: int = _integer(4, least=1, most=10_000)
     coordinator_address: str = _text("")
     coordinator_bind: str = _text("tcp://127.0.0.1:0")
+    coordinator_advertised_address: str = _host_and_port()
     isolation_level: Isolation = _choice("read-committed", "read-uncommitted")  # noqa: RUF009
     source_gap: SourceGapPolicy = _choice("fail", "continue")  # noqa: RUF009
     replication_factor: int = _integer(-1, least=1, most=32_767, also=-1)

@@ -59,6 +59,7 @@ from fcluster.coordinator.rounds import EpochNumbers, Rounds
 from fcluster.coordinator.copies import Copies, learn
 from fcluster.coordinator.naming import find_worker
 from fcluster.coordinator.status import describe
+from fcluster.coordinator.takeovers import Takeovers
 
 EXIT_DONE = 0
 EXIT_JOB_FAILED = 3
@@ -67,7 +68,8 @@ EXIT_TEMPORARY = 75
 """Another coordinator leads the job."""
 
 SUSPICION_GRACE_MS = 150
-"""A closed connection that doesn't come back within this time means a dead worker."""
+"""A closed connection that doesn't come back within this time means a dead worker. One whose host says that the
+process is gone isn't waited for."""
 CROSSING_MS = 500
 """A Hello that comes so soon after a Welcome was probably sent before that arrived. It is less than a worker
 waits before it says Hello again."""
@@ -148,6 +150,7 @@ class Coordinator:
         self.agents = Agents(terms.term, terms.settings.session_timeout_ms)
         self.counters = Counters()
         self.standbys = Roster()
+        self.takeovers = Takeovers()
         self.snapshot_store = terms.snapshot_store
         self.started_ms = now_ms
         self._now = now_ms
@@ -230,6 +233,8 @@ class Coordinator:
                 self._on_journal_written(sequence)
             case events.PeerDisconnected(peer):
                 self._on_disconnected(peer)
+            case events.ProcessEnded(worker):
+                self._on_process_ended(worker)
             case events.SlotFenced(slot):
                 self._on_fenced(slot)
             case events.SlotFenceFailed(slot, reason):
@@ -275,6 +280,7 @@ class Coordinator:
         for session in self.sessions.values():
             session.heard_ms += absence_ms
             session.epoch_phase_ms += absence_ms
+            session.unheard_ms += absence_ms
             if session.suspect_until_ms is not None:
                 session.suspect_until_ms += absence_ms
             if session.unlinked_ms is not None:
@@ -336,6 +342,7 @@ class Coordinator:
                 self._welcome(held.number)
             elif held.kind == "fence":
                 self._out.effects.append(events.FenceSlot(held.number))
+                self.takeovers.journalled(held.number, self._now)
             else:
                 self.epochs.reserved(held.number)
         self._on_assignments_written(sequence)
@@ -411,12 +418,16 @@ class Coordinator:
                 self._learn_committed(session, message.shards)
                 self.rounds.committed(session, message, self._now)
             case messages.Heartbeat():
+                heard = min(session.orders, message.orders_heard)
+                session.orders_heard = max(session.orders_heard, heard)
                 self._on_heartbeat(session, message.stats)
             case messages.ShardsRunning():
                 for status in message.shards:
                     self._learn_running(session, status)
             case messages.Released():
-                self._on_released(session, message.shards)
+                if message.number > session.released_number:
+                    session.released_number = message.number
+                    self._on_released(session, message.shards)
             case messages.Drained():
                 if self.phase is Phase.DRAINING:
                     session.phase = SessionPhase.DRAINED
@@ -432,7 +443,7 @@ class Coordinator:
 
     def _hear(self, session: Session) -> None:
         session.heard_ms = self._now
-        if session.suspect_until_ms is not None:
+        if session.suspect_until_ms is not None and not session.process_ended:
             session.suspect_until_ms = None
             del self._suspects[session.number]
 
@@ -458,6 +469,9 @@ class Coordinator:
             return  # not (any more) this session's to speak of
         if shard.phase is ShardPhase.RESTORING:
             shard.phase = ShardPhase.RUNNING
+            takeover = self.takeovers.runs(shard.identity, self._now)
+            if takeover is not None:
+                self._log("info", takeover.describe())
             if shard.identity in self._postponed:
                 self._balance()
         self.progress.learn(status)
@@ -683,6 +697,7 @@ class Coordinator:
             del self._session_of_peer[session.peer]
         session.peer, self._session_of_peer[peer] = peer, session
         session.unlinked_ms = None
+        session.orders_heard = session.orders  # what got lost is made up for by what it says it holds
         session.dismissed = False
         self._hear(session)
 
@@ -720,7 +735,7 @@ class Coordinator:
                 shard.phase, shard.session, shard.target = ShardPhase.RESTORING, session.number, None
                 missing.append(shard.identity)
         if missing:
-            self._send(session.peer, messages.Assign(self.terms.term, session.number, missing))
+            self._send_assign(session, missing)
 
     # --- agents ---------------------------------------------------------------------------------------
 
@@ -827,15 +842,30 @@ class Coordinator:
             if session.unlinked_ms is None:
                 session.unlinked_ms = self._now
                 session.standbys_told = None
-            if session.suspect_until_ms is None:
-                session.suspect_until_ms = self._now + SUSPICION_GRACE_MS
-                self._suspects[session.number] = session
+                self.rounds.unlinked(session, self._now)
+                self._out.effects.append(events.PrepareFence(session.slot))
+            self._suspect(session)
+
+    def _on_process_ended(self, worker: str) -> None:
+        """What the process had said is heard first: the end of its connection comes behind it."""
+        session = self._session_of_worker.get(worker)
+        if session is not None:
+            session.process_ended = True
+            self._suspect(session)
+
+    def _suspect(self, session: Session) -> None:
+        if session.suspect_until_ms is None:
+            session.suspect_until_ms = self._now + SUSPICION_GRACE_MS
+            self._suspects[session.number] = session
+        if session.process_ended and session.unlinked_ms is not None:
+            session.suspect_until_ms = self._now
 
     def _end_suspects(self) -> None:
         for session in list(self._suspects.values()):
             if session.suspect_until_ms is not None and self._now >= session.suspect_until_ms:
                 self.counters.deaths += 1
-                self._end_session(session, "its connection closed", clean=False)
+                reason = "its process has ended" if session.process_ended else "its connection closed"
+                self._end_session(session, reason, clean=False)
 
     def _sweep(self) -> None:
         """Look for silent and stuck workers, a few times within the shortest bound, not at each event."""
@@ -859,6 +889,9 @@ class Coordinator:
         epoch_age_ms = self._now - session.epoch_phase_ms
         if session.epoch_phase is not EpochPhase.NONE and epoch_age_ms >= settings.checkpoint_timeout_ms:
             return f"is {session.epoch_phase.value} epoch {session.epoch} beyond checkpoint.timeout.ms"
+        unheard = session.orders_heard < session.orders
+        if unheard and self._now - session.unheard_ms >= settings.checkpoint_timeout_ms:
+            return "did not hear which shards to run or to give back"
         if session.unlinked_ms is not None and self._now - session.unlinked_ms >= settings.session_timeout_ms:
             return "lost its connection and never said what it holds"
         return ""
@@ -889,13 +922,17 @@ class Coordinator:
         self._suspects.pop(session.number, None)
         self.rounds.ended(session, self._now)
         slot.session, slot.fenced = None, clean
+        waiting: list[ShardId] = []
         for shard in self._shards_of(slot.number):
             if shard.phase is not ShardPhase.ASSIGNING:
                 shard.phase, shard.session, shard.target = ShardPhase.WAITING, 0, None
+                waiting.append(shard.identity)
         sequence = self._journal_slot(slot)
         if not clean:
             slot.fencing = True
             self._hold("fence", sequence, slot.number)
+            since_ms = session.heard_ms if session.unlinked_ms is None else session.unlinked_ms
+            self.takeovers.begin(slot.number, waiting, reason, since_ms, self._now)
         if not rejoins:
             self._pursue(slot)
             self._balance()
@@ -919,6 +956,7 @@ class Coordinator:
             return
         self.counters.fences += 1
         slot.fencing, slot.fenced, slot.fence_failures = False, True, 0
+        self.takeovers.fenced(number, self._now)
         self._journal_slot(slot)
         self._pursue(slot)
         self._balance()
@@ -979,8 +1017,9 @@ class Coordinator:
             elif waiting:
                 for shard in waiting:
                     shard.phase, shard.session = ShardPhase.RESTORING, session.number
+                    self.takeovers.assigned(shard.identity, self._now)
                 shards = [shard.identity for shard in waiting]
-                self._send(session.peer, messages.Assign(self.terms.term, session.number, shards))
+                self._send_assign(session, shards)
         elif slot.fenced and slot.joiner is None and self.assigning:
             for shard in waiting:
                 self._free(shard)
@@ -1065,9 +1104,20 @@ class Coordinator:
         revoked: dict[int, list[ShardId]] = {}
         for shard in leaving:
             shard.phase = ShardPhase.RELEASING
+            self.takeovers.revoked(shard.identity, self._now)
             revoked.setdefault(shard.session, []).append(shard.identity)
         for number, shards in revoked.items():
             self._revoke(self.sessions[number], shards)
+
+    def _send_assign(self, session: Session, shards: list[ShardId]) -> None:
+        number = self._next_order(session)
+        self._send(session.peer, messages.Assign(self.terms.term, session.number, shards, number))
+
+    def _next_order(self, session: Session) -> int:
+        if session.orders_heard == session.orders:
+            session.unheard_ms = self._now
+        session.orders += 1
+        return session.orders
 
     def _linked(self, shard: Shard) -> bool:
         return self.sessions[shard.session].unlinked_ms is None
@@ -1075,7 +1125,8 @@ class Coordinator:
     def _revoke(self, session: Session, shards: list[ShardId]) -> None:
         self.counters.moves += len(shards)
         self._log("info", f"moving {len(shards)} shards away from slot {session.slot}")
-        self._send(session.peer, messages.Revoke(self.terms.term, session.number, shards))
+        number = self._next_order(session)
+        self._send(session.peer, messages.Revoke(self.terms.term, session.number, shards, number))
         session.due_ms = self._now  # it is a commit that releases them
 
     def _on_assignments_written(self, sequence: int) -> None:
@@ -1101,6 +1152,7 @@ class Coordinator:
             return
         for shard in held:
             self._free(shard, shard.target)
+            self.takeovers.released(shard.identity, self._now)
         self._balance()
 
     # --- the end --------------------------------------------------------------------------------------

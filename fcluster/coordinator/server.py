@@ -38,7 +38,9 @@ from fcluster.common.discovery import ENDED_KEY, LEADER_KEY, Leader
 from fcluster.common.errors import FclusterError, KafkaUnavailable, SettingsError
 from fcluster.common.job import Job
 from fcluster.common.kafka_clients import Admin, end_offsets
+from fcluster.common.processes import process_space
 from fcluster.common.security import CoordinatorSecurity, coordinator_security
+from fcluster.common.reach import announced_address
 from fcluster.common.settings import Settings
 from fcluster.common.snapshot_store import store_identity
 from fcluster.common.topology import Topology
@@ -51,6 +53,7 @@ from fcluster.coordinator.fencing import Fencer
 from fcluster.coordinator.gate import Gate
 from fcluster.coordinator.journal import Journal, JournalLostError, JournalThread
 from fcluster.coordinator.model import Terms
+from fcluster.coordinator.process_watch import ProcessWatch
 from fcluster.coordinator.standby import Candidate, Ended, Standby
 from fcluster.coordinator.truncation import Truncation
 
@@ -168,7 +171,7 @@ class _Office:
         transport = RouterTransport(self.security)
         try:
             # First of all: who can't listen must not depose anybody.
-            address = _bind(transport, self.settings.coordinator_bind)
+            address = _announced(self.settings, _bind(transport, self.settings.coordinator_bind))
             journal, past = candidate.open_journal()
             terms, own = self._terms(candidate, past, address)
             journal.write(_first_entries(own, terms))
@@ -236,8 +239,7 @@ def _bind(transport: RouterTransport, bind: str) -> str:
     wanted = bind[: -len(":0")] + ":*" if bind.endswith(":0") else bind
     while True:
         try:
-            address = transport.bind(wanted)
-            break
+            return transport.bind(wanted)
         except OSError as error:
             if time.monotonic() >= deadline_s:
                 raise SettingsError(
@@ -245,8 +247,14 @@ def _bind(transport: RouterTransport, bind: str) -> str:
                     remedy="Choose a free address in the setting coordinator.bind.",
                 ) from error
             time.sleep(0.1)
-    # Bound to all interfaces: workers elsewhere need a name they can connect to.
-    return address.replace("0.0.0.0", socket.gethostname())
+
+
+def _announced(settings: Settings, bound: str) -> str:
+    """The address that workers are told."""
+    announced = announced_address(bound, settings.coordinator_advertised_address, settings.bootstrap_servers)
+    if announced.warning:
+        _log.warning("%s", announced.warning)
+    return announced.address
 
 
 def _announce(leader: Leader, ready_callback: Callable[[str], None] | None, ready_file: Path | None) -> None:
@@ -326,6 +334,8 @@ class _Shell:
         self._stop: events.StopCoordinator | None = None
         self._journal_thread = JournalThread(journal, self.post)
         self._fencer = Fencer(terms.settings, terms.topology.job, self.post)
+        self._process_space = process_space()
+        self._processes = ProcessWatch(lambda worker: self.post(events.ProcessEnded(worker)))
         self._duties = ThreadPoolExecutor(1, thread_name_prefix="duties")
         self._closing = threading.Event()
         self._truncation = Truncation(terms.topology, admin)
@@ -375,6 +385,7 @@ class _Shell:
             self._feed(event)
         if not happened:
             self._feed(events.Tick())
+        self._fencer.forget_unused()
         if self._truncation.is_due():
             self._in_background(self._truncation.run, self._core.committed_offsets())
 
@@ -395,6 +406,8 @@ class _Shell:
         if isinstance(message, messages.StatusRequest):
             self._feed(self._wire_counted())
         self._feed(events.MessageReceived(received.peer, message))
+        if isinstance(message, messages.Hello) and self._process_space == message.process_space != "":
+            self._processes.watch(message.worker, message.pid)
         return True
 
     def _wire_counted(self) -> events.WireCounted:
@@ -413,6 +426,8 @@ class _Shell:
                     self._transport.send(peer, messages.encode(message))
                 case events.WriteJournal():
                     self._journal_thread.write(effect)
+                case events.PrepareFence(slot):
+                    self._fencer.prepare(slot)
                 case events.FenceSlot(slot):
                     self._fencer.fence(slot)
                 case events.ReadEndOffsets(stage):
@@ -457,6 +472,7 @@ class _Shell:
             # Nobody needs to ask an address where nobody listens any more, and standbys shall end as well.
             end = {"term": self._leader.term, "exit_code": self._stop.exit_code, "reason": self._stop.reason}
             self._journal_thread.write(events.WriteJournal(0, {LEADER_KEY: None, ENDED_KEY: end}))
+        self._processes.close()
         self._fencer.close()
         self._duties.shutdown(wait=False, cancel_futures=True)
         self._journal_thread.close()

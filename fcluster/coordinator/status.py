@@ -59,6 +59,14 @@ def describe(coordinator: Coordinator, now_ms: float) -> dict[str, Any]:
             for stage, targets in coordinator.progress.targets.items()
         },
         "counters": _counters(coordinator),
+        "takeovers": [
+            {"slot": one.slot, "shards": one.shards, "reason": one.reason, "steps_ms": one.steps()}
+            for one in coordinator.takeovers.over
+        ],
+        "moves": [
+            {"stage": one.shard.stage, "partition": one.shard.partition, "steps_ms": one.steps()}
+            for one in coordinator.takeovers.moved
+        ],
         "settings": settings.redacted(),
     }
 

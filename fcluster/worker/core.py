@@ -407,6 +407,7 @@ class Identity:
     topology: str
     snapshot_store: str
     version: str
+    process_space: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -434,6 +435,8 @@ class WorkerCore:
         self.phase = Phase.JOINING
         self.term = 0
         self.session = 0
+        self._order = (0, 0)
+        self._released_number = 0
         self.slot = identity.wanted_slot
         self.epoch_seen = 0
         self.shards: dict[ShardId, OwnedShard] = {}
@@ -553,6 +556,7 @@ class WorkerCore:
                 snapshot_store=self.identity.snapshot_store,
                 version=self.identity.version,
                 in_flight_epoch=self.in_flight.epoch if self.in_flight else 0,
+                process_space=self.identity.process_space,
                 leaving=self.leaving,
             )
         )
@@ -582,9 +586,9 @@ class WorkerCore:
                 self._on_barrier(message)
             case messages.Complete():
                 self._on_complete(message)
-            case messages.Assign():
+            case messages.Assign() if self._is_new(message):
                 self._on_assign(message)
-            case messages.Revoke():
+            case messages.Revoke() if self._is_new(message):
                 self._on_revoke(message)
             case messages.Standby():
                 self._keep_standbys(set(message.shards) - set(self.shards))
@@ -655,7 +659,7 @@ class WorkerCore:
         self.shards.clear()
         self.open = OpenEpoch()
         self.in_flight = None
-        self.session = 0
+        self.session, self._order, self._released_number = 0, (0, 0), 0
         self.phase = Phase.JOINING
         if self.leaving:
             self._stop(self._exit_code, "asked to leave")
@@ -663,6 +667,19 @@ class WorkerCore:
             self._say_hello()
 
     # --- shards ---------------------------------------------------------------------------------------
+
+    @property
+    def orders_heard(self) -> int:
+        """The number of the last order in this session and term."""
+        term, number = self._order
+        return number if term == self.term else 0
+
+    def _is_new(self, order: messages.Assign | messages.Revoke) -> bool:
+        """Whether it isn't one that came once more. What it is about may belong to somebody else by now."""
+        if (order.term, order.number) <= self._order:
+            return False
+        self._order = (order.term, order.number)
+        return True
 
     def _on_assign(self, message: messages.Assign) -> None:
         if self.phase in (Phase.DRAINING, Phase.DRAINED):
@@ -739,7 +756,8 @@ class WorkerCore:
             self._effects.append(CloseShards(tuple(free)))
         released = [*free, *foreign]
         if released:
-            self._send(messages.Released(self.session, released))
+            self._released_number += 1
+            self._send(messages.Released(self.session, released, self._released_number))
         self._leave_if_empty()
 
     def _uncommitted(self, shard: ShardId) -> bool:

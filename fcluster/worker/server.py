@@ -50,7 +50,9 @@ from fcluster.common.kafka_clients import make_consumer
 from fcluster.common.keys import Role
 from fcluster.common.messages import MalformedMessage, ShardStatus, WorkerStats
 from fcluster.common.positions import CommittedPosition
+from fcluster.common.processes import process_space
 from fcluster.common.security import client_security
+from fcluster.common.reach import ReachWatch
 from fcluster.common.settings import Settings
 from fcluster.common.topology import Isolation, Topology
 from fcluster.common.transport import DealerTransport
@@ -111,6 +113,7 @@ class Worker:
             client_security(settings, Role.WORKER, coordinator_address) if coordinator_address else None
         )
         self._connection_trouble = ""
+        self._reach = ReachWatch(self._say_trouble)
         self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._batches: deque[Batch] = deque()
         self._batch_index = 0
@@ -126,6 +129,7 @@ class Worker:
             topology=self._topology.fingerprint,
             snapshot_store=self._host.snapshot_store_identity,
             version=__version__,
+            process_space=process_space(),
         )
         bounds = core.Bounds(
             epoch_records_max=settings.epoch_records_max,
@@ -180,6 +184,7 @@ class Worker:
         """Work until told to leave; returns the process's exit code."""
         self._pulse.start()
         if self._fixed_address:
+            self._reach.expect(self._fixed_address)
             self._transport.connect(self._fixed_address, self._fixed_security)
         self._seeker.start()
         try:
@@ -200,6 +205,7 @@ class Worker:
 
     def _close(self) -> None:
         self._stopping.set()
+        self._reach.met()
         with self._watchdog.bounded("closing", 60):
             self._destroy_writer()
             # First of all that takes time: others may have the shards as soon as the connection is closed.
@@ -279,7 +285,7 @@ class Worker:
                 self._host.restore(effect.session, effect.shards, before=self._retired_commit_threads)
                 self._retired_commit_threads = []
             case core.KeepStandbys():
-                self._host.keep_standbys(effect.shards)
+                self._host.keep_standbys(effect.shards, before=self._retired_commit_threads)
             case core.DropLayers():
                 self._drop_layers()
             case core.CloseShards():
@@ -687,11 +693,12 @@ class Worker:
                 restore_ms_left=left_ms,
                 standbys=self._host.standby_statuses(),
             )
-            self._transport.send(messages.encode(messages.Heartbeat(self._core.session, stats)))
+            self._transport.send(messages.encode(messages.Heartbeat(self._core.session, stats, self._core.orders_heard)))
 
     def _connect(self, leader: Leader | None) -> None:
         """Connect to that leader, None: to the given address. In the seeker's thread."""
         try:
+            self._reach.expect(self._fixed_address if leader is None else leader.address)
             if leader is None:
                 self._transport.connect(self._fixed_address, self._fixed_security)
                 return
@@ -702,12 +709,15 @@ class Worker:
             raise FclusterError(str(error)) from error
 
     def _on_connected(self) -> None:
+        self._reach.met()
         self._connection_trouble = ""
         self._seeker.linked()
         self._inbox.put(core.Connected())
 
     def _on_disconnected(self) -> None:
         _log.warning("the connection to the coordinator is lost; looking for it")
+        if self._transport.address is not None and not self._stopping.is_set():
+            self._reach.expect(self._transport.address)
         self._seeker.unlinked()
 
     def _say_trouble(self, trouble: str) -> None:

@@ -72,6 +72,7 @@ class Cluster:
             transaction_timeout_ms=TRANSACTION_TIMEOUT_MS,
             initial_rebalance_delay_ms=random.choice((0, 200)),
             coordinator_loss_bound_ms=random.choice((300, 30_000)),
+            num_standby_replicas=random.choice((0, 0, 1, 2)),
             worker_leave_timeout_ms=(1500, 400, 0)[world.seed % 3],
         )
         self.epoch_records_max = random.choice((5, 1000))

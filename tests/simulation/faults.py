@@ -103,6 +103,8 @@ class _Brewer:
             request_timeout_ms=self.random.choice((400, 1500)),
             request_failure_share=self.random.choice((0.01, 0.04)) if stormy else 0.0,
             slow_request_share=self.random.choice((0.0, 0.05)) if stormy else 0.0,
+            duplicate_share=self.random.choice((0.0, 0.02, 0.1)),
+            duplicate_ms_max=self.random.choice((3, 30, 300)),
         )
 
     def _schedule(self, count: int, fault: Callable[[], None]) -> None:

@@ -68,6 +68,7 @@ class ModelWorker:
     def forget(self) -> None:
         """The state of a worker without a session."""
         self.session = 0
+        self.orders_heard = 0
         self.generation = 0
         self.position: dict[ShardId, int] = {}
         self.standbys: set[ShardId] = set()
@@ -191,7 +192,7 @@ class ModelWorker:
             ]
             shards = [status(shard, end, end) for shard, end in self.position.items()]
             stats = messages.WorkerStats(standbys=standbys, shards=shards)
-            self.say(messages.Heartbeat(self.session, stats))
+            self.say(messages.Heartbeat(self.session, stats, self.orders_heard))
         elif self.connected and now_ms - self.hello_ms >= 1000:
             self.hello_ms = now_ms
             self.hello()
@@ -202,8 +203,14 @@ class ModelWorker:
             self.releasing.discard(shard)
             del self.position[shard]
         if free:
-            self.say(messages.Released(self.session, free))
+            self.say_released(free)
         self.leave_if_empty()
+
+    releases: int = 0
+
+    def say_released(self, shards: list[ShardId]) -> None:
+        self.releases += 1
+        self.say(messages.Released(self.session, shards, self.releases))
 
     def finish_drain(self) -> None:
         if self.draining and not self.open and not self.in_flight_epoch and self.session:
@@ -238,18 +245,20 @@ class ModelWorker:
 
     def receive_in_session(self, message: messages.FromCoordinator) -> None:
         match message:
-            case messages.Assign(shards=shards):
+            case messages.Assign(shards=shards, number=number):
+                self.orders_heard = number
                 for shard in shards:
                     self.position.setdefault(shard, self.kafka.committed.get(shard, 0))
                     self.standbys.discard(shard)
             case messages.Standby(shards=shards):
                 assert not set(shards) & set(self.position), "a copy of what it owns"
                 self.standbys = set(shards)
-            case messages.Revoke(shards=shards):
+            case messages.Revoke(shards=shards, number=number):
+                self.orders_heard = number
                 foreign = [shard for shard in shards if shard not in self.position]
                 self.releasing |= set(shards) - set(foreign)
                 if foreign:
-                    self.say(messages.Released(self.session, foreign))
+                    self.say_released(foreign)
                 self.release()
             case messages.Leave() if not self.leaving and not self.draining:
                 self.leave()
@@ -425,8 +434,13 @@ class World:
         worker = self.pick(lambda worker: True)
         if worker is not None and len(self.workers) < 12:
             worker.ended = True
+            seen = self.random.choice(("before its connection closes", "after", "never"))
+            if seen == "before its connection closes":
+                self.harness.feed(events.ProcessEnded(worker.name))
             if worker.connected:
                 self.harness.feed(events.PeerDisconnected(worker.peer))
+            if seen == "after":
+                self.harness.feed(events.ProcessEnded(worker.name))
             self.workers.append(self.new_worker(worker.slot))
 
     def change_leader(self) -> None:
@@ -576,7 +590,7 @@ NOISE = st.one_of(
     st.builds(messages.Leaving, SESSIONS),
     st.builds(messages.DrainRequest, st.sampled_from(["0", "1", "w0", "host-0:1", "-1", "nobody", ""])),
     st.builds(messages.WorkerFailed, SESSIONS, st.just("reason")),
-    st.builds(messages.Heartbeat, SESSIONS, st.just(messages.WorkerStats())),
+    st.builds(messages.Heartbeat, SESSIONS, st.just(messages.WorkerStats()), st.integers(0, 5)),
     st.builds(
         messages.Heartbeat,
         SESSIONS,
@@ -591,6 +605,7 @@ NOISE = st.one_of(
                 )
             ),
         ),
+        st.integers(0, 5),
     ),
     st.builds(messages.StatusRequest),
     st.builds(

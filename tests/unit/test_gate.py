@@ -32,12 +32,12 @@ HELLO = messages.Hello(
 )
 FROM_WORKER: list[Message] = [
     HELLO,
-    messages.Heartbeat(1, messages.WorkerStats()),
+    messages.Heartbeat(1, messages.WorkerStats(), 0),
     messages.Dirty(1, backlog=False),
     messages.Prepared(1, 1, 1, 1.0, backlog=False),
     messages.Committed(1, 1, 1.0, dirty=False, shards=[]),
     messages.ShardsRunning(1, []),
-    messages.Released(1, []),
+    messages.Released(1, [], 1),
     messages.Drained(1),
     messages.WorkerFailed(1, "reason"),
     messages.Leaving(1),
