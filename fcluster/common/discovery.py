@@ -76,6 +76,14 @@ def leader_in(journal: Mapping[str, Any], job: str) -> Leader | None:
         raise _not_a_journal(job, f"its leader record is wrong: {error}") from error
 
 
+def _ended_in(journal: Mapping[str, Any]) -> tuple[int, bool, str] | None:
+    record = journal.get(ENDED_KEY)
+    if not isinstance(record, dict):
+        return None
+    ended = cast("dict[str, Any]", record)
+    return int(ended.get("term", 0)), bool(ended.get("exit_code")), str(ended.get("reason", ""))
+
+
 def read_journal(settings: Settings, job: str, timeout_s: float = READ_TIMEOUT_S) -> dict[str, Any]:
     """What the journal of `job` holds: key to JSON value. Empty if there is no journal.
 
@@ -109,6 +117,8 @@ class LeaderFollower:
     def __init__(self, settings: Settings, job: str) -> None:
         self.leader: Leader | None = None
         """The newest that is known, None if there is none or nothing is known yet."""
+        self.ended: tuple[int, bool, str] | None = None
+        """How the job was ended on purpose, if nobody leads: the term, whether it failed, and the reason."""
         self._settings = settings
         self._job = job
         self._consumer: Consumer | None = None
@@ -138,6 +148,7 @@ class LeaderFollower:
             raise
         if self._at_end:
             self.leader = leader_in(self._journal, self._job)
+            self.ended = _ended_in(self._journal)
         return self._at_end
 
     @property

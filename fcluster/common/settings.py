@@ -198,6 +198,8 @@ class Settings:
         epoch_records_max: an open epoch takes no more records.
         initial_rebalance_delay_ms: wait for more workers before the first assignment.
         coordinator_loss_bound_ms: workers go on without a coordinator for so long.
+        worker_leave_timeout_ms: a worker that was asked to leave (SIGTERM) waits so long for its shards to move
+            away warm; then it commits what it has processed and goes. 0: at once.
         kafka: passed through to librdkafka, by its own names, without the prefix `kafka.`.
         reading_group: no setting, but for the program to say: the group of consumers that neither join nor commit,
             since a broker asks even those whether they may read as that group. Empty: none in particular.
@@ -230,6 +232,7 @@ class Settings:
     epoch_records_max: int = _integer(500_000, least=1, most=_INT_MAX)
     initial_rebalance_delay_ms: int = _duration(3000, least=0, most=3_600_000)
     coordinator_loss_bound_ms: int = _duration(30_000, least=100)
+    worker_leave_timeout_ms: int = _duration(20_000, least=0, most=3_600_000)
     kafka: Mapping[str, str] = field(default_factory=dict[str, str], hash=False)
     reading_group: str = ""
 

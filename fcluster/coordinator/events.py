@@ -36,6 +36,13 @@ class PeerDisconnected:
 
 
 @dataclass(frozen=True, slots=True)
+class ProcessEnded:
+    """The process of `worker` has ended: its host, which is this one, says so."""
+
+    worker: str
+
+
+@dataclass(frozen=True, slots=True)
 class SlotFenced:
     """`FenceSlot` succeeded: whatever the slot's ids had open is aborted, and its zombie can't commit."""
 
@@ -95,6 +102,7 @@ Event = (
     Started
     | MessageReceived
     | PeerDisconnected
+    | ProcessEnded
     | SlotFenced
     | SlotFenceFailed
     | JournalWritten
@@ -114,6 +122,13 @@ class SendMessage:
 
     peer: bytes
     message: FromCoordinator
+
+
+@dataclass(frozen=True, slots=True)
+class PrepareFence:
+    """The slot may have to be fenced in a moment: have everything ready for it. Must disturb nobody."""
+
+    slot: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,4 +172,4 @@ class LogLine:
     text: str
 
 
-Effect = SendMessage | FenceSlot | WriteJournal | ReadEndOffsets | StopCoordinator | LogLine
+Effect = SendMessage | PrepareFence | FenceSlot | WriteJournal | ReadEndOffsets | StopCoordinator | LogLine

@@ -38,6 +38,7 @@ from fcluster.common.discovery import ENDED_KEY, LEADER_KEY, Leader
 from fcluster.common.errors import FclusterError, KafkaUnavailable, SettingsError
 from fcluster.common.job import Job
 from fcluster.common.kafka_clients import Admin, end_offsets
+from fcluster.common.processes import process_space
 from fcluster.common.security import CoordinatorSecurity, coordinator_security
 from fcluster.common.reach import announced_address
 from fcluster.common.settings import Settings, with_settings
@@ -52,6 +53,7 @@ from fcluster.coordinator.fencing import Fencer
 from fcluster.coordinator.gate import Gate
 from fcluster.coordinator.journal import Journal, JournalLostError, JournalThread
 from fcluster.coordinator.model import Terms
+from fcluster.coordinator.process_watch import ProcessWatch
 from fcluster.coordinator.standby import Candidate, Ended, Standby
 from fcluster.coordinator.truncation import Truncation
 
@@ -333,6 +335,8 @@ class _Shell:
         self._stop: events.StopCoordinator | None = None
         self._journal_thread = JournalThread(journal, self.post)
         self._fencer = Fencer(terms.settings, terms.topology.job, self.post)
+        self._process_space = process_space()
+        self._processes = ProcessWatch(lambda worker: self.post(events.ProcessEnded(worker)))
         self._duties = ThreadPoolExecutor(1, thread_name_prefix="duties")
         self._closing = threading.Event()
         self._truncation = Truncation(terms.topology, admin)
@@ -382,6 +386,7 @@ class _Shell:
             self._feed(event)
         if not happened:
             self._feed(events.Tick())
+        self._fencer.forget_unused()
         if self._truncation.is_due():
             self._in_background(self._truncation.run, self._core.committed_offsets())
 
@@ -402,6 +407,8 @@ class _Shell:
         if isinstance(message, messages.StatusRequest):
             self._feed(self._wire_counted())
         self._feed(events.MessageReceived(received.peer, message))
+        if isinstance(message, messages.Hello) and self._process_space == message.process_space != "":
+            self._processes.watch(message.worker, message.pid)
         return True
 
     def _wire_counted(self) -> events.WireCounted:
@@ -420,6 +427,8 @@ class _Shell:
                     self._transport.send(peer, messages.encode(message))
                 case events.WriteJournal():
                     self._journal_thread.write(effect)
+                case events.PrepareFence(slot):
+                    self._fencer.prepare(slot)
                 case events.FenceSlot(slot):
                     self._fencer.fence(slot)
                 case events.ReadEndOffsets(stage):
@@ -464,6 +473,7 @@ class _Shell:
             # Nobody needs to ask an address where nobody listens any more, and standbys shall end as well.
             end = {"term": self._leader.term, "exit_code": self._stop.exit_code, "reason": self._stop.reason}
             self._journal_thread.write(events.WriteJournal(0, {LEADER_KEY: None, ENDED_KEY: end}))
+        self._processes.close()
         self._fencer.close()
         self._duties.shutdown(wait=False, cancel_futures=True)
         self._journal_thread.close()

@@ -50,6 +50,7 @@ from fcluster.common.kafka_clients import make_consumer
 from fcluster.common.keys import Role
 from fcluster.common.messages import MalformedMessage, ShardStatus, WorkerStats
 from fcluster.common.positions import CommittedPosition
+from fcluster.common.processes import process_space
 from fcluster.common.security import client_security
 from fcluster.common.reach import ReachWatch
 from fcluster.common.settings import Settings, with_settings
@@ -66,7 +67,7 @@ from fcluster.worker.processing import (
     UnreadableRecordError,
     describe_record,
 )
-from fcluster.worker.seeking import LeaderSeeker
+from fcluster.common.seeking import LeaderSeeker
 from fcluster.worker.shards import ShardHost
 from fcluster.worker.state import ShardState
 from fcluster.worker.store import LOCAL_TROUBLE
@@ -129,11 +130,15 @@ class Worker:
             topology=self._topology.fingerprint,
             snapshot_store=self._host.snapshot_store_identity,
             version=__version__,
+            process_space=process_space(),
         )
         bounds = core.Bounds(
             epoch_records_max=settings.epoch_records_max,
             coordinator_loss_ms=settings.coordinator_loss_bound_ms,
             offset_refresh_ms=settings.offset_refresh_interval_ms,
+            leave_timeout_ms=settings.worker_leave_timeout_ms,
+            last_commit_timeout_ms=settings.checkpoint_timeout_ms,
+            leader_patience_ms=settings.session_timeout_ms,
         )
         self._core = core.WorkerCore(identity, bounds, _now_ms())
         self._port = OutputPort()
@@ -155,6 +160,7 @@ class Worker:
         self._epochs_committed = 0
         self._commit_latencies_ms: deque[float] = deque(maxlen=COMMIT_LATENCIES_KEPT)
         self._stats = WorkerStats()
+        self._ticked_s = time.monotonic()
         self._transport = DealerTransport(
             identity.worker.encode(),
             on_frame=self._on_frame,
@@ -185,6 +191,7 @@ class Worker:
         try:
             while self._exit is None:
                 self._take_events()
+                self._tick_if_due()
                 if self._batches and not self._paused and self._exit is None:
                     self._process_chunk()
                     self._take_idle()
@@ -194,7 +201,7 @@ class Worker:
         return self._exit.code
 
     def request_termination(self) -> None:
-        """Leave in good order: commit what is processed, then exit. May be called by a signal handler."""
+        """Leave in good order (see `core.TerminationRequested`). May be called by a signal handler."""
         self._inbox.put(core.TerminationRequested())
 
     def _close(self) -> None:
@@ -220,8 +227,6 @@ class Worker:
         try:
             item = self._inbox.get(waiting, self._settings.heartbeat_interval_ms / 1000)
         except queue.Empty:
-            if waiting:
-                self._tick()
             return
         while True:
             with self._watchdog.bounded(f"handling {type(item).__name__}", self._hang_bound_s):
@@ -281,7 +286,7 @@ class Worker:
                 self._host.restore(effect.session, effect.shards, before=self._retired_commit_threads)
                 self._retired_commit_threads = []
             case core.KeepStandbys():
-                self._host.keep_standbys(effect.shards)
+                self._host.keep_standbys(effect.shards, before=self._retired_commit_threads)
             case core.DropLayers():
                 self._drop_layers()
             case core.CloseShards():
@@ -290,6 +295,13 @@ class Worker:
                 _log.log(_LEVELS[effect.level.upper()], "%s", effect.text)
             case core.Exit():
                 self._exit = effect
+
+    def _tick_if_due(self) -> None:
+        """The core gets to know the time under load as well: its bounds hold then too."""
+        now_s = time.monotonic()
+        if now_s - self._ticked_s >= self._settings.heartbeat_interval_ms / 1000 and self._exit is None:
+            self._ticked_s = now_s
+            self._tick()
 
     def _tick(self) -> None:
         self._feed(core.Tick())
@@ -685,7 +697,7 @@ class Worker:
                 restore_ms_left=left_ms,
                 standbys=self._host.standby_statuses(),
             )
-            self._transport.send(messages.encode(messages.Heartbeat(self._core.session, stats)))
+            self._transport.send(messages.encode(messages.Heartbeat(self._core.session, stats, self._core.orders_heard)))
 
     def _connect(self, leader: Leader | None) -> None:
         """Connect to that leader, None: to the given address. In the seeker's thread."""
@@ -794,7 +806,8 @@ def run_worker(job: Job, settings: Settings, *, slot: int = -1, coordinator_addr
     """Run a worker in this process until it is told to leave (by the coordinator, SIGTERM or SIGINT).
 
     Returns:
-        The exit code: 0 in good order, 3 if the job failed, 1 if this worker can't go on.
+        The exit code: 0 in good order, 3 if the job failed, 1 if this worker can't go on, 4 if it was drained and
+        isn't to be started again.
 
     Raises:
         FclusterError: it can't start; the message says why.

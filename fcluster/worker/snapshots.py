@@ -31,7 +31,7 @@ from fcluster.common.ids import ShardId
 from fcluster.common.snapshot_store import SnapshotStore, checked_hash, open_snapshot_store
 from fcluster.worker.manifest import MANIFEST_FORMAT, Manifest, SnapshotFile, same_changelog
 from fcluster.worker.state import StoreMeta
-from fcluster.worker.store import RocksStore, StateDirectoryFullError, StoreDirectory
+from fcluster.worker.store import RocksStore, StateDirectoryFullError, StoreDirectory, explain_trouble
 
 __all__ = [
     "Manifest",
@@ -244,8 +244,7 @@ def restore_snapshot(
 
     Raises:
         StateDamaged: the snapshot is damaged, or doesn't open at the epoch it should stand at.
-        StateDirectoryFullError: there is no room for it.
-        FclusterError: it can't be written here.
+        StateDirectoryFullError, StateDirectoryFailedError: it can't be written here.
     """
     path = directory.shard_path(shard)
     folder = path / f"restoring-{uuid.uuid4().hex}"
@@ -263,7 +262,7 @@ def restore_snapshot(
             remedy="Check the disk or share of the snapshot store.",
         ) from error
     except OSError as error:
-        raise _store_failed(shard, error) from error
+        raise explain_trouble(error, path) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     store = directory.open(shard)
@@ -337,7 +336,7 @@ def _check_room(manifest: Manifest, shard: ShardId, folder: Path) -> None:
 def _download(snapshots: SnapshotStore, shard: ShardId, file: SnapshotFile, target: Path) -> None:
     digest, size_bytes = blake2b(digest_size=_DIGEST_BYTES), 0
     with snapshots.open_file(shard, file.hash) as source, target.open("xb") as copy:
-        while size_bytes <= file.size_bytes and (chunk := source.read(COPY_BYTES)):
+        while size_bytes <= file.size_bytes and (chunk := _read(source, file)):
             digest.update(chunk)
             size_bytes += len(chunk)
             copy.write(chunk)
@@ -345,6 +344,14 @@ def _download(snapshots: SnapshotStore, shard: ShardId, file: SnapshotFile, targ
         os.fsync(copy.fileno())
     if (size_bytes, digest.hexdigest()) != (file.size_bytes, file.hash):
         raise DamagedSnapshotError(f"{file.name} has other content than it should")
+
+
+def _read(source: IO[bytes], file: SnapshotFile) -> bytes:
+    """The next bytes. What the snapshot store can't read is told apart from what can't be written here."""
+    try:
+        return source.read(COPY_BYTES)
+    except OSError as error:
+        raise DamagedSnapshotError(f"{file.name} can't be read: {error}") from error
 
 
 def _measure(content: IO[bytes], size_bytes_max: int | None = None) -> tuple[int, str]:
