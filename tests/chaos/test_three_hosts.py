@@ -26,7 +26,6 @@ from examples.flights.demo import JOB_FILE, read_results
 from examples.flights.recount import differences, recount_csv
 from fcluster.common.ids import transactional_ids
 from fcluster.common.processes import ChildProcess, describe_exit
-from fcluster.worker.watchdog import EXIT_HUNG
 from tests.chaos.transactions_log import AT_REST, transactional_ids_of
 from tests.checker.reading import READ_COMMITTED, committed_offsets, end_offsets
 from tests.harness import held_back, wait_until
@@ -114,7 +113,7 @@ class FlightsOnHosts:
     def __init__(self, a: Host, b: Host, c: Host) -> None:
         self.a, self.b, self.c = a, b, c
         self.brokers = bootstrap_servers(a)
-        self._servers: dict[str, tuple[Host, ChildProcess]] = {}
+        self._servers: dict[str, ChildProcess] = {}
 
     def prepare(self, environment: dict[str, str]) -> None:
         """Keys made on one host and carried to the others, the same settings and credentials on each."""
@@ -139,8 +138,14 @@ class FlightsOnHosts:
         workers = str(2 * WORKERS_A_HOST)
         self._start(self.a, "coordinator", "--bind", "tcp://0.0.0.0:7070", "--workers", workers)
 
-    def start_worker(self, host: Host, number: int) -> None:
-        self._start(host, f"worker-{number}")
+    def start_workers(self, host: Host) -> None:
+        """One command on each host, which starts again what ends."""
+        self._start(host, "worker", "--workers", str(WORKERS_A_HOST))
+
+    def scale(self, host: Host, workers: int) -> None:
+        self.a.fcluster(
+            "scale", f"{host.name}={workers}", "--no-wait", "--brokers", self.brokers, "--job", JOB
+        )
 
     def status(self) -> dict[str, Any]:
         """What the coordinator says, empty if it says nothing."""
@@ -158,22 +163,15 @@ class FlightsOnHosts:
         wanted = {name.replace("_", "-"): count for name, count in workers.items() if count}
         return status if {name: hosts.count(name) for name in set(hosts)} == wanted else {}
 
-    def restart_what_hung(self, host: Host) -> None:
-        """As an init system does it: a worker whose watchdog has ended it is started again."""
-        for name, (where, server) in list(self._servers.items()):
-            if where is host and server.poll() == EXIT_HUNG:
-                self._start(host, name.partition(" ")[0])
-
     def assert_alive(self) -> None:
-        for name, (_, server) in self._servers.items():
+        for name, server in self._servers.items():
             code = server.poll()
-            assert code in (None, EXIT_HUNG), f"{name}: {describe_exit(code or 0)}\n{self.logs()}"
+            assert code is None, f"{name}: {describe_exit(code)}\n{self.logs()}"
 
     def drain(self) -> None:
         """End the job in good order, and see that all processes end so."""
-        _, coordinator = self._servers["coordinator on host-a"]
-        coordinator.terminate()
-        for name, (_, server) in self._servers.items():
+        self._servers["coordinator on host-a"].terminate()
+        for name, server in self._servers.items():
             assert server.wait(30) == 0, f"{name}: {server.poll()}\n{self.logs()}"
 
     def committed(self) -> int:
@@ -188,15 +186,14 @@ class FlightsOnHosts:
         """The last lines of all logs."""
         said: list[str] = []
         for host in (self.a, self.b, self.c):
-            for path in sorted(host.directory.glob("*.log")):
+            for path in sorted(host.directory.rglob("*.log")):
                 lines = path.read_text(errors="replace").splitlines()
-                said += [f"--- {host.name}: {path.stem} ({len(lines)} lines)", *lines[-30:]]
+                said += [f"--- {host.name}: {path.name} ({len(lines)} lines)", *lines[-30:]]
         return "\n".join(said)
 
-    def _start(self, host: Host, name: str, *more: str) -> None:
-        command = name.partition("-")[0]
-        server = host.start(name, command, str(JOB_FILE), "--brokers", self.brokers, *more)
-        self._servers[f"{name} on {host.name}"] = host, server
+    def _start(self, host: Host, command: str, *more: str) -> None:
+        server = host.start(command, command, str(JOB_FILE), "--brokers", self.brokers, *more)
+        self._servers[f"{command} on {host.name}"] = server
 
 
 @pytest.fixture
@@ -265,9 +262,8 @@ def test_flights_on_three_hosts_survive_the_loss_of_one_its_return_and_more_work
         took[what] = round(time.monotonic() - began_s, 1)
 
     cluster.start_coordinator()
-    for host in (cluster.b, cluster.c):
-        for number in range(WORKERS_A_HOST):
-            cluster.start_worker(host, number)
+    cluster.start_workers(cluster.b)
+    cluster.start_workers(cluster.c)
     wait_until(lambda: cluster.settled(host_b=2, host_c=2), "all four workers have shards", 60)
     note("four workers run")
     with Feeder(cluster.a, cluster.brokers) as feeder:
@@ -296,15 +292,10 @@ def test_flights_on_three_hosts_survive_the_loss_of_one_its_return_and_more_work
         note("healed")
         feeder.share = 0.8
 
-        def back() -> dict[str, Any]:
-            cluster.restart_what_hung(cluster.c)
-            return cluster.settled(host_b=2, host_c=2)
-
-        returned = wait_until(back, "host-c has shards again", 60)
+        returned = wait_until(lambda: cluster.settled(host_b=2, host_c=2), "host-c has shards again", 60)
         note("host-c has shards again")
         assert not sessions_on(returned, "host-c") & lost_sessions, "fenced workers went on as if nothing was"
-        for number in range(WORKERS_A_HOST, 2 * WORKERS_A_HOST):
-            cluster.start_worker(cluster.b, number)
+        cluster.scale(cluster.b, 2 * WORKERS_A_HOST)
         wait_until(lambda: cluster.settled(host_b=4, host_c=2), "the new workers have shards", 60)
         note("scaled")
         assert feeder.runs(), "the flights were all there before there were more workers"
