@@ -34,7 +34,7 @@ from confluent_kafka import TopicPartition
 
 from fcluster import __version__
 from fcluster.common import failpoints, messages
-from fcluster.common.discovery import ENDED_KEY, LEADER_KEY, Leader
+from fcluster.common.discovery import ENDED_KEY, LEADER_KEY, Leader, LeaderFollower
 from fcluster.common.errors import FclusterError, KafkaUnavailable, SettingsError
 from fcluster.common.job import Job
 from fcluster.common.kafka_clients import Admin, end_offsets
@@ -45,7 +45,7 @@ from fcluster.common.topology import Topology
 from fcluster.common.transport import Disconnected, FrameReceived, HandshakeFailed, RouterTransport
 from fcluster.coordinator import events
 from fcluster.coordinator.checks import check_partitions, check_topology
-from fcluster.coordinator.core import EXIT_TEMPORARY, Coordinator
+from fcluster.coordinator.core import ENDING_KEY, EXIT_TEMPORARY, Coordinator
 from fcluster.coordinator.events import Event
 from fcluster.coordinator.fencing import Fencer
 from fcluster.coordinator.gate import Gate
@@ -61,6 +61,8 @@ BIND_RETRY_S = 5.0
 END_OFFSETS_RETRY_S = 1.0
 TAKE_OVER_RETRY_S = 1.0
 TURN_MS_MAX = 500.0
+SUCCESSOR_S = 2.0
+SUCCESSOR_POLL_S = 0.05
 ABSENCE_S = 2.0
 """A turn of the loop that took so long shows that the process was away."""
 EXIT_INTERRUPTED = 130
@@ -79,8 +81,9 @@ def run_coordinator(
 ) -> int:
     """Lead the job until it is stopped, has caught up, or fails; stand by as long as somebody else leads.
 
-    SIGTERM and SIGINT drain the job if this one leads it; a second one ends the process at once. A standby
-    they end, and nothing else.
+    SIGINT drains the job if this one leads it. SIGTERM hands over to a standby, so that the job goes on, and
+    drains the job only if nobody stands by. A second signal ends the process at once. A standby both end, and
+    nothing else.
 
     Args:
         job: to run.
@@ -101,7 +104,11 @@ def run_coordinator(
     security = coordinator_security(settings)
     candidate = Candidate(settings, topology)
     standby = Standby(settings, topology, patient=stand_by)
-    signals = _Signals(standby.interrupt)
+
+    def stop_waiting(_number: int) -> None:
+        standby.interrupt()
+
+    signals = _Signals(stop_waiting)
     office = _Office(
         topology=topology,
         settings=settings,
@@ -124,13 +131,18 @@ def run_coordinator(
                 code, own = office.lead(candidate, signals, own, again=again)
                 if code != EXIT_TEMPORARY:
                     return code
-                signals.on_stop = standby.interrupt
+                if signals.asked:
+                    _log.info("coordinator ends: somebody else leads now")
+                    return 0
+                signals.on_stop = stop_waiting
                 gc.collect()  # a deposed leader's clients and sockets shall not wait for chance
     finally:
         candidate.close()
 
 
 def _wait_for_turn(candidate: Candidate, standby: Standby, own: Leader | None) -> Ended | None:
+    if standby.interrupted:
+        return standby.wait(own)
     if own is None and not standby.stood_by:
         candidate.prepare()
     else:
@@ -163,18 +175,22 @@ class _Office:
             candidate: has Kafka ready.
             signals: to be obeyed.
             own: the record so far.
-            again: this one stood by or led before: trouble on the way to leadership may pass.
+            again: this one stood by or led before: trouble on the way to leadership may pass, and an end of the
+                job that is under way is carried on.
         """
         transport = RouterTransport(self.security)
         try:
             # First of all: who can't listen must not depose anybody.
             address = _bind(transport, self.settings.coordinator_bind)
             journal, past = candidate.open_journal()
+            if not again:
+                # Who didn't see the last leader end the job starts it anew: what became of that end is history.
+                past.pop(ENDING_KEY, None)
             terms, own = self._terms(candidate, past, address)
-            journal.write(_first_entries(own, terms))
+            journal.write(_first_entries(own, terms, ending=past.get(ENDING_KEY)))
             gate = Gate(terms.term, secured=self.security is not None)
             shell = _Shell(terms, past, own, transport, gate, journal, candidate.admin)
-            signals.on_stop = lambda: shell.post(events.StopRequested())
+            signals.on_stop = shell.on_signal
             _announce(own, self.ready_callback, self.ready_file)
             return shell.run(), own
         except JournalLostError as error:
@@ -219,13 +235,14 @@ class _Office:
         return terms, leader
 
 
-def _first_entries(leader: Leader, terms: Terms) -> dict[str, Any]:
+def _first_entries(leader: Leader, terms: Terms, ending: Any) -> dict[str, Any]:
     """What a leader's first write says."""
     entries: dict[str, Any] = {
         "term": {"term": terms.term},
         "topology": terms.topology.describe(),
         LEADER_KEY: leader,
         ENDED_KEY: None,
+        ENDING_KEY: ending,
     }
     return entries | {f"partitions/{topic}": {"count": count} for topic, count in terms.partitions.items()}
 
@@ -264,23 +281,28 @@ class _Signals:
     """SIGTERM and SIGINT: the first one ends in good order what this process does, a second one the process.
 
     Args:
-        on_stop: how to end that.
+        on_stop: how to end that, given the signal's number.
     """
 
-    def __init__(self, on_stop: Callable[[], None]) -> None:
+    def __init__(self, on_stop: Callable[[int], None]) -> None:
         self._on_stop = on_stop
-        self._asked = False
+        self._number = 0
 
     @property
-    def on_stop(self) -> Callable[[], None]:
+    def asked(self) -> bool:
+        """Whether the first one has come."""
+        return self._number != 0
+
+    @property
+    def on_stop(self) -> Callable[[int], None]:
         """What the first signal calls; at once, if it came already."""
         return self._on_stop
 
     @on_stop.setter
-    def on_stop(self, on_stop: Callable[[], None]) -> None:
+    def on_stop(self, on_stop: Callable[[int], None]) -> None:
         self._on_stop = on_stop
-        if self._asked:
-            on_stop()
+        if self._number:
+            on_stop(self._number)
 
     @contextlib.contextmanager
     def handled(self) -> Generator[None]:
@@ -295,11 +317,11 @@ class _Signals:
             for number, handler in former.items():
                 signal.signal(number, handler)
 
-    def _handle(self, _number: int, _frame: object) -> None:
-        if self._asked:
+    def _handle(self, number: int, _frame: object) -> None:
+        if self._number:
             os._exit(EXIT_INTERRUPTED)
-        self._asked = True
-        self._on_stop()
+        self._number = number
+        self._on_stop(number)
 
 
 class _Shell:
@@ -316,6 +338,7 @@ class _Shell:
         admin: Admin,
     ) -> None:
         self._topology = terms.topology
+        self._settings = terms.settings
         self._core = Coordinator.recover(past, terms, _now_ms())
         self._leader = leader
         self._turned_s = time.monotonic()
@@ -324,7 +347,7 @@ class _Shell:
         self._admin = admin
         self._inbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._stop: events.StopCoordinator | None = None
-        self._journal_thread = JournalThread(journal, self.post)
+        self._journal_thread = JournalThread(journal, self._on_journal)
         self._fencer = Fencer(terms.settings, terms.topology.job, self.post)
         self._duties = ThreadPoolExecutor(1, thread_name_prefix="duties")
         self._closing = threading.Event()
@@ -334,6 +357,33 @@ class _Shell:
         """Hand an event to the loop; from any thread, and from signal handlers."""
         self._inbox.put(event)
         self._transport.wake()
+
+    def on_signal(self, number: int) -> None:
+        """The process was asked to end: the job as well, or only its leadership."""
+        self.post(events.ResignRequested() if number == signal.SIGTERM else events.StopRequested())
+
+    def _on_journal(self, event: events.JournalWritten | events.Deposed) -> None:
+        """In the journal's thread, which ends after `Deposed`.
+
+        Who resigns serves the workers until they can find the successor: fenced it does no harm, and they don't
+        wait for the successor to read the journal.
+        """
+        if isinstance(event, events.Deposed) and self._core.resignation is not None:
+            self._await_successor()
+        self.post(event)
+
+    def _await_successor(self) -> None:
+        deadline_s = time.monotonic() + SUCCESSOR_S
+        follower = LeaderFollower(self._settings, self._topology.job)
+        try:
+            while time.monotonic() < deadline_s and not self._closing.is_set():
+                follower.poll(SUCCESSOR_POLL_S)
+                if follower.leader is not None and follower.leader.term > self._leader.term:
+                    return
+        except FclusterError as error:
+            _log.warning("looking for the successor: %s", error.message)
+        finally:
+            follower.close()
 
     def run(self) -> int:
         """Lead until the core says stop; returns the exit code."""
@@ -456,7 +506,8 @@ class _Shell:
         if self._stop is not None and self._stop.exit_code != EXIT_TEMPORARY:
             # Nobody needs to ask an address where nobody listens any more, and standbys shall end as well.
             end = {"term": self._leader.term, "exit_code": self._stop.exit_code, "reason": self._stop.reason}
-            self._journal_thread.write(events.WriteJournal(0, {LEADER_KEY: None, ENDED_KEY: end}))
+            entries = {LEADER_KEY: None, ENDED_KEY: end, ENDING_KEY: None}
+            self._journal_thread.write(events.WriteJournal(0, entries))
         self._fencer.close()
         self._duties.shutdown(wait=False, cancel_futures=True)
         self._journal_thread.close()

@@ -4,7 +4,8 @@ Responsible for: the clients that a take-over needs, connected in advance (`Cand
 leader, over ZeroMQ and through the journal (`Standby`). Invariants kept:
 
 - The journal has the last word: whatever the network seems to say, this one's turn comes only if the journal
-  still names the leader that is suspected. Whether it really leads then is decided by the journal's fence.
+  still names the leader that is suspected, or has asked this one to take over. Whether it really leads then is
+  decided by the journal's fence.
 - A job that was ended on purpose isn't taken over: its standbys end too, and say why.
 - Every wait is bounded; nothing is written.
 
@@ -154,6 +155,11 @@ class Standby:
         self._inbox: queue.SimpleQueue[_Item] = queue.SimpleQueue()
         self._interrupted = threading.Event()
 
+    @property
+    def interrupted(self) -> bool:
+        """Whether the waiting was ended for ever."""
+        return self._interrupted.is_set()
+
     def interrupt(self) -> None:
         """End the waiting, now and for ever. May be called by a signal handler."""
         self._interrupted.set()
@@ -251,6 +257,8 @@ class Standby:
                 verdict = self._confirm(leader, watch, suspicion)
                 if not isinstance(verdict, _Unconfirmed):
                     return verdict
+        # A leader that was asked to leave as well shall not wait for this one.
+        transport.send(messages.encode(messages.LeaderCheck(self._name, leaves=True)))
         return _INTERRUPTED
 
     def _take_news(self, leader: Leader, watch: Watch) -> None:
@@ -284,7 +292,7 @@ class Standby:
         if isinstance(message, messages.LeaderAlive) and message.cluster_id == leader.cluster_id:
             if not watch.was_heard:
                 self._meet(leader)
-            watch.heard(message.rank, _now_ms())
+            watch.heard(message.rank, _now_ms(), resigns=message.resigns)
             self._rank = watch.rank
 
     def _meet(self, leader: Leader) -> None:
@@ -341,9 +349,11 @@ class Standby:
             return newest
         while not self._inbox.empty():
             self._note(self._inbox.get(), leader, watch)
-        if watch.signs != signs:
+        if watch.signs != signs and not watch.resigns:
             return _Unconfirmed()
-        _log.info("the coordinator of term %d, at %s, is gone: %s", leader.term, leader.address, suspicion)
+        if self._interrupted.is_set():
+            return _Unconfirmed()
+        _log.info("taking over from the coordinator of term %d, at %s: %s", leader.term, leader.address, suspicion)
         return None
 
 

@@ -534,6 +534,8 @@ class WorkerCore:
                 snapshot_store=self.identity.snapshot_store,
                 version=self.identity.version,
                 in_flight_epoch=self.in_flight.epoch if self.in_flight else 0,
+                term=self.term,
+                draining=self.phase in (Phase.DRAINING, Phase.DRAINED) and not self.leaving,
             )
         )
 

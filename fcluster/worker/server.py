@@ -312,8 +312,15 @@ class Worker:
             if count & (count - 1) == 0:  # the 1st, 2nd, 4th, 8th, ...: a flood must not fill the log
                 _log.warning("dropped a malformed frame, %d so far: %s", count, error)
             return
-        self._seeker.heard()
+        if self._is_of_older_term(message):
+            # Deposed, and doesn't know: the core refuses all it says, so there is no use in staying with it.
+            self._seeker.misled()
+        else:
+            self._seeker.heard()
         self._inbox.put(core.MessageReceived(message))
+
+    def _is_of_older_term(self, message: messages.FromCoordinator) -> bool:
+        return message.term < self._core.term
 
     def _take_idle(self) -> None:
         """Handle what idle readers reported while batches were waiting, once none is."""
