@@ -1,7 +1,7 @@
 """Coordinator failover on real processes: how long it takes, and that nothing is lost, repeated or restored.
 
 The take-over is measured from the kill to the first epoch that was begun in the new term and is committed.
-When the office is handed over the former leader works on meanwhile: there the longest pause in the output counts.
+In a hand-over the former leader works on meanwhile: there the longest pause in the output counts.
 Epochs of a new term have numbers beyond all that the former one had reserved.
 """
 
