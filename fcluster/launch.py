@@ -585,6 +585,9 @@ class _Up:
         caught_up = ["--until-caught-up"] if self._options.until_caught_up else []
         target = self._options.target
         coordinator = ProcessSpec(COORDINATOR, (*start, COORDINATOR, *common, *caught_up, "--", target))
+        # One port is for one process. The coordinator's has the whole cluster's status.
+        http_bind = self._settings.http_bind
+        worker_flags = ["--set", f"http.bind={http_bind.rpartition(':')[0]}:0"] if http_bind else []
         workers = [
             ProcessSpec(
                 f"worker-{slot}",
@@ -596,6 +599,7 @@ class _Up:
                     "--coordinator",
                     self._address,
                     *common,
+                    *worker_flags,
                     "--",
                     target,
                 ),

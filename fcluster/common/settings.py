@@ -39,6 +39,7 @@ _SECRET = re.compile(r"password|passphrase|secret|key|token|jaas|credential|oaut
 _NO_SECRETS: Final = {"security.keys.dir"}  # says where they are
 _USER_INFO = re.compile(r"(?<=://)[^/@\s]+(?=@)")
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(ms|s|sec|m|min|h|d)?", re.IGNORECASE)
+_HOST_AND_PORT = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})")
 _UNIT_MS: Final = {
     "ms": 1,
     "s": 1000,
@@ -118,6 +119,17 @@ def _text(default: str) -> Any:
     return _setting(default, parse)
 
 
+def _host_and_port(default: str) -> Any:
+    def parse(value: Any) -> str:
+        text = str(value).strip()
+        match = _HOST_AND_PORT.fullmatch(text)
+        if text and (match is None or int(match[1]) > 65_535):
+            raise _BadValueError("a host and a port, like '127.0.0.1:8080' or '[::]:8080', or nothing")
+        return text
+
+    return _setting(default, parse)
+
+
 def _boolean(default: bool) -> Any:
     def parse(value: Any) -> bool:
         text = str(value).strip().lower()
@@ -176,6 +188,8 @@ class Settings:
         workers: processes that `fcluster up` starts.
         coordinator_address: where workers find the coordinator; empty: the journal says.
         coordinator_bind: where the coordinator listens.
+        http_bind: ``host:port`` where the process answers `/live`, `/ready` and `/status`; port 0: any free one,
+            which the log names; empty: nowhere.
         isolation_level: of the sources that name none themselves.
         source_gap: what deleted but unprocessed source records lead to: "fail" or "continue".
         replication_factor: of topics the cluster creates; -1: the brokers' default.
@@ -205,6 +219,7 @@ class Settings:
     workers: int = _integer(4, least=1, most=10_000)
     coordinator_address: str = _text("")
     coordinator_bind: str = _text("tcp://127.0.0.1:0")
+    http_bind: str = _host_and_port("")
     isolation_level: Isolation = _choice("read-committed", "read-uncommitted")  # noqa: RUF009
     source_gap: SourceGapPolicy = _choice("fail", "continue")  # noqa: RUF009
     replication_factor: int = _integer(-1, least=1, most=32_767, also=-1)

@@ -36,6 +36,7 @@ from fcluster import __version__
 from fcluster.common import failpoints, messages
 from fcluster.common.discovery import ENDED_KEY, LEADER_KEY, Leader, LeaderFollower
 from fcluster.common.errors import FclusterError, KafkaUnavailable, SettingsError
+from fcluster.common.health import health_port
 from fcluster.common.job import Job
 from fcluster.common.kafka_clients import Admin, end_offsets
 from fcluster.common.security import CoordinatorSecurity, coordinator_security
@@ -49,6 +50,7 @@ from fcluster.coordinator.core import ENDING_KEY, EXIT_TEMPORARY, Coordinator
 from fcluster.coordinator.events import Event
 from fcluster.coordinator.fencing import Fencer
 from fcluster.coordinator.gate import Gate
+from fcluster.coordinator.health import CoordinatorHealth
 from fcluster.coordinator.journal import Journal, JournalLostError, JournalThread
 from fcluster.coordinator.model import Terms
 from fcluster.coordinator.standby import Candidate, Ended, Standby
@@ -61,6 +63,9 @@ BIND_RETRY_S = 5.0
 END_OFFSETS_RETRY_S = 1.0
 TAKE_OVER_RETRY_S = 1.0
 TURN_MS_MAX = 500.0
+STATUS_AGE_S_MAX = 0.5
+"""However many ask over HTTP, the loop makes no more status documents than that."""
+STATUS_WAIT_S = 2.0
 SUCCESSOR_S = 2.0
 SUCCESSOR_POLL_S = 0.05
 ABSENCE_S = 2.0
@@ -102,42 +107,49 @@ def run_coordinator(
     """
     topology = job if isinstance(job, Topology) else job.build()
     security = coordinator_security(settings)
-    candidate = Candidate(settings, topology)
-    standby = Standby(settings, topology, patient=stand_by)
-
-    def stop_waiting(_number: int) -> None:
-        standby.interrupt()
-
-    signals = _Signals(stop_waiting)
+    health = CoordinatorHealth(topology.job)
     office = _Office(
         topology=topology,
         settings=settings,
         security=security,
+        health=health,
         expected_workers=expected_workers or settings.workers,
         until_caught_up=until_caught_up,
         ready_callback=ready_callback,
         ready_file=ready_file,
     )
+    with health_port(settings.http_bind, health):
+        candidate = Candidate(settings, topology)
+        try:
+            return _take_turns(candidate, Standby(settings, topology, health, patient=stand_by), office)
+        finally:
+            candidate.close()
+
+
+def _take_turns(candidate: Candidate, standby: Standby, office: _Office) -> int:
+    """Stand by and lead, in turns, until there is an end to it; the exit code."""
+
+    def stop_waiting(_number: int) -> None:
+        standby.interrupt()
+
+    signals = _Signals(stop_waiting)
     own: Leader | None = None
-    try:
-        with signals.handled():
-            while True:
-                ended = _wait_for_turn(candidate, standby, own)
-                if ended is not None:
-                    level = logging.ERROR if ended.exit_code else logging.INFO
-                    _log.log(level, "coordinator ends: %s", ended.reason)
-                    return ended.exit_code
-                again = standby.stood_by or own is not None
-                code, own = office.lead(candidate, signals, own, again=again)
-                if code != EXIT_TEMPORARY:
-                    return code
-                if signals.asked:
-                    _log.info("coordinator ends: somebody else leads now")
-                    return 0
-                signals.on_stop = stop_waiting
-                gc.collect()  # a deposed leader's clients and sockets shall not wait for chance
-    finally:
-        candidate.close()
+    with signals.handled():
+        while True:
+            ended = _wait_for_turn(candidate, standby, own)
+            if ended is not None:
+                level = logging.ERROR if ended.exit_code else logging.INFO
+                _log.log(level, "coordinator ends: %s", ended.reason)
+                return ended.exit_code
+            again = standby.stood_by or own is not None
+            code, own = office.lead(candidate, signals, own, again=again)
+            if code != EXIT_TEMPORARY:
+                return code
+            if signals.asked:
+                _log.info("coordinator ends: somebody else leads now")
+                return 0
+            signals.on_stop = stop_waiting
+            gc.collect()  # a deposed leader's clients and sockets shall not wait for chance
 
 
 def _wait_for_turn(candidate: Candidate, standby: Standby, own: Leader | None) -> Ended | None:
@@ -161,6 +173,7 @@ class _Office:
     topology: Topology
     settings: Settings
     security: CoordinatorSecurity | None
+    health: CoordinatorHealth
     expected_workers: int
     until_caught_up: bool
     ready_callback: Callable[[str], None] | None
@@ -178,6 +191,7 @@ class _Office:
             again: this one stood by or led before: trouble on the way to leadership may pass, and an end of the
                 job that is under way is carried on.
         """
+        self.health.takes_over()
         transport = RouterTransport(self.security)
         try:
             # First of all: who can't listen must not depose anybody.
@@ -189,7 +203,7 @@ class _Office:
             terms, own = self._terms(candidate, past, address)
             journal.write(_first_entries(own, terms, ending=past.get(ENDING_KEY)))
             gate = Gate(terms.term, secured=self.security is not None)
-            shell = _Shell(terms, past, own, transport, gate, journal, candidate.admin)
+            shell = _Shell(terms, past, own, transport, gate, journal, candidate.admin, self.health)
             signals.on_stop = shell.on_signal
             _announce(own, self.ready_callback, self.ready_file)
             return shell.run(), own
@@ -336,12 +350,15 @@ class _Shell:
         gate: Gate,
         journal: Journal,
         admin: Admin,
+        health: CoordinatorHealth,
     ) -> None:
         self._topology = terms.topology
         self._settings = terms.settings
         self._core = Coordinator.recover(past, terms, _now_ms())
         self._leader = leader
         self._turned_s = time.monotonic()
+        self._health = health
+        self._publisher = _StatusPublisher(transport.wake)
         self._transport = transport
         self._gate = gate
         self._admin = admin
@@ -387,6 +404,7 @@ class _Shell:
 
     def run(self) -> int:
         """Lead until the core says stop; returns the exit code."""
+        self._health.leads(self._leader, self._publisher.document)
         try:
             self._feed(events.Started())
             while self._stop is None:
@@ -405,6 +423,7 @@ class _Shell:
         timeout_ms = TURN_MS_MAX if deadline_ms is None else max(0.0, deadline_ms - _now_ms())
         happened = False
         happenings = self._transport.poll(self._truncation.cap(min(timeout_ms, TURN_MS_MAX)))
+        self._health.turned()
         self._notice_absence()
         for item in happenings:
             match item:
@@ -425,6 +444,9 @@ class _Shell:
             self._feed(event)
         if not happened:
             self._feed(events.Tick())
+        if self._publisher.is_wanted:
+            self._feed(self._wire_counted())
+            self._publisher.publish(self._core.status())
         if self._truncation.is_due():
             self._in_background(self._truncation.run, self._core.committed_offsets())
 
@@ -511,6 +533,42 @@ class _Shell:
         self._fencer.close()
         self._duties.shutdown(wait=False, cancel_futures=True)
         self._journal_thread.close()
+
+
+class _StatusPublisher:
+    """Gives the loop's status document to other threads, made by the loop when one of them wants it.
+
+    Args:
+        wake: makes the loop turn.
+    """
+
+    def __init__(self, wake: Callable[[], None]) -> None:
+        self._wake = wake
+        self._changed = threading.Condition()
+        self._wanted = False
+        self._document: Mapping[str, Any] = {}
+        self._made_s = float("-inf")
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether somebody waits for one."""
+        return self._wanted
+
+    def publish(self, document: Mapping[str, Any]) -> None:
+        """In the loop: here it is."""
+        with self._changed:
+            self._document, self._made_s, self._wanted = document, time.monotonic(), False
+            self._changed.notify_all()
+
+    def document(self) -> Mapping[str, Any] | None:
+        """In any thread but the loop: one that isn't old, None if the loop doesn't give one in time."""
+        asked_s = time.monotonic()
+        with self._changed:
+            if asked_s - self._made_s >= STATUS_AGE_S_MAX:
+                self._wanted = True
+                self._wake()
+                self._changed.wait_for(lambda: self._made_s >= asked_s, STATUS_WAIT_S)
+            return self._document if time.monotonic() - self._made_s < STATUS_AGE_S_MAX + STATUS_WAIT_S else None
 
 
 def _now_ms() -> float:

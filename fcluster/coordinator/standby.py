@@ -45,6 +45,7 @@ from fcluster.common.topology import Topology
 from fcluster.common.transport import DealerTransport
 from fcluster.coordinator.checks import highest_committed_epoch
 from fcluster.coordinator.election import Bounds, Watch
+from fcluster.coordinator.health import CoordinatorHealth
 from fcluster.coordinator.journal import Journal, journal_producer, open_journal
 
 _log = logging.getLogger("fcluster.coordinator")
@@ -139,15 +140,19 @@ class Standby:
     Args:
         settings: of the cluster.
         topology: of the job.
+        health: is told.
         patient: whether to stand by at all: if not, a leader that answers is a conflict, until this
             coordinator itself has led.
     """
 
-    def __init__(self, settings: Settings, topology: Topology, *, patient: bool) -> None:
+    def __init__(
+        self, settings: Settings, topology: Topology, health: CoordinatorHealth, *, patient: bool
+    ) -> None:
         self.stood_by = False
         """Whether it has met a leader that lives."""
         self._settings = settings
         self._topology = topology
+        self._health = health
         self._patient = patient
         self._name = f"{socket.gethostname()}-{os.getpid()}"
         self._identity = f"standby-{self._name}-{uuid.uuid4().hex[:8]}".encode()
@@ -180,6 +185,7 @@ class Standby:
             KafkaUnavailable: at the very first.
         """
         while not self._interrupted.is_set():
+            self._health.looks_for_leader()
             try:
                 found = self._find(own)
                 while isinstance(found, Leader):
@@ -246,6 +252,10 @@ class Standby:
         watch = Watch(bounds, _now_ms())
         check = messages.encode(messages.LeaderCheck(self._name))
         while not self._interrupted.is_set():
+            if watch.was_heard:
+                self._health.stands_by(leader)
+            else:
+                self._health.looks_for_leader()
             self._take_news(leader, watch)
             if watch.wants_check(_now_ms()):
                 transport.send(check)

@@ -44,6 +44,7 @@ from fcluster import __version__
 from fcluster.common import failpoints, messages
 from fcluster.common.discovery import Leader
 from fcluster.common.errors import FclusterError, one_line
+from fcluster.common.health import health_port
 from fcluster.common.ids import ShardId
 from fcluster.common.job import Job
 from fcluster.common.kafka_clients import make_consumer
@@ -57,6 +58,7 @@ from fcluster.common.transport import DealerTransport
 from fcluster.worker import core
 from fcluster.worker.changelog import Delta, encode_delta
 from fcluster.worker.consuming import Batch, Idle, ReaderDied, ReaderEvent, ReadFailed, SourceReader
+from fcluster.worker.health import WorkerHealth
 from fcluster.worker.processing import (
     HandlerError,
     OutputPort,
@@ -133,6 +135,7 @@ class Worker:
             offset_refresh_ms=settings.offset_refresh_interval_ms,
         )
         self._core = core.WorkerCore(identity, bounds, _now_ms())
+        self._health = WorkerHealth(self._topology.job, identity.worker)
         self._port = OutputPort()
         self._runners: dict[ShardId, ShardRunner] = {}
         self._routes: dict[str, dict[int, ShardRunner]] = {
@@ -174,18 +177,20 @@ class Worker:
 
     def run(self) -> int:
         """Work until told to leave; returns the process's exit code."""
-        self._pulse.start()
-        if self._fixed_address:
-            self._transport.connect(self._fixed_address, self._fixed_security)
-        self._seeker.start()
-        try:
-            while self._exit is None:
-                self._take_events()
-                if self._batches and not self._paused and self._exit is None:
-                    self._process_chunk()
-                    self._take_idle()
-        finally:
-            self._close()
+        with health_port(self._settings.http_bind, self._health):
+            self._pulse.start()
+            if self._fixed_address:
+                self._transport.connect(self._fixed_address, self._fixed_security)
+            self._seeker.start()
+            try:
+                while self._exit is None:
+                    self._health.turned(self._hang_bound_s)
+                    self._take_events()
+                    if self._batches and not self._paused and self._exit is None:
+                        self._process_chunk()
+                        self._take_idle()
+            finally:
+                self._close()
         _log.log(logging.ERROR if self._exit.code else logging.INFO, "leaving: %s", self._exit.reason)
         return self._exit.code
 
@@ -251,6 +256,8 @@ class Worker:
         """Give an event to the core and carry out what it decides."""
         for effect in self._core.handle(event, _now_ms()):
             self._carry_out(effect)
+        if not isinstance(event, core.RecordsProcessed):
+            self._health.publish(self._core)
 
     def _carry_out(self, effect: core.Effect) -> None:
         match effect:
@@ -670,20 +677,22 @@ class Worker:
         while not self._stopping.is_set():
             self._send_heartbeat()
             self._watchdog.check()
+            self._health.sent_heartbeat(interval_s)
             self._stopping.wait(interval_s)
 
     def _send_heartbeat(self) -> None:
+        # These don't wait for the main thread, which may be busy: others wait for what they say.
+        read_bytes, left_bytes, left_ms = self._host.restore_progress()
+        stats = msgspec.structs.replace(
+            self._stats,
+            restoring=self._host.restoring,
+            restore_bytes=read_bytes,
+            restore_bytes_left=left_bytes,
+            restore_ms_left=left_ms,
+            standbys=self._host.standby_statuses(),
+        )
+        self._health.note_stats(stats)
         if self._core.session and self._transport.connected:
-            # These don't wait for the main thread, which may be busy: others wait for what they say.
-            read_bytes, left_bytes, left_ms = self._host.restore_progress()
-            stats = msgspec.structs.replace(
-                self._stats,
-                restoring=self._host.restoring,
-                restore_bytes=read_bytes,
-                restore_bytes_left=left_bytes,
-                restore_ms_left=left_ms,
-                standbys=self._host.standby_statuses(),
-            )
             self._transport.send(messages.encode(messages.Heartbeat(self._core.session, stats)))
 
     def _connect(self, leader: Leader | None) -> None:
