@@ -42,8 +42,10 @@ _Session = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 _Slot = Annotated[int, msgspec.Meta(ge=-1, le=2**31 - 1)]
 _Offset = Annotated[int, msgspec.Meta(ge=-1001, le=2**63 - 1)]  # -1001 is Kafka's own "none"
 _Milliseconds = Annotated[float, msgspec.Meta(ge=0, le=1e12)]
-_Name = Annotated[str, msgspec.Meta(max_length=255)]
-_Address = Annotated[str, msgspec.Meta(max_length=4096)]
+# Names are shown on terminals and stand in logs: without what moves a cursor or begins a new line.
+_PRINTABLE = r"\A[^\x00-\x1f\x7f-\x9f\u2028\u2029]*\Z"
+_Name = Annotated[str, msgspec.Meta(max_length=255, pattern=_PRINTABLE)]
+_Address = Annotated[str, msgspec.Meta(max_length=4096, pattern=_PRINTABLE)]
 _Workers = Annotated[int, msgspec.Meta(ge=0, le=AGENT_WORKERS_MAX)]
 
 

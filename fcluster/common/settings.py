@@ -215,6 +215,8 @@ class Settings:
         worker_leave_timeout_ms: a worker that was asked to leave (SIGTERM) waits so long for its shards to move
             away warm; then it commits what it has processed and goes. 0: at once.
         kafka: passed through to librdkafka, by its own names, without the prefix `kafka.`.
+        reading_group: no setting, but for the program to say: the group of consumers that neither join nor commit,
+            since a broker asks even those whether they may read as that group. Empty: none in particular.
     """
 
     bootstrap_servers: str = _text("")
@@ -247,6 +249,7 @@ class Settings:
     coordinator_loss_bound_ms: int = _duration(30_000, least=100)
     worker_leave_timeout_ms: int = _duration(20_000, least=0, most=3_600_000)
     kafka: Mapping[str, str] = field(default_factory=dict[str, str], hash=False)
+    reading_group: str = ""
 
     def __post_init__(self) -> None:
         if not self.snapshots:
@@ -268,10 +271,10 @@ class Settings:
         return {name: redact(name, value) for name, value in self.as_mapping().items()}
 
 
-_ATTRIBUTES: Final = tuple(f.name for f in fields(Settings) if f.name != "kafka")
 _PARSERS: Final[dict[str, Callable[[Any], Any]]] = {
-    f.name: f.metadata["parse"] for f in fields(Settings) if f.name != "kafka"
+    f.name: f.metadata["parse"] for f in fields(Settings) if "parse" in f.metadata
 }
+_ATTRIBUTES: Final = tuple(_PARSERS)
 _ALIASES: Final = {
     "commit.interval.ms": "commit_interval_max_ms",
     "brokers": "bootstrap_servers",

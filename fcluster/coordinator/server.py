@@ -42,7 +42,7 @@ from fcluster.common.kafka_clients import Admin, end_offsets
 from fcluster.common.processes import process_space
 from fcluster.common.security import CoordinatorSecurity, coordinator_security
 from fcluster.common.reach import announced_address
-from fcluster.common.settings import Settings
+from fcluster.common.settings import Settings, with_settings
 from fcluster.common.snapshot_store import store_identity
 from fcluster.common.topology import Topology
 from fcluster.common.transport import Disconnected, FrameReceived, HandshakeFailed, RouterTransport
@@ -109,6 +109,7 @@ def run_coordinator(
         FclusterError: it can't lead, or stand by, for the reason in the message.
     """
     topology = job if isinstance(job, Topology) else job.build()
+    settings = with_settings(settings, reading_group=topology.job)
     security = coordinator_security(settings)
     health = CoordinatorHealth(topology.job)
     office = _Office(

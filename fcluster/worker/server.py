@@ -54,7 +54,7 @@ from fcluster.common.positions import CommittedPosition
 from fcluster.common.processes import process_space
 from fcluster.common.security import client_security
 from fcluster.common.reach import ReachWatch
-from fcluster.common.settings import Settings
+from fcluster.common.settings import Settings, with_settings
 from fcluster.common.topology import Isolation, Topology
 from fcluster.common.transport import DealerTransport
 from fcluster.worker import core
@@ -109,6 +109,7 @@ class Worker:
 
     def __init__(self, job: Job, settings: Settings, slot: int, coordinator_address: str) -> None:
         self._topology: Topology = job.build(settings)
+        settings = with_settings(settings, reading_group=self._topology.job)
         self._settings = settings
         self._fixed_address = coordinator_address
         self._fixed_security = (
@@ -462,8 +463,11 @@ class Worker:
         """Serve delivery reports, and wait if outputs are produced faster than Kafka takes them."""
         if self._writer is None or not self._epoch_begun:
             return
-        while self._writer.serve() > OUTPUTS_UNACKNOWLEDGED_MAX:
-            time.sleep(0.002)
+        try:
+            while self._writer.serve() > OUTPUTS_UNACKNOWLEDGED_MAX:
+                time.sleep(0.002)
+        except TransactionLostError as error:
+            self._feed(core.TransactionFailed(self._core.session, str(error)))
 
     def _begin_epoch(self) -> None:
         assert self._writer is not None
