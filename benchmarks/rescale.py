@@ -9,7 +9,8 @@ the same partition in the seconds before; the coordinator's status tells where t
 
 No shard may be restored from the beginning of its changelog. Workers say in their logs with what a warm copy
 and a restore began, and how many records of the changelog a restore read; the run fails if one began with
-nothing, if a restore didn't begin with local files (the warm copy), or if a move was cold. Medians are printed.
+nothing, if a restore didn't begin with local files (the warm copy), or if a move was cold. Medians are
+printed.
 """
 
 from __future__ import annotations

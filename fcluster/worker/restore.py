@@ -12,6 +12,7 @@ is an error. Threads: one at a time for each shard of a StoreDirectory; snapshot
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -53,7 +54,7 @@ STALL_TIMEOUT_S: Final = 60.0
 """A broker that sends nothing for so long ends the restore."""
 
 _POLL_S: Final = 0.1
-_BASES_AT_A_TIME: Final = 4
+_BASES_AT_A_TIME: Final = max(4, min(16, os.cpu_count() or 1))
 _POLL_RECORDS: Final = 500
 _BATCH_BYTES: Final = 4 * 1024 * 1024
 _REQUEST_TIMEOUT_S: Final = 10.0
@@ -401,8 +402,11 @@ class _Restore:
         while not messages:
             if self._stop.is_set():
                 return
-            messages = self._reader().consume(_POLL_RECORDS, _POLL_S)
-            if not messages and time.monotonic() > deadline_s:
+            # consume() alone would wait for so many records, or for all of the time.
+            first = self._reader().poll(_POLL_S)
+            if first is not None:
+                messages = [first, *self._reader().consume(_POLL_RECORDS, 0)]
+            elif time.monotonic() > deadline_s:
                 raise self._stalled()
         reading = dict(self._reading)
         for message in messages:
