@@ -39,12 +39,12 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 
 from benchmarks.support import delete_topics, median, parser, workplace
 from fcluster.common.ids import ShardId
-from fcluster.common.kafka_clients import make_producer
+from fcluster.common.kafka_clients import make_admin, make_producer
 from fcluster.common.positions import CommittedPosition
 from fcluster.common.settings import Settings, resolve
 from fcluster.common.snapshot_store import DirectorySnapshotStore
 from fcluster.worker.changelog import Delta, encode_delta
-from fcluster.worker.restore import RestoreProgress, RestoreRequest, restore_shards
+from fcluster.worker.restore import RestoreProgress, RestoreRequest, changelog_consumer, restore_shards
 from fcluster.worker.snapshots import take_snapshot, usable_manifests
 from fcluster.worker.state import ShardState, StoreMeta
 from fcluster.worker.store import StoreDirectory
@@ -278,6 +278,10 @@ def restore(
     progress: list[RestoreProgress] = []
     root = plan.directory / f"restored-{uuid.uuid4().hex[:6]}"
     directory = StoreDirectory(root)
+    # A worker has these connected since it joined.
+    admin, consumer = make_admin(plan.settings), changelog_consumer(plan.settings)
+    admin.list_topics(plan.changelog, timeout=TIMEOUT_S)
+    consumer.list_topics(plan.changelog, timeout=TIMEOUT_S)
     try:
         started_s = time.monotonic()
         answers = list(
@@ -287,6 +291,8 @@ def restore(
                 snapshots=snapshots,
                 settings=plan.settings,
                 stop=threading.Event(),
+                admin=admin,
+                consumer=consumer,
                 progress=progress.append,
             )
         )
@@ -302,6 +308,7 @@ def restore(
             seconds, {answer.shard.partition: answer.base.value for answer in answers}, progress[-1]
         )
     finally:
+        consumer.close()
         directory.close_all()
         shutil.rmtree(root)
 

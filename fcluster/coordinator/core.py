@@ -626,6 +626,7 @@ class Coordinator:
             session.peer,
             messages.Welcome(self.terms.term, number, session.slot, self.epochs.highest, adopted=False),
         )
+        self._out.effects.append(events.PrepareFence(session.slot, soon=False))
         self._settle(self.slots[session.slot])
         self._balance()
 
@@ -689,6 +690,7 @@ class Coordinator:
         session.standbys_told = None
         session.interval_ms = self.settings.commit_interval_min_ms
         self.counters.adoptions += 1
+        self._out.effects.append(events.PrepareFence(session.slot, soon=False))
         self._note_join()
         self._log("info", f"adopted worker {session.worker} with slot {session.slot}")
 
@@ -723,7 +725,7 @@ class Coordinator:
                 session.unlinked_ms = self._now
                 session.standbys_told = None
                 self.rounds.unlinked(session, self._now)
-                self._out.effects.append(events.PrepareFence(session.slot))
+                self._out.effects.append(events.PrepareFence(session.slot, soon=True))
             self._suspect(session)
 
     def _on_process_ended(self, worker: str) -> None:

@@ -379,7 +379,6 @@ class _Shell:
             self._feed(event)
         if not happened:
             self._feed(events.Tick())
-        self._fencer.forget_unused()
         if self._truncation.is_due():
             self._in_background(self._truncation.run, self._core.committed_offsets())
 
@@ -420,8 +419,8 @@ class _Shell:
                     self._transport.send(peer, messages.encode(message))
                 case events.WriteJournal():
                     self._journal_thread.write(effect)
-                case events.PrepareFence(slot):
-                    self._fencer.prepare(slot)
+                case events.PrepareFence(slot, soon):
+                    self._fencer.prepare(slot, soon=soon)
                 case events.FenceSlot(slot):
                     self._fencer.fence(slot)
                 case events.ReadEndOffsets(stage):

@@ -300,8 +300,9 @@ class _Restore:
         ]
         behind: list[RestoreRequest] = []
         for request in identified:
-            store = self._local_store(request.shard)
-            if self._exactly_once and store is not None and stands_exactly(request, store.meta()):
+            local = local_meta(self._directory, request.shard)
+            if self._exactly_once and local is not None and stands_exactly(request, local):
+                store = self._directory.open(request.shard)
                 _remember_changelog(store, request)
                 epoch = store.meta().state_epoch
                 yield self._finished(ShardRestored(request.shard, store, False, Base.LOCAL, (), epoch))
@@ -352,9 +353,10 @@ class _Restore:
         """Plan, and make the base the shard's store; a base that turns out to be damaged is passed over."""
         shard = request.shard
         while True:
-            local = self._local_store(shard)
+            meta = local_meta(self._directory, shard)
             failed = self._failed.setdefault(shard, {})
-            meta = None if local is None or (Base.LOCAL, local.meta().state_epoch) in failed else local.meta()
+            if meta is not None and (Base.LOCAL, meta.state_epoch) in failed:
+                meta = None
             unusable: list[Unusable] = []
             manifests = [
                 manifest
@@ -391,9 +393,6 @@ class _Restore:
                 self._snapshot_bytes_left -= size_bytes
                 self._snapshot_bytes += copied_bytes
             self._tell_progress()
-
-    def _local_store(self, shard: ShardId) -> RocksStore | None:
-        return local_store(self._directory, shard)
 
     def _read(self) -> Iterator[ShardRestored]:
         """Take one batch of records, from whatever partition has some."""
@@ -522,6 +521,14 @@ def local_store(directory: StoreDirectory, shard: ShardId) -> RocksStore | None:
         return directory.open(shard)
     except StateDamaged:
         return None
+
+
+def local_meta(directory: StoreDirectory, shard: ShardId) -> StoreMeta | None:
+    """Where the local files of `shard` stand; at no epoch if there are none, None if they can't be used."""
+    if not directory.has_files(shard):
+        return StoreMeta()
+    store = local_store(directory, shard)
+    return None if store is None else store.meta()
 
 
 def place_base(

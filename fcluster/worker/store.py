@@ -237,6 +237,10 @@ class StoreDirectory:
         """The store of `shard` if it is open."""
         return self._stores.get(shard)
 
+    def has_files(self, shard: ShardId) -> bool:
+        """Whether there is something to open; if not, `open` makes an empty store, which takes a while."""
+        return shard in self._stores or (self.shard_path(shard) / "db" / "CURRENT").exists()
+
     def open(self, shard: ShardId) -> RocksStore:
         """The store of `shard`, empty if there is none; the same one until it is closed.
 

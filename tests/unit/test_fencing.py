@@ -72,8 +72,8 @@ IDS = ("job-slot-3-0", "job-slot-3-1")
 def test_fence_uses_the_producers_that_were_prepared_once(
     fencer: Fencer, brokers: Brokers, outcomes: queue.Queue[Outcome]
 ) -> None:
-    fencer.prepare(3)
-    fencer.prepare(3)
+    fencer.prepare(3, soon=True)
+    fencer.prepare(3, soon=True)
     fencer.fence(3)
     assert outcomes.get(timeout=5) == SlotFenced(3)
     assert sorted(brokers.connected) == list(IDS)
@@ -90,7 +90,7 @@ def test_fence_waits_for_producers_that_are_still_connecting(
     fencer: Fencer, brokers: Brokers, outcomes: queue.Queue[Outcome]
 ) -> None:
     brokers.may_connect.clear()
-    fencer.prepare(3)
+    fencer.prepare(3, soon=True)
     fencer.fence(3)
     assert outcomes.empty()
     brokers.may_connect.set()
@@ -103,27 +103,27 @@ def test_fence_tries_by_itself_if_preparing_failed(
     fencer: Fencer, brokers: Brokers, outcomes: queue.Queue[Outcome]
 ) -> None:
     brokers.away = True
-    fencer.prepare(3)
+    fencer.prepare(3, soon=True)
     fencer.fence(3)
     assert outcomes.get(timeout=5) == SlotFenced(3)
     assert brokers.fenced == dict.fromkeys(IDS, 0)
     fencer.close()
 
 
-def test_what_was_prepared_for_nothing_is_let_go(
-    fencer: Fencer, brokers: Brokers, monkeypatch: pytest.MonkeyPatch
+def test_suspected_slots_are_prepared_before_others_where_there_is_no_room_for_all(
+    fencer: Fencer, brokers: Brokers, outcomes: queue.Queue[Outcome]
 ) -> None:
-    fencer.prepare(3)
-    wait_until(lambda: len(brokers.connected) == 2, "both ids are connected", 5)
-    fencer.forget_unused()
-    assert not brokers.all_gone()
-    monkeypatch.setattr(fencing, "PREPARED_FOR_S", 0.0)
-    wait_until(lambda: fencer.forget_unused() or brokers.all_gone(), "no producer is left", 5)
-    fencer.close()
-
-
-def test_no_more_is_prepared_than_there_is_room_for(fencer: Fencer, brokers: Brokers) -> None:
+    slots = fencing.PREPARED_MAX // 2
     for slot in range(100):
-        fencer.prepare(slot)
-    wait_until(lambda: len(brokers.connected) == fencing.PREPARED_MAX, "as many as there is room for", 5)
+        fencer.prepare(slot, soon=False)
+    wait_until(lambda: len(brokers.connected) == 2 * slots, "as many as there is room for", 5)
+    assert sum(producer() is not None for producer in brokers.alive) == 4 * slots
+    fencer.prepare(50, soon=True)
+    wait_until(lambda: "job-slot-50-1" in brokers.connected, "the suspected slot's are connected", 5)
+    wait_until(
+        lambda: sum(producer() is not None for producer in brokers.alive) == 4 * slots, "others' are gone", 5
+    )
+    fencer.fence(50)
+    assert outcomes.get(timeout=5) == SlotFenced(50)
+    assert set(brokers.fenced.values()) == {2}
     fencer.close()
