@@ -683,6 +683,7 @@ class Coordinator:
             messages.Welcome(self.terms.term, number, session.slot, self.epochs.highest, adopted=False),
         )
         self._tell_to_leave(session)
+        self._out.effects.append(events.PrepareFence(session.slot, soon=False))
         self._settle(self.slots[session.slot])
         self._balance()
 
@@ -754,6 +755,7 @@ class Coordinator:
         session.standbys_told = None
         session.interval_ms = self.settings.commit_interval_min_ms
         self.counters.adoptions += 1
+        self._out.effects.append(events.PrepareFence(session.slot, soon=False))
         self._note_join()
         self._log("info", f"adopted worker {session.worker} with slot {session.slot}")
 
@@ -879,7 +881,7 @@ class Coordinator:
                 session.unlinked_ms = self._now
                 session.standbys_told = None
                 self.rounds.unlinked(session, self._now)
-                self._out.effects.append(events.PrepareFence(session.slot))
+                self._out.effects.append(events.PrepareFence(session.slot, soon=True))
             self._suspect(session)
 
     def _on_process_ended(self, worker: str) -> None:

@@ -455,7 +455,6 @@ class _Shell:
             self._feed(event)
         if not happened:
             self._feed(events.Tick())
-        self._fencer.forget_unused()
         if self._publisher.is_wanted:
             self._feed(self._wire_counted())
             self._publisher.publish(self._core.status())
@@ -499,8 +498,8 @@ class _Shell:
                     self._transport.send(peer, messages.encode(message))
                 case events.WriteJournal():
                     self._journal_thread.write(effect)
-                case events.PrepareFence(slot):
-                    self._fencer.prepare(slot)
+                case events.PrepareFence(slot, soon):
+                    self._fencer.prepare(slot, soon=soon)
                 case events.FenceSlot(slot):
                     self._fencer.fence(slot)
                 case events.ReadEndOffsets(stage):

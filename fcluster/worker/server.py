@@ -507,7 +507,8 @@ class Worker:
             isolation = stage.source.isolation
             if isolation not in self._readers:
                 make = functools.partial(self._make_source_consumer, isolation)
-                reader = SourceReader(make, self._inbox.put, f"reader-{isolation}")
+                topics = [one.source.name for one in self._topology.stages if one.source.isolation == isolation]
+                reader = SourceReader(make, self._inbox.put, f"reader-{isolation}", topics)
                 self._readers[isolation] = reader
                 self._newest_generation[reader] = 0
 

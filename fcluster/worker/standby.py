@@ -28,7 +28,7 @@ from fcluster.common.messages import StandbyStatus
 from fcluster.common.settings import Settings
 from fcluster.common.snapshot_store import SnapshotStore
 from fcluster.worker.changelog import DeltaReader
-from fcluster.worker.restore import local_store, place_base, topic_ids
+from fcluster.worker.restore import local_meta, place_base, topic_ids
 from fcluster.worker.restore_plan import Base, RestorePlan, plan_standby
 from fcluster.worker.snapshots import usable_manifests
 from fcluster.worker.state import StoreMeta
@@ -260,8 +260,9 @@ class StandbyTail:
         changelog_id = topic_ids(self._admin, [topic]).get(topic, "")
         begin, end = begin_offsets(self._admin, [at])[at], end_offsets(self._admin, [at], "read-uncommitted")[at]
         while True:
-            local = local_store(copy.directory, copy.shard)
-            meta = None if local is None or (Base.LOCAL, local.meta().state_epoch) in copy.failed else local.meta()
+            meta = local_meta(copy.directory, copy.shard)
+            if meta is not None and (Base.LOCAL, meta.state_epoch) in copy.failed:
+                meta = None
             manifests = [
                 manifest
                 for manifest in usable_manifests(self._snapshots, copy.shard)
