@@ -423,8 +423,8 @@ def _read_wanted(
     """A total, -1 if there is none, and a number for each place."""
     places: dict[str, int] = {}
     for item in given:
-        place, _, number = item.rpartition("=")
-        if not (number.isascii() and number.isdigit() and len(number) < 8):
+        place, equals, number = item.rpartition("=")
+        if not (number.isascii() and number.isdigit() and len(number) < 8) or (equals and not place):
             raise click.BadParameter(f"{item!r} is neither a number of workers nor HOST=N")
         if not place and len(given) > 1:
             raise click.BadParameter("give one number for all agents, or HOST=N for each, not both")
