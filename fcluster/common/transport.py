@@ -42,9 +42,9 @@ UNACKNOWLEDGED_MS_MAX = 5_000
 again ever more rarely, and find out late that a network that was cut is whole again."""
 QUEUE_FRAMES_MAX = 10_000
 """Frames that may wait to be sent over one connection; more are dropped, as if lost."""
-UNREAD_FRAMES_MAX = 64
+UNREAD_FRAMES_MAX = 8
 """Frames received over one connection that may wait to be read. A sender could make each as large as the
-limit, so there are few; beyond them the connection waits, and nothing is lost."""
+limit, and have many connections, so there are few; beyond them the connection waits, and nothing is lost."""
 EVENTS_IN_POLL_MAX = 1_000
 """Frames that one `poll` returns at most, so that its caller gets to its other duties under a flood."""
 BYTES_IN_POLL_MAX = 4 * MESSAGE_BYTES_MAX

@@ -25,6 +25,7 @@ from fcluster.common.transport import (
     RouterTransport,
     TransportEvent,
 )
+from tests.harness import memory_bytes
 
 DEADLINE_SECONDS = 10.0
 
@@ -343,6 +344,34 @@ def test_unread_bytes_are_bounded_and_nothing_is_lost(
         largest = max(largest, len(events))
     assert [event.frame for event in received if isinstance(event, FrameReceived)] == frames
     assert largest <= transport.BYTES_IN_POLL_MAX // MESSAGE_BYTES_MAX
+
+
+FLOOD = """
+import sys, time, zmq
+context, sockets = zmq.Context(), []
+for number in range(4):
+    socket = context.socket(zmq.DEALER)
+    socket.setsockopt(zmq.SNDHWM, 2)
+    socket.connect(sys.argv[1])
+    sockets.append(socket)
+frame, ends_at_s = bytes(int(sys.argv[2])), time.monotonic() + 3
+while time.monotonic() < ends_at_s:
+    for socket in sockets:
+        try:
+            socket.send(frame, zmq.NOBLOCK, copy=False)
+        except zmq.Again:
+            time.sleep(0.001)
+context.destroy(0)
+"""
+
+
+def test_memory_is_bounded_for_each_connection_of_a_flood_while_nobody_reads(router: RouterTransport) -> None:
+    address = router.bind("tcp://127.0.0.1:*")
+    before = memory_bytes(os.getpid())
+    subprocess.run([sys.executable, "-c", FLOOD, address, str(MESSAGE_BYTES_MAX)], check=True, timeout=60)
+    growth = memory_bytes(os.getpid()) - before
+    assert growth < 4 * (transport.UNREAD_FRAMES_MAX + 3) * MESSAGE_BYTES_MAX
+    assert transport.UNREAD_FRAMES_MAX * MESSAGE_BYTES_MAX <= 32 * 1024 * 1024
 
 
 def silent_connections(address: str, number: int) -> list[socket.socket]:
