@@ -423,8 +423,8 @@ def _read_wanted(
     """A total, -1 if there is none, and a number for each place."""
     places: dict[str, int] = {}
     for item in given:
-        place, _, number = item.rpartition("=")
-        if not (number.isascii() and number.isdigit() and len(number) < 8):
+        place, equals, number = item.rpartition("=")
+        if not (number.isascii() and number.isdigit() and len(number) < 8) or (equals and not place):
             raise click.BadParameter(f"{item!r} is neither a number of workers nor HOST=N")
         if not place and len(given) > 1:
             raise click.BadParameter("give one number for all agents, or HOST=N for each, not both")
@@ -712,8 +712,9 @@ def coordinator(
     """Run JOB's coordinator. Its workers find it through Kafka.
 
     Started again, on this host or another one, it stands by and takes over when the one that leads dies or
-    hangs. Ctrl-C (SIGTERM) at the one that leads drains and ends the job, and its standbys with it; at a
-    standby it ends only that.
+    hangs. Ctrl-C at the one that leads drains and ends the job, and its standbys with it. SIGTERM makes it
+    hand over to a standby, so that the job goes on; only without a standby the job ends. At a standby both
+    end only that.
 
     \b
     Examples:
