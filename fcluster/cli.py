@@ -369,6 +369,54 @@ def status(context: click.Context, as_json: bool, job: str | None, **common: Any
         print_status(document)
 
 
+# --- changing a running cluster ----------------------------------------------------------------------
+
+
+_job_option = click.option(
+    "--job", metavar="NAME", help="The job's name, if it doesn't run in the data directory."
+)
+_no_wait_option = click.option("--no-wait", is_flag=True, help="Return once it is under way.")
+
+
+def _timeout_option(default_s: float) -> Callable[[_Command], _Command]:
+    return click.option(
+        "--timeout",
+        "timeout_s",
+        metavar="SECONDS",
+        type=click.FloatRange(0, min_open=True),
+        default=default_s,
+        show_default=True,
+        help="Wait no longer; then it is an error.",
+    )
+
+
+@commands.command()
+@click.argument("worker")
+@_job_option
+@_no_wait_option
+@_timeout_option(120)
+@_common
+@click.pass_context
+def drain(
+    context: click.Context, worker: str, job: str | None, no_wait: bool, timeout_s: float, **common: Any
+) -> None:
+    """Let one worker leave for good; its shards move to the others first, warm.
+
+    WORKER is its slot, its id, or HOST:PID, as `fcluster status` shows them. It isn't started again by
+    `fcluster up` or an agent, which has one worker less from then on.
+
+    \b
+    Examples:
+      fcluster drain 3
+      fcluster drain host2:4711 --brokers host:9092 --job carrier-delays
+    """
+    from fcluster.launch import AdminLine
+    from fcluster.operations import drain as run_drain
+
+    with AdminLine(_connection(context, _options(**common)), job) as line:
+        run_drain(line, worker, wait=not no_wait, timeout_s=timeout_s, say=click.echo)
+
+
 # --- consume, produce ------------------------------------------------------------------------------
 
 
@@ -662,6 +710,9 @@ def worker(
     context: click.Context, target: str, snapshots: str | None, slot: int, address: str | None, **common: Any
 ) -> None:
     """Run one worker of JOB. It finds the coordinator through Kafka.
+
+    On SIGTERM or Ctrl-C its shards move to other workers first, warm, then it ends (exit code 0); a second
+    one makes it commit and go. After `fcluster drain` the exit code is 4: don't start it again.
 
     \b
     Example:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from fcluster.common.errors import ClusterConflict, FclusterError, MissingTopic, cause_and_remedy
 from fcluster.common.settings import Settings, hand_over, resolve
@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from fcluster.common.topology import Isolation, Topology
     from fcluster.live_view import View
     from fcluster.supervisor import Outcome, ProcessSpec
+
+_T = TypeVar("_T")
 
 STATUS_TIMEOUT_MS = 3_000
 BROKER_CHECK_INTERVAL_S = 0.5
@@ -153,22 +155,15 @@ class Connection:
             NoCluster: none runs there.
             FclusterError: it gives no answer.
         """
-        from fcluster.common.admin_client import CoordinatorSilent
+        with AdminLine(self, job) as line:
+            return line.status()
 
-        address, key = self._coordinator(job)
-        try:
-            with open_admin_client(self.settings, address, key) as client:
-                return client.status(STATUS_TIMEOUT_MS)
-        except CoordinatorSilent:
-            job = job or (self.note.job if self.note is not None else "")
-            leader = leader_elsewhere(self.settings, job, address)
-            if leader is None:
-                raise
-        with open_admin_client(self.settings, leader.address, leader.public_key) as client:
-            return client.status(STATUS_TIMEOUT_MS)
+    def coordinator(self, job: str | None) -> tuple[str, str]:
+        """The coordinator's address, and its public key by the journal, empty if that wasn't asked.
 
-    def _coordinator(self, job: str | None) -> tuple[str, str]:
-        """Its address, and the public key that the journal has for it, empty if it wasn't asked."""
+        Raises:
+            NoCluster: none is known.
+        """
         if self.note is not None and job in (None, self.note.job):
             return self.note.coordinator, ""
         if job is None:
@@ -226,6 +221,57 @@ class Connection:
         if not self.settings.bootstrap_servers:
             raise no_brokers(self.data_dir)
         check_brokers(self.settings)
+
+
+class AdminLine:
+    """Requests to whoever leads a job, one at a time; it follows the leadership.
+
+    Args:
+        connection: says where to look.
+        job: its name; None: the one in the data directory.
+    """
+
+    def __init__(self, connection: Connection, job: str | None) -> None:
+        self._connection = connection
+        self._job = job
+        self._client: AdminClient | None = None
+
+    def __enter__(self) -> AdminLine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._client is not None:
+            self._client.close()
+
+    def status(self) -> dict[str, Any]:
+        """The status document; raises like `ask`."""
+        return self.ask(lambda client: client.status(STATUS_TIMEOUT_MS))
+
+    def ask(self, request: Callable[[AdminClient], _T]) -> _T:
+        """What `request` gets from the coordinator, or from its successor.
+
+        Raises:
+            NoCluster: none is known.
+            CoordinatorSilent: it gives no answer, and nobody else leads.
+            RequestRefused: it won't, for the reason in the message.
+        """
+        from fcluster.common.admin_client import CoordinatorSilent
+
+        settings = self._connection.settings
+        if self._client is None:
+            address, key = self._connection.coordinator(self._job)
+            self._client = open_admin_client(settings, address, key)
+        try:
+            return request(self._client)
+        except CoordinatorSilent:
+            note = self._connection.note
+            job = self._job or (note.job if note is not None else "")
+            leader = leader_elsewhere(settings, job, self._client.address)
+            if leader is None:
+                raise
+        self._client.close()
+        self._client = open_admin_client(settings, leader.address, leader.public_key)
+        return request(self._client)
 
 
 def open_admin_client(settings: Settings, address: str, announced_key: str = "") -> AdminClient:

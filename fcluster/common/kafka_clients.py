@@ -679,13 +679,35 @@ def delete_records_before(
 # --- fencing -------------------------------------------------------------------------------------------
 
 
+def fencing_producers(settings: Settings, transactional_id: str) -> list[Producer]:
+    """Two connected producers, for `fence_transactional_id`. As long as they do nothing they disturb nobody.
+
+    Raises:
+        KafkaUnavailable: the brokers don't answer.
+    """
+    producers = [make_producer(settings, transactional_id) for _ in range(2)]
+    with _asking(settings, f"connecting to fence {transactional_id!r}"):
+        for producer in producers:
+            producer.list_topics(timeout=REQUEST_TIMEOUT_S)
+    return producers
+
+
 def fence_transactional_id(
-    settings: Settings, transactional_id: str, timeout_s: float = REQUEST_TIMEOUT_S
+    settings: Settings,
+    transactional_id: str,
+    timeout_s: float = REQUEST_TIMEOUT_S,
+    ready: list[Producer] | None = None,
 ) -> None:
     """Abort what the id has open, and make its former owner's next call fail.
 
     When this returns, no transaction of any earlier producer with this id can commit any more. It takes
     about 60 ms for an idle id, 90 ms with an open transaction. Calling it again does no harm.
+
+    Args:
+        settings: of the cluster.
+        transactional_id: to be fenced.
+        timeout_s: for all of it.
+        ready: from `fencing_producers`, which makes it quicker. Emptied.
 
     Raises:
         KafkaUnavailable: the broker didn't confirm it in time; the id may or may not be fenced.
@@ -695,9 +717,11 @@ def fence_transactional_id(
     # A producer whose initialisation met the open transaction sleeps for a fixed 500 ms before it asks
     # again; another one with the same id, asking a moment later, finds it aborted. The sleeper is destroyed
     # here, before anyone else uses the id: asking once more it would fence the next owner.
-    producer = make_producer(settings, transactional_id)
+    connected = [] if ready is None else ready
+    producer = connected.pop() if connected else make_producer(settings, transactional_id)
     while True:
-        spare = make_producer(settings, transactional_id)  # connects while the first one asks
+        # If it is made only now, it connects while the first one asks.
+        spare = connected.pop() if connected else make_producer(settings, transactional_id)
         try:
             producer.list_topics(timeout=_remaining_s(deadline))
             producer.init_transactions(min(wait_s, _remaining_s(deadline)))

@@ -9,6 +9,11 @@ Every message about work carries the worker's `session`. A session begins with a
 the worker is declared dead, is fenced, or says `Hello` anew. A worker initialises its transactional
 producers exactly once in a session, and commits only on a `Complete` of that same session: a worker that
 was fenced therefore can't come back to life by initialising its producers again.
+
+`Assign`, `Revoke` and `Released` pass shards on, so they must not be obeyed twice: one that comes once more, behind
+what was sent after it, would give a shard two owners. Their senders number them, rising within a session (and a
+term), and what isn't newer than the last one is dropped. All other messages name the epoch or the session that they are
+about, and mean nothing once that is over.
 """
 
 from __future__ import annotations
@@ -108,8 +113,10 @@ class Hello(Message, frozen=True):
     session it holds; the coordinator then answers with an adopting `Welcome` for that session, or with
     `Evicted`. `slot` is the wanted slot (-1: any). `epoch` is the highest epoch the worker knows of,
     `prepared_epoch` one it has prepared and not yet been told the outcome of (0: none), `in_flight_epoch` one
-    that it has frozen and not yet committed, prepared or not (0: none). Messages may have been lost with the
-    connection, so this one tells all that the coordinator needs: a shard that is not in `owned` is not held.
+    that it has frozen and not yet committed, prepared or not (0: none). `process_space` names the space in which
+    `pid` is unique (see `processes.process_space`), empty if unknown; `leaving` says what `Leaving` says.
+    Messages may have been lost with the connection, so this one tells all that the coordinator needs: a shard
+    that is not in `owned` is not held.
 
     `term` is the newest in which a coordinator has spoken to this process (0: none yet): one of an older term, to
     whom this is said, has been deposed, or is lied to. `draining`: it processes no more because it was told to
@@ -131,13 +138,16 @@ class Hello(Message, frozen=True):
     in_flight_epoch: _Number = 0
     term: _Number = 0
     draining: bool = False
+    process_space: _Name = ""
+    leaving: bool = False
 
 
 class Heartbeat(Message, frozen=True):
-    """Alive, every `heartbeat.interval.ms`."""
+    """Alive, every `heartbeat.interval.ms`. `orders_heard`: the number of the last `Assign` or `Revoke` of this term."""
 
     session: _Session
     stats: WorkerStats
+    orders_heard: _Number
 
 
 class Dirty(Message, frozen=True):
@@ -179,6 +189,7 @@ class Released(Message, frozen=True):
 
     session: _Session
     shards: list[ShardId]
+    number: _Number
 
 
 class Drained(Message, frozen=True):
@@ -192,6 +203,15 @@ class WorkerFailed(Message, frozen=True):
 
     session: _Session
     reason: str
+
+
+class Leaving(Message, frozen=True):
+    """The worker was asked to leave: its shards are to move away. It works on until it has none.
+
+    Said again until the worker is gone, for a new leader or after a lost connection `Hello` says it.
+    """
+
+    session: _Session
 
 
 class Goodbye(Message, frozen=True):
@@ -238,6 +258,7 @@ class Assign(Message, frozen=True):
     term: _Number
     session: _Session
     shards: list[ShardId]
+    number: _Number
 
 
 class Revoke(Message, frozen=True):
@@ -246,6 +267,7 @@ class Revoke(Message, frozen=True):
     term: _Number
     session: _Session
     shards: list[ShardId]
+    number: _Number
 
 
 class Standby(Message, frozen=True):
@@ -281,6 +303,20 @@ class Complete(Message, frozen=True):
 
 class Drain(Message, frozen=True):
     """Process no more, commit what is processed, answer `Drained`, and wait for `Shutdown`."""
+
+    term: _Number
+    session: _Session
+
+
+class Leave(Message, frozen=True):
+    """An operator wants this worker gone: answer `Leaving`, and don't come back."""
+
+    term: _Number
+    session: _Session
+
+
+class Dismiss(Message, frozen=True):
+    """To a worker that is leaving: nobody can take its shards, so commit what is processed and go."""
 
     term: _Number
     session: _Session
@@ -326,6 +362,26 @@ class StopReply(Message, frozen=True):
     term: _Number
 
 
+class DrainRequest(Message, frozen=True):
+    """Let one worker leave: `worker` is its slot, its id, or HOST:PID. Answered with `DrainReply`.
+
+    May be repeated; whether it is gone shows in the status.
+    """
+
+    worker: _Name
+
+
+class DrainReply(Message, frozen=True):
+    """That worker leaves. `others` workers remain that can take its shards."""
+
+    term: _Number
+    slot: _Slot
+    worker: _Name
+    host: _Name
+    pid: _Number
+    others: _Number
+
+
 # --- standby coordinators ------------------------------------------------------------------------------
 
 
@@ -361,14 +417,27 @@ FromWorker = (
     | Released
     | Drained
     | WorkerFailed
+    | Leaving
     | Goodbye
 )
-FromAdmin = StatusRequest | StopRequest
+FromAdmin = StatusRequest | StopRequest | DrainRequest
 FromStandby = LeaderCheck
 ToWorker = (
-    Welcome | Refused | Evicted | Assign | Revoke | Standby | Barrier | Complete | Drain | Shutdown | HeartbeatAck
+    Welcome
+    | Refused
+    | Evicted
+    | Assign
+    | Revoke
+    | Standby
+    | Barrier
+    | Complete
+    | Drain
+    | Leave
+    | Dismiss
+    | Shutdown
+    | HeartbeatAck
 )
-ToAdmin = StatusReply | StopReply | Refused
+ToAdmin = StatusReply | StopReply | DrainReply | Refused
 ToStandby = LeaderAlive
 
 ToCoordinator = FromWorker | FromAdmin | FromStandby

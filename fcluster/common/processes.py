@@ -40,6 +40,22 @@ _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
 
 
+# --- naming ------------------------------------------------------------------------------------------
+
+
+def process_space() -> str:
+    """Names the space in which this process's id stands for it: a boot of a host, and a namespace of ids in it.
+
+    Two processes that have the same one mean the same process by the same id; host names don't say that
+    (containers may share them). Empty if the system has no such names.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}/{os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""
+
+
 # --- starting ----------------------------------------------------------------------------------------
 
 

@@ -119,7 +119,7 @@ def _text(default: str) -> Any:
     return _setting(default, parse)
 
 
-def _host_and_port(default: str) -> Any:
+def _listening_address(default: str) -> Any:
     def parse(value: Any) -> str:
         text = str(value).strip()
         match = _HOST_AND_PORT.fullmatch(text)
@@ -128,6 +128,18 @@ def _host_and_port(default: str) -> Any:
         return text
 
     return _setting(default, parse)
+
+
+def _host_and_port() -> Any:
+    expected = "a host's name or address, with or without a port: 'host-a', 'host-a:7070', 'tcp://host-a:7070'"
+
+    def parse(value: Any) -> str:
+        text = str(value).strip().removeprefix("tcp://")
+        if text and not re.fullmatch(r"([A-Za-z0-9._-]{1,255}|\[[0-9a-fA-F:.]{2,45}\])(:[0-9]{1,5})?", text):
+            raise _BadValueError(expected)
+        return text
+
+    return _setting("", parse)
 
 
 def _boolean(default: bool) -> Any:
@@ -190,6 +202,8 @@ class Settings:
         coordinator_bind: where the coordinator listens.
         http_bind: ``host:port`` where the process answers `/live`, `/ready` and `/status`; port 0: any free one,
             which the log names; empty: nowhere.
+        coordinator_advertised_address: ``host`` or ``host:port`` that others are told instead, where it can't
+            be reached by the name or address that it sees itself; empty: what it sees.
         isolation_level: of the sources that name none themselves.
         source_gap: what deleted but unprocessed source records lead to: "fail" or "continue".
         replication_factor: of topics the cluster creates; -1: the brokers' default.
@@ -198,6 +212,8 @@ class Settings:
         epoch_records_max: an open epoch takes no more records.
         initial_rebalance_delay_ms: wait for more workers before the first assignment.
         coordinator_loss_bound_ms: workers go on without a coordinator for so long.
+        worker_leave_timeout_ms: a worker that was asked to leave (SIGTERM) waits so long for its shards to move
+            away warm; then it commits what it has processed and goes. 0: at once.
         kafka: passed through to librdkafka, by its own names, without the prefix `kafka.`.
     """
 
@@ -219,7 +235,8 @@ class Settings:
     workers: int = _integer(4, least=1, most=10_000)
     coordinator_address: str = _text("")
     coordinator_bind: str = _text("tcp://127.0.0.1:0")
-    http_bind: str = _host_and_port("")
+    http_bind: str = _listening_address("")
+    coordinator_advertised_address: str = _host_and_port()
     isolation_level: Isolation = _choice("read-committed", "read-uncommitted")  # noqa: RUF009
     source_gap: SourceGapPolicy = _choice("fail", "continue")  # noqa: RUF009
     replication_factor: int = _integer(-1, least=1, most=32_767, also=-1)
@@ -228,6 +245,7 @@ class Settings:
     epoch_records_max: int = _integer(500_000, least=1, most=_INT_MAX)
     initial_rebalance_delay_ms: int = _duration(3000, least=0, most=3_600_000)
     coordinator_loss_bound_ms: int = _duration(30_000, least=100)
+    worker_leave_timeout_ms: int = _duration(20_000, least=0, most=3_600_000)
     kafka: Mapping[str, str] = field(default_factory=dict[str, str], hash=False)
 
     def __post_init__(self) -> None:

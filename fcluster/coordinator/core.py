@@ -15,6 +15,8 @@ Invariants kept:
 - *One session, one conversation.* A session that is over never gets a `Barrier` or `Complete` again; who
   still speaks for it is told `Evicted`.
 - *Epoch numbers rise strictly*, and a session gets `Complete(e)` only after its `Prepared(e)`.
+- *Who leaves, leaves.* A session that is leaving gets no shards to keep, whatever happens to its connection
+  or to the coordinator; its worker knows, or is told again.
 - *Epochs wait for nobody.* No journal write, fence or dead worker holds back the epoch of another worker
   for longer than `checkpoint.straggler.ms`.
 
@@ -54,7 +56,9 @@ from fcluster.coordinator.model import (
 from fcluster.coordinator.progress import Progress
 from fcluster.coordinator.rounds import EpochNumbers, Rounds
 from fcluster.coordinator.copies import Copies, learn
+from fcluster.coordinator.naming import find_worker
 from fcluster.coordinator.status import describe
+from fcluster.coordinator.takeovers import Takeovers
 
 EXIT_DONE = 0
 EXIT_JOB_FAILED = 3
@@ -63,7 +67,8 @@ EXIT_TEMPORARY = 75
 """Another coordinator leads the job."""
 
 SUSPICION_GRACE_MS = 150
-"""A closed connection that doesn't come back within this time means a dead worker."""
+"""A closed connection that doesn't come back within this time means a dead worker. One whose host says that the
+process is gone isn't waited for."""
 CROSSING_MS = 500
 """A Hello that comes so soon after a Welcome was probably sent before that arrived. It is less than a worker
 waits before it says Hello again."""
@@ -78,6 +83,7 @@ ABSENCE_NOTICED_MS = 1_000
 WARMING_MS_MAX = 30_000
 """A shard moves after so long even if its copy at the target isn't warm: what is missing is then read there."""
 SLOTS_MAX = 10_000
+DRAINED_REMEMBERED_MAX = 10_000
 EPOCHS_AHEAD_MAX = 1_000_000
 """Every number that was ever handed out is below a reservation in the journal, and so below what this leader
 knows. A worker that knows of one so much higher isn't of this job, and must not push the numbers up there."""
@@ -151,6 +157,7 @@ class Coordinator:
         self.counters = Counters()
         self.standbys = Roster(terms.settings.heartbeat_interval_ms)
         self.resignation: Resignation | None = None
+        self.takeovers = Takeovers()
         self.snapshot_store = terms.snapshot_store
         self.started_ms = now_ms
         self._now = now_ms
@@ -162,6 +169,8 @@ class Coordinator:
         self._retrying: dict[int, Slot] = {}
         self._warming: list[Shard] = []
         self._postponed: set[ShardId] = set()
+        self._drained: dict[str, None] = {}
+        """Workers that an operator wants gone; a new session doesn't change that. An ordered set."""
         self._sweep_ms = max(20.0, min(300.0, terms.settings.session_timeout_ms / 10))
         self._next_sweep_ms = now_ms
         self._drain_began_ms = now_ms
@@ -237,6 +246,8 @@ class Coordinator:
                 self._on_journal_written(sequence)
             case events.PeerDisconnected(peer):
                 self._on_disconnected(peer)
+            case events.ProcessEnded(worker):
+                self._on_process_ended(worker)
             case events.SlotFenced(slot):
                 self._on_fenced(slot)
             case events.SlotFenceFailed(slot, reason):
@@ -286,6 +297,7 @@ class Coordinator:
         for session in self.sessions.values():
             session.heard_ms += absence_ms
             session.epoch_phase_ms += absence_ms
+            session.unheard_ms += absence_ms
             if session.suspect_until_ms is not None:
                 session.suspect_until_ms += absence_ms
             if session.unlinked_ms is not None:
@@ -348,6 +360,7 @@ class Coordinator:
                 self._welcome(held.number)
             elif held.kind == "fence":
                 self._out.effects.append(events.FenceSlot(held.number))
+                self.takeovers.journalled(held.number, self._now)
             elif held.kind == "drain":
                 self._tell_ending()
             else:
@@ -395,6 +408,8 @@ class Coordinator:
             self._on_leader_check(peer, message)
         elif isinstance(message, messages.StopRequest):
             self._on_stop_request(peer)
+        elif isinstance(message, messages.DrainRequest):
+            self._send(peer, self._drain_worker(message.worker))
         else:
             session = self.sessions.get(message.session)
             if session is None or session.peer != peer:
@@ -422,25 +437,32 @@ class Coordinator:
                 self._learn_committed(session, message.shards)
                 self.rounds.committed(session, message, self._now)
             case messages.Heartbeat():
+                heard = min(session.orders, message.orders_heard)
+                session.orders_heard = max(session.orders_heard, heard)
                 self._on_heartbeat(session, message.stats)
             case messages.ShardsRunning():
                 for status in message.shards:
                     self._learn_running(session, status)
             case messages.Released():
-                self._on_released(session, message.shards)
+                if message.number > session.released_number:
+                    session.released_number = message.number
+                    self._on_released(session, message.shards)
             case messages.Drained():
                 if self.phase is Phase.DRAINING:
                     session.phase = SessionPhase.DRAINED
             case messages.WorkerFailed():
                 self._on_worker_failed(session, message.reason)
+            case messages.Leaving():
+                self._on_leaving(session)
             case messages.Goodbye():
+                self.counters.leaves += 1
                 self._end_session(session, "left in good order", clean=True)
             case messages.Hello():
                 raise AssertionError("handled before")
 
     def _hear(self, session: Session) -> None:
         session.heard_ms = self._now
-        if session.suspect_until_ms is not None:
+        if session.suspect_until_ms is not None and not session.process_ended:
             session.suspect_until_ms = None
             del self._suspects[session.number]
 
@@ -466,6 +488,9 @@ class Coordinator:
             return  # not (any more) this session's to speak of
         if shard.phase is ShardPhase.RESTORING:
             shard.phase = ShardPhase.RUNNING
+            takeover = self.takeovers.runs(shard.identity, self._now)
+            if takeover is not None:
+                self._log("info", takeover.describe())
             if shard.identity in self._postponed:
                 self._balance()
         self.progress.learn(status)
@@ -626,6 +651,7 @@ class Coordinator:
             phase=SessionPhase.OPENING,
             heard_ms=self._now,
             interval_ms=self.settings.commit_interval_min_ms,
+            leaving=hello.worker in self._drained,
         )
         del self.joiners[joiner.peer]
         slot.joiner, slot.session, slot.fenced = None, session, False
@@ -650,6 +676,7 @@ class Coordinator:
             session.peer,
             messages.Welcome(self.terms.term, number, session.slot, self.epochs.highest, adopted=False),
         )
+        self._tell_to_leave(session)
         self._settle(self.slots[session.slot])
         self._balance()
 
@@ -661,6 +688,8 @@ class Coordinator:
         if session is None or session.worker != hello.worker or session.phase is SessionPhase.OPENING:
             self._send(peer, messages.Evicted(self.terms.term, hello.session))
             return
+        if hello.leaving:
+            self._on_leaving(session)
         if session.phase is not SessionPhase.AWAITED and session.unlinked_ms is None and session.peer == peer:
             # A Hello that outlived a connection and arrived with the next one's: since the one before nothing
             # was lost, so it says nothing new, and what it says is older than what was sent meanwhile.
@@ -684,6 +713,7 @@ class Coordinator:
             session.phase = SessionPhase.LIVE
             if self._ending_told:
                 self._send(peer, messages.Drain(self.terms.term, session.number))
+        self._tell_to_leave(session)
         self._balance()
 
     def _send_adoption(self, session: Session) -> None:
@@ -697,6 +727,8 @@ class Coordinator:
             del self._session_of_peer[session.peer]
         session.peer, self._session_of_peer[peer] = peer, session
         session.unlinked_ms = None
+        session.orders_heard = session.orders  # what got lost is made up for by what it says it holds
+        session.dismissed = False
         self._hear(session)
 
     def _objection(self, session: Session, owned: set[ShardId]) -> str:
@@ -733,7 +765,60 @@ class Coordinator:
                 shard.phase, shard.session, shard.target = ShardPhase.RESTORING, session.number, None
                 missing.append(shard.identity)
         if missing:
-            self._send(session.peer, messages.Assign(self.terms.term, session.number, missing))
+            self._send_assign(session, missing)
+
+    # --- leaving --------------------------------------------------------------------------------------
+
+    def _on_leaving(self, session: Session) -> None:
+        if not session.leaving_said:
+            self._log("info", f"worker {session.worker} (slot {session.slot}) is leaving")
+        session.leaving_said = True
+        if not session.leaving:
+            session.leaving = True
+            self._balance()
+
+    def _drain_worker(self, name: str) -> messages.DrainReply | messages.Refused:
+        """An operator wants that worker gone."""
+        if self.phase is not Phase.RUNNING:
+            return messages.Refused(self.terms.term, f"the job is stopping ({self.stop_reason})", retry=False)
+        session = find_worker(name, self.sessions.values())
+        if isinstance(session, str):
+            return messages.Refused(self.terms.term, session, retry=False)
+        self._drained[session.worker] = None
+        if len(self._drained) > DRAINED_REMEMBERED_MAX:
+            del self._drained[next(iter(self._drained))]
+        if session.phase is SessionPhase.LIVE and session.unlinked_ms is None:
+            self._tell_to_leave(session)
+        if not session.leaving:
+            self._log("info", f"worker {session.worker} (slot {session.slot}) is to be drained")
+            session.leaving = True
+            self._balance()
+        others = len(self._available())
+        return messages.DrainReply(
+            self.terms.term, session.slot, session.worker, session.host, session.pid, others
+        )
+
+    def _tell_to_leave(self, session: Session) -> None:
+        """If an operator wants it; a worker that was told before doesn't mind."""
+        if session.worker in self._drained:
+            self._send(session.peer, messages.Leave(self.terms.term, session.number))
+
+    def _available(self) -> list[int]:
+        """The slots that can be given shards to keep."""
+        return [
+            slot.number
+            for slot in self.slots.values()
+            if (slot.session and not slot.session.leaving)
+            or (slot.joiner and slot.joiner.hello.worker not in self._drained)
+        ]
+
+    def _dismiss_leaving(self) -> None:
+        """Nobody can take their shards: who is leaving needn't wait for that."""
+        for session in self.sessions.values():
+            linked = session.phase is SessionPhase.LIVE and session.unlinked_ms is None
+            if session.leaving and linked and not session.dismissed:
+                session.dismissed = True
+                self._send(session.peer, messages.Dismiss(self.terms.term, session.number))
 
     # --- dying ----------------------------------------------------------------------------------------
 
@@ -749,15 +834,30 @@ class Coordinator:
             if session.unlinked_ms is None:
                 session.unlinked_ms = self._now
                 session.standbys_told = None
-            if session.suspect_until_ms is None:
-                session.suspect_until_ms = self._now + SUSPICION_GRACE_MS
-                self._suspects[session.number] = session
+                self.rounds.unlinked(session, self._now)
+                self._out.effects.append(events.PrepareFence(session.slot))
+            self._suspect(session)
+
+    def _on_process_ended(self, worker: str) -> None:
+        """What the process had said is heard first: the end of its connection comes behind it."""
+        session = self._session_of_worker.get(worker)
+        if session is not None:
+            session.process_ended = True
+            self._suspect(session)
+
+    def _suspect(self, session: Session) -> None:
+        if session.suspect_until_ms is None:
+            session.suspect_until_ms = self._now + SUSPICION_GRACE_MS
+            self._suspects[session.number] = session
+        if session.process_ended and session.unlinked_ms is not None:
+            session.suspect_until_ms = self._now
 
     def _end_suspects(self) -> None:
         for session in list(self._suspects.values()):
             if session.suspect_until_ms is not None and self._now >= session.suspect_until_ms:
                 self.counters.deaths += 1
-                self._end_session(session, "its connection closed", clean=False)
+                reason = "its process has ended" if session.process_ended else "its connection closed"
+                self._end_session(session, reason, clean=False)
 
     def _sweep(self) -> None:
         """Look for silent and stuck workers, a few times within the shortest bound, not at each event."""
@@ -781,6 +881,9 @@ class Coordinator:
         epoch_age_ms = self._now - session.epoch_phase_ms
         if session.epoch_phase is not EpochPhase.NONE and epoch_age_ms >= settings.checkpoint_timeout_ms:
             return f"is {session.epoch_phase.value} epoch {session.epoch} beyond checkpoint.timeout.ms"
+        unheard = session.orders_heard < session.orders
+        if unheard and self._now - session.unheard_ms >= settings.checkpoint_timeout_ms:
+            return "did not hear which shards to run or to give back"
         if session.unlinked_ms is not None and self._now - session.unlinked_ms >= settings.session_timeout_ms:
             return "lost its connection and never said what it holds"
         return ""
@@ -811,13 +914,17 @@ class Coordinator:
         self._suspects.pop(session.number, None)
         self.rounds.ended(session, self._now)
         slot.session, slot.fenced = None, clean
+        waiting: list[ShardId] = []
         for shard in self._shards_of(slot.number):
             if shard.phase is not ShardPhase.ASSIGNING:
                 shard.phase, shard.session, shard.target = ShardPhase.WAITING, 0, None
+                waiting.append(shard.identity)
         sequence = self._journal_slot(slot)
         if not clean:
             slot.fencing = True
             self._hold("fence", sequence, slot.number)
+            since_ms = session.heard_ms if session.unlinked_ms is None else session.unlinked_ms
+            self.takeovers.begin(slot.number, waiting, reason, since_ms, self._now)
         if not rejoins:
             self._pursue(slot)
             self._balance()
@@ -841,6 +948,7 @@ class Coordinator:
             return
         self.counters.fences += 1
         slot.fencing, slot.fenced, slot.fence_failures = False, True, 0
+        self.takeovers.fenced(number, self._now)
         self._journal_slot(slot)
         self._pursue(slot)
         self._balance()
@@ -893,11 +1001,17 @@ class Coordinator:
         session = slot.session
         if session is not None:
             # One that lost its connection learns of its new shards when it says which it holds.
-            if session.phase is SessionPhase.LIVE and session.unlinked_ms is None and waiting:
+            if session.phase is not SessionPhase.LIVE or session.unlinked_ms is not None:
+                return
+            if session.leaving and self.assigning:
+                for shard in waiting:  # it was never told of them
+                    self._free(shard)
+            elif waiting:
                 for shard in waiting:
                     shard.phase, shard.session = ShardPhase.RESTORING, session.number
+                    self.takeovers.assigned(shard.identity, self._now)
                 shards = [shard.identity for shard in waiting]
-                self._send(session.peer, messages.Assign(self.terms.term, session.number, shards))
+                self._send_assign(session, shards)
         elif slot.fenced and slot.joiner is None and self.assigning:
             for shard in waiting:
                 self._free(shard)
@@ -909,7 +1023,9 @@ class Coordinator:
         """
         if not self.assigning or self.phase is not Phase.RUNNING:
             return
-        available = [slot.number for slot in self.slots.values() if slot.session or slot.joiner]
+        available = self._available()
+        if not available:
+            self._dismiss_leaving()
         current = {
             shard.identity: slot
             for shard in self.shards.values()
@@ -980,9 +1096,20 @@ class Coordinator:
         revoked: dict[int, list[ShardId]] = {}
         for shard in leaving:
             shard.phase = ShardPhase.RELEASING
+            self.takeovers.revoked(shard.identity, self._now)
             revoked.setdefault(shard.session, []).append(shard.identity)
         for number, shards in revoked.items():
             self._revoke(self.sessions[number], shards)
+
+    def _send_assign(self, session: Session, shards: list[ShardId]) -> None:
+        number = self._next_order(session)
+        self._send(session.peer, messages.Assign(self.terms.term, session.number, shards, number))
+
+    def _next_order(self, session: Session) -> int:
+        if session.orders_heard == session.orders:
+            session.unheard_ms = self._now
+        session.orders += 1
+        return session.orders
 
     def _linked(self, shard: Shard) -> bool:
         return self.sessions[shard.session].unlinked_ms is None
@@ -990,7 +1117,8 @@ class Coordinator:
     def _revoke(self, session: Session, shards: list[ShardId]) -> None:
         self.counters.moves += len(shards)
         self._log("info", f"moving {len(shards)} shards away from slot {session.slot}")
-        self._send(session.peer, messages.Revoke(self.terms.term, session.number, shards))
+        number = self._next_order(session)
+        self._send(session.peer, messages.Revoke(self.terms.term, session.number, shards, number))
         session.due_ms = self._now  # it is a commit that releases them
 
     def _on_assignments_written(self, sequence: int) -> None:
@@ -1016,6 +1144,7 @@ class Coordinator:
             return
         for shard in held:
             self._free(shard, shard.target)
+            self.takeovers.released(shard.identity, self._now)
         self._balance()
 
     # --- leaving the office -----------------------------------------------------------------------------
@@ -1198,6 +1327,9 @@ class Coordinator:
             assert self.slots[session.slot].session is session, session
             assert self._session_of_worker.get(session.worker) is session, session
             assert session.epoch <= self.epochs.highest, session
+            if self.phase is Phase.RUNNING and self.assigning and session.leaving:
+                kept = [shard for shard in self.shards.values() if session.slot in shard.standbys]
+                assert not kept, f"{session} is leaving, and is to keep copies"
             if self.phase is Phase.RUNNING:
                 told = session.standbys_told or ()
                 assert not any(self.shards[shard].session == session.number for shard in told), session

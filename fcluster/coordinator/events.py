@@ -36,6 +36,13 @@ class PeerDisconnected:
 
 
 @dataclass(frozen=True, slots=True)
+class ProcessEnded:
+    """The process of `worker` has ended: its host, which is this one, says so."""
+
+    worker: str
+
+
+@dataclass(frozen=True, slots=True)
 class SlotFenced:
     """`FenceSlot` succeeded: whatever the slot's ids had open is aborted, and its zombie can't commit."""
 
@@ -100,6 +107,7 @@ Event = (
     Started
     | MessageReceived
     | PeerDisconnected
+    | ProcessEnded
     | SlotFenced
     | SlotFenceFailed
     | JournalWritten
@@ -120,6 +128,13 @@ class SendMessage:
 
     peer: bytes
     message: FromCoordinator
+
+
+@dataclass(frozen=True, slots=True)
+class PrepareFence:
+    """The slot may have to be fenced in a moment: have everything ready for it. Must disturb nobody."""
+
+    slot: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,4 +178,4 @@ class LogLine:
     text: str
 
 
-Effect = SendMessage | FenceSlot | WriteJournal | ReadEndOffsets | StopCoordinator | LogLine
+Effect = SendMessage | PrepareFence | FenceSlot | WriteJournal | ReadEndOffsets | StopCoordinator | LogLine

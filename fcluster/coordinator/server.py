@@ -39,7 +39,9 @@ from fcluster.common.errors import FclusterError, KafkaUnavailable, SettingsErro
 from fcluster.common.health import health_port
 from fcluster.common.job import Job
 from fcluster.common.kafka_clients import Admin, end_offsets
+from fcluster.common.processes import process_space
 from fcluster.common.security import CoordinatorSecurity, coordinator_security
+from fcluster.common.reach import announced_address
 from fcluster.common.settings import Settings
 from fcluster.common.snapshot_store import store_identity
 from fcluster.common.topology import Topology
@@ -53,6 +55,7 @@ from fcluster.coordinator.gate import Gate
 from fcluster.coordinator.health import CoordinatorHealth
 from fcluster.coordinator.journal import Journal, JournalLostError, JournalThread
 from fcluster.coordinator.model import Terms
+from fcluster.coordinator.process_watch import ProcessWatch
 from fcluster.coordinator.standby import Candidate, Ended, Standby
 from fcluster.coordinator.truncation import Truncation
 
@@ -195,7 +198,7 @@ class _Office:
         transport = RouterTransport(self.security)
         try:
             # First of all: who can't listen must not depose anybody.
-            address = _bind(transport, self.settings.coordinator_bind)
+            address = _announced(self.settings, _bind(transport, self.settings.coordinator_bind))
             journal, past = candidate.open_journal()
             if not again:
                 # Who didn't see the last leader end the job starts it anew: what became of that end is history.
@@ -267,8 +270,7 @@ def _bind(transport: RouterTransport, bind: str) -> str:
     wanted = bind[: -len(":0")] + ":*" if bind.endswith(":0") else bind
     while True:
         try:
-            address = transport.bind(wanted)
-            break
+            return transport.bind(wanted)
         except OSError as error:
             if time.monotonic() >= deadline_s:
                 raise SettingsError(
@@ -276,8 +278,14 @@ def _bind(transport: RouterTransport, bind: str) -> str:
                     remedy="Choose a free address in the setting coordinator.bind.",
                 ) from error
             time.sleep(0.1)
-    # Bound to all interfaces: workers elsewhere need a name they can connect to.
-    return address.replace("0.0.0.0", socket.gethostname())
+
+
+def _announced(settings: Settings, bound: str) -> str:
+    """The address that workers are told."""
+    announced = announced_address(bound, settings.coordinator_advertised_address, settings.bootstrap_servers)
+    if announced.warning:
+        _log.warning("%s", announced.warning)
+    return announced.address
 
 
 def _announce(leader: Leader, ready_callback: Callable[[str], None] | None, ready_file: Path | None) -> None:
@@ -366,6 +374,8 @@ class _Shell:
         self._stop: events.StopCoordinator | None = None
         self._journal_thread = JournalThread(journal, self._on_journal)
         self._fencer = Fencer(terms.settings, terms.topology.job, self.post)
+        self._process_space = process_space()
+        self._processes = ProcessWatch(lambda worker: self.post(events.ProcessEnded(worker)))
         self._duties = ThreadPoolExecutor(1, thread_name_prefix="duties")
         self._closing = threading.Event()
         self._truncation = Truncation(terms.topology, admin)
@@ -447,6 +457,7 @@ class _Shell:
         if self._publisher.is_wanted:
             self._feed(self._wire_counted())
             self._publisher.publish(self._core.status())
+        self._fencer.forget_unused()
         if self._truncation.is_due():
             self._in_background(self._truncation.run, self._core.committed_offsets())
 
@@ -467,6 +478,8 @@ class _Shell:
         if isinstance(message, messages.StatusRequest):
             self._feed(self._wire_counted())
         self._feed(events.MessageReceived(received.peer, message))
+        if isinstance(message, messages.Hello) and self._process_space == message.process_space != "":
+            self._processes.watch(message.worker, message.pid)
         return True
 
     def _wire_counted(self) -> events.WireCounted:
@@ -485,6 +498,8 @@ class _Shell:
                     self._transport.send(peer, messages.encode(message))
                 case events.WriteJournal():
                     self._journal_thread.write(effect)
+                case events.PrepareFence(slot):
+                    self._fencer.prepare(slot)
                 case events.FenceSlot(slot):
                     self._fencer.fence(slot)
                 case events.ReadEndOffsets(stage):
@@ -530,6 +545,7 @@ class _Shell:
             end = {"term": self._leader.term, "exit_code": self._stop.exit_code, "reason": self._stop.reason}
             entries = {LEADER_KEY: None, ENDED_KEY: end, ENDING_KEY: None}
             self._journal_thread.write(events.WriteJournal(0, entries))
+        self._processes.close()
         self._fencer.close()
         self._duties.shutdown(wait=False, cancel_futures=True)
         self._journal_thread.close()

@@ -53,6 +53,14 @@ def describe(coordinator: Coordinator, now_ms: float) -> dict[str, Any]:
             for stage, targets in coordinator.progress.targets.items()
         },
         "counters": _counters(coordinator),
+        "takeovers": [
+            {"slot": one.slot, "shards": one.shards, "reason": one.reason, "steps_ms": one.steps()}
+            for one in coordinator.takeovers.over
+        ],
+        "moves": [
+            {"stage": one.shard.stage, "partition": one.shard.partition, "steps_ms": one.steps()}
+            for one in coordinator.takeovers.moved
+        ],
         "settings": settings.redacted(),
     }
 
@@ -72,6 +80,7 @@ def _counters(coordinator: Coordinator) -> dict[str, int]:
         "adoptions": counters.adoptions,
         "deaths": counters.deaths,
         "evictions": counters.evictions,
+        "leaves": counters.leaves,
         "resets": counters.resets,
         "fences": counters.fences,
         "fence_failures": counters.fence_failures,
@@ -104,6 +113,8 @@ def _oldest_open_epoch(sessions: list[Session], now_ms: float) -> dict[str, Any]
 def _worker(session: Session, shards: int, now_ms: float) -> dict[str, Any]:
     stats = session.stats
     phase = "suspect" if session.suspect_until_ms is not None else session.phase.value
+    if phase == "live" and session.leaving:
+        phase = "leaving"
     if phase == "live":
         phase = "restoring" if stats is not None and stats.restoring else "running"
     return {
@@ -113,6 +124,8 @@ def _worker(session: Session, shards: int, now_ms: float) -> dict[str, Any]:
         "pid": session.pid,
         "session": session.number,
         "phase": phase,
+        "leaving": session.leaving,
+        "leaving_said": session.leaving_said,
         "last_heard_ms": round(now_ms - session.heard_ms),
         "shards": shards,
         "epoch": session.epoch,

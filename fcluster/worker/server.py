@@ -51,7 +51,9 @@ from fcluster.common.kafka_clients import make_consumer
 from fcluster.common.keys import Role
 from fcluster.common.messages import MalformedMessage, ShardStatus, WorkerStats
 from fcluster.common.positions import CommittedPosition
+from fcluster.common.processes import process_space
 from fcluster.common.security import client_security
+from fcluster.common.reach import ReachWatch
 from fcluster.common.settings import Settings
 from fcluster.common.topology import Isolation, Topology
 from fcluster.common.transport import DealerTransport
@@ -113,6 +115,7 @@ class Worker:
             client_security(settings, Role.WORKER, coordinator_address) if coordinator_address else None
         )
         self._connection_trouble = ""
+        self._reach = ReachWatch(self._say_trouble)
         self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._batches: deque[Batch] = deque()
         self._batch_index = 0
@@ -128,11 +131,15 @@ class Worker:
             topology=self._topology.fingerprint,
             snapshot_store=self._host.snapshot_store_identity,
             version=__version__,
+            process_space=process_space(),
         )
         bounds = core.Bounds(
             epoch_records_max=settings.epoch_records_max,
             coordinator_loss_ms=settings.coordinator_loss_bound_ms,
             offset_refresh_ms=settings.offset_refresh_interval_ms,
+            leave_timeout_ms=settings.worker_leave_timeout_ms,
+            last_commit_timeout_ms=settings.checkpoint_timeout_ms,
+            leader_patience_ms=settings.session_timeout_ms,
         )
         self._core = core.WorkerCore(identity, bounds, _now_ms())
         self._health = WorkerHealth(self._topology.job, identity.worker)
@@ -155,6 +162,7 @@ class Worker:
         self._epochs_committed = 0
         self._commit_latencies_ms: deque[float] = deque(maxlen=COMMIT_LATENCIES_KEPT)
         self._stats = WorkerStats()
+        self._ticked_s = time.monotonic()
         self._transport = DealerTransport(
             identity.worker.encode(),
             on_frame=self._on_frame,
@@ -180,12 +188,14 @@ class Worker:
         with health_port(self._settings.http_bind, self._health):
             self._pulse.start()
             if self._fixed_address:
+                self._reach.expect(self._fixed_address)
                 self._transport.connect(self._fixed_address, self._fixed_security)
             self._seeker.start()
             try:
                 while self._exit is None:
                     self._health.turned(self._hang_bound_s)
                     self._take_events()
+                    self._tick_if_due()
                     if self._batches and not self._paused and self._exit is None:
                         self._process_chunk()
                         self._take_idle()
@@ -195,11 +205,12 @@ class Worker:
         return self._exit.code
 
     def request_termination(self) -> None:
-        """Leave in good order: commit what is processed, then exit. May be called by a signal handler."""
+        """Leave in good order (see `core.TerminationRequested`). May be called by a signal handler."""
         self._inbox.put(core.TerminationRequested())
 
     def _close(self) -> None:
         self._stopping.set()
+        self._reach.met()
         with self._watchdog.bounded("closing", 60):
             self._destroy_writer()
             # First of all that takes time: others may have the shards as soon as the connection is closed.
@@ -220,8 +231,6 @@ class Worker:
         try:
             item = self._inbox.get(waiting, self._settings.heartbeat_interval_ms / 1000)
         except queue.Empty:
-            if waiting:
-                self._tick()
             return
         while True:
             with self._watchdog.bounded(f"handling {type(item).__name__}", self._hang_bound_s):
@@ -283,7 +292,7 @@ class Worker:
                 self._host.restore(effect.session, effect.shards, before=self._retired_commit_threads)
                 self._retired_commit_threads = []
             case core.KeepStandbys():
-                self._host.keep_standbys(effect.shards)
+                self._host.keep_standbys(effect.shards, before=self._retired_commit_threads)
             case core.DropLayers():
                 self._drop_layers()
             case core.CloseShards():
@@ -292,6 +301,13 @@ class Worker:
                 _log.log(_LEVELS[effect.level.upper()], "%s", effect.text)
             case core.Exit():
                 self._exit = effect
+
+    def _tick_if_due(self) -> None:
+        """The core gets to know the time under load as well: its bounds hold then too."""
+        now_s = time.monotonic()
+        if now_s - self._ticked_s >= self._settings.heartbeat_interval_ms / 1000 and self._exit is None:
+            self._ticked_s = now_s
+            self._tick()
 
     def _tick(self) -> None:
         self._feed(core.Tick())
@@ -693,11 +709,13 @@ class Worker:
         )
         self._health.note_stats(stats)
         if self._core.session and self._transport.connected:
-            self._transport.send(messages.encode(messages.Heartbeat(self._core.session, stats)))
+            heartbeat = messages.Heartbeat(self._core.session, stats, self._core.orders_heard)
+            self._transport.send(messages.encode(heartbeat))
 
     def _connect(self, leader: Leader | None) -> None:
         """Connect to that leader, None: to the given address. In the seeker's thread."""
         try:
+            self._reach.expect(self._fixed_address if leader is None else leader.address)
             if leader is None:
                 self._transport.connect(self._fixed_address, self._fixed_security)
                 return
@@ -708,12 +726,15 @@ class Worker:
             raise FclusterError(str(error)) from error
 
     def _on_connected(self) -> None:
+        self._reach.met()
         self._connection_trouble = ""
         self._seeker.linked()
         self._inbox.put(core.Connected())
 
     def _on_disconnected(self) -> None:
         _log.warning("the connection to the coordinator is lost; looking for it")
+        if self._transport.address is not None and not self._stopping.is_set():
+            self._reach.expect(self._transport.address)
         self._seeker.unlinked()
 
     def _say_trouble(self, trouble: str) -> None:
@@ -798,7 +819,8 @@ def run_worker(job: Job, settings: Settings, *, slot: int = -1, coordinator_addr
     """Run a worker in this process until it is told to leave (by the coordinator, SIGTERM or SIGINT).
 
     Returns:
-        The exit code: 0 in good order, 3 if the job failed, 1 if this worker can't go on.
+        The exit code: 0 in good order, 3 if the job failed, 1 if this worker can't go on, 4 if it was drained and
+        isn't to be started again.
 
     Raises:
         FclusterError: it can't start; the message says why.

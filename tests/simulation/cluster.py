@@ -14,6 +14,7 @@ from typing import Any
 
 from fcluster.common.settings import Settings
 from fcluster.common.topology import Topology
+from fcluster.worker.core import EXIT_DRAINED
 from fcluster.worker.state import FlushLimits
 from tests.simulation.checks import Checks
 from tests.simulation.coordinator_shell import SimCoordinator
@@ -71,6 +72,8 @@ class Cluster:
             transaction_timeout_ms=TRANSACTION_TIMEOUT_MS,
             initial_rebalance_delay_ms=random.choice((0, 200)),
             coordinator_loss_bound_ms=random.choice((300, 30_000)),
+            num_standby_replicas=random.choice((0, 0, 1, 2)),
+            worker_leave_timeout_ms=(1500, 400, 0)[world.seed % 3],
         )
         self.epoch_records_max = random.choice((5, 1000))
         self.cache_entries_max = random.choice((0, 2, 1000))
@@ -199,12 +202,13 @@ class Cluster:
         return worker
 
     def worker_ended(self, worker: SimWorker) -> None:
-        """The supervisor's part: a worker that wasn't asked to leave is started anew."""
+        """The supervisor's part: a worker that wasn't asked to leave for good is started anew."""
         if worker.exit_code == 3:
             self.checks.fail(f"{worker.name} stopped as if the job had failed")
-        if worker.leaving or self.finished or not self.restart_workers:
+        if self.finished or not self.restart_workers:
             return
-        if worker.exit_code == 0 and self.stop_wanted:
+        drained = worker.exit_code == 0 and self.stop_wanted
+        if (worker.leaving or drained or worker.exit_code == EXIT_DRAINED) and not worker.returns:
             return
         number = int(worker.name[1:].partition(".")[0])
         slot = worker.wanted_slot if worker.slot < 0 else worker.slot

@@ -153,6 +153,8 @@ class SimCoordinator(Process):
             case events.WriteJournal():
                 self._writes.append(effect)
                 self._write_next()
+            case events.PrepareFence():
+                pass  # producers that do nothing disturb nobody
             case events.FenceSlot(slot):
                 self.start(self._fence(slot))
             case events.StopCoordinator(code, reason):

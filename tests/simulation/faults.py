@@ -11,9 +11,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
+from fcluster.common import messages
+from fcluster.coordinator import events
 from tests.simulation.cluster import Cluster, Strike
 from tests.simulation.counter_job import SOURCE, Input, partition_of
 from tests.simulation.kafka_model import ABORTED, Producer
+from tests.simulation.worker_shell import SimWorker
 from tests.simulation.world import Timing
 
 STORM_MS_MIN = 1500
@@ -103,6 +106,8 @@ class _Brewer:
             request_timeout_ms=self.random.choice((400, 1500)),
             request_failure_share=self.random.choice((0.01, 0.04)) if stormy else 0.0,
             slow_request_share=self.random.choice((0.0, 0.05)) if stormy else 0.0,
+            duplicate_share=self.random.choice((0.0, 0.02, 0.1)),
+            duplicate_ms_max=self.random.choice((3, 30, 300)),
         )
 
     def _schedule(self, count: int, fault: Callable[[], None]) -> None:
@@ -291,13 +296,44 @@ class _Brewer:
             worker for worker in self.cluster.living_workers if not worker.leaving and not worker.paused
         ]
         if len(workers) > 1 and self.world.chance(0.5):
-            worker = self.random.choice(workers)
-            worker.note("## asked to leave")
-            self.world.landed["worker asked to leave"] += 1
-            worker.terminate()
+            self._ask_to_leave(self.random.choice(workers))
+        elif self.world.chance(0.3):
+            self._restart_one_by_one(0)
         elif len(workers) < 6:
             self.world.landed["worker added"] += 1
             self.cluster.start_worker(self.cluster.next_pid() % 100 + 10, -1)
+
+    def _ask_to_leave(self, worker: SimWorker) -> None:
+        coordinators = self.cluster.living_coordinators
+        if coordinators and self.world.chance(0.4):
+            worker.note("## drained by an operator")
+            self.world.landed["worker drained by an operator"] += 1
+            request = messages.DrainRequest(worker.name)
+            self.random.choice(coordinators).feed(events.MessageReceived(b"admin", request))
+            return
+        worker.note("## asked to leave")
+        self.world.landed["worker asked to leave"] += 1
+        worker.terminate()
+        if self.world.chance(0.2):
+            self.world.landed["worker asked to leave twice"] += 1
+            self.world.at(self.world.up_to(60), None, worker.terminate)
+
+    def _restart_one_by_one(self, slot: int) -> None:
+        """A rolling restart: the next one is asked when the one before has a successor."""
+        workers = [worker for worker in self.cluster.living_workers if worker.slot >= slot]
+        if workers and self.world.stormy:
+            worker = min(workers, key=lambda worker: worker.slot)
+            worker.note("## asked to leave, and to be started again")
+            self.world.landed["worker restarted in good order"] += 1
+            worker.returns = True
+            worker.terminate()
+            self._await_successor(worker)
+
+    def _await_successor(self, worker: SimWorker) -> None:
+        if worker.alive:
+            self.world.at(20, None, self._await_successor, worker)
+        else:
+            self.world.at(300, None, self._restart_one_by_one, worker.slot + 1)
 
     def _trouble_disk(self) -> None:
         disks, snapshots = self.cluster.disks, self.cluster.snapshots

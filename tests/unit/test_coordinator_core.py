@@ -137,6 +137,26 @@ def test_worker_that_joins_later_takes_its_share_after_it_was_released() -> None
     assert [w0.assigned, w1.assigned, w2.assigned] == [[shard(0), shard(2)], [shard(1)], [shard(3)]]
 
 
+def test_released_that_comes_once_more_frees_nothing() -> None:
+    harness, (_w0, w1) = cluster()
+    w2 = FakeWorker(harness, "w2")
+    w2.hello()
+    w2.warm(shard(3))
+    w1.released(shard(3))
+    w2.running()
+    w2.goodbye()
+    assert shard(3) in w1.assigned
+    w1.running()
+    w3 = FakeWorker(harness, "w3")
+    w3.hello()
+    w3.warm(shard(3))
+    assert harness.core.shards[shard(3)].phase is ShardPhase.RELEASING
+    harness.say(w1.peer, messages.Released(w1.session, [shard(3)], 1))  # the former one again
+    assert harness.core.shards[shard(3)].phase is ShardPhase.RELEASING
+    w1.released(shard(3))
+    assert shard(3) in w3.assigned
+
+
 # --- dying --------------------------------------------------------------------------------------------
 
 
@@ -154,6 +174,88 @@ def test_dead_workers_shards_wait_for_journal_and_fence() -> None:
     assert harness.transcript() == ["journal slot/0 assignment/in/0 assignment/in/2"]
     harness.write_journal()
     assert harness.transcript() == ["w1 <- Assign in/0 in/2"]
+
+
+def test_dead_worker_whose_host_says_so_is_not_waited_for() -> None:
+    harness, (w0, w1) = cluster()
+    w0.disconnect()
+    w0.process_ends()
+    assert harness.transcript()[:2] == ["journal slot/0", "fence slot 0"]
+    assert len(w1.assigned) == 4
+
+
+def test_what_a_process_said_before_its_end_is_heard_first() -> None:
+    harness, (w0, _) = cluster()
+    w0.process_ends()
+    assert harness.transcript() == []
+    w0.goodbye()
+    w0.disconnect()
+    assert not any(line.startswith("fence") for line in harness.transcript())
+
+
+def test_process_that_ended_is_dead_even_if_its_connection_does_not_close() -> None:
+    harness, (w0, _) = cluster()
+    w0.process_ends()
+    harness.pass_ms(100)
+    w0.heartbeat()  # was on its way
+    harness.transcript()
+    harness.pass_ms(50)
+    assert harness.transcript()[:2] == ["journal slot/0", "fence slot 0"]
+
+
+def common_epoch(harness: Harness, w0: FakeWorker, w1: FakeWorker) -> int:
+    """An epoch that both are asked to prepare."""
+    w0.dirty()
+    w1.dirty()
+    w0.prepared(w0.barrier)
+    w0.committed(w0.barrier, dirty=True)
+    harness.pass_ms(10)
+    assert w0.barrier == w1.barrier
+    return w0.barrier
+
+
+def test_others_do_not_wait_for_the_epoch_of_a_worker_whose_connection_closed() -> None:
+    harness, (w0, w1) = cluster()
+    epoch = common_epoch(harness, w0, w1)
+    w1.prepared(epoch)
+    harness.transcript()
+    w0.disconnect()
+    assert harness.transcript() == [f"w1 <- Complete {epoch}"]
+
+
+def test_worker_that_is_back_with_an_epoch_that_nobody_waited_for_goes_on_with_it() -> None:
+    harness, (w0, w1) = cluster()
+    epoch = common_epoch(harness, w0, w1)
+    w1.prepared(epoch)
+    w0.disconnect()
+    harness.transcript()
+    w0.hello(session=w0.session, owned=w0.assigned, prepared_epoch=epoch, in_flight_epoch=epoch, epoch=epoch)
+    assert harness.transcript() == ["w0 <- Welcome slot 0 adopted", f"w0 <- Complete {epoch}"]
+
+
+def test_take_over_says_where_the_time_went() -> None:
+    harness, (w0, w1) = cluster()
+    harness.auto_journal = harness.auto_fence = False
+    w0.disconnect()
+    harness.pass_ms(150)
+    harness.pass_ms(9)
+    harness.write_journal()
+    harness.pass_ms(60)
+    harness.fence()
+    harness.pass_ms(8)
+    harness.write_journal()
+    harness.pass_ms(100)
+    w1.running()
+    (takeover,) = harness.core.status()["takeovers"]
+    assert takeover["slot"] == 0
+    assert takeover["shards"] == 2
+    assert takeover["steps_ms"] == {
+        "noticed": 150,
+        "journalled": 9,
+        "fenced": 60,
+        "assigned": 8,
+        "restored": 100,
+    }
 
 
 def test_connection_that_comes_back_in_time_changes_nothing() -> None:
@@ -592,6 +694,22 @@ def test_lost_released_is_made_up_for_by_the_hello() -> None:
         "w2 <- Assign in/3",
         "w2 <- Standby",
     ]
+
+
+def test_worker_that_never_hears_its_orders_is_evicted() -> None:
+    harness, (w0, w1) = cluster()
+    deaf = FakeWorker(harness, "w2")
+    deaf.hello()
+    deaf.warm(shard(3))
+    w1.released(shard(3))
+    assert deaf.assigned == [shard(3)]
+    for _ in range(harness.core.settings.checkpoint_timeout_ms // 1000 + 1):
+        harness.say(deaf.peer, messages.Heartbeat(deaf.session, messages.WorkerStats(), 0))
+        w0.heartbeat()
+        w1.heartbeat()
+        harness.pass_ms(1000)
+    assert harness.messages_to(deaf.peer, messages.Evicted)
+    assert shard(3) in w0.assigned + w1.assigned
 
 
 def test_worker_that_may_have_missed_a_revoke_begins_anew() -> None:

@@ -261,7 +261,7 @@ def test_worker_is_ready_when_all_its_shards_run() -> None:
     assert "producers" in why_not()
     happens(core.ProducersOpened(7))
     assert not why_not(), "it has no shards, which is nothing to wait for"
-    happens(core.MessageReceived(Assign(1, 7, [A, B])))
+    happens(core.MessageReceived(Assign(1, 7, [A, B], 1)))
     health.note_stats(WorkerStats(restoring=2, restore_bytes=1234, restore_ms_left=5600))
     assert "2 of 2 shards" in why_not()
     assert "1234 bytes, 5.6 s left" in why_not()
