@@ -714,7 +714,8 @@ class Worker:
         )
         self._health.note_stats(stats)
         if self._core.session and self._transport.connected:
-            self._transport.send(messages.encode(messages.Heartbeat(self._core.session, stats, self._core.orders_heard)))
+            heartbeat = messages.Heartbeat(self._core.session, stats, self._core.orders_heard)
+            self._transport.send(messages.encode(heartbeat))
 
     def _connect(self, leader: Leader | None) -> None:
         """Connect to that leader, None: to the given address. In the seeker's thread."""
