@@ -299,7 +299,10 @@ def remedy_for(cause: KafkaError) -> str:
     """What a user can do about an error of Kafka's."""
     name = cause.name()
     if "AUTHORIZATION" in name or "POLICY" in name:
-        return "Let the job's Kafka user do this (ACLs), or let someone do it who may."
+        return (
+            "Let the job's Kafka user do this (docs/security.md lists the ACLs that it needs), or let someone do it "
+            "who may."
+        )
     if "AUTHENTICATION" in name or "SASL" in name:
         return (
             "Check the login: kafka.sasl.username, kafka.sasl.mechanism, and the password "

@@ -26,7 +26,7 @@ from fcluster.common import failpoints
 from fcluster.common.discovery import read_journal
 from fcluster.common.errors import KafkaUnavailable
 from fcluster.common.ids import journal_topic
-from fcluster.common.kafka_clients import cause_of, make_producer, reason_of
+from fcluster.common.kafka_clients import cause_of, make_producer, reason_of, remedy_for
 from fcluster.common.settings import Settings
 from fcluster.coordinator.events import Deposed, JournalWritten, WriteJournal
 
@@ -165,7 +165,7 @@ def open_journal(
 def _cant_take_over(job: str, error: KafkaException) -> KafkaUnavailable:
     return KafkaUnavailable(
         f"The journal of job {job!r} can't be taken over: {reason_of(error)}.",
-        remedy="Check that the brokers are up, and that the job's user may write transactionally.",
+        remedy=remedy_for(cause_of(error)),
     )
 
 

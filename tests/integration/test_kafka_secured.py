@@ -150,6 +150,7 @@ def test_password_is_seen_nowhere_while_the_job_runs(job: SecuredJob) -> None:
     environment = job.environment(PASSWORD)
     with Up(JOB_FILE, job.broker.servers, data, *more, workers=2, env=environment) as up:
         up.wait_until(lambda: job.outputs() == RECORDS, "all records are processed")
+        up.wait_until(lambda: any((data / "snapshots").rglob("*.json")), "a snapshot is taken")
         document = status(job)
         assert document["settings"]["kafka.sasl.password"] == REDACTED
         assert document["settings"]["kafka.sasl.username"] == USER
@@ -225,7 +226,7 @@ def test_worker_with_a_wrong_password_or_authority_says_what_to_correct_and_ends
     said = log.read_text()
     assert WRONG not in said
     assert PASSWORD not in said
-    assert said.count(hint) <= 3, "once is enough"
+    assert said.count("can't be read") <= 2, "it is said once, not at each try"
 
 
 @pytest.mark.parametrize("missing", [ResourceType.GROUP, ResourceType.TRANSACTIONAL_ID])
