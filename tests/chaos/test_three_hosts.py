@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -170,7 +171,7 @@ class FlightsOnHosts:
 
     def drain(self) -> None:
         """End the job in good order, and see that all processes end so."""
-        self._servers["coordinator on host-a"].terminate()
+        self._servers["coordinator on host-a"].send_signal(signal.SIGINT)
         for name, server in self._servers.items():
             assert server.wait(30) == 0, f"{name}: {server.poll()}\n{self.logs()}"
 
