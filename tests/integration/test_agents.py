@@ -35,7 +35,7 @@ class Site(User):
         self.brokers = brokers
         self.job = f"{prefix}job"
         self.records = 0
-        self.common = ("--brokers", brokers, *QUICK)
+        self.common = ("--brokers", brokers, "--snapshots", "snapshots", *QUICK)
         self.put_in("--partitions", "6")
 
     def put_in(self, *more: str) -> None:
@@ -48,10 +48,8 @@ class Site(User):
         )
 
     def agent(self, name: str, workers: int) -> subprocess.Popen[bytes]:
-        return self.popen(
-            "worker", "job.py", "--workers", str(workers), "--data-dir", name, "--snapshots", "snapshots",
-            *self.common, output=f"{name}.log",
-        )  # fmt: skip
+        arguments = ("worker", "job.py", "--workers", str(workers), "--data-dir", name, *self.common)
+        return self.popen(*arguments, output=f"{name}.log")
 
     def command(self, *command: str, code: int = 0) -> str:
         return self.run(*command, "--brokers", self.brokers, "--job", self.job, code=code)
@@ -60,12 +58,13 @@ class Site(User):
         try:
             with self.admin() as client:
                 return client.status(1000)
-        except (FclusterError, AttributeError):
+        except FclusterError:
             return {}
 
     def admin(self) -> AdminClient:
         leader = find_leader(resolve({}, None, {}, {"brokers": self.brokers}), self.job)
-        assert leader is not None
+        if leader is None:
+            raise FclusterError("nobody leads")
         return AdminClient(leader.address)
 
     def wait_for(self, condition: Callable[[dict[str, Any]], Any], what: str) -> dict[str, Any]:
@@ -258,6 +257,24 @@ def test_agent_fails_with_its_job(site: Site) -> None:
     agent = site.agent("a", 2)
     assert coordinator.wait(60) == 3
     assert agent.wait(30) == 3, site.log("a")
+
+
+def test_agent_whose_workers_are_all_refused_says_why(site: Site) -> None:
+    site.coordinator()
+    site.wait_for(bool, "a coordinator")
+    agent = site.popen(
+        "worker",
+        "job.py",
+        "--workers",
+        "2",
+        "--brokers",
+        site.brokers,
+        "--snapshots",
+        "others",
+        output="a.log",
+    )
+    assert agent.wait(30) == 1
+    assert "error: refused by the coordinator: the worker's snapshot store" in site.log("a").splitlines()[-2]
 
 
 def test_up_is_an_agent(site: Site) -> None:
