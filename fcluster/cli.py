@@ -713,8 +713,9 @@ def coordinator(
     """Run JOB's coordinator. Its workers find it through Kafka.
 
     Started again, on this host or another one, it stands by and takes over when the one that leads dies or
-    hangs. Ctrl-C (SIGTERM) at the one that leads drains and ends the job, and its standbys with it; at a
-    standby it ends only that.
+    hangs. Ctrl-C at the one that leads drains and ends the job, and its standbys with it. SIGTERM makes it
+    hand over to a standby, so that the job goes on; only without a standby the job ends. At a standby both
+    end only that.
 
     \b
     Examples:

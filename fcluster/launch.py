@@ -421,7 +421,9 @@ def run_agent(options: AgentOptions) -> int:
     job.build(settings)
     address = options.coordinator or settings.coordinator_address
     resolved = {"bootstrap.servers": settings.bootstrap_servers}
-    family = Family(options.target, options.flags, options.config, options.log_level, resolved)
+    family = Family(
+        options.target, options.flags, options.config, options.log_level, resolved, settings.http_bind
+    )
     view = PlainView(sys.stderr)
     pids: dict[str, int] = {}
 
@@ -651,6 +653,7 @@ class _Up:
                 "coordinator.bind": self._bind,
                 "security.keys.dir": settings.security_keys_dir,
             },
+            settings.http_bind,
         )
 
     def run(self) -> Outcome:
@@ -788,6 +791,7 @@ class Family:
         config: the settings file.
         log_level: of all of them.
         resolved: settings that they shall not find out for themselves.
+        http_bind: of a coordinator among them. One port is for one process, so workers take free ones.
     """
 
     target: str
@@ -795,20 +799,24 @@ class Family:
     config: Path | None
     log_level: str
     resolved: Mapping[str, str]
+    http_bind: str
 
     @property
     def environment(self) -> dict[str, str]:
         """For all of them. Secrets among the flags are here: no argument of a process shows them."""
         return {**os.environ, **hand_over(self.flags)[1], "PYTHONUNBUFFERED": "1"}
 
-    def process(self, name: str, command: str, *more: str) -> ProcessSpec:
-        """`fcluster COMMAND`; environment and settings file it reads itself."""
+    def process(self, name: str, command: str, *more: str, **own: str) -> ProcessSpec:
+        """`fcluster COMMAND`; environment and settings file it reads itself.
+
+        `own` are settings of this process alone.
+        """
         from fcluster.supervisor import ProcessSpec
 
         arguments = ["--log-level", self.log_level]
         if self.config is not None:
             arguments += ["--config", str(self.config)]
-        for setting, value in (hand_over(self.flags)[0] | dict(self.resolved)).items():
+        for setting, value in (hand_over(self.flags)[0] | dict(self.resolved) | own).items():
             arguments += ["--set", f"{setting}={value}"]
         argv = (sys.executable, "-m", "fcluster", command, *more, *arguments, "--", self.target)
         return ProcessSpec(name, argv)
@@ -819,7 +827,8 @@ class Family:
 
         more = ["--slot", str(slot)] if slot >= 0 else []
         more += ["--coordinator", coordinator] if coordinator else []
-        return self.process(worker_name(number), "worker", *more)
+        own = {"http.bind": f"{self.http_bind.rpartition(':')[0]}:0"} if self.http_bind else {}
+        return self.process(worker_name(number), "worker", *more, **own)
 
 
 def leave_timeout_s(settings: Settings) -> float:

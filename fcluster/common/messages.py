@@ -42,8 +42,10 @@ _Session = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 _Slot = Annotated[int, msgspec.Meta(ge=-1, le=2**31 - 1)]
 _Offset = Annotated[int, msgspec.Meta(ge=-1001, le=2**63 - 1)]  # -1001 is Kafka's own "none"
 _Milliseconds = Annotated[float, msgspec.Meta(ge=0, le=1e12)]
-_Name = Annotated[str, msgspec.Meta(max_length=255)]
-_Address = Annotated[str, msgspec.Meta(max_length=4096)]
+# Names are shown on terminals and stand in logs: without what moves a cursor or begins a new line.
+_PRINTABLE = r"\A[^\x00-\x1f\x7f-\x9f\u2028\u2029]*\Z"
+_Name = Annotated[str, msgspec.Meta(max_length=255, pattern=_PRINTABLE)]
+_Address = Annotated[str, msgspec.Meta(max_length=4096, pattern=_PRINTABLE)]
 _Workers = Annotated[int, msgspec.Meta(ge=0, le=AGENT_WORKERS_MAX)]
 
 
@@ -121,6 +123,10 @@ class Hello(Message, frozen=True):
     `pid` is unique (see `processes.process_space`), empty if unknown; `leaving` says what `Leaving` says.
     Messages may have been lost with the connection, so this one tells all that the coordinator needs: a shard
     that is not in `owned` is not held.
+
+    `term` is the newest in which a coordinator has spoken to this process (0: none yet): one of an older term, to
+    whom this is said, has been deposed, or is lied to. `draining`: it processes no more because it was told to
+    `Drain`.
     """
 
     worker: _Name
@@ -138,6 +144,8 @@ class Hello(Message, frozen=True):
     in_flight_epoch: _Number = 0
     process_space: _Name = ""
     leaving: bool = False
+    term: _Number = 0
+    draining: bool = False
 
 
 class Heartbeat(Message, frozen=True):
@@ -446,17 +454,25 @@ class ScaleReply(Message, frozen=True):
 
 
 class LeaderCheck(Message, frozen=True):
-    """Ask whether the leader lives; `standby` names who asks, for people. Answered with `LeaderAlive`."""
+    """Ask whether the leader lives; `standby` names who asks, for people. Answered with `LeaderAlive`.
+
+    `leaves`: don't count on this standby any more. Not answered then.
+    """
 
     standby: _Name
+    leaves: bool = False
 
 
 class LeaderAlive(Message, frozen=True):
-    """`cluster_id` is that of the leader's record in the journal; `rank` the asker's turn, from 0."""
+    """`cluster_id` is that of the leader's record in the journal; `rank` the asker's turn, from 0.
+
+    `resigns`: the leader asks this standby to take over now. It goes on leading until that has happened.
+    """
 
     term: _Number
     cluster_id: _Name
     rank: _Number
+    resigns: bool = False
 
 
 FromWorker = (

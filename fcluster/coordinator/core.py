@@ -9,7 +9,7 @@ Invariants kept:
 - *Journal first.* Whatever the world outside can see of a decision about sessions, fences and shards
   happens after the journal holds it: a session is journalled before its `Welcome`, the end of a session
   before its slot is fenced, a shard's slot before `Assign`. A deposed leader, whom the journal refuses,
-  therefore can't admit, fence or assign.
+  therefore can't admit, fence or assign. The end of the job is journalled before a `Drain` or `Shutdown`.
 - *Fence, then own.* A shard passes from one session to another only when the first released it, said
   goodbye, or is over *and* its slot's ids have been fenced since. A slot that isn't fenced opens no session.
 - *One session, one conversation.* A session that is over never gets a `Barrier` or `Complete` again; who
@@ -39,7 +39,7 @@ from fcluster.common.messages import FromCoordinator, WorkerStats
 from fcluster.coordinator import events
 from fcluster.coordinator.agents import Agents
 from fcluster.coordinator.assignment import plan
-from fcluster.coordinator.election import Roster
+from fcluster.coordinator.election import STANDBYS_COME_MS, Resignation, Roster
 from fcluster.coordinator.events import Effect, Event
 from fcluster.coordinator.model import (
     HELD_PHASES,
@@ -89,6 +89,13 @@ EPOCHS_AHEAD_MAX = 1_000_000
 """Every number that was ever handed out is below a reservation in the journal, and so below what this leader
 knows. A worker that knows of one so much higher isn't of this job, and must not push the numbers up there."""
 REASON_CHARACTERS_MAX = 10_000
+STOP_ASKERS_MAX = 100
+ENDING_KEY = "ending"
+"""Journal key for the decision to end the job, while that is being carried out."""
+CHECK_KEY = "check"
+"""Journal key that is written to find out whether the journal still takes our writes."""
+DOUBT_INTERVAL_MS = 1_000
+"""Workers say that there is a newer leader, honest or not: that often the journal is asked."""
 _SESSIONS_IN_TERM = 1_000_000_000
 
 
@@ -96,11 +103,12 @@ _SESSIONS_IN_TERM = 1_000_000_000
 class _Held:
     """Something to go on with when the journal holds the write `sequence`.
 
-    `number` is the session to welcome, the slot to fence, or the end of the reserved epochs.
+    `number` is the session to welcome, the slot to fence, or the end of the reserved epochs; the end of the job
+    needs none.
     """
 
     sequence: int
-    kind: Literal["welcome", "fence", "epochs"]
+    kind: Literal["welcome", "fence", "epochs", "drain"]
     number: int
 
 
@@ -149,7 +157,8 @@ class Coordinator:
         self.copies = Copies(terms.topology, terms.settings.num_standby_replicas, terms.term, self._send)
         self.agents = Agents(terms.term, terms.settings.session_timeout_ms)
         self.counters = Counters()
-        self.standbys = Roster()
+        self.standbys = Roster(terms.settings.heartbeat_interval_ms)
+        self.resignation: Resignation | None = None
         self.takeovers = Takeovers()
         self.snapshot_store = terms.snapshot_store
         self.started_ms = now_ms
@@ -168,6 +177,11 @@ class Coordinator:
         self._next_sweep_ms = now_ms
         self._drain_began_ms = now_ms
         self._drain_deadline_ms = now_ms
+        self._ending_sequence = 0
+        self._ending_told = False
+        self._stop_askers: list[bytes] = []
+        self._ending_resumed: Mapping[str, Any] | None = None
+        self._doubted_ms = float("-inf")
         self._last_sequence = 0
         self._written_sequence = 0
         self._held: deque[_Held] = deque()
@@ -185,6 +199,7 @@ class Coordinator:
         """
         self = cls(terms, now_ms)
         self.epochs.observe(int(journal.get("epoch", {}).get("reserved_until", 1)) - 1)
+        self._ending_resumed = journal.get(ENDING_KEY)
         for key, value in sorted(journal.items()):
             kind, _, rest = key.partition("/")
             if kind == "slot":
@@ -247,6 +262,8 @@ class Coordinator:
                 self._note_wire(event)
             case events.StopRequested():
                 self._begin_drain("asked to stop")
+            case events.ResignRequested():
+                self._on_resign_requested()
             case events.Deposed(reason):
                 self._stop(EXIT_TEMPORARY, f"deposed: {reason}")
             case events.Tick():
@@ -267,6 +284,8 @@ class Coordinator:
             deadlines.append(self._next_sweep_ms)
         if not self.assigning and self._first_join_ms is not None:
             deadlines.append(self._first_join_ms + settings.initial_rebalance_delay_ms)
+        if self.resignation is not None:
+            deadlines.append(self.resignation.next_ms())
         if self.phase is not Phase.RUNNING:
             deadlines += [self._drain_deadline_ms, self._drain_began_ms + FAILED_GRACE_MS]
         # What is past already was looked at, and waits for something other than time.
@@ -298,6 +317,7 @@ class Coordinator:
         self._hand_over_warm()
         self.rounds.advance(self._now)
         self._follow_progress()
+        self._follow_resignation()
         self._follow_drain()
         self._reserve_epochs()
 
@@ -331,7 +351,7 @@ class Coordinator:
         }
         return self._journal(slot_key(slot.number), value)
 
-    def _hold(self, kind: Literal["welcome", "fence", "epochs"], sequence: int, number: int) -> None:
+    def _hold(self, kind: Literal["welcome", "fence", "epochs", "drain"], sequence: int, number: int) -> None:
         self._held.append(_Held(sequence, kind, number))
 
     def _on_journal_written(self, sequence: int) -> None:
@@ -343,6 +363,8 @@ class Coordinator:
             elif held.kind == "fence":
                 self._out.effects.append(events.FenceSlot(held.number))
                 self.takeovers.journalled(held.number, self._now)
+            elif held.kind == "drain":
+                self._tell_ending()
             else:
                 self.epochs.reserved(held.number)
         self._on_assignments_written(sequence)
@@ -360,6 +382,11 @@ class Coordinator:
         for slot in self.slots.values():
             if not slot.fenced and slot.session is None:
                 self._fence(slot)
+        if self._ending_resumed is not None:
+            reason = str(self._ending_resumed["reason"])
+            if self._ending_resumed["failed"]:
+                self.failure = reason
+            self._begin_drain(reason)
 
     def _reserve_epochs(self) -> None:
         until = self.epochs.wanted_reservation()
@@ -380,11 +407,9 @@ class Coordinator:
             status = msgspec.Raw(msgspec.msgpack.encode(self.status()))
             self._send(peer, messages.StatusReply(self.terms.term, status))
         elif isinstance(message, messages.LeaderCheck):
-            rank = self.standbys.heard(peer, message.standby, self._now)
-            self._send(peer, messages.LeaderAlive(self.terms.term, self.terms.cluster_id, rank))
+            self._on_leader_check(peer, message)
         elif isinstance(message, messages.StopRequest):
-            self._begin_drain("asked to stop by an admin client")
-            self._send(peer, messages.StopReply(self.terms.term))
+            self._on_stop_request(peer)
         elif isinstance(message, messages.DrainRequest):
             self._send(peer, self._drain_worker(message.worker))
         elif isinstance(message, messages.ScaleRequest):
@@ -485,6 +510,9 @@ class Coordinator:
     # --- joining --------------------------------------------------------------------------------------
 
     def _on_hello(self, peer: bytes, hello: messages.Hello) -> None:
+        if hello.term > self.terms.term:
+            self._doubt(peer, hello)
+            return
         refusal = self._refusal(hello)
         if refusal:
             self._log("warning", f"refused worker {hello.worker} on {hello.host}: {refusal}")
@@ -555,7 +583,12 @@ class Coordinator:
         return in_time and not session.spoken and session.unlinked_ms is None
 
     def _turn_away(self, peer: bytes, slot: int) -> None:
-        """No session for anybody while the job ends; a worker of ours that restarted shall end with it."""
+        """No session for anybody while the job ends; a worker of ours that restarted shall end with it.
+
+        Before the journal holds the decision nothing is said: the worker asks again in a second.
+        """
+        if not self._ending_told:
+            return
         if slot in self.slots:
             self._send(peer, messages.Shutdown(self.terms.term, 0, self.stop_reason, bool(self.failure)))
         else:
@@ -650,6 +683,7 @@ class Coordinator:
             messages.Welcome(self.terms.term, number, session.slot, self.epochs.highest, adopted=False),
         )
         self._tell_to_leave(session)
+        self._out.effects.append(events.PrepareFence(session.slot, soon=False))
         self._settle(self.slots[session.slot])
         self._balance()
 
@@ -670,6 +704,8 @@ class Coordinator:
             return
         owned = set(hello.owned)
         objection = self._objection(session, owned)
+        if hello.draining and self.phase is Phase.RUNNING:
+            objection = objection or "stopped for an end of the job that its coordinator didn't live to see"
         if objection:
             self._evict(session, objection, peer)
             return
@@ -682,7 +718,8 @@ class Coordinator:
         self._reconcile_shards(session, owned)
         if self.phase is Phase.DRAINING:
             session.phase = SessionPhase.LIVE
-            self._send(peer, messages.Drain(self.terms.term, session.number))
+            if self._ending_told:
+                self._send(peer, messages.Drain(self.terms.term, session.number))
         self._tell_to_leave(session)
         self._balance()
 
@@ -718,6 +755,7 @@ class Coordinator:
         session.standbys_told = None
         session.interval_ms = self.settings.commit_interval_min_ms
         self.counters.adoptions += 1
+        self._out.effects.append(events.PrepareFence(session.slot, soon=False))
         self._note_join()
         self._log("info", f"adopted worker {session.worker} with slot {session.slot}")
 
@@ -843,7 +881,7 @@ class Coordinator:
                 session.unlinked_ms = self._now
                 session.standbys_told = None
                 self.rounds.unlinked(session, self._now)
-                self._out.effects.append(events.PrepareFence(session.slot))
+                self._out.effects.append(events.PrepareFence(session.slot, soon=True))
             self._suspect(session)
 
     def _on_process_ended(self, worker: str) -> None:
@@ -1155,6 +1193,64 @@ class Coordinator:
             self.takeovers.released(shard.identity, self._now)
         self._balance()
 
+    # --- leaving the office -----------------------------------------------------------------------------
+
+    def _on_leader_check(self, peer: bytes, check: messages.LeaderCheck) -> None:
+        if check.leaves:
+            self.standbys.leaves(peer)
+            if self.resignation is not None:
+                self.resignation.left(peer)
+            return
+        rank = self.standbys.heard(peer, check.standby, self._now)
+        self._tell_alive(peer, rank)
+
+    def _tell_alive(self, peer: bytes, rank: int) -> None:
+        resigns = self.resignation is not None and self.resignation.invited == peer
+        self._send(peer, messages.LeaderAlive(self.terms.term, self.terms.cluster_id, rank, resigns))
+
+    def _on_resign_requested(self) -> None:
+        if self.phase is Phase.RUNNING and self.resignation is None:
+            self._log("info", "asked to leave: handing over to a standby, if there is one")
+            took_over = self.counters.adoptions or any(
+                session.phase is SessionPhase.AWAITED for session in self.sessions.values()
+            )
+            patient_until_ms = self.started_ms + STANDBYS_COME_MS if took_over else self._now
+            self.resignation = Resignation(self.standbys, patient_until_ms, self._now)
+
+    def _follow_resignation(self) -> None:
+        """Lead on until a standby has fenced us, which our next write to the journal tells."""
+        if self.resignation is None:
+            return
+        if self.phase is not Phase.RUNNING:
+            self.resignation = None
+            return
+        step = self.resignation.advance(self._now)
+        if step.invite is not None:
+            self._tell_alive(step.invite, 0)
+        if step.check:
+            self._check_office()
+        if step.give_up:
+            self.resignation = None
+            self._begin_drain("asked to leave, and no standby took over")
+
+    def _check_office(self) -> None:
+        """Write something: the journal refuses it if another one leads. One such write at a time."""
+        if self._written_sequence == self._last_sequence:
+            self._journal(CHECK_KEY, {"term": self.terms.term})
+
+    def _doubt(self, peer: bytes, hello: messages.Hello) -> None:
+        """A worker has heard of a newer leader. It wouldn't obey us; whether it is right the journal knows."""
+        if self._now - self._doubted_ms >= DOUBT_INTERVAL_MS:
+            self._doubted_ms = self._now
+            self._log(
+                "warning",
+                f"worker {hello.worker} on {hello.host} has heard of term {hello.term}, this one is "
+                f"{self.terms.term}: asking the journal",
+            )
+            self._check_office()
+        reason = f"this coordinator is of term {self.terms.term}, you have heard of term {hello.term}"
+        self._send(peer, messages.Refused(self.terms.term, reason, retry=True))
+
     # --- the end --------------------------------------------------------------------------------------
 
     def _follow_progress(self) -> None:
@@ -1171,17 +1267,43 @@ class Coordinator:
             reason = reason[:REASON_CHARACTERS_MAX] or "a worker failed and gave no reason"
             self.failure = reason
             self._log("error", f"the job can't go on: {reason}")
+            if self.phase is Phase.DRAINING:
+                self.stop_reason = reason
+                self._decide_ending()  # it ends in another way than was decided
             self._begin_drain(reason)
-            self.stop_reason = reason
+
+    def _on_stop_request(self, peer: bytes) -> None:
+        self._begin_drain("asked to stop by an admin client")
+        if self._ending_told:
+            self._send(peer, messages.StopReply(self.terms.term))
+        elif len(self._stop_askers) < STOP_ASKERS_MAX:
+            self._stop_askers.append(peer)
 
     def _begin_drain(self, reason: str) -> None:
         if self.phase is not Phase.RUNNING:
             return
         self._log("info", f"draining: {reason}")
         self.phase, self.stop_reason = Phase.DRAINING, reason
+        self._decide_ending()
         self.rounds.hurry()
         self._drain_began_ms = self._now
         self._drain_deadline_ms = self._now + 2 * self.settings.checkpoint_timeout_ms
+
+    def _decide_ending(self) -> None:
+        """Journal the decision. Who can't write it has been deposed, and must neither drain nor shut down anybody.
+
+        A successor that stood by goes on with it.
+        """
+        ending = {"reason": self.stop_reason, "failed": bool(self.failure)}
+        self._ending_sequence = self._journal(ENDING_KEY, ending)
+        self._hold("drain", self._ending_sequence, 0)
+
+    def _tell_ending(self) -> None:
+        """The journal holds the decision: carry it out."""
+        self._ending_told = True
+        for peer in self._stop_askers:
+            self._send(peer, messages.StopReply(self.terms.term))
+        self._stop_askers.clear()
         for session in self.sessions.values():
             if session.phase is SessionPhase.LIVE:
                 self._send(session.peer, messages.Drain(self.terms.term, session.number))
@@ -1193,8 +1315,9 @@ class Coordinator:
 
     def _follow_drain(self) -> None:
         if self.phase is Phase.DRAINING:
+            decided = self._ending_told and self._written_sequence >= self._ending_sequence
             undrained = [session for session in self.sessions.values() if not self._is_drained(session)]
-            if not undrained or self._now >= self._drain_deadline_ms:
+            if decided and (not undrained or self._now >= self._drain_deadline_ms):
                 self._shut_down()
         if self.phase is Phase.STOPPING:
             fencing = [slot.number for slot in self.slots.values() if not slot.fenced]

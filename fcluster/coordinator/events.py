@@ -90,7 +90,12 @@ class WireCounted:
 
 @dataclass(frozen=True, slots=True)
 class StopRequested:
-    """The coordinator's own process was asked to end in good order."""
+    """The coordinator's own process was asked to end the job in good order."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResignRequested:
+    """The coordinator's own process was asked to leave; the job goes on if somebody else can lead it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +115,7 @@ Event = (
     | EndOffsetsRead
     | WireCounted
     | StopRequested
+    | ResignRequested
     | Tick
 )
 
@@ -126,9 +132,13 @@ class SendMessage:
 
 @dataclass(frozen=True, slots=True)
 class PrepareFence:
-    """The slot may have to be fenced in a moment: have everything ready for it. Must disturb nobody."""
+    """The slot may have to be fenced: have everything ready for it. Must disturb nobody.
+
+    `soon`: its worker is suspected, so it goes before those of which nothing is suspected.
+    """
 
     slot: int
+    soon: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ WORKER_KINDS: Final[tuple[type[Message], ...]] = (*get_args(messages.FromWorker)
 _KINDS_OF: Final[dict[str, tuple[type[Message], ...]]] = {
     Role.WORKER: WORKER_KINDS,
     Role.ADMIN: ADMIN_KINDS,
-    Role.COORDINATOR: (messages.StatusRequest, messages.LeaderCheck),  # standbys
+    Role.COORDINATOR: (messages.LeaderCheck,),  # standbys
 }
 
 

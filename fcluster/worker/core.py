@@ -558,6 +558,8 @@ class WorkerCore:
                 in_flight_epoch=self.in_flight.epoch if self.in_flight else 0,
                 process_space=self.identity.process_space,
                 leaving=self.leaving,
+                term=self.term,
+                draining=self.phase in (Phase.DRAINING, Phase.DRAINED) and not self.leaving,
             )
         )
 

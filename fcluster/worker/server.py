@@ -44,6 +44,7 @@ from fcluster import __version__
 from fcluster.common import failpoints, messages
 from fcluster.common.discovery import Leader
 from fcluster.common.errors import FclusterError, one_line
+from fcluster.common.health import health_port
 from fcluster.common.ids import ShardId
 from fcluster.common.job import Job
 from fcluster.common.kafka_clients import make_consumer
@@ -53,12 +54,13 @@ from fcluster.common.positions import CommittedPosition
 from fcluster.common.processes import process_space
 from fcluster.common.security import client_security
 from fcluster.common.reach import ReachWatch
-from fcluster.common.settings import Settings
+from fcluster.common.settings import Settings, with_settings
 from fcluster.common.topology import Isolation, Topology
 from fcluster.common.transport import DealerTransport
 from fcluster.worker import core
 from fcluster.worker.changelog import Delta, encode_delta
 from fcluster.worker.consuming import Batch, Idle, ReaderDied, ReaderEvent, ReadFailed, SourceReader
+from fcluster.worker.health import WorkerHealth
 from fcluster.worker.processing import (
     HandlerError,
     OutputPort,
@@ -107,6 +109,7 @@ class Worker:
 
     def __init__(self, job: Job, settings: Settings, slot: int, coordinator_address: str) -> None:
         self._topology: Topology = job.build(settings)
+        settings = with_settings(settings, reading_group=self._topology.job)
         self._settings = settings
         self._fixed_address = coordinator_address
         self._fixed_security = (
@@ -140,6 +143,7 @@ class Worker:
             leader_patience_ms=settings.session_timeout_ms,
         )
         self._core = core.WorkerCore(identity, bounds, _now_ms())
+        self._health = WorkerHealth(self._topology.job, identity.worker)
         self._port = OutputPort()
         self._runners: dict[ShardId, ShardRunner] = {}
         self._routes: dict[str, dict[int, ShardRunner]] = {
@@ -182,20 +186,22 @@ class Worker:
 
     def run(self) -> int:
         """Work until told to leave; returns the process's exit code."""
-        self._pulse.start()
-        if self._fixed_address:
-            self._reach.expect(self._fixed_address)
-            self._transport.connect(self._fixed_address, self._fixed_security)
-        self._seeker.start()
-        try:
-            while self._exit is None:
-                self._take_events()
-                self._tick_if_due()
-                if self._batches and not self._paused and self._exit is None:
-                    self._process_chunk()
-                    self._take_idle()
-        finally:
-            self._close()
+        with health_port(self._settings.http_bind, self._health):
+            self._pulse.start()
+            if self._fixed_address:
+                self._reach.expect(self._fixed_address)
+                self._transport.connect(self._fixed_address, self._fixed_security)
+            self._seeker.start()
+            try:
+                while self._exit is None:
+                    self._health.turned(self._hang_bound_s)
+                    self._take_events()
+                    self._tick_if_due()
+                    if self._batches and not self._paused and self._exit is None:
+                        self._process_chunk()
+                        self._take_idle()
+            finally:
+                self._close()
         _log.log(logging.ERROR if self._exit.code else logging.INFO, "leaving: %s", self._exit.reason)
         return self._exit.code
 
@@ -260,6 +266,8 @@ class Worker:
         """Give an event to the core and carry out what it decides."""
         for effect in self._core.handle(event, _now_ms()):
             self._carry_out(effect)
+        if not isinstance(event, core.RecordsProcessed):
+            self._health.publish(self._core)
 
     def _carry_out(self, effect: core.Effect) -> None:
         match effect:
@@ -328,8 +336,15 @@ class Worker:
             if count & (count - 1) == 0:  # the 1st, 2nd, 4th, 8th, ...: a flood must not fill the log
                 _log.warning("dropped a malformed frame, %d so far: %s", count, error)
             return
-        self._seeker.heard()
+        if self._is_of_older_term(message):
+            # Deposed, and doesn't know: the core refuses all it says, so there is no use in staying with it.
+            self._seeker.misled()
+        else:
+            self._seeker.heard()
         self._inbox.put(core.MessageReceived(message))
+
+    def _is_of_older_term(self, message: messages.FromCoordinator) -> bool:
+        return message.term < self._core.term
 
     def _take_idle(self) -> None:
         """Handle what idle readers reported while batches were waiting, once none is."""
@@ -448,8 +463,11 @@ class Worker:
         """Serve delivery reports, and wait if outputs are produced faster than Kafka takes them."""
         if self._writer is None or not self._epoch_begun:
             return
-        while self._writer.serve() > OUTPUTS_UNACKNOWLEDGED_MAX:
-            time.sleep(0.002)
+        try:
+            while self._writer.serve() > OUTPUTS_UNACKNOWLEDGED_MAX:
+                time.sleep(0.002)
+        except TransactionLostError as error:
+            self._feed(core.TransactionFailed(self._core.session, str(error)))
 
     def _begin_epoch(self) -> None:
         assert self._writer is not None
@@ -489,7 +507,8 @@ class Worker:
             isolation = stage.source.isolation
             if isolation not in self._readers:
                 make = functools.partial(self._make_source_consumer, isolation)
-                reader = SourceReader(make, self._inbox.put, f"reader-{isolation}")
+                topics = [one.source.name for one in self._topology.stages if one.source.isolation == isolation]
+                reader = SourceReader(make, self._inbox.put, f"reader-{isolation}", topics)
                 self._readers[isolation] = reader
                 self._newest_generation[reader] = 0
 
@@ -679,21 +698,24 @@ class Worker:
         while not self._stopping.is_set():
             self._send_heartbeat()
             self._watchdog.check()
+            self._health.sent_heartbeat(interval_s)
             self._stopping.wait(interval_s)
 
     def _send_heartbeat(self) -> None:
+        # These don't wait for the main thread, which may be busy: others wait for what they say.
+        read_bytes, left_bytes, left_ms = self._host.restore_progress()
+        stats = msgspec.structs.replace(
+            self._stats,
+            restoring=self._host.restoring,
+            restore_bytes=read_bytes,
+            restore_bytes_left=left_bytes,
+            restore_ms_left=left_ms,
+            standbys=self._host.standby_statuses(),
+        )
+        self._health.note_stats(stats)
         if self._core.session and self._transport.connected:
-            # These don't wait for the main thread, which may be busy: others wait for what they say.
-            read_bytes, left_bytes, left_ms = self._host.restore_progress()
-            stats = msgspec.structs.replace(
-                self._stats,
-                restoring=self._host.restoring,
-                restore_bytes=read_bytes,
-                restore_bytes_left=left_bytes,
-                restore_ms_left=left_ms,
-                standbys=self._host.standby_statuses(),
-            )
-            self._transport.send(messages.encode(messages.Heartbeat(self._core.session, stats, self._core.orders_heard)))
+            heartbeat = messages.Heartbeat(self._core.session, stats, self._core.orders_heard)
+            self._transport.send(messages.encode(heartbeat))
 
     def _connect(self, leader: Leader | None) -> None:
         """Connect to that leader, None: to the given address. In the seeker's thread."""

@@ -15,7 +15,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
@@ -28,11 +28,11 @@ from fcluster.common.messages import StandbyStatus
 from fcluster.common.settings import Settings
 from fcluster.common.snapshot_store import SnapshotStore
 from fcluster.worker.changelog import DeltaReader
-from fcluster.worker.restore import local_store, place_base, topic_ids
+from fcluster.worker.restore import local_meta, place_base, topic_ids
 from fcluster.worker.restore_plan import Base, RestorePlan, plan_standby
 from fcluster.worker.snapshots import usable_manifests
 from fcluster.worker.state import StoreMeta
-from fcluster.worker.store import RocksStore, StoreDirectory
+from fcluster.worker.store import DISK_TROUBLE, RocksStore, StoreDirectory
 
 _log = logging.getLogger("fcluster.worker")
 
@@ -128,12 +128,21 @@ class StandbyTail:
         settings: resolved.
         snapshots: read only.
         admin: to ask the brokers with.
+        disk_failed: called from the thread with the reason when the disk is full or fails. The worker's own shards
+            are on the same disk, and would be next.
     """
 
-    def __init__(self, settings: Settings, snapshots: SnapshotStore, admin: AdminClient) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        snapshots: SnapshotStore,
+        admin: AdminClient,
+        disk_failed: Callable[[str], None] | None = None,
+    ) -> None:
         self._settings = settings
         self._snapshots = snapshots
         self._admin = admin
+        self._disk_failed = disk_failed
         self._exactly_once = settings.processing_guarantee == "exactly-once"
         # Guards the copies, and all that is theirs.
         self._changed = threading.Condition()
@@ -221,6 +230,7 @@ class StandbyTail:
                 self._assign()
                 self._read()
             except (FclusterError, KafkaException) as error:
+                self._tell_if_disk_failed(error)
                 _log.warning("following changelogs: %s", " ".join(str(error).split()))
                 self._pause(RETRY_S)
             except Exception:  # noqa: BLE001  a thread that dies would leave copies that only look warm
@@ -248,11 +258,16 @@ class StandbyTail:
             except StateDamaged as error:
                 self._try_later(copy, error)
             except (FclusterError, KafkaException) as error:
+                self._tell_if_disk_failed(error)
                 self._try_later(copy, error)
             finally:
                 with self._changed:
                     copy.opening = False
                     self._changed.notify_all()
+
+    def _tell_if_disk_failed(self, error: Exception) -> None:
+        if isinstance(error, DISK_TROUBLE) and self._disk_failed is not None:
+            self._disk_failed(" ".join(str(error).split()))
 
     def _set_up(self, copy: _Copy) -> None:
         topic, number = copy.place
@@ -260,8 +275,9 @@ class StandbyTail:
         changelog_id = topic_ids(self._admin, [topic]).get(topic, "")
         begin, end = begin_offsets(self._admin, [at])[at], end_offsets(self._admin, [at], "read-uncommitted")[at]
         while True:
-            local = local_store(copy.directory, copy.shard)
-            meta = None if local is None or (Base.LOCAL, local.meta().state_epoch) in copy.failed else local.meta()
+            meta = local_meta(copy.directory, copy.shard)
+            if meta is not None and (Base.LOCAL, meta.state_epoch) in copy.failed:
+                meta = None
             manifests = [
                 manifest
                 for manifest in usable_manifests(self._snapshots, copy.shard)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from random import Random
 
 from fcluster.common import messages
 from fcluster.coordinator import events
@@ -21,6 +22,7 @@ from tests.simulation.world import Timing
 STORM_MS_MIN = 1500
 STORM_MS_SPREAD = 2500
 KEYS = 5
+HAND_OVER_SHARE = 0.15
 
 THEMES = (
     "calm", "crashes", "strikes", "strikes", "pauses", "zombies", "network", "kafka", "coordinators",
@@ -89,6 +91,7 @@ class _Brewer:
                 self._schedule(self.random.randint(1, max(1, count - 1)), fault)
         if theme == "kafka":
             self._schedule(self.random.randint(0, 2), self._stop_kafka)
+        self._schedule_hand_over()
         if theme in ("coordinators", "everything"):
             self.cluster.misdirected_share = self.random.choice((0.0, 0.0, 0.3))
         self.world.note("world", "theme %s, %d inputs, %s", theme, inputs, self.cluster.settings)
@@ -186,6 +189,21 @@ class _Brewer:
             self._schedule(1, self._crash)
         self._schedule(self.random.randint(2, 6), self._trouble_network)
         self._schedule(self.random.randint(0, 2), self._rescale)
+
+    def _schedule_hand_over(self) -> None:
+        """In some runs of every theme the leader is asked to leave."""
+        own = Random(f"hand over {self.world.seed}")  # so that the others stay what they are
+        if own.random() < HAND_OVER_SHARE:
+            for _ in range(own.randint(1, 2)):
+                self.world.at(own.randrange(self.duration_ms), None, self._hand_over)
+
+    def _hand_over(self) -> None:
+        for coordinator in self.cluster.living_coordinators:
+            if coordinator.core is not None and coordinator.leads and not coordinator.paused:
+                self.world.landed["coordinator: hands over"] += 1
+                coordinator.note("## asked to leave")
+                coordinator.resign()
+                return
 
     def _depose(self) -> None:
         coordinators = self.cluster.living_coordinators

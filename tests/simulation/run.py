@@ -135,11 +135,17 @@ def _check_live_state(cluster: Cluster) -> None:
 
 def _stop(cluster: Cluster) -> None:
     """Stop the job: everybody ends in good order."""
-    coordinators = cluster.living_coordinators
-    if len(coordinators) != 1 or coordinators[0].core is None or not coordinators[0].leads:
+    coordinators = [other for other in cluster.living_coordinators if other.leads and other.core is not None]
+    if len(coordinators) != 1:
         return
     leader, world = coordinators[0], cluster.world
+    if leader.core is not None and leader.core.resignation is not None:
+        return
+    for other in cluster.living_coordinators:
+        if other is not leader:
+            other.kill("not needed any more")
     world.note("world", "## the job is stopped")
+    cluster.stop_wanted = True
     leader.feed(events.StopRequested())
 
     def ended() -> bool:

@@ -239,6 +239,7 @@ class SimWorker(Process):
         self._snapshot_epochs: dict[ShardId, int] = {}
         self._searched_ms = -(10**9)
         self._highest_term = 0
+        self._misled = False
         self.later(self.world.up_to(20), self._pulse)
         self.later(settings.snapshot_interval_ms, self._begin_snapshots)
 
@@ -907,7 +908,9 @@ class SimWorker(Process):
     # --- control --------------------------------------------------------------------------------------
 
     def _on_frame(self, frame: bytes) -> None:
-        self.post(core.MessageReceived(messages.decode_from_coordinator(frame)))
+        message = messages.decode_from_coordinator(frame)
+        self._misled = message.term < self.core.term
+        self.post(core.MessageReceived(message))
 
     def _pulse(self) -> None:
         """Heartbeats, and the search for a coordinator, come from a thread of their own."""
@@ -917,15 +920,19 @@ class SimWorker(Process):
             self.dealer.send(
                 messages.encode(messages.Heartbeat(self.core.session, stats, self.core.orders_heard))
             )
-        if not self.dealer.connected and self.world.now_ms - self._searched_ms >= 200:
+        seeking = self._misled or not self.dealer.connected
+        if seeking and self.world.now_ms - self._searched_ms >= 200:
             self._searched_ms = self.world.now_ms
             self.world.call(self, Call("find leader", self.cluster.find_leader), self._found_leader)
         self.later(settings.heartbeat_interval_ms, self._pulse)
         self.post(core.Tick())
 
     def _found_leader(self, leader: Any, failure: KafkaFailure | None) -> None:
-        if leader is None or failure is not None or self.dealer.connected:
+        if leader is None or failure is not None:
             return
+        if self.dealer.connected and not (self._misled and leader.term >= self.core.term):
+            return
+        self._misled = False
         if self.dealer.target is not leader.router:
             self.note("looks to %s", leader)
             self.dealer.connect(leader.router)

@@ -165,6 +165,8 @@ class Witness:
                 assert message.epoch in self.prepared.get(message.session, ()), "complete, but never prepared"
             case messages.Evicted(session=session):
                 self.over.add(session)
+            case messages.Drain() | messages.Shutdown():
+                assert "ending" in self.journal, "the job is ended before that is journalled"
             case _:
                 pass
 
