@@ -315,12 +315,17 @@ def _read_manifest(snapshots: SnapshotStore, shard: ShardId, name: str) -> Manif
 
 
 def _problem_with(snapshots: SnapshotStore, shard: ShardId, file: SnapshotFile) -> str | None:
+    if snapshots.is_verified(shard, file.hash, file.size_bytes):
+        return None
     try:
         with snapshots.open_file(shard, file.hash) as content:
             found = _measure(content, file.size_bytes)
     except (NotPlainFileError, OSError) as error:
         return f"{file.name}: {error}"
-    return None if found == (file.size_bytes, file.hash) else f"{file.name} has other content than it should"
+    if found != (file.size_bytes, file.hash):
+        return f"{file.name} has other content than it should"
+    snapshots.note_verified(shard, file.hash)
+    return None
 
 
 def _check_room(manifest: Manifest, shard: ShardId, folder: Path) -> None:
@@ -335,7 +340,11 @@ def _check_room(manifest: Manifest, shard: ShardId, folder: Path) -> None:
 
 def _download(snapshots: SnapshotStore, shard: ShardId, file: SnapshotFile, target: Path) -> None:
     digest, size_bytes = blake2b(digest_size=_DIGEST_BYTES), 0
-    with snapshots.open_file(shard, file.hash) as source, target.open("xb") as copy:
+    try:
+        opened = snapshots.open_file(shard, file.hash)
+    except OSError as error:
+        raise DamagedSnapshotError(f"{file.name} can't be opened: {error}") from error
+    with opened as source, target.open("xb") as copy:
         while size_bytes <= file.size_bytes and (chunk := _read(source, file)):
             digest.update(chunk)
             size_bytes += len(chunk)
