@@ -1,4 +1,4 @@
-"""A shard whose deltas pile up is snapshotted before its interval is over, so a restore never replays much more.
+"""A shard whose deltas pile up is snapshotted before its interval is over: a restore never replays much more.
 
 On a real broker, with real workers: the interval is an hour, so only the size of the chain can be the reason.
 """
@@ -26,7 +26,7 @@ JOB_FILE = Path(__file__).parents[1] / "jobs" / "running_totals.py"
 PARTITIONS = 2
 BYTES_MAX = 1024 * 1024
 SLACK_BYTES = 3 * BYTES_MAX
-"""What is committed within a second or two: a snapshot takes its time, and waits for what isn't written yet."""
+"""What is committed within a second or two: a snapshot takes so long, and begins a little earlier."""
 
 
 def chain_bytes(settings: Settings, topic: str, partition: int, offset: int) -> int:
