@@ -55,7 +55,11 @@ def produce(brokers: str, topic: str, rate: float, keys: int, end: Any) -> None:
         while written < due:
             key = f"k{written * 7919 % keys}"
             record = {"id": written, "key": key, "value": written % 1000, "at": time.time_ns()}
-            producer.produce(topic, orjson.dumps(record), key)
+            try:
+                producer.produce(topic, orjson.dumps(record), key)
+            except BufferError:
+                producer.poll(0.05)
+                continue
             written += 1
         producer.poll(0)
         time.sleep(TICK_S)

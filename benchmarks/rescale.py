@@ -26,7 +26,7 @@ from typing import Any
 from confluent_kafka import TopicPartition
 
 from benchmarks.live import Seen, latencies_before_ms, latencies_ms, longest_pause, p99
-from benchmarks.recovery import load_of, moment_ns
+from benchmarks.recovery import load_of, moment_ns, restores
 from benchmarks.support import Names, cluster, median, parser, settings_of, topics, workplace
 from fcluster.common.ids import changelog_topic
 from fcluster.common.kafka_clients import begin_offsets, make_admin
@@ -68,12 +68,13 @@ class Move:
 
 @dataclass(frozen=True)
 class Growth:
-    """One cluster that grew."""
+    """One cluster that grew. `restores_ms`: of each restore, its positions, copies and changelog."""
 
     moves: Sequence[Move]
     seconds: float
     before_ms: Sequence[float]
     meanwhile_ms: Sequence[float]
+    restores_ms: Sequence[tuple[int, int, int]]
 
 
 def grow(brokers: str, directory: Path, arguments: Any) -> Growth:
@@ -105,6 +106,7 @@ def grow(brokers: str, directory: Path, arguments: Any) -> Growth:
             (ended_ns - began_ns) / 1e9,
             latencies_before_ms(seen, seen, began_ns - int(BEFORE_S * 1e9), began_ns),
             latencies_ms(seen, seen, began_ns, ended_ns),
+            restores(running.data_dir, began_ns),
         )
 
 
@@ -150,10 +152,10 @@ def moves(
     """What became of each shard that moved."""
     logs = log_lines(running.data_dir, began_ns)
     copies = {int(found["partition"]): found["base"] for line in logs if (found := COPIED.search(line))}
-    restores = {int(found["partition"]): found for line in logs if (found := RESTORED.search(line))}
+    restored_by = {int(found["partition"]): found for line in logs if (found := RESTORED.search(line))}
     steps = {move["partition"]: move["steps_ms"] for move in status["moves"]}
     for partition in sorted(moved):
-        restored = restores[partition]
+        restored = restored_by[partition]
         move = Move(
             partition,
             longest_pause(seen[partition], partition, began_ns, ended_ns + int(AROUND_S * 1e9)).ms,
@@ -215,6 +217,8 @@ def show(growth: Growth) -> None:
             f"{move.restored_from} and {move.records} records",
             flush=True,
         )
+    inner = ", ".join("+".join(map(str, one)) for one in growth.restores_ms)
+    print(f"    restores (ms for positions + copies + changelog): {inner}", flush=True)
 
 
 def summarise(growths: Sequence[Growth]) -> None:

@@ -27,9 +27,10 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -38,12 +39,12 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 
 from benchmarks.support import delete_topics, median, parser, workplace
 from fcluster.common.ids import ShardId
-from fcluster.common.kafka_clients import make_producer
+from fcluster.common.kafka_clients import make_admin, make_producer
 from fcluster.common.positions import CommittedPosition
 from fcluster.common.settings import Settings, resolve
 from fcluster.common.snapshot_store import DirectorySnapshotStore
 from fcluster.worker.changelog import Delta, encode_delta
-from fcluster.worker.restore import RestoreProgress, RestoreRequest, ShardRestored, restore_shards
+from fcluster.worker.restore import RestoreProgress, RestoreRequest, changelog_consumer, restore_shards
 from fcluster.worker.snapshots import take_snapshot, usable_manifests
 from fcluster.worker.state import ShardState, StoreMeta
 from fcluster.worker.store import StoreDirectory
@@ -100,6 +101,7 @@ class Prepared:
         snapshot_files: paths and sizes in the snapshot store.
         records_behind: changelog records behind the snapshot, of `bytes_behind` in all.
         records_before: those that the snapshot makes unnecessary.
+        digest: of all entries (see `digest_of`).
     """
 
     request: RestoreRequest
@@ -107,6 +109,7 @@ class Prepared:
     records_before: int
     records_behind: int
     bytes_behind: int
+    digest: str
 
 
 # --- preparing ----------------------------------------------------------------------------------------
@@ -138,8 +141,9 @@ def prepare_shard(plan: Plan, partition: int) -> Prepared:
             begin = number * plan.delta_keys % max(1, len(keys) - plan.delta_keys)
             writer.write(keys[begin : begin + plan.delta_keys])
         writer.state.flush()
+        entries = directory.open(writer.shard).items()
         if plan.replay_topic:
-            write_replay_topic(plan, partition, directory.open(writer.shard).items())
+            write_replay_topic(plan, partition, entries)
         epoch = writer.state.state_epoch
         position = CommittedPosition(len(keys), epoch, epoch, "bench")
         return Prepared(
@@ -148,6 +152,7 @@ def prepare_shard(plan: Plan, partition: int) -> Prepared:
             before,
             writer.records - before,
             writer.bytes - written,
+            digest_of(entries),
         )
     finally:
         directory.close_all()
@@ -221,6 +226,14 @@ def write_replay_topic(plan: Plan, partition: int, entries: Sequence[tuple[bytes
         raise TimeoutError("the topic to be replayed isn't written")
 
 
+def digest_of(entries: Iterable[tuple[bytes, bytes]]) -> str:
+    """Of all keys and values, in their order."""
+    digest = sha256()
+    for key, value in entries:
+        digest.update(b"%d:%d:%b%b" % (len(key), len(value), key, value))
+    return digest.hexdigest()
+
+
 def _snapshot_files(plan: Plan, shard: ShardId) -> list[tuple[str, int]]:
     manifest = next(usable_manifests(plan.snapshots, shard))
     folder = plan.directory / "snapshots" / JOB / shard.stage / str(shard.partition) / "files"
@@ -246,20 +259,29 @@ class Restored:
     seconds: float
     bases: dict[int, str]
     progress: RestoreProgress
-    told: int
 
 
 def restore(
-    plan: Plan, prepared: Sequence[Prepared], snapshots: DirectorySnapshotStore, check: Check | None = None
+    plan: Plan,
+    prepared: Sequence[Prepared],
+    snapshots: DirectorySnapshotStore,
+    told: Callable[[RestoreProgress], None] | None = None,
+    *,
+    checked: bool = False,
 ) -> Restored:
     """Restore all shards into an empty state directory, which is removed afterwards.
 
     Args:
-        check: gets each restored shard, outside of what is measured.
+        told: gets the progress as it is told.
+        checked: compare every entry with what was written, outside of what is measured.
     """
     progress: list[RestoreProgress] = []
     root = plan.directory / f"restored-{uuid.uuid4().hex[:6]}"
     directory = StoreDirectory(root)
+    # A worker has these connected since it joined.
+    admin, consumer = make_admin(plan.settings), changelog_consumer(plan.settings)
+    admin.list_topics(plan.changelog, timeout=TIMEOUT_S)
+    consumer.list_topics(plan.changelog, timeout=TIMEOUT_S)
     try:
         started_s = time.monotonic()
         answers = list(
@@ -269,33 +291,36 @@ def restore(
                 snapshots=snapshots,
                 settings=plan.settings,
                 stop=threading.Event(),
+                admin=admin,
+                consumer=consumer,
                 progress=progress.append,
             )
         )
         seconds = time.monotonic() - started_s
         assert len(answers) == len(prepared), "not all shards were restored"
-        for answer in answers if check else ():
-            check(answer)
-        bases = {answer.shard.partition: answer.base.value for answer in answers}
-        return Restored(seconds, bases, progress[-1], len(progress))
+        for answer in answers if checked else ():
+            expected = prepared[answer.shard.partition].digest
+            assert digest_of(answer.store.items()) == expected, f"{answer.shard} has other entries"
+        for one in progress:
+            if told is not None:
+                told(one)
+        return Restored(
+            seconds, {answer.shard.partition: answer.base.value for answer in answers}, progress[-1]
+        )
     finally:
+        consumer.close()
         directory.close_all()
         shutil.rmtree(root)
 
 
-Check = Callable[[ShardRestored], None]
-
-
-def copy_files(plan: Plan, prepared: Sequence[Prepared], *, durably: bool) -> float:
-    """`cp` of all snapshot files into one directory; how long it took in seconds."""
+def copy_files(plan: Plan, *, durably: bool) -> float:
+    """`cp` of the snapshot store's files; how long it took in seconds."""
     target = plan.directory / f"copied-{uuid.uuid4().hex[:6]}"
-    paths = [path for one in prepared for path, _ in one.snapshot_files]
-    copies = [str(target / Path(path).name) for path in paths]
-    target.mkdir()
     try:
         started_s = time.monotonic()
-        subprocess.run(["cp", *paths, str(target)], check=True)
+        subprocess.run(["cp", "-r", str(plan.directory / "snapshots" / JOB / STAGE), str(target)], check=True)
         if durably:
+            copies = [str(path) for path in target.rglob("*") if path.is_file()]
             subprocess.run(["sync", *copies], check=True)
         return time.monotonic() - started_s
     finally:
@@ -381,10 +406,10 @@ def rounds(plan: Plan, prepared: Sequence[Prepared], number: int) -> Iterator[tu
     """Names and seconds, all ways interleaved."""
     empty = DirectorySnapshotStore(plan.directory / "no-snapshots", JOB)
     behind = sum(one.records_behind for one in prepared)
-    for _ in range(number):
-        yield "cp", quietly(lambda: copy_files(plan, prepared, durably=False))
-        yield "cp and sync", quietly(lambda: copy_files(plan, prepared, durably=True))
-        restored = quietly(lambda: restore(plan, prepared, plan.snapshots))
+    for count in range(number):
+        yield "cp", quietly(lambda: copy_files(plan, durably=False))
+        yield "cp and sync", quietly(lambda: copy_files(plan, durably=True))
+        restored = quietly(lambda: restore(plan, prepared, plan.snapshots, checked=not count))  # noqa: B023
         assert set(restored.bases.values()) == {"snapshot"}, restored.bases
         assert restored.progress.records == behind, restored.progress
         yield "restore", restored.seconds

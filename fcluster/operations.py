@@ -128,3 +128,87 @@ def _what_is_left(document: Mapping[str, Any], slot: int) -> str:
     )
     more = ", ..." if len(shards) > SHARDS_NAMED_MAX else ""
     return f"{len(shards)} {'shard' if len(shards) == 1 else 'shards'} left: {named}{more}"
+
+
+# --- scale -----------------------------------------------------------------------------------------
+
+
+def scale(
+    line: Line, total: int, places: Mapping[str, int], *, wait: bool, timeout_s: float, say: Say
+) -> None:
+    """Have as many workers as wanted, and stay until they work, or with `wait` unset until the agents know.
+
+    Args:
+        line: to the coordinator.
+        total: of workers, to be spread over all agents; -1: `places` says it.
+        places: how many at each: by an agent's host, HOST:PID, or id.
+        wait: until the workers have joined, and those that aren't wanted are gone.
+        timeout_s: the longest wait.
+        say: gets lines that tell what is under way.
+
+    Raises:
+        RequestRefused: there is no such agent, or none at all, or the job is stopping.
+        NotReached: it isn't so when the time is over.
+        FclusterError: the coordinator can't be asked.
+    """
+    reply = line.ask(lambda client: client.scale(total, places))
+    targets = {target.agent: target.target for target in reply.targets}
+    for target in reply.targets:
+        say(f"agent {target.host}:{target.pid}: {_workers(target.target)}")
+    called = {target.agent: f"{target.host}:{target.pid}" for target in reply.targets}
+    patience = _Patience(timeout_s, say)
+    term = reply.term
+    missing = ["nothing is known yet"]
+    while patience.pause():
+        document = patience.status(line)
+        if document is None:
+            continue
+        if document["term"] != term:
+            term = _repeat_scale(line, document, targets, term)
+        missing = _missing(document, targets, called, workers_too=wait)
+        if not missing:
+            if others := sum(not worker["agent"] for worker in document["workers"]):
+                say(f"{_workers(others)} more without an agent: `fcluster drain` ends those")
+            say("done" if wait else "the agents know, and do it")
+            return
+        patience.say("; ".join(missing))
+    raise NotReached(
+        f"not reached within {timeout_s:g} s: {'; '.join(missing)}",
+        remedy="It goes on. `fcluster status` shows how far it is; the agents' logs say what fails.",
+    )
+
+
+def _repeat_scale(line: Line, document: Mapping[str, Any], targets: Mapping[str, int], term: int) -> int:
+    """A new leader knows of agents what they say: who hadn't heard of its target has to be told again."""
+    connected = {agent["agent"] for agent in document["agents"]}
+    if not connected.issuperset(targets):
+        return term  # they come back one by one
+    try:
+        return line.ask(lambda client: client.scale(places=targets)).term
+    except (CoordinatorSilent, RequestRefused):
+        return term
+
+
+def _missing(
+    document: Mapping[str, Any], targets: Mapping[str, int], called: Mapping[str, str], *, workers_too: bool
+) -> list[str]:
+    """What isn't yet as it shall be, a phrase for each agent."""
+    agents = {agent["agent"]: agent for agent in document["agents"]}
+    missing: list[str] = []
+    for name, target in targets.items():
+        agent = agents.get(name)
+        workers = [worker for worker in document["workers"] if worker["agent"] == name]
+        working = sum(worker["phase"] in ("running", "restoring") for worker in workers)
+        leaving = sum(worker["leaving"] for worker in workers)
+        if agent is None:
+            missing.append(f"agent {called[name]} isn't connected")
+        elif agent["target"] != target:
+            missing.append(f"agent {called[name]} hasn't taken its target of {_workers(target)}")
+        elif workers_too and (working != target or agent["running"] != target):
+            more = f", {leaving} leaving" if leaving else ""
+            missing.append(f"agent {called[name]}: {working} of {_workers(target)} at work{more}")
+    return missing
+
+
+def _workers(number: int) -> str:
+    return f"{number} worker" if number == 1 else f"{number} workers"

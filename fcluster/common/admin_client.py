@@ -8,6 +8,7 @@ answer can't be taken for the next one's. Must not be shared between threads.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any, cast
 
 import msgspec
@@ -92,6 +93,21 @@ class AdminClient:
         """
         reply = self._ask(messages.DrainRequest(worker), timeout_ms)
         if not isinstance(reply, messages.DrainReply):
+            raise self._unexpected(reply)
+        return reply
+
+    def scale(
+        self, total: int = -1, places: Mapping[str, int] | None = None, timeout_ms: int = 3_000
+    ) -> messages.ScaleReply:
+        """Have `total` workers, spread over all agents, or so many at each of `places`; returns once they are told.
+
+        Raises:
+            CoordinatorSilent: there was no answer within `timeout_ms`.
+            KeyRefused: the connection was refused.
+            RequestRefused: it won't, for the reason in the message: there is no such agent, for one.
+        """
+        reply = self._ask(messages.ScaleRequest(total, dict(places or {})), timeout_ms)
+        if not isinstance(reply, messages.ScaleReply):
             raise self._unexpected(reply)
         return reply
 

@@ -40,6 +40,18 @@ def checked_name(name: str) -> str:
     return name
 
 
+def boot_id() -> str:
+    """Names the present boot of this host, "" if the system doesn't.
+
+    What was written since is there whatever becomes of the process that wrote it; after another boot only what was
+    synced is.
+    """
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
 def sync_directory(path: Path) -> None:
     """Make the names in `path` outlive a power failure."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)

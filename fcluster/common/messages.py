@@ -26,6 +26,9 @@ from fcluster.common.ids import ShardId
 
 PROTOCOL_VERSION = 1
 
+AGENT_WORKERS_MAX = 1_000
+"""Workers of one agent: a number that is mistyped shall not bring a host down."""
+
 _M = TypeVar("_M")
 
 MESSAGE_BYTES_MAX = 4 * 1024 * 1024
@@ -39,8 +42,11 @@ _Session = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 _Slot = Annotated[int, msgspec.Meta(ge=-1, le=2**31 - 1)]
 _Offset = Annotated[int, msgspec.Meta(ge=-1001, le=2**63 - 1)]  # -1001 is Kafka's own "none"
 _Milliseconds = Annotated[float, msgspec.Meta(ge=0, le=1e12)]
-_Name = Annotated[str, msgspec.Meta(max_length=255)]
-_Address = Annotated[str, msgspec.Meta(max_length=4096)]
+# Names are shown on terminals and stand in logs: without what moves a cursor or begins a new line.
+_PRINTABLE = r"\A[^\x00-\x1f\x7f-\x9f\u2028\u2029]*\Z"
+_Name = Annotated[str, msgspec.Meta(max_length=255, pattern=_PRINTABLE)]
+_Address = Annotated[str, msgspec.Meta(max_length=4096, pattern=_PRINTABLE)]
+_Workers = Annotated[int, msgspec.Meta(ge=0, le=AGENT_WORKERS_MAX)]
 
 
 class MalformedMessage(Exception):
@@ -136,10 +142,10 @@ class Hello(Message, frozen=True):
     snapshot_store: _Address
     version: _Name
     in_flight_epoch: _Number = 0
-    term: _Number = 0
-    draining: bool = False
     process_space: _Name = ""
     leaving: bool = False
+    term: _Number = 0
+    draining: bool = False
 
 
 class Heartbeat(Message, frozen=True):
@@ -218,6 +224,42 @@ class Goodbye(Message, frozen=True):
     """The worker leaves in good order: it holds nothing uncommitted and its producers are closed."""
 
     session: _Session
+
+
+# --- agents ---------------------------------------------------------------------------------------------
+
+
+class AgentReport(Message, frozen=True):
+    """What an agent says of itself, every `heartbeat.interval.ms` and when it changes.
+
+    An agent runs workers on a host, and connects with a worker's key. `agent` is random for each process,
+    `running` the process ids of its workers, `target` how many it means to have. `taken_term` and `taken_order`
+    name the last `AgentOrder` that it took. Answered with `AgentOrder`, or with `Shutdown` when the job ends.
+    `slots_wanted`: it wants to be told which slots its workers have.
+    """
+
+    agent: _Name
+    job: _Name
+    host: _Name
+    pid: _Number
+    target: _Workers
+    running: Annotated[list[_Number], msgspec.Meta(max_length=2 * AGENT_WORKERS_MAX)]
+    taken_term: _Number
+    taken_order: _Number
+    slots_wanted: bool = False
+
+
+class AgentOrder(Message, frozen=True):
+    """The coordinator is alive, and wants the agent to have `target` workers, unless `order` is 0.
+
+    Repeated until the agent says that it took it, and taken once: orders rise within a term. `slots` are those
+    of the agent's workers by process id, if it asked.
+    """
+
+    term: _Number
+    order: _Number
+    target: _Workers
+    slots: dict[int, int] = {}
 
 
 # --- coordinator to worker ---------------------------------------------------------------------------
@@ -382,6 +424,32 @@ class DrainReply(Message, frozen=True):
     others: _Number
 
 
+class ScaleRequest(Message, frozen=True):
+    """Have `total` workers, spread over all agents; or, if that is -1, so many at each of `places`.
+
+    A place is an agent's host, HOST:PID, or its id. Answered with `ScaleReply`.
+    """
+
+    total: Annotated[int, msgspec.Meta(ge=-1, le=1_000_000)] = -1
+    places: Annotated[dict[_Name, _Workers], msgspec.Meta(max_length=1_000)] = {}
+
+
+class AgentTarget(msgspec.Struct, frozen=True, array_like=True):
+    """How many workers an agent is to have."""
+
+    agent: _Name
+    host: _Name
+    pid: _Number
+    target: _Workers
+
+
+class ScaleReply(Message, frozen=True):
+    """What the agents were told; whether they have done it shows in the status."""
+
+    term: _Number
+    targets: list[AgentTarget]
+
+
 # --- standby coordinators ------------------------------------------------------------------------------
 
 
@@ -420,7 +488,8 @@ FromWorker = (
     | Leaving
     | Goodbye
 )
-FromAdmin = StatusRequest | StopRequest | DrainRequest
+FromAgent = AgentReport
+FromAdmin = StatusRequest | StopRequest | DrainRequest | ScaleRequest
 FromStandby = LeaderCheck
 ToWorker = (
     Welcome
@@ -437,11 +506,12 @@ ToWorker = (
     | Shutdown
     | HeartbeatAck
 )
-ToAdmin = StatusReply | StopReply | DrainReply | Refused
+ToAgent = AgentOrder | Shutdown | Refused
+ToAdmin = StatusReply | StopReply | DrainReply | ScaleReply | Refused
 ToStandby = LeaderAlive
 
-ToCoordinator = FromWorker | FromAdmin | FromStandby
-FromCoordinator = ToWorker | ToAdmin | ToStandby
+ToCoordinator = FromWorker | FromAgent | FromAdmin | FromStandby
+FromCoordinator = ToWorker | ToAgent | ToAdmin | ToStandby
 
 _encoder = msgspec.msgpack.Encoder()
 _to_coordinator = msgspec.msgpack.Decoder(ToCoordinator)

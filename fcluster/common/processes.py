@@ -29,6 +29,8 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import IO, TypeVar
 
+from fcluster.common.files import boot_id
+
 LINE_BYTES_MAX = 16 * 1024
 LOG_BYTES_MAX = 32 * 1024 * 1024
 
@@ -49,9 +51,9 @@ def process_space() -> str:
     Two processes that have the same one mean the same process by the same id; host names don't say that
     (containers may share them). Empty if the system has no such names.
     """
+    boot = boot_id()
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot}/{os.readlink('/proc/self/ns/pid')}"
+        return f"{boot}/{os.readlink('/proc/self/ns/pid')}" if boot else ""
     except OSError:
         return ""
 

@@ -37,6 +37,7 @@ from fcluster.common import messages
 from fcluster.common.ids import ShardId
 from fcluster.common.messages import FromCoordinator, WorkerStats
 from fcluster.coordinator import events
+from fcluster.coordinator.agents import Agents
 from fcluster.coordinator.assignment import plan
 from fcluster.coordinator.election import STANDBYS_COME_MS, Resignation, Roster
 from fcluster.coordinator.events import Effect, Event
@@ -154,6 +155,7 @@ class Coordinator:
         self.rounds = Rounds(self.epochs, terms.settings, terms.term, self._send)
         self.progress = Progress(terms.topology, self.shards, terms.until_caught_up)
         self.copies = Copies(terms.topology, terms.settings.num_standby_replicas, terms.term, self._send)
+        self.agents = Agents(terms.term, terms.settings.session_timeout_ms)
         self.counters = Counters()
         self.standbys = Roster(terms.settings.heartbeat_interval_ms)
         self.resignation: Resignation | None = None
@@ -410,6 +412,10 @@ class Coordinator:
             self._on_stop_request(peer)
         elif isinstance(message, messages.DrainRequest):
             self._send(peer, self._drain_worker(message.worker))
+        elif isinstance(message, messages.ScaleRequest):
+            self._send(peer, self._scale(message))
+        elif isinstance(message, messages.AgentReport):
+            self._on_agent_report(peer, message)
         else:
             session = self.sessions.get(message.session)
             if session is None or session.peer != peer:
@@ -677,6 +683,7 @@ class Coordinator:
             messages.Welcome(self.terms.term, number, session.slot, self.epochs.highest, adopted=False),
         )
         self._tell_to_leave(session)
+        self._out.effects.append(events.PrepareFence(session.slot, soon=False))
         self._settle(self.slots[session.slot])
         self._balance()
 
@@ -748,6 +755,7 @@ class Coordinator:
         session.standbys_told = None
         session.interval_ms = self.settings.commit_interval_min_ms
         self.counters.adoptions += 1
+        self._out.effects.append(events.PrepareFence(session.slot, soon=False))
         self._note_join()
         self._log("info", f"adopted worker {session.worker} with slot {session.slot}")
 
@@ -766,6 +774,43 @@ class Coordinator:
                 missing.append(shard.identity)
         if missing:
             self._send_assign(session, missing)
+
+    # --- agents ---------------------------------------------------------------------------------------
+
+    def _on_agent_report(self, peer: bytes, report: messages.AgentReport) -> None:
+        term = self.terms.term
+        if report.job != self.terms.topology.job:
+            reason = f"this is the coordinator of job {self.terms.topology.job!r}, not of {report.job!r}"
+            self._send(peer, messages.Refused(term, reason, retry=False))
+            return
+        order = self.agents.heard(peer, report, self._now)
+        if self.phase is Phase.STOPPING:
+            self._send(peer, messages.Shutdown(term, 0, self.stop_reason, bool(self.failure)))
+        elif order is None:
+            self._send(peer, messages.Refused(term, "there are too many agents", retry=True))
+        elif report.slots_wanted:
+            own = set(report.running)
+            slots = {
+                session.pid: session.slot
+                for session in self.sessions.values()
+                if session.host == report.host and session.pid in own
+            }
+            self._send(peer, msgspec.structs.replace(order, slots=slots))
+        else:
+            self._send(peer, order)
+
+    def _scale(self, request: messages.ScaleRequest) -> messages.ScaleReply | messages.Refused:
+        if self.phase is not Phase.RUNNING:
+            return messages.Refused(self.terms.term, f"the job is stopping ({self.stop_reason})", retry=False)
+        answer = self.agents.scale(request, self._now)
+        if isinstance(answer, str):
+            return messages.Refused(self.terms.term, answer, retry=False)
+        reply, orders = answer
+        for peer, order in orders.items():
+            self._send(peer, order)
+        told = ", ".join(f"{target.host}:{target.pid} {target.target}" for target in reply.targets)
+        self._log("info", f"workers wanted, by agent: {told}")
+        return reply
 
     # --- leaving --------------------------------------------------------------------------------------
 
@@ -823,6 +868,7 @@ class Coordinator:
     # --- dying ----------------------------------------------------------------------------------------
 
     def _on_disconnected(self, peer: bytes) -> None:
+        self.agents.unlinked(peer)
         joiner = self.joiners.pop(peer, None)
         if joiner is not None and joiner.slot is not None:
             slot = self.slots[joiner.slot]
@@ -835,7 +881,7 @@ class Coordinator:
                 session.unlinked_ms = self._now
                 session.standbys_told = None
                 self.rounds.unlinked(session, self._now)
-                self._out.effects.append(events.PrepareFence(session.slot))
+                self._out.effects.append(events.PrepareFence(session.slot, soon=True))
             self._suspect(session)
 
     def _on_process_ended(self, worker: str) -> None:
@@ -1300,6 +1346,8 @@ class Coordinator:
             drained = session.phase is SessionPhase.DRAINED
             reason = "the job has stopped" if drained else "did not drain in time"
             self._end_session(session, reason, clean=drained)
+        for peer in self.agents.peers():
+            self._send(peer, messages.Shutdown(self.terms.term, 0, self.stop_reason, bool(self.failure)))
 
     def _stop(self, exit_code: int, reason: str) -> None:
         self.phase = Phase.STOPPED

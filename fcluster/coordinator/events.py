@@ -132,9 +132,13 @@ class SendMessage:
 
 @dataclass(frozen=True, slots=True)
 class PrepareFence:
-    """The slot may have to be fenced in a moment: have everything ready for it. Must disturb nobody."""
+    """The slot may have to be fenced: have everything ready for it. Must disturb nobody.
+
+    `soon`: its worker is suspected, so it goes before those of which nothing is suspected.
+    """
 
     slot: int
+    soon: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,10 +11,8 @@ Must not: decide which slot is fenced, or retry.
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
 
 from confluent_kafka import Producer
 
@@ -28,9 +26,7 @@ from fcluster.coordinator.events import SlotFenced, SlotFenceFailed
 FENCES_AT_ONCE = 16
 """Ids fenced at the same time: each takes two short-lived producers."""
 PREPARED_MAX = 16
-"""Ids for which producers are kept ready; further ones connect when they are fenced."""
-PREPARED_FOR_S = 10.0
-"""A suspicion that came to nothing by then was unfounded."""
+"""Ids for which producers are kept ready: those of eight workers. Where there are more, those of suspected ones."""
 
 _Ready = list[Producer]
 """Producers of one id. Emptied by who uses them: one that goes on asking would fence the id's next owner."""
@@ -38,14 +34,6 @@ _Ready = list[Producer]
 
 def _fence(settings: Settings, transactional_id: str, ready: _Ready) -> None:
     fence_transactional_id(settings, transactional_id, REQUEST_TIMEOUT_S, ready)
-
-
-@dataclass(slots=True)
-class _Prepared:
-    """Producers of an id that are connected, or being connected."""
-
-    producers: Future[_Ready]
-    since_s: float = field(default_factory=time.monotonic)
 
 
 class Fencer:
@@ -73,29 +61,28 @@ class Fencer:
         self._fence_id = fence_id
         self._connect = connect
         self._lock = threading.Lock()
-        self._prepared: dict[str, _Prepared] = {}
+        self._prepared: dict[str, Future[_Ready]] = {}
         self._threads = ThreadPoolExecutor(FENCES_AT_ONCE, thread_name_prefix="fence")
 
-    def prepare(self, slot: int) -> None:
-        """Connect producers, so that `fence` is quick if it comes within the next seconds."""
+    def prepare(self, slot: int, *, soon: bool) -> None:
+        """Connect producers, so that `fence` is quick.
+
+        Args:
+            slot: to be fenced some day.
+            soon: it probably has to be; if there is no room for it, others have to do without.
+        """
         if self._settings.processing_guarantee == "at-least-once":
             return
         for identity in transactional_ids(self._job, slot):
-            if identity not in self._prepared and len(self._prepared) < PREPARED_MAX:
-                self._prepared[identity] = _Prepared(
-                    self._threads.submit(self._connect, self._settings, identity)
-                )
-
-    def forget_unused(self) -> None:
-        """Let go of producers that were prepared for nothing."""
-        if not self._prepared:
-            return
-        now_s = time.monotonic()
-        for identity, prepared in list(self._prepared.items()):
-            if now_s - prepared.since_s >= PREPARED_FOR_S and prepared.producers.done():
-                del self._prepared[identity]
-                self._threads.submit(_connected, prepared)  # destroying them takes a moment
-                del prepared
+            former = self._prepared.get(identity)
+            if former is not None and not (former.done() and former.exception()):
+                continue
+            if former is None and len(self._prepared) >= PREPARED_MAX:
+                if not soon:
+                    return
+                longest = next(iter(self._prepared))
+                self._threads.submit(_taken, self._prepared.pop(longest))  # destroying them takes a moment
+            self._prepared[identity] = self._threads.submit(self._connect, self._settings, identity)
 
     def fence(self, slot: int) -> None:
         """Begin to fence both ids of the slot."""
@@ -120,8 +107,8 @@ class Fencer:
         for future in futures:
             future.add_done_callback(done)
 
-    def _fence_one(self, identity: str, prepared: _Prepared | None) -> None:
-        self._fence_id(self._settings, identity, _connected(prepared))
+    def _fence_one(self, identity: str, prepared: Future[_Ready] | None) -> None:
+        self._fence_id(self._settings, identity, _taken(prepared))
 
     def close(self) -> None:
         """Begin no more fences; those under way end by themselves."""
@@ -129,12 +116,12 @@ class Fencer:
         self._prepared.clear()
 
 
-def _connected(prepared: _Prepared | None) -> _Ready:
+def _taken(prepared: Future[_Ready] | None) -> _Ready:
     """The producers, once they are connected; none if they can't be: the fence tries by itself."""
-    if prepared is None or prepared.producers.cancelled():
+    if prepared is None or prepared.cancelled():
         return []
     try:
-        producers = prepared.producers.result()
+        producers = prepared.result()
     except FclusterError:
         return []
     taken = producers.copy()

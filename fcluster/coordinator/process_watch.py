@@ -18,8 +18,8 @@ import socket
 import threading
 from collections.abc import Callable
 
-PROCESSES_MAX = 4096
-"""More on one host are left to their connections."""
+PROCESSES_MAX = 256
+"""More on one host are left to their connections: each takes a descriptor, of which a process may have 1,024 by default."""
 
 _log = logging.getLogger("fcluster.coordinator")
 

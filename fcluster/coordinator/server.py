@@ -42,7 +42,7 @@ from fcluster.common.kafka_clients import Admin, end_offsets
 from fcluster.common.processes import process_space
 from fcluster.common.security import CoordinatorSecurity, coordinator_security
 from fcluster.common.reach import announced_address
-from fcluster.common.settings import Settings
+from fcluster.common.settings import Settings, with_settings
 from fcluster.common.snapshot_store import store_identity
 from fcluster.common.topology import Topology
 from fcluster.common.transport import Disconnected, FrameReceived, HandshakeFailed, RouterTransport
@@ -109,6 +109,7 @@ def run_coordinator(
         FclusterError: it can't lead, or stand by, for the reason in the message.
     """
     topology = job if isinstance(job, Topology) else job.build()
+    settings = with_settings(settings, reading_group=topology.job)
     security = coordinator_security(settings)
     health = CoordinatorHealth(topology.job)
     office = _Office(
@@ -457,7 +458,6 @@ class _Shell:
         if self._publisher.is_wanted:
             self._feed(self._wire_counted())
             self._publisher.publish(self._core.status())
-        self._fencer.forget_unused()
         if self._truncation.is_due():
             self._in_background(self._truncation.run, self._core.committed_offsets())
 
@@ -498,8 +498,8 @@ class _Shell:
                     self._transport.send(peer, messages.encode(message))
                 case events.WriteJournal():
                     self._journal_thread.write(effect)
-                case events.PrepareFence(slot):
-                    self._fencer.prepare(slot)
+                case events.PrepareFence(slot, soon):
+                    self._fencer.prepare(slot, soon=soon)
                 case events.FenceSlot(slot):
                     self._fencer.fence(slot)
                 case events.ReadEndOffsets(stage):

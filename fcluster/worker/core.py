@@ -556,10 +556,10 @@ class WorkerCore:
                 snapshot_store=self.identity.snapshot_store,
                 version=self.identity.version,
                 in_flight_epoch=self.in_flight.epoch if self.in_flight else 0,
-                term=self.term,
-                draining=self.phase in (Phase.DRAINING, Phase.DRAINED) and not self.leaving,
                 process_space=self.identity.process_space,
                 leaving=self.leaving,
+                term=self.term,
+                draining=self.phase in (Phase.DRAINING, Phase.DRAINED) and not self.leaving,
             )
         )
 

@@ -12,6 +12,7 @@ is an error. Threads: one at a time for each shard of a StoreDirectory; snapshot
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -53,7 +54,7 @@ STALL_TIMEOUT_S: Final = 60.0
 """A broker that sends nothing for so long ends the restore."""
 
 _POLL_S: Final = 0.1
-_BASES_AT_A_TIME: Final = 4
+_BASES_AT_A_TIME: Final = max(4, min(16, os.cpu_count() or 1))
 _POLL_RECORDS: Final = 500
 _BATCH_BYTES: Final = 4 * 1024 * 1024
 _REQUEST_TIMEOUT_S: Final = 10.0
@@ -299,8 +300,9 @@ class _Restore:
         ]
         behind: list[RestoreRequest] = []
         for request in identified:
-            store = self._local_store(request.shard)
-            if self._exactly_once and store is not None and stands_exactly(request, store.meta()):
+            local = local_meta(self._directory, request.shard)
+            if self._exactly_once and local is not None and stands_exactly(request, local):
+                store = self._directory.open(request.shard)
                 _remember_changelog(store, request)
                 epoch = store.meta().state_epoch
                 yield self._finished(ShardRestored(request.shard, store, False, Base.LOCAL, (), epoch))
@@ -351,9 +353,10 @@ class _Restore:
         """Plan, and make the base the shard's store; a base that turns out to be damaged is passed over."""
         shard = request.shard
         while True:
-            local = self._local_store(shard)
+            meta = local_meta(self._directory, shard)
             failed = self._failed.setdefault(shard, {})
-            meta = None if local is None or (Base.LOCAL, local.meta().state_epoch) in failed else local.meta()
+            if meta is not None and (Base.LOCAL, meta.state_epoch) in failed:
+                meta = None
             unusable: list[Unusable] = []
             manifests = [
                 manifest
@@ -391,9 +394,6 @@ class _Restore:
                 self._snapshot_bytes += copied_bytes
             self._tell_progress()
 
-    def _local_store(self, shard: ShardId) -> RocksStore | None:
-        return local_store(self._directory, shard)
-
     def _read(self) -> Iterator[ShardRestored]:
         """Take one batch of records, from whatever partition has some."""
         deadline_s = time.monotonic() + self._stall_timeout_s
@@ -401,8 +401,11 @@ class _Restore:
         while not messages:
             if self._stop.is_set():
                 return
-            messages = self._reader().consume(_POLL_RECORDS, _POLL_S)
-            if not messages and time.monotonic() > deadline_s:
+            # consume() alone would wait for so many records, or for all of the time.
+            first = self._reader().poll(_POLL_S)
+            if first is not None:
+                messages = [first, *self._reader().consume(_POLL_RECORDS, 0)]
+            elif time.monotonic() > deadline_s:
                 raise self._stalled()
         reading = dict(self._reading)
         for message in messages:
@@ -518,6 +521,14 @@ def local_store(directory: StoreDirectory, shard: ShardId) -> RocksStore | None:
         return directory.open(shard)
     except StateDamaged:
         return None
+
+
+def local_meta(directory: StoreDirectory, shard: ShardId) -> StoreMeta | None:
+    """Where the local files of `shard` stand; at no epoch if there are none, None if they can't be used."""
+    if not directory.has_files(shard):
+        return StoreMeta()
+    store = local_store(directory, shard)
+    return None if store is None else store.meta()
 
 
 def place_base(

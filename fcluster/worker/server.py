@@ -54,7 +54,7 @@ from fcluster.common.positions import CommittedPosition
 from fcluster.common.processes import process_space
 from fcluster.common.security import client_security
 from fcluster.common.reach import ReachWatch
-from fcluster.common.settings import Settings
+from fcluster.common.settings import Settings, with_settings
 from fcluster.common.topology import Isolation, Topology
 from fcluster.common.transport import DealerTransport
 from fcluster.worker import core
@@ -69,7 +69,7 @@ from fcluster.worker.processing import (
     UnreadableRecordError,
     describe_record,
 )
-from fcluster.worker.seeking import LeaderSeeker
+from fcluster.common.seeking import LeaderSeeker
 from fcluster.worker.shards import ShardHost
 from fcluster.worker.state import ShardState
 from fcluster.worker.store import LOCAL_TROUBLE
@@ -109,6 +109,7 @@ class Worker:
 
     def __init__(self, job: Job, settings: Settings, slot: int, coordinator_address: str) -> None:
         self._topology: Topology = job.build(settings)
+        settings = with_settings(settings, reading_group=self._topology.job)
         self._settings = settings
         self._fixed_address = coordinator_address
         self._fixed_security = (
@@ -462,8 +463,11 @@ class Worker:
         """Serve delivery reports, and wait if outputs are produced faster than Kafka takes them."""
         if self._writer is None or not self._epoch_begun:
             return
-        while self._writer.serve() > OUTPUTS_UNACKNOWLEDGED_MAX:
-            time.sleep(0.002)
+        try:
+            while self._writer.serve() > OUTPUTS_UNACKNOWLEDGED_MAX:
+                time.sleep(0.002)
+        except TransactionLostError as error:
+            self._feed(core.TransactionFailed(self._core.session, str(error)))
 
     def _begin_epoch(self) -> None:
         assert self._writer is not None
@@ -503,7 +507,8 @@ class Worker:
             isolation = stage.source.isolation
             if isolation not in self._readers:
                 make = functools.partial(self._make_source_consumer, isolation)
-                reader = SourceReader(make, self._inbox.put, f"reader-{isolation}")
+                topics = [one.source.name for one in self._topology.stages if one.source.isolation == isolation]
+                reader = SourceReader(make, self._inbox.put, f"reader-{isolation}", topics)
                 self._readers[isolation] = reader
                 self._newest_generation[reader] = 0
 

@@ -80,7 +80,7 @@ class ShardHost:
     Args:
         topology: of the job.
         settings: resolved.
-        emit: called from the restore thread with events for the core.
+        emit: called from background threads with events for the core.
     """
 
     def __init__(self, topology: Topology, settings: Settings, emit: Callable[[core.Event], None]) -> None:
@@ -95,7 +95,12 @@ class ShardHost:
         self._changelogs = changelog_consumer(settings)
         self._asking = ThreadPoolExecutor(4, thread_name_prefix="asking")
         self._directory: StoreDirectory | None = None
-        self._tail = StandbyTail(settings, self._snapshot_store, self._admin)
+        self._tail = StandbyTail(
+            settings,
+            self._snapshot_store,
+            self._admin,
+            disk_failed=lambda reason: emit(core.WorkerBroken(reason)),
+        )
         self._progress: tuple[RestoreProgress, float] | None = None
         self._restore_began_s = 0.0
         self._states: dict[ShardId, ShardState] = {}

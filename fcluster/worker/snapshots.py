@@ -12,13 +12,11 @@ Threads: any; hashing and copying let the interpreter run on.
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
-from hashlib import blake2b
 from pathlib import Path
 from typing import IO
 
@@ -26,10 +24,16 @@ import msgspec
 
 from fcluster.common import failpoints
 from fcluster.common.errors import FclusterError, StateDamaged
-from fcluster.common.files import COPY_BYTES, NotPlainFileError, checked_name, sync_directory
+from fcluster.common.files import COPY_BYTES, NotPlainFileError, checked_name
 from fcluster.common.ids import ShardId
 from fcluster.common.snapshot_store import SnapshotStore, checked_hash, open_snapshot_store
-from fcluster.worker.manifest import MANIFEST_FORMAT, Manifest, SnapshotFile, same_changelog
+from fcluster.worker.manifest import (
+    MANIFEST_FORMAT,
+    Manifest,
+    SnapshotFile,
+    content_hash,
+    same_changelog,
+)
 from fcluster.worker.state import StoreMeta
 from fcluster.worker.store import RocksStore, StateDirectoryFullError, StoreDirectory, explain_trouble
 
@@ -51,8 +55,6 @@ __all__ = [
 SNAPSHOTS_KEPT = 2
 UNREFERENCED_GRACE_S = 3600.0
 """Younger files are never pruned: they may belong to a snapshot whose manifest isn't written yet."""
-
-_DIGEST_BYTES = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,7 +255,6 @@ def restore_snapshot(
         _check_room(manifest, shard, folder)
         for file in manifest.files:
             _download(snapshots, shard, file, folder / file.name)
-        sync_directory(folder)
         directory.destroy(shard, keep=folder)
         directory.adopt(shard, folder)
     except (DamagedSnapshotError, NotPlainFileError) as error:
@@ -339,7 +340,7 @@ def _check_room(manifest: Manifest, shard: ShardId, folder: Path) -> None:
 
 
 def _download(snapshots: SnapshotStore, shard: ShardId, file: SnapshotFile, target: Path) -> None:
-    digest, size_bytes = blake2b(digest_size=_DIGEST_BYTES), 0
+    digest, size_bytes = content_hash(), 0
     try:
         opened = snapshots.open_file(shard, file.hash)
     except OSError as error:
@@ -349,8 +350,6 @@ def _download(snapshots: SnapshotStore, shard: ShardId, file: SnapshotFile, targ
             digest.update(chunk)
             size_bytes += len(chunk)
             copy.write(chunk)
-        copy.flush()
-        os.fsync(copy.fileno())
     if (size_bytes, digest.hexdigest()) != (file.size_bytes, file.hash):
         raise DamagedSnapshotError(f"{file.name} has other content than it should")
 
@@ -365,7 +364,7 @@ def _read(source: IO[bytes], file: SnapshotFile) -> bytes:
 
 def _measure(content: IO[bytes], size_bytes_max: int | None = None) -> tuple[int, str]:
     """Size and hash; of what is longer than `size_bytes_max`, some size beyond it, and no hash that counts."""
-    digest, size_bytes = blake2b(digest_size=_DIGEST_BYTES), 0
+    digest, size_bytes = content_hash(), 0
     while (size_bytes_max is None or size_bytes <= size_bytes_max) and (chunk := content.read(COPY_BYTES)):
         digest.update(chunk)
         size_bytes += len(chunk)

@@ -13,10 +13,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import shutil
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
@@ -29,11 +28,11 @@ from fcluster.common.messages import StandbyStatus
 from fcluster.common.settings import Settings
 from fcluster.common.snapshot_store import SnapshotStore
 from fcluster.worker.changelog import DeltaReader
-from fcluster.worker.restore import local_store, place_base, topic_ids
+from fcluster.worker.restore import local_meta, place_base, topic_ids
 from fcluster.worker.restore_plan import Base, RestorePlan, plan_standby
 from fcluster.worker.snapshots import usable_manifests
 from fcluster.worker.state import StoreMeta
-from fcluster.worker.store import RocksStore, StateDirectoryFullError, StoreDirectory
+from fcluster.worker.store import DISK_TROUBLE, RocksStore, StoreDirectory
 
 _log = logging.getLogger("fcluster.worker")
 
@@ -42,11 +41,6 @@ BATCH_ENTRIES_MAX: Final = 20_000
 BATCH_AGE_MAX_S: Final = 1.0
 RETRY_S: Final = 1.0
 RETRY_S_MAX: Final = 30.0
-FULL_RETRY_S: Final = 300.0
-"""A disk without room for a copy isn't tried again for so long: each attempt takes from what the others need."""
-ROOM_BYTES: Final = 64 * 1024 * 1024
-ROOM_SHARE: Final = 0.05
-"""Copies leave so much of the disk, whichever is less, to the shards that run here: a worker whose disk is full leaves."""
 _POLL_S: Final = 0.5
 _POLL_RECORDS: Final = 100
 _CONSUMER: Final = {"enable.partition.eof": True, "queued.max.messages.kbytes": 8 * 1024}
@@ -116,10 +110,9 @@ class _Copy:
         if self._changes_bytes >= BATCH_BYTES_MAX or len(self._changes) >= BATCH_ENTRIES_MAX:
             self.write()
 
-    @property
-    def writes_now(self) -> bool:
-        """Whether what it has in memory has waited for long enough."""
-        return bool(self._changes) and time.monotonic() - self._changed_s >= BATCH_AGE_MAX_S
+    def write_if_old(self) -> None:
+        if self._changes and time.monotonic() - self._changed_s >= BATCH_AGE_MAX_S:
+            self.write()
 
     def write(self) -> None:
         """Bring the store to where the copy stands; a write that fails forgets nothing of what it had to write."""
@@ -135,12 +128,21 @@ class StandbyTail:
         settings: resolved.
         snapshots: read only.
         admin: to ask the brokers with.
+        disk_failed: called from the thread with the reason when the disk is full or fails. The worker's own shards
+            are on the same disk, and would be next.
     """
 
-    def __init__(self, settings: Settings, snapshots: SnapshotStore, admin: AdminClient) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        snapshots: SnapshotStore,
+        admin: AdminClient,
+        disk_failed: Callable[[str], None] | None = None,
+    ) -> None:
         self._settings = settings
         self._snapshots = snapshots
         self._admin = admin
+        self._disk_failed = disk_failed
         self._exactly_once = settings.processing_guarantee == "exactly-once"
         # Guards the copies, and all that is theirs.
         self._changed = threading.Condition()
@@ -228,6 +230,7 @@ class StandbyTail:
                 self._assign()
                 self._read()
             except (FclusterError, KafkaException) as error:
+                self._tell_if_disk_failed(error)
                 _log.warning("following changelogs: %s", " ".join(str(error).split()))
                 self._pause(RETRY_S)
             except Exception:  # noqa: BLE001  a thread that dies would leave copies that only look warm
@@ -255,11 +258,16 @@ class StandbyTail:
             except StateDamaged as error:
                 self._try_later(copy, error)
             except (FclusterError, KafkaException) as error:
+                self._tell_if_disk_failed(error)
                 self._try_later(copy, error)
             finally:
                 with self._changed:
                     copy.opening = False
                     self._changed.notify_all()
+
+    def _tell_if_disk_failed(self, error: Exception) -> None:
+        if isinstance(error, DISK_TROUBLE) and self._disk_failed is not None:
+            self._disk_failed(" ".join(str(error).split()))
 
     def _set_up(self, copy: _Copy) -> None:
         topic, number = copy.place
@@ -267,8 +275,9 @@ class StandbyTail:
         changelog_id = topic_ids(self._admin, [topic]).get(topic, "")
         begin, end = begin_offsets(self._admin, [at])[at], end_offsets(self._admin, [at], "read-uncommitted")[at]
         while True:
-            local = local_store(copy.directory, copy.shard)
-            meta = None if local is None or (Base.LOCAL, local.meta().state_epoch) in copy.failed else local.meta()
+            meta = local_meta(copy.directory, copy.shard)
+            if meta is not None and (Base.LOCAL, meta.state_epoch) in copy.failed:
+                meta = None
             manifests = [
                 manifest
                 for manifest in usable_manifests(self._snapshots, copy.shard)
@@ -279,8 +288,6 @@ class StandbyTail:
                 copy.failed.clear()
                 raise StateDamaged(f"there is nothing yet to begin a copy of {copy.shard} with")
             try:
-                if plan.base is not Base.LOCAL:
-                    check_room(copy.directory, 0 if plan.snapshot is None else plan.snapshot.size_bytes)
                 store = place_base(plan, copy.shard, copy.directory, self._snapshots)
                 break
             except StateDamaged as error:
@@ -294,8 +301,6 @@ class StandbyTail:
 
     def _try_later(self, copy: _Copy, error: Exception) -> None:
         delay_s = min(RETRY_S_MAX, RETRY_S * 2 ** min(copy.failures, 10))
-        if isinstance(error, StateDirectoryFullError):
-            delay_s = FULL_RETRY_S
         copy.failures += 1
         copy.retry_at_s = time.monotonic() + delay_s
         text = " ".join(str(error).split())
@@ -333,9 +338,8 @@ class StandbyTail:
         with self._changed:
             for copy in self._copies.values():
                 try:
-                    if not copy.opening and copy.writes_now:
-                        check_room(copy.directory, 0)
-                        copy.write()
+                    if not copy.opening:
+                        copy.write_if_old()
                 except FclusterError as error:
                     self._begin_anew(copy, error)
             self._changed.notify_all()
@@ -374,9 +378,6 @@ class StandbyTail:
             copy.failed.add(copy.base)
         copy.store = None
         with contextlib.suppress(FclusterError):
-            if isinstance(error, StateDirectoryFullError):
-                # The room is needed by the shards that run here: without copies they would have had it.
-                copy.directory.destroy(copy.shard)
             copy.directory.close(copy.shard)  # RocksDB takes no more writes after one that failed, until it is reopened
         self._try_later(copy, error)
 
@@ -396,15 +397,3 @@ class StandbyTail:
             copy.write()
         except FclusterError as error:
             _log.warning("writing the copy of %s: %s", copy.shard, " ".join(str(error).split()))
-
-
-def check_room(directory: StoreDirectory, needed_bytes: int) -> None:
-    """Raises StateDirectoryFullError if a copy that takes so much more would leave too little for what runs here."""
-    usage = shutil.disk_usage(directory.root)
-    left_bytes = usage.free - needed_bytes
-    if left_bytes < min(ROOM_BYTES, usage.total * ROOM_SHARE):
-        raise StateDirectoryFullError(
-            f"the disk of {directory.root} has no room for a copy: {usage.free} bytes are free, the copy needs "
-            f"{needed_bytes} more",
-            remedy="Make room, move state.dir to a larger disk, or do with fewer standby replicas.",
-        )

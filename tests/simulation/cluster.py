@@ -207,8 +207,9 @@ class Cluster:
             self.checks.fail(f"{worker.name} stopped as if the job had failed")
         if self.finished or not self.restart_workers:
             return
-        drained = worker.exit_code == 0 and self.stop_wanted
-        if (worker.leaving or drained or worker.exit_code == EXIT_DRAINED) and not worker.returns:
+        if (worker.leaving or worker.exit_code == EXIT_DRAINED) and not worker.returns:
+            return
+        if worker.exit_code == 0 and self.stop_wanted:
             return
         number = int(worker.name[1:].partition(".")[0])
         slot = worker.wanted_slot if worker.slot < 0 else worker.slot

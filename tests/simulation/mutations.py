@@ -396,6 +396,18 @@ class ReleasesInRestore(SimWorker):
     core_class = _ReleasesInRestore
 
 
+class _LeavesInHaste(core.WorkerCore):
+    def _begin_to_leave(self) -> None:
+        self.leaving = True
+        self._leave()
+
+
+class LeavesInHaste(SimWorker):
+    """Says that it left in good order, and hasn't committed what it has in flight."""
+
+    core_class = _LeavesInHaste
+
+
 class _ObeysTwice(core.WorkerCore):
     def _is_new(self, order: Any) -> bool:
         return True
@@ -526,6 +538,7 @@ MUTATIONS = [
     APPLIED_EARLY,
     Mutation("layers kept over a reset", 19, "the outputs should be", KeepsLayers),
     Mutation("changelog truncated past an unverified snapshot", 16, "can't be restored", TruncatesUnverified),
+    Mutation("goodbye before the last commit", 61, "which was given back", LeavesInHaste),
     Mutation("a shard given back in its restore", 1110, "is closed", ReleasesInRestore),
     Mutation("an order obeyed twice", 480, "owns", ObeysTwice),
     Mutation("copies begun before a former session's writes", 231, "a store of", CopiesBeforeWriting),

@@ -198,6 +198,21 @@ LIES = st.one_of(
     st.builds(messages.Released, SESSIONS, LISTS, EPOCHS),
     st.builds(messages.Drained, SESSIONS),
     st.builds(messages.Goodbye, SESSIONS),
+    st.builds(messages.Leaving, SESSIONS),
+    st.builds(
+        messages.AgentReport,
+        st.sampled_from([*(peer.decode() for peer in LIARS), HONEST.decode(), ""]),
+        st.sampled_from([TOPOLOGY.job, "another"]),
+        st.sampled_from(["host", "", "x" * 255]),
+        EPOCHS,
+        st.sampled_from([0, 1, 1000, 1001, -1]),
+        st.lists(EPOCHS, max_size=5),
+        EPOCHS,
+        EPOCHS,
+        BOOLEANS,
+    ),
+    st.builds(messages.DrainRequest, st.sampled_from(["0", "1", HONEST.decode(), ""])),
+    st.builds(messages.ScaleRequest, EPOCHS, st.just({})),
     st.just(messages.StatusRequest()),
     st.just(messages.StopRequest()),
 )
@@ -223,6 +238,8 @@ def live(cluster: Cluster, steps: list[Any]) -> None:
                 changes: dict[str, Any] = (
                     {"worker": peer.decode()} if isinstance(message, messages.Hello) else {}
                 )
+                if isinstance(message, messages.AgentReport):
+                    changes["agent"] = peer.decode()
                 if hasattr(message, "session"):
                     changes["session"] = session
                 cluster.say(peer, msgspec.structs.replace(message, **changes))

@@ -608,6 +608,19 @@ NOISE = st.one_of(
         st.integers(0, 5),
     ),
     st.builds(messages.StatusRequest),
+    st.builds(
+        messages.AgentReport,
+        st.sampled_from(["agent-1", "agent-2"]),
+        st.sampled_from(["job", "another"]),
+        st.just("host-0"),
+        INTEGERS,
+        SESSIONS,
+        st.lists(INTEGERS, max_size=3),
+        SESSIONS,
+        SESSIONS,
+        st.booleans(),
+    ),
+    st.builds(messages.ScaleRequest, INTEGERS, st.dictionaries(st.just("host-0"), SESSIONS)),
 )
 
 

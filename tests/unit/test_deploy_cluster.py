@@ -27,6 +27,7 @@ from fcluster.cli import commands
 from fcluster.common.health import Verdict, health_port, split_address
 from fcluster.common.kafka_jars import kafka_version
 from fcluster.common.settings import Settings, parse_duration_ms, resolve
+from fcluster.worker.core import EXIT_DRAINED
 
 REPOSITORY = Path(__file__).parents[2]
 DEPLOY = REPOSITORY / "deploy"
@@ -127,6 +128,11 @@ def test_compose_brokers_agree_with_each_other_and_lose_one_without_harm(compose
         assert environment["KAFKA_TRANSACTION_STATE_LOG_MIN_ISR"] == "2"
 
 
+def leave_ms(settings: Settings) -> int:
+    """What a worker may need from SIGTERM to its end: shards move away, or a last epoch ends."""
+    return settings.worker_leave_timeout_ms + settings.checkpoint_timeout_ms
+
+
 def test_compose_commands_settings_and_grace_periods_are_right(compose: dict[str, Any]) -> None:
     services = compose["services"]
     brokers = {f"{name}:19092" for name in services if name.startswith("kafka")}
@@ -135,7 +141,7 @@ def test_compose_commands_settings_and_grace_periods_are_right(compose: dict[str
         given = {key: value for key, value in service["environment"].items() if not key.startswith("AWS_")}
         settings = settings_of(given)
         assert set(settings.bootstrap_servers.split(",")) == brokers
-        assert parse_duration_ms(service["stop_grace_period"]) > settings.checkpoint_timeout_ms
+        assert parse_duration_ms(service["stop_grace_period"]) > leave_ms(settings)
         assert parse(service["command"]).params["target"] == "/job/flights.py"
         if name != "worker":
             assert settings.coordinator_bind.startswith("tcp://0.0.0.0:")
@@ -256,7 +262,7 @@ def test_pod_finds_its_settings_and_leaves_in_order(kind: str, name: str) -> Non
         if "value" in variable:
             environment[variable["name"]] = expanded(variable["value"], environment)
     settings = settings_of(environment)
-    assert pod["terminationGracePeriodSeconds"] * 1000 > settings.checkpoint_timeout_ms
+    assert pod["terminationGracePeriodSeconds"] * 1000 > leave_ms(settings)
     context = parse([expanded(argument, environment) for argument in container["args"]])
     assert context.params["target"] == "/job/flights.py"
     mounts = {mount["mountPath"] for mount in container["volumeMounts"]}
@@ -370,7 +376,9 @@ def test_unit_runs_a_command_that_exists_and_leaves_in_order(unit: Path) -> None
     environment = lines_of(DEPLOY / "systemd" / "fcluster.env")
     assert "EnvironmentFile=/etc/fcluster/fcluster.env" in unit.read_text()
     settings = settings_of(environment | {"FCLUSTER_STATE_DIR": "/var/lib/fcluster"})
-    assert int(found["TimeoutStopSec"]) * 1000 > settings.checkpoint_timeout_ms
+    assert int(found["TimeoutStopSec"]) * 1000 > leave_ms(settings)
+    if "worker" in unit.name:
+        assert int(found["RestartPreventExitStatus"]) == EXIT_DRAINED
     arguments = found["ExecStart"].replace("${JOB_FILE}", environment["JOB_FILE"]).replace("%i", "3").split()
     assert arguments[0] == "/opt/fcluster/bin/fcluster"
     context = parse(arguments[1:])

@@ -16,6 +16,7 @@ PURE_NAMES = {
     "election",
     "copies",
     "naming",
+    "agents",
     "topology",
     "state",
     "changelog",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fcluster.common.discovery import Leader
-from fcluster.worker.seeking import FIXED_PATIENCE_MS, TURN_MS, Search
+from fcluster.common.seeking import FIXED_PATIENCE_MS, TURN_MS, Search
 
 SILENT_MS = 1_500.0
 

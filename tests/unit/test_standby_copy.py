@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import queue
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from fcluster.common.ids import ShardId
+from fcluster.common.settings import Settings
 from fcluster.worker.changelog import Delta, encode_delta
 from fcluster.worker.restore_plan import Base, RestorePlan
-from fcluster.worker.standby import _Copy
+from fcluster.worker.standby import StandbyTail, _Copy
 from fcluster.worker.state import StoreMeta
-from fcluster.worker.store import RocksStore, StateDirectoryFullError, StoreDirectory
+from fcluster.worker.store import (
+    RocksStore,
+    StateDirectoryFailedError,
+    StateDirectoryFullError,
+    StoreDirectory,
+)
 
 SHARD = ShardId("in", 0)
 
@@ -43,4 +50,21 @@ def test_copy_whose_write_failed_brings_the_missing_changes_with_the_next_one(
     copy.write()
     assert store.meta().state_epoch == 2
     assert sorted(store.items()) == [(b"aaaa-k", b"1"), (b"aaaa-l", b"2")]
+    directory.close_all()
+
+
+def test_disk_on_which_no_copy_can_be_made_is_told_before_shards_come_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reasons: queue.Queue[str] = queue.Queue()
+    tail = StandbyTail(Settings(), None, None, reasons.put)  # type: ignore[arg-type]  # neither is reached
+
+    def fails(_copy: _Copy) -> None:
+        raise StateDirectoryFailedError("the disk fails")
+
+    monkeypatch.setattr(tail, "_set_up", fails)
+    directory = StoreDirectory(tmp_path)
+    tail.keep(directory, {SHARD: "changelog"})
+    assert reasons.get(timeout=10) == "the disk fails"
+    tail.close()
     directory.close_all()

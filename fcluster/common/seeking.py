@@ -1,4 +1,4 @@
-"""How a worker finds the leader again.
+"""How a worker, or an agent, finds the leader again.
 
 Responsible for: when to look for it, and where to connect (`Search`), and the thread that follows the
 journal meanwhile (`LeaderSeeker`). Keeps the rules that a connection that works is left only for a leader of
@@ -96,7 +96,7 @@ class Search:
 
 
 class LeaderSeeker:
-    """Looks for the leader whenever the worker has none, in a thread of its own.
+    """Looks for the leader whenever there is no connection to one, in a thread of its own.
 
     Args:
         settings: of the cluster.
@@ -105,6 +105,8 @@ class LeaderSeeker:
         connect: called with the leader to connect to; None: the given address. It may raise FclusterError.
         term: tells the newest term that was heard of.
         say: called with trouble, and with news.
+        on_ended: called with the journal's record of an end, if nobody leads: its term, whether the job failed,
+            and the reason.
     """
 
     def __init__(
@@ -116,6 +118,7 @@ class LeaderSeeker:
         connect: Callable[[Leader | None], None],
         term: Callable[[], int],
         say: Callable[[str], None],
+        on_ended: Callable[[int, bool, str], None] = lambda _term, _failed, _reason: None,
     ) -> None:
         # A leader answers each heartbeat.
         silent_ms = 3.0 * settings.heartbeat_interval_ms
@@ -126,6 +129,7 @@ class LeaderSeeker:
         self._connect = connect
         self._term = term
         self._say = say
+        self._on_ended = on_ended
         self._news = threading.Event()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="seeker", daemon=True)
@@ -180,6 +184,8 @@ class LeaderSeeker:
         leader = self._follower.leader
         if known and leader is None:
             self._say(f"no coordinator of job {self._job} yet; waiting for one")
+            if self._follower.ended is not None:
+                self._on_ended(*self._follower.ended)
             if not self._follower.is_open:
                 self._pause()
         elif known and leader is not None and leader.term < self._term():
