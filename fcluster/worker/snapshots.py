@@ -15,7 +15,7 @@ from __future__ import annotations
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -238,11 +238,18 @@ def prune(
 
 
 def restore_snapshot(
-    snapshots: SnapshotStore, shard: ShardId, manifest: Manifest, directory: StoreDirectory
+    snapshots: SnapshotStore,
+    shard: ShardId,
+    manifest: Manifest,
+    directory: StoreDirectory,
+    copied: Callable[[int], None] = lambda _copied_bytes: None,
 ) -> RocksStore:
     """Replace the store of `shard` by a snapshot, and open it.
 
     The copy is verified before the old store is removed, and becomes the store in one step.
+
+    Args:
+        copied: called with the bytes of each piece that was copied.
 
     Raises:
         StateDamaged: the snapshot is damaged, or doesn't open at the epoch it should stand at.
@@ -254,7 +261,7 @@ def restore_snapshot(
         folder.mkdir(parents=True)
         _check_room(manifest, shard, folder)
         for file in manifest.files:
-            _download(snapshots, shard, file, folder / file.name)
+            _download(snapshots, shard, file, folder / file.name, copied)
         directory.destroy(shard, keep=folder)
         directory.adopt(shard, folder)
     except (DamagedSnapshotError, NotPlainFileError) as error:
@@ -339,7 +346,13 @@ def _check_room(manifest: Manifest, shard: ShardId, folder: Path) -> None:
         )
 
 
-def _download(snapshots: SnapshotStore, shard: ShardId, file: SnapshotFile, target: Path) -> None:
+def _download(
+    snapshots: SnapshotStore,
+    shard: ShardId,
+    file: SnapshotFile,
+    target: Path,
+    copied: Callable[[int], None],
+) -> None:
     digest, size_bytes = content_hash(), 0
     try:
         opened = snapshots.open_file(shard, file.hash)
@@ -350,6 +363,7 @@ def _download(snapshots: SnapshotStore, shard: ShardId, file: SnapshotFile, targ
             digest.update(chunk)
             size_bytes += len(chunk)
             copy.write(chunk)
+            copied(len(chunk))
     if (size_bytes, digest.hexdigest()) != (file.size_bytes, file.hash):
         raise DamagedSnapshotError(f"{file.name} has other content than it should")
 

@@ -538,3 +538,14 @@ def test_other_process_believes_nobody(store: RocksStore, tmp_path: Path) -> Non
     other = CountingObjectStore(tmp_path / "snapshots")
     assert latest_valid(other, SHARD) == manifest
     assert sum(other.read.values()) == manifest.size_bytes
+
+
+def test_copying_tells_its_progress_piece_by_piece(
+    store: RocksStore, snapshots: AnyStore, directory: StoreDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(snapshots_module, "COPY_BYTES", 100)
+    manifest = take(store, snapshots, 1)
+    pieces: list[int] = []
+    restore_snapshot(snapshots, SHARD, manifest, directory, pieces.append)
+    assert sum(pieces) == manifest.size_bytes
+    assert max(pieces) <= 100
