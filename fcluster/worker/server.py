@@ -186,7 +186,7 @@ class Worker:
 
     def run(self) -> int:
         """Work until told to leave; returns the process's exit code."""
-        with health_port(self._settings.http_bind, self._health):
+        with health_port(self._settings.http_bind, self._health, insecure=self._settings.insecure):
             self._pulse.start()
             if self._fixed_address:
                 self._reach.expect(self._fixed_address)
