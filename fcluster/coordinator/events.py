@@ -90,7 +90,12 @@ class WireCounted:
 
 @dataclass(frozen=True, slots=True)
 class StopRequested:
-    """The coordinator's own process was asked to end in good order."""
+    """The coordinator's own process was asked to end the job in good order."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResignRequested:
+    """The coordinator's own process was asked to leave; the job goes on if somebody else can lead it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +115,7 @@ Event = (
     | EndOffsetsRead
     | WireCounted
     | StopRequested
+    | ResignRequested
     | Tick
 )
 

@@ -52,7 +52,7 @@ from fcluster.worker.restore import (
 from fcluster.worker.snapshots import take_snapshot, truncation_offset
 from fcluster.worker.standby import StandbyTail
 from fcluster.worker.state import ShardState, StoreMeta
-from fcluster.worker.store import StateDirectoryFullError, StoreDirectory
+from fcluster.worker.store import DISK_TROUBLE, StoreDirectory
 
 _log = logging.getLogger("fcluster.worker")
 
@@ -147,9 +147,14 @@ class ShardHost:
         """How far the warm copies of others' shards are. May be called by any thread."""
         return self._tail.statuses()
 
-    def keep_standbys(self, shards: Sequence[ShardId]) -> None:
-        """Keep warm copies of these shards, and of no others, behind what was asked for before."""
-        self._restore_thread.submit(self._keep_standbys, tuple(shards))
+    def keep_standbys(self, shards: Sequence[ShardId], before: Iterable[Executor]) -> None:
+        """Keep warm copies of these shards, and of no others, behind what was asked for before.
+
+        Args:
+            shards: of others.
+            before: commit threads of former sessions, which may still write to these shards' stores.
+        """
+        self._restore_thread.submit(self._keep_standbys, tuple(shards), tuple(before))
 
     def state(self, shard: ShardId) -> ShardState:
         """The memory layers of a restored shard."""
@@ -250,7 +255,7 @@ class ShardHost:
             except StateDamaged as damage:
                 self._check_positions(positions, damage)
                 raise
-        except StateDirectoryFullError as error:
+        except DISK_TROUBLE as error:
             self._emit(core.WorkerBroken(one_line(error)))
         except (FclusterError, KafkaException) as error:
             fatal = isinstance(error, FclusterError) and not isinstance(error, _MENDABLE)
@@ -316,9 +321,14 @@ class ShardHost:
     def _note_progress(self, progress: RestoreProgress) -> None:
         self._progress = (progress, time.monotonic() - self._restore_began_s)
 
-    def _keep_standbys(self, shards: tuple[ShardId, ...]) -> None:
+    def _keep_standbys(self, shards: tuple[ShardId, ...], before: tuple[Executor, ...]) -> None:
         assert self._directory is not None
         try:
+            # A copy may begin with the files of a shard that was this worker's own in a former session. What that
+            # session hasn't written yet is older than what the copy will hold, and must not come after it.
+            for executor in before:
+                executor.shutdown(wait=True)
+            self._write_dropped()
             dropped = self._tail.shards - set(shards)
             self._tail.take(dict.fromkeys(dropped, 0), 0)
             for shard in dropped:

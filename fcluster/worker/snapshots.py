@@ -35,7 +35,7 @@ from fcluster.worker.manifest import (
     same_changelog,
 )
 from fcluster.worker.state import StoreMeta
-from fcluster.worker.store import RocksStore, StoreDirectory
+from fcluster.worker.store import RocksStore, StateDirectoryFullError, StoreDirectory, explain_trouble
 
 __all__ = [
     "Manifest",
@@ -246,12 +246,13 @@ def restore_snapshot(
 
     Raises:
         StateDamaged: the snapshot is damaged, or doesn't open at the epoch it should stand at.
-        FclusterError: it can't be written here.
+        StateDirectoryFullError, StateDirectoryFailedError: it can't be written here.
     """
     path = directory.shard_path(shard)
     folder = path / f"restoring-{uuid.uuid4().hex}"
     try:
         folder.mkdir(parents=True)
+        _check_room(manifest, shard, folder)
         for file in manifest.files:
             _download(snapshots, shard, file, folder / file.name)
         directory.destroy(shard, keep=folder)
@@ -262,7 +263,7 @@ def restore_snapshot(
             remedy="Check the disk or share of the snapshot store.",
         ) from error
     except OSError as error:
-        raise _store_failed(shard, error) from error
+        raise explain_trouble(error, path) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     store = directory.open(shard)
@@ -317,16 +318,26 @@ def _read_manifest(snapshots: SnapshotStore, shard: ShardId, name: str) -> Manif
 def _problem_with(snapshots: SnapshotStore, shard: ShardId, file: SnapshotFile) -> str | None:
     try:
         with snapshots.open_file(shard, file.hash) as content:
-            found = _measure(content)
+            found = _measure(content, file.size_bytes)
     except (NotPlainFileError, OSError) as error:
         return f"{file.name}: {error}"
     return None if found == (file.size_bytes, file.hash) else f"{file.name} has other content than it should"
 
 
+def _check_room(manifest: Manifest, shard: ShardId, folder: Path) -> None:
+    free_bytes = shutil.disk_usage(folder).free
+    if manifest.size_bytes > free_bytes:
+        raise StateDirectoryFullError(
+            f"the snapshot of {shard} at epoch {manifest.state_epoch} takes {manifest.size_bytes} bytes, and "
+            f"there is room for {free_bytes} only in {folder.parent}",
+            remedy="Make room on the disk of the state directory, or give another one (--data-dir).",
+        )
+
+
 def _download(snapshots: SnapshotStore, shard: ShardId, file: SnapshotFile, target: Path) -> None:
     digest, size_bytes = content_hash(), 0
     with snapshots.open_file(shard, file.hash) as source, target.open("xb") as copy:
-        while chunk := source.read(COPY_BYTES):
+        while size_bytes <= file.size_bytes and (chunk := _read(source, file)):
             digest.update(chunk)
             size_bytes += len(chunk)
             copy.write(chunk)
@@ -334,9 +345,18 @@ def _download(snapshots: SnapshotStore, shard: ShardId, file: SnapshotFile, targ
         raise DamagedSnapshotError(f"{file.name} has other content than it should")
 
 
-def _measure(content: IO[bytes]) -> tuple[int, str]:
+def _read(source: IO[bytes], file: SnapshotFile) -> bytes:
+    """The next bytes. What the snapshot store can't read is told apart from what can't be written here."""
+    try:
+        return source.read(COPY_BYTES)
+    except OSError as error:
+        raise DamagedSnapshotError(f"{file.name} can't be read: {error}") from error
+
+
+def _measure(content: IO[bytes], size_bytes_max: int | None = None) -> tuple[int, str]:
+    """Size and hash; of what is longer than `size_bytes_max`, some size beyond it, and no hash that counts."""
     digest, size_bytes = content_hash(), 0
-    while chunk := content.read(COPY_BYTES):
+    while (size_bytes_max is None or size_bytes <= size_bytes_max) and (chunk := content.read(COPY_BYTES)):
         digest.update(chunk)
         size_bytes += len(chunk)
     return size_bytes, digest.hexdigest()

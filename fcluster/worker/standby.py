@@ -11,6 +11,7 @@ Threads: `keep`, `take` and `close` are for one thread, the restoring one; `stat
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -114,10 +115,10 @@ class _Copy:
             self.write()
 
     def write(self) -> None:
-        """Bring the store to where the copy stands."""
+        """Bring the store to where the copy stands; a write that fails forgets nothing of what it had to write."""
         if self.store is not None and self.store.meta() != self.meta:
-            changes, self._changes, self._changes_bytes = self._changes, {}, 0
-            self.store.apply(changes, self.meta)
+            self.store.apply(self._changes, self.meta)
+        self._changes, self._changes_bytes = {}, 0
 
 
 class StandbyTail:
@@ -321,8 +322,11 @@ class StandbyTail:
             self._look_at_ends()
         with self._changed:
             for copy in self._copies.values():
-                if not copy.opening:
-                    copy.write_if_old()
+                try:
+                    if not copy.opening:
+                        copy.write_if_old()
+                except FclusterError as error:
+                    self._begin_anew(copy, error)
             self._changed.notify_all()
 
     def _something_is_due(self) -> bool:
@@ -350,14 +354,17 @@ class StandbyTail:
                     copy.failures = 0
                 elif error.code() in _BASE_IS_GONE:
                     raise StateDamaged(f"the changelog has no offset {copy.position}")
-            except StateDamaged as damage:
-                self._begin_anew(copy, damage)
+            except FclusterError as error:
+                self._begin_anew(copy, error)
 
-    def _begin_anew(self, copy: _Copy, damage: StateDamaged) -> None:
-        """What the copy was begun with doesn't lead on."""
-        copy.failed.add(copy.base)
+    def _begin_anew(self, copy: _Copy, error: FclusterError) -> None:
+        """What the copy was begun with doesn't lead on, or can't be written to just now (a full disk)."""
+        if isinstance(error, StateDamaged):
+            copy.failed.add(copy.base)
         copy.store = None
-        self._try_later(copy, damage)
+        with contextlib.suppress(FclusterError):
+            copy.directory.close(copy.shard)  # RocksDB takes no more writes after one that failed, until it is reopened
+        self._try_later(copy, error)
 
     def _look_at_ends(self) -> None:
         """Where the changelogs end as far as the consumer knows, so that a copy with much to read says how much."""

@@ -6,10 +6,10 @@ store always stands at exactly one epoch, also after a crash (the write-ahead lo
 flushed is gone whole, and the changelog has it). Must not know Kafka, nor decide what is to be restored.
 
 Layout: ``<root>/LOCK``, ``<root>/<stage>/<partition>/db``; what else stands beside ``db`` is temporary and
-removed when the shard is opened next, but for ``unsynced``: files that were adopted are synced in the
-background, and until that is done it says in which boot of the host they were written. After another boot they
-can't be trusted, and the shard has no store. See docs/decisions/0010-rocksdb-through-rocksdict.md and
-0072-restore-at-the-speed-of-copying.md.
+removed when the directory or the shard is opened next, but for ``unsynced``: files that were adopted are
+synced in the background, and until that is done it says in which boot of the host they were written. After
+another boot they can't be trusted, and the shard has no store. See
+docs/decisions/0010-rocksdb-through-rocksdict.md and 0072-restore-at-the-speed-of-copying.md.
 
 Threads: any; `apply` must not be called by two at a time for one store. RocksDB's reads and writes hold the
 interpreter's lock, `flush` doesn't.
@@ -70,9 +70,18 @@ class StateDirectoryFullError(FclusterError):
     """The disk below the state directory is full."""
 
 
-LOCAL_TROUBLE = (StateDirectoryFullError, StateDamaged)
+class StateDirectoryFailedError(FclusterError):
+    """The disk below the state directory can't be written, whatever is on it."""
+
+
+DISK_TROUBLE = (StateDirectoryFullError, StateDirectoryFailedError)
+"""What no other base for a restore would mend."""
+LOCAL_TROUBLE = (*DISK_TROUBLE, StateDamaged)
 """What reading and writing a store raises when the disk below it is full or fails: this worker's own trouble.
 Elsewhere its shards can go on, since all that is committed is in Kafka."""
+
+_DISK_FAILS = tuple(os.strerror(number) for number in (errno.EIO, errno.EROFS, errno.EFBIG))
+"""How RocksDB words it. A file that is missing is an I/O error to it as well, and damage to us."""
 
 
 class _MetaRecord(msgspec.Struct, frozen=True):
@@ -131,7 +140,7 @@ class RocksStore:
         """Write `changes` (an empty value deletes) and `meta`, all or nothing.
 
         Raises:
-            StateDirectoryFullError: nothing was written.
+            StateDirectoryFullError, StateDirectoryFailedError: nothing was written.
             StateDamaged: RocksDB can't go on.
         """
         batch = WriteBatch(raw_mode=True)
@@ -195,7 +204,7 @@ class RocksStore:
         return StoreMeta(record.state_epoch, record.changelog_offset, record.changelog_id)
 
     def _raise(self, error: Exception) -> NoReturn:
-        raise _explain(error, self.path) from error
+        raise explain_trouble(error, self.path) from error
 
 
 class StoreDirectory:
@@ -222,12 +231,16 @@ class StoreDirectory:
             root.mkdir(parents=True, exist_ok=True)
             self._lock_file = os.open(root / "LOCK", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
-            raise _explain(error, root) from error
+            raise explain_trouble(error, root) from error
         try:
             fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             os.close(self._lock_file)
             raise _in_use(root) from error
+        # Also of shards that this worker may never get again: a worker that was killed amid a snapshot would
+        # leave its checkpoint, which keeps files on the disk that RocksDB has long deleted.
+        for path in root.glob("*/*"):
+            remove_temporaries(path)
 
     def shard_path(self, shard: ShardId) -> Path:
         """Where the files of `shard` are."""
@@ -247,6 +260,7 @@ class StoreDirectory:
         Raises:
             StateDamaged: RocksDB can't open it; `destroy` makes room for a new one.
             DirectoryInUse, StateDirectoryFullError, IncompatibleState: as they say.
+            StateDirectoryFailedError: not even a new one can be made.
         """
         with self._mutex:
             store = self._stores.get(shard)
@@ -254,13 +268,18 @@ class StoreDirectory:
                 path = self.shard_path(shard)
                 remove_temporaries(path)
                 self._look_for_unsynced(path)
+                is_new = not (path / "db" / "CURRENT").exists()
                 try:
                     (path / "db").mkdir(parents=True, exist_ok=True)
                     store = RocksStore(path / "db", self._options())
                 except FclusterError:
                     raise
                 except Exception as error:
-                    raise _explain(error, path) from error
+                    explained = explain_trouble(error, path)
+                    if isinstance(explained, StateDirectoryFailedError) and not is_new:
+                        # One bad file is enough for this. Whether it is the disk shows when it is replaced.
+                        explained = _damaged(path, str(error))
+                    raise explained from error
                 self._stores[shard] = store
             return store
 
@@ -301,7 +320,7 @@ class StoreDirectory:
                 (path / _UNSYNCED).write_bytes(note)
                 files.rename(path / "db")
         except OSError as error:
-            raise _explain(error, path) from error
+            raise explain_trouble(error, path) from error
         if boot:
             self._syncing.submit(self._sync_later, path, note)
         else:
@@ -331,7 +350,7 @@ class StoreDirectory:
         except FileNotFoundError:
             return
         except OSError as error:
-            raise _explain(error, path) from error
+            raise explain_trouble(error, path) from error
         boot = boot_id().encode()
         if boot and note.startswith(boot):
             self._syncing.submit(self._sync_later, path, note)
@@ -406,7 +425,7 @@ def _remove_store(shard_path: Path) -> None:
     except FileNotFoundError:
         pass
     except OSError as error:
-        raise _explain(error, shard_path) from error
+        raise explain_trouble(error, shard_path) from error
     (shard_path / _UNSYNCED).unlink(missing_ok=True)
 
 
@@ -418,7 +437,8 @@ def _sync_file(path: str) -> None:
         os.close(descriptor)
 
 
-def _explain(error: Exception, path: Path) -> FclusterError:
+def explain_trouble(error: Exception, path: Path) -> FclusterError:
+    """What an error of the operating system or of RocksDB below `path` means."""
     text = str(error)
     if "No space left" in text or (
         isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -429,10 +449,18 @@ def _explain(error: Exception, path: Path) -> FclusterError:
     if "lock hold by" in text or "While lock file" in text:
         return _in_use(path)
     if isinstance(error, OSError):
-        return FclusterError(
+        return StateDirectoryFailedError(
             f"{path} can't be used: {error.strerror or error}",
-            remedy="Set state.dir to a directory that this user may write.",
+            remedy="Set state.dir to a directory that this user may write, on a disk that works.",
         )
+    if any(words in text for words in _DISK_FAILS):
+        return StateDirectoryFailedError(
+            f"the disk of {path} fails: {text}", remedy="Check it, or move state.dir to another one."
+        )
+    return _damaged(path, text)
+
+
+def _damaged(path: Path, text: str) -> StateDamaged:
     return StateDamaged(
         f"RocksDB can't go on in {path}: {text}",
         remedy="Delete that directory and start again: it is rebuilt from snapshot and changelog.",

@@ -396,6 +396,24 @@ class ReleasesInRestore(SimWorker):
     core_class = _ReleasesInRestore
 
 
+class _ObeysTwice(core.WorkerCore):
+    def _is_new(self, order: Any) -> bool:
+        return True
+
+
+class ObeysTwice(SimWorker):
+    """Takes a shard because of an order that came once more."""
+
+    core_class = _ObeysTwice
+
+
+class CopiesBeforeWriting(SimWorker):
+    """Begins copies before what a former session left unwritten is in the stores."""
+
+    def write_dropped_before_copies(self) -> None:
+        pass
+
+
 class PrunesSuccessors(SimWorker):
     """Removes snapshots of a later epoch than its own."""
 
@@ -509,6 +527,8 @@ MUTATIONS = [
     Mutation("layers kept over a reset", 19, "the outputs should be", KeepsLayers),
     Mutation("changelog truncated past an unverified snapshot", 16, "can't be restored", TruncatesUnverified),
     Mutation("a shard given back in its restore", 1110, "is closed", ReleasesInRestore),
+    Mutation("an order obeyed twice", 480, "owns", ObeysTwice),
+    Mutation("copies begun before a former session's writes", 231, "a store of", CopiesBeforeWriting),
     Mutation("snapshots of a successor pruned", 763, "can't be restored", PrunesSuccessors),
     # Combined, where one rule covers for the other.
     _both(NO_FENCE, UNSETTLED, 50, "the outputs should be []"),

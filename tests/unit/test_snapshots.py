@@ -332,9 +332,8 @@ class CrashAfter:
             (snapshot_store_module.os, "unlink"),
             (object_snapshot_store_module.obstore, "put"),
             (object_snapshot_store_module.obstore, "delete"),
-            (Path, "rename"),
-            (Path, "unlink"),
-            (Path, "mkdir"),
+            (files_module.os, "rename"),
+            (files_module.os, "mkdir"),
             (RocksStore, "checkpoint"),
             (snapshots_module.shutil, "rmtree"),
         ]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,13 @@ from fcluster.common.files import checked_name
 from fcluster.common.ids import ShardId
 from fcluster.worker import store as store_module
 from fcluster.worker.state import FlushLimits, ShardState, StoreMeta
-from fcluster.worker.store import META_KEY, StateDirectoryFullError, StoreDirectory
+from fcluster.worker.store import (
+    LOCAL_TROUBLE,
+    META_KEY,
+    StateDirectoryFailedError,
+    StateDirectoryFullError,
+    StoreDirectory,
+)
 from tests.harness import wait_until
 
 SHARD = ShardId("flights", 3)
@@ -222,6 +229,15 @@ def test_leftovers_of_an_interrupted_snapshot_are_removed_when_opened(directory:
     assert sorted(os.listdir(path)) == ["db"]
 
 
+def test_leftovers_of_shards_that_went_elsewhere_are_removed_with_the_next_start(tmp_path: Path) -> None:
+    left = tmp_path / "in" / "3" / "checkpoint-x"
+    left.mkdir(parents=True)
+    (left / "000007.sst").write_text("x")
+    (tmp_path / "in" / "3" / "db").mkdir()
+    StoreDirectory(tmp_path).close_all()
+    assert os.listdir(tmp_path / "in" / "3") == ["db"]
+
+
 @pytest.mark.parametrize(
     ("value", "error"),
     [
@@ -252,6 +268,43 @@ def test_full_disk_is_named(directory: StoreDirectory, monkeypatch: pytest.Monke
     assert raised.value.remedy
     assert store.meta() == StoreMeta()
     monkeypatch.undo()
+
+
+@pytest.mark.parametrize("words", ["Input/output error", "Read-only file system", "File too large"])
+def test_failing_disk_is_told_from_damaged_files(
+    directory: StoreDirectory, monkeypatch: pytest.MonkeyPatch, words: str
+) -> None:
+    store = directory.open(SHARD)
+
+    class FailingDisk:
+        def write(self, *_: object) -> None:
+            raise Exception(f"IO error: {words}: While appending to file: /x/000009.sst")
+
+    monkeypatch.setattr(store, "_db", FailingDisk())
+    with pytest.raises(StateDirectoryFailedError, match=words) as raised:
+        store.apply({b"aaaa-k": b"1"}, StoreMeta(1, 1))
+    assert isinstance(raised.value, LOCAL_TROUBLE)
+    assert store.meta() == StoreMeta()
+    monkeypatch.undo()
+
+
+def test_disk_on_which_no_store_can_be_made_is_no_damage_that_another_base_would_mend(
+    directory: StoreDirectory,
+) -> None:
+    directory.open(SHARD)
+    directory.close(SHARD)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))  # each write to a file fails with EFBIG
+    try:
+        with pytest.raises(StateDamaged):
+            directory.open(SHARD)  # it may be the files
+        directory.destroy(SHARD)
+        with pytest.raises(StateDirectoryFailedError):
+            directory.open(SHARD)  # it is the disk
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    directory.destroy(SHARD)
+    assert directory.open(SHARD).meta() == StoreMeta()
 
 
 def test_stage_names_that_are_no_file_names_are_refused(directory: StoreDirectory) -> None:

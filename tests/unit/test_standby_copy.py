@@ -1,0 +1,46 @@
+"""A warm copy whose disk fails for a moment must not lose what it could not write."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from fcluster.common.ids import ShardId
+from fcluster.worker.changelog import Delta, encode_delta
+from fcluster.worker.restore_plan import Base, RestorePlan
+from fcluster.worker.standby import _Copy
+from fcluster.worker.state import StoreMeta
+from fcluster.worker.store import RocksStore, StateDirectoryFullError, StoreDirectory
+
+SHARD = ShardId("in", 0)
+
+
+def feed(copy: _Copy, epoch: int, changes: Mapping[bytes, bytes]) -> None:
+    """The delta of `epoch`, which follows that of the epoch before, at the offset of its number."""
+    (record,) = encode_delta(Delta(epoch, epoch - 1, dict(changes)))
+    copy.feed(epoch, record)
+
+
+def test_copy_whose_write_failed_brings_the_missing_changes_with_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = StoreDirectory(tmp_path)
+    copy = _Copy(SHARD, "changelog", directory, exactly_once=True)
+    store = directory.open(SHARD)
+    copy.begin(store, RestorePlan(Base.NOTHING, None, StoreMeta(), 10), "")
+    feed(copy, 1, {b"aaaa-k": b"1"})
+
+    def full(_store: RocksStore, _changes: object, _meta: object) -> None:
+        raise StateDirectoryFullError("full")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(RocksStore, "apply", full)
+        with pytest.raises(StateDirectoryFullError):
+            copy.write()
+    feed(copy, 2, {b"aaaa-l": b"2"})
+    copy.write()
+    assert store.meta().state_epoch == 2
+    assert sorted(store.items()) == [(b"aaaa-k", b"1"), (b"aaaa-l", b"2")]
+    directory.close_all()
