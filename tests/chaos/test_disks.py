@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -169,11 +170,14 @@ def test_io_errors_keep_the_last_good_snapshots_and_the_job_going(
 class FailingFile:
     """A file whose disk fails."""
 
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+
     def write(self, data: bytes) -> int:
         raise OSError(errno.EIO, "Input/output error")
 
     def close(self) -> None:
-        pass
+        self._file.close()
 
 
 def test_logs_that_cannot_be_written_cost_log_lines_and_nothing_else(
@@ -181,7 +185,9 @@ def test_logs_that_cannot_be_written_cost_log_lines_and_nothing_else(
 ) -> None:
     with small_disk(tmp_path / "data" / "test-logs", size_kb=64) as disk, chaos("logs fail") as run:
         for name in (COORDINATOR, "worker-0"):
-            monkeypatch.setattr(run.cluster.child(name)._log, "_file", FailingFile())
+            log = run.cluster.child(name)._log
+            assert log is not None
+            monkeypatch.setattr(log, "_file", FailingFile(log._file))
         run.note(IO_ERRORS, "of the logs of coordinator and worker-0", shown=run.open_epoch())
         fill(disk)
         run.note(DISK_FULL, "of all logs", shown=run.open_epoch())
