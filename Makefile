@@ -73,11 +73,13 @@ demo: setup ## the flights on four workers and a real Kafka, shown live and chec
 	$(BIN)/python examples/flights/demo.py
 
 .PHONY: bench
-bench: setup ## drain, latency, idle cost, recovery, each beside its yardstick, on an embedded Kafka
+bench: setup ## drain, latency, idle cost, recovery, rescaling, restoring, each beside its yardstick, on an embedded Kafka
 	$(BIN)/python -m benchmarks.drain
 	$(BIN)/python -m benchmarks.latency
 	$(BIN)/python -m benchmarks.idle
 	$(BIN)/python -m benchmarks.recovery
+	$(BIN)/python -m benchmarks.rescale
+	$(BIN)/python -m benchmarks.restore
 
 .PHONY: build
 build: setup ## wheel and source distribution in dist/

@@ -1,55 +1,180 @@
-"""How long the output of a killed worker's shards pauses, without and with a standby.
+"""How long the output of a killed worker's shards pauses, and what the others feel of it.
 
     python -m benchmarks.recovery [--brokers HOST:PORT] [--rate 2000] [--kills 10] [--keys 20000]
 
-Four workers under a steady load; one after the other is killed with `kill -9`, and started again once the
-others have taken its shards. The pause is the longest time in which a live read_committed reader saw no
-output in a partition of the dead worker, from half a second before the kill on; of each kill the partition
-that paused longest counts. Medians are printed.
+Four workers under a steady load, first without a standby, then with one; one after the other is killed with
+`kill -9`, and started again once the others have taken its shards. A live read_committed reader tells, of
+each kill:
+
+- how long after it the output of the dead worker's shards resumes (the partition that took longest counts),
+  and the longest time without output in one of them around it,
+- where that time went, as the coordinator's status tells, and the worker that took over in its log,
+- the p99 latency, producer to reader, in the partitions of the other workers: of all records under way
+  between the kill and the moment when the dead worker's partitions have output again, and of those seen in
+  the 5 s before.
+
+A p99 of half a second is that of a few hundred records, so it is also given for the windows of all kills
+together, beside all seconds before them. The floor is the same load without a job, through one topic.
+Medians are printed.
 """
 
 from __future__ import annotations
 
+import re
 import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks.support import Names, median, parser, settings_of, topics, workplace
-from tests.checker.generate import Generator
-from tests.checker.live import LiveReader
-from tests.checker.reading import READ_COMMITTED
-from tests.harness import Cluster
-from tests.pauses import Kill, kill_and_measure
+from benchmarks.live import Load, Pause, Seen, latencies_before_ms, latencies_ms, longest_pause, p99
+from benchmarks.support import Names, cluster, median, parser, settings_of, topics, workplace
+from tests.harness import Cluster, worker_name
+from tests.pauses import status_of, wait_settled
 
-JOB_FILE = Path(__file__).parents[1] / "tests" / "jobs" / "running_totals.py"
+BEFORE_S = 5.0
+AROUND_S = 0.5
+AFTER_S = 1.5
+"""What follows so soon belongs to the pause, if output pauses again."""
+FLOOR_S = 8.0
+STEPS = ("noticed", "journalled", "fenced", "assigned", "restored")
+RESTORED = re.compile(
+    r"restored \d+ shards, \d+ of them warm: positions (\d+) ms, copies (\d+) ms, the rest (\d+) ms"
+)
 
 
-def measure(brokers: str, directory: Path, replicas: int, arguments: Any) -> list[Kill]:
+@dataclass(frozen=True)
+class Kill:
+    """One death.
+
+    Attributes:
+        steps_ms: where the time went.
+        restored_ms: within the worker whose restore took longest.
+    """
+
+    slot: int
+    killed_ns: int
+    partitions: Sequence[int]
+    steps_ms: Mapping[str, int]
+    restored_ms: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one kill came to."""
+
+    kill: Kill
+    resumed_ms: float
+    paused_ms: float
+    before_ms: Sequence[float]
+    window_ms: Sequence[float]
+
+    @property
+    def ratio(self) -> float:
+        """Of the others' p99 in the window to that before."""
+        return p99(self.window_ms) / p99(self.before_ms)
+
+
+def kill(running: Cluster, names: Names, slot: int, load: Load, replicas: int) -> Kill:
+    """`kill -9` the worker of `slot` in a settled cluster under load, and start it again."""
+    status = wait_settled(running, names.job, replicas)
+    partitions = [shard["partition"] for shard in status["shards"] if shard["slot"] == slot]
+    assert partitions, f"slot {slot} has no shards"
+    load.wait_flowing(range(load.partitions), BEFORE_S)
+    killed_ns = time.time_ns()
+    running.kill(worker_name(slot))
+    load.wait_reached(partitions, killed_ns)
+    time.sleep(AFTER_S)
+    takeover = [one for one in status_of(running.brokers, names.job)["takeovers"] if one["slot"] == slot][-1]
+    restored_ms = max(restores(running.data_dir, killed_ns), default=(0, 0, 0), key=sum)
+    running.start_worker(slot)
+    return Kill(slot, killed_ns, partitions, takeover["steps_ms"], restored_ms)
+
+
+def restores(data_dir: Path, since_ns: int) -> list[tuple[int, int, int]]:
+    """What the workers' logs say of restores since then: positions, copies, the rest, in milliseconds."""
+    found: list[tuple[int, int, int]] = []
+    for path in (data_dir / "test-logs").glob("worker-*.log"):
+        for line in path.read_text(errors="replace").splitlines():
+            match = RESTORED.search(line)
+            if match and moment_ns(line) >= since_ns:
+                found.append((int(match[1]), int(match[2]), int(match[3])))
+    return found
+
+
+def moment_ns(line: str) -> int:
+    """When a line of a log was written."""
+    return int(datetime.strptime(line[:24], "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=UTC).timestamp() * 1e9)
+
+
+def outcome(one: Kill, seen: Mapping[int, Sequence[Seen]]) -> Outcome:
+    """From what was seen around the kill."""
+    from_ns, to_ns = one.killed_ns - int(AROUND_S * 1e9), one.killed_ns + int(30e9)
+    resumed = [
+        min(row.seen_ns for row in seen[partition] if row.produced_ns >= one.killed_ns)
+        for partition in one.partitions
+    ]
+    pauses: list[Pause] = [
+        longest_pause(seen[partition], partition, from_ns, min(to_ns, resumed_ns + int(AFTER_S * 1e9)))
+        for partition, resumed_ns in zip(one.partitions, resumed, strict=True)
+    ]
+    # Output resumes with what the dead worker left undone, which is older than the kill.
+    resumed_ns = max(pause.to_ns for pause in pauses)
+    others = sorted(set(seen) - set(one.partitions))
+    before = latencies_before_ms(seen, others, one.killed_ns - int(BEFORE_S * 1e9), one.killed_ns)
+    return Outcome(
+        one,
+        (resumed_ns - one.killed_ns) / 1e6,
+        max(pause.ms for pause in pauses),
+        before,
+        latencies_ms(seen, others, one.killed_ns, resumed_ns),
+    )
+
+
+def measure(brokers: str, directory: Path, replicas: int, arguments: Any) -> list[Outcome]:
     """One cluster, several kills."""
     names = Names.new()
-    env = {
-        "FCLUSTER_TEST_JOB": names.job,
-        "FCLUSTER_TEST_SOURCE": names.source,
-        "FCLUSTER_TEST_OUTPUT": names.output,
-    }
     settings = {"num.standby.replicas": str(replicas)} | settings_of(arguments)
     with (
         topics(brokers, names, arguments.partitions),
-        Cluster(
-            JOB_FILE, brokers, directory / names.job, workers=arguments.workers, env=env, settings=settings
-        ) as cluster,
+        cluster(brokers, directory, names, arguments.workers, settings) as running,
     ):
-        cluster.start()
-        reader = LiveReader(brokers, names.output, READ_COMMITTED).start()
-        load = Generator(brokers, names.source, rate=arguments.rate, keys=arguments.keys).start()
-        try:
-            return [
-                kill_and_measure(cluster, names.job, number % arguments.workers, reader, replicas)
+        running.start()
+        with load_of(brokers, names.source, names.output, arguments) as load:
+            kills = [
+                kill(running, names, number % arguments.workers, load, replicas)
                 for number in range(arguments.kills)
             ]
-        finally:
-            load.stop()
-            reader.stop()
+            seen = load.finish()
+    return [outcome(one, seen) for one in kills]
+
+
+def load_of(brokers: str, source: str, output: str, arguments: Any) -> Load:
+    """The load that the arguments ask for."""
+    return Load(
+        brokers,
+        source,
+        output,
+        rate=arguments.rate,
+        keys=arguments.keys,
+        partitions=arguments.partitions,
+    )
+
+
+def floor(brokers: str, arguments: Any) -> list[float]:
+    """Latencies of the same load without a job."""
+    names = Names.new()
+    with (
+        topics(brokers, names, arguments.partitions),
+        load_of(brokers, names.source, names.source, arguments) as load,
+    ):
+        load.wait_flowing(range(arguments.partitions), 2.0)
+        from_ns = time.time_ns()
+        time.sleep(FLOOR_S)
+        to_ns = time.time_ns()
+        return latencies_ms(load.finish(), range(arguments.partitions), from_ns, to_ns)
 
 
 def main() -> int:
@@ -60,18 +185,56 @@ def main() -> int:
     made.add_argument("--kills", type=int, default=10, help="Of each kind.")
     made.add_argument("--keys", type=int, default=20_000)
     made.add_argument("--workers", type=int, default=4)
+    made.add_argument("--replicas", type=int, action="append", help="Standbys; by default 0, then 1.")
     arguments = made.parse_args()
     print(
         f"{arguments.workers} workers, {arguments.partitions} partitions, {arguments.rate:,.0f} records/s, "
-        f"{arguments.kills} kills each"
+        f"{arguments.kills} kills each",
+        flush=True,
     )
     with workplace(arguments.brokers) as (brokers, directory):
-        for replicas in (0, 1):
-            pauses_ms = sorted(kill.longest_ms for kill in measure(brokers, directory, replicas, arguments))
-            name = "with one standby" if replicas else "without a standby"
-            shown = " ".join(f"{pause_ms:.0f}" for pause_ms in pauses_ms)
-            print(f"{name}: output pauses for {median(pauses_ms):.0f} ms (median; all: {shown})", flush=True)
+        for replicas in arguments.replicas or (0, 1):
+            name = "with one standby" if replicas == 1 else f"with {replicas or 'no'} standbys"
+            show(name, measure(brokers, directory, replicas, arguments))
+        bare_ms = floor(brokers, arguments)  # last: a broker that has just started is slow
+    print(f"floor: median {median(bare_ms):.0f} ms, p99 {p99(bare_ms):.0f} ms")
     return 0
+
+
+def show(name: str, outcomes: Sequence[Outcome]) -> None:
+    """A line for each kill, then the medians."""
+    print(f"{name}:", flush=True)
+    for one in outcomes:
+        steps = " ".join(f"{step} {one.kill.steps_ms[step]}" for step in STEPS)
+        inner = "+".join(map(str, one.kill.restored_ms))
+        print(
+            f"  slot {one.kill.slot}: resumes after {one.resumed_ms:5.0f} ms, pause {one.paused_ms:5.0f} ms "
+            f"({steps} [{inner}]); others' p99 {p99(one.before_ms):4.0f} ms before, "
+            f"{p99(one.window_ms):4.0f} ms meanwhile ({len(one.window_ms)} records), ratio {one.ratio:.1f}"
+        )
+    resumed_ms, paused_ms = [one.resumed_ms for one in outcomes], [one.paused_ms for one in outcomes]
+    print(
+        f"  medians of {len(outcomes)}: output resumes after {median(resumed_ms):.0f} ms, pauses for "
+        f"{median(paused_ms):.0f} ms"
+    )
+    steps = ", ".join(
+        f"{step} {median([one.kill.steps_ms[step] for one in outcomes]):.0f} ms" for step in STEPS
+    )
+    rest_ms = median([one.resumed_ms - sum(one.kill.steps_ms.values()) for one in outcomes])
+    inner = ", ".join(
+        f"{part} {median([one.kill.restored_ms[index] for one in outcomes]):.0f} ms"
+        for index, part in enumerate(("positions", "copies", "changelog"))
+    )
+    print(f"  of that: {steps} ({inner}), to the first output {rest_ms:.0f} ms")
+    before = [latency_ms for one in outcomes for latency_ms in one.before_ms]
+    window = [latency_ms for one in outcomes for latency_ms in one.window_ms]
+    print(
+        f"  others: p99 {median([p99(one.before_ms) for one in outcomes]):.0f} ms before, "
+        f"{median([p99(one.window_ms) for one in outcomes]):.0f} ms meanwhile; "
+        f"median ratio {median([one.ratio for one in outcomes]):.2f}; all kills together "
+        f"{p99(before):.0f} and {p99(window):.0f} ms, ratio {p99(window) / p99(before):.2f}",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

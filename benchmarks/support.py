@@ -88,10 +88,15 @@ def topics(brokers: str, names: Names, partitions: int) -> Iterator[None]:
     try:
         yield
     finally:
-        admin = AdminClient({"bootstrap.servers": brokers})
-        mine = [name for name in admin.list_topics(timeout=30).topics if name.startswith(names.job)]
-        for future in admin.delete_topics(mine, operation_timeout=30).values():
-            future.result(30)
+        delete_topics(brokers, names.job)
+
+
+def delete_topics(brokers: str, prefix: str) -> None:
+    """Delete all topics whose names begin so."""
+    admin = AdminClient({"bootstrap.servers": brokers})
+    mine = [name for name in admin.list_topics(timeout=30).topics if name.startswith(prefix)]
+    for future in admin.delete_topics(mine, operation_timeout=30).values() if mine else ():
+        future.result(30)
 
 
 def cluster(

@@ -369,6 +369,106 @@ def status(context: click.Context, as_json: bool, job: str | None, **common: Any
         print_status(document)
 
 
+# --- changing a running cluster ----------------------------------------------------------------------
+
+
+_job_option = click.option(
+    "--job", metavar="NAME", help="The job's name, if it doesn't run in the data directory."
+)
+_no_wait_option = click.option("--no-wait", is_flag=True, help="Return once it is under way.")
+
+
+def _timeout_option(default_s: float) -> Callable[[_Command], _Command]:
+    return click.option(
+        "--timeout",
+        "timeout_s",
+        metavar="SECONDS",
+        type=click.FloatRange(0, min_open=True),
+        default=default_s,
+        show_default=True,
+        help="Wait no longer; then it is an error.",
+    )
+
+
+@commands.command()
+@click.argument("worker")
+@_job_option
+@_no_wait_option
+@_timeout_option(120)
+@_common
+@click.pass_context
+def drain(
+    context: click.Context, worker: str, job: str | None, no_wait: bool, timeout_s: float, **common: Any
+) -> None:
+    """Let one worker leave for good; its shards move to the others first, warm.
+
+    WORKER is its slot, its id, or HOST:PID, as `fcluster status` shows them. It isn't started again by
+    `fcluster up` or an agent, which has one worker less from then on.
+
+    \b
+    Examples:
+      fcluster drain 3
+      fcluster drain host2:4711 --brokers host:9092 --job carrier-delays
+    """
+    from fcluster.launch import AdminLine
+    from fcluster.operations import drain as run_drain
+
+    with AdminLine(_connection(context, _options(**common)), job) as line:
+        run_drain(line, worker, wait=not no_wait, timeout_s=timeout_s, say=click.echo)
+
+
+def _read_wanted(
+    _context: click.Context, _parameter: click.Parameter, given: tuple[str, ...]
+) -> tuple[int, dict[str, int]]:
+    """A total, -1 if there is none, and a number for each place."""
+    places: dict[str, int] = {}
+    for item in given:
+        place, equals, number = item.rpartition("=")
+        if not (number.isascii() and number.isdigit() and len(number) < 8) or (equals and not place):
+            raise click.BadParameter(f"{item!r} is neither a number of workers nor HOST=N")
+        if not place and len(given) > 1:
+            raise click.BadParameter("give one number for all agents, or HOST=N for each, not both")
+        if not place:
+            return int(number), {}
+        if place in places:
+            raise click.BadParameter(f"{place!r} is named twice")
+        places[place] = int(number)
+    return -1, places
+
+
+@commands.command()
+@click.argument("wanted", metavar="N | HOST=N...", nargs=-1, required=True, callback=_read_wanted)
+@_job_option
+@_no_wait_option
+@_timeout_option(120)
+@_common
+@click.pass_context
+def scale(
+    context: click.Context,
+    wanted: tuple[int, dict[str, int]],
+    job: str | None,
+    no_wait: bool,
+    timeout_s: float,
+    **common: Any,
+) -> None:
+    """Have N workers, spread evenly over all agents, or N on each HOST that is named.
+
+    Agents are `fcluster up` and `fcluster worker JOB --workers N`; `fcluster status` lists them. Several on
+    one host are told apart as HOST:PID. A worker too many leaves after its shards have moved, warm.
+
+    \b
+    Examples:
+      fcluster scale 8
+      fcluster scale host1=4 host2=2 --brokers host:9092 --job carrier-delays
+    """
+    from fcluster.launch import AdminLine
+    from fcluster.operations import scale as run_scale
+
+    total, places = wanted
+    with AdminLine(_connection(context, _options(**common)), job) as line:
+        run_scale(line, total, places, wait=not no_wait, timeout_s=timeout_s, say=click.echo)
+
+
 # --- consume, produce ------------------------------------------------------------------------------
 
 
@@ -612,8 +712,9 @@ def coordinator(
     """Run JOB's coordinator. Its workers find it through Kafka.
 
     Started again, on this host or another one, it stands by and takes over when the one that leads dies or
-    hangs. Ctrl-C (SIGTERM) at the one that leads drains and ends the job, and its standbys with it; at a
-    standby it ends only that.
+    hangs. Ctrl-C at the one that leads drains and ends the job, and its standbys with it. SIGTERM makes it
+    hand over to a standby, so that the job goes on; only without a standby the job ends. At a standby both
+    end only that.
 
     \b
     Examples:
@@ -647,6 +748,12 @@ def coordinator(
 @_job_argument
 @_snapshots_option
 @click.option(
+    "--workers",
+    metavar="N",
+    type=click.IntRange(1),
+    help="Be an agent: run N workers on this host, and as many as `fcluster scale` says later.",
+)
+@click.option(
     "--slot", metavar="N", type=click.IntRange(-1), default=-1, help="The slot to take.  [default: any]"
 )
 @click.option(
@@ -658,19 +765,36 @@ def coordinator(
 @_common
 @click.pass_context
 def worker(
-    context: click.Context, target: str, snapshots: str | None, slot: int, address: str | None, **common: Any
+    context: click.Context,
+    target: str,
+    snapshots: str | None,
+    workers: int | None,
+    slot: int,
+    address: str | None,
+    **common: Any,
 ) -> None:
-    """Run one worker of JOB. It finds the coordinator through Kafka.
+    """Run one worker of JOB, or several. They find the coordinator through Kafka.
+
+    On SIGTERM or Ctrl-C its shards move to other workers first, warm, then it ends (exit code 0); a second
+    one makes it commit and go. After `fcluster drain` the exit code is 4: don't start it again.
+
+    With --workers it starts workers as processes of their own, starts again what dies, and ends with the job.
 
     \b
-    Example:
+    Examples:
       fcluster worker flights.py --brokers host:9092
+      fcluster worker flights.py --brokers host:9092 --workers 8
     """
+    if workers is not None and slot >= 0:
+        raise click.UsageError("--slot is for one worker, --workers for several")
     context.ensure_object(Session).is_server = True
     options = _options(**common, snapshots=snapshots)
-    from fcluster.launch import load, start_logging
+    from fcluster.launch import AgentOptions, load, run_agent, start_logging
 
     start_logging(options.log_level)
+    if workers is not None:
+        agent = AgentOptions(target, options.flags, options.config, options.log_level, workers, address or "")
+        context.exit(run_agent(agent))
     job, settings = load(target, options.flags, options.config, os.environ)
     from fcluster.worker.server import run_worker
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from fcluster.common.errors import ClusterConflict, FclusterError, MissingTopic, cause_and_remedy
 from fcluster.common.settings import Settings, hand_over, resolve
@@ -37,6 +37,7 @@ from fcluster.data_directory import (
 )
 
 if TYPE_CHECKING:
+    from fcluster.agent import Staff
     from fcluster.common.admin_client import AdminClient
     from fcluster.common.discovery import Leader
     from fcluster.common.embedded_kafka import EmbeddedKafka
@@ -46,10 +47,13 @@ if TYPE_CHECKING:
     from fcluster.live_view import View
     from fcluster.supervisor import Outcome, ProcessSpec
 
+_T = TypeVar("_T")
+
 STATUS_TIMEOUT_MS = 3_000
 BROKER_CHECK_INTERVAL_S = 0.5
 IDLE_AFTER_S = 3.0
 IDLE_STATUS_INTERVAL_S = 1.0
+_log = logging.getLogger("fcluster.launch")
 _log_handler: RememberingHandler | None = None
 PORTS_BELOW_EPHEMERAL = range(12_000, 20_000)
 """Where the coordinator's port is taken from: the system gives none of these to outgoing connections and the
@@ -153,22 +157,15 @@ class Connection:
             NoCluster: none runs there.
             FclusterError: it gives no answer.
         """
-        from fcluster.common.admin_client import CoordinatorSilent
+        with AdminLine(self, job) as line:
+            return line.status()
 
-        address, key = self._coordinator(job)
-        try:
-            with open_admin_client(self.settings, address, key) as client:
-                return client.status(STATUS_TIMEOUT_MS)
-        except CoordinatorSilent:
-            job = job or (self.note.job if self.note is not None else "")
-            leader = leader_elsewhere(self.settings, job, address)
-            if leader is None:
-                raise
-        with open_admin_client(self.settings, leader.address, leader.public_key) as client:
-            return client.status(STATUS_TIMEOUT_MS)
+    def coordinator(self, job: str | None) -> tuple[str, str]:
+        """The coordinator's address, and its public key by the journal, empty if that wasn't asked.
 
-    def _coordinator(self, job: str | None) -> tuple[str, str]:
-        """Its address, and the public key that the journal has for it, empty if it wasn't asked."""
+        Raises:
+            NoCluster: none is known.
+        """
         if self.note is not None and job in (None, self.note.job):
             return self.note.coordinator, ""
         if job is None:
@@ -226,6 +223,57 @@ class Connection:
         if not self.settings.bootstrap_servers:
             raise no_brokers(self.data_dir)
         check_brokers(self.settings)
+
+
+class AdminLine:
+    """Requests to whoever leads a job, one at a time; it follows the leadership.
+
+    Args:
+        connection: says where to look.
+        job: its name; None: the one in the data directory.
+    """
+
+    def __init__(self, connection: Connection, job: str | None) -> None:
+        self._connection = connection
+        self._job = job
+        self._client: AdminClient | None = None
+
+    def __enter__(self) -> AdminLine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._client is not None:
+            self._client.close()
+
+    def status(self) -> dict[str, Any]:
+        """The status document; raises like `ask`."""
+        return self.ask(lambda client: client.status(STATUS_TIMEOUT_MS))
+
+    def ask(self, request: Callable[[AdminClient], _T]) -> _T:
+        """What `request` gets from the coordinator, or from its successor.
+
+        Raises:
+            NoCluster: none is known.
+            CoordinatorSilent: it gives no answer, and nobody else leads.
+            RequestRefused: it won't, for the reason in the message.
+        """
+        from fcluster.common.admin_client import CoordinatorSilent
+
+        settings = self._connection.settings
+        if self._client is None:
+            address, key = self._connection.coordinator(self._job)
+            self._client = open_admin_client(settings, address, key)
+        try:
+            return request(self._client)
+        except CoordinatorSilent:
+            note = self._connection.note
+            job = self._job or (note.job if note is not None else "")
+            leader = leader_elsewhere(settings, job, self._client.address)
+            if leader is None:
+                raise
+        self._client.close()
+        self._client = open_admin_client(settings, leader.address, leader.public_key)
+        return request(self._client)
 
 
 def open_admin_client(settings: Settings, address: str, announced_key: str = "") -> AdminClient:
@@ -334,6 +382,81 @@ def describe_kafka(data_dir: Path) -> tuple[bool, str]:
         found.state == "running",
         f"{what}: {found.bootstrap_servers}, process {found.pid}, {owner}, log {found.log_file}",
     )
+
+
+# --- agents ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class AgentOptions:
+    """The options of `fcluster worker JOB --workers N`; `flags` are settings by name."""
+
+    target: str
+    flags: Mapping[str, str]
+    config: Path | None
+    log_level: str
+    workers: int
+    coordinator: str
+
+
+def run_agent(options: AgentOptions) -> int:
+    """Run workers on this host until the job ends or fails, or a signal lets them leave; the exit code.
+
+    Raises:
+        FclusterError: they can't be started, or fail again and again, or the job failed.
+    """
+    from fcluster.agent import AgentLink, Staff
+    from fcluster.common.processes import spawn
+    from fcluster.live_view import PlainView
+    from fcluster.supervisor import EXIT_KILLED, SUPERVISOR, Crew
+
+    job, settings = load(options.target, options.flags, options.config, os.environ)
+    job.build(settings)
+    address = options.coordinator or settings.coordinator_address
+    resolved = {"bootstrap.servers": settings.bootstrap_servers}
+    family = Family(
+        options.target, options.flags, options.config, options.log_level, resolved, settings.http_bind
+    )
+    view = PlainView(sys.stderr)
+    pids: dict[str, int] = {}
+
+    def on_change(now: dict[str, int]) -> None:
+        nonlocal pids
+        pids = now
+        link.tell()
+
+    crew = Crew(
+        options.workers,
+        lambda number, slot: family.worker(number, slot, address),
+        spawn=lambda spec, on_line: SpawnedChild(
+            spawn(spec.name, spec.argv, on_line=on_line, env=family.environment)
+        ),
+        view=view,
+        on_change=on_change,
+        leave_timeout_s=leave_timeout_s(settings),
+    )
+    link = AgentLink(
+        settings,
+        job.name,
+        address=address,
+        staff=lambda: Staff(crew.target, list(pids.values())),
+        resize=crew.resize,
+        learn_slots=crew.learn_slots,
+        on_end=lambda failed, reason: crew.end(failed=failed, reason=reason),
+        say=lambda text: view.line(SUPERVISOR, text),
+    )
+    view.line(SUPERVISOR, f"agent of job {job.name!r}, {options.workers} workers")
+    link.start()
+    try:
+        outcome = crew.run()
+    finally:
+        link.close()
+        view.close()
+    if outcome.exit_code not in (0, EXIT_KILLED):
+        error = ClusterFailed(outcome.reason, remedy=outcome.remedy)
+        error.exit_code = outcome.exit_code
+        raise error
+    return outcome.exit_code
 
 
 # --- up --------------------------------------------------------------------------------------------
@@ -500,7 +623,7 @@ class _Up:
         self._options = options
         self._settings = settings
         self._directory = directory
-        self._environment: dict[str, str] = {}
+        self._pids: dict[str, int] = {}
         self._bind, self._address = listening_addresses(settings.coordinator_bind)
         self._note = ClusterNote(
             job=job,
@@ -512,13 +635,28 @@ class _Up:
             keys=settings.security_keys_dir,
             insecure=settings.insecure,
         )
+        self._family = Family(
+            options.target,
+            options.flags,
+            options.config,
+            options.log_level,
+            {
+                "bootstrap.servers": settings.bootstrap_servers,
+                "state.dir": settings.state_dir,
+                "coordinator.bind": self._bind,
+                "security.keys.dir": settings.security_keys_dir,
+            },
+            settings.http_bind,
+        )
 
     def run(self) -> Outcome:
         """Until the end; nothing is left running."""
+        from fcluster.agent import AgentLink
         from fcluster.live_view import make_view
         from fcluster.supervisor import SUPERVISOR, Supervisor
 
-        specs = self._specs()
+        workers = [self._worker_spec(number, -1) for number in range(self._settings.workers)]
+        specs = [self._coordinator_spec(), *workers]
         for name in (SUPERVISOR, *(spec.name for spec in specs)):
             rotate_log(self._directory, name)
         log = SharedLog(self._directory, SUPERVISOR)
@@ -527,13 +665,30 @@ class _Up:
             SUPERVISOR,
             f"job {self._note.job!r}, {self._settings.workers} workers, brokers {self._note.brokers}",
         )
+
+        def on_change(pids: dict[str, int]) -> None:
+            self._note_processes(view, pids)
+            link.tell()
+
         supervisor = Supervisor(
             specs,
             spawn=self._spawn,
             view=view,
             ask_drain=self._ask_drain,
-            on_change=lambda pids: self._note_processes(view, pids),
+            make_worker=self._worker_spec,
+            on_change=on_change,
             drain_timeout_s=self._settings.checkpoint_timeout_ms / 1000 + 15,
+            leave_timeout_s=leave_timeout_s(self._settings),
+        )
+        link = AgentLink(
+            self._settings,
+            self._note.job,
+            address=self._address,
+            staff=lambda: self._staff(supervisor.target),
+            resize=supervisor.resize,
+            learn_slots=supervisor.learn_slots,
+            on_end=lambda _failed, _reason: None,  # our coordinator's exit code says it
+            say=lambda text: _log.debug("%s", text),
         )
         handler = _ViewHandler(view)
         logging.getLogger().addHandler(handler)
@@ -545,64 +700,42 @@ class _Up:
         )
         guard.start()
         poller.start()
+        link.start()
         try:
             outcome = supervisor.run()
             view.line(SUPERVISOR, "done" if outcome.exit_code == 0 else outcome.reason)
             return outcome
         finally:
+            link.close()
             poller.stop()
             guard.stop()
             logging.getLogger().removeHandler(handler)
             view.close()
             log.close()
 
+    def _staff(self, target: int) -> Staff:
+        from fcluster.agent import Staff
+        from fcluster.supervisor import COORDINATOR
+
+        return Staff(target, [pid for name, pid in self._pids.items() if name != COORDINATOR])
+
     def _note_processes(self, view: _LoggedView, pids: dict[str, int]) -> None:
         from fcluster.supervisor import SUPERVISOR
 
+        self._pids = pids
         try:
             write_note(self._directory, replace(self._note, pids=pids))
         except FclusterError as error:  # `fcluster status` has to do without; the job need not
             view.line(SUPERVISOR, f"WARNING {error.message}")
 
-    def _specs(self) -> list[ProcessSpec]:
-        from fcluster.supervisor import COORDINATOR, ProcessSpec
+    def _coordinator_spec(self) -> ProcessSpec:
+        from fcluster.supervisor import COORDINATOR
 
-        # Flags go to the children as flags; environment and settings file they read themselves. No secret,
-        # wherever it is from, may show up among the arguments of a process.
-        flags, self._environment = hand_over(self._options.flags)
-        flags |= {
-            "bootstrap.servers": self._settings.bootstrap_servers,
-            "state.dir": self._settings.state_dir,
-            "coordinator.bind": self._bind,
-            "security.keys.dir": self._settings.security_keys_dir,
-        }
-        common = ["--log-level", self._options.log_level]
-        if self._options.config is not None:
-            common += ["--config", str(self._options.config)]
-        for name, value in flags.items():
-            common += ["--set", f"{name}={value}"]
-        start = (sys.executable, "-m", "fcluster")
         caught_up = ["--until-caught-up"] if self._options.until_caught_up else []
-        target = self._options.target
-        coordinator = ProcessSpec(COORDINATOR, (*start, COORDINATOR, *common, *caught_up, "--", target))
-        workers = [
-            ProcessSpec(
-                f"worker-{slot}",
-                (
-                    *start,
-                    "worker",
-                    "--slot",
-                    str(slot),
-                    "--coordinator",
-                    self._address,
-                    *common,
-                    "--",
-                    target,
-                ),
-            )
-            for slot in range(self._settings.workers)
-        ]
-        return [coordinator, *workers]
+        return self._family.process(COORDINATOR, COORDINATOR, *caught_up)
+
+    def _worker_spec(self, number: int, slot: int) -> ProcessSpec:
+        return self._family.worker(number, number if slot < 0 else slot, self._address)
 
     def _spawn(self, spec: ProcessSpec, on_line: Callable[[str], None]) -> Any:
         from fcluster.common.processes import spawn
@@ -620,7 +753,7 @@ class _Up:
                 argv,
                 log_file=log_path(self._directory, spec.name),
                 on_line=on_line,
-                env={**os.environ, **self._environment, "PYTHONUNBUFFERED": "1"},
+                env=self._family.environment,
             )
         )
 
@@ -639,6 +772,61 @@ class _Up:
 
     def _open_client(self) -> AdminClient:
         return open_admin_client(self._settings, self._address)
+
+
+@dataclass(frozen=True)
+class Family:
+    """The commands of processes that run the same job with the same settings.
+
+    Args:
+        target: the job, as the command line names it.
+        flags: settings by name, as given.
+        config: the settings file.
+        log_level: of all of them.
+        resolved: settings that they shall not find out for themselves.
+        http_bind: of a coordinator among them. One port is for one process, so workers take free ones.
+    """
+
+    target: str
+    flags: Mapping[str, str]
+    config: Path | None
+    log_level: str
+    resolved: Mapping[str, str]
+    http_bind: str
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """For all of them. Secrets among the flags are here: no argument of a process shows them."""
+        return {**os.environ, **hand_over(self.flags)[1], "PYTHONUNBUFFERED": "1"}
+
+    def process(self, name: str, command: str, *more: str, **own: str) -> ProcessSpec:
+        """`fcluster COMMAND`; environment and settings file it reads itself.
+
+        `own` are settings of this process alone.
+        """
+        from fcluster.supervisor import ProcessSpec
+
+        arguments = ["--log-level", self.log_level]
+        if self.config is not None:
+            arguments += ["--config", str(self.config)]
+        for setting, value in (hand_over(self.flags)[0] | dict(self.resolved) | own).items():
+            arguments += ["--set", f"{setting}={value}"]
+        argv = (sys.executable, "-m", "fcluster", command, *more, *arguments, "--", self.target)
+        return ProcessSpec(name, argv)
+
+    def worker(self, number: int, slot: int, coordinator: str) -> ProcessSpec:
+        """A worker; any slot if that is negative; the journal names the coordinator if that is empty."""
+        from fcluster.supervisor import worker_name
+
+        more = ["--slot", str(slot)] if slot >= 0 else []
+        more += ["--coordinator", coordinator] if coordinator else []
+        own = {"http.bind": f"{self.http_bind.rpartition(':')[0]}:0"} if self.http_bind else {}
+        return self.process(worker_name(number), "worker", *more, **own)
+
+
+def leave_timeout_s(settings: Settings) -> float:
+    """After so long a worker that was asked to leave hangs: its own bounds are over."""
+    return (settings.worker_leave_timeout_ms + settings.checkpoint_timeout_ms) / 1000 + 5
 
 
 class SpawnedChild:

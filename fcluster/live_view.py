@@ -27,6 +27,7 @@ SILENCE_S = 2.0
 """A coordinator that gives no status for so long shows as silent."""
 SHARDS_SHOWN_MAX = 32
 WORKERS_SHOWN_MAX = 16
+AGENTS_SHOWN_MAX = 8
 LOG_LINES_SHOWN_MAX = 12
 LOG_LINES_SHOWN_MIN = 3
 NAME_WIDTH = 11
@@ -160,7 +161,26 @@ def header(document: Document, restarts: int | None = None) -> Any:
         text.append(f"  restarts {restarts}", "red" if restarts else "dim")
     if t.held_back:
         text.append(f"\n{t.held_back}", "yellow")
+    if agents := agents_line(document):
+        text.append(f"\n{agents}", "dim")
     return text
+
+
+def agents_line(document: Document) -> str:
+    """The agents, and how many of the workers that they mean to have run; empty if there are none."""
+    agents = list(_list(document, "agents"))
+    shown = [
+        f"{_text(agent.get('host'))}:{_text(agent.get('pid'))} "
+        f"{_count(int(_number(agent, 'running', -1)))}/{_count(int(_target(agent)))}"
+        for agent in agents[:AGENTS_SHOWN_MAX]
+    ]
+    more = [f"and {len(agents) - AGENTS_SHOWN_MAX} more"] if len(agents) > AGENTS_SHOWN_MAX else []
+    return "agents (workers running/wanted)  " + "  ".join(shown + more) if agents else ""
+
+
+def _target(agent: Document) -> float:
+    wanted = _number(agent, "wanted", -1)
+    return wanted if wanted >= 0 else _number(agent, "target", -1)
 
 
 def workers_table(document: Document, width: int) -> Any:
@@ -437,7 +457,7 @@ class LiveView:
         if silence_s >= SILENCE_S and not self._closing.is_set():
             yield Text(f"the coordinator gave no answer for {silence_s:.0f} s; this is its last", "yellow")
         yield workers_table(document, self._console.width)
-        used = 6 + min(WORKERS_SHOWN_MAX, _length(document.get("workers"))) + LOG_LINES_SHOWN_MIN
+        used = 7 + min(WORKERS_SHOWN_MAX, _length(document.get("workers"))) + LOG_LINES_SHOWN_MIN
         rows = max(2, self._console.height - used - 3)
         yield shards_table(document, self._rates, shard_columns(document, self._console.width), rows)
         yield Rule(style="dim")

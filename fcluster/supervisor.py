@@ -1,13 +1,16 @@
-"""Keeps the processes of `fcluster up` running, and ends them in good order.
+"""Keeps processes running, and ends them in good order: those of `fcluster up`, those of an agent.
 
-Responsible for: starting the coordinator and the workers, restarting what dies (with back-off), draining on
-the first Ctrl-C and killing on the second, and the outcome of it all. Keeps the rules that no process
-outlives the supervisor (its children die with it, see `processes`), that every wait is bounded, and that
-every restart is said. Must not parse options, draw, or know what the processes do: it knows their exit codes.
+Responsible for: starting processes, restarting what dies (with back-off), having as many workers as are
+wanted, ending all of them on a signal (the first in good order, the second by a kill), and the outcome.
+`Keeper` does what is common; `Supervisor` has a coordinator among its processes and ends with it; `Crew` has
+workers only, whose coordinator may be anywhere. Keeps the rules that no process outlives its keeper (children
+die with it, see `processes`), that every wait is bounded, and that every restart is said. Must not parse
+options, draw, or know what the processes do: it knows their exit codes.
 
-Exit codes of the children: 0 the work is done; `EXIT_JOB_FAILED` the job can't go on, wherever it runs;
-`EXIT_TEMPORARY` trouble that may pass by itself, such as brokers that are down; `EXIT_MISTAKE` an error a
-person has to repair; anything else, and death by a signal, is an accident.
+Exit codes of the children: 0 the work is done, or somebody asked it to end; `EXIT_JOB_FAILED` the job can't
+go on, wherever it runs; `EXIT_DRAINED` a worker that an operator wants gone; `EXIT_TEMPORARY` trouble that
+may pass by itself, such as brokers that are down; `EXIT_MISTAKE` an error a person has to repair; anything
+else, and death by a signal, is an accident.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -28,6 +31,7 @@ from fcluster.common.processes import RestartBackoff, describe_exit
 EXIT_DONE = 0
 EXIT_MISTAKE = 1
 EXIT_JOB_FAILED = 3
+EXIT_DRAINED = 4
 EXIT_BUG = 70
 EXIT_TEMPORARY = 75
 EXIT_KILLED = 130
@@ -40,6 +44,7 @@ EXIT_GRACE_S = 5.0
 DRAIN_NEWS_INTERVAL_S = 5.0
 COORDINATOR_SILENT_S_MAX = 10.0
 """A coordinator that doesn't answer a drain for so long (brokers down, or hung) is told to end."""
+LEAVE_TIMEOUT_S = 55.0
 LINES_REMEMBERED = 20
 
 LEFT_GRACE_S = 3.0
@@ -64,7 +69,7 @@ class Child(Protocol):
 
 @dataclass(frozen=True)
 class ProcessSpec:
-    """A process to keep running; one of them is named `COORDINATOR`."""
+    """A process to keep running."""
 
     name: str
     argv: tuple[str, ...]
@@ -72,6 +77,10 @@ class ProcessSpec:
 
 Spawn = Callable[[ProcessSpec, Callable[[str], None]], Child]
 """Starts a process; the callback gets each line it writes, from any thread."""
+
+
+MakeWorker = Callable[[int, int], ProcessSpec]
+"""The process of a worker: its number here, and the slot that it is to have again (-1: none yet)."""
 
 
 @dataclass(frozen=True)
@@ -101,9 +110,40 @@ class _Signalled:
     number: int
 
 
+@dataclass(frozen=True)
+class _Resized:
+    target: int
+
+
+@dataclass(frozen=True)
+class _SlotsLearnt:
+    slots: Mapping[int, int]
+
+
+@dataclass(frozen=True)
+class _JobEnded:
+    failed: bool
+    reason: str
+
+
+_Event = _Exited | _Signalled | _Resized | _SlotsLearnt | _JobEnded
+
+
 @dataclass
 class _Member:
+    """A process that is kept running.
+
+    Attributes:
+        number: of a worker; -1: it is none.
+        slot: that the worker has, as far as is known.
+        retiring: it was asked to end, and isn't wanted any more; killed at `kill_at_s` if it doesn't end.
+    """
+
     spec: ProcessSpec
+    number: int = -1
+    slot: int = -1
+    retiring: bool = False
+    kill_at_s: float | None = None
     child: Child | None = None
     starts: int = 0
     started_s: float = 0.0
@@ -115,51 +155,55 @@ class _Member:
     lines: deque[str] = field(default_factory=lambda: deque(maxlen=LINES_REMEMBERED))
 
 
-class Supervisor:
-    """Runs `specs` until the coordinator is done, the job failed, or a signal ends it.
+class Keeper:
+    """Keeps processes running until one of them, a signal or somebody else says that it is over.
 
     Args:
+        members: the processes, by name.
         spawn: starts a process.
-        view: gets the processes' lines and the supervisor's own.
-        ask_drain: asks the coordinator to drain; returns once it agreed; raises FclusterError if it doesn't
-            answer. Called in a thread, again and again until it succeeds.
+        view: gets the processes' lines and the keeper's own.
+        make_worker: makes workers beyond those, and anew with their slots; None: `resize` can't be used.
         on_change: called with the processes' ids by name whenever they change.
-        drain_timeout_s: a drain that takes longer ends in a kill; nothing is lost by that.
+        exit_grace_s: between asking a process to end and the next stronger means.
+        leave_timeout_s: a worker that was asked to leave is killed after so long; nothing is lost by that.
     """
 
     def __init__(
         self,
-        specs: Sequence[ProcessSpec],
+        members: dict[str, _Member],
         *,
         spawn: Spawn,
         view: Shower,
-        ask_drain: Callable[[], None],
-        on_change: Callable[[dict[str, int]], None] = lambda _pids: None,
-        drain_timeout_s: float = 45.0,
-        exit_grace_s: float = EXIT_GRACE_S,
+        make_worker: MakeWorker | None,
+        on_change: Callable[[dict[str, int]], None],
+        exit_grace_s: float,
+        leave_timeout_s: float,
     ) -> None:
-        self._members = {spec.name: _Member(spec) for spec in specs}
-        if COORDINATOR not in self._members:
-            raise ValueError("no coordinator among the processes")
+        self._members = members
         self._spawn = spawn
         self._view = view
-        self._ask_drain = ask_drain
+        self._make_worker = make_worker
         self._on_change = on_change
-        self._drain_timeout_s = drain_timeout_s
         self._exit_grace_s = exit_grace_s
+        self._leave_timeout_s = leave_timeout_s
         # A SimpleQueue may be put to by a signal handler while the same thread is inside `get`.
-        self._events: queue.SimpleQueue[_Exited | _Signalled] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[_Event] = queue.SimpleQueue()
         self._restarts = 0
         self._draining_since_s: float | None = None
         self._drain_news_s = 0.0
+        self._drain_deadline_s: float | None = None
         self._ended = threading.Event()
-        self._drain_wanted = threading.Event()
-        self._coordinator_given_up = False
+        self._target = len(self._staying())
 
     @property
     def restarts(self) -> int:
         """How often a process was started again."""
         return self._restarts
+
+    @property
+    def target(self) -> int:
+        """How many workers are wanted; those that are being started again count, those that leave don't."""
+        return self._target
 
     def run(self) -> Outcome:
         """Start everything, stay until the end, leave nothing running. For the main thread."""
@@ -174,29 +218,71 @@ class Supervisor:
                 self._kill_all()
 
     def signal(self, number: int) -> None:
-        """Act as on that signal: the first drains, the second kills."""
+        """Act as on that signal: the first ends all in good order, the second kills. From any thread."""
         self._events.put(_Signalled(number))
+
+    def resize(self, target: int) -> None:
+        """Have so many workers: start some, or let the newest ones leave. From any thread."""
+        self._events.put(_Resized(target))
+
+    def learn_slots(self, slots: Mapping[int, int]) -> None:
+        """Slots of workers by process id: to be had again after a restart. From any thread."""
+        self._events.put(_SlotsLearnt(slots))
+
+    # --- for subclasses ----------------------------------------------------------------------------
+
+    def _judge_exit(self, member: _Member, code: int) -> Outcome | None:
+        """A process that is wanted has ended."""
+        raise NotImplementedError
+
+    def _begin_drain(self) -> None:
+        """The first signal."""
+        raise NotImplementedError
+
+    def _overdue(self) -> Outcome:
+        """The drain isn't over at `_drain_deadline_s`."""
+        raise NotImplementedError
+
+    def _is_over(self) -> Outcome | None:
+        """Asked after each event."""
+        return None
+
+    def _gives_up(self) -> bool:
+        """Whether all ends because one process fails again and again."""
+        return True
 
     # --- the loop ----------------------------------------------------------------------------------
 
     def _watch(self) -> Outcome:
         while True:
-            event = self._next_event()
-            if isinstance(event, _Exited):
-                outcome = self._exited(event)
-            elif isinstance(event, _Signalled):
-                outcome = self._signalled()
-            else:
-                outcome = self._drain_overdue()
-                self._restart_due()
+            outcome = self._take(self._next_event()) or self._is_over()
             if outcome is not None:
                 return outcome
 
-    def _next_event(self) -> _Exited | _Signalled | None:
+    def _take(self, event: _Event | None) -> Outcome | None:
+        match event:
+            case _Exited():
+                return self._exited(event)
+            case _Signalled():
+                return self._signalled()
+            case _Resized(target):
+                self._resize(target)
+            case _SlotsLearnt(slots):
+                self._learn_slots(slots)
+            case _JobEnded(failed, reason):
+                return Outcome(EXIT_JOB_FAILED if failed else EXIT_DONE, reason)
+            case None:
+                return self._look_at_clock()
+        return None
+
+    def _next_event(self) -> _Event | None:
         """The next event, None when it is time to look at the clock."""
         times = [m.restart_at_s for m in self._members.values() if m.restart_at_s is not None]
+        times += [m.kill_at_s for m in self._members.values() if m.kill_at_s is not None]
         if self._draining_since_s is not None:
-            times += [self._draining_since_s + self._drain_timeout_s, self._drain_news_s]
+            times.append(self._drain_news_s)
+        if self._drain_deadline_s is not None:
+            times.append(self._drain_deadline_s)
         try:
             if not times:
                 return self._events.get()
@@ -204,33 +290,30 @@ class Supervisor:
         except queue.Empty:
             return None
 
+    def _look_at_clock(self) -> Outcome | None:
+        now_s = time.monotonic()
+        self._kill_overdue(now_s)
+        if self._drain_deadline_s is not None and now_s >= self._drain_deadline_s:
+            return self._overdue()
+        if self._draining_since_s is not None and now_s >= self._drain_news_s:
+            self._drain_news_s = now_s + DRAIN_NEWS_INTERVAL_S
+            age_s, bound = now_s - self._draining_since_s, ""
+            if self._drain_deadline_s is not None:
+                bound = f" of at most {self._drain_deadline_s - self._draining_since_s:.0f} s"
+            self._say(f"still draining, {age_s:.0f} s{bound}; running: {self._alive()}")
+        self._restart_due()
+        return None
+
     def _exited(self, event: _Exited) -> Outcome | None:
-        member = self._members[event.name]
-        if member.child is None or member.child.pid != event.pid:
+        member = self._members.get(event.name)
+        if member is None or member.child is None or member.child.pid != event.pid:
             return None
         member.child = None
+        if member.number >= 0 and (member.retiring or event.code == EXIT_DRAINED):
+            self._remove(member, event.code)
+            return None
         self._changed()
-        is_coordinator = event.name == COORDINATOR
-        if is_coordinator and event.code == EXIT_DONE:
-            return Outcome(EXIT_DONE)
-        if is_coordinator and event.code == EXIT_JOB_FAILED:
-            return self._failure(member, "the job failed")
-        if is_coordinator and self._coordinator_given_up:
-            return Outcome(
-                EXIT_MISTAKE,
-                "the coordinator didn't answer, so everything ended without a last epoch",
-                "Nothing is lost: what wasn't committed is processed at the next start.",
-            )
-        if self._draining_since_s is not None and not is_coordinator:
-            # A worker that drained leaves; one that died while draining is replayed at the next start.
-            if event.code != EXIT_DONE:
-                self._say(f"{event.name} {death_of(event.code)} while draining")
-            return None
-        if not is_coordinator and event.code in (EXIT_DONE, EXIT_JOB_FAILED):
-            # It was told to leave: as a rule the coordinator ends next, and there is nothing to say.
-            member.restart_at_s = time.monotonic() + LEFT_GRACE_S
-            return None
-        return self._died(member, event.code)
+        return self._judge_exit(member, event.code)
 
     def _died(self, member: _Member, code: int) -> Outcome | None:
         life_s = time.monotonic() - member.started_s
@@ -241,7 +324,7 @@ class Supervisor:
             member.failures_in_a_row += 1
             # What a person has to repair shows at the first start; later it may be the rest of an accident.
             failures_max = 1 if code == EXIT_MISTAKE and member.starts == 1 else FAILURES_IN_A_ROW_MAX
-            if member.failures_in_a_row >= failures_max:
+            if member.failures_in_a_row >= failures_max and self._gives_up():
                 return self._failure(member, f"{member.spec.name} {death_of(code)}")
         if self._draining_since_s is not None:
             delay_s = min(delay_s, 0.5)
@@ -265,6 +348,8 @@ class Supervisor:
             member.lines.append(text)
             self._view.line(name, text)
 
+        if member.number >= 0 and self._make_worker is not None:
+            member.spec = self._make_worker(member.number, member.slot)
         member.starts += 1
         member.started_s = time.monotonic()
         child = self._spawn(member.spec, on_line)
@@ -272,13 +357,69 @@ class Supervisor:
         threading.Thread(
             target=self._await_exit, args=(name, child), name=f"wait-{name}", daemon=True
         ).start()
-        if name == COORDINATOR and self._draining_since_s is not None:
-            self._drain_wanted.set()  # the one before took the request with it
         self._changed()
 
     def _await_exit(self, name: str, child: Child) -> None:
         code = child.wait()
         self._events.put(_Exited(name, child.pid, code))
+
+    # --- how many workers --------------------------------------------------------------------------
+
+    def _staying(self) -> list[_Member]:
+        return [m for m in self._members.values() if m.number >= 0 and not m.retiring]
+
+    def _resize(self, target: int) -> None:
+        if self._draining_since_s is not None or self._make_worker is None:
+            return
+        staying = self._staying()
+        if target != len(staying):
+            self._say(f"{target} workers are wanted instead of {len(staying)}")
+        # Those that don't even run leave first, then those with the highest slots, then the youngest.
+        staying.sort(key=lambda m: (m.child is None, m.slot, m.started_s, m.number), reverse=True)
+        for member in staying[: max(0, len(staying) - target)]:
+            self._retire(member)
+        for _ in range(target - len(staying)):
+            number = next(n for n in range(len(self._members) + 1) if worker_name(n) not in self._members)
+            member = _Member(self._make_worker(number, -1), number=number)
+            self._members[worker_name(number)] = member
+            self._start(member)
+        self._changed()
+
+    def _retire(self, member: _Member) -> None:
+        """Let a worker leave, and not come back."""
+        member.retiring, member.restart_at_s = True, None
+        if member.child is None:
+            del self._members[member.spec.name]
+        else:
+            member.kill_at_s = time.monotonic() + self._leave_timeout_s
+            member.child.terminate()
+
+    def _remove(self, member: _Member, code: int) -> None:
+        """A worker that isn't wanted any more has ended."""
+        del self._members[member.spec.name]
+        self._changed()
+        name = member.spec.name
+        if code == EXIT_DRAINED:
+            self._say(f"{name} was drained and isn't started again; {self._target} workers are left")
+        elif code != EXIT_DONE:
+            self._say(f"{name} {death_of(code)} while leaving")
+        else:
+            self._say(f"{name} has left")
+
+    def _kill_overdue(self, now_s: float) -> None:
+        for member in self._members.values():
+            if member.kill_at_s is not None and member.kill_at_s <= now_s:
+                member.kill_at_s = None
+                if member.child is not None:
+                    self._say(
+                        f"{member.spec.name} didn't leave in {self._leave_timeout_s:.0f} s and is killed"
+                    )
+                    member.child.kill()
+
+    def _learn_slots(self, slots: Mapping[int, int]) -> None:
+        for member in self._members.values():
+            if member.number >= 0 and member.child is not None:
+                member.slot = slots.get(member.child.pid, member.slot)
 
     # --- ending ------------------------------------------------------------------------------------
 
@@ -286,16 +427,163 @@ class Supervisor:
         if self._draining_since_s is not None:
             self._say("killed: what wasn't committed yet is processed at the next start")
             return Outcome(EXIT_KILLED, "killed before the drain was over", "Nothing is lost.")
-        self._say("draining: the last epoch is committed, then everything ends (again to kill)")
         now_s = time.monotonic()
         self._draining_since_s, self._drain_news_s = now_s, now_s + DRAIN_NEWS_INTERVAL_S
+        self._begin_drain()
+        return None
+
+    def _end_others(self, outcome: Outcome) -> Outcome:
+        """Wait for the rest to end by itself, then ask, then insist."""
+        if outcome.exit_code != EXIT_DONE:
+            self._terminate_all()
+        if not self._await_all():
+            self._terminate_all()
+            if not self._await_all():
+                self._say(f"killed, since it didn't end: {self._alive()}")
+        return outcome
+
+    def _await_all(self) -> bool:
+        """Whether all processes ended within the grace; a signal makes an end of waiting."""
+        deadline_s = time.monotonic() + self._exit_grace_s
+        while any(m.child is not None for m in self._members.values()):
+            try:
+                event = self._events.get(timeout=max(0.0, deadline_s - time.monotonic()))
+            except queue.Empty:
+                return False
+            if isinstance(event, _Signalled):
+                return False
+            if isinstance(event, _Exited):
+                member = self._members.get(event.name)
+                if member is not None and member.child is not None and member.child.pid == event.pid:
+                    member.child = None
+        return True
+
+    def _terminate_all(self) -> None:
+        for member in self._members.values():
+            if member.child is not None:
+                member.child.terminate()
+
+    def _kill_all(self) -> None:
+        for member in self._members.values():
+            if member.child is not None:
+                member.child.kill()
+
+    def _failure(self, member: _Member, what: str) -> Outcome:
+        reason, remedy = reported_error(list(member.lines))
+        name = member.spec.name
+        return Outcome(EXIT_MISTAKE, reason or what, remedy or f"The log of the {name} says why.")
+
+    # --- small things ------------------------------------------------------------------------------
+
+    def _say(self, text: str) -> None:
+        self._view.line(SUPERVISOR, text)
+
+    def _alive(self) -> str:
+        return ", ".join(name for name, m in self._members.items() if m.child is not None)
+
+    def _changed(self) -> None:
+        self._target = len(self._staying())
+        self._on_change({name: m.child.pid for name, m in self._members.items() if m.child is not None})
+
+    @contextlib.contextmanager
+    def _signals_as_events(self) -> Generator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield  # a test's; it calls `signal`
+            return
+        former = {
+            number: signal.signal(number, lambda received, _frame: self.signal(received))
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        }
+        try:
+            yield
+        finally:
+            for number, handler in former.items():
+                signal.signal(number, handler)
+
+
+class Supervisor(Keeper):
+    """Runs `specs` until the coordinator is done, the job failed, or a signal ends it.
+
+    Args:
+        specs: the processes; one of them is named `COORDINATOR`, the others are workers.
+        spawn: starts a process.
+        view: gets the processes' lines and the supervisor's own.
+        ask_drain: asks the coordinator to drain; returns once it agreed; raises FclusterError if it doesn't
+            answer. Called in a thread, again and again until it succeeds.
+        make_worker: see `Keeper`, as the rest.
+        drain_timeout_s: a drain that takes longer ends in a kill; nothing is lost by that.
+    """
+
+    def __init__(
+        self,
+        specs: Sequence[ProcessSpec],
+        *,
+        spawn: Spawn,
+        view: Shower,
+        ask_drain: Callable[[], None],
+        make_worker: MakeWorker | None = None,
+        on_change: Callable[[dict[str, int]], None] = lambda _pids: None,
+        drain_timeout_s: float = 45.0,
+        exit_grace_s: float = EXIT_GRACE_S,
+        leave_timeout_s: float = LEAVE_TIMEOUT_S,
+    ) -> None:
+        workers = [spec for spec in specs if spec.name != COORDINATOR]
+        if len(workers) == len(specs):
+            raise ValueError("no coordinator among the processes")
+        members = {spec.name: _Member(spec) for spec in specs if spec.name == COORDINATOR}
+        members |= {spec.name: _Member(spec, number=number) for number, spec in enumerate(workers)}
+        super().__init__(
+            members,
+            spawn=spawn,
+            view=view,
+            make_worker=make_worker,
+            on_change=on_change,
+            exit_grace_s=exit_grace_s,
+            leave_timeout_s=leave_timeout_s,
+        )
+        self._ask_drain = ask_drain
+        self._drain_timeout_s = drain_timeout_s
+        self._drain_wanted = threading.Event()
+        self._coordinator_given_up = False
+
+    def _judge_exit(self, member: _Member, code: int) -> Outcome | None:
+        is_coordinator = member.number < 0
+        if is_coordinator and code == EXIT_DONE:
+            return Outcome(EXIT_DONE)
+        if is_coordinator and code == EXIT_JOB_FAILED:
+            return self._failure(member, "the job failed")
+        if is_coordinator and self._coordinator_given_up:
+            return Outcome(
+                EXIT_MISTAKE,
+                "the coordinator didn't answer, so everything ended without a last epoch",
+                "Nothing is lost: what wasn't committed is processed at the next start.",
+            )
+        if self._draining_since_s is not None and not is_coordinator:
+            # A worker that drained leaves; one that died while draining is replayed at the next start.
+            if code != EXIT_DONE:
+                self._say(f"{member.spec.name} {death_of(code)} while draining")
+            return None
+        if not is_coordinator and code in (EXIT_DONE, EXIT_JOB_FAILED):
+            # It was told to leave: as a rule the coordinator ends next, and there is nothing to say.
+            member.restart_at_s = time.monotonic() + LEFT_GRACE_S
+            return None
+        return self._died(member, code)
+
+    def _start(self, member: _Member) -> None:
+        super()._start(member)
+        if member.number < 0 and self._draining_since_s is not None:
+            self._drain_wanted.set()  # the one before took the request with it
+
+    def _begin_drain(self) -> None:
+        self._say("draining: the last epoch is committed, then everything ends (again to kill)")
+        now_s = time.monotonic()
+        self._drain_deadline_s = now_s + self._drain_timeout_s
         for member in self._members.values():
             # The coordinator is needed to drain; workers that are dead have nothing to commit.
             if member.restart_at_s is not None:
-                member.restart_at_s = now_s if member.spec.name == COORDINATOR else None
+                member.restart_at_s = now_s if member.number < 0 else None
         self._drain_wanted.set()
         threading.Thread(target=self._keep_asking, name="drain", daemon=True).start()
-        return None
 
     def _keep_asking(self) -> None:
         """Ask for the drain until the coordinator agrees, and each new coordinator again."""
@@ -320,88 +608,76 @@ class Supervisor:
             self._coordinator_given_up = True
             child.terminate()
 
-    def _drain_overdue(self) -> Outcome | None:
-        if self._draining_since_s is None:
+    def _overdue(self) -> Outcome:
+        return Outcome(
+            EXIT_MISTAKE,
+            f"the drain wasn't over within {self._drain_timeout_s:.0f} s, so the rest was killed",
+            "Nothing is lost: what wasn't committed is processed at the next start. See the logs.",
+        )
+
+
+class Crew(Keeper):
+    """Runs workers until the job ends or fails, or a signal lets them leave.
+
+    Args:
+        workers: how many to begin with.
+        make_worker: makes their processes.
+        spawn: starts a process.
+        view: gets the processes' lines and the crew's own.
+        on_change: see `Keeper`, as the rest.
+    """
+
+    def __init__(
+        self,
+        workers: int,
+        make_worker: MakeWorker,
+        *,
+        spawn: Spawn,
+        view: Shower,
+        on_change: Callable[[dict[str, int]], None] = lambda _pids: None,
+        exit_grace_s: float = EXIT_GRACE_S,
+        leave_timeout_s: float = LEAVE_TIMEOUT_S,
+    ) -> None:
+        super().__init__(
+            {worker_name(n): _Member(make_worker(n, -1), number=n) for n in range(workers)},
+            spawn=spawn,
+            view=view,
+            make_worker=make_worker,
+            on_change=on_change,
+            exit_grace_s=exit_grace_s,
+            leave_timeout_s=leave_timeout_s,
+        )
+
+    def end(self, *, failed: bool, reason: str) -> None:
+        """The job has ended: so do the workers, and so does `run`. From any thread."""
+        self._events.put(_JobEnded(failed, reason))
+
+    def _judge_exit(self, member: _Member, code: int) -> Outcome | None:
+        if code == EXIT_JOB_FAILED:
+            return Outcome(EXIT_JOB_FAILED, "the job failed", "The coordinator's log says why.")
+        if code == EXIT_DONE:
+            # Somebody asked this one to leave; or the job has ended, which will be known in a moment.
+            member.restart_at_s = time.monotonic() + LEFT_GRACE_S
             return None
-        now_s = time.monotonic()
-        age_s = now_s - self._draining_since_s
-        if age_s >= self._drain_timeout_s:
-            return Outcome(
-                EXIT_MISTAKE,
-                f"the drain wasn't over within {self._drain_timeout_s:.0f} s, so the rest was killed",
-                "Nothing is lost: what wasn't committed is processed at the next start. See the logs.",
-            )
-        if now_s >= self._drain_news_s:
-            self._drain_news_s = now_s + DRAIN_NEWS_INTERVAL_S
-            alive = ", ".join(name for name, m in self._members.items() if m.child is not None)
-            self._say(
-                f"still draining, {age_s:.0f} s of at most {self._drain_timeout_s:.0f} s; running: {alive}"
-            )
-        return None
+        return self._died(member, code)
 
-    def _end_others(self, outcome: Outcome) -> Outcome:
-        """Wait for the rest to end by itself, then ask, then insist."""
-        if outcome.exit_code != EXIT_DONE:
-            self._terminate_all()
-        if not self._await_all():
-            self._terminate_all()
-            if not self._await_all():
-                alive = ", ".join(name for name, m in self._members.items() if m.child is not None)
-                self._say(f"killed, since it didn't end: {alive}")
-        return outcome
+    def _gives_up(self) -> bool:
+        """What is wrong with one worker alone is no reason to let the others go."""
+        return not any(m.child is not None for m in self._members.values())
 
-    def _await_all(self) -> bool:
-        """Whether all processes ended within the grace; a signal makes an end of waiting."""
-        deadline_s = time.monotonic() + self._exit_grace_s
-        while any(m.child is not None for m in self._members.values()):
-            try:
-                event = self._events.get(timeout=max(0.0, deadline_s - time.monotonic()))
-            except queue.Empty:
-                return False
-            if isinstance(event, _Signalled):
-                return False
-            member = self._members[event.name]
-            if member.child is not None and member.child.pid == event.pid:
-                member.child = None
-        return True
+    def _begin_drain(self) -> None:
+        self._say("leaving: shards move to other workers if there are some, then all ends (again to kill)")
+        for member in self._staying():
+            self._retire(member)
+        self._changed()
 
-    def _terminate_all(self) -> None:
-        for member in self._members.values():
-            if member.child is not None:
-                member.child.terminate()
+    def _is_over(self) -> Outcome | None:
+        return Outcome(EXIT_DONE) if self._draining_since_s is not None and not self._members else None
 
-    def _kill_all(self) -> None:
-        for member in self._members.values():
-            if member.child is not None:
-                member.child.kill()
 
-    def _failure(self, member: _Member, what: str) -> Outcome:
-        reason, remedy = reported_error(list(member.lines))
-        name = member.spec.name
-        return Outcome(EXIT_MISTAKE, reason or what, remedy or f"The log of the {name} says why.")
-
-    # --- small things ------------------------------------------------------------------------------
-
-    def _say(self, text: str) -> None:
-        self._view.line(SUPERVISOR, text)
-
-    def _changed(self) -> None:
-        self._on_change({name: m.child.pid for name, m in self._members.items() if m.child is not None})
-
-    @contextlib.contextmanager
-    def _signals_as_events(self) -> Generator[None]:
-        if threading.current_thread() is not threading.main_thread():
-            yield  # a test's; it calls `signal`
-            return
-        former = {
-            number: signal.signal(number, lambda received, _frame: self.signal(received))
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        }
-        try:
-            yield
-        finally:
-            for number, handler in former.items():
-                signal.signal(number, handler)
+def worker_name(number: int) -> str:
+    """The name of the worker with that number."""
+    return f"worker-{number}"
 
 
 def death_of(code: int) -> str:

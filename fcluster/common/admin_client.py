@@ -8,6 +8,7 @@ answer can't be taken for the next one's. Must not be shared between threads.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any, cast
 
 import msgspec
@@ -16,6 +17,7 @@ from zmq.utils.monitor import parse_monitor_message
 
 from fcluster.common import messages
 from fcluster.common.errors import FclusterError
+from fcluster.common.reach import REMEDY, trouble_reaching
 from fcluster.common.transport import HANDSHAKE_FAILURES, SocketSecurity, handshake_trouble
 
 
@@ -81,6 +83,34 @@ class AdminClient:
         if not isinstance(reply, messages.StopReply):
             raise self._unexpected(reply)
 
+    def drain(self, worker: str, timeout_ms: int = 3_000) -> messages.DrainReply:
+        """Let one worker leave, named by its slot, its id or HOST:PID; returns once the coordinator agrees.
+
+        Raises:
+            CoordinatorSilent: there was no answer within `timeout_ms`.
+            KeyRefused: the connection was refused.
+            RequestRefused: it won't, for the reason in the message: there is no such worker, for one.
+        """
+        reply = self._ask(messages.DrainRequest(worker), timeout_ms)
+        if not isinstance(reply, messages.DrainReply):
+            raise self._unexpected(reply)
+        return reply
+
+    def scale(
+        self, total: int = -1, places: Mapping[str, int] | None = None, timeout_ms: int = 3_000
+    ) -> messages.ScaleReply:
+        """Have `total` workers, spread over all agents, or so many at each of `places`; returns once they are told.
+
+        Raises:
+            CoordinatorSilent: there was no answer within `timeout_ms`.
+            KeyRefused: the connection was refused.
+            RequestRefused: it won't, for the reason in the message: there is no such agent, for one.
+        """
+        reply = self._ask(messages.ScaleRequest(total, dict(places or {})), timeout_ms)
+        if not isinstance(reply, messages.ScaleReply):
+            raise self._unexpected(reply)
+        return reply
+
     def close(self) -> None:
         """Drop the connection; the next request opens a new one."""
         if self._socket is not None:
@@ -112,8 +142,12 @@ class AdminClient:
                 remedy="Set security.keys.dir to a directory with the coordinator's coordinator.pub and an "
                 "allowed admin.key, or to none if the coordinator has none.",
             )
+        silence = f"the coordinator at {self.address} gave no answer within {timeout_ms / 1000:g} s"
+        unreached = trouble_reaching(self.address)
+        if unreached:
+            raise CoordinatorSilent(f"{silence}: {unreached}", remedy=REMEDY)
         raise CoordinatorSilent(
-            f"the coordinator at {self.address} gave no answer within {timeout_ms / 1000:g} s",
+            silence,
             remedy="If it was just started or restarted, try again in a few seconds; else look into its log.",
         )
 

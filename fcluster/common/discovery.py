@@ -8,7 +8,7 @@ Keeps the rule that every wait is bounded. Must not write.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -17,7 +17,7 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaExcepti
 
 from fcluster.common.errors import IncompatibleState, KafkaUnavailable
 from fcluster.common.ids import journal_topic
-from fcluster.common.kafka_clients import make_consumer, reason_of
+from fcluster.common.kafka_clients import ErrorLog, cause_of, make_consumer, remedy_for, said_by
 from fcluster.common.settings import Settings
 
 READ_TIMEOUT_S = 10.0
@@ -76,6 +76,14 @@ def leader_in(journal: Mapping[str, Any], job: str) -> Leader | None:
         raise _not_a_journal(job, f"its leader record is wrong: {error}") from error
 
 
+def _ended_in(journal: Mapping[str, Any]) -> tuple[int, bool, str] | None:
+    record = journal.get(ENDED_KEY)
+    if not isinstance(record, dict):
+        return None
+    ended = cast("dict[str, Any]", record)
+    return int(ended.get("term", 0)), bool(ended.get("exit_code")), str(ended.get("reason", ""))
+
+
 def read_journal(settings: Settings, job: str, timeout_s: float = READ_TIMEOUT_S) -> dict[str, Any]:
     """What the journal of `job` holds: key to JSON value. Empty if there is no journal.
 
@@ -85,14 +93,15 @@ def read_journal(settings: Settings, job: str, timeout_s: float = READ_TIMEOUT_S
     """
     topic = journal_topic(job)
     deadline_s = time.monotonic() + timeout_s
-    consumer = _make_journal_consumer(settings, fetch_wait_max_ms=5)
+    errors = ErrorLog(settings.bootstrap_servers, quiet=True)
+    consumer = _make_journal_consumer(settings, job, errors, fetch_wait_max_ms=5)
     try:
-        if topic not in consumer.list_topics(timeout=timeout_s).topics:
+        if topic not in _list_topics(consumer, errors, timeout_s):
             return {}
         consumer.assign([TopicPartition(topic, 0, OFFSET_BEGINNING)])
         return _read_to_end(consumer, job, deadline_s)
     except KafkaException as error:
-        raise _unreadable(settings, topic, error) from error
+        raise _unreadable(settings, topic, error, errors) from error
     finally:
         consumer.close()
 
@@ -108,9 +117,12 @@ class LeaderFollower:
     def __init__(self, settings: Settings, job: str) -> None:
         self.leader: Leader | None = None
         """The newest that is known, None if there is none or nothing is known yet."""
+        self.ended: tuple[int, bool, str] | None = None
+        """How the job was ended on purpose, if nobody leads: the term, whether it failed, and the reason."""
         self._settings = settings
         self._job = job
         self._consumer: Consumer | None = None
+        self._errors = ErrorLog(settings.bootstrap_servers, quiet=True)
         self._journal: dict[str, Any] = {}
         self._at_end = False
 
@@ -130,12 +142,13 @@ class LeaderFollower:
                 self._take(message)
         except KafkaException as error:
             self.close()
-            raise _unreadable(self._settings, journal_topic(self._job), error) from error
+            raise _unreadable(self._settings, journal_topic(self._job), error, self._errors) from error
         except IncompatibleState:
             self.close()
             raise
         if self._at_end:
             self.leader = leader_in(self._journal, self._job)
+            self.ended = _ended_in(self._journal)
         return self._at_end
 
     @property
@@ -154,9 +167,10 @@ class LeaderFollower:
         if self._consumer is not None:
             return self._consumer
         topic = journal_topic(self._job)
-        consumer = _make_journal_consumer(self._settings, fetch_wait_max_ms=20)
+        self._errors.refusal = None
+        consumer = _make_journal_consumer(self._settings, self._job, self._errors, fetch_wait_max_ms=20)
         try:
-            if topic not in consumer.list_topics(timeout=max(timeout_s, CONNECT_TIMEOUT_S)).topics:
+            if topic not in _list_topics(consumer, self._errors, max(timeout_s, CONNECT_TIMEOUT_S)):
                 consumer.close()
                 return None
             consumer.assign([TopicPartition(topic, 0, OFFSET_BEGINNING)])
@@ -176,17 +190,31 @@ class LeaderFollower:
             raise KafkaException(error)
 
 
-def _make_journal_consumer(settings: Settings, fetch_wait_max_ms: int) -> Consumer:
+def _make_journal_consumer(settings: Settings, job: str, errors: ErrorLog, fetch_wait_max_ms: int) -> Consumer:
     # The end is told by an event, which comes at the last stable offset with an empty answer to a fetch: for
     # that the broker would wait half a second by default.
-    config = {"enable.partition.eof": True, "fetch.wait.max.ms": fetch_wait_max_ms}
-    return make_consumer(settings, "read-committed", **config)
+    config = {"enable.partition.eof": True, "fetch.wait.max.ms": fetch_wait_max_ms, "error_cb": errors}
+    return make_consumer(settings, "read-committed", **{"group.id": job}, **config)
 
 
-def _unreadable(settings: Settings, topic: str, error: KafkaException) -> KafkaUnavailable:
+def _list_topics(consumer: Consumer, errors: ErrorLog, timeout_s: float) -> Container[str]:
+    """Raises KafkaException if the brokers refuse us, or don't answer in time."""
+    try:
+        return consumer.list_topics(timeout=timeout_s).topics
+    except KafkaException:
+        consumer.poll(0)  # has `errors` told
+        if errors.refusal is not None:
+            raise KafkaException(errors.refusal) from None
+        raise
+
+
+def _unreadable(
+    settings: Settings, topic: str, error: KafkaException, errors: ErrorLog
+) -> KafkaUnavailable:
+    cause = errors.refusal or cause_of(error)
     return KafkaUnavailable(
-        f"The journal {topic!r} can't be read from {settings.bootstrap_servers}: {reason_of(error)}.",
-        remedy="Check that the brokers are up and reachable from here.",
+        f"The journal {topic!r} can't be read from {settings.bootstrap_servers}: {said_by(cause)} ({cause.name()}).",
+        remedy=remedy_for(cause),
     )
 
 

@@ -61,6 +61,10 @@ _FIRST_PORT, _PORT_COUNT = 20_000, 10_000
 """Below the range from which systems give outgoing connections their ports: still free at the next start."""
 
 
+Adapt = Callable[[dict[str, str]], dict[str, str]]
+"""Makes the broker's settings from ours."""
+
+
 class _Launch(msgspec.Struct, frozen=True):
     """`broker.json`: the broker that was last started here."""
 
@@ -111,12 +115,21 @@ class EmbeddedKafka:
     Args:
         data_dir: made if it doesn't exist; nothing else may use it.
         heap_mb: the most memory its heap may take.
+        adapt: is given the broker's settings and returns those to use, for tests that want other listeners.
+            It has to leave one without TLS and login on loopback, at the same port, for us.
     """
 
-    def __init__(self, data_dir: Path | str, heap_mb: int = 512) -> None:
+    def __init__(
+        self,
+        data_dir: Path | str,
+        heap_mb: int = 512,
+        *,
+        adapt: Adapt = dict,
+    ) -> None:
         self.data_dir = Path(data_dir).absolute()
         self.attached = False
         self._heap_mb = heap_mb
+        self._adapt = adapt
         self._process: subprocess.Popen[bytes] | None = None
         self._lock: IO[bytes] | None = None
         self._bootstrap_servers = ""
@@ -138,7 +151,9 @@ class EmbeddedKafka:
             return self._bootstrap_servers
         with ExitStack() as undo:
             undo.callback(lock.close)
-            launcher = _Launcher(self.data_dir, self._heap_mb, lock, progress or _silent)
+            launcher = _Launcher(
+                self.data_dir, self._heap_mb, lock, progress or _silent, self._adapt
+            )
             launch, self._process = launcher.launch_bound()
             undo.pop_all()
         self._lock = lock
@@ -336,7 +351,14 @@ def _log_file(directory: Path) -> Path:
 class _Launcher:
     """Sets up the locked directory and starts a broker on it that inherits the lock."""
 
-    def __init__(self, directory: Path, heap_mb: int, lock: IO[bytes], progress: Progress) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        heap_mb: int,
+        lock: IO[bytes],
+        progress: Progress,
+        adapt: Adapt = dict,
+    ) -> None:
         if "," in str(directory):
             raise EmbeddedKafkaError(
                 f"the embedded broker can't keep its data in {directory}: to Kafka a comma is a separator",
@@ -346,6 +368,7 @@ class _Launcher:
         self._heap_mb = heap_mb
         self._lock = lock
         self._progress = progress
+        self._adapt = adapt
         self._java = find_java()
         self._jars = resolve_jars(progress)
         self._console = directory / "logs" / "console.log"
@@ -414,7 +437,7 @@ class _Launcher:
         (directory / "log4j2.properties").write_text(_log4j2_properties(directory / "logs"), encoding="ascii")
         if not (directory / "data").exists():
             self._format(launch)
-        _write_properties(directory / "server.properties", server_properties(launch, directory / "data"))
+        _write_properties(directory / "server.properties", self._properties(launch, directory / "data"))
         (directory / "broker.pid").unlink(missing_ok=True)
         unfinished = directory / "broker.json.partial"
         unfinished.write_bytes(msgspec.json.encode(launch))
@@ -423,11 +446,14 @@ class _Launcher:
         self._progress(f"starting Apache Kafka {launch.kafka_version} on {launch.bootstrap_servers}")
         return launch
 
+    def _properties(self, launch: _Launch, log_dir: Path) -> dict[str, str]:
+        return self._adapt(server_properties(launch, log_dir))
+
     def _format(self, launch: _Launch) -> None:
         # Under another name until it is whole: a killed format leaves nothing half.
         unfinished = self._directory / "data.partial"
         shutil.rmtree(unfinished, ignore_errors=True)
-        _write_properties(self._directory / "format.properties", server_properties(launch, unfinished))
+        _write_properties(self._directory / "format.properties", self._properties(launch, unfinished))
         self._progress(f"formatting {self._directory}")
         options = ["format", "-t", _cluster_id(), "-c", str(self._directory / "format.properties")]
         with self._console.open("wb") as console:

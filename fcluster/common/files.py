@@ -6,11 +6,15 @@ are plain files and no links. Must not know what the files are for.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import re
 import shutil
 import stat
 import uuid
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -35,6 +39,18 @@ def checked_name(name: str) -> str:
     return name
 
 
+def boot_id() -> str:
+    """Names the present boot of this host, "" if the system doesn't.
+
+    What was written since is there whatever becomes of the process that wrote it; after another boot only what was
+    synced is.
+    """
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
 def sync_directory(path: Path) -> None:
     """Make the names in `path` outlive a power failure."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
@@ -44,34 +60,90 @@ def sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_whole(path: Path, content: IO[bytes] | bytes) -> None:
-    """Write a file durably; it has its name only when all of it is there."""
-    temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
+@contextmanager
+def opened_directory(root: Path, *parts: str, make: bool = False) -> Generator[int]:
+    """The descriptor of the directory `parts` below `root`, of which none may be a link; `root` may.
+
+    What is done by way of the descriptor happens in that very directory, whatever its path leads to by then.
+
+    Args:
+        root: has to exist.
+        parts: checked names.
+        make: those that are missing.
+
+    Raises:
+        NotPlainFileError: one of them is a link, or no directory.
+        FileNotFoundError: one is missing, and `make` isn't set.
+    """
+    descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        with temporary.open("xb") as file:
+        for part in parts:
+            inner = _open_part(descriptor, part, make)
+            os.close(descriptor)
+            descriptor = inner
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _open_part(directory: int, part: str, make: bool) -> int:
+    if make:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(part, dir_fd=directory)
+    try:
+        return os.open(
+            part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory
+        )
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENOTDIR):
+            raise NotPlainFileError(f"{part} is a link, or no directory") from error
+        raise
+
+
+def write_whole(directory: int, name: str, content: IO[bytes] | bytes) -> None:
+    """Write a file into an opened directory, durably; it has its name only when all of it is there."""
+    temporary = f".{name}-{uuid.uuid4().hex}"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        with os.fdopen(os.open(temporary, flags, 0o666, dir_fd=directory), "wb") as file:
             if isinstance(content, bytes):
                 file.write(content)
             else:
                 shutil.copyfileobj(content, file, COPY_BYTES)
             file.flush()
             os.fsync(file.fileno())
-        temporary.rename(path)
-        sync_directory(path.parent)
+        os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
+        os.fsync(directory)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary, dir_fd=directory)
 
 
-def open_plain(path: Path) -> IO[bytes]:
-    """Open a plain file to read it.
+def open_plain(directory: int, name: str) -> IO[bytes]:
+    """Open a plain file of an opened directory to read it.
 
     Raises:
         NotPlainFileError: it is missing, or something else.
     """
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        descriptor = os.open(name, flags, dir_fd=directory)
     except OSError as error:
-        raise NotPlainFileError(f"{path.name} can't be opened: {error.strerror}") from error
+        raise NotPlainFileError(f"{name} can't be opened: {error.strerror}") from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise NotPlainFileError(f"{path.name} is no plain file")
+        raise NotPlainFileError(f"{name} is no plain file")
     return os.fdopen(descriptor, "rb")
+
+
+def remove_plain(directory: int, name: str) -> bool:
+    """Remove a name from an opened directory; whether it was there and could be removed. What is a directory
+    stays: nothing of ours is one.
+    """
+    try:
+        os.unlink(name, dir_fd=directory)
+    except (FileNotFoundError, IsADirectoryError):
+        return False
+    except PermissionError:  # what some systems say of a directory
+        return False
+    return True

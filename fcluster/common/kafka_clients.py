@@ -47,7 +47,7 @@ FENCE_FIRST_WAIT_S: Final = 0.03
 about 20 ms to abort an open transaction, which the second one then finds done."""
 
 _NO_GROUP: Final = "fcluster-reader"
-"""For consumers that neither commit nor join: librdkafka wants some name."""
+"""For consumers that neither commit nor join, of who knows no job: librdkafka wants some name."""
 
 _NO_OFFSET: Final = -1001
 _POLL_INTERVAL_S: Final = 0.02
@@ -64,7 +64,6 @@ _COMMON: Final[Mapping[str, Any]] = {
     "log.connection.close": False,
 }
 _CONSUMER: Final[Mapping[str, Any]] = {
-    "group.id": _NO_GROUP,
     "enable.auto.commit": False,
     "auto.offset.reset": "error",  # a gap is an error that names it, never a jump
     "allow.auto.create.topics": False,
@@ -125,6 +124,7 @@ def consumer_config(settings: Settings, isolation: Isolation, **extra: Any) -> d
         **extra: configuration by librdkafka's names, such as ``**{"fetch.wait.max.ms": 8}``.
     """
     defaults = {**_CONSUMER, "isolation.level": isolation.replace("-", "_")}
+    defaults["group.id"] = settings.reading_group or _NO_GROUP
     return _config(settings, "consumer.", _PRODUCER_ONLY, defaults, extra)
 
 
@@ -197,7 +197,7 @@ def _config(
 
 
 def _make(kind: Callable[..., _Client], config: dict[str, Any]) -> _Client:
-    config.setdefault("error_cb", _ErrorLog(str(config["bootstrap.servers"])))
+    config.setdefault("error_cb", ErrorLog(str(config["bootstrap.servers"])))
     try:
         return kind(config, logger=_kafka_logger)
     except KafkaException as error:
@@ -207,18 +207,43 @@ def _make(kind: Callable[..., _Client], config: dict[str, Any]) -> _Client:
         ) from error
 
 
-class _ErrorLog:
-    """Says once in a while that no broker can be reached; all else comes back from calls."""
+# What a client goes on retrying though it won't help: somebody has to correct a setting.
+_REFUSALS: Final = frozenset(
+    {"_AUTHENTICATION", "SASL_AUTHENTICATION_FAILED", "UNSUPPORTED_SASL_MECHANISM", "ILLEGAL_SASL_STATE", "_SSL"}
+)
+
+
+class ErrorLog:
+    """What clients report by themselves: logs it once in a while, and remembers a refusal.
+
+    Args:
+        brokers: for the message.
+        quiet: it only remembers: its owner speaks.
+    """
 
     INTERVAL_S = 10.0
 
-    def __init__(self, brokers: str) -> None:
+    def __init__(self, brokers: str, *, quiet: bool = False) -> None:
+        self.refusal: KafkaError | None = None
+        """Why the brokers last wouldn't have us; it may have been corrected since."""
         self._brokers = brokers
-        self._silent_until = 0.0
+        self._quiet = quiet
+        self._silent_until = dict[bool, float]()
 
     def __call__(self, error: KafkaError) -> None:
-        if error.code() == KafkaError._ALL_BROKERS_DOWN and time.monotonic() >= self._silent_until:
-            self._silent_until = time.monotonic() + self.INTERVAL_S
+        refused = error.name() in _REFUSALS
+        if refused:
+            self.refusal = error
+        if self._quiet or (not refused and error.code() != KafkaError._ALL_BROKERS_DOWN):
+            return  # all else comes back from calls
+        if time.monotonic() < self._silent_until.get(refused, 0.0):
+            return
+        self._silent_until[refused] = time.monotonic() + self.INTERVAL_S
+        if refused:
+            _kafka_logger.warning(
+                "Kafka at %s won't have us, trying on: %s. %s", self._brokers, said_by(error), remedy_for(error)
+            )
+        elif self.refusal is None:
             _kafka_logger.warning("no Kafka broker can be reached at %s: trying on", self._brokers)
 
 
@@ -229,6 +254,14 @@ def reason_of(error: KafkaException) -> str:
     """What librdkafka says, with the error's name."""
     cause = cause_of(error)
     return f"{cause.str()} ({cause.name()})"
+
+
+_DETAILS = re.compile(r" \(after [0-9]+ms in state \w+(, [0-9]+ identical error\(s\) suppressed)?\)")
+
+
+def said_by(error: KafkaError) -> str:
+    """What librdkafka says, without how long that took it: the same trouble is then told in the same words."""
+    return _DETAILS.sub("", error.str())
 
 
 def cause_of(error: KafkaException) -> KafkaError:
@@ -253,7 +286,7 @@ def _unavailable(
     where = f" at {brokers}" if brokers else ""
     return KafkaUnavailable(
         f"Kafka{where} didn't do what was asked ({what}): {cause.str()} ({cause.name()}).",
-        remedy=_remedy(cause),
+        remedy=remedy_for(cause),
     )
 
 
@@ -262,12 +295,16 @@ def _untyped(admin: AdminClient) -> Any:
     return admin
 
 
-def _remedy(cause: KafkaError) -> str:
+def remedy_for(cause: KafkaError) -> str:
+    """What a user can do about an error of Kafka's."""
     name = cause.name()
     if "AUTHORIZATION" in name or "POLICY" in name:
         return "Let the job's Kafka user do this (ACLs), or let someone do it who may."
     if "AUTHENTICATION" in name or "SASL" in name:
-        return "Check the credentials (kafka.security.protocol, kafka.sasl.mechanism, kafka.sasl.username)."
+        return (
+            "Check the login: kafka.sasl.username, kafka.sasl.mechanism, and the password "
+            "(FCLUSTER_KAFKA_SASL_PASSWORD in the environment, or sasl.password under [kafka] in fcluster.toml)."
+        )
     if "SSL" in name:
         return "Check kafka.security.protocol and the certificates (kafka.ssl.ca.location and so on)."
     if name == "INVALID_REPLICATION_FACTOR":
@@ -289,21 +326,36 @@ def connect_or_raise(admin: AdminClient, settings: Settings, timeout_s: float = 
             remedy="Give them with --brokers host:9092, or as bootstrap.servers in fcluster.toml.",
         )
     try:
-        admin.list_topics(timeout=timeout_s)
+        _list_topics_unless_refused(admin, timeout_s)
     except KafkaException as error:
-        admin.poll(0)  # has the reasons noted
         cause = getattr(admin, "last_error", None) or cause_of(error)
-        remedy = _remedy(cause)
+        remedy = remedy_for(cause)
         if cause.name() in ("_TRANSPORT", "_TIMED_OUT", "_RESOLVE", "_ALL_BROKERS_DOWN"):
             remedy = (
                 "Check that Kafka runs there, and that address and port are right (--brokers or "
                 "bootstrap.servers); if it wants TLS or a login, set kafka.security.protocol and so on."
             )
-        raise KafkaUnavailable(
-            f"No Kafka broker at {brokers} answered within {timeout_s:g} s: {cause.str()}.", remedy=remedy
-        ) from error
+        said = f"answered within {timeout_s:g} s" if cause.name() not in _REFUSALS else "let us in"
+        raise KafkaUnavailable(f"No Kafka broker at {brokers} {said}: {said_by(cause)}.", remedy=remedy) from error
     if settings.processing_guarantee == "exactly-once":
         _check_transaction_timeout(admin, settings)
+
+
+def _list_topics_unless_refused(admin: AdminClient, timeout_s: float) -> None:
+    """Raises KafkaException once the brokers have refused us, or haven't answered in time: librdkafka itself
+    would try the same wrong password until then."""
+    deadline = time.monotonic() + timeout_s
+    wait_s = 0.5
+    while True:
+        try:
+            admin.list_topics(timeout=min(wait_s, _remaining_s(deadline)))
+            return
+        except KafkaException:
+            admin.poll(0)  # has the reasons noted
+            last_error: KafkaError | None = getattr(admin, "last_error", None)
+            if time.monotonic() >= deadline or (last_error is not None and last_error.name() in _REFUSALS):
+                raise
+        wait_s *= 2
 
 
 def _check_transaction_timeout(admin: AdminClient, settings: Settings) -> None:
@@ -638,7 +690,7 @@ def _position(group: str, at: TopicPartition) -> CommittedPosition | None:
     if at.error is not None:
         raise KafkaUnavailable(
             f"The committed offset of {at.topic}/{at.partition} can't be read: {at.error.str()}.",
-            remedy=_remedy(at.error),
+            remedy=remedy_for(at.error),
         )
     if at.offset == _NO_OFFSET:
         return None
@@ -679,13 +731,35 @@ def delete_records_before(
 # --- fencing -------------------------------------------------------------------------------------------
 
 
+def fencing_producers(settings: Settings, transactional_id: str) -> list[Producer]:
+    """Two connected producers, for `fence_transactional_id`. As long as they do nothing they disturb nobody.
+
+    Raises:
+        KafkaUnavailable: the brokers don't answer.
+    """
+    producers = [make_producer(settings, transactional_id) for _ in range(2)]
+    with _asking(settings, f"connecting to fence {transactional_id!r}"):
+        for producer in producers:
+            producer.list_topics(timeout=REQUEST_TIMEOUT_S)
+    return producers
+
+
 def fence_transactional_id(
-    settings: Settings, transactional_id: str, timeout_s: float = REQUEST_TIMEOUT_S
+    settings: Settings,
+    transactional_id: str,
+    timeout_s: float = REQUEST_TIMEOUT_S,
+    ready: list[Producer] | None = None,
 ) -> None:
     """Abort what the id has open, and make its former owner's next call fail.
 
     When this returns, no transaction of any earlier producer with this id can commit any more. It takes
     about 60 ms for an idle id, 90 ms with an open transaction. Calling it again does no harm.
+
+    Args:
+        settings: of the cluster.
+        transactional_id: to be fenced.
+        timeout_s: for all of it.
+        ready: from `fencing_producers`, which makes it quicker. Emptied.
 
     Raises:
         KafkaUnavailable: the broker didn't confirm it in time; the id may or may not be fenced.
@@ -695,9 +769,11 @@ def fence_transactional_id(
     # A producer whose initialisation met the open transaction sleeps for a fixed 500 ms before it asks
     # again; another one with the same id, asking a moment later, finds it aborted. The sleeper is destroyed
     # here, before anyone else uses the id: asking once more it would fence the next owner.
-    producer = make_producer(settings, transactional_id)
+    connected = [] if ready is None else ready
+    producer = connected.pop() if connected else make_producer(settings, transactional_id)
     while True:
-        spare = make_producer(settings, transactional_id)  # connects while the first one asks
+        # If it is made only now, it connects while the first one asks.
+        spare = connected.pop() if connected else make_producer(settings, transactional_id)
         try:
             producer.list_topics(timeout=_remaining_s(deadline))
             producer.init_transactions(min(wait_s, _remaining_s(deadline)))

@@ -125,8 +125,8 @@ class Keyring:
             raise KeysUnusable(
                 f"{self.directory} is no directory.", remedy="security.keys.dir names a directory of keys."
             )
-        # Sticky ones are how volumes of secrets are mounted, read-only.
-        if mode & 0o002 and not mode & stat.S_ISVTX:
+        # Volumes of secrets are mounted so, but read-only.
+        if mode & 0o002 and not _is_read_only(self.directory):
             raise KeysUnusable(
                 f"Everybody may write to the keys directory {self.directory}.",
                 remedy=f"chmod 700 {self.directory}, and check that the keys in it are yours.",
@@ -217,6 +217,11 @@ def _read(path: Path, half: Half, role: Role) -> bytes:
             f"The secret key {path} is open to others (mode {stat.S_IMODE(mode):03o}).",
             remedy=f"chmod 600 {path}",
         )
+    if mode & 0o002:
+        raise KeysUnusable(
+            f"Everybody may write to the key {path}.",
+            remedy=f"chmod 644 {path}, and check that it is yours: copy it again from where it was made.",
+        )
     match = _LINE.fullmatch(text.decode("ascii", "replace").strip())
     if match is None or match[2] != half:
         raise KeysUnusable(
@@ -230,6 +235,10 @@ def _read(path: Path, half: Half, role: Role) -> bytes:
             remedy="A key is bound to its role: use the file of the right one, under its own name.",
         )
     return match[3].encode()
+
+
+def _is_read_only(directory: Path) -> bool:
+    return bool(os.statvfs(directory).f_flag & os.ST_RDONLY)
 
 
 def _role_of(stem: str) -> Role | None:

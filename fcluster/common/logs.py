@@ -16,6 +16,9 @@ from datetime import UTC, datetime
 from typing import TextIO
 
 LEVELS = ("debug", "info", "warning", "error")
+_CONTROL = {
+    code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"
+}
 
 
 class LogFormatter(logging.Formatter):
@@ -23,6 +26,10 @@ class LogFormatter(logging.Formatter):
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+
+    def format(self, record: logging.LogRecord) -> str:
+        # Some of it was said by others, and whoever reads a log reads it on a terminal.
+        return super().format(record).translate(_CONTROL)
 
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: ARG002, N802
         moment = datetime.fromtimestamp(record.created, UTC)

@@ -9,6 +9,11 @@ Every message about work carries the worker's `session`. A session begins with a
 the worker is declared dead, is fenced, or says `Hello` anew. A worker initialises its transactional
 producers exactly once in a session, and commits only on a `Complete` of that same session: a worker that
 was fenced therefore can't come back to life by initialising its producers again.
+
+`Assign`, `Revoke` and `Released` pass shards on, so they must not be obeyed twice: one that comes once more, behind
+what was sent after it, would give a shard two owners. Their senders number them, rising within a session (and a
+term), and what isn't newer than the last one is dropped. All other messages name the epoch or the session that they are
+about, and mean nothing once that is over.
 """
 
 from __future__ import annotations
@@ -20,6 +25,9 @@ import msgspec
 from fcluster.common.ids import ShardId
 
 PROTOCOL_VERSION = 1
+
+AGENT_WORKERS_MAX = 1_000
+"""Workers of one agent: a number that is mistyped shall not bring a host down."""
 
 _M = TypeVar("_M")
 
@@ -34,8 +42,11 @@ _Session = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 _Slot = Annotated[int, msgspec.Meta(ge=-1, le=2**31 - 1)]
 _Offset = Annotated[int, msgspec.Meta(ge=-1001, le=2**63 - 1)]  # -1001 is Kafka's own "none"
 _Milliseconds = Annotated[float, msgspec.Meta(ge=0, le=1e12)]
-_Name = Annotated[str, msgspec.Meta(max_length=255)]
-_Address = Annotated[str, msgspec.Meta(max_length=4096)]
+# Names are shown on terminals and stand in logs: without what moves a cursor or begins a new line.
+_PRINTABLE = r"\A[^\x00-\x1f\x7f-\x9f\u2028\u2029]*\Z"
+_Name = Annotated[str, msgspec.Meta(max_length=255, pattern=_PRINTABLE)]
+_Address = Annotated[str, msgspec.Meta(max_length=4096, pattern=_PRINTABLE)]
+_Workers = Annotated[int, msgspec.Meta(ge=0, le=AGENT_WORKERS_MAX)]
 
 
 class MalformedMessage(Exception):
@@ -108,8 +119,14 @@ class Hello(Message, frozen=True):
     session it holds; the coordinator then answers with an adopting `Welcome` for that session, or with
     `Evicted`. `slot` is the wanted slot (-1: any). `epoch` is the highest epoch the worker knows of,
     `prepared_epoch` one it has prepared and not yet been told the outcome of (0: none), `in_flight_epoch` one
-    that it has frozen and not yet committed, prepared or not (0: none). Messages may have been lost with the
-    connection, so this one tells all that the coordinator needs: a shard that is not in `owned` is not held.
+    that it has frozen and not yet committed, prepared or not (0: none). `process_space` names the space in which
+    `pid` is unique (see `processes.process_space`), empty if unknown; `leaving` says what `Leaving` says.
+    Messages may have been lost with the connection, so this one tells all that the coordinator needs: a shard
+    that is not in `owned` is not held.
+
+    `term` is the newest in which a coordinator has spoken to this process (0: none yet): one of an older term, to
+    whom this is said, has been deposed, or is lied to. `draining`: it processes no more because it was told to
+    `Drain`.
     """
 
     worker: _Name
@@ -125,13 +142,18 @@ class Hello(Message, frozen=True):
     snapshot_store: _Address
     version: _Name
     in_flight_epoch: _Number = 0
+    process_space: _Name = ""
+    leaving: bool = False
+    term: _Number = 0
+    draining: bool = False
 
 
 class Heartbeat(Message, frozen=True):
-    """Alive, every `heartbeat.interval.ms`."""
+    """Alive, every `heartbeat.interval.ms`. `orders_heard`: the number of the last `Assign` or `Revoke` of this term."""
 
     session: _Session
     stats: WorkerStats
+    orders_heard: _Number
 
 
 class Dirty(Message, frozen=True):
@@ -173,6 +195,7 @@ class Released(Message, frozen=True):
 
     session: _Session
     shards: list[ShardId]
+    number: _Number
 
 
 class Drained(Message, frozen=True):
@@ -188,10 +211,55 @@ class WorkerFailed(Message, frozen=True):
     reason: str
 
 
+class Leaving(Message, frozen=True):
+    """The worker was asked to leave: its shards are to move away. It works on until it has none.
+
+    Said again until the worker is gone, for a new leader or after a lost connection `Hello` says it.
+    """
+
+    session: _Session
+
+
 class Goodbye(Message, frozen=True):
     """The worker leaves in good order: it holds nothing uncommitted and its producers are closed."""
 
     session: _Session
+
+
+# --- agents ---------------------------------------------------------------------------------------------
+
+
+class AgentReport(Message, frozen=True):
+    """What an agent says of itself, every `heartbeat.interval.ms` and when it changes.
+
+    An agent runs workers on a host, and connects with a worker's key. `agent` is random for each process,
+    `running` the process ids of its workers, `target` how many it means to have. `taken_term` and `taken_order`
+    name the last `AgentOrder` that it took. Answered with `AgentOrder`, or with `Shutdown` when the job ends.
+    `slots_wanted`: it wants to be told which slots its workers have.
+    """
+
+    agent: _Name
+    job: _Name
+    host: _Name
+    pid: _Number
+    target: _Workers
+    running: Annotated[list[_Number], msgspec.Meta(max_length=2 * AGENT_WORKERS_MAX)]
+    taken_term: _Number
+    taken_order: _Number
+    slots_wanted: bool = False
+
+
+class AgentOrder(Message, frozen=True):
+    """The coordinator is alive, and wants the agent to have `target` workers, unless `order` is 0.
+
+    Repeated until the agent says that it took it, and taken once: orders rise within a term. `slots` are those
+    of the agent's workers by process id, if it asked.
+    """
+
+    term: _Number
+    order: _Number
+    target: _Workers
+    slots: dict[int, int] = {}
 
 
 # --- coordinator to worker ---------------------------------------------------------------------------
@@ -232,6 +300,7 @@ class Assign(Message, frozen=True):
     term: _Number
     session: _Session
     shards: list[ShardId]
+    number: _Number
 
 
 class Revoke(Message, frozen=True):
@@ -240,6 +309,7 @@ class Revoke(Message, frozen=True):
     term: _Number
     session: _Session
     shards: list[ShardId]
+    number: _Number
 
 
 class Standby(Message, frozen=True):
@@ -275,6 +345,20 @@ class Complete(Message, frozen=True):
 
 class Drain(Message, frozen=True):
     """Process no more, commit what is processed, answer `Drained`, and wait for `Shutdown`."""
+
+    term: _Number
+    session: _Session
+
+
+class Leave(Message, frozen=True):
+    """An operator wants this worker gone: answer `Leaving`, and don't come back."""
+
+    term: _Number
+    session: _Session
+
+
+class Dismiss(Message, frozen=True):
+    """To a worker that is leaving: nobody can take its shards, so commit what is processed and go."""
 
     term: _Number
     session: _Session
@@ -320,21 +404,75 @@ class StopReply(Message, frozen=True):
     term: _Number
 
 
+class DrainRequest(Message, frozen=True):
+    """Let one worker leave: `worker` is its slot, its id, or HOST:PID. Answered with `DrainReply`.
+
+    May be repeated; whether it is gone shows in the status.
+    """
+
+    worker: _Name
+
+
+class DrainReply(Message, frozen=True):
+    """That worker leaves. `others` workers remain that can take its shards."""
+
+    term: _Number
+    slot: _Slot
+    worker: _Name
+    host: _Name
+    pid: _Number
+    others: _Number
+
+
+class ScaleRequest(Message, frozen=True):
+    """Have `total` workers, spread over all agents; or, if that is -1, so many at each of `places`.
+
+    A place is an agent's host, HOST:PID, or its id. Answered with `ScaleReply`.
+    """
+
+    total: Annotated[int, msgspec.Meta(ge=-1, le=1_000_000)] = -1
+    places: Annotated[dict[_Name, _Workers], msgspec.Meta(max_length=1_000)] = {}
+
+
+class AgentTarget(msgspec.Struct, frozen=True, array_like=True):
+    """How many workers an agent is to have."""
+
+    agent: _Name
+    host: _Name
+    pid: _Number
+    target: _Workers
+
+
+class ScaleReply(Message, frozen=True):
+    """What the agents were told; whether they have done it shows in the status."""
+
+    term: _Number
+    targets: list[AgentTarget]
+
+
 # --- standby coordinators ------------------------------------------------------------------------------
 
 
 class LeaderCheck(Message, frozen=True):
-    """Ask whether the leader lives; `standby` names who asks, for people. Answered with `LeaderAlive`."""
+    """Ask whether the leader lives; `standby` names who asks, for people. Answered with `LeaderAlive`.
+
+    `leaves`: don't count on this standby any more. Not answered then.
+    """
 
     standby: _Name
+    leaves: bool = False
 
 
 class LeaderAlive(Message, frozen=True):
-    """`cluster_id` is that of the leader's record in the journal; `rank` the asker's turn, from 0."""
+    """`cluster_id` is that of the leader's record in the journal; `rank` the asker's turn, from 0.
+
+    `resigns`: the leader asks this standby to take over now. It goes on leading until that has happened.
+    """
 
     term: _Number
     cluster_id: _Name
     rank: _Number
+    resigns: bool = False
 
 
 FromWorker = (
@@ -347,18 +485,33 @@ FromWorker = (
     | Released
     | Drained
     | WorkerFailed
+    | Leaving
     | Goodbye
 )
-FromAdmin = StatusRequest | StopRequest
+FromAgent = AgentReport
+FromAdmin = StatusRequest | StopRequest | DrainRequest | ScaleRequest
 FromStandby = LeaderCheck
 ToWorker = (
-    Welcome | Refused | Evicted | Assign | Revoke | Standby | Barrier | Complete | Drain | Shutdown | HeartbeatAck
+    Welcome
+    | Refused
+    | Evicted
+    | Assign
+    | Revoke
+    | Standby
+    | Barrier
+    | Complete
+    | Drain
+    | Leave
+    | Dismiss
+    | Shutdown
+    | HeartbeatAck
 )
-ToAdmin = StatusReply | StopReply | Refused
+ToAgent = AgentOrder | Shutdown | Refused
+ToAdmin = StatusReply | StopReply | DrainReply | ScaleReply | Refused
 ToStandby = LeaderAlive
 
-ToCoordinator = FromWorker | FromAdmin | FromStandby
-FromCoordinator = ToWorker | ToAdmin | ToStandby
+ToCoordinator = FromWorker | FromAgent | FromAdmin | FromStandby
+FromCoordinator = ToWorker | ToAgent | ToAdmin | ToStandby
 
 _encoder = msgspec.msgpack.Encoder()
 _to_coordinator = msgspec.msgpack.Decoder(ToCoordinator)

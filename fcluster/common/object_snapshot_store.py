@@ -40,11 +40,14 @@ from fcluster.common.files import NotPlainFileError, checked_name
 from fcluster.common.ids import ShardId
 from fcluster.common.snapshot_store import (
     HASH,
+    IDENTITY_BYTES_MAX,
     IDENTITY_NAME,
     MANIFEST_BYTES_MAX,
     MANIFEST_NAME,
     SnapshotStoreUnavailable,
+    bad_identity,
     checked_hash,
+    checked_identity,
     checked_manifest_name,
 )
 
@@ -254,7 +257,10 @@ class ObjectSnapshotStore:
         with self._told(f"reading {IDENTITY_NAME}"):
             for _attempt in range(2):
                 try:
-                    return bytes(obstore.get(self._objects, IDENTITY_NAME).bytes()).decode("ascii").strip()
+                    found = obstore.get(self._objects, IDENTITY_NAME)
+                    if found.meta["size"] > IDENTITY_BYTES_MAX:
+                        raise bad_identity(self._url)
+                    return checked_identity(bytes(found.bytes()), self._url)
                 except FileNotFoundError:
                     self._make_identity()
             raise BaseError("it was written and isn't there")

@@ -29,6 +29,8 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import IO, TypeVar
 
+from fcluster.common.files import boot_id
+
 LINE_BYTES_MAX = 16 * 1024
 LOG_BYTES_MAX = 32 * 1024 * 1024
 
@@ -38,6 +40,22 @@ _KERNEL_BINDS = sys.platform == "linux"
 
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
+
+
+# --- naming ------------------------------------------------------------------------------------------
+
+
+def process_space() -> str:
+    """Names the space in which this process's id stands for it: a boot of a host, and a namespace of ids in it.
+
+    Two processes that have the same one mean the same process by the same id; host names don't say that
+    (containers may share them). Empty if the system has no such names.
+    """
+    boot = boot_id()
+    try:
+        return f"{boot}/{os.readlink('/proc/self/ns/pid')}" if boot else ""
+    except OSError:
+        return ""
 
 
 # --- starting ----------------------------------------------------------------------------------------

@@ -39,6 +39,7 @@ _SECRET = re.compile(r"password|passphrase|secret|key|token|jaas|credential|oaut
 _NO_SECRETS: Final = {"security.keys.dir"}  # says where they are
 _USER_INFO = re.compile(r"(?<=://)[^/@\s]+(?=@)")
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(ms|s|sec|m|min|h|d)?", re.IGNORECASE)
+_HOST_AND_PORT = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})")
 _UNIT_MS: Final = {
     "ms": 1,
     "s": 1000,
@@ -118,6 +119,29 @@ def _text(default: str) -> Any:
     return _setting(default, parse)
 
 
+def _advertised_address() -> Any:
+    expected = "a host's name or address, with or without a port: 'host-a', 'host-a:7070', 'tcp://host-a:7070'"
+
+    def parse(value: Any) -> str:
+        text = str(value).strip().removeprefix("tcp://")
+        if text and not re.fullmatch(r"([A-Za-z0-9._-]{1,255}|\[[0-9a-fA-F:.]{2,45}\])(:[0-9]{1,5})?", text):
+            raise _BadValueError(expected)
+        return text
+
+    return _setting("", parse)
+
+
+def _listening_address(default: str) -> Any:
+    def parse(value: Any) -> str:
+        text = str(value).strip()
+        match = _HOST_AND_PORT.fullmatch(text)
+        if text and (match is None or int(match[1]) > 65_535):
+            raise _BadValueError("a host and a port, like '127.0.0.1:8080' or '[::]:8080', or nothing")
+        return text
+
+    return _setting(default, parse)
+
+
 def _boolean(default: bool) -> Any:
     def parse(value: Any) -> bool:
         text = str(value).strip().lower()
@@ -176,6 +200,10 @@ class Settings:
         workers: processes that `fcluster up` starts.
         coordinator_address: where workers find the coordinator; empty: the journal says.
         coordinator_bind: where the coordinator listens.
+        coordinator_advertised_address: ``host`` or ``host:port`` that others are told instead, where it can't
+            be reached by the name or address that it sees itself; empty: what it sees.
+        http_bind: ``host:port`` where the process answers `/live`, `/ready` and `/status`; port 0: any free one,
+            which the log names; empty: nowhere.
         isolation_level: of the sources that name none themselves.
         source_gap: what deleted but unprocessed source records lead to: "fail" or "continue".
         replication_factor: of topics the cluster creates; -1: the brokers' default.
@@ -184,7 +212,11 @@ class Settings:
         epoch_records_max: an open epoch takes no more records.
         initial_rebalance_delay_ms: wait for more workers before the first assignment.
         coordinator_loss_bound_ms: workers go on without a coordinator for so long.
+        worker_leave_timeout_ms: a worker that was asked to leave (SIGTERM) waits so long for its shards to move
+            away warm; then it commits what it has processed and goes. 0: at once.
         kafka: passed through to librdkafka, by its own names, without the prefix `kafka.`.
+        reading_group: no setting, but for the program to say: the group of consumers that neither join nor commit,
+            since a broker asks even those whether they may read as that group. Empty: none in particular.
     """
 
     bootstrap_servers: str = _text("")
@@ -205,6 +237,8 @@ class Settings:
     workers: int = _integer(4, least=1, most=10_000)
     coordinator_address: str = _text("")
     coordinator_bind: str = _text("tcp://127.0.0.1:0")
+    coordinator_advertised_address: str = _advertised_address()
+    http_bind: str = _listening_address("")
     isolation_level: Isolation = _choice("read-committed", "read-uncommitted")  # noqa: RUF009
     source_gap: SourceGapPolicy = _choice("fail", "continue")  # noqa: RUF009
     replication_factor: int = _integer(-1, least=1, most=32_767, also=-1)
@@ -213,7 +247,9 @@ class Settings:
     epoch_records_max: int = _integer(500_000, least=1, most=_INT_MAX)
     initial_rebalance_delay_ms: int = _duration(3000, least=0, most=3_600_000)
     coordinator_loss_bound_ms: int = _duration(30_000, least=100)
+    worker_leave_timeout_ms: int = _duration(20_000, least=0, most=3_600_000)
     kafka: Mapping[str, str] = field(default_factory=dict[str, str], hash=False)
+    reading_group: str = ""
 
     def __post_init__(self) -> None:
         if not self.snapshots:
@@ -235,10 +271,10 @@ class Settings:
         return {name: redact(name, value) for name, value in self.as_mapping().items()}
 
 
-_ATTRIBUTES: Final = tuple(f.name for f in fields(Settings) if f.name != "kafka")
 _PARSERS: Final[dict[str, Callable[[Any], Any]]] = {
-    f.name: f.metadata["parse"] for f in fields(Settings) if f.name != "kafka"
+    f.name: f.metadata["parse"] for f in fields(Settings) if "parse" in f.metadata
 }
+_ATTRIBUTES: Final = tuple(_PARSERS)
 _ALIASES: Final = {
     "commit.interval.ms": "commit_interval_max_ms",
     "brokers": "bootstrap_servers",

@@ -15,17 +15,28 @@ import re
 import stat
 import time
 import uuid
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Protocol
 
 from fcluster.common.errors import FclusterError, SettingsError
-from fcluster.common.files import checked_name, open_plain, sync_directory, write_whole
+from fcluster.common.files import (
+    NotPlainFileError,
+    checked_name,
+    open_plain,
+    opened_directory,
+    remove_plain,
+    write_whole,
+)
 from fcluster.common.ids import ShardId
 
 MANIFEST_BYTES_MAX = 16 * 1024 * 1024
 HASH = re.compile(r"[0-9a-f]{64}")
-MANIFEST_NAME = re.compile(r"\d{20}-\d{20}\.json")
+MANIFEST_NAME = re.compile(r"[0-9]{20}-[0-9]{20}\.json")
 IDENTITY_NAME = "STORE-ID"
+IDENTITY_BYTES_MAX = 64
+_IDENTITY = re.compile(rb"[0-9a-f]{32}\n?")
 OBJECT_STORE_SCHEMES = frozenset({"s3", "gs", "az"})
 
 
@@ -114,6 +125,9 @@ def store_identity(url: str, job: str) -> str:
 class DirectorySnapshotStore:
     """A snapshot store in a local or shared directory.
 
+    Others may write there as well, and change it at any moment: each step is done by way of the descriptors of
+    directories that were opened without following a link.
+
     Args:
         root: made if missing. It may be a link; nothing inside may.
         job: its name becomes a directory's.
@@ -127,7 +141,8 @@ class DirectorySnapshotStore:
         self._job = checked_name(job)
         try:
             root.mkdir(parents=True, exist_ok=True)
-            self._identity = self._read_or_make_identity()
+            with opened_directory(root) as directory:
+                self._identity = self._read_or_make_identity(directory)
         except OSError as error:
             raise SettingsError(
                 f"snapshots: {root} can't be used: {error.strerror or error}",
@@ -138,86 +153,117 @@ class DirectorySnapshotStore:
         return self._identity
 
     def file_size(self, shard: ShardId, file_hash: str) -> int | None:
-        path = self._folder(shard, "files") / checked_hash(file_hash)
+        name = checked_hash(file_hash)
         try:
-            found = path.lstat()
-            if not stat.S_ISREG(found.st_mode):
-                return None
-            os.utime(path, follow_symlinks=False)
+            with self._folder(shard, "files") as folder:
+                found = os.stat(name, dir_fd=folder, follow_symlinks=False)
+                if not stat.S_ISREG(found.st_mode):
+                    return None
+                os.utime(name, dir_fd=folder, follow_symlinks=False)
         except FileNotFoundError:
             return None
         return found.st_size
 
     def put_file(self, shard: ShardId, file_hash: str, source: Path) -> None:
-        folder = self._folder(shard, "files")
-        with source.open("rb") as content:
-            write_whole(folder / checked_hash(file_hash), content)
+        with source.open("rb") as content, self._folder(shard, "files", make=True) as folder:
+            write_whole(folder, checked_hash(file_hash), content)
 
     def open_file(self, shard: ShardId, file_hash: str) -> IO[bytes]:
-        return open_plain(self._folder(shard, "files") / checked_hash(file_hash))
+        return self._open(shard, "files", checked_hash(file_hash))
 
     def put_manifest(self, shard: ShardId, name: str, content: bytes) -> None:
-        write_whole(self._folder(shard, "manifests") / checked_manifest_name(name), content)
+        with self._folder(shard, "manifests", make=True) as folder:
+            write_whole(folder, checked_manifest_name(name), content)
 
     def manifest_names(self, shard: ShardId) -> list[str]:
-        folder = self._folder(shard, "manifests", make=False)
         try:
-            names = os.listdir(folder)
+            with self._folder(shard, "manifests") as folder:
+                names = os.listdir(folder)
         except FileNotFoundError:
             return []
         return sorted((name for name in names if MANIFEST_NAME.fullmatch(name)), reverse=True)
 
     def read_manifest(self, shard: ShardId, name: str) -> bytes:
-        with open_plain(self._folder(shard, "manifests") / checked_manifest_name(name)) as file:
-            return file.read(MANIFEST_BYTES_MAX)
+        with self._open(shard, "manifests", checked_manifest_name(name)) as file:
+            content = file.read(MANIFEST_BYTES_MAX + 1)
+        if len(content) > MANIFEST_BYTES_MAX:
+            raise NotPlainFileError(f"{name} is too large for a manifest")
+        return content
 
     def delete_manifest(self, shard: ShardId, name: str) -> None:
-        folder = self._folder(shard, "manifests")
-        (folder / checked_manifest_name(name)).unlink(missing_ok=True)
-        sync_directory(folder)
+        with self._folder(shard, "manifests", make=True) as folder:
+            if remove_plain(folder, checked_manifest_name(name)):
+                os.fsync(folder)
 
     def delete_unreferenced(self, shard: ShardId, referenced: set[str], older_than_s: float) -> int:
         deleted, now_s = 0, time.time()
         for kind in ("files", "manifests"):
-            folder = self._folder(shard, kind)
-            for entry in os.scandir(folder):
-                whole = HASH if kind == "files" else MANIFEST_NAME
-                if whole.fullmatch(entry.name) and (kind == "manifests" or entry.name in referenced):
-                    continue
-                try:
-                    if now_s - entry.stat(follow_symlinks=False).st_mtime >= older_than_s:
-                        os.unlink(entry.path)
-                        deleted += 1
-                except FileNotFoundError:
-                    pass  # another process prunes the same shard
+            with self._folder(shard, kind, make=True) as folder:
+                for entry in os.scandir(folder):
+                    whole = HASH if kind == "files" else MANIFEST_NAME
+                    if whole.fullmatch(entry.name) and (kind == "manifests" or entry.name in referenced):
+                        continue
+                    try:
+                        age_s = now_s - entry.stat(follow_symlinks=False).st_mtime
+                    except FileNotFoundError:
+                        continue  # another process prunes the same shard
+                    if age_s >= older_than_s:
+                        deleted += remove_plain(folder, entry.name)
         return deleted
 
-    def _folder(self, shard: ShardId, kind: str, *, make: bool = True) -> Path:
-        path = self.root
-        for part in (self._job, checked_name(shard.stage), str(int(shard.partition)), kind):
-            path = path / part
-            if path.is_symlink():
-                raise FclusterError(
-                    f"{path} in the snapshot store is a link, which is refused",
-                    remedy="Replace it by a directory; the store's root itself may be a link.",
-                )
-        if make:
-            path.mkdir(parents=True, exist_ok=True)
-        return path
+    def _open(self, shard: ShardId, kind: str, name: str) -> IO[bytes]:
+        try:
+            with self._folder(shard, kind) as folder:
+                return open_plain(folder, name)
+        except FileNotFoundError as error:
+            raise NotPlainFileError(f"{name} can't be opened: {error.strerror}") from error
 
-    def _read_or_make_identity(self) -> str:
-        path = self.root / IDENTITY_NAME
-        temporary = path.with_name(f".{IDENTITY_NAME}-{uuid.uuid4().hex}")
-        if not path.exists():
-            temporary.write_text(uuid.uuid4().hex + "\n")
+    @contextmanager
+    def _folder(self, shard: ShardId, kind: str, *, make: bool = False) -> Generator[int]:
+        parts = (self._job, checked_name(shard.stage), str(int(shard.partition)), kind)
+        with ExitStack() as stack:
             try:
-                os.link(temporary, path)  # unlike a rename it fails if another process was faster
+                folder = stack.enter_context(opened_directory(self.root, *parts, make=make))
+            except NotPlainFileError as error:
+                raise FclusterError(
+                    f"{self.root.joinpath(*parts)} in the snapshot store is refused: {error}",
+                    remedy="Replace it by a directory; the store's root itself may be a link.",
+                ) from error
+            yield folder
+
+    def _read_or_make_identity(self, directory: int) -> str:
+        temporary = f".{IDENTITY_NAME}-{uuid.uuid4().hex}"
+        try:
+            os.stat(IDENTITY_NAME, dir_fd=directory, follow_symlinks=False)
+        except FileNotFoundError:
+            write_whole(directory, temporary, uuid.uuid4().hex.encode() + b"\n")
+            try:  # unlike a rename it fails if another process was faster
+                os.link(temporary, IDENTITY_NAME, src_dir_fd=directory, dst_dir_fd=directory)
             except FileExistsError:
                 pass
             finally:
-                temporary.unlink()
-            sync_directory(self.root)
-        return path.read_text().strip()
+                remove_plain(directory, temporary)
+            os.fsync(directory)
+        try:
+            with open_plain(directory, IDENTITY_NAME) as file:
+                return checked_identity(file.read(IDENTITY_BYTES_MAX), str(self.root))
+        except NotPlainFileError as error:
+            raise bad_identity(str(self.root)) from error
+
+
+def checked_identity(content: bytes, where: str) -> str:
+    """A store's identity as it stands there. Raises SettingsError if that can't be one."""
+    if not _IDENTITY.fullmatch(content):
+        raise bad_identity(where)
+    return content.decode().strip()
+
+
+def bad_identity(where: str) -> SettingsError:
+    """The error that says so, without a word of what was found."""
+    return SettingsError(
+        f"snapshots: {IDENTITY_NAME} in {where} is not what fcluster writes there",
+        remedy="Find out who else writes to the store, or give another one; an empty one will do.",
+    )
 
 
 def checked_hash(file_hash: str) -> str:

@@ -18,6 +18,8 @@ Must not: decode messages, decide anything about workers, or touch a socket outs
 from __future__ import annotations
 
 import contextlib
+import itertools
+import resource
 import socket as sockets
 import threading
 import time
@@ -35,11 +37,14 @@ RECONNECT_INTERVAL_MS = 50
 RECONNECT_INTERVAL_MS_MAX = 400
 HANDSHAKE_TIMEOUT_MS = 5_000
 CONNECT_TIMEOUT_MS = 2_000
+UNACKNOWLEDGED_MS_MAX = 5_000
+"""A connection whose other host's kernel acknowledges nothing for so long is closed. The system itself would send
+again ever more rarely, and find out late that a network that was cut is whole again."""
 QUEUE_FRAMES_MAX = 10_000
 """Frames that may wait to be sent over one connection; more are dropped, as if lost."""
-UNREAD_FRAMES_MAX = 64
+UNREAD_FRAMES_MAX = 8
 """Frames received over one connection that may wait to be read. A sender could make each as large as the
-limit, so there are few; beyond them the connection waits, and nothing is lost."""
+limit, and have many connections, so there are few; beyond them the connection waits, and nothing is lost."""
 EVENTS_IN_POLL_MAX = 1_000
 """Frames that one `poll` returns at most, so that its caller gets to its other duties under a flood."""
 BYTES_IN_POLL_MAX = 4 * MESSAGE_BYTES_MAX
@@ -50,6 +55,12 @@ something that is against the protocol or too large: it is tried anew after this
 CUT_HANDSHAKES_MAX = 3
 """So many connections in a row that end within their handshake are a reason, not an accident."""
 ACCEPT_BACKLOG = 1_024
+SILENT_CONNECTIONS_MAX = 1_000
+"""Connections that may stand before they have said anything: an honest peer speaks as soon as it is let in. The
+oldest go first, so who holds many open, to take descriptors away, gets in nobody's way."""
+DESCRIPTORS_KEPT = 512
+"""Of what the system allows the process, so many are never given to connections: files and Kafka need some."""
+DESCRIPTORS_WANTED = 65_536
 
 
 class SocketSecurity(Protocol):
@@ -132,13 +143,26 @@ class _PeerRegister:
         self._peer_of: dict[int, bytes] = {}
         self._descriptor_of: dict[bytes, int] = {}
         self._open: set[int] = set()
+        self._silent: dict[int, None] = {}
+        """Of the open ones those that haven't spoken yet, in the order in which they came."""
 
     def accepted(self, descriptor: int) -> None:
         self._open.add(descriptor)
+        self._silent.pop(descriptor, None)
+        self._silent[descriptor] = None
+
+    def surplus(self, silent_max: int, open_max: int) -> list[int]:
+        """Descriptors to be closed by whoever owns them; they don't count as silent any more."""
+        count = max(len(self._silent) - silent_max, min(len(self._silent), len(self._open) - open_max), 0)
+        chosen = list(itertools.islice(self._silent, count))
+        for descriptor in chosen:
+            del self._silent[descriptor]
+        return chosen
 
     def closed(self, descriptor: int) -> bytes | None:
         """The peer whose connection this was, if it hasn't come back over another one meanwhile."""
         self._open.discard(descriptor)
+        self._silent.pop(descriptor, None)
         peer = self._peer_of.pop(descriptor, None)
         if peer is not None:
             del self._descriptor_of[peer]
@@ -152,6 +176,7 @@ class _PeerRegister:
         """
         if self._peer_of.get(descriptor) == peer:
             return [], []
+        self._silent.pop(descriptor, None)
         lost: list[bytes] = []
         former_descriptor = self._descriptor_of.pop(peer, None)
         if former_descriptor is not None:
@@ -176,6 +201,7 @@ def _set_common_options(socket: zmq.Socket[bytes], security: SocketSecurity | No
     socket.setsockopt(zmq.RCVHWM, UNREAD_FRAMES_MAX)
     socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_TIMEOUT_MS)
     socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
+    socket.setsockopt(zmq.TCP_MAXRT, UNACKNOWLEDGED_MS_MAX)
     if security is not None:
         security.apply(socket)
 
@@ -249,6 +275,8 @@ class RouterTransport:
         )
         self._wakeup = _Wakeup()
         self._peers = _PeerRegister()
+        self._connections_max = max(1, raise_descriptor_limit() - DESCRIPTORS_KEPT)
+        self._port = 0
         self._poller = zmq.Poller()
         for pollable in (self._socket, self._monitor, self._wakeup.fileno()):
             self._poller.register(pollable, zmq.POLLIN)
@@ -267,7 +295,10 @@ class RouterTransport:
             raise OSError(error.errno, str(error)) from error
         endpoint = self._socket.getsockopt(zmq.LAST_ENDPOINT)
         assert isinstance(endpoint, bytes)
-        return endpoint.rstrip(b"\0").decode()
+        bound = endpoint.rstrip(b"\0").decode()
+        port = bound.rpartition(":")[2]
+        self._port = int(port) if bound.startswith("tcp://") and port.isdigit() else 0
+        return bound
 
     def poll(self, timeout_ms: float | None) -> list[TransportEvent]:
         """What happened, in order; waits up to `timeout_ms` (None: for ever) if nothing did yet.
@@ -287,6 +318,7 @@ class RouterTransport:
             refused = self._doorkeeper.answer()
             self.failed_handshakes += len(refused)
             events += refused
+        self._hang_up_on_surplus(events)
         return events
 
     def send(self, peer: bytes, frame: bytes) -> bool:
@@ -342,6 +374,12 @@ class RouterTransport:
                 self.malformed_frames += 1
             events.extend(Disconnected(lost) for lost in lost_after)
 
+    def _hang_up_on_surplus(self, events: list[TransportEvent]) -> None:
+        for descriptor in self._peers.surplus(SILENT_CONNECTIONS_MAX, self._connections_max):
+            if _hang_up(descriptor, self._port):
+                self.failed_handshakes += 1
+                events.append(HandshakeFailed("too many connections stand that say nothing"))
+
     def _drain_monitor(self, events: list[TransportEvent]) -> None:
         while True:
             try:
@@ -360,6 +398,43 @@ class RouterTransport:
                 peer = self._peers.closed(value)
                 if peer is not None:
                     events.append(Disconnected(peer))
+
+
+def _hang_up(descriptor: int, port: int) -> bool:
+    """End a connection of ZeroMQ's that came in at `port`: it sees the end and closes it. False: it is no such.
+
+    The descriptor may be closed by now, and even be another connection's; then that is one of the same port at
+    worst, whose peer connects again.
+    """
+    try:
+        connection = sockets.socket(fileno=descriptor)
+    except OSError:
+        return False
+    try:
+        if connection.family not in (sockets.AF_INET, sockets.AF_INET6) or connection.getsockname()[1] != port:
+            return False
+        connection.shutdown(sockets.SHUT_RDWR)
+        return True
+    except OSError:
+        return False
+    finally:
+        connection.detach()
+
+
+def raise_descriptor_limit() -> int:
+    """Let this process have as many open files and connections as it may; how many that is.
+
+    Many systems allow 1,024 until one asks: few for a coordinator, since each connection takes one, also one
+    that hasn't proved who it is yet.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    limits = [DESCRIPTORS_WANTED if limit == resource.RLIM_INFINITY else limit for limit in (soft, hard)]
+    wanted = max(limits[0], min(limits[1], DESCRIPTORS_WANTED))
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    except (OSError, ValueError):
+        return limits[0]
+    return wanted
 
 
 HANDSHAKE_FAILURES = (

@@ -51,6 +51,8 @@ class Copies:
         hosts: dict[int, str] = {}
         reported: dict[ShardId, list[int]] = {}
         for slot in slots:
+            if slot.session is not None and slot.session.leaving:
+                continue  # its copies go with it
             if slot.session is not None:
                 hosts[slot.number] = slot.session.host
                 for identity in slot.session.standbys:
@@ -117,7 +119,9 @@ class Copies:
 
     def warmest(self, shard: ShardId, slots: Iterable[Slot]) -> int | None:
         """The slot whose copy is warm and the furthest; None if no copy is warm."""
-        warm = [slot for slot in slots if self.is_warm(shard, slot)]
+        warm = [
+            slot for slot in slots if self.is_warm(shard, slot) and not (slot.session and slot.session.leaving)
+        ]
         if not warm:
             return None
         return max(warm, key=lambda slot: (_epoch_of(slot.session, shard), -slot.number)).number

@@ -9,12 +9,14 @@ Invariants kept:
 - *Journal first.* Whatever the world outside can see of a decision about sessions, fences and shards
   happens after the journal holds it: a session is journalled before its `Welcome`, the end of a session
   before its slot is fenced, a shard's slot before `Assign`. A deposed leader, whom the journal refuses,
-  therefore can't admit, fence or assign.
+  therefore can't admit, fence or assign. The end of the job is journalled before a `Drain` or `Shutdown`.
 - *Fence, then own.* A shard passes from one session to another only when the first released it, said
   goodbye, or is over *and* its slot's ids have been fenced since. A slot that isn't fenced opens no session.
 - *One session, one conversation.* A session that is over never gets a `Barrier` or `Complete` again; who
   still speaks for it is told `Evicted`.
 - *Epoch numbers rise strictly*, and a session gets `Complete(e)` only after its `Prepared(e)`.
+- *Who leaves, leaves.* A session that is leaving gets no shards to keep, whatever happens to its connection
+  or to the coordinator; its worker knows, or is told again.
 - *Epochs wait for nobody.* No journal write, fence or dead worker holds back the epoch of another worker
   for longer than `checkpoint.straggler.ms`.
 
@@ -35,8 +37,9 @@ from fcluster.common import messages
 from fcluster.common.ids import ShardId
 from fcluster.common.messages import FromCoordinator, WorkerStats
 from fcluster.coordinator import events
+from fcluster.coordinator.agents import Agents
 from fcluster.coordinator.assignment import plan
-from fcluster.coordinator.election import Roster
+from fcluster.coordinator.election import STANDBYS_COME_MS, Resignation, Roster
 from fcluster.coordinator.events import Effect, Event
 from fcluster.coordinator.model import (
     HELD_PHASES,
@@ -54,7 +57,9 @@ from fcluster.coordinator.model import (
 from fcluster.coordinator.progress import Progress
 from fcluster.coordinator.rounds import EpochNumbers, Rounds
 from fcluster.coordinator.copies import Copies, learn
+from fcluster.coordinator.naming import find_worker
 from fcluster.coordinator.status import describe
+from fcluster.coordinator.takeovers import Takeovers
 
 EXIT_DONE = 0
 EXIT_JOB_FAILED = 3
@@ -63,7 +68,8 @@ EXIT_TEMPORARY = 75
 """Another coordinator leads the job."""
 
 SUSPICION_GRACE_MS = 150
-"""A closed connection that doesn't come back within this time means a dead worker."""
+"""A closed connection that doesn't come back within this time means a dead worker. One whose host says that the
+process is gone isn't waited for."""
 CROSSING_MS = 500
 """A Hello that comes so soon after a Welcome was probably sent before that arrived. It is less than a worker
 waits before it says Hello again."""
@@ -78,10 +84,18 @@ ABSENCE_NOTICED_MS = 1_000
 WARMING_MS_MAX = 30_000
 """A shard moves after so long even if its copy at the target isn't warm: what is missing is then read there."""
 SLOTS_MAX = 10_000
+DRAINED_REMEMBERED_MAX = 10_000
 EPOCHS_AHEAD_MAX = 1_000_000
 """Every number that was ever handed out is below a reservation in the journal, and so below what this leader
 knows. A worker that knows of one so much higher isn't of this job, and must not push the numbers up there."""
 REASON_CHARACTERS_MAX = 10_000
+STOP_ASKERS_MAX = 100
+ENDING_KEY = "ending"
+"""Journal key for the decision to end the job, while that is being carried out."""
+CHECK_KEY = "check"
+"""Journal key that is written to find out whether the journal still takes our writes."""
+DOUBT_INTERVAL_MS = 1_000
+"""Workers say that there is a newer leader, honest or not: that often the journal is asked."""
 _SESSIONS_IN_TERM = 1_000_000_000
 
 
@@ -89,11 +103,12 @@ _SESSIONS_IN_TERM = 1_000_000_000
 class _Held:
     """Something to go on with when the journal holds the write `sequence`.
 
-    `number` is the session to welcome, the slot to fence, or the end of the reserved epochs.
+    `number` is the session to welcome, the slot to fence, or the end of the reserved epochs; the end of the job
+    needs none.
     """
 
     sequence: int
-    kind: Literal["welcome", "fence", "epochs"]
+    kind: Literal["welcome", "fence", "epochs", "drain"]
     number: int
 
 
@@ -140,8 +155,11 @@ class Coordinator:
         self.rounds = Rounds(self.epochs, terms.settings, terms.term, self._send)
         self.progress = Progress(terms.topology, self.shards, terms.until_caught_up)
         self.copies = Copies(terms.topology, terms.settings.num_standby_replicas, terms.term, self._send)
+        self.agents = Agents(terms.term, terms.settings.session_timeout_ms)
         self.counters = Counters()
-        self.standbys = Roster()
+        self.standbys = Roster(terms.settings.heartbeat_interval_ms)
+        self.resignation: Resignation | None = None
+        self.takeovers = Takeovers()
         self.snapshot_store = terms.snapshot_store
         self.started_ms = now_ms
         self._now = now_ms
@@ -153,10 +171,17 @@ class Coordinator:
         self._retrying: dict[int, Slot] = {}
         self._warming: list[Shard] = []
         self._postponed: set[ShardId] = set()
+        self._drained: dict[str, None] = {}
+        """Workers that an operator wants gone; a new session doesn't change that. An ordered set."""
         self._sweep_ms = max(20.0, min(300.0, terms.settings.session_timeout_ms / 10))
         self._next_sweep_ms = now_ms
         self._drain_began_ms = now_ms
         self._drain_deadline_ms = now_ms
+        self._ending_sequence = 0
+        self._ending_told = False
+        self._stop_askers: list[bytes] = []
+        self._ending_resumed: Mapping[str, Any] | None = None
+        self._doubted_ms = float("-inf")
         self._last_sequence = 0
         self._written_sequence = 0
         self._held: deque[_Held] = deque()
@@ -174,6 +199,7 @@ class Coordinator:
         """
         self = cls(terms, now_ms)
         self.epochs.observe(int(journal.get("epoch", {}).get("reserved_until", 1)) - 1)
+        self._ending_resumed = journal.get(ENDING_KEY)
         for key, value in sorted(journal.items()):
             kind, _, rest = key.partition("/")
             if kind == "slot":
@@ -222,6 +248,8 @@ class Coordinator:
                 self._on_journal_written(sequence)
             case events.PeerDisconnected(peer):
                 self._on_disconnected(peer)
+            case events.ProcessEnded(worker):
+                self._on_process_ended(worker)
             case events.SlotFenced(slot):
                 self._on_fenced(slot)
             case events.SlotFenceFailed(slot, reason):
@@ -234,6 +262,8 @@ class Coordinator:
                 self._note_wire(event)
             case events.StopRequested():
                 self._begin_drain("asked to stop")
+            case events.ResignRequested():
+                self._on_resign_requested()
             case events.Deposed(reason):
                 self._stop(EXIT_TEMPORARY, f"deposed: {reason}")
             case events.Tick():
@@ -254,6 +284,8 @@ class Coordinator:
             deadlines.append(self._next_sweep_ms)
         if not self.assigning and self._first_join_ms is not None:
             deadlines.append(self._first_join_ms + settings.initial_rebalance_delay_ms)
+        if self.resignation is not None:
+            deadlines.append(self.resignation.next_ms())
         if self.phase is not Phase.RUNNING:
             deadlines += [self._drain_deadline_ms, self._drain_began_ms + FAILED_GRACE_MS]
         # What is past already was looked at, and waits for something other than time.
@@ -267,6 +299,7 @@ class Coordinator:
         for session in self.sessions.values():
             session.heard_ms += absence_ms
             session.epoch_phase_ms += absence_ms
+            session.unheard_ms += absence_ms
             if session.suspect_until_ms is not None:
                 session.suspect_until_ms += absence_ms
             if session.unlinked_ms is not None:
@@ -284,6 +317,7 @@ class Coordinator:
         self._hand_over_warm()
         self.rounds.advance(self._now)
         self._follow_progress()
+        self._follow_resignation()
         self._follow_drain()
         self._reserve_epochs()
 
@@ -317,7 +351,7 @@ class Coordinator:
         }
         return self._journal(slot_key(slot.number), value)
 
-    def _hold(self, kind: Literal["welcome", "fence", "epochs"], sequence: int, number: int) -> None:
+    def _hold(self, kind: Literal["welcome", "fence", "epochs", "drain"], sequence: int, number: int) -> None:
         self._held.append(_Held(sequence, kind, number))
 
     def _on_journal_written(self, sequence: int) -> None:
@@ -328,6 +362,9 @@ class Coordinator:
                 self._welcome(held.number)
             elif held.kind == "fence":
                 self._out.effects.append(events.FenceSlot(held.number))
+                self.takeovers.journalled(held.number, self._now)
+            elif held.kind == "drain":
+                self._tell_ending()
             else:
                 self.epochs.reserved(held.number)
         self._on_assignments_written(sequence)
@@ -345,6 +382,11 @@ class Coordinator:
         for slot in self.slots.values():
             if not slot.fenced and slot.session is None:
                 self._fence(slot)
+        if self._ending_resumed is not None:
+            reason = str(self._ending_resumed["reason"])
+            if self._ending_resumed["failed"]:
+                self.failure = reason
+            self._begin_drain(reason)
 
     def _reserve_epochs(self) -> None:
         until = self.epochs.wanted_reservation()
@@ -365,11 +407,15 @@ class Coordinator:
             status = msgspec.Raw(msgspec.msgpack.encode(self.status()))
             self._send(peer, messages.StatusReply(self.terms.term, status))
         elif isinstance(message, messages.LeaderCheck):
-            rank = self.standbys.heard(peer, message.standby, self._now)
-            self._send(peer, messages.LeaderAlive(self.terms.term, self.terms.cluster_id, rank))
+            self._on_leader_check(peer, message)
         elif isinstance(message, messages.StopRequest):
-            self._begin_drain("asked to stop by an admin client")
-            self._send(peer, messages.StopReply(self.terms.term))
+            self._on_stop_request(peer)
+        elif isinstance(message, messages.DrainRequest):
+            self._send(peer, self._drain_worker(message.worker))
+        elif isinstance(message, messages.ScaleRequest):
+            self._send(peer, self._scale(message))
+        elif isinstance(message, messages.AgentReport):
+            self._on_agent_report(peer, message)
         else:
             session = self.sessions.get(message.session)
             if session is None or session.peer != peer:
@@ -397,25 +443,32 @@ class Coordinator:
                 self._learn_committed(session, message.shards)
                 self.rounds.committed(session, message, self._now)
             case messages.Heartbeat():
+                heard = min(session.orders, message.orders_heard)
+                session.orders_heard = max(session.orders_heard, heard)
                 self._on_heartbeat(session, message.stats)
             case messages.ShardsRunning():
                 for status in message.shards:
                     self._learn_running(session, status)
             case messages.Released():
-                self._on_released(session, message.shards)
+                if message.number > session.released_number:
+                    session.released_number = message.number
+                    self._on_released(session, message.shards)
             case messages.Drained():
                 if self.phase is Phase.DRAINING:
                     session.phase = SessionPhase.DRAINED
             case messages.WorkerFailed():
                 self._on_worker_failed(session, message.reason)
+            case messages.Leaving():
+                self._on_leaving(session)
             case messages.Goodbye():
+                self.counters.leaves += 1
                 self._end_session(session, "left in good order", clean=True)
             case messages.Hello():
                 raise AssertionError("handled before")
 
     def _hear(self, session: Session) -> None:
         session.heard_ms = self._now
-        if session.suspect_until_ms is not None:
+        if session.suspect_until_ms is not None and not session.process_ended:
             session.suspect_until_ms = None
             del self._suspects[session.number]
 
@@ -441,6 +494,9 @@ class Coordinator:
             return  # not (any more) this session's to speak of
         if shard.phase is ShardPhase.RESTORING:
             shard.phase = ShardPhase.RUNNING
+            takeover = self.takeovers.runs(shard.identity, self._now)
+            if takeover is not None:
+                self._log("info", takeover.describe())
             if shard.identity in self._postponed:
                 self._balance()
         self.progress.learn(status)
@@ -454,6 +510,9 @@ class Coordinator:
     # --- joining --------------------------------------------------------------------------------------
 
     def _on_hello(self, peer: bytes, hello: messages.Hello) -> None:
+        if hello.term > self.terms.term:
+            self._doubt(peer, hello)
+            return
         refusal = self._refusal(hello)
         if refusal:
             self._log("warning", f"refused worker {hello.worker} on {hello.host}: {refusal}")
@@ -524,7 +583,12 @@ class Coordinator:
         return in_time and not session.spoken and session.unlinked_ms is None
 
     def _turn_away(self, peer: bytes, slot: int) -> None:
-        """No session for anybody while the job ends; a worker of ours that restarted shall end with it."""
+        """No session for anybody while the job ends; a worker of ours that restarted shall end with it.
+
+        Before the journal holds the decision nothing is said: the worker asks again in a second.
+        """
+        if not self._ending_told:
+            return
         if slot in self.slots:
             self._send(peer, messages.Shutdown(self.terms.term, 0, self.stop_reason, bool(self.failure)))
         else:
@@ -593,6 +657,7 @@ class Coordinator:
             phase=SessionPhase.OPENING,
             heard_ms=self._now,
             interval_ms=self.settings.commit_interval_min_ms,
+            leaving=hello.worker in self._drained,
         )
         del self.joiners[joiner.peer]
         slot.joiner, slot.session, slot.fenced = None, session, False
@@ -617,6 +682,8 @@ class Coordinator:
             session.peer,
             messages.Welcome(self.terms.term, number, session.slot, self.epochs.highest, adopted=False),
         )
+        self._tell_to_leave(session)
+        self._out.effects.append(events.PrepareFence(session.slot, soon=False))
         self._settle(self.slots[session.slot])
         self._balance()
 
@@ -628,6 +695,8 @@ class Coordinator:
         if session is None or session.worker != hello.worker or session.phase is SessionPhase.OPENING:
             self._send(peer, messages.Evicted(self.terms.term, hello.session))
             return
+        if hello.leaving:
+            self._on_leaving(session)
         if session.phase is not SessionPhase.AWAITED and session.unlinked_ms is None and session.peer == peer:
             # A Hello that outlived a connection and arrived with the next one's: since the one before nothing
             # was lost, so it says nothing new, and what it says is older than what was sent meanwhile.
@@ -635,6 +704,8 @@ class Coordinator:
             return
         owned = set(hello.owned)
         objection = self._objection(session, owned)
+        if hello.draining and self.phase is Phase.RUNNING:
+            objection = objection or "stopped for an end of the job that its coordinator didn't live to see"
         if objection:
             self._evict(session, objection, peer)
             return
@@ -647,7 +718,9 @@ class Coordinator:
         self._reconcile_shards(session, owned)
         if self.phase is Phase.DRAINING:
             session.phase = SessionPhase.LIVE
-            self._send(peer, messages.Drain(self.terms.term, session.number))
+            if self._ending_told:
+                self._send(peer, messages.Drain(self.terms.term, session.number))
+        self._tell_to_leave(session)
         self._balance()
 
     def _send_adoption(self, session: Session) -> None:
@@ -661,6 +734,8 @@ class Coordinator:
             del self._session_of_peer[session.peer]
         session.peer, self._session_of_peer[peer] = peer, session
         session.unlinked_ms = None
+        session.orders_heard = session.orders  # what got lost is made up for by what it says it holds
+        session.dismissed = False
         self._hear(session)
 
     def _objection(self, session: Session, owned: set[ShardId]) -> str:
@@ -680,6 +755,7 @@ class Coordinator:
         session.standbys_told = None
         session.interval_ms = self.settings.commit_interval_min_ms
         self.counters.adoptions += 1
+        self._out.effects.append(events.PrepareFence(session.slot, soon=False))
         self._note_join()
         self._log("info", f"adopted worker {session.worker} with slot {session.slot}")
 
@@ -697,11 +773,102 @@ class Coordinator:
                 shard.phase, shard.session, shard.target = ShardPhase.RESTORING, session.number, None
                 missing.append(shard.identity)
         if missing:
-            self._send(session.peer, messages.Assign(self.terms.term, session.number, missing))
+            self._send_assign(session, missing)
+
+    # --- agents ---------------------------------------------------------------------------------------
+
+    def _on_agent_report(self, peer: bytes, report: messages.AgentReport) -> None:
+        term = self.terms.term
+        if report.job != self.terms.topology.job:
+            reason = f"this is the coordinator of job {self.terms.topology.job!r}, not of {report.job!r}"
+            self._send(peer, messages.Refused(term, reason, retry=False))
+            return
+        order = self.agents.heard(peer, report, self._now)
+        if self.phase is Phase.STOPPING:
+            self._send(peer, messages.Shutdown(term, 0, self.stop_reason, bool(self.failure)))
+        elif order is None:
+            self._send(peer, messages.Refused(term, "there are too many agents", retry=True))
+        elif report.slots_wanted:
+            own = set(report.running)
+            slots = {
+                session.pid: session.slot
+                for session in self.sessions.values()
+                if session.host == report.host and session.pid in own
+            }
+            self._send(peer, msgspec.structs.replace(order, slots=slots))
+        else:
+            self._send(peer, order)
+
+    def _scale(self, request: messages.ScaleRequest) -> messages.ScaleReply | messages.Refused:
+        if self.phase is not Phase.RUNNING:
+            return messages.Refused(self.terms.term, f"the job is stopping ({self.stop_reason})", retry=False)
+        answer = self.agents.scale(request, self._now)
+        if isinstance(answer, str):
+            return messages.Refused(self.terms.term, answer, retry=False)
+        reply, orders = answer
+        for peer, order in orders.items():
+            self._send(peer, order)
+        told = ", ".join(f"{target.host}:{target.pid} {target.target}" for target in reply.targets)
+        self._log("info", f"workers wanted, by agent: {told}")
+        return reply
+
+    # --- leaving --------------------------------------------------------------------------------------
+
+    def _on_leaving(self, session: Session) -> None:
+        if not session.leaving_said:
+            self._log("info", f"worker {session.worker} (slot {session.slot}) is leaving")
+        session.leaving_said = True
+        if not session.leaving:
+            session.leaving = True
+            self._balance()
+
+    def _drain_worker(self, name: str) -> messages.DrainReply | messages.Refused:
+        """An operator wants that worker gone."""
+        if self.phase is not Phase.RUNNING:
+            return messages.Refused(self.terms.term, f"the job is stopping ({self.stop_reason})", retry=False)
+        session = find_worker(name, self.sessions.values())
+        if isinstance(session, str):
+            return messages.Refused(self.terms.term, session, retry=False)
+        self._drained[session.worker] = None
+        if len(self._drained) > DRAINED_REMEMBERED_MAX:
+            del self._drained[next(iter(self._drained))]
+        if session.phase is SessionPhase.LIVE and session.unlinked_ms is None:
+            self._tell_to_leave(session)
+        if not session.leaving:
+            self._log("info", f"worker {session.worker} (slot {session.slot}) is to be drained")
+            session.leaving = True
+            self._balance()
+        others = len(self._available())
+        return messages.DrainReply(
+            self.terms.term, session.slot, session.worker, session.host, session.pid, others
+        )
+
+    def _tell_to_leave(self, session: Session) -> None:
+        """If an operator wants it; a worker that was told before doesn't mind."""
+        if session.worker in self._drained:
+            self._send(session.peer, messages.Leave(self.terms.term, session.number))
+
+    def _available(self) -> list[int]:
+        """The slots that can be given shards to keep."""
+        return [
+            slot.number
+            for slot in self.slots.values()
+            if (slot.session and not slot.session.leaving)
+            or (slot.joiner and slot.joiner.hello.worker not in self._drained)
+        ]
+
+    def _dismiss_leaving(self) -> None:
+        """Nobody can take their shards: who is leaving needn't wait for that."""
+        for session in self.sessions.values():
+            linked = session.phase is SessionPhase.LIVE and session.unlinked_ms is None
+            if session.leaving and linked and not session.dismissed:
+                session.dismissed = True
+                self._send(session.peer, messages.Dismiss(self.terms.term, session.number))
 
     # --- dying ----------------------------------------------------------------------------------------
 
     def _on_disconnected(self, peer: bytes) -> None:
+        self.agents.unlinked(peer)
         joiner = self.joiners.pop(peer, None)
         if joiner is not None and joiner.slot is not None:
             slot = self.slots[joiner.slot]
@@ -713,15 +880,30 @@ class Coordinator:
             if session.unlinked_ms is None:
                 session.unlinked_ms = self._now
                 session.standbys_told = None
-            if session.suspect_until_ms is None:
-                session.suspect_until_ms = self._now + SUSPICION_GRACE_MS
-                self._suspects[session.number] = session
+                self.rounds.unlinked(session, self._now)
+                self._out.effects.append(events.PrepareFence(session.slot, soon=True))
+            self._suspect(session)
+
+    def _on_process_ended(self, worker: str) -> None:
+        """What the process had said is heard first: the end of its connection comes behind it."""
+        session = self._session_of_worker.get(worker)
+        if session is not None:
+            session.process_ended = True
+            self._suspect(session)
+
+    def _suspect(self, session: Session) -> None:
+        if session.suspect_until_ms is None:
+            session.suspect_until_ms = self._now + SUSPICION_GRACE_MS
+            self._suspects[session.number] = session
+        if session.process_ended and session.unlinked_ms is not None:
+            session.suspect_until_ms = self._now
 
     def _end_suspects(self) -> None:
         for session in list(self._suspects.values()):
             if session.suspect_until_ms is not None and self._now >= session.suspect_until_ms:
                 self.counters.deaths += 1
-                self._end_session(session, "its connection closed", clean=False)
+                reason = "its process has ended" if session.process_ended else "its connection closed"
+                self._end_session(session, reason, clean=False)
 
     def _sweep(self) -> None:
         """Look for silent and stuck workers, a few times within the shortest bound, not at each event."""
@@ -745,6 +927,9 @@ class Coordinator:
         epoch_age_ms = self._now - session.epoch_phase_ms
         if session.epoch_phase is not EpochPhase.NONE and epoch_age_ms >= settings.checkpoint_timeout_ms:
             return f"is {session.epoch_phase.value} epoch {session.epoch} beyond checkpoint.timeout.ms"
+        unheard = session.orders_heard < session.orders
+        if unheard and self._now - session.unheard_ms >= settings.checkpoint_timeout_ms:
+            return "did not hear which shards to run or to give back"
         if session.unlinked_ms is not None and self._now - session.unlinked_ms >= settings.session_timeout_ms:
             return "lost its connection and never said what it holds"
         return ""
@@ -775,13 +960,17 @@ class Coordinator:
         self._suspects.pop(session.number, None)
         self.rounds.ended(session, self._now)
         slot.session, slot.fenced = None, clean
+        waiting: list[ShardId] = []
         for shard in self._shards_of(slot.number):
             if shard.phase is not ShardPhase.ASSIGNING:
                 shard.phase, shard.session, shard.target = ShardPhase.WAITING, 0, None
+                waiting.append(shard.identity)
         sequence = self._journal_slot(slot)
         if not clean:
             slot.fencing = True
             self._hold("fence", sequence, slot.number)
+            since_ms = session.heard_ms if session.unlinked_ms is None else session.unlinked_ms
+            self.takeovers.begin(slot.number, waiting, reason, since_ms, self._now)
         if not rejoins:
             self._pursue(slot)
             self._balance()
@@ -805,6 +994,7 @@ class Coordinator:
             return
         self.counters.fences += 1
         slot.fencing, slot.fenced, slot.fence_failures = False, True, 0
+        self.takeovers.fenced(number, self._now)
         self._journal_slot(slot)
         self._pursue(slot)
         self._balance()
@@ -857,11 +1047,17 @@ class Coordinator:
         session = slot.session
         if session is not None:
             # One that lost its connection learns of its new shards when it says which it holds.
-            if session.phase is SessionPhase.LIVE and session.unlinked_ms is None and waiting:
+            if session.phase is not SessionPhase.LIVE or session.unlinked_ms is not None:
+                return
+            if session.leaving and self.assigning:
+                for shard in waiting:  # it was never told of them
+                    self._free(shard)
+            elif waiting:
                 for shard in waiting:
                     shard.phase, shard.session = ShardPhase.RESTORING, session.number
+                    self.takeovers.assigned(shard.identity, self._now)
                 shards = [shard.identity for shard in waiting]
-                self._send(session.peer, messages.Assign(self.terms.term, session.number, shards))
+                self._send_assign(session, shards)
         elif slot.fenced and slot.joiner is None and self.assigning:
             for shard in waiting:
                 self._free(shard)
@@ -873,7 +1069,9 @@ class Coordinator:
         """
         if not self.assigning or self.phase is not Phase.RUNNING:
             return
-        available = [slot.number for slot in self.slots.values() if slot.session or slot.joiner]
+        available = self._available()
+        if not available:
+            self._dismiss_leaving()
         current = {
             shard.identity: slot
             for shard in self.shards.values()
@@ -944,9 +1142,20 @@ class Coordinator:
         revoked: dict[int, list[ShardId]] = {}
         for shard in leaving:
             shard.phase = ShardPhase.RELEASING
+            self.takeovers.revoked(shard.identity, self._now)
             revoked.setdefault(shard.session, []).append(shard.identity)
         for number, shards in revoked.items():
             self._revoke(self.sessions[number], shards)
+
+    def _send_assign(self, session: Session, shards: list[ShardId]) -> None:
+        number = self._next_order(session)
+        self._send(session.peer, messages.Assign(self.terms.term, session.number, shards, number))
+
+    def _next_order(self, session: Session) -> int:
+        if session.orders_heard == session.orders:
+            session.unheard_ms = self._now
+        session.orders += 1
+        return session.orders
 
     def _linked(self, shard: Shard) -> bool:
         return self.sessions[shard.session].unlinked_ms is None
@@ -954,7 +1163,8 @@ class Coordinator:
     def _revoke(self, session: Session, shards: list[ShardId]) -> None:
         self.counters.moves += len(shards)
         self._log("info", f"moving {len(shards)} shards away from slot {session.slot}")
-        self._send(session.peer, messages.Revoke(self.terms.term, session.number, shards))
+        number = self._next_order(session)
+        self._send(session.peer, messages.Revoke(self.terms.term, session.number, shards, number))
         session.due_ms = self._now  # it is a commit that releases them
 
     def _on_assignments_written(self, sequence: int) -> None:
@@ -980,7 +1190,66 @@ class Coordinator:
             return
         for shard in held:
             self._free(shard, shard.target)
+            self.takeovers.released(shard.identity, self._now)
         self._balance()
+
+    # --- leaving the office -----------------------------------------------------------------------------
+
+    def _on_leader_check(self, peer: bytes, check: messages.LeaderCheck) -> None:
+        if check.leaves:
+            self.standbys.leaves(peer)
+            if self.resignation is not None:
+                self.resignation.left(peer)
+            return
+        rank = self.standbys.heard(peer, check.standby, self._now)
+        self._tell_alive(peer, rank)
+
+    def _tell_alive(self, peer: bytes, rank: int) -> None:
+        resigns = self.resignation is not None and self.resignation.invited == peer
+        self._send(peer, messages.LeaderAlive(self.terms.term, self.terms.cluster_id, rank, resigns))
+
+    def _on_resign_requested(self) -> None:
+        if self.phase is Phase.RUNNING and self.resignation is None:
+            self._log("info", "asked to leave: handing over to a standby, if there is one")
+            took_over = self.counters.adoptions or any(
+                session.phase is SessionPhase.AWAITED for session in self.sessions.values()
+            )
+            patient_until_ms = self.started_ms + STANDBYS_COME_MS if took_over else self._now
+            self.resignation = Resignation(self.standbys, patient_until_ms, self._now)
+
+    def _follow_resignation(self) -> None:
+        """Lead on until a standby has fenced us, which our next write to the journal tells."""
+        if self.resignation is None:
+            return
+        if self.phase is not Phase.RUNNING:
+            self.resignation = None
+            return
+        step = self.resignation.advance(self._now)
+        if step.invite is not None:
+            self._tell_alive(step.invite, 0)
+        if step.check:
+            self._check_office()
+        if step.give_up:
+            self.resignation = None
+            self._begin_drain("asked to leave, and no standby took over")
+
+    def _check_office(self) -> None:
+        """Write something: the journal refuses it if another one leads. One such write at a time."""
+        if self._written_sequence == self._last_sequence:
+            self._journal(CHECK_KEY, {"term": self.terms.term})
+
+    def _doubt(self, peer: bytes, hello: messages.Hello) -> None:
+        """A worker has heard of a newer leader. It wouldn't obey us; whether it is right the journal knows."""
+        if self._now - self._doubted_ms >= DOUBT_INTERVAL_MS:
+            self._doubted_ms = self._now
+            self._log(
+                "warning",
+                f"worker {hello.worker} on {hello.host} has heard of term {hello.term}, this one is "
+                f"{self.terms.term}: asking the journal",
+            )
+            self._check_office()
+        reason = f"this coordinator is of term {self.terms.term}, you have heard of term {hello.term}"
+        self._send(peer, messages.Refused(self.terms.term, reason, retry=True))
 
     # --- the end --------------------------------------------------------------------------------------
 
@@ -998,17 +1267,43 @@ class Coordinator:
             reason = reason[:REASON_CHARACTERS_MAX] or "a worker failed and gave no reason"
             self.failure = reason
             self._log("error", f"the job can't go on: {reason}")
+            if self.phase is Phase.DRAINING:
+                self.stop_reason = reason
+                self._decide_ending()  # it ends in another way than was decided
             self._begin_drain(reason)
-            self.stop_reason = reason
+
+    def _on_stop_request(self, peer: bytes) -> None:
+        self._begin_drain("asked to stop by an admin client")
+        if self._ending_told:
+            self._send(peer, messages.StopReply(self.terms.term))
+        elif len(self._stop_askers) < STOP_ASKERS_MAX:
+            self._stop_askers.append(peer)
 
     def _begin_drain(self, reason: str) -> None:
         if self.phase is not Phase.RUNNING:
             return
         self._log("info", f"draining: {reason}")
         self.phase, self.stop_reason = Phase.DRAINING, reason
+        self._decide_ending()
         self.rounds.hurry()
         self._drain_began_ms = self._now
         self._drain_deadline_ms = self._now + 2 * self.settings.checkpoint_timeout_ms
+
+    def _decide_ending(self) -> None:
+        """Journal the decision. Who can't write it has been deposed, and must neither drain nor shut down anybody.
+
+        A successor that stood by goes on with it.
+        """
+        ending = {"reason": self.stop_reason, "failed": bool(self.failure)}
+        self._ending_sequence = self._journal(ENDING_KEY, ending)
+        self._hold("drain", self._ending_sequence, 0)
+
+    def _tell_ending(self) -> None:
+        """The journal holds the decision: carry it out."""
+        self._ending_told = True
+        for peer in self._stop_askers:
+            self._send(peer, messages.StopReply(self.terms.term))
+        self._stop_askers.clear()
         for session in self.sessions.values():
             if session.phase is SessionPhase.LIVE:
                 self._send(session.peer, messages.Drain(self.terms.term, session.number))
@@ -1020,8 +1315,9 @@ class Coordinator:
 
     def _follow_drain(self) -> None:
         if self.phase is Phase.DRAINING:
+            decided = self._ending_told and self._written_sequence >= self._ending_sequence
             undrained = [session for session in self.sessions.values() if not self._is_drained(session)]
-            if not undrained or self._now >= self._drain_deadline_ms:
+            if decided and (not undrained or self._now >= self._drain_deadline_ms):
                 self._shut_down()
         if self.phase is Phase.STOPPING:
             fencing = [slot.number for slot in self.slots.values() if not slot.fenced]
@@ -1050,6 +1346,8 @@ class Coordinator:
             drained = session.phase is SessionPhase.DRAINED
             reason = "the job has stopped" if drained else "did not drain in time"
             self._end_session(session, reason, clean=drained)
+        for peer in self.agents.peers():
+            self._send(peer, messages.Shutdown(self.terms.term, 0, self.stop_reason, bool(self.failure)))
 
     def _stop(self, exit_code: int, reason: str) -> None:
         self.phase = Phase.STOPPED
@@ -1077,6 +1375,9 @@ class Coordinator:
             assert self.slots[session.slot].session is session, session
             assert self._session_of_worker.get(session.worker) is session, session
             assert session.epoch <= self.epochs.highest, session
+            if self.phase is Phase.RUNNING and self.assigning and session.leaving:
+                kept = [shard for shard in self.shards.values() if session.slot in shard.standbys]
+                assert not kept, f"{session} is leaving, and is to keep copies"
             if self.phase is Phase.RUNNING:
                 told = session.standbys_told or ()
                 assert not any(self.shards[shard].session == session.number for shard in told), session

@@ -1,13 +1,14 @@
 """When a standby may think that the leader is gone, and who of several goes first; without any I/O.
 
-Responsible for: suspicion (`Watch`, in a standby) and the order of the standbys (`Roster`, in the leader).
-Invariants kept:
+Responsible for: suspicion (`Watch`, in a standby), the order of the standbys (`Roster`, in the leader), and how a
+leader that was asked to leave hands over to one of them (`Resignation`). Invariants kept:
 
 - Suspicion is no proof, and need not be: who takes over fences the former leader by the journal. But it is
   disruptive if wrong, so a connection that closed isn't enough: nobody listens at the leader's address any
   more, twice in a row, or it has said nothing for the whole of `silent_ms`.
 - A standby that was itself away (stopped, swapped out) doesn't take its own absence for the leader's.
 - Standbys suspect one after the other, in the order of their ranks.
+- Who resigns leads on until another one does, for a bounded time: an invitation may get lost, or find nobody.
 
 Must not: read a clock, draw random numbers, or know of sockets and Kafka. Pure.
 """
@@ -24,6 +25,13 @@ RANK_STEP_MS = 500.0
 ABSENCE_NOTICED_MS = 1_000.0
 ROSTER_KEPT_MS = 2_000.0
 ROSTER_MAX = 100
+RESIGN_MS = 5_000.0
+"""Several times what a take-over needs. After that nobody is expected to take over any more."""
+RESIGN_STEP_MS = 100.0
+"""How often a leader that resigns looks whether it is still the leader."""
+STANDBYS_COME_MS = 3_000.0
+"""The standbys of a leader that has just taken over need a moment to find it: to be asked to leave in that moment
+doesn't mean that nobody could lead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +61,8 @@ class Watch:
         self.bounds = bounds
         self.rank = bounds.rank
         self.was_heard = False
+        self.resigns = False
+        """Whether the leader has asked this standby to take over."""
         self.signs = 0
         """How often the leader has shown that it is there."""
         self._linked = False
@@ -76,10 +86,11 @@ class Watch:
         self._linked, self._refused_ms = False, None
         self._probe_ms = now_ms
 
-    def heard(self, rank: int, now_ms: float) -> None:
-        """The leader itself answered, and says that this standby is the `rank`-th, from 0."""
+    def heard(self, rank: int, now_ms: float, *, resigns: bool = False) -> None:
+        """The leader itself answered, and says that this standby is the `rank`-th, from 0; perhaps that it shall
+        take over."""
         self._pass_time(now_ms)
-        self.was_heard, self.rank = True, float(rank)
+        self.was_heard, self.rank, self.resigns = True, float(rank), resigns
         self.signs += 1
         self._heard_ms = now_ms
 
@@ -107,6 +118,8 @@ class Watch:
     def suspicion(self, now_ms: float) -> str:
         """Why the leader seems to be gone, from this standby's turn on; empty if it doesn't."""
         self._pass_time(now_ms)
+        if self.resigns:
+            return "it hands over"
         patience_ms = self.rank * RANK_STEP_MS
         if now_ms - self._heard_ms >= self.bounds.silent_ms + patience_ms:
             return f"it has said nothing for {now_ms - self._heard_ms:.0f} ms"
@@ -117,7 +130,7 @@ class Watch:
 
     def patience_again(self, now_ms: float) -> None:
         """The suspicion came to nothing; begin anew."""
-        self._heard_ms, self._refused_ms = now_ms, None
+        self._heard_ms, self._refused_ms, self.resigns = now_ms, None, False
 
     def next_ms(self) -> float:
         """When to look again if nothing happens before."""
@@ -132,9 +145,14 @@ class Watch:
 
 
 class Roster:
-    """The standbys that ask after the leader, in the order in which they came."""
+    """The standbys that ask after the leader, in the order in which they came.
 
-    def __init__(self) -> None:
+    Args:
+        check_interval_ms: they ask so often.
+    """
+
+    def __init__(self, check_interval_ms: float = 0.0) -> None:
+        self._kept_ms = max(ROSTER_KEPT_MS, 3 * check_interval_ms)
         self._heard_ms: dict[bytes, float] = {}
         self._names: dict[bytes, str] = {}
 
@@ -147,11 +165,87 @@ class Roster:
         self._names[peer] = name
         return list(self._heard_ms).index(peer)
 
+    def leaves(self, peer: bytes) -> None:
+        """A standby says that it won't take over any more."""
+        if peer in self._heard_ms:
+            del self._heard_ms[peer], self._names[peer]
+
+    def first(self, now_ms: float) -> bytes | None:
+        """The one whose turn is next, None if nobody stands by."""
+        self._forget_lost(now_ms)
+        return next(iter(self._heard_ms), None)
+
+    def knows(self, peer: bytes, now_ms: float) -> bool:
+        """Whether that standby has asked lately."""
+        self._forget_lost(now_ms)
+        return peer in self._heard_ms
+
     def names(self, now_ms: float) -> list[str]:
         """Of those that asked lately, first rank first."""
         self._forget_lost(now_ms)
         return [self._names[peer] for peer in self._heard_ms]
 
     def _forget_lost(self, now_ms: float) -> None:
-        for peer in [peer for peer, ms in self._heard_ms.items() if now_ms - ms > ROSTER_KEPT_MS]:
+        for peer in [peer for peer, ms in self._heard_ms.items() if now_ms - ms > self._kept_ms]:
             del self._heard_ms[peer], self._names[peer]
+
+
+@dataclass(frozen=True, slots=True)
+class ResignStep:
+    """What a leader that resigns does next.
+
+    Attributes:
+        invite: the standby to be asked, now.
+        check: find out, now, whether another one leads by now.
+        give_up: nobody takes over.
+    """
+
+    invite: bytes | None = None
+    check: bool = False
+    give_up: bool = False
+
+
+class Resignation:
+    """A leader's way out of its office: asks one standby at a time, and sees whether it takes over.
+
+    Args:
+        roster: of the leader.
+        patient_until_ms: a standby may still come until then.
+        now_ms: of a clock that never goes back, like all times here.
+    """
+
+    def __init__(self, roster: Roster, patient_until_ms: float, now_ms: float) -> None:
+        self.invited: bytes | None = None
+        """The standby that was asked last. It is asked again with each answer that it gets."""
+        self._roster = roster
+        self._patient_until_ms = patient_until_ms
+        self._deadline_ms = now_ms + RESIGN_MS
+        self._step_ms = now_ms
+
+    def advance(self, now_ms: float) -> ResignStep:
+        """What to do now; to be called at `next_ms` again."""
+        if now_ms < self._step_ms:
+            return ResignStep()
+        if now_ms >= self._deadline_ms:
+            return ResignStep(give_up=True)
+        self._step_ms = now_ms + RESIGN_STEP_MS
+        first = self._roster.first(now_ms)
+        if first is not None and first != self.invited and not self._is_known(now_ms):
+            self.invited = first
+            return ResignStep(invite=first, check=True)
+        if first is None and self.invited is None and now_ms >= self._patient_until_ms:
+            return ResignStep(give_up=True)
+        return ResignStep(check=self.invited is not None)
+
+    def left(self, peer: bytes) -> None:
+        """A standby says that it won't take over."""
+        if peer == self.invited:
+            self.invited, self._step_ms = None, float("-inf")
+
+    def next_ms(self) -> float:
+        """When to look again."""
+        return self._step_ms
+
+    def _is_known(self, now_ms: float) -> bool:
+        """Whether who was invited has asked since, or lately: it is at it, then."""
+        return self.invited is not None and self._roster.knows(self.invited, now_ms)

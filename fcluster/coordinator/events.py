@@ -36,6 +36,13 @@ class PeerDisconnected:
 
 
 @dataclass(frozen=True, slots=True)
+class ProcessEnded:
+    """The process of `worker` has ended: its host, which is this one, says so."""
+
+    worker: str
+
+
+@dataclass(frozen=True, slots=True)
 class SlotFenced:
     """`FenceSlot` succeeded: whatever the slot's ids had open is aborted, and its zombie can't commit."""
 
@@ -83,7 +90,12 @@ class WireCounted:
 
 @dataclass(frozen=True, slots=True)
 class StopRequested:
-    """The coordinator's own process was asked to end in good order."""
+    """The coordinator's own process was asked to end the job in good order."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResignRequested:
+    """The coordinator's own process was asked to leave; the job goes on if somebody else can lead it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +107,7 @@ Event = (
     Started
     | MessageReceived
     | PeerDisconnected
+    | ProcessEnded
     | SlotFenced
     | SlotFenceFailed
     | JournalWritten
@@ -102,6 +115,7 @@ Event = (
     | EndOffsetsRead
     | WireCounted
     | StopRequested
+    | ResignRequested
     | Tick
 )
 
@@ -114,6 +128,17 @@ class SendMessage:
 
     peer: bytes
     message: FromCoordinator
+
+
+@dataclass(frozen=True, slots=True)
+class PrepareFence:
+    """The slot may have to be fenced: have everything ready for it. Must disturb nobody.
+
+    `soon`: its worker is suspected, so it goes before those of which nothing is suspected.
+    """
+
+    slot: int
+    soon: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,4 +182,4 @@ class LogLine:
     text: str
 
 
-Effect = SendMessage | FenceSlot | WriteJournal | ReadEndOffsets | StopCoordinator | LogLine
+Effect = SendMessage | PrepareFence | FenceSlot | WriteJournal | ReadEndOffsets | StopCoordinator | LogLine

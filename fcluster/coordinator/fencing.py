@@ -1,8 +1,9 @@
 """Fences slots: aborts what their transactional ids have open, and keeps their former owners from committing.
 
 Responsible for: carrying out `FenceSlot` in threads, both ids of a slot at once, and reporting the outcome
-as an event. Keeps the rules that a slot is reported fenced only when *both* ids are, and that an answer
-always comes, in bounded time. With at-least-once there are no transactions and nothing to fence.
+as an event; and having producers connected for it when `PrepareFence` came before. Keeps the rules that a slot is
+reported fenced only when *both* ids are, and that an answer always comes, in bounded time. With at-least-once there
+are no transactions and nothing to fence.
 
 Must not: decide which slot is fenced, or retry.
 """
@@ -13,25 +14,37 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
+from confluent_kafka import Producer
+
 from fcluster.common import failpoints
 from fcluster.common.errors import FclusterError
 from fcluster.common.ids import transactional_ids
-from fcluster.common.kafka_clients import fence_transactional_id
+from fcluster.common.kafka_clients import REQUEST_TIMEOUT_S, fence_transactional_id, fencing_producers
 from fcluster.common.settings import Settings
 from fcluster.coordinator.events import SlotFenced, SlotFenceFailed
 
 FENCES_AT_ONCE = 16
 """Ids fenced at the same time: each takes two short-lived producers."""
+PREPARED_MAX = 16
+"""Ids for which producers are kept ready: those of eight workers. Where there are more, those of suspected ones."""
+
+_Ready = list[Producer]
+"""Producers of one id. Emptied by who uses them: one that goes on asking would fence the id's next owner."""
+
+
+def _fence(settings: Settings, transactional_id: str, ready: _Ready) -> None:
+    fence_transactional_id(settings, transactional_id, REQUEST_TIMEOUT_S, ready)
 
 
 class Fencer:
-    """Fences slots in the background.
+    """Fences slots in the background. All methods are for one thread.
 
     Args:
         settings: of the cluster.
         job: whose slots they are.
         report: called in some thread with `SlotFenced` or `SlotFenceFailed`, once for each `fence`.
-        fence_id: fences one id or raises an FclusterError.
+        fence_id: fences one id, with the producers that are ready for it, or raises an FclusterError.
+        connect: makes such producers, or raises an FclusterError.
     """
 
     def __init__(
@@ -39,14 +52,37 @@ class Fencer:
         settings: Settings,
         job: str,
         report: Callable[[SlotFenced | SlotFenceFailed], None],
-        fence_id: Callable[[Settings, str], None] = fence_transactional_id,
+        fence_id: Callable[[Settings, str, _Ready], None] = _fence,
+        connect: Callable[[Settings, str], _Ready] = fencing_producers,
     ) -> None:
         self._settings = settings
         self._job = job
         self._report = report
         self._fence_id = fence_id
+        self._connect = connect
         self._lock = threading.Lock()
+        self._prepared: dict[str, Future[_Ready]] = {}
         self._threads = ThreadPoolExecutor(FENCES_AT_ONCE, thread_name_prefix="fence")
+
+    def prepare(self, slot: int, *, soon: bool) -> None:
+        """Connect producers, so that `fence` is quick.
+
+        Args:
+            slot: to be fenced some day.
+            soon: it probably has to be; if there is no room for it, others have to do without.
+        """
+        if self._settings.processing_guarantee == "at-least-once":
+            return
+        for identity in transactional_ids(self._job, slot):
+            former = self._prepared.get(identity)
+            if former is not None and not (former.done() and former.exception()):
+                continue
+            if former is None and len(self._prepared) >= PREPARED_MAX:
+                if not soon:
+                    return
+                longest = next(iter(self._prepared))
+                self._threads.submit(_taken, self._prepared.pop(longest))  # destroying them takes a moment
+            self._prepared[identity] = self._threads.submit(self._connect, self._settings, identity)
 
     def fence(self, slot: int) -> None:
         """Begin to fence both ids of the slot."""
@@ -54,8 +90,10 @@ class Fencer:
         if self._settings.processing_guarantee == "at-least-once":
             self._report(SlotFenced(slot))
             return
-        ids = transactional_ids(self._job, slot)
-        futures = [self._threads.submit(self._fence_id, self._settings, identity) for identity in ids]
+        futures = [
+            self._threads.submit(self._fence_one, identity, self._prepared.pop(identity, None))
+            for identity in transactional_ids(self._job, slot)
+        ]
         pending = [len(futures)]
 
         def done(_: Future[None]) -> None:
@@ -69,9 +107,26 @@ class Fencer:
         for future in futures:
             future.add_done_callback(done)
 
+    def _fence_one(self, identity: str, prepared: Future[_Ready] | None) -> None:
+        self._fence_id(self._settings, identity, _taken(prepared))
+
     def close(self) -> None:
         """Begin no more fences; those under way end by themselves."""
         self._threads.shutdown(wait=False, cancel_futures=True)
+        self._prepared.clear()
+
+
+def _taken(prepared: Future[_Ready] | None) -> _Ready:
+    """The producers, once they are connected; none if they can't be: the fence tries by itself."""
+    if prepared is None or prepared.cancelled():
+        return []
+    try:
+        producers = prepared.result()
+    except FclusterError:
+        return []
+    taken = producers.copy()
+    producers.clear()  # the future would keep them alive
+    return taken
 
 
 def _outcome(slot: int, futures: list[Future[None]]) -> SlotFenced | SlotFenceFailed:

@@ -18,11 +18,11 @@ from fcluster.common.transport import FrameReceived
 _log = logging.getLogger("fcluster.coordinator")
 
 ADMIN_KINDS: Final[tuple[type[Message], ...]] = get_args(messages.FromAdmin)
-WORKER_KINDS: Final[tuple[type[Message], ...]] = get_args(messages.FromWorker)
+WORKER_KINDS: Final[tuple[type[Message], ...]] = (*get_args(messages.FromWorker), messages.FromAgent)
 _KINDS_OF: Final[dict[str, tuple[type[Message], ...]]] = {
     Role.WORKER: WORKER_KINDS,
     Role.ADMIN: ADMIN_KINDS,
-    Role.COORDINATOR: (messages.StatusRequest, messages.LeaderCheck),  # standbys
+    Role.COORDINATOR: (messages.LeaderCheck,),  # standbys
 }
 
 
@@ -48,11 +48,12 @@ class Gate:
         except MalformedMessage as error:
             self._drop_malformed(str(error))
             return None
-        if isinstance(message, messages.Hello) and message.worker.encode() != received.peer:
-            self._drop_malformed(
-                f"the connection {received.peer!r} says Hello for a worker {message.worker!r}"
-            )
-            return None
+        if isinstance(message, messages.Hello | messages.AgentReport):
+            name = message.worker if isinstance(message, messages.Hello) else message.agent
+            if name.encode() != received.peer:
+                kind = type(message).__name__
+                self._drop_malformed(f"the connection {received.peer!r} says {kind} for {name!r}")
+                return None
         if not self._secured or isinstance(message, _KINDS_OF.get(received.role, ())):
             return message
         return self._drop_unauthorised(received.role, message)

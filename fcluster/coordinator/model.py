@@ -79,12 +79,18 @@ class Session:
         heard_ms: when it last gave a sign of life. `spoken`: it said something in this session.
         welcomed_ms: when it was told of this session.
         suspect_until_ms: its connection closed; it is dead if nothing is heard of it until then.
+        process_ended: its host says that its process is gone.
         unlinked_ms: since when what we send may get lost: its connection closed, and it hasn't said since
             what it holds. None: all is well.
         interval_ms: between its barriers. `due_ms` is when it may get the next one.
         epoch: the one in flight, or the last one. `committed_epoch` is the last that it said is committed.
         epoch_phase_ms: since when the epoch is in this phase.
         failed: it said that the job can't go on.
+        orders: the number of the last `Assign` or `Revoke` that this leader sent it. `orders_heard` is the last that
+            it said it has got; while there are others, `unheard_ms` is when the first of them was sent.
+        released_number: that of the last `Released` that it sent.
+        leaving: its shards move away, and it gets none. `leaving_said`: its worker knows.
+        dismissed: its worker was told to go without waiting for that.
         standbys_told: of which shards it was last told to keep warm copies; None: it may not have heard.
         standbys: the warm copies that it says it has.
     """
@@ -100,6 +106,7 @@ class Session:
     spoken: bool = False
     welcomed_ms: float = LONG_AGO_MS
     suspect_until_ms: float | None = None
+    process_ended: bool = False
     unlinked_ms: float | None = None
     backlog: bool = False
     interval_ms: float = 0.0
@@ -116,6 +123,13 @@ class Session:
     records_in_per_second: float = 0.0
     records_out_per_second: float = 0.0
     failed: bool = False
+    orders: int = 0
+    orders_heard: int = 0
+    unheard_ms: float = 0.0
+    released_number: int = 0
+    leaving: bool = False
+    leaving_said: bool = False
+    dismissed: bool = False
     standbys_told: tuple[ShardId, ...] | None = ()
     standbys: dict[ShardId, messages.StandbyStatus] = field(
         default_factory=lambda: dict[ShardId, messages.StandbyStatus]()
@@ -177,6 +191,7 @@ class Counters:
     adoptions: int = 0
     deaths: int = 0
     evictions: int = 0
+    leaves: int = 0
     resets: int = 0
     fences: int = 0
     fence_failures: int = 0

@@ -193,6 +193,14 @@ class Rounds:
         if hello.dirty:
             self.want(session)
 
+    def unlinked(self, session: Session, now_ms: float) -> None:
+        """Its connection closed: the others don't wait for it. If it is alive it goes on as a straggler does."""
+        current = self.current
+        if current is not None and current.waiting.pop(session.number, None) is not None:
+            self.stragglers += 1
+            if not current.waiting:
+                self._declare_complete(current, now_ms)
+
     def ended(self, session: Session, now_ms: float) -> None:
         """The session is over: nothing of this is ever sent to it again, and nobody waits for it."""
         self.wanting.pop(session.number, None)

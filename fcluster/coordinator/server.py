@@ -34,23 +34,28 @@ from confluent_kafka import TopicPartition
 
 from fcluster import __version__
 from fcluster.common import failpoints, messages
-from fcluster.common.discovery import ENDED_KEY, LEADER_KEY, Leader
+from fcluster.common.discovery import ENDED_KEY, LEADER_KEY, Leader, LeaderFollower
 from fcluster.common.errors import FclusterError, KafkaUnavailable, SettingsError
+from fcluster.common.health import health_port
 from fcluster.common.job import Job
 from fcluster.common.kafka_clients import Admin, end_offsets
+from fcluster.common.processes import process_space
 from fcluster.common.security import CoordinatorSecurity, coordinator_security
-from fcluster.common.settings import Settings
+from fcluster.common.reach import announced_address
+from fcluster.common.settings import Settings, with_settings
 from fcluster.common.snapshot_store import store_identity
 from fcluster.common.topology import Topology
 from fcluster.common.transport import Disconnected, FrameReceived, HandshakeFailed, RouterTransport
 from fcluster.coordinator import events
 from fcluster.coordinator.checks import check_partitions, check_topology
-from fcluster.coordinator.core import EXIT_TEMPORARY, Coordinator
+from fcluster.coordinator.core import ENDING_KEY, EXIT_TEMPORARY, Coordinator
 from fcluster.coordinator.events import Event
 from fcluster.coordinator.fencing import Fencer
 from fcluster.coordinator.gate import Gate
+from fcluster.coordinator.health import CoordinatorHealth
 from fcluster.coordinator.journal import Journal, JournalLostError, JournalThread
 from fcluster.coordinator.model import Terms
+from fcluster.coordinator.process_watch import ProcessWatch
 from fcluster.coordinator.standby import Candidate, Ended, Standby
 from fcluster.coordinator.truncation import Truncation
 
@@ -61,6 +66,11 @@ BIND_RETRY_S = 5.0
 END_OFFSETS_RETRY_S = 1.0
 TAKE_OVER_RETRY_S = 1.0
 TURN_MS_MAX = 500.0
+STATUS_AGE_S_MAX = 0.5
+"""However many ask over HTTP, the loop makes no more status documents than that."""
+STATUS_WAIT_S = 2.0
+SUCCESSOR_S = 2.0
+SUCCESSOR_POLL_S = 0.05
 ABSENCE_S = 2.0
 """A turn of the loop that took so long shows that the process was away."""
 EXIT_INTERRUPTED = 130
@@ -79,8 +89,9 @@ def run_coordinator(
 ) -> int:
     """Lead the job until it is stopped, has caught up, or fails; stand by as long as somebody else leads.
 
-    SIGTERM and SIGINT drain the job if this one leads it; a second one ends the process at once. A standby
-    they end, and nothing else.
+    SIGINT drains the job if this one leads it. SIGTERM hands over to a standby, so that the job goes on, and
+    drains the job only if nobody stands by. A second signal ends the process at once. A standby both end, and
+    nothing else.
 
     Args:
         job: to run.
@@ -98,39 +109,56 @@ def run_coordinator(
         FclusterError: it can't lead, or stand by, for the reason in the message.
     """
     topology = job if isinstance(job, Topology) else job.build()
+    settings = with_settings(settings, reading_group=topology.job)
     security = coordinator_security(settings)
-    candidate = Candidate(settings, topology)
-    standby = Standby(settings, topology, patient=stand_by)
-    signals = _Signals(standby.interrupt)
+    health = CoordinatorHealth(topology.job)
     office = _Office(
         topology=topology,
         settings=settings,
         security=security,
+        health=health,
         expected_workers=expected_workers or settings.workers,
         until_caught_up=until_caught_up,
         ready_callback=ready_callback,
         ready_file=ready_file,
     )
+    with health_port(settings.http_bind, health):
+        candidate = Candidate(settings, topology)
+        try:
+            return _take_turns(candidate, Standby(settings, topology, health, patient=stand_by), office)
+        finally:
+            candidate.close()
+
+
+def _take_turns(candidate: Candidate, standby: Standby, office: _Office) -> int:
+    """Stand by and lead, in turns, until there is an end to it; the exit code."""
+
+    def stop_waiting(_number: int) -> None:
+        standby.interrupt()
+
+    signals = _Signals(stop_waiting)
     own: Leader | None = None
-    try:
-        with signals.handled():
-            while True:
-                ended = _wait_for_turn(candidate, standby, own)
-                if ended is not None:
-                    level = logging.ERROR if ended.exit_code else logging.INFO
-                    _log.log(level, "coordinator ends: %s", ended.reason)
-                    return ended.exit_code
-                again = standby.stood_by or own is not None
-                code, own = office.lead(candidate, signals, own, again=again)
-                if code != EXIT_TEMPORARY:
-                    return code
-                signals.on_stop = standby.interrupt
-                gc.collect()  # a deposed leader's clients and sockets shall not wait for chance
-    finally:
-        candidate.close()
+    with signals.handled():
+        while True:
+            ended = _wait_for_turn(candidate, standby, own)
+            if ended is not None:
+                level = logging.ERROR if ended.exit_code else logging.INFO
+                _log.log(level, "coordinator ends: %s", ended.reason)
+                return ended.exit_code
+            again = standby.stood_by or own is not None
+            code, own = office.lead(candidate, signals, own, again=again)
+            if code != EXIT_TEMPORARY:
+                return code
+            if signals.asked:
+                _log.info("coordinator ends: somebody else leads now")
+                return 0
+            signals.on_stop = stop_waiting
+            gc.collect()  # a deposed leader's clients and sockets shall not wait for chance
 
 
 def _wait_for_turn(candidate: Candidate, standby: Standby, own: Leader | None) -> Ended | None:
+    if standby.interrupted:
+        return standby.wait(own)
     if own is None and not standby.stood_by:
         candidate.prepare()
     else:
@@ -149,6 +177,7 @@ class _Office:
     topology: Topology
     settings: Settings
     security: CoordinatorSecurity | None
+    health: CoordinatorHealth
     expected_workers: int
     until_caught_up: bool
     ready_callback: Callable[[str], None] | None
@@ -163,18 +192,23 @@ class _Office:
             candidate: has Kafka ready.
             signals: to be obeyed.
             own: the record so far.
-            again: this one stood by or led before: trouble on the way to leadership may pass.
+            again: this one stood by or led before: trouble on the way to leadership may pass, and an end of the
+                job that is under way is carried on.
         """
+        self.health.takes_over()
         transport = RouterTransport(self.security)
         try:
             # First of all: who can't listen must not depose anybody.
-            address = _bind(transport, self.settings.coordinator_bind)
+            address = _announced(self.settings, _bind(transport, self.settings.coordinator_bind))
             journal, past = candidate.open_journal()
+            if not again:
+                # Who didn't see the last leader end the job starts it anew: what became of that end is history.
+                past.pop(ENDING_KEY, None)
             terms, own = self._terms(candidate, past, address)
-            journal.write(_first_entries(own, terms))
+            journal.write(_first_entries(own, terms, ending=past.get(ENDING_KEY)))
             gate = Gate(terms.term, secured=self.security is not None)
-            shell = _Shell(terms, past, own, transport, gate, journal, candidate.admin)
-            signals.on_stop = lambda: shell.post(events.StopRequested())
+            shell = _Shell(terms, past, own, transport, gate, journal, candidate.admin, self.health)
+            signals.on_stop = shell.on_signal
             _announce(own, self.ready_callback, self.ready_file)
             return shell.run(), own
         except JournalLostError as error:
@@ -219,13 +253,14 @@ class _Office:
         return terms, leader
 
 
-def _first_entries(leader: Leader, terms: Terms) -> dict[str, Any]:
+def _first_entries(leader: Leader, terms: Terms, ending: Any) -> dict[str, Any]:
     """What a leader's first write says."""
     entries: dict[str, Any] = {
         "term": {"term": terms.term},
         "topology": terms.topology.describe(),
         LEADER_KEY: leader,
         ENDED_KEY: None,
+        ENDING_KEY: ending,
     }
     return entries | {f"partitions/{topic}": {"count": count} for topic, count in terms.partitions.items()}
 
@@ -236,8 +271,7 @@ def _bind(transport: RouterTransport, bind: str) -> str:
     wanted = bind[: -len(":0")] + ":*" if bind.endswith(":0") else bind
     while True:
         try:
-            address = transport.bind(wanted)
-            break
+            return transport.bind(wanted)
         except OSError as error:
             if time.monotonic() >= deadline_s:
                 raise SettingsError(
@@ -245,8 +279,14 @@ def _bind(transport: RouterTransport, bind: str) -> str:
                     remedy="Choose a free address in the setting coordinator.bind.",
                 ) from error
             time.sleep(0.1)
-    # Bound to all interfaces: workers elsewhere need a name they can connect to.
-    return address.replace("0.0.0.0", socket.gethostname())
+
+
+def _announced(settings: Settings, bound: str) -> str:
+    """The address that workers are told."""
+    announced = announced_address(bound, settings.coordinator_advertised_address, settings.bootstrap_servers)
+    if announced.warning:
+        _log.warning("%s", announced.warning)
+    return announced.address
 
 
 def _announce(leader: Leader, ready_callback: Callable[[str], None] | None, ready_file: Path | None) -> None:
@@ -264,23 +304,28 @@ class _Signals:
     """SIGTERM and SIGINT: the first one ends in good order what this process does, a second one the process.
 
     Args:
-        on_stop: how to end that.
+        on_stop: how to end that, given the signal's number.
     """
 
-    def __init__(self, on_stop: Callable[[], None]) -> None:
+    def __init__(self, on_stop: Callable[[int], None]) -> None:
         self._on_stop = on_stop
-        self._asked = False
+        self._number = 0
 
     @property
-    def on_stop(self) -> Callable[[], None]:
+    def asked(self) -> bool:
+        """Whether the first one has come."""
+        return self._number != 0
+
+    @property
+    def on_stop(self) -> Callable[[int], None]:
         """What the first signal calls; at once, if it came already."""
         return self._on_stop
 
     @on_stop.setter
-    def on_stop(self, on_stop: Callable[[], None]) -> None:
+    def on_stop(self, on_stop: Callable[[int], None]) -> None:
         self._on_stop = on_stop
-        if self._asked:
-            on_stop()
+        if self._number:
+            on_stop(self._number)
 
     @contextlib.contextmanager
     def handled(self) -> Generator[None]:
@@ -295,11 +340,11 @@ class _Signals:
             for number, handler in former.items():
                 signal.signal(number, handler)
 
-    def _handle(self, _number: int, _frame: object) -> None:
-        if self._asked:
+    def _handle(self, number: int, _frame: object) -> None:
+        if self._number:
             os._exit(EXIT_INTERRUPTED)
-        self._asked = True
-        self._on_stop()
+        self._number = number
+        self._on_stop(number)
 
 
 class _Shell:
@@ -314,18 +359,24 @@ class _Shell:
         gate: Gate,
         journal: Journal,
         admin: Admin,
+        health: CoordinatorHealth,
     ) -> None:
         self._topology = terms.topology
+        self._settings = terms.settings
         self._core = Coordinator.recover(past, terms, _now_ms())
         self._leader = leader
         self._turned_s = time.monotonic()
+        self._health = health
+        self._publisher = _StatusPublisher(transport.wake)
         self._transport = transport
         self._gate = gate
         self._admin = admin
         self._inbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._stop: events.StopCoordinator | None = None
-        self._journal_thread = JournalThread(journal, self.post)
+        self._journal_thread = JournalThread(journal, self._on_journal)
         self._fencer = Fencer(terms.settings, terms.topology.job, self.post)
+        self._process_space = process_space()
+        self._processes = ProcessWatch(lambda worker: self.post(events.ProcessEnded(worker)))
         self._duties = ThreadPoolExecutor(1, thread_name_prefix="duties")
         self._closing = threading.Event()
         self._truncation = Truncation(terms.topology, admin)
@@ -335,8 +386,36 @@ class _Shell:
         self._inbox.put(event)
         self._transport.wake()
 
+    def on_signal(self, number: int) -> None:
+        """The process was asked to end: the job as well, or only its leadership."""
+        self.post(events.ResignRequested() if number == signal.SIGTERM else events.StopRequested())
+
+    def _on_journal(self, event: events.JournalWritten | events.Deposed) -> None:
+        """In the journal's thread, which ends after `Deposed`.
+
+        Who resigns serves the workers until they can find the successor: fenced it does no harm, and they don't
+        wait for the successor to read the journal.
+        """
+        if isinstance(event, events.Deposed) and self._core.resignation is not None:
+            self._await_successor()
+        self.post(event)
+
+    def _await_successor(self) -> None:
+        deadline_s = time.monotonic() + SUCCESSOR_S
+        follower = LeaderFollower(self._settings, self._topology.job)
+        try:
+            while time.monotonic() < deadline_s and not self._closing.is_set():
+                follower.poll(SUCCESSOR_POLL_S)
+                if follower.leader is not None and follower.leader.term > self._leader.term:
+                    return
+        except FclusterError as error:
+            _log.warning("looking for the successor: %s", error.message)
+        finally:
+            follower.close()
+
     def run(self) -> int:
         """Lead until the core says stop; returns the exit code."""
+        self._health.leads(self._leader, self._publisher.document)
         try:
             self._feed(events.Started())
             while self._stop is None:
@@ -355,6 +434,7 @@ class _Shell:
         timeout_ms = TURN_MS_MAX if deadline_ms is None else max(0.0, deadline_ms - _now_ms())
         happened = False
         happenings = self._transport.poll(self._truncation.cap(min(timeout_ms, TURN_MS_MAX)))
+        self._health.turned()
         self._notice_absence()
         for item in happenings:
             match item:
@@ -375,6 +455,9 @@ class _Shell:
             self._feed(event)
         if not happened:
             self._feed(events.Tick())
+        if self._publisher.is_wanted:
+            self._feed(self._wire_counted())
+            self._publisher.publish(self._core.status())
         if self._truncation.is_due():
             self._in_background(self._truncation.run, self._core.committed_offsets())
 
@@ -395,6 +478,8 @@ class _Shell:
         if isinstance(message, messages.StatusRequest):
             self._feed(self._wire_counted())
         self._feed(events.MessageReceived(received.peer, message))
+        if isinstance(message, messages.Hello) and self._process_space == message.process_space != "":
+            self._processes.watch(message.worker, message.pid)
         return True
 
     def _wire_counted(self) -> events.WireCounted:
@@ -413,6 +498,8 @@ class _Shell:
                     self._transport.send(peer, messages.encode(message))
                 case events.WriteJournal():
                     self._journal_thread.write(effect)
+                case events.PrepareFence(slot, soon):
+                    self._fencer.prepare(slot, soon=soon)
                 case events.FenceSlot(slot):
                     self._fencer.fence(slot)
                 case events.ReadEndOffsets(stage):
@@ -456,10 +543,48 @@ class _Shell:
         if self._stop is not None and self._stop.exit_code != EXIT_TEMPORARY:
             # Nobody needs to ask an address where nobody listens any more, and standbys shall end as well.
             end = {"term": self._leader.term, "exit_code": self._stop.exit_code, "reason": self._stop.reason}
-            self._journal_thread.write(events.WriteJournal(0, {LEADER_KEY: None, ENDED_KEY: end}))
+            entries = {LEADER_KEY: None, ENDED_KEY: end, ENDING_KEY: None}
+            self._journal_thread.write(events.WriteJournal(0, entries))
+        self._processes.close()
         self._fencer.close()
         self._duties.shutdown(wait=False, cancel_futures=True)
         self._journal_thread.close()
+
+
+class _StatusPublisher:
+    """Gives the loop's status document to other threads, made by the loop when one of them wants it.
+
+    Args:
+        wake: makes the loop turn.
+    """
+
+    def __init__(self, wake: Callable[[], None]) -> None:
+        self._wake = wake
+        self._changed = threading.Condition()
+        self._wanted = False
+        self._document: Mapping[str, Any] = {}
+        self._made_s = float("-inf")
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether somebody waits for one."""
+        return self._wanted
+
+    def publish(self, document: Mapping[str, Any]) -> None:
+        """In the loop: here it is."""
+        with self._changed:
+            self._document, self._made_s, self._wanted = document, time.monotonic(), False
+            self._changed.notify_all()
+
+    def document(self) -> Mapping[str, Any] | None:
+        """In any thread but the loop: one that isn't old, None if the loop doesn't give one in time."""
+        asked_s = time.monotonic()
+        with self._changed:
+            if asked_s - self._made_s >= STATUS_AGE_S_MAX:
+                self._wanted = True
+                self._wake()
+                self._changed.wait_for(lambda: self._made_s >= asked_s, STATUS_WAIT_S)
+            return self._document if time.monotonic() - self._made_s < STATUS_AGE_S_MAX + STATUS_WAIT_S else None
 
 
 def _now_ms() -> float:

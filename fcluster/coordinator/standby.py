@@ -4,7 +4,8 @@ Responsible for: the clients that a take-over needs, connected in advance (`Cand
 leader, over ZeroMQ and through the journal (`Standby`). Invariants kept:
 
 - The journal has the last word: whatever the network seems to say, this one's turn comes only if the journal
-  still names the leader that is suspected. Whether it really leads then is decided by the journal's fence.
+  still names the leader that is suspected, or has asked this one to take over. Whether it really leads then is
+  decided by the journal's fence.
 - A job that was ended on purpose isn't taken over: its standbys end too, and say why.
 - Every wait is bounded; nothing is written.
 
@@ -44,6 +45,7 @@ from fcluster.common.topology import Topology
 from fcluster.common.transport import DealerTransport
 from fcluster.coordinator.checks import highest_committed_epoch
 from fcluster.coordinator.election import Bounds, Watch
+from fcluster.coordinator.health import CoordinatorHealth
 from fcluster.coordinator.journal import Journal, journal_producer, open_journal
 
 _log = logging.getLogger("fcluster.coordinator")
@@ -138,21 +140,30 @@ class Standby:
     Args:
         settings: of the cluster.
         topology: of the job.
+        health: is told.
         patient: whether to stand by at all: if not, a leader that answers is a conflict, until this
             coordinator itself has led.
     """
 
-    def __init__(self, settings: Settings, topology: Topology, *, patient: bool) -> None:
+    def __init__(
+        self, settings: Settings, topology: Topology, health: CoordinatorHealth, *, patient: bool
+    ) -> None:
         self.stood_by = False
         """Whether it has met a leader that lives."""
         self._settings = settings
         self._topology = topology
+        self._health = health
         self._patient = patient
         self._name = f"{socket.gethostname()}-{os.getpid()}"
         self._identity = f"standby-{self._name}-{uuid.uuid4().hex[:8]}".encode()
         self._rank = random.uniform(0, _RANK_UNKNOWN_MAX)
         self._inbox: queue.SimpleQueue[_Item] = queue.SimpleQueue()
         self._interrupted = threading.Event()
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether the waiting was ended for ever."""
+        return self._interrupted.is_set()
 
     def interrupt(self) -> None:
         """End the waiting, now and for ever. May be called by a signal handler."""
@@ -174,6 +185,7 @@ class Standby:
             KafkaUnavailable: at the very first.
         """
         while not self._interrupted.is_set():
+            self._health.looks_for_leader()
             try:
                 found = self._find(own)
                 while isinstance(found, Leader):
@@ -240,6 +252,10 @@ class Standby:
         watch = Watch(bounds, _now_ms())
         check = messages.encode(messages.LeaderCheck(self._name))
         while not self._interrupted.is_set():
+            if watch.was_heard:
+                self._health.stands_by(leader)
+            else:
+                self._health.looks_for_leader()
             self._take_news(leader, watch)
             if watch.wants_check(_now_ms()):
                 transport.send(check)
@@ -251,6 +267,8 @@ class Standby:
                 verdict = self._confirm(leader, watch, suspicion)
                 if not isinstance(verdict, _Unconfirmed):
                     return verdict
+        # A leader that was asked to leave as well shall not wait for this one.
+        transport.send(messages.encode(messages.LeaderCheck(self._name, leaves=True)))
         return _INTERRUPTED
 
     def _take_news(self, leader: Leader, watch: Watch) -> None:
@@ -284,7 +302,7 @@ class Standby:
         if isinstance(message, messages.LeaderAlive) and message.cluster_id == leader.cluster_id:
             if not watch.was_heard:
                 self._meet(leader)
-            watch.heard(message.rank, _now_ms())
+            watch.heard(message.rank, _now_ms(), resigns=message.resigns)
             self._rank = watch.rank
 
     def _meet(self, leader: Leader) -> None:
@@ -341,9 +359,11 @@ class Standby:
             return newest
         while not self._inbox.empty():
             self._note(self._inbox.get(), leader, watch)
-        if watch.signs != signs:
+        if watch.signs != signs and not watch.resigns:
             return _Unconfirmed()
-        _log.info("the coordinator of term %d, at %s, is gone: %s", leader.term, leader.address, suspicion)
+        if self._interrupted.is_set():
+            return _Unconfirmed()
+        _log.info("taking over from the coordinator of term %d, at %s: %s", leader.term, leader.address, suspicion)
         return None
 
 

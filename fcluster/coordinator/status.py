@@ -18,6 +18,7 @@ def describe(coordinator: Coordinator, now_ms: float) -> dict[str, Any]:
     """The document. Times are milliseconds, rates are per second, -1 means unknown."""
     settings = coordinator.settings
     sessions = sorted(coordinator.sessions.values(), key=lambda session: session.slot)
+    keeper_of = coordinator.agents.keeper_of(now_ms)
     shards_of: dict[int, int] = {}
     for shard in coordinator.shards.values():
         if shard.slot is not None:
@@ -35,7 +36,12 @@ def describe(coordinator: Coordinator, now_ms: float) -> dict[str, Any]:
         "interval_ms": max((session.interval_ms for session in sessions), default=-1),
         "oldest_open_epoch": _oldest_open_epoch(sessions, now_ms),
         "expected_workers": coordinator.terms.expected_workers,
-        "workers": [_worker(session, shards_of.get(session.slot, 0), now_ms) for session in sessions],
+        "workers": [
+            _worker(session, shards_of.get(session.slot, 0), now_ms)
+            | {"agent": keeper_of.get((session.host, session.pid), "")}
+            for session in sessions
+        ],
+        "agents": coordinator.agents.describe(now_ms),
         "waiting_to_join": len(coordinator.joiners),
         "standbys": coordinator.standbys.names(now_ms),
         "slots": [
@@ -53,6 +59,14 @@ def describe(coordinator: Coordinator, now_ms: float) -> dict[str, Any]:
             for stage, targets in coordinator.progress.targets.items()
         },
         "counters": _counters(coordinator),
+        "takeovers": [
+            {"slot": one.slot, "shards": one.shards, "reason": one.reason, "steps_ms": one.steps()}
+            for one in coordinator.takeovers.over
+        ],
+        "moves": [
+            {"stage": one.shard.stage, "partition": one.shard.partition, "steps_ms": one.steps()}
+            for one in coordinator.takeovers.moved
+        ],
         "settings": settings.redacted(),
     }
 
@@ -72,6 +86,7 @@ def _counters(coordinator: Coordinator) -> dict[str, int]:
         "adoptions": counters.adoptions,
         "deaths": counters.deaths,
         "evictions": counters.evictions,
+        "leaves": counters.leaves,
         "resets": counters.resets,
         "fences": counters.fences,
         "fence_failures": counters.fence_failures,
@@ -104,6 +119,8 @@ def _oldest_open_epoch(sessions: list[Session], now_ms: float) -> dict[str, Any]
 def _worker(session: Session, shards: int, now_ms: float) -> dict[str, Any]:
     stats = session.stats
     phase = "suspect" if session.suspect_until_ms is not None else session.phase.value
+    if phase == "live" and session.leaving:
+        phase = "leaving"
     if phase == "live":
         phase = "restoring" if stats is not None and stats.restoring else "running"
     return {
@@ -113,6 +130,8 @@ def _worker(session: Session, shards: int, now_ms: float) -> dict[str, Any]:
         "pid": session.pid,
         "session": session.number,
         "phase": phase,
+        "leaving": session.leaving,
+        "leaving_said": session.leaving_said,
         "last_heard_ms": round(now_ms - session.heard_ms),
         "shards": shards,
         "epoch": session.epoch,

@@ -9,7 +9,7 @@ Every queue is bounded: at most `BATCHES_AHEAD_MAX` batches wait for the main th
 librdkafka's own queue fills up to its bound.
 
 Two ways to fetch, each a consumer of its own since the settings of one can't be changed: *patient* (the
-broker answers with the first record, or after half a second) costs nothing while there is nothing to read;
+broker answers with the first record, or after a tenth of a second) costs next to nothing while there is nothing to read;
 *gathering* (the broker collects for some milliseconds) costs a constant number of requests, and so far less
 than one for each record once records come in steadily. The reader changes between them by what it sees.
 See docs/decisions/0031-two-ways-to-fetch.md.
@@ -17,10 +17,11 @@ See docs/decisions/0031-two-ways-to-fetch.md.
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -31,12 +32,14 @@ BATCHES_AHEAD_MAX = 3
 POLL_TIMEOUT_S = 0.05
 """How long a read waits for a first record, and so how long a change of the assignment may wait."""
 
-PATIENT_FETCH: Final[Mapping[str, int]] = {"fetch.min.bytes": 1, "fetch.wait.max.ms": 500}
+PATIENT_FETCH: Final[Mapping[str, int]] = {"fetch.min.bytes": 1, "fetch.wait.max.ms": 100}
+"""A partition that is added waits for the answer that is under way to those that have nothing to give."""
 GATHERING_FETCH: Final[Mapping[str, int]] = {"fetch.min.bytes": 100_000, "fetch.wait.max.ms": 5}
 GATHER_ABOVE_READS_PER_S = 150
 BE_PATIENT_AFTER_S = 2.0
 """Without a record."""
 IDLE_LOOK_INTERVAL_S = 1.0
+CONNECT_TIMEOUT_S = 2.0
 
 SourcePartition = tuple[str, int]
 
@@ -103,6 +106,7 @@ class SourceReader:
         make_consumer: makes a consumer that fetches as its argument says. It is assigned by nobody else.
         emit: called in the reading thread with each event; must not block.
         name: of the thread.
+        topics: that it will be told to read: consumers connect to their leaders before they have to.
     """
 
     def __init__(
@@ -110,10 +114,13 @@ class SourceReader:
         make_consumer: Callable[[Mapping[str, int]], Consumer],
         emit: Callable[[ReaderEvent], None],
         name: str,
+        topics: Sequence[str] = (),
     ) -> None:
         self._make_consumer = make_consumer
         self._consumer = make_consumer(PATIENT_FETCH)
+        self._topics = tuple(topics)
         self._resting: Consumer | None = None  # the consumer for the other way to fetch, once there was need
+        self._connecting: threading.Thread | None = None  # makes it
         self._gathering = False
         self._last_record_s = 0.0
         self._reads_since_s = 0.0
@@ -172,6 +179,7 @@ class SourceReader:
 
     def _run(self) -> None:
         try:
+            self._connect(self._consumer)
             while not self._closed:
                 self._carry_out_commands()
                 if self._paused or not self._assigned:
@@ -184,8 +192,22 @@ class SourceReader:
             raise
         finally:
             self._consumer.close()
+            if self._connecting is not None:
+                self._connecting.join()
             if self._resting is not None:
                 self._resting.close()
+
+    def _connect(self, consumer: Consumer) -> None:
+        """Find the topics' leaders: what is asked for now isn't waited for when there are records to read."""
+        for topic in self._topics:
+            with contextlib.suppress(KafkaException):  # reading says what is wrong
+                consumer.list_topics(topic, timeout=CONNECT_TIMEOUT_S)
+
+    def _make_resting(self, fetching: Mapping[str, int]) -> None:
+        """In a thread of its own: reading goes on as before meanwhile."""
+        consumer = self._make_consumer(fetching)
+        self._connect(consumer)
+        self._resting = consumer
 
     def _carry_out_commands(self) -> None:
         self._commanded.clear()
@@ -243,10 +265,15 @@ class SourceReader:
             self._reads_since_s, self._reads = now_s, 0
 
     def _change_fetching(self) -> None:
-        """Go on with the other consumer, from where this one stands."""
-        offsets = self._positions()
+        """Go on with the other consumer, from where this one stands, once there is one that is connected."""
         if self._resting is None:
-            self._resting = self._make_consumer(PATIENT_FETCH if self._gathering else GATHERING_FETCH)
+            if self._connecting is None:
+                self._connecting = threading.Thread(
+                    target=self._make_resting, args=(GATHERING_FETCH,), name="connecting", daemon=True
+                )
+                self._connecting.start()
+            return
+        offsets = self._positions()
         self._consumer.incremental_unassign([TopicPartition(*partition) for partition in offsets])
         self._consumer, self._resting = self._resting, self._consumer
         self._gathering = not self._gathering

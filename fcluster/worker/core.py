@@ -14,6 +14,8 @@ Invariants kept here:
 - At most one epoch is in flight (frozen, not yet committed), and one open behind it. The open one
   commits after the one in flight, since a barrier waits for it.
 - A shard is given back only when all it has processed is committed.
+- A worker that is to leave works on until its shards have moved elsewhere. It stays resolved to leave,
+  whatever happens to its session, its connection or its coordinator, and goes within a bound of time.
 
 Must not: read a clock, touch a socket, Kafka, RocksDB or a thread. Records don't pass through here; the
 shell reports once a batch which shards they dirtied.
@@ -144,7 +146,10 @@ class WorkerBroken:
 
 @dataclass(frozen=True, slots=True)
 class TerminationRequested:
-    """The process was asked to leave in good order (SIGTERM)."""
+    """The process was asked to leave in good order (SIGTERM): first its shards move away, warm.
+
+    Asked again, it commits what it has processed and goes; a third time, it goes.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,7 +272,7 @@ class ResumeReading:
 
 @dataclass(frozen=True, slots=True)
 class Exit:
-    """End the process. `code` 0: in good order; 3: the job failed; 1: this worker can't go on."""
+    """End the process. `code` 0: in good order; 3: the job failed; 1: this worker can't go on; 4: it was drained."""
 
     code: int
     reason: str
@@ -305,6 +310,9 @@ EXIT_JOB_FAILED = 3
 """A worker's exit code that tells its supervisor not to restart it: the job itself has failed."""
 EXIT_MISTAKE = 1
 """One that says that a person has to repair something where this worker runs."""
+EXIT_DRAINED = 4
+"""One that tells its supervisor not to restart it: an operator wanted it gone (`fcluster drain`)."""
+LEAVING_REPEATED_MS = 1_000
 
 
 class Phase(Enum):
@@ -399,6 +407,7 @@ class Identity:
     topology: str
     snapshot_store: str
     version: str
+    process_space: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -409,6 +418,12 @@ class Bounds:
     coordinator_loss_ms: int
     offset_refresh_ms: int
     hello_retry_ms: int = 1000
+    leave_timeout_ms: int = 20_000
+    """Waiting for the shards to move away, when the worker is leaving."""
+    last_commit_timeout_ms: int = 30_000
+    """Waiting for the last commit after that."""
+    leader_patience_ms: int = 3_000
+    """A worker that is leaving waits no longer for a coordinator: without one it can neither move shards nor commit."""
 
 
 class WorkerCore:
@@ -420,6 +435,8 @@ class WorkerCore:
         self.phase = Phase.JOINING
         self.term = 0
         self.session = 0
+        self._order = (0, 0)
+        self._released_number = 0
         self.slot = identity.wanted_slot
         self.epoch_seen = 0
         self.shards: dict[ShardId, OwnedShard] = {}
@@ -432,6 +449,11 @@ class WorkerCore:
         self.backlog = False
         self.connected = False
         self.leaving = False
+        self.drained = False
+        """An operator wants it gone for good."""
+        self._leave_by_ms = 0
+        self._leaving_since_ms = 0
+        self._leaving_said_ms = 0
         self._heard_ms = now_ms
         self._hello_sent_ms = now_ms - bounds.hello_retry_ms
         self._refreshed_ms = now_ms
@@ -534,11 +556,15 @@ class WorkerCore:
                 snapshot_store=self.identity.snapshot_store,
                 version=self.identity.version,
                 in_flight_epoch=self.in_flight.epoch if self.in_flight else 0,
+                process_space=self.identity.process_space,
+                leaving=self.leaving,
+                term=self.term,
+                draining=self.phase in (Phase.DRAINING, Phase.DRAINED) and not self.leaving,
             )
         )
 
     def _on_message(self, message: messages.FromCoordinator) -> None:
-        if isinstance(message, messages.StatusReply | messages.StopReply | messages.LeaderAlive):
+        if not isinstance(message, messages.ToWorker):
             return
         if message.term < self.term:
             name = type(message).__name__
@@ -562,14 +588,19 @@ class WorkerCore:
                 self._on_barrier(message)
             case messages.Complete():
                 self._on_complete(message)
-            case messages.Assign():
+            case messages.Assign() if self._is_new(message):
                 self._on_assign(message)
-            case messages.Revoke():
+            case messages.Revoke() if self._is_new(message):
                 self._on_revoke(message)
             case messages.Standby():
                 self._keep_standbys(set(message.shards) - set(self.shards))
             case messages.Drain():
                 self._drain()
+            case messages.Leave():
+                self.drained = True
+                self._begin_to_leave()
+            case messages.Dismiss():
+                self._leave_at_once()
             case messages.Evicted():
                 self._log("warning", f"session {self.session} was ended by the coordinator; joining anew")
                 self._reset()
@@ -630,14 +661,27 @@ class WorkerCore:
         self.shards.clear()
         self.open = OpenEpoch()
         self.in_flight = None
-        self.session = 0
+        self.session, self._order, self._released_number = 0, (0, 0), 0
         self.phase = Phase.JOINING
         if self.leaving:
-            self._stop(0, "asked to leave")
+            self._stop(self._exit_code, "asked to leave")
         elif self.connected:
             self._say_hello()
 
     # --- shards ---------------------------------------------------------------------------------------
+
+    @property
+    def orders_heard(self) -> int:
+        """The number of the last order in this session and term."""
+        term, number = self._order
+        return number if term == self.term else 0
+
+    def _is_new(self, order: messages.Assign | messages.Revoke) -> bool:
+        """Whether it isn't one that came once more. What it is about may belong to somebody else by now."""
+        if (order.term, order.number) <= self._order:
+            return False
+        self._order = (order.term, order.number)
+        return True
 
     def _on_assign(self, message: messages.Assign) -> None:
         if self.phase in (Phase.DRAINING, Phase.DRAINED):
@@ -714,7 +758,9 @@ class WorkerCore:
             self._effects.append(CloseShards(tuple(free)))
         released = [*free, *foreign]
         if released:
-            self._send(messages.Released(self.session, released))
+            self._released_number += 1
+            self._send(messages.Released(self.session, released, self._released_number))
+        self._leave_if_empty()
 
     def _uncommitted(self, shard: ShardId) -> bool:
         return shard in self.open.shards or (self.in_flight is not None and shard in self.in_flight.shards)
@@ -834,26 +880,70 @@ class WorkerCore:
     def _finish_drain(self) -> None:
         if self.phase is Phase.DRAINING and not self.open.dirty and self.in_flight is None:
             self.phase = Phase.DRAINED
+        if self.phase is Phase.DRAINED:
             self._send(messages.Drained(self.session))
             if self.leaving:
                 self._leave()
-        elif self.phase is Phase.DRAINED:
-            self._send(messages.Drained(self.session))
 
     def _on_termination_requested(self) -> None:
-        if self.leaving or self.session == 0:
-            # Asked twice: what isn't committed is going to be processed anew by somebody else.
-            self._stop(0, "asked to leave")
-            return
-        self.leaving = True
-        if self.phase is Phase.DRAINED:
-            self._leave()
+        if self.session == 0 or (self.leaving and self.phase in (Phase.DRAINING, Phase.DRAINED)):
+            # What isn't committed is going to be processed anew by somebody else.
+            self._stop(self._exit_code, "asked to leave")
+        elif self.leaving:
+            self._leave_at_once()
         else:
-            self._drain()
+            self._begin_to_leave()
+
+    def _begin_to_leave(self) -> None:
+        """Work on until the shards have moved away."""
+        if not self.leaving:
+            self.leaving, self._leaving_since_ms = True, self._now_ms
+            self._leave_by_ms = self._now_ms + self.bounds.leave_timeout_ms
+            self._log("info", f"leaving: {len(self.shards)} shards are to move away first")
+        if self.phase in (Phase.STARTING, Phase.ACTIVE):
+            self._say_leaving()
+            self._leave_if_empty()
+        else:
+            self._finish_drain()  # the whole job drains
+
+    def _say_leaving(self) -> None:
+        self._leaving_said_ms = self._now_ms
+        self._send(messages.Leaving(self.session))
+
+    def _leave_if_empty(self) -> None:
+        active = self.phase in (Phase.STARTING, Phase.ACTIVE)
+        if self.leaving and active and not self.shards and self.in_flight is None:
+            self._leave()
+
+    def _leave_at_once(self) -> None:
+        """Commit what is processed, then go: nobody can take the shards, or there is no time to wait for it."""
+        if not self.leaving:
+            self.leaving, self._leaving_since_ms = True, self._now_ms
+        self._leave_by_ms = self._now_ms + self.bounds.last_commit_timeout_ms
+        self._drain()
+
+    def _follow_leaving(self) -> None:
+        overdue = self._now_ms >= self._leave_by_ms
+        if self._now_ms - max(self._heard_ms, self._leaving_since_ms) >= self.bounds.leader_patience_ms:
+            self._log("warning", "leaving without a last commit: there is no coordinator")
+            self._stop(self._exit_code, "asked to leave")
+        elif self.phase not in (Phase.STARTING, Phase.ACTIVE):
+            if overdue:
+                self._log("warning", "leaving without a last commit: it wasn't declared complete in time")
+                self._stop(self._exit_code, "asked to leave")
+        elif overdue:
+            self._log("warning", f"{len(self.shards)} shards have not moved away in time; leaving now")
+            self._leave_at_once()
+        elif self._now_ms - self._leaving_said_ms >= LEAVING_REPEATED_MS:
+            self._say_leaving()
 
     def _leave(self) -> None:
         self._send(messages.Goodbye(self.session))
-        self._stop(0, "asked to leave")
+        self._stop(self._exit_code, "asked to leave")
+
+    @property
+    def _exit_code(self) -> int:
+        return EXIT_DRAINED if self.drained else 0
 
     def _stop(self, code: int, reason: str) -> None:
         self.phase = Phase.STOPPED
@@ -870,6 +960,8 @@ class WorkerCore:
             self._pause("the coordinator has not been heard of")
         if self._now_ms - self._refreshed_ms >= self.bounds.offset_refresh_ms and self.phase is Phase.ACTIVE:
             self._refresh_offsets()
+        if self.leaving:
+            self._follow_leaving()
 
     def _refresh_offsets(self) -> None:
         """Commit the offsets of idle shards anew, so that the group's offset retention never expires them."""

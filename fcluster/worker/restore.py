@@ -12,6 +12,7 @@ is an error. Threads: one at a time for each shard of a StoreDirectory; snapshot
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -53,13 +54,13 @@ STALL_TIMEOUT_S: Final = 60.0
 """A broker that sends nothing for so long ends the restore."""
 
 _POLL_S: Final = 0.1
-_BASES_AT_A_TIME: Final = 4
+_BASES_AT_A_TIME: Final = max(4, min(16, os.cpu_count() or 1))
 _POLL_RECORDS: Final = 500
 _BATCH_BYTES: Final = 4 * 1024 * 1024
 _REQUEST_TIMEOUT_S: Final = 10.0
 _CONSUMER: Final = {
     "enable.partition.eof": True,
-    "fetch.wait.max.ms": 20,  # the end of a partition is told only after such a wait
+    "fetch.wait.max.ms": 2,  # the end of a partition is told only after such a wait
     "queued.max.messages.kbytes": 16 * 1024,
     "fetch.message.max.bytes": 4 * 1024 * 1024,
 }
@@ -77,6 +78,8 @@ class ShardRestored:
         changed: whether the store had to be changed; if not, what is in memory of it is still right.
         base: what the restore began with.
         reasons: why better bases were passed over.
+        base_epoch: where that stood.
+        records: of the changelog that were read to get from there to the committed epoch.
     """
 
     shard: ShardId
@@ -84,6 +87,16 @@ class ShardRestored:
     changed: bool
     base: Base
     reasons: tuple[str, ...]
+    base_epoch: int = 0
+    records: int = 0
+
+    def describe(self) -> str:
+        """A line for the log."""
+        epoch = self.store.meta().state_epoch
+        return (
+            f"{self.shard} is at epoch {epoch}: from {self.base.value} at epoch {self.base_epoch}, "
+            f"{self.records} records of the changelog"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +135,7 @@ def restore_shards(
     settings: Settings,
     stop: threading.Event,
     admin: AdminClient | None = None,
+    consumer: Consumer | None = None,
     progress: Callable[[RestoreProgress], None] | None = None,
     stall_timeout_s: float = STALL_TIMEOUT_S,
 ) -> Iterator[ShardRestored]:
@@ -134,6 +148,8 @@ def restore_shards(
         settings: of the cluster.
         stop: when set, the iterator ends early.
         admin: to ask the brokers with; one is made if none is given.
+        consumer: from `changelog_consumer`, to read with; assigned to nothing, and so again afterwards. If none is
+            given one is made, which has to connect first.
         progress: called after each batch of records, and around each snapshot, by any thread.
         stall_timeout_s: seconds without anything from the brokers until it is an error.
 
@@ -146,11 +162,21 @@ def restore_shards(
         return
     if admin is None:  # a client's truth is the length of its queue
         admin = make_admin(settings)
-    restore = _Restore(directory, snapshots, settings, stop, admin, progress, stall_timeout_s)
+    restore = _Restore(directory, snapshots, settings, stop, admin, consumer, progress, stall_timeout_s)
     try:
         yield from restore.run(requests)
     finally:
         restore.close()
+
+
+def changelog_consumer(settings: Settings) -> Consumer:
+    """A consumer for `restore_shards`.
+
+    Raises:
+        SettingsError: librdkafka refuses a setting.
+    """
+    # Also in at-least-once mode: the job may have run exactly-once before, and aborted.
+    return make_consumer(settings, "read-committed", **_CONSUMER)
 
 
 class _Shard:
@@ -163,6 +189,7 @@ class _Shard:
         self.plan = plan
         self.store = store
         self.offset = plan.meta.changelog_offset
+        self.records = 0
         self._exactly_once = exactly_once
         self._reader = DeltaReader(
             f"{request.changelog}/{request.shard.partition}", plan.meta.state_epoch, exactly_once=exactly_once
@@ -175,6 +202,7 @@ class _Shard:
         """Take the next record of the changelog."""
         delta = self._reader.feed(offset, record)
         self.offset = offset + 1
+        self.records += 1
         if delta is None:
             return
         if self._exactly_once and delta.epoch > self.request.target_epoch:
@@ -198,7 +226,15 @@ class _Shard:
         changed = self.store.meta() != self._meta or self.plan.base is not Base.LOCAL
         if self._changes or self.store.meta() != self._meta:
             self._write()
-        return ShardRestored(self.request.shard, self.store, changed, self.plan.base, self.plan.reasons)
+        return ShardRestored(
+            shard=self.request.shard,
+            store=self.store,
+            changed=changed,
+            base=self.plan.base,
+            reasons=self.plan.reasons,
+            base_epoch=self.plan.meta.state_epoch,
+            records=self.records,
+        )
 
     def _write(self) -> None:
         self.store.apply(self._changes, self._meta)
@@ -224,6 +260,7 @@ class _Restore:
         settings: Settings,
         stop: threading.Event,
         admin: AdminClient,
+        consumer: Consumer | None,
         progress: Callable[[RestoreProgress], None] | None,
         stall_timeout_s: float,
     ) -> None:
@@ -235,7 +272,8 @@ class _Restore:
         self._stall_timeout_s = stall_timeout_s
         self._exactly_once = settings.processing_guarantee == "exactly-once"
         self._admin = admin
-        self._consumer: Consumer | None = None
+        self._consumer = consumer
+        self._consumer_is_ours = consumer is None
         self._reading: dict[tuple[str, int], _Shard] = {}
         # What turned out not to lead to the committed epoch, by shard: epochs of bases, with the error.
         self._failed: dict[ShardId, dict[tuple[Base, int], StateDamaged]] = {}
@@ -245,22 +283,29 @@ class _Restore:
         self._counting = threading.Lock()
 
     def close(self) -> None:
-        if self._consumer is not None:
+        if self._consumer is None:
+            return
+        if self._consumer_is_ours:
             self._consumer.close()
+        elif self._reading:
+            self._consumer.incremental_unassign([TopicPartition(*at) for at in self._reading])
 
     def run(self, requests: Sequence[RestoreRequest]) -> Iterator[ShardRestored]:
         self._total = len(requests)
-        ids = topic_ids(self._admin, sorted({request.changelog for request in requests}))
+        unidentified = sorted({request.changelog for request in requests if not request.changelog_id})
+        ids = topic_ids(self._admin, unidentified)
         identified = [
             replace(request, changelog_id=request.changelog_id or ids.get(request.changelog, ""))
             for request in requests
         ]
         behind: list[RestoreRequest] = []
         for request in identified:
-            store = self._local_store(request.shard)
-            if self._exactly_once and store is not None and stands_exactly(request, store.meta()):
+            local = local_meta(self._directory, request.shard)
+            if self._exactly_once and local is not None and stands_exactly(request, local):
+                store = self._directory.open(request.shard)
                 _remember_changelog(store, request)
-                yield self._finished(ShardRestored(request.shard, store, False, Base.LOCAL, ()))
+                epoch = store.meta().state_epoch
+                yield self._finished(ShardRestored(request.shard, store, False, Base.LOCAL, (), epoch))
             else:
                 behind.append(request)
         if behind:
@@ -271,8 +316,10 @@ class _Restore:
     def _begin(self, requests: Sequence[RestoreRequest]) -> Iterator[ShardRestored]:
         """Put the bases of these shards in place, and begin to read their changelogs."""
         partitions = [TopicPartition(request.changelog, request.shard.partition) for request in requests]
-        ends = settled_end_offsets(self._admin, partitions)
-        begins = begin_offsets(self._admin, partitions)
+        with ThreadPoolExecutor(1) as other:
+            asked = other.submit(begin_offsets, self._admin, partitions)
+            ends = settled_end_offsets(self._admin, partitions)
+            begins = asked.result()
         for request, shard in self._put_bases(
             [(request, begins[at], ends[at]) for request, at in zip(requests, partitions, strict=True)]
         ):
@@ -306,9 +353,10 @@ class _Restore:
         """Plan, and make the base the shard's store; a base that turns out to be damaged is passed over."""
         shard = request.shard
         while True:
-            local = self._local_store(shard)
+            meta = local_meta(self._directory, shard)
             failed = self._failed.setdefault(shard, {})
-            meta = None if local is None or (Base.LOCAL, local.meta().state_epoch) in failed else local.meta()
+            if meta is not None and (Base.LOCAL, meta.state_epoch) in failed:
+                meta = None
             unusable: list[Unusable] = []
             manifests = [
                 manifest
@@ -346,9 +394,6 @@ class _Restore:
                 self._snapshot_bytes += copied_bytes
             self._tell_progress()
 
-    def _local_store(self, shard: ShardId) -> RocksStore | None:
-        return local_store(self._directory, shard)
-
     def _read(self) -> Iterator[ShardRestored]:
         """Take one batch of records, from whatever partition has some."""
         deadline_s = time.monotonic() + self._stall_timeout_s
@@ -356,8 +401,11 @@ class _Restore:
         while not messages:
             if self._stop.is_set():
                 return
-            messages = self._reader().consume(_POLL_RECORDS, _POLL_S)
-            if not messages and time.monotonic() > deadline_s:
+            # consume() alone would wait for so many records, or for all of the time.
+            first = self._reader().poll(_POLL_S)
+            if first is not None:
+                messages = [first, *self._reader().consume(_POLL_RECORDS, 0)]
+            elif time.monotonic() > deadline_s:
                 raise self._stalled()
         reading = dict(self._reading)
         for message in messages:
@@ -430,8 +478,7 @@ class _Restore:
 
     def _reader(self) -> Consumer:
         if self._consumer is None:
-            # Also in at-least-once mode: the job may have run exactly-once before, and aborted.
-            self._consumer = make_consumer(self._settings, "read-committed", **_CONSUMER)
+            self._consumer = changelog_consumer(self._settings)
         return self._consumer
 
     def _check_error(self, error: KafkaError | None) -> None:
@@ -476,6 +523,14 @@ def local_store(directory: StoreDirectory, shard: ShardId) -> RocksStore | None:
         return None
 
 
+def local_meta(directory: StoreDirectory, shard: ShardId) -> StoreMeta | None:
+    """Where the local files of `shard` stand; at no epoch if there are none, None if they can't be used."""
+    if not directory.has_files(shard):
+        return StoreMeta()
+    store = local_store(directory, shard)
+    return None if store is None else store.meta()
+
+
 def place_base(
     plan: RestorePlan, shard: ShardId, directory: StoreDirectory, snapshots: SnapshotStore
 ) -> RocksStore:
@@ -503,6 +558,8 @@ def _remember_changelog(store: RocksStore, request: RestoreRequest) -> None:
 
 def topic_ids(admin: AdminClient, topics: Sequence[str]) -> dict[str, str]:
     """The identity of each topic: a topic that is deleted and made again has another one."""
+    if not topics:
+        return {}
     client: Any = admin  # its own types leave the futures' results open
     try:
         futures = client.describe_topics(TopicCollection(list(topics)), request_timeout=_REQUEST_TIMEOUT_S)

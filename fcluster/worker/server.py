@@ -44,19 +44,23 @@ from fcluster import __version__
 from fcluster.common import failpoints, messages
 from fcluster.common.discovery import Leader
 from fcluster.common.errors import FclusterError, one_line
+from fcluster.common.health import health_port
 from fcluster.common.ids import ShardId
 from fcluster.common.job import Job
 from fcluster.common.kafka_clients import make_consumer
 from fcluster.common.keys import Role
 from fcluster.common.messages import MalformedMessage, ShardStatus, WorkerStats
 from fcluster.common.positions import CommittedPosition
+from fcluster.common.processes import process_space
 from fcluster.common.security import client_security
-from fcluster.common.settings import Settings
+from fcluster.common.reach import ReachWatch
+from fcluster.common.settings import Settings, with_settings
 from fcluster.common.topology import Isolation, Topology
 from fcluster.common.transport import DealerTransport
 from fcluster.worker import core
 from fcluster.worker.changelog import Delta, encode_delta
 from fcluster.worker.consuming import Batch, Idle, ReaderDied, ReaderEvent, ReadFailed, SourceReader
+from fcluster.worker.health import WorkerHealth
 from fcluster.worker.processing import (
     HandlerError,
     OutputPort,
@@ -65,7 +69,7 @@ from fcluster.worker.processing import (
     UnreadableRecordError,
     describe_record,
 )
-from fcluster.worker.seeking import LeaderSeeker
+from fcluster.common.seeking import LeaderSeeker
 from fcluster.worker.shards import ShardHost
 from fcluster.worker.state import ShardState
 from fcluster.worker.store import LOCAL_TROUBLE
@@ -105,12 +109,14 @@ class Worker:
 
     def __init__(self, job: Job, settings: Settings, slot: int, coordinator_address: str) -> None:
         self._topology: Topology = job.build(settings)
+        settings = with_settings(settings, reading_group=self._topology.job)
         self._settings = settings
         self._fixed_address = coordinator_address
         self._fixed_security = (
             client_security(settings, Role.WORKER, coordinator_address) if coordinator_address else None
         )
         self._connection_trouble = ""
+        self._reach = ReachWatch(self._say_trouble)
         self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._batches: deque[Batch] = deque()
         self._batch_index = 0
@@ -126,13 +132,18 @@ class Worker:
             topology=self._topology.fingerprint,
             snapshot_store=self._host.snapshot_store_identity,
             version=__version__,
+            process_space=process_space(),
         )
         bounds = core.Bounds(
             epoch_records_max=settings.epoch_records_max,
             coordinator_loss_ms=settings.coordinator_loss_bound_ms,
             offset_refresh_ms=settings.offset_refresh_interval_ms,
+            leave_timeout_ms=settings.worker_leave_timeout_ms,
+            last_commit_timeout_ms=settings.checkpoint_timeout_ms,
+            leader_patience_ms=settings.session_timeout_ms,
         )
         self._core = core.WorkerCore(identity, bounds, _now_ms())
+        self._health = WorkerHealth(self._topology.job, identity.worker)
         self._port = OutputPort()
         self._runners: dict[ShardId, ShardRunner] = {}
         self._routes: dict[str, dict[int, ShardRunner]] = {
@@ -152,6 +163,7 @@ class Worker:
         self._epochs_committed = 0
         self._commit_latencies_ms: deque[float] = deque(maxlen=COMMIT_LATENCIES_KEPT)
         self._stats = WorkerStats()
+        self._ticked_s = time.monotonic()
         self._transport = DealerTransport(
             identity.worker.encode(),
             on_frame=self._on_frame,
@@ -174,27 +186,32 @@ class Worker:
 
     def run(self) -> int:
         """Work until told to leave; returns the process's exit code."""
-        self._pulse.start()
-        if self._fixed_address:
-            self._transport.connect(self._fixed_address, self._fixed_security)
-        self._seeker.start()
-        try:
-            while self._exit is None:
-                self._take_events()
-                if self._batches and not self._paused and self._exit is None:
-                    self._process_chunk()
-                    self._take_idle()
-        finally:
-            self._close()
+        with health_port(self._settings.http_bind, self._health):
+            self._pulse.start()
+            if self._fixed_address:
+                self._reach.expect(self._fixed_address)
+                self._transport.connect(self._fixed_address, self._fixed_security)
+            self._seeker.start()
+            try:
+                while self._exit is None:
+                    self._health.turned(self._hang_bound_s)
+                    self._take_events()
+                    self._tick_if_due()
+                    if self._batches and not self._paused and self._exit is None:
+                        self._process_chunk()
+                        self._take_idle()
+            finally:
+                self._close()
         _log.log(logging.ERROR if self._exit.code else logging.INFO, "leaving: %s", self._exit.reason)
         return self._exit.code
 
     def request_termination(self) -> None:
-        """Leave in good order: commit what is processed, then exit. May be called by a signal handler."""
+        """Leave in good order (see `core.TerminationRequested`). May be called by a signal handler."""
         self._inbox.put(core.TerminationRequested())
 
     def _close(self) -> None:
         self._stopping.set()
+        self._reach.met()
         with self._watchdog.bounded("closing", 60):
             self._destroy_writer()
             # First of all that takes time: others may have the shards as soon as the connection is closed.
@@ -215,8 +232,6 @@ class Worker:
         try:
             item = self._inbox.get(waiting, self._settings.heartbeat_interval_ms / 1000)
         except queue.Empty:
-            if waiting:
-                self._tick()
             return
         while True:
             with self._watchdog.bounded(f"handling {type(item).__name__}", self._hang_bound_s):
@@ -251,6 +266,8 @@ class Worker:
         """Give an event to the core and carry out what it decides."""
         for effect in self._core.handle(event, _now_ms()):
             self._carry_out(effect)
+        if not isinstance(event, core.RecordsProcessed):
+            self._health.publish(self._core)
 
     def _carry_out(self, effect: core.Effect) -> None:
         match effect:
@@ -276,7 +293,7 @@ class Worker:
                 self._host.restore(effect.session, effect.shards, before=self._retired_commit_threads)
                 self._retired_commit_threads = []
             case core.KeepStandbys():
-                self._host.keep_standbys(effect.shards)
+                self._host.keep_standbys(effect.shards, before=self._retired_commit_threads)
             case core.DropLayers():
                 self._drop_layers()
             case core.CloseShards():
@@ -285,6 +302,13 @@ class Worker:
                 _log.log(_LEVELS[effect.level.upper()], "%s", effect.text)
             case core.Exit():
                 self._exit = effect
+
+    def _tick_if_due(self) -> None:
+        """The core gets to know the time under load as well: its bounds hold then too."""
+        now_s = time.monotonic()
+        if now_s - self._ticked_s >= self._settings.heartbeat_interval_ms / 1000 and self._exit is None:
+            self._ticked_s = now_s
+            self._tick()
 
     def _tick(self) -> None:
         self._feed(core.Tick())
@@ -312,8 +336,15 @@ class Worker:
             if count & (count - 1) == 0:  # the 1st, 2nd, 4th, 8th, ...: a flood must not fill the log
                 _log.warning("dropped a malformed frame, %d so far: %s", count, error)
             return
-        self._seeker.heard()
+        if self._is_of_older_term(message):
+            # Deposed, and doesn't know: the core refuses all it says, so there is no use in staying with it.
+            self._seeker.misled()
+        else:
+            self._seeker.heard()
         self._inbox.put(core.MessageReceived(message))
+
+    def _is_of_older_term(self, message: messages.FromCoordinator) -> bool:
+        return message.term < self._core.term
 
     def _take_idle(self) -> None:
         """Handle what idle readers reported while batches were waiting, once none is."""
@@ -432,8 +463,11 @@ class Worker:
         """Serve delivery reports, and wait if outputs are produced faster than Kafka takes them."""
         if self._writer is None or not self._epoch_begun:
             return
-        while self._writer.serve() > OUTPUTS_UNACKNOWLEDGED_MAX:
-            time.sleep(0.002)
+        try:
+            while self._writer.serve() > OUTPUTS_UNACKNOWLEDGED_MAX:
+                time.sleep(0.002)
+        except TransactionLostError as error:
+            self._feed(core.TransactionFailed(self._core.session, str(error)))
 
     def _begin_epoch(self) -> None:
         assert self._writer is not None
@@ -473,7 +507,8 @@ class Worker:
             isolation = stage.source.isolation
             if isolation not in self._readers:
                 make = functools.partial(self._make_source_consumer, isolation)
-                reader = SourceReader(make, self._inbox.put, f"reader-{isolation}")
+                topics = [one.source.name for one in self._topology.stages if one.source.isolation == isolation]
+                reader = SourceReader(make, self._inbox.put, f"reader-{isolation}", topics)
                 self._readers[isolation] = reader
                 self._newest_generation[reader] = 0
 
@@ -663,25 +698,29 @@ class Worker:
         while not self._stopping.is_set():
             self._send_heartbeat()
             self._watchdog.check()
+            self._health.sent_heartbeat(interval_s)
             self._stopping.wait(interval_s)
 
     def _send_heartbeat(self) -> None:
+        # These don't wait for the main thread, which may be busy: others wait for what they say.
+        read_bytes, left_bytes, left_ms = self._host.restore_progress()
+        stats = msgspec.structs.replace(
+            self._stats,
+            restoring=self._host.restoring,
+            restore_bytes=read_bytes,
+            restore_bytes_left=left_bytes,
+            restore_ms_left=left_ms,
+            standbys=self._host.standby_statuses(),
+        )
+        self._health.note_stats(stats)
         if self._core.session and self._transport.connected:
-            # These don't wait for the main thread, which may be busy: others wait for what they say.
-            read_bytes, left_bytes, left_ms = self._host.restore_progress()
-            stats = msgspec.structs.replace(
-                self._stats,
-                restoring=self._host.restoring,
-                restore_bytes=read_bytes,
-                restore_bytes_left=left_bytes,
-                restore_ms_left=left_ms,
-                standbys=self._host.standby_statuses(),
-            )
-            self._transport.send(messages.encode(messages.Heartbeat(self._core.session, stats)))
+            heartbeat = messages.Heartbeat(self._core.session, stats, self._core.orders_heard)
+            self._transport.send(messages.encode(heartbeat))
 
     def _connect(self, leader: Leader | None) -> None:
         """Connect to that leader, None: to the given address. In the seeker's thread."""
         try:
+            self._reach.expect(self._fixed_address if leader is None else leader.address)
             if leader is None:
                 self._transport.connect(self._fixed_address, self._fixed_security)
                 return
@@ -692,12 +731,15 @@ class Worker:
             raise FclusterError(str(error)) from error
 
     def _on_connected(self) -> None:
+        self._reach.met()
         self._connection_trouble = ""
         self._seeker.linked()
         self._inbox.put(core.Connected())
 
     def _on_disconnected(self) -> None:
         _log.warning("the connection to the coordinator is lost; looking for it")
+        if self._transport.address is not None and not self._stopping.is_set():
+            self._reach.expect(self._transport.address)
         self._seeker.unlinked()
 
     def _say_trouble(self, trouble: str) -> None:
@@ -782,7 +824,8 @@ def run_worker(job: Job, settings: Settings, *, slot: int = -1, coordinator_addr
     """Run a worker in this process until it is told to leave (by the coordinator, SIGTERM or SIGINT).
 
     Returns:
-        The exit code: 0 in good order, 3 if the job failed, 1 if this worker can't go on.
+        The exit code: 0 in good order, 3 if the job failed, 1 if this worker can't go on, 4 if it was drained and
+        isn't to be started again.
 
     Raises:
         FclusterError: it can't start; the message says why.

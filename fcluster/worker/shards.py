@@ -15,6 +15,7 @@ Must not: process records, or decide which shards the worker owns.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -26,7 +27,7 @@ from confluent_kafka import KafkaException, TopicPartition
 
 from fcluster.common import failpoints
 from fcluster.common.errors import FclusterError, KafkaUnavailable, SourceGap, StateDamaged, one_line
-from fcluster.common.ids import ShardId
+from fcluster.common.ids import ShardId, journal_topic
 from fcluster.common.kafka_clients import (
     begin_offsets,
     delete_records_before,
@@ -39,9 +40,15 @@ from fcluster.common.messages import StandbyStatus
 from fcluster.common.positions import CommittedPosition
 from fcluster.common.settings import Settings
 from fcluster.common.snapshot_store import SnapshotStoreUnavailable, open_snapshot_store
-from fcluster.common.topology import Topology
+from fcluster.common.topology import Stage, Topology
 from fcluster.worker import core
-from fcluster.worker.restore import RestoreProgress, RestoreRequest, restore_shards
+from fcluster.worker.restore import (
+    RestoreProgress,
+    RestoreRequest,
+    changelog_consumer,
+    restore_shards,
+    topic_ids,
+)
 from fcluster.worker.snapshots import take_snapshot, truncation_offset
 from fcluster.worker.standby import StandbyTail
 from fcluster.worker.state import ShardState, StoreMeta
@@ -58,6 +65,7 @@ _MENDABLE = (KafkaUnavailable, SnapshotStoreUnavailable, _OvertakenError)
 """What keeps this worker from restoring just now, but neither the others nor itself later."""
 
 SETTLE_TIMEOUT_S = 60.0
+CONNECT_TIMEOUT_S = 5.0
 CATCH_UP_PATIENCE_S = 0.3
 """What a warm copy may take for the last deltas before a restore reads them: longer than that needs to connect."""
 
@@ -79,6 +87,9 @@ class ShardHost:
         self.snapshot_store_identity = self._snapshot_store.identity()
         self._admin = make_admin(settings)
         self._offsets = make_consumer(settings, "read-committed", **{"group.id": topology.job})
+        # Kept and connected, for connecting takes longer than what usually has to be read.
+        self._changelogs = changelog_consumer(settings)
+        self._asking = ThreadPoolExecutor(4, thread_name_prefix="asking")
         self._directory: StoreDirectory | None = None
         self._tail = StandbyTail(
             settings,
@@ -111,6 +122,7 @@ class ShardHost:
         if self._directory is not None:
             self._restore_thread.submit(self._leave_directory, self._directory).result()
         self._directory = StoreDirectory(root)
+        self._asking.submit(self._connect)
         if not self._snapshot_thread.is_alive():
             self._snapshot_thread.start()
 
@@ -140,9 +152,14 @@ class ShardHost:
         """How far the warm copies of others' shards are. May be called by any thread."""
         return self._tail.statuses()
 
-    def keep_standbys(self, shards: Sequence[ShardId]) -> None:
-        """Keep warm copies of these shards, and of no others, behind what was asked for before."""
-        self._restore_thread.submit(self._keep_standbys, tuple(shards))
+    def keep_standbys(self, shards: Sequence[ShardId], before: Iterable[Executor]) -> None:
+        """Keep warm copies of these shards, and of no others, behind what was asked for before.
+
+        Args:
+            shards: of others.
+            before: commit threads of former sessions, which may still write to these shards' stores.
+        """
+        self._restore_thread.submit(self._keep_standbys, tuple(shards), tuple(before))
 
     def state(self, shard: ShardId) -> ShardState:
         """The memory layers of a restored shard."""
@@ -197,7 +214,19 @@ class ShardHost:
                 self._directory.close_all()
             except FclusterError as error:  # what isn't written is restored at the next start
                 _log.warning("closing the local state: %s", one_line(error))
+        self._asking.shutdown(wait=True)
         self._offsets.close()
+        self._changelogs.close()
+
+    def _connect(self) -> None:
+        """Have the consumers connected before there is anything to restore; in a thread of its own."""
+        with contextlib.suppress(FclusterError, KafkaException):  # the restore says what is wrong
+            for changelog in self._changelogs_of(self._topology.stages):
+                self._changelogs.list_topics(changelog, timeout=CONNECT_TIMEOUT_S)
+            # Finds the group's coordinator. Nobody commits offsets of the journal, so the answer waits for no
+            # transaction.
+            nowhere = TopicPartition(journal_topic(self._topology.job), 0)
+            read_committed_positions(self._offsets, self._topology.job, [nowhere], CONNECT_TIMEOUT_S)
 
     # --- the restore thread -------------------------------------------------------------------------------
 
@@ -211,13 +240,15 @@ class ShardHost:
                 return
             self._write_dropped()
             began_s = time.monotonic()
+            stages = [self._topology.stage(shard.stage) for shard in shards]
+            ids = self._asking.submit(topic_ids, self._admin, self._changelogs_of(stages))
             positions = self._positions(shards)
             read_s = time.monotonic()
             needed = {shard: position.state_epoch for shard, position in positions.items()}
             warm = self._tail.take(needed, CATCH_UP_PATIENCE_S)
             taken_s = time.monotonic()
             try:
-                self._restore_states(session, positions, stop)
+                self._restore_states(session, positions, ids.result(), stop)
                 _log.info(
                     "restored %d shards, %d of them warm: positions %.0f ms, copies %.0f ms, the rest %.0f ms",
                     len(shards),
@@ -251,15 +282,24 @@ class ShardHost:
                 f"the shards have got another owner meanwhile ({damage.message})"
             ) from damage
 
+    def _changelogs_of(self, stages: Sequence[Stage]) -> list[str]:
+        return sorted({stage.changelog for stage in stages if stage.changelog is not None})
+
     def _restore_states(
-        self, session: int, positions: Mapping[ShardId, CommittedPosition], stop: threading.Event
+        self,
+        session: int,
+        positions: Mapping[ShardId, CommittedPosition],
+        changelog_ids: Mapping[str, str],
+        stop: threading.Event,
     ) -> None:
         assert self._directory is not None
         stateless = [shard for shard in positions if self._topology.stage(shard.stage).changelog is None]
         for shard in stateless:
             self._finish(session, shard, positions[shard], ShardState(NoStore(), (), 0))
         requests = [
-            RestoreRequest(shard, changelog, position if position.epoch else None)
+            RestoreRequest(
+                shard, changelog, position if position.epoch else None, changelog_ids.get(changelog, "")
+            )
             for shard, position in positions.items()
             if (changelog := self._topology.stage(shard.stage).changelog) is not None
         ]
@@ -271,10 +311,12 @@ class ShardHost:
             settings=self._settings,
             stop=stop,
             admin=self._admin,
+            consumer=self._changelogs,
             progress=self._note_progress,
         ):
             for reason in restored.reasons:
                 _log.info("restoring %s from %s: %s", restored.shard, restored.base.value, reason)
+            _log.info("%s", restored.describe())
             shard = restored.shard
             stores = self._topology.stage(shard.stage).stores
             state = ShardState(restored.store, stores, self._settings.state_cache_entries_max)
@@ -284,9 +326,14 @@ class ShardHost:
     def _note_progress(self, progress: RestoreProgress) -> None:
         self._progress = (progress, time.monotonic() - self._restore_began_s)
 
-    def _keep_standbys(self, shards: tuple[ShardId, ...]) -> None:
+    def _keep_standbys(self, shards: tuple[ShardId, ...], before: tuple[Executor, ...]) -> None:
         assert self._directory is not None
         try:
+            # A copy may begin with the files of a shard that was this worker's own in a former session. What that
+            # session hasn't written yet is older than what the copy will hold, and must not come after it.
+            for executor in before:
+                executor.shutdown(wait=True)
+            self._write_dropped()
             dropped = self._tail.shards - set(shards)
             self._tail.take(dict.fromkeys(dropped, 0), 0)
             for shard in dropped:
@@ -310,9 +357,13 @@ class ShardHost:
             shard: TopicPartition(self._topology.stage(shard.stage).source.name, shard.partition)
             for shard in shards
         }
-        committed = read_committed_positions(self._offsets, self._topology.job, sources.values())
-        begins = begin_offsets(self._admin, sources.values())
-        ends = end_offsets(self._admin, sources.values(), "read-uncommitted")
+        wanted = list(sources.values())
+        asked = (
+            self._asking.submit(begin_offsets, self._admin, wanted),
+            self._asking.submit(end_offsets, self._admin, wanted, "read-uncommitted"),
+        )
+        committed = read_committed_positions(self._offsets, self._topology.job, wanted)
+        begins, ends = (answer.result() for answer in asked)
         positions: dict[ShardId, CommittedPosition] = {}
         for shard, source in sources.items():
             position, begin = committed[source], begins[source]

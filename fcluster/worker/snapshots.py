@@ -12,13 +12,11 @@ Threads: any; hashing and copying let the interpreter run on.
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
-from hashlib import blake2b
 from pathlib import Path
 from typing import IO
 
@@ -26,12 +24,18 @@ import msgspec
 
 from fcluster.common import failpoints
 from fcluster.common.errors import FclusterError, StateDamaged
-from fcluster.common.files import COPY_BYTES, NotPlainFileError, checked_name, sync_directory
+from fcluster.common.files import COPY_BYTES, NotPlainFileError, checked_name
 from fcluster.common.ids import ShardId
 from fcluster.common.snapshot_store import SnapshotStore, checked_hash, open_snapshot_store
-from fcluster.worker.manifest import MANIFEST_FORMAT, Manifest, SnapshotFile, same_changelog
+from fcluster.worker.manifest import (
+    MANIFEST_FORMAT,
+    Manifest,
+    SnapshotFile,
+    content_hash,
+    same_changelog,
+)
 from fcluster.worker.state import StoreMeta
-from fcluster.worker.store import RocksStore, StoreDirectory, explain_trouble
+from fcluster.worker.store import RocksStore, StateDirectoryFullError, StoreDirectory, explain_trouble
 
 __all__ = [
     "Manifest",
@@ -51,8 +55,6 @@ __all__ = [
 SNAPSHOTS_KEPT = 2
 UNREFERENCED_GRACE_S = 3600.0
 """Younger files are never pruned: they may belong to a snapshot whose manifest isn't written yet."""
-
-_DIGEST_BYTES = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,9 +252,9 @@ def restore_snapshot(
     folder = path / f"restoring-{uuid.uuid4().hex}"
     try:
         folder.mkdir(parents=True)
+        _check_room(manifest, shard, folder)
         for file in manifest.files:
             _download(snapshots, shard, file, folder / file.name)
-        sync_directory(folder)
         directory.destroy(shard, keep=folder)
         directory.adopt(shard, folder)
     except (DamagedSnapshotError, NotPlainFileError) as error:
@@ -316,21 +318,29 @@ def _read_manifest(snapshots: SnapshotStore, shard: ShardId, name: str) -> Manif
 def _problem_with(snapshots: SnapshotStore, shard: ShardId, file: SnapshotFile) -> str | None:
     try:
         with snapshots.open_file(shard, file.hash) as content:
-            found = _measure(content)
+            found = _measure(content, file.size_bytes)
     except (NotPlainFileError, OSError) as error:
         return f"{file.name}: {error}"
     return None if found == (file.size_bytes, file.hash) else f"{file.name} has other content than it should"
 
 
+def _check_room(manifest: Manifest, shard: ShardId, folder: Path) -> None:
+    free_bytes = shutil.disk_usage(folder).free
+    if manifest.size_bytes > free_bytes:
+        raise StateDirectoryFullError(
+            f"the snapshot of {shard} at epoch {manifest.state_epoch} takes {manifest.size_bytes} bytes, and "
+            f"there is room for {free_bytes} only in {folder.parent}",
+            remedy="Make room on the disk of the state directory, or give another one (--data-dir).",
+        )
+
+
 def _download(snapshots: SnapshotStore, shard: ShardId, file: SnapshotFile, target: Path) -> None:
-    digest, size_bytes = blake2b(digest_size=_DIGEST_BYTES), 0
+    digest, size_bytes = content_hash(), 0
     with snapshots.open_file(shard, file.hash) as source, target.open("xb") as copy:
-        while chunk := _read(source, file):
+        while size_bytes <= file.size_bytes and (chunk := _read(source, file)):
             digest.update(chunk)
             size_bytes += len(chunk)
             copy.write(chunk)
-        copy.flush()
-        os.fsync(copy.fileno())
     if (size_bytes, digest.hexdigest()) != (file.size_bytes, file.hash):
         raise DamagedSnapshotError(f"{file.name} has other content than it should")
 
@@ -343,9 +353,10 @@ def _read(source: IO[bytes], file: SnapshotFile) -> bytes:
         raise DamagedSnapshotError(f"{file.name} can't be read: {error}") from error
 
 
-def _measure(content: IO[bytes]) -> tuple[int, str]:
-    digest, size_bytes = blake2b(digest_size=_DIGEST_BYTES), 0
-    while chunk := content.read(COPY_BYTES):
+def _measure(content: IO[bytes], size_bytes_max: int | None = None) -> tuple[int, str]:
+    """Size and hash; of what is longer than `size_bytes_max`, some size beyond it, and no hash that counts."""
+    digest, size_bytes = content_hash(), 0
+    while (size_bytes_max is None or size_bytes <= size_bytes_max) and (chunk := content.read(COPY_BYTES)):
         digest.update(chunk)
         size_bytes += len(chunk)
     return size_bytes, digest.hexdigest()

@@ -11,6 +11,7 @@ Threads: `keep`, `take` and `close` are for one thread, the restoring one; `stat
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -27,7 +28,7 @@ from fcluster.common.messages import StandbyStatus
 from fcluster.common.settings import Settings
 from fcluster.common.snapshot_store import SnapshotStore
 from fcluster.worker.changelog import DeltaReader
-from fcluster.worker.restore import local_store, place_base, topic_ids
+from fcluster.worker.restore import local_meta, place_base, topic_ids
 from fcluster.worker.restore_plan import Base, RestorePlan, plan_standby
 from fcluster.worker.snapshots import usable_manifests
 from fcluster.worker.state import StoreMeta
@@ -114,11 +115,10 @@ class _Copy:
             self.write()
 
     def write(self) -> None:
-        """Bring the store to where the copy stands."""
+        """Bring the store to where the copy stands; a write that fails forgets nothing of what it had to write."""
         if self.store is not None and self.store.meta() != self.meta:
             self.store.apply(self._changes, self.meta)
-            # Only now: after a write that failed the next one has to bring what is missing.
-            self._changes, self._changes_bytes = {}, 0
+        self._changes, self._changes_bytes = {}, 0
 
 
 class StandbyTail:
@@ -275,8 +275,9 @@ class StandbyTail:
         changelog_id = topic_ids(self._admin, [topic]).get(topic, "")
         begin, end = begin_offsets(self._admin, [at])[at], end_offsets(self._admin, [at], "read-uncommitted")[at]
         while True:
-            local = local_store(copy.directory, copy.shard)
-            meta = None if local is None or (Base.LOCAL, local.meta().state_epoch) in copy.failed else local.meta()
+            meta = local_meta(copy.directory, copy.shard)
+            if meta is not None and (Base.LOCAL, meta.state_epoch) in copy.failed:
+                meta = None
             manifests = [
                 manifest
                 for manifest in usable_manifests(self._snapshots, copy.shard)
@@ -336,8 +337,11 @@ class StandbyTail:
             self._look_at_ends()
         with self._changed:
             for copy in self._copies.values():
-                if not copy.opening:
-                    copy.write_if_old()
+                try:
+                    if not copy.opening:
+                        copy.write_if_old()
+                except FclusterError as error:
+                    self._begin_anew(copy, error)
             self._changed.notify_all()
 
     def _something_is_due(self) -> bool:
@@ -365,14 +369,17 @@ class StandbyTail:
                     copy.failures = 0
                 elif error.code() in _BASE_IS_GONE:
                     raise StateDamaged(f"the changelog has no offset {copy.position}")
-            except StateDamaged as damage:
-                self._begin_anew(copy, damage)
+            except FclusterError as error:
+                self._begin_anew(copy, error)
 
-    def _begin_anew(self, copy: _Copy, damage: StateDamaged) -> None:
-        """What the copy was begun with doesn't lead on."""
-        copy.failed.add(copy.base)
+    def _begin_anew(self, copy: _Copy, error: FclusterError) -> None:
+        """What the copy was begun with doesn't lead on, or can't be written to just now (a full disk)."""
+        if isinstance(error, StateDamaged):
+            copy.failed.add(copy.base)
         copy.store = None
-        self._try_later(copy, damage)
+        with contextlib.suppress(FclusterError):
+            copy.directory.close(copy.shard)  # RocksDB takes no more writes after one that failed, until it is reopened
+        self._try_later(copy, error)
 
     def _look_at_ends(self) -> None:
         """Where the changelogs end as far as the consumer knows, so that a copy with much to read says how much."""

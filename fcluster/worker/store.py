@@ -6,7 +6,10 @@ store always stands at exactly one epoch, also after a crash (the write-ahead lo
 flushed is gone whole, and the changelog has it). Must not know Kafka, nor decide what is to be restored.
 
 Layout: ``<root>/LOCK``, ``<root>/<stage>/<partition>/db``; what else stands beside ``db`` is temporary and
-removed when the directory or the shard is opened next. See docs/decisions/0010-rocksdb-through-rocksdict.md.
+removed when the shard is opened next, but for ``unsynced``: files that were adopted are synced in the
+background, and until that is done it says in which boot of the host they were written. After another boot they
+can't be trusted, and the shard has no store. See docs/decisions/0010-rocksdb-through-rocksdict.md and
+0072-restore-at-the-speed-of-copying.md.
 
 Threads: any; `apply` must not be called by two at a time for one store. RocksDB's reads and writes hold the
 interpreter's lock, `flush` doesn't.
@@ -14,13 +17,16 @@ interpreter's lock, `flush` doesn't.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
+import logging
 import os
 import shutil
 import threading
 import uuid
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
@@ -39,9 +45,11 @@ from rocksdict import (
 )
 
 from fcluster.common.errors import DirectoryInUse, FclusterError, IncompatibleState, StateDamaged
-from fcluster.common.files import checked_name, sync_directory
+from fcluster.common.files import boot_id, checked_name, sync_directory
 from fcluster.common.ids import ShardId
 from fcluster.worker.state import STORE_PREFIX_BYTES, StoreMeta
+
+_log = logging.getLogger("fcluster.worker")
 
 STORE_FORMAT = 1
 META_KEY = b"\x00"
@@ -52,6 +60,8 @@ CACHE_BYTES = 16 * 1024 * 1024
 WRITE_BUFFERS_BYTES = 12 * 1024 * 1024
 _WRITE_BUFFER_BYTES = 8 * 1024 * 1024
 _LOG_BYTES = 1024 * 1024
+SYNC_DELAY_S = 5.0
+_UNSYNCED = "unsynced"
 
 assert len(META_KEY) < STORE_PREFIX_BYTES
 
@@ -211,6 +221,8 @@ class StoreDirectory:
         self.root = root
         self._stores: dict[ShardId, RocksStore] = {}
         self._mutex = threading.Lock()
+        self._closing = threading.Event()
+        self._syncing = ThreadPoolExecutor(1, thread_name_prefix="syncing")
         self._cache = Cache(CACHE_BYTES)
         self._buffers = WriteBufferManager.new_write_buffer_manager_with_cache(
             WRITE_BUFFERS_BYTES, allow_stall=False, cache=self._cache
@@ -238,6 +250,10 @@ class StoreDirectory:
         """The store of `shard` if it is open."""
         return self._stores.get(shard)
 
+    def has_files(self, shard: ShardId) -> bool:
+        """Whether there is something to open; if not, `open` makes an empty store, which takes a while."""
+        return shard in self._stores or (self.shard_path(shard) / "db" / "CURRENT").exists()
+
     def open(self, shard: ShardId) -> RocksStore:
         """The store of `shard`, empty if there is none; the same one until it is closed.
 
@@ -251,6 +267,7 @@ class StoreDirectory:
             if store is None:
                 path = self.shard_path(shard)
                 remove_temporaries(path)
+                self._look_for_unsynced(path)
                 is_new = not (path / "db" / "CURRENT").exists()
                 try:
                     (path / "db").mkdir(parents=True, exist_ok=True)
@@ -280,29 +297,34 @@ class StoreDirectory:
         except FclusterError:
             pass  # what it couldn't write is about to be removed
         path = self.shard_path(shard)
-        try:
-            # All at once: half a RocksDB must never look like a whole one.
-            (path / "db").rename(path / f"removed-{uuid.uuid4().hex}")
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            raise explain_trouble(error, path) from error
+        with self._mutex:
+            _remove_store(path)
         remove_temporaries(path, keep)
 
     def adopt(self, shard: ShardId, files: Path) -> None:
         """Make the directory `files`, which stands beside the shard's `db`, its store in one step.
 
-        The shard must have no store (see `destroy`).
+        The shard must have no store (see `destroy`). The files need not be synced: that is done in the
+        background.
 
         Raises:
             FclusterError: it can't be moved there.
         """
         path = self.shard_path(shard)
+        boot = boot_id()
+        note = f"{boot} {uuid.uuid4().hex}".encode()
         try:
-            files.rename(path / "db")
-            sync_directory(path)
+            with self._mutex:
+                # Not synced either, for that may wait for all that was copied: a file system's journal keeps the
+                # order of these two, and a note that lost its content is of no boot.
+                (path / _UNSYNCED).write_bytes(note)
+                files.rename(path / "db")
         except OSError as error:
             raise explain_trouble(error, path) from error
+        if boot:
+            self._syncing.submit(self._sync_later, path, note)
+        else:
+            self._sync(path, note)
 
     def close(self, shard: ShardId) -> None:
         """Close the store of `shard`, if it is open; its files stay."""
@@ -315,9 +337,50 @@ class StoreDirectory:
         """Close all stores and let the directory go. May be called twice."""
         for shard in list(self._stores):
             self.close(shard)
+        self._closing.set()
+        self._syncing.shutdown(wait=True, cancel_futures=True)
         if self._lock_file >= 0:
             os.close(self._lock_file)
             self._lock_file = -1
+
+    def _look_for_unsynced(self, path: Path) -> None:
+        """Files that were adopted in another boot may have holes that RocksDB finds only when it reads there."""
+        try:
+            note = (path / _UNSYNCED).read_bytes()
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise explain_trouble(error, path) from error
+        boot = boot_id().encode()
+        if boot and note.startswith(boot):
+            self._syncing.submit(self._sync_later, path, note)
+            return
+        _log.warning("the state in %s wasn't on the disk yet when the host went down: not used", path)
+        _remove_store(path)
+        remove_temporaries(path)
+
+    def _sync_later(self, path: Path, note: bytes) -> None:
+        """Once what may still be under way of the same restore doesn't have to share the disk with it."""
+        if not self._closing.wait(SYNC_DELAY_S):
+            self._sync(path, note)
+
+    def _sync(self, path: Path, note: bytes) -> None:
+        """Have adopted files on the disk, then remove the note, unless it is of other files by now."""
+        try:
+            for entry in os.scandir(path / "db"):
+                # One that is gone was compacted; what RocksDB writes in its place it syncs itself.
+                with contextlib.suppress(FileNotFoundError):
+                    _sync_file(entry.path)
+            sync_directory(path / "db")
+            with self._mutex:
+                if (path / _UNSYNCED).read_bytes() == note:
+                    (path / _UNSYNCED).unlink()
+                    sync_directory(path)
+        except FileNotFoundError:
+            pass  # the store was replaced meanwhile
+        except OSError as error:
+            # Then they are restored again if the host goes down.
+            _log.warning("%s can't be synced: %s", path, error.strerror or error)
 
     def _options(self) -> Options:
         blocks = BlockBasedOptions()
@@ -347,11 +410,31 @@ def remove_temporaries(shard_path: Path, keep: Path | None = None) -> None:
     if not shard_path.is_dir():
         return
     for entry in shard_path.iterdir():
-        if entry.name != "db" and entry != keep:
+        if entry.name not in ("db", _UNSYNCED) and entry != keep:
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry, ignore_errors=True)
             else:
                 entry.unlink(missing_ok=True)
+
+
+def _remove_store(shard_path: Path) -> None:
+    """Move the RocksDB of a shard, if it has one, to where `remove_temporaries` finds it."""
+    try:
+        # All at once: half a RocksDB must never look like a whole one.
+        (shard_path / "db").rename(shard_path / f"removed-{uuid.uuid4().hex}")
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise explain_trouble(error, shard_path) from error
+    (shard_path / _UNSYNCED).unlink(missing_ok=True)
+
+
+def _sync_file(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def explain_trouble(error: Exception, path: Path) -> FclusterError:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -42,6 +42,26 @@ ANY_PARTITION = -1
 
 class TransactionLostError(Exception):
     """A transaction failed, or its outcome is unknown. The writer must be destroyed."""
+
+
+@contextlib.contextmanager
+def told(what: str) -> Generator[None]:
+    """Turns what a producer raises into one error that says what was being done.
+
+    Raises:
+        TransactionLostError: it failed.
+    """
+    try:
+        yield
+    except KafkaException as error:
+        raise TransactionLostError(f"{what}: {reason_of(error)}") from error
+    except SystemError as error:
+        # A fatal error is raised from within the call that serves callbacks. If another callback is due in it,
+        # such as a line for the log, the client runs that with the exception set, which Python complains about.
+        cause = error.__cause__ or error.__context__
+        if not isinstance(cause, KafkaException):
+            raise
+        raise TransactionLostError(f"{what}: {reason_of(cause)}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,25 +160,22 @@ class TransactionalWriter:
             transactional_id=transactional_id,
             **{"queue.buffering.max.messages": OUTPUT_QUEUE_RECORDS_MAX},
         )
-        try:
+        with told(f"initialising {transactional_id}"):
             producer.list_topics(timeout=INIT_TIMEOUT_S)  # once connected, initialising takes no 500 ms timer
             producer.init_transactions(INIT_TIMEOUT_S)
-        except KafkaException as error:
-            raise TransactionLostError(f"initialising {transactional_id}: {reason_of(error)}") from error
         return producer
 
     def begin(self) -> Callable[..., None]:
         producer = self._producers[self._turn]
-        try:
+        with told("beginning a transaction"):
             producer.begin_transaction()
-        except KafkaException as error:
-            raise TransactionLostError(f"beginning a transaction: {reason_of(error)}") from error
         self._begun = True
         return waiting_produce(producer)
 
     def serve(self) -> int:
         producer = self._producers[self._turn]
-        producer.poll(0)
+        with told("serving delivery reports"):
+            producer.poll(0)
         return len(producer)
 
     def flush_outputs(self) -> None:
@@ -173,14 +190,11 @@ class TransactionalWriter:
     def prepare(self, frozen: FrozenEpoch) -> None:
         assert self._sealed is not None
         produce_deltas(self._sealed, frozen)
-        try:
+        with told(f"sending the offsets of epoch {frozen.epoch}"):
             # While this waits for its answers, the deltas are on their way: flush() finds most of them done.
             self._sealed.send_offsets_to_transaction(
                 offsets_of(frozen), self._group_metadata, FLUSH_TIMEOUT_S
             )
-        except KafkaException as error:
-            what = f"sending the offsets of epoch {frozen.epoch}"
-            raise TransactionLostError(f"{what}: {reason_of(error)}") from error
         failpoints.reach("worker.offsets-sent", frozen.epoch)
         flush(self._sealed)
         check_deltas(frozen)
@@ -189,10 +203,8 @@ class TransactionalWriter:
     def commit(self, frozen: FrozenEpoch) -> None:
         assert self._sealed is not None
         failpoints.reach("worker.commit", frozen.epoch)
-        try:
+        with told(f"committing epoch {frozen.epoch}"):
             self._sealed.commit_transaction(FLUSH_TIMEOUT_S)
-        except KafkaException as error:
-            raise TransactionLostError(f"committing epoch {frozen.epoch}: {reason_of(error)}") from error
 
     def destroy(self) -> None:
         _abandon(self._producers)
@@ -231,7 +243,8 @@ class AtLeastOnceWriter:
 
     def serve(self) -> int:
         assert self._producer is not None
-        self._producer.poll(0)
+        with told("serving delivery reports"):
+            self._producer.poll(0)
         return len(self._producer)
 
     def flush_outputs(self) -> None:
@@ -250,11 +263,8 @@ class AtLeastOnceWriter:
             raise TransactionLostError(f"an output was not written: {self._failure}")
 
     def commit(self, frozen: FrozenEpoch) -> None:
-        try:
+        with told(f"committing the offsets of epoch {frozen.epoch}"):
             self._offsets_consumer.commit(offsets=offsets_of(frozen), asynchronous=False)
-        except KafkaException as error:
-            what = f"committing the offsets of epoch {frozen.epoch}"
-            raise TransactionLostError(f"{what}: {reason_of(error)}") from error
 
     def destroy(self) -> None:
         if self._producer is not None:
@@ -290,7 +300,8 @@ def _wait_for_room(producer: Producer) -> None:
     while len(producer) >= OUTPUT_QUEUE_RECORDS_MAX * 9 // 10:
         if time.monotonic() > deadline:
             raise TransactionLostError(f"Kafka has acknowledged no output for {FLUSH_TIMEOUT_S:.0f} s")
-        producer.poll(0.05)
+        with told("waiting for acknowledgements"):
+            producer.poll(0.05)
 
 
 def flush(producer: Producer) -> None:
@@ -300,10 +311,8 @@ def flush(producer: Producer) -> None:
         TransactionLostError: something isn't, in time. (A record that failed makes the transaction's commit
             fail, so it need not be looked for here.)
     """
-    try:
+    with told("flushing"):
         waiting = producer.flush(FLUSH_TIMEOUT_S)
-    except KafkaException as error:
-        raise TransactionLostError(f"flushing: {reason_of(error)}") from error
     if waiting:
         raise TransactionLostError(f"{waiting} records weren't acknowledged within {FLUSH_TIMEOUT_S:.0f} s")
 

@@ -133,7 +133,7 @@ def test_fence_aborts_both_ids_of_the_slot_and_its_zombie_cannot_commit(
 def test_fence_that_fails_for_one_id_is_reported_as_failed() -> None:
     outcomes: queue.Queue[SlotFenced | SlotFenceFailed] = queue.Queue()
 
-    def fence_id(_: Settings, identity: str) -> None:
+    def fence_id(_: Settings, identity: str, ready: list[Producer]) -> None:
         if identity.endswith("-1"):
             raise KafkaUnavailable("brokers are away")
 
@@ -146,7 +146,7 @@ def test_fence_that_fails_for_one_id_is_reported_as_failed() -> None:
 def test_at_least_once_has_nothing_to_fence() -> None:
     outcomes: queue.Queue[SlotFenced | SlotFenceFailed] = queue.Queue()
 
-    def fence_id(_: Settings, identity: str) -> None:
+    def fence_id(_: Settings, identity: str, ready: list[Producer]) -> None:
         raise AssertionError(identity)
 
     fencer = Fencer(Settings(processing_guarantee="at-least-once"), "job", outcomes.put, fence_id)

@@ -85,7 +85,7 @@ class ProtocolWorker:
         return welcome
 
     def heartbeat(self, *statuses: ShardStatus) -> None:
-        self.say(messages.Heartbeat(self.session, WorkerStats(shards=list(statuses))))
+        self.say(messages.Heartbeat(self.session, WorkerStats(shards=list(statuses)), 0))
 
 
 class RunningCoordinator:

@@ -1,12 +1,15 @@
 """Coordinator failover on real processes: how long it takes, and that nothing is lost, repeated or restored.
 
 The take-over is measured from the kill to the first epoch that was begun in the new term and is committed.
+In a hand-over the former leader works on meanwhile: there the longest pause in the output counts.
 Epochs of a new term have numbers beyond all that the former one had reserved.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,6 +35,7 @@ STANDBY = "standby-coordinator"
 WORKERS = 2
 PARTITIONS = 4
 TAKE_OVER_S_MAX = 3.0
+HAND_OVER_PAUSE_S_MAX = 1.5
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -120,6 +124,27 @@ class Failover:
         self.cluster.assert_alive()
         return seconds
 
+    def longest_pause_s(self, hurt: Callable[[], object], hold_s: float = 2.0) -> float:
+        """Do that to the leader; the longest time without a commit, until `hold_s` into the next term."""
+        reserved = self.reserved_epoch()
+        before = self.workers()
+        commits_s = [time.monotonic()]
+        epoch = self.committed_epoch()
+        hurt()
+        deadline_s = time.monotonic() + 30
+        until_s = float("inf")
+        while time.monotonic() < until_s:
+            assert time.monotonic() < deadline_s, "no epoch of the next term"
+            newest = self.committed_epoch()
+            if newest != epoch:
+                epoch = newest
+                commits_s.append(time.monotonic())
+                if newest >= reserved and until_s == float("inf"):
+                    until_s = time.monotonic() + hold_s
+            time.sleep(0.005)
+        assert self.workers() == before, "a worker was restarted"
+        return max(later - earlier for earlier, later in itertools.pairwise(commits_s))
+
     def workers(self) -> dict[str, int]:
         """Process ids of the workers."""
         return {worker_name(slot): self.cluster.pids()[worker_name(slot)] for slot in range(WORKERS)}
@@ -200,3 +225,50 @@ def test_of_two_standbys_one_takes_over_and_the_other_stands_by(failover: Failov
     assert failover.take_over_s(lambda: failover.cluster.kill(failover.name_of(second))) < TAKE_OVER_S_MAX
     assert failover.leader().term == second.term + 1
     failover.check_exact(2)
+
+
+def test_terminated_leader_hands_over_and_the_job_goes_on(failover: Failover) -> None:
+    failover.start(STANDBY)
+    rounds = int(os.environ.get("FCLUSTER_TEST_TAKE_OVERS", "3"))
+    seconds: list[float] = []
+    for _ in range(rounds):
+        former = failover.leader()
+        name = failover.name_of(former)
+        child = failover.cluster.child(name)
+        seconds.append(failover.longest_pause_s(child.terminate))
+        wait_until(lambda child=child: child.poll() is not None, "the former leader has left", 10)
+        assert child.poll() == 0, failover.cluster.log(name)
+        assert "draining" not in failover.cluster.log(name, 10_000)
+        assert failover.leader().term == former.term + 1
+        failover.cluster.start_coordinator(name)
+        failover.wait_standbys(1)
+    print(
+        f"hand-overs: longest pause, median {median(seconds):.2f} s of {[round(one, 2) for one in seconds]}"
+    )
+    assert median(seconds) < HAND_OVER_PAUSE_S_MAX, seconds
+    failover.check_exact(rounds)
+
+
+def test_all_coordinators_terminated_at_once_drain_the_job(failover: Failover) -> None:
+    failover.start(STANDBY)
+    failover.generator.stop()
+    leader = failover.leader()
+    started_s = time.monotonic()
+    for child in (failover.cluster.child(STANDBY), failover.cluster.child(failover.name_of(leader))):
+        child.terminate()
+    for name in (*failover.workers(), STANDBY, COORDINATOR):
+        child = failover.cluster.child(name)
+        wait_until(lambda child=child: child.poll() is not None, f"{name} has ended", 30)
+        assert child.poll() == 0, failover.cluster.log(name)
+    print(f"all ended after {time.monotonic() - started_s:.1f} s")
+    assert find_leader(Settings(bootstrap_servers=failover.brokers), failover.job) is None
+
+
+def test_interrupted_leader_ends_the_job_and_its_standby(failover: Failover) -> None:
+    failover.start(STANDBY)
+    failover.generator.stop()
+    failover.cluster.child(failover.name_of(failover.leader())).send_signal(signal.SIGINT)
+    for name in (*failover.workers(), STANDBY, COORDINATOR):
+        child = failover.cluster.child(name)
+        wait_until(lambda child=child: child.poll() is not None, f"{name} has ended", 30)
+        assert child.poll() == 0, failover.cluster.log(name)

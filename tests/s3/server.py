@@ -15,6 +15,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from fcluster.common.kafka_jars import cache_dir, find_java
@@ -35,9 +36,13 @@ class S3Server:
 
     Args:
         directory: for its data, settings and log.
+        address: where it listens.
+        prefix: a command that starts it, without forking.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, address: str = "127.0.0.1", prefix: Sequence[str] = ()) -> None:
+        self._address = address
+        self._prefix = prefix
         self.root = directory / "buckets"
         self._log = directory / "s3proxy.log"
         self._settings = directory / "s3proxy.conf"
@@ -47,16 +52,17 @@ class S3Server:
     def __enter__(self) -> S3Server:
         jar, java = resolve_jar(), find_java()
         self._settings.write_text(
-            "s3proxy.endpoint=http://127.0.0.1:0\n"
+            f"s3proxy.endpoint=http://{self._address}:0\n"
             "s3proxy.authorization=aws-v2-or-v4\n"
             f"s3proxy.identity={ACCESS_KEY}\n"
             f"s3proxy.credential={SECRET_KEY}\n"
             "jclouds.provider=filesystem-nio2\n"
             f"jclouds.filesystem.basedir={self.root}\n"
         )
-        command = [str(java), _HEAP, "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-jar", str(jar)]
+        command = [*self._prefix, str(java), _HEAP, "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]
+        command += ["-jar", str(jar), "--properties", str(self._settings)]
         with self._log.open("wb") as log:
-            self._process = popen_bound([*command, "--properties", str(self._settings)], stdout=log)
+            self._process = popen_bound(command, stdout=log)
         try:
             self.port = int(wait_until(self._port_in_log, "the S3 server starts", _START_TIMEOUT_S))
         except BaseException:
@@ -73,7 +79,7 @@ class S3Server:
         assert self._process is not None
         text = self._log.read_text(errors="replace")
         assert self._process.poll() is None, f"the S3 server ended:\n{text}"
-        found = re.search(r"Started \S*ServerConnector.*\{127\.0\.0\.1:(\d+)\}", text)
+        found = re.search(rf"Started \S*ServerConnector.*\{{{re.escape(self._address)}:(\d+)\}}", text)
         return found.group(1) if found else ""
 
     def make_bucket(self, name: str) -> Path:
@@ -85,7 +91,7 @@ class S3Server:
     def environment(self) -> dict[str, str]:
         """What a client's environment has to say."""
         return {
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.port}",
+            "AWS_ENDPOINT_URL": f"http://{self._address}:{self.port}",
             "AWS_ACCESS_KEY_ID": ACCESS_KEY,
             "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
             "AWS_REGION": "us-east-1",

@@ -14,6 +14,7 @@ from typing import Any
 
 from fcluster.common.settings import Settings
 from fcluster.common.topology import Topology
+from fcluster.worker.core import EXIT_DRAINED
 from fcluster.worker.state import FlushLimits
 from tests.simulation.checks import Checks
 from tests.simulation.coordinator_shell import SimCoordinator
@@ -71,6 +72,8 @@ class Cluster:
             transaction_timeout_ms=TRANSACTION_TIMEOUT_MS,
             initial_rebalance_delay_ms=random.choice((0, 200)),
             coordinator_loss_bound_ms=random.choice((300, 30_000)),
+            num_standby_replicas=random.choice((0, 0, 1, 2)),
+            worker_leave_timeout_ms=(1500, 400, 0)[world.seed % 3],
         )
         self.epoch_records_max = random.choice((5, 1000))
         self.cache_entries_max = random.choice((0, 2, 1000))
@@ -86,6 +89,7 @@ class Cluster:
         self.coordinators: list[SimCoordinator] = []
         self.workers: list[SimWorker] = []
         self.finished = False
+        self.stop_wanted = False
         self.restart_workers = True
         self._pids = 0
         self._disks: dict[tuple[str, int], Disk] = {}
@@ -164,10 +168,17 @@ class Cluster:
 
     def coordinator_ended(self, coordinator: SimCoordinator) -> None:
         """The supervisor's part: there is always a coordinator, unless the job has ended."""
-        if coordinator.exit_code == 0:
+        if coordinator.exit_code == 0 and self.stop_wanted:
             self.finished = True
         if not self.finished and not self._has_leader():
             self.world.at(20 + self.world.up_to(200), None, self._replace_coordinator)
+
+    def take_over_from(self, coordinator: SimCoordinator) -> None:
+        """A standby was invited to lead."""
+        if not self.finished and all(
+            other is coordinator or self.is_deposed(other) for other in self.living_coordinators
+        ):
+            self.start_coordinator()
 
     def _replace_coordinator(self) -> None:
         if not self.finished and not self._has_leader():
@@ -191,10 +202,14 @@ class Cluster:
         return worker
 
     def worker_ended(self, worker: SimWorker) -> None:
-        """The supervisor's part: a worker that wasn't asked to leave is started anew."""
+        """The supervisor's part: a worker that wasn't asked to leave for good is started anew."""
         if worker.exit_code == 3:
             self.checks.fail(f"{worker.name} stopped as if the job had failed")
-        if worker.leaving or self.finished or not self.restart_workers or worker.exit_code == 0:
+        if self.finished or not self.restart_workers:
+            return
+        if (worker.leaving or worker.exit_code == EXIT_DRAINED) and not worker.returns:
+            return
+        if worker.exit_code == 0 and self.stop_wanted:
             return
         number = int(worker.name[1:].partition(".")[0])
         slot = worker.wanted_slot if worker.slot < 0 else worker.slot
@@ -251,8 +266,8 @@ class Cluster:
         for coordinator in self.living_coordinators:
             coordinator.kafka_cut_until_ms = 0
             coordinator.resume()
-            if self.is_deposed(coordinator):
-                coordinator.kill("deposed")
+            if world.seed % 2 and self.is_deposed(coordinator):
+                coordinator.kill("deposed")  # else everybody has to find the right one beside it
         for worker in self.living_workers:
             worker.kafka_cut_until_ms = 0
             worker.dealer.heal()

@@ -19,12 +19,13 @@ from fcluster.coordinator.core import Coordinator
 from fcluster.coordinator.model import Terms
 from tests.simulation.counter_job import JOB
 from tests.simulation.worker_shell import shown
-from tests.simulation.world import Call, KafkaFailure, Process, Router, Thread
+from tests.simulation.world import Call, KafkaFailure, Process, Router, Sleep, Thread
 
 if TYPE_CHECKING:
     from tests.simulation.cluster import Cluster
 
 EXIT_TEMPORARY = 75
+STANDBY = b"standby"
 
 
 class SimCoordinator(Process):
@@ -144,12 +145,16 @@ class SimCoordinator(Process):
                     self.cluster.checks.journal_first(self.kafka.journal.entries, self.core, message)
                 if isinstance(message, messages.Complete):
                     self.cluster.checks.complete_sent(message.session, message.epoch)
+                elif isinstance(message, messages.LeaderAlive):
+                    self._ask_standby(message)
                 elif isinstance(message, messages.Barrier):
                     self.cluster.checks.barrier_sent(self.term, message.session, message.epoch)
                 self.router.send(peer, messages.encode(message))
             case events.WriteJournal():
                 self._writes.append(effect)
                 self._write_next()
+            case events.PrepareFence():
+                pass  # producers that do nothing disturb nobody
             case events.FenceSlot(slot):
                 self.start(self._fence(slot))
             case events.StopCoordinator(code, reason):
@@ -159,6 +164,23 @@ class SimCoordinator(Process):
                     self.note("log: %s", text)
             case events.ReadEndOffsets():
                 raise AssertionError("the simulated job doesn't end by itself")
+
+    # --- handing over -----------------------------------------------------------------------------------
+
+    def resign(self) -> None:
+        """SIGTERM, with a standby that asks now and then, and is started when it is invited."""
+        self.feed(events.MessageReceived(STANDBY, messages.LeaderCheck("standby")))
+        self.feed(events.ResignRequested())
+        self._check_leader()
+
+    def _check_leader(self) -> None:
+        if self.core is not None and self.core.resignation is not None:
+            self.later(200, self._check_leader)
+            self.feed(events.MessageReceived(STANDBY, messages.LeaderCheck("standby")))
+
+    def _ask_standby(self, message: messages.LeaderAlive) -> None:
+        if message.resigns and not self.world.chance(0.3):
+            self.later(self.world.up_to(20), self.cluster.take_over_from, self)
 
     def _set_timer(self) -> None:
         assert self.core is not None
@@ -186,8 +208,11 @@ class SimCoordinator(Process):
         try:
             yield Call("journal: write", lambda: self.kafka.journal.write(self._writer, entries))
         except KafkaFailure as failure:
-            self._writing = False
             if "journal writer" in str(failure):
+                if self.core is not None and self.core.resignation is not None:
+                    yield Sleep(
+                        self.world.up_to(300)
+                    )  # until the journal names the successor; nothing is written
                 self.feed(events.Deposed(str(failure)))
             else:
                 self.exit(EXIT_TEMPORARY, f"a journal write: {failure}")

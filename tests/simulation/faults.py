@@ -9,15 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from random import Random
 
+from fcluster.common import messages
+from fcluster.coordinator import events
 from tests.simulation.cluster import Cluster, Strike
 from tests.simulation.counter_job import SOURCE, Input, partition_of
 from tests.simulation.kafka_model import ABORTED, Producer
+from tests.simulation.worker_shell import SimWorker
 from tests.simulation.world import Timing
 
 STORM_MS_MIN = 1500
 STORM_MS_SPREAD = 2500
 KEYS = 5
+HAND_OVER_SHARE = 0.15
 
 THEMES = (
     "calm", "crashes", "strikes", "strikes", "pauses", "zombies", "network", "kafka", "coordinators",
@@ -86,6 +91,7 @@ class _Brewer:
                 self._schedule(self.random.randint(1, max(1, count - 1)), fault)
         if theme == "kafka":
             self._schedule(self.random.randint(0, 2), self._stop_kafka)
+        self._schedule_hand_over()
         if theme in ("coordinators", "everything"):
             self.cluster.misdirected_share = self.random.choice((0.0, 0.0, 0.3))
         self.world.note("world", "theme %s, %d inputs, %s", theme, inputs, self.cluster.settings)
@@ -100,6 +106,8 @@ class _Brewer:
             request_timeout_ms=self.random.choice((400, 1500)),
             request_failure_share=self.random.choice((0.01, 0.04)) if stormy else 0.0,
             slow_request_share=self.random.choice((0.0, 0.05)) if stormy else 0.0,
+            duplicate_share=self.random.choice((0.0, 0.02, 0.1)),
+            duplicate_ms_max=self.random.choice((3, 30, 300)),
         )
 
     def _schedule(self, count: int, fault: Callable[[], None]) -> None:
@@ -181,6 +189,21 @@ class _Brewer:
             self._schedule(1, self._crash)
         self._schedule(self.random.randint(2, 6), self._trouble_network)
         self._schedule(self.random.randint(0, 2), self._rescale)
+
+    def _schedule_hand_over(self) -> None:
+        """In some runs of every theme the leader is asked to leave."""
+        own = Random(f"hand over {self.world.seed}")  # so that the others stay what they are
+        if own.random() < HAND_OVER_SHARE:
+            for _ in range(own.randint(1, 2)):
+                self.world.at(own.randrange(self.duration_ms), None, self._hand_over)
+
+    def _hand_over(self) -> None:
+        for coordinator in self.cluster.living_coordinators:
+            if coordinator.core is not None and coordinator.leads and not coordinator.paused:
+                self.world.landed["coordinator: hands over"] += 1
+                coordinator.note("## asked to leave")
+                coordinator.resign()
+                return
 
     def _depose(self) -> None:
         coordinators = self.cluster.living_coordinators
@@ -273,13 +296,44 @@ class _Brewer:
             worker for worker in self.cluster.living_workers if not worker.leaving and not worker.paused
         ]
         if len(workers) > 1 and self.world.chance(0.5):
-            worker = self.random.choice(workers)
-            worker.note("## asked to leave")
-            self.world.landed["worker asked to leave"] += 1
-            worker.terminate()
+            self._ask_to_leave(self.random.choice(workers))
+        elif self.world.chance(0.3):
+            self._restart_one_by_one(0)
         elif len(workers) < 6:
             self.world.landed["worker added"] += 1
             self.cluster.start_worker(self.cluster.next_pid() % 100 + 10, -1)
+
+    def _ask_to_leave(self, worker: SimWorker) -> None:
+        coordinators = self.cluster.living_coordinators
+        if coordinators and self.world.chance(0.4):
+            worker.note("## drained by an operator")
+            self.world.landed["worker drained by an operator"] += 1
+            request = messages.DrainRequest(worker.name)
+            self.random.choice(coordinators).feed(events.MessageReceived(b"admin", request))
+            return
+        worker.note("## asked to leave")
+        self.world.landed["worker asked to leave"] += 1
+        worker.terminate()
+        if self.world.chance(0.2):
+            self.world.landed["worker asked to leave twice"] += 1
+            self.world.at(self.world.up_to(60), None, worker.terminate)
+
+    def _restart_one_by_one(self, slot: int) -> None:
+        """A rolling restart: the next one is asked when the one before has a successor."""
+        workers = [worker for worker in self.cluster.living_workers if worker.slot >= slot]
+        if workers and self.world.stormy:
+            worker = min(workers, key=lambda worker: worker.slot)
+            worker.note("## asked to leave, and to be started again")
+            self.world.landed["worker restarted in good order"] += 1
+            worker.returns = True
+            worker.terminate()
+            self._await_successor(worker)
+
+    def _await_successor(self, worker: SimWorker) -> None:
+        if worker.alive:
+            self.world.at(20, None, self._await_successor, worker)
+        else:
+            self.world.at(300, None, self._restart_one_by_one, worker.slot + 1)
 
     def _trouble_disk(self) -> None:
         disks, snapshots = self.cluster.disks, self.cluster.snapshots

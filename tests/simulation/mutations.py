@@ -396,6 +396,36 @@ class ReleasesInRestore(SimWorker):
     core_class = _ReleasesInRestore
 
 
+class _LeavesInHaste(core.WorkerCore):
+    def _begin_to_leave(self) -> None:
+        self.leaving = True
+        self._leave()
+
+
+class LeavesInHaste(SimWorker):
+    """Says that it left in good order, and hasn't committed what it has in flight."""
+
+    core_class = _LeavesInHaste
+
+
+class _ObeysTwice(core.WorkerCore):
+    def _is_new(self, order: Any) -> bool:
+        return True
+
+
+class ObeysTwice(SimWorker):
+    """Takes a shard because of an order that came once more."""
+
+    core_class = _ObeysTwice
+
+
+class CopiesBeforeWriting(SimWorker):
+    """Begins copies before what a former session left unwritten is in the stores."""
+
+    def write_dropped_before_copies(self) -> None:
+        pass
+
+
 class PrunesSuccessors(SimWorker):
     """Removes snapshots of a later epoch than its own."""
 
@@ -508,7 +538,10 @@ MUTATIONS = [
     APPLIED_EARLY,
     Mutation("layers kept over a reset", 19, "the outputs should be", KeepsLayers),
     Mutation("changelog truncated past an unverified snapshot", 16, "can't be restored", TruncatesUnverified),
+    Mutation("goodbye before the last commit", 61, "which was given back", LeavesInHaste),
     Mutation("a shard given back in its restore", 1110, "is closed", ReleasesInRestore),
+    Mutation("an order obeyed twice", 480, "owns", ObeysTwice),
+    Mutation("copies begun before a former session's writes", 231, "a store of", CopiesBeforeWriting),
     Mutation("snapshots of a successor pruned", 763, "can't be restored", PrunesSuccessors),
     # Combined, where one rule covers for the other.
     _both(NO_FENCE, UNSETTLED, 50, "the outputs should be []"),

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 LIVENESS_BOUND_MS = 20_000
 """Well above the sum of all time-outs, transactions' included; what takes longer hangs."""
 STOP_BOUND_MS = 20_000
+LEAVE_BOUND_MS = 6_000
+"""Above `worker.leave.timeout.ms` and `checkpoint.timeout.ms` together."""
 EVENTS_MAX = 400_000
 
 
@@ -94,9 +96,15 @@ def _play(cluster: Cluster, storm: Storm) -> None:
     if not world.run(world.now_ms + LIVENESS_BOUND_MS, _seldom(cluster, checks.everything_committed)):
         raise Violation(f"not everything is committed in time: {'; '.join(checks.behind())}")
     checks.final()
+    if not world.run(world.now_ms + LEAVE_BOUND_MS, lambda: not _leaving(cluster)):
+        raise Violation(f"asked to leave, but still there: {', '.join(map(str, _leaving(cluster)))}")
     _check_live_state(cluster)
     if world.seed % 3 == 0:
         _stop(cluster)
+
+
+def _leaving(cluster: Cluster) -> list[SimWorker]:
+    return [worker for worker in cluster.living_workers if worker.leaving]
 
 
 def _seldom(cluster: Cluster, done: object) -> object:
@@ -127,11 +135,17 @@ def _check_live_state(cluster: Cluster) -> None:
 
 def _stop(cluster: Cluster) -> None:
     """Stop the job: everybody ends in good order."""
-    coordinators = cluster.living_coordinators
-    if len(coordinators) != 1 or coordinators[0].core is None or not coordinators[0].leads:
+    coordinators = [other for other in cluster.living_coordinators if other.leads and other.core is not None]
+    if len(coordinators) != 1:
         return
     leader, world = coordinators[0], cluster.world
+    if leader.core is not None and leader.core.resignation is not None:
+        return
+    for other in cluster.living_coordinators:
+        if other is not leader:
+            other.kill("not needed any more")
     world.note("world", "## the job is stopped")
+    cluster.stop_wanted = True
     leader.feed(events.StopRequested())
 
     def ended() -> bool:
@@ -143,8 +157,8 @@ def _stop(cluster: Cluster) -> None:
         return  # a request that was long on its way deposed it, or an answer got lost before the faults ended
     if leader.exit_code != 0:
         raise Violation(f"{leader} ended with code {leader.exit_code}")
-    # Who had no connection just then is sent home by the supervisor. It asks twice.
-    for _ in range(2):
+    # Who had no connection just then is sent home by the supervisor. It insists.
+    for _ in range(3):
         if not ended():
             world.run(world.now_ms + 1000, ended)
         for worker in cluster.living_workers:

@@ -32,6 +32,7 @@ MUST_LAND = (
     "worker stopped",
     "main thread hangs",
     "connection broken",
+    "frame twice",
     "worker cut from coordinator",
     "worker cut from coordinator, one way",
     "cut from Kafka",
@@ -44,6 +45,9 @@ MUST_LAND = (
     "coordinator: deposed alive",
     "worker added",
     "worker asked to leave",
+    "worker asked to leave twice",
+    "worker drained by an operator",
+    "worker restarted in good order",
     "disk lost",
     "disk full",
     "snapshot damaged",
@@ -52,6 +56,10 @@ MUST_LAND = (
     "restore from local files",
     "restore from nothing",
     "changelog truncated",
+    "copy from snapshot",
+    "copy from local files",
+    "copy from nothing",
+    "shard taken over warm",
     "input aborted",
 )
 """Each of these has to be part of the story somewhere, or the story proves less than it seems to."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from random import Random
 from typing import TYPE_CHECKING, Any
 
 from fcluster.common import messages
@@ -20,11 +21,13 @@ from fcluster.common.errors import FclusterError, StateDamaged
 from fcluster.common.ids import ShardId, transactional_ids
 from fcluster.common.messages import WorkerStats
 from fcluster.common.positions import CommittedPosition, decode_position
+from fcluster.coordinator import events
 from fcluster.worker import core
 from fcluster.worker.changelog import Delta, DeltaReader, encode_delta
 from fcluster.worker.restore_plan import Base, RestorePlan, RestoreRequest, plan_restore, stands_exactly
 from fcluster.worker.snapshots import Manifest, prune, truncation_offset, usable_manifests
 from fcluster.worker.state import ShardState, StoreMeta
+from tests.simulation.copies import PATIENCE_MS, SimTail
 from tests.simulation.counter_job import CHANGELOGS, JOB, SOURCES, STORES, Input, handle
 from tests.simulation.kafka_model import Partition, Producer
 from tests.simulation.storage import Disk, SimStore
@@ -196,7 +199,9 @@ class SimWorker(Process):
         self.host = host
         self.wanted_slot = wanted_slot
         self.exit_code: int | None = None
-        self.leaving = False
+        self.returns = False
+        """Its supervisor starts another one when it has left: a rolling restart."""
+        self._terminated = False
         self.disk: Disk | None = None
         self.slot = -1
         identity = core.Identity(
@@ -208,6 +213,9 @@ class SimWorker(Process):
             settings.coordinator_loss_bound_ms,
             settings.offset_refresh_interval_ms,
             hello_retry_ms=400,
+            leave_timeout_ms=settings.worker_leave_timeout_ms,
+            last_commit_timeout_ms=settings.checkpoint_timeout_ms,
+            leader_patience_ms=2 * settings.session_timeout_ms,
         )
         self.core = self.core_class(identity, bounds, self.world.now_ms)
         self.dealer = Dealer(self, name.encode(), self._on_frame, lambda: self.post(core.Connected()))
@@ -222,6 +230,7 @@ class SimWorker(Process):
         self._retired: list[CommitThread] = []
         self.restore_thread = CommitThread(self)
         self._restore_stop = [False]
+        self.tail = SimTail(self)
         self.states: dict[ShardId, ShardState] = {}
         self._dropped: list[ShardState] = []
         self.runners: dict[ShardId, Runner] = {}
@@ -230,6 +239,7 @@ class SimWorker(Process):
         self._snapshot_epochs: dict[ShardId, int] = {}
         self._searched_ms = -(10**9)
         self._highest_term = 0
+        self._misled = False
         self.later(self.world.up_to(20), self._pulse)
         self.later(settings.snapshot_interval_ms, self._begin_snapshots)
 
@@ -241,8 +251,13 @@ class SimWorker(Process):
 
     def terminate(self) -> None:
         """SIGTERM."""
-        self.leaving = True
+        self._terminated = True
         self.post(core.TerminationRequested())
+
+    @property
+    def leaving(self) -> bool:
+        """Whether it was asked to leave."""
+        return self._terminated or self.core.leaving
 
     def died(self) -> None:
         world = self.world
@@ -250,6 +265,11 @@ class SimWorker(Process):
             self.disk.crash(world.random)
         flush_ms = world.up_to(8) if world.chance(0.5) else None
         self.dealer.close(world.up_to(5), flush_ms=flush_ms)
+        # A random stream of its own: how the end is noticed shall not change what else a seed chooses.
+        chance = Random(f"{world.seed} {self.name}")
+        for coordinator in self.cluster.living_coordinators:
+            if chance.random() < 0.5:  # they run on the same host
+                coordinator.later(chance.randint(0, 6), coordinator.feed, events.ProcessEnded(self.name))
         self.cluster.worker_ended(self)
 
     def _exit(self, effect: core.Exit) -> None:
@@ -363,6 +383,8 @@ class SimWorker(Process):
                 self.restore_thread.submit(
                     self._restore(effect.session, effect.shards, retired, self._restore_stop)
                 )
+            case core.KeepStandbys():
+                self.restore_thread.submit(self._keep_standbys(set(effect.shards), tuple(self._retired)))
             case core.DropLayers():
                 self._drop_layers()
             case core.CloseShards():
@@ -401,6 +423,7 @@ class SimWorker(Process):
             return False
         if self.disk is not None:
             self._write_dropped()
+            self.tail.leave()
             for shard in list(self.disk.stores):
                 self.disk.close(shard)
             self.disk.owner = None
@@ -434,6 +457,10 @@ class SimWorker(Process):
                 state.flush()
             except FclusterError as error:
                 self.note("writing committed state: %s", error.message)
+
+    def write_dropped_before_copies(self) -> None:
+        """What a former session hasn't written yet must not come after what a copy holds."""
+        self._write_dropped()
 
     def _close_shards(self, shards: tuple[ShardId, ...]) -> None:
         for shard in shards:
@@ -643,6 +670,8 @@ class SimWorker(Process):
             positions: dict[ShardId, CommittedPosition | None] = {}
             yield from self.read_positions(shards, positions)
             self.step("positions read")
+            needed = {shard: at.state_epoch if at else 0 for shard, at in positions.items()}
+            yield from self.tail.take(needed, PATIENCE_MS)
             for shard in shards:
                 if stop[0] or not self.alive:
                     return
@@ -663,6 +692,16 @@ class SimWorker(Process):
         except FclusterError as error:
             if not stop[0]:
                 self.post(core.RestoreFailed(session, error.message, fatal=False))
+
+    def _keep_standbys(self, shards: set[ShardId], before: tuple[CommitThread, ...]) -> Thread:
+        """Restore thread: keep copies of these and of no others."""
+        yield from self._at_rest(before)
+        self.write_dropped_before_copies()
+        dropped = self.tail.shards - shards
+        yield from self.tail.take(dict.fromkeys(dropped, 0), 0)
+        for shard in sorted(dropped):
+            self._close_one(shard, None)
+        self.tail.keep(shards)
 
     def read_positions(
         self, shards: tuple[ShardId, ...], positions: dict[ShardId, CommittedPosition | None]
@@ -703,7 +742,7 @@ class SimWorker(Process):
                     return
                 plan = self._plan(request, store, changelog, end, failed)
                 try:
-                    store = self._put_base(disk, plan, shard)
+                    store = self.put_base(disk, plan, shard)
                     yield Sleep(self.world.latency_ms(self.cluster.restore_ms_max))
                     if stop[0]:
                         return
@@ -767,7 +806,8 @@ class SimWorker(Process):
         self.world.landed[f"restore from {plan.base.value}"] += 1
         return plan
 
-    def _put_base(self, disk: Disk, plan: RestorePlan, shard: ShardId) -> SimStore:
+    def put_base(self, disk: Disk, plan: RestorePlan, shard: ShardId) -> SimStore:
+        """Replace the shard's files by what the plan begins with."""
         if plan.base is Base.LOCAL:
             return disk.open(shard)
         if plan.snapshot is not None:
@@ -868,25 +908,31 @@ class SimWorker(Process):
     # --- control --------------------------------------------------------------------------------------
 
     def _on_frame(self, frame: bytes) -> None:
-        self.post(core.MessageReceived(messages.decode_from_coordinator(frame)))
+        message = messages.decode_from_coordinator(frame)
+        self._misled = message.term < self.core.term
+        self.post(core.MessageReceived(message))
 
     def _pulse(self) -> None:
         """Heartbeats, and the search for a coordinator, come from a thread of their own."""
         settings = self.cluster.settings
         if self.core.session and self.dealer.connected:
-            # Copies aren't modelled, only that they get warm: a restore begins from what is on the disk.
-            standbys = [messages.StandbyStatus(shard, 0, 0) for shard in sorted(self.core.standbys)]
-            stats = WorkerStats(standbys=standbys)
-            self.dealer.send(messages.encode(messages.Heartbeat(self.core.session, stats)))
-        if not self.dealer.connected and self.world.now_ms - self._searched_ms >= 200:
+            stats = WorkerStats(standbys=self.tail.statuses())
+            self.dealer.send(
+                messages.encode(messages.Heartbeat(self.core.session, stats, self.core.orders_heard))
+            )
+        seeking = self._misled or not self.dealer.connected
+        if seeking and self.world.now_ms - self._searched_ms >= 200:
             self._searched_ms = self.world.now_ms
             self.world.call(self, Call("find leader", self.cluster.find_leader), self._found_leader)
         self.later(settings.heartbeat_interval_ms, self._pulse)
         self.post(core.Tick())
 
     def _found_leader(self, leader: Any, failure: KafkaFailure | None) -> None:
-        if leader is None or failure is not None or self.dealer.connected:
+        if leader is None or failure is not None:
             return
+        if self.dealer.connected and not (self._misled and leader.term >= self.core.term):
+            return
+        self._misled = False
         if self.dealer.target is not leader.router:
             self.note("looks to %s", leader)
             self.dealer.connect(leader.router)

@@ -73,6 +73,8 @@ class Timing:
     marker_delay_ms_max: int = 25
     request_timeout_ms: int = 1500
     request_failure_share: float = 0.0
+    duplicate_share: float = 0.0
+    duplicate_ms_max: int = 100
     slow_request_share: float = 0.0
     slow_request_ms_max: int = 800
 
@@ -352,6 +354,11 @@ class Connection:
         )
         self._last_ms[direction] = arrival_ms
         world.at(arrival_ms - world.now_ms, None, self._deliver, process, arrive, frame)
+        if world.stormy and world.chance(world.timing.duplicate_share):
+            # Once more, behind what was sent after it.
+            world.landed["frame twice"] += 1
+            later_ms = arrival_ms - world.now_ms + 1 + world.up_to(world.timing.duplicate_ms_max)
+            world.at(later_ms, None, self._deliver, process, arrive, frame)
 
     def _deliver(self, process: Process, arrive: Callable[[bytes], None], frame: bytes) -> None:
         # What reached the other host before the connection broke is read, even if its process is stopped.

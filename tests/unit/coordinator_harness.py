@@ -165,6 +165,8 @@ class Witness:
                 assert message.epoch in self.prepared.get(message.session, ()), "complete, but never prepared"
             case messages.Evicted(session=session):
                 self.over.add(session)
+            case messages.Drain() | messages.Shutdown():
+                assert "ending" in self.journal, "the job is ended before that is journalled"
             case _:
                 pass
 
@@ -290,7 +292,7 @@ class Harness:
             case events.StopCoordinator(exit_code, reason):
                 self.stopped = effect
                 self.lines.append(f"stop {exit_code}: {reason}")
-            case events.LogLine():
+            case events.LogLine() | events.PrepareFence():
                 pass
 
     def transcript(self) -> list[str]:
@@ -370,6 +372,9 @@ class FakeWorker:
     def disconnect(self) -> None:
         self.harness.feed(events.PeerDisconnected(self.peer))
 
+    def process_ends(self) -> None:
+        self.harness.feed(events.ProcessEnded(self.name))
+
     @property
     def assigned(self) -> list[ShardId]:
         """The shards it was told to run in its present session, and not to give back."""
@@ -387,12 +392,24 @@ class FakeWorker:
 
     def heartbeat(self, *statuses: ShardStatus, records_in: int = 0) -> None:
         stats = WorkerStats(records_in=records_in, shards=list(statuses))
-        self.harness.say(self.peer, messages.Heartbeat(self.session, stats))
+        self.harness.say(self.peer, messages.Heartbeat(self.session, stats, self.orders_heard))
 
     def warm(self, *shards: ShardId, lag: int = 0, epoch: int = 1) -> None:
         """A heartbeat that says how far its copies of these shards are."""
         standbys = [messages.StandbyStatus(shard, epoch, lag) for shard in shards]
-        self.harness.say(self.peer, messages.Heartbeat(self.session, WorkerStats(standbys=standbys)))
+        stats = WorkerStats(standbys=standbys)
+        self.harness.say(self.peer, messages.Heartbeat(self.session, stats, self.orders_heard))
+
+    @property
+    def orders_heard(self) -> int:
+        """The number of the last order to its session, as if none got lost."""
+        orders = [
+            message.number
+            for kind in (messages.Assign, messages.Revoke)
+            for message in self.harness.messages_to(self.peer, kind)
+            if message.session == self.session
+        ]
+        return max(orders, default=0)
 
     @property
     def standbys(self) -> list[ShardId]:
@@ -409,8 +426,11 @@ class FakeWorker:
     def committed(self, epoch: int, dirty: bool = False, *statuses: ShardStatus) -> None:
         self.harness.say(self.peer, messages.Committed(self.session, epoch, 1.0, dirty, list(statuses)))
 
+    releases: int = 0
+
     def released(self, *shards: ShardId) -> None:
-        self.harness.say(self.peer, messages.Released(self.session, list(shards)))
+        self.releases += 1
+        self.harness.say(self.peer, messages.Released(self.session, list(shards), self.releases))
 
     def drained(self) -> None:
         self.harness.say(self.peer, messages.Drained(self.session))

@@ -22,6 +22,8 @@ ALL_COMMANDS = (
     ["kafka", "stop"],
     ["kafka", "status"],
     ["coordinator"],
+    ["drain"],
+    ["scale"],
     ["worker"],
 )
 
@@ -195,6 +197,39 @@ def test_settings_file_of_the_current_directory_counts(tmp_path: Path) -> None:
 
 def test_settings_file_that_is_not_there_is_a_usage_error() -> None:
     assert run("status", "--config", "nosuch.toml").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        (["8"], (8, {})),
+        (["0"], (0, {})),
+        (["host1=8", "host2:4711=0"], (-1, {"host1": 8, "host2:4711": 0})),
+    ],
+)
+def test_scale_takes_a_number_or_numbers_for_places(
+    monkeypatch: pytest.MonkeyPatch, arguments: list[str], wanted: tuple[int, dict[str, int]]
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(
+        "fcluster.operations.scale", lambda _line, total, places, **_more: asked.append((total, places))
+    )
+    assert run("scale", *arguments).exit_code == 0
+    assert asked == [wanted]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["many"], ["-1"], ["h="], ["h=-1"], ["h=1", "2"], ["1", "2"], ["h=1", "h=2"], ["h=99999999"]],
+)
+def test_scale_to_what_is_no_number_is_a_usage_error(arguments: list[str]) -> None:
+    assert run("scale", "--", *arguments).exit_code == 2
+
+
+def test_agent_with_a_slot_is_a_usage_error() -> None:
+    result = run("worker", "job.py", "--workers", "2", "--slot", "1")
+    assert result.exit_code == 2
+    assert "--slot is for one worker" in result.output
 
 
 def test_version_is_printed() -> None:

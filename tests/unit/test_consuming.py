@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import queue
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from confluent_kafka import TopicPartition
 
 from fcluster.worker import consuming
-from fcluster.worker.consuming import Idle, ReaderEvent, SourceReader
+from fcluster.worker.consuming import Batch, Idle, ReaderEvent, SourceReader
 
 UNKNOWN = -1001
 """librdkafka's word for an offset that it doesn't know (yet)."""
@@ -88,3 +92,91 @@ def next_known(events: queue.SimpleQueue[ReaderEvent]) -> ReaderEvent:
         event = events.get(timeout=10)
         if not isinstance(event, Idle) or min(event.ends.values()) >= 0:
             return event
+
+
+class Steady:
+    """Always has a record to give. Connecting takes until `may_connect` is set."""
+
+    def __init__(self, made: list[Steady], fetching: Mapping[str, int], may_connect: threading.Event) -> None:
+        self.fetching = fetching
+        self.assigned: dict[int, int] = {}
+        self.connected: list[str] = []
+        self._may_connect = may_connect
+        made.append(self)
+
+    def list_topics(self, topic: str, *, timeout: float) -> None:
+        assert timeout > 0
+        if self.fetching is consuming.GATHERING_FETCH:
+            self._may_connect.wait(10)
+        self.connected.append(topic)
+
+    def poll(self, _timeout_s: float) -> Any:
+        for partition in self.assigned:
+            self.assigned[partition] += 1
+            return Record(partition, self.assigned[partition] - 1)
+        return None
+
+    def consume(self, _count: int, _timeout_s: float) -> list[Any]:
+        return []
+
+    def position(self, partitions: list[TopicPartition]) -> list[TopicPartition]:
+        return [TopicPartition(at.topic, at.partition, self.assigned[at.partition]) for at in partitions]
+
+    def incremental_assign(self, partitions: list[TopicPartition]) -> None:
+        self.assigned |= {at.partition: at.offset for at in partitions}
+
+    def incremental_unassign(self, partitions: list[TopicPartition]) -> None:
+        for at in partitions:
+            del self.assigned[at.partition]
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Record:
+    """As much of a message as the reader looks at."""
+
+    number: int
+    at: int
+
+    def error(self) -> None: ...
+
+    def offset(self) -> int:
+        return self.at
+
+
+def test_reader_goes_over_to_the_gathering_consumer_only_when_that_is_connected(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = itertools.count(step=0.001)  # each look at it is a millisecond later
+    monkeypatch.setattr(consuming, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    events: queue.SimpleQueue[ReaderEvent] = queue.SimpleQueue()
+    made: list[Steady] = []
+    may_connect = threading.Event()
+
+    def make(fetching: Mapping[str, int]) -> Any:
+        return Steady(made, fetching, may_connect)
+
+    reader = SourceReader(make, events.put, "reader", ["in"])
+    offsets: list[int] = []
+
+    def read_until(enough: Callable[[], bool]) -> None:
+        while not enough():
+            batch = events.get(timeout=10)
+            assert isinstance(batch, Batch)
+            offsets.extend(message.offset() or 0 for message in batch.messages)
+            reader.done()
+
+    try:
+        reader.start({("in", 0): 0})
+        read_until(lambda: len(made) == 2 and len(offsets) > 3000)
+        assert made[0].connected == ["in"]
+        assert made[0].assigned, "it left before the other one was connected"
+        may_connect.set()
+        read_until(lambda: bool(made[1].assigned))
+        read_until(lambda: len(offsets) % 100 == 0)
+        assert made[1].connected == ["in"]
+        assert not made[0].assigned
+    finally:
+        reader.close(timeout_s=5)
+    assert offsets == list(range(len(offsets))), "records were lost or came twice when it went over"

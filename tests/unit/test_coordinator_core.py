@@ -13,6 +13,7 @@ from fcluster.common import messages
 from fcluster.common.settings import Settings
 from fcluster.coordinator import events
 from fcluster.coordinator.core import EXIT_DONE, EXIT_JOB_FAILED, EXIT_TEMPORARY
+from fcluster.coordinator.election import RESIGN_MS, STANDBYS_COME_MS
 from fcluster.coordinator.model import Phase, ShardPhase
 from tests.unit.coordinator_harness import FakeWorker, Harness, shard, status, two_stages
 
@@ -136,6 +137,26 @@ def test_worker_that_joins_later_takes_its_share_after_it_was_released() -> None
     assert [w0.assigned, w1.assigned, w2.assigned] == [[shard(0), shard(2)], [shard(1)], [shard(3)]]
 
 
+def test_released_that_comes_once_more_frees_nothing() -> None:
+    harness, (_w0, w1) = cluster()
+    w2 = FakeWorker(harness, "w2")
+    w2.hello()
+    w2.warm(shard(3))
+    w1.released(shard(3))
+    w2.running()
+    w2.goodbye()
+    assert shard(3) in w1.assigned
+    w1.running()
+    w3 = FakeWorker(harness, "w3")
+    w3.hello()
+    w3.warm(shard(3))
+    assert harness.core.shards[shard(3)].phase is ShardPhase.RELEASING
+    harness.say(w1.peer, messages.Released(w1.session, [shard(3)], 1))  # the former one again
+    assert harness.core.shards[shard(3)].phase is ShardPhase.RELEASING
+    w1.released(shard(3))
+    assert shard(3) in w3.assigned
+
+
 # --- dying --------------------------------------------------------------------------------------------
 
 
@@ -153,6 +174,88 @@ def test_dead_workers_shards_wait_for_journal_and_fence() -> None:
     assert harness.transcript() == ["journal slot/0 assignment/in/0 assignment/in/2"]
     harness.write_journal()
     assert harness.transcript() == ["w1 <- Assign in/0 in/2"]
+
+
+def test_dead_worker_whose_host_says_so_is_not_waited_for() -> None:
+    harness, (w0, w1) = cluster()
+    w0.disconnect()
+    w0.process_ends()
+    assert harness.transcript()[:2] == ["journal slot/0", "fence slot 0"]
+    assert len(w1.assigned) == 4
+
+
+def test_what_a_process_said_before_its_end_is_heard_first() -> None:
+    harness, (w0, _) = cluster()
+    w0.process_ends()
+    assert harness.transcript() == []
+    w0.goodbye()
+    w0.disconnect()
+    assert not any(line.startswith("fence") for line in harness.transcript())
+
+
+def test_process_that_ended_is_dead_even_if_its_connection_does_not_close() -> None:
+    harness, (w0, _) = cluster()
+    w0.process_ends()
+    harness.pass_ms(100)
+    w0.heartbeat()  # was on its way
+    harness.transcript()
+    harness.pass_ms(50)
+    assert harness.transcript()[:2] == ["journal slot/0", "fence slot 0"]
+
+
+def common_epoch(harness: Harness, w0: FakeWorker, w1: FakeWorker) -> int:
+    """An epoch that both are asked to prepare."""
+    w0.dirty()
+    w1.dirty()
+    w0.prepared(w0.barrier)
+    w0.committed(w0.barrier, dirty=True)
+    harness.pass_ms(10)
+    assert w0.barrier == w1.barrier
+    return w0.barrier
+
+
+def test_others_do_not_wait_for_the_epoch_of_a_worker_whose_connection_closed() -> None:
+    harness, (w0, w1) = cluster()
+    epoch = common_epoch(harness, w0, w1)
+    w1.prepared(epoch)
+    harness.transcript()
+    w0.disconnect()
+    assert harness.transcript() == [f"w1 <- Complete {epoch}"]
+
+
+def test_worker_that_is_back_with_an_epoch_that_nobody_waited_for_goes_on_with_it() -> None:
+    harness, (w0, w1) = cluster()
+    epoch = common_epoch(harness, w0, w1)
+    w1.prepared(epoch)
+    w0.disconnect()
+    harness.transcript()
+    w0.hello(session=w0.session, owned=w0.assigned, prepared_epoch=epoch, in_flight_epoch=epoch, epoch=epoch)
+    assert harness.transcript() == ["w0 <- Welcome slot 0 adopted", f"w0 <- Complete {epoch}"]
+
+
+def test_take_over_says_where_the_time_went() -> None:
+    harness, (w0, w1) = cluster()
+    harness.auto_journal = harness.auto_fence = False
+    w0.disconnect()
+    harness.pass_ms(150)
+    harness.pass_ms(9)
+    harness.write_journal()
+    harness.pass_ms(60)
+    harness.fence()
+    harness.pass_ms(8)
+    harness.write_journal()
+    harness.pass_ms(100)
+    w1.running()
+    (takeover,) = harness.core.status()["takeovers"]
+    assert takeover["slot"] == 0
+    assert takeover["shards"] == 2
+    assert takeover["steps_ms"] == {
+        "noticed": 150,
+        "journalled": 9,
+        "fenced": 60,
+        "assigned": 8,
+        "restored": 100,
+    }
 
 
 def test_connection_that_comes_back_in_time_changes_nothing() -> None:
@@ -593,6 +696,22 @@ def test_lost_released_is_made_up_for_by_the_hello() -> None:
     ]
 
 
+def test_worker_that_never_hears_its_orders_is_evicted() -> None:
+    harness, (w0, w1) = cluster()
+    deaf = FakeWorker(harness, "w2")
+    deaf.hello()
+    deaf.warm(shard(3))
+    w1.released(shard(3))
+    assert deaf.assigned == [shard(3)]
+    for _ in range(harness.core.settings.checkpoint_timeout_ms // 1000 + 1):
+        harness.say(deaf.peer, messages.Heartbeat(deaf.session, messages.WorkerStats(), 0))
+        w0.heartbeat()
+        w1.heartbeat()
+        harness.pass_ms(1000)
+    assert harness.messages_to(deaf.peer, messages.Evicted)
+    assert shard(3) in w0.assigned + w1.assigned
+
+
 def test_worker_that_may_have_missed_a_revoke_begins_anew() -> None:
     harness, (_w0, w1) = cluster()
     w2 = FakeWorker(harness, "w2")
@@ -771,7 +890,7 @@ def test_stop_request_drains_then_shuts_down_then_stops() -> None:
     w0.dirty()
     harness.transcript()
     harness.say(b"admin", messages.StopRequest())
-    assert harness.transcript() == ["w0 <- Drain", "w1 <- Drain", "admin <- StopReply"]
+    assert harness.transcript() == ["journal ending", "admin <- StopReply", "w0 <- Drain", "w1 <- Drain"]
     w1.drained()
     w0.committed(1, True)
     harness.pass_ms(10)
@@ -844,7 +963,7 @@ def test_drain_ends_even_if_a_worker_never_drains_and_its_fence_fails() -> None:
 def test_failed_worker_stops_the_job_after_the_others_have_drained() -> None:
     harness, (w0, w1) = cluster()
     w0.failed("in/0 at offset 7: not JSON")
-    assert harness.transcript() == ["w0 <- Drain", "w1 <- Drain"]
+    assert harness.transcript() == ["journal ending", "w0 <- Drain", "w1 <- Drain"]
     w1.drained()
     harness.pass_ms(2000)
     assert harness.transcript() == [
@@ -863,6 +982,179 @@ def test_failed_worker_that_drains_is_not_waited_for_any_longer() -> None:
     w1.drained()
     w0.drained()
     assert harness.stopped == events.StopCoordinator(EXIT_JOB_FAILED, "bad record")
+
+
+def test_deposed_leader_neither_drains_nor_shuts_down_anybody() -> None:
+    for failing in (False, True):
+        harness, (w0, w1) = cluster()
+        harness.auto_journal = False
+        if failing:
+            w0.failed("bad record")
+        else:
+            harness.say(b"admin", messages.StopRequest())
+        w0.drained()
+        w1.drained()
+        FakeWorker(harness, "w1-again", slot=1).hello()
+        harness.pass_ms(3 * harness.settings.session_timeout_ms)
+        harness.feed(events.Deposed("fenced"))
+        said = [type(message).__name__ for _, message in harness.sent]
+        assert not {"Drain", "Shutdown", "StopReply"} & set(said), said
+
+
+def test_failure_in_the_midst_of_a_drain_is_journalled_before_workers_are_told() -> None:
+    harness, (w0, w1) = cluster()
+    harness.feed(events.StopRequested())
+    harness.auto_journal = False
+    w0.failed("bad record")
+    w0.drained()
+    w1.drained()
+    assert not harness.messages_to(b"w0", messages.Shutdown)
+    while harness.unwritten:
+        harness.write_journal()
+    assert harness.messages_to(b"w0", messages.Shutdown)[0].failed
+    assert harness.journal["ending"] == {"reason": "bad record", "failed": True}
+
+
+def test_successor_goes_on_with_the_end_of_the_job() -> None:
+    harness, (w0, w1) = cluster()
+    w0.failed("bad record")
+    harness.lead()
+    for worker in (w0, w1):
+        worker.hello(session=worker.session, owned=worker.assigned, slot=worker.slot, draining=True)
+    assert len(harness.messages_to(b"w0", messages.Drain)) == 2
+    w0.drained()
+    w1.drained()
+    assert harness.stopped == events.StopCoordinator(EXIT_JOB_FAILED, "bad record")
+
+
+def test_worker_that_stopped_for_a_drain_that_was_forgotten_begins_anew() -> None:
+    harness, (w0, w1) = cluster()
+    harness.feed(events.StopRequested())
+    del harness.journal["ending"]  # as a coordinator does that starts the job anew
+    harness.lead()
+    w0.hello(session=w0.session, owned=w0.assigned, slot=0, draining=True)
+    w1.hello(session=w1.session, owned=w1.assigned, slot=1)
+    assert len(harness.messages_to(b"w0", messages.Evicted)) == 1
+    assert not harness.messages_to(b"w1", messages.Evicted)
+    former = w0.session
+    w0.hello()
+    assert w0.session != former
+    assert w0.assigned, "it works again"
+
+
+# --- leaving the office -------------------------------------------------------------------------------
+
+
+def stand_by(harness: Harness, name: str, *, leaves: bool = False) -> None:
+    harness.say(name.encode(), messages.LeaderCheck(name, leaves))
+
+
+def invited(harness: Harness, name: str) -> bool:
+    answers = harness.messages_to(name.encode(), messages.LeaderAlive)
+    return bool(answers) and answers[-1].resigns
+
+
+def test_leader_that_resigns_invites_the_first_standby_and_leads_on_until_it_is_deposed() -> None:
+    harness, (w0, _w1) = cluster()
+    stand_by(harness, "s1")
+    stand_by(harness, "s2")
+    assert not invited(harness, "s1")
+    harness.feed(events.ResignRequested())
+    assert invited(harness, "s1")
+    assert not invited(harness, "s2")
+    w0.dirty()
+    w0.prepared(1)
+    w0.committed(1)
+    assert "w0 <- Complete 1" in harness.transcript()
+    stand_by(harness, "s1")
+    assert invited(harness, "s1"), "the first word may have got lost"
+    harness.pass_ms(300)
+    assert "journal check" in harness.transcript(), "it wouldn't find out that it is deposed"
+    harness.feed(events.Deposed("fenced"))
+    assert harness.stopped == events.StopCoordinator(EXIT_TEMPORARY, "deposed: fenced")
+    assert not harness.messages_to(b"w0", messages.Drain)
+
+
+def test_leader_that_resigns_alone_drains_at_once() -> None:
+    harness, _ = cluster()
+    harness.feed(events.ResignRequested())
+    assert harness.core.phase is Phase.DRAINING
+
+
+def test_standby_that_leaves_too_isnt_waited_for() -> None:
+    harness, _ = cluster()
+    stand_by(harness, "s1")
+    stand_by(harness, "s2")
+    harness.feed(events.ResignRequested())
+    stand_by(harness, "s1", leaves=True)
+    assert invited(harness, "s2")
+    stand_by(harness, "s2", leaves=True)
+    assert harness.core.phase is Phase.DRAINING
+
+
+def test_leader_whose_standby_doesnt_take_over_drains_in_the_end() -> None:
+    harness, members = cluster()
+    stand_by(harness, "s1")
+    harness.feed(events.ResignRequested())
+    for passed_ms in (RESIGN_MS / 2, RESIGN_MS / 2 - 1):
+        harness.pass_ms(passed_ms)
+        for member in members:
+            member.heartbeat()
+    assert harness.core.phase is Phase.RUNNING
+    harness.pass_ms(2)
+    assert harness.core.phase is Phase.DRAINING
+
+
+def test_leader_that_has_just_taken_over_gives_standbys_a_moment_to_come() -> None:
+    harness, (w0, _w1) = cluster()
+    harness.lead()
+    w0.hello(session=w0.session, owned=w0.assigned, slot=0)
+    harness.feed(events.ResignRequested())
+    harness.pass_ms(STANDBYS_COME_MS / 2)
+    assert harness.core.phase is Phase.RUNNING
+    stand_by(harness, "s1")
+    harness.pass_ms(100)
+    assert invited(harness, "s1")
+
+
+def test_stop_request_ends_the_job_though_the_leader_resigns() -> None:
+    harness, _ = cluster()
+    stand_by(harness, "s1")
+    harness.feed(events.ResignRequested())
+    harness.say(b"admin", messages.StopRequest())
+    assert harness.core.phase is Phase.DRAINING
+    stand_by(harness, "s1")
+    assert not invited(harness, "s1")
+
+
+# --- a worker that has heard of a newer leader --------------------------------------------------------
+
+
+def test_word_of_a_newer_leader_is_checked_by_the_journal_and_not_believed() -> None:
+    harness, (w0, _) = cluster()
+    harness.auto_journal = False
+    w0.disconnect()
+    harness.transcript()
+    w0.hello(session=w0.session, owned=w0.assigned, slot=0, term=7)
+    assert harness.transcript()[-1] == "journal check"
+    assert harness.messages_to(b"w0", messages.Refused)[-1].retry, "something it can see the old term from"
+    assert not harness.messages_to(b"w0", messages.Welcome)[1:], "it isn't adopted by who it won't obey"
+    harness.write_journal()
+    assert harness.stopped is None
+    w0.hello(session=w0.session, owned=w0.assigned, slot=0, term=8)
+    harness.feed(events.Deposed("fenced"))
+    assert harness.stopped is not None
+    assert harness.stopped.exit_code == EXIT_TEMPORARY
+
+
+def test_word_of_newer_leaders_costs_one_write_a_second_at_most() -> None:
+    harness, _ = cluster()
+    harness.transcript()
+    for _ in range(100):
+        FakeWorker(harness, "liar").hello(term=2**53)
+        harness.pass_ms(20)
+    assert harness.transcript().count("journal check") == 2
+    assert harness.core.terms.term == 1
 
 
 # --- until caught up ----------------------------------------------------------------------------------

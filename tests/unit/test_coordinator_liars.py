@@ -49,6 +49,7 @@ class Cluster:
         self.completed: list[int] = []
         self.journal: dict[str, Any] = {}
         self.sessions_of: dict[bytes, int] = {}
+        self.orders_heard = 0
         self.sent: dict[bytes, list[messages.FromCoordinator]] = {}
         self.feed(events.Started())
 
@@ -92,10 +93,12 @@ class Cluster:
         match message:
             case messages.Welcome(session=session):
                 self.session = session
-            case messages.Assign(session=session, shards=shards):
+            case messages.Assign(session=session, shards=shards, number=number):
+                self.orders_heard = number
                 return [messages.ShardsRunning(session, [status(shard) for shard in shards])]
-            case messages.Revoke(session=session, shards=shards):
-                return [messages.Released(session, shards)]
+            case messages.Revoke(session=session, shards=shards, number=number):
+                self.orders_heard = number
+                return [messages.Released(session, shards, number)]
             case messages.Barrier(session=session, epoch=epoch):
                 return [messages.Prepared(session, epoch, 1, 1.0, False)]
             case messages.Complete(session=session, epoch=epoch):
@@ -112,7 +115,11 @@ class Cluster:
         while self.now_ms < end_ms:
             self.now_ms = min(end_ms, self.now_ms + 400)
             if self.session:
-                self.feed(events.MessageReceived(HONEST, messages.Heartbeat(self.session, WorkerStats())))
+                self.feed(
+                    events.MessageReceived(
+                        HONEST, messages.Heartbeat(self.session, WorkerStats(), self.orders_heard)
+                    )
+                )
             self.feed(events.Tick())
 
 
@@ -173,6 +180,8 @@ HELLOS = st.builds(
     prepared_epoch=st.just(0) | EPOCHS,
     in_flight_epoch=st.just(0) | EPOCHS,
     dirty=BOOLEANS,
+    term=st.just(0) | EPOCHS,
+    draining=BOOLEANS,
     host=st.sampled_from(["host", "", "x" * 255]),
     pid=st.sampled_from([1, 0, 2**40]),
     topology=st.sampled_from([TOPOLOGY.fingerprint] * 5 + ["other"]),
@@ -181,14 +190,29 @@ HELLOS = st.builds(
 LIES = st.one_of(
     HELLOS,
     HELLOS,
-    st.builds(messages.Heartbeat, SESSIONS, STATS),
+    st.builds(messages.Heartbeat, SESSIONS, STATS, EPOCHS),
     st.builds(messages.Dirty, SESSIONS, BOOLEANS),
     st.builds(messages.Prepared, SESSIONS, EPOCHS, EPOCHS, TIMES, BOOLEANS),
     st.builds(messages.Committed, SESSIONS, EPOCHS, TIMES, BOOLEANS, STATUSES),
     st.builds(messages.ShardsRunning, SESSIONS, STATUSES),
-    st.builds(messages.Released, SESSIONS, LISTS),
+    st.builds(messages.Released, SESSIONS, LISTS, EPOCHS),
     st.builds(messages.Drained, SESSIONS),
     st.builds(messages.Goodbye, SESSIONS),
+    st.builds(messages.Leaving, SESSIONS),
+    st.builds(
+        messages.AgentReport,
+        st.sampled_from([*(peer.decode() for peer in LIARS), HONEST.decode(), ""]),
+        st.sampled_from([TOPOLOGY.job, "another"]),
+        st.sampled_from(["host", "", "x" * 255]),
+        EPOCHS,
+        st.sampled_from([0, 1, 1000, 1001, -1]),
+        st.lists(EPOCHS, max_size=5),
+        EPOCHS,
+        EPOCHS,
+        BOOLEANS,
+    ),
+    st.builds(messages.DrainRequest, st.sampled_from(["0", "1", HONEST.decode(), ""])),
+    st.builds(messages.ScaleRequest, EPOCHS, st.just({})),
     st.just(messages.StatusRequest()),
     st.just(messages.StopRequest()),
 )
@@ -214,6 +238,8 @@ def live(cluster: Cluster, steps: list[Any]) -> None:
                 changes: dict[str, Any] = (
                     {"worker": peer.decode()} if isinstance(message, messages.Hello) else {}
                 )
+                if isinstance(message, messages.AgentReport):
+                    changes["agent"] = peer.decode()
                 if hasattr(message, "session"):
                     changes["session"] = session
                 cluster.say(peer, msgspec.structs.replace(message, **changes))
@@ -282,8 +308,10 @@ def test_what_is_kept_of_a_worker_is_small() -> None:
     for peer in LIARS:
         cluster.say(peer, hello(peer.decode(), owned=many))
         statuses = [status(shard) for shard in many]
-        cluster.say(peer, messages.Heartbeat(cluster.sessions_of.get(peer, 0), WorkerStats(shards=statuses)))
-        cluster.say(peer, messages.Heartbeat(FIRST_SESSION, WorkerStats(shards=statuses)))
+        cluster.say(
+            peer, messages.Heartbeat(cluster.sessions_of.get(peer, 0), WorkerStats(shards=statuses), 0)
+        )
+        cluster.say(peer, messages.Heartbeat(FIRST_SESSION, WorkerStats(shards=statuses), 0))
     assert cluster.sessions_of
     assert len(repr(cluster.core.sessions)) < 20_000
     assert len(repr(cluster.core.joiners)) < 20_000

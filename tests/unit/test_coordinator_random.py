@@ -60,11 +60,15 @@ class ModelWorker:
         self.epoch_seen = 0
         self.hello_ms = 0.0
         self.draining = False
+        self.leaving = False
+        self.gone = False
+        """It does nothing any more; what it said last is still on its way."""
         self.forget()
 
     def forget(self) -> None:
         """The state of a worker without a session."""
         self.session = 0
+        self.orders_heard = 0
         self.generation = 0
         self.position: dict[ShardId, int] = {}
         self.standbys: set[ShardId] = set()
@@ -95,6 +99,7 @@ class ModelWorker:
                 snapshot_store=STORE,
                 version=VERSION,
                 in_flight_epoch=self.in_flight_epoch,
+                leaving=self.leaving,
             )
         )
 
@@ -110,8 +115,29 @@ class ModelWorker:
 
     def reset(self) -> None:
         self.forget()
-        if self.connected:
+        self.gone = self.leaving
+        if self.connected and not self.gone:
             self.hello()
+
+    # --- leaving ----------------------------------------------------------------------------------
+
+    def leave(self) -> None:
+        """Its shards are to move away first."""
+        self.leaving = True
+        self.gone = not self.session
+        if self.session:
+            self.say(messages.Leaving(self.session))
+            self.leave_if_empty()
+
+    def leave_at_once(self) -> None:
+        """What is processed is committed, then it goes."""
+        self.leaving = self.draining = True
+        self.finish_drain()
+
+    def leave_if_empty(self) -> None:
+        if self.leaving and not self.draining and not self.position and not self.in_flight_epoch:
+            self.say(messages.Goodbye(self.session))
+            self.gone = True
 
     # --- its own life -----------------------------------------------------------------------------
 
@@ -157,6 +183,8 @@ class ModelWorker:
 
     def heartbeat(self, now_ms: float) -> None:
         """A sign of life, or the question for a session once more."""
+        if self.session and self.leaving and self.luck.random() < 0.2:
+            self.say(messages.Leaving(self.session))
         if self.session:
             standbys = [
                 messages.StandbyStatus(shard, 1, self.luck.choice([-1, 0, 0, 10_000]))
@@ -164,7 +192,7 @@ class ModelWorker:
             ]
             shards = [status(shard, end, end) for shard, end in self.position.items()]
             stats = messages.WorkerStats(standbys=standbys, shards=shards)
-            self.say(messages.Heartbeat(self.session, stats))
+            self.say(messages.Heartbeat(self.session, stats, self.orders_heard))
         elif self.connected and now_ms - self.hello_ms >= 1000:
             self.hello_ms = now_ms
             self.hello()
@@ -175,16 +203,28 @@ class ModelWorker:
             self.releasing.discard(shard)
             del self.position[shard]
         if free:
-            self.say(messages.Released(self.session, free))
+            self.say_released(free)
+        self.leave_if_empty()
+
+    releases: int = 0
+
+    def say_released(self, shards: list[ShardId]) -> None:
+        self.releases += 1
+        self.say(messages.Released(self.session, shards, self.releases))
 
     def finish_drain(self) -> None:
         if self.draining and not self.open and not self.in_flight_epoch and self.session:
             self.say(messages.Drained(self.session))
+            if self.leaving:
+                self.say(messages.Goodbye(self.session))
+                self.gone = True
 
     # --- what it is told ------------------------------------------------------------------------------
 
     def receive(self, message: messages.FromCoordinator) -> None:
         session = getattr(message, "session", 0)
+        if self.gone:
+            return
         match message:
             case messages.Welcome() if message.adopted:
                 if session == self.session:
@@ -205,19 +245,25 @@ class ModelWorker:
 
     def receive_in_session(self, message: messages.FromCoordinator) -> None:
         match message:
-            case messages.Assign(shards=shards):
+            case messages.Assign(shards=shards, number=number):
+                self.orders_heard = number
                 for shard in shards:
                     self.position.setdefault(shard, self.kafka.committed.get(shard, 0))
                     self.standbys.discard(shard)
             case messages.Standby(shards=shards):
                 assert not set(shards) & set(self.position), "a copy of what it owns"
                 self.standbys = set(shards)
-            case messages.Revoke(shards=shards):
+            case messages.Revoke(shards=shards, number=number):
+                self.orders_heard = number
                 foreign = [shard for shard in shards if shard not in self.position]
                 self.releasing |= set(shards) - set(foreign)
                 if foreign:
-                    self.say(messages.Released(self.session, foreign))
+                    self.say_released(foreign)
                 self.release()
+            case messages.Leave() if not self.leaving and not self.draining:
+                self.leave()
+            case messages.Dismiss():
+                self.leave_at_once()
             case messages.Barrier(epoch=epoch) if epoch > self.epoch_seen and not self.in_flight_epoch:
                 self.epoch_seen = epoch
                 if self.open:
@@ -282,6 +328,9 @@ class World:
             (0.7, self.kill_worker),
             (0.4, self.change_leader),
             (0.5, self.join_more),
+            (0.6, self.ask_to_leave),
+            (0.3, self.drain_worker),
+            (0.3, self.hurry_leaver),
         ]
         weights = [weight for weight, _ in happenings]
         happening = self.random.choices([action for _, action in happenings], weights)[0]
@@ -295,9 +344,14 @@ class World:
                 if worker.peer == peer and worker.connected and not worker.ended:
                     worker.to_worker.append(message)
         self.harness.sent.clear()
+        for worker in self.workers:
+            if worker.gone and not worker.ended and not (worker.connected and worker.to_coordinator):
+                worker.ended = True
+                if worker.connected:
+                    self.harness.feed(events.PeerDisconnected(worker.peer))
 
     def pick(self, condition: Callable[[ModelWorker], Any]) -> ModelWorker | None:
-        candidates = [worker for worker in self.workers if not worker.ended and condition(worker)]
+        candidates = [w for w in self.workers if not w.ended and condition(w)]
         return self.random.choice(candidates) if candidates else None
 
     def deliver_to_coordinator(self) -> None:
@@ -311,13 +365,13 @@ class World:
             worker.receive(worker.to_worker.popleft())
 
     def work(self) -> None:
-        worker = self.pick(lambda worker: True)
+        worker = self.pick(lambda worker: not worker.gone)
         if worker is not None:
             self.random.choice([worker.process, worker.prepare, worker.commit, self.beat])()
 
     def beat(self) -> None:
         for worker in self.workers:
-            if not worker.ended:
+            if not worker.ended and not worker.gone:
                 worker.heartbeat(self.harness.now_ms)
 
     def write_journal(self) -> None:
@@ -352,21 +406,41 @@ class World:
             self.harness.feed(events.PeerDisconnected(worker.peer))
 
     def connect(self) -> None:
-        worker = self.pick(lambda worker: not worker.connected)
+        worker = self.pick(lambda worker: not worker.connected and not worker.gone)
         if worker is not None:
             worker.connect()
 
     def reset_worker(self) -> None:
-        worker = self.pick(lambda worker: worker.session and worker.connected)
+        worker = self.pick(lambda worker: worker.session and worker.connected and not worker.gone)
         if worker is not None:
             worker.reset()
+
+    def ask_to_leave(self) -> None:
+        worker = self.pick(lambda worker: not worker.leaving and not worker.draining)
+        if worker is not None:
+            worker.leave()
+
+    def drain_worker(self) -> None:
+        worker = self.pick(lambda worker: worker.session)
+        if worker is not None:
+            self.harness.say(b"admin", messages.DrainRequest(worker.name))
+
+    def hurry_leaver(self) -> None:
+        worker = self.pick(lambda worker: worker.leaving and worker.session and not worker.gone)
+        if worker is not None:
+            worker.leave_at_once()
 
     def kill_worker(self) -> None:
         worker = self.pick(lambda worker: True)
         if worker is not None and len(self.workers) < 12:
             worker.ended = True
+            seen = self.random.choice(("before its connection closes", "after", "never"))
+            if seen == "before its connection closes":
+                self.harness.feed(events.ProcessEnded(worker.name))
             if worker.connected:
                 self.harness.feed(events.PeerDisconnected(worker.peer))
+            if seen == "after":
+                self.harness.feed(events.ProcessEnded(worker.name))
             self.workers.append(self.new_worker(worker.slot))
 
     def change_leader(self) -> None:
@@ -386,15 +460,15 @@ class World:
 
     def heal(self) -> None:
         """No accidents any more: everything arrives, everybody works, time passes."""
+        staying = [worker for worker in self.workers if not worker.ended and not self.is_leaving(worker)]
+        if not staying and self.harness.core.phase is Phase.RUNNING:
+            self.workers.append(self.new_worker(-1))
         for _ in range(400):
             for worker in self.workers:
                 if worker.ended:
                     continue
-                if not worker.connected:
-                    worker.connect()
-                worker.prepare()
-                worker.commit()
-                worker.heartbeat(self.harness.now_ms)
+                if not worker.gone:
+                    self.let_work(worker)
                 while worker.to_worker:
                     worker.receive(worker.to_worker.popleft())
                 while worker.to_coordinator:
@@ -410,6 +484,18 @@ class World:
                 return
         raise AssertionError(f"the cluster doesn't get well: {self.harness.core.status()}")
 
+    def let_work(self, worker: ModelWorker) -> None:
+        if not worker.connected:
+            worker.connect()
+        worker.prepare()
+        worker.commit()
+        worker.heartbeat(self.harness.now_ms)
+
+    def is_leaving(self, worker: ModelWorker) -> bool:
+        """Whether it knows that it is to leave, or is going to be told."""
+        sessions = self.harness.core.sessions.values()
+        return worker.leaving or any(s.leaving for s in sessions if s.worker == worker.name)
+
     def is_well(self) -> bool:
         """Everybody has a session, all shards have one owner each, and nothing is uncommitted."""
         alive = [worker for worker in self.workers if not worker.ended]
@@ -418,6 +504,7 @@ class World:
         under_way = [message for worker in alive for message in (*worker.to_worker, *worker.to_coordinator)]
         return (
             all(worker.session and not worker.open and not worker.in_flight_epoch for worker in alive)
+            and not any(self.is_leaving(worker) for worker in alive)
             and sorted(owned) == sorted(self.harness.core.shards)
             and max(loads) - min(loads) <= 1
             and self.copies_are_in_place(alive)
@@ -500,8 +587,10 @@ NOISE = st.one_of(
     ),
     st.builds(messages.Drained, SESSIONS),
     st.builds(messages.Goodbye, SESSIONS),
+    st.builds(messages.Leaving, SESSIONS),
+    st.builds(messages.DrainRequest, st.sampled_from(["0", "1", "w0", "host-0:1", "-1", "nobody", ""])),
     st.builds(messages.WorkerFailed, SESSIONS, st.just("reason")),
-    st.builds(messages.Heartbeat, SESSIONS, st.just(messages.WorkerStats())),
+    st.builds(messages.Heartbeat, SESSIONS, st.just(messages.WorkerStats()), st.integers(0, 5)),
     st.builds(
         messages.Heartbeat,
         SESSIONS,
@@ -516,8 +605,22 @@ NOISE = st.one_of(
                 )
             ),
         ),
+        st.integers(0, 5),
     ),
     st.builds(messages.StatusRequest),
+    st.builds(
+        messages.AgentReport,
+        st.sampled_from(["agent-1", "agent-2"]),
+        st.sampled_from(["job", "another"]),
+        st.just("host-0"),
+        INTEGERS,
+        SESSIONS,
+        st.lists(INTEGERS, max_size=3),
+        SESSIONS,
+        SESSIONS,
+        st.booleans(),
+    ),
+    st.builds(messages.ScaleRequest, INTEGERS, st.dictionaries(st.just("host-0"), SESSIONS)),
 )
 
 

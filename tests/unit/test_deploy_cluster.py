@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,10 @@ import yaml
 from honcho.environ import parse_procfile
 
 from fcluster.cli import commands
+from fcluster.common.health import Verdict, health_port, split_address
 from fcluster.common.kafka_jars import kafka_version
 from fcluster.common.settings import Settings, parse_duration_ms, resolve
+from fcluster.worker.core import EXIT_DRAINED
 
 REPOSITORY = Path(__file__).parents[2]
 DEPLOY = REPOSITORY / "deploy"
@@ -54,11 +57,20 @@ def parse(arguments: list[str]) -> click.Context:
         return command.make_context(arguments[0], arguments[1:], parent=parent)
 
 
-def parse_probe(shell: str) -> None:
-    """A health check's shell line, whose answer is its exit code."""
-    match = re.fullmatch(r'exec fcluster (status --job) "\$\$?JOB_NAME" > /dev/null', shell)
-    assert match is not None, shell
-    parse([*match.group(1).split(), "carrier-delays"])
+class Answers:
+    """A process with an HTTP port, as the probes find it."""
+
+    def __init__(self) -> None:
+        self.ready_verdict = Verdict(True, "ready")
+
+    def live(self) -> Verdict:
+        return Verdict(True, "live")
+
+    def ready(self) -> Verdict:
+        return self.ready_verdict
+
+    def status(self) -> Mapping[str, Any]:
+        return {}
 
 
 # --- compose ----------------------------------------------------------------------------------------------
@@ -116,6 +128,11 @@ def test_compose_brokers_agree_with_each_other_and_lose_one_without_harm(compose
         assert environment["KAFKA_TRANSACTION_STATE_LOG_MIN_ISR"] == "2"
 
 
+def leave_ms(settings: Settings) -> int:
+    """What a worker may need from SIGTERM to its end: shards move away, or a last epoch ends."""
+    return settings.worker_leave_timeout_ms + settings.checkpoint_timeout_ms
+
+
 def test_compose_commands_settings_and_grace_periods_are_right(compose: dict[str, Any]) -> None:
     services = compose["services"]
     brokers = {f"{name}:19092" for name in services if name.startswith("kafka")}
@@ -124,12 +141,30 @@ def test_compose_commands_settings_and_grace_periods_are_right(compose: dict[str
         given = {key: value for key, value in service["environment"].items() if not key.startswith("AWS_")}
         settings = settings_of(given)
         assert set(settings.bootstrap_servers.split(",")) == brokers
-        assert parse_duration_ms(service["stop_grace_period"]) > settings.checkpoint_timeout_ms
+        assert parse_duration_ms(service["stop_grace_period"]) > leave_ms(settings)
         assert parse(service["command"]).params["target"] == "/job/flights.py"
         if name != "worker":
             assert settings.coordinator_bind.startswith("tcp://0.0.0.0:")
             assert service["hostname"] == name  # the address that workers are told, and the network resolves
-            parse_probe(service["healthcheck"]["test"][1])
+
+
+def test_compose_health_check_succeeds_if_the_process_is_ready_and_fails_if_not(
+    compose: dict[str, Any],
+) -> None:
+    answers = Answers()
+    for name in ("coordinator-1", "coordinator-2", "worker"):
+        service = compose["services"][name]
+        kind, program, option, code = service["healthcheck"]["test"]
+        assert (kind, program, option) == ("CMD", "python", "-c")
+        bind = service["environment"]["FCLUSTER_HTTP_BIND"]
+        assert f"'http://{bind}/ready'" in code
+        with health_port("127.0.0.1:0", answers) as server:
+            assert server is not None
+            probe = [sys.executable, "-c", code.replace(f"http://{bind}", server.url)]
+            for ready in (True, False):
+                answers.ready_verdict = Verdict(ready, "")
+                done = subprocess.run(probe, capture_output=True, timeout=30)
+                assert (done.returncode == 0) == ready, done.stderr
 
 
 # --- image --------------------------------------------------------------------------------------------------
@@ -227,7 +262,7 @@ def test_pod_finds_its_settings_and_leaves_in_order(kind: str, name: str) -> Non
         if "value" in variable:
             environment[variable["name"]] = expanded(variable["value"], environment)
     settings = settings_of(environment)
-    assert pod["terminationGracePeriodSeconds"] * 1000 > settings.checkpoint_timeout_ms
+    assert pod["terminationGracePeriodSeconds"] * 1000 > leave_ms(settings)
     context = parse([expanded(argument, environment) for argument in container["args"]])
     assert context.params["target"] == "/job/flights.py"
     mounts = {mount["mountPath"] for mount in container["volumeMounts"]}
@@ -238,8 +273,38 @@ def test_pod_finds_its_settings_and_leaves_in_order(kind: str, name: str) -> Non
         assert label == "metadata.labels['apps.kubernetes.io/pod-index']"
     else:
         assert settings.coordinator_bind == "tcp://10.0.0.7:7700"
-        for probe in ("startupProbe", "readinessProbe"):
-            parse_probe(container[probe]["exec"]["command"][2])
+
+
+@pytest.mark.parametrize(("kind", "name"), WORKLOADS)
+def test_probes_ask_the_http_port_that_the_settings_open(kind: str, name: str) -> None:
+    [container] = manifest(kind, name)["spec"]["template"]["spec"]["containers"]
+    bind = manifest("ConfigMap", "fcluster-settings")["data"]["FCLUSTER_HTTP_BIND"]
+    host, port = split_address(bind)
+    assert host == "0.0.0.0", "the kubelet asks from outside"
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    assert ports["http"] == port
+    for probe, paths in {
+        "startupProbe": {"/live", "/ready"},
+        "livenessProbe": {"/live"},
+        "readinessProbe": {"/ready"},
+    }.items():
+        asked = container[probe]["httpGet"]
+        assert asked["port"] == "http"
+        assert asked["path"] in paths
+        with health_port("127.0.0.1:0", Answers()) as server:
+            assert server is not None
+            with urllib.request.urlopen(server.url + asked["path"], timeout=5) as answer:
+                assert answer.status == 200
+    # A stop of the whole process, or a garbage collection, isn't a death.
+    liveness = container["livenessProbe"]
+    assert liveness["periodSeconds"] * liveness["failureThreshold"] >= 30
+
+
+def test_rollout_of_coordinators_always_leaves_one_to_hand_over_to() -> None:
+    coordinator = manifest("Deployment", "fcluster-coordinator")["spec"]
+    assert coordinator["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
+    [container] = coordinator["template"]["spec"]["containers"]
+    assert container["readinessProbe"]["httpGet"]["path"] == "/ready", "a new pod counts when it stands by"
 
 
 def expanded(text: str, environment: Mapping[str, str]) -> str:
@@ -311,7 +376,9 @@ def test_unit_runs_a_command_that_exists_and_leaves_in_order(unit: Path) -> None
     environment = lines_of(DEPLOY / "systemd" / "fcluster.env")
     assert "EnvironmentFile=/etc/fcluster/fcluster.env" in unit.read_text()
     settings = settings_of(environment | {"FCLUSTER_STATE_DIR": "/var/lib/fcluster"})
-    assert int(found["TimeoutStopSec"]) * 1000 > settings.checkpoint_timeout_ms
+    assert int(found["TimeoutStopSec"]) * 1000 > leave_ms(settings)
+    if "worker" in unit.name:
+        assert int(found["RestartPreventExitStatus"]) == EXIT_DRAINED
     arguments = found["ExecStart"].replace("${JOB_FILE}", environment["JOB_FILE"]).replace("%i", "3").split()
     assert arguments[0] == "/opt/fcluster/bin/fcluster"
     context = parse(arguments[1:])

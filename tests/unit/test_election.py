@@ -12,6 +12,7 @@ from fcluster.coordinator.election import (
     ROSTER_KEPT_MS,
     ROSTER_MAX,
     Bounds,
+    Resignation,
     Roster,
     Watch,
 )
@@ -153,3 +154,36 @@ def test_signs_of_life_are_counted() -> None:
     assert watch.signs == before
     watch.linked(3)
     assert watch.signs > before
+
+
+def test_standby_that_is_asked_to_take_over_does_so_at_once_and_whatever_its_rank() -> None:
+    watch = followed(rank=5)
+    assert not watch.suspicion(10)
+    watch.heard(5, 20, resigns=True)
+    assert "hands over" in watch.suspicion(20)
+    watch.heard(5, 30)
+    assert not watch.suspicion(30), "the leader stays"
+
+
+def test_who_was_invited_and_falls_silent_is_at_it_and_others_are_asked_only_when_it_is_forgotten() -> None:
+    roster = Roster()
+    roster.heard(b"a", "a", 0)
+    roster.heard(b"b", "b", 0)
+    resignation = Resignation(roster, 0, 0)
+    assert resignation.advance(0).invite == b"a"
+    asked: list[bytes] = []
+    for now_ms in range(0, 5_000, 50):
+        roster.heard(b"b", "b", now_ms)
+        step = resignation.advance(now_ms)
+        assert not step.give_up
+        asked += [step.invite] if step.invite else []
+    assert asked == [b"b"]
+    assert resignation.advance(5_000).give_up
+
+
+def test_roster_keeps_standbys_that_ask_seldom() -> None:
+    roster = Roster(check_interval_ms=10_000)
+    roster.heard(b"a", "a", 0)
+    assert roster.first(20_000) == b"a"
+    roster.leaves(b"a")
+    assert roster.first(20_000) is None

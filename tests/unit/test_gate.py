@@ -32,22 +32,26 @@ HELLO = messages.Hello(
 )
 FROM_WORKER: list[Message] = [
     HELLO,
-    messages.Heartbeat(1, messages.WorkerStats()),
+    messages.Heartbeat(1, messages.WorkerStats(), 0),
     messages.Dirty(1, backlog=False),
     messages.Prepared(1, 1, 1, 1.0, backlog=False),
     messages.Committed(1, 1, 1.0, dirty=False, shards=[]),
     messages.ShardsRunning(1, []),
-    messages.Released(1, []),
+    messages.Released(1, [], 1),
     messages.Drained(1),
     messages.WorkerFailed(1, "reason"),
+    messages.Leaving(1),
     messages.Goodbye(1),
 ]
+REPORT = messages.AgentReport("w1", "j", "h", 1, 1, [2], 0, 0)
 FROM_ADMIN: list[Message] = [
-    msgspec.convert(
-        {"type": kind.__name__, **{field.name: 1 for field in msgspec.structs.fields(kind)}}, kind
-    )
-    for kind in get_args(messages.FromAdmin)
+    messages.StatusRequest(),
+    messages.StopRequest(),
+    messages.DrainRequest("0"),
+    messages.ScaleRequest(1),
 ]
+LEADER_CHECK = messages.LeaderCheck("standby")
+ALL = [*FROM_WORKER, REPORT, *FROM_ADMIN, LEADER_CHECK]
 
 
 def received(message: Message, role: str = "", peer: bytes = b"w1") -> FrameReceived:
@@ -56,17 +60,17 @@ def received(message: Message, role: str = "", peer: bytes = b"w1") -> FrameRece
 
 def test_the_lists_are_complete() -> None:
     assert [type(message) for message in FROM_WORKER] == list(get_args(messages.FromWorker))
-    assert {type(message) for message in FROM_ADMIN} >= {messages.StatusRequest, messages.StopRequest}
+    assert [type(message) for message in FROM_ADMIN] == list(get_args(messages.FromAdmin))
 
 
-@pytest.mark.parametrize("message", [*FROM_WORKER, *FROM_ADMIN], ids=lambda message: type(message).__name__)
+@pytest.mark.parametrize("message", ALL, ids=lambda message: type(message).__name__)
 @pytest.mark.parametrize("role", [*Role, "", "None", "owner"])
 def test_each_role_says_what_is_its_own_and_nothing_else(message: Message, role: str) -> None:
     gate = Gate(term=7, secured=True)
     allowed = {
-        "worker": FROM_WORKER,
+        "worker": [*FROM_WORKER, REPORT],
         "admin": FROM_ADMIN,
-        "coordinator": [messages.StatusRequest()],
+        "coordinator": [LEADER_CHECK],
     }.get(role, [])
     admitted = gate.admit(received(message, role))
     if message in allowed:
@@ -83,16 +87,17 @@ def test_each_role_says_what_is_its_own_and_nothing_else(message: Message, role:
         assert admitted is None
 
 
-@pytest.mark.parametrize("message", [*FROM_WORKER, *FROM_ADMIN], ids=lambda message: type(message).__name__)
+@pytest.mark.parametrize("message", ALL, ids=lambda message: type(message).__name__)
 def test_without_security_everybody_may_say_everything(message: Message) -> None:
     assert Gate(term=1, secured=False).admit(received(message)) == message
 
 
 @pytest.mark.parametrize("secured", [True, False])
-def test_nobody_says_hello_for_another_worker(secured: bool) -> None:
+def test_nobody_speaks_for_another_worker_or_agent(secured: bool) -> None:
     gate = Gate(term=1, secured=secured)
     assert gate.admit(received(HELLO, "worker", peer=b"w2")) is None
-    assert gate.malformed_frames == 1
+    assert gate.admit(received(REPORT, "worker", peer=b"w2")) is None
+    assert gate.malformed_frames == 2
 
 
 @given(st.binary(max_size=200), st.sampled_from([*Role, ""]))
@@ -105,7 +110,8 @@ def test_no_frame_raises(frame: bytes, role: str) -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("epoch", -1), ("epoch", 2**60), ("session", -1), ("slot", 2**40), ("worker", "w" * 256), ("pid", "1")],
+    [("epoch", -1), ("epoch", 2**60), ("session", -1), ("slot", 2**40), ("worker", "w" * 256), ("pid", "1")]
+    + [("host", f"h{character}") for character in "\x1b\n\r\0\x7f\x9b\u2028"],
 )
 def test_field_beyond_what_an_honest_worker_says_makes_a_frame_malformed(field: str, value: object) -> None:
     fields = msgspec.structs.asdict(HELLO) | {field: value, "type": "Hello"}

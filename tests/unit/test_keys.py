@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import zmq
 
+from fcluster.common import keys as keys_module
 from fcluster.common.keys import (
     Keyring,
     KeysUnusable,
@@ -97,8 +98,12 @@ def test_secret_key_that_others_could_read_or_change_is_refused(directory: Path,
         Keyring(directory).pair(Role.WORKER)
 
 
-def test_keys_mounted_by_an_orchestrator_are_accepted(directory: Path, tmp_path: Path) -> None:
-    # Kubernetes: links, readable by the group, in a sticky directory.
+def test_keys_mounted_by_an_orchestrator_are_accepted(
+    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Kubernetes: links, readable by the group, in a sticky directory that everybody could write to, were it
+    # not mounted read-only.
+    monkeypatch.setattr(keys_module, "_is_read_only", lambda _directory: True)
     mounted = tmp_path / "mounted"
     mounted.mkdir()
     mounted.chmod(0o1777)
@@ -109,10 +114,19 @@ def test_keys_mounted_by_an_orchestrator_are_accepted(directory: Path, tmp_path:
     assert Keyring(mounted).allowed() == Keyring(directory).allowed()
 
 
-def test_directory_that_everybody_may_write_is_refused(directory: Path) -> None:
-    directory.chmod(0o777)
+@pytest.mark.parametrize("mode", [0o777, 0o1777])
+def test_directory_that_everybody_may_write_is_refused(directory: Path, mode: int) -> None:
+    directory.chmod(mode)  # sticky or not: whoever adds a .pub there is let in
     with pytest.raises(KeysUnusable, match="Everybody may write"):
         Keyring(directory).allowed()
+
+
+def test_public_key_that_everybody_may_change_is_refused(directory: Path) -> None:
+    (directory / "admin.pub").chmod(0o666)
+    with pytest.raises(KeysUnusable, match="Everybody may write"):
+        Keyring(directory).allowed()
+    noted: list[KeysUnusable] = []
+    assert Role.ADMIN not in Keyring(directory).allowed(noted.append).values()
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\x00", b"fcluster worker public short", b"x" * 100_000])

@@ -10,7 +10,18 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "fcluster"
 MODULES = sorted(PACKAGE.rglob("*.py"))
-PURE_NAMES = {"core", "assignment", "election", "copies", "topology", "state", "changelog", "positions"}
+PURE_NAMES = {
+    "core",
+    "assignment",
+    "election",
+    "copies",
+    "naming",
+    "agents",
+    "topology",
+    "state",
+    "changelog",
+    "positions",
+}
 IMPURE = {
     "asyncio",
     "concurrent",

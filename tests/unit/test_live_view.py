@@ -12,6 +12,7 @@ from fcluster.live_view import (
     LiveView,
     PlainView,
     ShardRates,
+    agents_line,
     is_trouble,
     print_status,
     shard_columns,
@@ -214,6 +215,17 @@ def test_plain_view_survives_a_reader_that_went_away() -> None:
     view = PlainView(stream)
     stream.close()
     view.line("worker-0", "hello")
+
+
+def test_agents_show_with_the_workers_they_run_and_those_they_shall() -> None:
+    agents = [
+        {"host": "h1", "pid": 7, "running": 2, "target": 2, "wanted": -1},
+        {"host": "h2", "pid": 8, "running": 1, "target": 1, "wanted": 3},
+    ]
+    assert agents_line({"agents": agents}) == "agents (workers running/wanted)  h1:7 2/2  h2:8 1/3"
+    assert agents_line({"agents": agents * 5}).endswith("  and 2 more")
+    assert agents_line({"agents": [{}]}) == "agents (workers running/wanted)  -:- ?/?"
+    assert agents_line({}) == ""
 
 
 def test_live_view_leaves_its_last_state_and_the_lines_of_trouble() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fcluster.common.discovery import Leader
-from fcluster.worker.seeking import FIXED_PATIENCE_MS, TURN_MS, Search
+from fcluster.common.seeking import FIXED_PATIENCE_MS, TURN_MS, Search
 
 SILENT_MS = 1_500.0
 
@@ -82,3 +82,31 @@ def test_given_address_that_leads_somewhere_is_not_left() -> None:
     search.unlinked(20_000)
     assert not search.is_wanted(20_000), "a restart at the same address comes back without the journal"
     assert search.is_wanted(20_000 + FIXED_PATIENCE_MS)
+
+
+def test_leader_of_an_older_term_is_left_for_the_one_in_the_journal() -> None:
+    search = Search(fixed=True, silent_ms=SILENT_MS, now_ms=0)
+    search.linked(0)
+    search.heard(10)
+    assert not search.is_wanted(20)
+    search.misled()
+    assert search.is_wanted(30)
+    assert not search.follows(leader(1), 2, 30), "no better than the one at hand"
+    assert search.follows(leader(2), 2, 40)
+    search.linked(50)
+    assert not search.is_wanted(60)
+
+
+def test_word_of_the_present_term_ends_the_doubt() -> None:
+    search = connected(2)
+    search.misled()
+    search.heard(10)
+    assert not search.is_wanted(20)
+
+
+def test_broken_connection_leaves_no_doubt_behind() -> None:
+    search = connected(1)
+    search.misled()
+    search.unlinked(10)
+    search.linked(20)
+    assert not search.is_wanted(30)

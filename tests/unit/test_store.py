@@ -14,6 +14,7 @@ from rocksdict import Options, Rdict
 from fcluster.common.errors import DirectoryInUse, FclusterError, IncompatibleState, StateDamaged
 from fcluster.common.files import checked_name
 from fcluster.common.ids import ShardId
+from fcluster.worker import store as store_module
 from fcluster.worker.state import FlushLimits, ShardState, StoreMeta
 from fcluster.worker.store import (
     LOCAL_TROUBLE,
@@ -22,6 +23,7 @@ from fcluster.worker.store import (
     StateDirectoryFullError,
     StoreDirectory,
 )
+from tests.harness import wait_until
 
 SHARD = ShardId("flights", 3)
 
@@ -127,6 +129,74 @@ def test_rocksdb_held_by_somebody_else_is_a_directory_in_use(directory: StoreDir
     with pytest.raises(DirectoryInUse):
         directory.open(SHARD)
     other.close()
+
+
+def adopted(root: Path) -> StoreDirectory:
+    """A state directory whose shard stands on files that were just adopted: they hold one key."""
+    directory = StoreDirectory(root)
+    source = directory.open(ShardId("from", 0))
+    source.apply({b"abcd-k": b"1"}, StoreMeta(3, 7, "id"))
+    files = directory.shard_path(SHARD) / "files"
+    files.parent.mkdir(parents=True)
+    source.checkpoint(files)
+    directory.adopt(SHARD, files)
+    return directory
+
+
+def test_adopted_files_are_synced_and_then_trusted_after_any_boot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "SYNC_DELAY_S", 0.0)
+    synced: list[str] = []
+    sync_file = store_module._sync_file
+
+    def sync(path: str) -> None:
+        synced.append(Path(path).name)
+        sync_file(path)
+
+    monkeypatch.setattr(store_module, "_sync_file", sync)
+    directory = adopted(tmp_path)
+    note = directory.shard_path(SHARD) / "unsynced"
+    wait_until(lambda: not note.exists(), "the files are synced")
+    assert {"CURRENT"} < set(synced)
+    directory.close_all()
+    monkeypatch.setattr(store_module, "boot_id", lambda: "another boot")
+    again = StoreDirectory(tmp_path)
+    assert again.open(SHARD).get(b"abcd-k") == b"1"
+    again.close_all()
+
+
+@pytest.mark.parametrize("note", [None, b""])
+def test_adopted_files_that_were_not_synced_are_not_used_after_another_boot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, note: bytes | None
+) -> None:
+    directory = adopted(tmp_path)
+    assert directory.open(SHARD).get(b"abcd-k") == b"1"
+    directory.close_all()
+    same_boot = StoreDirectory(tmp_path)
+    assert same_boot.open(SHARD).get(b"abcd-k") == b"1", "the process ended, but the host didn't"
+    path = same_boot.shard_path(SHARD)
+    same_boot.close_all()
+    assert (path / "unsynced").exists()
+    if note is None:
+        monkeypatch.setattr(store_module, "boot_id", lambda: "another boot")
+    else:
+        (path / "unsynced").write_bytes(note)  # its content was lost as well
+    other_boot = StoreDirectory(tmp_path)
+    store = other_boot.open(SHARD)
+    assert store.meta() == StoreMeta()
+    assert store.items() == []
+    assert not (path / "unsynced").exists(), "what is written from now on is RocksDB's own business"
+    other_boot.close_all()
+
+
+def test_adopted_files_are_synced_at_once_where_boots_have_no_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "boot_id", lambda: "")
+    directory = adopted(tmp_path)
+    assert not (directory.shard_path(SHARD) / "unsynced").exists()
+    directory.close_all()
 
 
 def test_destroyed_store_is_empty_when_opened_again(directory: StoreDirectory) -> None:

@@ -12,16 +12,20 @@ from fcluster.common.errors import FclusterError
 from fcluster.supervisor import (
     EXIT_BUG,
     EXIT_DONE,
+    EXIT_DRAINED,
     EXIT_JOB_FAILED,
     EXIT_KILLED,
     EXIT_MISTAKE,
     EXIT_TEMPORARY,
     FAILURES_IN_A_ROW_MAX,
+    Crew,
+    Keeper,
     Outcome,
     ProcessSpec,
     Supervisor,
     death_of,
     reported_error,
+    worker_name,
 )
 
 DEADLINE_S = 10.0
@@ -70,24 +74,35 @@ class FakeChild:
 class Cluster:
     """A supervisor in a thread, over children that do as the test says."""
 
-    def __init__(self, drain_timeout_s: float = DEADLINE_S) -> None:
+    def __init__(self, drain_timeout_s: float = DEADLINE_S, leave_timeout_s: float = DEADLINE_S) -> None:
+        self.leave_timeout_s = leave_timeout_s
+        self.slots: list[tuple[str, int]] = []
         self.children: dict[str, list[FakeChild]] = {}
         self.lines: list[tuple[str, str]] = []
         self.pids: dict[str, int] = {}
         self.drain_answers = True
         self.drains = 0
         self._next_pid = 1000
-        self.supervisor = Supervisor(
+        self.supervisor = self._keeper(drain_timeout_s)
+        self._pool = ThreadPoolExecutor(1)
+        self._future = self._pool.submit(self.supervisor.run)
+
+    def _keeper(self, drain_timeout_s: float) -> Keeper:
+        return Supervisor(
             [ProcessSpec(name, (name,)) for name in ("coordinator", "worker-0", "worker-1")],
             spawn=self._spawn,
             view=self,
             ask_drain=self._ask_drain,
+            make_worker=self.make_worker,
             on_change=lambda pids: self.pids.update(pids),
             drain_timeout_s=drain_timeout_s,
             exit_grace_s=0.3,
+            leave_timeout_s=self.leave_timeout_s,
         )
-        self._pool = ThreadPoolExecutor(1)
-        self._future = self._pool.submit(self.supervisor.run)
+
+    def make_worker(self, number: int, slot: int) -> ProcessSpec:
+        self.slots.append((worker_name(number), slot))
+        return ProcessSpec(worker_name(number), (worker_name(number),))
 
     def _spawn(self, spec: ProcessSpec, on_line: Callable[[str], None]) -> FakeChild:
         self._next_pid += 1
@@ -126,6 +141,31 @@ class Cluster:
         self.supervisor.signal(signal.SIGINT)
         self._future.result(DEADLINE_S)
         self._pool.shutdown()
+
+
+class Agents(Cluster):
+    """The same over workers alone."""
+
+    supervisor: Crew
+
+    def _keeper(self, drain_timeout_s: float) -> Keeper:
+        return Crew(
+            2,
+            self.make_worker,
+            spawn=self._spawn,
+            view=self,
+            on_change=lambda pids: self.pids.update(pids),
+            exit_grace_s=0.3,
+            leave_timeout_s=self.leave_timeout_s,
+        )
+
+
+@pytest.fixture
+def agent() -> Iterator[Agents]:
+    agent = Agents()
+    agent.child("worker-1")
+    yield agent
+    agent.close()
 
 
 @pytest.fixture
@@ -299,6 +339,140 @@ def test_drain_of_a_coordinator_that_waits_for_its_restart_starts_it_at_once(clu
     assert time.monotonic() - started < 1.0
     cluster.end_everything(EXIT_DONE)
     assert cluster.outcome().exit_code == EXIT_DONE
+
+
+# --- as many workers as are wanted ------------------------------------------------------------------
+
+
+def test_more_workers_are_started_and_the_youngest_leave_first(cluster: Cluster) -> None:
+    cluster.supervisor.resize(4)
+    added = cluster.child("worker-3")
+    eventually(lambda: cluster.supervisor.target == 4, "the target is 4")
+    cluster.supervisor.resize(3)
+    eventually(lambda: added.terminated, "the last one is asked to leave")
+    eventually(lambda: cluster.said("worker-3 was killed by SIGTERM while leaving"), "it has left")
+    assert cluster.supervisor.target == 3
+    assert not cluster.child("worker-2").terminated
+    assert cluster.supervisor.restarts == 0
+
+
+def test_workers_with_the_highest_slots_leave_first(cluster: Cluster) -> None:
+    pids = {"worker-0": 7, "worker-1": 3}
+    cluster.supervisor.learn_slots({cluster.child(name).pid: slot for name, slot in pids.items()})
+    cluster.supervisor.resize(1)
+    eventually(lambda: cluster.child("worker-0").terminated, "the one with slot 7 leaves")
+    assert not cluster.child("worker-1").terminated
+
+
+def test_worker_that_waits_for_its_restart_leaves_before_one_that_runs(cluster: Cluster) -> None:
+    for start in (1, 2, 3, 4):
+        cluster.child("worker-0", start).end(-signal.SIGKILL)
+    eventually(lambda: cluster.said("restart in 0.8 s"), "a long back-off")
+    cluster.supervisor.resize(1)
+    eventually(lambda: cluster.supervisor.target == 1, "it is taken off the list")
+    assert not cluster.child("worker-1").terminated
+    assert len(cluster.children["worker-0"]) == 4
+
+
+def test_worker_that_leaves_is_not_missed_when_more_are_wanted_again(cluster: Cluster) -> None:
+    leaving = cluster.child("worker-1")
+    leaving.ends_when_terminated = False
+    cluster.supervisor.resize(1)
+    eventually(lambda: leaving.terminated, "it is asked to leave")
+    cluster.supervisor.resize(2)
+    cluster.child("worker-2")
+    leaving.end(EXIT_DONE)
+    eventually(lambda: cluster.said("worker-1 has left"), "it is gone")
+    assert cluster.supervisor.target == 2
+    assert len(cluster.children["worker-1"]) == 1
+
+
+def test_worker_that_does_not_leave_in_time_is_killed() -> None:
+    cluster = Cluster(leave_timeout_s=0.1)
+    hanging = cluster.child("worker-1")
+    hanging.ends_when_terminated = False
+    cluster.supervisor.resize(1)
+    eventually(lambda: hanging.killed, "it is killed")
+    assert cluster.said("worker-1 didn't leave in 0 s and is killed")
+    cluster.close()
+
+
+@pytest.mark.parametrize("kind", ["cluster", "agent"])
+def test_drained_worker_is_not_started_again_and_the_target_shrinks(
+    kind: str, request: pytest.FixtureRequest
+) -> None:
+    cluster: Cluster = request.getfixturevalue(kind)
+    cluster.child("worker-0").end(EXIT_DRAINED)
+    eventually(lambda: cluster.supervisor.target == 1, "one less is wanted")
+    assert cluster.said("worker-0 was drained and isn't started again; 1 workers are left")
+    cluster.child("worker-1").end(-signal.SIGKILL)
+    cluster.child("worker-1", 2)
+    assert len(cluster.children["worker-0"]) == 1
+
+
+def test_worker_that_died_is_started_again_with_its_slot(agent: Agents) -> None:
+    agent.supervisor.learn_slots({agent.child("worker-1").pid: 5})
+    agent.child("worker-1").end(-signal.SIGKILL)
+    agent.child("worker-1", 2)
+    assert agent.slots[-1] == ("worker-1", 5)
+
+
+# --- workers whose coordinator is elsewhere ---------------------------------------------------------
+
+
+@pytest.mark.parametrize(("failed", "code"), [(False, EXIT_DONE), (True, EXIT_JOB_FAILED)])
+def test_agent_ends_with_its_job(agent: Agents, failed: bool, code: int) -> None:
+    agent.child("worker-0").end(code)
+    agent.supervisor.end(failed=failed, reason="so it is")
+    agent.child("worker-1").end(code)
+    assert agent.outcome().exit_code == code
+    assert agent.supervisor.restarts == 0
+
+
+def test_agent_knows_of_a_failed_job_from_a_worker(agent: Agents) -> None:
+    agent.child("worker-0").end(EXIT_JOB_FAILED)
+    assert agent.outcome().exit_code == EXIT_JOB_FAILED
+
+
+def test_agents_first_signal_lets_all_leave_and_it_ends_when_they_have(agent: Agents) -> None:
+    for name in ("worker-0", "worker-1"):
+        agent.child(name).ends_when_terminated = False
+    agent.supervisor.signal(signal.SIGTERM)
+    eventually(lambda: all(agent.child(f"worker-{n}").terminated for n in (0, 1)), "all are asked")
+    agent.child("worker-0").end(EXIT_DONE)
+    agent.child("worker-1").end(EXIT_DONE)
+    assert agent.outcome() == Outcome(EXIT_DONE)
+    assert not any(agent.child(f"worker-{n}").killed for n in (0, 1))
+
+
+def test_agents_second_signal_kills(agent: Agents) -> None:
+    agent.child("worker-0").ends_when_terminated = False
+    agent.supervisor.signal(signal.SIGTERM)
+    agent.supervisor.signal(signal.SIGTERM)
+    assert agent.outcome().exit_code == EXIT_KILLED
+    assert agent.child("worker-0").killed
+
+
+def test_agent_that_lost_all_workers_by_drains_stays_for_orders(agent: Agents) -> None:
+    for name in ("worker-0", "worker-1"):
+        agent.child(name).end(EXIT_DRAINED)
+    eventually(lambda: agent.supervisor.target == 0, "none is wanted")
+    agent.supervisor.resize(1)
+    agent.child("worker-0", 2)
+
+
+def test_agent_goes_on_while_any_of_its_workers_does(agent: Agents) -> None:
+    for start in range(1, FAILURES_IN_A_ROW_MAX + 1):
+        agent.child("worker-0", start).end(EXIT_BUG)
+    agent.child("worker-0", FAILURES_IN_A_ROW_MAX + 1)
+    assert not agent.child("worker-1").terminated
+
+
+def test_agent_gives_up_when_no_worker_can_be_started(agent: Agents) -> None:
+    for name in ("worker-0", "worker-1"):
+        agent.child(name).on_line("error: the job can't be loaded")
+        agent.child(name).end(EXIT_MISTAKE)
+    assert agent.outcome().reason == "the job can't be loaded"
 
 
 @pytest.mark.parametrize(

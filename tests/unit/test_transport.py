@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import queue
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -20,9 +21,11 @@ from fcluster.common.transport import (
     DealerTransport,
     Disconnected,
     FrameReceived,
+    HandshakeFailed,
     RouterTransport,
     TransportEvent,
 )
+from tests.harness import memory_bytes
 
 DEADLINE_SECONDS = 10.0
 
@@ -341,3 +344,105 @@ def test_unread_bytes_are_bounded_and_nothing_is_lost(
         largest = max(largest, len(events))
     assert [event.frame for event in received if isinstance(event, FrameReceived)] == frames
     assert largest <= transport.BYTES_IN_POLL_MAX // MESSAGE_BYTES_MAX
+
+
+FLOOD = """
+import sys, time, zmq
+context, sockets = zmq.Context(), []
+for number in range(4):
+    socket = context.socket(zmq.DEALER)
+    socket.setsockopt(zmq.SNDHWM, 2)
+    socket.connect(sys.argv[1])
+    sockets.append(socket)
+frame, ends_at_s = bytes(int(sys.argv[2])), time.monotonic() + 3
+while time.monotonic() < ends_at_s:
+    for socket in sockets:
+        try:
+            socket.send(frame, zmq.NOBLOCK, copy=False)
+        except zmq.Again:
+            time.sleep(0.001)
+context.destroy(0)
+"""
+
+
+def test_memory_is_bounded_for_each_connection_of_a_flood_while_nobody_reads(router: RouterTransport) -> None:
+    address = router.bind("tcp://127.0.0.1:*")
+    before = memory_bytes(os.getpid())
+    subprocess.run([sys.executable, "-c", FLOOD, address, str(MESSAGE_BYTES_MAX)], check=True, timeout=60)
+    growth = memory_bytes(os.getpid()) - before
+    assert growth < 4 * (transport.UNREAD_FRAMES_MAX + 3) * MESSAGE_BYTES_MAX
+    assert transport.UNREAD_FRAMES_MAX * MESSAGE_BYTES_MAX <= 32 * 1024 * 1024
+
+
+def silent_connections(address: str, number: int) -> list[socket.socket]:
+    host, port = address.removeprefix("tcp://").split(":")
+    return [socket.create_connection((host, int(port)), 5) for _ in range(number)]
+
+
+def test_connections_that_say_nothing_are_bounded_and_in_nobodys_way(
+    router: RouterTransport, new_worker: Callable[[bytes], Worker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transport, "SILENT_CONNECTIONS_MAX", 20)
+    worker = new_worker(b"w1")
+    address = router.bind("tcp://127.0.0.1:*")
+    worker.transport.connect(address)
+    worker.transport.send(b"hello")
+    poll_until(router, count(1))
+    held = silent_connections(address, 200)
+    events = poll_until(router, lambda events: len(events) >= 180)
+    assert all(isinstance(event, HandshakeFailed) for event in events), events
+    assert "say nothing" in str(events[0])
+    assert router.failed_handshakes >= 180
+    # Those that were hung up on are closed, the newest are still waited for.
+    for early in held[:150]:
+        early.settimeout(DEADLINE_SECONDS)
+        while early.recv(1024):
+            pass
+    # One that speaks was never meant, nor is one that comes meanwhile.
+    other = new_worker(b"w2")
+    other.transport.connect(address)
+    for sender in (worker, other):
+        assert sender.transport.send(b"still here")
+    events = poll_until(router, lambda events: sum(isinstance(event, FrameReceived) for event in events) == 2)
+    assert not any(isinstance(event, Disconnected) for event in events)
+    for connection in held:
+        connection.close()
+
+
+def test_descriptors_are_kept_for_files_and_kafka_when_connections_take_all_they_can(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(transport, "raise_descriptor_limit", lambda: transport.DESCRIPTORS_KEPT + 30)
+    router = RouterTransport()
+    try:
+        held = silent_connections(router.bind("tcp://127.0.0.1:*"), 100)
+        poll_until(router, lambda events: len(events) >= 70)
+        for connection in held:
+            connection.close()
+    finally:
+        router.close()
+
+
+def test_process_gets_as_many_descriptors_as_the_system_grants() -> None:
+    """In a process of its own: a limit that was raised can't be lowered again for the others."""
+    program = (
+        "import resource as r; from fcluster.common.transport import raise_descriptor_limit as up\n"
+        "r.setrlimit(r.RLIMIT_NOFILE, (100, 4000)); print(up(), *r.getrlimit(r.RLIMIT_NOFILE))\n"
+        "r.setrlimit(r.RLIMIT_NOFILE, (4000, 4000)); print(up(), *r.getrlimit(r.RLIMIT_NOFILE))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["4000"] * 6
+
+
+def test_descriptor_that_is_no_connection_of_ours_is_left_alone(router: RouterTransport) -> None:
+    router.bind("tcp://127.0.0.1:*")
+    ours, theirs = socket.socketpair()
+    reader, writer = os.pipe()
+    for descriptor in (ours.fileno(), reader, 10**6):
+        assert not transport._hang_up(descriptor, router._port)
+    theirs.send(b"x")
+    assert ours.recv(1) == b"x"
+    os.close(reader)
+    os.close(writer)
+    ours.close()
+    theirs.close()

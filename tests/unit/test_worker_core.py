@@ -25,6 +25,7 @@ class Scenario:
         self.now_ms = 0
         self.core = core.WorkerCore(identity, bounds, 0)
         self.effects: list[core.Effect] = []
+        self.orders = 0
 
     def after(self, event: core.Event) -> list[core.Effect]:
         self.effects = self.core.handle(event, self.now_ms)
@@ -42,6 +43,11 @@ class Scenario:
 
     # shorthands for what is usual
 
+    def order(self) -> int:
+        """The number of the coordinator's next order."""
+        self.orders += 1
+        return self.orders
+
     def joined(self, session: int = 7, term: int = 1) -> Scenario:
         self.after(core.Connected())
         self.receive(messages.Welcome(term=term, session=session, slot=0, epoch=0, adopted=False))
@@ -50,7 +56,7 @@ class Scenario:
 
     def running(self, *shards: ShardId) -> Scenario:
         session = self.core.session
-        self.receive(messages.Assign(self.core.term, session, list(shards)))
+        self.receive(messages.Assign(self.core.term, session, list(shards), self.order()))
         for shard in shards:
             self.after(core.ShardRestored(session, shard, position(0)))
         return self
@@ -101,7 +107,7 @@ def test_restored_shard_waits_for_the_producers() -> None:
     scenario = Scenario()
     scenario.after(core.Connected())
     scenario.receive(messages.Welcome(term=1, session=7, slot=0, epoch=0, adopted=False))
-    scenario.receive(messages.Assign(1, 7, [A]))
+    scenario.receive(messages.Assign(1, 7, [A], scenario.order()))
     assert scenario.did(core.RestoreShards) == [core.RestoreShards(7, (A,))]
     scenario.after(core.ShardRestored(7, A, position(5, 3)))
     assert scenario.effects == []
@@ -213,41 +219,41 @@ def test_new_leader_adopts_and_hears_of_dirt_again() -> None:
 
 def test_revoked_shard_is_released_after_its_commit() -> None:
     scenario = Scenario().joined().running(A, B).processed(A)
-    scenario.receive(messages.Revoke(1, 7, [A]))
+    scenario.receive(messages.Revoke(1, 7, [A], scenario.order()))
     assert scenario.did(core.StopReading) == [core.StopReading((A,))]
     assert scenario.sent() == []
     scenario.prepared(1)
     assert not scenario.did(core.CloseShards)
     scenario.complete(1).committed(1, A)
     assert scenario.did(core.CloseShards) == [core.CloseShards((A,))]
-    assert scenario.sent()[-1] == messages.Released(7, [A])
+    assert scenario.sent()[-1] == messages.Released(7, [A], 1)
 
 
 def test_revoked_clean_shard_is_released_at_once() -> None:
     scenario = Scenario().joined().running(A, B).processed(A)
-    scenario.receive(messages.Revoke(1, 7, [B]))
-    assert scenario.sent() == [messages.Released(7, [B])]
+    scenario.receive(messages.Revoke(1, 7, [B], scenario.order()))
+    assert scenario.sent() == [messages.Released(7, [B], 1)]
 
 
 def test_shard_revoked_in_its_restore_is_released_when_that_has_ended() -> None:
     # Found by the simulation (a calm run in which a second worker joined): the restore of a shard that was
     # given back met the new owner's deltas, called that damage, and the job failed.
     scenario = Scenario().joined()
-    scenario.receive(messages.Assign(1, 7, [A]))
-    scenario.receive(messages.Revoke(1, 7, [A]))
+    scenario.receive(messages.Assign(1, 7, [A], scenario.order()))
+    scenario.receive(messages.Revoke(1, 7, [A], scenario.order()))
     assert scenario.sent() == []
-    scenario.receive(messages.Revoke(1, 7, [A]))
+    scenario.receive(messages.Revoke(1, 7, [A], scenario.order()))
     assert scenario.sent() == []
     scenario.after(core.ShardRestored(7, A, position(5, 3)))
     assert scenario.did(core.StartReading) == []
     assert scenario.did(core.CloseShards) == [core.CloseShards((A,))]
-    assert scenario.sent() == [messages.Released(7, [A])]
+    assert scenario.sent() == [messages.Released(7, [A], 1)]
 
 
 def test_revoke_of_a_shard_that_is_not_owned_is_answered() -> None:
     scenario = Scenario().joined().running(A)
-    scenario.receive(messages.Revoke(1, 7, [B]))
-    assert scenario.sent() == [messages.Released(7, [B])]
+    scenario.receive(messages.Revoke(1, 7, [B], scenario.order()))
+    assert scenario.sent() == [messages.Released(7, [B], 1)]
 
 
 def test_failed_handler_replays_and_stops_before_its_record() -> None:
@@ -256,7 +262,7 @@ def test_failed_handler_replays_and_stops_before_its_record() -> None:
     assert scenario.did(core.DestroyProducers)
     scenario.receive(messages.Welcome(term=1, session=8, slot=0, epoch=0, adopted=False))
     scenario.after(core.ProducersOpened(8))
-    scenario.receive(messages.Assign(1, 8, [A]))
+    scenario.receive(messages.Assign(1, 8, [A], scenario.order()))
     scenario.after(core.ShardRestored(8, A, position(0)))
     (start,) = scenario.did(core.StartReading)
     assert isinstance(start, core.StartReading)
@@ -280,12 +286,140 @@ def test_drain_commits_what_is_open_before_it_is_drained() -> None:
     assert scenario.did(core.Exit) == [core.Exit(0, "stopped")]
 
 
-def test_termination_drains_and_says_goodbye() -> None:
+def test_terminated_worker_works_on_until_its_shards_have_moved_away() -> None:
+    scenario = Scenario().joined().running(A, B).processed(A)
+    scenario.after(core.TerminationRequested())
+    assert scenario.sent() == [messages.Leaving(7)]
+    assert not scenario.did(core.StopReading)
+    scenario.prepared(1).complete(1).committed(1, A)
+    scenario.receive(messages.Revoke(1, 7, [A], scenario.order()))
+    assert scenario.sent() == [messages.Released(7, [A], 1)]
+    scenario.processed(B)
+    scenario.receive(messages.Revoke(1, 7, [B], scenario.order()))
+    assert scenario.sent() == []
+    scenario.prepared(2).complete(2).committed(2, B)
+    assert scenario.sent()[1:] == [messages.Released(7, [B], 2), messages.Goodbye(7)]
+    assert scenario.did(core.Exit) == [core.Exit(0, "asked to leave")]
+
+
+def test_terminated_worker_without_shards_goes_at_once() -> None:
+    scenario = Scenario().joined()
+    scenario.after(core.TerminationRequested())
+    assert scenario.sent() == [messages.Leaving(7), messages.Goodbye(7)]
+    assert scenario.did(core.Exit) == [core.Exit(0, "asked to leave")]
+
+
+def test_terminated_worker_without_a_session_goes_at_once() -> None:
+    scenario = Scenario()
+    scenario.after(core.TerminationRequested())
+    assert scenario.did(core.Exit) == [core.Exit(0, "asked to leave")]
+
+
+def test_second_termination_commits_and_goes_and_a_third_goes() -> None:
     scenario = Scenario().joined().running(A).processed(A)
     scenario.after(core.TerminationRequested())
+    scenario.after(core.TerminationRequested())
+    assert scenario.did(core.StopReading)
     assert not scenario.did(core.Exit)
     scenario.prepared(1).complete(1).committed(1, A)
     assert scenario.sent()[-1] == messages.Goodbye(7)
+    assert scenario.did(core.Exit) == [core.Exit(0, "asked to leave")]
+
+    scenario = Scenario().joined().running(A).processed(A)
+    for _ in range(3):
+        scenario.after(core.TerminationRequested())
+    assert scenario.sent() == []
+    assert scenario.did(core.Exit) == [core.Exit(0, "asked to leave")]
+
+
+def test_dismissed_worker_commits_what_it_has_and_goes() -> None:
+    scenario = Scenario().joined().running(A).processed(A)
+    scenario.after(core.TerminationRequested())
+    scenario.receive(messages.Dismiss(1, 7))
+    assert scenario.did(core.StopReading)
+    scenario.prepared(1).complete(1).committed(1, A)
+    assert scenario.sent()[-2:] == [messages.Drained(7), messages.Goodbye(7)]
+    assert scenario.did(core.Exit) == [core.Exit(0, "asked to leave")]
+
+
+def test_leaving_is_bounded_in_time() -> None:
+    scenario = Scenario().joined().running(A).processed(A)
+    scenario.after(core.TerminationRequested())
+    scenario.now_ms = 20_000
+    scenario.receive(messages.HeartbeatAck(1, 7))
+    scenario.after(core.Tick())
+    assert scenario.did(core.StopReading)
+    assert not scenario.did(core.Exit)
+    scenario.now_ms = 50_000
+    scenario.receive(messages.HeartbeatAck(1, 7))
+    scenario.after(core.Tick())
+    assert scenario.did(core.Exit) == [core.Exit(0, "asked to leave")]
+
+
+def test_leaving_worker_waits_for_a_next_leader_but_not_for_long() -> None:
+    scenario = Scenario().joined().running(A).processed(A)
+    scenario.now_ms = 60_000
+    scenario.after(core.TerminationRequested())
+    scenario.now_ms = 62_999
+    scenario.after(core.Tick())
+    assert not scenario.did(core.Exit)
+    scenario.now_ms = 63_000
+    scenario.after(core.Tick())
+    assert scenario.did(core.Exit) == [core.Exit(0, "asked to leave")]
+
+
+def test_leaving_is_said_again_and_in_each_hello() -> None:
+    scenario = Scenario().joined().running(A)
+    scenario.after(core.TerminationRequested())
+    scenario.now_ms = core.LEAVING_REPEATED_MS - 1
+    scenario.after(core.Tick())
+    assert scenario.sent() == []
+    scenario.now_ms = core.LEAVING_REPEATED_MS
+    scenario.after(core.Tick())
+    assert scenario.sent() == [messages.Leaving(7)]
+    scenario.after(core.Connected())
+    (hello,) = scenario.sent()
+    assert isinstance(hello, messages.Hello)
+    assert hello.leaving
+
+
+def test_leaving_worker_that_loses_its_session_does_not_join_anew() -> None:
+    scenario = Scenario().joined().running(A).processed(A)
+    scenario.after(core.TerminationRequested())
+    scenario.receive(messages.Evicted(1, 7))
+    assert scenario.sent() == []
+    assert scenario.did(core.Exit) == [core.Exit(0, "asked to leave")]
+
+
+def test_drained_worker_exits_with_a_code_of_its_own() -> None:
+    scenario = Scenario().joined().running(A)
+    scenario.receive(messages.Leave(1, 7))
+    assert scenario.sent() == [messages.Leaving(7)]
+    scenario.receive(messages.Revoke(1, 7, [A], scenario.order()))
+    assert scenario.did(core.Exit) == [core.Exit(core.EXIT_DRAINED, "asked to leave")]
+
+
+def test_drain_of_a_worker_that_is_leaving_already_keeps_it_from_coming_back() -> None:
+    scenario = Scenario().joined().running(A)
+    scenario.after(core.TerminationRequested())
+    scenario.receive(messages.Leave(1, 7))
+    scenario.receive(messages.Revoke(1, 7, [A], scenario.order()))
+    assert scenario.did(core.Exit) == [core.Exit(core.EXIT_DRAINED, "asked to leave")]
+
+
+def test_drain_of_the_job_lets_a_leaving_worker_go() -> None:
+    scenario = Scenario().joined().running(A).processed(A)
+    scenario.after(core.TerminationRequested())
+    scenario.receive(messages.Drain(1, 7))
+    scenario.prepared(1).complete(1).committed(1, A)
+    assert scenario.sent()[-2:] == [messages.Drained(7), messages.Goodbye(7)]
+    assert scenario.did(core.Exit) == [core.Exit(0, "asked to leave")]
+
+
+def test_termination_of_a_drained_worker_lets_it_go() -> None:
+    scenario = Scenario().joined().running(A)
+    scenario.receive(messages.Drain(1, 7))
+    scenario.after(core.TerminationRequested())
     assert scenario.did(core.Exit) == [core.Exit(0, "asked to leave")]
 
 
@@ -334,13 +468,13 @@ def test_refusal_ends_the_worker_unless_it_may_try_again() -> None:
 
 def test_assignment_repeated_restores_nothing_twice() -> None:
     scenario = Scenario().joined().running(A)
-    scenario.receive(messages.Assign(1, 7, [A]))
+    scenario.receive(messages.Assign(1, 7, [A], scenario.order()))
     assert scenario.effects == []
 
 
 def test_empty_epoch_is_answered_even_if_a_restore_brought_a_higher_number_meanwhile() -> None:
     scenario = Scenario().joined().running(A).barrier(1)
-    scenario.receive(messages.Assign(1, 7, [B]))
+    scenario.receive(messages.Assign(1, 7, [B], scenario.order()))
     scenario.after(core.ShardRestored(7, B, position(5, 40)))
     scenario.complete(1)
     (committed,) = scenario.sent()
@@ -376,7 +510,7 @@ def test_copies_are_those_that_were_told_last() -> None:
 def test_assigned_copy_is_restored_and_no_copy_any_more() -> None:
     scenario = Scenario().joined()
     scenario.receive(messages.Standby(1, 7, [A, B]))
-    scenario.receive(messages.Assign(1, 7, [A]))
+    scenario.receive(messages.Assign(1, 7, [A], scenario.order()))
     assert scenario.effects == [core.RestoreShards(7, (A,))]
     assert scenario.receive(messages.Standby(1, 7, [B])) == []
 
@@ -396,3 +530,16 @@ def test_lost_session_drops_its_copies() -> None:
 def test_copies_of_another_session_are_not_kept() -> None:
     scenario = Scenario().joined()
     assert scenario.receive(messages.Standby(1, 6, [A])) == []
+
+
+def test_orders_that_come_once_more_are_not_obeyed_again() -> None:
+    scenario = Scenario().joined()
+    scenario.receive(messages.Assign(1, 7, [A], 1))
+    scenario.after(core.ShardRestored(7, A, position(0)))
+    scenario.receive(messages.Revoke(1, 7, [A], 2))
+    assert scenario.sent() == [messages.Released(7, [A], 1)]
+    assert scenario.receive(messages.Assign(1, 7, [A], 1)) == []  # somebody else has it by now
+    scenario.receive(messages.Assign(1, 7, [A], 3))
+    scenario.after(core.ShardRestored(7, A, position(0)))
+    assert scenario.receive(messages.Revoke(1, 7, [A], 2)) == []
+    assert scenario.receive(messages.Assign(2, 7, [B], 1)) != []  # of the next leader, who counts anew

@@ -32,7 +32,7 @@ def joined() -> core.WorkerCore:
     worker.handle(core.Connected(), 0)
     worker.handle(core.MessageReceived(messages.Welcome(1, 7, 0, 0, adopted=False)), 0)
     worker.handle(core.ProducersOpened(7), 0)
-    worker.handle(core.MessageReceived(messages.Assign(1, 7, SHARDS)), 0)
+    worker.handle(core.MessageReceived(messages.Assign(1, 7, SHARDS, 1)), 0)
     for shard in SHARDS:
         worker.handle(core.ShardRestored(7, shard, CommittedPosition(0, 0, 0, "f")), 0)
     return worker
@@ -48,7 +48,7 @@ def fuzzed(chance: random.Random, number: int) -> bytes:
         chance.choice(
             [
                 messages.Barrier(1, 8, number),
-                messages.Assign(1, 8, [ShardId("in", number)] * 10),
+                messages.Assign(1, 8, [ShardId("in", number)] * 10, number),
                 messages.Complete(0, 7, number),
                 messages.HeartbeatAck(1, number),
             ]

@@ -1,8 +1,8 @@
-"""How a worker finds the leader again.
+"""How a worker, or an agent, finds the leader again.
 
 Responsible for: when to look for it, and where to connect (`Search`), and the thread that follows the
 journal meanwhile (`LeaderSeeker`). Keeps the rules that a connection that works is left only for a leader of
-a newer term, that nobody reads the journal without need, and that an address that was given isn't forgotten:
+a newer term, or if who speaks over it is of an older one, that nobody reads the journal without need, and that an address that was given isn't forgotten:
 if the journal's one leads nowhere, both are tried in turns. Must not speak with the leader.
 """
 
@@ -40,29 +40,34 @@ class Search:
         self._fixed = fixed
         self._silent_ms = silent_ms
         self._linked = False
+        self._misled = False
         self._heard_ms = now_ms
         self._since_ms = now_ms
         self._patience_ms = FIXED_PATIENCE_MS if fixed else 0.0
 
     def linked(self, now_ms: float) -> None:
         """A connection stands."""
-        self._linked, self._heard_ms = True, now_ms
+        self._linked, self._misled, self._heard_ms = True, False, now_ms
 
     def unlinked(self, now_ms: float) -> None:
         """The connection is lost."""
         if self._linked:
             self._since_ms = now_ms
             self._patience_ms = FIXED_PATIENCE_MS if self._fixed and self.following is None else 0.0
-        self._linked = False
+        self._linked = self._misled = False
 
     def heard(self, now_ms: float) -> None:
         """The leader said something."""
-        self._heard_ms = now_ms
+        self._misled, self._heard_ms = False, now_ms
+
+    def misled(self) -> None:
+        """Who speaks over the connection is of an older term than another one that was heard."""
+        self._misled = self._linked
 
     def is_wanted(self, now_ms: float) -> bool:
         """Whether to look into the journal."""
         if self._linked:
-            return now_ms - self._heard_ms >= self._silent_ms
+            return self._misled or now_ms - self._heard_ms >= self._silent_ms
         return now_ms - self._since_ms >= self._patience_ms
 
     def turns_back(self, now_ms: float) -> bool:
@@ -83,15 +88,15 @@ class Search:
         """
         if newest == self.following or not self.is_wanted(now_ms):
             return False
-        if self._linked and newest.term <= term:
+        if self._linked and (newest.term < term or (newest.term == term and not self._misled)):
             return False
         self.following, self._since_ms = newest, now_ms
-        self._linked = False
+        self._linked = self._misled = False
         return True
 
 
 class LeaderSeeker:
-    """Looks for the leader whenever the worker has none, in a thread of its own.
+    """Looks for the leader whenever there is no connection to one, in a thread of its own.
 
     Args:
         settings: of the cluster.
@@ -100,6 +105,8 @@ class LeaderSeeker:
         connect: called with the leader to connect to; None: the given address. It may raise FclusterError.
         term: tells the newest term that was heard of.
         say: called with trouble, and with news.
+        on_ended: called with the journal's record of an end, if nobody leads: its term, whether the job failed,
+            and the reason.
     """
 
     def __init__(
@@ -111,6 +118,7 @@ class LeaderSeeker:
         connect: Callable[[Leader | None], None],
         term: Callable[[], int],
         say: Callable[[str], None],
+        on_ended: Callable[[int, bool, str], None] = lambda _term, _failed, _reason: None,
     ) -> None:
         # A leader answers each heartbeat.
         silent_ms = 3.0 * settings.heartbeat_interval_ms
@@ -121,6 +129,7 @@ class LeaderSeeker:
         self._connect = connect
         self._term = term
         self._say = say
+        self._on_ended = on_ended
         self._news = threading.Event()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="seeker", daemon=True)
@@ -141,6 +150,11 @@ class LeaderSeeker:
     def heard(self) -> None:
         """The leader said something."""
         self._search.heard(_now_ms())
+
+    def misled(self) -> None:
+        """Who speaks is of an older term than another one that was heard."""
+        self._search.misled()
+        self._news.set()
 
     def close(self, timeout_s: float) -> None:
         """End, within `timeout_s` seconds."""
@@ -170,8 +184,16 @@ class LeaderSeeker:
         leader = self._follower.leader
         if known and leader is None:
             self._say(f"no coordinator of job {self._job} yet; waiting for one")
+            if self._follower.ended is not None:
+                self._on_ended(*self._follower.ended)
             if not self._follower.is_open:
                 self._pause()
+        elif known and leader is not None and leader.term < self._term():
+            self._say(
+                f"the journal names a coordinator of term {leader.term}, but this worker has heard one of term "
+                f"{self._term()}; if the journal topic was deleted, restart this worker"
+            )
+            self._pause()
         elif known and leader is not None and self._search.follows(leader, self._term(), _now_ms()):
             try:
                 self._connect(leader)

@@ -1,0 +1,227 @@
+"""An agent's word with the coordinator: it says how many workers run here, and hears how many shall.
+
+Responsible for: the connection to whoever leads, reports over it, and which orders are followed (`Orders`).
+Keeps the rules that an order is followed once and never one of an older term, and that an agent that finds no
+coordinator goes on as it is. Must not start or end processes: those belong to `supervisor`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from fcluster.common import messages
+from fcluster.common.discovery import Leader
+from fcluster.common.errors import FclusterError
+from fcluster.common.keys import Role
+from fcluster.common.messages import MalformedMessage
+from fcluster.common.security import client_security
+from fcluster.common.seeking import LeaderSeeker
+from fcluster.common.settings import Settings
+from fcluster.common.transport import DealerTransport
+
+_log = logging.getLogger("fcluster.agent")
+
+CLOSE_TIMEOUT_S = 5.0
+
+
+class Orders:
+    """Which orders an agent follows; without any I/O."""
+
+    def __init__(self) -> None:
+        self.term = 0
+        """The newest term that was heard of."""
+        self.taken_term = 0
+        self.taken_order = 0
+
+    def is_stale(self, term: int) -> bool:
+        """Whether this is the word of a leader whose successor has been heard."""
+        if term < self.term:
+            return True
+        self.term = term
+        return False
+
+    def take(self, order: messages.AgentOrder) -> int | None:
+        """How many workers to have from now on; None: nothing is wanted that isn't done already."""
+        if self.is_stale(order.term) or order.order == 0:
+            return None
+        if (order.term, order.order) <= (self.taken_term, self.taken_order):
+            return None
+        self.taken_term, self.taken_order = order.term, order.order
+        return order.target
+
+
+@dataclass(frozen=True)
+class Staff:
+    """The workers of an agent: how many there shall be, and the process ids of those that run."""
+
+    target: int
+    running: Sequence[int]
+
+
+class AgentLink:
+    """The connection of an agent, served by threads of its own.
+
+    Args:
+        settings: of the cluster.
+        job: its name.
+        address: of the coordinator; empty: the job's journal tells.
+        staff: tells how things stand. Called from any thread.
+        resize: called with the number of workers that is wanted.
+        learn_slots: called with the slots of workers, by process id.
+        on_end: called when the job has ended: whether it failed, and why.
+        say: called with trouble, and with news.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        job: str,
+        *,
+        address: str,
+        staff: Callable[[], Staff],
+        resize: Callable[[int], None],
+        learn_slots: Callable[[Mapping[int, int]], None],
+        on_end: Callable[[bool, str], None],
+        say: Callable[[str], None],
+    ) -> None:
+        self._settings = settings
+        self._job = job
+        self._address = address
+        self._staff = staff
+        self._resize = resize
+        self._learn_slots = learn_slots
+        self._on_end = on_end
+        self._say = say
+        self._said = ""
+        self._orders = Orders()
+        self._known_slots: Mapping[int, int] = {}
+        self._host = socket.gethostname()
+        self._name = f"agent-{self._host}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        self._news = threading.Event()
+        self._closing = False
+        self._security = client_security(settings, Role.WORKER, address) if address else None
+        self._transport = DealerTransport(
+            self._name.encode(),
+            on_frame=self._on_frame,
+            on_connected=self._on_connected,
+            on_disconnected=self._on_disconnected,
+            on_refused=lambda reason: self._trouble(f"no connection to the coordinator: {reason}"),
+        )
+        self._seeker = LeaderSeeker(
+            settings,
+            job,
+            fixed=bool(address),
+            connect=self._connect,
+            term=lambda: self._orders.term,
+            say=self._trouble,
+            on_ended=self._on_job_ended,
+        )
+        self._thread = threading.Thread(target=self._run, name="agent", daemon=True)
+
+    def start(self) -> None:
+        """Begin to look for the coordinator."""
+        if self._address:
+            self._transport.connect(self._address, self._security)
+        self._seeker.start()
+        self._thread.start()
+
+    def tell(self) -> None:
+        """Something has changed: the coordinator shall know at once. From any thread."""
+        self._news.set()
+
+    def close(self) -> None:
+        """End; waits for the threads."""
+        self._closing = True
+        self._news.set()
+        self._seeker.close(CLOSE_TIMEOUT_S)
+        self._transport.close()
+        self._thread.join(CLOSE_TIMEOUT_S)
+
+    # --- reports -----------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while not self._closing:
+            if self._transport.connected:
+                self._transport.send(messages.encode(self._report()))
+            self._news.wait(self._settings.heartbeat_interval_ms / 1000)
+            self._news.clear()
+
+    def _report(self) -> messages.AgentReport:
+        staff = self._staff()
+        running = list(staff.running)
+        return messages.AgentReport(
+            agent=self._name,
+            job=self._job,
+            host=self._host,
+            pid=os.getpid(),
+            target=staff.target,
+            running=running,
+            taken_term=self._orders.taken_term,
+            taken_order=self._orders.taken_order,
+            slots_wanted=any(pid not in self._known_slots for pid in running),
+        )
+
+    # --- what comes --------------------------------------------------------------------------------
+
+    def _on_frame(self, frame: bytes) -> None:
+        try:
+            message = messages.decode_from_coordinator(frame)
+        except MalformedMessage as error:
+            self._trouble(f"dropped a malformed frame: {error}")
+            return
+        match message:
+            case messages.AgentOrder():
+                self._on_order(message)
+            case messages.Shutdown() if not self._orders.is_stale(message.term):
+                self._on_end(message.failed, message.reason)
+            case messages.Refused() if not self._orders.is_stale(message.term):
+                self._trouble(f"refused by the coordinator: {message.reason}")
+            case _:
+                pass
+
+    def _on_order(self, order: messages.AgentOrder) -> None:
+        self._seeker.heard()
+        target = self._orders.take(order)
+        if target is not None:
+            self._resize(target)
+        if order.slots:
+            self._known_slots = order.slots
+            self._learn_slots(order.slots)
+
+    def _on_job_ended(self, term: int, failed: bool, reason: str) -> None:
+        """The journal says so, since nobody did; one that ended before we began doesn't count."""
+        if 0 < self._orders.term <= term:
+            self._on_end(failed, reason)
+
+    # --- the connection ----------------------------------------------------------------------------
+
+    def _connect(self, leader: Leader | None) -> None:
+        """Connect to that leader, None: to the given address. In the seeker's thread."""
+        try:
+            if leader is None:
+                self._transport.connect(self._address, self._security)
+                return
+            security = client_security(self._settings, Role.WORKER, leader.address, leader.public_key)
+            self._transport.connect(leader.address, security)
+        except ValueError as error:
+            raise FclusterError(str(error)) from error
+
+    def _on_connected(self) -> None:
+        self._said = ""
+        self._seeker.linked()
+        self._news.set()
+
+    def _on_disconnected(self) -> None:
+        self._seeker.unlinked()
+
+    def _trouble(self, trouble: str) -> None:
+        """Once for each kind: it is tried again every second."""
+        if trouble != self._said:
+            self._say(trouble)
+        self._said = trouble

@@ -1,0 +1,154 @@
+"""Addresses as other hosts see them: which one to tell them, and why one can't be reached.
+
+Responsible for: the address under which a coordinator that listens everywhere is announced, and for saying in
+a user's words what stands between this process and an address. Keeps the rule that every look at the network
+is bounded in time, but for the resolver's own patience. Must not open a connection that stays.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+CONNECT_TIMEOUT_S = 2.0
+PATIENCE_S = 2.0
+REMEDY = (
+    "Check that the coordinator runs and that its port is open to this host; if it runs under another name or "
+    "address for this host, set coordinator.advertised.address where it runs."
+)
+_ANY = ("0.0.0.0", "*", "::", "[::]")
+
+
+@dataclass(frozen=True)
+class Announced:
+    """The address that others are told, and a warning if they may not be able to use it (else empty)."""
+
+    address: str
+    warning: str = ""
+
+
+def split_address(address: str) -> tuple[str, str]:
+    """Host and port of ``tcp://host:port``, ``host:port`` or ``host``; the port is empty if there is none."""
+    rest = address.partition("://")[2] or address
+    host, colon, port = rest.rpartition(":")
+    if not colon or rest.endswith("]"):
+        return rest.strip("[]"), ""
+    return host.strip("[]"), port
+
+
+def announced_address(bound: str, advertised: str, brokers: str) -> Announced:
+    """What a coordinator that listens at `bound` tells others.
+
+    Args:
+        bound: ``tcp://host:port`` in use; a host that stands for all interfaces is of no use to others.
+        advertised: the setting `coordinator.advertised.address`: ``host`` or ``host:port``; empty if not set.
+        brokers: bootstrap servers. Whoever reaches them most likely reaches the address from which this host
+            does: it is told if the host's own name means nothing.
+    """
+    host, port = split_address(bound)
+    if advertised:
+        wanted, wanted_port = split_address(advertised)
+        return Announced(_tcp(wanted, wanted_port or port))
+    if host not in _ANY:
+        return Announced(bound)
+    name = socket.gethostname()
+    if any(not _is_loopback(found) for found in _addresses_of(name)):
+        return Announced(_tcp(name, port))
+    own = _own_address_towards(brokers)
+    if own:
+        return Announced(_tcp(own, port))
+    return Announced(
+        _tcp(name, port),
+        f"workers on other hosts are told tcp://{name}:{port}, but the name {name} doesn't lead there: set "
+        "coordinator.advertised.address to a name or an address of this host that they can reach",
+    )
+
+
+def trouble_reaching(address: str, timeout_s: float = CONNECT_TIMEOUT_S) -> str:
+    """Why no connection to ``tcp://host:port`` comes about, empty if one does. Takes `timeout_s` at most,
+    and what the resolver takes for a name.
+    """
+    host, port = split_address(address)
+    try:
+        socket.create_connection((host, int(port)), timeout_s).close()
+    except socket.gaierror:
+        return f"the name {host!r} can't be resolved here"
+    except ConnectionRefusedError:
+        return f"nobody listens at {host}:{port}"
+    except TimeoutError:
+        return f"{host}:{port} doesn't answer: the host is down, or a firewall or a missing route is in between"
+    except (OSError, ValueError, OverflowError) as error:
+        return f"{host}:{port} can't be reached: {getattr(error, 'strerror', None) or error}"
+    return ""
+
+
+class ReachWatch:
+    """Finds out why a connection that is wanted doesn't come about, beside those who try. Any thread.
+
+    Args:
+        say: called with the reason, in a thread of its own, if an address isn't reached in time.
+        patience_s: what is in time.
+    """
+
+    def __init__(self, say: Callable[[str], None], patience_s: float = PATIENCE_S) -> None:
+        self._say = say
+        self._patience_s = patience_s
+        self._lock = threading.Lock()
+        self._timer: threading.Timer | None = None
+
+    def expect(self, address: str) -> None:
+        """A connection to `address` is on its way; no other one is any more."""
+        timer = threading.Timer(self._patience_s, self._look, (address,))
+        timer.daemon = True
+        with self._lock:
+            former, self._timer = self._timer, timer
+        if former is not None:
+            former.cancel()
+        timer.start()
+
+    def met(self) -> None:
+        """The connection stands, or isn't wanted any more."""
+        with self._lock:
+            former, self._timer = self._timer, None
+        if former is not None:
+            former.cancel()
+
+    def _look(self, address: str) -> None:
+        trouble = trouble_reaching(address)
+        with self._lock:
+            wanted = self._timer is threading.current_thread()
+        if trouble and wanted:
+            self._say(f"no connection to the coordinator at {address}: {trouble}; trying on. {REMEDY}")
+
+
+def _tcp(host: str, port: str) -> str:
+    return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
+
+
+def _addresses_of(name: str) -> Iterable[str]:
+    try:
+        return {str(found[4][0]) for found in socket.getaddrinfo(name, None, socket.AF_INET)}
+    except OSError:
+        return ()
+
+
+def _is_loopback(address: str) -> bool:
+    return ipaddress.ip_address(address).is_loopback
+
+
+def _own_address_towards(brokers: str) -> str:
+    """This host's address on the way to the first broker that isn't on this host's loopback; empty: none."""
+    for broker in brokers.split(","):
+        host, port = split_address(broker.strip())
+        try:
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+                probe.connect((host, int(port or 9092)))  # sends nothing
+                own = str(probe.getsockname()[0])
+        except (OSError, ValueError, OverflowError):
+            continue
+        if not _is_loopback(own):
+            return own
+    return ""

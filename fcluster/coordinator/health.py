@@ -1,0 +1,102 @@
+"""What a coordinator says of itself over HTTP.
+
+Responsible for: whether its loops turn, what it does (starts, stands by, takes over, leads), and its status.
+Written by the coordinator's main thread, read by the threads of the port.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fcluster.common.discovery import Leader
+from fcluster.common.health import Pulse, Verdict
+
+LOOP_BOUND_S = 10.0
+"""A loop that turns several times a second and hasn't for so long doesn't any more."""
+STANDING_BY_BOUND_S = 30.0
+"""A standby reads the journal now and then, and waits for brokers that are away."""
+STARTING_BOUND_S = 180.0
+"""Connecting, making topics and taking the journal over have bounds of their own, which add up to less."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Doing:
+    role: str
+    ready: bool
+    text: str
+    leader: Leader | None = None
+    document: Callable[[], Mapping[str, Any] | None] | None = None
+
+
+class CoordinatorHealth:
+    """See the module's docstring.
+
+    Args:
+        job: that is coordinated.
+    """
+
+    def __init__(self, job: str) -> None:
+        self._job = job
+        self._pulse = Pulse("the main loop", STARTING_BOUND_S)
+        self._doing = _Doing("starting", False, "starts")
+
+    # --- said by the main thread ------------------------------------------------------------------------
+
+    def takes_over(self) -> None:
+        """It is on its way to leading."""
+        self._pulse.beat(STARTING_BOUND_S)
+        self._doing = _Doing("taking-over", False, f"takes the lead of job {self._job}")
+
+    def leads(self, leader: Leader, document: Callable[[], Mapping[str, Any] | None]) -> None:
+        """It leads.
+
+        Args:
+            leader: its record.
+            document: gives the status document, within a few seconds, to any thread.
+        """
+        self._pulse.beat(LOOP_BOUND_S)
+        text = f"leads job {self._job} in term {leader.term}"
+        self._doing = _Doing("leader", True, text, leader, document)
+
+    def looks_for_leader(self) -> None:
+        """It doesn't lead, and doesn't know who does; or the one it watches doesn't answer."""
+        self._pulse.beat(STANDING_BY_BOUND_S)
+        if self._doing.role != "starting":
+            self._doing = _Doing("standby", False, f"looks for the leader of job {self._job}")
+
+    def stands_by(self, leader: Leader) -> None:
+        """It watches a leader that lives."""
+        self._pulse.beat(STANDING_BY_BOUND_S)
+        if self._doing.leader != leader or self._doing.role != "standby":
+            text = f"stands by: process {leader.pid} on {leader.host} leads job {self._job} in term {leader.term}"
+            self._doing = _Doing("standby", True, text, leader)
+
+    def turned(self) -> None:
+        """The leader's loop has turned."""
+        self._pulse.beat(LOOP_BOUND_S)
+
+    # --- asked by the port ------------------------------------------------------------------------------
+
+    def live(self) -> Verdict:
+        trouble = self._pulse.trouble()
+        return Verdict(not trouble, trouble or f"lives: {self._doing.text}")
+
+    def ready(self) -> Verdict:
+        trouble = self._pulse.trouble()
+        return Verdict(self._doing.ready and not trouble, trouble or self._doing.text)
+
+    def status(self) -> Mapping[str, Any] | None:
+        doing = self._doing
+        if doing.document is not None:
+            document = doing.document()
+            return None if document is None else {"role": doing.role, **document}
+        leader = doing.leader
+        return {
+            "role": doing.role,
+            "job": self._job,
+            "leader": None
+            if leader is None
+            else {"address": leader.address, "term": leader.term, "host": leader.host, "pid": leader.pid},
+        }

@@ -1,0 +1,87 @@
+"""Notices at once when a worker's process on this host ends.
+
+Responsible for: waiting for the ends of processes, by descriptors that stand for the process itself (pidfd), so
+that an id that is used again is never mistaken for it. Does nothing where the system has no such descriptors:
+a death is then noticed by its connection, as on other hosts. Must not decide what an end means.
+
+Threads: one of its own; `watch` and `close` are for one other thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import queue
+import select
+import socket
+import threading
+from collections.abc import Callable
+
+PROCESSES_MAX = 256
+"""More on one host are left to their connections: each takes a descriptor, of which a process may have 1,024 by default."""
+
+_log = logging.getLogger("fcluster.coordinator")
+
+
+class ProcessWatch:
+    """Watches processes of this host.
+
+    Args:
+        ended: called with a process's name once it has ended, in the watching thread.
+    """
+
+    def __init__(self, ended: Callable[[str], None]) -> None:
+        self._ended = ended
+        self._named: set[str] = set()
+        self._new: queue.SimpleQueue[tuple[str, int]] = queue.SimpleQueue()
+        self._waking, self._wakes = socket.socketpair()
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="process-watch", daemon=True)
+        self._thread.start()
+
+    def watch(self, name: str, pid: int) -> None:
+        """Watch the process `pid`, known as `name` from now on. Once for each name; again does nothing."""
+        if name in self._named or len(self._named) >= PROCESSES_MAX or not hasattr(os, "pidfd_open"):
+            return
+        try:
+            descriptor = os.pidfd_open(pid)
+        except ProcessLookupError:
+            self._ended(name)
+            return
+        except OSError as error:  # too many descriptors, or the kernel doesn't let us
+            _log.debug("process %d can't be watched: %s", pid, error)
+            return
+        self._named.add(name)
+        self._new.put((name, descriptor))
+        self._wakes.send(b"\0")
+
+    def close(self) -> None:
+        """End the thread."""
+        self._closing = True
+        self._wakes.send(b"\0")
+        self._thread.join()
+        self._wakes.close()
+        self._waking.close()
+
+    def _run(self) -> None:
+        waiting = select.poll()
+        waiting.register(self._waking, select.POLLIN)
+        names: dict[int, str] = {}
+        while not self._closing:
+            for descriptor, _ in waiting.poll():
+                name = names.pop(descriptor, None)
+                if name is None:
+                    self._waking.recv(4096)
+                else:
+                    waiting.unregister(descriptor)
+                    os.close(descriptor)
+                    self._named.discard(name)
+                    self._ended(name)
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    name, descriptor = self._new.get_nowait()
+                    names[descriptor] = name
+                    waiting.register(descriptor, select.POLLIN)
+        for descriptor in names:
+            os.close(descriptor)

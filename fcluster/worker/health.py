@@ -1,0 +1,141 @@
+"""What a worker says of itself over HTTP.
+
+Responsible for: whether its main loop and its heartbeats go on, whether all its shards run, and its numbers.
+The worker's main thread publishes what it knows, in one immutable piece; the threads of the port read that.
+Whether the *coordinator* answers isn't a worker's health: one that waits for the next leader does its work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from fcluster.common.health import Pulse, Verdict
+from fcluster.common.ids import ShardId
+from fcluster.common.messages import WorkerStats
+from fcluster.worker.core import Phase, ShardPhase, WorkerCore
+
+STARTING_BOUND_S = 120.0
+HEARTBEAT_SLACK_S = 10.0
+SHARDS_NAMED_MAX = 10
+_NOT_READY = {
+    Phase.JOINING: "joining: it has no session yet",
+    Phase.STARTING: "starting: its producers are being initialised",
+    Phase.DRAINING: "draining: it processes no more",
+    Phase.DRAINED: "drained: it processes no more",
+    Phase.STOPPED: "it ends",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    phase: Phase
+    session: int
+    slot: int
+    term: int
+    connected: bool
+    paused: bool
+    epoch: int
+    shards: tuple[tuple[ShardId, ShardPhase], ...]
+    standbys: tuple[ShardId, ...]
+
+
+class WorkerHealth:
+    """See the module's docstring.
+
+    Args:
+        job: it works on.
+        worker: its name.
+    """
+
+    def __init__(self, job: str, worker: str) -> None:
+        self._job = job
+        self._worker = worker
+        self._loop = Pulse("the main loop", STARTING_BOUND_S)
+        self._heartbeats = Pulse("the thread that sends heartbeats", STARTING_BOUND_S)
+        self._known = _Known(Phase.JOINING, 0, -1, 0, False, False, 0, (), ())
+        self._stats = WorkerStats()
+
+    # --- said by the worker's threads -------------------------------------------------------------------
+
+    def turned(self, bound_s: float) -> None:
+        """The main loop has turned."""
+        self._loop.beat(bound_s)
+
+    def sent_heartbeat(self, interval_s: float) -> None:
+        """The pulse thread has turned."""
+        self._heartbeats.beat(interval_s + HEARTBEAT_SLACK_S)
+
+    def publish(self, core: WorkerCore) -> None:
+        """What the core knows has changed; in the main thread."""
+        self._known = _Known(
+            core.phase,
+            core.session,
+            core.slot,
+            core.term,
+            core.connected,
+            core.paused,
+            core.epoch_seen,
+            tuple((shard, owned.phase) for shard, owned in core.shards.items()),
+            tuple(core.standbys),
+        )
+
+    def note_stats(self, stats: WorkerStats) -> None:
+        """What the last heartbeat told."""
+        self._stats = stats
+
+    # --- asked by the port ------------------------------------------------------------------------------
+
+    def live(self) -> Verdict:
+        trouble = self._loop.trouble() or self._heartbeats.trouble()
+        return Verdict(not trouble, trouble or f"lives: {self._known.phase.value}")
+
+    def ready(self) -> Verdict:
+        known = self._known
+        trouble = self._loop.trouble() or self._heartbeats.trouble()
+        if trouble:
+            return Verdict(False, trouble)
+        if known.phase is not Phase.ACTIVE:
+            return Verdict(False, _NOT_READY[known.phase])
+        # One that is being given back runs elsewhere soon.
+        held = [
+            f"{shard} is {phase.value}"
+            for shard, phase in known.shards
+            if phase not in (ShardPhase.RUNNING, ShardPhase.RELEASING)
+        ]
+        if held:
+            named = ", ".join(held[:SHARDS_NAMED_MAX])
+            text = f"{len(held)} of {len(known.shards)} shards don't run: {named}{self._restore_text()}"
+            return Verdict(False, text)
+        return Verdict(True, f"runs {len(known.shards)} shards as slot {known.slot}")
+
+    def status(self) -> Mapping[str, Any]:
+        known, stats = self._known, self._stats
+        return {
+            "role": "worker",
+            "job": self._job,
+            "worker": self._worker,
+            "slot": known.slot,
+            "session": known.session,
+            "term": known.term,
+            "phase": known.phase.value,
+            "connected": known.connected,
+            "paused": known.paused,
+            "epoch": known.epoch,
+            "shards": [
+                {"stage": shard.stage, "partition": shard.partition, "phase": phase.value}
+                for shard, phase in known.shards
+            ],
+            "standbys": [{"stage": shard.stage, "partition": shard.partition} for shard in known.standbys],
+            "stats": msgspec.to_builtins(stats),
+        }
+
+    def _restore_text(self) -> str:
+        stats = self._stats
+        if not stats.restoring:
+            return ""
+        left = "" if stats.restore_ms_left < 0 else f", {stats.restore_ms_left / 1000:.1f} s left"
+        return f"; restored {stats.restore_bytes} bytes{left}"

@@ -1,0 +1,60 @@
+"""Many keys come back by copying files and replaying the last deltas, and not by replaying every key.
+
+The reduced form of `benchmarks/restore.py`; its speed would say little on a busy host, its structure counts.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.restore import JOB, Plan, Prepared, prepare, restore
+from fcluster.common.snapshot_store import DirectorySnapshotStore
+from fcluster.worker.restore import RestoreProgress
+
+pytestmark = pytest.mark.timeout(240)
+
+KEYS, SHARDS, DELTAS, DELTA_KEYS = 200_000, 4, 5, 300
+
+
+@pytest.fixture
+def plan(kafka: str, topic_prefix: str, tmp_path: Path) -> Plan:
+    return Plan(
+        brokers=kafka,
+        directory=tmp_path,
+        changelog=f"{topic_prefix}changelog",
+        replay_topic="",
+        keys=KEYS,
+        shards=SHARDS,
+        value_bytes=100,
+        deltas=DELTAS,
+        delta_keys=DELTA_KEYS,
+    )
+
+
+@pytest.fixture
+def prepared(plan: Plan) -> list[Prepared]:
+    return prepare(plan)
+
+
+def test_many_keys_come_back_from_snapshots_and_the_deltas_behind_them(
+    plan: Plan, prepared: list[Prepared]
+) -> None:
+    told: list[RestoreProgress] = []
+    restored = restore(plan, prepared, plan.snapshots, told.append, checked=True)
+    assert restored.bases == dict.fromkeys(range(SHARDS), "snapshot")
+    assert restored.progress.shards_done == SHARDS
+    # Only what came after the snapshots was read of the changelog: one record for each of those epochs.
+    assert restored.progress.records == SHARDS * DELTAS
+    assert sum(one.records_before for one in prepared) > 2 * SHARDS
+    # And all of the snapshots, of which it was known beforehand how much there is.
+    snapshot_bytes = sum(size for one in prepared for _, size in one.snapshot_files)
+    assert snapshot_bytes > KEYS * 90
+    assert restored.progress.bytes == snapshot_bytes + sum(one.bytes_behind for one in prepared)
+    assert max(one.snapshot_bytes_left for one in told) > snapshot_bytes / SHARDS
+    assert told[-1].bytes_left == 0
+
+    without = restore(plan, prepared, DirectorySnapshotStore(plan.directory / "none", JOB), checked=True)
+    assert without.bases == dict.fromkeys(range(SHARDS), "nothing")
+    assert without.progress.records == sum(one.records_before + one.records_behind for one in prepared)

@@ -1,0 +1,289 @@
+"""The HTTP port: what it answers, and that nobody who connects can get in the way."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pytest
+
+from fcluster.common import health as port
+from fcluster.common.discovery import Leader
+from fcluster.common.errors import SettingsError
+from fcluster.common.health import HealthServer, Pulse, Verdict, health_port, split_address
+from fcluster.common.ids import ShardId
+from fcluster.common.messages import Assign, Welcome, WorkerStats
+from fcluster.common.positions import CommittedPosition
+from fcluster.coordinator.health import CoordinatorHealth
+from fcluster.worker import core
+from fcluster.worker.health import WorkerHealth
+from tests.harness import wait_until
+
+LOCAL = ("127.0.0.1", 0)
+
+
+class Told:
+    """Says what the test wants it to say."""
+
+    def __init__(self) -> None:
+        self.live_verdict = Verdict(True, "lives")
+        self.ready_verdict = Verdict(False, "restoring")
+        self.document: Mapping[str, Any] | None = {"role": "test"}
+        self.hold = threading.Event()
+        self.hold.set()
+
+    def live(self) -> Verdict:
+        self.hold.wait(10)
+        return self.live_verdict
+
+    def ready(self) -> Verdict:
+        return self.ready_verdict
+
+    def status(self) -> Mapping[str, Any] | None:
+        return self.document
+
+
+@pytest.fixture
+def told() -> Told:
+    return Told()
+
+
+@pytest.fixture
+def server(told: Told) -> Iterator[HealthServer]:
+    server = HealthServer(LOCAL, told)
+    yield server
+    told.hold.set()
+    server.close()
+
+
+def address_of(server: HealthServer) -> tuple[str, int]:
+    return split_address(server.url.removeprefix("http://"))
+
+
+def ask(
+    server: HealthServer, path: str, method: str = "GET", **headers: str
+) -> tuple[int, Mapping[str, str], str]:
+    connection = http.client.HTTPConnection(*address_of(server), timeout=5)
+    try:
+        connection.request(method, path, headers=headers)
+        response = connection.getresponse()
+        return response.status, dict(response.getheaders()), response.read().decode()
+    finally:
+        connection.close()
+
+
+def raw(server: HealthServer, request: bytes) -> bytes:
+    with socket.create_connection(address_of(server), 5) as connection:
+        connection.sendall(request)
+        received = b""
+        while chunk := connection.recv(4096):
+            received += chunk
+        return received
+
+
+def test_probes_get_the_verdict_as_code_and_reason(server: HealthServer, told: Told) -> None:
+    assert ask(server, "/live")[::2] == (200, "lives\n")
+    assert ask(server, "/ready")[::2] == (503, "restoring\n")
+    told.ready_verdict = Verdict(True, "runs")
+    assert ask(server, "/ready?verbose=1")[::2] == (200, "runs\n")
+
+
+def test_status_is_json(server: HealthServer, told: Told) -> None:
+    code, headers, body = ask(server, "/status")
+    assert (code, headers["Content-Type"]) == (200, "application/json")
+    assert json.loads(body) == {"role": "test"}
+    told.document = None
+    assert ask(server, "/status")[0] == 503
+
+
+def test_head_has_the_same_headers_and_no_body(server: HealthServer) -> None:
+    code, headers, body = ask(server, "/status", "HEAD")
+    assert (code, body) == (200, "")
+    assert int(headers["Content-Length"]) > 0
+
+
+def test_nothing_else_is_answered(server: HealthServer) -> None:
+    code, _, body = ask(server, "/etc/passwd")
+    assert code == 404
+    assert "/status" in body
+    for method in ("POST", "PUT", "DELETE", "PATCH", "OPTIONS"):
+        code, headers, _ = ask(server, "/live", method)
+        assert (code, headers["Allow"]) == (405, "GET, HEAD")
+    assert ask(server, "/live", "GET", **{"Content-Length": "5"})[0] == 413
+    assert b" 400 " in raw(server, b"GET /live HTTP/9.9.9\r\n\r\n")
+
+
+def test_answers_tell_no_versions(server: HealthServer) -> None:
+    assert ask(server, "/live")[1]["Server"].strip() == "fcluster"
+
+
+def test_request_that_is_too_large_is_refused(server: HealthServer) -> None:
+    headers = b"".join(b"X-%d: %s\r\n" % (number, b"x" * 500) for number in range(40))
+    answer = raw(server, b"GET /live HTTP/1.0\r\n" + headers[: 2 * port.REQUEST_BYTES_MAX])
+    assert answer.split(b" ")[1] in (b"431", b"400")
+    line = raw(server, b"GET /" + b"x" * (port.REQUEST_BYTES_MAX + 10))
+    assert line.split(b" ")[1:2] != [b"200"]
+    assert ask(server, "/live")[0] == 200
+
+
+def test_crowd_is_sent_away_and_probes_are_answered_when_it_has_gone(
+    server: HealthServer, told: Told
+) -> None:
+    told.hold.clear()
+    crowd = [socket.create_connection(address_of(server), 5) for _ in range(port.CONNECTIONS_MAX)]
+    for connection in crowd:
+        connection.sendall(b"GET /live HTTP/1.0\r\n\r\n")
+    wait_until(lambda: _answering() == port.CONNECTIONS_MAX, "all are being answered", 5)
+    with pytest.raises((ConnectionError, http.client.HTTPException)):
+        ask(server, "/live")
+    assert _answering() == port.CONNECTIONS_MAX, "there is a thread for each of so many, and for no more"
+    told.hold.set()
+    for connection in crowd:
+        connection.close()
+    wait_until(lambda: _answering() == 0, "all are answered", 5)
+    assert ask(server, "/live")[0] == 200
+
+
+def _answering() -> int:
+    return sum(thread.name == "http-answer" for thread in threading.enumerate())
+
+
+def test_connection_that_dawdles_is_closed(server: HealthServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(port, "CONNECTION_S_MAX", 1.0)
+    with socket.create_connection(address_of(server), 5) as connection:
+        connection.settimeout(10)
+        began_s = time.monotonic()
+        with pytest.raises((BrokenPipeError, ConnectionResetError)):  # noqa: PT012
+            while time.monotonic() - began_s < 8:
+                connection.sendall(b"X")  # a byte now and then never runs into the time-out for reading
+                time.sleep(0.1)
+        assert time.monotonic() - began_s < 5
+    wait_until(lambda: _answering() == 0, "its thread has ended", 5)
+
+
+def test_connection_that_says_nothing_is_closed(server: HealthServer) -> None:
+    with socket.create_connection(address_of(server), 5) as connection:
+        connection.settimeout(10)
+        assert connection.recv(1) == b""
+
+
+def test_port_is_none_unless_asked_for_and_a_taken_one_is_named(told: Told) -> None:
+    with health_port("", told) as none:
+        assert none is None
+    with health_port("127.0.0.1:0", told) as server:
+        assert server is not None
+        taken = server.url.removeprefix("http://")
+        with pytest.raises(SettingsError, match="http"), health_port(taken, told):
+            pass
+    with health_port(taken, told):
+        pass  # it was let go of
+
+
+@pytest.mark.parametrize("bind", ["", "8080", "host", "host:", "host:x", "host:70000", "::1:80", "host:-1"])
+def test_bad_address_is_refused(bind: str) -> None:
+    with pytest.raises(ValueError, match=r"host:port|port 70000"):
+        split_address(bind)
+
+
+def test_pulse_tells_who_stopped_and_since_when() -> None:
+    pulse = Pulse("the loop", 60)
+    assert not pulse.trouble()
+    pulse.beat(0.01)
+    wait_until(lambda: "the loop has not turned for" in pulse.trouble(), "the pulse is missed", 5)
+    pulse.beat(60)
+    assert not pulse.trouble()
+
+
+# --- coordinator --------------------------------------------------------------------------------------
+
+LEADER = Leader("tcp://127.0.0.1:7000", 3, "host", 42, "run")
+
+
+def test_coordinator_is_ready_as_leader_and_as_standby_and_says_which() -> None:
+    health = CoordinatorHealth("job")
+    assert not health.ready().ok
+    health.looks_for_leader()
+    assert not health.ready().ok
+    health.stands_by(LEADER)
+    assert health.ready() == Verdict(True, "stands by: process 42 on host leads job job in term 3")
+    assert health.status() == {
+        "role": "standby",
+        "job": "job",
+        "leader": {"address": LEADER.address, "term": 3, "host": "host", "pid": 42},
+    }
+    health.looks_for_leader()
+    assert not health.ready().ok, "the one it knew is gone"
+    health.takes_over()
+    assert not health.ready().ok
+    health.leads(LEADER, lambda: {"epoch": 5})
+    assert health.ready() == Verdict(True, "leads job job in term 3")
+    assert health.status() == {"role": "leader", "epoch": 5}
+    assert health.live().ok
+
+
+def test_coordinator_whose_loop_stops_is_neither_live_nor_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fcluster.coordinator.health.LOOP_BOUND_S", 0.02)
+    health = CoordinatorHealth("job")
+    health.leads(LEADER, dict)
+    wait_until(lambda: not health.live().ok, "the loop is missed", 5)
+    assert not health.ready().ok
+    assert "main loop" in health.live().text
+    health.turned()
+    assert health.live().ok
+
+
+# --- worker -------------------------------------------------------------------------------------------
+
+A, B = ShardId("in", 0), ShardId("in", 1)
+
+
+def test_worker_is_ready_when_all_its_shards_run() -> None:
+    identity = core.Identity("w", "host", 1, -1, "topology", "store", "1")
+    worker = core.WorkerCore(identity, core.Bounds(1000, 30_000, 1_000_000), 0)
+    health = WorkerHealth("job", "w")
+
+    def happens(*events: core.Event) -> None:
+        for event in events:
+            worker.handle(event, 0)
+            health.publish(worker)
+
+    def why_not() -> str:
+        verdict = health.ready()
+        return "" if verdict.ok else verdict.text
+
+    assert "no session" in why_not()
+    happens(core.Connected(), core.MessageReceived(Welcome(1, 7, 0, 0, adopted=False)))
+    assert "producers" in why_not()
+    happens(core.ProducersOpened(7))
+    assert not why_not(), "it has no shards, which is nothing to wait for"
+    happens(core.MessageReceived(Assign(1, 7, [A, B], 1)))
+    health.note_stats(WorkerStats(restoring=2, restore_bytes=1234, restore_ms_left=5600))
+    assert "2 of 2 shards" in why_not()
+    assert "1234 bytes, 5.6 s left" in why_not()
+    position = CommittedPosition(0, 0, 0, "topology")
+    happens(core.ShardRestored(7, A, position))
+    assert "in/1 is restoring" in why_not()
+    happens(core.ShardRestored(7, B, position))
+    assert not why_not()
+    status = health.status()
+    assert status["session"] == 7
+    assert [shard["phase"] for shard in status["shards"]] == ["running", "running"]
+    happens(core.StopRecordReached(7, A, 3, "not JSON"))
+    assert "in/0 is blocked" in why_not()
+    assert health.live().ok
+
+
+def test_worker_whose_loop_or_heartbeats_stop_is_not_live() -> None:
+    health = WorkerHealth("job", "w")
+    assert health.live().ok
+    health.turned(0.01)
+    wait_until(lambda: "main loop" in health.live().text, "the loop is missed", 5)
+    health.turned(60)
+    assert health.live().ok
+    health.sent_heartbeat(-100)
+    assert "heartbeats" in health.live().text

@@ -1,0 +1,61 @@
+"""What producers raise, and that it ends in a replay, never in the worker's end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from confluent_kafka import KafkaError, KafkaException
+
+from fcluster.worker.transactions import TransactionalWriter, TransactionLostError, flush
+
+FENCED = KafkaException(KafkaError(KafkaError._FENCED, "old epoch", fatal=True))
+
+
+class FailingProducer:
+    """Raises in each call that serves callbacks."""
+
+    def __init__(self, fail: Callable[[], None]) -> None:
+        self._fail = fail
+
+    def __len__(self) -> int:
+        return 1
+
+    def poll(self, _timeout_s: float) -> int:
+        self._fail()
+        return 0
+
+    def flush(self, _timeout_s: float) -> int:
+        self._fail()
+        return 0
+
+
+def plainly() -> None:
+    raise FENCED
+
+
+def with_a_callback_on_top() -> None:
+    """As the client does if a log line is due in the call in which a fatal error was found."""
+    try:
+        raise FENCED
+    except KafkaException as error:
+        raise SystemError("<class 'logging.LogRecord'> returned a result with an exception set") from error
+
+
+@pytest.mark.parametrize("fail", [plainly, with_a_callback_on_top])
+def test_fatal_error_of_a_producer_is_a_lost_transaction_wherever_it_shows(fail: Callable[[], None]) -> None:
+    producer = FailingProducer(fail)
+    with pytest.raises(TransactionLostError, match=r"flushing: .*_FENCED"):
+        flush(producer)  # type: ignore[arg-type]
+    writer = TransactionalWriter.__new__(TransactionalWriter)
+    writer._producers, writer._turn = [producer], 0  # type: ignore[list-item]
+    with pytest.raises(TransactionLostError, match="_FENCED"):
+        writer.serve()
+
+
+def test_system_error_of_another_kind_stays_one() -> None:
+    def fail() -> None:
+        raise SystemError("something else")
+
+    with pytest.raises(SystemError):
+        flush(FailingProducer(fail))  # type: ignore[arg-type]
