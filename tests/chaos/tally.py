@@ -28,6 +28,7 @@ WORKER_SLOWED = "worker ten times slower"
 FRAMES = "hostile frames"
 RESCALED = "rescaled under load"
 KILLED_IN_MOVE = "killed amid a move"
+RESTARTED = "restarted in good order"
 
 KINDS = (
     WORKER_KILLED,
@@ -47,6 +48,7 @@ KINDS = (
     FRAMES,
     RESCALED,
     KILLED_IN_MOVE,
+    RESTARTED,
 )
 
 
