@@ -22,12 +22,15 @@ DESCRIPTORS_SLACK = 16
 """Descriptors that may come and go: connections to brokers that are opened when they are first needed."""
 _STORE_FILE = re.compile(r".*/state/[^/]+/slot-\d+/(?P<stage>[^/]+)/(?P<partition>\d+)/db/")
 
+_LOST_SESSION = re.compile("joining anew|replaying from the committed offsets")
+
 
 class Descriptors:
     """Whether the processes of a cluster give back what they open.
 
     Those that have survived everything hold no more descriptors than before, files of RocksDB left out, which
-    come and go; and no worker has a file open of a store that is neither of its shards nor a warm copy.
+    come and go; and no worker has a file open of a store that is neither of its shards nor a warm copy. One that
+    lost a session may: it keeps the stores of that session open, for the case that it gets them back.
     """
 
     def __init__(self, cluster: ChaosCluster) -> None:
@@ -58,7 +61,7 @@ class Descriptors:
             count = len(_countable(targets))
             if before is not None and count > before + DESCRIPTORS_SLACK:
                 found[name] = (before, count)
-            if name in held:
+            if name in held and not _LOST_SESSION.search(self._cluster.log(name, 10**6)):
                 strange = {store for store in map(_store_of, targets) if store} - held[name]
                 if strange:
                     found[name] = sorted(strange)

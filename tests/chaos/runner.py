@@ -153,6 +153,7 @@ class Chaos:
             self._read_between()
             self.await_flow()
             self.await_shards()
+            self.await_copies()
         except BaseException:
             print(self.cluster.logs())
             self._close()
@@ -219,6 +220,20 @@ class Chaos:
             lambda: self.cluster.shards_running(wanted), f"{wanted} workers run all shards", timeout_s, 0.1
         )
 
+    def await_copies(self, timeout_s: float = RECOVERY_S) -> None:
+        """Wait until each shard has its warm copies."""
+
+        def warm() -> bool:
+            status = self.cluster.status()
+            shards = status["shards"] if status is not None else []
+            copies = [shard["standbys"] for shard in shards if shard["stage"] == self.stage]
+            return bool(copies) and all(
+                len(found) >= self.replicas and all(copy["lag"] >= 0 for copy in found) for found in copies
+            )
+
+        if self.replicas and self.workers > self.replicas:
+            wait_until(warm, f"{self.replicas} warm copies of each shard", timeout_s, 0.2)
+
     # --- faults ------------------------------------------------------------------------------------------
 
     def note(self, kind: str, what: str, time_ns: int | None = None, *, shown: str = "") -> Fault:
@@ -254,9 +269,9 @@ class Chaos:
 
     def kill(self, process: str, what: str = "") -> None:
         """`kill -9` at once, and note it."""
-        began_ns = time.time_ns()
+        shown, began_ns = self.open_epoch(), time.time_ns()
         self.cluster.kill(process)
-        self.note(tally.WORKER_KILLED, what or f"kill -9 {process}", began_ns)
+        self.note(tally.WORKER_KILLED, what or f"kill -9 {process}", began_ns, shown=shown)
 
     def start(self, process: str) -> None:
         """Start a process that has died."""

@@ -94,6 +94,9 @@ class FakeCluster:
     def open_files(self) -> dict[str, list[str]]:
         return {"worker-0": self.targets}
 
+    def log(self, name: str, lines: int) -> str:
+        return "joined as slot 0"
+
     def status(self) -> dict[str, Any]:
         shard = {"stage": "in", "partition": 1, "slot": 0, "moving_to": -1, "standbys": []}
         return {"workers": [{"slot": 0}], "shards": [shard]}
