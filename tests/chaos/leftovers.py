@@ -29,8 +29,8 @@ class Descriptors:
     """Whether the processes of a cluster give back what they open.
 
     Those that have survived everything hold no more descriptors than before, files of RocksDB left out, which
-    come and go; and no worker has a file open of a store that is neither of its shards nor a warm copy. One that
-    lost a session may: it keeps the stores of that session open, for the case that it gets them back.
+    come and go; and no worker has a file open of a store that is neither of its shards nor a warm copy. One
+    that lost a session may: it keeps the stores of that session open, for the case that it gets them back.
     """
 
     def __init__(self, cluster: ChaosCluster) -> None:
