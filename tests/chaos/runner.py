@@ -60,7 +60,7 @@ SETTINGS: Mapping[str, object] = {
     "session.timeout.ms": 1000,
     "heartbeat.interval.ms": 200,
     # An epoch is open all the time; more of them a second would only be more work for two cores.
-    "commit.interval.min.ms": 40,
+    "commit.interval.min.ms": 80,
     "commit.interval.max.ms": 200,
     "checkpoint.timeout.ms": 5000,
     "initial.rebalance.delay.ms": 500,
