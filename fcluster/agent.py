@@ -175,18 +175,21 @@ class AgentLink:
         except MalformedMessage as error:
             self._trouble(f"dropped a malformed frame: {error}")
             return
+        if self._orders.is_stale(message.term):
+            self._seeker.misled()
+            return
+        self._seeker.heard()
         match message:
             case messages.AgentOrder():
                 self._on_order(message)
-            case messages.Shutdown() if not self._orders.is_stale(message.term):
+            case messages.Shutdown():
                 self._on_end(message.failed, message.reason)
-            case messages.Refused() if not self._orders.is_stale(message.term):
+            case messages.Refused():
                 self._trouble(f"refused by the coordinator: {message.reason}")
             case _:
                 pass
 
     def _on_order(self, order: messages.AgentOrder) -> None:
-        self._seeker.heard()
         target = self._orders.take(order)
         if target is not None:
             self._resize(target)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from fcluster.common.topology import Isolation
     from fcluster.launch import Connection
 
+EXIT_MISTAKE = 1
 EXIT_JOB_FAILED = 3
 EXIT_BUG = 70
 EXIT_TEMPORARY = 75
@@ -798,6 +799,10 @@ def worker(
     job, settings = load(target, options.flags, options.config, os.environ)
     from fcluster.worker.server import run_worker
 
-    context.exit(
-        run_worker(job, settings, slot=slot, coordinator_address=address or settings.coordinator_address)
-    )
+    address = address or settings.coordinator_address
+    code = run_worker(job, settings, slot=slot, coordinator_address=address)
+    if code == EXIT_MISTAKE:
+        from fcluster.launch import worker_failure
+
+        report(*worker_failure())
+    context.exit(code)

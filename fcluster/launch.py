@@ -99,6 +99,13 @@ def job_failure() -> tuple[str, str]:
     )
 
 
+def worker_failure() -> tuple[str, str]:
+    """Why this worker can't go on, as it logged it last, and what to do about it."""
+    logged = _log_handler.last_error if _log_handler is not None else ""
+    reason, remedy = cause_and_remedy(logged.removeprefix("leaving: "))
+    return reason or "the worker can't go on", remedy
+
+
 def load(
     target: str, flags: Mapping[str, str], config: Path | None, env: Mapping[str, str]
 ) -> tuple[Job, Settings]:

@@ -137,6 +137,7 @@ class _Member:
         number: of a worker; -1: it is none.
         slot: that the worker has, as far as is known.
         retiring: it was asked to end, and isn't wanted any more; killed at `kill_at_s` if it doesn't end.
+        hopeless: it failed so often in a row that it won't recover by itself.
     """
 
     spec: ProcessSpec
@@ -151,6 +152,7 @@ class _Member:
         default_factory=lambda: RestartBackoff(first_ms=100, healthy_after_ms=int(LIFE_S_GOOD * 1000))
     )
     failures_in_a_row: int = 0
+    hopeless: bool = False
     restart_at_s: float | None = None
     lines: deque[str] = field(default_factory=lambda: deque(maxlen=LINES_REMEMBERED))
 
@@ -318,13 +320,14 @@ class Keeper:
     def _died(self, member: _Member, code: int) -> Outcome | None:
         life_s = time.monotonic() - member.started_s
         if life_s >= LIFE_S_GOOD:
-            member.failures_in_a_row = 0
+            member.failures_in_a_row, member.hopeless = 0, False
         delay_s = member.backoff.delay_ms(life_s * 1000) / 1000
         if code > 0 and code != EXIT_TEMPORARY:
             member.failures_in_a_row += 1
             # What a person has to repair shows at the first start; later it may be the rest of an accident.
             failures_max = 1 if code == EXIT_MISTAKE and member.starts == 1 else FAILURES_IN_A_ROW_MAX
-            if member.failures_in_a_row >= failures_max and self._gives_up():
+            member.hopeless = member.hopeless or member.failures_in_a_row >= failures_max
+            if member.hopeless and self._gives_up():
                 return self._failure(member, f"{member.spec.name} {death_of(code)}")
         if self._draining_since_s is not None:
             delay_s = min(delay_s, 0.5)
@@ -663,7 +666,10 @@ class Crew(Keeper):
 
     def _gives_up(self) -> bool:
         """What is wrong with one worker alone is no reason to let the others go."""
-        return not any(m.child is not None for m in self._members.values())
+        now_s = time.monotonic()
+        return all(
+            m.hopeless and (m.child is None or now_s - m.started_s < LIFE_S_GOOD) for m in self._staying()
+        )
 
     def _begin_drain(self) -> None:
         self._say("leaving: shards move to other workers if there are some, then all ends (again to kill)")

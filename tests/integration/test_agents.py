@@ -21,7 +21,7 @@ from fcluster.common.settings import resolve
 from tests.harness import process_state, wait_until
 from tests.integration.test_up import User, assert_counted
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(240)
 HOST = socket.gethostname()
 QUICK = ("--set", "initial.rebalance.delay.ms=300", "--set", "session.timeout.ms=2000")
 RECORDS = 400
@@ -35,7 +35,7 @@ class Site(User):
         self.brokers = brokers
         self.job = f"{prefix}job"
         self.records = 0
-        self.common = ("--brokers", brokers, *QUICK)
+        self.common = ("--brokers", brokers, "--snapshots", "snapshots", *QUICK)
         self.put_in("--partitions", "6")
 
     def put_in(self, *more: str) -> None:
@@ -48,10 +48,8 @@ class Site(User):
         )
 
     def agent(self, name: str, workers: int) -> subprocess.Popen[bytes]:
-        return self.popen(
-            "worker", "job.py", "--workers", str(workers), "--data-dir", name, "--snapshots", "snapshots",
-            *self.common, output=f"{name}.log",
-        )  # fmt: skip
+        arguments = ("worker", "job.py", "--workers", str(workers), "--data-dir", name, *self.common)
+        return self.popen(*arguments, output=f"{name}.log")
 
     def command(self, *command: str, code: int = 0) -> str:
         return self.run(*command, "--brokers", self.brokers, "--job", self.job, code=code)
@@ -60,12 +58,13 @@ class Site(User):
         try:
             with self.admin() as client:
                 return client.status(1000)
-        except (FclusterError, AttributeError):
+        except FclusterError:
             return {}
 
     def admin(self) -> AdminClient:
         leader = find_leader(resolve({}, None, {}, {"brokers": self.brokers}), self.job)
-        assert leader is not None
+        if leader is None:
+            raise FclusterError("nobody leads")
         return AdminClient(leader.address)
 
     def wait_for(self, condition: Callable[[dict[str, Any]], Any], what: str) -> dict[str, Any]:
@@ -73,7 +72,7 @@ class Site(User):
             status = self.status()
             return status if status and condition(status) else {}
 
-        return wait_until(so, what, 30, 0.1)
+        return wait_until(so, what, 60, 0.1)
 
     def wait_settled(self, workers: int) -> dict[str, Any]:
         """Until so many workers run all shards."""
@@ -143,6 +142,7 @@ def test_scale_spreads_over_agents_and_down_again_and_loses_nothing(site: Site) 
 
 def test_scale_says_what_it_can_not_do(site: Site) -> None:
     site.coordinator()
+    site.wait_for(bool, "a coordinator")
     assert "there is no agent that could start or end workers" in site.command("scale", "3", code=1)
     first, _second = site.agent("a", 1), site.agent("b", 1)
     site.wait_settled(2)
@@ -216,7 +216,7 @@ def test_agent_that_is_asked_to_leave_ends_when_its_workers_have_left(site: Site
     leaving, staying = site.agent("a", 1), site.agent("b", 1)
     site.wait_settled(2)
     leaving.terminate()
-    assert leaving.wait(30) == 0
+    assert leaving.wait(60) == 0
     status = site.wait_settled(1)
     assert running(status) == {staying.pid: 1}
     assert status["counters"]["leaves"] == 1
@@ -246,8 +246,8 @@ def test_agent_ends_with_its_job(site: Site) -> None:
     site.wait_settled(2)
     with site.admin() as client:
         client.stop()
-    assert coordinator.wait(30) == 0
-    assert agent.wait(30) == 0, site.log("a")
+    assert coordinator.wait(60) == 0
+    assert agent.wait(60) == 0, site.log("a")
     site.assert_exact()
 
 
@@ -257,7 +257,25 @@ def test_agent_fails_with_its_job(site: Site) -> None:
     coordinator = site.coordinator()
     agent = site.agent("a", 2)
     assert coordinator.wait(60) == 3
-    assert agent.wait(30) == 3, site.log("a")
+    assert agent.wait(60) == 3, site.log("a")
+
+
+def test_agent_whose_workers_are_all_refused_says_why(site: Site) -> None:
+    site.coordinator()
+    site.wait_for(bool, "a coordinator")
+    agent = site.popen(
+        "worker",
+        "job.py",
+        "--workers",
+        "2",
+        "--brokers",
+        site.brokers,
+        "--snapshots",
+        "others",
+        output="a.log",
+    )
+    assert agent.wait(60) == 1
+    assert "error: refused by the coordinator: the worker's snapshot store" in site.log("a").splitlines()[-2]
 
 
 def test_up_is_an_agent(site: Site) -> None:

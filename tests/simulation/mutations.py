@@ -20,7 +20,7 @@ from fcluster.common.ids import ShardId, transactional_ids
 from fcluster.common.positions import CommittedPosition
 from fcluster.coordinator import events
 from fcluster.coordinator.core import Coordinator
-from fcluster.coordinator.model import Session, Terms
+from fcluster.coordinator.model import Session, Shard, Terms
 from fcluster.worker import core
 from fcluster.worker.manifest import Manifest, same_changelog
 from fcluster.worker.restore_plan import RestoreRequest
@@ -396,6 +396,18 @@ class ReleasesInRestore(SimWorker):
     core_class = _ReleasesInRestore
 
 
+class _MovesAtOnce(Coordinator):
+    def _begin_move(self, shard: Shard, slot: int, leaving: list[Shard]) -> None:
+        shard.target = slot
+        leaving.append(shard)
+
+
+class MovesAtOnce(SimCoordinator):
+    """Warms nothing, and asks for shards that are just being restored. Workers bear that."""
+
+    core_class = _MovesAtOnce
+
+
 class _LeavesInHaste(core.WorkerCore):
     def _begin_to_leave(self) -> None:
         self.leaving = True
@@ -539,7 +551,15 @@ MUTATIONS = [
     Mutation("layers kept over a reset", 19, "the outputs should be", KeepsLayers),
     Mutation("changelog truncated past an unverified snapshot", 16, "can't be restored", TruncatesUnverified),
     Mutation("goodbye before the last commit", 61, "which was given back", LeavesInHaste),
-    Mutation("a shard given back in its restore", 1110, "is closed", ReleasesInRestore),
+    # The coordinator waits for the end of a restore; a new one doesn't know of it, but that is rare.
+    Mutation(
+        "a shard given back in its restore",
+        1110,
+        "is closed",
+        ReleasesInRestore,
+        MovesAtOnce,
+        parts=(Mutation("moves at once", 0, "", coordinator_class=MovesAtOnce),),
+    ),
     Mutation("an order obeyed twice", 480, "owns", ObeysTwice),
     Mutation("copies begun before a former session's writes", 231, "a store of", CopiesBeforeWriting),
     Mutation("snapshots of a successor pruned", 763, "can't be restored", PrunesSuccessors),

@@ -468,6 +468,13 @@ def test_agent_goes_on_while_any_of_its_workers_does(agent: Agents) -> None:
     assert not agent.child("worker-1").terminated
 
 
+def test_agent_gives_up_when_all_workers_fail_though_never_at_the_same_time(agent: Agents) -> None:
+    agent.child("worker-0").end(EXIT_MISTAKE)
+    agent.child("worker-0", 2)
+    agent.child("worker-1").end(EXIT_MISTAKE)
+    assert agent.outcome().reason == "worker-1 ended with an error (exit code 1)"
+
+
 def test_agent_gives_up_when_no_worker_can_be_started(agent: Agents) -> None:
     for name in ("worker-0", "worker-1"):
         agent.child(name).on_line("error: the job can't be loaded")
