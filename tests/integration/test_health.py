@@ -53,7 +53,7 @@ class Probed:
         """Of the process's newest port."""
 
         def announced() -> str:
-            found = re.findall(r"status at (http://\S+)", self.cluster.log(name, 100_000))
+            found = re.findall(r"health at (http://\S+)", self.cluster.log(name, 100_000))
             return found[-1] if found else ""
 
         return wait_until(announced, f"{name} announces its port")

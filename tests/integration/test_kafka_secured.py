@@ -18,7 +18,7 @@ from confluent_kafka import Producer
 from confluent_kafka.admin import AclOperation, NewTopic, ResourceType
 
 from fcluster.common.settings import REDACTED
-from tests.checker.reading import READ_UNCOMMITTED, read_topic
+from tests.checker.reading import READ_COMMITTED, READ_UNCOMMITTED, read_topic
 from tests.harness import REPOSITORY, Up, wait_until
 from tests.secured_kafka import Rule, SecuredKafka
 
@@ -84,9 +84,8 @@ class SecuredJob:
         self.broker.allow(user, [rule for rule in rules if rule[0] is not but])
 
     def outputs(self) -> int:
-        return sum(
-            map(len, read_topic(self.broker.admin_servers, self.output, mode="read_committed").values())
-        )
+        records = read_topic(self.broker.admin_servers, self.output, READ_COMMITTED, whole)
+        return sum(map(len, records.values()))
 
 
 @pytest.fixture
