@@ -554,7 +554,7 @@ MUTATIONS = [
     # The coordinator waits for the end of a restore; a new one doesn't know of it, but that is rare.
     Mutation(
         "a shard given back in its restore",
-        1110,
+        483,
         "is closed",
         ReleasesInRestore,
         MovesAtOnce,
