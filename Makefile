@@ -44,12 +44,18 @@ format: setup ## let ruff correct what it can
 	$(BIN)/ruff format .
 
 .PHONY: test
-test: lint ## set up, lint, then all tests but chaos
-	$(PYTEST) tests/unit tests/simulation tests/integration
+test: lint ## set up, lint, then all tests; of the faults under load a short dose
+	$(PYTEST) --durations=10 tests/unit tests/simulation tests/integration tests/chaos
 
 .PHONY: chaos
-chaos: setup ## faults under load on real processes and a real Kafka, each checked; needs root for some
-	$(PYTEST) tests/chaos
+chaos: setup ## the long dose of faults under load, on real processes and a real Kafka; root for some
+	FCLUSTER_TEST_LONG=1 $(PYTEST) --durations=0 tests/chaos
+
+MINUTES ?= 30
+
+.PHONY: soak
+soak: setup ## a random mixture of all faults for a time: make soak MINUTES=30, SEED=... the same again
+	$(BIN)/python -m tests.chaos.soak --minutes $(MINUTES) $(if $(filter command line environment,$(origin SEED)),--seed $(SEED))
 
 .PHONY: unit
 unit: setup ## the unit tests only: no Java, no broker

@@ -390,8 +390,8 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def memory_bytes(pid: int, field: str = "VmRSS") -> int:
-    """Resident memory of a process: `VmRSS` now, `VmHWM` at its peak."""
+def memory_bytes(pid: int | str, field: str = "VmRSS") -> int:
+    """Resident memory of a process (`self`: of this one): `VmRSS` now, `VmHWM` at its peak."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) * 1024

@@ -21,6 +21,7 @@ from typing import IO
 COPY_BYTES = 1024 * 1024
 """Copied or hashed at a time: large enough that the interpreter is rarely needed."""
 
+_NOT_PLAIN = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO, errno.ENODEV})
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,255}")
 
 
@@ -124,12 +125,15 @@ def open_plain(directory: int, name: str) -> IO[bytes]:
 
     Raises:
         NotPlainFileError: it is missing, or something else.
+        OSError: what there is can't be told: that may pass.
     """
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
     try:
         descriptor = os.open(name, flags, dir_fd=directory)
     except OSError as error:
-        raise NotPlainFileError(f"{name} can't be opened: {error.strerror}") from error
+        if error.errno in _NOT_PLAIN:
+            raise NotPlainFileError(f"{name} can't be opened: {error.strerror}") from error
+        raise
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise NotPlainFileError(f"{name} is no plain file")

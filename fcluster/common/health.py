@@ -24,6 +24,7 @@ from typing import Any, BinaryIO, Final, Protocol, cast
 import msgspec
 
 from fcluster.common.errors import SettingsError
+from fcluster.common.security import is_loopback
 
 _log = logging.getLogger("fcluster")
 
@@ -92,13 +93,14 @@ class HealthServer:
     Args:
         address: to listen at: host and port, 0 chooses a free one.
         health: answers.
+        status_told: whether `/status` is answered. It says what an admin's key is needed for elsewhere.
 
     Raises:
         OSError: nobody can listen there.
     """
 
-    def __init__(self, address: tuple[str, int], health: Health) -> None:
-        self._server = _Server(address, health)
+    def __init__(self, address: tuple[str, int], health: Health, *, status_told: bool = True) -> None:
+        self._server = _Server(address, health, status_told)
         self._thread = threading.Thread(
             target=self._server.serve_forever, kwargs={"poll_interval": SWEEP_S}, name="http", daemon=True
         )
@@ -118,8 +120,10 @@ class HealthServer:
 
 
 @contextlib.contextmanager
-def health_port(bind: str, health: Health) -> Generator[HealthServer | None]:
+def health_port(bind: str, health: Health, *, insecure: bool = False) -> Generator[HealthServer | None]:
     """The port that the setting `http.bind` asks for, while the block runs; none if it is empty.
+
+    Beyond loopback it answers probes alone, unless the network is trusted (`insecure`).
 
     Raises:
         SettingsError: nobody can listen there.
@@ -128,13 +132,14 @@ def health_port(bind: str, health: Health) -> Generator[HealthServer | None]:
         yield None
         return
     try:
-        server = HealthServer(split_address(bind), health)
+        told = insecure or is_loopback(f"http://{bind}")
+        server = HealthServer(split_address(bind), health, status_told=told)
     except (OSError, ValueError) as error:
         raise SettingsError(
             f"The HTTP port {bind} can't be opened: {error}.",
             remedy="Choose a free address in the setting http.bind; port 0 takes any free one, and the log says which.",
         ) from error
-    _log.info("health and status at %s (/live, /ready, /status)", server.url)
+    _log.info("health at %s (/live, /ready%s)", server.url, ", /status" if told else "")
     try:
         yield server
     finally:
@@ -166,8 +171,9 @@ class _Server(HTTPServer):
 
     request_queue_size = 16
 
-    def __init__(self, address: tuple[str, int], health: Health) -> None:
+    def __init__(self, address: tuple[str, int], health: Health, status_told: bool) -> None:
         self.health = health
+        self.status_told = status_told
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         self._permits = threading.BoundedSemaphore(CONNECTIONS_MAX)
         self._lock = threading.Lock()
@@ -267,7 +273,11 @@ class _Handler(BaseHTTPRequestHandler):
     def answer_verdict(self, verdict: Verdict) -> None:
         self._answer(200 if verdict.ok else 503, verdict.text)
 
-    def answer_document(self, document: Mapping[str, Any] | None) -> None:
+    def answer_document(self, ask: Callable[[], Mapping[str, Any] | None]) -> None:
+        if not cast("_Server", self.server).status_told:
+            self._answer(403, "the status is told over loopback only: ask with `fcluster status` and an admin's key")
+            return
+        document = ask()
         if document is None:
             self._answer(503, "the status can't be told just now")
         else:
@@ -297,5 +307,5 @@ class _Handler(BaseHTTPRequestHandler):
 _PAGES: Final[Mapping[str, Callable[[_Handler, Health], None]]] = {
     "/live": lambda handler, health: handler.answer_verdict(health.live()),
     "/ready": lambda handler, health: handler.answer_verdict(health.ready()),
-    "/status": lambda handler, health: handler.answer_document(health.status()),
+    "/status": lambda handler, health: handler.answer_document(health.status),
 }

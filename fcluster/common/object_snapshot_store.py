@@ -63,6 +63,7 @@ _LISTED_AT_ONCE: Final = 1000
 _MARKER_LASTS_S: Final = 900.0
 """How long a file needs no new marker. Far below the time for which unreferenced files stay."""
 _MARKERS_NOTED_MAX: Final = 10_000
+_VERIFIED_NOTED_MAX: Final = 20_000
 _REASON_CHARACTERS_MAX: Final = 500
 
 _RETRIES: Final[RetryConfig] = {
@@ -168,6 +169,8 @@ class ObjectSnapshotStore:
         self._url = url
         self._job = checked_name(job)
         self._useful_until_s: dict[str, float] = {}
+        self._opened: dict[str, _Content] = {}
+        self._verified: dict[str, _Content] = {}
         self._identity = self._read_or_make_identity()
 
     def identity(self) -> str:
@@ -193,7 +196,25 @@ class ObjectSnapshotStore:
         found = self._head(path)
         if found is None:
             raise NotPlainFileError(f"{file_hash} is not in {self._url}")
+        _remember(self._opened, path, (found["e_tag"] or "", found["size"]))
         return io.BufferedReader(_RangeReader(self, path, found["size"]), _READ_BYTES)
+
+    def note_verified(self, shard: ShardId, file_hash: str) -> None:
+        path = self._path(shard, "files", checked_hash(file_hash))
+        content = self._opened.pop(path, None)
+        if content is not None and content[0]:
+            _remember(self._verified, path, content)
+
+    def is_verified(self, shard: ShardId, file_hash: str, size_bytes: int) -> bool:
+        path = self._path(shard, "files", checked_hash(file_hash))
+        noted = self._verified.get(path)
+        if noted is None or noted[1] != size_bytes:
+            return False
+        found = self._head(path)
+        if found is not None and (found["e_tag"] or "", found["size"]) == noted:
+            return True
+        self._verified.pop(path, None)
+        return False
 
     def put_manifest(self, shard: ShardId, name: str, content: bytes) -> None:
         self._put(self._path(shard, "manifests", checked_manifest_name(name)), content)
@@ -361,6 +382,17 @@ class _RangeReader(io.RawIOBase):
         self._position += len(content)
         self._left_bytes -= len(content)
         return len(content)
+
+
+_Content = tuple[str, int]
+"""What the store says of an object's content: its e_tag, which another content would not have, and its size."""
+
+
+def _remember(noted: dict[str, _Content], path: str, content: _Content) -> None:
+    noted.pop(path, None)
+    noted[path] = content
+    while len(noted) > _VERIFIED_NOTED_MAX:
+        noted.pop(next(iter(noted)), None)
 
 
 def _first_line(error: Exception) -> str:

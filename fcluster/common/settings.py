@@ -188,6 +188,8 @@ class Settings:
         checkpoint_timeout_ms: a worker silent in an epoch for longer is evicted.
         checkpoint_straggler_ms: an epoch doesn't wait longer for the last of its workers.
         snapshot_interval_ms: between a shard's snapshots.
+        snapshot_changelog_bytes_max: a shard whose deltas since its last snapshot are more than that is snapshotted
+            before, so that a restore never has to replay much more; 0: only time decides.
         heartbeat_interval_ms: between a worker's signs of life.
         session_timeout_ms: a worker without any for so long is dead.
         offset_refresh_interval_ms: idle shards' offsets are committed again so often.
@@ -226,6 +228,7 @@ class Settings:
     checkpoint_timeout_ms: int = _duration(30_000, least=100, most=3_600_000)
     checkpoint_straggler_ms: int = _duration(100, least=1, most=3_600_000)
     snapshot_interval_ms: int = _duration(60_000, least=100)
+    snapshot_changelog_bytes_max: int = _integer(256 * 1024 * 1024, least=1024 * 1024, most=2**50, also=0)
     heartbeat_interval_ms: int = _duration(500, least=10, most=600_000)
     session_timeout_ms: int = _duration(3000, least=50, most=3_600_000)
     offset_refresh_interval_ms: int = _duration(21_600_000, least=1000)

@@ -66,6 +66,15 @@ class SnapshotStore(Protocol):
         """Read a file. Raises NotPlainFileError if it is missing or no plain file."""
         ...
 
+    def note_verified(self, shard: ShardId, file_hash: str) -> None:
+        """What `open_file` gave last for that file was read to its end, and is what its hash says."""
+        ...
+
+    def is_verified(self, shard: ShardId, file_hash: str, size_bytes: int) -> bool:
+        """Whether that was noted by this process, and the store says that it still is the same content: it needn't
+        be read again. Always false for a store that can't say so."""
+        ...
+
     def put_manifest(self, shard: ShardId, name: str, content: bytes) -> None:
         """Store a manifest, durably and in one step."""
         ...
@@ -171,21 +180,28 @@ class DirectorySnapshotStore:
     def open_file(self, shard: ShardId, file_hash: str) -> IO[bytes]:
         return self._open(shard, "files", checked_hash(file_hash))
 
+    def note_verified(self, shard: ShardId, file_hash: str) -> None:
+        """Nothing: a disk may rot behind an unchanged size and time, and reading it costs little."""
+
+    def is_verified(self, shard: ShardId, file_hash: str, size_bytes: int) -> bool:  # noqa: ARG002
+        return False
+
     def put_manifest(self, shard: ShardId, name: str, content: bytes) -> None:
         with self._folder(shard, "manifests", make=True) as folder:
             write_whole(folder, checked_manifest_name(name), content)
 
     def manifest_names(self, shard: ShardId) -> list[str]:
         try:
-            with self._folder(shard, "manifests") as folder:
+            with self._told(f"listing the snapshots of {shard}"), self._folder(shard, "manifests") as folder:
                 names = os.listdir(folder)
         except FileNotFoundError:
             return []
         return sorted((name for name in names if MANIFEST_NAME.fullmatch(name)), reverse=True)
 
     def read_manifest(self, shard: ShardId, name: str) -> bytes:
-        with self._open(shard, "manifests", checked_manifest_name(name)) as file:
-            content = file.read(MANIFEST_BYTES_MAX + 1)
+        with self._told(f"reading {name}"):
+            with self._open(shard, "manifests", checked_manifest_name(name)) as file:
+                content = file.read(MANIFEST_BYTES_MAX + 1)
         if len(content) > MANIFEST_BYTES_MAX:
             raise NotPlainFileError(f"{name} is too large for a manifest")
         return content
@@ -210,6 +226,19 @@ class DirectorySnapshotStore:
                     if age_s >= older_than_s:
                         deleted += remove_plain(folder, entry.name)
         return deleted
+
+    @contextmanager
+    def _told(self, doing: str) -> Generator[None]:
+        """Trouble of a disk or share (an I/O error, a server that is away, rights) says nothing of what is there."""
+        try:
+            yield
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise SnapshotStoreUnavailable(
+                f"the snapshot store {self.root}: {doing}: {error.strerror or error}",
+                remedy="Check the disk or share, and that this user may read it.",
+            ) from error
 
     def _open(self, shard: ShardId, kind: str, name: str) -> IO[bytes]:
         try:

@@ -122,7 +122,7 @@ def run_coordinator(
         ready_callback=ready_callback,
         ready_file=ready_file,
     )
-    with health_port(settings.http_bind, health):
+    with health_port(settings.http_bind, health, insecure=settings.insecure):
         candidate = Candidate(settings, topology)
         try:
             return _take_turns(candidate, Standby(settings, topology, health, patient=stand_by), office)

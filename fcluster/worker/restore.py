@@ -367,8 +367,8 @@ class _Restore:
             if (plan.base, plan.meta.state_epoch) in failed:
                 raise failed[plan.base, plan.meta.state_epoch]
             try:
-                with self._counted(plan.snapshot):
-                    store = place_base(plan, shard, self._directory, self._snapshots)
+                with self._counted(plan.snapshot) as copied:
+                    store = place_base(plan, shard, self._directory, self._snapshots, copied)
             except StateDamaged as error:
                 failed[plan.base, plan.meta.state_epoch] = error
                 continue
@@ -378,21 +378,30 @@ class _Restore:
             return _Shard(request, plan, store, exactly_once=self._exactly_once)
 
     @contextlib.contextmanager
-    def _counted(self, snapshot: Manifest | None) -> Generator[None]:
-        """Count a snapshot's bytes, as on their way and then as there."""
+    def _counted(self, snapshot: Manifest | None) -> Generator[Callable[[int], None]]:
+        """Count a snapshot's bytes, as on their way and then as there; gives what is to be called for each piece."""
         size_bytes = 0 if snapshot is None else snapshot.size_bytes
+        counted_bytes = 0
+
+        def move(moved_bytes: int) -> None:
+            nonlocal counted_bytes
+            counted_bytes += moved_bytes
+            with self._counting:
+                self._snapshot_bytes_left -= moved_bytes
+                self._snapshot_bytes += moved_bytes
+            self._tell_progress()
+
         with self._counting:
             self._snapshot_bytes_left += size_bytes
         self._tell_progress()
-        copied_bytes = 0
         try:
-            yield
-            copied_bytes = size_bytes
-        finally:
+            yield move
+            move(size_bytes - counted_bytes)
+        except BaseException:
+            move(-counted_bytes)  # it has to be copied anew, or something else has
             with self._counting:
                 self._snapshot_bytes_left -= size_bytes
-                self._snapshot_bytes += copied_bytes
-            self._tell_progress()
+            raise
 
     def _read(self) -> Iterator[ShardRestored]:
         """Take one batch of records, from whatever partition has some."""
@@ -532,9 +541,13 @@ def local_meta(directory: StoreDirectory, shard: ShardId) -> StoreMeta | None:
 
 
 def place_base(
-    plan: RestorePlan, shard: ShardId, directory: StoreDirectory, snapshots: SnapshotStore
+    plan: RestorePlan,
+    shard: ShardId,
+    directory: StoreDirectory,
+    snapshots: SnapshotStore,
+    copied: Callable[[int], None] = lambda _copied_bytes: None,
 ) -> RocksStore:
-    """Make the plan's base the store of `shard`.
+    """Make the plan's base the store of `shard`; `copied` is called for each piece of a snapshot, with its bytes.
 
     Raises:
         StateDamaged: the base is damaged.
@@ -543,7 +556,7 @@ def place_base(
     if plan.base is Base.LOCAL:
         return directory.open(shard)
     if plan.snapshot is not None:
-        return restore_snapshot(snapshots, shard, plan.snapshot, directory)
+        return restore_snapshot(snapshots, shard, plan.snapshot, directory, copied)
     local = local_store(directory, shard)
     if local is None or local.meta() != StoreMeta():
         directory.destroy(shard)

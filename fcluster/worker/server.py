@@ -186,7 +186,7 @@ class Worker:
 
     def run(self) -> int:
         """Work until told to leave; returns the process's exit code."""
-        with health_port(self._settings.http_bind, self._health):
+        with health_port(self._settings.http_bind, self._health, insecure=self._settings.insecure):
             self._pulse.start()
             if self._fixed_address:
                 self._reach.expect(self._fixed_address)
@@ -670,7 +670,9 @@ class Worker:
             self._epochs_committed += 1
             for part in frozen.parts:
                 if part.delta:
-                    states[part.shard].commit(frozen.epoch, frozen.changelog_next[part.shard], _now_ms())
+                    next_offset = frozen.changelog_next[part.shard]
+                    states[part.shard].commit(frozen.epoch, next_offset, _now_ms())
+                    self._host.note_delta(part.shard, next_offset, sum(map(len, part.delta)))
 
     _pending: tuple[FrozenEpoch, dict[ShardId, ShardState], float]
 

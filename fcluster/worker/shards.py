@@ -42,6 +42,7 @@ from fcluster.common.settings import Settings
 from fcluster.common.snapshot_store import SnapshotStoreUnavailable, open_snapshot_store
 from fcluster.common.topology import Stage, Topology
 from fcluster.worker import core
+from fcluster.worker.chain import Chain
 from fcluster.worker.restore import (
     RestoreProgress,
     RestoreRequest,
@@ -49,7 +50,7 @@ from fcluster.worker.restore import (
     restore_shards,
     topic_ids,
 )
-from fcluster.worker.snapshots import take_snapshot, truncation_offset
+from fcluster.worker.snapshots import same_changelog, take_snapshot, truncation_offset, usable_manifests
 from fcluster.worker.standby import StandbyTail
 from fcluster.worker.state import ShardState, StoreMeta
 from fcluster.worker.store import DISK_TROUBLE, StoreDirectory
@@ -65,6 +66,9 @@ _MENDABLE = (KafkaUnavailable, SnapshotStoreUnavailable, _OvertakenError)
 """What keeps this worker from restoring just now, but neither the others nor itself later."""
 
 SETTLE_TIMEOUT_S = 60.0
+CHAIN_RETRY_S = 1.0
+"""Between two snapshots of a shard at least, however fast its chain of deltas grows. What is committed reaches the
+store, and so a snapshot, within such a time."""
 CONNECT_TIMEOUT_S = 5.0
 CATCH_UP_PATIENCE_S = 0.3
 """What a warm copy may take for the last deltas before a restore reads them: longer than that needs to connect."""
@@ -105,6 +109,8 @@ class ShardHost:
         self._restore_stop = threading.Event()
         self._restore_thread = ThreadPoolExecutor(1, thread_name_prefix="restore")
         self._snapshot_epochs: dict[ShardId, int] = {}
+        self._chains: dict[ShardId, Chain] = {}
+        self._chain_grew = threading.Event()
         self._stopping = threading.Event()
         self._snapshot_thread = threading.Thread(target=self._run_snapshots, name="snapshots", daemon=True)
 
@@ -186,6 +192,18 @@ class ShardHost:
         self._dropped = [*self._dropped, *self._states.values()]
         self._states = {}
 
+    def note_delta(self, shard: ShardId, next_offset: int, delta_bytes: int) -> None:
+        """A delta of the shard is committed; in the commit thread."""
+        chain = self._chains.get(shard)
+        if chain is not None:
+            chain.grown(next_offset, delta_bytes)
+            if self._is_due(chain):
+                self._chain_grew.set()
+
+    def _is_due(self, chain: Chain) -> bool:
+        bytes_max = self._settings.snapshot_changelog_bytes_max
+        return 0 < bytes_max < chain.bytes and time.monotonic() >= chain.not_before_s
+
     def release(self, shards: Iterable[ShardId], written: Callable[[], None]) -> None:
         """Close the stores of these shards in the background, before anything that is asked for later.
 
@@ -202,6 +220,7 @@ class ShardHost:
     def close(self) -> None:
         """Write committed state that is still in memory, and close everything. No commit may be under way."""
         self._stopping.set()
+        self._chain_grew.set()
         self._restore_stop.set()
         for shard, state in list(self._states.items()):
             self._restore_thread.submit(self._close_one, shard, state)
@@ -320,6 +339,8 @@ class ShardHost:
             shard = restored.shard
             stores = self._topology.stage(shard.stage).stores
             state = ShardState(restored.store, stores, self._settings.state_cache_entries_max)
+            self._chains[shard] = Chain(restored.store.meta().changelog_offset)
+            self._chain_grew.set()
             self._finish(session, shard, positions[shard], state)
             failpoints.reach("worker.mid-restore", shard)
 
@@ -430,11 +451,41 @@ class ShardHost:
     # --- the snapshot thread ------------------------------------------------------------------------------
 
     def _run_snapshots(self) -> None:
+        """All shards once an interval, and in between those whose chain of deltas has become too long."""
         interval_s = self._settings.snapshot_interval_ms / 1000
-        while not self._stopping.wait(interval_s):
+        next_s = time.monotonic() + interval_s
+        while not self._stopping.is_set():
+            self._chain_grew.wait(max(0.0, next_s - time.monotonic()))
+            self._chain_grew.clear()
+            is_time = time.monotonic() >= next_s
             for shard in list(self._states):
-                if not self._stopping.is_set():
+                if not self._stopping.is_set() and (is_time or self._has_long_chain(shard)):
                     self._snapshot(shard)
+            if is_time:
+                next_s = time.monotonic() + interval_s
+
+    def _has_long_chain(self, shard: ShardId) -> bool:
+        chain = self._chains.get(shard)
+        if chain is None or not self._settings.snapshot_changelog_bytes_max:
+            return False
+        if chain.snapshot_offset is None:
+            chain.snapshotted(self._newest_snapshot_offset(shard))
+        if not self._is_due(chain):
+            return False
+        # Whatever comes of it, the next attempt isn't made at the next commit.
+        chain.not_before_s = time.monotonic() + CHAIN_RETRY_S
+        return True
+
+    def _newest_snapshot_offset(self, shard: ShardId) -> int:
+        """Where the newest snapshot of the shard stands in its changelog, whoever took it; 0 if there is none."""
+        store = self._directory.opened(shard) if self._directory is not None else None
+        try:
+            for manifest in usable_manifests(self._snapshot_store, shard):
+                if store is not None and same_changelog(manifest.changelog_id, store.meta().changelog_id):
+                    return manifest.changelog_offset
+        except (FclusterError, OSError) as error:
+            _log.info("the snapshots of %s can't be looked at: %s", shard, error)
+        return 0
 
     def _snapshot(self, shard: ShardId) -> None:
         store = self._directory.opened(shard) if self._directory is not None else None
@@ -448,6 +499,9 @@ class ShardHost:
             taken = take_snapshot(store, shard, self._snapshot_store)
             failpoints.reach("worker.snapshot-taken", shard)
             self._snapshot_epochs[shard] = taken.manifest.state_epoch
+            chain = self._chains.get(shard)
+            if chain is not None:
+                chain.snapshotted(taken.manifest.changelog_offset)
             offset = truncation_offset(self._snapshot_store, shard, meta.changelog_id)
             if offset:
                 delete_records_before(self._admin, {TopicPartition(changelog, shard.partition): offset})

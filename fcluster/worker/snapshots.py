@@ -15,7 +15,7 @@ from __future__ import annotations
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -238,11 +238,18 @@ def prune(
 
 
 def restore_snapshot(
-    snapshots: SnapshotStore, shard: ShardId, manifest: Manifest, directory: StoreDirectory
+    snapshots: SnapshotStore,
+    shard: ShardId,
+    manifest: Manifest,
+    directory: StoreDirectory,
+    copied: Callable[[int], None] = lambda _copied_bytes: None,
 ) -> RocksStore:
     """Replace the store of `shard` by a snapshot, and open it.
 
     The copy is verified before the old store is removed, and becomes the store in one step.
+
+    Args:
+        copied: called with the bytes of each piece that was copied.
 
     Raises:
         StateDamaged: the snapshot is damaged, or doesn't open at the epoch it should stand at.
@@ -254,7 +261,7 @@ def restore_snapshot(
         folder.mkdir(parents=True)
         _check_room(manifest, shard, folder)
         for file in manifest.files:
-            _download(snapshots, shard, file, folder / file.name)
+            _download(snapshots, shard, file, folder / file.name, copied)
         directory.destroy(shard, keep=folder)
         directory.adopt(shard, folder)
     except (DamagedSnapshotError, NotPlainFileError) as error:
@@ -316,12 +323,17 @@ def _read_manifest(snapshots: SnapshotStore, shard: ShardId, name: str) -> Manif
 
 
 def _problem_with(snapshots: SnapshotStore, shard: ShardId, file: SnapshotFile) -> str | None:
+    if snapshots.is_verified(shard, file.hash, file.size_bytes):
+        return None
     try:
         with snapshots.open_file(shard, file.hash) as content:
             found = _measure(content, file.size_bytes)
     except (NotPlainFileError, OSError) as error:
         return f"{file.name}: {error}"
-    return None if found == (file.size_bytes, file.hash) else f"{file.name} has other content than it should"
+    if found != (file.size_bytes, file.hash):
+        return f"{file.name} has other content than it should"
+    snapshots.note_verified(shard, file.hash)
+    return None
 
 
 def _check_room(manifest: Manifest, shard: ShardId, folder: Path) -> None:
@@ -334,13 +346,24 @@ def _check_room(manifest: Manifest, shard: ShardId, folder: Path) -> None:
         )
 
 
-def _download(snapshots: SnapshotStore, shard: ShardId, file: SnapshotFile, target: Path) -> None:
+def _download(
+    snapshots: SnapshotStore,
+    shard: ShardId,
+    file: SnapshotFile,
+    target: Path,
+    copied: Callable[[int], None],
+) -> None:
     digest, size_bytes = content_hash(), 0
-    with snapshots.open_file(shard, file.hash) as source, target.open("xb") as copy:
+    try:
+        opened = snapshots.open_file(shard, file.hash)
+    except OSError as error:
+        raise DamagedSnapshotError(f"{file.name} can't be opened: {error}") from error
+    with opened as source, target.open("xb") as copy:
         while size_bytes <= file.size_bytes and (chunk := _read(source, file)):
             digest.update(chunk)
             size_bytes += len(chunk)
             copy.write(chunk)
+            copied(len(chunk))
     if (size_bytes, digest.hexdigest()) != (file.size_bytes, file.hash):
         raise DamagedSnapshotError(f"{file.name} has other content than it should")
 

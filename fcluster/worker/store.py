@@ -6,10 +6,10 @@ store always stands at exactly one epoch, also after a crash (the write-ahead lo
 flushed is gone whole, and the changelog has it). Must not know Kafka, nor decide what is to be restored.
 
 Layout: ``<root>/LOCK``, ``<root>/<stage>/<partition>/db``; what else stands beside ``db`` is temporary and
-removed when the shard is opened next, but for ``unsynced``: files that were adopted are synced in the
-background, and until that is done it says in which boot of the host they were written. After another boot they
-can't be trusted, and the shard has no store. See docs/decisions/0010-rocksdb-through-rocksdict.md and
-0072-restore-at-the-speed-of-copying.md.
+removed when the directory or the shard is opened next, but for ``unsynced``: files that were adopted are
+synced in the background, and until that is done it says in which boot of the host they were written. After
+another boot they can't be trusted, and the shard has no store. See
+docs/decisions/0010-rocksdb-through-rocksdict.md and 0072-restore-at-the-speed-of-copying.md.
 
 Threads: any; `apply` must not be called by two at a time for one store. RocksDB's reads and writes hold the
 interpreter's lock, `flush` doesn't.

@@ -69,9 +69,9 @@ class ChaosCluster(Cluster):
         new.write_bytes(msgspec.json.encode(arm))
         new.rename(directory / point)
 
-    def disarm(self, process: str, point: str) -> None:
-        """Forget the arm and the mark."""
-        for name in (point, f"{point}{REACHED}"):
+    def disarm(self, process: str, point: str, *, keep_mark: bool = False) -> None:
+        """Forget the arm, and the mark unless it shall be kept."""
+        for name in (point,) if keep_mark else (point, f"{point}{REACHED}"):
             (self._arms(process) / name).unlink(missing_ok=True)
 
     def mark(self, process: str, point: str) -> Mark | None:
@@ -109,14 +109,14 @@ class ChaosCluster(Cluster):
     @contextlib.contextmanager
     def slowed(self, process: str, times: float, period_s: float = 0.05) -> Iterator[None]:
         """Let `process` run for only 1/`times` of the time, in small turns."""
-        pid = self.child(process).pid
+        child = self.child(process)  # one that has ended gets no signals
         ended = threading.Event()
 
         def run() -> None:
             while not ended.is_set():
-                os.kill(pid, signal.SIGSTOP)
+                child.send_signal(signal.SIGSTOP)
                 ended.wait(period_s * (1 - 1 / times))
-                os.kill(pid, signal.SIGCONT)
+                child.send_signal(signal.SIGCONT)
                 time.sleep(period_s / times)
 
         thread = threading.Thread(target=run, name=f"slow {process}")
@@ -148,15 +148,19 @@ class ChaosCluster(Cluster):
             and all(shard["phase"] == "running" for shard in status["shards"])
         )
 
+    def setting(self, name: str) -> object:
+        """What all processes were given for it."""
+        return self._settings[name]
+
     def open_files(self) -> dict[str, list[str]]:
-        """Process to what its descriptors are, files left out that RocksDB comes and goes with."""
+        """Process to what its descriptors are: paths of files, and kinds of others."""
         found: dict[str, list[str]] = {}
         for name, pid in self.pids().items():
-            kinds: list[str] = []
+            targets: list[str] = []
             for entry in Path(f"/proc/{pid}/fd").iterdir():
                 with contextlib.suppress(FileNotFoundError):
-                    kinds.append(os.readlink(entry))
-            found[name] = [kind for kind in kinds if not kind.startswith("/")]
+                    targets.append(os.readlink(entry))
+            found[name] = targets
         return found
 
     def _arms(self, name: str) -> Path:

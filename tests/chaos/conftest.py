@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from fcluster.common.embedded_kafka import EmbeddedKafka
+from tests.chaos import tally
+from tests.chaos.network import BrokerFor, Island, NoIslandError, island
 from tests.chaos.runner import Chaos, chaos_run
 
 
@@ -34,19 +36,47 @@ def _run(
 
 
 @pytest.fixture(scope="session")
-def mortal_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedKafka]:
-    """A broker that chaos tests may stop and kill. It runs again when they give it back."""
-    broker = EmbeddedKafka(tmp_path_factory.mktemp("mortal"))
+def island_or_reason() -> Iterator[Island | str]:
+    """A network of its own for one worker, or why there can be none."""
     try:
-        broker.start(progress=print)
+        with island() as made:
+            yield made
+    except NoIslandError as error:
+        yield str(error)
+
+
+@pytest.fixture
+def place(island_or_reason: Island | str) -> Island:
+    """As `island_or_reason`; skips the test, saying why, where there can be none."""
+    if isinstance(island_or_reason, str):
+        pytest.skip(f"network cut: not tested, {island_or_reason}")
+    return island_or_reason
+
+
+@pytest.fixture(scope="session")
+def mortal(island_or_reason: Island | str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerFor]:
+    """A broker that chaos tests may stop and kill, in reach of the island. `servers` brings it back."""
+    place = island_or_reason if isinstance(island_or_reason, Island) else None
+    with BrokerFor(tmp_path_factory.mktemp("mortal"), place) as broker:
         yield broker
-    finally:
-        broker.stop()
+
+
+@pytest.fixture
+def mortal_broker(mortal: BrokerFor) -> EmbeddedKafka:
+    """The broker of `mortal`."""
+    return mortal.broker
 
 
 @pytest.fixture
 def chaos_on_mortal_broker(
-    mortal_broker: EmbeddedKafka, topic_prefix: str, tmp_path: Path
+    mortal: BrokerFor, topic_prefix: str, tmp_path: Path
 ) -> Callable[..., AbstractContextManager[Chaos]]:
-    """As `chaos`, on `mortal_broker`."""
-    return partial(_run, mortal_broker.start(), topic_prefix, tmp_path / "data")
+    """As `chaos`, on the broker of `mortal`."""
+    return partial(_run, mortal.servers, topic_prefix, tmp_path / "data")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Which faults were injected how often."""
+    if tally.SESSION:
+        terminalreporter.section("faults injected")
+        terminalreporter.write_line(tally.table(tally.SESSION))

@@ -18,12 +18,12 @@ FILLER = "filler"
 def small_disk(path: Path, size_kb: int) -> Iterator[Path]:
     """A file system of that size at `path`; skips the test, saying why, where none can be mounted."""
     if os.geteuid() != 0:
-        pytest.skip("small file systems need root")
+        pytest.skip("disk full: not tested, small file systems need root")
     path.mkdir(parents=True, exist_ok=True)
     options = ["-t", "tmpfs", "-o", f"size={size_kb}k", "tmpfs", str(path)]
     mounted = subprocess.run(["mount", *options], capture_output=True, text=True, check=False)
     if mounted.returncode != 0:
-        pytest.skip(f"small file systems can't be mounted here: {mounted.stderr.strip()}")
+        pytest.skip(f"disk full: not tested, no tmpfs can be mounted here: {mounted.stderr.strip()}")
     try:
         yield path
     finally:
@@ -34,6 +34,11 @@ def small_disk(path: Path, size_kb: int) -> Iterator[Path]:
 def fill(path: Path) -> None:
     """Leave no byte on the disk at `path`."""
     with (path / FILLER).open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(65536))
+        except OSError:
+            pass
         try:
             while True:
                 file.write(bytes(4096))

@@ -15,8 +15,13 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import pytest
+
+from fcluster.common import embedded_kafka
+from fcluster.common.embedded_kafka import EmbeddedKafka
 
 KAFKA, COORDINATOR = "kafka", "coordinator"
 
@@ -116,18 +121,71 @@ class Island:
             run("ip", "route", "del", "blackhole", f"{way.net}.6")
 
 
+class NoIslandError(Exception):
+    """There can be no network namespace here; the message says why."""
+
+
 @contextmanager
 def island() -> Iterator[Island]:
-    """An island; skips the test, saying why, where there can be none."""
+    """An island. Raises NoIslandError where there can be none."""
     if os.geteuid() != 0:
-        pytest.skip("network namespaces need root")
+        raise NoIslandError("network namespaces need root")
     made = Island(os.getpid() % 4096)
     try:
         made.make()
     except (RuntimeError, FileNotFoundError) as error:
         made.remove()
-        pytest.skip(f"network namespaces can't be made here: {error}")
+        raise NoIslandError(f"network namespaces can't be made here: {error}") from error
     try:
         yield made
     finally:
         made.remove()
+
+
+class BrokerFor:
+    """A broker that listens where an island can reach it, and its bootstrap servers.
+
+    Args:
+        data_dir: of the broker.
+        place: None for a broker on the loopback address only.
+    """
+
+    def __init__(self, data_dir: Path, place: Island | None) -> None:
+        self.broker = EmbeddedKafka(data_dir)
+        self._place = place
+        self._patch = pytest.MonkeyPatch()
+
+    def __enter__(self) -> BrokerFor:
+        if self._place is not None:
+            self._listen_at(self._place.ways[KAFKA].service)
+        self.broker.start(progress=print)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self.broker.stop()
+        finally:
+            self._patch.undo()
+
+    @property
+    def servers(self) -> str:
+        """Where everybody reaches it; starts it if it doesn't run."""
+        servers = self.broker.start()
+        place = self._place
+        return servers if place is None else servers.replace("127.0.0.1", place.ways[KAFKA].service)
+
+    def _listen_at(self, address: str) -> None:
+        properties, data_dir = embedded_kafka.server_properties, self.broker.data_dir
+
+        def elsewhere(launch: Any, log_dir: Path) -> dict[str, str]:
+            found = properties(launch, log_dir)
+            if data_dir not in log_dir.parents:
+                return found
+            listen = found["advertised.listeners"]
+            return {
+                **found,
+                "listeners": found["listeners"].replace(listen, listen.replace("127.0.0.1", "0.0.0.0")),
+                "advertised.listeners": listen.replace("127.0.0.1", address),
+            }
+
+        self._patch.setattr(embedded_kafka, "server_properties", elsewhere)

@@ -4,50 +4,63 @@ Responsible for: topics, a generator that goes on while faults land, live reader
 list of what was done and whether it landed, and at the end the whole verdict: the checker's (nothing lost,
 repeated or reordered, sums recomputed, the live reader agrees with the final one, state equals a fold of the
 input), no transaction left open, and nothing left behind: processes, file descriptors, transactional ids,
-half-made snapshots.
+snapshots (`leftovers`).
 
-A fault before a commit counts only if it landed in an open epoch: then a read_uncommitted reader has seen,
-just before it, outputs that no read_committed reader ever sees.
+A fault counts only if it is shown to have landed in an open epoch. Either it must have aborted something: a
+read_uncommitted reader has seen, around it, outputs that no read_committed reader ever sees. Or there is
+other evidence, which `note` is given: transactions that were open while the fault stood (`open_epoch`), or
+the step of an epoch at which a failpoint was passed.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from fcluster.common.failpoints import Arm
-from fcluster.common.ids import transactional_ids
+from tests.chaos import leftovers, tally
 from tests.chaos.cluster import ChaosCluster, Mark
 from tests.chaos.state import check_state
-from tests.chaos.transactions_log import AT_REST, transactional_ids_of
+from tests.chaos.tally import Fault
 from tests.checker.check import check_regrouped, check_totals, wait_until_committed
 from tests.checker.generate import Generator, create_topic
 from tests.checker.live import LiveReader
-from tests.checker.reading import READ_COMMITTED, READ_UNCOMMITTED, end_offsets, read_input
-from tests.checker.verdict import Verdict, state_by_group, state_by_key
-from tests.harness import COORDINATOR, processes_with, wait_until, worker_name
+from tests.checker.reading import (
+    READ_COMMITTED,
+    READ_UNCOMMITTED,
+    end_offsets,
+    partitions_of,
+    read_input,
+)
+from tests.checker.verdict import Verdict, judge_between, state_by_group, state_by_key
+from tests.harness import COORDINATOR, held_back, wait_until, worker_name
 
 JOBS = Path(__file__).parents[1] / "jobs"
 PLAIN, REGROUPED = "running_totals.py", "regrouped_totals.py"
 PARTITIONS = 8
 GROUPS = 500
-RATE = 1500.0
+RATE = 800.0
 """Records per second: enough for open epochs on all shards all the time, little enough for two busy cores."""
 CATCH_UP_S = 90.0
 RECOVERY_S = 60.0
-DESCRIPTORS_SLACK = 16
-"""Descriptors that may come and go: connections to brokers that are opened when they are first needed."""
 FAULT_BEFORE_S, FAULT_AFTER_S = 1.2, 0.3
 LONG = bool(os.environ.get("FCLUSTER_TEST_LONG"))
 """Set by `make chaos`: the long dose."""
-KEYS = 20_000 if LONG else 4_000
+KEYS = 20_000
+HOT_KEYS = 200
+"""They get every second record, so that one epoch, and what is replayed of it, holds several of one key."""
 SETTINGS: Mapping[str, object] = {
     "session.timeout.ms": 1000,
     "heartbeat.interval.ms": 200,
+    # An epoch is open all the time; more of them a second would only be more work for two cores.
+    "commit.interval.min.ms": 80,
     "commit.interval.max.ms": 200,
     "checkpoint.timeout.ms": 5000,
     "initial.rebalance.delay.ms": 500,
@@ -56,14 +69,24 @@ SETTINGS: Mapping[str, object] = {
 }
 
 
-@dataclass
-class Fault:
-    """What was done. `in_open_epoch`: outputs must have been aborted by it."""
+class Complaints:
+    """What is wrong with a run. As a context it takes what one check objects to; the next one can follow."""
 
-    what: str
-    time_ns: int
-    in_open_epoch: bool
-    aborted: int = -1
+    def __init__(self) -> None:
+        self._found: list[str] = []
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> bool:
+        if isinstance(error, AssertionError | TimeoutError):
+            self._found.append(str(error))
+            return True
+        return False
+
+    def finish(self) -> None:
+        """Raises AssertionError with all of it, if there was any."""
+        assert not self._found, "\n".join(self._found)
 
 
 @dataclass
@@ -78,6 +101,7 @@ class Chaos:
         workers: how many to start with.
         slots: highest number of slots that the run may use; `workers` if 0.
         rate: of the load.
+        replicas: warm copies of each shard.
         settings: on top of SETTINGS.
     """
 
@@ -88,6 +112,7 @@ class Chaos:
     workers: int = 3
     slots: int = 0
     rate: float = RATE
+    replicas: int = 0
     settings: Mapping[str, object] = field(default_factory=dict)
     cluster_type: type[ChaosCluster] = ChaosCluster
     faults: list[Fault] = field(default_factory=list)
@@ -107,12 +132,12 @@ class Chaos:
             self.data_dir,
             workers=self.workers,
             env=env,
-            settings={**SETTINGS, **self.settings},
+            settings={**SETTINGS, "num.standby.replicas": self.replicas, **self.settings},
         )
         self.readers: dict[str, LiveReader] = {}
         self._readers_between: dict[str, LiveReader] = {}
         self._generator: Generator | None = None
-        self._open_files: dict[int, tuple[str, list[str]]] = {}
+        self._descriptors = leftovers.Descriptors(self.cluster)
 
     # --- life --------------------------------------------------------------------------------------------
 
@@ -120,21 +145,20 @@ class Chaos:
         for topic in (self.source, self.output):
             create_topic(self.brokers, topic, PARTITIONS)
         try:
-            for isolation in (READ_COMMITTED, READ_UNCOMMITTED):
-                self.readers[isolation] = LiveReader(self.brokers, self.output, isolation).start()
-            self._generator = Generator(self.brokers, self.source, rate=self.rate, keys=KEYS).start()
+            self._start_readers()
+            self._generator = Generator(
+                self.brokers, self.source, rate=self.rate, keys=KEYS, hot_keys=HOT_KEYS
+            ).start()
             self.cluster.start()
+            self._read_between()
             self.await_flow()
             self.await_shards()
-            if self.job_file == REGROUPED:
-                for isolation in self.readers:
-                    reader = LiveReader(self.brokers, self.topics_read[1], isolation)
-                    self._readers_between[isolation] = reader.start()
+            self.await_copies()
         except BaseException:
             print(self.cluster.logs())
             self._close()
             raise
-        self._note_open_files()
+        self._descriptors.remember()
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
@@ -149,8 +173,24 @@ class Chaos:
                 self._generator.stop()
         finally:
             self.cluster.close()
-            for reader in [*self.readers.values(), *self._readers_between.values()]:
-                reader.stop()
+            self._stop_readers()
+
+    def _stop_readers(self) -> None:
+        for reader in [*self.readers.values(), *self._readers_between.values()]:
+            reader.stop()
+
+    def _start_readers(self) -> None:
+        for isolation in (READ_COMMITTED, READ_UNCOMMITTED):
+            self.readers[isolation] = LiveReader(self.brokers, self.output, isolation).start()
+
+    def _read_between(self) -> None:
+        """Live readers of the repartition topic, since it is cut behind the job. The coordinator makes it."""
+        if self.job_file == PLAIN:
+            return
+        between = self.topics_read[1]
+        wait_until(lambda: partitions_of(self.brokers, between), f"the topic {between}", RECOVERY_S)
+        for isolation in self.readers:
+            self._readers_between[isolation] = LiveReader(self.brokers, between, isolation).start()
 
     # --- waiting -----------------------------------------------------------------------------------------
 
@@ -164,10 +204,14 @@ class Chaos:
 
         def flows() -> bool:
             self.cluster.assert_alive()
-            return all(newest > since_ns for newest in self.readers[READ_COMMITTED].newest_ns().values())
+            return all(newest > since_ns for newest in self.newest_ns().values())
 
         wait_until(flows, "committed output in all partitions", timeout_s, 0.05)
         return time.monotonic() - started_s
+
+    def newest_ns(self) -> dict[int, int]:
+        """Output partition to the producer's clock in the last record that is committed there; 0: none."""
+        return self.readers[READ_COMMITTED].newest_ns()
 
     def await_shards(self, workers: int | None = None, timeout_s: float = RECOVERY_S) -> None:
         """Wait until so many workers (default: those that were started) run all shards."""
@@ -176,19 +220,58 @@ class Chaos:
             lambda: self.cluster.shards_running(wanted), f"{wanted} workers run all shards", timeout_s, 0.1
         )
 
+    def await_copies(self, timeout_s: float = RECOVERY_S) -> None:
+        """Wait until each shard has its warm copies."""
+
+        def warm() -> bool:
+            status = self.cluster.status()
+            shards = status["shards"] if status is not None else []
+            copies = [shard["standbys"] for shard in shards if shard["stage"] == self.stage]
+            return bool(copies) and all(
+                len(found) >= self.replicas and all(copy["lag"] >= 0 for copy in found) for found in copies
+            )
+
+        if self.replicas and self.workers > self.replicas:
+            wait_until(warm, f"{self.replicas} warm copies of each shard", timeout_s, 0.2)
+
     # --- faults ------------------------------------------------------------------------------------------
 
-    def note(self, what: str, time_ns: int | None = None, *, in_open_epoch: bool = True) -> None:
-        """Remember a fault that has landed now, or at `time_ns`."""
-        self.faults.append(Fault(what, time.time_ns() if time_ns is None else time_ns, in_open_epoch))
+    def note(self, kind: str, what: str, time_ns: int | None = None, *, shown: str = "") -> Fault:
+        """Remember a fault that has landed now, or at `time_ns`.
 
-    def kill_at(self, process: str, point: str, arm: Arm, *, in_open_epoch: bool = True) -> Mark:
+        Args:
+            kind: one of those in `tally`.
+            shown: how it is known that it landed in an open epoch. If empty, outputs must have been aborted
+                by it, which is found out at the end.
+        """
+        fault = Fault(kind, what, time.time_ns() if time_ns is None else time_ns, shown)
+        self.faults.append(fault)
+        return fault
+
+    def open_epoch(self, timeout_s: float = 10) -> str:
+        """Wait until transactions of the job are open, and say so: evidence for `note`."""
+        topics = [self.output, *self.topics_read[1:]]
+        held = wait_until(lambda: held_back(self.brokers, topics), "an open epoch", timeout_s, 0.01)
+        return f"{sum(count for _, count in held.values())} records in open transactions"
+
+    def kill_at(self, process: str, point: str, arm: Arm, *, kind: str = "", shown: str = "") -> Mark:
         """Arm `point`, wait until the process has died there, and note it."""
         self.cluster.arm(process, point, arm)
+        return self.await_death_at(process, point, kind=kind, shown=shown)
+
+    def await_death_at(self, process: str, point: str, *, kind: str = "", shown: str = "") -> Mark:
+        """Wait until the process has died at the point that is armed, and note it."""
         mark = self.cluster.await_mark(process, point)
         self.cluster.await_death(process)
-        self.note(f"kill -9 {process} at {point} ({mark.detail})", mark.time_ns, in_open_epoch=in_open_epoch)
+        chosen = kind or (tally.COORDINATOR_KILLED if process == COORDINATOR else tally.WORKER_KILLED)
+        self.note(chosen, f"kill -9 {process} at {point} ({mark.detail})", mark.time_ns, shown=shown)
         return mark
+
+    def kill(self, process: str, what: str = "") -> None:
+        """`kill -9` at once, and note it."""
+        shown, began_ns = self.open_epoch(), time.time_ns()
+        self.cluster.kill(process)
+        self.note(tally.WORKER_KILLED, what or f"kill -9 {process}", began_ns, shown=shown)
 
     def start(self, process: str) -> None:
         """Start a process that has died."""
@@ -199,11 +282,7 @@ class Chaos:
 
     def told(self) -> str:
         """What was done so far, for the report."""
-        lines = [
-            f"  {fault.what}" + (f": {fault.aborted} outputs aborted" if fault.aborted >= 0 else "")
-            for fault in self.faults
-        ]
-        return "\n".join([f"{len(self.faults)} faults:", *lines])
+        return "\n".join([f"{len(self.faults)} faults:", *(f"  {fault}" for fault in self.faults)])
 
     # --- the verdict -------------------------------------------------------------------------------------
 
@@ -213,6 +292,11 @@ class Chaos:
         regrouped = self.job_file == REGROUPED
         return [self.source, f"{self.job}-totals-repartition"] if regrouped else [self.source]
 
+    @property
+    def stage(self) -> str:
+        """The one that keeps state."""
+        return self.source if self.job_file == PLAIN else "totals"
+
     def finish(self, title: str) -> Verdict:
         """Stop the load, let the job catch up, end it in good order, and judge everything.
 
@@ -220,21 +304,45 @@ class Chaos:
             AssertionError: something is wrong; the message says what.
         """
         assert self._generator is not None
+        complaints = Complaints()
+        with complaints:
+            if self.snapshots_often:
+                leftovers.await_snapshots_collected(self.data_dir / "snapshots")
         written = self._generator.stop()
         wait_until_committed(self.brokers, self.job, self.topics_read, CATCH_UP_S)
         self.cluster.assert_alive()
         verdict = self._judge(title)
-        self._judge_open_files()
-        codes = self.cluster.terminate()
-        assert set(codes.values()) == {0}, f"exit codes {codes}"
+        with complaints:
+            self._descriptors.judge()
+        with complaints:
+            codes = self.cluster.terminate()
+            assert set(codes.values()) == {0}, f"exit codes {codes}"
         verdict.merge(self._judge_state())
-        self._judge_landing()
-        self._judge_leftovers()
         print(verdict.report())
+        with complaints:
+            assert verdict.ok, verdict.report()
+        with complaints:
+            assert verdict.inputs == written, f"{verdict.inputs} of {written} records were committed"
+        with complaints:
+            self._judge_landing()
+        self._judge_leftovers(complaints)
         print(self.told())
-        assert verdict.inputs == written, f"{verdict.inputs} of {written} records were committed"
-        assert verdict.ok, verdict.report()
+        complaints.finish()
+        tally.SESSION.extend(self.faults)
         return verdict
+
+    def _judge_leftovers(self, complaints: Complaints) -> None:
+        with complaints:
+            leftovers.judge_processes(self.data_dir)
+        with complaints:
+            leftovers.judge_transactions(self.brokers, self.job, self.slots or self.workers)
+        with complaints:
+            leftovers.judge_files(self.data_dir)
+
+    @property
+    def snapshots_often(self) -> bool:
+        """Whether snapshots are taken during the run."""
+        return int(str(self.cluster.setting("snapshot.interval.ms"))) < 60_000
 
     def _judge(self, title: str) -> Verdict:
         readers = list(self.readers.values())
@@ -242,9 +350,13 @@ class Chaos:
             return check_totals(
                 self.brokers, self.job, self.source, self.output, readers=readers, title=title
             )
-        return check_regrouped(
+        verdict = check_regrouped(
             self.brokers, self.job, self.source, self.output, GROUPS, readers=readers[:1], title=title
         )
+        between = self._readers_between[READ_COMMITTED]
+        ends = end_offsets(self.brokers, [between.topic], READ_COMMITTED)
+        between.wait_for({partition: end for (_, partition), end in ends.items()}, timeout_s=30)
+        return verdict.merge(judge_between(read_input(self.brokers, self.source), between.seen_inputs()))
 
     def _judge_state(self) -> Verdict:
         inputs = read_input(self.brokers, self.source)
@@ -257,48 +369,15 @@ class Chaos:
         )
 
     def _judge_landing(self) -> None:
-        """Each fault in an open epoch has outputs that were written and never committed."""
+        """Each fault is shown to have landed, or outputs that were written around it were never committed."""
         everywhere = (self.readers, self._readers_between)
         aborted = [ns for readers in everywhere for ns in _aborted_ns(self.brokers, readers)]
         for fault in self.faults:
             begin_ns = fault.time_ns - FAULT_BEFORE_S * 1e9
             end_ns = fault.time_ns + FAULT_AFTER_S * 1e9
             fault.aborted = sum(begin_ns <= seen_ns <= end_ns for seen_ns in aborted)
-        missed = [fault.what for fault in self.faults if fault.in_open_epoch and not fault.aborted]
+        missed = [fault.what for fault in self.faults if not fault.shown and not fault.aborted]
         assert not missed, f"landed in no open epoch: {missed}"
-
-    # --- nothing is left behind --------------------------------------------------------------------------
-
-    def _note_open_files(self) -> None:
-        pids = self.cluster.pids()
-        for name, kinds in self.cluster.open_files().items():
-            self._open_files[pids[name]] = (name, kinds)
-
-    def _judge_open_files(self) -> None:
-        """The processes that have survived everything hold no more descriptors than before."""
-
-        def leaking() -> dict[str, tuple[int, int]]:
-            now, pids = self.cluster.open_files(), self.cluster.pids()
-            return {
-                name: (len(before), len(now[name]))
-                for pid, (name, before) in self._open_files.items()
-                if pids.get(name) == pid and len(now[name]) > len(before) + DESCRIPTORS_SLACK
-            }
-
-        wait_until(lambda: not leaking(), "descriptors are given back", 15, 0.5)
-
-    def _judge_leftovers(self) -> None:
-        processes = [pid for pid in processes_with(str(self.data_dir)) if pid != os.getpid()]
-        assert not processes, f"processes are left: {processes}"
-        slots = range(self.slots or self.workers)
-        known = {identity for slot in slots for identity in transactional_ids(self.job, slot)}
-        found = transactional_ids_of(self.brokers, f"{self.job}-")
-        strange = set(found) - known - {f"{self.job}-coordinator"}
-        assert not strange, f"transactional ids that no slot has: {strange}"
-        restless = {identity: state for identity, state in found.items() if state not in AT_REST}
-        assert not restless, f"transactions are left: {restless}"
-        halves = [str(path) for path in half_made(self.data_dir)]
-        assert not halves, f"left behind: {halves}"
 
 
 def _aborted_ns(brokers: str, readers: Mapping[str, LiveReader]) -> list[int]:
@@ -312,11 +391,13 @@ def _aborted_ns(brokers: str, readers: Mapping[str, LiveReader]) -> list[int]:
     return [ns for at, ns in readers[READ_UNCOMMITTED].times_ns().items() if at not in committed]
 
 
-def half_made(data_dir: Path) -> Iterator[Path]:
-    """What a snapshot or restore leaves behind when it isn't cleaned up after."""
-    for path in data_dir.rglob("*"):
-        if path.name.startswith(("checkpoint-", "restoring-")) or path.name.endswith((".new", ".part")):
-            yield path
+def doses(short: Sequence[tuple[str, int]], long: Sequence[tuple[str, int]] = ()) -> list[Any]:
+    """Parameters of a test: jobs, each with a number of warm copies. `long` comes on top in the long dose."""
+    chosen = [*short, *(long if LONG else ())]
+    return [
+        pytest.param(job_file, replicas, id=f"{job_file.partition('_')[0]}-{replicas}-copies")
+        for job_file, replicas in chosen
+    ]
 
 
 def workers_of(run: Chaos) -> list[str]:
@@ -332,4 +413,14 @@ def chaos_run(brokers: str, name: str, data_dir: Path, title: str, **more: objec
         run.finish(title)
 
 
-__all__ = ["GROUPS", "LONG", "PLAIN", "REGROUPED", "Chaos", "chaos_run", "worker_name", "workers_of"]
+__all__ = [
+    "GROUPS",
+    "LONG",
+    "PLAIN",
+    "REGROUPED",
+    "Chaos",
+    "chaos_run",
+    "doses",
+    "worker_name",
+    "workers_of",
+]

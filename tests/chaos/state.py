@@ -2,7 +2,8 @@
 
 Responsible for: `check_state` like that of the checker, but beginning at a snapshot where there are some: the
 snapshot's files, taken apart with RocksDB, then the deltas behind it. Every snapshot that is in the store is
-verified, and there are at most two for a shard.
+verified, there are at most two for a shard, and the newer one holds what the older one and the deltas between
+say. So does each local store that isn't older than the snapshots.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,13 @@ from rocksdict import AccessType, Options, Rdict
 
 from fcluster.common.ids import ShardId, changelog_topic
 from fcluster.common.snapshot_store import SnapshotStore, open_snapshot_store
-from fcluster.worker.changelog import DeltaReader
+from fcluster.worker.changelog import Delta, DeltaReader
 from fcluster.worker.manifest import Manifest
 from fcluster.worker.snapshots import SNAPSHOTS_KEPT, usable_manifests, verify
 from fcluster.worker.store import META_KEY
 from tests.checker.reading import READ_COMMITTED, read_topic
 from tests.checker.state import check_state as check_whole_state
-from tests.checker.state import committed_state_epochs, decoded
+from tests.checker.state import committed_state_epochs, decoded, read_local_stores
 from tests.checker.verdict import Verdict, judge_state
 
 
@@ -49,6 +50,7 @@ def check_state(
         return check_whole_state(brokers, job, stage, source, store, expected, data_dir)
     verdict = Verdict(f"state of {stage} with snapshots")
     epochs = committed_state_epochs(brokers, job, source)
+    local_stores = read_local_stores(data_dir, stage)
     actual: dict[str, Any] = {}
     for partition, rows in records.items():
         shard = ShardId(stage, partition)
@@ -60,20 +62,80 @@ def check_state(
         # The oldest one: behind it the changelog must be whole.
         base = min(found, key=lambda manifest: manifest.state_epoch, default=None)
         content, epoch = _content(snapshots, shard, base) if base else ({}, 0)
+        claims = [
+            (f"snapshot at {manifest.state_epoch}", *_content(snapshots, shard, manifest))
+            for manifest in found
+        ]
+        claims += [
+            (f"{local.path}", local.content, local.state_epoch)
+            for local in local_stores
+            if local.partition == partition
+        ]
+        fold = _Fold(shard, content, epoch, claims, verdict)
         reader = DeltaReader(f"{topic}[{partition}]", epoch)
         for offset, value in rows:
             if base is None or offset >= base.changelog_offset:
                 delta = reader.feed(offset, value)
                 if delta is not None:
-                    content.update(delta.changes)
+                    fold.take(delta)
         reader.finish()
+        fold.finish()
         if reader.state_epoch != epochs.get(partition, 0):
             verdict.found(
                 "state", f"{shard}: ends at {reader.state_epoch}, committed {epochs.get(partition)}"
             )
         actual.update(decoded({key: value for key, value in content.items() if value}, store))
-    verdict.notes.append(f"{sum(map(len, manifests.values()))} snapshots verified")
+    verdict.notes.append(
+        f"{sum(map(len, manifests.values()))} snapshots verified, {len(local_stores)} local stores"
+    )
     return verdict.merge(judge_state(expected, actual, f"snapshots and changelog of {stage}"))
+
+
+class _Fold:
+    """A shard's state from its oldest snapshot on, compared with what claims to stand at an epoch on the way.
+
+    Args:
+        content: at `epoch`; changed in place.
+        claims: who says so, content, and epoch. What is older than `epoch` can't be judged.
+    """
+
+    def __init__(
+        self,
+        shard: ShardId,
+        content: dict[bytes, bytes],
+        epoch: int,
+        claims: Sequence[tuple[str, Mapping[bytes, bytes], int]],
+        verdict: Verdict,
+    ) -> None:
+        self._shard = shard
+        self._content = content
+        self._verdict = verdict
+        self._claims = sorted((claim for claim in claims if claim[2] >= epoch), key=lambda claim: claim[2])
+        self._judge(epoch)
+
+    def take(self, delta: Delta) -> None:
+        """The next one."""
+        self._content.update(delta.changes)
+        self._judge(delta.epoch)
+
+    def finish(self) -> None:
+        """There are no more."""
+        for who, _content, epoch in self._claims:
+            self._verdict.found(
+                "state", f"{self._shard}: {who} claims epoch {epoch}, which was never committed"
+            )
+
+    def _judge(self, epoch: int) -> None:
+        while self._claims and self._claims[0][2] <= epoch:
+            who, content, claimed = self._claims.pop(0)
+            if claimed < epoch:
+                what = f"{who} claims epoch {claimed}, which was never committed"
+                self._verdict.found("state", f"{self._shard}: {what}")
+                continue
+            known = {key: value for key, value in self._content.items() if value}
+            differing = [key for key in known.keys() | content.keys() if known.get(key) != content.get(key)]
+            for key in sorted(differing):
+                self._verdict.found("state", f"{self._shard}: {who} at epoch {epoch} differs in {key!r}")
 
 
 def _content(snapshots: SnapshotStore, shard: ShardId, manifest: Manifest) -> tuple[dict[bytes, bytes], int]:

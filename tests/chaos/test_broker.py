@@ -12,9 +12,10 @@ import pytest
 
 from fcluster.common.embedded_kafka import EmbeddedKafka
 from fcluster.common.failpoints import Arm
-from tests.chaos.runner import LONG, PLAIN, REGROUPED, Chaos, workers_of
+from tests.chaos.runner import PLAIN, REGROUPED, Chaos, workers_of
+from tests.chaos.tally import BROKER_AWAY, COMMIT_IN_DOUBT, TRANSACTION_EXPIRED
 from tests.chaos.transactions_log import transactional_ids_of
-from tests.harness import COORDINATOR, held_back, process_state, wait_until
+from tests.harness import COORDINATOR, process_state, wait_until
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -22,35 +23,30 @@ AWAY_S = 20.0
 TRANSACTION_TIMEOUT_S = 3.0
 
 
-def open_transaction(run: Chaos, worker: str, hold_ms: int) -> None:
+def open_transaction(run: Chaos, worker: str, hold_ms: int) -> str:
     """Hold a worker back just before a commit, and see in Kafka that its transaction is open."""
     run.cluster.arm(worker, "worker.commit", Arm("hold", after_ms=hold_ms))
     run.cluster.await_mark(worker, "worker.commit")
-    assert held_back(run.brokers, [run.output]), "no transaction is open"
+    return run.open_epoch()
 
 
-@pytest.mark.parametrize(
-    ("hard", "away_s", "job_file"),
-    [(True, AWAY_S, PLAIN), (False, AWAY_S if LONG else 2.0, REGROUPED)],
-    ids=["hard", "clean"],
-)
+@pytest.mark.parametrize(("hard", "job_file"), [(True, PLAIN), (False, REGROUPED)], ids=["hard", "clean"])
 def test_broker_restarted_amid_open_epochs_is_nothing_but_a_pause(
     chaos_on_mortal_broker: Callable[..., AbstractContextManager[Chaos]],
     mortal_broker: EmbeddedKafka,
     hard: bool,
-    away_s: float,
     job_file: str,
 ) -> None:
     # Patience as it is by default: an epoch may take longer than the broker is away.
     settings = {"checkpoint.timeout.ms": 30_000}
-    title = f"broker {'killed' if hard else 'stopped'} for {away_s} s"
+    title = f"broker {'killed' if hard else 'stopped'} for {AWAY_S} s"
     with chaos_on_mortal_broker(title, job_file=job_file, settings=settings, rate=300.0) as run:
         pids = run.cluster.pids()
-        open_transaction(run, "worker-0", hold_ms=1000)
+        evidence = open_transaction(run, "worker-0", hold_ms=1000)
         mortal_broker.kill() if hard else mortal_broker.stop()
         gone_s = time.monotonic()
-        run.note(title, in_open_epoch=False)
-        time.sleep(away_s)  # the fault itself
+        run.note(BROKER_AWAY, title, shown=evidence)
+        time.sleep(AWAY_S)  # the fault itself
         mortal_broker.start()
         print(f"the broker was away for {time.monotonic() - gone_s:.1f} s")
         print(f"output flows again after {run.await_flow():.1f} s")
@@ -85,7 +81,8 @@ def test_commit_that_arrives_after_its_sender_died_is_neither_lost_nor_repeated(
                 time.sleep(0.6)
                 run.cluster.kill(victim)
                 time.sleep(0.3 * round_number)  # the session may be over by then, and the fence on its way
-            run.note(f"kill -9 {victim} after its commit was sent ({mark.detail})", in_open_epoch=False)
+            what = f"kill -9 {victim} after its commit was sent ({mark.detail})"
+            run.note(COMMIT_IN_DOUBT, what, shown="its commit lay in the broker's socket")
             run.start(victim)
             run.await_flow()
 
@@ -113,7 +110,8 @@ def test_transactions_that_run_out_of_time_are_aborted_and_replayed(
         said = {worker: len(run.cluster.log(worker, 10**6)) for worker in workers_of(run)}
         # The broker looks for such transactions once a second.
         wait_until(lambda: len(aborted_by_broker(run)) >= 3, "the broker aborts transactions", 15, 0.2)
-        run.note(f"transactions of all workers ran out of time ({mark.detail})", mark.time_ns)
+        what = f"transactions of all workers ran out of time ({mark.detail})"
+        run.note(TRANSACTION_EXPIRED, what, mark.time_ns)
         run.cluster.resume(COORDINATOR)
         run.await_flow()
         for worker, length in said.items():

@@ -1,24 +1,37 @@
-"""Full disks and I/O errors, of snapshots, state and logs: the last good snapshot stays usable."""
+"""Full disks and I/O errors, of snapshots, state and logs: the last good snapshot stays usable.
+
+Where the errors come from, without device mapper: a full disk is a small tmpfs (needs root). Errors of the
+state's disk are the kernel's own: with `RLIMIT_FSIZE` at 0 every write to a file fails (EFBIG, "File too
+large"), which RocksDB reports as the I/O error that it is. Errors of the snapshot store are an EIO raised at
+a failpoint, when all files of a snapshot are there and its manifest isn't. Logs are written by the process
+that started the worker, here the test's; there the file raises EIO.
+"""
 
 from __future__ import annotations
 
 import errno
+import resource
 import shutil
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import IO
 
 import pytest
 
 from fcluster.common.failpoints import Arm
 from fcluster.worker.core import EXIT_MISTAKE
+from tests.chaos.cluster import ChaosCluster
 from tests.chaos.disks import fill, make_room, small_disk
 from tests.chaos.runner import Chaos
-from tests.harness import wait_until
+from tests.chaos.tally import DISK_FULL, IO_ERRORS, STATE_LOST
+from tests.harness import COORDINATOR, wait_until
 
 pytestmark = pytest.mark.timeout(300)
 
 SNAPSHOTS_OFTEN = {"snapshot.interval.ms": 500}
+ROTTEN = "worker-1"
 
 
 def newest_manifests(run: Chaos) -> dict[int, str]:
@@ -26,7 +39,7 @@ def newest_manifests(run: Chaos) -> dict[int, str]:
     root = run.data_dir / "snapshots" / run.job / run.source
     return {
         partition: max(
-            (path.name for path in (root / str(partition) / "manifests").glob("*.json")), default=""
+            (path.name for path in (root / str(partition) / "manifests").glob("[0-9]*.json")), default=""
         )
         for partition in range(8)
     }
@@ -52,83 +65,132 @@ def log_lengths(run: Chaos) -> dict[str, int]:
     return {f"worker-{slot}": len(run.cluster.log(f"worker-{slot}", 10**6)) for slot in range(3)}
 
 
-def restore_without_local_files(run: Chaos, slot: int) -> None:
+def restore_without_local_files(run: Chaos, worker: str) -> None:
     """`kill -9`, and the local state is gone: snapshot and changelog have to do."""
-    run.cluster.kill(f"worker-{slot}")
-    shutil.rmtree(run.data_dir / "state" / run.job / f"slot-{slot}")
-    run.note(f"kill -9 worker-{slot}, its local state deleted", in_open_epoch=False)
-    run.cluster.start_worker(slot)
+    began_ns = time.time_ns()
+    run.cluster.kill(worker)
+    slot_dir = run.data_dir / "state" / run.job / worker.replace("worker", "slot")
+    for entry in slot_dir.iterdir():  # the directory itself may be a disk
+        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    run.note(STATE_LOST, f"kill -9 {worker}, its local state deleted", began_ns)
+    run.start(worker)
     run.await_flow()
 
 
-def test_full_snapshot_disk_keeps_the_last_good_snapshots_and_the_job_going(
-    chaos: Callable[..., AbstractContextManager[Chaos]], tmp_path: Path
-) -> None:
-    title = "snapshot disk full"
-    snapshots = tmp_path / "data" / "snapshots"
-    with small_disk(snapshots, size_kb=16_000) as disk, chaos(title, settings=SNAPSHOTS_OFTEN) as run:
-        await_new_snapshots(run)
-        lengths = log_lengths(run)
-        fill(disk)
-        run.note(title, in_open_epoch=False)
-        wait_until(lambda: said_since(run, "No space left", lengths), "a snapshot fails", 30, 0.1)
-        run.await_flow()
-        restore_without_local_files(run, 1)
-        make_room(disk)
-        await_new_snapshots(run)
+def await_leaving(run: Chaos, worker: str) -> None:
+    """It leaves because of its own trouble, others take its shards, and nobody else ends."""
+    child = run.cluster.child(worker)
+    wait_until(lambda: child.poll() is not None, f"{worker} leaves", 60)
+    assert child.poll() == EXIT_MISTAKE
+    run.cluster.forget(worker)
+    run.await_flow()
+    for name, pid in run.cluster.pids().items():
+        assert run.cluster.child(name).poll() is None, f"{name} (pid {pid}) ended because of another's disk"
 
 
-def test_failing_snapshot_store_keeps_the_last_good_snapshots_and_the_job_going(
-    chaos: Callable[..., AbstractContextManager[Chaos]],
-) -> None:
-    with chaos("snapshot store fails", settings=SNAPSHOTS_OFTEN) as run:
-        await_new_snapshots(run)
-        lengths = log_lengths(run)
-        for worker in lengths:
-            run.cluster.arm(worker, "worker.mid-snapshot", Arm("raise", errno=errno.EIO, every=True))
-        for worker in lengths:
-            run.cluster.await_mark(worker, "worker.mid-snapshot")
-        run.note("I/O errors amid all snapshots", in_open_epoch=False)
-        wait_until(lambda: said_since(run, "Input/output error", lengths), "a snapshot fails", 30, 0.1)
-        run.await_flow()
-        restore_without_local_files(run, 1)
-        for worker in lengths:
-            run.cluster.disarm(worker, "worker.mid-snapshot")
-        await_new_snapshots(run)
-
-
-def test_worker_with_a_full_state_disk_neither_loses_anything_nor_stops_the_others(
+def test_full_disks_keep_the_last_good_snapshots_and_the_job_going(
     chaos: Callable[..., AbstractContextManager[Chaos]], topic_prefix: str, tmp_path: Path
 ) -> None:
-    state = tmp_path / "data" / "state" / f"{topic_prefix}job" / "slot-1"
-    title = "state disk of one worker full"
-    # Often: a snapshot writes what is in memory to the disk first.
-    with small_disk(state, size_kb=8_000) as disk, chaos(title, settings=SNAPSHOTS_OFTEN) as run:
+    data = tmp_path / "data"
+    with (
+        small_disk(data / "snapshots", size_kb=24_000) as snapshot_disk,
+        small_disk(data / "state" / f"{topic_prefix}job" / "slot-1", size_kb=8_000) as state_disk,
+        chaos("full disks", settings=SNAPSHOTS_OFTEN) as run,
+    ):
         await_new_snapshots(run)
         lengths = log_lengths(run)
-        fill(disk)
-        run.note(title, in_open_epoch=False)
-        wait_until(lambda: said_since(run, "is full", lengths), "a write to the store fails", 60, 0.1)
-        # It leaves, and others take its shards.
-        child = run.cluster.child("worker-1")
-        wait_until(lambda: child.poll() is not None, "worker-1 leaves", 30)
-        assert child.poll() == EXIT_MISTAKE
-        run.cluster.forget("worker-1")
+        fill(snapshot_disk)
+        wait_until(lambda: said_since(run, "No space left", lengths), "a snapshot fails", 30, 0.1)
+        run.note(DISK_FULL, "of the snapshot store", shown=run.open_epoch())
         run.await_flow()
-        for name in ("coordinator", "worker-0", "worker-2"):
-            assert run.cluster.child(name).poll() is None, f"{name} ended because of another's disk"
-        make_room(disk)
-        run.start("worker-1")
+        restore_without_local_files(run, "worker-2")
+        make_room(snapshot_disk)
+        await_new_snapshots(run)
+
+        lengths = log_lengths(run)
+        fill(state_disk)
+        # Often: a snapshot writes what is in memory to the disk first.
+        wait_until(lambda: said_since(run, "is full", lengths), "a write to the store fails", 60, 0.1)
+        run.note(DISK_FULL, f"of the state of {ROTTEN}", shown=run.open_epoch())
+        await_leaving(run, ROTTEN)
+        make_room(state_disk)
+        run.start(ROTTEN)
         run.await_shards(3)
         run.await_flow()
 
 
-def test_full_log_disk_costs_log_lines_and_nothing_else(
-    chaos: Callable[..., AbstractContextManager[Chaos]], tmp_path: Path
+class RottenDisksCluster(ChaosCluster):
+    """A cluster in which a process can be started with a disk that fails."""
+
+    rotten: str = ""
+
+    def prefix_of(self, name: str) -> Sequence[str]:
+        return ("prlimit", "--fsize=0", "--") if name == self.rotten else ()
+
+
+def test_io_errors_keep_the_last_good_snapshots_and_the_job_going(
+    chaos: Callable[..., AbstractContextManager[Chaos]],
 ) -> None:
-    with small_disk(tmp_path / "data" / "test-logs", size_kb=64) as disk, chaos("log disk full") as run:
+    with chaos("I/O errors", settings=SNAPSHOTS_OFTEN, cluster_type=RottenDisksCluster) as run:
+        cluster = run.cluster
+        assert isinstance(cluster, RottenDisksCluster)
+        await_new_snapshots(run)
+        lengths = log_lengths(run)
+        for worker in lengths:
+            cluster.arm(worker, "worker.mid-snapshot", Arm("raise", errno=errno.EIO, every=True))
+        for worker in lengths:
+            cluster.await_mark(worker, "worker.mid-snapshot")
+        run.note(IO_ERRORS, "amid all snapshots", shown=run.open_epoch())
+        wait_until(lambda: said_since(run, "Input/output error", lengths), "a snapshot fails", 30, 0.1)
+        run.await_flow()
+        restore_without_local_files(run, "worker-2")
+        for worker in lengths:
+            cluster.disarm(worker, "worker.mid-snapshot")
+        await_new_snapshots(run)
+
+        # The disk of a worker's state fails while it runs.
+        lengths = log_lengths(run)
+        resource.prlimit(cluster.child(ROTTEN).pid, resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+        wait_until(lambda: said_since(run, "File too large", lengths), "a write to the store fails", 60, 0.1)
+        run.note(IO_ERRORS, f"of the state of {ROTTEN}", shown=run.open_epoch())
+        await_leaving(run, ROTTEN)
+
+        # It fails already when shards are restored to it.
+        cluster.rotten = ROTTEN
+        run.start(ROTTEN)
+        run.note(IO_ERRORS, f"of the state of {ROTTEN}, from its start", shown=run.open_epoch())
+        await_leaving(run, ROTTEN)
+        cluster.rotten = ""
+        run.start(ROTTEN)
+        run.await_shards(3)
+        run.await_flow()
+        await_new_snapshots(run)
+
+
+class FailingFile:
+    """A file whose disk fails."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+
+    def write(self, data: bytes) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def test_logs_that_cannot_be_written_cost_log_lines_and_nothing_else(
+    chaos: Callable[..., AbstractContextManager[Chaos]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with small_disk(tmp_path / "data" / "test-logs", size_kb=64) as disk, chaos("logs fail") as run:
+        for name in (COORDINATOR, "worker-0"):
+            log = run.cluster.child(name)._log
+            assert log is not None
+            monkeypatch.setattr(log, "_file", FailingFile(log._file))
+        run.note(IO_ERRORS, "of the logs of coordinator and worker-0", shown=run.open_epoch())
         fill(disk)
-        run.note("log disk full", in_open_epoch=False)
+        run.note(DISK_FULL, "of all logs", shown=run.open_epoch())
         # Deaths make for log lines.
         run.kill_at("worker-1", "worker.offsets-sent", Arm("kill"))
         run.start("worker-1")

@@ -8,7 +8,8 @@ from contextlib import AbstractContextManager
 import pytest
 
 from fcluster.common.failpoints import Arm
-from tests.chaos.runner import PLAIN, REGROUPED, Chaos, workers_of
+from tests.chaos.runner import PLAIN, REGROUPED, Chaos, doses, workers_of
+from tests.chaos.tally import KILLED_IN_MOVE, RESCALED
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -23,24 +24,30 @@ def resize(run: Chaos, workers: int) -> None:
         run.cluster.start_worker(slot)
     for slot in range(running - 1, workers - 1, -1):
         run.cluster.stop(f"worker-{slot}")
-    run.note(f"rescaled from {running} to {workers} workers", in_open_epoch=False)
+    run.note(RESCALED, f"from {running} to {workers} workers", shown=run.open_epoch())
 
 
-@pytest.mark.parametrize("job_file", [PLAIN, REGROUPED])
+@pytest.mark.parametrize(
+    ("job_file", "replicas"), doses([(REGROUPED, 0)], [(PLAIN, 0), (PLAIN, 1), (REGROUPED, 1)])
+)
 def test_rescaling_under_load_loses_and_repeats_nothing(
-    chaos: Callable[..., AbstractContextManager[Chaos]], job_file: str
+    chaos: Callable[..., AbstractContextManager[Chaos]], job_file: str, replicas: int
 ) -> None:
-    with chaos("rescaled", job_file=job_file, workers=1, slots=SLOTS) as run:
+    with chaos("rescaled", job_file=job_file, replicas=replicas, workers=1, slots=SLOTS) as run:
         for size in SIZES:
             resize(run, size)
             run.await_shards(size)
             run.await_flow()
 
 
+@pytest.mark.parametrize(
+    ("job_file", "replicas"), doses([(PLAIN, 1)], [(PLAIN, 0), (REGROUPED, 0), (REGROUPED, 1)])
+)
 def test_rescaling_with_a_death_during_each_move_loses_and_repeats_nothing(
-    chaos: Callable[..., AbstractContextManager[Chaos]],
+    chaos: Callable[..., AbstractContextManager[Chaos]], job_file: str, replicas: int
 ) -> None:
-    with chaos("rescaled with deaths", workers=1, slots=SLOTS) as run:
+    title = "rescaled with deaths"
+    with chaos(title, job_file=job_file, replicas=replicas, workers=1, slots=SLOTS) as run:
         former = 1
         for size in SIZES:
             if size > former:
@@ -52,9 +59,7 @@ def test_rescaling_with_a_death_during_each_move_loses_and_repeats_nothing(
                 run.cluster.arm(victim, point, Arm("kill"))
             resize(run, size)
             for victim, point in victims.items():
-                mark = run.cluster.await_mark(victim, point)
-                run.cluster.await_death(victim)
-                run.note(f"kill -9 {victim} at {point} ({mark.detail})", mark.time_ns, in_open_epoch=False)
+                run.await_death_at(victim, point, kind=KILLED_IN_MOVE, shown=run.open_epoch())
                 run.start(victim)
             run.await_shards(size)
             run.await_flow()

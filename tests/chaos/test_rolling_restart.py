@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.chaos.runner import PLAIN, REGROUPED, Chaos, workers_of
+from tests.chaos.tally import RESTARTED
 from tests.harness import wait_until
 
 pytestmark = pytest.mark.timeout(240)
@@ -29,7 +30,7 @@ def test_rolling_restart_of_all_workers_loses_and_repeats_nothing(
         workers = workers_of(run)
         for worker in workers:
             run.cluster.stop(worker)
-            run.note(f"SIGTERM to {worker}, which left", in_open_epoch=False)
+            run.note(RESTARTED, f"SIGTERM to {worker}, which left", shown=run.open_epoch())
             run.start(worker)
             run.await_shards(len(workers))
             run.await_flow()

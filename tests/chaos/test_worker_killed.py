@@ -8,7 +8,8 @@ from contextlib import AbstractContextManager
 import pytest
 
 from fcluster.common.failpoints import Arm
-from tests.chaos.runner import PLAIN, REGROUPED, Chaos, workers_of
+from tests.chaos.runner import PLAIN, REGROUPED, Chaos, doses, workers_of
+from tests.chaos.tally import ALL_KILLED
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -25,12 +26,12 @@ STEPS: dict[str, Arm] = {
     "worker.commit": Arm("kill", after_ms=1, in_background=True),
     "worker.committed": KILL,
 }
-NOT_ABORTED = {"worker.commit", "worker.committed"}
-"""What was open there may be committed."""
+SHOWN = {"worker.commit": "its commit was under way", "worker.committed": "committed and not applied"}
+"""What was open there may be committed, so that nothing is aborted; the step itself is in the epoch."""
 
 
 def kill_one(run: Chaos, point: str, victim: str) -> None:
-    run.kill_at(victim, point, STEPS[point], in_open_epoch=point not in NOT_ABORTED)
+    run.kill_at(victim, point, STEPS[point], shown=SHOWN.get(point, ""))
     run.start(victim)
     run.await_flow()
 
@@ -41,30 +42,30 @@ def kill_all(run: Chaos, point: str) -> None:
     for victim in victims:
         run.cluster.arm(victim, point, STEPS[point])
     for victim in victims:
-        mark = run.cluster.await_mark(victim, point)
-        run.cluster.await_death(victim)
-        run.note(
-            f"kill -9 {victim} (all) at {point} ({mark.detail})",
-            mark.time_ns,
-            in_open_epoch=point not in NOT_ABORTED,
-        )
+        run.await_death_at(victim, point, kind=ALL_KILLED, shown=SHOWN.get(point, ""))
     for victim in victims:
         run.start(victim)
     run.await_flow()
 
 
-@pytest.mark.parametrize("job_file", [PLAIN, REGROUPED])
+@pytest.mark.parametrize(
+    ("job_file", "replicas"), doses([(PLAIN, 0), (REGROUPED, 1)], [(PLAIN, 1), (REGROUPED, 0)])
+)
 def test_one_worker_killed_at_each_step_of_an_epoch_loses_and_repeats_nothing(
-    chaos: Callable[..., AbstractContextManager[Chaos]], job_file: str
+    chaos: Callable[..., AbstractContextManager[Chaos]], job_file: str, replicas: int
 ) -> None:
-    with chaos("one worker killed at each step", job_file=job_file) as run:
+    with chaos("one worker killed at each step", job_file=job_file, replicas=replicas) as run:
         for number, point in enumerate(STEPS):
             kill_one(run, point, f"worker-{number % 3}")
 
 
+@pytest.mark.parametrize(
+    ("job_file", "replicas"), doses([(PLAIN, 1)], [(PLAIN, 0), (REGROUPED, 0), (REGROUPED, 1)])
+)
 def test_all_workers_killed_at_each_step_of_an_epoch_lose_and_repeat_nothing(
-    chaos: Callable[..., AbstractContextManager[Chaos]],
+    chaos: Callable[..., AbstractContextManager[Chaos]], job_file: str, replicas: int
 ) -> None:
-    with chaos("all workers killed at each step", workers=2) as run:
+    title = "all workers killed at each step"
+    with chaos(title, job_file=job_file, replicas=replicas, workers=2) as run:
         for point in STEPS:
             kill_all(run, point)

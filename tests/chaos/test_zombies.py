@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from fcluster.common.failpoints import Arm
-from tests.chaos.runner import PLAIN, REGROUPED, Chaos
+from tests.chaos.runner import LONG, PLAIN, REGROUPED, Chaos, doses
+from tests.chaos.tally import WORKER_STOPPED
 from tests.harness import process_state, wait_until
 
 pytestmark = pytest.mark.timeout(300)
@@ -39,7 +40,7 @@ def stop_past_session(run: Chaos, point: str, zombie: str) -> None:
     run.cluster.arm(zombie, point, Arm("stop"))
     mark = run.cluster.await_mark(zombie, point)
     wait_until(lambda: process_state(pid) in "Tt", f"{zombie} stops", 5, 0.002)
-    run.note(f"SIGSTOP {zombie} at {point} ({mark.detail})", mark.time_ns)
+    run.note(WORKER_STOPPED, f"SIGSTOP {zombie} at {point} ({mark.detail})", mark.time_ns)
     stopped_s = time.monotonic()
     run.await_flow()  # its shards as well: others have them
     assert session_of(run.cluster.status(), pid) == 0
@@ -57,11 +58,13 @@ def stop_past_session(run: Chaos, point: str, zombie: str) -> None:
     run.await_flow()
 
 
-@pytest.mark.parametrize("job_file", [PLAIN, REGROUPED])
+@pytest.mark.parametrize(
+    ("job_file", "replicas"), doses([(PLAIN, 1), (REGROUPED, 0)], [(PLAIN, 0), (REGROUPED, 1)])
+)
 def test_worker_stopped_for_three_session_timeouts_is_refused_and_comes_back_fresh(
-    chaos: Callable[..., AbstractContextManager[Chaos]], job_file: str
+    chaos: Callable[..., AbstractContextManager[Chaos]], job_file: str, replicas: int
 ) -> None:
-    points = list(STEPS) if job_file == PLAIN else list(STEPS)[:1]
-    with chaos("worker stopped past its session", job_file=job_file) as run:
+    points = list(STEPS) if LONG or job_file == PLAIN else list(STEPS)[:1]
+    with chaos("worker stopped past its session", job_file=job_file, replicas=replicas) as run:
         for number, point in enumerate(points):
             stop_past_session(run, point, f"worker-{number % 3}")

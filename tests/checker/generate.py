@@ -74,13 +74,26 @@ class Generator:
     """Writes records at a steady rate in a thread of its own, until it is stopped or has written enough."""
 
     def __init__(
-        self, brokers: str, topic: str, *, rate: float, keys: int, count_max: int = 10_000_000, seed: int = 1
+        self,
+        brokers: str,
+        topic: str,
+        *,
+        rate: float,
+        keys: int,
+        count_max: int = 10_000_000,
+        seed: int = 1,
+        hot_keys: int = 0,
     ) -> None:
         self._sender = _Sender(plain_producer(brokers), topic)
         self._rate = rate
         self._sequences: dict[str, int] = {}
         self._make = lambda first_id: generate_records(
-            count_max, keys=keys, seed=seed, first_id=first_id, sequences=self._sequences
+            count_max,
+            keys=keys,
+            seed=seed,
+            first_id=first_id,
+            sequences=self._sequences,
+            hot_keys=hot_keys,
         )
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"generator {topic}", daemon=True)

@@ -14,7 +14,7 @@ import orjson
 from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 
 from tests.checker.reading import new_consumer, partitions_of
-from tests.checker.records import OutputRecord, decode_output
+from tests.checker.records import InputRecord, OutputRecord, decode_input, decode_output
 
 
 class LiveReader:
@@ -69,6 +69,13 @@ class LiveReader:
         """What was read, by partition, in the order of reading."""
         return {
             partition: [decode_output(value, partition, offset) for offset, value, _ in rows]
+            for partition, rows in self._seen.items()
+        }
+
+    def seen_inputs(self) -> dict[int, list[InputRecord]]:
+        """What was read of a topic of source records, or of one that they pass through."""
+        return {
+            partition: [decode_input(value, partition, offset) for offset, value, _ in rows]
             for partition, rows in self._seen.items()
         }
 

@@ -59,7 +59,13 @@ def group_of(key: str, group_count: int) -> str:
 
 
 def generate_records(
-    count: int, *, keys: int, seed: int = 1, first_id: int = 0, sequences: dict[str, int] | None = None
+    count: int,
+    *,
+    keys: int,
+    seed: int = 1,
+    first_id: int = 0,
+    sequences: dict[str, int] | None = None,
+    hot_keys: int = 0,
 ) -> Iterator[InputRecord]:
     """`count` records over `keys` keys, the same ones for the same seed.
 
@@ -69,11 +75,12 @@ def generate_records(
         seed: of the draw.
         first_id: the first record's id; ids rise by one.
         sequences: each key's last sequence, carried from one call to the next and changed in place.
+        hot_keys: so many of the keys get every second record.
     """
     draw = random.Random(seed)
     last = {} if sequences is None else sequences
     for number in range(first_id, first_id + count):
-        key = f"k{draw.randrange(keys)}"
+        key = f"k{draw.randrange(hot_keys if hot_keys and number % 2 else keys)}"
         sequence = last.get(key, 0) + 1
         last[key] = sequence
         yield InputRecord(number, key, sequence, draw.randrange(-1000, 1000))

@@ -257,6 +257,45 @@ def judge_live(
     return verdict
 
 
+def judge_between(
+    inputs: Iterable[InputRecord], seen: Mapping[int, Sequence[InputRecord]], title: str = "between"
+) -> Verdict:
+    """The verdict on a repartition topic, which a job writes and reads: each input once, each key in order.
+
+    Args:
+        inputs: the whole source topic.
+        seen: what a read_committed reader saw that ran beside the job. What was deleted before it came may be
+            missing at the beginning of each key, and nothing else.
+        title: names the check in the report.
+    """
+    rows = [row for partition in sorted(seen) for row in seen[partition]]
+    verdict = Verdict(title, outputs=len(rows))
+    expected = fold_by_key(inputs)
+    at: dict[str, InputRecord] = {}
+    for row in rows:
+        before = at.get(row.key)
+        wanted = expected.get(row.key, [])
+        place = f"input {row.id} (key {row.key}, sequence {row.sequence}) at [{row.partition}]@{row.offset}"
+        if not 0 < row.sequence <= len(wanted) or wanted[row.sequence - 1].record.id != row.id:
+            verdict.found("unexpected", f"{title}: {place}")
+            continue
+        if before is not None and row.sequence <= before.sequence:
+            verdict.found("repeated", f"{title}: {place} behind sequence {before.sequence}")
+            continue
+        if before is not None and row.sequence > before.sequence + 1:
+            verdict.found("lost", f"{title}: {before.sequence + 1} to {row.sequence - 1} before {place}")
+        if before is not None and row.partition != before.partition:
+            verdict.found("misplaced", f"{title}: {place}, before in {before.partition}")
+        if row.value != wanted[row.sequence - 1].record.value:
+            verdict.found("wrong", f"{title}: {place} has another value")
+        at[row.key] = row
+    for key, row in at.items():
+        if row.sequence < len(expected[key]):
+            verdict.found("lost", f"{title}: key {key} ends at {row.sequence} of {len(expected[key])}")
+    verdict.notes.append(f"{len(rows)} records in the repartition topic, each key's in order")
+    return verdict
+
+
 def judge_ends(ends: Mapping[tuple[str, int], tuple[int, int]]) -> Verdict:
     """The verdict on open transactions: (topic, partition) to (last stable offset, high watermark)."""
     verdict = Verdict("transactions")

@@ -160,6 +160,12 @@ class SimSnapshotStore:
             raise NotPlainFileError(f"{file_hash} is missing")
         return io.BytesIO(content)
 
+    def note_verified(self, shard: ShardId, file_hash: str) -> None:
+        pass
+
+    def is_verified(self, shard: ShardId, file_hash: str, size_bytes: int) -> bool:
+        return False
+
     def put_manifest(self, shard: ShardId, name: str, content: bytes) -> None:
         self.manifests.setdefault(shard, {})[name] = content
 

@@ -134,9 +134,9 @@ def test_no_slots_plan_nothing() -> None:
 def test_thousand_workers_and_ten_thousand_shards_are_planned_in_seconds() -> None:
     shards = shards_of(**{f"stage{number}": 2_003 for number in range(5)})
     before = plan(shards, range(1_000), {})
-    started = time.monotonic()
+    started = time.thread_time()  # the work, whatever else the machine does
     after = plan(shards, [slot for slot in range(1_001) if slot != 500], before)
-    assert time.monotonic() - started < 5
+    assert time.thread_time() - started < 5
     assert moves(before, after, set(range(1_001)) - {500}) == 0
 
 
@@ -229,8 +229,8 @@ def test_thousand_workers_place_ten_thousand_copies_in_seconds() -> None:
     shards = shards_of(a=10_000)
     owners: dict[ShardId, int | None] = dict(plan(shards, range(1_000), {}))
     hosts = {slot: f"host-{slot % 50}" for slot in range(1_000)}
-    started = time.monotonic()
+    started = time.thread_time()  # the work, whatever else the machine does
     before = place_standbys(owners, hosts, 1, {})
     del hosts[500]
     place_standbys(owners, hosts, 1, before)
-    assert time.monotonic() - started < 5
+    assert time.thread_time() - started < 5

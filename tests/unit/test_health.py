@@ -184,6 +184,25 @@ def test_port_is_none_unless_asked_for_and_a_taken_one_is_named(told: Told) -> N
         pass  # it was let go of
 
 
+def test_status_is_told_beyond_loopback_only_in_a_trusted_network(told: Told) -> None:
+    """Elsewhere it takes an admin's key."""
+    for bind, insecure, code in (
+        ("0.0.0.0:0", False, 403),
+        ("0.0.0.0:0", True, 200),
+        ("127.0.0.1:0", False, 200),
+    ):
+        with health_port(bind, told, insecure=insecure) as server:
+            assert server is not None
+            port = server.url.rpartition(":")[2]
+            for page, expected in (("/status", code), ("/live", 200)):
+                with socket.create_connection(("127.0.0.1", int(port)), 5) as connection:
+                    connection.sendall(f"GET {page} HTTP/1.0\r\n\r\n".encode())
+                    answer = connection.makefile("rb").read()
+                assert answer.startswith(f"HTTP/1.0 {expected} ".encode()), (bind, page, answer)
+            if code == 403:
+                assert b"settings" not in answer
+
+
 @pytest.mark.parametrize("bind", ["", "8080", "host", "host:", "host:x", "host:70000", "::1:80", "host:-1"])
 def test_bad_address_is_refused(bind: str) -> None:
     with pytest.raises(ValueError, match=r"host:port|port 70000"):

@@ -6,10 +6,13 @@ the files in which the store keeps its content: all stores used here have some.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO
 
 import msgspec
 import pytest
@@ -21,7 +24,12 @@ from fcluster.common import snapshot_store as snapshot_store_module
 from fcluster.common.errors import FclusterError, SettingsError, StateDamaged
 from fcluster.common.ids import ShardId
 from fcluster.common.object_snapshot_store import ObjectSnapshotStore
-from fcluster.common.snapshot_store import DirectorySnapshotStore, open_snapshot_store, store_identity
+from fcluster.common.snapshot_store import (
+    DirectorySnapshotStore,
+    SnapshotStoreUnavailable,
+    open_snapshot_store,
+    store_identity,
+)
 from fcluster.worker import snapshots as snapshots_module
 from fcluster.worker.snapshots import (
     Manifest,
@@ -438,3 +446,106 @@ def test_directory_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(SettingsError, match="can't be used"):
         open_snapshot_store(str(tmp_path / "file" / "snapshots"), "job")
+
+
+# --- what isn't damage, and what needn't be read again ------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.ESTALE, errno.ETIMEDOUT])
+def test_manifest_that_cannot_be_read_just_now_is_no_damage(
+    store: RocksStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    snapshots = DirectorySnapshotStore(tmp_path / "snapshots", "job")
+    take(store, snapshots, 1)
+    newest = take(store, snapshots, 2)
+    names = snapshots.manifest_names(SHARD)
+    with monkeypatch.context() as patched:
+
+        def trouble(_directory: int, name: str) -> IO[bytes]:
+            raise OSError(number, os.strerror(number), name)
+
+        patched.setattr(snapshot_store_module, "open_plain", trouble)
+        unusable: list[Unusable] = []
+        for attempt in (
+            lambda: latest_valid(snapshots, SHARD, None, unusable),
+            lambda: truncation_offset(snapshots, SHARD),
+            lambda: prune(snapshots, SHARD, store.meta()),
+        ):
+            with pytest.raises(SnapshotStoreUnavailable, match=os.strerror(number)):
+                attempt()
+        assert not unusable
+    assert snapshots.manifest_names(SHARD) == names, "a good manifest was pruned for a bad minute"
+    assert latest_valid(snapshots, SHARD) == newest
+
+
+def test_listing_that_fails_just_now_is_not_an_empty_store(
+    store: RocksStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshots = DirectorySnapshotStore(tmp_path / "snapshots", "job")
+    newest = take(store, snapshots, 1)
+
+    def trouble(_directory: int) -> list[str]:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(snapshot_store_module.os, "listdir", trouble)
+        with pytest.raises(SnapshotStoreUnavailable):
+            latest_valid(snapshots, SHARD)
+    assert latest_valid(snapshots, SHARD) == newest
+
+
+class CountingObjectStore(LocalObjectStore):
+    """Counts what is read back."""
+
+    def __init__(self, root: Path) -> None:
+        self.read: Counter[str] = Counter()
+        super().__init__(root)
+
+    def read_range(self, path: str, start: int, length: int) -> bytes:
+        content = super().read_range(path, start, length)
+        self.read[path] += len(content)
+        return content
+
+
+def test_each_file_is_read_back_once_however_often_it_is_looked_at(store: RocksStore, tmp_path: Path) -> None:
+    snapshots = CountingObjectStore(tmp_path / "snapshots")
+    for epoch in range(1, 6):
+        manifest = take(store, snapshots, epoch)
+        offset = truncation_offset(snapshots, SHARD)
+        assert offset == (None if epoch == 1 else 10 * (epoch - 1))
+        assert take_snapshot(store, SHARD, snapshots).manifest == manifest, "nothing has changed"
+    sizes = {file.hash: file.size_bytes for file in manifest.files}
+    read = {path.rpartition("/")[2]: read_bytes for path, read_bytes in snapshots.read.items()}
+    assert {name: read.get(name, 0) for name in sizes} == sizes
+    assert latest_valid(snapshots, SHARD) == manifest
+    assert sum(snapshots.read.values()) == sum(read.values()), "nor later"
+
+
+def test_file_that_was_changed_since_is_read_again_and_found_damaged(
+    store: RocksStore, tmp_path: Path
+) -> None:
+    snapshots = CountingObjectStore(tmp_path / "snapshots")
+    older, newer = take(store, snapshots, 1), take(store, snapshots, 2)
+    assert latest_valid(snapshots, SHARD) == newer
+    damage(file_of(snapshots, newer))
+    assert latest_valid(snapshots, SHARD) == older
+    file_of(snapshots, older).unlink()
+    assert latest_valid(snapshots, SHARD) is None
+
+
+def test_other_process_believes_nobody(store: RocksStore, tmp_path: Path) -> None:
+    manifest = take(store, CountingObjectStore(tmp_path / "snapshots"), 1)
+    other = CountingObjectStore(tmp_path / "snapshots")
+    assert latest_valid(other, SHARD) == manifest
+    assert sum(other.read.values()) == manifest.size_bytes
+
+
+def test_copying_tells_its_progress_piece_by_piece(
+    store: RocksStore, snapshots: AnyStore, directory: StoreDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(snapshots_module, "COPY_BYTES", 100)
+    manifest = take(store, snapshots, 1)
+    pieces: list[int] = []
+    restore_snapshot(snapshots, SHARD, manifest, directory, pieces.append)
+    assert sum(pieces) == manifest.size_bytes
+    assert max(pieces) <= 100

@@ -15,6 +15,7 @@ from fcluster.common.errors import DirectoryInUse, FclusterError, IncompatibleSt
 from fcluster.common.files import checked_name
 from fcluster.common.ids import ShardId
 from fcluster.worker import store as store_module
+from fcluster.worker.restore import local_meta
 from fcluster.worker.state import FlushLimits, ShardState, StoreMeta
 from fcluster.worker.store import (
     LOCAL_TROUBLE,
@@ -129,6 +130,18 @@ def test_rocksdb_held_by_somebody_else_is_a_directory_in_use(directory: StoreDir
     with pytest.raises(DirectoryInUse):
         directory.open(SHARD)
     other.close()
+
+
+def test_looking_for_local_files_makes_none(directory: StoreDirectory) -> None:
+    assert not directory.has_files(SHARD)
+    assert local_meta(directory, SHARD) == StoreMeta()
+    assert not directory.shard_path(SHARD).exists()
+    assert directory.opened(SHARD) is None
+    directory.open(SHARD).apply({b"abcd-k": b"1"}, StoreMeta(3, 7, "id"))
+    assert local_meta(directory, SHARD) == StoreMeta(3, 7, "id")
+    directory.close(SHARD)
+    assert directory.has_files(SHARD)
+    assert local_meta(directory, SHARD) == StoreMeta(3, 7, "id")
 
 
 def adopted(root: Path) -> StoreDirectory:

@@ -1,0 +1,213 @@
+"""What a storm does and when: drawn from a seed, and from nothing else (pure).
+
+Responsible for: rounds of faults with their times, so that a seed tells the same schedule each time, whatever
+the machine does with it. A fault is drawn only where it can be done by the plan's own book: a worker that is
+down by the plan isn't stopped. Whether it can be done when its time has come is found out by `storm`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from tests.chaos import tally
+
+SLOTS = 5
+ROUND_S = 40.0
+EPOCH_STEPS = (
+    "worker.barrier-received",
+    "worker.layers-frozen",
+    "worker.delta-flushed",
+    "worker.offsets-sent",
+    "worker.prepared",
+    "worker.complete-received",
+    "worker.commit",
+    "worker.committed",
+)
+MOVE_STEPS = ("worker.mid-restore", "worker.shards-released", "worker.mid-snapshot", "worker.snapshot-taken")
+COORDINATOR_STEPS = (
+    "coordinator.before-journal",
+    "coordinator.mid-journal",
+    "coordinator.after-journal",
+    "coordinator.mid-broadcast",
+    "coordinator.mid-reassignment",
+    "coordinator.before-fence",
+    "coordinator.after-fence",
+)
+CUTS = ("cut off from the coordinator", "not heard by the coordinator", "deaf to the coordinator", "no Kafka")
+DAMAGES = (
+    "flip_a_bit",
+    "truncate",
+    "lose_a_file",
+    "take_anothers_manifest",
+    "cut_the_manifest",
+)
+"""Names of `damage.DAMAGES`, but for the one that can't be told from a whole snapshot by looking at it."""
+ISLANDER = 0
+"""The slot whose worker has a network of its own."""
+
+WEIGHTS = {
+    tally.WORKER_KILLED: 10,
+    tally.ALL_KILLED: 1,
+    tally.COORDINATOR_KILLED: 5,
+    tally.COORDINATOR_STOPPED: 2,
+    tally.WORKER_STOPPED: 6,
+    tally.NETWORK_CUT: 4,
+    tally.BROKER_AWAY: 1,
+    tally.TRANSACTION_EXPIRED: 1,
+    tally.IO_ERRORS: 2,
+    tally.SNAPSHOT_DAMAGED: 4,
+    tally.STATE_LOST: 3,
+    tally.WORKER_SLOWED: 2,
+    tally.DISK_FULL: 2,
+    tally.FRAMES: 2,
+    tally.RESCALED: 5,
+    tally.KILLED_IN_MOVE: 3,
+}
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A fault to come.
+
+    Attributes:
+        at_s: after the beginning of its round.
+        kind: one of `tally.KINDS`.
+        slot: of the worker that it hits, -1 if it hits none, or all.
+        how: what exactly: a failpoint, a kind of cut, of damage; may be empty.
+        lasts_s: until it is healed, or what was killed is started again.
+        number: of workers to scale to, of the partition whose snapshot is damaged.
+    """
+
+    at_s: float
+    kind: str
+    slot: int = -1
+    how: str = ""
+    lasts_s: float = 0.0
+    number: int = 0
+
+    def __str__(self) -> str:
+        parts = [self.kind]
+        if self.slot >= 0:
+            parts.append(f"worker-{self.slot}")
+        if self.how:
+            parts.append(self.how)
+        if self.kind == tally.RESCALED:
+            parts.append(f"to {self.number}")
+        if self.kind == tally.SNAPSHOT_DAMAGED:
+            parts.append(f"of partition {self.number}")
+        if self.lasts_s:
+            parts.append(f"for {self.lasts_s:.1f} s")
+        return ", ".join(parts)
+
+
+@dataclass(frozen=True)
+class Round:
+    """A storm, after which everything is healed and progress is demanded."""
+
+    number: int
+    lasts_s: float
+    standby_coordinator: bool
+    faults: tuple[Planned, ...]
+
+
+def rounds(seed: int, seconds: float, workers: int) -> Iterator[Round]:
+    """The rounds of a soak of so many seconds. The first ones are the same however long it is."""
+    number, left_s = 0, seconds
+    while left_s > 0:
+        lasts_s = min(ROUND_S, left_s)
+        yield _Book(random.Random(f"{seed}/{number}"), workers).round(number, lasts_s)
+        left_s -= lasts_s
+        number += 1
+
+
+class _Book:
+    """What is hurt already while a round is drawn."""
+
+    def __init__(self, draw: random.Random, workers: int) -> None:
+        self._draw = draw
+        self._size = workers
+        self._busy_until_s: dict[str, float] = {}
+
+    def round(self, number: int, lasts_s: float) -> Round:
+        faults: list[Planned] = []
+        standby = self._draw.random() < 0.5
+        at_s = 0.5
+        while at_s < lasts_s - 1:
+            planned = self._one(at_s, lasts_s)
+            if planned is not None:
+                faults.append(planned)
+            at_s += min(8.0, 0.3 + self._draw.expovariate(1 / 1.7))
+        return Round(number, lasts_s, standby, tuple(faults))
+
+    def _one(self, at_s: float, end_s: float) -> Planned | None:
+        draw = self._draw
+        kind = draw.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
+        slot, how, number = -1, "", 0
+        lasts_s = draw.uniform(0.5, 4.0)
+        targets = self._targets(kind)
+        if targets == ["worker"]:
+            slot = draw.randrange(self._size)
+            targets = [f"worker-{slot}"]
+        match kind:
+            case tally.WORKER_KILLED:
+                how = draw.choice(("", *EPOCH_STEPS))
+            case tally.KILLED_IN_MOVE:
+                how = draw.choice(MOVE_STEPS)
+                lasts_s = draw.uniform(4.0, 8.0)
+            case tally.COORDINATOR_KILLED:
+                how = draw.choice(("", "", *COORDINATOR_STEPS))
+            case tally.WORKER_STOPPED:
+                how = draw.choice(("", *EPOCH_STEPS))
+                lasts_s = draw.choice((0.4, 2.0, 3.5))
+            case tally.NETWORK_CUT:
+                slot, how = ISLANDER, draw.choice(CUTS)
+            case tally.BROKER_AWAY:
+                how = draw.choice(("clean", "hard", "hard", "stands still"))
+            case tally.TRANSACTION_EXPIRED:
+                lasts_s = 8.0
+            case tally.SNAPSHOT_DAMAGED:
+                how, number, lasts_s = draw.choice(DAMAGES), draw.randrange(8), 0.0
+            case tally.IO_ERRORS:
+                how = draw.choice(("of its state", "amid its snapshots"))
+                lasts_s = draw.uniform(3.0, 6.0)
+            case tally.DISK_FULL:
+                lasts_s = draw.uniform(3.0, 6.0)
+            case tally.FRAMES:
+                lasts_s = 0.0
+            case tally.RESCALED:
+                number, lasts_s = draw.choice([n for n in range(1, SLOTS + 1) if n != self._size]), 0.0
+            case _:
+                pass
+        if any(self._busy_until_s.get(target, 0.0) > at_s for target in targets) or at_s + lasts_s > end_s:
+            return None
+        if kind == tally.RESCALED:
+            self._size = number
+        for target in targets:
+            # What was killed has to be started, too.
+            self._busy_until_s[target] = at_s + lasts_s + 1.5
+        return Planned(round(at_s, 2), kind, slot, how, round(lasts_s, 1), number)
+
+    def _targets(self, kind: str) -> list[str]:
+        """What must be whole before it is hurt."""
+        workers = [f"worker-{slot}" for slot in range(self._size)]
+        match kind:
+            case tally.ALL_KILLED:
+                return workers
+            case tally.COORDINATOR_KILLED | tally.COORDINATOR_STOPPED:
+                return ["coordinator"]
+            case tally.TRANSACTION_EXPIRED:
+                return ["coordinator", *workers]
+            case tally.NETWORK_CUT:
+                return [f"worker-{ISLANDER}"]
+            case tally.BROKER_AWAY:
+                return ["broker"]
+            case tally.DISK_FULL:
+                return ["snapshots"]
+            case tally.SNAPSHOT_DAMAGED | tally.FRAMES:
+                return []
+            case tally.RESCALED:
+                return [f"worker-{slot}" for slot in range(SLOTS)]
+            case _:
+                return ["worker"]

@@ -1,0 +1,93 @@
+"""Which faults were injected, how often, and how each is known to have landed.
+
+Responsible for: the kinds of faults (the lines of the table that the tests answer to), one list of all that
+were injected in this session, and its table. A fault that was not shown to have landed in an open epoch isn't
+counted as landed.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+WORKER_KILLED = "worker killed"
+ALL_KILLED = "all workers killed at once or in turn"
+COORDINATOR_KILLED = "coordinator killed"
+WORKER_STOPPED = "worker stopped"
+COORDINATOR_STOPPED = "coordinator stopped"
+NETWORK_CUT = "network cut"
+BROKER_AWAY = "broker restarted"
+COMMIT_IN_DOUBT = "commit whose sender died"
+TRANSACTION_EXPIRED = "transaction out of time"
+DISK_FULL = "disk full"
+IO_ERRORS = "I/O errors"
+SNAPSHOT_DAMAGED = "snapshot damaged"
+STATE_LOST = "local state deleted"
+WORKER_SLOWED = "worker ten times slower"
+FRAMES = "hostile frames"
+RESCALED = "rescaled under load"
+KILLED_IN_MOVE = "killed amid a move"
+RESTARTED = "restarted in good order"
+
+KINDS = (
+    WORKER_KILLED,
+    ALL_KILLED,
+    COORDINATOR_KILLED,
+    COORDINATOR_STOPPED,
+    WORKER_STOPPED,
+    NETWORK_CUT,
+    BROKER_AWAY,
+    COMMIT_IN_DOUBT,
+    TRANSACTION_EXPIRED,
+    DISK_FULL,
+    IO_ERRORS,
+    SNAPSHOT_DAMAGED,
+    STATE_LOST,
+    WORKER_SLOWED,
+    FRAMES,
+    RESCALED,
+    KILLED_IN_MOVE,
+    RESTARTED,
+)
+
+
+@dataclass
+class Fault:
+    """What was done.
+
+    Attributes:
+        kind: one of KINDS.
+        what: in words.
+        time_ns: on the wall clock.
+        shown: how it is known that it landed in an open epoch; empty until the run is judged if the proof is
+            that outputs were aborted by it.
+        aborted: outputs that were written around it and never committed; -1 if not counted.
+    """
+
+    kind: str
+    what: str
+    time_ns: int
+    shown: str = ""
+    aborted: int = -1
+
+    def __str__(self) -> str:
+        aborted = f"{self.aborted} outputs aborted" if self.aborted >= 0 else ""
+        return f"{self.what}: {'; '.join(filter(None, (self.shown, aborted))) or 'not shown to have landed'}"
+
+
+SESSION: list[Fault] = []
+"""Of all runs of this process that were judged."""
+
+
+def table(faults: Iterable[Fault]) -> str:
+    """Kind by kind: how many were injected, and of how many it is shown that they landed in an open epoch."""
+    injected, landed = Counter[str](), Counter[str]()
+    for fault in faults:
+        assert fault.kind in KINDS, fault
+        injected[fault.kind] += 1
+        landed[fault.kind] += bool(fault.shown or fault.aborted > 0)
+    lines = [f"{'fault':<40} {'injected':>8} {'in an open epoch':>17}"]
+    lines += [f"{kind:<40} {injected[kind]:>8} {landed[kind]:>17}" for kind in KINDS if injected[kind]]
+    lines.append(f"{'all':<40} {injected.total():>8} {landed.total():>17}")
+    return "\n".join(lines)

@@ -1,0 +1,41 @@
+"""A short soak: the random mixture of faults, as `make soak` runs it for longer."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+from tests.chaos import plan
+from tests.chaos.network import BrokerFor, Island
+from tests.chaos.runner import LONG
+from tests.chaos.soak import soak
+
+pytestmark = pytest.mark.timeout(400)
+
+SECONDS = 120.0 if LONG else 30.0
+SEED = 2177
+"""In CI the same one each time, so that a failure there is one of the change under test."""
+
+
+def test_random_mixture_of_faults_loses_and_repeats_nothing(
+    mortal: BrokerFor, island_or_reason: Island | str, topic_prefix: str, tmp_path: Path
+) -> None:
+    seed = SEED if os.environ.get("CI") and not LONG else random.SystemRandom().randrange(100_000)
+    place = island_or_reason if isinstance(island_or_reason, Island) else None
+    report = soak(mortal, place, topic_prefix, tmp_path / "data", seed=seed, seconds=SECONDS)
+    print(report)
+    assert len(report.faults) >= SECONDS / 10, "too little was done to mean anything"
+
+
+def test_seed_tells_the_same_schedule_however_long_it_is() -> None:
+    short = list(plan.rounds(7, 2 * plan.ROUND_S, 3))
+    assert list(plan.rounds(7, 5 * plan.ROUND_S, 3))[:2] == short
+    assert list(plan.rounds(8, 2 * plan.ROUND_S, 3)) != short
+
+
+def test_long_schedule_has_every_fault_in_it() -> None:
+    drawn = {fault.kind for storm in plan.rounds(1, 1800, 3) for fault in storm.faults}
+    assert drawn == set(plan.WEIGHTS)
