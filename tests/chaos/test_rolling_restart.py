@@ -25,7 +25,7 @@ def counters(run: Chaos) -> dict[str, int]:
 def test_rolling_restart_of_all_workers_loses_and_repeats_nothing(
     chaos: Callable[..., AbstractContextManager[Chaos]], job_file: str
 ) -> None:
-    # A busy host that lets a process wait for a second shall not pass for a death: that would be another test.
+    # A busy host that lets a process wait for a second shall not pass for a death here.
     patient = {"session.timeout.ms": 10_000}
     with chaos("rolling restart", job_file=job_file, settings=patient) as run:
         before = counters(run)
