@@ -25,7 +25,9 @@ def counters(run: Chaos) -> dict[str, int]:
 def test_rolling_restart_of_all_workers_loses_and_repeats_nothing(
     chaos: Callable[..., AbstractContextManager[Chaos]], job_file: str
 ) -> None:
-    with chaos("rolling restart", job_file=job_file) as run:
+    # A busy host that lets a process wait for a second shall not pass for a death here.
+    patient = {"session.timeout.ms": 10_000}
+    with chaos("rolling restart", job_file=job_file, settings=patient) as run:
         before = counters(run)
         workers = workers_of(run)
         for worker in workers:

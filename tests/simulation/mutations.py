@@ -408,18 +408,6 @@ class MovesAtOnce(SimCoordinator):
     core_class = _MovesAtOnce
 
 
-class _LeavesInHaste(core.WorkerCore):
-    def _begin_to_leave(self) -> None:
-        self.leaving = True
-        self._leave()
-
-
-class LeavesInHaste(SimWorker):
-    """Says that it left in good order, and hasn't committed what it has in flight."""
-
-    core_class = _LeavesInHaste
-
-
 class _ObeysTwice(core.WorkerCore):
     def _is_new(self, order: Any) -> bool:
         return True
@@ -550,11 +538,10 @@ MUTATIONS = [
     APPLIED_EARLY,
     Mutation("layers kept over a reset", 19, "the outputs should be", KeepsLayers),
     Mutation("changelog truncated past an unverified snapshot", 16, "can't be restored", TruncatesUnverified),
-    Mutation("goodbye before the last commit", 61, "which was given back", LeavesInHaste),
     # The coordinator waits for the end of a restore; a new one doesn't know of it, but that is rare.
     Mutation(
         "a shard given back in its restore",
-        1110,
+        1259,
         "is closed",
         ReleasesInRestore,
         MovesAtOnce,
