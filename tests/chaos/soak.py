@@ -252,7 +252,8 @@ def main() -> int:
                 broker, place, "soak-", folder / "data", seed=seed, seconds=arguments.minutes * 60, say=say
             )
         except BaseException as error:
-            say(f"FAILED: {error}\nthe same again: {again}; logs are in {folder}")
+            first = error.__context__ or error  # ending everything may fail in its turn
+            say(f"FAILED: {type(first).__name__}: {first}\nthe same again: {again}; logs are in {folder}")
             if isinstance(error, AssertionError | TimeoutError):
                 return 1
             raise

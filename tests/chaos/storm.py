@@ -264,7 +264,7 @@ class Storm:
         point = planned.how
         self._hurts(name, -signal.SIGKILL)
         in_commit = point == "worker.commit"
-        self._cluster.arm(name, point, Arm("kill", after_ms=in_commit, in_background=in_commit))
+        self._cluster.arm(name, point, Arm("kill", after_ms=int(in_commit), in_background=in_commit))
 
         def heal() -> None:
             mark = self._take_mark(name, point)
