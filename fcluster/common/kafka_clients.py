@@ -684,8 +684,19 @@ def read_committed_positions(
     wanted = [TopicPartition(at.topic, at.partition) for at in partitions]
     if not wanted:
         return {}
-    with _asking(consumer, f"reading the committed offsets of the group {group!r}"):
+    what = f"reading the committed offsets of the group {group!r}"
+    try:
         answer = _ask_again_while_moving(lambda: consumer.committed(wanted, timeout=timeout_s), timeout_s)
+    except KafkaException as error:
+        problem = _unavailable(consumer, what, cause_of(error))
+        if cause_of(error).code() == KafkaError._TIMED_OUT:
+            # librdkafka looks for the group's coordinator for as long as it is refused, and doesn't tell.
+            problem = KafkaUnavailable(
+                problem.message,
+                remedy="Check that the brokers are up and reachable from here. Where Kafka has ACLs, a missing "
+                f"authorization for the group {group!r} looks the same: docs/security.md lists what a job needs.",
+            )
+        raise problem from error
     return {TopicPartition(at.topic, at.partition): _position(group, at) for at in answer}
 
 
