@@ -504,7 +504,9 @@ MUTATIONS = [
     ONE_ID_FENCED,
     BEFORE_FENCE,
     UNSETTLED,
-    Mutation("a failed fence taken as done", 712, "which was given back", coordinator_class=FailedFenceCounts),
+    Mutation(
+        "a failed fence taken as done", 712, "which was given back", coordinator_class=FailedFenceCounts
+    ),
     Mutation("no fence for who begins anew", 63, "has its slot", coordinator_class=NoFenceForReturning),
     Mutation("end of the changelog unsettled", 89, "ends at epoch", UnsettledChangelog),
     Mutation(
