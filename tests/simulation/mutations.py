@@ -495,9 +495,7 @@ LOCAL_TRUSTED = Mutation("local files trusted", 0, "", TrustsLocalFiles, covered
 STALE_TERM = Mutation(
     "a stale term obeyed", 1816, "obeys a Evicted of term", ObeysAnyTerm, covered_by=_OBJECTION
 )
-RETURNING = Mutation(
-    "a returning worker keeps what it holds", 1027, "which was given back", coordinator_class=NoObjection
-)
+RETURNING = Mutation("a returning worker keeps what it holds", 2606, "owns", coordinator_class=NoObjection)
 
 MUTATIONS = [
     NO_FENCE,
