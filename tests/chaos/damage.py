@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
-from hashlib import blake2b
 from pathlib import Path
 
 import msgspec
 
-from fcluster.worker.manifest import Manifest
+from fcluster.worker.manifest import Manifest, content_hash
 
 PARTITIONS = 8
 
@@ -44,7 +43,7 @@ class Snapshots:
         """Whether that snapshot can be read and has all its files as they were."""
         try:
             return all(
-                blake2b(self.file(partition, file.hash).read_bytes(), digest_size=32).hexdigest() == file.hash
+                content_hash(self.file(partition, file.hash).read_bytes()).hexdigest() == file.hash
                 for file in read_manifest(manifest).files
             )
         except (OSError, msgspec.DecodeError):

@@ -22,9 +22,9 @@ from fcluster.coordinator import events
 from fcluster.coordinator.core import Coordinator
 from fcluster.coordinator.model import Session, Shard, Terms
 from fcluster.worker import core
-from fcluster.worker.manifest import Manifest, same_changelog
+from fcluster.worker.manifest import Manifest
 from fcluster.worker.restore_plan import RestoreRequest
-from fcluster.worker.snapshots import SNAPSHOTS_KEPT, usable_manifests
+from fcluster.worker.snapshots import usable_manifests
 from fcluster.worker.state import ShardState, StoreMeta
 from tests.simulation.coordinator_shell import SimCoordinator
 from tests.simulation.counter_job import JOB, Input
@@ -426,26 +426,6 @@ class CopiesBeforeWriting(SimWorker):
         pass
 
 
-class PrunesSuccessors(SimWorker):
-    """Removes snapshots of a later epoch than its own."""
-
-    def prune(self, shard: ShardId, meta: StoreMeta) -> None:
-        snapshots = self.cluster.snapshots
-        kept = 0
-        for name, manifest in zip(
-            snapshots.manifest_names(shard), list(usable_manifests(snapshots, shard)), strict=True
-        ):
-            foreign = manifest.state_epoch > meta.state_epoch
-            if (
-                foreign
-                or not same_changelog(manifest.changelog_id, meta.changelog_id)
-                or kept == SNAPSHOTS_KEPT
-            ):
-                snapshots.delete_manifest(shard, name)
-            else:
-                kept += 1
-
-
 _PENDING_OFFSETS = "a stable reader waits for pending offsets, and no zombie gets a Complete"
 _RESTORE_COMPARES = (
     "a restore compares the local epoch with the committed one, and each delta with the one before it"
@@ -549,7 +529,6 @@ MUTATIONS = [
     ),
     Mutation("an order obeyed twice", 480, "owns", ObeysTwice),
     Mutation("copies begun before a former session's writes", 231, "a store of", CopiesBeforeWriting),
-    Mutation("snapshots of a successor pruned", 763, "can't be restored", PrunesSuccessors),
     # Combined, where one rule covers for the other.
     _both(NO_FENCE, UNSETTLED, 50, "the outputs should be []"),
     _both(ONE_ID_FENCED, UNSETTLED, 388, "the outputs should be"),

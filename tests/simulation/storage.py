@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping
-from hashlib import blake2b
 from pathlib import Path
 from random import Random
 from typing import IO
@@ -19,6 +18,7 @@ import msgspec
 from fcluster.common.errors import FclusterError, StateDamaged
 from fcluster.common.files import NotPlainFileError
 from fcluster.common.ids import ShardId
+from fcluster.worker.manifest import content_hash
 from fcluster.worker.snapshots import MANIFEST_FORMAT, Manifest, SnapshotFile
 from fcluster.worker.state import StoreMeta
 
@@ -132,7 +132,7 @@ class Disk:
 
 
 def _hash(content: bytes) -> str:
-    return blake2b(content, digest_size=32).hexdigest()
+    return content_hash(content).hexdigest()
 
 
 class SimSnapshotStore:
