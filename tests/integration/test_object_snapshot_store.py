@@ -55,8 +55,8 @@ PART_BYTES = 8 * 1024 * 1024
 class BucketStore(ObjectSnapshotStore):
     """Over S3; `root` is where the server keeps its objects.
 
-    Damage is done behind the server's back, which leaves the e_tag as it was. No real store does that, so
-    what was verified is not remembered here; that it is remembered otherwise `tests/unit/test_snapshots.py` shows.
+    Damage is done behind the server's back, which leaves the e_tag as it was, as no real store does. So what was
+    verified is not remembered here; that it is otherwise, `tests/unit/test_snapshots.py` shows.
     """
 
     root: Path
