@@ -55,7 +55,7 @@ PART_BYTES = 8 * 1024 * 1024
 class BucketStore(ObjectSnapshotStore):
     """Over S3; `root` is where the server keeps its objects.
 
-    Damage is done behind the server's back, which leaves the e_tag as it was, as no real store does. So what was
+    Damage is done behind the server's back: the e_tag stays as it was, as in no real store. So what was
     verified is not remembered here; that it is otherwise, `tests/unit/test_snapshots.py` shows.
     """
 
