@@ -43,9 +43,12 @@ format: setup ## let ruff correct what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Not in it: the soak, and zombies, in which librdkafka now and then corrupts its heap (docs/tests.md).
+CHAOS_SHORT := $(filter-out %test_soak.py %test_zombies.py, $(wildcard tests/chaos/test_*.py))
+
 .PHONY: test
 test: lint ## set up, lint, then all tests; of the faults under load a short dose
-	$(PYTEST) --durations=10 tests/unit tests/simulation tests/integration tests/chaos
+	$(PYTEST) --durations=10 tests/unit tests/simulation tests/integration $(CHAOS_SHORT)
 
 .PHONY: chaos
 chaos: setup ## the long dose of faults under load, on real processes and a real Kafka; root for some

@@ -960,6 +960,8 @@ class Coordinator:
         self._suspects.pop(session.number, None)
         self.rounds.ended(session, self._now)
         slot.session, slot.fenced = None, clean
+        if clean:
+            self._out.effects.append(events.ForgetFence(slot.number))
         waiting: list[ShardId] = []
         for shard in self._shards_of(slot.number):
             if shard.phase is not ShardPhase.ASSIGNING:

@@ -142,6 +142,13 @@ class PrepareFence:
 
 
 @dataclass(frozen=True, slots=True)
+class ForgetFence:
+    """The slot's session ended in good order: what was prepared for its fence isn't needed any more."""
+
+    slot: int
+
+
+@dataclass(frozen=True, slots=True)
 class FenceSlot:
     """Fence both transactional ids of the slot; answer `SlotFenced` or `SlotFenceFailed`, in bounded time."""
 
@@ -182,4 +189,4 @@ class LogLine:
     text: str
 
 
-Effect = SendMessage | PrepareFence | FenceSlot | WriteJournal | ReadEndOffsets | StopCoordinator | LogLine
+Effect = SendMessage | PrepareFence | ForgetFence | FenceSlot | WriteJournal | ReadEndOffsets | StopCoordinator | LogLine

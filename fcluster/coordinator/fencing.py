@@ -84,6 +84,13 @@ class Fencer:
                 self._threads.submit(_taken, self._prepared.pop(longest))  # destroying them takes a moment
             self._prepared[identity] = self._threads.submit(self._connect, self._settings, identity)
 
+    def forget(self, slot: int) -> None:
+        """Destroy what `prepare` has connected for the slot."""
+        for identity in transactional_ids(self._job, slot):
+            prepared = self._prepared.pop(identity, None)
+            if prepared is not None:
+                self._threads.submit(_taken, prepared)  # destroying them takes a moment
+
     def fence(self, slot: int) -> None:
         """Begin to fence both ids of the slot."""
         failpoints.reach("coordinator.before-fence", slot)

@@ -498,6 +498,8 @@ class _Shell:
                     self._transport.send(peer, messages.encode(message))
                 case events.WriteJournal():
                     self._journal_thread.write(effect)
+                case events.ForgetFence(slot):
+                    self._fencer.forget(slot)
                 case events.PrepareFence(slot, soon):
                     self._fencer.prepare(slot, soon=soon)
                 case events.FenceSlot(slot):

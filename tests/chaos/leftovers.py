@@ -18,8 +18,9 @@ from tests.chaos.cluster import ChaosCluster
 from tests.chaos.transactions_log import AT_REST, transactional_ids_of
 from tests.harness import COORDINATOR, processes_with, wait_until
 
-DESCRIPTORS_SLACK = 16
-"""Descriptors that may come and go: connections to brokers that are opened when they are first needed."""
+DESCRIPTORS_SLACK = 28
+"""Descriptors that may come and go, those of three clients of Kafka with nine each: the consumer of restores,
+that of the copies, and producers that are ready to fence a worker that has joined since."""
 _STORE_FILE = re.compile(r".*/state/[^/]+/slot-\d+/(?P<stage>[^/]+)/(?P<partition>\d+)/db/")
 
 _LOST_SESSION = re.compile("joining anew|replaying from the committed offsets")

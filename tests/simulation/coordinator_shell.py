@@ -153,7 +153,7 @@ class SimCoordinator(Process):
             case events.WriteJournal():
                 self._writes.append(effect)
                 self._write_next()
-            case events.PrepareFence():
+            case events.PrepareFence() | events.ForgetFence():
                 pass  # producers that do nothing disturb nobody
             case events.FenceSlot(slot):
                 self.start(self._fence(slot))

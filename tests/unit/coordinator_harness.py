@@ -292,7 +292,7 @@ class Harness:
             case events.StopCoordinator(exit_code, reason):
                 self.stopped = effect
                 self.lines.append(f"stop {exit_code}: {reason}")
-            case events.LogLine() | events.PrepareFence():
+            case events.LogLine() | events.PrepareFence() | events.ForgetFence():
                 pass
 
     def transcript(self) -> list[str]:

@@ -460,10 +460,11 @@ class World:
 
     def heal(self) -> None:
         """No accidents any more: everything arrives, everybody works, time passes."""
-        staying = [worker for worker in self.workers if not worker.ended and not self.is_leaving(worker)]
-        if not staying and self.harness.core.phase is Phase.RUNNING:
-            self.workers.append(self.new_worker(-1))
         for _ in range(400):
+            # Whoever was told to leave may hear of it only now, and be the last one.
+            staying = [worker for worker in self.workers if not worker.ended and not self.is_leaving(worker)]
+            if not staying and self.harness.core.phase is Phase.RUNNING:
+                self.workers.append(self.new_worker(-1))
             for worker in self.workers:
                 if worker.ended:
                     continue
