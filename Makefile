@@ -43,8 +43,9 @@ format: setup ## let ruff correct what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Not in it: the soak, and zombies, in which librdkafka now and then corrupts its heap (docs/tests.md).
-CHAOS_SHORT := $(filter-out %test_soak.py %test_zombies.py, $(wildcard tests/chaos/test_*.py))
+# What isn't settled yet stays in `make chaos` (docs/tests.md says why).
+CHAOS_UNSETTLED := tests/chaos/test_soak.py tests/chaos/test_zombies.py tests/chaos/test_network_cut.py
+CHAOS_SHORT := $(filter-out $(CHAOS_UNSETTLED), $(wildcard tests/chaos/test_*.py))
 
 .PHONY: test
 test: lint ## set up, lint, then all tests; of the faults under load a short dose

@@ -19,12 +19,13 @@ SLOTS = 5
 
 def resize(run: Chaos, workers: int) -> None:
     """Start or end workers, highest slots first, without waiting for the shards."""
+    shown = run.open_epoch()  # before: who leaves takes its time, and may be the last one that writes
     running = len(workers_of(run))
     for slot in range(running, workers):
         run.cluster.start_worker(slot)
     for slot in range(running - 1, workers - 1, -1):
         run.cluster.stop(f"worker-{slot}")
-    run.note(RESCALED, f"from {running} to {workers} workers", shown=run.open_epoch())
+    run.note(RESCALED, f"from {running} to {workers} workers", shown=shown)
 
 
 @pytest.mark.parametrize(
@@ -57,9 +58,10 @@ def test_rescaling_with_a_death_during_each_move_loses_and_repeats_nothing(
                 victims = {"worker-0": "worker.mid-restore"}
             for victim, point in victims.items():
                 run.cluster.arm(victim, point, Arm("kill"))
+            shown = run.open_epoch()
             resize(run, size)
             for victim, point in victims.items():
-                run.await_death_at(victim, point, kind=KILLED_IN_MOVE, shown=run.open_epoch())
+                run.await_death_at(victim, point, kind=KILLED_IN_MOVE, shown=shown)
                 run.start(victim)
             run.await_shards(size)
             run.await_flow()
