@@ -1,7 +1,7 @@
 """What the coordinator remembers: slots, sessions, shards, and what it was told when it began to lead.
 
-Responsible for: these types, and which phases there are. `core` and `rounds` change them; the rules that bind
-them are checked by `Coordinator.invariants`. Must not hold logic. Pure.
+Responsible for: these types, and which phases there are. The parts of the core and `rounds` change them;
+the rules that bind them are checked by `invariants`. Must not hold logic. Pure.
 """
 
 from __future__ import annotations
@@ -86,7 +86,8 @@ class Session:
         epoch: the one in flight, or the last one. `committed_epoch` is the last that it said is committed.
         epoch_phase_ms: since when the epoch is in this phase.
         failed: it said that the job can't go on.
-        orders: the number of the last `Assign` or `Revoke` that this leader sent it. `orders_heard` is the last that
+        orders: the number of the last `Assign` or `Revoke` that this leader sent it. `orders_heard` is the
+        last that
             it said it has got; while there are others, `unheard_ms` is when the first of them was sent.
         released_number: that of the last `Released` that it sent.
         leaving: its shards move away, and it gets none. `leaving_said`: its worker knows.
@@ -167,7 +168,8 @@ class Shard:
     """Who has it.
 
     Attributes:
-        target: where it goes once released; a free one comes from there and goes to it. None: wherever is best.
+        target: where it goes once released; a free one comes from there and goes to it. None: wherever is
+        best.
         journalled_by: the write that holds its slot.
         standbys: the slots that are to keep a warm copy of it.
         warm_until_ms: when it moves even if the target's copy isn't warm.

@@ -48,13 +48,15 @@ from fcluster.common.topology import Topology
 from fcluster.common.transport import Disconnected, FrameReceived, HandshakeFailed, RouterTransport
 from fcluster.coordinator import events
 from fcluster.coordinator.checks import check_partitions, check_topology
-from fcluster.coordinator.core import ENDING_KEY, EXIT_TEMPORARY, Coordinator
+from fcluster.coordinator.core import Coordinator
+from fcluster.coordinator.ending import EXIT_TEMPORARY
 from fcluster.coordinator.events import Event
 from fcluster.coordinator.fencing import Fencer
 from fcluster.coordinator.gate import Gate
 from fcluster.coordinator.health import CoordinatorHealth
 from fcluster.coordinator.journal import Journal, JournalLostError, JournalThread
 from fcluster.coordinator.model import Terms
+from fcluster.coordinator.outbox import ENDING_KEY
 from fcluster.coordinator.process_watch import ProcessWatch
 from fcluster.coordinator.standby import Candidate, Ended, Standby
 from fcluster.coordinator.truncation import Truncation

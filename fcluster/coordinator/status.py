@@ -6,44 +6,55 @@ anything, nor hold secrets: settings appear redacted.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from fcluster.coordinator.model import EpochPhase, Session, SessionPhase, Shard
+from fcluster.coordinator.agents import Agents
+from fcluster.coordinator.cluster import Cluster
+from fcluster.coordinator.election import Roster
+from fcluster.coordinator.model import EpochPhase, Session, Shard
+from fcluster.coordinator.progress import Progress
+from fcluster.coordinator.rounds import Rounds
+from fcluster.coordinator.takeovers import Takeovers
 
-if TYPE_CHECKING:
-    from fcluster.coordinator.core import Coordinator
 
-
-def describe(coordinator: Coordinator, now_ms: float) -> dict[str, Any]:
+def describe(
+    cluster: Cluster,
+    *,
+    rounds: Rounds,
+    progress: Progress,
+    agents: Agents,
+    standbys: Roster,
+    takeovers: Takeovers,
+) -> dict[str, Any]:
     """The document. Times are milliseconds, rates are per second, -1 means unknown."""
-    settings = coordinator.settings
-    sessions = sorted(coordinator.sessions.values(), key=lambda session: session.slot)
-    keeper_of = coordinator.agents.keeper_of(now_ms)
+    settings, now_ms = cluster.settings, cluster.now_ms
+    sessions = sorted(cluster.sessions.values(), key=lambda session: session.slot)
+    keeper_of = agents.keeper_of(now_ms)
     shards_of: dict[int, int] = {}
-    for shard in coordinator.shards.values():
+    for shard in cluster.shards.values():
         if shard.slot is not None:
             shards_of[shard.slot] = shards_of.get(shard.slot, 0) + 1
     return {
-        "job": coordinator.terms.topology.job,
-        "topology": coordinator.terms.topology.fingerprint,
-        "version": coordinator.terms.version,
+        "job": cluster.terms.topology.job,
+        "topology": cluster.terms.topology.fingerprint,
+        "version": cluster.terms.version,
         "guarantee": settings.processing_guarantee,
-        "term": coordinator.terms.term,
-        "phase": _phase(coordinator),
-        "stop_reason": coordinator.stop_reason,
-        "uptime_ms": round(now_ms - coordinator.started_ms),
-        "epoch": coordinator.rounds.completed_epoch,
+        "term": cluster.terms.term,
+        "phase": _phase(cluster),
+        "stop_reason": cluster.stop_reason,
+        "uptime_ms": round(now_ms - cluster.started_ms),
+        "epoch": rounds.completed_epoch,
         "interval_ms": max((session.interval_ms for session in sessions), default=-1),
         "oldest_open_epoch": _oldest_open_epoch(sessions, now_ms),
-        "expected_workers": coordinator.terms.expected_workers,
+        "expected_workers": cluster.terms.expected_workers,
         "workers": [
             _worker(session, shards_of.get(session.slot, 0), now_ms)
             | {"agent": keeper_of.get((session.host, session.pid), "")}
             for session in sessions
         ],
-        "agents": coordinator.agents.describe(now_ms),
-        "waiting_to_join": len(coordinator.joiners),
-        "standbys": coordinator.standbys.names(now_ms),
+        "agents": agents.describe(now_ms),
+        "waiting_to_join": len(cluster.joiners),
+        "standbys": standbys.names(now_ms),
         "slots": [
             {
                 "slot": slot.number,
@@ -51,36 +62,36 @@ def describe(coordinator: Coordinator, now_ms: float) -> dict[str, Any]:
                 "fencing": slot.fencing or slot.fence_retry_ms is not None,
                 "fence_failures": slot.fence_failures,
             }
-            for slot in sorted(coordinator.slots.values(), key=lambda slot: slot.number)
+            for slot in sorted(cluster.slots.values(), key=lambda slot: slot.number)
         ],
-        "shards": [_shard(coordinator, shard) for shard in coordinator.shards.values()],
+        "shards": [_shard(cluster, progress, shard) for shard in cluster.shards.values()],
         "targets": {
             stage: {str(partition): offset for partition, offset in targets.items()}
-            for stage, targets in coordinator.progress.targets.items()
+            for stage, targets in progress.targets.items()
         },
-        "counters": _counters(coordinator),
+        "counters": _counters(cluster, rounds),
         "takeovers": [
             {"slot": one.slot, "shards": one.shards, "reason": one.reason, "steps_ms": one.steps()}
-            for one in coordinator.takeovers.over
+            for one in takeovers.over
         ],
         "moves": [
             {"stage": one.shard.stage, "partition": one.shard.partition, "steps_ms": one.steps()}
-            for one in coordinator.takeovers.moved
+            for one in takeovers.moved
         ],
         "settings": settings.redacted(),
     }
 
 
-def _phase(coordinator: Coordinator) -> str:
-    if coordinator.assigning or coordinator.phase.value != "running":
-        return coordinator.phase.value
-    if any(session.phase is SessionPhase.AWAITED for session in coordinator.sessions.values()):
+def _phase(cluster: Cluster) -> str:
+    if cluster.assigning or cluster.phase.value != "running":
+        return cluster.phase.value
+    if cluster.awaits_sessions():
         return "adopting"
     return "waiting for workers"
 
 
-def _counters(coordinator: Coordinator) -> dict[str, int]:
-    counters = coordinator.counters
+def _counters(cluster: Cluster, rounds: Rounds) -> dict[str, int]:
+    counters = cluster.counters
     return {
         "joins": counters.joins,
         "adoptions": counters.adoptions,
@@ -93,8 +104,8 @@ def _counters(coordinator: Coordinator) -> dict[str, int]:
         "moves": counters.moves,
         "cold_moves": counters.cold_moves,
         "warm_takeovers": counters.warm_takeovers,
-        "epochs": coordinator.rounds.begun,
-        "stragglers": coordinator.rounds.stragglers,
+        "epochs": rounds.begun,
+        "stragglers": rounds.stragglers,
         "malformed_frames": counters.malformed_frames,
         "unauthorised_frames": counters.unauthorised_frames,
         "failed_handshakes": counters.failed_handshakes,
@@ -155,8 +166,8 @@ def _worker(session: Session, shards: int, now_ms: float) -> dict[str, Any]:
     }
 
 
-def _shard(coordinator: Coordinator, shard: Shard) -> dict[str, Any]:
-    standing = coordinator.progress.standings.get(shard.identity)
+def _shard(cluster: Cluster, progress: Progress, shard: Shard) -> dict[str, Any]:
+    standing = progress.standings.get(shard.identity)
     position, end = (standing.position, standing.end) if standing else (-1, -1)
     return {
         "stage": shard.identity.stage,
@@ -170,13 +181,13 @@ def _shard(coordinator: Coordinator, shard: Shard) -> dict[str, Any]:
         "dirty": standing.dirty if standing else False,
         "epoch": standing.epoch if standing else -1,
         "moving_to": -1 if shard.target is None else shard.target,
-        "standbys": [_standby(coordinator, shard, slot) for slot in shard.standbys],
+        "standbys": [_standby(cluster, shard, slot) for slot in shard.standbys],
     }
 
 
-def _standby(coordinator: Coordinator, shard: Shard, slot: int) -> dict[str, int]:
+def _standby(cluster: Cluster, shard: Shard, slot: int) -> dict[str, int]:
     """A warm copy: how far it is in state epochs and in offsets of the changelog."""
-    session = coordinator.slots[slot].session if slot in coordinator.slots else None
+    session = cluster.slots[slot].session if slot in cluster.slots else None
     status = session.standbys.get(shard.identity) if session is not None else None
     return {
         "slot": slot,

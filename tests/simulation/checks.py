@@ -19,8 +19,9 @@ from typing import Any
 from fcluster.common import messages
 from fcluster.common.ids import ShardId
 from fcluster.common.positions import CommittedPosition, decode_position
-from fcluster.coordinator.core import Coordinator, assignment_key, slot_key
+from fcluster.coordinator.core import Coordinator
 from fcluster.coordinator.model import HELD_PHASES, ShardPhase
+from fcluster.coordinator.outbox import assignment_key, slot_key
 from fcluster.worker.changelog import DeltaReader
 from fcluster.worker.state import STORE_PREFIX_BYTES, StoreMeta
 from fcluster.worker.values import decode_state

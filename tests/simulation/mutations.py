@@ -1,8 +1,8 @@
 """Planted bugs: what the protocol would be without one of its rules. Each must be caught by some seed.
 
-Responsible for: the mutations, as subclasses of cores and shells, never as hooks in the product; and the
-table of seeds that catch them, so that the test is quick. `python -m tests.simulation --find NAME` looks
-for a seed anew.
+Responsible for: the mutations, as subclasses of cores, their parts and shells, never as hooks in the product;
+and the table of seeds that catch them, so that the test is quick. `python -m tests.simulation --find NAME`
+looks for a seed anew.
 
 Some rules cover for each other. Where a planted bug does no harm because a second rule holds, the checks
 still object to the broken rule itself where they can see it ("after slot 0 was fenced"); and a combined
@@ -11,16 +11,19 @@ mutation that takes the second rule away as well shows the harm. `covered_by` na
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, TypeVar
 
 from fcluster.common import messages
 from fcluster.common.ids import ShardId, transactional_ids
 from fcluster.common.positions import CommittedPosition
 from fcluster.coordinator import events
 from fcluster.coordinator.core import Coordinator
+from fcluster.coordinator.membership import Membership
 from fcluster.coordinator.model import Session, Shard, Terms
+from fcluster.coordinator.outbox import HeldKind, Outbox
+from fcluster.coordinator.ownership import Ownership
 from fcluster.worker import core
 from fcluster.worker.manifest import Manifest
 from fcluster.worker.restore_plan import RestoreRequest
@@ -57,6 +60,16 @@ class Mutation:
     harm_only: bool = False
 
 
+Part = TypeVar("Part")
+
+
+def plant(part: object, broken: type[Part]) -> Part:
+    """Break a part of a core: from now on it acts as this subclass of its own class does."""
+    assert issubclass(broken, type(part))
+    part.__class__ = broken
+    return part  # type: ignore[return-value]
+
+
 # --- fences -------------------------------------------------------------------------------------------
 
 
@@ -75,14 +88,20 @@ class OneIdFenced(SimCoordinator):
         yield Call("fence", lambda: self.kafka.init_producer(name))
 
 
-class _AssignsBeforeFence(Coordinator):
-    def _end_session(self, session: Session, reason: str, *, clean: bool, rejoins: bool = False) -> None:
-        super()._end_session(session, reason, clean=clean, rejoins=True)
-        slot = self.slots[session.slot]
+class _EndsBeforeFence(Membership):
+    def end(self, session: Session, reason: str, *, clean: bool, rejoins: bool = False) -> None:
+        super().end(session, reason, clean=clean, rejoins=True)
+        slot = self._cluster.slots[session.slot]
         slot.fenced, slot.fencing = True, False
         if not rejoins:
-            self._pursue(slot)
-            self._balance()
+            self.pursue(slot)
+            self._ownership.balance()
+
+
+class _AssignsBeforeFence(Coordinator):
+    def __init__(self, terms: Terms, now_ms: float) -> None:
+        super().__init__(terms, now_ms)
+        plant(self._membership, _EndsBeforeFence)
 
 
 class AssignsBeforeFence(SimCoordinator):
@@ -91,9 +110,15 @@ class AssignsBeforeFence(SimCoordinator):
     core_class = _AssignsBeforeFence
 
 
+class _FencedWhenFailed(Membership):
+    def fence_failed(self, number: int, reason: str) -> None:
+        self.fenced(number)
+
+
 class _FailedFenceCounts(Coordinator):
-    def _on_fence_failed(self, number: int, reason: str) -> None:
-        self._on_fenced(number)
+    def __init__(self, terms: Terms, now_ms: float) -> None:
+        super().__init__(terms, now_ms)
+        plant(self._membership, _FencedWhenFailed)
 
 
 class FailedFenceCounts(SimCoordinator):
@@ -102,9 +127,15 @@ class FailedFenceCounts(SimCoordinator):
     core_class = _FailedFenceCounts
 
 
+class _CleanIfItRejoins(Membership):
+    def end(self, session: Session, reason: str, *, clean: bool, rejoins: bool = False) -> None:
+        super().end(session, reason, clean=clean or rejoins, rejoins=rejoins)
+
+
 class _NoFenceForReturning(Coordinator):
-    def _end_session(self, session: Session, reason: str, *, clean: bool, rejoins: bool = False) -> None:
-        super()._end_session(session, reason, clean=clean or rejoins, rejoins=rejoins)
+    def __init__(self, terms: Terms, now_ms: float) -> None:
+        super().__init__(terms, now_ms)
+        plant(self._membership, _CleanIfItRejoins)
 
 
 class NoFenceForReturning(SimCoordinator):
@@ -130,12 +161,20 @@ class UnsettledChangelog(SimWorker):
 # --- sessions, terms and the journal ------------------------------------------------------------------
 
 
-class _JournalLast(Coordinator):
-    def _hold(self, kind: Literal["welcome", "fence", "epochs"], sequence: int, number: int) -> None:
+class _HoldsNoWelcome(Outbox):
+    welcome: Callable[[int], None]
+
+    def hold(self, kind: HeldKind, sequence: int, number: int) -> None:
         if kind == "welcome":
-            self._welcome(number)
+            self.welcome(number)
         else:
-            super()._hold(kind, sequence, number)
+            super().hold(kind, sequence, number)
+
+
+class _JournalLast(Coordinator):
+    def __init__(self, terms: Terms, now_ms: float) -> None:
+        super().__init__(terms, now_ms)
+        plant(self._outbox, _HoldsNoWelcome).welcome = self._joining.welcome
 
 
 class JournalLast(SimCoordinator):
@@ -192,9 +231,15 @@ class ObeysAnyTerm(SimWorker):
     core_class = _ObeysAnyTerm
 
 
-class _NoObjection(Coordinator):
-    def _objection(self, session: Session, owned: set[ShardId]) -> str:
+class _ObjectsToNothing(Ownership):
+    def objection(self, session: Session, owned: Collection[ShardId]) -> str:
         return ""
+
+
+class _NoObjection(Coordinator):
+    def __init__(self, terms: Terms, now_ms: float) -> None:
+        super().__init__(terms, now_ms)
+        plant(self._ownership, _ObjectsToNothing)
 
 
 class NoObjection(SimCoordinator):
@@ -203,14 +248,21 @@ class NoObjection(SimCoordinator):
     core_class = _NoObjection
 
 
-class _FreesWhenRevoked(Coordinator):
+class _RevokesAndFrees(Ownership):
     def _revoke(self, session: Session, shards: list[ShardId]) -> None:
         super()._revoke(session, shards)
         for identity in shards:
-            self._free(self.shards[identity])
+            self._free(self._cluster.shards[identity])
 
-    def _on_released(self, session: Session, shards: Sequence[ShardId]) -> None:
-        self._balance()
+    def released(self, session: Session, shards: Sequence[ShardId]) -> str:
+        self.balance()
+        return ""
+
+
+class _FreesWhenRevoked(Coordinator):
+    def __init__(self, terms: Terms, now_ms: float) -> None:
+        super().__init__(terms, now_ms)
+        plant(self._ownership, _RevokesAndFrees)
 
 
 class FreesWhenRevoked(SimCoordinator):
@@ -396,10 +448,16 @@ class ReleasesInRestore(SimWorker):
     core_class = _ReleasesInRestore
 
 
-class _MovesAtOnce(Coordinator):
+class _WarmsNothing(Ownership):
     def _begin_move(self, shard: Shard, slot: int, leaving: list[Shard]) -> None:
         shard.target = slot
         leaving.append(shard)
+
+
+class _MovesAtOnce(Coordinator):
+    def __init__(self, terms: Terms, now_ms: float) -> None:
+        super().__init__(terms, now_ms)
+        plant(self._ownership, _WarmsNothing)
 
 
 class MovesAtOnce(SimCoordinator):

@@ -8,7 +8,7 @@ from fcluster.common import messages
 from fcluster.common.settings import Settings
 from fcluster.common.topology import Topology
 from fcluster.coordinator.copies import WARM_LAG_OFFSETS_MAX
-from fcluster.coordinator.core import WARMING_MS_MAX
+from fcluster.coordinator.ownership import WARMING_MS_MAX
 from tests.unit.coordinator_harness import FakeWorker, Harness, one_stage, shard
 
 

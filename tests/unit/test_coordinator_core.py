@@ -12,8 +12,8 @@ import pytest
 from fcluster.common import messages
 from fcluster.common.settings import Settings
 from fcluster.coordinator import events
-from fcluster.coordinator.core import EXIT_DONE, EXIT_JOB_FAILED, EXIT_TEMPORARY
 from fcluster.coordinator.election import RESIGN_MS, STANDBYS_COME_MS
+from fcluster.coordinator.ending import EXIT_DONE, EXIT_JOB_FAILED, EXIT_TEMPORARY
 from fcluster.coordinator.model import Phase, ShardPhase
 from tests.unit.coordinator_harness import FakeWorker, Harness, shard, status, two_stages
 

@@ -1,0 +1,205 @@
+"""The end of the job: why it comes, draining the workers, and letting them go.
+
+Responsible for: the coordinator's phase, the reason, and the exit code. Invariants kept:
+
+- The decision stands in the journal before anybody is told of it (`Drain`, `Shutdown`); a successor goes on
+  with it.
+- Who has committed what he had is let go in good order; who hasn't in time is fenced.
+- No wait is without a bound: for the workers, for the last fences, for the journal.
+
+Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fcluster.common import messages
+from fcluster.coordinator import events
+from fcluster.coordinator.agents import Agents
+from fcluster.coordinator.cluster import Cluster
+from fcluster.coordinator.membership import Membership
+from fcluster.coordinator.model import Phase, Session, SessionPhase
+from fcluster.coordinator.outbox import ENDING_KEY, Outbox
+from fcluster.coordinator.progress import Progress
+from fcluster.coordinator.rounds import Rounds
+
+EXIT_DONE = 0
+EXIT_JOB_FAILED = 3
+"""The job can't go on, wherever it runs: no use in starting the coordinator again."""
+EXIT_TEMPORARY = 75
+"""Another coordinator leads the job."""
+
+FAILED_GRACE_MS = 2_000
+"""A worker that says that the job has failed gets so long to commit what it had before."""
+STOP_GRACE_MS = 10_000
+"""Last fences and journal writes get so long before the coordinator ends without them."""
+REASON_CHARACTERS_MAX = 10_000
+STOP_ASKERS_MAX = 100
+
+
+class Ending:
+    """Brings the job to its end."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        outbox: Outbox,
+        rounds: Rounds,
+        progress: Progress,
+        agents: Agents,
+        membership: Membership,
+    ) -> None:
+        self._cluster = cluster
+        self._outbox = outbox
+        self._rounds = rounds
+        self._progress = progress
+        self._agents = agents
+        self._membership = membership
+        self._drain_began_ms = cluster.now_ms
+        self._drain_deadline_ms = cluster.now_ms
+        self._decided_sequence = 0
+        self._stop_askers: list[bytes] = []
+
+    def deadlines_ms(self) -> list[float | None]:
+        """When something is due if nothing happens before."""
+        if self._cluster.phase is Phase.RUNNING:
+            return []
+        return [self._drain_deadline_ms, self._drain_began_ms + FAILED_GRACE_MS]
+
+    # --- why ------------------------------------------------------------------------------------------
+
+    def resume(self, decided: Mapping[str, Any]) -> None:
+        """A former leader decided that, and didn't live to see it done."""
+        reason = str(decided["reason"])
+        if decided["failed"]:
+            self._cluster.failure = reason
+        self.begin_drain(reason)
+
+    def follow_progress(self) -> None:
+        """Drain once everything is committed that was in the sources at start, if that is wanted."""
+        if self._cluster.phase is not Phase.RUNNING:
+            return
+        for stage in self._progress.stages_to_read():
+            self._outbox.add(events.ReadEndOffsets(stage))
+        if self._progress.caught_up:
+            self.begin_drain("everything that was in the sources at start is committed")
+
+    def worker_failed(self, session: Session, reason: str) -> None:
+        """A worker says that the job can't go on."""
+        session.failed = True
+        if not self._cluster.failure:
+            reason = reason[:REASON_CHARACTERS_MAX] or "a worker failed and gave no reason"
+            self._cluster.failure = reason
+            self._outbox.log("error", f"the job can't go on: {reason}")
+            if self._cluster.phase is Phase.DRAINING:
+                self._cluster.stop_reason = reason
+                self._decide()  # it ends in another way than was decided
+            self.begin_drain(reason)
+
+    def stop_asked(self, peer: bytes) -> None:
+        """An admin client wants the job to stop."""
+        self.begin_drain("asked to stop by an admin client")
+        if self._cluster.ending_told:
+            self._outbox.send(peer, messages.StopReply(self._cluster.term))
+        elif len(self._stop_askers) < STOP_ASKERS_MAX:
+            self._stop_askers.append(peer)
+
+    # --- the decision ---------------------------------------------------------------------------------
+
+    def begin_drain(self, reason: str) -> None:
+        """Decide that the job ends."""
+        if self._cluster.phase is not Phase.RUNNING:
+            return
+        self._outbox.log("info", f"draining: {reason}")
+        self._cluster.phase, self._cluster.stop_reason = Phase.DRAINING, reason
+        self._decide()
+        self._rounds.hurry()
+        self._drain_began_ms = self._cluster.now_ms
+        self._drain_deadline_ms = self._cluster.now_ms + 2 * self._cluster.settings.checkpoint_timeout_ms
+
+    def _decide(self) -> None:
+        """Journal the decision.
+
+        Who can't write it has been deposed, and must neither drain nor shut down anybody.
+
+        A successor that stood by goes on with it.
+        """
+        ending = {"reason": self._cluster.stop_reason, "failed": bool(self._cluster.failure)}
+        self._decided_sequence = self._outbox.journal(ENDING_KEY, ending)
+        self._outbox.hold("drain", self._decided_sequence, 0)
+
+    def tell(self) -> None:
+        """The journal holds the decision: carry it out."""
+        self._cluster.ending_told = True
+        for peer in self._stop_askers:
+            self._outbox.send(peer, messages.StopReply(self._cluster.term))
+        self._stop_askers.clear()
+        for session in self._cluster.sessions.values():
+            if session.phase is SessionPhase.LIVE:
+                self._outbox.send(session.peer, messages.Drain(self._cluster.term, session.number))
+        for joiner in self._cluster.joiners.values():
+            self.turn_away(joiner.peer, joiner.hello.slot)
+            if joiner.slot is not None:
+                self._cluster.slots[joiner.slot].joiner = None
+        self._cluster.joiners.clear()
+
+    def turn_away(self, peer: bytes, slot: int) -> None:
+        """No session for anybody while the job ends; a worker of ours that restarted shall end with it.
+
+        Before the journal holds the decision nothing is said: the worker asks again in a second.
+        """
+        if not self._cluster.ending_told:
+            return
+        if slot in self._cluster.slots:
+            self._outbox.send(peer, self._cluster.shutdown())
+        else:
+            reason = (
+                f"the job is stopping ({self._cluster.stop_reason}). "
+                "Start the worker once the job runs again."
+            )
+            self._outbox.send(peer, self._cluster.refused(reason))
+
+    # --- carrying it out ------------------------------------------------------------------------------
+
+    def follow_drain(self) -> None:
+        """Let everybody go once all have committed, and end once the last fences and writes are done."""
+        if self._cluster.phase is Phase.DRAINING:
+            decided = self._cluster.ending_told and self._outbox.written_sequence >= self._decided_sequence
+            undrained = [
+                session for session in self._cluster.sessions.values() if not self._is_drained(session)
+            ]
+            if decided and (not undrained or self._cluster.now_ms >= self._drain_deadline_ms):
+                self._shut_down()
+        if self._cluster.phase is Phase.STOPPING:
+            fencing = [slot.number for slot in self._cluster.slots.values() if not slot.fenced]
+            if self._cluster.now_ms >= self._drain_deadline_ms:
+                self._outbox.log(
+                    "warning", f"ending although slots {fencing} are not fenced or the journal is silent"
+                )
+            elif fencing or not self._outbox.is_all_written:
+                return
+            self.stop(EXIT_JOB_FAILED if self._cluster.failure else EXIT_DONE, self._cluster.stop_reason)
+
+    def _is_drained(self, session: Session) -> bool:
+        grace_over = self._cluster.now_ms >= self._drain_began_ms + FAILED_GRACE_MS
+        return session.phase is SessionPhase.DRAINED or (session.failed and grace_over)
+
+    def _shut_down(self) -> None:
+        """Everybody has committed what he had, or is past waiting for: let them go, fence the latter."""
+        self._cluster.phase = Phase.STOPPING
+        self._drain_deadline_ms = self._cluster.now_ms + STOP_GRACE_MS
+        for session in list(self._cluster.sessions.values()):
+            if session.peer:
+                self._outbox.send(session.peer, self._cluster.shutdown(session.number))
+            drained = session.phase is SessionPhase.DRAINED
+            reason = "the job has stopped" if drained else "did not drain in time"
+            self._membership.end(session, reason, clean=drained)
+        for peer in self._agents.peers():
+            self._outbox.send(peer, self._cluster.shutdown())
+
+    def stop(self, exit_code: int, reason: str) -> None:
+        """The coordinator ends, now."""
+        self._cluster.phase = Phase.STOPPED
+        self._outbox.add(events.StopCoordinator(exit_code, reason))

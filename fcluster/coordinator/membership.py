@@ -1,0 +1,187 @@
+"""Sessions and the slots that they have: opening, ending, and the fence between one and the next.
+
+Responsible for: a slot's way from the end of a session over the fence to the next session. Invariants kept:
+
+- A session is journalled before its `Welcome`, its end before its slot is fenced.
+- A slot that isn't fenced opens no session, and somebody is at work to fence it.
+- A session that is over never gets anything again but the word that it is.
+
+Must not: decide who is dead (`vigilance`) or who may join (`joining`). Pure.
+"""
+
+from __future__ import annotations
+
+from fcluster.common import messages
+from fcluster.common.ids import ShardId
+from fcluster.coordinator import events
+from fcluster.coordinator.cluster import Cluster
+from fcluster.coordinator.model import Joiner, Session, SessionPhase, ShardPhase, Slot
+from fcluster.coordinator.outbox import Outbox
+from fcluster.coordinator.ownership import Ownership
+from fcluster.coordinator.rounds import Rounds
+from fcluster.coordinator.takeovers import Takeovers
+
+FENCE_RETRY_MS = 250
+FENCE_RETRY_MS_MAX = 5_000
+_SESSIONS_IN_TERM = 1_000_000_000
+
+
+class Membership:
+    """Opens and ends sessions, and fences their slots."""
+
+    def __init__(
+        self, cluster: Cluster, outbox: Outbox, rounds: Rounds, ownership: Ownership, takeovers: Takeovers
+    ) -> None:
+        self.suspects: dict[int, Session] = {}
+        """Those that are dead unless something is heard of them soon, by number."""
+        self.retrying: dict[int, Slot] = {}
+        """The slots whose fence failed and is to be tried again, by number."""
+        self._cluster = cluster
+        self._outbox = outbox
+        self._rounds = rounds
+        self._ownership = ownership
+        self._takeovers = takeovers
+        self._opened = 0
+
+    def deadlines_ms(self) -> list[float | None]:
+        """When something is due if nothing happens before."""
+        return [slot.fence_retry_ms for slot in self.retrying.values()]
+
+    # --- beginning ------------------------------------------------------------------------------------
+
+    def pursue(self, slot: Slot) -> None:
+        """Bring a slot without a session to its next state: fenced, then a session for who waits for it."""
+        if slot.session is not None:
+            return
+        if not slot.fenced:
+            if not slot.fencing and slot.fence_retry_ms is None:
+                self.fence(slot)
+        elif slot.joiner is not None:
+            self._open(slot, slot.joiner)
+        self._ownership.settle(slot)
+
+    def _open(self, slot: Slot, joiner: Joiner) -> None:
+        self._opened += 1
+        assert self._opened < _SESSIONS_IN_TERM
+        hello = joiner.hello
+        session = Session(
+            number=self._cluster.term * _SESSIONS_IN_TERM + self._opened,
+            slot=slot.number,
+            worker=hello.worker,
+            host=hello.host,
+            pid=hello.pid,
+            peer=joiner.peer,
+            phase=SessionPhase.OPENING,
+            heard_ms=self._cluster.now_ms,
+            interval_ms=self._cluster.settings.commit_interval_min_ms,
+            leaving=hello.worker in self._cluster.drained_workers,
+        )
+        del self._cluster.joiners[joiner.peer]
+        slot.joiner, slot.session, slot.fenced = None, session, False
+        self._cluster.sessions[session.number] = session
+        self._cluster.session_of_worker[session.worker] = session
+        self._cluster.session_of_peer[session.peer] = session
+        self._outbox.hold("welcome", self._outbox.journal_slot(slot), session.number)
+
+    def link(self, session: Session, peer: bytes) -> None:
+        """The session's worker speaks over this connection, and knows what was lost with the one before."""
+        if self._cluster.session_of_peer.get(session.peer) is session:
+            del self._cluster.session_of_peer[session.peer]
+        session.peer, self._cluster.session_of_peer[peer] = peer, session
+        session.unlinked_ms = None
+        session.orders_heard = session.orders  # what got lost is made up for by what it says it holds
+        session.dismissed = False
+        self.hear(session)
+
+    def hear(self, session: Session) -> None:
+        """The session's worker has given a sign of life."""
+        session.heard_ms = self._cluster.now_ms
+        if session.suspect_until_ms is not None and not session.process_ended:
+            session.suspect_until_ms = None
+            del self.suspects[session.number]
+
+    # --- ending ---------------------------------------------------------------------------------------
+
+    def evict(self, session: Session, reason: str, peer: bytes | None = None) -> None:
+        """End a session whose worker may be alive, and tell it."""
+        self._cluster.counters.evictions += 1
+        self._outbox.send(peer or session.peer, messages.Evicted(self._cluster.term, session.number))
+        self.end(session, reason, clean=False)
+
+    def end(self, session: Session, reason: str, *, clean: bool, rejoins: bool = False) -> None:
+        """Nothing is sent to this session from now on. Its slot is fenced unless it left in good order.
+
+        Args:
+            session: any but an ended one.
+            reason: for the log.
+            clean: it has nothing uncommitted and won't begin anything.
+            rejoins: its worker, or its successor, asks for the slot at this very moment.
+        """
+        slot = self._cluster.slots[session.slot]
+        self._outbox.log(
+            "info" if clean or rejoins else "warning",
+            f"session of worker {session.worker} (slot {slot.number}) is over: {reason}",
+        )
+        del self._cluster.sessions[session.number]
+        del self._cluster.session_of_worker[session.worker]
+        if self._cluster.session_of_peer.get(session.peer) is session:
+            del self._cluster.session_of_peer[session.peer]
+        self.suspects.pop(session.number, None)
+        self._rounds.ended(session, self._cluster.now_ms)
+        slot.session, slot.fenced = None, clean
+        if clean:
+            self._outbox.add(events.ForgetFence(slot.number))
+        waiting: list[ShardId] = []
+        for shard in self._cluster.shards_of(slot.number):
+            if shard.phase is not ShardPhase.ASSIGNING:
+                shard.phase, shard.session, shard.target = ShardPhase.WAITING, 0, None
+                waiting.append(shard.identity)
+        sequence = self._outbox.journal_slot(slot)
+        if not clean:
+            slot.fencing = True
+            self._outbox.hold("fence", sequence, slot.number)
+            since_ms = session.heard_ms if session.unlinked_ms is None else session.unlinked_ms
+            self._takeovers.begin(slot.number, waiting, reason, since_ms, self._cluster.now_ms)
+        if not rejoins:
+            self.pursue(slot)
+            self._ownership.balance()
+
+    # --- fences ---------------------------------------------------------------------------------------
+
+    def fence(self, slot: Slot) -> None:
+        """Fence at once: the end of the slot's last session stands in the journal already."""
+        slot.fencing, slot.fence_retry_ms = True, None
+        self.retrying.pop(slot.number, None)
+        self._outbox.add(events.FenceSlot(slot.number))
+
+    def fenced(self, number: int) -> None:
+        """The slot is fenced."""
+        slot = self._cluster.slots[number]
+        if not slot.fencing:
+            return
+        self._cluster.counters.fences += 1
+        slot.fencing, slot.fenced, slot.fence_failures = False, True, 0
+        self._takeovers.fenced(number, self._cluster.now_ms)
+        self._outbox.journal_slot(slot)
+        self.pursue(slot)
+        self._ownership.balance()
+
+    def fence_failed(self, number: int, reason: str) -> None:
+        """The slot couldn't be fenced: it is tried again, at growing intervals, without end."""
+        slot = self._cluster.slots[number]
+        if not slot.fencing:
+            return
+        self._cluster.counters.fence_failures += 1
+        delay_ms = min(FENCE_RETRY_MS_MAX, FENCE_RETRY_MS * 2 ** min(slot.fence_failures, 10))
+        slot.fence_failures += 1
+        slot.fencing, slot.fence_retry_ms = False, self._cluster.now_ms + delay_ms
+        self.retrying[number] = slot
+        self._outbox.log(
+            "warning", f"slot {number} can't be fenced, its shards wait: {reason}; again in {delay_ms} ms"
+        )
+
+    def retry_fences(self) -> None:
+        """Fence the slots whose time has come again."""
+        for slot in list(self.retrying.values()):
+            if slot.fence_retry_ms is not None and self._cluster.now_ms >= slot.fence_retry_ms:
+                self.fence(slot)

@@ -1,0 +1,129 @@
+"""What the coordinator's core gives out: the effects of the event at hand, and what waits for the journal.
+
+Responsible for: the effects in their order, the one journal write of an event, and what is to be gone on with
+once the journal holds a write. Invariants kept:
+
+- All entries of an event go into one write, the last of its effects; writes are numbered without gaps.
+- What is held for a write is given out once, in order, when the journal holds that write or a later one.
+
+Must not: decide anything. Pure.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from fcluster.common.ids import ShardId
+from fcluster.common.messages import FromCoordinator
+from fcluster.coordinator import events
+from fcluster.coordinator.events import Effect
+from fcluster.coordinator.model import Slot
+
+ENDING_KEY = "ending"
+"""Journal key for the decision to end the job, while that is being carried out."""
+CHECK_KEY = "check"
+"""Journal key that is written to find out whether the journal still takes our writes."""
+
+HeldKind = Literal["welcome", "fence", "epochs", "drain"]
+
+
+def slot_key(slot: int) -> str:
+    """Journal key of a slot and its session."""
+    return f"slot/{slot}"
+
+
+def assignment_key(shard: ShardId) -> str:
+    """Journal key of a shard's slot."""
+    return f"assignment/{shard.stage}/{shard.partition}"
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Something to go on with when the journal holds the write `sequence`.
+
+    `number` is the session to welcome, the slot to fence, or the end of the reserved epochs; the end of the
+    job needs none.
+    """
+
+    sequence: int
+    kind: HeldKind
+    number: int
+
+
+class Outbox:
+    """Collects what an event leads to; `begin` and `finish` bracket each event."""
+
+    def __init__(self) -> None:
+        self.written_sequence = 0
+        """The last write that the journal is known to hold."""
+        self._last_sequence = 0
+        self._held: deque[Held] = deque()
+        self._effects: list[Effect] = []
+        self._entries: dict[str, Any] = {}
+
+    def begin(self) -> None:
+        """An event comes: nothing has followed from it yet."""
+        self._effects, self._entries = [], {}
+
+    def finish(self) -> list[Effect]:
+        """What followed from the event, in order; the write of the journal comes last."""
+        if self._entries:
+            self._last_sequence += 1
+            self._effects.append(events.WriteJournal(self._last_sequence, self._entries))
+        return self._effects
+
+    # --- effects --------------------------------------------------------------------------------------
+
+    def add(self, effect: Effect) -> None:
+        """An effect behind those that are there."""
+        self._effects.append(effect)
+
+    def send(self, peer: bytes, message: FromCoordinator) -> None:
+        """A message to whoever speaks over this connection."""
+        self._effects.append(events.SendMessage(peer, message))
+
+    def log(self, level: Literal["debug", "info", "warning", "error"], text: str) -> None:
+        """A line for the log."""
+        self._effects.append(events.LogLine(level, text))
+
+    # --- the journal ----------------------------------------------------------------------------------
+
+    def journal(self, key: str, value: Any) -> int:
+        """Add an entry to this event's write; returns the write's sequence."""
+        self._entries[key] = value
+        return self._last_sequence + 1
+
+    def journal_slot(self, slot: Slot) -> int:
+        """Add a slot and its session to this event's write; returns the write's sequence."""
+        session = slot.session
+        value = {
+            "session": session.number if session else 0,
+            "worker": session.worker if session else "",
+            "host": session.host if session else "",
+            "pid": session.pid if session else 0,
+            "fenced": slot.fenced,
+        }
+        return self.journal(slot_key(slot.number), value)
+
+    @property
+    def owes_nothing(self) -> bool:
+        """Whether the journal holds all writes of former events."""
+        return self.written_sequence == self._last_sequence
+
+    @property
+    def is_all_written(self) -> bool:
+        """Whether there is nothing, of this event either, that the journal doesn't hold yet."""
+        return not self._entries and self.written_sequence >= self._last_sequence
+
+    def hold(self, kind: HeldKind, sequence: int, number: int) -> None:
+        """Something to go on with when the journal holds that write."""
+        self._held.append(Held(sequence, kind, number))
+
+    def written(self, sequence: int) -> Iterator[Held]:
+        """The journal holds the write `sequence`: what has waited for it, one after the other."""
+        self.written_sequence = max(self.written_sequence, sequence)
+        while self._held and self._held[0].sequence <= sequence:
+            yield self._held.popleft()

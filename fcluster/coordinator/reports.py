@@ -1,0 +1,71 @@
+"""What sessions report of themselves and of their shards.
+
+Responsible for: keeping it where status, progress and moves look. Keeps the rule that a session is heard only
+of shards that are its own at present. Must not: decide about sessions. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from fcluster.common import messages
+from fcluster.common.messages import WorkerStats
+from fcluster.coordinator.cluster import Cluster
+from fcluster.coordinator.copies import Copies, learn
+from fcluster.coordinator.model import Session, SessionPhase
+from fcluster.coordinator.outbox import Outbox
+from fcluster.coordinator.ownership import Ownership
+from fcluster.coordinator.progress import Progress
+
+
+class Reports:
+    """Takes in what workers report."""
+
+    def __init__(
+        self, cluster: Cluster, outbox: Outbox, ownership: Ownership, copies: Copies, progress: Progress
+    ) -> None:
+        self._cluster = cluster
+        self._outbox = outbox
+        self._ownership = ownership
+        self._copies = copies
+        self._progress = progress
+
+    def heartbeat(self, session: Session, heartbeat: messages.Heartbeat) -> None:
+        """A sign of life, with figures and the standing of shards and copies."""
+        heard = min(session.orders, heartbeat.orders_heard)
+        session.orders_heard = max(session.orders_heard, heard)
+        stats = heartbeat.stats
+        self._learn_rates(session, stats)
+        learn(session, [status for status in stats.standbys if status.shard in self._cluster.shards])
+        if session.standbys and session.standbys_told is None:
+            self._copies.tell(self._cluster.shards, self._cluster.slots)
+        for status in stats.shards:
+            self.running(session, status)
+        if session.phase is not SessionPhase.OPENING:
+            self._outbox.send(session.peer, messages.HeartbeatAck(self._cluster.term, session.number))
+
+    def _learn_rates(self, session: Session, stats: WorkerStats) -> None:
+        former, seconds = session.stats, (self._cluster.now_ms - session.stats_ms) / 1000
+        if former is None or seconds > 0.05:
+            if former is not None:
+                session.records_in_per_second = max(0.0, (stats.records_in - former.records_in) / seconds)
+                session.records_out_per_second = max(0.0, (stats.records_out - former.records_out) / seconds)
+            session.stats = msgspec.structs.replace(stats, shards=[], standbys=[])
+            session.stats_ms = self._cluster.now_ms
+
+    def running(self, session: Session, status: messages.ShardStatus) -> None:
+        """The session runs the shard, and how far it is."""
+        shard = self._cluster.shards.get(status.shard)
+        if shard is None or shard.session != session.number:
+            return  # not (any more) this session's to speak of
+        self._ownership.runs(shard)
+        self._progress.learn(status)
+
+    def committed(self, session: Session, statuses: Sequence[messages.ShardStatus]) -> None:
+        """What the session has committed of its shards."""
+        for status in statuses:
+            shard = self._cluster.shards.get(status.shard)
+            if shard is not None and shard.session == session.number:
+                self._progress.learn_commit(status)

@@ -1,0 +1,63 @@
+"""Agents and the workers that are wanted of them: what is answered to agents, and to who asks for more or
+fewer.
+
+Responsible for: the answers; the counting and spreading is `agents`'. Must not: start or end anything. Pure.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from fcluster.common import messages
+from fcluster.coordinator.agents import Agents
+from fcluster.coordinator.cluster import Cluster
+from fcluster.coordinator.model import Phase
+from fcluster.coordinator.outbox import Outbox
+
+
+class Scaling:
+    """Speaks with agents and with who scales the job."""
+
+    def __init__(self, cluster: Cluster, outbox: Outbox, agents: Agents) -> None:
+        self._cluster = cluster
+        self._outbox = outbox
+        self._agents = agents
+
+    def agent_report(self, peer: bytes, report: messages.AgentReport) -> None:
+        """An agent says which workers it runs: it is told how many are wanted."""
+        term = self._cluster.term
+        if report.job != self._cluster.terms.topology.job:
+            reason = (
+                f"this is the coordinator of job {self._cluster.terms.topology.job!r}, not of {report.job!r}"
+            )
+            self._outbox.send(peer, messages.Refused(term, reason, retry=False))
+            return
+        order = self._agents.heard(peer, report, self._cluster.now_ms)
+        if self._cluster.phase is Phase.STOPPING:
+            self._outbox.send(peer, self._cluster.shutdown())
+        elif order is None:
+            self._outbox.send(peer, messages.Refused(term, "there are too many agents", retry=True))
+        elif report.slots_wanted:
+            own = set(report.running)
+            slots = {
+                session.pid: session.slot
+                for session in self._cluster.sessions.values()
+                if session.host == report.host and session.pid in own
+            }
+            self._outbox.send(peer, msgspec.structs.replace(order, slots=slots))
+        else:
+            self._outbox.send(peer, order)
+
+    def scale(self, request: messages.ScaleRequest) -> messages.ScaleReply | messages.Refused:
+        """Somebody wants another number of workers."""
+        if self._cluster.phase is not Phase.RUNNING:
+            return self._cluster.refused(f"the job is stopping ({self._cluster.stop_reason})")
+        answer = self._agents.scale(request, self._cluster.now_ms)
+        if isinstance(answer, str):
+            return self._cluster.refused(answer)
+        reply, orders = answer
+        for peer, order in orders.items():
+            self._outbox.send(peer, order)
+        told = ", ".join(f"{target.host}:{target.pid} {target.target}" for target in reply.targets)
+        self._outbox.log("info", f"workers wanted, by agent: {told}")
+        return reply

@@ -1,0 +1,130 @@
+"""Who is dead: closed connections, ended processes, silence, and workers that are stuck.
+
+Responsible for: noticing that a session can't be waited for any longer, and ending it. Keeps the rule that a
+coordinator that was away itself takes its own absence for nobody's. If it is ever wrong about somebody, the
+fence makes it right. Must not: look at all sessions at each event, but a few times within the shortest bound.
+Pure.
+"""
+
+from __future__ import annotations
+
+from fcluster.coordinator import events
+from fcluster.coordinator.cluster import Cluster
+from fcluster.coordinator.membership import Membership
+from fcluster.coordinator.model import EpochPhase, Session, SessionPhase
+from fcluster.coordinator.outbox import Outbox
+from fcluster.coordinator.ownership import Ownership
+from fcluster.coordinator.rounds import Rounds
+
+SUSPICION_GRACE_MS = 150
+"""A closed connection that doesn't come back within this time means a dead worker. One whose host says that
+the process is gone isn't waited for."""
+ABSENCE_NOTICED_MS = 1_000
+"""If nobody called for so long while there was work, it was the coordinator that was away."""
+
+
+class Vigilance:
+    """Watches over the sessions of a cluster."""
+
+    def __init__(
+        self, cluster: Cluster, outbox: Outbox, rounds: Rounds, ownership: Ownership, membership: Membership
+    ) -> None:
+        self._cluster = cluster
+        self._outbox = outbox
+        self._rounds = rounds
+        self._ownership = ownership
+        self._membership = membership
+        self._sweep_ms = max(20.0, min(300.0, cluster.settings.session_timeout_ms / 10))
+        self._next_sweep_ms = cluster.now_ms
+
+    def deadlines_ms(self) -> list[float | None]:
+        """When something is due if nothing happens before."""
+        deadlines = [session.suspect_until_ms for session in self._membership.suspects.values()]
+        if self._cluster.sessions:
+            deadlines.append(self._next_sweep_ms)
+        return deadlines
+
+    def notice_absence(self, now_ms: float) -> None:
+        """A coordinator that was stopped or swapped out must not take its own absence for its workers'."""
+        absence_ms = now_ms - self._cluster.now_ms
+        if absence_ms < max(ABSENCE_NOTICED_MS, 2 * self._sweep_ms):
+            return
+        for session in self._cluster.sessions.values():
+            session.heard_ms += absence_ms
+            session.epoch_phase_ms += absence_ms
+            session.unheard_ms += absence_ms
+            if session.suspect_until_ms is not None:
+                session.suspect_until_ms += absence_ms
+            if session.unlinked_ms is not None:
+                session.unlinked_ms += absence_ms
+
+    def disconnected(self, peer: bytes) -> None:
+        """A connection has closed."""
+        joiner = self._cluster.joiners.pop(peer, None)
+        if joiner is not None and joiner.slot is not None:
+            slot = self._cluster.slots[joiner.slot]
+            slot.joiner = None  # it says Hello again if it lives
+            self._membership.pursue(slot)
+            self._ownership.balance()
+        session = self._cluster.session_of_peer.get(peer)
+        if session is not None:
+            if session.unlinked_ms is None:
+                session.unlinked_ms = self._cluster.now_ms
+                session.standbys_told = None
+                self._rounds.unlinked(session, self._cluster.now_ms)
+                self._outbox.add(events.PrepareFence(session.slot, soon=True))
+            self._suspect(session)
+
+    def process_ended(self, worker: str) -> None:
+        """What the process had said is heard first: the end of its connection comes behind it."""
+        session = self._cluster.session_of_worker.get(worker)
+        if session is not None:
+            session.process_ended = True
+            self._suspect(session)
+
+    def _suspect(self, session: Session) -> None:
+        if session.suspect_until_ms is None:
+            session.suspect_until_ms = self._cluster.now_ms + SUSPICION_GRACE_MS
+            self._membership.suspects[session.number] = session
+        if session.process_ended and session.unlinked_ms is not None:
+            session.suspect_until_ms = self._cluster.now_ms
+
+    def end_suspects(self) -> None:
+        """End the sessions of which nothing was heard in time since they were suspected."""
+        for session in list(self._membership.suspects.values()):
+            if session.suspect_until_ms is not None and self._cluster.now_ms >= session.suspect_until_ms:
+                self._cluster.counters.deaths += 1
+                reason = "its process has ended" if session.process_ended else "its connection closed"
+                self._membership.end(session, reason, clean=False)
+
+    def sweep(self) -> None:
+        """Look for silent and stuck workers, a few times within the shortest bound, not at each event."""
+        if self._cluster.now_ms < self._next_sweep_ms:
+            return
+        self._next_sweep_ms = self._cluster.now_ms + self._sweep_ms
+        for session in list(self._cluster.sessions.values()):
+            if self._cluster.now_ms - session.heard_ms >= self._cluster.settings.session_timeout_ms:
+                self._cluster.counters.deaths += 1
+                awaited = session.phase is SessionPhase.AWAITED
+                reason = "did not come back" if awaited else "sent no sign of life in time"
+                self._membership.end(session, reason, clean=False)
+                continue
+            reason = self._stuck(session)
+            if reason:
+                self._membership.evict(session, reason)
+
+    def _stuck(self, session: Session) -> str:
+        """Why the session, though alive, can't be waited for any longer; empty if it can."""
+        settings = self._cluster.settings
+        epoch_age_ms = self._cluster.now_ms - session.epoch_phase_ms
+        if session.epoch_phase is not EpochPhase.NONE and epoch_age_ms >= settings.checkpoint_timeout_ms:
+            return f"is {session.epoch_phase.value} epoch {session.epoch} beyond checkpoint.timeout.ms"
+        unheard = session.orders_heard < session.orders
+        if unheard and self._cluster.now_ms - session.unheard_ms >= settings.checkpoint_timeout_ms:
+            return "did not hear which shards to run or to give back"
+        if (
+            session.unlinked_ms is not None
+            and self._cluster.now_ms - session.unlinked_ms >= settings.session_timeout_ms
+        ):
+            return "lost its connection and never said what it holds"
+        return ""
