@@ -1,8 +1,8 @@
 """The worker's protocol: sessions, shards and epochs, without any I/O.
 
 Responsible for: what a worker does when something happened. `WorkerCore.handle(event, now_ms)` takes one
-event (past tense: a message came, an epoch was flushed, a restore ended) and returns the effects (imperative)
-that the shell in `worker/server.py` carries out, in order, feeding their results back as events.
+event (a message came, an epoch was flushed, a restore ended) and returns the effects that the shell in
+`worker/server.py` carries out, in order, feeding their results back as events.
 
 Invariants kept here:
 
@@ -24,406 +24,29 @@ shell reports once a batch which shards they dirtied.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from enum import Enum
 
 from fcluster.common import messages
 from fcluster.common.ids import ShardId
 from fcluster.common.messages import ShardStatus
 from fcluster.common.positions import CommittedPosition
-
-# --- events -------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Connected:
-    """The connection to the coordinator is up, for the first time or again."""
-
-
-@dataclass(frozen=True, slots=True)
-class MessageReceived:
-    """A validated message of a coordinator."""
-
-    message: messages.FromCoordinator
-
-
-@dataclass(frozen=True, slots=True)
-class ProducersOpened:
-    """Both transactional producers are initialised; what their ids had open is aborted."""
-
-    session: int
-
-
-@dataclass(frozen=True, slots=True)
-class ShardRestored:
-    """The shard's state is exactly at its committed position (`offset` resolved if none was committed)."""
-
-    session: int
-    shard: ShardId
-    position: CommittedPosition
-
-
-@dataclass(frozen=True, slots=True)
-class RestoreFailed:
-    """A shard can't be restored. `fatal`: no worker could; otherwise trying anew may help."""
-
-    session: int
-    reason: str
-    fatal: bool
-
-
-@dataclass(frozen=True, slots=True)
-class RecordsProcessed:
-    """A batch was processed in the open epoch; `shards` are those it touched."""
-
-    shards: frozenset[ShardId]
-    records: int
-    backlog: bool
-
-
-@dataclass(frozen=True, slots=True)
-class EpochFlushed:
-    """Outputs, deltas and offsets of `epoch` are acknowledged and pending in its transaction."""
-
-    session: int
-    epoch: int
-    records: int
-    prepare_ms: float
-
-
-@dataclass(frozen=True, slots=True)
-class EpochCommitted:
-    """The transaction is committed. `positions` are the shards' new committed positions."""
-
-    session: int
-    epoch: int
-    commit_ms: float
-    positions: dict[ShardId, CommittedPosition]
-
-
-@dataclass(frozen=True, slots=True)
-class TransactionFailed:
-    """A producer, a transaction or its outcome is lost. Why doesn't matter: the remedy is the same."""
-
-    session: int
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class HandlerFailed:
-    """A handler raised in the midst of a record, so the open epoch holds a part of that record's effects."""
-
-    session: int
-    shard: ShardId
-    offset: int
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class StopRecordReached:
-    """The shard stands before a record that it can't process, and has processed nothing of it."""
-
-    session: int
-    shard: ShardId
-    offset: int
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class JobBroken:
-    """Something that no restart mends: the job can't go on."""
-
-    session: int
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerBroken:
-    """Something that keeps only this worker from going on: its disk is full, or fails."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class TerminationRequested:
-    """The process was asked to leave in good order (SIGTERM): first its shards move away, warm.
-
-    Asked again, it commits what it has processed and goes; a third time, it goes.
-    """
-
-
-@dataclass(frozen=True, slots=True)
-class Tick:
-    """Time has passed."""
-
-
-Event = (
-    Connected
-    | MessageReceived
-    | ProducersOpened
-    | ShardRestored
-    | RestoreFailed
-    | RecordsProcessed
-    | EpochFlushed
-    | EpochCommitted
-    | TransactionFailed
-    | HandlerFailed
-    | StopRecordReached
-    | JobBroken
-    | WorkerBroken
-    | TerminationRequested
-    | Tick
+from fcluster.worker import events
+from fcluster.worker.events import Effect, Event
+from fcluster.worker.model import (
+    EXIT_DRAINED,
+    EXIT_JOB_FAILED,
+    EXIT_MISTAKE,
+    Bounds,
+    EpochPhase,
+    Identity,
+    InFlight,
+    OpenEpoch,
+    OwnedShard,
+    Phase,
+    ShardPhase,
+    StopRecord,
 )
 
-# --- effects ------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Send:
-    """Send a message to the coordinator."""
-
-    message: messages.FromWorker
-
-
-@dataclass(frozen=True, slots=True)
-class OpenProducers:
-    """Create both producers of `slot` and initialise them; answer `ProducersOpened`."""
-
-    session: int
-    slot: int
-
-
-@dataclass(frozen=True, slots=True)
-class DestroyProducers:
-    """Destroy both producers at once, whatever they are doing; commit or abort nothing."""
-
-
-@dataclass(frozen=True, slots=True)
-class RestoreShards:
-    """Read these shards' committed positions, restore exactly those; answer `ShardRestored` for each."""
-
-    session: int
-    shards: tuple[ShardId, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class KeepStandbys:
-    """Keep warm copies of these shards of others, and of no others. One that is restored isn't a copy any more."""
-
-    shards: tuple[ShardId, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class StartReading:
-    """Process the shard's records from its position on; not `stop_record`, if it is given."""
-
-    shard: ShardId
-    position: CommittedPosition
-    stop_record: StopRecord | None
-
-
-@dataclass(frozen=True, slots=True)
-class StopReading:
-    """Process no further record of these shards, those already fetched included."""
-
-    shards: tuple[ShardId, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class DropLayers:
-    """Forget all that is not known to be committed: open and prepared layers of all shards."""
-
-
-@dataclass(frozen=True, slots=True)
-class CloseShards:
-    """Close the stores of these shards. They belong to somebody else from now on."""
-
-    shards: tuple[ShardId, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class PrepareEpoch:
-    """Freeze the open layers as `epoch`; flush outputs, deltas and offsets; answer `EpochFlushed`."""
-
-    session: int
-    epoch: int
-    shards: frozenset[ShardId]
-
-
-@dataclass(frozen=True, slots=True)
-class CommitEpoch:
-    """Commit the transaction of `epoch`, then apply its layers; answer `EpochCommitted`."""
-
-    session: int
-    epoch: int
-
-
-@dataclass(frozen=True, slots=True)
-class PauseReading:
-    """Hold all shards still: the open epoch is as large or as old as it may be."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class ResumeReading:
-    """Go on after `PauseReading`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Exit:
-    """End the process. `code` 0: in good order; 3: the job failed; 1: this worker can't go on; 4: it was drained."""
-
-    code: int
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Log:
-    """Write a line to the log; `level` as in the standard library's logging."""
-
-    level: str
-    text: str
-
-
-Effect = (
-    Send
-    | OpenProducers
-    | DestroyProducers
-    | RestoreShards
-    | KeepStandbys
-    | StartReading
-    | StopReading
-    | DropLayers
-    | CloseShards
-    | PrepareEpoch
-    | CommitEpoch
-    | PauseReading
-    | ResumeReading
-    | Exit
-    | Log
-)
-
-# --- state --------------------------------------------------------------------------------------------
-
-EXIT_JOB_FAILED = 3
-"""A worker's exit code that tells its supervisor not to restart it: the job itself has failed."""
-EXIT_MISTAKE = 1
-"""One that says that a person has to repair something where this worker runs."""
-EXIT_DRAINED = 4
-"""One that tells its supervisor not to restart it: an operator wanted it gone (`fcluster drain`)."""
 LEAVING_REPEATED_MS = 1_000
-
-
-class Phase(Enum):
-    """Of a worker."""
-
-    JOINING = "joining"
-    """Has asked for a session, or is about to."""
-    STARTING = "starting"
-    """Has a session; its producers are being initialised."""
-    ACTIVE = "active"
-    DRAINING = "draining"
-    """Processes no more; commits what it has."""
-    DRAINED = "drained"
-    STOPPED = "stopped"
-
-
-class ShardPhase(Enum):
-    """Of a shard that this worker owns."""
-
-    RESTORING = "restoring"
-    RESTORED = "restored"
-    """Restored, but the producers aren't ready yet."""
-    RUNNING = "running"
-    RELEASING = "releasing"
-    """Revoked: reads no more; its last records wait for their commit, or its restore has to end first."""
-    BLOCKED = "blocked"
-    """Stands before a record that it can't process."""
-
-
-class EpochPhase(Enum):
-    """Of the epoch in flight."""
-
-    PREPARING = "preparing"
-    PREPARED = "prepared"
-    COMMITTING = "committing"
-
-
-@dataclass(frozen=True, slots=True)
-class StopRecord:
-    """A record that can't be processed: its shard stops before it."""
-
-    offset: int
-    reason: str
-
-
-@dataclass(slots=True)
-class OwnedShard:
-    """A shard of this worker.
-
-    Attributes:
-        position: the committed one, None until it is restored.
-        restoring: a restore of it is under way, whether it is still wanted or not.
-    """
-
-    phase: ShardPhase
-    position: CommittedPosition | None = None
-    restoring: bool = False
-
-
-@dataclass(slots=True)
-class InFlight:
-    """The epoch between its barrier and its commit. `shards` have something in it."""
-
-    epoch: int
-    phase: EpochPhase
-    shards: frozenset[ShardId]
-
-
-@dataclass(slots=True)
-class OpenEpoch:
-    """What was processed since the last barrier."""
-
-    shards: set[ShardId] = field(default_factory=lambda: set[ShardId]())
-    records: int = 0
-    reported: bool = False
-    opened_ms: int = 0
-
-    @property
-    def dirty(self) -> bool:
-        """Whether there is something to commit."""
-        return bool(self.shards)
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """Who the worker is; unchanged while the process lives."""
-
-    worker: str
-    host: str
-    pid: int
-    wanted_slot: int
-    topology: str
-    snapshot_store: str
-    version: str
-    process_space: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Bounds:
-    """The settings that the protocol needs."""
-
-    epoch_records_max: int
-    coordinator_loss_ms: int
-    offset_refresh_ms: int
-    hello_retry_ms: int = 1000
-    leave_timeout_ms: int = 20_000
-    """Waiting for the shards to move away, when the worker is leaving."""
-    last_commit_timeout_ms: int = 30_000
-    """Waiting for the last commit after that."""
-    leader_patience_ms: int = 3_000
-    """A worker that is leaving waits no longer for a coordinator: without one it can neither move shards nor commit."""
 
 
 class WorkerCore:
@@ -472,36 +95,36 @@ class WorkerCore:
 
     def _dispatch(self, event: Event) -> None:
         match event:
-            case RecordsProcessed():
+            case events.RecordsProcessed():
                 self._on_records_processed(event)
-            case MessageReceived():
+            case events.MessageReceived():
                 self._on_message(event.message)
-            case EpochFlushed():
+            case events.EpochFlushed():
                 self._on_epoch_flushed(event)
-            case EpochCommitted():
+            case events.EpochCommitted():
                 self._on_epoch_committed(event)
-            case Tick():
+            case events.Tick():
                 self._on_tick()
-            case Connected():
+            case events.Connected():
                 self._on_connected()
-            case ProducersOpened():
+            case events.ProducersOpened():
                 self._on_producers_opened(event)
-            case ShardRestored():
+            case events.ShardRestored():
                 self._on_shard_restored(event)
-            case RestoreFailed():
+            case events.RestoreFailed():
                 self._on_restore_failed(event)
-            case TransactionFailed():
+            case events.TransactionFailed():
                 self._on_transaction_failed(event)
-            case HandlerFailed():
+            case events.HandlerFailed():
                 self._on_handler_failed(event)
-            case StopRecordReached():
+            case events.StopRecordReached():
                 self._on_stop_record_reached(event)
-            case JobBroken():
+            case events.JobBroken():
                 self._on_job_broken(event)
-            case WorkerBroken():
+            case events.WorkerBroken():
                 # Without a word: the session ends with the connection, and others take the shards.
                 self._stop(EXIT_MISTAKE, event.reason)
-            case TerminationRequested():
+            case events.TerminationRequested():
                 self._on_termination_requested()
 
     def invariants(self) -> None:
@@ -622,7 +245,7 @@ class WorkerCore:
         self.epoch_seen = max(self.epoch_seen, message.epoch)
         self.phase = Phase.STARTING
         self._log("info", f"joined as slot {message.slot}, session {message.session}, term {message.term}")
-        self._effects.append(OpenProducers(message.session, message.slot))
+        self._effects.append(events.OpenProducers(message.session, message.slot))
 
     def _on_refused(self, message: messages.Refused) -> None:
         if self.phase is not Phase.JOINING:
@@ -637,14 +260,14 @@ class WorkerCore:
             return
         self._stop(EXIT_JOB_FAILED if message.failed else 0, message.reason)
 
-    def _on_producers_opened(self, event: ProducersOpened) -> None:
+    def _on_producers_opened(self, event: events.ProducersOpened) -> None:
         if event.session != self.session or self.phase is not Phase.STARTING:
             return
         self.producers_ready = True
         self.phase = Phase.ACTIVE
         self._run([shard for shard, owned in self.shards.items() if owned.phase is ShardPhase.RESTORED])
 
-    def _on_transaction_failed(self, event: TransactionFailed) -> None:
+    def _on_transaction_failed(self, event: events.TransactionFailed) -> None:
         if event.session != self.session:
             self._log("info", f"of session {event.session}, which is over: {event.reason}")
         elif self.session:
@@ -653,9 +276,9 @@ class WorkerCore:
 
     def _reset(self) -> None:
         """Forget everything uncommitted and ask for a new session: the one way back from any failure."""
-        self._effects.append(StopReading(tuple(self.shards)))
-        self._effects.append(DropLayers())
-        self._effects.append(DestroyProducers())
+        self._effects.append(events.StopReading(tuple(self.shards)))
+        self._effects.append(events.DropLayers())
+        self._effects.append(events.DestroyProducers())
         self._keep_standbys(set())
         self.producers_ready = False
         self.shards.clear()
@@ -691,14 +314,14 @@ class WorkerCore:
             self.shards[shard] = OwnedShard(ShardPhase.RESTORING, restoring=True)
         self.standbys -= set(new)
         if new:
-            self._effects.append(RestoreShards(self.session, new))
+            self._effects.append(events.RestoreShards(self.session, new))
 
     def _keep_standbys(self, wanted: set[ShardId]) -> None:
         if wanted != self.standbys:
             self.standbys = wanted
-            self._effects.append(KeepStandbys(tuple(sorted(wanted))))
+            self._effects.append(events.KeepStandbys(tuple(sorted(wanted))))
 
-    def _on_shard_restored(self, event: ShardRestored) -> None:
+    def _on_shard_restored(self, event: events.ShardRestored) -> None:
         owned = self.shards.get(event.shard)
         if event.session != self.session or owned is None or not owned.restoring:
             return
@@ -720,11 +343,11 @@ class WorkerCore:
             owned.phase = ShardPhase.RUNNING
             started.append(_status(shard, owned.position))
             if self.phase is Phase.ACTIVE:
-                self._effects.append(StartReading(shard, owned.position, self.stop_records.get(shard)))
+                self._effects.append(events.StartReading(shard, owned.position, self.stop_records.get(shard)))
         if started:
             self._send(messages.ShardsRunning(self.session, started))
 
-    def _on_restore_failed(self, event: RestoreFailed) -> None:
+    def _on_restore_failed(self, event: events.RestoreFailed) -> None:
         if event.session != self.session:
             return
         if event.fatal:
@@ -735,7 +358,7 @@ class WorkerCore:
 
     def _on_revoke(self, message: messages.Revoke) -> None:
         revoked = [shard for shard in message.shards if shard in self.shards]
-        self._effects.append(StopReading(tuple(revoked)))
+        self._effects.append(events.StopReading(tuple(revoked)))
         for shard in revoked:
             self.shards[shard].phase = ShardPhase.RELEASING
         # A shard that isn't ours (any more) is answered as well: the coordinator waits for the word.
@@ -755,7 +378,7 @@ class WorkerCore:
         for shard in free:
             del self.shards[shard]
         if free:
-            self._effects.append(CloseShards(tuple(free)))
+            self._effects.append(events.CloseShards(tuple(free)))
         released = [*free, *foreign]
         if released:
             self._released_number += 1
@@ -767,7 +390,7 @@ class WorkerCore:
 
     # --- epochs ---------------------------------------------------------------------------------------
 
-    def _on_records_processed(self, event: RecordsProcessed) -> None:
+    def _on_records_processed(self, event: events.RecordsProcessed) -> None:
         if not self.open.dirty:
             self.open.opened_ms = self._now_ms
         self.open.shards |= event.shards
@@ -791,9 +414,9 @@ class WorkerCore:
             return
         self.in_flight = InFlight(message.epoch, EpochPhase.PREPARING, frozenset(self.open.shards))
         self.open = OpenEpoch()
-        self._effects.append(PrepareEpoch(self.session, message.epoch, self.in_flight.shards))
+        self._effects.append(events.PrepareEpoch(self.session, message.epoch, self.in_flight.shards))
 
-    def _on_epoch_flushed(self, event: EpochFlushed) -> None:
+    def _on_epoch_flushed(self, event: events.EpochFlushed) -> None:
         flight = self._flight(event.session, event.epoch, EpochPhase.PREPARING)
         if flight is None:
             return
@@ -810,9 +433,9 @@ class WorkerCore:
         flight = self._flight(message.session, message.epoch, EpochPhase.PREPARED)
         if flight is not None:
             flight.phase = EpochPhase.COMMITTING
-            self._effects.append(CommitEpoch(self.session, message.epoch))
+            self._effects.append(events.CommitEpoch(self.session, message.epoch))
 
-    def _on_epoch_committed(self, event: EpochCommitted) -> None:
+    def _on_epoch_committed(self, event: events.EpochCommitted) -> None:
         if self._flight(event.session, event.epoch, EpochPhase.COMMITTING) is None:
             return
         self.in_flight = None
@@ -840,7 +463,7 @@ class WorkerCore:
 
     # --- records that can't be processed --------------------------------------------------------------
 
-    def _on_handler_failed(self, event: HandlerFailed) -> None:
+    def _on_handler_failed(self, event: events.HandlerFailed) -> None:
         """The open epoch holds half a record: abort it, replay, and stop before that record."""
         if event.session != self.session:
             return
@@ -848,13 +471,13 @@ class WorkerCore:
         self._log("error", event.reason)
         self._reset()
 
-    def _on_stop_record_reached(self, event: StopRecordReached) -> None:
+    def _on_stop_record_reached(self, event: events.StopRecordReached) -> None:
         owned = self.shards.get(event.shard)
         if event.session != self.session or owned is None or owned.phase is not ShardPhase.RUNNING:
             return
         self.stop_records[event.shard] = StopRecord(event.offset, event.reason)
         owned.phase = ShardPhase.BLOCKED
-        self._effects.append(StopReading((event.shard,)))
+        self._effects.append(events.StopReading((event.shard,)))
         self._report_stop_records()
 
     def _report_stop_records(self) -> None:
@@ -863,7 +486,7 @@ class WorkerCore:
             if owned.phase is ShardPhase.BLOCKED and not self._uncommitted(shard):
                 self._send(messages.WorkerFailed(self.session, self.stop_records[shard].reason))
 
-    def _on_job_broken(self, event: JobBroken) -> None:
+    def _on_job_broken(self, event: events.JobBroken) -> None:
         if event.session != self.session:
             return  # a former session's trouble, in the midst of being torn down
         self._log("error", event.reason)
@@ -874,7 +497,7 @@ class WorkerCore:
     def _drain(self) -> None:
         if self.phase in (Phase.STARTING, Phase.ACTIVE):
             self.phase = Phase.DRAINING
-            self._effects.append(StopReading(tuple(self.shards)))
+            self._effects.append(events.StopReading(tuple(self.shards)))
         self._finish_drain()
 
     def _finish_drain(self) -> None:
@@ -916,7 +539,7 @@ class WorkerCore:
             self._leave()
 
     def _leave_at_once(self) -> None:
-        """Commit what is processed, then go: nobody can take the shards, or there is no time to wait for it."""
+        """Commit what is processed, then go: nobody can take the shards, or there is no time to wait."""
         if not self.leaving:
             self.leaving, self._leaving_since_ms = True, self._now_ms
         self._leave_by_ms = self._now_ms + self.bounds.last_commit_timeout_ms
@@ -947,8 +570,8 @@ class WorkerCore:
 
     def _stop(self, code: int, reason: str) -> None:
         self.phase = Phase.STOPPED
-        self._effects.append(StopReading(tuple(self.shards)))
-        self._effects.append(Exit(code, reason))
+        self._effects.append(events.StopReading(tuple(self.shards)))
+        self._effects.append(events.Exit(code, reason))
 
     # --- time -----------------------------------------------------------------------------------------
 
@@ -977,18 +600,18 @@ class WorkerCore:
     def _pause(self, reason: str) -> None:
         if not self.paused:
             self.paused = True
-            self._effects.append(PauseReading(reason))
+            self._effects.append(events.PauseReading(reason))
 
     def _resume_if_possible(self) -> None:
         if self.paused and self.open.records < self.bounds.epoch_records_max:
             self.paused = False
-            self._effects.append(ResumeReading())
+            self._effects.append(events.ResumeReading())
 
     def _send(self, message: messages.FromWorker) -> None:
-        self._effects.append(Send(message))
+        self._effects.append(events.Send(message))
 
     def _log(self, level: str, text: str) -> None:
-        self._effects.append(Log(level, text))
+        self._effects.append(events.Log(level, text))
 
 
 def _status(shard: ShardId, position: CommittedPosition) -> ShardStatus:

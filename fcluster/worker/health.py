@@ -16,7 +16,8 @@ import msgspec
 from fcluster.common.health import Pulse, Verdict
 from fcluster.common.ids import ShardId
 from fcluster.common.messages import WorkerStats
-from fcluster.worker.core import Phase, ShardPhase, WorkerCore
+from fcluster.worker.core import WorkerCore
+from fcluster.worker.model import Phase, ShardPhase
 
 STARTING_BOUND_S = 120.0
 HEARTBEAT_SLACK_S = 10.0

@@ -52,12 +52,13 @@ from fcluster.common.keys import Role
 from fcluster.common.messages import MalformedMessage, ShardStatus, WorkerStats
 from fcluster.common.positions import CommittedPosition
 from fcluster.common.processes import process_space
-from fcluster.common.security import client_security
 from fcluster.common.reach import ReachWatch
+from fcluster.common.security import client_security
+from fcluster.common.seeking import LeaderSeeker
 from fcluster.common.settings import Settings, with_settings
 from fcluster.common.topology import Isolation, Topology
 from fcluster.common.transport import DealerTransport
-from fcluster.worker import core
+from fcluster.worker import core, events, model
 from fcluster.worker.changelog import Delta, encode_delta
 from fcluster.worker.consuming import Batch, Idle, ReaderDied, ReaderEvent, ReadFailed, SourceReader
 from fcluster.worker.health import WorkerHealth
@@ -69,7 +70,6 @@ from fcluster.worker.processing import (
     UnreadableRecordError,
     describe_record,
 )
-from fcluster.common.seeking import LeaderSeeker
 from fcluster.worker.shards import ShardHost
 from fcluster.worker.state import ShardState
 from fcluster.worker.store import LOCAL_TROUBLE
@@ -121,10 +121,10 @@ class Worker:
         self._batches: deque[Batch] = deque()
         self._batch_index = 0
         self._idle_after_batches: dict[SourceReader, Idle] = {}
-        self._exit: core.Exit | None = None
+        self._exit: events.Exit | None = None
         self._watchdog = Watchdog()
         self._host = ShardHost(self._topology, settings, self._inbox.put)
-        identity = core.Identity(
+        identity = model.Identity(
             worker=f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}",
             host=socket.gethostname(),
             pid=os.getpid(),
@@ -134,7 +134,7 @@ class Worker:
             version=__version__,
             process_space=process_space(),
         )
-        bounds = core.Bounds(
+        bounds = model.Bounds(
             epoch_records_max=settings.epoch_records_max,
             coordinator_loss_ms=settings.coordinator_loss_bound_ms,
             offset_refresh_ms=settings.offset_refresh_interval_ms,
@@ -206,8 +206,8 @@ class Worker:
         return self._exit.code
 
     def request_termination(self) -> None:
-        """Leave in good order (see `core.TerminationRequested`). May be called by a signal handler."""
-        self._inbox.put(core.TerminationRequested())
+        """Leave in good order (see `events.TerminationRequested`). May be called by a signal handler."""
+        self._inbox.put(events.TerminationRequested())
 
     def _close(self) -> None:
         self._stopping.set()
@@ -246,7 +246,7 @@ class Worker:
         # Later than the coordinator's own patience: by then the slot is fenced.
         return 2 * self._settings.checkpoint_timeout_ms / 1000
 
-    def _handle(self, item: core.Event | ReaderEvent) -> None:
+    def _handle(self, item: events.Event | ReaderEvent) -> None:
         match item:
             case Batch():
                 self._batches.append(item)
@@ -258,49 +258,49 @@ class Worker:
             case ReadFailed():
                 self._on_read_failed(item)
             case ReaderDied():
-                self._exit = core.Exit(1, f"reading has failed: {item.reason}")
+                self._exit = events.Exit(1, f"reading has failed: {item.reason}")
             case _:
                 self._feed(item)
 
-    def _feed(self, event: core.Event) -> None:
+    def _feed(self, event: events.Event) -> None:
         """Give an event to the core and carry out what it decides."""
         for effect in self._core.handle(event, _now_ms()):
             self._carry_out(effect)
-        if not isinstance(event, core.RecordsProcessed):
+        if not isinstance(event, events.RecordsProcessed):
             self._health.publish(self._core)
 
-    def _carry_out(self, effect: core.Effect) -> None:
+    def _carry_out(self, effect: events.Effect) -> None:
         match effect:
-            case core.Send():
+            case events.Send():
                 self._transport.send(messages.encode(effect.message))
-            case core.PrepareEpoch():
+            case events.PrepareEpoch():
                 self._prepare_epoch(effect)
-            case core.CommitEpoch():
+            case events.CommitEpoch():
                 self._commit_epoch(effect)
-            case core.StartReading():
+            case events.StartReading():
                 self._start_reading(effect)
-            case core.StopReading():
+            case events.StopReading():
                 self._stop_reading(effect.shards)
-            case core.PauseReading():
+            case events.PauseReading():
                 self._pause_reading(effect.reason)
-            case core.ResumeReading():
+            case events.ResumeReading():
                 self._resume_reading()
-            case core.OpenProducers():
+            case events.OpenProducers():
                 self._open_producers(effect)
-            case core.DestroyProducers():
+            case events.DestroyProducers():
                 self._destroy_writer()
-            case core.RestoreShards():
+            case events.RestoreShards():
                 self._host.restore(effect.session, effect.shards, before=self._retired_commit_threads)
                 self._retired_commit_threads = []
-            case core.KeepStandbys():
+            case events.KeepStandbys():
                 self._host.keep_standbys(effect.shards, before=self._retired_commit_threads)
-            case core.DropLayers():
+            case events.DropLayers():
                 self._drop_layers()
-            case core.CloseShards():
+            case events.CloseShards():
                 self._close_shards(effect.shards)
-            case core.Log():
+            case events.Log():
                 _log.log(_LEVELS[effect.level.upper()], "%s", effect.text)
-            case core.Exit():
+            case events.Exit():
                 self._exit = effect
 
     def _tick_if_due(self) -> None:
@@ -311,7 +311,7 @@ class Worker:
             self._tick()
 
     def _tick(self) -> None:
-        self._feed(core.Tick())
+        self._feed(events.Tick())
         self._flush_quiet_shards()
         self._refresh_stats()
 
@@ -341,7 +341,7 @@ class Worker:
             self._seeker.misled()
         else:
             self._seeker.heard()
-        self._inbox.put(core.MessageReceived(message))
+        self._inbox.put(events.MessageReceived(message))
 
     def _is_of_older_term(self, message: messages.FromCoordinator) -> bool:
         return message.term < self._core.term
@@ -369,14 +369,14 @@ class Worker:
         if failure.error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
             # The way back looks at what is there: it names the gap, or goes on behind it if it may.
             reason = f"the next record of {where} is gone ({failure.error.str()})"
-            self._feed(core.TransactionFailed(self._core.session, reason))
+            self._feed(events.TransactionFailed(self._core.session, reason))
         elif failure.error.code() in (
             KafkaError.UNKNOWN_TOPIC_OR_PART,
             KafkaError._UNKNOWN_PARTITION,
             KafkaError._UNKNOWN_TOPIC,
         ):
             reason = f"the source {where} is gone: {failure.error.str()}"
-            self._feed(core.JobBroken(self._core.session, reason))
+            self._feed(events.JobBroken(self._core.session, reason))
         else:
             _log.warning("reading %s: %s", where, failure.error)
 
@@ -416,14 +416,14 @@ class Worker:
             dirty = frozenset(shard for shard, runner in self._runners.items() if runner.last is not None)
             if dirty:
                 backlog = batch.full or bool(self._batches)
-                self._feed(core.RecordsProcessed(dirty, len(chunk), backlog))
+                self._feed(events.RecordsProcessed(dirty, len(chunk), backlog))
             if failure is None:
                 return
             self._feed(failure)
-            if not isinstance(failure, core.StopRecordReached):
+            if not isinstance(failure, events.StopRecordReached):
                 return  # everything since the last commit is going to be processed anew
 
-    def _run_records(self, records: Iterator[Message]) -> core.Event | None:
+    def _run_records(self, records: Iterator[Message]) -> events.Event | None:
         """Process records until there are no more or one fails; returns what failed."""
         routes = self._routes
         session = self._core.session
@@ -438,16 +438,16 @@ class Worker:
                     runner.handle(message)
                     runner.last = message
         except UnreadableRecordError as error:
-            return core.StopRecordReached(session, _shard_of(runner), message.offset(), error.reason)
+            return events.StopRecordReached(session, _shard_of(runner), message.offset(), error.reason)
         except HandlerError as error:
-            return core.HandlerFailed(session, _shard_of(runner), message.offset(), error.reason)
+            return events.HandlerFailed(session, _shard_of(runner), message.offset(), error.reason)
         except TransactionLostError as error:
-            return core.TransactionFailed(session, str(error))
+            return events.TransactionFailed(session, str(error))
         except LOCAL_TROUBLE as error:
-            return core.WorkerBroken(one_line(error))
+            return events.WorkerBroken(one_line(error))
         except (KafkaException, RecordError) as error:
             reason = f"an output of {describe_record(message)} can't be written: {error}"
-            return core.HandlerFailed(session, _shard_of(runner), message.offset(), reason)
+            return events.HandlerFailed(session, _shard_of(runner), message.offset(), reason)
         return None
 
     def _current(self, chunk: Sequence[Message], generation: int) -> list[Message]:
@@ -467,7 +467,7 @@ class Worker:
             while self._writer.serve() > OUTPUTS_UNACKNOWLEDGED_MAX:
                 time.sleep(0.002)
         except TransactionLostError as error:
-            self._feed(core.TransactionFailed(self._core.session, str(error)))
+            self._feed(events.TransactionFailed(self._core.session, str(error)))
 
     def _begin_epoch(self) -> None:
         assert self._writer is not None
@@ -477,7 +477,7 @@ class Worker:
 
     # --- effects ------------------------------------------------------------------------------------------
 
-    def _open_producers(self, effect: core.OpenProducers) -> None:
+    def _open_producers(self, effect: events.OpenProducers) -> None:
         self._host.open(effect.slot)
         self._open_readers()
         if self._settings.processing_guarantee == "exactly-once":
@@ -500,7 +500,7 @@ class Worker:
                 # It may still be initialising producers of the same ids, which would fence ours.
                 executor.shutdown(wait=True)
             writer.open()
-            self._inbox.put(core.ProducersOpened(session))
+            self._inbox.put(events.ProducersOpened(session))
 
     def _open_readers(self) -> None:
         for stage in self._topology.stages:
@@ -540,7 +540,7 @@ class Worker:
         self._port.close()
         self._epoch_begun = False
 
-    def _start_reading(self, effect: core.StartReading) -> None:
+    def _start_reading(self, effect: events.StartReading) -> None:
         stage = self._topology.stage(effect.shard.stage)
         state = self._host.state(effect.shard)
         runner = ShardRunner(stage, effect.shard.partition, state, effect.position, self._port)
@@ -582,7 +582,7 @@ class Worker:
 
     # --- epochs -------------------------------------------------------------------------------------------
 
-    def _prepare_epoch(self, effect: core.PrepareEpoch) -> None:
+    def _prepare_epoch(self, effect: events.PrepareEpoch) -> None:
         """Freeze the open epoch and hand it to the commit thread. The next epoch begins behind it."""
         failpoints.reach("worker.barrier-received", effect.epoch)
         assert self._writer is not None
@@ -597,10 +597,10 @@ class Worker:
             self._writer.flush_outputs()
             self._writer.seal()
         except TransactionLostError as error:
-            self._inbox.put(core.TransactionFailed(effect.session, str(error)))
+            self._inbox.put(events.TransactionFailed(effect.session, str(error)))
             return
         except FclusterError as error:
-            self._inbox.put(core.JobBroken(effect.session, one_line(error)))
+            self._inbox.put(events.JobBroken(effect.session, one_line(error)))
             return
         records, self._epoch_records = self._epoch_records, 0
         self._epoch_begun = False
@@ -623,7 +623,7 @@ class Worker:
     def _flush_epoch(
         self,
         writer: EpochWriter,
-        effect: core.PrepareEpoch,
+        effect: events.PrepareEpoch,
         shards: Sequence[_FrozenShard],
         records: int,
         started_s: float,
@@ -645,16 +645,16 @@ class Worker:
             writer.prepare(frozen_epoch)
             self._pending = (frozen_epoch, {f.shard: f.runner.state for f in shards}, opened_s)
             prepare_ms = (time.monotonic() - started_s) * 1000
-            self._inbox.put(core.EpochFlushed(effect.session, effect.epoch, records, prepare_ms))
+            self._inbox.put(events.EpochFlushed(effect.session, effect.epoch, records, prepare_ms))
             failpoints.reach("worker.prepared", effect.epoch)
 
-    def _commit_epoch(self, effect: core.CommitEpoch) -> None:
+    def _commit_epoch(self, effect: events.CommitEpoch) -> None:
         assert self._writer is not None
         assert self._commit_thread is not None
         failpoints.reach("worker.complete-received", effect.epoch)
         self._commit_thread.submit(self._commit_and_apply, self._writer, effect)
 
-    def _commit_and_apply(self, writer: EpochWriter, effect: core.CommitEpoch) -> None:
+    def _commit_and_apply(self, writer: EpochWriter, effect: events.CommitEpoch) -> None:
         """In the commit thread: make the epoch visible, then let its layers become the committed state."""
         with self._reporting(effect.session, f"committing epoch {effect.epoch}"):
             started_s = time.monotonic()
@@ -665,7 +665,7 @@ class Worker:
             committed_s = time.monotonic()
             positions = {part.shard: part.position for part in frozen.parts}
             commit_ms = (committed_s - started_s) * 1000
-            self._inbox.put(core.EpochCommitted(effect.session, effect.epoch, commit_ms, positions))
+            self._inbox.put(events.EpochCommitted(effect.session, effect.epoch, commit_ms, positions))
             self._commit_latencies_ms.append((committed_s - opened_s) * 1000)
             self._epochs_committed += 1
             for part in frozen.parts:
@@ -683,14 +683,14 @@ class Worker:
             with self._watchdog.bounded(what, self._hang_bound_s):
                 yield
         except TransactionLostError as error:
-            self._inbox.put(core.TransactionFailed(session, str(error)))
+            self._inbox.put(events.TransactionFailed(session, str(error)))
         except LOCAL_TROUBLE as error:
-            self._inbox.put(core.WorkerBroken(one_line(error)))
+            self._inbox.put(events.WorkerBroken(one_line(error)))
         except FclusterError as error:
-            self._inbox.put(core.JobBroken(session, one_line(error)))
+            self._inbox.put(events.JobBroken(session, one_line(error)))
         except Exception as error:  # noqa: BLE001  a thread that dies in silence would hang its epoch
             _log.exception("%s failed", what)
-            self._inbox.put(core.TransactionFailed(session, f"{what}: {type(error).__name__}: {error}"))
+            self._inbox.put(events.TransactionFailed(session, f"{what}: {type(error).__name__}: {error}"))
 
     # --- pulse --------------------------------------------------------------------------------------------
 
@@ -736,7 +736,7 @@ class Worker:
         self._reach.met()
         self._connection_trouble = ""
         self._seeker.linked()
-        self._inbox.put(core.Connected())
+        self._inbox.put(events.Connected())
 
     def _on_disconnected(self) -> None:
         _log.warning("the connection to the coordinator is lost; looking for it")

@@ -41,7 +41,7 @@ from fcluster.common.positions import CommittedPosition
 from fcluster.common.settings import Settings
 from fcluster.common.snapshot_store import SnapshotStoreUnavailable, open_snapshot_store
 from fcluster.common.topology import Stage, Topology
-from fcluster.worker import core
+from fcluster.worker import events
 from fcluster.worker.chain import Chain
 from fcluster.worker.restore import (
     RestoreProgress,
@@ -83,7 +83,7 @@ class ShardHost:
         emit: called from background threads with events for the core.
     """
 
-    def __init__(self, topology: Topology, settings: Settings, emit: Callable[[core.Event], None]) -> None:
+    def __init__(self, topology: Topology, settings: Settings, emit: Callable[[events.Event], None]) -> None:
         self._topology = topology
         self._settings = settings
         self._emit = emit
@@ -99,7 +99,7 @@ class ShardHost:
             settings,
             self._snapshot_store,
             self._admin,
-            disk_failed=lambda reason: emit(core.WorkerBroken(reason)),
+            disk_failed=lambda reason: emit(events.WorkerBroken(reason)),
         )
         self._progress: tuple[RestoreProgress, float] | None = None
         self._restore_began_s = 0.0
@@ -280,14 +280,14 @@ class ShardHost:
                 self._check_positions(positions, damage)
                 raise
         except DISK_TROUBLE as error:
-            self._emit(core.WorkerBroken(one_line(error)))
+            self._emit(events.WorkerBroken(one_line(error)))
         except (FclusterError, KafkaException) as error:
             fatal = isinstance(error, FclusterError) and not isinstance(error, _MENDABLE)
             if not stop.is_set():
-                self._emit(core.RestoreFailed(session, one_line(error), fatal))
+                self._emit(events.RestoreFailed(session, one_line(error), fatal))
         except Exception as error:  # noqa: BLE001  a thread that dies in silence would hang its shards
             _log.exception("restoring failed")
-            self._emit(core.RestoreFailed(session, f"{type(error).__name__}: {error}", fatal=True))
+            self._emit(events.RestoreFailed(session, f"{type(error).__name__}: {error}", fatal=True))
 
     def _check_positions(self, positions: Mapping[ShardId, CommittedPosition], damage: StateDamaged) -> None:
         """Tell damage from the deltas of a successor: our session may be over, and we not know of it yet.
@@ -370,7 +370,7 @@ class ShardHost:
     def _finish(self, session: int, shard: ShardId, position: CommittedPosition, state: ShardState) -> None:
         self._states[shard] = state
         self._restoring.discard(shard)
-        self._emit(core.ShardRestored(session, shard, position))
+        self._emit(events.ShardRestored(session, shard, position))
 
     def _positions(self, shards: Sequence[ShardId]) -> dict[ShardId, CommittedPosition]:
         """Where the shards stand according to Kafka; the beginning of the source for new ones."""

@@ -30,7 +30,7 @@ from fcluster.common.errors import FclusterError
 from fcluster.common.failpoints import Arm
 from fcluster.common.processes import ChildProcess, describe_exit
 from fcluster.common.settings import resolve
-from fcluster.worker.core import EXIT_MISTAKE
+from fcluster.worker.model import EXIT_MISTAKE
 from fcluster.worker.watchdog import EXIT_HUNG
 from tests.chaos import tally
 from tests.chaos.cluster import ChaosCluster, Mark

@@ -14,7 +14,7 @@ from typing import Any
 
 from fcluster.common.settings import Settings
 from fcluster.common.topology import Topology
-from fcluster.worker.core import EXIT_DRAINED
+from fcluster.worker.model import EXIT_DRAINED
 from fcluster.worker.state import FlushLimits
 from tests.simulation.checks import Checks
 from tests.simulation.coordinator_shell import SimCoordinator

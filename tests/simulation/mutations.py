@@ -24,7 +24,8 @@ from fcluster.coordinator.membership import Membership
 from fcluster.coordinator.model import Session, Shard, Terms
 from fcluster.coordinator.outbox import HeldKind, Outbox
 from fcluster.coordinator.ownership import Ownership
-from fcluster.worker import core
+from fcluster.worker import core, model
+from fcluster.worker import events as worker_events
 from fcluster.worker.manifest import Manifest
 from fcluster.worker.restore_plan import RestoreRequest
 from fcluster.worker.snapshots import usable_manifests
@@ -275,7 +276,7 @@ class FreesWhenRevoked(SimCoordinator):
 
 
 class _GoesOnAfterAbort(core.WorkerCore):
-    def _on_transaction_failed(self, event: core.TransactionFailed) -> None:
+    def _on_transaction_failed(self, event: worker_events.TransactionFailed) -> None:
         flight = self.in_flight
         if event.session == self.session != 0 and flight is not None:
             self.in_flight = None
@@ -291,12 +292,12 @@ class GoesOnAfterAbort(SimWorker):
 
 
 class _CommitsUndeclared(core.WorkerCore):
-    def _on_epoch_flushed(self, event: core.EpochFlushed) -> None:
+    def _on_epoch_flushed(self, event: worker_events.EpochFlushed) -> None:
         super()._on_epoch_flushed(event)
-        flight = self._flight(event.session, event.epoch, core.EpochPhase.PREPARED)
+        flight = self._flight(event.session, event.epoch, model.EpochPhase.PREPARED)
         if flight is not None:
-            flight.phase = core.EpochPhase.COMMITTING
-            self._effects.append(core.CommitEpoch(self.session, event.epoch))
+            flight.phase = model.EpochPhase.COMMITTING
+            self._effects.append(worker_events.CommitEpoch(self.session, event.epoch))
 
 
 class CommitsUndeclared(SimWorker):
@@ -308,8 +309,10 @@ class CommitsUndeclared(SimWorker):
 class GuessesCommitted(SimWorker):
     """Takes a commit of unknown outcome for done."""
 
-    def commit_failed(self, effect: core.CommitEpoch, sealed: FrozenEpoch, failure: KafkaFailure) -> Thread:
-        self.post(core.EpochCommitted(effect.session, effect.epoch, 1.0, positions_of(sealed)))
+    def commit_failed(
+        self, effect: worker_events.CommitEpoch, sealed: FrozenEpoch, failure: KafkaFailure
+    ) -> Thread:
+        self.post(worker_events.EpochCommitted(effect.session, effect.epoch, 1.0, positions_of(sealed)))
         self.apply(effect.session, sealed)
         yield from ()
 
@@ -319,7 +322,9 @@ class GuessesAborted(SimWorker):
 
     guessed: dict[ShardId, CommittedPosition]
 
-    def commit_failed(self, effect: core.CommitEpoch, sealed: FrozenEpoch, failure: KafkaFailure) -> Thread:
+    def commit_failed(
+        self, effect: worker_events.CommitEpoch, sealed: FrozenEpoch, failure: KafkaFailure
+    ) -> Thread:
         self.guessed = {
             frozen.shard: position
             for frozen in sealed.shards
@@ -340,7 +345,9 @@ class GuessesAborted(SimWorker):
 class RevivesItself(SimWorker):
     """Initialises its producer anew within the session, and writes the epoch that failed to commit again."""
 
-    def commit_failed(self, effect: core.CommitEpoch, sealed: FrozenEpoch, failure: KafkaFailure) -> Thread:
+    def commit_failed(
+        self, effect: worker_events.CommitEpoch, sealed: FrozenEpoch, failure: KafkaFailure
+    ) -> Thread:
         try:
             name, session = sealed.producer.transactional_id, sealed.producer.session
             sealed.producer = yield Call("init", lambda: self.kafka.init_producer(name, session))
@@ -357,14 +364,14 @@ class RevivesItself(SimWorker):
             return
         if self.writer is not None and self.writer.session == session:
             self.writer.producers[self.writer.ids.index(name)] = sealed.producer
-        self.post(core.EpochCommitted(effect.session, effect.epoch, 1.0, positions_of(sealed)))
+        self.post(worker_events.EpochCommitted(effect.session, effect.epoch, 1.0, positions_of(sealed)))
         self.apply(effect.session, sealed)
 
 
 class DoesNotWaitForOutputs(SimWorker):
     """Begins epoch e+1 before the outputs of e are acknowledged."""
 
-    def _prepare_epoch(self, effect: core.PrepareEpoch) -> None:
+    def _prepare_epoch(self, effect: worker_events.PrepareEpoch) -> None:
         assert self.writer is not None
         frozen = [self._freeze(shard, effect.epoch) for shard in sorted(effect.shards)]
         self._outputs_flushed(self.writer, effect, frozen)
@@ -436,7 +443,7 @@ class TruncatesUnverified(SimWorker):
 class _ReleasesInRestore(core.WorkerCore):
     def _release(self, foreign: Any = ()) -> None:
         for owned in self.shards.values():
-            if owned.phase is core.ShardPhase.RELEASING:
+            if owned.phase is model.ShardPhase.RELEASING:
                 owned.restoring = False
                 owned.position = owned.position or CommittedPosition(0, 0, 0, "")
         super()._release(foreign)

@@ -21,8 +21,8 @@ from fcluster.common.errors import FclusterError, StateDamaged
 from fcluster.common.ids import ShardId, transactional_ids
 from fcluster.common.messages import WorkerStats
 from fcluster.common.positions import CommittedPosition, decode_position
-from fcluster.coordinator import events
-from fcluster.worker import core
+from fcluster.coordinator.events import ProcessEnded
+from fcluster.worker import core, events, model
 from fcluster.worker.changelog import Delta, DeltaReader, encode_delta
 from fcluster.worker.restore_plan import Base, RestorePlan, RestoreRequest, plan_restore, stands_exactly
 from fcluster.worker.snapshots import Manifest, prune, truncation_offset, usable_manifests
@@ -146,10 +146,10 @@ class Writer:
                 )
                 self.producers.append(producer)
         except KafkaFailure as failure:
-            worker.post(core.TransactionFailed(self.session, f"initialising the producers: {failure}"))
+            worker.post(events.TransactionFailed(self.session, f"initialising the producers: {failure}"))
             return
         worker.step("producers opened")
-        worker.post(core.ProducersOpened(self.session))
+        worker.post(events.ProducersOpened(self.session))
 
     def produce(self, records: list[tuple[Partition, Any]]) -> None:
         """Write outputs, without waiting for them (main thread)."""
@@ -204,11 +204,11 @@ class SimWorker(Process):
         self._terminated = False
         self.disk: Disk | None = None
         self.slot = -1
-        identity = core.Identity(
+        identity = model.Identity(
             name, host, cluster.next_pid(), wanted_slot, cluster.topology.fingerprint, "snapshots", "1"
         )
         settings = cluster.settings
-        bounds = core.Bounds(
+        bounds = model.Bounds(
             cluster.epoch_records_max,
             settings.coordinator_loss_bound_ms,
             settings.offset_refresh_interval_ms,
@@ -218,9 +218,9 @@ class SimWorker(Process):
             leader_patience_ms=2 * settings.session_timeout_ms,
         )
         self.core = self.core_class(identity, bounds, self.world.now_ms)
-        self.dealer = Dealer(self, name.encode(), self._on_frame, lambda: self.post(core.Connected()))
+        self.dealer = Dealer(self, name.encode(), self._on_frame, lambda: self.post(events.Connected()))
         self.inbox: deque[Any] = deque()
-        self._effects: deque[core.Effect] = deque()
+        self._effects: deque[events.Effect] = deque()
         self._busy = False
         self._hanging = False
         self._reading_paused = False
@@ -252,7 +252,7 @@ class SimWorker(Process):
     def terminate(self) -> None:
         """SIGTERM."""
         self._terminated = True
-        self.post(core.TerminationRequested())
+        self.post(events.TerminationRequested())
 
     @property
     def leaving(self) -> bool:
@@ -269,10 +269,10 @@ class SimWorker(Process):
         chance = Random(f"{world.seed} {self.name}")
         for coordinator in self.cluster.living_coordinators:
             if chance.random() < 0.5:  # they run on the same host
-                coordinator.later(chance.randint(0, 6), coordinator.feed, events.ProcessEnded(self.name))
+                coordinator.later(chance.randint(0, 6), coordinator.feed, ProcessEnded(self.name))
         self.cluster.worker_ended(self)
 
-    def _exit(self, effect: core.Exit) -> None:
+    def _exit(self, effect: events.Exit) -> None:
         """End in whatever order the core has chosen."""
         self.note("exits with code %d: %s", effect.code, effect.reason)
         self.exit_code = effect.code
@@ -320,19 +320,19 @@ class SimWorker(Process):
             else:
                 return
 
-    def _feed(self, event: core.Event) -> None:
+    def _feed(self, event: events.Event) -> None:
         if self.world.transcript is not None:
             self._note_event(event)
         effects = self.core.handle(event, self.world.now_ms)
         self.core.invariants()
         self._effects.extend(effects)
-        if isinstance(event, core.MessageReceived):
+        if isinstance(event, events.MessageReceived):
             self._check_term(event.message, effects)
             self.step(f"{type(event.message).__name__} received")
 
-    def _check_term(self, message: messages.FromCoordinator, effects: list[core.Effect]) -> None:
+    def _check_term(self, message: messages.FromCoordinator, effects: list[events.Effect]) -> None:
         """Nothing is done on the word of a leader whose successor has been heard."""
-        obeyed = any(not isinstance(effect, core.Log) for effect in effects)
+        obeyed = any(not isinstance(effect, events.Log) for effect in effects)
         if message.term < self._highest_term and obeyed and not self.cluster.checks.harm_only:
             name = type(message).__name__
             self.cluster.checks.fail(
@@ -340,65 +340,65 @@ class SimWorker(Process):
             )
         self._highest_term = max(self._highest_term, message.term)
 
-    def _note_event(self, event: core.Event) -> None:
+    def _note_event(self, event: events.Event) -> None:
         match event:
-            case core.Tick():
+            case events.Tick():
                 pass
-            case core.MessageReceived(message):
+            case events.MessageReceived(message):
                 if not isinstance(message, messages.HeartbeatAck):
                     self.note("<- %s", shown(message))
             case _:
                 self.note("%s", shown(event))
 
-    def _carry_out(self, effect: core.Effect) -> None:
+    def _carry_out(self, effect: events.Effect) -> None:
         match effect:
-            case core.Send():
+            case events.Send():
                 if self.world.transcript is not None:
                     self.note("-> %s", shown(effect.message))
                 self.dealer.send(messages.encode(effect.message))
-            case core.PrepareEpoch():
+            case events.PrepareEpoch():
                 self._prepare_epoch(effect)
-            case core.CommitEpoch():
+            case events.CommitEpoch():
                 self._commit_epoch(effect)
-            case core.StartReading():
+            case events.StartReading():
                 self._start_reading(effect)
-            case core.StopReading():
+            case events.StopReading():
                 for shard in effect.shards:
                     if shard in self.runners:
                         self.runners[shard].reading = False
-            case core.PauseReading():
+            case events.PauseReading():
                 self.note("pauses: %s", effect.reason)
                 self._reading_paused = True
-            case core.ResumeReading():
+            case events.ResumeReading():
                 self._reading_paused = False
                 held, self._held_batches = self._held_batches, []
                 self.inbox.extend(held)
-            case core.OpenProducers():
+            case events.OpenProducers():
                 self._open_producers(effect)
-            case core.DestroyProducers():
+            case events.DestroyProducers():
                 self._destroy_writer()
-            case core.RestoreShards():
+            case events.RestoreShards():
                 self.note("restores %s", " ".join(map(str, effect.shards)))
                 retired, self._retired = self._retired, []
                 self.restore_thread.submit(
                     self._restore(effect.session, effect.shards, retired, self._restore_stop)
                 )
-            case core.KeepStandbys():
+            case events.KeepStandbys():
                 self.restore_thread.submit(self._keep_standbys(set(effect.shards), tuple(self._retired)))
-            case core.DropLayers():
+            case events.DropLayers():
                 self._drop_layers()
-            case core.CloseShards():
+            case events.CloseShards():
                 self._close_shards(effect.shards)
-            case core.Log():
+            case events.Log():
                 if effect.level != "info":
                     self.note("log: %s", effect.text)
-            case core.Exit():
+            case events.Exit():
                 self._exit(effect)
                 return
-        if not isinstance(effect, core.Log):
+        if not isinstance(effect, events.Log):
             self.step(f"{type(effect).__name__} carried out")
 
-    def _open_producers(self, effect: core.OpenProducers) -> None:
+    def _open_producers(self, effect: events.OpenProducers) -> None:
         if not self._take_disk(effect.slot):
             return
         self.writer = self.writer_class(self, effect.session, effect.slot)
@@ -490,7 +490,7 @@ class SimWorker(Process):
 
     # --- records --------------------------------------------------------------------------------------
 
-    def _start_reading(self, effect: core.StartReading) -> None:
+    def _start_reading(self, effect: events.StartReading) -> None:
         runner = Runner(effect.shard, self.states[effect.shard], effect.position)
         self.note("runs %s from offset %d", effect.shard, effect.position.offset)
         self.runners[effect.shard] = runner
@@ -524,7 +524,7 @@ class SimWorker(Process):
         if self.runners.get(runner.shard) is not runner or not runner.reading or writer is None:
             return  # fetched before the shard was rewound or given up
         if writer.failure:
-            self._feed(core.TransactionFailed(self.core.session, f"producing: {writer.failure}"))
+            self._feed(events.TransactionFailed(self.core.session, f"producing: {writer.failure}"))
             return
         outputs: list[tuple[Partition, Any]] = []
         for offset, record in records:
@@ -539,13 +539,13 @@ class SimWorker(Process):
         self._epoch_records += len(records)
         dirty = frozenset(shard for shard, other in self.runners.items() if other.touched)
         backlog = self.kafka.last_stable_offset(runner.source) > position
-        self._feed(core.RecordsProcessed(dirty, len(records), backlog))
+        self._feed(events.RecordsProcessed(dirty, len(records), backlog))
         self.step("records processed")
         self._fetch(runner)
 
     # --- epochs ---------------------------------------------------------------------------------------
 
-    def _prepare_epoch(self, effect: core.PrepareEpoch) -> None:
+    def _prepare_epoch(self, effect: events.PrepareEpoch) -> None:
         """Freeze; then the main thread stands still until the outputs are acknowledged."""
         writer = self.writer
         assert writer is not None
@@ -556,10 +556,12 @@ class SimWorker(Process):
         self._busy = True
         writer.flush_outputs(lambda: self._outputs_flushed(writer, effect, frozen))
 
-    def _outputs_flushed(self, writer: Writer, effect: core.PrepareEpoch, frozen: list[FrozenShard]) -> None:
+    def _outputs_flushed(
+        self, writer: Writer, effect: events.PrepareEpoch, frozen: list[FrozenShard]
+    ) -> None:
         self._busy = False
         if writer.failure:
-            self.inbox.append(core.TransactionFailed(effect.session, f"flushing: {writer.failure}"))
+            self.inbox.append(events.TransactionFailed(effect.session, f"flushing: {writer.failure}"))
         else:
             records, self._epoch_records = self._epoch_records, 0
             sealed = writer.seal(effect.epoch, records, frozen)
@@ -577,19 +579,19 @@ class SimWorker(Process):
         runner.touched = False
         return FrozenShard(shard, runner.state, runner.position, delta)
 
-    def flush_epoch(self, sealed: FrozenEpoch, effect: core.PrepareEpoch) -> Thread:
+    def flush_epoch(self, sealed: FrozenEpoch, effect: events.PrepareEpoch) -> Thread:
         """Commit thread: write deltas and offsets."""
         try:
             yield from self.write_deltas(sealed)
             self.step("delta flushed")
             yield from self.write_offsets(sealed)
         except KafkaFailure as failure:
-            self.post(core.TransactionFailed(effect.session, f"preparing epoch {sealed.epoch}: {failure}"))
+            self.post(events.TransactionFailed(effect.session, f"preparing epoch {sealed.epoch}: {failure}"))
             return
         self.step("offsets sent")
         self.pending = sealed
         self.cluster.checks.prepared.add((effect.session, sealed.epoch))
-        self.post(core.EpochFlushed(effect.session, sealed.epoch, sealed.records, 1.0))
+        self.post(events.EpochFlushed(effect.session, sealed.epoch, sealed.records, 1.0))
 
     def write_deltas(self, sealed: FrozenEpoch) -> Thread:
         for frozen in sealed.shards:
@@ -619,11 +621,11 @@ class SimWorker(Process):
             sealed.lane,
         )
 
-    def _commit_epoch(self, effect: core.CommitEpoch) -> None:
+    def _commit_epoch(self, effect: events.CommitEpoch) -> None:
         assert self.commit_thread is not None
         self.commit_thread.submit(self.commit_epoch(effect))
 
-    def commit_epoch(self, effect: core.CommitEpoch) -> Thread:
+    def commit_epoch(self, effect: events.CommitEpoch) -> Thread:
         """Commit thread: make the epoch visible, then let its layers become committed state."""
         sealed = self.pending
         assert sealed is not None
@@ -637,15 +639,15 @@ class SimWorker(Process):
             yield from self.commit_failed(effect, sealed, failure)
             return
         self.step("committed, before apply")
-        self.post(core.EpochCommitted(effect.session, effect.epoch, 1.0, positions_of(sealed)))
+        self.post(events.EpochCommitted(effect.session, effect.epoch, 1.0, positions_of(sealed)))
         # The main thread may be quicker than this one.
         if self.world.chance(0.3):
             yield Sleep(self.world.up_to(4))
         self.apply(effect.session, sealed)
 
-    def commit_failed(self, effect: core.CommitEpoch, sealed: FrozenEpoch, failure: KafkaFailure) -> Thread:
+    def commit_failed(self, effect: events.CommitEpoch, sealed: FrozenEpoch, failure: KafkaFailure) -> Thread:
         """The commit's outcome may be unknown."""
-        self.post(core.TransactionFailed(effect.session, f"committing epoch {sealed.epoch}: {failure}"))
+        self.post(events.TransactionFailed(effect.session, f"committing epoch {sealed.epoch}: {failure}"))
         yield from ()
 
     def apply(self, session: int, sealed: FrozenEpoch) -> None:
@@ -655,7 +657,7 @@ class SimWorker(Process):
                 if frozen.delta is not None:
                     frozen.state.commit(sealed.epoch, frozen.changelog_next, self.world.now_ms)
         except FclusterError as error:
-            self.post(core.TransactionFailed(session, f"applying epoch {sealed.epoch}: {error.message}"))
+            self.post(events.TransactionFailed(session, f"applying epoch {sealed.epoch}: {error.message}"))
 
     # --- restoring ------------------------------------------------------------------------------------
 
@@ -685,13 +687,13 @@ class SimWorker(Process):
                     raise KafkaFailure(f"{shard} has got another owner meanwhile") from None
         except KafkaFailure as failure:
             if not stop[0]:
-                self.post(core.RestoreFailed(session, f"restoring: {failure}", fatal=False))
+                self.post(events.RestoreFailed(session, f"restoring: {failure}", fatal=False))
         except StateDamaged as error:
             if not stop[0]:
-                self.post(core.RestoreFailed(session, error.message, fatal=True))
+                self.post(events.RestoreFailed(session, error.message, fatal=True))
         except FclusterError as error:
             if not stop[0]:
-                self.post(core.RestoreFailed(session, error.message, fatal=False))
+                self.post(events.RestoreFailed(session, error.message, fatal=False))
 
     def _keep_standbys(self, shards: set[ShardId], before: tuple[CommitThread, ...]) -> Thread:
         """Restore thread: keep copies of these and of no others."""
@@ -757,7 +759,7 @@ class SimWorker(Process):
         self.cluster.checks.restored(shard, position, store.data)
         self.states[shard] = self.new_state(shard, store)
         self.step("shard restored")
-        self.post(core.ShardRestored(session, shard, position))
+        self.post(events.ShardRestored(session, shard, position))
 
     def new_state(self, shard: ShardId, store: SimStore) -> ShardState:
         """The memory layers above a restored store."""
@@ -910,7 +912,7 @@ class SimWorker(Process):
     def _on_frame(self, frame: bytes) -> None:
         message = messages.decode_from_coordinator(frame)
         self._misled = message.term < self.core.term
-        self.post(core.MessageReceived(message))
+        self.post(events.MessageReceived(message))
 
     def _pulse(self) -> None:
         """Heartbeats, and the search for a coordinator, come from a thread of their own."""
@@ -925,7 +927,7 @@ class SimWorker(Process):
             self._searched_ms = self.world.now_ms
             self.world.call(self, Call("find leader", self.cluster.find_leader), self._found_leader)
         self.later(settings.heartbeat_interval_ms, self._pulse)
-        self.post(core.Tick())
+        self.post(events.Tick())
 
     def _found_leader(self, leader: Any, failure: KafkaFailure | None) -> None:
         if leader is None or failure is not None:

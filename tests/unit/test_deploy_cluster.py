@@ -27,7 +27,7 @@ from fcluster.cli import commands
 from fcluster.common.health import Verdict, health_port, split_address
 from fcluster.common.kafka_jars import kafka_version
 from fcluster.common.settings import Settings, parse_duration_ms, resolve
-from fcluster.worker.core import EXIT_DRAINED
+from fcluster.worker.model import EXIT_DRAINED
 
 REPOSITORY = Path(__file__).parents[2]
 DEPLOY = REPOSITORY / "deploy"

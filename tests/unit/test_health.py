@@ -20,7 +20,7 @@ from fcluster.common.ids import ShardId
 from fcluster.common.messages import Assign, Welcome, WorkerStats
 from fcluster.common.positions import CommittedPosition
 from fcluster.coordinator.health import CoordinatorHealth
-from fcluster.worker import core
+from fcluster.worker import core, events, model
 from fcluster.worker.health import WorkerHealth
 from tests.harness import wait_until
 
@@ -262,12 +262,12 @@ A, B = ShardId("in", 0), ShardId("in", 1)
 
 
 def test_worker_is_ready_when_all_its_shards_run() -> None:
-    identity = core.Identity("w", "host", 1, -1, "topology", "store", "1")
-    worker = core.WorkerCore(identity, core.Bounds(1000, 30_000, 1_000_000), 0)
+    identity = model.Identity("w", "host", 1, -1, "topology", "store", "1")
+    worker = core.WorkerCore(identity, model.Bounds(1000, 30_000, 1_000_000), 0)
     health = WorkerHealth("job", "w")
 
-    def happens(*events: core.Event) -> None:
-        for event in events:
+    def happens(*happened: events.Event) -> None:
+        for event in happened:
             worker.handle(event, 0)
             health.publish(worker)
 
@@ -276,23 +276,23 @@ def test_worker_is_ready_when_all_its_shards_run() -> None:
         return "" if verdict.ok else verdict.text
 
     assert "no session" in why_not()
-    happens(core.Connected(), core.MessageReceived(Welcome(1, 7, 0, 0, adopted=False)))
+    happens(events.Connected(), events.MessageReceived(Welcome(1, 7, 0, 0, adopted=False)))
     assert "producers" in why_not()
-    happens(core.ProducersOpened(7))
+    happens(events.ProducersOpened(7))
     assert not why_not(), "it has no shards, which is nothing to wait for"
-    happens(core.MessageReceived(Assign(1, 7, [A, B], 1)))
+    happens(events.MessageReceived(Assign(1, 7, [A, B], 1)))
     health.note_stats(WorkerStats(restoring=2, restore_bytes=1234, restore_ms_left=5600))
     assert "2 of 2 shards" in why_not()
     assert "1234 bytes, 5.6 s left" in why_not()
     position = CommittedPosition(0, 0, 0, "topology")
-    happens(core.ShardRestored(7, A, position))
+    happens(events.ShardRestored(7, A, position))
     assert "in/1 is restoring" in why_not()
-    happens(core.ShardRestored(7, B, position))
+    happens(events.ShardRestored(7, B, position))
     assert not why_not()
     status = health.status()
     assert status["session"] == 7
     assert [shard["phase"] for shard in status["shards"]] == ["running", "running"]
-    happens(core.StopRecordReached(7, A, 3, "not JSON"))
+    happens(events.StopRecordReached(7, A, 3, "not JSON"))
     assert "in/0 is blocked" in why_not()
     assert health.live().ok
 

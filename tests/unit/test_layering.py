@@ -12,6 +12,8 @@ PACKAGE = Path(__file__).parents[2] / "fcluster"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 PURE_NAMES = {
     "core",
+    "events",
+    "model",
     "cluster",
     "outbox",
     "ownership",

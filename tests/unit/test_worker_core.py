@@ -7,7 +7,7 @@ import pytest
 from fcluster.common import messages
 from fcluster.common.ids import ShardId
 from fcluster.common.positions import CommittedPosition
-from fcluster.worker import core
+from fcluster.worker import core, events, model
 
 A, B = ShardId("flights", 0), ShardId("flights", 1)
 
@@ -20,25 +20,25 @@ class Scenario:
     """Drives a core and remembers what it did."""
 
     def __init__(self) -> None:
-        identity = core.Identity("w1", "h", 1, -1, "f", "store", "0")
-        bounds = core.Bounds(epoch_records_max=1000, coordinator_loss_ms=30_000, offset_refresh_ms=60_000)
+        identity = model.Identity("w1", "h", 1, -1, "f", "store", "0")
+        bounds = model.Bounds(epoch_records_max=1000, coordinator_loss_ms=30_000, offset_refresh_ms=60_000)
         self.now_ms = 0
         self.core = core.WorkerCore(identity, bounds, 0)
-        self.effects: list[core.Effect] = []
+        self.effects: list[events.Effect] = []
         self.orders = 0
 
-    def after(self, event: core.Event) -> list[core.Effect]:
+    def after(self, event: events.Event) -> list[events.Effect]:
         self.effects = self.core.handle(event, self.now_ms)
         self.core.invariants()
         return self.effects
 
-    def receive(self, message: messages.FromCoordinator) -> list[core.Effect]:
-        return self.after(core.MessageReceived(message))
+    def receive(self, message: messages.FromCoordinator) -> list[events.Effect]:
+        return self.after(events.MessageReceived(message))
 
     def sent(self) -> list[messages.FromWorker]:
-        return [effect.message for effect in self.effects if isinstance(effect, core.Send)]
+        return [effect.message for effect in self.effects if isinstance(effect, events.Send)]
 
-    def did(self, kind: type[core.Effect]) -> list[core.Effect]:
+    def did(self, kind: type[events.Effect]) -> list[events.Effect]:
         return [effect for effect in self.effects if isinstance(effect, kind)]
 
     # shorthands for what is usual
@@ -49,20 +49,20 @@ class Scenario:
         return self.orders
 
     def joined(self, session: int = 7, term: int = 1) -> Scenario:
-        self.after(core.Connected())
+        self.after(events.Connected())
         self.receive(messages.Welcome(term=term, session=session, slot=0, epoch=0, adopted=False))
-        self.after(core.ProducersOpened(session))
+        self.after(events.ProducersOpened(session))
         return self
 
     def running(self, *shards: ShardId) -> Scenario:
         session = self.core.session
         self.receive(messages.Assign(self.core.term, session, list(shards), self.order()))
         for shard in shards:
-            self.after(core.ShardRestored(session, shard, position(0)))
+            self.after(events.ShardRestored(session, shard, position(0)))
         return self
 
     def processed(self, *shards: ShardId, records: int = 10) -> Scenario:
-        self.after(core.RecordsProcessed(frozenset(shards), records, False))
+        self.after(events.RecordsProcessed(frozenset(shards), records, False))
         return self
 
     def barrier(self, epoch: int) -> Scenario:
@@ -71,7 +71,7 @@ class Scenario:
 
     def prepared(self, epoch: int) -> Scenario:
         self.barrier(epoch)
-        self.after(core.EpochFlushed(self.core.session, epoch, 10, 5.0))
+        self.after(events.EpochFlushed(self.core.session, epoch, 10, 5.0))
         return self
 
     def complete(self, epoch: int) -> Scenario:
@@ -80,13 +80,13 @@ class Scenario:
 
     def committed(self, epoch: int, *shards: ShardId) -> Scenario:
         positions = {shard: position(10 * epoch, epoch) for shard in shards}
-        self.after(core.EpochCommitted(self.core.session, epoch, 2.0, positions))
+        self.after(events.EpochCommitted(self.core.session, epoch, 2.0, positions))
         return self
 
 
 def test_connection_up_asks_for_a_fresh_session() -> None:
     scenario = Scenario()
-    scenario.after(core.Connected())
+    scenario.after(events.Connected())
     (hello,) = scenario.sent()
     assert isinstance(hello, messages.Hello)
     assert (hello.session, hello.owned, hello.in_flight_epoch) == (0, [], 0)
@@ -94,10 +94,10 @@ def test_connection_up_asks_for_a_fresh_session() -> None:
 
 def test_welcome_initialises_producers_once_however_often_it_comes() -> None:
     scenario = Scenario()
-    scenario.after(core.Connected())
+    scenario.after(events.Connected())
     welcome = messages.Welcome(term=1, session=7, slot=2, epoch=40, adopted=False)
     scenario.receive(welcome)
-    assert scenario.did(core.OpenProducers) == [core.OpenProducers(7, 2)]
+    assert scenario.did(events.OpenProducers) == [events.OpenProducers(7, 2)]
     scenario.receive(welcome)
     assert scenario.effects == []
     assert scenario.core.epoch_seen == 40
@@ -105,14 +105,14 @@ def test_welcome_initialises_producers_once_however_often_it_comes() -> None:
 
 def test_restored_shard_waits_for_the_producers() -> None:
     scenario = Scenario()
-    scenario.after(core.Connected())
+    scenario.after(events.Connected())
     scenario.receive(messages.Welcome(term=1, session=7, slot=0, epoch=0, adopted=False))
     scenario.receive(messages.Assign(1, 7, [A], scenario.order()))
-    assert scenario.did(core.RestoreShards) == [core.RestoreShards(7, (A,))]
-    scenario.after(core.ShardRestored(7, A, position(5, 3)))
+    assert scenario.did(events.RestoreShards) == [events.RestoreShards(7, (A,))]
+    scenario.after(events.ShardRestored(7, A, position(5, 3)))
     assert scenario.effects == []
-    scenario.after(core.ProducersOpened(7))
-    assert scenario.did(core.StartReading) == [core.StartReading(A, position(5, 3), None)]
+    scenario.after(events.ProducersOpened(7))
+    assert scenario.did(events.StartReading) == [events.StartReading(A, position(5, 3), None)]
     (running,) = scenario.sent()
     assert isinstance(running, messages.ShardsRunning)
     assert running.shards[0].committed == 5
@@ -124,11 +124,11 @@ def test_one_epoch_from_first_record_to_commit() -> None:
     scenario.processed(A)
     assert scenario.sent() == []  # said once
     scenario.barrier(1)
-    assert scenario.effects == [core.PrepareEpoch(7, 1, frozenset({A}))]
-    scenario.after(core.EpochFlushed(7, 1, 20, 5.0))
+    assert scenario.effects == [events.PrepareEpoch(7, 1, frozenset({A}))]
+    scenario.after(events.EpochFlushed(7, 1, 20, 5.0))
     assert scenario.sent() == [messages.Prepared(7, 1, 20, 5.0, False)]
     scenario.complete(1)
-    assert scenario.effects == [core.CommitEpoch(7, 1)]
+    assert scenario.effects == [events.CommitEpoch(7, 1)]
     scenario.committed(1, A)
     (committed,) = scenario.sent()
     assert isinstance(committed, messages.Committed)
@@ -142,7 +142,7 @@ def test_records_behind_the_barrier_belong_to_the_next_epoch() -> None:
     assert scenario.sent() == [messages.Dirty(7, False)]
     assert scenario.core.in_flight is not None
     assert scenario.core.in_flight.shards == {A}
-    scenario.after(core.EpochFlushed(7, 1, 10, 5.0))
+    scenario.after(events.EpochFlushed(7, 1, 10, 5.0))
     scenario.complete(1).committed(1, A)
     (committed,) = scenario.sent()
     assert isinstance(committed, messages.Committed)
@@ -153,7 +153,7 @@ def test_barrier_with_nothing_open_commits_nothing() -> None:
     scenario = Scenario().joined().running(A).barrier(1)
     assert scenario.sent() == [messages.Prepared(7, 1, 0, 0.0, False)]
     scenario.complete(1)
-    assert not scenario.did(core.CommitEpoch)
+    assert not scenario.did(events.CommitEpoch)
     (committed,) = scenario.sent()
     assert isinstance(committed, messages.Committed)
 
@@ -172,14 +172,14 @@ def test_stale_complete_commits_nothing(stale: str) -> None:
         epoch=4 if stale == "epoch" else 5,
     )
     scenario.receive(message)
-    assert not scenario.did(core.CommitEpoch)
+    assert not scenario.did(events.CommitEpoch)
 
 
 def test_lost_transaction_resets_into_a_new_session() -> None:
     scenario = Scenario().joined().running(A).processed(A).prepared(1).complete(1)
-    scenario.after(core.TransactionFailed(7, "timed out"))
-    assert scenario.did(core.DropLayers)
-    assert scenario.did(core.DestroyProducers)
+    scenario.after(events.TransactionFailed(7, "timed out"))
+    assert scenario.did(events.DropLayers)
+    assert scenario.did(events.DestroyProducers)
     (hello,) = scenario.sent()
     assert isinstance(hello, messages.Hello)
     assert (hello.session, hello.owned) == (0, [])
@@ -193,15 +193,15 @@ def test_lost_transaction_resets_into_a_new_session() -> None:
 def test_eviction_drops_everything_and_joins_anew() -> None:
     scenario = Scenario().joined().running(A).processed(A).prepared(1)
     scenario.receive(messages.Evicted(1, 7))
-    assert scenario.did(core.DestroyProducers)
+    assert scenario.did(events.DestroyProducers)
     assert scenario.core.shards == {}
     scenario.receive(messages.Welcome(term=1, session=8, slot=0, epoch=1, adopted=False))
-    assert scenario.did(core.OpenProducers) == [core.OpenProducers(8, 0)]
+    assert scenario.did(events.OpenProducers) == [events.OpenProducers(8, 0)]
 
 
 def test_reconnection_tells_where_the_session_stands() -> None:
     scenario = Scenario().joined().running(A, B).processed(A).prepared(3).processed(B)
-    scenario.after(core.Connected())
+    scenario.after(events.Connected())
     (hello,) = scenario.sent()
     assert isinstance(hello, messages.Hello)
     assert (hello.session, hello.prepared_epoch, hello.in_flight_epoch) == (7, 3, 3)
@@ -214,18 +214,18 @@ def test_new_leader_adopts_and_hears_of_dirt_again() -> None:
     scenario.receive(messages.Welcome(term=2, session=7, slot=0, epoch=9, adopted=True))
     assert scenario.sent() == [messages.Dirty(7, False)]
     scenario.receive(messages.Barrier(1, 7, 10))
-    assert not scenario.did(core.PrepareEpoch)  # the old leader's word
+    assert not scenario.did(events.PrepareEpoch)  # the old leader's word
 
 
 def test_revoked_shard_is_released_after_its_commit() -> None:
     scenario = Scenario().joined().running(A, B).processed(A)
     scenario.receive(messages.Revoke(1, 7, [A], scenario.order()))
-    assert scenario.did(core.StopReading) == [core.StopReading((A,))]
+    assert scenario.did(events.StopReading) == [events.StopReading((A,))]
     assert scenario.sent() == []
     scenario.prepared(1)
-    assert not scenario.did(core.CloseShards)
+    assert not scenario.did(events.CloseShards)
     scenario.complete(1).committed(1, A)
-    assert scenario.did(core.CloseShards) == [core.CloseShards((A,))]
+    assert scenario.did(events.CloseShards) == [events.CloseShards((A,))]
     assert scenario.sent()[-1] == messages.Released(7, [A], 1)
 
 
@@ -244,9 +244,9 @@ def test_shard_revoked_in_its_restore_is_released_when_that_has_ended() -> None:
     assert scenario.sent() == []
     scenario.receive(messages.Revoke(1, 7, [A], scenario.order()))
     assert scenario.sent() == []
-    scenario.after(core.ShardRestored(7, A, position(5, 3)))
-    assert scenario.did(core.StartReading) == []
-    assert scenario.did(core.CloseShards) == [core.CloseShards((A,))]
+    scenario.after(events.ShardRestored(7, A, position(5, 3)))
+    assert scenario.did(events.StartReading) == []
+    assert scenario.did(events.CloseShards) == [events.CloseShards((A,))]
     assert scenario.sent() == [messages.Released(7, [A], 1)]
 
 
@@ -258,18 +258,18 @@ def test_revoke_of_a_shard_that_is_not_owned_is_answered() -> None:
 
 def test_failed_handler_replays_and_stops_before_its_record() -> None:
     scenario = Scenario().joined().running(A).processed(A)
-    scenario.after(core.HandlerFailed(7, A, 42, "boom"))
-    assert scenario.did(core.DestroyProducers)
+    scenario.after(events.HandlerFailed(7, A, 42, "boom"))
+    assert scenario.did(events.DestroyProducers)
     scenario.receive(messages.Welcome(term=1, session=8, slot=0, epoch=0, adopted=False))
-    scenario.after(core.ProducersOpened(8))
+    scenario.after(events.ProducersOpened(8))
     scenario.receive(messages.Assign(1, 8, [A], scenario.order()))
-    scenario.after(core.ShardRestored(8, A, position(0)))
-    (start,) = scenario.did(core.StartReading)
-    assert isinstance(start, core.StartReading)
-    assert start.stop_record == core.StopRecord(42, "boom")
+    scenario.after(events.ShardRestored(8, A, position(0)))
+    (start,) = scenario.did(events.StartReading)
+    assert isinstance(start, events.StartReading)
+    assert start.stop_record == model.StopRecord(42, "boom")
     scenario.processed(A)
-    scenario.after(core.StopRecordReached(8, A, 42, "boom"))
-    assert scenario.did(core.StopReading) == [core.StopReading((A,))]
+    scenario.after(events.StopRecordReached(8, A, 42, "boom"))
+    assert scenario.did(events.StopReading) == [events.StopReading((A,))]
     assert scenario.sent() == []  # what was processed before it commits first
     scenario.prepared(1).complete(1).committed(1, A)
     assert scenario.sent()[-1] == messages.WorkerFailed(8, "boom")
@@ -278,19 +278,19 @@ def test_failed_handler_replays_and_stops_before_its_record() -> None:
 def test_drain_commits_what_is_open_before_it_is_drained() -> None:
     scenario = Scenario().joined().running(A).processed(A)
     scenario.receive(messages.Drain(1, 7))
-    assert scenario.did(core.StopReading)
+    assert scenario.did(events.StopReading)
     assert scenario.sent() == []
     scenario.prepared(1).complete(1).committed(1, A)
     assert scenario.sent()[-1] == messages.Drained(7)
     scenario.receive(messages.Shutdown(1, 7, "stopped", False))
-    assert scenario.did(core.Exit) == [core.Exit(0, "stopped")]
+    assert scenario.did(events.Exit) == [events.Exit(0, "stopped")]
 
 
 def test_terminated_worker_works_on_until_its_shards_have_moved_away() -> None:
     scenario = Scenario().joined().running(A, B).processed(A)
-    scenario.after(core.TerminationRequested())
+    scenario.after(events.TerminationRequested())
     assert scenario.sent() == [messages.Leaving(7)]
-    assert not scenario.did(core.StopReading)
+    assert not scenario.did(events.StopReading)
     scenario.prepared(1).complete(1).committed(1, A)
     scenario.receive(messages.Revoke(1, 7, [A], scenario.order()))
     assert scenario.sent() == [messages.Released(7, [A], 1)]
@@ -299,85 +299,85 @@ def test_terminated_worker_works_on_until_its_shards_have_moved_away() -> None:
     assert scenario.sent() == []
     scenario.prepared(2).complete(2).committed(2, B)
     assert scenario.sent()[1:] == [messages.Released(7, [B], 2), messages.Goodbye(7)]
-    assert scenario.did(core.Exit) == [core.Exit(0, "asked to leave")]
+    assert scenario.did(events.Exit) == [events.Exit(0, "asked to leave")]
 
 
 def test_terminated_worker_without_shards_goes_at_once() -> None:
     scenario = Scenario().joined()
-    scenario.after(core.TerminationRequested())
+    scenario.after(events.TerminationRequested())
     assert scenario.sent() == [messages.Leaving(7), messages.Goodbye(7)]
-    assert scenario.did(core.Exit) == [core.Exit(0, "asked to leave")]
+    assert scenario.did(events.Exit) == [events.Exit(0, "asked to leave")]
 
 
 def test_terminated_worker_without_a_session_goes_at_once() -> None:
     scenario = Scenario()
-    scenario.after(core.TerminationRequested())
-    assert scenario.did(core.Exit) == [core.Exit(0, "asked to leave")]
+    scenario.after(events.TerminationRequested())
+    assert scenario.did(events.Exit) == [events.Exit(0, "asked to leave")]
 
 
 def test_second_termination_commits_and_goes_and_a_third_goes() -> None:
     scenario = Scenario().joined().running(A).processed(A)
-    scenario.after(core.TerminationRequested())
-    scenario.after(core.TerminationRequested())
-    assert scenario.did(core.StopReading)
-    assert not scenario.did(core.Exit)
+    scenario.after(events.TerminationRequested())
+    scenario.after(events.TerminationRequested())
+    assert scenario.did(events.StopReading)
+    assert not scenario.did(events.Exit)
     scenario.prepared(1).complete(1).committed(1, A)
     assert scenario.sent()[-1] == messages.Goodbye(7)
-    assert scenario.did(core.Exit) == [core.Exit(0, "asked to leave")]
+    assert scenario.did(events.Exit) == [events.Exit(0, "asked to leave")]
 
     scenario = Scenario().joined().running(A).processed(A)
     for _ in range(3):
-        scenario.after(core.TerminationRequested())
+        scenario.after(events.TerminationRequested())
     assert scenario.sent() == []
-    assert scenario.did(core.Exit) == [core.Exit(0, "asked to leave")]
+    assert scenario.did(events.Exit) == [events.Exit(0, "asked to leave")]
 
 
 def test_dismissed_worker_commits_what_it_has_and_goes() -> None:
     scenario = Scenario().joined().running(A).processed(A)
-    scenario.after(core.TerminationRequested())
+    scenario.after(events.TerminationRequested())
     scenario.receive(messages.Dismiss(1, 7))
-    assert scenario.did(core.StopReading)
+    assert scenario.did(events.StopReading)
     scenario.prepared(1).complete(1).committed(1, A)
     assert scenario.sent()[-2:] == [messages.Drained(7), messages.Goodbye(7)]
-    assert scenario.did(core.Exit) == [core.Exit(0, "asked to leave")]
+    assert scenario.did(events.Exit) == [events.Exit(0, "asked to leave")]
 
 
 def test_leaving_is_bounded_in_time() -> None:
     scenario = Scenario().joined().running(A).processed(A)
-    scenario.after(core.TerminationRequested())
+    scenario.after(events.TerminationRequested())
     scenario.now_ms = 20_000
     scenario.receive(messages.HeartbeatAck(1, 7))
-    scenario.after(core.Tick())
-    assert scenario.did(core.StopReading)
-    assert not scenario.did(core.Exit)
+    scenario.after(events.Tick())
+    assert scenario.did(events.StopReading)
+    assert not scenario.did(events.Exit)
     scenario.now_ms = 50_000
     scenario.receive(messages.HeartbeatAck(1, 7))
-    scenario.after(core.Tick())
-    assert scenario.did(core.Exit) == [core.Exit(0, "asked to leave")]
+    scenario.after(events.Tick())
+    assert scenario.did(events.Exit) == [events.Exit(0, "asked to leave")]
 
 
 def test_leaving_worker_waits_for_a_next_leader_but_not_for_long() -> None:
     scenario = Scenario().joined().running(A).processed(A)
     scenario.now_ms = 60_000
-    scenario.after(core.TerminationRequested())
+    scenario.after(events.TerminationRequested())
     scenario.now_ms = 62_999
-    scenario.after(core.Tick())
-    assert not scenario.did(core.Exit)
+    scenario.after(events.Tick())
+    assert not scenario.did(events.Exit)
     scenario.now_ms = 63_000
-    scenario.after(core.Tick())
-    assert scenario.did(core.Exit) == [core.Exit(0, "asked to leave")]
+    scenario.after(events.Tick())
+    assert scenario.did(events.Exit) == [events.Exit(0, "asked to leave")]
 
 
 def test_leaving_is_said_again_and_in_each_hello() -> None:
     scenario = Scenario().joined().running(A)
-    scenario.after(core.TerminationRequested())
+    scenario.after(events.TerminationRequested())
     scenario.now_ms = core.LEAVING_REPEATED_MS - 1
-    scenario.after(core.Tick())
+    scenario.after(events.Tick())
     assert scenario.sent() == []
     scenario.now_ms = core.LEAVING_REPEATED_MS
-    scenario.after(core.Tick())
+    scenario.after(events.Tick())
     assert scenario.sent() == [messages.Leaving(7)]
-    scenario.after(core.Connected())
+    scenario.after(events.Connected())
     (hello,) = scenario.sent()
     assert isinstance(hello, messages.Hello)
     assert hello.leaving
@@ -385,10 +385,10 @@ def test_leaving_is_said_again_and_in_each_hello() -> None:
 
 def test_leaving_worker_that_loses_its_session_does_not_join_anew() -> None:
     scenario = Scenario().joined().running(A).processed(A)
-    scenario.after(core.TerminationRequested())
+    scenario.after(events.TerminationRequested())
     scenario.receive(messages.Evicted(1, 7))
     assert scenario.sent() == []
-    assert scenario.did(core.Exit) == [core.Exit(0, "asked to leave")]
+    assert scenario.did(events.Exit) == [events.Exit(0, "asked to leave")]
 
 
 def test_drained_worker_exits_with_a_code_of_its_own() -> None:
@@ -396,74 +396,74 @@ def test_drained_worker_exits_with_a_code_of_its_own() -> None:
     scenario.receive(messages.Leave(1, 7))
     assert scenario.sent() == [messages.Leaving(7)]
     scenario.receive(messages.Revoke(1, 7, [A], scenario.order()))
-    assert scenario.did(core.Exit) == [core.Exit(core.EXIT_DRAINED, "asked to leave")]
+    assert scenario.did(events.Exit) == [events.Exit(model.EXIT_DRAINED, "asked to leave")]
 
 
 def test_drain_of_a_worker_that_is_leaving_already_keeps_it_from_coming_back() -> None:
     scenario = Scenario().joined().running(A)
-    scenario.after(core.TerminationRequested())
+    scenario.after(events.TerminationRequested())
     scenario.receive(messages.Leave(1, 7))
     scenario.receive(messages.Revoke(1, 7, [A], scenario.order()))
-    assert scenario.did(core.Exit) == [core.Exit(core.EXIT_DRAINED, "asked to leave")]
+    assert scenario.did(events.Exit) == [events.Exit(model.EXIT_DRAINED, "asked to leave")]
 
 
 def test_drain_of_the_job_lets_a_leaving_worker_go() -> None:
     scenario = Scenario().joined().running(A).processed(A)
-    scenario.after(core.TerminationRequested())
+    scenario.after(events.TerminationRequested())
     scenario.receive(messages.Drain(1, 7))
     scenario.prepared(1).complete(1).committed(1, A)
     assert scenario.sent()[-2:] == [messages.Drained(7), messages.Goodbye(7)]
-    assert scenario.did(core.Exit) == [core.Exit(0, "asked to leave")]
+    assert scenario.did(events.Exit) == [events.Exit(0, "asked to leave")]
 
 
 def test_termination_of_a_drained_worker_lets_it_go() -> None:
     scenario = Scenario().joined().running(A)
     scenario.receive(messages.Drain(1, 7))
-    scenario.after(core.TerminationRequested())
-    assert scenario.did(core.Exit) == [core.Exit(0, "asked to leave")]
+    scenario.after(events.TerminationRequested())
+    assert scenario.did(events.Exit) == [events.Exit(0, "asked to leave")]
 
 
 def test_failed_job_exits_with_its_own_code() -> None:
     scenario = Scenario().joined()
     scenario.receive(messages.Shutdown(1, 7, "bad record", True))
-    assert scenario.did(core.Exit) == [core.Exit(core.EXIT_JOB_FAILED, "bad record")]
+    assert scenario.did(events.Exit) == [events.Exit(model.EXIT_JOB_FAILED, "bad record")]
 
 
 def test_full_epoch_pauses_until_its_barrier() -> None:
     scenario = Scenario().joined().running(A).processed(A, records=1000)
-    assert scenario.did(core.PauseReading)
+    assert scenario.did(events.PauseReading)
     scenario.barrier(1)
-    assert scenario.did(core.ResumeReading)
+    assert scenario.did(events.ResumeReading)
 
 
 def test_silent_coordinator_pauses_dirty_worker_until_it_is_heard() -> None:
     scenario = Scenario().joined().running(A).processed(A)
     scenario.now_ms = 30_000
-    scenario.after(core.Tick())
-    assert scenario.did(core.PauseReading)
+    scenario.after(events.Tick())
+    assert scenario.did(events.PauseReading)
     scenario.receive(messages.HeartbeatAck(1, 7))
-    assert scenario.did(core.ResumeReading)
+    assert scenario.did(events.ResumeReading)
 
 
 def test_idle_shards_are_committed_anew_before_their_offsets_expire() -> None:
     scenario = Scenario().joined().running(A, B).processed(A).prepared(1).complete(1).committed(1, A)
     scenario.now_ms = 60_000
-    scenario.after(core.Tick())
+    scenario.after(events.Tick())
     assert scenario.sent() == [messages.Dirty(7, False)]
     scenario.barrier(2)
-    assert scenario.effects == [core.PrepareEpoch(7, 2, frozenset({A}))]  # B has nothing to keep
+    assert scenario.effects == [events.PrepareEpoch(7, 2, frozenset({A}))]  # B has nothing to keep
 
 
 def test_refusal_ends_the_worker_unless_it_may_try_again() -> None:
     scenario = Scenario()
-    scenario.after(core.Connected())
+    scenario.after(events.Connected())
     scenario.receive(messages.Refused(1, "draining", retry=True))
-    assert not scenario.did(core.Exit)
+    assert not scenario.did(events.Exit)
     scenario.now_ms = 2000
-    scenario.after(core.Tick())
+    scenario.after(events.Tick())
     assert isinstance(scenario.sent()[0], messages.Hello)
     scenario.receive(messages.Refused(1, "another topology", retry=False))
-    assert scenario.did(core.Exit)
+    assert scenario.did(events.Exit)
 
 
 def test_assignment_repeated_restores_nothing_twice() -> None:
@@ -475,7 +475,7 @@ def test_assignment_repeated_restores_nothing_twice() -> None:
 def test_empty_epoch_is_answered_even_if_a_restore_brought_a_higher_number_meanwhile() -> None:
     scenario = Scenario().joined().running(A).barrier(1)
     scenario.receive(messages.Assign(1, 7, [B], scenario.order()))
-    scenario.after(core.ShardRestored(7, B, position(5, 40)))
+    scenario.after(events.ShardRestored(7, B, position(5, 40)))
     scenario.complete(1)
     (committed,) = scenario.sent()
     assert isinstance(committed, messages.Committed)
@@ -484,16 +484,16 @@ def test_empty_epoch_is_answered_even_if_a_restore_brought_a_higher_number_meanw
 
 def test_worker_with_a_broken_disk_leaves_without_failing_the_job() -> None:
     scenario = Scenario().joined().running(A)
-    scenario.after(core.WorkerBroken("the disk is full"))
+    scenario.after(events.WorkerBroken("the disk is full"))
     assert scenario.sent() == []
-    assert scenario.did(core.Exit) == [core.Exit(core.EXIT_MISTAKE, "the disk is full")]
+    assert scenario.did(events.Exit) == [events.Exit(model.EXIT_MISTAKE, "the disk is full")]
 
 
 def test_trouble_of_a_former_session_does_not_fail_the_job() -> None:
     scenario = Scenario().joined().running(A)
-    scenario.after(core.JobBroken(6, "the store of a former session is closed"))
+    scenario.after(events.JobBroken(6, "the store of a former session is closed"))
     assert scenario.sent() == []
-    scenario.after(core.JobBroken(7, "the disk is full"))
+    scenario.after(events.JobBroken(7, "the disk is full"))
     assert scenario.sent() == [messages.WorkerFailed(7, "the disk is full")]
 
 
@@ -502,29 +502,29 @@ def test_trouble_of_a_former_session_does_not_fail_the_job() -> None:
 
 def test_copies_are_those_that_were_told_last() -> None:
     scenario = Scenario().joined()
-    assert scenario.receive(messages.Standby(1, 7, [B, A])) == [core.KeepStandbys((A, B))]
+    assert scenario.receive(messages.Standby(1, 7, [B, A])) == [events.KeepStandbys((A, B))]
     assert scenario.receive(messages.Standby(1, 7, [A, B])) == []
-    assert scenario.receive(messages.Standby(1, 7, [B])) == [core.KeepStandbys((B,))]
+    assert scenario.receive(messages.Standby(1, 7, [B])) == [events.KeepStandbys((B,))]
 
 
 def test_assigned_copy_is_restored_and_no_copy_any_more() -> None:
     scenario = Scenario().joined()
     scenario.receive(messages.Standby(1, 7, [A, B]))
     scenario.receive(messages.Assign(1, 7, [A], scenario.order()))
-    assert scenario.effects == [core.RestoreShards(7, (A,))]
+    assert scenario.effects == [events.RestoreShards(7, (A,))]
     assert scenario.receive(messages.Standby(1, 7, [B])) == []
 
 
 def test_own_shard_is_never_kept_as_a_copy() -> None:
     scenario = Scenario().joined().running(A)
-    assert scenario.receive(messages.Standby(1, 7, [A, B])) == [core.KeepStandbys((B,))]
+    assert scenario.receive(messages.Standby(1, 7, [A, B])) == [events.KeepStandbys((B,))]
 
 
 def test_lost_session_drops_its_copies() -> None:
     scenario = Scenario().joined()
     scenario.receive(messages.Standby(1, 7, [A]))
-    scenario.after(core.TransactionFailed(7, "lost"))
-    assert core.KeepStandbys(()) in scenario.effects
+    scenario.after(events.TransactionFailed(7, "lost"))
+    assert events.KeepStandbys(()) in scenario.effects
 
 
 def test_copies_of_another_session_are_not_kept() -> None:
@@ -535,11 +535,11 @@ def test_copies_of_another_session_are_not_kept() -> None:
 def test_orders_that_come_once_more_are_not_obeyed_again() -> None:
     scenario = Scenario().joined()
     scenario.receive(messages.Assign(1, 7, [A], 1))
-    scenario.after(core.ShardRestored(7, A, position(0)))
+    scenario.after(events.ShardRestored(7, A, position(0)))
     scenario.receive(messages.Revoke(1, 7, [A], 2))
     assert scenario.sent() == [messages.Released(7, [A], 1)]
     assert scenario.receive(messages.Assign(1, 7, [A], 1)) == []  # somebody else has it by now
     scenario.receive(messages.Assign(1, 7, [A], 3))
-    scenario.after(core.ShardRestored(7, A, position(0)))
+    scenario.after(events.ShardRestored(7, A, position(0)))
     assert scenario.receive(messages.Revoke(1, 7, [A], 2)) == []
     assert scenario.receive(messages.Assign(2, 7, [B], 1)) != []  # of the next leader, who counts anew

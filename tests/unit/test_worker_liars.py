@@ -18,7 +18,7 @@ from fcluster.common.ids import ShardId
 from fcluster.common.messages import MalformedMessage
 from fcluster.common.positions import CommittedPosition
 from fcluster.common.transport import DealerTransport
-from fcluster.worker import core
+from fcluster.worker import core, events, model
 
 FRAMES = 100_000
 GROWTH_BYTES_MAX = 64 * 1024 * 1024
@@ -26,15 +26,15 @@ SHARDS = [ShardId("in", 0), ShardId("in", 1)]
 
 
 def joined() -> core.WorkerCore:
-    identity = core.Identity("w1", "h", 1, -1, "f", "store", "0")
-    bounds = core.Bounds(epoch_records_max=1000, coordinator_loss_ms=30_000, offset_refresh_ms=60_000)
+    identity = model.Identity("w1", "h", 1, -1, "f", "store", "0")
+    bounds = model.Bounds(epoch_records_max=1000, coordinator_loss_ms=30_000, offset_refresh_ms=60_000)
     worker = core.WorkerCore(identity, bounds, 0)
-    worker.handle(core.Connected(), 0)
-    worker.handle(core.MessageReceived(messages.Welcome(1, 7, 0, 0, adopted=False)), 0)
-    worker.handle(core.ProducersOpened(7), 0)
-    worker.handle(core.MessageReceived(messages.Assign(1, 7, SHARDS, 1)), 0)
+    worker.handle(events.Connected(), 0)
+    worker.handle(events.MessageReceived(messages.Welcome(1, 7, 0, 0, adopted=False)), 0)
+    worker.handle(events.ProducersOpened(7), 0)
+    worker.handle(events.MessageReceived(messages.Assign(1, 7, SHARDS, 1)), 0)
     for shard in SHARDS:
-        worker.handle(core.ShardRestored(7, shard, CommittedPosition(0, 0, 0, "f")), 0)
+        worker.handle(events.ShardRestored(7, shard, CommittedPosition(0, 0, 0, "f")), 0)
     return worker
 
 
@@ -83,7 +83,7 @@ def test_a_hundred_thousand_fuzzed_frames_are_counted_dropped_and_leave_no_trace
         except MalformedMessage:
             malformed += 1
             return
-        worker.handle(core.MessageReceived(message), 0)
+        worker.handle(events.MessageReceived(message), 0)
         worker.invariants()
 
     transport = DealerTransport(b"w1", on_frame, lambda: None, lambda: None)
@@ -147,10 +147,10 @@ LIES = st.one_of(
     st.builds(messages.StopReply, TERMS),
 )
 EVENTS = st.one_of(
-    LIES.map(core.MessageReceived),
-    LIES.map(core.MessageReceived),
-    st.just(core.Connected()),
-    st.just(core.Tick()),
+    LIES.map(events.MessageReceived),
+    LIES.map(events.MessageReceived),
+    st.just(events.Connected()),
+    st.just(events.Tick()),
     st.just("records"),
     st.just("carry out"),
 )
@@ -159,35 +159,36 @@ EVENTS = st.one_of(
 @given(st.lists(EVENTS, max_size=40))
 def test_absurd_messages_keep_the_workers_rules(steps: list[Any]) -> None:
     worker = joined()
-    waiting: list[core.Event] = []
+    waiting: list[events.Event] = []
     for step in steps:
         if step == "carry out":
-            events, waiting = waiting, []
+            happening, waiting = waiting, []
         elif step == "records":
             running = frozenset(
-                shard for shard, owned in worker.shards.items() if owned.phase is core.ShardPhase.RUNNING
+                shard for shard, owned in worker.shards.items() if owned.phase is model.ShardPhase.RUNNING
             )
-            events = [core.RecordsProcessed(running, 10, False)] if running and worker.producers_ready else []
+            able = running and worker.producers_ready
+            happening = [events.RecordsProcessed(running, 10, False)] if able else []
         else:
-            events = [step]
-        for event in events:
+            happening = [step]
+        for event in happening:
             effects = worker.handle(event, 0)
             worker.invariants()
             for effect in effects:
                 waiting += outcome_of(effect, worker)
-                if isinstance(effect, core.Send):
+                if isinstance(effect, events.Send):
                     messages.decode_for_coordinator(messages.encode(effect.message))
 
 
-def outcome_of(effect: core.Effect, worker: core.WorkerCore) -> list[core.Event]:
+def outcome_of(effect: events.Effect, worker: core.WorkerCore) -> list[events.Event]:
     match effect:
-        case core.OpenProducers(session=session):
-            return [core.ProducersOpened(session)]
-        case core.RestoreShards(session=session, shards=shards):
-            return [core.ShardRestored(session, shard, CommittedPosition(0, 0, 0, "f")) for shard in shards]
-        case core.PrepareEpoch(epoch=epoch):
-            return [core.EpochFlushed(worker.session, epoch, 1, 1.0)]
-        case core.CommitEpoch(epoch=epoch):
-            return [core.EpochCommitted(worker.session, epoch, 1.0, {})]
+        case events.OpenProducers(session=session):
+            return [events.ProducersOpened(session)]
+        case events.RestoreShards(session=session, shards=shards):
+            return [events.ShardRestored(session, shard, CommittedPosition(0, 0, 0, "f")) for shard in shards]
+        case events.PrepareEpoch(epoch=epoch):
+            return [events.EpochFlushed(worker.session, epoch, 1, 1.0)]
+        case events.CommitEpoch(epoch=epoch):
+            return [events.EpochCommitted(worker.session, epoch, 1.0, {})]
         case _:
             return []

@@ -1,0 +1,131 @@
+"""What the worker's core remembers: its phases, its shards, its epochs, and what it was told when it began.
+
+Responsible for: these types, and how a worker's process ends (`EXIT_...`). `core` changes them; the rules
+that bind them are checked by `WorkerCore.invariants`. Must not hold logic. Pure.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from fcluster.common.ids import ShardId
+from fcluster.common.positions import CommittedPosition
+
+EXIT_JOB_FAILED = 3
+"""A worker's exit code that tells its supervisor not to restart it: the job itself has failed."""
+EXIT_MISTAKE = 1
+"""One that says that a person has to repair something where this worker runs."""
+EXIT_DRAINED = 4
+"""One that tells its supervisor not to restart it: an operator wanted it gone (`fcluster drain`)."""
+
+
+class Phase(Enum):
+    """Of a worker."""
+
+    JOINING = "joining"
+    """Has asked for a session, or is about to."""
+    STARTING = "starting"
+    """Has a session; its producers are being initialised."""
+    ACTIVE = "active"
+    DRAINING = "draining"
+    """Processes no more; commits what it has."""
+    DRAINED = "drained"
+    STOPPED = "stopped"
+
+
+class ShardPhase(Enum):
+    """Of a shard that this worker owns."""
+
+    RESTORING = "restoring"
+    RESTORED = "restored"
+    """Restored, but the producers aren't ready yet."""
+    RUNNING = "running"
+    RELEASING = "releasing"
+    """Revoked: reads no more; its last records wait for their commit, or its restore has to end first."""
+    BLOCKED = "blocked"
+    """Stands before a record that it can't process."""
+
+
+class EpochPhase(Enum):
+    """Of the epoch in flight."""
+
+    PREPARING = "preparing"
+    PREPARED = "prepared"
+    COMMITTING = "committing"
+
+
+@dataclass(frozen=True, slots=True)
+class StopRecord:
+    """A record that can't be processed: its shard stops before it."""
+
+    offset: int
+    reason: str
+
+
+@dataclass(slots=True)
+class OwnedShard:
+    """A shard of this worker.
+
+    Attributes:
+        position: the committed one, None until it is restored.
+        restoring: a restore of it is under way, whether it is still wanted or not.
+    """
+
+    phase: ShardPhase
+    position: CommittedPosition | None = None
+    restoring: bool = False
+
+
+@dataclass(slots=True)
+class InFlight:
+    """The epoch between its barrier and its commit. `shards` have something in it."""
+
+    epoch: int
+    phase: EpochPhase
+    shards: frozenset[ShardId]
+
+
+@dataclass(slots=True)
+class OpenEpoch:
+    """What was processed since the last barrier."""
+
+    shards: set[ShardId] = field(default_factory=lambda: set[ShardId]())
+    records: int = 0
+    reported: bool = False
+    opened_ms: int = 0
+
+    @property
+    def dirty(self) -> bool:
+        """Whether there is something to commit."""
+        return bool(self.shards)
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who the worker is; unchanged while the process lives."""
+
+    worker: str
+    host: str
+    pid: int
+    wanted_slot: int
+    topology: str
+    snapshot_store: str
+    version: str
+    process_space: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """The settings that the protocol needs."""
+
+    epoch_records_max: int
+    coordinator_loss_ms: int
+    offset_refresh_ms: int
+    hello_retry_ms: int = 1000
+    leave_timeout_ms: int = 20_000
+    """Waiting for the shards to move away, when the worker is leaving."""
+    last_commit_timeout_ms: int = 30_000
+    """Waiting for the last commit after that."""
+    leader_patience_ms: int = 3_000
+    """A worker that is leaving waits no longer for a coordinator, without whom it can't commit."""
