@@ -22,7 +22,7 @@ from fcluster.common.errors import FclusterError, KafkaUnavailable
 
 if TYPE_CHECKING:
     from fcluster.common.topology import Isolation
-    from fcluster.launch import Connection
+    from fcluster.connection import Connection
 
 EXIT_MISTAKE = 1
 EXIT_JOB_FAILED = 3
@@ -251,7 +251,8 @@ def _options(
 
 
 def _connection(context: click.Context, options: CommonOptions) -> Connection:
-    from fcluster.launch import Connection, start_logging
+    from fcluster.connection import Connection
+    from fcluster.groundwork import start_logging
 
     start_logging(options.log_level)
     connection = Connection.find(options.flags, options.config, os.environ)
@@ -321,7 +322,7 @@ def up(
       fcluster up flights.py --brokers host:9092 --workers 4 --data-dir ./state --snapshots ./snapshots
       fcluster up flights.py --until-caught-up --set commit.interval.ms=100
     """
-    from fcluster.launch import UpOptions, run_up
+    from fcluster.up import UpOptions, run_up
 
     options = _options(**common, workers=workers, snapshots=snapshots)
     session = context.ensure_object(Session)
@@ -411,7 +412,7 @@ def drain(
       fcluster drain 3
       fcluster drain host2:4711 --brokers host:9092 --job carrier-delays
     """
-    from fcluster.launch import AdminLine
+    from fcluster.connection import AdminLine
     from fcluster.operations import drain as run_drain
 
     with AdminLine(_connection(context, _options(**common)), job) as line:
@@ -462,7 +463,7 @@ def scale(
       fcluster scale 8
       fcluster scale host1=4 host2=2 --brokers host:9092 --job carrier-delays
     """
-    from fcluster.launch import AdminLine
+    from fcluster.connection import AdminLine
     from fcluster.operations import scale as run_scale
 
     total, places = wanted
@@ -575,7 +576,7 @@ def kafka_start(context: click.Context, foreground: bool, **common: Any) -> None
     Example:
       fcluster kafka start --data-dir ./state
     """
-    from fcluster.launch import start_kafka
+    from fcluster.local_kafka import start_kafka
 
     servers, wait = start_kafka(_data_dir(context, _options(**common)), foreground, _progress)
     click.echo(servers)
@@ -592,7 +593,7 @@ def kafka_stop(context: click.Context, **common: Any) -> None:
     Example:
       fcluster kafka stop
     """
-    from fcluster.launch import stop_kafka
+    from fcluster.local_kafka import stop_kafka
 
     click.echo("stopped" if stop_kafka(_data_dir(context, _options(**common))) else "not running")
 
@@ -607,7 +608,7 @@ def kafka_status(context: click.Context, **common: Any) -> None:
     Example:
       fcluster kafka status
     """
-    from fcluster.launch import describe_kafka
+    from fcluster.local_kafka import describe_kafka
 
     running, text = describe_kafka(_data_dir(context, _options(**common)))
     click.echo(text)
@@ -615,7 +616,7 @@ def kafka_status(context: click.Context, **common: Any) -> None:
 
 
 def _data_dir(context: click.Context, options: CommonOptions) -> Path:
-    from fcluster.launch import data_directory
+    from fcluster.groundwork import data_directory
 
     path = data_directory(options.flags, options.config, os.environ)
     context.ensure_object(Session).data_dir = path
@@ -724,7 +725,7 @@ def coordinator(
     """
     context.ensure_object(Session).is_server = True
     options = _options(**common, workers=workers, snapshots=snapshots, bind=bind)
-    from fcluster.launch import load, start_logging
+    from fcluster.groundwork import load, start_logging
 
     start_logging(options.log_level)
     job, settings = load(target, options.flags, options.config, os.environ)
@@ -739,7 +740,7 @@ def coordinator(
         ready_file=ready_file,
     )
     if code == EXIT_JOB_FAILED:
-        from fcluster.launch import job_failure
+        from fcluster.groundwork import job_failure
 
         report(*job_failure())
     context.exit(code)
@@ -790,7 +791,8 @@ def worker(
         raise click.UsageError("--slot is for one worker, --workers for several")
     context.ensure_object(Session).is_server = True
     options = _options(**common, snapshots=snapshots)
-    from fcluster.launch import AgentOptions, load, run_agent, start_logging
+    from fcluster.groundwork import load, start_logging
+    from fcluster.run_agent import AgentOptions, run_agent
 
     start_logging(options.log_level)
     if workers is not None:
@@ -802,7 +804,7 @@ def worker(
     address = address or settings.coordinator_address
     code = run_worker(job, settings, slot=slot, coordinator_address=address)
     if code == EXIT_MISTAKE:
-        from fcluster.launch import worker_failure
+        from fcluster.groundwork import worker_failure
 
         report(*worker_failure())
     context.exit(code)

@@ -29,7 +29,7 @@ class NotReached(FclusterError):  # noqa: N818
 
 
 class Line(Protocol):
-    """Requests to whoever leads the job: see `launch.AdminLine`."""
+    """Requests to whoever leads the job: see `connection.AdminLine`."""
 
     def ask(self, request: Callable[[AdminClient], _T]) -> _T: ...
     def status(self) -> dict[str, Any]: ...

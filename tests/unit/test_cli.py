@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from fcluster import launch
+from fcluster import groundwork, local_kafka, up
 from fcluster.cli import Session, commands
 from fcluster.common.errors import FclusterError, KafkaUnavailable
 
@@ -32,7 +32,7 @@ ALL_COMMANDS = (
 def _in_an_empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     # It would leave a handler behind that writes to the closed stream of a finished test.
-    monkeypatch.setattr(launch, "start_logging", lambda _level: None)
+    monkeypatch.setattr(groundwork, "start_logging", lambda _level: None)
     for name in list(os.environ):
         if name.startswith("FCLUSTER_"):
             monkeypatch.delenv(name)
@@ -60,7 +60,7 @@ def test_help_loads_neither_the_kafka_client_nor_rich(command: list[str]) -> Non
         "heavy = {'confluent_kafka', 'rich', 'zmq', 'rocksdict'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
-    environment = {**os.environ, "PYTHONPATH": str(Path(launch.__file__).parents[1])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(up.__file__).parents[1])}
     argv = [sys.executable, "-c", script, *command, "--help"]
     subprocess.run(argv, check=True, stdout=subprocess.DEVNULL, env=environment)
 
@@ -72,7 +72,7 @@ def test_error_ends_in_two_lines_and_its_exit_code(monkeypatch: pytest.MonkeyPat
     def fail(*_: Any) -> None:
         raise PickyError("the sky is green", remedy="Paint it blue.")
 
-    monkeypatch.setattr(launch, "data_directory", fail)
+    monkeypatch.setattr(groundwork, "data_directory", fail)
     result = run("kafka", "status")
     assert result.exit_code == 7
     assert result.stderr == "error: the sky is green\nremedy: Paint it blue.\n"
@@ -83,7 +83,7 @@ def test_error_with_debug_shows_the_traceback_before_the_two_lines(monkeypatch: 
     def fail(*_: Any) -> None:
         raise FclusterError("the sky is green", remedy="Paint it blue.")
 
-    monkeypatch.setattr(launch, "data_directory", fail)
+    monkeypatch.setattr(groundwork, "data_directory", fail)
     result = run("kafka", "status", "--debug")
     assert result.exit_code == 1
     assert "Traceback" in result.stderr
@@ -97,7 +97,7 @@ def test_unexpected_error_is_called_a_bug_and_its_traceback_is_kept(
         raise RuntimeError("impossible")
 
     (tmp_path / ".fcluster" / "logs").mkdir(parents=True)
-    monkeypatch.setattr(launch, "describe_kafka", fail)
+    monkeypatch.setattr(local_kafka, "describe_kafka", fail)
     result = run("kafka", "status")
     assert result.exit_code == 70
     assert "Traceback" not in result.stderr
@@ -111,7 +111,7 @@ def test_brokers_that_are_down_are_temporary_trouble_for_a_server(monkeypatch: p
     def fail(*_: Any) -> None:
         raise KafkaUnavailable("no brokers", remedy="Start them.")
 
-    monkeypatch.setattr(launch, "load", fail)
+    monkeypatch.setattr(groundwork, "load", fail)
     assert run("worker", "job.py").exit_code == 75
     assert run("coordinator", "job.py").exit_code == 75
 
@@ -120,7 +120,7 @@ def test_ctrl_c_ends_without_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(launch, "describe_kafka", interrupt)
+    monkeypatch.setattr(local_kafka, "describe_kafka", interrupt)
     result = run("kafka", "status")
     assert result.exit_code == 130
     assert result.output == ""
@@ -165,8 +165,8 @@ def test_up_without_a_job_file_names_it() -> None:
 
 
 def test_options_become_settings_and_win_over_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[launch.UpOptions] = []
-    monkeypatch.setattr(launch, "run_up", lambda options: seen.append(options) or 0)
+    seen: list[up.UpOptions] = []
+    monkeypatch.setattr(up, "run_up", lambda options: seen.append(options) or 0)
     result = run(
         *("up", "flights.py", "--brokers", "h:9092", "--workers", "3", "--data-dir", "state"),
         *(

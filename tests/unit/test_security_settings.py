@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from fcluster import launch
+from fcluster import preflight
 from fcluster.cli import Session, commands
 from fcluster.common.errors import FclusterError
 from fcluster.common.kafka_clients import consumer_config, make_admin, producer_config
@@ -103,8 +103,8 @@ def test_flags_without_secrets_stay_arguments() -> None:
 
 
 def test_coordinator_listens_where_it_is_told_and_is_found_from_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "free_port", lambda: 1234)
-    listening = launch.listening_addresses
+    monkeypatch.setattr(preflight, "free_port", lambda: 1234)
+    listening = preflight.listening_addresses
     assert listening("tcp://127.0.0.1:0") == ("tcp://127.0.0.1:1234",) * 2
     assert listening("tcp://0.0.0.0:7070") == ("tcp://0.0.0.0:7070", "tcp://127.0.0.1:7070")
     assert listening("tcp://*:0") == ("tcp://*:1234", "tcp://127.0.0.1:1234")
@@ -124,16 +124,16 @@ def test_up_makes_no_keys_where_none_are_needed_or_others_given(
     tmp_path: Path, settings: dict[str, str]
 ) -> None:
     resolved = resolve({}, None, {}, settings)
-    assert launch.with_own_keys(resolved, tmp_path) == resolved
+    assert preflight.with_own_keys(resolved, tmp_path) == resolved
     assert list(tmp_path.iterdir()) == []
 
 
 def test_up_makes_keys_once_when_others_can_connect(tmp_path: Path) -> None:
     resolved = resolve({}, None, {}, {"coordinator.bind": "tcp://0.0.0.0:1"})
-    first = launch.with_own_keys(resolved, tmp_path)
+    first = preflight.with_own_keys(resolved, tmp_path)
     assert first.security_keys_dir == str(tmp_path / "keys")
     pair = Keyring(tmp_path / "keys").pair(Role.WORKER)
-    assert launch.with_own_keys(resolved, tmp_path) == first
+    assert preflight.with_own_keys(resolved, tmp_path) == first
     assert Keyring(tmp_path / "keys").pair(Role.WORKER) == pair
 
 

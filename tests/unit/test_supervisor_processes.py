@@ -34,7 +34,7 @@ while True:
 """
 SUPERVISOR = f"""
 import pathlib, sys
-from fcluster.launch import SpawnedChild
+from fcluster.family import SpawnedChild
 from fcluster.common.processes import spawn
 from fcluster.live_view import PlainView
 from fcluster.supervisor import ProcessSpec, Supervisor

@@ -1,0 +1,75 @@
+"""What commands begin with (the log, the job, the settings), and what they say of a failure at the end.
+
+Responsible for: what comes before and after the parts that do the work. Keeps the rule that mistakes are
+found in the foreground, before any process is started. Must not parse options (that is `cli`), nor start
+anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fcluster.common.errors import cause_and_remedy
+from fcluster.common.settings import Settings, resolve
+from fcluster.local_kafka import detached_kafka, no_brokers
+
+if TYPE_CHECKING:
+    from fcluster.common.job import Job
+    from fcluster.common.logs import RememberingHandler
+
+_log_handler: RememberingHandler | None = None
+
+
+def start_logging(level: str) -> None:
+    """Set up this process's log."""
+    from fcluster.common.logs import configure_logging
+
+    global _log_handler
+    _log_handler = configure_logging(level)
+
+
+def job_failure() -> tuple[str, str]:
+    """Why the job failed, as the coordinator logged it last, and what to do about it."""
+    logged = _log_handler.last_error if _log_handler is not None else ""
+    reason, remedy = cause_and_remedy(logged.removeprefix("coordinator ends: "))
+    if reason.startswith("record "):
+        remedy = "Nothing beyond it is committed. Correct the job or set its on_error, then start it again."
+    return (
+        reason or "the job failed",
+        remedy or "Nothing is lost. When that is repaired, start the job again.",
+    )
+
+
+def worker_failure() -> tuple[str, str]:
+    """Why this worker can't go on, as it logged it last, and what to do about it."""
+    logged = _log_handler.last_error if _log_handler is not None else ""
+    reason, remedy = cause_and_remedy(logged.removeprefix("leaving: "))
+    return reason or "the worker can't go on", remedy
+
+
+def load(
+    target: str, flags: Mapping[str, str], config: Path | None, env: Mapping[str, str]
+) -> tuple[Job, Settings]:
+    """The job, and the settings that hold for it.
+
+    Raises:
+        FclusterError: the job can't be loaded, a setting is wrong, or there are no brokers.
+    """
+    from fcluster.common.loader import load_job
+
+    job = load_job(target)
+    settings = resolve(job.settings, config, env, flags)
+    if not settings.bootstrap_servers:
+        servers = detached_kafka(Path(settings.state_dir))
+        if servers is None:
+            raise no_brokers(Path(settings.state_dir))
+        settings = replace(settings, bootstrap_servers=servers)
+    return job, settings
+
+
+def data_directory(flags: Mapping[str, str], config: Path | None, env: Mapping[str, str]) -> Path:
+    """The data directory that options, environment and settings file name."""
+    return Path(resolve({}, config, env, flags).state_dir)

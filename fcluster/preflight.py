@@ -1,0 +1,121 @@
+"""What `fcluster up` settles before any process runs: brokers, topics, keys, addresses, no other cluster.
+
+Responsible for: finding what can be found in the foreground. Must not start anything.
+"""
+
+from __future__ import annotations
+
+import random
+import socket
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fcluster.common.errors import ClusterConflict, FclusterError, MissingTopic
+from fcluster.common.settings import Settings
+from fcluster.connection import open_admin_client
+from fcluster.local_kafka import say
+
+if TYPE_CHECKING:
+    from fcluster.common.topology import Topology
+
+PORTS_BELOW_EPHEMERAL = range(12_000, 20_000)
+"""Where the coordinator's port is taken from: the system gives none of these to outgoing connections and the
+embedded broker takes none of them, so it is still free after a restart."""
+
+
+class NoFreePort(FclusterError):  # noqa: N818
+    """The coordinator has nowhere to listen."""
+
+
+def check_before_start(settings: Settings, topology: Topology, *, embedded: bool = False) -> None:
+    """Find what can be found before anything runs.
+
+    Raises:
+        KafkaUnavailable: the brokers can't be reached.
+        MissingTopic: a source doesn't exist.
+        ClusterConflict: the job runs already.
+    """
+    from fcluster.common.kafka_clients import connect_or_raise, make_admin
+    from fcluster.console_clients import METADATA_TIMEOUT_S, kafka_errors, missing_topic
+
+    admin = make_admin(settings)
+    connect_or_raise(admin, settings)
+    with kafka_errors():
+        topics: Mapping[str, object] = admin.list_topics(timeout=METADATA_TIMEOUT_S).topics
+    for stage in topology.stages:
+        if not stage.internal and stage.source.name not in topics:
+            error = missing_topic(stage.source.name, topics)
+            where = (
+                f" --data-dir {settings.state_dir}"
+                if embedded
+                else f" --brokers {settings.bootstrap_servers}"
+            )
+            raise MissingTopic(
+                f"source {error.message}",
+                remedy=f"{error.remedy} To create it: fcluster produce {stage.source.name} --partitions 4"
+                f"{where} < lines.jsonl" + (" (after `fcluster kafka start`)" if embedded else ""),
+            )
+    check_not_running(settings, topology.job)
+
+
+def check_not_running(settings: Settings, job: str) -> None:
+    """Raises ClusterConflict if a coordinator of `job` answers."""
+    from fcluster.common.discovery import find_leader
+
+    leader = find_leader(settings, job)
+    if leader is None or not leader.address:
+        return
+    try:
+        with open_admin_client(settings, leader.address, leader.public_key) as client:
+            found = client.status(timeout_ms=1_000).get("job")
+    except FclusterError:
+        return  # the coordinator itself will look more closely
+    if found == job:
+        raise ClusterConflict(
+            f"a cluster of job {job!r} runs already on these brokers: its coordinator is at {leader.address}",
+            remedy="Stop that one, join it with `fcluster worker`, or give this job another name.",
+        )
+
+
+def with_own_keys(settings: Settings, directory: Path) -> Settings:
+    """The settings with keys of the data directory's own, if other hosts shall connect and none are given."""
+    from fcluster.common.keys import create_keys
+    from fcluster.common.security import is_loopback
+
+    if settings.security_keys_dir or settings.insecure or is_loopback(settings.coordinator_bind):
+        return settings
+    keys = directory / "keys"
+    if not keys.exists():
+        create_keys(keys)
+        say(f"made keys in {keys}: other hosts' workers need worker.key and coordinator.pub of them")
+    return replace(settings, security_keys_dir=str(keys))
+
+
+def listening_addresses(bind: str) -> tuple[str, str]:
+    """Where the coordinator shall listen for the setting `bind`, and where this host's processes find it."""
+    scheme, _, rest = bind.partition("://")
+    host, _, port = rest.rpartition(":")
+    if scheme != "tcp" or not host:
+        return bind, bind
+    # Chosen here, for the address has to stay the same when the coordinator is restarted.
+    port = str(free_port()) if port in ("0", "*", "") else port
+    near = "127.0.0.1" if host in ("0.0.0.0", "*") else host
+    return f"tcp://{host}:{port}", f"tcp://{near}:{port}"
+
+
+def free_port() -> int:
+    """A free port of the loopback interface, likely to stay free.
+
+    Raises:
+        NoFreePort: none of many tried is free.
+    """
+    for port in random.sample(PORTS_BELOW_EPHEMERAL, 200):
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise NoFreePort("no free port on the loopback interface", remedy="Close programs that listen there.")
