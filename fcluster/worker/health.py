@@ -16,8 +16,8 @@ import msgspec
 from fcluster.common.health import Pulse, Verdict
 from fcluster.common.ids import ShardId
 from fcluster.common.messages import WorkerStats
-from fcluster.worker.core import WorkerCore
 from fcluster.worker.model import Phase, ShardPhase
+from fcluster.worker.situation import Situation
 
 STARTING_BOUND_S = 120.0
 HEARTBEAT_SLACK_S = 10.0
@@ -70,18 +70,18 @@ class WorkerHealth:
         """The pulse thread has turned."""
         self._heartbeats.beat(interval_s + HEARTBEAT_SLACK_S)
 
-    def publish(self, core: WorkerCore) -> None:
+    def publish(self, situation: Situation) -> None:
         """What the core knows has changed; in the main thread."""
         self._known = _Known(
-            core.phase,
-            core.session,
-            core.slot,
-            core.term,
-            core.connected,
-            core.paused,
-            core.epoch_seen,
-            tuple((shard, owned.phase) for shard, owned in core.shards.items()),
-            tuple(core.standbys),
+            situation.phase,
+            situation.session,
+            situation.slot,
+            situation.term,
+            situation.connected,
+            situation.paused,
+            situation.epoch_seen,
+            tuple((shard, owned.phase) for shard, owned in situation.shards.items()),
+            tuple(situation.standbys),
         )
 
     def note_stats(self, stats: WorkerStats) -> None:

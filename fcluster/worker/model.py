@@ -1,7 +1,7 @@
 """What the worker's core remembers: its phases, its shards, its epochs, and what it was told when it began.
 
-Responsible for: these types, and how a worker's process ends (`EXIT_...`). `core` changes them; the rules
-that bind them are checked by `WorkerCore.invariants`. Must not hold logic. Pure.
+Responsible for: these types, and how a worker's process ends (`EXIT_...`). The parts of the core change
+them; the rules that bind them are checked by `WorkerCore.invariants`. Must not hold logic. Pure.
 """
 
 from __future__ import annotations

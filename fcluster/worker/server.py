@@ -176,7 +176,7 @@ class Worker:
             self._topology.job,
             fixed=bool(coordinator_address),
             connect=self._connect,
-            term=lambda: self._core.term,
+            term=lambda: self._core.situation.term,
             say=self._say_trouble,
         )
         self._stopping = threading.Event()
@@ -267,7 +267,7 @@ class Worker:
         for effect in self._core.handle(event, _now_ms()):
             self._carry_out(effect)
         if not isinstance(event, events.RecordsProcessed):
-            self._health.publish(self._core)
+            self._health.publish(self._core.situation)
 
     def _carry_out(self, effect: events.Effect) -> None:
         match effect:
@@ -321,7 +321,7 @@ class Worker:
             now_ms = _now_ms()
             for runner in self._runners.values():
                 if runner.state.flush_is_due(now_ms):
-                    self._commit_thread.submit(self._flush_state, runner.state, self._core.session)
+                    self._commit_thread.submit(self._flush_state, runner.state, self._core.situation.session)
 
     def _flush_state(self, state: ShardState, session: int) -> None:
         with self._reporting(session, "writing committed state to the local store"):
@@ -344,7 +344,7 @@ class Worker:
         self._inbox.put(events.MessageReceived(message))
 
     def _is_of_older_term(self, message: messages.FromCoordinator) -> bool:
-        return message.term < self._core.term
+        return message.term < self._core.situation.term
 
     def _take_idle(self) -> None:
         """Handle what idle readers reported while batches were waiting, once none is."""
@@ -369,14 +369,14 @@ class Worker:
         if failure.error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
             # The way back looks at what is there: it names the gap, or goes on behind it if it may.
             reason = f"the next record of {where} is gone ({failure.error.str()})"
-            self._feed(events.TransactionFailed(self._core.session, reason))
+            self._feed(events.TransactionFailed(self._core.situation.session, reason))
         elif failure.error.code() in (
             KafkaError.UNKNOWN_TOPIC_OR_PART,
             KafkaError._UNKNOWN_PARTITION,
             KafkaError._UNKNOWN_TOPIC,
         ):
             reason = f"the source {where} is gone: {failure.error.str()}"
-            self._feed(events.JobBroken(self._core.session, reason))
+            self._feed(events.JobBroken(self._core.situation.session, reason))
         else:
             _log.warning("reading %s: %s", where, failure.error)
 
@@ -426,7 +426,7 @@ class Worker:
     def _run_records(self, records: Iterator[Message]) -> events.Event | None:
         """Process records until there are no more or one fails; returns what failed."""
         routes = self._routes
-        session = self._core.session
+        session = self._core.situation.session
         message: Any = None
         runner: Any = None  # that of `message`
         try:
@@ -467,7 +467,7 @@ class Worker:
             while self._writer.serve() > OUTPUTS_UNACKNOWLEDGED_MAX:
                 time.sleep(0.002)
         except TransactionLostError as error:
-            self._feed(events.TransactionFailed(self._core.session, str(error)))
+            self._feed(events.TransactionFailed(self._core.situation.session, str(error)))
 
     def _begin_epoch(self) -> None:
         assert self._writer is not None
@@ -715,8 +715,8 @@ class Worker:
             standbys=self._host.standby_statuses(),
         )
         self._health.note_stats(stats)
-        if self._core.session and self._transport.connected:
-            heartbeat = messages.Heartbeat(self._core.session, stats, self._core.orders_heard)
+        if self._core.situation.session and self._transport.connected:
+            heartbeat = messages.Heartbeat(self._core.situation.session, stats, self._core.orders_heard)
             self._transport.send(messages.encode(heartbeat))
 
     def _connect(self, leader: Leader | None) -> None:
@@ -766,9 +766,10 @@ class Worker:
         )
 
     def _shard_status(self, shard: ShardId, runner: ShardRunner) -> ShardStatus:
-        owned = self._core.shards.get(shard)
+        owned = self._core.situation.shards.get(shard)
         committed = owned.position if owned is not None and owned.position is not None else runner.position
-        in_flight = self._core.in_flight is not None and shard in self._core.in_flight.shards
+        flight = self._core.situation.in_flight
+        in_flight = flight is not None and shard in flight.shards
         dirty = runner.last is not None or in_flight
         position = max(runner.read_position, runner.next_offset)
         return ShardStatus(shard, position, committed.offset, runner.end, dirty, committed.epoch)

@@ -26,6 +26,8 @@ from fcluster.coordinator.outbox import HeldKind, Outbox
 from fcluster.coordinator.ownership import Ownership
 from fcluster.worker import core, model
 from fcluster.worker import events as worker_events
+from fcluster.worker.epochs import Epochs
+from fcluster.worker.holdings import Holdings
 from fcluster.worker.manifest import Manifest
 from fcluster.worker.restore_plan import RestoreRequest
 from fcluster.worker.snapshots import usable_manifests
@@ -222,7 +224,7 @@ class ForgetsSessions(SimCoordinator):
 
 class _ObeysAnyTerm(core.WorkerCore):
     def _on_message(self, message: messages.FromCoordinator) -> None:
-        self.term = min(self.term, message.term)
+        self.situation.term = min(self.situation.term, message.term)
         super()._on_message(message)
 
 
@@ -277,10 +279,10 @@ class FreesWhenRevoked(SimCoordinator):
 
 class _GoesOnAfterAbort(core.WorkerCore):
     def _on_transaction_failed(self, event: worker_events.TransactionFailed) -> None:
-        flight = self.in_flight
-        if event.session == self.session != 0 and flight is not None:
-            self.in_flight = None
-            self._send(messages.Committed(self.session, flight.epoch, 0.0, self.open.dirty, []))
+        now, flight = self.situation, self.situation.in_flight
+        if event.session == now.session != 0 and flight is not None:
+            now.in_flight = None
+            now.send(messages.Committed(now.session, flight.epoch, 0.0, now.open.dirty, []))
         else:
             super()._on_transaction_failed(event)
 
@@ -291,13 +293,19 @@ class GoesOnAfterAbort(SimWorker):
     core_class = _GoesOnAfterAbort
 
 
-class _CommitsUndeclared(core.WorkerCore):
-    def _on_epoch_flushed(self, event: worker_events.EpochFlushed) -> None:
-        super()._on_epoch_flushed(event)
+class _CommitsWhenFlushed(Epochs):
+    def flushed(self, event: worker_events.EpochFlushed) -> None:
+        super().flushed(event)
         flight = self._flight(event.session, event.epoch, model.EpochPhase.PREPARED)
         if flight is not None:
             flight.phase = model.EpochPhase.COMMITTING
-            self._effects.append(worker_events.CommitEpoch(self.session, event.epoch))
+            self._now.add(worker_events.CommitEpoch(self._now.session, event.epoch))
+
+
+class _CommitsUndeclared(core.WorkerCore):
+    def __init__(self, identity: model.Identity, bounds: model.Bounds, now_ms: int) -> None:
+        super().__init__(identity, bounds, now_ms)
+        plant(self._epochs, _CommitsWhenFlushed)
 
 
 class CommitsUndeclared(SimWorker):
@@ -325,10 +333,11 @@ class GuessesAborted(SimWorker):
     def commit_failed(
         self, effect: worker_events.CommitEpoch, sealed: FrozenEpoch, failure: KafkaFailure
     ) -> Thread:
+        shards = self.core.situation.shards
         self.guessed = {
             frozen.shard: position
             for frozen in sealed.shards
-            if frozen.shard in self.core.shards and (position := self.core.shards[frozen.shard].position)
+            if frozen.shard in shards and (position := shards[frozen.shard].position)
         }
         yield from super().commit_failed(effect, sealed, failure)
 
@@ -440,13 +449,19 @@ class TruncatesUnverified(SimWorker):
 # --- what the simulation has found in the product, put back -------------------------------------------
 
 
-class _ReleasesInRestore(core.WorkerCore):
-    def _release(self, foreign: Any = ()) -> None:
-        for owned in self.shards.values():
+class _WaitsForNoRestore(Holdings):
+    def release(self, foreign: Any = ()) -> None:
+        for owned in self._now.shards.values():
             if owned.phase is model.ShardPhase.RELEASING:
                 owned.restoring = False
                 owned.position = owned.position or CommittedPosition(0, 0, 0, "")
-        super()._release(foreign)
+        super().release(foreign)
+
+
+class _ReleasesInRestore(core.WorkerCore):
+    def __init__(self, identity: model.Identity, bounds: model.Bounds, now_ms: int) -> None:
+        super().__init__(identity, bounds, now_ms)
+        plant(self._holdings, _WaitsForNoRestore)
 
 
 class ReleasesInRestore(SimWorker):
@@ -473,9 +488,15 @@ class MovesAtOnce(SimCoordinator):
     core_class = _MovesAtOnce
 
 
-class _ObeysTwice(core.WorkerCore):
-    def _is_new(self, order: Any) -> bool:
+class _TakesAllForNew(Holdings):
+    def is_new(self, order: Any) -> bool:
         return True
+
+
+class _ObeysTwice(core.WorkerCore):
+    def __init__(self, identity: model.Identity, bounds: model.Bounds, now_ms: int) -> None:
+        super().__init__(identity, bounds, now_ms)
+        plant(self._holdings, _TakesAllForNew)
 
 
 class ObeysTwice(SimWorker):

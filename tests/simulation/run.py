@@ -129,7 +129,7 @@ def _check_live_state(cluster: Cluster) -> None:
     assert leader is not None
     for worker in cluster.living_workers:
         for shard, runner in worker.runners.items():
-            if runner.reading and leader.shards[shard].session == worker.core.session != 0:
+            if runner.reading and leader.shards[shard].session == worker.core.situation.session != 0:
                 cluster.checks.live(shard, worker.live_state(shard, cluster.checks.keys(shard)))
 
 

@@ -257,7 +257,7 @@ class SimWorker(Process):
     @property
     def leaving(self) -> bool:
         """Whether it was asked to leave."""
-        return self._terminated or self.core.leaving
+        return self._terminated or self.core.situation.leaving
 
     def died(self) -> None:
         world = self.world
@@ -524,7 +524,7 @@ class SimWorker(Process):
         if self.runners.get(runner.shard) is not runner or not runner.reading or writer is None:
             return  # fetched before the shard was rewound or given up
         if writer.failure:
-            self._feed(events.TransactionFailed(self.core.session, f"producing: {writer.failure}"))
+            self._feed(events.TransactionFailed(self.core.situation.session, f"producing: {writer.failure}"))
             return
         outputs: list[tuple[Partition, Any]] = []
         for offset, record in records:
@@ -911,16 +911,18 @@ class SimWorker(Process):
 
     def _on_frame(self, frame: bytes) -> None:
         message = messages.decode_from_coordinator(frame)
-        self._misled = message.term < self.core.term
+        self._misled = message.term < self.core.situation.term
         self.post(events.MessageReceived(message))
 
     def _pulse(self) -> None:
         """Heartbeats, and the search for a coordinator, come from a thread of their own."""
         settings = self.cluster.settings
-        if self.core.session and self.dealer.connected:
+        if self.core.situation.session and self.dealer.connected:
             stats = WorkerStats(standbys=self.tail.statuses())
             self.dealer.send(
-                messages.encode(messages.Heartbeat(self.core.session, stats, self.core.orders_heard))
+                messages.encode(
+                    messages.Heartbeat(self.core.situation.session, stats, self.core.orders_heard)
+                )
             )
         seeking = self._misled or not self.dealer.connected
         if seeking and self.world.now_ms - self._searched_ms >= 200:
@@ -932,7 +934,7 @@ class SimWorker(Process):
     def _found_leader(self, leader: Any, failure: KafkaFailure | None) -> None:
         if leader is None or failure is not None:
             return
-        if self.dealer.connected and not (self._misled and leader.term >= self.core.term):
+        if self.dealer.connected and not (self._misled and leader.term >= self.core.situation.term):
             return
         self._misled = False
         if self.dealer.target is not leader.router:

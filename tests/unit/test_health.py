@@ -269,7 +269,7 @@ def test_worker_is_ready_when_all_its_shards_run() -> None:
     def happens(*happened: events.Event) -> None:
         for event in happened:
             worker.handle(event, 0)
-            health.publish(worker)
+            health.publish(worker.situation)
 
     def why_not() -> str:
         verdict = health.ready()

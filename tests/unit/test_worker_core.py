@@ -8,6 +8,7 @@ from fcluster.common import messages
 from fcluster.common.ids import ShardId
 from fcluster.common.positions import CommittedPosition
 from fcluster.worker import core, events, model
+from fcluster.worker.departure import LEAVING_REPEATED_MS
 
 A, B = ShardId("flights", 0), ShardId("flights", 1)
 
@@ -55,8 +56,8 @@ class Scenario:
         return self
 
     def running(self, *shards: ShardId) -> Scenario:
-        session = self.core.session
-        self.receive(messages.Assign(self.core.term, session, list(shards), self.order()))
+        session = self.core.situation.session
+        self.receive(messages.Assign(self.core.situation.term, session, list(shards), self.order()))
         for shard in shards:
             self.after(events.ShardRestored(session, shard, position(0)))
         return self
@@ -66,21 +67,21 @@ class Scenario:
         return self
 
     def barrier(self, epoch: int) -> Scenario:
-        self.receive(messages.Barrier(self.core.term, self.core.session, epoch))
+        self.receive(messages.Barrier(self.core.situation.term, self.core.situation.session, epoch))
         return self
 
     def prepared(self, epoch: int) -> Scenario:
         self.barrier(epoch)
-        self.after(events.EpochFlushed(self.core.session, epoch, 10, 5.0))
+        self.after(events.EpochFlushed(self.core.situation.session, epoch, 10, 5.0))
         return self
 
     def complete(self, epoch: int) -> Scenario:
-        self.receive(messages.Complete(self.core.term, self.core.session, epoch))
+        self.receive(messages.Complete(self.core.situation.term, self.core.situation.session, epoch))
         return self
 
     def committed(self, epoch: int, *shards: ShardId) -> Scenario:
         positions = {shard: position(10 * epoch, epoch) for shard in shards}
-        self.after(events.EpochCommitted(self.core.session, epoch, 2.0, positions))
+        self.after(events.EpochCommitted(self.core.situation.session, epoch, 2.0, positions))
         return self
 
 
@@ -100,7 +101,7 @@ def test_welcome_initialises_producers_once_however_often_it_comes() -> None:
     assert scenario.did(events.OpenProducers) == [events.OpenProducers(7, 2)]
     scenario.receive(welcome)
     assert scenario.effects == []
-    assert scenario.core.epoch_seen == 40
+    assert scenario.core.situation.epoch_seen == 40
 
 
 def test_restored_shard_waits_for_the_producers() -> None:
@@ -133,15 +134,15 @@ def test_one_epoch_from_first_record_to_commit() -> None:
     (committed,) = scenario.sent()
     assert isinstance(committed, messages.Committed)
     assert not committed.dirty
-    assert scenario.core.in_flight is None
+    assert scenario.core.situation.in_flight is None
 
 
 def test_records_behind_the_barrier_belong_to_the_next_epoch() -> None:
     scenario = Scenario().joined().running(A, B).processed(A).barrier(1)
     scenario.processed(B)
     assert scenario.sent() == [messages.Dirty(7, False)]
-    assert scenario.core.in_flight is not None
-    assert scenario.core.in_flight.shards == {A}
+    assert scenario.core.situation.in_flight is not None
+    assert scenario.core.situation.in_flight.shards == {A}
     scenario.after(events.EpochFlushed(7, 1, 10, 5.0))
     scenario.complete(1).committed(1, A)
     (committed,) = scenario.sent()
@@ -194,7 +195,7 @@ def test_eviction_drops_everything_and_joins_anew() -> None:
     scenario = Scenario().joined().running(A).processed(A).prepared(1)
     scenario.receive(messages.Evicted(1, 7))
     assert scenario.did(events.DestroyProducers)
-    assert scenario.core.shards == {}
+    assert scenario.core.situation.shards == {}
     scenario.receive(messages.Welcome(term=1, session=8, slot=0, epoch=1, adopted=False))
     assert scenario.did(events.OpenProducers) == [events.OpenProducers(8, 0)]
 
@@ -371,10 +372,10 @@ def test_leaving_worker_waits_for_a_next_leader_but_not_for_long() -> None:
 def test_leaving_is_said_again_and_in_each_hello() -> None:
     scenario = Scenario().joined().running(A)
     scenario.after(events.TerminationRequested())
-    scenario.now_ms = core.LEAVING_REPEATED_MS - 1
+    scenario.now_ms = LEAVING_REPEATED_MS - 1
     scenario.after(events.Tick())
     assert scenario.sent() == []
-    scenario.now_ms = core.LEAVING_REPEATED_MS
+    scenario.now_ms = LEAVING_REPEATED_MS
     scenario.after(events.Tick())
     assert scenario.sent() == [messages.Leaving(7)]
     scenario.after(events.Connected())

@@ -110,8 +110,8 @@ def test_a_hundred_thousand_fuzzed_frames_are_counted_dropped_and_leave_no_trace
         assert transport.malformed_frames == FRAMES // 1000
         assert 0.5 * FRAMES < malformed < 0.9 * FRAMES
         assert resident_bytes() - before < GROWTH_BYTES_MAX
-        assert worker.session == 7
-        assert set(worker.shards) == set(SHARDS)
+        assert worker.situation.session == 7
+        assert set(worker.situation.shards) == set(SHARDS)
     finally:
         transport.close()
         router.close(0)
@@ -165,9 +165,11 @@ def test_absurd_messages_keep_the_workers_rules(steps: list[Any]) -> None:
             happening, waiting = waiting, []
         elif step == "records":
             running = frozenset(
-                shard for shard, owned in worker.shards.items() if owned.phase is model.ShardPhase.RUNNING
+                shard
+                for shard, owned in worker.situation.shards.items()
+                if owned.phase is model.ShardPhase.RUNNING
             )
-            able = running and worker.producers_ready
+            able = running and worker.situation.producers_ready
             happening = [events.RecordsProcessed(running, 10, False)] if able else []
         else:
             happening = [step]
@@ -187,8 +189,8 @@ def outcome_of(effect: events.Effect, worker: core.WorkerCore) -> list[events.Ev
         case events.RestoreShards(session=session, shards=shards):
             return [events.ShardRestored(session, shard, CommittedPosition(0, 0, 0, "f")) for shard in shards]
         case events.PrepareEpoch(epoch=epoch):
-            return [events.EpochFlushed(worker.session, epoch, 1, 1.0)]
+            return [events.EpochFlushed(worker.situation.session, epoch, 1, 1.0)]
         case events.CommitEpoch(epoch=epoch):
-            return [events.EpochCommitted(worker.session, epoch, 1.0, {})]
+            return [events.EpochCommitted(worker.situation.session, epoch, 1.0, {})]
         case _:
             return []

@@ -1,0 +1,152 @@
+"""The worker's epochs: what is open, what is in flight, and the word that is given of it.
+
+Responsible for: an epoch's way from its first record over the barrier to the commit. Invariants kept:
+
+- An epoch is committed only on a `Complete` of the running session.
+- At most one epoch is in flight (frozen, not yet committed), and one open behind it. The open one commits
+  after the one in flight, since a barrier waits for it.
+- The open epoch doesn't grow beyond its bound: reading is paused.
+
+Must not: know what becomes of a shard whose records are committed. Pure.
+"""
+
+from __future__ import annotations
+
+from fcluster.common import messages
+from fcluster.worker import events
+from fcluster.worker.holdings import status_of
+from fcluster.worker.model import EpochPhase, InFlight, OpenEpoch, Phase, ShardPhase
+from fcluster.worker.situation import Situation
+
+
+class Epochs:
+    """The open epoch and the one in flight."""
+
+    def __init__(self, situation: Situation) -> None:
+        self._now = situation
+        self._refreshed_ms = situation.now_ms
+
+    # --- the open one ---------------------------------------------------------------------------------
+
+    def records_processed(self, event: events.RecordsProcessed) -> None:
+        """A batch was processed."""
+        if not self._now.open.dirty:
+            self._now.open.opened_ms = self._now.now_ms
+        self._now.open.shards |= event.shards
+        self._now.open.records += event.records
+        self._now.backlog = event.backlog
+        self.report_dirty()
+        if self._now.open.records >= self._now.bounds.epoch_records_max:
+            self._pause(f"the open epoch holds {self._now.open.records} records")
+
+    def report_dirty(self) -> None:
+        """Say that there is something to commit, once."""
+        if self._now.open.dirty and not self._now.open.reported and self._now.session:
+            self._now.open.reported = True
+            self._now.send(messages.Dirty(self._now.session, self._now.backlog))
+
+    def refresh_offsets_if_due(self) -> None:
+        """Commit the offsets of idle shards anew, so that the group's offset retention never expires them."""
+        age_ms = self._now.now_ms - self._refreshed_ms
+        if age_ms < self._now.bounds.offset_refresh_ms or self._now.phase is not Phase.ACTIVE:
+            return
+        self._refreshed_ms = self._now.now_ms
+        idle = {
+            shard
+            for shard, owned in self._now.shards.items()
+            if owned.phase is ShardPhase.RUNNING and owned.position is not None and owned.position.epoch > 0
+        }
+        self._now.open.shards |= idle
+        self.report_dirty()
+
+    def pause_if_unheard(self) -> None:
+        """What is processed can't be committed without a coordinator."""
+        silence_ms = self._now.now_ms - self._now.heard_ms
+        if silence_ms >= self._now.bounds.coordinator_loss_ms and self._now.open.dirty:
+            self._pause("the coordinator has not been heard of")
+
+    def _pause(self, reason: str) -> None:
+        if not self._now.paused:
+            self._now.paused = True
+            self._now.add(events.PauseReading(reason))
+
+    def resume_if_possible(self) -> None:
+        """Read on, if the open epoch isn't too large."""
+        if self._now.paused and self._now.open.records < self._now.bounds.epoch_records_max:
+            self._now.paused = False
+            self._now.add(events.ResumeReading())
+
+    # --- the one in flight ----------------------------------------------------------------------------
+
+    def barrier(self, message: messages.Barrier) -> None:
+        """The open epoch ends here."""
+        repeated = message.epoch <= self._now.epoch_seen or self._now.in_flight is not None
+        if repeated or not self._now.producers_ready:
+            return
+        self._now.epoch_seen = message.epoch
+        if not self._now.open.dirty:
+            self._now.send(messages.Prepared(self._now.session, message.epoch, 0, 0.0, False))
+            return
+        self._now.in_flight = InFlight(message.epoch, EpochPhase.PREPARING, frozenset(self._now.open.shards))
+        self._now.open = OpenEpoch()
+        self._now.add(events.PrepareEpoch(self._now.session, message.epoch, self._now.in_flight.shards))
+
+    def flushed(self, event: events.EpochFlushed) -> None:
+        """All of the epoch is in its transaction."""
+        flight = self._flight(event.session, event.epoch, EpochPhase.PREPARING)
+        if flight is None:
+            return
+        flight.phase = EpochPhase.PREPARED
+        self._now.send(
+            messages.Prepared(
+                self._now.session, event.epoch, event.records, event.prepare_ms, self._now.backlog
+            )
+        )
+
+    def complete(self, message: messages.Complete) -> None:
+        """The epoch may be committed."""
+        if self._now.in_flight is None:
+            # An epoch in which this worker had nothing, or the repetition of one that is committed already.
+            self._now.send(
+                messages.Committed(self._now.session, message.epoch, 0.0, self._now.open.dirty, [])
+            )
+            return
+        flight = self._flight(message.session, message.epoch, EpochPhase.PREPARED)
+        if flight is not None:
+            flight.phase = EpochPhase.COMMITTING
+            self._now.add(events.CommitEpoch(self._now.session, message.epoch))
+
+    def committed(self, event: events.EpochCommitted) -> bool:
+        """The transaction is committed; whether it is of the epoch that is in flight."""
+        if self._flight(event.session, event.epoch, EpochPhase.COMMITTING) is None:
+            return False
+        self._now.in_flight = None
+        for shard, position in event.positions.items():
+            self._now.shards[shard].position = position
+        self._now.send(
+            messages.Committed(
+                self._now.session,
+                event.epoch,
+                event.commit_ms,
+                self._now.open.dirty,
+                [status_of(shard, position) for shard, position in event.positions.items()],
+            )
+        )
+        return True
+
+    def prepared_epoch(self) -> int:
+        """The one in flight, if it is prepared and waits for its `Complete`; otherwise 0."""
+        flight = self._now.in_flight
+        return flight.epoch if flight is not None and flight.phase is EpochPhase.PREPARED else 0
+
+    def forget(self) -> None:
+        """The session is over, and with it all that isn't committed."""
+        self._now.open = OpenEpoch()
+        self._now.in_flight = None
+
+    def _flight(self, session: int, epoch: int, phase: EpochPhase) -> InFlight | None:
+        """The epoch in flight, if it is the one that is spoken of and stands in `phase`."""
+        flight = self._now.in_flight
+        if session != self._now.session or flight is None:
+            return None
+        return flight if flight.epoch == epoch and flight.phase is phase else None

@@ -1,0 +1,167 @@
+"""What the worker holds: the shards that it runs, the copies of others that it keeps warm.
+
+Responsible for: taking shards, running them, stopping them before records that can't be processed, and giving
+them back. Invariants kept:
+
+- An order is obeyed once, and never one of an older term.
+- A shard is given back only when all it has processed is committed, and no restore of it is under way.
+- No copy is kept of a shard that is run here.
+
+Must not: know of barriers and commits. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from fcluster.common import messages
+from fcluster.common.ids import ShardId
+from fcluster.common.messages import ShardStatus
+from fcluster.common.positions import CommittedPosition
+from fcluster.worker import events
+from fcluster.worker.departure import Departure
+from fcluster.worker.model import OwnedShard, Phase, ShardPhase, StopRecord
+from fcluster.worker.situation import Situation
+
+
+class Holdings:
+    """The shards and copies of a worker.
+
+    Attributes:
+        stop_records: of the shards that have one; kept beyond the session.
+    """
+
+    def __init__(self, situation: Situation, departure: Departure) -> None:
+        self.stop_records: dict[ShardId, StopRecord] = {}
+        self._now = situation
+        self._departure = departure
+        self._order = (0, 0)
+        self._released_number = 0
+
+    # --- orders ---------------------------------------------------------------------------------------
+
+    @property
+    def orders_heard(self) -> int:
+        """The number of the last order in this session and term."""
+        term, number = self._order
+        return number if term == self._now.term else 0
+
+    def is_new(self, order: messages.Assign | messages.Revoke) -> bool:
+        """Whether it isn't one that came once more. What it is about may belong to somebody else by now."""
+        if (order.term, order.number) <= self._order:
+            return False
+        self._order = (order.term, order.number)
+        return True
+
+    def assign(self, message: messages.Assign) -> None:
+        """Shards to run: they are restored first."""
+        if self._now.phase in (Phase.DRAINING, Phase.DRAINED):
+            return
+        new = tuple(sorted(shard for shard in message.shards if shard not in self._now.shards))
+        for shard in new:
+            self._now.shards[shard] = OwnedShard(ShardPhase.RESTORING, restoring=True)
+        self._now.standbys -= set(new)
+        if new:
+            self._now.add(events.RestoreShards(self._now.session, new))
+
+    def revoke(self, message: messages.Revoke) -> None:
+        """Shards to give back."""
+        revoked = [shard for shard in message.shards if shard in self._now.shards]
+        self._now.add(events.StopReading(tuple(revoked)))
+        for shard in revoked:
+            self._now.shards[shard].phase = ShardPhase.RELEASING
+        # A shard that isn't ours (any more) is answered as well: the coordinator waits for the word.
+        self.release(foreign=[shard for shard in message.shards if shard not in self._now.shards])
+
+    def keep_standbys(self, wanted: set[ShardId]) -> None:
+        """Shards of others to keep warm copies of, and no others."""
+        if wanted != self._now.standbys:
+            self._now.standbys = wanted
+            self._now.add(events.KeepStandbys(tuple(sorted(wanted))))
+
+    def forget(self) -> None:
+        """The session is over, and with it all that was held in it."""
+        self.keep_standbys(set())
+        self._now.shards.clear()
+        self._order, self._released_number = (0, 0), 0
+
+    # --- running --------------------------------------------------------------------------------------
+
+    def restored(self, event: events.ShardRestored) -> None:
+        """A restore has ended, of a shard that may not be wanted any more."""
+        owned = self._now.shards.get(event.shard)
+        if event.session != self._now.session or owned is None or not owned.restoring:
+            return
+        owned.restoring = False
+        owned.position = event.position
+        if owned.phase is ShardPhase.RELEASING:
+            self.release()
+            return
+        owned.phase = ShardPhase.RESTORED
+        self._now.epoch_seen = max(self._now.epoch_seen, event.position.epoch)
+        if self._now.producers_ready:
+            self._run([event.shard])
+
+    def run_restored(self) -> None:
+        """The producers are ready: what is restored can run."""
+        self._run([shard for shard, owned in self._now.shards.items() if owned.phase is ShardPhase.RESTORED])
+
+    def _run(self, shards: Iterable[ShardId]) -> None:
+        started: list[ShardStatus] = []
+        for shard in shards:
+            owned = self._now.shards[shard]
+            assert owned.position is not None
+            owned.phase = ShardPhase.RUNNING
+            started.append(status_of(shard, owned.position))
+            if self._now.phase is Phase.ACTIVE:
+                self._now.add(events.StartReading(shard, owned.position, self.stop_records.get(shard)))
+        if started:
+            self._now.send(messages.ShardsRunning(self._now.session, started))
+
+    # --- giving back ----------------------------------------------------------------------------------
+
+    def release(self, foreign: Iterable[ShardId] = ()) -> None:
+        """Let go of the revoked shards that have nothing left to commit.
+
+        A restore that is under way has to end first: it would take the next owner's deltas for damage, and
+        its late answer for the one of a second restore, if the shard came back meanwhile.
+        """
+        free = [
+            shard
+            for shard, owned in self._now.shards.items()
+            if owned.phase is ShardPhase.RELEASING
+            and not owned.restoring
+            and not self._now.is_uncommitted(shard)
+        ]
+        for shard in free:
+            del self._now.shards[shard]
+        if free:
+            self._now.add(events.CloseShards(tuple(free)))
+        released = [*free, *foreign]
+        if released:
+            self._released_number += 1
+            self._now.send(messages.Released(self._now.session, released, self._released_number))
+        self._departure.leave_if_empty()
+
+    # --- records that can't be processed --------------------------------------------------------------
+
+    def stop_record_reached(self, event: events.StopRecordReached) -> None:
+        """A shard stands before a record that it can't process."""
+        owned = self._now.shards.get(event.shard)
+        if event.session != self._now.session or owned is None or owned.phase is not ShardPhase.RUNNING:
+            return
+        self.stop_records[event.shard] = StopRecord(event.offset, event.reason)
+        owned.phase = ShardPhase.BLOCKED
+        self._now.add(events.StopReading((event.shard,)))
+        self.report_stop_records()
+
+    def report_stop_records(self) -> None:
+        """Fail the job once everything before the record is committed."""
+        for shard, owned in self._now.shards.items():
+            if owned.phase is ShardPhase.BLOCKED and not self._now.is_uncommitted(shard):
+                self._now.send(messages.WorkerFailed(self._now.session, self.stop_records[shard].reason))
+
+
+def status_of(shard: ShardId, position: CommittedPosition) -> ShardStatus:
+    """A shard's standing as the core knows it: what is committed. The shell's heartbeats tell the rest."""
+    return ShardStatus(shard, position.offset, position.offset, -1, False, position.epoch)

@@ -1,0 +1,86 @@
+"""What all parts of the worker's core share: session, shards, epochs, the clock, and what follows.
+
+Responsible for: holding that state in one place, the effects of the event at hand in their order, and the end
+of the process. Each part changes what it is responsible for (see there); `WorkerCore.invariants` checks that
+it all fits together. Must not decide anything else. Pure.
+"""
+
+from __future__ import annotations
+
+from fcluster.common import messages
+from fcluster.common.ids import ShardId
+from fcluster.worker import events
+from fcluster.worker.events import Effect
+from fcluster.worker.model import EXIT_DRAINED, Bounds, Identity, InFlight, OpenEpoch, OwnedShard, Phase
+
+
+class Situation:
+    """Where the worker stands.
+
+    Attributes:
+        now_ms: the time of the event at hand. `effects` is what has followed from it so far.
+        heard_ms: when a coordinator was last heard of.
+        slot: its own; before its first session the wanted one.
+        epoch_seen: the highest epoch that it knows of.
+        standbys: the shards of others of which it keeps warm copies.
+        open: the epoch behind the one `in_flight`.
+        paused: all shards are held still. `backlog`: there was more to read than was read.
+        leaving: it is resolved to go. `drained`: an operator wants it gone for good.
+    """
+
+    def __init__(self, identity: Identity, bounds: Bounds, now_ms: int) -> None:
+        self.identity = identity
+        self.bounds = bounds
+        self.now_ms = now_ms
+        self.effects: list[Effect] = []
+        self.phase = Phase.JOINING
+        self.term = 0
+        self.session = 0
+        self.slot = identity.wanted_slot
+        self.connected = False
+        self.heard_ms = now_ms
+        self.producers_ready = False
+        self.shards: dict[ShardId, OwnedShard] = {}
+        self.standbys: set[ShardId] = set()
+        self.epoch_seen = 0
+        self.open = OpenEpoch()
+        self.in_flight: InFlight | None = None
+        self.paused = False
+        self.backlog = False
+        self.leaving = False
+        self.drained = False
+
+    def begin(self, now_ms: int) -> None:
+        """An event comes: nothing has followed from it yet."""
+        self.now_ms = now_ms
+        self.effects = []
+
+    def add(self, effect: Effect) -> None:
+        """An effect behind those that are there."""
+        self.effects.append(effect)
+
+    def send(self, message: messages.FromWorker) -> None:
+        """A message to the coordinator."""
+        self.effects.append(events.Send(message))
+
+    def log(self, level: str, text: str) -> None:
+        """A line for the log."""
+        self.effects.append(events.Log(level, text))
+
+    def works(self) -> bool:
+        """Whether it has a session in which it takes shards."""
+        return self.phase in (Phase.STARTING, Phase.ACTIVE)
+
+    def is_uncommitted(self, shard: ShardId) -> bool:
+        """Whether something of the shard waits for its commit."""
+        return shard in self.open.shards or (self.in_flight is not None and shard in self.in_flight.shards)
+
+    def stop(self, code: int, reason: str) -> None:
+        """The process ends."""
+        self.phase = Phase.STOPPED
+        self.add(events.StopReading(tuple(self.shards)))
+        self.add(events.Exit(code, reason))
+
+    def stop_as_asked(self) -> None:
+        """The process ends because somebody wanted that."""
+        self.stop(EXIT_DRAINED if self.drained else 0, "asked to leave")
