@@ -86,7 +86,7 @@ def committed_offsets(brokers: str, group: str) -> dict[tuple[str, int], int]:
 def committed_positions(
     brokers: str, group: str, isolation: str = READ_COMMITTED
 ) -> dict[tuple[str, int], tuple[int, str]]:
-    """The group's committed offsets and their metadata; read_committed waits until no partition's are pending.
+    """The group's committed offsets and their metadata; read_committed waits until none are pending.
 
     A consumer asks, as librdkafka crashes when an admin client asks a group coordinator that isn't ready.
 
