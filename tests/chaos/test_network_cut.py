@@ -33,13 +33,18 @@ def cluster_on(place: Island) -> type[ChaosCluster]:
     return IslandCluster
 
 
-def open_transactions(run: Chaos, timeout_s: float = 1.0) -> set[str]:
-    """The transactional ids of the one that is cut off with a transaction open, once there are any.
-
-    Asked for within the session: nobody has fenced them yet, so what is open is open because of the cut.
-    """
+def slot_of_cut_off(run: Chaos) -> int:
+    """The slot of the one that is going to be cut off."""
     status, pid = run.cluster.status(), run.cluster.child(CUT_OFF).pid
-    slot = next(worker["slot"] for worker in (status or {})["workers"] if worker["pid"] == pid)
+    assert status is not None
+    return next(worker["slot"] for worker in status["workers"] if worker["pid"] == pid)
+
+
+def open_transactions(run: Chaos, slot: int, timeout_s: float = 0.5) -> set[str]:
+    """The transactional ids of that slot with a transaction open, once there are any.
+
+    Asked for within the session: nobody has fenced them yet, so what is open stays open because of the cut.
+    """
     deadline = time.monotonic() + timeout_s
     while True:
         states = transactional_ids_of(run.brokers, f"{run.job}-slot-{slot}-")
@@ -51,11 +56,12 @@ def open_transactions(run: Chaos, timeout_s: float = 1.0) -> set[str]:
 def endure(run: Chaos, what: str, cut: Callable[[], AbstractContextManager[None]]) -> None:
     """Cut, see that others take over, heal, see that the worker comes back."""
     for _ in range(TRIES_MAX):
+        slot = slot_of_cut_off(run)
         started_ns = time.time_ns()
         run.cluster.may_end = CUT_OFF
         with cut():
             began_s = time.monotonic()
-            found = open_transactions(run)
+            found = open_transactions(run, slot)
             if not found:
                 continue  # between two epochs: healed within the session, and cut again
             shown = f"{' and '.join(sorted(found))} had a transaction open when it was cut off"
