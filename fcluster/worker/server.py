@@ -507,7 +507,9 @@ class Worker:
             isolation = stage.source.isolation
             if isolation not in self._readers:
                 make = functools.partial(self._make_source_consumer, isolation)
-                topics = [one.source.name for one in self._topology.stages if one.source.isolation == isolation]
+                topics = [
+                    one.source.name for one in self._topology.stages if one.source.isolation == isolation
+                ]
                 reader = SourceReader(make, self._inbox.put, f"reader-{isolation}", topics)
                 self._readers[isolation] = reader
                 self._newest_generation[reader] = 0
@@ -530,14 +532,16 @@ class Worker:
         return consumer
 
     def _destroy_writer(self) -> None:
+        self._port.close()  # its producer is to be destroyed by the writer's thread, not by this one
+        last_use: Callable[[], object] = lambda: None
         if self._commit_thread is not None:
             self._commit_thread.shutdown(wait=False, cancel_futures=True)
             self._retired_commit_threads.append(self._commit_thread)
+            last_use = self._commit_thread.shutdown  # waits for it
             self._commit_thread = None
         if self._writer is not None:
-            self._writer.destroy()
+            self._writer.destroy(last_use)
             self._writer = None
-        self._port.close()
         self._epoch_begun = False
 
     def _start_reading(self, effect: events.StartReading) -> None:
@@ -683,6 +687,9 @@ class Worker:
             with self._watchdog.bounded(what, self._hang_bound_s):
                 yield
         except TransactionLostError as error:
+            if session != self._core.situation.session:
+                # Nothing hangs on it any more, but it shows that a zombie's writes are refused.
+                _log.info("refused, of session %d, which is over: %s", session, error)
             self._inbox.put(events.TransactionFailed(session, str(error)))
         except LOCAL_TROUBLE as error:
             self._inbox.put(events.WorkerBroken(one_line(error)))

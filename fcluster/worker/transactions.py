@@ -126,8 +126,12 @@ class EpochWriter(Protocol):
         """Make the epoch visible (commit thread)."""
         ...
 
-    def destroy(self) -> None:
-        """Let go of everything at once; what isn't committed is never going to be."""
+    def destroy(self, last_use: Callable[[], object]) -> None:
+        """Let go of everything, without waiting: what isn't committed is never going to be.
+
+        Args:
+            last_use: waits until the commit thread is done with what it was given.
+        """
         ...
 
 
@@ -206,10 +210,14 @@ class TransactionalWriter:
         with told(f"committing epoch {frozen.epoch}"):
             self._sealed.commit_transaction(FLUSH_TIMEOUT_S)
 
-    def destroy(self) -> None:
-        _abandon(self._producers)
-        self._producers = []
-        self._sealed = None
+    def destroy(self, last_use: Callable[[], object]) -> None:
+        def commit_thread_done() -> None:
+            # What it has in hand it does to the end: the broker, not we, decides what a fenced id may do.
+            last_use()
+            self._sealed = None
+
+        doomed, self._producers = self._producers, []
+        _destroy_after(commit_thread_done, doomed)
 
 
 class AtLeastOnceWriter:
@@ -266,10 +274,10 @@ class AtLeastOnceWriter:
         with told(f"committing the offsets of epoch {frozen.epoch}"):
             self._offsets_consumer.commit(offsets=offsets_of(frozen), asynchronous=False)
 
-    def destroy(self) -> None:
+    def destroy(self, last_use: Callable[[], object]) -> None:
         if self._producer is not None:
-            _abandon([self._producer])
-            self._producer = None
+            doomed, self._producer = [self._producer], None
+            _destroy_after(last_use, doomed)
 
 
 def waiting_produce(producer: Producer) -> Callable[..., None]:
@@ -372,13 +380,15 @@ def positions_of(frozen: FrozenEpoch) -> Mapping[ShardId, CommittedPosition]:
     return {part.shard: part.position for part in frozen.parts}
 
 
-def _abandon(producers: Sequence[Producer]) -> None:
-    """Drop what is queued and destroy the producers, without making the caller wait for it."""
+def _destroy_after(last_use: Callable[[], object], doomed: list[Producer]) -> None:
+    """Empty the list in a thread of its own, after `last_use`, and so destroy the producers there.
 
-    def drop(doomed: list[Producer]) -> None:
-        for producer in doomed:
-            with contextlib.suppress(KafkaException):  # it is going away either way
-                producer.purge()
-        doomed.clear()  # destroys them, which waits for their threads
+    That stops the client's threads, and what is still queued goes with it. No other thread may be in a call on
+    one then, nor do it by dropping what happens to be the last reference: the list has to hold those.
+    """
 
-    threading.Thread(target=drop, args=(list(producers),), name="destroy-producers", daemon=True).start()
+    def destroy() -> None:
+        last_use()
+        doomed.clear()
+
+    threading.Thread(target=destroy, name="destroy-producers", daemon=True).start()

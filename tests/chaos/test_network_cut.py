@@ -12,6 +12,7 @@ from tests.chaos.cluster import ChaosCluster
 from tests.chaos.network import COORDINATOR, KAFKA, Island
 from tests.chaos.runner import Chaos
 from tests.chaos.tally import NETWORK_CUT
+from tests.chaos.transactions_log import transactional_ids_of
 from tests.harness import wait_until
 
 pytestmark = pytest.mark.timeout(300)
@@ -19,6 +20,7 @@ pytestmark = pytest.mark.timeout(300)
 CUT_OFF = "worker-0"
 CUT_S = 4.0
 """Longer than `session.timeout.ms` and `checkpoint.timeout.ms`."""
+TRIES_MAX = 10
 
 
 def cluster_on(place: Island) -> type[ChaosCluster]:
@@ -31,17 +33,46 @@ def cluster_on(place: Island) -> type[ChaosCluster]:
     return IslandCluster
 
 
+def slot_of_cut_off(run: Chaos) -> int:
+    """The slot of the one that is going to be cut off."""
+    status, pid = run.cluster.status(), run.cluster.child(CUT_OFF).pid
+    assert status is not None
+    return next(worker["slot"] for worker in status["workers"] if worker["pid"] == pid)
+
+
+def open_transactions(run: Chaos, slot: int, timeout_s: float = 0.5) -> set[str]:
+    """The transactional ids of that slot with a transaction open, once there are any.
+
+    Asked for within the session: nobody has fenced them yet, so what is open stays open because of the cut.
+    """
+    deadline = time.monotonic() + timeout_s
+    while True:
+        states = transactional_ids_of(run.brokers, f"{run.job}-slot-{slot}-")
+        found = {identity for identity, state in states.items() if state == "Ongoing"}
+        if found or time.monotonic() > deadline:
+            return found
+
+
 def endure(run: Chaos, what: str, cut: Callable[[], AbstractContextManager[None]]) -> None:
     """Cut, see that others take over, heal, see that the worker comes back."""
-    started_ns = time.time_ns()
-    run.cluster.may_end = CUT_OFF
-    with cut():
-        run.note(NETWORK_CUT, f"{CUT_OFF}: {what}", started_ns)
-        began_s = time.monotonic()
-        wait_until(lambda: not run.cluster.shards_running(3), "the coordinator notices", 30, 0.1)
-        run.await_flow()  # in all shards: those of the lost one are with others
-        run.await_shards(2)
-        time.sleep(max(0.0, began_s + CUT_S - time.monotonic()))  # the fault itself
+    for _ in range(TRIES_MAX):
+        slot = slot_of_cut_off(run)
+        started_ns = time.time_ns()
+        run.cluster.may_end = CUT_OFF
+        with cut():
+            began_s = time.monotonic()
+            found = open_transactions(run, slot)
+            if not found:
+                continue  # between two epochs: healed within the session, and cut again
+            shown = f"{' and '.join(sorted(found))} had a transaction open when it was cut off"
+            run.note(NETWORK_CUT, f"{CUT_OFF}: {what}", started_ns, shown=shown)
+            wait_until(lambda: not run.cluster.shards_running(3), "the coordinator notices", 30, 0.1)
+            run.await_flow()  # in all shards: those of the lost one are with others
+            run.await_shards(2)
+            time.sleep(max(0.0, began_s + CUT_S - time.monotonic()))  # the fault itself
+        break
+    else:
+        raise AssertionError(f"none of {TRIES_MAX} cuts landed in an open epoch: {what}")
     run.cluster.may_end = ""
     if run.cluster.child(CUT_OFF).poll() is not None:
         run.cluster.forget(CUT_OFF)
