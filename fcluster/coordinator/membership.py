@@ -12,10 +12,9 @@ Must not: decide who is dead (`vigilance`) or who may join (`joining`). Pure.
 from __future__ import annotations
 
 from fcluster.common import messages
-from fcluster.common.ids import ShardId
 from fcluster.coordinator import events
 from fcluster.coordinator.cluster import Cluster
-from fcluster.coordinator.model import Joiner, Session, SessionPhase, ShardPhase, Slot
+from fcluster.coordinator.model import Joiner, Session, SessionPhase, Slot
 from fcluster.coordinator.outbox import Outbox
 from fcluster.coordinator.ownership import Ownership
 from fcluster.coordinator.rounds import Rounds
@@ -131,11 +130,7 @@ class Membership:
         slot.session, slot.fenced = None, clean
         if clean:
             self._outbox.add(events.ForgetFence(slot.number))
-        waiting: list[ShardId] = []
-        for shard in self._cluster.shards_of(slot.number):
-            if shard.phase is not ShardPhase.ASSIGNING:
-                shard.phase, shard.session, shard.target = ShardPhase.WAITING, 0, None
-                waiting.append(shard.identity)
+        waiting = self._ownership.orphaned(slot)
         sequence = self._outbox.journal_slot(slot)
         if not clean:
             slot.fencing = True

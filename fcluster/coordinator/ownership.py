@@ -3,8 +3,7 @@
 Responsible for: the phases of shards. Invariants kept:
 
 - A shard's slot is journalled before its session is told (`Assign`).
-- A shard passes on only from a session that gave it back, or is over; the fence behind that is kept by
-  `membership`, which alone lets a slot's shards go (`settle`).
+- A shard passes on only from a session that gave it back, or is over; then it waits until its slot is fenced.
 - What has state moves warm: its owner runs it until its next slot has a warm copy, or was waited for long
   enough.
 - Who is leaving gets no shards to keep.
@@ -95,6 +94,15 @@ class Ownership:
         elif slot.fenced and slot.joiner is None and self._cluster.assigning:
             for shard in waiting:
                 self._free(shard)
+
+    def orphaned(self, slot: Slot) -> list[ShardId]:
+        """The slot's session is over; the shards that it may have had wait for what becomes of the slot."""
+        waiting: list[ShardId] = []
+        for shard in self._cluster.shards_of(slot.number):
+            if shard.phase is not ShardPhase.ASSIGNING:
+                shard.phase, shard.session, shard.target = ShardPhase.WAITING, 0, None
+                waiting.append(shard.identity)
+        return waiting
 
     def balance(self) -> None:
         """Move as few shards as possible so that all slots have the same, give or take one.
