@@ -51,24 +51,18 @@ class Ownership:
 
     def begin_assigning(self) -> None:
         """The first assignment waits a while for all expected workers, so that shards don't move twice."""
-        if (
-            self._cluster.assigning
-            or self._cluster.phase is not Phase.RUNNING
-            or self._cluster.first_join_ms is None
-        ):
+        cluster = self._cluster
+        if cluster.assigning or cluster.phase is not Phase.RUNNING or cluster.first_join_ms is None:
             return
-        if self._cluster.awaits_sessions():
+        if cluster.awaits_sessions():
             return
-        patient = (
-            self._cluster.now_ms
-            < self._cluster.first_join_ms + self._cluster.settings.initial_rebalance_delay_ms
-        )
-        if patient and len(self._cluster.sessions) < self._cluster.terms.expected_workers:
+        patient = cluster.now_ms < cluster.first_join_ms + cluster.settings.initial_rebalance_delay_ms
+        if patient and len(cluster.sessions) < cluster.terms.expected_workers:
             return
-        if not self._cluster.sessions:
+        if not cluster.sessions:
             return
-        self._cluster.assigning = True
-        for slot in self._cluster.slots.values():
+        cluster.assigning = True
+        for slot in cluster.slots.values():
             self.settle(slot)
         self.balance()
 
