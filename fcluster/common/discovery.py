@@ -190,7 +190,9 @@ class LeaderFollower:
             raise KafkaException(error)
 
 
-def _make_journal_consumer(settings: Settings, job: str, errors: ErrorLog, fetch_wait_max_ms: int) -> Consumer:
+def _make_journal_consumer(
+    settings: Settings, job: str, errors: ErrorLog, fetch_wait_max_ms: int
+) -> Consumer:
     # The end is told by an event, which comes at the last stable offset with an empty answer to a fetch: for
     # that the broker would wait half a second by default.
     config = {"enable.partition.eof": True, "fetch.wait.max.ms": fetch_wait_max_ms, "error_cb": errors}
@@ -208,9 +210,7 @@ def _list_topics(consumer: Consumer, errors: ErrorLog, timeout_s: float) -> Cont
         raise
 
 
-def _unreadable(
-    settings: Settings, topic: str, error: KafkaException, errors: ErrorLog
-) -> KafkaUnavailable:
+def _unreadable(settings: Settings, topic: str, error: KafkaException, errors: ErrorLog) -> KafkaUnavailable:
     cause = errors.refusal or cause_of(error)
     return KafkaUnavailable(
         f"The journal {topic!r} can't be read from {settings.bootstrap_servers}: {said_by(cause)} ({cause.name()}).",

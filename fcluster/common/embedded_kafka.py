@@ -151,9 +151,7 @@ class EmbeddedKafka:
             return self._bootstrap_servers
         with ExitStack() as undo:
             undo.callback(lock.close)
-            launcher = _Launcher(
-                self.data_dir, self._heap_mb, lock, progress or _silent, self._adapt
-            )
+            launcher = _Launcher(self.data_dir, self._heap_mb, lock, progress or _silent, self._adapt)
             launch, self._process = launcher.launch_bound()
             undo.pop_all()
         self._lock = lock

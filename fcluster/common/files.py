@@ -92,9 +92,7 @@ def _open_part(directory: int, part: str, make: bool) -> int:
         with contextlib.suppress(FileExistsError):
             os.mkdir(part, dir_fd=directory)
     try:
-        return os.open(
-            part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory
-        )
+        return os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENOTDIR):
             raise NotPlainFileError(f"{part} is a link, or no directory") from error

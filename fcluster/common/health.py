@@ -275,7 +275,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def answer_document(self, ask: Callable[[], Mapping[str, Any] | None]) -> None:
         if not cast("_Server", self.server).status_told:
-            self._answer(403, "the status is told over loopback only: ask with `fcluster status` and an admin's key")
+            self._answer(
+                403, "the status is told over loopback only: ask with `fcluster status` and an admin's key"
+            )
             return
         document = ask()
         if document is None:

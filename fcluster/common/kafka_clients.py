@@ -134,6 +134,10 @@ def producer_config(settings: Settings, transactional_id: str | None = None, **e
     if transactional_id is not None:
         defaults["transactional.id"] = transactional_id
         defaults["transaction.timeout.ms"] = settings.transaction_timeout_ms
+        # By default librdkafka forgets all brokers when none is up, and then sends offsets to the group coordinator
+        # that it remembers and has no connection to any more: the call never returns, not even at its time-out
+        # (librdkafka #5511, #5456). So they are kept, and reconnected to, as long as a session lasts.
+        defaults["metadata.recovery.strategy"] = "none"
     return _config(settings, "producer.", _CONSUMER_ONLY, defaults, extra)
 
 
@@ -209,7 +213,13 @@ def _make(kind: Callable[..., _Client], config: dict[str, Any]) -> _Client:
 
 # What a client goes on retrying though it won't help: somebody has to correct a setting.
 _REFUSALS: Final = frozenset(
-    {"_AUTHENTICATION", "SASL_AUTHENTICATION_FAILED", "UNSUPPORTED_SASL_MECHANISM", "ILLEGAL_SASL_STATE", "_SSL"}
+    {
+        "_AUTHENTICATION",
+        "SASL_AUTHENTICATION_FAILED",
+        "UNSUPPORTED_SASL_MECHANISM",
+        "ILLEGAL_SASL_STATE",
+        "_SSL",
+    }
 )
 
 
@@ -241,7 +251,10 @@ class ErrorLog:
         self._silent_until[refused] = time.monotonic() + self.INTERVAL_S
         if refused:
             _kafka_logger.warning(
-                "Kafka at %s won't have us, trying on: %s. %s", self._brokers, said_by(error), remedy_for(error)
+                "Kafka at %s won't have us, trying on: %s. %s",
+                self._brokers,
+                said_by(error),
+                remedy_for(error),
             )
         elif self.refusal is None:
             _kafka_logger.warning("no Kafka broker can be reached at %s: trying on", self._brokers)
@@ -339,7 +352,9 @@ def connect_or_raise(admin: AdminClient, settings: Settings, timeout_s: float = 
                 "bootstrap.servers); if it wants TLS or a login, set kafka.security.protocol and so on."
             )
         said = f"answered within {timeout_s:g} s" if cause.name() not in _REFUSALS else "let us in"
-        raise KafkaUnavailable(f"No Kafka broker at {brokers} {said}: {said_by(cause)}.", remedy=remedy) from error
+        raise KafkaUnavailable(
+            f"No Kafka broker at {brokers} {said}: {said_by(cause)}.", remedy=remedy
+        ) from error
     if settings.processing_guarantee == "exactly-once":
         _check_transaction_timeout(admin, settings)
 

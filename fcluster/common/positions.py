@@ -50,7 +50,9 @@ def decode_position(offset: int, metadata: str | None) -> CommittedPosition:
     try:
         epoch, state_epoch = int(parts[1]), int(parts[2])
     except ValueError as error:
-        raise UnreadableMetadata(f"the committed offset {offset} carries the metadata {metadata!r}") from error
+        raise UnreadableMetadata(
+            f"the committed offset {offset} carries the metadata {metadata!r}"
+        ) from error
     if not 0 <= state_epoch <= epoch:
         raise UnreadableMetadata(f"state epoch {state_epoch} is not within 0 and epoch {epoch}")
     return CommittedPosition(offset, epoch, state_epoch, parts[3])

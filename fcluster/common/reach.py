@@ -79,7 +79,9 @@ def trouble_reaching(address: str, timeout_s: float = CONNECT_TIMEOUT_S) -> str:
     except ConnectionRefusedError:
         return f"nobody listens at {host}:{port}"
     except TimeoutError:
-        return f"{host}:{port} doesn't answer: the host is down, or a firewall or a missing route is in between"
+        return (
+            f"{host}:{port} doesn't answer: the host is down, or a firewall or a missing route is in between"
+        )
     except (OSError, ValueError, OverflowError) as error:
         return f"{host}:{port} can't be reached: {getattr(error, 'strerror', None) or error}"
     return ""

@@ -120,7 +120,9 @@ def _text(default: str) -> Any:
 
 
 def _advertised_address() -> Any:
-    expected = "a host's name or address, with or without a port: 'host-a', 'host-a:7070', 'tcp://host-a:7070'"
+    expected = (
+        "a host's name or address, with or without a port: 'host-a', 'host-a:7070', 'tcp://host-a:7070'"
+    )
 
     def parse(value: Any) -> str:
         text = str(value).strip().removeprefix("tcp://")

@@ -411,7 +411,10 @@ def _hang_up(descriptor: int, port: int) -> bool:
     except OSError:
         return False
     try:
-        if connection.family not in (sockets.AF_INET, sockets.AF_INET6) or connection.getsockname()[1] != port:
+        if (
+            connection.family not in (sockets.AF_INET, sockets.AF_INET6)
+            or connection.getsockname()[1] != port
+        ):
             return False
         connection.shutdown(sockets.SHUT_RDWR)
         return True

@@ -197,11 +197,9 @@ def spread(total: int, targets: Mapping[bytes, int]) -> dict[bytes, int]:
 
 def _find(place: str, agents: Mapping[bytes, Agent]) -> bytes | str:
     """The agent called so: by its host, if no other is there, by HOST:PID, or by its id."""
-    found = [
-        peer
-        for peer, agent in agents.items()
-        if place in (agent.report.agent, agent.place)
-    ] or [peer for peer, agent in agents.items() if place == agent.report.host]
+    found = [peer for peer, agent in agents.items() if place in (agent.report.agent, agent.place)] or [
+        peer for peer, agent in agents.items() if place == agent.report.host
+    ]
     if len(found) == 1:
         return found[0]
     what = "there are several agents on" if found else "there is no agent"

@@ -15,6 +15,7 @@ from fcluster.common.errors import IncompatibleState
 from fcluster.common.kafka_clients import read_committed_positions
 from fcluster.common.topology import Topology, incompatibility
 
+
 def check_partitions(past: Mapping[str, Any], partitions: Mapping[str, int]) -> None:
     """Raises IncompatibleState if a source has other partitions than the journal (`past`) remembers."""
     for topic, now in partitions.items():

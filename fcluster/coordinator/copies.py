@@ -120,7 +120,9 @@ class Copies:
     def warmest(self, shard: ShardId, slots: Iterable[Slot]) -> int | None:
         """The slot whose copy is warm and the furthest; None if no copy is warm."""
         warm = [
-            slot for slot in slots if self.is_warm(shard, slot) and not (slot.session and slot.session.leaving)
+            slot
+            for slot in slots
+            if self.is_warm(shard, slot) and not (slot.session and slot.session.leaving)
         ]
         if not warm:
             return None

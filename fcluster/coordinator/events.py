@@ -189,4 +189,13 @@ class LogLine:
     text: str
 
 
-Effect = SendMessage | PrepareFence | ForgetFence | FenceSlot | WriteJournal | ReadEndOffsets | StopCoordinator | LogLine
+Effect = (
+    SendMessage
+    | PrepareFence
+    | ForgetFence
+    | FenceSlot
+    | WriteJournal
+    | ReadEndOffsets
+    | StopCoordinator
+    | LogLine
+)

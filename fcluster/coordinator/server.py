@@ -225,9 +225,7 @@ class _Office:
         finally:
             transport.close()
 
-    def _terms(
-        self, candidate: Candidate, past: Mapping[str, Any], address: str
-    ) -> tuple[Terms, Leader]:
+    def _terms(self, candidate: Candidate, past: Mapping[str, Any], address: str) -> tuple[Terms, Leader]:
         """Of the next leadership, and its record in the journal."""
         check_partitions(past, candidate.sources)
         check_topology(past, self.topology)
@@ -588,7 +586,9 @@ class _StatusPublisher:
                 self._wanted = True
                 self._wake()
                 self._changed.wait_for(lambda: self._made_s >= asked_s, STATUS_WAIT_S)
-            return self._document if time.monotonic() - self._made_s < STATUS_AGE_S_MAX + STATUS_WAIT_S else None
+            return (
+                self._document if time.monotonic() - self._made_s < STATUS_AGE_S_MAX + STATUS_WAIT_S else None
+            )
 
 
 def _now_ms() -> float:

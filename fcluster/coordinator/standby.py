@@ -220,9 +220,7 @@ class Standby:
     def _follow(self, leader: Leader) -> Leader | Ended | None:
         """Watch this leader until it is gone: who leads instead, why nobody shall, or None: this one."""
         try:
-            security = client_security(
-                self._settings, Role.COORDINATOR, leader.address, leader.public_key
-            )
+            security = client_security(self._settings, Role.COORDINATOR, leader.address, leader.public_key)
         except FclusterError as error:
             # It ran with other keys, or without. If it lives, its journal is taken from it.
             _log.warning("the last coordinator, at %s, can't be asked: %s", leader.address, error.message)
@@ -341,9 +339,7 @@ class Standby:
             remedy="Give all coordinators of a job the same security.keys.dir, or stop that one first.",
         )
 
-    def _confirm(
-        self, leader: Leader, watch: Watch, suspicion: str
-    ) -> Leader | Ended | _Unconfirmed | None:
+    def _confirm(self, leader: Leader, watch: Watch, suspicion: str) -> Leader | Ended | _Unconfirmed | None:
         """Ask the journal, and whether the leader has come back meanwhile."""
         signs = watch.signs
         try:
@@ -363,7 +359,9 @@ class Standby:
             return _Unconfirmed()
         if self._interrupted.is_set():
             return _Unconfirmed()
-        _log.info("taking over from the coordinator of term %d, at %s: %s", leader.term, leader.address, suspicion)
+        _log.info(
+            "taking over from the coordinator of term %d, at %s: %s", leader.term, leader.address, suspicion
+        )
         return None
 
 

@@ -68,9 +68,7 @@ class Takeover:
     def describe(self) -> str:
         """A line for the log."""
         total_ms = round(self.running_ms - self.since_ms)
-        return (
-            f"the {self.shards} shards of slot {self.slot} run again after {total_ms} ms: {_took(self.steps())}"
-        )
+        return f"the {self.shards} shards of slot {self.slot} run again after {total_ms} ms: {_took(self.steps())}"
 
 
 @dataclass(slots=True)

@@ -59,7 +59,9 @@ class _Copy:
         failed: bases that didn't lead anywhere.
     """
 
-    def __init__(self, shard: ShardId, changelog: str, directory: StoreDirectory, *, exactly_once: bool) -> None:
+    def __init__(
+        self, shard: ShardId, changelog: str, directory: StoreDirectory, *, exactly_once: bool
+    ) -> None:
         self.shard = shard
         self.place: _Place = (changelog, shard.partition)
         self.directory = directory
@@ -193,7 +195,9 @@ class StandbyTail:
             self._changed.wait_for(lambda: not any(copy.opening for copy in mine))
             behind = [copy for copy in mine if copy.store is not None and copy.end >= 0]
             self._changed.wait_for(
-                lambda: all(copy.store is None or copy.meta.state_epoch >= targets[copy.shard] for copy in behind),
+                lambda: all(
+                    copy.store is None or copy.meta.state_epoch >= targets[copy.shard] for copy in behind
+                ),
                 max(0.0, deadline_s - time.monotonic()),
             )
             self._changed.wait_for(lambda: not any(copy.opening for copy in mine))
@@ -248,7 +252,9 @@ class StandbyTail:
         while not self._closed:
             with self._changed:
                 now_s = time.monotonic()
-                due = [copy for copy in self._copies.values() if copy.store is None and copy.retry_at_s <= now_s]
+                due = [
+                    copy for copy in self._copies.values() if copy.store is None and copy.retry_at_s <= now_s
+                ]
                 if not due:
                     return
                 copy = due[0]
@@ -273,7 +279,10 @@ class StandbyTail:
         topic, number = copy.place
         at = TopicPartition(topic, number)
         changelog_id = topic_ids(self._admin, [topic]).get(topic, "")
-        begin, end = begin_offsets(self._admin, [at])[at], end_offsets(self._admin, [at], "read-uncommitted")[at]
+        begin, end = (
+            begin_offsets(self._admin, [at])[at],
+            end_offsets(self._admin, [at], "read-uncommitted")[at],
+        )
         while True:
             meta = local_meta(copy.directory, copy.shard)
             if meta is not None and (Base.LOCAL, meta.state_epoch) in copy.failed:
@@ -297,7 +306,9 @@ class StandbyTail:
                 copy.failed.add((plan.base, plan.meta.state_epoch))
         with self._changed:
             copy.begin(store, plan, changelog_id)
-        _log.info("keeping a copy of %s, from %s at epoch %d", copy.shard, plan.base.value, plan.meta.state_epoch)
+        _log.info(
+            "keeping a copy of %s, from %s at epoch %d", copy.shard, plan.base.value, plan.meta.state_epoch
+        )
 
     def _try_later(self, copy: _Copy, error: Exception) -> None:
         delay_s = min(RETRY_S_MAX, RETRY_S * 2 ** min(copy.failures, 10))
@@ -378,7 +389,9 @@ class StandbyTail:
             copy.failed.add(copy.base)
         copy.store = None
         with contextlib.suppress(FclusterError):
-            copy.directory.close(copy.shard)  # RocksDB takes no more writes after one that failed, until it is reopened
+            copy.directory.close(
+                copy.shard
+            )  # RocksDB takes no more writes after one that failed, until it is reopened
         self._try_later(copy, error)
 
     def _look_at_ends(self) -> None:
