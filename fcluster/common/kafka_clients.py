@@ -94,7 +94,7 @@ _PRODUCER_ONLY = re.compile(
 # librdkafka logs these while it copes by itself, or reports the same as an error that we handle.
 _EXPECTED_LOGS: Final = frozenset(
     {"FAIL", "ERROR", "FATAL", "TXNERR", "GETPID", "CONFWARN", "REQTMOUT", "PARTCNT", "ADDPARTS", "CLUSTERID"}
-    | {"MAXPOLL", "TERMINATE", "SSL", "OFFSET", "COMMITFAIL", "TXNOFFSETS", "ADDOFFSETS", "ENDTXN"}
+    | {"MAXPOLL", "TERMINATE", "SSL", "OFFSET", "COMMITFAIL", "TXNOFFSETS", "ADDOFFSETS", "ENDTXN", "METADATAUPDATE"}
 )
 
 
