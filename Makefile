@@ -43,14 +43,9 @@ format: setup ## let ruff correct what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# What isn't settled yet stays in `make chaos` (docs/tests.md says why).
-CHAOS_UNSETTLED := tests/chaos/test_soak.py tests/chaos/test_zombies.py tests/chaos/test_network_cut.py \
-  tests/chaos/test_broker.py
-CHAOS_SHORT := $(filter-out $(CHAOS_UNSETTLED), $(wildcard tests/chaos/test_*.py))
-
 .PHONY: test
 test: lint ## set up, lint, then all tests; of the faults under load a short dose
-	$(PYTEST) --durations=10 tests/unit tests/simulation tests/integration $(CHAOS_SHORT)
+	$(PYTEST) --durations=20 tests/unit tests/simulation tests/integration tests/chaos
 
 .PHONY: chaos
 chaos: setup ## the long dose of faults under load, on real processes and a real Kafka; root for some

@@ -30,6 +30,7 @@ from fcluster.common.errors import FclusterError
 from fcluster.common.failpoints import Arm
 from fcluster.common.processes import ChildProcess, describe_exit
 from fcluster.common.settings import resolve
+from fcluster.supervisor import EXIT_TEMPORARY
 from fcluster.worker.model import EXIT_MISTAKE
 from fcluster.worker.watchdog import EXIT_HUNG
 from tests.chaos import tally
@@ -117,6 +118,7 @@ class Storm:
         self._hurt: set[str] = set()
         self._allowed: dict[str, set[int]] = {}
         self._broker_away = False
+        self._broker_was_away = False
         self._heals: list[tuple[float, Planned, Heal]] = []
 
     @property
@@ -132,6 +134,7 @@ class Storm:
             TimeoutError: the cluster doesn't go on as a whole one.
         """
         self._draw = random.Random(storm.number)
+        self._broker_was_away = False
         began_s = time.monotonic()
         if storm.standby_coordinator:
             self._cluster.start_coordinator(STANDBY if self._cluster.running(COORDINATOR) else COORDINATOR)
@@ -188,8 +191,15 @@ class Storm:
             heal()
 
     def _look(self) -> None:
-        """Whether a process ended that should not have."""
+        """Whether a process ended that should not have.
+
+        One that found no broker when it was started is started again, as whatever supervises it would do.
+        """
         for name, code in self._cluster.ended().items():
+            if code == EXIT_TEMPORARY and self._broker_was_away:
+                self._say(f"           {name} found no broker: started again")
+                self._restart(name)
+                continue
             if code not in self._allowed.get(name, set()):
                 raise AssertionError(f"{name} ended: {describe_exit(code)}\n{self._cluster.log(name)}")
 
@@ -411,14 +421,14 @@ class Storm:
             pid = broker.pid
             assert pid is not None
             os.kill(pid, signal.SIGSTOP)
-            self._broker_away = True
+            self._broker_away = self._broker_was_away = True
 
             def go_on() -> None:
                 os.kill(pid, signal.SIGCONT)
                 self._broker_away = False
 
             return go_on
-        self._broker_away = True
+        self._broker_away = self._broker_was_away = True
         broker.kill() if planned.how == "hard" else broker.stop()
 
         def start() -> None:
