@@ -19,7 +19,7 @@ from fcluster.common import messages
 from fcluster.common.discovery import Leader
 from fcluster.common.errors import FclusterError
 from fcluster.common.keys import Role
-from fcluster.common.messages import MalformedMessage
+from fcluster.common.messages import MalformedMessageError
 from fcluster.common.security import client_security
 from fcluster.common.seeking import LeaderSeeker
 from fcluster.common.settings import Settings
@@ -172,7 +172,7 @@ class AgentLink:
     def _on_frame(self, frame: bytes) -> None:
         try:
             message = messages.decode_from_coordinator(frame)
-        except MalformedMessage as error:
+        except MalformedMessageError as error:
             self._trouble(f"dropped a malformed frame: {error}")
             return
         if self._orders.is_stale(message.term):

@@ -99,7 +99,8 @@ class AdminClient:
     def scale(
         self, total: int = -1, places: Mapping[str, int] | None = None, timeout_ms: int = 3_000
     ) -> messages.ScaleReply:
-        """Have `total` workers, spread over all agents, or so many at each of `places`; returns once they are told.
+        """Have `total` workers, spread over all agents, or so many at each of `places`;
+        returns once they are told.
 
         Raises:
             CoordinatorSilent: there was no answer within `timeout_ms`.
@@ -129,7 +130,7 @@ class AdminClient:
                 if socket in dict(self._poller.poll(int(left_s * 1000) + 1)):
                     return messages.decode_from_coordinator(socket.recv_multipart()[0])
                 trouble = self._trouble()
-        except (zmq.ZMQError, messages.MalformedMessage) as error:
+        except (zmq.ZMQError, messages.MalformedMessageError) as error:
             self.close()
             raise CoordinatorSilent(
                 f"the coordinator at {self.address} can't be asked: {error}",

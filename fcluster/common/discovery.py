@@ -1,8 +1,8 @@
 """Finds the coordinator of a job, through the job's journal.
 
-Responsible for: reading the journal topic, once or as it grows, and what its `leader` record means. Used by workers and commands,
-which need nothing but the brokers and the job's name, and by the coordinator to read its whole past.
-Keeps the rule that every wait is bounded. Must not write.
+Responsible for: reading the journal topic, once or as it grows, and what its `leader` record means. Used by
+workers and commands, which need nothing but the brokers and the job's name, and by the coordinator to read
+its whole past. Keeps the rule that every wait is bounded. Must not write.
 """
 
 from __future__ import annotations
@@ -213,7 +213,8 @@ def _list_topics(consumer: Consumer, errors: ErrorLog, timeout_s: float) -> Cont
 def _unreadable(settings: Settings, topic: str, error: KafkaException, errors: ErrorLog) -> KafkaUnavailable:
     cause = errors.refusal or cause_of(error)
     return KafkaUnavailable(
-        f"The journal {topic!r} can't be read from {settings.bootstrap_servers}: {said_by(cause)} ({cause.name()}).",
+        f"The journal {topic!r} can't be read from {settings.bootstrap_servers}: "
+        f"{said_by(cause)} ({cause.name()}).",
         remedy=remedy_for(cause),
     )
 

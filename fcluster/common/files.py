@@ -43,8 +43,8 @@ def checked_name(name: str) -> str:
 def boot_id() -> str:
     """Names the present boot of this host, "" if the system doesn't.
 
-    What was written since is there whatever becomes of the process that wrote it; after another boot only what was
-    synced is.
+    What was written since is there whatever becomes of the process that wrote it;
+    after another boot only what was synced is.
     """
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

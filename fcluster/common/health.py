@@ -1,9 +1,10 @@
-"""The HTTP port of a process: whether it lives, whether it is ready, and its status, for probes and for people.
+"""The HTTP port of a process: whether it lives, whether it is ready, and its status,
+for probes and for people.
 
 Responsible for: `GET /live`, `/ready` and `/status`, and nothing else; what they answer is the business of a
-`Health`. Keeps the rules that nobody who connects can get in the way of the process's work: one daemon thread accepts, a
-few answer, requests are small, each connection has an end, what doesn't fit is closed; and that answers are made from what
-the process published, never by walking through what another thread changes.
+`Health`. Keeps the rules that nobody who connects can get in the way of the process's work: one daemon thread
+accepts, a few answer, requests are small, each connection has an end, what doesn't fit is closed; and that
+answers are made from what the process published, never by walking through what another thread changes.
 
 Must not change anything, nor tell secrets. Further pages (metrics, say) are further entries of `_PAGES`.
 """
@@ -45,7 +46,10 @@ class Verdict:
 
 
 class Health(Protocol):
-    """What a process says of itself. Its methods are called by threads of the port, and never wait for long."""
+    """What a process says of itself.
+
+    Its methods are called by threads of the port, and never wait for long.
+    """
 
     def live(self) -> Verdict:
         """Whether the process does its work at all. If not, killing it is right."""
@@ -137,7 +141,8 @@ def health_port(bind: str, health: Health, *, insecure: bool = False) -> Generat
     except (OSError, ValueError) as error:
         raise SettingsError(
             f"The HTTP port {bind} can't be opened: {error}.",
-            remedy="Choose a free address in the setting http.bind; port 0 takes any free one, and the log says which.",
+            remedy="Choose a free address in the setting http.bind; port 0 takes any free one, and the log "
+            "says which.",
         ) from error
     _log.info("health at %s (/live, /ready%s)", server.url, ", /status" if told else "")
     try:
@@ -198,7 +203,8 @@ class _Server(HTTPServer):
             self._done(request)
 
     def service_actions(self) -> None:
-        """Close what has been open for too long, whoever holds it up; called twice a second, or after a request."""
+        """Close what has been open for too long, whoever holds it up;
+        called twice a second, or after a request."""
         now_s = time.monotonic()
         with self._lock:
             for request, deadline_s in self._deadlines_s.items():
@@ -206,7 +212,7 @@ class _Server(HTTPServer):
                     with contextlib.suppress(OSError):
                         request.shutdown(socket.SHUT_RDWR)
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002
         _log.debug("an HTTP request failed", exc_info=True)
 
     def _answer(self, request: socket.socket, client_address: Any) -> None:
@@ -263,12 +269,12 @@ class _Handler(BaseHTTPRequestHandler):
             else:
                 page(self, cast("_Server", self.server).health)
 
-    do_HEAD = do_GET
+    do_HEAD = do_GET  # noqa: N815  as http.server looks for them
 
     def _refuse(self) -> None:
         self._answer(405, "GET and HEAD are all there is", {"Allow": "GET, HEAD"})
 
-    do_POST = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = _refuse
+    do_POST = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = _refuse  # noqa: N815
 
     def answer_verdict(self, verdict: Verdict) -> None:
         self._answer(200 if verdict.ok else 503, verdict.text)

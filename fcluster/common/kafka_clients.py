@@ -36,7 +36,7 @@ from confluent_kafka.admin import (
 
 from fcluster.common.errors import IncompatibleState, KafkaUnavailable, MissingTopic, SettingsError
 from fcluster.common.ids import journal_topic
-from fcluster.common.positions import CommittedPosition, UnreadableMetadata, decode_position
+from fcluster.common.positions import CommittedPosition, UnreadableMetadataError, decode_position
 from fcluster.common.settings import Settings
 from fcluster.common.topology import Isolation, Stage, Topology
 
@@ -94,7 +94,8 @@ _PRODUCER_ONLY = re.compile(
 # librdkafka logs these while it copes by itself, or reports the same as an error that we handle.
 _EXPECTED_LOGS: Final = frozenset(
     {"FAIL", "ERROR", "FATAL", "TXNERR", "GETPID", "CONFWARN", "REQTMOUT", "PARTCNT", "ADDPARTS", "CLUSTERID"}
-    | {"MAXPOLL", "TERMINATE", "SSL", "OFFSET", "COMMITFAIL", "TXNOFFSETS", "ADDOFFSETS", "ENDTXN", "METADATAUPDATE"}
+    | {"MAXPOLL", "TERMINATE", "SSL", "OFFSET", "COMMITFAIL", "TXNOFFSETS", "ADDOFFSETS", "ENDTXN"}
+    | {"METADATAUPDATE"}
 )
 
 
@@ -134,9 +135,10 @@ def producer_config(settings: Settings, transactional_id: str | None = None, **e
     if transactional_id is not None:
         defaults["transactional.id"] = transactional_id
         defaults["transaction.timeout.ms"] = settings.transaction_timeout_ms
-        # By default librdkafka forgets all brokers when none is up, and then sends offsets to the group coordinator
-        # that it remembers and has no connection to any more: the call never returns, not even at its time-out
-        # (librdkafka #5511, #5456). So they are kept, and reconnected to, as long as a session lasts.
+        # By default librdkafka forgets all brokers when none is up, and then sends offsets to the
+        # group coordinator that it remembers and has no connection to any more: the call never
+        # returns, not even at its time-out (librdkafka #5511, #5456). So they are kept, and
+        # reconnected to, as long as a session lasts.
         defaults["metadata.recovery.strategy"] = "none"
     return _config(settings, "producer.", _CONSUMER_ONLY, defaults, extra)
 
@@ -273,7 +275,8 @@ _DETAILS = re.compile(r" \(after [0-9]+ms in state \w+(, [0-9]+ identical error\
 
 
 def said_by(error: KafkaError) -> str:
-    """What librdkafka says, without how long that took it: the same trouble is then told in the same words."""
+    """What librdkafka says, without how long that took it:
+    the same trouble is then told in the same words."""
     return _DETAILS.sub("", error.str())
 
 
@@ -313,13 +316,14 @@ def remedy_for(cause: KafkaError) -> str:
     name = cause.name()
     if "AUTHORIZATION" in name or "POLICY" in name:
         return (
-            "Let the job's Kafka user do this (docs/security.md lists the ACLs that it needs), or let someone do it "
-            "who may."
+            "Let the job's Kafka user do this (docs/security.md lists the ACLs that it needs), or let "
+            "someone do it who may."
         )
     if "AUTHENTICATION" in name or "SASL" in name:
         return (
             "Check the login: kafka.sasl.username, kafka.sasl.mechanism, and the password "
-            "(FCLUSTER_KAFKA_SASL_PASSWORD in the environment, or sasl.password under [kafka] in fcluster.toml)."
+            "(FCLUSTER_KAFKA_SASL_PASSWORD in the environment, or sasl.password under [kafka] in "
+            "fcluster.toml)."
         )
     if "SSL" in name:
         return "Check kafka.security.protocol and the certificates (kafka.ssl.ca.location and so on)."
@@ -708,8 +712,9 @@ def read_committed_positions(
             # librdkafka looks for the group's coordinator for as long as it is refused, and doesn't tell.
             problem = KafkaUnavailable(
                 problem.message,
-                remedy="Check that the brokers are up and reachable from here. Where Kafka has ACLs, a missing "
-                f"authorization for the group {group!r} looks the same: docs/security.md lists what a job needs.",
+                remedy="Check that the brokers are up and reachable from here. Where Kafka has ACLs, a "
+                f"missing authorization for the group {group!r} looks the same: docs/security.md lists what "
+                "a job needs.",
             )
         raise problem from error
     return {TopicPartition(at.topic, at.partition): _position(group, at) for at in answer}
@@ -725,7 +730,7 @@ def _position(group: str, at: TopicPartition) -> CommittedPosition | None:
         return None
     try:
         return decode_position(at.offset, at.metadata)
-    except UnreadableMetadata as error:
+    except UnreadableMetadataError as error:
         raise IncompatibleState(
             f"The consumer group {group!r} has an offset for {at.topic}/{at.partition} that fcluster did not "
             f"commit: {error}.",

@@ -2,7 +2,7 @@
 
 Responsible for: their types, their encoding (a version byte, then MessagePack), and their validation on
 receipt. Keeps the rule that nothing is ever unpickled: a frame either is one of the structs below, with
-fields of the declared types, or `decode` raises `MalformedMessage`.
+fields of the declared types, or `decode` raises `MalformedMessageError`.
 
 Every message of the coordinator carries its `term`; messages of an older term are refused by workers.
 Every message about work carries the worker's `session`. A session begins with a `Welcome` and ends when
@@ -10,10 +10,10 @@ the worker is declared dead, is fenced, or says `Hello` anew. A worker initialis
 producers exactly once in a session, and commits only on a `Complete` of that same session: a worker that
 was fenced therefore can't come back to life by initialising its producers again.
 
-`Assign`, `Revoke` and `Released` pass shards on, so they must not be obeyed twice: one that comes once more, behind
-what was sent after it, would give a shard two owners. Their senders number them, rising within a session (and a
-term), and what isn't newer than the last one is dropped. All other messages name the epoch or the session that they are
-about, and mean nothing once that is over.
+`Assign`, `Revoke` and `Released` pass shards on, so they must not be obeyed twice: one that comes once more,
+behind what was sent after it, would give a shard two owners. Their senders number them, rising within a
+session (and a term), and what isn't newer than the last one is dropped. All other messages name the epoch or
+the session that they are about, and mean nothing once that is over.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _Address = Annotated[str, msgspec.Meta(max_length=4096, pattern=_PRINTABLE)]
 _Workers = Annotated[int, msgspec.Meta(ge=0, le=AGENT_WORKERS_MAX)]
 
 
-class MalformedMessage(Exception):
+class MalformedMessageError(Exception):
     """A frame that is not a message of this protocol: counted and dropped, never fatal."""
 
 
@@ -89,8 +89,8 @@ class StandbyStatus(msgspec.Struct, frozen=True, array_like=True):
 class WorkerStats(msgspec.Struct, frozen=True):
     """What a heartbeat tells about a worker; rates and totals count from the process's start.
 
-    While shards are being restored (`restoring` of them), `restore_bytes` says how much has been read for them,
-    `restore_bytes_left` and `restore_ms_left` estimate the rest; -1 is unknown.
+    While shards are being restored (`restoring` of them), `restore_bytes` says how much has been read for
+    them, `restore_bytes_left` and `restore_ms_left` estimate the rest; -1 is unknown.
     """
 
     records_in: _Number = 0
@@ -119,14 +119,14 @@ class Hello(Message, frozen=True):
     session it holds; the coordinator then answers with an adopting `Welcome` for that session, or with
     `Evicted`. `slot` is the wanted slot (-1: any). `epoch` is the highest epoch the worker knows of,
     `prepared_epoch` one it has prepared and not yet been told the outcome of (0: none), `in_flight_epoch` one
-    that it has frozen and not yet committed, prepared or not (0: none). `process_space` names the space in which
-    `pid` is unique (see `processes.process_space`), empty if unknown; `leaving` says what `Leaving` says.
-    Messages may have been lost with the connection, so this one tells all that the coordinator needs: a shard
-    that is not in `owned` is not held.
+    that it has frozen and not yet committed, prepared or not (0: none). `process_space` names the space in
+    which `pid` is unique (see `processes.process_space`), empty if unknown; `leaving` says what `Leaving`
+    says. Messages may have been lost with the connection, so this one tells all that the coordinator needs: a
+    shard that is not in `owned` is not held.
 
-    `term` is the newest in which a coordinator has spoken to this process (0: none yet): one of an older term, to
-    whom this is said, has been deposed, or is lied to. `draining`: it processes no more because it was told to
-    `Drain`.
+    `term` is the newest in which a coordinator has spoken to this process (0: none yet): one of an
+    older term, to whom this is said, has been deposed, or is lied to. `draining`: it processes no more
+    because it was told to `Drain`.
     """
 
     worker: _Name
@@ -149,7 +149,10 @@ class Hello(Message, frozen=True):
 
 
 class Heartbeat(Message, frozen=True):
-    """Alive, every `heartbeat.interval.ms`. `orders_heard`: the number of the last `Assign` or `Revoke` of this term."""
+    """Alive, every `heartbeat.interval.ms`.
+
+    `orders_heard`: the number of the last `Assign` or `Revoke` of this term.
+    """
 
     session: _Session
     stats: WorkerStats
@@ -233,9 +236,9 @@ class AgentReport(Message, frozen=True):
     """What an agent says of itself, every `heartbeat.interval.ms` and when it changes.
 
     An agent runs workers on a host, and connects with a worker's key. `agent` is random for each process,
-    `running` the process ids of its workers, `target` how many it means to have. `taken_term` and `taken_order`
-    name the last `AgentOrder` that it took. Answered with `AgentOrder`, or with `Shutdown` when the job ends.
-    `slots_wanted`: it wants to be told which slots its workers have.
+    `running` the process ids of its workers, `target` how many it means to have. `taken_term` and
+    `taken_order` name the last `AgentOrder` that it took. Answered with `AgentOrder`, or with `Shutdown` when
+    the job ends. `slots_wanted`: it wants to be told which slots its workers have.
     """
 
     agent: _Name
@@ -252,8 +255,8 @@ class AgentReport(Message, frozen=True):
 class AgentOrder(Message, frozen=True):
     """The coordinator is alive, and wants the agent to have `target` workers, unless `order` is 0.
 
-    Repeated until the agent says that it took it, and taken once: orders rise within a term. `slots` are those
-    of the agent's workers by process id, if it asked.
+    Repeated until the agent says that it took it, and taken once: orders rise within a term. `slots` are
+    those of the agent's workers by process id, if it asked.
     """
 
     term: _Number
@@ -528,7 +531,7 @@ def decode_for_coordinator(frame: bytes) -> ToCoordinator:
     """The message in `frame`, sent by a worker, an admin client or a standby.
 
     Raises:
-        MalformedMessage: the frame is not a message of this protocol version.
+        MalformedMessageError: the frame is not a message of this protocol version.
     """
     return _decode(frame, _to_coordinator)
 
@@ -537,19 +540,19 @@ def decode_from_coordinator(frame: bytes) -> FromCoordinator:
     """The message in `frame`, sent by a coordinator.
 
     Raises:
-        MalformedMessage: the frame is not a message of this protocol version.
+        MalformedMessageError: the frame is not a message of this protocol version.
     """
     return _decode(frame, _from_coordinator)
 
 
 def _decode(frame: bytes, decoder: msgspec.msgpack.Decoder[_M]) -> _M:
     if len(frame) > MESSAGE_BYTES_MAX:
-        raise MalformedMessage(f"a frame of {len(frame)} bytes is over the limit of {MESSAGE_BYTES_MAX}")
+        raise MalformedMessageError(f"a frame of {len(frame)} bytes is over the limit of {MESSAGE_BYTES_MAX}")
     if frame[:1] != _VERSION_BYTE:
-        raise MalformedMessage(
+        raise MalformedMessageError(
             f"protocol version {frame[:1].hex() or 'missing'}, {PROTOCOL_VERSION} is spoken here"
         )
     try:
         return decoder.decode(memoryview(frame)[1:])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise MalformedMessage(str(error)) from error
+        raise MalformedMessageError(str(error)) from error

@@ -385,7 +385,8 @@ class _RangeReader(io.RawIOBase):
 
 
 _Content = tuple[str, int]
-"""What the store says of an object's content: its e_tag, which another content would not have, and its size."""
+"""What the store says of an object's content: its e_tag, which another content would not have, and its
+size."""
 
 
 def _remember(noted: dict[str, _Content], path: str, content: _Content) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 _FORMAT = "1"
 
 
-class UnreadableMetadata(Exception):
+class UnreadableMetadataError(Exception):
     """A committed offset carries metadata that fcluster did not write."""
 
 
@@ -42,17 +42,17 @@ def decode_position(offset: int, metadata: str | None) -> CommittedPosition:
     """The position that a committed offset and its metadata stand for.
 
     Raises:
-        UnreadableMetadata: the metadata is missing or was written by something else.
+        UnreadableMetadataError: the metadata is missing or was written by something else.
     """
     parts = (metadata or "").split(":")
     if len(parts) != 4 or parts[0] != _FORMAT:
-        raise UnreadableMetadata(f"the committed offset {offset} carries the metadata {metadata!r}")
+        raise UnreadableMetadataError(f"the committed offset {offset} carries the metadata {metadata!r}")
     try:
         epoch, state_epoch = int(parts[1]), int(parts[2])
     except ValueError as error:
-        raise UnreadableMetadata(
+        raise UnreadableMetadataError(
             f"the committed offset {offset} carries the metadata {metadata!r}"
         ) from error
     if not 0 <= state_epoch <= epoch:
-        raise UnreadableMetadata(f"state epoch {state_epoch} is not within 0 and epoch {epoch}")
+        raise UnreadableMetadataError(f"state epoch {state_epoch} is not within 0 and epoch {epoch}")
     return CommittedPosition(offset, epoch, state_epoch, parts[3])

@@ -46,7 +46,8 @@ _log = logging.getLogger(__name__)
 
 
 def process_space() -> str:
-    """Names the space in which this process's id stands for it: a boot of a host, and a namespace of ids in it.
+    """Names the space in which this process's id stands for it: a boot of a host,
+    and a namespace of ids in it.
 
     Two processes that have the same one mean the same process by the same id; host names don't say that
     (containers may share them). Empty if the system has no such names.

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 CONNECT_TIMEOUT_S = 2.0
 PATIENCE_S = 2.0
 REMEDY = (
-    "Check that the coordinator runs and that its port is open to this host; if it runs under another name or "
-    "address for this host, set coordinator.advertised.address where it runs."
+    "Check that the coordinator runs and that its port is open to this host; if it runs under another name "
+    "or address for this host, set coordinator.advertised.address where it runs."
 )
 _ANY = ("0.0.0.0", "*", "::", "[::]")
 

@@ -2,8 +2,9 @@
 
 Responsible for: when to look for it, and where to connect (`Search`), and the thread that follows the
 journal meanwhile (`LeaderSeeker`). Keeps the rules that a connection that works is left only for a leader of
-a newer term, or if who speaks over it is of an older one, that nobody reads the journal without need, and that an address that was given isn't forgotten:
-if the journal's one leads nowhere, both are tried in turns. Must not speak with the leader.
+a newer term, or if who speaks over it is of an older one, that nobody reads the journal without need, and
+that an address that was given isn't forgotten: if the journal's one leads nowhere, both are tried in turns.
+Must not speak with the leader.
 """
 
 from __future__ import annotations
@@ -105,8 +106,8 @@ class LeaderSeeker:
         connect: called with the leader to connect to; None: the given address. It may raise FclusterError.
         term: tells the newest term that was heard of.
         say: called with trouble, and with news.
-        on_ended: called with the journal's record of an end, if nobody leads: its term, whether the job failed,
-            and the reason.
+        on_ended: called with the journal's record of an end, if nobody leads: its term,
+            whether the job failed, and the reason.
     """
 
     def __init__(
@@ -190,8 +191,8 @@ class LeaderSeeker:
                 self._pause()
         elif known and leader is not None and leader.term < self._term():
             self._say(
-                f"the journal names a coordinator of term {leader.term}, but this worker has heard one of term "
-                f"{self._term()}; if the journal topic was deleted, restart this worker"
+                f"the journal names a coordinator of term {leader.term}, but this worker has heard one of "
+                f"term {self._term()}; if the journal topic was deleted, restart this worker"
             )
             self._pause()
         elif known and leader is not None and self._search.follows(leader, self._term(), _now_ms()):

@@ -190,8 +190,8 @@ class Settings:
         checkpoint_timeout_ms: a worker silent in an epoch for longer is evicted.
         checkpoint_straggler_ms: an epoch doesn't wait longer for the last of its workers.
         snapshot_interval_ms: between a shard's snapshots.
-        snapshot_changelog_bytes_max: a shard whose deltas since its last snapshot are more than that is snapshotted
-            before, so that a restore never has to replay much more; 0: only time decides.
+        snapshot_changelog_bytes_max: a shard whose deltas since its last snapshot are more than that is
+            snapshotted before, so that a restore never has to replay much more; 0: only time decides.
         heartbeat_interval_ms: between a worker's signs of life.
         session_timeout_ms: a worker without any for so long is dead.
         offset_refresh_interval_ms: idle shards' offsets are committed again so often.
@@ -206,8 +206,8 @@ class Settings:
         coordinator_bind: where the coordinator listens.
         coordinator_advertised_address: ``host`` or ``host:port`` that others are told instead, where it can't
             be reached by the name or address that it sees itself; empty: what it sees.
-        http_bind: ``host:port`` where the process answers `/live`, `/ready` and `/status`; port 0: any free one,
-            which the log names; empty: nowhere.
+        http_bind: ``host:port`` where the process answers `/live`, `/ready` and `/status`; port 0: any free
+            one, which the log names; empty: nowhere.
         isolation_level: of the sources that name none themselves.
         source_gap: what deleted but unprocessed source records lead to: "fail" or "continue".
         replication_factor: of topics the cluster creates; -1: the brokers' default.
@@ -216,11 +216,12 @@ class Settings:
         epoch_records_max: an open epoch takes no more records.
         initial_rebalance_delay_ms: wait for more workers before the first assignment.
         coordinator_loss_bound_ms: workers go on without a coordinator for so long.
-        worker_leave_timeout_ms: a worker that was asked to leave (SIGTERM) waits so long for its shards to move
-            away warm; then it commits what it has processed and goes. 0: at once.
+        worker_leave_timeout_ms: a worker that was asked to leave (SIGTERM) waits so long for its shards to
+            move away warm; then it commits what it has processed and goes. 0: at once.
         kafka: passed through to librdkafka, by its own names, without the prefix `kafka.`.
-        reading_group: no setting, but for the program to say: the group of consumers that neither join nor commit,
-            since a broker asks even those whether they may read as that group. Empty: none in particular.
+        reading_group: no setting, but for the program to say: the group of consumers that neither
+            join nor commit, since a broker asks even those whether they may read as that group.
+            Empty: none in particular.
     """
 
     bootstrap_servers: str = _text("")

@@ -71,8 +71,8 @@ class SnapshotStore(Protocol):
         ...
 
     def is_verified(self, shard: ShardId, file_hash: str, size_bytes: int) -> bool:
-        """Whether that was noted by this process, and the store says that it still is the same content: it needn't
-        be read again. Always false for a store that can't say so."""
+        """Whether that was noted by this process, and the store says that it still is the same content: it
+        needn't be read again. Always false for a store that can't say so."""
         ...
 
     def put_manifest(self, shard: ShardId, name: str, content: bytes) -> None:
@@ -134,8 +134,8 @@ def store_identity(url: str, job: str) -> str:
 class DirectorySnapshotStore:
     """A snapshot store in a local or shared directory.
 
-    Others may write there as well, and change it at any moment: each step is done by way of the descriptors of
-    directories that were opened without following a link.
+    Others may write there as well, and change it at any moment: each step is done by way of the descriptors
+    of directories that were opened without following a link.
 
     Args:
         root: made if missing. It may be a link; nothing inside may.
@@ -199,9 +199,9 @@ class DirectorySnapshotStore:
         return sorted((name for name in names if MANIFEST_NAME.fullmatch(name)), reverse=True)
 
     def read_manifest(self, shard: ShardId, name: str) -> bytes:
-        with self._told(f"reading {name}"):
-            with self._open(shard, "manifests", checked_manifest_name(name)) as file:
-                content = file.read(MANIFEST_BYTES_MAX + 1)
+        checked = checked_manifest_name(name)
+        with self._told(f"reading {name}"), self._open(shard, "manifests", checked) as file:
+            content = file.read(MANIFEST_BYTES_MAX + 1)
         if len(content) > MANIFEST_BYTES_MAX:
             raise NotPlainFileError(f"{name} is too large for a manifest")
         return content
@@ -229,7 +229,8 @@ class DirectorySnapshotStore:
 
     @contextmanager
     def _told(self, doing: str) -> Generator[None]:
-        """Trouble of a disk or share (an I/O error, a server that is away, rights) says nothing of what is there."""
+        """Trouble of a disk or share (an I/O error, a server that is away, rights)
+        says nothing of what is there."""
         try:
             yield
         except FileNotFoundError:

@@ -38,8 +38,8 @@ RECONNECT_INTERVAL_MS_MAX = 400
 HANDSHAKE_TIMEOUT_MS = 5_000
 CONNECT_TIMEOUT_MS = 2_000
 UNACKNOWLEDGED_MS_MAX = 5_000
-"""A connection whose other host's kernel acknowledges nothing for so long is closed. The system itself would send
-again ever more rarely, and find out late that a network that was cut is whole again."""
+"""A connection whose other host's kernel acknowledges nothing for so long is closed. The system itself would
+send again ever more rarely, and find out late that a network that was cut is whole again."""
 QUEUE_FRAMES_MAX = 10_000
 """Frames that may wait to be sent over one connection; more are dropped, as if lost."""
 UNREAD_FRAMES_MAX = 8
@@ -56,10 +56,11 @@ CUT_HANDSHAKES_MAX = 3
 """So many connections in a row that end within their handshake are a reason, not an accident."""
 ACCEPT_BACKLOG = 1_024
 SILENT_CONNECTIONS_MAX = 1_000
-"""Connections that may stand before they have said anything: an honest peer speaks as soon as it is let in. The
-oldest go first, so who holds many open, to take descriptors away, gets in nobody's way."""
+"""Connections that may stand before they have said anything: an honest peer speaks as soon as it is let in.
+The oldest go first, so who holds many open, to take descriptors away, gets in nobody's way."""
 DESCRIPTORS_KEPT = 512
-"""Of what the system allows the process, so many are never given to connections: files and Kafka need some."""
+"""Of what the system allows the process, so many are never given to connections:
+files and Kafka need some."""
 DESCRIPTORS_WANTED = 65_536
 
 
@@ -401,10 +402,11 @@ class RouterTransport:
 
 
 def _hang_up(descriptor: int, port: int) -> bool:
-    """End a connection of ZeroMQ's that came in at `port`: it sees the end and closes it. False: it is no such.
+    """End a connection of ZeroMQ's that came in at `port`: it sees the end and closes it.
+    False: it is no such.
 
-    The descriptor may be closed by now, and even be another connection's; then that is one of the same port at
-    worst, whose peer connects again.
+    The descriptor may be closed by now, and even be another connection's; then that is one of the same port
+    at worst, whose peer connects again.
     """
     try:
         connection = sockets.socket(fileno=descriptor)

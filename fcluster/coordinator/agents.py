@@ -1,9 +1,9 @@
 """Agents: processes that run workers on a host, as many as they are told to.
 
-Responsible for: which agents there are, spreading a wanted number of workers over them, and telling them until
-they say that they took it. Keeps the rules that an agent is the truth of its own target (what is here is what
-it said last, and a new leader learns it from there), that an order is followed once, and that everything is
-bounded. Must not know of shards or sessions. Pure.
+Responsible for: which agents there are, spreading a wanted number of workers over them, and telling them
+until they say that they took it. Keeps the rules that an agent is the truth of its own target (what is here
+is what it said last, and a new leader learns it from there), that an order is followed once, and that
+everything is bounded. Must not know of shards or sessions. Pure.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ class Agents:
         self._orders = 0
 
     def heard(self, peer: bytes, report: AgentReport, now_ms: float) -> AgentOrder | None:
-        """Take an agent's word; the answer tells it what to do, if anything. None: there are too many agents."""
+        """Take an agent's word; the answer tells it what to do, if anything.
+        None: there are too many agents."""
         agent = self._by_peer.get(peer)
         if agent is None:
             self._forget_silent(now_ms)

@@ -13,11 +13,11 @@ moving as few as that allows, deterministically.
 
 Must not: know of workers, sessions or time.
 
-How `plan` works: within a stage each slot gets either the quotient of shards and slots or one more. So what has to be
-decided is which slots get *one more* in which stage, such that the totals are even too and as many as
-possible of those extras go to slots that have that shard already. That is a flow of minimal cost from
-stages to slots. Slots that have extras to keep in the same stages are alike, so the flow runs over classes
-of such slots, of which there are few, and is dealt out within each class afterwards.
+How `plan` works: within a stage each slot gets either the quotient of shards and slots or one more. So what
+has to be decided is which slots get *one more* in which stage, such that the totals are even too and as many
+as possible of those extras go to slots that have that shard already. That is a flow of minimal cost from
+stages to slots. Slots that have extras to keep in the same stages are alike, so the flow runs over classes of
+such slots, of which there are few, and is dealt out within each class afterwards.
 """
 
 from __future__ import annotations
@@ -208,8 +208,8 @@ def place_standbys(
 ) -> dict[ShardId, tuple[int, ...]]:
     """The slots that keep a warm copy of each shard: `replicas` of them, or as many as there are.
 
-    What is there stays, if it may; what is missing goes to the slots that keep the fewest copies; then copies move
-    from slots that keep two or more above others, until none can.
+    What is there stays, if it may; what is missing goes to the slots that keep the fewest copies; then copies
+    move from slots that keep two or more above others, until none can.
 
     Args:
         owners: the slot of each shard that is to have standbys; None: nobody has it at present.

@@ -41,7 +41,8 @@ def check_topology(past: Mapping[str, Any], topology: Topology) -> None:
 
 
 def highest_committed_epoch(consumer: Consumer, job: str, partitions: Mapping[str, int]) -> int:
-    """The highest epoch in the committed offsets of the group `job`, which the consumer belongs to; 0 if none.
+    """The highest epoch in the committed offsets of the group `job`,
+    which the consumer belongs to; 0 if none.
 
     Raises:
         KafkaUnavailable: the brokers don't answer.

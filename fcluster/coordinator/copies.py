@@ -1,9 +1,10 @@
 """Warm copies of shards: where they are to be, who has been told, and which of them are warm.
 
-Responsible for: planning standbys, telling workers which to keep, and what workers say of them. Keeps the rules
-that a worker is never told to keep a copy of a shard that it owns, and that one which is about to get a shard
-keeps its copy until it is told so. Nothing depends on a copy for being right: whoever gets a shard restores it to its
-committed epoch, and a warm copy only makes that quick. Pure; must not decide who owns what.
+Responsible for: planning standbys, telling workers which to keep, and what workers say of them. Keeps
+the rules that a worker is never told to keep a copy of a shard that it owns, and that one which is
+about to get a shard keeps its copy until it is told so. Nothing depends on a copy for being right:
+whoever gets a shard restores it to its committed epoch, and a warm copy only makes that quick. Pure;
+must not decide who owns what.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from fcluster.coordinator.assignment import place_standbys
 from fcluster.coordinator.model import Session, SessionPhase, Shard, ShardPhase, Slot
 
 WARM_LAG_OFFSETS_MAX = 200
-"""A copy that is no further behind the end of its changelog is warm: what is missing is read in no time. A busy
-shard writes two offsets for each epoch, a delta and the mark of its commit."""
+"""A copy that is no further behind the end of its changelog is warm: what is missing is read in no time. A
+busy shard writes two offsets for each epoch, a delta and the mark of its commit."""
 
 
 class Copies:

@@ -1,7 +1,7 @@
 """When a standby may think that the leader is gone, and who of several goes first; without any I/O.
 
-Responsible for: suspicion (`Watch`, in a standby), the order of the standbys (`Roster`, in the leader), and how a
-leader that was asked to leave hands over to one of them (`Resignation`). Invariants kept:
+Responsible for: suspicion (`Watch`, in a standby), the order of the standbys (`Roster`, in the leader), and
+how a leader that was asked to leave hands over to one of them (`Resignation`). Invariants kept:
 
 - Suspicion is no proof, and need not be: who takes over fences the former leader by the journal. But it is
   disruptive if wrong, so a connection that closed isn't enough: nobody listens at the leader's address any
@@ -21,7 +21,8 @@ REFUSED_MS = 100.0
 """Nobody listened at two moments so far apart: the process is gone, not just slow to accept."""
 PROBE_INTERVAL_MS = 50.0
 RANK_STEP_MS = 500.0
-"""What each rank waits longer than the one before it: more than a take-over needs to be seen in the journal."""
+"""What each rank waits longer than the one before it:
+more than a take-over needs to be seen in the journal."""
 ABSENCE_NOTICED_MS = 1_000.0
 ROSTER_KEPT_MS = 2_000.0
 ROSTER_MAX = 100
@@ -30,8 +31,8 @@ RESIGN_MS = 5_000.0
 RESIGN_STEP_MS = 100.0
 """How often a leader that resigns looks whether it is still the leader."""
 STANDBYS_COME_MS = 3_000.0
-"""The standbys of a leader that has just taken over need a moment to find it: to be asked to leave in that moment
-doesn't mean that nobody could lead."""
+"""The standbys of a leader that has just taken over need a moment to find it: to be asked to leave in that
+moment doesn't mean that nobody could lead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +88,8 @@ class Watch:
         self._probe_ms = now_ms
 
     def heard(self, rank: int, now_ms: float, *, resigns: bool = False) -> None:
-        """The leader itself answered, and says that this standby is the `rank`-th, from 0; perhaps that it shall
-        take over."""
+        """The leader itself answered, and says that this standby is the `rank`-th, from 0;
+        perhaps that it shall take over."""
         self._pass_time(now_ms)
         self.was_heard, self.rank, self.resigns = True, float(rank), resigns
         self.signs += 1

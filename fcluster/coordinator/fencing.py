@@ -1,9 +1,9 @@
 """Fences slots: aborts what their transactional ids have open, and keeps their former owners from committing.
 
 Responsible for: carrying out `FenceSlot` in threads, both ids of a slot at once, and reporting the outcome
-as an event; and having producers connected for it when `PrepareFence` came before. Keeps the rules that a slot is
-reported fenced only when *both* ids are, and that an answer always comes, in bounded time. With at-least-once there
-are no transactions and nothing to fence.
+as an event; and having producers connected for it when `PrepareFence` came before. Keeps the rules that a
+slot is reported fenced only when *both* ids are, and that an answer always comes, in bounded time. With
+at-least-once there are no transactions and nothing to fence.
 
 Must not: decide which slot is fenced, or retry.
 """
@@ -26,7 +26,8 @@ from fcluster.coordinator.events import SlotFenced, SlotFenceFailed
 FENCES_AT_ONCE = 16
 """Ids fenced at the same time: each takes two short-lived producers."""
 PREPARED_MAX = 16
-"""Ids for which producers are kept ready: those of eight workers. Where there are more, those of suspected ones."""
+"""Ids for which producers are kept ready: those of eight workers.
+Where there are more, those of suspected ones."""
 
 _Ready = list[Producer]
 """Producers of one id. Emptied by who uses them: one that goes on asking would fence the id's next owner."""

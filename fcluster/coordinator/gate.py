@@ -12,7 +12,7 @@ from typing import Final, get_args
 
 from fcluster.common import messages
 from fcluster.common.keys import Role
-from fcluster.common.messages import MalformedMessage, Message, Refused, ToCoordinator
+from fcluster.common.messages import MalformedMessageError, Message, Refused, ToCoordinator
 from fcluster.common.transport import FrameReceived
 
 _log = logging.getLogger("fcluster.coordinator")
@@ -45,7 +45,7 @@ class Gate:
         """The message in a frame; or, if its sender may not send it, an answer for him, or nothing."""
         try:
             message = messages.decode_for_coordinator(received.frame)
-        except MalformedMessage as error:
+        except MalformedMessageError as error:
             self._drop_malformed(str(error))
             return None
         if isinstance(message, messages.Hello | messages.AgentReport):

@@ -70,8 +70,8 @@ class CoordinatorHealth:
         """It watches a leader that lives."""
         self._pulse.beat(STANDING_BY_BOUND_S)
         if self._doing.leader != leader or self._doing.role != "standby":
-            text = f"stands by: process {leader.pid} on {leader.host} leads job {self._job} in term {leader.term}"
-            self._doing = _Doing("standby", True, text, leader)
+            leads = f"process {leader.pid} on {leader.host} leads job {self._job} in term {leader.term}"
+            self._doing = _Doing("standby", True, f"stands by: {leads}", leader)
 
     def turned(self) -> None:
         """The leader's loop has turned."""

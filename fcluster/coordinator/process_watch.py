@@ -1,8 +1,8 @@
 """Notices at once when a worker's process on this host ends.
 
-Responsible for: waiting for the ends of processes, by descriptors that stand for the process itself (pidfd), so
-that an id that is used again is never mistaken for it. Does nothing where the system has no such descriptors:
-a death is then noticed by its connection, as on other hosts. Must not decide what an end means.
+Responsible for: waiting for the ends of processes, by descriptors that stand for the process itself (pidfd),
+so that an id that is used again is never mistaken for it. Does nothing where the system has no such
+descriptors: a death is then noticed by its connection, as on other hosts. Must not decide what an end means.
 
 Threads: one of its own; `watch` and `close` are for one other thread.
 """
@@ -19,7 +19,8 @@ import threading
 from collections.abc import Callable
 
 PROCESSES_MAX = 256
-"""More on one host are left to their connections: each takes a descriptor, of which a process may have 1,024 by default."""
+"""More on one host are left to their connections: each takes a descriptor,
+of which a process may have 1,024 by default."""
 
 _log = logging.getLogger("fcluster.coordinator")
 

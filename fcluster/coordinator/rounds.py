@@ -194,7 +194,8 @@ class Rounds:
             self.want(session)
 
     def unlinked(self, session: Session, now_ms: float) -> None:
-        """Its connection closed: the others don't wait for it. If it is alive it goes on as a straggler does."""
+        """Its connection closed: the others don't wait for it.
+        If it is alive it goes on as a straggler does."""
         current = self.current
         if current is not None and current.waiting.pop(session.number, None) is not None:
             self.stragglers += 1

@@ -1,9 +1,9 @@
 """The coordinator process: stands by while another one leads; then carries out what `core` decides.
 
 Responsible for: taking over the journal when it is this one's turn (see `standby`) and `checks` has no
-objection, and then the loop that turns frames, closed connections and outcomes into events, and effects into frames, journal writes and fences. One
-thread owns the socket and the core; the journal, fences and background duties have threads of their own and
-report to it through one queue.
+objection, and then the loop that turns frames, closed connections and outcomes into events, and effects into
+frames, journal writes and fences. One thread owns the socket and the core; the journal, fences and background
+duties have threads of their own and report to it through one queue.
 
 Invariants kept: no effect that takes long runs in the loop's thread, so that no epoch waits for it; every
 wait is bounded.
@@ -40,8 +40,8 @@ from fcluster.common.health import health_port
 from fcluster.common.job import Job
 from fcluster.common.kafka_clients import Admin, end_offsets
 from fcluster.common.processes import process_space
-from fcluster.common.security import CoordinatorSecurity, coordinator_security
 from fcluster.common.reach import announced_address
+from fcluster.common.security import CoordinatorSecurity, coordinator_security
 from fcluster.common.settings import Settings, with_settings
 from fcluster.common.snapshot_store import store_identity
 from fcluster.common.topology import Topology
@@ -194,8 +194,8 @@ class _Office:
             candidate: has Kafka ready.
             signals: to be obeyed.
             own: the record so far.
-            again: this one stood by or led before: trouble on the way to leadership may pass, and an end of the
-                job that is under way is carried on.
+            again: this one stood by or led before: trouble on the way to leadership may pass, and an end of
+                the job that is under way is carried on.
         """
         self.health.takes_over()
         transport = RouterTransport(self.security)
@@ -204,7 +204,8 @@ class _Office:
             address = _announced(self.settings, _bind(transport, self.settings.coordinator_bind))
             journal, past = candidate.open_journal()
             if not again:
-                # Who didn't see the last leader end the job starts it anew: what became of that end is history.
+                # Who didn't see the last leader end the job starts it anew:
+                # what became of that end is history.
                 past.pop(ENDING_KEY, None)
             terms, own = self._terms(candidate, past, address)
             journal.write(_first_entries(own, terms, ending=past.get(ENDING_KEY)))
@@ -393,8 +394,8 @@ class _Shell:
     def _on_journal(self, event: events.JournalWritten | events.Deposed) -> None:
         """In the journal's thread, which ends after `Deposed`.
 
-        Who resigns serves the workers until they can find the successor: fenced it does no harm, and they don't
-        wait for the successor to read the journal.
+        Who resigns serves the workers until they can find the successor: fenced it does no harm, and they
+        don't wait for the successor to read the journal.
         """
         if isinstance(event, events.Deposed) and self._core.resignation is not None:
             self._await_successor()

@@ -4,8 +4,8 @@ Responsible for: the clients that a take-over needs, connected in advance (`Cand
 leader, over ZeroMQ and through the journal (`Standby`). Invariants kept:
 
 - The journal has the last word: whatever the network seems to say, this one's turn comes only if the journal
-  still names the leader that is suspected, or has asked this one to take over. Whether it really leads then is
-  decided by the journal's fence.
+  still names the leader that is suspected, or has asked this one to take over. Whether it really leads then
+  is decided by the journal's fence.
 - A job that was ended on purpose isn't taken over: its standbys end too, and say why.
 - Every wait is bounded; nothing is written.
 
@@ -38,7 +38,7 @@ from fcluster.common.kafka_clients import (
     make_consumer,
 )
 from fcluster.common.keys import Role
-from fcluster.common.messages import MalformedMessage
+from fcluster.common.messages import MalformedMessageError
 from fcluster.common.security import client_security
 from fcluster.common.settings import Settings
 from fcluster.common.topology import Topology
@@ -295,7 +295,7 @@ class Standby:
     def _on_frame(self, frame: bytes, leader: Leader, watch: Watch) -> None:
         try:
             message = messages.decode_from_coordinator(frame)
-        except MalformedMessage:
+        except MalformedMessageError:
             return
         if isinstance(message, messages.LeaderAlive) and message.cluster_id == leader.cluster_id:
             if not watch.was_heard:
@@ -314,9 +314,9 @@ class Standby:
             )
         if leader.topology != self._topology.fingerprint:
             raise IncompatibleState(
-                f"The coordinator that leads job {job!r} (process {leader.pid} on {leader.host}) runs it with "
-                f"another topology ({leader.topology}) than this one ({self._topology.fingerprint}), which "
-                "therefore can't stand by.",
+                f"The coordinator that leads job {job!r} (process {leader.pid} on {leader.host}) runs it "
+                f"with another topology ({leader.topology}) than this one ({self._topology.fingerprint}), "
+                "which therefore can't stand by.",
                 remedy="Start both from the same job file. To change the job, stop it first.",
             )
         self.stood_by = True

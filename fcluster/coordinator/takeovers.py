@@ -1,8 +1,8 @@
 """Where the time goes when shards change hands: those of a dead worker, and those that move.
 
-Responsible for: following each such shard from the end of its session, or the word to give it back, to the moment
-when it runs again, for the log and the status. Nothing depends on it. Pure; times are milliseconds on the
-coordinator's clock.
+Responsible for: following each such shard from the end of its session, or the word to give it back, to the
+moment when it runs again, for the log and the status. Nothing depends on it. Pure; times are milliseconds
+on the coordinator's clock.
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ class Takeover:
     def describe(self) -> str:
         """A line for the log."""
         total_ms = round(self.running_ms - self.since_ms)
-        return f"the {self.shards} shards of slot {self.slot} run again after {total_ms} ms: {_took(self.steps())}"
+        took = _took(self.steps())
+        return f"the {self.shards} shards of slot {self.slot} run again after {total_ms} ms: {took}"
 
 
 @dataclass(slots=True)

@@ -1,7 +1,7 @@
 """How much a restore of a shard would have to replay: the deltas since its newest snapshot.
 
-Responsible for: that sum, known or estimated, from which it follows when a snapshot is due before its interval
-is over. Must not know Kafka or the snapshot store. Pure.
+Responsible for: that sum, known or estimated, from which it follows when a snapshot is due before its
+interval is over. Must not know Kafka or the snapshot store. Pure.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ STEPS_MAX = 256
 class Chain:
     """The deltas of one shard since it is this worker's.
 
-    A shard that was taken over has a past that wasn't counted here. What of it lies behind the newest snapshot is
-    known in offsets only; it is taken to be like what was counted.
+    A shard that was taken over has a past that wasn't counted here. What of it lies behind the newest
+    snapshot is known in offsets only; it is taken to be like what was counted.
 
     Args:
         offset: where the shard's state stands in its changelog.

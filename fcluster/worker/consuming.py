@@ -9,10 +9,10 @@ Every queue is bounded: at most `BATCHES_AHEAD_MAX` batches wait for the main th
 librdkafka's own queue fills up to its bound.
 
 Two ways to fetch, each a consumer of its own since the settings of one can't be changed: *patient* (the
-broker answers with the first record, or after a tenth of a second) costs next to nothing while there is nothing to read;
-*gathering* (the broker collects for some milliseconds) costs a constant number of requests, and so far less
-than one for each record once records come in steadily. The reader changes between them by what it sees.
-See docs/decisions/0031-two-ways-to-fetch.md.
+broker answers with the first record, or after a tenth of a second) costs next to nothing while there is
+nothing to read; *gathering* (the broker collects for some milliseconds) costs a constant number of requests,
+and so far less than one for each record once records come in steadily. The reader changes between them by
+what it sees. See docs/decisions/0031-two-ways-to-fetch.md.
 """
 
 from __future__ import annotations

@@ -103,8 +103,9 @@ class ShardRestored:
 class RestoreProgress:
     """How far a restore has come.
 
-    `offsets` and `offsets_total` count changelog records to be passed, `bytes` what has been read, of snapshots
-    (`snapshot_bytes_left` of them are on their way) and of the changelog (`records`, with `record_bytes`).
+    `offsets` and `offsets_total` count changelog records to be passed, `bytes` what has been read,
+    of snapshots (`snapshot_bytes_left` of them are on their way) and of the changelog (`records`, with
+    `record_bytes`).
     """
 
     shards_done: int
@@ -118,7 +119,8 @@ class RestoreProgress:
 
     @property
     def bytes_left(self) -> int:
-        """An estimate: as if what is left of the changelog were like what was read of it; -1 if nothing was yet."""
+        """An estimate: as if what is left of the changelog were like what was read of it;
+        -1 if nothing was yet."""
         offsets_left = max(0, self.offsets_total - self.offsets)
         if not offsets_left:
             return self.snapshot_bytes_left
@@ -148,8 +150,8 @@ def restore_shards(
         settings: of the cluster.
         stop: when set, the iterator ends early.
         admin: to ask the brokers with; one is made if none is given.
-        consumer: from `changelog_consumer`, to read with; assigned to nothing, and so again afterwards. If none is
-            given one is made, which has to connect first.
+        consumer: from `changelog_consumer`, to read with; assigned to nothing, and so again afterwards. If
+            none is given one is made, which has to connect first.
         progress: called after each batch of records, and around each snapshot, by any thread.
         stall_timeout_s: seconds without anything from the brokers until it is an error.
 
@@ -379,7 +381,8 @@ class _Restore:
 
     @contextlib.contextmanager
     def _counted(self, snapshot: Manifest | None) -> Generator[Callable[[int], None]]:
-        """Count a snapshot's bytes, as on their way and then as there; gives what is to be called for each piece."""
+        """Count a snapshot's bytes, as on their way and then as there;
+        gives what is to be called for each piece."""
         size_bytes = 0 if snapshot is None else snapshot.size_bytes
         counted_bytes = 0
 
@@ -547,7 +550,8 @@ def place_base(
     snapshots: SnapshotStore,
     copied: Callable[[int], None] = lambda _copied_bytes: None,
 ) -> RocksStore:
-    """Make the plan's base the store of `shard`; `copied` is called for each piece of a snapshot, with its bytes.
+    """Make the plan's base the store of `shard`;
+    `copied` is called for each piece of a snapshot, with its bytes.
 
     Raises:
         StateDamaged: the base is damaged.

@@ -150,7 +150,8 @@ def plan_standby(
     changelog_begin: int,
     changelog_end: int,
 ) -> RestorePlan | None:
-    """What a warm copy of a shard begins with; from there it follows the changelog for as long as it is wanted.
+    """What a warm copy of a shard begins with;
+    from there it follows the changelog for as long as it is wanted.
 
     No epoch is the target: a read_committed reader gives nothing that isn't committed.
 

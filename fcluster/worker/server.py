@@ -49,7 +49,7 @@ from fcluster.common.ids import ShardId
 from fcluster.common.job import Job
 from fcluster.common.kafka_clients import make_consumer
 from fcluster.common.keys import Role
-from fcluster.common.messages import MalformedMessage, ShardStatus, WorkerStats
+from fcluster.common.messages import MalformedMessageError, ShardStatus, WorkerStats
 from fcluster.common.positions import CommittedPosition
 from fcluster.common.processes import process_space
 from fcluster.common.reach import ReachWatch
@@ -330,7 +330,7 @@ class Worker:
     def _on_frame(self, frame: bytes) -> None:
         try:
             message = messages.decode_from_coordinator(frame)
-        except MalformedMessage as error:
+        except MalformedMessageError as error:
             self._transport.malformed_frames += 1
             count = self._transport.malformed_frames
             if count & (count - 1) == 0:  # the 1st, 2nd, 4th, 8th, ...: a flood must not fill the log
@@ -533,12 +533,15 @@ class Worker:
 
     def _destroy_writer(self) -> None:
         self._port.close()  # its producer is to be destroyed by the writer's thread, not by this one
-        last_use: Callable[[], object] = lambda: None
-        if self._commit_thread is not None:
-            self._commit_thread.shutdown(wait=False, cancel_futures=True)
-            self._retired_commit_threads.append(self._commit_thread)
-            last_use = self._commit_thread.shutdown  # waits for it
-            self._commit_thread = None
+        retired, self._commit_thread = self._commit_thread, None
+        if retired is not None:
+            retired.shutdown(wait=False, cancel_futures=True)
+            self._retired_commit_threads.append(retired)
+
+        def last_use() -> None:
+            if retired is not None:
+                retired.shutdown()  # waits for it
+
         if self._writer is not None:
             self._writer.destroy(last_use)
             self._writer = None
@@ -834,8 +837,8 @@ def run_worker(job: Job, settings: Settings, *, slot: int = -1, coordinator_addr
     """Run a worker in this process until it is told to leave (by the coordinator, SIGTERM or SIGINT).
 
     Returns:
-        The exit code: 0 in good order, 3 if the job failed, 1 if this worker can't go on, 4 if it was drained and
-        isn't to be started again.
+        The exit code: 0 in good order, 3 if the job failed, 1 if this worker can't go on, 4 if it was drained
+        and isn't to be started again.
 
     Raises:
         FclusterError: it can't start; the message says why.

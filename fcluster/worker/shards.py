@@ -1,9 +1,9 @@
-"""The shards of a worker: restores them, keeps their state open, takes their snapshots, lets them go; and warm
-copies of shards of others.
+"""The shards of a worker: restores them, keeps their state open, takes their snapshots, lets them go;
+and warm copies of shards of others.
 
 Responsible for: two background threads and what they share. The restore thread opens, restores and closes
-stores, in the order in which it was asked to, and takes them from `standby`, which follows the changelogs of others'
-shards, when they become the worker's own; the snapshot thread copies them to the snapshot store every
+stores, in the order in which it was asked to, and takes them from `standby`, which follows the changelogs of
+others' shards, when they become the worker's own; the snapshot thread copies them to the snapshot store every
 `snapshot.interval.ms` and lets the changelog be truncated behind what is safe there.
 
 Keeps from the invariants: committed offsets are read after the shard's former owner was fenced or let go
@@ -67,11 +67,12 @@ _MENDABLE = (KafkaUnavailable, SnapshotStoreUnavailable, _OvertakenError)
 
 SETTLE_TIMEOUT_S = 60.0
 CHAIN_RETRY_S = 1.0
-"""Between two snapshots of a shard at least, however fast its chain of deltas grows. What is committed reaches the
-store, and so a snapshot, within such a time."""
+"""Between two snapshots of a shard at least, however fast its chain of deltas grows. What is committed
+reaches the store, and so a snapshot, within such a time."""
 CONNECT_TIMEOUT_S = 5.0
 CATCH_UP_PATIENCE_S = 0.3
-"""What a warm copy may take for the last deltas before a restore reads them: longer than that needs to connect."""
+"""What a warm copy may take for the last deltas before a restore reads them:
+longer than that needs to connect."""
 
 
 class ShardHost:
@@ -269,7 +270,8 @@ class ShardHost:
             try:
                 self._restore_states(session, positions, ids.result(), stop)
                 _log.info(
-                    "restored %d shards, %d of them warm: positions %.0f ms, copies %.0f ms, the rest %.0f ms",
+                    "restored %d shards, %d of them warm: "
+                    "positions %.0f ms, copies %.0f ms, the rest %.0f ms",
                     len(shards),
                     warm,
                     1000 * (read_s - began_s),
@@ -350,8 +352,9 @@ class ShardHost:
     def _keep_standbys(self, shards: tuple[ShardId, ...], before: tuple[Executor, ...]) -> None:
         assert self._directory is not None
         try:
-            # A copy may begin with the files of a shard that was this worker's own in a former session. What that
-            # session hasn't written yet is older than what the copy will hold, and must not come after it.
+            # A copy may begin with the files of a shard that was this worker's own in a former
+            # session. What that session hasn't written yet is older than what the copy will hold, and
+            # must not come after it.
             for executor in before:
                 executor.shutdown(wait=True)
             self._write_dropped()
@@ -477,7 +480,8 @@ class ShardHost:
         return True
 
     def _newest_snapshot_offset(self, shard: ShardId) -> int:
-        """Where the newest snapshot of the shard stands in its changelog, whoever took it; 0 if there is none."""
+        """Where the newest snapshot of the shard stands in its changelog, whoever took it;
+        0 if there is none."""
         store = self._directory.opened(shard) if self._directory is not None else None
         try:
             for manifest in usable_manifests(self._snapshot_store, shard):

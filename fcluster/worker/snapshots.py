@@ -377,7 +377,8 @@ def _read(source: IO[bytes], file: SnapshotFile) -> bytes:
 
 
 def _measure(content: IO[bytes], size_bytes_max: int | None = None) -> tuple[int, str]:
-    """Size and hash; of what is longer than `size_bytes_max`, some size beyond it, and no hash that counts."""
+    """Size and hash; of what is longer than `size_bytes_max`, some size beyond it,
+    and no hash that counts."""
     digest, size_bytes = content_hash(), 0
     while (size_bytes_max is None or size_bytes <= size_bytes_max) and (chunk := content.read(COPY_BYTES)):
         digest.update(chunk)

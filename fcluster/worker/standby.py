@@ -1,10 +1,11 @@
-"""Warm copies of shards that others run: follows their changelogs, so that a take-over has next to nothing to read.
+"""Warm copies of shards that others run: follows their changelogs,
+so that a take-over has next to nothing to read.
 
-Responsible for: one background thread with one consumer for all copies. It puts a base in place (local files, else a
-snapshot), then applies committed deltas in batches, checked one by one as in a restore. Keeps the rule of one owner at a
-time: a copy's store is this module's until `take` returns, and the caller's from then on, still open. Must not
-take part in deciding whether a copy is right: the restore does that against the committed epoch, and nothing fails here
-that another attempt may mend.
+Responsible for: one background thread with one consumer for all copies. It puts a base in place (local files,
+else a snapshot), then applies committed deltas in batches, checked one by one as in a restore. Keeps the rule
+of one owner at a time: a copy's store is this module's until `take` returns, and the caller's from then on,
+still open. Must not take part in deciding whether a copy is right: the restore does that against the
+committed epoch, and nothing fails here that another attempt may mend.
 
 Threads: `keep`, `take` and `close` are for one thread, the restoring one; `statuses` for any.
 """
@@ -55,7 +56,8 @@ class _Copy:
     Attributes:
         store: None while there is none: its base isn't in place yet, or turned out to be no good.
         opening: the thread is putting the base in place; nobody else may touch the shard's files.
-        position: up to where the changelog was read; `end` is where it ended when last looked at, -1: unknown.
+        position: up to where the changelog was read; `end` is where it ended when last looked at,
+            -1: unknown.
         failed: bases that didn't lead anywhere.
     """
 
@@ -117,7 +119,8 @@ class _Copy:
             self.write()
 
     def write(self) -> None:
-        """Bring the store to where the copy stands; a write that fails forgets nothing of what it had to write."""
+        """Bring the store to where the copy stands;
+        a write that fails forgets nothing of what it had to write."""
         if self.store is not None and self.store.meta() != self.meta:
             self.store.apply(self._changes, self.meta)
         self._changes, self._changes_bytes = {}, 0
@@ -130,8 +133,8 @@ class StandbyTail:
         settings: resolved.
         snapshots: read only.
         admin: to ask the brokers with.
-        disk_failed: called from the thread with the reason when the disk is full or fails. The worker's own shards
-            are on the same disk, and would be next.
+        disk_failed: called from the thread with the reason when the disk is full or fails. The worker's own
+            shards are on the same disk, and would be next.
     """
 
     def __init__(
@@ -182,8 +185,9 @@ class StandbyTail:
         """Let go of these shards; their stores stay open, as far as they are, and are the caller's.
 
         Args:
-            targets: by shard the state epoch that the caller needs. The consumer at hand is quicker than another one
-                that has to be connected first, so copies that are set up get a moment to come there.
+            targets: by shard the state epoch that the caller needs. The consumer at hand is
+                quicker than another one that has to be connected first, so copies that are set up
+                get a moment to come there.
             patience_s: how long that moment is.
 
         Returns:
@@ -395,7 +399,8 @@ class StandbyTail:
         self._try_later(copy, error)
 
     def _look_at_ends(self) -> None:
-        """Where the changelogs end as far as the consumer knows, so that a copy with much to read says how much."""
+        """Where the changelogs end as far as the consumer knows,
+        so that a copy with much to read says how much."""
         assert self._consumer is not None
         for place, copy in self._assigned.items():
             if copy.end == copy.position:

@@ -315,8 +315,8 @@ class StoreDirectory:
         note = f"{boot} {uuid.uuid4().hex}".encode()
         try:
             with self._mutex:
-                # Not synced either, for that may wait for all that was copied: a file system's journal keeps the
-                # order of these two, and a note that lost its content is of no boot.
+                # Not synced either, for that may wait for all that was copied: a file system's journal keeps
+                # the order of these two, and a note that lost its content is of no boot.
                 (path / _UNSYNCED).write_bytes(note)
                 files.rename(path / "db")
         except OSError as error:
@@ -344,7 +344,8 @@ class StoreDirectory:
             self._lock_file = -1
 
     def _look_for_unsynced(self, path: Path) -> None:
-        """Files that were adopted in another boot may have holes that RocksDB finds only when it reads there."""
+        """Files that were adopted in another boot may have holes
+        that RocksDB finds only when it reads there."""
         try:
             note = (path / _UNSYNCED).read_bytes()
         except FileNotFoundError:

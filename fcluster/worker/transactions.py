@@ -56,8 +56,9 @@ def told(what: str) -> Generator[None]:
     except KafkaException as error:
         raise TransactionLostError(f"{what}: {reason_of(error)}") from error
     except SystemError as error:
-        # A fatal error is raised from within the call that serves callbacks. If another callback is due in it,
-        # such as a line for the log, the client runs that with the exception set, which Python complains about.
+        # A fatal error is raised from within the call that serves callbacks. If another callback is
+        # due in it, such as a line for the log, the client runs that with the exception set, which
+        # Python complains about.
         cause = error.__cause__ or error.__context__
         if not isinstance(cause, KafkaException):
             raise
@@ -383,8 +384,8 @@ def positions_of(frozen: FrozenEpoch) -> Mapping[ShardId, CommittedPosition]:
 def _destroy_after(last_use: Callable[[], object], doomed: list[Producer]) -> None:
     """Empty the list in a thread of its own, after `last_use`, and so destroy the producers there.
 
-    That stops the client's threads, and what is still queued goes with it. No other thread may be in a call on
-    one then, nor do it by dropping what happens to be the last reference: the list has to hold those.
+    That stops the client's threads, and what is still queued goes with it. No other thread may be in a call
+    on one then, nor do it by dropping what happens to be the last reference: the list has to hold those.
     """
 
     def destroy() -> None:

@@ -23,7 +23,7 @@ from fcluster.common.discovery import Leader, find_leader
 from fcluster.common.ids import ShardId
 from fcluster.common.kafka_clients import make_producer
 from fcluster.common.keys import Keyring, Role, create_keys
-from fcluster.common.messages import MESSAGE_BYTES_MAX, MalformedMessage, ShardStatus, WorkerStats
+from fcluster.common.messages import MESSAGE_BYTES_MAX, MalformedMessageError, ShardStatus, WorkerStats
 from fcluster.common.security import ClientSecurity, client_security
 from fcluster.common.settings import Settings
 from fcluster.common.snapshot_store import store_identity
@@ -136,7 +136,7 @@ class Expected:
     def count(self, frame: bytes, identity: bytes, role: Role) -> bytes:
         try:
             message = messages.decode_for_coordinator(frame)
-        except MalformedMessage:
+        except MalformedMessageError:
             self.malformed += 1
             return frame
         names = {messages.Hello: "worker", messages.AgentReport: "agent"}

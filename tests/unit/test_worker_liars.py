@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from fcluster.common import messages
 from fcluster.common.ids import ShardId
-from fcluster.common.messages import MalformedMessage
+from fcluster.common.messages import MalformedMessageError
 from fcluster.common.positions import CommittedPosition
 from fcluster.common.transport import DealerTransport
 from fcluster.worker import core, events, model
@@ -80,7 +80,7 @@ def test_a_hundred_thousand_fuzzed_frames_are_counted_dropped_and_leave_no_trace
             return
         try:
             message = messages.decode_from_coordinator(frame)
-        except MalformedMessage:
+        except MalformedMessageError:
             malformed += 1
             return
         worker.handle(events.MessageReceived(message), 0)
@@ -121,7 +121,7 @@ def test_a_hundred_thousand_fuzzed_frames_are_counted_dropped_and_leave_no_trace
 def is_message(frame: bytes) -> bool:
     try:
         messages.decode_from_coordinator(frame)
-    except MalformedMessage:
+    except MalformedMessageError:
         return False
     return True
 
