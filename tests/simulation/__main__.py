@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from tests.simulation.mutations import BY_NAME, Mutation
-from tests.simulation.run import Result, run
+from tests.simulation.run import Result, catches, run
 
 PROGRESS_INTERVAL_S = 15
 FINDINGS_SHOWN_MAX = 20
@@ -107,8 +107,8 @@ def _play_many(first: int, count: int, processes: int | None) -> int:
 def _find(mutation: Mutation, first: int, count: int) -> int:
     found = 0
     for seed in range(first, first + count):
-        result = run(seed, mutation=mutation)
-        if result.failure:
+        if catches(seed, mutation):
+            result = run(seed, mutation=mutation)
             found += 1
             print(f"seed {seed} ({result.storm.theme}): {result.failure}")
             print(f"  {replay_command(seed, mutation)}", flush=True)

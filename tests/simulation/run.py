@@ -1,8 +1,8 @@
 """One run: a storm, its end, and what must be true then.
 
-Responsible for: `run`, which plays a seed and gives a `Result`. Safety is checked all the time, then the
-faults stop and everything has to be committed within a bound of virtual time; then the job is stopped in
-good order.
+Responsible for: `run`, which plays a seed and gives a `Result`, and `catches`, which says whether a seed
+finds a planted bug. Safety is checked all the time, then the faults stop and everything has to be committed
+within a bound of virtual time; then the job is stopped in good order.
 """
 
 from __future__ import annotations
@@ -87,6 +87,13 @@ def run(seed: int, *, mutation: Mutation | None = None, recording: bool = False)
         world.now_ms,
         tuple(world.transcript or ()),
     )
+
+
+def catches(seed: int, mutation: Mutation) -> bool:
+    """Whether the seed finds the planted bug, and finds nothing without it (or with only a part of it)."""
+    if mutation.finding not in run(seed, mutation=mutation).failure:
+        return False
+    return not run(seed).failure and not any(run(seed, mutation=part).failure for part in mutation.parts)
 
 
 def _play(cluster: Cluster, storm: Storm) -> None:
