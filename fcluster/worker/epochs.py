@@ -30,8 +30,6 @@ class Epochs:
 
     def records_processed(self, event: events.RecordsProcessed) -> None:
         """A batch was processed."""
-        if not self._now.open.dirty:
-            self._now.open.opened_ms = self._now.now_ms
         self._now.open.shards |= event.shards
         self._now.open.records += event.records
         self._now.backlog = event.backlog

@@ -244,7 +244,8 @@ class CommitEpoch:
 
 @dataclass(frozen=True, slots=True)
 class PauseReading:
-    """Hold all shards still: the open epoch is as large or as old as it may be."""
+    """Hold all shards still: the open epoch is as large as it may be, or nobody is heard who could have it
+    committed."""
 
     reason: str
 

@@ -93,7 +93,6 @@ class OpenEpoch:
     shards: set[ShardId] = field(default_factory=lambda: set[ShardId]())
     records: int = 0
     reported: bool = False
-    opened_ms: int = 0
 
     @property
     def dirty(self) -> bool:
