@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-from confluent_kafka import OFFSET_END, Consumer, Producer, TopicPartition
+from confluent_kafka import Producer
 
+from benchmarks.live import consumer_at_end
 from benchmarks.support import Names, cluster, median, parser, settings_of, topics, workplace
 from tests.checker.live import percentile
 from tests.checker.reading import READ_COMMITTED, READ_UNCOMMITTED, committed_offsets
@@ -62,16 +63,7 @@ def read(
     brokers: str, topic: str, partitions: int, isolation: str, ready: Any, end: Any, answer: Any
 ) -> None:
     """Runs in a process of its own: each record's (producer's time, latency) in nanoseconds until `end`."""
-    consumer = Consumer(
-        {
-            "bootstrap.servers": brokers,
-            "group.id": "fcluster-latency",
-            "enable.auto.commit": False,
-            "isolation.level": isolation,
-        }
-    )
-    consumer.assign([TopicPartition(topic, partition, OFFSET_END) for partition in range(partitions)])
-    consumer.poll(1.0)
+    consumer = consumer_at_end(brokers, topic, partitions, isolation)
     seen: list[tuple[int, int]] = []
     ready.set()
     while not end.is_set():

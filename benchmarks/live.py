@@ -12,17 +12,20 @@ from __future__ import annotations
 import multiprocessing
 import time
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import orjson
 from confluent_kafka import OFFSET_END, Consumer, Producer, TopicPartition
 
+from benchmarks.support import Names, cluster, settings_of, topics
 from tests.checker.live import percentile
 from tests.checker.reading import READ_COMMITTED
-from tests.harness import wait_until
+from tests.harness import Cluster, wait_until
 
 START_TIMEOUT_S = 60
 TICK_S = 0.005
@@ -66,18 +69,24 @@ def produce(brokers: str, topic: str, rate: float, keys: int, end: Any) -> None:
     producer.flush(30)
 
 
-def read(brokers: str, topic: str, partitions: int, newest: Any, ready: Any, end: Any, answer: Any) -> None:
-    """Runs in a process of its own: note each record until `end`; `newest` tells meanwhile how far it is."""
+def consumer_at_end(brokers: str, topic: str, partitions: int, isolation: str) -> Consumer:
+    """One that reads what comes from now on."""
     consumer = Consumer(
         {
             "bootstrap.servers": brokers,
-            "group.id": "fcluster-bench-live",
+            "group.id": "fcluster-bench",
             "enable.auto.commit": False,
-            "isolation.level": READ_COMMITTED,
+            "isolation.level": isolation,
         }
     )
     consumer.assign([TopicPartition(topic, partition, OFFSET_END) for partition in range(partitions)])
     consumer.poll(1.0)
+    return consumer
+
+
+def read(brokers: str, topic: str, partitions: int, newest: Any, ready: Any, end: Any, answer: Any) -> None:
+    """Runs in a process of its own: note each record until `end`; `newest` tells meanwhile how far it is."""
+    consumer = consumer_at_end(brokers, topic, partitions, READ_COMMITTED)
     seen = {partition: array("q") for partition in range(partitions)}
     loads, clock = orjson.loads, time.time_ns
     ready.set()
@@ -166,6 +175,35 @@ class Load:
         return self.seen
 
 
+def load_of(brokers: str, source: str, output: str, arguments: Any) -> Load:
+    """The load that the arguments ask for."""
+    return Load(
+        brokers,
+        source,
+        output,
+        rate=arguments.rate,
+        keys=arguments.keys,
+        partitions=arguments.partitions,
+    )
+
+
+@contextmanager
+def cluster_under_load(
+    brokers: str, directory: Path, names: Names, settings: dict[str, str], arguments: Any
+) -> Iterator[tuple[Cluster, Load]]:
+    """The job on as many workers as the arguments ask for, started, and the load that they ask for.
+
+    Settings given with --set win over `settings`.
+    """
+    with (
+        topics(brokers, names, arguments.partitions),
+        cluster(brokers, directory, names, arguments.workers, settings | settings_of(arguments)) as running,
+    ):
+        running.start()
+        with load_of(brokers, names.source, names.output, arguments) as load:
+            yield running, load
+
+
 @dataclass(frozen=True)
 class Pause:
     """The longest time without output in one partition. Nanoseconds on the host's clock."""
@@ -189,27 +227,21 @@ def longest_pause(seen: Sequence[Seen], partition: int, from_ns: int, to_ns: int
 
 
 def latencies_ms(
-    seen: Mapping[int, Sequence[Seen]], partitions: Iterable[int], from_ns: int, to_ns: int
+    seen: Mapping[int, Sequence[Seen]], partitions: Iterable[int], counts: Callable[[Seen], bool]
 ) -> list[float]:
-    """Latencies of the records that were under way at any time between these two moments."""
-    return [
-        one.latency_ms
-        for partition in partitions
-        for one in seen[partition]
-        if one.produced_ns <= to_ns and one.seen_ns >= from_ns
-    ]
+    """Latencies of the records in these partitions that count."""
+    return [one.latency_ms for partition in partitions for one in seen[partition] if counts(one)]
 
 
-def latencies_before_ms(
-    seen: Mapping[int, Sequence[Seen]], partitions: Iterable[int], from_ns: int, to_ns: int
-) -> list[float]:
-    """Latencies of the records that were seen between these two moments."""
-    return [
-        one.latency_ms
-        for partition in partitions
-        for one in seen[partition]
-        if from_ns <= one.seen_ns < to_ns
-    ]
+def under_way(from_ns: int, to_ns: int) -> Callable[[Seen], bool]:
+    """Whether a record was under way at any time between these two moments."""
+    return lambda one: one.produced_ns <= to_ns and one.seen_ns >= from_ns
+
+
+def seen_before(to_ns: int, seconds: float) -> Callable[[Seen], bool]:
+    """Whether a record was seen in so many seconds before this moment."""
+    from_ns = to_ns - int(seconds * 1e9)
+    return lambda one: from_ns <= one.seen_ns < to_ns
 
 
 def p99(values: Sequence[float]) -> float:

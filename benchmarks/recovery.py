@@ -29,8 +29,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks.live import Load, Pause, Seen, latencies_before_ms, latencies_ms, longest_pause, p99
-from benchmarks.support import Names, cluster, median, parser, settings_of, topics, workplace
+from benchmarks.live import (
+    Load,
+    Pause,
+    Seen,
+    cluster_under_load,
+    latencies_ms,
+    load_of,
+    longest_pause,
+    p99,
+    seen_before,
+    under_way,
+)
+from benchmarks.support import Names, median, parser, topics, workplace
 from tests.harness import Cluster, worker_name
 from tests.pauses import status_of, wait_settled
 
@@ -123,44 +134,26 @@ def outcome(one: Kill, seen: Mapping[int, Sequence[Seen]]) -> Outcome:
     # Output resumes with what the dead worker left undone, which is older than the kill.
     resumed_ns = max(pause.to_ns for pause in pauses)
     others = sorted(set(seen) - set(one.partitions))
-    before = latencies_before_ms(seen, others, one.killed_ns - int(BEFORE_S * 1e9), one.killed_ns)
     return Outcome(
         one,
         (resumed_ns - one.killed_ns) / 1e6,
         max(pause.ms for pause in pauses),
-        before,
-        latencies_ms(seen, others, one.killed_ns, resumed_ns),
+        latencies_ms(seen, others, seen_before(one.killed_ns, BEFORE_S)),
+        latencies_ms(seen, others, under_way(one.killed_ns, resumed_ns)),
     )
 
 
 def measure(brokers: str, directory: Path, replicas: int, arguments: Any) -> list[Outcome]:
     """One cluster, several kills."""
     names = Names.new()
-    settings = {"num.standby.replicas": str(replicas)} | settings_of(arguments)
-    with (
-        topics(brokers, names, arguments.partitions),
-        cluster(brokers, directory, names, arguments.workers, settings) as running,
-    ):
-        running.start()
-        with load_of(brokers, names.source, names.output, arguments) as load:
-            kills = [
-                kill(running, names, number % arguments.workers, load, replicas)
-                for number in range(arguments.kills)
-            ]
-            seen = load.finish()
+    settings = {"num.standby.replicas": str(replicas)}
+    with cluster_under_load(brokers, directory, names, settings, arguments) as (running, load):
+        kills = [
+            kill(running, names, number % arguments.workers, load, replicas)
+            for number in range(arguments.kills)
+        ]
+        seen = load.finish()
     return [outcome(one, seen) for one in kills]
-
-
-def load_of(brokers: str, source: str, output: str, arguments: Any) -> Load:
-    """The load that the arguments ask for."""
-    return Load(
-        brokers,
-        source,
-        output,
-        rate=arguments.rate,
-        keys=arguments.keys,
-        partitions=arguments.partitions,
-    )
 
 
 def floor(brokers: str, arguments: Any) -> list[float]:
@@ -174,7 +167,7 @@ def floor(brokers: str, arguments: Any) -> list[float]:
         from_ns = time.time_ns()
         time.sleep(FLOOR_S)
         to_ns = time.time_ns()
-        return latencies_ms(load.finish(), range(arguments.partitions), from_ns, to_ns)
+        return latencies_ms(load.finish(), range(arguments.partitions), under_way(from_ns, to_ns))
 
 
 def main() -> int:

@@ -25,9 +25,17 @@ from typing import Any
 
 from confluent_kafka import TopicPartition
 
-from benchmarks.live import Seen, latencies_before_ms, latencies_ms, longest_pause, p99
-from benchmarks.recovery import load_of, moment_ns, restores
-from benchmarks.support import Names, cluster, median, parser, settings_of, topics, workplace
+from benchmarks.live import (
+    Seen,
+    cluster_under_load,
+    latencies_ms,
+    longest_pause,
+    p99,
+    seen_before,
+    under_way,
+)
+from benchmarks.recovery import moment_ns, restores
+from benchmarks.support import Names, median, parser, workplace
 from fcluster.common.ids import changelog_topic
 from fcluster.common.kafka_clients import begin_offsets, make_admin
 from fcluster.common.settings import resolve
@@ -80,32 +88,27 @@ class Growth:
 def grow(brokers: str, directory: Path, arguments: Any) -> Growth:
     """Start a cluster, let it grow, and look at what was seen."""
     names = Names.new()
-    settings = {"snapshot.interval.ms": str(SNAPSHOT_INTERVAL_MS)} | settings_of(arguments)
-    with (
-        topics(brokers, names, arguments.partitions),
-        cluster(brokers, directory, names, arguments.workers, settings) as running,
-    ):
-        running.start()
-        with load_of(brokers, names.source, names.output, arguments) as load:
-            wait_even(running, names, arguments.workers)
-            wait_truncated(brokers, names, arguments.partitions)
-            load.wait_flowing(range(load.partitions), BEFORE_S)
-            owners = owners_of(brokers, names)
-            began_ns = time.time_ns()
-            for slot in range(arguments.workers, arguments.to):
-                running.start_worker(slot)
-            status = wait_even(running, names, arguments.to)
-            ended_ns = time.time_ns()
-            time.sleep(AFTER_S)
-            moved = [at for at, slot in owners_of(brokers, names).items() if owners[at] != slot]
-            seen = load.finish()
+    settings = {"snapshot.interval.ms": str(SNAPSHOT_INTERVAL_MS)}
+    with cluster_under_load(brokers, directory, names, settings, arguments) as (running, load):
+        wait_even(running, names, arguments.workers)
+        wait_truncated(brokers, names, arguments.partitions)
+        load.wait_flowing(range(load.partitions), BEFORE_S)
+        owners = owners_of(brokers, names)
+        began_ns = time.time_ns()
+        for slot in range(arguments.workers, arguments.to):
+            running.start_worker(slot)
+        status = wait_even(running, names, arguments.to)
+        ended_ns = time.time_ns()
+        time.sleep(AFTER_S)
+        moved = [at for at, slot in owners_of(brokers, names).items() if owners[at] != slot]
+        seen = load.finish()
         assert moved, "nothing moved"
         assert status["counters"]["cold_moves"] == 0, status["counters"]
         return Growth(
             list(moves(running, status, moved, seen, began_ns, ended_ns)),
             (ended_ns - began_ns) / 1e9,
-            latencies_before_ms(seen, seen, began_ns - int(BEFORE_S * 1e9), began_ns),
-            latencies_ms(seen, seen, began_ns, ended_ns),
+            latencies_ms(seen, seen, seen_before(began_ns, BEFORE_S)),
+            latencies_ms(seen, seen, under_way(began_ns, ended_ns)),
             restores(running.data_dir, began_ns),
         )
 

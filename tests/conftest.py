@@ -1,4 +1,5 @@
-"""What all tests share: one real broker for the session, unique topic names, settled Hypothesis profiles."""
+"""What all tests share: one real broker for the session, unique topic names, settled Hypothesis profiles, and
+where a test's shards and their snapshots are."""
 
 from __future__ import annotations
 
@@ -11,6 +12,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from fcluster.common.embedded_kafka import EmbeddedKafka
+from fcluster.common.snapshot_store import DirectorySnapshotStore
+from fcluster.worker.store import StoreDirectory
 
 # Examples are as slow as the machine is busy: a deadline for one of them would fail by luck. In CI the same
 # examples run each time, so that a failure there is one of the change under test.
@@ -54,3 +57,17 @@ def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def topic_prefix() -> str:
     """A prefix for names of topics, groups and jobs that no other test and no other session uses."""
     return f"t{os.getpid():x}-{os.urandom(2).hex()}-{next(_topic_numbers)}-"
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Iterator[StoreDirectory]:
+    """A worker's stores, closed afterwards."""
+    directory = StoreDirectory(tmp_path / "state")
+    yield directory
+    directory.close_all()
+
+
+@pytest.fixture
+def snapshots(tmp_path: Path) -> DirectorySnapshotStore:
+    """An empty snapshot store of the job `job`."""
+    return DirectorySnapshotStore(tmp_path / "snapshots", "job")

@@ -26,7 +26,6 @@ from fcluster.worker.store import RocksStore
 from tests.s3.server import S3Server
 from tests.unit.test_snapshots import (  # noqa: F401  pytest finds tests and fixtures by their names here
     SHARD,
-    directory,
     file_of,
     store,
     take,

@@ -5,9 +5,8 @@ from __future__ import annotations
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -34,18 +33,6 @@ Changes = Mapping[bytes, bytes]
 @pytest.fixture
 def settings(kafka: str) -> Settings:
     return resolve({}, None, {}, {"bootstrap.servers": kafka})
-
-
-@pytest.fixture
-def directory(tmp_path: Path) -> Iterator[StoreDirectory]:
-    directory = StoreDirectory(tmp_path / "state")
-    yield directory
-    directory.close_all()
-
-
-@pytest.fixture
-def snapshots(tmp_path: Path) -> DirectorySnapshotStore:
-    return DirectorySnapshotStore(tmp_path / "snapshots", "job")
 
 
 class Changelog:

@@ -44,18 +44,6 @@ def changelog(settings: Settings, topic_prefix: str) -> Changelog:
 
 
 @pytest.fixture
-def directory(tmp_path: Path) -> Iterator[StoreDirectory]:
-    directory = StoreDirectory(tmp_path / "state")
-    yield directory
-    directory.close_all()
-
-
-@pytest.fixture
-def snapshots(tmp_path: Path) -> DirectorySnapshotStore:
-    return DirectorySnapshotStore(tmp_path / "snapshots", "job")
-
-
-@pytest.fixture
 def tail(settings: Settings, snapshots: DirectorySnapshotStore) -> Iterator[StandbyTail]:
     tail = StandbyTail(settings, snapshots, make_admin(settings))
     yield tail

@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -62,8 +63,10 @@ def outcomes() -> queue.Queue[Outcome]:
 
 
 @pytest.fixture
-def fencer(brokers: Brokers, outcomes: queue.Queue[Outcome]) -> Fencer:
-    return Fencer(Settings(), "job", outcomes.put, brokers.fence, brokers.connect)
+def fencer(brokers: Brokers, outcomes: queue.Queue[Outcome]) -> Iterator[Fencer]:
+    fencer = Fencer(Settings(), "job", outcomes.put, brokers.fence, brokers.connect)
+    yield fencer
+    fencer.close()
 
 
 IDS = ("job-slot-3-0", "job-slot-3-1")
@@ -83,7 +86,6 @@ def test_fence_uses_the_producers_that_were_prepared_once(
     fencer.fence(3)
     assert outcomes.get(timeout=5) == SlotFenced(3)
     assert brokers.fenced == dict.fromkeys(IDS, 0)
-    fencer.close()
 
 
 def test_fence_waits_for_producers_that_are_still_connecting(
@@ -96,7 +98,6 @@ def test_fence_waits_for_producers_that_are_still_connecting(
     brokers.may_connect.set()
     assert outcomes.get(timeout=5) == SlotFenced(3)
     assert brokers.fenced == dict.fromkeys(IDS, 2)
-    fencer.close()
 
 
 def test_fence_tries_by_itself_if_preparing_failed(
@@ -107,7 +108,6 @@ def test_fence_tries_by_itself_if_preparing_failed(
     fencer.fence(3)
     assert outcomes.get(timeout=5) == SlotFenced(3)
     assert brokers.fenced == dict.fromkeys(IDS, 0)
-    fencer.close()
 
 
 def test_suspected_slots_are_prepared_before_others_where_there_is_no_room_for_all(
@@ -126,4 +126,3 @@ def test_suspected_slots_are_prepared_before_others_where_there_is_no_room_for_a
     fencer.fence(50)
     assert outcomes.get(timeout=5) == SlotFenced(50)
     assert set(brokers.fenced.values()) == {2}
-    fencer.close()

@@ -12,7 +12,7 @@ import json
 import os
 import pickle  # noqa: TID251  to forge what must not be unpickled
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -41,18 +41,6 @@ FOLDER = Path("job/flights/3")
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     return tmp_path / "snapshots"
-
-
-@pytest.fixture
-def snapshots(root: Path) -> DirectorySnapshotStore:
-    return DirectorySnapshotStore(root, "job")
-
-
-@pytest.fixture
-def directory(tmp_path: Path) -> Iterator[StoreDirectory]:
-    directory = StoreDirectory(tmp_path / "state")
-    yield directory
-    directory.close_all()
 
 
 @pytest.fixture

@@ -48,13 +48,6 @@ from fcluster.worker.store import RocksStore, StoreDirectory
 SHARD = ShardId("flights", 3)
 
 
-@pytest.fixture
-def directory(tmp_path: Path) -> Iterator[StoreDirectory]:
-    directory = StoreDirectory(tmp_path / "state")
-    yield directory
-    directory.close_all()
-
-
 class LocalObjectStore(ObjectSnapshotStore):
     """Objects kept as files below `root`: the object store's code without a server."""
 

@@ -5,7 +5,6 @@ import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,13 +26,6 @@ from fcluster.worker.store import (
 from tests.harness import wait_until
 
 SHARD = ShardId("flights", 3)
-
-
-@pytest.fixture
-def directory(tmp_path: Path) -> Iterator[StoreDirectory]:
-    directory = StoreDirectory(tmp_path / "state")
-    yield directory
-    directory.close_all()
 
 
 def test_values_and_meta_survive_closing(directory: StoreDirectory) -> None:
