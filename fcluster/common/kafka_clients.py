@@ -137,7 +137,7 @@ def producer_config(settings: Settings, transactional_id: str | None = None, **e
         defaults["transaction.timeout.ms"] = settings.transaction_timeout_ms
         # By default librdkafka forgets all brokers when none is up, and then sends offsets to the
         # group coordinator that it remembers and has no connection to any more: the call never
-        # returns, not even at its time-out (librdkafka #5511, #5456). So they are kept, and
+        # returns, not even at its time-out (librdkafka #5511, #5456; decision 0073). So they are kept, and
         # reconnected to, as long as a session lasts.
         defaults["metadata.recovery.strategy"] = "none"
     return _config(settings, "producer.", _CONSUMER_ONLY, defaults, extra)
