@@ -42,6 +42,7 @@ from fcluster.common.topology import Isolation, Stage, Topology
 
 REQUEST_TIMEOUT_S: Final = 10.0
 TOPIC_CREATION_TIMEOUT_S: Final = 30.0
+SERVE_REST_S: Final = 5.0
 FENCE_FIRST_WAIT_S: Final = 0.03
 """How long the first of two fencing producers is waited for: an idle id takes it 5 ms, and the broker needs
 about 20 ms to abort an open transaction, which the second one then finds done."""
@@ -159,6 +160,21 @@ def make_producer(settings: Settings, transactional_id: str | None = None, **ext
         SettingsError: librdkafka refuses a setting.
     """
     return _make(Producer, producer_config(settings, transactional_id, **extra))
+
+
+def serve_rest(producer: Producer) -> None:
+    """Drop what a producer has queued and serve all reports of it: then it can be destroyed.
+
+    Reports that nobody has served when a fenced producer is destroyed corrupt the heap, and some thread
+    that ends later is aborted for it (decision 0073).
+    """
+    with contextlib.suppress(KafkaException):
+        producer.purge()
+    deadline_s = time.monotonic() + SERVE_REST_S
+    while len(producer) and time.monotonic() < deadline_s:
+        # A fatal error is raised to whoever serves it; as SystemError, if another callback is due with it.
+        with contextlib.suppress(KafkaException, SystemError):
+            producer.poll(0.05)
 
 
 class Admin(AdminClient):

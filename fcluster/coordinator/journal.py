@@ -26,7 +26,7 @@ from fcluster.common import failpoints
 from fcluster.common.discovery import read_journal
 from fcluster.common.errors import KafkaUnavailable
 from fcluster.common.ids import journal_topic
-from fcluster.common.kafka_clients import cause_of, make_producer, reason_of, remedy_for
+from fcluster.common.kafka_clients import cause_of, make_producer, reason_of, remedy_for, serve_rest
 from fcluster.common.settings import Settings
 from fcluster.coordinator.events import Deposed, JournalWritten, WriteJournal
 
@@ -75,6 +75,7 @@ class Journal:
     def close(self) -> None:
         """Let go of the producer; nothing is under way. It can't be written any more then."""
         self._producer.flush(0.5)
+        serve_rest(self._producer)
         del self._producer
 
     def _try_to_write(self, entries: Mapping[str, Any], deadline_s: float) -> bool:

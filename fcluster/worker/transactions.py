@@ -28,7 +28,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, Topi
 
 from fcluster.common import failpoints
 from fcluster.common.ids import ShardId, transactional_ids
-from fcluster.common.kafka_clients import make_producer, reason_of
+from fcluster.common.kafka_clients import make_producer, reason_of, serve_rest
 from fcluster.common.positions import CommittedPosition
 from fcluster.common.settings import Settings
 
@@ -384,12 +384,15 @@ def positions_of(frozen: FrozenEpoch) -> Mapping[ShardId, CommittedPosition]:
 def _destroy_after(last_use: Callable[[], object], doomed: list[Producer]) -> None:
     """Empty the list in a thread of its own, after `last_use`, and so destroy the producers there.
 
-    That stops the client's threads, and what is still queued goes with it. No other thread may be in a call
-    on one then, nor do it by dropping what happens to be the last reference: the list has to hold those.
+    That stops the client's threads. No other thread may be in a call on one then, nor do it by dropping what
+    happens to be the last reference: the list has to hold those.
     """
 
     def destroy() -> None:
         last_use()
+        for producer in doomed:
+            serve_rest(producer)
+            del producer
         doomed.clear()
 
     threading.Thread(target=destroy, name="destroy-producers", daemon=True).start()

@@ -26,6 +26,7 @@ from fcluster.common.kafka_clients import (
     make_producer,
     partition_counts,
     read_committed_positions,
+    serve_rest,
     settled_end_offsets,
 )
 from fcluster.common.positions import CommittedPosition
@@ -322,6 +323,28 @@ def test_fencing_aborts_what_is_open_and_the_zombies_commit_fails(
     with pytest.raises(KafkaException) as caught:
         zombie.commit_transaction(10)
     assert cause_of(caught.value).fatal()
+
+
+def produce_until_refused(producer: Producer, topic: str) -> None:
+    """And serve no report of any record."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        producer.produce(topic, b"x" * 200)
+        time.sleep(0.0001)
+
+
+def test_nothing_is_left_unserved_of_a_fenced_producer_that_is_to_be_destroyed(
+    admin: Admin, settings: Settings, topic_prefix: str
+) -> None:
+    topic, id_ = create(admin, f"{topic_prefix}a", 1), f"{topic_prefix}id"
+    zombie = open_transaction(settings, id_, topic)
+    fence_transactional_id(settings, id_)
+    with pytest.raises(KafkaException) as refused:
+        produce_until_refused(zombie, topic)
+    assert cause_of(refused.value).name() == "_FATAL"
+    assert len(zombie) > 0
+    serve_rest(zombie)
+    assert len(zombie) == 0
 
 
 def test_owner_after_a_fence_is_not_fenced_by_a_late_retry_of_it(
