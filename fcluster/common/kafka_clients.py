@@ -291,8 +291,7 @@ _DETAILS = re.compile(r" \(after [0-9]+ms in state \w+(, [0-9]+ identical error\
 
 
 def said_by(error: KafkaError) -> str:
-    """What librdkafka says, without how long that took it:
-    the same trouble is then told in the same words."""
+    """What librdkafka says, without how long it took: the same trouble is then told in the same words."""
     return _DETAILS.sub("", error.str())
 
 

@@ -139,6 +139,13 @@ class ChaosCluster(Cluster):
         except FclusterError:
             return None
 
+    def session(self, name: str) -> dict[str, Any] | None:
+        """What the status says of a worker's process; None if that has no session, or nobody answers."""
+        status, pid = self.status(), self.child(name).pid
+        return next(
+            (worker for worker in (status or {"workers": []})["workers"] if worker["pid"] == pid), None
+        )
+
     def shards_running(self, workers: int) -> bool:
         """Whether so many workers run, and all shards on them."""
         status = self.status()

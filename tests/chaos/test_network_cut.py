@@ -8,11 +8,12 @@ from contextlib import AbstractContextManager
 
 import pytest
 
+from fcluster.common.ids import transactional_ids
 from tests.chaos.cluster import ChaosCluster
 from tests.chaos.network import COORDINATOR, KAFKA, Island
-from tests.chaos.runner import Chaos
+from tests.chaos.runner import RECOVERY_S, Chaos
 from tests.chaos.tally import NETWORK_CUT
-from tests.chaos.transactions_log import transactional_ids_of
+from tests.chaos.transactions_log import ids_with_open_transaction
 from tests.harness import wait_until
 
 pytestmark = pytest.mark.timeout(300)
@@ -33,13 +34,6 @@ def cluster_on(place: Island) -> type[ChaosCluster]:
     return IslandCluster
 
 
-def slot_of_cut_off(run: Chaos) -> int:
-    """The slot of the one that is going to be cut off."""
-    status, pid = run.cluster.status(), run.cluster.child(CUT_OFF).pid
-    assert status is not None
-    return next(worker["slot"] for worker in status["workers"] if worker["pid"] == pid)
-
-
 def open_transactions(run: Chaos, slot: int, timeout_s: float = 0.5) -> set[str]:
     """The transactional ids of that slot with a transaction open, once there are any.
 
@@ -47,8 +41,7 @@ def open_transactions(run: Chaos, slot: int, timeout_s: float = 0.5) -> set[str]
     """
     deadline = time.monotonic() + timeout_s
     while True:
-        states = transactional_ids_of(run.brokers, f"{run.job}-slot-{slot}-")
-        found = {identity for identity, state in states.items() if state == "Ongoing"}
+        found = ids_with_open_transaction(run.brokers, run.job) & set(transactional_ids(run.job, slot))
         if found or time.monotonic() > deadline:
             return found
 
@@ -56,12 +49,13 @@ def open_transactions(run: Chaos, slot: int, timeout_s: float = 0.5) -> set[str]
 def endure(run: Chaos, what: str, cut: Callable[[], AbstractContextManager[None]]) -> None:
     """Cut, see that others take over, heal, see that the worker comes back."""
     for _ in range(TRIES_MAX):
-        slot = slot_of_cut_off(run)
+        session = run.cluster.session(CUT_OFF)
+        assert session is not None
         started_ns = time.time_ns()
         run.cluster.may_end = CUT_OFF
         with cut():
             began_s = time.monotonic()
-            found = open_transactions(run, slot)
+            found = open_transactions(run, session["slot"])
             if not found:
                 continue  # between two epochs: healed within the session, and cut again
             shown = f"{' and '.join(sorted(found))} had a transaction open when it was cut off"
@@ -73,11 +67,17 @@ def endure(run: Chaos, what: str, cut: Callable[[], AbstractContextManager[None]
         break
     else:
         raise AssertionError(f"none of {TRIES_MAX} cuts landed in an open epoch: {what}")
+
+    def back() -> bool:
+        # A call on Kafka that hangs for longer than the cut lasts may have its watchdog end it even now.
+        if run.cluster.child(CUT_OFF).poll() is not None:
+            run.cluster.assert_alive()  # nothing else may have
+            run.cluster.forget(CUT_OFF)
+            run.start(CUT_OFF)
+        return run.cluster.shards_running(3)
+
+    wait_until(back, "3 workers run all shards", RECOVERY_S, 0.1)
     run.cluster.may_end = ""
-    if run.cluster.child(CUT_OFF).poll() is not None:
-        run.cluster.forget(CUT_OFF)
-        run.start(CUT_OFF)
-    run.await_shards(3)
     run.await_flow()
 
 

@@ -27,7 +27,7 @@ from examples.flights.demo import JOB_FILE, read_results
 from examples.flights.recount import differences, recount_csv
 from fcluster.common.ids import transactional_ids
 from fcluster.common.processes import ChildProcess, describe_exit
-from tests.chaos.transactions_log import AT_REST, transactional_ids_of
+from tests.chaos.transactions_log import AT_REST, ids_with_open_transaction, transactional_ids_of
 from tests.checker.reading import READ_COMMITTED, committed_offsets, end_offsets
 from tests.harness import held_back, wait_until
 from tests.hosts import Host, bootstrap_servers, lan, start_kafka
@@ -242,7 +242,7 @@ def slots_on(status: dict[str, Any], host: str) -> set[int]:
 
 def ongoing(brokers: str) -> set[str]:
     """Transactional ids that have a transaction open."""
-    return {name for name, state in transactional_ids_of(brokers, JOB).items() if state == "Ongoing"}
+    return ids_with_open_transaction(brokers, JOB)
 
 
 def held_open(brokers: str, slots: set[int]) -> set[str]:

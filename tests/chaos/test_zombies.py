@@ -6,7 +6,6 @@ import re
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any
 
 import pytest
 
@@ -27,15 +26,15 @@ STEPS = {
 """Where the worker stops, and what its log says once it goes on: its next step is refused."""
 
 
-def session_of(status: dict[str, Any] | None, pid: int) -> int:
-    """The session of that process, 0 if it has none."""
-    workers = status["workers"] if status else []
-    return next((worker["session"] for worker in workers if worker["pid"] == pid), 0)
+def session_of(run: Chaos, name: str) -> int:
+    """The number of that worker's session, 0 if it has none."""
+    session = run.cluster.session(name)
+    return session["session"] if session is not None else 0
 
 
 def stop_past_session(run: Chaos, point: str, zombie: str) -> None:
     pid = run.cluster.child(zombie).pid
-    session = session_of(run.cluster.status(), pid)
+    session = session_of(run, zombie)
     assert session
     run.cluster.arm(zombie, point, Arm("stop"))
     mark = run.cluster.await_mark(zombie, point)
@@ -43,7 +42,7 @@ def stop_past_session(run: Chaos, point: str, zombie: str) -> None:
     run.note(WORKER_STOPPED, f"SIGSTOP {zombie} at {point} ({mark.detail})", mark.time_ns)
     stopped_s = time.monotonic()
     run.await_flow()  # its shards as well: others have them
-    assert session_of(run.cluster.status(), pid) == 0
+    assert session_of(run, zombie) == 0
     time.sleep(max(0.0, stopped_s + SESSION_TIMEOUTS - time.monotonic()))  # the fault itself
     log_length = len(run.cluster.log(zombie, 10**6))
     run.cluster.resume(zombie)
@@ -53,7 +52,7 @@ def stop_past_session(run: Chaos, point: str, zombie: str) -> None:
         30,
     )
     # The same process is back, as a fresh worker.
-    wait_until(lambda: session_of(run.cluster.status(), pid) > session, f"a new session of {zombie}", 30)
+    wait_until(lambda: session_of(run, zombie) > session, f"a new session of {zombie}", 30)
     run.await_shards(3)
     run.await_flow()
 

@@ -40,6 +40,11 @@ def transactional_ids_of(brokers: str, prefix: str) -> dict[str, str]:
     return {identity: state for identity, state in states.items() if state}
 
 
+def ids_with_open_transaction(brokers: str, prefix: str) -> set[str]:
+    """Those of them that have a transaction open."""
+    return {name for name, state in transactional_ids_of(brokers, prefix).items() if state == "Ongoing"}
+
+
 def _decode(message: Message) -> tuple[str, str]:
     """Id and state; the state is empty where the id was forgotten."""
     key, value = message.key() or b"", message.value()
