@@ -37,6 +37,7 @@ PURE_NAMES = {
     "naming",
     "agents",
     "topology",
+    "failures",
     "state",
     "changelog",
     "positions",
