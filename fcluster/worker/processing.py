@@ -22,9 +22,11 @@ from typing import Any, Protocol
 from confluent_kafka import Message
 
 from fcluster.common.codecs import key_codec, value_codec
+from fcluster.common.errors import ProcessingError, one_line
 from fcluster.common.job import UNSET, Record
 from fcluster.common.positions import CommittedPosition
 from fcluster.common.topology import Chain, Filter, Map, Process, Rekey, Stage, TopicSpec, rekey_description
+from fcluster.engine.failure import Failure
 from fcluster.worker.state import ShardState, StateTable
 from fcluster.worker.store import LOCAL_TROUBLE
 from fcluster.worker.transactions import TransactionLostError
@@ -46,7 +48,15 @@ class UnreadableRecordError(RecordError):
 
 
 class HandlerError(RecordError):
-    """A handler raised in the midst of the record: the open epoch must be aborted."""
+    """A step failed in the midst of the record: the open epoch must be aborted.
+
+    Attributes:
+        failure: what the record's shard is to be told with `ShardRunner.condemn` before the replay.
+    """
+
+    def __init__(self, reason: str, failure: Failure | None = None) -> None:
+        super().__init__(reason)
+        self.failure = failure or Failure(reason)
 
 
 class OutputPort:
@@ -187,6 +197,25 @@ class ShardRunner:
     def next_offset(self) -> int:
         """The next record to process."""
         return self.position.offset if self.last is None else self.last.offset() + 1
+
+    def condemn(self, offset: int, failure: Failure) -> None:
+        """Let the record at `offset` fail with `failure` when it comes, by the rule of the step responsible.
+
+        "stop": `UnreadableRecordError` is raised there, and nothing of the record is in the open epoch.
+        "skip", dead letter: the record's chain leaves no other trace, and processing goes on. May be called
+        several times for an offset, when after one failure another is found; and before any record only.
+        """
+        self.stop_before(offset, failure.reason)
+
+    def find_unkept(self) -> Failure | None:
+        """Whether the open epoch holds a state that can't be kept: what to condemn the record with whose
+        handlers ran last. Looks at all keys touched since the barrier: for replays in small pieces."""
+        for table in self.state.tables.values():
+            try:
+                table.encode_touched()
+            except ProcessingError as error:
+                return Failure(one_line(error), step=table.name)
+        return None
 
     def stop_before(self, offset: int, reason: str) -> None:
         """Process nothing from `offset` on: `UnreadableRecordError(reason)` is raised there."""

@@ -42,6 +42,7 @@ PURE_NAMES = {
     "changelog",
     "positions",
 }
+PURE_FOLDERS = {"engine"}
 IMPURE = {
     "asyncio",
     "concurrent",
@@ -96,7 +97,8 @@ def is_within(name: str, package: str) -> bool:
 
 
 def is_pure(path: Path) -> bool:
-    return path.stem in PURE_NAMES or path.stem.endswith("_core")
+    is_in_pure_folder = path.relative_to(PACKAGE).parts[0] in PURE_FOLDERS
+    return is_in_pure_folder or path.stem in PURE_NAMES or path.stem.endswith("_core")
 
 
 def local_imports(path: Path) -> set[Path]:
@@ -155,6 +157,9 @@ def test_pure_module_reads_no_clock(path: Path) -> None:
         ("fcluster.common", "fcluster.coordinator"),
         ("fcluster.common", "fcluster.worker"),
         ("fcluster.common", "fcluster.cli"),
+        ("fcluster.common", "fcluster.engine"),
+        ("fcluster.engine", "fcluster.worker"),
+        ("fcluster.engine", "fcluster.coordinator"),
     ],
 )
 def test_dependencies_point_one_way(importer: str, imported: str) -> None:

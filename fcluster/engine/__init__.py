@@ -1,0 +1,1 @@
+"""Runs records through a job, without Kafka, RocksDB, threads or clocks. The worker is one of its shells."""

@@ -1,0 +1,66 @@
+"""What can be wrong with a record, in the words that the engine and its shells share.
+
+Responsible for: the description of a failure that was found outside the engine (at the barrier or at the
+broker) and that the engine shall act on when the record comes again; and the exceptions between both. Pure.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a record fails when it is processed again. Plain data: it outlives the session that found it.
+
+    Whoever finds it tells what it knows; the engine finds the step responsible, and what that step's
+    `on_error` says is done:
+
+    - `topic` given: the first output to that topic, of the record's chains in order, counts as refused. This
+      may be a sink, a repartition topic, the topic of a `Record`, or the dead letter itself (a stub is
+      written instead then). Condemned once more for the same topic, the next output to it is refused as well.
+    - `step` given: that step fails without being called: the name of a handler, such as one whose state can't
+      be kept (the store's name is the handler's), or what `worker.processing.running_step` gave.
+    - neither: the record stops the job. `reason` is the whole message then.
+
+    Attributes:
+        reason: for people, one line (`describe_exception`, `bounded_text`). With `topic` or `step` only the
+            cause and a remedy; the engine puts the record's and the step's names in front.
+        topic: the output topic that refused.
+        step: the name of the step that failed.
+    """
+
+    reason: str
+    topic: str = ""
+    step: str = ""
+
+
+class OutputRefusedError(Exception):
+    """Raised by the port's `produce`: this output can't be written as it is, however often it is tried.
+
+    Nothing of it was written. Whatever else `produce` raises is taken for trouble of the worker, unless it is
+    a TypeError, a ValueError or an OverflowError, which the output's fields cause.
+
+    Attributes:
+        reason: for people, one line, with a remedy.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class UnkeptStateError(Exception):
+    """A state that an earlier record of the open epoch left can't be kept; which record's, isn't known.
+
+    To be treated as the same trouble at the barrier is: the epoch is replayed in smaller pieces.
+
+    Attributes:
+        reason: for people, one line: store, key, and what can't be kept.
+        step: the handler that has the state.
+    """
+
+    def __init__(self, reason: str, step: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.step = step
