@@ -1,4 +1,4 @@
-"""What the committed offset of a source partition says: the offset, and in its metadata the epoch.
+"""What the committed offset of a source partition says: the offset, and in its metadata epoch and topic id.
 
 Responsible for: the metadata string that travels with each committed offset. It is the one place where a
 shard's epoch is recorded (invariant 1): Kafka makes offset, epoch, outputs and deltas visible together.
@@ -7,9 +7,12 @@ Pure.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
-_FORMAT = "1"
+_FORMAT_WITHOUT_ID = "1"
+_FORMAT = "2"
+_ID_CHARACTERS = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 class UnreadableMetadataError(Exception):
@@ -26,16 +29,25 @@ class CommittedPosition:
         state_epoch: the last epoch in which the shard's state changed, 0 if it never did. A restore
             must end exactly there.
         fingerprint: of the topology that wrote it.
+        topic_id: Kafka's own of the source whose records these are; empty: not known. A topic that was
+            deleted and made again has another one, and the offset means nothing in it.
     """
 
     offset: int
     epoch: int
     state_epoch: int
     fingerprint: str
+    topic_id: str = ""
 
     def encode_metadata(self) -> str:
-        """The metadata string for the offset: ``1:<epoch>:<state_epoch>:<fingerprint>``."""
-        return f"{_FORMAT}:{self.epoch}:{self.state_epoch}:{self.fingerprint}"
+        """The metadata string for the offset: ``2:<epoch>:<state_epoch>:<fingerprint>:<topic id>``.
+
+        Without a topic id ``1:<epoch>:<state_epoch>:<fingerprint>``, as versions wrote it that knew of none.
+        Kafka keeps at most 4,096 bytes with an offset (`offset.metadata.max.bytes`); this has some 70.
+        """
+        if not self.topic_id:
+            return f"{_FORMAT_WITHOUT_ID}:{self.epoch}:{self.state_epoch}:{self.fingerprint}"
+        return f"{_FORMAT}:{self.epoch}:{self.state_epoch}:{self.fingerprint}:{self.topic_id}"
 
 
 def decode_position(offset: int, metadata: str | None) -> CommittedPosition:
@@ -45,7 +57,9 @@ def decode_position(offset: int, metadata: str | None) -> CommittedPosition:
         UnreadableMetadataError: the metadata is missing or was written by something else.
     """
     parts = (metadata or "").split(":")
-    if len(parts) != 4 or parts[0] != _FORMAT:
+    topic_id = parts.pop() if len(parts) == 5 and parts[0] == _FORMAT else ""
+    wanted = _FORMAT if topic_id else _FORMAT_WITHOUT_ID
+    if len(parts) != 4 or parts[0] != wanted or (topic_id and not _ID_CHARACTERS.fullmatch(topic_id)):
         raise UnreadableMetadataError(f"the committed offset {offset} carries the metadata {metadata!r}")
     try:
         epoch, state_epoch = int(parts[1]), int(parts[2])
@@ -55,4 +69,4 @@ def decode_position(offset: int, metadata: str | None) -> CommittedPosition:
         ) from error
     if not 0 <= state_epoch <= epoch:
         raise UnreadableMetadataError(f"state epoch {state_epoch} is not within 0 and epoch {epoch}")
-    return CommittedPosition(offset, epoch, state_epoch, parts[3])
+    return CommittedPosition(offset, epoch, state_epoch, parts[3], topic_id)

@@ -623,6 +623,7 @@ class Worker:
             epoch=epoch,
             state_epoch=runner.position.state_epoch if delta is None else epoch,
             fingerprint=self._topology.fingerprint,
+            topic_id=runner.position.topic_id,
         )
         runner.last = None
         return _FrozenShard(shard, runner, delta, runner.position)

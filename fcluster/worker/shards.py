@@ -16,6 +16,8 @@ Must not: process records, or decide which shards the worker owns.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
 import logging
 import threading
 import time
@@ -40,6 +42,14 @@ from fcluster.common.messages import StandbyStatus
 from fcluster.common.positions import CommittedPosition
 from fcluster.common.settings import Settings
 from fcluster.common.snapshot_store import SnapshotStoreUnavailable, open_snapshot_store
+from fcluster.common.topic_ids import (
+    Look,
+    fits,
+    look_at_topics,
+    reset_remedy,
+    settled_look,
+    source_replaced,
+)
 from fcluster.common.topology import Stage, Topology
 from fcluster.worker import events
 from fcluster.worker.chain import Chain
@@ -386,8 +396,10 @@ class ShardHost:
             self._asking.submit(begin_offsets, self._admin, wanted),
             self._asking.submit(end_offsets, self._admin, wanted, "read-uncommitted"),
         )
+        look = self._asking.submit(look_at_topics, self._admin, {source.topic for source in wanted})
         committed = read_committed_positions(self._offsets, self._topology.job, wanted)
         begins, ends = (answer.result() for answer in asked)
+        ids = self._source_ids(committed, look.result())
         positions: dict[ShardId, CommittedPosition] = {}
         for shard, source in sources.items():
             position, begin = committed[source], begins[source]
@@ -400,11 +412,36 @@ class ShardHost:
                     f"The next record of {source.topic}/{source.partition} is that at offset "
                     f"{position.offset}, but the partition ends at {ends[source]}: records were lost, or "
                     "this is another topic of the same name.",
-                    remedy="Bring the former topic back, or run the job under another name, which begins "
-                    "with empty state at the topic's first record.",
+                    remedy=f"Bring the former topic back, or decide anew: {reset_remedy(self._topology.job)}",
                 )
-            positions[shard] = position
+            positions[shard] = dataclasses.replace(position, topic_id=ids.get(source.topic, ""))
         return positions
+
+    def _source_ids(
+        self, committed: Mapping[TopicPartition, CommittedPosition | None], look: Look
+    ) -> dict[str, str]:
+        """By source the id that its offsets were committed with, or else the one that it has now.
+
+        Raises:
+            TopicReplaced: it has another one now.
+        """
+        known = {
+            source.topic: position.topic_id
+            for source, position in committed.items()
+            if position is not None and position.topic_id
+        }
+        doubtful = {
+            topic: topic_id
+            for topic, topic_id in known.items()
+            if topic in look and not fits(look[topic], topic_id)
+        }
+        if doubtful:
+            settled = settled_look(functools.partial(look_at_topics, self._admin), doubtful)
+            for topic, topic_id in doubtful.items():
+                seen = settled.get(topic)
+                if seen is not None and not fits(seen, topic_id):
+                    raise source_replaced(self._topology.job, topic, topic_id, seen.topic_id)
+        return {topic: seen.topic_id for topic, seen in look.items() if seen is not None} | known
 
     def _behind_gap(
         self, source: TopicPartition, position: CommittedPosition, begin: int
@@ -420,7 +457,7 @@ class ShardHost:
                 "happening, raise the topic's retention.",
             )
         _log.warning("%s Going on without them, as source.gap says.", gap)
-        return CommittedPosition(begin, position.epoch, position.state_epoch, position.fingerprint)
+        return dataclasses.replace(position, offset=begin)
 
     def _write_dropped(self) -> None:
         dropped, self._dropped = self._dropped, []

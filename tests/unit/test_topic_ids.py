@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+from collections.abc import Iterable
+from concurrent.futures import Future
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from confluent_kafka import KafkaError, KafkaException
+
+from fcluster.common.positions import CommittedPosition, UnreadableMetadataError, decode_position
+from fcluster.common.topic_ids import TopicSeen, fits, look_at_topics, settled_look, source_replaced
+
+ID = "cbT7kVgPRZK8Dz7Rp-lM8w"
+OTHER = "_-T7kVgPRZK8Dz7Rp-lM8w"
+
+
+def test_position_with_a_topic_id_comes_back_as_it_was() -> None:
+    position = CommittedPosition(7, 5, 3, "0123456789ab", ID)
+    assert decode_position(7, position.encode_metadata()) == position
+
+
+def test_position_of_a_version_without_topic_ids_is_read_as_not_known() -> None:
+    assert decode_position(7, "1:5:3:0123456789ab") == CommittedPosition(7, 5, 3, "0123456789ab", "")
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        None,
+        "",
+        "2:5:3:f:",
+        "1:5:3:f:" + ID,
+        "2:5:3:f",
+        "2:5:3:f:not an id",
+        "2:x:3:f:" + ID,
+        "3:5:3:f:" + ID,
+    ],
+)
+def test_metadata_that_is_not_ours_is_refused(metadata: str | None) -> None:
+    with pytest.raises(UnreadableMetadataError):
+        decode_position(7, metadata)
+
+
+def test_metadata_stays_far_below_what_brokers_keep() -> None:
+    position = CommittedPosition(2**62, 2**62, 2**62, "0123456789ab", "x" * 64)
+    assert len(position.encode_metadata()) < 256
+
+
+class Describes:
+    """An admin client whose brokers answer what they are told to."""
+
+    def __init__(self, answers: dict[str, Any]) -> None:
+        self.answers = answers
+
+    def describe_topics(self, topics: Any, **_: Any) -> dict[str, Future[Any]]:
+        del topics
+        futures: dict[str, Future[Any]] = {}
+        for topic, answer in self.answers.items():
+            future = futures[topic] = Future()
+            if isinstance(answer, str):
+                future.set_exception(KafkaException(KafkaError(getattr(KafkaError, answer))))
+            else:
+                future.set_result(answer)
+        return futures
+
+
+def described(topic_id: str, partitions: int) -> Any:
+    return SimpleNamespace(topic_id=topic_id, partitions=[None] * partitions)
+
+
+def test_look_tells_what_is_missing_from_what_is_not_known() -> None:
+    admin: Any = Describes(
+        {
+            "there": described(ID, 3),
+            "gone": "UNKNOWN_TOPIC_OR_PART",
+            "secret": "TOPIC_AUTHORIZATION_FAILED",
+            "away": "_TIMED_OUT",
+            "being-made": described(ID, 0),
+            "old-broker": described("AAAAAAAAAAAAAAAAAAAAAA", 1),
+        }
+    )
+    assert look_at_topics(admin, admin.answers) == {
+        "there": TopicSeen(ID, 3),
+        "gone": None,
+        "old-broker": TopicSeen("", 1),
+    }
+
+
+def test_id_that_is_not_known_contradicts_nothing() -> None:
+    assert fits(TopicSeen("", 1), ID)
+    assert fits(TopicSeen(ID, 1), "")
+    assert not fits(TopicSeen(OTHER, 1), ID)
+    assert not fits(None, "")
+
+
+def looks(*answers: dict[str, TopicSeen | None]) -> Any:
+    remaining = list(answers)
+
+    def look(topics: Iterable[str]) -> dict[str, TopicSeen | None]:
+        answer = remaining.pop(0) if len(remaining) > 1 else remaining[0]
+        return {topic: answer[topic] for topic in topics if topic in answer}
+
+    return look
+
+
+def test_broker_that_lags_behind_is_not_believed() -> None:
+    look = looks({"t": TopicSeen(OTHER, 1)}, {"t": None}, {}, {"t": TopicSeen(ID, 2)})
+    assert settled_look(look, {"t": ID}, 10) == {"t": TopicSeen(ID, 2)}
+
+
+def test_change_that_stays_is_told() -> None:
+    assert settled_look(looks({"t": TopicSeen(OTHER, 1)}), {"t": ID}, 0.5) == {"t": TopicSeen(OTHER, 1)}
+
+
+def test_replaced_source_is_named_with_both_ids_and_the_choice() -> None:
+    error = source_replaced("visits", "pages", ID, OTHER)
+    for text in ("'pages'", ID, OTHER):
+        assert text in error.message
+    for text in ("fcluster reset", "--to earliest", "--keep-state", "--dry-run"):
+        assert text in error.remedy
