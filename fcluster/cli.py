@@ -553,56 +553,117 @@ def produce(
 
 @commands.group()
 def kafka() -> None:
-    """The embedded Kafka broker of a data directory.
+    """The embedded Kafka of a data directory: one broker, or several for trying their failures.
 
     \b
     Examples:
       fcluster kafka start
+      fcluster kafka start --nodes 3
+      fcluster kafka kill --node 2
+      fcluster kafka start --node 2
       fcluster kafka status --data-dir ./state
       fcluster kafka stop
     """
 
 
+_node = click.option("--node", type=int, default=0, metavar="N", help="Only this broker of several.")
+
+
 @kafka.command("start")
-@click.option("--foreground", is_flag=True, help="Stay until Ctrl-C, and stop the broker then.")
+@click.option(
+    "--nodes",
+    type=int,
+    default=0,
+    metavar="N",
+    help="How many brokers, an odd number.  [default: as many as there are, 1 in a new data directory]",
+)
+@_node
+@click.option(
+    "--broker-config",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="A setting of Kafka's, for all brokers of several, kept for later starts; may be given again.",
+)
+@click.option("--foreground", is_flag=True, help="Stay until Ctrl-C, and stop the brokers then.")
 @_common
 @click.pass_context
-def kafka_start(context: click.Context, foreground: bool, **common: Any) -> None:
-    """Start the broker, and leave it running after this command.
+def kafka_start(
+    context: click.Context,
+    nodes: int,
+    node: int,
+    broker_config: tuple[str, ...],
+    foreground: bool,
+    **common: Any,
+) -> None:
+    """Start the broker or brokers, and leave them running after this command.
 
-    Commands with the same data directory find it by themselves.
+    Commands with the same data directory find them by themselves. Three brokers keep three replicas of
+    each topic, so any one of them may die; each takes up to 256 MB of heap.
 
     \b
-    Example:
+    Examples:
       fcluster kafka start --data-dir ./state
+      fcluster kafka start --nodes 3
+      fcluster kafka start --node 2
     """
-    from fcluster.local_kafka import start_kafka
+    from fcluster.local_kafka import Brokers, start_kafka
 
-    servers, wait = start_kafka(_data_dir(context, _options(**common)), foreground, _progress)
+    settings = dict[str, str]()
+    for item in broker_config:
+        name, equals, value = item.partition("=")
+        if not equals or not name:
+            raise click.BadParameter(f"{item!r} is not NAME=VALUE", param_hint="--broker-config")
+        settings[name.strip()] = value.strip()
+    data_dir = _data_dir(context, _options(**common))
+    servers, wait = start_kafka(data_dir, foreground, _progress, Brokers(nodes, node, settings))
     click.echo(servers)
     wait()
 
 
 @kafka.command("stop")
+@_node
 @_common
 @click.pass_context
-def kafka_stop(context: click.Context, **common: Any) -> None:
-    """Stop the broker that `fcluster kafka start` left running. Its data stays.
+def kafka_stop(context: click.Context, node: int, **common: Any) -> None:
+    """Stop what `fcluster kafka start` left running. Its data stays.
+
+    \b
+    Examples:
+      fcluster kafka stop
+      fcluster kafka stop --node 2
+    """
+    _end_kafka(context, node, hard=False, **common)
+
+
+@kafka.command("kill")
+@_node
+@_common
+@click.pass_context
+def kafka_kill(context: click.Context, node: int, **common: Any) -> None:
+    """End it as a crash would (kill -9), to try what happens then. Its data stays.
+
+    Don't kill two of three brokers at the same time: docs/kafka.md says what Kafka itself may lose by it.
 
     \b
     Example:
-      fcluster kafka stop
+      fcluster kafka kill --node 2
     """
-    from fcluster.local_kafka import stop_kafka
+    _end_kafka(context, node, hard=True, **common)
 
-    click.echo("stopped" if stop_kafka(_data_dir(context, _options(**common))) else "not running")
+
+def _end_kafka(context: click.Context, node: int, *, hard: bool, **common: Any) -> None:
+    from fcluster.local_kafka import Brokers, stop_kafka
+
+    data_dir = _data_dir(context, _options(**common))
+    ended = stop_kafka(data_dir, Brokers(only=node), hard=hard)
+    click.echo(("killed" if hard else "stopped") if ended else "not running")
 
 
 @kafka.command("status")
 @_common
 @click.pass_context
 def kafka_status(context: click.Context, **common: Any) -> None:
-    """Say whether the broker runs, and where; exit code 1 if it doesn't.
+    """Say whether the brokers run, and where; exit code 1 unless all of them do.
 
     \b
     Example:

@@ -10,18 +10,40 @@ import contextlib
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from fcluster.common.errors import FclusterError
 from fcluster.common.settings import Settings
 
 if TYPE_CHECKING:
-    from fcluster.common.embedded_kafka import EmbeddedKafka
+    from fcluster.common.embedded_kafka import BrokerStatus
     from fcluster.live_view import View
 
 BROKER_CHECK_INTERVAL_S = 0.5
+
+
+class OwnBrokers(Protocol):
+    """One embedded broker or several, bound to this process."""
+
+    @property
+    def pid(self) -> int | None:
+        """A process of theirs, None unless all run."""
+        ...
+
+    def start(self, progress: Callable[[str], None] | None = None) -> str:
+        """Start those that don't run; gives the bootstrap servers."""
+        ...
+
+    def stop(self) -> None:
+        """Stop them in good order."""
+        ...
+
+    def kill(self) -> None:
+        """End them as a crash would."""
+        ...
 
 
 class NoBrokers(FclusterError):  # noqa: N818
@@ -42,24 +64,72 @@ def kafka_directory(data_dir: Path) -> Path:
 
 
 def detached_kafka(data_dir: Path) -> str | None:
-    """The bootstrap servers of the broker that runs in the data directory, whoever started it."""
-    if not kafka_directory(data_dir).is_dir():
+    """The bootstrap servers of the brokers that run in the data directory, whoever started them."""
+    directory = kafka_directory(data_dir)
+    if not directory.is_dir():
         return None  # spares the commands that need no broker the loading of the Kafka client
-    from fcluster.common import embedded_kafka
+    from fcluster.common import embedded_cluster, embedded_kafka
 
-    return embedded_kafka.status(kafka_directory(data_dir)).bootstrap_servers or None
+    if embedded_cluster.is_cluster(directory):
+        found = embedded_cluster.status(directory).values()
+        return ",".join(one.bootstrap_servers for one in found if one.bootstrap_servers) or None
+    return embedded_kafka.status(directory).bootstrap_servers or None
+
+
+@dataclass(frozen=True)
+class Brokers:
+    """Which embedded brokers a command means.
+
+    Attributes:
+        nodes: how many there shall be; 0: as many as the data directory has, one if it is new.
+        only: this one, of several; 0: all of them.
+        settings: Kafka's own, for the brokers of a cluster; empty: as they are.
+    """
+
+    nodes: int = 0
+    only: int = 0
+    settings: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 def start_kafka(
-    data_dir: Path, foreground: bool, progress: Callable[[str], None]
+    data_dir: Path, foreground: bool, progress: Callable[[str], None], which: Brokers | None = None
 ) -> tuple[str, Callable[[], None]]:
-    """Start the broker of `data_dir`; gives its servers, and what to call to stay as long as it shall run."""
-    from fcluster.common import embedded_kafka
+    """Start the brokers of `data_dir`; gives their servers, and what to call to stay while they shall run.
 
-    if not foreground:
-        return embedded_kafka.start_detached(kafka_directory(data_dir), progress=progress), lambda: None
-    broker = embedded_kafka.EmbeddedKafka(kafka_directory(data_dir))
-    servers = broker.start(progress=progress)
+    Raises:
+        FclusterError: they can't be started, or the data directory has another number of them.
+    """
+    from fcluster.common import embedded_cluster, embedded_kafka
+
+    which = which or Brokers()
+    directory = kafka_directory(data_dir)
+    if not _is_cluster(directory, which):
+        if which.settings:
+            raise UsageOfBrokers(
+                "settings of Kafka's own are for several brokers",
+                remedy="Give --nodes 3, or leave --broker-config out.",
+            )
+        if not foreground:
+            return embedded_kafka.start_detached(directory, progress=progress), lambda: None
+        broker = embedded_kafka.EmbeddedKafka(directory)
+        servers = broker.start(progress=progress)
+    else:
+        nodes, settings = which.nodes or 3, which.settings or None
+        if not foreground:
+            only = [which.only] if which.only else []
+            return (
+                embedded_cluster.start_detached(
+                    directory, nodes, progress=progress, settings=settings, only=only
+                ),
+                lambda: None,
+            )
+        if which.only:
+            raise UsageOfBrokers(
+                "one broker of several can't be started in the foreground",
+                remedy="Leave --foreground or --node out.",
+            )
+        broker = embedded_cluster.EmbeddedCluster(directory, nodes, settings=settings)
+        servers = broker.start(progress=progress)
 
     def wait() -> None:
         try:
@@ -71,6 +141,37 @@ def start_kafka(
     return servers, wait
 
 
+def _is_cluster(directory: Path, which: Brokers) -> bool:
+    """Whether several brokers are meant. Raises if that isn't what the data directory has."""
+    from fcluster.common import embedded_cluster
+
+    has = len(embedded_cluster.nodes_of(directory)) or (1 if (directory / "broker.json").exists() else 0)
+    if which.nodes and has and which.nodes != has:
+        raise UsageOfBrokers(
+            f"the Kafka in {directory} has {_brokers(has)}, not {which.nodes}, and that can't be changed",
+            remedy="Leave --nodes out, or give another directory (--data-dir).",
+        )
+    nodes = has or which.nodes or 1
+    if which.only and not (has > 1 and which.only <= has):
+        raise UsageOfBrokers(
+            f"there is no broker {which.only} in {directory}: it has {_brokers(has)}",
+            remedy="Leave --node out."
+            if has == 1
+            else "Start several with `fcluster kafka start --nodes 3`.",
+        )
+    return nodes > 1
+
+
+def _brokers(count: int) -> str:
+    return {0: "none", 1: "one broker"}.get(count, f"{count} brokers")
+
+
+class UsageOfBrokers(FclusterError):  # noqa: N818
+    """What is asked for doesn't fit the brokers that there are."""
+
+    exit_code = 2
+
+
 def _wait_for_signal() -> None:
     import signal
 
@@ -80,37 +181,54 @@ def _wait_for_signal() -> None:
     ended.wait()
 
 
-def stop_kafka(data_dir: Path) -> bool:
-    """Stop the broker that was left running; whether there was one."""
-    from fcluster.common import embedded_kafka
+def stop_kafka(data_dir: Path, which: Brokers | None = None, *, hard: bool = False) -> bool:
+    """Stop the brokers that were left running (`hard`: `kill -9` them); whether there were any."""
+    from fcluster.common import embedded_cluster, embedded_kafka
 
-    return embedded_kafka.stop_detached(kafka_directory(data_dir))
+    directory, which = kafka_directory(data_dir), which or Brokers()
+    if not _is_cluster(directory, which):
+        return (embedded_kafka.kill_detached if hard else embedded_kafka.stop_detached)(directory)
+    end = embedded_cluster.kill_detached if hard else embedded_cluster.stop_detached
+    return end(directory, [which.only] if which.only else [])
 
 
 def describe_kafka(data_dir: Path) -> tuple[bool, str]:
-    """Whether a broker of `data_dir` answers, and a line that says so."""
-    from fcluster.common import embedded_kafka
+    """Whether all brokers of `data_dir` answer, and a line for each that says so."""
+    from fcluster.common import embedded_cluster, embedded_kafka
 
-    found = embedded_kafka.status(kafka_directory(data_dir))
-    if found.state == "stopped":
-        return False, f"not running in {data_dir}"
+    directory = kafka_directory(data_dir)
+    if not embedded_cluster.is_cluster(directory):
+        found = embedded_kafka.status(directory)
+        if found.state == "stopped":
+            return False, f"not running in {data_dir}"
+        return found.state == "running", _described(found)
+    every = embedded_cluster.status(directory)
+    lines = [
+        f"broker {node}: {_described(one) if one.state != 'stopped' else 'stopped'}"
+        for node, one in every.items()
+    ]
+    if all(one.state == "stopped" for one in every.values()):
+        lines.insert(0, f"not running in {data_dir}")
+    return all(one.state == "running" for one in every.values()), "\n".join(lines)
+
+
+def _described(found: BrokerStatus) -> str:
     owner = "on its own" if found.detached else f"as a part of process {found.owner_pid}"
     what = "running" if found.state == "running" else "starting, or hanging"
-    return (
-        found.state == "running",
-        f"{what}: {found.bootstrap_servers}, process {found.pid}, {owner}, log {found.log_file}",
-    )
+    return f"{what}: {found.bootstrap_servers}, process {found.pid}, {owner}, log {found.log_file}"
 
 
 @contextlib.contextmanager
-def brokers_for(settings: Settings, directory: Path) -> Generator[tuple[EmbeddedKafka | None, str]]:
-    """The broker that runs for this cluster alone (None if others do), and the servers to use."""
+def brokers_for(settings: Settings, directory: Path) -> Generator[tuple[OwnBrokers | None, str]]:
+    """The brokers that run for this cluster alone (None if others do), and the servers to use."""
     if settings.bootstrap_servers:
         yield None, settings.bootstrap_servers
         return
+    from fcluster.common.embedded_cluster import EmbeddedCluster, is_cluster
     from fcluster.common.embedded_kafka import EmbeddedKafka
 
-    broker = EmbeddedKafka(kafka_directory(directory))
+    place = kafka_directory(directory)
+    broker = EmbeddedCluster(place) if is_cluster(place) else EmbeddedKafka(place)
     servers = broker.start(progress=say)
     if broker.attached:
         say(f"using the Kafka that runs in {directory}: {servers}")
@@ -126,7 +244,7 @@ def brokers_for(settings: Settings, directory: Path) -> Generator[tuple[Embedded
 class BrokerGuard:
     """Starts the embedded broker again when it dies, in a thread; does nothing without one."""
 
-    def __init__(self, broker: EmbeddedKafka | None, view: View) -> None:
+    def __init__(self, broker: OwnBrokers | None, view: View) -> None:
         self._broker = broker
         self._view = view
         self._stopped = threading.Event()

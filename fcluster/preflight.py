@@ -5,28 +5,19 @@ Responsible for: finding what can be found in the foreground. Must not start any
 
 from __future__ import annotations
 
-import random
-import socket
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fcluster.common.errors import ClusterConflict, FclusterError, MissingTopic
+from fcluster.common.ports import reserve_for_process
 from fcluster.common.settings import Settings
 from fcluster.connection import open_admin_client
 from fcluster.local_kafka import say
 
 if TYPE_CHECKING:
     from fcluster.common.topology import Topology
-
-PORTS_BELOW_EPHEMERAL = range(12_000, 20_000)
-"""Where the coordinator's port is taken from: the system gives none of these to outgoing connections and the
-embedded broker takes none of them, so it is still free after a restart."""
-
-
-class NoFreePort(FclusterError):  # noqa: N818
-    """The coordinator has nowhere to listen."""
 
 
 def check_before_start(settings: Settings, topology: Topology, *, embedded: bool = False) -> None:
@@ -100,22 +91,6 @@ def listening_addresses(bind: str) -> tuple[str, str]:
     if scheme != "tcp" or not host:
         return bind, bind
     # Chosen here, for the address has to stay the same when the coordinator is restarted.
-    port = str(free_port()) if port in ("0", "*", "") else port
+    port = str(reserve_for_process()) if port in ("0", "*", "") else port
     near = "127.0.0.1" if host in ("0.0.0.0", "*") else host
     return f"tcp://{host}:{port}", f"tcp://{near}:{port}"
-
-
-def free_port() -> int:
-    """A free port of the loopback interface, likely to stay free.
-
-    Raises:
-        NoFreePort: none of many tried is free.
-    """
-    for port in random.sample(PORTS_BELOW_EPHEMERAL, 200):
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
-    raise NoFreePort("no free port on the loopback interface", remedy="Close programs that listen there.")

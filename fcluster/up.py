@@ -32,13 +32,12 @@ from fcluster.data_directory import (
     write_note,
 )
 from fcluster.family import ClusterFailed, Family, SpawnedChild, leave_timeout_s
-from fcluster.local_kafka import BrokerGuard, brokers_for
+from fcluster.local_kafka import BrokerGuard, OwnBrokers, brokers_for
 from fcluster.preflight import check_before_start, listening_addresses, with_own_keys
 
 if TYPE_CHECKING:
     from fcluster.agent import Staff
     from fcluster.common.admin_client import AdminClient
-    from fcluster.common.embedded_kafka import EmbeddedKafka
     from fcluster.live_view import View
     from fcluster.supervisor import Outcome, ProcessSpec
 
@@ -104,7 +103,7 @@ class _Up:
         job: str,
         settings: Settings,
         directory: Path,
-        broker: EmbeddedKafka | None,
+        broker: OwnBrokers | None,
     ) -> None:
         self._broker = broker
         self._coordinator_started = False

@@ -1,13 +1,17 @@
-"""The embedded Kafka broker: one real Apache Kafka in KRaft mode on loopback, for machines without brokers.
+"""The embedded Kafka broker: a real Apache Kafka in KRaft mode on loopback, for machines without brokers.
 
 Responsible for: setting up a data directory, starting the broker, waiting until it answers, and stopping it;
 a broker bound to this process (`EmbeddedKafka`) or one that survives it (`start_detached`). Keeps:
 - One broker for a data directory: the broker process itself holds the lock on `broker.lock` (it inherits it),
   so the lock is free exactly when no broker runs, however it ended; no process id has to be believed for it.
 - A bound broker ends with its parent, also when that is killed by `kill -9`.
-- Data and ports stay the same from one run to the next (the ports unless something else took them).
+- Data and ports stay the same from one run to the next (the ports unless something else took them); while the
+  broker is down they stay reserved for it (`ports`).
 - Logs are bounded in size.
-Must not be used for more than development, tests and demos: one broker, no replication, no security.
+Must not be used for more than development, tests and demos: one machine, no security.
+
+A broker may be one of several that form a cluster; then its `Member` says which. What belongs to all of them
+is `embedded_cluster`'s matter.
 
 In the data directory: `broker.json` (what was last started), `broker.pid`, `broker.lock`, `data/` (Kafka's
 own), `logs/server.log`, `logs/console.log`, and configuration files, written anew at each start.
@@ -26,19 +30,18 @@ import socket
 import subprocess
 import time
 import uuid
-import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Literal
+from typing import IO, Any, Final, Literal
 
 import msgspec
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
-from fcluster.common import processes
+from fcluster.common import ports, processes
 from fcluster.common.errors import DirectoryInUse
 from fcluster.common.kafka_jars import (
     EmbeddedKafkaError,
@@ -49,7 +52,20 @@ from fcluster.common.kafka_jars import (
     resolve_jars,
 )
 
-__all__ = ["BrokerStatus", "EmbeddedKafka", "EmbeddedKafkaError", "start_detached", "status", "stop_detached"]
+__all__ = [
+    "BrokerStatus",
+    "EmbeddedKafka",
+    "EmbeddedKafkaError",
+    "Member",
+    "NodePorts",
+    "is_running",
+    "kill_detached",
+    "new_cluster_id",
+    "server_properties",
+    "start_detached",
+    "status",
+    "stop_detached",
+]
 
 START_TIMEOUT_S = 90.0
 """Some 7 s on an idle machine (10 s the first time); much more means that something is wrong."""
@@ -57,22 +73,47 @@ STOP_TIMEOUT_S = 20.0
 STATUS_TIMEOUT_S = 5.0
 _LOCK_PATIENCE_S = 1.0
 _PORT_ATTEMPTS_MAX = 3
-_FIRST_PORT, _PORT_COUNT = 20_000, 10_000
-"""Below the range from which systems give outgoing connections their ports: still free at the next start."""
-
+MEMBER_START_TIMEOUT_S = 180.0
+"""Brokers of a cluster start side by side, and answer once most of them do."""
+_ALONE: Final = 1
+"""The node id of a broker that is the only one."""
 
 Adapt = Callable[[dict[str, str]], dict[str, str]]
 """Makes the broker's settings from ours."""
 
 
+class NodePorts(msgspec.Struct, frozen=True):
+    """Where one broker of a cluster listens: for clients, and for the other controllers."""
+
+    port: int
+    controller_port: int
+
+
+class Member(msgspec.Struct, frozen=True):
+    """Which one of a cluster's brokers this is.
+
+    Attributes:
+        node_id: 1 to the number of nodes.
+        nodes: the ports of all brokers of the cluster, by node id.
+        cluster_id: the same for all of them, once and for all.
+        settings: Kafka's, on top of ours.
+    """
+
+    node_id: int
+    nodes: Mapping[int, NodePorts]
+    cluster_id: str
+    settings: Mapping[str, str] = {}
+
+
 class _Launch(msgspec.Struct, frozen=True):
-    """`broker.json`: the broker that was last started here."""
+    """`broker.json`: the broker that was last started here. `member` is None for one that is alone."""
 
     port: int
     controller_port: int
     detached: bool
     owner_pid: int
     kafka_version: str
+    member: Member | None = None
 
     @property
     def bootstrap_servers(self) -> str:
@@ -117,6 +158,7 @@ class EmbeddedKafka:
         heap_mb: the most memory its heap may take.
         adapt: is given the broker's settings and returns those to use, for tests that want other listeners.
             It has to leave one without TLS and login on loopback, at the same port, for us.
+        member: which broker of a cluster it is; None: the only one.
     """
 
     def __init__(
@@ -125,11 +167,13 @@ class EmbeddedKafka:
         heap_mb: int = 512,
         *,
         adapt: Adapt = dict,
+        member: Member | None = None,
     ) -> None:
         self.data_dir = Path(data_dir).absolute()
         self.attached = False
         self._heap_mb = heap_mb
         self._adapt = adapt
+        self._member = member
         self._process: subprocess.Popen[bytes] | None = None
         self._lock: IO[bytes] | None = None
         self._bootstrap_servers = ""
@@ -151,7 +195,9 @@ class EmbeddedKafka:
             return self._bootstrap_servers
         with ExitStack() as undo:
             undo.callback(lock.close)
-            launcher = _Launcher(self.data_dir, self._heap_mb, lock, progress or _silent, self._adapt)
+            launcher = _Launcher(
+                self.data_dir, self._heap_mb, lock, progress or _silent, self._adapt, self._member
+            )
             launch, self._process = launcher.launch_bound()
             undo.pop_all()
         self._lock = lock
@@ -190,7 +236,12 @@ class EmbeddedKafka:
         self.stop()
 
 
-def start_detached(data_dir: Path | str, heap_mb: int = 512, progress: Progress | None = None) -> str:
+def start_detached(
+    data_dir: Path | str,
+    heap_mb: int = 512,
+    progress: Progress | None = None,
+    member: Member | None = None,
+) -> str:
     """Starts a broker that survives this process, or finds the one that runs; gives its bootstrap servers.
 
     Raises: as `EmbeddedKafka.start`.
@@ -201,7 +252,7 @@ def start_detached(data_dir: Path | str, heap_mb: int = 512, progress: Progress 
         return _attach(directory)
     try:
         with lock:
-            launch = _Launcher(directory, heap_mb, lock, progress or _silent).launch_detached()
+            launch = _Launcher(directory, heap_mb, lock, progress or _silent, dict, member).launch_detached()
     except EmbeddedKafkaError:
         # A process that is ending holds its files a moment longer than it can be seen.
         _wait_until_unlocked(directory, STATUS_TIMEOUT_S)
@@ -221,7 +272,26 @@ def stop_detached(data_dir: Path | str) -> bool:
     launch = _read_launch(directory)
     if launch is not None and not launch.detached:
         raise _in_use(directory, launch)
-    for number, timeout_s in ((signal.SIGTERM, STOP_TIMEOUT_S), (signal.SIGKILL, 5.0)):
+    return _end_detached(directory, ((signal.SIGTERM, STOP_TIMEOUT_S), (signal.SIGKILL, 5.0)))
+
+
+def kill_detached(data_dir: Path | str) -> bool:
+    """Ends the detached broker of `data_dir` as a crash would (`kill -9`); False if none ran.
+
+    Raises:
+        DirectoryInUse: the broker there belongs to a process that is still running.
+    """
+    directory = Path(data_dir).absolute()
+    if not _is_locked(directory):
+        return False
+    launch = _read_launch(directory)
+    if launch is not None and not launch.detached:
+        raise _in_use(directory, launch)
+    return _end_detached(directory, ((signal.SIGKILL, 5.0),))
+
+
+def _end_detached(directory: Path, steps: Sequence[tuple[signal.Signals, float]]) -> bool:
+    for number, timeout_s in steps:
         pid = _read_pid(directory)
         if pid is not None and _is_locked(directory):
             _signal(pid, number)
@@ -252,6 +322,11 @@ def status(data_dir: Path | str) -> BrokerStatus:
                 log_file,
             )
     return BrokerStatus("stopped", "", 0, False, 0, str(directory), log_file)
+
+
+def is_running(data_dir: Path | str) -> bool:
+    """Whether a broker's process runs on `data_dir`, whatever it does: tells it at once."""
+    return _is_locked(Path(data_dir).absolute())
 
 
 # --- one broker for a directory ----------------------------------------------------------------------
@@ -356,6 +431,7 @@ class _Launcher:
         lock: IO[bytes],
         progress: Progress,
         adapt: Adapt = dict,
+        member: Member | None = None,
     ) -> None:
         if "," in str(directory):
             raise EmbeddedKafkaError(
@@ -367,6 +443,7 @@ class _Launcher:
         self._lock = lock
         self._progress = progress
         self._adapt = adapt
+        self._member = member
         self._java = find_java()
         self._jars = resolve_jars(progress)
         self._console = directory / "logs" / "console.log"
@@ -386,8 +463,8 @@ class _Launcher:
                 self._wait_until_ready(launch, partial(_runs, process))
                 return launch, process
             except _PortTakenError:
-                if attempt == _PORT_ATTEMPTS_MAX:
-                    raise self._failure("the ports it chose are taken again and again") from None
+                if attempt == _PORT_ATTEMPTS_MAX or self._member is not None:
+                    raise self._ports_are_taken(launch) from None
             except BaseException:
                 _end(process)
                 raise
@@ -407,6 +484,8 @@ class _Launcher:
                 self._wait_until_ready(launch, self._detached_is_alive)
                 return launch
             except _PortTakenError:
+                if self._member is not None:
+                    raise self._ports_are_taken(launch) from None
                 continue
             except BaseException:
                 pid = _read_pid(self._directory)
@@ -414,6 +493,14 @@ class _Launcher:
                     _signal(pid, signal.SIGKILL)
                 raise
         raise self._failure("the ports it chose are taken again and again")
+
+    def _ports_are_taken(self, launch: _Launch) -> EmbeddedKafkaError:
+        if self._member is None:
+            return self._failure("the ports it chose are taken again and again")
+        # The others know it by these ports.
+        return self._failure(
+            f"its ports {launch.port} and {launch.controller_port} are taken by another program"
+        )
 
     def _detached_is_alive(self) -> bool:
         # Not our child, and as a zombie of a lazy init it would still take signals: its command line decides.
@@ -430,8 +517,12 @@ class _Launcher:
     def _prepare(self, *, detached: bool) -> _Launch:
         directory = self._directory
         (directory / "logs").mkdir(exist_ok=True)
-        port, controller_port = _choose_ports(directory)
-        launch = _Launch(port, controller_port, detached, os.getpid(), kafka_version())
+        member = self._member
+        if member is None:
+            port, controller_port = _choose_ports(directory)
+        else:
+            port, controller_port = msgspec.structs.astuple(member.nodes[member.node_id])
+        launch = _Launch(port, controller_port, detached, os.getpid(), kafka_version(), member)
         (directory / "log4j2.properties").write_text(_log4j2_properties(directory / "logs"), encoding="ascii")
         if not (directory / "data").exists():
             self._format(launch)
@@ -453,7 +544,8 @@ class _Launcher:
         shutil.rmtree(unfinished, ignore_errors=True)
         _write_properties(self._directory / "format.properties", self._properties(launch, unfinished))
         self._progress(f"formatting {self._directory}")
-        options = ["format", "-t", _cluster_id(), "-c", str(self._directory / "format.properties")]
+        identity = launch.member.cluster_id if launch.member is not None else new_cluster_id()
+        options = ["format", "-t", identity, "-c", str(self._directory / "format.properties")]
         with self._console.open("wb") as console:
             process = processes.popen_bound(
                 self._command("kafka.tools.StorageTool", *options), stdout=console
@@ -483,7 +575,8 @@ class _Launcher:
         ]
 
     def _wait_until_ready(self, launch: _Launch, is_alive: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + START_TIMEOUT_S
+        timeout_s = START_TIMEOUT_S if launch.member is None else MEMBER_START_TIMEOUT_S
+        deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             if not is_alive():
                 if self._port_was_taken():
@@ -493,7 +586,7 @@ class _Launcher:
                 self._progress(f"Apache Kafka {launch.kafka_version} is ready on {launch.bootstrap_servers}")
                 return
             time.sleep(0.1)
-        raise self._failure(f"it didn't answer within {START_TIMEOUT_S:.0f} s")
+        raise self._failure(f"it didn't answer within {timeout_s:.0f} s")
 
     def _port_was_taken(self) -> bool:
         return any("Address already in use" in line for line in self._new_log_lines())
@@ -550,30 +643,26 @@ def _size_bytes(path: Path) -> int:
 
 def server_properties(launch: _Launch, log_dir: Path) -> dict[str, str]:
     """The broker's settings."""
+    member = launch.member or Member(_ALONE, {_ALONE: NodePorts(launch.port, launch.controller_port)}, "")
+    voters = [f"{node}@127.0.0.1:{at.controller_port}" for node, at in member.nodes.items()]
     return {
         "process.roles": "broker,controller",
-        "node.id": "1",
-        "controller.quorum.voters": f"1@127.0.0.1:{launch.controller_port}",
+        "node.id": str(member.node_id),
+        "controller.quorum.voters": ",".join(voters),
         "controller.listener.names": "CONTROLLER",
         "listeners": f"PLAINTEXT://127.0.0.1:{launch.port},CONTROLLER://127.0.0.1:{launch.controller_port}",
         "advertised.listeners": f"PLAINTEXT://127.0.0.1:{launch.port}",
         "log.dirs": str(log_dir),
         "auto.create.topics.enable": "false",
         "group.initial.rebalance.delay.ms": "0",
-        # One broker can't replicate.
-        "default.replication.factor": "1",
-        "min.insync.replicas": "1",
-        "offsets.topic.replication.factor": "1",
+        **_replication(len(member.nodes)),
         "offsets.topic.num.partitions": "4",
-        "transaction.state.log.replication.factor": "1",
-        "transaction.state.log.min.isr": "1",
         "transaction.state.log.num.partitions": "4",
-        "share.coordinator.state.topic.replication.factor": "1",
-        "share.coordinator.state.topic.min.isr": "1",
         "share.coordinator.state.topic.num.partitions": "1",
-        # A broker that was killed gets its old registration back only after this (9 s by default).
-        "broker.session.timeout.ms": "3000",
-        "broker.heartbeat.interval.ms": "500",
+        # A broker that was killed gets its old registration back only after this (9 s by default). Where
+        # others take over from it, one that is merely slow shall not be taken for dead too soon.
+        "broker.session.timeout.ms": "3000" if len(member.nodes) == 1 else "6000",
+        "broker.heartbeat.interval.ms": "500" if len(member.nodes) == 1 else "1000",
         "transaction.max.timeout.ms": "900000",
         # A transaction that ran out of time is aborted within a second, not within ten.
         "transaction.abort.timed.out.transaction.cleanup.interval.ms": "1000",
@@ -586,6 +675,22 @@ def server_properties(launch: _Launch, log_dir: Path) -> dict[str, str]:
         "log.cleaner.dedupe.buffer.size": str(16 * 1024 * 1024),
         # An idle broker's controller wakes up for this twice a second by default.
         "metadata.max.idle.interval.ms": "5000",
+        **member.settings,
+    }
+
+
+def _replication(nodes: int) -> dict[str, str]:
+    """What one broker's death, of three or more, loses nothing by, and hinders nobody."""
+    replicas, in_sync = str(min(3, nodes)), "2" if nodes >= 3 else "1"
+    return {
+        "default.replication.factor": replicas,
+        "min.insync.replicas": in_sync,
+        "unclean.leader.election.enable": "false",
+        "offsets.topic.replication.factor": replicas,
+        "transaction.state.log.replication.factor": replicas,
+        "transaction.state.log.min.isr": in_sync,
+        "share.coordinator.state.topic.replication.factor": replicas,
+        "share.coordinator.state.topic.min.isr": in_sync,
     }
 
 
@@ -642,7 +747,8 @@ logger.statechange.level = warn
 """
 
 
-def _cluster_id() -> str:
+def new_cluster_id() -> str:
+    """An id for Kafka's data to be formatted with."""
     # As Kafka's own Uuid: 16 bytes in URL-safe base64; one that starts with a dash would look like an option.
     while True:
         text = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
@@ -654,26 +760,11 @@ def _cluster_id() -> str:
 
 
 def _choose_ports(directory: Path) -> tuple[int, int]:
-    """The ports of the last run if they are free, else free ones from a place of this directory's own on."""
+    """The ports of the last run if they are free, else others from a place of this directory's own on."""
     last = _read_launch(directory)
-    if last is not None and _is_free(last.port) and _is_free(last.controller_port):
-        return last.port, last.controller_port
-    start = zlib.crc32(str(directory).encode("utf-8", errors="surrogateescape"))
-    free = (
-        port for step in range(_PORT_COUNT) if _is_free(port := _FIRST_PORT + (start + step) % _PORT_COUNT)
-    )
-    return next(free), next(free)
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        # As Kafka binds: connections of the last run that linger don't count.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-        return True
+    wanted = () if last is None else (last.port, last.controller_port)
+    first, second = ports.reserve_for_directory(directory, 2, wanted)
+    return first, second
 
 
 def _listens(port: int) -> bool:
@@ -698,7 +789,8 @@ def _answers(launch: _Launch, timeout_s: float) -> bool:
     }
     admin = AdminClient(settings)
     try:
-        return bool(admin.list_topics(timeout=timeout_s).brokers)
+        brokers = admin.list_topics(timeout=timeout_s).brokers
+        return bool(brokers) if launch.member is None else launch.member.node_id in brokers
     except KafkaException:
         return False
 

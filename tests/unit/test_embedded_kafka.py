@@ -291,4 +291,4 @@ def test_cluster_id_is_never_taken_for_an_option(monkeypatch: pytest.MonkeyPatch
             return next(drawn)
 
     monkeypatch.setattr(embedded_kafka.uuid, "uuid4", Drawn)
-    assert embedded_kafka._cluster_id() == "A" * 22
+    assert embedded_kafka.new_cluster_id() == "A" * 22

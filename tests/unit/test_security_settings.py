@@ -103,7 +103,7 @@ def test_flags_without_secrets_stay_arguments() -> None:
 
 
 def test_coordinator_listens_where_it_is_told_and_is_found_from_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preflight, "free_port", lambda: 1234)
+    monkeypatch.setattr(preflight, "reserve_for_process", lambda: 1234)
     listening = preflight.listening_addresses
     assert listening("tcp://127.0.0.1:0") == ("tcp://127.0.0.1:1234",) * 2
     assert listening("tcp://0.0.0.0:7070") == ("tcp://0.0.0.0:7070", "tcp://127.0.0.1:7070")

@@ -1,0 +1,145 @@
+"""Several brokers for tests: who leads what, and when all are whole again.
+
+Responsible for: finding the broker that a fault has to hit (the leader of a partition, the coordinator of a
+group or of a transactional id, the active controller), and waiting until every replica is in sync. Asks the
+brokers themselves, with clients made for the question: no cached metadata.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Mapping
+from typing import Any
+
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient
+
+from tests.harness import wait_until
+
+OFFSETS, TRANSACTIONS = "__consumer_offsets", "__transaction_state"
+ASK_S = 5.0
+_DESCRIBE_QUORUM = 55
+
+
+def metadata(brokers: str, timeout_s: float = 30.0) -> Any:
+    """What a broker that answers says of all topics and brokers."""
+
+    def ask() -> Any:
+        client = AdminClient({"bootstrap.servers": brokers, "log_level": 0})
+        try:
+            return client.list_topics(timeout=ASK_S)
+        except KafkaException:
+            return None
+
+    return wait_until(ask, f"metadata of {brokers}", timeout_s, 0.1)
+
+
+def leader_of(brokers: str, topic: str, partition: int) -> int:
+    """The node id of the partition's leader; waits until it has one."""
+
+    def look() -> int | None:
+        found = metadata(brokers).topics.get(topic)
+        leader = found.partitions[partition].leader if found and partition in found.partitions else -1
+        return leader if leader > 0 else None
+
+    return wait_until(look, f"a leader of {topic}/{partition}", 60, 0.1)
+
+
+def coordinator_of_group(brokers: str, group: str) -> int:
+    """The node id of the broker that keeps the group's offsets."""
+    return leader_of(brokers, OFFSETS, home_of(brokers, OFFSETS, group))
+
+
+def coordinator_of_transactions(brokers: str, transactional_id: str) -> int:
+    """The node id of the broker that decides the id's transactions."""
+    return leader_of(brokers, TRANSACTIONS, home_of(brokers, TRANSACTIONS, transactional_id))
+
+
+def home_of(brokers: str, topic: str, name: str) -> int:
+    """The partition of an internal topic in which a group or an id is kept."""
+    count = len(metadata(brokers).topics[topic].partitions)
+    return (java_hash(name) & 0x7FFF_FFFF) % count
+
+
+def java_hash(text: str) -> int:
+    """What Java's `String.hashCode` is, as an unsigned number."""
+    found = 0
+    for (unit,) in struct.iter_unpack(">H", text.encode("utf-16-be")):
+        found = (31 * found + unit) & 0xFFFF_FFFF
+    return found
+
+
+def controller_of(brokers: str) -> int:
+    """The node id of the active controller. Metadata doesn't tell (in KRaft it names any broker)."""
+
+    def ask() -> int | None:
+        for server in brokers.split(","):
+            try:
+                leader = _quorum_leader(server)
+            except (OSError, struct.error, AssertionError):
+                continue
+            if leader > 0:
+                return leader
+        return None
+
+    return wait_until(ask, "an active controller", 60, 0.1)
+
+
+def _quorum_leader(server: str) -> int:
+    """From a DescribeQuorum request of version 0, which the broker forwards to the controller."""
+    host, _, port = server.rpartition(":")
+    topic = b"__cluster_metadata"
+    # A compact array of one topic with a compact array of one partition; each ends with no tagged fields.
+    body = b"\x02" + bytes([len(topic) + 1]) + topic + b"\x02" + struct.pack(">i", 0) + b"\x00\x00\x00"
+    request = struct.pack(">hhih", _DESCRIBE_QUORUM, 0, 1, -1) + b"\x00" + body
+    with socket.create_connection((host, int(port)), timeout=ASK_S) as connection:
+        connection.settimeout(ASK_S)
+        connection.sendall(struct.pack(">i", len(request)) + request)
+        (length,) = struct.unpack(">i", _receive(connection, 4))
+        answer = _receive(connection, length)
+    # Correlation id, tags; error; topics; name, partitions; index, error, leader.
+    (error,) = struct.unpack_from(">h", answer, 5)
+    assert error == 0, f"DescribeQuorum: error {error}"
+    at = 8 + answer[8]
+    _index, failed, leader = struct.unpack_from(">ihi", answer, at + 1)
+    assert failed == 0, f"DescribeQuorum: error {failed}"
+    return leader
+
+
+def _receive(connection: socket.socket, length: int) -> bytes:
+    data = b""
+    while len(data) < length:
+        part = connection.recv(length - len(data))
+        if not part:
+            raise OSError("connection closed")
+        data += part
+    return data
+
+
+def behind(brokers: str, nodes: int) -> Mapping[str, str]:
+    """Brokers that are missing, partitions that miss a leader or a replica in sync: what is wrong."""
+    found = metadata(brokers)
+    wrong = dict[str, str]()
+    if len(found.brokers) < nodes:
+        wrong["brokers"] = f"{sorted(found.brokers)} of {nodes}"
+    for name, topic in found.topics.items():
+        for number, partition in topic.partitions.items():
+            if partition.leader < 0 or len(partition.isrs) < len(partition.replicas):
+                in_sync, replicas = sorted(partition.isrs), sorted(partition.replicas)
+                wrong[f"{name}/{number}"] = f"leader {partition.leader}, in sync {in_sync} of {replicas}"
+    return wrong
+
+
+def wait_whole(brokers: str, nodes: int = 3, timeout_s: float = 90.0) -> None:
+    """Wait until all brokers are there and every replica of every topic is in sync."""
+    last: list[Mapping[str, str]] = [{}]
+
+    def whole() -> bool:
+        last[0] = behind(brokers, nodes)
+        return not last[0]
+
+    try:
+        wait_until(whole, "all replicas in sync", timeout_s, 0.25)
+    except TimeoutError as error:
+        raise TimeoutError(f"{error}: {dict(list(last[0].items())[:5])}") from None

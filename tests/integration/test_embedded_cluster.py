@@ -1,0 +1,87 @@
+"""Three embedded brokers, through the command line as a user has them; one cluster for all that is shown."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from confluent_kafka import Producer
+from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic
+
+from fcluster.common import embedded_cluster
+from tests import brokers
+from tests.harness import REPOSITORY, process_state
+
+pytestmark = pytest.mark.timeout(400)
+
+
+def kafka(data_dir: Path, *arguments: str, code: int = 0) -> str:
+    """Run `fcluster kafka`; what it printed on standard output, or on both if it fails as expected."""
+    command = [sys.executable, "-m", "fcluster", "kafka", *arguments, "--data-dir", str(data_dir)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=REPOSITORY, check=False)
+    assert done.returncode == code, f"{arguments}: exit code {done.returncode}\n{done.stdout}{done.stderr}"
+    return done.stdout if code == 0 else done.stdout + done.stderr
+
+
+@pytest.fixture
+def data_dir(tmp_path: Path) -> Iterator[Path]:
+    yield tmp_path
+    if embedded_cluster.is_cluster(tmp_path / "kafka"):
+        embedded_cluster.kill_detached(tmp_path / "kafka")
+
+
+def test_three_brokers_one_killed_and_started_again_are_whole_and_kept_all(data_dir: Path) -> None:
+    servers = kafka(data_dir, "start", "--nodes", "3", "--broker-config", "broker.session.timeout.ms=5000")
+    servers = servers.strip()
+    assert len(set(servers.split(","))) == 3
+
+    # What a topic gets that doesn't ask for anything: three replicas, two of them in sync.
+    admin = AdminClient({"bootstrap.servers": servers})
+    admin.create_topics([NewTopic("flights", 3)])["flights"].result(30)
+    brokers.wait_whole(servers)
+    partitions = brokers.metadata(servers).topics["flights"].partitions.values()
+    assert all(sorted(partition.replicas) == [1, 2, 3] for partition in partitions)
+    resource = ConfigResource(ConfigResource.Type.TOPIC, "flights")
+    assert admin.describe_configs([resource])[resource].result(30)["min.insync.replicas"].value == "2"
+    resource = ConfigResource(ConfigResource.Type.BROKER, "2")
+    settings = admin.describe_configs([resource])[resource].result(30)
+    assert settings["broker.session.timeout.ms"].value == "5000"
+
+    # Each broker's heap is bounded, and `status` names all of them.
+    running = kafka(data_dir, "status")
+    pids = [int(pid) for pid in re.findall(r"process (\d+), on its own", running)]
+    assert len(set(pids)) == 3
+    for pid in pids:
+        assert b"-Xmx256m" in Path(f"/proc/{pid}/cmdline").read_bytes()
+
+    # kill -9: the others go on; it comes back where it was, with what was written meanwhile.
+    victim = brokers.leader_of(servers, "flights", 0)
+    assert kafka(data_dir, "kill", "--node", str(victim)).strip() == "killed"
+    assert process_state(pids[victim - 1]) in "XZ"  # not our child: who reaps it may take its time
+    assert f"broker {victim}: stopped" in kafka(data_dir, "status", code=1)
+    producer = Producer({"bootstrap.servers": servers, "enable.idempotence": True, "log_level": 0})
+    for number in range(30):
+        producer.produce("flights", b"UA%d" % number, partition=number % 3)
+    assert producer.flush(60) == 0
+    assert brokers.leader_of(servers, "flights", 0) != victim
+    assert kafka(data_dir, "start", "--node", str(victim)).strip() == servers
+    brokers.wait_whole(servers)
+
+    # A clean stop of one; then the controller's death; then all of them, and all of them again.
+    assert kafka(data_dir, "stop", "--node", "1").strip() == "stopped"
+    assert kafka(data_dir, "start", "--node", "1").strip() == servers
+    brokers.wait_whole(servers)
+    controller = brokers.controller_of(servers)
+    assert kafka(data_dir, "kill", "--node", str(controller)).strip() == "killed"
+    assert brokers.controller_of(servers) != controller
+    assert kafka(data_dir, "start").strip() == servers
+    brokers.wait_whole(servers)
+    assert "there is no broker 4" in kafka(data_dir, "stop", "--node", "4", code=2)
+    assert "has 3 brokers, not 5" in kafka(data_dir, "start", "--nodes", "5", code=2)
+    assert kafka(data_dir, "stop").strip() == "stopped"
+    assert "not running" in kafka(data_dir, "status", code=1)
+    assert not any(process_state(pid) not in "XZ" for pid in pids)
