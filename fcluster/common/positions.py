@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 _FORMAT_WITHOUT_ID = "1"
 _FORMAT = "2"
-_ID_CHARACTERS = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_ID_CHARACTERS = re.compile(r"[A-Za-z0-9+/_-]{1,64}")
 
 
 class UnreadableMetadataError(Exception):

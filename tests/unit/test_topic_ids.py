@@ -12,11 +12,12 @@ from fcluster.common.positions import CommittedPosition, UnreadableMetadataError
 from fcluster.common.topic_ids import TopicSeen, fits, look_at_topics, settled_look, source_replaced
 
 ID = "cbT7kVgPRZK8Dz7Rp-lM8w"
-OTHER = "_-T7kVgPRZK8Dz7Rp-lM8w"
+OTHER = "+/T7kVgPRZK8Dz7Rp_lM8-"
 
 
-def test_position_with_a_topic_id_comes_back_as_it_was() -> None:
-    position = CommittedPosition(7, 5, 3, "0123456789ab", ID)
+@pytest.mark.parametrize("topic_id", [ID, OTHER])
+def test_position_with_a_topic_id_comes_back_as_it_was(topic_id: str) -> None:
+    position = CommittedPosition(7, 5, 3, "0123456789ab", topic_id)
     assert decode_position(7, position.encode_metadata()) == position
 
 
