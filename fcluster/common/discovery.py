@@ -22,6 +22,7 @@ from fcluster.common.settings import Settings
 
 READ_TIMEOUT_S = 10.0
 CONNECT_TIMEOUT_S = 3.0
+JOURNAL_LISTED_INTERVAL_S = 0.1
 LEADER_KEY = "leader"
 ENDED_KEY = "ended"
 """Journal key for how the job was brought to its end on purpose; there is no leader record then."""
@@ -84,8 +85,17 @@ def _ended_in(journal: Mapping[str, Any]) -> tuple[int, bool, str] | None:
     return int(ended.get("term", 0)), bool(ended.get("exit_code")), str(ended.get("reason", ""))
 
 
-def read_journal(settings: Settings, job: str, timeout_s: float = READ_TIMEOUT_S) -> dict[str, Any]:
+def read_journal(
+    settings: Settings, job: str, timeout_s: float = READ_TIMEOUT_S, *, must_exist: bool = False
+) -> dict[str, Any]:
     """What the journal of `job` holds: key to JSON value. Empty if there is no journal.
+
+    Args:
+        settings: of the cluster.
+        job: its name.
+        timeout_s: for all of it.
+        must_exist: the journal's topic is known to exist. A broker that doesn't list it then has only not
+            heard of it yet, and is asked again; to take it for an empty journal would forget everything.
 
     Raises:
         KafkaUnavailable: the brokers didn't give it within `timeout_s` seconds.
@@ -96,14 +106,24 @@ def read_journal(settings: Settings, job: str, timeout_s: float = READ_TIMEOUT_S
     errors = ErrorLog(settings.bootstrap_servers, quiet=True)
     consumer = _make_journal_consumer(settings, job, errors, fetch_wait_max_ms=5)
     try:
-        if topic not in _list_topics(consumer, errors, timeout_s):
-            return {}
+        while topic not in _list_topics(consumer, errors, _remaining_s(deadline_s)):
+            if not must_exist:
+                return {}
+            if time.monotonic() >= deadline_s:
+                raise KafkaException(
+                    KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART, "no broker that was asked lists it")
+                )
+            time.sleep(JOURNAL_LISTED_INTERVAL_S)
         consumer.assign([TopicPartition(topic, 0, OFFSET_BEGINNING)])
         return _read_to_end(consumer, job, deadline_s)
     except KafkaException as error:
         raise _unreadable(settings, topic, error, errors) from error
     finally:
         consumer.close()
+
+
+def _remaining_s(deadline_s: float) -> float:
+    return max(0.1, deadline_s - time.monotonic())
 
 
 class LeaderFollower:

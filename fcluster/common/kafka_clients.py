@@ -13,9 +13,10 @@ import contextlib
 import difflib
 import logging
 import re
+import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from typing import Any, Final, TypeVar
 
@@ -36,11 +37,16 @@ from confluent_kafka.admin import (
 
 from fcluster.common.errors import IncompatibleState, KafkaUnavailable, MissingTopic, SettingsError
 from fcluster.common.ids import journal_topic
+from fcluster.common.offsets import NotKnownYetError, Offset, known_offset
 from fcluster.common.positions import CommittedPosition, UnreadableMetadataError, decode_position
 from fcluster.common.settings import Settings
 from fcluster.common.topology import Isolation, Stage, Topology
 
 REQUEST_TIMEOUT_S: Final = 10.0
+ANSWER_TIMEOUT_S: Final = 30.0
+"""How long Kafka is asked again for what it doesn't know yet: three times what a broker's death takes."""
+ATTEMPT_TIMEOUT_S: Final = 3.0
+"""One request among those: a broker that is gone doesn't answer, and the next one is asked of another."""
 TOPIC_CREATION_TIMEOUT_S: Final = 30.0
 SERVE_REST_S: Final = 5.0
 FENCE_FIRST_WAIT_S: Final = 0.03
@@ -52,6 +58,8 @@ _NO_GROUP: Final = "fcluster-reader"
 
 _NO_OFFSET: Final = -1001
 _POLL_INTERVAL_S: Final = 0.02
+_POLL_INTERVAL_S_MAX: Final = 0.5
+_LEADERS_KNOWN_S: Final = 2.0
 
 _Client = TypeVar("_Client")
 _Answer = TypeVar("_Answer")
@@ -178,12 +186,72 @@ def serve_rest(producer: Producer) -> None:
 
 
 class Admin(AdminClient):
-    """An admin client that remembers why it could not connect."""
+    """An admin client that remembers why it could not connect, and asks partitions' leaders one at a time.
+
+    `list_offsets` and `delete_records` look for leaders in librdkafka's cache of metadata. If one isn't
+    there, librdkafka waits for a change of the cache in the calling thread and its own main thread at once,
+    and either of them may free what the other uses: the process crashes (decision 0080). So here they are
+    called only when the cache holds all leaders, by one thread at a time, which waits for the answers.
+    """
 
     def __init__(self, config: dict[str, Any], **extra: Any) -> None:
         self.last_error: KafkaError | None = None
+        self._asking_leaders = threading.RLock()
+        self._leaders_known_s: dict[tuple[str, int], float] = {}
         with_callback: dict[str, Any] = config | {"error_cb": self._note_error}
         super().__init__(with_callback, **extra)
+
+    def list_offsets(self, topic_partition_offsets: Any, **kwargs: Any) -> dict[TopicPartition, Future[Any]]:
+        """As of AdminClient; all answers are there when it returns.
+
+        Raises:
+            KafkaException: a partition's leader isn't known at the moment. Nothing was asked then.
+        """
+        return self._ask_leaders(_untyped(super()).list_offsets, topic_partition_offsets, kwargs)
+
+    def delete_records(
+        self, topic_partition_offsets: Any, **kwargs: Any
+    ) -> dict[TopicPartition, Future[Any]]:
+        """As of AdminClient; all answers are there when it returns.
+
+        Raises:
+            KafkaException: a partition's leader isn't known at the moment. Nothing was asked then.
+        """
+        return self._ask_leaders(_untyped(super()).delete_records, topic_partition_offsets, kwargs)
+
+    def _ask_leaders(
+        self, ask: Callable[..., Any], request: Iterable[TopicPartition], kwargs: dict[str, Any]
+    ) -> dict[TopicPartition, Future[Any]]:
+        timeout_s = float(kwargs.get("request_timeout", REQUEST_TIMEOUT_S))
+        with self._asking_leaders:
+            self._have_leaders_cached(request, timeout_s)
+            futures: dict[TopicPartition, Future[Any]] = ask(request, **kwargs)
+            answered, unanswered = wait(futures.values(), 2 * timeout_s + 1)
+            if unanswered or any(future.exception() is not None for future in answered):
+                self._leaders_known_s.clear()  # librdkafka has forgotten some, or should
+            return futures
+
+    def _have_leaders_cached(self, partitions: Iterable[TopicPartition], timeout_s: float) -> None:
+        wanted = [(at.topic, at.partition) for at in partitions]
+        now_s = time.monotonic()
+        if all(now_s < self._leaders_known_s.get(at, 0.0) for at in wanted):
+            return
+        # All topics: asking for a single one may create it, where brokers do that by themselves.
+        metadata = self.list_topics(timeout=timeout_s)
+        known = {
+            (name, partition.id)
+            for name, topic in metadata.topics.items()
+            for partition in topic.partitions.values()
+            if partition.leader in metadata.brokers
+        }
+        self._leaders_known_s = dict.fromkeys(known, now_s + _LEADERS_KNOWN_S)
+        for topic, partition in wanted:
+            if topic not in metadata.topics:
+                raise KafkaException(KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART, f"no topic {topic!r}"))
+            if (topic, partition) not in known:
+                raise KafkaException(
+                    KafkaError(KafkaError.LEADER_NOT_AVAILABLE, f"{topic}/{partition} has no leader")
+                )
 
     def _note_error(self, error: KafkaError) -> None:
         # "all brokers down" always comes last, and says less than what led to it.
@@ -321,7 +389,7 @@ def _unavailable(
     )
 
 
-def _untyped(admin: AdminClient) -> Any:
+def _untyped(admin: Any) -> Any:
     # Its methods' results are futures of nothing in particular, as its own types have it.
     return admin
 
@@ -535,9 +603,19 @@ def _partitions_changed(source: str, now: int, changelog: str, then: int) -> Inc
 
 
 def _existing_topics(admin: AdminClient) -> dict[str, int]:
+    def ask() -> dict[str, int]:
+        topics = admin.list_topics(timeout=ATTEMPT_TIMEOUT_S).topics
+        counts: dict[str, int] = {}
+        for name, topic in topics.items():
+            if topic.error is None or (topic.partitions and is_not_known_yet(topic.error)):
+                counts[name] = len(topic.partitions)
+            elif is_not_known_yet(topic.error):
+                # It exists, but the broker can't say yet with how many partitions.
+                raise NotKnownYetError(f"the partitions of {name!r} are not known yet: {topic.error.str()}")
+        return counts
+
     with _asking(admin, "listing topics"):
-        topics = admin.list_topics(timeout=REQUEST_TIMEOUT_S).topics
-    return {name: len(topic.partitions) for name, topic in topics.items() if topic.error is None}
+        return ask_until_known(ask, REQUEST_TIMEOUT_S)
 
 
 def _create_topics(
@@ -587,18 +665,23 @@ def _has_leaders(topic: Any) -> bool:
 # --- offsets -------------------------------------------------------------------------------------------
 
 
-def begin_offsets(admin: AdminClient, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
+def begin_offsets(
+    admin: AdminClient, partitions: Iterable[TopicPartition], timeout_s: float = ANSWER_TIMEOUT_S
+) -> dict[TopicPartition, Offset]:
     """The first offset that each partition still has.
 
     Raises:
         KafkaUnavailable: the brokers don't answer, or a topic or partition doesn't exist.
     """
-    return _offsets(admin, partitions, OffsetSpec.earliest(), "read-uncommitted")
+    return _offsets(admin, partitions, OffsetSpec.earliest(), "read-uncommitted", timeout_s)
 
 
 def end_offsets(
-    admin: AdminClient, partitions: Iterable[TopicPartition], isolation: Isolation
-) -> dict[TopicPartition, int]:
+    admin: AdminClient,
+    partitions: Iterable[TopicPartition],
+    isolation: Isolation,
+    timeout_s: float = ANSWER_TIMEOUT_S,
+) -> dict[TopicPartition, Offset]:
     """The offset behind the last record that readers of that isolation can see in each partition.
 
     With "read-committed" it is the last stable offset: open transactions hold it back, and so does one
@@ -607,12 +690,12 @@ def end_offsets(
     Raises:
         KafkaUnavailable: the brokers don't answer, or a topic or partition doesn't exist.
     """
-    return _offsets(admin, partitions, OffsetSpec.latest(), isolation)
+    return _offsets(admin, partitions, OffsetSpec.latest(), isolation, timeout_s)
 
 
 def settled_end_offsets(
-    admin: AdminClient, partitions: Iterable[TopicPartition], timeout_s: float = REQUEST_TIMEOUT_S
-) -> dict[TopicPartition, int]:
+    admin: AdminClient, partitions: Iterable[TopicPartition], timeout_s: float = ANSWER_TIMEOUT_S
+) -> dict[TopicPartition, Offset]:
     """The ends of partitions that nobody writes to at the moment, once all their transactions are settled.
 
     A commit returns when it is decided; its markers reach the partitions a little later, each on its own.
@@ -625,8 +708,8 @@ def settled_end_offsets(
     deadline = time.monotonic() + timeout_s
     while True:
         # In this order: a record written in between makes the two differ, never agree by mistake.
-        stable = end_offsets(admin, wanted, "read-committed")
-        ends = end_offsets(admin, wanted, "read-uncommitted")
+        stable = end_offsets(admin, wanted, "read-committed", timeout_s)
+        ends = end_offsets(admin, wanted, "read-uncommitted", timeout_s)
         waiting = [at for at in wanted if stable[at] < ends[at]]
         if not waiting:
             return ends
@@ -640,8 +723,12 @@ def settled_end_offsets(
 
 
 def _offsets(
-    admin: AdminClient, partitions: Iterable[TopicPartition], spec: Any, isolation: Isolation
-) -> dict[TopicPartition, int]:
+    admin: AdminClient,
+    partitions: Iterable[TopicPartition],
+    spec: Any,
+    isolation: Isolation,
+    timeout_s: float,
+) -> dict[TopicPartition, Offset]:
     request = {TopicPartition(at.topic, at.partition): spec for at in partitions}
     if not request:
         return {}
@@ -649,54 +736,82 @@ def _offsets(
         IsolationLevel.READ_COMMITTED if isolation == "read-committed" else IsolationLevel.READ_UNCOMMITTED
     )
 
-    def ask() -> dict[TopicPartition, int]:
+    def ask() -> dict[TopicPartition, Offset]:
         futures: dict[TopicPartition, Future[Any]] = _untyped(admin).list_offsets(
-            request, isolation_level=level, request_timeout=REQUEST_TIMEOUT_S
+            request, isolation_level=level, request_timeout=ATTEMPT_TIMEOUT_S
         )
-        return {at: future.result().offset for at, future in futures.items()}
+        # A leader that didn't answer leaves -1001 in the answer, and no error.
+        return {
+            at: known_offset(future.result().offset, f"{at.topic}/{at.partition}")
+            for at, future in futures.items()
+        }
 
     with _asking(admin, "listing offsets"):
-        return _ask_again_while_moving(ask, REQUEST_TIMEOUT_S, lambda: _look_for_leaders(admin))
+        return ask_until_known(ask, timeout_s)
 
 
-def _look_for_leaders(admin: AdminClient) -> None:
-    with contextlib.suppress(KafkaException):  # the next try says what is wrong
-        admin.list_topics(timeout=REQUEST_TIMEOUT_S)
-
-
-# A partition's leader or a group's coordinator has just come up, or has just moved.
-_MOVING: Final = frozenset(
+# A partition's leader, or a group's or transaction's coordinator, is moving or has just come up; a broker
+# has gone; or what a client knows of them is out of date, as after a broker's restart. Asking again helps.
+_NOT_KNOWN_YET: Final = frozenset(
     {"NOT_LEADER_FOR_PARTITION", "LEADER_NOT_AVAILABLE", "NOT_COORDINATOR", "COORDINATOR_NOT_AVAILABLE"}
-    | {"COORDINATOR_LOAD_IN_PROGRESS", "_WAIT_COORD"}
+    | {"COORDINATOR_LOAD_IN_PROGRESS", "_WAIT_COORD", "FENCED_LEADER_EPOCH", "UNKNOWN_LEADER_EPOCH"}
+    | {"_NOENT", "_NOOP", "_TRANSPORT", "_TIMED_OUT", "_TIMED_OUT_QUEUE", "_ALL_BROKERS_DOWN"}
+    | {"_WAIT_CACHE", "_IN_PROGRESS", "_DESTROY_BROKER", "_RETRY", "REQUEST_TIMED_OUT", "NETWORK_EXCEPTION"}
+    | {"OFFSET_NOT_AVAILABLE", "REPLICA_NOT_AVAILABLE", "BROKER_NOT_AVAILABLE", "KAFKA_STORAGE_ERROR"}
+    | {"UNSTABLE_OFFSET_COMMIT", "NOT_ENOUGH_REPLICAS", "NOT_ENOUGH_REPLICAS_AFTER_APPEND"}
+    | {"NOT_CONTROLLER", "UNKNOWN_SERVER_ERROR"}
 )
-# What an admin client knows of a leader is out of date, as after a broker's restart. librdkafka 2.16 goes on
-# asking with it until its metadata expires, minutes later, unless it is made to look.
-_OUT_OF_DATE: Final = frozenset({"FENCED_LEADER_EPOCH", "UNKNOWN_LEADER_EPOCH", "_NOENT"})
+# Of a broker that has just started it may only mean that it hasn't heard of the topic yet.
+_MISSING: Final = frozenset(
+    {"UNKNOWN_TOPIC_OR_PART", "_UNKNOWN_PARTITION", "_UNKNOWN_TOPIC", "UNKNOWN_TOPIC_ID"}
+)
+MISSING_TIMEOUT_S: Final = 2.0
+"""How long a topic may be missing in the answers before that is believed."""
 
 
-def _ask_again_while_moving(
-    ask: Callable[[], _Answer], timeout_s: float, look_for_leaders: Callable[[], None] | None = None
+def is_not_known_yet(error: KafkaError) -> bool:
+    """Whether the error says nothing about what was asked, so that it should be asked again."""
+    return error.name() in _NOT_KNOWN_YET
+
+
+def ask_until_known(
+    ask: Callable[[], _Answer], timeout_s: float, given_up: Callable[[], bool] = lambda: False
 ) -> _Answer:
-    deadline = time.monotonic() + timeout_s
+    """Ask Kafka again, less and less often, as long as the answer says nothing.
+
+    Args:
+        ask: raises KafkaException or NotKnownYetError if there is no answer. One call may take
+            `ATTEMPT_TIMEOUT_S`.
+        timeout_s: how long it is asked again.
+        given_up: the answer isn't needed any more.
+
+    Raises:
+        KafkaException: the last answer, if it wasn't known in time; an error that asking again doesn't mend.
+    """
+    begun_s = time.monotonic()
+    wait_s = _POLL_INTERVAL_S
     while True:
+        passed_s = time.monotonic() - begun_s
         try:
             return ask()
+        except NotKnownYetError as error:
+            if passed_s > timeout_s or given_up():
+                raise KafkaException(KafkaError(KafkaError._TIMED_OUT, str(error))) from error
         except KafkaException as error:
-            name = cause_of(error).name()
-            if time.monotonic() > deadline:
+            cause = cause_of(error)
+            bound_s = min(MISSING_TIMEOUT_S, timeout_s) if cause.name() in _MISSING else timeout_s
+            again = cause.name() in _MISSING or is_not_known_yet(cause)
+            if not again or passed_s > bound_s or given_up():
                 raise
-            if name in _OUT_OF_DATE and look_for_leaders is not None:
-                look_for_leaders()
-            elif name not in _MOVING:
-                raise
-        time.sleep(_POLL_INTERVAL_S)
+        time.sleep(wait_s)
+        wait_s = min(2 * wait_s, _POLL_INTERVAL_S_MAX)
 
 
 def read_committed_positions(
     consumer: Consumer,
     group: str,
     partitions: Iterable[TopicPartition],
-    timeout_s: float = REQUEST_TIMEOUT_S,
+    timeout_s: float = ANSWER_TIMEOUT_S,
 ) -> dict[TopicPartition, CommittedPosition | None]:
     """What the group has committed for each partition, None where nothing is.
 
@@ -719,8 +834,19 @@ def read_committed_positions(
     if not wanted:
         return {}
     what = f"reading the committed offsets of the group {group!r}"
+
+    def ask() -> list[TopicPartition]:
+        answer = consumer.committed(wanted, timeout=min(timeout_s, REQUEST_TIMEOUT_S))
+        answered = {(at.topic, at.partition) for at in answer}
+        for at in answer:
+            if at.error is not None and is_not_known_yet(at.error):
+                raise KafkaException(at.error)
+        if any((at.topic, at.partition) not in answered for at in wanted):
+            raise NotKnownYetError("the answer leaves partitions out")
+        return answer
+
     try:
-        answer = _ask_again_while_moving(lambda: consumer.committed(wanted, timeout=timeout_s), timeout_s)
+        answer = ask_until_known(ask, timeout_s)
     except KafkaException as error:
         problem = _unavailable(consumer, what, cause_of(error))
         if cause_of(error).code() == KafkaError._TIMED_OUT:
@@ -744,7 +870,12 @@ def _position(group: str, at: TopicPartition) -> CommittedPosition | None:
     if at.offset == _NO_OFFSET:
         return None
     try:
-        return decode_position(at.offset, at.metadata)
+        return decode_position(known_offset(at.offset, f"{at.topic}/{at.partition}"), at.metadata)
+    except NotKnownYetError as error:
+        raise KafkaUnavailable(
+            f"The committed offset of {at.topic}/{at.partition} can't be read: {error}.",
+            remedy="Check the brokers; it is asked again.",
+        ) from error
     except UnreadableMetadataError as error:
         raise IncompatibleState(
             f"The consumer group {group!r} has an offset for {at.topic}/{at.partition} that fcluster did not "
@@ -754,8 +885,8 @@ def _position(group: str, at: TopicPartition) -> CommittedPosition | None:
 
 
 def delete_records_before(
-    admin: AdminClient, offsets: Mapping[TopicPartition, int]
-) -> dict[TopicPartition, int]:
+    admin: AdminClient, offsets: Mapping[TopicPartition, int], timeout_s: float = REQUEST_TIMEOUT_S
+) -> dict[TopicPartition, Offset]:
     """Delete all records in front of the given offsets.
 
     Returns:
@@ -766,15 +897,24 @@ def delete_records_before(
     """
     if not offsets:
         return {}
-    request = [TopicPartition(at.topic, at.partition, offset) for at, offset in offsets.items()]
-    with _asking(admin, "deleting records"):
+    request = [
+        TopicPartition(at.topic, at.partition, known_offset(offset, f"{at.topic}/{at.partition}"))
+        for at, offset in offsets.items()
+    ]
+
+    def ask() -> dict[TopicPartition, Offset]:
         futures: dict[TopicPartition, Future[Any]] = _untyped(admin).delete_records(
-            request, request_timeout=REQUEST_TIMEOUT_S, operation_timeout=REQUEST_TIMEOUT_S
+            request, request_timeout=ATTEMPT_TIMEOUT_S, operation_timeout=ATTEMPT_TIMEOUT_S
         )
         return {
-            TopicPartition(at.topic, at.partition): future.result().low_watermark
+            TopicPartition(at.topic, at.partition): known_offset(
+                future.result().low_watermark, f"{at.topic}/{at.partition}"
+            )
             for at, future in futures.items()
         }
+
+    with _asking(admin, "deleting records"):
+        return ask_until_known(ask, timeout_s)
 
 
 # --- fencing -------------------------------------------------------------------------------------------

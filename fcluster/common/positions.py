@@ -39,6 +39,10 @@ class CommittedPosition:
     fingerprint: str
     topic_id: str = ""
 
+    def __post_init__(self) -> None:
+        if self.offset < 0:
+            raise ValueError(f"{self.offset} is no position: clients answer so what they don't know")
+
     def encode_metadata(self) -> str:
         """The metadata string for the offset: ``2:<epoch>:<state_epoch>:<fingerprint>:<topic id>``.
 

@@ -160,7 +160,7 @@ def open_journal(
         _initialise(producer, deadline_s)
     except KafkaException as error:
         raise _cant_take_over(job, error) from error
-    return Journal(producer, journal_topic(job)), read_journal(settings, job)
+    return Journal(producer, journal_topic(job)), read_journal(settings, job, OPEN_TIMEOUT_S, must_exist=True)
 
 
 def _cant_take_over(job: str, error: KafkaException) -> KafkaUnavailable:

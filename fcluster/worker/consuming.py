@@ -27,6 +27,8 @@ from typing import Any, Final
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
+from fcluster.common.offsets import Offset, offset_or_none
+
 BATCH_RECORDS_MAX = 5_000
 BATCHES_AHEAD_MAX = 3
 POLL_TIMEOUT_S = 0.05
@@ -58,13 +60,14 @@ class Batch:
 class Idle:
     """Nothing more came for a while: where the consumer stands, control records counted.
 
-    Comes after all batches read before it.
+    Comes after all batches read before it. `ends` leaves out partitions whose end isn't known (yet, or while
+    their leader moves).
     """
 
     reader: SourceReader
     generation: int
     positions: dict[SourcePartition, int]
-    ends: dict[SourcePartition, int]
+    ends: dict[SourcePartition, Offset]
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +134,7 @@ class SourceReader:
         self._room = threading.Semaphore(BATCHES_AHEAD_MAX)
         self._generation = 0
         self._assigned: dict[SourcePartition, int] = {}
-        self._last_idle: tuple[dict[SourcePartition, int], dict[SourcePartition, int]] = ({}, {})
+        self._last_idle: tuple[dict[SourcePartition, int], dict[SourcePartition, Offset]] = ({}, {})
         self._paused = False
         self._closed = False
         self._last_idle_s = 0.0
@@ -285,8 +288,9 @@ class SourceReader:
     def _positions(self) -> dict[SourcePartition, int]:
         positions = dict(self._assigned)  # where nothing was read yet, the position is where reading began
         for where in self._consumer.position([TopicPartition(*partition) for partition in self._assigned]):
-            if where.offset >= 0:
-                positions[where.topic, where.partition] = where.offset
+            offset = offset_or_none(where.offset)
+            if offset is not None:
+                positions[where.topic, where.partition] = offset
         return positions
 
     def _report_error(self, message: Message) -> None:
@@ -308,19 +312,22 @@ class SourceReader:
         if not self._read_since_idle and now_s - self._last_idle_s < IDLE_LOOK_INTERVAL_S:
             return
         self._last_idle_s = now_s
-        ends: dict[SourcePartition, int] = {}
+        ends: dict[SourcePartition, Offset] = {}
         try:
             positions = self._positions()
             for topic, partition in positions:
-                _begin, end = self._consumer.get_watermark_offsets(
+                _begin, answer = self._consumer.get_watermark_offsets(
                     TopicPartition(topic, partition), cached=True
                 )
-                ends[topic, partition] = end
+                end = offset_or_none(answer)
+                if end is not None:
+                    ends[topic, partition] = end
         except KafkaException:
             return  # the next idle moment tells
-        # A position behind the end means that records (or control records) are still to be fetched; an end
-        # below 0 that nothing has come from this partition yet.
-        self._read_since_idle = any(end < 0 or positions[partition] < end for partition, end in ends.items())
+        # Records (or control records) are still to be fetched where the end isn't known, or not reached.
+        self._read_since_idle = any(
+            partition not in ends or position < ends[partition] for partition, position in positions.items()
+        )
         if (positions, ends) == self._last_idle:
             return
         self._last_idle = (positions, ends)

@@ -26,6 +26,9 @@ from confluent_kafka.admin import AdminClient
 from fcluster.common.errors import FclusterError, KafkaUnavailable, StateDamaged
 from fcluster.common.ids import ShardId
 from fcluster.common.kafka_clients import (
+    ANSWER_TIMEOUT_S,
+    ATTEMPT_TIMEOUT_S,
+    ask_until_known,
     begin_offsets,
     make_admin,
     make_consumer,
@@ -57,7 +60,6 @@ _POLL_S: Final = 0.1
 _BASES_AT_A_TIME: Final = max(4, min(16, os.cpu_count() or 1))
 _POLL_RECORDS: Final = 500
 _BATCH_BYTES: Final = 4 * 1024 * 1024
-_REQUEST_TIMEOUT_S: Final = 10.0
 _CONSUMER: Final = {
     "enable.partition.eof": True,
     "fetch.wait.max.ms": 2,  # the end of a partition is told only after such a wait
@@ -578,9 +580,13 @@ def topic_ids(admin: AdminClient, topics: Sequence[str]) -> dict[str, str]:
     if not topics:
         return {}
     client: Any = admin  # its own types leave the futures' results open
+
+    def ask() -> dict[str, str]:
+        futures = client.describe_topics(TopicCollection(list(topics)), request_timeout=ATTEMPT_TIMEOUT_S)
+        return {topic: str(future.result().topic_id) for topic, future in futures.items()}
+
     try:
-        futures = client.describe_topics(TopicCollection(list(topics)), request_timeout=_REQUEST_TIMEOUT_S)
-        found = {topic: str(future.result().topic_id) for topic, future in futures.items()}
+        found = ask_until_known(ask, ANSWER_TIMEOUT_S)
     except KafkaException as error:
         raise KafkaUnavailable(
             f"the changelogs {', '.join(topics)} can't be described: {reason_of(error)}",

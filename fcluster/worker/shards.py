@@ -31,6 +31,7 @@ from fcluster.common import failpoints
 from fcluster.common.errors import FclusterError, KafkaUnavailable, SourceGap, StateDamaged, one_line
 from fcluster.common.ids import ShardId, journal_topic
 from fcluster.common.kafka_clients import (
+    ask_until_known,
     begin_offsets,
     delete_records_before,
     end_offsets,
@@ -39,6 +40,7 @@ from fcluster.common.kafka_clients import (
     read_committed_positions,
 )
 from fcluster.common.messages import StandbyStatus
+from fcluster.common.offsets import NotKnownYetError, Offset
 from fcluster.common.positions import CommittedPosition
 from fcluster.common.settings import Settings
 from fcluster.common.snapshot_store import SnapshotStoreUnavailable, open_snapshot_store
@@ -76,6 +78,8 @@ _MENDABLE = (KafkaUnavailable, SnapshotStoreUnavailable, _OvertakenError)
 """What keeps this worker from restoring just now, but neither the others nor itself later."""
 
 SETTLE_TIMEOUT_S = 60.0
+LOSS_CONFIRMED_S = 5.0
+"""For how long a partition has to end in front of what is committed until that counts as a loss."""
 CHAIN_RETRY_S = 1.0
 """Between two snapshots of a shard at least, however fast its chain of deltas grows. What is committed
 reaches the store, and so a snapshot, within such a time."""
@@ -400,6 +404,7 @@ class ShardHost:
         committed = read_committed_positions(self._offsets, self._topology.job, wanted)
         begins, ends = (answer.result() for answer in asked)
         ids = self._source_ids(committed, look.result())
+        ends = self._ends_once_caught_up(ends, committed)
         positions: dict[ShardId, CommittedPosition] = {}
         for shard, source in sources.items():
             position, begin = committed[source], begins[source]
@@ -442,6 +447,29 @@ class ShardHost:
                 if seen is not None and not fits(seen, topic_id):
                     raise source_replaced(self._topology.job, topic, topic_id, seen.topic_id)
         return {topic: seen.topic_id for topic, seen in look.items() if seen is not None} | known
+
+    def _ends_once_caught_up(
+        self,
+        ends: Mapping[TopicPartition, Offset],
+        committed: Mapping[TopicPartition, CommittedPosition | None],
+    ) -> Mapping[TopicPartition, Offset]:
+        """The ends, asked again where one is in front of what is committed: that records are lost is believed
+        only if the partition's leader says so for a while. One that has just come up may know too little."""
+
+        def ask() -> dict[TopicPartition, Offset]:
+            answer = end_offsets(self._admin, short, "read-uncommitted")
+            if any(_ends_before(answer[at], committed[at]) for at in short):
+                raise NotKnownYetError("a partition seems to end in front of what is committed")
+            return answer
+
+        short = [at for at, end in ends.items() if _ends_before(end, committed[at])]
+        if not short:
+            return ends
+        try:
+            return {**ends, **ask_until_known(ask, LOSS_CONFIRMED_S)}
+        except KafkaException:
+            # The last word: an answer, and again the same, or KafkaUnavailable.
+            return {**ends, **end_offsets(self._admin, short, "read-uncommitted")}
 
     def _behind_gap(
         self, source: TopicPartition, position: CommittedPosition, begin: int
@@ -551,6 +579,10 @@ class ShardHost:
             _log.warning("no snapshot of %s: %s", shard, one_line(error))
         except Exception:  # noqa: BLE001  the next one may succeed
             _log.exception("no snapshot of %s", shard)
+
+
+def _ends_before(end: Offset, position: CommittedPosition | None) -> bool:
+    return position is not None and end < position.offset
 
 
 class NoStore:

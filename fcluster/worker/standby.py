@@ -26,6 +26,7 @@ from fcluster.common.errors import FclusterError, StateDamaged
 from fcluster.common.ids import ShardId
 from fcluster.common.kafka_clients import begin_offsets, end_offsets, make_consumer
 from fcluster.common.messages import StandbyStatus
+from fcluster.common.offsets import offset_or_none
 from fcluster.common.settings import Settings
 from fcluster.common.snapshot_store import SnapshotStore
 from fcluster.worker.changelog import DeltaReader
@@ -405,10 +406,11 @@ class StandbyTail:
         for place, copy in self._assigned.items():
             if copy.end == copy.position:
                 continue
-            _, high = self._consumer.get_watermark_offsets(TopicPartition(*place), cached=True)
+            _, answer = self._consumer.get_watermark_offsets(TopicPartition(*place), cached=True)
+            end = offset_or_none(answer)
             with self._changed:
-                if high >= 0:
-                    copy.end = max(copy.position, high)
+                if end is not None:
+                    copy.end = max(copy.position, end)
 
     def _write(self, copy: _Copy) -> None:
         try:

@@ -29,6 +29,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, Topi
 from fcluster.common import failpoints
 from fcluster.common.ids import ShardId, transactional_ids
 from fcluster.common.kafka_clients import make_producer, reason_of, serve_rest
+from fcluster.common.offsets import offset_or_none
 from fcluster.common.positions import CommittedPosition
 from fcluster.common.settings import Settings
 
@@ -88,12 +89,14 @@ class FrozenEpoch:
     """All that one worker commits in an epoch.
 
     `changelog_next` is filled by `prepare`: for each shard with a delta, the changelog offset behind it.
+    `unplaced` are shards of whose delta a record was written nobody knows where.
     """
 
     epoch: int
     records: int
     parts: Sequence[ShardEpoch]
     changelog_next: dict[ShardId, int] = field(default_factory=lambda: dict[ShardId, int]())
+    unplaced: set[ShardId] = field(default_factory=lambda: set[ShardId]())
 
 
 class EpochWriter(Protocol):
@@ -330,7 +333,7 @@ def produce_deltas(producer: Producer, frozen: FrozenEpoch) -> None:
     """Produce the epoch's deltas; `changelog_next` gets the offsets as they are acknowledged."""
     for part in frozen.parts:
         if part.delta and part.changelog is not None:
-            note = _delivery_note(frozen.changelog_next, part.shard)
+            note = _delivery_note(frozen, part.shard)
             for record in part.delta:
                 _produce_delta(producer, part.changelog, record, part.shard.partition, note)
 
@@ -347,22 +350,28 @@ def _produce_delta(
         raise TransactionLostError(f"writing to {topic}: {reason_of(error)}") from error
 
 
-def _delivery_note(changelog_next: dict[ShardId, int], shard: ShardId) -> Callable[[Any, Any], None]:
+def _delivery_note(frozen: FrozenEpoch, shard: ShardId) -> Callable[[Any, Any], None]:
     def note(error: Any, message: Any) -> None:
-        if error is None:
-            changelog_next[shard] = max(changelog_next.get(shard, 0), message.offset() + 1)
+        if error is not None:
+            return
+        # A broker that had taken the record before its answer got lost may say only that it has it.
+        offset = offset_or_none(message.offset())
+        if offset is None:
+            frozen.unplaced.add(shard)
+        else:
+            frozen.changelog_next[shard] = max(frozen.changelog_next.get(shard, 0), offset + 1)
 
     return note
 
 
 def check_deltas(frozen: FrozenEpoch) -> None:
-    """Assure that every delta of the epoch was acknowledged.
+    """Assure that every delta of the epoch was acknowledged, and that it is known where it stands.
 
     Raises:
-        TransactionLostError: one wasn't.
+        TransactionLostError: one wasn't, or isn't.
     """
     for part in frozen.parts:
-        if part.delta and part.shard not in frozen.changelog_next:
+        if part.delta and (part.shard not in frozen.changelog_next or part.shard in frozen.unplaced):
             raise TransactionLostError(
                 f"the delta of {part.shard} in epoch {frozen.epoch} was not acknowledged"
             )

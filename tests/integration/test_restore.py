@@ -403,7 +403,7 @@ def test_stopped_restore_ends_without_an_answer(changelog: Changelog, restore: R
 def test_brokers_out_of_reach_are_an_error_in_bounded_time(
     changelog: Changelog, restore: Restore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fcluster.worker.restore._REQUEST_TIMEOUT_S", 1.0)
+    monkeypatch.setattr("fcluster.worker.restore.ANSWER_TIMEOUT_S", 1.0)
     nowhere = resolve({}, None, {}, {"bootstrap.servers": "127.0.0.1:1"})
     with pytest.raises(KafkaUnavailable):
         restore(changelog.request(0, 1), settings=nowhere)

@@ -38,6 +38,7 @@ PURE_NAMES = {
     "agents",
     "topology",
     "failures",
+    "offsets",
     "state",
     "changelog",
     "positions",

@@ -1,0 +1,360 @@
+"""A client that doesn't know is asked again: no sentinel, empty or partial answer becomes a fact."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from confluent_kafka import OFFSET_INVALID, KafkaError, KafkaException, TopicPartition
+from confluent_kafka.admin import AdminClient
+
+from fcluster.common import discovery, kafka_clients
+from fcluster.common.errors import KafkaUnavailable, SourceGap
+from fcluster.common.ids import ShardId, journal_topic
+from fcluster.common.kafka_clients import (
+    Admin,
+    ask_until_known,
+    begin_offsets,
+    delete_records_before,
+    end_offsets,
+    make_admin,
+    partition_counts,
+    read_committed_positions,
+    settled_end_offsets,
+)
+from fcluster.common.offsets import NotKnownYetError, known_offset, offset_or_none
+from fcluster.common.positions import CommittedPosition
+from fcluster.common.settings import Settings
+from fcluster.worker import restore, shards
+from fcluster.worker.shards import ShardHost
+from fcluster.worker.transactions import (
+    FrozenEpoch,
+    ShardEpoch,
+    TransactionLostError,
+    check_deltas,
+    produce_deltas,
+)
+
+AT = TopicPartition("in", 0)
+AWAY = KafkaException(KafkaError(KafkaError._TRANSPORT))
+POSITION = CommittedPosition(7, 3, 3, "print")
+
+
+# --- values ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("unknown", [None, -1, -2, OFFSET_INVALID, -1000])
+def test_what_a_client_answers_instead_of_an_offset_never_becomes_one(unknown: int | None) -> None:
+    with pytest.raises(NotKnownYetError, match="in/0"):
+        known_offset(unknown, "in/0")
+    assert offset_or_none(unknown) is None
+    if unknown is not None:
+        with pytest.raises(ValueError, match="no position"):
+            CommittedPosition(unknown, 0, 0, "print")
+
+
+def test_offsets_from_zero_on_are_known() -> None:
+    assert known_offset(0, "in/0") == offset_or_none(0) == 0
+
+
+# --- the admin client --------------------------------------------------------------------------------------
+
+
+class Cluster:
+    """What an admin client is answered, in turn; the last answer stays."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.offsets: list[int | KafkaException] = [5]
+        self.leaders: list[int] = [1]
+        self.topics: list[set[str]] = [{"in"}]
+        self.topic_errors: list[KafkaError | None] = [None]
+        self.overlapped = False
+        self.asked = 0
+        self._asking = threading.Lock()
+        monkeypatch.setattr(AdminClient, "list_topics", lambda _admin, **_arguments: self._list_topics())
+        monkeypatch.setattr(
+            AdminClient, "list_offsets", lambda _admin, request, **_arguments: self._answer(request)
+        )
+        monkeypatch.setattr(
+            AdminClient, "delete_records", lambda _admin, request, **_arguments: self._answer(request)
+        )
+        monkeypatch.setattr(kafka_clients, "_POLL_INTERVAL_S", 0.001)
+        self.admin = make_admin(Settings())
+
+    def _list_topics(self) -> Any:
+        leader, error = _next(self.leaders), _next(self.topic_errors)
+        partitions = {} if error is not None else {0: SimpleNamespace(id=0, leader=leader)}
+        return SimpleNamespace(
+            brokers={1: "one"},
+            topics={name: SimpleNamespace(partitions=partitions, error=error) for name in _next(self.topics)},
+        )
+
+    def _answer(self, request: Iterable[TopicPartition]) -> dict[TopicPartition, Future[Any]]:
+        self.overlapped |= not self._asking.acquire(blocking=False)
+        self.asked += 1
+        futures = {at: Future[Any]() for at in request}
+        # As in librdkafka: another thread answers, after the call has returned.
+        threading.Timer(0.002, self._fill, [futures]).start()
+        return futures
+
+    def _fill(self, futures: Mapping[TopicPartition, Future[Any]]) -> None:
+        offset = _next(self.offsets)
+        self._asking.release()
+        for future in futures.values():
+            if isinstance(offset, KafkaException):
+                future.set_exception(offset)
+            else:
+                future.set_result(SimpleNamespace(offset=offset, low_watermark=offset))
+
+
+def _next(answers: list[Any]) -> Any:
+    return answers.pop(0) if len(answers) > 1 else answers[0]
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    return Cluster(monkeypatch)
+
+
+ASKING: list[Callable[[Admin], Any]] = [
+    lambda admin: begin_offsets(admin, [AT], 5),
+    lambda admin: end_offsets(admin, [AT], "read-committed", 5),
+    lambda admin: settled_end_offsets(admin, [AT], 5),
+    lambda admin: delete_records_before(admin, {AT: 5}, 5),
+]
+
+
+@pytest.mark.parametrize("ask", ASKING)
+@pytest.mark.parametrize(
+    "unknown",
+    [
+        OFFSET_INVALID,
+        -1,
+        AWAY,
+        KafkaException(KafkaError(KafkaError.LEADER_NOT_AVAILABLE)),
+        KafkaException(KafkaError(KafkaError.FENCED_LEADER_EPOCH)),
+        KafkaException(KafkaError(KafkaError._NOOP)),
+    ],
+)
+def test_offset_that_a_leader_didnt_tell_is_asked_for_again(
+    cluster: Cluster, ask: Callable[[Admin], Any], unknown: Any
+) -> None:
+    cluster.offsets = [unknown, unknown, 5]
+    assert ask(cluster.admin) == {AT: 5}
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda admin: end_offsets(admin, [AT], "read-committed", 0.05),
+        lambda admin: delete_records_before(admin, {AT: 5}, 0.05),
+    ],
+)
+def test_offset_that_stays_unknown_is_no_answer_in_bounded_time(
+    cluster: Cluster, ask: Callable[[Admin], Any]
+) -> None:
+    cluster.offsets = [OFFSET_INVALID]
+    with pytest.raises(KafkaUnavailable, match="not known yet"):
+        ask(cluster.admin)
+
+
+def test_partition_without_leader_is_waited_for_and_its_leader_not_asked(cluster: Cluster) -> None:
+    cluster.leaders = [-1, 2, 1]  # none, one that isn't among the brokers, one that lives
+    assert end_offsets(cluster.admin, [AT], "read-committed", 5) == {AT: 5}
+    assert cluster.asked == 1, "librdkafka was asked about a partition whose leader it doesn't know"
+
+
+def test_topic_that_a_broker_doesnt_list_yet_isnt_missing(cluster: Cluster) -> None:
+    cluster.topics = [set(), set(), {"in"}]
+    assert end_offsets(cluster.admin, [AT], "read-committed", 5) == {AT: 5}
+
+
+def test_topic_that_stays_unlisted_is_missing(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kafka_clients, "MISSING_TIMEOUT_S", 0.02)
+    cluster.topics = [set()]
+    with pytest.raises(KafkaUnavailable, match="UNKNOWN_TOPIC_OR_PART"):
+        end_offsets(cluster.admin, [AT], "read-committed", 5)
+
+
+def test_topic_whose_partitions_arent_known_yet_isnt_taken_for_missing(cluster: Cluster) -> None:
+    cluster.topic_errors = [KafkaError(KafkaError.LEADER_NOT_AVAILABLE), None]
+    assert partition_counts(cluster.admin, ["in"]) == {"in": 1}
+
+
+def test_error_that_asking_again_doesnt_mend_is_told_at_once(cluster: Cluster) -> None:
+    cluster.offsets = [KafkaException(KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED))]
+    with pytest.raises(KafkaUnavailable, match="TOPIC_AUTHORIZATION_FAILED"):
+        end_offsets(cluster.admin, [AT], "read-committed", 30)
+    assert cluster.asked == 1
+
+
+def test_threads_that_share_an_admin_client_ask_leaders_one_at_a_time(cluster: Cluster) -> None:
+    asking = [threading.Thread(target=ask, args=[cluster.admin]) for ask in 4 * ASKING]
+    for thread in asking:
+        thread.start()
+    for thread in asking:
+        thread.join(10)
+    assert cluster.asked >= len(asking)
+    assert not cluster.overlapped, "a request began before another one was answered"
+
+
+def test_topic_ids_are_asked_for_again(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers: list[Any] = [AWAY, SimpleNamespace(topic_id="id")]
+
+    def describe(_admin: AdminClient, _topics: object, **_arguments: object) -> dict[str, Future[Any]]:
+        future = Future[Any]()
+        answer = _next(answers)
+        if isinstance(answer, KafkaException):
+            future.set_exception(answer)
+        else:
+            future.set_result(answer)
+        return {"in": future}
+
+    monkeypatch.setattr(AdminClient, "describe_topics", describe)
+    assert restore.topic_ids(cluster.admin, ["in"]) == {"in": "id"}
+
+
+def test_answer_that_nobody_needs_any_more_isnt_waited_for() -> None:
+    def ask() -> None:
+        raise NotKnownYetError("no")
+
+    begun_s = time.monotonic()
+    with pytest.raises(KafkaException):
+        ask_until_known(ask, 60, given_up=lambda: True)
+    assert time.monotonic() - begun_s < 10
+
+
+# --- committed offsets -------------------------------------------------------------------------------------
+
+
+class Group:
+    """A consumer whose group's offsets are answered in turn."""
+
+    def __init__(self, *answers: Sequence[TopicPartition] | KafkaException) -> None:
+        self._answers = list(answers)
+
+    def committed(self, _wanted: object, *, timeout: float) -> Sequence[TopicPartition]:
+        assert timeout > 0
+        answer = _next(self._answers)
+        if isinstance(answer, KafkaException):
+            raise answer
+        return answer
+
+
+def committed(offset: int, error: int | None = None) -> Any:
+    return SimpleNamespace(
+        topic="in",
+        partition=0,
+        offset=offset,
+        metadata=POSITION.encode_metadata(),
+        error=None if error is None else KafkaError(error),
+    )
+
+
+def test_committed_offset_is_asked_for_again_until_the_coordinator_tells_it() -> None:
+    group: Any = Group(
+        AWAY,
+        KafkaException(KafkaError(KafkaError.COORDINATOR_LOAD_IN_PROGRESS)),
+        [],  # leaves the partition out
+        [committed(OFFSET_INVALID, KafkaError.UNSTABLE_OFFSET_COMMIT)],
+        [committed(7)],
+    )
+    assert read_committed_positions(group, "job", [AT], 10) == {AT: POSITION}
+
+
+def test_partial_answer_about_committed_offsets_doesnt_mean_that_nothing_is_committed() -> None:
+    group: Any = Group([])
+    with pytest.raises(KafkaUnavailable, match="leaves partitions out"):
+        read_committed_positions(group, "job", [AT], 0.1)
+
+
+def test_nothing_committed_is_told_apart_from_an_unknown_negative_offset() -> None:
+    nothing: Any = Group([committed(OFFSET_INVALID)])
+    assert read_committed_positions(nothing, "job", [AT], 1) == {AT: None}
+    unknown: Any = Group([committed(-2)])
+    with pytest.raises(KafkaUnavailable, match="not known yet"):
+        read_committed_positions(unknown, "job", [AT], 1)
+
+
+# --- where a shard begins ----------------------------------------------------------------------------------
+
+
+def host(cluster: Cluster, position: CommittedPosition) -> ShardHost:
+    class AtOnce:
+        def submit(self, ask: Callable[..., Any], *arguments: Any) -> Future[Any]:
+            future = Future[Any]()
+            future.set_result(ask(*arguments))
+            return future
+
+    host: Any = ShardHost.__new__(ShardHost)
+    host._topology = SimpleNamespace(
+        job="job", stage=lambda _name: SimpleNamespace(source=SimpleNamespace(name="in"))
+    )
+    host._admin, host._asking = cluster.admin, AtOnce()
+    host._offsets = Group([committed(position.offset)])
+    return host
+
+
+def test_end_in_front_of_what_is_committed_is_believed_only_when_it_is_said_again(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "look_at_topics", lambda _admin, _topics: {})
+    # begins at 0; the leader has just come up and knows little, isn't known, then has caught up
+    cluster.offsets = [0, 3, OFFSET_INVALID, 3, 9]
+    found = host(cluster, POSITION)._positions([ShardId("in", 0)])
+    assert found == {ShardId("in", 0): POSITION}
+
+    monkeypatch.setattr(shards, "LOSS_CONFIRMED_S", 0.1)
+    cluster.offsets = [0, 3]
+    with pytest.raises(SourceGap, match="offset 7, but the partition ends at 3"):
+        host(cluster, POSITION)._positions([ShardId("in", 0)])
+
+
+# --- deltas and the journal --------------------------------------------------------------------------------
+
+
+def test_delta_written_nobody_knows_where_is_replayed() -> None:
+    """A broker that had taken a record before its answer got lost may answer without an offset."""
+
+    class Acknowledges:
+        def __init__(self, offsets: Sequence[int | None]) -> None:
+            self._offsets = list(offsets)
+
+        def produce(self, *_arguments: object, on_delivery: Callable[..., None], **_more: object) -> None:
+            offset = self._offsets.pop(0)
+            on_delivery(None, SimpleNamespace(offset=lambda: offset))
+
+    def write(offsets: Sequence[int | None]) -> FrozenEpoch:
+        part = ShardEpoch(ShardId("in", 0), ("in", 0), POSITION, "changelog", [b"one", b"two"])
+        frozen = FrozenEpoch(4, 1, [part])
+        produce_deltas(Acknowledges(offsets), frozen)  # type: ignore[arg-type]
+        return frozen
+
+    frozen = write([5, 6])
+    check_deltas(frozen)
+    assert frozen.changelog_next == {ShardId("in", 0): 7}
+    for offsets in ([5, None], [None, 6], [-1001, 6]):
+        with pytest.raises(TransactionLostError, match="not acknowledged"):
+            check_deltas(write(offsets))
+
+
+def test_journal_that_a_broker_doesnt_list_yet_isnt_taken_for_an_empty_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    topic = journal_topic("job")
+    listed = [set[str](), set[str](), {topic}]
+    monkeypatch.setattr(discovery, "_make_journal_consumer", lambda *_a, **_k: SimpleNamespace(**consumer))
+    monkeypatch.setattr(discovery, "_list_topics", lambda *_arguments: _next(listed))
+    monkeypatch.setattr(discovery, "_read_to_end", lambda *_arguments: {"term": {"term": 3}})
+    monkeypatch.setattr(discovery, "JOURNAL_LISTED_INTERVAL_S", 0.001)
+    consumer = {"assign": lambda _partitions: None, "close": lambda: None}
+    assert discovery.read_journal(Settings(), "job", 10, must_exist=True) == {"term": {"term": 3}}
+    listed = [set()]
+    with pytest.raises(KafkaUnavailable, match="no broker that was asked lists it"):
+        discovery.read_journal(Settings(), "job", 0.01, must_exist=True)
+    assert discovery.read_journal(Settings(), "job", 0.01) == {}
