@@ -485,6 +485,7 @@ def scale(
 )
 @click.option("--from-beginning", is_flag=True, help="Start with the oldest record, not with the next one.")
 @click.option("--max", "count_max", metavar="N", type=click.IntRange(0), help="End after N records.")
+@click.option("--headers", is_flag=True, help="Show the records' headers too.")
 @_common
 @click.pass_context
 def consume(
@@ -493,24 +494,32 @@ def consume(
     isolation: Isolation,
     from_beginning: bool,
     count_max: int | None,
+    headers: bool,
     **common: Any,
 ) -> None:
     """Print the records of TOPIC, one JSON object a line, until Ctrl-C.
 
     Each line has topic, partition, offset, timestamp (ms), key and value. A value that isn't JSON is
-    printed as text; one that isn't text as base64, and "value_encoding" says so. No group is joined, nothing
-    is committed.
+    printed as text; one that isn't text as base64, and "value_encoding" says so. A record without a value has
+    "tombstone"; a dead letter has its origin and reason in "dead_letter". No group is joined, nothing is
+    committed.
 
     \b
     Examples:
       fcluster consume carrier-totals --from-beginning --max 10
       fcluster consume carrier-totals --isolation read-uncommitted | jq .value
+      fcluster consume refused --from-beginning --headers
     """
     options = _options(**common)
     connection = _connection(context, options)
     try:
         connection.consume(
-            topic, sys.stdout.buffer, isolation=isolation, from_beginning=from_beginning, count_max=count_max
+            topic,
+            sys.stdout.buffer,
+            isolation=isolation,
+            from_beginning=from_beginning,
+            count_max=count_max,
+            headers=headers,
         )
     except KeyboardInterrupt:
         context.exit(0)
@@ -522,15 +531,22 @@ def consume(
 @click.option(
     "--partitions", metavar="N", type=click.IntRange(1), help="Create the topic, if it isn't there."
 )
+@click.option("--skip-errors", is_flag=True, help="Leave out lines that can't be sent, and name them.")
 @_common
 @click.pass_context
 def produce(
-    context: click.Context, topic: str, key_field: str | None, partitions: int | None, **common: Any
+    context: click.Context,
+    topic: str,
+    key_field: str | None,
+    partitions: int | None,
+    skip_errors: bool,
+    **common: Any,
 ) -> None:
     """Send each line of stdin, a JSON value, as one record to TOPIC.
 
     A line that isn't JSON, or lacks the key field, ends the command: what was before it is sent, nothing
-    after it. Records go to the partitions that Java clients would choose (murmur2).
+    after it. So does a line that Kafka refuses; some of what is after that may be sent as well. Records go to
+    the partitions that Java clients would choose (murmur2).
 
     \b
     Examples:
@@ -541,11 +557,12 @@ def produce(
     if sys.stdin.isatty():
         click.echo("One JSON value a line; Ctrl-D ends.", err=True)
     sent, partition_count = connection.produce(
-        topic, sys.stdin.buffer, key_field=key_field, partitions=partitions
+        topic, sys.stdin.buffer, key_field=key_field, partitions=partitions, skip_errors=skip_errors
     )
     from fcluster.console_clients import records
 
-    click.echo(f"sent {records(sent)} to {topic!r}, {partition_count} partitions", err=True)
+    skipped = f", skipped {sent.skipped} lines" if sent.skipped else ""
+    click.echo(f"sent {records(sent.count)} to {topic!r}, {partition_count} partitions{skipped}", err=True)
 
 
 # --- kafka -----------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from fcluster.common.admin_client import AdminClient
     from fcluster.common.discovery import Leader
     from fcluster.common.topology import Isolation
+    from fcluster.console_clients import Sent
 
 _T = TypeVar("_T")
 
@@ -97,6 +98,7 @@ class Connection:
         isolation: Isolation,
         from_beginning: bool,
         count_max: int | None,
+        headers: bool = False,
     ) -> int:
         """Print records; see `console_clients.run_consume`."""
         from fcluster.common.kafka_clients import make_consumer
@@ -106,11 +108,24 @@ class Connection:
         # Records may be deleted while they are read; then it goes on with the oldest that is left.
         consumer = make_consumer(self.settings, isolation, **{"auto.offset.reset": "earliest"})
         with kafka_errors():
-            return run_consume(consumer, topic, output, from_beginning=from_beginning, count_max=count_max)
+            return run_consume(
+                consumer,
+                topic,
+                output,
+                from_beginning=from_beginning,
+                count_max=count_max,
+                headers=headers,
+            )
 
     def produce(
-        self, topic: str, lines: BinaryIO, *, key_field: str | None, partitions: int | None
-    ) -> tuple[int, int]:
+        self,
+        topic: str,
+        lines: BinaryIO,
+        *,
+        key_field: str | None,
+        partitions: int | None,
+        skip_errors: bool = False,
+    ) -> tuple[Sent, int]:
         """Send lines (see `console_clients.run_produce`); how many, and the topic's partition count."""
         from fcluster.common.kafka_clients import make_admin, make_producer
         from fcluster.console_clients import create_topic, existing_partitions, kafka_errors, run_produce
@@ -121,7 +136,13 @@ class Connection:
             if partitions is not None:
                 create_topic(admin, topic, partitions)
             count = len(existing_partitions(admin, topic, creatable=True))
-            sent = run_produce(partial(make_producer, self.settings), topic, lines, key_field=key_field)
+            sent = run_produce(
+                partial(make_producer, self.settings),
+                topic,
+                lines,
+                key_field=key_field,
+                skip_errors=skip_errors,
+            )
         return sent, count
 
     def _check_brokers(self) -> None:

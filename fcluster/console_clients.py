@@ -10,16 +10,20 @@ from __future__ import annotations
 import base64
 import contextlib
 import difflib
+import json
 import select
 import sys
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, BinaryIO, Protocol, cast
 
 import orjson
 
 from fcluster.common.errors import FclusterError, KafkaUnavailable, MissingTopic
+from fcluster.common.ids import colliding_topic
+from fcluster.common.kafka_troubles import Trouble, trouble_of
 
 CONSUME_BATCH_MAX = 1_000
 DELIVERY_TIMEOUT_S = 60.0
@@ -27,6 +31,11 @@ DELIVERY_TIMEOUT_S = 60.0
 FLUSH_TIMEOUT_S = DELIVERY_TIMEOUT_S + 5
 PROGRESS_INTERVAL_S = 0.25
 METADATA_TIMEOUT_S = 10.0
+MISSING_S = 1.5
+"""A topic counts as missing once the brokers have not known it for so long: one that has just begun, or a
+topic that has just been made, needs a moment."""
+MISSING_POLL_S = 0.1
+SKIPS_SHOWN_MAX = 20
 
 
 class InputError(FclusterError):
@@ -50,6 +59,7 @@ class MessageLike(Protocol):
     def timestamp(self) -> tuple[int, int]: ...
     def key(self) -> Any: ...
     def value(self) -> Any: ...
+    def headers(self) -> Any: ...
     def error(self) -> Any: ...
 
 
@@ -102,22 +112,54 @@ def existing_partitions(client: Any, topic: str, *, creatable: bool = False) -> 
 
     Raises:
         MissingTopic: it doesn't exist.
+        KafkaUnavailable: whether it exists isn't known.
     """
-    # All topics are listed: asking for one by name would let the broker create it.
-    topics = client.list_topics(timeout=METADATA_TIMEOUT_S).topics
-    if topic not in topics:
-        raise missing_topic(topic, topics, creatable=creatable)
-    return sorted(topics[topic].partitions)
+    began_s = time.monotonic()
+    while True:
+        # All topics are listed: asking for one by name would let the broker create it.
+        metadata = client.list_topics(timeout=METADATA_TIMEOUT_S)
+        found = metadata.topics.get(topic)
+        if found is not None and found.error is None and found.partitions:
+            return sorted(found.partitions)
+        waited_s = time.monotonic() - began_s
+        unknown = _unknown(metadata, found)
+        if not unknown and waited_s >= MISSING_S:
+            raise missing_topic(topic, metadata.topics, creatable=creatable)
+        if waited_s >= METADATA_TIMEOUT_S:
+            raise KafkaUnavailable(
+                f"whether topic {topic!r} exists isn't known after {METADATA_TIMEOUT_S:g} s: {unknown}",
+                remedy="Check the brokers' logs, then try again.",
+            )
+        time.sleep(MISSING_POLL_S)
+
+
+def _unknown(metadata: Any, found: Any) -> str:
+    """Why this answer doesn't tell whether the topic exists; empty if it does."""
+    if not metadata.brokers:
+        return "the brokers don't know each other yet"
+    if found is None:
+        return ""
+    error = found.error
+    if error is None:
+        return "it has no partitions yet"
+    return "" if trouble_of(error.code()) is Trouble.TOPIC_GONE else str(error.str())
 
 
 # --- consume ---------------------------------------------------------------------------------------
 
 
-def format_message(message: MessageLike) -> bytes:
+def format_message(message: MessageLike, *, headers: bool = False) -> bytes:
     """One line (with its line end) of JSON for a record.
 
     Keys and values that are JSON stay JSON, character for character, so that no number loses a digit; other
-    text becomes a string; what isn't UTF-8 becomes base64, marked by `"key_encoding"`/`"value_encoding"`.
+    text becomes a string; what isn't UTF-8 becomes base64, marked by `"key_encoding"`/`"value_encoding"`. A
+    record without a value is marked by `"tombstone"`, which tells it from the JSON value null. A dead letter
+    has its origin and its reason in `"dead_letter"`.
+
+    Args:
+        message: the record.
+        headers: whether its headers are shown too, as pairs of a name and a text (or null, or
+            ``{"base64": ...}``).
     """
     document: dict[str, Any] = {
         "topic": message.topic(),
@@ -128,7 +170,45 @@ def format_message(message: MessageLike) -> bytes:
     encodings: dict[str, str] = {}
     document["key"] = _text_or_base64(message.key(), "key", encodings)
     document["value"] = _json_or_text(message.value(), encodings)
-    return orjson.dumps({**document, **encodings}, option=orjson.OPT_APPEND_NEWLINE)
+    extra: dict[str, Any] = dict(encodings)
+    if message.value() is None:
+        extra["tombstone"] = True
+    pairs = _headers_of(message)
+    letter = _dead_letter(pairs)
+    if letter:
+        extra["dead_letter"] = letter
+    if headers:
+        extra["headers"] = [[_shown(name), _shown(value)] for name, value in pairs]
+    return orjson.dumps({**document, **extra}, option=orjson.OPT_APPEND_NEWLINE)
+
+
+def _headers_of(message: MessageLike) -> list[tuple[str | bytes, bytes | None]]:
+    try:
+        return list(message.headers() or ())
+    except UnicodeDecodeError as error:  # a header's name isn't UTF-8: the client gives none of them then
+        return [("unreadable headers", str(error).encode())]
+
+
+_DEAD_LETTER = "fcluster."
+
+
+def _dead_letter(pairs: Sequence[tuple[str | bytes, bytes | None]]) -> dict[str, Any]:
+    """What the worker noted of a record that failed, by what it notes: "error", "topic" and so on."""
+    noted = {
+        name.removeprefix(_DEAD_LETTER): _shown(value)
+        for name, value in pairs
+        if isinstance(name, str) and name.startswith(_DEAD_LETTER)
+    }
+    return noted if "error" in noted else {}
+
+
+def _shown(data: str | bytes | None) -> Any:
+    if data is None or isinstance(data, str):
+        return data
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        return {"base64": base64.b64encode(data).decode("ascii")}
 
 
 def _json_or_text(value: bytes | None, encodings: dict[str, str]) -> Any:
@@ -208,7 +288,13 @@ def _ends_reading(error: Any) -> bool:
 
 
 def run_consume(
-    consumer: Any, topic: str, output: BinaryIO, *, from_beginning: bool, count_max: int | None = None
+    consumer: Any,
+    topic: str,
+    output: BinaryIO,
+    *,
+    from_beginning: bool,
+    count_max: int | None = None,
+    headers: bool = False,
 ) -> int:
     """Print the records of `topic` until `count_max` of them are printed, or for ever; returns their number.
 
@@ -225,7 +311,7 @@ def run_consume(
             return 0
         for batch in messages_of(consumer, idle=_reader_watch(output)):
             wanted = batch if count_max is None else batch[: count_max - printed]
-            output.write(b"".join(map(format_message, wanted)))
+            output.write(b"".join(format_message(message, headers=headers) for message in wanted))
             output.flush()
             printed += len(wanted)
             if printed == count_max:
@@ -251,8 +337,9 @@ def _reader_watch(output: BinaryIO) -> Callable[[], bool]:
 
 @dataclass(frozen=True)
 class Line:
-    """A record to send: the line's JSON text as it stood, and the key taken from it."""
+    """A record to send: the line's number and JSON text as it stood, and the key taken from it."""
 
+    number: int
     key: bytes | None
     value: bytes
 
@@ -273,17 +360,21 @@ def parse_line(text: bytes, number: int, key_field: str | None) -> Line | None:
             f"line {number} isn't JSON: {error.args[0]}: {_excerpt(value)}",
             remedy="Each line must be one complete JSON value.",
         ) from error
-    return Line(_key_of(document, number, key_field), value)
+    return Line(number, _key_of(document, value, number, key_field), value)
 
 
-def _key_of(document: Any, number: int, key_field: str | None) -> bytes | None:
+def _key_of(document: Any, text: bytes, number: int, key_field: str | None) -> bytes | None:
     if key_field is None:
         return None
     fields = cast("dict[str, Any]", document) if isinstance(document, dict) else {}
     key = fields.get(key_field)
     if isinstance(key, str):
         return key.encode()
-    if isinstance(key, int | float):
+    if isinstance(key, float):
+        # It may be an integer beyond 64 bits, of which a float has lost digits.
+        exact: Any = json.loads(text)[key_field]
+        return str(exact).encode() if isinstance(exact, int) else orjson.dumps(key)
+    if isinstance(key, int):
         return orjson.dumps(key)
     if key_field in fields:
         problem = f"has {orjson.dumps(key).decode()[:40]} in field {key_field!r}, which can't be a key"
@@ -313,7 +404,15 @@ def create_topic(admin: Any, topic: str, partitions: int) -> None:
     """
     from confluent_kafka.cimpl import NewTopic
 
-    existing = admin.list_topics(timeout=METADATA_TIMEOUT_S).topics.get(topic)
+    topics = admin.list_topics(timeout=METADATA_TIMEOUT_S).topics
+    existing = topics.get(topic)
+    other = colliding_topic(topic, topics) if existing is None else None
+    if other is not None:
+        raise MissingTopic(
+            f"topic {topic!r} can't be created as long as there is {other!r}: Kafka takes '.' and '_' for "
+            "the same in topic names",
+            remedy=f"Write to {other!r}, or choose a name that differs in another character.",
+        )
     if existing is not None:
         if len(existing.partitions) != partitions:
             raise MissingTopic(
@@ -358,74 +457,186 @@ class Progress:
             self._stream.flush()
 
 
+@dataclass(frozen=True)
+class _Failure:
+    line: Line
+    place: int
+    """Which one it is of those that were sent, from 0."""
+    error: Any
+
+
 class Sender:
-    """Sends lines to one topic and knows how many the brokers took.
+    """Sends lines to one topic, and knows which of them the brokers took.
+
+    A refusal comes back for a whole batch of records. Then what was refused is sent again one by one: so it
+    is known which line it is, and the others of its batch don't suffer for it.
 
     Args:
         make: builds the producer from extra configuration; only failed deliveries are called back.
+        topic: to write to.
+        skip: called with a line's number and the reason, for each line that can't be sent. None: the first
+            such line is an error.
     """
 
-    def __init__(self, make: Callable[..., Any], topic: str) -> None:
+    def __init__(
+        self, make: Callable[..., Any], topic: str, skip: Callable[[int, str], None] | None = None
+    ) -> None:
         self._topic = topic
-        self._error: str = ""
-        self._failed = 0
-        self._produced = 0
+        self._skip = skip
+        self._failures: list[_Failure] = []
+        self._queued = 0
+        self._lost = 0
+        self._skipped = 0
         config = {
             "delivery.report.only.error": True,
-            "on_delivery": self._on_delivery,
             "linger.ms": 20,
             "message.timeout.ms": int(DELIVERY_TIMEOUT_S * 1000),
         }
         self.producer = make(**config)
 
-    def _on_delivery(self, error: Any, _message: Any) -> None:
-        if error is not None:
-            self._failed += 1
-            self._error = self._error or str(error.str())
-
     def send(self, line: Line) -> None:
         """Queue one record; waits while the queue is full.
 
         Raises:
-            DeliveryError: an earlier record wasn't taken.
+            DeliveryError: this or an earlier record isn't taken.
         """
+        self._queue(line, self._queued)
+        if self._queued % 1_000 == 0:
+            self.producer.poll(0)
+        if self._failures:
+            self._settle()
+
+    def finish(self) -> int:
+        """Wait until it is known what became of everything that was queued; returns how many were taken.
+
+        Raises:
+            DeliveryError: a record isn't taken.
+        """
+        self._settle()
+        return self.taken
+
+    @property
+    def taken(self) -> int:
+        """Records that the brokers took, as far as is known; all that aren't known to be lost."""
+        return self._queued - self._lost
+
+    def _queue(self, line: Line, place: int) -> None:
+        from confluent_kafka import KafkaException
+
+        report = partial(self._on_delivery, line, place)
         while True:
             try:
-                self.producer.produce(self._topic, value=line.value, key=line.key)
+                self.producer.produce(self._topic, value=line.value, key=line.key, on_delivery=report)
                 break
             except BufferError:
                 self.producer.poll(0.1)
-        self._produced += 1
-        if self._produced % 1_000 == 0:
-            self.producer.poll(0)
-        if self._failed:
-            self.raise_failure()
+            except KafkaException as error:
+                self._failures.append(_Failure(line, place, error.args[0]))
+                break
+        self._queued += 1
 
-    def finish(self) -> int:
-        """Wait until the brokers have taken everything that was queued; returns how many they took."""
+    def _on_delivery(self, line: Line, place: int, error: Any, _message: Any) -> None:
+        if error is not None:
+            self._failures.append(_Failure(line, place, error))
+
+    def _settle(self) -> None:
+        """Find out what was taken; send again one by one what was refused.
+
+        Raises:
+            DeliveryError: says which line isn't taken and why, and how many are.
+        """
+        self._flush()
+        failures = sorted(self._failures, key=lambda failure: failure.line.number)
+        self._failures = []
+        self._lost += len(failures)
+        for failure in failures:
+            self._judge(self._alone(failure))
+
+    def _alone(self, failure: _Failure) -> _Failure | None:
+        """What comes of sending that record by itself: None if it is taken."""
+        if trouble_of(failure.error.code()) is Trouble.PASSING:
+            return failure  # it was tried for as long as the brokers may be away
+        self._queued -= 1  # the same record once more
+        self._queue(failure.line, failure.place)
+        self._flush()
+        found, self._failures = self._failures, []
+        if not found:
+            self._lost -= 1
+        return found[0] if found else None
+
+    def _judge(self, failure: _Failure | None) -> None:
+        if failure is None:
+            return
+        code = failure.error.code()
+        trouble = trouble_of(code)
+        if trouble in (Trouble.PASSING, Trouble.TOPIC_GONE, Trouble.FORBIDDEN):
+            raise DeliveryError(
+                f"{failure.error.str()}, line {failure.line.number}; {self._written(failure)}",
+                remedy="Check the brokers, and that you may write to the topic, then send the rest.",
+            )
+        reason = f"Kafka refuses it: {failure.error.str()}"
+        if self._skip is None:
+            raise DeliveryError(
+                f"line {failure.line.number}: {reason}; {self._written(failure)}",
+                remedy=_refusal_remedy(code),
+            )
+        self._skipped += 1
+        self._skip(failure.line.number, reason)
+
+    def _written(self, failure: _Failure) -> str:
+        before = failure.place - self._skipped
+        after = self.taken - before
+        text = f"written to {self._topic!r} before it: {records(before)}"
+        return f"{text}, and after it: {records(after)}" if after > 0 else text
+
+    def _flush(self) -> None:
         deadline = time.monotonic() + FLUSH_TIMEOUT_S
         # In short steps: a flush in C doesn't see Ctrl-C.
         while (remaining := int(self.producer.flush(0.2))) and time.monotonic() < deadline:
             pass
-        if remaining and not self._error:
-            self._error = f"the brokers didn't take {remaining} records within {FLUSH_TIMEOUT_S:.0f} s"
-        self._failed += remaining
-        return self._produced - self._failed
+        if remaining:
+            self._lost += remaining
+            raise DeliveryError(
+                f"the brokers didn't take {records(remaining)} within {FLUSH_TIMEOUT_S:.0f} s; written to "
+                f"{self._topic!r}: {records(self.taken)}",
+                remedy="Check the brokers, then send the rest.",
+            )
 
-    @property
-    def failed(self) -> int:
-        """Records known not to be taken."""
-        return self._failed
 
-    def raise_failure(self) -> None:
-        """Raises:
-        DeliveryError: says why records weren't taken, and how many were.
-        """
-        taken = self.finish()
-        raise DeliveryError(
-            f"{self._error}; written to {self._topic!r} before: {records(taken)}",
-            remedy="Check the brokers, then send the rest.",
+def _refusal_remedy(code: int) -> str:
+    from confluent_kafka import KafkaError
+
+    way_on = "Send the rest, or give --skip-errors to leave out what is refused."
+    if code == KafkaError.MSG_SIZE_TOO_LARGE:
+        return (
+            "Make it smaller, or raise the topic's max.message.bytes and, for what is sent from here, "
+            f"kafka.producer.message.max.bytes. {way_on}"
         )
+    if code == KafkaError.INVALID_RECORD:
+        return f"A compacted topic takes no record without a key: give --key-field. {way_on}"
+    return f"Compare it with the topic's settings. {way_on}"
+
+
+class _Skips:
+    """Lines that were left out, told as they are found, the first few of them."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def note(self, number: int, reason: str) -> None:
+        self.count += 1
+        if self.count <= SKIPS_SHOWN_MAX:
+            sys.stderr.write(f"skipped line {number}: {reason}\n")
+        elif self.count == SKIPS_SHOWN_MAX + 1:
+            sys.stderr.write("more lines are skipped, and counted\n")
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What `run_produce` has done: records that were sent, and lines that were left out."""
+
+    count: int
+    skipped: int = 0
 
 
 def run_produce(
@@ -434,39 +645,60 @@ def run_produce(
     lines: Iterable[bytes],
     *,
     key_field: str | None = None,
+    skip_errors: bool = False,
     progress: Progress | None = None,
-) -> int:
+) -> Sent:
     """Send each line as one record, in order; returns how many were sent.
+
+    Args:
+        make: builds the producer.
+        topic: to write to.
+        lines: JSON values; blank ones are passed over.
+        key_field: of the value, which gives the key.
+        skip_errors: leave out lines that can't be sent, and say so on stderr.
+        progress: shows how far it is.
 
     Raises:
         InputError: a line is bad; everything before it was sent, nothing from it on.
-        DeliveryError: the brokers didn't take all of them.
+        DeliveryError: the brokers didn't take all of them; what stood in front of the line that it names was
+            sent, and perhaps some of what follows.
         MissingTopic: the topic doesn't exist.
     """
     progress = progress if progress is not None else Progress(topic)
-    sender = Sender(make, topic)
+    skips = _Skips()
+
+    def skip(number: int, reason: str) -> None:
+        progress.clear()
+        skips.note(number, reason)
+
+    sender = Sender(make, topic, skip if skip_errors else None)
     existing_partitions(sender.producer, topic, creatable=True)
     count = 0
     try:
         for number, text in enumerate(lines, start=1):
-            line = parse_line(text, number, key_field)
+            try:
+                line = parse_line(text, number, key_field)
+            except InputError as error:
+                if not skip_errors:
+                    raise
+                skip(number, error.message.removeprefix(f"line {number} "))
+                continue
             if line is not None:
                 sender.send(line)
                 count += 1
                 progress.show(count)
+        return Sent(sender.finish(), skips.count)
     except InputError as error:
-        progress.clear()
         taken = sender.finish()
         raise InputError(
             f"{error.message}; sent before it: {records(taken)}, nothing after it",
-            remedy=error.remedy,
+            remedy=f"{error.remedy} To leave out such lines, give --skip-errors.",
         ) from error
     except KeyboardInterrupt:
         progress.clear()
-        sys.stderr.write(f"\ninterrupted; sent to {topic!r}: {records(sender.finish())}\n")
+        with contextlib.suppress(DeliveryError):
+            sender.finish()
+        sys.stderr.write(f"\ninterrupted; sent to {topic!r}: {records(sender.taken)}\n")
         raise
-    taken = sender.finish()
-    progress.clear()
-    if sender.failed:
-        sender.raise_failure()
-    return taken
+    finally:
+        progress.clear()

@@ -3,7 +3,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,12 +12,15 @@ from confluent_kafka import KafkaError, KafkaException
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fcluster import console_clients
 from fcluster.common.errors import KafkaUnavailable, MissingTopic
 from fcluster.console_clients import (
     DeliveryError,
     InputError,
     Progress,
     ReadError,
+    Sent,
+    existing_partitions,
     format_message,
     kafka_errors,
     near_names,
@@ -29,9 +32,15 @@ from fcluster.console_clients import (
 
 class FakeMessage:
     def __init__(
-        self, value: bytes | None, key: bytes | None = b"k", offset: int = 7, error: KafkaError | None = None
+        self,
+        value: bytes | None,
+        key: bytes | None = b"k",
+        offset: int = 7,
+        error: KafkaError | None = None,
+        headers: list[tuple[str, bytes | None]] | None = None,
     ) -> None:
         self._value, self._key, self._offset, self._error = value, key, offset, error
+        self._headers = headers
 
     def topic(self) -> str:
         return "flights"
@@ -50,6 +59,9 @@ class FakeMessage:
 
     def value(self) -> bytes | None:
         return self._value
+
+    def headers(self) -> list[tuple[str, bytes | None]] | None:
+        return self._headers
 
     def error(self) -> KafkaError | None:
         return self._error
@@ -106,6 +118,49 @@ def test_json_keeps_digits_that_a_float_would_lose() -> None:
     assert b"12345678901234567890.123456789" in line
 
 
+def test_tombstone_is_told_from_the_json_value_null() -> None:
+    assert line_of(None)["tombstone"] is True
+    assert "tombstone" not in line_of(b"null")
+
+
+def test_headers_are_shown_on_request_whatever_is_in_them() -> None:
+    headers: list[tuple[str, bytes | None]] = [
+        ("a", b"1"),
+        ("a", b"\xff\x00"),
+        ("e", b""),
+        ("none", None),
+    ]
+    message = FakeMessage(b"1", headers=headers)
+    assert "headers" not in json.loads(format_message(message))
+    shown = json.loads(format_message(message, headers=True))["headers"]
+    assert shown == [["a", "1"], ["a", {"base64": "/wA="}], ["e", ""], ["none", None]]
+    assert json.loads(format_message(FakeMessage(b"1"), headers=True))["headers"] == []
+
+
+def test_dead_letter_shows_its_reason_and_origin_without_being_asked() -> None:
+    headers: list[tuple[str, bytes | None]] = [
+        ("fcluster.error", "KeyError: 'grüße'".encode()),
+        ("fcluster.handler", b"count"),
+        ("fcluster.topic", b"orders"),
+        ("fcluster.partition", b"3"),
+        ("fcluster.offset", b"17"),
+        ("own", b"x"),
+    ]
+    letter = json.loads(format_message(FakeMessage(b"{", headers=headers)))["dead_letter"]
+    assert letter == {
+        "error": "KeyError: 'grüße'",
+        "handler": "count",
+        "topic": "orders",
+        "partition": "3",
+        "offset": "17",
+    }
+
+
+def test_header_named_like_ours_makes_no_dead_letter() -> None:
+    message = FakeMessage(b"1", headers=[("fcluster.topic", b"x")])
+    assert "dead_letter" not in json.loads(format_message(message))
+
+
 def test_json_over_several_lines_is_printed_on_one() -> None:
     assert line_of(b'{\r\n  "n":\n 1\n}')["value"] == {"n": 1}
 
@@ -125,15 +180,19 @@ def test_any_bytes_make_one_readable_line(value: bytes, key: bytes) -> None:
 # --- consume -------------------------------------------------------------------------------------------
 
 
+def topic_of(*partitions: int, error: KafkaError | None = None) -> Any:
+    return SimpleNamespace(partitions=dict.fromkeys(partitions or (1, 0)), error=error)
+
+
 class FakeConsumer:
     def __init__(self, messages: Sequence[FakeMessage] = (), topics: Sequence[str] = ("flights",)) -> None:
         self._messages = list(messages)
-        self._topics = {name: SimpleNamespace(partitions={1: None, 0: None}) for name in topics}
+        self._topics = {name: topic_of() for name in topics}
         self.assigned: dict[int, int] = {}
         self.closed = False
 
     def list_topics(self, timeout: float) -> Any:
-        return SimpleNamespace(topics=self._topics)
+        return SimpleNamespace(topics=self._topics, brokers={1: None})
 
     def get_watermark_offsets(self, partition: Any, timeout: float) -> tuple[int, int]:
         return (10 + partition.partition, 90 + partition.partition)
@@ -206,6 +265,30 @@ def test_consume_of_a_missing_topic_names_near_ones() -> None:
     assert consumer.closed
 
 
+def test_topic_that_the_brokers_do_not_know_yet_is_waited_for() -> None:
+    late = FakeConsumer()
+    fresh = KafkaError(KafkaError.LEADER_NOT_AVAILABLE)
+    answers = [
+        SimpleNamespace(topics={}, brokers={}),
+        SimpleNamespace(topics={}, brokers={1: None}),
+        SimpleNamespace(topics={"flights": topic_of(error=fresh)}, brokers={1: None}),
+        SimpleNamespace(topics={"flights": SimpleNamespace(partitions={}, error=None)}, brokers={1: None}),
+        SimpleNamespace(topics={"flights": topic_of(2, 0, 1)}, brokers={1: None}),
+    ]
+    late.list_topics = lambda timeout: answers.pop(0)  # type: ignore[method-assign]
+    assert existing_partitions(late, "flights") == [0, 1, 2]
+    assert not answers
+
+
+def test_topic_of_which_nothing_is_known_does_not_count_as_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console_clients, "METADATA_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(console_clients, "MISSING_S", 0.1)
+    consumer = FakeConsumer()
+    consumer.list_topics = lambda timeout: SimpleNamespace(topics={}, brokers={})  # type: ignore[method-assign]
+    with pytest.raises(KafkaUnavailable, match="whether topic 'flights' exists isn't known"):
+        existing_partitions(consumer, "flights")
+
+
 def test_near_names_ignore_case_and_internal_topics() -> None:
     assert near_names("flights", ["Flights", "__flights"]) == ["Flights"]
 
@@ -219,54 +302,67 @@ def test_error_of_the_client_becomes_one_for_users() -> None:
 
 
 class FakeProducer(FakeConsumer):
-    """Takes records until `refuse_from`; its queue is full once, at the second record."""
+    """Sends what is queued as one batch, which is refused as a whole for the sake of one of its records; its
+    queue is full once, at the second record."""
 
-    def __init__(self, on_delivery: Callable[[Any, Any], None], refuse_from: int | None) -> None:
+    def __init__(self, refused: Mapping[bytes, int], too_large: Sequence[bytes]) -> None:
         super().__init__()
         self.sent: list[tuple[bytes | None, bytes]] = []
-        self._on_delivery = on_delivery
-        self._refuse_from = refuse_from
+        self._refused, self._too_large = refused, too_large
+        self._batch: list[tuple[bytes | None, bytes, Callable[[Any, Any], None]]] = []
         self._full_once = True
 
-    def produce(self, topic: str, value: bytes, key: bytes | None) -> None:
-        if len(self.sent) == 1 and self._full_once:
+    def produce(
+        self, topic: str, value: bytes, key: bytes | None, on_delivery: Callable[[Any, Any], None]
+    ) -> None:
+        if len(self._batch) == 1 and self._full_once:
             self._full_once = False
             raise BufferError
-        self.sent.append((key, value))
+        if value in self._too_large:
+            raise KafkaException(KafkaError(KafkaError.MSG_SIZE_TOO_LARGE, "too large"))
+        self._batch.append((key, value, on_delivery))
 
     def poll(self, timeout: float) -> None:
         return None
 
     def flush(self, timeout: float) -> int:
-        if self._refuse_from is not None:
-            for _ in self.sent[self._refuse_from :]:
-                self._on_delivery(KafkaError(KafkaError.MSG_SIZE_TOO_LARGE, "too large"), None)
-            self._refuse_from = None
+        batch, self._batch = self._batch, []
+        code = next((self._refused[value] for _, value, _ in batch if value in self._refused), None)
+        if code is None:
+            self.sent += [(key, value) for key, value, _ in batch]
+        else:
+            for _, _, on_delivery in batch:
+                on_delivery(KafkaError(code, "no thanks"), None)
         return 0
 
 
 class Produced:
     def __init__(
-        self, lines: Sequence[bytes], key_field: str | None = None, refuse_from: int | None = None
+        self,
+        lines: Sequence[bytes],
+        key_field: str | None = None,
+        *,
+        refused: Mapping[bytes, int] | None = None,
+        too_large: Sequence[bytes] = (),
+        skip_errors: bool = False,
     ) -> None:
-        self.producer: FakeProducer | None = None
-        self._refuse_from = refuse_from
-        self.run = lambda: run_produce(self._make, "flights", lines, key_field=key_field)
+        self.producer = FakeProducer(refused or {}, too_large)
+        self.run = lambda: run_produce(
+            self._make, "flights", lines, key_field=key_field, skip_errors=skip_errors
+        )
 
     def _make(self, **extra: Any) -> FakeProducer:
         assert extra["delivery.report.only.error"]
-        self.producer = FakeProducer(extra["on_delivery"], self._refuse_from)
         return self.producer
 
     @property
     def sent(self) -> list[tuple[bytes | None, bytes]]:
-        assert self.producer is not None
         return self.producer.sent
 
 
 def test_produce_sends_lines_as_they_stand_in_order() -> None:
     produced = Produced([b'{"a":  1}\n', b"\n", b"2.50\r\n", b'"x"'])
-    assert produced.run() == 3
+    assert produced.run() == Sent(3)
     assert produced.sent == [(None, b'{"a":  1}'), (None, b"2.50"), (None, b'"x"')]
 
 
@@ -309,11 +405,76 @@ def test_produce_refuses_bytes_that_are_not_text() -> None:
         parse_line(b'"\xff"', 9, None)
 
 
-def test_produce_that_the_brokers_refuse_says_why_and_how_many_were_taken() -> None:
-    produced = Produced([b"1", b"2", b"3"], refuse_from=2)
+def test_line_that_kafka_refuses_is_named_with_what_went_out_before() -> None:
+    produced = Produced([b"1", b"", b"2", b"3", b"4"], refused={b"3": KafkaError.INVALID_RECORD})
     with pytest.raises(DeliveryError) as raised:
         produced.run()
-    assert raised.value.message == "too large; written to 'flights' before: 2 records"
+    assert raised.value.message == (
+        "line 4: Kafka refuses it: no thanks; written to 'flights' before it: 2 records"
+    )
+    assert "--skip-errors" in raised.value.remedy
+    assert "--key-field" in raised.value.remedy
+    assert [value for _, value in produced.sent] == [b"1", b"2"]
+
+
+def test_line_that_the_client_itself_refuses_is_named_too() -> None:
+    produced = Produced([b"1", b"2", b"3"], too_large=[b"2"])
+    with pytest.raises(DeliveryError) as raised:
+        produced.run()
+    assert raised.value.message.startswith("line 2: Kafka refuses it: too large; written to 'flights' before")
+    assert "max.message.bytes" in raised.value.remedy
+    assert [value for _, value in produced.sent] == [b"1"]
+
+
+def test_refused_lines_are_skipped_and_named_and_all_others_sent_in_order(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    produced = Produced(
+        [b"1", b"2", b"oops", b"3", b"4", b"5"],
+        refused={b"2": KafkaError.INVALID_RECORD, b"4": KafkaError.MSG_SIZE_TOO_LARGE},
+        too_large=[b"3"],
+        skip_errors=True,
+    )
+    assert produced.run() == Sent(2, skipped=4)
+    assert [value for _, value in produced.sent] == [b"1", b"5"]
+    said = capsys.readouterr().err
+    assert "skipped line 2: Kafka refuses it: no thanks" in said
+    assert "skipped line 3: isn't JSON" in said
+    assert "skipped line 4: Kafka refuses it: too large" in said
+    assert "skipped line 5: Kafka refuses it: no thanks" in said
+
+
+def test_many_skipped_lines_are_counted_not_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    produced = Produced([b"oops"] * 1000 + [b"1"], skip_errors=True)
+    assert produced.run() == Sent(1, skipped=1000)
+    assert len(capsys.readouterr().err.splitlines()) < 30
+
+
+@pytest.mark.parametrize("code", [KafkaError._MSG_TIMED_OUT, KafkaError.TOPIC_AUTHORIZATION_FAILED])
+def test_trouble_that_is_not_a_lines_doing_is_no_reason_to_skip_it(code: int) -> None:
+    produced = Produced([b"1", b"2"], refused={b"1": code}, skip_errors=True)
+    with pytest.raises(DeliveryError) as raised:
+        produced.run()
+    assert raised.value.message == "no thanks, line 1; written to 'flights' before it: 0 records"
+
+
+def test_bad_line_behind_a_refused_one_does_not_hide_it() -> None:
+    produced = Produced([b"1", b"oops"], refused={b"1": KafkaError.INVALID_RECORD})
+    with pytest.raises(DeliveryError, match="line 1: Kafka refuses it"):
+        produced.run()
+
+
+@pytest.mark.parametrize("number", [2**64, -(2**70), 10**30 + 1])
+def test_integer_beyond_64_bits_is_not_rounded_as_a_key(number: int) -> None:
+    line = parse_line(f'{{"id": {number}}}'.encode(), 1, "id")
+    assert line is not None
+    assert line.key == str(number).encode()
+
+
+@pytest.mark.parametrize("text", [b'{"id": NaN}', b'{"id": Infinity}', b"NaN", b"[-Infinity]"])
+def test_nan_and_infinity_are_refused_as_no_json(text: bytes) -> None:
+    with pytest.raises(InputError, match="line 1 isn't JSON"):
+        parse_line(text, 1, None)
 
 
 def test_produce_to_a_missing_topic_says_how_to_create_it() -> None:
