@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import hashlib
+import re
+from collections.abc import Iterable
+from typing import Final, NamedTuple
+
+TOPIC_NAME_CHARACTERS_MAX: Final = 249
+"""Kafka's own limit."""
+_DIGEST_CHARACTERS: Final = 10
+_INTERNAL: Final = re.compile(rf".+-(changelog|repartition)-[0-9a-f]{{{_DIGEST_CHARACTERS}}}")
 
 
 class ShardId(NamedTuple):
@@ -25,15 +33,66 @@ def transactional_ids(job: str, slot: int) -> tuple[str, str]:
 
 
 def journal_topic(job: str) -> str:
-    """The compacted topic in which the coordinator remembers slots, assignment and its term."""
-    return f"{job}-journal"
+    """The compacted topic in which the coordinator remembers slots, assignment and its term.
+
+    It has to be found by the job's name alone. No two jobs have the same one.
+    """
+    plain = f"{job}-journal"
+    if len(plain) <= TOPIC_NAME_CHARACTERS_MAX:
+        return plain
+    return _shortened(job, f"-{_digest('journal', job)}-journal")
+
+
+def coordinator_id(job: str) -> str:
+    """The transactional id with which the leading coordinator writes the journal."""
+    return f"{job}-coordinator"
 
 
 def changelog_topic(job: str, stage: str) -> str:
     """The topic that holds the deltas of a stage's state, one partition for each shard."""
-    return f"{job}-{stage}-changelog"
+    return _internal_topic("changelog", job, stage)
 
 
 def repartition_topic(job: str, stage: str) -> str:
     """The topic that feeds a stage whose records had to be routed by a new key."""
+    return _internal_topic("repartition", job, stage)
+
+
+def former_changelog_topic(job: str, stage: str) -> str:
+    """How the changelog was called before names were unambiguous; state may still be there."""
+    return f"{job}-{stage}-changelog"
+
+
+def former_repartition_topic(job: str, stage: str) -> str:
+    """How the repartition topic was called before names were unambiguous; records may still be there."""
     return f"{job}-{stage}-repartition"
+
+
+def is_internal_topic(name: str) -> bool:
+    """Whether `name` can be that of a changelog or a repartition topic of some job of fcluster's."""
+    return _INTERNAL.fullmatch(name) is not None
+
+
+def colliding_topic(name: str, existing: Iterable[str]) -> str | None:
+    """Which of `existing` keeps Kafka from creating `name`, None if none does.
+
+    Kafka writes "." as "_" in the names of its metrics, so it refuses a topic whose name differs from
+    another's in nothing else.
+    """
+    plain = name.replace(".", "_")
+    return next((other for other in existing if other != name and other.replace(".", "_") == plain), None)
+
+
+def _internal_topic(kind: str, job: str, stage: str) -> str:
+    # Names of jobs and stages may hold any of the characters that a topic's name may hold, so no separator
+    # between them is unambiguous. The digest is: it is taken of each name by itself. It also keeps apart
+    # what differs in "." and "_" only, and names that had to be cut.
+    return _shortened(f"{job}-{stage}", f"-{kind}-{_digest(kind, job, stage)}")
+
+
+def _shortened(text: str, tail: str) -> str:
+    return text[: TOPIC_NAME_CHARACTERS_MAX - len(tail)] + tail
+
+
+def _digest(*names: str) -> str:
+    return hashlib.sha256("/".join(names).encode()).hexdigest()[:_DIGEST_CHARACTERS]

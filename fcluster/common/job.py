@@ -16,8 +16,15 @@ from enum import Enum
 from typing import Any, Final, Literal, Protocol, TypeVar, cast
 
 from fcluster.common.errors import JobError
-from fcluster.common.ids import changelog_topic, journal_topic, repartition_topic
-from fcluster.common.settings import Settings, isolation_from, resolve
+from fcluster.common.ids import (
+    TOPIC_NAME_CHARACTERS_MAX,
+    changelog_topic,
+    colliding_topic,
+    is_internal_topic,
+    journal_topic,
+    repartition_topic,
+)
+from fcluster.common.settings import Settings, isolation_from
 from fcluster.common.topology import (
     ISOLATIONS,
     KEY_KINDS,
@@ -39,7 +46,6 @@ from fcluster.common.topology import (
     written_topics,
 )
 
-TOPIC_NAME_CHARACTERS_MAX: Final = 249
 _LEGAL_NAME = re.compile(r"[a-zA-Z0-9._-]+")
 _INTERNAL_SUFFIXES: Final = ("-changelog", "-repartition")
 _ISOLATION_OPTIONS: Final = frozenset({"isolation.level", "kafka.consumer.isolation.level"})
@@ -151,6 +157,7 @@ class _KeyBy:
     name: str | None
     key: KeyKind
     value: ValueKind | None
+    version: str | None = None
 
 
 @dataclass(frozen=True)
@@ -198,15 +205,26 @@ class Stream:
         return self._then(Map(function))
 
     def key_by(
-        self, by: Rekey, *, name: str | None = None, key: KeyKind = "text", value: ValueKind | None = None
+        self,
+        by: Rekey,
+        *,
+        name: str | None = None,
+        key: KeyKind = "text",
+        value: ValueKind | None = None,
+        version: str | int | None = None,
     ) -> Stream:
         """Route records by a new key, through a repartition topic that the cluster creates.
+
+        State behind it is kept under what `by` gives, so a changed job is refused if `by` is another field or
+        function than before. A function is told by its qualified name, a lambda by its syntax.
 
         Args:
             by: the field of the value that holds the new key, or a function of the value.
             name: of the stage behind it; default: the name of the first handler that follows.
             key: the new key's kind; "json" takes numbers, lists and so on.
             value: how values travel; default: as in the source topic, or "json" behind a map or a handler.
+            version: your word on the key: while it stays, `by` counts as unchanged, however it is written,
+                and once it changes, as changed.
         """
         if not isinstance(by, str):
             _check_function(by, "key_by", ("value",))
@@ -217,7 +235,11 @@ class Stream:
             _check_kind("value", value, VALUE_KINDS)
         if name is not None:
             _check_name(name, "The stage name")
-        return self._then(_KeyBy(by, name, key, value))
+        if not isinstance(version, str | int | None) or isinstance(version, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise JobError(
+                f"version={version!r} of key_by is neither a text nor a number.", remedy="Use version=1."
+            )
+        return self._then(_KeyBy(by, name, key, value, None if version is None else str(version)))
 
     def process(
         self,
@@ -344,17 +366,17 @@ class Job:
         self._roots.append(root)
         return Stream(self, root)
 
-    def build(self, settings: Settings | None = None) -> Topology:
+    def build(self, settings: Settings) -> Topology:
         """The validated topology.
 
         Args:
-            settings: give topics that name no isolation theirs; default: those of the job file alone.
+            settings: that hold for the run. Every process has to build the job with the same ones: they give
+                topics that name no isolation theirs.
 
         Raises:
             JobError: the job can't run as it is written.
-            SettingsError: the settings in the job file are wrong (only without `settings`).
         """
-        default = (settings or resolve(self.settings, None, {}, {})).isolation_level
+        default = settings.isolation_level
         topics = {
             name: replace(topic, isolation=default) if name in self._isolation_unset else topic
             for name, topic in self._topics.items()
@@ -386,11 +408,18 @@ class Job:
     def _check_topic_name(self, name: str) -> None:
         _check_name(name, "The topic name")
         internal = name.startswith(f"{self.name}-") and name.endswith(_INTERNAL_SUFFIXES)
-        if internal or name == journal_topic(self.name) or name.startswith("__"):
+        if internal or is_internal_topic(name) or name == journal_topic(self.name) or name.startswith("__"):
             raise JobError(
                 f"The topic name {name!r} is reserved for internal topics.",
                 remedy="Choose a topic that doesn't look like <job>-...-changelog, <job>-...-repartition, "
-                "<job>-journal or __...",
+                "(both also with a number behind them), <job>-journal or __...",
+            )
+        other = colliding_topic(name, self._topics)
+        if other is not None:
+            raise JobError(
+                f"The topics {other!r} and {name!r} can't both exist: Kafka takes '.' and '_' for the same "
+                "in topic names.",
+                remedy="Correct the one that is misspelt, or rename one of them.",
             )
 
 
@@ -422,13 +451,6 @@ class _Builder:
             chains = tuple(self._chains[name])
             stores = tuple(process.name for chain in chains for process in chain.processes)
             changelog = changelog_topic(self._job, name) if stores else None
-            for topic in (source.name if internal else None, changelog):
-                if topic is not None and len(topic) > TOPIC_NAME_CHARACTERS_MAX:
-                    raise JobError(
-                        f"The internal topic {topic!r} would have a name of {len(topic)} characters, Kafka "
-                        f"takes {TOPIC_NAME_CHARACTERS_MAX}.",
-                        remedy="Shorten the job's name, or the name of the topic or handler in it.",
-                    )
             built.append(Stage(name, source, internal, chains, stores, changelog))
         return built
 
@@ -483,19 +505,19 @@ class _Builder:
                 remedy="Declare the topic with value='json', or give key_by a function.",
             )
         if len(node.children) == 1 and isinstance(node.children[0].step, _Sink):
-            self._end_chain(stage, before, step.by, self._topics[node.children[0].step.topic.name])
+            self._end_chain(stage, before, step, self._topics[node.children[0].step.topic.name])
             return
         name = step.name or _stage_name(node)
         if name in self._sources or name in self._source_names:
             raise _stage_name_clash(name)
         topic = TopicSpec(repartition_topic(self._job, name), step.key, step.value or value)
-        self._end_chain(stage, before, step.by, topic)
+        self._end_chain(stage, before, step, topic)
         self._open_stage(name, topic, internal=True)
         for child in node.children:
             self._walk(child, name, ())
 
     def _end_chain(
-        self, stage: str, operators: tuple[Operator, ...], rekey: Rekey | None, sink: TopicSpec | None
+        self, stage: str, operators: tuple[Operator, ...], key_by: _KeyBy | None, sink: TopicSpec | None
     ) -> None:
         processes = [operator.name for operator in operators if isinstance(operator, Process)]
         name = processes[0] if processes else f"{stage}-to-{sink.name if sink else 'nowhere'}"
@@ -503,7 +525,8 @@ class _Builder:
         number = 2
         while name in taken:
             name, number = f"{name}-{number}", number + 1
-        self._chains[stage].append(Chain(name, operators, rekey, sink))
+        rekey, version = (None, None) if key_by is None else (key_by.by, key_by.version)
+        self._chains[stage].append(Chain(name, operators, rekey, sink, version))
 
     def _claim_process_name(self, name: str) -> None:
         if name in self._process_names:

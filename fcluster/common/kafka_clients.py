@@ -36,7 +36,7 @@ from confluent_kafka.admin import (
 )
 
 from fcluster.common.errors import IncompatibleState, KafkaUnavailable, MissingTopic, SettingsError
-from fcluster.common.ids import journal_topic
+from fcluster.common.ids import colliding_topic, journal_topic
 from fcluster.common.offsets import NotKnownYetError, Offset, known_offset
 from fcluster.common.positions import CommittedPosition, UnreadableMetadataError, decode_position
 from fcluster.common.settings import Settings
@@ -497,7 +497,7 @@ def partition_counts(admin: AdminClient, topics: Iterable[str]) -> dict[str, int
         MissingTopic: one doesn't exist.
         KafkaUnavailable: the brokers don't answer.
     """
-    existing = _existing_topics(admin)
+    existing = existing_topics(admin)
     wanted = list(topics)
     for topic in wanted:
         if topic not in existing:
@@ -529,7 +529,7 @@ def ensure_internal_topics(admin: AdminClient, topology: Topology, settings: Set
         IncompatibleState: a source has another partition count than when its stage's state was written.
         KafkaUnavailable: the brokers don't answer, or refuse.
     """
-    existing = _existing_topics(admin)
+    existing = existing_topics(admin)
     plan = _TopicPlan(existing, {stage.source.name for stage in topology.stages if stage.internal})
     plan.want(journal_topic(topology.job), 1, _JOURNAL_CONFIG)
     for stage in topology.stages:
@@ -570,6 +570,9 @@ class _TopicPlan:
         if topic in self.counts:
             return
         if topic not in self._existing:
+            other = colliding_topic(topic, self._existing)
+            if other is not None:
+                raise _collides(topic, other)
             self.missing[topic] = (partitions, config)
         self.counts[topic] = self._existing.get(topic, partitions)
 
@@ -593,6 +596,15 @@ class _TopicPlan:
                     self.want(process.on_error.name, count, {})
 
 
+def _collides(topic: str, other: str) -> MissingTopic:
+    return MissingTopic(
+        f"The topic {topic!r} doesn't exist, and can't be created as long as there is {other!r}: Kafka takes "
+        "'.' and '_' for the same in topic names.",
+        remedy="Correct the name of the topic (or of the job, if it is the job's journal) if it is misspelt; "
+        "otherwise choose one that differs in another character.",
+    )
+
+
 def _partitions_changed(source: str, now: int, changelog: str, then: int) -> IncompatibleState:
     return IncompatibleState(
         f"The topic {source!r} has {now} partitions, but had {then} when the state in {changelog!r} was "
@@ -602,7 +614,13 @@ def _partitions_changed(source: str, now: int, changelog: str, then: int) -> Inc
     )
 
 
-def _existing_topics(admin: AdminClient) -> dict[str, int]:
+def existing_topics(admin: AdminClient) -> dict[str, int]:
+    """The number of partitions of each topic that there is.
+
+    Raises:
+        KafkaUnavailable: the brokers don't answer.
+    """
+
     def ask() -> dict[str, int]:
         topics = admin.list_topics(timeout=ATTEMPT_TIMEOUT_S).topics
         counts: dict[str, int] = {}

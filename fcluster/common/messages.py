@@ -45,6 +45,7 @@ _Milliseconds = Annotated[float, msgspec.Meta(ge=0, le=1e12)]
 # Names are shown on terminals and stand in logs: without what moves a cursor or begins a new line.
 _PRINTABLE = r"\A[^\x00-\x1f\x7f-\x9f\u2028\u2029]*\Z"
 _Name = Annotated[str, msgspec.Meta(max_length=255, pattern=_PRINTABLE)]
+_TopicName = Annotated[str, msgspec.Meta(max_length=249, pattern=_PRINTABLE)]
 _Address = Annotated[str, msgspec.Meta(max_length=4096, pattern=_PRINTABLE)]
 _Workers = Annotated[int, msgspec.Meta(ge=0, le=AGENT_WORKERS_MAX)]
 
@@ -273,6 +274,9 @@ class Welcome(Message, frozen=True):
 
     It is journalled before it is sent, and the slot's transactional ids were fenced before that unless
     adopted: on an unadopted Welcome the worker initialises its producers, and owns no shard yet.
+
+    `internal_topics` says how internal topics are called that aren't called as the job's file would have it,
+    because they are older than the present names (see `topology.former_names`).
     """
 
     term: _Number
@@ -280,6 +284,7 @@ class Welcome(Message, frozen=True):
     slot: _Slot
     epoch: _Number
     adopted: bool
+    internal_topics: dict[_TopicName, _TopicName] = {}
 
 
 class Refused(Message, frozen=True):

@@ -13,10 +13,17 @@ import difflib
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
-from fcluster.common.ids import ShardId
+from fcluster.common.functions import BYTECODE, comparable, function_identity
+from fcluster.common.ids import (
+    ShardId,
+    changelog_topic,
+    former_changelog_topic,
+    former_repartition_topic,
+    repartition_topic,
+)
 
 KeyKind = Literal["text", "bytes", "json"]
 ValueKind = Literal["json", "text", "bytes"]
@@ -97,6 +104,7 @@ class Chain:
         operators: in the order in which they apply.
         rekey: gives the new key of what leaves the chain, None if keys stay. With `sink` the repartition
             topic of the next stage, or an output topic when nothing but `.to(topic)` followed `key_by`.
+        rekey_version: stands for `rekey` where it is asked if the key is still the same; None: its text does.
         sink: where what leaves the chain is written; None: nowhere (records with a topic of their own still
             go there).
     """
@@ -105,6 +113,7 @@ class Chain:
     operators: tuple[Operator, ...]
     rekey: Rekey | None = None
     sink: TopicSpec | None = None
+    rekey_version: str | None = None
 
     @property
     def processes(self) -> tuple[Process, ...]:
@@ -158,7 +167,7 @@ class Topology:
 
     def __post_init__(self) -> None:
         if not self.fingerprint:
-            text = json.dumps(self.describe(), sort_keys=True, separators=(",", ":"))
+            text = json.dumps(_essence(self.describe()), sort_keys=True, separators=(",", ":"))
             object.__setattr__(self, "fingerprint", hashlib.sha256(text.encode()).hexdigest()[:12])
 
     def shards(self, partitions: Mapping[str, int]) -> list[ShardId]:
@@ -195,8 +204,42 @@ class Topology:
         candidates += [topic for topic in self.topics if topic.name not in sources]
         return tuple({topic.name: topic for topic in candidates if topic.name not in internal}.values())
 
+    @property
+    def internal_topics(self) -> tuple[str, ...]:
+        """The changelogs and repartition topics, upstream first. (The journal is `ids.journal_topic`.)"""
+        names = [
+            name
+            for stage in self.stages
+            for name in (stage.source.name if stage.internal else None, stage.changelog)
+            if name is not None
+        ]
+        return tuple(names)
+
+    @property
+    def renamed_topics(self) -> dict[str, str]:
+        """The internal topics that aren't called as `build` would call them, by what it would call them."""
+        names: dict[str, str] = {}
+        for stage in self.stages:
+            if stage.internal:
+                names[repartition_topic(self.job, stage.name)] = stage.source.name
+            if stage.changelog is not None:
+                names[changelog_topic(self.job, stage.name)] = stage.changelog
+        return {built: actual for built, actual in names.items() if built != actual}
+
+    def with_internal_topics(self, names: Mapping[str, str]) -> Topology:
+        """The same job with some internal topics under other names; the fingerprint stays.
+
+        Args:
+            names: by the name that a topic has now (see `former_names`).
+        """
+        if not names:
+            return self
+        return replace(self, stages=tuple(_renamed(stage, names) for stage in self.stages))
+
     def describe(self) -> dict[str, Any]:
         """What state and committed offsets depend on, as JSON-able data for the journal.
+
+        It names the internal topics too: by that they are known to be this job's.
 
         Not in it: code of handlers, filters and maps, output topics, isolation and error handling. They
         may change freely between runs.
@@ -219,6 +262,43 @@ def written_topics(stage: Stage) -> Iterator[TopicSpec]:
                 yield process.on_error
 
 
+def _renamed(stage: Stage, names: Mapping[str, str]) -> Stage:
+    def topic(spec: TopicSpec) -> TopicSpec:
+        return replace(spec, name=names.get(spec.name, spec.name))
+
+    chains = tuple(
+        replace(chain, sink=topic(chain.sink)) if chain.sink is not None else chain for chain in stage.chains
+    )
+    changelog = None if stage.changelog is None else names.get(stage.changelog, stage.changelog)
+    source = topic(stage.source) if stage.internal else stage.source
+    return replace(stage, source=source, chains=chains, changelog=changelog)
+
+
+def former_names(topology: Topology) -> dict[str, str]:
+    """How each internal topic of the job was called before names were unambiguous, by its present name."""
+    names: dict[str, str] = {}
+    for stage in topology.stages:
+        if stage.internal:
+            names[stage.source.name] = former_repartition_topic(topology.job, stage.name)
+        if stage.changelog is not None:
+            names[stage.changelog] = former_changelog_topic(topology.job, stage.name)
+    return names
+
+
+def described_topics(description: Mapping[str, Any]) -> dict[str, str]:
+    """The internal topics that a journalled description says are the job's: ``stage/changelog`` or
+    ``stage/repartition`` to the topic's name. An old description doesn't name changelogs: they have their
+    former names then."""
+    names: dict[str, str] = {}
+    job = str(description.get("job", ""))
+    for name, stage in cast("Mapping[str, Mapping[str, Any]]", description.get("stages", {})).items():
+        if stage.get("key_by") is not None:
+            names[f"{name}/repartition"] = str(stage.get("source"))
+        if stage.get("stores"):
+            names[f"{name}/changelog"] = str(stage.get("changelog") or former_changelog_topic(job, name))
+    return names
+
+
 def rekey_description(rekey: Rekey) -> str:
     """How a `key_by` is named in descriptions and messages: its field, or its function's name."""
     if isinstance(rekey, str):
@@ -227,18 +307,51 @@ def rekey_description(rekey: Rekey) -> str:
     return f"function {name}"
 
 
+def rekey_identity(rekey: Rekey, version: str | None = None) -> str:
+    """What is compared to tell whether a `key_by` still gives the same keys."""
+    if version is not None:
+        return f"{_VERSION} {version}"
+    return f"field {rekey}" if isinstance(rekey, str) else function_identity(rekey)
+
+
+_VERSION = "version"
+
+
 def _feeds(stage: Stage) -> Iterator[tuple[str, dict[str, str]]]:
     for chain in stage.chains:
         if chain.rekey is not None and chain.sink is not None:
-            yield chain.sink.name, {"from": stage.name, "by": rekey_description(chain.rekey)}
+            yield (
+                chain.sink.name,
+                {
+                    "from": stage.name,
+                    "by": rekey_description(chain.rekey),
+                    "identity": rekey_identity(chain.rekey, chain.rekey_version),
+                },
+            )
 
 
 def _describe_stage(stage: Stage, feeds: Mapping[str, dict[str, str]]) -> dict[str, Any]:
     description: dict[str, Any] = {"source": stage.source.name, "stores": sorted(stage.stores)}
+    if stage.changelog is not None:
+        description["changelog"] = stage.changelog
     if stage.internal:
         # Records on their way through the repartition topic outlive a restart, so its encoding counts too.
         description["key_by"] = dict(feeds.get(stage.source.name, {}))
         description["encoding"] = {"key": stage.source.key, "value": stage.source.value}
+    return description
+
+
+def _essence(description: dict[str, Any]) -> dict[str, Any]:
+    """What the fingerprint is taken of: without what follows from the rest, or depends on the host."""
+    for name, stage in description["stages"].items():
+        stage.pop("changelog", None)
+        key_by = stage.get("key_by")
+        if key_by is not None:
+            stage["source"] = former_repartition_topic(description["job"], name)
+            identity = str(key_by.get("identity", ""))
+            # Bytecode depends on the version of Python, which may differ between hosts.
+            if identity == key_by.get("by") or identity.startswith(BYTECODE):
+                del key_by["identity"]
     return description
 
 
@@ -297,7 +410,7 @@ def _changed_stage(name: str, old: Mapping[str, Any], stages: Mapping[str, Mappi
         if old_key_by is None:
             return None
         return f"The stage {name!r} behind key_by is gone, and records may still be on their way to it."
-    if new["source"] != old.get("source"):
+    if old_key_by is None and new.get("key_by") is None and new["source"] != old.get("source"):
         return f"The stage {name!r} used to read {old.get('source')!r}, and now reads {new['source']!r}."
     new_key_by = new.get("key_by")
     if old_key_by is None or new_key_by is None:
@@ -307,17 +420,73 @@ def _changed_stage(name: str, old: Mapping[str, Any], stages: Mapping[str, Mappi
             f"The stage {name!r} used to be fed from the stage {old_key_by.get('from')!r}, and now is from "
             f"{new_key_by['from']!r}."
         )
-    if new_key_by.get("by") != old_key_by.get("by"):
-        return (
-            f"The key_by in front of {name!r} used the {old_key_by.get('by')}, and now uses the "
-            f"{new_key_by['by']}: its state is keyed by the former."
-        )
+    reason = _changed_key(name, old_key_by, new_key_by)
+    if reason:
+        return reason
     if new["encoding"] != old.get("encoding"):
         return (
             f"The key_by in front of {name!r} used to write keys and values as "
             f"{_encoding(old.get('encoding'))}, and now writes {_encoding(new['encoding'])}."
         )
     return None
+
+
+def _changed_key(stage: str, old: Mapping[str, str], new: Mapping[str, str]) -> str | None:
+    if _keys_compared(old, new) == "same":
+        return None
+    vouched = any(_vouched(key_by) for key_by in (old, new))
+    if old.get("by") != new.get("by") and not vouched:
+        return (
+            f"The key_by in front of {stage!r} used the {old.get('by')}, and now uses the {new['by']}: its "
+            "state is keyed by the former."
+        )
+    if _keys_compared(old, new) == "unknown":
+        return None
+    if vouched:
+        return (
+            f"The key_by in front of {stage!r} says version={_version(new)}, and said version="
+            f"{_version(old)} when its state was written."
+        )
+    return (
+        f"The key_by in front of {stage!r} uses another {new['by']} than the one that its state is keyed by. "
+        "(If both give the same key for every value, say so with key_by(..., version=1): the version is "
+        "compared from then on, and not the function.)"
+    )
+
+
+def _keys_compared(old: Mapping[str, str], new: Mapping[str, str]) -> Literal["same", "other", "unknown"]:
+    """Whether two `key_by` give the same keys, as far as their descriptions tell."""
+    before, now = old.get("identity"), new.get("identity")
+    if before is None or now is None:  # written before there were identities
+        return "unknown"
+    if before == now:
+        return "same"
+    if _vouched(old) != _vouched(new) or not comparable(before, now):
+        return "unknown"
+    return "other"
+
+
+def _vouched(key_by: Mapping[str, str]) -> bool:
+    return key_by.get("identity", "").startswith(f"{_VERSION} ")
+
+
+def _version(key_by: Mapping[str, str]) -> str:
+    return key_by.get("identity", "").removeprefix(f"{_VERSION} ")
+
+
+def unverified_keys(old_description: Mapping[str, Any], new_topology: Topology) -> list[str]:
+    """Sentences about `key_by` steps of which it can't be told whether they still give the same keys."""
+    remarks: list[str] = []
+    old_stages = cast(Mapping[str, Mapping[str, Any]], old_description.get("stages", {}))
+    for name, stage in cast("dict[str, dict[str, Any]]", new_topology.describe()["stages"]).items():
+        old = cast("Mapping[str, str] | None", old_stages.get(name, {}).get("key_by"))
+        new = cast("Mapping[str, str] | None", stage.get("key_by"))
+        if old is not None and new is not None and _keys_compared(old, new) == "unknown":
+            remarks.append(
+                f"The key_by in front of {name!r} ({new['by']}) is taken to give the same keys as when its "
+                "state was written: what was noted of it then can't be compared with it. From now on it can."
+            )
+    return remarks
 
 
 def _encoding(encoding: Mapping[str, str] | None) -> str:

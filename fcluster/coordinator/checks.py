@@ -6,6 +6,7 @@ that nothing is changed by a check. Must not decide what a leader does.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +14,9 @@ from confluent_kafka import Consumer, TopicPartition
 
 from fcluster.common.errors import IncompatibleState
 from fcluster.common.kafka_clients import read_committed_positions
-from fcluster.common.topology import Topology, incompatibility
+from fcluster.common.topology import Topology, incompatibility, unverified_keys
+
+_log = logging.getLogger("fcluster.coordinator")
 
 
 def check_partitions(past: Mapping[str, Any], partitions: Mapping[str, int]) -> None:
@@ -32,12 +35,16 @@ def check_partitions(past: Mapping[str, Any], partitions: Mapping[str, int]) -> 
 def check_topology(past: Mapping[str, Any], topology: Topology) -> None:
     """Raises IncompatibleState if state of the topology in the journal (`past`) doesn't fit this one."""
     former = past.get("topology")
-    reason = incompatibility(former, topology) if former is not None else None
+    if former is None:
+        return
+    reason = incompatibility(former, topology)
     if reason is not None:
         raise IncompatibleState(
             f"The job has changed in a way that its state doesn't fit any more. {reason}",
             remedy="Undo that change, or run the job under another name, which begins with empty state.",
         )
+    for remark in unverified_keys(former, topology):
+        _log.warning("%s", remark)
 
 
 def highest_committed_epoch(consumer: Consumer, job: str, partitions: Mapping[str, int]) -> int:

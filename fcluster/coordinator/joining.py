@@ -189,7 +189,14 @@ class Joining:
         self._outbox.log("info", f"worker {session.worker} (pid {session.pid}) has slot {session.slot}")
         self._outbox.send(
             session.peer,
-            messages.Welcome(self._cluster.term, number, session.slot, self._epochs.highest, adopted=False),
+            messages.Welcome(
+                self._cluster.term,
+                number,
+                session.slot,
+                self._epochs.highest,
+                adopted=False,
+                internal_topics=self._cluster.terms.topology.renamed_topics,
+            ),
         )
         self._leaving.tell(session)
         self._outbox.add(events.PrepareFence(session.slot, soon=False))

@@ -25,7 +25,7 @@ from confluent_kafka import KafkaError, KafkaException, Producer
 from fcluster.common import failpoints
 from fcluster.common.discovery import read_journal
 from fcluster.common.errors import KafkaUnavailable
-from fcluster.common.ids import journal_topic
+from fcluster.common.ids import coordinator_id, journal_topic
 from fcluster.common.kafka_clients import cause_of, make_producer, reason_of, remedy_for, serve_rest
 from fcluster.common.settings import Settings
 from fcluster.coordinator.events import Deposed, JournalWritten, WriteJournal
@@ -129,7 +129,7 @@ def journal_producer(settings: Settings, job: str) -> Producer:
     Raises:
         KafkaUnavailable: the brokers don't answer.
     """
-    producer = make_producer(settings, f"{job}-coordinator")
+    producer = make_producer(settings, coordinator_id(job))
     try:
         producer.list_topics(timeout=OPEN_TIMEOUT_S)
     except KafkaException as error:

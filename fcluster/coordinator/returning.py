@@ -74,7 +74,12 @@ class Returning:
     def _send_adoption(self, session: Session) -> None:
         number, slot = session.number, session.slot
         welcome = messages.Welcome(
-            self._cluster.term, number, slot, self._rounds.numbers.highest, adopted=True
+            self._cluster.term,
+            number,
+            slot,
+            self._rounds.numbers.highest,
+            adopted=True,
+            internal_topics=self._cluster.terms.topology.renamed_topics,
         )
         self._outbox.send(session.peer, welcome)
 

@@ -110,12 +110,11 @@ def run_coordinator(
     Raises:
         FclusterError: it can't lead, or stand by, for the reason in the message.
     """
-    topology = job if isinstance(job, Topology) else job.build()
+    topology = job if isinstance(job, Topology) else job.build(settings)
     settings = with_settings(settings, reading_group=topology.job)
     security = coordinator_security(settings)
     health = CoordinatorHealth(topology.job)
     office = _Office(
-        topology=topology,
         settings=settings,
         security=security,
         health=health,
@@ -176,7 +175,6 @@ def _wait_for_turn(candidate: Candidate, standby: Standby, own: Leader | None) -
 class _Office:
     """What stays the same from one leadership of this process to the next."""
 
-    topology: Topology
     settings: Settings
     security: CoordinatorSecurity | None
     health: CoordinatorHealth
@@ -228,8 +226,9 @@ class _Office:
 
     def _terms(self, candidate: Candidate, past: Mapping[str, Any], address: str) -> tuple[Terms, Leader]:
         """Of the next leadership, and its record in the journal."""
+        topology = candidate.topology
         check_partitions(past, candidate.sources)
-        check_topology(past, self.topology)
+        check_topology(past, topology)
         leader = Leader(
             address=address,
             term=int(past.get("term", {}).get("term", 0)) + 1,
@@ -237,17 +236,17 @@ class _Office:
             pid=os.getpid(),
             cluster_id=uuid.uuid4().hex,
             public_key="" if self.security is None else self.security.public_key.decode(),
-            topology=self.topology.fingerprint,
+            topology=topology.fingerprint,
         )
         terms = Terms(
             term=leader.term,
-            topology=self.topology,
+            topology=topology,
             partitions=candidate.sources,
             settings=self.settings,
             expected_workers=self.expected_workers,
             version=__version__,
             until_caught_up=self.until_caught_up,
-            snapshot_store=store_identity(self.settings.snapshots, self.topology.job),
+            snapshot_store=store_identity(self.settings.snapshots, topology.job),
             highest_committed_epoch=candidate.highest_committed_epoch(),
             cluster_id=leader.cluster_id,
         )

@@ -47,6 +47,7 @@ from fcluster.coordinator.checks import highest_committed_epoch
 from fcluster.coordinator.election import Bounds, Watch
 from fcluster.coordinator.health import CoordinatorHealth
 from fcluster.coordinator.journal import Journal, journal_producer, open_journal
+from fcluster.coordinator.owned_topics import own_names
 
 _log = logging.getLogger("fcluster.coordinator")
 
@@ -80,9 +81,11 @@ class Candidate:
     def __init__(self, settings: Settings, topology: Topology) -> None:
         self.admin = make_admin(settings)
         connect_or_raise(self.admin, settings)
-        partitions = ensure_internal_topics(self.admin, topology, settings)
+        self.topology = own_names(settings, self.admin, topology)
+        """The job, with its internal topics as they are called."""
+        partitions = ensure_internal_topics(self.admin, self.topology, settings)
         self.sources: Mapping[str, int] = {
-            stage.source.name: partitions[stage.source.name] for stage in topology.stages
+            stage.source.name: partitions[stage.source.name] for stage in self.topology.stages
         }
         self._settings = settings
         self._job = topology.job

@@ -239,7 +239,7 @@ class WorkerCore:
         self._now.log(
             "info", f"joined as slot {message.slot}, session {message.session}, term {message.term}"
         )
-        self._now.add(events.OpenProducers(message.session, message.slot))
+        self._now.add(events.OpenProducers(message.session, message.slot, message.internal_topics))
 
     def _on_refused(self, message: messages.Refused) -> None:
         if self._now.phase is not Phase.JOINING:

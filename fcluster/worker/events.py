@@ -6,7 +6,8 @@ to it, carries effects out in their order, and feeds their results back as event
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from fcluster.common import messages
 from fcluster.common.ids import ShardId
@@ -168,10 +169,14 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class OpenProducers:
-    """Create both producers of `slot` and initialise them; answer `ProducersOpened`."""
+    """Create both producers of `slot` and initialise them; answer `ProducersOpened`.
+
+    `internal_topics`: see `messages.Welcome`.
+    """
 
     session: int
     slot: int
+    internal_topics: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 @dataclass(frozen=True, slots=True)

@@ -108,7 +108,8 @@ class Worker:
     """
 
     def __init__(self, job: Job, settings: Settings, slot: int, coordinator_address: str) -> None:
-        self._topology: Topology = job.build(settings)
+        self._built: Topology = job.build(settings)
+        self._topology = self._built
         settings = with_settings(settings, reading_group=self._topology.job)
         self._settings = settings
         self._fixed_address = coordinator_address
@@ -478,6 +479,9 @@ class Worker:
     # --- effects ------------------------------------------------------------------------------------------
 
     def _open_producers(self, effect: events.OpenProducers) -> None:
+        if not self._name_topics(effect.internal_topics):
+            self._exit = events.Exit(1, "the coordinator calls the job's internal topics by other names now")
+            return
         self._host.open(effect.slot)
         self._open_readers()
         if self._settings.processing_guarantee == "exactly-once":
@@ -493,6 +497,18 @@ class Worker:
         self._commit_thread.submit(
             self._open_writer, self._writer, effect.session, tuple(self._retired_commit_threads)
         )
+
+    def _name_topics(self, names: Mapping[str, str]) -> bool:
+        """Call internal topics as the coordinator does; False if readers go by other names already."""
+        topology = self._built.with_internal_topics(names)
+        if topology == self._topology:
+            return True
+        if self._readers:
+            return False
+        self._topology = topology
+        self._host.name_topics(topology)
+        self._routes = {stage.source.name: {} for stage in topology.stages}
+        return True
 
     def _open_writer(self, writer: EpochWriter, session: int, before: Sequence[Executor]) -> None:
         with self._reporting(session, "initialising the producers"):

@@ -131,6 +131,10 @@ class ShardHost:
 
     # --- called by the main thread ----------------------------------------------------------------------
 
+    def name_topics(self, topology: Topology) -> None:
+        """Go by the topics as this topology calls them. Before the first `open`."""
+        self._topology = topology
+
     def open(self, slot: int) -> None:
         """Take the slot's part of the state directory. Does nothing if it is taken already.
 

@@ -25,6 +25,7 @@ from typing import Any
 import pytest
 
 from fcluster.common.failpoints import Arm
+from fcluster.common.ids import repartition_topic
 from tests.chaos import leftovers, tally
 from tests.chaos.cluster import ChaosCluster, Mark
 from tests.chaos.state import check_state
@@ -290,7 +291,7 @@ class Chaos:
     def topics_read(self) -> list[str]:
         """What the job reads."""
         regrouped = self.job_file == REGROUPED
-        return [self.source, f"{self.job}-totals-repartition"] if regrouped else [self.source]
+        return [self.source, repartition_topic(self.job, "totals")] if regrouped else [self.source]
 
     @property
     def stage(self) -> str:

@@ -25,7 +25,7 @@ from fcluster.common import messages
 from fcluster.common.admin_client import AdminClient
 from fcluster.common.discovery import find_leader, read_journal
 from fcluster.common.errors import ClusterConflict, IncompatibleState, MissingTopic, SettingsError
-from fcluster.common.ids import ShardId
+from fcluster.common.ids import ShardId, repartition_topic
 from fcluster.common.job import Job
 from fcluster.common.kafka_clients import begin_offsets, make_admin, make_producer
 from fcluster.common.messages import ShardStatus, WorkerStats
@@ -65,7 +65,7 @@ class ProtocolWorker:
             "epoch": 0,
             "prepared_epoch": 0,
             "dirty": False,
-            "topology": self.job.build().fingerprint,
+            "topology": self.job.build(Settings()).fingerprint,
             "snapshot_store": store_identity(self.settings.snapshots, self.job.name),
             "version": __version__,
         }
@@ -384,7 +384,7 @@ def test_repartition_topic_is_deleted_up_to_what_its_reader_has_committed(
     worker = new_worker(start().address, "w0")
     worker.join()
     worker.expect(messages.Assign)
-    topics = (f"{job.name}-second-repartition", topic_prefix + "in")
+    topics = (repartition_topic(job.name, "second"), topic_prefix + "in")
     producer = make_producer(brokers)
     for topic in topics:
         for _ in range(50):

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from fcluster.common.ids import repartition_topic
 from tests.checker.check import check_regrouped, check_totals, wait_until_committed
 from tests.checker.generate import Generator, create_topic, write_records
 from tests.checker.live import LiveReader, percentile
@@ -292,7 +293,7 @@ def test_repartitioned_job_with_a_worker_killed_mid_epoch_is_exactly_once(start:
         run.cluster.start()
         with Feeder(run, ENDLESS, {}, rate=6_000):
             run.wait_committed(6_000)
-            repartition = f"{run.job}-totals-repartition"
+            repartition = repartition_topic(run.job, "totals")
             killed, in_flight = run.cluster.kill_mid_epoch(range(3), [run.output, repartition])
             assert in_flight > 0
             run.cluster.start_worker(int(killed.rpartition("-")[2]))

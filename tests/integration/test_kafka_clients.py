@@ -12,6 +12,7 @@ from confluent_kafka.admin import ConfigResource, NewTopic
 
 from fcluster import Job
 from fcluster.common.errors import IncompatibleState, KafkaUnavailable, MissingTopic, SettingsError
+from fcluster.common.ids import changelog_topic, repartition_topic
 from fcluster.common.kafka_clients import (
     Admin,
     begin_offsets,
@@ -134,7 +135,7 @@ def topology(prefix: str) -> Topology:
     letters = job.topic(f"{prefix}letters")
     job.stream(source).process(count, name="first", on_error=letters)
     job.stream(source).key_by("k").process(count, name="second", to=out)
-    return job.build()
+    return job.build(Settings())
 
 
 def config_of(admin: Admin, topic: str) -> dict[str, str]:
@@ -160,16 +161,16 @@ def test_topics_are_created_with_the_sources_partition_count_and_never_expire(
     job = f"{topic_prefix}job"
     created = {
         f"{job}-journal": 1,
-        f"{job}-{topic_prefix}source-changelog": 3,
-        f"{job}-second-repartition": 3,
-        f"{job}-second-changelog": 3,
+        changelog_topic(job, f"{topic_prefix}source"): 3,
+        repartition_topic(job, "second"): 3,
+        changelog_topic(job, "second"): 3,
         f"{topic_prefix}out": 3,
         f"{topic_prefix}letters": 3,
     }
     counts = ensure_internal_topics(admin, topology(topic_prefix), settings)
     assert counts == {f"{topic_prefix}source": 3, **created}
     assert partition_counts(admin, created) == created
-    for topic in (f"{job}-second-repartition", f"{job}-second-changelog"):
+    for topic in (repartition_topic(job, "second"), changelog_topic(job, "second")):
         config = config_of(admin, topic)
         assert (config["cleanup.policy"], config["retention.ms"]) == ("delete", "-1")
     assert config_of(admin, f"{job}-journal")["cleanup.policy"] == "compact"
@@ -198,7 +199,7 @@ def test_source_with_another_partition_count_than_its_state_is_incompatible(
     admin: Admin, settings: Settings, topic_prefix: str
 ) -> None:
     create(admin, f"{topic_prefix}source", 2)
-    create(admin, f"{topic_prefix}job-{topic_prefix}source-changelog", 4)
+    create(admin, changelog_topic(f"{topic_prefix}job", f"{topic_prefix}source"), 4)
     with pytest.raises(IncompatibleState, match=r"has 2 partitions, but had 4"):
         ensure_internal_topics(admin, topology(topic_prefix), settings)
 

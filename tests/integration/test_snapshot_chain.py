@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from confluent_kafka import KafkaError, TopicPartition
 
-from fcluster.common.ids import ShardId
+from fcluster.common.ids import ShardId, changelog_topic
 from fcluster.common.kafka_clients import make_consumer
 from fcluster.common.settings import Settings
 from fcluster.common.snapshot_store import DirectorySnapshotStore
@@ -85,7 +85,7 @@ def test_chain_of_deltas_is_cut_by_snapshots_long_before_the_interval_is_over(
             newest = latest_valid(snapshots, shard)
             assert newest is not None
             return chain_bytes(
-                settings, f"{job}-{source}-changelog", shard.partition, newest.changelog_offset
+                settings, changelog_topic(job, source), shard.partition, newest.changelog_offset
             )
 
         lengths = [left_bytes(shard) for shard in shards]

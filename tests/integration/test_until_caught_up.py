@@ -8,6 +8,7 @@ import orjson
 import pytest
 from confluent_kafka import Producer
 
+from fcluster.common.ids import repartition_topic
 from tests.checker.check import wait_until_committed
 from tests.checker.generate import create_topic
 from tests.checker.reading import committed_offsets
@@ -89,7 +90,7 @@ def test_job_that_has_nothing_left_to_do_ends_at_once_though_markers_stand_at_th
     ended = work.up(REGROUPING_JOB)
     assert ended.code == 0, ended.text
     assert work.committed() == [200, 0]
-    wait_until_committed(work.brokers, work.job, [f"{work.job}-count-repartition"], 0)
+    wait_until_committed(work.brokers, work.job, [repartition_topic(work.job, "count")], 0)
     ended = work.up(REGROUPING_JOB)
     assert ended.code == 0, ended.text
     assert work.committed() == [200, 0]

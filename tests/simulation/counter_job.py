@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from fcluster import Job
 from fcluster.common.ids import ShardId, changelog_topic, repartition_topic
+from fcluster.common.settings import Settings
 from fcluster.common.topology import Topology
 
 JOB = "sim"
@@ -57,7 +58,7 @@ def topology() -> Topology:
 
     job.stream(source).process(count, name=COUNTS_STORE).to(sink)
     job.stream(source).key_by(group).process(totals, name=TOTALS_STORE).to(sink)
-    built = job.build()
+    built = job.build(Settings())
     assert [stage.name for stage in built.stages] == [COUNTS, TOTALS], built
     assert [stage.source.name for stage in built.stages] == [SOURCE, REPARTITION], built
     assert all(stage.changelog == changelog_topic(JOB, stage.name) for stage in built.stages), built

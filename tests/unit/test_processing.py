@@ -10,7 +10,9 @@ import pytest
 
 from fcluster import Job, Record
 from fcluster.common.errors import StateDamaged
+from fcluster.common.ids import repartition_topic
 from fcluster.common.positions import CommittedPosition
+from fcluster.common.settings import Settings
 from fcluster.worker.processing import HandlerError, OutputPort, ShardRunner, UnreadableRecordError
 from fcluster.worker.state import ShardState, StoreMeta
 
@@ -68,7 +70,7 @@ class Bench:
     """One shard of a job's first stage, with its outputs collected."""
 
     def __init__(self, job: Job, get: Callable[[bytes], bytes | None] = lambda _key: None) -> None:
-        (stage, *_rest) = job.build().stages
+        (stage, *_rest) = job.build(Settings()).stages
         self.outputs: list[tuple[Any, ...]] = []
         self.port = OutputPort()
         self.port.produce = lambda *arguments: self.outputs.append(arguments)
@@ -176,7 +178,7 @@ def test_key_by_writes_to_the_repartition_topic_under_the_new_key() -> None:
     stream.process(lambda _ctx, v: v, to=job.topic("out"), name="by_tail")
     bench = Bench(job)
     bench.run({"tail": "N1"})
-    assert bench.values() == [("j-by_tail-repartition", {"tail": "N1"}, b"N1")]
+    assert bench.values() == [(repartition_topic("j", "by_tail"), {"tail": "N1"}, b"N1")]
 
 
 def test_key_by_without_a_key_is_an_error_that_says_what_to_do() -> None:

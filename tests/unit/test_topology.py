@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from fcluster import Job
-from fcluster.common.ids import ShardId
-from fcluster.common.topology import Topology, incompatibility
+from fcluster.common.ids import ShardId, repartition_topic
+from fcluster.common.settings import Settings
+from fcluster.common.topology import Topology, incompatibility, unverified_keys
 
 Grow = Callable[[Job], Any]
 
@@ -32,7 +33,7 @@ def by_target(value: Any) -> Any:
 def built(grow: Grow, name: str = "j") -> Topology:
     job = Job(name)
     grow(job)
-    return job.build()
+    return job.build(Settings())
 
 
 def change(before: Grow, after: Grow) -> str | None:
@@ -51,7 +52,7 @@ def keyed(job: Job) -> None:
 
 def test_shards_are_one_for_each_partition_of_each_stage_upstream_first() -> None:
     topology = built(keyed)
-    assert topology.shards({"a": 2, "j-count-repartition": 1}) == [
+    assert topology.shards({"a": 2, repartition_topic("j", "count"): 1}) == [
         ShardId("a", 0),
         ShardId("a", 1),
         ShardId("count", 0),
@@ -198,3 +199,57 @@ def test_another_job_or_format_is_incompatible() -> None:
     assert "'other'" in (incompatibility(description, built(plain, "other")) or "")
     assert incompatibility({**description, "format": 99}, built(plain)) is not None
     assert incompatibility({}, built(plain)) is not None
+
+
+def lambda_a(version: str | None = None) -> Grow:
+    return lambda job: job.stream(job.topic("a")).key_by(lambda v: v["a"], version=version).process(count)
+
+
+def lambda_b(version: str | None = None) -> Grow:
+    return lambda job: job.stream(job.topic("a")).key_by(lambda v: v["b"], version=version).process(count)
+
+
+def test_another_lambda_in_key_by_is_incompatible_and_the_message_names_the_way_out() -> None:
+    reason = incompatibility(built(lambda_a()).describe(), built(lambda_b()))
+    assert reason is not None
+    assert "uses another function <lambda> than the one that its state is keyed by" in reason
+    assert "version=1" in reason
+
+
+def test_unchanged_lambda_in_key_by_is_compatible() -> None:
+    former = built(lambda_a()).describe()
+    assert incompatibility(former, built(lambda_a())) is None
+    assert unverified_keys(former, built(lambda_a())) == []
+
+
+def test_workers_with_another_lambda_have_another_fingerprint() -> None:
+    assert built(lambda_a()).fingerprint != built(lambda_b()).fingerprint
+
+
+def test_lambda_described_before_lambdas_were_told_apart_is_accepted_and_said_to_be() -> None:
+    former = built(lambda_a()).describe()
+    del former["stages"]["count"]["key_by"]["identity"]
+    assert incompatibility(former, built(lambda_a())) is None
+    (remark,) = unverified_keys(former, built(lambda_a()))
+    assert "The key_by in front of 'count' (function <lambda>) is taken to give the same keys" in remark
+
+
+def test_version_of_key_by_is_compared_in_place_of_the_function() -> None:
+    former = built(lambda_a("1")).describe()
+    assert incompatibility(former, built(lambda_b("1"))) is None
+    reason = incompatibility(former, built(lambda_a("2")))
+    assert reason is not None
+    assert "says version=2, and said version=1" in reason
+
+
+def test_version_given_for_the_first_time_is_the_users_word_that_the_key_is_the_same() -> None:
+    former = built(lambda_a()).describe()
+    assert incompatibility(former, built(lambda_b("1"))) is None
+    assert len(unverified_keys(former, built(lambda_b("1")))) == 1
+
+
+def test_bytecode_of_another_python_is_not_held_against_a_job() -> None:
+    former = built(lambda_a()).describe()
+    former["stages"]["count"]["key_by"]["identity"] = "bytecode-cpython-3.1/0123456789ab"
+    assert incompatibility(former, built(lambda_a())) is None
+    assert len(unverified_keys(former, built(lambda_a()))) == 1

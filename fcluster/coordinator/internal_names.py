@@ -1,0 +1,148 @@
+"""Which internal topics are the job's: found, and shown to be its own, before any is used.
+
+Responsible for: the names under which a job goes on. What the journal says is the job's keeps its name; state
+written before names were unambiguous is found under its former name, if it is shown to be this job's; all
+else has the name that `ids` gives it. Keeps the rule that a topic which holds what somebody else wrote is
+never written to. Must not create or delete anything, nor ask Kafka: the caller does, and answers questions.
+Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fcluster.common.errors import IncompatibleState
+from fcluster.common.ids import journal_topic
+from fcluster.common.positions import CommittedPosition
+from fcluster.common.topology import Topology, described_topics, former_names
+
+Positions = Callable[[str, str], list[CommittedPosition]]
+"""What the group of a job (first) has committed of a topic (second)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Another job's word that a topic is its own, and holds its state.
+
+    Attributes:
+        job: its name.
+        stage: of that job.
+    """
+
+    job: str
+    stage: str
+
+
+def internal_names(
+    topology: Topology,
+    description: Mapping[str, Any] | None,
+    existing: Collection[str],
+    positions: Positions,
+) -> dict[str, str]:
+    """The names of internal topics that aren't what `topology` calls them, by what it calls them.
+
+    Args:
+        topology: as the job was built.
+        description: of the job when it ran last, from its journal; None if there is none.
+        existing: names of all topics.
+        positions: asked only where state may be under a former name.
+    """
+    described = described_topics(description) if description is not None else {}
+    former = former_names(topology)
+    names: dict[str, str] = {}
+    for stage in topology.stages:
+        source = stage.source.name
+        if stage.internal:
+            actual = described.get(f"{stage.name}/repartition", former[source])
+            if _is_kept(topology, actual, source, former[source], existing, positions):
+                names[source] = actual
+            source = names.get(source, source)
+        if stage.changelog is not None:
+            actual = described.get(f"{stage.name}/changelog", former[stage.changelog])
+            if actual == former[stage.changelog]:
+                written = any(position.state_epoch for position in positions(topology.job, source))
+                actual = actual if written and actual in existing else stage.changelog
+            if actual != stage.changelog:
+                names[stage.changelog] = actual
+    return names
+
+
+def _is_kept(
+    topology: Topology,
+    actual: str,
+    present: str,
+    former: str,
+    existing: Collection[str],
+    positions: Positions,
+) -> bool:
+    """Whether a repartition topic is gone on with under the name that isn't its present one."""
+    if actual == present:
+        return False
+    if actual != former:
+        return True
+    # Records may be on their way through it that its reader hasn't got to: what the job has committed of its
+    # sources says that some were written.
+    sources = (topic.name for topic in topology.sources)
+    return actual in existing and any(positions(topology.job, topic) for topic in (actual, *sources))
+
+
+def possible_claims(topic: str, job: str, existing: Collection[str]) -> Iterator[str]:
+    """Other jobs that may have had the same former name for a topic: those that have a journal."""
+    stem, _, _ = topic.rpartition("-")
+    parts = stem.split("-")
+    for count in range(1, len(parts)):
+        other = "-".join(parts[:count])
+        if other and other != job and journal_topic(other) in existing:
+            yield other
+
+
+def claim_of(job: str, topic: str, description: Mapping[str, Any], positions: Positions) -> Claim | None:
+    """The claim on `topic` that another job's description makes, if that job has written to it."""
+    for place, name in described_topics(description).items():
+        if name != topic:
+            continue
+        stage, _, kind = place.rpartition("/")
+        source = str(description.get("stages", {}).get(stage, {}).get("source"))
+        committed = positions(job, source)
+        if committed if kind == "repartition" else any(position.state_epoch for position in committed):
+            return Claim(job, stage)
+    return None
+
+
+def shared(topic: str, job: str, claim: Claim) -> IncompatibleState:
+    """The error for a topic that two jobs have written to."""
+    return IncompatibleState(
+        f"The topic {topic!r} holds records of two jobs, {job!r} and {claim.job!r} (its stage "
+        f"{claim.stage!r}): an older version of fcluster gave both the same name, and what is whose can't be "
+        "told any more.",
+        remedy=f"Begin both anew (`fcluster reset {job}`, `fcluster reset {claim.job}`): each has a topic of "
+        "its own then. Or run this job under another name, which leaves the topic as it is.",
+    )
+
+
+def unowned_topics(
+    topology: Topology, description: Mapping[str, Any] | None, existing: Collection[str]
+) -> list[tuple[str, str]]:
+    """Internal topics that exist though the journal doesn't say that they are the job's, each with the source
+    of its stage. They may be used if they are empty, or if the job is shown to have written to them."""
+    described = set(described_topics(description).values()) if description is not None else set[str]()
+    found: list[tuple[str, str]] = []
+    for stage in topology.stages:
+        if stage.internal and stage.source.name in existing and stage.source.name not in described:
+            found.append((stage.source.name, stage.source.name))
+        if stage.changelog is not None and stage.changelog in existing and stage.changelog not in described:
+            found.append((stage.changelog, stage.source.name))
+    return found
+
+
+def not_ours(topic: str, job: str) -> IncompatibleState:
+    """The error for an internal topic's name under which somebody else has written."""
+    return IncompatibleState(
+        f"The topic {topic!r}, which the job {job!r} needs for itself, holds records, and nothing shows that "
+        "this job wrote them: its journal doesn't name the topic, and it has committed nothing that belongs "
+        "to it.",
+        remedy="If they are of an earlier life of this job, begin anew with "
+        f"`fcluster reset {job}`; otherwise give the job another name.",
+    )

@@ -1,0 +1,107 @@
+"""Asks Kafka what `internal_names` needs to know, and refuses topics that aren't the job's.
+
+Responsible for: the topology as a coordinator may use it, with each internal topic under the name that is
+this job's. Keeps the rule that nothing is changed by looking. Must not create topics.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Generator, Mapping
+from typing import Any
+
+from confluent_kafka import TopicPartition
+
+from fcluster.common.discovery import read_journal
+from fcluster.common.errors import IncompatibleState
+from fcluster.common.ids import journal_topic
+from fcluster.common.kafka_clients import (
+    Admin,
+    end_offsets,
+    existing_topics,
+    make_consumer,
+    read_committed_positions,
+)
+from fcluster.common.positions import CommittedPosition
+from fcluster.common.settings import Settings, with_settings
+from fcluster.common.topology import Topology, former_names
+from fcluster.coordinator.internal_names import (
+    Positions,
+    claim_of,
+    internal_names,
+    not_ours,
+    possible_claims,
+    shared,
+    unowned_topics,
+)
+
+_log = logging.getLogger("fcluster.coordinator")
+
+
+def own_names(settings: Settings, admin: Admin, topology: Topology) -> Topology:
+    """The topology with its internal topics under the names under which they are this job's.
+
+    Raises:
+        IncompatibleState: a topic that it needs holds what another job, or anybody else, has written.
+        KafkaUnavailable: the brokers don't answer.
+    """
+    existing = existing_topics(admin)
+    past: Mapping[str, Any] = {}
+    if journal_topic(topology.job) in existing:
+        past = read_journal(settings, topology.job)
+        if past and "term" not in past:
+            raise IncompatibleState(
+                f"The topic {journal_topic(topology.job)!r}, which the job {topology.job!r} needs for its "
+                "journal, holds records that no coordinator writes.",
+                remedy="Give the job another name, or find out who writes to that topic.",
+            )
+    description = past.get("topology")
+    with _committed(settings, existing) as positions:
+        names = internal_names(topology, description, existing, positions)
+        named = topology.with_internal_topics(names)
+        former = set(former_names(topology).values())
+        for topic in names.values():
+            if topic in former:
+                _refuse_shared(settings, topic, topology.job, existing, positions)
+                _log.info("the topic %s keeps the name that it has from an older version", topic)
+        for topic, source in unowned_topics(named, description, existing):
+            if not positions(topology.job, source) and _holds_records(admin, topic, existing[topic]):
+                raise not_ours(topic, topology.job)
+    return named
+
+
+def _refuse_shared(
+    settings: Settings, topic: str, job: str, existing: Mapping[str, int], positions: Positions
+) -> None:
+    for other in possible_claims(topic, job, existing):
+        description = read_journal(with_settings(settings, reading_group=other), other).get("topology")
+        claim = claim_of(other, topic, description, positions) if description is not None else None
+        if claim is not None:
+            raise shared(topic, job, claim)
+
+
+def _holds_records(admin: Admin, topic: str, partitions: int) -> bool:
+    wanted = [TopicPartition(topic, partition) for partition in range(partitions)]
+    return any(end_offsets(admin, wanted, "read-uncommitted").values())
+
+
+@contextlib.contextmanager
+def _committed(settings: Settings, existing: Mapping[str, int]) -> Generator[Positions]:
+    """What groups have committed, by job and topic; one consumer for each job that is asked about."""
+    consumers: dict[str, Any] = {}
+
+    def positions(job: str, topic: str) -> list[CommittedPosition]:
+        if topic not in existing:
+            return []
+        if job not in consumers:
+            consumers[job] = make_consumer(settings, "read-uncommitted", **{"group.id": job})
+        wanted = [TopicPartition(topic, partition) for partition in range(existing[topic])]
+        found = read_committed_positions(consumers[job], job, wanted)
+        return [position for position in found.values() if position is not None]
+
+    try:
+        yield positions
+    finally:
+        for consumer in consumers.values():
+            consumer.close()

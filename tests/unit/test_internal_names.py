@@ -1,0 +1,194 @@
+"""Under which names a job goes on, and which topics it refuses to touch."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import pytest
+
+from fcluster import Job
+from fcluster.common.errors import IncompatibleState
+from fcluster.common.ids import (
+    changelog_topic,
+    former_changelog_topic,
+    former_repartition_topic,
+    journal_topic,
+    repartition_topic,
+)
+from fcluster.common.positions import CommittedPosition
+from fcluster.common.settings import Settings
+from fcluster.common.topology import Topology, described_topics
+from fcluster.coordinator import owned_topics
+from fcluster.coordinator.internal_names import (
+    Claim,
+    claim_of,
+    internal_names,
+    possible_claims,
+    unowned_topics,
+)
+
+WITH_STATE = CommittedPosition(10, 5, 5, "f")
+WITHOUT_STATE = CommittedPosition(10, 5, 0, "f")
+
+
+def count(ctx: Any, value: Any) -> Any:
+    return value
+
+
+def built(name: str = "billing-eu", source: str = "orders", *, keyed: bool = False) -> Topology:
+    job = Job(name)
+    stream = job.stream(job.topic(source))
+    (stream.key_by("k") if keyed else stream).process(count)
+    return job.build(Settings())
+
+
+def old_description(topology: Topology) -> dict[str, Any]:
+    """What a version wrote that knew one name only."""
+    description = topology.describe()
+    for name, stage in description["stages"].items():
+        stage.pop("changelog", None)
+        if "key_by" in stage:
+            stage["source"] = former_repartition_topic(topology.job, name)
+            del stage["key_by"]["identity"]
+    return description
+
+
+def names(
+    topology: Topology,
+    description: dict[str, Any] | None,
+    *existing: str,
+    committed: dict[str, CommittedPosition] | None = None,
+) -> dict[str, str]:
+    def positions(job: str, topic: str) -> list[CommittedPosition]:
+        assert job == topology.job
+        return [committed[topic]] if committed and topic in committed else []
+
+    return internal_names(topology, description, existing, positions)
+
+
+FORMER = former_changelog_topic("billing-eu", "orders")
+PRESENT = changelog_topic("billing-eu", "orders")
+
+
+def test_new_job_takes_the_present_names_though_a_topic_has_its_former_one() -> None:
+    assert names(built(), None, "orders", FORMER) == {}
+
+
+def test_state_is_found_under_its_former_name() -> None:
+    topology = built()
+    found = names(topology, old_description(topology), "orders", FORMER, committed={"orders": WITH_STATE})
+    assert found == {PRESENT: FORMER}
+
+
+def test_state_is_found_under_its_former_name_though_the_journal_is_lost() -> None:
+    assert names(built(), None, "orders", FORMER, committed={"orders": WITH_STATE}) == {PRESENT: FORMER}
+
+
+def test_job_that_never_wrote_state_leaves_the_former_name_to_others() -> None:
+    topology = built()
+    for committed in ({}, {"orders": WITHOUT_STATE}):
+        assert names(topology, old_description(topology), "orders", FORMER, committed=committed) == {}
+
+
+def test_records_on_their_way_are_found_under_the_former_name() -> None:
+    topology = built(keyed=True)
+    former = former_repartition_topic("billing-eu", "count")
+    changelog = former_changelog_topic("billing-eu", "count")
+    found = names(
+        topology,
+        old_description(topology),
+        "orders",
+        former,
+        changelog,
+        committed={"orders": WITHOUT_STATE, former: WITH_STATE},
+    )
+    assert found == {
+        repartition_topic("billing-eu", "count"): former,
+        changelog_topic("billing-eu", "count"): changelog,
+    }
+    # The reader behind it hasn't committed anything yet.
+    found = names(topology, old_description(topology), former, committed={"orders": WITHOUT_STATE})
+    assert found == {repartition_topic("billing-eu", "count"): former}
+
+
+def test_names_once_journalled_are_kept() -> None:
+    topology = built(keyed=True)
+    named = topology.with_internal_topics(
+        names(
+            topology,
+            old_description(topology),
+            former_repartition_topic("billing-eu", "count"),
+            former_changelog_topic("billing-eu", "count"),
+            committed={
+                "orders": WITH_STATE,
+                former_repartition_topic("billing-eu", "count"): WITH_STATE,
+            },
+        )
+    )
+    assert named.fingerprint == topology.fingerprint
+    assert set(described_topics(named.describe()).values()) == set(named.internal_topics)
+    assert topology.with_internal_topics(named.renamed_topics) == named
+    # The writer of the repartition topic and its reader go by the same name.
+    (chain,) = named.stage("orders").chains
+    assert chain.sink is not None
+    assert (
+        chain.sink.name == named.stage("count").source.name == former_repartition_topic("billing-eu", "count")
+    )
+
+
+def test_only_jobs_that_could_have_had_the_name_are_asked() -> None:
+    existing = [journal_topic(job) for job in ("billing", "billing-eu", "billing-eu-orders", "b", "other")]
+    assert list(possible_claims(FORMER, "billing-eu", existing)) == ["billing"]
+    assert list(possible_claims("a-b-c-repartition", "a", [journal_topic("a-b")])) == ["a-b"]
+
+
+def test_another_jobs_claim_counts_if_it_has_written() -> None:
+    description = old_description(built("billing", "eu-orders"))
+
+    def positions(committed: CommittedPosition) -> Any:
+        return lambda job, topic: [committed] if (job, topic) == ("billing", "eu-orders") else []
+
+    assert claim_of("billing", FORMER, description, positions(WITH_STATE)) == Claim("billing", "eu-orders")
+    assert claim_of("billing", FORMER, description, positions(WITHOUT_STATE)) is None
+    present = built("billing", "eu-orders").describe()
+    assert claim_of("billing", FORMER, present, positions(WITH_STATE)) is None
+
+
+def test_topic_that_the_journal_does_not_name_is_not_the_jobs_without_more() -> None:
+    topology = built(keyed=True)
+    changelog, repartition = changelog_topic("billing-eu", "count"), repartition_topic("billing-eu", "count")
+    both = {changelog, repartition}
+    assert {topic for topic, _ in unowned_topics(topology, None, both)} == both
+    assert unowned_topics(topology, None, set()) == []
+    assert unowned_topics(topology, topology.describe(), both) == []
+    grown = built().describe()
+    assert dict(unowned_topics(topology, grown, both)) == {changelog: repartition, repartition: repartition}
+
+
+def test_topic_that_two_jobs_of_before_have_written_to_is_refused_by_name(monkeypatch: Any) -> None:
+    # Whose records are whose can't be told: neither job may go on, and neither may delete it.
+    journals = {
+        "billing": {"term": {"term": 1}, "topology": old_description(built("billing", "eu-orders"))},
+        "billing-eu": {"term": {"term": 1}, "topology": old_description(built())},
+    }
+    existing = {"orders": 1, "eu-orders": 1, FORMER: 1, "billing-journal": 1, "billing-eu-journal": 1}
+    monkeypatch.setattr(owned_topics, "existing_topics", lambda admin: existing)
+    monkeypatch.setattr(owned_topics, "read_journal", lambda settings, job: journals[job])
+    monkeypatch.setattr(owned_topics, "make_consumer", lambda *_, **extra: NoConsumer())
+    monkeypatch.setattr(
+        owned_topics,
+        "read_committed_positions",
+        lambda consumer, job, wanted: dict.fromkeys(wanted, WITH_STATE),
+    )
+    with pytest.raises(IncompatibleState) as caught:
+        owned_topics.own_names(Settings(), cast(Any, None), built())
+    assert (
+        f"The topic {FORMER!r} holds records of two jobs, 'billing-eu' and 'billing' (its stage 'eu-orders')"
+        in caught.value.message
+    )
+    assert "fcluster reset billing" in caught.value.remedy
+
+
+class NoConsumer:
+    def close(self) -> None:
+        return None
