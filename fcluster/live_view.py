@@ -19,6 +19,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TextIO, cast
 
+from fcluster.common.failures import bounded_text
+
 Document = Mapping[str, Any]
 
 REFRESH_INTERVAL_S = 0.25
@@ -28,6 +30,8 @@ SILENCE_S = 2.0
 SHARDS_SHOWN_MAX = 32
 WORKERS_SHOWN_MAX = 16
 AGENTS_SHOWN_MAX = 8
+STOPPED_SHOWN_MAX = 3
+REASON_CHARACTERS_MAX = 1_200
 LOG_LINES_SHOWN_MAX = 12
 LOG_LINES_SHOWN_MIN = 3
 NAME_WIDTH = 11
@@ -105,6 +109,8 @@ def summary_line(document: Document, restarts: int) -> str:
     ]
     if restarts:
         parts.append(f"restarts {restarts}")
+    if stopped := sum(1 for shard in _list(document, "shards") if shard.get("phase") == "stopped"):
+        parts.append(f"stopped {stopped}")
     if t.held_back:
         parts.append(t.held_back)
     return "  ".join(parts)
@@ -161,9 +167,23 @@ def header(document: Document, restarts: int | None = None) -> Any:
         text.append(f"  restarts {restarts}", "red" if restarts else "dim")
     if t.held_back:
         text.append(f"\n{t.held_back}", "yellow")
+    for line in stopped_lines(document):
+        text.append(f"\n{line}", "bold red")
     if agents := agents_line(document):
         text.append(f"\n{agents}", "dim")
     return text
+
+
+def stopped_lines(document: Document) -> list[str]:
+    """A line for each shard that waits for a person, with the reason; empty if there is none."""
+    stopped = [shard for shard in _list(document, "shards") if shard.get("stopped_reason")]
+    lines = [
+        f"{_text(shard.get('stage'))}/{_text(shard.get('partition'))} is stopped: "
+        + bounded_text(str(shard["stopped_reason"]), REASON_CHARACTERS_MAX)
+        for shard in stopped[:STOPPED_SHOWN_MAX]
+    ]
+    more = [f"and {len(stopped) - STOPPED_SHOWN_MAX} more"] if len(stopped) > STOPPED_SHOWN_MAX else []
+    return lines + more
 
 
 def agents_line(document: Document) -> str:
@@ -580,7 +600,7 @@ def _restore_progress(worker: Document) -> str:
 def _phase_colour(phase: str) -> str:
     if phase in ("running", "live"):
         return "green"
-    return "red" if phase in ("free", "dead", "fencing", "gone") else "yellow"
+    return "red" if phase in ("free", "dead", "fencing", "gone", "stopped") else "yellow"
 
 
 def _text(value: Any) -> str:

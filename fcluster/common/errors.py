@@ -81,6 +81,10 @@ class StateDamaged(FclusterError):
     """State can't be restored to exactly the committed epoch."""
 
 
+class TornTransaction(StateDamaged):
+    """Kafka has made one part of a shard's transaction visible and another part not."""
+
+
 class ClusterConflict(FclusterError):
     """Another cluster runs under the same job name."""
 

@@ -194,6 +194,19 @@ class ShardsRunning(Message, frozen=True):
     shards: list[ShardStatus]
 
 
+class TornTransaction(Message, frozen=True):
+    """Kafka has torn a transaction of this shard. `reason` says what it did, and what a person can do.
+
+    `stopped`: the shard isn't run, and is held until a person has chosen how it goes on; said again to a new
+    leader. Otherwise it goes on as was chosen.
+    """
+
+    session: _Session
+    shard: ShardId
+    stopped: bool
+    reason: _Address
+
+
 class Released(Message, frozen=True):
     """These shards' last epoch is committed (or they had nothing to commit); the worker let go of them."""
 
@@ -490,6 +503,7 @@ FromWorker = (
     | Prepared
     | Committed
     | ShardsRunning
+    | TornTransaction
     | Released
     | Drained
     | WorkerFailed

@@ -27,6 +27,7 @@ from fcluster.common.topology import Isolation
 Guarantee = Literal["exactly-once", "at-least-once"]
 SourceGapPolicy = Literal["fail", "continue"]
 SinkMissingPolicy = Literal["stop", "create"]
+TornPolicy = Literal["stop", "offsets", "delta"]
 
 DEFAULT_TOML_NAME: Final = "fcluster.toml"
 ENVIRONMENT_PREFIX: Final = "FCLUSTER_"
@@ -214,6 +215,9 @@ class Settings:
         sink_missing: what an output topic leads to that was deleted, or deleted and made again, since the
             job wrote to it: "stop" (the job stops and names it) or "create" (it is made anew, and the job
             goes on).
+        torn_transaction: what becomes of a shard of which Kafka has committed one part of a transaction and
+            aborted another: it is stopped ("stop"), or goes on from what one part says ("offsets",
+            "delta"); see docs/guarantee.md.
         replication_factor: of topics the cluster creates; -1: the brokers' default.
         insecure: allow control connections beyond loopback without keys.
         security_keys_dir: directory with the keys of control connections (`keys`); empty: they go without.
@@ -252,6 +256,7 @@ class Settings:
     isolation_level: Isolation = _choice("read-committed", "read-uncommitted")  # noqa: RUF009
     source_gap: SourceGapPolicy = _choice("fail", "continue")  # noqa: RUF009
     sink_missing: SinkMissingPolicy = _choice("stop", "create")  # noqa: RUF009
+    torn_transaction: TornPolicy = _choice("stop", "offsets", "delta")  # noqa: RUF009
     replication_factor: int = _integer(-1, least=1, most=32_767, also=-1)
     insecure: bool = _boolean(False)
     security_keys_dir: str = _text("")

@@ -344,6 +344,8 @@ class Coordinator:
             case messages.ShardsRunning():
                 for status in message.shards:
                     self._reports.running(session, status)
+            case messages.TornTransaction():
+                self._reports.torn(session, message)
             case messages.Released():
                 self._on_released(session, message)
             case messages.Drained():

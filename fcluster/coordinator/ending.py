@@ -20,7 +20,7 @@ from fcluster.coordinator import events
 from fcluster.coordinator.agents import Agents
 from fcluster.coordinator.cluster import Cluster
 from fcluster.coordinator.membership import Membership
-from fcluster.coordinator.model import Phase, Session, SessionPhase
+from fcluster.coordinator.model import Phase, Session, SessionPhase, ShardPhase
 from fcluster.coordinator.outbox import ENDING_KEY, Outbox
 from fcluster.coordinator.progress import Progress
 from fcluster.coordinator.rounds import Rounds
@@ -85,6 +85,17 @@ class Ending:
             self._outbox.add(events.ReadEndOffsets(stage))
         if self._progress.caught_up:
             self.begin_drain("everything that was in the sources at start is committed")
+            return
+        stopped = {
+            shard.identity: shard.stopped_reason
+            for shard in self._cluster.shards.values()
+            if shard.phase is ShardPhase.STOPPED
+        }
+        if self._progress.waits_only_for(stopped):
+            first = min(stopped)
+            reason = f"everything is committed but what is in stopped shards: {first}: {stopped[first]}"
+            self._cluster.failure = reason[:REASON_CHARACTERS_MAX]
+            self.begin_drain(self._cluster.failure)
 
     def worker_failed(self, session: Session, reason: str) -> None:
         """A worker says that the job can't go on."""

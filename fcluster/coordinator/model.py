@@ -64,9 +64,17 @@ class ShardPhase(Enum):
     WARMING = "warming"
     """Runs where it is, while the slot it is going to move to sets up a warm copy."""
     RELEASING = "releasing"
+    STOPPED = "stopped"
+    """Its session has it and doesn't run it: Kafka has torn a transaction, and a person has to choose."""
 
 
-HELD_PHASES = (ShardPhase.RESTORING, ShardPhase.RUNNING, ShardPhase.WARMING, ShardPhase.RELEASING)
+HELD_PHASES = (
+    ShardPhase.RESTORING,
+    ShardPhase.RUNNING,
+    ShardPhase.WARMING,
+    ShardPhase.RELEASING,
+    ShardPhase.STOPPED,
+)
 """A session was told to run the shard and hasn't given it back."""
 
 
@@ -173,6 +181,7 @@ class Shard:
         journalled_by: the write that holds its slot.
         standbys: the slots that are to keep a warm copy of it.
         warm_until_ms: when it moves even if the target's copy isn't warm.
+        stopped_reason: why it is stopped, and what can be done; empty if it isn't.
     """
 
     identity: ShardId
@@ -183,6 +192,7 @@ class Shard:
     journalled_by: int = 0
     standbys: tuple[int, ...] = ()
     warm_until_ms: float = 0.0
+    stopped_reason: str = ""
 
 
 @dataclass(slots=True)
@@ -205,6 +215,7 @@ class Counters:
     malformed_frames: int = 0
     unauthorised_frames: int = 0
     failed_handshakes: int = 0
+    torn_transactions: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -170,11 +170,21 @@ class Ownership:
         if shard.identity in self._postponed:
             self.balance()
 
+    def stops(self, shard: Shard, reason: str) -> bool:
+        """The shard's session has it and can't run it; whether that is news."""
+        if shard.phase not in (ShardPhase.RESTORING, ShardPhase.RUNNING):
+            return False
+        shard.phase, shard.stopped_reason = ShardPhase.STOPPED, reason
+        self._takeovers.runs(shard.identity, self._cluster.now_ms)  # nothing more comes of it
+        if shard.identity in self._postponed:
+            self.balance()
+        return True
+
     # --- moving ---------------------------------------------------------------------------------------
 
     def _begin_move(self, shard: Shard, slot: int, leaving: list[Shard]) -> None:
         """Warm the shard's next slot first, if there is state to be copied."""
-        if not self._copies.keeps_state(shard.identity):
+        if shard.phase is ShardPhase.STOPPED or not self._copies.keeps_state(shard.identity):
             shard.target = slot
             leaving.append(shard)
         elif shard.phase is ShardPhase.RESTORING:

@@ -10,7 +10,7 @@ Must not: know of sessions or time. Pure.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import msgspec
 
@@ -42,6 +42,18 @@ class Progress:
     def caught_up(self) -> bool:
         """Whether there was something to catch up with, and all of it is committed."""
         return self._until_caught_up and not any(self._behind.values())
+
+    def waits_only_for(self, stopped: Collection[ShardId]) -> bool:
+        """Whether all that isn't caught up waits for these shards, which are stopped."""
+        if not self._until_caught_up or not stopped:
+            return False
+        if any(stage not in self.targets for stage in self._requested):
+            return False  # not known yet
+        return all(
+            ShardId(stage, partition) in stopped
+            for stage in self._requested
+            for partition in self._behind[stage]
+        )
 
     def learn(self, status: ShardStatus) -> None:
         """Take a heartbeat's word: it knows how far the shard has read."""

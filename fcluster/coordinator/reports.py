@@ -63,6 +63,18 @@ class Reports:
         self._ownership.runs(shard)
         self._progress.learn(status)
 
+    def torn(self, session: Session, report: messages.TornTransaction) -> None:
+        """Kafka has torn a transaction of a shard of the session."""
+        shard = self._cluster.shards.get(report.shard)
+        if shard is None or shard.session != session.number:
+            return  # not (any more) this session's to speak of
+        if not report.stopped:
+            self._cluster.counters.torn_transactions += 1
+            self._outbox.log("warning", report.reason)
+        elif self._ownership.stops(shard, report.reason):
+            self._cluster.counters.torn_transactions += 1
+            self._outbox.log("error", f"shard {shard.identity} is stopped: {report.reason}")
+
     def committed(self, session: Session, statuses: Sequence[messages.ShardStatus]) -> None:
         """What the session has committed of its shards."""
         for status in statuses:

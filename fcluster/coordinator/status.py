@@ -11,7 +11,7 @@ from typing import Any
 from fcluster.coordinator.agents import Agents
 from fcluster.coordinator.cluster import Cluster
 from fcluster.coordinator.election import Roster
-from fcluster.coordinator.model import EpochPhase, Session, Shard
+from fcluster.coordinator.model import EpochPhase, Session, Shard, ShardPhase
 from fcluster.coordinator.progress import Progress
 from fcluster.coordinator.rounds import Rounds
 from fcluster.coordinator.takeovers import Takeovers
@@ -109,6 +109,7 @@ def _counters(cluster: Cluster, rounds: Rounds) -> dict[str, int]:
         "malformed_frames": counters.malformed_frames,
         "unauthorised_frames": counters.unauthorised_frames,
         "failed_handshakes": counters.failed_handshakes,
+        "torn_transactions": counters.torn_transactions,
     }
 
 
@@ -174,6 +175,7 @@ def _shard(cluster: Cluster, progress: Progress, shard: Shard) -> dict[str, Any]
         "partition": shard.identity.partition,
         "slot": -1 if shard.slot is None else shard.slot,
         "phase": "unassigned" if shard.slot is None else shard.phase.value,
+        "stopped_reason": shard.stopped_reason if shard.phase is ShardPhase.STOPPED else "",
         "position": position,
         "committed": standing.committed if standing else -1,
         "end": end,

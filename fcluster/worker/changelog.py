@@ -7,9 +7,11 @@ many it is, and names the epoch before it. Pure: must not know Kafka, RocksDB, t
 
 A record (docs/decisions/0011-changelog-format.md), integers little-endian:
 
-    magic "fcD" | version 1 byte | epoch u64 | previous epoch u64 | part u32 | parts u32 | crc32 u32 | body
+    magic "fcD" | version 1 byte | epoch u64 | previous epoch u64 | part u32 | parts u32
+    | source offset i64 | crc32 u32 | body
 
-The bodies of all parts, joined, are:
+The source offset is what the same transaction commits for the shard's source; -1 says that it isn't known.
+Version 1 has none, and is still read. The bodies of all parts, joined, are:
 
     entries u32 | lengths of keys u32 each | lengths of values u32 each | keys joined | values joined
 
@@ -28,7 +30,9 @@ from zlib import crc32
 
 from fcluster.common.errors import StateDamaged
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+UNKNOWN_SOURCE_OFFSET = -1
+"""Of a delta that was written in format version 1."""
 DELTA_RECORD_BYTES_MAX = 900_000
 """A record's default size limit: below the 1,000,000 bytes that clients and brokers allow by default."""
 
@@ -38,7 +42,9 @@ RESET_REMEDY = (
 )
 
 _MAGIC = b"fcD" + bytes([FORMAT_VERSION])
-_HEADER = struct.Struct("<4sQQII")
+_HEADER = struct.Struct("<4sQQIIq")
+_MAGIC_1 = b"fcD" + bytes([1])
+_HEADER_1 = struct.Struct("<4sQQII")
 _CHECKSUM = struct.Struct("<I")
 _COUNT = struct.Struct("<I")
 _PREFIX_BYTES = _HEADER.size + _CHECKSUM.size
@@ -52,11 +58,30 @@ class Delta:
         epoch: the epoch that made the changes.
         previous_epoch: the epoch that changed the shard's state before it, 0 if none did.
         changes: store key -> new value, all encoded; the empty value says that the key was deleted.
+        source_offset: the next record of the shard's source, as the same transaction commits it.
     """
 
     epoch: int
     previous_epoch: int
     changes: Mapping[bytes, bytes]
+    source_offset: int = UNKNOWN_SOURCE_OFFSET
+
+
+@dataclass(frozen=True, slots=True)
+class DeltaRecord:
+    """What one record of a changelog says of itself; see the module's docstring for its fields."""
+
+    epoch: int
+    previous_epoch: int
+    part: int
+    parts: int
+    source_offset: int
+    body: bytes
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the delta ends with it."""
+        return self.part == self.parts - 1
 
 
 def encode_delta(delta: Delta, record_bytes_max: int = DELTA_RECORD_BYTES_MAX) -> list[bytes]:
@@ -80,7 +105,7 @@ def encode_delta(delta: Delta, record_bytes_max: int = DELTA_RECORD_BYTES_MAX) -
     records: list[bytes] = []
     for part in range(parts):
         chunk = view[part * body_bytes_max : (part + 1) * body_bytes_max]
-        header = _HEADER.pack(_MAGIC, delta.epoch, delta.previous_epoch, part, parts)
+        header = _HEADER.pack(_MAGIC, delta.epoch, delta.previous_epoch, part, parts, delta.source_offset)
         records.append(b"".join((header, _CHECKSUM.pack(crc32(chunk, crc32(header))), chunk)))
     return records
 
@@ -121,6 +146,31 @@ def _decode_body(body: bytes) -> dict[bytes, bytes]:
     return changes
 
 
+def parse_record(record: bytes | None) -> DeltaRecord:
+    """What a record of a changelog says.
+
+    Raises:
+        ValueError: it is damaged, or no delta's; the text says why, as the end of a sentence.
+    """
+    if record is None or len(record) < _HEADER_1.size + _CHECKSUM.size:
+        raise ValueError("the record is too short to be a delta")
+    magic = record[: len(_MAGIC)]
+    if magic == _MAGIC_1:
+        header = _HEADER_1
+    elif magic == _MAGIC and len(record) >= _PREFIX_BYTES:
+        header = _HEADER
+    else:
+        raise ValueError(f"the record begins with {magic.hex()}, a delta with {_MAGIC.hex()}")
+    _, epoch, previous_epoch, part, parts, *rest = header.unpack_from(record)
+    (checksum,) = _CHECKSUM.unpack_from(record, header.size)
+    body = record[header.size + _CHECKSUM.size :]
+    if crc32(body, crc32(record[: header.size])) != checksum:
+        raise ValueError("the record's checksum is wrong")
+    if not (part < parts and previous_epoch < epoch):
+        raise ValueError(f"it claims part {part} of {parts}, epoch {epoch} after {previous_epoch}")
+    return DeltaRecord(epoch, previous_epoch, part, parts, rest[0] if rest else UNKNOWN_SOURCE_OFFSET, body)
+
+
 @dataclass(slots=True)
 class _Assembly:
     """A delta of which some parts have arrived."""
@@ -154,33 +204,39 @@ class DeltaReader:
         Raises:
             StateDamaged: the record is damaged, or one before it is missing.
         """
-        epoch, previous_epoch, part, parts, body = self._parse(offset, record)
+        try:
+            read = parse_record(record)
+        except ValueError as error:
+            raise self._damaged(offset, str(error)) from error
         assembly = self._assembly
-        if part == 0:
+        if read.part == 0:
             if assembly is not None and self._exactly_once:
                 raise self._damaged(
                     offset,
                     f"epoch {assembly.epoch} ends after {len(assembly.bodies)} of {assembly.parts} parts",
                 )
-            self._check_chain(offset, epoch, previous_epoch)
-            assembly = self._assembly = _Assembly(epoch, previous_epoch, parts)
+            self._check_chain(offset, read.epoch, read.previous_epoch)
+            assembly = self._assembly = _Assembly(read.epoch, read.previous_epoch, read.parts)
         elif (
             assembly is None
-            or (epoch, previous_epoch, parts) != (assembly.epoch, assembly.previous_epoch, assembly.parts)
-            or part != len(assembly.bodies)
+            or (read.epoch, read.previous_epoch, read.parts)
+            != (assembly.epoch, assembly.previous_epoch, assembly.parts)
+            or read.part != len(assembly.bodies)
         ):
             self._assembly = None
-            raise self._damaged(offset, f"part {part} of epoch {epoch} comes without the part before it")
-        assembly.bodies.append(body)
-        if len(assembly.bodies) < parts:
+            raise self._damaged(
+                offset, f"part {read.part} of epoch {read.epoch} comes without the part before it"
+            )
+        assembly.bodies.append(read.body)
+        if len(assembly.bodies) < read.parts:
             return None
         self._assembly = None
         try:
             changes = _decode_body(b"".join(assembly.bodies))
         except ValueError as error:
-            raise self._damaged(offset, f"the delta of epoch {epoch} can't be read: {error}") from error
-        self.state_epoch = epoch if self._exactly_once else max(epoch, self.state_epoch)
-        return Delta(epoch, previous_epoch, changes)
+            raise self._damaged(offset, f"the delta of epoch {read.epoch} can't be read: {error}") from error
+        self.state_epoch = read.epoch if self._exactly_once else max(read.epoch, self.state_epoch)
+        return Delta(read.epoch, read.previous_epoch, changes, read.source_offset)
 
     def finish(self) -> None:
         """Say that the partition has no more records.
@@ -194,22 +250,6 @@ class DeltaReader:
                 -1,
                 f"it ends after {len(assembly.bodies)} of {assembly.parts} parts of epoch {assembly.epoch}",
             )
-
-    def _parse(self, offset: int, record: bytes | None) -> tuple[int, int, int, int, bytes]:
-        if record is None or len(record) < _PREFIX_BYTES:
-            raise self._damaged(offset, "the record is too short to be a delta")
-        magic, epoch, previous_epoch, part, parts = _HEADER.unpack_from(record)
-        if magic != _MAGIC:
-            raise self._damaged(offset, f"the record begins with {magic.hex()}, a delta with {_MAGIC.hex()}")
-        (checksum,) = _CHECKSUM.unpack_from(record, _HEADER.size)
-        body = record[_PREFIX_BYTES:]
-        if crc32(body, crc32(record[: _HEADER.size])) != checksum:
-            raise self._damaged(offset, "the record's checksum is wrong")
-        if not (part < parts and previous_epoch < epoch):
-            raise self._damaged(
-                offset, f"it claims part {part} of {parts}, epoch {epoch} after {previous_epoch}"
-            )
-        return epoch, previous_epoch, part, parts, body
 
     def _check_chain(self, offset: int, epoch: int, previous_epoch: int) -> None:
         gap = previous_epoch > self.state_epoch

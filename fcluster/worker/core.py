@@ -89,6 +89,9 @@ class WorkerCore:
                 self._on_producers_opened(event)
             case events.ShardRestored():
                 self._holdings.restored(event)
+                self._epochs.settle()
+            case events.TransactionTorn():
+                self._holdings.torn(event)
             case events.RestoreFailed():
                 self._on_restore_failed(event)
             case events.TransactionFailed():
@@ -141,7 +144,7 @@ class WorkerCore:
         for shard, owned_shard in self._now.shards.items():
             waiting = owned_shard.phase is ShardPhase.RESTORING
             assert owned_shard.restoring or not waiting, f"nobody restores {shard}"
-            if not owned_shard.restoring:
+            if not owned_shard.restoring and owned_shard.phase is not ShardPhase.STOPPED:
                 assert owned_shard.position is not None, f"{shard} runs without a position"
 
     # --- connection and session -----------------------------------------------------------------------
@@ -229,6 +232,7 @@ class WorkerCore:
                 self._now.open.reported = False
                 self._epochs.report_dirty()
                 self._holdings.report_stop_records()
+                self._holdings.report_stopped()
             return
         if self._now.phase is not Phase.JOINING:
             return  # an answer to a Hello that was sent twice
@@ -260,6 +264,7 @@ class WorkerCore:
         self._now.producers_ready = True
         self._now.phase = Phase.ACTIVE
         self._holdings.run_restored()
+        self._epochs.settle()
 
     def _on_epoch_committed(self, event: events.EpochCommitted) -> None:
         if self._epochs.committed(event):

@@ -43,6 +43,16 @@ class Epochs:
             self._now.open.reported = True
             self._now.send(messages.Dirty(self._now.session, self._now.backlog))
 
+    def settle(self) -> None:
+        """Commit the positions of shards that go on after a torn transaction: then offset and delta agree."""
+        if self._now.phase is not Phase.ACTIVE:
+            return
+        for shard, owned in self._now.shards.items():
+            if owned.unsettled and owned.phase is ShardPhase.RUNNING:
+                owned.unsettled = False
+                self._now.open.shards.add(shard)
+        self.report_dirty()
+
     def refresh_offsets_if_due(self) -> None:
         """Commit the offsets of idle shards anew, so that the group's offset retention never expires them."""
         age_ms = self._now.now_ms - self._refreshed_ms

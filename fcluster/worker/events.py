@@ -46,6 +46,20 @@ class ShardRestored:
 
 
 @dataclass(frozen=True, slots=True)
+class TransactionTorn:
+    """Kafka has torn a transaction of a shard.
+
+    `stopped`: the shard isn't restored; the user has to choose how it goes on. Otherwise the user has chosen,
+    and `ShardRestored` follows, with a position that Kafka hasn't committed yet.
+    """
+
+    session: int
+    shard: ShardId
+    reason: str
+    stopped: bool
+
+
+@dataclass(frozen=True, slots=True)
 class RestoreFailed:
     """A shard can't be restored. `fatal`: no worker could; otherwise trying anew may help."""
 
@@ -144,6 +158,7 @@ Event = (
     | MessageReceived
     | ProducersOpened
     | ShardRestored
+    | TransactionTorn
     | RestoreFailed
     | RecordsProcessed
     | EpochFlushed

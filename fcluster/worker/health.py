@@ -105,7 +105,8 @@ class WorkerHealth:
         held = [
             f"{shard} is {phase.value}"
             for shard, phase in known.shards
-            if phase not in (ShardPhase.RUNNING, ShardPhase.RELEASING)
+            # And one that is stopped waits for a person, for whom no other worker should wait.
+            if phase not in (ShardPhase.RUNNING, ShardPhase.RELEASING, ShardPhase.STOPPED)
         ]
         if held:
             named = ", ".join(held[:SHARDS_NAMED_MAX])

@@ -102,6 +102,29 @@ class Holdings:
         if self._now.producers_ready:
             self._run([event.shard])
 
+    def torn(self, event: events.TransactionTorn) -> None:
+        """Kafka has torn a transaction of a shard: it stops, or goes on as the user has chosen."""
+        owned = self._now.shards.get(event.shard)
+        if event.session != self._now.session or owned is None or not owned.restoring:
+            return
+        self._now.log("error" if event.stopped else "warning", event.reason)
+        if not event.stopped:
+            owned.unsettled = True
+            self._now.send(messages.TornTransaction(event.session, event.shard, False, event.reason))
+            return
+        owned.restoring = False
+        if owned.phase is ShardPhase.RELEASING:
+            self.release()
+            return
+        owned.phase, owned.stopped_reason = ShardPhase.STOPPED, event.reason
+        self.report_stopped()
+
+    def report_stopped(self) -> None:
+        """Say which shards are stopped; one that is said again is counted once."""
+        for shard, owned in self._now.shards.items():
+            if owned.phase is ShardPhase.STOPPED:
+                self._now.send(messages.TornTransaction(self._now.session, shard, True, owned.stopped_reason))
+
     def run_restored(self) -> None:
         """The producers are ready: what is restored can run."""
         self._run([shard for shard, owned in self._now.shards.items() if owned.phase is ShardPhase.RESTORED])

@@ -45,6 +45,8 @@ class ShardPhase(Enum):
     """Revoked: reads no more; its last records wait for their commit, or its restore has to end first."""
     BLOCKED = "blocked"
     """Stands before a record that it can't process."""
+    STOPPED = "stopped"
+    """Kafka has torn its last transaction: it isn't run until a person has said how it goes on."""
 
 
 class EpochPhase(Enum):
@@ -70,11 +72,15 @@ class OwnedShard:
     Attributes:
         position: the committed one, None until it is restored.
         restoring: a restore of it is under way, whether it is still wanted or not.
+        unsettled: Kafka hasn't committed its position yet: it goes on after a torn transaction.
+        stopped_reason: why it is STOPPED.
     """
 
     phase: ShardPhase
     position: CommittedPosition | None = None
     restoring: bool = False
+    unsettled: bool = False
+    stopped_reason: str = ""
 
 
 @dataclass(slots=True)

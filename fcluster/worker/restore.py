@@ -3,6 +3,8 @@
 Responsible for: carrying out restore plans: local files, else a snapshot, then the changelog, read by one
 consumer for all shards. Keeps invariant 1: a shard is given back only at its committed epoch, which is
 checked delta by delta and at the end; what doesn't fit raises StateDamaged, never a shard in another state.
+In exactly-once mode the end of every changelog is looked at, also if nothing of it is needed: there it shows
+whether Kafka has torn the last transaction (see `torn`).
 Must not read committed offsets itself, nor run before the shard's former owner is fenced or has let go.
 
 Every wait is bounded: `stop` is looked at several times a second, and a broker that is silent for too long
@@ -23,7 +25,7 @@ from typing import Any, Final
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicCollection, TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from fcluster.common.errors import FclusterError, KafkaUnavailable, StateDamaged
+from fcluster.common.errors import FclusterError, KafkaUnavailable, StateDamaged, TornTransaction
 from fcluster.common.ids import ShardId
 from fcluster.common.kafka_clients import (
     ANSWER_TIMEOUT_S,
@@ -35,10 +37,10 @@ from fcluster.common.kafka_clients import (
     reason_of,
     settled_end_offsets,
 )
-from fcluster.common.settings import Settings
+from fcluster.common.settings import Settings, TornPolicy
 from fcluster.common.snapshot_store import SnapshotStore
-from fcluster.worker.changelog import RESET_REMEDY, DeltaReader
-from fcluster.worker.manifest import Manifest
+from fcluster.worker.changelog import RESET_REMEDY, UNKNOWN_SOURCE_OFFSET, DeltaReader, parse_record
+from fcluster.worker.manifest import Manifest, same_changelog
 from fcluster.worker.restore_plan import (
     Base,
     RestorePlan,
@@ -50,8 +52,16 @@ from fcluster.worker.restore_plan import (
 from fcluster.worker.snapshots import Unusable, restore_snapshot, usable_manifests
 from fcluster.worker.state import StoreMeta
 from fcluster.worker.store import RocksStore, StoreDirectory
+from fcluster.worker.torn import UNKNOWN_EPOCH, GoOn, Tear, TornShard, go_on
 
-__all__ = ["RestoreProgress", "RestoreRequest", "ShardRestored", "plan_restore", "restore_shards"]
+__all__ = [
+    "RestoreProgress",
+    "RestoreRequest",
+    "ShardRestored",
+    "ShardStopped",
+    "plan_restore",
+    "restore_shards",
+]
 
 STALL_TIMEOUT_S: Final = 60.0
 """A broker that sends nothing for so long ends the restore."""
@@ -82,6 +92,7 @@ class ShardRestored:
         reasons: why better bases were passed over.
         base_epoch: where that stood.
         records: of the changelog that were read to get from there to the committed epoch.
+        go_on: how it goes on after a torn transaction; None: Kafka has torn nothing.
     """
 
     shard: ShardId
@@ -91,6 +102,7 @@ class ShardRestored:
     reasons: tuple[str, ...]
     base_epoch: int = 0
     records: int = 0
+    go_on: GoOn | None = None
 
     def describe(self) -> str:
         """A line for the log."""
@@ -99,6 +111,14 @@ class ShardRestored:
             f"{self.shard} is at epoch {epoch}: from {self.base.value} at epoch {self.base_epoch}, "
             f"{self.records} records of the changelog"
         )
+
+
+@dataclass(frozen=True, slots=True)
+class ShardStopped:
+    """A shard of which Kafka has torn a transaction; the user has to choose how it goes on."""
+
+    shard: ShardId
+    error: TornTransaction
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +162,7 @@ def restore_shards(
     consumer: Consumer | None = None,
     progress: Callable[[RestoreProgress], None] | None = None,
     stall_timeout_s: float = STALL_TIMEOUT_S,
-) -> Iterator[ShardRestored]:
+) -> Iterator[ShardRestored | ShardStopped]:
     """Restore shards and give each as soon as it is there; those with usable local files come first.
 
     Args:
@@ -184,44 +204,123 @@ def changelog_consumer(settings: Settings) -> Consumer:
 
 
 class _Shard:
-    """A shard on its way: its base is in place, its changelog is being read."""
+    """A shard on its way: its base is in place, its changelog is being read.
+
+    In exactly-once mode reading begins with the last record that the base holds, to see that it is there, and
+    goes to the changelog's end, to see that nothing else is.
+    """
 
     def __init__(
-        self, request: RestoreRequest, plan: RestorePlan, store: RocksStore, *, exactly_once: bool
+        self,
+        request: RestoreRequest,
+        plan: RestorePlan,
+        store: RocksStore,
+        settings: Settings,
+        changelog_begin: int,
+        changelog_end: int,
     ) -> None:
         self.request = request
         self.plan = plan
         self.store = store
-        self.offset = plan.meta.changelog_offset
         self.records = 0
-        self._exactly_once = exactly_once
+        self._exactly_once = settings.processing_guarantee == "exactly-once"
+        self._policy: TornPolicy = settings.torn_transaction
         self._reader = DeltaReader(
-            f"{request.changelog}/{request.shard.partition}", plan.meta.state_epoch, exactly_once=exactly_once
+            f"{request.changelog}/{request.shard.partition}",
+            plan.meta.state_epoch,
+            exactly_once=self._exactly_once,
         )
         self._meta = plan.meta._replace(changelog_id=request.changelog_id or plan.meta.changelog_id)
         self._changes: dict[bytes, bytes] = {}
         self._changes_bytes = 0
+        behind_base = plan.meta.changelog_offset
+        self.offset, self.read_to = behind_base, plan.read_to
+        self._base_record = -1
+        """The offset of the base's last record, while it is to be seen."""
+        self._base_is_there = True
+        self._beyond: list[int] = []
+        """The epochs of deltas beyond the committed one."""
+        self._source_offset = UNKNOWN_SOURCE_OFFSET
+        """That of the last delta that was seen."""
+        if self._exactly_once and request.committed is not None:
+            self.read_to = changelog_end
+            # What a snapshot made superfluous may have been cut off.
+            if plan.meta.state_epoch > 0 and changelog_begin < behind_base <= changelog_end:
+                self._base_record = self.offset = behind_base - 1
+            elif changelog_end <= behind_base + 1:
+                self.read_to = self.offset  # there is room for nothing but the mark of a commit
 
     def feed(self, offset: int, record: bytes | None) -> None:
         """Take the next record of the changelog."""
-        delta = self._reader.feed(offset, record)
         self.offset = offset + 1
+        if offset == self._base_record:
+            self._look_at_base(record)
+            return
+        self._miss_base()
+        delta = self._reader.feed(offset, record)
         self.records += 1
         if delta is None:
             return
         if self._exactly_once and delta.epoch > self.request.target_epoch:
-            raise self._beyond_target(delta.epoch)
+            if self.request.committed is None:
+                raise uncommitted_state(self.request, f"epoch {delta.epoch}")
+            self._beyond.append(delta.epoch)
+        self._source_offset = delta.source_offset
+        if self._beyond and self._policy != "delta":
+            return  # it is not applied
         self._changes.update(delta.changes)
         self._changes_bytes += len(record or b"")
         self._meta = self._meta._replace(state_epoch=self._reader.state_epoch, changelog_offset=offset + 1)
         if self._changes_bytes >= _BATCH_BYTES:
             self._write()
 
-    def finish(self) -> ShardRestored:
-        """The changelog has no more: check that the state is the committed one, and write it."""
+    def _look_at_base(self, record: bytes | None) -> None:
+        self._base_record = -1
+        try:
+            seen = parse_record(record)
+        except ValueError as error:
+            raise self._misplaced(str(error)) from error
+        if seen.epoch != self.plan.meta.state_epoch or not seen.is_last:
+            raise self._misplaced(f"part {seen.part} of epoch {seen.epoch} stands there")
+        self._source_offset = seen.source_offset
+
+    def _misplaced(self, what: str) -> StateDamaged:
+        return StateDamaged(
+            f"the delta of epoch {self.plan.meta.state_epoch} isn't where the {self.plan.base.value} of "
+            f"{self.request.shard} have it in the changelog {self.request.changelog}: {what}",
+            remedy=RESET_REMEDY,
+        )
+
+    def _miss_base(self) -> None:
+        """What comes is behind the base's last record: if that hasn't come, it isn't visible."""
+        if self._base_record >= 0:
+            self._base_record, self._base_is_there = -1, False
+
+    def end(self) -> TornShard | None:
+        """The changelog has no more: what Kafka has torn, None if delta and offset belong together.
+
+        Raises:
+            StateDamaged: it ends within a delta.
+        """
         self._reader.finish()
+        self._miss_base()
+        return self._torn()
+
+    def finish(self, torn: TornShard | None) -> ShardRestored:
+        """Check that the state is the committed one, or that which the user has chosen, and write it.
+
+        Raises:
+            TornTransaction: the user has to choose.
+            StateDamaged: the state isn't that of the committed epoch.
+        """
+        chosen = None if torn is None else go_on(torn, self._policy)
         epoch, target = self._meta.state_epoch, self.request.target_epoch
-        if epoch < target or (self._exactly_once and epoch != target):
+        if chosen is not None:
+            state_epoch = chosen.position.state_epoch
+            self._meta = self._meta._replace(state_epoch=state_epoch)
+            if chosen.rebase:
+                self._meta = self._meta._replace(changelog_offset=self.read_to)
+        elif epoch < target or (self._exactly_once and epoch != target):
             raise StateDamaged(
                 f"the changelog {self.request.changelog} of {self.request.shard} ends at epoch {epoch}, but "
                 f"Kafka committed state of epoch {target}",
@@ -238,20 +337,38 @@ class _Shard:
             reasons=self.plan.reasons,
             base_epoch=self.plan.meta.state_epoch,
             records=self.records,
+            go_on=chosen,
         )
+
+    def _torn(self) -> TornShard | None:
+        """What Kafka has torn; None if delta and offset belong together."""
+        committed, target = self.request.committed, self.request.target_epoch
+        if not self._exactly_once or committed is None:
+            return None
+        shard, changelog, visible = self.request.shard, self.request.changelog, self._meta.state_epoch
+        if self._beyond:
+            return TornShard(
+                shard, changelog, Tear.DELTA_WITHOUT_OFFSET, committed, self._beyond[-1], self._source_offset
+            )
+        if visible < target:
+            return TornShard(
+                shard, changelog, Tear.OFFSET_WITHOUT_DELTA, committed, visible, self._source_offset
+            )
+        if self.plan.meta.state_epoch == target and not self._base_is_there:
+            return TornShard(
+                shard,
+                changelog,
+                Tear.OFFSET_WITHOUT_DELTA,
+                committed,
+                UNKNOWN_EPOCH,
+                UNKNOWN_SOURCE_OFFSET,
+                has_state=True,
+            )
+        return None
 
     def _write(self) -> None:
         self.store.apply(self._changes, self._meta)
         self._changes, self._changes_bytes = {}, 0
-
-    def _beyond_target(self, epoch: int) -> StateDamaged:
-        if self.request.committed is None:
-            return uncommitted_state(self.request, f"epoch {epoch}")
-        return StateDamaged(
-            f"the changelog {self.request.changelog} of {self.request.shard} holds epoch {epoch}, but Kafka "
-            f"committed only {self.request.target_epoch}",
-            remedy=RESET_REMEDY,
-        )
 
 
 class _Restore:
@@ -294,7 +411,7 @@ class _Restore:
         elif self._reading:
             self._consumer.incremental_unassign([TopicPartition(*at) for at in self._reading])
 
-    def run(self, requests: Sequence[RestoreRequest]) -> Iterator[ShardRestored]:
+    def run(self, requests: Sequence[RestoreRequest]) -> Iterator[ShardRestored | ShardStopped]:
         self._total = len(requests)
         unidentified = sorted({request.changelog for request in requests if not request.changelog_id})
         ids = topic_ids(self._admin, unidentified)
@@ -302,22 +419,15 @@ class _Restore:
             replace(request, changelog_id=request.changelog_id or ids.get(request.changelog, ""))
             for request in requests
         ]
-        behind: list[RestoreRequest] = []
         for request in identified:
             local = local_meta(self._directory, request.shard)
             if self._exactly_once and local is not None and stands_exactly(request, local):
-                store = self._directory.open(request.shard)
-                _remember_changelog(store, request)
-                epoch = store.meta().state_epoch
-                yield self._finished(ShardRestored(request.shard, store, False, Base.LOCAL, (), epoch))
-            else:
-                behind.append(request)
-        if behind:
-            yield from self._begin(behind)
+                _remember_changelog(self._directory.open(request.shard), request)
+        yield from self._begin(identified)
         while self._reading and not self._stop.is_set():
             yield from self._read()
 
-    def _begin(self, requests: Sequence[RestoreRequest]) -> Iterator[ShardRestored]:
+    def _begin(self, requests: Sequence[RestoreRequest]) -> Iterator[ShardRestored | ShardStopped]:
         """Put the bases of these shards in place, and begin to read their changelogs."""
         partitions = [TopicPartition(request.changelog, request.shard.partition) for request in requests]
         with ThreadPoolExecutor(1) as other:
@@ -329,8 +439,8 @@ class _Restore:
         ):
             if self._stop.is_set():
                 return
-            self._offsets_total += shard.plan.offsets_to_read
-            if shard.plan.offsets_to_read:
+            self._offsets_total += max(0, shard.read_to - shard.offset)
+            if shard.read_to > shard.offset:
                 self._reading[request.changelog, request.shard.partition] = shard
                 self._reader().incremental_assign(
                     [TopicPartition(request.changelog, request.shard.partition, shard.offset)]
@@ -379,7 +489,7 @@ class _Restore:
             reasons = tuple(f"{base.value}: {error.message}" for (base, _), error in failed.items())
             reasons += tuple(f"snapshot {entry.name}: {entry.reason}" for entry in unusable)
             plan = replace(plan, reasons=plan.reasons + reasons)
-            return _Shard(request, plan, store, exactly_once=self._exactly_once)
+            return _Shard(request, plan, store, self._settings, begin, end)
 
     @contextlib.contextmanager
     def _counted(self, snapshot: Manifest | None) -> Generator[Callable[[int], None]]:
@@ -408,7 +518,7 @@ class _Restore:
                 self._snapshot_bytes_left -= size_bytes
             raise
 
-    def _read(self) -> Iterator[ShardRestored]:
+    def _read(self) -> Iterator[ShardRestored | ShardStopped]:
         """Take one batch of records, from whatever partition has some."""
         deadline_s = time.monotonic() + self._stall_timeout_s
         messages: list[Message] = []
@@ -431,39 +541,64 @@ class _Restore:
                 yield from self._take(shard, message)
         self._tell_progress()
 
-    def _take(self, shard: _Shard, message: Message) -> Iterator[ShardRestored]:
+    def _take(self, shard: _Shard, message: Message) -> Iterator[ShardRestored | ShardStopped]:
         error, offset = message.error(), _number(message.offset())
         try:
             if error is None:
                 value: bytes | None = message.value()
-                if offset < shard.plan.read_to:
+                if offset < shard.read_to:
                     self._records += 1
                     self._bytes += len(value or b"")
                     self._offsets_passed += offset + 1 - shard.offset
                     shard.feed(offset, value)
-                ended = offset + 1 >= shard.plan.read_to
+                ended = offset + 1 >= shard.read_to
             elif error.code() in _BASE_IS_GONE:
                 raise StateDamaged(f"the changelog of {shard.request.shard} has no offset {shard.offset}")
             else:
                 self._check_error(error)
                 # Behind the last record stands the mark of its commit, which isn't given to us.
-                ended = error.code() == _PARTITION_EOF and offset >= shard.plan.read_to
+                ended = error.code() == _PARTITION_EOF and offset >= shard.read_to
             if ended:
                 yield from self._finish(shard)
         except StateDamaged as damage:
             yield from self._begin_anew(shard, damage)
 
-    def _finish(self, shard: _Shard) -> Iterator[ShardRestored]:
+    def _finish(self, shard: _Shard) -> Iterator[ShardRestored | ShardStopped]:
         try:
-            restored = shard.finish()
+            torn = shard.end()
+            if torn is not None and self._another_base_fits(shard.request, torn):
+                yield from self._begin_anew(shard, torn.error())
+                return
+            restored = shard.finish(torn)
+        except TornTransaction as error:
+            self._stop_reading(shard)
+            self._done += 1
+            yield ShardStopped(shard.request.shard, error)
+            return
         except StateDamaged as damage:
             yield from self._begin_anew(shard, damage)
             return
         self._stop_reading(shard)
-        self._offsets_passed += max(0, shard.plan.read_to - shard.offset)
-        yield self._finished(restored)
+        self._offsets_passed += max(0, shard.read_to - shard.offset)
+        self._done += 1
+        yield restored
 
-    def _begin_anew(self, shard: _Shard, damage: StateDamaged) -> Iterator[ShardRestored]:
+    def _another_base_fits(self, request: RestoreRequest, torn: TornShard) -> bool:
+        """Whether this base isn't the one with which the user wants to go on."""
+        if torn.tear is not Tear.OFFSET_WITHOUT_DELTA:
+            return False
+        if self._settings.torn_transaction == "delta":  # it holds what is of no delta that is there
+            return torn.has_state
+        if self._settings.torn_transaction == "offsets" and not torn.has_state:  # a snapshot may hold it
+            failed = self._failed.get(request.shard, {})
+            return (Base.SNAPSHOT, request.target_epoch) not in failed and any(
+                manifest.state_epoch == request.target_epoch
+                and same_changelog(manifest.changelog_id, request.changelog_id)
+                for manifest in usable_manifests(self._snapshots, request.shard)
+            )
+        return False
+
+    def _begin_anew(self, shard: _Shard, damage: StateDamaged) -> Iterator[ShardRestored | ShardStopped]:
         """The base doesn't lead to the committed epoch: try the next one, if there is one.
 
         Files of an earlier life of the job may look as if they fitted until the first delta is read.
@@ -485,10 +620,6 @@ class _Restore:
         at = (shard.request.changelog, shard.request.shard.partition)
         if self._reading.pop(at, None) is not None:
             self._reader().incremental_unassign([TopicPartition(*at)])
-
-    def _finished(self, restored: ShardRestored) -> ShardRestored:
-        self._done += 1
-        return restored
 
     def _reader(self) -> Consumer:
         if self._consumer is None:

@@ -20,6 +20,7 @@ Must not: decide protocol questions; those belong to `core`.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import gc
 import logging
@@ -634,6 +635,8 @@ class Worker:
     def _freeze(self, shard: ShardId, epoch: int) -> _FrozenShard:
         runner = self._runners[shard]
         delta = runner.state.freeze(epoch)
+        if delta is not None:
+            delta = dataclasses.replace(delta, source_offset=runner.next_offset)
         runner.position = CommittedPosition(
             offset=runner.next_offset,
             epoch=epoch,

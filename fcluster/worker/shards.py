@@ -58,6 +58,8 @@ from fcluster.worker.chain import Chain
 from fcluster.worker.restore import (
     RestoreProgress,
     RestoreRequest,
+    ShardRestored,
+    ShardStopped,
     changelog_consumer,
     restore_shards,
     topic_ids,
@@ -65,7 +67,7 @@ from fcluster.worker.restore import (
 from fcluster.worker.snapshots import same_changelog, take_snapshot, truncation_offset, usable_manifests
 from fcluster.worker.standby import StandbyTail
 from fcluster.worker.state import ShardState, StoreMeta
-from fcluster.worker.store import DISK_TROUBLE, StoreDirectory
+from fcluster.worker.store import DISK_TROUBLE, RocksStore, StoreDirectory
 
 _log = logging.getLogger("fcluster.worker")
 
@@ -84,6 +86,9 @@ CHAIN_RETRY_S = 1.0
 """Between two snapshots of a shard at least, however fast its chain of deltas grows. What is committed
 reaches the store, and so a snapshot, within such a time."""
 CONNECT_TIMEOUT_S = 5.0
+TORN_LOOKS = 2
+TORN_LOOK_AGAIN_S = 2.0
+"""A torn transaction is looked at once more after that time, before anybody is told of it."""
 CATCH_UP_PATIENCE_S = 0.3
 """What a warm copy may take for the last deltas before a restore reads them:
 longer than that needs to connect."""
@@ -343,26 +348,69 @@ class ShardHost:
             if (changelog := self._topology.stage(shard.stage).changelog) is not None
         ]
         self._progress, self._restore_began_s = None, time.monotonic()
-        for restored in restore_shards(
-            requests,
-            directory=self._directory,
-            snapshots=self._snapshot_store,
-            settings=self._settings,
-            stop=stop,
-            admin=self._admin,
-            consumer=self._changelogs,
-            progress=self._note_progress,
-        ):
-            for reason in restored.reasons:
-                _log.info("restoring %s from %s: %s", restored.shard, restored.base.value, reason)
-            _log.info("%s", restored.describe())
-            shard = restored.shard
-            stores = self._topology.stage(shard.stage).stores
-            state = ShardState(restored.store, stores, self._settings.state_cache_entries_max)
-            self._chains[shard] = Chain(restored.store.meta().changelog_offset)
-            self._chain_grew.set()
-            self._finish(session, shard, positions[shard], state)
-            failpoints.reach("worker.mid-restore", shard)
+        stopped: list[ShardStopped] = []
+        for look in range(TORN_LOOKS):
+            stopped = []
+            for restored in restore_shards(
+                requests,
+                directory=self._directory,
+                snapshots=self._snapshot_store,
+                settings=self._settings,
+                stop=stop,
+                admin=self._admin,
+                consumer=self._changelogs,
+                progress=self._note_progress,
+            ):
+                if isinstance(restored, ShardStopped):
+                    stopped.append(restored)
+                else:
+                    self._run_restored(session, restored, positions[restored.shard])
+                    failpoints.reach("worker.mid-restore", restored.shard)
+            if not stopped or stop.is_set():
+                return
+            torn = {one.shard for one in stopped}
+            self._check_positions({shard: positions[shard] for shard in torn}, stopped[0].error)
+            if look + 1 < TORN_LOOKS and stop.wait(TORN_LOOK_AGAIN_S):
+                return
+            requests = [request for request in requests if request.shard in torn]
+        for one in stopped:
+            self._restoring.discard(one.shard)
+            self._emit(events.TransactionTorn(session, one.shard, one_line(one.error), stopped=True))
+
+    def _run_restored(self, session: int, restored: ShardRestored, position: CommittedPosition) -> None:
+        for reason in restored.reasons:
+            _log.info("restoring %s from %s: %s", restored.shard, restored.base.value, reason)
+        _log.info("%s", restored.describe())
+        shard, go_on = restored.shard, restored.go_on
+        if go_on is not None:
+            if go_on.rebase:
+                self._rebase(shard, restored.store)
+            position = go_on.position
+            self._emit(events.TransactionTorn(session, shard, go_on.text, stopped=False))
+        stores = self._topology.stage(shard.stage).stores
+        state = ShardState(restored.store, stores, self._settings.state_cache_entries_max)
+        self._chains[shard] = Chain(restored.store.meta().changelog_offset)
+        self._chain_grew.set()
+        self._finish(session, shard, position, state)
+
+    def _rebase(self, shard: ShardId, store: RocksStore) -> None:
+        """Have the changelog begin behind what it holds now: that doesn't lead to the state in `store`.
+
+        Raises:
+            FclusterError: it couldn't be done; the next restore tries again.
+        """
+        changelog = self._topology.stage(shard.stage).changelog
+        assert changelog is not None
+        meta = store.meta()
+        take_snapshot(store, shard, self._snapshot_store)
+        if not any(manifest.meta == meta for manifest in usable_manifests(self._snapshot_store, shard)):
+            raise FclusterError(
+                f"the snapshot of {shard} at epoch {meta.state_epoch} gave way to newer ones at once",
+                remedy="Move the snapshots of later epochs out of the snapshot store.",
+            )
+        delete_records_before(
+            self._admin, {TopicPartition(changelog, shard.partition): meta.changelog_offset}
+        )
 
     def _note_progress(self, progress: RestoreProgress) -> None:
         self._progress = (progress, time.monotonic() - self._restore_began_s)

@@ -13,14 +13,20 @@ import pytest
 from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import NewTopic
 
-from fcluster.common.errors import KafkaUnavailable, StateDamaged
+from fcluster.common.errors import KafkaUnavailable, StateDamaged, TornTransaction
 from fcluster.common.ids import ShardId
 from fcluster.common.kafka_clients import delete_records_before, make_admin, make_producer
 from fcluster.common.positions import CommittedPosition
 from fcluster.common.settings import Settings, resolve
 from fcluster.common.snapshot_store import DirectorySnapshotStore
 from fcluster.worker.changelog import Delta, encode_delta
-from fcluster.worker.restore import RestoreProgress, RestoreRequest, ShardRestored, restore_shards
+from fcluster.worker.restore import (
+    RestoreProgress,
+    RestoreRequest,
+    ShardRestored,
+    ShardStopped,
+    restore_shards,
+)
 from fcluster.worker.restore_plan import Base
 from fcluster.worker.snapshots import latest_valid, take_snapshot
 from fcluster.worker.state import FlushLimits, ShardState, StoreMeta
@@ -117,8 +123,12 @@ def restore(changelog: Changelog, directory: StoreDirectory, snapshots: Director
 
     def run(*requests: RestoreRequest, **options: Any) -> dict[int, ShardRestored]:
         options = {"settings": changelog.settings, "stop": threading.Event(), **options}
-        restored = restore_shards(requests, directory=directory, snapshots=snapshots, **options)
-        return {answer.shard.partition: answer for answer in restored}
+        answers: dict[int, ShardRestored] = {}
+        for answer in restore_shards(requests, directory=directory, snapshots=snapshots, **options):
+            if isinstance(answer, ShardStopped):
+                raise answer.error
+            answers[answer.shard.partition] = answer
+        return answers
 
     return run
 
@@ -217,7 +227,7 @@ def test_local_files_behind_read_only_what_they_lack(
     answer = restore(changelog.request(0, 2), progress=progress.append)[0]
     assert (answer.store, answer.base, answer.changed) == (store, Base.LOCAL, True)
     assert contents(store) == {key(1): b"local", key(2): b"2"}
-    assert progress[-1].records == 1
+    assert progress[-1].records == 2  # and the last one that they have, to see that it is there
 
 
 def test_local_files_at_the_committed_epoch_are_left_alone(
@@ -228,7 +238,7 @@ def test_local_files_at_the_committed_epoch_are_left_alone(
     progress: list[RestoreProgress] = []
     answer = restore(changelog.request(0, 1), progress=progress.append)[0]
     assert (answer.store, answer.base, answer.changed) == (store, Base.LOCAL, False)
-    assert progress == []
+    assert progress[-1].records == 1  # the last one, to see that it is there
     assert store.meta()[:2] == (1, offset)
     assert directory.opened(changelog.shard(0)) is store
 
@@ -325,21 +335,73 @@ def test_shard_whose_first_epoch_was_aborted_is_fresh(changelog: Changelog, rest
     assert (answer.base, contents(answer.store)) == (Base.NOTHING, {})
 
 
-def test_changelog_that_ends_before_the_committed_epoch_is_an_error(
-    changelog: Changelog, restore: Restore
+def test_changelog_that_ends_before_the_committed_epoch_stops_that_shard_alone(
+    changelog: Changelog, directory: StoreDirectory, snapshots: DirectorySnapshotStore
 ) -> None:
     changelog.write(0, 1, {key(1): b"1"})
-    with pytest.raises(StateDamaged, match="ends at epoch 1, but Kafka committed state of epoch 3"):
-        restore(changelog.request(0, 3))
+    changelog.write(1, 1, {key(1): b"1"})
+    stopped, restored = both(changelog, directory, snapshots, changelog.request(0, 3))
+    assert "committed the offset 1000 with state of epoch 3, but not the delta" in str(stopped.error)
+    assert "ends with epoch 1" in str(stopped.error)
+    assert contents(restored.store) == {key(1): b"1"}
 
 
-def test_changelog_that_goes_beyond_the_committed_epoch_is_an_error(
-    changelog: Changelog, restore: Restore
+def test_changelog_that_goes_beyond_the_committed_epoch_stops_that_shard_alone(
+    changelog: Changelog, directory: StoreDirectory, snapshots: DirectorySnapshotStore
 ) -> None:
     changelog.write(0, 1, {key(1): b"1"})
     changelog.write(0, 2, {key(1): b"2"})
-    with pytest.raises(StateDamaged, match="holds epoch 2, but Kafka committed only 1"):
+    changelog.write(1, 1, {key(1): b"1"})
+    stopped, restored = both(changelog, directory, snapshots, changelog.request(0, 1))
+    assert "committed the delta of epoch 2" in str(stopped.error)
+    assert "--set torn.transaction=offsets" in str(stopped.error)
+    assert contents(restored.store) == {key(1): b"1"}
+
+
+def both(
+    changelog: Changelog,
+    directory: StoreDirectory,
+    snapshots: DirectorySnapshotStore,
+    torn: RestoreRequest,
+) -> tuple[ShardStopped, ShardRestored]:
+    """What becomes of that shard, and of another one that is whole."""
+    answers = list(
+        restore_shards(
+            [torn, changelog.request(1, 1)],
+            directory=directory,
+            snapshots=snapshots,
+            settings=changelog.settings,
+            stop=threading.Event(),
+        )
+    )
+    [stopped] = [answer for answer in answers if isinstance(answer, ShardStopped)]
+    [restored] = [answer for answer in answers if isinstance(answer, ShardRestored)]
+    assert (stopped.shard, restored.shard) == (changelog.shard(0), changelog.shard(1))
+    return stopped, restored
+
+
+def test_local_files_at_the_committed_epoch_do_not_hide_a_delta_behind_it(
+    changelog: Changelog, restore: Restore
+) -> None:
+    changelog.write(0, 1, {key(1): b"1"})
+    restore(changelog.request(0, 1))
+    changelog.abort(0, 2, {key(1): b"aborted"})
+    assert not restore(changelog.request(0, 1))[0].changed  # an aborted one is no sign of anything
+    changelog.write(0, 3, {key(1): b"3"})
+    with pytest.raises(TornTransaction, match="committed the delta of epoch 3"):
         restore(changelog.request(0, 1))
+
+
+def test_local_files_at_the_committed_epoch_do_not_hide_that_its_delta_was_aborted(
+    changelog: Changelog, restore: Restore, directory: StoreDirectory
+) -> None:
+    changelog.write(0, 1, {key(1): b"1"})
+    restore(changelog.request(0, 1))
+    offsets = changelog.begin(0, 2, {key(1): b"2"})
+    changelog.producer.abort_transaction(30)
+    apply(directory.open(changelog.shard(0)), 2, offsets[-1], {key(1): b"2"})  # as told that it is committed
+    with pytest.raises(TornTransaction, match="but not the delta of that epoch"):
+        restore(changelog.request(0, 2))
 
 
 def test_missing_delta_is_an_error_with_its_place(changelog: Changelog, restore: Restore) -> None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from fcluster.common.errors import StateDamaged
 from fcluster.worker.changelog import Delta, DeltaReader, encode_delta
 
-OVERHEAD_BYTES = 32
+OVERHEAD_BYTES = 40
 
 changes_strategy = st.dictionaries(st.binary(max_size=12), st.binary(max_size=40), max_size=12)
 delta_strategy = st.builds(

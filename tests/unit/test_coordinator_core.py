@@ -1242,3 +1242,78 @@ def test_shard_whose_owner_is_being_fenced_is_shown_waiting() -> None:
     harness.pass_ms(200)
     assert harness.core.shards[shard(0)].phase is ShardPhase.WAITING
     assert harness.core.status()["slots"][0]["fencing"]
+
+
+# --- transactions that Kafka has torn -----------------------------------------------------------------
+
+
+def torn(worker: FakeWorker, partition: int, *, stopped: bool = True) -> messages.TornTransaction:
+    assert worker.session is not None
+    return messages.TornTransaction(worker.session, shard(partition), stopped, "Kafka has torn it")
+
+
+def test_stopped_shard_shows_in_the_status_with_its_reason_and_is_counted_once() -> None:
+    harness, (w0, _w1) = cluster()
+    w0.disconnect()
+    w0.hello(session=w0.session, owned=w0.assigned)  # what it says then may have been said before
+    for _ in range(2):
+        harness.say(w0.peer, torn(w0, 0))
+    document = harness.core.status()
+    assert (document["shards"][0]["phase"], document["shards"][0]["stopped_reason"]) == (
+        "stopped",
+        "Kafka has torn it",
+    )
+    assert document["shards"][2]["stopped_reason"] == ""
+    assert document["counters"]["torn_transactions"] == 1
+    assert harness.core.phase is Phase.RUNNING
+
+
+def test_shard_that_goes_on_after_a_torn_transaction_is_counted() -> None:
+    harness, (w0, _w1) = cluster()
+    harness.say(w0.peer, torn(w0, 0, stopped=False))
+    assert harness.core.status()["counters"]["torn_transactions"] == 1
+    assert harness.core.status()["shards"][0]["phase"] == "running"
+
+
+def test_stopped_shard_of_a_dead_worker_is_restored_by_another_one() -> None:
+    harness, (w0, w1) = cluster()
+    harness.say(w0.peer, torn(w0, 0))
+    w0.disconnect()
+    w0.process_ends()
+    harness.pass_ms(1000)
+    assert shard(0) in w1.assigned
+    assert harness.core.shards[shard(0)].phase is ShardPhase.RESTORING
+    w1.running([shard(0)])
+    assert harness.core.status()["shards"][0]["stopped_reason"] == ""
+
+
+def test_stopped_shard_moves_without_a_warm_copy() -> None:
+    harness, (w0, w1) = cluster()
+    harness.say(w0.peer, torn(w0, 0))
+    harness.transcript()
+    harness.say(w0.peer, messages.Leaving(w0.session))
+    assert "w0 <- Revoke in/0" in harness.transcript()
+    w0.released(shard(0))
+    assert shard(0) in w1.assigned
+
+
+def test_word_of_a_stopped_shard_that_is_not_the_workers_does_not_count() -> None:
+    harness, (w0, _w1) = cluster()
+    harness.say(w0.peer, torn(w0, 1))
+    assert harness.core.shards[shard(1)].phase is ShardPhase.RUNNING
+    assert harness.core.status()["counters"]["torn_transactions"] == 0
+
+
+def test_job_that_is_to_catch_up_fails_once_only_stopped_shards_are_behind() -> None:
+    harness, (w0, w1) = cluster(until_caught_up=True)
+    harness.say(w0.peer, torn(w0, 0))
+    harness.feed(events.EndOffsetsRead("in", {0: 10, 1: 10, 2: 10, 3: 10}))
+    w0.committed(1, False, status(shard(2), 10, 10))
+    assert harness.core.phase is Phase.RUNNING
+    w1.committed(1, False, status(shard(1), 10, 10), status(shard(3), 10, 10))
+    assert harness.core.phase is Phase.DRAINING
+    assert "in/0: Kafka has torn it" in harness.core.failure
+    w0.drained()
+    w1.drained()
+    assert harness.stopped is not None
+    assert harness.stopped.exit_code == EXIT_JOB_FAILED

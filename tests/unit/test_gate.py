@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fcluster.common import messages
+from fcluster.common.ids import ShardId
 from fcluster.common.keys import Role
 from fcluster.common.messages import Message
 from fcluster.common.transport import FrameReceived
@@ -37,6 +38,7 @@ FROM_WORKER: list[Message] = [
     messages.Prepared(1, 1, 1, 1.0, backlog=False),
     messages.Committed(1, 1, 1.0, dirty=False, shards=[]),
     messages.ShardsRunning(1, []),
+    messages.TornTransaction(1, ShardId("flights", 0), True, "reason"),
     messages.Released(1, [], 1),
     messages.Drained(1),
     messages.WorkerFailed(1, "reason"),

@@ -17,6 +17,7 @@ from fcluster.live_view import (
     print_status,
     shard_columns,
     shards_table,
+    stopped_lines,
     styled_line,
     summary_line,
     totals_of,
@@ -280,3 +281,22 @@ def test_restoring_worker_shows_how_much_is_left_and_for_how_long() -> None:
 
 def test_shard_that_is_warming_elsewhere_counts_as_running() -> None:
     assert totals_of(document(shards=[shard(0, phase="warming")])).shards_running == 1
+
+
+# --- stopped shards --------------------------------------------------------------------------------------
+
+
+def test_stopped_shards_are_named_with_the_reason_and_what_to_do() -> None:
+    reason = "Kafka has torn a transaction of flights/1; remedy: start with --set torn.transaction=offsets"
+    shards = [shard(n, phase="stopped", stopped_reason=f"{reason} {n}") for n in range(5)]
+    shown = " ".join(printed(document(shards=[*shards, shard(5, stopped_reason="")])).split())
+    assert f"flights/0 is stopped: {reason} 0" in shown
+    assert "and 2 more" in shown
+    assert "stopped 5" in summary_line(document(shards=shards), 0)
+
+
+def test_stopped_shard_with_a_hostile_reason_is_shown_in_one_bounded_line() -> None:
+    lines = stopped_lines(document(shards=[shard(0, phase="stopped", stopped_reason="x\x1b[2J\n" * 10_000)]))
+    assert len(lines) == 1
+    assert len(lines[0]) < 1_300
+    assert "\x1b" not in lines[0]

@@ -544,3 +544,65 @@ def test_orders_that_come_once_more_are_not_obeyed_again() -> None:
     scenario.after(events.ShardRestored(7, A, position(0)))
     assert scenario.receive(messages.Revoke(1, 7, [A], 2)) == []
     assert scenario.receive(messages.Assign(2, 7, [B], 1)) != []  # of the next leader, who counts anew
+
+
+# --- transactions that Kafka has torn -----------------------------------------------------------------
+
+
+def torn_restore(scenario: Scenario, *, stopped: bool) -> None:
+    """The coordinator gives it A and B; of A Kafka has torn a transaction."""
+    session = scenario.core.situation.session
+    scenario.receive(messages.Assign(1, session, [A, B], scenario.order()))
+    scenario.after(events.ShardRestored(session, B, position(0)))
+    scenario.after(events.TransactionTorn(session, A, "Kafka has torn it", stopped))
+
+
+def test_shard_with_a_torn_transaction_is_held_and_not_run_while_the_others_go_on() -> None:
+    scenario = Scenario().joined()
+    torn_restore(scenario, stopped=True)
+    assert scenario.sent() == [messages.TornTransaction(7, A, True, "Kafka has torn it")]
+    assert scenario.did(events.StartReading) == []
+    scenario.processed(B).prepared(1).complete(1).committed(1, B)
+    assert isinstance(scenario.sent()[0], messages.Committed)
+    assert scenario.core.situation.shards[A].phase is model.ShardPhase.STOPPED
+
+
+def test_stopped_shard_is_told_to_a_new_leader() -> None:
+    scenario = Scenario().joined()
+    torn_restore(scenario, stopped=True)
+    scenario.receive(messages.Welcome(term=2, session=7, slot=0, epoch=0, adopted=True))
+    assert messages.TornTransaction(7, A, True, "Kafka has torn it") in scenario.sent()
+
+
+def test_stopped_shard_is_given_back_when_it_is_revoked() -> None:
+    scenario = Scenario().joined()
+    torn_restore(scenario, stopped=True)
+    scenario.receive(messages.Revoke(1, 7, [A], scenario.order()))
+    assert [type(message) for message in scenario.sent()] == [messages.Released]
+    assert scenario.did(events.CloseShards) == [events.CloseShards((A,))]
+
+
+def test_shard_that_was_revoked_before_its_transaction_was_found_torn_is_given_back() -> None:
+    scenario = Scenario().joined()
+    scenario.receive(messages.Assign(1, 7, [A], scenario.order()))
+    scenario.receive(messages.Revoke(1, 7, [A], scenario.order()))
+    assert scenario.sent() == []
+    scenario.after(events.TransactionTorn(7, A, "Kafka has torn it", True))
+    assert [type(message) for message in scenario.sent()] == [messages.Released]
+
+
+def test_shard_that_goes_on_after_a_torn_transaction_commits_its_position_at_once() -> None:
+    scenario = Scenario().joined()
+    torn_restore(scenario, stopped=False)
+    assert scenario.sent() == [messages.TornTransaction(7, A, False, "Kafka has torn it")]
+    scenario.after(events.ShardRestored(7, A, position(80, 8)))
+    assert [type(message) for message in scenario.sent()] == [messages.ShardsRunning, messages.Dirty]
+    scenario.barrier(9)
+    assert scenario.did(events.PrepareEpoch) == [events.PrepareEpoch(7, 9, frozenset([A]))]
+
+
+def test_torn_transaction_of_a_former_session_says_nothing() -> None:
+    scenario = Scenario().joined()
+    scenario.receive(messages.Assign(1, 7, [A], scenario.order()))
+    assert scenario.after(events.TransactionTorn(6, A, "Kafka has torn it", True)) == []
+    assert scenario.core.situation.shards[A].phase is model.ShardPhase.RESTORING

@@ -1,0 +1,155 @@
+"""Transactions that Kafka itself has torn: what a restore sees of them, and what can be done.
+
+Responsible for: telling from a shard's changelog and its committed offset whether Kafka has committed one of
+them and aborted the other, and where the shard goes on if the user has chosen. A worker's transaction holds
+both, and Kafka promises to make them visible together or not at all; it has been seen to break that promise
+when several brokers died at once (docs/guarantee.md). Must not choose by itself which part is right: nobody
+can know. Pure.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import Enum
+
+from fcluster.common.errors import TornTransaction
+from fcluster.common.ids import ShardId
+from fcluster.common.positions import CommittedPosition
+from fcluster.common.settings import TornPolicy
+from fcluster.worker.changelog import UNKNOWN_SOURCE_OFFSET
+
+UNKNOWN_EPOCH = -1
+WHERE_TO_READ_MORE = "docs/guarantee.md says more."
+
+
+class Tear(Enum):
+    """Which part of the transaction is there without the other."""
+
+    DELTA_WITHOUT_OFFSET = "delta without offset"
+    OFFSET_WITHOUT_DELTA = "offset without delta"
+
+
+@dataclass(frozen=True, slots=True)
+class TornShard:
+    """What a restore has found.
+
+    Attributes:
+        committed: what the group's committed offset says.
+        changelog: the topic of the shard's deltas.
+        delta_epoch: of the last delta that is visible, 0 if there is none, `UNKNOWN_EPOCH` if only its
+            absence from the place where it should be was looked at.
+        delta_source_offset: what that delta says that its transaction committed for the source,
+            `UNKNOWN_SOURCE_OFFSET` if it doesn't say or can't be read any more.
+        has_state: the state of the committed epoch is at hand although its delta isn't.
+    """
+
+    shard: ShardId
+    changelog: str
+    tear: Tear
+    committed: CommittedPosition
+    delta_epoch: int
+    delta_source_offset: int
+    has_state: bool = False
+
+    @property
+    def delta_position(self) -> CommittedPosition | None:
+        """Where the shard stands if the delta is right and the offset wrong; None if that isn't known."""
+        if self.delta_source_offset == UNKNOWN_SOURCE_OFFSET:
+            return None
+        return replace(
+            self.committed,
+            offset=self.delta_source_offset,
+            epoch=max(self.committed.epoch, self.delta_epoch),
+            state_epoch=self.delta_epoch,
+        )
+
+    def describe(self) -> str:
+        """What Kafka did, in one sentence."""
+        where = f"{self.changelog}/{self.shard.partition}"
+        committed = self.committed
+        if self.tear is Tear.DELTA_WITHOUT_OFFSET:
+            return (
+                f"Kafka has torn a transaction of {self.shard}: it committed the delta of epoch "
+                f"{self.delta_epoch} in the changelog {where}, but not the offset that the same transaction "
+                f"held, which still is {committed.offset}, with state of epoch {committed.state_epoch}."
+            )
+        last = {0: "holds none", UNKNOWN_EPOCH: "lacks it"}.get(
+            self.delta_epoch, f"ends with epoch {self.delta_epoch}"
+        )
+        return (
+            f"Kafka has torn a transaction of {self.shard}: it committed the offset {committed.offset} "
+            f"with state of epoch {committed.state_epoch}, but not the delta of that epoch, which the same "
+            f"transaction held: the changelog {where} {last}."
+        )
+
+    def choices(self) -> str:
+        """What going on either way means, and how to choose."""
+        offsets, delta = f"at offset {self.committed.offset}", f"at offset {self.delta_source_offset}"
+        if self.tear is Tear.DELTA_WITHOUT_OFFSET:
+            offsets += (
+                f" with the state of epoch {self.committed.state_epoch}: nothing is lost, and outputs of "
+                f"epoch {self.delta_epoch} may come twice"
+            )
+            delta += (
+                f" with the state of epoch {self.delta_epoch}: nothing comes twice, and outputs of that "
+                "epoch that Kafka has aborted are lost"
+            )
+        else:
+            offsets += (
+                " with the state of that epoch, which is still at hand here"
+                if self.has_state
+                else f" with the state of epoch {self.delta_epoch}: what later records changed is lost"
+            )
+            delta = (
+                "with the last delta that is there, at the offset that it names: nothing is lost, and "
+                "outputs of the epochs behind it may come twice"
+            )
+        if self.delta_position is None and self.delta_epoch != UNKNOWN_EPOCH:
+            delta = "not possible, for the changelog doesn't say which offset goes with that delta"
+        return (
+            "Look at the outputs of that epoch, then start the workers with "
+            f"--set torn.transaction=offsets to go on from the offsets ({offsets}), or with "
+            f"--set torn.transaction=delta to go on from the delta ({delta}). Until then this shard stays "
+            f"stopped; the others go on. {WHERE_TO_READ_MORE}"
+        )
+
+    def error(self) -> TornTransaction:
+        """To be shown to the user, who has to choose."""
+        return TornTransaction(self.describe(), remedy=self.choices())
+
+
+@dataclass(frozen=True, slots=True)
+class GoOn:
+    """How a shard goes on after a torn transaction.
+
+    Attributes:
+        position: with what it begins.
+        with_delta: the deltas beyond the committed epoch belong to the state.
+        rebase: the changelog doesn't lead to this state: it has to begin anew behind a snapshot of it.
+        text: for the log.
+    """
+
+    position: CommittedPosition
+    with_delta: bool
+    rebase: bool
+    text: str
+
+
+def go_on(torn: TornShard, policy: TornPolicy) -> GoOn:
+    """How the shard goes on as the user has chosen.
+
+    Raises:
+        TornTransaction: the user hasn't, or it isn't possible.
+    """
+    chosen = f"{torn.describe()} Going on from the {policy}, as torn.transaction says"
+    if policy == "offsets":
+        return GoOn(
+            torn.committed,
+            with_delta=False,
+            rebase=True,
+            text=f"{chosen}: at offset {torn.committed.offset}.",
+        )
+    position = torn.delta_position
+    if policy == "delta" and position is not None:
+        return GoOn(position, with_delta=True, rebase=False, text=f"{chosen}: at offset {position.offset}.")
+    raise torn.error()
