@@ -23,6 +23,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 from confluent_kafka import KafkaException, TopicPartition
@@ -42,7 +43,7 @@ from fcluster.common.kafka_clients import (
 from fcluster.common.messages import StandbyStatus
 from fcluster.common.offsets import NotKnownYetError, Offset
 from fcluster.common.positions import CommittedPosition
-from fcluster.common.settings import Settings
+from fcluster.common.settings import Settings, TornPolicy
 from fcluster.common.snapshot_store import SnapshotStoreUnavailable, open_snapshot_store
 from fcluster.common.topic_ids import (
     Look,
@@ -86,9 +87,8 @@ CHAIN_RETRY_S = 1.0
 """Between two snapshots of a shard at least, however fast its chain of deltas grows. What is committed
 reaches the store, and so a snapshot, within such a time."""
 CONNECT_TIMEOUT_S = 5.0
-TORN_LOOKS = 2
 TORN_LOOK_AGAIN_S = 2.0
-"""A torn transaction is looked at once more after that time, before anybody is told of it."""
+"""A torn transaction is looked at once more after that time, before anything is done about it."""
 CATCH_UP_PATIENCE_S = 0.3
 """What a warm copy may take for the last deltas before a restore reads them:
 longer than that needs to connect."""
@@ -349,13 +349,16 @@ class ShardHost:
         ]
         self._progress, self._restore_began_s = None, time.monotonic()
         stopped: list[ShardStopped] = []
-        for look in range(TORN_LOOKS):
+        # Nothing is done about what only one look has seen.
+        looks: list[TornPolicy] = ["stop", self._settings.torn_transaction]
+        while looks:
+            settings = replace(self._settings, torn_transaction=looks.pop(0))
             stopped = []
             for restored in restore_shards(
                 requests,
                 directory=self._directory,
                 snapshots=self._snapshot_store,
-                settings=self._settings,
+                settings=settings,
                 stop=stop,
                 admin=self._admin,
                 consumer=self._changelogs,
@@ -370,7 +373,7 @@ class ShardHost:
                 return
             torn = {one.shard for one in stopped}
             self._check_positions({shard: positions[shard] for shard in torn}, stopped[0].error)
-            if look + 1 < TORN_LOOKS and stop.wait(TORN_LOOK_AGAIN_S):
+            if looks and stop.wait(TORN_LOOK_AGAIN_S):
                 return
             requests = [request for request in requests if request.shard in torn]
         for one in stopped:
