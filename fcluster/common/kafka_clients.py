@@ -464,7 +464,7 @@ def _list_topics_unless_refused(admin: AdminClient, timeout_s: float) -> None:
 
 
 def _check_transaction_timeout(admin: AdminClient, settings: Settings) -> None:
-    limit_ms = _broker_setting(admin, "transaction.max.timeout.ms")
+    limit_ms = broker_setting(admin, "transaction.max.timeout.ms")
     if limit_ms is not None and settings.transaction_timeout_ms > limit_ms:
         raise SettingsError(
             f"transaction.timeout.ms = {settings.transaction_timeout_ms} is above the brokers' "
@@ -474,7 +474,7 @@ def _check_transaction_timeout(admin: AdminClient, settings: Settings) -> None:
         )
 
 
-def _broker_setting(admin: AdminClient, name: str) -> int | None:
+def broker_setting(admin: AdminClient, name: str) -> int | None:
     """A number in a broker's configuration; None if we may not see it."""
     with _asking(admin, "listing the brokers"):
         broker = next(iter(admin.list_topics(timeout=REQUEST_TIMEOUT_S).brokers))

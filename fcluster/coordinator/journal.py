@@ -13,6 +13,7 @@ Must not: know what the entries mean. Values are JSON; one that is None deletes 
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 import time
@@ -30,12 +31,17 @@ from fcluster.common.kafka_clients import cause_of, make_producer, reason_of, re
 from fcluster.common.settings import Settings
 from fcluster.coordinator.events import Deposed, JournalWritten, WriteJournal
 
+_log = logging.getLogger("fcluster.coordinator")
+
 OPEN_TIMEOUT_S = 30.0
 CLOSE_TIMEOUT_S = 2.0
 WRITE_TIMEOUT_S = 60.0
 """Epochs don't wait for the journal, so that it can be patient with brokers that are away."""
 
-_FENCED = frozenset({"_FENCED", "PRODUCER_FENCED", "INVALID_PRODUCER_EPOCH", "INVALID_PRODUCER_ID_MAPPING"})
+_FENCED = frozenset({"_FENCED", "PRODUCER_FENCED", "INVALID_PRODUCER_EPOCH"})
+_FORGOTTEN = "INVALID_PRODUCER_ID_MAPPING"
+"""The transactional id was idle for longer than the brokers remember one (transactional.id.expiration.ms).
+Aborting gets it anew, unless somebody else has got it since: then it says that this one is fenced."""
 
 
 class JournalLostError(Exception):
@@ -55,6 +61,9 @@ class Journal:
     """
 
     def __init__(self, producer: Producer, topic: str) -> None:
+        self.is_ours: Callable[[], bool] = lambda: True
+        """Whether the topic says that its owner is still the youngest leader. Asked if Kafka has forgotten
+        the transactional id."""
         self._producer = producer
         self._topic = topic
 
@@ -91,8 +100,20 @@ class Journal:
         except KafkaException as error:
             self._judge(error)
             self._abort(deadline_s)
+            if cause_of(error).name() == _FORGOTTEN:
+                self._take_again()
             return False
         return True
+
+    def _take_again(self) -> None:
+        """The id is this producer's again. Another leader's time may have come and gone meanwhile."""
+        if not self.is_ours():
+            raise DeposedError(f"another coordinator has written the journal {self._topic!r}")
+        _log.info(
+            "Kafka had forgotten the transactional id of the journal %s, which was idle for long: it is "
+            "taken again, and the term goes on",
+            self._topic,
+        )
 
     def _commit(self, deadline_s: float) -> None:
         while True:

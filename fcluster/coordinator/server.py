@@ -14,6 +14,7 @@ Must not: decide about workers, shards or epochs; those belong to `core`.
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import json
 import logging
@@ -34,11 +35,18 @@ from confluent_kafka import TopicPartition
 
 from fcluster import __version__
 from fcluster.common import failpoints, messages
-from fcluster.common.discovery import ENDED_KEY, LEADER_KEY, Leader, LeaderFollower
+from fcluster.common.discovery import (
+    ENDED_KEY,
+    LEADER_KEY,
+    Leader,
+    LeaderFollower,
+    leader_in,
+    read_journal,
+)
 from fcluster.common.errors import FclusterError, KafkaUnavailable, SettingsError
 from fcluster.common.health import health_port
 from fcluster.common.job import Job
-from fcluster.common.kafka_clients import Admin, end_offsets
+from fcluster.common.kafka_clients import Admin, broker_setting, end_offsets
 from fcluster.common.processes import process_space
 from fcluster.common.reach import announced_address
 from fcluster.common.security import CoordinatorSecurity, coordinator_security
@@ -115,6 +123,7 @@ def run_coordinator(
     security = coordinator_security(settings)
     health = CoordinatorHealth(topology.job)
     office = _Office(
+        job=topology.job,
         settings=settings,
         security=security,
         health=health,
@@ -175,6 +184,7 @@ def _wait_for_turn(candidate: Candidate, standby: Standby, own: Leader | None) -
 class _Office:
     """What stays the same from one leadership of this process to the next."""
 
+    job: str
     settings: Settings
     security: CoordinatorSecurity | None
     health: CoordinatorHealth
@@ -207,6 +217,7 @@ class _Office:
                 past.pop(ENDING_KEY, None)
             terms, own = self._terms(candidate, past, address)
             journal.write(_first_entries(own, terms, ending=past.get(ENDING_KEY)))
+            journal.is_ours = functools.partial(self._leads, own)
             gate = Gate(terms.term, secured=self.security is not None)
             shell = _Shell(terms, past, own, transport, gate, journal, candidate.admin, self.health)
             signals.on_stop = shell.on_signal
@@ -223,6 +234,11 @@ class _Office:
             return EXIT_TEMPORARY, own
         finally:
             transport.close()
+
+    def _leads(self, own: Leader) -> bool:
+        """Whether the journal names no younger leader."""
+        found = leader_in(read_journal(self.settings, self.job), self.job)
+        return found is None or found.term <= own.term
 
     def _terms(self, candidate: Candidate, past: Mapping[str, Any], address: str) -> tuple[Terms, Leader]:
         """Of the next leadership, and its record in the journal."""
@@ -300,6 +316,24 @@ def _announce(leader: Leader, ready_callback: Callable[[str], None] | None, read
         ready_callback(leader.address)
 
 
+def refresh_interval_s(settings: Settings, admin: Admin) -> float:
+    """How often the journal is written at least, in seconds: well within what the brokers remember of it."""
+    interval_ms = settings.offset_refresh_interval_ms
+    remembered_ms = broker_setting(admin, "transactional.id.expiration.ms")
+    # A worker's two ids take turns, and each has to be used before it is forgotten.
+    if remembered_ms is not None and interval_ms > remembered_ms // 4:
+        _log.warning(
+            "the brokers forget transactional ids that are idle for %d ms (transactional.id.expiration.ms), "
+            "and offset.refresh.interval.ms is %d ms: an idle worker's next epoch may have to be run twice. "
+            "Set the latter to at most %d ms.",
+            remembered_ms,
+            interval_ms,
+            remembered_ms // 4,
+        )
+        interval_ms = remembered_ms // 4
+    return interval_ms / 1000
+
+
 class _Signals:
     """SIGTERM and SIGINT: the first one ends in good order what this process does, a second one the process.
 
@@ -366,6 +400,8 @@ class _Shell:
         self._core = Coordinator.recover(past, terms, _now_ms())
         self._leader = leader
         self._turned_s = time.monotonic()
+        self._refresh_s = terms.settings.offset_refresh_interval_ms / 1000
+        self._refresh_due_s = self._turned_s + self._refresh_s
         self._health = health
         self._publisher = _StatusPublisher(transport.wake)
         self._transport = transport
@@ -418,6 +454,7 @@ class _Shell:
         self._health.leads(self._leader, self._publisher.document)
         try:
             self._feed(events.Started())
+            self._in_background(self._learn_refresh_interval, self._settings)
             while self._stop is None:
                 self._turn()
         finally:
@@ -436,6 +473,7 @@ class _Shell:
         happenings = self._transport.poll(self._truncation.cap(min(timeout_ms, TURN_MS_MAX)))
         self._health.turned()
         self._notice_absence()
+        self._keep_alive()
         for item in happenings:
             match item:
                 case FrameReceived():
@@ -466,6 +504,19 @@ class _Shell:
         former_s, self._turned_s = self._turned_s, time.monotonic()
         if self._turned_s - former_s >= ABSENCE_S:
             self._journal_thread.write(events.WriteJournal(0, {LEADER_KEY: self._leader}))
+
+    def _keep_alive(self) -> None:
+        """Write to the journal now and then: the brokers forget a transactional id that is idle for long."""
+        now_s = time.monotonic()
+        if now_s >= self._refresh_due_s:
+            self._refresh_due_s = now_s + self._refresh_s
+            self._journal_thread.write(events.WriteJournal(0, {LEADER_KEY: self._leader}))
+
+    def _learn_refresh_interval(self, settings: Settings) -> None:
+        """In the duties' thread: a take-over doesn't wait for it."""
+        with contextlib.suppress(FclusterError):  # then what is set holds
+            self._refresh_s = refresh_interval_s(settings, self._admin)
+            self._refresh_due_s = min(self._refresh_due_s, time.monotonic() + self._refresh_s)
 
     def _on_frame(self, received: FrameReceived) -> bool:
         """Whether the core got something to do."""

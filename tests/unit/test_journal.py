@@ -1,0 +1,81 @@
+"""The journal when Kafka has forgotten its transactional id: told apart from another leader."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import pytest
+from confluent_kafka import KafkaError, KafkaException
+
+from fcluster.coordinator.journal import DeposedError, Journal, JournalLostError
+
+FORGOTTEN = KafkaError(KafkaError.INVALID_PRODUCER_ID_MAPPING, "not assigned", txn_requires_abort=True)
+FENCED = KafkaError(KafkaError._FENCED, "fenced by a newer instance", fatal=True)
+
+
+class FakeProducer:
+    """Raises what it is told to, one after the other, in a commit or an abort."""
+
+    def __init__(self, *, commits: list[KafkaError | None], aborts: list[KafkaError | None]) -> None:
+        self._commits, self._aborts = commits, aborts
+        self.written: list[bytes] = []
+        self._open: list[bytes] = []
+
+    def begin_transaction(self) -> None:
+        self._open = []
+
+    def produce(self, topic: str, *, key: bytes, value: bytes | None, partition: int) -> None:
+        self._open.append(key)
+
+    def commit_transaction(self, timeout_s: float) -> None:
+        self._raise(self._commits.pop(0))
+        self.written += self._open
+
+    def abort_transaction(self, timeout_s: float) -> None:
+        self._raise(self._aborts.pop(0))
+
+    def _raise(self, error: KafkaError | None) -> None:
+        if error is not None:
+            raise KafkaException(error)
+
+
+def journal(producer: FakeProducer, *, is_ours: bool = True) -> Journal:
+    made = Journal(cast(Any, producer), "job-journal")
+    made.is_ours = lambda: is_ours
+    return made
+
+
+def test_forgotten_id_is_taken_again_and_the_entries_are_written(caplog: pytest.LogCaptureFixture) -> None:
+    producer = FakeProducer(commits=[FORGOTTEN, None], aborts=[None])
+    with caplog.at_level("INFO", "fcluster"):
+        journal(producer).write({"a": 1, "b": 2})
+    assert producer.written == [b"a", b"b"]
+    assert "Kafka had forgotten the transactional id of the journal job-journal" in caplog.text
+
+
+def test_forgotten_id_that_another_leader_has_taken_is_a_deposition() -> None:
+    producer = FakeProducer(commits=[FORGOTTEN], aborts=[FENCED])
+    with pytest.raises(DeposedError):
+        journal(producer).write({"a": 1})
+    assert producer.written == []
+
+
+def test_forgotten_id_of_a_leader_whose_successor_was_forgotten_too_is_a_deposition() -> None:
+    # Both were idle for longer than the brokers remember; only the journal's own term tells.
+    producer = FakeProducer(commits=[FORGOTTEN, None], aborts=[None])
+    with pytest.raises(DeposedError, match="another coordinator has written"):
+        journal(producer, is_ours=False).write({"a": 1})
+    assert producer.written == []
+
+
+def test_fenced_write_is_a_deposition_and_is_not_tried_again() -> None:
+    producer = FakeProducer(commits=[FENCED], aborts=[])
+    with pytest.raises(DeposedError):
+        journal(producer).write({"a": 1})
+
+
+def test_write_whose_outcome_is_unknown_is_neither() -> None:
+    producer = FakeProducer(commits=[KafkaError(KafkaError._STATE, "?")], aborts=[])
+    with pytest.raises(JournalLostError) as caught:
+        journal(producer).write({"a": 1})
+    assert not isinstance(caught.value, DeposedError)
