@@ -74,7 +74,8 @@ class AgentLink:
         staff: tells how things stand. Called from any thread.
         resize: called with the number of workers that is wanted.
         learn_slots: called with the slots of workers, by process id.
-        on_end: called when the job has ended: whether it failed, and why.
+        on_end: called when the job has ended, by the coordinator's word or the journal's: whether it failed,
+            and why. Called from any thread, and perhaps more than once.
         say: called with trouble, and with news.
     """
 
@@ -120,7 +121,8 @@ class AgentLink:
             connect=self._connect,
             term=lambda: self._orders.term,
             say=self._trouble,
-            on_ended=self._on_job_ended,
+            on_ended=on_end,
+            failpoint="agent.seeks-leader",
         )
         self._thread = threading.Thread(target=self._run, name="agent", daemon=True)
 
@@ -196,11 +198,6 @@ class AgentLink:
         if order.slots:
             self._known_slots = order.slots
             self._learn_slots(order.slots)
-
-    def _on_job_ended(self, term: int, failed: bool, reason: str) -> None:
-        """The journal says so, since nobody did; one that ended before we began doesn't count."""
-        if 0 < self._orders.term <= term:
-            self._on_end(failed, reason)
 
     # --- the connection ----------------------------------------------------------------------------
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 EXIT_MISTAKE = 1
 EXIT_JOB_FAILED = 3
+EXIT_JOB_ENDED = 5
 EXIT_BUG = 70
 EXIT_TEMPORARY = 75
 EXIT_INTERRUPTED = 130
@@ -842,6 +843,7 @@ def coordinator(
     metavar="tcp://HOST:PORT",
     help="Where the coordinator is.  [default: Kafka says]",
 )
+@click.option("--kept", is_flag=True, hidden=True)
 @_common
 @click.pass_context
 def worker(
@@ -851,6 +853,7 @@ def worker(
     workers: int | None,
     slot: int,
     address: str | None,
+    kept: bool,
     **common: Any,
 ) -> None:
     """Run one worker of JOB, or several. They find the coordinator through Kafka.
@@ -885,4 +888,6 @@ def worker(
         from fcluster.groundwork import worker_failure
 
         report(*worker_failure())
+    if code == EXIT_JOB_ENDED and not kept:
+        code = 0  # who keeps the worker has to tell that from a request to leave; for others it is success
     context.exit(code)

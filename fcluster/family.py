@@ -68,7 +68,7 @@ class Family:
         """A worker; any slot if that is negative; the journal names the coordinator if that is empty."""
         from fcluster.supervisor import worker_name
 
-        more = ["--slot", str(slot)] if slot >= 0 else []
+        more = ["--kept", "--slot", str(slot)] if slot >= 0 else ["--kept"]
         more += ["--coordinator", coordinator] if coordinator else []
         own = {"http.bind": f"{self.http_bind.rpartition(':')[0]}:0"} if self.http_bind else {}
         return self.process(worker_name(number), "worker", *more, **own)

@@ -8,9 +8,10 @@ die with it, see `processes`), that every wait is bounded, and that every restar
 options, draw, or know what the processes do: it knows their exit codes.
 
 Exit codes of the children: 0 the work is done, or somebody asked it to end; `EXIT_JOB_FAILED` the job can't
-go on, wherever it runs; `EXIT_DRAINED` a worker that an operator wants gone; `EXIT_TEMPORARY` trouble that
-may pass by itself, such as brokers that are down; `EXIT_MISTAKE` an error a person has to repair; anything
-else, and death by a signal, is an accident.
+go on, wherever it runs; `EXIT_JOB_ENDED` a worker that heard that the job has come to its end;
+`EXIT_DRAINED` a worker that an operator wants gone; `EXIT_TEMPORARY` trouble that may pass by itself, such as
+brokers that are down; `EXIT_MISTAKE` an error a person has to repair; anything else, and death by a signal,
+is an accident.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ EXIT_DONE = 0
 EXIT_MISTAKE = 1
 EXIT_JOB_FAILED = 3
 EXIT_DRAINED = 4
+EXIT_JOB_ENDED = 5
 EXIT_BUG = 70
 EXIT_TEMPORARY = 75
 EXIT_KILLED = 130
@@ -404,7 +406,7 @@ class Keeper:
         name = member.spec.name
         if code == EXIT_DRAINED:
             self._say(f"{name} was drained and isn't started again; {self._target} workers are left")
-        elif code != EXIT_DONE:
+        elif code not in (EXIT_DONE, EXIT_JOB_ENDED):
             self._say(f"{name} {death_of(code)} while leaving")
         else:
             self._say(f"{name} has left")
@@ -563,10 +565,10 @@ class Supervisor(Keeper):
             )
         if self._draining_since_s is not None and not is_coordinator:
             # A worker that drained leaves; one that died while draining is replayed at the next start.
-            if code != EXIT_DONE:
+            if code not in (EXIT_DONE, EXIT_JOB_ENDED):
                 self._say(f"{member.spec.name} {death_of(code)} while draining")
             return None
-        if not is_coordinator and code in (EXIT_DONE, EXIT_JOB_FAILED):
+        if not is_coordinator and code in (EXIT_DONE, EXIT_JOB_FAILED, EXIT_JOB_ENDED):
             # It was told to leave: as a rule the coordinator ends next, and there is nothing to say.
             member.restart_at_s = time.monotonic() + LEFT_GRACE_S
             return None
@@ -650,6 +652,7 @@ class Crew(Keeper):
             exit_grace_s=exit_grace_s,
             leave_timeout_s=leave_timeout_s,
         )
+        self._job_is_over = False
 
     def end(self, *, failed: bool, reason: str) -> None:
         """The job has ended: so do the workers, and so does `run`. From any thread."""
@@ -658,8 +661,16 @@ class Crew(Keeper):
     def _judge_exit(self, member: _Member, code: int) -> Outcome | None:
         if code == EXIT_JOB_FAILED:
             return Outcome(EXIT_JOB_FAILED, "the job failed", "The coordinator's log says why.")
+        if code == EXIT_JOB_ENDED:
+            # It was told so, or has read it; the agent's own connection may have come too late to hear it.
+            # Others may still have to commit their last epoch, which ends them in the same way.
+            self._job_is_over = True
+            for other in self._members.values():
+                other.restart_at_s = None
+        if self._job_is_over:
+            return None
         if code == EXIT_DONE:
-            # Somebody asked this one to leave; or the job has ended, which will be known in a moment.
+            # Somebody asked this one to leave.
             member.restart_at_s = time.monotonic() + LEFT_GRACE_S
             return None
         return self._died(member, code)
@@ -677,7 +688,13 @@ class Crew(Keeper):
             self._retire(member)
         self._changed()
 
+    def _resize(self, target: int) -> None:
+        if not self._job_is_over:
+            super()._resize(target)
+
     def _is_over(self) -> Outcome | None:
+        if self._job_is_over and all(member.child is None for member in self._members.values()):
+            return Outcome(EXIT_DONE)
         return Outcome(EXIT_DONE) if self._draining_since_s is not None and not self._members else None
 
 

@@ -25,6 +25,7 @@ from typing import TypeVar
 
 from fcluster.common.processes import ChildProcess, describe_exit, spawn
 from tests.checker.reading import READ_COMMITTED, READ_UNCOMMITTED, end_offsets
+from tests.native import widening
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 COORDINATOR = "coordinator"
@@ -77,7 +78,7 @@ class Cluster:
         self.data_dir = data_dir
         self.workers = workers
         self._job_file = str(job_file)
-        self._env = {**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})}
+        self._env = {**os.environ, "PYTHONUNBUFFERED": "1", **widening.asked_for(), **(env or {})}
         self._settings = dict(settings or {})
         self._until_caught_up = until_caught_up
         self._running: dict[str, ChildProcess] = {}

@@ -37,6 +37,8 @@ POINTS: Final[dict[str, str]] = {
     "worker.mid-snapshot": "all files of a snapshot are in the store, its manifest is not",
     "worker.snapshot-taken": "the snapshot is complete, the changelog not yet truncated",
     "worker.shards-released": "shards were given up in a move; their stores are still open",
+    "worker.seeks-leader": "a worker's process runs, and hasn't looked for a coordinator yet",
+    "agent.seeks-leader": "the same of an agent, whose workers are started meanwhile",
     "coordinator.before-journal": "the core has decided; the journal doesn't know",
     "coordinator.mid-journal": "entries of the journal are in an open transaction",
     "coordinator.after-journal": "the journal knows; nobody else does",

@@ -1,10 +1,10 @@
 """How a worker, or an agent, finds the leader again.
 
-Responsible for: when to look for it, and where to connect (`Search`), and the thread that follows the
-journal meanwhile (`LeaderSeeker`). Keeps the rules that a connection that works is left only for a leader of
-a newer term, or if who speaks over it is of an older one, that nobody reads the journal without need, and
-that an address that was given isn't forgotten: if the journal's one leads nowhere, both are tried in turns.
-Must not speak with the leader.
+Responsible for: when to look for it, and where to connect (`Search`), which end of the job in the journal
+concerns this process (`Ends`), and the thread that follows the journal meanwhile (`LeaderSeeker`). Keeps the
+rules that a connection that works is left only for a leader of a newer term, or if who speaks over it is of
+an older one, that nobody reads the journal without need, and that an address that was given isn't forgotten:
+if the journal's one leads nowhere, both are tried in turns. Must not speak with the leader.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 from confluent_kafka import KafkaException
 
+from fcluster.common import failpoints
 from fcluster.common.discovery import Leader, LeaderFollower
 from fcluster.common.errors import FclusterError
 from fcluster.common.settings import Settings
@@ -96,6 +97,40 @@ class Search:
         return True
 
 
+class Ends:
+    """Tells the end of a run that this process belongs to from one that was over before; without any I/O.
+
+    The journal keeps the end of the last run until the next leader begins. A process that was started for the
+    next run finds it there, and waits. An end counts if it is newer than what the journal said when it was
+    read for the first time, or if its leader, or an earlier one, has spoken to this process.
+    """
+
+    def __init__(self) -> None:
+        self._over_before: int | None = None
+        """The newest term whose end is none of ours; None: the journal was not read yet."""
+
+    def looked(self, leader: Leader | None, ended_term: int) -> None:
+        """The journal was read to its end.
+
+        Args:
+            leader: its leader record.
+            ended_term: the term in which the job was ended, 0 if it was not or if somebody leads.
+        """
+        if self._over_before is None:
+            self._over_before = leader.term - 1 if leader is not None else ended_term
+
+    def concerns_us(self, ended_term: int, heard_term: int) -> bool:
+        """Whether the job has ended for this process.
+
+        Args:
+            ended_term: see `looked`; not 0.
+            heard_term: the newest term in which a leader has spoken to this process, 0 if none has.
+        """
+        if 0 < heard_term <= ended_term:
+            return True
+        return self._over_before is not None and ended_term > self._over_before
+
+
 class LeaderSeeker:
     """Looks for the leader whenever there is no connection to one, in a thread of its own.
 
@@ -106,8 +141,9 @@ class LeaderSeeker:
         connect: called with the leader to connect to; None: the given address. It may raise FclusterError.
         term: tells the newest term that was heard of.
         say: called with trouble, and with news.
-        on_ended: called with the journal's record of an end, if nobody leads: its term,
-            whether the job failed, and the reason.
+        on_ended: called once, if the journal says that the run that this process belongs to has ended:
+            with whether the job failed, and the reason.
+        failpoint: passed before the journal is read for the first time.
     """
 
     def __init__(
@@ -119,7 +155,8 @@ class LeaderSeeker:
         connect: Callable[[Leader | None], None],
         term: Callable[[], int],
         say: Callable[[str], None],
-        on_ended: Callable[[int, bool, str], None] = lambda _term, _failed, _reason: None,
+        on_ended: Callable[[bool, str], None],
+        failpoint: str,
     ) -> None:
         # A leader answers each heartbeat.
         silent_ms = 3.0 * settings.heartbeat_interval_ms
@@ -131,6 +168,9 @@ class LeaderSeeker:
         self._term = term
         self._say = say
         self._on_ended = on_ended
+        self._failpoint = failpoint
+        self._ends = Ends()
+        self._end_told = False
         self._news = threading.Event()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="seeker", daemon=True)
@@ -164,6 +204,7 @@ class LeaderSeeker:
         self._thread.join(timeout_s)
 
     def _run(self) -> None:
+        failpoints.reach(self._failpoint)
         while not self._stopping:
             if self._search.turns_back(_now_ms()):
                 self._connect(None)
@@ -183,10 +224,10 @@ class LeaderSeeker:
             self._pause()
             return
         leader = self._follower.leader
+        if known:
+            self._take_end(leader)
         if known and leader is None:
             self._say(f"no coordinator of job {self._job} yet; waiting for one")
-            if self._follower.ended is not None:
-                self._on_ended(*self._follower.ended)
             if not self._follower.is_open:
                 self._pause()
         elif known and leader is not None and leader.term < self._term():
@@ -201,6 +242,16 @@ class LeaderSeeker:
             except FclusterError as error:
                 # The journal may still name a leader that ran with other keys: the next one may fit.
                 self._say(f"looking for the coordinator: {error}")
+
+    def _take_end(self, leader: Leader | None) -> None:
+        """The journal is known to its end: has the job ended?"""
+        term, failed, reason = self._follower.ended or (0, False, "")
+        if leader is not None:
+            term = 0  # the former run's
+        self._ends.looked(leader, term)
+        if term and not self._end_told and self._ends.concerns_us(term, self._term()):
+            self._end_told = True
+            self._on_ended(failed, reason)
 
     def _pause(self) -> None:
         """There is nothing to follow: look again later, whatever happens meanwhile."""

@@ -151,26 +151,18 @@ class Ending:
             if session.phase is SessionPhase.LIVE:
                 self._outbox.send(session.peer, messages.Drain(self._cluster.term, session.number))
         for joiner in self._cluster.joiners.values():
-            self.turn_away(joiner.peer, joiner.hello.slot)
+            self.turn_away(joiner.peer)
             if joiner.slot is not None:
                 self._cluster.slots[joiner.slot].joiner = None
         self._cluster.joiners.clear()
 
-    def turn_away(self, peer: bytes, slot: int) -> None:
-        """No session for anybody while the job ends; a worker of ours that restarted shall end with it.
+    def turn_away(self, peer: bytes) -> None:
+        """No session for anybody while the job ends: who comes now ends with it.
 
         Before the journal holds the decision nothing is said: the worker asks again in a second.
         """
-        if not self._cluster.ending_told:
-            return
-        if slot in self._cluster.slots:
+        if self._cluster.ending_told:
             self._outbox.send(peer, self._cluster.shutdown())
-        else:
-            reason = (
-                f"the job is stopping ({self._cluster.stop_reason}). "
-                "Start the worker once the job runs again."
-            )
-            self._outbox.send(peer, self._cluster.refused(reason))
 
     # --- carrying it out ------------------------------------------------------------------------------
 

@@ -112,7 +112,7 @@ class Joining:
             self._cluster.counters.resets += 1
             self._membership.end(former, "began anew", clean=False, rejoins=True)
         if self._cluster.phase is not Phase.RUNNING:
-            self._ending.turn_away(peer, former.slot if former else hello.slot)
+            self._ending.turn_away(peer)
             return
         joiner = self._cluster.joiners.get(peer)
         if joiner is None:
@@ -180,7 +180,7 @@ class Joining:
         if session is None:
             return  # its worker died before the journal was written
         if self._cluster.phase is not Phase.RUNNING:
-            self._ending.turn_away(session.peer, session.slot)
+            self._ending.turn_away(session.peer)
             self._membership.end(session, "the job is stopping", clean=True)
             return
         session.phase = SessionPhase.LIVE

@@ -32,6 +32,7 @@ from fcluster.worker.epochs import Epochs
 from fcluster.worker.events import Effect, Event
 from fcluster.worker.holdings import Holdings
 from fcluster.worker.model import (
+    EXIT_JOB_ENDED,
     EXIT_JOB_FAILED,
     EXIT_MISTAKE,
     Bounds,
@@ -105,6 +106,8 @@ class WorkerCore:
             case events.WorkerBroken():
                 # Without a word: the session ends with the connection, and others take the shards.
                 self._now.stop(EXIT_MISTAKE, event.reason)
+            case events.JobEnded(failed, reason):
+                self._on_job_ended(failed, reason)
             case events.TerminationRequested():
                 self._departure.termination_requested()
 
@@ -256,7 +259,12 @@ class WorkerCore:
     def _on_shutdown(self, message: messages.Shutdown) -> None:
         if message.session not in (0, self._now.session):
             return
-        self._now.stop(EXIT_JOB_FAILED if message.failed else 0, message.reason)
+        self._on_job_ended(message.failed, message.reason)
+
+    def _on_job_ended(self, failed: bool, reason: str) -> None:
+        """The coordinator says so, or the journal does since nobody leads any more. What isn't committed here
+        was fenced before the end was written down."""
+        self._now.stop(EXIT_JOB_FAILED if failed else EXIT_JOB_ENDED, reason)
 
     def _on_producers_opened(self, event: events.ProducersOpened) -> None:
         if event.session != self._now.session or self._now.phase is not Phase.STARTING:

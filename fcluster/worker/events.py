@@ -141,6 +141,14 @@ class WorkerBroken:
 
 
 @dataclass(frozen=True, slots=True)
+class JobEnded:
+    """The journal says that the run of the job in which this worker was started is over."""
+
+    failed: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class TerminationRequested:
     """The process was asked to leave in good order (SIGTERM): first its shards move away, warm.
 
@@ -168,6 +176,7 @@ Event = (
     | StopRecordReached
     | JobBroken
     | WorkerBroken
+    | JobEnded
     | TerminationRequested
     | Tick
 )

@@ -18,6 +18,11 @@ EXIT_MISTAKE = 1
 """One that says that a person has to repair something where this worker runs."""
 EXIT_DRAINED = 4
 """One that tells its supervisor not to restart it: an operator wanted it gone (`fcluster drain`)."""
+EXIT_JOB_ENDED = 5
+"""One that tells its supervisor that the job has come to its end; for anybody else the command ends with 0.
+"""
+
+EXITS_IN_GOOD_ORDER = frozenset({0, EXIT_DRAINED, EXIT_JOB_ENDED})
 
 
 class Phase(Enum):

@@ -180,6 +180,8 @@ class Worker:
             connect=self._connect,
             term=lambda: self._core.situation.term,
             say=self._say_trouble,
+            on_ended=lambda failed, reason: self._inbox.put(events.JobEnded(failed, reason)),
+            failpoint="worker.seeks-leader",
         )
         self._stopping = threading.Event()
         self._pulse = threading.Thread(target=self._run_pulse, name="pulse", daemon=True)
@@ -204,7 +206,8 @@ class Worker:
                         self._take_idle()
             finally:
                 self._close()
-        _log.log(logging.ERROR if self._exit.code else logging.INFO, "leaving: %s", self._exit.reason)
+        in_good_order = self._exit.code in model.EXITS_IN_GOOD_ORDER
+        _log.log(logging.INFO if in_good_order else logging.ERROR, "leaving: %s", self._exit.reason)
         return self._exit.code
 
     def request_termination(self) -> None:
@@ -858,7 +861,7 @@ def run_worker(job: Job, settings: Settings, *, slot: int = -1, coordinator_addr
 
     Returns:
         The exit code: 0 in good order, 3 if the job failed, 1 if this worker can't go on, 4 if it was drained
-        and isn't to be started again.
+        and isn't to be started again, 5 if the job has come to its end.
 
     Raises:
         FclusterError: it can't start; the message says why.

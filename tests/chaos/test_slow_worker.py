@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 
 import pytest
 
-from tests.chaos.runner import LONG, Chaos
+from tests.chaos.runner import LONG, SETTINGS, Chaos
 from tests.chaos.tally import WORKER_SLOWED
 from tests.checker.live import LiveReader, percentile
 from tests.checker.reading import READ_COMMITTED
@@ -17,6 +17,11 @@ from tests.harness import wait_until
 pytestmark = pytest.mark.timeout(300)
 
 SLOW = "worker-0"
+TIMES = 10
+TURN_S = 0.4
+"""It stands still for nine tenths of a turn: longer than others wait for it (`STRAGGLER_MS`), however fast
+the machine runs the last tenth, and shorter than a session lasts without heartbeats."""
+STRAGGLERS_SEEN = 5
 WATCHED_S = 60.0 if LONG else 10.0
 STRAGGLER_MS = 100.0
 """`checkpoint.straggler.ms`: so much longer may an epoch of the others take."""
@@ -48,6 +53,8 @@ def latencies_ms(reader: LiveReader, partitions: set[int], begin_ns: int, end_ns
 def test_one_slow_worker_does_not_slow_the_others(
     chaos: Callable[..., AbstractContextManager[Chaos]],
 ) -> None:
+    still_ms = TURN_S * 1000 * (1 - 1 / TIMES)
+    assert 2 * STRAGGLER_MS < still_ms < float(str(SETTINGS["session.timeout.ms"])) / 2
     # Epochs as often as by default: it is their latency that is measured.
     settings = {"commit.interval.min.ms": 10}
     with chaos("one worker ten times slower", rate=600.0, settings=settings) as run:
@@ -60,15 +67,16 @@ def test_one_slow_worker_does_not_slow_the_others(
         time.sleep(WATCHED_S / 2)  # for comparison, in the same run
         slow_ns = time.time_ns()
         stragglers = stragglers_of(run)
-        with run.cluster.slowed(SLOW, times=10):
+        with run.cluster.slowed(SLOW, times=TIMES, period_s=TURN_S):
             time.sleep(WATCHED_S)
+            wait_until(
+                lambda: stragglers_of(run) - stragglers >= STRAGGLERS_SEEN, "epochs that didn't wait for it"
+            )
         healed_ns = time.time_ns()
         run.await_flow()
         assert run.cluster.pids() == pids
         assert shards_of(run, 0) == mine, "the slow worker lost shards: it was slow, not dead"
-        stragglers = stragglers_of(run) - stragglers
-        assert stragglers > 0, "it never held anything back: the fault didn't land"
-        shown = f"{stragglers} times others' epochs didn't wait for it"
+        shown = f"{stragglers_of(run) - stragglers} times others' epochs didn't wait for it"
         run.note(WORKER_SLOWED, f"{SLOW} ran a tenth of the time for {WATCHED_S} s", slow_ns, shown=shown)
         reader = run.readers[READ_COMMITTED]
         wait_until(lambda: min(reader.newest_ns().values()) > healed_ns, "all is read", 30)

@@ -1,4 +1,10 @@
-"""Agents and the commands that scale: over real processes, as on several hosts."""
+"""Agents and the commands that scale: over real processes, as on several hosts.
+
+Which process finds the coordinator first is a matter of luck, so links are delayed on purpose: in the tests
+that are about it, and in all of them with `FCLUSTER_TEST_LATE=agent:3000` or `worker:3000` (each agent, or
+the first worker of each, waits so many milliseconds before it looks for the coordinator), or
+`coordinator:3000`.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +13,19 @@ import os
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from fcluster.common.admin_client import AdminClient
 from fcluster.common.discovery import find_leader
 from fcluster.common.errors import FclusterError
+from fcluster.common.failpoints import ENVIRONMENT_VARIABLE, Arm
 from fcluster.common.settings import resolve
 from tests.harness import process_state, wait_until
 from tests.integration.test_up import User, assert_counted
@@ -25,6 +34,9 @@ pytestmark = pytest.mark.timeout(240)
 HOST = socket.gethostname()
 QUICK = ("--set", "initial.rebalance.delay.ms=300", "--set", "session.timeout.ms=2000")
 RECORDS = 400
+LATE, _, LATE_MS = os.environ.get("FCLUSTER_TEST_LATE", "").partition(":")
+NEVER_MS = 600_000
+"""Longer than any test: nobody waits for it."""
 
 
 class Site(User):
@@ -35,7 +47,7 @@ class Site(User):
         self.brokers = brokers
         self.job = f"{prefix}job"
         self.records = 0
-        self.common = ("--brokers", brokers, "--snapshots", "snapshots", *QUICK)
+        self.common: tuple[str, ...] = ("--brokers", brokers, "--snapshots", "snapshots", *QUICK)
         self.put_in("--partitions", "6")
 
     def put_in(self, *more: str) -> None:
@@ -43,13 +55,26 @@ class Site(User):
         self.records += RECORDS
 
     def coordinator(self, name: str = "coordinator", workers: int = 2) -> subprocess.Popen[bytes]:
+        if LATE == "coordinator":
+            time.sleep(int(LATE_MS) / 1000)  # the fault: everybody else is there first
         return self.popen(
             "coordinator", "job.py", "--workers", str(workers), *self.common, output=f"{name}.log"
         )
 
-    def agent(self, name: str, workers: int) -> subprocess.Popen[bytes]:
+    def agent(
+        self, name: str, workers: int, late: str = "", late_ms: int = NEVER_MS
+    ) -> subprocess.Popen[bytes]:
+        """Start an agent. `late`, "agent" or "worker": it, or its first worker, waits `late_ms` before it
+        looks for the coordinator."""
+        if LATE and not late:
+            late, late_ms = LATE, int(LATE_MS)
+        points = self.directory / f"{name}-failpoints"
+        points.mkdir()
+        if late in ("agent", "worker"):
+            arm = Arm("hold", after_ms=late_ms)
+            (points / f"{late}.seeks-leader").write_bytes(msgspec.json.encode(arm))
         arguments = ("worker", "job.py", "--workers", str(workers), "--data-dir", name, *self.common)
-        return self.popen(*arguments, output=f"{name}.log")
+        return self.popen(*arguments, output=f"{name}.log", env={ENVIRONMENT_VARIABLE: str(points)})
 
     def command(self, *command: str, code: int = 0) -> str:
         return self.run(*command, "--brokers", self.brokers, "--job", self.job, code=code)
@@ -75,10 +100,14 @@ class Site(User):
         return wait_until(so, what, 60, 0.1)
 
     def wait_settled(self, workers: int) -> dict[str, Any]:
-        """Until so many workers run all shards."""
+        """Until so many workers run all shards, and their agents have said that they run them.
+
+        An agent has a connection of its own: workers may be known before it is, and the other way round.
+        """
         return self.wait_for(
             lambda status: (
-                len(status["workers"]) == workers
+                len(status["workers"]) == workers == sum(running(status).values())
+                and all(worker["agent"] for worker in status["workers"])
                 and all(part["phase"] == "running" for part in (*status["workers"], *status["shards"]))
             ),
             f"{workers} workers run all shards",
@@ -141,6 +170,8 @@ def test_scale_spreads_over_agents_and_down_again_and_loses_nothing(site: Site) 
 
 
 def test_scale_says_what_it_can_not_do(site: Site) -> None:
+    # Longer than the commands take on a busy machine: the agent that is stopped below stays connected.
+    site.common += ("--set", "session.timeout.ms=60000")
     site.coordinator()
     site.wait_for(bool, "a coordinator")
     assert "there is no agent that could start or end workers" in site.command("scale", "3", code=1)
@@ -243,11 +274,47 @@ def test_agent_ends_with_its_job(site: Site) -> None:
     coordinator = site.coordinator()
     agent = site.agent("a", 2)
     site.wait_settled(2)
+    site.assert_exact()
     with site.admin() as client:
         client.stop()
     assert coordinator.wait(60) == 0
     assert agent.wait(60) == 0, site.log("a")
-    site.assert_exact()
+    assert " ERROR " not in site.log("a")
+
+
+def test_agent_that_never_met_the_coordinator_ends_with_its_workers_when_the_job_is_stopped(
+    site: Site,
+) -> None:
+    coordinator = site.coordinator()
+    agent = site.agent("a", 2, late="agent")
+    site.assert_exact()  # the workers are at work
+    assert site.status()["agents"] == []
+    with site.admin() as client:
+        client.stop()
+    assert coordinator.wait(60) == 0
+    assert agent.wait(60) == 0, site.log("a")
+    assert "is started again" not in site.log("a")
+
+
+def test_agent_that_was_there_first_ends_with_the_job_though_no_worker_of_it_ever_joined(
+    site: Site,
+) -> None:
+    # The journal tells of the end of a former run, which is none of this agent's.
+    first = site.coordinator("first")
+    site.wait_for(bool, "a coordinator")
+    with site.admin() as client:
+        client.stop()
+    assert first.wait(60) == 0
+    agent = site.agent("a", 1, late="worker")
+    wait_until(lambda: "no coordinator of job" in site.log("a"), "it waits for the next run")
+    coordinator = site.coordinator(workers=1)
+    status = site.wait_for(lambda status: status["agents"], "the agent is known")
+    assert status["workers"] == []
+    assert agent.poll() is None
+    with site.admin() as client:
+        client.stop()
+    assert coordinator.wait(60) == 0
+    assert agent.wait(60) == 0, site.log("a")
 
 
 def test_agent_fails_with_its_job(site: Site) -> None:

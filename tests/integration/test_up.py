@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +41,14 @@ class User:
         self.started: list[subprocess.Popen[bytes]] = []
         (directory / "job.py").write_text(JOB.format(prefix=prefix))
 
-    def popen(self, *command: str, output: str | None = None) -> subprocess.Popen[bytes]:
+    def popen(
+        self, *command: str, output: str | None = None, env: Mapping[str, str] | None = None
+    ) -> subprocess.Popen[bytes]:
         with (self.directory / (output or os.devnull)).open("wb") as file:
             process = subprocess.Popen(
                 [sys.executable, "-m", "fcluster", *command],
                 cwd=self.directory,
-                env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+                env={**os.environ, "PYTHONPATH": str(REPOSITORY), **(env or {})},
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,

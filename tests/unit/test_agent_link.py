@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import pytest
 
 from fcluster.agent import AgentLink, Staff
-from fcluster.common import messages
+from fcluster.common import messages, seeking
+from fcluster.common.discovery import Leader
 from fcluster.common.settings import resolve
 from tests.harness import wait_until
 from tests.unit.test_admin_client import FakeCoordinator
@@ -28,18 +30,21 @@ class Agent:
 
     def start(self) -> Agent:
         self.coordinator = FakeCoordinator(lambda _request: messages.encode(self.answer))
-        self.link = AgentLink(
+        self.link = self.make_link(self.coordinator.address)
+        self.link.start()
+        return self
+
+    def make_link(self, address: str) -> AgentLink:
+        return AgentLink(
             resolve({}, None, {}, {"brokers": "127.0.0.1:1", "heartbeat.interval.ms": 20}),
             "job",
-            address=self.coordinator.address,
+            address=address,
             staff=lambda: Staff(self.target, self.running),
             resize=self.resize,
             learn_slots=self.slots.update,
             on_end=lambda failed, reason: self.ends.append((failed, reason)),
             say=self.said.append,
         )
-        self.link.start()
-        return self
 
     def resize(self, target: int) -> None:
         self.resized.append(target)
@@ -56,7 +61,8 @@ class Agent:
 
     def close(self) -> None:
         self.link.close()
-        self.coordinator.close()
+        if not self.coordinator._closing:
+            self.coordinator.close()
 
 
 @pytest.fixture
@@ -111,12 +117,106 @@ def test_refusal_is_said_once(agent: Agent) -> None:
     assert agent.said == ["refused by the coordinator: another job"]
 
 
-def test_end_in_the_journal_counts_if_it_is_not_of_a_former_run(agent: Agent) -> None:
-    agent.link._on_job_ended(9, False, "before we began")
-    assert agent.ends == []
-    agent.answer = messages.AgentOrder(4, 0, 2)
-    wait_until(lambda: agent.link._orders.term == 4, "it has heard of a term", 10, 0.005)
-    agent.link._on_job_ended(3, False, "a former run")
-    assert agent.ends == []
-    agent.link._on_job_ended(4, True, "this one")
-    assert agent.ends == [(True, "this one")]
+# --- what the journal says ------------------------------------------------------------------------------
+
+
+class FakeJournal:
+    """Stands for `LeaderFollower`: the journal as the test says it is."""
+
+    def __init__(self) -> None:
+        self.leader: Leader | None = None
+        self.ended: tuple[int, bool, str] | None = None
+        self.is_open = True
+        self.looks = 0
+
+    def poll(self, timeout_s: float) -> bool:
+        time.sleep(0.001)
+        self.looks += 1
+        return True
+
+    def close(self) -> None:
+        pass
+
+    def looked(self) -> None:
+        """Wait until it was looked into."""
+        looks = self.looks
+        wait_until(lambda: self.looks > looks + 1, "the journal is looked into", 10, 0.002)
+
+
+@dataclass
+class Lonely(Agent):
+    """An agent that is given no address."""
+
+    def start(self) -> Lonely:
+        self.coordinator = FakeCoordinator(lambda _request: messages.encode(self.answer))
+        self.link = self.make_link("")
+        self.link.start()
+        return self
+
+    def leader(self, term: int, *, answers: bool = True) -> Leader:
+        address = self.coordinator.address if answers else "tcp://127.0.0.1:1"
+        return Leader(address, term, "host", 1, f"run{term}")
+
+
+@pytest.fixture
+def journal(monkeypatch: pytest.MonkeyPatch) -> FakeJournal:
+    journal = FakeJournal()
+    monkeypatch.setattr(seeking, "LeaderFollower", lambda _settings, _job: journal)
+    return journal
+
+
+@pytest.fixture
+def lonely(journal: FakeJournal) -> Iterator[Lonely]:
+    lonely = Lonely()
+    yield lonely
+    lonely.close()
+
+
+def test_agent_whose_link_never_stood_learns_from_the_journal_that_the_job_has_ended(
+    journal: FakeJournal, lonely: Lonely
+) -> None:
+    journal.leader = lonely.leader(3, answers=False)
+    lonely.start()
+    journal.looked()
+    assert lonely.ends == []
+    journal.leader, journal.ended = None, (3, False, "asked to stop")
+    wait_until(lambda: lonely.ends, "the end is known", 10, 0.005)
+    journal.looked()
+    assert lonely.ends == [(False, "asked to stop")]
+
+
+def test_agent_that_waits_for_the_next_run_is_not_ended_by_the_last_one(
+    journal: FakeJournal, lonely: Lonely
+) -> None:
+    journal.ended = (3, True, "the run before")
+    lonely.start()
+    journal.looked()
+    assert lonely.ends == []
+    # A run that is over between two looks, before the agent met its leader.
+    journal.ended = (4, True, "this run")
+    wait_until(lambda: lonely.ends, "the end is known", 10, 0.005)
+    assert lonely.ends == [(True, "this run")]
+
+
+def test_agent_that_lost_its_leader_learns_from_the_journal_that_the_job_has_ended(
+    journal: FakeJournal, lonely: Lonely
+) -> None:
+    lonely.answer = messages.AgentOrder(4, 0, 2)
+    lonely.start()
+    journal.leader = lonely.leader(4)
+    lonely.wait_for(lambda report: report.target == 2)
+    wait_until(lambda: lonely.link._orders.term == 4, "it has heard of a term", 10, 0.005)
+    journal.leader, journal.ended = None, (4, True, "nobody said so")
+    lonely.coordinator.close()
+    wait_until(lambda: lonely.ends, "the end is known", 10, 0.005)
+    assert lonely.ends == [(True, "nobody said so")]
+
+
+def test_agent_that_meets_its_leader_only_while_the_job_ends_is_told_so(
+    journal: FakeJournal, lonely: Lonely
+) -> None:
+    lonely.answer = messages.Shutdown(4, 0, "so it is", False)
+    lonely.start()
+    journal.leader = lonely.leader(4)
+    wait_until(lambda: lonely.ends, "the end is heard", 10, 0.005)
+    assert lonely.ends[0] == (False, "so it is")

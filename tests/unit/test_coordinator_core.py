@@ -928,7 +928,7 @@ def test_draining_job_takes_no_new_workers() -> None:
     FakeWorker(harness, "w1-again", slot=1).hello()
     w1.hello()
     lines = harness.transcript()
-    assert lines[0].startswith("new <- Refused: the job is stopping")
+    assert lines[0] == "new <- Shutdown: asked to stop"
     assert lines[1] == "w1-again <- Shutdown: asked to stop"
     assert "w1 <- Shutdown: asked to stop" in lines
     assert "fence slot 1" in lines

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
 from fcluster.common.discovery import Leader
-from fcluster.common.seeking import FIXED_PATIENCE_MS, TURN_MS, Search
+from fcluster.common.seeking import FIXED_PATIENCE_MS, TURN_MS, Ends, Search
 
 SILENT_MS = 1_500.0
 
@@ -110,3 +112,33 @@ def test_broken_connection_leaves_no_doubt_behind() -> None:
     search.unlinked(10)
     search.linked(20)
     assert not search.is_wanted(30)
+
+
+# --- the end of the job ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("first_look", "ended_term", "concerns_us"),
+    [
+        ((None, 4), 4, False),  # the former run's: this process was started for the next one
+        ((None, 4), 5, True),  # the next run was over before this process met its leader
+        ((None, 0), 1, True),
+        ((leader(4), 0), 4, True),  # somebody led when this process was started
+        ((leader(4), 0), 5, True),
+        ((leader(4), 0), 3, False),
+    ],
+)
+def test_end_counts_if_it_is_newer_than_the_first_look_into_the_journal(
+    first_look: tuple[Leader | None, int], ended_term: int, concerns_us: bool
+) -> None:
+    ends = Ends()
+    ends.looked(*first_look)
+    ends.looked(None, ended_term)  # later looks change nothing about what was over before
+    assert ends.concerns_us(ended_term, 0) is concerns_us
+
+
+@pytest.mark.parametrize(("ended_term", "concerns_us"), [(3, False), (4, True), (5, True)])
+def test_end_counts_for_who_has_heard_its_leader_or_one_before(ended_term: int, concerns_us: bool) -> None:
+    ends = Ends()
+    ends.looked(None, ended_term)
+    assert ends.concerns_us(ended_term, 4) is concerns_us

@@ -13,6 +13,7 @@ from fcluster.supervisor import (
     EXIT_BUG,
     EXIT_DONE,
     EXIT_DRAINED,
+    EXIT_JOB_ENDED,
     EXIT_JOB_FAILED,
     EXIT_KILLED,
     EXIT_MISTAKE,
@@ -154,10 +155,13 @@ class Agents(Cluster):
             self.make_worker,
             spawn=self._spawn,
             view=self,
-            on_change=lambda pids: self.pids.update(pids),
+            on_change=self._note,
             exit_grace_s=0.3,
             leave_timeout_s=self.leave_timeout_s,
         )
+
+    def _note(self, pids: dict[str, int]) -> None:
+        self.pids = pids
 
 
 @pytest.fixture
@@ -432,6 +436,27 @@ def test_agent_ends_with_its_job(agent: Agents, failed: bool, code: int) -> None
 def test_agent_knows_of_a_failed_job_from_a_worker(agent: Agents) -> None:
     agent.child("worker-0").end(EXIT_JOB_FAILED)
     assert agent.outcome().exit_code == EXIT_JOB_FAILED
+
+
+def test_agent_that_heard_of_no_end_knows_of_it_from_its_workers(agent: Agents) -> None:
+    agent.child("worker-0").end(EXIT_JOB_ENDED)
+    eventually(lambda: "worker-0" not in agent.pids, "the exit is noted")
+    agent.supervisor.resize(5)  # an order that comes too late
+    # The other one commits its last epoch meanwhile, in its own time.
+    assert not agent.child("worker-1").terminated
+    agent.child("worker-1").end(EXIT_JOB_ENDED)
+    assert agent.outcome() == Outcome(EXIT_DONE)
+    assert agent.supervisor.restarts == 0
+    assert sorted(agent.children) == ["worker-0", "worker-1"]
+
+
+def test_worker_that_died_is_not_started_again_when_another_one_says_that_the_job_has_ended(
+    agent: Agents,
+) -> None:
+    agent.child("worker-0").end(EXIT_DONE)  # asked to leave by somebody: to be started again in a moment
+    agent.child("worker-1").end(EXIT_JOB_ENDED)
+    assert agent.outcome() == Outcome(EXIT_DONE)
+    assert agent.supervisor.restarts == 0
 
 
 def test_agents_first_signal_lets_all_leave_and_it_ends_when_they_have(agent: Agents) -> None:

@@ -284,7 +284,7 @@ def test_drain_commits_what_is_open_before_it_is_drained() -> None:
     scenario.prepared(1).complete(1).committed(1, A)
     assert scenario.sent()[-1] == messages.Drained(7)
     scenario.receive(messages.Shutdown(1, 7, "stopped", False))
-    assert scenario.did(events.Exit) == [events.Exit(0, "stopped")]
+    assert scenario.did(events.Exit) == [events.Exit(model.EXIT_JOB_ENDED, "stopped")]
 
 
 def test_terminated_worker_works_on_until_its_shards_have_moved_away() -> None:
@@ -428,6 +428,15 @@ def test_failed_job_exits_with_its_own_code() -> None:
     scenario = Scenario().joined()
     scenario.receive(messages.Shutdown(1, 7, "bad record", True))
     assert scenario.did(events.Exit) == [events.Exit(model.EXIT_JOB_FAILED, "bad record")]
+
+
+@pytest.mark.parametrize(("failed", "code"), [(False, model.EXIT_JOB_ENDED), (True, model.EXIT_JOB_FAILED)])
+def test_worker_without_a_leader_ends_when_the_journal_says_that_the_job_has_ended(
+    failed: bool, code: int
+) -> None:
+    scenario = Scenario()
+    scenario.after(events.JobEnded(failed, "so it is"))
+    assert scenario.did(events.Exit) == [events.Exit(code, "so it is")]
 
 
 def test_full_epoch_pauses_until_its_barrier() -> None:
