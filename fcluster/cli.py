@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 EXIT_MISTAKE = 1
 EXIT_JOB_FAILED = 3
 EXIT_JOB_ENDED = 5
+HANDLERS_END_S = 3.0
+"""A worker whose work is done waits no longer for threads and processes of its handlers."""
 EXIT_BUG = 70
 EXIT_TEMPORARY = 75
 EXIT_INTERRUPTED = 130
@@ -879,6 +881,9 @@ def worker(
     if workers is not None:
         agent = AgentOptions(target, options.flags, options.config, options.log_level, workers, address or "")
         context.exit(run_agent(agent))
+    from fcluster.worker import handler_processes
+
+    handler_processes.prepare()
     job, settings = load(target, options.flags, options.config, os.environ)
     from fcluster.worker.server import run_worker
 
@@ -890,4 +895,5 @@ def worker(
         report(*worker_failure())
     if code == EXIT_JOB_ENDED and not kept:
         code = 0  # who keeps the worker has to tell that from a request to leave; for others it is success
+    handler_processes.leave_within(HANDLERS_END_S, code)
     context.exit(code)

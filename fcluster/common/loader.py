@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import importlib.util
 import os
 import sys
 import traceback
@@ -17,11 +16,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
+from fcluster.common import job_files
 from fcluster.common.errors import FclusterError, JobError
 from fcluster.common.job import Job
 
 _PACKAGE = f"{Path(__file__).resolve().parent.parent}{os.sep}"
-_MODULE_PREFIX = "fcluster_job_"
 
 
 def load_job(target: str) -> Job:
@@ -61,19 +60,12 @@ def _load_file(path: Path) -> ModuleType:
             remedy=_did_you_mean(path.name, names) or "Check the path.",
         )
     _import_from(path.resolve().parent)
-    name = _MODULE_PREFIX + path.stem
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
+    if path.suffix != ".py":
         raise JobError(f"The job file {str(path)!r} isn't a Python file.", remedy="Give it a name in .py.")
-    module = importlib.util.module_from_spec(spec)
-    # Under a name of our own: a job file may be called like a module that is already imported.
-    sys.modules[name] = module
     try:
-        spec.loader.exec_module(module)
+        return job_files.import_file(path)
     except (Exception, SystemExit) as error:
-        del sys.modules[name]
         raise _failed(str(path), error) from error
-    return module
 
 
 def _load_module(name: str) -> ModuleType:

@@ -59,7 +59,7 @@ from fcluster.common.seeking import LeaderSeeker
 from fcluster.common.settings import Settings, with_settings
 from fcluster.common.topology import Isolation, Topology
 from fcluster.common.transport import DealerTransport
-from fcluster.worker import core, events, model
+from fcluster.worker import core, events, handler_processes, model
 from fcluster.worker.changelog import Delta, encode_delta
 from fcluster.worker.consuming import Batch, Idle, ReaderDied, ReaderEvent, ReadFailed, SourceReader
 from fcluster.worker.health import WorkerHealth
@@ -190,7 +190,8 @@ class Worker:
 
     def run(self) -> int:
         """Work until told to leave; returns the process's exit code."""
-        with health_port(self._settings.http_bind, self._health, insecure=self._settings.insecure):
+        with health_port(self._settings.http_bind, self._health, insecure=self._settings.insecure) as port:
+            handler_processes.keep_from_children(addresses=[port.url] if port is not None else [])
             self._pulse.start()
             if self._fixed_address:
                 self._reach.expect(self._fixed_address)
@@ -269,6 +270,8 @@ class Worker:
 
     def _feed(self, event: events.Event) -> None:
         """Give an event to the core and carry out what it decides."""
+        if handler_processes.is_forked:
+            os._exit(handler_processes.EXIT_FORKED)  # a handler forked, and its child came back from it
         for effect in self._core.handle(event, _now_ms()):
             self._carry_out(effect)
         if not isinstance(event, events.RecordsProcessed):
@@ -755,9 +758,11 @@ class Worker:
     def _connect(self, leader: Leader | None) -> None:
         """Connect to that leader, None: to the given address. In the seeker's thread."""
         try:
-            self._reach.expect(self._fixed_address if leader is None else leader.address)
+            address = self._fixed_address if leader is None else leader.address
+            handler_processes.keep_from_children(addresses=[address])
+            self._reach.expect(address)
             if leader is None:
-                self._transport.connect(self._fixed_address, self._fixed_security)
+                self._transport.connect(address, self._fixed_security)
                 return
             security = client_security(self._settings, Role.WORKER, leader.address, leader.public_key)
             _log.info("the coordinator of term %d is at %s", leader.term, leader.address)
@@ -867,7 +872,12 @@ def run_worker(job: Job, settings: Settings, *, slot: int = -1, coordinator_addr
         FclusterError: it can't start; the message says why.
     """
     sys.setswitchinterval(THREAD_SWITCH_INTERVAL_S)
-    worker = Worker(job, settings, slot, coordinator_address or settings.coordinator_address)
+    address = coordinator_address or settings.coordinator_address
+    worker = Worker(job, settings, slot, address)
+    handler_processes.keep_from_children(
+        addresses=[*settings.bootstrap_servers.split(","), address],
+        directory=Path(settings.state_dir),
+    )
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: worker.request_termination())
     # What exists by now lives as long as the process; collecting it over and over costs 3 to 4%.

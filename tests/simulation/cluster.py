@@ -14,7 +14,7 @@ from typing import Any
 
 from fcluster.common.settings import Settings
 from fcluster.common.topology import Topology
-from fcluster.worker.model import EXIT_DRAINED
+from fcluster.worker.model import EXIT_DRAINED, EXIT_JOB_ENDED
 from fcluster.worker.state import FlushLimits
 from tests.simulation.checks import Checks
 from tests.simulation.coordinator_shell import SimCoordinator
@@ -209,7 +209,7 @@ class Cluster:
             return
         if (worker.leaving or worker.exit_code == EXIT_DRAINED) and not worker.returns:
             return
-        if worker.exit_code == 0 and self.stop_wanted:
+        if worker.exit_code in (0, EXIT_JOB_ENDED) and self.stop_wanted:
             return
         number = int(worker.name[1:].partition(".")[0])
         slot = worker.wanted_slot if worker.slot < 0 else worker.slot

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -173,3 +174,13 @@ def test_variable_that_isnt_there_or_isnt_a_job_is_refused(write: WriteFile) -> 
     assert "nothing named 'jobb'" in missing.message
     assert "job (carriers)" in missing.remedy
     assert "of type int" in failure("flights.py:number").message
+
+
+def test_function_of_a_job_file_is_found_by_a_process_that_was_started_afresh(write: WriteFile) -> None:
+    write("json.py", JOB + "def double(number):\n    return 2 * number\n")
+    load_job("json.py")
+    module = next(name for name in sys.modules if name.startswith("fcluster.common.job_files."))
+    # As `multiprocessing` does there; without the folder of the file on the path.
+    text = f"import importlib; print(importlib.import_module({module!r}).double(21))"
+    done = subprocess.run([sys.executable, "-P", "-c", text], capture_output=True, check=True)
+    assert done.stdout == b"42\n"

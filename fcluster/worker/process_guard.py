@@ -1,0 +1,157 @@
+"""Kills what a worker's handlers have started, once the worker itself has ended, in whatever way.
+
+    process_guard.py WORKER_PID MARK SESSION        standard input: lines `PID START_TIME` of forked children
+
+Responsible for: waiting for the worker's end, which the kernel tells of (a pidfd), and finding what it has
+left behind. Run as a script by its path (`python -I -S`): it must import nothing but the standard library, so
+that it is small. Linux only.
+
+To the worker belong: processes that carry MARK in their environment, which what is executed inherits;
+processes that have registered on standard input, which what is only forked does; all processes in the
+worker's session, if SESSION is 1: the worker leads it; and the children of all these.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sys
+import time
+
+ENVIRONMENT_VARIABLE = "FCLUSTER__HANDLER_OF"
+TRACKER = b"multiprocessing.resource_tracker"
+"""It removes semaphores and shared memory once all who used them are gone, then ends by itself."""
+TRACKER_GRACE_S = 3.0
+PATIENCE_S = 10.0
+POLL_S = 0.02
+FORGET_AT = 1_000
+"""So many registrations, and those of processes that have ended are dropped."""
+
+Process = tuple[int, str]
+"""Id and start time, which together name a process for ever."""
+
+
+def start_of(pid: int) -> tuple[int, int, str] | None:
+    """A process's parent, its session and its start time; None if it is gone."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+    except OSError:
+        return None
+    if fields[0] in (b"Z", b"X"):
+        return None
+    return int(fields[1]), int(fields[3]), fields[19].decode()
+
+
+def read(pid: int, name: str) -> bytes:
+    """A file of the process; empty if that can't be read."""
+    try:
+        with open(f"/proc/{pid}/{name}", "rb") as file:
+            return file.read()
+    except OSError:
+        return b""
+
+
+def belonging(worker: int, mark: str, leads_session: bool, registered: set[Process]) -> set[int]:
+    """The processes that belong to the worker and still run, without this one and the worker."""
+    entry = f"{ENVIRONMENT_VARIABLE}={mark}".encode()
+    found: set[int] = set()
+    parents: dict[int, int] = {}
+    for name in os.listdir("/proc"):
+        if not name.isdigit():
+            continue
+        pid = int(name)
+        facts = start_of(pid)
+        if facts is None or pid in (os.getpid(), worker):
+            continue
+        parent, session, started = facts
+        parents[pid] = parent
+        if (
+            (pid, started) in registered
+            or (leads_session and session == worker)
+            or entry in read(pid, "environ").split(b"\0")
+        ):
+            found.add(pid)
+    while more := {pid for pid, parent in parents.items() if parent in found} - found:
+        found |= more
+    return found
+
+
+def sweep(worker: int, mark: str, leads_session: bool, registered: set[Process]) -> None:
+    """Kill all that belongs to the worker, until nothing does."""
+    began_s = time.monotonic()
+    while left := belonging(worker, mark, leads_session, registered):
+        age_s = time.monotonic() - began_s
+        if age_s > PATIENCE_S:
+            return  # what can't be killed now hangs in the kernel
+        for pid in left:
+            if TRACKER not in read(pid, "cmdline") or age_s > TRACKER_GRACE_S:
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except OSError:
+                    pass
+        time.sleep(POLL_S)
+
+
+class Registrations:
+    """Who has said on standard input that it is a forked child of the worker."""
+
+    def __init__(self) -> None:
+        self.processes: set[Process] = set()
+        self._rest = b""
+        self.ended = False
+
+    def take(self) -> None:
+        """Read what is there."""
+        try:
+            data = os.read(0, 65536)
+        except BlockingIOError:
+            return
+        self.ended = not data
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        for line in lines:
+            pid, _, started = line.decode().partition(" ")
+            self.processes.add((int(pid), started))
+        if len(self.processes) > FORGET_AT:
+            self.processes = {
+                (pid, started)
+                for pid, started in self.processes
+                if (facts := start_of(pid)) is not None and facts[2] == started
+            }
+
+
+def await_end(worker: int, registrations: Registrations) -> None:
+    """Wait until the worker has ended."""
+    try:
+        descriptor = os.pidfd_open(worker)
+    except OSError:
+        return
+    if os.getppid() != worker:
+        return  # it has ended before that, and its id may name another process
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    poll.register(0, select.POLLIN)
+    while True:
+        ready = dict(poll.poll())
+        if 0 in ready:
+            registrations.take()
+            if registrations.ended:
+                poll.unregister(0)
+        if descriptor in ready:
+            return
+
+
+def main(worker: int, mark: str, leads_session: bool) -> None:
+    """Wait, then sweep."""
+    for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ignored, signal.SIG_IGN)
+    os.set_blocking(0, False)
+    registrations = Registrations()
+    await_end(worker, registrations)
+    registrations.take()
+    sweep(worker, mark, leads_session, registrations.processes)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), sys.argv[2], sys.argv[3] == "1")
