@@ -217,7 +217,8 @@ def test_records_deleted_before_they_were_processed_are_named_as_a_gap(place: Pl
     assert place.up(path).code == 0
     place.produce(numbers(4, 5, 6, 7))
     place.delete_before(6)
-    assert_refused(place.up(path), f"3 to 5 of {source}/0", "source.gap=continue")
+    gap = (f"3 to 5 of {source}/0", "were deleted before they were processed")
+    assert_refused(place.up(path), *gap, "source.gap=continue")
     assert place.committed() == 3
     assert place.up(path, "--set", "source.gap=continue").code == 0
     assert place.committed() == 7

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
 from fcluster import Job
-from fcluster.common.errors import IncompatibleState
+from fcluster.common.errors import IncompatibleState, MissingTopic
 from fcluster.common.ids import (
     changelog_topic,
     former_changelog_topic,
@@ -15,10 +16,11 @@ from fcluster.common.ids import (
     journal_topic,
     repartition_topic,
 )
+from fcluster.common.kafka_clients import ensure_internal_topics
 from fcluster.common.positions import CommittedPosition
 from fcluster.common.settings import Settings
 from fcluster.common.topology import Topology, described_topics
-from fcluster.coordinator import owned_topics
+from fcluster.coordinator import owned_topics, server
 from fcluster.coordinator.internal_names import (
     Claim,
     claim_of,
@@ -187,6 +189,41 @@ def test_topic_that_two_jobs_of_before_have_written_to_is_refused_by_name(monkey
         in caught.value.message
     )
     assert "fcluster reset billing" in caught.value.remedy
+
+
+def test_topic_in_the_journals_place_is_refused_by_name(monkeypatch: Any) -> None:
+    monkeypatch.setattr(owned_topics, "existing_topics", lambda admin: {"billing-eu-journal": 1})
+    monkeypatch.setattr(owned_topics, "read_journal", lambda settings, job: {"user": {"name": "x"}})
+    with pytest.raises(IncompatibleState, match="holds records that no coordinator writes") as caught:
+        owned_topics.own_names(Settings(), cast(Any, None), built())
+    assert "'billing-eu-journal'" in caught.value.message
+
+
+def test_topic_that_kafka_would_refuse_to_create_is_refused_with_the_reason() -> None:
+    class Kafka:
+        def list_topics(self, **_: Any) -> Any:
+            topic = SimpleNamespace(error=None, partitions={0: None})
+            return SimpleNamespace(topics={"orders": topic, "billing_eu-journal": topic})
+
+    with pytest.raises(MissingTopic) as caught:
+        ensure_internal_topics(cast(Any, Kafka()), built("billing.eu"), Settings())
+    assert (
+        "'billing.eu-journal' doesn't exist, and can't be created as long as there is 'billing_eu-journal'"
+        in caught.value.message
+    )
+    assert "of the job" in caught.value.remedy
+
+
+def test_brokers_that_forget_sooner_than_idle_shards_commit_are_named(
+    monkeypatch: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(server, "broker_setting", lambda admin, name: 4_000)
+    assert server.refresh_interval_s(Settings(), cast(Any, None)) == 1
+    assert "the brokers forget transactional ids that are idle for 4000 ms" in caplog.text
+    assert "at most 1000 ms" in caplog.text
+    for remembered in (None, 7 * 86_400_000):
+        monkeypatch.setattr(server, "broker_setting", lambda admin, name, known=remembered: known)
+        assert server.refresh_interval_s(Settings(), cast(Any, None)) == 21_600
 
 
 class NoConsumer:

@@ -446,3 +446,16 @@ def test_field_of_values_that_are_no_objects_is_refused_as_a_key() -> None:
 def test_unknown_on_error_is_refused() -> None:
     job = Job("j")
     refused(lambda: job.stream(job.topic("a")).process(count, on_error="ignore"))  # type: ignore[arg-type]
+
+
+def test_topics_that_kafka_cannot_hold_side_by_side_are_refused_with_the_reason() -> None:
+    job = Job("j")
+    job.topic("orders.eu_west")
+    error = refused(lambda: job.topic("orders_eu.west"))
+    assert "can't both exist: Kafka takes '.' and '_' for the same in topic names" in error.message
+    assert "misspelt" in error.remedy
+
+
+@pytest.mark.parametrize("name", ["x-y-changelog-0123456789", "x-repartition-abcdefabcd"])
+def test_internal_topics_of_any_job_are_reserved(name: str) -> None:
+    assert "reserved" in refused(lambda: Job("j").topic(name)).message
