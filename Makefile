@@ -48,7 +48,7 @@ test: lint ## set up, lint, then all tests; of the faults under load a short dos
 	$(PYTEST) --durations=20 tests/unit tests/simulation tests/integration tests/chaos
 
 .PHONY: chaos
-chaos: setup ## the long dose of faults under load, on real processes and a real Kafka; root for some; WIDEN_US=1000: docs/tests.md
+chaos: setup ## the long dose of faults under load, on real processes and a real Kafka; root for some; WIDEN_US=1000 widens races
 	FCLUSTER_TEST_LONG=1 $(PYTEST) --durations=0 tests/chaos
 
 MINUTES ?= 30
