@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import orjson
@@ -58,11 +59,11 @@ class Work:
             producer.produce(self.source, value, f"k{number}", partition=partition)
         assert producer.flush(30) == 0
 
-    def up(self, job_text: str) -> Ended:
+    def up(self, job_text: str, env: Mapping[str, str] | None = None) -> Ended:
         """`fcluster up --until-caught-up`, to its end."""
         path = self._directory / "job.py"
         path.write_text(job_text.format(prefix=self._prefix))
-        with Up(path, self.brokers, self._directory / "data", "--until-caught-up") as up:
+        with Up(path, self.brokers, self._directory / "data", "--until-caught-up", env=env) as up:
             return up.wait(60)
 
     def committed(self) -> list[int]:
@@ -94,3 +95,18 @@ def test_job_that_has_nothing_left_to_do_ends_at_once_though_markers_stand_at_th
     ended = work.up(REGROUPING_JOB)
     assert ended.code == 0, ended.text
     assert work.committed() == [200, 0]
+
+
+def test_isolation_from_the_environment_holds_for_the_end_as_well(work: Work) -> None:
+    """The coordinator, which knows where the end is, goes by the same settings as the workers."""
+    producer = Producer({"bootstrap.servers": work.brokers, "transactional.id": f"{work.source}-open"})
+    producer.init_transactions(30)
+    producer.begin_transaction()
+    for number in range(7):
+        value = orjson.dumps({"number": number, "group": "g"})
+        producer.produce(work.source, value, f"k{number}", partition=0)
+    producer.flush(30)
+    ended = work.up(REGROUPING_JOB, {"FCLUSTER_ISOLATION_LEVEL": "read-uncommitted"})
+    producer.abort_transaction(30)
+    assert ended.code == 0, ended.text
+    assert work.committed() == [7, 0]

@@ -123,9 +123,7 @@ def test_every_message_in_the_table_is_produced_by_a_test(row: Row) -> None:
 
 
 def test_check_finds_a_message_that_nothing_says_and_a_test_that_does_not_look_for_it() -> None:
-    assert is_made_by(
-        f"The topic {ANY} holds records of two jobs", "The topic <name> holds records of"
-    )
+    assert is_made_by(f"The topic {ANY} holds records of two jobs", "The topic <name> holds records of")
     assert not is_made_by(f"The topic {ANY} is empty", "The topic <name> holds records")
     assert tells("holds records of two jobs", "The topic <name> holds records of two jobs")
     assert not tells("a topic", "The topic <name> holds records of two jobs")
