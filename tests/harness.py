@@ -50,6 +50,23 @@ def wait_until(condition: Callable[[], _V], what: str, timeout_s: float = 30, in
         time.sleep(interval_s)
 
 
+def slowness() -> float:
+    """How many times slower than alone on two cores processes run at the moment, at least 1: by the time that
+    some work takes, beside the processor time that it needs."""
+    work_s = 0.05
+    began_s, used_s = time.perf_counter(), time.thread_time()
+    while time.thread_time() - used_s < work_s:
+        sum(range(1_000))
+    share = max(1.0, (time.perf_counter() - began_s) / work_s)
+    # On a single core the processes of a test wait for each other.
+    return share * (2 if len(os.sched_getaffinity(0)) == 1 else 1)
+
+
+def within(seconds: float, bound_s: float) -> bool:
+    """Whether something that took so long was quick enough, for a machine as slow as this one is now."""
+    return seconds < bound_s or seconds < bound_s * slowness()
+
+
 class Cluster:
     """A coordinator and workers of one job, each a process of its own. Use it in a `with` block.
 

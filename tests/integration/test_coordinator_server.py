@@ -33,6 +33,7 @@ from fcluster.common.settings import Settings
 from fcluster.common.snapshot_store import store_identity
 from fcluster.common.transport import DealerTransport
 from fcluster.coordinator.server import run_coordinator
+from tests.harness import within
 
 _M = TypeVar("_M")
 DEADLINE_S = 20.0
@@ -214,7 +215,7 @@ def test_epoch_takes_no_longer_than_its_messages(
         durations_ms.append((time.monotonic() - started) * 1000)
         worker.say(messages.Committed(worker.session, epoch, 1.0, False, []))
     # Two round trips, and what is left of the minimal interval of 10 ms.
-    assert sorted(durations_ms)[25] < 30
+    assert within(sorted(durations_ms)[25] / 1000, 0.030)
 
 
 def test_second_coordinator_that_is_not_to_stand_by_is_a_conflict_that_names_the_first(
@@ -416,7 +417,7 @@ def test_worker_that_vanishes_loses_its_shards_within_a_second(
     kept |= set(second.expect(messages.Assign).shards)
     assert len(kept) == 4
     # 150 ms of grace, a journal write, a fence, another journal write.
-    assert time.monotonic() - started < 1.5
+    assert within(time.monotonic() - started, 1.5)
 
 
 def test_noise_on_the_socket_is_dropped(

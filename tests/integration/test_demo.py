@@ -158,7 +158,7 @@ def test_ctrl_c_commits_the_last_epoch_and_leaves_no_process(
     assert committed() == 2000
     verdict = check_totals(kafka, job, source, output, title="drained")
     assert verdict.ok, verdict.report()
-    wait_until(lambda: not processes_with(str(tmp_path / "data")), "all processes to end", 5)
+    wait_until(lambda: not processes_with(str(tmp_path / "data")), "all processes to end")
 
 
 def written(brokers: str, topic: str) -> int:

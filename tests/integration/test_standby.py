@@ -24,7 +24,7 @@ from tests.checker.live import LiveReader
 from tests.checker.reading import READ_COMMITTED, read_input
 from tests.checker.state import check_state
 from tests.checker.verdict import state_by_key
-from tests.harness import Cluster, wait_until
+from tests.harness import Cluster, wait_until, within
 from tests.integration.test_restore import Changelog
 from tests.pauses import Kill, kill_and_measure, status_of, wait_settled
 
@@ -209,7 +209,7 @@ def test_killed_workers_shards_go_on_where_their_warm_copies_are(load: Callable[
             assert counters["warm_takeovers"] == (2 if replicas else 0)
             running.check()
     print(f"pauses: {pauses_ms[0]:.0f} ms without a standby, {pauses_ms[1]:.0f} ms with one")
-    assert pauses_ms[1] < 5000
+    assert within(pauses_ms[1] / 1000, 5)
 
 
 def test_worker_that_joins_gets_its_shards_warm(load: Callable[[int], Load]) -> None:

@@ -25,7 +25,7 @@ from fcluster.common.transport import (
     RouterTransport,
     TransportEvent,
 )
-from tests.harness import memory_bytes
+from tests.harness import memory_bytes, within
 
 DEADLINE_SECONDS = 10.0
 
@@ -162,7 +162,7 @@ def test_killed_process_is_seen_within_300_ms(
         os.kill(process.pid, signal.SIGKILL)
         killed_at = time.monotonic()
         assert poll_until(router, count(1)) == [Disconnected(b"victim")]
-        assert (time.monotonic() - killed_at) * 1000 < 300
+        assert within(time.monotonic() - killed_at, 0.3)
     finally:
         process.kill()
         process.wait()
