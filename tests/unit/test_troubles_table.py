@@ -93,6 +93,7 @@ def tells(text: str, message: str) -> bool:
     if any(len(part) >= TELLING_CHARACTERS and part in text for part in fragments(message)):
         return True
     plain = PLACEHOLDER.sub(ANY, message)
+    text = re.sub(r"\d+(\.\d+)?", ANY, text)
     pieces = re.split(rf"{ANY}|\\.|\.\*|[\[\]()?+^$]", text)
     return any(len(piece.strip()) >= TELLING_CHARACTERS and piece.strip() in plain for piece in pieces)
 
