@@ -474,6 +474,69 @@ def scale(
         run_scale(line, total, places, wait=not no_wait, timeout_s=timeout_s, say=click.echo)
 
 
+@commands.command()
+@_job_argument
+@click.option(
+    "--to",
+    metavar="WHERE",
+    multiple=True,
+    required=True,
+    help="earliest, latest, time:2026-01-31T12:00:00Z, offsets:FILE, or TOPIC/PARTITION=OFFSET for each.",
+)
+@click.option("--keep-state", is_flag=True, help="Move only the offsets; the state stays as it is.")
+@click.option("--dry-run", is_flag=True, help="Show what would be changed, and change nothing.")
+@click.option("--yes", is_flag=True, help="Don't ask.")
+@_snapshots_option
+@_common
+@click.pass_context
+def reset(
+    context: click.Context,
+    target: str,
+    to: tuple[str, ...],
+    keep_state: bool,
+    dry_run: bool,
+    yes: bool,
+    snapshots: str | None,
+    **common: Any,
+) -> None:
+    """Put JOB, which must not run, back to given offsets of its sources, with empty state.
+
+    Its changelogs and repartition topics, its snapshots and its local state are deleted, its offsets set;
+    what goes is shown before. Sources and output topics stay as they are. When it is broken off, the job
+    doesn't start until it was run again. FILE has a line TOPIC/PARTITION=OFFSET for each partition.
+
+    \b
+    Examples:
+      fcluster reset flights.py --to earliest --dry-run
+      fcluster reset flights.py --to earliest
+      fcluster reset flights.py --to time:2026-01-31T12:00:00+01:00 --yes
+      fcluster reset flights.py --to latest --keep-state
+      fcluster reset flights.py --to flights/0=4711 --to flights/1=0
+    """
+    from fcluster.groundwork import load, start_logging
+    from fcluster.reset import carry_out, plan_reset
+    from fcluster.reset_target import parse_target
+
+    options = _options(**common, snapshots=snapshots)
+    where = parse_target(to)
+    start_logging(options.log_level)
+    job, settings = load(target, options.flags, options.config, os.environ)
+    topology = job.build(settings)
+    plan = plan_reset(settings, topology, where, keep_state=keep_state)
+    for line in plan.describe():
+        click.echo(line)
+    if dry_run:
+        click.echo("nothing is changed (--dry-run)")
+        return
+    if not yes and not sys.stdin.isatty():
+        raise click.UsageError("nothing is changed: there is nobody to be asked; add --yes")
+    if not yes and not click.confirm("Do it?"):
+        click.echo("nothing is changed")
+        context.exit(EXIT_MISTAKE)
+    carry_out(plan, settings, topology, _progress)
+    click.echo("done")
+
+
 # --- consume, produce ------------------------------------------------------------------------------
 
 

@@ -169,6 +169,8 @@ def header(document: Document, restarts: int | None = None) -> Any:
         text.append(f"\n{t.held_back}", "yellow")
     for line in stopped_lines(document):
         text.append(f"\n{line}", "bold red")
+    for notice in _items(document.get("notices")):
+        text.append(f"\n{notice}", "red")
     if agents := agents_line(document):
         text.append(f"\n{agents}", "dim")
     return text

@@ -46,6 +46,11 @@ POINTS: Final[dict[str, str]] = {
     "coordinator.mid-reassignment": "a worker is about to get shards",
     "coordinator.before-fence": "the end of a session is journalled, its slot not yet fenced",
     "coordinator.after-fence": "a slot is fenced; nobody knows it yet",
+    "reset.noted": "the journal notes a reset as begun; nothing is changed",
+    "reset.fenced": "nobody can commit any more; nothing is deleted",
+    "reset.topics-deleted": "internal topics are gone, snapshots and offsets are not",
+    "reset.state-deleted": "nothing is left of the state; the offsets are the former ones",
+    "reset.offsets-set": "all is done but the journal's last entry",
 }
 
 

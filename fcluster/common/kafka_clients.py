@@ -40,6 +40,7 @@ from fcluster.common.ids import colliding_topic, journal_topic
 from fcluster.common.offsets import NotKnownYetError, Offset, known_offset
 from fcluster.common.positions import CommittedPosition, UnreadableMetadataError, decode_position
 from fcluster.common.settings import Settings
+from fcluster.common.topic_ids import reset_remedy
 from fcluster.common.topology import Isolation, Stage, Topology
 
 REQUEST_TIMEOUT_S: Final = 10.0
@@ -530,7 +531,9 @@ def ensure_internal_topics(admin: AdminClient, topology: Topology, settings: Set
         KafkaUnavailable: the brokers don't answer, or refuse.
     """
     existing = existing_topics(admin)
-    plan = _TopicPlan(existing, {stage.source.name for stage in topology.stages if stage.internal})
+    plan = _TopicPlan(
+        topology.job, existing, {stage.source.name for stage in topology.stages if stage.internal}
+    )
     plan.want(journal_topic(topology.job), 1, _JOURNAL_CONFIG)
     for stage in topology.stages:
         plan.add_stage(stage)
@@ -560,7 +563,8 @@ _JOURNAL_CONFIG: Final = {
 class _TopicPlan:
     """Which topics there have to be, derived stage by stage, upstream first."""
 
-    def __init__(self, existing: Mapping[str, int], repartition_topics: set[str]) -> None:
+    def __init__(self, job: str, existing: Mapping[str, int], repartition_topics: set[str]) -> None:
+        self._job = job
         self._existing = existing
         self._repartition_topics = repartition_topics
         self.counts: dict[str, int] = {}
@@ -586,7 +590,9 @@ class _TopicPlan:
         if stage.changelog is not None:
             self.want(stage.changelog, count, _CHANGELOG_CONFIG)
             if self.counts[stage.changelog] != count:
-                raise _partitions_changed(source, count, stage.changelog, self.counts[stage.changelog])
+                raise _partitions_changed(
+                    self._job, source, count, stage.changelog, self.counts[stage.changelog]
+                )
         for chain in stage.chains:
             if chain.sink is not None:
                 internal = chain.sink.name in self._repartition_topics
@@ -605,12 +611,12 @@ def _collides(topic: str, other: str) -> MissingTopic:
     )
 
 
-def _partitions_changed(source: str, now: int, changelog: str, then: int) -> IncompatibleState:
+def _partitions_changed(job: str, source: str, now: int, changelog: str, then: int) -> IncompatibleState:
     return IncompatibleState(
         f"The topic {source!r} has {now} partitions, but had {then} when the state in {changelog!r} was "
         "written: keys would meet other shards' state.",
-        remedy="Run the job under another name, which begins with empty state, or copy the records to a "
-        f"topic with {then} partitions and read that.",
+        remedy=f"Copy the records to a topic with {then} partitions and read that, or begin anew: "
+        + reset_remedy(job),
     )
 
 
@@ -656,6 +662,15 @@ def _create_topics(
             if cause.code() != KafkaError.TOPIC_ALREADY_EXISTS:
                 raise _unavailable(settings, f"creating the topic {name!r}", cause) from error
     _wait_for_leaders(admin, settings, list(missing))
+
+
+def create_output_topic(admin: AdminClient, topic: str, partitions: int, settings: Settings) -> None:
+    """Create a topic that the job writes to; one that exists is no error.
+
+    Raises:
+        KafkaUnavailable: the brokers don't answer, or refuse.
+    """
+    _create_topics(admin, {topic: (partitions, {})}, settings)
 
 
 def _wait_for_leaders(admin: AdminClient, settings: Settings, topics: Sequence[str]) -> None:
@@ -898,7 +913,8 @@ def _position(group: str, at: TopicPartition) -> CommittedPosition | None:
         raise IncompatibleState(
             f"The consumer group {group!r} has an offset for {at.topic}/{at.partition} that fcluster did not "
             f"commit: {error}.",
-            remedy="Give the job another name, or delete that group's offsets if nothing else uses them.",
+            remedy="Stop the program that uses the job's group, or give the job another name. Then "
+            + reset_remedy(group),
         ) from error
 
 

@@ -1,35 +1,19 @@
-"""Which topics there are at present, by Kafka's own identity of each.
+"""Which topics there are, by Kafka's own identity of each, and what is said of one that isn't the former.
 
-Responsible for: asking the brokers (`look_at_topics`), and what errors about a topic that isn't the former
-one any more say. Kafka gives each topic an id; one that is deleted and made again under the same name has
-another one, and the offsets of the former mean nothing in it.
+Responsible for: what a look at topics gives (`TopicSeen`; `topic_looks` does the looking), whether that fits
+what is remembered, and the errors if it doesn't. Kafka gives each topic an id; one that is deleted and made
+again under the same name has another one, and the offsets of the former mean nothing in it.
 
-Keeps the rule that not knowing is no fact: what a broker didn't answer, or may not show us, has no entry in
-the answer; only an id that differs is a change. Brokers learn of changes one after the other, so what a
-single answer says may be some moments old: whoever acts on one asks again first (`settled_look`).
-Must not decide what a change leads to.
+Keeps the rule that not knowing is no fact: only an id that differs is a change. Must not decide what a change
+leads to. Pure.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Future
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
 
-from confluent_kafka import KafkaError, KafkaException, TopicCollection
-from confluent_kafka.admin import AdminClient
-
-from fcluster.common.errors import IncompatibleState
-
-LOOK_TIMEOUT_S: Final = 5.0
-SETTLE_S: Final = 2.0
-"""A broker may know of a topic's creation or deletion so much later than another one."""
-SETTLE_POLL_S: Final = 0.4
-
-_NO_ID: Final = "AAAAAAAAAAAAAAAAAAAAAA"
-_GONE: Final = frozenset({"UNKNOWN_TOPIC_OR_PART", "UNKNOWN_TOPIC_ID", "_UNKNOWN_TOPIC"})
+from fcluster.common.errors import FclusterError, IncompatibleState, MissingTopic
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,67 +35,6 @@ Look = Mapping[str, TopicSeen | None]
 
 class TopicReplaced(IncompatibleState):
     """A topic was deleted and made again under the same name."""
-
-
-def look_at_topics(
-    admin: AdminClient, topics: Iterable[str], timeout_s: float = LOOK_TIMEOUT_S
-) -> dict[str, TopicSeen | None]:
-    """What a broker says of each topic; those of which it says nothing are left out, without an error."""
-    wanted = sorted(set(topics))
-    if not wanted:
-        return {}
-    client: Any = admin  # its own types leave the futures' results open
-    try:
-        futures: dict[str, Future[Any]] = client.describe_topics(
-            TopicCollection(wanted), request_timeout=timeout_s
-        )
-    except KafkaException:
-        return {}
-    seen: dict[str, TopicSeen | None] = {}
-    for topic, future in futures.items():
-        try:
-            described = future.result(timeout_s + 1)
-        except KafkaException as error:
-            cause = error.args[0]
-            if isinstance(cause, KafkaError) and cause.name() in _GONE:
-                seen[topic] = None
-            continue
-        except TimeoutError:
-            continue
-        topic_id = str(described.topic_id)
-        partitions = len(described.partitions)
-        if partitions:  # one that is just being made has none yet
-            seen[topic] = TopicSeen("" if topic_id == _NO_ID else topic_id, partitions)
-    return seen
-
-
-def settled_look(
-    look: Callable[[Iterable[str]], Look], expected: Mapping[str, str], settle_s: float = SETTLE_S
-) -> dict[str, TopicSeen | None]:
-    """A look at topics that is asked again for a while where it contradicts what is expected.
-
-    A broker that lags behind the others contradicts for some moments only; a real change stays.
-
-    Args:
-        look: such as `look_at_topics` of a client.
-        expected: topics, and their ids; empty: any id will do, but the topic has to exist.
-        settle_s: how long to ask again.
-    """
-    seen = dict(look(expected))
-    deadline_s = time.monotonic() + settle_s
-    doubtful = [
-        topic for topic, topic_id in expected.items() if topic in seen and not fits(seen[topic], topic_id)
-    ]
-    while doubtful and time.monotonic() < deadline_s:
-        time.sleep(SETTLE_POLL_S)
-        again = look(doubtful)
-        for topic in doubtful:
-            seen.pop(topic, None)
-        seen.update(again)
-        # One that isn't answered for this time stays doubtful, but what was said before isn't believed.
-        settled = {topic for topic in doubtful if topic in again and fits(again[topic], expected[topic])}
-        doubtful = [topic for topic in doubtful if topic not in settled]
-    return seen
 
 
 def fits(seen: TopicSeen | None, topic_id: str) -> bool:
@@ -143,4 +66,45 @@ def source_replaced(job: str, topic: str, former_id: str, now_id: str, affected:
         f"{former_id}), and mean nothing in this one (id {now_id}), whose records would be skipped or taken "
         f"for others.{' ' + affected if affected else ''}",
         remedy=reset_remedy(job),
+    )
+
+
+def source_gone(job: str, topic: str) -> FclusterError:
+    """The error for a source that doesn't exist any more."""
+    return MissingTopic(
+        f"The source {topic!r} was deleted under the job {job!r}: there is nothing to read any more.",
+        remedy=f"Make the topic again, if records are to come. The offsets of the former mean nothing in it: "
+        f"{reset_remedy(job)}",
+    )
+
+
+def sink_lost(job: str, topic: str, former_id: str, seen: TopicSeen | None) -> FclusterError:
+    """The error for an output topic that is gone, or another one than the job wrote to."""
+    if seen is None:
+        what = f"The output topic {topic!r} of job {job!r} was deleted, and with it the results in it."
+    else:
+        what = (
+            f"The output topic {topic!r} of job {job!r} was deleted and made anew (id {former_id}, now "
+            f"{seen.topic_id}): the results that were in it are gone."
+        )
+    return TopicReplaced(
+        what,
+        remedy="To go on without them, start the job with --set sink.missing=create, which also makes the "
+        "topic if it isn't there. To write all results again: `fcluster reset JOB --to earliest`.",
+    )
+
+
+def internal_topic_lost(
+    job: str, topic: str, role: str, former_id: str, seen: TopicSeen | None
+) -> FclusterError:
+    """The error for a topic of the cluster's own that is gone, or another one."""
+    made_anew = "" if seen is None else f" and made anew (id {former_id}, now {seen.topic_id})"
+    lost = {
+        "repartition topic": "records on their way through it are lost",
+        "changelog": "state that is in no snapshot is lost",
+    }.get(role, "what the coordinator remembered is lost")
+    return TopicReplaced(
+        f"The {role} {topic!r} of job {job!r} was deleted{made_anew}: {lost}.",
+        remedy="Let the job process its sources anew: `fcluster reset JOB --to earliest` (with --dry-run it "
+        "shows what would go).",
     )

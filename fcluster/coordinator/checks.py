@@ -14,22 +14,81 @@ from confluent_kafka import Consumer, TopicPartition
 
 from fcluster.common.errors import IncompatibleState
 from fcluster.common.kafka_clients import read_committed_positions
+from fcluster.common.positions import CommittedPosition
+from fcluster.common.settings import Settings
+from fcluster.common.topic_ids import Look, fits, reset_remedy
 from fcluster.common.topology import Topology, incompatibility, unverified_keys
+from fcluster.coordinator.topics import TOPIC_KEY_PREFIX, Role, lost_topic, roles_of
 
 _log = logging.getLogger("fcluster.coordinator")
 
+RESETTING_KEY = "resetting"
+"""Journal key of a `fcluster reset` that has begun and isn't done."""
 
-def check_partitions(past: Mapping[str, Any], partitions: Mapping[str, int]) -> None:
-    """Raises IncompatibleState if a source has other partitions than the journal (`past`) remembers."""
+
+def check_reset(past: Mapping[str, Any], job: str) -> None:
+    """Raises IncompatibleState if a reset was broken off: what it left is neither the old nor the new."""
+    resetting = past.get(RESETTING_KEY)
+    if resetting is not None:
+        raise IncompatibleState(
+            f"A `fcluster reset` of job {job!r} to {resetting.get('to')} was begun and broken off.",
+            remedy="Run it again: it does what is left to be done.",
+        )
+
+
+def check_partitions(past: Mapping[str, Any], topology: Topology, partitions: Mapping[str, int]) -> None:
+    """Raises IncompatibleState if a source has other partitions than the journal (`past`) remembers.
+
+    Where there is no state, more of them do no harm: they are read as well.
+    """
+    stateless = {stage.source.name for stage in topology.stages if stage.changelog is None}
     for topic, now in partitions.items():
         then = past.get(f"partitions/{topic}", {}).get("count", now)
-        if then != now:
-            raise IncompatibleState(
-                f"The topic {topic!r} has {now} partitions; it had {then} when the job ran last. Keys would "
-                "meet other shards' state.",
-                remedy="Run the job under another name, which begins with empty state, or copy the records "
-                f"to a topic with {then} partitions and read that.",
-            )
+        if then == now or (topic in stateless and now > then):
+            continue
+        why = "Keys would meet other shards' state." if now > then else "It must be another topic."
+        raise IncompatibleState(
+            f"The topic {topic!r} has {now} partitions; it had {then} when the job ran last. {why}",
+            remedy=f"Copy the records to a topic with {then} partitions and read that, or begin anew: "
+            f"{reset_remedy(topology.job)}",
+        )
+
+
+def remembered_ids(past: Mapping[str, Any]) -> dict[str, str]:
+    """The topic ids that the journal (`past`) holds."""
+    return {
+        key.removeprefix(TOPIC_KEY_PREFIX): str(value["id"])
+        for key, value in past.items()
+        if key.startswith(TOPIC_KEY_PREFIX)
+    }
+
+
+def check_topics(
+    topology: Topology, settings: Settings, ids: Mapping[str, str], look: Look
+) -> dict[str, str]:
+    """The ids of the job's topics.
+
+    Args:
+        topology: the job.
+        settings: say what a lost output topic leads to.
+        ids: of the topics as they were.
+        look: at the topics as they are.
+
+    Raises:
+        MissingTopic: a source that was there is gone.
+        TopicReplaced: another topic is gone, or one is another topic now.
+    """
+    found = dict(ids)
+    for topic, role in roles_of(topology).items():
+        if topic not in look:
+            continue
+        seen, known = look[topic], ids.get(topic, "")
+        accepted = role is Role.SINK and settings.sink_missing == "create"
+        if known and not accepted and not fits(seen, known):
+            raise lost_topic(topology.job, topic, role, known, seen)
+        if seen is not None and seen.topic_id:
+            found[topic] = seen.topic_id
+    return found
 
 
 def check_topology(past: Mapping[str, Any], topology: Topology) -> None:
@@ -41,15 +100,18 @@ def check_topology(past: Mapping[str, Any], topology: Topology) -> None:
     if reason is not None:
         raise IncompatibleState(
             f"The job has changed in a way that its state doesn't fit any more. {reason}",
-            remedy="Undo that change, or run the job under another name, which begins with empty state.",
+            remedy="Undo that change, run the job under another name, which begins with empty state, or "
+            f"reset it: {reset_remedy(topology.job)}",
         )
     for remark in unverified_keys(former, topology):
         _log.warning("%s", remark)
 
 
-def highest_committed_epoch(consumer: Consumer, job: str, partitions: Mapping[str, int]) -> int:
-    """The highest epoch in the committed offsets of the group `job`,
-    which the consumer belongs to; 0 if none.
+def committed_positions(
+    consumer: Consumer, job: str, partitions: Mapping[str, int]
+) -> list[tuple[str, CommittedPosition]]:
+    """What is committed for each source partition, with its topic, by the group `job`, which the consumer
+    belongs to.
 
     Raises:
         KafkaUnavailable: the brokers don't answer.
@@ -59,4 +121,4 @@ def highest_committed_epoch(consumer: Consumer, job: str, partitions: Mapping[st
         TopicPartition(topic, partition) for topic, count in partitions.items() for partition in range(count)
     ]
     positions = read_committed_positions(consumer, job, wanted)
-    return max((position.epoch for position in positions.values() if position), default=0)
+    return [(at.topic, position) for at, position in positions.items() if position is not None]

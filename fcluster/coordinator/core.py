@@ -8,6 +8,7 @@ and in which order what is due is looked at:
 - `membership`: sessions, their slots, and the fence between two of them. `vigilance`: who is dead.
 - `joining`, `returning`, `leaving`: a worker's ways in and out. `reports`: what it says meanwhile.
 - `ownership`: who runs which shard, with `copies`. `rounds`: epochs.
+- `topics`: those that are gone, replaced, or have grown.
 - `ending`: the end of the job. `office`: that of the leadership. `scaling`: how many workers there are to be.
 
 Invariants kept by all of them together:
@@ -61,6 +62,7 @@ from fcluster.coordinator.rounds import EpochNumbers, Rounds
 from fcluster.coordinator.scaling import Scaling
 from fcluster.coordinator.status import describe
 from fcluster.coordinator.takeovers import Takeovers
+from fcluster.coordinator.topics import Topics
 from fcluster.coordinator.vigilance import Vigilance
 
 _EPOCH_KEY = "epoch"
@@ -108,6 +110,7 @@ class Coordinator:
         )
         self._reports = Reports(cluster, outbox, self._ownership, self.copies, self.progress)
         self._scaling = Scaling(cluster, outbox, self.agents)
+        self._topics = Topics(cluster, outbox, self._ownership, self.progress, self._ending)
         self._office = Office(cluster, outbox, self._ending)
         self._ending_resumed: Mapping[str, Any] | None = None
 
@@ -202,6 +205,10 @@ class Coordinator:
                 self.progress.set_target(stage, offsets)
             case events.Started():
                 self._on_started()
+            case events.TopicsLooked(look):
+                self._topics.looked(look)
+            case events.GroupLooked(foreign, members):
+                self._topics.group_looked(foreign, members)
             case events.WireCounted():
                 self._note_wire(event)
             case events.StopRequested():
@@ -380,7 +387,13 @@ class Coordinator:
             agents=self.agents,
             standbys=self._office.standbys,
             takeovers=self.takeovers,
+            notices=list(self._topics.notices.values()),
         )
+
+    @property
+    def topics_in_doubt(self) -> bool:
+        """Whether another look at the topics is wanted soon."""
+        return self._topics.in_doubt
 
     def committed_offsets(self) -> dict[ShardId, int]:
         """The committed offsets that workers have reported, by shard."""

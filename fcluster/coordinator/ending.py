@@ -109,6 +109,25 @@ class Ending:
                 self._decide()  # it ends in another way than was decided
             self.begin_drain(reason)
 
+    def fail(self, reason: str, grace_ms: float) -> None:
+        """The job can't go on, whoever works on it.
+
+        Args:
+            reason: why, and what to do.
+            grace_ms: what isn't committed after so long isn't committed at all: nobody waits for workers that
+                can't commit.
+        """
+        cluster = self._cluster
+        if not cluster.failure:
+            cluster.failure = reason[:REASON_CHARACTERS_MAX]
+            self._outbox.log("error", f"the job can't go on: {reason}")
+            if cluster.phase is Phase.DRAINING:
+                cluster.stop_reason = cluster.failure
+                self._decide()
+            self.begin_drain(cluster.failure)
+        if cluster.phase is Phase.DRAINING:
+            self._drain_deadline_ms = min(self._drain_deadline_ms, cluster.now_ms + grace_ms)
+
     def stop_asked(self, peer: bytes) -> None:
         """An admin client wants the job to stop."""
         self.begin_drain("asked to stop by an admin client")

@@ -6,11 +6,12 @@ of them back as events. Must not hold logic. Pure.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from fcluster.common.messages import FromCoordinator, ToCoordinator
+from fcluster.common.topic_ids import Look
 
 # --- events -------------------------------------------------------------------------------------------
 
@@ -80,6 +81,21 @@ class EndOffsetsRead:
 
 
 @dataclass(frozen=True, slots=True)
+class TopicsLooked:
+    """What brokers say of the job's topics; of those that have no entry nothing is known."""
+
+    look: Look
+
+
+@dataclass(frozen=True, slots=True)
+class GroupLooked:
+    """The job's consumer group: offsets that fcluster didn't commit, and members, which fcluster never is."""
+
+    foreign: Mapping[tuple[str, int], int]
+    members: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
 class WireCounted:
     """How much came in since the start that was dropped, for the status."""
 
@@ -113,6 +129,8 @@ Event = (
     | JournalWritten
     | Deposed
     | EndOffsetsRead
+    | TopicsLooked
+    | GroupLooked
     | WireCounted
     | StopRequested
     | ResignRequested
@@ -174,6 +192,14 @@ class ReadEndOffsets:
 
 
 @dataclass(frozen=True, slots=True)
+class MakeTopic:
+    """Make an output topic that is gone; what becomes of it the next look tells."""
+
+    topic: str
+    partitions: int
+
+
+@dataclass(frozen=True, slots=True)
 class StopCoordinator:
     """End the process with `exit_code`."""
 
@@ -196,6 +222,7 @@ Effect = (
     | FenceSlot
     | WriteJournal
     | ReadEndOffsets
+    | MakeTopic
     | StopCoordinator
     | LogLine
 )

@@ -233,6 +233,7 @@ class Terms:
         snapshot_store: identity of the snapshot store that all workers must see; empty: that of the first.
         highest_committed_epoch: found in the group's committed offsets.
         cluster_id: of this leadership, as in the journal's leader record.
+        topic_ids: of the topics that the job hangs on, as far as they are known; the journal holds them.
     """
 
     term: int
@@ -245,3 +246,4 @@ class Terms:
     snapshot_store: str = ""
     highest_committed_epoch: int = 0
     cluster_id: str = ""
+    topic_ids: Mapping[str, str] = field(default_factory=lambda: dict[str, str]())

@@ -66,6 +66,12 @@ class Ownership:
             self.settle(slot)
         self.balance()
 
+    def add_shards(self, shards: Sequence[ShardId]) -> None:
+        """A source has more partitions than before: somebody shall run their shards."""
+        for identity in shards:
+            self._cluster.shards.setdefault(identity, Shard(identity))
+        self.balance()
+
     def settle(self, slot: Slot) -> None:
         """Decide about the shards that wait for this slot: its session gets them, or nobody has them."""
         waiting = [

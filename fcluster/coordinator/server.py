@@ -46,7 +46,7 @@ from fcluster.common.discovery import (
 from fcluster.common.errors import FclusterError, KafkaUnavailable, SettingsError
 from fcluster.common.health import health_port
 from fcluster.common.job import Job
-from fcluster.common.kafka_clients import Admin, broker_setting, end_offsets
+from fcluster.common.kafka_clients import broker_setting, create_output_topic, end_offsets
 from fcluster.common.processes import process_space
 from fcluster.common.reach import announced_address
 from fcluster.common.security import CoordinatorSecurity, coordinator_security
@@ -55,7 +55,7 @@ from fcluster.common.snapshot_store import store_identity
 from fcluster.common.topology import Topology
 from fcluster.common.transport import Disconnected, FrameReceived, HandshakeFailed, RouterTransport
 from fcluster.coordinator import events
-from fcluster.coordinator.checks import check_partitions, check_topology
+from fcluster.coordinator.checks import check_partitions, check_reset, check_topology
 from fcluster.coordinator.core import Coordinator
 from fcluster.coordinator.ending import EXIT_TEMPORARY
 from fcluster.coordinator.events import Event
@@ -67,6 +67,8 @@ from fcluster.coordinator.model import Terms
 from fcluster.coordinator.outbox import ENDING_KEY
 from fcluster.coordinator.process_watch import ProcessWatch
 from fcluster.coordinator.standby import Candidate, Ended, Standby
+from fcluster.coordinator.topic_watch import TopicWatch
+from fcluster.coordinator.topics import roles_of, topic_key
 from fcluster.coordinator.truncation import Truncation
 
 _log = logging.getLogger("fcluster.coordinator")
@@ -79,6 +81,7 @@ TURN_MS_MAX = 500.0
 STATUS_AGE_S_MAX = 0.5
 """However many ask over HTTP, the loop makes no more status documents than that."""
 STATUS_WAIT_S = 2.0
+TOPIC_WATCH_END_S = 5.0
 SUCCESSOR_S = 2.0
 SUCCESSOR_POLL_S = 0.05
 ABSENCE_S = 2.0
@@ -219,7 +222,7 @@ class _Office:
             journal.write(_first_entries(own, terms, ending=past.get(ENDING_KEY)))
             journal.is_ours = functools.partial(self._leads, own)
             gate = Gate(terms.term, secured=self.security is not None)
-            shell = _Shell(terms, past, own, transport, gate, journal, candidate.admin, self.health)
+            shell = _Shell(terms, past, own, transport, gate, journal, candidate, self.health)
             signals.on_stop = shell.on_signal
             _announce(own, self.ready_callback, self.ready_file)
             return shell.run(), own
@@ -243,7 +246,9 @@ class _Office:
     def _terms(self, candidate: Candidate, past: Mapping[str, Any], address: str) -> tuple[Terms, Leader]:
         """Of the next leadership, and its record in the journal."""
         topology = candidate.topology
-        check_partitions(past, candidate.sources)
+        check_reset(past, topology.job)
+        ids, partitions, highest_committed_epoch = candidate.topics_now(past)
+        check_partitions(past, topology, partitions)
         check_topology(past, topology)
         leader = Leader(
             address=address,
@@ -257,14 +262,15 @@ class _Office:
         terms = Terms(
             term=leader.term,
             topology=topology,
-            partitions=candidate.sources,
+            partitions=partitions,
             settings=self.settings,
             expected_workers=self.expected_workers,
             version=__version__,
             until_caught_up=self.until_caught_up,
             snapshot_store=store_identity(self.settings.snapshots, topology.job),
-            highest_committed_epoch=candidate.highest_committed_epoch(),
+            highest_committed_epoch=highest_committed_epoch,
             cluster_id=leader.cluster_id,
+            topic_ids=ids,
         )
         return terms, leader
 
@@ -278,6 +284,7 @@ def _first_entries(leader: Leader, terms: Terms, ending: Any) -> dict[str, Any]:
         ENDED_KEY: None,
         ENDING_KEY: ending,
     }
+    entries |= {topic_key(topic): {"id": topic_id} for topic, topic_id in terms.topic_ids.items()}
     return entries | {f"partitions/{topic}": {"count": count} for topic, count in terms.partitions.items()}
 
 
@@ -392,7 +399,7 @@ class _Shell:
         transport: RouterTransport,
         gate: Gate,
         journal: Journal,
-        admin: Admin,
+        candidate: Candidate,
         health: CoordinatorHealth,
     ) -> None:
         self._topology = terms.topology
@@ -406,7 +413,7 @@ class _Shell:
         self._publisher = _StatusPublisher(transport.wake)
         self._transport = transport
         self._gate = gate
-        self._admin = admin
+        self._admin = admin = candidate.admin
         self._inbox: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._stop: events.StopCoordinator | None = None
         self._journal_thread = JournalThread(journal, self._on_journal)
@@ -416,6 +423,15 @@ class _Shell:
         self._duties = ThreadPoolExecutor(1, thread_name_prefix="duties")
         self._closing = threading.Event()
         self._truncation = Truncation(terms.topology, admin)
+        self._topic_watch = TopicWatch(
+            admin,
+            candidate.consumer,
+            terms.topology.job,
+            topics=roles_of(terms.topology),
+            partitions=self._source_partitions,
+            post=self.post,
+            in_doubt=lambda: self._core.topics_in_doubt,
+        )
 
     def post(self, event: Event) -> None:
         """Hand an event to the loop; from any thread, and from signal handlers."""
@@ -455,6 +471,7 @@ class _Shell:
         try:
             self._feed(events.Started())
             self._in_background(self._learn_refresh_interval, self._settings)
+            self._topic_watch.start()
             while self._stop is None:
                 self._turn()
         finally:
@@ -557,6 +574,8 @@ class _Shell:
                     self._fencer.fence(slot)
                 case events.ReadEndOffsets(stage):
                     self._in_background(self._read_end_offsets, stage)
+                case events.MakeTopic(topic, partitions):
+                    self._in_background(self._make_topic, (topic, partitions))
                 case events.LogLine(level, text):
                     _log.log(_LEVELS[level], "%s", text)
                 case events.StopCoordinator():
@@ -591,8 +610,21 @@ class _Shell:
                 _log.warning("the end of %s is not known yet: %s", stage.source.name, error.message)
                 self._closing.wait(END_OFFSETS_RETRY_S)
 
+    def _source_partitions(self) -> list[tuple[str, int]]:
+        """Of all shards there are at present; in any thread."""
+        sources = {stage.name: stage.source.name for stage in self._topology.stages}
+        return [(sources[shard.stage], shard.partition) for shard in tuple(self._core.shards)]
+
+    def _make_topic(self, wanted: tuple[str, int]) -> None:
+        topic, partitions = wanted
+        try:
+            create_output_topic(self._admin, topic, partitions, self._settings)
+        except FclusterError as error:
+            _log.warning("the output topic %s can't be made yet: %s", topic, error.message)
+
     def _close(self) -> None:
         self._closing.set()
+        self._topic_watch.close()
         if self._stop is not None and self._stop.exit_code != EXIT_TEMPORARY:
             # Nobody needs to ask an address where nobody listens any more, and standbys shall end as well.
             end = {"term": self._leader.term, "exit_code": self._stop.exit_code, "reason": self._stop.reason}
@@ -602,6 +634,7 @@ class _Shell:
         self._fencer.close()
         self._duties.shutdown(wait=False, cancel_futures=True)
         self._journal_thread.close()
+        self._topic_watch.join(TOPIC_WATCH_END_S)
 
 
 class _StatusPublisher:

@@ -14,6 +14,7 @@ Must not: lead, or know what a leader does.
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import queue
@@ -39,15 +40,19 @@ from fcluster.common.kafka_clients import (
 )
 from fcluster.common.keys import Role
 from fcluster.common.messages import MalformedMessageError
+from fcluster.common.positions import CommittedPosition
 from fcluster.common.security import client_security
 from fcluster.common.settings import Settings
+from fcluster.common.topic_ids import Look
+from fcluster.common.topic_looks import look_at_topics, settled_look
 from fcluster.common.topology import Topology
 from fcluster.common.transport import DealerTransport
-from fcluster.coordinator.checks import highest_committed_epoch
+from fcluster.coordinator.checks import check_reset, check_topics, committed_positions, remembered_ids
 from fcluster.coordinator.election import Bounds, Watch
 from fcluster.coordinator.health import CoordinatorHealth
 from fcluster.coordinator.journal import Journal, journal_producer, open_journal
 from fcluster.coordinator.owned_topics import own_names
+from fcluster.coordinator.topics import roles_of
 
 _log = logging.getLogger("fcluster.coordinator")
 
@@ -81,18 +86,23 @@ class Candidate:
     def __init__(self, settings: Settings, topology: Topology) -> None:
         self.admin = make_admin(settings)
         connect_or_raise(self.admin, settings)
+        self._settings = settings
+        self._job = topology.job
+        past = read_journal(settings, topology.job)
+        check_reset(past, topology.job)
         self.topology = own_names(settings, self.admin, topology)
         """The job, with its internal topics as they are called."""
+        # Before what is missing is made: what was there and is gone shall not be taken for new.
+        known = remembered_ids(past)
+        check_topics(self.topology, settings, known, self._look(known))
         partitions = ensure_internal_topics(self.admin, self.topology, settings)
         self.sources: Mapping[str, int] = {
             stage.source.name: partitions[stage.source.name] for stage in self.topology.stages
         }
-        self._settings = settings
-        self._job = topology.job
         self._producer: Producer | None = None
         # Read-uncommitted: workers of a former leader may be in the midst of their transactions, which this
         # must not wait for. What they commit later has a number that the journal has reserved.
-        self._consumer = make_consumer(settings, "read-uncommitted", **{"group.id": topology.job})
+        self.consumer = make_consumer(settings, "read-uncommitted", **{"group.id": topology.job})
 
     def prepare(self) -> None:
         """Connect to all that the take-over will talk to.
@@ -102,11 +112,38 @@ class Candidate:
         """
         if self._producer is None:
             self._producer = journal_producer(self._settings, self._job)
-        self.highest_committed_epoch()
+        self.committed_positions()
 
-    def highest_committed_epoch(self) -> int:
-        """See `checks.highest_committed_epoch`."""
-        return highest_committed_epoch(self._consumer, self._job, self.sources)
+    def committed_positions(self) -> list[tuple[str, CommittedPosition]]:
+        """See `checks.committed_positions`."""
+        return committed_positions(self.consumer, self._job, self.sources)
+
+    def topics_now(self, past: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, int], int]:
+        """The topics as they are, compared with what the journal (`past`) and the committed offsets say.
+
+        Returns:
+            The topics' ids, the partition counts of the sources, and the highest committed epoch.
+
+        Raises:
+            KafkaUnavailable: the brokers don't answer.
+            FclusterError: a topic is gone, or isn't the former one (see `checks.check_topics`).
+        """
+        positions = self.committed_positions()
+        ids = remembered_ids(past)
+        ids |= {topic: position.topic_id for topic, position in positions if position.topic_id}
+        look = self._look(ids)
+        found = check_topics(self.topology, self._settings, ids, look)
+        counts = dict(self.sources)
+        # A standby has been waiting since who knows when: partitions may have been added meanwhile.
+        counts |= {topic: seen.partitions for topic in counts if (seen := look.get(topic)) is not None}
+        self.sources = counts
+        return found, counts, max((position.epoch for _, position in positions), default=0)
+
+    def _look(self, ids: Mapping[str, str]) -> Look:
+        expected = dict.fromkeys(roles_of(self.topology), "") | dict(ids)
+        look = functools.partial(look_at_topics, self.admin)
+        doubtful = {topic: topic_id for topic, topic_id in expected.items() if topic_id}
+        return {**look(expected.keys() - doubtful.keys()), **settled_look(look, doubtful)}
 
     def open_journal(self) -> tuple[Journal, dict[str, Any]]:
         """See `journal.open_journal`."""
@@ -116,7 +153,7 @@ class Candidate:
     def close(self) -> None:
         """Let go of the clients."""
         self._producer = None
-        self._consumer.close()
+        self.consumer.close()
 
 
 @dataclass(frozen=True, slots=True)

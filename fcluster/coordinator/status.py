@@ -6,6 +6,7 @@ anything, nor hold secrets: settings appear redacted.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from fcluster.coordinator.agents import Agents
@@ -25,6 +26,7 @@ def describe(
     agents: Agents,
     standbys: Roster,
     takeovers: Takeovers,
+    notices: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The document. Times are milliseconds, rates are per second, -1 means unknown."""
     settings, now_ms = cluster.settings, cluster.now_ms
@@ -78,6 +80,7 @@ def describe(
             {"stage": one.shard.stage, "partition": one.shard.partition, "steps_ms": one.steps()}
             for one in takeovers.moved
         ],
+        "notices": list(notices),
         "settings": settings.redacted(),
     }
 

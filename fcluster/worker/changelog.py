@@ -37,8 +37,8 @@ DELTA_RECORD_BYTES_MAX = 900_000
 """A record's default size limit: below the 1,000,000 bytes that clients and brokers allow by default."""
 
 RESET_REMEDY = (
-    "Restore the topic from a backup, or reset the job: delete its internal topics, its committed offsets, "
-    "its snapshots and its state directories, and let it process its sources anew."
+    "Restore the topic from a backup, or let the job process its sources anew: `fcluster reset JOB --to "
+    "earliest` (with --dry-run it shows what would go)."
 )
 
 _MAGIC = b"fcD" + bytes([FORMAT_VERSION])

@@ -42,6 +42,7 @@ BE_PATIENT_AFTER_S = 2.0
 """Without a record."""
 IDLE_LOOK_INTERVAL_S = 1.0
 CONNECT_TIMEOUT_S = 2.0
+LOOK_FOR_TOPIC_INTERVAL_S = 0.5
 
 SourcePartition = tuple[str, int]
 
@@ -102,6 +103,11 @@ _TRANSIENT_ERRORS = frozenset(
 )
 
 
+_UNKNOWN_TOPIC = frozenset(
+    {KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_PARTITION, KafkaError._UNKNOWN_TOPIC}
+)
+
+
 class SourceReader:
     """The records of some source partitions, read by a thread of its own.
 
@@ -138,6 +144,7 @@ class SourceReader:
         self._paused = False
         self._closed = False
         self._last_idle_s = 0.0
+        self._looked_s = float("-inf")
         self._read_since_idle = True
         self._commands_given = 0
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -293,8 +300,18 @@ class SourceReader:
                 positions[where.topic, where.partition] = offset
         return positions
 
+    def _look_for_topic(self, topic: str) -> None:
+        """Ask for the topic's metadata: without that a client may take minutes to see a new partition."""
+        now_s = time.monotonic()
+        if now_s - self._looked_s >= LOOK_FOR_TOPIC_INTERVAL_S:
+            self._looked_s = now_s
+            with contextlib.suppress(KafkaException):  # it is reported again
+                self._consumer.list_topics(topic, timeout=CONNECT_TIMEOUT_S)
+
     def _report_error(self, message: Message) -> None:
         error: Any = message.error()
+        if error.code() in _UNKNOWN_TOPIC:
+            self._look_for_topic(message.topic() or "")
         if error.code() not in _TRANSIENT_ERRORS:
             partition, offset = message.partition(), message.offset()
             self._emit(

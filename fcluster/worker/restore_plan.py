@@ -184,8 +184,8 @@ def uncommitted_state(request: RestoreRequest, found: str) -> StateDamaged:
     return StateDamaged(
         f"the group has no committed offset for {request.shard}, but its changelog {request.changelog} holds "
         f"state ({found}): its offsets expired or were deleted",
-        remedy="Set the group's offsets again, if they are known; else reset the job: delete its internal "
-        "topics, its snapshots and its state directories, and let it process its sources anew.",
+        remedy="Let the job process its sources anew: `fcluster reset JOB --to earliest` (with --dry-run it "
+        "shows what would go).",
     )
 
 

@@ -383,8 +383,10 @@ class Worker:
             KafkaError._UNKNOWN_PARTITION,
             KafkaError._UNKNOWN_TOPIC,
         ):
-            reason = f"the source {where} is gone: {failure.error.str()}"
-            self._feed(events.JobBroken(self._core.situation.session, reason))
+            # It may be one that this client doesn't know yet; whether it is gone the coordinator finds out.
+            self._say_trouble(
+                f"{where} can't be read: {failure.error.str()}; asking the brokers for it again"
+            )
         else:
             _log.warning("reading %s: %s", where, failure.error)
 

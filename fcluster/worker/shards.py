@@ -45,14 +45,8 @@ from fcluster.common.offsets import NotKnownYetError, Offset
 from fcluster.common.positions import CommittedPosition
 from fcluster.common.settings import Settings, TornPolicy
 from fcluster.common.snapshot_store import SnapshotStoreUnavailable, open_snapshot_store
-from fcluster.common.topic_ids import (
-    Look,
-    fits,
-    look_at_topics,
-    reset_remedy,
-    settled_look,
-    source_replaced,
-)
+from fcluster.common.topic_ids import Look, fits, reset_remedy, source_replaced
+from fcluster.common.topic_looks import look_at_topics, settled_look
 from fcluster.common.topology import Stage, Topology
 from fcluster.worker import events
 from fcluster.worker.chain import Chain

@@ -162,6 +162,8 @@ class SimCoordinator(Process):
             case events.LogLine(level, text):
                 if level != "debug":
                     self.note("log: %s", text)
+            case events.MakeTopic():
+                raise AssertionError("the simulated topics stay as they are")
             case events.ReadEndOffsets():
                 raise AssertionError("the simulated job doesn't end by itself")
 

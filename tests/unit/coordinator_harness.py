@@ -220,6 +220,8 @@ class Harness:
     term: int = 0
     journal: dict[str, Any] = field(default_factory=dict)
     lines: list[str] = field(default_factory=list)
+    log: list[str] = field(default_factory=list)
+    topic_ids: Mapping[str, str] = field(default_factory=dict)
     sent: list[tuple[bytes, messages.FromCoordinator]] = field(default_factory=list)
     unwritten: list[events.WriteJournal] = field(default_factory=list)
     unfenced: list[int] = field(default_factory=list)
@@ -251,6 +253,7 @@ class Harness:
             version=VERSION,
             until_caught_up=self.until_caught_up,
             highest_committed_epoch=self.highest_committed_epoch,
+            topic_ids=self.topic_ids,
         )
         self.witness.new_leader(self.journal)
         self.core = Coordinator.recover(self.journal, terms, self.now_ms)
@@ -292,7 +295,11 @@ class Harness:
             case events.StopCoordinator(exit_code, reason):
                 self.stopped = effect
                 self.lines.append(f"stop {exit_code}: {reason}")
-            case events.LogLine() | events.PrepareFence() | events.ForgetFence():
+            case events.MakeTopic(topic, partitions):
+                self.lines.append(f"make topic {topic} with {partitions} partitions")
+            case events.LogLine(level, text):
+                self.log.append(f"{level}: {text}")
+            case events.PrepareFence() | events.ForgetFence():
                 pass
 
     def transcript(self) -> list[str]:

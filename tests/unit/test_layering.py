@@ -42,6 +42,8 @@ PURE_NAMES = {
     "state",
     "changelog",
     "positions",
+    "topic_ids",
+    "topics",
 }
 PURE_FOLDERS = {"engine"}
 IMPURE = {

@@ -1,0 +1,88 @@
+"""Asks the brokers which topics there are.
+
+Responsible for: one look (`look_at_topics`), and one that is repeated while it contradicts what is expected
+(`settled_look`). Keeps the rule that not knowing is no fact: what a broker didn't answer, or may not show us,
+has no entry in a look. Brokers learn of changes one after the other, so what a single answer says may be some
+moments old: whoever acts on one asks again first. Must not judge what is seen.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future
+from typing import Any, Final
+
+from confluent_kafka import KafkaError, KafkaException, TopicCollection
+from confluent_kafka.admin import AdminClient
+
+from fcluster.common.topic_ids import Look, TopicSeen, fits
+
+LOOK_TIMEOUT_S: Final = 5.0
+SETTLE_S: Final = 2.0
+"""A broker may know of a topic's creation or deletion so much later than another one."""
+SETTLE_POLL_S: Final = 0.4
+
+_NO_ID: Final = "AAAAAAAAAAAAAAAAAAAAAA"
+_GONE: Final = frozenset({"UNKNOWN_TOPIC_OR_PART", "UNKNOWN_TOPIC_ID", "_UNKNOWN_TOPIC"})
+
+
+def look_at_topics(
+    admin: AdminClient, topics: Iterable[str], timeout_s: float = LOOK_TIMEOUT_S
+) -> dict[str, TopicSeen | None]:
+    """What a broker says of each topic; those of which it says nothing are left out, without an error."""
+    wanted = sorted(set(topics))
+    if not wanted:
+        return {}
+    client: Any = admin  # its own types leave the futures' results open
+    try:
+        futures: dict[str, Future[Any]] = client.describe_topics(
+            TopicCollection(wanted), request_timeout=timeout_s
+        )
+    except KafkaException:
+        return {}
+    seen: dict[str, TopicSeen | None] = {}
+    for topic, future in futures.items():
+        try:
+            described = future.result(timeout_s + 1)
+        except KafkaException as error:
+            cause = error.args[0]
+            if isinstance(cause, KafkaError) and cause.name() in _GONE:
+                seen[topic] = None
+            continue
+        except TimeoutError:
+            continue
+        topic_id = str(described.topic_id)
+        partitions = len(described.partitions)
+        if partitions:  # one that is just being made has none yet
+            seen[topic] = TopicSeen("" if topic_id == _NO_ID else topic_id, partitions)
+    return seen
+
+
+def settled_look(
+    look: Callable[[Iterable[str]], Look], expected: Mapping[str, str], settle_s: float = SETTLE_S
+) -> dict[str, TopicSeen | None]:
+    """A look at topics that is asked again for a while where it contradicts what is expected.
+
+    A broker that lags behind the others contradicts for some moments only; a real change stays.
+
+    Args:
+        look: such as `look_at_topics` of a client.
+        expected: topics, and their ids; empty: any id will do, but the topic has to exist.
+        settle_s: how long to ask again.
+    """
+    seen = dict(look(expected))
+    deadline_s = time.monotonic() + settle_s
+    doubtful = [
+        topic for topic, topic_id in expected.items() if topic in seen and not fits(seen[topic], topic_id)
+    ]
+    while doubtful and time.monotonic() < deadline_s:
+        time.sleep(SETTLE_POLL_S)
+        again = look(doubtful)
+        for topic in doubtful:
+            seen.pop(topic, None)
+        seen.update(again)
+        # One that isn't answered for this time stays doubtful, but what was said before isn't believed.
+        settled = {topic for topic in doubtful if topic in again and fits(again[topic], expected[topic])}
+        doubtful = [topic for topic in doubtful if topic not in settled]
+    return seen

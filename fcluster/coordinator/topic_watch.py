@@ -1,0 +1,136 @@
+"""Looks at the job's topics and at its consumer group, again and again, in a thread of its own.
+
+Responsible for: when to look, and handing over what was seen (`TopicsLooked`, `GroupLooked`). Keeps the rules
+that a look costs the brokers next to nothing (one request a second), that brokers which give no answer are
+asked less and less often, and that no look holds up the coordinator's loop. Must not judge what is seen.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
+from typing import Any, Final
+
+from confluent_kafka import Consumer, KafkaException, TopicPartition
+
+from fcluster.common.kafka_clients import Admin
+from fcluster.common.positions import UnreadableMetadataError, decode_position
+from fcluster.common.topic_looks import look_at_topics
+from fcluster.coordinator.events import GroupLooked, TopicsLooked
+
+_log = logging.getLogger("fcluster.coordinator")
+
+LOOK_INTERVAL_S: Final = 1.0
+DOUBTFUL_INTERVAL_S: Final = 0.4
+UNANSWERED_INTERVAL_S_MAX: Final = 10.0
+GROUP_EVERY_LOOKS: Final = 3
+GROUP_TIMEOUT_S: Final = 3.0
+
+
+class TopicWatch:
+    """Looks until it is closed.
+
+    Args:
+        admin: asks about topics and the group.
+        consumer: of the job's group, read-uncommitted; asks for its committed offsets.
+        group: the job's name.
+        topics: to look at.
+        partitions: gives the source partitions whose offsets are the job's.
+        post: called with what was seen, in the watch's thread.
+        in_doubt: whether another look is wanted soon.
+    """
+
+    def __init__(
+        self,
+        admin: Admin,
+        consumer: Consumer,
+        group: str,
+        *,
+        topics: Iterable[str],
+        partitions: Callable[[], Sequence[tuple[str, int]]],
+        post: Callable[[TopicsLooked | GroupLooked], None],
+        in_doubt: Callable[[], bool],
+    ) -> None:
+        self._admin = admin
+        self._consumer = consumer
+        self._group = group
+        self._topics = sorted(topics)
+        self._partitions = partitions
+        self._post = post
+        self._in_doubt = in_doubt
+        self._closing = threading.Event()
+        self._interval_s = LOOK_INTERVAL_S
+        self._thread = threading.Thread(target=self._run, name="topics", daemon=True)
+
+    def start(self) -> None:
+        """Begin to look."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """End; a look that is under way ends by itself."""
+        self._closing.set()
+
+    def join(self, timeout_s: float) -> None:
+        """Wait until nothing is asked any more, so that the clients can be let go."""
+        if self._thread.ident is not None:
+            self._thread.join(timeout_s)
+
+    def _run(self) -> None:
+        looks = 0
+        while not self._closing.wait(DOUBTFUL_INTERVAL_S if self._in_doubt() else self._interval_s):
+            try:
+                self._look(with_group=looks % GROUP_EVERY_LOOKS == 0)
+            except Exception:  # noqa: BLE001  the watch must outlive what nobody foresaw
+                _log.exception("looking at the topics failed")
+            looks += 1
+
+    def _look(self, *, with_group: bool) -> None:
+        look = look_at_topics(self._admin, self._topics)
+        if self._closing.is_set():
+            return
+        if not look:
+            self._interval_s = min(2 * self._interval_s, UNANSWERED_INTERVAL_S_MAX)
+            return
+        self._interval_s = LOOK_INTERVAL_S
+        self._post(TopicsLooked(look))
+        if with_group:
+            group = look_at_group(self._admin, self._consumer, self._group, self._partitions())
+            if group is not None and not self._closing.is_set():
+                self._post(group)
+
+
+def look_at_group(
+    admin: Admin, consumer: Consumer, group: str, partitions: Sequence[tuple[str, int]]
+) -> GroupLooked | None:
+    """What of the job's group isn't fcluster's; None if that can't be told just now."""
+    try:
+        answer = consumer.committed([TopicPartition(*at) for at in partitions], timeout=GROUP_TIMEOUT_S)
+    except KafkaException:
+        return None
+    foreign: dict[tuple[str, int], int] = {}
+    for at in answer:
+        if at.error is None and at.offset >= 0:
+            try:
+                decode_position(at.offset, at.metadata)
+            except UnreadableMetadataError:
+                foreign[at.topic, at.partition] = at.offset
+    members = group_members(admin, group)
+    return None if members is None else GroupLooked(foreign, members)
+
+
+def group_members(admin: Admin, group: str) -> list[str] | None:
+    """Who is in a consumer group at present, each as CLIENT at HOST; None if nobody says."""
+    client: Any = admin  # its own types leave the futures' results open
+    try:
+        futures: dict[str, Future[Any]] = client.describe_consumer_groups(
+            [group], request_timeout=GROUP_TIMEOUT_S
+        )
+        described = futures[group].result(GROUP_TIMEOUT_S + 1)
+    except KafkaException as error:
+        # One that nobody has committed anything for yet has no members either.
+        return [] if error.args[0].name() == "GROUP_ID_NOT_FOUND" else None
+    except TimeoutError:
+        return None
+    return [f"{member.client_id} at {str(member.host).lstrip('/')}" for member in described.members]

@@ -1,0 +1,271 @@
+"""The topics that the job hangs on, as they are and as they were: what is gone, replaced, or has grown.
+
+Responsible for: judging each look at them (`TopicsLooked`) and at the job's consumer group (`GroupLooked`).
+Invariants kept:
+
+- Only what brokers said counts, not what they didn't say; and since one that lags behind says what was, a
+  topic is taken for gone or replaced only when that was said again after `CONFIRM_MS`.
+- The id that a topic is compared with is in the journal before anybody relies on it having been seen.
+- Partitions that were added to a source become shards where there is no state; where there is some, keys
+  would meet other shards' state, so they are left alone, and that is said.
+- What is wrong is said once, stands in the status for as long as it lasts, and its end is said too.
+
+Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from fcluster.common.errors import FclusterError, one_line
+from fcluster.common.ids import ShardId, journal_topic
+from fcluster.common.topic_ids import (
+    Look,
+    TopicSeen,
+    fits,
+    internal_topic_lost,
+    reset_remedy,
+    sink_lost,
+    source_gone,
+    source_replaced,
+)
+from fcluster.common.topology import Stage, Topology
+from fcluster.coordinator import events
+from fcluster.coordinator.cluster import Cluster
+from fcluster.coordinator.ending import FAILED_GRACE_MS, Ending
+from fcluster.coordinator.model import Phase
+from fcluster.coordinator.outbox import Outbox
+from fcluster.coordinator.ownership import Ownership
+from fcluster.coordinator.progress import Progress
+
+CONFIRM_MS = 1_500
+"""Brokers learn of a topic one after the other; what the slowest of them said is older by less than that."""
+TOPIC_KEY_PREFIX = "topic/"
+PARTITIONS_NAMED_MAX = 10
+
+
+class Role(Enum):
+    """What a topic is to the job."""
+
+    SOURCE = "source"
+    REPARTITION = "repartition topic"
+    CHANGELOG = "changelog"
+    SINK = "output topic"
+    JOURNAL = "journal"
+
+
+def roles_of(topology: Topology) -> dict[str, Role]:
+    """All topics that the job can't do without."""
+    roles = {topic.name: Role.SINK for topic in topology.outputs}
+    for stage in topology.stages:
+        if stage.changelog is not None:
+            roles[stage.changelog] = Role.CHANGELOG
+        roles[stage.source.name] = Role.REPARTITION if stage.internal else Role.SOURCE
+    roles[journal_topic(topology.job)] = Role.JOURNAL
+    return roles
+
+
+def topic_key(topic: str) -> str:
+    """Journal key of a topic's id."""
+    return TOPIC_KEY_PREFIX + topic
+
+
+def lost_topic(job: str, topic: str, role: Role, former_id: str, seen: TopicSeen | None) -> FclusterError:
+    """The error for a topic that is gone (`seen` is None) or another one now."""
+    if role is Role.SOURCE and seen is None:
+        return source_gone(job, topic)
+    if role is Role.SOURCE and seen is not None:
+        return source_replaced(job, topic, former_id, seen.topic_id)
+    if role is Role.SINK:
+        return sink_lost(job, topic, former_id, seen)
+    return internal_topic_lost(job, topic, role.value, former_id, seen)
+
+
+@dataclass(slots=True)
+class _Doubt:
+    """What was said of a topic, and since when."""
+
+    seen: TopicSeen | None
+    since_ms: float
+
+
+class Topics:
+    """What becomes of the job's topics while it runs.
+
+    Attributes:
+        notices: by what they are about, what a person should see to.
+    """
+
+    def __init__(
+        self, cluster: Cluster, outbox: Outbox, ownership: Ownership, progress: Progress, ending: Ending
+    ) -> None:
+        self.notices: dict[str, str] = {}
+        self._cluster = cluster
+        self._outbox = outbox
+        self._ownership = ownership
+        self._progress = progress
+        self._ending = ending
+        self._roles = roles_of(cluster.terms.topology)
+        self._ids = dict(cluster.terms.topic_ids)
+        self._partitions = dict(cluster.terms.partitions)
+        self._doubts: dict[str, _Doubt] = {}
+        self._stages = {stage.source.name: stage for stage in cluster.terms.topology.stages}
+        self._vouched: dict[str, dict[int, int]] = {}
+        """By source: how far each partition was committed when the topic was last seen to be the same."""
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether another look is wanted soon."""
+        return bool(self._doubts)
+
+    # --- topics ---------------------------------------------------------------------------------------
+
+    def looked(self, look: Look) -> None:
+        """Somebody has looked at the topics."""
+        if self._cluster.phase not in (Phase.RUNNING, Phase.DRAINING):
+            return
+        for topic, role in self._roles.items():
+            if topic not in look:
+                continue
+            seen = look[topic]
+            if seen is not None and fits(seen, self._ids.get(topic, "")):
+                self._is_there(topic, role, seen)
+            else:
+                self._contradicts(topic, role, seen)
+
+    def _is_there(self, topic: str, role: Role, seen: TopicSeen) -> None:
+        self._doubts.pop(topic, None)
+        if seen.topic_id and topic not in self._ids:
+            self._learn(topic, seen.topic_id)
+        if role in (Role.SOURCE, Role.REPARTITION):
+            stage = self._stages[topic]
+            self._vouched[topic] = self._committed(stage)
+            if seen.partitions > self._partitions[topic]:
+                self._has_grown(stage, seen.partitions)
+
+    def _learn(self, topic: str, topic_id: str) -> None:
+        self._ids[topic] = topic_id
+        self._outbox.journal(topic_key(topic), {"id": topic_id})
+
+    def _contradicts(self, topic: str, role: Role, seen: TopicSeen | None) -> None:
+        now_ms = self._cluster.now_ms
+        doubt = self._doubts.get(topic)
+        if doubt is None:
+            self._doubts[topic] = _Doubt(seen, now_ms)
+            return
+        doubt.seen = seen
+        if now_ms - doubt.since_ms < CONFIRM_MS:
+            return
+        del self._doubts[topic]
+        if role is Role.SINK and self._cluster.settings.sink_missing == "create":
+            self._make_sink_anew(topic, seen)
+            return
+        error = self._error(topic, role, seen)
+        # What was read of another topic than the offsets are of must not be committed.
+        grace_ms = 0 if role in (Role.SOURCE, Role.REPARTITION) else FAILED_GRACE_MS
+        self._ending.fail(one_line(error), grace_ms)
+
+    def _error(self, topic: str, role: Role, seen: TopicSeen | None) -> FclusterError:
+        job, former_id = self._cluster.terms.topology.job, self._ids.get(topic, "")
+        if role is Role.SOURCE and seen is not None:
+            return source_replaced(job, topic, former_id, seen.topic_id, self._affected(topic))
+        return lost_topic(job, topic, role, former_id, seen)
+
+    def _affected(self, topic: str) -> str:
+        """Which records may have been processed under the former id."""
+        vouched, committed = self._vouched.get(topic, {}), self._committed(self._stages[topic])
+        ranges = [
+            f"{topic}/{partition} {vouched[partition]} to {offset - 1}"
+            for partition, offset in sorted(committed.items())
+            if 0 <= vouched.get(partition, -1) < offset
+        ]
+        if not ranges:
+            return "Nothing was committed since it was last seen to be the former one."
+        more = ", ..." if len(ranges) > PARTITIONS_NAMED_MAX else ""
+        return (
+            "Committed since it was last seen to be the former one, so perhaps of the new one: "
+            f"{', '.join(ranges[:PARTITIONS_NAMED_MAX])}{more}."
+        )
+
+    def _committed(self, stage: Stage) -> dict[int, int]:
+        return {
+            shard.partition: standing.committed
+            for shard, standing in self._progress.standings.items()
+            if shard.stage == stage.name
+        }
+
+    def _make_sink_anew(self, topic: str, seen: TopicSeen | None) -> None:
+        if seen is None:
+            self._outbox.log("warning", f"the output topic {topic!r} is gone; making it anew (sink.missing)")
+            self._ids.pop(topic, None)
+            self._outbox.journal(topic_key(topic), None)
+            most = max(self._partitions[source.name] for source in self._cluster.terms.topology.sources)
+            self._outbox.add(events.MakeTopic(topic, most))
+        else:
+            self._outbox.log(
+                "warning", f"the output topic {topic!r} was made anew; going on in it (sink.missing)"
+            )
+            self._learn(topic, seen.topic_id)
+
+    # --- growth ---------------------------------------------------------------------------------------
+
+    def _has_grown(self, stage: Stage, partitions: int) -> None:
+        topic, former = stage.source.name, self._partitions[stage.source.name]
+        if stage.changelog is None:
+            self._partitions[topic] = partitions
+            self._outbox.journal(f"partitions/{topic}", {"count": partitions})
+            added = [ShardId(stage.name, partition) for partition in range(former, partitions)]
+            self._outbox.log("info", f"{topic!r} has {partitions} partitions now: reading the new ones")
+            self._ownership.add_shards(added)
+            return
+        self._notice(
+            f"partitions of {topic}",
+            f"{topic!r} has {partitions} partitions now, and the stage {stage.name!r} has state by its first "
+            f"{former}: records in partitions {former} to {partitions - 1} are not read, and keys that moved "
+            "there are missing; remedy: stop the job, then begin anew with `fcluster reset JOB --to "
+            f"earliest`, or copy the records to a topic with {former} partitions and read that",
+        )
+
+    # --- the group ------------------------------------------------------------------------------------
+
+    def group_looked(self, foreign: Mapping[tuple[str, int], int], members: Sequence[str]) -> None:
+        """Somebody has looked at the job's consumer group.
+
+        Args:
+            foreign: offsets in it that fcluster didn't commit.
+            members: who is in it; fcluster never is.
+        """
+        group = self._cluster.terms.topology.job
+        if members:
+            self._notice(
+                "group members",
+                f"the consumer group {group!r} is the job's own, and has a member that isn't of fcluster: "
+                f"{', '.join(sorted(members)[:PARTITIONS_NAMED_MAX])}. While it is there, the job can't "
+                "commit; remedy: stop that program, or give it a group.id of its own",
+            )
+        else:
+            self._over("group members")
+        if foreign:
+            found = [f"{topic}/{number} at {offset}" for (topic, number), offset in sorted(foreign.items())]
+            named = ", ".join(found[:PARTITIONS_NAMED_MAX])
+            self._notice(
+                "foreign offsets",
+                f"the consumer group {group!r} is the job's own, and something other than fcluster committed "
+                f"offsets in it: {named}. The job's next commit replaces them; if it ends before, it won't "
+                f"start; remedy: find out what commits there. If it doesn't start: {reset_remedy(group)}",
+            )
+        else:
+            self._over("foreign offsets")
+
+    # --- notices --------------------------------------------------------------------------------------
+
+    def _notice(self, about: str, text: str) -> None:
+        if self.notices.get(about) != text:
+            self._outbox.log("error", text)
+        self.notices[about] = text
+
+    def _over(self, about: str) -> None:
+        if self.notices.pop(about, None) is not None:
+            self._outbox.log("info", f"over: {about}")

@@ -1,0 +1,156 @@
+"""Where `fcluster reset` puts a job's offsets: what `--to` says, and which offsets follow from it.
+
+Responsible for: reading `--to`, and choosing an offset of each partition within what the partition still has.
+Pure but for reading the file that ``offsets:FILE`` names.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final, Literal
+
+from fcluster.common.errors import FclusterError
+
+SourcePartition = tuple[str, int]
+
+_FORMS: Final = (
+    "Give earliest, latest, time:2026-01-31T12:00:00+01:00, offsets:FILE with a line TOPIC/PARTITION=OFFSET "
+    "for each partition, or such lines themselves."
+)
+_LINE = re.compile(r"([A-Za-z0-9._-]{1,249})/([0-9]{1,9})=([0-9]{1,18})")
+
+
+class TargetError(FclusterError):
+    """`--to` can't be understood, or names an offset that isn't there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where to go.
+
+    Attributes:
+        kind: of the target.
+        time_ms: for "time": the first record with this timestamp or a later one.
+        offsets: for "offsets": of each partition.
+    """
+
+    kind: Literal["earliest", "latest", "time", "offsets"]
+    time_ms: int = 0
+    offsets: Mapping[SourcePartition, int] = field(default_factory=dict[SourcePartition, int])
+
+    def __str__(self) -> str:
+        if self.kind == "time":
+            return (
+                f"the first record at or after {datetime.fromtimestamp(self.time_ms / 1000, UTC).isoformat()}"
+            )
+        return {"earliest": "the earliest record", "latest": "the end", "offsets": "the given offsets"}[
+            self.kind
+        ]
+
+
+def parse_target(given: Sequence[str]) -> Target:
+    """The target that the values of `--to` say.
+
+    Raises:
+        TargetError: they can't be understood.
+    """
+    offsets: dict[SourcePartition, int] = {}
+    for text in given:
+        if _LINE.fullmatch(text.strip()):
+            _add_line(offsets, text, text)
+        elif text.startswith("offsets:"):
+            _add_file(offsets, Path(text.removeprefix("offsets:")))
+        elif len(given) > 1:
+            raise TargetError(f"--to {text} can't stand beside another --to", remedy=_FORMS)
+        elif text in ("earliest", "latest"):
+            return Target("earliest" if text == "earliest" else "latest")
+        elif text.startswith("time:"):
+            return Target("time", _time_ms(text.removeprefix("time:")))
+        else:
+            raise TargetError(f"--to {text} isn't understood", remedy=_FORMS)
+    if not offsets:
+        raise TargetError("where to isn't said", remedy=_FORMS)
+    return Target("offsets", offsets=offsets)
+
+
+def _time_ms(text: str) -> int:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise TargetError(f"{text!r} is not a time as ISO 8601 writes it", remedy=_FORMS) from error
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    return round(moment.timestamp() * 1000)
+
+
+def _add_file(offsets: dict[SourcePartition, int], path: Path) -> None:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise TargetError(f"{path} can't be read: {error}", remedy=_FORMS) from error
+    for number, line in enumerate(lines, 1):
+        if line.strip() and not line.lstrip().startswith("#"):
+            _add_line(offsets, line, f"{path} line {number}: {line.strip()}")
+
+
+def _add_line(offsets: dict[SourcePartition, int], line: str, where: str) -> None:
+    match = _LINE.fullmatch(line.strip())
+    if match is None:
+        raise TargetError(f"{where} isn't of the form TOPIC/PARTITION=OFFSET", remedy=_FORMS)
+    at = (match[1], int(match[2]))
+    if at in offsets:
+        raise TargetError(f"{where}: the partition is named twice", remedy=_FORMS)
+    offsets[at] = int(match[3])
+
+
+def chosen_offsets(
+    target: Target,
+    begins: Mapping[SourcePartition, int],
+    ends: Mapping[SourcePartition, int],
+    by_time: Mapping[SourcePartition, int],
+) -> dict[SourcePartition, int]:
+    """The offset of the next record of each partition.
+
+    Args:
+        target: where to go.
+        begins: the first offset that each partition still has; names all partitions of the job's sources.
+        ends: the offset behind each partition's last record.
+        by_time: for a time: the offset of the first record at or after it; none: there is no such record.
+
+    Raises:
+        TargetError: a partition isn't named, isn't one of the job's sources, or hasn't that offset.
+    """
+    if target.kind == "earliest":
+        return dict(begins)
+    if target.kind == "latest":
+        return dict(ends)
+    if target.kind == "time":
+        return {at: by_time.get(at, ends[at]) for at in begins}
+    unknown = sorted(target.offsets.keys() - begins.keys())
+    missing = sorted(begins.keys() - target.offsets.keys())
+    if unknown:
+        raise TargetError(
+            f"{_named(unknown[0])} is no partition of a source of this job",
+            remedy="Correct its name, or leave it out.",
+        )
+    if missing:
+        named = ", ".join(map(_named, missing[:5])) + (", ..." if len(missing) > 5 else "")
+        raise TargetError(
+            f"no offset is given for {named}",
+            remedy="Give one for each partition of the job's sources.",
+        )
+    for at, offset in sorted(target.offsets.items()):
+        if not begins[at] <= offset <= ends[at]:
+            raise TargetError(
+                f"{_named(at)} has no offset {offset}: it has {begins[at]} to {ends[at]}",
+                remedy="Give one within these.",
+            )
+    return dict(target.offsets)
+
+
+def _named(at: SourcePartition) -> str:
+    return f"{at[0]}/{at[1]}"
