@@ -79,12 +79,13 @@ class TopicWatch:
 
     def _run(self) -> None:
         looks = 0
-        while not self._closing.wait(DOUBTFUL_INTERVAL_S if self._in_doubt() else self._interval_s):
+        while not self._closing.is_set():
             try:
                 self._look(with_group=looks % GROUP_EVERY_LOOKS == 0)
             except Exception:  # noqa: BLE001  the watch must outlive what nobody foresaw
                 _log.exception("looking at the topics failed")
             looks += 1
+            self._closing.wait(DOUBTFUL_INTERVAL_S if self._in_doubt() else self._interval_s)
 
     def _look(self, *, with_group: bool) -> None:
         look = look_at_topics(self._admin, self._topics)

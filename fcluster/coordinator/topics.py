@@ -175,11 +175,13 @@ class Topics:
 
     def _affected(self, topic: str) -> str:
         """Which records may have been processed under the former id."""
-        vouched, committed = self._vouched.get(topic, {}), self._committed(self._stages[topic])
+        vouched, committed = self._vouched.get(topic), self._committed(self._stages[topic])
+        if vouched is None:
+            return "What was committed since this coordinator leads may be of the new one."
         ranges = [
-            f"{topic}/{partition} {vouched[partition]} to {offset - 1}"
+            f"{topic}/{partition} {vouched.get(partition, 0)} to {offset - 1}"
             for partition, offset in sorted(committed.items())
-            if 0 <= vouched.get(partition, -1) < offset
+            if vouched.get(partition, 0) < offset
         ]
         if not ranges:
             return "Nothing was committed since it was last seen to be the former one."

@@ -72,6 +72,7 @@ from fcluster.worker.processing import (
     describe_record,
 )
 from fcluster.worker.shards import ShardHost
+from fcluster.worker.source_checks import SourceChecks
 from fcluster.worker.state import ShardState
 from fcluster.worker.store import LOCAL_TROUBLE
 from fcluster.worker.transactions import (
@@ -126,6 +127,7 @@ class Worker:
         self._exit: events.Exit | None = None
         self._watchdog = Watchdog()
         self._host = ShardHost(self._topology, settings, self._inbox.put)
+        self._source_checks = SourceChecks(self._topology.job, self._host.look, self._host.settled_look)
         identity = model.Identity(
             worker=f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}",
             host=socket.gethostname(),
@@ -424,6 +426,7 @@ class Worker:
         while True:
             failure = self._run_records(remaining)
             dirty = frozenset(shard for shard, runner in self._runners.items() if runner.last is not None)
+            self._note_read(dirty)
             if dirty:
                 backlog = batch.full or bool(self._batches)
                 self._feed(events.RecordsProcessed(dirty, len(chunk), backlog))
@@ -432,6 +435,11 @@ class Worker:
             self._feed(failure)
             if not isinstance(failure, events.StopRecordReached):
                 return  # everything since the last commit is going to be processed anew
+
+    def _note_read(self, shards: frozenset[ShardId]) -> None:
+        for shard in shards:
+            runner = self._runners[shard]
+            self._source_checks.read(shard, runner.topic, runner.position.topic_id)
 
     def _run_records(self, records: Iterator[Message]) -> events.Event | None:
         """Process records until there are no more or one fails; returns what failed."""
@@ -592,6 +600,7 @@ class Worker:
                 self._newest_generation[reader] = reader.stop({(stage.source.name, shard.partition)})
 
     def _drop_layers(self) -> None:
+        self._source_checks.forget()
         self._runners.clear()
         self._host.drop_states()
         self._epoch_records = 0
@@ -624,6 +633,7 @@ class Worker:
             if not self._epoch_begun:
                 self._begin_epoch()  # nothing but offsets to commit
             opened_s = self._epoch_begun_s
+            confirm_sources = self._source_checks.begin()
             shards = [self._freeze(shard, effect.epoch) for shard in sorted(effect.shards)]
             failpoints.reach("worker.layers-frozen", effect.epoch)
             self._writer.flush_outputs()
@@ -637,7 +647,7 @@ class Worker:
         records, self._epoch_records = self._epoch_records, 0
         self._epoch_begun = False
         self._commit_thread.submit(
-            self._flush_epoch, self._writer, effect, shards, records, started_s, opened_s
+            self._flush_epoch, self._writer, effect, shards, records, started_s, opened_s, confirm_sources
         )
 
     def _freeze(self, shard: ShardId, epoch: int) -> _FrozenShard:
@@ -663,6 +673,7 @@ class Worker:
         records: int,
         started_s: float,
         opened_s: float,
+        confirm_sources: Callable[[], None],
     ) -> None:
         """In the commit thread: write deltas and offsets, wait for all of it."""
         with self._reporting(effect.session, f"preparing epoch {effect.epoch}"):
@@ -678,6 +689,7 @@ class Worker:
             ]
             frozen_epoch = FrozenEpoch(effect.epoch, records, parts)
             writer.prepare(frozen_epoch)
+            confirm_sources()
             self._pending = (frozen_epoch, {f.shard: f.runner.state for f in shards}, opened_s)
             prepare_ms = (time.monotonic() - started_s) * 1000
             self._inbox.put(events.EpochFlushed(effect.session, effect.epoch, records, prepare_ms))

@@ -22,7 +22,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -264,6 +264,14 @@ class ShardHost:
             # transaction.
             nowhere = TopicPartition(journal_topic(self._topology.job), 0)
             read_committed_positions(self._offsets, self._topology.job, [nowhere], CONNECT_TIMEOUT_S)
+
+    def look(self, topics: Iterable[str]) -> Future[Look]:
+        """Begin a look at topics, as the brokers have them now."""
+        return self._asking.submit(look_at_topics, self._admin, list(topics))
+
+    def settled_look(self, expected: Mapping[str, str]) -> Look:
+        """A look that is repeated for a while where it contradicts these ids."""
+        return settled_look(functools.partial(look_at_topics, self._admin), expected)
 
     # --- the restore thread -------------------------------------------------------------------------------
 

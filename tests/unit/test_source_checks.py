@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+from collections.abc import Iterable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+import pytest
+
+from fcluster.common.ids import ShardId
+from fcluster.common.topic_ids import Look, TopicReplaced, TopicSeen
+from fcluster.worker.source_checks import PAUSE_S, SourceChecks
+
+SHARD = ShardId("in", 0)
+OTHER = ShardId("in", 1)
+
+
+@dataclass
+class Brokers:
+    now_s: float = 100.0
+    answer: Look | Exception = field(default_factory=dict)
+    settled: Look = field(default_factory=dict)
+    asked: list[list[str]] = field(default_factory=list)
+
+    def checks(self) -> SourceChecks:
+        return SourceChecks("job", self.look, lambda _expected: self.settled, lambda: self.now_s)
+
+    def look(self, topics: Iterable[str]) -> Future[Look]:
+        self.asked.append(sorted(topics))
+        future: Future[Look] = Future()
+        if isinstance(self.answer, Exception):
+            future.set_exception(self.answer)
+        else:
+            future.set_result(self.answer)
+        return future
+
+
+def test_records_that_come_steadily_cost_no_look() -> None:
+    brokers = Brokers(answer={"in": TopicSeen("former", 2)})
+    checks = brokers.checks()
+    for _ in range(20):
+        checks.read(SHARD, "in", "former")
+        checks.begin()()
+        brokers.now_s += PAUSE_S / 2
+    assert brokers.asked == [["in"]], "the first one only"
+
+
+def test_quiet_partition_beside_a_busy_one_is_looked_at() -> None:
+    brokers = Brokers(answer={"in": TopicSeen("former", 2)})
+    checks = brokers.checks()
+    for shard in (SHARD, OTHER):
+        checks.read(shard, "in", "former")
+    checks.begin()()
+    for _ in range(4):
+        brokers.now_s += PAUSE_S / 2
+        checks.read(SHARD, "in", "former")
+    checks.begin()()
+    assert len(brokers.asked) == 1
+    checks.read(OTHER, "in", "former")
+    checks.begin()()
+    assert len(brokers.asked) == 2
+
+
+def test_epoch_with_records_of_another_topic_is_not_prepared() -> None:
+    now = {"in": TopicSeen("new", 2)}
+    brokers = Brokers(answer=now, settled=now)
+    checks = brokers.checks()
+    checks.read(SHARD, "in", "former")
+    with pytest.raises(TopicReplaced, match="Nothing of the new topic is committed"):
+        checks.begin()()
+
+
+@pytest.mark.parametrize(
+    ("answer", "settled"),
+    [
+        ({}, {}),
+        ({"in": None}, {}),
+        ({"in": TopicSeen("", 1)}, {}),
+        (TimeoutError(), {}),
+        ({"in": TopicSeen("lagging", 2)}, {"in": TopicSeen("former", 2)}),
+        ({"in": TopicSeen("lagging", 2)}, {}),
+    ],
+)
+def test_what_is_not_known_is_no_objection(answer: Look | Exception, settled: Look) -> None:
+    brokers = Brokers(answer=answer, settled=settled)
+    checks = brokers.checks()
+    checks.read(SHARD, "in", "former")
+    checks.begin()()
+
+
+def test_source_without_an_id_is_not_looked_at_and_a_new_session_begins_anew() -> None:
+    brokers = Brokers(answer={"in": TopicSeen("former", 2)})
+    checks = brokers.checks()
+    checks.read(SHARD, "in", "")
+    checks.begin()()
+    assert brokers.asked == []
+    checks.forget()
+    checks.read(SHARD, "in", "former")
+    checks.begin()()
+    assert brokers.asked == [["in"]]
