@@ -21,7 +21,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -62,10 +62,11 @@ from fcluster.common.topology import Topology
 from fcluster.connection import open_admin_client
 from fcluster.coordinator.checks import RESETTING_KEY
 from fcluster.coordinator.journal import Journal, JournalLostError, open_journal
+from fcluster.coordinator.owned_topics import own_names
 from fcluster.coordinator.topic_watch import group_members
 from fcluster.data_directory import DirectoryLock
 from fcluster.reset_target import SourcePartition, Target, chosen_offsets
-from fcluster.worker.changelog import epoch_of
+from fcluster.worker.changelog import parse_record
 from fcluster.worker.snapshots import same_changelog, usable_manifests
 
 STATUS_TIMEOUT_MS: Final = 1_500
@@ -177,6 +178,7 @@ def plan_reset(settings: Settings, topology: Topology, target: Target, *, keep_s
     check_directory(settings)
     journal = read_journal(settings, topology.job)
     notes = _check_nobody_leads(settings, topology.job, journal)
+    topology = own_names(settings, admin, topology, lenient=True)
     _check_group(admin, topology.job)
 
     counts = partition_counts(admin, [topic.name for topic in topology.sources])
@@ -395,7 +397,8 @@ def _last_epoch_between(consumer: Consumer, before: int) -> int:
         offset = message.offset()
         if offset is None or offset >= before:
             return epoch
-        epoch = epoch_of(message.value()) or epoch
+        with suppress(ValueError):  # the restore will say what is wrong with it
+            epoch = parse_record(message.value()).epoch
     raise KafkaException(KafkaError(KafkaError._TIMED_OUT, "the end was not reached in time"))
 
 

@@ -39,8 +39,14 @@ from fcluster.coordinator.internal_names import (
 _log = logging.getLogger("fcluster.coordinator")
 
 
-def own_names(settings: Settings, admin: Admin, topology: Topology) -> Topology:
+def own_names(settings: Settings, admin: Admin, topology: Topology, *, lenient: bool = False) -> Topology:
     """The topology with its internal topics under the names under which they are this job's.
+
+    Args:
+        settings: of the cluster.
+        admin: asks which topics there are.
+        topology: as it was built.
+        lenient: offsets that something other than fcluster committed prove nothing, but are no error.
 
     Raises:
         IncompatibleState: a topic that it needs holds what another job, or anybody else, has written.
@@ -57,7 +63,7 @@ def own_names(settings: Settings, admin: Admin, topology: Topology) -> Topology:
                 remedy="Give the job another name, or find out who writes to that topic.",
             )
     description = past.get("topology")
-    with _committed(settings, existing) as positions:
+    with _committed(settings, existing, lenient=lenient) as positions:
         names = internal_names(topology, description, existing, positions)
         named = topology.with_internal_topics(names)
         former = set(former_names(topology).values())
@@ -87,7 +93,7 @@ def _holds_records(admin: Admin, topic: str, partitions: int) -> bool:
 
 
 @contextlib.contextmanager
-def _committed(settings: Settings, existing: Mapping[str, int]) -> Generator[Positions]:
+def _committed(settings: Settings, existing: Mapping[str, int], *, lenient: bool) -> Generator[Positions]:
     """What groups have committed, by job and topic; one consumer for each job that is asked about."""
     consumers: dict[str, Any] = {}
 
@@ -97,7 +103,12 @@ def _committed(settings: Settings, existing: Mapping[str, int]) -> Generator[Pos
         if job not in consumers:
             consumers[job] = make_consumer(settings, "read-uncommitted", **{"group.id": job})
         wanted = [TopicPartition(topic, partition) for partition in range(existing[topic])]
-        found = read_committed_positions(consumers[job], job, wanted)
+        try:
+            found = read_committed_positions(consumers[job], job, wanted)
+        except IncompatibleState:
+            if lenient:
+                return []
+            raise
         return [position for position in found.values() if position is not None]
 
     try:
