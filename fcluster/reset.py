@@ -62,7 +62,7 @@ from fcluster.common.topology import Topology
 from fcluster.connection import open_admin_client
 from fcluster.coordinator.checks import RESETTING_KEY
 from fcluster.coordinator.journal import Journal, JournalLostError, open_journal
-from fcluster.coordinator.owned_topics import own_names
+from fcluster.coordinator.owned_topics import Found, found_names
 from fcluster.coordinator.topic_watch import group_members
 from fcluster.data_directory import DirectoryLock
 from fcluster.reset_target import SourcePartition, Target, chosen_offsets
@@ -178,7 +178,9 @@ def plan_reset(settings: Settings, topology: Topology, target: Target, *, keep_s
     check_directory(settings)
     journal = read_journal(settings, topology.job)
     notes = _check_nobody_leads(settings, topology.job, journal)
-    topology = own_names(settings, admin, topology, lenient=True)
+    found = found_names(settings, admin, topology, journal)
+    topology = found.topology
+    notes += _notes_on(found)
     _check_group(admin, topology.job)
 
     counts = partition_counts(admin, [topic.name for topic in topology.sources])
@@ -214,6 +216,9 @@ def plan_reset(settings: Settings, topology: Topology, target: Target, *, keep_s
     if not keep_state and local:
         notes.append("local state on other hosts is recognised as former, and replaced there by itself")
     shards = [] if keep_state else _shards_with_snapshots(settings, topology, journal, seen)
+    own = [
+        topic for topic in dict.fromkeys(internal) if seen[topic] is not None and topic not in found.shared
+    ]
     slots = sorted({int(key.partition("/")[2]) for key in journal if key.startswith("slot/")})
     if not journal:
         # Somebody deleted it: nobody knows any more which slots there were.
@@ -224,7 +229,7 @@ def plan_reset(settings: Settings, topology: Topology, target: Target, *, keep_s
         keeps_state=keep_state,
         moves=moves,
         topic_ids={topic: now.topic_id for topic in counts if (now := seen[topic]) is not None},
-        topics=[] if keep_state else [topic for topic in dict.fromkeys(internal) if seen[topic] is not None],
+        topics=[] if keep_state else own,
         shards=shards,
         snapshots=settings.snapshots if shards else "",
         local=local,
@@ -278,6 +283,30 @@ def _check_group(admin: Admin, job: str) -> None:
             f"{', '.join(members)}",
             remedy="Stop these programs, or give them a group.id of their own.",
         )
+
+
+def _notes_on(found: Found) -> list[str]:
+    """What the user should know of the internal topics.
+
+    Raises:
+        IncompatibleState: records of two jobs are on their way through one topic.
+    """
+    notes: list[str] = []
+    changelogs = {stage.changelog for stage in found.topology.stages}
+    for topic, claim in found.shared.items():
+        if topic not in changelogs:
+            raise IncompatibleState(
+                f"Records of two jobs, {found.topology.job!r} and {claim.job!r}, are on their way through "
+                f"the topic {topic!r}: an older version of fcluster gave both the same name.",
+                remedy="Run this job under another name, which leaves the topic as it is.",
+            )
+        notes.append(
+            f"topic {topic} stays, for job {claim.job!r} writes to it as well; this job gets its own"
+        )
+    notes += [
+        f"nothing but its name shows that {topic} is this job's: look before" for topic in found.unowned
+    ]
+    return notes
 
 
 def _plain(offsets: Mapping[TopicPartition, int]) -> dict[SourcePartition, int]:

@@ -132,7 +132,11 @@ def remedy_for_refusal(code: int, topic: str) -> str:
     name = topic or "the topic"
     match trouble_of(code):
         case Trouble.TOPIC_GONE:
-            return f"Create {name} again if it was deleted, or correct its name in the job; then restart."
+            return (
+                f"If {name} was deleted, start the job with --set sink.missing=create, which makes it anew "
+                "(`fcluster reset JOB --to earliest` writes the results again that were in it); otherwise "
+                "correct its name in the job."
+            )
         case Trouble.FORBIDDEN:
             return f"Let the job's Kafka user write to {name} (docs/security.md lists the ACLs it needs)."
         case Trouble.RECORD:

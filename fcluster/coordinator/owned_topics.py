@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Generator, Mapping
+from collections.abc import Collection, Generator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from confluent_kafka import TopicPartition
@@ -27,6 +28,7 @@ from fcluster.common.positions import CommittedPosition
 from fcluster.common.settings import Settings, with_settings
 from fcluster.common.topology import Topology, former_names
 from fcluster.coordinator.internal_names import (
+    Claim,
     Positions,
     claim_of,
     internal_names,
@@ -39,14 +41,8 @@ from fcluster.coordinator.internal_names import (
 _log = logging.getLogger("fcluster.coordinator")
 
 
-def own_names(settings: Settings, admin: Admin, topology: Topology, *, lenient: bool = False) -> Topology:
+def own_names(settings: Settings, admin: Admin, topology: Topology) -> Topology:
     """The topology with its internal topics under the names under which they are this job's.
-
-    Args:
-        settings: of the cluster.
-        admin: asks which topics there are.
-        topology: as it was built.
-        lenient: offsets that something other than fcluster committed prove nothing, but are no error.
 
     Raises:
         IncompatibleState: a topic that it needs holds what another job, or anybody else, has written.
@@ -63,7 +59,7 @@ def own_names(settings: Settings, admin: Admin, topology: Topology, *, lenient: 
                 remedy="Give the job another name, or find out who writes to that topic.",
             )
     description = past.get("topology")
-    with _committed(settings, existing, lenient=lenient) as positions:
+    with _committed(settings, existing, lenient=False) as positions:
         names = internal_names(topology, description, existing, positions)
         named = topology.with_internal_topics(names)
         former = set(former_names(topology).values())
@@ -77,14 +73,72 @@ def own_names(settings: Settings, admin: Admin, topology: Topology, *, lenient: 
     return named
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The internal topics of a job, whatever is wrong with them.
+
+    Attributes:
+        topology: with them under their names.
+        shared: topics that another job has written to as well, with that claim.
+        unowned: topics that hold records, and nothing shows that they are this job's.
+    """
+
+    topology: Topology
+    shared: Mapping[str, Claim]
+    unowned: Collection[str]
+
+
+def found_names(settings: Settings, admin: Admin, topology: Topology, past: Mapping[str, Any]) -> Found:
+    """As `own_names`, for somebody who begins anew: what is wrong is told, not refused. Offsets that
+    something other than fcluster committed prove nothing.
+
+    Args:
+        settings: of the cluster.
+        admin: asks which topics there are.
+        topology: as it was built.
+        past: what the journal holds.
+
+    Raises:
+        KafkaUnavailable: the brokers don't answer.
+    """
+    existing = existing_topics(admin)
+    description = past.get("topology")
+    with _committed(settings, existing, lenient=True) as positions:
+        names = internal_names(topology, description, existing, positions)
+        named = topology.with_internal_topics(names)
+        former = set(former_names(topology).values())
+        claims = {
+            topic: claim
+            for topic in names.values()
+            if topic in former
+            and (claim := _claim(settings, topic, topology.job, existing, positions)) is not None
+        }
+        unowned = [
+            topic
+            for topic, source in unowned_topics(named, description, existing)
+            if not positions(topology.job, source) and _holds_records(admin, topic, existing[topic])
+        ]
+    return Found(named, claims, unowned)
+
+
 def _refuse_shared(
     settings: Settings, topic: str, job: str, existing: Mapping[str, int], positions: Positions
 ) -> None:
+    claim = _claim(settings, topic, job, existing, positions)
+    if claim is not None:
+        raise shared(topic, job, claim)
+
+
+def _claim(
+    settings: Settings, topic: str, job: str, existing: Mapping[str, int], positions: Positions
+) -> Claim | None:
+    """Another job's claim on the topic."""
     for other in possible_claims(topic, job, existing):
         description = read_journal(with_settings(settings, reading_group=other), other).get("topology")
         claim = claim_of(other, topic, description, positions) if description is not None else None
         if claim is not None:
-            raise shared(topic, job, claim)
+            return claim
+    return None
 
 
 def _holds_records(admin: Admin, topic: str, partitions: int) -> bool:
