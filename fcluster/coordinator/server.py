@@ -46,7 +46,7 @@ from fcluster.common.discovery import (
 from fcluster.common.errors import FclusterError, KafkaUnavailable, SettingsError
 from fcluster.common.health import health_port
 from fcluster.common.job import Job
-from fcluster.common.kafka_clients import broker_setting, create_output_topic, end_offsets
+from fcluster.common.kafka_clients import Admin, broker_setting, create_output_topic, end_offsets
 from fcluster.common.processes import process_space
 from fcluster.common.reach import announced_address
 from fcluster.common.security import CoordinatorSecurity, coordinator_security
