@@ -85,7 +85,9 @@ class Place:
 
     def reset(self, *arguments: str) -> Ended:
         command = [sys.executable, "-m", "fcluster", "reset", str(self.file), *arguments]
-        command += ["--brokers", self.brokers, "--data-dir", str(self.data_dir)]
+        command += ["--brokers", self.brokers]
+        if "--data-dir" not in arguments:
+            command += ["--data-dir", str(self.data_dir)]
         done = subprocess.run(
             command, cwd=REPOSITORY, capture_output=True, text=True, timeout=90, stdin=subprocess.DEVNULL
         )
@@ -326,6 +328,9 @@ def test_partitions_added_to_a_source_with_state_and_strangers_in_the_group_are_
         up.wait_until(lambda: "stranger" not in said(), "and then that is over", 15)
         place.produce([5])
         up.wait_until(lambda: len(place.outputs()) == 6, "the job goes on")
+        assert_refused(place.reset("--to", "earliest", "--yes"), "in use by process")
+        elsewhere = place.reset("--to", "earliest", "--yes", "--data-dir", f"{place.file.parent}/elsewhere")
+        assert_refused(elsewhere, f"a cluster of job {place.job!r} runs")
         up.interrupt()
         ended = up.wait(60)
     assert ended.code == 0
