@@ -27,6 +27,8 @@ REFRESH_INTERVAL_S = 0.25
 SUMMARY_INTERVAL_S = 5.0
 SILENCE_S = 2.0
 """A coordinator that gives no status for so long shows as silent."""
+LONG_RECORD_MS = 2_000
+"""A handler that is busy with one record for so long is named."""
 SHARDS_SHOWN_MAX = 32
 WORKERS_SHOWN_MAX = 16
 AGENTS_SHOWN_MAX = 8
@@ -551,6 +553,22 @@ def progress_of(document: Document, restarts: int) -> object:
 
 
 def _held_back(document: Document) -> str:
+    return _long_record(document) or _open_epoch(document)
+
+
+def _long_record(document: Document) -> str:
+    value = document.get("longest_record")
+    if not isinstance(value, Mapping):
+        return ""
+    record = cast("Document", value)
+    running_ms = _number(record, "running_ms", 0)
+    if running_ms < LONG_RECORD_MS:
+        return ""
+    where = f"{record.get('topic')}/{record.get('partition')} at offset {record.get('offset')}"
+    return f"slot {record.get('slot')} has been busy with record {where} for {running_ms / 1000:.1f} s"
+
+
+def _open_epoch(document: Document) -> str:
     value = document.get("oldest_open_epoch")
     if not isinstance(value, Mapping):
         return ""

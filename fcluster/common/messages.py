@@ -31,6 +31,9 @@ AGENT_WORKERS_MAX = 1_000
 
 _M = TypeVar("_M")
 
+REASON_CHARACTERS_MAX = 4_000
+"""Of a reason that is sent on to other processes."""
+
 MESSAGE_BYTES_MAX = 4 * 1024 * 1024
 """Larger frames are dropped by the sockets (ZMQ_MAXMSGSIZE) and refused by `decode`."""
 
@@ -87,11 +90,34 @@ class StandbyStatus(msgspec.Struct, frozen=True, array_like=True):
     lag: Annotated[int, msgspec.Meta(ge=-1, le=2**63 - 1)]
 
 
+class RunningRecord(msgspec.Struct, frozen=True, array_like=True):
+    """The record that a handler has been working on for `running_ms`, at least."""
+
+    topic: _Name
+    partition: _Number
+    offset: _Number
+    running_ms: _Number
+
+
+class OverdueRecord(msgspec.Struct, frozen=True, array_like=True):
+    """A record at which a handler has hung beyond `record.timeout.ms`, `times` in a row.
+
+    `step`: the handler's name, empty if it isn't known.
+    """
+
+    shard: ShardId
+    offset: _Number
+    times: _Number
+    reason: Annotated[str, msgspec.Meta(max_length=REASON_CHARACTERS_MAX)]
+    step: Annotated[str, msgspec.Meta(max_length=1_000)] = ""
+
+
 class WorkerStats(msgspec.Struct, frozen=True):
     """What a heartbeat tells about a worker; rates and totals count from the process's start.
 
     While shards are being restored (`restoring` of them), `restore_bytes` says how much has been read for
     them, `restore_bytes_left` and `restore_ms_left` estimate the rest; -1 is unknown.
+    `record` is the one that a handler is busy with, if it has been for some time: no barrier is served then.
     """
 
     records_in: _Number = 0
@@ -108,6 +134,7 @@ class WorkerStats(msgspec.Struct, frozen=True):
     restore_bytes: _Number = 0
     restore_bytes_left: Annotated[int, msgspec.Meta(ge=-1, le=2**53)] = -1
     restore_ms_left: Annotated[int, msgspec.Meta(ge=-1, le=2**53)] = -1
+    record: RunningRecord | None = None
 
 
 # --- worker to coordinator ---------------------------------------------------------------------------
@@ -228,6 +255,19 @@ class WorkerFailed(Message, frozen=True):
     reason: str
 
 
+class RecordOverdue(Message, frozen=True):
+    """A handler hangs at the record at `offset` beyond `record.timeout.ms`: the worker's process ends now.
+
+    The last word of that process. Whoever gets the shard next is told of it with `Assign`.
+    """
+
+    session: _Session
+    shard: ShardId
+    offset: _Number
+    reason: Annotated[str, msgspec.Meta(max_length=REASON_CHARACTERS_MAX)]
+    step: Annotated[str, msgspec.Meta(max_length=1_000)] = ""
+
+
 class Leaving(Message, frozen=True):
     """The worker was asked to leave: its shards are to move away. It works on until it has none.
 
@@ -316,12 +356,16 @@ class Evicted(Message, frozen=True):
 
 
 class Assign(Message, frozen=True):
-    """Restore and run these shards. Their former owner released them or was fenced."""
+    """Restore and run these shards. Their former owner released them or was fenced.
+
+    `overdue`: the records of these shards at which a handler has hung.
+    """
 
     term: _Number
     session: _Session
     shards: list[ShardId]
     number: _Number
+    overdue: list[OverdueRecord] = []
 
 
 class Revoke(Message, frozen=True):
@@ -507,6 +551,7 @@ FromWorker = (
     | Released
     | Drained
     | WorkerFailed
+    | RecordOverdue
     | Leaving
     | Goodbye
 )

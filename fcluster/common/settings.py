@@ -191,6 +191,11 @@ class Settings:
         commit_interval_max_ms: nor later, with a backlog (`commit.interval.ms` sets it as well).
         checkpoint_timeout_ms: a worker silent in an epoch for longer is evicted.
         checkpoint_straggler_ms: an epoch doesn't wait longer for the last of its workers.
+        record_timeout_ms: a handler may take so long for one record. Then its process ends, with a stack
+            dump that names the record; if the same record takes as long once more, the step's `on_error`
+            applies to it. 0: no bound.
+        epoch_failures_max: an epoch that fails so often in a row, for the same reason and one that doesn't
+            pass, stops the job.
         snapshot_interval_ms: between a shard's snapshots.
         snapshot_changelog_bytes_max: a shard whose deltas since its last snapshot are more than that is
             snapshotted before, so that a restore never has to replay much more; 0: only time decides.
@@ -238,12 +243,14 @@ class Settings:
     commit_interval_max_ms: int = _duration(1000, least=1, most=3_600_000)
     checkpoint_timeout_ms: int = _duration(30_000, least=100, most=3_600_000)
     checkpoint_straggler_ms: int = _duration(100, least=1, most=3_600_000)
+    record_timeout_ms: int = _duration(300_000, least=0, most=86_400_000)
+    epoch_failures_max: int = _integer(10, least=1, most=_INT_MAX)
     snapshot_interval_ms: int = _duration(60_000, least=100)
     snapshot_changelog_bytes_max: int = _integer(256 * 1024 * 1024, least=1024 * 1024, most=2**50, also=0)
     heartbeat_interval_ms: int = _duration(500, least=10, most=600_000)
     session_timeout_ms: int = _duration(3000, least=50, most=3_600_000)
     offset_refresh_interval_ms: int = _duration(21_600_000, least=1000)
-    transaction_timeout_ms: int = _duration(60_000, least=1000)
+    transaction_timeout_ms: int = _duration(341_000, least=1000)
     state_dir: str = _text(".fcluster")
     snapshots: str = _text("")
     state_cache_entries_max: int = _integer(200_000, least=0, most=_INT_MAX)
@@ -451,7 +458,9 @@ class _Resolution:
         at_most("checkpoint_straggler_ms", values["checkpoint_timeout_ms"])
         at_least("checkpoint_timeout_ms", values["checkpoint_straggler_ms"])
         open_ms = values["commit_interval_max_ms"] + values["checkpoint_timeout_ms"]
-        at_least("transaction_timeout_ms", open_ms + 10_000)
+        if "transaction_timeout_ms" in self._values:
+            at_most("record_timeout_ms", max(1, values["transaction_timeout_ms"] - open_ms - 1))
+        at_least("transaction_timeout_ms", open_ms + values["record_timeout_ms"] + 10_000)
 
     def _check(self, values: Mapping[str, Any]) -> None:
         if values["commit_interval_min_ms"] > values["commit_interval_max_ms"]:
@@ -475,13 +484,13 @@ class _Resolution:
                 "a worker would be evicted before it could be late",
                 "Raise the timeout or lower the straggler bound.",
             )
-        open_ms = values["commit_interval_max_ms"] + values["checkpoint_timeout_ms"]
-        if values["transaction_timeout_ms"] <= open_ms:
+        others = ("commit_interval_max_ms", "checkpoint_timeout_ms", "record_timeout_ms")
+        if values["transaction_timeout_ms"] <= sum(values[name] for name in others):
             self._contradiction(
                 values,
-                ("transaction_timeout_ms", "commit_interval_max_ms", "checkpoint_timeout_ms"),
-                "transactions would expire while they wait for their epoch's commit",
-                "Set transaction.timeout.ms above the sum of the other two.",
+                ("transaction_timeout_ms", *others),
+                "transactions would expire while they wait for a record or for their epoch's commit",
+                "Set transaction.timeout.ms above the sum of the other three.",
             )
 
     def _contradiction(

@@ -8,6 +8,7 @@ Must not: decide anything, or give anything out. Pure.
 from __future__ import annotations
 
 from fcluster.common import messages
+from fcluster.common.ids import ShardId
 from fcluster.coordinator.model import Counters, Joiner, Phase, Session, SessionPhase, Shard, Slot, Terms
 
 
@@ -21,6 +22,8 @@ class Cluster:
         first_join_ms: when a worker first came, of those that this leader has seen.
         drained_workers: whom an operator wants gone; a new session doesn't change that. An ordered set.
         ending_told: the journal holds the decision to end the job.
+        overdue: the records at which a handler has hung, by shard, until they are committed. In memory only:
+            a new leader counts anew.
         session_of_worker: by the worker's id. `session_of_peer`: by the connection, if it has one.
     """
 
@@ -44,6 +47,7 @@ class Cluster:
         self.shards = {identity: Shard(identity) for identity in terms.topology.shards(terms.partitions)}
         self.joiners: dict[bytes, Joiner] = {}
         self.drained_workers: dict[str, None] = {}
+        self.overdue: dict[ShardId, messages.OverdueRecord] = {}
         self.counters = Counters()
 
     def shards_of(self, slot: int) -> list[Shard]:

@@ -360,6 +360,8 @@ class Coordinator:
                     session.phase = SessionPhase.DRAINED
             case messages.WorkerFailed():
                 self._ending.worker_failed(session, message.reason)
+            case messages.RecordOverdue():
+                self._reports.record_overdue(session, message)
             case messages.Leaving():
                 self._leaving.said(session)
             case messages.Goodbye():

@@ -93,6 +93,7 @@ class Session:
         interval_ms: between its barriers. `due_ms` is when it may get the next one.
         epoch: the one in flight, or the last one. `committed_epoch` is the last that it said is committed.
         epoch_phase_ms: since when the epoch is in this phase.
+        busy_ms: when it last said that a handler is busy with one record: it serves no barrier meanwhile.
         failed: it said that the job can't go on.
         orders: the number of the last `Assign` or `Revoke` that this leader sent it. `orders_heard` is the
         last that
@@ -131,6 +132,7 @@ class Session:
     stats_ms: float = 0.0
     records_in_per_second: float = 0.0
     records_out_per_second: float = 0.0
+    busy_ms: float = LONG_AGO_MS
     failed: bool = False
     orders: int = 0
     orders_heard: int = 0

@@ -297,7 +297,10 @@ class Ownership:
 
     def _send_assign(self, session: Session, shards: list[ShardId]) -> None:
         number = self._next_order(session)
-        self._outbox.send(session.peer, messages.Assign(self._cluster.term, session.number, shards, number))
+        overdue = [self._cluster.overdue[shard] for shard in shards if shard in self._cluster.overdue]
+        self._outbox.send(
+            session.peer, messages.Assign(self._cluster.term, session.number, shards, number, overdue)
+        )
 
     def _next_order(self, session: Session) -> int:
         if session.orders_heard == session.orders:

@@ -37,6 +37,8 @@ class Reports:
         heard = min(session.orders, heartbeat.orders_heard)
         session.orders_heard = max(session.orders_heard, heard)
         stats = heartbeat.stats
+        if stats.record is not None:
+            session.busy_ms = self._cluster.now_ms
         self._learn_rates(session, stats)
         learn(session, [status for status in stats.standbys if status.shard in self._cluster.shards])
         if session.standbys and session.standbys_told is None:
@@ -81,3 +83,18 @@ class Reports:
             shard = self._cluster.shards.get(status.shard)
             if shard is not None and shard.session == session.number:
                 self._progress.learn_commit(status)
+                overdue = self._cluster.overdue.get(status.shard)
+                if overdue is not None and status.committed > overdue.offset:
+                    del self._cluster.overdue[status.shard]
+
+    def record_overdue(self, session: Session, message: messages.RecordOverdue) -> None:
+        """A handler hangs at a record: who gets the shard next is to know."""
+        shard = self._cluster.shards.get(message.shard)
+        if shard is None or shard.session != session.number:
+            return
+        known = self._cluster.overdue.get(message.shard)
+        times = known.times + 1 if known is not None and known.offset == message.offset else 1
+        self._cluster.overdue[message.shard] = messages.OverdueRecord(
+            message.shard, message.offset, times, message.reason, message.step
+        )
+        self._outbox.log("warning", f"slot {session.slot}: {message.reason}")

@@ -48,6 +48,7 @@ def describe(
         "epoch": rounds.completed_epoch,
         "interval_ms": max((session.interval_ms for session in sessions), default=-1),
         "oldest_open_epoch": _oldest_open_epoch(sessions, now_ms),
+        "longest_record": _longest_record(sessions, now_ms),
         "expected_workers": cluster.terms.expected_workers,
         "workers": [
             _worker(session, shards_of.get(session.slot, 0), now_ms)
@@ -131,6 +132,25 @@ def _oldest_open_epoch(sessions: list[Session], now_ms: float) -> dict[str, Any]
     }
 
 
+def _longest_record(sessions: list[Session], now_ms: float) -> dict[str, Any] | None:
+    """The record that a handler has been busy with for longest; None if none takes long."""
+    running = [record for session in sessions if (record := _running_record(session, now_ms)) is not None]
+    return max(running, key=lambda record: record["running_ms"], default=None)
+
+
+def _running_record(session: Session, now_ms: float) -> dict[str, Any] | None:
+    record = session.stats.record if session.stats is not None else None
+    if record is None:
+        return None
+    return {
+        "topic": record.topic,
+        "partition": record.partition,
+        "offset": record.offset,
+        "running_ms": round(record.running_ms + now_ms - session.stats_ms),
+        "slot": session.slot,
+    }
+
+
 def _worker(session: Session, shards: int, now_ms: float) -> dict[str, Any]:
     stats = session.stats
     phase = "suspect" if session.suspect_until_ms is not None else session.phase.value
@@ -164,6 +184,7 @@ def _worker(session: Session, shards: int, now_ms: float) -> dict[str, Any]:
         "resident_bytes": stats.resident_bytes if stats else -1,
         "snapshot_epoch_min": stats.snapshot_epoch_min if stats else -1,
         "standbys": len(session.standbys),
+        "record": _running_record(session, now_ms),
         "restore_bytes": stats.restore_bytes if stats else 0,
         "restore_bytes_left": stats.restore_bytes_left if stats else -1,
         "restore_ms_left": stats.restore_ms_left if stats else -1,

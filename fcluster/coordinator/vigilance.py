@@ -116,11 +116,13 @@ class Vigilance:
     def _stuck(self, session: Session) -> str:
         """Why the session, though alive, can't be waited for any longer; empty if it can."""
         settings, now_ms = self._cluster.settings, self._cluster.now_ms
-        epoch_age_ms = now_ms - session.epoch_phase_ms
+        # A handler that is busy with one record is the affair of record.timeout.ms, and of the worker itself:
+        # what waits for the end of the record is late only from then on.
+        epoch_age_ms = now_ms - max(session.epoch_phase_ms, session.busy_ms)
         if session.epoch_phase is not EpochPhase.NONE and epoch_age_ms >= settings.checkpoint_timeout_ms:
             return f"is {session.epoch_phase.value} epoch {session.epoch} beyond checkpoint.timeout.ms"
         unheard = session.orders_heard < session.orders
-        if unheard and now_ms - session.unheard_ms >= settings.checkpoint_timeout_ms:
+        if unheard and now_ms - max(session.unheard_ms, session.busy_ms) >= settings.checkpoint_timeout_ms:
             return "did not hear which shards to run or to give back"
         if session.unlinked_ms is not None and now_ms - session.unlinked_ms >= settings.session_timeout_ms:
             return "lost its connection and never said what it holds"

@@ -13,6 +13,7 @@ Must not: know what becomes of a shard whose records are committed. Pure.
 from __future__ import annotations
 
 from fcluster.common import messages
+from fcluster.common.ids import ShardId
 from fcluster.worker import events
 from fcluster.worker.holdings import status_of
 from fcluster.worker.model import EpochPhase, InFlight, OpenEpoch, Phase, ShardPhase
@@ -131,6 +132,7 @@ class Epochs:
         self._now.in_flight = None
         for shard, position in event.positions.items():
             self._now.shards[shard].position = position
+            self._forget_condemned(shard, position.offset)
         self._now.send(
             messages.Committed(
                 self._now.session,
@@ -141,6 +143,12 @@ class Epochs:
             )
         )
         return True
+
+    def _forget_condemned(self, shard: ShardId, committed: int) -> None:
+        condemned = self._now.condemned.pop(shard, ())
+        left = [(offset, failure) for offset, failure in condemned if offset >= committed]
+        if left:
+            self._now.condemned[shard] = left
 
     def prepared_epoch(self) -> int:
         """The one in flight, if it is prepared and waits for its `Complete`; otherwise 0."""

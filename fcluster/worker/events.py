@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from fcluster.common import messages
 from fcluster.common.ids import ShardId
 from fcluster.common.positions import CommittedPosition
+from fcluster.engine.failure import Failure
 from fcluster.worker.model import StopRecord
 
 # --- events -------------------------------------------------------------------------------------------
@@ -228,11 +229,15 @@ class KeepStandbys:
 
 @dataclass(frozen=True, slots=True)
 class StartReading:
-    """Process the shard's records from its position on; not `stop_record`, if it is given."""
+    """Process the shard's records from its position on; not `stop_record`, if it is given.
+
+    `condemned`: records by offset that fail, by the rule of the step responsible.
+    """
 
     shard: ShardId
     position: CommittedPosition
     stop_record: StopRecord | None
+    condemned: tuple[tuple[int, Failure], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

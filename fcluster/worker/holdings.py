@@ -15,13 +15,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from fcluster.common import messages
+from fcluster.common.errors import REMEDY_MARK
 from fcluster.common.ids import ShardId
 from fcluster.common.messages import ShardStatus
 from fcluster.common.positions import CommittedPosition
+from fcluster.engine.failure import Failure
 from fcluster.worker import events
 from fcluster.worker.departure import Departure
 from fcluster.worker.model import OwnedShard, Phase, ShardPhase, StopRecord
 from fcluster.worker.situation import Situation
+
+OVERDUE_TIMES_MAX = 2
+"""A record at which handlers have hung so often is condemned."""
 
 
 class Holdings:
@@ -58,11 +63,25 @@ class Holdings:
         if self._now.phase in (Phase.DRAINING, Phase.DRAINED):
             return
         new = tuple(sorted(shard for shard in message.shards if shard not in self._now.shards))
+        for overdue in message.overdue:
+            self._heed_overdue(overdue)
         for shard in new:
             self._now.shards[shard] = OwnedShard(ShardPhase.RESTORING, restoring=True)
         self._now.standbys -= set(new)
         if new:
             self._now.add(events.RestoreShards(self._now.session, new))
+
+    def _heed_overdue(self, overdue: messages.OverdueRecord) -> None:
+        """A process has ended over this record. Once may have been bad luck."""
+        known = {offset for offset, _failure in self._now.condemned.get(overdue.shard, ())}
+        if overdue.times >= OVERDUE_TIMES_MAX and overdue.offset not in known:
+            failure = Failure(
+                f"{overdue.reason}, for the {overdue.times}. time{REMEDY_MARK}make the handler faster for "
+                "such a record, raise record.timeout.ms, or give the step on_error='skip' or a dead-letter "
+                "topic",
+                step=overdue.step,
+            )
+            self._now.condemn(overdue.shard, overdue.offset, failure)
 
     def revoke(self, message: messages.Revoke) -> None:
         """Shards to give back."""
@@ -137,7 +156,10 @@ class Holdings:
             owned.phase = ShardPhase.RUNNING
             started.append(status_of(shard, owned.position))
             if self._now.phase is Phase.ACTIVE:
-                self._now.add(events.StartReading(shard, owned.position, self.stop_records.get(shard)))
+                condemned = tuple(self._now.condemned.get(shard, ()))
+                self._now.add(
+                    events.StartReading(shard, owned.position, self.stop_records.get(shard), condemned)
+                )
         if started:
             self._now.send(messages.ShardsRunning(self._now.session, started))
 

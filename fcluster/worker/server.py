@@ -35,6 +35,7 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Executor, ThreadPoolExecutor
+from operator import length_hint
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ from fcluster import __version__
 from fcluster.common import failpoints, messages
 from fcluster.common.discovery import Leader
 from fcluster.common.errors import FclusterError, one_line
+from fcluster.common.failures import bounded_text
 from fcluster.common.health import health_port
 from fcluster.common.ids import ShardId
 from fcluster.common.job import Job
@@ -61,6 +63,7 @@ from fcluster.common.topology import Isolation, Topology
 from fcluster.common.transport import DealerTransport
 from fcluster.worker import core, events, handler_processes, model
 from fcluster.worker.changelog import Delta, encode_delta
+from fcluster.worker.chunks import Chunks
 from fcluster.worker.consuming import Batch, Idle, ReaderDied, ReaderEvent, ReadFailed, SourceReader
 from fcluster.worker.health import WorkerHealth
 from fcluster.worker.processing import (
@@ -71,6 +74,7 @@ from fcluster.worker.processing import (
     UnreadableRecordError,
     describe_record,
 )
+from fcluster.worker.record_watch import RecordWatch, Running, describe_overdue
 from fcluster.worker.shards import ShardHost
 from fcluster.worker.source_checks import SourceChecks
 from fcluster.worker.state import ShardState
@@ -83,12 +87,16 @@ from fcluster.worker.transactions import (
     TransactionalWriter,
     TransactionLostError,
 )
-from fcluster.worker.watchdog import Watchdog
+from fcluster.worker.watchdog import Watchdog, dump_and_exit
 
 _log = logging.getLogger("fcluster.worker")
 
-CHUNK_RECORDS = 500
-"""Records processed between two looks at the queue: a barrier waits no longer than these take."""
+LONG_RECORD_S = 0.2
+"""A record that takes longer is told of with the heartbeats."""
+LAST_WORD_S = 0.3
+"""What was said last before the process ends gets so long to leave it."""
+RECORD_WATCH_INTERVAL_S = 0.25
+UNBOUNDED_S = 1e9
 OUTPUTS_UNACKNOWLEDGED_MAX = 100_000
 DELTA_RECORD_BYTES_MAX = 900_000
 """Below the broker's default `message.max.bytes` (1 MiB) with room for the record's own fields."""
@@ -121,12 +129,13 @@ class Worker:
         self._connection_trouble = ""
         self._reach = ReachWatch(self._say_trouble)
         self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._batches: deque[Batch] = deque()
-        self._batch_index = 0
-        self._idle_after_batches: dict[SourceReader, Idle] = {}
+        self._chunks = Chunks()
+        self._record_watch = RecordWatch()
+        self._interrupts: list[None] = []  # not empty: the chunk ends with the record that is being processed
+        self._main_thread = threading.get_ident()
         self._exit: events.Exit | None = None
         self._watchdog = Watchdog()
-        self._host = ShardHost(self._topology, settings, self._inbox.put)
+        self._host = ShardHost(self._topology, settings, self._post)
         self._source_checks = SourceChecks(self._topology.job, self._host.look, self._host.settled_look)
         identity = model.Identity(
             worker=f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}",
@@ -167,6 +176,7 @@ class Worker:
         self._epochs_committed = 0
         self._commit_latencies_ms: deque[float] = deque(maxlen=COMMIT_LATENCIES_KEPT)
         self._stats = WorkerStats()
+        self._running: Running | None = None
         self._ticked_s = time.monotonic()
         self._transport = DealerTransport(
             identity.worker.encode(),
@@ -182,7 +192,7 @@ class Worker:
             connect=self._connect,
             term=lambda: self._core.situation.term,
             say=self._say_trouble,
-            on_ended=lambda failed, reason: self._inbox.put(events.JobEnded(failed, reason)),
+            on_ended=lambda failed, reason: self._post(events.JobEnded(failed, reason)),
             failpoint="worker.seeks-leader",
         )
         self._stopping = threading.Event()
@@ -201,12 +211,13 @@ class Worker:
             self._seeker.start()
             try:
                 while self._exit is None:
-                    self._health.turned(self._hang_bound_s)
+                    self._health.turned(self._turn_bound_s)
                     self._take_events()
                     self._tick_if_due()
-                    if self._batches and not self._paused and self._exit is None:
+                    if self._chunks and not self._paused and self._exit is None:
                         self._process_chunk()
-                        self._take_idle()
+                        for idle in self._chunks.idle():
+                            self._on_idle(idle)
             finally:
                 self._close()
         in_good_order = self._exit.code in model.EXITS_IN_GOOD_ORDER
@@ -215,7 +226,7 @@ class Worker:
 
     def request_termination(self) -> None:
         """Leave in good order (see `events.TerminationRequested`). May be called by a signal handler."""
-        self._inbox.put(events.TerminationRequested())
+        self._post(events.TerminationRequested())
 
     def _close(self) -> None:
         self._stopping.set()
@@ -234,9 +245,15 @@ class Worker:
 
     # --- events -------------------------------------------------------------------------------------------
 
+    def _post(self, event: events.Event) -> None:
+        """Something has happened that the main thread hears of before the next record. In any thread."""
+        self._inbox.put(event)
+        self._interrupts.append(None)
+
     def _take_events(self) -> None:
         """Handle what has happened; waits for something if there are no records to process."""
-        waiting = not self._batches or self._paused
+        waiting = not self._chunks or self._paused
+        self._interrupts.clear()
         try:
             item = self._inbox.get(waiting, self._settings.heartbeat_interval_ms / 1000)
         except queue.Empty:
@@ -254,15 +271,19 @@ class Worker:
         # Later than the coordinator's own patience: by then the slot is fenced.
         return 2 * self._settings.checkpoint_timeout_ms / 1000
 
+    @property
+    def _turn_bound_s(self) -> float:
+        """Within which the main loop turns: a record may take as long as it may, all else has bounds too."""
+        record_s = self._settings.record_timeout_ms / 1000 or UNBOUNDED_S
+        return record_s + self._hang_bound_s
+
     def _handle(self, item: events.Event | ReaderEvent) -> None:
         match item:
             case Batch():
-                self._batches.append(item)
-            case Idle() if self._batches:
-                # It speaks of what was read; what of that is still waiting here isn't processed.
-                self._idle_after_batches[item.reader] = item
+                self._chunks.add(item)
             case Idle():
-                self._on_idle(item)
+                if not self._chunks.hold_idle(item):
+                    self._on_idle(item)
             case ReadFailed():
                 self._on_read_failed(item)
             case ReaderDied():
@@ -351,16 +372,10 @@ class Worker:
             self._seeker.misled()
         else:
             self._seeker.heard()
-        self._inbox.put(events.MessageReceived(message))
+        self._post(events.MessageReceived(message))
 
     def _is_of_older_term(self, message: messages.FromCoordinator) -> bool:
         return message.term < self._core.situation.term
-
-    def _take_idle(self) -> None:
-        """Handle what idle readers reported while batches were waiting, once none is."""
-        while self._idle_after_batches and not self._batches:
-            _reader, idle = self._idle_after_batches.popitem()
-            self._on_idle(idle)
 
     def _on_idle(self, idle: Idle) -> None:
         for (topic, partition), position in idle.positions.items():
@@ -396,45 +411,42 @@ class Worker:
 
     def _process_chunk(self) -> None:
         if self._writer is None or not self._routes_open():
-            self._drop_batch()
+            self._chunks.drop_batch()
             return
-        batch = self._batches[0]
-        chunk = batch.messages[self._batch_index : self._batch_index + CHUNK_RECORDS]
-        self._batch_index += len(chunk)
-        if self._batch_index >= len(batch.messages):
-            self._batches.popleft()
-            self._batch_index = 0
-            batch.reader.done()
-        with self._watchdog.bounded("a handler", self._hang_bound_s):
-            self._process(chunk, batch)
+        batch, chunk = self._chunks.take()
+        started_s = time.monotonic()
+        left = self._process(chunk, batch)
+        self._chunks.done(left, time.monotonic() - started_s)
+        with self._watchdog.bounded("serving delivery reports", self._hang_bound_s):
             self._hold_back()
 
     def _routes_open(self) -> bool:
         return any(self._routes.values())
 
-    def _drop_batch(self) -> None:
-        batch = self._batches.popleft()
-        self._batch_index = 0
-        batch.reader.done()
-
-    def _process(self, chunk: Sequence[Message], batch: Batch) -> None:
+    def _process(self, chunk: Sequence[Message], batch: Batch) -> int:
+        """Process a chunk; returns how many of its last records still have to be, as something came up."""
+        current = chunk
         if batch.generation < self._newest_generation[batch.reader]:
-            chunk = self._current(chunk, batch.generation)
-        self._records_in += len(chunk)
-        self._epoch_records += len(chunk)
-        remaining = iter(chunk)
+            current = self._current(chunk, batch.generation)
+        remaining = iter(current)
+        waiting = len(current)
         while True:
             failure = self._run_records(remaining)
+            left = length_hint(remaining)
+            processed, waiting = waiting - left, left
+            self._records_in += processed
+            self._epoch_records += processed
             dirty = frozenset(shard for shard, runner in self._runners.items() if runner.last is not None)
             self._note_read(dirty)
             if dirty:
-                backlog = batch.full or bool(self._batches)
-                self._feed(events.RecordsProcessed(dirty, len(chunk), backlog))
+                backlog = batch.full or self._chunks.backlog
+                self._feed(events.RecordsProcessed(dirty, processed, backlog))
             if failure is None:
-                return
-            self._feed(failure)
+                return left if current is chunk or not left else _left_of(chunk, next(remaining))
+            with self._watchdog.bounded(f"handling {type(failure).__name__}", self._hang_bound_s):
+                self._feed(failure)
             if not isinstance(failure, events.StopRecordReached):
-                return  # everything since the last commit is going to be processed anew
+                return 0  # everything since the last commit is going to be processed anew
 
     def _note_read(self, shards: frozenset[ShardId]) -> None:
         for shard in shards:
@@ -442,9 +454,14 @@ class Worker:
             self._source_checks.read(shard, runner.topic, runner.position.topic_id)
 
     def _run_records(self, records: Iterator[Message]) -> events.Event | None:
-        """Process records until there are no more or one fails; returns what failed."""
+        """Process records until there are no more, one fails, or something else has happened.
+
+        Returns:
+            What failed.
+        """
         routes = self._routes
         session = self._core.situation.session
+        interrupts, watch = self._interrupts, self._record_watch
         message: Any = None
         runner: Any = None  # that of `message`
         try:
@@ -453,8 +470,11 @@ class Worker:
             for message in records:
                 runner = routes[message.topic()].get(message.partition())
                 if runner is not None:
+                    watch.record = message
                     runner.handle(message)
                     runner.last = message
+                if interrupts:
+                    break
         except UnreadableRecordError as error:
             return events.StopRecordReached(session, _shard_of(runner), message.offset(), error.reason)
         except HandlerError as error:
@@ -466,6 +486,8 @@ class Worker:
         except (KafkaException, RecordError) as error:
             reason = f"an output of {describe_record(message)} can't be written: {error}"
             return events.HandlerFailed(session, _shard_of(runner), message.offset(), reason)
+        finally:
+            watch.record = None
         return None
 
     def _current(self, chunk: Sequence[Message], generation: int) -> list[Message]:
@@ -533,7 +555,7 @@ class Worker:
                 # It may still be initialising producers of the same ids, which would fence ours.
                 executor.shutdown(wait=True)
             writer.open()
-            self._inbox.put(events.ProducersOpened(session))
+            self._post(events.ProducersOpened(session))
 
     def _open_readers(self) -> None:
         for stage in self._topology.stages:
@@ -584,6 +606,8 @@ class Worker:
         stage = self._topology.stage(effect.shard.stage)
         state = self._host.state(effect.shard)
         runner = ShardRunner(stage, effect.shard.partition, state, effect.position, self._port)
+        for offset, failure in effect.condemned:
+            runner.condemn(offset, failure)
         if effect.stop_record is not None:
             runner.stop_before(effect.stop_record.offset, effect.stop_record.reason)
         reader = self._readers[stage.source.isolation]
@@ -639,10 +663,10 @@ class Worker:
             self._writer.flush_outputs()
             self._writer.seal()
         except TransactionLostError as error:
-            self._inbox.put(events.TransactionFailed(effect.session, str(error)))
+            self._post(events.TransactionFailed(effect.session, str(error)))
             return
         except FclusterError as error:
-            self._inbox.put(events.JobBroken(effect.session, one_line(error)))
+            self._post(events.JobBroken(effect.session, one_line(error)))
             return
         records, self._epoch_records = self._epoch_records, 0
         self._epoch_begun = False
@@ -692,7 +716,7 @@ class Worker:
             confirm_sources()
             self._pending = (frozen_epoch, {f.shard: f.runner.state for f in shards}, opened_s)
             prepare_ms = (time.monotonic() - started_s) * 1000
-            self._inbox.put(events.EpochFlushed(effect.session, effect.epoch, records, prepare_ms))
+            self._post(events.EpochFlushed(effect.session, effect.epoch, records, prepare_ms))
             failpoints.reach("worker.prepared", effect.epoch)
 
     def _commit_epoch(self, effect: events.CommitEpoch) -> None:
@@ -712,7 +736,7 @@ class Worker:
             committed_s = time.monotonic()
             positions = {part.shard: part.position for part in frozen.parts}
             commit_ms = (committed_s - started_s) * 1000
-            self._inbox.put(events.EpochCommitted(effect.session, effect.epoch, commit_ms, positions))
+            self._post(events.EpochCommitted(effect.session, effect.epoch, commit_ms, positions))
             self._commit_latencies_ms.append((committed_s - opened_s) * 1000)
             self._epochs_committed += 1
             for part in frozen.parts:
@@ -733,25 +757,56 @@ class Worker:
             if session != self._core.situation.session:
                 # Nothing hangs on it any more, but it shows that a zombie's writes are refused.
                 _log.info("refused, of session %d, which is over: %s", session, error)
-            self._inbox.put(events.TransactionFailed(session, str(error)))
+            self._post(events.TransactionFailed(session, str(error)))
         except LOCAL_TROUBLE as error:
-            self._inbox.put(events.WorkerBroken(one_line(error)))
+            self._post(events.WorkerBroken(one_line(error)))
         except FclusterError as error:
-            self._inbox.put(events.JobBroken(session, one_line(error)))
+            self._post(events.JobBroken(session, one_line(error)))
         except Exception as error:  # noqa: BLE001  a thread that dies in silence would hang its epoch
             _log.exception("%s failed", what)
-            self._inbox.put(events.TransactionFailed(session, f"{what}: {type(error).__name__}: {error}"))
+            self._post(events.TransactionFailed(session, f"{what}: {type(error).__name__}: {error}"))
 
     # --- pulse --------------------------------------------------------------------------------------------
 
     def _run_pulse(self) -> None:
         """Heartbeats go on while a handler takes its time; whether it takes too long, the watchdog tells."""
         interval_s = self._settings.heartbeat_interval_ms / 1000
+        heartbeat_due_s = 0.0
         while not self._stopping.is_set():
-            self._send_heartbeat()
-            self._watchdog.check()
-            self._health.sent_heartbeat(interval_s)
-            self._stopping.wait(interval_s)
+            now_s = time.monotonic()
+            self._watch_record(now_s)
+            if now_s >= heartbeat_due_s:
+                heartbeat_due_s = now_s + interval_s
+                self._send_heartbeat()
+                self._watchdog.check()
+                self._health.sent_heartbeat(interval_s)
+            wake_s = min(heartbeat_due_s, now_s + RECORD_WATCH_INTERVAL_S)
+            self._stopping.wait(max(0.01, wake_s - time.monotonic()))
+
+    def _watch_record(self, now_s: float) -> None:
+        """See how long the record at hand takes. A chunk that has become slow ends with it."""
+        running = self._running = self._record_watch.sample(now_s)
+        if self._record_watch.record is not None:
+            self._interrupts.append(None)
+        if running is None:
+            return
+        timeout_ms = self._settings.record_timeout_ms
+        if 0 < timeout_ms <= running.running_s * 1000:
+            self._give_up_record(running, timeout_ms)
+
+    def _give_up_record(self, running: Running, timeout_ms: int) -> None:
+        """A handler can't be interrupted from without: the process ends. Who has the shard next is told."""
+        reason = describe_overdue(running, timeout_ms, self._main_thread)
+        topic, partition = running.record.topic() or "", running.record.partition() or 0
+        runner = self._routes.get(topic, {}).get(partition)
+        offset = running.record.offset()
+        if runner is not None and offset is not None:
+            overdue = messages.RecordOverdue(
+                self._core.situation.session, _shard_of(runner), offset, bounded_text(reason, 2_000)
+            )
+            self._transport.send(messages.encode(overdue))
+            time.sleep(LAST_WORD_S)
+        dump_and_exit(reason)
 
     def _send_heartbeat(self) -> None:
         # These don't wait for the main thread, which may be busy: others wait for what they say.
@@ -763,6 +818,7 @@ class Worker:
             restore_bytes_left=left_bytes,
             restore_ms_left=left_ms,
             standbys=self._host.standby_statuses(),
+            record=_long_record(self._running),
         )
         self._health.note_stats(stats)
         if self._core.situation.session and self._transport.connected:
@@ -788,7 +844,7 @@ class Worker:
         self._reach.met()
         self._connection_trouble = ""
         self._seeker.linked()
-        self._inbox.put(events.Connected())
+        self._post(events.Connected())
 
     def _on_disconnected(self) -> None:
         _log.warning("the connection to the coordinator is lost; looking for it")
@@ -839,6 +895,19 @@ class _FrozenShard:
         self.runner = runner
         self.delta = delta
         self.position = position
+
+
+def _left_of(chunk: Sequence[Message], first: Message) -> int:
+    """How many records of the chunk are left, the `first` one of them included."""
+    return next(len(chunk) - index for index, message in enumerate(chunk) if message is first)
+
+
+def _long_record(running: Running | None) -> messages.RunningRecord | None:
+    if running is None or running.running_s < LONG_RECORD_S:
+        return None
+    record = running.record
+    where = record.topic() or "", record.partition() or 0, record.offset() or 0
+    return messages.RunningRecord(*where, round(running.running_s * 1000))
 
 
 def _shard_of(runner: Any) -> ShardId:

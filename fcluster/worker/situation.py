@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from fcluster.common import messages
 from fcluster.common.ids import ShardId
+from fcluster.engine.failure import Failure
 from fcluster.worker import events
 from fcluster.worker.events import Effect
 from fcluster.worker.model import EXIT_DRAINED, Bounds, Identity, InFlight, OpenEpoch, OwnedShard, Phase
@@ -25,6 +26,8 @@ class Situation:
         standbys: the shards of others of which it keeps warm copies.
         open: the epoch behind the one `in_flight`.
         paused: all shards are held still. `backlog`: there was more to read than was read.
+        condemned: records that fail when they come, by shard and offset, in the order in which their failures
+            were found; kept beyond the session.
         leaving: it is resolved to go. `drained`: an operator wants it gone for good.
     """
 
@@ -47,6 +50,7 @@ class Situation:
         self.in_flight: InFlight | None = None
         self.paused = False
         self.backlog = False
+        self.condemned: dict[ShardId, list[tuple[int, Failure]]] = {}
         self.leaving = False
         self.drained = False
 
@@ -74,6 +78,10 @@ class Situation:
     def is_uncommitted(self, shard: ShardId) -> bool:
         """Whether something of the shard waits for its commit."""
         return shard in self.open.shards or (self.in_flight is not None and shard in self.in_flight.shards)
+
+    def condemn(self, shard: ShardId, offset: int, failure: Failure) -> None:
+        """Let a record fail when it comes."""
+        self.condemned.setdefault(shard, []).append((offset, failure))
 
     def stop(self, code: int, reason: str) -> None:
         """The process ends."""

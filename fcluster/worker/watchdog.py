@@ -31,7 +31,7 @@ class Watchdog:
         self._lock = threading.Lock()
         self._deadlines: dict[int, tuple[float, str, float]] = {}
         self._next = 0
-        self._on_overdue = on_overdue or _dump_and_exit
+        self._on_overdue = on_overdue or dump_and_exit
 
     @contextlib.contextmanager
     def bounded(self, name: str, bound_s: float) -> Generator[None]:
@@ -55,7 +55,8 @@ class Watchdog:
             self._on_overdue(f"{name} has taken more than {bound_s:.0f} s")
 
 
-def _dump_and_exit(what: str) -> None:
+def dump_and_exit(what: str) -> None:
+    """End this process, with the reason and all stacks on stderr."""
     sys.stderr.write(f"fcluster: {what}: this process ends, its shards are replayed. Stacks:\n")
     sys.stderr.flush()
     faulthandler.dump_traceback(all_threads=True)

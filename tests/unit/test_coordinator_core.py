@@ -1317,3 +1317,57 @@ def test_job_that_is_to_catch_up_fails_once_only_stopped_shards_are_behind() -> 
     w1.drained()
     assert harness.stopped is not None
     assert harness.stopped.exit_code == EXIT_JOB_FAILED
+
+
+# --- records that take long ------------------------------------------------------------------------------
+
+
+def busy(worker: FakeWorker, running_ms: int, offset: int = 5) -> None:
+    record = messages.RunningRecord("in", 0, offset, running_ms)
+    stats = messages.WorkerStats(record=record)
+    worker.harness.say(worker.peer, messages.Heartbeat(worker.session, stats, worker.orders_heard))
+
+
+def test_worker_that_is_busy_with_one_record_is_not_evicted_and_others_go_on() -> None:
+    settings = Settings(checkpoint_timeout_ms=1000, session_timeout_ms=3000)
+    harness, (first, second) = cluster(2, settings=settings)
+    first.dirty()
+    second.dirty()
+    second.prepared(1)
+    for running_ms in range(500, 10_000, 500):
+        harness.pass_ms(500)
+        busy(first, running_ms)
+        second.heartbeat()
+    assert not harness.transcript().count("w0 <- Evicted")
+    assert harness.core.sessions[first.session].slot == first.slot
+    second.committed(1, dirty=True)
+    assert harness.core.rounds.completed_epoch >= 1, "the others' epochs go on without it"
+    longest = harness.core.status()["longest_record"]
+    assert (longest["topic"], longest["partition"], longest["offset"]) == ("in", 0, 5)
+    assert longest["running_ms"] >= 9_000
+
+
+def test_worker_that_is_busy_no_more_and_prepares_nothing_is_evicted() -> None:
+    harness, (first, _second) = cluster(2, settings=Settings(checkpoint_timeout_ms=1000))
+    first.dirty()
+    harness.pass_ms(900)
+    busy(first, 500)
+    for _ in range(4):
+        harness.pass_ms(400)
+        first.heartbeat()
+    assert "w0 <- Evicted" in " ".join(harness.transcript())
+
+
+def test_shard_whose_handler_hung_comes_with_the_record_and_how_often_until_it_is_committed() -> None:
+    harness, (first, second) = cluster(2)
+    held = first.assigned[0]
+    overdue = messages.RecordOverdue(first.session, held, 5, "it hung", "slow")
+    harness.say(first.peer, overdue)
+    harness.say(first.peer, overdue)
+    harness.say(second.peer, messages.RecordOverdue(second.session, held, 9, "not its own"))
+    known = harness.core._cluster.overdue
+    assert known == {held: messages.OverdueRecord(held, 5, 2, "it hung", "slow")}
+    harness.say(first.peer, messages.RecordOverdue(first.session, held, 6, "another"))
+    assert known[held].times == 1
+    first.committed(0, False, messages.ShardStatus(held, 7, 7, -1, False, 1))
+    assert known == {}

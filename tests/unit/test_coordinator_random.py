@@ -591,6 +591,13 @@ NOISE = st.one_of(
     st.builds(messages.Leaving, SESSIONS),
     st.builds(messages.DrainRequest, st.sampled_from(["0", "1", "w0", "host-0:1", "-1", "nobody", ""])),
     st.builds(messages.WorkerFailed, SESSIONS, st.just("reason")),
+    st.builds(
+        messages.RecordOverdue,
+        SESSIONS,
+        st.builds(ShardId, st.just("in"), st.integers(0, 6)),
+        st.integers(0, 9),
+        st.just("reason"),
+    ),
     st.builds(messages.Heartbeat, SESSIONS, st.just(messages.WorkerStats()), st.integers(0, 5)),
     st.builds(
         messages.Heartbeat,

@@ -42,6 +42,7 @@ FROM_WORKER: list[Message] = [
     messages.Released(1, [], 1),
     messages.Drained(1),
     messages.WorkerFailed(1, "reason"),
+    messages.RecordOverdue(1, ShardId("in", 0), 1, "reason"),
     messages.Leaving(1),
     messages.Goodbye(1),
 ]

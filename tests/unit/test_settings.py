@@ -252,7 +252,7 @@ def test_contradiction_between_origins_names_each() -> None:
         ({"commit.interval.min.ms": 5000}, ("commit_interval_max_ms", 5000)),
         ({"session.timeout.ms": 600}, ("heartbeat_interval_ms", 200)),
         ({"heartbeat.interval.ms": "2s"}, ("session_timeout_ms", 6000)),
-        ({"checkpoint.timeout.ms": "2min"}, ("transaction_timeout_ms", 131_000)),
+        ({"checkpoint.timeout.ms": "2min"}, ("transaction_timeout_ms", 431_000)),
     ],
 )
 def test_default_gives_way_to_what_was_set(job: Mapping[str, Any], followed: tuple[str, int]) -> None:

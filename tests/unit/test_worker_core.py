@@ -615,3 +615,28 @@ def test_torn_transaction_of_a_former_session_says_nothing() -> None:
     scenario.receive(messages.Assign(1, 7, [A], scenario.order()))
     assert scenario.after(events.TransactionTorn(6, A, "Kafka has torn it", True)) == []
     assert scenario.core.situation.shards[A].phase is model.ShardPhase.RESTORING
+
+
+# --- records at which handlers hang ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("times", "condemned"), [(1, False), (2, True), (3, True)])
+def test_record_at_which_a_handler_hung_twice_is_condemned(times: int, condemned: bool) -> None:
+    scenario = Scenario().joined()
+    overdue = [messages.OverdueRecord(A, 5, times, "record flights/0 at offset 5 hung", "slow")]
+    scenario.receive(messages.Assign(1, 7, [A], scenario.order(), overdue))
+    scenario.after(events.ShardRestored(7, A, position(0)))
+    (reading,) = scenario.did(events.StartReading)
+    assert isinstance(reading, events.StartReading)
+    assert [(offset, failure.step) for offset, failure in reading.condemned] == (
+        [(5, "slow")] if condemned else []
+    )
+
+
+def test_condemned_record_is_forgotten_once_it_is_committed() -> None:
+    scenario = Scenario().joined()
+    overdue = [messages.OverdueRecord(A, 5, 2, "it hung", "slow")]
+    scenario.receive(messages.Assign(1, 7, [A], scenario.order(), overdue))
+    scenario.after(events.ShardRestored(7, A, position(0)))
+    scenario.processed(A).prepared(1).complete(1).committed(1, A)
+    assert scenario.core.situation.condemned == {}

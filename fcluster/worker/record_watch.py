@@ -1,0 +1,88 @@
+"""Which record is being processed, and for how long: for slow handlers, and for those that hang.
+
+Responsible for: noticing from another thread, at next to no cost for the thread that processes, that it is
+busy with one record for long; and the word about a record that takes longer than it may.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from confluent_kafka import Message
+
+from fcluster.common.failures import bounded_text
+
+_frames: Callable[[], dict[int, FrameType]] = sys._current_frames  # pyright: ignore[reportPrivateUsage]
+_PACKAGE = str(Path(__file__).parents[1])
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A record that has been processed for at least so long."""
+
+    record: Message
+    running_s: float
+
+
+class RecordWatch:
+    """Knows the record at hand.
+
+    Attributes:
+        record: set by the processing thread before each record, None when it does something else.
+    """
+
+    __slots__ = ("_sampled", "_since_s", "record")
+
+    def __init__(self) -> None:
+        self.record: Message | None = None
+        self._sampled: Message | None = None
+        self._since_s = 0.0
+
+    def sample(self, now_s: float) -> Running | None:
+        """The record that was already being processed at the last sample; by one thread only.
+
+        Args:
+            now_s: on a monotonic clock.
+        """
+        record = self.record
+        if record is not self._sampled:
+            self._sampled, self._since_s = record, now_s  # it is held, so no other can take its address
+            return None
+        return None if record is None else Running(record, now_s - self._since_s)
+
+
+def describe_overdue(running: Running, timeout_ms: int, thread_id: int | None) -> str:
+    """What a person should know about a record that takes longer than it may.
+
+    Args:
+        running: the record.
+        timeout_ms: `record.timeout.ms`.
+        thread_id: of the thread that processes it.
+    """
+    record = running.record
+    where = handler_of(_frames().get(thread_id or 0))
+    return (
+        f"record {record.topic()}/{record.partition()} at offset {record.offset()} has been processed for "
+        f"{running.running_s:.1f} s, longer than record.timeout.ms = {timeout_ms}, {where}"
+    )
+
+
+def handler_of(frame: FrameType | None) -> str:
+    """In which of the user's functions a thread is, and at which line."""
+    innermost = outermost = None
+    while frame is not None:
+        code = frame.f_code
+        if not code.co_filename.startswith(_PACKAGE):
+            innermost = innermost or frame
+            outermost = frame
+        elif outermost is not None:
+            break  # what called the user's function
+        frame = frame.f_back
+    if innermost is None or outermost is None:
+        return "in fcluster itself"
+    line = f"{innermost.f_code.co_filename}:{innermost.f_lineno}"
+    return bounded_text(f"in {outermost.f_code.co_qualname} ({line})", 500)

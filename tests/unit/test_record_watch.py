@@ -1,0 +1,72 @@
+"""Which record takes long, seen from another thread."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from typing import Any
+
+from fcluster.worker.record_watch import RecordWatch, Running, describe_overdue, handler_of
+
+
+class FakeRecord:
+    """Stands for a message."""
+
+    def topic(self) -> str:
+        return "in"
+
+    def partition(self) -> int:
+        return 2
+
+    def offset(self) -> int:
+        return 7
+
+
+def record() -> Any:
+    return FakeRecord()
+
+
+def test_record_counts_from_the_first_sample_that_saw_it() -> None:
+    watch = RecordWatch()
+    assert watch.sample(1.0) is None
+    first = watch.record = record()
+    assert watch.sample(2.0) is None
+    assert watch.sample(5.0) == Running(first, 3.0)
+
+
+def test_another_record_counts_anew() -> None:
+    watch = RecordWatch()
+    watch.record = record()
+    watch.sample(1.0)
+    watch.record = record()
+    assert watch.sample(2.0) is None
+    watch.record = None
+    assert watch.sample(3.0) is None
+    assert watch.sample(4.0) is None
+
+
+def test_overdue_record_is_named_with_the_bound() -> None:
+    text = describe_overdue(Running(record(), 5.25), 5000, None)
+    assert "record in/2 at offset 7" in text
+    assert "record.timeout.ms = 5000" in text
+    assert "5.2 s" in text
+
+
+def test_handler_that_hangs_is_named_with_its_line() -> None:
+    release = threading.Event()
+
+    def my_handler() -> None:
+        release.wait()
+
+    thread = threading.Thread(target=my_handler)
+    thread.start()
+    try:
+        text = handler_of(sys._current_frames()[thread.ident or 0])
+    finally:
+        release.set()
+        thread.join()
+    assert "threading.py:" in text  # the innermost line; the outermost is what the thread began with
+
+
+def test_thread_that_is_gone_is_in_no_handler() -> None:
+    assert handler_of(None) == "in fcluster itself"
