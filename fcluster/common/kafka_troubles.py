@@ -146,20 +146,17 @@ def remedy_for_refusal(code: int, topic: str) -> str:
 
 
 _ANY: Final = "Compare the record with the settings of {topic}."
-_LARGE: Final = (
-    "Raise max.message.bytes of {topic}, write less into one record, or give the step "
-    "on_error='skip' or a dead-letter topic."
-)
+_LARGE: Final = "Raise max.message.bytes of {topic}, or write less into one record."
 _REMEDIES: Final = {
     KafkaError.MSG_SIZE_TOO_LARGE: _LARGE,
     KafkaError.RECORD_LIST_TOO_LARGE: _LARGE,
     KafkaError.INVALID_MSG_SIZE: _LARGE,
     KafkaError.INVALID_RECORD: (
         "{topic} is probably compacted, and such a topic takes no record without a key: give the record "
-        "a key, change cleanup.policy, or give the step on_error='skip' or a dead-letter topic."
+        "a key, or change cleanup.policy."
     ),
     KafkaError.INVALID_TIMESTAMP: (
         "Give the record a timestamp within message.timestamp.before.max.ms and .after.max.ms of {topic}, "
-        "raise these, or give the step on_error='skip' or a dead-letter topic."
+        "or raise these."
     ),
 }

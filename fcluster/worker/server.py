@@ -480,7 +480,7 @@ class Worker:
         except HandlerError as error:
             return events.HandlerFailed(session, _shard_of(runner), message.offset(), error.reason)
         except TransactionLostError as error:
-            return events.TransactionFailed(session, str(error))
+            return _lost(session, error)
         except LOCAL_TROUBLE as error:
             return events.WorkerBroken(one_line(error))
         except (KafkaException, RecordError) as error:
@@ -507,7 +507,7 @@ class Worker:
             while self._writer.serve() > OUTPUTS_UNACKNOWLEDGED_MAX:
                 time.sleep(0.002)
         except TransactionLostError as error:
-            self._feed(events.TransactionFailed(self._core.situation.session, str(error)))
+            self._feed(_lost(self._core.situation.session, error))
 
     def _begin_epoch(self) -> None:
         assert self._writer is not None
@@ -663,7 +663,7 @@ class Worker:
             self._writer.flush_outputs()
             self._writer.seal()
         except TransactionLostError as error:
-            self._post(events.TransactionFailed(effect.session, str(error)))
+            self._post(_lost(effect.session, error))
             return
         except FclusterError as error:
             self._post(events.JobBroken(effect.session, one_line(error)))
@@ -757,7 +757,7 @@ class Worker:
             if session != self._core.situation.session:
                 # Nothing hangs on it any more, but it shows that a zombie's writes are refused.
                 _log.info("refused, of session %d, which is over: %s", session, error)
-            self._post(events.TransactionFailed(session, str(error)))
+            self._post(_lost(session, error))
         except LOCAL_TROUBLE as error:
             self._post(events.WorkerBroken(one_line(error)))
         except FclusterError as error:
@@ -895,6 +895,12 @@ class _FrozenShard:
         self.runner = runner
         self.delta = delta
         self.position = position
+
+
+def _lost(session: int, error: TransactionLostError) -> events.Event:
+    """What a lost transaction leads to: a replay, unless that could change nothing."""
+    refusal = error.refusal()
+    return events.JobBroken(session, refusal) if refusal else events.TransactionFailed(session, str(error))
 
 
 def _left_of(chunk: Sequence[Message], first: Message) -> int:

@@ -17,6 +17,7 @@ Must not: decide when to commit, or touch state.
 from __future__ import annotations
 
 import contextlib
+import re
 import threading
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -27,8 +28,10 @@ from typing import Any, Protocol
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 
 from fcluster.common import failpoints
+from fcluster.common.errors import REMEDY_MARK
 from fcluster.common.ids import ShardId, transactional_ids
-from fcluster.common.kafka_clients import make_producer, reason_of, serve_rest
+from fcluster.common.kafka_clients import cause_of, make_producer, reason_of, serve_rest
+from fcluster.common.kafka_troubles import Trouble, remedy_for_refusal, trouble_of
 from fcluster.common.offsets import offset_or_none
 from fcluster.common.positions import CommittedPosition
 from fcluster.common.settings import Settings
@@ -37,12 +40,29 @@ FLUSH_TIMEOUT_S = 30.0
 INIT_TIMEOUT_S = 30.0
 OUTPUT_QUEUE_RECORDS_MAX = 500_000
 """librdkafka's own bound on records not yet acknowledged; `produce` waits when it is reached."""
+_REFUSED_TOPIC = re.compile(r"ProduceRequest for (\S+) \[")
 ANY_PARTITION = -1
 """Lets the partitioner choose by the key."""
 
 
 class TransactionLostError(Exception):
-    """A transaction failed, or its outcome is unknown. The writer must be destroyed."""
+    """A transaction failed, or its outcome is unknown. The writer must be destroyed.
+
+    Attributes:
+        code: Kafka's, None if it isn't an error of Kafka's.
+    """
+
+    def __init__(self, reason: str, code: int | None = None) -> None:
+        super().__init__(reason)
+        self.code = code
+
+    def refusal(self) -> str:
+        """Why no replay can change it, with a remedy, in one line; empty if one may."""
+        if self.code is None or trouble_of(self.code) not in (Trouble.RECORD, Trouble.FORBIDDEN):
+            return ""
+        topic = _REFUSED_TOPIC.search(str(self))
+        remedy = remedy_for_refusal(self.code, topic[1] if topic is not None else "")
+        return f"Kafka refuses what the job writes: {self}{REMEDY_MARK}{remedy}"
 
 
 @contextlib.contextmanager
@@ -55,7 +75,7 @@ def told(what: str) -> Generator[None]:
     try:
         yield
     except KafkaException as error:
-        raise TransactionLostError(f"{what}: {reason_of(error)}") from error
+        raise TransactionLostError(f"{what}: {reason_of(error)}", cause_of(error).code()) from error
     except SystemError as error:
         # A fatal error is raised from within the call that serves callbacks. If another callback is
         # due in it, such as a line for the log, the client runs that with the exception set, which
@@ -63,7 +83,7 @@ def told(what: str) -> Generator[None]:
         cause = error.__cause__ or error.__context__
         if not isinstance(cause, KafkaException):
             raise
-        raise TransactionLostError(f"{what}: {reason_of(cause)}") from error
+        raise TransactionLostError(f"{what}: {reason_of(cause)}", cause_of(cause).code()) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,6 +257,7 @@ class AtLeastOnceWriter:
         self._offsets_consumer = offsets_consumer
         self._producer: Producer | None = None
         self._failure = ""
+        self._failure_code: int | None = None
 
     def open(self) -> None:
         extra: dict[str, Any] = {
@@ -245,9 +266,10 @@ class AtLeastOnceWriter:
         }
         self._producer = make_producer(self._settings, None, **extra)
 
-    def _note_failure(self, error: Any, _message: Any) -> None:
+    def _note_failure(self, error: Any, message: Any) -> None:
         if error is not None:
-            self._failure = str(error)
+            self._failure = f"ProduceRequest for {message.topic()} [{message.partition()}]: {error.str()}"
+            self._failure_code = error.code()
 
     def begin(self) -> Callable[..., None]:
         assert self._producer is not None
@@ -272,7 +294,7 @@ class AtLeastOnceWriter:
         flush(self._producer)
         check_deltas(frozen)
         if self._failure:  # no transaction notices it for us here
-            raise TransactionLostError(f"an output was not written: {self._failure}")
+            raise TransactionLostError(f"an output was not written: {self._failure}", self._failure_code)
 
     def commit(self, frozen: FrozenEpoch) -> None:
         with told(f"committing the offsets of epoch {frozen.epoch}"):

@@ -59,3 +59,15 @@ def test_system_error_of_another_kind_stays_one() -> None:
 
     with pytest.raises(SystemError):
         flush(FailingProducer(fail))  # type: ignore[arg-type]
+
+
+def test_refusal_that_no_replay_changes_names_topic_and_remedy() -> None:
+    text = "committing epoch 3: ProduceRequest for small [0] with 1 message(s) failed: Message size too large"
+    refusal = TransactionLostError(text, KafkaError.MSG_SIZE_TOO_LARGE).refusal()
+    assert "small" in refusal
+    assert "remedy: Raise max.message.bytes of small" in refusal
+
+
+@pytest.mark.parametrize("code", [None, KafkaError._FENCED, KafkaError._TIMED_OUT, KafkaError._TRANSPORT])
+def test_trouble_that_passes_is_no_refusal(code: int | None) -> None:
+    assert TransactionLostError("committing epoch 3: gone", code).refusal() == ""
