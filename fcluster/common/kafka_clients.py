@@ -150,6 +150,9 @@ def producer_config(settings: Settings, transactional_id: str | None = None, **e
         # returns, not even at its time-out (librdkafka #5511, #5456; decision 0073). So they are kept, and
         # reconnected to, as long as a session lasts.
         defaults["metadata.recovery.strategy"] = "none"
+        # A request for a coordinator that is gone is looked at again when some connection changes: at
+        # the latest when it is closed for being idle (decision 0082). The default is nine minutes.
+        defaults["connections.max.idle.ms"] = 120_000
     return _config(settings, "producer.", _CONSUMER_ONLY, defaults, extra)
 
 
@@ -916,6 +919,23 @@ def _position(group: str, at: TopicPartition) -> CommittedPosition | None:
             remedy="Stop the program that uses the job's group, or give the job another name. Then "
             + reset_remedy(group),
         ) from error
+
+
+def group_coordinator_answers(settings: Settings, group: str, timeout_s: float = 2.0) -> bool:
+    """Whether the group has a coordinator that answers: asked with a new client, which knows of no former
+    one, within about `timeout_s` seconds."""
+    # Nobody commits offsets of the journal, so the answer waits for no transaction.
+    nowhere = TopicPartition(journal_topic(group), 0)
+    consumer = make_consumer(
+        settings, "read-uncommitted", **{"group.id": group, "error_cb": ErrorLog("", quiet=True)}
+    )
+    try:
+        answer = consumer.committed([nowhere], timeout=timeout_s)
+        return all(at.error is None for at in answer)
+    except KafkaException:
+        return False
+    finally:
+        consumer.close()
 
 
 def delete_records_before(

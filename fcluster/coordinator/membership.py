@@ -21,7 +21,7 @@ from fcluster.coordinator.rounds import Rounds
 from fcluster.coordinator.takeovers import Takeovers
 
 FENCE_RETRY_MS = 250
-FENCE_RETRY_MS_MAX = 5_000
+FENCE_RETRY_MS_MAX = 1_000
 _SESSIONS_IN_TERM = 1_000_000_000
 
 
@@ -155,6 +155,10 @@ class Membership:
         if not slot.fencing:
             return
         self._cluster.counters.fences += 1
+        if slot.fence_failures:
+            self._outbox.log(
+                "info", f"slot {number} is fenced, after {slot.fence_failures} attempts that failed"
+            )
         slot.fencing, slot.fenced, slot.fence_failures = False, True, 0
         self._takeovers.fenced(number, self._cluster.now_ms)
         self._outbox.journal_slot(slot)
@@ -171,9 +175,10 @@ class Membership:
         slot.fence_failures += 1
         slot.fencing, slot.fence_retry_ms = False, self._cluster.now_ms + delay_ms
         self.retrying[number] = slot
-        self._outbox.log(
-            "warning", f"slot {number} can't be fenced, its shards wait: {reason}; again in {delay_ms} ms"
-        )
+        if slot.fence_failures == 1:
+            self._outbox.log(
+                "warning", f"slot {number} can't be fenced yet, its shards wait: {reason}; trying on"
+            )
 
     def retry_fences(self) -> None:
         """Fence the slots whose time has come again."""

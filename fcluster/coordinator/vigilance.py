@@ -116,6 +116,10 @@ class Vigilance:
     def _stuck(self, session: Session) -> str:
         """Why the session, though alive, can't be waited for any longer; empty if it can."""
         settings, now_ms = self._cluster.settings, self._cluster.now_ms
+        if session.stats is not None and session.stats.kafka_wait:
+            # It doesn't hang: it waits for brokers that may be away, and bounds that itself. Somebody else
+            # would wait for the same ones.
+            session.epoch_phase_ms = session.unheard_ms = now_ms
         # A handler that is busy with one record is the affair of record.timeout.ms, and of the worker itself:
         # what waits for the end of the record is late only from then on.
         epoch_age_ms = now_ms - max(session.epoch_phase_ms, session.busy_ms)

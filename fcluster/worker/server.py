@@ -34,7 +34,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import CancelledError, Executor, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Executor
 from operator import length_hint
 from pathlib import Path
 from typing import Any
@@ -64,8 +64,10 @@ from fcluster.common.transport import DealerTransport
 from fcluster.worker import core, events, handler_processes, model
 from fcluster.worker.changelog import Delta, encode_delta
 from fcluster.worker.chunks import Chunks
+from fcluster.worker.commit_thread import CommitThread
 from fcluster.worker.consuming import Batch, Idle, ReaderDied, ReaderEvent, ReadFailed, SourceReader
 from fcluster.worker.health import WorkerHealth
+from fcluster.worker.kafka_waits import KafkaWaits
 from fcluster.worker.processing import (
     HandlerError,
     OutputPort,
@@ -135,6 +137,7 @@ class Worker:
         self._main_thread = threading.get_ident()
         self._exit: events.Exit | None = None
         self._watchdog = Watchdog()
+        self._kafka_waits = KafkaWaits(self._watchdog)
         self._host = ShardHost(self._topology, settings, self._post)
         self._source_checks = SourceChecks(self._topology.job, self._host.look, self._host.settled_look)
         identity = model.Identity(
@@ -166,8 +169,8 @@ class Worker:
         self._newest_generation: dict[SourceReader, int] = {}
         self._group_metadata: Any = None
         self._writer: EpochWriter | None = None
-        self._commit_thread: ThreadPoolExecutor | None = None
-        self._retired_commit_threads: list[ThreadPoolExecutor] = []
+        self._commit_thread: CommitThread | None = None
+        self._retired_commit_threads: list[CommitThread] = []
         self._epoch_begun = False
         self._epoch_begun_s = 0.0
         self._epoch_records = 0
@@ -523,19 +526,23 @@ class Worker:
             return
         self._host.open(effect.slot)
         self._open_readers()
+        self._commit_thread = thread = CommitThread()
         if self._settings.processing_guarantee == "exactly-once":
             self._writer = TransactionalWriter(
-                self._settings, self._topology.job, effect.slot, self._group_metadata
+                self._settings,
+                self._topology.job,
+                effect.slot,
+                self._group_metadata,
+                self._kafka_waits,
+                functools.partial(self._leave_behind, thread, effect.session),
             )
         else:
             self._writer = AtLeastOnceWriter(
                 self._settings,
                 make_consumer(self._settings, "read-committed", **{"group.id": self._topology.job}),
+                self._kafka_waits,
             )
-        self._commit_thread = ThreadPoolExecutor(1, thread_name_prefix="commit")
-        self._commit_thread.submit(
-            self._open_writer, self._writer, effect.session, tuple(self._retired_commit_threads)
-        )
+        thread.submit(self._open_writer, self._writer, effect.session, tuple(self._retired_commit_threads))
 
     def _name_topics(self, names: Mapping[str, str]) -> bool:
         """Call internal topics as the coordinator does; False if readers go by other names already."""
@@ -556,6 +563,11 @@ class Worker:
                 executor.shutdown(wait=True)
             writer.open()
             self._post(events.ProducersOpened(session))
+
+    def _leave_behind(self, thread: CommitThread, session: int, reason: str) -> None:
+        """The commit thread hangs in a call. In any thread. The broker, not we, ends its transaction."""
+        thread.abandon()
+        self._post(events.TransactionFailed(session, reason))
 
     def _open_readers(self) -> None:
         for stage in self._topology.stages:
@@ -595,7 +607,7 @@ class Worker:
 
         def last_use() -> None:
             if retired is not None:
-                retired.shutdown()  # waits for it
+                retired.join()
 
         if self._writer is not None:
             self._writer.destroy(last_use)
@@ -779,6 +791,7 @@ class Worker:
                 heartbeat_due_s = now_s + interval_s
                 self._send_heartbeat()
                 self._watchdog.check()
+                self._kafka_waits.check()
                 self._health.sent_heartbeat(interval_s)
             wake_s = min(heartbeat_due_s, now_s + RECORD_WATCH_INTERVAL_S)
             self._stopping.wait(max(0.01, wake_s - time.monotonic()))
@@ -811,6 +824,7 @@ class Worker:
     def _send_heartbeat(self) -> None:
         # These don't wait for the main thread, which may be busy: others wait for what they say.
         read_bytes, left_bytes, left_ms = self._host.restore_progress()
+        waits_for, waited_s = self._kafka_waits.longest()
         stats = msgspec.structs.replace(
             self._stats,
             restoring=self._host.restoring,
@@ -819,6 +833,8 @@ class Worker:
             restore_ms_left=left_ms,
             standbys=self._host.standby_statuses(),
             record=_long_record(self._running),
+            kafka_wait=waits_for,
+            kafka_wait_ms=round(1000 * waited_s),
         )
         self._health.note_stats(stats)
         if self._core.situation.session and self._transport.connected:
@@ -920,7 +936,7 @@ def _shard_of(runner: Any) -> ShardId:
     return ShardId(runner.stage.name, runner.partition)
 
 
-def _rest_of(thread: ThreadPoolExecutor | None) -> Callable[[], None]:
+def _rest_of(thread: CommitThread | None) -> Callable[[], None]:
     """Something to wait with until the thread has done what it was given so far."""
     if thread is None:
         return lambda: None

@@ -30,17 +30,25 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, Topi
 from fcluster.common import failpoints
 from fcluster.common.errors import REMEDY_MARK
 from fcluster.common.ids import ShardId, transactional_ids
-from fcluster.common.kafka_clients import cause_of, make_producer, reason_of, serve_rest
+from fcluster.common.kafka_clients import (
+    cause_of,
+    group_coordinator_answers,
+    make_producer,
+    reason_of,
+    serve_rest,
+)
 from fcluster.common.kafka_troubles import Trouble, remedy_for_refusal, trouble_of
 from fcluster.common.offsets import offset_or_none
 from fcluster.common.positions import CommittedPosition
 from fcluster.common.settings import Settings
+from fcluster.worker.kafka_waits import KafkaWaits
 
 FLUSH_TIMEOUT_S = 30.0
 INIT_TIMEOUT_S = 30.0
 OUTPUT_QUEUE_RECORDS_MAX = 500_000
 """librdkafka's own bound on records not yet acknowledged; `produce` waits when it is reached."""
 _REFUSED_TOPIC = re.compile(r"ProduceRequest for (\S+) \[")
+_ACKNOWLEDGEMENTS = "the leaders of partitions that it writes to"
 ANY_PARTITION = -1
 """Lets the partitioner choose by the key."""
 
@@ -166,11 +174,25 @@ class TransactionalWriter:
         settings: of the worker.
         job: the job's name, also the consumer group.
         slot: names the transactional ids.
-        consumer: only its group metadata is used.
+        group_metadata: of the job's group.
+        waits: notes what waits for Kafka.
+        give_up: called in some thread with what happened when a call in the commit thread goes on waiting
+            for a broker that is gone: that thread has to be left behind, and the writer be destroyed.
     """
 
-    def __init__(self, settings: Settings, job: str, slot: int, group_metadata: Any) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        job: str,
+        slot: int,
+        group_metadata: Any,
+        waits: KafkaWaits,
+        give_up: Callable[[str], None],
+    ) -> None:
         self._settings = settings
+        self._job = job
+        self._waits = waits
+        self._give_up = give_up
         self._ids = transactional_ids(job, slot)
         self._group_metadata = group_metadata
         self._producers: list[Producer] = []
@@ -188,7 +210,7 @@ class TransactionalWriter:
             transactional_id=transactional_id,
             **{"queue.buffering.max.messages": OUTPUT_QUEUE_RECORDS_MAX},
         )
-        with told(f"initialising {transactional_id}"):
+        with self._waits.waiting("its transactions' coordinator"), told(f"initialising {transactional_id}"):
             producer.list_topics(timeout=INIT_TIMEOUT_S)  # once connected, initialising takes no 500 ms timer
             producer.init_transactions(INIT_TIMEOUT_S)
         return producer
@@ -207,7 +229,8 @@ class TransactionalWriter:
         return len(producer)
 
     def flush_outputs(self) -> None:
-        flush(self._producers[self._turn])
+        with self._waits.waiting(_ACKNOWLEDGEMENTS):
+            flush(self._producers[self._turn])
 
     def seal(self) -> None:
         assert self._begun, "an epoch was sealed that was never begun"
@@ -218,21 +241,36 @@ class TransactionalWriter:
     def prepare(self, frozen: FrozenEpoch) -> None:
         assert self._sealed is not None
         produce_deltas(self._sealed, frozen)
-        with told(f"sending the offsets of epoch {frozen.epoch}"):
+        with (
+            self._waits.unsticking("the group's coordinator", self._group_answers, self._leave_behind),
+            told(f"sending the offsets of epoch {frozen.epoch}"),
+        ):
             # While this waits for its answers, the deltas are on their way: flush() finds most of them done.
             self._sealed.send_offsets_to_transaction(
                 offsets_of(frozen), self._group_metadata, FLUSH_TIMEOUT_S
             )
         failpoints.reach("worker.offsets-sent", frozen.epoch)
-        flush(self._sealed)
+        with self._waits.waiting(_ACKNOWLEDGEMENTS):
+            flush(self._sealed)
         check_deltas(frozen)
         failpoints.reach("worker.delta-flushed", frozen.epoch)
 
     def commit(self, frozen: FrozenEpoch) -> None:
         assert self._sealed is not None
         failpoints.reach("worker.commit", frozen.epoch)
-        with told(f"committing epoch {frozen.epoch}"):
+        with (
+            self._waits.waiting("its transactions' coordinator"),
+            told(f"committing epoch {frozen.epoch}"),
+        ):
             self._sealed.commit_transaction(FLUSH_TIMEOUT_S)
+
+    def _group_answers(self) -> bool:
+        return group_coordinator_answers(self._settings, self._job)
+
+    def _leave_behind(self) -> None:
+        # librdkafka remembers the former coordinator and waits for it, whatever the call's time-out says
+        # (decision 0082). A new producer asks who it is.
+        self._give_up("the group's coordinator has moved, and sending offsets still waits for the former one")
 
     def destroy(self, last_use: Callable[[], object]) -> None:
         def commit_thread_done() -> None:
@@ -250,10 +288,12 @@ class AtLeastOnceWriter:
     Args:
         settings: of the worker.
         offsets_consumer: commits the offsets; must not be the one that reads.
+        waits: notes what waits for Kafka.
     """
 
-    def __init__(self, settings: Settings, offsets_consumer: Consumer) -> None:
+    def __init__(self, settings: Settings, offsets_consumer: Consumer, waits: KafkaWaits) -> None:
         self._settings = settings
+        self._waits = waits
         self._offsets_consumer = offsets_consumer
         self._producer: Producer | None = None
         self._failure = ""
@@ -283,7 +323,8 @@ class AtLeastOnceWriter:
 
     def flush_outputs(self) -> None:
         assert self._producer is not None
-        flush(self._producer)
+        with self._waits.waiting(_ACKNOWLEDGEMENTS):
+            flush(self._producer)
 
     def seal(self) -> None:
         return None
@@ -291,13 +332,17 @@ class AtLeastOnceWriter:
     def prepare(self, frozen: FrozenEpoch) -> None:
         assert self._producer is not None
         produce_deltas(self._producer, frozen)
-        flush(self._producer)
+        with self._waits.waiting(_ACKNOWLEDGEMENTS):
+            flush(self._producer)
         check_deltas(frozen)
         if self._failure:  # no transaction notices it for us here
             raise TransactionLostError(f"an output was not written: {self._failure}", self._failure_code)
 
     def commit(self, frozen: FrozenEpoch) -> None:
-        with told(f"committing the offsets of epoch {frozen.epoch}"):
+        with (
+            self._waits.waiting("the group's coordinator"),
+            told(f"committing the offsets of epoch {frozen.epoch}"),
+        ):
             self._offsets_consumer.commit(offsets=offsets_of(frozen), asynchronous=False)
 
     def destroy(self, last_use: Callable[[], object]) -> None:

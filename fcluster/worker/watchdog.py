@@ -14,9 +14,19 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Generator
+from dataclasses import dataclass
 
 EXIT_HUNG = 70
 """Exit code of a process that hung (EX_SOFTWARE)."""
+
+
+@dataclass(slots=True)
+class _Deadline:
+    at_s: float
+    name: str
+    bound_s: float
+    thread: int
+    pauses: int = 0
 
 
 class Watchdog:
@@ -29,7 +39,7 @@ class Watchdog:
 
     def __init__(self, on_overdue: Callable[[str], None] | None = None) -> None:
         self._lock = threading.Lock()
-        self._deadlines: dict[int, tuple[float, str, float]] = {}
+        self._deadlines: dict[int, _Deadline] = {}
         self._next = 0
         self._on_overdue = on_overdue or dump_and_exit
 
@@ -39,20 +49,40 @@ class Watchdog:
         with self._lock:
             self._next += 1
             token = self._next
-            self._deadlines[token] = (time.monotonic() + bound_s, name, bound_s)
+            self._deadlines[token] = _Deadline(
+                time.monotonic() + bound_s, name, bound_s, threading.get_ident()
+            )
         try:
             yield
         finally:
             with self._lock:
                 del self._deadlines[token]
 
+    @contextlib.contextmanager
+    def paused(self) -> Generator[None]:
+        """What this thread has begun isn't watched in the block, nor is its time counted: it waits for
+        somebody else, and bounds that itself."""
+        thread, begun_s = threading.get_ident(), time.monotonic()
+        with self._lock:
+            mine = [deadline for deadline in self._deadlines.values() if deadline.thread == thread]
+            for deadline in mine:
+                deadline.pauses += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                for deadline in mine:
+                    deadline.pauses -= 1
+                    if not deadline.pauses:
+                        deadline.at_s += time.monotonic() - begun_s
+
     def check(self) -> None:
         """Look for operations that are overdue; called every second or so by a thread that never waits."""
         now = time.monotonic()
         with self._lock:
-            overdue = [entry for entry in self._deadlines.values() if entry[0] < now]
-        for _deadline, name, bound_s in overdue:
-            self._on_overdue(f"{name} has taken more than {bound_s:.0f} s")
+            overdue = [entry for entry in self._deadlines.values() if not entry.pauses and entry.at_s < now]
+        for entry in overdue:
+            self._on_overdue(f"{entry.name} has taken more than {entry.bound_s:.0f} s")
 
 
 def dump_and_exit(what: str) -> None:

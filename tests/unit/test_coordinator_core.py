@@ -712,6 +712,22 @@ def test_worker_that_never_hears_its_orders_is_evicted() -> None:
     assert shard(3) in w0.assigned + w1.assigned
 
 
+def test_worker_that_waits_for_kafka_is_told_apart_from_one_that_hangs() -> None:
+    harness, (w0, w1) = cluster(settings=Settings(checkpoint_timeout_ms=5000))
+    waits = messages.WorkerStats(kafka_wait="the group's coordinator", kafka_wait_ms=2000)
+    w0.dirty()
+    for _ in range(60):
+        harness.say(w0.peer, messages.Heartbeat(w0.session, waits, w0.orders_heard))
+        w1.heartbeat()
+        harness.pass_ms(500)
+    assert not harness.messages_to(w0.peer, messages.Evicted), "nobody else would get an answer either"
+    for _ in range(11):
+        w0.heartbeat()
+        w1.heartbeat()
+        harness.pass_ms(500)
+    assert harness.messages_to(w0.peer, messages.Evicted), "it waited for nobody any more"
+
+
 def test_worker_that_may_have_missed_a_revoke_begins_anew() -> None:
     harness, (_w0, w1) = cluster()
     w2 = FakeWorker(harness, "w2")

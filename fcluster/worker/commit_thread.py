@@ -1,0 +1,106 @@
+"""The commit thread of a session: one thing after another, and one that hangs can be left behind.
+
+Responsible for: a thread in which a call of a client library may never return, and whom that holds up. A
+call can't be interrupted from within Python. Who has to wait until the session's work has come to rest
+doesn't wait for a thread that was abandoned: what it may still do then is refused by Kafka, since its
+transactional ids are fenced, and it changes nothing else. The thread is a daemon, so that the process can
+end.
+
+Must not: know what it runs.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from typing import Any
+
+
+class CommitThread(Executor):
+    """Runs what it is given in one thread, in order."""
+
+    def __init__(self, name: str = "commit") -> None:
+        self._tasks: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = queue.SimpleQueue()
+        self._changed = threading.Condition()
+        self._closed = False
+        self._ended = False
+        self._abandoned = False
+        threading.Thread(target=self._run, name=name, daemon=True).start()
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Run that after what was given before.
+
+        Raises:
+            RuntimeError: it was shut down.
+        """
+        with self._changed:
+            if self._closed:
+                raise RuntimeError("the commit thread takes nothing any more")
+            future = Future[Any]()
+            self._tasks.put((future, lambda: fn(*args, **kwargs)))
+            return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Take nothing any more; what was taken is done, or cancelled if it hasn't begun.
+
+        Args:
+            wait: until it is done, or until the thread is abandoned.
+            cancel_futures: leave undone what hasn't begun.
+        """
+        with self._changed:
+            if not self._closed:
+                self._closed = True
+                self._tasks.put(None)
+        if cancel_futures:
+            self._cancel()
+        if wait:
+            with self._changed:
+                self._changed.wait_for(lambda: self._ended or self._abandoned)
+
+    def abandon(self) -> None:
+        """Nobody waits for it any more: it hangs in a call. It does nothing after that call."""
+        with self._changed:
+            self._abandoned = True
+            self._changed.notify_all()
+        self.shutdown(wait=False, cancel_futures=True)
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether it was."""
+        return self._abandoned
+
+    def join(self) -> None:
+        """Wait until the thread has really ended, abandoned or not. Shut it down first."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._ended)
+
+    def _cancel(self) -> None:
+        kept: list[Any] = []
+        while True:
+            try:
+                task = self._tasks.get_nowait()
+            except queue.Empty:
+                break
+            if task is None:
+                kept.append(task)
+            else:
+                task[0].cancel()
+        for task in kept:
+            self._tasks.put(task)
+
+    def _run(self) -> None:
+        try:
+            while (task := self._tasks.get()) is not None:
+                future, run = task
+                if not future.set_running_or_notify_cancel():
+                    continue
+                try:
+                    future.set_result(run())
+                except BaseException as error:  # noqa: BLE001  whoever waits for it is told
+                    future.set_exception(error)
+        finally:
+            with self._changed:
+                self._ended = True
+                self._changed.notify_all()

@@ -1,0 +1,136 @@
+"""Who of this worker waits for Kafka, and for how long: told apart from what hangs.
+
+Responsible for: noting each wait, for heartbeats; keeping the watchdog from taking a wait for Kafka for a
+hung process; and cutting short a call that goes on waiting although Kafka answers again. Keeps the rule that
+every wait is bounded: the calls bound themselves, and the one that doesn't is left behind.
+
+Must not: decide what follows from a lost transaction.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+
+from fcluster.worker.watchdog import Watchdog
+
+TOLD_AFTER_S = 1.0
+"""A wait that takes longer is told: healthy brokers answer within milliseconds."""
+USUAL_TIMES = 3
+"""On a busy machine they take longer: a call isn't thought to be stuck before it takes so many times as long
+as the slowest of late (of which a twentieth is forgotten with each call)."""
+USUAL_S_MAX = 5.0
+ANSWERED_PATIENCE_S = 1.0
+"""What a call may still take once Kafka has answered somebody else: twice what librdkafka waits before it
+repeats a request. It doubles each time that this wasn't the cure (`PATIENCE_S_MAX`)."""
+PATIENCE_S_MAX = 15.0
+_POLL_S = 0.05
+
+
+@dataclass(slots=True)
+class _Wait:
+    what: str
+    since_s: float
+    answers: Callable[[], bool] | None = None
+    give_up: Callable[[], None] = lambda: None
+    ended: bool = False
+    watched: bool = False
+    asked_in_vain: bool = False
+    given_up: bool = False
+
+
+class KafkaWaits:
+    """The waits of one worker.
+
+    Args:
+        watchdog: doesn't count time that is spent in here.
+    """
+
+    def __init__(self, watchdog: Watchdog) -> None:
+        self._watchdog = watchdog
+        self._lock = threading.Lock()
+        self._waits: dict[int, _Wait] = {}
+        self._next = 0
+        self._usual_s = 0.0
+        self._patience_s = ANSWERED_PATIENCE_S
+
+    @contextlib.contextmanager
+    def waiting(self, what: str) -> Generator[None]:
+        """The block waits for Kafka, and does so for a bounded time."""
+        with self._noted(_Wait(what, time.monotonic())):
+            yield
+
+    @contextlib.contextmanager
+    def unsticking(
+        self, what: str, answers: Callable[[], bool], give_up: Callable[[], None]
+    ) -> Generator[None]:
+        """The block is a call that may go on waiting for a broker that doesn't answer any more.
+
+        Args:
+            what: it is.
+            answers: asks whoever that broker was for anew, for a second or so; whether it answered. Called
+                again and again, in a thread of its own, once the block takes longer than `TOLD_AFTER_S`.
+            give_up: called there if the block hasn't ended soon after an answer.
+        """
+        with self._noted(_Wait(what, time.monotonic(), answers, give_up)):
+            yield
+
+    @contextlib.contextmanager
+    def _noted(self, wait: _Wait) -> Generator[None]:
+        with self._lock:
+            self._next += 1
+            token = self._next
+            self._waits[token] = wait
+        try:
+            with self._watchdog.paused():
+                yield
+        finally:
+            wait.ended = True
+            with self._lock:
+                del self._waits[token]
+                if wait.answers is not None and not wait.given_up:
+                    self._patience_s = ANSWERED_PATIENCE_S
+                    took_s = min(USUAL_S_MAX, time.monotonic() - wait.since_s)
+                    if not wait.asked_in_vain:
+                        self._usual_s = max(took_s, 0.95 * self._usual_s)
+
+    def longest(self) -> tuple[str, float]:
+        """What is waited for longest, and since how many seconds; nothing if all is well."""
+        now_s = time.monotonic()
+        with self._lock:
+            first = min(self._waits.values(), key=lambda wait: wait.since_s, default=None)
+        if first is None or now_s - first.since_s < TOLD_AFTER_S:
+            return "", 0.0
+        return first.what, now_s - first.since_s
+
+    def check(self) -> None:
+        """Look for calls that seem to be stuck; called twice a second or so by a thread that never waits."""
+        now_s = time.monotonic()
+        with self._lock:
+            stuck_s = max(TOLD_AFTER_S, USUAL_TIMES * self._usual_s)
+            slow = [
+                wait
+                for wait in self._waits.values()
+                if wait.answers is not None and not wait.watched and now_s - wait.since_s >= stuck_s
+            ]
+        for wait in slow:
+            wait.watched = True
+            threading.Thread(target=self._unstick, args=[wait], name="unstick", daemon=True).start()
+
+    def _unstick(self, wait: _Wait) -> None:
+        assert wait.answers is not None
+        while not wait.ended:
+            if wait.answers():
+                deadline_s = time.monotonic() + max(self._patience_s, self._usual_s)
+                while not wait.ended and time.monotonic() < deadline_s:
+                    time.sleep(_POLL_S)
+                if not wait.ended:
+                    wait.given_up = True
+                    self._patience_s = min(PATIENCE_S_MAX, 2 * self._patience_s)
+                    wait.give_up()
+                return
+            wait.asked_in_vain = True
+            time.sleep(_POLL_S)
