@@ -601,13 +601,18 @@ class _Shell:
             for shard in self._core.shards
             if shard.stage == name
         ]
+        told = False
         while not self._closing.is_set():
             try:
                 ends = end_offsets(self._admin, wanted, isolation)
                 self.post(events.EndOffsetsRead(name, {at.partition: end for at, end in ends.items()}))
                 return
             except FclusterError as error:
-                _log.warning("the end of %s is not known yet: %s", stage.source.name, error.message)
+                if not told:
+                    _log.warning(
+                        "the end of %s isn't known yet, trying on: %s", stage.source.name, error.message
+                    )
+                told = True
                 self._closing.wait(END_OFFSETS_RETRY_S)
 
     def _source_partitions(self) -> list[tuple[str, int]]:

@@ -31,6 +31,7 @@ class Truncation:
         self._sources = {stage.name: stage.source.name for stage in topology.stages if stage.internal}
         self._admin = admin
         self._deleted_before: dict[TopicPartition, int] = {}
+        self._failing_since_s: float | None = None
         self._due_s = time.monotonic() + TRUNCATION_INTERVAL_S
 
     def cap(self, timeout_ms: float | None) -> float | None:
@@ -59,6 +60,15 @@ class Truncation:
                 offsets[at] = offset
         try:
             delete_records_before(self._admin, offsets)
-            self._deleted_before.update(offsets)
         except FclusterError as error:
-            _log.warning("repartition topics are not truncated: %s", error.message)
+            # Said once, and once when it is over: it is tried every few seconds, and while brokers move for
+            # nothing.
+            if self._failing_since_s is None:
+                self._failing_since_s = time.monotonic()
+                _log.warning("repartition topics aren't truncated, trying on: %s", error.message)
+            return
+        self._deleted_before.update(offsets)
+        if offsets and self._failing_since_s is not None:
+            failed_s = time.monotonic() - self._failing_since_s
+            self._failing_since_s = None
+            _log.info("repartition topics are truncated again, after %.0f s", failed_s)

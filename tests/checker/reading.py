@@ -83,6 +83,28 @@ def committed_offsets(brokers: str, group: str) -> dict[tuple[str, int], int]:
     return {at: offset for at, (offset, _metadata) in found.items()}
 
 
+# The group's coordinator has just come up, or moves: no answer, and to be asked again.
+_COORDINATOR_MOVES = frozenset(
+    {
+        KafkaError.NOT_COORDINATOR,
+        KafkaError.COORDINATOR_NOT_AVAILABLE,
+        KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+        KafkaError._TRANSPORT,
+    }
+)
+
+
+def _committed(consumer: Consumer, wanted: list[TopicPartition]) -> list[TopicPartition]:
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            return consumer.committed(wanted, timeout=30)
+        except KafkaException as error:
+            if error.args[0].code() not in _COORDINATOR_MOVES or time.monotonic() > deadline:
+                raise
+        time.sleep(0.05)
+
+
 def committed_positions(
     brokers: str, group: str, isolation: str = READ_COMMITTED
 ) -> dict[tuple[str, int], tuple[int, str]]:
@@ -102,7 +124,7 @@ def committed_positions(
             if not name.startswith("__")
             for partition in topic.partitions
         ]
-        found = consumer.committed(wanted, timeout=30)
+        found = _committed(consumer, wanted)
     except KafkaException as error:
         if error.args[0].code() != KafkaError._TIMED_OUT:
             raise

@@ -1,0 +1,44 @@
+"""Truncation while brokers are away: said once, and once when it is over."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from confluent_kafka import TopicPartition
+
+from fcluster.common.errors import KafkaUnavailable
+from fcluster.common.ids import ShardId
+from fcluster.coordinator import truncation
+from fcluster.coordinator.truncation import Truncation
+
+
+def test_trouble_that_lasts_is_said_once_and_once_when_it_is_over(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    away = True
+    deleted: list[int] = []
+
+    def delete(_admin: object, offsets: Mapping[TopicPartition, int]) -> None:
+        if away:
+            raise KafkaUnavailable("no leader")
+        deleted.extend(offsets.values())
+
+    monkeypatch.setattr(truncation, "delete_records_before", delete)
+    stage = SimpleNamespace(name="second", internal=True, source=SimpleNamespace(name="between"))
+    topology: Any = SimpleNamespace(stages=[stage])
+    duty = Truncation(topology, None)  # type: ignore[arg-type]  # not reached
+    with caplog.at_level(logging.INFO, logger="fcluster.coordinator"):
+        for offset in range(20_000, 20_025):
+            duty.run({ShardId("second", 0): offset})
+        assert len(caplog.messages) == 1
+        assert "trying on" in caplog.messages[0]
+        away = False
+        duty.run({ShardId("second", 0): 30_000})
+        duty.run({ShardId("second", 0): 50_000})
+    assert deleted == [30_000, 50_000]
+    assert len(caplog.messages) == 2
+    assert "truncated again" in caplog.messages[1]
