@@ -118,8 +118,8 @@ class WorkerStats(msgspec.Struct, frozen=True):
     While shards are being restored (`restoring` of them), `restore_bytes` says how much has been read for
     them, `restore_bytes_left` and `restore_ms_left` estimate the rest; -1 is unknown.
     `record` is the one that a handler is busy with, if it has been for some time: no barrier is served then.
-    `kafka_wait` says for whom in Kafka the worker's epochs wait, and `kafka_wait_ms` for how long; empty and 0
-    if that is no longer than usual.
+    `kafka_wait` says for whom in Kafka the worker's epochs wait, and `kafka_wait_ms` for how long; empty and
+    0 if that is no longer than usual.
     """
 
     records_in: _Number = 0
