@@ -45,7 +45,7 @@ format: setup ## let ruff correct what it can
 
 .PHONY: test
 test: lint ## set up, lint, then all tests; of the faults under load a short dose
-	$(PYTEST) --durations=20 tests/unit tests/simulation tests/integration tests/chaos
+	$(PYTEST) --durations=20 tests/unit tests/fuzz tests/simulation tests/integration tests/chaos
 
 .PHONY: chaos
 chaos: setup ## the long dose of faults under load, on real processes and a real Kafka; root for some; WIDEN_US=1000 widens races
@@ -67,6 +67,12 @@ SEED ?= 0
 .PHONY: simulate
 simulate: setup ## the real cores on a virtual clock, many storms: make simulate SEEDS=100000
 	$(BIN)/python -m tests.simulation --seeds $(SEEDS) --seed $(SEED)
+
+EXAMPLES ?= 20000
+
+.PHONY: fuzz
+fuzz: setup ## odd jobs on odd inputs beside a slow interpreter of the same: make fuzz EXAMPLES=100000
+	FCLUSTER_FUZZ_EXAMPLES=$(EXAMPLES) $(PYTEST) tests/fuzz -k odd_jobs
 
 .PHONY: demo
 demo: setup ## the flights on four workers and a real Kafka, shown live and checked

@@ -36,7 +36,10 @@ def job_failure() -> tuple[str, str]:
     logged = _log_handler.last_error if _log_handler is not None else ""
     reason, remedy = cause_and_remedy(logged.removeprefix("coordinator ends: "))
     if reason.startswith("record "):
-        remedy = "Nothing beyond it is committed. Correct the job or set its on_error, then start it again."
+        remedy = remedy or "Correct the job, or give the step an on_error ('skip', or a dead-letter topic)."
+        remedy = (
+            f"{remedy[:1].upper()}{remedy[1:].rstrip('.')}. Then start it: nothing beyond it is committed."
+        )
     return (
         reason or "the job failed",
         remedy or "Nothing is lost. When that is repaired, start the job again.",

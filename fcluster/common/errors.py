@@ -2,11 +2,13 @@
 
 Responsible for: one class for each kind of trouble a user can do something about. Keeps the rule that
 every such error has a message naming the cause and a remedy saying what to do. Must not import anything of
-fcluster.
+fcluster but `failures`.
 """
 
 # ruff: noqa: N818 (each class is named after what is wrong; that it is an error its base says)
 from __future__ import annotations
+
+from fcluster.common.failures import bounded_text, describe_exception
 
 
 class FclusterError(Exception):
@@ -34,13 +36,26 @@ class FclusterError(Exception):
 
 
 REMEDY_MARK = "; remedy: "
+LINE_CHARACTERS_MAX = 6_000
 
 
 def one_line(error: Exception) -> str:
-    """Cause and remedy in one line, for logs and messages between processes."""
+    """Cause and remedy in one printable line, for logs and messages between processes.
+
+    It has at most `LINE_CHARACTERS_MAX` characters, whatever a user's text in it is.
+    """
     if not isinstance(error, FclusterError) or not error.remedy:
-        return " ".join(str(error).split())
-    return " ".join(f"{error.message.rstrip('.')}{REMEDY_MARK}{error.remedy}".split())
+        return bounded_text(" ".join(_text_of(error).split()), LINE_CHARACTERS_MAX)
+    remedy = bounded_text(" ".join(f"{REMEDY_MARK}{error.remedy}".split()), LINE_CHARACTERS_MAX // 2)
+    cause = " ".join(error.message.rstrip(".").split())
+    return bounded_text(cause, LINE_CHARACTERS_MAX - len(remedy)) + remedy
+
+
+def _text_of(error: Exception) -> str:
+    try:
+        return str(error)
+    except BaseException:  # noqa: BLE001  a user's exception may be anything
+        return describe_exception(error)
 
 
 def cause_and_remedy(line: str) -> tuple[str, str]:

@@ -63,6 +63,11 @@ def place_of(error: BaseException) -> str:
     return bounded_text(f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}", 300)
 
 
+def type_of(value: object) -> str:
+    """The name of the value's class."""
+    return type_name(type(value))
+
+
 def type_name(kind: type) -> str:
     """The name of a class, also where its metaclass gives another, or none."""
     return bounded_text(type.__dict__["__name__"].__get__(kind), 100)

@@ -12,7 +12,6 @@ import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
-from enum import Enum
 from typing import Any, Final, Literal, Protocol, TypeVar, cast
 
 from fcluster.common.errors import JobError
@@ -24,6 +23,7 @@ from fcluster.common.ids import (
     journal_topic,
     repartition_topic,
 )
+from fcluster.common.record import UNSET, Record, Unset
 from fcluster.common.settings import Settings, isolation_from
 from fcluster.common.topology import (
     ISOLATIONS,
@@ -46,67 +46,13 @@ from fcluster.common.topology import (
     written_topics,
 )
 
+__all__ = ["UNSET", "Context", "Handler", "Job", "Record", "Stream", "Unset"]
+
 _LEGAL_NAME = re.compile(r"[a-zA-Z0-9._-]+")
 _INTERNAL_SUFFIXES: Final = ("-changelog", "-repartition")
 _ISOLATION_OPTIONS: Final = frozenset({"isolation.level", "kafka.consumer.isolation.level"})
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
-
-
-class Unset(Enum):
-    """The type of `UNSET`."""
-
-    UNSET = "unset"
-
-    def __repr__(self) -> str:
-        return "UNSET"
-
-
-UNSET: Final = Unset.UNSET
-"""Says of a `Record`'s field that it carries over from the record being processed; None is a value."""
-
-
-class Record:
-    """An output of a handler that sets more than the value.
-
-    Fields left out carry over from the record being processed.
-
-    Attributes:
-        key: of the kind that the target topic's `key` says; None is the null key.
-        value: of the kind that the target topic's `value` says; None is a tombstone.
-        headers: pairs of a name and bytes (or None), in order.
-        timestamp: milliseconds since 1970.
-        topic: a topic of the job to write to instead of the handler's `to`.
-    """
-
-    __slots__ = ("headers", "key", "timestamp", "topic", "value")
-
-    def __init__(
-        self,
-        *,
-        key: Any = UNSET,
-        value: Any = UNSET,
-        headers: Sequence[tuple[str, bytes | None]] | Unset | None = UNSET,
-        timestamp: int | Unset = UNSET,
-        topic: TopicSpec | None = None,
-    ) -> None:
-        self.key = key
-        self.value = value
-        self.headers = headers
-        self.timestamp = timestamp
-        self.topic = topic
-
-    def _fields(self) -> tuple[Any, ...]:
-        return (self.key, self.value, self.headers, self.timestamp, self.topic)
-
-    def __eq__(self, other: object) -> bool:
-        return self._fields() == other._fields() if isinstance(other, Record) else NotImplemented
-
-    __hash__ = None  # pyright: ignore[reportAssignmentType]  # values are documents, and mutable
-
-    def __repr__(self) -> str:
-        named = zip(("key", "value", "headers", "timestamp", "topic"), self._fields(), strict=True)
-        return f"Record({', '.join(f'{k}={v!r}' for k, v in named if v is not UNSET and v is not None)})"
 
 
 class Context(Protocol):
@@ -157,6 +103,7 @@ class _KeyBy:
     name: str | None
     key: KeyKind
     value: ValueKind | None
+    on_error: OnError
     version: str | None = None
 
 
@@ -168,6 +115,7 @@ class _Source:
 @dataclass(frozen=True)
 class _Sink:
     topic: TopicSpec
+    on_error: OnError | None
 
 
 @dataclass(eq=False)
@@ -185,7 +133,17 @@ class _Node:
 
 
 class Stream:
-    """The records of a topic on their way through operators. Each call returns a new stream."""
+    """The records of a topic on their way through operators. Each call returns a new stream.
+
+    Each step takes an `on_error`: what a record leads to that fails in this step. "stop" ends the job before
+    the record, "skip" goes on without it, and a topic of the job gets it as a dead letter. Left out, the
+    job's default holds (`Job(on_error=)`). A step's rule is for its own failures only, not for those of the
+    steps behind it. A record that is skipped or becomes a dead letter leaves no other trace in its chain of
+    steps: neither outputs nor state.
+
+    A null value (a tombstone) is None to the functions of all steps. It stays null on its way through
+    filters, and through a map that returns None for it, and is written as null.
+    """
 
     __slots__ = ("_closed", "_job", "_node")
 
@@ -194,15 +152,19 @@ class Stream:
         self._node = node
         self._closed = closed
 
-    def filter(self, function: Callable[[Any], Any]) -> Stream:
-        """Let through the values for which `function(value)` is true."""
-        _check_function(function, "filter", ("value",))
-        return self._then(Filter(function))
+    def filter(self, function: Callable[[Any], Any], *, on_error: OnError | None = None) -> Stream:
+        """Let through the values for which `function(value)` is true; they stay as they are.
 
-    def map(self, function: Callable[[Any], Any]) -> Stream:
+        `function` must not change the value: what has passed nothing but filters is written with the bytes
+        it came with.
+        """
+        _check_function(function, "filter", ("value",))
+        return self._then(Filter(function, self._job._rule(on_error, "filter")))  # pyright: ignore[reportPrivateUsage]
+
+    def map(self, function: Callable[[Any], Any], *, on_error: OnError | None = None) -> Stream:
         """Replace each value by `function(value)`; key, timestamp and headers stay."""
         _check_function(function, "map", ("value",))
-        return self._then(Map(function))
+        return self._then(Map(function, self._job._rule(on_error, "map")))  # pyright: ignore[reportPrivateUsage]
 
     def key_by(
         self,
@@ -212,11 +174,13 @@ class Stream:
         key: KeyKind = "text",
         value: ValueKind | None = None,
         version: str | int | None = None,
+        on_error: OnError | None = None,
     ) -> Stream:
         """Route records by a new key, through a repartition topic that the cluster creates.
 
-        State behind it is kept under what `by` gives, so a changed job is refused if `by` is another field or
-        function than before. A function is told by its qualified name, a lambda by its syntax.
+        Timestamp and headers stay. State behind it is kept under what `by` gives, so a changed job is refused
+        if `by` is another field or function than before. A function is told by its qualified name, a lambda
+        by its syntax.
 
         Args:
             by: the field of the value that holds the new key, or a function of the value.
@@ -225,6 +189,8 @@ class Stream:
             value: how values travel; default: as in the source topic, or "json" behind a map or a handler.
             version: your word on the key: while it stays, `by` counts as unchanged, however it is written,
                 and once it changes, as changed.
+            on_error: for records that give no key, or one of another kind, and such that can't be written to
+                the repartition topic.
         """
         if not isinstance(by, str):
             _check_function(by, "key_by", ("value",))
@@ -239,7 +205,8 @@ class Stream:
             raise JobError(
                 f"version={version!r} of key_by is neither a text nor a number.", remedy="Use version=1."
             )
-        return self._then(_KeyBy(by, name, key, value, None if version is None else str(version)))
+        rule = self._job._rule(on_error, "key_by")  # pyright: ignore[reportPrivateUsage]
+        return self._then(_KeyBy(by, name, key, value, rule, None if version is None else str(version)))
 
     def process(
         self,
@@ -247,23 +214,30 @@ class Stream:
         *,
         to: TopicSpec | None = None,
         name: str | None = None,
-        on_error: OnError = "stop",
+        on_error: OnError | None = None,
     ) -> Stream:
         """Call `handler(ctx, value)` for each record; see `Job.process`."""
         if to is not None:
             self._job._check_declared(to, "to=")  # pyright: ignore[reportPrivateUsage]
-        if isinstance(on_error, TopicSpec):
-            self._job._check_declared(on_error, "on_error=")  # pyright: ignore[reportPrivateUsage]
-        stream = self._then(_process_operator(handler, name, on_error))
+        operator = _process_operator(handler, name)
+        rule = self._job._rule(on_error, f"the handler {operator.name!r}")  # pyright: ignore[reportPrivateUsage]
+        stream = self._then(replace(operator, on_error=rule))
         if to is None:
             return stream
         stream.to(to)
         return Stream(self._job, stream._node, closed=True)
 
-    def to(self, topic: TopicSpec) -> None:
-        """Write the records to `topic`. A stream ends here."""
+    def to(self, topic: TopicSpec, *, on_error: OnError | None = None) -> None:
+        """Write the records to `topic`. A stream ends here.
+
+        Args:
+            topic: the target. Key, timestamp and headers carry over.
+            on_error: for values and keys that can't be written as the topic's kinds say, and records that
+                Kafka refuses; default: the rule of the step in front.
+        """
         self._job._check_declared(topic, "to()")  # pyright: ignore[reportPrivateUsage]
-        self._then(_Sink(topic))
+        rule = None if on_error is None else self._job._rule(on_error, "to()")  # pyright: ignore[reportPrivateUsage]
+        self._then(_Sink(topic, rule))
 
     def _then(self, step: _Sink | _KeyBy | Operator) -> Stream:
         if self._closed:
@@ -281,17 +255,29 @@ class Job:
         name: names the consumer group, the transactional ids and all internal topics; state belongs to it.
         settings: by name, such as ``{"commit.interval.ms": 50}``. They can be given as keyword arguments
             too, with underscores for dots. `fcluster.toml`, environment and flags override them.
+        on_error: what a record that fails leads to, in all steps that don't say otherwise: "stop" (the
+            default), "skip", or a dead-letter topic such as ``Topic("billing-dead", value="bytes")``.
     """
 
     def __init__(
-        self, name: str, *, settings: Mapping[str, Any] | None = None, **named_settings: Any
+        self,
+        name: str,
+        *,
+        settings: Mapping[str, Any] | None = None,
+        on_error: OnError | None = None,
+        **named_settings: Any,
     ) -> None:
         _check_name(name, "The job name")
         self.name = name
         self.settings: dict[str, Any] = {**(settings or {}), **named_settings}
         self._topics: dict[str, TopicSpec] = {}
+        self._topic_rules: dict[str, OnError | None] = {}
         self._isolation_unset: set[str] = set()
         self._roots: list[_Node] = []
+        if isinstance(on_error, TopicSpec):
+            on_error = self.topic(on_error.name, key=on_error.key, value=on_error.value)
+        self._on_error: OnError | None = None
+        self._on_error = None if on_error is None else self._rule(on_error, "the job")
 
     def topic(
         self,
@@ -300,6 +286,7 @@ class Job:
         key: KeyKind = "text",
         value: ValueKind = "json",
         isolation: Isolation | None = None,
+        on_error: OnError | None = None,
         **options: Any,
     ) -> TopicSpec:
         """Declare a topic that the job reads or writes.
@@ -310,6 +297,8 @@ class Job:
             value: "json", "text" (UTF-8) or "bytes".
             isolation: "read-committed", or "read-uncommitted" to read records of open transactions too.
                 Default: the setting `isolation.level`.
+            on_error: for records of it that can't be decoded: "stop", "skip" or a dead-letter topic. Default:
+                the job's; without that, what its handlers say if they all say the same, else "stop".
             **options: the same by its Kafka or Confluent name, such as ``kafka.consumer.isolation-level``.
 
         Raises:
@@ -321,12 +310,14 @@ class Job:
         _check_kind("value", value, VALUE_KINDS)
         chosen = _chosen_isolation(name, isolation, options)
         topic = TopicSpec(name, key, value, chosen or "read-committed")
+        rule = None if on_error is None else self._rule(on_error, f"the topic {name!r}")
         known = self._topics.get(name)
         if known is not None and (known, known.isolation) != (topic, topic.isolation):
             raise JobError(
                 f"The topic {name!r} is declared twice, in two ways: {known} and {topic}.",
                 remedy="Declare it once and use the returned topic everywhere.",
             )
+        self._set_topic_rule(name, rule)
         if known is None and chosen is None:
             self._isolation_unset.add(name)
         elif chosen is not None:
@@ -339,18 +330,22 @@ class Job:
         *,
         to: TopicSpec | None = None,
         name: str | None = None,
-        on_error: OnError = "stop",
+        on_error: OnError | None = None,
     ) -> Callable[[_Function], _Function]:
         """Decorate a handler: it is called as `handler(ctx, value)` for each record of `topic`.
 
         A generator function yields any number of outputs; a plain function returns one, or None for none.
-        An output is a value, or a `Record`.
+        An output is a value, or a `Record`. Key, timestamp and headers of a value are those of the record
+        being processed; a `Record` may set them. A record without a value (a tombstone) comes as None; to
+        write one, give `Record(value=None)`.
 
         Args:
             topic: the source.
             to: where outputs are written; left out: only records that name their topic are written.
             name: of the handler and its state; default: the function's name. Keep it, or the state is lost.
-            on_error: "stop" the job at a record that fails, "skip" it, or write it to a dead-letter topic.
+            on_error: "stop" the job at a record for which the handler raises or its state can't be kept,
+                "skip" it, or write it to a dead-letter topic. It holds for outputs of the handler that can't
+                be written as well. Default: the job's (`Job(on_error=)`).
         """
 
         def decorate(handler: _Function) -> _Function:
@@ -359,9 +354,16 @@ class Job:
 
         return decorate
 
-    def stream(self, topic: TopicSpec) -> Stream:
-        """Begin a stream of the records of `topic`."""
+    def stream(self, topic: TopicSpec, *, on_error: OnError | None = None) -> Stream:
+        """Begin a stream of the records of `topic`.
+
+        Args:
+            topic: the source.
+            on_error: for records that can't be decoded; see `topic`. It holds for all streams of the topic.
+        """
         self._check_declared(topic, "stream()")
+        if on_error is not None:
+            self._set_topic_rule(topic.name, self._rule(on_error, "stream()"))
         root = _Node(_Source(topic))
         self._roots.append(root)
         return Stream(self, root)
@@ -382,7 +384,7 @@ class Job:
             for name, topic in self._topics.items()
         }
         sources = {cast(_Source, root.step).topic.name for root in self._roots}
-        builder = _Builder(self.name, topics, sources)
+        builder = _Builder(self.name, topics, sources, self._topic_rules, self._on_error)
         for root in self._roots:
             builder.add_root(root)
         stages = builder.stages()
@@ -392,6 +394,29 @@ class Job:
                 remedy="Decorate a function with @job.process(topic, to=...), or use job.stream(topic).",
             )
         return Topology(self.name, _upstream_first(stages), topics=tuple(topics.values()))
+
+    def _rule(self, on_error: OnError | None, what: str) -> OnError:
+        """`on_error` of `what`, checked; the job's default if it is None."""
+        if on_error is None:
+            return self._on_error or "stop"
+        if isinstance(on_error, TopicSpec):
+            self._check_declared(on_error, "on_error=")
+        elif on_error not in ("stop", "skip"):
+            raise JobError(
+                f"on_error={on_error!r} of {what} is unknown.",
+                remedy="Use on_error='stop', 'skip', or a topic declared on the job.",
+            )
+        return on_error
+
+    def _set_topic_rule(self, name: str, rule: OnError | None) -> None:
+        known = self._topic_rules.get(name)
+        if None not in (known, rule) and known != rule:
+            raise JobError(
+                f"The topic {name!r} is given two rules for records that can't be decoded: {known!r} and "
+                f"{rule!r}.",
+                remedy="A record is decoded once for all its handlers: give on_error in one place.",
+            )
+        self._topic_rules[name] = rule if known is None else known
 
     def _check_declared(self, topic: TopicSpec, where: str) -> None:
         if not isinstance(topic, TopicSpec):  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -426,8 +451,17 @@ class Job:
 class _Builder:
     """Turns the trees that streams have grown into stages."""
 
-    def __init__(self, job: str, topics: Mapping[str, TopicSpec], source_names: set[str]) -> None:
+    def __init__(
+        self,
+        job: str,
+        topics: Mapping[str, TopicSpec],
+        source_names: set[str],
+        topic_rules: Mapping[str, OnError | None],
+        default_rule: OnError | None,
+    ) -> None:
         self._job = job
+        self._topic_rules = topic_rules
+        self._default_rule = default_rule
         self._topics = topics
         self._source_names = source_names
         self._sources: dict[str, tuple[TopicSpec, bool]] = {}
@@ -451,7 +485,8 @@ class _Builder:
             chains = tuple(self._chains[name])
             stores = tuple(process.name for chain in chains for process in chain.processes)
             changelog = changelog_topic(self._job, name) if stores else None
-            built.append(Stage(name, source, internal, chains, stores, changelog))
+            rule = self._source_rule(source, chains)
+            built.append(Stage(name, source, internal, chains, stores, changelog, rule))
         return built
 
     def _open_stage(self, name: str, source: TopicSpec, *, internal: bool) -> None:
@@ -461,7 +496,7 @@ class _Builder:
     def _walk(self, node: _Node, stage: str, before: tuple[Operator, ...]) -> None:
         step = node.step
         if isinstance(step, _Sink):
-            self._end_chain(stage, before, None, self._topics[step.topic.name])
+            self._end_chain(stage, before, None, self._topics[step.topic.name], step.on_error)
         elif isinstance(step, _KeyBy):
             self._walk_key_by(node, step, stage, before)
         elif isinstance(step, Filter | Map | Process):
@@ -505,7 +540,8 @@ class _Builder:
                 remedy="Declare the topic with value='json', or give key_by a function.",
             )
         if len(node.children) == 1 and isinstance(node.children[0].step, _Sink):
-            self._end_chain(stage, before, step, self._topics[node.children[0].step.topic.name])
+            sink = node.children[0].step
+            self._end_chain(stage, before, step, self._topics[sink.topic.name], sink.on_error)
             return
         name = step.name or _stage_name(node)
         if name in self._sources or name in self._source_names:
@@ -517,7 +553,12 @@ class _Builder:
             self._walk(child, name, ())
 
     def _end_chain(
-        self, stage: str, operators: tuple[Operator, ...], key_by: _KeyBy | None, sink: TopicSpec | None
+        self,
+        stage: str,
+        operators: tuple[Operator, ...],
+        key_by: _KeyBy | None,
+        sink: TopicSpec | None,
+        sink_rule: OnError | None = None,
     ) -> None:
         processes = [operator.name for operator in operators if isinstance(operator, Process)]
         name = processes[0] if processes else f"{stage}-to-{sink.name if sink else 'nowhere'}"
@@ -526,7 +567,20 @@ class _Builder:
         while name in taken:
             name, number = f"{name}-{number}", number + 1
         rekey, version = (None, None) if key_by is None else (key_by.by, key_by.version)
-        self._chains[stage].append(Chain(name, operators, rekey, sink, version))
+        rekey_rule: OnError = "stop" if key_by is None else key_by.on_error
+        if sink_rule is None:
+            # What is written is the doing of the step in front.
+            topic_rule = self._topic_rules.get(self._sources[stage][0].name)
+            source_rule = _first_given(topic_rule, self._default_rule)
+            in_front = operators[-1].on_error if operators else source_rule
+            sink_rule = in_front if key_by is None else rekey_rule
+        self._chains[stage].append(Chain(name, operators, rekey, sink, version, rekey_rule, sink_rule))
+
+    def _source_rule(self, source: TopicSpec, chains: tuple[Chain, ...]) -> OnError:
+        """What a record of `source` leads to that can't be decoded."""
+        said = {_first_given(*(process.on_error for process in chain.processes)) for chain in chains}
+        agreed = said.pop() if len(said) == 1 else "stop"
+        return _first_given(self._topic_rules.get(source.name), self._default_rule, agreed)
 
     def _claim_process_name(self, name: str) -> None:
         if name in self._process_names:
@@ -535,6 +589,13 @@ class _Builder:
                 remedy="Give one of them another name with name=.",
             )
         self._process_names.add(name)
+
+
+def _first_given(*rules: Any) -> OnError:
+    for rule in rules:
+        if rule is not None:
+            return rule
+    return "stop"
 
 
 def _stage_name(key_by: _Node) -> str:
@@ -595,7 +656,7 @@ def _loop(path: list[Stage]) -> JobError:
     return JobError(message, remedy="Write to a topic that the job doesn't read further up.")
 
 
-def _process_operator(handler: Handler, name: str | None, on_error: OnError) -> Process:
+def _process_operator(handler: Handler, name: str | None) -> Process:
     _check_function(handler, "handler", ("ctx", "value"))
     if name is None:
         name = getattr(handler, "__name__", None)
@@ -605,12 +666,7 @@ def _process_operator(handler: Handler, name: str | None, on_error: OnError) -> 
                 remedy="Give it one with name=.",
             )
     _check_name(name, "The handler name", " with name=")
-    if not isinstance(on_error, TopicSpec) and on_error not in ("stop", "skip"):
-        raise JobError(
-            f"on_error={on_error!r} of the handler {name!r} is unknown.",
-            remedy="Use on_error='stop', 'skip', or a topic declared on the job.",
-        )
-    return Process(name, handler, on_error, _returns(handler))
+    return Process(name, handler, returns=_returns(handler))
 
 
 def _returns(handler: Handler) -> Literal["many", "one"]:

@@ -600,9 +600,8 @@ class _TopicPlan:
             if chain.sink is not None:
                 internal = chain.sink.name in self._repartition_topics
                 self.want(chain.sink.name, count, _REPARTITION_CONFIG if internal else {})
-            for process in chain.processes:
-                if not isinstance(process.on_error, str):
-                    self.want(process.on_error.name, count, {})
+        for topic in stage.dead_letter_topics:
+            self.want(topic.name, count, {})
 
 
 def _collides(topic: str, other: str) -> MissingTopic:

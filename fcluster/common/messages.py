@@ -22,6 +22,7 @@ from typing import Annotated, TypeVar
 
 import msgspec
 
+from fcluster.common.failures import bounded_text
 from fcluster.common.ids import ShardId
 
 PROTOCOL_VERSION = 1
@@ -31,7 +32,7 @@ AGENT_WORKERS_MAX = 1_000
 
 _M = TypeVar("_M")
 
-REASON_CHARACTERS_MAX = 4_000
+REASON_CHARACTERS_MAX = 8_000
 """Of a reason that is sent on to other processes."""
 
 MESSAGE_BYTES_MAX = 4 * 1024 * 1024
@@ -50,6 +51,8 @@ _PRINTABLE = r"\A[^\x00-\x1f\x7f-\x9f\u2028\u2029]*\Z"
 _Name = Annotated[str, msgspec.Meta(max_length=255, pattern=_PRINTABLE)]
 _TopicName = Annotated[str, msgspec.Meta(max_length=249, pattern=_PRINTABLE)]
 _Address = Annotated[str, msgspec.Meta(max_length=4096, pattern=_PRINTABLE)]
+# What went wrong, in words that may be a user's. `encode` cuts what is longer.
+_Reason = Annotated[str, msgspec.Meta(max_length=REASON_CHARACTERS_MAX)]
 _Workers = Annotated[int, msgspec.Meta(ge=0, le=AGENT_WORKERS_MAX)]
 
 
@@ -256,7 +259,7 @@ class WorkerFailed(Message, frozen=True):
     """The job can't go on, on any worker: bad record, incompatible state, gap in a source."""
 
     session: _Session
-    reason: str
+    reason: _Reason
 
 
 class RecordOverdue(Message, frozen=True):
@@ -348,7 +351,7 @@ class Refused(Message, frozen=True):
     """The worker can't join; `retry` says whether asking again later may help."""
 
     term: _Number
-    reason: str
+    reason: _Reason
     retry: bool
 
 
@@ -438,7 +441,7 @@ class Shutdown(Message, frozen=True):
 
     term: _Number
     session: _Session
-    reason: str
+    reason: _Reason
     failed: bool
 
 
@@ -591,7 +594,14 @@ _VERSION_BYTE = bytes([PROTOCOL_VERSION])
 
 
 def encode(message: Message) -> bytes:
-    """The frame for `message`: one version byte, then MessagePack."""
+    """The frame for `message`: one version byte, then MessagePack.
+
+    Reasons are cut, and made printable: no text of a user's may keep a message from being sent or read.
+    """
+    if isinstance(message, WorkerFailed | RecordOverdue | Refused | Shutdown):
+        reason = bounded_text(message.reason, REASON_CHARACTERS_MAX)
+        if reason != message.reason:
+            message = msgspec.structs.replace(message, reason=reason)
     return _VERSION_BYTE + _encoder.encode(message)
 
 

@@ -60,16 +60,18 @@ OnError = Literal["stop", "skip"] | TopicSpec
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """Passes the values for which `function(value)` is true."""
+    """Passes the values for which `function(value)` is true; fails by the rule `on_error`."""
 
     function: Callable[[Any], Any]
+    on_error: OnError = "stop"
 
 
 @dataclass(frozen=True, slots=True)
 class Map:
-    """Replaces each value by `function(value)`; key, timestamp and headers stay."""
+    """Replaces each value by `function(value)`; key, timestamp and headers stay. Fails by `on_error`."""
 
     function: Callable[[Any], Any]
+    on_error: OnError = "stop"
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +109,8 @@ class Chain:
         rekey_version: stands for `rekey` where it is asked if the key is still the same; None: its text does.
         sink: where what leaves the chain is written; None: nowhere (records with a topic of their own still
             go there).
+        rekey_on_error: what a record leads to that gets no key.
+        sink_on_error: what a record leads to whose output the sink doesn't take.
     """
 
     name: str
@@ -114,6 +118,8 @@ class Chain:
     rekey: Rekey | None = None
     sink: TopicSpec | None = None
     rekey_version: str | None = None
+    rekey_on_error: OnError = "stop"
+    sink_on_error: OnError = "stop"
 
     @property
     def processes(self) -> tuple[Process, ...]:
@@ -121,10 +127,14 @@ class Chain:
         return tuple(operator for operator in self.operators if isinstance(operator, Process))
 
     @property
-    def on_error(self) -> OnError:
-        """What a record leads to that fails before or outside its handlers (decoding, a filter, a map, the
-        new key): what the first handler says, "stop" without one."""
-        return self.processes[0].on_error if self.processes else "stop"
+    def rules(self) -> tuple[OnError, ...]:
+        """The rules of all its steps, in order, as far as something can fail there."""
+        rules: list[OnError] = [operator.on_error for operator in self.operators]
+        if self.rekey is not None:
+            rules.append(self.rekey_on_error)
+        if self.sink is not None:
+            rules.append(self.sink_on_error)
+        return tuple(rules)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +148,7 @@ class Stage:
         chains: each record of the source runs through each of them, in this order.
         stores: names of the handlers in it, in the order of the job file.
         changelog: the topic of the stage's deltas; None when there are no stores.
+        on_error: what a record leads to that can't be decoded.
     """
 
     name: str
@@ -146,6 +157,13 @@ class Stage:
     chains: tuple[Chain, ...]
     stores: tuple[str, ...]
     changelog: str | None
+    on_error: OnError = "stop"
+
+    @property
+    def dead_letter_topics(self) -> tuple[TopicSpec, ...]:
+        """The topics that get what fails in it; may repeat."""
+        rules = (self.on_error, *(rule for chain in self.chains for rule in chain.rules))
+        return tuple(rule for rule in rules if isinstance(rule, TopicSpec))
 
 
 @dataclass(frozen=True)
@@ -257,9 +275,7 @@ def written_topics(stage: Stage) -> Iterator[TopicSpec]:
     for chain in stage.chains:
         if chain.sink is not None:
             yield chain.sink
-        for process in chain.processes:
-            if isinstance(process.on_error, TopicSpec):
-                yield process.on_error
+    yield from stage.dead_letter_topics
 
 
 def _renamed(stage: Stage, names: Mapping[str, str]) -> Stage:

@@ -1,1 +1,6 @@
-"""Runs records through a job, without Kafka, RocksDB, threads or clocks. The worker is one of its shells."""
+"""Runs records through a stage of a job.
+
+Responsible for: operators (a file each in `operators`), their compilation into one function for each shard
+(`compile`, `runner`), and what a record leads to: outputs, state, a dead letter, or an error. It knows no
+Kafka, RocksDB, threads or clocks: the worker is one of its shells. Everything in this folder is pure.
+"""

@@ -19,7 +19,9 @@ class Failure:
     - `topic` given: the first output to that topic, of the record's chains in order, counts as refused. This
       may be a sink, a repartition topic, the topic of a `Record`, or the dead letter itself (a stub is
       written instead then). Condemned once more for the same topic, the next output to it is refused as well.
-    - `step` given: that step fails without being called: the name of a handler, such as one whose state can't
+      With `step` besides, only outputs of that step are meant: the engine tells it where it has found out
+      itself (`HandlerError.failure`). Without it, several chains that write to the topic can't be told apart.
+    - `step` alone: that step fails without being called. It is a handler's name, as of one whose state can't
       be kept (the store's name is the handler's), or what `worker.processing.running_step` gave.
     - neither: the record stops the job. `reason` is the whole message then.
 

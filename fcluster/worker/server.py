@@ -61,6 +61,7 @@ from fcluster.common.seeking import LeaderSeeker
 from fcluster.common.settings import Settings, with_settings
 from fcluster.common.topology import Isolation, Topology
 from fcluster.common.transport import DealerTransport
+from fcluster.engine.failure import UnkeptStateError
 from fcluster.worker import core, events, handler_processes, model
 from fcluster.worker.changelog import Delta, encode_delta
 from fcluster.worker.chunks import Chunks
@@ -482,6 +483,8 @@ class Worker:
             return events.StopRecordReached(session, _shard_of(runner), message.offset(), error.reason)
         except HandlerError as error:
             return events.HandlerFailed(session, _shard_of(runner), message.offset(), error.reason)
+        except UnkeptStateError as error:
+            return events.JobBroken(session, error.reason)
         except TransactionLostError as error:
             return _lost(session, error)
         except LOCAL_TROUBLE as error:

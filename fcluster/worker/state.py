@@ -35,6 +35,7 @@ from itertools import islice
 from typing import NamedTuple, NoReturn, Protocol
 
 from fcluster.common.errors import JobError, ProcessingError
+from fcluster.common.failures import bounded_repr
 from fcluster.worker.changelog import Delta
 from fcluster.worker.values import KEPT, State, UnkeptError, decode_state, describe_unkept, encode_states
 
@@ -278,7 +279,7 @@ class StateTable:
 
     def _unkept(self, key: bytes, state: State) -> ProcessingError:
         return ProcessingError(
-            f"store {self.name!r}, key {key!r}: {describe_unkept(state)}",
+            f"store {self.name!r}, key {bounded_repr(key)}: {describe_unkept(state)}",
             remedy=f"State may hold {KEPT}; convert other values before they are put there.",
         )
 

@@ -41,6 +41,7 @@ from fcluster.common.kafka_troubles import Trouble, remedy_for_refusal, trouble_
 from fcluster.common.offsets import offset_or_none
 from fcluster.common.positions import CommittedPosition
 from fcluster.common.settings import Settings
+from fcluster.engine.failure import OutputRefusedError
 from fcluster.worker.kafka_waits import KafkaWaits
 
 FLUSH_TIMEOUT_S = 30.0
@@ -51,6 +52,8 @@ _REFUSED_TOPIC = re.compile(r"ProduceRequest for (\S+) \[")
 _ACKNOWLEDGEMENTS = "the leaders of partitions that it writes to"
 ANY_PARTITION = -1
 """Lets the partitioner choose by the key."""
+NO_TIMESTAMP_MS = -1
+"""Kafka's own mark of a record without a timestamp."""
 
 
 class TransactionLostError(Exception):
@@ -352,7 +355,15 @@ class AtLeastOnceWriter:
 
 
 def waiting_produce(producer: Producer) -> Callable[..., None]:
-    """`producer.produce`, but waiting where that raises BufferError because its queue is full."""
+    """`producer.produce`, but waiting where that raises BufferError because its queue is full.
+
+    The client takes a timestamp of 0 for "now", which would be another one in each replay. So 0, too, is
+    written as Kafka's "no timestamp" (-1).
+
+    What is returned raises:
+        OutputRefusedError: the record is larger than this producer may send.
+        TransactionLostError: it can't be produced for other reasons.
+    """
     produce: Callable[..., None] = producer.produce
 
     def waiting(
@@ -361,17 +372,26 @@ def waiting_produce(producer: Producer) -> Callable[..., None]:
         # By position, which is much faster than by name for a C function: partition, callback, on_delivery
         # (an alias of it that takes a place of its own, against the documented signature), then the rest.
         try:
-            produce(topic, value, key, ANY_PARTITION, None, None, timestamp_ms, headers)
+            produce(topic, value, key, ANY_PARTITION, None, None, timestamp_ms or NO_TIMESTAMP_MS, headers)
         except BufferError:
             _wait_for_room(producer)
-            produce(topic, value, key, ANY_PARTITION, None, None, timestamp_ms, headers)
+            produce(topic, value, key, ANY_PARTITION, None, None, timestamp_ms or NO_TIMESTAMP_MS, headers)
         except KafkaException as error:
             cause: Any = error.args[0]
             if cause.code() == KafkaError.MSG_SIZE_TOO_LARGE:
-                raise  # the handler's doing
+                raise OutputRefusedError(_too_large(topic, value, key)) from error
             raise TransactionLostError(f"producing: {reason_of(error)}") from error
 
     return waiting
+
+
+def _too_large(topic: str, value: bytes | None, key: bytes | None) -> str:
+    size = len(value or b"") + len(key or b"")
+    return (
+        f"the output to {topic!r} has {size:,} bytes, more than message.max.bytes of the job's producers"
+        f"{REMEDY_MARK}raise message.max.bytes under [kafka] and max.message.bytes of the topic, write less "
+        "into one record, or give the step on_error='skip' or a dead-letter topic"
+    )
 
 
 def _wait_for_room(producer: Producer) -> None:

@@ -17,6 +17,8 @@ from typing import Any, cast
 
 import msgspec
 
+from fcluster.common.failures import bounded_repr, bounded_text, type_name, type_of
+
 State = dict[str, Any]
 """The state of one key in one store."""
 
@@ -66,7 +68,7 @@ def describe_unkept(state: State) -> str | None:
             _encode_lines([state])
         except (TypeError, ValueError, RecursionError) as error:
             problem = f"state can't be encoded: {error}"
-    return problem
+    return None if problem is None else bounded_text(problem, 1_000)
 
 
 def _check_types(states: Collection[State]) -> bool:
@@ -104,7 +106,7 @@ def _types_in(values: Iterable[Iterable[Any]], dicts: Iterable[State]) -> set[ty
 def _find_unkept(value: Any, path: str, parents: frozenset[int]) -> str | None:
     kind = cast("type[object]", type(value))
     if kind not in _KEPT_TYPES:
-        return f"{path} is a {kind.__name__}, which would not come back from the store as it is"
+        return f"{path} is a {type_name(kind)}, which would not come back from the store as it is"
     if kind is float and (value != value or value in (float("inf"), float("-inf"))):
         return f"{path} is {value}, which can't be encoded"
     if kind is not dict and kind is not list:
@@ -115,8 +117,8 @@ def _find_unkept(value: Any, path: str, parents: frozenset[int]) -> str | None:
     items = cast("Iterable[tuple[object, object]]", value.items() if kind is dict else enumerate(value))
     for key, item in items:
         if kind is dict and type(key) is not str:
-            return f"{path} has the key {key!r}, a {type(key).__name__}; keys must be str"
-        problem = _find_unkept(item, f"{path}[{key!r}]", inside)
+            return f"{path} has the key {bounded_repr(key)}, a {type_of(key)}; keys must be str"
+        problem = _find_unkept(item, f"{path}[{bounded_repr(key)}]", inside)
         if problem is not None:
             return problem
     return None

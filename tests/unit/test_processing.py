@@ -40,9 +40,15 @@ class FakeMessage:
     """What the runner needs of a consumed message."""
 
     def __init__(
-        self, value: bytes | None, key: bytes | None = b"k", offset: int = 0, headers: Any = None
+        self,
+        value: bytes | None,
+        key: bytes | None = b"k",
+        offset: int = 0,
+        headers: Any = None,
+        timestamp: int = 1234,
     ) -> None:
         self._value, self._key, self._offset, self._headers = value, key, offset, headers
+        self._timestamp = timestamp
 
     def value(self) -> bytes | None:
         return self._value
@@ -60,7 +66,7 @@ class FakeMessage:
         return 0
 
     def timestamp(self) -> tuple[int, int]:
-        return (1, 1234)
+        return (1, self._timestamp)
 
     def headers(self) -> Any:
         return self._headers
@@ -106,8 +112,8 @@ def test_generator_yields_values_with_key_and_timestamp_carried_over() -> None:
     bench.run("x")
     bench.run("x")
     assert bench.outputs == [
-        ("out", b'{"n":1}', b"k", 1234),
-        ("out", b'{"n":2}', b"k", 1234),
+        ("out", b'{"n":1}', b"k", 1234, None),
+        ("out", b'{"n":2}', b"k", 1234, None),
     ]
 
 

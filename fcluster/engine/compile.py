@@ -1,0 +1,112 @@
+"""Compiles a chain: nested closures that take a record through its operators.
+
+Compiled once, when a shard starts; what is left to do for each record is what the job says, with no dispatch
+between operators. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fcluster.common.topology import Chain, Stage, rekey_description
+from fcluster.engine.context import HandlerContext, Table, UndoableContext
+from fcluster.engine.failure import UnkeptStateError
+from fcluster.engine.operators import operator_for
+from fcluster.engine.operators.base import Surroundings, WriteRecord
+from fcluster.engine.operators.write import (
+    Target,
+    compile_record_writer,
+    compile_rekeyed_write,
+    compile_write,
+    discard,
+)
+from fcluster.engine.records import HeldOutputs, OutputPort
+from fcluster.engine.steps import Place, Step, StepFailure
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledChain:
+    """A chain, ready to run in one shard.
+
+    Attributes:
+        name: the chain's.
+        step: takes a record through all of it.
+        places: where it can fail, by name.
+        tables: of its handlers.
+        held: where its outputs wait; None: they go to the port at once.
+    """
+
+    name: str
+    step: Step
+    places: Mapping[str, Place]
+    tables: tuple[Table, ...]
+    held: HeldOutputs | None
+
+
+def is_tolerant(chain: Chain) -> bool:
+    """Whether a record may fail in the chain without stopping the job: its outputs have to wait then."""
+    return any(rule != "stop" for rule in chain.rules)
+
+
+def compile_chain(
+    chain: Chain,
+    stage: Stage,
+    partition: int,
+    tables: Mapping[str, Table],
+    port: OutputPort,
+    passing: tuple[type[BaseException], ...],
+    held: HeldOutputs | None,
+) -> CompiledChain:
+    """The chain in the shard `partition` of `stage`.
+
+    Args:
+        tables: of the shard, by handler.
+        port: for the outputs, unless they are held.
+        passing: exceptions that aren't the record's doing, whoever raises them.
+        held: for the outputs, until the record is through.
+    """
+    operators = [
+        operator_for(node, number, chain.name) for number, node in enumerate(chain.operators, start=1)
+    ]
+    places = {operator.place.name: operator.place for operator in operators}
+
+    def port_at(place: Place) -> OutputPort:
+        places[place.name] = place
+        return port if held is None else held.at(place)
+
+    sink_name = chain.sink.name if chain.sink is not None else "nowhere"
+    writing = f"writing to {sink_name!r} at the end of {chain.name!r}"
+    sink_place = Place(writing, writing, chain.sink_on_error)
+    last = operators[-1] if operators else None
+
+    def record_writer(place: Place) -> WriteRecord:
+        is_last = last is not None and place is last.place and chain.rekey is None
+        return compile_record_writer(chain.sink if is_last else None, place, sink_place, port_at)
+
+    surroundings = Surroundings(
+        stage,
+        partition,
+        tables,
+        HandlerContext if held is None else UndoableContext,
+        (StepFailure, UnkeptStateError, *passing),
+        record_writer,
+    )
+    step: Step = discard
+    if chain.sink is not None:
+        target = Target(
+            chain.sink,
+            sink_place,
+            all(operator.keeps_value for operator in operators),
+            any(operator.stores for operator in operators),
+        )
+        if chain.rekey is not None:
+            name = f"key_by ({rekey_description(chain.rekey)}) at the end of {chain.name!r}"
+            rekey_place = places[name] = Place(name, f"in {name}", chain.rekey_on_error)
+            step = compile_rekeyed_write(target, stage.source, chain.rekey, rekey_place, port_at(sink_place))
+        else:
+            step = compile_write(target, stage.source, port_at(sink_place))
+    for operator in reversed(operators):
+        step = operator.compile(surroundings, step)
+    stores = [store for operator in operators for store in operator.stores]
+    return CompiledChain(chain.name, step, places, tuple(tables[store] for store in stores), held)

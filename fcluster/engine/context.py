@@ -1,0 +1,104 @@
+"""What a handler sees of its record, and the tables that hold its state.
+
+Responsible for: the `ctx` object of handlers. Pure; the shell brings tables with the methods of `Table`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from fcluster.common.errors import ProcessingError, one_line
+from fcluster.engine.failure import UnkeptStateError
+from fcluster.engine.records import SourceRecord
+from fcluster.engine.steps import RecordError
+
+
+class Table(Protocol):
+    """The state of one handler in one shard: a dict for each key. `worker.state.StateTable` is one."""
+
+    name: str
+    touched: dict[bytes, dict[str, Any]]
+
+    def get(self, key: bytes) -> dict[str, Any]:
+        """The live state of `key`, which counts as touched from now on."""
+        ...
+
+    def begin_undo(self) -> None:
+        """Begin a record whose changes may have to be taken back."""
+        ...
+
+    def rollback(self) -> None:
+        """Take back what the record changed."""
+        ...
+
+    def encode_touched(self) -> Mapping[bytes, bytes]:
+        """What the open epoch changed. Raises ProcessingError if a value can't be kept."""
+        ...
+
+
+class HandlerContext:
+    """What a handler sees as `ctx`. One for each handler and shard; it shows the record being processed."""
+
+    __slots__ = ("_decode_key", "_key", "_load", "_name", "_record", "_touched", "partition", "topic")
+
+    def __init__(self, topic: str, partition: int, decode_key: Callable[[bytes], Any], table: Table) -> None:
+        self.topic = topic
+        self.partition = partition
+        self._decode_key = decode_key
+        self._name = table.name
+        self._touched = table.touched.get
+        self._load = table.get
+        self._record: SourceRecord = None  # type: ignore[assignment]  # the step sets it before each call
+        self._key: bytes | None = None
+
+    @property
+    def key(self) -> Any:
+        """The record's key, decoded as the topic says; None if it has none."""
+        key = self._key
+        return None if key is None else self._decode_key(key)
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """The current key's state: a plain dict, saved with the epoch as it is then.
+
+        Raises:
+            RecordError: the record has no key.
+        """
+        state = self._touched(self._key)  # type: ignore[arg-type]  # None is in no table
+        return self._first_state() if state is None else state
+
+    def _first_state(self) -> dict[str, Any]:
+        if self._key is None:
+            raise RecordError("the record has no key, so it has no state; give it one with key_by() first")
+        return self._load(self._key)
+
+    @property
+    def timestamp(self) -> int:
+        """The record's timestamp in milliseconds since 1970; -1 if it has none."""
+        return self._record.timestamp()[1]
+
+    @property
+    def headers(self) -> Sequence[tuple[str, bytes | None]]:
+        """The record's headers, in order."""
+        return self._record.headers() or []
+
+    @property
+    def offset(self) -> int:
+        """The record's offset in its partition."""
+        return self._record.offset()
+
+
+class UndoableContext(HandlerContext):
+    """The context in a chain where failures are tolerated: the table remembers what was before."""
+
+    __slots__ = ()
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """As in `HandlerContext`."""
+        try:
+            return self._first_state()
+        except ProcessingError as error:
+            # What an earlier record left there can't be kept. That isn't this record's fault.
+            raise UnkeptStateError(one_line(error), self._name) from error

@@ -1,0 +1,86 @@
+"""Dead letters: a record that failed, as it came, with headers that say what happened.
+
+One that can't be written because it is too large goes as a stub: without its value and its own headers,
+and with headers that say where it came from, why it is a stub, how large it was, and its SHA-256. Pure.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+
+from fcluster.common.failures import bounded_text
+from fcluster.common.topology import TopicSpec
+from fcluster.engine.failure import OutputRefusedError
+from fcluster.engine.records import OUTPUT_TROUBLE, Headers, SourceRecord, describe_record
+from fcluster.engine.steps import RecordError
+
+ERROR_CHARACTERS_MAX = 2_000
+STUB_KEY_BYTES_MAX = 1_000
+"""A key that is longer isn't kept in a stub."""
+STUB_REASON_CHARACTERS_MAX = 500
+
+
+def write_dead_letter(
+    produce: Callable[..., None], topic: TopicSpec, record: SourceRecord, handler: str, error: str
+) -> None:
+    """Write `record` to `topic`, or a stub if it is refused.
+
+    Args:
+        produce: see `records.Produce`.
+        handler: the step that failed.
+        error: what happened, one line.
+
+    Raises:
+        RecordError: the stub is refused as well.
+    """
+    ours: list[tuple[str, bytes | None]] = [
+        ("fcluster.error", bounded_text(error, ERROR_CHARACTERS_MAX).encode()),
+        ("fcluster.handler", bounded_text(handler, 300).encode()),
+        ("fcluster.topic", bounded_text(str(record.topic()), 249).encode()),
+        ("fcluster.partition", str(record.partition()).encode()),
+        ("fcluster.offset", str(record.offset()).encode()),
+    ]
+    key, value, timestamp_ms = record.key(), record.value(), record.timestamp()[1]
+    try:
+        produce(topic.name, value, key, timestamp_ms, [*_headers(record), *ours])
+    except OutputRefusedError as refusal:
+        stub = [*ours, *_stub_headers(key, value, refusal.reason)]
+        kept_key = key if key is None or len(key) <= STUB_KEY_BYTES_MAX else None
+        try:
+            produce(topic.name, None, kept_key, timestamp_ms, stub)
+        except OutputRefusedError as second:
+            raise RecordError(
+                f"{error}; and not even a stub of it can be written to the dead-letter topic {topic.name!r}: "
+                f"{second.reason}"
+            ) from second
+
+
+def _headers(record: SourceRecord) -> Headers:
+    try:
+        return record.headers() or ()
+    except OUTPUT_TROUBLE:
+        return ()  # their names can't be read
+
+
+def _stub_headers(key: bytes | None, value: bytes | None, reason: str) -> Headers:
+    headers: list[tuple[str, bytes | None]] = [
+        ("fcluster.stub", bounded_text(reason, STUB_REASON_CHARACTERS_MAX).encode())
+    ]
+    if value is not None:
+        headers += _fingerprint("value", value)
+    if key is not None and len(key) > STUB_KEY_BYTES_MAX:
+        headers += _fingerprint("key", key)
+    return headers
+
+
+def _fingerprint(field: str, data: bytes) -> Headers:
+    return [
+        (f"fcluster.{field}.bytes", str(len(data)).encode()),
+        (f"fcluster.{field}.sha256", hashlib.sha256(data).hexdigest().encode()),
+    ]
+
+
+def dead_letter_trouble(record: SourceRecord, error: RecordError) -> str:
+    """The message for a record that can't become a dead letter."""
+    return f"{describe_record(record)} failed: {error.reason}"

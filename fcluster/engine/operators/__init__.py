@@ -1,0 +1,20 @@
+"""The operators of a chain, a file each; `operator_for` finds the one for a node of the job's description."""
+
+from __future__ import annotations
+
+from fcluster.common.topology import Filter, Map, Operator
+from fcluster.engine.operators.base import CompiledOperator
+from fcluster.engine.operators.filter import FilterOperator
+from fcluster.engine.operators.map import MapOperator
+from fcluster.engine.operators.process import ProcessOperator
+
+__all__ = ["CompiledOperator", "operator_for"]
+
+
+def operator_for(node: Operator, number: int, chain: str) -> CompiledOperator:
+    """The operator for the `number`th node (from 1) of the chain of that name."""
+    if isinstance(node, Filter):
+        return FilterOperator(node, number, chain)
+    if isinstance(node, Map):
+        return MapOperator(node, number, chain)
+    return ProcessOperator(node)

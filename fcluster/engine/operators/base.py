@@ -1,0 +1,70 @@
+"""What every operator offers the compiler, and what the compiler tells it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from fcluster.common.failures import bounded_text
+from fcluster.common.record import Record
+from fcluster.common.topology import OnError, Stage
+from fcluster.engine.context import HandlerContext, Table
+from fcluster.engine.records import SourceRecord
+from fcluster.engine.steps import Place, Step
+
+WriteRecord = Callable[[SourceRecord, bytes | None, Record], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What an operator is compiled in.
+
+    Attributes:
+        stage: that it belongs to.
+        partition: of the shard.
+        tables: of the shard, by handler.
+        context_type: of the handlers' contexts.
+        passing: exceptions that are nobody's failure in the chain and go through it as they are: the shell's,
+            and `StepFailure`, which has its place already.
+        record_writer: gives the function that writes a `Record` of the handler at a place.
+    """
+
+    stage: Stage
+    partition: int
+    tables: Mapping[str, Table]
+    context_type: type[HandlerContext]
+    passing: tuple[type[BaseException], ...]
+    record_writer: Callable[[Place], WriteRecord]
+
+
+class CompiledOperator(Protocol):
+    """An operator of a chain."""
+
+    @property
+    def place(self) -> Place:
+        """Where its own failures happen."""
+        ...
+
+    @property
+    def stores(self) -> tuple[str, ...]:
+        """Names of the tables it uses."""
+        ...
+
+    @property
+    def keeps_value(self) -> bool:
+        """Whether the value that it passes on is always the one it got."""
+        ...
+
+    def compile(self, surroundings: Surroundings, following: Step) -> Step:
+        """A closure that applies it and calls `following` with what comes out."""
+        ...
+
+
+def place_of_function(
+    what: str, function: Callable[..., Any], number: int, chain: str, on_error: OnError
+) -> Place:
+    """The place of an operator that has no name of its own."""
+    name = bounded_text(str(getattr(function, "__name__", type(function).__name__)), 100)
+    title = f"{what} {name!r} (step {number} of {chain!r})"
+    return Place(title, f"in {title}", on_error)

@@ -1,0 +1,36 @@
+"""Filter: passes a value on, or doesn't."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fcluster.common.topology import Filter
+from fcluster.engine.operators.base import Surroundings, place_of_function
+from fcluster.engine.records import SourceRecord
+from fcluster.engine.steps import Step, StepFailure
+
+
+class FilterOperator:
+    """Calls the function with each value; what is true passes."""
+
+    stores: tuple[str, ...] = ()
+    keeps_value = True
+
+    def __init__(self, node: Filter, number: int, chain: str) -> None:
+        self._function = node.function
+        self.place = place_of_function("filter", node.function, number, chain, node.on_error)
+
+    def compile(self, surroundings: Surroundings, following: Step) -> Step:  # noqa: ARG002  the protocol's
+        """See `CompiledOperator`."""
+        function, place = self._function, self.place
+
+        def step(record: SourceRecord, key: bytes | None, value: Any) -> None:
+            try:
+                dropped = not function(value)  # `not` asks what came back, which may raise as well
+            except BaseException as error:
+                raise StepFailure(place, error) from error
+            if dropped:
+                return
+            following(record, key, value)
+
+        return step

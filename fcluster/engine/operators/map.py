@@ -1,0 +1,34 @@
+"""Map: replaces a value."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fcluster.common.topology import Map
+from fcluster.engine.operators.base import Surroundings, place_of_function
+from fcluster.engine.records import SourceRecord
+from fcluster.engine.steps import Step, StepFailure
+
+
+class MapOperator:
+    """Calls the function with each value and passes on what it returns."""
+
+    stores: tuple[str, ...] = ()
+    keeps_value = False
+
+    def __init__(self, node: Map, number: int, chain: str) -> None:
+        self._function = node.function
+        self.place = place_of_function("map", node.function, number, chain, node.on_error)
+
+    def compile(self, surroundings: Surroundings, following: Step) -> Step:  # noqa: ARG002  the protocol's
+        """See `CompiledOperator`."""
+        function, place = self._function, self.place
+
+        def step(record: SourceRecord, key: bytes | None, value: Any) -> None:
+            try:
+                mapped = function(value)
+            except BaseException as error:
+                raise StepFailure(place, error) from error
+            following(record, key, mapped)
+
+        return step

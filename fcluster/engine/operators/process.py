@@ -1,0 +1,78 @@
+"""Process: calls a handler that has state."""
+
+from __future__ import annotations
+
+import contextlib
+from types import GeneratorType
+from typing import Any, cast
+
+from fcluster.common.codecs import key_codec
+from fcluster.common.record import Record
+from fcluster.common.topology import Process
+from fcluster.engine.operators.base import Surroundings
+from fcluster.engine.records import SourceRecord
+from fcluster.engine.steps import Place, Step, StepFailure
+
+
+class ProcessOperator:
+    """Calls `handler(ctx, value)` for each value and passes on what it yields or returns."""
+
+    keeps_value = False
+
+    def __init__(self, node: Process) -> None:
+        self._node = node
+        self.stores = (node.name,)
+        self.place = Place(node.name, f"in {node.name!r}", node.on_error)
+
+    def compile(self, surroundings: Surroundings, following: Step) -> Step:
+        """See `CompiledOperator`."""
+        stage, node, place = surroundings.stage, self._node, self.place
+        context: Any = surroundings.context_type(
+            stage.source.name,
+            surroundings.partition,
+            key_codec(stage.source.key)[0],
+            surroundings.tables[node.name],
+        )
+        function, passing = node.function, surroundings.passing
+        write_record = surroundings.record_writer(place)
+
+        def many(record: SourceRecord, key: bytes | None, value: Any) -> None:
+            context._record = record  # a method call for each record would cost
+            context._key = key
+            outputs = None
+            try:
+                outputs = function(context, value)
+                for output in outputs or ():
+                    if type(output) is Record:
+                        write_record(record, key, output)
+                    elif output is not None:
+                        following(record, key, output)
+            except passing:
+                _close(outputs)
+                raise
+            except BaseException as error:
+                raise StepFailure(place, error) from error
+
+        def one(record: SourceRecord, key: bytes | None, value: Any) -> None:
+            context._record = record
+            context._key = key
+            try:
+                output = function(context, value)
+            except passing:
+                raise
+            except BaseException as error:
+                raise StepFailure(place, error) from error
+            if type(output) is Record:
+                write_record(record, key, output)
+            elif output is not None:
+                following(record, key, output)
+
+        return many if node.returns == "many" else one
+
+
+def _close(outputs: object) -> None:
+    """End a generator whose output failed in a later step, now: its `finally` may touch the state, which is
+    put back next."""
+    if isinstance(outputs, GeneratorType):
+        with contextlib.suppress(BaseException):  # the record has failed already
+            cast("GeneratorType[Any, Any, Any]", outputs).close()

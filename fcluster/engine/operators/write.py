@@ -1,0 +1,256 @@
+"""Write: the last step of a chain, which encodes what comes out of it and hands it to the port.
+
+What no step has changed is written with the bytes it came with. A null value that came in as null is written
+as null by every codec; a handler's output isn't null unless a `Record` says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from fcluster.common.codecs import Encode, encode_json, key_codec, value_codec
+from fcluster.common.failures import bounded_repr, type_of
+from fcluster.common.record import UNSET, Record
+from fcluster.common.topology import Rekey, TopicSpec, rekey_description
+from fcluster.engine.operators.base import WriteRecord
+from fcluster.engine.records import OUTPUT_TROUBLE, OutputPort, SourceRecord
+from fcluster.engine.steps import Place, RecordError, Step, StepFailure
+
+_dumps = orjson.dumps
+_parted = bytes.partition
+"""The fastest way to ask what bytes contain, by 100 ns and more."""
+ValueBytes = Callable[[SourceRecord, Any], bytes | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where a chain ends.
+
+    Attributes:
+        topic: that is written.
+        place: of writing to it.
+        gets_values_unchanged: no step in front can have changed a value.
+        is_behind_handler: a handler is among the steps in front: values aren't the source record's.
+    """
+
+    topic: TopicSpec
+    place: Place
+    gets_values_unchanged: bool
+    is_behind_handler: bool
+
+
+def discard(_record: SourceRecord, _key: bytes | None, _value: Any) -> None:
+    """The last step of a chain that writes nothing."""
+
+
+def compile_write(target: Target, source: TopicSpec, port: OutputPort) -> Step:
+    """Write under the key that the record has."""
+    sink, place = target.topic, target.place
+    topic = sink.name
+    value_bytes = _value_bytes(target, source)
+    transcode = _key_transcoder(source, sink)
+    nulls_stay = not target.is_behind_handler
+
+    def write_unchanged(record: SourceRecord, key: bytes | None, _value: Any) -> None:
+        try:
+            port.produce(topic, record.value(), key, record.timestamp()[1], record.headers())
+        except OUTPUT_TROUBLE as error:
+            raise StepFailure(place, error) from error
+        port.records += 1
+
+    def write_json(record: SourceRecord, key: bytes | None, value: Any) -> None:
+        try:
+            if value is None and nulls_stay and record.value() is None:
+                encoded = None
+            else:
+                encoded = _dumps(value)
+                if _parted(encoded, b"null")[1]:
+                    encoded = encode_json(value)
+        except BaseException:  # noqa: BLE001  tried again at leisure
+            encoded = _encode_anew(value, place)
+        try:
+            port.produce(topic, encoded, key, record.timestamp()[1], record.headers())
+        except OUTPUT_TROUBLE as error:
+            raise StepFailure(place, error) from error
+        port.records += 1
+
+    def write(record: SourceRecord, key: bytes | None, value: Any) -> None:
+        try:
+            encoded = value_bytes(record, value)
+            written_key = None if key is None else transcode(key) if transcode is not None else key
+        except BaseException as error:
+            raise StepFailure(place, error) from error
+        try:
+            port.produce(topic, encoded, written_key, record.timestamp()[1], record.headers())
+        except OUTPUT_TROUBLE as error:
+            raise StepFailure(place, error) from error
+        port.records += 1
+
+    if transcode is None and value_bytes is unchanged:
+        return write_unchanged
+    if transcode is None and sink.value == "json":
+        return write_json
+    return write
+
+
+def compile_rekeyed_write(
+    target: Target, source: TopicSpec, rekey: Rekey, rekey_place: Place, port: OutputPort
+) -> Step:
+    """Write under the key that `rekey` gives."""
+    sink, place = target.topic, target.place
+    topic = sink.name
+    function = _field_of(rekey) if isinstance(rekey, str) else rekey
+    encode_key = key_codec(sink.key)[1]
+    value_bytes = _value_bytes(target, source)
+
+    def write(record: SourceRecord, _key: bytes | None, value: Any) -> None:
+        try:
+            new_key = function(value)
+            if new_key is None:
+                raise _no_key(rekey)
+            key = encode_key(new_key)
+        except BaseException as error:
+            raise StepFailure(rekey_place, error) from error
+        try:
+            encoded = value_bytes(record, value)
+        except BaseException as error:
+            raise StepFailure(place, error) from error
+        try:
+            port.produce(topic, encoded, key, record.timestamp()[1], record.headers())
+        except OUTPUT_TROUBLE as error:
+            raise StepFailure(place, error) from error
+        port.records += 1
+
+    return write
+
+
+def compile_record_writer(
+    target: TopicSpec | None,
+    own_topic_place: Place,
+    sink_place: Place,
+    port_at: Callable[[Place], OutputPort],
+) -> WriteRecord:
+    """Writes a `Record` to its own topic, or to `target` if it may.
+
+    Args:
+        own_topic_place: of the handler, whose rule holds for what the record's fields are and for topics
+            that it names.
+        sink_place: whose rule holds for `target`.
+    """
+    own_port, sink_port = port_at(own_topic_place), port_at(sink_place)
+
+    def write(source: SourceRecord, key: bytes | None, record: Record) -> None:
+        topic = record.topic or target
+        place, port = (own_topic_place, own_port) if record.topic is not None else (sink_place, sink_port)
+        try:
+            if topic is None:
+                raise RecordError(
+                    "a Record without a topic can only be yielded by the last handler of a chain that has a "
+                    "target (to=...); yield a plain value, or give the Record a topic"
+                )
+            if record.key is not UNSET:
+                key = None if record.key is None else key_codec(topic.key)[1](record.key)
+            if record.value is UNSET:
+                raw = source.value()
+            else:
+                raw = None if record.value is None else value_codec(topic.value)[1](record.value)
+            timestamp = source.timestamp()[1] if record.timestamp is UNSET else _timestamp(record.timestamp)
+            headers = source.headers() if record.headers is UNSET else _headers(record.headers)
+        except BaseException as error:
+            raise StepFailure(own_topic_place if topic is None else place, error) from error
+        try:
+            port.produce(topic.name, raw, key, timestamp, headers)
+        except OUTPUT_TROUBLE as error:
+            raise StepFailure(place, error) from error
+        port.records += 1
+
+    return write
+
+
+def unchanged(record: SourceRecord, _value: Any) -> bytes | None:
+    """The bytes that the value came with."""
+    return record.value()
+
+
+def _value_bytes(target: Target, source: TopicSpec) -> ValueBytes:
+    if target.gets_values_unchanged and source.value == target.topic.value:
+        return unchanged
+    encode = value_codec(target.topic.value)[1]
+
+    def behind_handler(_record: SourceRecord, value: Any) -> bytes | None:
+        return encode(value)
+
+    def null_stays(record: SourceRecord, value: Any) -> bytes | None:
+        # A null that came in, not JSON's null or a None that a map made of a value.
+        return None if value is None and record.value() is None else encode(value)
+
+    return behind_handler if target.is_behind_handler else null_stays
+
+
+def _encode_anew(value: Any, place: Place) -> bytes:
+    try:
+        return encode_json(value)
+    except BaseException as error:
+        raise StepFailure(place, error) from error
+
+
+def _key_transcoder(source: TopicSpec, sink: TopicSpec) -> Encode | None:
+    """From a key's bytes in the source to its bytes in the sink; None if they are the same."""
+    if source.key == sink.key:
+        return None
+    decode, encode = key_codec(source.key)[0], key_codec(sink.key)[1]
+    return lambda key: encode(decode(key))
+
+
+def _field_of(name: str) -> Callable[[Any], Any]:
+    def field(value: Any) -> Any:
+        try:
+            return value.get(name)
+        except AttributeError:
+            what = "null (a tombstone)" if value is None else f"a {type_of(value)}, no object"
+            raise RecordError(
+                f"key_by takes the field {name!r}, but the value is {what}; filter such records out before "
+                "it, or give key_by a function"
+            ) from None
+
+    return field
+
+
+def _no_key(rekey: Rekey) -> RecordError:
+    return RecordError(f"key_by by {rekey_description(rekey)} gave no key; filter such records out before it")
+
+
+def _timestamp(timestamp: Any) -> int:
+    if not isinstance(timestamp, int):
+        raise TypeError(
+            f"a Record's timestamp is {bounded_repr(timestamp)}, a {type_of(timestamp)}; "
+            "it takes milliseconds since 1970 as an int"
+        )
+    if not -1 <= timestamp < 2**63:
+        raise ValueError(f"a Record's timestamp is {bounded_repr(timestamp)}; Kafka takes 0 to 2**63 - 1")
+    return timestamp
+
+
+def _headers(headers: Any) -> list[tuple[str, bytes | None]] | None:
+    """A Record's headers, checked: what the client doesn't take would show only when it is too late."""
+    if headers is None:
+        return None
+    try:
+        pairs: list[tuple[Any, Any]] = [(name, value) for name, value in headers]
+    except (TypeError, ValueError):
+        pairs = [(None, None)]
+    checked: list[tuple[str, bytes | None]] = []
+    for name, value in pairs:
+        if isinstance(value, str):
+            value = value.encode()
+        if not isinstance(name, str) or not (value is None or isinstance(value, bytes)):
+            raise TypeError(
+                f"a Record's headers are {bounded_repr(headers)}; they take pairs of a str and bytes or None"
+            )
+        name.encode()  # half a character can't be written
+        checked.append((name, value))
+    return checked

@@ -1,0 +1,142 @@
+"""A record on its way through the engine, and where its outputs go.
+
+Responsible for: what the engine wants to know of a record (`SourceRecord`), and the two places outputs are
+handed to: the shell's port, or a list that holds them back until the record is through. Pure.
+
+On its way a record is `(source record, key, value)`: its key as bytes, its value decoded. Timestamp and
+headers stay the same on the way, so steps ask the source record for them, and only when they write: reading
+headers costs more than a filter does. A consumed Kafka message is a `SourceRecord`; what isn't read from
+Kafka, such as a timer, brings an object with the same methods.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from fcluster.common.failures import bounded_text
+from fcluster.engine.failure import Failure, OutputRefusedError
+
+if TYPE_CHECKING:
+    from fcluster.engine.steps import Place
+
+Headers = Sequence[tuple[str, bytes | None]]
+Produce = Callable[..., None]
+"""``produce(topic, value, key, timestamp_ms, headers)``, by position: the partitioner chooses by the key."""
+
+OUTPUT_TROUBLE = (OutputRefusedError, TypeError, ValueError, OverflowError)
+"""What `Produce` raises because of the output's own fields."""
+
+
+HeldOutput = tuple[Any, ...]
+"""The place of an output, and the arguments of `Produce`."""
+
+
+class SourceRecord(Protocol):
+    """What a record came from. The methods are those of a consumed Kafka message."""
+
+    def key(self) -> Any:
+        """The key's bytes, None if it has none."""
+        ...
+
+    def value(self) -> Any:
+        """The value's bytes, None for a tombstone."""
+        ...
+
+    def timestamp(self) -> tuple[int, int]:
+        """The kind of the timestamp, and milliseconds since 1970."""
+        ...
+
+    def headers(self) -> Any:
+        """Pairs of a name and a value, in order; None or empty if there are none."""
+        ...
+
+    def topic(self) -> Any:
+        """Where it was read from."""
+        ...
+
+    def partition(self) -> Any:
+        """Where it was read from."""
+        ...
+
+    def offset(self) -> Any:
+        """Where it was read from."""
+        ...
+
+
+def describe_record(record: SourceRecord) -> str:
+    """Which record, for messages: topic, partition and offset."""
+    return f"record {bounded_text(str(record.topic()), 249)}/{record.partition()} at offset {record.offset()}"
+
+
+class OutputPort:
+    """Where outputs go. `produce` is rebound at each epoch to the producer of that epoch.
+
+    Attributes:
+        records: how many were written since the process's start.
+        skipped: how many records were skipped or became dead letters.
+    """
+
+    __slots__ = ("produce", "records", "skipped")
+
+    def __init__(self) -> None:
+        self.produce: Produce = _not_open
+        self.records = 0
+        self.skipped = 0
+
+    def close(self) -> None:
+        """Let go of the producer; the next epoch brings another."""
+        self.produce = _not_open
+
+
+def _not_open(*_arguments: Any) -> None:
+    raise AssertionError("a record was processed outside an epoch")
+
+
+class Refusals:
+    """Outputs of one record that count as refused: by topic, how often and why."""
+
+    def __init__(self) -> None:
+        self._reasons: dict[tuple[str, str], list[str]] = {}
+
+    def set(self, failures: Sequence[Failure]) -> None:
+        """Those of the next record; they replace those of the record before."""
+        self._reasons.clear()
+        for failure in failures:
+            if failure.topic:
+                self._reasons.setdefault((failure.topic, failure.step), []).append(failure.reason)
+
+    def check(self, topic: str, place: Place) -> None:
+        """Raise OutputRefusedError if the next output to `topic` from `place` is to be refused."""
+        reasons = self._reasons.get((topic, place.name)) or self._reasons.get((topic, ""))
+        if reasons:
+            raise OutputRefusedError(reasons.pop(0))
+
+
+class HeldOutputs:
+    """Holds a record's outputs back while one of its steps may still fail.
+
+    Args:
+        refusals: of a record that is known to have some; None: nothing is refused here.
+    """
+
+    __slots__ = ("entries", "refusals")
+
+    def __init__(self, refusals: Refusals | None = None) -> None:
+        self.entries: list[HeldOutput] = []
+        self.refusals = refusals
+
+    def at(self, place: Place) -> OutputPort:
+        """What the step at `place` takes for the port."""
+        port = OutputPort()
+        hold, refusals = self.entries.append, self.refusals
+
+        def produce(topic: str, value: Any, key: Any, timestamp_ms: Any, headers: Any) -> None:
+            hold((place, topic, value, key, timestamp_ms, headers))
+
+        def produce_unless_refused(topic: str, *fields: Any) -> None:
+            refusals.check(topic, place)  # type: ignore[union-attr]
+            hold((place, topic, *fields))
+
+        port.produce = produce if refusals is None else produce_unless_refused
+        return port

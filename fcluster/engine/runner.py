@@ -1,0 +1,455 @@
+"""Takes each record of a shard through all chains of its stage, and does what failures lead to.
+
+Invariants kept:
+- A record is decoded once for all its chains, before any of them runs. What can't be decoded leads to one
+  dead letter at most, by the rule of the source.
+- A failure is judged by the rule of the step that it happened in. "skip" and a dead-letter topic: the chain
+  leaves no other trace of the record; its outputs were held back, and the states that it touched go back to
+  what they were. "stop": `HandlerError`, on which the caller aborts the open epoch.
+- What stops the job before a record (`UnreadableRecordError`) leaves nothing of that record in the open
+  epoch, of none of its chains: the epoch may be committed.
+- What one chain does to its value doesn't show in another.
+
+Must not: know about epochs, transactions or the coordinator. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from fcluster.common.codecs import decoding_trouble, value_codec
+from fcluster.common.errors import ProcessingError, one_line
+from fcluster.common.failures import bounded_text
+from fcluster.common.topology import OnError, Stage, TopicSpec
+from fcluster.engine.compile import CompiledChain, compile_chain, is_tolerant
+from fcluster.engine.context import Table
+from fcluster.engine.dead_letters import dead_letter_trouble, write_dead_letter
+from fcluster.engine.failure import Failure, UnkeptStateError
+from fcluster.engine.records import (
+    OUTPUT_TROUBLE,
+    HeldOutput,
+    HeldOutputs,
+    OutputPort,
+    Refusals,
+    SourceRecord,
+    describe_record,
+)
+from fcluster.engine.steps import REASON_CHARACTERS_MAX, Place, RecordError, StepFailure
+
+RunChain = Callable[[SourceRecord, bytes | None, Any], None]
+
+
+class UnreadableRecordError(RecordError):
+    """The record stops the job; nothing of it is in the open epoch, which may be committed."""
+
+
+class HandlerError(RecordError):
+    """A step failed in the midst of the record: the open epoch must be aborted.
+
+    Attributes:
+        failure: what the record's shard is to be told with `condemn` before the replay.
+    """
+
+    def __init__(self, reason: str, failure: Failure | None = None) -> None:
+        super().__init__(reason)
+        self.failure = failure or Failure(reason)
+
+
+class StageRunner:
+    """Processes the records of one shard, in order: call `handle` for each.
+
+    Args:
+        stage: of the shard.
+        partition: of the shard.
+        tables: of the shard's state, by handler.
+        port: takes the outputs.
+        passing: exceptions of the shell's that aren't the record's doing; they come through as they are.
+
+    Attributes:
+        handle: processes one record. It raises `HandlerError`, `UnreadableRecordError`, `UnkeptStateError`,
+            or what passes. `condemn` replaces it, so it is to be asked for anew for each record.
+    """
+
+    __slots__ = (
+        "_careful",
+        "_condemned",
+        "_decode",
+        "_passing",
+        "_port",
+        "_tables",
+        "handle",
+        "partition",
+        "stage",
+    )
+
+    def __init__(
+        self,
+        stage: Stage,
+        partition: int,
+        tables: Mapping[str, Table],
+        port: OutputPort,
+        passing: tuple[type[BaseException], ...],
+    ) -> None:
+        self.stage = stage
+        self.partition = partition
+        self._tables = tables
+        self._port = port
+        self._passing = passing
+        self._condemned: dict[int, list[Failure]] = {}
+        self._careful: _CarefulRun | None = None
+        self._decode = value_codec(stage.source.value)[0]
+        self.handle: Callable[[SourceRecord], None] = self._compile()
+
+    def condemn(self, offset: int, failure: Failure) -> None:
+        """Let the record at `offset` fail with `failure` when it comes, by the rule of the step responsible.
+
+        "stop": `UnreadableRecordError` is raised there, and nothing of the record is in the open epoch.
+        "skip", dead letter: the record's chain leaves no other trace, and processing goes on. May be called
+        several times for an offset, when after one failure another is found; and before the record only.
+        """
+        if not self._condemned:
+            self._guard()
+        self._condemned.setdefault(offset, []).append(failure)
+
+    def find_unkept(self) -> Failure | None:
+        """Whether the open epoch holds a state that can't be kept: what to condemn the record with whose
+        handlers ran last. Looks at all keys touched since the barrier: for replays in small pieces."""
+        for table in self._tables.values():
+            try:
+                table.encode_touched()
+            except ProcessingError as error:
+                return Failure(one_line(error), step=table.name)
+        return None
+
+    def _guard(self) -> None:
+        fast, condemned = self.handle, self._condemned
+
+        def guarded(record: SourceRecord) -> None:
+            offset = record.offset()
+            failures = condemned.get(offset)
+            if failures is not None:
+                self._run_condemned(record, failures)
+            else:
+                fast(record)
+            if offset >= max(condemned):
+                condemned.clear()
+                self.handle = fast
+
+        self.handle = guarded
+
+    def _run_condemned(self, record: SourceRecord, failures: Sequence[Failure]) -> None:
+        if self._careful is None:
+            self._careful = _CarefulRun(self.stage, self.partition, self._tables, self._port, self._passing)
+        self._careful.run(record, failures)
+
+    # --- compiling ------------------------------------------------------------------------------------
+
+    def _compile(self) -> Callable[[SourceRecord], None]:
+        stage, port = self.stage, self._port
+        on_unreadable = _compile_unreadable(stage, port)
+        runs: list[RunChain] = []
+        for chain in stage.chains:
+            held = HeldOutputs() if is_tolerant(chain) else None
+            compiled = compile_chain(chain, stage, self.partition, self._tables, port, self._passing, held)
+            runs.append(
+                _stopping(compiled, self._passing)
+                if held is None
+                else _tolerant(compiled, held, port, self._passing)
+            )
+        if len(runs) == 1 and not is_tolerant(stage.chains[0]):
+            return _compile_plain(self._decode, compiled.step, compiled.name, self._passing, on_unreadable)  # pyright: ignore[reportPossiblyUnboundVariable]
+        if len(runs) == 1:
+            return _compile_one(self._decode, runs[0], on_unreadable)
+        return _compile_several(self._decode, runs, stage.source.value != "json", on_unreadable)
+
+
+def _compile_plain(
+    decode: Callable[[bytes], Any],
+    step: Callable[[SourceRecord, bytes | None, Any], None],
+    chain: str,
+    passing: tuple[type[BaseException], ...],
+    on_unreadable: Callable[[SourceRecord, BaseException], None],
+) -> Callable[[SourceRecord], None]:
+    """One chain in which every failure stops: the fastest way."""
+    passing = (UnkeptStateError, *passing)
+
+    def handle(record: SourceRecord) -> None:
+        raw = record.value()
+        if raw is None:
+            value = None  # a tombstone
+        else:
+            try:
+                value = decode(raw)
+            except BaseException as error:  # noqa: BLE001  whatever a codec may raise
+                return on_unreadable(record, error)
+        try:
+            step(record, record.key(), value)
+        except passing:
+            raise
+        except BaseException as error:
+            raise HandlerError(_failure_of(error, chain).message(record)) from error
+        return None
+
+    return handle
+
+
+def _compile_one(
+    decode: Callable[[bytes], Any],
+    run: RunChain,
+    on_unreadable: Callable[[SourceRecord, BaseException], None],
+) -> Callable[[SourceRecord], None]:
+    def handle(record: SourceRecord) -> None:
+        raw = record.value()
+        try:
+            value = None if raw is None else decode(raw)
+        except BaseException as error:  # noqa: BLE001
+            return on_unreadable(record, error)
+        run(record, record.key(), value)
+        return None
+
+    return handle
+
+
+def _compile_several(
+    decode: Callable[[bytes], Any],
+    runs: Sequence[RunChain],
+    is_immutable: bool,
+    on_unreadable: Callable[[SourceRecord, BaseException], None],
+) -> Callable[[SourceRecord], None]:
+    first, *others = runs
+
+    def handle(record: SourceRecord) -> None:
+        raw = record.value()
+        try:
+            value = None if raw is None else decode(raw)
+        except BaseException as error:  # noqa: BLE001
+            return on_unreadable(record, error)
+        key = record.key()
+        first(record, key, value)
+        for run in others:
+            # Each chain has a value of its own; decoding again is the fastest way to copy it.
+            run(record, key, value if is_immutable or raw is None else decode(raw))
+        return None
+
+    return handle
+
+
+def _stopping(chain: CompiledChain, passing: tuple[type[BaseException], ...]) -> RunChain:
+    """A chain in which every failure stops."""
+    step, name = chain.step, chain.name
+    passing = (UnkeptStateError, *passing)
+
+    def run(record: SourceRecord, key: bytes | None, value: Any) -> None:
+        try:
+            step(record, key, value)
+        except passing:
+            raise
+        except BaseException as error:
+            raise HandlerError(_failure_of(error, name).message(record)) from error
+
+    return run
+
+
+def _tolerant(
+    chain: CompiledChain, held: HeldOutputs, port: OutputPort, passing: tuple[type[BaseException], ...]
+) -> RunChain:
+    """A chain in which some failures are tolerated."""
+    step, tables, name = chain.step, chain.tables, chain.name
+    entries = held.entries
+    passing = (HandlerError, UnkeptStateError, *passing)
+
+    def run(record: SourceRecord, key: bytes | None, value: Any) -> None:
+        for table in tables:
+            table.begin_undo()
+        try:
+            step(record, key, value)
+            if entries:
+                _release(entries, port, record)
+        except passing:
+            entries.clear()
+            raise
+        except BaseException as error:  # noqa: BLE001  whatever it is, it has a place, or the chain is it
+            failure = _failure_of(error, name)
+            for table in tables:
+                table.rollback()
+            entries.clear()
+            _tolerate(failure.place.on_error, failure.place.name, record, failure, port)
+
+    return run
+
+
+def _release(entries: list[HeldOutput], port: OutputPort, record: SourceRecord) -> None:
+    """Hand held outputs to the port.
+
+    Raises:
+        StepFailure: the first one is refused; nothing is written.
+        HandlerError: a later one is.
+    """
+    produce = port.produce
+    entry: Any = None
+    try:
+        for entry in entries:
+            _place, topic, value, key, timestamp_ms, headers = entry
+            produce(topic, value, key, timestamp_ms, headers)
+    except OUTPUT_TROUBLE as error:
+        failure = StepFailure(entry[0], error)
+        if entry is entries[0]:
+            raise failure from error
+        # What is written already is taken back with the epoch; then the record fails before it writes.
+        known = Failure(failure.describe(), topic=entry[1], step=failure.place.name)
+        raise HandlerError(failure.message(record), known) from error
+    port.records += len(entries)
+    entries.clear()
+
+
+def _tolerate(
+    rule: OnError, handler: str, record: SourceRecord, failure: StepFailure, port: OutputPort
+) -> None:
+    """Do what `rule` says, outside any held outputs: the chain has left no trace."""
+    if rule == "stop":
+        raise HandlerError(failure.message(record)) from failure.error
+    port.skipped += 1
+    if isinstance(rule, TopicSpec):
+        try:
+            write_dead_letter(port.produce, rule, record, handler, failure.describe())
+        except RecordError as error:
+            raise HandlerError(_bounded(dead_letter_trouble(record, error))) from error
+        port.records += 1
+
+
+def _failure_of(error: BaseException, chain: str) -> StepFailure:
+    if isinstance(error, StepFailure):
+        return error
+    # Nothing that a step expects; it isn't tolerated.
+    return StepFailure(Place(chain, f"in {chain!r}", "stop"), error)
+
+
+def _compile_unreadable(stage: Stage, port: OutputPort) -> Callable[[SourceRecord, BaseException], None]:
+    place = _source_place(stage)
+
+    def on_unreadable(record: SourceRecord, error: BaseException) -> None:
+        failure = _unreadable(stage, place, record, error)
+        if place.on_error == "stop":
+            raise UnreadableRecordError(_unreadable_message(record, failure)) from error
+        _tolerate(place.on_error, place.name, record, failure, port)
+
+    return on_unreadable
+
+
+def _source_place(stage: Stage) -> Place:
+    name = stage.chains[0].name if len(stage.chains) == 1 else stage.name
+    return Place(name, "to be decoded", stage.on_error)
+
+
+def _unreadable(stage: Stage, place: Place, record: SourceRecord, error: BaseException) -> StepFailure:
+    return StepFailure(place, decoding_trouble(stage.source.value, record.value(), error))
+
+
+def _unreadable_message(record: SourceRecord, failure: StepFailure) -> str:
+    return _bounded(f"{describe_record(record)} can't be decoded: {failure.describe()}")
+
+
+def _bounded(reason: str) -> str:
+    return bounded_text(reason, REASON_CHARACTERS_MAX)
+
+
+class _CarefulRun:
+    """Takes a record through that is known to fail: all its outputs wait, whatever the rules say, so that it
+    can be taken back as a whole."""
+
+    def __init__(
+        self,
+        stage: Stage,
+        partition: int,
+        tables: Mapping[str, Table],
+        port: OutputPort,
+        passing: tuple[type[BaseException], ...],
+    ) -> None:
+        self._stage = stage
+        self._port = port
+        self._tables = tables
+        self._passing = (UnkeptStateError, *passing)
+        self._refusals = Refusals()
+        self._source_place = _source_place(stage)
+        self._decode = value_codec(stage.source.value)[0]
+        self._chains = [
+            compile_chain(chain, stage, partition, tables, port, passing, HeldOutputs(self._refusals))
+            for chain in stage.chains
+        ]
+
+    def run(self, record: SourceRecord, failures: Sequence[Failure]) -> None:
+        """Process `record`, which fails with `failures`."""
+        steps = {f.step: f.reason for f in failures if f.step and not f.topic}
+        for failure in failures:
+            known = any(failure.step in chain.places for chain in self._chains)
+            if not failure.topic and not known:
+                raise UnreadableRecordError(_bounded(failure.reason))
+        self._refusals.set(failures)
+        for table in self._tables.values():
+            table.begin_undo()
+        try:
+            outputs, skipped = self._collect(record, steps)
+        except BaseException:
+            for table in self._tables.values():
+                table.rollback()
+            for chain in self._chains:
+                assert chain.held is not None
+                chain.held.entries.clear()
+            raise
+        self._port.skipped += skipped
+        if outputs:
+            try:
+                _release(outputs, self._port, record)
+            except StepFailure as failure:
+                known_now = Failure(failure.describe(), topic=outputs[0][1], step=failure.place.name)
+                raise HandlerError(failure.message(record), known_now) from failure
+
+    def _collect(self, record: SourceRecord, steps: Mapping[str, str]) -> tuple[list[HeldOutput], int]:
+        """All outputs of the record, and how many of its chains failed."""
+        outputs: list[HeldOutput] = []
+        raw = record.value()
+        try:
+            if raw is not None:
+                self._decode(raw)
+        except BaseException as error:
+            failure = _unreadable(self._stage, self._source_place, record, error)
+            if failure.place.on_error == "stop":
+                raise UnreadableRecordError(_unreadable_message(record, failure)) from error
+            self._dead_letter(record, failure, outputs)
+            return outputs, 1
+        skipped = 0
+        for chain in self._chains:
+            assert chain.held is not None
+            try:
+                for name, reason in steps.items():
+                    if name in chain.places:
+                        raise StepFailure(chain.places[name], RecordError(reason))
+                chain.step(record, record.key(), None if raw is None else self._decode(raw))
+                outputs += chain.held.entries
+            except self._passing:
+                raise
+            except BaseException as error:  # noqa: BLE001
+                failure = _failure_of(error, chain.name)
+                if failure.place.on_error == "stop":
+                    raise UnreadableRecordError(failure.message(record)) from failure.error
+                for table in chain.tables:
+                    table.rollback()
+                self._dead_letter(record, failure, outputs)
+                skipped += 1
+            chain.held.entries.clear()
+        return outputs, skipped
+
+    def _dead_letter(self, record: SourceRecord, failure: StepFailure, outputs: list[HeldOutput]) -> None:
+        rule = failure.place.on_error
+        if not isinstance(rule, TopicSpec):
+            return
+
+        def produce(*arguments: Any) -> None:
+            self._refusals.check(arguments[0], failure.place)
+            outputs.append((failure.place, *arguments))
+
+        try:
+            write_dead_letter(produce, rule, record, failure.place.name, failure.describe())
+        except RecordError as error:
+            raise UnreadableRecordError(_bounded(dead_letter_trouble(record, error))) from error

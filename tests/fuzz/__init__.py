@@ -1,0 +1,1 @@
+"""Odd jobs on odd inputs: the real processing beside a slow, obvious interpreter of the same job."""

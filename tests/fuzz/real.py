@@ -1,0 +1,179 @@
+"""The real processing of a planned job: the engine over real state tables, in a shell like the worker's.
+
+Epochs of some records each are aborted and replayed as a worker does it: a record that fails in the midst is
+condemned, and so is what shows only at the barrier, after a replay record by record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from fcluster import Job, Topic
+from fcluster.common.positions import CommittedPosition
+from fcluster.common.settings import Settings
+from fcluster.common.topology import TopicSpec
+from fcluster.engine.failure import Failure, OutputRefusedError, UnkeptStateError
+from fcluster.worker.processing import HandlerError, OutputPort, ShardRunner, UnreadableRecordError
+from fcluster.worker.state import ShardState, StoreMeta
+from tests.fuzz.plans import (
+    SMALL_BYTES_MAX,
+    Input,
+    JobPlan,
+    apply_filter,
+    apply_handler,
+    apply_key,
+    apply_map,
+    returned_by_handler,
+)
+from tests.unit.test_processing import FakeMessage
+
+REPLAYS_MAX = 60
+
+
+class DictStore:
+    """A store of committed state."""
+
+    def __init__(self) -> None:
+        self.values: dict[bytes, bytes] = {}
+        self._meta = StoreMeta()
+
+    def meta(self) -> StoreMeta:
+        return self._meta
+
+    def get(self, key: bytes) -> bytes | None:
+        return self.values.get(key)
+
+    def get_many(self, keys: list[bytes]) -> list[bytes | None]:
+        return [self.values.get(key) for key in keys]
+
+    def apply(self, changes: Mapping[bytes, bytes], meta: StoreMeta) -> None:
+        self.values.update(changes)
+        self._meta = meta
+
+
+def build(plan: JobPlan) -> Job:
+    """The planned job."""
+    default: Any = (
+        Topic(plan.default_rule, value="bytes")
+        if (plan.default_rule or "").startswith("dead")
+        else plan.default_rule
+    )
+    job = Job("j", on_error=default)
+    topics = {name: job.topic(name, value="bytes") for name in ("dead", "dead2", "out-bytes")}
+    topics["out"] = job.topic("out")
+    topics["out-text"] = job.topic("out-text", value="text")
+    topics["elsewhere"] = job.topic("elsewhere")
+
+    def rule(name: str | None) -> Any:
+        return topics.get(name, name) if name is not None else None
+
+    source = job.topic("in", value=plan.value, on_error=rule(plan.topic_rule))  # type: ignore[arg-type]
+    for number, chain in enumerate(plan.chains):
+        stream = job.stream(source)
+        for place, step in enumerate(chain.steps):
+            function = _function(step.kind, step.behaviour, topics["elsewhere"])
+            if step.kind == "filter":
+                stream = stream.filter(function, on_error=rule(step.rule))
+            elif step.kind == "map":
+                stream = stream.map(function, on_error=rule(step.rule))
+            else:
+                stream = stream.process(function, name=f"h{number}x{place}", on_error=rule(step.rule))
+        if chain.end == "key_by":
+            by = _function("key_by", chain.key_behaviour, topics["elsewhere"])
+            stream = stream.key_by(by, on_error=rule(chain.key_rule))
+        stream.to(topics[chain.sink], on_error=rule(chain.sink_rule))
+    return job
+
+
+def _function(kind: str, behaviour: str, elsewhere: TopicSpec) -> Callable[..., Any]:
+    if kind == "filter":
+        return lambda value: apply_filter(behaviour, value)
+    if kind == "map":
+        return lambda value: apply_map(behaviour, value)
+    if kind == "key_by":
+        return lambda value: apply_key(behaviour, value)
+    if behaviour == "returns":
+        return lambda ctx, value: returned_by_handler(behaviour, ctx, value)
+
+    def generator(ctx: Any, value: Any) -> Any:
+        yield from apply_handler(behaviour, ctx, value, elsewhere)
+
+    return generator
+
+
+class Shell:
+    """Runs the first stage of a job over some records."""
+
+    def __init__(self, plan: JobPlan, records: list[Input], epoch_records: int) -> None:
+        self._stage = build(plan).build(Settings()).stages[0]
+        self._messages = [
+            FakeMessage(record.value, record.key, offset, list(record.headers) or None, record.timestamp)
+            for offset, record in enumerate(records)
+        ]
+        self._epoch_records = epoch_records
+        self._store = DictStore()
+        self._condemned: list[tuple[int, Failure]] = []
+        self._open: list[tuple[Any, ...]] = []
+        self.committed: list[tuple[Any, ...]] = []
+        self.stopped_at: int | None = None
+        self.skipped = 0
+        self.counted = 0
+
+    def _produce(self, topic: str, value: bytes | None, *rest: Any) -> None:
+        if len(value or b"") > SMALL_BYTES_MAX:
+            raise OutputRefusedError("too large")
+        self._open.append((topic, value, *rest))
+
+    def _runner(self, port: OutputPort) -> ShardRunner:
+        state = ShardState(self._store, self._stage.stores, 2)
+        runner = ShardRunner(self._stage, 0, state, CommittedPosition(0, 0, 0, ""), port)
+        for offset, failure in self._condemned:
+            runner.condemn(offset, failure)
+        return runner
+
+    def run(self) -> None:
+        """Process all records, or up to the one that stops the job."""
+        position, epoch, replays = 0, 1, 0
+        one_by_one_until = 0
+        while position < len(self._messages) and self.stopped_at is None:
+            replays += 1
+            assert replays < REPLAYS_MAX, "replayed without end"
+            end = position + (1 if position < one_by_one_until else self._epoch_records)
+            end = min(end, len(self._messages))
+            port = OutputPort()
+            port.produce = self._produce
+            runner = self._runner(port)
+            self._open.clear()
+            reached, at = end, position
+            try:
+                for at in range(position, end):
+                    runner.handle(self._messages[at])  # type: ignore[arg-type]
+            except UnreadableRecordError:
+                self.stopped_at = reached = at
+            except HandlerError as error:
+                self._condemned.append((at, error.failure))
+                continue
+            except UnkeptStateError:
+                one_by_one_until = end
+                continue
+            failure = runner.find_unkept()
+            if failure is not None:
+                self.stopped_at = None
+                if end - position == 1 and reached > position:
+                    self._condemned.append((position, failure))
+                one_by_one_until = end
+                continue
+            delta = runner.state.freeze(epoch)
+            if delta is not None:
+                runner.state.commit(epoch, epoch, 0)
+                runner.state.flush()
+            epoch += 1
+            self.committed += self._open
+            self.skipped += port.skipped
+            self.counted += port.records
+            position = reached
+
+    def state(self, handler: str, key: bytes) -> dict[str, Any]:
+        """The committed state."""
+        return ShardState(self._store, self._stage.stores, 2).tables[handler].peek(key)

@@ -1,0 +1,177 @@
+"""Random odd jobs: what was written, counted, kept and where the job stopped is what the interpreter says.
+
+A fixed choice of examples runs with the other tests; `make fuzz EXAMPLES=...` draws others, and more.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from fcluster.engine import runner
+from fcluster.engine.operators import write
+from tests.fuzz.interpreter import interpret
+from tests.fuzz.plans import ChainPlan, Input, JobPlan, StepPlan, inputs, jobs
+from tests.fuzz.real import Shell
+
+EXAMPLES = int(os.environ.get("FCLUSTER_FUZZ_EXAMPLES", "0"))
+
+
+def comparable(output: tuple[Any, ...]) -> tuple[Any, ...]:
+    """An output that was really written, in the interpreter's terms."""
+    topic, value, key, timestamp, headers = output
+    pairs = list(headers or [])
+    ours = {name: (text or b"").decode() for name, text in pairs if name.startswith("fcluster.")}
+    if ours:
+        assert len(ours["fcluster.error"]) <= 2_000
+        handler = ours["fcluster.handler"]
+        name = handler if handler.startswith("h") else handler.split()[0]
+        mark = (name, ours["fcluster.offset"])
+        own = tuple(pair for pair in pairs if not pair[0].startswith("fcluster."))
+        return (topic, value, key, timestamp, ("stub", mark) if "fcluster.stub" in ours else (*own, mark))
+    return (topic, value, key, timestamp, tuple(pairs))
+
+
+def assert_same_output(real: tuple[Any, ...], wanted: tuple[Any, ...]) -> None:
+    topic, value, key, timestamp, headers = comparable(real)
+    wanted_headers = wanted[4]
+    if isinstance(wanted_headers[-1:], tuple) and wanted_headers and wanted_headers[-1][0] == "":
+        # Not decoded: the place has the name of what reads the topic.
+        wanted_headers = (*wanted_headers[:-1], (headers[-1][0], wanted_headers[-1][1]))
+    assert (topic, key, timestamp, headers) == (wanted[0], wanted[2], wanted[3], wanted_headers)
+    if value != wanted[1]:
+        assert value is not None
+        assert wanted[1] is not None
+        one, other = json.loads(value), json.loads(wanted[1])
+        assert (one, repr(one)) == (other, repr(other))
+
+
+def check(plan: JobPlan, records: list[Input], epoch_records: int) -> None:
+    """Run it in both ways and compare."""
+    wanted, stopped_at, failed, states = interpret(plan, records)
+    shell = Shell(plan, records, epoch_records)
+    shell.run()
+    assert shell.stopped_at == stopped_at
+    assert len(shell.committed) == len(wanted), (shell.committed, wanted)
+    for real, one in zip(shell.committed, wanted, strict=True):
+        assert_same_output(real, one)
+    assert (shell.counted, shell.skipped) == (len(wanted), failed)
+    for name, table in states.items():
+        number, place = name.split("|")
+        for key, state in table.items():
+            assert shell.state(f"h{number}x{place}", key) == state
+
+
+@settings(
+    max_examples=EXAMPLES or 400,
+    derandomize=not EXAMPLES,
+    deadline=None,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
+@given(jobs, inputs, st.integers(1, 4))
+def test_odd_jobs_do_what_the_interpreter_says(
+    plan: JobPlan, records: list[Input], epoch_records: int
+) -> None:
+    check(plan, records, epoch_records)
+
+
+# --- it must be able to fail ----------------------------------------------------------------------------
+
+
+def rule_of_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The former fault: the rule of the chain's first step holds for all of it."""
+    original = runner._tolerant  # pyright: ignore[reportPrivateUsage]
+
+    def planted(chain: Any, *rest: Any) -> Any:
+        first = next(iter(chain.places.values()))
+        former = runner._failure_of  # pyright: ignore[reportPrivateUsage]
+
+        def of_first(error: BaseException, name: str) -> Any:
+            failure = former(error, name)
+            failure.place = first
+            return failure
+
+        monkeypatch.setattr(runner, "_failure_of", of_first)
+        return original(chain, *rest)
+
+    monkeypatch.setattr(runner, "_tolerant", planted)
+
+
+def tombstones_become_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The former fault: a null value is written as the four bytes."""
+    monkeypatch.setattr(write, "unchanged", lambda record, _value: record.value() or b"null")
+
+
+def state_is_not_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A failing chain leaves its state."""
+    from fcluster.worker.state import StateTable
+
+    monkeypatch.setattr(StateTable, "rollback", lambda _self: None)
+
+
+def headers_are_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The former fault: only a Record carries headers over."""
+    from tests.unit.test_processing import FakeMessage
+
+    monkeypatch.setattr(FakeMessage, "headers", lambda _self: None)
+
+
+def skipped_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Careful runs forget to write what they held."""
+    monkeypatch.setattr(runner._CarefulRun, "_dead_letter", lambda *_: None)  # pyright: ignore[reportPrivateUsage]
+
+
+@pytest.mark.parametrize(
+    "plant",
+    [
+        rule_of_the_first_step,
+        tombstones_become_json,
+        state_is_not_put_back,
+        headers_are_lost,
+        skipped_are_not_counted,
+    ],
+)
+def test_planted_bug_is_found(
+    plant: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant(monkeypatch)
+
+    @settings(
+        max_examples=1_500,
+        derandomize=True,
+        deadline=None,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(jobs, inputs, st.integers(1, 4))
+    def search(plan: JobPlan, records: list[Input], epoch_records: int) -> None:
+        check(plan, records, epoch_records)
+
+    with pytest.raises(AssertionError):
+        search()
+
+
+def test_plan_with_a_rule_for_each_step_is_run() -> None:
+    """The comparison compares something: a plan that is written down, with what comes of it."""
+    chain = ChainPlan(
+        (StepPlan("map", "same", "stop"), StepPlan("process", "count", "skip")),
+        "to",
+        "code",
+        None,
+        "out",
+        "dead",
+    )
+    plan = JobPlan("json", (chain,), None, "skip")
+    records = [Input(value, b"k", (), 1) for value in (b"1", b"{", b"2")]
+    wanted, stopped_at, failed, _states = interpret(plan, records)
+    assert [json.loads(output[1]) for output in wanted] == [{"n": 1}, {"n": 2}]
+    assert (stopped_at, failed) == (None, 1)
+    check(plan, records, 2)
