@@ -8,7 +8,6 @@ who comes that way may do anything.
 from __future__ import annotations
 
 import shutil
-import socket
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,6 +26,7 @@ from confluent_kafka.admin import (
 )
 
 from fcluster.common.embedded_kafka import EmbeddedKafka
+from fcluster.common.ports import reserve_for_process
 
 Rule = tuple[ResourceType, str, bool, Sequence[AclOperation]]
 _KEYSTORE_PASSWORD = "of-the-test"
@@ -50,7 +50,7 @@ class SecuredKafka:
         self._keystore = make_keystore(directory, self.authority)
         self._plain_users = dict(plain_users or {})
         self._broker = EmbeddedKafka(directory / "kafka", adapt=self._adapt)
-        self.servers = f"127.0.0.1:{_free_port()}"
+        self.servers = f"127.0.0.1:{reserve_for_process()}"
         self.admin_servers = ""
 
     def __enter__(self) -> SecuredKafka:
@@ -140,10 +140,3 @@ def _openssl(*arguments: str) -> None:
     assert program is not None, "the certificates of the test's broker are made by openssl: not on the PATH"
     done = subprocess.run([program, *arguments], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, f"openssl {' '.join(arguments)}: {done.stderr}"
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -47,6 +47,7 @@ from fcluster.common.errors import FclusterError, KafkaUnavailable, SettingsErro
 from fcluster.common.health import health_port
 from fcluster.common.job import Job
 from fcluster.common.kafka_clients import Admin, broker_setting, create_output_topic, end_offsets
+from fcluster.common.ports import reserve_for_process
 from fcluster.common.processes import process_space
 from fcluster.common.reach import announced_address
 from fcluster.common.security import CoordinatorSecurity, coordinator_security
@@ -290,9 +291,9 @@ def _first_entries(leader: Leader, terms: Terms, ending: Any) -> dict[str, Any]:
 
 def _bind(transport: RouterTransport, bind: str) -> str:
     deadline_s = time.monotonic() + BIND_RETRY_S
-    # ZeroMQ says * for "any free port".
-    wanted = bind[: -len(":0")] + ":*" if bind.endswith(":0") else bind
     while True:
+        # Workers ask there a while after we are gone: nobody else shall get the port as one of "any free".
+        wanted = f"{bind.removesuffix(':0')}:{reserve_for_process()}" if bind.endswith(":0") else bind
         try:
             return transport.bind(wanted)
         except OSError as error:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import logging
-import socket
 import threading
 import time
 from typing import Any
@@ -30,6 +29,7 @@ from fcluster.common.kafka_clients import (
     serve_rest,
     settled_end_offsets,
 )
+from fcluster.common.ports import reserve_for_process
 from fcluster.common.positions import CommittedPosition
 from fcluster.common.settings import Settings, resolve
 from fcluster.common.topology import Topology
@@ -51,12 +51,6 @@ def create(admin: Admin, topic: str, partitions: int) -> str:
     while topic not in admin.list_topics(timeout=5).topics:
         assert time.monotonic() < deadline, f"{topic} was created but isn't listed"
     return topic
-
-
-def unused_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
 
 
 def open_transaction(settings: Settings, transactional_id: str, topic: str) -> Producer:
@@ -91,7 +85,7 @@ def test_reachable_brokers_are_accepted(admin: Admin, settings: Settings) -> Non
 
 
 def test_unreachable_brokers_are_named_with_the_cause_within_the_bound() -> None:
-    brokers = f"127.0.0.1:{unused_port()}"
+    brokers = f"127.0.0.1:{reserve_for_process()}"
     settings = resolve({}, None, {}, {"brokers": brokers})
     begun = time.monotonic()
     with pytest.raises(KafkaUnavailable, match=f"{brokers}.*Connection refused") as caught:
@@ -371,7 +365,7 @@ def test_fencing_an_idle_or_unknown_id_again_and_again_does_no_harm(
 
 
 def test_fencing_without_brokers_fails_within_its_bound() -> None:
-    settings = resolve({}, None, {}, {"brokers": f"127.0.0.1:{unused_port()}"})
+    settings = resolve({}, None, {}, {"brokers": f"127.0.0.1:{reserve_for_process()}"})
     begun = time.monotonic()
     with pytest.raises(KafkaUnavailable, match="fencing 'some-id'"):
         fence_transactional_id(settings, "some-id", timeout_s=0.5)
@@ -411,7 +405,7 @@ def test_consumer_without_a_valid_offset_reports_it_and_never_jumps(
 def test_expected_trouble_stays_out_of_the_log_and_lost_brokers_are_told(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    brokers = f"127.0.0.1:{unused_port()}"
+    brokers = f"127.0.0.1:{reserve_for_process()}"
     settings = resolve({}, None, {}, {"brokers": brokers, "kafka.fetch.min.bytes": 1})
     caplog.set_level(logging.INFO)
     producer = make_producer(settings)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from fcluster.common import embedded_kafka, kafka_jars
 from fcluster.common.embedded_kafka import EmbeddedKafka, EmbeddedKafkaError, escape_property
 from fcluster.common.errors import DirectoryInUse
+from fcluster.common.ports import reserve_for_directory
 
 
 def script(directory: Path, name: str, text: str) -> None:
@@ -228,10 +229,7 @@ def test_ports_are_two_free_ones_and_depend_on_the_directory(tmp_path: Path) -> 
 
 
 def test_ports_of_the_last_run_are_kept_unless_taken(tmp_path: Path) -> None:
-    with socket.socket() as first, socket.socket() as second:
-        for holder in (first, second):
-            holder.bind(("127.0.0.1", 0))
-        ports = first.getsockname()[1], second.getsockname()[1]
+    ports = tuple(reserve_for_directory(tmp_path, 2))
     launch = embedded_kafka._Launch(*ports, False, os.getpid(), "4.3.1")
     (tmp_path / "broker.json").write_bytes(embedded_kafka.msgspec.json.encode(launch))
     assert embedded_kafka._choose_ports(tmp_path) == ports

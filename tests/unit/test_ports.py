@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -139,3 +140,17 @@ def test_server_on_any_address_makes_a_port_taken(few: range) -> None:
         stranger.listen()
         assert not ports.is_free(few[0])
     assert ports.is_free(few[0])
+
+
+def test_no_other_place_chooses_a_port_that_it_does_not_hold() -> None:
+    """A port that was free a moment ago may be anybody's by the time that somebody asks there."""
+    choosing = re.compile(r"\.bind\(\(.*, 0\)\)")
+    found = [
+        f"{path.relative_to(REPOSITORY)}: {line.strip()}"
+        for directory in ("fcluster", "tests", "benchmarks", "examples")
+        for path in (REPOSITORY / directory).rglob("*.py")
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if choosing.search(line) and path != Path(__file__)
+    ]
+    # This one listens on it as long as it is asked.
+    assert found == ['tests/unit/test_reach.py: listening.bind(("127.0.0.1", 0))']

@@ -10,6 +10,7 @@ import pytest
 from fcluster.common import reach
 from fcluster.common.admin_client import AdminClient, CoordinatorSilent
 from fcluster.common.errors import SettingsError
+from fcluster.common.ports import reserve_for_process
 from fcluster.common.reach import ReachWatch, announced_address, split_address, trouble_reaching
 from fcluster.common.settings import resolve
 from tests.harness import wait_until
@@ -24,9 +25,7 @@ def listener() -> Iterator[str]:
 
 
 def closed_address() -> str:
-    with socket.socket() as unheard:
-        unheard.bind(("127.0.0.1", 0))
-        return f"tcp://127.0.0.1:{unheard.getsockname()[1]}"
+    return f"tcp://127.0.0.1:{reserve_for_process()}"
 
 
 @pytest.mark.parametrize(

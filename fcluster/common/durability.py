@@ -1,0 +1,226 @@
+"""What keeps committed records: replicas of topics that are created here, and warnings about those that have
+too few.
+
+Responsible for: how many replicas a topic gets that the job needs, by what the brokers offer, and saying where
+a topic can lose what was committed to it (`docs/kafka.md` has the reasons). On a cluster of one broker there is
+nothing to choose and nothing to warn of. What the brokers don't let us see is not warned of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import (
+    AdminClient,
+    ConfigResource,  # pyright: ignore[reportPrivateImportUsage]
+)
+
+REPLICAS: Final = 3
+"""One may be away for work on its broker, and another one may die."""
+IN_SYNC_MIN: Final = 2
+REQUEST_TIMEOUT_S: Final = 10.0
+NAMES_MAX: Final = 3
+"""A line names so many topics; it counts the rest."""
+
+_MIN_IN_SYNC: Final = "min.insync.replicas"
+_UNCLEAN: Final = "unclean.leader.election.enable"
+KAFKAS_OWN: Final[Mapping[str, tuple[str, str]]] = {
+    "__consumer_offsets": ("offsets.topic.replication.factor", _MIN_IN_SYNC),
+    "__transaction_state": ("transaction.state.log.replication.factor", "transaction.state.log.min.isr"),
+}
+"""Kafka's own topics that a commit stands in, and the brokers' settings that they will be made with."""
+
+
+@dataclass(frozen=True)
+class Replication:
+    """What a topic is created with.
+
+    Attributes:
+        factor: number of replicas; -1: the brokers' default.
+        config: of the topic, on top of what else it gets.
+    """
+
+    factor: int
+    config: Mapping[str, str]
+
+
+def replications(admin: AdminClient, factor: int) -> Sequence[Replication]:
+    """What to create topics with, the best first; the next one is for brokers that refuse it because there
+    are too few of them.
+
+    Args:
+        admin: connected.
+        factor: the setting `replication.factor`; -1 where it isn't given. Then it is 3, or the brokers'
+            default if that is more, on a cluster that has three brokers.
+
+    Raises:
+        KafkaException: the brokers don't answer.
+    """
+    brokers = len(admin.list_topics(timeout=REQUEST_TIMEOUT_S).brokers)
+    defaults = broker_settings(admin)
+    if factor >= 0:
+        return [_with_in_sync(Replication(factor, {}), defaults)]
+    default = _number(defaults, "default.replication.factor", 1)
+    if default >= REPLICAS or brokers < 2:
+        return [_with_in_sync(Replication(-1, {}), defaults, default)]
+    # One that is just down counts: Kafka places a replica on it. How many there are only Kafka knows.
+    wanted = [_with_in_sync(Replication(count, {}), defaults) for count in (REPLICAS, 2)]
+    return [*wanted, _with_in_sync(Replication(-1, {}), defaults, default)]
+
+
+def _with_in_sync(
+    wanted: Replication, defaults: Mapping[str, str], factor: int | None = None
+) -> Replication:
+    """Two have to acknowledge where there are three, unless the brokers ask for as much by themselves."""
+    enough = _number(defaults, _MIN_IN_SYNC, 1) >= IN_SYNC_MIN
+    if (wanted.factor if factor is None else factor) < REPLICAS or enough:
+        return wanted
+    return replace(wanted, config={_MIN_IN_SYNC: str(IN_SYNC_MIN)})
+
+
+# --- warnings ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TopicCare:
+    """How a topic is kept: its number of replicas, how many have to acknowledge, and whether a replica that
+    has missed records may lead. None: we may not see it."""
+
+    replicas: int
+    in_sync_min: int | None
+    unclean: bool | None
+
+
+def risks(cares: Mapping[str, TopicCare], to_come: Mapping[str, TopicCare], nodes: int) -> list[str]:
+    """Lines that name what can lose committed records, and the remedy; one for each kind of risk (pure).
+
+    Args:
+        cares: of topics that exist, by name.
+        to_come: of topics of Kafka's own that it has yet to make, as its settings say.
+        nodes: brokers of the cluster.
+    """
+    if nodes < 2:
+        return []
+    every = {**{name: care for name, care in to_come.items() if name not in cares}, **cares}
+    lines = [
+        _line(
+            [name for name, care in every.items() if care.replicas == 1],
+            to_come.keys() - cares.keys(),
+            "one replica only, so it is lost with its broker's disk and stands still while that broker is away",
+            "kafka-reassign-partitions adds replicas",
+        ),
+        _line(
+            [
+                name
+                for name, care in every.items()
+                if care.replicas > 1 and care.in_sync_min is not None and care.in_sync_min < IN_SYNC_MIN
+            ],
+            to_come.keys() - cares.keys(),
+            "min.insync.replicas=1, so a committed record may be on one broker only",
+            "kafka-configs --alter --add-config min.insync.replicas=2",
+        ),
+        _line(
+            [name for name, care in every.items() if care.unclean],
+            to_come.keys() - cares.keys(),
+            "unclean.leader.election.enable=true, so a broker may lead that has missed committed records",
+            "kafka-configs --alter --add-config unclean.leader.election.enable=false",
+        ),
+    ]
+    return [line for line in lines if line]
+
+
+def _line(names: Sequence[str], to_come: Iterable[str], what: str, remedy: str) -> str:
+    if not names:
+        return ""
+    shown = ", ".join(sorted(names)[:NAMES_MAX])
+    more = f" and {len(names) - NAMES_MAX} more" if len(names) > NAMES_MAX else ""
+    own = [setting for name in names if name in to_come for setting in KAFKAS_OWN[name]]
+    before = f", before Kafka makes its own: {' and '.join(dict.fromkeys(own))} of the brokers" if own else ""
+    return f"{shown}{more}: {what}. Remedy: {remedy}{before}."
+
+
+def look_for_risks(admin: AdminClient, topics: Iterable[str]) -> list[str]:
+    """The lines of `risks` for these topics as far as they exist, and for those of Kafka's own that commits
+    stand in. What can't be seen (no right to, no answer) is left out: this must not stop a job.
+    """
+    try:
+        found = admin.list_topics(timeout=REQUEST_TIMEOUT_S)
+    except KafkaException:
+        return []
+    wanted = [name for name in dict.fromkeys([*topics, *KAFKAS_OWN]) if _has_partitions(found, name)]
+    replicas = {
+        name: min(len(partition.replicas) for partition in found.topics[name].partitions.values())
+        for name in wanted
+    }
+    nodes = {*found.brokers} | {
+        node
+        for name in wanted
+        for partition in found.topics[name].partitions.values()
+        for node in partition.replicas
+    }
+    if len(nodes) < 2:
+        return []
+    configs = _describe(admin, [ConfigResource(ConfigResource.Type.TOPIC, name) for name in wanted])
+    cares = {name: _care(replicas[name], configs.get(name, {})) for name in wanted}
+    defaults = broker_settings(admin)
+    to_come = {
+        name: _care(
+            _number(defaults, factor, REPLICAS), {**defaults, _MIN_IN_SYNC: defaults.get(in_sync, "")}
+        )
+        for name, (factor, in_sync) in KAFKAS_OWN.items()
+        if name not in cares and factor in defaults
+    }
+    return risks(cares, to_come, len(nodes))
+
+
+def _has_partitions(found: Any, name: str) -> bool:
+    topic = found.topics.get(name)
+    return topic is not None and topic.error is None and bool(topic.partitions)
+
+
+def _care(replicas: int, config: Mapping[str, str]) -> TopicCare:
+    in_sync = config.get(_MIN_IN_SYNC, "")
+    unclean = config.get(_UNCLEAN)
+    return TopicCare(
+        replicas, int(in_sync) if in_sync.isdigit() else None, None if unclean is None else unclean == "true"
+    )
+
+
+# --- asking --------------------------------------------------------------------------------------------
+
+
+def broker_settings(admin: AdminClient) -> Mapping[str, str]:
+    """The settings of one of the brokers; empty if we may not see them.
+
+    Raises:
+        KafkaException: the brokers don't answer.
+    """
+    broker = next(iter(admin.list_topics(timeout=REQUEST_TIMEOUT_S).brokers))
+    return _describe(admin, [ConfigResource(ConfigResource.Type.BROKER, str(broker))]).get(str(broker), {})
+
+
+def _describe(admin: AdminClient, resources: Sequence[ConfigResource]) -> dict[str, Mapping[str, str]]:
+    """The settings of each resource that we may see, by its name."""
+    if not resources:
+        return {}
+    untyped: Any = admin
+    ask: Callable[..., Mapping[Any, Future[Any]]] = untyped.describe_configs
+    found = dict[str, Mapping[str, str]]()
+    for resource, future in ask(list(resources), request_timeout=REQUEST_TIMEOUT_S).items():
+        try:
+            entries = future.result()
+        except KafkaException:
+            continue
+        found[resource.name] = {
+            name: entry.value for name, entry in entries.items() if entry.value is not None
+        }
+    return found
+
+
+def _number(settings: Mapping[str, str], name: str, otherwise: int) -> int:
+    value = settings.get(name, "")
+    return int(value) if value.isdigit() else otherwise
