@@ -402,7 +402,9 @@ def create_topic(admin: Any, topic: str, partitions: int) -> None:
     Raises:
         MissingTopic: it can't be created, or exists with another partition count.
     """
-    from confluent_kafka.cimpl import NewTopic
+    from confluent_kafka.cimpl import KafkaError, NewTopic
+
+    from fcluster.common.durability import replications
 
     topics = admin.list_topics(timeout=METADATA_TIMEOUT_S).topics
     existing = topics.get(topic)
@@ -420,14 +422,21 @@ def create_topic(admin: Any, topic: str, partitions: int) -> None:
                 remedy="Leave out --partitions to write to it as it is.",
             )
         return
-    future = admin.create_topics([NewTopic(topic, num_partitions=partitions)])[topic]
-    try:
-        future.result(METADATA_TIMEOUT_S)
-    except Exception as error:
-        raise MissingTopic(
-            f"topic {topic!r} can't be created: {error}",
-            remedy="Create it with your own tools, then leave out --partitions.",
-        ) from error
+    ways = replications(admin, -1)
+    for number, way in enumerate(ways, 1):
+        new = NewTopic(topic, partitions, way.factor, config=dict(way.config))
+        try:
+            admin.create_topics([new])[topic].result(METADATA_TIMEOUT_S)
+        except Exception as error:
+            cause = error.args[0] if error.args else None
+            too_few = isinstance(cause, KafkaError) and cause.name() == "INVALID_REPLICATION_FACTOR"
+            if too_few and number < len(ways):
+                continue  # fewer brokers than the replicas it should have
+            raise MissingTopic(
+                f"topic {topic!r} can't be created: {error}",
+                remedy="Create it with your own tools, then leave out --partitions.",
+            ) from error
+        return
 
 
 class Progress:

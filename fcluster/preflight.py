@@ -17,6 +17,8 @@ from fcluster.connection import open_admin_client
 from fcluster.local_kafka import say
 
 if TYPE_CHECKING:
+    from confluent_kafka.admin import AdminClient
+
     from fcluster.common.topology import Topology
 
 
@@ -49,6 +51,23 @@ def check_before_start(settings: Settings, topology: Topology, *, embedded: bool
                 f"{where} < lines.jsonl" + (" (after `fcluster kafka start`)" if embedded else ""),
             )
     check_not_running(settings, topology.job)
+    warn_of_losses(admin, topology)
+
+
+def warn_of_losses(admin: AdminClient, topology: Topology) -> None:
+    """Say where committed data can be lost: a few lines at most, none if all is well or can't be seen."""
+    from fcluster.common.durability import look_for_risks
+    from fcluster.common.ids import journal_topic
+
+    names = [topic.name for topic in (*topology.sources, *topology.outputs)]
+    for stage in topology.stages:
+        names += [stage.source.name, *([stage.changelog] if stage.changelog is not None else [])]
+        names += [chain.sink.name for chain in stage.chains if chain.sink is not None]
+    lines = look_for_risks(admin, [*names, journal_topic(topology.job)])
+    if lines:
+        say("WARNING committed data can be lost on these brokers (docs/kafka.md):")
+        for line in lines:
+            say(f"  {line}")
 
 
 def check_not_running(settings: Settings, job: str) -> None:

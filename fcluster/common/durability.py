@@ -1,9 +1,9 @@
 """What keeps committed records: replicas of topics that are created here, and warnings about those that have
 too few.
 
-Responsible for: how many replicas a topic gets that the job needs, by what the brokers offer, and saying where
-a topic can lose what was committed to it (`docs/kafka.md` has the reasons). On a cluster of one broker there is
-nothing to choose and nothing to warn of. What the brokers don't let us see is not warned of.
+Responsible for: how many replicas a topic gets that the job needs, by what the brokers offer, and saying
+where a topic can lose what was committed to it (`docs/kafka.md` has the reasons). On a cluster of one broker
+there is nothing to choose and nothing to warn of. What the brokers don't let us see is not warned of.
 """
 
 from __future__ import annotations
@@ -72,9 +72,7 @@ def replications(admin: AdminClient, factor: int) -> Sequence[Replication]:
     return [*wanted, _with_in_sync(Replication(-1, {}), defaults, default)]
 
 
-def _with_in_sync(
-    wanted: Replication, defaults: Mapping[str, str], factor: int | None = None
-) -> Replication:
+def _with_in_sync(wanted: Replication, defaults: Mapping[str, str], factor: int | None = None) -> Replication:
     """Two have to acknowledge where there are three, unless the brokers ask for as much by themselves."""
     enough = _number(defaults, _MIN_IN_SYNC, 1) >= IN_SYNC_MIN
     if (wanted.factor if factor is None else factor) < REPLICAS or enough:
@@ -110,7 +108,7 @@ def risks(cares: Mapping[str, TopicCare], to_come: Mapping[str, TopicCare], node
         _line(
             [name for name, care in every.items() if care.replicas == 1],
             to_come.keys() - cares.keys(),
-            "one replica only, so it is lost with its broker's disk and stands still while that broker is away",
+            "one replica only, so it is lost with its broker's disk, and stands still without that broker",
             "kafka-reassign-partitions adds replicas",
         ),
         _line(

@@ -60,7 +60,7 @@ class _Plan(msgspec.Struct, frozen=True):
 
     @property
     def bootstrap_servers(self) -> str:
-        return ",".join(f"127.0.0.1:{at.port}" for at in self.nodes.values())
+        return ",".join(f"{at.host}:{at.port}" for at in self.nodes.values())
 
 
 def is_cluster(data_dir: Path | str) -> bool:
@@ -84,6 +84,8 @@ class EmbeddedCluster:
         heap_mb: the most memory that each broker's heap may take.
         settings: Kafka's, on top of ours, for all of them; kept in the directory.
         adapt: is given a node id and the settings of that broker, and returns those to use.
+        places: of brokers that are on a network of their own, the address at which clients reach them, and a
+            command that starts them there, without forking.
     """
 
     def __init__(
@@ -94,12 +96,14 @@ class EmbeddedCluster:
         *,
         settings: Mapping[str, str] | None = None,
         adapt: Callable[[int, dict[str, str]], dict[str, str]] | None = None,
+        places: Mapping[int, tuple[str, Sequence[str]]] | None = None,
     ) -> None:
         self.data_dir = Path(data_dir).absolute()
         self._nodes = nodes
         self._heap_mb = heap_mb
         self._settings = settings
         self._adapt = adapt
+        self._places = places or {}
         self._brokers: dict[int, EmbeddedKafka] = {}
 
     @property
@@ -129,7 +133,8 @@ class EmbeddedCluster:
 
     def servers_of(self, node: int) -> str:
         """The bootstrap servers of one broker."""
-        return f"127.0.0.1:{_read_plan(self.data_dir).nodes[node].port}"
+        at = _read_plan(self.data_dir).nodes[node]
+        return f"{at.host}:{at.port}"
 
     def start(self, progress: Progress | None = None) -> str:
         """Starts the brokers that don't run, waits until they answer; gives the bootstrap servers of all.
@@ -138,7 +143,8 @@ class EmbeddedCluster:
             EmbeddedKafkaError: one can't be started; the remedy says what else there is.
             DirectoryInUse: they belong to another process.
         """
-        plan = _make_plan(self.data_dir, self._nodes, self._settings)
+        hosts = {node: host for node, (host, _) in self._places.items()}
+        plan = _make_plan(self.data_dir, self._nodes, self._settings, hosts)
         for node in plan.nodes:
             if node not in self._brokers:
                 self._brokers[node] = EmbeddedKafka(
@@ -146,6 +152,7 @@ class EmbeddedCluster:
                     self._heap_mb,
                     adapt=self._adapt_of(node),
                     member=plan.member(node),
+                    prefix=self._places[node][1] if node in self._places else (),
                 )
         self.start_nodes(plan.nodes, progress)
         return plan.bootstrap_servers
@@ -296,7 +303,12 @@ def _list(nodes: Iterable[int]) -> str:
     return "the brokers " + ", ".join(map(str, nodes))
 
 
-def _make_plan(directory: Path, nodes: int, settings: Mapping[str, str] | None) -> _Plan:
+def _make_plan(
+    directory: Path,
+    nodes: int,
+    settings: Mapping[str, str] | None,
+    hosts: Mapping[int, str] | None = None,
+) -> _Plan:
     """The plan of the cluster in `directory`, made if it is new; with other ports if none of its brokers runs
     and somebody else has taken some of them."""
     if nodes % 2 == 0 or not 1 <= nodes <= NODES_MAX:
@@ -318,11 +330,16 @@ def _make_plan(directory: Path, nodes: int, settings: Mapping[str, str] | None) 
         count = len(old.nodes) or nodes
         if any(embedded_kafka.is_running(_node_directory(directory, node)) for node in old.nodes):
             return old
-        wanted = [port for at in old.nodes.values() for port in msgspec.structs.astuple(at)]
+        wanted = [port for at in old.nodes.values() for port in (at.port, at.controller_port)]
         given = ports.reserve_for_directory(directory, 2 * count, wanted)
         plan = msgspec.structs.replace(
             old,
-            nodes={node + 1: NodePorts(*given[2 * node : 2 * node + 2]) for node in range(count)},
+            nodes={
+                node: NodePorts(port, controller_port, (hosts or {}).get(node, embedded_kafka.LOOPBACK))
+                for node, port, controller_port in zip(
+                    range(1, count + 1), given[::2], given[1::2], strict=True
+                )
+            },
         )
         unfinished = directory / "cluster.json.partial"
         unfinished.write_bytes(msgspec.json.encode(plan))

@@ -82,11 +82,16 @@ Adapt = Callable[[dict[str, str]], dict[str, str]]
 """Makes the broker's settings from ours."""
 
 
+LOOPBACK: Final = "127.0.0.1"
+
+
 class NodePorts(msgspec.Struct, frozen=True):
     """Where one broker of a cluster listens: for clients, and for the other controllers."""
 
     port: int
     controller_port: int
+    host: str = LOOPBACK
+    """The address that clients use; another one only in tests with a network of their own."""
 
 
 class Member(msgspec.Struct, frozen=True):
@@ -116,8 +121,12 @@ class _Launch(msgspec.Struct, frozen=True):
     member: Member | None = None
 
     @property
+    def host(self) -> str:
+        return LOOPBACK if self.member is None else self.member.nodes[self.member.node_id].host
+
+    @property
     def bootstrap_servers(self) -> str:
-        return f"127.0.0.1:{self.port}"
+        return f"{self.host}:{self.port}"
 
 
 class BrokerStatus(msgspec.Struct, frozen=True):
@@ -159,6 +168,7 @@ class EmbeddedKafka:
         adapt: is given the broker's settings and returns those to use, for tests that want other listeners.
             It has to leave one without TLS and login on loopback, at the same port, for us.
         member: which broker of a cluster it is; None: the only one.
+        prefix: a command that starts the broker, without forking.
     """
 
     def __init__(
@@ -168,12 +178,14 @@ class EmbeddedKafka:
         *,
         adapt: Adapt = dict,
         member: Member | None = None,
+        prefix: Sequence[str] = (),
     ) -> None:
         self.data_dir = Path(data_dir).absolute()
         self.attached = False
         self._heap_mb = heap_mb
         self._adapt = adapt
         self._member = member
+        self._prefix = prefix
         self._process: subprocess.Popen[bytes] | None = None
         self._lock: IO[bytes] | None = None
         self._bootstrap_servers = ""
@@ -198,7 +210,7 @@ class EmbeddedKafka:
             launcher = _Launcher(
                 self.data_dir, self._heap_mb, lock, progress or _silent, self._adapt, self._member
             )
-            launch, self._process = launcher.launch_bound()
+            launch, self._process = launcher.launch_bound(self._prefix)
             undo.pop_all()
         self._lock = lock
         self.attached = False
@@ -311,7 +323,7 @@ def status(data_dir: Path | str) -> BrokerStatus:
     # Asked in short turns: a broker that dies while it is asked is a stopped one.
     while (launch := _read_launch(directory)) is not None and _is_locked(directory):
         answers = _answers(launch, timeout_s=0.5)
-        if answers or time.monotonic() > deadline or not _listens(launch.port):
+        if answers or time.monotonic() > deadline or not _listens(launch):
             return BrokerStatus(
                 "running" if answers else "starting",
                 launch.bootstrap_servers,
@@ -449,12 +461,12 @@ class _Launcher:
         self._console = directory / "logs" / "console.log"
         self._log_start_bytes = 0
 
-    def launch_bound(self) -> tuple[_Launch, subprocess.Popen[bytes]]:
+    def launch_bound(self, prefix: Sequence[str] = ()) -> tuple[_Launch, subprocess.Popen[bytes]]:
         for attempt in range(1, _PORT_ATTEMPTS_MAX + 1):
             launch = self._prepare(detached=False)
             with self._console.open("wb") as console:
                 process = processes.popen_bound(
-                    self._command("kafka.Kafka", str(self._directory / "server.properties")),
+                    [*prefix, *self._command("kafka.Kafka", str(self._directory / "server.properties"))],
                     pid_file=self._directory / "broker.pid",
                     stdout=console,
                     pass_fds=[self._lock.fileno()],
@@ -521,7 +533,8 @@ class _Launcher:
         if member is None:
             port, controller_port = _choose_ports(directory)
         else:
-            port, controller_port = msgspec.structs.astuple(member.nodes[member.node_id])
+            mine = member.nodes[member.node_id]
+            port, controller_port = mine.port, mine.controller_port
         launch = _Launch(port, controller_port, detached, os.getpid(), kafka_version(), member)
         (directory / "log4j2.properties").write_text(_log4j2_properties(directory / "logs"), encoding="ascii")
         if not (directory / "data").exists():
@@ -650,8 +663,8 @@ def server_properties(launch: _Launch, log_dir: Path) -> dict[str, str]:
         "node.id": str(member.node_id),
         "controller.quorum.voters": ",".join(voters),
         "controller.listener.names": "CONTROLLER",
-        "listeners": f"PLAINTEXT://127.0.0.1:{launch.port},CONTROLLER://127.0.0.1:{launch.controller_port}",
-        "advertised.listeners": f"PLAINTEXT://127.0.0.1:{launch.port}",
+        "listeners": f"PLAINTEXT://{launch.bootstrap_servers},CONTROLLER://127.0.0.1:{launch.controller_port}",
+        "advertised.listeners": f"PLAINTEXT://{launch.bootstrap_servers}",
         "log.dirs": str(log_dir),
         "auto.create.topics.enable": "false",
         "group.initial.rebalance.delay.ms": "0",
@@ -767,9 +780,9 @@ def _choose_ports(directory: Path) -> tuple[int, int]:
     return first, second
 
 
-def _listens(port: int) -> bool:
+def _listens(launch: _Launch) -> bool:
     try:
-        with socket.create_connection(("127.0.0.1", port), timeout=1.0):
+        with socket.create_connection((launch.host, launch.port), timeout=1.0):
             return True
     except OSError:
         return False
@@ -777,7 +790,7 @@ def _listens(port: int) -> bool:
 
 def _answers(launch: _Launch, timeout_s: float) -> bool:
     """Whether the broker is one that clients can work with; quick when nothing listens at all."""
-    if not _listens(launch.port):
+    if not _listens(launch):
         return False
     settings: dict[str, Any] = {
         "bootstrap.servers": launch.bootstrap_servers,

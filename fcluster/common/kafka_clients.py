@@ -35,6 +35,7 @@ from confluent_kafka.admin import (
     OffsetSpec,  # pyright: ignore[reportPrivateImportUsage]
 )
 
+from fcluster.common.durability import Replication, replications
 from fcluster.common.errors import IncompatibleState, KafkaUnavailable, MissingTopic, SettingsError
 from fcluster.common.ids import colliding_topic, journal_topic
 from fcluster.common.offsets import NotKnownYetError, Offset, known_offset
@@ -649,21 +650,44 @@ def _create_topics(
 ) -> None:
     if not missing:
         return
+    with _asking(settings, "listing the brokers"):
+        ways = replications(admin, settings.replication_factor)
+    left = dict(missing)
+    for number, way in enumerate(ways, 1):
+        left = _try_to_create(admin, left, way, settings, last=number == len(ways))
+    _wait_for_leaders(admin, settings, list(missing))
+
+
+def _try_to_create(
+    admin: AdminClient,
+    missing: Mapping[str, tuple[int, Mapping[str, str]]],
+    way: Replication,
+    settings: Settings,
+    *,
+    last: bool,
+) -> dict[str, tuple[int, Mapping[str, str]]]:
+    """Create the topics; gives those for whose replicas there are too few brokers, unless that was the last
+    way to try."""
+    if not missing:
+        return {}
     new = [
-        NewTopic(name, partitions, settings.replication_factor, config=dict(config))
+        NewTopic(name, partitions, way.factor, config={**config, **way.config})
         for name, (partitions, config) in missing.items()
     ]
     futures: dict[str, Future[None]] = _untyped(admin).create_topics(
         new, request_timeout=TOPIC_CREATION_TIMEOUT_S, operation_timeout=TOPIC_CREATION_TIMEOUT_S
     )
+    refused = dict[str, tuple[int, Mapping[str, str]]]()
     for name, future in futures.items():
         try:
             future.result()
         except KafkaException as error:
             cause = cause_of(error)
-            if cause.code() != KafkaError.TOPIC_ALREADY_EXISTS:
+            if cause.name() == "INVALID_REPLICATION_FACTOR" and not last:
+                refused[name] = missing[name]
+            elif cause.code() != KafkaError.TOPIC_ALREADY_EXISTS:
                 raise _unavailable(settings, f"creating the topic {name!r}", cause) from error
-    _wait_for_leaders(admin, settings, list(missing))
+    return refused
 
 
 def create_output_topic(admin: AdminClient, topic: str, partitions: int, settings: Settings) -> None:

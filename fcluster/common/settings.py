@@ -223,7 +223,8 @@ class Settings:
         torn_transaction: what becomes of a shard of which Kafka has committed one part of a transaction and
             aborted another: it is stopped ("stop"), or goes on from what one part says ("offsets",
             "delta"); see docs/guarantee.md.
-        replication_factor: of topics the cluster creates; -1: the brokers' default.
+        replication_factor: of topics the cluster creates; -1: 3, or the brokers' default if that is more,
+            as far as there are so many brokers.
         insecure: allow control connections beyond loopback without keys.
         security_keys_dir: directory with the keys of control connections (`keys`); empty: they go without.
         epoch_records_max: an open epoch takes no more records.

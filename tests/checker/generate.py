@@ -24,7 +24,7 @@ PARTITIONER = "murmur2_random"
 def create_topic(brokers: str, topic: str, partitions: int, config: dict[str, str] | None = None) -> None:
     """Create `topic`, and wait until the broker knows it. It's an error if it exists."""
     admin = admin_of(brokers)
-    new = NewTopic(topic, num_partitions=partitions, replication_factor=1, config=config or {})
+    new = NewTopic(topic, num_partitions=partitions, replication_factor=-1, config=config or {})
     admin.create_topics([new])[topic].result(30)
     deadline = time.monotonic() + 30
     while len(partitions_of(brokers, topic)) < partitions:

@@ -13,8 +13,9 @@ from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic
 
 from fcluster.common import embedded_cluster
+from fcluster.common.durability import look_for_risks
 from tests import brokers
-from tests.harness import REPOSITORY, process_state
+from tests.harness import REPOSITORY, process_state, wait_until
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -25,6 +26,66 @@ def kafka(data_dir: Path, *arguments: str, code: int = 0) -> str:
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=REPOSITORY, check=False)
     assert done.returncode == code, f"{arguments}: exit code {done.returncode}\n{done.stdout}{done.stderr}"
     return done.stdout if code == 0 else done.stdout + done.stderr
+
+
+def replicas_of(servers: str, topic: str) -> set[int]:
+    return {len(found.replicas) for found in brokers.metadata(servers).topics[topic].partitions.values()}
+
+
+def setting_of(admin: AdminClient, topic: str, name: str) -> str | None:
+    resource = ConfigResource(ConfigResource.Type.TOPIC, topic)
+    return admin.describe_configs([resource])[resource].result(30)[name].value
+
+
+JOB = """
+from fcluster import Job
+
+job = Job("careful")
+source, output = job.topic("lone", value="json"), job.topic("made", value="json")
+
+
+def count(ctx, record):
+    ctx.state["count"] = ctx.state.get("count", 0) + 1
+    return {"count": ctx.state["count"]}
+
+
+job.stream(source).key_by("origin").process(count, to=output)
+"""
+
+
+def what_can_lose_data_is_named(admin: AdminClient, servers: str, data_dir: Path) -> None:
+    """By `fcluster up`; once for each kind of risk, and nothing of what is well kept. What it creates itself
+    (journal, changelog, repartition, output) gets three replicas, though nobody asked for a number."""
+    careless = [
+        NewTopic("lone", 1, 1),
+        NewTopic("thin", 1, 3, config={"min.insync.replicas": "1"}),
+        NewTopic("unclean", 1, 3, config={"unclean.leader.election.enable": "true"}),
+    ]
+    for future in admin.create_topics(careless).values():
+        future.result(30)
+    wait_until(lambda: brokers.metadata(servers).topics.keys() >= {"lone", "thin", "unclean"}, "the topics")
+    brokers.wait_whole(servers)
+    lines = look_for_risks(admin, ["flights", "lone", "thin", "unclean", "not-there"])
+    assert [line.partition(":")[0] for line in lines] == ["lone", "thin", "unclean"]
+    job = data_dir / "job.py"
+    job.write_text(JOB)
+    command = [sys.executable, "-m", "fcluster", "up", str(job), "--brokers", servers, "--until-caught-up"]
+    done = subprocess.run(
+        [*command, "--data-dir", str(data_dir / "up")],
+        capture_output=True,
+        text=True,
+        timeout=180,
+        cwd=REPOSITORY,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr.count("WARNING committed data can be lost on these brokers (docs/kafka.md):") == 1
+    assert "  lone: one replica only" in done.stderr
+    assert done.stderr.count("Remedy: ") == 1
+    created = [name for name in brokers.metadata(servers).topics if name == "made" or "careful" in name]
+    assert len(created) == 4, created
+    for topic in created:
+        assert replicas_of(servers, topic) == {3}, topic
+        assert setting_of(admin, topic, "min.insync.replicas") == "2", topic
 
 
 @pytest.fixture
@@ -50,6 +111,8 @@ def test_three_brokers_one_killed_and_started_again_are_whole_and_kept_all(data_
     resource = ConfigResource(ConfigResource.Type.BROKER, "2")
     settings = admin.describe_configs([resource])[resource].result(30)
     assert settings["broker.session.timeout.ms"].value == "5000"
+
+    what_can_lose_data_is_named(admin, servers, data_dir)
 
     # Each broker's heap is bounded, and `status` names all of them.
     running = kafka(data_dir, "status")

@@ -183,7 +183,7 @@ def test_port_taken_at_the_last_moment_another_is_chosen(
     choose = embedded_kafka._choose_ports
     answers = iter([(taken, choose(tmp_path)[1])])
     monkeypatch.setattr(embedded_kafka, "_choose_ports", lambda directory: next(answers, choose(directory)))
-    monkeypatch.setattr(embedded_kafka, "_listens", lambda port: port != taken)
+    monkeypatch.setattr(embedded_kafka, "_listens", lambda launch: launch.port != taken)
     with EmbeddedKafka(tmp_path, heap_mb=HEAP_MB) as broker:
         assert broker.start() != kafka
 
