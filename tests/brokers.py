@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from confluent_kafka import KafkaException
@@ -19,7 +19,7 @@ from tests.harness import wait_until
 
 OFFSETS, TRANSACTIONS = "__consumer_offsets", "__transaction_state"
 ASK_S = 5.0
-_DESCRIBE_QUORUM = 55
+_DESCRIBE_QUORUM, _ALTER_REASSIGNMENTS = 55, 45
 
 
 def metadata(brokers: str, timeout_s: float = 30.0) -> Any:
@@ -88,23 +88,51 @@ def controller_of(brokers: str) -> int:
 
 def _quorum_leader(server: str) -> int:
     """From a DescribeQuorum request of version 0, which the broker forwards to the controller."""
-    host, _, port = server.rpartition(":")
-    topic = b"__cluster_metadata"
+    topic = _compact(b"__cluster_metadata")
     # A compact array of one topic with a compact array of one partition; each ends with no tagged fields.
-    body = b"\x02" + bytes([len(topic) + 1]) + topic + b"\x02" + struct.pack(">i", 0) + b"\x00\x00\x00"
-    request = struct.pack(">hhih", _DESCRIBE_QUORUM, 0, 1, -1) + b"\x00" + body
-    with socket.create_connection((host, int(port)), timeout=ASK_S) as connection:
-        connection.settimeout(ASK_S)
-        connection.sendall(struct.pack(">i", len(request)) + request)
-        (length,) = struct.unpack(">i", _receive(connection, 4))
-        answer = _receive(connection, length)
-    # Correlation id, tags; error; topics; name, partitions; index, error, leader.
-    (error,) = struct.unpack_from(">h", answer, 5)
+    answer = _ask(
+        server, _DESCRIBE_QUORUM, b"\x02" + topic + b"\x02" + struct.pack(">i", 0) + b"\x00\x00\x00"
+    )
+    # Error; topics; name, partitions; index, error, leader.
+    (error,) = struct.unpack_from(">h", answer)
     assert error == 0, f"DescribeQuorum: error {error}"
-    at = 8 + answer[8]
+    at = 3 + answer[3]
     _index, failed, leader = struct.unpack_from(">ihi", answer, at + 1)
     assert failed == 0, f"DescribeQuorum: error {failed}"
     return leader
+
+
+def reassign(brokers: str, replicas: Mapping[tuple[str, int], Sequence[int]]) -> None:
+    """Give partitions other replicas, or the same ones in another order: the first is the preferred leader.
+
+    The client library has no call for it.
+    """
+    topics = sorted({topic for topic, _ in replicas})
+    body = struct.pack(">i", 30_000) + bytes([len(topics) + 1])
+    for topic in topics:
+        mine = {number: nodes for (name, number), nodes in replicas.items() if name == topic}
+        body += _compact(topic.encode()) + bytes([len(mine) + 1])
+        for number, nodes in mine.items():
+            body += struct.pack(f">iB{len(nodes)}iB", number, len(nodes) + 1, *nodes, 0)
+        body += b"\x00"
+    answer = _ask(brokers.split(",")[0], _ALTER_REASSIGNMENTS, body + b"\x00")
+    _throttle, error = struct.unpack_from(">ih", answer)
+    assert error == 0, f"AlterPartitionReassignments: error {error}"
+
+
+def _compact(text: bytes) -> bytes:
+    assert len(text) < 127, text
+    return bytes([len(text) + 1]) + text
+
+
+def _ask(server: str, key: int, body: bytes) -> bytes:
+    """The body of a broker's answer to a request of version 0 of an API with tagged fields."""
+    host, _, port = server.rpartition(":")
+    request = struct.pack(">hhih", key, 0, 1, -1) + b"\x00" + body
+    with socket.create_connection((host, int(port)), timeout=ASK_S) as connection:
+        connection.sendall(struct.pack(">i", len(request)) + request)
+        (length,) = struct.unpack(">i", _receive(connection, 4))
+        return _receive(connection, length)[5:]  # behind correlation id and tags
 
 
 def _receive(connection: socket.socket, length: int) -> bytes:

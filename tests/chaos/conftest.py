@@ -13,6 +13,7 @@ from fcluster.common.embedded_kafka import EmbeddedKafka
 from tests.chaos import tally
 from tests.chaos.network import BrokerFor, Island, NoIslandError, island
 from tests.chaos.runner import Chaos, chaos_run
+from tests.chaos.trio import Trio
 
 
 @pytest.fixture
@@ -73,6 +74,21 @@ def chaos_on_mortal_broker(
 ) -> Callable[..., AbstractContextManager[Chaos]]:
     """As `chaos`, on the broker of `mortal`."""
     return partial(_run, mortal.servers, topic_prefix, tmp_path / "data")
+
+
+@pytest.fixture(scope="session")
+def trio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trio]:
+    """Three brokers that tests may hurt, one at a time. `servers` brings back what is away."""
+    with Trio(tmp_path_factory.mktemp("trio")) as made:
+        yield made
+
+
+@pytest.fixture
+def chaos_on_trio(
+    trio: Trio, topic_prefix: str, tmp_path: Path
+) -> Callable[..., AbstractContextManager[Chaos]]:
+    """As `chaos`, on the brokers of `trio`."""
+    return partial(_run, trio.servers, topic_prefix, tmp_path / "data")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

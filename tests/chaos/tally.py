@@ -18,6 +18,12 @@ WORKER_STOPPED = "worker stopped"
 COORDINATOR_STOPPED = "coordinator stopped"
 NETWORK_CUT = "network cut"
 BROKER_AWAY = "broker restarted"
+BROKER_KILLED = "one of three brokers killed"
+BROKER_STOPPED = "one of three brokers stopped"
+BROKER_HUNG = "one of three brokers stood still"
+BROKER_CUT = "one of three brokers cut off"
+BROKERS_AWAY = "two of three brokers away"
+LEADERS_MOVED = "leaders moved without a death"
 COMMIT_IN_DOUBT = "commit whose sender died"
 TRANSACTION_EXPIRED = "transaction out of time"
 DISK_FULL = "disk full"
@@ -38,6 +44,12 @@ KINDS = (
     WORKER_STOPPED,
     NETWORK_CUT,
     BROKER_AWAY,
+    BROKER_KILLED,
+    BROKER_STOPPED,
+    BROKER_HUNG,
+    BROKER_CUT,
+    BROKERS_AWAY,
+    LEADERS_MOVED,
     COMMIT_IN_DOUBT,
     TRANSACTION_EXPIRED,
     DISK_FULL,

@@ -54,23 +54,27 @@ def topics_with_prefix(brokers: str, prefix: str) -> list[str]:
 def end_offsets(brokers: str, topics: Iterable[str], isolation: str) -> dict[tuple[str, int], int]:
     """The end of each partition: the last stable offset if read_committed, else the high watermark."""
     admin = admin_of(brokers)
-    known = admin.list_topics(timeout=30).topics
-    wanted = {
-        TopicPartition(topic, partition): OffsetSpec.latest()
-        for topic in topics
-        for partition in known[topic].partitions
-    }
     level = IsolationLevel.READ_COMMITTED if isolation == READ_COMMITTED else IsolationLevel.READ_UNCOMMITTED
-    deadline = time.monotonic() + 30
+    names = list(topics)
+    deadline = time.monotonic() + 60
     while True:
-        futures = admin.list_offsets(wanted, isolation_level=level, request_timeout=30)
         try:
-            return {(at.topic, at.partition): future.result().offset for at, future in futures.items()}
-        except KafkaException as error:
-            new_leader = error.args[0].code() == KafkaError.NOT_LEADER_FOR_PARTITION
-            if not new_leader or time.monotonic() > deadline:
+            # Each time: it also has the client look where the leaders are.
+            known = admin.list_topics(timeout=30).topics
+            wanted = {
+                TopicPartition(topic, partition): OffsetSpec.latest()
+                for topic in names
+                for partition in known[topic].partitions
+            }
+            futures = admin.list_offsets(wanted, isolation_level=level, request_timeout=30)
+            found = {(at.topic, at.partition): future.result().offset for at, future in futures.items()}
+            if all(offset >= 0 for offset in found.values()) or time.monotonic() > deadline:
+                return found  # a negative one is librdkafka's "unknown"
+        except KafkaException:
+            # A leader has moved, or a broker is away; an unknown topic is a KeyError above.
+            if time.monotonic() > deadline:
                 raise
-            time.sleep(0.05)
+        time.sleep(0.1)
 
 
 def committed_offsets(brokers: str, group: str) -> dict[tuple[str, int], int]:

@@ -1,0 +1,75 @@
+"""A job on three brokers, of which one after the other is hurt; see `trio`.
+
+One job runs through several faults: that is how a week of a cluster looks, and it saves time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+import pytest
+
+from tests.chaos.plan import EPOCH_STEPS
+from tests.chaos.runner import LONG, PLAIN, REGROUPED, Chaos
+from tests.chaos.trio import CHANGELOG, CONTROLLER, GROUP, OUTPUT, ROLES, SOURCE, TRANSACTIONS, Hurt, Trio
+
+pytestmark = pytest.mark.timeout(420)
+
+RATE = 300.0
+SETTINGS = {
+    # Patience as it is by default: a broker's session may end meanwhile, and others have to take over.
+    "checkpoint.timeout.ms": 30_000,
+    "session.timeout.ms": 3000,
+}
+Runs = Callable[..., AbstractContextManager[Chaos]]
+
+
+def test_broker_after_broker_is_hurt_and_the_job_hardly_pauses(chaos_on_trio: Runs, trio: Trio) -> None:
+    """Each is killed and stopped in turn, at a step of an epoch; the stops are a rolling restart."""
+    with chaos_on_trio("brokers hurt one by one", job_file=PLAIN, settings=SETTINGS, rate=RATE) as run:
+        hurt = Hurt(run, trio)
+        hurt.kill(GROUP, "worker.offsets-sent")
+        hurt.kill(TRANSACTIONS, "worker.commit")
+        hurt.kill(CHANGELOG, "worker.layers-frozen")
+        hurt.stop(OUTPUT, "worker.delta-flushed")
+        hurt.stop(SOURCE, "worker.prepared")
+        hurt.kill(CONTROLLER, "worker.complete-received")
+
+
+def test_brokers_that_hang_or_hand_over_or_are_cut_off_lose_nothing(chaos_on_trio: Runs, trio: Trio) -> None:
+    with chaos_on_trio("brokers hang", job_file=REGROUPED, settings=SETTINGS, rate=RATE) as run:
+        hurt = Hurt(run, trio)
+        hurt.move_leaders()
+        hurt.hang(GROUP)
+        hurt.take_two_away(60.0 if LONG else 15.0, clean=False)
+        hurt.cut(0, 10.0)
+        hurt.cut(1, 10.0)
+
+
+if LONG:
+
+    @pytest.mark.timeout(2400)
+    @pytest.mark.parametrize("hard", [True, False], ids=["killed", "stopped"])
+    @pytest.mark.parametrize("role", ROLES, ids=[role.replace(" ", "-") for role in ROLES])
+    def test_broker_is_hurt_at_each_step_of_an_epoch(
+        chaos_on_trio: Runs, trio: Trio, role: str, hard: bool
+    ) -> None:
+        job_file = REGROUPED if role in (CHANGELOG, GROUP) else PLAIN
+        with chaos_on_trio(f"{role}, at each step", job_file=job_file, settings=SETTINGS, rate=RATE) as run:
+            hurt = Hurt(run, trio, seed=ROLES.index(role))
+            for step in EPOCH_STEPS:
+                (hurt.kill if hard else hurt.stop)(role, step)
+
+    @pytest.mark.timeout(1200)
+    def test_two_of_three_brokers_away_for_a_minute_is_a_pause_and_no_loss(
+        chaos_on_trio: Runs, trio: Trio
+    ) -> None:
+        with chaos_on_trio("two of three away", job_file=PLAIN, settings=SETTINGS, rate=RATE) as run:
+            hurt = Hurt(run, trio)
+            hurt.take_two_away(60.0, clean=True)
+            hurt.take_two_away(60.0, clean=False)
+            for _ in range(3):
+                hurt.stop(CONTROLLER, "worker.commit")
+                hurt.kill(CONTROLLER, "worker.offsets-sent")
+                hurt.move_leaders()

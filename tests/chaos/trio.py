@@ -1,0 +1,407 @@
+"""Three brokers under a job that runs, hurt where it matters.
+
+Responsible for: the cluster, one of whose brokers is on an island where there can be one; finding the broker
+that leads or coordinates something of a job; hurting it at a step of an epoch of the worker that it concerns;
+and holding to what is expected then: no process ends, and output flows again in all partitions within a
+bound, while the broker is still away.
+
+Two brokers are never killed (-9) at once: Kafka 4.3.1 may tear a transaction by that (docs/kafka.md).
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from confluent_kafka import ElectionType, KafkaException
+from confluent_kafka.admin import AdminClient
+
+from fcluster.common.embedded_cluster import EmbeddedCluster
+from fcluster.common.failpoints import Arm
+from fcluster.common.ids import changelog_topic, transactional_ids
+from fcluster.common.ports import reserve_for_process
+from tests import brokers
+from tests.chaos.network import NoIslandError, run
+from tests.chaos.runner import Chaos, workers_of
+from tests.chaos.tally import (
+    BROKER_CUT,
+    BROKER_HUNG,
+    BROKER_KILLED,
+    BROKER_STOPPED,
+    BROKERS_AWAY,
+    LEADERS_MOVED,
+)
+from tests.harness import wait_until
+
+SOURCE, OUTPUT, CHANGELOG = "leader of a source", "leader of an output", "leader of a changelog"
+GROUP, TRANSACTIONS = "coordinator of the group", "coordinator of a transactional id"
+CONTROLLER = "controller"
+ROLES = (SOURCE, OUTPUT, CHANGELOG, GROUP, TRANSACTIONS)
+
+SESSION_S = 6.0
+"""`broker.session.timeout.ms` of these brokers: nobody takes over from a dead one before."""
+HOLD_MS = 300
+"""So long a worker stays at its step while its broker is hurt."""
+KILLED_BOUND_S = 30.0
+"""From a death to output in all partitions. The floor, a plain producer and consumer, is 6 to 11 s on an idle
+machine; this is for a busy one."""
+STOPPED_BOUND_S = 20.0
+BACK_BOUND_S = 30.0
+"""From the moment when two of three are back, or a cut is healed."""
+ISLANDER = 3
+
+
+class BrokerIsland:
+    """A network namespace for one broker, with a way for clients and a way for the other brokers.
+
+    The others' address is one of the loopback device, which stays when the way to it is cut.
+    """
+
+    def __init__(self) -> None:
+        number = os.getpid() % 4096
+        self.name = f"fclusterbroker-{number:x}"
+        third = number % 200
+        self._ways = [(f"fcp{number:x}{way}", f"fcq{number:x}{way}") for way in (0, 1)]
+        self._nets = [f"10.{215 + way}.{third}" for way in (0, 1)]
+        self.address = f"{self._nets[0]}.6"
+        """For clients."""
+        self.among_brokers = f"{self._nets[1]}.6"
+        self.others = f"{self._nets[1]}.1"
+        """Where it finds the other brokers."""
+
+    @property
+    def prefix(self) -> Sequence[str]:
+        return ("ip", "netns", "exec", self.name)
+
+    def make(self) -> None:
+        run("ip", "netns", "add", self.name)
+        run("ip", "-n", self.name, "link", "set", "lo", "up")
+        run("ip", "address", "add", f"{self.others}/32", "dev", "lo")
+        for (outside, inside), net in zip(self._ways, self._nets, strict=True):
+            run("ip", "link", "add", outside, "type", "veth", "peer", "name", inside)
+            run("ip", "link", "set", inside, "netns", self.name)
+            run("ip", "address", "add", f"{net}.5/30", "dev", outside)
+            run("ip", "link", "set", outside, "up")
+            run("ip", "-n", self.name, "address", "add", f"{net}.6/30", "dev", inside)
+            run("ip", "-n", self.name, "link", "set", inside, "up")
+        run("ip", "-n", self.name, "route", "add", self.others, "via", f"{self._nets[1]}.5")
+
+    def remove(self) -> None:
+        """Whatever of it is there."""
+        for outside, _ in self._ways:
+            run("ip", "link", "del", outside, check=False)
+        run("ip", "address", "del", f"{self.others}/32", "dev", "lo", check=False)
+        run("ip", "netns", "del", self.name, check=False)
+
+    def switch(self, way: int, state: str) -> None:
+        """Take the way of clients (0) or of brokers (1) `down` or `up`: what is sent vanishes unsaid."""
+        run("ip", "link", "set", self._ways[way][0], state)
+
+
+@contextmanager
+def broker_island() -> Iterator[BrokerIsland]:
+    """Raises NoIslandError where there can be none."""
+    if os.geteuid() != 0:
+        raise NoIslandError("network namespaces need root")
+    made = BrokerIsland()
+    try:
+        made.make()
+    except (RuntimeError, FileNotFoundError) as error:
+        made.remove()
+        raise NoIslandError(f"network namespaces can't be made here: {error}") from error
+    try:
+        yield made
+    finally:
+        made.remove()
+
+
+class Trio:
+    """Three brokers; `island` is None where there can be none."""
+
+    def __init__(self, directory: Path) -> None:
+        self._closing = ExitStack()
+        self.island: BrokerIsland | None = None
+        self.why_no_island = ""
+        try:
+            self.island = self._closing.enter_context(broker_island())
+        except NoIslandError as error:
+            self.why_no_island = str(error)
+        island = self.island
+        self._inner_ports = [reserve_for_process() for _ in range(3)]
+        self.cluster = EmbeddedCluster(
+            directory,
+            3,
+            settings={"broker.session.timeout.ms": str(int(SESSION_S * 1000))},
+            adapt=None if island is None else self._adapt,
+            places={} if island is None else {ISLANDER: (island.address, island.prefix)},
+        )
+
+    def __enter__(self) -> Trio:
+        try:
+            self.cluster.start(print)
+            self._closing.callback(self.cluster.kill)
+        except BaseException:
+            self.cluster.kill()
+            self._closing.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closing.close()
+
+    @property
+    def servers(self) -> str:
+        """The bootstrap servers; brings back whatever is away."""
+        self.cluster.start()
+        brokers.wait_whole(self.cluster.bootstrap_servers)
+        return self.cluster.bootstrap_servers
+
+    def _adapt(self, node: int, ours: dict[str, str]) -> dict[str, str]:
+        """Among brokers they speak over another way than with clients."""
+        island = self.island
+        assert island is not None
+        inner = island.among_brokers if node == ISLANDER else island.others
+        between = f"BROKERS://{inner}:{self._inner_ports[node - 1]}"
+        voters = [
+            voter.replace("127.0.0.1", island.among_brokers if voter[0] == str(ISLANDER) else island.others)
+            for voter in ours["controller.quorum.voters"].split(",")
+        ]
+        return {
+            **ours,
+            "listeners": f"{ours['listeners'].replace('CONTROLLER://127.0.0.1', f'CONTROLLER://{inner}')},{between}",
+            "advertised.listeners": f"{ours['advertised.listeners']},{between}",
+            "controller.quorum.voters": ",".join(voters),
+            "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,BROKERS:PLAINTEXT",
+            "inter.broker.listener.name": "BROKERS",
+        }
+
+
+@dataclass(frozen=True)
+class Aim:
+    """What a fault is to hit: the broker, and the worker whose epoch it concerns."""
+
+    role: str
+    node: int
+    worker: str
+    what: str
+
+
+class Hurt:
+    """Faults on the brokers of one run.
+
+    Args:
+        run: a job on the brokers of `trio`.
+        trio: all whole.
+        seed: chooses among partitions and workers.
+    """
+
+    def __init__(self, run: Chaos, trio: Trio, seed: int = 0) -> None:
+        self.run = run
+        self.trio = trio
+        self.pauses_s: list[tuple[str, float]] = []
+        self._draw = random.Random(seed)
+        self._pids = run.cluster.pids()
+        self._killed: dict[int, int] = dict.fromkeys(trio.cluster.nodes, 0)
+
+    # --- aiming ------------------------------------------------------------------------------------------
+
+    def aim(self, role: str) -> Aim:
+        """A broker in that role; of several, the one that was hurt least."""
+        choices = list(self._choices(role))
+        self._draw.shuffle(choices)
+        return min(choices, key=lambda aim: self._killed[aim.node])
+
+    def _choices(self, role: str) -> Iterator[Aim]:
+        servers, job = self.run.brokers, self.run.job
+        if role == CONTROLLER:
+            yield Aim(role, brokers.controller_of(servers), workers_of(self.run)[0], "the controller")
+            return
+        if role == GROUP:
+            node = brokers.coordinator_of_group(servers, job)
+            for worker in workers_of(self.run):
+                yield Aim(role, node, worker, f"the coordinator of the group {job}")
+            return
+        if role == TRANSACTIONS:
+            for worker in workers_of(self.run):
+                session = self.run.cluster.session(worker)
+                assert session is not None, f"{worker} has no session"
+                for identity in transactional_ids(job, session["slot"]):
+                    node = brokers.coordinator_of_transactions(servers, identity)
+                    yield Aim(role, node, worker, f"the coordinator of {identity}")
+            return
+        topic = {
+            SOURCE: self.run.source,
+            OUTPUT: self.run.output,
+            CHANGELOG: changelog_topic(job, self.run.stage),
+        }[role]
+        status = self.run.cluster.status()
+        assert status is not None
+        slots = {
+            session["slot"]: worker
+            for worker in workers_of(self.run)
+            if (session := self.run.cluster.session(worker)) is not None
+        }
+        partitions = brokers.metadata(servers).topics[topic].partitions
+        stage = self.run.stage if role == CHANGELOG else self.run.source
+        for shard in status["shards"]:
+            number = shard["partition"]
+            if shard["stage"] == stage and shard["slot"] in slots and partitions[number].leader > 0:
+                yield Aim(
+                    role, partitions[number].leader, slots[shard["slot"]], f"the leader of {topic}/{number}"
+                )
+
+    # --- one broker --------------------------------------------------------------------------------------
+
+    def kill(self, role: str, step: str) -> None:
+        """`kill -9` a broker in that role while the worker is at that step."""
+        self._take_away(role, step, hard=True)
+
+    def stop(self, role: str, step: str) -> None:
+        """The same with a clean stop."""
+        self._take_away(role, step, hard=False)
+
+    def _take_away(self, role: str, step: str, *, hard: bool) -> None:
+        aim = self.aim(role)
+        self.run.cluster.arm(aim.worker, step, Arm("hold", after_ms=HOLD_MS))
+        mark = self.run.cluster.await_mark(aim.worker, step)
+        cluster = self.trio.cluster
+        self._killed[aim.node] += 1
+        began_s = time.monotonic()
+        (cluster.kill_node if hard else cluster.stop_node)(aim.node)
+        what = f"{'kill -9' if hard else 'stop'} broker {aim.node}, {aim.what}, {aim.worker} at {step}"
+        shown = f"at the step, epoch {mark.detail}"
+        self.run.note(BROKER_KILLED if hard else BROKER_STOPPED, what, mark.time_ns, shown=shown)
+        bound_s = KILLED_BOUND_S if hard else STOPPED_BOUND_S
+        self._flows_again(what, began_s, bound_s)
+        cluster.start_node(aim.node)
+        self._whole()
+
+    def hang(self, role: str) -> None:
+        """SIGSTOP a broker past its session: connections stay, and it learns late that it leads nothing."""
+        aim = self.aim(role)
+        shown = self.run.open_epoch()
+        self.trio.cluster.pause_node(aim.node)
+        began_s = time.monotonic()
+        what = f"SIGSTOP broker {aim.node}, {aim.what}, past its session"
+        self.run.note(BROKER_HUNG, what, shown=shown)
+        try:
+            self._flows_again(what, began_s, KILLED_BOUND_S)
+            time.sleep(max(0.0, began_s + SESSION_S + 2 - time.monotonic()))  # the fault itself
+        finally:
+            self.trio.cluster.resume_node(aim.node)
+        self._flows_again(f"{what}, after SIGCONT", time.monotonic(), STOPPED_BOUND_S)
+        self._whole()
+
+    def cut(self, way: int, lasts_s: float) -> bool:
+        """Cut one broker off from the clients only (0), or from the other brokers only (1); whether it can be
+        done here. From the clients alone it goes on leading: then there is nothing but to wait."""
+        island = self.trio.island
+        if island is None:
+            print(f"a broker cut off: not tested, {self.trio.why_no_island}")
+            return False
+        shown = self.run.open_epoch()
+        began_s = time.monotonic()
+        island.switch(way, "down")
+        what = f"broker {ISLANDER} cut off from {'the other brokers' if way else 'all clients'} only"
+        self.run.note(BROKER_CUT, what, shown=shown)
+        try:
+            if way:
+                self._flows_again(what, began_s, KILLED_BOUND_S)
+            time.sleep(max(0.0, began_s + lasts_s - time.monotonic()))  # the fault itself
+        finally:
+            island.switch(way, "up")
+        self._flows_again(f"{what}, healed", time.monotonic(), BACK_BOUND_S)
+        self._whole()
+        return True
+
+    # --- several -----------------------------------------------------------------------------------------
+
+    def take_two_away(self, lasts_s: float, *, clean: bool) -> None:
+        """Two of three, by SIGSTOP or by one clean stop after the other: nothing can be committed, and when
+        they are back it goes on."""
+        cluster = self.trio.cluster
+        away = self._draw.sample(cluster.nodes, 2)
+        shown = self.run.open_epoch()
+        for node in away:
+            (cluster.stop_node if clean else cluster.pause_node)(node)
+        began_s = time.monotonic()
+        what = f"brokers {away} {'stopped one after the other' if clean else 'SIGSTOP'} for {lasts_s:.0f} s"
+        self.run.note(BROKERS_AWAY, what, shown=shown)
+        try:
+            time.sleep(3.0)  # what was under way arrives
+            before = self.run.newest_ns()
+            time.sleep(max(0.0, began_s + lasts_s - time.monotonic()))  # the fault itself
+            assert self.run.newest_ns() == before, (
+                "something was committed though two of three brokers are away"
+            )
+        finally:
+            if clean:
+                cluster.start_nodes(away)
+            else:
+                for node in away:
+                    cluster.resume_node(node)
+        self._flows_again(what, time.monotonic(), BACK_BOUND_S)
+        self._whole()
+
+    def move_leaders(self) -> None:
+        """Leaders of all topics move on to the next broker, and with them the coordinators; nobody dies."""
+        servers = self.run.brokers
+        before = leaders(servers)
+        shown = self.run.open_epoch()
+        began_s = time.monotonic()
+        brokers.reassign(
+            servers,
+            {
+                at: [*replicas[1:], replicas[0]]
+                for at, (_, replicas) in before.items()
+                if at[0].startswith(("__", self.run.name)) and len(replicas) > 1
+            },
+        )
+
+        def moved() -> int:
+            with suppress(KafkaException):
+                client = AdminClient({"bootstrap.servers": servers, "log_level": 0})
+                client.elect_leaders(ElectionType.PREFERRED, None).result(30)
+            after = leaders(servers)
+            return sum(after[at][0] != leader for at, (leader, _) in before.items() if at in after)
+
+        count = wait_until(moved, "leaders move", 30, 0.5)
+        what = f"{count} of {len(before)} partitions got other leaders, nobody died"
+        self.run.note(LEADERS_MOVED, what, shown=shown)
+        self._flows_again(what, began_s, STOPPED_BOUND_S)
+        self._whole()
+
+    # --- what is expected ----------------------------------------------------------------------------------
+
+    def _flows_again(self, what: str, began_s: float, bound_s: float) -> None:
+        """Committed output in all partitions within the bound, of records that were written after the fault;
+        by the same processes."""
+        try:
+            self.run.await_flow(max(1.0, began_s + bound_s - time.monotonic()))
+        except TimeoutError as error:
+            print(f"status: {self.run.cluster.status()}")
+            raise TimeoutError(f"{what}: {error}; newest {self.run.newest_ns()}") from None
+        took_s = time.monotonic() - began_s
+        self.pauses_s.append((what, took_s))
+        print(f"{what}: output in all partitions after {took_s:.1f} s", flush=True)
+        assert self.run.cluster.pids() == self._pids, f"{what}: processes ended"
+
+    def _whole(self) -> None:
+        brokers.wait_whole(self.run.brokers)
+
+
+def leaders(servers: str) -> dict[tuple[str, int], tuple[int, list[int]]]:
+    """Topic and partition to leader and replicas."""
+    return {
+        (name, number): (partition.leader, list(partition.replicas))
+        for name, topic in brokers.metadata(servers).topics.items()
+        for number, partition in topic.partitions.items()
+    }
+
+
+Fault = Callable[[Hurt], object]
