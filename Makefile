@@ -15,7 +15,7 @@ LOCK := $(BIN)/python -m pip --quiet --disable-pip-version-check install
 
 .PHONY: help
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: setup
 setup: $(READY) ## a virtual environment in .venv with the locked dependencies and this package
@@ -86,6 +86,10 @@ bench: setup ## drain, latency, idle cost, recovery, rescaling, restoring, each 
 	$(BIN)/python -m benchmarks.recovery
 	$(BIN)/python -m benchmarks.rescale
 	$(BIN)/python -m benchmarks.restore
+
+.PHONY: bench-brokers
+bench-brokers: setup ## pauses when brokers die: 20 kills, 6 restarts on three brokers, beside the floor and Kafka Streams
+	$(BIN)/python -m benchmarks.broker_failures --peers
 
 .PHONY: build
 build: setup ## wheel and source distribution in dist/
