@@ -52,6 +52,9 @@ class Leader:
     topology: str = ""
 
 
+_decode_leader = msgspec.json.Decoder(Leader).decode
+
+
 def find_leader(settings: Settings, job: str, timeout_s: float = READ_TIMEOUT_S) -> Leader | None:
     """The coordinator that led `job` last, None if there never was one.
 
@@ -72,7 +75,7 @@ def leader_in(journal: Mapping[str, Any], job: str) -> Leader | None:
     if record is None:
         return None
     try:
-        return msgspec.convert(record, Leader)
+        return _decode_leader(msgspec.json.encode(record))
     except msgspec.ValidationError as error:
         raise _not_a_journal(job, f"its leader record is wrong: {error}") from error
 

@@ -63,6 +63,9 @@ class _Plan(msgspec.Struct, frozen=True):
         return ",".join(f"{at.host}:{at.port}" for at in self.nodes.values())
 
 
+_decode_plan = msgspec.json.Decoder(_Plan).decode
+
+
 def is_cluster(data_dir: Path | str) -> bool:
     """Whether `data_dir` is that of a cluster of several brokers."""
     return (Path(data_dir) / "cluster.json").exists()
@@ -349,7 +352,7 @@ def _make_plan(
 
 def _read_plan(directory: Path) -> _Plan:
     try:
-        return msgspec.json.decode((directory / "cluster.json").read_bytes(), type=_Plan)
+        return _decode_plan((directory / "cluster.json").read_bytes())
     except FileNotFoundError:
         raise EmbeddedKafkaError(
             f"there is no cluster of embedded brokers in {directory}",

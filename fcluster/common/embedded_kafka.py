@@ -129,6 +129,11 @@ class _Launch(msgspec.Struct, frozen=True):
         return f"{self.host}:{self.port}"
 
 
+# Made here: several brokers are looked at side by side, and msgspec crashes when two threads are the first
+# to decode a type (decision 0086).
+_decode_launch = msgspec.json.Decoder(_Launch).decode
+
+
 class BrokerStatus(msgspec.Struct, frozen=True):
     """What `status` found.
 
@@ -414,7 +419,7 @@ def _in_use(directory: Path, launch: _Launch) -> DirectoryInUse:
 
 def _read_launch(directory: Path) -> _Launch | None:
     try:
-        return msgspec.json.decode((directory / "broker.json").read_bytes(), type=_Launch)
+        return _decode_launch((directory / "broker.json").read_bytes())
     except (OSError, msgspec.DecodeError):
         return None
 

@@ -76,6 +76,9 @@ class Arm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     errno: int = 5
 
 
+_decode_arm = msgspec.json.Decoder(Arm).decode
+
+
 class Failpoints:
     """The points of one armed process.
 
@@ -111,7 +114,7 @@ class Failpoints:
         with self._lock:
             self._lasting.pop(point, None)
             try:
-                arm = msgspec.json.decode(file.read_bytes(), type=Arm)
+                arm = _decode_arm(file.read_bytes())
             except FileNotFoundError:
                 self._passings.pop(point, None)
                 return None

@@ -54,6 +54,7 @@ __all__ = [
 
 SNAPSHOTS_KEPT = 2
 UNREFERENCED_GRACE_S = 3600.0
+_decode_manifest = msgspec.json.Decoder(Manifest).decode
 """Younger files are never pruned: they may belong to a snapshot whose manifest isn't written yet."""
 
 
@@ -302,7 +303,7 @@ def _name_of(manifest: Manifest) -> str:
 
 def _read_manifest(snapshots: SnapshotStore, shard: ShardId, name: str) -> Manifest:
     try:
-        manifest = msgspec.json.decode(snapshots.read_manifest(shard, name), type=Manifest)
+        manifest = _decode_manifest(snapshots.read_manifest(shard, name))
     except (NotPlainFileError, OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
         raise DamagedSnapshotError(f"the manifest can't be read: {error}") from error
     if manifest.format != MANIFEST_FORMAT:

@@ -1,0 +1,21 @@
+"""Decoders of structs are made when their module is imported, not at the first use (decision 0086)."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+PACKAGE = Path(__file__).parents[2] / "fcluster"
+
+
+def test_no_struct_is_decoded_for_the_first_time_by_a_thread() -> None:
+    """msgspec crashes the process when two threads are the first to decode a type: `type=` at the call does
+    that, a decoder of the module doesn't."""
+    lazy = re.compile(r"msgspec\.(json|msgpack)\.decode\([^#]*\btype=|msgspec\.convert\(")
+    found = [
+        f"{path.relative_to(PACKAGE)}: {line.strip()}"
+        for path in sorted(PACKAGE.rglob("*.py"))
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if lazy.search(line)
+    ]
+    assert found == []
