@@ -33,6 +33,8 @@ SHARDS_SHOWN_MAX = 32
 WORKERS_SHOWN_MAX = 16
 AGENTS_SHOWN_MAX = 8
 STOPPED_SHOWN_MAX = 3
+KAFKA_LINES_MAX = 8
+KAFKA_CHARACTERS_MAX = 400
 REASON_CHARACTERS_MAX = 1_200
 LOG_LINES_SHOWN_MAX = 12
 LOG_LINES_SHOWN_MIN = 3
@@ -115,7 +117,7 @@ def summary_line(document: Document, restarts: int) -> str:
         parts.append(f"stopped {stopped}")
     if t.held_back:
         parts.append(t.held_back)
-    return "  ".join(parts)
+    return "  ".join([*parts, *kafka_lines(document)])
 
 
 class ShardRates:
@@ -169,6 +171,8 @@ def header(document: Document, restarts: int | None = None) -> Any:
         text.append(f"  restarts {restarts}", "red" if restarts else "dim")
     if t.held_back:
         text.append(f"\n{t.held_back}", "yellow")
+    for line in kafka_lines(document):
+        text.append(f"\n{line}", "bold yellow")
     for line in stopped_lines(document):
         text.append(f"\n{line}", "bold red")
     for notice in _items(document.get("notices")):
@@ -176,6 +180,12 @@ def header(document: Document, restarts: int | None = None) -> Any:
     if agents := agents_line(document):
         text.append(f"\n{agents}", "dim")
     return text
+
+
+def kafka_lines(document: Document) -> list[str]:
+    """What of Kafka the job waits for, a sentence each; empty if it doesn't."""
+    said = [text for text in _items(document.get("kafka_troubles")) if isinstance(text, str)]
+    return [bounded_text(text, KAFKA_CHARACTERS_MAX) for text in said[:KAFKA_LINES_MAX]]
 
 
 def stopped_lines(document: Document) -> list[str]:

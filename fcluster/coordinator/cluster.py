@@ -24,6 +24,7 @@ class Cluster:
         ending_told: the journal holds the decision to end the job.
         overdue: the records at which a handler has hung, by shard, until they are committed. In memory only:
             a new leader counts anew.
+        kafka_troubles: what of Kafka the job waits for, a sentence each.
         session_of_worker: by the worker's id. `session_of_peer`: by the connection, if it has one.
     """
 
@@ -49,6 +50,7 @@ class Cluster:
         self.drained_workers: dict[str, None] = {}
         self.overdue: dict[ShardId, messages.OverdueRecord] = {}
         self.counters = Counters()
+        self.kafka_troubles: tuple[str, ...] = ()
 
     def shards_of(self, slot: int) -> list[Shard]:
         """The shards that have this slot."""

@@ -51,7 +51,7 @@ from fcluster.coordinator.events import Effect, Event
 from fcluster.coordinator.joining import Joining
 from fcluster.coordinator.leaving import Leaving
 from fcluster.coordinator.membership import Membership
-from fcluster.coordinator.model import Phase, Session, SessionPhase, ShardPhase, Slot, Terms
+from fcluster.coordinator.model import EpochPhase, Phase, Session, SessionPhase, ShardPhase, Slot, Terms
 from fcluster.coordinator.office import Office
 from fcluster.coordinator.outbox import ENDING_KEY, Outbox
 from fcluster.coordinator.ownership import Ownership
@@ -209,6 +209,8 @@ class Coordinator:
                 self._topics.looked(look)
             case events.GroupLooked(foreign, members):
                 self._topics.group_looked(foreign, members)
+            case events.KafkaSeen(troubles):
+                self._cluster.kafka_troubles = troubles
             case events.WireCounted():
                 self._note_wire(event)
             case events.StopRequested():
@@ -396,6 +398,13 @@ class Coordinator:
     def topics_in_doubt(self) -> bool:
         """Whether another look at the topics is wanted soon."""
         return self._topics.in_doubt
+
+    def waits_ms(self, now_ms: float) -> float:
+        """For how long the oldest open epoch, or the oldest take-over, has been under way; 0: none is."""
+        busy = (EpochPhase.PREPARING, EpochPhase.COMMITTING)
+        begun_ms = [session.barrier_ms for session in self.sessions.values() if session.epoch_phase in busy]
+        begun_ms += [takeover.noticed_ms for takeover in self.takeovers.under_way.values()]
+        return max(0.0, now_ms - min(begun_ms)) if begun_ms else 0.0
 
     def committed_offsets(self) -> dict[ShardId, int]:
         """The committed offsets that workers have reported, by shard."""

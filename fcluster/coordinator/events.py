@@ -96,6 +96,13 @@ class GroupLooked:
 
 
 @dataclass(frozen=True, slots=True)
+class KafkaSeen:
+    """What of Kafka the job waits for, a sentence each, for the status; empty: nothing any more."""
+
+    troubles: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class WireCounted:
     """How much came in since the start that was dropped, for the status."""
 
@@ -131,6 +138,7 @@ Event = (
     | EndOffsetsRead
     | TopicsLooked
     | GroupLooked
+    | KafkaSeen
     | WireCounted
     | StopRequested
     | ResignRequested

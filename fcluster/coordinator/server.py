@@ -45,8 +45,10 @@ from fcluster.common.discovery import (
 )
 from fcluster.common.errors import FclusterError, KafkaUnavailable, SettingsError
 from fcluster.common.health import health_port
+from fcluster.common.ids import journal_topic, transactional_ids
 from fcluster.common.job import Job
 from fcluster.common.kafka_clients import Admin, broker_setting, create_output_topic, end_offsets
+from fcluster.common.kafka_watch import Concern, KafkaWatch
 from fcluster.common.ports import reserve_for_process
 from fcluster.common.processes import process_space
 from fcluster.common.reach import announced_address
@@ -85,6 +87,11 @@ STATUS_WAIT_S = 2.0
 TOPIC_WATCH_END_S = 5.0
 SUCCESSOR_S = 2.0
 SUCCESSOR_POLL_S = 0.05
+KAFKA_WAITS_MS = 2_000
+"""An epoch or take-over that is under way for longer may wait for Kafka: then somebody looks."""
+KAFKA_TROUBLED_S = 10.0
+"""So does one whose worker has lost a transaction, or a slot that couldn't be fenced, for so long."""
+KAFKA_WATCH_NOTED_S = 0.5
 ABSENCE_S = 2.0
 """A turn of the loop that took so long shows that the process was away."""
 EXIT_INTERRUPTED = 130
@@ -433,6 +440,11 @@ class _Shell:
             post=self.post,
             in_doubt=lambda: self._core.topics_in_doubt,
         )
+        self._kafka_watch = KafkaWatch(
+            terms.settings, self._concern, lambda said: self.post(events.KafkaSeen(tuple(said)))
+        )
+        self._watch_due_s = self._troubled_until_s = 0.0
+        self._troubles_counted = 0
 
     def post(self, event: Event) -> None:
         """Hand an event to the loop; from any thread, and from signal handlers."""
@@ -514,8 +526,32 @@ class _Shell:
         if self._publisher.is_wanted:
             self._feed(self._wire_counted())
             self._publisher.publish(self._core.status())
+        self._watch_kafka_if_needed()
         if self._truncation.is_due():
             self._in_background(self._truncation.run, self._core.committed_offsets())
+
+    def _concern(self) -> Concern:
+        """What the job needs of Kafka; in the watch's thread."""
+        topology = self._topology
+        topics = {topic.name for topic in (*topology.sources, *topology.outputs)}
+        topics |= {stage.source.name for stage in topology.stages}
+        topics |= {stage.changelog for stage in topology.stages if stage.changelog is not None}
+        topics.add(journal_topic(topology.job))
+        ids = [name for slot in list(self._core.slots) for name in transactional_ids(topology.job, slot)]
+        return Concern(frozenset(topics), topology.job, tuple(ids))
+
+    def _watch_kafka_if_needed(self) -> None:
+        """Only while something takes longer than it should, or workers have just lost transactions."""
+        now_s = time.monotonic()
+        if now_s < self._watch_due_s:
+            return
+        self._watch_due_s = now_s + KAFKA_WATCH_NOTED_S
+        counters = self._core.counters
+        counted = counters.resets + counters.fence_failures
+        if counted > self._troubles_counted:
+            self._troubles_counted, self._troubled_until_s = counted, now_s + KAFKA_TROUBLED_S
+        waits = self._core.waits_ms(_now_ms()) >= KAFKA_WAITS_MS
+        self._kafka_watch.note(waiting=waits or now_s < self._troubled_until_s)
 
     def _notice_absence(self) -> None:
         """Who was stopped or swapped out may have been deposed meanwhile; the journal knows."""
@@ -637,6 +673,7 @@ class _Shell:
             entries = {LEADER_KEY: None, ENDED_KEY: end, ENDING_KEY: None}
             self._journal_thread.write(events.WriteJournal(0, entries))
         self._processes.close()
+        self._kafka_watch.close()
         self._fencer.close()
         self._duties.shutdown(wait=False, cancel_futures=True)
         self._journal_thread.close()

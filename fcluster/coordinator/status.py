@@ -49,6 +49,7 @@ def describe(
         "interval_ms": max((session.interval_ms for session in sessions), default=-1),
         "oldest_open_epoch": _oldest_open_epoch(sessions, now_ms),
         "longest_record": _longest_record(sessions, now_ms),
+        "kafka_troubles": list(cluster.kafka_troubles),
         "expected_workers": cluster.terms.expected_workers,
         "workers": [
             _worker(session, shards_of.get(session.slot, 0), now_ms)

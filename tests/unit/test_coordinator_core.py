@@ -1387,3 +1387,34 @@ def test_shard_whose_handler_hung_comes_with_the_record_and_how_often_until_it_i
     assert known[held].times == 1
     first.committed(0, False, messages.ShardStatus(held, 7, 7, -1, False, 1))
     assert known == {}
+
+
+# --- waiting for Kafka --------------------------------------------------------------------------------
+
+
+def test_what_kafka_lacks_stands_in_the_status_until_it_is_over() -> None:
+    harness, _ = cluster()
+    harness.feed(events.KafkaSeen(("waiting for Kafka: partition in/0 has no leader (3 s)",)))
+    assert harness.core.status()["kafka_troubles"] == [
+        "waiting for Kafka: partition in/0 has no leader (3 s)"
+    ]
+    harness.feed(events.KafkaSeen(()))
+    assert harness.core.status()["kafka_troubles"] == []
+
+
+def test_core_says_for_how_long_an_epoch_or_a_take_over_is_under_way() -> None:
+    harness, (w0, w1) = cluster()
+    assert harness.core.waits_ms(harness.now_ms) == 0
+    w0.dirty()
+    epoch = w0.barrier
+    harness.pass_ms(700)
+    assert harness.core.waits_ms(harness.now_ms) == 700
+    w0.prepared(epoch)
+    w0.committed(epoch)
+    assert harness.core.waits_ms(harness.now_ms) == 0
+    w0.disconnect()
+    w0.process_ends()
+    harness.pass_ms(300)
+    assert harness.core.waits_ms(harness.now_ms) >= 300
+    w1.running()
+    assert harness.core.waits_ms(harness.now_ms) == 0

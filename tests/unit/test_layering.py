@@ -44,6 +44,7 @@ PURE_NAMES = {
     "positions",
     "topic_ids",
     "topics",
+    "torn",
 }
 PURE_FOLDERS = {"engine"}
 IMPURE = {

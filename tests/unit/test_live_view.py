@@ -307,3 +307,15 @@ def test_stopped_shard_with_a_hostile_reason_is_shown_in_one_bounded_line() -> N
     assert len(lines) == 1
     assert len(lines[0]) < 1_300
     assert "\x1b" not in lines[0]
+
+
+def test_what_of_kafka_is_waited_for_is_shown_with_who_holds_the_epoch_back() -> None:
+    said = "waiting for Kafka: partition flights/3 has no leader (12 s)"
+    oldest = {"epoch": 9, "age_ms": 13_000, "waiting_for": ["slot 0 (preparing)"]}
+    troubled = document(kafka_troubles=[said, 7, "x" * 10_000], oldest_open_epoch=oldest)
+    shown = " ".join(printed(troubled).split())
+    assert said in shown
+    assert "held back by slot 0 (preparing)" in shown
+    assert said in summary_line(troubled, 0)
+    assert len(summary_line(troubled, 0)) < 1_000
+    assert "waiting for Kafka" not in printed(document())
