@@ -181,14 +181,13 @@ def _troubles(look: Look, concern: Concern) -> Iterable[_Trouble]:
             continue
         name = f"partition {topic}/{number}" + (f", with {kept[place]}," if place in kept else "")
         away |= {node for node in seen.replicas if node not in look.brokers}
-        needed = look.in_sync_min.get(topic, 0)
+        # Kafka doesn't ask for more than there are.
+        needed = min(look.in_sync_min.get(topic, 0), len(seen.replicas))
         if seen.leader < 0 or seen.leader not in look.brokers:
             yield _Trouble("no leader", f"{name} has no leader")
         elif len(seen.in_sync) < needed:
-            yield _Trouble(
-                "in sync",
-                f"{name} has {len(seen.in_sync)} replicas in sync, and needs {needed} to be written",
-            )
+            in_sync = f"{len(seen.in_sync)} of {len(seen.replicas)} replicas in sync"
+            yield _Trouble("in sync", f"{name} has {in_sync}, and needs {needed}")
     for node in sorted(away):
         yield _Trouble("away", f"broker {node} is away")
 

@@ -69,6 +69,7 @@ def test_partition_without_a_leader_is_named_while_the_job_waits_for_it(
             wait_until(lambda: f"broker {victim} is away" in troubles(), "so is the broker", 60)
         finally:
             kafka_cluster.resume_node(victim)
+        brokers.wait_whole(servers)  # else it is this test's own reader that finds no leader
         wait_until(lambda: outputs() == 200, "the other outputs", 120)
         wait_until(lambda: troubles() == "", "nothing is waited for any more", 60)
         cluster.assert_alive()

@@ -263,6 +263,8 @@ class Cluster:
         self.strikes.clear()
         for disk in self.disks:
             disk.full = False
+        if world.brokers is not None:
+            world.brokers.heal()
         for coordinator in self.living_coordinators:
             coordinator.kafka_cut_until_ms = 0
             coordinator.resume()

@@ -17,6 +17,7 @@ from fcluster.common.positions import decode_position
 from fcluster.coordinator import events
 from fcluster.coordinator.core import Coordinator
 from fcluster.coordinator.model import Terms
+from tests.simulation.brokers import GROUP
 from tests.simulation.counter_job import JOB
 from tests.simulation.worker_shell import shown
 from tests.simulation.world import Call, KafkaFailure, Process, Router, Sleep, Thread
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 EXIT_TEMPORARY = 75
 STANDBY = b"standby"
+JOURNAL = ("journal", 0)
 
 
 class SimCoordinator(Process):
@@ -74,13 +76,13 @@ class SimCoordinator(Process):
     def _lead(self) -> Thread:
         journal = self.kafka.journal
         try:
-            self._writer = yield Call("journal: begin", journal.begin)
+            self._writer = yield Call("journal: begin", journal.begin, place=JOURNAL)
             self.step("journal begun")
-            found = yield Call("journal: read", lambda: dict(journal.entries))
+            found = yield Call("journal: read", lambda: dict(journal.entries), place=JOURNAL)
             self.term = found.get("term", {"number": 0})["number"] + 1
-            yield Call("journal: term", self._write_term)
+            yield Call("journal: term", self._write_term, place=JOURNAL)
             self.step("term written")
-            epoch = yield Call("committed epoch", self._highest_committed_epoch)
+            epoch = yield Call("committed epoch", self._highest_committed_epoch, place=GROUP)
         except KafkaFailure as failure:
             self.exit(EXIT_TEMPORARY, f"can't lead: {failure}")
             return
@@ -208,7 +210,11 @@ class SimCoordinator(Process):
             entries.update(write.entries)
         self.step("before a journal write")
         try:
-            yield Call("journal: write", lambda: self.kafka.journal.write(self._writer, entries))
+            yield Call(
+                "journal: write",
+                lambda: self.kafka.journal.write(self._writer, entries),
+                place=JOURNAL,
+            )
         except KafkaFailure as failure:
             if "journal writer" in str(failure):
                 if self.core is not None and self.core.resignation is not None:
@@ -238,4 +244,8 @@ class SimCoordinator(Process):
     def fence_ids(self, slot: int) -> Thread:
         """Fence both ids of the slot."""
         for transactional_id in transactional_ids(JOB, slot):
-            yield Call("fence", lambda name=transactional_id: self.kafka.init_producer(name))
+            yield Call(
+                "fence",
+                lambda name=transactional_id: self.kafka.init_producer(name),
+                place=transactional_id,
+            )

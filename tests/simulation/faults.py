@@ -13,6 +13,7 @@ from random import Random
 
 from fcluster.common import messages
 from fcluster.coordinator import events
+from tests.simulation.brokers import Brokers, takes_part
 from tests.simulation.cluster import Cluster, Strike
 from tests.simulation.counter_job import SOURCE, Input, partition_of
 from tests.simulation.kafka_model import ABORTED, Producer
@@ -92,6 +93,9 @@ class _Brewer:
         if theme == "kafka":
             self._schedule(self.random.randint(0, 2), self._stop_kafka)
         self._schedule_hand_over()
+        if takes_part(self.world.seed):
+            self.world.brokers = Brokers(self.world)
+            self.world.brokers.schedule(self.duration_ms)
         if theme in ("coordinators", "everything"):
             self.cluster.misdirected_share = self.random.choice((0.0, 0.0, 0.3))
         self.world.note("world", "theme %s, %d inputs, %s", theme, inputs, self.cluster.settings)

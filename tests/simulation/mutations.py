@@ -36,8 +36,8 @@ from tests.simulation.coordinator_shell import SimCoordinator
 from tests.simulation.counter_job import JOB, Input
 from tests.simulation.kafka_model import Partition
 from tests.simulation.storage import SimStore
-from tests.simulation.worker_shell import FrozenEpoch, Runner, SimWorker, positions_of
-from tests.simulation.world import Call, KafkaFailure, Thread
+from tests.simulation.worker_shell import NOT_KNOWN, FrozenEpoch, Runner, SimWorker, positions_of
+from tests.simulation.world import BROKER_GONE, Call, KafkaFailure, Thread
 
 
 @dataclass(frozen=True)
@@ -446,6 +446,37 @@ class TruncatesUnverified(SimWorker):
         return newest.changelog_offset if newest is not None else None
 
 
+# --- several brokers ----------------------------------------------------------------------------------
+
+
+class UnknownEndTaken(SimWorker):
+    """Takes what a client answers for an end that it doesn't know for the end."""
+
+    def known(self, answer: int, partition: Partition) -> int:
+        return answer
+
+
+class UnknownPositionTaken(SimWorker):
+    """Takes a committed offset that the client doesn't know for one that was never committed."""
+
+    def are_known(self, found: dict[Partition, tuple[int, str] | None]) -> bool:
+        for partition, position in found.items():
+            if position == NOT_KNOWN:
+                found[partition] = None
+        return True
+
+
+class GuessesCommittedWhenMoved(GuessesCommitted):
+    """Takes a commit for done whose coordinator has moved: the next one will have it."""
+
+    def commit_failed(
+        self, effect: worker_events.CommitEpoch, sealed: FrozenEpoch, failure: KafkaFailure
+    ) -> Thread:
+        moved = BROKER_GONE in str(failure)
+        guess = super() if moved else super(GuessesCommitted, self)
+        yield from guess.commit_failed(effect, sealed, failure)
+
+
 # --- what the simulation has found in the product, put back -------------------------------------------
 
 
@@ -615,6 +646,15 @@ MUTATIONS = [
     ),
     Mutation("an order obeyed twice", 480, "owns", ObeysTwice),
     Mutation("copies begun before a former session's writes", 95, "a store of", CopiesBeforeWriting),
+    # On several brokers.
+    Mutation("an unknown end taken for a value", 117, "ends at epoch 0", UnknownEndTaken),
+    Mutation("an unknown position taken for none", 207, "committed is 0", UnknownPositionTaken),
+    Mutation(
+        "a commit taken as done when its coordinator moved",
+        127,
+        "which isn't committed",
+        GuessesCommittedWhenMoved,
+    ),
     # Combined, where one rule covers for the other.
     _both(NO_FENCE, UNSETTLED, 14, "the outputs should be []"),
     _both(ONE_ID_FENCED, UNSETTLED, 14, "the outputs should be"),

@@ -61,6 +61,16 @@ MUST_LAND = (
     "copy from nothing",
     "shard taken over warm",
     "input aborted",
+    "broker killed",
+    "broker stands still",
+    "leadership moved",
+    "all leaderships moved",
+    "stale metadata",
+    "request without a leader",
+    "request hangs at a broker",
+    "leader moved while a request was on its way",
+    "not known: committed",
+    "not known: ends",
 )
 """Each of these has to be part of the story somewhere, or the story proves less than it seems to."""
 

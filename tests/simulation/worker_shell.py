@@ -20,6 +20,7 @@ from fcluster.common import messages
 from fcluster.common.errors import FclusterError, StateDamaged
 from fcluster.common.ids import ShardId, transactional_ids
 from fcluster.common.messages import WorkerStats
+from fcluster.common.offsets import NotKnownYetError, known_offset
 from fcluster.common.positions import CommittedPosition, decode_position
 from fcluster.coordinator.events import ProcessEnded
 from fcluster.worker import core, events, model
@@ -27,6 +28,7 @@ from fcluster.worker.changelog import Delta, DeltaReader, encode_delta
 from fcluster.worker.restore_plan import Base, RestorePlan, RestoreRequest, plan_restore, stands_exactly
 from fcluster.worker.snapshots import Manifest, prune, truncation_offset, usable_manifests
 from fcluster.worker.state import ShardState, StoreMeta
+from tests.simulation.brokers import GROUP
 from tests.simulation.copies import PATIENCE_MS, SimTail
 from tests.simulation.counter_job import CHANGELOGS, JOB, SOURCES, STORES, Input, handle
 from tests.simulation.kafka_model import Partition, Producer
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
 
 DELTA_RECORD_BYTES_MAX = 120
 """Small, so that some deltas are cut into several records."""
+NO_OFFSET = -1001
+NOT_KNOWN = (NO_OFFSET, "not known yet")
 REST_POLL_MS = 5
 UNSETTLED_RETRY_MS = 20
 
@@ -142,7 +146,9 @@ class Writer:
         try:
             for transactional_id in self.ids:
                 producer = yield Call(
-                    "init", lambda name=transactional_id: kafka.init_producer(name, self.session)
+                    "init",
+                    lambda name=transactional_id: kafka.init_producer(name, self.session),
+                    place=transactional_id,
                 )
                 self.producers.append(producer)
         except KafkaFailure as failure:
@@ -160,6 +166,7 @@ class Writer:
             "produce",
             lambda: self.worker.kafka.append(producer, records, world.now_ms),
             self.lanes[self.turn],
+            place=records[0][0],
         )
         world.call(self.worker, call, self._acknowledged)
 
@@ -505,6 +512,8 @@ class SimWorker(Process):
             return
         delay_ms = self.world.latency_ms(self.world.timing.kafka_ms_max)
         open_ms = max(self.kafka_cut_until_ms, self.world.kafka_down_until_ms)
+        if self.world.brokers is not None:
+            delay_ms += self.world.brokers.way(self, runner.source).delay_ms
         self.later(delay_ms + max(0, open_ms - self.world.now_ms), self._fetched, runner)
 
     def _fetched(self, runner: Runner) -> None:
@@ -604,6 +613,7 @@ class SimWorker(Process):
                     "delta",
                     lambda records=records: self.kafka.append(sealed.producer, records, self.world.now_ms),
                     sealed.lane,
+                    place=partition,
                 )
                 frozen.changelog_next = offsets[-1] + 1
 
@@ -619,6 +629,7 @@ class SimWorker(Process):
             "offsets",
             lambda: self.kafka.send_offsets(sealed.producer, offsets, self.world.now_ms),
             sealed.lane,
+            place=GROUP,
         )
 
     def _commit_epoch(self, effect: events.CommitEpoch) -> None:
@@ -634,7 +645,12 @@ class SimWorker(Process):
         if not self.alive:
             return
         try:
-            yield Call("commit", lambda: self.kafka.commit(sealed.producer), sealed.lane)
+            yield Call(
+                "commit",
+                lambda: self.kafka.commit(sealed.producer),
+                sealed.lane,
+                place=sealed.producer.transactional_id,
+            )
         except KafkaFailure as failure:
             yield from self.commit_failed(effect, sealed, failure)
             return
@@ -712,14 +728,23 @@ class SimWorker(Process):
         sources = {shard: (SOURCES[shard.stage], shard.partition) for shard in shards}
         deadline_ms = self.world.now_ms + self.world.timing.request_timeout_ms
         while True:
-            found = yield Call("committed", lambda: self.settled_offsets(list(sources.values())))
-            if found is not None:
+            found = yield Call(
+                "committed",
+                lambda: self.settled_offsets(list(sources.values())),
+                place=GROUP,
+                unknown=dict.fromkeys(sources.values(), NOT_KNOWN),
+            )
+            if found is not None and self.are_known(found):
                 break
             if self.world.now_ms > deadline_ms:
                 raise KafkaFailure("the committed offsets don't settle")
             yield Sleep(UNSETTLED_RETRY_MS)
         for shard, source in sources.items():
             positions[shard] = None if found[source] is None else decode_position(*found[source])
+
+    def are_known(self, found: dict[Partition, tuple[int, str] | None]) -> bool:
+        """Whether the client knows what is committed; if not, it is asked again."""
+        return NOT_KNOWN not in found.values()
 
     def settled_offsets(self, sources: list[Partition]) -> dict[Partition, tuple[int, str] | None] | None:
         if any(self.kafka.offset_pending(source) for source in sources):
@@ -773,14 +798,25 @@ class SimWorker(Process):
     def settled_end(self, changelog: Partition) -> Thread:
         deadline_ms = self.world.now_ms + self.world.timing.request_timeout_ms
         while True:
-            stable, end = yield Call(
-                "ends", lambda: (self.kafka.last_stable_offset(changelog), self.kafka.end_offset(changelog))
+            answers = yield Call(
+                "ends",
+                lambda: (self.kafka.last_stable_offset(changelog), self.kafka.end_offset(changelog)),
+                place=changelog,
+                unknown=(NO_OFFSET, NO_OFFSET),
             )
-            if stable == end:
-                return end
+            try:
+                stable, end = (self.known(answer, changelog) for answer in answers)
+                if stable == end:
+                    return end
+            except NotKnownYetError:
+                pass  # it is asked again
             if self.world.now_ms > deadline_ms:
                 raise KafkaFailure(f"a transaction in {changelog} is still open")
             yield Sleep(UNSETTLED_RETRY_MS)
+
+    def known(self, answer: int, partition: Partition) -> int:
+        """An offset that a client has answered, by the product's own rule."""
+        return known_offset(answer, f"{partition[0]}/{partition[1]}")
 
     def _plan(
         self,
@@ -890,7 +926,7 @@ class SimWorker(Process):
         offset = self.truncation_offset(shard, meta.changelog_id)
         if offset:
             changelog = (CHANGELOGS[shard.stage], shard.partition)
-            yield Call("delete records", lambda: self.kafka.delete_before(changelog, offset))
+            yield Call("delete records", lambda: self.kafka.delete_before(changelog, offset), place=changelog)
             self.note("the changelog of %s begins at %d now", shard, offset)
             self.world.landed["changelog truncated"] += 1
         self.step("changelog truncated")

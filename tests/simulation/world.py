@@ -13,14 +13,16 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter, deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Hashable
 from dataclasses import dataclass
 from random import Random
 from typing import Any
 
+from tests.simulation.brokers import Brokers
 from tests.simulation.kafka_model import Busy, Fenced
 
 BUSY_RETRY_MS = 4
+BROKER_GONE = "its broker is gone"
 
 
 class Violation(AssertionError):  # noqa: N818  it is the finding, not a mishap
@@ -36,11 +38,17 @@ class Call:
     """A request to Kafka, yielded by a thread, which gets the result, or KafkaFailure thrown.
 
     Requests in the same `lane` are carried out in their order.
+
+    Attributes:
+        place: what has to have a leader (or coordinator) for it; None: any broker will do.
+        unknown: what the client answers when it doesn't know; None: it waits, or fails.
     """
 
     what: str
     operation: Callable[[], Any]
     lane: Lane | None = None
+    place: Hashable = None
+    unknown: Any = None
 
 
 @dataclass(slots=True)
@@ -91,6 +99,7 @@ class World:
         self.kafka_down_until_ms = 0
         self.transcript: list[str] | None = [] if recording else None
         self.landed: Counter[str] = Counter()
+        self.brokers: Brokers | None = None
         self.events = 0
         self._heap: list[tuple[int, int, Process | None, Callable[..., None], tuple[Any, ...]]] = []
         self._sequence = 0
@@ -158,7 +167,7 @@ class World:
 class _Request:
     """One request on its way to Kafka and back."""
 
-    __slots__ = ("answer", "answered", "call", "process", "sent_ms", "world")
+    __slots__ = ("answer", "answered", "call", "number", "process", "sent_ms", "world")
 
     def __init__(
         self, world: World, process: Process, call: Call, answer: Callable[[Any, KafkaFailure | None], None]
@@ -169,6 +178,8 @@ class _Request:
         self.answer = answer
         self.answered = False
         self.sent_ms = 0
+        self.number = -1
+        """Of the leadership it was sent to; -1: that doesn't matter."""
 
     def begin(self) -> None:
         world, timing = self.world, self.world.timing
@@ -179,6 +190,15 @@ class _Request:
         open_ms = max(self.process.kafka_cut_until_ms, world.kafka_down_until_ms)
         if open_ms > world.now_ms:
             delay_ms += open_ms - world.now_ms
+        if world.brokers is not None and self.call.place is not None:
+            way = world.brokers.way(self.process, self.call.place)
+            if way.unknown and self.call.unknown is not None:
+                world.landed[f"not known: {self.call.what}"] += 1
+                self._free_lane()
+                world.at(delay_ms, self.process, self._give, self.call.unknown, None)
+                return
+            self.number = way.number
+            delay_ms += way.delay_ms
         if world.stormy and world.chance(timing.request_failure_share):
             self._fail(delay_ms)
         elif delay_ms > timing.request_timeout_ms:
@@ -210,8 +230,32 @@ class _Request:
         self.answered = True
         world.at(patience_ms, self.process, self.answer, None, KafkaFailure("no answer"))
 
+    def _met_by_another_leader(self) -> bool:
+        """Whether its leader has moved meanwhile, so that something else becomes of it."""
+        world, number = self.world, self.number
+        if world.brokers is None or number < 0:
+            return False
+        self.number = -1
+        fate = world.brokers.fate(self.call.place, number)
+        patience_ms = max(0, self.sent_ms + world.timing.request_timeout_ms - world.now_ms)
+        if fate == "there":
+            return False
+        if fate == "again":
+            world.at(world.brokers.way(self.process, self.call.place).delay_ms, None, self._carry_out)
+            return True
+        world.note(self.process, "(its broker is gone, %s: %s)", fate, self.call.what)
+        if not self.answered:
+            self.answered = True
+            failure = KafkaFailure(f"{BROKER_GONE}, nobody knows what became of it")
+            world.at(patience_ms, self.process, self.answer, None, failure)
+        if fate == "lost":
+            self._free_lane()
+        return fate == "lost"
+
     def _carry_out(self) -> None:
         world = self.world
+        if self._met_by_another_leader():
+            return
         try:
             result = self.call.operation()
         except Busy:
@@ -262,6 +306,7 @@ class Process:
     def __init__(self, world: World, name: str) -> None:
         self.world = world
         self.name = name
+        self.began_ms = world.now_ms
         self.alive = True
         self.paused = False
         self.backlog: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()

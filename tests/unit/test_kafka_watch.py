@@ -67,7 +67,9 @@ def test_too_few_replicas_in_sync_are_told_where_the_minimum_is_known() -> None:
     look = with_partition(("out", 0), PartitionSeen(1, (1, 2, 3), (1,)))
     assert told(look) == []
     [said] = told(replace(look, in_sync_min={"out": 2}))
-    assert "partition out/0 has 1 replicas in sync, and needs 2 to be written" in said
+    assert "partition out/0 has 1 of 3 replicas in sync, and needs 2 (0 s)" in said
+    single = with_partition(("out", 0), PartitionSeen(1, (1,), (1,)))
+    assert told(replace(single, in_sync_min={"out": 2})) == [], "Kafka asks for no more than there are"
 
 
 def test_coordinators_without_a_broker_are_told_by_what_they_keep() -> None:

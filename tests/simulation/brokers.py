@@ -1,0 +1,192 @@
+"""Kafka as several brokers: who leads what, who coordinates whom, and what clients believe of it.
+
+Responsible for: leaders of partitions, coordinators of the group and of transactional ids on three brokers,
+and what becomes of a request when they move: it waits for an election; it goes to a broker that isn't the
+leader any more, because the client's metadata is old; it hangs at a broker that stands still; its connection
+dies while it is on its way, so that nobody knows whether it was carried out; or the client answers at once
+that it doesn't know (-1001 for an offset). What Kafka keeps is not touched: `kafka_model` says what a request
+does.
+
+One broker at a time is away, as with replication of 3 and two in sync nothing is lost then. It has a random
+stream of its own, and takes part in some seeds only, so that all others tell the story that they told
+without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from random import Random
+from typing import TYPE_CHECKING
+from zlib import crc32
+
+if TYPE_CHECKING:
+    from tests.simulation.world import Process, World
+
+BROKERS = 3
+GROUP = ("group",)
+METADATA_MS_MAX = 60
+BACKOFF_MS_MAX = 40
+UNKNOWN_SHARE = 0.7
+"""Of the requests without a leader, or by old metadata, that a client answers at once by not knowing."""
+
+ELECTION_MS = (20, 150, 600)
+AWAY_MS = (100, 700, 2000)
+STILL_MS = (50, 400, 1200)
+
+
+def takes_part(seed: int) -> bool:
+    """Whether Kafka is more than one broker in this seed: in three of twenty."""
+    return seed % 10 == 7 or seed % 20 == 9
+
+
+@dataclass(slots=True)
+class _Office:
+    """The leadership of a partition, or a coordinator's post.
+
+    `number` rises with each change, the last of which was at `changed_ms`; `from_ms` is when the broker takes
+    it up.
+    """
+
+    broker: int
+    number: int = 0
+    changed_ms: int = -1
+    from_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """What is in the way of a request.
+
+    Attributes:
+        delay_ms: until it arrives where it can be carried out.
+        unknown: whether the client answers at once that it doesn't know, if it may.
+        number: which leadership it was sent to.
+    """
+
+    delay_ms: int
+    unknown: bool
+    number: int
+
+
+class Brokers:
+    """Three brokers of a run."""
+
+    def __init__(self, world: World) -> None:
+        self.random = Random(f"brokers {world.seed}")
+        self._world = world
+        self._offices: dict[Hashable, _Office] = {}
+        self._refreshed_ms: dict[tuple[str, Hashable], int] = {}
+        self._away: int | None = None
+        self._still_until_ms = [0] * BROKERS
+
+    # --- faults ---------------------------------------------------------------------------------------
+
+    def schedule(self, duration_ms: int) -> None:
+        """Draw what happens to the brokers in the storm."""
+        faults = (self._kill, self._kill, self._stand_still, self._stand_still, self._move, self._move_all)
+        for _ in range(self.random.randint(2, 8)):
+            self._world.at(self.random.randrange(duration_ms), None, self.random.choice(faults))
+
+    def heal(self) -> None:
+        """All brokers are up, and everything has a leader."""
+        self._away = None
+        self._still_until_ms = [0] * BROKERS
+        for office in self._offices.values():
+            office.from_ms = min(office.from_ms, self._world.now_ms)
+
+    def _kill(self) -> None:
+        if not self._world.stormy or self._away is not None:
+            return
+        broker = self._away = self.random.randrange(BROKERS)
+        self._world.landed["broker killed"] += 1
+        self._world.note("world", "## broker %d is killed", broker)
+        # The session has to run out before anybody else leads.
+        self._vacate(broker, self.random.choice(ELECTION_MS))
+        self._world.at(self.random.choice(AWAY_MS), None, self._come_back, broker)
+
+    def _come_back(self, broker: int) -> None:
+        if self._away == broker:
+            self._away = None
+            self._world.note("world", "## broker %d is back", broker)
+            if self.random.random() < 0.5:  # preferred leaders are elected again
+                self._move_all()
+
+    def _stand_still(self) -> None:
+        if not self._world.stormy:
+            return
+        broker, duration_ms = self.random.randrange(BROKERS), self.random.choice(STILL_MS)
+        if broker == self._away:
+            return
+        self._world.landed["broker stands still"] += 1
+        self._world.note("world", "## broker %d stands still for %d ms", broker, duration_ms)
+        self._still_until_ms[broker] = self._world.now_ms + duration_ms
+        session_ms = self.random.choice((200, 2000))
+        if duration_ms > session_ms:
+            self._world.at(session_ms, None, self._vacate, broker, self.random.choice(ELECTION_MS))
+
+    def _move(self) -> None:
+        """Leadership of something moves, without any death."""
+        if self._world.stormy and self._offices:
+            office = self.random.choice(list(self._offices.values()))
+            self._hand(office, self.random.choice((0, 30)))
+            self._world.landed["leadership moved"] += 1
+
+    def _move_all(self) -> None:
+        if self._world.stormy:
+            for office in self._offices.values():
+                if self.random.random() < 0.7:
+                    self._hand(office, self.random.choice((0, 0, 30, 100)))
+            self._world.landed["all leaderships moved"] += 1
+
+    def _vacate(self, broker: int, election_ms: int) -> None:
+        for office in self._offices.values():
+            if office.broker == broker:
+                self._hand(office, election_ms)
+
+    def _hand(self, office: _Office, delay_ms: int) -> None:
+        others = [broker for broker in range(BROKERS) if broker not in (office.broker, self._away)]
+        office.broker = self.random.choice(others)
+        office.number, office.changed_ms = office.number + 1, self._world.now_ms
+        # A coordinator first loads what it is to coordinate.
+        office.from_ms = self._world.now_ms + delay_ms + self.random.choice((0, 0, 40))
+
+    # --- requests -------------------------------------------------------------------------------------
+
+    def way(self, process: Process, place: Hashable) -> Way:
+        """What is in the way of a request of this process that has to go to whoever leads `place`."""
+        world, office = self._world, self._office(place)
+        # What a client has learnt of all leaders at its start is what it knows, until it is told otherwise.
+        refreshed_ms = self._refreshed_ms.get((process.name, place), process.began_ms)
+        delay_ms, unknown = 0, False
+        if refreshed_ms < office.changed_ms:
+            self._refreshed_ms[process.name, place] = world.now_ms
+            world.landed["stale metadata"] += 1
+            delay_ms += 1 + self.random.randrange(METADATA_MS_MAX)
+            unknown = self.random.random() < UNKNOWN_SHARE
+        if office.from_ms > world.now_ms:
+            world.landed["request without a leader"] += 1
+            delay_ms = max(delay_ms, office.from_ms - world.now_ms) + self.random.randrange(BACKOFF_MS_MAX)
+            unknown = unknown or self.random.random() < UNKNOWN_SHARE
+        still_ms = self._still_until_ms[office.broker] - world.now_ms
+        if still_ms > delay_ms:
+            world.landed["request hangs at a broker"] += 1
+            delay_ms = still_ms
+        return Way(delay_ms, unknown, office.number)
+
+    def fate(self, place: Hashable, number: int) -> str:
+        """What became of a request on its way: "there", or, if the leader has moved since, also
+        "again" (sent to the next one), "lost", or "unanswered" (carried out)."""
+        if self._office(place).number == number:
+            return "there"
+        self._world.landed["leader moved while a request was on its way"] += 1
+        return self.random.choice(("again", "again", "lost", "unanswered"))
+
+    def _office(self, place: Hashable) -> _Office:
+        office = self._offices.get(place)
+        if office is None:
+            broker = crc32(repr(place).encode()) % BROKERS
+            if broker == self._away:
+                broker = (broker + 1) % BROKERS
+            office = self._offices[place] = _Office(broker)
+        return office
