@@ -580,7 +580,7 @@ BEFORE_FENCE = Mutation(
     coordinator_class=AssignsBeforeFence,
     covered_by=_PENDING_OFFSETS,
 )
-UNSETTLED = Mutation("offsets unsettled", 27, "the outputs should be []", UnsettledOffsets)
+UNSETTLED = Mutation("offsets unsettled", 443, "the outputs should be []", UnsettledOffsets)
 APPLIED_EARLY = Mutation(
     "layers applied before the commit",
     4,
