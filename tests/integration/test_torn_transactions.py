@@ -15,6 +15,7 @@ import orjson
 import pytest
 from confluent_kafka import Consumer, TopicPartition
 
+from fcluster.common.ids import changelog_topic
 from fcluster.common.kafka_clients import (
     begin_offsets,
     make_admin,
@@ -48,7 +49,7 @@ class Work:
     def __post_init__(self) -> None:
         self.settings = resolve({}, None, {}, {"bootstrap.servers": self.brokers})
         self.job, self.source, self.output = (f"{self.prefix}{name}" for name in ("job", "in", "out"))
-        self.changelog = f"{self.job}-{self.source}-changelog"
+        self.changelog = changelog_topic(self.job, self.source)
         for topic in (self.source, self.output):
             create_topic(self.brokers, topic, PARTITIONS)
         self.admin = make_admin(self.settings)
