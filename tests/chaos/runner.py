@@ -205,7 +205,11 @@ class Chaos:
 
         def flows() -> bool:
             self.cluster.assert_alive()
-            return all(newest > since_ns for newest in self.newest_ns().values())
+            newest = self.newest_ns()
+            assert len(newest) == PARTITIONS, (
+                f"the reader reads {sorted(newest)}, not {PARTITIONS} partitions"
+            )
+            return all(newest_ns > since_ns for newest_ns in newest.values())
 
         wait_until(flows, "committed output in all partitions", timeout_s, 0.05)
         return time.monotonic() - started_s

@@ -33,7 +33,13 @@ class LiveReader:
 
     def start(self) -> LiveReader:
         """Begin reading; returns once the reader has reached the topic's end of now."""
-        partitions = partitions_of(self._brokers, self.topic)
+        # A broker that hasn't heard of a new topic yet shows none of it: a reader of nothing would find no
+        # fault with anything.
+        deadline = time.monotonic() + 30
+        while not (partitions := partitions_of(self._brokers, self.topic)):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"no broker shows the topic {self.topic}")
+            time.sleep(0.05)
         self._seen = {partition: [] for partition in partitions}
         self._thread.start()
         self.wait_for(dict.fromkeys(partitions, 0), timeout_s=30)
