@@ -229,8 +229,8 @@ class Job:
         self.names = Names.new(source)
         self.ended_processes = 0
         self._brokers = brokers
-        self._first_session: int | None = None
-        self._last_session = 0
+        self._sessions: set[int] = set()
+        self._first_sessions = 0
         settings = dict(item.split("=", 1) for item in arguments.settings)
         self.cluster = Cluster(
             Path(__file__).with_name(JOBS[lane]),
@@ -259,21 +259,19 @@ class Job:
                     self.cluster.start_worker(int(name.rpartition("-")[2]))
 
     def look_at_sessions(self) -> None:
-        """Sessions are numbered one by one: what is above the first ones came after an end."""
+        """Every session has a number of its own: each new one came after the end of another."""
         try:
             numbers = [worker["session"] for worker in status_of(self._brokers, self.names.job)["workers"]]
         except Exception as error:  # noqa: BLE001  (nobody answers just now; the next look will tell)
             print(f"  {self.lane}: no status ({error})", flush=True)
             return
-        if numbers:
-            self._last_session = max(self._last_session, *numbers)
-            if self._first_session is None:
-                self._first_session = self._last_session
+        self._sessions.update(numbers)
+        self._first_sessions = self._first_sessions or len(self._sessions)
 
     @property
     def ended_sessions(self) -> int:
-        """So many sessions were begun again."""
-        return self._last_session - (self._first_session or self._last_session)
+        """So many sessions were begun again, as far as they still lasted at a look."""
+        return len(self._sessions) - self._first_sessions
 
     def lines(self, kind: re.Pattern[str]) -> list[str]:
         """Lines of that kind in the logs of all its processes."""
