@@ -123,6 +123,6 @@ def test_unknown_point_or_arm_is_an_error(armed: Armed) -> None:
 
 
 def test_every_point_of_the_table_is_in_the_code_exactly_once() -> None:
-    calls = re.compile(r'failpoints\.reach\(\s*"([^"]+)"')
+    calls = re.compile(r'(?:failpoints\.reach\(\s*|\bfailpoint=)"([^"]+)"')
     found = [name for path in PACKAGE.rglob("*.py") for name in calls.findall(path.read_text("utf-8"))]
     assert sorted(found) == sorted(POINTS)
