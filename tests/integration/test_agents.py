@@ -286,6 +286,7 @@ def test_agent_that_never_met_the_coordinator_ends_with_its_workers_when_the_job
 ) -> None:
     coordinator = site.coordinator()
     agent = site.agent("a", 2, late="agent")
+    site.wait_for(lambda status: len(status["workers"]) == 2, "both workers have joined")
     site.assert_exact()  # the workers are at work
     assert site.status()["agents"] == []
     with site.admin() as client:
