@@ -24,6 +24,7 @@ import orjson
 from fcluster.common.errors import FclusterError, KafkaUnavailable, MissingTopic
 from fcluster.common.ids import colliding_topic
 from fcluster.common.kafka_troubles import Trouble, trouble_of
+from fcluster.common.offsets import known_offset
 
 CONSUME_BATCH_MAX = 1_000
 DELIVERY_TIMEOUT_S = 60.0
@@ -241,12 +242,17 @@ def start_offsets(
     """
     from confluent_kafka import TopicPartition
 
+    from fcluster.common.kafka_clients import ATTEMPT_TIMEOUT_S, ask_until_known
+
+    def ask(partition: int) -> int:
+        at = TopicPartition(topic, partition)
+        low, high = consumer.get_watermark_offsets(at, timeout=ATTEMPT_TIMEOUT_S) or (None, None)
+        return known_offset(low if from_beginning else high, f"{topic}/{partition}")
+
     offsets: dict[int, int] = {}
     for partition in partitions:
-        low, high = consumer.get_watermark_offsets(
-            TopicPartition(topic, partition), timeout=METADATA_TIMEOUT_S
-        )
-        offsets[partition] = low if from_beginning else high
+        # The leader of a topic that has just been made, or has moved, isn't the one that is asked first.
+        offsets[partition] = ask_until_known(partial(ask, partition), METADATA_TIMEOUT_S)
     return offsets
 
 

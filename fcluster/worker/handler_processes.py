@@ -31,7 +31,7 @@ from fcluster.worker import process_guard
 
 EXIT_FORKED = 70
 """Of a forked child that came back from the handler as if it were the worker."""
-_GUARD = str(Path(process_guard.__file__))
+_GUARD_FILE = str(Path(process_guard.__file__))
 _STARTS = frozenset({"subprocess.Popen", "os.posix_spawn", "os.system", "os.fork", "os.forkpty"})
 _STARTERS = (
     "multiprocessing.popen_fork",
@@ -47,6 +47,8 @@ is_forked = False
 """Whether this process is a forked child of a worker, and not the worker."""
 
 _worker_pid = 0
+_guard: subprocess.Popen[bytes] | None = None
+"""Kept: dropping it while it runs is a ResourceWarning."""
 _guard_input = -1
 _guard_wanted = threading.Lock()
 _ports: set[int] = set()
@@ -104,7 +106,7 @@ def _audit(event: str, arguments: tuple[Any, ...]) -> None:
 
 
 def _start_guard() -> None:
-    global _guard_input
+    global _guard, _guard_input
     if os.getpid() != _worker_pid or not _guard_wanted.acquire(blocking=False):
         return  # it runs, or is being started; its own start is one of those that are told
     reading, _guard_input = os.pipe2(os.O_CLOEXEC)
@@ -112,8 +114,8 @@ def _start_guard() -> None:
     leads_session = os.getsid(0) == _worker_pid
     mark = os.environ[process_guard.ENVIRONMENT_VARIABLE]
     try:
-        subprocess.Popen(
-            [sys.executable, "-I", "-S", _GUARD, str(_worker_pid), mark, "1" if leads_session else "0"],
+        _guard = subprocess.Popen(
+            [sys.executable, "-I", "-S", _GUARD_FILE, str(_worker_pid), mark, "1" if leads_session else "0"],
             stdin=reading,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 from fcluster import groundwork, local_kafka, up
 from fcluster.cli import Session, commands
 from fcluster.common.errors import FclusterError, KafkaUnavailable
+from fcluster.worker import handler_processes
 
 ALL_COMMANDS = (
     ["up"],
@@ -24,6 +25,7 @@ ALL_COMMANDS = (
     ["coordinator"],
     ["drain"],
     ["scale"],
+    ["reset"],
     ["worker"],
 )
 
@@ -33,6 +35,8 @@ def _in_an_empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.chdir(tmp_path)
     # It would leave a handler behind that writes to the closed stream of a finished test.
     monkeypatch.setattr(groundwork, "start_logging", lambda _level: None)
+    # It would make this process a worker for good, whose next child is watched by a guard.
+    monkeypatch.setattr(handler_processes, "prepare", lambda: None)
     for name in list(os.environ):
         if name.startswith("FCLUSTER_"):
             monkeypatch.delenv(name)

@@ -5,7 +5,7 @@ import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException
@@ -233,6 +233,21 @@ def test_consume_from_the_beginning_begins_at_the_oldest_record() -> None:
     consumer = FakeConsumer()
     consume(consumer, from_beginning=True)
     assert consumer.assigned == {0: 10, 1: 11}
+
+
+def test_consume_asks_again_where_a_new_topic_has_no_leader_yet_or_the_answer_says_nothing() -> None:
+    class Fresh(FakeConsumer):
+        answers: ClassVar[list[Any]] = [KafkaError.NOT_LEADER_FOR_PARTITION, None, (-1001, -1001)]
+
+        def get_watermark_offsets(self, partition: Any, timeout: float) -> Any:
+            answer = self.answers.pop(0) if self.answers else (10, 90)
+            if isinstance(answer, int):
+                raise KafkaException(KafkaError(answer))
+            return answer
+
+    consumer = Fresh()
+    consume(consumer)
+    assert consumer.assigned == {0: 90, 1: 90}
 
 
 def test_consume_ends_after_the_wanted_number_of_records() -> None:
