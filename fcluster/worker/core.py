@@ -26,6 +26,8 @@ shell reports once a batch which shards they dirtied.
 from __future__ import annotations
 
 from fcluster.common import messages
+from fcluster.common.ids import ShardId
+from fcluster.engine.failure import Failure
 from fcluster.worker import events
 from fcluster.worker.departure import Departure
 from fcluster.worker.epochs import Epochs
@@ -41,7 +43,11 @@ from fcluster.worker.model import (
     ShardPhase,
     StopRecord,
 )
+from fcluster.worker.pieces import Replays
 from fcluster.worker.situation import Situation
+
+CONDEMNATIONS_MAX = 8
+"""A record that was condemned so often for one topic or step, and is refused still, stops the job."""
 
 
 class WorkerCore:
@@ -57,6 +63,8 @@ class WorkerCore:
         self._holdings = Holdings(self.situation, self._departure)
         self._epochs = Epochs(self.situation)
         self._hello_sent_ms = now_ms - bounds.hello_retry_ms
+        self._replays = Replays()
+        self._held: events.OpenProducers | None = None
 
     @property
     def orders_heard(self) -> int:
@@ -97,6 +105,8 @@ class WorkerCore:
                 self._on_restore_failed(event)
             case events.TransactionFailed():
                 self._on_transaction_failed(event)
+            case events.EpochFailed():
+                self._on_epoch_failed(event)
             case events.HandlerFailed():
                 self._on_handler_failed(event)
             case events.StopRecordReached():
@@ -116,6 +126,7 @@ class WorkerCore:
         overdue = hello_age_ms >= self._now.bounds.hello_retry_ms
         if self._now.phase is Phase.JOINING and self._now.connected and overdue:
             self._say_hello()
+        self._open_held()
         self._epochs.pause_if_unheard()
         self._epochs.refresh_offsets_if_due()
         if self._now.leaving:
@@ -246,7 +257,14 @@ class WorkerCore:
         self._now.log(
             "info", f"joined as slot {message.slot}, session {message.session}, term {message.term}"
         )
-        self._now.add(events.OpenProducers(message.session, message.slot, message.internal_topics))
+        self._held = events.OpenProducers(message.session, message.slot, message.internal_topics)
+        self._open_held()
+
+    def _open_held(self) -> None:
+        """Begin the replay, if it has waited long enough. The session is there already: others know of it."""
+        if self._held is not None and self._now.now_ms >= self._replays.due_ms:
+            self._now.add(self._held)
+            self._held = None
 
     def _on_refused(self, message: messages.Refused) -> None:
         if self._now.phase is not Phase.JOINING:
@@ -276,6 +294,7 @@ class WorkerCore:
 
     def _on_epoch_committed(self, event: events.EpochCommitted) -> None:
         if self._epochs.committed(event):
+            self._replays.committed()
             self._holdings.release()
             self._holdings.report_stop_records()
             self._departure.finish_drain()
@@ -286,8 +305,47 @@ class WorkerCore:
         if event.session != self._now.session:
             self._now.log("info", f"of session {event.session}, which is over: {event.reason}")
         elif self._now.session:
+            times = self._replays.failed(event.reason, self._now.now_ms)
+            if event.unexpected and times >= self._now.bounds.epoch_failures_max:
+                reason = f"an epoch failed {times} times in a row (epoch.failures.max): {event.reason}"
+                self._now.log("error", reason)
+                self._now.send(messages.WorkerFailed(self._now.session, reason))
+                return
             self._now.log("warning", f"{event.reason}; replaying from the committed offsets")
             self._reset()
+
+    def _on_epoch_failed(self, event: events.EpochFailed) -> None:
+        """Replay in smaller pieces until one record stands alone; that is condemned then."""
+        if event.session != self._now.session or not self._now.session:
+            return
+        failed = self._now.in_flight or self._now.open
+        # Without a bound on epochs, it may as well be the open one behind the one in flight.
+        record = event.record or (failed.lone if self._now.pieces.records_max is not None else None)
+        if record is not None:
+            shard, offset = record
+            self._now.log("warning", f"the record at offset {offset} of {shard}: {event.failure.reason}")
+            self._condemn(shard, offset, event.failure)
+            self._now.pieces.condemned()
+        else:
+            self._now.pieces.failed(failed.records)
+            self._now.log(
+                "warning",
+                f"{event.failure.reason}; replaying at most {self._now.pieces.records_max} records at a time "
+                "to find the one that leads to it",
+            )
+        self._reset()
+
+    def _condemn(self, shard: ShardId, offset: int, failure: Failure) -> None:
+        before = [
+            one
+            for at, one in self._now.condemned.get(shard, ())
+            if at == offset and (one.topic, one.step) == (failure.topic, failure.step)
+        ]
+        if (failure.topic or failure.step) and len(before) < CONDEMNATIONS_MAX:
+            self._now.condemn(shard, offset, failure)
+        else:
+            reason = f"the record at offset {offset} of {shard}: {failure.reason}"
+            self._holdings.stop_records[shard] = StopRecord(offset, reason)
 
     def _on_restore_failed(self, event: events.RestoreFailed) -> None:
         if event.session != self._now.session:
@@ -302,7 +360,10 @@ class WorkerCore:
         """The open epoch holds half a record: abort it, replay, and stop before that record."""
         if event.session != self._now.session:
             return
-        self._holdings.stop_records[event.shard] = StopRecord(event.offset, event.reason)
+        if event.failure is not None and event.failure.topic:
+            self._condemn(event.shard, event.offset, event.failure)
+        else:
+            self._holdings.stop_records[event.shard] = StopRecord(event.offset, event.reason)
         self._now.log("error", event.reason)
         self._reset()
 
@@ -320,6 +381,7 @@ class WorkerCore:
         self._holdings.forget()
         self._epochs.forget()
         self._now.producers_ready = False
+        self._held = None
         self._now.session = 0
         self._now.phase = Phase.JOINING
         if self._now.leaving:

@@ -33,7 +33,12 @@ class Epochs:
         """A batch was processed."""
         self._now.open.shards |= event.shards
         self._now.open.records += event.records
-        self._now.backlog = event.backlog
+        self._now.open.lone = None
+        if self._now.open.records == 1 and len(event.shards) == 1 and event.newest is not None:
+            (shard,) = event.shards
+            self._now.open.lone = (shard, event.newest)
+        # A small piece is to be committed at once.
+        self._now.backlog = event.backlog and self._now.pieces.records_max is None
         self.report_dirty()
         if self._now.open.records >= self._now.bounds.epoch_records_max:
             self._pause(f"the open epoch holds {self._now.open.records} records")
@@ -96,7 +101,10 @@ class Epochs:
         if not self._now.open.dirty:
             self._now.send(messages.Prepared(self._now.session, message.epoch, 0, 0.0, False))
             return
-        self._now.in_flight = InFlight(message.epoch, EpochPhase.PREPARING, frozenset(self._now.open.shards))
+        opened = self._now.open
+        self._now.in_flight = InFlight(
+            message.epoch, EpochPhase.PREPARING, frozenset(opened.shards), opened.records, opened.lone
+        )
         self._now.open = OpenEpoch()
         self._now.add(events.PrepareEpoch(self._now.session, message.epoch, self._now.in_flight.shards))
 
@@ -129,6 +137,8 @@ class Epochs:
         """The transaction is committed; whether it is of the epoch that is in flight."""
         if self._flight(event.session, event.epoch, EpochPhase.COMMITTING) is None:
             return False
+        assert self._now.in_flight is not None
+        self._now.pieces.committed(self._now.in_flight.records)
         self._now.in_flight = None
         for shard, position in event.positions.items():
             self._now.shards[shard].position = position

@@ -71,11 +71,15 @@ class RestoreFailed:
 
 @dataclass(frozen=True, slots=True)
 class RecordsProcessed:
-    """A batch was processed in the open epoch; `shards` are those it touched."""
+    """A batch was processed in the open epoch; `shards` are those it touched.
+
+    `newest`: the offset of the newest record, if `shards` is one shard and epochs are bounded by `pieces`.
+    """
 
     shards: frozenset[ShardId]
     records: int
     backlog: bool
+    newest: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,20 +104,41 @@ class EpochCommitted:
 
 @dataclass(frozen=True, slots=True)
 class TransactionFailed:
-    """A producer, a transaction or its outcome is lost. Why doesn't matter: the remedy is the same."""
+    """A producer, a transaction or its outcome is lost. Why doesn't matter: the remedy is the same.
+
+    `unexpected`: nothing that is known to pass by itself.
+    """
 
     session: int
     reason: str
+    unexpected: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class EpochFailed:
+    """An epoch can't be committed because of what one of its records did: an output that Kafka refuses, a
+    state that can't be kept.
+
+    `record`: shard and offset, where the shell knows them already.
+    """
+
+    session: int
+    failure: Failure
+    record: tuple[ShardId, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class HandlerFailed:
-    """A handler raised in the midst of a record, so the open epoch holds a part of that record's effects."""
+    """A handler raised in the midst of a record, so the open epoch holds a part of that record's effects.
+
+    `failure`: what the record is to be condemned with, if that is more than `reason`.
+    """
 
     session: int
     shard: ShardId
     offset: int
     reason: str
+    failure: Failure | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +198,7 @@ Event = (
     | EpochFlushed
     | EpochCommitted
     | TransactionFailed
+    | EpochFailed
     | HandlerFailed
     | StopRecordReached
     | JobBroken

@@ -90,19 +90,25 @@ class OwnedShard:
 
 @dataclass(slots=True)
 class InFlight:
-    """The epoch between its barrier and its commit. `shards` have something in it."""
+    """The epoch between its barrier and its commit. `shards` have something in it.
+
+    `records` and `lone`: see `OpenEpoch`.
+    """
 
     epoch: int
     phase: EpochPhase
     shards: frozenset[ShardId]
+    records: int = 0
+    lone: tuple[ShardId, int] | None = None
 
 
 @dataclass(slots=True)
 class OpenEpoch:
-    """What was processed since the last barrier."""
+    """What was processed since the last barrier. `lone`: the only record of it, if that is known."""
 
     shards: set[ShardId] = field(default_factory=lambda: set[ShardId]())
     records: int = 0
+    lone: tuple[ShardId, int] | None = None
     reported: bool = False
 
     @property
@@ -133,6 +139,7 @@ class Bounds:
     coordinator_loss_ms: int
     offset_refresh_ms: int
     hello_retry_ms: int = 1000
+    epoch_failures_max: int = 10
     leave_timeout_ms: int = 20_000
     """Waiting for the shards to move away, when the worker is leaving."""
     last_commit_timeout_ms: int = 30_000

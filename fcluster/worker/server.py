@@ -35,6 +35,7 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Executor
+from itertools import islice
 from operator import length_hint
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message
 from fcluster import __version__
 from fcluster.common import failpoints, messages
 from fcluster.common.discovery import Leader
-from fcluster.common.errors import FclusterError, one_line
+from fcluster.common.errors import FclusterError, ProcessingError, one_line
 from fcluster.common.failures import bounded_text
 from fcluster.common.health import health_port
 from fcluster.common.ids import ShardId
@@ -61,7 +62,7 @@ from fcluster.common.seeking import LeaderSeeker
 from fcluster.common.settings import Settings, with_settings
 from fcluster.common.topology import Isolation, Topology
 from fcluster.common.transport import DealerTransport
-from fcluster.engine.failure import UnkeptStateError
+from fcluster.engine.failure import Failure, UnkeptStateError
 from fcluster.worker import core, events, handler_processes, model
 from fcluster.worker.changelog import Delta, encode_delta
 from fcluster.worker.chunks import Chunks
@@ -155,6 +156,7 @@ class Worker:
             epoch_records_max=settings.epoch_records_max,
             coordinator_loss_ms=settings.coordinator_loss_bound_ms,
             offset_refresh_ms=settings.offset_refresh_interval_ms,
+            epoch_failures_max=settings.epoch_failures_max,
             leave_timeout_ms=settings.worker_leave_timeout_ms,
             last_commit_timeout_ms=settings.checkpoint_timeout_ms,
             leader_patience_ms=settings.session_timeout_ms,
@@ -218,7 +220,7 @@ class Worker:
                     self._health.turned(self._turn_bound_s)
                     self._take_events()
                     self._tick_if_due()
-                    if self._chunks and not self._paused and self._exit is None:
+                    if self._chunks and not self._holds_still and self._exit is None:
                         self._process_chunk()
                         for idle in self._chunks.idle():
                             self._on_idle(idle)
@@ -256,7 +258,7 @@ class Worker:
 
     def _take_events(self) -> None:
         """Handle what has happened; waits for something if there are no records to process."""
-        waiting = not self._chunks or self._paused
+        waiting = not self._chunks or self._holds_still
         self._interrupts.clear()
         try:
             item = self._inbox.get(waiting, self._settings.heartbeat_interval_ms / 1000)
@@ -269,6 +271,11 @@ class Worker:
                 item = self._inbox.get_nowait()
             except queue.Empty:
                 return
+
+    @property
+    def _holds_still(self) -> bool:
+        """Whether nothing is processed for now, whatever was read."""
+        return self._paused or self._core.situation.waits_for_commit()
 
     @property
     def _hang_bound_s(self) -> float:
@@ -430,12 +437,17 @@ class Worker:
     def _process(self, chunk: Sequence[Message], batch: Batch) -> int:
         """Process a chunk; returns how many of its last records still have to be, as something came up."""
         current = chunk
-        if batch.generation < self._newest_generation[batch.reader]:
+        records_max = self._core.situation.pieces.records_max
+        if records_max is not None or batch.generation < self._newest_generation[batch.reader]:
             current = self._current(chunk, batch.generation)
         remaining = iter(current)
         waiting = len(current)
         while True:
-            failure = self._run_records(remaining)
+            if records_max is None:
+                failure = self._run_records(remaining)
+            else:
+                room = records_max - self._core.situation.open.records
+                failure = self._run_records(islice(remaining, room))
             left = length_hint(remaining)
             processed, waiting = waiting - left, left
             self._records_in += processed
@@ -444,13 +456,19 @@ class Worker:
             self._note_read(dirty)
             if dirty:
                 backlog = batch.full or self._chunks.backlog
-                self._feed(events.RecordsProcessed(dirty, processed, backlog))
+                newest = None
+                if records_max is not None and len(dirty) == 1:
+                    newest = self._runners[next(iter(dirty))].last.offset()
+                self._feed(events.RecordsProcessed(dirty, processed, backlog, newest))
             if failure is None:
                 return left if current is chunk or not left else _left_of(chunk, next(remaining))
             with self._watchdog.bounded(f"handling {type(failure).__name__}", self._hang_bound_s):
                 self._feed(failure)
             if not isinstance(failure, events.StopRecordReached):
                 return 0  # everything since the last commit is going to be processed anew
+            if records_max is not None:
+                # Those of the shard that stopped are no records of the piece: they are left out next time.
+                return _left_of(chunk, next(remaining)) if left else 0
 
     def _note_read(self, shards: frozenset[ShardId]) -> None:
         for shard in shards:
@@ -482,11 +500,13 @@ class Worker:
         except UnreadableRecordError as error:
             return events.StopRecordReached(session, _shard_of(runner), message.offset(), error.reason)
         except HandlerError as error:
-            return events.HandlerFailed(session, _shard_of(runner), message.offset(), error.reason)
+            shard = _shard_of(runner)
+            return events.HandlerFailed(session, shard, message.offset(), error.reason, error.failure)
         except UnkeptStateError as error:
-            return events.JobBroken(session, error.reason)
+            failure = Failure(error.reason, step=error.step)
+            return events.EpochFailed(session, failure, self._only_record(runner, message))
         except TransactionLostError as error:
-            return _lost(session, error)
+            return _lost(session, error, self._only_record(runner, message))
         except LOCAL_TROUBLE as error:
             return events.WorkerBroken(one_line(error))
         except (KafkaException, RecordError) as error:
@@ -495,6 +515,13 @@ class Worker:
         finally:
             watch.record = None
         return None
+
+    def _only_record(self, runner: Any, message: Any) -> tuple[ShardId, int] | None:
+        """Shard and offset of the record at hand, if no other can be in the open epoch."""
+        situation = self._core.situation
+        if runner is None or situation.pieces.records_max != 1 or situation.open.records:
+            return None
+        return _shard_of(runner), message.offset()
 
     def _current(self, chunk: Sequence[Message], generation: int) -> list[Message]:
         """Without the records that were fetched before their partition was rewound or given up."""
@@ -680,6 +707,11 @@ class Worker:
         except TransactionLostError as error:
             self._post(_lost(effect.session, error))
             return
+        except ProcessingError as error:
+            found = (self._runners[shard].find_unkept() for shard in sorted(effect.shards))
+            failure = next((one for one in found if one is not None), Failure(one_line(error)))
+            self._post(events.EpochFailed(effect.session, failure))
+            return
         except FclusterError as error:
             self._post(events.JobBroken(effect.session, one_line(error)))
             return
@@ -779,7 +811,8 @@ class Worker:
             self._post(events.JobBroken(session, one_line(error)))
         except Exception as error:  # noqa: BLE001  a thread that dies in silence would hang its epoch
             _log.exception("%s failed", what)
-            self._post(events.TransactionFailed(session, f"{what}: {type(error).__name__}: {error}"))
+            reason = f"{what}: {type(error).__name__}: {error}"
+            self._post(events.TransactionFailed(session, reason, unexpected=True))
 
     # --- pulse --------------------------------------------------------------------------------------------
 
@@ -916,10 +949,16 @@ class _FrozenShard:
         self.position = position
 
 
-def _lost(session: int, error: TransactionLostError) -> events.Event:
-    """What a lost transaction leads to: a replay, unless that could change nothing."""
-    refusal = error.refusal()
-    return events.JobBroken(session, refusal) if refusal else events.TransactionFailed(session, str(error))
+def _lost(
+    session: int, error: TransactionLostError, record: tuple[ShardId, int] | None = None
+) -> events.Event:
+    """What a lost transaction leads to: a replay, if need be in smaller pieces, unless no replay helps."""
+    refusal, failure = error.refusal(), error.failure()
+    if refusal:
+        return events.JobBroken(session, refusal)
+    if failure is not None:
+        return events.EpochFailed(session, failure, record)
+    return events.TransactionFailed(session, str(error), error.is_unexpected())
 
 
 def _left_of(chunk: Sequence[Message], first: Message) -> int:

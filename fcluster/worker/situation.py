@@ -13,6 +13,7 @@ from fcluster.engine.failure import Failure
 from fcluster.worker import events
 from fcluster.worker.events import Effect
 from fcluster.worker.model import EXIT_DRAINED, Bounds, Identity, InFlight, OpenEpoch, OwnedShard, Phase
+from fcluster.worker.pieces import Pieces
 
 
 class Situation:
@@ -28,6 +29,7 @@ class Situation:
         paused: all shards are held still. `backlog`: there was more to read than was read.
         condemned: records that fail when they come, by shard and offset, in the order in which their failures
             were found; kept beyond the session.
+        pieces: how large an epoch may be while a record is looked for; kept beyond the session.
         leaving: it is resolved to go. `drained`: an operator wants it gone for good.
     """
 
@@ -51,6 +53,7 @@ class Situation:
         self.paused = False
         self.backlog = False
         self.condemned: dict[ShardId, list[tuple[int, Failure]]] = {}
+        self.pieces = Pieces()
         self.leaving = False
         self.drained = False
 
@@ -74,6 +77,11 @@ class Situation:
     def works(self) -> bool:
         """Whether it has a session in which it takes shards."""
         return self.phase in (Phase.STARTING, Phase.ACTIVE)
+
+    def waits_for_commit(self) -> bool:
+        """Whether nothing more is processed before the commit, since a record is being looked for."""
+        records_max = self.pieces.records_max
+        return records_max is not None and (self.in_flight is not None or self.open.records >= records_max)
 
     def is_uncommitted(self, shard: ShardId) -> bool:
         """Whether something of the shard waits for its commit."""

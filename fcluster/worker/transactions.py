@@ -41,11 +41,12 @@ from fcluster.common.kafka_troubles import Trouble, remedy_for_refusal, trouble_
 from fcluster.common.offsets import offset_or_none
 from fcluster.common.positions import CommittedPosition
 from fcluster.common.settings import Settings
-from fcluster.engine.failure import OutputRefusedError
+from fcluster.engine.failure import Failure, OutputRefusedError
 from fcluster.worker.kafka_waits import KafkaWaits
 
 FLUSH_TIMEOUT_S = 30.0
 INIT_TIMEOUT_S = 30.0
+EXPLAIN_TIMEOUT_S = 5.0
 OUTPUT_QUEUE_RECORDS_MAX = 500_000
 """librdkafka's own bound on records not yet acknowledged; `produce` waits when it is reached."""
 _REFUSED_TOPIC = re.compile(r"ProduceRequest for (\S+) \[")
@@ -68,12 +69,28 @@ class TransactionLostError(Exception):
         self.code = code
 
     def refusal(self) -> str:
-        """Why no replay can change it, with a remedy, in one line; empty if one may."""
-        if self.code is None or trouble_of(self.code) not in (Trouble.RECORD, Trouble.FORBIDDEN):
+        """Why no replay can change it, whatever the records are, with a remedy; empty if one may."""
+        if self.code is None or trouble_of(self.code) is not Trouble.FORBIDDEN:
             return ""
-        topic = _REFUSED_TOPIC.search(str(self))
-        remedy = remedy_for_refusal(self.code, topic[1] if topic is not None else "")
+        remedy = remedy_for_refusal(self.code, self._topic())
         return f"Kafka refuses what the job writes: {self}{REMEDY_MARK}{remedy}"
+
+    def failure(self) -> Failure | None:
+        """What to condemn the record with whose output Kafka refused; None if it isn't a record's doing."""
+        if self.code is None or trouble_of(self.code) is not Trouble.RECORD:
+            return None
+        topic = self._topic()
+        reason = KafkaError(self.code).str()
+        remedy = remedy_for_refusal(self.code, topic)
+        return Failure(f"Kafka refuses the output to {topic!r}: {reason}{REMEDY_MARK}{remedy}", topic=topic)
+
+    def is_unexpected(self) -> bool:
+        """Whether it is nothing that is known to pass by itself."""
+        return self.code is not None and trouble_of(self.code) is Trouble.UNEXPECTED
+
+    def _topic(self) -> str:
+        topic = _REFUSED_TOPIC.search(str(self))
+        return topic[1] if topic is not None else ""
 
 
 @contextlib.contextmanager
@@ -223,7 +240,21 @@ class TransactionalWriter:
         with told("beginning a transaction"):
             producer.begin_transaction()
         self._begun = True
-        return waiting_produce(producer)
+        return waiting_produce(producer, self._explain)
+
+    def _explain(self, producer: Producer, error: TransactionLostError) -> TransactionLostError:
+        """What the transaction failed of, where a call says only that it has failed."""
+        if error.code != KafkaError._STATE:
+            return error
+        try:
+            with told("writing outputs"):
+                # This call looks at the transaction first, and says what is wrong with it. Nothing is sent.
+                producer.send_offsets_to_transaction(
+                    [TopicPartition("none", 0, 0)], self._group_metadata, EXPLAIN_TIMEOUT_S
+                )
+        except TransactionLostError as cause:
+            return cause
+        return error
 
     def serve(self) -> int:
         producer = self._producers[self._turn]
@@ -243,7 +274,10 @@ class TransactionalWriter:
 
     def prepare(self, frozen: FrozenEpoch) -> None:
         assert self._sealed is not None
-        produce_deltas(self._sealed, frozen)
+        try:
+            produce_deltas(self._sealed, frozen)
+        except TransactionLostError as error:
+            raise self._explain(self._sealed, error) from error
         with (
             self._waits.unsticking("the group's coordinator", self._group_answers, self._leave_behind),
             told(f"sending the offsets of epoch {frozen.epoch}"),
@@ -310,7 +344,7 @@ class AtLeastOnceWriter:
         self._producer = make_producer(self._settings, None, **extra)
 
     def _note_failure(self, error: Any, message: Any) -> None:
-        if error is not None:
+        if error is not None and not self._failure:
             self._failure = f"ProduceRequest for {message.topic()} [{message.partition()}]: {error.str()}"
             self._failure_code = error.code()
 
@@ -328,6 +362,11 @@ class AtLeastOnceWriter:
         assert self._producer is not None
         with self._waits.waiting(_ACKNOWLEDGEMENTS):
             flush(self._producer)
+        self._raise_failure()  # before a delta is written that wouldn't be committed
+
+    def _raise_failure(self) -> None:
+        if self._failure:  # no transaction notices it for us here
+            raise TransactionLostError(f"an output was not written: {self._failure}", self._failure_code)
 
     def seal(self) -> None:
         return None
@@ -338,8 +377,7 @@ class AtLeastOnceWriter:
         with self._waits.waiting(_ACKNOWLEDGEMENTS):
             flush(self._producer)
         check_deltas(frozen)
-        if self._failure:  # no transaction notices it for us here
-            raise TransactionLostError(f"an output was not written: {self._failure}", self._failure_code)
+        self._raise_failure()
 
     def commit(self, frozen: FrozenEpoch) -> None:
         with (
@@ -354,8 +392,13 @@ class AtLeastOnceWriter:
             _destroy_after(last_use, doomed)
 
 
-def waiting_produce(producer: Producer) -> Callable[..., None]:
+def waiting_produce(
+    producer: Producer,
+    explain: Callable[[Producer, TransactionLostError], TransactionLostError] | None = None,
+) -> Callable[..., None]:
     """`producer.produce`, but waiting where that raises BufferError because its queue is full.
+
+    `explain` finds out why a transaction takes nothing any more.
 
     The client takes a timestamp of 0 for "now", which would be another one in each replay. So 0, too, is
     written as Kafka's "no timestamp" (-1).
@@ -380,7 +423,8 @@ def waiting_produce(producer: Producer) -> Callable[..., None]:
             cause: Any = error.args[0]
             if cause.code() == KafkaError.MSG_SIZE_TOO_LARGE:
                 raise OutputRefusedError(_too_large(topic, value, key)) from error
-            raise TransactionLostError(f"producing: {reason_of(error)}") from error
+            lost = TransactionLostError(f"producing: {reason_of(error)}", cause.code())
+            raise (lost if explain is None else explain(producer, lost)) from error
 
     return waiting
 
@@ -434,7 +478,9 @@ def _produce_delta(
         _wait_for_room(producer)
         producer.produce(topic, record, partition=partition, on_delivery=note)
     except KafkaException as error:
-        raise TransactionLostError(f"writing to {topic}: {reason_of(error)}") from error
+        raise TransactionLostError(
+            f"writing to {topic}: {reason_of(error)}", cause_of(error).code()
+        ) from error
 
 
 def _delivery_note(frozen: FrozenEpoch, shard: ShardId) -> Callable[[Any, Any], None]:

@@ -15,6 +15,7 @@ PURE_NAMES = {
     "events",
     "model",
     "situation",
+    "pieces",
     "holdings",
     "epochs",
     "departure",

@@ -62,10 +62,30 @@ def test_system_error_of_another_kind_stays_one() -> None:
 
 
 def test_refusal_that_no_replay_changes_names_topic_and_remedy() -> None:
+    text = "committing epoch 3: ProduceRequest for mine [0] with 1 message(s) failed: not authorized"
+    error = TransactionLostError(text, KafkaError.TOPIC_AUTHORIZATION_FAILED)
+    assert "remedy: Let the job's Kafka user write to mine" in error.refusal()
+    assert error.failure() is None
+
+
+def test_refused_record_is_no_reason_to_stop_before_it_is_found() -> None:
     text = "committing epoch 3: ProduceRequest for small [0] with 1 message(s) failed: Message size too large"
-    refusal = TransactionLostError(text, KafkaError.MSG_SIZE_TOO_LARGE).refusal()
-    assert "small" in refusal
-    assert "remedy: Raise max.message.bytes of small" in refusal
+    error = TransactionLostError(text, KafkaError.MSG_SIZE_TOO_LARGE)
+    failure = error.failure()
+    assert error.refusal() == ""
+    assert failure is not None
+    assert (failure.topic, failure.step) == ("small", "")
+    assert "'small'" in failure.reason
+    assert "Message size too large" in failure.reason
+    assert "remedy: Raise max.message.bytes of small" in failure.reason
+
+
+@pytest.mark.parametrize(
+    ("code", "unexpected"),
+    [(None, False), (KafkaError._TRANSPORT, False), (KafkaError.UNKNOWN_TOPIC_OR_PART, False), (-1, True)],
+)
+def test_what_is_not_known_to_pass_is_unexpected(code: int | None, unexpected: bool) -> None:
+    assert TransactionLostError("gone", code).is_unexpected() is unexpected
 
 
 @pytest.mark.parametrize("code", [None, KafkaError._FENCED, KafkaError._TIMED_OUT, KafkaError._TRANSPORT])

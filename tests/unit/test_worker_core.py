@@ -7,6 +7,7 @@ import pytest
 from fcluster.common import messages
 from fcluster.common.ids import ShardId
 from fcluster.common.positions import CommittedPosition
+from fcluster.engine.failure import Failure
 from fcluster.worker import core, events, model
 from fcluster.worker.departure import LEAVING_REPEATED_MS
 
@@ -640,3 +641,114 @@ def test_condemned_record_is_forgotten_once_it_is_committed() -> None:
     scenario.after(events.ShardRestored(7, A, position(0)))
     scenario.processed(A).prepared(1).complete(1).committed(1, A)
     assert scenario.core.situation.condemned == {}
+
+
+# --- epochs that fail because of their data -----------------------------------------------------------------
+
+REFUSED = Failure("Kafka refuses the output to 'out': too large", topic="out")
+
+
+def failed_epoch(scenario: Scenario, records: int, newest: int | None = None) -> Scenario:
+    """An epoch that is refused; the worker has its next session, and the shard runs again."""
+    session = scenario.core.situation.session
+    scenario.after(events.RecordsProcessed(frozenset({A}), records, True, newest))
+    scenario.barrier(scenario.core.situation.epoch_seen + 1)
+    scenario.after(events.EpochFailed(session, REFUSED))
+    assert isinstance(scenario.sent()[-1], messages.Hello)
+    scenario.receive(messages.Welcome(term=1, session=session + 1, slot=0, epoch=0, adopted=False))
+    scenario.after(events.ProducersOpened(session + 1))
+    return scenario.running(A)
+
+
+def test_refused_epoch_is_replayed_in_pieces_until_its_record_is_condemned() -> None:
+    scenario = failed_epoch(Scenario().joined().running(A), 64)
+    assert scenario.core.situation.pieces.records_max == 8
+    failed_epoch(scenario, 8, 7)
+    assert scenario.core.situation.pieces.records_max == 1
+    assert scenario.core.situation.condemned == {}
+    failed_epoch(scenario, 1, 5)
+    (reading,) = scenario.did(events.StartReading)
+    assert isinstance(reading, events.StartReading)
+    assert reading.condemned == ((5, REFUSED),)
+
+
+def test_only_record_of_an_unbounded_epoch_is_not_condemned_at_once() -> None:
+    scenario = failed_epoch(Scenario().joined().running(A), 1, 5)
+    assert scenario.core.situation.condemned == {}
+
+
+def test_in_small_pieces_nothing_is_processed_behind_an_epoch_before_its_commit() -> None:
+    scenario = failed_epoch(Scenario().joined().running(A), 64)
+    situation = scenario.core.situation
+    scenario.after(events.RecordsProcessed(frozenset({A}), 5, True, 5))
+    assert scenario.sent() == [messages.Dirty(8, False)], "no backlog: a barrier is to come at once"
+    assert not situation.waits_for_commit()
+    scenario.after(events.RecordsProcessed(frozenset({A}), 3, True, 8))
+    assert situation.waits_for_commit()
+    scenario.prepared(5).complete(5)
+    assert situation.waits_for_commit()
+    scenario.committed(5, A)
+    assert not situation.waits_for_commit()
+
+
+def test_record_that_is_refused_over_and_over_though_condemned_stops_the_job() -> None:
+    scenario = failed_epoch(Scenario().joined().running(A), 8)
+    for _ in range(core.CONDEMNATIONS_MAX + 1):
+        failed_epoch(scenario, 1, 5)
+    (reading,) = scenario.did(events.StartReading)
+    assert isinstance(reading, events.StartReading)
+    assert reading.stop_record is not None
+    assert reading.stop_record.offset == 5
+    assert "offset 5" in reading.stop_record.reason
+    assert REFUSED.reason in reading.stop_record.reason
+
+
+def test_record_named_by_the_shell_is_condemned() -> None:
+    scenario = Scenario().joined().running(A)
+    scenario.after(events.EpochFailed(7, REFUSED, (A, 3)))
+    assert scenario.core.situation.condemned == {A: [(3, REFUSED)]}
+
+
+def test_failure_of_a_former_session_is_nothing() -> None:
+    scenario = Scenario().joined().running(A)
+    assert scenario.after(events.EpochFailed(6, REFUSED)) == []
+    assert scenario.core.situation.pieces.records_max is None
+
+
+def test_failed_output_that_the_engine_knows_is_condemned_instead_of_stopped_at() -> None:
+    scenario = Scenario().joined().running(A)
+    scenario.after(events.HandlerFailed(7, A, 4, "record flights/0 at offset 4 failed", REFUSED))
+    assert scenario.core.situation.condemned == {A: [(4, REFUSED)]}
+
+
+def lost(scenario: Scenario, session: int, *, unexpected: bool) -> None:
+    """A transaction that fails, and the next session."""
+    scenario.after(events.TransactionFailed(session, f"epoch {session}: UNKNOWN", unexpected))
+    scenario.receive(messages.Welcome(term=1, session=session + 1, slot=0, epoch=0, adopted=False))
+
+
+def test_replays_for_the_same_reason_wait_before_their_producers_open() -> None:
+    scenario = Scenario().joined()
+    lost(scenario, 7, unexpected=False)
+    assert scenario.did(events.OpenProducers), "the first at once"
+    lost(scenario, 8, unexpected=False)
+    assert not scenario.did(events.OpenProducers)
+    scenario.now_ms += 99
+    scenario.after(events.Tick())
+    assert not scenario.did(events.OpenProducers)
+    scenario.now_ms += 1
+    scenario.after(events.Tick())
+    assert scenario.did(events.OpenProducers) == [events.OpenProducers(9, 0)]
+    scenario.after(events.Tick())
+    assert not scenario.did(events.OpenProducers)
+
+
+@pytest.mark.parametrize("unexpected", [True, False])
+def test_epoch_that_fails_too_often_for_an_unexpected_reason_stops_the_job(unexpected: bool) -> None:
+    scenario = Scenario().joined()
+    for session in range(7, 16):
+        lost(scenario, session, unexpected=unexpected)
+    scenario.after(events.TransactionFailed(16, "epoch 16: UNKNOWN", unexpected))
+    failed = [message for message in scenario.sent() if isinstance(message, messages.WorkerFailed)]
+    assert len(failed) == unexpected
+    assert all("failed 10 times in a row (epoch.failures.max): epoch 16" in one.reason for one in failed)
