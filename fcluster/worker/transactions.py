@@ -85,8 +85,13 @@ class TransactionLostError(Exception):
         return Failure(f"Kafka refuses the output to {topic!r}: {reason}{REMEDY_MARK}{remedy}", topic=topic)
 
     def is_unexpected(self) -> bool:
-        """Whether it is nothing that is known to pass by itself."""
-        return self.code is not None and trouble_of(self.code) is Trouble.UNEXPECTED
+        """Whether it is nothing that is known to pass by itself.
+
+        "Erroneous state" and "fatal" say only that something was before, which may well pass.
+        """
+        if self.code in (None, KafkaError._STATE, KafkaError._FATAL):
+            return False
+        return trouble_of(self.code) is Trouble.UNEXPECTED
 
     def _topic(self) -> str:
         topic = _REFUSED_TOPIC.search(str(self))

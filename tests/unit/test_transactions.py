@@ -82,7 +82,13 @@ def test_refused_record_is_no_reason_to_stop_before_it_is_found() -> None:
 
 @pytest.mark.parametrize(
     ("code", "unexpected"),
-    [(None, False), (KafkaError._TRANSPORT, False), (KafkaError.UNKNOWN_TOPIC_OR_PART, False), (-1, True)],
+    [
+        (None, False),
+        (KafkaError._STATE, False),
+        (KafkaError._TRANSPORT, False),
+        (KafkaError.UNKNOWN_TOPIC_OR_PART, False),
+        (KafkaError.UNKNOWN, True),
+    ],
 )
 def test_what_is_not_known_to_pass_is_unexpected(code: int | None, unexpected: bool) -> None:
     assert TransactionLostError("gone", code).is_unexpected() is unexpected
