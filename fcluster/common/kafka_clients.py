@@ -50,6 +50,12 @@ ANSWER_TIMEOUT_S: Final = 30.0
 ATTEMPT_TIMEOUT_S: Final = 3.0
 """One request among those: a broker that is gone doesn't answer, and the next one is asked of another."""
 TOPIC_CREATION_TIMEOUT_S: Final = 30.0
+SOCKET_TIMEOUT_MS: Final = 8_000
+"""How long a broker may take for an answer before it is thought to be gone, and its successor is looked for.
+Brokers need as long to find out (`broker.session.timeout.ms`, 9 s). What was written is repeated, and a
+broker that was only slow knows it."""
+CONNECTED_TIMEOUT_MS: Final = 5_000
+"""The same for the first answer on a new connection, which costs a broker nothing."""
 SERVE_REST_S: Final = 5.0
 FENCE_FIRST_WAIT_S: Final = 0.03
 """How long the first of two fencing producers is waited for: an idle id takes it 5 ms, and the broker needs
@@ -73,6 +79,12 @@ _COMMON: Final[Mapping[str, Any]] = {
     "socket.keepalive.enable": True,
     "reconnect.backoff.max.ms": 1000,  # a restarted broker is found again within a second, not ten
     "log.connection.close": False,
+    # A broker that hangs keeps its connections and answers nothing. Only when a request has waited for so
+    # long is it taken for one that is down, and its successor asked for, once a second. librdkafka's default
+    # is 60 s; with transactions it is transaction.timeout.ms.
+    "socket.timeout.ms": SOCKET_TIMEOUT_MS,
+    "api.version.request.timeout.ms": CONNECTED_TIMEOUT_MS,
+    "socket.connection.setup.timeout.ms": SOCKET_TIMEOUT_MS,
 }
 _CONSUMER: Final[Mapping[str, Any]] = {
     "enable.auto.commit": False,
@@ -146,6 +158,7 @@ def producer_config(settings: Settings, transactional_id: str | None = None, **e
     if transactional_id is not None:
         defaults["transactional.id"] = transactional_id
         defaults["transaction.timeout.ms"] = settings.transaction_timeout_ms
+        defaults["socket.timeout.ms"] = min(SOCKET_TIMEOUT_MS, settings.transaction_timeout_ms)
         # By default librdkafka forgets all brokers when none is up, and then sends offsets to the
         # group coordinator that it remembers and has no connection to any more: the call never
         # returns, not even at its time-out (librdkafka #5511, #5456; decision 0073). So they are kept, and
@@ -1041,7 +1054,8 @@ def fence_transactional_id(
         # If it is made only now, it connects while the first one asks.
         spare = connected.pop() if connected else make_producer(settings, transactional_id)
         try:
-            producer.list_topics(timeout=_remaining_s(deadline))
+            # One that was connected long ago may ask a broker that is stopped: then it is the other's turn.
+            producer.list_topics(timeout=min(ATTEMPT_TIMEOUT_S, _remaining_s(deadline)))
             producer.init_transactions(min(wait_s, _remaining_s(deadline)))
             return
         except KafkaException as error:

@@ -35,6 +35,9 @@ _log = logging.getLogger("fcluster.coordinator")
 
 OPEN_TIMEOUT_S = 30.0
 CLOSE_TIMEOUT_S = 2.0
+ANSWER_TIMEOUT_MS = 4_000
+"""How long a broker may take for an answer before its successor is asked for. The journal rests for long, so
+its producer finds out that a broker hangs after others have, and workers wait for the write."""
 WRITE_TIMEOUT_S = 60.0
 """Epochs don't wait for the journal, so that it can be patient with brokers that are away."""
 
@@ -150,7 +153,8 @@ def journal_producer(settings: Settings, job: str) -> Producer:
     Raises:
         KafkaUnavailable: the brokers don't answer.
     """
-    producer = make_producer(settings, coordinator_id(job))
+    patience_ms = min(ANSWER_TIMEOUT_MS, settings.transaction_timeout_ms)
+    producer = make_producer(settings, coordinator_id(job), **{"socket.timeout.ms": patience_ms})
     try:
         producer.list_topics(timeout=OPEN_TIMEOUT_S)
     except KafkaException as error:

@@ -19,10 +19,12 @@ from fcluster.worker.watchdog import Watchdog
 
 TOLD_AFTER_S = 1.0
 """A wait that takes longer is told: healthy brokers answer within milliseconds."""
-USUAL_TIMES = 3
-"""On a busy machine they take longer: a call isn't thought to be stuck before it takes so many times as long
-as the slowest of late (of which a twentieth is forgotten with each call)."""
 USUAL_S_MAX = 5.0
+"""On a busy machine they take longer: a call isn't thought to be stuck before it takes twice as long as the
+slowest wait of late (of which a twentieth is forgotten with each call). A longer one tells of a failover, and
+nothing of the machine."""
+ASKED_TIMES = 2
+"""Nor before it has had so many times as long as Kafka took to answer the new client."""
 ANSWERED_PATIENCE_S = 1.0
 """What a call may still take once Kafka has answered somebody else: twice what librdkafka waits before it
 repeats a request. It doubles each time that this wasn't the cure (`PATIENCE_S_MAX`)."""
@@ -93,9 +95,9 @@ class KafkaWaits:
                 del self._waits[token]
                 if wait.answers is not None and not wait.given_up:
                     self._patience_s = ANSWERED_PATIENCE_S
-                    took_s = min(USUAL_S_MAX, time.monotonic() - wait.since_s)
-                    if not wait.asked_in_vain:
-                        self._usual_s = max(took_s, 0.95 * self._usual_s)
+                took_s = time.monotonic() - wait.since_s
+                if took_s <= USUAL_S_MAX and not wait.asked_in_vain and not wait.given_up:
+                    self._usual_s = max(took_s, 0.95 * self._usual_s)
 
     def longest(self) -> tuple[str, float]:
         """What is waited for longest, and since how many seconds; nothing if all is well."""
@@ -110,7 +112,7 @@ class KafkaWaits:
         """Look for calls that seem to be stuck; called twice a second or so by a thread that never waits."""
         now_s = time.monotonic()
         with self._lock:
-            stuck_s = max(TOLD_AFTER_S, USUAL_TIMES * self._usual_s)
+            stuck_s = max(TOLD_AFTER_S, self._usual_s)
             slow = [
                 wait
                 for wait in self._waits.values()
@@ -123,8 +125,12 @@ class KafkaWaits:
     def _unstick(self, wait: _Wait) -> None:
         assert wait.answers is not None
         while not wait.ended:
+            asked_s = time.monotonic()
             if wait.answers():
-                deadline_s = time.monotonic() + max(self._patience_s, self._usual_s)
+                answered_s = time.monotonic()
+                # Once it was asked in vain, the answer's time is that of the failover.
+                slow_s = 0.0 if wait.asked_in_vain else ASKED_TIMES * (answered_s - asked_s)
+                deadline_s = answered_s + max(self._patience_s, self._usual_s, slow_s)
                 while not wait.ended and time.monotonic() < deadline_s:
                     time.sleep(_POLL_S)
                 if not wait.ended:

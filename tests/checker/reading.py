@@ -150,6 +150,7 @@ def new_consumer(brokers: str, isolation: str, **extra: object) -> Consumer:
             "enable.partition.eof": True,
             "isolation.level": isolation,
             "fetch.wait.max.ms": 20,
+            "socket.timeout.ms": 8_000,  # a broker that hangs keeps its connections; the default is 60 s
             **extra,
         }
     )

@@ -87,7 +87,8 @@ def test_only_a_wait_that_takes_longer_than_usual_is_told(waits: KafkaWaits) -> 
 class Stuck:
     """A call that ends when it is told to, and a Kafka that answers when it is told to."""
 
-    def __init__(self, waits: KafkaWaits) -> None:
+    def __init__(self, waits: KafkaWaits, answer_takes_s: float = 0.0) -> None:
+        self.answer_takes_s = answer_takes_s
         self.end = threading.Event()
         self.kafka_answers = threading.Event()
         self.asked = 0
@@ -103,6 +104,7 @@ class Stuck:
 
     def _answers(self) -> bool:
         self.asked += 1
+        time.sleep(self.answer_takes_s)
         return self.kafka_answers.is_set()
 
     def _give_up(self) -> None:
@@ -160,15 +162,35 @@ def test_patience_grows_while_new_producers_dont_help_and_falls_back_when_all_is
 
 
 def test_on_a_busy_machine_a_call_may_take_longer_before_it_counts_as_stuck(waits: KafkaWaits) -> None:
-    slow = Stuck(waits)
-    time.sleep(0.1)
-    slow.join()
+    with waits.waiting("the leaders of partitions that it writes to"):
+        time.sleep(0.3)
+    began_s = time.monotonic()
     stuck = Stuck(waits)
+    stuck.kafka_answers.set()
     time.sleep(0.1)
     waits.check()
     assert not stuck.asked
-    stuck.watch_until(lambda: stuck.asked, "Kafka to be asked at last")
+    stuck.watch_until(stuck.end.is_set, "the call to be left behind")
+    assert stuck.given_up_s - began_s >= 0.58, "twice as long as usual"
     stuck.join()
+
+
+def test_call_may_take_longer_if_kafka_is_slow_to_answer_a_new_client(waits: KafkaWaits) -> None:
+    began_s = time.monotonic()
+    stuck = Stuck(waits, answer_takes_s=0.2)
+    stuck.kafka_answers.set()
+    stuck.watch_until(stuck.end.is_set, "the call to be left behind")
+    assert stuck.given_up_s - began_s >= 0.6
+    stuck.join()
+
+
+def test_time_of_a_failover_isnt_taken_for_a_busy_machines(
+    waits: KafkaWaits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kafka_waits, "USUAL_S_MAX", 0.05)
+    with waits.waiting("the leaders of partitions that it writes to"):
+        time.sleep(0.1)
+    assert waits._usual_s == 0.0
 
 
 # --- the commit thread -------------------------------------------------------------------------------------
