@@ -60,6 +60,8 @@ SERVE_REST_S: Final = 5.0
 FENCE_FIRST_WAIT_S: Final = 0.03
 """How long the first of two fencing producers is waited for: an idle id takes it 5 ms, and the broker needs
 about 20 ms to abort an open transaction, which the second one then finds done."""
+FENCE_RESTING_WAIT_S: Final = 1.0
+"""How long a fencing producer that has been connected before may take to find that it still is."""
 
 _NO_GROUP: Final = "fcluster-reader"
 """For consumers that neither commit nor join, of who knows no job: librdkafka wants some name."""
@@ -1049,13 +1051,16 @@ def fence_transactional_id(
     # again; another one with the same id, asking a moment later, finds it aborted. The sleeper is destroyed
     # here, before anyone else uses the id: asking once more it would fence the next owner.
     connected = [] if ready is None else ready
+    resting = len(connected)
     producer = connected.pop() if connected else make_producer(settings, transactional_id)
     while True:
         # If it is made only now, it connects while the first one asks.
         spare = connected.pop() if connected else make_producer(settings, transactional_id)
         try:
-            # One that was connected long ago may ask a broker that is stopped: then it is the other's turn.
-            producer.list_topics(timeout=min(ATTEMPT_TIMEOUT_S, _remaining_s(deadline)))
+            # One that was connected long ago may ask a broker that hangs: then it is the next one's turn.
+            connects_s = FENCE_RESTING_WAIT_S if resting > 0 else ATTEMPT_TIMEOUT_S
+            resting -= 1
+            producer.list_topics(timeout=min(connects_s, _remaining_s(deadline)))
             producer.init_transactions(min(wait_s, _remaining_s(deadline)))
             return
         except KafkaException as error:

@@ -18,6 +18,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 from confluent_kafka import ElectionType, KafkaException
 from confluent_kafka.admin import AdminClient
 
@@ -143,6 +144,10 @@ class Trio:
 
     def __enter__(self) -> Trio:
         try:
+            patched = self._closing.enter_context(pytest.MonkeyPatch.context())
+            # Three JVMs that live for minutes: compiling for speed and collecting in parallel took half of
+            # what they used of the processors, which the job under test then lacked.
+            patched.setenv("JAVA_TOOL_OPTIONS", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC")
             self.cluster.start(print)
             self._closing.callback(self.cluster.kill)
         except BaseException:

@@ -5,9 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from confluent_kafka import KafkaError, KafkaException
 
 from fcluster.common import kafka_clients
-from fcluster.common.kafka_clients import SOCKET_TIMEOUT_MS, consumer_config, producer_config
+from fcluster.common.kafka_clients import (
+    ATTEMPT_TIMEOUT_S,
+    FENCE_RESTING_WAIT_S,
+    SOCKET_TIMEOUT_MS,
+    consumer_config,
+    fence_transactional_id,
+    producer_config,
+)
 from fcluster.common.settings import resolve
 from fcluster.coordinator import journal
 
@@ -52,3 +60,29 @@ def test_users_own_value_counts() -> None:
     settings = settings_of(socket_timeout_ms=30_000)
     assert producer_config(settings, "id")[HANGS] == "30000"
     assert consumer_config(settings, "read-committed")[HANGS] == "30000"
+
+
+def test_fencing_producer_that_rested_and_asks_a_hanging_broker_soon_gives_way(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    waits_s: list[float] = []
+    fenced_by: list[str] = []
+
+    class Fencing:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def list_topics(self, timeout: float) -> None:
+            waits_s.append(timeout)
+            if self.name == "rested":
+                raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
+
+        def init_transactions(self, timeout: float) -> None:
+            fenced_by.append(self.name)
+
+    monkeypatch.setattr(kafka_clients, "make_producer", lambda *_: Fencing("new"))
+    ready: Any = [Fencing("rested"), Fencing("rested")]
+    fence_transactional_id(settings_of(), "id", ready=ready)
+    assert waits_s == [FENCE_RESTING_WAIT_S, FENCE_RESTING_WAIT_S, ATTEMPT_TIMEOUT_S]
+    assert fenced_by == ["new"]
+    assert not ready
