@@ -52,8 +52,10 @@ ATTEMPT_TIMEOUT_S: Final = 3.0
 TOPIC_CREATION_TIMEOUT_S: Final = 30.0
 SOCKET_TIMEOUT_MS: Final = 8_000
 """How long a broker may take for an answer before it is thought to be gone, and its successor is looked for.
-Brokers need as long to find out (`broker.session.timeout.ms`, 9 s). What was written is repeated, and a
-broker that was only slow knows it."""
+Brokers need as long to find out (`broker.session.timeout.ms`, 9 s)."""
+PRODUCER_SOCKET_TIMEOUT_MS: Final = 12_000
+"""The same for producers. All leaders let them wait while a dead follower is still in sync, which ends
+with its session. A time-out before that repeats what is well, and a repeated record's place isn't told."""
 CONNECTED_TIMEOUT_MS: Final = 5_000
 """The same for the first answer on a new connection, which costs a broker nothing."""
 SERVE_REST_S: Final = 5.0
@@ -95,6 +97,7 @@ _CONSUMER: Final[Mapping[str, Any]] = {
 }
 _PRODUCER: Final[Mapping[str, Any]] = {
     "enable.idempotence": True,
+    "socket.timeout.ms": PRODUCER_SOCKET_TIMEOUT_MS,
     "partitioner": "murmur2_random",  # Java's: keys meet the same partition number whoever wrote them
     "linger.ms": 1,
     "compression.type": "lz4",
@@ -160,7 +163,7 @@ def producer_config(settings: Settings, transactional_id: str | None = None, **e
     if transactional_id is not None:
         defaults["transactional.id"] = transactional_id
         defaults["transaction.timeout.ms"] = settings.transaction_timeout_ms
-        defaults["socket.timeout.ms"] = min(SOCKET_TIMEOUT_MS, settings.transaction_timeout_ms)
+        defaults["socket.timeout.ms"] = min(PRODUCER_SOCKET_TIMEOUT_MS, settings.transaction_timeout_ms)
         # By default librdkafka forgets all brokers when none is up, and then sends offsets to the
         # group coordinator that it remembers and has no connection to any more: the call never
         # returns, not even at its time-out (librdkafka #5511, #5456; decision 0073). So they are kept, and

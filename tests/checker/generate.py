@@ -51,7 +51,7 @@ def plain_producer(brokers: str) -> Producer:
             "enable.idempotence": True,
             "partitioner": PARTITIONER,
             "linger.ms": 1,
-            "socket.timeout.ms": 8_000,  # a broker that hangs keeps its connections; the default is 60 s
+            "socket.timeout.ms": 12_000,  # a broker that hangs keeps its connections; the default is 60 s
             "queue.buffering.max.messages": 1_000_000,
         }
     )

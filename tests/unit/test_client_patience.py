@@ -11,6 +11,7 @@ from fcluster.common import kafka_clients
 from fcluster.common.kafka_clients import (
     ATTEMPT_TIMEOUT_S,
     FENCE_RESTING_WAIT_S,
+    PRODUCER_SOCKET_TIMEOUT_MS,
     SOCKET_TIMEOUT_MS,
     consumer_config,
     fence_transactional_id,
@@ -33,11 +34,29 @@ def test_no_client_waits_for_a_hanging_broker_as_long_as_librdkafka_would() -> N
     settings = settings_of()
     for config in (
         consumer_config(settings, "read-committed"),
-        producer_config(settings),
-        producer_config(settings, "id"),
         kafka_clients._config(settings, "admin.", kafka_clients._CONSUMER_ONLY, {}, {}),
     ):
         assert config[HANGS] == SOCKET_TIMEOUT_MS
+    for config in (producer_config(settings), producer_config(settings, "id")):
+        assert config[HANGS] == PRODUCER_SOCKET_TIMEOUT_MS > 9_000, (
+            "while a dead follower is in sync all wait"
+        )
+
+
+def test_no_request_outlives_a_transaction() -> None:
+    settings = resolve(
+        {
+            "bootstrap.servers": "a:1",
+            "kafka.transaction.timeout.ms": "9000",
+            "checkpoint.timeout.ms": "2000",
+            "record.timeout.ms": "1000",
+            "session.timeout.ms": "1000",
+        },
+        None,
+        {},
+        {},
+    )
+    assert producer_config(settings, "id")[HANGS] <= settings.transaction_timeout_ms + 100
 
 
 def test_journals_producer_waits_shorter(monkeypatch: pytest.MonkeyPatch) -> None:
