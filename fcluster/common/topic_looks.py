@@ -8,6 +8,7 @@ moments old: whoever acts on one asks again first. Must not judge what is seen.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
@@ -19,11 +20,14 @@ from confluent_kafka.admin import AdminClient
 from fcluster.common.topic_ids import Look, TopicSeen, fits
 
 LOOK_TIMEOUT_S: Final = 5.0
+ATTEMPT_TIMEOUT_S: Final = 1.0
+"""Brokers answer within milliseconds; what takes longer may wait for a broker that is gone."""
 SETTLE_S: Final = 2.0
 """A broker may know of a topic's creation or deletion so much later than another one."""
 SETTLE_POLL_S: Final = 0.4
 
 _NO_ID: Final = "AAAAAAAAAAAAAAAAAAAAAA"
+_SILENT: Final = frozenset({"_TIMED_OUT", "_TIMED_OUT_QUEUE", "_TRANSPORT", "_DESTROY_BROKER"})
 _GONE: Final = frozenset({"UNKNOWN_TOPIC_OR_PART", "UNKNOWN_TOPIC_ID", "_UNKNOWN_TOPIC"})
 
 
@@ -34,14 +38,30 @@ def look_at_topics(
     wanted = sorted(set(topics))
     if not wanted:
         return {}
+    # The request goes to the broker that was last said to be the controller, and waits for that one if it is
+    # gone, until another answer names another one (decision 0082).
+    seen, unanswered = _ask(admin, wanted, min(timeout_s, ATTEMPT_TIMEOUT_S))
+    if unanswered and timeout_s > ATTEMPT_TIMEOUT_S:
+        with contextlib.suppress(KafkaException):
+            admin.list_topics(timeout=ATTEMPT_TIMEOUT_S)
+        again, _ = _ask(admin, sorted(unanswered), max(ATTEMPT_TIMEOUT_S, timeout_s - 2 * ATTEMPT_TIMEOUT_S))
+        seen |= again
+    return seen
+
+
+def _ask(
+    admin: AdminClient, wanted: list[str], timeout_s: float
+) -> tuple[dict[str, TopicSeen | None], set[str]]:
+    """What is said of topics, and those about which nobody answered."""
     client: Any = admin  # its own types leave the futures' results open
+    seen: dict[str, TopicSeen | None] = {}
+    unanswered: set[str] = set()
     try:
         futures: dict[str, Future[Any]] = client.describe_topics(
             TopicCollection(wanted), request_timeout=timeout_s
         )
     except KafkaException:
-        return {}
-    seen: dict[str, TopicSeen | None] = {}
+        return seen, unanswered
     for topic, future in futures.items():
         try:
             described = future.result(timeout_s + 1)
@@ -49,14 +69,17 @@ def look_at_topics(
             cause = error.args[0]
             if isinstance(cause, KafkaError) and cause.name() in _GONE:
                 seen[topic] = None
+            elif isinstance(cause, KafkaError) and cause.name() in _SILENT:
+                unanswered.add(topic)
             continue
         except TimeoutError:
+            unanswered.add(topic)
             continue
         topic_id = str(described.topic_id)
         partitions = len(described.partitions)
         if partitions:  # one that is just being made has none yet
             seen[topic] = TopicSeen("" if topic_id == _NO_ID else topic_id, partitions)
-    return seen
+    return seen, unanswered
 
 
 def settled_look(

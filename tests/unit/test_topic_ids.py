@@ -55,6 +55,9 @@ class Describes:
     def __init__(self, answers: dict[str, Any]) -> None:
         self.answers = answers
 
+    def list_topics(self, timeout: float) -> None:
+        pass
+
     def describe_topics(self, topics: Any, **_: Any) -> dict[str, Future[Any]]:
         del topics
         futures: dict[str, Future[Any]] = {}
