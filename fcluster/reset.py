@@ -63,7 +63,7 @@ from fcluster.connection import open_admin_client
 from fcluster.coordinator.checks import RESETTING_KEY
 from fcluster.coordinator.journal import Journal, JournalLostError, open_journal
 from fcluster.coordinator.owned_topics import Found, found_names
-from fcluster.coordinator.topic_watch import group_members
+from fcluster.coordinator.topic_watch import GroupMembers
 from fcluster.data_directory import DirectoryLock
 from fcluster.reset_target import SourcePartition, Target, chosen_offsets
 from fcluster.worker.changelog import parse_record
@@ -276,7 +276,7 @@ def _check_nobody_leads(settings: Settings, job: str, journal: Mapping[str, Any]
 
 def _check_group(admin: Admin, job: str) -> None:
     """Raises ClusterConflict if the job's consumer group has members: fcluster's own clients never join."""
-    members = group_members(admin, job)
+    members = GroupMembers(admin, job).now()
     if members:
         raise ClusterConflict(
             f"the consumer group {job!r}, which is the job's, has members that aren't of fcluster: "

@@ -27,6 +27,7 @@ DOUBTFUL_INTERVAL_S: Final = 0.4
 UNANSWERED_INTERVAL_S_MAX: Final = 10.0
 GROUP_EVERY_LOOKS: Final = 3
 GROUP_TIMEOUT_S: Final = 3.0
+MEMBERS_TIMEOUT_S: Final = 60.0
 
 
 class TopicWatch:
@@ -55,7 +56,7 @@ class TopicWatch:
     ) -> None:
         self._admin = admin
         self._consumer = consumer
-        self._group = group
+        self._members = GroupMembers(admin, group)
         self._topics = sorted(topics)
         self._partitions = partitions
         self._post = post
@@ -97,13 +98,13 @@ class TopicWatch:
         self._interval_s = LOOK_INTERVAL_S
         self._post(TopicsLooked(look))
         if with_group:
-            group = look_at_group(self._admin, self._consumer, self._group, self._partitions())
+            group = look_at_group(self._members, self._consumer, self._partitions())
             if group is not None and not self._closing.is_set():
                 self._post(group)
 
 
 def look_at_group(
-    admin: Admin, consumer: Consumer, group: str, partitions: Sequence[tuple[str, int]]
+    members: GroupMembers, consumer: Consumer, partitions: Sequence[tuple[str, int]]
 ) -> GroupLooked | None:
     """What of the job's group isn't fcluster's; None if that can't be told just now."""
     try:
@@ -117,21 +118,39 @@ def look_at_group(
                 decode_position(at.offset, at.metadata)
             except UnreadableMetadataError:
                 foreign[at.topic, at.partition] = at.offset
-    members = group_members(admin, group)
-    return None if members is None else GroupLooked(foreign, members)
+    named = members.now()
+    return None if named is None else GroupLooked(foreign, named)
 
 
-def group_members(admin: Admin, group: str) -> list[str] | None:
-    """Who is in a consumer group at present, each as CLIENT at HOST; None if nobody says."""
-    client: Any = admin  # its own types leave the futures' results open
-    try:
-        futures: dict[str, Future[Any]] = client.describe_consumer_groups(
-            [group], request_timeout=GROUP_TIMEOUT_S
-        )
-        described = futures[group].result(GROUP_TIMEOUT_S + 1)
-    except KafkaException as error:
-        # One that nobody has committed anything for yet has no members either.
-        return [] if error.args[0].name() == "GROUP_ID_NOT_FOUND" else None
-    except TimeoutError:
-        return None
-    return [f"{member.client_id} at {str(member.host).lstrip('/')}" for member in described.members]
+class GroupMembers:
+    """Asks who is in a consumer group, one request at a time.
+
+    librdkafka 2.16 aborted the process once when a broker came back while such a request had just run into
+    its own time-out. So a request gets time until any failover is over (`MEMBERS_TIMEOUT_S`); who asks waits
+    for `GROUP_TIMEOUT_S`, and then no other one is sent before that is answered.
+    """
+
+    def __init__(self, admin: Admin, group: str) -> None:
+        self._client: Any = admin  # its own types leave the futures' results open
+        self._group = group
+        self._asked: Future[Any] | None = None
+
+    def now(self) -> list[str] | None:
+        """Who is in it at present, each as CLIENT at HOST; None if nobody says."""
+        try:
+            if self._asked is None:
+                self._asked = self._ask()
+            described = self._asked.result(GROUP_TIMEOUT_S)
+        except TimeoutError:
+            return None
+        except KafkaException as error:
+            self._asked = None
+            # One that nobody has committed anything for yet has no members either.
+            return [] if error.args[0].name() == "GROUP_ID_NOT_FOUND" else None
+        self._asked = None
+        return [f"{member.client_id} at {str(member.host).lstrip('/')}" for member in described.members]
+
+    def _ask(self) -> Future[Any]:
+        return self._client.describe_consumer_groups([self._group], request_timeout=MEMBERS_TIMEOUT_S)[
+            self._group
+        ]
