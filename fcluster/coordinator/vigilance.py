@@ -113,10 +113,19 @@ class Vigilance:
             if reason:
                 self._membership.evict(session, reason)
 
+    def _others_get_on(self, session: Session) -> bool:
+        """Whether Kafka has committed for others what is newer than the epoch that this one is in. Then it
+        may be this worker alone that can't reach the brokers."""
+        return any(
+            other.committed_epoch > session.epoch
+            for other in self._cluster.sessions.values()
+            if other is not session
+        )
+
     def _stuck(self, session: Session) -> str:
         """Why the session, though alive, can't be waited for any longer; empty if it can."""
         settings, now_ms = self._cluster.settings, self._cluster.now_ms
-        if session.stats is not None and session.stats.kafka_wait:
+        if session.stats is not None and session.stats.kafka_wait and not self._others_get_on(session):
             # It doesn't hang: it waits for brokers that may be away, and bounds that itself. Somebody else
             # would wait for the same ones.
             session.epoch_phase_ms = session.unheard_ms = now_ms

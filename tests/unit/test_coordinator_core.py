@@ -728,6 +728,24 @@ def test_worker_that_waits_for_kafka_is_told_apart_from_one_that_hangs() -> None
     assert harness.messages_to(w0.peer, messages.Evicted), "it waited for nobody any more"
 
 
+def test_worker_that_alone_waits_for_kafka_while_others_commit_is_replaced() -> None:
+    harness, (w0, w1) = cluster(settings=Settings(checkpoint_timeout_ms=5000))
+    waits = messages.WorkerStats(kafka_wait="the group's coordinator", kafka_wait_ms=2000)
+    w0.dirty()
+    harness.pass_ms(200)
+    w1.dirty()
+    harness.pass_ms(200)
+    w1.prepared(w1.barrier)
+    harness.pass_ms(1000)
+    w1.committed(w1.barrier)
+    assert w1.barrier > w0.barrier > 0
+    for _ in range(11):
+        harness.say(w0.peer, messages.Heartbeat(w0.session, waits, w0.orders_heard))
+        w1.heartbeat()
+        harness.pass_ms(500)
+    assert harness.messages_to(w0.peer, messages.Evicted), "the brokers answer others"
+
+
 def test_worker_that_may_have_missed_a_revoke_begins_anew() -> None:
     harness, (_w0, w1) = cluster()
     w2 = FakeWorker(harness, "w2")
