@@ -283,13 +283,7 @@ def stop_detached(data_dir: Path | str) -> bool:
     Raises:
         DirectoryInUse: the broker there belongs to a process that is still running.
     """
-    directory = Path(data_dir).absolute()
-    if not _is_locked(directory):
-        return False
-    launch = _read_launch(directory)
-    if launch is not None and not launch.detached:
-        raise _in_use(directory, launch)
-    return _end_detached(directory, ((signal.SIGTERM, STOP_TIMEOUT_S), (signal.SIGKILL, 5.0)))
+    return _end_if_detached(data_dir, ((signal.SIGTERM, STOP_TIMEOUT_S), (signal.SIGKILL, 5.0)))
 
 
 def kill_detached(data_dir: Path | str) -> bool:
@@ -298,13 +292,17 @@ def kill_detached(data_dir: Path | str) -> bool:
     Raises:
         DirectoryInUse: the broker there belongs to a process that is still running.
     """
+    return _end_if_detached(data_dir, ((signal.SIGKILL, 5.0),))
+
+
+def _end_if_detached(data_dir: Path | str, steps: Sequence[tuple[signal.Signals, float]]) -> bool:
     directory = Path(data_dir).absolute()
     if not _is_locked(directory):
         return False
     launch = _read_launch(directory)
     if launch is not None and not launch.detached:
         raise _in_use(directory, launch)
-    return _end_detached(directory, ((signal.SIGKILL, 5.0),))
+    return _end_detached(directory, steps)
 
 
 def _end_detached(directory: Path, steps: Sequence[tuple[signal.Signals, float]]) -> bool:

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import pytest
 
@@ -125,21 +125,37 @@ class NoIslandError(Exception):
     """There can be no network namespace here; the message says why."""
 
 
+class Place(Protocol):
+    """Something of network namespaces that can be made, and removed also when only half of it is there."""
+
+    def make(self) -> None: ...
+
+    def remove(self) -> None: ...
+
+
+_Place = TypeVar("_Place", bound=Place)
+
+
 @contextmanager
-def island() -> Iterator[Island]:
-    """An island. Raises NoIslandError where there can be none."""
+def standing(made: Callable[[], _Place]) -> Iterator[_Place]:
+    """A place while it stands. Raises NoIslandError where there can be none."""
     if os.geteuid() != 0:
         raise NoIslandError("network namespaces need root")
-    made = Island(os.getpid() % 4096)
+    place = made()
     try:
-        made.make()
+        place.make()
     except (RuntimeError, FileNotFoundError) as error:
-        made.remove()
+        place.remove()
         raise NoIslandError(f"network namespaces can't be made here: {error}") from error
     try:
-        yield made
+        yield place
     finally:
-        made.remove()
+        place.remove()
+
+
+def island() -> AbstractContextManager[Island]:
+    """An island. Raises NoIslandError where there can be none."""
+    return standing(lambda: Island(os.getpid() % 4096))
 
 
 class BrokerFor:

@@ -14,7 +14,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from fcluster.common.failpoints import Arm
 from fcluster.common.ids import changelog_topic, transactional_ids
 from fcluster.common.ports import reserve_for_process
 from tests import brokers
-from tests.chaos.network import NoIslandError, run
+from tests.chaos.network import NoIslandError, run, standing
 from tests.chaos.runner import Chaos, workers_of
 from tests.chaos.tally import (
     BROKER_CUT,
@@ -104,23 +104,6 @@ class BrokerIsland:
         run("ip", "link", "set", self._ways[way][0], state)
 
 
-@contextmanager
-def broker_island() -> Iterator[BrokerIsland]:
-    """Raises NoIslandError where there can be none."""
-    if os.geteuid() != 0:
-        raise NoIslandError("network namespaces need root")
-    made = BrokerIsland()
-    try:
-        made.make()
-    except (RuntimeError, FileNotFoundError) as error:
-        made.remove()
-        raise NoIslandError(f"network namespaces can't be made here: {error}") from error
-    try:
-        yield made
-    finally:
-        made.remove()
-
-
 class Trio:
     """Three brokers; `island` is None where there can be none."""
 
@@ -129,7 +112,7 @@ class Trio:
         self.island: BrokerIsland | None = None
         self.why_no_island = ""
         try:
-            self.island = self._closing.enter_context(broker_island())
+            self.island = self._closing.enter_context(standing(BrokerIsland))
         except NoIslandError as error:
             self.why_no_island = str(error)
         island = self.island
