@@ -134,11 +134,6 @@ class EmbeddedCluster:
         """The process of one broker, None if it doesn't run, or isn't ours."""
         return self._brokers[node].pid
 
-    def servers_of(self, node: int) -> str:
-        """The bootstrap servers of one broker."""
-        at = _read_plan(self.data_dir).nodes[node]
-        return f"{at.host}:{at.port}"
-
     def start(self, progress: Progress | None = None) -> str:
         """Starts the brokers that don't run, waits until they answer; gives the bootstrap servers of all.
 

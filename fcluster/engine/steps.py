@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from fcluster.common.errors import REMEDY_MARK
 from fcluster.common.failures import bounded_text, describe_exception, place_of
 from fcluster.common.topology import OnError
 from fcluster.engine.failure import OutputRefusedError
@@ -72,8 +71,3 @@ class StepFailure(Exception):  # noqa: N818  it is the step's, and never leaves 
             where = place_of(self.error)
             line += f" ({where})" if where else ""
         return bounded_text(line, REASON_CHARACTERS_MAX)
-
-
-def with_remedy(cause: str, remedy: str) -> str:
-    """Cause and remedy in one line, as `errors.cause_and_remedy` takes it apart."""
-    return f"{cause.rstrip('.')}{REMEDY_MARK}{remedy}"

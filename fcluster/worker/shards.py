@@ -74,7 +74,6 @@ class _OvertakenError(FclusterError):
 _MENDABLE = (KafkaUnavailable, SnapshotStoreUnavailable, _OvertakenError)
 """What keeps this worker from restoring just now, but neither the others nor itself later."""
 
-SETTLE_TIMEOUT_S = 60.0
 LOSS_CONFIRMED_S = 5.0
 """For how long a partition has to end in front of what is committed until that counts as a loss."""
 CHAIN_RETRY_S = 1.0
