@@ -45,7 +45,7 @@ from fcluster.common.discovery import (
 )
 from fcluster.common.errors import FclusterError, KafkaUnavailable, SettingsError
 from fcluster.common.health import health_port
-from fcluster.common.ids import journal_topic, transactional_ids
+from fcluster.common.ids import transactional_ids
 from fcluster.common.job import Job
 from fcluster.common.kafka_clients import Admin, broker_setting, create_output_topic, end_offsets
 from fcluster.common.kafka_watch import Concern, KafkaWatch
@@ -533,12 +533,8 @@ class _Shell:
     def _concern(self) -> Concern:
         """What the job needs of Kafka; in the watch's thread."""
         topology = self._topology
-        topics = {topic.name for topic in (*topology.sources, *topology.outputs)}
-        topics |= {stage.source.name for stage in topology.stages}
-        topics |= {stage.changelog for stage in topology.stages if stage.changelog is not None}
-        topics.add(journal_topic(topology.job))
         ids = [name for slot in list(self._core.slots) for name in transactional_ids(topology.job, slot)]
-        return Concern(frozenset(topics), topology.job, tuple(ids))
+        return Concern(frozenset(roles_of(topology)), topology.job, tuple(ids))
 
     def _watch_kafka_if_needed(self) -> None:
         """Only while something takes longer than it should, or workers have just lost transactions."""

@@ -23,7 +23,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 
 from confluent_kafka import KafkaException, TopicPartition
@@ -353,7 +352,7 @@ class ShardHost:
         # Nothing is done about what only one look has seen.
         looks: list[TornPolicy] = ["stop", self._settings.torn_transaction]
         while looks:
-            settings = replace(self._settings, torn_transaction=looks.pop(0))
+            settings = dataclasses.replace(self._settings, torn_transaction=looks.pop(0))
             stopped = []
             for restored in restore_shards(
                 requests,
@@ -497,7 +496,7 @@ class ShardHost:
             if topic in look and not fits(look[topic], topic_id)
         }
         if doubtful:
-            settled = settled_look(functools.partial(look_at_topics, self._admin), doubtful)
+            settled = self.settled_look(doubtful)
             for topic, topic_id in doubtful.items():
                 seen = settled.get(topic)
                 if seen is not None and not fits(seen, topic_id):
