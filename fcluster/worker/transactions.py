@@ -282,7 +282,7 @@ class TransactionalWriter:
         try:
             produce_deltas(self._sealed, frozen)
         except TransactionLostError as error:
-            raise self._explain(self._sealed, error) from error
+            raise self._explain(self._sealed, error) from None  # it may be the same, and no cause of itself
         with (
             self._waits.unsticking("the group's coordinator", self._group_answers, self._leave_behind),
             told(f"sending the offsets of epoch {frozen.epoch}"),
@@ -397,9 +397,13 @@ class AtLeastOnceWriter:
             _destroy_after(last_use, doomed)
 
 
+def _unexplained(_producer: Producer, error: TransactionLostError) -> TransactionLostError:
+    return error
+
+
 def waiting_produce(
     producer: Producer,
-    explain: Callable[[Producer, TransactionLostError], TransactionLostError] | None = None,
+    explain: Callable[[Producer, TransactionLostError], TransactionLostError] = _unexplained,
 ) -> Callable[..., None]:
     """`producer.produce`, but waiting where that raises BufferError because its queue is full.
 
@@ -428,8 +432,11 @@ def waiting_produce(
             cause: Any = error.args[0]
             if cause.code() == KafkaError.MSG_SIZE_TOO_LARGE:
                 raise OutputRefusedError(_too_large(topic, value, key)) from error
-            lost = TransactionLostError(f"producing: {reason_of(error)}", cause.code())
-            raise (lost if explain is None else explain(producer, lost)) from error
+            # Without a name for it: a frame that holds the exception that it raises is a cycle, which keeps
+            # the producer until the collector comes, and that destroys it in any thread.
+            raise explain(
+                producer, TransactionLostError(f"producing: {reason_of(error)}", cause.code())
+            ) from error
 
     return waiting
 

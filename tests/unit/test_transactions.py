@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException
 
-from fcluster.worker.transactions import TransactionalWriter, TransactionLostError, flush
+from fcluster.common.ids import ShardId
+from fcluster.common.positions import CommittedPosition
+from fcluster.worker.transactions import (
+    FrozenEpoch,
+    ShardEpoch,
+    TransactionalWriter,
+    TransactionLostError,
+    flush,
+)
 
 FENCED = KafkaException(KafkaError(KafkaError._FENCED, "old epoch", fatal=True))
 
@@ -97,3 +108,45 @@ def test_what_is_not_known_to_pass_is_unexpected(code: int | None, unexpected: b
 @pytest.mark.parametrize("code", [None, KafkaError._FENCED, KafkaError._TIMED_OUT, KafkaError._TRANSPORT])
 def test_trouble_that_passes_is_no_refusal(code: int | None) -> None:
     assert TransactionLostError("committing epoch 3: gone", code).refusal() == ""
+
+
+class DeadProducer:
+    """Takes nothing any more, as after a fatal error."""
+
+    def __len__(self) -> int:
+        return 0
+
+    def begin_transaction(self) -> None:
+        return None
+
+    def produce(self, *_arguments: object, **_named: object) -> None:
+        raise KafkaException(KafkaError(KafkaError._FENCED, "old epoch", fatal=True))
+
+
+@contextmanager
+def no_collector() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def test_failure_keeps_no_producer_that_the_collector_would_destroy_in_any_thread() -> None:
+    delta = ShardEpoch(ShardId("in", 0), ("in", 0), CommittedPosition(1, 1, 1, "f"), "log", [b"delta"])
+    with no_collector():
+        producer = DeadProducer()
+        gone = weakref.ref(producer)
+        writer = TransactionalWriter.__new__(TransactionalWriter)
+        writer._producers, writer._turn = [producer], 0  # type: ignore[list-item]
+        with pytest.raises(TransactionLostError, match="_FENCED") as raised:
+            writer.begin()("out", b"value", b"key", 5)
+        del raised
+        writer._sealed = producer  # type: ignore[assignment]
+        with pytest.raises(TransactionLostError, match="_FENCED") as raised:
+            writer.prepare(FrozenEpoch(1, 1, [delta]))
+        del raised
+        writer._producers, writer._sealed = [], None
+        del producer
+        assert gone() is None
