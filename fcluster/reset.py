@@ -275,8 +275,18 @@ def _check_nobody_leads(settings: Settings, job: str, journal: Mapping[str, Any]
 
 
 def _check_group(admin: Admin, job: str) -> None:
-    """Raises ClusterConflict if the job's consumer group has members: fcluster's own clients never join."""
+    """Check that the job's consumer group has no members: fcluster's own clients never join.
+
+    Raises:
+        ClusterConflict: it has.
+        KafkaUnavailable: the brokers don't all say.
+    """
     members = GroupMembers(admin, job).now()
+    if members is None:
+        raise KafkaUnavailable(
+            f"the brokers don't say whether the consumer group {job!r} has members",
+            remedy="See that all brokers run and that this user may describe the group, then try again.",
+        )
     if members:
         raise ClusterConflict(
             f"the consumer group {job!r}, which is the job's, has members that aren't of fcluster: "

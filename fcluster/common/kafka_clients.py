@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NoReturn, TypeVar
 
 from confluent_kafka import (
     Consumer,
@@ -215,6 +215,9 @@ class Admin(AdminClient):
     there, librdkafka waits for a change of the cache in the calling thread and its own main thread at once,
     and either of them may free what the other uses: the process crashes (decision 0080). So here they are
     called only when the cache holds all leaders, by one thread at a time, which waits for the answers.
+
+    It refuses what goes to a group's coordinator: librdkafka aborts the process if such a request has timed
+    out when the coordinator's broker comes back (decision 0083).
     """
 
     def __init__(self, config: dict[str, Any], **extra: Any) -> None:
@@ -241,6 +244,14 @@ class Admin(AdminClient):
             KafkaException: a partition's leader isn't known at the moment. Nothing was asked then.
         """
         return self._ask_leaders(_untyped(super()).delete_records, topic_partition_offsets, kwargs)
+
+    def _refuse(self, *_args: Any, **_kwargs: Any) -> NoReturn:
+        raise TypeError("an admin client must not ask a group's coordinator: librdkafka may abort")
+
+    describe_consumer_groups = _refuse
+    delete_consumer_groups = _refuse
+    list_consumer_group_offsets = _refuse
+    alter_consumer_group_offsets = _refuse
 
     def _ask_leaders(
         self, ask: Callable[..., Any], request: Iterable[TopicPartition], kwargs: dict[str, Any]

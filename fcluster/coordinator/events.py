@@ -89,10 +89,11 @@ class TopicsLooked:
 
 @dataclass(frozen=True, slots=True)
 class GroupLooked:
-    """The job's consumer group: offsets that fcluster didn't commit, and members, which fcluster never is."""
+    """The job's consumer group: offsets that fcluster didn't commit, and members, which fcluster never is;
+    None: not known at present."""
 
     foreign: Mapping[tuple[str, int], int]
-    members: Sequence[str]
+    members: Sequence[str] | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future
-from typing import Any, Final
+from typing import Final
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
@@ -27,7 +26,6 @@ DOUBTFUL_INTERVAL_S: Final = 0.4
 UNANSWERED_INTERVAL_S_MAX: Final = 10.0
 GROUP_EVERY_LOOKS: Final = 3
 GROUP_TIMEOUT_S: Final = 3.0
-MEMBERS_TIMEOUT_S: Final = 60.0
 
 
 class TopicWatch:
@@ -113,44 +111,37 @@ def look_at_group(
         return None
     foreign: dict[tuple[str, int], int] = {}
     for at in answer:
-        if at.error is None and at.offset >= 0:
+        if at.error is not None:
+            return None
+        if at.offset >= 0:
             try:
                 decode_position(at.offset, at.metadata)
             except UnreadableMetadataError:
                 foreign[at.topic, at.partition] = at.offset
-    named = members.now()
-    return None if named is None else GroupLooked(foreign, named)
+    return GroupLooked(foreign, members.now())
 
 
 class GroupMembers:
-    """Asks who is in a consumer group, one request at a time.
+    """Asks who is in a consumer group.
 
-    librdkafka 2.16 aborted the process once when a broker came back while such a request had just run into
-    its own time-out. So a request gets time until any failover is over (`MEMBERS_TIMEOUT_S`); who asks waits
-    for `GROUP_TIMEOUT_S`, and then no other one is sent before that is answered.
+    Asks all brokers, by a call that librdkafka has deprecated: its successor, like everything that an admin
+    client asks of a group's coordinator, aborts the process when a broker comes back (decision 0083).
     """
 
     def __init__(self, admin: Admin, group: str) -> None:
-        self._client: Any = admin  # its own types leave the futures' results open
+        self._admin = admin
         self._group = group
-        self._asked: Future[Any] | None = None
 
     def now(self) -> list[str] | None:
-        """Who is in it at present, each as CLIENT at HOST; None if nobody says."""
+        """Who is in it at present, each as CLIENT at HOST; None if that can't be told: a broker is away."""
         try:
-            if self._asked is None:
-                self._asked = self._ask()
-            described = self._asked.result(GROUP_TIMEOUT_S)
-        except TimeoutError:
+            groups = self._admin.list_groups(self._group, timeout=GROUP_TIMEOUT_S)
+        except KafkaException:
             return None
-        except KafkaException as error:
-            self._asked = None
-            # One that nobody has committed anything for yet has no members either.
-            return [] if error.args[0].name() == "GROUP_ID_NOT_FOUND" else None
-        self._asked = None
-        return [f"{member.client_id} at {str(member.host).lstrip('/')}" for member in described.members]
-
-    def _ask(self) -> Future[Any]:
-        return self._client.describe_consumer_groups([self._group], request_timeout=MEMBERS_TIMEOUT_S)[
-            self._group
+        if any(group.error is not None for group in groups):
+            return None
+        return [
+            f"{member.client_id} at {str(member.client_host).lstrip('/')}"
+            for group in groups
+            for member in group.members
         ]

@@ -232,12 +232,12 @@ class Topics:
 
     # --- the group ------------------------------------------------------------------------------------
 
-    def group_looked(self, foreign: Mapping[tuple[str, int], int], members: Sequence[str]) -> None:
+    def group_looked(self, foreign: Mapping[tuple[str, int], int], members: Sequence[str] | None) -> None:
         """Somebody has looked at the job's consumer group.
 
         Args:
             foreign: offsets in it that fcluster didn't commit.
-            members: who is in it; fcluster never is.
+            members: who is in it; fcluster never is. None: not known, what was said of them stays.
         """
         group = self._cluster.terms.topology.job
         if members:
@@ -247,7 +247,7 @@ class Topics:
                 f"{', '.join(sorted(members)[:PARTITIONS_NAMED_MAX])}. While it is there, the job can't "
                 "commit; remedy: stop that program, or give it a group.id of its own",
             )
-        else:
+        elif members is not None:
             self._over("group members")
         if foreign:
             found = [f"{topic}/{number} at {offset}" for (topic, number), offset in sorted(foreign.items())]

@@ -188,6 +188,8 @@ def test_group_that_others_use_is_named_as_long_as_they_do() -> None:
     assert any("rdkafka at 10.0.0.1" in text and "group.id of its own" in text for text in notices(harness))
     assert any("in/0 at 7" in text and "fcluster reset" in text for text in notices(harness))
     assert sum("rdkafka at" in line for line in harness.log) == 1
+    harness.feed(events.GroupLooked({}, None))  # a broker is away
+    assert any("rdkafka at 10.0.0.1" in text for text in notices(harness)), "not known isn't over"
     harness.feed(events.GroupLooked({}, []))
     assert notices(harness) == []
     assert any("over: group members" in line for line in harness.log)
