@@ -1,8 +1,9 @@
 """The command `fcluster`: its options, its messages, its exit codes.
 
-Responsible for: parsing, and for how every command ends. Keeps the rules that an error a user can repair is
-two lines on stderr (what, and the remedy), that a traceback appears only with `--debug`, and that `--help`
-imports nothing heavy: what does the work is imported inside the commands. Must not do the work itself.
+Responsible for: parsing, and how every command ends. It keeps these rules: an error that a user can fix is
+two lines on stderr (what happened, and the remedy); a traceback is shown only with `--debug`; and `--help`
+imports nothing heavy, so the modules that do the work are imported inside the commands. Must not do the work
+itself.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ EXIT_MISTAKE = 1
 EXIT_JOB_FAILED = 3
 EXIT_JOB_ENDED = 5
 HANDLERS_END_S = 3.0
-"""A worker whose work is done waits no longer for threads and processes of its handlers."""
+"""How long a worker that is done waits for threads and processes of its handlers."""
 EXIT_BUG = 70
 EXIT_TEMPORARY = 75
 EXIT_INTERRUPTED = 130
@@ -40,7 +41,7 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 @dataclass
 class Session:
-    """One run of the command: what the reporting of errors needs to know of it."""
+    """One run of the command: what error reporting needs to know about it."""
 
     debug: bool = False
     data_dir: Path | None = None
@@ -50,7 +51,7 @@ class Session:
 
 @dataclass(frozen=True)
 class CommonOptions:
-    """Options that all commands share; `flags` are settings by name, as given."""
+    """Options that all commands share; `flags` maps setting names to values as given."""
 
     flags: dict[str, str] = field(default_factory=dict[str, str])
     config: Path | None = None
@@ -58,7 +59,7 @@ class CommonOptions:
 
 
 class Commands(click.Group):
-    """A group that ends every error in a message and an exit code."""
+    """A group that turns every error into a message and an exit code."""
 
     def invoke(self, ctx: click.Context) -> Any:
         session = ctx.ensure_object(Session)
@@ -83,13 +84,13 @@ class Commands(click.Group):
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run the command with `arguments` (default: those of the process), then exit."""
+    """Run the command with `arguments` (default: the process's own), then exit."""
     commands.main(args=None if arguments is None else list(arguments), prog_name="fcluster", obj=Session())
     raise AssertionError("click exits by itself")
 
 
 def report(message: str, remedy: str = "") -> None:
-    """Print an error as every command does, and as `supervisor.reported_error` reads it."""
+    """Print an error the way all commands do; `supervisor.reported_error` parses this format."""
     click.echo(f"error: {message}", err=True)
     if remedy:
         click.echo(f"remedy: {remedy}", err=True)
@@ -121,7 +122,7 @@ def _keep_traceback(session: Session, details: str) -> Path:
 
 
 def _forget_stdout() -> None:
-    """Nobody reads stdout any more: keep the interpreter from complaining about it at exit."""
+    """Redirect a closed stdout, so that the interpreter doesn't complain about it at exit."""
     devnull = os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(devnull, sys.stdout.fileno())
@@ -161,19 +162,19 @@ _debug_option = click.option(
 
 
 def _common(command: _Command) -> _Command:
-    """Options of every command; it gets them as `common`."""
+    """Add the options that every command has; the command gets them as `common`."""
     decorators = (
         click.option("--brokers", metavar="HOST:PORT,...", help="Kafka brokers (setting bootstrap.servers)."),
         click.option(
             "--data-dir",
             metavar="DIR",
             type=click.Path(file_okay=False),
-            help="Local state, logs, embedded Kafka (setting state.dir).  [default: .fcluster]",
+            help="Local state, logs and embedded Kafka (setting state.dir).  [default: .fcluster]",
         ),
         click.option(
             "--config",
             type=click.Path(exists=True, dir_okay=False, path_type=Path),
-            help="Settings file.  [default: fcluster.toml, if there is one]",
+            help="Settings file.  [default: fcluster.toml, if it exists]",
         ),
         click.option(
             "--set",
@@ -181,7 +182,7 @@ def _common(command: _Command) -> _Command:
             metavar="NAME=VALUE",
             multiple=True,
             callback=_read_settings,
-            help="Any setting, by its name; may be given often.",
+            help="Set any setting by name; may be repeated.",
         ),
         click.option(
             "--keys",
@@ -192,7 +193,7 @@ def _common(command: _Command) -> _Command:
         click.option(
             "--insecure",
             is_flag=True,
-            help="Allow control connections beyond this host without keys, in a trusted network.",
+            help="Allow control connections beyond this host without keys, on a trusted network.",
         ),
         click.option("--log-level", type=click.Choice(LOG_LEVELS), default="info", show_default=True),
         _debug_option,
@@ -209,7 +210,7 @@ _snapshots_option = click.option(
 _caught_up_option = click.option(
     "--until-caught-up",
     is_flag=True,
-    help="Finish when everything that was in the sources at start is committed.",
+    help="Finish once all records that were in the sources at start are processed and committed.",
 )
 
 
@@ -225,7 +226,7 @@ def _options(
     keys: str | None = None,
     insecure: bool = False,
 ) -> CommonOptions:
-    """The given options as settings; `--set` loses against an option of its own for the same setting."""
+    """The given options as settings; an option of its own overrides `--set` for the same setting."""
     from fcluster.common.settings import default_toml, handed_flags, is_secret
 
     for name, value in settings.items():
@@ -278,7 +279,12 @@ def _show_version(context: click.Context, _parameter: click.Parameter, wanted: b
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.option(
-    "--version", is_flag=True, expose_value=False, is_eager=True, callback=_show_version, help="Show it."
+    "--version",
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    callback=_show_version,
+    help="Show the version.",
 )
 def commands() -> None:
     """Run sharded, stateful Python jobs over Kafka, exactly once.
@@ -290,7 +296,7 @@ def commands() -> None:
       fcluster up flights.py
 
     Settings come from the job, then fcluster.toml, then the environment (FCLUSTER_COMMIT_INTERVAL_MS=50),
-    then options.
+    then options; later ones win.
     """
 
 
@@ -302,7 +308,7 @@ def commands() -> None:
 @click.option("--workers", metavar="N", type=click.IntRange(1), help="Worker processes.  [default: 4]")
 @_snapshots_option
 @_caught_up_option
-@click.option("--plain", is_flag=True, help="Plain log lines, on a terminal too.")
+@click.option("--plain", is_flag=True, help="Print plain log lines instead of the live view.")
 @_common
 @click.pass_context
 def up(
@@ -314,10 +320,10 @@ def up(
     plain: bool,
     **common: Any,
 ) -> None:
-    """Run JOB on this machine: Kafka if no brokers are given, a coordinator, and workers.
+    """Run JOB on this machine: a coordinator, workers, and an embedded Kafka if no brokers are given.
 
-    JOB is a file (flights.py), a job in it (flights.py:job) or in a module (package.module:job). Ctrl-C
-    commits the last epoch and ends; a second one kills. Either way nothing is lost.
+    JOB is a file (flights.py), or a job in a file (flights.py:job) or module (package.module:job). Ctrl-C
+    commits the last epoch and exits; a second Ctrl-C kills all processes. Nothing is lost either way.
 
     \b
     Examples:
@@ -349,14 +355,14 @@ def up(
 
 
 @commands.command()
-@click.option("--json", "as_json", is_flag=True, help="Print the coordinator's document as it is.")
-@click.option("--job", metavar="NAME", help="The job's name, if it doesn't run in the data directory.")
+@click.option("--json", "as_json", is_flag=True, help="Print the coordinator's status document as JSON.")
+@click.option("--job", metavar="NAME", help="The job's name, if it wasn't started from the data directory.")
 @_common
 @click.pass_context
 def status(context: click.Context, as_json: bool, job: str | None, **common: Any) -> None:
     """Show coordinator, workers, shards, epoch, lag, rates and commit latency.
 
-    In a directory where `fcluster up` runs, no option is needed.
+    No option is needed in a directory where `fcluster up` runs.
 
     \b
     Examples:
@@ -378,9 +384,9 @@ def status(context: click.Context, as_json: bool, job: str | None, **common: Any
 
 
 _job_option = click.option(
-    "--job", metavar="NAME", help="The job's name, if it doesn't run in the data directory."
+    "--job", metavar="NAME", help="The job's name, if it wasn't started from the data directory."
 )
-_no_wait_option = click.option("--no-wait", is_flag=True, help="Return once it is under way.")
+_no_wait_option = click.option("--no-wait", is_flag=True, help="Return once the change has begun.")
 
 
 def _timeout_option(default_s: float) -> Callable[[_Command], _Command]:
@@ -391,7 +397,7 @@ def _timeout_option(default_s: float) -> Callable[[_Command], _Command]:
         type=click.FloatRange(0, min_open=True),
         default=default_s,
         show_default=True,
-        help="Wait no longer; then it is an error.",
+        help="How long to wait for the change; after that, exit with an error.",
     )
 
 
@@ -405,10 +411,10 @@ def _timeout_option(default_s: float) -> Callable[[_Command], _Command]:
 def drain(
     context: click.Context, worker: str, job: str | None, no_wait: bool, timeout_s: float, **common: Any
 ) -> None:
-    """Let one worker leave for good; its shards move to the others first, warm.
+    """Remove one worker for good. Its shards move to warm copies on other workers first.
 
-    WORKER is its slot, its id, or HOST:PID, as `fcluster status` shows them. It isn't started again by
-    `fcluster up` or an agent, which has one worker less from then on.
+    WORKER is its slot, its id, or HOST:PID, as `fcluster status` shows them. `fcluster up` or the agent
+    doesn't restart it, and has one worker less from then on.
 
     \b
     Examples:
@@ -425,7 +431,7 @@ def drain(
 def _read_wanted(
     _context: click.Context, _parameter: click.Parameter, given: tuple[str, ...]
 ) -> tuple[int, dict[str, int]]:
-    """A total, -1 if there is none, and a number for each place."""
+    """The total (-1 if none was given), and a number for each place."""
     places: dict[str, int] = {}
     for item in given:
         place, equals, number = item.rpartition("=")
@@ -456,10 +462,10 @@ def scale(
     timeout_s: float,
     **common: Any,
 ) -> None:
-    """Have N workers, spread evenly over all agents, or N on each HOST that is named.
+    """Change the number of workers: to N, spread evenly over all agents, or to N on each named HOST.
 
-    Agents are `fcluster up` and `fcluster worker JOB --workers N`; `fcluster status` lists them. Several on
-    one host are told apart as HOST:PID. A worker too many leaves after its shards have moved, warm.
+    Agents are `fcluster up` and `fcluster worker JOB --workers N`; `fcluster status` lists them. Use HOST:PID
+    if there are several on one host. Surplus workers leave once their shards have moved to warm copies.
 
     \b
     Examples:
@@ -483,8 +489,8 @@ def scale(
     required=True,
     help="earliest, latest, time:2026-01-31T12:00:00Z, offsets:FILE, or TOPIC/PARTITION=OFFSET for each.",
 )
-@click.option("--keep-state", is_flag=True, help="Move only the offsets; the state stays as it is.")
-@click.option("--dry-run", is_flag=True, help="Show what would be changed, and change nothing.")
+@click.option("--keep-state", is_flag=True, help="Change only the offsets and keep the state.")
+@click.option("--dry-run", is_flag=True, help="Show what would change, and change nothing.")
 @click.option("--yes", is_flag=True, help="Don't ask.")
 @_snapshots_option
 @_common
@@ -499,11 +505,12 @@ def reset(
     snapshots: str | None,
     **common: Any,
 ) -> None:
-    """Put JOB, which must not run, back to given offsets of its sources, with empty state.
+    """Reset JOB, which must not be running, to given offsets of its sources, with empty state.
 
-    Its changelogs and repartition topics, its snapshots and its local state are deleted, its offsets set;
-    what goes is shown before. Sources and output topics stay as they are. When it is broken off, the job
-    doesn't start until it was run again. FILE has a line TOPIC/PARTITION=OFFSET for each partition.
+    This sets the committed offsets and deletes the job's changelogs, repartition topics, snapshots and local
+    state; it shows first what will be deleted. Sources and output topics stay as they are. If a reset is
+    interrupted, the job doesn't start until you run it again. FILE has a line TOPIC/PARTITION=OFFSET for each
+    partition.
 
     \b
     Examples:
@@ -526,12 +533,12 @@ def reset(
     for line in plan.describe():
         click.echo(line)
     if dry_run:
-        click.echo("nothing is changed (--dry-run)")
+        click.echo("nothing was changed (--dry-run)")
         return
     if not yes and not sys.stdin.isatty():
-        raise click.UsageError("nothing is changed: there is nobody to be asked; add --yes")
-    if not yes and not click.confirm("Do it?"):
-        click.echo("nothing is changed")
+        raise click.UsageError("nothing was changed: confirming needs a terminal; add --yes")
+    if not yes and not click.confirm("Reset the job?"):
+        click.echo("nothing was changed")
         context.exit(EXIT_MISTAKE)
     carry_out(plan, settings, topology, _progress)
     click.echo("done")
@@ -547,11 +554,11 @@ def reset(
     type=click.Choice(ISOLATIONS),
     default="read-committed",
     show_default=True,
-    help="read-uncommitted shows records before their epoch is committed, and those of aborted ones.",
+    help="read-uncommitted also shows records of epochs that aren't committed yet, and of aborted epochs.",
 )
-@click.option("--from-beginning", is_flag=True, help="Start with the oldest record, not with the next one.")
-@click.option("--max", "count_max", metavar="N", type=click.IntRange(0), help="End after N records.")
-@click.option("--headers", is_flag=True, help="Show the records' headers too.")
+@click.option("--from-beginning", is_flag=True, help="Start with the oldest record instead of the next one.")
+@click.option("--max", "count_max", metavar="N", type=click.IntRange(0), help="Stop after N records.")
+@click.option("--headers", is_flag=True, help="Show the headers of each record too.")
 @_common
 @click.pass_context
 def consume(
@@ -563,12 +570,12 @@ def consume(
     headers: bool,
     **common: Any,
 ) -> None:
-    """Print the records of TOPIC, one JSON object a line, until Ctrl-C.
+    """Print the records of TOPIC, one JSON object per line, until Ctrl-C.
 
-    Each line has topic, partition, offset, timestamp (ms), key and value. A value that isn't JSON is
-    printed as text; one that isn't text as base64, and "value_encoding" says so. A record without a value has
-    "tombstone"; a dead letter has its origin and reason in "dead_letter". No group is joined, nothing is
-    committed.
+    Each line has topic, partition, offset, timestamp (ms), key and value. A value that isn't JSON is printed
+    as text. A value that isn't text is printed as base64, and marked with "value_encoding". A record without
+    a value has "tombstone"; a dead letter has its origin and reason in "dead_letter". The command joins no
+    consumer group and commits nothing.
 
     \b
     Examples:
@@ -593,11 +600,14 @@ def consume(
 
 @commands.command()
 @click.argument("topic")
-@click.option("--key-field", metavar="FIELD", help="The field whose value is the record's key.")
+@click.option("--key-field", metavar="FIELD", help="The field of the value that becomes the record's key.")
 @click.option(
-    "--partitions", metavar="N", type=click.IntRange(1), help="Create the topic, if it isn't there."
+    "--partitions",
+    metavar="N",
+    type=click.IntRange(1),
+    help="Create the topic with N partitions if it doesn't exist.",
 )
-@click.option("--skip-errors", is_flag=True, help="Leave out lines that can't be sent, and name them.")
+@click.option("--skip-errors", is_flag=True, help="Skip lines that can't be sent, and list them.")
 @_common
 @click.pass_context
 def produce(
@@ -610,9 +620,9 @@ def produce(
 ) -> None:
     """Send each line of stdin, a JSON value, as one record to TOPIC.
 
-    A line that isn't JSON, or lacks the key field, ends the command: what was before it is sent, nothing
-    after it. So does a line that Kafka refuses; some of what is after that may be sent as well. Records go to
-    the partitions that Java clients would choose (murmur2).
+    The command stops at a line that isn't JSON or lacks the key field; all lines before it are sent, and none
+    after it. It also stops at a line that Kafka refuses; some lines after that one may be sent too. Records
+    go to the partitions that Java clients would choose (murmur2).
 
     \b
     Examples:
@@ -621,7 +631,7 @@ def produce(
     """
     connection = _connection(context, _options(**common))
     if sys.stdin.isatty():
-        click.echo("One JSON value a line; Ctrl-D ends.", err=True)
+        click.echo("Enter one JSON value per line; Ctrl-D ends the input.", err=True)
     sent, partition_count = connection.produce(
         topic, sys.stdin.buffer, key_field=key_field, partitions=partitions, skip_errors=skip_errors
     )
@@ -636,7 +646,7 @@ def produce(
 
 @commands.group()
 def kafka() -> None:
-    """The embedded Kafka of a data directory: one broker, or several for trying their failures.
+    """Run the embedded Kafka of a data directory: one broker, or several to try out broker failures.
 
     \b
     Examples:
@@ -649,7 +659,7 @@ def kafka() -> None:
     """
 
 
-_node = click.option("--node", type=int, default=0, metavar="N", help="Only this broker of several.")
+_node = click.option("--node", type=int, default=0, metavar="N", help="Only this one of several brokers.")
 
 
 @kafka.command("start")
@@ -658,16 +668,16 @@ _node = click.option("--node", type=int, default=0, metavar="N", help="Only this
     type=int,
     default=0,
     metavar="N",
-    help="How many brokers, an odd number.  [default: as many as there are, 1 in a new data directory]",
+    help="Brokers, an odd number.  [default: as many as there are, 1 in a new data directory]",
 )
 @_node
 @click.option(
     "--broker-config",
     multiple=True,
     metavar="NAME=VALUE",
-    help="A setting of Kafka's, for all brokers of several, kept for later starts; may be given again.",
+    help="Kafka setting for all brokers (with --nodes), kept for later starts; may be repeated.",
 )
-@click.option("--foreground", is_flag=True, help="Stay until Ctrl-C, and stop the brokers then.")
+@click.option("--foreground", is_flag=True, help="Run until Ctrl-C, then stop the brokers.")
 @_common
 @click.pass_context
 def kafka_start(
@@ -678,10 +688,10 @@ def kafka_start(
     foreground: bool,
     **common: Any,
 ) -> None:
-    """Start the broker or brokers, and leave them running after this command.
+    """Start the broker or brokers in the background.
 
-    Commands with the same data directory find them by themselves. Three brokers keep three replicas of
-    each topic, so any one of them may die; each takes up to 256 MB of heap.
+    Other commands with the same data directory find them automatically. Three brokers keep three replicas of
+    each topic, so any one of them may die. Each uses up to 256 MB of heap.
 
     \b
     Examples:
@@ -708,7 +718,7 @@ def kafka_start(
 @_common
 @click.pass_context
 def kafka_stop(context: click.Context, node: int, **common: Any) -> None:
-    """Stop what `fcluster kafka start` left running. Its data stays.
+    """Stop the brokers that `fcluster kafka start` has started. Their data is kept.
 
     \b
     Examples:
@@ -723,9 +733,9 @@ def kafka_stop(context: click.Context, node: int, **common: Any) -> None:
 @_common
 @click.pass_context
 def kafka_kill(context: click.Context, node: int, **common: Any) -> None:
-    """End it as a crash would (kill -9), to try what happens then. Its data stays.
+    """Kill the broker (kill -9), to try out a crash. Its data is kept.
 
-    Don't kill two of three brokers at the same time: docs/kafka.md says what Kafka itself may lose by it.
+    Don't kill two of three brokers at the same time: docs/kafka.md says what Kafka itself may lose then.
 
     \b
     Example:
@@ -746,7 +756,7 @@ def _end_kafka(context: click.Context, node: int, *, hard: bool, **common: Any) 
 @_common
 @click.pass_context
 def kafka_status(context: click.Context, **common: Any) -> None:
-    """Say whether the brokers run, and where; exit code 1 unless all of them do.
+    """Show whether the brokers run, and their addresses. The exit code is 1 unless all of them run.
 
     \b
     Example:
@@ -776,7 +786,7 @@ def _progress(text: str) -> None:
 
 @commands.group()
 def keys() -> None:
-    """The keys without which nobody takes part, once a cluster spans hosts.
+    """Create and list the keys that a cluster over several hosts needs.
 
     \b
     Examples:
@@ -793,10 +803,10 @@ _keys_argument = click.argument("directory", type=click.Path(file_okay=False, pa
 @_keys_argument
 @_debug_option
 def keys_new(directory: Path) -> None:
-    """Make key pairs for coordinator, worker and admin in DIRECTORY; nothing is overwritten.
+    """Create key pairs for coordinator, worker and admin in DIRECTORY. Nothing is overwritten.
 
-    Coordinators need all of it; workers need worker.key and coordinator.pub; whoever runs `fcluster status`
-    and the like needs admin.key and coordinator.pub.
+    Coordinators need all of the files. Workers need worker.key and coordinator.pub. Anyone who runs `fcluster
+    status` and similar commands needs admin.key and coordinator.pub.
     """
     from fcluster.common.keys import create_keys
 
@@ -810,10 +820,10 @@ def keys_new(directory: Path) -> None:
 @click.argument("name")
 @_debug_option
 def keys_add(directory: Path, role: str, name: str) -> None:
-    """Make a further key pair in DIRECTORY, which can be taken back by itself.
+    """Create another key pair in DIRECTORY, which can be revoked on its own.
 
-    The coordinator allows it within a second. Copy ROLE-NAME.key to the other host's keys directory as
-    ROLE.key. To take it back, remove ROLE-NAME.pub and restart the coordinator.
+    The coordinator accepts it within a second. Copy ROLE-NAME.key to the other host's keys directory as
+    ROLE.key. To revoke it, remove ROLE-NAME.pub and restart the coordinator.
     """
     from fcluster.common.keys import Role, add_key
 
@@ -824,7 +834,7 @@ def keys_add(directory: Path, role: str, name: str) -> None:
 @_keys_argument
 @_debug_option
 def keys_show(directory: Path) -> None:
-    """List the keys in DIRECTORY by their public halves, and check them."""
+    """List the keys in DIRECTORY by their public keys, and check them."""
     from fcluster.common.keys import describe_keys
 
     for row in describe_keys(directory):
@@ -836,11 +846,11 @@ def keys_show(directory: Path) -> None:
 
 @commands.command()
 @_job_argument
-@click.option("--workers", metavar="N", type=click.IntRange(1), help="Workers to expect.  [default: 4]")
+@click.option("--workers", metavar="N", type=click.IntRange(1), help="Expected workers.  [default: 4]")
 @_snapshots_option
 @_caught_up_option
 @click.option("--bind", metavar="tcp://HOST:PORT", help="Where to listen (setting coordinator.bind).")
-@click.option("--no-standby", is_flag=True, help="End with an error if another coordinator leads JOB.")
+@click.option("--no-standby", is_flag=True, help="Exit with an error if another coordinator leads JOB.")
 @click.option("--ready-file", type=click.Path(dir_okay=False, path_type=Path), hidden=True)
 @_common
 @click.pass_context
@@ -855,12 +865,12 @@ def coordinator(
     ready_file: Path | None,
     **common: Any,
 ) -> None:
-    """Run JOB's coordinator. Its workers find it through Kafka.
+    """Run JOB's coordinator. Workers find it through Kafka.
 
-    Started again, on this host or another one, it stands by and takes over when the one that leads dies or
-    hangs. Ctrl-C at the one that leads drains and ends the job, and its standbys with it. SIGTERM makes it
-    hand over to a standby, so that the job goes on; only without a standby the job ends. At a standby both
-    end only that.
+    A second coordinator, on this host or another one, is a standby: it takes over when the leader dies or
+    hangs. Ctrl-C stops the leader, drains the job and ends its standbys. On SIGTERM the leader hands over to
+    a standby and the job goes on; without a standby the job is drained. A standby that gets either of them
+    just exits.
 
     \b
     Examples:
@@ -897,16 +907,16 @@ def coordinator(
     "--workers",
     metavar="N",
     type=click.IntRange(1),
-    help="Be an agent: run N workers on this host, and as many as `fcluster scale` says later.",
+    help="Run N workers on this host as an agent; `fcluster scale` can change the number later.",
 )
 @click.option(
-    "--slot", metavar="N", type=click.IntRange(-1), default=-1, help="The slot to take.  [default: any]"
+    "--slot", metavar="N", type=click.IntRange(-1), default=-1, help="Slot to take.  [default: any]"
 )
 @click.option(
     "--coordinator",
     "address",
     metavar="tcp://HOST:PORT",
-    help="Where the coordinator is.  [default: Kafka says]",
+    help="Address of the coordinator.  [default: found through Kafka]",
 )
 @click.option("--kept", is_flag=True, hidden=True)
 @_common
@@ -923,10 +933,11 @@ def worker(
 ) -> None:
     """Run one worker of JOB, or several. They find the coordinator through Kafka.
 
-    On SIGTERM or Ctrl-C its shards move to other workers first, warm, then it ends (exit code 0); a second
-    one makes it commit and go. After `fcluster drain` the exit code is 4: don't start it again.
+    On SIGTERM or Ctrl-C its shards move to warm copies on other workers first, then it exits (exit code 0).
+    On a second signal it commits and exits at once. After `fcluster drain` the exit code is 4: don't restart
+    it.
 
-    With --workers it starts workers as processes of their own, starts again what dies, and ends with the job.
+    With --workers it runs workers as child processes, restarts those that die, and ends with the job.
 
     \b
     Examples:
@@ -957,6 +968,6 @@ def worker(
 
         report(*worker_failure())
     if code == EXIT_JOB_ENDED and not kept:
-        code = 0  # who keeps the worker has to tell that from a request to leave; for others it is success
+        code = 0  # a supervisor has to tell this from a request to leave; for others it is success
     handler_processes.leave_within(HANDLERS_END_S, code)
     context.exit(code)
