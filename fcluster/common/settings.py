@@ -1,12 +1,12 @@
 """The settings of a cluster: their names, defaults, checks, and where each value came from.
 
 Responsible for: one frozen `Settings`, resolved from the job file, `fcluster.toml`, the environment and
-flags, later ones winning. Keeps the invariants: an unknown or bad setting is an error that names its origin
-and never a silent default; secrets never appear in `repr`, in messages or in `redacted()`. Must not touch
-the network, nor read anything but the TOML file it is given.
+flags; later ones win. Invariants: an unknown or bad setting is an error that names its origin, and never
+silently becomes a default; secrets never appear in `repr`, in messages or in `redacted()`. Must not use the
+network, or read anything but the TOML file that it is given.
 
-Names follow the Kafka ecosystem and are forgiving about dots, dashes, underscores and case. What begins
-with `kafka.` passes through to librdkafka; `kafka.consumer.` and `kafka.producer.` to one kind of client.
+Names follow the Kafka ecosystem. Dots, dashes, underscores and case don't matter. Names that begin with
+`kafka.` are passed through to librdkafka; `kafka.consumer.` and `kafka.producer.` to one kind of client.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ TornPolicy = Literal["stop", "offsets", "delta"]
 DEFAULT_TOML_NAME: Final = "fcluster.toml"
 ENVIRONMENT_PREFIX: Final = "FCLUSTER_"
 HANDED_FLAGS: Final = "FCLUSTER__FLAGS"
-"""Environment variable in which a process hands flags with secrets to its children: unlike arguments, other
-users can't see it."""
+"""Environment variable in which a process passes flags with secrets to its children. Other users can see
+arguments, but not this."""
 REDACTED: Final = "********"
 
 _INT_MAX: Final = 2**31 - 1
 _SECRET = re.compile(r"password|passphrase|secret|key|token|jaas|credential|oauthbearer|pem", re.IGNORECASE)
-_NO_SECRETS: Final = {"security.keys.dir"}  # says where they are
+_NO_SECRETS: Final = {"security.keys.dir"}  # only says where they are
 _USER_INFO = re.compile(r"(?<=://)[^/@\s]+(?=@)")
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(ms|s|sec|m|min|h|d)?", re.IGNORECASE)
 _HOST_AND_PORT = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})")
@@ -51,14 +51,14 @@ _UNIT_MS: Final = {
     "h": 3_600_000,
     "d": 86_400_000,
 }
-# Most of these Kubernetes puts into every pod for a service whose name begins with "fcluster".
+# Kubernetes puts most of these into every pod, for a service whose name begins with "fcluster".
 _NOT_A_SETTING = re.compile(
     r"FCLUSTER_CACHE_DIR|FCLUSTER__.*|FCLUSTER_TEST_.*|FCLUSTER_(.*_)?(SERVICE_(HOST|PORT.*)|PORT(_[0-9]+_.*)?)"
 )
 
 
 class _BadValueError(Exception):
-    """Says what would have been right: 'a whole number from 1 to 10'."""
+    """Says what would have been valid: 'a whole number from 1 to 10'."""
 
 
 def _setting(default: Any, parse: Callable[[Any], Any]) -> Any:
@@ -66,10 +66,10 @@ def _setting(default: Any, parse: Callable[[Any], Any]) -> Any:
 
 
 def parse_duration_ms(value: Any) -> int:
-    """Milliseconds of a duration: a whole number of them, or a text such as "500ms", "10s", "1min", "2h".
+    """Milliseconds of a duration: a whole number of them, or text like "500ms", "10s", "1min", "2h".
 
     Raises:
-        ValueError: it isn't a duration, or isn't a whole number of milliseconds.
+        ValueError: not a duration, or not a whole number of milliseconds.
     """
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return value
@@ -115,7 +115,7 @@ def _text(default: str) -> Any:
         if isinstance(value, list | tuple):
             return ",".join(str(item) for item in cast("list[Any]", value))
         if not isinstance(value, str | Path):
-            raise _BadValueError("a text")
+            raise _BadValueError("text")
         return str(value).strip()
 
     return _setting(default, parse)
@@ -140,7 +140,7 @@ def _listening_address(default: str) -> Any:
         text = str(value).strip()
         match = _HOST_AND_PORT.fullmatch(text)
         if text and (match is None or int(match[1]) > 65_535):
-            raise _BadValueError("a host and a port, like '127.0.0.1:8080' or '[::]:8080', or nothing")
+            raise _BadValueError("a host and a port, like '127.0.0.1:8080' or '[::]:8080', or empty")
         return text
 
     return _setting(default, parse)
@@ -176,7 +176,7 @@ _ISOLATION_SPELLINGS: Final[Mapping[str, Isolation]] = {
 
 
 def isolation_from(value: Any) -> Isolation | None:
-    """The isolation level that `value` spells ("READ_COMMITTED", "read-committed", ...), None if none."""
+    """The isolation level that `value` spells ("READ_COMMITTED", "read-committed", ...), or None."""
     return _ISOLATION_SPELLINGS.get(str(value).strip().lower().replace("_", "-"))
 
 
@@ -185,56 +185,61 @@ class Settings:
     """All settings of a cluster; an attribute is the setting's name with underscores for dots.
 
     Attributes:
-        bootstrap_servers: brokers as ``host:port,...``; empty: none were given.
+        bootstrap_servers: Kafka brokers, as ``host:port,...``. Empty: none were given.
         processing_guarantee: "exactly-once", or "at-least-once" (no transactions).
-        commit_interval_min_ms: an epoch begins no sooner after the one before, when caught up.
-        commit_interval_max_ms: nor later, with a backlog (`commit.interval.ms` sets it as well).
-        checkpoint_timeout_ms: a worker silent in an epoch for longer is evicted.
-        checkpoint_straggler_ms: an epoch doesn't wait longer for the last of its workers.
-        record_timeout_ms: a handler may take so long for one record. Then its process ends, with a stack
-            dump that names the record; if the same record takes as long once more, the step's `on_error`
-            applies to it. 0: no bound.
-        epoch_failures_max: an epoch that fails so often in a row, for the same reason and one that doesn't
-            pass, stops the job.
-        snapshot_interval_ms: between a shard's snapshots.
-        snapshot_changelog_bytes_max: a shard whose deltas since its last snapshot are more than that is
-            snapshotted before, so that a restore never has to replay much more; 0: only time decides.
-        heartbeat_interval_ms: between a worker's signs of life.
-        session_timeout_ms: a worker without any for so long is dead.
-        offset_refresh_interval_ms: idle shards' offsets are committed again so often.
+        commit_interval_min_ms: least time between the starts of two epochs; it applies while the job keeps
+            up.
+        commit_interval_max_ms: most time between the starts of two epochs; it applies with a backlog.
+            `commit.interval.ms` is another name for it.
+        checkpoint_timeout_ms: a worker that doesn't answer in an epoch for this long is evicted.
+        checkpoint_straggler_ms: how long an epoch waits for its slowest workers before it completes for the
+            others.
+        record_timeout_ms: how long a handler may take for one record. After that the process exits, with a
+            stack dump that names the record. If the same record takes that long again, the step's `on_error`
+            applies to it. 0: no limit.
+        epoch_failures_max: an epoch that fails this many times in a row, for the same reason and one that
+            isn't temporary, stops the job.
+        snapshot_interval_ms: time between two snapshots of a shard.
+        snapshot_changelog_bytes_max: a shard with more bytes of deltas than this since its last snapshot is
+            snapshotted early, so that a restore never has to replay much more. 0: only the interval counts.
+        heartbeat_interval_ms: time between two heartbeats of a worker.
+        session_timeout_ms: a worker without heartbeats for this long is dead.
+        offset_refresh_interval_ms: how often offsets of idle shards are committed again, so that the brokers
+            don't expire them.
         transaction_timeout_ms: the broker aborts a transaction that is open for longer.
         state_dir: directory of local state.
-        snapshots: directory or URL of the snapshot store; default: `snapshots` in `state_dir`.
-        state_cache_entries_max: clean values kept decoded, for each shard and store.
-        num_standby_replicas: warm copies of each shard on other workers, on other hosts if there are some: a
-            take-over then has next to nothing to restore. 1 is recommended for state that takes long to copy.
-        workers: processes that `fcluster up` starts.
-        coordinator_address: where workers find the coordinator; empty: the journal says.
+        snapshots: directory or URL of the snapshot store. Default: `snapshots` in `state_dir`.
+        state_cache_entries_max: how many clean values are kept decoded, for each shard and store.
+        num_standby_replicas: number of warm copies of each shard on other workers, on other hosts if there
+            are any. With a copy, a takeover has next to nothing to restore. 1 is recommended for large state.
+        workers: number of worker processes that `fcluster up` starts.
+        coordinator_address: where workers find the coordinator. Empty: they read it from the journal.
         coordinator_bind: where the coordinator listens.
-        coordinator_advertised_address: ``host`` or ``host:port`` that others are told instead, where it can't
-            be reached by the name or address that it sees itself; empty: what it sees.
-        http_bind: ``host:port`` where the process answers `/live`, `/ready` and `/status`; port 0: any free
-            one, which the log names; empty: nowhere.
-        isolation_level: of the sources that name none themselves.
-        source_gap: what deleted but unprocessed source records lead to: "fail" or "continue".
-        sink_missing: what an output topic leads to that was deleted, or deleted and made again, since the
-            job wrote to it: "stop" (the job stops and names it) or "create" (it is made anew, and the job
-            goes on).
-        torn_transaction: what becomes of a shard of which Kafka has committed one part of a transaction and
-            aborted another: it is stopped ("stop"), or goes on from what one part says ("offsets",
-            "delta"); see docs/guarantee.md.
-        replication_factor: of topics the cluster creates; -1: 3, or the brokers' default if that is more,
-            as far as there are so many brokers.
+        coordinator_advertised_address: ``host`` or ``host:port`` that the coordinator tells other processes,
+            if they can't reach it by the name or address that it sees itself. Empty: that one.
+        http_bind: ``host:port`` of the HTTP port with `/live`, `/ready` and `/status`. Port 0: any free port,
+            which the log names. Empty: no HTTP port.
+        isolation_level: isolation level of sources that don't name one themselves.
+        source_gap: what to do if source records were deleted before they were processed: "fail" or
+            "continue".
+        sink_missing: what to do if an output topic was deleted, or deleted and created again, since the job
+            wrote to it: "stop" (the job stops and names the topic) or "create" (the topic is created again
+            and the job goes on).
+        torn_transaction: what to do with a shard if Kafka committed one part of a transaction and aborted
+            another: stop the shard ("stop"), or continue from one part ("offsets", "delta"). See
+            docs/guarantee.md.
+        replication_factor: of topics that the cluster creates. -1: 3, or the brokers' default if that is
+            higher, but at most the number of brokers.
         insecure: allow control connections beyond loopback without keys.
-        security_keys_dir: directory with the keys of control connections (`keys`); empty: they go without.
-        epoch_records_max: an open epoch takes no more records.
-        initial_rebalance_delay_ms: wait for more workers before the first assignment.
-        coordinator_loss_bound_ms: workers go on without a coordinator for so long.
-        worker_leave_timeout_ms: a worker that was asked to leave (SIGTERM) waits so long for its shards to
-            move away warm; then it commits what it has processed and goes. 0: at once.
+        security_keys_dir: directory with the keys of control connections (`keys`). Empty: no keys.
+        epoch_records_max: most records in an open epoch.
+        initial_rebalance_delay_ms: how long to wait for more workers before the first assignment.
+        coordinator_loss_bound_ms: how long workers keep processing without a coordinator.
+        worker_leave_timeout_ms: how long a worker that was asked to leave (SIGTERM) waits for its shards to
+            move to warm copies. After that it commits what it has processed and exits. 0: at once.
         kafka: passed through to librdkafka, by its own names, without the prefix `kafka.`.
-        reading_group: no setting, but for the program to say: the group of consumers that neither
-            join nor commit, since a broker asks even those whether they may read as that group.
+        reading_group: not a setting, but set by the program: the consumer group of consumers that neither
+            join nor commit, because a broker checks even for those whether they may read as that group.
             Empty: none in particular.
     """
 
@@ -283,15 +288,15 @@ class Settings:
         return f"Settings({self.redacted()})"
 
     def as_mapping(self) -> dict[str, str]:
-        """All values as texts by their dotted names: given to `resolve` as flags they make equal settings.
+        """All values as text by their dotted names. Given to `resolve` as flags, they make equal settings.
 
-        Secrets are in it: for handing settings to another process, never for logs.
+        This includes secrets. Use it to pass settings to another process, never for logs.
         """
         values = {_dotted(name): _as_text(getattr(self, name)) for name in _ATTRIBUTES}
         return values | {f"kafka.{key}": value for key, value in self.kafka.items()}
 
     def redacted(self) -> dict[str, str]:
-        """`as_mapping` for logs and status: secrets are replaced, credentials in URLs too."""
+        """`as_mapping` for logs and status: secrets, and credentials in URLs, are replaced."""
         return {name: redact(name, value) for name, value in self.as_mapping().items()}
 
 
@@ -319,18 +324,18 @@ _KAFKA_KEYS_OWNED: Final = {
     "enable.idempotence": "processing.guarantee decides it",
     "enable.auto.commit": "offsets are committed with their epoch",
     "enable.auto.offset.store": "offsets are committed with their epoch",
-    "auto.offset.reset": "the committed offsets decide, and source.gap what a gap leads to",
+    "auto.offset.reset": "the committed offsets decide, and source.gap decides about gaps",
 }
 
 
 def redact(name: str, value: str) -> str:
-    """`value` of the setting `name`, or a placeholder if the name sounds like a secret's."""
+    """`value` of the setting `name`, or a placeholder if the name looks like a secret."""
     secret = _SECRET.search(name) and name not in _NO_SECRETS
     return REDACTED if value and secret else _USER_INFO.sub(REDACTED, value)
 
 
 def is_secret(name: str, value: str) -> bool:
-    """Whether the value of the setting `name` must not be shown, at least not as it is."""
+    """Whether the value of the setting `name` must not be shown unchanged."""
     return redact(name, value) != value
 
 
@@ -349,7 +354,7 @@ def handed_flags(env: Mapping[str, str]) -> dict[str, str]:
 
 
 def default_toml(directory: Path) -> Path | None:
-    """The `fcluster.toml` in `directory`, None if there is none."""
+    """The `fcluster.toml` in `directory`, or None."""
     path = directory / DEFAULT_TOML_NAME
     return path if path.is_file() else None
 
@@ -360,17 +365,17 @@ def resolve(
     env: Mapping[str, str],
     flags: Mapping[str, Any],
 ) -> Settings:
-    """The settings that hold, from the weakest origin to the strongest.
+    """The effective settings. Arguments are in order of precedence, the lowest first.
 
     Args:
         job_settings: from the job file.
-        toml_path: an existing `fcluster.toml`, None for none (see `default_toml`).
-        env: the environment; only names that begin with ``FCLUSTER_`` count, empty values don't.
-        flags: by setting's name; values that are None don't count.
+        toml_path: an existing `fcluster.toml`, or None (see `default_toml`).
+        env: the environment. Only names that begin with ``FCLUSTER_`` count; empty values don't.
+        flags: by setting name. Values that are None don't count.
 
     Raises:
         SettingsError: a name is unknown, a value is bad, or two values contradict each other. The message
-            names the origin of each value it speaks of.
+            names the origin of each value that it mentions.
     """
     resolution = _Resolution()
     for name, value in _flat(job_settings):
@@ -423,13 +428,13 @@ class _Resolution:
             )
         if bare == "partitioner" and str(value) == "random":
             raise SettingsError(
-                f"kafka.{key} = 'random' {origin} would tear the records of one key apart.",
-                remedy="Remove it, or choose a partitioner that goes by the key.",
+                f"kafka.{key} = 'random' {origin} would spread records of one key over several partitions.",
+                remedy="Remove it, or choose a partitioner that uses the key.",
             )
         if not isinstance(value, str | int | float):
             raise SettingsError(
-                f"kafka.{key} {origin} is neither a text nor a number.",
-                remedy="Write it as librdkafka takes it.",
+                f"kafka.{key} {origin} is neither text nor a number.",
+                remedy="Write it in the form that librdkafka accepts.",
             )
         self._kafka[key] = _as_text(value)
 
@@ -442,7 +447,7 @@ class _Resolution:
         return Settings(**values, kafka=self._kafka)
 
     def _follow(self, values: dict[str, Any]) -> None:
-        """Defaults give way to what was set, so that one setting alone can always be changed."""
+        """Adjust defaults to what was set, so that any one setting can be changed alone."""
 
         def at_most(name: str, bound: int) -> None:
             if name not in self._values:
@@ -513,7 +518,7 @@ def _unknown(name: str, plain: str, origin: str) -> SettingsError:
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """TOML nests what is written with dots: `commit.interval.ms = 5` and the same in tables are equal."""
+    """TOML nests dotted names: `commit.interval.ms = 5` and the same in tables are equal."""
     for name, value in settings.items():
         if isinstance(value, Mapping):
             yield from _flat(cast("Mapping[str, Any]", value), f"{prefix}{name}.")
@@ -531,7 +536,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
         ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(
-            f"The settings file {path} isn't valid TOML: {error}.", remedy="Correct it; texts need quotes."
+            f"The settings file {path} isn't valid TOML: {error}.", remedy="Correct it; text needs quotes."
         ) from error
 
 
@@ -544,5 +549,5 @@ def _as_text(value: Any) -> str:
 
 
 def with_settings(settings: Settings, **changes: Any) -> Settings:
-    """A copy with some attributes changed; for the program's own use, values aren't checked."""
+    """A copy with some attributes changed. For the program's own use: values aren't checked."""
     return dataclasses.replace(settings, **changes)
