@@ -45,6 +45,7 @@ from benchmarks.support import Names
 from fcluster.common.embedded_cluster import EmbeddedCluster
 from fcluster.common.kafka_jars import kafka_version
 from fcluster.common.processes import ChildProcess
+from fcluster.worker import sending
 from tests.brokers import wait_whole
 from tests.checker.generate import create_topic
 from tests.checker.reading import READ_COMMITTED, end_offsets
@@ -75,7 +76,7 @@ def produce(brokers: str, topic: str, rate: float, keys: int, written: Any, end:
         {
             "bootstrap.servers": brokers,
             "enable.idempotence": True,
-            "linger.ms": 2,
+            "linger.ms": 5000,  # it is flushed; a shorter linger takes whole cores while a broker is away
             "partitioner": "murmur2_random",
             "queue.buffering.max.messages": 1_000_000,
             "log_level": 0,
@@ -99,9 +100,9 @@ def produce(brokers: str, topic: str, rate: float, keys: int, written: Any, end:
                 producer.poll(0.05)
                 continue
             count += 1
-        producer.poll(0)
+        sending.nudge(producer)
         time.sleep(TICK_S)
-    left = producer.flush(120)
+    left = sending.flush(producer, 120)
     written.value = count if not left and not failed else -1
 
 

@@ -102,6 +102,9 @@ LAST_WORD_S = 0.3
 RECORD_WATCH_INTERVAL_S = 0.25
 UNBOUNDED_S = 1e9
 OUTPUTS_UNACKNOWLEDGED_MAX = 100_000
+SEND_INTERVAL_S = 0.02
+"""Outputs of an epoch that is open for longer are sent now and then: it takes 1 ms of the main thread."""
+SEND_INTERVAL_BACKLOG_S = 0.1
 DELTA_RECORD_BYTES_MAX = 900_000
 """Below the broker's default `message.max.bytes` (1 MiB) with room for the record's own fields."""
 COMMIT_LATENCIES_KEPT = 500
@@ -176,6 +179,7 @@ class Worker:
         self._retired_commit_threads: list[CommitThread] = []
         self._epoch_begun = False
         self._epoch_begun_s = 0.0
+        self._sent_s = 0.0
         self._epoch_records = 0
         self._paused = False
         self._records_in = 0
@@ -354,6 +358,7 @@ class Worker:
 
     def _tick(self) -> None:
         self._feed(events.Tick())
+        self._hold_back()
         self._flush_quiet_shards()
         self._refresh_stats()
 
@@ -533,12 +538,23 @@ class Worker:
         return current
 
     def _hold_back(self) -> None:
-        """Serve delivery reports, and wait if outputs are produced faster than Kafka takes them."""
+        """Serve delivery reports, and wait if outputs are produced faster than Kafka takes them.
+
+        What has been in an open epoch for some time is sent before the barrier, for those who read
+        uncommitted records.
+        """
         if self._writer is None or not self._epoch_begun:
             return
+        now_s = time.monotonic()
+        interval_s = SEND_INTERVAL_BACKLOG_S if self._chunks.backlog else SEND_INTERVAL_S
+        is_time = now_s - max(self._epoch_begun_s, self._sent_s) > interval_s
+        if is_time:
+            self._sent_s = now_s
         try:
-            while self._writer.serve() > OUTPUTS_UNACKNOWLEDGED_MAX:
+            waiting = self._writer.serve(send=is_time)
+            while waiting > OUTPUTS_UNACKNOWLEDGED_MAX:
                 time.sleep(0.002)
+                waiting = self._writer.serve(send=True)
         except TransactionLostError as error:
             self._feed(_lost(self._core.situation.session, error))
 

@@ -42,7 +42,9 @@ from fcluster.common.offsets import offset_or_none
 from fcluster.common.positions import CommittedPosition
 from fcluster.common.settings import Settings
 from fcluster.engine.failure import Failure, OutputRefusedError
+from fcluster.worker import sending
 from fcluster.worker.kafka_waits import KafkaWaits
+from fcluster.worker.sending import sending_config
 
 FLUSH_TIMEOUT_S = 30.0
 INIT_TIMEOUT_S = 30.0
@@ -163,8 +165,12 @@ class EpochWriter(Protocol):
         """Begin the next epoch and return the function that produces its outputs (main thread)."""
         ...
 
-    def serve(self) -> int:
-        """Serve delivery reports; how many outputs aren't acknowledged yet (main thread)."""
+    def serve(self, send: bool) -> int:
+        """Serve delivery reports; how many outputs aren't acknowledged yet (main thread).
+
+        Args:
+            send: have outputs sent now. Otherwise they may wait for the barrier, or until they are many.
+        """
         ...
 
     def flush_outputs(self) -> None:
@@ -233,7 +239,7 @@ class TransactionalWriter:
         producer = make_producer(
             self._settings,
             transactional_id=transactional_id,
-            **{"queue.buffering.max.messages": OUTPUT_QUEUE_RECORDS_MAX},
+            **{"queue.buffering.max.messages": OUTPUT_QUEUE_RECORDS_MAX, **sending_config(self._settings)},
         )
         with self._waits.waiting("its transactions' coordinator"), told(f"initialising {transactional_id}"):
             producer.list_topics(timeout=INIT_TIMEOUT_S)  # once connected, initialising takes no 500 ms timer
@@ -261,11 +267,8 @@ class TransactionalWriter:
             return cause
         return error
 
-    def serve(self) -> int:
-        producer = self._producers[self._turn]
-        with told("serving delivery reports"):
-            producer.poll(0)
-        return len(producer)
+    def serve(self, send: bool) -> int:
+        return serve(self._producers[self._turn], send)
 
     def flush_outputs(self) -> None:
         with self._waits.waiting(_ACKNOWLEDGEMENTS):
@@ -281,6 +284,7 @@ class TransactionalWriter:
         assert self._sealed is not None
         try:
             produce_deltas(self._sealed, frozen)
+            serve(self._sealed, send=True)
         except TransactionLostError as error:
             raise self._explain(self._sealed, error) from None  # it may be the same, and no cause of itself
         with (
@@ -345,6 +349,7 @@ class AtLeastOnceWriter:
         extra: dict[str, Any] = {
             "queue.buffering.max.messages": OUTPUT_QUEUE_RECORDS_MAX,
             "on_delivery": self._note_failure,
+            **sending_config(self._settings),
         }
         self._producer = make_producer(self._settings, None, **extra)
 
@@ -357,11 +362,9 @@ class AtLeastOnceWriter:
         assert self._producer is not None
         return waiting_produce(self._producer)
 
-    def serve(self) -> int:
+    def serve(self, send: bool) -> int:
         assert self._producer is not None
-        with told("serving delivery reports"):
-            self._producer.poll(0)
-        return len(self._producer)
+        return serve(self._producer, send)
 
     def flush_outputs(self) -> None:
         assert self._producer is not None
@@ -456,7 +459,24 @@ def _wait_for_room(producer: Producer) -> None:
         if time.monotonic() > deadline:
             raise TransactionLostError(f"Kafka has acknowledged no output for {FLUSH_TIMEOUT_S:.0f} s")
         with told("waiting for acknowledgements"):
+            sending.nudge(producer)
             producer.poll(0.05)
+
+
+def serve(producer: Producer, send: bool) -> int:
+    """Serve delivery reports; how many records aren't acknowledged yet.
+
+    Args:
+        send: have those sent that aren't yet.
+
+    Raises:
+        TransactionLostError: the producer can't go on.
+    """
+    with told("serving delivery reports"):
+        if send:
+            return sending.nudge(producer)
+        producer.poll(0)
+    return len(producer)
 
 
 def flush(producer: Producer) -> None:
@@ -467,7 +487,7 @@ def flush(producer: Producer) -> None:
             fail, so it need not be looked for here.)
     """
     with told("flushing"):
-        waiting = producer.flush(FLUSH_TIMEOUT_S)
+        waiting = sending.flush(producer, FLUSH_TIMEOUT_S)
     if waiting:
         raise TransactionLostError(f"{waiting} records weren't acknowledged within {FLUSH_TIMEOUT_S:.0f} s")
 

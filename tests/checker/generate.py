@@ -15,10 +15,12 @@ from collections.abc import Iterable
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from confluent_kafka.admin import NewTopic
 
+from fcluster.worker import sending
 from tests.checker.reading import admin_of, partitions_of
 from tests.checker.records import InputRecord, encode_input, generate_records
 
 PARTITIONER = "murmur2_random"
+NUDGE_INTERVAL_S = 0.01
 
 
 def create_topic(brokers: str, topic: str, partitions: int, config: dict[str, str] | None = None) -> None:
@@ -50,7 +52,8 @@ def plain_producer(brokers: str) -> Producer:
             "bootstrap.servers": brokers,
             "enable.idempotence": True,
             "partitioner": PARTITIONER,
-            "linger.ms": 1,
+            "linger.ms": 2000,  # it is flushed; see fcluster/worker/sending
+            "sticky.partitioning.linger.ms": 2,
             "socket.timeout.ms": 12_000,  # a broker that hangs keeps its connections; the default is 60 s
             "queue.buffering.max.messages": 1_000_000,
         }
@@ -145,6 +148,7 @@ class _Sender:
         self._producer = producer
         self._topic = topic
         self._failed: KafkaError | None = None
+        self._nudged_s = 0.0
 
     def send(self, record: InputRecord) -> None:
         value = encode_input(record, time.time_ns())
@@ -154,11 +158,17 @@ class _Sender:
                 self._producer.produce(self._topic, value, key, on_delivery=self._delivered)
                 break
             except BufferError:
+                sending.nudge(self._producer)
                 self._producer.poll(0.1)
-        self._producer.poll(0)
+        now_s = time.monotonic()
+        if now_s - self._nudged_s > NUDGE_INTERVAL_S:
+            self._nudged_s = now_s
+            sending.nudge(self._producer)
+        else:
+            self._producer.poll(0)
 
     def finish(self) -> None:
-        left = self._producer.flush(60)
+        left = sending.flush(self._producer, 60)
         if self._failed is not None:
             raise KafkaException(self._failed)
         if left:

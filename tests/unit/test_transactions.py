@@ -61,7 +61,7 @@ def test_fatal_error_of_a_producer_is_a_lost_transaction_wherever_it_shows(fail:
     writer = TransactionalWriter.__new__(TransactionalWriter)
     writer._producers, writer._turn = [producer], 0  # type: ignore[list-item]
     with pytest.raises(TransactionLostError, match="_FENCED"):
-        writer.serve()
+        writer.serve(send=False)
 
 
 def test_system_error_of_another_kind_stays_one() -> None:

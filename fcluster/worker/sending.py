@@ -1,0 +1,60 @@
+"""When a producer sends what it holds: when it is told to, and not while it would only spin.
+
+A broker thread of librdkafka may not send more of a partition while five or more of its records are on their
+way. If `linger.ms` of the next one is over, it asks again without pause until the answer is there (decision
+0084). That takes a third of the CPU of a job with little to do and, while a broker is away, whole cores for
+seconds. So the epochs' producers linger for longer than any answer takes. They are flushed: at once at each
+barrier, and in short pulses if that takes long.
+
+Responsible for: those producers' settings, and how they are flushed. Must not: know about epochs.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Final
+
+from confluent_kafka import Producer
+
+from fcluster.common.settings import Settings
+
+LINGER_MS_MAX: Final = 30_000
+STICKY_MS: Final = 2
+"""For so long outputs without a key go to the same partition. By default it is twice the linger."""
+AT_ONCE_S: Final = 0.25
+"""Healthy brokers answer within milliseconds, on a busy machine within this."""
+PAUSE_S: Final = 0.1
+PULSE_S: Final = 0.01
+NUDGE_S: Final = 0.001
+"""The broker threads need it to see that they are to send."""
+
+
+def sending_config(settings: Settings) -> dict[str, Any]:
+    """librdkafka's settings of a producer that is flushed by these functions."""
+    return {
+        # Records time out with their transaction, and may not linger for longer.
+        "linger.ms": min(LINGER_MS_MAX, settings.transaction_timeout_ms // 4),
+        "sticky.partitioning.linger.ms": STICKY_MS,
+    }
+
+
+def nudge(producer: Producer) -> int:
+    """Have it send what it holds, as far as it may; returns how many records aren't acknowledged yet.
+
+    Takes up to 1 ms.
+    """
+    return producer.flush(NUDGE_S) if len(producer) else 0
+
+
+def flush(producer: Producer, timeout_s: float) -> int:
+    """Have it send all that it holds, and wait until that is acknowledged; returns how many records aren't.
+
+    Raises:
+        KafkaException: it can't send anything any more.
+    """
+    deadline_s = time.monotonic() + timeout_s
+    waiting = producer.flush(min(AT_ONCE_S, timeout_s))
+    while waiting and (left_s := deadline_s - time.monotonic()) > 0:
+        producer.poll(min(PAUSE_S, left_s))  # an answer ends it
+        waiting = producer.flush(PULSE_S)
+    return waiting
