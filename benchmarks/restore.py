@@ -43,10 +43,10 @@ from fcluster.common.kafka_clients import make_admin, make_producer
 from fcluster.common.positions import CommittedPosition
 from fcluster.common.settings import Settings, resolve
 from fcluster.common.snapshot_store import DirectorySnapshotStore
-from fcluster.worker.changelog import Delta, encode_delta
+from fcluster.engine.changelog import Delta, encode_delta
 from fcluster.worker.restore import RestoreProgress, RestoreRequest, changelog_consumer, restore_shards
 from fcluster.worker.snapshots import take_snapshot, usable_manifests
-from fcluster.worker.state import ShardState, StoreMeta
+from fcluster.engine.state import ShardState, StoreMeta
 from fcluster.worker.store import StoreDirectory
 from tests.checker.generate import create_topic
 from tests.checker.reading import READ_COMMITTED, end_offsets

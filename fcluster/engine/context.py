@@ -15,7 +15,7 @@ from fcluster.engine.steps import RecordError
 
 
 class Table(Protocol):
-    """The state of one handler in one shard: a dict for each key. `worker.state.StateTable` is one."""
+    """The state of one handler in one shard: a dict for each key. `engine.state.StateTable` is one."""
 
     name: str
     touched: dict[bytes, dict[str, Any]]

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import msgspec
 
-from fcluster.worker.state import StoreMeta
+from fcluster.engine.state import StoreMeta
 
 MANIFEST_FORMAT = 2
 FILES_MAX = 100_000

@@ -17,7 +17,7 @@ from fcluster.engine.failure import Failure
 from fcluster.engine.records import OutputPort, Produce, describe_record
 from fcluster.engine.runner import HandlerError, StageRunner, UnreadableRecordError
 from fcluster.engine.steps import Place, RecordError
-from fcluster.worker.state import ShardState
+from fcluster.engine.state import ShardState
 from fcluster.worker.store import LOCAL_TROUBLE
 from fcluster.worker.transactions import TransactionLostError
 

@@ -14,9 +14,9 @@ from enum import Enum
 from fcluster.common.errors import StateDamaged
 from fcluster.common.ids import ShardId
 from fcluster.common.positions import CommittedPosition
-from fcluster.worker.changelog import RESET_REMEDY
+from fcluster.engine.changelog import RESET_REMEDY
 from fcluster.worker.manifest import Manifest, same_changelog
-from fcluster.worker.state import StoreMeta
+from fcluster.engine.state import StoreMeta
 
 
 @dataclass(frozen=True, slots=True)

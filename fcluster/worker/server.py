@@ -64,7 +64,7 @@ from fcluster.common.topology import Isolation, Topology
 from fcluster.common.transport import DealerTransport
 from fcluster.engine.failure import Failure, UnkeptStateError
 from fcluster.worker import core, events, handler_processes, model
-from fcluster.worker.changelog import Delta, encode_delta
+from fcluster.engine.changelog import Delta, encode_delta
 from fcluster.worker.chunks import Chunks
 from fcluster.worker.commit_thread import CommitThread
 from fcluster.worker.consuming import Batch, Idle, ReaderDied, ReaderEvent, ReadFailed, SourceReader
@@ -81,7 +81,7 @@ from fcluster.worker.processing import (
 from fcluster.worker.record_watch import RecordWatch, Running, describe_overdue
 from fcluster.worker.shards import ShardHost
 from fcluster.worker.source_checks import SourceChecks
-from fcluster.worker.state import ShardState
+from fcluster.engine.state import ShardState
 from fcluster.worker.store import LOCAL_TROUBLE
 from fcluster.worker.transactions import (
     AtLeastOnceWriter,

@@ -60,7 +60,7 @@ from fcluster.worker.restore import (
 )
 from fcluster.worker.snapshots import same_changelog, take_snapshot, truncation_offset, usable_manifests
 from fcluster.worker.standby import StandbyTail
-from fcluster.worker.state import ShardState, StoreMeta
+from fcluster.engine.state import ShardState, StoreMeta
 from fcluster.worker.store import DISK_TROUBLE, RocksStore, StoreDirectory
 
 _log = logging.getLogger("fcluster.worker")

@@ -34,7 +34,7 @@ from fcluster.worker.manifest import (
     content_hash,
     same_changelog,
 )
-from fcluster.worker.state import StoreMeta
+from fcluster.engine.state import StoreMeta
 from fcluster.worker.store import RocksStore, StateDirectoryFullError, StoreDirectory, explain_trouble
 
 __all__ = [

@@ -29,11 +29,11 @@ from fcluster.common.messages import StandbyStatus
 from fcluster.common.offsets import offset_or_none
 from fcluster.common.settings import Settings
 from fcluster.common.snapshot_store import SnapshotStore
-from fcluster.worker.changelog import DeltaReader
+from fcluster.engine.changelog import DeltaReader
 from fcluster.worker.restore import local_meta, place_base, topic_ids
 from fcluster.worker.restore_plan import Base, RestorePlan, plan_standby
 from fcluster.worker.snapshots import usable_manifests
-from fcluster.worker.state import StoreMeta
+from fcluster.engine.state import StoreMeta
 from fcluster.worker.store import DISK_TROUBLE, RocksStore, StoreDirectory
 
 _log = logging.getLogger("fcluster.worker")

@@ -47,7 +47,7 @@ from rocksdict import (
 from fcluster.common.errors import DirectoryInUse, FclusterError, IncompatibleState, StateDamaged
 from fcluster.common.files import boot_id, checked_name, sync_directory
 from fcluster.common.ids import ShardId
-from fcluster.worker.state import STORE_PREFIX_BYTES, StoreMeta
+from fcluster.engine.state import STORE_PREFIX_BYTES, StoreMeta
 
 _log = logging.getLogger("fcluster.worker")
 

@@ -16,7 +16,7 @@ from fcluster.common.errors import TornTransaction
 from fcluster.common.ids import ShardId
 from fcluster.common.positions import CommittedPosition
 from fcluster.common.settings import TornPolicy
-from fcluster.worker.changelog import UNKNOWN_SOURCE_OFFSET
+from fcluster.engine.changelog import UNKNOWN_SOURCE_OFFSET
 
 UNKNOWN_EPOCH = -1
 WHERE_TO_READ_MORE = "docs/guarantee.md says more."

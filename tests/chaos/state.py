@@ -19,7 +19,7 @@ from rocksdict import AccessType, Options, Rdict
 
 from fcluster.common.ids import ShardId, changelog_topic
 from fcluster.common.snapshot_store import SnapshotStore, open_snapshot_store
-from fcluster.worker.changelog import Delta, DeltaReader
+from fcluster.engine.changelog import Delta, DeltaReader
 from fcluster.worker.manifest import Manifest
 from fcluster.worker.snapshots import SNAPSHOTS_KEPT, usable_manifests, verify
 from fcluster.worker.store import META_KEY

@@ -24,10 +24,10 @@ from rocksdict import AccessType, Options, Rdict
 from fcluster.common.errors import StateDamaged
 from fcluster.common.ids import changelog_topic
 from fcluster.common.positions import decode_position
-from fcluster.worker.changelog import Delta, DeltaReader
-from fcluster.worker.state import store_prefix
+from fcluster.engine.changelog import Delta, DeltaReader
+from fcluster.engine.state import store_prefix
 from fcluster.worker.store import META_KEY
-from fcluster.worker.values import decode_state
+from fcluster.engine.values import decode_state
 from tests.checker.reading import READ_COMMITTED, committed_positions, read_topic
 from tests.checker.verdict import Verdict, judge_state
 

@@ -15,7 +15,7 @@ from fcluster.common.settings import Settings
 from fcluster.common.topology import TopicSpec
 from fcluster.engine.failure import Failure, OutputRefusedError, UnkeptStateError
 from fcluster.worker.processing import HandlerError, OutputPort, ShardRunner, UnreadableRecordError
-from fcluster.worker.state import ShardState, StoreMeta
+from fcluster.engine.state import ShardState, StoreMeta
 from tests.fuzz.plans import (
     SMALL_BYTES_MAX,
     Input,

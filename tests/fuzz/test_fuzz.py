@@ -111,7 +111,7 @@ def tombstones_become_json(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def state_is_not_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
     """A failing chain leaves its state."""
-    from fcluster.worker.state import StateTable
+    from fcluster.engine.state import StateTable
 
     monkeypatch.setattr(StateTable, "rollback", lambda _self: None)
 

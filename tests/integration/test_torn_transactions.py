@@ -26,7 +26,7 @@ from fcluster.common.kafka_clients import (
 )
 from fcluster.common.positions import CommittedPosition
 from fcluster.common.settings import resolve
-from fcluster.worker.changelog import Delta, DeltaReader, encode_delta, parse_record
+from fcluster.engine.changelog import Delta, DeltaReader, encode_delta, parse_record
 from tests.checker.generate import create_topic
 from tests.checker.reading import READ_COMMITTED, read_topic
 from tests.harness import Cluster, wait_until, worker_name

@@ -22,9 +22,9 @@ from fcluster.common.positions import CommittedPosition, decode_position
 from fcluster.coordinator.core import Coordinator
 from fcluster.coordinator.model import HELD_PHASES, ShardPhase
 from fcluster.coordinator.outbox import assignment_key, slot_key
-from fcluster.worker.changelog import DeltaReader
-from fcluster.worker.state import STORE_PREFIX_BYTES, StoreMeta
-from fcluster.worker.values import decode_state
+from fcluster.engine.changelog import DeltaReader
+from fcluster.engine.state import STORE_PREFIX_BYTES, StoreMeta
+from fcluster.engine.values import decode_state
 from tests.simulation.counter_job import (
     CHANGELOGS,
     REPARTITION,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from fcluster.common.errors import FclusterError, StateDamaged
 from fcluster.common.ids import ShardId
 from fcluster.common.messages import StandbyStatus
-from fcluster.worker.changelog import DeltaReader
+from fcluster.engine.changelog import DeltaReader
 from fcluster.worker.restore_plan import Base, plan_standby
 from fcluster.worker.snapshots import usable_manifests
 from tests.simulation.counter_job import CHANGELOGS

@@ -31,7 +31,7 @@ from fcluster.worker.holdings import Holdings
 from fcluster.worker.manifest import Manifest
 from fcluster.worker.restore_plan import RestoreRequest
 from fcluster.worker.snapshots import usable_manifests
-from fcluster.worker.state import ShardState
+from fcluster.engine.state import ShardState
 from tests.simulation.coordinator_shell import SimCoordinator
 from tests.simulation.counter_job import JOB, Input
 from tests.simulation.kafka_model import Partition

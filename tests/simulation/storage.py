@@ -20,7 +20,7 @@ from fcluster.common.files import NotPlainFileError
 from fcluster.common.ids import ShardId
 from fcluster.worker.manifest import content_hash
 from fcluster.worker.snapshots import MANIFEST_FORMAT, Manifest, SnapshotFile
-from fcluster.worker.state import StoreMeta
+from fcluster.engine.state import StoreMeta
 
 VERSIONS_KEPT = 4
 _encoder = msgspec.msgpack.Encoder()
@@ -30,7 +30,7 @@ Applied = Callable[[ShardId, Mapping[bytes, bytes], StoreMeta], None]
 
 
 class SimStore:
-    """One shard's local store; implements `worker.state.Store`.
+    """One shard's local store; implements `engine.state.Store`.
 
     Args:
         on_apply: told what the store holds after each write.

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fcluster.common.errors import StateDamaged
-from fcluster.worker.changelog import Delta, DeltaReader, encode_delta
+from fcluster.engine.changelog import Delta, DeltaReader, encode_delta
 
 OVERHEAD_BYTES = 40
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fcluster.common.ids import ShardId
-from fcluster.worker.changelog import Delta
+from fcluster.engine.changelog import Delta
 from tests.chaos.state import _Fold
 from tests.checker.verdict import Verdict
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from fcluster.worker.changelog import Delta
-from fcluster.worker.state import store_prefix
+from fcluster.engine.changelog import Delta
+from fcluster.engine.state import store_prefix
 from tests.checker.state import Changelog, LocalStore, decoded, judge_local_stores
 
 PREFIX = store_prefix("totals")

@@ -30,7 +30,7 @@ from fcluster.worker.snapshots import (
     usable_manifests,
     verify,
 )
-from fcluster.worker.state import StoreMeta
+from fcluster.engine.state import StoreMeta
 from fcluster.worker.store import RocksStore, StateDirectoryFullError, StoreDirectory
 from tests.unit.test_snapshots import LocalObjectStore
 

@@ -40,8 +40,6 @@ PURE_NAMES = {
     "topology",
     "failures",
     "offsets",
-    "state",
-    "changelog",
     "positions",
     "topic_ids",
     "topics",

@@ -14,7 +14,7 @@ from fcluster.common.ids import repartition_topic
 from fcluster.common.positions import CommittedPosition
 from fcluster.common.settings import Settings
 from fcluster.worker.processing import HandlerError, OutputPort, ShardRunner, UnreadableRecordError
-from fcluster.worker.state import ShardState, StoreMeta
+from fcluster.engine.state import ShardState, StoreMeta
 
 
 class EmptyStore:

@@ -16,7 +16,7 @@ from fcluster.worker.restore_plan import (
     plan_standby,
     stands_exactly,
 )
-from fcluster.worker.state import StoreMeta
+from fcluster.engine.state import StoreMeta
 
 SHARD = ShardId("flights", 3)
 EMPTY = StoreMeta()

@@ -42,7 +42,7 @@ from fcluster.worker.snapshots import (
     usable_manifests,
     verify,
 )
-from fcluster.worker.state import StoreMeta
+from fcluster.engine.state import StoreMeta
 from fcluster.worker.store import RocksStore, StoreDirectory
 
 SHARD = ShardId("flights", 3)

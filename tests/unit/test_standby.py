@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from fcluster.common.ids import ShardId
-from fcluster.worker.changelog import Delta, encode_delta
+from fcluster.engine.changelog import Delta, encode_delta
 from fcluster.worker.restore_plan import Base, RestorePlan
 from fcluster.worker.standby import _Copy
-from fcluster.worker.state import StoreMeta
+from fcluster.engine.state import StoreMeta
 from fcluster.worker.store import StateDirectoryFullError, StoreDirectory
 
 SHARD = ShardId("totals", 0)

@@ -17,8 +17,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from msgspec.json import decode, encode
 
 from fcluster.common.errors import JobError, ProcessingError
-from fcluster.worker import state as state_module
-from fcluster.worker.state import FlushLimits, ShardState, StoreMeta, store_prefix
+from fcluster.engine import state as state_module
+from fcluster.engine.state import FlushLimits, ShardState, StoreMeta, store_prefix
 
 EAGER = FlushLimits(entries_max=1)
 LAZY = FlushLimits(entries_max=10**9, bytes_max=10**9, age_ms_max=1e9)

@@ -15,7 +15,7 @@ from fcluster.common.files import checked_name
 from fcluster.common.ids import ShardId
 from fcluster.worker import store as store_module
 from fcluster.worker.restore import local_meta
-from fcluster.worker.state import FlushLimits, ShardState, StoreMeta
+from fcluster.engine.state import FlushLimits, ShardState, StoreMeta
 from fcluster.worker.store import (
     LOCAL_TROUBLE,
     META_KEY,
@@ -49,7 +49,7 @@ def test_process_killed_without_closing_stands_at_one_epoch_with_its_values(tmp_
 import os, sys
 from pathlib import Path
 from fcluster.common.ids import ShardId
-from fcluster.worker.state import StoreMeta
+from fcluster.engine.state import StoreMeta
 from fcluster.worker.store import StoreDirectory
 store = StoreDirectory(Path({str(tmp_path / "state")!r})).open(ShardId("flights", 3))
 for epoch in range(1, 6):

@@ -36,8 +36,8 @@ from typing import NamedTuple, NoReturn, Protocol
 
 from fcluster.common.errors import JobError, ProcessingError
 from fcluster.common.failures import bounded_repr
-from fcluster.worker.changelog import Delta
-from fcluster.worker.values import KEPT, State, UnkeptError, decode_state, describe_unkept, encode_states
+from fcluster.engine.changelog import Delta
+from fcluster.engine.values import KEPT, State, UnkeptError, decode_state, describe_unkept, encode_states
 
 STORE_PREFIX_BYTES = 4
 DELETED = b""
