@@ -44,9 +44,9 @@ from fcluster.common.positions import CommittedPosition
 from fcluster.common.settings import Settings, resolve
 from fcluster.common.snapshot_store import DirectorySnapshotStore
 from fcluster.engine.changelog import Delta, encode_delta
+from fcluster.engine.state import ShardState, StoreMeta
 from fcluster.worker.restore import RestoreProgress, RestoreRequest, changelog_consumer, restore_shards
 from fcluster.worker.snapshots import take_snapshot, usable_manifests
-from fcluster.engine.state import ShardState, StoreMeta
 from fcluster.worker.store import StoreDirectory
 from tests.checker.generate import create_topic
 from tests.checker.reading import READ_COMMITTED, end_offsets

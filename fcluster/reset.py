@@ -65,8 +65,8 @@ from fcluster.coordinator.journal import Journal, JournalLostError, open_journal
 from fcluster.coordinator.owned_topics import Found, found_names
 from fcluster.coordinator.topic_watch import GroupMembers
 from fcluster.data_directory import DirectoryLock
-from fcluster.reset_target import SourcePartition, Target, chosen_offsets
 from fcluster.engine.changelog import parse_record
+from fcluster.reset_target import SourcePartition, Target, chosen_offsets
 from fcluster.worker.snapshots import same_changelog, usable_manifests
 
 STATUS_TIMEOUT_MS: Final = 1_500

@@ -16,8 +16,8 @@ from fcluster.common.topology import Stage
 from fcluster.engine.failure import Failure
 from fcluster.engine.records import OutputPort, Produce, describe_record
 from fcluster.engine.runner import HandlerError, StageRunner, UnreadableRecordError
-from fcluster.engine.steps import Place, RecordError
 from fcluster.engine.state import ShardState
+from fcluster.engine.steps import Place, RecordError
 from fcluster.worker.store import LOCAL_TROUBLE
 from fcluster.worker.transactions import TransactionLostError
 

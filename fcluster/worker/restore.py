@@ -40,6 +40,7 @@ from fcluster.common.kafka_clients import (
 from fcluster.common.settings import Settings, TornPolicy
 from fcluster.common.snapshot_store import SnapshotStore
 from fcluster.engine.changelog import RESET_REMEDY, UNKNOWN_SOURCE_OFFSET, DeltaReader, parse_record
+from fcluster.engine.state import StoreMeta
 from fcluster.worker.manifest import Manifest, same_changelog
 from fcluster.worker.restore_plan import (
     Base,
@@ -50,7 +51,6 @@ from fcluster.worker.restore_plan import (
     uncommitted_state,
 )
 from fcluster.worker.snapshots import Unusable, restore_snapshot, usable_manifests
-from fcluster.engine.state import StoreMeta
 from fcluster.worker.store import RocksStore, StoreDirectory
 from fcluster.worker.torn import UNKNOWN_EPOCH, GoOn, Tear, TornShard, go_on
 

@@ -15,8 +15,8 @@ from fcluster.common.errors import StateDamaged
 from fcluster.common.ids import ShardId
 from fcluster.common.positions import CommittedPosition
 from fcluster.engine.changelog import RESET_REMEDY
-from fcluster.worker.manifest import Manifest, same_changelog
 from fcluster.engine.state import StoreMeta
+from fcluster.worker.manifest import Manifest, same_changelog
 
 
 @dataclass(frozen=True, slots=True)

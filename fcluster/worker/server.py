@@ -62,9 +62,10 @@ from fcluster.common.seeking import LeaderSeeker
 from fcluster.common.settings import Settings, with_settings
 from fcluster.common.topology import Isolation, Topology
 from fcluster.common.transport import DealerTransport
-from fcluster.engine.failure import Failure, UnkeptStateError
-from fcluster.worker import core, events, handler_processes, model
 from fcluster.engine.changelog import Delta, encode_delta
+from fcluster.engine.failure import Failure, UnkeptStateError
+from fcluster.engine.state import ShardState
+from fcluster.worker import core, events, handler_processes, model
 from fcluster.worker.chunks import Chunks
 from fcluster.worker.commit_thread import CommitThread
 from fcluster.worker.consuming import Batch, Idle, ReaderDied, ReaderEvent, ReadFailed, SourceReader
@@ -81,7 +82,6 @@ from fcluster.worker.processing import (
 from fcluster.worker.record_watch import RecordWatch, Running, describe_overdue
 from fcluster.worker.shards import ShardHost
 from fcluster.worker.source_checks import SourceChecks
-from fcluster.engine.state import ShardState
 from fcluster.worker.store import LOCAL_TROUBLE
 from fcluster.worker.transactions import (
     AtLeastOnceWriter,

@@ -47,6 +47,7 @@ from fcluster.common.snapshot_store import SnapshotStoreUnavailable, open_snapsh
 from fcluster.common.topic_ids import Look, fits, reset_remedy, source_replaced
 from fcluster.common.topic_looks import look_at_topics, settled_look
 from fcluster.common.topology import Stage, Topology
+from fcluster.engine.state import ShardState, StoreMeta
 from fcluster.worker import events
 from fcluster.worker.chain import Chain
 from fcluster.worker.restore import (
@@ -60,7 +61,6 @@ from fcluster.worker.restore import (
 )
 from fcluster.worker.snapshots import same_changelog, take_snapshot, truncation_offset, usable_manifests
 from fcluster.worker.standby import StandbyTail
-from fcluster.engine.state import ShardState, StoreMeta
 from fcluster.worker.store import DISK_TROUBLE, RocksStore, StoreDirectory
 
 _log = logging.getLogger("fcluster.worker")

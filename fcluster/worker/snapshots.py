@@ -27,6 +27,7 @@ from fcluster.common.errors import FclusterError, StateDamaged
 from fcluster.common.files import COPY_BYTES, NotPlainFileError, checked_name
 from fcluster.common.ids import ShardId
 from fcluster.common.snapshot_store import SnapshotStore, checked_hash, open_snapshot_store
+from fcluster.engine.state import StoreMeta
 from fcluster.worker.manifest import (
     MANIFEST_FORMAT,
     Manifest,
@@ -34,7 +35,6 @@ from fcluster.worker.manifest import (
     content_hash,
     same_changelog,
 )
-from fcluster.engine.state import StoreMeta
 from fcluster.worker.store import RocksStore, StateDirectoryFullError, StoreDirectory, explain_trouble
 
 __all__ = [

@@ -30,10 +30,10 @@ from fcluster.common.offsets import offset_or_none
 from fcluster.common.settings import Settings
 from fcluster.common.snapshot_store import SnapshotStore
 from fcluster.engine.changelog import DeltaReader
+from fcluster.engine.state import StoreMeta
 from fcluster.worker.restore import local_meta, place_base, topic_ids
 from fcluster.worker.restore_plan import Base, RestorePlan, plan_standby
 from fcluster.worker.snapshots import usable_manifests
-from fcluster.engine.state import StoreMeta
 from fcluster.worker.store import DISK_TROUBLE, RocksStore, StoreDirectory
 
 _log = logging.getLogger("fcluster.worker")

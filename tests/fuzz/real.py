@@ -14,8 +14,8 @@ from fcluster.common.positions import CommittedPosition
 from fcluster.common.settings import Settings
 from fcluster.common.topology import TopicSpec
 from fcluster.engine.failure import Failure, OutputRefusedError, UnkeptStateError
-from fcluster.worker.processing import HandlerError, OutputPort, ShardRunner, UnreadableRecordError
 from fcluster.engine.state import ShardState, StoreMeta
+from fcluster.worker.processing import HandlerError, OutputPort, ShardRunner, UnreadableRecordError
 from tests.fuzz.plans import (
     SMALL_BYTES_MAX,
     Input,

@@ -20,6 +20,7 @@ from fcluster.common.positions import CommittedPosition
 from fcluster.common.settings import Settings, resolve
 from fcluster.common.snapshot_store import DirectorySnapshotStore
 from fcluster.engine.changelog import Delta, encode_delta
+from fcluster.engine.state import FlushLimits, ShardState, StoreMeta
 from fcluster.worker.restore import (
     RestoreProgress,
     RestoreRequest,
@@ -29,7 +30,6 @@ from fcluster.worker.restore import (
 )
 from fcluster.worker.restore_plan import Base
 from fcluster.worker.snapshots import latest_valid, take_snapshot
-from fcluster.engine.state import FlushLimits, ShardState, StoreMeta
 from fcluster.worker.store import RocksStore, StoreDirectory
 
 PARTITIONS = 4

@@ -24,6 +24,7 @@ from fcluster.coordinator.membership import Membership
 from fcluster.coordinator.model import Session, Shard, Terms
 from fcluster.coordinator.outbox import HeldKind, Outbox
 from fcluster.coordinator.ownership import Ownership
+from fcluster.engine.state import ShardState
 from fcluster.worker import core, model
 from fcluster.worker import events as worker_events
 from fcluster.worker.epochs import Epochs
@@ -31,7 +32,6 @@ from fcluster.worker.holdings import Holdings
 from fcluster.worker.manifest import Manifest
 from fcluster.worker.restore_plan import RestoreRequest
 from fcluster.worker.snapshots import usable_manifests
-from fcluster.engine.state import ShardState
 from tests.simulation.coordinator_shell import SimCoordinator
 from tests.simulation.counter_job import JOB, Input
 from tests.simulation.kafka_model import Partition

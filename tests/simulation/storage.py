@@ -18,9 +18,9 @@ import msgspec
 from fcluster.common.errors import FclusterError, StateDamaged
 from fcluster.common.files import NotPlainFileError
 from fcluster.common.ids import ShardId
+from fcluster.engine.state import StoreMeta
 from fcluster.worker.manifest import content_hash
 from fcluster.worker.snapshots import MANIFEST_FORMAT, Manifest, SnapshotFile
-from fcluster.engine.state import StoreMeta
 
 VERSIONS_KEPT = 4
 _encoder = msgspec.msgpack.Encoder()

@@ -23,11 +23,11 @@ from fcluster.common.messages import WorkerStats
 from fcluster.common.offsets import NotKnownYetError, known_offset
 from fcluster.common.positions import CommittedPosition, decode_position
 from fcluster.coordinator.events import ProcessEnded
-from fcluster.worker import core, events, model
 from fcluster.engine.changelog import Delta, DeltaReader, encode_delta
+from fcluster.engine.state import ShardState, StoreMeta
+from fcluster.worker import core, events, model
 from fcluster.worker.restore_plan import Base, RestorePlan, RestoreRequest, plan_restore, stands_exactly
 from fcluster.worker.snapshots import Manifest, prune, truncation_offset, usable_manifests
-from fcluster.engine.state import ShardState, StoreMeta
 from tests.simulation.brokers import GROUP
 from tests.simulation.copies import PATIENCE_MS, SimTail
 from tests.simulation.counter_job import CHANGELOGS, JOB, SOURCES, STORES, Input, handle

@@ -22,6 +22,7 @@ from fcluster.common import snapshot_store as snapshot_store_module
 from fcluster.common.errors import FclusterError, SettingsError, StateDamaged
 from fcluster.common.ids import ShardId
 from fcluster.common.snapshot_store import DirectorySnapshotStore, SnapshotStoreUnavailable
+from fcluster.engine.state import StoreMeta
 from fcluster.worker.snapshots import (
     latest_valid,
     prune,
@@ -30,7 +31,6 @@ from fcluster.worker.snapshots import (
     usable_manifests,
     verify,
 )
-from fcluster.engine.state import StoreMeta
 from fcluster.worker.store import RocksStore, StateDirectoryFullError, StoreDirectory
 from tests.unit.test_snapshots import LocalObjectStore
 

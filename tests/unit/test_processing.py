@@ -13,8 +13,8 @@ from fcluster.common.errors import StateDamaged
 from fcluster.common.ids import repartition_topic
 from fcluster.common.positions import CommittedPosition
 from fcluster.common.settings import Settings
-from fcluster.worker.processing import HandlerError, OutputPort, ShardRunner, UnreadableRecordError
 from fcluster.engine.state import ShardState, StoreMeta
+from fcluster.worker.processing import HandlerError, OutputPort, ShardRunner, UnreadableRecordError
 
 
 class EmptyStore:

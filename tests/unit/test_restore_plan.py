@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from fcluster.common.errors import StateDamaged
 from fcluster.common.ids import ShardId
 from fcluster.common.positions import CommittedPosition
+from fcluster.engine.state import StoreMeta
 from fcluster.worker.manifest import Manifest
 from fcluster.worker.restore_plan import (
     Base,
@@ -16,7 +17,6 @@ from fcluster.worker.restore_plan import (
     plan_standby,
     stands_exactly,
 )
-from fcluster.engine.state import StoreMeta
 
 SHARD = ShardId("flights", 3)
 EMPTY = StoreMeta()

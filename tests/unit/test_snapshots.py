@@ -30,6 +30,7 @@ from fcluster.common.snapshot_store import (
     open_snapshot_store,
     store_identity,
 )
+from fcluster.engine.state import StoreMeta
 from fcluster.worker import snapshots as snapshots_module
 from fcluster.worker.snapshots import (
     Manifest,
@@ -42,7 +43,6 @@ from fcluster.worker.snapshots import (
     usable_manifests,
     verify,
 )
-from fcluster.engine.state import StoreMeta
 from fcluster.worker.store import RocksStore, StoreDirectory
 
 SHARD = ShardId("flights", 3)

@@ -10,9 +10,9 @@ import pytest
 
 from fcluster.common.ids import ShardId
 from fcluster.engine.changelog import Delta, encode_delta
+from fcluster.engine.state import StoreMeta
 from fcluster.worker.restore_plan import Base, RestorePlan
 from fcluster.worker.standby import _Copy
-from fcluster.engine.state import StoreMeta
 from fcluster.worker.store import StateDirectoryFullError, StoreDirectory
 
 SHARD = ShardId("totals", 0)

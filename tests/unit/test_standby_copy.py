@@ -11,9 +11,9 @@ import pytest
 from fcluster.common.ids import ShardId
 from fcluster.common.settings import Settings
 from fcluster.engine.changelog import Delta, encode_delta
+from fcluster.engine.state import StoreMeta
 from fcluster.worker.restore_plan import Base, RestorePlan
 from fcluster.worker.standby import StandbyTail, _Copy
-from fcluster.engine.state import StoreMeta
 from fcluster.worker.store import (
     RocksStore,
     StateDirectoryFailedError,

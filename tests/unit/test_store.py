@@ -13,9 +13,9 @@ from rocksdict import Options, Rdict
 from fcluster.common.errors import DirectoryInUse, FclusterError, IncompatibleState, StateDamaged
 from fcluster.common.files import checked_name
 from fcluster.common.ids import ShardId
+from fcluster.engine.state import FlushLimits, ShardState, StoreMeta
 from fcluster.worker import store as store_module
 from fcluster.worker.restore import local_meta
-from fcluster.engine.state import FlushLimits, ShardState, StoreMeta
 from fcluster.worker.store import (
     LOCAL_TROUBLE,
     META_KEY,

@@ -13,12 +13,12 @@ from fcluster.common.ids import ShardId
 from fcluster.common.positions import CommittedPosition
 from fcluster.common.settings import Settings, TornPolicy
 from fcluster.engine.changelog import UNKNOWN_SOURCE_OFFSET, Delta, encode_delta
+from fcluster.engine.state import StoreMeta
 from fcluster.worker.restore import (
     ShardRestored,
     _Shard,  # pyright: ignore[reportPrivateUsage]
 )
 from fcluster.worker.restore_plan import Base, RestorePlan, RestoreRequest
-from fcluster.engine.state import StoreMeta
 from fcluster.worker.store import StoreDirectory
 from fcluster.worker.torn import UNKNOWN_EPOCH, Tear, TornShard, go_on
 
