@@ -29,8 +29,8 @@ import sys
 import tempfile
 import time
 from array import array
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -284,6 +284,19 @@ class Job:
         ]
 
 
+@contextmanager
+def brokers_that_start_soon() -> Generator[None]:
+    """Brokers begun in here don't use Java's second compiler.
+
+    On a small host it would take most of the CPU after each start. Kafka Streams' process isn't begun in here.
+    """
+    os.environ["JDK_JAVA_OPTIONS"] = "-XX:TieredStopAtLevel=1"
+    try:
+        yield
+    finally:
+        del os.environ["JDK_JAVA_OPTIONS"]
+
+
 class Run:
     """All lanes on three brokers."""
 
@@ -294,7 +307,8 @@ class Run:
         self.events: list[Event] = []
         self.brokers = EmbeddedCluster(directory / "kafka", 3, heap_mb=384, settings=BROKER_SETTINGS)
         closing.callback(self.brokers.kill)
-        self.servers = self.brokers.start(print)
+        with brokers_that_start_soon():
+            self.servers = self.brokers.start(print)
         self.source = Names.new().source
         self.jobs: list[Job] = []
         self.topics = {FLOOR: self.source}
@@ -389,7 +403,8 @@ class Run:
                     job.look()
         else:
             self.brokers.stop_node(node)
-        self.brokers.start_node(node)
+        with brokers_that_start_soon():
+            self.brokers.start_node(node)
         wait_whole(self.servers, timeout_s=180)
         self.await_flow()
         time.sleep(SETTLE_S)

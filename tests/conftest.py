@@ -23,6 +23,9 @@ settings.register_profile(
 )
 settings.load_profile("ci" if os.environ.get("CI") else "local")
 
+# Brokers of tests live for seconds or minutes: what Java's second compiler would take is never made up for.
+os.environ.setdefault("JDK_JAVA_OPTIONS", "-XX:TieredStopAtLevel=1")
+
 _DIRECTORY_MARKERS = {"integration", "simulation", "chaos"}
 _TESTS = Path(__file__).parent
 _topic_numbers = itertools.count(1)

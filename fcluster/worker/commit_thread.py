@@ -32,13 +32,19 @@ class CommitThread(Executor):
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Run that after what was given before.
 
+        An abandoned thread runs nothing: the future is cancelled then. Any thread may abandon it, so who
+        gives it something may not know yet.
+
         Raises:
             RuntimeError: it was shut down.
         """
         with self._changed:
+            future = Future[Any]()
+            if self._abandoned:
+                future.cancel()
+                return future
             if self._closed:
                 raise RuntimeError("the commit thread takes nothing any more")
-            future = Future[Any]()
             self._tasks.put((future, lambda: fn(*args, **kwargs)))
             return future
 

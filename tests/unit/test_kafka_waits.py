@@ -223,6 +223,8 @@ def test_nobody_waits_for_an_abandoned_thread_but_who_has_to_know_its_real_end()
     thread.shutdown(wait=True)  # returns
     joined.start()
     assert later.cancelled()
+    # Who doesn't know of it yet gives it more: the watch abandons it in a thread of its own.
+    assert thread.submit(ran.append, 2).cancelled()
     assert joined.is_alive()
     end.set()
     joined.join(10)
