@@ -288,7 +288,7 @@ class Job:
 def brokers_that_start_soon() -> Generator[None]:
     """Brokers begun in here don't use Java's second compiler.
 
-    On a small host it would take most of the CPU after each start. Kafka Streams' process isn't begun in here.
+    On a small host it would take most of the CPU after each start. Kafka Streams isn't begun in here.
     """
     os.environ["JDK_JAVA_OPTIONS"] = "-XX:TieredStopAtLevel=1"
     try:
