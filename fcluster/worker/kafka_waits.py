@@ -128,9 +128,10 @@ class KafkaWaits:
             asked_s = time.monotonic()
             if wait.answers():
                 answered_s = time.monotonic()
-                # Once it was asked in vain, the answer's time is that of the failover.
-                slow_s = 0.0 if wait.asked_in_vain else ASKED_TIMES * (answered_s - asked_s)
-                deadline_s = answered_s + max(self._patience_s, self._usual_s, slow_s)
+                patience_s = self._patience_s
+                if not wait.asked_in_vain:  # else it was a failover, and not a machine that is busy
+                    patience_s = max(patience_s, self._usual_s, ASKED_TIMES * (answered_s - asked_s))
+                deadline_s = answered_s + patience_s
                 while not wait.ended and time.monotonic() < deadline_s:
                     time.sleep(_POLL_S)
                 if not wait.ended:

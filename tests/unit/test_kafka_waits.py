@@ -175,6 +175,18 @@ def test_on_a_busy_machine_a_call_may_take_longer_before_it_counts_as_stuck(wait
     stuck.join()
 
 
+def test_after_a_failover_a_call_gets_no_longer_than_librdkafka_needs_to_repeat_it(waits: KafkaWaits) -> None:
+    with waits.waiting("the leaders of partitions that it writes to"):
+        time.sleep(1.0)  # a busy machine
+    stuck = Stuck(waits)
+    stuck.watch_until(lambda: stuck.asked >= 2, "Kafka to be asked in vain")
+    stuck.kafka_answers.set()
+    answered_s = time.monotonic()
+    stuck.watch_until(stuck.end.is_set, "the call to be left behind")
+    assert stuck.given_up_s - answered_s < 0.9
+    stuck.join()
+
+
 def test_call_may_take_longer_if_kafka_is_slow_to_answer_a_new_client(waits: KafkaWaits) -> None:
     began_s = time.monotonic()
     stuck = Stuck(waits, answer_takes_s=0.2)
