@@ -22,7 +22,10 @@ sys.path.insert(0, sys.argv[1])
 from fcluster import Job, Record
 from fcluster.common.positions import CommittedPosition
 from fcluster.worker.processing import OutputPort, ShardRunner
-from fcluster.engine.state import ShardState, StoreMeta
+try:
+    from fcluster.engine.state import ShardState, StoreMeta
+except ImportError:  # an older tree
+    from fcluster.worker.state import ShardState, StoreMeta
 from confluent_kafka import Message
 
 class Store:
