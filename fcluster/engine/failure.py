@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fcluster.common.errors import REMEDY_MARK
+
 
 @dataclass(frozen=True, slots=True)
 class Failure:
@@ -50,6 +52,16 @@ class OutputRefusedError(Exception):
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+def output_too_large(topic: str, value: bytes | None, key: bytes | None) -> str:
+    """The reason why an output is refused that is larger than the producer may send."""
+    size = len(value or b"") + len(key or b"")
+    return (
+        f"the output to {topic!r} has {size:,} bytes, more than message.max.bytes of the job's producers"
+        f"{REMEDY_MARK}raise message.max.bytes under [kafka] and max.message.bytes of the topic, write less "
+        "into one record, or give the step on_error='skip' or a dead-letter topic"
+    )
 
 
 class UnkeptStateError(Exception):

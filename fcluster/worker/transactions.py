@@ -41,7 +41,7 @@ from fcluster.common.kafka_troubles import Trouble, remedy_for_refusal, trouble_
 from fcluster.common.offsets import offset_or_none
 from fcluster.common.positions import CommittedPosition
 from fcluster.common.settings import Settings
-from fcluster.engine.failure import Failure, OutputRefusedError
+from fcluster.engine.failure import Failure, OutputRefusedError, output_too_large
 from fcluster.worker import sending
 from fcluster.worker.kafka_waits import KafkaWaits
 from fcluster.worker.sending import sending_config
@@ -434,7 +434,7 @@ def waiting_produce(
         except KafkaException as error:
             cause: Any = error.args[0]
             if cause.code() == KafkaError.MSG_SIZE_TOO_LARGE:
-                raise OutputRefusedError(_too_large(topic, value, key)) from error
+                raise OutputRefusedError(output_too_large(topic, value, key)) from error
             # Without a name for it: a frame that holds the exception that it raises is a cycle, which keeps
             # the producer until the collector comes, and that destroys it in any thread.
             raise explain(
@@ -442,15 +442,6 @@ def waiting_produce(
             ) from error
 
     return waiting
-
-
-def _too_large(topic: str, value: bytes | None, key: bytes | None) -> str:
-    size = len(value or b"") + len(key or b"")
-    return (
-        f"the output to {topic!r} has {size:,} bytes, more than message.max.bytes of the job's producers"
-        f"{REMEDY_MARK}raise message.max.bytes under [kafka] and max.message.bytes of the topic, write less "
-        "into one record, or give the step on_error='skip' or a dead-letter topic"
-    )
 
 
 def _wait_for_room(producer: Producer) -> None:

@@ -1,4 +1,5 @@
-"""The real processing of a planned job: the engine over real state tables, in a shell like the worker's.
+"""The real processing of a planned job: the engine over real state tables, in a shell like the worker's, and
+in `fcluster.testing`.
 
 Epochs of some records each are aborted and replayed as a worker does it: a record that fails in the midst is
 condemned, and so is what shows only at the barrier, after a replay record by record.
@@ -7,6 +8,7 @@ condemned, and so is what shows only at the barrier, after a replay record by re
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import zip_longest
 from typing import Any
 
 from fcluster import Job, Topic
@@ -15,6 +17,7 @@ from fcluster.common.settings import Settings
 from fcluster.common.topology import TopicSpec
 from fcluster.engine.failure import Failure, OutputRefusedError, UnkeptStateError
 from fcluster.engine.state import ShardState, StoreMeta
+from fcluster.testing import Driver, JobStopped
 from fcluster.worker.processing import HandlerError, OutputPort, ShardRunner, UnreadableRecordError
 from tests.fuzz.plans import (
     SMALL_BYTES_MAX,
@@ -29,6 +32,8 @@ from tests.fuzz.plans import (
 from tests.unit.test_processing import FakeMessage
 
 REPLAYS_MAX = 60
+MESSAGE_BYTES_MAX = 4_700
+"""Between the largest of the small outputs with all their headers, and the smallest of the large ones."""
 
 
 class DictStore:
@@ -177,3 +182,51 @@ class Shell:
     def state(self, handler: str, key: bytes) -> dict[str, Any]:
         """The committed state."""
         return ShardState(self._store, self._stage.stores, 2).tables[handler].peek(key)
+
+
+class InDriver:
+    """Runs the job over some records in `fcluster.testing`.
+
+    Args:
+        plan: of the job.
+        records: of its source.
+        between: what to do behind each of them: "", "barrier", "crash" or "settle"; none: every record is an
+            epoch.
+    """
+
+    def __init__(self, plan: JobPlan, records: list[Input], between: list[str]) -> None:
+        settings = {"kafka.message.max.bytes": MESSAGE_BYTES_MAX}
+        self._driver = driver = Driver(build(plan), partitions=1, settings=settings, auto_barrier=not between)
+        self.stopped_at: int | None = None
+        try:
+            for record, what in zip_longest(records, between[: len(records)], fillvalue=""):
+                assert isinstance(record, Input)
+                driver.send_raw(
+                    "in",
+                    record.value,
+                    key=record.key,
+                    timestamp=record.timestamp,
+                    headers=record.headers,
+                )
+                if what:
+                    getattr(driver, what)()
+            driver.settle()
+        except JobStopped as stop:
+            self.stopped_at = stop.offset
+        self.skipped = driver.skipped
+
+    def outputs(self) -> dict[str, list[tuple[Any, ...]]]:
+        """What is committed, by topic."""
+        topics = (topic.name for topic in self._driver.topology.outputs)
+        return {
+            topic: [
+                (topic, record.raw_value, record.raw_key, record.timestamp, record.headers)
+                for record in self._driver.records(topic)
+            ]
+            for topic in topics
+        }
+
+    def state(self, handler: str, key: bytes) -> dict[str, Any]:
+        """The state; the keys are odd, so they are given as bytes."""
+        (stage,) = self._driver.topology.stages
+        return self._driver._shard(stage, 0).state.tables[handler].peek(key)  # pyright: ignore[reportPrivateUsage]

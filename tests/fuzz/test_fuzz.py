@@ -18,7 +18,7 @@ from fcluster.engine import runner
 from fcluster.engine.operators import write
 from tests.fuzz.interpreter import interpret
 from tests.fuzz.plans import ChainPlan, Input, JobPlan, StepPlan, inputs, jobs
-from tests.fuzz.real import Shell
+from tests.fuzz.real import InDriver, Shell
 
 EXAMPLES = int(os.environ.get("FCLUSTER_FUZZ_EXAMPLES", "0"))
 
@@ -68,6 +68,26 @@ def check(plan: JobPlan, records: list[Input], epoch_records: int) -> None:
             assert shell.state(f"h{number}x{place}", key) == state
 
 
+def check_in_driver(plan: JobPlan, records: list[Input], between: list[str]) -> None:
+    """The same with `fcluster.testing`, where it doesn't matter what was done between the records."""
+    wanted, stopped_at, failed, states = interpret(plan, records)
+    run = InDriver(plan, records, between)
+    assert run.stopped_at == stopped_at
+    assert run.skipped == failed
+    outputs = run.outputs()
+    for topic, real in outputs.items():
+        # A producer can't write a timestamp of 0 (docs/decisions/0101).
+        ones = [(*one[:3], one[3] or -1, one[4]) for one in wanted if one[0] == topic]
+        assert len(real) == len(ones), (real, ones)
+        for output, one in zip(real, ones, strict=True):
+            assert_same_output(output, one)
+    assert sum(map(len, outputs.values())) == len(wanted)
+    for name, table in states.items():
+        number, place = name.split("|")
+        for key, state in table.items():
+            assert run.state(f"h{number}x{place}", key) == state
+
+
 @settings(
     max_examples=EXAMPLES or 400,
     derandomize=not EXAMPLES,
@@ -80,6 +100,18 @@ def test_odd_jobs_do_what_the_interpreter_says(
     plan: JobPlan, records: list[Input], epoch_records: int
 ) -> None:
     check(plan, records, epoch_records)
+
+
+@settings(
+    max_examples=EXAMPLES or 250,
+    derandomize=not EXAMPLES,
+    deadline=None,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
+@given(jobs, inputs, st.just([]) | st.lists(st.sampled_from(["", "barrier", "crash", "settle"]), max_size=8))
+def test_odd_jobs_do_the_same_in_the_driver(plan: JobPlan, records: list[Input], between: list[str]) -> None:
+    check_in_driver(plan, records, between)
 
 
 # --- it must be able to fail ----------------------------------------------------------------------------

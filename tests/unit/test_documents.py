@@ -6,6 +6,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -53,6 +54,16 @@ def test_readmes_job_builds() -> None:
     job = names["job"]
     assert isinstance(job, Job)
     assert [stage.name for stage in job.build(Settings()).stages] == ["flights", "by_aircraft"]
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/testing.md"])
+def test_tests_in_documents_pass(document: str) -> None:
+    names: dict[str, Any] = {}
+    exec("\n".join(code_blocks((REPOSITORY / document).read_text(encoding="utf-8"), "python")), names)
+    tests = [value for name, value in names.items() if name.startswith("test_")]
+    assert tests
+    for test in tests:
+        test()
 
 
 def test_readmes_make_targets_exist() -> None:

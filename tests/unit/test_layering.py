@@ -45,7 +45,7 @@ PURE_NAMES = {
     "topics",
     "torn",
 }
-PURE_FOLDERS = {"engine"}
+PURE_FOLDERS = {"engine", "testing"}
 IMPURE = {
     "asyncio",
     "concurrent",
@@ -163,6 +163,11 @@ def test_pure_module_reads_no_clock(path: Path) -> None:
         ("fcluster.common", "fcluster.engine"),
         ("fcluster.engine", "fcluster.worker"),
         ("fcluster.engine", "fcluster.coordinator"),
+        ("fcluster.common", "fcluster.testing"),
+        ("fcluster.engine", "fcluster.testing"),
+        ("fcluster.worker", "fcluster.testing"),
+        ("fcluster.testing", "fcluster.worker"),
+        ("fcluster.testing", "fcluster.coordinator"),
     ],
 )
 def test_dependencies_point_one_way(importer: str, imported: str) -> None:

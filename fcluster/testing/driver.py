@@ -1,0 +1,618 @@
+"""`Driver`: runs a job in the test's own process, record by record.
+
+Responsible for: what a worker's shell does around the engine (epochs, replays, stops), and what a test wants
+to ask. Keeps invariant 1: outputs, offsets and deltas of an epoch become visible together, and what isn't
+committed is taken back as a whole. Knows no Kafka, RocksDB, threads or clocks.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+from fcluster.common.codecs import key_codec, value_codec
+from fcluster.common.errors import FclusterError, JobError, ProcessingError, cause_and_remedy
+from fcluster.common.failures import bounded_repr
+from fcluster.common.ids import ShardId
+from fcluster.common.job import Job
+from fcluster.common.positions import CommittedPosition, decode_position
+from fcluster.common.settings import Settings, resolve
+from fcluster.common.topology import Isolation, Stage, TopicSpec, Topology, written_topics
+from fcluster.engine.failure import Failure, OutputRefusedError, UnkeptStateError, output_too_large
+from fcluster.engine.records import OutputPort
+from fcluster.engine.runner import HandlerError, UnreadableRecordError
+from fcluster.engine.steps import StepFailure
+from fcluster.testing.shards import Shard
+from fcluster.testing.topics import Header, StoredRecord, TopicRecord, Topics, Visibility
+
+PARTITIONS = 4
+START_MS = 1_767_225_600_000
+"""The beginning of 2026."""
+FAILURES_MAX = 100
+"""A record that fails in so many ways, one after the other, fails in another way each time."""
+NO_TIMESTAMP_MS = -1
+_MESSAGE_BYTES_MAX = 1_000_000
+"""librdkafka's default of message.max.bytes."""
+_MESSAGE_OVERHEAD_BYTES = 36
+"""What librdkafka adds to a record when it compares it with message.max.bytes."""
+
+
+class JobStopped(FclusterError):  # noqa: N818  named like the errors of the API
+    """A record has stopped the job. What was before it is committed, nothing of it is.
+
+    The exception that a function of the job raised is its `__cause__`.
+
+    Attributes:
+        topic, partition, offset: of the record.
+    """
+
+    def __init__(self, message: str, *, remedy: str = "", record: StoredRecord | None = None) -> None:
+        super().__init__(message, remedy=remedy)
+        self.topic = record.topic() if record is not None else ""
+        self.partition = record.partition() if record is not None else -1
+        self.offset = record.offset() if record is not None else -1
+
+
+@dataclass(frozen=True)
+class DeadLetter:
+    """A record that failed, as it stands in a dead-letter topic.
+
+    Attributes:
+        record: the dead letter itself.
+        error: what went wrong.
+        handler: the step that failed.
+        topic, partition, offset: of the record that failed.
+        is_stub: the record was too large; value and headers of it are left out.
+    """
+
+    record: TopicRecord
+    error: str
+    handler: str
+    topic: str
+    partition: int
+    offset: int
+    is_stub: bool
+
+
+class Driver:
+    """Runs a job in this process, without Kafka. Use it in a `with` block.
+
+    The engine is that of the workers: operators, codecs, state, dead letters, deltas. Each record that is
+    sent goes through all stages before `send` returns, and each step of it is an epoch of its own, unless
+    `auto_barrier` is False. A stage behind another one reads what is committed, as in a cluster.
+
+    Records of different partitions are processed in the order in which they were written.
+
+    Args:
+        job: under test. It isn't changed, so many drivers can run it.
+        partitions: of the topics that the job reads; by topic, or for all of them. Others follow from that,
+            as in a cluster, unless they are named as well.
+        settings: over those of the job. Neither fcluster.toml nor the environment are read.
+        auto_barrier: False: records stay in an open epoch until `barrier` is called, so that `crash` loses
+            something.
+        now_ms: what records are stamped with that are sent without a timestamp, in milliseconds since 1970.
+
+    Attributes:
+        topology: the job, built.
+        now_ms: may be set.
+        skipped: how many records were skipped or became dead letters.
+
+    Raises:
+        JobError, SettingsError: the job or a setting isn't valid.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        *,
+        partitions: int | Mapping[str, int] = PARTITIONS,
+        settings: Mapping[str, Any] | None = None,
+        auto_barrier: bool = True,
+        now_ms: int = START_MS,
+    ) -> None:
+        resolved = resolve(job.settings, None, {}, settings or {})
+        self.topology: Topology = job.build(resolved)
+        self.now_ms = now_ms
+        self.skipped = 0
+        self._auto_barrier = auto_barrier
+        self._specs = _specs_of(self.topology)
+        self._topics = Topics(_partition_counts(self.topology, partitions))
+        self._message_bytes_max = _message_bytes_max(resolved)
+        self._passing = (KeyboardInterrupt, *_outcomes_of_tests())
+        self._port = OutputPort()
+        self._port.produce = self._produce
+        self._epoch = 0
+        self._committed: dict[ShardId, tuple[int, str]] = {}
+        self._shards: dict[ShardId, Shard] = {}
+        self._condemned: dict[ShardId, list[tuple[int, Failure]]] = {}
+        self._causes: dict[tuple[ShardId, int], BaseException] = {}
+        self._stopped: JobStopped | None = None
+        self._read: dict[str, int] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the job's state. What was written can still be read."""
+        self._shards.clear()
+        self._stopped = self._stopped or JobStopped("The driver is closed.", remedy="Make another one.")
+
+    # --- records in ---------------------------------------------------------------------------------------
+
+    def send(
+        self,
+        topic: TopicSpec | str,
+        value: Any,
+        *,
+        key: Any = None,
+        timestamp: int | None = None,
+        headers: Sequence[tuple[str, bytes | str | None]] = (),
+        partition: int | None = None,
+    ) -> TopicRecord:
+        """Write a record to a topic that the job reads, and process it.
+
+        Args:
+            topic: that the job reads.
+            value: of the kind that the topic says; None is a tombstone.
+            key: of the kind that the topic says; None: without a key.
+            timestamp: milliseconds since 1970; default: `now_ms`.
+            headers: pairs of a name and a value, in order.
+            partition: default: by the key, as Kafka's producers choose it. Without a key the value decides.
+
+        Returns:
+            The record as it stands in the topic.
+
+        Raises:
+            TypeError, ValueError: the topic doesn't take such a value or key.
+            JobStopped: the record, or one that it led to, has stopped the job.
+        """
+        __tracebackhide__ = True
+        spec = self._source(topic)
+        raw_value = None if value is None else value_codec(spec.value)[1](value)
+        raw_key = None if key is None else key_codec(spec.key)[1](key)
+        return self.send_raw(
+            spec, raw_value, key=raw_key, timestamp=timestamp, headers=headers, partition=partition
+        )
+
+    def send_raw(
+        self,
+        topic: TopicSpec | str,
+        value: bytes | None,
+        *,
+        key: bytes | None = None,
+        timestamp: int | None = None,
+        headers: Sequence[tuple[str, bytes | str | None]] = (),
+        partition: int | None = None,
+    ) -> TopicRecord:
+        """As `send`, with the bytes themselves: for what no codec gives, such as broken JSON."""
+        __tracebackhide__ = True
+        spec = self._source(topic)
+        self._check_running()
+        count = len(self._topics.partitions(spec.name))
+        if partition is None:
+            partition = self._topics.partition_for(spec.name, key, value)
+        elif not 0 <= partition < count:
+            raise ValueError(f"{spec.name!r} has the partitions 0 to {count - 1}, and no {partition}")
+        record = self._topics.add(
+            spec.name,
+            partition,
+            key,
+            value,
+            self.now_ms if timestamp is None else timestamp,
+            [(name, text.encode() if isinstance(text, str) else text) for name, text in headers],
+            Visibility.COMMITTED,
+        )
+        self._advance(one_by_one=self._auto_barrier)
+        return TopicRecord(spec, record)
+
+    # --- epochs -------------------------------------------------------------------------------------------
+
+    def barrier(self) -> None:
+        """End the open epoch and commit it; then process what the stages behind can read now.
+
+        Raises:
+            JobStopped: a record has stopped the job.
+        """
+        __tracebackhide__ = True
+        self._check_running()
+        last = self._topics.sequence
+        while not self._commit():
+            # A state can't be kept. Which record left it shows when each is committed by itself.
+            self._roll_back()
+            self._advance(one_by_one=True, until=last)
+        self._advance(one_by_one=self._auto_barrier)
+
+    def settle(self) -> None:
+        """`barrier` until nothing is left to process or to commit, in no stage.
+
+        Raises:
+            JobStopped: a record has stopped the job.
+        """
+        __tracebackhide__ = True
+        self._check_running()
+        while self._dirty():
+            self.barrier()
+
+    def crash(self) -> None:
+        """The process dies, and another goes on from what is committed.
+
+        State is restored from the encoded deltas of all epochs, outputs of the open epoch are gone for who
+        reads "read-committed", and the records that led to them are processed again, now. A job that was
+        stopped by a record is started again, and tries that once more.
+
+        Raises:
+            JobStopped: a record has stopped the job (again).
+        """
+        __tracebackhide__ = True
+        self._stopped = None
+        self._condemned.clear()
+        self._causes.clear()
+        self._roll_back()
+        self._advance(one_by_one=self._auto_barrier)
+
+    # --- looking ------------------------------------------------------------------------------------------
+
+    def read(self, topic: TopicSpec | str) -> list[TopicRecord]:
+        """The committed records of `topic` that `read` or `read_values` haven't given yet, in the order in
+        which they were written."""
+        records = self.records(topic)
+        name = self._spec(topic).name
+        given, self._read[name] = self._read.get(name, 0), len(records)
+        return records[given:]
+
+    def read_values(self, topic: TopicSpec | str) -> list[Any]:
+        """The values of what `read` gives."""
+        return [record.value for record in self.read(topic)]
+
+    def records(
+        self, topic: TopicSpec | str, *, isolation: Isolation = "read-committed"
+    ) -> list[TopicRecord]:
+        """All records of `topic`, in the order in which they were written.
+
+        Args:
+            topic: that the job declares, or one of its repartition topics by its name.
+            isolation: "read-uncommitted" sees those of the open epoch as well, and of epochs that were lost.
+        """
+        spec = self._spec(topic)
+        found = [
+            record
+            for partition in self._topics.partitions(spec.name)
+            for record in partition.read(0, isolation)
+        ]
+        return [TopicRecord(spec, record) for record in sorted(found, key=lambda record: record.sequence)]
+
+    def dead_letters(self, topic: TopicSpec | str | None = None) -> list[DeadLetter]:
+        """All committed dead letters, of all dead-letter topics of the job or of this one."""
+        if topic is not None:
+            specs = [self._spec(topic)]
+        else:
+            specs = [spec for stage in self.topology.stages for spec in stage.dead_letter_topics]
+        letters = [
+            letter for spec in dict.fromkeys(specs) for letter in map(_dead_letter, self.records(spec))
+        ]
+        return [letter for letter in letters if letter is not None]
+
+    def state(self, handler: str, key: Any, *, partition: int | None = None) -> dict[str, Any]:
+        """A copy of the state that `handler` has of `key`; empty if it has none.
+
+        Args:
+            handler: its name.
+            key: of the kind that the handler sees as `ctx.key`.
+            partition: of the records, if they don't go by the key.
+        """
+        stage = self._stage_of(handler)
+        raw_key = key_codec(stage.source.key)[1](key)
+        if partition is None:
+            partition = self._topics.partition_for(stage.source.name, raw_key, None)
+        return self._shard(stage, partition).state.tables[handler].peek(raw_key)
+
+    def states(self, handler: str) -> dict[Any, dict[str, Any]]:
+        """Copies of all states that `handler` has, by key, of all partitions. Keys have to be hashable."""
+        stage = self._stage_of(handler)
+        decode = key_codec(stage.source.key)[0]
+        found: dict[Any, dict[str, Any]] = {}
+        for partition in range(len(self._topics.partitions(stage.source.name))):
+            shard = self._shard(stage, partition)
+            for raw_key in shard.keys_of(handler):
+                state = shard.state.tables[handler].peek(raw_key)
+                if state:
+                    found[decode(raw_key)] = state
+        return found
+
+    # --- processing ---------------------------------------------------------------------------------------
+
+    def _advance(self, *, one_by_one: bool, until: int | None = None) -> None:
+        """Process what can be read.
+
+        Args:
+            one_by_one: commit after each record.
+            until: process nothing that was written behind the record with this sequence.
+        """
+        __tracebackhide__ = True
+        while (found := self._next()) is not None:
+            shard, record = found
+            if until is not None and record.sequence > until:
+                return
+            if self._process(shard, record) and one_by_one and not self._commit():
+                failure = shard.runner.find_unkept()
+                assert failure is not None, "a state can't be kept, but none of them is to blame"
+                self._roll_back()
+                self._condemn(shard.id, record, failure)
+
+    def _next(self) -> tuple[Shard, StoredRecord] | None:
+        """The oldest record that can be read and isn't processed, and its shard."""
+        oldest: tuple[Stage, StoredRecord] | None = None
+        for stage in self.topology.stages:
+            for number, partition in enumerate(self._topics.partitions(stage.source.name)):
+                offset = self._next_offset(ShardId(stage.name, number))
+                record = partition.first_from(offset, stage.source.isolation)
+                if record is not None and (oldest is None or record.sequence < oldest[1].sequence):
+                    oldest = (stage, record)
+        if oldest is None:
+            return None
+        stage, record = oldest
+        return self._shard(stage, record.partition()), record
+
+    def _next_offset(self, shard: ShardId) -> int:
+        running = self._shards.get(shard)
+        return self._committed.get(shard, (0, ""))[0] if running is None else running.next_offset
+
+    def _process(self, shard: Shard, record: StoredRecord) -> bool:
+        """Process a record. False: the open epoch was rolled back, and its records come again."""
+        __tracebackhide__ = True
+        try:
+            shard.handle(record)
+        except UnreadableRecordError as error:
+            if self._commit():  # what is before it
+                self._stop(shard.id, record, error)
+            last = record.sequence
+            self._roll_back()
+            self._advance(one_by_one=True, until=last - 1)
+            return False
+        except HandlerError as error:
+            self._roll_back()
+            self._causes.setdefault((shard.id, record.offset()), _cause_of(error))
+            self._condemn(shard.id, record, error.failure)
+            return False
+        except UnkeptStateError as error:
+            alone = len(self._dirty()) == 0
+            self._roll_back()
+            if alone:
+                self._condemn(shard.id, record, Failure(error.reason, step=error.step))
+            else:
+                self._advance(one_by_one=True, until=record.sequence)
+            return False
+        except BaseException:
+            self._roll_back()
+            raise
+        return True
+
+    def _dirty(self) -> list[Shard]:
+        return [shard for shard in self._shards.values() if shard.last is not None]
+
+    def _commit(self) -> bool:
+        """Commit the open epoch. False: a state can't be kept; the epoch has to be rolled back."""
+        dirty = self._dirty()
+        if not dirty:
+            return True
+        epoch = self._epoch + 1
+        try:
+            frozen = [shard.freeze(epoch) for shard in dirty]
+        except ProcessingError:
+            return False
+        for part in frozen:
+            for record in part.delta:
+                changelog = part.shard.stage.changelog
+                assert changelog is not None
+                self._topics.add(
+                    changelog, part.shard.id.partition, None, record, self.now_ms, None, Visibility.OPEN
+                )
+        self._topics.commit()
+        self._epoch = epoch
+        self.skipped, self._port.skipped = self.skipped + self._port.skipped, 0
+        for part in frozen:
+            shard = part.shard
+            self._committed[shard.id] = (part.position.offset, part.position.encode_metadata())
+            shard.committed(part, self._changelog_end(shard.stage, shard.id.partition))
+            left = [one for one in self._condemned.pop(shard.id, ()) if one[0] >= part.position.offset]
+            if left:
+                self._condemned[shard.id] = left
+        return True
+
+    def _roll_back(self) -> None:
+        """Forget all that isn't committed."""
+        self._topics.abort()
+        self._shards.clear()
+        self._port.skipped = 0
+
+    def _condemn(self, shard: ShardId, record: StoredRecord, failure: Failure) -> None:
+        """Let the record fail with this when it comes again."""
+        condemned = self._condemned.setdefault(shard, [])
+        condemned.append((record.offset(), failure))
+        if len(condemned) > FAILURES_MAX:
+            raise JobStopped(
+                f"{failure.reason} (and it has failed in {FAILURES_MAX} other ways before)", record=record
+            )
+
+    def _stop(self, shard: ShardId, record: StoredRecord, error: UnreadableRecordError) -> None:
+        __tracebackhide__ = True
+        message, remedy = cause_and_remedy(error.reason)
+        remedy = remedy or "Correct the job, or give the step an on_error ('skip', or a dead-letter topic)."
+        self._stopped = stopped = JobStopped(message, remedy=remedy, record=record)
+        stopped.add_note(f"Its key: {bounded_repr(record.key())}")
+        stopped.add_note(f"Its value: {bounded_repr(record.value(), 1_000)}")
+        raise stopped from self._causes.get((shard, record.offset()), _cause_of(error))
+
+    def _check_running(self) -> None:
+        __tracebackhide__ = True
+        stopped = self._stopped
+        if stopped is not None:
+            again = JobStopped(stopped.message, remedy=stopped.remedy)
+            again.topic, again.partition, again.offset = stopped.topic, stopped.partition, stopped.offset
+            raise again
+
+    def _shard(self, stage: Stage, partition: int) -> Shard:
+        """The running shard; it is restored if it doesn't run."""
+        shard = self._shards.get(ShardId(stage.name, partition))
+        if shard is None:
+            shard_id = ShardId(stage.name, partition)
+            changelog = None
+            if stage.changelog is not None:
+                changelog = self._topics.partitions(stage.changelog)[partition]
+            shard = self._shards[shard_id] = Shard(
+                stage,
+                partition,
+                self._position(shard_id),
+                changelog,
+                self._port,
+                self._passing,
+                self._condemned.get(shard_id, []),
+            )
+        return shard
+
+    def _position(self, shard: ShardId) -> CommittedPosition:
+        committed = self._committed.get(shard)
+        if committed is None:
+            return CommittedPosition(0, 0, 0, self.topology.fingerprint)
+        return decode_position(*committed)
+
+    def _changelog_end(self, stage: Stage, partition: int) -> int:
+        if stage.changelog is None:
+            return 0
+        return len(self._topics.partitions(stage.changelog)[partition].records)
+
+    def _produce(
+        self,
+        topic: str,
+        value: bytes | None,
+        key: bytes | None,
+        timestamp_ms: int,
+        headers: Sequence[Header] | None = None,
+    ) -> None:
+        """What a worker's producer does with an output; see `engine.records.Produce`."""
+        if _size_bytes(value, key, headers) > self._message_bytes_max:
+            raise OutputRefusedError(output_too_large(topic, value, key))
+        partition = self._topics.partition_for(topic, key, value)
+        self._topics.add(
+            topic, partition, key, value, timestamp_ms or NO_TIMESTAMP_MS, headers, Visibility.OPEN
+        )
+
+    # --- names --------------------------------------------------------------------------------------------
+
+    def _spec(self, topic: TopicSpec | str) -> TopicSpec:
+        name = topic if isinstance(topic, str) else topic.name
+        spec = self._specs.get(name)
+        if spec is None:
+            raise _unknown("topic", name, self._specs, f"is not one of the job {self.topology.job!r}")
+        return spec
+
+    def _source(self, topic: TopicSpec | str) -> TopicSpec:
+        spec = self._spec(topic)
+        sources = [source.name for source in self.topology.sources]
+        if spec.name not in sources:
+            raise _unknown("topic", spec.name, sources, f"is not read by the job {self.topology.job!r}")
+        return spec
+
+    def _stage_of(self, handler: str) -> Stage:
+        stages = {store: stage for stage in self.topology.stages for store in stage.stores}
+        if handler not in stages:
+            raise _unknown("handler", handler, stages, f"is not one of the job {self.topology.job!r}")
+        return stages[handler]
+
+
+def _specs_of(topology: Topology) -> dict[str, TopicSpec]:
+    """All topics of the job but the changelogs, by name."""
+    specs = [topic for stage in topology.stages for topic in (*written_topics(stage), stage.source)]
+    return {spec.name: spec for spec in [*specs, *topology.topics]}
+
+
+def _partition_counts(topology: Topology, given: int | Mapping[str, int]) -> dict[str, int]:
+    """How many partitions each topic has: those that the cluster would make have as many as it gives them."""
+    named: Mapping[str, int] = {} if isinstance(given, int) else given
+    specs = _specs_of(topology)
+    for name, count in named.items():
+        if name not in specs:
+            raise _unknown("topic", name, specs, f"is not one of the job {topology.job!r}")
+        _check_count(name, count)
+    default = given if isinstance(given, int) else PARTITIONS
+    _check_count("partitions", default)
+    counts = dict(named)
+    for stage in topology.stages:
+        count = counts.setdefault(stage.source.name, default)
+        for topic in written_topics(stage):
+            counts.setdefault(topic.name, count)
+        if stage.changelog is not None:
+            counts[stage.changelog] = count
+    most = max(counts[topic.name] for topic in topology.sources)
+    for name in specs:
+        counts.setdefault(name, most)
+    return counts
+
+
+def _check_count(name: str, count: int) -> None:
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ValueError(f"{name}: {count!r} is no number of partitions")
+
+
+def _unknown(kind: str, name: str, known: Mapping[str, Any] | Sequence[str], trouble: str) -> JobError:
+    near = difflib.get_close_matches(name, list(known), 1, 0.6)
+    remedy = f"Did you mean {near[0]!r}?" if near else f"There are: {', '.join(map(repr, known))}."
+    return JobError(f"The {kind} {name!r} {trouble}.", remedy=remedy)
+
+
+def _message_bytes_max(settings: Settings) -> int:
+    for name in ("producer.message.max.bytes", "message.max.bytes"):
+        if name in settings.kafka:
+            return int(settings.kafka[name])
+    return _MESSAGE_BYTES_MAX
+
+
+def _size_bytes(value: bytes | None, key: bytes | None, headers: Sequence[Header] | None) -> int:
+    """What librdkafka compares with message.max.bytes."""
+    size = _MESSAGE_OVERHEAD_BYTES + len(value or b"") + len(key or b"")
+    for name, text in headers or ():
+        for field in (name.encode(), text or b""):
+            size += len(field) + _length_bytes(len(field))
+    return size
+
+
+def _length_bytes(length: int) -> int:
+    """How many bytes Kafka writes a length with."""
+    return max(1, -(-(2 * length).bit_length() // 7))
+
+
+def _outcomes_of_tests() -> Iterator[type[BaseException]]:
+    """What pytest.fail and pytest.skip raise in a handler is for pytest, whatever `on_error` says."""
+    outcomes = sys.modules.get("_pytest.outcomes")
+    if outcomes is not None:
+        yield outcomes.OutcomeException
+
+
+def _cause_of(error: BaseException) -> BaseException:
+    """What a function of the job raised, or a codec, where the engine's own exceptions tell."""
+    cause = error.__cause__
+    while isinstance(cause, StepFailure | HandlerError):
+        cause = cause.error if isinstance(cause, StepFailure) else cause.__cause__
+    return error if cause is None else cause
+
+
+def _dead_letter(record: TopicRecord) -> DeadLetter | None:
+    # A dead letter that came from a dead letter has these twice: the last ones are its own.
+    said = {name: (text or b"").decode() for name, text in record.headers if name.startswith("fcluster.")}
+    if "fcluster.error" not in said:
+        return None
+    return DeadLetter(
+        record,
+        said["fcluster.error"],
+        said["fcluster.handler"],
+        said["fcluster.topic"],
+        int(said["fcluster.partition"]),
+        int(said["fcluster.offset"]),
+        "fcluster.stub" in said,
+    )

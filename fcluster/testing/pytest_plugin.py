@@ -1,0 +1,26 @@
+"""The fixture `fcluster_driver` for pytest, which finds this module by its entry point."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from fcluster.common.job import Job
+    from fcluster.testing.driver import Driver
+
+
+@pytest.fixture
+def fcluster_driver() -> Iterator[Callable[..., Driver]]:
+    """Makes a `fcluster.testing.Driver` for a job, with the same arguments, and closes it after the test."""
+    from fcluster.testing.driver import Driver  # not at each start of pytest
+
+    with ExitStack() as drivers:
+
+        def make(job: Job, **options: Any) -> Driver:
+            return drivers.enter_context(Driver(job, **options))
+
+        yield make

@@ -1,0 +1,162 @@
+"""One shard of the job under test: the engine over its state, and its way back from the changelog.
+
+Responsible for: restoring exactly the committed epoch from encoded deltas, processing records in order, and
+giving what an epoch commits. Pure.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from fcluster.common.errors import StateDamaged
+from fcluster.common.ids import ShardId
+from fcluster.common.positions import CommittedPosition
+from fcluster.common.topology import Stage
+from fcluster.engine.changelog import DeltaReader, encode_delta
+from fcluster.engine.failure import Failure
+from fcluster.engine.records import OutputPort
+from fcluster.engine.runner import StageRunner
+from fcluster.engine.state import STORE_PREFIX_BYTES, ShardState, StoreMeta, store_prefix
+from fcluster.testing.topics import Partition, StoredRecord
+
+
+class MemoryStore:
+    """The committed state of a shard, encoded; see `engine.state.Store`."""
+
+    def __init__(self) -> None:
+        self._values: dict[bytes, bytes] = {}
+        self._meta = StoreMeta()
+
+    def meta(self) -> StoreMeta:
+        """Where it stands."""
+        return self._meta
+
+    def get(self, key: bytes) -> bytes | None:
+        """The value of `key`, None if it has none."""
+        return self._values.get(key)
+
+    def get_many(self, keys: list[bytes]) -> list[bytes | None]:
+        """The values of `keys`, in their order."""
+        return [self._values.get(key) for key in keys]
+
+    def apply(self, changes: Mapping[bytes, bytes], meta: StoreMeta) -> None:
+        """Write `changes` (an empty value deletes) and `meta`."""
+        for key, value in changes.items():
+            if value:
+                self._values[key] = value
+            else:
+                self._values.pop(key, None)
+        self._meta = meta
+
+    def keys_of(self, name: str) -> Iterator[bytes]:
+        """The keys that the store `name` has, without its prefix."""
+        prefix = store_prefix(name)
+        return (key[STORE_PREFIX_BYTES:] for key in self._values if key.startswith(prefix))
+
+
+@dataclass(frozen=True, slots=True)
+class FrozenShard:
+    """What an epoch commits of one shard.
+
+    Attributes:
+        position: the committed offset, whose metadata names the epoch.
+        delta: the records for the changelog; empty if the state didn't change.
+    """
+
+    shard: Shard
+    position: CommittedPosition
+    delta: list[bytes]
+
+
+class Shard:
+    """A running shard.
+
+    Args:
+        stage: of the job.
+        partition: of the stage's source.
+        position: that is committed.
+        changelog: the partition with the deltas of its state, None if the stage has no state.
+        port: takes the outputs.
+        passing: exceptions that aren't the record's doing.
+        condemned: records that are known to fail, by offset.
+
+    Raises:
+        StateDamaged: the changelog doesn't give the state of the committed epoch.
+    """
+
+    def __init__(
+        self,
+        stage: Stage,
+        partition: int,
+        position: CommittedPosition,
+        changelog: Partition | None,
+        port: OutputPort,
+        passing: tuple[type[BaseException], ...],
+        condemned: list[tuple[int, Failure]],
+    ) -> None:
+        self.id = ShardId(stage.name, partition)
+        self.stage = stage
+        self.position = position
+        self.last: StoredRecord | None = None
+        self._store = MemoryStore()
+        if changelog is not None:
+            self._restore(changelog)
+        # Nothing stays decoded over a barrier: each epoch reads what the last one has encoded.
+        self.state = ShardState(self._store, stage.stores, cache_entries_max=0)
+        self.runner = StageRunner(stage, partition, self.state.tables, port, passing)
+        for offset, failure in condemned:
+            self.runner.condemn(offset, failure)
+
+    @property
+    def next_offset(self) -> int:
+        """The next record to process."""
+        return self.position.offset if self.last is None else self.last.offset() + 1
+
+    def handle(self, record: StoredRecord) -> None:
+        """Process the next record; it raises what `StageRunner.handle` raises."""
+        self.runner.handle(record)
+        self.last = record
+
+    def freeze(self, epoch: int) -> FrozenShard:
+        """End the open epoch.
+
+        Raises:
+            ProcessingError: a state can't be kept.
+        """
+        offset = self.next_offset
+        delta = self.state.freeze(epoch)
+        state_epoch = self.position.state_epoch
+        encoded: list[bytes] = []
+        if delta is not None:
+            state_epoch = epoch
+            encoded = encode_delta(dataclasses.replace(delta, source_offset=offset))
+        position = dataclasses.replace(self.position, offset=offset, epoch=epoch, state_epoch=state_epoch)
+        return FrozenShard(self, position, encoded)
+
+    def committed(self, frozen: FrozenShard, changelog_offset_next: int) -> None:
+        """The epoch is committed; the next one is open."""
+        self.position = frozen.position
+        self.last = None
+        if frozen.delta:
+            self.state.commit(frozen.position.epoch, changelog_offset_next, 0.0)
+            self.state.flush()
+
+    def keys_of(self, handler: str) -> list[bytes]:
+        """The keys that may have state, those of the open epoch included."""
+        return list(dict.fromkeys([*self._store.keys_of(handler), *self.state.tables[handler].touched]))
+
+    def _restore(self, changelog: Partition) -> None:
+        name = f"{self.stage.changelog}/{self.id.partition}"
+        reader = DeltaReader(name, self._store.meta().state_epoch)
+        for record in changelog.read(0, "read-committed"):
+            delta = reader.feed(record.offset(), record.value())
+            if delta is not None:
+                self._store.apply(delta.changes, StoreMeta(delta.epoch, record.offset() + 1))
+        reader.finish()
+        if reader.state_epoch != self.position.state_epoch:
+            raise StateDamaged(
+                f"The changelog {name} ends at epoch {reader.state_epoch}, but the committed offset says "
+                f"epoch {self.position.state_epoch}."
+            )
