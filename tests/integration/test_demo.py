@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from examples.flights import flights
 from examples.flights.load import load_flights
 from examples.flights.recount import differences, recount_csv
 from tests.checker.check import check_totals
@@ -18,6 +20,7 @@ from tests.checker.generate import create_topic, write_records
 from tests.checker.reading import READ_UNCOMMITTED, committed_offsets, end_offsets
 from tests.checker.records import generate_records
 from tests.harness import REPOSITORY, Up, processes_with, wait_until
+from tests.in_driver import by_key, rows_in_driver, rows_on_kafka, run_in_driver
 
 pytestmark = pytest.mark.timeout(300)
 ROWS = 3000
@@ -67,6 +70,20 @@ def test_demo_run_twice_in_a_row_agrees_with_the_recount_both_times(own_kafka: s
     assert second.returncode == 0, second.stdout + second.stderr
     assert "already" in second.stdout
     assert not processes_with(str(data_dir))
+    assert_driver_agrees(own_kafka)
+
+
+def assert_driver_agrees(brokers: str) -> None:
+    """The same job in `fcluster.testing`, over the same flights, gives what the demo has written."""
+    driver = run_in_driver(flights.job, brokers, ["flights"])
+    carriers = by_key(rows_on_kafka(brokers, "carrier-totals"))
+    assert by_key(rows_in_driver(driver, "carrier-totals")) == carriers
+    aircraft = by_key(rows_on_kafka(brokers, "aircraft-totals"))
+    ours = by_key(rows_in_driver(driver, "aircraft-totals"))
+    # Flights of an aircraft come from several partitions, in no certain order: the last line is the same.
+    assert {key: len(lines) for key, lines in ours.items()} == {key: len(it) for key, it in aircraft.items()}
+    for key, lines in aircraft.items():
+        assert json.loads(ours[key][-1] or b"") == json.loads(lines[-1] or b"")
 
 
 def test_flights_loaded_twice_stand_once(kafka: str, topic_prefix: str) -> None:

@@ -64,7 +64,9 @@ def test_wheel_holds_types_marker_deploy_files_and_command(wheel: Path) -> None:
     names = set(archive.namelist())
     assert {"fcluster/py.typed", "fcluster/deploy/kafka/pom.xml", "fcluster/deploy/compose.yaml"} <= names
     (entry_points,) = [name for name in names if name.endswith("entry_points.txt")]
-    assert "fcluster = fcluster.cli:main" in archive.read(entry_points).decode()
+    declared = archive.read(entry_points).decode()
+    assert "fcluster = fcluster.cli:main" in declared
+    assert "fcluster = fcluster.testing.pytest_plugin" in declared
 
 
 def test_source_distribution_leaves_the_links_out(distributions: Path) -> None:
@@ -80,6 +82,11 @@ def test_installed_wheel_finds_its_own_deploy_files(installed: Path, tmp_path: P
     path, version = run_installed(installed, ["-c", code], tmp_path).split()
     assert Path(path) == installed / "fcluster" / "deploy" / "kafka" / "pom.xml"
     assert version.startswith("4.")
+
+
+def test_installed_wheel_gives_pytest_its_fixture(installed: Path, tmp_path: Path) -> None:
+    fixtures = run_installed(installed, ["-m", "pytest", "--fixtures", "-q", str(tmp_path)], tmp_path)
+    assert "fcluster_driver" in fixtures
 
 
 def test_installed_command_says_what_it_can_do(installed: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from confluent_kafka import Message, Producer
 
 from tests.checker.generate import create_topic
 from tests.checker.reading import READ_COMMITTED, read_topic
+from tests.in_driver import rows_in_driver, rows_on_kafka, run_in_driver
 from tests.integration.test_bad_input import Place
 
 pytestmark = pytest.mark.timeout(180)
@@ -88,3 +90,10 @@ def test_records_come_out_as_they_went_in(kafka: str, topic_prefix: str, tmp_pat
     assert headers["fcluster.value.sha256"] == hashlib.sha256(large).hexdigest().encode()
     assert len(headers["fcluster.error"]) <= 2_010
     assert rb"ValueError: \ud83dxxx" in headers["fcluster.error"]
+    # `fcluster.testing` gives the same, byte for byte.
+    driver = run_in_driver(runpy.run_path(str(place.directory / "job.py"))["job"], kafka, [place.source])
+    for end in ("", "-copy", "-keyed", "-dead"):
+        topic = f"{place.output}{end}"
+        assert rows_in_driver(driver, topic) == {
+            partition: rows for partition, rows in rows_on_kafka(kafka, topic).items() if rows
+        }
