@@ -157,13 +157,9 @@ def _names_of(code: types.CodeType) -> Iterator[str]:
 def _lambda_node(code: types.CodeType) -> ast.Lambda | None:
     """The lambda's own node in the syntax of its file; None if there is no source, or it isn't certain."""
     text = "".join(linecache.getlines(code.co_filename)) or _source_of(code)
-    try:
-        tree = ast.parse(text)
-    except (SyntaxError, ValueError, RecursionError):
+    lambdas = [node for node in _lambdas_in(text) if node.lineno == code.co_firstlineno]
+    if not lambdas:
         return None
-    lambdas = [
-        node for node in ast.walk(tree) if isinstance(node, ast.Lambda) and node.lineno == code.co_firstlineno
-    ]
     # Some instructions stand for no text: they have no columns, or none but 0.
     places = [place for place in code.co_positions() if place[3]]
     inside = [node for node in lambdas if _spans(node.body, places)]
@@ -172,6 +168,14 @@ def _lambda_node(code: types.CodeType) -> ast.Lambda | None:
     if places:
         return inside[0] if inside else None
     return lambdas[0] if len(lambdas) == 1 else None
+
+
+@functools.lru_cache(maxsize=4)  # a job's lambdas stand in few files, and its tests build it for each test
+def _lambdas_in(text: str) -> tuple[ast.Lambda, ...]:
+    try:
+        return tuple(node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Lambda))
+    except (SyntaxError, ValueError, RecursionError):
+        return ()
 
 
 def _source_of(code: types.CodeType) -> str:
