@@ -38,6 +38,11 @@ def admin_of(brokers: str) -> AdminClient:
     return AdminClient({"bootstrap.servers": brokers})
 
 
+def forget_admins() -> None:
+    """Close them, for brokers that won't be there any more."""
+    admin_of.cache_clear()
+
+
 def partitions_of(brokers: str, topic: str) -> list[int]:
     """The partitions of `topic`, in order; empty if there is no such topic."""
     # All topics: asking for one by name would have a broker with auto-creation create it.
@@ -151,6 +156,7 @@ def new_consumer(brokers: str, isolation: str, **extra: object) -> Consumer:
             "isolation.level": isolation,
             "fetch.wait.max.ms": 20,
             "socket.timeout.ms": 8_000,  # a broker that hangs keeps its connections; the default is 60 s
+            "topic.metadata.refresh.interval.ms": 5_000,  # one that was cut off goes on as if it led
             **extra,
         }
     )
