@@ -133,23 +133,24 @@ class AdminClient:
         except (zmq.ZMQError, messages.MalformedMessageError) as error:
             self.close()
             raise CoordinatorSilent(
-                f"the coordinator at {self.address} can't be asked: {error}",
-                remedy="Check that coordinator and command are of the same version of fcluster.",
+                f"can't ask the coordinator at {self.address}: {error}",
+                remedy="Check that the coordinator and this command have the same version of fcluster.",
             ) from error
         self.close()
         if trouble:
             raise KeyRefused(
                 f"no connection to the coordinator at {self.address}: {trouble}",
                 remedy="Set security.keys.dir to a directory with the coordinator's coordinator.pub and an "
-                "allowed admin.key, or to none if the coordinator has none.",
+                "admin.key that it accepts; or unset it if the coordinator uses no keys.",
             )
-        silence = f"the coordinator at {self.address} gave no answer within {timeout_ms / 1000:g} s"
+        silence = f"the coordinator at {self.address} didn't answer within {timeout_ms / 1000:g} s"
         unreached = trouble_reaching(self.address)
         if unreached:
             raise CoordinatorSilent(f"{silence}: {unreached}", remedy=REMEDY)
         raise CoordinatorSilent(
             silence,
-            remedy="If it was just started or restarted, try again in a few seconds; else look into its log.",
+            remedy="If it was just started or restarted, try again in a few seconds; otherwise look at its "
+            "log.",
         )
 
     def _trouble(self) -> str:

@@ -134,7 +134,7 @@ def decoding_trouble(kind: KeyKind | ValueKind, raw: bytes, error: BaseException
 def _wrong_kind(value: Any, kind: str, expected: str) -> str:
     return (
         f"{bounded_repr(value)} is of type {type_of(value)}, but is written as {kind!r}, which takes "
-        f"{expected}; convert it, or declare the topic's or key_by's kind as 'json'"
+        f"{expected}; convert it, or declare the kind of the topic or key_by as 'json'"
     )
 
 

@@ -77,7 +77,7 @@ def leader_in(journal: Mapping[str, Any], job: str) -> Leader | None:
     try:
         return _decode_leader(msgspec.json.encode(record))
     except msgspec.ValidationError as error:
-        raise _not_a_journal(job, f"its leader record is wrong: {error}") from error
+        raise _not_a_journal(job, f"its leader record is invalid: {error}") from error
 
 
 def _ended_in(journal: Mapping[str, Any]) -> tuple[int, bool, str] | None:
@@ -114,7 +114,7 @@ def read_journal(
                 return {}
             if time.monotonic() >= deadline_s:
                 raise KafkaException(
-                    KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART, "no broker that was asked lists it")
+                    KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART, "none of the brokers asked lists it")
                 )
             time.sleep(JOURNAL_LISTED_INTERVAL_S)
         consumer.assign([TopicPartition(topic, 0, OFFSET_BEGINNING)])
@@ -236,8 +236,8 @@ def _list_topics(consumer: Consumer, errors: ErrorLog, timeout_s: float) -> Cont
 def _unreadable(settings: Settings, topic: str, error: KafkaException, errors: ErrorLog) -> KafkaUnavailable:
     cause = errors.refusal or cause_of(error)
     return KafkaUnavailable(
-        f"The journal {topic!r} can't be read from {settings.bootstrap_servers}: "
-        f"{said_by(cause)} ({cause.name()}).",
+        f"Can't read the journal {topic!r} from {settings.bootstrap_servers}: {said_by(cause)} "
+        f"({cause.name()}).",
         remedy=remedy_for(cause),
     )
 
@@ -247,7 +247,7 @@ def _read_to_end(consumer: Consumer, job: str, deadline_s: float) -> dict[str, A
     while True:
         message = consumer.poll(max(0.0, deadline_s - time.monotonic()))
         if message is None:
-            raise KafkaException(KafkaError(KafkaError._TIMED_OUT, "the end was not reached in time"))
+            raise KafkaException(KafkaError(KafkaError._TIMED_OUT, "its end was not reached in time"))
         error = message.error()
         if error is None:
             _apply(journal, job, message.key(), message.value())
@@ -265,11 +265,11 @@ def _apply(journal: dict[str, Any], job: str, key: Any, value: Any) -> None:
         else:
             journal[name] = msgspec.json.decode(value)
     except (AttributeError, UnicodeDecodeError, msgspec.DecodeError) as error:
-        raise _not_a_journal(job, f"a record with the key {key!r} is wrong: {error}") from error
+        raise _not_a_journal(job, f"a record with the key {key!r} is invalid: {error}") from error
 
 
 def _not_a_journal(job: str, why: str) -> IncompatibleState:
     return IncompatibleState(
         f"The topic {journal_topic(job)!r} is not this job's journal: {why}.",
-        remedy="Give the job another name, or find out who else writes to that topic.",
+        remedy="Give the job another name, or find out which other program writes to that topic.",
     )

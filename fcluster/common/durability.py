@@ -108,7 +108,7 @@ def risks(cares: Mapping[str, TopicCare], to_come: Mapping[str, TopicCare], node
         _line(
             [name for name, care in every.items() if care.replicas == 1],
             to_come.keys() - cares.keys(),
-            "one replica only, so it is lost with its broker's disk, and stands still without that broker",
+            "only one replica, so it is lost with its broker's disk, and unavailable without that broker",
             "kafka-reassign-partitions adds replicas",
         ),
         _line(
@@ -118,13 +118,14 @@ def risks(cares: Mapping[str, TopicCare], to_come: Mapping[str, TopicCare], node
                 if care.replicas > 1 and care.in_sync_min is not None and care.in_sync_min < IN_SYNC_MIN
             ],
             to_come.keys() - cares.keys(),
-            "min.insync.replicas=1, so a committed record may be on one broker only",
+            "min.insync.replicas=1, so a committed record may be on only one broker",
             "kafka-configs --alter --add-config min.insync.replicas=2",
         ),
         _line(
             [name for name, care in every.items() if care.unclean],
             to_come.keys() - cares.keys(),
-            "unclean.leader.election.enable=true, so a broker may lead that has missed committed records",
+            "unclean.leader.election.enable=true, so a broker that has missed committed records may "
+            "become leader",
             "kafka-configs --alter --add-config unclean.leader.election.enable=false",
         ),
     ]
@@ -137,7 +138,11 @@ def _line(names: Sequence[str], to_come: Iterable[str], what: str, remedy: str) 
     shown = ", ".join(sorted(names)[:NAMES_MAX])
     more = f" and {len(names) - NAMES_MAX} more" if len(names) > NAMES_MAX else ""
     own = [setting for name in names if name in to_come for setting in KAFKAS_OWN[name]]
-    before = f", before Kafka makes its own: {' and '.join(dict.fromkeys(own))} of the brokers" if own else ""
+    before = (
+        f", and before Kafka creates its own topics: the broker settings {' and '.join(dict.fromkeys(own))}"
+        if own
+        else ""
+    )
     return f"{shown}{more}: {what}. Remedy: {remedy}{before}."
 
 

@@ -311,15 +311,15 @@ def _make_plan(
     and somebody else has taken some of them."""
     if nodes % 2 == 0 or not 1 <= nodes <= NODES_MAX:
         raise EmbeddedKafkaError(
-            f"a cluster of {nodes} embedded brokers makes no sense: it needs most of them to be up",
-            remedy=f"Take an odd number of at most {NODES_MAX}; 3 for one that survives a broker's death.",
+            f"a cluster of {nodes} embedded brokers makes no sense, because a majority has to be up",
+            remedy=f"Choose an odd number of at most {NODES_MAX}; 3 brokers survive the death of one.",
         )
     with _only_one(directory):
         old = _read_plan(directory) if is_cluster(directory) else None
         if old is None and (directory / "broker.json").exists():
             raise EmbeddedKafkaError(
-                f"{directory} holds the data of a single broker, which can't become one of several",
-                remedy="Give another directory (--data-dir).",
+                f"{directory} has the data of a single broker, which can't become one of several",
+                remedy="Choose another directory (--data-dir).",
             )
         if old is None:
             old = _Plan(embedded_kafka.new_cluster_id(), {}, settings or {})
@@ -355,8 +355,8 @@ def _read_plan(directory: Path) -> _Plan:
         ) from None
     except (OSError, msgspec.DecodeError) as error:
         raise EmbeddedKafkaError(
-            f"{directory / 'cluster.json'} can't be read, which says where brokers listen: {error}",
-            remedy="Give another directory (--data-dir), or remove this one with the data in it.",
+            f"can't read {directory / 'cluster.json'}, which says where the brokers listen: {error}",
+            remedy="Choose another directory (--data-dir), or remove this one and its data.",
         ) from error
 
 
@@ -369,7 +369,7 @@ def _only_one(directory: Path) -> Generator[None]:
     except OSError as error:
         raise EmbeddedKafkaError(
             f"cannot use {directory} as the embedded brokers' data directory: {error.strerror}",
-            remedy="Give a directory that you may write to (--data-dir).",
+            remedy="Choose a directory that you may write to (--data-dir).",
         ) from error
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -313,8 +313,8 @@ def _end_detached(directory: Path, steps: Sequence[tuple[signal.Signals, float]]
         if _wait_until_unlocked(directory, timeout_s):
             return True
     raise EmbeddedKafkaError(
-        f"the Kafka broker in {directory} (process {_read_pid(directory)}) can't be stopped",
-        remedy="End that process by hand.",
+        f"can't stop the Kafka broker in {directory} (process {_read_pid(directory)})",
+        remedy="Kill that process yourself.",
     )
 
 
@@ -355,7 +355,7 @@ def _lock_directory(directory: Path) -> IO[bytes] | None:
     except OSError as error:
         raise EmbeddedKafkaError(
             f"cannot use {directory} as the embedded broker's data directory: {error.strerror}",
-            remedy="Give a directory that you may write to (--data-dir).",
+            remedy="Choose a directory that you may write to (--data-dir).",
         ) from error
     # `status` and `stop_detached` of others hold it for a moment when they look.
     deadline = time.monotonic() + _LOCK_PATIENCE_S
@@ -402,16 +402,16 @@ def _attach(directory: Path) -> str:
         time.sleep(0.1)
     raise EmbeddedKafkaError(
         f"the Kafka broker in {directory} (process {_read_pid(directory)}) doesn't answer",
-        remedy=f"See {_log_file(directory)}; stop it with `fcluster kafka stop`, and start it again.",
+        remedy=f"See {_log_file(directory)}. Stop the broker with `fcluster kafka stop`, and start it again.",
     )
 
 
 def _in_use(directory: Path, launch: _Launch) -> DirectoryInUse:
     return DirectoryInUse(
-        f"{directory} is in use: a Kafka broker runs on it (process {_read_pid(directory)}, "
+        f"{directory} is in use by a Kafka broker (process {_read_pid(directory)}, "
         f"{launch.bootstrap_servers}) that belongs to process {launch.owner_pid}",
-        remedy=f"End process {launch.owner_pid}, or use its broker: --brokers {launch.bootstrap_servers}, "
-        "or give another directory (--data-dir).",
+        remedy=f"Stop process {launch.owner_pid}, or use its broker (--brokers {launch.bootstrap_servers}), "
+        "or choose another directory (--data-dir).",
     )
 
 
@@ -450,8 +450,9 @@ class _Launcher:
     ) -> None:
         if "," in str(directory):
             raise EmbeddedKafkaError(
-                f"the embedded broker can't keep its data in {directory}: to Kafka a comma is a separator",
-                remedy="Give a directory without a comma in its path (--data-dir).",
+                f"the embedded broker can't keep its data in {directory}: Kafka takes a comma for a "
+                "separator",
+                remedy="Choose a directory without a comma in its path (--data-dir).",
             )
         self._directory = directory
         self._heap_mb = heap_mb
@@ -507,11 +508,11 @@ class _Launcher:
                 if pid is not None and self._detached_is_alive():
                     _signal(pid, signal.SIGKILL)
                 raise
-        raise self._failure("the ports it chose are taken again and again")
+        raise self._failure("the ports that it chose are taken again and again")
 
     def _ports_are_taken(self, launch: _Launch) -> EmbeddedKafkaError:
         if self._member is None:
-            return self._failure("the ports it chose are taken again and again")
+            return self._failure("the ports that it chose are taken again and again")
         # The others know it by these ports.
         return self._failure(
             f"its ports {launch.port} and {launch.controller_port} are taken by another program"
@@ -612,7 +613,7 @@ class _Launcher:
         said = last_error(self._new_log_lines()) or last_error(console.splitlines())
         detail = f": {said[:500]}" if said else ""
         return EmbeddedKafkaError(
-            f"the embedded Kafka broker in {self._directory} can't be started, {what}{detail}",
+            f"can't start the embedded Kafka broker in {self._directory}: {what}{detail}",
             remedy=f"See {_log_file(self._directory)} and {self._console}; or {other_ways()}.",
         )
 

@@ -88,7 +88,7 @@ class Pulse:
         now_s = time.monotonic()
         if now_s <= due_s:
             return ""
-        return f"{self._what} has not turned for {now_s - turned_s:.1f} s"
+        return f"{self._what} has been stuck for {now_s - turned_s:.1f} s"
 
 
 class HealthServer:
@@ -140,9 +140,9 @@ def health_port(bind: str, health: Health, *, insecure: bool = False) -> Generat
         server = HealthServer(split_address(bind), health, status_told=told)
     except (OSError, ValueError) as error:
         raise SettingsError(
-            f"The HTTP port {bind} can't be opened: {error}.",
-            remedy="Choose a free address in the setting http.bind; port 0 takes any free one, and the log "
-            "says which.",
+            f"Can't open the HTTP port {bind}: {error}.",
+            remedy="Choose a free address in the setting http.bind. Port 0 takes any free port, which the "
+            "log names.",
         ) from error
     _log.info("health at %s (/live, /ready%s)", server.url, ", /status" if told else "")
     try:
@@ -161,7 +161,7 @@ def split_address(bind: str) -> tuple[str, int]:
     bracketed = host.startswith("[") and host.endswith("]")
     host = host[1:-1] if bracketed else host
     if not colon or not host or (":" in host) != bracketed or not port.isascii() or not port.isdigit():
-        raise ValueError(f"{bind!r} is no host:port")
+        raise ValueError(f"{bind!r} is not of the form host:port")
     number = int(port)
     if number > 65_535:
         raise ValueError(f"there is no port {number}")
@@ -261,7 +261,7 @@ class _Handler(BaseHTTPRequestHandler):
         if cast("_Short", self.rfile).left_bytes <= 0:
             self._answer(431, "the request is too large")
         elif self.headers.get("Transfer-Encoding") or self.headers.get("Content-Length", "0") != "0":
-            self._answer(413, "a request has no body here")
+            self._answer(413, "requests must have no body")
         else:
             page = _PAGES.get(self.path.partition("?")[0])
             if page is None:
@@ -272,7 +272,7 @@ class _Handler(BaseHTTPRequestHandler):
     do_HEAD = do_GET  # noqa: N815  as http.server looks for them
 
     def _refuse(self) -> None:
-        self._answer(405, "GET and HEAD are all there is", {"Allow": "GET, HEAD"})
+        self._answer(405, "only GET and HEAD are supported", {"Allow": "GET, HEAD"})
 
     do_POST = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = _refuse  # noqa: N815
 
@@ -282,12 +282,12 @@ class _Handler(BaseHTTPRequestHandler):
     def answer_document(self, ask: Callable[[], Mapping[str, Any] | None]) -> None:
         if not cast("_Server", self.server).status_told:
             self._answer(
-                403, "the status is told over loopback only: ask with `fcluster status` and an admin's key"
+                403, "the status is served over loopback only; use `fcluster status` with an admin's key"
             )
             return
         document = ask()
         if document is None:
-            self._answer(503, "the status can't be told just now")
+            self._answer(503, "the status isn't available right now")
         else:
             self._send(200, "application/json", msgspec.json.encode(document) + b"\n", {})
 

@@ -203,7 +203,7 @@ class Stream:
             _check_name(name, "The stage name")
         if not isinstance(version, str | int | None) or isinstance(version, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise JobError(
-                f"version={version!r} of key_by is neither a text nor a number.", remedy="Use version=1."
+                f"version={version!r} of key_by is neither text nor a number.", remedy="Use version=1."
             )
         rule = self._job._rule(on_error, "key_by")  # pyright: ignore[reportPrivateUsage]
         return self._then(_KeyBy(by, name, key, value, rule, None if version is None else str(version)))
@@ -242,7 +242,7 @@ class Stream:
     def _then(self, step: _Sink | _KeyBy | Operator) -> Stream:
         if self._closed:
             raise JobError(
-                "A stream that is written with to= ends there, and something was added behind it.",
+                "A stream that is written with to= ends there, but another step was added after it.",
                 remedy="Leave out to= and end it with .to(topic), or start a new stream from that topic.",
             )
         return Stream(self._job, self._node.add(step))
@@ -314,7 +314,7 @@ class Job:
         known = self._topics.get(name)
         if known is not None and (known, known.isolation) != (topic, topic.isolation):
             raise JobError(
-                f"The topic {name!r} is declared twice, in two ways: {known} and {topic}.",
+                f"The topic {name!r} is declared twice, in different ways: {known} and {topic}.",
                 remedy="Declare it once and use the returned topic everywhere.",
             )
         self._set_topic_rule(name, rule)
@@ -412,9 +412,9 @@ class Job:
         known = self._topic_rules.get(name)
         if None not in (known, rule) and known != rule:
             raise JobError(
-                f"The topic {name!r} is given two rules for records that can't be decoded: {known!r} and "
-                f"{rule!r}.",
-                remedy="A record is decoded once for all its handlers: give on_error in one place.",
+                f"The topic {name!r} has two on_error rules for records that can't be decoded: {known!r} "
+                f"and {rule!r}.",
+                remedy="A record is decoded once for all its handlers, so give on_error in one place.",
             )
         self._topic_rules[name] = rule if known is None else known
 
@@ -436,15 +436,15 @@ class Job:
         if internal or is_internal_topic(name) or name == journal_topic(self.name) or name.startswith("__"):
             raise JobError(
                 f"The topic name {name!r} is reserved for internal topics.",
-                remedy="Choose a topic that doesn't look like <job>-...-changelog, <job>-...-repartition, "
-                "(both also with a number behind them), <job>-journal or __...",
+                remedy="Choose a name that doesn't look like <job>-...-changelog or <job>-...-repartition "
+                "(with or without a suffix), <job>-journal or __...",
             )
         other = colliding_topic(name, self._topics)
         if other is not None:
             raise JobError(
-                f"The topics {other!r} and {name!r} can't both exist: Kafka takes '.' and '_' for the same "
-                "in topic names.",
-                remedy="Correct the one that is misspelt, or rename one of them.",
+                f"The topics {other!r} and {name!r} can't both exist: Kafka treats '.' and '_' in topic "
+                "names as equal.",
+                remedy="Correct the misspelt one, or rename one of them.",
             )
 
 
@@ -472,7 +472,7 @@ class _Builder:
         source = self._topics[cast(_Source, root.step).topic.name]
         if not root.children:
             raise JobError(
-                f"The stream on topic {source.name!r} has nothing behind it.",
+                f"The stream on topic {source.name!r} has nothing after it.",
                 remedy="Add .process(handler) or .to(topic), or remove it.",
             )
         self._open_stage(source.name, source, internal=False)
@@ -510,16 +510,17 @@ class _Builder:
             if not isinstance(step, Process):
                 raise JobError(
                     f"The stream on topic {source!r} ends in a {type(step).__name__.lower()} with nothing "
-                    "behind it.",
+                    "after it.",
                     remedy="Add .process(handler) or .to(topic), or remove it.",
                 )
             self._end_chain(stage, operators, None, None)
         stateful = [operator.name for operator in operators if isinstance(operator, Process)]
         if len(node.children) > 1 and stateful:
             raise JobError(
-                f"The output of {stateful[-1]!r} is used in {len(node.children)} ways, so the handler would "
-                "run several times for each record.",
-                remedy="Write it to a topic with .to(topic), and begin each way with job.stream(that topic).",
+                f"The output of {stateful[-1]!r} is used in {len(node.children)} places, so the handler "
+                "would run several times for each record.",
+                remedy="Write it to a topic with .to(topic), and read that topic in each place with "
+                "job.stream(topic).",
             )
         for child in node.children:
             self._walk(child, stage, operators)
@@ -529,7 +530,7 @@ class _Builder:
         what = f"key_by ({rekey_description(step.by)}) in the stream on topic {source.name!r}"
         if not node.children:
             raise JobError(
-                f"The {what} has nothing behind it.",
+                f"The {what} has nothing after it.",
                 remedy="Add .process(handler) or .to(topic), or remove it.",
             )
         changed = any(isinstance(operator, Map | Process) for operator in before)
@@ -585,7 +586,8 @@ class _Builder:
     def _claim_process_name(self, name: str) -> None:
         if name in self._process_names:
             raise JobError(
-                f"Two handlers of the job {self._job!r} are named {name!r}, and the name names state, too.",
+                f"Two handlers of the job {self._job!r} are named {name!r}, and the name also identifies "
+                "their state.",
                 remedy="Give one of them another name with name=.",
             )
         self._process_names.add(name)
@@ -620,8 +622,9 @@ def _names_behind(node: _Node) -> Iterator[tuple[type, str]]:
 
 def _stage_name_clash(name: str) -> JobError:
     return JobError(
-        f"The stage behind key_by would be named {name!r}, as is a source topic or another stage of the job.",
-        remedy="Give the handler behind it another name with name=, or the stage with key_by(..., name=).",
+        f"The stage after key_by would be named {name!r}, but a source topic or another stage of the job "
+        "already has that name.",
+        remedy="Rename the handler after it with name=, or the stage with key_by(..., name=).",
     )
 
 
@@ -650,10 +653,10 @@ def _upstream_first(stages: list[Stage]) -> tuple[Stage, ...]:
 def _loop(path: list[Stage]) -> JobError:
     names = [stage.source.name for stage in path]
     if len(path) == 2:
-        message = f"The job reads the topic {names[0]!r} and writes what comes out back to it: a loop."
+        message = f"The job reads the topic {names[0]!r} and writes its results back to it: a loop."
     else:
         message = f"The topics {' -> '.join(names)} feed each other: a loop."
-    return JobError(message, remedy="Write to a topic that the job doesn't read further up.")
+    return JobError(message, remedy="Write to a topic that the job doesn't read upstream.")
 
 
 def _process_operator(handler: Handler, name: str | None) -> Process:
@@ -662,8 +665,8 @@ def _process_operator(handler: Handler, name: str | None) -> Process:
         name = getattr(handler, "__name__", None)
         if name is None or name == "<lambda>":
             raise JobError(
-                f"The handler {handler!r} has no name of its own, and the name also names its state.",
-                remedy="Give it one with name=.",
+                f"The handler {handler!r} has no name of its own, but the name identifies its state.",
+                remedy="Name it with name=.",
             )
     _check_name(name, "The handler name", " with name=")
     return Process(name, handler, returns=_returns(handler))
@@ -680,7 +683,7 @@ def _returns(handler: Handler) -> Literal["many", "one"]:
 def _check_function(function: Any, role: str, parameters: tuple[str, ...]) -> None:
     call = f"{role}({', '.join(parameters)})"
     if not callable(function):
-        raise JobError(f"{role} got {function!r}, not a function.", remedy=f"Give a function for {call}.")
+        raise JobError(f"{role} got {function!r}, not a function.", remedy=f"Pass a function for {call}.")
     name = getattr(function, "__name__", repr(function))
     for candidate in (function, inspect.unwrap(function), getattr(function, "__call__", None)):  # noqa: B004
         if inspect.iscoroutinefunction(candidate) or inspect.isasyncgenfunction(candidate):
@@ -715,13 +718,13 @@ def _check_kind(what: str, kind: str, kinds: Sequence[str]) -> None:
 def _check_name(name: str, what: str, how: str = "") -> None:
     if not isinstance(name, str) or not _LEGAL_NAME.fullmatch(name) or name in (".", ".."):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise JobError(
-            f"{what} {name!r} isn't legal: it becomes part of Kafka topic names.",
-            remedy=f"Give one{how} of letters a-z and A-Z, digits, '.', '_' and '-'.",
+            f"{what} {name!r} isn't valid, because it becomes part of Kafka topic names.",
+            remedy=f"Choose one{how} of letters a-z and A-Z, digits, '.', '_' and '-'.",
         )
     if len(name) > TOPIC_NAME_CHARACTERS_MAX:
         raise JobError(
-            f"{what} {name!r} has {len(name)} characters, Kafka takes {TOPIC_NAME_CHARACTERS_MAX}.",
-            remedy=f"Give a shorter one{how}.",
+            f"{what} {name!r} has {len(name)} characters; Kafka allows {TOPIC_NAME_CHARACTERS_MAX}.",
+            remedy=f"Choose a shorter one{how}.",
         )
 
 
@@ -745,6 +748,6 @@ def _chosen_isolation(topic: str, isolation: str | None, options: Mapping[str, A
         chosen.add(level)
     if len(chosen) > 1:
         raise JobError(
-            f"The topic {topic!r} is given two isolation levels.", remedy="Keep one of the options."
+            f"The topic {topic!r} has two isolation levels.", remedy="Keep only one of the options."
         )
     return chosen.pop() if chosen else None

@@ -326,7 +326,7 @@ def _make(kind: Callable[..., _Client], config: dict[str, Any]) -> _Client:
         return kind(config, logger=_kafka_logger)
     except KafkaException as error:
         raise SettingsError(
-            f"librdkafka refuses its configuration: {reason_of(error)}.",
+            f"librdkafka rejects its configuration: {reason_of(error)}.",
             remedy="Correct the setting of that name under kafka. (librdkafka's documentation lists them).",
         ) from error
 
@@ -371,13 +371,13 @@ class ErrorLog:
         self._silent_until[refused] = time.monotonic() + self.INTERVAL_S
         if refused:
             _kafka_logger.warning(
-                "Kafka at %s won't have us, trying on: %s. %s",
+                "Kafka at %s rejects this client, retrying: %s. %s",
                 self._brokers,
                 said_by(error),
                 remedy_for(error),
             )
         elif self.refusal is None:
-            _kafka_logger.warning("no Kafka broker can be reached at %s: trying on", self._brokers)
+            _kafka_logger.warning("can't reach any Kafka broker at %s; retrying", self._brokers)
 
 
 # --- trouble -------------------------------------------------------------------------------------------
@@ -418,7 +418,7 @@ def _unavailable(
     brokers = settings_or_admin.bootstrap_servers if isinstance(settings_or_admin, Settings) else ""
     where = f" at {brokers}" if brokers else ""
     return KafkaUnavailable(
-        f"Kafka{where} didn't do what was asked ({what}): {cause.str()} ({cause.name()}).",
+        f"A request to Kafka{where} failed ({what}): {cause.str()} ({cause.name()}).",
         remedy=remedy_for(cause),
     )
 
@@ -433,8 +433,8 @@ def remedy_for(cause: KafkaError) -> str:
     name = cause.name()
     if "AUTHORIZATION" in name or "POLICY" in name:
         return (
-            "Let the job's Kafka user do this (docs/security.md lists the ACLs that it needs), or let "
-            "someone do it who may."
+            "Grant the job's Kafka user the right to do this (docs/security.md lists the ACLs that it "
+            "needs), or have it done by a user with that right."
         )
     if "AUTHENTICATION" in name or "SASL" in name:
         return (
@@ -470,9 +470,9 @@ def connect_or_raise(admin: AdminClient, settings: Settings, timeout_s: float = 
         if cause.name() in ("_TRANSPORT", "_TIMED_OUT", "_RESOLVE", "_ALL_BROKERS_DOWN"):
             remedy = (
                 "Check that Kafka runs there, and that address and port are right (--brokers or "
-                "bootstrap.servers); if it wants TLS or a login, set kafka.security.protocol and so on."
+                "bootstrap.servers). If it needs TLS or a login, set kafka.security.protocol and so on."
             )
-        said = f"answered within {timeout_s:g} s" if cause.name() not in _REFUSALS else "let us in"
+        said = f"answered within {timeout_s:g} s" if cause.name() not in _REFUSALS else "accepts this client"
         raise KafkaUnavailable(
             f"No Kafka broker at {brokers} {said}: {said_by(cause)}.", remedy=remedy
         ) from error
@@ -503,8 +503,8 @@ def _check_transaction_timeout(admin: AdminClient, settings: Settings) -> None:
         raise SettingsError(
             f"transaction.timeout.ms = {settings.transaction_timeout_ms} is above the brokers' "
             f"transaction.max.timeout.ms = {limit_ms}.",
-            remedy="Lower it (with commit.interval.max.ms and checkpoint.timeout.ms, which it has to "
-            "exceed), or raise the brokers' limit.",
+            remedy="Lower it (together with commit.interval.max.ms and checkpoint.timeout.ms, which it has "
+            "to exceed), or raise the brokers' limit.",
         )
 
 
@@ -545,7 +545,7 @@ def missing_topic(topic: str, existing: Iterable[str]) -> MissingTopic:
     hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
     return MissingTopic(
         f"The topic {topic!r} doesn't exist.{hint}",
-        remedy="Correct the name in the job file, or create the topic (fcluster produce does, too).",
+        remedy="Correct the name in the job file, or create the topic (`fcluster produce` can do that).",
     )
 
 
@@ -636,18 +636,18 @@ class _TopicPlan:
 
 def _collides(topic: str, other: str) -> MissingTopic:
     return MissingTopic(
-        f"The topic {topic!r} doesn't exist, and can't be created as long as there is {other!r}: Kafka takes "
-        "'.' and '_' for the same in topic names.",
-        remedy="Correct the name of the topic (or of the job, if it is the job's journal) if it is misspelt; "
-        "otherwise choose one that differs in another character.",
+        f"The topic {topic!r} doesn't exist, and can't be created because {other!r} exists: Kafka treats "
+        "'.' and '_' in topic names as equal.",
+        remedy="If the name of the topic is misspelt, correct it (for a journal, that of the job); otherwise "
+        "choose a name that differs in another character.",
     )
 
 
 def _partitions_changed(job: str, source: str, now: int, changelog: str, then: int) -> IncompatibleState:
     return IncompatibleState(
         f"The topic {source!r} has {now} partitions, but had {then} when the state in {changelog!r} was "
-        "written: keys would meet other shards' state.",
-        remedy=f"Copy the records to a topic with {then} partitions and read that, or begin anew: "
+        "written: keys would meet the state of other shards.",
+        remedy=f"Copy the records to a topic with {then} partitions and read that, or start again: "
         + reset_remedy(job),
     )
 
@@ -738,7 +738,7 @@ def _wait_for_leaders(admin: AdminClient, settings: Settings, topics: Sequence[s
             return
         if time.monotonic() > deadline:
             raise KafkaUnavailable(
-                f"The new topic {waiting[0]!r} got no leaders within {TOPIC_CREATION_TIMEOUT_S:g} s.",
+                f"The new topic {waiting[0]!r} has no leaders after {TOPIC_CREATION_TIMEOUT_S:g} s.",
                 remedy="Check the brokers' logs, then start again.",
             )
         time.sleep(_POLL_INTERVAL_S)
@@ -930,7 +930,7 @@ def read_committed_positions(
             if at.error is not None and is_not_known_yet(at.error):
                 raise KafkaException(at.error)
         if any((at.topic, at.partition) not in answered for at in wanted):
-            raise NotKnownYetError("the answer leaves partitions out")
+            raise NotKnownYetError("the answer lacks some partitions")
         return answer
 
     try:
@@ -941,9 +941,9 @@ def read_committed_positions(
             # librdkafka looks for the group's coordinator for as long as it is refused, and doesn't tell.
             problem = KafkaUnavailable(
                 problem.message,
-                remedy="Check that the brokers are up and reachable from here. Where Kafka has ACLs, a "
-                f"missing authorization for the group {group!r} looks the same: docs/security.md lists what "
-                "a job needs.",
+                remedy="Check that the brokers are up and reachable from here. If Kafka has ACLs, a missing "
+                f"permission for the group {group!r} looks the same; docs/security.md lists what a job "
+                "needs.",
             )
         raise problem from error
     return {TopicPartition(at.topic, at.partition): _position(group, at) for at in answer}
@@ -952,7 +952,7 @@ def read_committed_positions(
 def _position(group: str, at: TopicPartition) -> CommittedPosition | None:
     if at.error is not None:
         raise KafkaUnavailable(
-            f"The committed offset of {at.topic}/{at.partition} can't be read: {at.error.str()}.",
+            f"Can't read the committed offset of {at.topic}/{at.partition}: {at.error.str()}.",
             remedy=remedy_for(at.error),
         )
     if at.offset == _NO_OFFSET:
@@ -961,8 +961,8 @@ def _position(group: str, at: TopicPartition) -> CommittedPosition | None:
         return decode_position(known_offset(at.offset, f"{at.topic}/{at.partition}"), at.metadata)
     except NotKnownYetError as error:
         raise KafkaUnavailable(
-            f"The committed offset of {at.topic}/{at.partition} can't be read: {error}.",
-            remedy="Check the brokers; it is asked again.",
+            f"Can't read the committed offset of {at.topic}/{at.partition}: {error}.",
+            remedy="Check the brokers. fcluster keeps asking.",
         ) from error
     except UnreadableMetadataError as error:
         raise IncompatibleState(

@@ -51,8 +51,8 @@ def deploy_file(name: str) -> Path:
 def other_ways() -> str:
     """How to go on without Java and Maven on this machine."""
     return (
-        "use brokers that run already (--brokers HOST:PORT), or start one with Docker: "
-        f"docker compose -f {deploy_file('compose.yaml')} up --detach --wait, then --brokers 127.0.0.1:9092"
+        "use running brokers (--brokers HOST:PORT), or start one with Docker: docker compose -f "
+        f"{deploy_file('compose.yaml')} up --detach --wait, then --brokers 127.0.0.1:9092"
     )
 
 
@@ -148,7 +148,7 @@ def resolve_jars(progress: Progress, cache: Path | None = None) -> Path:
     maven = shutil.which("mvn")
     if maven is None:
         raise EmbeddedKafkaError(
-            f"the embedded Kafka broker needs Maven to fetch Apache Kafka {kafka_version()}: "
+            f"the embedded Kafka broker needs Maven to fetch Apache Kafka {kafka_version()}, but there is "
             "no mvn on the PATH",
             remedy=f"Install Java {JAVA_MAJOR_MIN} or newer and Maven (for example the packages "
             f"openjdk-{JAVA_MAJOR_MIN}-jdk-headless and maven), or {other_ways()}.",
@@ -161,7 +161,7 @@ def resolve_jars(progress: Progress, cache: Path | None = None) -> Path:
     except OSError as error:
         raise EmbeddedKafkaError(
             f"cannot keep Apache Kafka's jars in {cache}: {error.strerror}",
-            remedy="Set FCLUSTER_CACHE_DIR to a directory with 100 MB of room that you may write to.",
+            remedy="Set FCLUSTER_CACHE_DIR to a writable directory with 100 MB of free space.",
         ) from error
     return target
 
@@ -191,7 +191,7 @@ def _fetch(maven: str, target: Path, progress: Progress) -> None:
         jars = partial / "jars"
         # A copy, since Maven may write beside the POM, which may be in a read-only installation.
         (partial / "pom.xml").write_bytes(_pom())
-        progress(f"fetching Apache Kafka {kafka_version()} through Maven (44 MB, once)")
+        progress(f"fetching Apache Kafka {kafka_version()} through Maven (44 MB, only once)")
         _run_maven(maven, partial / "pom.xml", jars, progress)
         sizes = {jar.name: jar.stat().st_size for jar in sorted(jars.glob("*.jar"))}
         (jars / _LIST_FILE).write_text(json.dumps(sizes, indent=1))
@@ -230,6 +230,6 @@ def _run_maven(maven: str, pom: Path, jars: Path, progress: Progress) -> None:
     errors = [line for line in tail if line.startswith("[ERROR]")] or list(tail)[-3:]
     raise EmbeddedKafkaError(
         f"Maven could not fetch Apache Kafka {kafka_version()} (exit code {code}): " + " ".join(errors[:3]),
-        remedy="Check that Maven reaches its repository (proxies and mirrors stand in ~/.m2/settings.xml), "
-        f"or {other_ways()}.",
+        remedy="Check that Maven can reach its repository (proxies and mirrors are set in "
+        f"~/.m2/settings.xml), or {other_ways()}.",
     )

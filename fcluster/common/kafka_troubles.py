@@ -133,8 +133,8 @@ def remedy_for_refusal(code: int, topic: str) -> str:
     match trouble_of(code):
         case Trouble.TOPIC_GONE:
             return (
-                f"If {name} was deleted, start the job with --set sink.missing=create, which makes it anew "
-                "(`fcluster reset JOB --to earliest` writes the results again that were in it); otherwise "
+                f"If {name} was deleted, start the job with --set sink.missing=create, which creates it "
+                "again (`fcluster reset JOB --to earliest` also writes its old results again). Otherwise "
                 "correct its name in the job."
             )
         case Trouble.FORBIDDEN:
@@ -142,7 +142,7 @@ def remedy_for_refusal(code: int, topic: str) -> str:
         case Trouble.RECORD:
             return _REMEDIES.get(code, _ANY).format(topic=name)
         case _:
-            return "Look into the log of the brokers."
+            return "Look at the logs of the brokers."
 
 
 _ANY: Final = "Compare the record with the settings of {topic}."
@@ -152,8 +152,8 @@ _REMEDIES: Final = {
     KafkaError.RECORD_LIST_TOO_LARGE: _LARGE,
     KafkaError.INVALID_MSG_SIZE: _LARGE,
     KafkaError.INVALID_RECORD: (
-        "{topic} is probably compacted, and such a topic takes no record without a key: give the record "
-        "a key, or change cleanup.policy."
+        "{topic} is probably compacted, and a compacted topic takes no record without a key. Give the "
+        "record a key, or change cleanup.policy."
     ),
     KafkaError.INVALID_TIMESTAMP: (
         "Give the record a timestamp within message.timestamp.before.max.ms and .after.max.ms of {topic}, "

@@ -187,9 +187,9 @@ def _troubles(look: Look, concern: Concern) -> Iterable[_Trouble]:
             yield _Trouble("no leader", f"{name} has no leader")
         elif len(seen.in_sync) < needed:
             in_sync = f"{len(seen.in_sync)} of {len(seen.replicas)} replicas in sync"
-            yield _Trouble("in sync", f"{name} has {in_sync}, and needs {needed}")
+            yield _Trouble("in sync", f"{name} has {in_sync} and needs {needed}")
     for node in sorted(away):
-        yield _Trouble("away", f"broker {node} is away")
+        yield _Trouble("away", f"broker {node} is down")
 
 
 class KafkaWatch:
@@ -247,9 +247,9 @@ class KafkaWatch:
                     admin = make_admin(self._settings)
                 self._look(admin)
             except FclusterError as error:
-                _log.warning("looking at Kafka: %s", error.message)
+                _log.warning("checking Kafka: %s", error.message)
             except Exception:  # noqa: BLE001  the thread would end, and nobody be told any more
-                _log.exception("looking at Kafka failed")
+                _log.exception("checking Kafka failed")
             with self._changed:
                 self._changed.wait_for(lambda: self._closed, LOOK_INTERVAL_S)
 
@@ -261,7 +261,7 @@ class KafkaWatch:
         for text in begun:
             _log.warning("waiting for Kafka: %s", text)
         for text in over:
-            _log.info("Kafka is well again: no longer %s", text)
+            _log.info("Kafka has recovered: no longer %s", text)
         sentences = self._troubles.sentences(now_s)
         if sentences or over:
             self._tell(sentences)

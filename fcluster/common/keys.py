@@ -128,7 +128,7 @@ class Keyring:
         # Volumes of secrets are mounted so, but read-only.
         if mode & 0o002 and not _is_read_only(self.directory):
             raise KeysUnusable(
-                f"Everybody may write to the keys directory {self.directory}.",
+                f"The keys directory {self.directory} is writable by everyone.",
                 remedy=f"chmod 700 {self.directory}, and check that the keys in it are yours.",
             )
 
@@ -152,12 +152,12 @@ def add_key(directory: Path, role: Role, name: str) -> bytes:
     """
     if not _NAME.fullmatch(name):
         raise KeysUnusable(
-            f"{name!r} can't be the name of a key.", remedy="Use up to 64 letters, digits, dots, dashes."
+            f"{name!r} isn't a valid name for a key.", remedy="Use up to 64 letters, digits, dots, dashes."
         )
     if role is Role.COORDINATOR:
         raise KeysUnusable(
-            "A cluster has one coordinator key: clients trust that one alone.",
-            remedy="Standby coordinators share coordinator.key; for a new one, make a new directory.",
+            "A cluster has one coordinator key, the only one that clients trust.",
+            remedy="Standby coordinators share coordinator.key. For a new key, create a new directory.",
         )
     made: dict[Role, bytes] = {}
     _create(directory, [(role, f"{role}-{name}")], made)
@@ -173,8 +173,8 @@ def _create(directory: Path, wanted: list[tuple[Role, str]], made: dict[Role, by
     ]
     if existing:
         raise KeysUnusable(
-            f"{existing[0]} exists already; keys are never overwritten.",
-            remedy="Choose another directory, or remove the old keys if nothing uses them any more.",
+            f"{existing[0]} already exists, and keys are never overwritten.",
+            remedy="Choose another directory, or remove the old keys if they are no longer used.",
         )
     written: list[Path] = []
     try:
@@ -188,7 +188,7 @@ def _create(directory: Path, wanted: list[tuple[Role, str]], made: dict[Role, by
         for path in written:
             path.unlink(missing_ok=True)
         raise KeysUnusable(
-            f"Keys can't be written to {directory}: {error.strerror or error}.",
+            f"Can't write keys to {directory}: {error.strerror or error}.",
             remedy="Choose another directory, or correct its permissions.",
         ) from error
 
@@ -214,25 +214,26 @@ def _read(path: Path, half: Half, role: Role) -> bytes:
         raise _unreadable(path, error) from error
     if half == "secret" and mode & 0o027:
         raise KeysUnusable(
-            f"The secret key {path} is open to others (mode {stat.S_IMODE(mode):03o}).",
+            f"The secret key {path} is accessible to other users (mode {stat.S_IMODE(mode):03o}).",
             remedy=f"chmod 600 {path}",
         )
     if mode & 0o002:
         raise KeysUnusable(
-            f"Everybody may write to the key {path}.",
-            remedy=f"chmod 644 {path}, and check that it is yours: copy it again from where it was made.",
+            f"The key {path} is writable by everyone.",
+            remedy=f"chmod 644 {path}, and copy it again from where it was created, because it may have been "
+            "replaced.",
         )
     match = _LINE.fullmatch(text.decode("ascii", "replace").strip())
     if match is None or match[2] != half:
         raise KeysUnusable(
-            f"{path} holds no {half} key.", remedy="Copy it again; `fcluster keys new DIR` makes keys."
+            f"{path} contains no {half} key.", remedy="Copy it again; `fcluster keys new DIR` creates keys."
         )
     if public_key_from(match[3]) is None:
-        raise KeysUnusable(f"{path} is damaged.", remedy="Copy it again from where it was made.")
+        raise KeysUnusable(f"{path} is damaged.", remedy="Copy it again from where it was created.")
     if match[1] != role:
         raise KeysUnusable(
-            f"{path} holds the key of a role {match[1]!r}, not {str(role)!r}.",
-            remedy="A key is bound to its role: use the file of the right one, under its own name.",
+            f"{path} is a key of the role {match[1]!r}, not {str(role)!r}.",
+            remedy="A key is bound to its role. Use the key file of the right role, under its own name.",
         )
     return match[3].encode()
 
@@ -251,8 +252,8 @@ def _role_of(stem: str) -> Role | None:
 
 def _unreadable(path: Path, error: OSError) -> KeysUnusable:
     return KeysUnusable(
-        f"The keys at {path} can't be read: {error.strerror or error}.",
-        remedy="Check the setting security.keys.dir; `fcluster keys new DIR` makes keys.",
+        f"Can't read the keys at {path}: {error.strerror or error}.",
+        remedy="Check the setting security.keys.dir; `fcluster keys new DIR` creates keys.",
     )
 
 
@@ -279,7 +280,8 @@ def describe_keys(directory: Path) -> list[Mapping[str, str]]:
         )
         if len(halves) == 2 and zmq.curve_public(_read(secret, "secret", role)) != key:
             raise KeysUnusable(
-                f"{secret} and {public} are no pair.", remedy="Copy both from the same directory again."
+                f"{secret} and {public} don't belong together.",
+                remedy="Copy both again from the same directory.",
             )
         rows.append({"role": str(role), "name": stem, "public": key.decode(), "here": " and ".join(halves)})
     return rows

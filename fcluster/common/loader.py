@@ -61,7 +61,7 @@ def _load_file(path: Path) -> ModuleType:
         )
     _import_from(path.resolve().parent)
     if path.suffix != ".py":
-        raise JobError(f"The job file {str(path)!r} isn't a Python file.", remedy="Give it a name in .py.")
+        raise JobError(f"The job file {str(path)!r} isn't a Python file.", remedy="Rename it to end in .py.")
     try:
         return job_files.import_file(path)
     except (Exception, SystemExit) as error:
@@ -77,13 +77,13 @@ def _load_module(name: str) -> ModuleType:
         if missing is not None and (name == missing or name.startswith(f"{missing}.")):
             near = _did_you_mean(f"{name}.py", sorted(p.name for p in Path.cwd().glob("*.py")))
             raise JobError(
-                f"There is no module {name!r} to load a job from.",
+                f"There is no module {name!r}.",
                 remedy=near or "Check its name, or give the path of a file.",
             ) from error
         if isinstance(error, TypeError | ValueError) and not _user_frames(error):
             raise JobError(
                 f"{name!r} is neither a file nor a module.",
-                remedy="Name the job as flights.py, flights.py:job or package.module:job.",
+                remedy="Write the job as flights.py, flights.py:job or package.module:job.",
             ) from error
         raise _failed(name, error) from error
 
@@ -97,13 +97,13 @@ def _failed(place: str, error: BaseException) -> JobError:
     where = _where(error)
     if isinstance(error, FclusterError):
         return JobError(f"{place}: {error.message}{where}", remedy=error.remedy)
-    remedy = "Correct the file; importing it must not fail."
+    remedy = "Correct the file so that it can be imported."
     if isinstance(error, ModuleNotFoundError):
         remedy = f"Install it for {sys.executable}, or correct the import."
     elif isinstance(error, SystemExit):
-        remedy = 'Put what ends the program under `if __name__ == "__main__":`.'
+        remedy = 'Put the code that exits under `if __name__ == "__main__":`.'
     what = error.msg if isinstance(error, SyntaxError) else str(error)
-    return JobError(f"{place} can't be loaded: {type(error).__name__}: {what}{where}", remedy=remedy)
+    return JobError(f"Can't load {place}: {type(error).__name__}: {what}{where}", remedy=remedy)
 
 
 def _where(error: BaseException) -> str:
@@ -128,10 +128,10 @@ def _named_job(module: ModuleType, place: str, variable: str) -> Job:
         return found
     jobs = _jobs(module)
     if found is None:
-        message = f"{place} holds nothing named {variable!r}."
+        message = f"{place} has nothing named {variable!r}."
     else:
         message = f"{variable!r} in {place} is of type {type(found).__name__}, not a Job."
-    remedy = f"It holds {_listed(jobs)}." if jobs else 'Write job = Job("name") at its top level.'
+    remedy = f"It has {_listed(jobs)}." if jobs else 'Write job = Job("name") at its top level.'
     raise JobError(message, remedy=remedy)
 
 
@@ -139,13 +139,13 @@ def _only_job(module: ModuleType, place: str) -> Job:
     jobs = _jobs(module)
     if not jobs:
         raise JobError(
-            f"{place} holds no job.",
-            remedy='Write job = Job("name") at its top level (not within a function).',
+            f"{place} has no job.",
+            remedy='Write job = Job("name") at its top level (not in a function).',
         )
     if len({id(job) for job in jobs.values()}) > 1:
         raise JobError(
-            f"{place} holds {len(jobs)} jobs: {_listed(jobs)}.",
-            remedy=f"Say which, as in {place}:{next(iter(jobs))}.",
+            f"{place} has {len(jobs)} jobs: {_listed(jobs)}.",
+            remedy=f"Choose one, as in {place}:{next(iter(jobs))}.",
         )
     return next(iter(jobs.values()))
 

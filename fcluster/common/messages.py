@@ -628,7 +628,7 @@ def _decode(frame: bytes, decoder: msgspec.msgpack.Decoder[_M]) -> _M:
         raise MalformedMessageError(f"a frame of {len(frame)} bytes is over the limit of {MESSAGE_BYTES_MAX}")
     if frame[:1] != _VERSION_BYTE:
         raise MalformedMessageError(
-            f"protocol version {frame[:1].hex() or 'missing'}, {PROTOCOL_VERSION} is spoken here"
+            f"protocol version {frame[:1].hex() or 'missing'} instead of {PROTOCOL_VERSION}"
         )
     try:
         return decoder.decode(memoryview(frame)[1:])

@@ -118,7 +118,7 @@ def open_object_snapshot_store(
     except (BaseError, ValueError) as error:
         raise SettingsError(
             f"snapshots: {url} can't be used: {_first_line(error)}",
-            remedy=f"The environment has to say: {_CREDENTIALS[urlsplit(url).scheme]}.",
+            remedy=f"Set in the environment: {_CREDENTIALS[urlsplit(url).scheme]}.",
         ) from error
     return ObjectSnapshotStore(objects, url, job)
 
@@ -127,8 +127,8 @@ def _check_url(url: str) -> None:
     parts = urlsplit(url)
     if "@" in parts.netloc:
         raise SettingsError(
-            "snapshots: the URL must not hold credentials",
-            remedy=f"Remove what stands before the @. The environment says: {_CREDENTIALS[parts.scheme]}.",
+            "snapshots: the URL must not contain credentials",
+            remedy=f"Remove the part before the @. Set in the environment: {_CREDENTIALS[parts.scheme]}.",
         )
     try:
         for name in (parts.netloc, *parts.path.strip("/").split("/")):
@@ -139,7 +139,7 @@ def _check_url(url: str) -> None:
         usable = False
     if not usable:
         raise SettingsError(
-            f"snapshots: {url} is no bucket with a prefix",
+            f"snapshots: {url} is not a bucket with a prefix",
             remedy=f"Write {parts.scheme}://bucket/prefix, with letters, digits, dots, dashes, underscores.",
         )
 
@@ -284,7 +284,7 @@ class ObjectSnapshotStore:
                     return checked_identity(bytes(found.bytes()), self._url)
                 except FileNotFoundError:
                     self._make_identity()
-            raise BaseError("it was written and isn't there")
+            raise BaseError("it was written but isn't there")
 
     def _make_identity(self) -> None:
         try:
@@ -339,7 +339,7 @@ class ObjectSnapshotStore:
             try:
                 return bytes(obstore.get_range(self._objects, path, start=start, length=length))
             except FileNotFoundError:
-                raise NotPlainFileError(f"{path} is gone from {self._url}") from None
+                raise NotPlainFileError(f"{path} has disappeared from {self._url}") from None
 
     @contextmanager
     def _told(self, doing: str) -> Generator[None]:
@@ -353,11 +353,11 @@ class ObjectSnapshotStore:
         reason = _first_line(error)
         refused = isinstance(error, PermissionDeniedError | UnauthenticatedError) or "403 Forbidden" in reason
         check = (
-            "the credentials and what they allow"
+            "the credentials and their permissions"
             if refused
-            else "the bucket's name, the endpoint, and the network from this machine"
+            else "the bucket's name, the endpoint, and this machine's network"
         )
-        remedy = f"Check {check}. The environment says: {_CREDENTIALS.get(scheme, 'nothing')}."
+        remedy = f"Check {check}. Set in the environment: {_CREDENTIALS.get(scheme, 'nothing')}."
         return SnapshotStoreUnavailable(f"the snapshot store {self._url}: {doing}: {reason}", remedy=remedy)
 
 

@@ -133,7 +133,7 @@ def _choose(registry: Path | None, among: range, count: int, seed: bytes) -> lis
         return found
     raise NoFreePort(
         f"fewer than {count} ports between {among[0]} and {among[-1]} are free on this machine",
-        remedy="Close programs that listen there.",
+        remedy="Stop some programs that listen on these ports.",
     )
 
 

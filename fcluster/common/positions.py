@@ -41,7 +41,7 @@ class CommittedPosition:
 
     def __post_init__(self) -> None:
         if self.offset < 0:
-            raise ValueError(f"{self.offset} is no position: clients answer so what they don't know")
+            raise ValueError(f"{self.offset} is no position: clients answer that for an unknown offset")
 
     def encode_metadata(self) -> str:
         """The metadata string for the offset: ``2:<epoch>:<state_epoch>:<fingerprint>:<topic id>``.

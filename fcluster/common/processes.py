@@ -394,14 +394,14 @@ class ChildProcess:
                 try:
                     self._log.write(line)
                 except OSError as error:
-                    _log.warning("cannot write the log of %s, going on without: %s", self.name, error)
+                    _log.warning("can't write the log of %s, continuing without it: %s", self.name, error)
                     self._log.close()
                     self._log = None
             if self._on_line is not None:
                 try:
                     self._on_line(line)
                 except Exception:  # noqa: BLE001  (whatever it is, the reading goes on)
-                    _log.exception("the reader of the output of %s failed", self.name)
+                    _log.exception("the thread that reads the output of %s failed", self.name)
 
 
 def spawn(

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 CONNECT_TIMEOUT_S = 2.0
 PATIENCE_S = 2.0
 REMEDY = (
-    "Check that the coordinator runs and that its port is open to this host; if it runs under another name "
-    "or address for this host, set coordinator.advertised.address where it runs."
+    "Check that the coordinator runs and that its port is open to this host. If this host has to use "
+    "another name or address for it, set coordinator.advertised.address on the coordinator's host."
 )
 _ANY = ("0.0.0.0", "*", "::", "[::]")
 
@@ -62,8 +62,9 @@ def announced_address(bound: str, advertised: str, brokers: str) -> Announced:
         return Announced(_tcp(own, port))
     return Announced(
         _tcp(name, port),
-        f"workers on other hosts are told tcp://{name}:{port}, but the name {name} doesn't lead there: set "
-        "coordinator.advertised.address to a name or an address of this host that they can reach",
+        f"workers on other hosts are told tcp://{name}:{port}, but the name {name} doesn't resolve to a "
+        "reachable address: set coordinator.advertised.address to a name or address of this host that "
+        "they can reach",
     )
 
 
@@ -75,15 +76,15 @@ def trouble_reaching(address: str, timeout_s: float = CONNECT_TIMEOUT_S) -> str:
     try:
         socket.create_connection((host, int(port)), timeout_s).close()
     except socket.gaierror:
-        return f"the name {host!r} can't be resolved here"
+        return f"can't resolve the name {host!r} here"
     except ConnectionRefusedError:
-        return f"nobody listens at {host}:{port}"
+        return f"nothing listens at {host}:{port}"
     except TimeoutError:
         return (
-            f"{host}:{port} doesn't answer: the host is down, or a firewall or a missing route is in between"
+            f"{host}:{port} doesn't answer: the host is down, or a firewall or a missing route blocks the way"
         )
     except (OSError, ValueError, OverflowError) as error:
-        return f"{host}:{port} can't be reached: {getattr(error, 'strerror', None) or error}"
+        return f"can't reach {host}:{port}: {getattr(error, 'strerror', None) or error}"
     return ""
 
 
@@ -123,7 +124,7 @@ class ReachWatch:
         with self._lock:
             wanted = self._timer is threading.current_thread()
         if trouble and wanted:
-            self._say(f"no connection to the coordinator at {address}: {trouble}; trying on. {REMEDY}")
+            self._say(f"no connection to the coordinator at {address}: {trouble}; retrying. {REMEDY}")
 
 
 def _tcp(host: str, port: str) -> str:

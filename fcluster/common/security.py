@@ -127,7 +127,7 @@ def client_security(
     if keyring is None:
         if announced_key:
             raise SettingsError(
-                f"The coordinator at {address} lets in only who has a key, and none is given here.",
+                f"The coordinator at {address} requires a key, and no keys are given here.",
                 remedy=f"Set security.keys.dir to a directory with {role}.key (and coordinator.pub).",
             )
         check_reach(settings, address, "The coordinator's address is")
@@ -137,12 +137,12 @@ def client_security(
     if pinned is None and not announced_key:
         raise SettingsError(
             f"The public key of the coordinator at {address} isn't known.",
-            remedy=f"Copy coordinator.pub into {keyring.directory}. (Without it the journal's word is taken, "
-            "but no key stands there: does the coordinator run with security.keys.dir?)",
+            remedy=f"Copy coordinator.pub into {keyring.directory}. (Without that file the key in the "
+            "journal is used, but the journal has none: does the coordinator run with security.keys.dir?)",
         )
     if pinned is not None and announced_key and pinned != announced_key.encode():
         _log.warning(
-            "the journal names another public key for the coordinator at %s than %s: the file is believed",
+            "the journal names another public key for the coordinator at %s than %s; using the file",
             address,
             keyring.directory / "coordinator.pub",
         )
@@ -162,9 +162,9 @@ def check_reach(settings: Settings, address: str, what: str) -> None:
     """
     if not settings.insecure and not is_loopback(address):
         raise SettingsError(
-            f"{what} {address}, beyond this host, and no keys are given: whoever reaches it could take part, "
-            "whoever is in between could listen.",
-            remedy="Make keys with `fcluster keys new DIR` and set security.keys.dir = DIR, or give "
+            f"{what} {address}, beyond this host, but no keys are given: anyone who can reach it could "
+            "take part, and anyone in between could listen.",
+            remedy="Create keys with `fcluster keys new DIR` and set security.keys.dir = DIR, or use "
             "--insecure if the network is trusted.",
         )
 
@@ -173,9 +173,9 @@ def _heard_of(announced_key: str) -> bytes:
     key = public_key_from(announced_key)
     if key is None:
         raise SettingsError(
-            "The job's journal names a public key of the coordinator that is none.",
-            remedy="Find out who else writes to the journal topic; or pin the key with coordinator.pub in "
-            "security.keys.dir.",
+            "The coordinator's public key in the job's journal is not a valid key.",
+            remedy="Find out which other program writes to the journal topic, or pin the key with "
+            "coordinator.pub in security.keys.dir.",
         )
     return key
 

@@ -232,7 +232,7 @@ class LeaderSeeker:
                 self._pause()
         elif known and leader is not None and leader.term < self._term():
             self._say(
-                f"the journal names a coordinator of term {leader.term}, but this worker has heard one of "
+                f"the journal names a coordinator of term {leader.term}, but this worker has met one of "
                 f"term {self._term()}; if the journal topic was deleted, restart this worker"
             )
             self._pause()

@@ -117,7 +117,7 @@ def open_snapshot_store(url: str, job: str) -> SnapshotStore:
     if separator and scheme != "file":
         raise SettingsError(
             f"snapshots: {scheme}:// is not supported",
-            remedy="Give a directory, file:///path, s3://bucket/prefix, gs://bucket/prefix or "
+            remedy="Use a directory, file:///path, s3://bucket/prefix, gs://bucket/prefix or "
             "az://container/prefix.",
         )
     path = rest if separator else url
@@ -155,7 +155,7 @@ class DirectorySnapshotStore:
         except OSError as error:
             raise SettingsError(
                 f"snapshots: {root} can't be used: {error.strerror or error}",
-                remedy="Give a directory that this user may write.",
+                remedy="Choose a directory that this user may write to.",
             ) from error
 
     def identity(self) -> str:
@@ -257,7 +257,7 @@ class DirectorySnapshotStore:
             except NotPlainFileError as error:
                 raise FclusterError(
                     f"{self.root.joinpath(*parts)} in the snapshot store is refused: {error}",
-                    remedy="Replace it by a directory; the store's root itself may be a link.",
+                    remedy="Replace it with a directory; only the store's root itself may be a link.",
                 ) from error
             yield folder
 
@@ -291,20 +291,20 @@ def checked_identity(content: bytes, where: str) -> str:
 def bad_identity(where: str) -> SettingsError:
     """The error that says so, without a word of what was found."""
     return SettingsError(
-        f"snapshots: {IDENTITY_NAME} in {where} is not what fcluster writes there",
-        remedy="Find out who else writes to the store, or give another one; an empty one will do.",
+        f"snapshots: {IDENTITY_NAME} in {where} was not written by fcluster",
+        remedy="Find out which other program writes to the store, or use another store, which may be empty.",
     )
 
 
 def checked_hash(file_hash: str) -> str:
     """`file_hash`, which is the hash of some content. Raises ValueError if it can't be."""
     if not HASH.fullmatch(file_hash):
-        raise ValueError(f"{file_hash!r} is no hash")
+        raise ValueError(f"{file_hash!r} is not a hash")
     return file_hash
 
 
 def checked_manifest_name(name: str) -> str:
     """`name`, which is the name of a manifest. Raises ValueError if it can't be."""
     if not MANIFEST_NAME.fullmatch(name):
-        raise ValueError(f"{name!r} is no manifest's name")
+        raise ValueError(f"{name!r} is not the name of a manifest")
     return name

@@ -45,9 +45,9 @@ def fits(seen: TopicSeen | None, topic_id: str) -> bool:
 def reset_remedy(job: str) -> str:
     """What to do when offsets and state don't fit the topics any more."""
     return (
-        f"`fcluster reset` with the file of job {job!r} begins anew with empty state (--to earliest, latest, "
-        "a time or offsets), or moves only the offsets and keeps the state (--keep-state). With --dry-run it "
-        "shows what would go, and changes nothing."
+        f"`fcluster reset` with the file of job {job!r} starts again with empty state (--to earliest, "
+        "latest, a time or offsets), or changes only the offsets and keeps the state (--keep-state). With "
+        "--dry-run it shows what would be deleted, and changes nothing."
     )
 
 
@@ -62,9 +62,9 @@ def source_replaced(job: str, topic: str, former_id: str, now_id: str, affected:
         affected: a sentence about records that may have been read under the wrong id.
     """
     return TopicReplaced(
-        f"The source {topic!r} was deleted and made anew: the job's offsets are of the former topic (id "
-        f"{former_id}), and mean nothing in this one (id {now_id}), whose records would be skipped or taken "
-        f"for others.{' ' + affected if affected else ''}",
+        f"The source {topic!r} was deleted and created again: the job's offsets belong to the old topic "
+        f"(id {former_id}) and mean nothing in the new one (id {now_id}), whose records would be skipped "
+        f"or mistaken for others.{' ' + affected if affected else ''}",
         remedy=reset_remedy(job),
     )
 
@@ -72,25 +72,25 @@ def source_replaced(job: str, topic: str, former_id: str, now_id: str, affected:
 def source_gone(job: str, topic: str) -> FclusterError:
     """The error for a source that doesn't exist any more."""
     return MissingTopic(
-        f"The source {topic!r} was deleted under the job {job!r}: there is nothing to read any more.",
-        remedy=f"Make the topic again, if records are to come. The offsets of the former mean nothing in it: "
-        f"{reset_remedy(job)}",
+        f"The source {topic!r} of job {job!r} was deleted: there is nothing left to read.",
+        remedy="Create the topic again if there will be more records. Offsets of the old topic mean nothing "
+        f"in the new one: {reset_remedy(job)}",
     )
 
 
 def sink_lost(job: str, topic: str, former_id: str, seen: TopicSeen | None) -> FclusterError:
     """The error for an output topic that is gone, or another one than the job wrote to."""
     if seen is None:
-        what = f"The output topic {topic!r} of job {job!r} was deleted, and with it the results in it."
+        what = f"The output topic {topic!r} of job {job!r} was deleted, with the results in it."
     else:
         what = (
-            f"The output topic {topic!r} of job {job!r} was deleted and made anew (id {former_id}, now "
-            f"{seen.topic_id}): the results that were in it are gone."
+            f"The output topic {topic!r} of job {job!r} was deleted and created again (id {former_id}, now "
+            f"{seen.topic_id}): its old results are lost."
         )
     return TopicReplaced(
         what,
-        remedy="To go on without them, start the job with --set sink.missing=create, which also makes the "
-        "topic if it isn't there. To write all results again: `fcluster reset JOB --to earliest`.",
+        remedy="To go on without them, start the job with --set sink.missing=create, which also creates the "
+        "topic if it is missing. To write all results again, run `fcluster reset JOB --to earliest`.",
     )
 
 
@@ -98,13 +98,13 @@ def internal_topic_lost(
     job: str, topic: str, role: str, former_id: str, seen: TopicSeen | None
 ) -> FclusterError:
     """The error for a topic of the cluster's own that is gone, or another one."""
-    made_anew = "" if seen is None else f" and made anew (id {former_id}, now {seen.topic_id})"
+    made_anew = "" if seen is None else f" and created again (id {former_id}, now {seen.topic_id})"
     lost = {
         "repartition topic": "records on their way through it are lost",
         "changelog": "state that is in no snapshot is lost",
-    }.get(role, "what the coordinator remembered is lost")
+    }.get(role, "the coordinator's records are lost")
     return TopicReplaced(
         f"The {role} {topic!r} of job {job!r} was deleted{made_anew}: {lost}.",
-        remedy="Let the job process its sources anew: `fcluster reset JOB --to earliest` (with --dry-run it "
-        "shows what would go).",
+        remedy="Let the job process its sources again: `fcluster reset JOB --to earliest` (with --dry-run it "
+        "shows what would be deleted).",
     )

@@ -379,7 +379,7 @@ class RouterTransport:
         for descriptor in self._peers.surplus(SILENT_CONNECTIONS_MAX, self._connections_max):
             if _hang_up(descriptor, self._port):
                 self.failed_handshakes += 1
-                events.append(HandshakeFailed("too many connections stand that say nothing"))
+                events.append(HandshakeFailed("there are too many connections that have sent nothing"))
 
     def _drain_monitor(self, events: list[TransportEvent]) -> None:
         while True:
@@ -457,19 +457,22 @@ def handshake_trouble(event: int, value: int, failures: int) -> str:
         failures: how many in a row that is.
     """
     if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
-        return "the coordinator doesn't know this key, or doesn't allow it any more"
+        return "the coordinator doesn't know this key, or no longer accepts it"
     if event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
         return _protocol_trouble(value)
     if failures < CUT_HANDSHAKES_MAX:
         return ""  # it may just be going down
-    return "the other side hangs up: its public key isn't the expected one, or only one side uses keys"
+    return (
+        "the other side closes the connection: its public key isn't the expected one, or only one side "
+        "uses keys"
+    )
 
 
 def _protocol_trouble(code: int) -> str:
     if code == zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH:
         return "one side uses keys, the other doesn't"
     if code == zmq.PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC:
-        return "the coordinator's public key that the other side counts on isn't its own"
+        return "the other side expects another public key of the coordinator"
     return f"the other side doesn't speak the protocol (ZeroMQ's code {code:#x})"
 
 

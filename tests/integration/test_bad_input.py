@@ -251,7 +251,7 @@ def test_topic_deleted_and_created_anew_is_not_taken_for_the_former_one(place: P
     delete_topic(place.brokers, source)  # and with it, the group's offsets
     create_topic(place.brokers, source, 2)
     place.produce(numbers(4, 5))
-    assert_refused(place.up(path), repr(source), "deleted and made anew", "fcluster reset")
+    assert_refused(place.up(path), repr(source), "deleted and created again", "fcluster reset")
     assert place.counts() == [1, 2, 3]
 
 

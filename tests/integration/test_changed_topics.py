@@ -227,7 +227,7 @@ def test_source_made_anew_while_the_job_is_down_stops_it_with_the_choice(place: 
 
     ended = place.run()
     assert_refused(
-        ended, repr(place.source), former, "deleted and made anew", "fcluster reset", "--keep-state"
+        ended, repr(place.source), former, "deleted and created again", "fcluster reset", "--keep-state"
     )
     assert len(place.outputs()) == 50
     assert place.reset("--to", "earliest", "--keep-state", "--yes").code == 0
@@ -262,9 +262,9 @@ def test_source_made_anew_under_a_running_job_stops_it_and_nothing_of_it_is_proc
         up.wait_until(lambda: len(place.outputs()) == 50, "all is processed")
         recreate(place.brokers, place.source)
         place.produce(range(1000, 1080))
-        assert_refused(up.wait(30), repr(place.source), "deleted and made anew", "fcluster reset")
+        assert_refused(up.wait(30), repr(place.source), "deleted and created again", "fcluster reset")
     assert [number for number, _ in place.outputs()] == [*range(50)]
-    assert_refused(place.run(), repr(place.source), "deleted and made anew", "fcluster reset")
+    assert_refused(place.run(), repr(place.source), "deleted and created again", "fcluster reset")
 
 
 def test_partitions_added_to_a_source_without_state_are_read_at_once_and_after_a_restart(

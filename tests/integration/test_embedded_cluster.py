@@ -84,7 +84,7 @@ def what_can_lose_data_is_named(admin: AdminClient, servers: str, data_dir: Path
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr.count("WARNING committed data can be lost on these brokers (docs/kafka.md):") == 1
-    assert "  lone: one replica only" in done.stderr
+    assert "  lone: only one replica" in done.stderr
     assert done.stderr.count("Remedy: ") == 1
     created = [name for name in brokers.metadata(servers).topics if name == "made" or "careful" in name]
     assert len(created) == 4, created

@@ -414,4 +414,4 @@ def test_expected_trouble_stays_out_of_the_log_and_lost_brokers_are_told(
         producer.poll(0.1)
     # Clients of other tests that go away at this moment may log, too.
     messages = [record.message for record in caplog.records if brokers in record.message]
-    assert messages == [f"no Kafka broker can be reached at {brokers}: trying on"]
+    assert messages == [f"can't reach any Kafka broker at {brokers}; retrying"]

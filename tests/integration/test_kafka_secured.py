@@ -175,8 +175,8 @@ def test_password_is_seen_nowhere_while_the_job_runs(job: SecuredJob) -> None:
         assert PASSWORD.encode() not in path.read_bytes(), path
 
 
-WRONG_LOGIN = r"let us in: .*Authentication failed[\s\S]*remedy: .*FCLUSTER_KAFKA_SASL_PASSWORD"
-WRONG_AUTHORITY = r"let us in: .*certificate verify failed[\s\S]*remedy: .*ssl\.ca\.location"
+WRONG_LOGIN = r"accepts this client: .*Authentication failed[\s\S]*remedy: .*FCLUSTER_KAFKA_SASL_PASSWORD"
+WRONG_AUTHORITY = r"accepts this client: .*certificate verify failed[\s\S]*remedy: .*ssl\.ca\.location"
 
 
 @pytest.mark.parametrize("what", ["password", "authority"])

@@ -66,7 +66,7 @@ def test_partition_without_a_leader_is_named_while_the_job_waits_for_it(
             wait_until(
                 lambda: f"partition {OUTPUT}/0 has no leader" in troubles(), "the partition is named", 60
             )
-            wait_until(lambda: f"broker {victim} is away" in troubles(), "so is the broker", 60)
+            wait_until(lambda: f"broker {victim} is down" in troubles(), "so is the broker", 60)
         finally:
             kafka_cluster.resume_node(victim)
         brokers.wait_whole(servers)  # else it is this test's own reader that finds no leader
@@ -75,5 +75,5 @@ def test_partition_without_a_leader_is_named_while_the_job_waits_for_it(
         cluster.assert_alive()
         log = cluster.log(COORDINATOR, 1000)
         assert log.count(f"waiting for Kafka: partition {OUTPUT}/0 has no leader") == 1
-        assert log.count("Kafka is well again: no longer") >= 1
+        assert log.count("Kafka has recovered: no longer") >= 1
         cluster.terminate()

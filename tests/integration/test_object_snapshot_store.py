@@ -293,7 +293,7 @@ def test_bucket_that_is_not_there_is_told_by_name(url: str) -> None:
     ["s3://", "s3:///x", "s3://bucket/a//b", "s3://bucket/../x", "s3://bucket/x?y=1", "s3://bucket/a b"],
 )
 def test_url_that_is_no_bucket_is_refused(bad: str) -> None:
-    with pytest.raises(SettingsError, match="no bucket") as raised:
+    with pytest.raises(SettingsError, match="not a bucket") as raised:
         open_object_snapshot_store(bad, "job", {})
     assert "s3://bucket/prefix" in raised.value.remedy
 

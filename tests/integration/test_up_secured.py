@@ -67,7 +67,7 @@ def test_up_beyond_the_host_makes_keys_and_its_own_commands_find_them(
         first = (data / "keys" / "worker.key").read_bytes()
         # Who has no keys gets nowhere.
         said = fcluster("status", "--brokers", kafka, "--job", job, "--data-dir", str(tmp_path / "x"), code=1)
-        assert "lets in only who has a key" in said
+        assert "requires a key" in said
         fcluster("status", "--brokers", kafka, "--job", job, "--keys", str(data / "keys"))
     with Up(JOB, kafka, data, "--set", "coordinator.bind=tcp://0.0.0.0:0") as up:
         up.wait_until_it_answers()

@@ -85,7 +85,7 @@ def test_each_kind_of_risk_is_one_bounded_line_with_its_remedy() -> None:
     cares = {f"topic-{number}": TopicCare(1, 1, False) for number in range(1000)}
     cares |= {"thin": TopicCare(3, 1, False), "unclean": TopicCare(3, 2, True)}
     lone, thin, unclean = risks(cares, {}, 3)
-    assert lone.startswith("topic-0, topic-1, topic-10 and 997 more: one replica only")
+    assert lone.startswith("topic-0, topic-1, topic-10 and 997 more: only one replica")
     assert thin.startswith("thin: min.insync.replicas=1")
     assert unclean.startswith("unclean: unclean.leader.election.enable=true")
     for line in (lone, thin, unclean):
@@ -95,8 +95,8 @@ def test_each_kind_of_risk_is_one_bounded_line_with_its_remedy() -> None:
 
 def test_kafkas_own_topics_to_come_are_judged_by_the_brokers_settings() -> None:
     (line,) = risks({"flights": WELL}, {"__transaction_state": TopicCare(1, 1, False)}, 3)
-    assert line.startswith("__transaction_state: one replica only")
-    assert "transaction.state.log.replication.factor and transaction.state.log.min.isr of the brokers" in line
+    assert line.startswith("__transaction_state: only one replica")
+    assert "settings transaction.state.log.replication.factor and transaction.state.log.min.isr" in line
     assert risks({"__transaction_state": WELL}, {"__transaction_state": TopicCare(1, 1, False)}, 3) == []
 
 

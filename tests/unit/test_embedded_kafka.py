@@ -184,7 +184,7 @@ def test_data_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 
 
 def test_data_directory_with_a_comma_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(EmbeddedKafkaError, match="a comma is a separator"):
+    with pytest.raises(EmbeddedKafkaError, match="a comma for a separator"):
         EmbeddedKafka(tmp_path / "a,b").start()
 
 

@@ -220,7 +220,7 @@ def test_rule_for_what_cannot_be_decoded(where: str) -> None:
 def test_two_rules_for_one_topic_are_refused() -> None:
     job = Job("j")
     source = job.topic("in", on_error="skip")
-    with pytest.raises(JobError, match="two rules"):
+    with pytest.raises(JobError, match="two on_error rules"):
         job.stream(source, on_error="stop")
 
 

@@ -213,7 +213,7 @@ def test_pulse_tells_who_stopped_and_since_when() -> None:
     pulse = Pulse("the loop", 60)
     assert not pulse.trouble()
     pulse.beat(0.01)
-    wait_until(lambda: "the loop has not turned for" in pulse.trouble(), "the pulse is missed", 5)
+    wait_until(lambda: "the loop has been stuck for" in pulse.trouble(), "the pulse is missed", 5)
     pulse.beat(60)
     assert not pulse.trouble()
 

@@ -343,14 +343,14 @@ def test_filters_and_maps_that_yield_are_refused() -> None:
 def test_stream_that_ends_in_nothing_is_refused(operator: str) -> None:
     job = Job("j")
     getattr(job.stream(job.topic("a")), operator)(bool)
-    assert "nothing behind it" in refused_build(job).message
+    assert "nothing after it" in refused_build(job).message
 
 
 def test_empty_stream_and_dangling_key_by_are_refused() -> None:
     for grow in (lambda stream: stream, lambda stream: stream.key_by("k")):
         job = Job("j")
         grow(job.stream(job.topic("a")))
-        assert "nothing behind it" in refused_build(job).message
+        assert "nothing after it" in refused_build(job).message
 
 
 def test_going_on_behind_to_is_refused() -> None:
@@ -366,7 +366,7 @@ def test_output_of_a_handler_used_twice_is_refused() -> None:
     counted = job.stream(job.topic("a")).process(count)
     counted.to(job.topic("x"))
     counted.map(dict).to(job.topic("y"))
-    assert "used in 2 ways" in refused_build(job).message
+    assert "used in 2 places" in refused_build(job).message
 
 
 def test_loops_are_refused_and_name_their_topics() -> None:
@@ -452,7 +452,7 @@ def test_topics_that_kafka_cannot_hold_side_by_side_are_refused_with_the_reason(
     job = Job("j")
     job.topic("orders.eu_west")
     error = refused(lambda: job.topic("orders_eu.west"))
-    assert "can't both exist: Kafka takes '.' and '_' for the same in topic names" in error.message
+    assert "can't both exist: Kafka treats '.' and '_' in topic names as equal" in error.message
     assert "misspelt" in error.remedy
 
 

@@ -56,7 +56,7 @@ def test_leader_that_is_not_among_the_brokers_is_none() -> None:
     look = replace(WHOLE, brokers=frozenset({2, 3}))
     said = told(look)
     assert "partition in/0 has no leader; partition out/0 has no leader (0 s)" in said[0]
-    assert said[1] == "waiting for Kafka: broker 1 is away (0 s)"
+    assert said[1] == "waiting for Kafka: broker 1 is down (0 s)"
 
 
 def test_partitions_of_others_are_nobody_elses_concern() -> None:
@@ -67,7 +67,7 @@ def test_too_few_replicas_in_sync_are_told_where_the_minimum_is_known() -> None:
     look = with_partition(("out", 0), PartitionSeen(1, (1, 2, 3), (1,)))
     assert told(look) == []
     [said] = told(replace(look, in_sync_min={"out": 2}))
-    assert "partition out/0 has 1 of 3 replicas in sync, and needs 2 (0 s)" in said
+    assert "partition out/0 has 1 of 3 replicas in sync and needs 2 (0 s)" in said
     single = with_partition(("out", 0), PartitionSeen(1, (1,), (1,)))
     assert told(replace(single, in_sync_min={"out": 2})) == [], "Kafka asks for no more than there are"
 
@@ -199,7 +199,7 @@ def test_trouble_is_looked_at_until_it_is_over_and_logged_at_its_ends(
         time.sleep(0.01)
     assert [record.getMessage() for record in caplog.records] == [
         "waiting for Kafka: partition in/0 has no leader (0 s)",
-        "Kafka is well again: no longer partition in/0 has no leader (0 s)",
+        "Kafka has recovered: no longer partition in/0 has no leader (0 s)",
     ]
 
 

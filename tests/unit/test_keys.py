@@ -48,7 +48,7 @@ def test_new_keys_are_pairs_that_only_their_owner_can_read(tmp_path: Path) -> No
 @pytest.mark.parametrize("file", ["coordinator.key", "admin.pub"])
 def test_nothing_is_overwritten_and_nothing_is_added_beside_it(tmp_path: Path, file: str) -> None:
     (tmp_path / file).write_text("mine")
-    with pytest.raises(KeysUnusable, match="exists already"):
+    with pytest.raises(KeysUnusable, match="already exists"):
         create_keys(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [file]
     assert (tmp_path / file).read_text() == "mine"
@@ -57,7 +57,7 @@ def test_nothing_is_overwritten_and_nothing_is_added_beside_it(tmp_path: Path, f
 def test_added_key_is_allowed_until_its_public_half_is_removed(directory: Path) -> None:
     public = add_key(directory, Role.WORKER, "host2")
     assert Keyring(directory).allowed()[public] is Role.WORKER
-    with pytest.raises(KeysUnusable, match="exists already"):
+    with pytest.raises(KeysUnusable, match="already exists"):
         add_key(directory, Role.WORKER, "host2")
     (directory / "worker-host2.pub").unlink()
     assert public not in Keyring(directory).allowed()
@@ -65,7 +65,7 @@ def test_added_key_is_allowed_until_its_public_half_is_removed(directory: Path) 
 
 @pytest.mark.parametrize("name", ["", "../x", "a/b", ".hidden", "x" * 65])
 def test_key_names_stay_within_the_directory(directory: Path, name: str) -> None:
-    with pytest.raises(KeysUnusable, match="can't be the name"):
+    with pytest.raises(KeysUnusable, match="isn't a valid name"):
         add_key(directory, Role.WORKER, name)
 
 
@@ -94,7 +94,7 @@ def test_secret_in_place_of_a_public_key_is_refused_and_not_shown(directory: Pat
 @pytest.mark.parametrize("mode", [0o644, 0o604, 0o620, 0o660])
 def test_secret_key_that_others_could_read_or_change_is_refused(directory: Path, mode: int) -> None:
     (directory / "worker.key").chmod(mode)
-    with pytest.raises(KeysUnusable, match="open to others"):
+    with pytest.raises(KeysUnusable, match="accessible to other users"):
         Keyring(directory).pair(Role.WORKER)
 
 
@@ -117,13 +117,13 @@ def test_keys_mounted_by_an_orchestrator_are_accepted(
 @pytest.mark.parametrize("mode", [0o777, 0o1777])
 def test_directory_that_everybody_may_write_is_refused(directory: Path, mode: int) -> None:
     directory.chmod(mode)  # sticky or not: whoever adds a .pub there is let in
-    with pytest.raises(KeysUnusable, match="Everybody may write"):
+    with pytest.raises(KeysUnusable, match="writable by everyone"):
         Keyring(directory).allowed()
 
 
 def test_public_key_that_everybody_may_change_is_refused(directory: Path) -> None:
     (directory / "admin.pub").chmod(0o666)
-    with pytest.raises(KeysUnusable, match="Everybody may write"):
+    with pytest.raises(KeysUnusable, match="writable by everyone"):
         Keyring(directory).allowed()
     noted: list[KeysUnusable] = []
     assert Role.ADMIN not in Keyring(directory).allowed(noted.append).values()
@@ -132,7 +132,7 @@ def test_public_key_that_everybody_may_change_is_refused(directory: Path) -> Non
 @pytest.mark.parametrize("content", [b"", b"\xff\x00", b"fcluster worker public short", b"x" * 100_000])
 def test_damaged_file_is_named(directory: Path, content: bytes) -> None:
     (directory / "worker.pub").write_bytes(content)
-    with pytest.raises(KeysUnusable, match=r"worker\.pub holds no public key"):
+    with pytest.raises(KeysUnusable, match=r"worker\.pub contains no public key"):
         Keyring(directory).allowed()
     noted: list[KeysUnusable] = []
     assert Role.WORKER not in Keyring(directory).allowed(noted.append).values()
@@ -140,7 +140,7 @@ def test_damaged_file_is_named(directory: Path, content: bytes) -> None:
 
 
 def test_missing_directory_is_named(tmp_path: Path) -> None:
-    with pytest.raises(KeysUnusable, match="nowhere can't be read") as raised:
+    with pytest.raises(KeysUnusable, match="nowhere: No such file") as raised:
         Keyring(tmp_path / "nowhere").pair(Role.WORKER)
     assert "security.keys.dir" in raised.value.remedy
 
@@ -163,7 +163,7 @@ def test_description_shows_public_halves_only(directory: Path) -> None:
 def test_halves_of_different_pairs_are_told(directory: Path, tmp_path: Path) -> None:
     create_keys(tmp_path / "other")
     (tmp_path / "other" / "worker.pub").replace(directory / "worker.pub")
-    with pytest.raises(KeysUnusable, match="no pair"):
+    with pytest.raises(KeysUnusable, match="don't belong together"):
         describe_keys(directory)
 
 

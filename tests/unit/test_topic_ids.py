@@ -120,7 +120,7 @@ def test_change_that_stays_is_told() -> None:
 
 def test_replaced_source_is_named_with_both_ids_and_the_choice() -> None:
     error = source_replaced("visits", "pages", ID, OTHER)
-    assert "was deleted and made anew" in error.message
+    assert "was deleted and created again" in error.message
     for text in ("'pages'", ID, OTHER):
         assert text in error.message
     for text in ("fcluster reset", "--to earliest", "--keep-state", "--dry-run"):
