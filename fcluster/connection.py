@@ -77,7 +77,7 @@ class Connection:
         if job is None:
             raise NoCluster(
                 f"no cluster runs in {self.data_dir}",
-                remedy="Start one with `fcluster up`, or name it: --brokers HOST:PORT --job NAME.",
+                remedy="Start one with `fcluster up`, or name a cluster: --brokers HOST:PORT --job NAME.",
             )
         self._check_brokers()
         from fcluster.common.discovery import find_leader

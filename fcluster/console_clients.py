@@ -75,7 +75,8 @@ def kafka_errors() -> Generator[None]:
         problem: Any = error.args[0] if error.args else error
         text = problem.str() if hasattr(problem, "str") else str(problem)
         raise KafkaUnavailable(
-            f"Kafka refused or didn't answer: {text}", remedy="Check the brokers, and that you have access."
+            f"Kafka refused or didn't answer: {text}",
+            remedy="Check the brokers, and that you have access to them.",
         ) from error
 
 
@@ -128,7 +129,7 @@ def existing_partitions(client: Any, topic: str, *, creatable: bool = False) -> 
             raise missing_topic(topic, metadata.topics, creatable=creatable)
         if waited_s >= METADATA_TIMEOUT_S:
             raise KafkaUnavailable(
-                f"whether topic {topic!r} exists isn't known after {METADATA_TIMEOUT_S:g} s: {unknown}",
+                f"can't tell after {METADATA_TIMEOUT_S:g} s whether topic {topic!r} exists: {unknown}",
                 remedy="Check the brokers' logs, then try again.",
             )
         time.sleep(MISSING_POLL_S)
@@ -388,7 +389,7 @@ def _key_of(document: Any, text: bytes, number: int, key_field: str | None) -> b
         problem = f"has no field {key_field!r} to take the key from"
     raise InputError(
         f"line {number} {problem}",
-        remedy="Each line must be an object with a text or a number in that field.",
+        remedy="Each line must be an object with text or a number in that field.",
     )
 
 
@@ -417,15 +418,16 @@ def create_topic(admin: Any, topic: str, partitions: int) -> None:
     other = colliding_topic(topic, topics) if existing is None else None
     if other is not None:
         raise MissingTopic(
-            f"topic {topic!r} can't be created as long as there is {other!r}: Kafka takes '.' and '_' for "
-            "the same in topic names",
+            f"topic {topic!r} can't be created because {other!r} exists: Kafka treats '.' and '_' in topic "
+            "names as equal",
             remedy=f"Write to {other!r}, or choose a name that differs in another character.",
         )
     if existing is not None:
         if len(existing.partitions) != partitions:
             raise MissingTopic(
-                f"topic {topic!r} exists with {len(existing.partitions)} partitions, not {partitions}",
-                remedy="Leave out --partitions to write to it as it is.",
+                f"topic {topic!r} already exists with {len(existing.partitions)} partitions, not "
+                f"{partitions}",
+                remedy="Leave out --partitions to write to the existing topic.",
             )
         return
     ways = replications(admin, -1)
@@ -439,7 +441,7 @@ def create_topic(admin: Any, topic: str, partitions: int) -> None:
             if too_few and number < len(ways):
                 continue  # fewer brokers than the replicas it should have
             raise MissingTopic(
-                f"topic {topic!r} can't be created: {error}",
+                f"can't create topic {topic!r}: {error}",
                 remedy="Create it with your own tools, then leave out --partitions.",
             ) from error
         return
@@ -612,8 +614,8 @@ class Sender:
         if remaining:
             self._lost += remaining
             raise DeliveryError(
-                f"the brokers didn't take {records(remaining)} within {FLUSH_TIMEOUT_S:.0f} s; written to "
-                f"{self._topic!r}: {records(self.taken)}",
+                f"the brokers didn't acknowledge {records(remaining)} within {FLUSH_TIMEOUT_S:.0f} s; "
+                f"written to {self._topic!r}: {records(self.taken)}",
                 remedy="Check the brokers, then send the rest.",
             )
 
@@ -621,15 +623,15 @@ class Sender:
 def _refusal_remedy(code: int) -> str:
     from confluent_kafka import KafkaError
 
-    way_on = "Send the rest, or give --skip-errors to leave out what is refused."
+    way_on = "Send the rest, or use --skip-errors to leave out lines that are refused."
     if code == KafkaError.MSG_SIZE_TOO_LARGE:
         return (
-            "Make it smaller, or raise the topic's max.message.bytes and, for what is sent from here, "
+            "Make the line smaller, or raise the topic's max.message.bytes and, for this command, "
             f"kafka.producer.message.max.bytes. {way_on}"
         )
     if code == KafkaError.INVALID_RECORD:
-        return f"A compacted topic takes no record without a key: give --key-field. {way_on}"
-    return f"Compare it with the topic's settings. {way_on}"
+        return f"A compacted topic takes no record without a key: use --key-field. {way_on}"
+    return f"Compare the line with the topic's settings. {way_on}"
 
 
 class _Skips:
@@ -643,7 +645,7 @@ class _Skips:
         if self.count <= SKIPS_SHOWN_MAX:
             sys.stderr.write(f"skipped line {number}: {reason}\n")
         elif self.count == SKIPS_SHOWN_MAX + 1:
-            sys.stderr.write("more lines are skipped, and counted\n")
+            sys.stderr.write("more lines are skipped; from here on they are only counted\n")
 
 
 @dataclass(frozen=True)
@@ -707,7 +709,7 @@ def run_produce(
         taken = sender.finish()
         raise InputError(
             f"{error.message}; sent before it: {records(taken)}, nothing after it",
-            remedy=f"{error.remedy} To leave out such lines, give --skip-errors.",
+            remedy=f"{error.remedy} To leave out such lines, use --skip-errors.",
         ) from error
     except KeyboardInterrupt:
         progress.clear()

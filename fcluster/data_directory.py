@@ -130,11 +130,11 @@ def _try_lock(file: BinaryIO, kind: int) -> bool:
 def _unwritable(path: Path, error: OSError) -> DirectoryUnusable:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return DirectoryUnusable(
-            f"{path} can't be written: the disk is full",
-            remedy="Make room, or choose a directory on another disk with --data-dir.",
+            f"can't write {path}: the disk is full",
+            remedy="Free some space, or choose a directory on another disk with --data-dir.",
         )
     return DirectoryUnusable(
-        f"{path} can't be written: {error.strerror or error}",
+        f"can't write {path}: {error.strerror or error}",
         remedy="Choose another directory with --data-dir.",
     )
 

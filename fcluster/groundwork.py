@@ -38,11 +38,12 @@ def job_failure() -> tuple[str, str]:
     if reason.startswith("record "):
         remedy = remedy or "Correct the job, or give the step an on_error ('skip', or a dead-letter topic)."
         remedy = (
-            f"{remedy[:1].upper()}{remedy[1:].rstrip('.')}. Then start it: nothing beyond it is committed."
+            f"{remedy[:1].upper()}{remedy[1:].rstrip('.')}. Then start the job again: nothing beyond that "
+            "record is committed."
         )
     return (
         reason or "the job failed",
-        remedy or "Nothing is lost. When that is repaired, start the job again.",
+        remedy or "Nothing is lost. Fix the cause, then start the job again.",
     )
 
 
@@ -50,7 +51,7 @@ def worker_failure() -> tuple[str, str]:
     """Why this worker can't go on, as it logged it last, and what to do about it."""
     logged = _log_handler.last_error if _log_handler is not None else ""
     reason, remedy = cause_and_remedy(logged.removeprefix("leaving: "))
-    return reason or "the worker can't go on", remedy
+    return reason or "the worker can't continue", remedy
 
 
 def load(

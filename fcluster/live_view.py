@@ -489,7 +489,9 @@ class LiveView:
         yield header(document, self._restarts)
         silence_s = time.monotonic() - self._heard_s
         if silence_s >= SILENCE_S and not self._closing.is_set():
-            yield Text(f"the coordinator gave no answer for {silence_s:.0f} s; this is its last", "yellow")
+            yield Text(
+                f"the coordinator hasn't answered for {silence_s:.0f} s; this is its last status", "yellow"
+            )
         yield workers_table(document, self._console.width)
         used = 7 + min(WORKERS_SHOWN_MAX, _length(document.get("workers"))) + LOG_LINES_SHOWN_MIN
         rows = max(2, self._console.height - used - 3)
@@ -575,7 +577,7 @@ def _long_record(document: Document) -> str:
     if running_ms < LONG_RECORD_MS:
         return ""
     where = f"{record.get('topic')}/{record.get('partition')} at offset {record.get('offset')}"
-    return f"slot {record.get('slot')} has been busy with record {where} for {running_ms / 1000:.1f} s"
+    return f"slot {record.get('slot')} has been processing record {where} for {running_ms / 1000:.1f} s"
 
 
 def _open_epoch(document: Document) -> str:
@@ -588,7 +590,7 @@ def _open_epoch(document: Document) -> str:
         return ""
     waiting: Any = oldest.get("waiting_for")
     names = ", ".join(map(str, _items(waiting) or [waiting]))
-    return f"an epoch is open for {age_ms / 1000:.1f} s, held back by {names or '?'}"
+    return f"an epoch has been open for {age_ms / 1000:.1f} s, held back by {names or '?'}"
 
 
 def _list(document: Document, name: str) -> Iterator[Document]:

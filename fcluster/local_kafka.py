@@ -106,8 +106,8 @@ def start_kafka(
     if not _is_cluster(directory, which):
         if which.settings:
             raise UsageOfBrokers(
-                "settings of Kafka's own are for several brokers",
-                remedy="Give --nodes 3, or leave --broker-config out.",
+                "--broker-config works only with several brokers",
+                remedy="Add --nodes 3, or leave out --broker-config.",
             )
         if not foreground:
             return embedded_kafka.start_detached(directory, progress=progress), lambda: None
@@ -126,7 +126,7 @@ def start_kafka(
         if which.only:
             raise UsageOfBrokers(
                 "one broker of several can't be started in the foreground",
-                remedy="Leave --foreground or --node out.",
+                remedy="Leave out --foreground or --node.",
             )
         broker = embedded_cluster.EmbeddedCluster(directory, nodes, settings=settings)
         servers = broker.start(progress=progress)
@@ -148,14 +148,15 @@ def _is_cluster(directory: Path, which: Brokers) -> bool:
     has = len(embedded_cluster.nodes_of(directory)) or (1 if (directory / "broker.json").exists() else 0)
     if which.nodes and has and which.nodes != has:
         raise UsageOfBrokers(
-            f"the Kafka in {directory} has {_brokers(has)}, not {which.nodes}, and that can't be changed",
-            remedy="Leave --nodes out, or give another directory (--data-dir).",
+            f"the Kafka in {directory} has {_brokers(has)}, not {which.nodes}, and the number can't be "
+            "changed",
+            remedy="Leave out --nodes, or choose another directory (--data-dir).",
         )
     nodes = has or which.nodes or 1
     if which.only and not (has > 1 and which.only <= has):
         raise UsageOfBrokers(
             f"there is no broker {which.only} in {directory}: it has {_brokers(has)}",
-            remedy="Leave --node out."
+            remedy="Leave out --node."
             if has == 1
             else "Start several with `fcluster kafka start --nodes 3`.",
         )
@@ -269,7 +270,7 @@ class BrokerGuard:
             if self._broker.pid is not None:
                 continue
             delay_ms = backoff.delay_ms((time.monotonic() - started_s) * 1000)
-            self._view.line("kafka", f"Kafka died; it is started again in {delay_ms / 1000:.1f} s")
+            self._view.line("kafka", f"Kafka died; restarting it in {delay_ms / 1000:.1f} s")
             if self._stopped.wait(delay_ms / 1000):
                 return
             self.restarts += 1

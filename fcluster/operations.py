@@ -60,7 +60,7 @@ class _Patience:
         try:
             return line.status()
         except CoordinatorSilent:
-            self.say("the coordinator doesn't answer; waiting for it or its successor")
+            self.say("the coordinator doesn't answer; waiting for it or a new leader")
             return None
 
 
@@ -86,7 +86,7 @@ def drain(line: Line, name: str, *, wait: bool, timeout_s: float, say: Say) -> N
     called = f"worker {reply.worker} (slot {reply.slot})"
     say(f"{called} is leaving")
     if not reply.others:
-        say("no other worker can take its shards: they wait for the next one")
+        say("no other worker can take its shards; they wait for one")
     patience = _Patience(timeout_s, say)
     term, left = reply.term, "it hasn't answered"
     while patience.pause():
@@ -95,15 +95,17 @@ def drain(line: Line, name: str, *, wait: bool, timeout_s: float, say: Say) -> N
             continue
         worker = next((w for w in document["workers"] if w["worker"] == reply.worker), None)
         if worker is None or (worker["leaving_said"] and not wait):
-            say(f"{called} is gone" if worker is None else f"{called} knows, and leaves by itself")
+            say(
+                f"{called} has left" if worker is None else f"{called} has the order and will leave by itself"
+            )
             return
         if document["term"] != term and not worker["leaving"]:
             term = _repeat_drain(line, reply.worker, document["term"])
         left = _what_is_left(document, worker["slot"])
         patience.say(left)
     raise NotReached(
-        f"{called} is still there after {timeout_s:g} s: {left}",
-        remedy="It goes on leaving. `fcluster status` shows how far it is; its log may say what holds it up.",
+        f"{called} is still running after {timeout_s:g} s: {left}",
+        remedy="It is still leaving. `fcluster status` shows its progress; its log may say what holds it up.",
     )
 
 
@@ -168,13 +170,13 @@ def scale(
         missing = _missing(document, targets, called, workers_too=wait)
         if not missing:
             if others := sum(not worker["agent"] for worker in document["workers"]):
-                say(f"{_workers(others)} more without an agent: `fcluster drain` ends those")
-            say("done" if wait else "the agents know, and do it")
+                say(f"{_workers(others)} more without an agent: use `fcluster drain` to remove those")
+            say("done" if wait else "the agents have the order and carry it out")
             return
         patience.say("; ".join(missing))
     raise NotReached(
-        f"not reached within {timeout_s:g} s: {'; '.join(missing)}",
-        remedy="It goes on. `fcluster status` shows how far it is; the agents' logs say what fails.",
+        f"not complete after {timeout_s:g} s: {'; '.join(missing)}",
+        remedy="The change goes on. `fcluster status` shows its progress; the agents' logs say what fails.",
     )
 
 
@@ -203,10 +205,10 @@ def _missing(
         if agent is None:
             missing.append(f"agent {called[name]} isn't connected")
         elif agent["target"] != target:
-            missing.append(f"agent {called[name]} hasn't taken its target of {_workers(target)}")
+            missing.append(f"agent {called[name]} hasn't confirmed its target of {_workers(target)}")
         elif workers_too and (working != target or agent["running"] != target):
             more = f", {leaving} leaving" if leaving else ""
-            missing.append(f"agent {called[name]}: {working} of {_workers(target)} at work{more}")
+            missing.append(f"agent {called[name]}: {working} of {_workers(target)} working{more}")
     return missing
 
 

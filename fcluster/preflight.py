@@ -84,8 +84,8 @@ def check_not_running(settings: Settings, job: str) -> None:
         return  # the coordinator itself will look more closely
     if found == job:
         raise ClusterConflict(
-            f"a cluster of job {job!r} runs already on these brokers: its coordinator is at {leader.address}",
-            remedy="Stop that one, join it with `fcluster worker`, or give this job another name.",
+            f"a cluster of job {job!r} already runs on these brokers: its coordinator is at {leader.address}",
+            remedy="Stop that cluster, join it with `fcluster worker`, or give this job another name.",
         )
 
 
@@ -99,7 +99,7 @@ def with_own_keys(settings: Settings, directory: Path) -> Settings:
     keys = directory / "keys"
     if not keys.exists():
         create_keys(keys)
-        say(f"made keys in {keys}: other hosts' workers need worker.key and coordinator.pub of them")
+        say(f"created keys in {keys}: workers on other hosts need worker.key and coordinator.pub from there")
     return replace(settings, security_keys_dir=str(keys))
 
 

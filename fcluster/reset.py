@@ -137,10 +137,10 @@ class ResetPlan:
 
     def describe(self) -> list[str]:
         """The plan in lines."""
-        kept = "the state stays as it is" if self.keeps_state else "with empty state"
+        kept = "keeping the state" if self.keeps_state else "with empty state"
         lines = [f"reset of job {self.job!r} to {self.target}, {kept}:"]
         lines += [f"  offset of {move.topic}/{move.partition}: {_from_to(move)}" for move in self.moves]
-        lines += [f"  topic {topic}: deleted, made anew at the next start" for topic in self.topics]
+        lines += [f"  topic {topic}: deleted, created again at the next start" for topic in self.topics]
         if self.snapshots:
             lines.append(f"  snapshots of the job in {self.snapshots}: deleted")
         lines += [f"  local state {path}: deleted" for path in self.local]
@@ -149,7 +149,7 @@ class ResetPlan:
 
 def _from_to(move: Move) -> str:
     former = "none" if move.committed < 0 else str(move.committed)
-    foreign = " (committed by something other than fcluster)" if move.foreign else ""
+    foreign = " (not committed by fcluster)" if move.foreign else ""
     return f"{former}{foreign} -> {move.to}, of {move.end}"
 
 
@@ -211,10 +211,13 @@ def plan_reset(settings: Settings, topology: Topology, target: Target, *, keep_s
         moves = [_with_state(move, admin, settings, topology, seen) for move in moves]
     outputs = ", ".join(sorted(topic.name for topic in topology.outputs))
     if outputs and not keep_state:
-        notes.append(f"output topics stay as they are ({outputs}): results of records read again come again")
+        notes.append(
+            f"output topics stay as they are ({outputs}): results of records that are read again are "
+            "written again"
+        )
     local = [] if keep_state else _local_state(settings, topology.job)
     if not keep_state and local:
-        notes.append("local state on other hosts is recognised as former, and replaced there by itself")
+        notes.append("local state on other hosts is recognised as outdated there, and replaced automatically")
     shards = [] if keep_state else _shards_with_snapshots(settings, topology, journal, seen)
     own = [
         topic for topic in dict.fromkeys(internal) if seen[topic] is not None and topic not in found.shared
@@ -245,7 +248,7 @@ def check_directory(settings: Settings) -> None:
     if directory.is_dir() and (holder := DirectoryLock(directory).holder()) is not None:
         raise DirectoryInUse(
             f"the data directory {directory} is in use by process {holder or '(unknown)'}",
-            remedy="Stop that cluster first (Ctrl-C at its `fcluster up`).",
+            remedy="Stop that cluster first (Ctrl-C in its `fcluster up`).",
         )
 
 
@@ -260,15 +263,15 @@ def _check_nobody_leads(settings: Settings, job: str, journal: Mapping[str, Any]
             found = client.status(timeout_ms=STATUS_TIMEOUT_MS).get("job")
     except KeyRefused as error:
         raise ClusterConflict(
-            f"somebody listens where the coordinator of job {job!r} was last ({where}), and doesn't let this "
-            f"command ask: {error.message}",
+            f"a process listens where the coordinator of job {job!r} was last ({where}), and rejects this "
+            f"command: {error.message}",
             remedy=error.remedy,
         ) from error
     except CoordinatorSilent:
-        return [f"the last coordinator ({where}) gives no answer; it is deposed, and its workers are fenced"]
+        return [f"the last coordinator ({where}) doesn't answer; it will be deposed, and its workers fenced"]
     if found == job:
         raise ClusterConflict(
-            f"a cluster of job {job!r} runs: its coordinator is {where}",
+            f"a cluster of job {job!r} is running: its coordinator is {where}",
             remedy="Stop it first: end its `fcluster up` or `fcluster coordinator` with Ctrl-C.",
         )
     return []
@@ -289,7 +292,7 @@ def _check_group(admin: Admin, job: str) -> None:
         )
     if members:
         raise ClusterConflict(
-            f"the consumer group {job!r}, which is the job's, has members that aren't of fcluster: "
+            f"the job's consumer group {job!r} has members that don't belong to fcluster: "
             f"{', '.join(members)}",
             remedy="Stop these programs, or give them a group.id of their own.",
         )
@@ -306,15 +309,16 @@ def _notes_on(found: Found) -> list[str]:
     for topic, claim in found.shared.items():
         if topic not in changelogs:
             raise IncompatibleState(
-                f"Records of two jobs, {found.topology.job!r} and {claim.job!r}, are on their way through "
-                f"the topic {topic!r}: an older version of fcluster gave both the same name.",
+                f"The topic {topic!r} contains unprocessed records of two jobs, {found.topology.job!r} and "
+                f"{claim.job!r}: an older version of fcluster gave both jobs the same topic name.",
                 remedy="Run this job under another name, which leaves the topic as it is.",
             )
         notes.append(
-            f"topic {topic} stays, for job {claim.job!r} writes to it as well; this job gets its own"
+            f"topic {topic} is kept, because job {claim.job!r} writes to it too; this job gets its own topic"
         )
     notes += [
-        f"nothing but its name shows that {topic} is this job's: look before" for topic in found.unowned
+        f"only its name suggests that {topic} belongs to this job: check that first"
+        for topic in found.unowned
     ]
     return notes
 
@@ -370,9 +374,10 @@ def _check_state_can_stay(topology: Topology, seen: Mapping[str, TopicSeen | Non
         source = seen[stage.source.name]
         if changelog is not None and source is not None and source.partitions != changelog.partitions:
             raise IncompatibleState(
-                f"The state can't be kept: {stage.source.name!r} has {source.partitions} partitions now, and "
-                f"had {changelog.partitions} when it was written. Keys would meet other shards' state.",
-                remedy="Reset without --keep-state, which begins with empty state.",
+                f"The state can't be kept: {stage.source.name!r} has {source.partitions} partitions now, "
+                f"but had {changelog.partitions} when the state was written. Keys would meet the state of "
+                "other shards.",
+                remedy="Reset without --keep-state, to start with empty state.",
             )
 
 
@@ -438,7 +443,7 @@ def _last_epoch_between(consumer: Consumer, before: int) -> int:
             return epoch
         with suppress(ValueError):  # the restore will say what is wrong with it
             epoch = parse_record(message.value()).epoch
-    raise KafkaException(KafkaError(KafkaError._TIMED_OUT, "the end was not reached in time"))
+    raise KafkaException(KafkaError(KafkaError._TIMED_OUT, "its end was not reached in time"))
 
 
 def _local_state(settings: Settings, job: str) -> list[Path]:
@@ -511,10 +516,10 @@ def carry_out(plan: ResetPlan, settings: Settings, topology: Topology, say: Say)
         _delete_snapshots(settings, plan, say)
         for path in plan.local:
             _delete_local(path)
-            say(f"local state {path} is deleted")
+            say(f"deleted the local state {path}")
         failpoints.reach("reset.state-deleted")
         _commit_offsets(settings, topology, plan)
-        say(f"the offsets of {len(plan.moves)} partitions are set")
+        say(f"set the offsets of {len(plan.moves)} partitions")
         failpoints.reach("reset.offsets-set")
         if journal is not None:
             _write(journal, _last_entries(past, keeps_state=plan.keeps_state))
@@ -525,8 +530,8 @@ def _write(journal: Journal, entries: Mapping[str, Any]) -> None:
         journal.write(entries)
     except JournalLostError as error:
         raise ClusterConflict(
-            f"the reset was broken off: {error}",
-            remedy="If somebody started the job meanwhile, stop it. Then run the reset again.",
+            f"the reset was interrupted: {error}",
+            remedy="If the job was started meanwhile, stop it. Then run the reset again.",
         ) from error
 
 
@@ -545,7 +550,7 @@ def _fence(settings: Settings, plan: ResetPlan, say: Say) -> None:
     with ThreadPoolExecutor(min(FENCES_AT_ONCE, len(ids))) as pool:
         for _ in pool.map(partial(fence_transactional_id, settings), ids):
             pass
-    say(f"{len(ids)} transactional ids are fenced")
+    say(f"fenced {len(ids)} transactional ids")
 
 
 def _delete_topics(admin: Admin, topics: Sequence[str], say: Say) -> None:
@@ -565,12 +570,13 @@ def _delete_topics(admin: Admin, topics: Sequence[str], say: Say) -> None:
     while any(seen is not None for seen in look_at_topics(admin, topics).values()):
         if time.monotonic() >= deadline_s:
             raise KafkaUnavailable(
-                f"Of {', '.join(topics)} some are still there {GONE_TIMEOUT_S:g} s after they were deleted.",
+                f"Some of these topics still exist {GONE_TIMEOUT_S:g} s after they were deleted: "
+                f"{', '.join(topics)}.",
                 remedy="Check the brokers' logs, then run the reset again.",
             )
         time.sleep(POLL_S)
     for topic in topics:
-        say(f"topic {topic} is deleted")
+        say(f"deleted the topic {topic}")
 
 
 def _delete_snapshots(settings: Settings, plan: ResetPlan, say: Say) -> None:
@@ -581,7 +587,7 @@ def _delete_snapshots(settings: Settings, plan: ResetPlan, say: Say) -> None:
         for name in store.manifest_names(shard):
             store.delete_manifest(shard, name)
         store.delete_unreferenced(shard, set(), 0)
-    say(f"the snapshots of {len(plan.shards)} shards in {settings.snapshots} are deleted")
+    say(f"deleted the snapshots of {len(plan.shards)} shards in {settings.snapshots}")
 
 
 def _delete_local(path: Path) -> None:
@@ -591,8 +597,8 @@ def _delete_local(path: Path) -> None:
         return
     except OSError as error:
         raise FclusterError(
-            f"the local state {path} can't be deleted: {error.strerror or error}",
-            remedy="See to its rights, or delete it yourself, then run the reset again.",
+            f"can't delete the local state {path}: {error.strerror or error}",
+            remedy="Correct its permissions or delete it yourself, then run the reset again.",
         ) from error
 
 
@@ -628,5 +634,5 @@ def _new_offset(move: Move, topology: Topology, plan: ResetPlan) -> TopicPartiti
 
 def _unavailable(what: str, error: KafkaException) -> KafkaUnavailable:
     return KafkaUnavailable(
-        f"Kafka didn't do what was asked ({what}): {reason_of(error)}.", remedy=remedy_for(cause_of(error))
+        f"A request to Kafka failed ({what}): {reason_of(error)}.", remedy=remedy_for(cause_of(error))
     )

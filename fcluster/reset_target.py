@@ -18,8 +18,8 @@ from fcluster.common.errors import FclusterError
 SourcePartition = tuple[str, int]
 
 _FORMS: Final = (
-    "Give earliest, latest, time:2026-01-31T12:00:00+01:00, offsets:FILE with a line TOPIC/PARTITION=OFFSET "
-    "for each partition, or such lines themselves."
+    "Use earliest, latest, time:2026-01-31T12:00:00+01:00, offsets:FILE with a line "
+    "TOPIC/PARTITION=OFFSET for each partition, or TOPIC/PARTITION=OFFSET for each partition."
 )
 _LINE = re.compile(r"([A-Za-z0-9._-]{1,249})/([0-9]{1,9})=([0-9]{1,18})")
 
@@ -65,15 +65,15 @@ def parse_target(given: Sequence[str]) -> Target:
         elif text.startswith("offsets:"):
             _add_file(offsets, Path(text.removeprefix("offsets:")))
         elif len(given) > 1:
-            raise TargetError(f"--to {text} can't stand beside another --to", remedy=_FORMS)
+            raise TargetError(f"--to {text} can't be combined with another --to", remedy=_FORMS)
         elif text in ("earliest", "latest"):
             return Target("earliest" if text == "earliest" else "latest")
         elif text.startswith("time:"):
             return Target("time", _time_ms(text.removeprefix("time:")))
         else:
-            raise TargetError(f"--to {text} isn't understood", remedy=_FORMS)
+            raise TargetError(f"--to {text} isn't valid", remedy=_FORMS)
     if not offsets:
-        raise TargetError("where to isn't said", remedy=_FORMS)
+        raise TargetError("the target is missing", remedy=_FORMS)
     return Target("offsets", offsets=offsets)
 
 
@@ -81,7 +81,7 @@ def _time_ms(text: str) -> int:
     try:
         moment = datetime.fromisoformat(text)
     except ValueError as error:
-        raise TargetError(f"{text!r} is not a time as ISO 8601 writes it", remedy=_FORMS) from error
+        raise TargetError(f"{text!r} is not a time in ISO 8601 format", remedy=_FORMS) from error
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
     return round(moment.timestamp() * 1000)
@@ -91,7 +91,7 @@ def _add_file(offsets: dict[SourcePartition, int], path: Path) -> None:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise TargetError(f"{path} can't be read: {error}", remedy=_FORMS) from error
+        raise TargetError(f"can't read {path}: {error}", remedy=_FORMS) from error
     for number, line in enumerate(lines, 1):
         if line.strip() and not line.lstrip().startswith("#"):
             _add_line(offsets, line, f"{path} line {number}: {line.strip()}")
@@ -103,7 +103,7 @@ def _add_line(offsets: dict[SourcePartition, int], line: str, where: str) -> Non
         raise TargetError(f"{where} isn't of the form TOPIC/PARTITION=OFFSET", remedy=_FORMS)
     at = (match[1], int(match[2]))
     if at in offsets:
-        raise TargetError(f"{where}: the partition is named twice", remedy=_FORMS)
+        raise TargetError(f"{where}: the partition is given twice", remedy=_FORMS)
     offsets[at] = int(match[3])
 
 
@@ -134,8 +134,8 @@ def chosen_offsets(
     missing = sorted(begins.keys() - target.offsets.keys())
     if unknown:
         raise TargetError(
-            f"{_named(unknown[0])} is no partition of a source of this job",
-            remedy="Correct its name, or leave it out.",
+            f"{_named(unknown[0])} is not a partition of a source of this job",
+            remedy="Correct the name, or leave it out.",
         )
     if missing:
         named = ", ".join(map(_named, missing[:5])) + (", ..." if len(missing) > 5 else "")
@@ -147,7 +147,7 @@ def chosen_offsets(
         if not begins[at] <= offset <= ends[at]:
             raise TargetError(
                 f"{_named(at)} has no offset {offset}: it has {begins[at]} to {ends[at]}",
-                remedy="Give one within these.",
+                remedy="Choose an offset in that range.",
             )
     return dict(target.offsets)
 

@@ -343,7 +343,7 @@ class Keeper:
             if member.restart_at_s is not None and member.restart_at_s <= now_s:
                 member.restart_at_s = None
                 self._restarts += 1
-                self._say(f"{member.spec.name} is started again")
+                self._say(f"restarting {member.spec.name}")
                 self._start(member)
 
     def _start(self, member: _Member) -> None:
@@ -378,7 +378,7 @@ class Keeper:
             return
         staying = self._staying()
         if target != len(staying):
-            self._say(f"{target} workers are wanted instead of {len(staying)}")
+            self._say(f"changing the number of workers from {len(staying)} to {target}")
         # Those that don't even run leave first, then those with the highest slots, then the youngest.
         staying.sort(key=lambda m: (m.child is None, m.slot, m.started_s, m.number), reverse=True)
         for member in staying[: max(0, len(staying) - target)]:
@@ -405,7 +405,7 @@ class Keeper:
         self._changed()
         name = member.spec.name
         if code == EXIT_DRAINED:
-            self._say(f"{name} was drained and isn't started again; {self._target} workers are left")
+            self._say(f"{name} was drained and isn't restarted; the target is now {self._target} workers")
         elif code not in (EXIT_DONE, EXIT_JOB_ENDED):
             self._say(f"{name} {death_of(code)} while leaving")
         else:
@@ -417,7 +417,7 @@ class Keeper:
                 member.kill_at_s = None
                 if member.child is not None:
                     self._say(
-                        f"{member.spec.name} didn't leave in {self._leave_timeout_s:.0f} s and is killed"
+                        f"killing {member.spec.name}, which didn't leave within {self._leave_timeout_s:.0f} s"
                     )
                     member.child.kill()
 
@@ -430,8 +430,8 @@ class Keeper:
 
     def _signalled(self) -> Outcome | None:
         if self._draining_since_s is not None:
-            self._say("killed: what wasn't committed yet is processed at the next start")
-            return Outcome(EXIT_KILLED, "killed before the drain was over", "Nothing is lost.")
+            self._say("killed: records that weren't committed yet are processed again at the next start")
+            return Outcome(EXIT_KILLED, "killed before the drain was complete", "Nothing is lost.")
         now_s = time.monotonic()
         self._draining_since_s, self._drain_news_s = now_s, now_s + DRAIN_NEWS_INTERVAL_S
         self._begin_drain()
@@ -444,7 +444,7 @@ class Keeper:
         if not self._await_all():
             self._terminate_all()
             if not self._await_all():
-                self._say(f"killed, since it didn't end: {self._alive()}")
+                self._say(f"killed, because they didn't exit: {self._alive()}")
         return outcome
 
     def _await_all(self) -> bool:
@@ -560,8 +560,8 @@ class Supervisor(Keeper):
         if is_coordinator and self._coordinator_given_up:
             return Outcome(
                 EXIT_MISTAKE,
-                "the coordinator didn't answer, so everything ended without a last epoch",
-                "Nothing is lost: what wasn't committed is processed at the next start.",
+                "the coordinator didn't answer, so the cluster stopped without a last epoch",
+                "Nothing is lost: records that weren't committed are processed again at the next start.",
             )
         if self._draining_since_s is not None and not is_coordinator:
             # A worker that drained leaves; one that died while draining is replayed at the next start.
@@ -580,7 +580,7 @@ class Supervisor(Keeper):
             self._drain_wanted.set()  # the one before took the request with it
 
     def _begin_drain(self) -> None:
-        self._say("draining: the last epoch is committed, then everything ends (again to kill)")
+        self._say("draining: committing the last epoch, then stopping (Ctrl-C again to kill)")
         now_s = time.monotonic()
         self._drain_deadline_s = now_s + self._drain_timeout_s
         for member in self._members.values():
@@ -616,8 +616,10 @@ class Supervisor(Keeper):
     def _overdue(self) -> Outcome:
         return Outcome(
             EXIT_MISTAKE,
-            f"the drain wasn't over within {self._drain_timeout_s:.0f} s, so the rest was killed",
-            "Nothing is lost: what wasn't committed is processed at the next start. See the logs.",
+            f"the drain didn't finish within {self._drain_timeout_s:.0f} s, so the remaining processes "
+            "were killed",
+            "Nothing is lost: records that weren't committed are processed again at the next start. See "
+            "the logs.",
         )
 
 
@@ -683,7 +685,9 @@ class Crew(Keeper):
         )
 
     def _begin_drain(self) -> None:
-        self._say("leaving: shards move to other workers if there are some, then all ends (again to kill)")
+        self._say(
+            "leaving: moving shards to other workers if there are any, then stopping (Ctrl-C again to kill)"
+        )
         for member in self._staying():
             self._retire(member)
         self._changed()
@@ -711,7 +715,7 @@ def death_of(code: int) -> str:
         return "ended"
     if code == EXIT_BUG:
         return f"crashed (exit code {code})"
-    return f"ended with an error (exit code {code})"
+    return f"exited with an error (exit code {code})"
 
 
 def reported_error(lines: Sequence[str]) -> tuple[str, str]:

@@ -291,7 +291,7 @@ def test_second_cluster_of_the_same_job_is_refused(place: Place, source: str) ->
         up.wait_until_it_answers()
         beside = Place(place.brokers, "", place.directory)
         beside.data_dir = place.directory / "beside"
-        assert_refused(beside.up(path), place.job, "runs already")
+        assert_refused(beside.up(path), place.job, "already runs")
         assert up.poll() is None
 
 

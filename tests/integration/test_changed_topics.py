@@ -158,7 +158,7 @@ def test_offsets_set_from_outside_are_named_and_a_reset_that_is_killed_can_be_ru
     dry = place.reset("--to", "earliest", "--dry-run")
     print(dry.text)
     assert dry.code == 0
-    assert f"{place.source}/0: 0 (committed by something other than fcluster) -> 0, of 5" in dry.stdout
+    assert f"{place.source}/0: 0 (not committed by fcluster) -> 0, of 5" in dry.stdout
     for gone in (
         "changelog",
         "repartition",
@@ -330,7 +330,7 @@ def test_partitions_added_to_a_source_with_state_and_strangers_in_the_group_are_
         up.wait_until(lambda: len(place.outputs()) == 6, "the job goes on")
         assert_refused(place.reset("--to", "earliest", "--yes"), "in use by process")
         elsewhere = place.reset("--to", "earliest", "--yes", "--data-dir", f"{place.file.parent}/elsewhere")
-        assert_refused(elsewhere, f"a cluster of job {place.job!r} runs")
+        assert_refused(elsewhere, f"a cluster of job {place.job!r} is running")
         up.interrupt()
         ended = up.wait(60)
     assert ended.code == 0

@@ -167,7 +167,7 @@ def test_second_cluster_is_refused_in_the_same_directory_and_under_the_same_name
     text = user.run("up", "job.py", "--brokers", kafka, code=1)
     assert f"the data directory .fcluster is in use by process {up.pid}" in text
     text = user.run("up", "job.py", "--brokers", kafka, "--data-dir", "other", code=1)
-    assert f"a cluster of job '{user.prefix}job' runs already" in text
+    assert f"a cluster of job '{user.prefix}job' already runs" in text
     assert up.poll() is None
 
 
@@ -196,7 +196,7 @@ def test_cluster_brings_its_own_kafka_and_takes_it_along(user: User) -> None:
     assert_counted(user.consume(200), 200)
     broker = int((user.directory / ".fcluster" / "kafka" / "broker.pid").read_text())
     os.kill(broker, signal.SIGKILL)
-    wait_until(lambda: "Kafka died; it is started again" in user.output(), "the death is noticed")
+    wait_until(lambda: "Kafka died; restarting it" in user.output(), "the death is noticed")
     wait_until(lambda: user.output().count("is ready on") == 2, "Kafka is back", 60)
     user.produce(200)
     assert_counted(user.consume(400), 400)

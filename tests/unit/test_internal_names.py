@@ -208,7 +208,7 @@ def test_topic_that_kafka_would_refuse_to_create_is_refused_with_the_reason() ->
     with pytest.raises(MissingTopic) as caught:
         ensure_internal_topics(cast(Any, Kafka()), built("billing.eu"), Settings())
     assert (
-        "'billing.eu-journal' doesn't exist, and can't be created as long as there is 'billing_eu-journal'"
+        "'billing.eu-journal' doesn't exist, and can't be created because 'billing_eu-journal' exists"
         in caught.value.message
     )
     assert "of the job" in caught.value.remedy

@@ -109,14 +109,14 @@ def test_summary_is_one_line_with_what_matters() -> None:
 
 def test_epoch_that_is_open_for_long_names_who_holds_it_back() -> None:
     line = summary_line(document(oldest_open_epoch={"epoch": 5, "age_ms": 4200, "waiting_for": [3, 1]}), 0)
-    assert line.endswith("an epoch is open for 4.2 s, held back by 3, 1")
+    assert line.endswith("an epoch has been open for 4.2 s, held back by 3, 1")
 
 
 def test_record_that_takes_long_is_named_with_who_is_busy_with_it() -> None:
     record = {"topic": "in", "partition": 2, "offset": 7, "running_ms": 4200, "slot": 1}
     open_epoch = {"epoch": 5, "age_ms": 4200, "waiting_for": [1]}
     line = summary_line(document(oldest_open_epoch=open_epoch, longest_record=record), 0)
-    assert line.endswith("slot 1 has been busy with record in/2 at offset 7 for 4.2 s")
+    assert line.endswith("slot 1 has been processing record in/2 at offset 7 for 4.2 s")
 
 
 def test_ordinary_open_epoch_is_no_news() -> None:

@@ -86,7 +86,7 @@ def test_drain_shows_what_is_left_until_the_worker_is_gone() -> None:
     assert drained(line) == [
         f"worker {WORKER} (slot 2) is leaving",
         "1 shard left: in/3 warming for slot 0",
-        f"worker {WORKER} (slot 2) is gone",
+        f"worker {WORKER} (slot 2) has left",
     ]
     assert line.asked == ["2"]
 
@@ -97,7 +97,7 @@ def test_drain_of_the_last_worker_says_that_its_shards_wait() -> None:
 
 def test_drain_without_waiting_returns_when_the_worker_knows() -> None:
     line = FakeLine(status(worker(said=False)), status(worker()))
-    assert drained(line, wait=False)[-1].endswith("knows, and leaves by itself")
+    assert drained(line, wait=False)[-1].endswith("has the order and will leave by itself")
 
 
 def test_drain_that_a_new_leader_does_not_know_of_is_asked_for_again() -> None:
@@ -110,7 +110,7 @@ def test_drain_that_a_new_leader_does_not_know_of_is_asked_for_again() -> None:
     )
     said = drained(line)
     assert line.asked == ["2", WORKER]
-    assert "the coordinator doesn't answer; waiting for it or its successor" in said
+    assert "the coordinator doesn't answer; waiting for it or a new leader" in said
 
 
 def test_drain_that_a_new_leader_knows_of_is_not_asked_for_again() -> None:
@@ -120,7 +120,7 @@ def test_drain_that_a_new_leader_knows_of_is_not_asked_for_again() -> None:
 
 
 def test_drain_that_takes_too_long_says_what_holds_it_up() -> None:
-    with pytest.raises(NotReached, match=r"still there after 0\.05 s: 1 shard left: in/3 warming for slot 0"):
+    with pytest.raises(NotReached, match=r"still running after 0\.05 s: 1 shard left: in/3 warming for slot 0"):
         drained(FakeLine(status(worker(), shards=[SHARD])), timeout_s=0.05)
 
 
@@ -141,21 +141,21 @@ def test_scale_waits_for_workers_and_says_what_is_missing() -> None:
     assert scaled(line) == [
         "agent h1:1: 2 workers",
         "agent h2:2: 1 worker",
-        "agent h1:1 hasn't taken its target of 2 workers; agent h2:2 isn't connected",
-        "agent h1:1: 0 of 2 workers at work; agent h2:2 hasn't taken its target of 1 worker",
-        "agent h1:1: 0 of 2 workers at work",
+        "agent h1:1 hasn't confirmed its target of 2 workers; agent h2:2 isn't connected",
+        "agent h1:1: 0 of 2 workers working; agent h2:2 hasn't confirmed its target of 1 worker",
+        "agent h1:1: 0 of 2 workers working",
         "done",
     ]
     assert line.asked == [3]
 
 
 def test_scale_without_waiting_returns_when_the_agents_know() -> None:
-    assert scaled(FakeLine(status(agents=BOTH)), wait=False)[-1] == "the agents know, and do it"
+    assert scaled(FakeLine(status(agents=BOTH)), wait=False)[-1] == "the agents have the order and carry it out"
 
 
 def test_scale_names_workers_that_no_agent_runs() -> None:
     said = scaled(FakeLine(status(*AT_WORK, worker(leaving=False), agents=BOTH)))
-    assert said[-2:] == ["1 worker more without an agent: `fcluster drain` ends those", "done"]
+    assert said[-2:] == ["1 worker more without an agent: use `fcluster drain` to remove those", "done"]
 
 
 def test_scale_is_asked_for_again_by_agent_when_a_new_leader_has_them_all() -> None:
@@ -170,5 +170,5 @@ def test_scale_is_asked_for_again_by_agent_when_a_new_leader_has_them_all() -> N
 
 def test_scale_that_takes_too_long_says_what_is_missing() -> None:
     line = FakeLine(status(*AT_WORK[1:], agents=BOTH))
-    with pytest.raises(NotReached, match=r"not reached within 0\.05 s: agent h1:1: 1 of 2 workers at work"):
+    with pytest.raises(NotReached, match=r"not complete after 0\.05 s: agent h1:1: 1 of 2 workers working"):
         scaled(line, timeout_s=0.05)

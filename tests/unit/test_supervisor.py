@@ -222,7 +222,7 @@ def test_coordinator_done_while_a_worker_hangs_terminates_then_kills_it(cluster:
     assert cluster.outcome().exit_code == EXIT_DONE
     assert hanging.terminated
     assert hanging.killed
-    assert cluster.said("killed, since it didn't end: worker-0")
+    assert cluster.said("killed, because they didn't exit: worker-0")
 
 
 @pytest.mark.parametrize("code", [EXIT_DONE, EXIT_JOB_FAILED])
@@ -242,7 +242,7 @@ def test_worker_that_left_while_the_coordinator_stays_is_started_again(
     monkeypatch.setattr("fcluster.supervisor.LEFT_GRACE_S", 0.05)
     cluster.child("worker-0").end(EXIT_DONE)
     cluster.child("worker-0", 2)
-    assert cluster.said("worker-0 is started again")
+    assert cluster.said("restarting worker-0")
 
 
 def test_job_failure_is_not_restarted_and_tells_what_the_coordinator_reported(cluster: Cluster) -> None:
@@ -329,7 +329,7 @@ def test_drain_that_takes_too_long_kills_and_says_that_nothing_is_lost() -> None
     cluster.supervisor.signal(signal.SIGINT)
     outcome = cluster.outcome()
     assert outcome.exit_code == EXIT_MISTAKE
-    assert "drain wasn't over" in outcome.reason
+    assert "drain didn't finish" in outcome.reason
     assert "Nothing is lost" in outcome.remedy
     cluster.close()
 
@@ -398,7 +398,7 @@ def test_worker_that_does_not_leave_in_time_is_killed() -> None:
     hanging.ends_when_terminated = False
     cluster.supervisor.resize(1)
     eventually(lambda: hanging.killed, "it is killed")
-    assert cluster.said("worker-1 didn't leave in 0 s and is killed")
+    assert cluster.said("killing worker-1, which didn't leave within 0 s")
     cluster.close()
 
 
@@ -409,7 +409,7 @@ def test_drained_worker_is_not_started_again_and_the_target_shrinks(
     cluster: Cluster = request.getfixturevalue(kind)
     cluster.child("worker-0").end(EXIT_DRAINED)
     eventually(lambda: cluster.supervisor.target == 1, "one less is wanted")
-    assert cluster.said("worker-0 was drained and isn't started again; 1 workers are left")
+    assert cluster.said("worker-0 was drained and isn't restarted; the target is now 1 workers")
     cluster.child("worker-1").end(-signal.SIGKILL)
     cluster.child("worker-1", 2)
     assert len(cluster.children["worker-0"]) == 1
@@ -498,7 +498,7 @@ def test_agent_gives_up_when_all_workers_fail_though_never_at_the_same_time(agen
     agent.child("worker-0").end(EXIT_MISTAKE)
     agent.child("worker-0", 2)
     agent.child("worker-1").end(EXIT_MISTAKE)
-    assert agent.outcome().reason == "worker-1 ended with an error (exit code 1)"
+    assert agent.outcome().reason == "worker-1 exited with an error (exit code 1)"
 
 
 def test_agent_gives_up_when_no_worker_can_be_started(agent: Agents) -> None:
@@ -513,7 +513,7 @@ def test_agent_gives_up_when_no_worker_can_be_started(agent: Agents) -> None:
     [
         (-9, "was killed by SIGKILL"),
         (0, "ended"),
-        (1, "ended with an error (exit code 1)"),
+        (1, "exited with an error (exit code 1)"),
         (70, "crashed (exit code 70)"),
     ],
 )
