@@ -116,7 +116,7 @@ class Agents:
         agents = self.connected(now_ms)
         if not agents:
             return (
-                "there is no agent that could start or end workers. `fcluster up` is one, and so is "
+                "there is no agent that could start or stop workers. `fcluster up` is an agent, and so is "
                 "`fcluster worker JOB --workers N` on any host."
             )
         wanted = self._wanted(request, agents)
@@ -139,7 +139,7 @@ class Agents:
         self, request: messages.ScaleRequest, agents: Mapping[bytes, Agent]
     ) -> dict[bytes, int] | str:
         if request.total < 0 and not request.places:
-            return "neither a number of workers nor places are named"
+            return "neither a number of workers nor hosts are given"
         if request.total >= 0:
             if request.total > AGENT_WORKERS_MAX * len(agents):
                 return (
@@ -153,7 +153,7 @@ class Agents:
             if isinstance(peer, str):
                 return peer
             if peer in wanted:
-                return f"the agent {agents[peer].place} is named twice"
+                return f"the agent {agents[peer].place} is given twice"
             wanted[peer] = target
         return wanted
 

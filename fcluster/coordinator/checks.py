@@ -31,8 +31,8 @@ def check_reset(past: Mapping[str, Any], job: str) -> None:
     resetting = past.get(RESETTING_KEY)
     if resetting is not None:
         raise IncompatibleState(
-            f"A `fcluster reset` of job {job!r} to {resetting.get('to')} was begun and broken off.",
-            remedy="Run it again: it does what is left to be done.",
+            f"A `fcluster reset` of job {job!r} to {resetting.get('to')} was started and then interrupted.",
+            remedy="Run it again: it does the rest.",
         )
 
 
@@ -46,10 +46,10 @@ def check_partitions(past: Mapping[str, Any], topology: Topology, partitions: Ma
         then = past.get(f"partitions/{topic}", {}).get("count", now)
         if then == now or (topic in stateless and now > then):
             continue
-        why = "Keys would meet other shards' state." if now > then else "It must be another topic."
+        why = "Keys would meet the state of other shards." if now > then else "It must be another topic."
         raise IncompatibleState(
-            f"The topic {topic!r} has {now} partitions; it had {then} when the job ran last. {why}",
-            remedy=f"Copy the records to a topic with {then} partitions and read that, or begin anew: "
+            f"The topic {topic!r} has {now} partitions, but had {then} when the job last ran. {why}",
+            remedy=f"Copy the records to a topic with {then} partitions and read that, or start again: "
             f"{reset_remedy(topology.job)}",
         )
 
@@ -99,8 +99,8 @@ def check_topology(past: Mapping[str, Any], topology: Topology) -> None:
     reason = incompatibility(former, topology)
     if reason is not None:
         raise IncompatibleState(
-            f"The job has changed in a way that its state doesn't fit any more. {reason}",
-            remedy="Undo that change, run the job under another name, which begins with empty state, or "
+            f"The job has changed in such a way that its state no longer fits. {reason}",
+            remedy="Undo that change, or run the job under another name, which starts with empty state, or "
             f"reset it: {reset_remedy(topology.job)}",
         )
     for remark in unverified_keys(former, topology):

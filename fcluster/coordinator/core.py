@@ -368,7 +368,7 @@ class Coordinator:
                 self._leaving.said(session)
             case messages.Goodbye():
                 self.counters.leaves += 1
-                self._membership.end(session, "left in good order", clean=True)
+                self._membership.end(session, "left cleanly", clean=True)
             case messages.Hello():
                 raise AssertionError("handled before")
 

@@ -123,10 +123,10 @@ class Watch:
             return "it hands over"
         patience_ms = self.rank * RANK_STEP_MS
         if now_ms - self._heard_ms >= self.bounds.silent_ms + patience_ms:
-            return f"it has said nothing for {now_ms - self._heard_ms:.0f} ms"
+            return f"it has been silent for {now_ms - self._heard_ms:.0f} ms"
         since_ms = self._refused_ms
         if since_ms is not None and self._last_refused_ms - since_ms >= REFUSED_MS + patience_ms:
-            return "nobody listens at its address any more"
+            return "nothing listens at its address any more"
         return ""
 
     def patience_again(self, now_ms: float) -> None:

@@ -84,7 +84,7 @@ class Ending:
         for stage in self._progress.stages_to_read():
             self._outbox.add(events.ReadEndOffsets(stage))
         if self._progress.caught_up:
-            self.begin_drain("everything that was in the sources at start is committed")
+            self.begin_drain("all records that were in the sources at start are committed")
             return
         stopped = {
             shard.identity: shard.stopped_reason
@@ -93,7 +93,7 @@ class Ending:
         }
         if self._progress.waits_only_for(stopped):
             first = min(stopped)
-            reason = f"everything is committed but what is in stopped shards: {first}: {stopped[first]}"
+            reason = f"all records are committed except those of stopped shards: {first}: {stopped[first]}"
             self._cluster.failure = reason[:REASON_CHARACTERS_MAX]
             self.begin_drain(self._cluster.failure)
 
@@ -103,7 +103,7 @@ class Ending:
         if not self._cluster.failure:
             reason = reason[:REASON_CHARACTERS_MAX] or "a worker failed and gave no reason"
             self._cluster.failure = reason
-            self._outbox.log("error", f"the job can't go on: {reason}")
+            self._outbox.log("error", f"the job can't continue: {reason}")
             if self._cluster.phase is Phase.DRAINING:
                 self._cluster.stop_reason = reason
                 self._decide()  # it ends in another way than was decided
@@ -120,7 +120,7 @@ class Ending:
         cluster = self._cluster
         if not cluster.failure:
             cluster.failure = reason[:REASON_CHARACTERS_MAX]
-            self._outbox.log("error", f"the job can't go on: {reason}")
+            self._outbox.log("error", f"the job can't continue: {reason}")
             if cluster.phase is Phase.DRAINING:
                 cluster.stop_reason = cluster.failure
                 self._decide()
@@ -198,7 +198,8 @@ class Ending:
             fencing = [slot.number for slot in self._cluster.slots.values() if not slot.fenced]
             if self._cluster.now_ms >= self._drain_deadline_ms:
                 self._outbox.log(
-                    "warning", f"ending although slots {fencing} are not fenced or the journal is silent"
+                    "warning",
+                    f"exiting although slots {fencing} are not fenced or the journal doesn't answer",
                 )
             elif fencing or not self._outbox.is_all_written:
                 return

@@ -140,7 +140,7 @@ def _taken(prepared: Future[_Ready] | None) -> _Ready:
 def _outcome(slot: int, futures: list[Future[None]]) -> SlotFenced | SlotFenceFailed:
     for future in futures:
         if future.cancelled():
-            return SlotFenceFailed(slot, "the coordinator is ending")
+            return SlotFenceFailed(slot, "the coordinator is exiting")
         error = future.exception()
         if error is not None:
             reason = error.message if isinstance(error, FclusterError) else f"{type(error).__name__}: {error}"

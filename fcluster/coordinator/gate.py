@@ -52,7 +52,7 @@ class Gate:
             name = message.worker if isinstance(message, messages.Hello) else message.agent
             if name.encode() != received.peer:
                 kind = type(message).__name__
-                self._drop_malformed(f"the connection {received.peer!r} says {kind} for {name!r}")
+                self._drop_malformed(f"the connection {received.peer!r} sent {kind} for {name!r}")
                 return None
         if not self._secured or isinstance(message, _KINDS_OF.get(received.role, ())):
             return message

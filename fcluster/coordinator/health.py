@@ -47,7 +47,7 @@ class CoordinatorHealth:
     def takes_over(self) -> None:
         """It is on its way to leading."""
         self._pulse.beat(STARTING_BOUND_S)
-        self._doing = _Doing("taking-over", False, f"takes the lead of job {self._job}")
+        self._doing = _Doing("taking-over", False, f"becoming the leader of job {self._job}")
 
     def leads(self, leader: Leader, document: Callable[[], Mapping[str, Any] | None]) -> None:
         """It leads.
@@ -64,14 +64,14 @@ class CoordinatorHealth:
         """It doesn't lead, and doesn't know who does; or the one it watches doesn't answer."""
         self._pulse.beat(STANDING_BY_BOUND_S)
         if self._doing.role != "starting":
-            self._doing = _Doing("standby", False, f"looks for the leader of job {self._job}")
+            self._doing = _Doing("standby", False, f"looking for the leader of job {self._job}")
 
     def stands_by(self, leader: Leader) -> None:
         """It watches a leader that lives."""
         self._pulse.beat(STANDING_BY_BOUND_S)
         if self._doing.leader != leader or self._doing.role != "standby":
             leads = f"process {leader.pid} on {leader.host} leads job {self._job} in term {leader.term}"
-            self._doing = _Doing("standby", True, f"stands by: {leads}", leader)
+            self._doing = _Doing("standby", True, f"standing by: {leads}", leader)
 
     def turned(self) -> None:
         """The leader's loop has turned."""

@@ -114,11 +114,11 @@ def claim_of(job: str, topic: str, description: Mapping[str, Any], positions: Po
 def shared(topic: str, job: str, claim: Claim) -> IncompatibleState:
     """The error for a topic that two jobs have written to."""
     return IncompatibleState(
-        f"The topic {topic!r} holds records of two jobs, {job!r} and {claim.job!r} (its stage "
-        f"{claim.stage!r}): an older version of fcluster gave both the same name, and what is whose can't be "
-        "told any more.",
-        remedy=f"Begin both anew (`fcluster reset {job}`, `fcluster reset {claim.job}`): each has a topic of "
-        "its own then. Or run this job under another name, which leaves the topic as it is.",
+        f"The topic {topic!r} contains records of two jobs, {job!r} and {claim.job!r} (its stage "
+        f"{claim.stage!r}): an older version of fcluster gave both jobs the same topic name, and the "
+        "records can no longer be told apart.",
+        remedy=f"Reset both jobs (`fcluster reset {job}`, `fcluster reset {claim.job}`): each then gets its "
+        "own topic. Or run this job under another name, which leaves the topic as it is.",
     )
 
 
@@ -140,9 +140,9 @@ def unowned_topics(
 def not_ours(topic: str, job: str) -> IncompatibleState:
     """The error for an internal topic's name under which somebody else has written."""
     return IncompatibleState(
-        f"The topic {topic!r}, which the job {job!r} needs for itself, holds records, and nothing shows that "
-        "this job wrote them: its journal doesn't name the topic, and it has committed nothing that belongs "
-        "to it.",
-        remedy="If they are of an earlier life of this job, begin anew with "
-        f"`fcluster reset {job}`; otherwise give the job another name.",
+        f"The job {job!r} needs the topic {topic!r} for itself, but the topic contains records, and "
+        "nothing shows that this job wrote them: its journal doesn't name the topic, and it has no "
+        "committed offsets that belong to it.",
+        remedy=f"If this job wrote them earlier, start again with `fcluster reset {job}`; otherwise give the "
+        "job another name.",
     )

@@ -77,8 +77,8 @@ class Joining:
         """Why this worker can't work here at all; empty if it can."""
         if hello.version != self._cluster.terms.version:
             return (
-                f"the worker runs fcluster {hello.version}, the coordinator {self._cluster.terms.version}. "
-                "Install the same version on all hosts."
+                f"the worker runs fcluster {hello.version}, the coordinator runs "
+                f"{self._cluster.terms.version}. Install the same version on all hosts."
             )
         if hello.topology != self._cluster.terms.topology.fingerprint:
             return (
@@ -88,15 +88,15 @@ class Joining:
         if self._snapshot_store and hello.snapshot_store != self._snapshot_store:
             return (
                 f"the worker's snapshot store ({hello.snapshot_store}) is not the cluster's "
-                f"({self._snapshot_store}). Give all hosts the same directory or URL as 'snapshots'."
+                f"({self._snapshot_store}). Set 'snapshots' to the same directory or URL on all hosts."
             )
         if hello.slot >= SLOTS_MAX:
             return f"slot {hello.slot} is beyond the limit of {SLOTS_MAX}. Choose a smaller one."
         if _highest_epoch(hello) > self._epochs.highest + EPOCHS_AHEAD_MAX:
             return (
-                f"the worker knows of epoch {_highest_epoch(hello)}, which this job, now at "
-                f"{self._epochs.highest}, never had. Restart the worker, or the whole cluster if the journal "
-                "topic was deleted."
+                f"the worker knows epoch {_highest_epoch(hello)}, which this job, now at "
+                f"{self._epochs.highest}, never reached. Restart the worker, or the whole cluster if the "
+                "journal topic was deleted."
             )
         return ""
 

@@ -81,7 +81,9 @@ class Journal:
         failpoints.reach("coordinator.before-journal")
         while not self._try_to_write(entries, deadline_s):
             if time.monotonic() >= deadline_s:
-                raise JournalLostError(f"the journal {self._topic!r} could not be written in {timeout_s:g} s")
+                raise JournalLostError(
+                    f"the journal {self._topic!r} could not be written within {timeout_s:g} s"
+                )
         failpoints.reach("coordinator.after-journal")
 
     def close(self) -> None:
@@ -113,8 +115,8 @@ class Journal:
         if not self.is_ours():
             raise DeposedError(f"another coordinator has written the journal {self._topic!r}")
         _log.info(
-            "Kafka had forgotten the transactional id of the journal %s, which was idle for long: it is "
-            "taken again, and the term goes on",
+            "Kafka had forgotten the transactional id of the journal %s, which was idle for a long time: "
+            "initialising it again and continuing the term",
             self._topic,
         )
 
@@ -134,7 +136,7 @@ class Journal:
             raise DeposedError(f"another coordinator writes the journal {self._topic!r}") from error
         if not cause.txn_requires_abort():
             raise JournalLostError(
-                f"what became of a write to {self._topic!r} is unknown: {reason_of(error)}"
+                f"the outcome of a write to {self._topic!r} is unknown: {reason_of(error)}"
             ) from error
 
     def _abort(self, deadline_s: float) -> None:
@@ -143,7 +145,7 @@ class Journal:
         except KafkaException as error:
             self._judge(error)
             raise JournalLostError(
-                f"a write to {self._topic!r} can't be undone: {reason_of(error)}"
+                f"a write to {self._topic!r} can't be aborted: {reason_of(error)}"
             ) from error
 
 
@@ -190,7 +192,7 @@ def open_journal(
 
 def _cant_take_over(job: str, error: KafkaException) -> KafkaUnavailable:
     return KafkaUnavailable(
-        f"The journal of job {job!r} can't be taken over: {reason_of(error)}.",
+        f"Can't take over the journal of job {job!r}: {reason_of(error)}.",
         remedy=remedy_for(cause_of(error)),
     )
 

@@ -47,7 +47,7 @@ class Leaving:
         if session.phase is SessionPhase.LIVE and session.unlinked_ms is None:
             self.tell(session)
         if not session.leaving:
-            self._outbox.log("info", f"worker {session.worker} (slot {session.slot}) is to be drained")
+            self._outbox.log("info", f"draining worker {session.worker} (slot {session.slot})")
             session.leaving = True
             self._ownership.balance()
         others = len(self._cluster.available_slots())

@@ -156,9 +156,7 @@ class Membership:
             return
         self._cluster.counters.fences += 1
         if slot.fence_failures:
-            self._outbox.log(
-                "info", f"slot {number} is fenced, after {slot.fence_failures} attempts that failed"
-            )
+            self._outbox.log("info", f"slot {number} is fenced, after {slot.fence_failures} failed attempts")
         slot.fencing, slot.fenced, slot.fence_failures = False, True, 0
         self._takeovers.fenced(number, self._cluster.now_ms)
         self._outbox.journal_slot(slot)
@@ -177,7 +175,7 @@ class Membership:
         self.retrying[number] = slot
         if slot.fence_failures == 1:
             self._outbox.log(
-                "warning", f"slot {number} can't be fenced yet, its shards wait: {reason}; trying on"
+                "warning", f"slot {number} can't be fenced yet, its shards are waiting: {reason}; retrying"
             )
 
     def retry_fences(self) -> None:

@@ -26,7 +26,7 @@ def find_worker(name: str, sessions: Iterable[Session]) -> Session | str:
     if len(found) == 1:
         return found[0]
     if not sessions:
-        return f"there is no worker {name!r}: no worker runs at present"
+        return f"there is no worker {name!r}: no worker is running"
     listed = ", ".join(f"{session.slot} ({_place(session)})" for session in sessions[:NAMED_MAX])
     more = f" and {len(sessions) - NAMED_MAX} more" if len(sessions) > NAMED_MAX else ""
     what = "there are several workers" if found else "there is no worker"

@@ -92,9 +92,9 @@ class Office:
             self._doubted_ms = self._cluster.now_ms
             self._outbox.log(
                 "warning",
-                f"worker {hello.worker} on {hello.host} has heard of term {hello.term}, this one is "
-                f"{self._cluster.term}: asking the journal",
+                f"worker {hello.worker} on {hello.host} knows of term {hello.term}, but this one is "
+                f"{self._cluster.term}: checking the journal",
             )
             self._check_office()
-        reason = f"this coordinator is of term {self._cluster.term}, you have heard of term {hello.term}"
+        reason = f"this coordinator has term {self._cluster.term}, but you know of term {hello.term}"
         self._outbox.send(peer, messages.Refused(self._cluster.term, reason, retry=True))

@@ -54,9 +54,9 @@ def own_names(settings: Settings, admin: Admin, topology: Topology) -> Topology:
         past = read_journal(settings, topology.job)
         if past and "term" not in past:
             raise IncompatibleState(
-                f"The topic {journal_topic(topology.job)!r}, which the job {topology.job!r} needs for its "
-                "journal, holds records that no coordinator writes.",
-                remedy="Give the job another name, or find out who writes to that topic.",
+                f"The job {topology.job!r} needs the topic {journal_topic(topology.job)!r} for its "
+                "journal, but the topic contains records that no coordinator writes.",
+                remedy="Give the job another name, or find out which program writes to that topic.",
             )
     description = past.get("topology")
     with _committed(settings, existing, lenient=False) as positions:
@@ -66,7 +66,7 @@ def own_names(settings: Settings, admin: Admin, topology: Topology) -> Topology:
         for topic in names.values():
             if topic in former:
                 _refuse_shared(settings, topic, topology.job, existing, positions)
-                _log.info("the topic %s keeps the name that it has from an older version", topic)
+                _log.info("the topic %s keeps its name from an older version", topic)
         for topic, source in unowned_topics(named, description, existing):
             if not positions(topology.job, source) and _holds_records(admin, topic, existing[topic]):
                 raise not_ours(topic, topology.job)

@@ -247,7 +247,7 @@ class Ownership:
         ]
         if any(shard.phase is not ShardPhase.RELEASING for shard in held):
             # A former leader asked for it. Which of our own requests would count as answered is unknown.
-            return "gave back shards that it was not asked for"
+            return "released shards that it was not asked to release"
         for shard in held:
             self._free(shard, shard.target)
             self._takeovers.released(shard.identity, self._cluster.now_ms)
@@ -269,11 +269,11 @@ class Ownership:
         for identity in sorted(owned):
             shard = self._cluster.shards.get(identity)
             if shard is None or shard.slot != session.slot:
-                return f"holds {identity}, which is not its own"
+                return f"holds {identity}, which it doesn't own"
             if shard.phase is ShardPhase.RELEASING:
                 # Whether it got the word to release it is anybody's guess. If it was repeated, one answer too
                 # many could later pass for the release of the shard in a new life with the same session.
-                return f"was to give back {identity} when its connection closed"
+                return f"had to release {identity} when its connection closed"
         return ""
 
     def reconcile(self, session: Session, owned: Collection[ShardId]) -> None:

@@ -51,7 +51,7 @@ class ProcessWatch:
             self._ended(name)
             return
         except OSError as error:  # too many descriptors, or the kernel doesn't let us
-            _log.debug("process %d can't be watched: %s", pid, error)
+            _log.debug("can't watch process %d: %s", pid, error)
             return
         self._named.add(name)
         self._new.put((name, descriptor))

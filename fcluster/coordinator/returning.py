@@ -53,7 +53,9 @@ class Returning:
         owned = set(hello.owned)
         objection = self._ownership.objection(session, owned)
         if hello.draining and self._cluster.phase is Phase.RUNNING:
-            objection = objection or "stopped for an end of the job that its coordinator didn't live to see"
+            objection = objection or (
+                "stopped for the end of the job, but its coordinator died before that was complete"
+            )
         if objection:
             self._membership.evict(session, objection, peer)
             return

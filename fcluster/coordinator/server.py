@@ -171,7 +171,7 @@ def _take_turns(candidate: Candidate, standby: Standby, office: _Office) -> int:
             if code != EXIT_TEMPORARY:
                 return code
             if signals.asked:
-                _log.info("coordinator ends: somebody else leads now")
+                _log.info("coordinator ends: another coordinator leads now")
                 return 0
             signals.on_stop = stop_waiting
             gc.collect()  # a deposed leader's clients and sockets shall not wait for chance
@@ -338,9 +338,9 @@ def refresh_interval_s(settings: Settings, admin: Admin) -> float:
     # A worker's two ids take turns, and each has to be used before it is forgotten.
     if remembered_ms is not None and interval_ms > remembered_ms // 4:
         _log.warning(
-            "the brokers forget transactional ids that are idle for %d ms (transactional.id.expiration.ms), "
-            "and offset.refresh.interval.ms is %d ms: an idle worker's next epoch may have to be run twice. "
-            "Set the latter to at most %d ms.",
+            "the brokers forget transactional ids that are idle for %d ms "
+            "(transactional.id.expiration.ms), but offset.refresh.interval.ms is %d ms: an idle worker's "
+            "next epoch may have to be run twice. Set offset.refresh.interval.ms to at most %d ms.",
             remembered_ms,
             interval_ms,
             remembered_ms // 4,
@@ -474,7 +474,7 @@ class _Shell:
                 if follower.leader is not None and follower.leader.term > self._leader.term:
                     return
         except FclusterError as error:
-            _log.warning("looking for the successor: %s", error.message)
+            _log.warning("looking for the new leader: %s", error.message)
         finally:
             follower.close()
 
@@ -619,7 +619,7 @@ class _Shell:
             try:
                 duty(argument)
             except Exception:  # noqa: BLE001  it would be lost in the executor
-                _log.exception("a background duty failed")
+                _log.exception("a background task failed")
 
         self._duties.submit(run)
 
@@ -643,7 +643,7 @@ class _Shell:
             except FclusterError as error:
                 if not told:
                     _log.warning(
-                        "the end of %s isn't known yet, trying on: %s", stage.source.name, error.message
+                        "the end of %s isn't known yet, retrying: %s", stage.source.name, error.message
                     )
                 told = True
                 self._closing.wait(END_OFFSETS_RETRY_S)
@@ -658,7 +658,7 @@ class _Shell:
         try:
             create_output_topic(self._admin, topic, partitions, self._settings)
         except FclusterError as error:
-            _log.warning("the output topic %s can't be made yet: %s", topic, error.message)
+            _log.warning("the output topic %s can't be created yet: %s", topic, error.message)
 
     def _close(self) -> None:
         self._closing.set()

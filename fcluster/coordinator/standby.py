@@ -263,7 +263,7 @@ class Standby:
             security = client_security(self._settings, Role.COORDINATOR, leader.address, leader.public_key)
         except FclusterError as error:
             # It ran with other keys, or without. If it lives, its journal is taken from it.
-            _log.warning("the last coordinator, at %s, can't be asked: %s", leader.address, error.message)
+            _log.warning("can't ask the last coordinator, at %s: %s", leader.address, error.message)
             return None
         inbox: queue.SimpleQueue[_Item] = queue.SimpleQueue()
         self._inbox = inbox
@@ -347,16 +347,16 @@ class Standby:
         job = self._topology.job
         if not self._patient:
             raise ClusterConflict(
-                f"Job {job!r} is running already: its coordinator is process {leader.pid} on {leader.host}, "
-                f"at {leader.address}.",
-                remedy="Stop it first (end its `fcluster up` or `fcluster coordinator` with Ctrl-C), or give "
-                "this job another name.",
+                f"Job {job!r} is already running: its coordinator is process {leader.pid} on "
+                f"{leader.host}, at {leader.address}.",
+                remedy="Stop it first (Ctrl-C in its `fcluster up` or `fcluster coordinator`), or give this "
+                "job another name.",
             )
         if leader.topology != self._topology.fingerprint:
             raise IncompatibleState(
-                f"The coordinator that leads job {job!r} (process {leader.pid} on {leader.host}) runs it "
-                f"with another topology ({leader.topology}) than this one ({self._topology.fingerprint}), "
-                "which therefore can't stand by.",
+                f"This coordinator can't be a standby: the leader of job {job!r} (process {leader.pid} on "
+                f"{leader.host}) runs it with another topology ({leader.topology}) than this one "
+                f"({self._topology.fingerprint}).",
                 remedy="Start both from the same job file. To change the job, stop it first.",
             )
         self.stood_by = True
@@ -374,9 +374,9 @@ class Standby:
             _log.warning("no connection to the leader: %s", reason)
             return
         raise ClusterConflict(
-            f"Somebody listens at {leader.address}, where the coordinator of job {self._topology.job!r} was "
-            f"last, and doesn't accept this key: {reason}.",
-            remedy="Give all coordinators of a job the same security.keys.dir, or stop that one first.",
+            f"A process listens at {leader.address}, where the coordinator of job {self._topology.job!r} "
+            f"was last, and doesn't accept this key: {reason}.",
+            remedy="Use the same security.keys.dir for all coordinators of a job, or stop that one first.",
         )
 
     def _confirm(self, leader: Leader, watch: Watch, suspicion: str) -> Leader | Ended | _Unconfirmed | None:

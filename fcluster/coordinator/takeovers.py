@@ -93,7 +93,7 @@ class Move:
 
     def describe(self) -> str:
         """A line for the log."""
-        return f"{self.shard} has moved in {round(self.running_ms - self.since_ms)} ms: {_took(self.steps())}"
+        return f"{self.shard} moved in {round(self.running_ms - self.since_ms)} ms: {_took(self.steps())}"
 
 
 @dataclass(slots=True)

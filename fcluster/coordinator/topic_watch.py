@@ -82,7 +82,7 @@ class TopicWatch:
             try:
                 self._look(with_group=looks % GROUP_EVERY_LOOKS == 0)
             except Exception:  # noqa: BLE001  the watch must outlive what nobody foresaw
-                _log.exception("looking at the topics failed")
+                _log.exception("checking the topics failed")
             looks += 1
             self._closing.wait(DOUBTFUL_INTERVAL_S if self._in_doubt() else self._interval_s)
 

@@ -177,17 +177,20 @@ class Topics:
         """Which records may have been processed under the former id."""
         vouched, committed = self._vouched.get(topic), self._committed(self._stages[topic])
         if vouched is None:
-            return "What was committed since this coordinator leads may be of the new one."
+            return (
+                "Offsets that were committed since this coordinator became leader may belong to the new "
+                "topic."
+            )
         ranges = [
             f"{topic}/{partition} {vouched.get(partition, 0)} to {offset - 1}"
             for partition, offset in sorted(committed.items())
             if vouched.get(partition, 0) < offset
         ]
         if not ranges:
-            return "Nothing was committed since it was last seen to be the former one."
+            return "Nothing was committed since the old topic was last seen."
         more = ", ..." if len(ranges) > PARTITIONS_NAMED_MAX else ""
         return (
-            "Committed since it was last seen to be the former one, so perhaps of the new one: "
+            "Committed since the old topic was last seen, so perhaps of the new one: "
             f"{', '.join(ranges[:PARTITIONS_NAMED_MAX])}{more}."
         )
 
@@ -200,14 +203,17 @@ class Topics:
 
     def _make_sink_anew(self, topic: str, seen: TopicSeen | None) -> None:
         if seen is None:
-            self._outbox.log("warning", f"the output topic {topic!r} is gone; making it anew (sink.missing)")
+            self._outbox.log(
+                "warning", f"the output topic {topic!r} is gone; creating it again (sink.missing)"
+            )
             self._ids.pop(topic, None)
             self._outbox.journal(topic_key(topic), None)
             most = max(self._partitions[source.name] for source in self._cluster.terms.topology.sources)
             self._outbox.add(events.MakeTopic(topic, most))
         else:
             self._outbox.log(
-                "warning", f"the output topic {topic!r} was made anew; going on in it (sink.missing)"
+                "warning",
+                f"the output topic {topic!r} was created again; writing to the new one (sink.missing)",
             )
             self._learn(topic, seen.topic_id)
 
@@ -224,10 +230,11 @@ class Topics:
             return
         self._notice(
             f"partitions of {topic}",
-            f"{topic!r} has {partitions} partitions now, and the stage {stage.name!r} has state by its first "
-            f"{former}: records in partitions {former} to {partitions - 1} are not read, and keys that moved "
-            "there are missing; remedy: stop the job, then begin anew with `fcluster reset JOB --to "
-            f"earliest`, or copy the records to a topic with {former} partitions and read that",
+            f"{topic!r} has {partitions} partitions now, but the state of the stage {stage.name!r} belongs "
+            f"to the first {former}: records in partitions {former} to {partitions - 1} are not read, and "
+            "keys that moved there are missing; remedy: stop the job, then start again with `fcluster "
+            f"reset JOB --to earliest`, or copy the records to a topic with {former} partitions and read "
+            "that",
         )
 
     # --- the group ------------------------------------------------------------------------------------
@@ -243,7 +250,7 @@ class Topics:
         if members:
             self._notice(
                 "group members",
-                f"the consumer group {group!r} is the job's own, and has a member that isn't of fcluster: "
+                f"the job's consumer group {group!r} has a member that doesn't belong to fcluster: "
                 f"{', '.join(sorted(members)[:PARTITIONS_NAMED_MAX])}. While it is there, the job can't "
                 "commit; remedy: stop that program, or give it a group.id of its own",
             )
@@ -254,9 +261,10 @@ class Topics:
             named = ", ".join(found[:PARTITIONS_NAMED_MAX])
             self._notice(
                 "foreign offsets",
-                f"the consumer group {group!r} is the job's own, and something other than fcluster committed "
-                f"offsets in it: {named}. The job's next commit replaces them; if it ends before, it won't "
-                f"start; remedy: find out what commits there. If it doesn't start: {reset_remedy(group)}",
+                f"a program other than fcluster committed offsets in the job's consumer group {group!r}: "
+                f"{named}. The job's next commit replaces them, but if the job ends before that, it won't "
+                "start again; remedy: find out which program commits there. If the job doesn't start: "
+                f"{reset_remedy(group)}",
             )
         else:
             self._over("foreign offsets")

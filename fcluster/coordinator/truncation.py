@@ -65,7 +65,7 @@ class Truncation:
             # nothing.
             if self._failing_since_s is None:
                 self._failing_since_s = time.monotonic()
-                _log.warning("repartition topics aren't truncated, trying on: %s", error.message)
+                _log.warning("repartition topics aren't truncated, retrying: %s", error.message)
             return
         self._deleted_before.update(offsets)
         if offsets and self._failing_since_s is not None:

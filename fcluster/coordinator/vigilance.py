@@ -94,7 +94,7 @@ class Vigilance:
         for session in list(self._membership.suspects.values()):
             if session.suspect_until_ms is not None and self._cluster.now_ms >= session.suspect_until_ms:
                 self._cluster.counters.deaths += 1
-                reason = "its process has ended" if session.process_ended else "its connection closed"
+                reason = "its process exited" if session.process_ended else "its connection closed"
                 self._membership.end(session, reason, clean=False)
 
     def sweep(self) -> None:
@@ -106,7 +106,7 @@ class Vigilance:
             if self._cluster.now_ms - session.heard_ms >= self._cluster.settings.session_timeout_ms:
                 self._cluster.counters.deaths += 1
                 awaited = session.phase is SessionPhase.AWAITED
-                reason = "did not come back" if awaited else "sent no sign of life in time"
+                reason = "did not come back" if awaited else "sent no heartbeat in time"
                 self._membership.end(session, reason, clean=False)
                 continue
             reason = self._stuck(session)
@@ -136,7 +136,7 @@ class Vigilance:
             return f"is {session.epoch_phase.value} epoch {session.epoch} beyond checkpoint.timeout.ms"
         unheard = session.orders_heard < session.orders
         if unheard and now_ms - max(session.unheard_ms, session.busy_ms) >= settings.checkpoint_timeout_ms:
-            return "did not hear which shards to run or to give back"
+            return "did not learn which shards to run or to release"
         if session.unlinked_ms is not None and now_ms - session.unlinked_ms >= settings.session_timeout_ms:
-            return "lost its connection and never said what it holds"
+            return "lost its connection and never reported its shards"
         return ""

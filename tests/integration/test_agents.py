@@ -174,7 +174,7 @@ def test_scale_says_what_it_can_not_do(site: Site) -> None:
     site.common += ("--set", "session.timeout.ms=60000")
     site.coordinator()
     site.wait_for(bool, "a coordinator")
-    assert "there is no agent that could start or end workers" in site.command("scale", "3", code=1)
+    assert "there is no agent that could start or stop workers" in site.command("scale", "3", code=1)
     first, _second = site.agent("a", 1), site.agent("b", 1)
     site.wait_settled(2)
     said = site.command("scale", "elsewhere=2", code=1)

@@ -187,7 +187,7 @@ def test_offsets_set_from_outside_are_named_and_a_reset_that_is_killed_can_be_ru
             with pytest.raises(KeyboardInterrupt, match=point):
                 do_reset()
         assert RESETTING_KEY in read_journal(settings, place.job)
-    assert_refused(place.run(), "broken off", "Run it again")
+    assert_refused(place.run(), "started and then interrupted", "Run it again")
     assert place.reset("--to", "earliest", "--yes").code == 0
     assert read_journal(settings, place.job).get(RESETTING_KEY) is None
     assert not (place.data_dir / "state" / place.job).exists()
@@ -312,7 +312,11 @@ def test_partitions_added_to_a_source_with_state_and_strangers_in_the_group_are_
         up.wait_until(lambda: f"{place.source}/0 at 1" in said(), "the foreign offset is said", 15)
         place.produce([4])
         up.wait_until(lambda: len(place.outputs()) == 5, "the next commit replaces it")
-        up.wait_until(lambda: "committed offsets in it" not in said(), "and then that is over", 15)
+        up.wait_until(
+            lambda: "a program other than fcluster committed offsets" not in said(),
+            "and then that is over",
+            15,
+        )
 
         stranger = new_consumer(
             place.brokers, READ_COMMITTED, **{"group.id": place.job, "client.id": "stranger"}

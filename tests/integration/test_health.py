@@ -104,7 +104,7 @@ def test_leader_standby_and_worker_say_what_they_do(probed: Probed) -> None:
     probed.process(2_000, seed=1)
     assert "runs 4 shards" in probed.wait_ready(worker)
     probed.cluster.start_coordinator(STANDBY)
-    assert "stands by" in probed.wait_ready(STANDBY)
+    assert "standing by" in probed.wait_ready(STANDBY)
     for name in (COORDINATOR, STANDBY, worker):
         assert probed.ask(name, "/live")[0] == 200
     leader = probed.status(COORDINATOR)

@@ -141,7 +141,7 @@ def test_topic_in_which_nothing_shows_that_it_is_the_jobs_is_refused_by_name(
     assert producer.flush(30) == 0
     ended = orders.run()
     assert ended.code != 0
-    assert f"The topic {changelog!r}, which the job {orders.name!r} needs for itself, holds" in ended.text
+    assert f"The job {orders.name!r} needs the topic {changelog!r} for itself, but" in ended.text
     assert f"fcluster reset {orders.name}" in ended.text
 
 

@@ -60,12 +60,12 @@ def test_kill_of_a_worker_on_this_host_is_noticed_within_300_ms(cluster: Cluster
         wait_until(lambda: len(takeovers(cluster, job)) > len(noticed_ms), "its shards run elsewhere", 30)
         takeover = takeovers(cluster, job)[-1]
         assert (takeover["slot"], takeover["shards"]) == (slot, 2)
-        assert takeover["reason"] == "its process has ended"
+        assert takeover["reason"] == "its process exited"
         assert list(takeover["steps_ms"]) == ["noticed", "journalled", "fenced", "assigned", "restored"]
         (line,) = [
             line
             for line in cluster.log(COORDINATOR, 200).splitlines()
-            if f"-{pid}-" in line and "is over: its process has ended" in line
+            if f"-{pid}-" in line and "is over: its process exited" in line
         ]
         noticed_ms.append((moment_of(line) - killed_s) * 1000)
         cluster.start_worker(slot)

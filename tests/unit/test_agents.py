@@ -135,7 +135,7 @@ def test_scale_that_can_not_be_is_refused_with_the_agents_there_are() -> None:
     assert refusal(harness, messages.ScaleRequest(-1, {"x": 1})) == f"there is no agent 'x'. {listed}"
     several = refusal(harness, messages.ScaleRequest(-1, {"h": 1}))
     assert several == f"there are several agents on 'h'. {listed}"
-    assert "named twice" in refusal(harness, messages.ScaleRequest(-1, {"h:1": 1, "a1": 2}))
+    assert "given twice" in refusal(harness, messages.ScaleRequest(-1, {"h:1": 1, "a1": 2}))
     assert "at most" in refusal(harness, messages.ScaleRequest(2001))
     assert "neither" in refusal(harness, messages.ScaleRequest())
     harness.say(ADMIN, messages.StopRequest())

@@ -157,7 +157,7 @@ def test_list_of_workers_in_a_refusal_is_bounded() -> None:
     answer = find_worker("nobody", harness.core.sessions.values())
     assert isinstance(answer, str)
     assert answer.endswith("and 5 more")
-    assert find_worker("0", []) == "there is no worker '0': no worker runs at present"
+    assert find_worker("0", []) == "there is no worker '0': no worker is running"
 
 
 def test_drain_while_the_job_stops_is_refused() -> None:

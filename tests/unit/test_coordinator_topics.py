@@ -71,9 +71,9 @@ def test_look_that_fits_or_says_nothing_changes_nothing(workers: int) -> None:
         ("in", TopicSeen("in-2", 4), ("'in'", "in-1", "in-2", "fcluster reset", "--keep-state")),
         ("in", None, ("'in'", "was deleted", "fcluster reset")),
         ("out", None, ("output topic 'out'", "was deleted", "sink.missing=create", "fcluster reset")),
-        ("out", TopicSeen("out-2", 4), ("'out'", "made anew", "sink.missing=create", "fcluster reset")),
+        ("out", TopicSeen("out-2", 4), ("'out'", "created again", "sink.missing=create", "fcluster reset")),
         ("job-in-changelog", None, ("changelog 'job-in-changelog'", "fcluster reset")),
-        ("job-journal", TopicSeen("x", 1), ("journal 'job-journal'", "made anew")),
+        ("job-journal", TopicSeen("x", 1), ("journal 'job-journal'", "created again")),
     ],
 )
 def test_topic_that_is_gone_or_another_one_ends_the_job_with_name_and_choice(

@@ -229,7 +229,7 @@ def test_coordinator_is_ready_as_leader_and_as_standby_and_says_which() -> None:
     health.looks_for_leader()
     assert not health.ready().ok
     health.stands_by(LEADER)
-    assert health.ready() == Verdict(True, "stands by: process 42 on host leads job job in term 3")
+    assert health.ready() == Verdict(True, "standing by: process 42 on host leads job job in term 3")
     assert health.status() == {
         "role": "standby",
         "job": "job",

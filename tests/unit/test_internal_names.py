@@ -185,8 +185,8 @@ def test_topic_that_two_jobs_of_before_have_written_to_is_refused_by_name(monkey
     with pytest.raises(IncompatibleState) as caught:
         owned_topics.own_names(Settings(), cast(Any, None), built())
     assert (
-        f"The topic {FORMER!r} holds records of two jobs, 'billing-eu' and 'billing' (its stage 'eu-orders')"
-        in caught.value.message
+        f"The topic {FORMER!r} contains records of two jobs, 'billing-eu' and 'billing' (its stage "
+        "'eu-orders')" in caught.value.message
     )
     assert "fcluster reset billing" in caught.value.remedy
 
@@ -194,7 +194,7 @@ def test_topic_that_two_jobs_of_before_have_written_to_is_refused_by_name(monkey
 def test_topic_in_the_journals_place_is_refused_by_name(monkeypatch: Any) -> None:
     monkeypatch.setattr(owned_topics, "existing_topics", lambda admin: {"billing-eu-journal": 1})
     monkeypatch.setattr(owned_topics, "read_journal", lambda settings, job: {"user": {"name": "x"}})
-    with pytest.raises(IncompatibleState, match="holds records that no coordinator writes") as caught:
+    with pytest.raises(IncompatibleState, match="contains records that no coordinator writes") as caught:
         owned_topics.own_names(Settings(), cast(Any, None), built())
     assert "'billing-eu-journal'" in caught.value.message
 

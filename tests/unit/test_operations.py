@@ -120,7 +120,9 @@ def test_drain_that_a_new_leader_knows_of_is_not_asked_for_again() -> None:
 
 
 def test_drain_that_takes_too_long_says_what_holds_it_up() -> None:
-    with pytest.raises(NotReached, match=r"still running after 0\.05 s: 1 shard left: in/3 warming for slot 0"):
+    with pytest.raises(
+        NotReached, match=r"still running after 0\.05 s: 1 shard left: in/3 warming for slot 0"
+    ):
         drained(FakeLine(status(worker(), shards=[SHARD])), timeout_s=0.05)
 
 
@@ -150,7 +152,9 @@ def test_scale_waits_for_workers_and_says_what_is_missing() -> None:
 
 
 def test_scale_without_waiting_returns_when_the_agents_know() -> None:
-    assert scaled(FakeLine(status(agents=BOTH)), wait=False)[-1] == "the agents have the order and carry it out"
+    assert (
+        scaled(FakeLine(status(agents=BOTH)), wait=False)[-1] == "the agents have the order and carry it out"
+    )
 
 
 def test_scale_names_workers_that_no_agent_runs() -> None:

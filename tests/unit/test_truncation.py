@@ -35,7 +35,7 @@ def test_trouble_that_lasts_is_said_once_and_once_when_it_is_over(
         for offset in range(20_000, 20_025):
             duty.run({ShardId("second", 0): offset})
         assert len(caplog.messages) == 1
-        assert "trying on" in caplog.messages[0]
+        assert "retrying" in caplog.messages[0]
         away = False
         duty.run({ShardId("second", 0): 30_000})
         duty.run({ShardId("second", 0): 50_000})
