@@ -44,7 +44,7 @@ class CommitThread(Executor):
                 future.cancel()
                 return future
             if self._closed:
-                raise RuntimeError("the commit thread takes nothing any more")
+                raise RuntimeError("the commit thread takes no more work")
             self._tasks.put((future, lambda: fn(*args, **kwargs)))
             return future
 

@@ -198,7 +198,9 @@ class WorkerCore:
             return
         if message.term < self._now.term:
             name = type(message).__name__
-            self._now.log("warning", f"refused {name} of term {message.term}, now is {self._now.term}")
+            self._now.log(
+                "warning", f"refused {name} of term {message.term}, the term is now {self._now.term}"
+            )
             return
         self._now.term = message.term
         self._now.heard_ms = self._now.now_ms
@@ -233,7 +235,7 @@ class WorkerCore:
                 self._departure.leave_at_once()
             case messages.Evicted():
                 self._now.log(
-                    "warning", f"session {self._now.session} was ended by the coordinator; joining anew"
+                    "warning", f"session {self._now.session} was ended by the coordinator; joining again"
                 )
                 self._reset()
             case _:
@@ -303,7 +305,7 @@ class WorkerCore:
 
     def _on_transaction_failed(self, event: events.TransactionFailed) -> None:
         if event.session != self._now.session:
-            self._now.log("info", f"of session {event.session}, which is over: {event.reason}")
+            self._now.log("info", f"from session {event.session}, which is over: {event.reason}")
         elif self._now.session:
             times = self._replays.failed(event.reason, self._now.now_ms)
             if event.unexpected and times >= self._now.bounds.epoch_failures_max:
@@ -330,8 +332,8 @@ class WorkerCore:
             self._now.pieces.failed(failed.records)
             self._now.log(
                 "warning",
-                f"{event.failure.reason}; replaying at most {self._now.pieces.records_max} records at a time "
-                "to find the one that leads to it",
+                f"{event.failure.reason}; replaying at most {self._now.pieces.records_max} records at a "
+                "time to find the one that causes it",
             )
         self._reset()
 
@@ -353,7 +355,7 @@ class WorkerCore:
         if event.fatal:
             self._now.send(messages.WorkerFailed(self._now.session, event.reason))
         else:
-            self._now.log("warning", f"{event.reason}; trying anew")
+            self._now.log("warning", f"{event.reason}; trying again")
             self._reset()
 
     def _on_handler_failed(self, event: events.HandlerFailed) -> None:

@@ -65,7 +65,7 @@ class Departure:
         if not self._now.leaving:
             self._now.leaving, self._leaving_since_ms = True, self._now.now_ms
             self._leave_by_ms = self._now.now_ms + self._now.bounds.leave_timeout_ms
-            self._now.log("info", f"leaving: {len(self._now.shards)} shards are to move away first")
+            self._now.log("info", f"leaving: {len(self._now.shards)} shards have to move away first")
         if self._now.works():
             self._say_leaving()
             self.leave_if_empty()
@@ -101,9 +101,7 @@ class Departure:
                 self._now.log("warning", "leaving without a last commit: it wasn't declared complete in time")
                 self._now.stop_as_asked()
         elif overdue:
-            self._now.log(
-                "warning", f"{len(self._now.shards)} shards have not moved away in time; leaving now"
-            )
+            self._now.log("warning", f"{len(self._now.shards)} shards did not move away in time; leaving now")
             self.leave_at_once()
         elif self._now.now_ms - self._leaving_said_ms >= LEAVING_REPEATED_MS:
             self._say_leaving()

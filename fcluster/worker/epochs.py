@@ -77,7 +77,7 @@ class Epochs:
         """What is processed can't be committed without a coordinator."""
         silence_ms = self._now.now_ms - self._now.heard_ms
         if silence_ms >= self._now.bounds.coordinator_loss_ms and self._now.open.dirty:
-            self._pause("the coordinator has not been heard of")
+            self._pause("no messages from the coordinator")
 
     def _pause(self, reason: str) -> None:
         if not self._now.paused:

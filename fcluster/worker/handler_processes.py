@@ -88,7 +88,7 @@ def leave_within(timeout_s: float, code: int) -> None:
 
     def leave() -> None:
         time.sleep(timeout_s)
-        _log.warning("a handler's threads or processes don't end; leaving without them")
+        _log.warning("threads or processes of a handler don't exit; exiting without them")
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(Exception):
                 stream.flush()
@@ -122,7 +122,7 @@ def _start_guard() -> None:
             start_new_session=True,
         )
     except OSError as error:
-        _log.warning("processes of handlers may outlive this worker: their guard can't be started: %s", error)
+        _log.warning("processes of handlers may outlive this worker: can't start their guard: %s", error)
     finally:
         os.close(reading)
 

@@ -25,8 +25,8 @@ SHARDS_NAMED_MAX = 10
 _NOT_READY = {
     Phase.JOINING: "joining: it has no session yet",
     Phase.STARTING: "starting: its producers are being initialised",
-    Phase.DRAINING: "draining: it processes no more",
-    Phase.DRAINED: "drained: it processes no more",
+    Phase.DRAINING: "draining: it processes no more records",
+    Phase.DRAINED: "drained: it processes no more records",
     Phase.STOPPED: "it ends",
 }
 
@@ -110,7 +110,7 @@ class WorkerHealth:
         ]
         if held:
             named = ", ".join(held[:SHARDS_NAMED_MAX])
-            text = f"{len(held)} of {len(known.shards)} shards don't run: {named}{self._restore_text()}"
+            text = f"{len(held)} of {len(known.shards)} shards aren't running: {named}{self._restore_text()}"
             return Verdict(False, text)
         return Verdict(True, f"runs {len(known.shards)} shards as slot {known.slot}")
 

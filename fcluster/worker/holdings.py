@@ -76,9 +76,9 @@ class Holdings:
         known = {offset for offset, _failure in self._now.condemned.get(overdue.shard, ())}
         if overdue.times >= OVERDUE_TIMES_MAX and overdue.offset not in known:
             failure = Failure(
-                f"{overdue.reason}, for the {overdue.times}. time{REMEDY_MARK}make the handler faster for "
-                "such a record, raise record.timeout.ms, or give the step on_error='skip' or a dead-letter "
-                "topic",
+                f"{overdue.reason}; this happened {overdue.times} times{REMEDY_MARK}make the handler "
+                "faster for such a record, raise record.timeout.ms, or give the step on_error='skip' or a "
+                "dead-letter topic",
                 step=overdue.step,
             )
             self._now.condemn(overdue.shard, overdue.offset, failure)

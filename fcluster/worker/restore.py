@@ -281,13 +281,14 @@ class _Shard:
         except ValueError as error:
             raise self._misplaced(str(error)) from error
         if seen.epoch != self.plan.meta.state_epoch or not seen.is_last:
-            raise self._misplaced(f"part {seen.part} of epoch {seen.epoch} stands there")
+            raise self._misplaced(f"it has part {seen.part} of epoch {seen.epoch} there")
         self._source_offset = seen.source_offset
 
     def _misplaced(self, what: str) -> StateDamaged:
         return StateDamaged(
-            f"the delta of epoch {self.plan.meta.state_epoch} isn't where the {self.plan.base.value} of "
-            f"{self.request.shard} have it in the changelog {self.request.changelog}: {what}",
+            f"the delta of epoch {self.plan.meta.state_epoch} isn't at the place in the changelog "
+            f"{self.request.changelog} that the {self.plan.base.value} of {self.request.shard} recorded: "
+            f"{what}",
             remedy=RESET_REMEDY,
         )
 
@@ -633,15 +634,15 @@ class _Restore:
         passing = {KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN, KafkaError._TIMED_OUT}
         if error.code() not in passing:
             raise KafkaUnavailable(
-                f"a changelog can't be read: {error.str()}",
+                f"can't read a changelog: {error.str()}",
                 remedy="Check the brokers, and that this user may read the job's topics.",
             )
 
     def _stalled(self) -> FclusterError:
         names = ", ".join(str(shard.request.shard) for shard in self._reading.values())
         return KafkaUnavailable(
-            f"nothing came from the changelogs of {names} for {self._stall_timeout_s:g} s",
-            remedy="Check the brokers; the restore is repeated.",
+            f"no records came from the changelogs of {names} for {self._stall_timeout_s:g} s",
+            remedy="Check the brokers. The restore is repeated.",
         )
 
     def _tell_progress(self) -> None:
@@ -720,7 +721,7 @@ def topic_ids(admin: AdminClient, topics: Sequence[str]) -> dict[str, str]:
         found = ask_until_known(ask, ANSWER_TIMEOUT_S)
     except KafkaException as error:
         raise KafkaUnavailable(
-            f"the changelogs {', '.join(topics)} can't be described: {reason_of(error)}",
+            f"can't describe the changelogs {', '.join(topics)}: {reason_of(error)}",
             remedy="Check that they exist, that the brokers are up, and that this user may describe topics.",
         ) from error
     return {topic: "" if topic_id == _NO_TOPIC_ID else topic_id for topic, topic_id in found.items()}

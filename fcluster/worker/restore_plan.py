@@ -139,7 +139,7 @@ def plan_restore(
     what = f"the state of {request.shard} at epoch {request.target_epoch}"
     raise StateDamaged(
         f"{what} can't be restored: {'; '.join(reasons)}",
-        remedy="Bring the snapshot store back, or " + RESET_REMEDY[0].lower() + RESET_REMEDY[1:],
+        remedy="Make the snapshot store available again, or " + RESET_REMEDY[0].lower() + RESET_REMEDY[1:],
     )
 
 
@@ -182,10 +182,10 @@ def plan_standby(
 def uncommitted_state(request: RestoreRequest, found: str) -> StateDamaged:
     """The error for a changelog that holds state of a shard which has no committed offset."""
     return StateDamaged(
-        f"the group has no committed offset for {request.shard}, but its changelog {request.changelog} holds "
-        f"state ({found}): its offsets expired or were deleted",
-        remedy="Let the job process its sources anew: `fcluster reset JOB --to earliest` (with --dry-run it "
-        "shows what would go).",
+        f"the group has no committed offset for {request.shard}, but the changelog {request.changelog} has "
+        f"state of it ({found}): the offset expired or was deleted",
+        remedy="Let the job process its sources again: `fcluster reset JOB --to earliest` (with --dry-run it "
+        "shows what would be deleted).",
     )
 
 
@@ -193,7 +193,7 @@ def _why_unusable(
     request: RestoreRequest, meta: StoreMeta, begin: int, end: int, exactly_once: bool
 ) -> str | None:
     if not same_changelog(meta.changelog_id, request.changelog_id):
-        return "goes with a changelog that was deleted since"
+        return "belongs to a changelog that was deleted since"
     if exactly_once and meta.state_epoch > request.target_epoch:
         return f"is ahead of the committed epoch {request.target_epoch}"
     if exactly_once and request.committed is not None and meta.state_epoch == request.target_epoch:

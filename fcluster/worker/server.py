@@ -302,7 +302,7 @@ class Worker:
             case ReadFailed():
                 self._on_read_failed(item)
             case ReaderDied():
-                self._exit = events.Exit(1, f"reading has failed: {item.reason}")
+                self._exit = events.Exit(1, f"reading failed: {item.reason}")
             case _:
                 self._feed(item)
 
@@ -417,9 +417,7 @@ class Worker:
             KafkaError._UNKNOWN_TOPIC,
         ):
             # It may be one that this client doesn't know yet; whether it is gone the coordinator finds out.
-            self._say_trouble(
-                f"{where} can't be read: {failure.error.str()}; asking the brokers for it again"
-            )
+            self._say_trouble(f"can't read {where}: {failure.error.str()}; asking the brokers again")
         else:
             _log.warning("reading %s: %s", where, failure.error)
 
@@ -515,7 +513,7 @@ class Worker:
         except LOCAL_TROUBLE as error:
             return events.WorkerBroken(one_line(error))
         except (KafkaException, RecordError) as error:
-            reason = f"an output of {describe_record(message)} can't be written: {error}"
+            reason = f"can't write an output of {describe_record(message)}: {error}"
             return events.HandlerFailed(session, _shard_of(runner), message.offset(), reason)
         finally:
             watch.record = None
@@ -568,7 +566,7 @@ class Worker:
 
     def _open_producers(self, effect: events.OpenProducers) -> None:
         if not self._name_topics(effect.internal_topics):
-            self._exit = events.Exit(1, "the coordinator calls the job's internal topics by other names now")
+            self._exit = events.Exit(1, "the coordinator now uses other names for the job's internal topics")
             return
         self._host.open(effect.slot)
         self._open_readers()
@@ -819,7 +817,7 @@ class Worker:
         except TransactionLostError as error:
             if session != self._core.situation.session:
                 # Nothing hangs on it any more, but it shows that a zombie's writes are refused.
-                _log.info("refused, of session %d, which is over: %s", session, error)
+                _log.info("refused, from session %d, which is over: %s", session, error)
             self._post(_lost(session, error))
         except LOCAL_TROUBLE as error:
             self._post(events.WorkerBroken(one_line(error)))
@@ -915,7 +913,7 @@ class Worker:
         self._post(events.Connected())
 
     def _on_disconnected(self) -> None:
-        _log.warning("the connection to the coordinator is lost; looking for it")
+        _log.warning("lost the connection to the coordinator; looking for it")
         if self._transport.address is not None and not self._stopping.is_set():
             self._reach.expect(self._transport.address)
         self._seeker.unlinked()

@@ -322,9 +322,7 @@ class ShardHost:
         """
         waiting = {shard: position for shard, position in positions.items() if shard in self._restoring}
         if self._positions(tuple(waiting)) != waiting:
-            raise _OvertakenError(
-                f"the shards have got another owner meanwhile ({damage.message})"
-            ) from damage
+            raise _OvertakenError(f"the shards have a new owner meanwhile ({damage.message})") from damage
 
     def _changelogs_of(self, stages: Sequence[Stage]) -> list[str]:
         return sorted({stage.changelog for stage in stages if stage.changelog is not None})
@@ -408,8 +406,8 @@ class ShardHost:
         take_snapshot(store, shard, self._snapshot_store)
         if not any(manifest.meta == meta for manifest in usable_manifests(self._snapshot_store, shard)):
             raise FclusterError(
-                f"the snapshot of {shard} at epoch {meta.state_epoch} gave way to newer ones at once",
-                remedy="Move the snapshots of later epochs out of the snapshot store.",
+                f"the snapshot of {shard} at epoch {meta.state_epoch} was replaced by newer ones at once",
+                remedy="Move snapshots of later epochs out of the snapshot store.",
             )
         delete_records_before(
             self._admin, {TopicPartition(changelog, shard.partition): meta.changelog_offset}
@@ -437,7 +435,7 @@ class ShardHost:
                 {shard: changelog for shard, changelog in changelogs.items() if changelog is not None},
             )
         except Exception:  # noqa: BLE001  copies are a convenience; the restore does without
-            _log.exception("keeping copies of others' shards failed")
+            _log.exception("keeping warm copies failed")
 
     def _finish(self, session: int, shard: ShardId, position: CommittedPosition, state: ShardState) -> None:
         self._states[shard] = state
@@ -469,10 +467,11 @@ class ShardHost:
                 position = self._behind_gap(source, position, begin)
             elif position.offset > ends[source]:
                 raise SourceGap(
-                    f"The next record of {source.topic}/{source.partition} is that at offset "
-                    f"{position.offset}, but the partition ends at {ends[source]}: records were lost, or "
-                    "this is another topic of the same name.",
-                    remedy=f"Bring the former topic back, or decide anew: {reset_remedy(self._topology.job)}",
+                    f"The next record of {source.topic}/{source.partition} is at offset {position.offset}, "
+                    f"but the partition ends at {ends[source]}: records were lost, or this is another "
+                    "topic of the same name.",
+                    remedy="Bring the old topic back, or choose where to begin: "
+                    f"{reset_remedy(self._topology.job)}",
                 )
             positions[shard] = dataclasses.replace(position, topic_id=ids.get(source.topic, ""))
         return positions
@@ -514,7 +513,7 @@ class ShardHost:
         def ask() -> dict[TopicPartition, Offset]:
             answer = end_offsets(self._admin, short, "read-uncommitted")
             if any(_ends_before(answer[at], committed[at]) for at in short):
-                raise NotKnownYetError("a partition seems to end in front of what is committed")
+                raise NotKnownYetError("a partition seems to end before the committed offset")
             return answer
 
         short = [at for at, end in ends.items() if _ends_before(end, committed[at])]
@@ -536,10 +535,10 @@ class ShardHost:
         if self._settings.source_gap != "continue":
             raise SourceGap(
                 gap,
-                remedy="To go on without them, start with --set source.gap=continue. To keep it from "
-                "happening, raise the topic's retention.",
+                remedy="To go on without them, start with --set source.gap=continue. To prevent this, raise "
+                "the topic's retention.",
             )
-        _log.warning("%s Going on without them, as source.gap says.", gap)
+        _log.warning("%s Continuing without them, because of source.gap.", gap)
         return dataclasses.replace(position, offset=begin)
 
     def _write_dropped(self) -> None:
@@ -608,7 +607,7 @@ class ShardHost:
                 if store is not None and same_changelog(manifest.changelog_id, store.meta().changelog_id):
                     return manifest.changelog_offset
         except (FclusterError, OSError) as error:
-            _log.info("the snapshots of %s can't be looked at: %s", shard, error)
+            _log.info("can't list the snapshots of %s: %s", shard, error)
         return 0
 
     def _snapshot(self, shard: ShardId) -> None:

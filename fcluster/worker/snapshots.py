@@ -277,7 +277,7 @@ def restore_snapshot(
     store = directory.open(shard)
     if store.meta() != manifest.meta:
         raise StateDamaged(
-            f"the snapshot of {shard} stands at {store.meta()}, its manifest says {manifest.meta}"
+            f"the snapshot of {shard} is at {store.meta()}, but its manifest says {manifest.meta}"
         )
     return store
 
@@ -308,10 +308,10 @@ def _read_manifest(snapshots: SnapshotStore, shard: ShardId, name: str) -> Manif
         raise DamagedSnapshotError(f"the manifest can't be read: {error}") from error
     if manifest.format != MANIFEST_FORMAT:
         raise DamagedSnapshotError(
-            f"the manifest has format {manifest.format}, {MANIFEST_FORMAT} is read here"
+            f"the manifest has format {manifest.format}, but this version reads {MANIFEST_FORMAT}"
         )
     if (manifest.stage, manifest.partition) != shard or _name_of(manifest) != name:
-        raise DamagedSnapshotError("the manifest is of another shard or snapshot")
+        raise DamagedSnapshotError("the manifest belongs to another shard or snapshot")
     try:
         for file in manifest.files:
             checked_name(file.name)
@@ -319,7 +319,7 @@ def _read_manifest(snapshots: SnapshotStore, shard: ShardId, name: str) -> Manif
     except ValueError as error:
         raise DamagedSnapshotError(str(error)) from error
     if len({file.name for file in manifest.files}) != len(manifest.files):
-        raise DamagedSnapshotError("the manifest names a file twice")
+        raise DamagedSnapshotError("the manifest lists a file twice")
     return manifest
 
 
@@ -332,7 +332,7 @@ def _problem_with(snapshots: SnapshotStore, shard: ShardId, file: SnapshotFile) 
     except (NotPlainFileError, OSError) as error:
         return f"{file.name}: {error}"
     if found != (file.size_bytes, file.hash):
-        return f"{file.name} has other content than it should"
+        return f"{file.name} has the wrong content"
     snapshots.note_verified(shard, file.hash)
     return None
 
@@ -341,9 +341,9 @@ def _check_room(manifest: Manifest, shard: ShardId, folder: Path) -> None:
     free_bytes = shutil.disk_usage(folder).free
     if manifest.size_bytes > free_bytes:
         raise StateDirectoryFullError(
-            f"the snapshot of {shard} at epoch {manifest.state_epoch} takes {manifest.size_bytes} bytes, and "
-            f"there is room for {free_bytes} only in {folder.parent}",
-            remedy="Make room on the disk of the state directory, or give another one (--data-dir).",
+            f"the snapshot of {shard} at epoch {manifest.state_epoch} takes {manifest.size_bytes} bytes, "
+            f"but {folder.parent} has only {free_bytes} bytes free",
+            remedy="Free some space on the disk of the state directory, or choose another one (--data-dir).",
         )
 
 
@@ -366,7 +366,7 @@ def _download(
             copy.write(chunk)
             copied(len(chunk))
     if (size_bytes, digest.hexdigest()) != (file.size_bytes, file.hash):
-        raise DamagedSnapshotError(f"{file.name} has other content than it should")
+        raise DamagedSnapshotError(f"{file.name} has the wrong content")
 
 
 def _read(source: IO[bytes], file: SnapshotFile) -> bytes:
@@ -389,6 +389,6 @@ def _measure(content: IO[bytes], size_bytes_max: int | None = None) -> tuple[int
 
 def _store_failed(shard: ShardId, error: OSError) -> FclusterError:
     return FclusterError(
-        f"a snapshot of {shard} can't be copied: {error}",
+        f"can't copy a snapshot of {shard}: {error}",
         remedy="Check the disk or share of the snapshot store and of the state directory.",
     )

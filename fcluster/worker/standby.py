@@ -243,7 +243,7 @@ class StandbyTail:
                 _log.warning("following changelogs: %s", " ".join(str(error).split()))
                 self._pause(RETRY_S)
             except Exception:  # noqa: BLE001  a thread that dies would leave copies that only look warm
-                _log.exception("following changelogs failed; going on")
+                _log.exception("following changelogs failed; continuing")
                 self._pause(RETRY_S)
         if self._consumer is not None:
             self._consumer.close()
@@ -300,7 +300,7 @@ class StandbyTail:
             plan = plan_standby(changelog_id, meta, manifests, begin, end)
             if plan is None:
                 copy.failed.clear()
-                raise StateDamaged(f"there is nothing yet to begin a copy of {copy.shard} with")
+                raise StateDamaged(f"there is nothing yet to start a copy of {copy.shard} from")
             try:
                 store = place_base(plan, copy.shard, copy.directory, self._snapshots)
                 break

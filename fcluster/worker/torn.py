@@ -19,7 +19,7 @@ from fcluster.common.settings import TornPolicy
 from fcluster.engine.changelog import UNKNOWN_SOURCE_OFFSET
 
 UNKNOWN_EPOCH = -1
-WHERE_TO_READ_MORE = "docs/guarantee.md says more."
+WHERE_TO_READ_MORE = "See docs/guarantee.md."
 
 
 class Tear(Enum):
@@ -70,16 +70,17 @@ class TornShard:
         if self.tear is Tear.DELTA_WITHOUT_OFFSET:
             return (
                 f"Kafka has torn a transaction of {self.shard}: it committed the delta of epoch "
-                f"{self.delta_epoch} in the changelog {where}, but not the offset that the same transaction "
-                f"held, which still is {committed.offset}, with state of epoch {committed.state_epoch}."
+                f"{self.delta_epoch} in the changelog {where}, but not the offset from the same "
+                f"transaction: the committed offset is still {committed.offset}, with state of epoch "
+                f"{committed.state_epoch}."
             )
         last = {0: "holds none", UNKNOWN_EPOCH: "lacks it"}.get(
             self.delta_epoch, f"ends with epoch {self.delta_epoch}"
         )
         return (
             f"Kafka has torn a transaction of {self.shard}: it committed the offset {committed.offset} "
-            f"with state of epoch {committed.state_epoch}, but not the delta of that epoch, which the same "
-            f"transaction held: the changelog {where} {last}."
+            f"with state of epoch {committed.state_epoch}, but not the delta of that epoch from the same "
+            f"transaction: the changelog {where} {last}."
         )
 
     def choices(self) -> str:
@@ -87,29 +88,29 @@ class TornShard:
         offsets, delta = f"at offset {self.committed.offset}", f"at offset {self.delta_source_offset}"
         if self.tear is Tear.DELTA_WITHOUT_OFFSET:
             offsets += (
-                f" with the state of epoch {self.committed.state_epoch}: nothing is lost, and outputs of "
+                f" with the state of epoch {self.committed.state_epoch}: nothing is lost, but outputs of "
                 f"epoch {self.delta_epoch} may come twice"
             )
             delta += (
-                f" with the state of epoch {self.delta_epoch}: nothing comes twice, and outputs of that "
-                "epoch that Kafka has aborted are lost"
+                f" with the state of epoch {self.delta_epoch}: nothing comes twice, but outputs of that "
+                "epoch that Kafka aborted are lost"
             )
         else:
             offsets += (
-                " with the state of that epoch, which is still at hand here"
+                " with the state of that epoch, which is still available here"
                 if self.has_state
-                else f" with the state of epoch {self.delta_epoch}: what later records changed is lost"
+                else f" with the state of epoch {self.delta_epoch}: changes made by later records are lost"
             )
             delta = (
-                "with the last delta that is there, at the offset that it names: nothing is lost, and "
-                "outputs of the epochs behind it may come twice"
+                "with the last delta that exists, at the offset that it names: nothing is lost, but "
+                "outputs of later epochs may come twice"
             )
         if self.delta_position is None and self.delta_epoch != UNKNOWN_EPOCH:
-            delta = "not possible, for the changelog doesn't say which offset goes with that delta"
+            delta = "not possible, because the changelog doesn't say which offset belongs to that delta"
         return (
-            "Look at the outputs of that epoch, then start the workers with "
-            f"--set torn.transaction=offsets to go on from the offsets ({offsets}), or with "
-            f"--set torn.transaction=delta to go on from the delta ({delta}). Until then this shard stays "
+            "Look at the outputs of that epoch, then start the workers with --set "
+            f"torn.transaction=offsets to continue from the offsets ({offsets}), or with --set "
+            f"torn.transaction=delta to continue from the delta ({delta}). Until then this shard stays "
             f"stopped; the others go on. {WHERE_TO_READ_MORE}"
         )
 
@@ -141,7 +142,7 @@ def go_on(torn: TornShard, policy: TornPolicy) -> GoOn:
     Raises:
         TornTransaction: the user hasn't, or it isn't possible.
     """
-    chosen = f"{torn.describe()} Going on from the {policy}, as torn.transaction says"
+    chosen = f"{torn.describe()} Continuing from the {policy}, as torn.transaction says"
     if policy == "offsets":
         return GoOn(
             torn.committed,

@@ -316,7 +316,7 @@ class TransactionalWriter:
     def _leave_behind(self) -> None:
         # librdkafka remembers the former coordinator and waits for it, whatever the call's time-out says
         # (decision 0082). A new producer asks who it is.
-        self._give_up("the group's coordinator has moved, and sending offsets still waits for the former one")
+        self._give_up("the group's coordinator has moved, but sending offsets still waits for the old one")
 
     def destroy(self, last_use: Callable[[], object]) -> None:
         def commit_thread_done() -> None:

@@ -87,7 +87,7 @@ class Watchdog:
 
 def dump_and_exit(what: str) -> None:
     """End this process, with the reason and all stacks on stderr."""
-    sys.stderr.write(f"fcluster: {what}: this process ends, its shards are replayed. Stacks:\n")
+    sys.stderr.write(f"fcluster: {what}: ending this process; its shards are replayed. Stacks:\n")
     sys.stderr.flush()
     faulthandler.dump_traceback(all_threads=True)
     os._exit(EXIT_HUNG)

@@ -23,7 +23,7 @@ DESCRIPTORS_SLACK = 28
 that of the copies, and producers that are ready to fence a worker that has joined since."""
 _STORE_FILE = re.compile(r".*/state/[^/]+/slot-\d+/(?P<stage>[^/]+)/(?P<partition>\d+)/db/")
 
-_LOST_SESSION = re.compile("joining anew|replaying from the committed offsets")
+_LOST_SESSION = re.compile("joining again|replaying from the committed offsets")
 
 
 class Descriptors:

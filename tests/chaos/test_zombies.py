@@ -19,9 +19,9 @@ pytestmark = pytest.mark.timeout(300)
 SESSION_TIMEOUTS = 3.0
 STEPS = {
     "worker.commit": r"committing epoch \d+: .*_FENCED",
-    "worker.layers-frozen": "joining anew|replaying from the committed offsets",
-    "worker.offsets-sent": "joining anew|replaying from the committed offsets",
-    "worker.prepared": "joining anew|replaying from the committed offsets",
+    "worker.layers-frozen": "joining again|replaying from the committed offsets",
+    "worker.offsets-sent": "joining again|replaying from the committed offsets",
+    "worker.prepared": "joining again|replaying from the committed offsets",
 }
 """Where the worker stops, and what its log says once it goes on: its next step is refused."""
 

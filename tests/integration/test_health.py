@@ -155,7 +155,7 @@ def test_worker_that_restores_is_live_and_not_ready(probed: Probed) -> None:
     def refusal() -> str:
         code, body = probed.ask(worker, "/ready")
         assert code == 503, f"ready in the midst of a restore: {body}"
-        return body if "shards don't run" in body else ""  # its producers may not be ready either yet
+        return body if "shards aren't running" in body else ""  # its producers may not be ready either yet
 
     assert "restoring" in wait_until(refusal, "all but the shards is ready", RESTORE_HELD_MS / 2000)
     assert probed.ask(worker, "/live")[0] == 200

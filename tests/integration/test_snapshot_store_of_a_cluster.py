@@ -61,7 +61,7 @@ def test_worker_that_sees_another_directory_is_refused_with_the_reason(
         assert wait_until(lambda: stranger.poll() is not None, "the worker with another store ends", 60)
         assert stranger.poll() == 1
         assert "refused" in there.log(worker_name(1))
-        assert "as 'snapshots'" in there.log(worker_name(1))
+        assert "Set 'snapshots' to the same" in there.log(worker_name(1))
         assert "refused worker" in here.log(COORDINATOR)
         here.assert_alive()
 

@@ -161,7 +161,7 @@ class SimTail:
             plan = plan_standby("changelog-id", usable, manifests, begin, end)
             if plan is None:
                 copy.failed.clear()
-                raise StateDamaged(f"there is nothing yet to begin a copy of {copy.shard} with")
+                raise StateDamaged(f"there is nothing yet to start a copy of {copy.shard} from")
             copy.base = (plan.base, plan.meta.state_epoch)
             yield Sleep(worker.world.latency_ms(worker.cluster.restore_ms_max))
             if worker.disk is disk:

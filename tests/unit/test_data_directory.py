@@ -76,7 +76,7 @@ def test_lock_of_a_killed_process_is_free(directory: Path) -> None:
 
 def test_directory_that_cannot_be_made_says_so(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(DirectoryUnusable, match="can't be written: Not a directory"):
+    with pytest.raises(DirectoryUnusable, match="file/data: Not a directory"):
         create_directory(tmp_path / "file" / "data")
 
 

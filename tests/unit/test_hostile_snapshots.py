@@ -237,7 +237,7 @@ def test_snapshot_that_there_is_no_room_for_is_refused_before_it_fills_the_disk(
 
     change_manifest(root, change)
     (manifest,) = usable_manifests(snapshots, SHARD)
-    with pytest.raises(StateDirectoryFullError, match="room"):
+    with pytest.raises(StateDirectoryFullError, match="bytes free"):
         restore_snapshot(snapshots, SHARD, manifest, directory)
 
 

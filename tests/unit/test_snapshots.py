@@ -214,7 +214,7 @@ def test_damaged_snapshot_is_passed_over_with_the_reason(store: RocksStore, snap
     damage(file_of(snapshots, newer))
     unusable: list[Unusable] = []
     assert latest_valid(snapshots, SHARD, None, unusable) == older
-    assert [(entry.name[:20], "has other content" in entry.reason) for entry in unusable] == [
+    assert [(entry.name[:20], "has the wrong content" in entry.reason) for entry in unusable] == [
         (f"{2:020d}", True)
     ]
     file_of(snapshots, older).unlink()
@@ -302,7 +302,7 @@ def test_restoring_a_damaged_snapshot_leaves_the_local_store_alone(
     manifest = take(store, snapshots, 1)
     write(store, 2)
     damage(file_of(snapshots, manifest))
-    with pytest.raises(StateDamaged, match="other content"):
+    with pytest.raises(StateDamaged, match="wrong content"):
         restore_snapshot(snapshots, SHARD, manifest, directory)
     assert directory.open(SHARD) is store
     assert store.meta().state_epoch == 2

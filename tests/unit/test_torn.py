@@ -98,9 +98,9 @@ def test_delta_beyond_the_committed_epoch_is_told_from_a_whole_state(directory: 
     said = str(error.value)
     assert "flights/3" in said
     assert "committed the delta of epoch 9 in the changelog log/3" in said
-    assert "which still is 700" in said
+    assert "the committed offset is still 700" in said
     assert (
-        "at offset 700 with the state of epoch 7: nothing is lost, and outputs of epoch 9 may come twice"
+        "at offset 700 with the state of epoch 7: nothing is lost, but outputs of epoch 9 may come twice"
         in said
     )
     assert "at offset 800 with the state of epoch 9" in said
@@ -137,7 +137,7 @@ def test_going_on_from_the_delta_takes_its_state_and_its_offset(directory: Store
 def test_delta_of_the_old_format_has_no_offset_to_go_on_at(directory: StoreDirectory) -> None:
     restore = Restore(directory, at=7, at_offset=5, end=9, policy="delta")
     restore.feed(3, 9, 7)
-    with pytest.raises(TornTransaction, match="not possible, for the changelog doesn't say which offset"):
+    with pytest.raises(TornTransaction, match="not possible, because the changelog doesn't say which offset"):
         restore.finish()
 
 
@@ -181,7 +181,7 @@ def test_state_at_the_committed_epoch_whose_delta_was_aborted_is_torn_and_kept(
     torn = restore.shard.end()
     assert torn is not None
     assert (torn.tear, torn.has_state) == (Tear.OFFSET_WITHOUT_DELTA, True)
-    with pytest.raises(TornTransaction, match="which is still at hand here"):
+    with pytest.raises(TornTransaction, match="which is still available here"):
         restore.shard.finish(torn)
     again = Restore(directory, at=7, at_offset=5, end=8, policy="offsets")
     restored = again.finish()
@@ -194,7 +194,7 @@ def test_base_that_does_not_go_with_the_changelog_is_damage_and_no_torn_transact
     directory: StoreDirectory,
 ) -> None:
     restore = Restore(directory, at=7, at_offset=5, end=8)
-    with pytest.raises(StateDamaged, match="part 0 of epoch 6 stands there") as error:
+    with pytest.raises(StateDamaged, match="it has part 0 of epoch 6 there") as error:
         restore.feed(2, 6, 5)
     assert not isinstance(error.value, TornTransaction)
 
