@@ -1,9 +1,9 @@
-"""Agents: processes that run workers on a host, as many as they are told to.
+"""Agents: processes that run a target number of workers on a host.
 
-Responsible for: which agents there are, spreading a wanted number of workers over them, and telling them
-until they say that they took it. Keeps the rules that an agent is the truth of its own target (what is here
-is what it said last, and a new leader learns it from there), that an order is followed once, and that
-everything is bounded. Must not know of shards or sessions. Pure.
+Responsible for: the list of agents, spreading a wanted number of workers over them, and repeating each order
+until the agent confirms it. Rules: an agent is the source of truth about its own target (this module only has
+the last report, and a new leader learns the target from the agent); each order is carried out once;
+everything is bounded. Must not know shards or sessions. Pure.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ NAMED_MAX = 20
 
 @dataclass(slots=True)
 class Agent:
-    """What is known of one.
+    """What is known about one agent.
 
     Attributes:
-        report: what it said last.
-        heard_ms: when it did.
-        linked: its connection stands.
-        wanted: the target it was ordered to have and hasn't taken yet; None: nothing is under way.
+        report: its last report.
+        heard_ms: when that report came.
+        linked: its connection is open.
+        wanted: the target that it was ordered to have and hasn't confirmed yet. None: no order is pending.
         order: the number of the last order.
     """
 
@@ -39,21 +39,21 @@ class Agent:
 
     @property
     def target(self) -> int:
-        """How many workers it has, or is about to have."""
+        """How many workers it runs, or is about to run."""
         return self.report.target if self.wanted is None else self.wanted
 
     @property
     def place(self) -> str:
-        """What people call it."""
+        """How operators name it."""
         return f"{self.report.host}:{self.report.pid}"
 
 
 class Agents:
-    """The agents that are connected.
+    """The connected agents.
 
     Args:
         term: of this leadership.
-        patience_ms: one that is silent for so long is forgotten.
+        patience_ms: an agent that is silent for this long is forgotten.
     """
 
     def __init__(self, term: int, patience_ms: float) -> None:
@@ -63,8 +63,9 @@ class Agents:
         self._orders = 0
 
     def heard(self, peer: bytes, report: AgentReport, now_ms: float) -> AgentOrder | None:
-        """Take an agent's word; the answer tells it what to do, if anything.
-        None: there are too many agents."""
+        """Take in an agent's report. The answer carries the agent's pending order, if there is one.
+        None: there are too many agents.
+        """
         agent = self._by_peer.get(peer)
         if agent is None:
             self._forget_silent(now_ms)
@@ -77,19 +78,19 @@ class Agents:
         return self.order_for(agent)
 
     def order_for(self, agent: Agent) -> AgentOrder:
-        """What the agent is to do now; order 0 is nothing."""
+        """The agent's pending order. Order 0 means none."""
         if agent.wanted is None:
             return AgentOrder(self._term, 0, agent.report.target)
         return AgentOrder(self._term, agent.order, agent.wanted)
 
     def unlinked(self, peer: bytes) -> None:
-        """Its connection closed. It comes back, or is dead."""
+        """Its connection closed. It reconnects, or it is dead."""
         agent = self._by_peer.get(peer)
         if agent is not None:
             agent.linked = False
 
     def peers(self) -> list[bytes]:
-        """Where agents can be spoken to."""
+        """The connections of all agents."""
         return [peer for peer, agent in self._by_peer.items() if agent.linked]
 
     def _forget_silent(self, now_ms: float) -> None:
@@ -98,7 +99,7 @@ class Agents:
                 del self._by_peer[peer]
 
     def connected(self, now_ms: float) -> dict[bytes, Agent]:
-        """Those that can be given orders, by peer, in the order of their names."""
+        """The agents that can be given orders, by peer, sorted by name."""
         self._forget_silent(now_ms)
         found = {peer: agent for peer, agent in self._by_peer.items() if agent.linked}
         return dict(sorted(found.items(), key=lambda item: item[1].report.agent))
@@ -108,10 +109,10 @@ class Agents:
     def scale(
         self, request: messages.ScaleRequest, now_ms: float
     ) -> tuple[messages.ScaleReply, dict[bytes, AgentOrder]] | str:
-        """Order what is wanted.
+        """Order the wanted numbers of workers.
 
         Returns:
-            The reply, and the orders that are new, by peer; or a sentence that says why it can't be.
+            The reply and the new orders by peer, or a sentence that says why it isn't possible.
         """
         agents = self.connected(now_ms)
         if not agents:
@@ -184,20 +185,20 @@ class Agents:
 
 
 def spread(total: int, targets: Mapping[bytes, int]) -> dict[bytes, int]:
-    """`total` workers over agents, evenly, such that as few as possible are started and ended.
+    """Spread `total` workers evenly over agents, with as few starts and stops as possible.
 
     Args:
-        total: of workers.
-        targets: how many each agent has, at least one agent; the order decides between equals.
+        total: number of workers.
+        targets: the present target of each agent, at least one agent. The order breaks ties.
     """
     share, extra = divmod(total, len(targets))
-    # One more go to those who have the most: they would have to end it otherwise.
+    # The agents with most workers get one more: otherwise they would have to stop one.
     fortunate = sorted(targets, key=lambda peer: -targets[peer])[:extra]
     return {peer: share + (peer in fortunate) for peer in targets}
 
 
 def _find(place: str, agents: Mapping[bytes, Agent]) -> bytes | str:
-    """The agent called so: by its host, if no other is there, by HOST:PID, or by its id."""
+    """The agent with this name: its host, if that has no other agent, or HOST:PID, or its id."""
     found = [peer for peer, agent in agents.items() if place in (agent.report.agent, agent.place)] or [
         peer for peer, agent in agents.items() if place == agent.report.host
     ]

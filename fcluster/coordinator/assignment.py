@@ -1,23 +1,23 @@
-"""Which slot runs which shard, and which ones keep a warm copy of it.
+"""Which slot runs which shard, and which slots keep a warm copy of it.
 
-Responsible for: `plan`, a pure function from the shards, the slots that can take some, and who has which at
-present, to a target. Invariants kept:
+Responsible for: `plan`, a pure function from the shards, the available slots and the current assignment to a
+target assignment. Invariants:
 
-- balanced: the slots' numbers of shards differ by one at most, and so they do within each stage (the
-  shards of one stage may cost far more than another's);
-- sticky: among all balanced targets one with the fewest moves is chosen;
-- deterministic: equal arguments give equal targets, in whatever order they come.
+- balanced: the slots' numbers of shards differ by at most one, in total and within each stage (shards of one
+  stage may cost far more than those of another);
+- sticky: it is a balanced target with the fewest moves;
+- deterministic: equal arguments give equal targets, whatever their order.
 
 `place_standbys` does the same for warm copies: never on the owner, on another host if there is one, evenly,
-moving as few as that allows, deterministically.
+with as few moves as that allows, deterministically.
 
-Must not: know of workers, sessions or time.
+Must not: know workers, sessions or time.
 
-How `plan` works: within a stage each slot gets either the quotient of shards and slots or one more. So what
-has to be decided is which slots get *one more* in which stage, such that the totals are even too and as many
-as possible of those extras go to slots that have that shard already. That is a flow of minimal cost from
-stages to slots. Slots that have extras to keep in the same stages are alike, so the flow runs over classes of
-such slots, of which there are few, and is dealt out within each class afterwards.
+How `plan` works: within a stage, each slot gets the quotient of shards and slots, or one more. So the
+question is which slots get *one more* in which stage, such that the totals are even too, and as many as
+possible of these extra shards go to slots that already have them. That is a minimum-cost flow from stages to
+slots. Slots that have extras to keep in the same stages are interchangeable. So the flow runs over classes of
+such slots, of which there are few, and is then distributed within each class.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from fcluster.common.ids import ShardId
 
 _MOVE_AVOIDED = -1
 _TOTALS_EVEN = -1_000_000
-"""Outweighs all moves: a slot's fair number of extras is not a matter of taste."""
+"""Outweighs all moves: even totals are a requirement, not a preference."""
 
 
 def plan(
@@ -41,8 +41,8 @@ def plan(
 
     Args:
         shards: all of them, no duplicates.
-        slots: that can run shards. Empty: nothing can be planned, the result is empty.
-        current: where shards are; others, and slots that aren't in `slots`, don't count.
+        slots: the slots that can run shards. If there are none, the result is empty.
+        current: where shards are now. Unknown shards, and slots that aren't in `slots`, don't count.
     """
     if not slots:
         return {}
@@ -67,7 +67,7 @@ _Held = dict[str, tuple[dict[int, list[ShardId]], list[ShardId]]]
 
 
 def _held_shards(shards: Collection[ShardId], slots: list[int], current: Mapping[ShardId, int]) -> _Held:
-    """By stage: the shards of each slot, and those without one."""
+    """For each stage: the shards of each slot, and the shards without one."""
     known = set(slots)
     held: _Held = defaultdict(lambda: (defaultdict(list), []))
     for shard in shards:
@@ -81,7 +81,9 @@ def _held_shards(shards: Collection[ShardId], slots: list[int], current: Mapping
 
 
 def _deal_out(shards: list[ShardId], room: dict[int, int]) -> dict[ShardId, int]:
-    """Shards to slots with room, one to each in turn: neighbours in number end up apart."""
+    """Give one shard to each slot with room in turn, so that shards with adjacent numbers end up on
+    different slots.
+    """
     dealt: dict[ShardId, int] = {}
     rest = iter(shards)
     while len(dealt) < len(shards):
@@ -112,7 +114,7 @@ def _quotas(held: _Held, slots: list[int]) -> dict[tuple[str, int], int]:
 def _deal_extras(
     extras: dict[str, int], keepers: dict[str, set[int]], slots: list[int]
 ) -> dict[str, list[int]]:
-    """For each stage the slots that get one shard more than the others."""
+    """For each stage, the slots that get one shard more than the others."""
     classes: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for slot in slots:
         classes[tuple(stage for stage in extras if slot in keepers[stage])].append(slot)
@@ -147,7 +149,9 @@ class _Edge:
 
 
 class _Flow:
-    """A maximal flow of minimal cost, by successive cheapest paths (Bellman-Ford: costs are negative)."""
+    """A maximum flow of minimum cost, by successive cheapest paths (Bellman-Ford, because costs are
+    negative).
+    """
 
     def __init__(self) -> None:
         self._edges: list[_Edge] = []
@@ -208,17 +212,17 @@ def place_standbys(
 ) -> dict[ShardId, tuple[int, ...]]:
     """The slots that keep a warm copy of each shard: `replicas` of them, or as many as there are.
 
-    What is there stays, if it may; what is missing goes to the slots that keep the fewest copies; then copies
-    move from slots that keep two or more above others, until none can.
+    Existing copies stay where that is allowed. Missing copies go to the slots with the fewest. Then copies
+    move away from slots that have two or more copies above another one, until no such move is left.
 
     Args:
-        owners: the slot of each shard that is to have standbys; None: nobody has it at present.
+        owners: the slot of each shard that is to have standbys. None: it has no owner now.
         hosts: the host of each slot that can keep copies.
         replicas: wanted for each shard.
-        current: where copies are; slots that aren't in `hosts` don't count.
+        current: where copies are now. Slots that aren't in `hosts` don't count.
     """
-    # The shards of one owner one after the other, so that their copies go to different slots: that is how the
-    # work of one that dies is shared by many.
+    # Place the shards of one owner one after the other, so that their copies go to different slots. Then many
+    # slots share the work of an owner that dies.
     shards = sorted(owners, key=lambda shard: (-1 if (owner := owners[shard]) is None else owner, shard))
     loads = _Loads(hosts)
     placed: dict[ShardId, list[int]] = {}
@@ -249,7 +253,7 @@ def _even_out(
     placed: Mapping[ShardId, list[int]],
     loads: _Loads,
 ) -> bool:
-    """Move copies that another slot with two fewer could keep as well; whether there were any."""
+    """Move copies to slots that keep at least two fewer. Returns whether any copy moved."""
     moved = False
     for shard in shards:
         for index, slot in enumerate(placed[shard]):
@@ -266,7 +270,7 @@ def _even_out(
 
 
 class _Loads:
-    """How many copies each slot keeps, in order."""
+    """How many copies each slot keeps, sorted."""
 
     def __init__(self, hosts: Mapping[int, str]) -> None:
         self._hosts = hosts
@@ -276,29 +280,29 @@ class _Loads:
 
     @property
     def least(self) -> int:
-        """What the slot with the fewest keeps."""
+        """The number of copies on the slot with the fewest."""
         return self._order[0][0]
 
     def of(self, slot: int) -> int:
-        """What `slot` keeps."""
+        """The number of copies on `slot`."""
         return self._of[slot]
 
     def add(self, slot: int, number: int) -> None:
-        """`slot` keeps so many more."""
+        """Add this many copies to `slot`."""
         load = self._of[slot]
         del self._order[bisect_left(self._order, (load, slot))]
         self._of[slot] = load + number
         insort(self._order, (load + number, slot))
 
     def may_keep(self, slot: int, owner: int | None, others: Sequence[int]) -> bool:
-        """Whether `slot` can keep a copy beside the owner's and the others'."""
+        """Whether `slot` can keep a copy in addition to the owner's state and the other copies."""
         if slot == owner or slot in others:
             return False
         used = self._hosts_of(owner, others)
         return self._hosts[slot] not in used or self._all_hosts <= used
 
     def lightest(self, owner: int | None, others: Sequence[int]) -> int | None:
-        """The slot with the fewest copies that can keep one beside these; None if there is none."""
+        """The slot with the fewest copies that can keep another one. None: there is none."""
         used = self._hosts_of(owner, others)
         anywhere = self._all_hosts <= used
         for _, slot in self._order:

@@ -1,7 +1,7 @@
 """What has to be true before a coordinator may lead.
 
-Responsible for: the checks at start, each with an error that names the cause and the remedy. Keeps the rule
-that nothing is changed by a check. Must not decide what a leader does.
+Responsible for: the checks at start. Each error names the cause and the remedy. A check never changes
+anything. Must not decide what a leader does.
 """
 
 from __future__ import annotations
@@ -23,11 +23,13 @@ from fcluster.coordinator.topics import TOPIC_KEY_PREFIX, Role, lost_topic, role
 _log = logging.getLogger("fcluster.coordinator")
 
 RESETTING_KEY = "resetting"
-"""Journal key of a `fcluster reset` that has begun and isn't done."""
+"""Journal key of a `fcluster reset` that has begun and isn't complete."""
 
 
 def check_reset(past: Mapping[str, Any], job: str) -> None:
-    """Raises IncompatibleState if a reset was broken off: what it left is neither the old nor the new."""
+    """Raises IncompatibleState if a reset was interrupted: the state is then neither the old nor the new
+    one.
+    """
     resetting = past.get(RESETTING_KEY)
     if resetting is not None:
         raise IncompatibleState(
@@ -37,9 +39,10 @@ def check_reset(past: Mapping[str, Any], job: str) -> None:
 
 
 def check_partitions(past: Mapping[str, Any], topology: Topology, partitions: Mapping[str, int]) -> None:
-    """Raises IncompatibleState if a source has other partitions than the journal (`past`) remembers.
+    """Raises IncompatibleState if the partition count of a source differs from the one in the journal
+    (`past`).
 
-    Where there is no state, more of them do no harm: they are read as well.
+    For stages without state, more partitions are fine: they are read as well.
     """
     stateless = {stage.source.name for stage in topology.stages if stage.changelog is None}
     for topic, now in partitions.items():
@@ -55,7 +58,7 @@ def check_partitions(past: Mapping[str, Any], topology: Topology, partitions: Ma
 
 
 def remembered_ids(past: Mapping[str, Any]) -> dict[str, str]:
-    """The topic ids that the journal (`past`) holds."""
+    """The topic ids in the journal (`past`)."""
     return {
         key.removeprefix(TOPIC_KEY_PREFIX): str(value["id"])
         for key, value in past.items()
@@ -70,13 +73,13 @@ def check_topics(
 
     Args:
         topology: the job.
-        settings: say what a lost output topic leads to.
-        ids: of the topics as they were.
-        look: at the topics as they are.
+        settings: they say what to do about a missing output topic.
+        ids: the recorded ids of the topics.
+        look: the topics as they are now.
 
     Raises:
-        MissingTopic: a source that was there is gone.
-        TopicReplaced: another topic is gone, or one is another topic now.
+        MissingTopic: a source that existed before is gone.
+        TopicReplaced: another topic is gone, or a topic was replaced.
     """
     found = dict(ids)
     for topic, role in roles_of(topology).items():
@@ -92,7 +95,9 @@ def check_topics(
 
 
 def check_topology(past: Mapping[str, Any], topology: Topology) -> None:
-    """Raises IncompatibleState if state of the topology in the journal (`past`) doesn't fit this one."""
+    """Raises IncompatibleState if the state of the topology in the journal (`past`) doesn't fit this
+    topology.
+    """
     former = past.get("topology")
     if former is None:
         return
@@ -110,12 +115,12 @@ def check_topology(past: Mapping[str, Any], topology: Topology) -> None:
 def committed_positions(
     consumer: Consumer, job: str, partitions: Mapping[str, int]
 ) -> list[tuple[str, CommittedPosition]]:
-    """What is committed for each source partition, with its topic, by the group `job`, which the consumer
-    belongs to.
+    """The committed position of each source partition, with its topic, of the group `job`, which is the
+    consumer's group.
 
     Raises:
         KafkaUnavailable: the brokers don't answer.
-        IncompatibleState: the offsets were committed by something other than fcluster.
+        IncompatibleState: the offsets were not committed by fcluster.
     """
     wanted = [
         TopicPartition(topic, partition) for topic, count in partitions.items() for partition in range(count)

@@ -1,8 +1,8 @@
-"""What all parts of the coordinator's core share: slots, sessions, shards, who waits to join, and the clock.
+"""The state that all parts of the coordinator's core share: slots, sessions, shards, joiners and the clock.
 
-Responsible for: holding that state in one place, and questions and answers about it that more than one part
-has. Each part changes what it is responsible for (see there); `invariants` checks that it all fits together.
-Must not: decide anything, or give anything out. Pure.
+Responsible for: holding that state in one place, and answering questions about it that several parts have.
+Each part changes what it is responsible for; `invariants` checks that everything fits together. Must not
+decide anything or produce effects. Pure.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ class Cluster:
     """The state of the cluster.
 
     Attributes:
-        now_ms: the time of the event at hand.
-        started: fences that a former leader left undone are under way.
+        now_ms: the time of the current event.
+        started: fences that a previous leader left incomplete are under way.
         assigning: the first assignment has been made.
-        first_join_ms: when a worker first came, of those that this leader has seen.
-        drained_workers: whom an operator wants gone; a new session doesn't change that. An ordered set.
+        first_join_ms: when the first worker joined this leader.
+        drained_workers: workers that an operator is draining. A new session doesn't change that. An ordered
+            set.
         ending_told: the journal holds the decision to end the job.
         overdue: the records at which a handler has hung, by shard, until they are committed. In memory only:
-            a new leader counts anew.
-        kafka_troubles: what of Kafka the job waits for, a sentence each.
+            a new leader starts counting again.
+        kafka_troubles: what the job is waiting for in Kafka, one sentence each.
         session_of_worker: by the worker's id. `session_of_peer`: by the connection, if it has one.
     """
 
@@ -53,15 +54,15 @@ class Cluster:
         self.kafka_troubles: tuple[str, ...] = ()
 
     def shards_of(self, slot: int) -> list[Shard]:
-        """The shards that have this slot."""
+        """The shards on this slot."""
         return [shard for shard in self.shards.values() if shard.slot == slot]
 
     def awaits_sessions(self) -> bool:
-        """Whether workers of a former leader haven't returned yet."""
+        """Whether there are sessions of a previous leader that haven't returned yet."""
         return any(session.phase is SessionPhase.AWAITED for session in self.sessions.values())
 
     def available_slots(self) -> list[int]:
-        """The slots that can be given shards to keep."""
+        """The slots that can be given shards."""
         return [
             slot.number
             for slot in self.slots.values()
@@ -70,14 +71,14 @@ class Cluster:
         ]
 
     def refused(self, reason: str) -> messages.Refused:
-        """The word that somebody doesn't get what he wants, and needn't ask again."""
+        """A refusal that is final: the sender need not ask again."""
         return messages.Refused(self.term, reason, retry=False)
 
     def shutdown(self, session: int = 0) -> messages.Shutdown:
-        """The word that the job is over, to a session or to somebody who has none."""
+        """Tells a session, or a process without one, that the job is over."""
         return messages.Shutdown(self.term, session, self.stop_reason, bool(self.failure))
 
     def note_join(self) -> None:
-        """A worker has come."""
+        """Record that a worker has joined."""
         if self.first_join_ms is None:
             self.first_join_ms = self.now_ms

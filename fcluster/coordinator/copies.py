@@ -1,10 +1,9 @@
-"""Warm copies of shards: where they are to be, who has been told, and which of them are warm.
+"""Warm copies of shards: where they should be, which workers were told, and which copies are warm.
 
-Responsible for: planning standbys, telling workers which to keep, and what workers say of them. Keeps
-the rules that a worker is never told to keep a copy of a shard that it owns, and that one which is
-about to get a shard keeps its copy until it is told so. Nothing depends on a copy for being right:
-whoever gets a shard restores it to its committed epoch, and a warm copy only makes that quick. Pure;
-must not decide who owns what.
+Responsible for: placing standby copies, telling workers which ones to keep, and taking in their reports.
+Rules: a worker is never told to keep a copy of a shard that it owns; a slot that is about to get a shard
+keeps its copy until it gets the shard. Correctness never depends on a copy: a new owner always restores the
+shard to its committed epoch, and a warm copy only makes that fast. Pure. Must not decide who owns what.
 """
 
 from __future__ import annotations
@@ -19,18 +18,18 @@ from fcluster.coordinator.assignment import place_standbys
 from fcluster.coordinator.model import Session, SessionPhase, Shard, ShardPhase, Slot
 
 WARM_LAG_OFFSETS_MAX = 200
-"""A copy that is no further behind the end of its changelog is warm: what is missing is read in no time. A
-busy shard writes two offsets for each epoch, a delta and the mark of its commit."""
+"""A copy is warm if it is no further than this behind the end of its changelog: the rest is read in no time.
+A busy shard writes two offsets for each epoch, a delta and its commit marker."""
 
 
 class Copies:
     """The warm copies of a job's shards.
 
     Args:
-        topology: of the job; shards of stages without state have no copies.
+        topology: of the job. Shards of stages without state have no copies.
         replicas: wanted for each shard.
         term: of this coordinator.
-        send: a message to a worker.
+        send: sends a message to a worker.
     """
 
     def __init__(
@@ -42,7 +41,7 @@ class Copies:
         self._stateful = {stage.name for stage in topology.stages if stage.changelog is not None}
 
     def keeps_state(self, shard: ShardId) -> bool:
-        """Whether there is anything of the shard to be copied."""
+        """Whether the shard has state that can be copied."""
         return shard.stage in self._stateful
 
     def place(self, shards: Mapping[ShardId, Shard], slots: Iterable[Slot]) -> None:
@@ -67,15 +66,17 @@ class Copies:
                 continue
             moving = shard.target is not None
             owners[identity] = shard.target if moving else shard.slot
-            # A new leader knows of copies only what the workers say.
+            # A new leader knows about copies only what the workers report.
             current[identity] = shard.standbys or tuple(reported.get(identity, ()))
             if moving and shard.slot is not None:
-                current[identity] += (shard.slot,)  # its files are as good as a copy once it has let go
+                current[identity] += (
+                    shard.slot,
+                )  # once it has released the shard, its files are as good as a copy
         for identity, standbys in place_standbys(owners, hosts, self.replicas, current).items():
             shards[identity].standbys = standbys
 
     def tell(self, shards: Mapping[ShardId, Shard], slots: Mapping[int, Slot]) -> None:
-        """Let each worker know which copies to keep, if it doesn't."""
+        """Tell each worker which copies to keep, if it doesn't know yet."""
         wanted: dict[int, list[ShardId]] = {}
         for identity, shard in shards.items():
             for number in self._keepers(shard, slots):
@@ -85,14 +86,14 @@ class Copies:
             if session is None or session.phase is not SessionPhase.LIVE or session.unlinked_ms is not None:
                 continue
             told = tuple(sorted(wanted.get(slot.number, ())))
-            # One that may not have heard what it was told last shows by what it reports.
+            # If a worker may not have received the last order, its reports show that.
             known = session.standbys_told or tuple(session.standbys)
             if told != session.standbys_told and (told or known):
                 session.standbys_told = told
                 self._send(session.peer, messages.Standby(self._term, session.number, list(told)))
 
     def _keepers(self, shard: Shard, slots: Mapping[int, Slot]) -> set[int]:
-        """The slots that keep a copy just now, the one that is about to get the shard among them."""
+        """The slots that keep a copy now, including the one that is about to get the shard."""
         if not self.keeps_state(shard.identity):
             return set()
         keepers = set(shard.standbys)
@@ -107,7 +108,7 @@ class Copies:
         return keepers - {shard.slot}
 
     def is_warm(self, shard: ShardId, slot: Slot) -> bool:
-        """Whether the worker of `slot` has a copy that could take over at once."""
+        """Whether the copy on `slot` could take over at once."""
         session = slot.session
         if session is None or session.phase is not SessionPhase.LIVE or session.unlinked_ms is not None:
             return False
@@ -119,7 +120,7 @@ class Copies:
         )
 
     def warmest(self, shard: ShardId, slots: Iterable[Slot]) -> int | None:
-        """The slot whose copy is warm and the furthest; None if no copy is warm."""
+        """The slot with the most advanced warm copy. None: no copy is warm."""
         warm = [
             slot
             for slot in slots
@@ -131,7 +132,7 @@ class Copies:
 
 
 def learn(session: Session, statuses: Iterable[messages.StandbyStatus]) -> None:
-    """What a worker says of its copies."""
+    """Take in a worker's report about its copies."""
     session.standbys = {status.shard: status for status in statuses}
 
 

@@ -1,34 +1,34 @@
-"""The coordinator's decisions: sessions, shards, epochs and the end of the job, without any I/O.
+"""The coordinator's decisions about sessions, shards, epochs and the end of the job, without any I/O.
 
-Responsible for: what a coordinator does when something happened. `Coordinator.handle(event, now_ms)` takes
-one event and returns the effects that the shell in `server` carries out, in order. `next_deadline_ms` says
-when to call again if nothing happens. What is decided is decided by its parts; here stands who hears of what,
-and in which order what is due is looked at:
+Responsible for: what a coordinator does in response to events. `Coordinator.handle(event, now_ms)` takes one
+event and returns the effects, which the shell in `server` carries out in order. `next_deadline_ms` says when
+to call again if no event comes. The parts make the decisions. This module defines which part gets which
+event, and in which order due work is done:
 
 - `membership`: sessions, their slots, and the fence between two of them. `vigilance`: who is dead.
-- `joining`, `returning`, `leaving`: a worker's ways in and out. `reports`: what it says meanwhile.
+- `joining`, `returning`, `leaving`: how a worker joins and leaves. `reports`: what it reports in between.
 - `ownership`: who runs which shard, with `copies`. `rounds`: epochs.
-- `topics`: those that are gone, replaced, or have grown.
-- `ending`: the end of the job. `office`: that of the leadership. `scaling`: how many workers there are to be.
+- `topics`: topics that were deleted or replaced, or have grown.
+- `ending`: the end of the job. `office`: handing over the leadership. `scaling`: the number of workers.
 
-Invariants kept by all of them together:
+Invariants that all of them keep together:
 
-- *Journal first.* Whatever the world outside can see of a decision about sessions, fences and shards
-  happens after the journal holds it: a session is journalled before its `Welcome`, the end of a session
-  before its slot is fenced, a shard's slot before `Assign`. A deposed leader, whom the journal refuses,
-  therefore can't admit, fence or assign. The end of the job is journalled before a `Drain` or `Shutdown`.
-- *Fence, then own.* A shard passes from one session to another only when the first released it, said
+- *Journal first.* A decision about sessions, fences and shards becomes visible to other processes only after
+  the journal holds it: a session is journalled before its `Welcome`, the end of a session before its slot is
+  fenced, and a shard's slot before `Assign`. The journal refuses a deposed leader, so it can't admit, fence
+  or assign. The end of the job is journalled before a `Drain` or `Shutdown`.
+- *Fence, then own.* A shard passes from one session to another only when the first session released it, said
   goodbye, or is over *and* its slot's ids have been fenced since. A slot that isn't fenced opens no session.
-- *One session, one conversation.* A session that is over never gets a `Barrier` or `Complete` again; who
-  still speaks for it is told `Evicted`.
-- *Epoch numbers rise strictly*, and a session gets `Complete(e)` only after its `Prepared(e)`.
-- *Who leaves, leaves.* A session that is leaving gets no shards to keep, whatever happens to its connection
-  or to the coordinator; its worker knows, or is told again.
-- *Epochs wait for nobody.* No journal write, fence or dead worker holds back the epoch of another worker
-  for longer than `checkpoint.straggler.ms`.
+- *A session that is over stays over.* It never gets a `Barrier` or `Complete` again. A process that still
+  sends messages for it gets `Evicted`.
+- *Epoch numbers strictly increase*, and a session gets `Complete(e)` only after its `Prepared(e)`.
+- *Leaving is final.* A session that is leaving gets no shards to keep, whatever happens to its connection or
+  to the coordinator. Its worker knows that, or is told again.
+- *Epochs don't wait.* No journal write, fence or dead worker delays the epoch of another worker for longer
+  than `checkpoint.straggler.ms`.
 
-Must not: read a clock, touch a socket, Kafka or a thread, or draw random numbers. Work for an epoch grows
-with the workers that take part in it, not with shards.
+Must not: read a clock, use sockets, Kafka or threads, or draw random numbers. The work for an epoch grows
+with the number of workers that take part in it, not with the number of shards.
 """
 
 from __future__ import annotations
@@ -70,12 +70,12 @@ _EPOCH_KEY = "epoch"
 
 
 class Coordinator:
-    """The state of the cluster; see the module's docstring for the rules it keeps.
+    """The state of the cluster. The module's docstring lists the invariants.
 
-    Its parts share `Cluster` (what is) and `Outbox` (what follows from the event at hand), and know of each
-    other only downwards, in the order in which they are made here.
+    Its parts share `Cluster` (the state) and `Outbox` (the effects of the current event). A part knows only
+    those parts that are created before it.
 
-    Attributes are for reading by status and tests; only `handle` changes them.
+    Status and tests may read the attributes; only `handle` changes them.
     """
 
     def __init__(self, terms: Terms, now_ms: float) -> None:
@@ -116,27 +116,27 @@ class Coordinator:
 
     @property
     def phase(self) -> Phase:
-        """Of the coordinator."""
+        """The coordinator's phase."""
         return self._cluster.phase
 
     @property
     def failure(self) -> str:
-        """Why the job can't go on; empty if it can."""
+        """Why the job can't continue; empty if it can."""
         return self._cluster.failure
 
     @property
     def resignation(self) -> Resignation | None:
-        """Under way, if this leader is to leave."""
+        """The hand-over under way, if this leader is to leave."""
         return self._office.resignation
 
     @classmethod
     def recover(cls, journal: Mapping[str, Any], terms: Terms, now_ms: float) -> Coordinator:
-        """A coordinator that takes over where the journal of former terms ends.
+        """A coordinator that takes over from the journal of previous terms.
 
         Args:
-            journal: key to value, as the core wrote them; keys of others are ignored.
+            journal: key to value, as the core wrote them. Unknown keys are ignored.
             terms: of the new leadership.
-            now_ms: of a clock that never goes back.
+            now_ms: from a clock that never goes back.
         """
         self = cls(terms, now_ms)
         self.epochs.observe(int(journal.get(_EPOCH_KEY, {}).get("reserved_until", 1)) - 1)
@@ -173,10 +173,10 @@ class Coordinator:
         slot.session = self.sessions[session.number] = session
         self._cluster.session_of_worker[session.worker] = session
 
-    # --- the one entrance -----------------------------------------------------------------------------
+    # --- events ---------------------------------------------------------------------------------------
 
     def handle(self, event: Event, now_ms: float) -> list[Effect]:
-        """What to do about `event`, in order. `now_ms` is of a clock that never goes back."""
+        """The effects of `event`, in order. `now_ms` comes from a clock that never goes back."""
         if self.phase is Phase.STOPPED:
             return []
         self._vigilance.notice_absence(now_ms)
@@ -223,7 +223,7 @@ class Coordinator:
                 pass
 
     def _advance(self) -> None:
-        """All that only the clock decides, and what the event has made possible."""
+        """Do what is due by the clock, and what the event has made possible."""
         if self.phase is Phase.STOPPED:
             return
         self._vigilance.end_suspects()
@@ -239,7 +239,7 @@ class Coordinator:
         self._reserve_epochs()
 
     def next_deadline_ms(self) -> float | None:
-        """When to call `handle(Tick())` if nothing else happens before; None: never."""
+        """When to call `handle(Tick())` if no event comes before. None: never."""
         if self.phase is Phase.STOPPED:
             return None
         deadlines = chain(
@@ -250,11 +250,11 @@ class Coordinator:
             self._ending.deadlines_ms(),
             [self.rounds.deadline_ms()],
         )
-        # What is past already was looked at, and waits for something other than time.
+        # Past deadlines were handled already, and wait for something other than time.
         now_ms = self._cluster.now_ms
         return min((ms for ms in deadlines if ms is not None and ms > now_ms), default=None)
 
-    # --- beginning ------------------------------------------------------------------------------------
+    # --- start ----------------------------------------------------------------------------------------
 
     def _on_started(self) -> None:
         self._cluster.started = True
@@ -331,7 +331,9 @@ class Coordinator:
             self._joining.hello(peer, hello)
 
     def _answer_stranger(self, peer: bytes, message: messages.FromWorker) -> None:
-        """Somebody speaks for a session that is over: tell him. One that is awaited will say Hello soon."""
+        """Tell the sender that its session is over. If the session is awaited, the worker will send a
+        Hello soon.
+        """
         awaited = message.session in self.sessions  # frames that were queued before the new leader's Welcome
         if message.session and not awaited and not isinstance(message, messages.Goodbye):
             self._outbox.send(peer, messages.Evicted(self.terms.term, message.session))
@@ -396,11 +398,11 @@ class Coordinator:
 
     @property
     def topics_in_doubt(self) -> bool:
-        """Whether another look at the topics is wanted soon."""
+        """Whether the topics should be checked again soon."""
         return self._topics.in_doubt
 
     def waits_ms(self, now_ms: float) -> float:
-        """For how long the oldest open epoch, or the oldest take-over, has been under way; 0: none is."""
+        """How long the oldest open epoch or takeover has been under way. 0: there is none."""
         busy = (EpochPhase.PREPARING, EpochPhase.COMMITTING)
         begun_ms = [session.barrier_ms for session in self.sessions.values() if session.epoch_phase in busy]
         begun_ms += [takeover.noticed_ms for takeover in self.takeovers.under_way.values()]

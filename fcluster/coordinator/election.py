@@ -1,16 +1,17 @@
-"""When a standby may think that the leader is gone, and who of several goes first; without any I/O.
+"""When a standby may conclude that the leader is gone, and which of several standbys goes first; without any
+I/O.
 
 Responsible for: suspicion (`Watch`, in a standby), the order of the standbys (`Roster`, in the leader), and
-how a leader that was asked to leave hands over to one of them (`Resignation`). Invariants kept:
+how a leader that was asked to leave hands over to one of them (`Resignation`). Invariants:
 
-- Suspicion is no proof, and need not be: who takes over fences the former leader by the journal. But it is
-  disruptive if wrong, so a connection that closed isn't enough: nobody listens at the leader's address any
-  more, twice in a row, or it has said nothing for the whole of `silent_ms`.
-- A standby that was itself away (stopped, swapped out) doesn't take its own absence for the leader's.
-- Standbys suspect one after the other, in the order of their ranks.
-- Who resigns leads on until another one does, for a bounded time: an invitation may get lost, or find nobody.
+- Suspicion is not proof, and doesn't have to be: a new leader fences the previous one through the journal.
+  But a wrong suspicion is disruptive. So a closed connection isn't enough: either nothing listens at the
+  leader's address any more, twice in a row, or the leader has been silent for the whole of `silent_ms`.
+- A standby that was itself suspended (stopped, swapped out) doesn't mistake its own absence for the leader's.
+- Standbys suspect the leader one after the other, in the order of their ranks.
+- A leader that resigns keeps leading until a standby does, for a limited time: an invitation may get lost.
 
-Must not: read a clock, draw random numbers, or know of sockets and Kafka. Pure.
+Must not: read a clock, draw random numbers, or know sockets and Kafka. Pure.
 """
 
 from __future__ import annotations
@@ -18,31 +19,30 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 REFUSED_MS = 100.0
-"""Nobody listened at two moments so far apart: the process is gone, not just slow to accept."""
+"""Nothing listened at two moments this far apart: the process is gone, not just slow to accept."""
 PROBE_INTERVAL_MS = 50.0
 RANK_STEP_MS = 500.0
-"""What each rank waits longer than the one before it:
-more than a take-over needs to be seen in the journal."""
+"""How much longer each rank waits than the one before: more than a takeover needs to show in the journal."""
 ABSENCE_NOTICED_MS = 1_000.0
 ROSTER_KEPT_MS = 2_000.0
 ROSTER_MAX = 100
 RESIGN_MS = 5_000.0
-"""Several times what a take-over needs. After that nobody is expected to take over any more."""
+"""Several times what a takeover needs. After that, no standby is expected to take over."""
 RESIGN_STEP_MS = 100.0
-"""How often a leader that resigns looks whether it is still the leader."""
+"""How often a leader that resigns checks whether it is still the leader."""
 STANDBYS_COME_MS = 3_000.0
-"""The standbys of a leader that has just taken over need a moment to find it: to be asked to leave in that
-moment doesn't mean that nobody could lead."""
+"""Standbys need a moment to find a new leader. If it is asked to leave in that moment, a missing standby
+doesn't mean that there is none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """How patient a standby is.
+    """The limits of a standby's patience.
 
     Attributes:
-        silent_ms: a leader that says nothing for so long is suspected.
-        check_interval_ms: how often it is asked.
-        rank: assumed until the leader gives one; need not be whole.
+        silent_ms: a leader that is silent for this long is suspected.
+        check_interval_ms: how often the leader is asked.
+        rank: assumed until the leader gives one; need not be an integer.
     """
 
     silent_ms: float
@@ -51,11 +51,11 @@ class Bounds:
 
 
 class Watch:
-    """What a standby knows of one leader since it follows that.
+    """What a standby knows about the leader that it follows.
 
     Args:
         bounds: how patient to be.
-        now_ms: of a clock that never goes back, like all times here.
+        now_ms: from a clock that never goes back, like all times here.
     """
 
     def __init__(self, bounds: Bounds, now_ms: float) -> None:
@@ -65,7 +65,7 @@ class Watch:
         self.resigns = False
         """Whether the leader has asked this standby to take over."""
         self.signs = 0
-        """How often the leader has shown that it is there."""
+        """How often the leader has shown that it is alive."""
         self._linked = False
         self._heard_ms = now_ms
         self._refused_ms: float | None = None
@@ -75,7 +75,7 @@ class Watch:
         self._now = now_ms
 
     def linked(self, now_ms: float) -> None:
-        """A connection stands."""
+        """A connection is open."""
         self._pass_time(now_ms)
         self._linked, self._refused_ms = True, None
         self._check_ms = now_ms
@@ -88,15 +88,14 @@ class Watch:
         self._probe_ms = now_ms
 
     def heard(self, rank: int, now_ms: float, *, resigns: bool = False) -> None:
-        """The leader itself answered, and says that this standby is the `rank`-th, from 0;
-        perhaps that it shall take over."""
+        """The leader answered: this standby is the `rank`-th, from 0, and perhaps should take over."""
         self._pass_time(now_ms)
         self.was_heard, self.rank, self.resigns = True, float(rank), resigns
         self.signs += 1
         self._heard_ms = now_ms
 
     def probed(self, refused: bool, now_ms: float) -> None:
-        """Whether the leader's host says that nobody listens at its address."""
+        """Whether the leader's host says that nothing listens at its address."""
         self._pass_time(now_ms)
         self._probe_ms = now_ms + PROBE_INTERVAL_MS
         if not refused:
@@ -106,18 +105,18 @@ class Watch:
             self._last_refused_ms = now_ms
 
     def wants_probe(self, now_ms: float) -> bool:
-        """Whether to look if anybody listens at the address."""
+        """Whether to check now if anything listens at the address."""
         return not self._linked and now_ms >= self._probe_ms
 
     def wants_check(self, now_ms: float) -> bool:
-        """Whether to ask the leader if it lives; asking again is due an interval later."""
+        """Whether to ask the leader now if it is alive. The next check is due an interval later."""
         if not self._linked or now_ms < self._check_ms:
             return False
         self._check_ms = now_ms + self.bounds.check_interval_ms
         return True
 
     def suspicion(self, now_ms: float) -> str:
-        """Why the leader seems to be gone, from this standby's turn on; empty if it doesn't."""
+        """Why the leader seems to be gone, once it is this standby's turn; empty if it doesn't."""
         self._pass_time(now_ms)
         if self.resigns:
             return "it hands over"
@@ -130,11 +129,11 @@ class Watch:
         return ""
 
     def patience_again(self, now_ms: float) -> None:
-        """The suspicion came to nothing; begin anew."""
+        """The suspicion was wrong; start again."""
         self._heard_ms, self._refused_ms, self.resigns = now_ms, None, False
 
     def next_ms(self) -> float:
-        """When to look again if nothing happens before."""
+        """When to check again if nothing happens before."""
         due_ms = self._check_ms if self._linked else self._probe_ms
         return min(due_ms, self._heard_ms + self.bounds.silent_ms + self.rank * RANK_STEP_MS)
 
@@ -146,10 +145,10 @@ class Watch:
 
 
 class Roster:
-    """The standbys that ask after the leader, in the order in which they came.
+    """The standbys of the leader, in the order in which they came.
 
     Args:
-        check_interval_ms: they ask so often.
+        check_interval_ms: how often they ask.
     """
 
     def __init__(self, check_interval_ms: float = 0.0) -> None:
@@ -158,7 +157,7 @@ class Roster:
         self._names: dict[bytes, str] = {}
 
     def heard(self, peer: bytes, name: str, now_ms: float) -> int:
-        """A standby has asked; its rank, from 0."""
+        """A standby has asked. Returns its rank, from 0."""
         self._forget_lost(now_ms)
         if peer not in self._heard_ms and len(self._heard_ms) >= ROSTER_MAX:
             return ROSTER_MAX
@@ -167,22 +166,22 @@ class Roster:
         return list(self._heard_ms).index(peer)
 
     def leaves(self, peer: bytes) -> None:
-        """A standby says that it won't take over any more."""
+        """A standby says that it won't take over."""
         if peer in self._heard_ms:
             del self._heard_ms[peer], self._names[peer]
 
     def first(self, now_ms: float) -> bytes | None:
-        """The one whose turn is next, None if nobody stands by."""
+        """The standby whose turn is next. None: there is none."""
         self._forget_lost(now_ms)
         return next(iter(self._heard_ms), None)
 
     def knows(self, peer: bytes, now_ms: float) -> bool:
-        """Whether that standby has asked lately."""
+        """Whether that standby has asked recently."""
         self._forget_lost(now_ms)
         return peer in self._heard_ms
 
     def names(self, now_ms: float) -> list[str]:
-        """Of those that asked lately, first rank first."""
+        """Standbys that have asked recently, first rank first."""
         self._forget_lost(now_ms)
         return [self._names[peer] for peer in self._heard_ms]
 
@@ -196,9 +195,9 @@ class ResignStep:
     """What a leader that resigns does next.
 
     Attributes:
-        invite: the standby to be asked, now.
-        check: find out, now, whether another one leads by now.
-        give_up: nobody takes over.
+        invite: the standby to ask now.
+        check: find out now whether another coordinator already leads.
+        give_up: no standby takes over.
     """
 
     invite: bytes | None = None
@@ -207,24 +206,24 @@ class ResignStep:
 
 
 class Resignation:
-    """A leader's way out of its office: asks one standby at a time, and sees whether it takes over.
+    """How a leader hands over: it asks one standby at a time, and checks whether that takes over.
 
     Args:
         roster: of the leader.
-        patient_until_ms: a standby may still come until then.
-        now_ms: of a clock that never goes back, like all times here.
+        patient_until_ms: until then, a standby may still appear.
+        now_ms: from a clock that never goes back, like all times here.
     """
 
     def __init__(self, roster: Roster, patient_until_ms: float, now_ms: float) -> None:
         self.invited: bytes | None = None
-        """The standby that was asked last. It is asked again with each answer that it gets."""
+        """The standby that was asked last. Each answer to it repeats the request."""
         self._roster = roster
         self._patient_until_ms = patient_until_ms
         self._deadline_ms = now_ms + RESIGN_MS
         self._step_ms = now_ms
 
     def advance(self, now_ms: float) -> ResignStep:
-        """What to do now; to be called at `next_ms` again."""
+        """What to do now. Call it again at `next_ms`."""
         if now_ms < self._step_ms:
             return ResignStep()
         if now_ms >= self._deadline_ms:
@@ -244,9 +243,9 @@ class Resignation:
             self.invited, self._step_ms = None, float("-inf")
 
     def next_ms(self) -> float:
-        """When to look again."""
+        """When to check again."""
         return self._step_ms
 
     def _is_known(self, now_ms: float) -> bool:
-        """Whether who was invited has asked since, or lately: it is at it, then."""
+        """Whether the invited standby has asked since the invitation, or recently: it is on its way, then."""
         return self.invited is not None and self._roster.knows(self.invited, now_ms)

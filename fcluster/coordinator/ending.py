@@ -1,11 +1,10 @@
-"""The end of the job: why it comes, draining the workers, and letting them go.
+"""The end of the job: why it ends, draining the workers, and shutting them down.
 
-Responsible for: the coordinator's phase, the reason, and the exit code. Invariants kept:
+Responsible for: the coordinator's phase, the reason for the end, and the exit code. Invariants:
 
-- The decision stands in the journal before anybody is told of it (`Drain`, `Shutdown`); a successor goes on
-  with it.
-- Who has committed what he had is let go in good order; who hasn't in time is fenced.
-- No wait is without a bound: for the workers, for the last fences, for the journal.
+- The decision is in the journal before any process is told (`Drain`, `Shutdown`). A new leader carries it on.
+- A worker that has committed all its work shuts down cleanly. A worker that hasn't in time is fenced.
+- Every wait has a limit: for the workers, for the last fences, for the journal.
 
 Pure.
 """
@@ -27,20 +26,20 @@ from fcluster.coordinator.rounds import Rounds
 
 EXIT_DONE = 0
 EXIT_JOB_FAILED = 3
-"""The job can't go on, wherever it runs: no use in starting the coordinator again."""
+"""The job can't continue, wherever it runs, so don't restart the coordinator."""
 EXIT_TEMPORARY = 75
 """Another coordinator leads the job."""
 
 FAILED_GRACE_MS = 2_000
-"""A worker that says that the job has failed gets so long to commit what it had before."""
+"""How long a worker that reports a failed job has to commit its earlier work."""
 STOP_GRACE_MS = 10_000
-"""Last fences and journal writes get so long before the coordinator ends without them."""
+"""How long to wait for the last fences and journal writes. After that the coordinator exits without them."""
 REASON_CHARACTERS_MAX = 10_000
 STOP_ASKERS_MAX = 100
 
 
 class Ending:
-    """Brings the job to its end."""
+    """Ends the job."""
 
     def __init__(
         self,
@@ -71,14 +70,14 @@ class Ending:
     # --- why ------------------------------------------------------------------------------------------
 
     def resume(self, decided: Mapping[str, Any]) -> None:
-        """A former leader decided that, and didn't live to see it done."""
+        """Carry on an end that a previous leader decided and didn't complete."""
         reason = str(decided["reason"])
         if decided["failed"]:
             self._cluster.failure = reason
         self.begin_drain(reason)
 
     def follow_progress(self) -> None:
-        """Drain once everything is committed that was in the sources at start, if that is wanted."""
+        """With `until_caught_up`, drain once all records that were in the sources at start are committed."""
         if self._cluster.phase is not Phase.RUNNING:
             return
         for stage in self._progress.stages_to_read():
@@ -98,7 +97,7 @@ class Ending:
             self.begin_drain(self._cluster.failure)
 
     def worker_failed(self, session: Session, reason: str) -> None:
-        """A worker says that the job can't go on."""
+        """A worker says that the job can't continue."""
         session.failed = True
         if not self._cluster.failure:
             reason = reason[:REASON_CHARACTERS_MAX] or "a worker failed and gave no reason"
@@ -106,16 +105,15 @@ class Ending:
             self._outbox.log("error", f"the job can't continue: {reason}")
             if self._cluster.phase is Phase.DRAINING:
                 self._cluster.stop_reason = reason
-                self._decide()  # it ends in another way than was decided
+                self._decide()  # it ends in another way than decided
             self.begin_drain(reason)
 
     def fail(self, reason: str, grace_ms: float) -> None:
-        """The job can't go on, whoever works on it.
+        """The job can't continue, whoever works on it.
 
         Args:
             reason: why, and what to do.
-            grace_ms: what isn't committed after so long isn't committed at all: nobody waits for workers that
-                can't commit.
+            grace_ms: work that isn't committed after this time is given up: a worker may be unable to commit.
         """
         cluster = self._cluster
         if not cluster.failure:
@@ -129,7 +127,7 @@ class Ending:
             self._drain_deadline_ms = min(self._drain_deadline_ms, cluster.now_ms + grace_ms)
 
     def stop_asked(self, peer: bytes) -> None:
-        """An admin client wants the job to stop."""
+        """An admin client asks for the end of the job."""
         self.begin_drain("asked to stop by an admin client")
         if self._cluster.ending_told:
             self._outbox.send(peer, messages.StopReply(self._cluster.term))
@@ -152,9 +150,8 @@ class Ending:
     def _decide(self) -> None:
         """Journal the decision.
 
-        Who can't write it has been deposed, and must neither drain nor shut down anybody.
-
-        A successor that stood by goes on with it.
+        A leader that can't write it was deposed, and must neither drain nor shut down any worker. A standby
+        that takes over carries the decision on.
         """
         ending = {"reason": self._cluster.stop_reason, "failed": bool(self._cluster.failure)}
         self._decided_sequence = self._outbox.journal(ENDING_KEY, ending)
@@ -176,9 +173,9 @@ class Ending:
         self._cluster.joiners.clear()
 
     def turn_away(self, peer: bytes) -> None:
-        """No session for anybody while the job ends: who comes now ends with it.
+        """No process gets a session while the job ends; a worker that joins now is shut down.
 
-        Before the journal holds the decision nothing is said: the worker asks again in a second.
+        Nothing is sent before the journal holds the decision. The worker asks again in a second.
         """
         if self._cluster.ending_told:
             self._outbox.send(peer, self._cluster.shutdown())
@@ -186,7 +183,9 @@ class Ending:
     # --- carrying it out ------------------------------------------------------------------------------
 
     def follow_drain(self) -> None:
-        """Let everybody go once all have committed, and end once the last fences and writes are done."""
+        """Shut the workers down once all have committed, and exit once the last fences and writes are
+        done.
+        """
         if self._cluster.phase is Phase.DRAINING:
             decided = self._cluster.ending_told and self._outbox.written_sequence >= self._decided_sequence
             undrained = [
@@ -210,7 +209,9 @@ class Ending:
         return session.phase is SessionPhase.DRAINED or (session.failed and grace_over)
 
     def _shut_down(self) -> None:
-        """Everybody has committed what he had, or is past waiting for: let them go, fence the latter."""
+        """Every worker has committed its work or has run out of time: shut them down, and fence the
+        latter.
+        """
         self._cluster.phase = Phase.STOPPING
         self._drain_deadline_ms = self._cluster.now_ms + STOP_GRACE_MS
         for session in list(self._cluster.sessions.values()):
@@ -223,6 +224,6 @@ class Ending:
             self._outbox.send(peer, self._cluster.shutdown())
 
     def stop(self, exit_code: int, reason: str) -> None:
-        """The coordinator ends, now."""
+        """Stop the coordinator now."""
         self._cluster.phase = Phase.STOPPED
         self._outbox.add(events.StopCoordinator(exit_code, reason))

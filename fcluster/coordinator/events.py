@@ -1,7 +1,7 @@
-"""What the coordinator's core is told (events, past tense) and what it wants done (effects, imperative).
+"""The inputs of the coordinator's core (events, past tense) and its outputs (effects, imperative).
 
-Responsible for: these types. The shell in `server` carries effects out in their order and feeds what came
-of them back as events. Must not hold logic. Pure.
+Responsible for: these types. The shell in `server` carries out effects in order, and feeds their outcomes
+back as events. Must not hold logic. Pure.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class MessageReceived:
-    """A validated message of a worker or an admin client came from `peer`."""
+    """A valid message from a worker or an admin client arrived from `peer`."""
 
     peer: bytes
     message: ToCoordinator
@@ -31,21 +31,21 @@ class MessageReceived:
 
 @dataclass(frozen=True, slots=True)
 class PeerDisconnected:
-    """The connection of `peer` closed: suspicion, not proof."""
+    """The connection of `peer` closed. That is suspicion, not proof."""
 
     peer: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessEnded:
-    """The process of `worker` has ended: its host, which is this one, says so."""
+    """The process of `worker`, which runs on this host, has exited."""
 
     worker: str
 
 
 @dataclass(frozen=True, slots=True)
 class SlotFenced:
-    """`FenceSlot` succeeded: whatever the slot's ids had open is aborted, and its zombie can't commit."""
+    """`FenceSlot` succeeded: open transactions of the slot's ids are aborted, and a zombie can't commit."""
 
     slot: int
 
@@ -74,7 +74,7 @@ class Deposed:
 
 @dataclass(frozen=True, slots=True)
 class EndOffsetsRead:
-    """What `ReadEndOffsets` asked for: by partition of the source, the offset after the last record."""
+    """The answer to `ReadEndOffsets`: for each partition of the source, the offset after the last record."""
 
     stage: str
     offsets: Mapping[int, int]
@@ -82,15 +82,16 @@ class EndOffsetsRead:
 
 @dataclass(frozen=True, slots=True)
 class TopicsLooked:
-    """What brokers say of the job's topics; of those that have no entry nothing is known."""
+    """What brokers say about the job's topics. Nothing is known about topics without an entry."""
 
     look: Look
 
 
 @dataclass(frozen=True, slots=True)
 class GroupLooked:
-    """The job's consumer group: offsets that fcluster didn't commit, and members, which fcluster never is;
-    None: not known at present."""
+    """The job's consumer group: offsets that fcluster didn't commit, and its members, which never belong to
+    fcluster. None: not known at present.
+    """
 
     foreign: Mapping[tuple[str, int], int]
     members: Sequence[str] | None
@@ -98,14 +99,14 @@ class GroupLooked:
 
 @dataclass(frozen=True, slots=True)
 class KafkaSeen:
-    """What of Kafka the job waits for, a sentence each, for the status; empty: nothing any more."""
+    """What the job is waiting for in Kafka, one sentence each, for the status. Empty: nothing."""
 
     troubles: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class WireCounted:
-    """How much came in since the start that was dropped, for the status."""
+    """How many incoming frames were dropped since the start, for the status."""
 
     malformed_frames: int
     unauthorised_frames: int
@@ -114,12 +115,14 @@ class WireCounted:
 
 @dataclass(frozen=True, slots=True)
 class StopRequested:
-    """The coordinator's own process was asked to end the job in good order."""
+    """The coordinator's own process was asked to end the job cleanly."""
 
 
 @dataclass(frozen=True, slots=True)
 class ResignRequested:
-    """The coordinator's own process was asked to leave; the job goes on if somebody else can lead it."""
+    """The coordinator's own process was asked to leave. The job goes on if another coordinator can lead
+    it.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,9 +162,9 @@ class SendMessage:
 
 @dataclass(frozen=True, slots=True)
 class PrepareFence:
-    """The slot may have to be fenced: have everything ready for it. Must disturb nobody.
+    """The slot may have to be fenced: prepare everything for it, without side effects on its owner.
 
-    `soon`: its worker is suspected, so it goes before those of which nothing is suspected.
+    `soon`: its worker is suspected, so it takes precedence over slots without suspicion.
     """
 
     slot: int
@@ -170,21 +173,21 @@ class PrepareFence:
 
 @dataclass(frozen=True, slots=True)
 class ForgetFence:
-    """The slot's session ended in good order: what was prepared for its fence isn't needed any more."""
+    """The slot's session ended cleanly: what was prepared for its fence isn't needed any more."""
 
     slot: int
 
 
 @dataclass(frozen=True, slots=True)
 class FenceSlot:
-    """Fence both transactional ids of the slot; answer `SlotFenced` or `SlotFenceFailed`, in bounded time."""
+    """Fence both transactional ids of the slot. Answer `SlotFenced` or `SlotFenceFailed`, in bounded time."""
 
     slot: int
 
 
 @dataclass(frozen=True, slots=True)
 class WriteJournal:
-    """Write these entries at once, after all earlier writes; answer `JournalWritten`, or `Deposed`.
+    """Write these entries at once, after all earlier writes. Answer `JournalWritten`, or `Deposed`.
 
     A value of None deletes its key.
     """
@@ -195,14 +198,14 @@ class WriteJournal:
 
 @dataclass(frozen=True, slots=True)
 class ReadEndOffsets:
-    """Read how far the source of a stage reaches now; answer `EndOffsetsRead`."""
+    """Read the present end offsets of a stage's source. Answer `EndOffsetsRead`."""
 
     stage: str
 
 
 @dataclass(frozen=True, slots=True)
 class MakeTopic:
-    """Make an output topic that is gone; what becomes of it the next look tells."""
+    """Create an output topic that is gone. The next check of the topics shows the outcome."""
 
     topic: str
     partitions: int

@@ -1,8 +1,9 @@
-"""Fences slots: aborts what their transactional ids have open, and keeps their former owners from committing.
+"""Fences slots: aborts open transactions of their transactional ids, and keeps previous owners from
+committing.
 
-Responsible for: carrying out `FenceSlot` in threads, both ids of a slot at once, and reporting the outcome
-as an event; and having producers connected for it when `PrepareFence` came before. Keeps the rules that a
-slot is reported fenced only when *both* ids are, and that an answer always comes, in bounded time. With
+Responsible for: carrying out `FenceSlot` in threads, both ids of a slot in parallel, and reporting the
+outcome as an event; and for having producers connected when `PrepareFence` came before. Rules: a slot is
+reported fenced only when *both* ids are, and an outcome is always reported, in bounded time. With
 at-least-once there are no transactions and nothing to fence.
 
 Must not: decide which slot is fenced, or retry.
@@ -24,13 +25,14 @@ from fcluster.common.settings import Settings
 from fcluster.coordinator.events import SlotFenced, SlotFenceFailed
 
 FENCES_AT_ONCE = 16
-"""Ids fenced at the same time: each takes two short-lived producers."""
+"""How many ids are fenced in parallel. Each takes two short-lived producers."""
 PREPARED_MAX = 16
-"""Ids for which producers are kept ready: those of eight workers.
-Where there are more, those of suspected ones."""
+"""For how many ids producers are kept ready: those of eight workers. With more workers, suspected ones
+come first."""
 
 _Ready = list[Producer]
-"""Producers of one id. Emptied by who uses them: one that goes on asking would fence the id's next owner."""
+"""Producers of one id. The user empties the list: a producer that kept sending would fence the id's next
+owner."""
 
 
 def _fence(settings: Settings, transactional_id: str, ready: _Ready) -> None:
@@ -42,10 +44,10 @@ class Fencer:
 
     Args:
         settings: of the cluster.
-        job: whose slots they are.
+        job: the job that the slots belong to.
         report: called in some thread with `SlotFenced` or `SlotFenceFailed`, once for each `fence`.
         fence_id: fences one id, with the producers that are ready for it, or raises an FclusterError.
-        connect: makes such producers, or raises an FclusterError.
+        connect: creates such producers, or raises an FclusterError.
     """
 
     def __init__(
@@ -66,11 +68,11 @@ class Fencer:
         self._threads = ThreadPoolExecutor(FENCES_AT_ONCE, thread_name_prefix="fence")
 
     def prepare(self, slot: int, *, soon: bool) -> None:
-        """Connect producers, so that `fence` is quick.
+        """Connect producers, so that `fence` is fast.
 
         Args:
-            slot: to be fenced some day.
-            soon: it probably has to be; if there is no room for it, others have to do without.
+            slot: may have to be fenced later.
+            soon: it probably has to be fenced. If there is no room for its producers, others give way.
         """
         if self._settings.processing_guarantee == "at-least-once":
             return
@@ -86,14 +88,14 @@ class Fencer:
             self._prepared[identity] = self._threads.submit(self._connect, self._settings, identity)
 
     def forget(self, slot: int) -> None:
-        """Destroy what `prepare` has connected for the slot."""
+        """Destroy the producers that `prepare` connected for the slot."""
         for identity in transactional_ids(self._job, slot):
             prepared = self._prepared.pop(identity, None)
             if prepared is not None:
                 self._threads.submit(_taken, prepared)  # destroying them takes a moment
 
     def fence(self, slot: int) -> None:
-        """Begin to fence both ids of the slot."""
+        """Start to fence both ids of the slot."""
         failpoints.reach("coordinator.before-fence", slot)
         if self._settings.processing_guarantee == "at-least-once":
             self._report(SlotFenced(slot))
@@ -119,13 +121,13 @@ class Fencer:
         self._fence_id(self._settings, identity, _taken(prepared))
 
     def close(self) -> None:
-        """Begin no more fences; those under way end by themselves."""
+        """Start no more fences. Those under way end by themselves."""
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._prepared.clear()
 
 
 def _taken(prepared: Future[_Ready] | None) -> _Ready:
-    """The producers, once they are connected; none if they can't be: the fence tries by itself."""
+    """The producers, once they are connected. None if connecting failed: the fence then tries by itself."""
     if prepared is None or prepared.cancelled():
         return []
     try:

@@ -1,8 +1,8 @@
-"""What of the frames that arrive gets through to the core.
+"""Decides which incoming frames reach the core.
 
-Responsible for: decoding, and whether the sender's role may say such a thing. Keeps the rules that no frame
-raises, that what is dropped is counted, that nobody speaks under another's name, and that one frame leads to
-at most one answer. Must not know of sockets, nor of the cluster's state.
+Responsible for: decoding frames, and checking that the sender's role may send such a message. Rules: no frame
+raises; dropped frames are counted; no sender can use another's name; one frame leads to at most one answer.
+Must not know sockets or the cluster's state.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ _KINDS_OF: Final[dict[str, tuple[type[Message], ...]]] = {
 
 
 class Gate:
-    """Lets messages through, or not.
+    """Admits messages or rejects them.
 
     Args:
-        term: of the coordinator, for what it answers.
-        secured: connections carry the role of their key, and it decides. Otherwise anybody may say anything.
+        term: of the coordinator, for its answers.
+        secured: connections carry the role of their key, which is checked. Otherwise any message is allowed.
     """
 
     def __init__(self, term: int, *, secured: bool) -> None:
@@ -42,7 +42,7 @@ class Gate:
         self._secured = secured
 
     def admit(self, received: FrameReceived) -> ToCoordinator | Refused | None:
-        """The message in a frame; or, if its sender may not send it, an answer for him, or nothing."""
+        """The message in a frame. If its sender may not send it: an answer for the sender, or nothing."""
         try:
             message = messages.decode_for_coordinator(received.frame)
         except MalformedMessageError as error:
@@ -59,7 +59,7 @@ class Gate:
         return self._drop_unauthorised(received.role, message)
 
     def note_handshake(self, reason: str) -> None:
-        """Somebody who connected was not let in."""
+        """A process that tried to connect was rejected."""
         self._failed_handshakes += 1
         if _is_due(self._failed_handshakes):
             _log.warning("refused a connection, %d so far: %s", self._failed_handshakes, reason)
@@ -87,5 +87,5 @@ class Gate:
 
 
 def _is_due(count: int) -> bool:
-    """The 1st, 2nd, 4th, 8th, ...: a flood must not fill the log."""
+    """The 1st, 2nd, 4th, 8th, ... occurrence: a flood must not fill the log."""
     return count & (count - 1) == 0

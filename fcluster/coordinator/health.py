@@ -1,7 +1,7 @@
-"""What a coordinator says of itself over HTTP.
+"""What a coordinator reports about itself over HTTP.
 
-Responsible for: whether its loops turn, what it does (starts, stands by, takes over, leads), and its status.
-Written by the coordinator's main thread, read by the threads of the port.
+Responsible for: whether its loops run, what it does (start, stand by, take over, lead), and its status. The
+coordinator's main thread writes it; the threads of the HTTP port read it.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from fcluster.common.discovery import Leader
 from fcluster.common.health import Pulse, Verdict
 
 LOOP_BOUND_S = 10.0
-"""A loop that turns several times a second and hasn't for so long doesn't any more."""
+"""A loop that runs several times a second and hasn't run for this long is stuck."""
 STANDING_BY_BOUND_S = 30.0
-"""A standby reads the journal now and then, and waits for brokers that are away."""
+"""A standby reads the journal now and then, and waits for brokers that are down."""
 STARTING_BOUND_S = 180.0
-"""Connecting, making topics and taking the journal over have bounds of their own, which add up to less."""
+"""Connecting, creating topics and taking over the journal have their own limits, whose sum is less than
+this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,7 @@ class CoordinatorHealth:
     # --- said by the main thread ------------------------------------------------------------------------
 
     def takes_over(self) -> None:
-        """It is on its way to leading."""
+        """It is becoming the leader."""
         self._pulse.beat(STARTING_BOUND_S)
         self._doing = _Doing("taking-over", False, f"becoming the leader of job {self._job}")
 
@@ -54,27 +55,27 @@ class CoordinatorHealth:
 
         Args:
             leader: its record.
-            document: gives the status document, within a few seconds, to any thread.
+            document: returns the status document to any thread, within a few seconds.
         """
         self._pulse.beat(LOOP_BOUND_S)
         text = f"leads job {self._job} in term {leader.term}"
         self._doing = _Doing("leader", True, text, leader, document)
 
     def looks_for_leader(self) -> None:
-        """It doesn't lead, and doesn't know who does; or the one it watches doesn't answer."""
+        """It doesn't lead, and doesn't know who does, or the leader that it watches doesn't answer."""
         self._pulse.beat(STANDING_BY_BOUND_S)
         if self._doing.role != "starting":
             self._doing = _Doing("standby", False, f"looking for the leader of job {self._job}")
 
     def stands_by(self, leader: Leader) -> None:
-        """It watches a leader that lives."""
+        """It watches a leader that is alive."""
         self._pulse.beat(STANDING_BY_BOUND_S)
         if self._doing.leader != leader or self._doing.role != "standby":
             leads = f"process {leader.pid} on {leader.host} leads job {self._job} in term {leader.term}"
             self._doing = _Doing("standby", True, f"standing by: {leads}", leader)
 
     def turned(self) -> None:
-        """The leader's loop has turned."""
+        """The leader's loop has run once."""
         self._pulse.beat(LOOP_BOUND_S)
 
     # --- asked by the port ------------------------------------------------------------------------------

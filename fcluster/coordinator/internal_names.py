@@ -1,10 +1,9 @@
-"""Which internal topics are the job's: found, and shown to be its own, before any is used.
+"""Which internal topics belong to the job: found, and proven to be its own, before any is used.
 
-Responsible for: the names under which a job goes on. What the journal says is the job's keeps its name; state
-written before names were unambiguous is found under its former name, if it is shown to be this job's; all
-else has the name that `ids` gives it. Keeps the rule that a topic which holds what somebody else wrote is
-never written to. Must not create or delete anything, nor ask Kafka: the caller does, and answers questions.
-Pure.
+Responsible for: the names of internal topics. A topic that the journal lists keeps its name. State that was
+written before names were unambiguous is found under its old name, if it is proven to be this job's. All
+others get the names that `ids` gives them. Rule: a topic with records of another program is never written to.
+Must not create or delete anything, nor ask Kafka: the caller does, and answers questions. Pure.
 """
 
 from __future__ import annotations
@@ -19,16 +18,16 @@ from fcluster.common.positions import CommittedPosition
 from fcluster.common.topology import Topology, described_topics, former_names
 
 Positions = Callable[[str, str], list[CommittedPosition]]
-"""What the group of a job (first) has committed of a topic (second)."""
+"""What the group of a job (first) has committed for a topic (second)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """Another job's word that a topic is its own, and holds its state.
+    """Another job's claim that a topic is its own and holds its state.
 
     Attributes:
         job: its name.
-        stage: of that job.
+        stage: the stage of that job.
     """
 
     job: str
@@ -41,13 +40,13 @@ def internal_names(
     existing: Collection[str],
     positions: Positions,
 ) -> dict[str, str]:
-    """The names of internal topics that aren't what `topology` calls them, by what it calls them.
+    """The internal topics whose names differ from those in `topology`: name in `topology` to actual name.
 
     Args:
         topology: as the job was built.
-        description: of the job when it ran last, from its journal; None if there is none.
+        description: of the job's last run, from its journal. None if there is none.
         existing: names of all topics.
-        positions: asked only where state may be under a former name.
+        positions: called only where state may be under an old name.
     """
     described = described_topics(description) if description is not None else {}
     former = former_names(topology)
@@ -77,19 +76,19 @@ def _is_kept(
     existing: Collection[str],
     positions: Positions,
 ) -> bool:
-    """Whether a repartition topic is gone on with under the name that isn't its present one."""
+    """Whether a repartition topic is still used under a name that isn't its present one."""
     if actual == present:
         return False
     if actual != former:
         return True
-    # Records may be on their way through it that its reader hasn't got to: what the job has committed of its
-    # sources says that some were written.
+    # It may contain records that its reader hasn't processed yet. If the job has committed offsets of its
+    # sources, it has written some.
     sources = (topic.name for topic in topology.sources)
     return actual in existing and any(positions(topology.job, topic) for topic in (actual, *sources))
 
 
 def possible_claims(topic: str, job: str, existing: Collection[str]) -> Iterator[str]:
-    """Other jobs that may have had the same former name for a topic: those that have a journal."""
+    """Other jobs that may have had the same old name for a topic: those that have a journal."""
     stem, _, _ = topic.rpartition("-")
     parts = stem.split("-")
     for count in range(1, len(parts)):
@@ -99,7 +98,7 @@ def possible_claims(topic: str, job: str, existing: Collection[str]) -> Iterator
 
 
 def claim_of(job: str, topic: str, description: Mapping[str, Any], positions: Positions) -> Claim | None:
-    """The claim on `topic` that another job's description makes, if that job has written to it."""
+    """The claim on `topic` from another job's description, if that job has written to it."""
     for place, name in described_topics(description).items():
         if name != topic:
             continue
@@ -125,8 +124,9 @@ def shared(topic: str, job: str, claim: Claim) -> IncompatibleState:
 def unowned_topics(
     topology: Topology, description: Mapping[str, Any] | None, existing: Collection[str]
 ) -> list[tuple[str, str]]:
-    """Internal topics that exist though the journal doesn't say that they are the job's, each with the source
-    of its stage. They may be used if they are empty, or if the job is shown to have written to them."""
+    """Internal topics that exist although the journal doesn't list them, each with the source of its stage.
+    They may be used if they are empty, or if the job has provably written to them.
+    """
     described = set(described_topics(description).values()) if description is not None else set[str]()
     found: list[tuple[str, str]] = []
     for stage in topology.stages:
@@ -138,7 +138,7 @@ def unowned_topics(
 
 
 def not_ours(topic: str, job: str) -> IncompatibleState:
-    """The error for an internal topic's name under which somebody else has written."""
+    """The error for an internal topic that has records of another program."""
     return IncompatibleState(
         f"The job {job!r} needs the topic {topic!r} for itself, but the topic contains records, and "
         "nothing shows that this job wrote them: its journal doesn't name the topic, and it has no "

@@ -1,7 +1,7 @@
-"""What must hold in the coordinator's core after every event; tests and the simulation check it.
+"""What must hold in the coordinator's core after every event. Tests and the simulation check it.
 
-Responsible for: assertions across its parts, none of which the running system needs. Must not change
-anything. Pure.
+Responsible for: assertions across its parts. The running system needs none of them. Must not change anything.
+Pure.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""Joining: from a worker's Hello to its `Welcome`. Those that have a session already go on to `returning`.
+"""Joining: from a worker's Hello to its `Welcome`. Workers that already have a session go to `returning`.
 
-Responsible for: who can't work here at all, which slot a new worker gets, and its first word. Invariants
-kept:
+Responsible for: rejecting workers that can't work here, choosing the slot of a new worker, and its first
+message. Invariants:
 
-- A worker gets the slot that it had, if it can be: slots, and with them transactional ids, stay few.
-- A worker that begins anew ends its former session, unless it only missed the word of it.
+- A worker gets its previous slot if possible. So slots, and with them transactional ids, stay few.
+- A worker that starts afresh ends its previous session, unless its Hello merely crossed the `Welcome`.
 
-Must not: open a session by itself; `membership` does, once the slot is fenced. Pure.
+Must not: open a session itself; `membership` does, once the slot is fenced. Pure.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from fcluster.coordinator.returning import Returning
 from fcluster.coordinator.rounds import EpochNumbers
 
 CROSSING_MS = 500
-"""A Hello that comes so soon after a Welcome was probably sent before that arrived. It is less than a worker
-waits before it says Hello again."""
+"""A Hello that comes this soon after a Welcome was probably sent before the Welcome arrived. It is less than
+a worker waits before it repeats its Hello."""
 SLOTS_MAX = 10_000
 EPOCHS_AHEAD_MAX = 1_000_000
 """Every number that was ever handed out is below a reservation in the journal, and so below what this leader
-knows. A worker that knows of one so much higher isn't of this job, and must not push the numbers up there."""
+knows. A worker that knows a number so much higher isn't one of this job and must not raise the numbers."""
 
 
 class Joining:
-    """Lets workers in, new ones and those that return."""
+    """Admits workers, both new and returning ones."""
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class Joining:
         returning: Returning,
     ) -> None:
         self._snapshot_store = cluster.terms.snapshot_store
-        """Identity of the one that all workers must see; empty until the first has come."""
+        """Identity of the store that all workers must see. Empty until the first worker has joined."""
         self._cluster = cluster
         self._outbox = outbox
         self._epochs = epochs
@@ -60,7 +60,7 @@ class Joining:
         self._returning = returning
 
     def hello(self, peer: bytes, hello: messages.Hello) -> None:
-        """A worker has come."""
+        """A worker sent a Hello."""
         refusal = self._refusal(hello)
         if refusal:
             self._outbox.log("warning", f"refused worker {hello.worker} on {hello.host}: {refusal}")
@@ -74,7 +74,7 @@ class Joining:
             self._on_fresh_hello(peer, hello)
 
     def _refusal(self, hello: messages.Hello) -> str:
-        """Why this worker can't work here at all; empty if it can."""
+        """Why this worker can't work here; empty if it can."""
         if hello.version != self._cluster.terms.version:
             return (
                 f"the worker runs fcluster {hello.version}, the coordinator runs "
@@ -103,7 +103,7 @@ class Joining:
     def _on_fresh_hello(self, peer: bytes, hello: messages.Hello) -> None:
         former = self._cluster.session_of_worker.get(hello.worker)
         if former is not None and former.phase is SessionPhase.OPENING:
-            # Asked again, perhaps over a new connection; the journal is waited for.
+            # It asks again, perhaps over a new connection. The journal write is under way.
             self._membership.link(former, peer)
             return
         if former is not None and self._crosses_welcome(former):
@@ -118,15 +118,15 @@ class Joining:
         if joiner is None:
             joiner = self._cluster.joiners[peer] = Joiner(peer, hello)
             self._cluster.note_join()
-        joiner.hello = msgspec.structs.replace(hello, owned=[])  # it begins with nothing; lists can be long
+        joiner.hello = msgspec.structs.replace(hello, owned=[])  # it starts without copies; lists can be long
         if former is not None:
             self._place(joiner, self._cluster.slots[former.slot])
 
     def _crosses_welcome(self, session: Session) -> bool:
-        """Whether a fresh Hello of the session's worker just missed our Welcome, which is on its way.
+        """Whether a new Hello of the session's worker just crossed our Welcome, which is on its way.
 
-        To end the session then would make the worker find out a moment later, say Hello again, miss the next
-        Welcome, and so on. If it did begin anew, it will say so once more.
+        If we ended the session then, the worker would find out a moment later, send another Hello, miss the
+        next Welcome, and so on. If the worker did start afresh, it will send its Hello again.
         """
         in_time = self._cluster.now_ms - session.welcomed_ms < CROSSING_MS
         return in_time and not session.spoken and session.unlinked_ms is None
@@ -134,13 +134,15 @@ class Joining:
     # --- slots ----------------------------------------------------------------------------------------
 
     def place_joiners(self) -> None:
-        """Give slots to those who wait for one, if they can be chosen by now."""
+        """Give slots to waiting workers, if slots can be chosen by now."""
         for joiner in list(self._cluster.joiners.values()):
             if joiner.slot is None:
                 self._place(joiner)
 
     def _place(self, joiner: Joiner, slot: Slot | None = None) -> None:
-        """Give the joiner a slot, the one it wants if possible; it waits if none can be chosen yet."""
+        """Give the joiner a slot, if possible the one that it asks for. It waits if none can be chosen
+        yet.
+        """
         slot = slot or self._choose_slot(joiner.hello)
         if slot is None:
             return
@@ -157,7 +159,7 @@ class Joining:
             if wanted.session is None and wanted.joiner is None:
                 return wanted
         if self._cluster.awaits_sessions():
-            return None  # slots shall stay few: some of these will turn out to be free
+            return None  # keep slots few: some of these will turn out to be free
         for number in range(SLOTS_MAX):
             slot = self._cluster.slots.setdefault(number, Slot(number))
             if slot.session is None and slot.joiner is None:
@@ -167,7 +169,7 @@ class Joining:
     def _is_superseded(self, session: Session, hello: messages.Hello) -> bool:
         """A worker whose connection is gone, and whose host started another one for the same slot, is dead.
 
-        If this is ever wrong, the fence makes it right.
+        If this is ever wrong, the fence makes it safe.
         """
         gone = session.phase is SessionPhase.AWAITED or session.suspect_until_ms is not None
         return gone and session.host == hello.host
@@ -175,7 +177,7 @@ class Joining:
     # --- the first word -------------------------------------------------------------------------------
 
     def welcome(self, number: int) -> None:
-        """The journal holds the session: its worker may know."""
+        """The journal holds the session: tell its worker."""
         session = self._cluster.sessions.get(number)
         if session is None:
             return  # its worker died before the journal was written

@@ -1,14 +1,14 @@
 """The coordinator's memory: a compacted Kafka topic that only the leader can write.
 
-Responsible for: taking over the journal (`open_journal`), and writing to it. Invariants kept:
+Responsible for: taking over the journal (`open_journal`), and writing to it. Invariants:
 
-- Only the youngest leader writes: opening the journal fences every older one by its transactional id, and
-  what an older one had under way is either in what is read afterwards, or never.
-- A write is in the journal whole or not at all; one is acknowledged only when Kafka committed it.
-- An unknown outcome is never guessed: the journal is lost to this process then, and its next life reads
-  what became of it.
+- Only the newest leader writes. Opening the journal fences every older leader by its transactional id. A
+  write that an older leader had under way is either visible to the read that follows, or never.
+- A write is in the journal completely or not at all, and is acknowledged only when Kafka has committed it.
+- An unknown outcome is never guessed. The journal is then lost to this process, and the next leadership reads
+  what happened.
 
-Must not: know what the entries mean. Values are JSON; one that is None deletes its key.
+Must not: know what the entries mean. Values are JSON; a value of None deletes its key.
 """
 
 from __future__ import annotations
@@ -36,37 +36,38 @@ _log = logging.getLogger("fcluster.coordinator")
 OPEN_TIMEOUT_S = 30.0
 CLOSE_TIMEOUT_S = 2.0
 ANSWER_TIMEOUT_MS = 4_000
-"""How long a broker may take for an answer before its successor is asked for. The journal rests for long, so
-its producer finds out that a broker hangs after others have, and workers wait for the write."""
+"""How long to wait for a broker's answer before its successor is asked. The journal is idle for long times,
+so its producer is late to notice that a broker hangs, and workers wait for the write."""
 WRITE_TIMEOUT_S = 60.0
-"""Epochs don't wait for the journal, so that it can be patient with brokers that are away."""
+"""Epochs don't wait for the journal, so it can be patient with brokers that are down."""
 
 _FENCED = frozenset({"_FENCED", "PRODUCER_FENCED", "INVALID_PRODUCER_EPOCH"})
 _FORGOTTEN = "INVALID_PRODUCER_ID_MAPPING"
-"""The transactional id was idle for longer than the brokers remember one (transactional.id.expiration.ms).
-Aborting gets it anew, unless somebody else has got it since: then it says that this one is fenced."""
+"""The transactional id was idle for longer than the brokers remember ids (transactional.id.expiration.ms).
+Aborting initialises it again. If another producer has taken the id meanwhile, the abort says that this
+producer is fenced."""
 
 
 class JournalLostError(Exception):
-    """This process can't write the journal any more."""
+    """This process can no longer write the journal."""
 
 
 class DeposedError(JournalLostError):
-    """Another coordinator has taken the journal over."""
+    """Another coordinator has taken over the journal."""
 
 
 class Journal:
-    """An open journal. Belongs to one thread at a time.
+    """An open journal. It belongs to one thread at a time.
 
     Args:
-        producer: whose transactions are initialised.
+        producer: its transactions are initialised.
         topic: the journal's.
     """
 
     def __init__(self, producer: Producer, topic: str) -> None:
         self.is_ours: Callable[[], bool] = lambda: True
-        """Whether the topic says that its owner is still the youngest leader. Asked if Kafka has forgotten
-        the transactional id."""
+        """Whether the topic still names this journal's owner as the newest leader. Called if Kafka has
+        forgotten the transactional id."""
         self._producer = producer
         self._topic = topic
 
@@ -87,13 +88,13 @@ class Journal:
         failpoints.reach("coordinator.after-journal")
 
     def close(self) -> None:
-        """Let go of the producer; nothing is under way. It can't be written any more then."""
+        """Release the producer. Nothing may be under way. The journal can't be written after that."""
         self._producer.flush(0.5)
         serve_rest(self._producer)
         del self._producer
 
     def _try_to_write(self, entries: Mapping[str, Any], deadline_s: float) -> bool:
-        """False: the transaction was aborted, and may be tried again."""
+        """Returns False if the transaction was aborted and may be retried."""
         producer = self._producer
         try:
             producer.begin_transaction()
@@ -111,7 +112,7 @@ class Journal:
         return True
 
     def _take_again(self) -> None:
-        """The id is this producer's again. Another leader's time may have come and gone meanwhile."""
+        """The id belongs to this producer again. Another leader may have come and gone meanwhile."""
         if not self.is_ours():
             raise DeposedError(f"another coordinator has written the journal {self._topic!r}")
         _log.info(
@@ -130,7 +131,7 @@ class Journal:
                     raise
 
     def _judge(self, error: KafkaException) -> None:
-        """Returns if aborting and trying again is right, raises otherwise."""
+        """Returns if it is right to abort and retry, otherwise raises."""
         cause = cause_of(error)
         if cause.name() in _FENCED:
             raise DeposedError(f"another coordinator writes the journal {self._topic!r}") from error
@@ -150,7 +151,7 @@ class Journal:
 
 
 def journal_producer(settings: Settings, job: str) -> Producer:
-    """A producer for `open_journal`, connected; as long as it isn't opened it disturbs nobody.
+    """A connected producer for `open_journal`. It has no effect until it is used there.
 
     Raises:
         KafkaUnavailable: the brokers don't answer.
@@ -167,22 +168,22 @@ def journal_producer(settings: Settings, job: str) -> Producer:
 def open_journal(
     settings: Settings, job: str, producer: Producer | None = None
 ) -> tuple[Journal, dict[str, Any]]:
-    """Depose the former leader, if there is one, and take over the journal, whose topic has to exist.
+    """Depose the previous leader, if there is one, and take over the journal. Its topic has to exist.
 
     Args:
         settings: of the cluster.
         job: its name.
-        producer: from `journal_producer`, which makes it quicker; it belongs to the journal then.
+        producer: from `journal_producer`, to save time. From then on it belongs to the journal.
 
     Returns:
-        The journal, and what it holds.
+        The journal and its contents.
 
     Raises:
-        KafkaUnavailable: the brokers didn't do it in time.
-        IncompatibleState: what is in the topic is not a journal.
+        KafkaUnavailable: the brokers didn't answer in time.
+        IncompatibleState: the topic's contents are not a journal.
     """
     deadline_s = time.monotonic() + OPEN_TIMEOUT_S
-    producer = producer or journal_producer(settings, job)  # initialising is quick once it is connected
+    producer = producer or journal_producer(settings, job)  # initialising is fast once it is connected
     try:
         _initialise(producer, deadline_s)
     except KafkaException as error:
@@ -214,7 +215,7 @@ def _remaining_s(deadline_s: float) -> float:
 
 
 class JournalThread:
-    """Writes the journal in order; what has piled up goes into one transaction."""
+    """Writes the journal in order. Queued writes go into one transaction."""
 
     def __init__(self, journal: Journal, post: Callable[[JournalWritten | Deposed], None]) -> None:
         self._journal = journal
@@ -224,11 +225,13 @@ class JournalThread:
         self._thread.start()
 
     def write(self, effect: WriteJournal) -> None:
-        """Write that; `JournalWritten` tells of it, unless its sequence is 0: nobody waits for those."""
+        """Write these entries. `JournalWritten` reports it, unless the sequence is 0: nothing waits for
+        such a write.
+        """
         self._queue.put(effect)
 
     def close(self) -> None:
-        """Write what is queued, for a moment at most."""
+        """Write what is queued, but only for a short time."""
         self._queue.put(None)
         self._thread.join(CLOSE_TIMEOUT_S)
 

@@ -1,8 +1,8 @@
-"""Leaving: workers whose shards move away before they go.
+"""Leaving: workers whose shards move away before they exit.
 
-Responsible for: that a session is leaving, whoever wants it, and that its worker knows. Keeps the rule that
-who leaves, leaves: a session that is leaving gets no shards to keep, whatever happens to its connection or to
-the coordinator. How its shards move is `ownership`'s. Pure.
+Responsible for: that a session is leaving, whoever asked for it, and that its worker knows. Rule: leaving is
+final. A session that is leaving gets no shards to keep, whatever happens to its connection or to the
+coordinator. `ownership` moves its shards. Pure.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ DRAINED_REMEMBERED_MAX = 10_000
 
 
 class Leaving:
-    """Follows who is leaving."""
+    """Tracks the sessions that are leaving."""
 
     def __init__(self, cluster: Cluster, outbox: Outbox, ownership: Ownership) -> None:
         self._cluster = cluster
@@ -26,7 +26,7 @@ class Leaving:
         self._ownership = ownership
 
     def said(self, session: Session) -> None:
-        """The session's worker says that it wants to leave."""
+        """The session's worker says that it is leaving."""
         if not session.leaving_said:
             self._outbox.log("info", f"worker {session.worker} (slot {session.slot}) is leaving")
         session.leaving_said = True
@@ -35,7 +35,7 @@ class Leaving:
             self._ownership.balance()
 
     def drain_worker(self, name: str) -> messages.DrainReply | messages.Refused:
-        """An operator wants that worker gone."""
+        """An operator drains that worker."""
         if self._cluster.phase is not Phase.RUNNING:
             return self._cluster.refused(f"the job is stopping ({self._cluster.stop_reason})")
         session = find_worker(name, self._cluster.sessions.values())
@@ -56,6 +56,6 @@ class Leaving:
         )
 
     def tell(self, session: Session) -> None:
-        """Tell its worker to leave if an operator wants it; a worker that was told before doesn't mind."""
+        """Tell the worker to leave if an operator drains it. Telling it twice does no harm."""
         if session.worker in self._cluster.drained_workers:
             self._outbox.send(session.peer, messages.Leave(self._cluster.term, session.number))

@@ -1,10 +1,10 @@
-"""Sessions and the slots that they have: opening, ending, and the fence between one and the next.
+"""Sessions and their slots: opening, ending, and the fence between one session and the next.
 
-Responsible for: a slot's way from the end of a session over the fence to the next session. Invariants kept:
+Responsible for: a slot's path from the end of a session through the fence to the next session. Invariants:
 
-- A session is journalled before its `Welcome`, its end before its slot is fenced.
-- A slot that isn't fenced opens no session, and somebody is at work to fence it.
-- A session that is over never gets anything again but the word that it is.
+- A session is journalled before its `Welcome`, and its end before its slot is fenced.
+- A slot that isn't fenced opens no session, and a fence of it is under way or scheduled.
+- A session that is over gets no message except that it is over.
 
 Must not: decide who is dead (`vigilance`) or who may join (`joining`). Pure.
 """
@@ -32,9 +32,9 @@ class Membership:
         self, cluster: Cluster, outbox: Outbox, rounds: Rounds, ownership: Ownership, takeovers: Takeovers
     ) -> None:
         self.suspects: dict[int, Session] = {}
-        """Those that are dead unless something is heard of them soon, by number."""
+        """Sessions, by number, that count as dead unless they are heard from soon."""
         self.retrying: dict[int, Slot] = {}
-        """The slots whose fence failed and is to be tried again, by number."""
+        """Slots, by number, whose fence failed and will be retried."""
         self._cluster = cluster
         self._outbox = outbox
         self._rounds = rounds
@@ -46,10 +46,12 @@ class Membership:
         """When something is due if nothing happens before."""
         return [slot.fence_retry_ms for slot in self.retrying.values()]
 
-    # --- beginning ------------------------------------------------------------------------------------
+    # --- opening --------------------------------------------------------------------------------------
 
     def pursue(self, slot: Slot) -> None:
-        """Bring a slot without a session to its next state: fenced, then a session for who waits for it."""
+        """Bring a slot without a session to its next state: fenced, then a session for the worker that
+        waits for it.
+        """
         if slot.session is not None:
             return
         if not slot.fenced:
@@ -83,17 +85,17 @@ class Membership:
         self._outbox.hold("welcome", self._outbox.journal_slot(slot), session.number)
 
     def link(self, session: Session, peer: bytes) -> None:
-        """The session's worker speaks over this connection, and knows what was lost with the one before."""
+        """The session's worker uses this connection now, and knows what was lost with the old one."""
         if self._cluster.session_of_peer.get(session.peer) is session:
             del self._cluster.session_of_peer[session.peer]
         session.peer, self._cluster.session_of_peer[peer] = peer, session
         session.unlinked_ms = None
-        session.orders_heard = session.orders  # what got lost is made up for by what it says it holds
+        session.orders_heard = session.orders  # its report about its shards makes up for lost messages
         session.dismissed = False
         self.hear(session)
 
     def hear(self, session: Session) -> None:
-        """The session's worker has given a sign of life."""
+        """The session's worker has shown that it is alive."""
         session.heard_ms = self._cluster.now_ms
         if session.suspect_until_ms is not None and not session.process_ended:
             session.suspect_until_ms = None
@@ -102,19 +104,19 @@ class Membership:
     # --- ending ---------------------------------------------------------------------------------------
 
     def evict(self, session: Session, reason: str, peer: bytes | None = None) -> None:
-        """End a session whose worker may be alive, and tell it."""
+        """End a session whose worker may be alive, and tell the worker."""
         self._cluster.counters.evictions += 1
         self._outbox.send(peer or session.peer, messages.Evicted(self._cluster.term, session.number))
         self.end(session, reason, clean=False)
 
     def end(self, session: Session, reason: str, *, clean: bool, rejoins: bool = False) -> None:
-        """Nothing is sent to this session from now on. Its slot is fenced unless it left in good order.
+        """End a session: nothing is sent to it from now on. Its slot is fenced unless it left cleanly.
 
         Args:
             session: any but an ended one.
             reason: for the log.
-            clean: it has nothing uncommitted and won't begin anything.
-            rejoins: its worker, or its successor, asks for the slot at this very moment.
+            clean: it has nothing uncommitted and won't start anything.
+            rejoins: its worker, or that worker's successor, is asking for the slot right now.
         """
         slot = self._cluster.slots[session.slot]
         self._outbox.log(
@@ -144,7 +146,7 @@ class Membership:
     # --- fences ---------------------------------------------------------------------------------------
 
     def fence(self, slot: Slot) -> None:
-        """Fence at once: the end of the slot's last session stands in the journal already."""
+        """Fence at once: the end of the slot's last session is already in the journal."""
         slot.fencing, slot.fence_retry_ms = True, None
         self.retrying.pop(slot.number, None)
         self._outbox.add(events.FenceSlot(slot.number))
@@ -164,7 +166,7 @@ class Membership:
         self._ownership.balance()
 
     def fence_failed(self, number: int, reason: str) -> None:
-        """The slot couldn't be fenced: it is tried again, at growing intervals, without end."""
+        """The slot couldn't be fenced. It is retried at growing intervals, without limit."""
         slot = self._cluster.slots[number]
         if not slot.fencing:
             return
@@ -179,7 +181,7 @@ class Membership:
             )
 
     def retry_fences(self) -> None:
-        """Fence the slots whose time has come again."""
+        """Retry the fences that are due."""
         for slot in list(self.retrying.values()):
             if slot.fence_retry_ms is not None and self._cluster.now_ms >= slot.fence_retry_ms:
                 self.fence(slot)

@@ -1,7 +1,7 @@
-"""What the coordinator remembers: slots, sessions, shards, and what it was told when it began to lead.
+"""The coordinator's data types: slots, sessions, shards, and the terms of its leadership.
 
-Responsible for: these types, and which phases there are. The parts of the core and `rounds` change them;
-the rules that bind them are checked by `invariants`. Must not hold logic. Pure.
+Responsible for: these types and their phases. The parts of the core and `rounds` change them; `invariants`
+checks the rules between them. Must not hold logic. Pure.
 """
 
 from __future__ import annotations
@@ -20,29 +20,29 @@ LONG_AGO_MS = float("-inf")
 
 
 class Phase(Enum):
-    """Of the coordinator."""
+    """The coordinator's phases."""
 
     RUNNING = "running"
     DRAINING = "draining"
     STOPPING = "stopping"
-    """All workers are told to exit; last fences and journal writes are under way."""
+    """All workers were told to exit; last fences and journal writes are under way."""
     STOPPED = "stopped"
 
 
 class SessionPhase(Enum):
-    """Of a worker's session."""
+    """Phases of a worker's session."""
 
     AWAITED = "awaited"
-    """In the journal of a former term; its worker hasn't returned yet."""
+    """In the journal of a previous term; its worker hasn't returned yet."""
     OPENING = "opening"
-    """Being journalled; its worker doesn't know of it yet."""
+    """Being journalled; its worker doesn't know it yet."""
     LIVE = "live"
     DRAINED = "drained"
-    """Everything is committed, nothing is processed any more."""
+    """Everything is committed, and no more records are processed."""
 
 
 class EpochPhase(Enum):
-    """Of the epoch that a session has in flight."""
+    """Phases of the epoch that a session has in flight."""
 
     NONE = "none"
     PREPARING = "preparing"
@@ -51,21 +51,23 @@ class EpochPhase(Enum):
 
 
 class ShardPhase(Enum):
-    """Of a shard. In all phases but FREE it has a slot, from RESTORING on a session too, which may write."""
+    """Phases of a shard. It has a slot in all phases except FREE. From RESTORING on it has a session,
+    which may write.
+    """
 
     FREE = "free"
-    """Nobody has it, and whoever had it is fenced or gave it back."""
+    """It has no owner, and its last owner is fenced or released it."""
     ASSIGNING = "assigning"
     """Its new slot is being journalled."""
     WAITING = "waiting"
-    """For its slot's next session, or for its slot to be fenced."""
+    """It waits for its slot's next session, or for its slot to be fenced."""
     RESTORING = "restoring"
     RUNNING = "running"
     WARMING = "warming"
-    """Runs where it is, while the slot it is going to move to sets up a warm copy."""
+    """It runs on its present slot while its next slot sets up a warm copy."""
     RELEASING = "releasing"
     STOPPED = "stopped"
-    """Its session has it and doesn't run it: Kafka has torn a transaction, and a person has to choose."""
+    """Its session owns it but doesn't run it: Kafka has torn a transaction, and a person has to choose."""
 
 
 HELD_PHASES = (
@@ -75,7 +77,7 @@ HELD_PHASES = (
     ShardPhase.RELEASING,
     ShardPhase.STOPPED,
 )
-"""A session was told to run the shard and hasn't given it back."""
+"""A session was told to run the shard and hasn't released it."""
 
 
 @dataclass(slots=True)
@@ -83,26 +85,27 @@ class Session:
     """One worker's membership.
 
     Attributes:
-        peer: the connection over which it speaks.
-        heard_ms: when it last gave a sign of life. `spoken`: it said something in this session.
-        welcomed_ms: when it was told of this session.
-        suspect_until_ms: its connection closed; it is dead if nothing is heard of it until then.
+        peer: its connection.
+        heard_ms: when it was last heard from. `spoken`: it has sent a message in this session.
+        welcomed_ms: when it was told this session.
+        suspect_until_ms: its connection closed; it counts as dead if it isn't heard from until then.
         process_ended: its host says that its process is gone.
-        unlinked_ms: since when what we send may get lost: its connection closed, and it hasn't said since
-            what it holds. None: all is well.
+        unlinked_ms: since when messages to it may get lost: its connection closed, and it hasn't reported its
+            shards since. None: all is well.
         interval_ms: between its barriers. `due_ms` is when it may get the next one.
-        epoch: the one in flight, or the last one. `committed_epoch` is the last that it said is committed.
+        epoch: the one in flight, or the last one. `committed_epoch` is the last that it reported as
+            committed.
         epoch_phase_ms: since when the epoch is in this phase.
-        busy_ms: when it last said that a handler is busy with one record: it serves no barrier meanwhile.
-        failed: it said that the job can't go on.
+        busy_ms: when it last reported that a handler is busy with one record. It serves no barrier meanwhile.
+        failed: it reported that the job can't continue.
         orders: the number of the last `Assign` or `Revoke` that this leader sent it. `orders_heard` is the
-        last that
-            it said it has got; while there are others, `unheard_ms` is when the first of them was sent.
+            last one that it acknowledged. While others are outstanding, `unheard_ms` is when the first one
+            was sent.
         released_number: that of the last `Released` that it sent.
         leaving: its shards move away, and it gets none. `leaving_said`: its worker knows.
-        dismissed: its worker was told to go without waiting for that.
-        standbys_told: of which shards it was last told to keep warm copies; None: it may not have heard.
-        standbys: the warm copies that it says it has.
+        dismissed: its worker was told to leave without waiting for that.
+        standbys_told: the shards of which it was last told to keep warm copies. None: it may not have heard.
+        standbys: the warm copies that it reports.
     """
 
     number: int
@@ -149,7 +152,7 @@ class Session:
 
 @dataclass(slots=True)
 class Joiner:
-    """A worker that asked for a session and hasn't got it yet. `slot` is None while it has no place."""
+    """A worker that asked for a session and hasn't got it yet. `slot` is None until a slot is chosen."""
 
     peer: bytes
     hello: messages.Hello
@@ -158,10 +161,10 @@ class Joiner:
 
 @dataclass(slots=True)
 class Slot:
-    """A stable identity: it names the transactional ids of whoever has it.
+    """A stable identity. It names the transactional ids of the worker that has it.
 
-    `fenced`: no transaction of its ids is open, nor can be without a new session. While a slot has no
-    session and isn't fenced, either `fencing` is under way or `fence_retry_ms` says when to try again.
+    `fenced`: its ids have no open transaction, and can't get one without a new session. While a slot has no
+    session and isn't fenced, either `fencing` is under way or `fence_retry_ms` says when to retry.
     """
 
     number: int
@@ -175,15 +178,15 @@ class Slot:
 
 @dataclass(slots=True)
 class Shard:
-    """Who has it.
+    """Who owns a shard.
 
     Attributes:
-        target: where it goes once released; a free one comes from there and goes to it. None: wherever is
-        best.
+        target: where it goes once it is released; a free shard comes from there and goes to it. None: the
+            best place.
         journalled_by: the write that holds its slot.
-        standbys: the slots that are to keep a warm copy of it.
+        standbys: the slots that should keep a warm copy of it.
         warm_until_ms: when it moves even if the target's copy isn't warm.
-        stopped_reason: why it is stopped, and what can be done; empty if it isn't.
+        stopped_reason: why it is stopped, and what can be done. Empty if it isn't stopped.
     """
 
     identity: ShardId
@@ -199,7 +202,7 @@ class Shard:
 
 @dataclass(slots=True)
 class Counters:
-    """What happened since this coordinator leads."""
+    """What has happened since this coordinator became leader."""
 
     joins: int = 0
     adoptions: int = 0
@@ -222,20 +225,20 @@ class Counters:
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What the coordinator is told about itself and the job when it begins to lead.
+    """What the coordinator is told about itself and the job when it becomes leader.
 
     Attributes:
         term: the number of its leadership, higher than any before.
         topology: the job.
         partitions: partition count of each stage's source topic, by topic name.
         settings: resolved.
-        expected_workers: the first assignment waits for so many, for a while.
-        version: of fcluster, which workers must share.
-        until_caught_up: stop once everything that was in the sources at start is committed.
-        snapshot_store: identity of the snapshot store that all workers must see; empty: that of the first.
+        expected_workers: the first assignment waits for this many, for a while.
+        version: of fcluster; workers must have the same.
+        until_caught_up: stop once all records that were in the sources at start are committed.
+        snapshot_store: identity of the snapshot store that all workers must see. Empty: that of the first.
         highest_committed_epoch: found in the group's committed offsets.
         cluster_id: of this leadership, as in the journal's leader record.
-        topic_ids: of the topics that the job hangs on, as far as they are known; the journal holds them.
+        topic_ids: of the topics that the job depends on, as far as they are known. The journal holds them.
     """
 
     term: int

@@ -1,6 +1,6 @@
-"""What people call workers: by slot, by id, by HOST:PID.
+"""How operators name workers: by slot, by id, or by HOST:PID.
 
-Responsible for: finding the one that is meant, or a sentence that says who there is. Pure.
+Responsible for: finding the worker with that name, or a sentence that lists the workers. Pure.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ NAMED_MAX = 20
 
 
 def find_worker(name: str, sessions: Iterable[Session]) -> Session | str:
-    """The session of the worker that is called so: a slot number, a worker's id, or HOST:PID.
+    """The session of the worker with this name: a slot number, a worker's id, or HOST:PID.
 
     Returns:
-        The session; or, if there is none or more than one, a sentence that says so and lists the workers.
+        The session. If there is none or more than one: a sentence that says so and lists the workers.
     """
     sessions = sorted(sessions, key=lambda session: session.slot)
     if name.isascii() and name.isdigit():

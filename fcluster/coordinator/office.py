@@ -1,8 +1,7 @@
-"""The office of the leader: standbys that ask whether it lives, handing it over, and doubts about it.
+"""The leader's role: standbys that check whether it is alive, handing over, and doubts about its leadership.
 
-Responsible for: what standbys are told, a leader's resignation, and asking the journal whether it still
-leads. Keeps the rule that only the journal decides who leads: a leader leads on until a write of its own is
-refused. Pure.
+Responsible for: answers to standbys, a leader's resignation, and checking the journal for a newer leader.
+Rule: only the journal decides who leads. A leader keeps leading until one of its writes is refused. Pure.
 """
 
 from __future__ import annotations
@@ -15,15 +14,16 @@ from fcluster.coordinator.model import Phase
 from fcluster.coordinator.outbox import CHECK_KEY, Outbox
 
 DOUBT_INTERVAL_MS = 1_000
-"""Workers say that there is a newer leader, honest or not: that often the journal is asked."""
+"""Workers may claim, rightly or not, that there is a newer leader. The journal is checked at most this
+often."""
 
 
 class Office:
-    """Holds the office, and gives it up.
+    """Holds the leadership, and hands it over.
 
     Attributes:
         resignation: under way, if there is one.
-        standbys: those that ask after this leader.
+        standbys: those of this leader.
     """
 
     def __init__(self, cluster: Cluster, outbox: Outbox, ending: Ending) -> None:
@@ -39,7 +39,7 @@ class Office:
         return [] if self.resignation is None else [self.resignation.next_ms()]
 
     def leader_check(self, peer: bytes, check: messages.LeaderCheck) -> None:
-        """A standby asks whether the leader lives, or leaves."""
+        """A standby asks whether the leader is alive, or announces that it leaves."""
         if check.leaves:
             self.standbys.leaves(peer)
             if self.resignation is not None:
@@ -56,7 +56,7 @@ class Office:
         )
 
     def resign(self) -> None:
-        """The process is asked to go: another one shall lead, if there is one."""
+        """The process is asked to exit: a standby should take over, if there is one."""
         if self._cluster.phase is Phase.RUNNING and self.resignation is None:
             self._outbox.log("info", "asked to leave: handing over to a standby, if there is one")
             took_over = self._cluster.counters.adoptions or self._cluster.awaits_sessions()
@@ -66,7 +66,7 @@ class Office:
             self.resignation = Resignation(self.standbys, patient_until_ms, self._cluster.now_ms)
 
     def follow_resignation(self) -> None:
-        """Lead on until a standby has fenced us, which our next write to the journal tells."""
+        """Keep leading until a standby has fenced us, which our next write to the journal shows."""
         if self.resignation is None:
             return
         if self._cluster.phase is not Phase.RUNNING:
@@ -82,12 +82,12 @@ class Office:
             self._ending.begin_drain("asked to leave, and no standby took over")
 
     def _check_office(self) -> None:
-        """Write something: the journal refuses it if another one leads. One such write at a time."""
+        """Write to the journal: it refuses if another coordinator leads. One such write at a time."""
         if self._outbox.owes_nothing:
             self._outbox.journal(CHECK_KEY, {"term": self._cluster.term})
 
     def doubt(self, peer: bytes, hello: messages.Hello) -> None:
-        """A worker has heard of a newer leader. It wouldn't obey us; the journal knows if it is right."""
+        """A worker knows of a newer leader. It wouldn't obey us. The journal tells whether it is right."""
         if self._cluster.now_ms - self._doubted_ms >= DOUBT_INTERVAL_MS:
             self._doubted_ms = self._cluster.now_ms
             self._outbox.log(

@@ -1,10 +1,11 @@
-"""What the coordinator's core gives out: the effects of the event at hand, and what waits for the journal.
+"""The outputs of the coordinator's core: the effects of the current event, and what waits for the journal.
 
-Responsible for: the effects in their order, the one journal write of an event, and what is to be gone on with
-once the journal holds a write. Invariants kept:
+Responsible for: the order of the effects, the one journal write of an event, and continuations that wait for
+a journal write. Invariants:
 
-- All entries of an event go into one write, the last of its effects; writes are numbered without gaps.
-- What is held for a write is given out once, in order, when the journal holds that write or a later one.
+- All entries of an event go into one write, which is the last of its effects. Writes are numbered without
+  gaps.
+- What waits for a write is handed out once, in order, when the journal holds that write or a later one.
 
 Must not: decide anything. Pure.
 """
@@ -23,9 +24,9 @@ from fcluster.coordinator.events import Effect
 from fcluster.coordinator.model import Slot
 
 ENDING_KEY = "ending"
-"""Journal key for the decision to end the job, while that is being carried out."""
+"""Journal key of the decision to end the job, while that is being carried out."""
 CHECK_KEY = "check"
-"""Journal key that is written to find out whether the journal still takes our writes."""
+"""Journal key that is written to find out whether the journal still accepts our writes."""
 
 HeldKind = Literal["welcome", "fence", "epochs", "drain"]
 
@@ -42,9 +43,9 @@ def assignment_key(shard: ShardId) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """Something to go on with when the journal holds the write `sequence`.
+    """What to continue with when the journal holds the write `sequence`.
 
-    `number` is the session to welcome, the slot to fence, or the end of the reserved epochs; the end of the
+    `number` is the session to welcome, the slot to fence, or the end of the reserved epochs. The end of the
     job needs none.
     """
 
@@ -54,7 +55,7 @@ class Held:
 
 
 class Outbox:
-    """Collects what an event leads to; `begin` and `finish` bracket each event."""
+    """Collects the effects of an event. `begin` and `finish` enclose each event."""
 
     def __init__(self) -> None:
         self.written_sequence = 0
@@ -65,11 +66,11 @@ class Outbox:
         self._entries: dict[str, Any] = {}
 
     def begin(self) -> None:
-        """An event comes: nothing has followed from it yet."""
+        """Start an event, without effects."""
         self._effects, self._entries = [], {}
 
     def finish(self) -> list[Effect]:
-        """What followed from the event, in order; the write of the journal comes last."""
+        """The effects of the event, in order. The journal write comes last."""
         if self._entries:
             self._last_sequence += 1
             self._effects.append(events.WriteJournal(self._last_sequence, self._entries))
@@ -78,26 +79,26 @@ class Outbox:
     # --- effects --------------------------------------------------------------------------------------
 
     def add(self, effect: Effect) -> None:
-        """An effect behind those that are there."""
+        """Append an effect."""
         self._effects.append(effect)
 
     def send(self, peer: bytes, message: FromCoordinator) -> None:
-        """A message to whoever speaks over this connection."""
+        """Send a message over this connection."""
         self._effects.append(events.SendMessage(peer, message))
 
     def log(self, level: Literal["debug", "info", "warning", "error"], text: str) -> None:
-        """A line for the log."""
+        """Log a line."""
         self._effects.append(events.LogLine(level, text))
 
     # --- the journal ----------------------------------------------------------------------------------
 
     def journal(self, key: str, value: Any) -> int:
-        """Add an entry to this event's write; returns the write's sequence."""
+        """Add an entry to this event's write. Returns the write's sequence."""
         self._entries[key] = value
         return self._last_sequence + 1
 
     def journal_slot(self, slot: Slot) -> int:
-        """Add a slot and its session to this event's write; returns the write's sequence."""
+        """Add a slot and its session to this event's write. Returns the write's sequence."""
         session = slot.session
         value = {
             "session": session.number if session else 0,
@@ -110,20 +111,20 @@ class Outbox:
 
     @property
     def owes_nothing(self) -> bool:
-        """Whether the journal holds all writes of former events."""
+        """Whether the journal holds all writes of previous events."""
         return self.written_sequence == self._last_sequence
 
     @property
     def is_all_written(self) -> bool:
-        """Whether there is nothing, of this event either, that the journal doesn't hold yet."""
+        """Whether the journal holds everything, including the writes of this event."""
         return not self._entries and self.written_sequence >= self._last_sequence
 
     def hold(self, kind: HeldKind, sequence: int, number: int) -> None:
-        """Something to go on with when the journal holds that write."""
+        """Continue with this when the journal holds that write."""
         self._held.append(Held(sequence, kind, number))
 
     def written(self, sequence: int) -> Iterator[Held]:
-        """The journal holds the write `sequence`: what has waited for it, one after the other."""
+        """The journal holds the write `sequence`. Yields what waited for it, in order."""
         self.written_sequence = max(self.written_sequence, sequence)
         while self._held and self._held[0].sequence <= sequence:
             yield self._held.popleft()

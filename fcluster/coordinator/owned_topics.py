@@ -1,7 +1,7 @@
-"""Asks Kafka what `internal_names` needs to know, and refuses topics that aren't the job's.
+"""Asks Kafka what `internal_names` needs to know, and refuses topics that don't belong to the job.
 
-Responsible for: the topology as a coordinator may use it, with each internal topic under the name that is
-this job's. Keeps the rule that nothing is changed by looking. Must not create topics.
+Responsible for: the topology that a coordinator may use, in which each internal topic has its actual name.
+Looking never changes anything. Must not create topics.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ _log = logging.getLogger("fcluster.coordinator")
 
 
 def own_names(settings: Settings, admin: Admin, topology: Topology) -> Topology:
-    """The topology with its internal topics under the names under which they are this job's.
+    """The topology with the actual names of its internal topics.
 
     Raises:
-        IncompatibleState: a topic that it needs holds what another job, or anybody else, has written.
+        IncompatibleState: a topic that it needs has records of another job or program.
         KafkaUnavailable: the brokers don't answer.
     """
     existing = existing_topics(admin)
@@ -75,12 +75,12 @@ def own_names(settings: Settings, admin: Admin, topology: Topology) -> Topology:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The internal topics of a job, whatever is wrong with them.
+    """The internal topics of a job, with what is wrong with them.
 
     Attributes:
-        topology: with them under their names.
-        shared: topics that another job has written to as well, with that claim.
-        unowned: topics that hold records, and nothing shows that they are this job's.
+        topology: with the actual names.
+        shared: topics that another job has written to as well, with that job's claim.
+        unowned: topics with records that this job can't be shown to have written.
     """
 
     topology: Topology
@@ -89,14 +89,14 @@ class Found:
 
 
 def found_names(settings: Settings, admin: Admin, topology: Topology, past: Mapping[str, Any]) -> Found:
-    """As `own_names`, for somebody who begins anew: what is wrong is told, not refused. Offsets that
-    something other than fcluster committed prove nothing.
+    """Like `own_names`, for a job that starts again: problems are reported, not refused. Offsets that
+    fcluster didn't commit prove nothing.
 
     Args:
         settings: of the cluster.
-        admin: asks which topics there are.
+        admin: lists the topics.
         topology: as it was built.
-        past: what the journal holds.
+        past: the contents of the journal.
 
     Raises:
         KafkaUnavailable: the brokers don't answer.
@@ -148,7 +148,7 @@ def _holds_records(admin: Admin, topic: str, partitions: int) -> bool:
 
 @contextlib.contextmanager
 def _committed(settings: Settings, existing: Mapping[str, int], *, lenient: bool) -> Generator[Positions]:
-    """What groups have committed, by job and topic; one consumer for each job that is asked about."""
+    """What groups have committed, by job and topic. Uses one consumer for each job."""
     consumers: dict[str, Any] = {}
 
     def positions(job: str, topic: str) -> list[CommittedPosition]:

@@ -1,14 +1,15 @@
-"""Who runs which shard: giving shards to slots, moving them, and getting them back.
+"""Who runs which shard: assigning shards to slots, moving them, and taking them back.
 
-Responsible for: the phases of shards. Invariants kept:
+Responsible for: the phases of shards. Invariants:
 
 - A shard's slot is journalled before its session is told (`Assign`).
-- A shard passes on only from a session that gave it back, or is over; then it waits until its slot is fenced.
-- What has state moves warm: its owner runs it until its next slot has a warm copy, or was waited for long
-  enough.
-- Who is leaving gets no shards to keep.
+- A shard leaves a session only if the session released it, or is over. In the second case it waits until the
+  slot is fenced.
+- A shard with state moves warm: its owner runs it until its next slot has a warm copy, or the wait took too
+  long.
+- A session that is leaving gets no shards to keep.
 
-Must not: end sessions (`released` and `objection` say why one can't go on), or know of epochs. Pure.
+Must not: end sessions (`released` and `objection` say why one can't continue), or know epochs. Pure.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ from fcluster.coordinator.outbox import Outbox, assignment_key
 from fcluster.coordinator.takeovers import Takeovers
 
 WARMING_MS_MAX = 30_000
-"""A shard moves after so long even if its copy at the target isn't warm: what is missing is read there."""
+"""After this time a shard moves even if its copy at the target isn't warm. The rest is restored there."""
 
 
 class Ownership:
-    """The shards of a cluster, and who has them."""
+    """The shards of a cluster and their owners."""
 
     def __init__(self, cluster: Cluster, outbox: Outbox, copies: Copies, takeovers: Takeovers) -> None:
         self.warming: list[Shard] = []
@@ -67,19 +68,19 @@ class Ownership:
         self.balance()
 
     def add_shards(self, shards: Sequence[ShardId]) -> None:
-        """A source has more partitions than before: somebody shall run their shards."""
+        """A source has more partitions than before: their shards need owners."""
         for identity in shards:
             self._cluster.shards.setdefault(identity, Shard(identity))
         self.balance()
 
     def settle(self, slot: Slot) -> None:
-        """Decide about the shards that wait for this slot: its session gets them, or nobody has them."""
+        """Decide about shards that wait for this slot: its session gets them, or they become free."""
         waiting = [
             shard for shard in self._cluster.shards_of(slot.number) if shard.phase is ShardPhase.WAITING
         ]
         session = slot.session
         if session is not None:
-            # One that lost its connection learns of its new shards when it says which it holds.
+            # A session without a connection learns its new shards when it reports those that it holds.
             if session.phase is not SessionPhase.LIVE or session.unlinked_ms is not None:
                 return
             if session.leaving and self._cluster.assigning:
@@ -96,7 +97,7 @@ class Ownership:
                 self._free(shard)
 
     def orphaned(self, slot: Slot) -> list[ShardId]:
-        """The slot's session is over; the shards that it may have had wait for what becomes of the slot."""
+        """The slot's session is over. Shards that it may have had wait for the slot's next state."""
         waiting: list[ShardId] = []
         for shard in self._cluster.shards_of(slot.number):
             if shard.phase is not ShardPhase.ASSIGNING:
@@ -105,10 +106,10 @@ class Ownership:
         return waiting
 
     def balance(self) -> None:
-        """Move as few shards as possible so that all slots have the same, give or take one.
+        """Move as few shards as possible so that all slots have the same number, give or take one.
 
-        What nobody has goes to a warm copy first; if that tips the balance, it moves on from there, warm
-        again.
+        A shard without an owner goes to a warm copy first. If that upsets the balance, it moves on from
+        there, warm again.
         """
         if not self._cluster.assigning or self._cluster.phase is not Phase.RUNNING:
             return
@@ -141,7 +142,7 @@ class Ownership:
         self.hand_over_warm()
 
     def _give(self, shard: Shard, slot: int) -> None:
-        """Journal the slot of a shard that nobody has: the planned one, or one with a warm copy."""
+        """Journal the slot of a shard without an owner: the planned slot, or one with a warm copy."""
         if shard.target is None:
             warmest = self._copies.warmest(shard.identity, self._cluster.slots.values())
             if warmest is not None:
@@ -152,7 +153,7 @@ class Ownership:
         shard.journalled_by = sequence
 
     def assignments_written(self, sequence: int) -> None:
-        """The journal holds the slots of shards that were given away: their sessions may be told."""
+        """The journal holds the slots of assigned shards: tell their sessions."""
         written = [
             shard
             for shard in self._cluster.shards.values()
@@ -166,7 +167,7 @@ class Ownership:
             self.balance()
 
     def runs(self, shard: Shard) -> None:
-        """The shard's session says that it runs it."""
+        """The shard's session says that it runs the shard."""
         if shard.phase is not ShardPhase.RESTORING:
             return
         shard.phase = ShardPhase.RUNNING
@@ -177,11 +178,11 @@ class Ownership:
             self.balance()
 
     def stops(self, shard: Shard, reason: str) -> bool:
-        """The shard's session has it and can't run it; whether that is news."""
+        """The shard's session has it and can't run it. Returns whether that is news."""
         if shard.phase not in (ShardPhase.RESTORING, ShardPhase.RUNNING):
             return False
         shard.phase, shard.stopped_reason = ShardPhase.STOPPED, reason
-        self._takeovers.runs(shard.identity, self._cluster.now_ms)  # nothing more comes of it
+        self._takeovers.runs(shard.identity, self._cluster.now_ms)  # no further effect
         if shard.identity in self._postponed:
             self.balance()
         return True
@@ -194,14 +195,14 @@ class Ownership:
             shard.target = slot
             leaving.append(shard)
         elif shard.phase is ShardPhase.RESTORING:
-            # Its owner can't let go in the midst of that, so it doesn't get there any sooner.
+            # Its owner can't release it in the middle of that, so waiting costs nothing.
             self._postponed.add(shard.identity)
         else:
             shard.phase, shard.target = ShardPhase.WARMING, slot
             shard.warm_until_ms = self._cluster.now_ms + WARMING_MS_MAX
 
     def hand_over_warm(self) -> None:
-        """Begin to move those whose next slot has a warm copy by now, or was waited for long enough."""
+        """Start to move shards whose next slot has a warm copy by now, or whose wait took too long."""
         if not self.warming or self._cluster.phase is not Phase.RUNNING:
             return
         leaving: list[Shard] = []
@@ -218,7 +219,7 @@ class Ownership:
             self.warming = [shard for shard in self.warming if shard.phase is ShardPhase.WARMING]
 
     def _release(self, leaving: Sequence[Shard]) -> None:
-        """Ask for shards that are to move to their targets."""
+        """Ask owners to release shards that move to their targets."""
         revoked: dict[int, list[ShardId]] = {}
         for shard in leaving:
             shard.phase = ShardPhase.RELEASING
@@ -232,13 +233,13 @@ class Ownership:
         self._outbox.log("info", f"moving {len(shards)} shards away from slot {session.slot}")
         number = self._next_order(session)
         self._outbox.send(session.peer, messages.Revoke(self._cluster.term, session.number, shards, number))
-        session.due_ms = self._cluster.now_ms  # it is a commit that releases them
+        session.due_ms = self._cluster.now_ms  # a commit releases them
 
     def released(self, session: Session, shards: Sequence[ShardId]) -> str:
-        """The session has given shards back.
+        """The session has released shards.
 
         Returns:
-            Why it can't go on; empty if it can.
+            Why the session can't continue; empty if it can.
         """
         held = [
             shard
@@ -246,7 +247,7 @@ class Ownership:
             if (shard := self._cluster.shards.get(name)) and shard.session == session.number
         ]
         if any(shard.phase is not ShardPhase.RELEASING for shard in held):
-            # A former leader asked for it. Which of our own requests would count as answered is unknown.
+            # A previous leader requested it. It is unknown which of our own requests this would answer.
             return "released shards that it was not asked to release"
         for shard in held:
             self._free(shard, shard.target)
@@ -255,7 +256,7 @@ class Ownership:
         return ""
 
     def _dismiss_leaving(self) -> None:
-        """Nobody can take their shards: who is leaving needn't wait for that."""
+        """No worker can take their shards: sessions that are leaving need not wait for that."""
         for session in self._cluster.sessions.values():
             linked = session.phase is SessionPhase.LIVE and session.unlinked_ms is None
             if session.leaving and linked and not session.dismissed:
@@ -265,25 +266,25 @@ class Ownership:
     # --- a session that returns -----------------------------------------------------------------------
 
     def objection(self, session: Session, owned: Collection[ShardId]) -> str:
-        """Why the session can't go on with what it holds; empty if it can."""
+        """Why the session can't continue with the shards that it holds; empty if it can."""
         for identity in sorted(owned):
             shard = self._cluster.shards.get(identity)
             if shard is None or shard.slot != session.slot:
                 return f"holds {identity}, which it doesn't own"
             if shard.phase is ShardPhase.RELEASING:
-                # Whether it got the word to release it is anybody's guess. If it was repeated, one answer too
-                # many could later pass for the release of the shard in a new life with the same session.
+                # It is unknown whether it received the request to release the shard. If we repeated it, an
+                # extra answer could later be mistaken for a later release by the same session.
                 return f"had to release {identity} when its connection closed"
         return ""
 
     def reconcile(self, session: Session, owned: Collection[ShardId]) -> None:
-        """The session has returned with these shards: the others that are its own it has to be given anew."""
+        """The session has returned with these shards. Its other shards have to be assigned to it again."""
         missing: list[ShardId] = []
         for shard in self._cluster.shards_of(session.slot):
             if shard.phase is ShardPhase.ASSIGNING:
                 continue
             if shard.phase is ShardPhase.RELEASING:
-                self._free(shard)  # it isn't held any more, only the word of it got lost
+                self._free(shard)  # it was released, only the message got lost
             elif shard.identity in owned:
                 if shard.phase is ShardPhase.WAITING:
                     shard.phase, shard.session = ShardPhase.RUNNING, session.number

@@ -1,8 +1,8 @@
-"""Notices at once when a worker's process on this host ends.
+"""Notices at once when a worker's process on this host exits.
 
-Responsible for: waiting for the ends of processes, by descriptors that stand for the process itself (pidfd),
-so that an id that is used again is never mistaken for it. Does nothing where the system has no such
-descriptors: a death is then noticed by its connection, as on other hosts. Must not decide what an end means.
+Responsible for: waiting for processes to exit, by descriptors that stand for the process itself (pidfd), so
+that a reused process id is never mistaken for it. Without such descriptors it does nothing: a death then
+shows by its connection, as on other hosts. Must not decide what an exit means.
 
 Threads: one of its own; `watch` and `close` are for one other thread.
 """
@@ -19,8 +19,8 @@ import threading
 from collections.abc import Callable
 
 PROCESSES_MAX = 256
-"""More on one host are left to their connections: each takes a descriptor,
-of which a process may have 1,024 by default."""
+"""Beyond this number on one host, only connections are watched: each process takes a descriptor, and a
+process may have only 1,024 by default."""
 
 _log = logging.getLogger("fcluster.coordinator")
 
@@ -29,7 +29,7 @@ class ProcessWatch:
     """Watches processes of this host.
 
     Args:
-        ended: called with a process's name once it has ended, in the watching thread.
+        ended: called with a process's name once it has exited, in the watching thread.
     """
 
     def __init__(self, ended: Callable[[str], None]) -> None:
@@ -42,7 +42,7 @@ class ProcessWatch:
         self._thread.start()
 
     def watch(self, name: str, pid: int) -> None:
-        """Watch the process `pid`, known as `name` from now on. Once for each name; again does nothing."""
+        """Watch the process `pid` under the name `name`. Calling it again for the same name has no effect."""
         if name in self._named or len(self._named) >= PROCESSES_MAX or not hasattr(os, "pidfd_open"):
             return
         try:
@@ -50,7 +50,7 @@ class ProcessWatch:
         except ProcessLookupError:
             self._ended(name)
             return
-        except OSError as error:  # too many descriptors, or the kernel doesn't let us
+        except OSError as error:  # too many descriptors, or the kernel doesn't allow it
             _log.debug("can't watch process %d: %s", pid, error)
             return
         self._named.add(name)
@@ -58,7 +58,7 @@ class ProcessWatch:
         self._wakes.send(b"\0")
 
     def close(self) -> None:
-        """End the thread."""
+        """Stop the thread."""
         self._closing = True
         self._wakes.send(b"\0")
         self._thread.join()

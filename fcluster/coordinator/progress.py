@@ -1,11 +1,11 @@
-"""Where each shard stands, and whether all that was in the sources at start is processed and committed.
+"""How far each shard is, and whether all records that were in the sources at start are committed.
 
-Responsible for: the last known `ShardStatus` of each shard, and with `until_caught_up` the targets. What
-shall be finished is what the job's sources hold at start. How much that is behind a repartition is known
-only once the stages that feed it have caught up, so its target is read then. Invariant kept: a shard that
-reached its target stays caught up, whoever owns it later, for a committed offset never goes back.
+Responsible for: the last known `ShardStatus` of each shard and, with `until_caught_up`, the targets. The goal
+is to process what the job's sources hold at start. How much that is after a repartition is known only once
+the upstream stages have caught up, so that target is read then. Invariant: a shard that has reached its
+target stays caught up, whoever owns it later, because a committed offset never goes back.
 
-Must not: know of sessions or time. Pure.
+Must not: know sessions or time. Pure.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fcluster.common.topology import Stage, Topology
 
 
 class Progress:
-    """Collects what workers say about their shards.
+    """Collects what workers report about their shards.
 
     Args:
         topology: the job.
@@ -40,11 +40,11 @@ class Progress:
 
     @property
     def caught_up(self) -> bool:
-        """Whether there was something to catch up with, and all of it is committed."""
+        """Whether there were targets, and all of them are committed."""
         return self._until_caught_up and not any(self._behind.values())
 
     def waits_only_for(self, stopped: Collection[ShardId]) -> bool:
-        """Whether all that isn't caught up waits for these shards, which are stopped."""
+        """Whether everything that isn't caught up waits for these shards, which are stopped."""
         if not self._until_caught_up or not stopped:
             return False
         if any(stage not in self.targets for stage in self._requested):
@@ -56,7 +56,7 @@ class Progress:
         )
 
     def learn(self, status: ShardStatus) -> None:
-        """Take a heartbeat's word: it knows how far the shard has read."""
+        """Take in a heartbeat: it says how far the shard has read."""
         known = self.standings.get(status.shard)
         if status.end < 0 and known is not None:
             status = msgspec.structs.replace(status, end=known.end)
@@ -64,7 +64,7 @@ class Progress:
         self._judge(status)
 
     def learn_commit(self, status: ShardStatus) -> None:
-        """Take a commit's word: it knows the committed offset only, which may be behind what is read."""
+        """Take in a commit: it says only the committed offset, which may be behind what is read."""
         self._judge(status)
         known = self.standings.get(status.shard)
         if known is not None:
@@ -75,7 +75,7 @@ class Progress:
         self.standings[status.shard] = status
 
     def set_target(self, stage: str, offsets: Mapping[int, int]) -> None:
-        """The end offsets of the stage's source, which are the stage's target."""
+        """The end offsets of the stage's source become the stage's target."""
         if stage not in self._behind:
             return
         self.targets[stage] = dict(offsets)
@@ -85,7 +85,7 @@ class Progress:
                 self._judge(standing)
 
     def stages_to_read(self) -> list[str]:
-        """Stages whose end offsets are wanted now; each is named once."""
+        """Stages whose end offsets are needed now. Each is returned once."""
         if not self._until_caught_up:
             return []
         ready = [
@@ -106,7 +106,7 @@ class Progress:
 
 
 def _upstream(stage: Stage, topology: Topology) -> list[str]:
-    """The stages that write to a stage behind a repartition; none for a source of the user's own."""
+    """The stages that write to a stage after a repartition. None for a user's source topic."""
     if not stage.internal:
         return []
     return [

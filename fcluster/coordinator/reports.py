@@ -1,7 +1,7 @@
-"""What sessions report of themselves and of their shards.
+"""What sessions report about themselves and their shards.
 
-Responsible for: keeping it where status, progress and moves look. Keeps the rule that a session is heard only
-of shards that are its own at present. Must not: decide about sessions. Pure.
+Responsible for: storing reports where status, progress and moves find them. Rule: a report counts only for
+shards that the session owns now. Must not: decide about sessions. Pure.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Reports:
         self._progress = progress
 
     def heartbeat(self, session: Session, heartbeat: messages.Heartbeat) -> None:
-        """A sign of life, with figures and the standing of shards and copies."""
+        """A heartbeat, with metrics and the state of shards and copies."""
         heard = min(session.orders, heartbeat.orders_heard)
         session.orders_heard = max(session.orders_heard, heard)
         stats = heartbeat.stats
@@ -58,18 +58,18 @@ class Reports:
             session.stats_ms = self._cluster.now_ms
 
     def running(self, session: Session, status: messages.ShardStatus) -> None:
-        """The session runs the shard, and how far it is."""
+        """The session runs the shard; how far it is."""
         shard = self._cluster.shards.get(status.shard)
         if shard is None or shard.session != session.number:
-            return  # not (any more) this session's to speak of
+            return  # the session doesn't own it (any more)
         self._ownership.runs(shard)
         self._progress.learn(status)
 
     def torn(self, session: Session, report: messages.TornTransaction) -> None:
-        """Kafka has torn a transaction of a shard of the session."""
+        """Kafka has torn a transaction of one of the session's shards."""
         shard = self._cluster.shards.get(report.shard)
         if shard is None or shard.session != session.number:
-            return  # not (any more) this session's to speak of
+            return  # the session doesn't own it (any more)
         if not report.stopped:
             self._cluster.counters.torn_transactions += 1
             self._outbox.log("warning", report.reason)
@@ -78,7 +78,7 @@ class Reports:
             self._outbox.log("error", f"shard {shard.identity} is stopped: {report.reason}")
 
     def committed(self, session: Session, statuses: Sequence[messages.ShardStatus]) -> None:
-        """What the session has committed of its shards."""
+        """What the session has committed for its shards."""
         for status in statuses:
             shard = self._cluster.shards.get(status.shard)
             if shard is not None and shard.session == session.number:
@@ -88,7 +88,7 @@ class Reports:
                     del self._cluster.overdue[status.shard]
 
     def record_overdue(self, session: Session, message: messages.RecordOverdue) -> None:
-        """A handler hangs at a record: who gets the shard next is to know."""
+        """A handler hangs at a record. The next owner of the shard has to know."""
         shard = self._cluster.shards.get(message.shard)
         if shard is None or shard.session != session.number:
             return

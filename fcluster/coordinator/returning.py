@@ -1,8 +1,7 @@
 """Returning: a worker that lost its connection, or its coordinator, but not its session.
 
-Responsible for: taking such a session up where it was, which makes up for whatever got lost with the
-connection. Keeps the rule that a session goes on only with shards that are its own; otherwise it is evicted.
-Pure.
+Responsible for: resuming such a session where it was, and making up for what was lost with the connection.
+Rule: a session continues only with shards that it owns; otherwise it is evicted. Pure.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from fcluster.coordinator.rounds import Rounds
 
 
 class Returning:
-    """Takes sessions up again."""
+    """Resumes sessions."""
 
     def __init__(
         self,
@@ -46,8 +45,8 @@ class Returning:
         if hello.leaving:
             self._leaving.said(session)
         if session.phase is not SessionPhase.AWAITED and session.unlinked_ms is None and session.peer == peer:
-            # A Hello that outlived a connection and arrived with the next one's: since the one before nothing
-            # was lost, so it says nothing new, and what it says is older than what was sent meanwhile.
+            # A Hello from an old connection that arrived on the new one. Nothing was lost since the last one,
+            # so it has no news, and it is older than what was sent meanwhile.
             self._send_adoption(session)
             return
         owned = set(hello.owned)

@@ -1,18 +1,18 @@
-"""Epochs: their numbers, their rhythm, and their way from barrier to commit.
+"""Epochs: their numbers, their intervals, and their path from barrier to commit.
 
-Responsible for: which number an epoch gets (`EpochNumbers`), how long a worker waits between two of its
-epochs (`next_interval_ms`), and the collection of an epoch (`Rounds`). Invariants kept:
+Responsible for: the numbers of epochs (`EpochNumbers`), how long a worker waits between two of its epochs
+(`next_interval_ms`), and the collection of an epoch (`Rounds`). Invariants:
 
-- Epoch numbers rise strictly, across all terms: a number is used only below a reservation that stands in
-  the journal, and a new leader begins at the reservation's end.
-- The journal is never waited for while the reserved numbers last; more are reserved long before they end.
-- One epoch is collected at a time. It is declared complete when all participants have prepared, or when
-  `checkpoint.straggler.ms` have passed; whoever prepares later is told that it is complete at once.
-- A session takes part in one epoch at a time, gets `Complete(e)` only after its `Prepared(e)`, and its
+- Epoch numbers strictly increase, across all terms: a number is used only below a reservation in the journal,
+  and a new leader begins at the end of the reservation.
+- Epochs don't wait for the journal while reserved numbers last. More are reserved long before they run out.
+- One epoch is collected at a time. It is declared complete when all participants have prepared, or after
+  `checkpoint.straggler.ms`. A session that prepares later is told at once that the epoch is complete.
+- A session takes part in one epoch at a time. It gets `Complete(e)` only after its `Prepared(e)`, and its
   next barrier only after its `Committed(e)`.
 - Each session has its own interval, so that one worker's backlog doesn't cost the others their latency.
 
-Must not: know of shards, slots or the journal. Pure.
+Must not: know shards, slots or the journal. Pure.
 """
 
 from __future__ import annotations
@@ -25,37 +25,40 @@ from fcluster.common.settings import Settings
 from fcluster.coordinator.model import LONG_AGO_MS, EpochPhase, Session, SessionPhase
 
 RESERVED_EPOCHS = 10_000
-"""Numbers reserved at a time: at the fastest sensible rhythm (a few ms) one journal write in a minute."""
+"""How many numbers are reserved at a time: one journal write a minute at the fastest sensible rate (a few
+ms)."""
 
 _EARLY_SHARE = 8
-"""A session whose interval is over but for this fraction goes together with those that are due."""
+"""A session whose interval is over except for this fraction takes part together with those that are due."""
 
 
 class EpochNumbers:
     """Hands out epoch numbers below the journalled reservation.
 
     Args:
-        highest_known: no number up to it is handed out (journal, committed offsets).
+        highest_known: no number up to this one is handed out (journal, committed offsets).
     """
 
     def __init__(self, highest_known: int) -> None:
         self.highest = highest_known
-        """The last number handed out or heard of."""
+        """The highest number handed out or observed."""
         self.reserved_until = 0
-        """Exclusive; all below it are reserved in the journal."""
+        """Exclusive: all numbers below it are reserved in the journal."""
         self._requested_until = 0
 
     @property
     def available(self) -> bool:
-        """Whether `take` would give a number."""
+        """Whether `take` would return a number."""
         return self.highest + 1 < self.reserved_until
 
     def observe(self, epoch: int) -> None:
-        """Somebody knows of `epoch`: nothing up to it is handed out from now on."""
+        """Epoch `epoch` exists: no number up to it is handed out from now on."""
         self.highest = max(self.highest, epoch)
 
     def wanted_reservation(self) -> int | None:
-        """The new end to write to the journal, None while the present one (or one being written) will do."""
+        """The new end to write to the journal. None while the present one, or one being written, is
+        enough.
+        """
         if self._requested_until - self.highest > RESERVED_EPOCHS // 2:
             return None
         self._requested_until = self.highest + 1 + RESERVED_EPOCHS
@@ -66,7 +69,7 @@ class EpochNumbers:
         self.reserved_until = max(self.reserved_until, until)
 
     def take(self) -> int | None:
-        """The next number; None if the journal has to hold a new reservation first."""
+        """The next number. None if the journal has to hold a new reservation first."""
         if not self.available:
             return None
         self.highest += 1
@@ -76,11 +79,11 @@ class EpochNumbers:
 def next_interval_ms(
     interval_ms: float, backlog: bool, epoch_ms: float, interval_ms_min: float, interval_ms_max: float
 ) -> float:
-    """How long after a worker's last barrier its next may follow.
+    """How long after a worker's last barrier its next one may follow.
 
-    Short when caught up (latency); doubling with a backlog (throughput), and then at least as long as its
-    last epoch took from barrier to commit, so that it doesn't spend its time on committing. One caught-up
-    epoch is enough to fall back to the shortest.
+    The interval is short when caught up (latency). With a backlog it doubles (throughput), and is at least as
+    long as the last epoch took from barrier to commit, so that the worker doesn't spend all its time on
+    committing. One caught-up epoch is enough to return to the shortest interval.
     """
     if not backlog:
         return interval_ms_min
@@ -120,7 +123,7 @@ class Rounds:
         self.begun = 0
         self.stragglers = 0
         self.wanting: dict[int, Session] = {}
-        """Sessions that have something to commit beyond the epoch that they have in flight."""
+        """Sessions that have something to commit beyond their epoch in flight."""
         self._settings = settings
         self._term = term
         self._send = send
@@ -134,17 +137,19 @@ class Rounds:
         self.wanting[session.number] = session
 
     def hurry(self) -> None:
-        """From now on nobody's interval is waited for: the job is draining."""
+        """From now on, intervals are ignored: the job is draining."""
         self._hurried = True
 
     def prepared(self, session: Session, epoch: int, now_ms: float) -> None:
-        """The session's epoch is flushed. It waits for the others, unless it is declared complete already."""
+        """The session's epoch is flushed. It waits for the others, unless the epoch is already declared
+        complete.
+        """
         if session.epoch_phase is not EpochPhase.PREPARING:
             return
         if not session.committed_epoch < epoch <= session.epoch:
             return
         if epoch < session.epoch:
-            # A barrier crossed the worker's word that it had none, so it got another, which it ignores.
+            # The worker's report that it had no barrier crossed one, so it got another, which it ignores.
             self._drop_out(session, now_ms)
             session.epoch = epoch
         current = self.current
@@ -158,7 +163,7 @@ class Rounds:
             self._declare_complete(current, now_ms)
 
     def committed(self, session: Session, message: messages.Committed, now_ms: float) -> None:
-        """The session's epoch is committed; its interval follows from how that went."""
+        """The session's epoch is committed. Its next interval depends on how that went."""
         if session.epoch_phase is not EpochPhase.NONE and session.epoch == message.epoch:
             self._drop_out(session, now_ms)
             session.epoch_phase = EpochPhase.NONE
@@ -177,10 +182,12 @@ class Rounds:
             self.want(session)
 
     def returned(self, session: Session, hello: messages.Hello, now_ms: float) -> None:
-        """The session is back after messages may have been lost: its word on its epoch is the truth."""
+        """The session is back after messages may have been lost. Its own report about its epoch is
+        authoritative.
+        """
         in_flight = hello.prepared_epoch or hello.in_flight_epoch
         if session.epoch_phase is not EpochPhase.NONE and session.epoch != in_flight:
-            # The barrier never arrived, or the epoch is committed and only the word of it got lost.
+            # The barrier never arrived, or the epoch is committed and only that message got lost.
             self._drop_out(session, now_ms)
             session.epoch_phase = EpochPhase.NONE
         if in_flight and session.epoch_phase is EpochPhase.NONE:
@@ -194,8 +201,9 @@ class Rounds:
             self.want(session)
 
     def unlinked(self, session: Session, now_ms: float) -> None:
-        """Its connection closed: the others don't wait for it.
-        If it is alive it goes on as a straggler does."""
+        """Its connection closed: the others don't wait for it. If it is alive, it continues as a
+        straggler.
+        """
         current = self.current
         if current is not None and current.waiting.pop(session.number, None) is not None:
             self.stragglers += 1
@@ -203,7 +211,7 @@ class Rounds:
                 self._declare_complete(current, now_ms)
 
     def ended(self, session: Session, now_ms: float) -> None:
-        """The session is over: nothing of this is ever sent to it again, and nobody waits for it."""
+        """The session is over: it gets no more messages of this epoch, and no session waits for it."""
         self.wanting.pop(session.number, None)
         self._drop_out(session, now_ms)
         session.epoch_phase = EpochPhase.NONE
@@ -211,7 +219,7 @@ class Rounds:
     # --- time -----------------------------------------------------------------------------------------
 
     def advance(self, now_ms: float) -> None:
-        """Declare the epoch complete without its stragglers, begin the next one, if it is time."""
+        """If it is time, declare the epoch complete without its stragglers, and begin the next one."""
         current = self.current
         if current is not None and now_ms >= current.barrier_ms + self._settings.checkpoint_straggler_ms:
             self.stragglers += len(current.waiting)
@@ -220,7 +228,7 @@ class Rounds:
             self._begin(now_ms)
 
     def deadline_ms(self) -> float | None:
-        """When `advance` has something to do, if nothing happens before; None: never."""
+        """When `advance` has something to do, if nothing happens before. None: never."""
         if self.current is not None:
             return self.current.barrier_ms + self._settings.checkpoint_straggler_ms
         if not self.wanting or not self.numbers.available:

@@ -1,7 +1,7 @@
-"""Agents and the workers that are wanted of them: what is answered to agents, and to who asks for more or
-fewer.
+"""Agents and their targets: the answers to agents, and to clients that scale the job.
 
-Responsible for: the answers; the counting and spreading is `agents`'. Must not: start or end anything. Pure.
+Responsible for: the answers. `agents` counts the workers and spreads them. Must not: start or stop anything.
+Pure.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from fcluster.coordinator.outbox import Outbox
 
 
 class Scaling:
-    """Speaks with agents and with who scales the job."""
+    """Answers agents, and clients that scale the job."""
 
     def __init__(self, cluster: Cluster, outbox: Outbox, agents: Agents) -> None:
         self._cluster = cluster
@@ -24,7 +24,7 @@ class Scaling:
         self._agents = agents
 
     def agent_report(self, peer: bytes, report: messages.AgentReport) -> None:
-        """An agent says which workers it runs: it is told how many are wanted."""
+        """An agent reports its workers. The answer says how many it should run."""
         term = self._cluster.term
         if report.job != self._cluster.terms.topology.job:
             reason = (
@@ -49,7 +49,7 @@ class Scaling:
             self._outbox.send(peer, order)
 
     def scale(self, request: messages.ScaleRequest) -> messages.ScaleReply | messages.Refused:
-        """Somebody wants another number of workers."""
+        """A client asks for another number of workers."""
         if self._cluster.phase is not Phase.RUNNING:
             return self._cluster.refused(f"the job is stopping ({self._cluster.stop_reason})")
         answer = self._agents.scale(request, self._cluster.now_ms)

@@ -1,14 +1,13 @@
-"""The coordinator process: stands by while another one leads; then carries out what `core` decides.
+"""The coordinator process: stands by while another coordinator leads, then carries out what `core` decides.
 
-Responsible for: taking over the journal when it is this one's turn (see `standby`) and `checks` has no
-objection, and then the loop that turns frames, closed connections and outcomes into events, and effects into
-frames, journal writes and fences. One thread owns the socket and the core; the journal, fences and background
-duties have threads of their own and report to it through one queue.
+Responsible for: taking over the journal when it is this process's turn (see `standby`) and `checks` raises no
+error. After that, the loop that turns frames, closed connections and outcomes into events, and effects into
+frames, journal writes and fences. One thread owns the socket and the core. The journal, fences and background
+tasks have threads of their own, and report to it through one queue.
 
-Invariants kept: no effect that takes long runs in the loop's thread, so that no epoch waits for it; every
-wait is bounded.
+Invariants: no slow effect runs in the loop's thread, so that no epoch waits for it; every wait is bounded.
 
-Must not: decide about workers, shards or epochs; those belong to `core`.
+Must not: decide about workers, shards or epochs; `core` does.
 """
 
 from __future__ import annotations
@@ -77,23 +76,23 @@ from fcluster.coordinator.truncation import Truncation
 _log = logging.getLogger("fcluster.coordinator")
 
 BIND_RETRY_S = 5.0
-"""A coordinator that was killed and started again may find its port not yet free."""
+"""A coordinator that was killed and restarted may find its port not yet free."""
 END_OFFSETS_RETRY_S = 1.0
 TAKE_OVER_RETRY_S = 1.0
 TURN_MS_MAX = 500.0
 STATUS_AGE_S_MAX = 0.5
-"""However many ask over HTTP, the loop makes no more status documents than that."""
+"""The loop builds a new status document at most this often, however many HTTP clients ask."""
 STATUS_WAIT_S = 2.0
 TOPIC_WATCH_END_S = 5.0
 SUCCESSOR_S = 2.0
 SUCCESSOR_POLL_S = 0.05
 KAFKA_WAITS_MS = 2_000
-"""An epoch or take-over that is under way for longer may wait for Kafka: then somebody looks."""
+"""An epoch or takeover that takes longer may be waiting for Kafka: then Kafka is checked."""
 KAFKA_TROUBLED_S = 10.0
-"""So does one whose worker has lost a transaction, or a slot that couldn't be fenced, for so long."""
+"""Kafka is also checked for this long after a worker lost a transaction or a slot couldn't be fenced."""
 KAFKA_WATCH_NOTED_S = 0.5
 ABSENCE_S = 2.0
-"""A turn of the loop that took so long shows that the process was away."""
+"""A loop iteration that took this long shows that the process was suspended."""
 EXIT_INTERRUPTED = 130
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
@@ -108,23 +107,25 @@ def run_coordinator(
     ready_callback: Callable[[str], None] | None = None,
     ready_file: Path | None = None,
 ) -> int:
-    """Lead the job until it is stopped, has caught up, or fails; stand by as long as somebody else leads.
+    """Lead the job until it is stopped, has caught up, or fails. Stand by as long as another coordinator
+    leads.
 
-    SIGINT drains the job if this one leads it. SIGTERM hands over to a standby, so that the job goes on, and
-    drains the job only if nobody stands by. A second signal ends the process at once. A standby both end, and
-    nothing else.
+    SIGINT drains the job if this coordinator leads it. SIGTERM hands over to a standby, so that the job goes
+    on, and drains the job only if there is no standby. A second signal ends the process at once. A standby
+    just exits on either signal.
 
     Args:
         job: to run.
         settings: resolved.
-        expected_workers: the first assignment waits for so many, for a while; default: the setting `workers`.
-        until_caught_up: stop once everything that was in the sources at start is committed.
-        stand_by: if not, a coordinator that leads already is a conflict.
-        ready_callback: called with the address once workers can join, in each term that this one leads.
-        ready_file: written with the leader record, as JSON, at the same moment.
+        expected_workers: the first assignment waits for this many, for a while. Default: the setting
+            `workers`.
+        until_caught_up: stop once all records that were in the sources at start are committed.
+        stand_by: if False, a coordinator that already leads is a conflict.
+        ready_callback: called with the address once workers can join, in each term that this process leads.
+        ready_file: written with the leader record, as JSON, at the same time.
 
     Returns:
-        The process's exit code: 0 stopped in good order, 3 the job failed.
+        The process's exit code: 0 stopped cleanly, 3 the job failed.
 
     Raises:
         FclusterError: it can't lead, or stand by, for the reason in the message.
@@ -152,7 +153,7 @@ def run_coordinator(
 
 
 def _take_turns(candidate: Candidate, standby: Standby, office: _Office) -> int:
-    """Stand by and lead, in turns, until there is an end to it; the exit code."""
+    """Stand by and lead, in turns, until the end. Returns the exit code."""
 
     def stop_waiting(_number: int) -> None:
         standby.interrupt()
@@ -174,7 +175,7 @@ def _take_turns(candidate: Candidate, standby: Standby, office: _Office) -> int:
                 _log.info("coordinator ends: another coordinator leads now")
                 return 0
             signals.on_stop = stop_waiting
-            gc.collect()  # a deposed leader's clients and sockets shall not wait for chance
+            gc.collect()  # close a deposed leader's clients and sockets now, not at some garbage collection
 
 
 def _wait_for_turn(candidate: Candidate, standby: Standby, own: Leader | None) -> Ended | None:
@@ -183,7 +184,7 @@ def _wait_for_turn(candidate: Candidate, standby: Standby, own: Leader | None) -
     if own is None and not standby.stood_by:
         candidate.prepare()
     else:
-        with contextlib.suppress(KafkaUnavailable):  # then the take-over will be slower, or not be
+        with contextlib.suppress(KafkaUnavailable):  # then the takeover will be slower, or fail
             candidate.prepare()
     return standby.wait(own)
 
@@ -207,24 +208,25 @@ class _Office:
     def lead(
         self, candidate: Candidate, signals: _Signals, own: Leader | None, *, again: bool
     ) -> tuple[int, Leader | None]:
-        """Take the term and lead to its end; the exit code, and the record of the last own leadership.
+        """Take the term and lead until it ends. Returns the exit code, and the record of this process's last
+        leadership.
 
         Args:
             candidate: has Kafka ready.
             signals: to be obeyed.
             own: the record so far.
-            again: this one stood by or led before: trouble on the way to leadership may pass, and an end of
-                the job that is under way is carried on.
+            again: this process stood by or led before. Trouble on the way to leadership may then be
+                temporary, and an end of the job that is under way is carried on.
         """
         self.health.takes_over()
         transport = RouterTransport(self.security)
         try:
-            # First of all: who can't listen must not depose anybody.
+            # This comes first: a coordinator that can't listen must not depose another one.
             address = _announced(self.settings, _bind(transport, self.settings.coordinator_bind))
             journal, past = candidate.open_journal()
             if not again:
-                # Who didn't see the last leader end the job starts it anew:
-                # what became of that end is history.
+                # A coordinator that didn't see the last leader end the job starts the job again:
+                # the outcome of that end doesn't matter.
                 past.pop(ENDING_KEY, None)
             terms, own = self._terms(candidate, past, address)
             journal.write(_first_entries(own, terms, ending=past.get(ENDING_KEY)))
@@ -247,12 +249,12 @@ class _Office:
             transport.close()
 
     def _leads(self, own: Leader) -> bool:
-        """Whether the journal names no younger leader."""
+        """Whether the journal names no newer leader."""
         found = leader_in(read_journal(self.settings, self.job), self.job)
         return found is None or found.term <= own.term
 
     def _terms(self, candidate: Candidate, past: Mapping[str, Any], address: str) -> tuple[Terms, Leader]:
-        """Of the next leadership, and its record in the journal."""
+        """The terms of the next leadership, and its record in the journal."""
         topology = candidate.topology
         check_reset(past, topology.job)
         ids, partitions, highest_committed_epoch = candidate.topics_now(past)
@@ -284,7 +286,7 @@ class _Office:
 
 
 def _first_entries(leader: Leader, terms: Terms, ending: Any) -> dict[str, Any]:
-    """What a leader's first write says."""
+    """The entries of a leader's first write."""
     entries: dict[str, Any] = {
         "term": {"term": terms.term},
         "topology": terms.topology.describe(),
@@ -299,7 +301,7 @@ def _first_entries(leader: Leader, terms: Terms, ending: Any) -> dict[str, Any]:
 def _bind(transport: RouterTransport, bind: str) -> str:
     deadline_s = time.monotonic() + BIND_RETRY_S
     while True:
-        # Workers ask there a while after we are gone: nobody else shall get the port as one of "any free".
+        # Workers ask there for a while after we are gone, so the port must not be handed out.
         wanted = f"{bind.removesuffix(':0')}:{reserve_for_process()}" if bind.endswith(":0") else bind
         try:
             return transport.bind(wanted)
@@ -332,10 +334,10 @@ def _announce(leader: Leader, ready_callback: Callable[[str], None] | None, read
 
 
 def refresh_interval_s(settings: Settings, admin: Admin) -> float:
-    """How often the journal is written at least, in seconds: well within what the brokers remember of it."""
+    """The longest time between two journal writes, in seconds: well within what the brokers remember."""
     interval_ms = settings.offset_refresh_interval_ms
     remembered_ms = broker_setting(admin, "transactional.id.expiration.ms")
-    # A worker's two ids take turns, and each has to be used before it is forgotten.
+    # A worker's two ids are used in turn, and each has to be used before it is forgotten.
     if remembered_ms is not None and interval_ms > remembered_ms // 4:
         _log.warning(
             "the brokers forget transactional ids that are idle for %d ms "
@@ -350,10 +352,10 @@ def refresh_interval_s(settings: Settings, admin: Admin) -> float:
 
 
 class _Signals:
-    """SIGTERM and SIGINT: the first one ends in good order what this process does, a second one the process.
+    """SIGTERM and SIGINT: the first one ends the current activity cleanly, a second one ends the process.
 
     Args:
-        on_stop: how to end that, given the signal's number.
+        on_stop: ends the current activity, given the signal's number.
     """
 
     def __init__(self, on_stop: Callable[[int], None]) -> None:
@@ -367,7 +369,7 @@ class _Signals:
 
     @property
     def on_stop(self) -> Callable[[int], None]:
-        """What the first signal calls; at once, if it came already."""
+        """What the first signal calls. It is called at once if the signal has already come."""
         return self._on_stop
 
     @on_stop.setter
@@ -378,7 +380,9 @@ class _Signals:
 
     @contextlib.contextmanager
     def handled(self) -> Generator[None]:
-        """Handle them in this block. Only a process's main thread may; in others nothing is done."""
+        """Handle signals in this block. Only a process's main thread can; in other threads this does
+        nothing.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -397,7 +401,7 @@ class _Signals:
 
 
 class _Shell:
-    """The loop, and the threads that work for it."""
+    """The loop and its threads."""
 
     def __init__(
         self,
@@ -447,19 +451,19 @@ class _Shell:
         self._troubles_counted = 0
 
     def post(self, event: Event) -> None:
-        """Hand an event to the loop; from any thread, and from signal handlers."""
+        """Pass an event to the loop. For any thread, and for signal handlers."""
         self._inbox.put(event)
         self._transport.wake()
 
     def on_signal(self, number: int) -> None:
-        """The process was asked to end: the job as well, or only its leadership."""
+        """The process was asked to end the job, or only its leadership."""
         self.post(events.ResignRequested() if number == signal.SIGTERM else events.StopRequested())
 
     def _on_journal(self, event: events.JournalWritten | events.Deposed) -> None:
         """In the journal's thread, which ends after `Deposed`.
 
-        Who resigns serves the workers until they can find the successor: fenced it does no harm, and they
-        don't wait for the successor to read the journal.
+        A leader that resigns keeps serving its workers until they can find the new leader. It is fenced, so
+        it does no harm, and the workers don't have to wait until the new leader has read the journal.
         """
         if isinstance(event, events.Deposed) and self._core.resignation is not None:
             self._await_successor()
@@ -479,7 +483,7 @@ class _Shell:
             follower.close()
 
     def run(self) -> int:
-        """Lead until the core says stop; returns the exit code."""
+        """Lead until the core says stop. Returns the exit code."""
         self._health.leads(self._leader, self._publisher.document)
         try:
             self._feed(events.Started())
@@ -507,7 +511,7 @@ class _Shell:
         for item in happenings:
             match item:
                 case FrameReceived():
-                    # A flood of what is dropped must not keep the core from its clock.
+                    # A flood of dropped frames must not keep the core from its deadlines.
                     happened |= self._on_frame(item)
                 case Disconnected(peer):
                     happened = True
@@ -531,7 +535,7 @@ class _Shell:
             self._in_background(self._truncation.run, self._core.committed_offsets())
 
     def _concern(self) -> Concern:
-        """What the job needs of Kafka; in the watch's thread."""
+        """What the job needs from Kafka; in the watch's thread."""
         topology = self._topology
         ids = [name for slot in list(self._core.slots) for name in transactional_ids(topology.job, slot)]
         return Concern(frozenset(roles_of(topology)), topology.job, tuple(ids))
@@ -550,7 +554,7 @@ class _Shell:
         self._kafka_watch.note(waiting=waits or now_s < self._troubled_until_s)
 
     def _notice_absence(self) -> None:
-        """Who was stopped or swapped out may have been deposed meanwhile; the journal knows."""
+        """A process that was stopped or swapped out may have been deposed meanwhile. The journal knows."""
         former_s, self._turned_s = self._turned_s, time.monotonic()
         if self._turned_s - former_s >= ABSENCE_S:
             self._journal_thread.write(events.WriteJournal(0, {LEADER_KEY: self._leader}))
@@ -563,13 +567,13 @@ class _Shell:
             self._journal_thread.write(events.WriteJournal(0, {LEADER_KEY: self._leader}))
 
     def _learn_refresh_interval(self, settings: Settings) -> None:
-        """In the duties' thread: a take-over doesn't wait for it."""
-        with contextlib.suppress(FclusterError):  # then what is set holds
+        """In the background thread, so that a takeover doesn't wait for it."""
+        with contextlib.suppress(FclusterError):  # then the setting applies
             self._refresh_s = refresh_interval_s(settings, self._admin)
             self._refresh_due_s = min(self._refresh_due_s, time.monotonic() + self._refresh_s)
 
     def _on_frame(self, received: FrameReceived) -> bool:
-        """Whether the core got something to do."""
+        """Whether the frame gave the core something to do."""
         message = self._gate.admit(received)
         if message is None:
             return False
@@ -618,15 +622,17 @@ class _Shell:
         def run() -> None:
             try:
                 duty(argument)
-            except Exception:  # noqa: BLE001  it would be lost in the executor
+            except Exception:  # noqa: BLE001  the executor would swallow it
                 _log.exception("a background task failed")
 
         self._duties.submit(run)
 
     def _read_end_offsets(self, name: str) -> None:
-        """How far a source reaches now; tried until it is known, for without it nothing ends."""
+        """The present end offsets of a source. Retried until they are known, because nothing ends without
+        them.
+        """
         stage = self._topology.stage(name)
-        # What the job itself wrote is committed, but markers may still be on their way to the partitions:
+        # What the job itself wrote is committed, but commit markers may not have reached all partitions:
         # the last stable offset could miss records that count.
         isolation = "read-uncommitted" if stage.internal else stage.source.isolation
         wanted = [
@@ -649,7 +655,7 @@ class _Shell:
                 self._closing.wait(END_OFFSETS_RETRY_S)
 
     def _source_partitions(self) -> list[tuple[str, int]]:
-        """Of all shards there are at present; in any thread."""
+        """Of all shards that exist now; for any thread."""
         sources = {stage.name: stage.source.name for stage in self._topology.stages}
         return [(sources[shard.stage], shard.partition) for shard in tuple(self._core.shards)]
 
@@ -664,7 +670,7 @@ class _Shell:
         self._closing.set()
         self._topic_watch.close()
         if self._stop is not None and self._stop.exit_code != EXIT_TEMPORARY:
-            # Nobody needs to ask an address where nobody listens any more, and standbys shall end as well.
+            # So no process asks an address where nothing listens any more, and standbys exit too.
             end = {"term": self._leader.term, "exit_code": self._stop.exit_code, "reason": self._stop.reason}
             entries = {LEADER_KEY: None, ENDED_KEY: end, ENDING_KEY: None}
             self._journal_thread.write(events.WriteJournal(0, entries))
@@ -677,10 +683,10 @@ class _Shell:
 
 
 class _StatusPublisher:
-    """Gives the loop's status document to other threads, made by the loop when one of them wants it.
+    """Gives the loop's status document to other threads. The loop builds it when one of them wants it.
 
     Args:
-        wake: makes the loop turn.
+        wake: wakes the loop.
     """
 
     def __init__(self, wake: Callable[[], None]) -> None:
@@ -692,17 +698,17 @@ class _StatusPublisher:
 
     @property
     def is_wanted(self) -> bool:
-        """Whether somebody waits for one."""
+        """Whether a thread waits for one."""
         return self._wanted
 
     def publish(self, document: Mapping[str, Any]) -> None:
-        """In the loop: here it is."""
+        """In the loop: publish this document."""
         with self._changed:
             self._document, self._made_s, self._wanted = document, time.monotonic(), False
             self._changed.notify_all()
 
     def document(self) -> Mapping[str, Any] | None:
-        """In any thread but the loop: one that isn't old, None if the loop doesn't give one in time."""
+        """For any thread but the loop: a recent document. None if the loop doesn't provide one in time."""
         asked_s = time.monotonic()
         with self._changed:
             if asked_s - self._made_s >= STATUS_AGE_S_MAX:

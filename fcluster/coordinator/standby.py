@@ -1,13 +1,13 @@
-"""A coordinator that doesn't lead: has everything ready, and waits until nobody leads any more.
+"""A coordinator that doesn't lead: it has everything ready, and waits until no coordinator leads.
 
-Responsible for: the clients that a take-over needs, connected in advance (`Candidate`), and watching the
-leader, over ZeroMQ and through the journal (`Standby`). Invariants kept:
+Responsible for: the clients that a takeover needs, connected in advance (`Candidate`), and watching the
+leader over ZeroMQ and through the journal (`Standby`). Invariants:
 
-- The journal has the last word: whatever the network seems to say, this one's turn comes only if the journal
-  still names the leader that is suspected, or has asked this one to take over. Whether it really leads then
-  is decided by the journal's fence.
-- A job that was ended on purpose isn't taken over: its standbys end too, and say why.
-- Every wait is bounded; nothing is written.
+- The journal has the last word. Whatever the network seems to say, it is this standby's turn only if the
+  journal still names the suspected leader, or the leader has asked this standby to take over. Whether it then
+  really leads is decided by the journal's fence.
+- A job that was ended on purpose isn't taken over. Its standbys exit too, and say why.
+- Every wait is bounded. Nothing is written.
 
 Must not: lead, or know what a leader does.
 """
@@ -59,25 +59,26 @@ _log = logging.getLogger("fcluster.coordinator")
 JOURNAL_TIMEOUT_S = 3.0
 PROBE_TIMEOUT_S = 0.2
 NEWER_LEADER_S = 2.0
-"""A newer leader fences first and writes its name a moment later; the deposed one gives it so long."""
+"""A newer leader fences first and writes its name a moment later. A deposed leader waits this long for
+the name."""
 RETRY_S = 0.5
 _RANK_UNKNOWN_MAX = 0.3
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The job was brought to its end, or this standby was. `exit_code` is what its process ends with."""
+    """The job ended, or this standby was asked to. `exit_code` is the exit code of its process."""
 
     exit_code: int
     reason: str
 
 
 class Candidate:
-    """What a coordinator needs of Kafka to take over, had ready.
+    """What a coordinator needs from Kafka to take over, kept ready.
 
     Args:
         settings: of the cluster.
-        topology: of the job; its internal topics are created.
+        topology: of the job. Its internal topics are created.
 
     Raises:
         FclusterError: brokers or topics aren't as they have to be.
@@ -91,8 +92,8 @@ class Candidate:
         past = read_journal(settings, topology.job)
         check_reset(past, topology.job)
         self.topology = own_names(settings, self.admin, topology)
-        """The job, with its internal topics as they are called."""
-        # Before what is missing is made: what was there and is gone shall not be taken for new.
+        """The job, with the actual names of its internal topics."""
+        # Before missing topics are created: a topic that is gone must not be mistaken for a new one.
         known = remembered_ids(past)
         check_topics(self.topology, settings, known, self._look(known))
         partitions = ensure_internal_topics(self.admin, self.topology, settings)
@@ -100,12 +101,12 @@ class Candidate:
             stage.source.name: partitions[stage.source.name] for stage in self.topology.stages
         }
         self._producer: Producer | None = None
-        # Read-uncommitted: workers of a former leader may be in the midst of their transactions, which this
-        # must not wait for. What they commit later has a number that the journal has reserved.
+        # Read-uncommitted: workers of a previous leader may have open transactions, and this mustn't wait for
+        # them. What they commit later has a number that the journal has reserved.
         self.consumer = make_consumer(settings, "read-uncommitted", **{"group.id": topology.job})
 
     def prepare(self) -> None:
-        """Connect to all that the take-over will talk to.
+        """Connect to everything that the takeover will use.
 
         Raises:
             KafkaUnavailable: the brokers don't answer.
@@ -119,14 +120,14 @@ class Candidate:
         return committed_positions(self.consumer, self._job, self.sources)
 
     def topics_now(self, past: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, int], int]:
-        """The topics as they are, compared with what the journal (`past`) and the committed offsets say.
+        """The topics as they are now, compared with the journal (`past`) and the committed offsets.
 
         Returns:
             The topics' ids, the partition counts of the sources, and the highest committed epoch.
 
         Raises:
             KafkaUnavailable: the brokers don't answer.
-            FclusterError: a topic is gone, or isn't the former one (see `checks.check_topics`).
+            FclusterError: a topic is gone or was replaced (see `checks.check_topics`).
         """
         positions = self.committed_positions()
         ids = remembered_ids(past)
@@ -134,7 +135,7 @@ class Candidate:
         look = self._look(ids)
         found = check_topics(self.topology, self._settings, ids, look)
         counts = dict(self.sources)
-        # A standby has been waiting since who knows when: partitions may have been added meanwhile.
+        # A standby may have been waiting for long: partitions may have been added meanwhile.
         counts |= {topic: seen.partitions for topic in counts if (seen := look.get(topic)) is not None}
         self.sources = counts
         return found, counts, max((position.epoch for _, position in positions), default=0)
@@ -151,7 +152,7 @@ class Candidate:
         return open_journal(self._settings, self._job, producer)
 
     def close(self) -> None:
-        """Let go of the clients."""
+        """Release the clients."""
         self._producer = None
         self.consumer.close()
 
@@ -180,16 +181,16 @@ class Standby:
     Args:
         settings: of the cluster.
         topology: of the job.
-        health: is told.
-        patient: whether to stand by at all: if not, a leader that answers is a conflict, until this
-            coordinator itself has led.
+        health: is updated.
+        patient: whether to stand by at all. If not, a leader that answers is a conflict, until this
+            coordinator has led itself.
     """
 
     def __init__(
         self, settings: Settings, topology: Topology, health: CoordinatorHealth, *, patient: bool
     ) -> None:
         self.stood_by = False
-        """Whether it has met a leader that lives."""
+        """Whether it has met a live leader."""
         self._settings = settings
         self._topology = topology
         self._health = health
@@ -202,27 +203,27 @@ class Standby:
 
     @property
     def interrupted(self) -> bool:
-        """Whether the waiting was ended for ever."""
+        """Whether the wait was ended for good."""
         return self._interrupted.is_set()
 
     def interrupt(self) -> None:
-        """End the waiting, now and for ever. May be called by a signal handler."""
+        """End the wait, now and for good. May be called by a signal handler."""
         self._interrupted.set()
         self._inbox.put(_Interrupted())
 
     def wait(self, own: Leader | None) -> Ended | None:
-        """Wait until nobody leads.
+        """Wait until no coordinator leads.
 
         Args:
-            own: the record of this coordinator's own leadership that has just ended, None if it never led.
+            own: the record of this coordinator's leadership that has just ended. None if it never led.
 
         Returns:
-            None: it is this one's turn. Otherwise why there will be none.
+            None: it is this coordinator's turn. Otherwise, why it will never be.
 
         Raises:
-            ClusterConflict: somebody leads, and this one isn't to stand by, or can't watch him.
-            IncompatibleState: the leader runs another topology, or there is no journal to be understood.
-            KafkaUnavailable: at the very first.
+            ClusterConflict: another coordinator leads, and this one isn't to stand by, or can't watch it.
+            IncompatibleState: the leader runs another topology, or the journal can't be understood.
+            KafkaUnavailable: only at the very first attempt.
         """
         while not self._interrupted.is_set():
             self._health.looks_for_leader()
@@ -239,7 +240,7 @@ class Standby:
         return _INTERRUPTED
 
     def _find(self, own: Leader | None) -> Leader | Ended | None:
-        """Who leads by the journal."""
+        """The leader according to the journal."""
         give_up_s = time.monotonic() + NEWER_LEADER_S * random.uniform(1, 1.5)
         while True:
             journal = read_journal(self._settings, self._topology.job, JOURNAL_TIMEOUT_S)
@@ -258,11 +259,13 @@ class Standby:
     # --- watching -------------------------------------------------------------------------------------
 
     def _follow(self, leader: Leader) -> Leader | Ended | None:
-        """Watch this leader until it is gone: who leads instead, why nobody shall, or None: this one."""
+        """Watch this leader until it is gone. Returns the new leader, why there will be none, or None:
+        this one.
+        """
         try:
             security = client_security(self._settings, Role.COORDINATOR, leader.address, leader.public_key)
         except FclusterError as error:
-            # It ran with other keys, or without. If it lives, its journal is taken from it.
+            # It ran with other keys, or without. If it is alive, it loses the journal.
             _log.warning("can't ask the last coordinator, at %s: %s", leader.address, error.message)
             return None
         inbox: queue.SimpleQueue[_Item] = queue.SimpleQueue()
@@ -278,7 +281,7 @@ class Standby:
             transport.connect(leader.address, security)
             return self._watch(leader, transport)
         finally:
-            # It may wait for half a second until a last question has left; the take-over doesn't.
+            # Closing may wait half a second until a last request is sent. The takeover doesn't wait for that.
             threading.Thread(target=transport.close, name="closing", daemon=True).start()
 
     def _watch(self, leader: Leader, transport: DealerTransport) -> Leader | Ended | None:
@@ -305,12 +308,12 @@ class Standby:
                 verdict = self._confirm(leader, watch, suspicion)
                 if not isinstance(verdict, _Unconfirmed):
                     return verdict
-        # A leader that was asked to leave as well shall not wait for this one.
+        # A leader that was also asked to leave should not wait for this standby.
         transport.send(messages.encode(messages.LeaderCheck(self._name, leaves=True)))
         return _INTERRUPTED
 
     def _take_news(self, leader: Leader, watch: Watch) -> None:
-        """Wait for something to happen, or for the next moment to look; and take note of what happened."""
+        """Wait for something to happen, or for the next check, and record what happened."""
         timeout_s = max(0.0, watch.next_ms() - _now_ms()) / 1000
         try:
             self._note(self._inbox.get(timeout=timeout_s), leader, watch)
@@ -380,7 +383,7 @@ class Standby:
         )
 
     def _confirm(self, leader: Leader, watch: Watch, suspicion: str) -> Leader | Ended | _Unconfirmed | None:
-        """Ask the journal, and whether the leader has come back meanwhile."""
+        """Check the journal, and whether the leader has come back meanwhile."""
         signs = watch.signs
         try:
             journal = read_journal(self._settings, self._topology.job, JOURNAL_TIMEOUT_S)
@@ -413,7 +416,7 @@ _INTERRUPTED = Ended(0, "asked to stop while standing by")
 
 
 def _end_in(journal: Mapping[str, Any], term: int) -> Ended | None:
-    """How the job ended in this or a later term, as its leader wrote it down; None if it didn't."""
+    """How the job ended in this or a later term, as its leader recorded it. None if it didn't."""
     record = journal.get(ENDED_KEY)
     if record is None or int(record["term"]) < term:
         return None
@@ -421,7 +424,7 @@ def _end_in(journal: Mapping[str, Any], term: int) -> Ended | None:
 
 
 def nobody_listens(address: str) -> bool:
-    """Whether the host of ``tcp://host:port`` says that nobody listens there. No answer is no such word."""
+    """Whether the host of ``tcp://host:port`` says that nothing listens there. No answer proves nothing."""
     host, _, port = address.removeprefix("tcp://").rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), PROBE_TIMEOUT_S).close()

@@ -1,7 +1,7 @@
-"""The status document: the coordinator's view of the cluster, as JSON-able data.
+"""The status document: the coordinator's view of the cluster, as data for JSON.
 
-Responsible for: its shape, on which `fcluster status --json` and the live view rely. Must not change
-anything, nor hold secrets: settings appear redacted.
+Responsible for: its structure, on which `fcluster status --json` and the live view rely. Must not change
+anything, nor contain secrets: settings are redacted.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def describe(
     takeovers: Takeovers,
     notices: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """The document. Times are milliseconds, rates are per second, -1 means unknown."""
+    """The document. Times are in milliseconds, rates per second, and -1 means unknown."""
     settings, now_ms = cluster.settings, cluster.now_ms
     sessions = sorted(cluster.sessions.values(), key=lambda session: session.slot)
     keeper_of = agents.keeper_of(now_ms)
@@ -119,7 +119,7 @@ def _counters(cluster: Cluster, rounds: Rounds) -> dict[str, int]:
 
 
 def _oldest_open_epoch(sessions: list[Session], now_ms: float) -> dict[str, Any] | None:
-    """The epoch that has been under way for longest, and whom it waits for."""
+    """The epoch that has been open for longest, and the sessions that it waits for."""
     # Prepared ones wait for others.
     holding = [s for s in sessions if s.epoch_phase in (EpochPhase.PREPARING, EpochPhase.COMMITTING)]
     if not holding:
@@ -134,7 +134,7 @@ def _oldest_open_epoch(sessions: list[Session], now_ms: float) -> dict[str, Any]
 
 
 def _longest_record(sessions: list[Session], now_ms: float) -> dict[str, Any] | None:
-    """The record that a handler has been busy with for longest; None if none takes long."""
+    """The record that a handler has been processing for longest. None if no record takes long."""
     running = [record for session in sessions if (record := _running_record(session, now_ms)) is not None]
     return max(running, key=lambda record: record["running_ms"], default=None)
 
@@ -213,7 +213,7 @@ def _shard(cluster: Cluster, progress: Progress, shard: Shard) -> dict[str, Any]
 
 
 def _standby(cluster: Cluster, shard: Shard, slot: int) -> dict[str, int]:
-    """A warm copy: how far it is in state epochs and in offsets of the changelog."""
+    """A warm copy: how far it is, in state epochs and in offsets of the changelog."""
     session = cluster.slots[slot].session if slot in cluster.slots else None
     status = session.standbys.get(shard.identity) if session is not None else None
     return {

@@ -1,8 +1,8 @@
-"""Where the time goes when shards change hands: those of a dead worker, and those that move.
+"""How long each step takes when shards change owners: those of a dead worker, and those that move.
 
-Responsible for: following each such shard from the end of its session, or the word to give it back, to the
-moment when it runs again, for the log and the status. Nothing depends on it. Pure; times are milliseconds
-on the coordinator's clock.
+Responsible for: following each such shard from the end of its session, or the request to release it, until it
+runs again, for the log and the status. Nothing depends on it. Pure. Times are milliseconds on the
+coordinator's clock.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from itertools import pairwise
 from fcluster.common.ids import ShardId
 
 KEPT = 32
-"""The last ones are shown in the status."""
+"""How many of the last ones the status shows."""
 
 
 def _steps(names: Sequence[str], moments: Sequence[float]) -> dict[str, int]:
@@ -31,14 +31,14 @@ def _took(steps: dict[str, int]) -> str:
 
 @dataclass(slots=True)
 class Takeover:
-    """One worker's death, and what became of its shards.
+    """One worker's death and the takeover of its shards.
 
     Attributes:
-        since_ms: when its connection closed, or it was heard for the last time.
+        since_ms: when its connection closed, or when it was last heard from.
         noticed_ms: its session was ended.
-        journalled_ms: that stood in the journal, and the fence began.
-        fenced_ms: what it had open was aborted.
-        assigned_ms: the last of its shards was given to another worker.
+        journalled_ms: that was in the journal, and the fence began.
+        fenced_ms: its open transactions were aborted.
+        assigned_ms: the last of its shards was assigned to another worker.
         running_ms: the last of them ran.
     """
 
@@ -54,7 +54,7 @@ class Takeover:
     running_ms: float = 0.0
 
     def steps(self) -> dict[str, int]:
-        """Milliseconds that each step took."""
+        """Duration of each step in milliseconds."""
         moments = (
             self.since_ms,
             self.noticed_ms,
@@ -74,10 +74,10 @@ class Takeover:
 
 @dataclass(slots=True)
 class Move:
-    """A shard that its owner was asked to give back, to run elsewhere.
+    """A shard that its owner was asked to release, so that it runs elsewhere.
 
     Attributes:
-        since_ms: when it was asked for. `released_ms`, `assigned_ms`, `running_ms`: see `Takeover`.
+        since_ms: when the release was requested. `released_ms`, `assigned_ms`, `running_ms`: see `Takeover`.
     """
 
     shard: ShardId
@@ -87,7 +87,7 @@ class Move:
     running_ms: float = 0.0
 
     def steps(self) -> dict[str, int]:
-        """Milliseconds that each step took."""
+        """Duration of each step in milliseconds."""
         moments = (self.since_ms, self.released_ms, self.assigned_ms, self.running_ms)
         return _steps(("released", "assigned", "restored"), moments)
 
@@ -98,7 +98,7 @@ class Move:
 
 @dataclass(slots=True)
 class Takeovers:
-    """All that are under way, by slot and by shard, and the last ones that are over."""
+    """Takeovers and moves under way, by slot and by shard, and the last ones that are complete."""
 
     under_way: dict[int, Takeover] = field(default_factory=dict[int, Takeover])
     over: deque[Takeover] = field(default_factory=lambda: deque[Takeover](maxlen=KEPT))
@@ -115,7 +115,7 @@ class Takeovers:
             self.under_way[slot] = Takeover(slot, reason, since_ms, now_ms, set(shards), len(shards))
 
     def journalled(self, slot: int, now_ms: float) -> None:
-        """The end of the slot's session stands in the journal."""
+        """The end of the slot's session is in the journal."""
         if slot in self.under_way:
             self.under_way[slot].journalled_ms = now_ms
 
@@ -125,16 +125,16 @@ class Takeovers:
             self.under_way[slot].fenced_ms = now_ms
 
     def revoked(self, shard: ShardId, now_ms: float) -> None:
-        """The owner was asked to give the shard back."""
+        """The owner was asked to release the shard."""
         self.moving[shard] = Move(shard, now_ms)
 
     def released(self, shard: ShardId, now_ms: float) -> None:
-        """It has given it back."""
+        """The owner has released it."""
         if shard in self.moving:
             self.moving[shard].released_ms = now_ms
 
     def assigned(self, shard: ShardId, now_ms: float) -> None:
-        """The shard was given to a worker."""
+        """The shard was assigned to a worker."""
         if shard in self.moving:
             self.moving[shard].assigned_ms = now_ms
         for takeover in self.under_way.values():
@@ -142,7 +142,7 @@ class Takeovers:
                 takeover.assigned_ms = now_ms
 
     def runs(self, shard: ShardId, now_ms: float) -> Takeover | Move | None:
-        """The shard runs; the take-over or move that ended with it, if one did."""
+        """The shard runs. Returns the takeover or move that this completes, if any."""
         move = self.moving.pop(shard, None)
         if move is not None:
             move.running_ms = now_ms

@@ -1,8 +1,8 @@
-"""Looks at the job's topics and at its consumer group, again and again, in a thread of its own.
+"""Checks the job's topics and its consumer group repeatedly, in a thread of its own.
 
-Responsible for: when to look, and handing over what was seen (`TopicsLooked`, `GroupLooked`). Keeps the rules
-that a look costs the brokers next to nothing (one request a second), that brokers which give no answer are
-asked less and less often, and that no look holds up the coordinator's loop. Must not judge what is seen.
+Responsible for: when to check, and handing over the result (`TopicsLooked`, `GroupLooked`). Rules: a check
+costs the brokers next to nothing (one request a second), brokers that don't answer are asked less and less
+often, and no check blocks the coordinator's loop. Must not judge the result.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ GROUP_TIMEOUT_S: Final = 3.0
 
 
 class TopicWatch:
-    """Looks until it is closed.
+    """Checks until it is closed.
 
     Args:
         admin: asks about topics and the group.
         consumer: of the job's group, read-uncommitted; asks for its committed offsets.
         group: the job's name.
-        topics: to look at.
-        partitions: gives the source partitions whose offsets are the job's.
-        post: called with what was seen, in the watch's thread.
-        in_doubt: whether another look is wanted soon.
+        topics: to check.
+        partitions: gives the source partitions whose offsets belong to the job.
+        post: called with the result, in the watch's thread.
+        in_doubt: whether another check is wanted soon.
     """
 
     def __init__(
@@ -64,15 +64,15 @@ class TopicWatch:
         self._thread = threading.Thread(target=self._run, name="topics", daemon=True)
 
     def start(self) -> None:
-        """Begin to look."""
+        """Start checking."""
         self._thread.start()
 
     def close(self) -> None:
-        """End; a look that is under way ends by itself."""
+        """Stop. A check that is under way ends by itself."""
         self._closing.set()
 
     def join(self, timeout_s: float) -> None:
-        """Wait until nothing is asked any more, so that the clients can be let go."""
+        """Wait until no request is under way, so that the clients can be released."""
         if self._thread.ident is not None:
             self._thread.join(timeout_s)
 
@@ -81,7 +81,7 @@ class TopicWatch:
         while not self._closing.is_set():
             try:
                 self._look(with_group=looks % GROUP_EVERY_LOOKS == 0)
-            except Exception:  # noqa: BLE001  the watch must outlive what nobody foresaw
+            except Exception:  # noqa: BLE001  the watch must survive unforeseen errors
                 _log.exception("checking the topics failed")
             looks += 1
             self._closing.wait(DOUBTFUL_INTERVAL_S if self._in_doubt() else self._interval_s)
@@ -104,7 +104,7 @@ class TopicWatch:
 def look_at_group(
     members: GroupMembers, consumer: Consumer, partitions: Sequence[tuple[str, int]]
 ) -> GroupLooked | None:
-    """What of the job's group isn't fcluster's; None if that can't be told just now."""
+    """What in the job's group doesn't belong to fcluster. None if that can't be told now."""
     try:
         answer = consumer.committed([TopicPartition(*at) for at in partitions], timeout=GROUP_TIMEOUT_S)
     except KafkaException:

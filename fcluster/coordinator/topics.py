@@ -1,14 +1,14 @@
-"""The topics that the job hangs on, as they are and as they were: what is gone, replaced, or has grown.
+"""The topics that the job depends on, as they are now and as they were: deleted, replaced, or grown.
 
-Responsible for: judging each look at them (`TopicsLooked`) and at the job's consumer group (`GroupLooked`).
-Invariants kept:
+Responsible for: judging each check of the topics (`TopicsLooked`) and of the job's consumer group
+(`GroupLooked`). Invariants:
 
-- Only what brokers said counts, not what they didn't say; and since one that lags behind says what was, a
-  topic is taken for gone or replaced only when that was said again after `CONFIRM_MS`.
-- The id that a topic is compared with is in the journal before anybody relies on it having been seen.
-- Partitions that were added to a source become shards where there is no state; where there is some, keys
-  would meet other shards' state, so they are left alone, and that is said.
-- What is wrong is said once, stands in the status for as long as it lasts, and its end is said too.
+- Only what brokers say counts, not what they don't say. A broker may lag behind, so a topic counts as deleted
+  or replaced only if that was seen again after `CONFIRM_MS`.
+- The id that a topic is compared with is in the journal before anything relies on it.
+- Partitions that were added to a source become shards if the stage has no state. With state, keys would meet
+  the state of other shards, so the new partitions are ignored, and a notice says so.
+- A problem is logged once, is in the status for as long as it lasts, and its end is logged too.
 
 Pure.
 """
@@ -41,7 +41,7 @@ from fcluster.coordinator.ownership import Ownership
 from fcluster.coordinator.progress import Progress
 
 CONFIRM_MS = 1_500
-"""Brokers learn of a topic one after the other; what the slowest of them said is older by less than that."""
+"""Brokers learn of a topic one after the other. The slowest broker's answer is outdated by less than this."""
 TOPIC_KEY_PREFIX = "topic/"
 PARTITIONS_NAMED_MAX = 10
 
@@ -57,7 +57,7 @@ class Role(Enum):
 
 
 def roles_of(topology: Topology) -> dict[str, Role]:
-    """All topics that the job can't do without."""
+    """All topics that the job depends on."""
     roles = {topic.name: Role.SINK for topic in topology.outputs}
     for stage in topology.stages:
         if stage.changelog is not None:
@@ -73,7 +73,7 @@ def topic_key(topic: str) -> str:
 
 
 def lost_topic(job: str, topic: str, role: Role, former_id: str, seen: TopicSeen | None) -> FclusterError:
-    """The error for a topic that is gone (`seen` is None) or another one now."""
+    """The error for a topic that is gone (`seen` is None) or was replaced."""
     if role is Role.SOURCE and seen is None:
         return source_gone(job, topic)
     if role is Role.SOURCE and seen is not None:
@@ -85,17 +85,17 @@ def lost_topic(job: str, topic: str, role: Role, former_id: str, seen: TopicSeen
 
 @dataclass(slots=True)
 class _Doubt:
-    """What was said of a topic, and since when."""
+    """What was seen of a topic, and since when."""
 
     seen: TopicSeen | None
     since_ms: float
 
 
 class Topics:
-    """What becomes of the job's topics while it runs.
+    """What happens to the job's topics while it runs.
 
     Attributes:
-        notices: by what they are about, what a person should see to.
+        notices: by their subject, what a person should take care of.
     """
 
     def __init__(
@@ -113,17 +113,17 @@ class Topics:
         self._doubts: dict[str, _Doubt] = {}
         self._stages = {stage.source.name: stage for stage in cluster.terms.topology.stages}
         self._vouched: dict[str, dict[int, int]] = {}
-        """By source: how far each partition was committed when the topic was last seen to be the same."""
+        """By source: how far each partition was committed when the topic was last seen unchanged."""
 
     @property
     def in_doubt(self) -> bool:
-        """Whether another look is wanted soon."""
+        """Whether another check is wanted soon."""
         return bool(self._doubts)
 
     # --- topics ---------------------------------------------------------------------------------------
 
     def looked(self, look: Look) -> None:
-        """Somebody has looked at the topics."""
+        """The topics were checked."""
         if self._cluster.phase not in (Phase.RUNNING, Phase.DRAINING):
             return
         for topic, role in self._roles.items():
@@ -163,7 +163,7 @@ class Topics:
             self._make_sink_anew(topic, seen)
             return
         error = self._error(topic, role, seen)
-        # What was read of another topic than the offsets are of must not be committed.
+        # Records of another topic than the one that the offsets belong to must not be committed.
         grace_ms = 0 if role in (Role.SOURCE, Role.REPARTITION) else FAILED_GRACE_MS
         self._ending.fail(one_line(error), grace_ms)
 
@@ -174,7 +174,7 @@ class Topics:
         return lost_topic(job, topic, role, former_id, seen)
 
     def _affected(self, topic: str) -> str:
-        """Which records may have been processed under the former id."""
+        """Which records may have been processed under the old id."""
         vouched, committed = self._vouched.get(topic), self._committed(self._stages[topic])
         if vouched is None:
             return (
@@ -240,11 +240,11 @@ class Topics:
     # --- the group ------------------------------------------------------------------------------------
 
     def group_looked(self, foreign: Mapping[tuple[str, int], int], members: Sequence[str] | None) -> None:
-        """Somebody has looked at the job's consumer group.
+        """The job's consumer group was checked.
 
         Args:
             foreign: offsets in it that fcluster didn't commit.
-            members: who is in it; fcluster never is. None: not known, what was said of them stays.
+            members: its members, none of which belong to fcluster. None: not known, so the last notice stays.
         """
         group = self._cluster.terms.topology.job
         if members:

@@ -1,7 +1,7 @@
-"""Keeps repartition topics from growing: deletes what their readers are done with.
+"""Keeps repartition topics from growing: deletes records that their readers have committed.
 
-Responsible for: when, and up to where. Keeps the invariant that a record is deleted only when it is behind
-the committed offset of its one reader. Must not run in the coordinator's loop: `run` waits for Kafka.
+Responsible for: when, and up to which offset. Invariant: a record is deleted only when it is behind the
+committed offset of its only reader. Must not run in the coordinator's loop: `run` waits for Kafka.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ _log = logging.getLogger("fcluster.coordinator")
 
 TRUNCATION_INTERVAL_S = 5.0
 TRUNCATION_RECORDS_MIN = 10_000
-"""Fewer processed records in a partition aren't worth a request."""
+"""With fewer processed records in a partition, a request isn't worth it."""
 
 
 class Truncation:
-    """Deletes what all readers of repartition topics are done with, now and then."""
+    """Deletes, from time to time, what all readers of repartition topics have committed."""
 
     def __init__(self, topology: Topology, admin: Admin) -> None:
         self._sources = {stage.name: stage.source.name for stage in topology.stages if stage.internal}
@@ -35,21 +35,21 @@ class Truncation:
         self._due_s = time.monotonic() + TRUNCATION_INTERVAL_S
 
     def cap(self, timeout_ms: float | None) -> float | None:
-        """The loop's time-out, short enough for this duty."""
+        """The loop's timeout, short enough for this task."""
         if not self._sources:
             return timeout_ms
         mine_ms = max(0.0, (self._due_s - time.monotonic()) * 1000)
         return mine_ms if timeout_ms is None else min(timeout_ms, mine_ms)
 
     def is_due(self) -> bool:
-        """Whether it is time; if so it is due again an interval later."""
+        """Whether it is time. If so, the next time is an interval later."""
         if not self._sources or time.monotonic() < self._due_s:
             return False
         self._due_s = time.monotonic() + TRUNCATION_INTERVAL_S
         return True
 
     def run(self, committed: Mapping[ShardId, int]) -> None:
-        """In the duties' thread: delete behind the committed offsets, where it is worth it."""
+        """In the background thread: delete records behind the committed offsets, where it is worth it."""
         offsets: dict[TopicPartition, int] = {}
         for shard, offset in committed.items():
             topic = self._sources.get(shard.stage)
@@ -61,8 +61,8 @@ class Truncation:
         try:
             delete_records_before(self._admin, offsets)
         except FclusterError as error:
-            # Said once, and once when it is over: it is tried every few seconds, and while brokers move for
-            # nothing.
+            # Logged once, and once when it is over: retries come every few seconds. While leaders move, they
+            # are in vain.
             if self._failing_since_s is None:
                 self._failing_since_s = time.monotonic()
                 _log.warning("repartition topics aren't truncated, retrying: %s", error.message)

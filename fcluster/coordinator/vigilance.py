@@ -1,8 +1,8 @@
-"""Who is dead: closed connections, ended processes, silence, and workers that are stuck.
+"""Which workers are dead: closed connections, ended processes, silence, and workers that are stuck.
 
-Responsible for: noticing that a session can't be waited for any longer, and ending it. Keeps the rule that a
-coordinator that was away itself takes its own absence for nobody's. If it is ever wrong about somebody, the
-fence makes it right. Must not: look at all sessions at each event, but a few times within the shortest bound.
+Responsible for: noticing that a session can't be waited for any longer, and ending it. Rule: a coordinator
+that was itself suspended doesn't mistake its own absence for that of its workers. If it is ever wrong, the
+fence makes it safe. Must not: check all sessions at each event, only a few times within the shortest limit.
 Pure.
 """
 
@@ -17,14 +17,14 @@ from fcluster.coordinator.ownership import Ownership
 from fcluster.coordinator.rounds import Rounds
 
 SUSPICION_GRACE_MS = 150
-"""A closed connection that doesn't come back within this time means a dead worker. One whose host says that
-the process is gone isn't waited for."""
+"""A closed connection that isn't restored within this time means a dead worker. If the worker's host says
+that the process is gone, there is no grace."""
 ABSENCE_NOTICED_MS = 1_000
-"""If nobody called for so long while there was work, it was the coordinator that was away."""
+"""If nothing called for this long while there was work, it was the coordinator that was suspended."""
 
 
 class Vigilance:
-    """Watches over the sessions of a cluster."""
+    """Watches the sessions of a cluster."""
 
     def __init__(
         self, cluster: Cluster, outbox: Outbox, rounds: Rounds, ownership: Ownership, membership: Membership
@@ -45,7 +45,9 @@ class Vigilance:
         return deadlines
 
     def notice_absence(self, now_ms: float) -> None:
-        """A coordinator that was stopped or swapped out must not take its own absence for its workers'."""
+        """A coordinator that was stopped or swapped out must not mistake its own absence for that of its
+        workers.
+        """
         absence_ms = now_ms - self._cluster.now_ms
         if absence_ms < max(ABSENCE_NOTICED_MS, 2 * self._sweep_ms):
             return
@@ -63,7 +65,7 @@ class Vigilance:
         joiner = self._cluster.joiners.pop(peer, None)
         if joiner is not None and joiner.slot is not None:
             slot = self._cluster.slots[joiner.slot]
-            slot.joiner = None  # it says Hello again if it lives
+            slot.joiner = None  # if it is alive, it sends another Hello
             self._membership.pursue(slot)
             self._ownership.balance()
         session = self._cluster.session_of_peer.get(peer)
@@ -76,7 +78,9 @@ class Vigilance:
             self._suspect(session)
 
     def process_ended(self, worker: str) -> None:
-        """What the process had said is heard first: the end of its connection comes behind it."""
+        """Messages that the process had sent are handled first: the end of its connection comes after
+        them.
+        """
         session = self._cluster.session_of_worker.get(worker)
         if session is not None:
             session.process_ended = True
@@ -90,7 +94,7 @@ class Vigilance:
             session.suspect_until_ms = self._cluster.now_ms
 
     def end_suspects(self) -> None:
-        """End the sessions of which nothing was heard in time since they were suspected."""
+        """End suspected sessions that weren't heard from in time."""
         for session in list(self._membership.suspects.values()):
             if session.suspect_until_ms is not None and self._cluster.now_ms >= session.suspect_until_ms:
                 self._cluster.counters.deaths += 1
@@ -98,7 +102,7 @@ class Vigilance:
                 self._membership.end(session, reason, clean=False)
 
     def sweep(self) -> None:
-        """Look for silent and stuck workers, a few times within the shortest bound, not at each event."""
+        """Check for silent and stuck workers, a few times within the shortest limit, not at each event."""
         if self._cluster.now_ms < self._next_sweep_ms:
             return
         self._next_sweep_ms = self._cluster.now_ms + self._sweep_ms
@@ -114,8 +118,9 @@ class Vigilance:
                 self._membership.evict(session, reason)
 
     def _others_get_on(self, session: Session) -> bool:
-        """Whether Kafka has committed for others what is newer than the epoch that this one is in. Then it
-        may be this worker alone that can't reach the brokers."""
+        """Whether Kafka has committed newer epochs for others than the epoch of this worker. Then perhaps
+        only this worker can't reach the brokers.
+        """
         return any(
             other.committed_epoch > session.epoch
             for other in self._cluster.sessions.values()
@@ -126,11 +131,11 @@ class Vigilance:
         """Why the session, though alive, can't be waited for any longer; empty if it can."""
         settings, now_ms = self._cluster.settings, self._cluster.now_ms
         if session.stats is not None and session.stats.kafka_wait and not self._others_get_on(session):
-            # It doesn't hang: it waits for brokers that may be away, and bounds that itself. Somebody else
-            # would wait for the same ones.
+            # It isn't stuck: it waits for brokers that may be down, and limits that itself. Another worker
+            # would wait for the same brokers.
             session.epoch_phase_ms = session.unheard_ms = now_ms
-        # A handler that is busy with one record is the affair of record.timeout.ms, and of the worker itself:
-        # what waits for the end of the record is late only from then on.
+        # record.timeout.ms, and the worker itself, deal with a handler that is busy with one record. Whatever
+        # waits for the end of that record is late only from then on.
         epoch_age_ms = now_ms - max(session.epoch_phase_ms, session.busy_ms)
         if session.epoch_phase is not EpochPhase.NONE and epoch_age_ms >= settings.checkpoint_timeout_ms:
             return f"is {session.epoch_phase.value} epoch {session.epoch} beyond checkpoint.timeout.ms"
