@@ -1,8 +1,8 @@
 """Finds the coordinator of a job, through the job's journal.
 
-Responsible for: reading the journal topic, once or as it grows, and what its `leader` record means. Used by
-workers and commands, which need nothing but the brokers and the job's name, and by the coordinator to read
-its whole past. Keeps the rule that every wait is bounded. Must not write.
+Responsible for: reading the journal topic, once or as it grows, and the meaning of its `leader` record.
+Workers and commands use it, which need only the brokers and the job's name, and the coordinator, to read its
+whole past. Rule: every wait is bounded. Must not write.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ CONNECT_TIMEOUT_S = 3.0
 JOURNAL_LISTED_INTERVAL_S = 0.1
 LEADER_KEY = "leader"
 ENDED_KEY = "ended"
-"""Journal key for how the job was brought to its end on purpose; there is no leader record then."""
+"""Journal key for how the job was ended on purpose. There is no leader record then."""
 
 
 @dataclass(frozen=True, slots=True)
 class Leader:
-    """Who led the job last; whether it still lives the journal doesn't know.
+    """The last leader of the job. The journal doesn't know whether it is still alive.
 
     Attributes:
         address: ``tcp://host:port`` where it listens.
         term: of its leadership.
-        host: it runs on.
+        host: where it runs.
         pid: its process there.
         cluster_id: random for each run of a coordinator.
         topology: fingerprint of the job as it runs it.
-        public_key: the one it proves itself with, as Z85 text; empty if connections to it go without keys.
-            Who may write the journal could put another one here: see `security.client_security`.
+        public_key: the key with which it authenticates itself, as Z85 text. Empty if connections to it use no
+            keys. Whoever can write the journal could put another key here: see `security.client_security`.
     """
 
     address: str
@@ -56,17 +56,17 @@ _decode_leader = msgspec.json.Decoder(Leader).decode
 
 
 def find_leader(settings: Settings, job: str, timeout_s: float = READ_TIMEOUT_S) -> Leader | None:
-    """The coordinator that led `job` last, None if there never was one.
+    """The coordinator that led `job` last. None if there never was one.
 
     Raises:
-        KafkaUnavailable: the brokers didn't give the journal within `timeout_s` seconds.
+        KafkaUnavailable: the brokers didn't deliver the journal within `timeout_s` seconds.
         IncompatibleState: the journal can't be understood.
     """
     return leader_in(read_journal(settings, job, timeout_s), job)
 
 
 def leader_in(journal: Mapping[str, Any], job: str) -> Leader | None:
-    """The leader record of a journal of `job`, None if nobody leads.
+    """The leader record in a journal of `job`. None if there is no leader.
 
     Raises:
         IncompatibleState: it can't be understood.
@@ -91,18 +91,18 @@ def _ended_in(journal: Mapping[str, Any]) -> tuple[int, bool, str] | None:
 def read_journal(
     settings: Settings, job: str, timeout_s: float = READ_TIMEOUT_S, *, must_exist: bool = False
 ) -> dict[str, Any]:
-    """What the journal of `job` holds: key to JSON value. Empty if there is no journal.
+    """The contents of the journal of `job`: key to JSON value. Empty if there is no journal.
 
     Args:
         settings: of the cluster.
         job: its name.
         timeout_s: for all of it.
-        must_exist: the journal's topic is known to exist. A broker that doesn't list it then has only not
-            heard of it yet, and is asked again; to take it for an empty journal would forget everything.
+        must_exist: the journal's topic is known to exist. A broker that doesn't list it just doesn't know it
+            yet, and is asked again; treating it as an empty journal would lose everything.
 
     Raises:
-        KafkaUnavailable: the brokers didn't give it within `timeout_s` seconds.
-        IncompatibleState: what is in the topic is not a journal.
+        KafkaUnavailable: the brokers didn't deliver it within `timeout_s` seconds.
+        IncompatibleState: the topic's contents are not a journal.
     """
     topic = journal_topic(job)
     deadline_s = time.monotonic() + timeout_s
@@ -139,9 +139,10 @@ class LeaderFollower:
 
     def __init__(self, settings: Settings, job: str) -> None:
         self.leader: Leader | None = None
-        """The newest that is known, None if there is none or nothing is known yet."""
+        """The newest known one. None if there is none, or if nothing is known yet."""
         self.ended: tuple[int, bool, str] | None = None
-        """How the job was ended on purpose, if nobody leads: the term, whether it failed, and the reason."""
+        """How the job was ended on purpose, if there is no leader: the term, whether it failed, and the
+        reason."""
         self._settings = settings
         self._job = job
         self._consumer: Consumer | None = None
@@ -150,11 +151,11 @@ class LeaderFollower:
         self._at_end = False
 
     def poll(self, timeout_s: float) -> bool:
-        """Read on, for up to `timeout_s` seconds if there is nothing new; whether the journal is known to its
-        end.
+        """Continue reading, for up to `timeout_s` seconds if nothing is new. Returns whether the journal was
+        read to its end.
 
         Raises:
-            KafkaUnavailable: it can't be read; the next call begins anew.
+            KafkaUnavailable: it can't be read; the next call starts again.
             IncompatibleState: it can't be understood.
         """
         try:
@@ -176,17 +177,17 @@ class LeaderFollower:
 
     @property
     def is_open(self) -> bool:
-        """Whether there is a journal to follow, and it is being followed."""
+        """Whether there is a journal, and it is being followed."""
         return self._consumer is not None
 
     def close(self) -> None:
-        """Let go of the connection; `leader` stays."""
+        """Close the connection; `leader` stays."""
         if self._consumer is not None:
             self._consumer.close()
         self._consumer, self._journal, self._at_end = None, {}, False
 
     def _open(self, timeout_s: float) -> Consumer | None:
-        """The consumer, None if there is no journal yet."""
+        """The consumer. None if there is no journal yet."""
         if self._consumer is not None:
             return self._consumer
         topic = journal_topic(self._job)
@@ -223,7 +224,7 @@ def _make_journal_consumer(
 
 
 def _list_topics(consumer: Consumer, errors: ErrorLog, timeout_s: float) -> Container[str]:
-    """Raises KafkaException if the brokers refuse us, or don't answer in time."""
+    """Raises KafkaException if the brokers reject us, or don't answer in time."""
     try:
         return consumer.list_topics(timeout=timeout_s).topics
     except KafkaException:

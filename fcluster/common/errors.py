@@ -1,8 +1,8 @@
 """The errors that users see.
 
-Responsible for: one class for each kind of trouble a user can do something about. Keeps the rule that
-every such error has a message naming the cause and a remedy saying what to do. Must not import anything of
-fcluster but `failures`.
+Responsible for: one class for each kind of trouble that a user can act on. Rule: every such error has a
+message that names the cause, and a remedy that says what to do. Must not import anything from fcluster but
+`failures`.
 """
 
 # ruff: noqa: N818 (each class is named after what is wrong; that it is an error its base says)
@@ -12,11 +12,11 @@ from fcluster.common.failures import bounded_text, describe_exception
 
 
 class FclusterError(Exception):
-    """Something the user can act on.
+    """An error that the user can act on.
 
     Attributes:
-        message: what happened and why, with the names of the things involved.
-        remedy: what to do about it; empty only where the message says so already.
+        message: what happened and why, with the names involved.
+        remedy: what to do about it. Empty only where the message already says so.
         exit_code: of the command that ends with this error.
     """
 
@@ -42,7 +42,7 @@ LINE_CHARACTERS_MAX = 6_000
 def one_line(error: Exception) -> str:
     """Cause and remedy in one printable line, for logs and messages between processes.
 
-    It has at most `LINE_CHARACTERS_MAX` characters, whatever a user's text in it is.
+    It has at most `LINE_CHARACTERS_MAX` characters, whatever text from a user it contains.
     """
     if not isinstance(error, FclusterError) or not error.remedy:
         return bounded_text(" ".join(_text_of(error).split()), LINE_CHARACTERS_MAX)
@@ -59,7 +59,7 @@ def _text_of(error: Exception) -> str:
 
 
 def cause_and_remedy(line: str) -> tuple[str, str]:
-    """The two parts of what `one_line` made; the remedy is empty if it has none."""
+    """The two parts of a line made by `one_line`. The remedy is empty if the line has none."""
     cause, _, remedy = line.partition(REMEDY_MARK)
     return cause, remedy
 
@@ -77,11 +77,11 @@ class JobError(FclusterError):
 
 
 class KafkaUnavailable(FclusterError):
-    """The brokers can't be reached, or refuse us."""
+    """The brokers can't be reached, or reject this client."""
 
 
 class MissingTopic(FclusterError):
-    """A source topic doesn't exist, or lacks partitions that are needed."""
+    """A source topic doesn't exist, or lacks required partitions."""
 
 
 class SourceGap(FclusterError):

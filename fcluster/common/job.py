@@ -1,9 +1,8 @@
-"""What a user writes: jobs, topics, handlers, streams, records.
+"""The API of a job file: jobs, topics, handlers, streams, records.
 
-Responsible for: the public API of a job file, its validation, and its compilation into a `Topology`.
-Keeps the invariants: whatever `build` returns can run; names are derived from the job file alone, the same
-in every run and process, because they name state; each error says what to change. Must not do I/O, and
-must not call a user's handler.
+Responsible for: the public API, its validation, and compiling a job into a `Topology`. Invariants: whatever
+`build` returns can run; names come from the job file alone and are the same in every run and process, because
+they identify state; each error says what to change. Must not do I/O, or call a user's handler.
 """
 
 from __future__ import annotations
@@ -56,11 +55,11 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 class Context(Protocol):
-    """What a handler is told about the record it processes; valid only during the call."""
+    """What a handler can know about the record that it processes. Valid only during the call."""
 
     @property
     def key(self) -> Any:
-        """The record's key, decoded as its topic says."""
+        """The record's key, decoded as declared for its topic."""
         ...
 
     @property
@@ -75,22 +74,22 @@ class Context(Protocol):
 
     @property
     def topic(self) -> str:
-        """Where the record was read from."""
+        """The topic that the record was read from."""
         ...
 
     @property
     def partition(self) -> int:
-        """Where the record was read from."""
+        """The partition that the record was read from."""
         ...
 
     @property
     def offset(self) -> int:
-        """Where the record was read from."""
+        """The record's offset in its partition."""
         ...
 
     @property
     def state(self) -> MutableMapping[str, Any]:
-        """This handler's state of the current key: JSON values by names. Empty means deleted."""
+        """This handler's state of the current key: JSON values by name. An empty state is deleted."""
         ...
 
 
@@ -120,7 +119,7 @@ class _Sink:
 
 @dataclass(eq=False)
 class _Node:
-    """One step of the tree that streams grow; its leaves end the chains."""
+    """One step in the tree of streams. Its leaves are the ends of the chains."""
 
     step: _Source | _Sink | _KeyBy | Operator
     parent: _Node | None = None
@@ -135,14 +134,14 @@ class _Node:
 class Stream:
     """The records of a topic on their way through operators. Each call returns a new stream.
 
-    Each step takes an `on_error`: what a record leads to that fails in this step. "stop" ends the job before
-    the record, "skip" goes on without it, and a topic of the job gets it as a dead letter. Left out, the
-    job's default holds (`Job(on_error=)`). A step's rule is for its own failures only, not for those of the
-    steps behind it. A record that is skipped or becomes a dead letter leaves no other trace in its chain of
-    steps: neither outputs nor state.
+    Each step takes an `on_error`, which says what to do with a record that fails in this step: "stop" ends
+    the job before the record, "skip" continues without it, and a topic of the job receives it as a dead
+    letter. The default is that of the job (`Job(on_error=)`). A step's rule applies only to its own failures,
+    not to those of later steps. A record that is skipped or becomes a dead letter leaves no other trace in
+    its chain of steps, neither outputs nor state.
 
-    A null value (a tombstone) is None to the functions of all steps. It stays null on its way through
-    filters, and through a map that returns None for it, and is written as null.
+    A null value (a tombstone) is None to the functions of all steps. It stays null through filters, and
+    through a map that returns None for it, and is written as null.
     """
 
     __slots__ = ("_closed", "_job", "_node")
@@ -153,16 +152,16 @@ class Stream:
         self._closed = closed
 
     def filter(self, function: Callable[[Any], Any], *, on_error: OnError | None = None) -> Stream:
-        """Let through the values for which `function(value)` is true; they stay as they are.
+        """Keep the values for which `function(value)` is true. They stay as they are.
 
-        `function` must not change the value: what has passed nothing but filters is written with the bytes
-        it came with.
+        `function` must not change the value: a value that has passed only filters is written with the bytes
+        that it was read with.
         """
         _check_function(function, "filter", ("value",))
         return self._then(Filter(function, self._job._rule(on_error, "filter")))  # pyright: ignore[reportPrivateUsage]
 
     def map(self, function: Callable[[Any], Any], *, on_error: OnError | None = None) -> Stream:
-        """Replace each value by `function(value)`; key, timestamp and headers stay."""
+        """Replace each value with `function(value)`. Key, timestamp and headers stay the same."""
         _check_function(function, "map", ("value",))
         return self._then(Map(function, self._job._rule(on_error, "map")))  # pyright: ignore[reportPrivateUsage]
 
@@ -178,19 +177,20 @@ class Stream:
     ) -> Stream:
         """Route records by a new key, through a repartition topic that the cluster creates.
 
-        Timestamp and headers stay. State behind it is kept under what `by` gives, so a changed job is refused
-        if `by` is another field or function than before. A function is told by its qualified name, a lambda
-        by its syntax.
+        Timestamp and headers stay the same. The following stages store state by the keys that `by` returns.
+        So a changed job is refused if `by` is another field or function than before. A function is identified
+        by its qualified name, a lambda by its syntax.
 
         Args:
             by: the field of the value that holds the new key, or a function of the value.
-            name: of the stage behind it; default: the name of the first handler that follows.
-            key: the new key's kind; "json" takes numbers, lists and so on.
-            value: how values travel; default: as in the source topic, or "json" behind a map or a handler.
-            version: your word on the key: while it stays, `by` counts as unchanged, however it is written,
-                and once it changes, as changed.
-            on_error: for records that give no key, or one of another kind, and such that can't be written to
-                the repartition topic.
+            name: of the following stage. Default: the name of the first handler that follows.
+            key: the new key's kind. "json" takes numbers, lists and so on.
+            value: how values are written. Default: as in the source topic, or "json" after a map or a
+                handler.
+            version: declares what the key means. As long as it stays the same, `by` counts as unchanged,
+                however it is written; once it changes, `by` counts as changed.
+            on_error: for records without a key, with a key of another kind, or that can't be written to the
+                repartition topic.
         """
         if not isinstance(by, str):
             _check_function(by, "key_by", ("value",))
@@ -228,12 +228,12 @@ class Stream:
         return Stream(self._job, stream._node, closed=True)
 
     def to(self, topic: TopicSpec, *, on_error: OnError | None = None) -> None:
-        """Write the records to `topic`. A stream ends here.
+        """Write the records to `topic`. The stream ends here.
 
         Args:
             topic: the target. Key, timestamp and headers carry over.
-            on_error: for values and keys that can't be written as the topic's kinds say, and records that
-                Kafka refuses; default: the rule of the step in front.
+            on_error: for values and keys that can't be written as the kinds of the topic, and for records
+                that Kafka refuses. Default: the rule of the previous step.
         """
         self._job._check_declared(topic, "to()")  # pyright: ignore[reportPrivateUsage]
         rule = None if on_error is None else self._job._rule(on_error, "to()")  # pyright: ignore[reportPrivateUsage]
@@ -252,10 +252,10 @@ class Job:
     """A named topology: topics, and the handlers between them.
 
     Args:
-        name: names the consumer group, the transactional ids and all internal topics; state belongs to it.
-        settings: by name, such as ``{"commit.interval.ms": 50}``. They can be given as keyword arguments
-            too, with underscores for dots. `fcluster.toml`, environment and flags override them.
-        on_error: what a record that fails leads to, in all steps that don't say otherwise: "stop" (the
+        name: names the consumer group, the transactional ids and all internal topics. State belongs to it.
+        settings: by name, such as ``{"commit.interval.ms": 50}``. They can also be given as keyword
+            arguments, with underscores for dots. `fcluster.toml`, environment and flags override them.
+        on_error: what to do with a record that fails, in all steps without a rule of their own: "stop" (the
             default), "skip", or a dead-letter topic such as ``Topic("billing-dead", value="bytes")``.
     """
 
@@ -298,12 +298,14 @@ class Job:
             isolation: "read-committed", or "read-uncommitted" to read records of open transactions too.
                 Default: the setting `isolation.level`.
             on_error: for records of it that can't be decoded: "stop", "skip" or a dead-letter topic. Default:
-                the job's; without that, what its handlers say if they all say the same, else "stop".
-            **options: the same by its Kafka or Confluent name, such as ``kafka.consumer.isolation-level``.
+                that of the job; if the job has none, that of its handlers if they all have the same,
+                otherwise "stop".
+            **options: the same options by their Kafka or Confluent names, such as
+                ``kafka.consumer.isolation-level``.
 
         Raises:
-            JobError: the name isn't legal or is reserved, an option is wrong, or the topic was declared
-                before in another way.
+            JobError: the name isn't valid or is reserved, an option is wrong, or the topic was declared
+                before in a different way.
         """
         self._check_topic_name(name)
         _check_kind("key", key, KEY_KINDS)
@@ -332,20 +334,21 @@ class Job:
         name: str | None = None,
         on_error: OnError | None = None,
     ) -> Callable[[_Function], _Function]:
-        """Decorate a handler: it is called as `handler(ctx, value)` for each record of `topic`.
+        """Decorate a handler. It is called as `handler(ctx, value)` for each record of `topic`.
 
-        A generator function yields any number of outputs; a plain function returns one, or None for none.
-        An output is a value, or a `Record`. Key, timestamp and headers of a value are those of the record
-        being processed; a `Record` may set them. A record without a value (a tombstone) comes as None; to
-        write one, give `Record(value=None)`.
+        A generator function yields any number of outputs; a plain function returns one, or None for none. An
+        output is a value or a `Record`. A value gets the key, timestamp and headers of the record being
+        processed; a `Record` may set them. A record without a value (a tombstone) is passed as None; to write
+        one, use `Record(value=None)`.
 
         Args:
             topic: the source.
-            to: where outputs are written; left out: only records that name their topic are written.
-            name: of the handler and its state; default: the function's name. Keep it, or the state is lost.
-            on_error: "stop" the job at a record for which the handler raises or its state can't be kept,
-                "skip" it, or write it to a dead-letter topic. It holds for outputs of the handler that can't
-                be written as well. Default: the job's (`Job(on_error=)`).
+            to: where outputs are written. Without it, only records that name their topic are written.
+            name: of the handler and its state. Default: the function's name. If you change it, the state is
+                lost.
+            on_error: what to do if the handler raises for a record, or its state can't be stored: "stop" the
+                job, "skip" the record, or write it to a dead-letter topic. It also applies to outputs of the
+                handler that can't be written. Default: that of the job (`Job(on_error=)`).
         """
 
         def decorate(handler: _Function) -> _Function:
@@ -355,11 +358,11 @@ class Job:
         return decorate
 
     def stream(self, topic: TopicSpec, *, on_error: OnError | None = None) -> Stream:
-        """Begin a stream of the records of `topic`.
+        """Start a stream of the records of `topic`.
 
         Args:
             topic: the source.
-            on_error: for records that can't be decoded; see `topic`. It holds for all streams of the topic.
+            on_error: for records that can't be decoded; see `topic`. It applies to all streams of the topic.
         """
         self._check_declared(topic, "stream()")
         if on_error is not None:
@@ -372,8 +375,8 @@ class Job:
         """The validated topology.
 
         Args:
-            settings: that hold for the run. Every process has to build the job with the same ones: they give
-                topics that name no isolation theirs.
+            settings: of the run. Every process has to build the job with the same settings: topics that name
+                no isolation level get it from them.
 
         Raises:
             JobError: the job can't run as it is written.
@@ -449,7 +452,7 @@ class Job:
 
 
 class _Builder:
-    """Turns the trees that streams have grown into stages."""
+    """Turns the trees of streams into stages."""
 
     def __init__(
         self,
@@ -578,7 +581,7 @@ class _Builder:
         self._chains[stage].append(Chain(name, operators, rekey, sink, version, rekey_rule, sink_rule))
 
     def _source_rule(self, source: TopicSpec, chains: tuple[Chain, ...]) -> OnError:
-        """What a record of `source` leads to that can't be decoded."""
+        """What to do with a record of `source` that can't be decoded."""
         said = {_first_given(*(process.on_error for process in chain.processes)) for chain in chains}
         agreed = said.pop() if len(said) == 1 else "stop"
         return _first_given(self._topic_rules.get(source.name), self._default_rule, agreed)
@@ -601,7 +604,7 @@ def _first_given(*rules: Any) -> OnError:
 
 
 def _stage_name(key_by: _Node) -> str:
-    """The first handler behind `key_by`, depth first, else the first topic written to."""
+    """The first handler after `key_by`, depth first, otherwise the first topic written to."""
     names = list(_names_behind(key_by))
     for kind in (Process, _Sink):
         for found, name in names:

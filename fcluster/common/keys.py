@@ -1,12 +1,13 @@
 """The keys of control connections: a directory of key files, each bound to a role.
 
-Responsible for: making key pairs, reading them, and who is allowed. Keeps the rules that a secret key is
-readable by its owner (and at most his group) alone, that nothing is ever overwritten, and that a file says
-itself which role its key is for: renaming a worker's key makes it no admin's. Secret keys appear in no
-message and no `repr`. Must not know of sockets or settings.
+Responsible for: creating key pairs, reading them, and who is allowed. Rules: a secret key is readable only by
+its owner (and at most the owner's group); nothing is ever overwritten; the file itself says which role its
+key is for, so renaming a worker's key doesn't make it an admin's. Secret keys appear in no message and no
+`repr`. Must not know sockets or settings.
 
-Files: `<role>.key` is secret, `<role>.pub` public; further keys of a role are `<role>-<name>.key` and `.pub`.
-A process uses `<role>.key`; a coordinator lets in whoever holds the other half of any `.pub` it has.
+Files: `<role>.key` is secret, `<role>.pub` is public. Additional keys of a role are `<role>-<name>.key` and
+`.pub`. A process uses `<role>.key`. A coordinator accepts the holder of the secret key for any `.pub` file
+that it has.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class KeysUnusable(FclusterError):  # noqa: N818  named after what is wrong
 
 
 class Role(StrEnum):
-    """What the holder of a key may be."""
+    """The role of a key's holder."""
 
     COORDINATOR = "coordinator"
     WORKER = "worker"
@@ -49,7 +50,7 @@ class Role(StrEnum):
 
 
 def public_key_from(text: str) -> bytes | None:
-    """`text` as a public key (Z85), None if it can't be one."""
+    """`text` as a public key (Z85). None if it can't be one."""
     if not _KEY.fullmatch(text):
         return None
     try:
@@ -60,7 +61,7 @@ def public_key_from(text: str) -> bytes | None:
 
 
 class Keyring:
-    """The keys in `directory`; each method reads the files anew."""
+    """The keys in `directory`. Each method reads the files again."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -72,7 +73,7 @@ class Keyring:
         """Public and secret key of this process, as Z85 text.
 
         Raises:
-            KeysUnusable: there is none, or others can read it.
+            KeysUnusable: there is none, or other users can read it.
         """
         self._check_directory()
         path = self.directory / f"{role}.key"
@@ -80,7 +81,7 @@ class Keyring:
         return zmq.curve_public(secret), secret
 
     def coordinator(self) -> bytes | None:
-        """The coordinator's public key, which its clients then trust alone; None if it isn't here.
+        """The coordinator's public key, the only one that its clients then trust. None if it isn't here.
 
         Raises:
             KeysUnusable: the file isn't a coordinator's public key.
@@ -89,13 +90,14 @@ class Keyring:
         return _read(path, "public", Role.COORDINATOR) if path.exists() else None
 
     def allowed(self, on_bad_file: Callable[[KeysUnusable], None] | None = None) -> dict[bytes, Role]:
-        """Whom a coordinator lets in: public keys, and what their holders may be.
+        """The public keys that a coordinator accepts, and the roles of their holders.
 
         Args:
-            on_bad_file: is told of a file that isn't what its name says, which then counts for nothing.
+            on_bad_file: called with the error for a file that isn't what its name says. The file is then
+                ignored.
 
         Raises:
-            KeysUnusable: the directory won't do; without `on_bad_file` also for a file in it.
+            KeysUnusable: the directory can't be used; without `on_bad_file` also for a file in it.
         """
         self._check_directory()
         found: dict[bytes, Role] = {}
@@ -109,7 +111,7 @@ class Keyring:
         return found
 
     def public_files(self) -> list[tuple[Path, Role]]:
-        """The public keys' files, and the role that each one's name promises."""
+        """The files of public keys, and the role that each file name promises."""
         try:
             paths = sorted(self.directory.glob("*.pub"))
         except OSError as error:
@@ -134,10 +136,10 @@ class Keyring:
 
 
 def create_keys(directory: Path) -> dict[Role, bytes]:
-    """Make a key pair for each role; the public keys.
+    """Create a key pair for each role. Returns the public keys.
 
     Raises:
-        KeysUnusable: one of the files exists already, or can't be written.
+        KeysUnusable: one of the files already exists, or can't be written.
     """
     made: dict[Role, bytes] = {}
     _create(directory, [(role, role.value) for role in Role], made)
@@ -145,10 +147,10 @@ def create_keys(directory: Path) -> dict[Role, bytes]:
 
 
 def add_key(directory: Path, role: Role, name: str) -> bytes:
-    """Make a further key pair of `role`, `<role>-<name>`; its public key.
+    """Create an additional key pair of `role`, `<role>-<name>`. Returns its public key.
 
     Raises:
-        KeysUnusable: it exists already, can't be written, or the name won't do.
+        KeysUnusable: it already exists, can't be written, or the name isn't valid.
     """
     if not _NAME.fullmatch(name):
         raise KeysUnusable(
@@ -258,7 +260,7 @@ def _unreadable(path: Path, error: OSError) -> KeysUnusable:
 
 
 def describe_keys(directory: Path) -> list[Mapping[str, str]]:
-    """What is in a keys directory, without secrets: role, name, public key, and what of it is here.
+    """The contents of a keys directory, without secrets: role, name, public key, and which halves are here.
 
     Raises:
         KeysUnusable: it can't be read, or something in it is wrong.

@@ -1,8 +1,8 @@
 """Finds the job that a command line names.
 
-Responsible for: turning `flights.py`, `flights.py:job` or `package.module:job` into a `Job`. Keeps the
-invariant that whatever goes wrong in a user's file comes out as one `JobError` that names the file and the
-line. Must not build or run the job.
+Responsible for: turning `flights.py`, `flights.py:job` or `package.module:job` into a `Job`. Invariant:
+anything that goes wrong in a user's file becomes one `JobError` that names the file and the line. Must not
+build or run the job.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ _PACKAGE = f"{Path(__file__).resolve().parent.parent}{os.sep}"
 def load_job(target: str) -> Job:
     """The job that `target` names.
 
-    A file's directory is put in front of the import path, so that the job can import its neighbours; for a
+    A file's directory is put first in the import path, so that the job can import modules next to it. For a
     module it is the working directory.
 
     Args:
-        target: a path that ends in ``.py``, or an importable module; then, if the file holds several jobs,
-            a colon and the variable.
+        target: a path that ends in ``.py``, or an importable module. If it has several jobs: then a colon and
+            the variable.
 
     Raises:
-        JobError: the file or module doesn't exist or raises on import, or holds no job, or several.
+        JobError: the file or module doesn't exist, raises on import, or has no job or several.
     """
     place, _, variable = target.rpartition(":") if _names_variable(target) else (target, "", "")
     module = _load_file(Path(place)) if _is_path(place) else _load_module(place)
@@ -114,7 +114,7 @@ def _where(error: BaseException) -> str:
 
 
 def _user_frames(error: BaseException) -> Sequence[traceback.FrameSummary]:
-    """The way to the error, without fcluster's and the import system's own part in it."""
+    """The frames that lead to the error, without those of fcluster and the import system."""
     return [
         frame
         for frame in traceback.extract_tb(error.__traceback__)

@@ -1,8 +1,8 @@
-"""Addresses as other hosts see them: which one to tell them, and why one can't be reached.
+"""Addresses as other hosts see them: which address to tell them, and why an address can't be reached.
 
-Responsible for: the address under which a coordinator that listens everywhere is announced, and for saying in
-a user's words what stands between this process and an address. Keeps the rule that every look at the network
-is bounded in time, but for the resolver's own patience. Must not open a connection that stays.
+Responsible for: the address that a coordinator which listens on all interfaces advertises, and for explaining
+in plain words why this process can't reach an address. Rule: every network check is bounded in time, except
+for the resolver's own timeout. Must not open a connection that stays open.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _ANY = ("0.0.0.0", "*", "::", "[::]")
 
 @dataclass(frozen=True)
 class Announced:
-    """The address that others are told, and a warning if they may not be able to use it (else empty)."""
+    """The address that others are told, and a warning if they may not be able to use it (otherwise empty)."""
 
     address: str
     warning: str = ""
@@ -40,13 +40,13 @@ def split_address(address: str) -> tuple[str, str]:
 
 
 def announced_address(bound: str, advertised: str, brokers: str) -> Announced:
-    """What a coordinator that listens at `bound` tells others.
+    """The address that a coordinator that listens at `bound` tells others.
 
     Args:
-        bound: ``tcp://host:port`` in use; a host that stands for all interfaces is of no use to others.
-        advertised: the setting `coordinator.advertised.address`: ``host`` or ``host:port``; empty if not set.
+        bound: ``tcp://host:port`` in use. A host that stands for all interfaces is of no use to others.
+        advertised: the setting `coordinator.advertised.address`: ``host`` or ``host:port``. Empty if not set.
         brokers: bootstrap servers. Whoever reaches them most likely reaches the address from which this host
-            does: it is told if the host's own name means nothing.
+            reaches them. It is used if the host's own name is of no use.
     """
     host, port = split_address(bound)
     if advertised:
@@ -69,8 +69,8 @@ def announced_address(bound: str, advertised: str, brokers: str) -> Announced:
 
 
 def trouble_reaching(address: str, timeout_s: float = CONNECT_TIMEOUT_S) -> str:
-    """Why no connection to ``tcp://host:port`` comes about, empty if one does. Takes `timeout_s` at most,
-    and what the resolver takes for a name.
+    """Why connecting to ``tcp://host:port`` fails; empty if it works. Takes at most `timeout_s`, plus the
+    time that the resolver takes for a name.
     """
     host, port = split_address(address)
     try:
@@ -89,11 +89,11 @@ def trouble_reaching(address: str, timeout_s: float = CONNECT_TIMEOUT_S) -> str:
 
 
 class ReachWatch:
-    """Finds out why a connection that is wanted doesn't come about, beside those who try. Any thread.
+    """Finds out why a wanted connection can't be established, independently of who tries it. For any thread.
 
     Args:
         say: called with the reason, in a thread of its own, if an address isn't reached in time.
-        patience_s: what is in time.
+        patience_s: how long that is.
     """
 
     def __init__(self, say: Callable[[str], None], patience_s: float = PATIENCE_S) -> None:
@@ -103,7 +103,7 @@ class ReachWatch:
         self._timer: threading.Timer | None = None
 
     def expect(self, address: str) -> None:
-        """A connection to `address` is on its way; no other one is any more."""
+        """A connection to `address` is being established. No other one is any more."""
         timer = threading.Timer(self._patience_s, self._look, (address,))
         timer.daemon = True
         with self._lock:
@@ -113,7 +113,7 @@ class ReachWatch:
         timer.start()
 
     def met(self) -> None:
-        """The connection stands, or isn't wanted any more."""
+        """The connection is open, or isn't wanted any more."""
         with self._lock:
             former, self._timer = self._timer, None
         if former is not None:
@@ -143,7 +143,9 @@ def _is_loopback(address: str) -> bool:
 
 
 def _own_address_towards(brokers: str) -> str:
-    """This host's address on the way to the first broker that isn't on this host's loopback; empty: none."""
+    """The address from which this host reaches the first broker that isn't on its own loopback. Empty:
+    none.
+    """
     for broker in brokers.split(","):
         host, port = split_address(broker.strip())
         try:

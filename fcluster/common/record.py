@@ -1,6 +1,6 @@
-"""What a handler gives back to set more than the value of an output.
+"""What a handler returns to set more than the value of an output.
 
-Responsible for: `Record` and the mark of a field that is left out. Pure.
+Responsible for: `Record`, and the marker for a field that is left out. Pure.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ class Unset(Enum):
 
 
 UNSET: Final = Unset.UNSET
-"""Says of a `Record`'s field that it carries over from the record being processed; None is a value."""
+"""Marks a field of a `Record` that carries over from the record being processed. None is a value."""
 
 
 class Record:
     """An output of a handler that sets more than the value.
 
-    Fields left out carry over from the record being processed.
+    Fields that are left out carry over from the record being processed.
 
     Attributes:
-        key: of the kind that the target topic's `key` says; None is the null key.
-        value: of the kind that the target topic's `value` says; None is a tombstone.
+        key: of the kind declared as the target topic's `key`. None is the null key.
+        value: of the kind declared as the target topic's `value`. None is a tombstone.
         headers: pairs of a name and bytes (or None), in order.
         timestamp: milliseconds since 1970.
         topic: a topic of the job to write to instead of the handler's `to`.

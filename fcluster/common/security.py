@@ -1,10 +1,10 @@
-"""Who may speak with whom over control connections, and the options that make sockets insist on it.
+"""Which connections need keys, and the socket options that enforce them.
 
-Responsible for: the decision whether a connection needs keys (`check_reach`), and the security options of
-the coordinator's socket (`CoordinatorSecurity`) and of those that connect to it (`ClientSecurity`). Keeps the
-rules that nothing binds or connects beyond loopback without keys unless the settings say `insecure`, that one
-who has keys never falls back to a connection without, and that a pinned public key wins over one that was
-merely heard of. Must not decide what a role may say; that is the coordinator's gate.
+Responsible for: the decision whether a connection needs keys (`check_reach`), and the security options of the
+coordinator's socket (`CoordinatorSecurity`) and of sockets that connect to it (`ClientSecurity`). Rules:
+nothing binds or connects beyond loopback without keys unless the settings say `insecure`; a process that has
+keys never falls back to a connection without; a pinned public key takes precedence over one that was merely
+announced. Must not decide what a role may send; the coordinator's gate does.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _log = logging.getLogger("fcluster.security")
 
 ZAP_DOMAIN = b"fcluster"
 ALLOWED_KEPT_S = 1.0
-"""A key that was added or removed counts within this time, for connections made after it."""
+"""A key that was added or removed takes effect within this time, for new connections."""
 
 
 class CoordinatorSecurity:
-    """Options of the coordinator's socket, and who is let in.
+    """Options of the coordinator's socket, and the keys that it accepts.
 
     Args:
-        keyring: with the coordinator's own pair and the public keys of those that may connect.
+        keyring: with the coordinator's own pair, and the public keys of processes that may connect.
 
     Raises:
         KeysUnusable: something in it is missing or wrong.
@@ -45,13 +45,13 @@ class CoordinatorSecurity:
         self._noted = ""
 
     def apply(self, socket: zmq.Socket[bytes]) -> None:
-        """Make the socket a CURVE server that asks for authentication."""
+        """Make the socket a CURVE server that requires authentication."""
         socket.setsockopt(zmq.CURVE_SERVER, 1)
         socket.setsockopt(zmq.CURVE_SECRETKEY, self._secret_key)
         socket.setsockopt(zmq.ZAP_DOMAIN, ZAP_DOMAIN)
 
     def authenticate(self, public_key: bytes) -> str | None:
-        """The role of the key's holder (Z85 text), None if nobody knows it."""
+        """The role of the key's holder (Z85 text). None if the key is unknown."""
         if time.monotonic() - self._read_s >= ALLOWED_KEPT_S:
             self._read_again()
         return self._allowed.get(public_key)
@@ -94,11 +94,11 @@ class ClientSecurity:
 
 
 def coordinator_security(settings: Settings) -> CoordinatorSecurity | None:
-    """Security of a coordinator that binds to `settings.coordinator_bind`; None: it goes without keys.
+    """Security of a coordinator that binds to `settings.coordinator_bind`. None: no keys.
 
     Raises:
         SettingsError: it would be reachable from other hosts without keys.
-        KeysUnusable: the keys directory won't do.
+        KeysUnusable: the keys directory can't be used.
     """
     keyring = keyring_of(settings)
     if keyring is not None:
@@ -110,18 +110,18 @@ def coordinator_security(settings: Settings) -> CoordinatorSecurity | None:
 def client_security(
     settings: Settings, role: Role, address: str, announced_key: str = ""
 ) -> ClientSecurity | None:
-    """Security of a connection to the coordinator at `address`; None: it goes without keys.
+    """Security of a connection to the coordinator at `address`. None: no keys.
 
     Args:
         settings: of this process.
         role: whose key to use.
         address: ``tcp://host:port``.
-        announced_key: the coordinator's public key as the journal has it, empty if it has none. It is
-            believed only if the keys directory holds no `coordinator.pub`.
+        announced_key: the coordinator's public key in the journal, empty if it has none. It is trusted only
+            if the keys directory has no `coordinator.pub`.
 
     Raises:
         SettingsError: keys are needed, here or by the coordinator, and there are none.
-        KeysUnusable: the keys directory won't do.
+        KeysUnusable: the keys directory can't be used.
     """
     keyring = keyring_of(settings)
     if keyring is None:
@@ -150,7 +150,7 @@ def client_security(
 
 
 def keyring_of(settings: Settings) -> Keyring | None:
-    """The keys that the settings name, None if they name none."""
+    """The keys that the settings name. None if they name none."""
     return Keyring(Path(settings.security_keys_dir)) if settings.security_keys_dir else None
 
 
@@ -158,7 +158,7 @@ def check_reach(settings: Settings, address: str, what: str) -> None:
     """Refuse an address beyond loopback for connections without keys.
 
     Raises:
-        SettingsError: it is one, and the settings don't say `insecure`.
+        SettingsError: the address is beyond loopback, and the settings don't say `insecure`.
     """
     if not settings.insecure and not is_loopback(address):
         raise SettingsError(
@@ -181,7 +181,7 @@ def _heard_of(announced_key: str) -> bytes:
 
 
 def is_loopback(address: str) -> bool:
-    """Whether only processes of this host can reach, or be, what is at `address`."""
+    """Whether `address` can be used only by processes of this host."""
     scheme, _, rest = address.partition("://")
     if scheme in ("ipc", "inproc"):
         return True

@@ -1,10 +1,10 @@
-"""How a worker, or an agent, finds the leader again.
+"""How a worker or an agent finds the leader again.
 
-Responsible for: when to look for it, and where to connect (`Search`), which end of the job in the journal
-concerns this process (`Ends`), and the thread that follows the journal meanwhile (`LeaderSeeker`). Keeps the
-rules that a connection that works is left only for a leader of a newer term, or if who speaks over it is of
-an older one, that nobody reads the journal without need, and that an address that was given isn't forgotten:
-if the journal's one leads nowhere, both are tried in turns. Must not speak with the leader.
+Responsible for: when to look for the leader, and where to connect (`Search`); which end of the job in the
+journal concerns this process (`Ends`); and the thread that follows the journal meanwhile (`LeaderSeeker`).
+Rules: a working connection is given up only for a leader of a newer term, or if its peer has an older term;
+the journal is read only when needed; an address that was given isn't forgotten: if the journal's address
+doesn't work, both are tried in turn. Must not exchange messages with the leader.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from fcluster.common.settings import Settings
 JOURNAL_POLL_S = 0.1
 RETRY_S = 1.0
 FIXED_PATIENCE_MS = 300.0
-"""A coordinator that is restarted at the given address comes back without the journal's help, if soon."""
+"""How long to wait for a coordinator to restart at the given address before the journal is read."""
 TURN_MS = 2_000.0
 
 
@@ -31,14 +31,14 @@ class Search:
     """Decides when to look for the leader, and whom to follow; without any I/O.
 
     Args:
-        fixed: an address was given, and is followed at first.
-        silent_ms: a leader that says nothing for so long over a connection that stands may be deposed.
-        now_ms: of a clock that never goes back, like all times here.
+        fixed: an address was given, and is followed first.
+        silent_ms: a leader that is silent for this long over an open connection may have been deposed.
+        now_ms: from a clock that never goes back, like all times here.
     """
 
     def __init__(self, *, fixed: bool, silent_ms: float, now_ms: float) -> None:
         self.following: Leader | None = None
-        """None: the given address, or nobody yet."""
+        """None: the given address, or no leader yet."""
         self._fixed = fixed
         self._silent_ms = silent_ms
         self._linked = False
@@ -48,7 +48,7 @@ class Search:
         self._patience_ms = FIXED_PATIENCE_MS if fixed else 0.0
 
     def linked(self, now_ms: float) -> None:
-        """A connection stands."""
+        """A connection is open."""
         self._linked, self._misled, self._heard_ms = True, False, now_ms
 
     def unlinked(self, now_ms: float) -> None:
@@ -59,21 +59,21 @@ class Search:
         self._linked = self._misled = False
 
     def heard(self, now_ms: float) -> None:
-        """The leader said something."""
+        """The leader sent a message."""
         self._misled, self._heard_ms = False, now_ms
 
     def misled(self) -> None:
-        """Who speaks over the connection is of an older term than another one that was heard."""
+        """The peer of the connection has an older term than another leader that was heard."""
         self._misled = self._linked
 
     def is_wanted(self, now_ms: float) -> bool:
-        """Whether to look into the journal."""
+        """Whether to read the journal."""
         if self._linked:
             return self._misled or now_ms - self._heard_ms >= self._silent_ms
         return now_ms - self._since_ms >= self._patience_ms
 
     def turns_back(self, now_ms: float) -> bool:
-        """Whether the given address is to be tried again; it is followed then."""
+        """Whether to try the given address again. It is followed then."""
         overdue = now_ms - self._since_ms >= TURN_MS
         if not self._fixed or self.following is None or self._linked or not overdue:
             return False
@@ -81,11 +81,11 @@ class Search:
         return True
 
     def follows(self, newest: Leader, term: int, now_ms: float) -> bool:
-        """Whether to connect to `newest`, the journal's leader; it is followed then.
+        """Whether to connect to `newest`, the journal's leader. It is followed then.
 
         Args:
             newest: its record.
-            term: the newest that the present leader, or one before it, has spoken in.
+            term: the newest term in which the present leader, or one before it, has sent a message.
             now_ms: the time.
         """
         if newest == self.following or not self.is_wanted(now_ms):
@@ -98,23 +98,23 @@ class Search:
 
 
 class Ends:
-    """Tells the end of a run that this process belongs to from one that was over before; without any I/O.
+    """Tells the end of this process's run from the end of an earlier run; without any I/O.
 
-    The journal keeps the end of the last run until the next leader begins. A process that was started for the
+    The journal keeps the end of the last run until the next leader starts. A process that was started for the
     next run finds it there, and waits. An end counts if it is newer than what the journal said when it was
-    read for the first time, or if its leader, or an earlier one, has spoken to this process.
+    first read, or if its leader, or an earlier one, has sent a message to this process.
     """
 
     def __init__(self) -> None:
         self._over_before: int | None = None
-        """The newest term whose end is none of ours; None: the journal was not read yet."""
+        """The newest term whose end doesn't concern this process. None: the journal wasn't read yet."""
 
     def looked(self, leader: Leader | None, ended_term: int) -> None:
         """The journal was read to its end.
 
         Args:
             leader: its leader record.
-            ended_term: the term in which the job was ended, 0 if it was not or if somebody leads.
+            ended_term: the term in which the job was ended. 0 if it wasn't ended, or if there is a leader.
         """
         if self._over_before is None:
             self._over_before = leader.term - 1 if leader is not None else ended_term
@@ -124,7 +124,7 @@ class Ends:
 
         Args:
             ended_term: see `looked`; not 0.
-            heard_term: the newest term in which a leader has spoken to this process, 0 if none has.
+            heard_term: the newest term in which a leader has sent a message to this process, 0 if none has.
         """
         if 0 < heard_term <= ended_term:
             return True
@@ -137,12 +137,12 @@ class LeaderSeeker:
     Args:
         settings: of the cluster.
         job: its name.
-        fixed: an address was given, and is connected to by the caller at first.
-        connect: called with the leader to connect to; None: the given address. It may raise FclusterError.
-        term: tells the newest term that was heard of.
+        fixed: an address was given; the caller connects to it first.
+        connect: called with the leader to connect to. None: the given address. It may raise FclusterError.
+        term: returns the newest known term.
         say: called with trouble, and with news.
-        on_ended: called once, if the journal says that the run that this process belongs to has ended:
-            with whether the job failed, and the reason.
+        on_ended: called once, if the journal says that the run of this process has ended: with whether the
+            job failed, and the reason.
         failpoint: passed before the journal is read for the first time.
     """
 
@@ -176,11 +176,11 @@ class LeaderSeeker:
         self._thread = threading.Thread(target=self._run, name="seeker", daemon=True)
 
     def start(self) -> None:
-        """Begin."""
+        """Start."""
         self._thread.start()
 
     def linked(self) -> None:
-        """A connection stands."""
+        """A connection is open."""
         self._search.linked(_now_ms())
 
     def unlinked(self) -> None:
@@ -189,16 +189,16 @@ class LeaderSeeker:
         self._news.set()
 
     def heard(self) -> None:
-        """The leader said something."""
+        """The leader sent a message."""
         self._search.heard(_now_ms())
 
     def misled(self) -> None:
-        """Who speaks is of an older term than another one that was heard."""
+        """The peer has an older term than another leader that was heard."""
         self._search.misled()
         self._news.set()
 
     def close(self, timeout_s: float) -> None:
-        """End, within `timeout_s` seconds."""
+        """Stop, within `timeout_s` seconds."""
         self._stopping = True
         self._news.set()
         self._thread.join(timeout_s)
@@ -244,7 +244,7 @@ class LeaderSeeker:
                 self._say(f"looking for the coordinator: {error}")
 
     def _take_end(self, leader: Leader | None) -> None:
-        """The journal is known to its end: has the job ended?"""
+        """The journal was read to its end: has the job ended?"""
         term, failed, reason = self._follower.ended or (0, False, "")
         if leader is not None:
             term = 0  # the former run's
