@@ -5,10 +5,26 @@ This is the public API; everything else in the package may change between versio
 
 from __future__ import annotations
 
+from fcluster.common.codecs import Codec, CodecUse
 from fcluster.common.errors import FclusterError
 from fcluster.common.job import UNSET, Context, Job, Record, Stream
+from fcluster.common.states import ListState, MapState, ValueState
 from fcluster.common.topology import TopicSpec as Topic
 
 __version__ = "0.1.0"
 
-__all__ = ["UNSET", "Context", "FclusterError", "Job", "Record", "Stream", "Topic", "__version__"]
+__all__ = [
+    "UNSET",
+    "Codec",
+    "CodecUse",
+    "Context",
+    "FclusterError",
+    "Job",
+    "ListState",
+    "MapState",
+    "Record",
+    "Stream",
+    "Topic",
+    "ValueState",
+    "__version__",
+]

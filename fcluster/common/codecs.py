@@ -1,10 +1,14 @@
-"""Between a record's bytes and what handlers see.
+"""Between bytes and what handlers see.
 
-Responsible for: decoding and encoding keys and values of each kind that a topic can be declared with.
+Responsible for: codecs: decoding and encoding keys and values of topics, and values of state, each kind that
+they can be declared with.
 Keeps the invariants: the same key always encodes to the same bytes, because they choose the partition and
 name the state; a value that is decoded and encoded again is the same value, integers of any length included;
 what can't be encoded as declared, such as NaN in JSON, raises TypeError or ValueError with a message for the
 job's author. A codec never sees a null key or a null value (a tombstone): the caller passes None by. Pure.
+
+A codec is an object with a name and two functions. The ones that come with fcluster are found by their names
+(`"json"`, `"text"`, `"bytes"`, `"int"`, `"msgpack"`); a user's own is a `Codec`.
 
 JSON is read by msgspec, since orjson rounds integers beyond 64 bits to floats. It is written by orjson, which
 is the faster one at that, and whose bytes the keys of existing state have; what orjson refuses (long
@@ -14,20 +18,28 @@ integers) or changes (NaN and infinity become null) is noticed, and dealt with h
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
-from typing import Any, cast
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Generic, Literal, TypeVar, cast
 
 import msgspec
 import orjson
 
+from fcluster.common.errors import JobError
 from fcluster.common.failures import bounded_repr, type_of
-from fcluster.common.topology import KeyKind, ValueKind
+
+CodecName = Literal["json", "text", "bytes", "int", "msgpack"]
+CODEC_NAMES: tuple[CodecName, ...] = ("json", "text", "bytes", "int", "msgpack")
+_LEGAL_NAME = re.compile(r"[a-zA-Z0-9._-]{1,100}")
+_T = TypeVar("_T")
 
 Decode = Callable[[bytes], Any]
 Encode = Callable[[Any], bytes]
 
 decode_json: Decode = msgspec.json.Decoder().decode
 """The value of a JSON document. Raises ValueError, or RecursionError; `decoding_trouble` says more."""
+decode_msgpack: Decode = msgspec.msgpack.Decoder().decode
 _pack = msgspec.msgpack.Encoder().encode
 _BITS_64_MIN, _BITS_64_MAX = -(2**63), 2**64 - 1
 _TOO_LONG = "Integer exceeds 64-bit range"
@@ -121,7 +133,112 @@ def _with_long_integers(value: Any) -> Any:
     return value
 
 
-def decoding_trouble(kind: KeyKind | ValueKind, raw: bytes, error: BaseException) -> BaseException:
+def _encode_int(value: Any) -> bytes:
+    # A bool is an int to Python, but wouldn't come back as one.
+    if type(value) is not int:
+        raise TypeError(_wrong_kind(value, "int", "an int"))
+    bytes_needed = value.bit_length() // 8 + 1
+    return value.to_bytes(max(INT_BYTES_MIN, bytes_needed), "big", signed=True)
+
+
+def _decode_int(raw: bytes) -> int:
+    if not raw:
+        raise ValueError("no bytes are no int")
+    return int.from_bytes(raw, "big", signed=True)
+
+
+INT_BYTES_MIN = 8
+"""What Kafka's `LongSerializer` writes. An int beyond 64 bits takes as many more as it needs."""
+
+
+@dataclass(frozen=True, slots=True)
+class CodecUse:
+    """What a codec is opened for.
+
+    Attributes:
+        name: the topic's, or the state's (``handler/state``).
+        part: what of it is encoded: "key", "value", or "state".
+        settings: of the run, by name with dots.
+    """
+
+    name: str
+    part: Literal["key", "value", "state"]
+    settings: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Codec(Generic[_T]):
+    """A user's own way between bytes and values.
+
+    Attributes:
+        name: stands for it where a changed job is compared with the state that it has: give another one when
+            its bytes change.
+        encode: a value to bytes. What it can't encode so that it comes back the same it refuses, with a
+            TypeError or ValueError. Of a key: equal keys must give equal bytes, in every process.
+        decode: the bytes to the value again.
+        open: called with a `CodecUse` when a shard begins to use the codec, once for each topic or state and
+            process; what it returns is used there. For codecs that depend on the topic, or on settings, such
+            as the address of a schema registry.
+
+    Null keys and values (tombstones) pass a codec by.
+
+    Raises:
+        JobError: the name isn't legal, or one of fcluster's own.
+    """
+
+    name: str
+    encode: Callable[[_T], bytes]
+    decode: Callable[[bytes], _T]
+    open: Callable[[CodecUse], Codec[_T]] | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not _LEGAL_NAME.fullmatch(self.name):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise JobError(
+                f"The codec name {self.name!r} isn't legal.",
+                remedy="Give one of letters a-z and A-Z, digits, '.', '_' and '-'.",
+            )
+        if self.name in CODEC_NAMES:
+            raise JobError(
+                f"The codec name {self.name!r} is one of fcluster's own.", remedy="Give it another name."
+            )
+
+
+Kind = CodecName | Codec[Any]
+"""How keys or values are encoded, as a job says it."""
+
+
+def codec_name(kind: Kind) -> str:
+    """How the kind is called in descriptions and messages."""
+    return kind.name if isinstance(kind, Codec) else kind
+
+
+def codec_is_known(kind: object) -> bool:
+    """Whether it is one of fcluster's own by its name, or a `Codec`."""
+    return isinstance(kind, Codec) or kind in CODEC_NAMES
+
+
+def bound_codec(kind: Kind, use: CodecUse) -> Kind:
+    """The kind for one use: its `open` is called when the first key or value comes, and only then."""
+    if not isinstance(kind, Codec) or kind.open is None:
+        return kind
+    opener = kind.open
+    opened: list[Codec[Any]] = []
+
+    def codec() -> Codec[Any]:
+        if not opened:
+            opened.append(opener(use))
+        return opened[0]
+
+    def encode(value: Any) -> bytes:
+        return codec().encode(value)
+
+    def decode(raw: bytes) -> Any:
+        return codec().decode(raw)
+
+    return replace(kind, encode=encode, decode=decode, open=None)
+
+
+def decoding_trouble(kind: Kind, raw: bytes, error: BaseException) -> BaseException:
     """The error to show for `raw`, which couldn't be decoded: JSON's with line and column."""
     if kind == "json" and isinstance(error, ValueError):
         try:
@@ -141,23 +258,42 @@ def _wrong_kind(value: Any, kind: str, expected: str) -> str:
 # Built-in functions where possible: these run once or twice for each record.
 _TEXT: tuple[Decode, Encode] = (bytes.decode, _encode_text)
 _BYTES: tuple[Decode, Encode] = (bytes, _encode_bytes)
-_KEY_CODECS: dict[KeyKind, tuple[Decode, Encode]] = {
+_INT: tuple[Decode, Encode] = (_decode_int, _encode_int)
+_KEY_CODECS: dict[str, tuple[Decode, Encode]] = {
     "text": _TEXT,
     "bytes": _BYTES,
+    "int": _INT,
     "json": (decode_json, encode_json_key),
+    "msgpack": (decode_msgpack, msgspec.msgpack.Encoder(order="deterministic").encode),
 }
-_VALUE_CODECS: dict[ValueKind, tuple[Decode, Encode]] = {
+_VALUE_CODECS: dict[str, tuple[Decode, Encode]] = {
     "json": (decode_json, encode_json),
     "text": _TEXT,
     "bytes": _BYTES,
+    "int": _INT,
+    "msgpack": (decode_msgpack, _pack),
 }
 
 
-def key_codec(kind: KeyKind) -> tuple[Decode, Encode]:
-    """How keys of that kind are decoded and encoded. Equal JSON keys have equal bytes: names are sorted."""
-    return _KEY_CODECS[kind]
+def key_codec(kind: Kind) -> tuple[Decode, Encode]:
+    """How keys of that kind are decoded and encoded. Equal keys have equal bytes: names are sorted."""
+    return (kind.decode, _checked(kind)) if isinstance(kind, Codec) else _KEY_CODECS[kind]
 
 
-def value_codec(kind: ValueKind) -> tuple[Decode, Encode]:
+def value_codec(kind: Kind) -> tuple[Decode, Encode]:
     """How values of that kind are decoded and encoded."""
-    return _VALUE_CODECS[kind]
+    return (kind.decode, _checked(kind)) if isinstance(kind, Codec) else _VALUE_CODECS[kind]
+
+
+def _checked(codec: Codec[Any]) -> Encode:
+    encode, name = codec.encode, codec.name
+
+    def checked(value: Any) -> bytes:
+        encoded: object = encode(value)
+        if type(encoded) is not bytes:
+            raise TypeError(
+                f"the codec {name!r} gave {bounded_repr(encoded)}, a {type_of(encoded)}, not bytes"
+            )
+        return encoded
+
+    return checked

@@ -11,8 +11,10 @@ import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any, Final, Literal, Protocol, TypeVar, cast
 
+from fcluster.common.codecs import Codec, CodecUse, Kind, bound_codec, codec_is_known
 from fcluster.common.errors import JobError
 from fcluster.common.ids import (
     TOPIC_NAME_CHARACTERS_MAX,
@@ -24,6 +26,17 @@ from fcluster.common.ids import (
 )
 from fcluster.common.record import UNSET, Record, Unset
 from fcluster.common.settings import Settings, isolation_from
+from fcluster.common.states import (
+    ListAccess,
+    ListState,
+    MapAccess,
+    MapState,
+    State,
+    StateStore,
+    ValueAccess,
+    ValueState,
+    check_states,
+)
 from fcluster.common.topology import (
     ISOLATIONS,
     KEY_KINDS,
@@ -52,6 +65,8 @@ _INTERNAL_SUFFIXES: Final = ("-changelog", "-repartition")
 _ISOLATION_OPTIONS: Final = frozenset({"isolation.level", "kafka.consumer.isolation.level"})
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
+_K = TypeVar("_K")
+_V = TypeVar("_V")
 
 
 class Context(Protocol):
@@ -90,6 +105,22 @@ class Context(Protocol):
     @property
     def state(self) -> MutableMapping[str, Any]:
         """This handler's state of the current key: JSON values by name. An empty state is deleted."""
+        ...
+
+    def value(self, state: ValueState[_V], /) -> ValueAccess[_V]:
+        """The current key's value of a state that the handler declares with `states=`.
+
+        Raises:
+            LookupError: it doesn't.
+        """
+        ...
+
+    def map(self, state: MapState[_K, _V], /) -> MapAccess[_K, _V]:
+        """As `value`, for a map."""
+        ...
+
+    def list(self, state: ListState[_V], /) -> ListAccess[_V]:
+        """As `value`, for a list."""
         ...
 
 
@@ -184,7 +215,7 @@ class Stream:
         Args:
             by: the field of the value that holds the new key, or a function of the value.
             name: of the following stage. Default: the name of the first handler that follows.
-            key: the new key's kind. "json" takes numbers, lists and so on.
+            key: the new key's kind, as in `Job.topic`. "json" takes numbers, lists and so on.
             value: how values are written. Default: as in the source topic, or "json" after a map or a
                 handler.
             version: declares what the key means. As long as it stays the same, `by` counts as unchanged,
@@ -201,6 +232,9 @@ class Stream:
             _check_kind("value", value, VALUE_KINDS)
         if name is not None:
             _check_name(name, "The stage name")
+        key = self._job._bound(key, name or "key_by", "key")  # pyright: ignore[reportPrivateUsage]
+        if value is not None:
+            value = self._job._bound(value, name or "key_by", "value")  # pyright: ignore[reportPrivateUsage]
         if not isinstance(version, str | int | None) or isinstance(version, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise JobError(
                 f"version={version!r} of key_by is neither text nor a number.", remedy="Use version=1."
@@ -214,6 +248,7 @@ class Stream:
         *,
         to: TopicSpec | None = None,
         name: str | None = None,
+        states: Sequence[State] = (),
         on_error: OnError | None = None,
     ) -> Stream:
         """Call `handler(ctx, value)` for each record; see `Job.process`."""
@@ -221,7 +256,8 @@ class Stream:
             self._job._check_declared(to, "to=")  # pyright: ignore[reportPrivateUsage]
         operator = _process_operator(handler, name)
         rule = self._job._rule(on_error, f"the handler {operator.name!r}")  # pyright: ignore[reportPrivateUsage]
-        stream = self._then(replace(operator, on_error=rule))
+        stores = self._job._stores(operator.name, states)  # pyright: ignore[reportPrivateUsage]
+        stream = self._then(replace(operator, on_error=rule, stores=stores))
         if to is None:
             return stream
         stream.to(to)
@@ -273,6 +309,8 @@ class Job:
         self._topics: dict[str, TopicSpec] = {}
         self._topic_rules: dict[str, OnError | None] = {}
         self._isolation_unset: set[str] = set()
+        self._bound_codecs: dict[tuple[str, str, Codec[Any]], Kind] = {}
+        self._codec_settings: dict[str, Any] = {}
         self._roots: list[_Node] = []
         if isinstance(on_error, TopicSpec):
             on_error = self.topic(on_error.name, key=on_error.key, value=on_error.value)
@@ -293,8 +331,9 @@ class Job:
 
         Args:
             name: of the topic.
-            key: "text" (UTF-8), "bytes" or "json".
-            value: "json", "text" (UTF-8) or "bytes".
+            key: "text" (UTF-8), "bytes", "int" (as Kafka's LongSerializer; longer ones take more bytes),
+                "json", "msgpack", or a `Codec` of your own.
+            value: the same for values.
             isolation: "read-committed", or "read-uncommitted" to read records of open transactions too.
                 Default: the setting `isolation.level`.
             on_error: for records of it that can't be decoded: "stop", "skip" or a dead-letter topic. Default:
@@ -310,6 +349,7 @@ class Job:
         self._check_topic_name(name)
         _check_kind("key", key, KEY_KINDS)
         _check_kind("value", value, VALUE_KINDS)
+        key, value = self._bound(key, name, "key"), self._bound(value, name, "value")
         chosen = _chosen_isolation(name, isolation, options)
         topic = TopicSpec(name, key, value, chosen or "read-committed")
         rule = None if on_error is None else self._rule(on_error, f"the topic {name!r}")
@@ -332,6 +372,7 @@ class Job:
         *,
         to: TopicSpec | None = None,
         name: str | None = None,
+        states: Sequence[State] = (),
         on_error: OnError | None = None,
     ) -> Callable[[_Function], _Function]:
         """Decorate a handler. It is called as `handler(ctx, value)` for each record of `topic`.
@@ -346,13 +387,16 @@ class Job:
             to: where outputs are written. Without it, only records that name their topic are written.
             name: of the handler and its state. Default: the function's name. If you change it, the state is
                 lost.
+            states: what the handler keeps for each key besides `ctx.state`: a list of `ValueState`, `MapState` and
+                `ListState` objects. It reads and writes them with `ctx.value(STATE)`, `ctx.map(STATE)` and
+                `ctx.list(STATE)`.
             on_error: what to do if the handler raises for a record, or its state can't be stored: "stop" the
                 job, "skip" the record, or write it to a dead-letter topic. It also applies to outputs of the
                 handler that can't be written. Default: that of the job (`Job(on_error=)`).
         """
 
         def decorate(handler: _Function) -> _Function:
-            self.stream(topic).process(handler, to=to, name=name, on_error=on_error)
+            self.stream(topic).process(handler, to=to, name=name, states=states, on_error=on_error)
             return handler
 
         return decorate
@@ -382,6 +426,7 @@ class Job:
             JobError: the job can't run as it is written.
         """
         default = settings.isolation_level
+        self._codec_settings.update(settings.as_mapping())
         topics = {
             name: replace(topic, isolation=default) if name in self._isolation_unset else topic
             for name, topic in self._topics.items()
@@ -397,6 +442,34 @@ class Job:
                 remedy="Decorate a function with @job.process(topic, to=...), or use job.stream(topic).",
             )
         return Topology(self.name, _upstream_first(stages), topics=tuple(topics.values()))
+
+    def _stores(self, handler: str, states: object) -> tuple[StateStore, ...]:
+        """What a handler declares, with codecs that know the run's settings."""
+        stores: list[StateStore] = []
+        for declared in check_states(handler, states):
+            name = f"{handler}/{declared.name}"
+            state = replace(declared, value=self._bound(declared.value, name, "state"))
+            if isinstance(state, MapState):
+                state = self._with_bound_key(cast("MapState[Any, Any]", state), name)
+            stores.append(StateStore(handler, declared, state))
+        return tuple(stores)
+
+    def _with_bound_key(self, state: MapState[Any, Any], name: str) -> State:
+        if not isinstance(state.key, Codec):
+            return state
+        return replace(state, key=cast("Codec[Any]", self._bound(state.key, name, "key")))
+
+    def _bound(self, kind: Kind, name: str, part: Literal["key", "value", "state"]) -> Kind:
+        """A codec for one use, the same each time: topics are compared."""
+        if not isinstance(kind, Codec):
+            return kind
+        known = self._bound_codecs.get((name, part, kind))
+        if known is None:
+            # Settings come with `build`, and a codec is opened later still.
+            known = bound_codec(kind, CodecUse(name, part, MappingProxyType(self._codec_settings)))
+            for one in (kind, known):
+                self._bound_codecs[name, part, cast("Codec[Any]", one)] = known
+        return known
 
     def _rule(self, on_error: OnError | None, what: str) -> OnError:
         """`on_error` of `what`, checked; the job's default if it is None."""
@@ -538,7 +611,7 @@ class _Builder:
             )
         changed = any(isinstance(operator, Map | Process) for operator in before)
         value: ValueKind = (step.value or "json") if changed else source.value
-        if isinstance(step.by, str) and value != "json":
+        if isinstance(step.by, str) and value in ("text", "bytes", "int"):
             raise JobError(
                 f"The {what} names a field, but the values there are {value}, not JSON objects.",
                 remedy="Declare the topic with value='json', or give key_by a function.",
@@ -713,9 +786,11 @@ def _check_function(function: Any, role: str, parameters: tuple[str, ...]) -> No
         ) from None
 
 
-def _check_kind(what: str, kind: str, kinds: Sequence[str]) -> None:
-    if kind not in kinds:
-        raise JobError(f"{what}={kind!r} is unknown.", remedy=f"Use one of {', '.join(map(repr, kinds))}.")
+def _check_kind(what: str, kind: Kind, kinds: Sequence[str]) -> None:
+    if not codec_is_known(kind):
+        raise JobError(
+            f"{what}={kind!r} is unknown.", remedy=f"Use one of {', '.join(map(repr, kinds))}, or a Codec."
+        )
 
 
 def _check_name(name: str, what: str, how: str = "") -> None:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
+from fcluster.common.codecs import Kind, codec_name
 from fcluster.common.functions import BYTECODE, comparable, function_identity
 from fcluster.common.ids import (
     ShardId,
@@ -24,16 +25,20 @@ from fcluster.common.ids import (
     former_repartition_topic,
     repartition_topic,
 )
+from fcluster.common.states import StateStore
 
-KeyKind = Literal["text", "bytes", "json"]
-ValueKind = Literal["json", "text", "bytes"]
+KeyKind = Kind
+ValueKind = Kind
 Isolation = Literal["read-committed", "read-uncommitted"]
 
-KEY_KINDS: tuple[KeyKind, ...] = ("text", "bytes", "json")
-VALUE_KINDS: tuple[ValueKind, ...] = ("json", "text", "bytes")
+KEY_KINDS: tuple[str, ...] = ("text", "bytes", "int", "json", "msgpack")
+VALUE_KINDS: tuple[str, ...] = ("json", "text", "bytes", "int", "msgpack")
 ISOLATIONS: tuple[Isolation, ...] = ("read-committed", "read-uncommitted")
 
-_DESCRIPTION_FORMAT = 1
+_FORMAT_WITHOUT_STATES = 1
+"""Of descriptions of jobs whose handlers declare no states: older versions can go on with them."""
+_DESCRIPTION_FORMAT = 2
+_FORMATS_READ = (_FORMAT_WITHOUT_STATES, _DESCRIPTION_FORMAT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +87,7 @@ class Process:
         name: of the operator and of its store; unique in the job.
         function: called as `function(ctx, value)`.
         on_error: "stop", "skip", or the dead-letter topic.
+        stores: what it declares besides `ctx.state`.
         returns: "many" if the call gives an iterable of outputs (a generator), "one" if it gives one
             output, or None for no output.
     """
@@ -90,6 +96,7 @@ class Process:
     function: Callable[[Any, Any], Any]
     on_error: OnError = "stop"
     returns: Literal["many", "one"] = "one"
+    stores: tuple[StateStore, ...] = ()
 
 
 Operator = Filter | Map | Process
@@ -158,6 +165,17 @@ class Stage:
     stores: tuple[str, ...]
     changelog: str | None
     on_error: OnError = "stop"
+
+    @property
+    def all_stores(self) -> tuple[str | StateStore, ...]:
+        """What `ShardState` is made with."""
+        return (*self.stores, *self.state_stores)
+
+    @property
+    def state_stores(self) -> tuple[StateStore, ...]:
+        """What its handlers declare besides the dict that each has, in the order of the job file."""
+        processes = (process for chain in self.chains for process in chain.processes)
+        return tuple({store.name: store for process in processes for store in process.stores}.values())
 
     @property
     def dead_letter_topics(self) -> tuple[TopicSpec, ...]:
@@ -263,8 +281,9 @@ class Topology:
         may change freely between runs.
         """
         feeds = {topic: fed for stage in self.stages for topic, fed in _feeds(stage)}
+        declares_states = any(stage.state_stores for stage in self.stages)
         return {
-            "format": _DESCRIPTION_FORMAT,
+            "format": _DESCRIPTION_FORMAT if declares_states else _FORMAT_WITHOUT_STATES,
             "job": self.job,
             "stages": {stage.name: _describe_stage(stage, feeds) for stage in self.stages},
         }
@@ -348,12 +367,17 @@ def _feeds(stage: Stage) -> Iterator[tuple[str, dict[str, str]]]:
 
 def _describe_stage(stage: Stage, feeds: Mapping[str, dict[str, str]]) -> dict[str, Any]:
     description: dict[str, Any] = {"source": stage.source.name, "stores": sorted(stage.stores)}
+    if stage.state_stores:
+        description["states"] = {store.name: store.state.describe() for store in stage.state_stores}
     if stage.changelog is not None:
         description["changelog"] = stage.changelog
     if stage.internal:
         # Records on their way through the repartition topic outlive a restart, so its encoding counts too.
         description["key_by"] = dict(feeds.get(stage.source.name, {}))
-        description["encoding"] = {"key": stage.source.key, "value": stage.source.value}
+        description["encoding"] = {
+            "key": codec_name(stage.source.key),
+            "value": codec_name(stage.source.value),
+        }
     return description
 
 
@@ -383,7 +407,7 @@ def incompatibility(old_description: Mapping[str, Any], new_topology: Topology) 
     Returns:
         One sentence that names what is incompatible, None if nothing is.
     """
-    if old_description.get("format") != _DESCRIPTION_FORMAT:
+    if old_description.get("format") not in _FORMATS_READ:
         return "The state was written by another version of fcluster, in a format that this one can't read."
     if old_description.get("job") != new_topology.job:
         return f"The state belongs to the job {old_description.get('job')!r}, not to {new_topology.job!r}."
@@ -395,7 +419,11 @@ def incompatibility(old_description: Mapping[str, Any], new_topology: Topology) 
     old_stores = {store for stage in old_stages.values() for store in stage.get("stores", ())}
     added: list[str] = [store for store in new_homes if store not in old_stores]
     for name, old in old_stages.items():
-        reason = _lost_store(name, old, new_homes, added) or _changed_stage(name, old, new_stages)
+        reason = (
+            _lost_store(name, old, new_homes, added)
+            or _changed_states(old, new_stages.get(name, {}))
+            or _changed_stage(name, old, new_stages)
+        )
         if reason:
             return reason
     return None
@@ -410,6 +438,36 @@ def _lost_store(stage: str, old: Mapping[str, Any], homes: Mapping[str, str], ad
         if homes[store] != stage:
             return f"The handler {store!r} has state in stage {stage!r}, but is now in {homes[store]!r}."
     return None
+
+
+def _changed_states(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
+    """Why a declared state of a stage doesn't fit what it is declared as now."""
+    declared = cast("Mapping[str, Mapping[str, Any]]", new.get("states", {}))
+    for name, before in cast("Mapping[str, Mapping[str, Any]]", old.get("states", {})).items():
+        now = declared.get(name)
+        handler, _, state = name.partition("/")
+        what = f"The state {state!r} of the handler {handler!r}"
+        if now is None:
+            near = _nearest(name, [other for other in declared if other not in old.get("states", {})])
+            hint = f" (renamed to {near.partition('/')[2]!r}?)" if near else ""
+            return f"{what} has entries, but isn't declared any more{hint}."
+        if before != now:
+            return (
+                f"{what} was declared as {_state_text(before)}, and now is as {_state_text(now)}: its "
+                "entries can't be read so. (To change it, leave it as it was, declare another state under a "
+                "new name, and let the handler bring over each key's entries when its records come.)"
+            )
+    return None
+
+
+def _state_text(described: Mapping[str, Any]) -> str:
+    key = described.get("key")
+    parts = [str(described.get("kind"))]
+    if key is not None:
+        parts.append(f"with {', '.join(key) if isinstance(key, list) else key} keys")  # pyright: ignore[reportUnknownArgumentType]
+    parts.append(f"of {described.get('value')} values")
+    parts.append("with a TTL" if described.get("ttl") else "without a TTL")
+    return " ".join(parts)
 
 
 def _nearest(store: str, added: list[str]) -> str | None:

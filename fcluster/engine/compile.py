@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fcluster.common.topology import Chain, Stage, rekey_description
-from fcluster.engine.context import HandlerContext, Table, UndoableContext
+from fcluster.engine.context import AnyTable, HandlerContext, UndoableContext
 from fcluster.engine.failure import UnkeptStateError
 from fcluster.engine.operators import operator_for
 from fcluster.engine.operators.base import Surroundings, WriteRecord
@@ -40,7 +40,7 @@ class CompiledChain:
     name: str
     step: Step
     places: Mapping[str, Place]
-    tables: tuple[Table, ...]
+    tables: tuple[AnyTable, ...]
     held: HeldOutputs | None
 
 
@@ -53,7 +53,7 @@ def compile_chain(
     chain: Chain,
     stage: Stage,
     partition: int,
-    tables: Mapping[str, Table],
+    tables: Mapping[str, AnyTable],
     port: OutputPort,
     passing: tuple[type[BaseException], ...],
     held: HeldOutputs | None,
@@ -61,7 +61,7 @@ def compile_chain(
     """The chain in the shard `partition` of `stage`.
 
     Args:
-        tables: of the shard, by handler.
+        tables: of the shard, by the name of the store.
         port: for the outputs, unless they are held.
         passing: exceptions that aren't the record's doing, whoever raises them.
         held: for the outputs, until the record is through.

@@ -6,23 +6,36 @@ Responsible for: the `ctx` object of handlers. Pure; the shell brings tables wit
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from fcluster.common.errors import ProcessingError, one_line
+from fcluster.common.states import (
+    ListAccess,
+    ListState,
+    MapAccess,
+    MapState,
+    State,
+    ValueAccess,
+    ValueState,
+)
 from fcluster.engine.failure import UnkeptStateError
 from fcluster.engine.records import SourceRecord
 from fcluster.engine.steps import RecordError
 
+_K = TypeVar("_K")
+_V = TypeVar("_V")
 
-class Table(Protocol):
-    """The state of one handler in one shard: a dict for each key. `engine.state.StateTable` is one."""
+
+class AnyTable(Protocol):
+    """A part of a shard's state, as the engine sees all of its kinds.
+
+    Attributes:
+        name: the store's.
+        step: the handler's that has it.
+    """
 
     name: str
-    touched: dict[bytes, dict[str, Any]]
-
-    def get(self, key: bytes) -> dict[str, Any]:
-        """The live state of `key`, which counts as touched from now on."""
-        ...
+    step: str
 
     def begin_undo(self) -> None:
         """Begin a record whose changes may have to be taken back."""
@@ -37,10 +50,30 @@ class Table(Protocol):
         ...
 
 
+class Table(AnyTable, Protocol):
+    """The state of one handler in one shard: a dict for each key. `engine.state.StateTable` is one."""
+
+    touched: dict[bytes, dict[str, Any]]
+
+    def get(self, key: bytes) -> dict[str, Any]:
+        """The live state of `key`, which counts as touched from now on."""
+        ...
+
+
 class HandlerContext:
     """What a handler sees as `ctx`. One for each handler and shard; it shows the record being processed."""
 
-    __slots__ = ("_decode_key", "_key", "_load", "_name", "_record", "_touched", "partition", "topic")
+    __slots__ = (
+        "_access",
+        "_decode_key",
+        "_key",
+        "_load",
+        "_name",
+        "_record",
+        "_touched",
+        "partition",
+        "topic",
+    )
 
     def __init__(self, topic: str, partition: int, decode_key: Callable[[bytes], Any], table: Table) -> None:
         self.topic = topic
@@ -49,6 +82,7 @@ class HandlerContext:
         self._name = table.name
         self._touched = table.touched.get
         self._load = table.get
+        self._access: Mapping[str, Any] = {}
         self._record: SourceRecord = None  # type: ignore[assignment]  # the step sets it before each call
         self._key: bytes | None = None
 
@@ -72,6 +106,31 @@ class HandlerContext:
         if self._key is None:
             raise RecordError("the record has no key, so it has no state; give it one with key_by() first")
         return self._load(self._key)
+
+    def value(self, state: ValueState[_V]) -> ValueAccess[_V]:
+        """The current key's value of a state that the handler declares.
+
+        Raises:
+            LookupError: it doesn't.
+        """
+        return self._declared(state)
+
+    def map(self, state: MapState[_K, _V]) -> MapAccess[_K, _V]:
+        """As `value`, for a map."""
+        return self._declared(state)
+
+    def list(self, state: ListState[_V]) -> ListAccess[_V]:
+        """As `value`, for a list."""
+        return self._declared(state)
+
+    def _declared(self, state: State) -> Any:
+        declared, access = self._access.get(state.name, (None, None))
+        if declared is not state:
+            raise LookupError(
+                f"the handler {self._name!r} declares no {state.kind} {state.name!r}; "
+                "name it in the handler's states=[...]"
+            )
+        return access
 
     @property
     def timestamp(self) -> int:

@@ -23,7 +23,7 @@ from fcluster.common.errors import ProcessingError, one_line
 from fcluster.common.failures import bounded_text
 from fcluster.common.topology import OnError, Stage, TopicSpec
 from fcluster.engine.compile import CompiledChain, compile_chain, is_tolerant
-from fcluster.engine.context import Table
+from fcluster.engine.context import AnyTable
 from fcluster.engine.dead_letters import dead_letter_trouble, write_dead_letter
 from fcluster.engine.failure import Failure, UnkeptStateError
 from fcluster.engine.records import (
@@ -62,7 +62,7 @@ class StageRunner:
     Args:
         stage: of the shard.
         partition: of the shard.
-        tables: of the shard's state, by handler.
+        tables: of the shard's state, by the name of the store.
         port: takes the outputs.
         passing: exceptions of the shell's that aren't the record's doing; they come through as they are.
 
@@ -87,7 +87,7 @@ class StageRunner:
         self,
         stage: Stage,
         partition: int,
-        tables: Mapping[str, Table],
+        tables: Mapping[str, AnyTable],
         port: OutputPort,
         passing: tuple[type[BaseException], ...],
     ) -> None:
@@ -119,7 +119,7 @@ class StageRunner:
             try:
                 table.encode_touched()
             except ProcessingError as error:
-                return Failure(one_line(error), step=table.name)
+                return Failure(one_line(error), step=table.step)
         return None
 
     def _guard(self) -> None:
@@ -161,7 +161,9 @@ class StageRunner:
             return _compile_plain(self._decode, compiled.step, compiled.name, self._passing, on_unreadable)  # pyright: ignore[reportPossiblyUnboundVariable]
         if len(runs) == 1:
             return _compile_one(self._decode, runs[0], on_unreadable)
-        return _compile_several(self._decode, runs, stage.source.value != "json", on_unreadable)
+        return _compile_several(
+            self._decode, runs, stage.source.value in ("text", "bytes", "int"), on_unreadable
+        )
 
 
 def _compile_plain(
@@ -362,7 +364,7 @@ class _CarefulRun:
         self,
         stage: Stage,
         partition: int,
-        tables: Mapping[str, Table],
+        tables: Mapping[str, AnyTable],
         port: OutputPort,
         passing: tuple[type[BaseException], ...],
     ) -> None:

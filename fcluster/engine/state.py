@@ -13,9 +13,13 @@ The layers, newest first; a read takes the first that knows the key:
     writing    a batch on its way to the store; readable here until it is done
     store      RocksDB
 
-A key's state in one store is one dict. `StateTable.get` hands out the live dict itself, so a nested value
-that is changed in place is never lost, and counts the key as touched; at the barrier each touched dict is
-encoded once, however often it changed, and compared with what it was. An empty dict is a deleted key.
+There are two kinds of tables on these layers: `StateTable`, here, for `ctx.state`, and `entries.EntryTable`,
+for the states that a handler declares (`kinds`).
+
+In a StateTable a key's state in one store is one dict. `StateTable.get` hands out the live dict itself, so a
+nested value that is changed in place is never lost, and counts the key as touched; at the barrier each
+touched dict is encoded once, however often it changed, and compared with what it was. An empty dict is a
+deleted key.
 A handler must not keep the dict beyond its record: a change that isn't preceded by a `get` isn't noticed.
 
 Threads: two may use a ShardState at the same time, without a lock. The commit thread calls `commit`, `flush`
@@ -36,7 +40,10 @@ from typing import NamedTuple, NoReturn, Protocol
 
 from fcluster.common.errors import JobError, ProcessingError
 from fcluster.common.failures import bounded_repr
+from fcluster.common.states import StateStore
 from fcluster.engine.changelog import Delta
+from fcluster.engine.entries import EntryTable
+from fcluster.engine.kinds import make_tables
 from fcluster.engine.values import KEPT, State, UnkeptError, decode_state, describe_unkept, encode_states
 
 STORE_PREFIX_BYTES = 4
@@ -71,6 +78,11 @@ class Store(Protocol):
 
     def get_many(self, keys: list[bytes]) -> list[bytes | None]:
         """The values of `keys`, in their order."""
+        ...
+
+    def scan(self, start: bytes, stop: bytes, limit: int, *, reverse: bool) -> list[tuple[bytes, bytes]]:
+        """The entries from `start` up to `stop` (which isn't among them), in the order of their bytes or
+        backwards, `limit` at most. Only tables that are scanned ask for it."""
         ...
 
     def apply(self, changes: Mapping[bytes, bytes], meta: StoreMeta) -> None:
@@ -121,14 +133,15 @@ class StateTable:
 
     Attributes:
         name: the store's.
+        step: the handler's that has it.
         touched: key -> live dict of the keys touched in the open epoch. It stays the same object, so a caller
             that uses no undo may bind `touched.get` once, and call `get` only when that gives None.
     """
 
-    __slots__ = ("_clean", "_encoded", "_images", "_shard", "name", "prefix", "touched")
+    __slots__ = ("_clean", "_encoded", "_images", "_shard", "name", "prefix", "step", "touched")
 
     def __init__(self, name: str, shard: ShardState) -> None:
-        self.name = name
+        self.name = self.step = name
         self.touched: dict[bytes, State] = {}
         self.prefix = store_prefix(name)
         self._shard = shard
@@ -227,7 +240,7 @@ class StateTable:
                     del changed[key]
         return changed
 
-    def close_epoch(self, changed: Mapping[bytes, bytes]) -> None:
+    def close_epoch(self, changed: Mapping[bytes, bytes], epoch: int) -> None:  # noqa: ARG002  for all kinds
         """The open layer is frozen: its dicts are clean now, and equal to `changed` and the layers below."""
         encoded = self._encoded
         encoded.update(changed)
@@ -289,27 +302,37 @@ class ShardState:
 
     Args:
         store: holds committed state, and says at which epoch.
-        stores: names of the tables.
+        stores: names of the handlers that have a dict for each key, and what handlers declare besides.
         cache_entries_max: so many clean dicts are kept over a barrier, in all tables together.
         flush_limits: when committed changes are written to the store.
 
     The life of an epoch: handlers get and change dicts; `freeze(e)` gives the delta; after Kafka's commit
     `commit(e, ...)`, which writes to the store when enough has come together. If the epoch fails, `discard`.
     After a restore that changed the store, make a new ShardState.
+
+    Attributes:
+        documents: the tables of dicts, by the handler's name.
+        tables: these and all others, by the name of the store.
     """
 
     def __init__(
         self,
         store: Store,
-        stores: Sequence[str],
+        stores: Sequence[str | StateStore],
         cache_entries_max: int,
         flush_limits: FlushLimits | None = None,
     ) -> None:
-        self.tables = {name: StateTable(name, self) for name in stores}
+        self.documents = {name: StateTable(name, self) for name in stores if isinstance(name, str)}
+        self._entry_tables: dict[str, EntryTable] = {}
+        for wanted in stores:
+            if isinstance(wanted, StateStore):
+                made = make_tables(wanted, self, store_prefix, self._entry_tables)
+                self._entry_tables.update((table.name, table) for table in made)
+        self.tables: dict[str, StateTable | EntryTable] = {**self.documents, **self._entry_tables}
         self._by_prefix = {table.prefix: table for table in self.tables.values()}
-        if len(self._by_prefix) != len(stores):
+        if len(self._by_prefix) != len(self.tables):
             raise JobError(
-                f"two of the stores {', '.join(map(repr, stores))} would share their keys' prefix",
+                f"two of the stores {', '.join(map(repr, self.tables))} would share their keys' prefix",
                 remedy="Rename one of them.",
             )
         self._store = store
@@ -352,11 +375,16 @@ class ShardState:
         """
         if epoch <= self._frozen_epoch:
             raise ValueError(f"epoch {epoch} can't follow epoch {self._frozen_epoch}")
+        if self._entry_tables:
+            for table in self._entry_tables.values():
+                table.end_undo()
+            for table in self._entry_tables.values():
+                table.settle()
         encoded = [(table, table.encode_touched()) for table in self.tables.values()]
         changes: dict[bytes, bytes] = {}
         for table, changed in encoded:
             changes.update(zip(map(table.prefix.__add__, changed), changed.values(), strict=True))
-            table.close_epoch(changed)
+            table.close_epoch(changed, epoch)
         self._evict()
         if not changes:
             return None
@@ -433,6 +461,16 @@ class ShardState:
         missing = [key for key, value in zip(keys, values, strict=True) if value is None]
         found = iter(self._store.get_many(missing) if missing else ())
         return [next(found) if value is None else value for value in values]
+
+    def scan_store(
+        self, start: bytes, stop: bytes, limit: int, *, reverse: bool
+    ) -> list[tuple[bytes, bytes]]:
+        """See `entries.Layers`."""
+        return self._store.scan(start, stop, limit, reverse=reverse)
+
+    def written_epoch(self) -> int:
+        """See `entries.Layers`."""
+        return self._store.meta().state_epoch
 
     def _read_layers(self, key: bytes) -> bytes | None:
         # From the top downwards: meanwhile the commit thread moves changes in the same direction.

@@ -36,6 +36,10 @@ class UnkeptError(Exception):
     """One of the states holds something that would not come back as it is."""
 
 
+decode_value: Callable[[bytes], Any] = msgspec.json.Decoder().decode
+"""The value that `encode_values` made these bytes of."""
+
+
 def encode_states(states: Collection[State]) -> list[bytes]:
     """The encoded states, in order.
 
@@ -60,7 +64,27 @@ def encode_states(states: Collection[State]) -> list[bytes]:
     return values
 
 
-def describe_unkept(state: State) -> str | None:
+def encode_values(values: Collection[Any]) -> list[bytes]:
+    """As `encode_states`, for values that may be anything that can be kept.
+
+    Raises:
+        UnkeptError: as there.
+    """
+    try:
+        lines = _encode_lines(values)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UnkeptError(str(error)) from error
+    encoded = lines.split(b"\n")
+    encoded.pop()
+    floats = _check_types_below(list(values), _types_in([values], ()))
+    if floats and b"null" in lines:
+        pairs = zip(values, encoded, strict=True)
+        if not all(decode_value(raw) == value for value, raw in pairs if b"null" in raw):
+            raise UnkeptError("a float that is not finite")
+    return encoded
+
+
+def describe_unkept(state: object) -> str | None:
     """Where in `state` stands what can't be kept, and why; None if all of it can."""
     problem = _find_unkept(state, "state", frozenset())
     if problem is None:
@@ -82,16 +106,20 @@ def _check_types(states: Collection[State]) -> bool:
         UnkeptError: there is a type that can't be kept.
     """
     types = _types_in(map(_values_of, states), states)
+    if dict in types or list in types:
+        return _check_types_below(list(chain.from_iterable(map(_values_of, states))), types)
+    return float in types
+
+
+def _check_types_below(level: list[Any], types: set[type]) -> bool:
+    """As `_check_types`, for a level of values of these types, and all below it."""
     floats = float in types
-    level: list[Any] | None = None
     while dict in types or list in types:
-        if level is None:
-            level = list(chain.from_iterable(map(_values_of, states)))
-        dicts: list[State] = [value for value in level if type(value) is dict]
+        found: list[State] = [value for value in level if type(value) is dict]
         lists: list[list[Any]] = [value for value in level if type(value) is list]
-        level = list(chain.from_iterable(map(_values_of, dicts)))
+        level = list(chain.from_iterable(map(_values_of, found)))
         level.extend(chain.from_iterable(lists))
-        types = _types_in([level], dicts)
+        types = _types_in([level], found)
         floats = floats or float in types
     return floats
 

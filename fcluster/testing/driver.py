@@ -310,7 +310,7 @@ class Driver:
         raw_key = key_codec(stage.source.key)[1](key)
         if partition is None:
             partition = self._topics.partition_for(stage.source.name, raw_key, None)
-        return self._shard(stage, partition).state.tables[handler].peek(raw_key)
+        return self._shard(stage, partition).state.documents[handler].peek(raw_key)
 
     def states(self, handler: str) -> dict[Any, dict[str, Any]]:
         """Copies of all states that `handler` has, by key, of all partitions. Keys have to be hashable."""
@@ -320,7 +320,7 @@ class Driver:
         for partition in range(len(self._topics.partitions(stage.source.name))):
             shard = self._shard(stage, partition)
             for raw_key in shard.keys_of(handler):
-                state = shard.state.tables[handler].peek(raw_key)
+                state = shard.state.documents[handler].peek(raw_key)
                 if state:
                     found[decode(raw_key)] = state
         return found

@@ -41,6 +41,11 @@ class MemoryStore:
         """The values of `keys`, in their order."""
         return [self._values.get(key) for key in keys]
 
+    def scan(self, start: bytes, stop: bytes, limit: int, *, reverse: bool) -> list[tuple[bytes, bytes]]:
+        """The entries from `start` up to `stop`, in order or backwards, `limit` at most."""
+        found = sorted((key for key in self._values if start <= key < stop), reverse=reverse)
+        return [(key, self._values[key]) for key in found[:limit]]
+
     def apply(self, changes: Mapping[bytes, bytes], meta: StoreMeta) -> None:
         """Write `changes` (an empty value deletes) and `meta`."""
         for key, value in changes.items():
@@ -104,7 +109,7 @@ class Shard:
         if changelog is not None:
             self._restore(changelog)
         # Nothing stays decoded over a barrier: each epoch reads what the last one has encoded.
-        self.state = ShardState(self._store, stage.stores, cache_entries_max=0)
+        self.state = ShardState(self._store, stage.all_stores, cache_entries_max=0)
         self.runner = StageRunner(stage, partition, self.state.tables, port, passing)
         for offset, failure in condemned:
             self.runner.condemn(offset, failure)
@@ -145,7 +150,7 @@ class Shard:
 
     def keys_of(self, handler: str) -> list[bytes]:
         """The keys that may have state, those of the open epoch included."""
-        return list(dict.fromkeys([*self._store.keys_of(handler), *self.state.tables[handler].touched]))
+        return list(dict.fromkeys([*self._store.keys_of(handler), *self.state.documents[handler].touched]))
 
     def _restore(self, changelog: Partition) -> None:
         name = f"{self.stage.changelog}/{self.id.partition}"

@@ -388,7 +388,7 @@ class ShardHost:
                 self._rebase(shard, restored.store)
             position = go_on.position
             self._emit(events.TransactionTorn(session, shard, go_on.text, stopped=False))
-        stores = self._topology.stage(shard.stage).stores
+        stores = self._topology.stage(shard.stage).all_stores
         state = ShardState(restored.store, stores, self._settings.state_cache_entries_max)
         self._chains[shard] = Chain(restored.store.meta().changelog_offset)
         self._chain_grew.set()
@@ -649,6 +649,17 @@ class NoStore:
     def get(self, key: bytes) -> bytes | None:  # noqa: ARG002  the protocol's signature
         """Nothing."""
         return None
+
+    def scan(
+        self,
+        start: bytes,  # noqa: ARG002
+        stop: bytes,  # noqa: ARG002
+        limit: int,  # noqa: ARG002
+        *,
+        reverse: bool,  # noqa: ARG002
+    ) -> list[tuple[bytes, bytes]]:
+        """Nothing."""
+        return []
 
     def get_many(self, keys: list[bytes]) -> list[bytes | None]:
         """Nothing."""

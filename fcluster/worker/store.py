@@ -136,6 +136,35 @@ class RocksStore:
             self._raise(error)
         return values
 
+    def scan(self, start: bytes, stop: bytes, limit: int, *, reverse: bool) -> list[tuple[bytes, bytes]]:
+        """The entries from `start` up to `stop` (which isn't among them), in the order of their bytes or
+        backwards, `limit` at most.
+
+        Raises:
+            StateDamaged: RocksDB can't read them.
+        """
+        found: list[tuple[bytes, bytes]] = []
+        try:
+            # rocksdict doesn't take bounds of iterators in raw bytes: keys are compared here.
+            iterator = self._db.iter()
+            if reverse:
+                iterator.seek_for_prev(stop)
+                if iterator.valid() and iterator.key() == stop:
+                    iterator.prev()
+            else:
+                iterator.seek(start)
+            step = iterator.prev if reverse else iterator.next
+            while len(found) < limit and iterator.valid():
+                key: bytes = iterator.key()
+                if not start <= key < stop:
+                    break
+                found.append((key, iterator.value()))
+                step()
+            iterator.status()
+        except Exception as error:  # noqa: BLE001  rocksdict raises nothing narrower
+            self._raise(error)
+        return found
+
     def apply(self, changes: Mapping[bytes, bytes], meta: StoreMeta) -> None:
         """Write `changes` (an empty value deletes) and `meta`, all or nothing.
 

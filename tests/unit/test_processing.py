@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from typing import Any
 
 import orjson
 import pytest
 
-from fcluster import Job, Record
+from fcluster import Job, ListState, MapState, Record, ValueState
 from fcluster.common.errors import StateDamaged
 from fcluster.common.ids import repartition_topic
 from fcluster.common.positions import CommittedPosition
@@ -31,6 +32,9 @@ class EmptyStore:
 
     def get_many(self, keys: list[bytes]) -> list[bytes | None]:
         return [None] * len(keys)
+
+    def scan(self, start: bytes, stop: bytes, limit: int, *, reverse: bool) -> list[tuple[bytes, bytes]]:
+        return []
 
     def apply(self, changes: Any, meta: StoreMeta) -> None:
         raise AssertionError("nothing is committed here")
@@ -80,7 +84,7 @@ class Bench:
         self.outputs: list[tuple[Any, ...]] = []
         self.port = OutputPort()
         self.port.produce = lambda *arguments: self.outputs.append(arguments)
-        self.state = ShardState(EmptyStore(get), stage.stores, 1000)
+        self.state = ShardState(EmptyStore(get), stage.all_stores, 1000)
         position = CommittedPosition(0, 0, 0, "")
         self.runner = ShardRunner(stage, 0, self.state, position, self.port)
 
@@ -285,3 +289,69 @@ def test_two_handlers_of_one_topic_do_not_share_values() -> None:
     bench = Bench(job)
     bench.run({"a": 1})
     assert [value for _topic, value, _key in bench.values()] == [{"a": 1, "spoilt": True}, {"a": 1}]
+
+
+# --- declared states --------------------------------------------------------------------------------------
+
+TOTAL: ValueState[int] = ValueState("total", "int")
+BY_NAME: MapState[str, Any] = MapState("by-name", key="text")
+LAST: ListState[int] = ListState("last", ttl=timedelta(milliseconds=100))
+
+
+def keep(ctx: Any, value: Any) -> Any:
+    ctx.state["n"] = ctx.state.get("n", 0) + 1
+    ctx.value(TOTAL).set(ctx.value(TOTAL).get(0) + value["n"])
+    ctx.map(BY_NAME).setdefault(value["name"], []).append(value["n"])
+    ctx.list(LAST).append(value["n"])
+    if value.get("bad"):
+        raise ValueError("a bad value")
+    return {
+        "n": ctx.state["n"],
+        "total": ctx.value(TOTAL).get(),
+        "by": dict(ctx.map(BY_NAME).items()),
+        "last": list(ctx.list(LAST)),
+    }
+
+
+def test_handler_uses_the_states_that_it_declares() -> None:
+    bench = Bench(job_with(keep, states=[TOTAL, BY_NAME, LAST]))
+    bench.run({"n": 1, "name": "b"}, timestamp=1000)
+    bench.run({"n": 2, "name": "a"}, timestamp=1060)
+    bench.run({"n": 3, "name": "a"}, timestamp=1110)
+    bench.run({"n": 4, "name": "a"}, key=b"other", timestamp=5)
+    assert [value for _, value, _ in bench.values()][2:] == [
+        {"n": 3, "total": 6, "by": {"a": [2, 3], "b": [1]}, "last": [2, 3]},
+        {"n": 1, "total": 4, "by": {"a": [4]}, "last": [4]},
+    ]
+
+
+def test_skipped_record_leaves_nothing_in_any_kind_of_state_and_does_not_move_the_clock() -> None:
+    bench = Bench(job_with(keep, states=[TOTAL, BY_NAME, LAST], on_error="skip"))
+    bench.run({"n": 1, "name": "a"}, timestamp=1000)
+    bench.run({"n": 2, "name": "a", "bad": 1}, timestamp=9_000)
+    bench.run({"n": 3, "name": "b"}, timestamp=1001)
+    assert bench.port.skipped == 1
+    assert bench.values()[-1][1] == {"n": 2, "total": 4, "by": {"a": [1], "b": [3]}, "last": [1, 3]}
+
+
+def test_state_that_is_not_declared_is_an_error_of_the_handler_that_names_it() -> None:
+    bench = Bench(job_with(keep, states=[TOTAL, LAST]))
+    with pytest.raises(HandlerError, match="'h' declares no map 'by-name'"):
+        bench.run({"n": 1, "name": "b"})
+
+
+def test_declared_state_that_can_not_be_kept_is_found_with_its_handler() -> None:
+    def bad(ctx: Any, value: Any) -> None:
+        ctx.value(TOTAL).set("text")
+
+    bench = Bench(job_with(bad, states=[TOTAL], on_error="skip"))
+    bench.run(1)
+    failure = bench.runner.find_unkept()
+    assert failure is not None
+    assert failure.step == "h"
+    assert "store 'h/total', key b'k'" in failure.reason
+    bench.state.discard()
+    bench.runner.condemn(0, failure)
+    bench.run(1)
+    assert bench.port.skipped == 1
+    assert bench.state.freeze(1) is None

@@ -43,6 +43,21 @@ def test_values_and_meta_survive_closing(directory: StoreDirectory) -> None:
     assert store.items() == [(b"key-b", b"2"), (b"key-c", b"3")]
 
 
+def test_scan_gives_a_range_in_order_and_backwards(directory: StoreDirectory) -> None:
+    store = directory.open(SHARD)
+    keys = [b"aaaa", b"aaab", b"aaab\0", b"aaab\xff", b"aaac", b"bbbb"]
+    store.apply({key: key for key in reversed(keys)}, StoreMeta(1, 1))
+    store.apply({b"aaab\xff": b""}, StoreMeta(2, 2))
+    store.apply({b"aaab": b"new"}, StoreMeta(3, 3))
+    inside = [(b"aaab", b"new"), (b"aaab\0", b"aaab\0")]
+    assert store.scan(b"aaab", b"aaac", 10, reverse=False) == inside
+    assert store.scan(b"aaab", b"aaac", 10, reverse=True) == inside[::-1]
+    assert store.scan(b"aaab", b"aaac", 1, reverse=False) == inside[:1]
+    assert store.scan(b"aaab", b"aaac", 1, reverse=True) == inside[1:]
+    assert store.scan(b"c", b"d", 10, reverse=True) == []
+    assert [key for key, _ in store.scan(b"\0\0", b"\xff", 10, reverse=False)] == [*keys[:3], *keys[4:]]
+
+
 def test_process_killed_without_closing_stands_at_one_epoch_with_its_values(tmp_path: Path) -> None:
     """The write-ahead log is off: what wasn't flushed is gone, values and epoch together."""
     script = f"""

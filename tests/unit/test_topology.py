@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
-from fcluster import Job
+from fcluster import Codec, Job, ListState, MapState, ValueState
 from fcluster.common.ids import ShardId, repartition_topic
 from fcluster.common.settings import Settings
 from fcluster.common.topology import Topology, incompatibility, unverified_keys
@@ -199,6 +200,74 @@ def test_another_job_or_format_is_incompatible() -> None:
     assert "'other'" in (incompatibility(description, built(plain, "other")) or "")
     assert incompatibility({**description, "format": 99}, built(plain)) is not None
     assert incompatibility({}, built(plain)) is not None
+
+
+def with_states(*states: Any) -> Grow:
+    return lambda job: job.stream(job.topic("a")).process(count, states=states)
+
+
+def test_declared_states_make_format_2_and_others_are_described_as_before() -> None:
+    assert built(plain).describe()["format"] == 1
+    description = built(with_states(MapState("seen", key=("int", "text"), ttl=timedelta(1)))).describe()
+    assert description["format"] == 2
+    assert description["stages"]["a"]["stores"] == ["count"]
+    assert description["stages"]["a"]["states"] == {
+        "count/seen": {"kind": "map", "key": ["int", "text"], "value": "json", "ttl": True}
+    }
+
+
+def test_states_may_be_added_and_a_ttl_be_longer() -> None:
+    hour, day = timedelta(hours=1), timedelta(days=1)
+    assert change(plain, with_states(ValueState("v"))) is None
+    assert change(with_states(ValueState("v")), with_states(ListState("l"), ValueState("v"))) is None
+    assert change(with_states(ValueState("v", ttl=hour)), with_states(ValueState("v", ttl=day))) is None
+
+
+def pair(name: str) -> Codec[Any]:
+    return Codec(name, bytes, bytes)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        (ValueState("s"), MapState("s"), "declared as value of json values without a TTL, and now is as map"),
+        (ValueState("s"), ListState("s"), "now is as list of json values"),
+        (ValueState("s"), ValueState("s", "msgpack"), "now is as value of msgpack values"),
+        (ValueState("s"), ValueState("s", ttl=timedelta(1)), "now is as value of json values with a TTL"),
+        (ValueState("s", ttl=timedelta(1)), ValueState("s"), "without a TTL"),
+        (MapState("s"), MapState("s", key="int"), "with text keys of json values without a TTL, and now"),
+        (MapState("s"), MapState("s", key=("text", "int")), "with text, int keys"),
+        (ValueState("s", pair("one")), ValueState("s", pair("two")), "of one values"),
+    ],
+)
+def test_changed_kind_or_codec_is_incompatible_and_the_message_says_what_to_do(
+    before: Any, after: Any, words: str
+) -> None:
+    reason = change(with_states(before), with_states(after)) or ""
+    assert "The state 's' of the handler 'count'" in reason
+    assert words in reason
+    assert "declare another state under a new name" in reason
+
+
+def test_state_that_is_gone_is_incompatible_and_the_new_name_offered() -> None:
+    assert "isn't declared any more." in (change(with_states(ValueState("s")), plain) or "")
+    reason = change(with_states(ValueState("seen")), with_states(ValueState("seem")))
+    assert reason is not None
+    assert "(renamed to 'seem'?)" in reason
+
+
+def test_declared_states_count_in_the_fingerprint_and_the_length_of_a_ttl_does_not() -> None:
+    fingerprints = [
+        built(grow).fingerprint
+        for grow in (
+            plain,
+            with_states(ValueState("v")),
+            with_states(ValueState("v", ttl=timedelta(1))),
+            with_states(ValueState("v", ttl=timedelta(2))),
+        )
+    ]
+    assert len(set(fingerprints)) == 3
+    assert fingerprints[2] == fingerprints[3]
 
 
 def lambda_a(version: str | None = None) -> Grow:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from fcluster.common.failures import bounded_text
 from fcluster.common.record import Record
 from fcluster.common.topology import OnError, Stage
-from fcluster.engine.context import HandlerContext, Table
+from fcluster.engine.context import AnyTable, HandlerContext
 from fcluster.engine.records import SourceRecord
 from fcluster.engine.steps import Place, Step
 
@@ -23,7 +23,7 @@ class Surroundings:
     Attributes:
         stage: that it belongs to.
         partition: of the shard.
-        tables: of the shard, by handler.
+        tables: of the shard, by the name of the store.
         context_type: of the handlers' contexts.
         passing: exceptions that are nobody's failure in the chain and go through it as they are: the shell's,
             and `StepFailure`, which has its place already.
@@ -32,7 +32,7 @@ class Surroundings:
 
     stage: Stage
     partition: int
-    tables: Mapping[str, Table]
+    tables: Mapping[str, AnyTable]
     context_type: type[HandlerContext]
     passing: tuple[type[BaseException], ...]
     record_writer: Callable[[Place], WriteRecord]

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from types import GeneratorType
 from typing import Any, cast
 
 from fcluster.common.codecs import key_codec
 from fcluster.common.record import Record
 from fcluster.common.topology import Process
+from fcluster.engine.context import Table
+from fcluster.engine.entries import Clock, EntryTable
+from fcluster.engine.kinds import make_access
 from fcluster.engine.operators.base import Surroundings
 from fcluster.engine.records import SourceRecord
 from fcluster.engine.steps import Place, Step, StepFailure
@@ -21,7 +25,7 @@ class ProcessOperator:
 
     def __init__(self, node: Process) -> None:
         self._node = node
-        self.stores = (node.name,)
+        self.stores = (node.name, *dict.fromkeys(name for store in node.stores for name in store.store_names))
         self.place = Place(node.name, f"in {node.name!r}", node.on_error)
 
     def compile(self, surroundings: Surroundings, following: Step) -> Step:
@@ -31,9 +35,16 @@ class ProcessOperator:
             stage.source.name,
             surroundings.partition,
             key_codec(stage.source.key)[0],
-            surroundings.tables[node.name],
+            cast("Table", surroundings.tables[node.name]),
         )
+        tables = surroundings.tables
+        context._access = {
+            store.state.name: (store.declared, make_access(store, tables, context)) for store in node.stores
+        }
         function, passing = node.function, surroundings.passing
+        clocks = {store.clock_name for store in node.stores if store.state.ttl is not None}
+        for name in clocks:  # one at most
+            function = _advancing(function, Clock(cast("EntryTable", tables[name])))
         write_record = surroundings.record_writer(place)
 
         def many(record: SourceRecord, key: bytes | None, value: Any) -> None:
@@ -68,6 +79,16 @@ class ProcessOperator:
                 following(record, key, output)
 
         return many if node.returns == "many" else one
+
+
+def _advancing(function: Callable[[Any, Any], Any], clock: Clock) -> Callable[[Any, Any], Any]:
+    """The handler, which lets its clock go on with each record before it sees it."""
+
+    def advancing(context: Any, value: Any) -> Any:
+        clock.advance(context._record.timestamp()[1])
+        return function(context, value)
+
+    return advancing
 
 
 def _close(outputs: object) -> None:

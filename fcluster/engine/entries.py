@@ -1,0 +1,579 @@
+"""A table with many entries for each key of the stream: what values, maps and lists are kept in.
+
+Responsible for: the live entries of one store of one shard, their undo, what an epoch changed in them,
+ordered scans through all layers, and the removal of entries whose TTL has ended. It stands beside
+`state.StateTable`, on the same layers; see `state` for what they are.
+
+An entry is a key (bytes, in order) and a decoded value. What `get` and `scan` hand out is live: a dict or
+list that is changed in place is noticed at the barrier, as `ctx.state` is. What can't be changed in place
+(text, numbers, bytes) is only encoded if it was put.
+
+Invariants kept:
+- A scan gives each entry that there is at the moment when its key is reached, in the order of keys, whichever
+  layers hold it: what it gives doesn't depend on where barriers fell, or on what was written to the store.
+- An entry is expired by a rule on what was read alone: `time of its put + TTL <= clock`, where the clock is
+  the greatest timestamp of the records that its handler was called with. From then on nobody sees it.
+- What is expired is deleted by `settle`, before the barrier: like any change, that is in the delta.
+
+An encoded entry is a mark, for a store with a TTL the time of its put, and the value: it is never empty, for
+that means deleted.
+
+    0 | value                          without TTL
+    1 | time (8 bytes) | value         with TTL
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Mapping
+from enum import Enum
+from itertools import islice
+from typing import Any, Final, NoReturn, Protocol, cast
+
+from fcluster.common.errors import ProcessingError, one_line
+from fcluster.common.failures import bounded_repr
+from fcluster.engine.failure import UnkeptStateError
+from fcluster.engine.ordered_keys import TIME_BYTES, decode_time, encode_time
+from fcluster.engine.values import UnkeptError
+
+DELETED = b""
+SCAN_CHUNK_MIN = 16
+SCAN_CHUNK_MAX = 1_024
+EXPIRED_PER_EPOCH_MAX = 10_000
+"""So many entries are looked at for removal before one barrier: it doesn't take longer for what has come
+together. What is left comes with the next epochs, and is as invisible until then."""
+TIME_STEPS = 8
+"""An entry that is put again and again is noted anew as often within its TTL, at most."""
+
+
+class Mark(Enum):
+    """The type of `ABSENT`."""
+
+    ABSENT = "absent"
+    UNKNOWN = "unknown"
+
+
+ABSENT: Final = Mark.ABSENT
+"""There is no such entry."""
+_UNKNOWN: Final = Mark.UNKNOWN
+
+_UNCHANGING = frozenset({str, bytes, int, float, bool, type(None), Mark})
+"""Values of these types can't be changed in place."""
+_PLAIN = b"\x00"
+_TIMED = b"\x01"
+_VALUE_AT = 1 + TIME_BYTES
+
+
+class ValueCodec(Protocol):
+    """How a store encodes its values."""
+
+    def encode_all(self, values: Collection[Any], /) -> list[bytes]:
+        """The encoded values, in order. Raises UnkeptError if one can't be kept."""
+        ...
+
+    def decode(self, raw: bytes, /) -> Any:
+        """The value that was encoded."""
+        ...
+
+    def describe_unkept(self, value: Any, /) -> str | None:
+        """Why `value` can't be kept; None if it can."""
+        ...
+
+
+class Layers(Protocol):
+    """What a table needs of the layers below it. `state.ShardState` is one."""
+
+    def read(self, key: bytes) -> bytes | None:
+        """The encoded value below the live entries; None or empty if there is none."""
+        ...
+
+    def read_many(self, keys: list[bytes]) -> list[bytes | None]:
+        """Like `read`, for many."""
+        ...
+
+    def scan_store(
+        self, start: bytes, stop: bytes, limit: int, *, reverse: bool
+    ) -> list[tuple[bytes, bytes]]:
+        """The store's own entries from `start` up to `stop`, in order or backwards, `limit` at most."""
+        ...
+
+    def written_epoch(self) -> int:
+        """The last epoch whose changes are all in the store."""
+        ...
+
+
+class EntryTable:
+    """The entries of one store of one shard.
+
+    Args:
+        name: the store's.
+        prefix: of its keys in the layers below.
+        step: the handler that has it.
+        layers: below.
+        codec: of the values.
+        group_of: the group that a key belongs to, for tables that are scanned: scans are within one group.
+
+    Attributes:
+        key_text: how a key is shown in messages.
+    """
+
+    __slots__ = (
+        "_below",
+        "_clean",
+        "_codec",
+        "_epochs",
+        "_frozen",
+        "_group_of",
+        "_groups",
+        "_groups_open",
+        "_images",
+        "_layers",
+        "_open",
+        "_times",
+        "_ttl",
+        "key_text",
+        "name",
+        "prefix",
+        "step",
+    )
+
+    def __init__(
+        self,
+        name: str,
+        prefix: bytes,
+        step: str,
+        layers: Layers,
+        codec: ValueCodec,
+        group_of: Callable[[bytes], bytes] | None = None,
+    ) -> None:
+        self.name = name
+        self.prefix = prefix
+        self.step = step
+        self.key_text: Callable[[bytes], str] = bounded_repr
+        self._layers = layers
+        self._codec = codec
+        self._group_of = group_of
+        self._ttl: Expiry | None = None
+        self._open: dict[bytes, Any] = {}
+        self._clean: dict[bytes, Any] = {}
+        # Of keys in memory: what the layers below say, if that is known; empty: they have no entry.
+        self._below: dict[bytes, bytes] = {}
+        # Of entries in memory, with a TTL: when they were put.
+        self._times: dict[bytes, int] = {}
+        self._images: dict[bytes, tuple[Any, int]] | None = None
+        # By group: the keys, in order, of which the store may not have the newest value. More do no harm.
+        self._groups: dict[bytes, list[bytes]] = {}
+        self._groups_open: set[bytes] = set()
+        self._epochs: dict[bytes, int] = {}
+        self._frozen: deque[tuple[int, list[bytes]]] = deque()
+
+    def expire_with(self, expiry: Expiry) -> None:
+        """Give its entries a TTL. Called once, before anything else."""
+        self._ttl = expiry
+
+    # --- for handlers ---------------------------------------------------------------------------------
+
+    def get(self, key: bytes) -> Any:
+        """The live value of `key`, or `ABSENT`."""
+        value = self._open.get(key, _UNKNOWN)
+        if value is _UNKNOWN:
+            value = self._clean.pop(key, _UNKNOWN)
+            if value is _UNKNOWN:
+                value = self._take(key, self._layers.read(self.prefix + key))
+            if type(value) in _UNCHANGING:
+                self._clean[key] = value
+            else:
+                if self._images is not None and key not in self._images:
+                    self._images[key] = (_UNKNOWN, 0)
+                self._open[key] = value
+        elif self._images is not None and key not in self._images and type(value) not in _UNCHANGING:
+            self._remember(key)
+        if self._ttl is not None and value is not ABSENT and self._ttl.is_over(self._times[key]):
+            return ABSENT
+        return value
+
+    def put(self, key: bytes, value: Any) -> None:
+        """Make `value` the entry of `key`, as of now."""
+        self._replace(key, value)
+        if self._ttl is not None:
+            self._times[key] = self._ttl.now_ms()
+
+    def replace(self, key: bytes, value: Any) -> None:
+        """As `put`, for a `key` that `get` just gave: with a TTL, its time stays."""
+        self._replace(key, value)
+
+    def delete(self, key: bytes) -> None:
+        """Remove the entry of `key`, if it has one."""
+        self._replace(key, ABSENT)
+
+    def scan(self, start: bytes, stop: bytes, *, reverse: bool = False) -> Iterator[tuple[bytes, Any]]:
+        """The entries from `start` up to `stop`, which must be of one group, in order or backwards.
+
+        Entries may be put and deleted meanwhile: what lies ahead is given as it is when it is reached.
+        """
+        for key, stored in self._scan_keys(start, stop, reverse=reverse):
+            value = self.get(key) if stored is None else self._get_stored(key, stored)
+            if value is not ABSENT:
+                yield key, value
+
+    def load_many(self, keys: Collection[bytes]) -> None:
+        """Bring the entries of `keys` into memory, unknown ones with one look into the store."""
+        cold = [key for key in keys if key not in self._open and key not in self._clean]
+        if cold:
+            prefix = self.prefix
+            found = self._layers.read_many([prefix + key for key in cold])
+            for key, raw in zip(cold, found, strict=True):
+                self._clean[key] = self._take(key, raw)
+
+    def begin_undo(self) -> None:
+        """Begin a record whose changes may have to be taken back; forgets the record before it."""
+        if self._images is None:
+            self._images = {}
+        else:
+            self._images.clear()
+
+    def rollback(self) -> None:
+        """Take back what the record changed since `begin_undo`."""
+        images = self._images or {}
+        for key, (image, time_ms) in images.items():
+            if image is _UNKNOWN:
+                # It wasn't in the open layer: what the layers below say holds again.
+                self._open.pop(key, None)
+                self._times.pop(key, None)
+                continue
+            if type(image) is list:
+                image = self._codec.decode(cast("list[bytes]", image)[0])
+            self._open[key] = image
+            if self._ttl is not None:
+                self._times[key] = time_ms
+        images.clear()
+
+    # --- for ShardState -------------------------------------------------------------------------------
+
+    def counts(self) -> tuple[int, int]:
+        """(open, clean) entries in memory."""
+        return len(self._open), len(self._clean)
+
+    def end_undo(self) -> None:
+        """The last record of the epoch is through: what it changed stays."""
+        self._images = None
+
+    def settle(self) -> None:
+        """Delete what is expired, and note when what was put will be: the open epoch is about to end."""
+        if self._ttl is not None:
+            for key, value in self._open.items():
+                if value is not ABSENT:
+                    below = self._below.get(key)
+                    before = decode_time(below[1:_VALUE_AT]) if below else None
+                    self._ttl.note(key, self._times[key], before)
+            self._ttl.expire()
+
+    def time_of(self, key: bytes) -> int | None:
+        """When the entry of `key` was put, also if it is expired; None if there is none."""
+        if key not in self._open and key not in self._clean:
+            self.load_many([key])
+        value = self._open.get(key, _UNKNOWN)
+        if value is _UNKNOWN:
+            value = self._clean[key]
+        return None if value is ABSENT else self._times[key]
+
+    def encode_touched(self) -> dict[bytes, bytes]:
+        """What the open epoch changed, by key. Changes nothing itself.
+
+        Raises:
+            ProcessingError: a value can't be kept.
+        """
+        opened = self._open
+        if not opened:
+            return {}
+        live = {key: value for key, value in opened.items() if value is not ABSENT}
+        try:
+            values = self._codec.encode_all(live.values())
+        except UnkeptError:
+            self._raise_first_unkept(live)
+        below = self._below
+        changed: dict[bytes, bytes] = {}
+        for key, raw in zip(live, values, strict=True):
+            encoded = _PLAIN + raw if self._ttl is None else _TIMED + encode_time(self._times[key]) + raw
+            if below.get(key) != encoded:
+                changed[key] = encoded
+        if len(live) < len(opened):
+            for key, value in opened.items():
+                if value is ABSENT and below.get(key) != DELETED:
+                    changed[key] = DELETED
+        return changed
+
+    def close_epoch(self, changed: Mapping[bytes, bytes], epoch: int) -> None:
+        """The open layer is frozen: its entries are clean now, equal to `changed` and the layers below."""
+        self._below.update(changed)
+        self._clean.update(self._open)
+        self._open.clear()
+        self._images = None
+        if self._group_of is None:
+            return
+        if changed:
+            for key in changed:
+                self._note_group(key)
+                self._epochs[key] = epoch
+            self._frozen.append((epoch, list(changed)))
+        self._forget_groups(self._groups_open)
+        self._groups_open.clear()
+        written = self._layers.written_epoch()
+        while self._frozen and self._frozen[0][0] <= written:
+            frozen_epoch, keys = self._frozen.popleft()
+            done = [key for key in keys if self._epochs.get(key) == frozen_epoch]
+            for key in done:
+                del self._epochs[key]
+            self._forget_groups(done)
+
+    def forget_touched(self) -> None:
+        """Drop the open layer."""
+        for key in self._open:
+            self._below.pop(key, None)
+            self._times.pop(key, None)
+        self._open.clear()
+        self._images = None
+        self._forget_groups(self._groups_open)
+        self._groups_open.clear()
+
+    def forget(self, key: bytes) -> None:
+        """Drop what is in memory of a key that isn't touched."""
+        self._clean.pop(key, None)
+        self._below.pop(key, None)
+        self._times.pop(key, None)
+
+    def evict(self, entries: int) -> None:
+        """Drop the `entries` clean ones that were not used for longest."""
+        for key in [key for _, key in zip(range(entries), self._clean, strict=False)]:
+            self.forget(key)
+
+    # --- within ---------------------------------------------------------------------------------------
+
+    def _replace(self, key: bytes, value: Any) -> None:
+        if self._images is not None and key not in self._images:
+            self._remember(key)
+        if key not in self._open:
+            self._clean.pop(key, None)
+            if self._group_of is not None:
+                self._note_group(key)
+        self._open[key] = value
+
+    def _remember(self, key: bytes) -> None:
+        """Keep what the open layer says of `key`, for `rollback`."""
+        value = self._open.get(key, _UNKNOWN)
+        if type(value) not in _UNCHANGING:
+            try:
+                # In a list, so that it can't be taken for a value that is bytes.
+                value = self._codec.encode_all([value])
+            except UnkeptError:
+                raise UnkeptStateError(one_line(self._unkept(key, value)), self.step) from None
+        assert self._images is not None
+        self._images[key] = (value, self._times.get(key, 0))
+
+    def _get_stored(self, key: bytes, stored: bytes) -> Any:
+        """As `get`, for a key of which the store has the newest value that was frozen."""
+        if key not in self._open and key not in self._clean:
+            value = self._take(key, stored)
+            if type(value) in _UNCHANGING:
+                # Not kept in memory: a scan may go through all entries that there are.
+                is_over = self._ttl is not None and self._ttl.is_over(self._times[key])
+                self.forget(key)
+                return ABSENT if is_over else value
+            self._clean[key] = value
+        return self.get(key)
+
+    def _take(self, key: bytes, raw: bytes | None) -> Any:
+        """Decode an entry, and note what was below."""
+        if not raw:
+            self._below[key] = DELETED
+            return ABSENT
+        self._below[key] = raw
+        if raw[:1] == _TIMED:
+            self._times[key] = decode_time(raw[1:_VALUE_AT])
+            return self._codec.decode(raw[_VALUE_AT:])
+        return self._codec.decode(raw[1:])
+
+    def _scan_keys(self, start: bytes, stop: bytes, *, reverse: bool) -> Iterator[tuple[bytes, bytes | None]]:
+        """Keys in the range that may have an entry; with the encoded entry if the store's is the newest."""
+        assert self._group_of is not None
+        group = self._group_of(start)
+        chunk: deque[tuple[bytes, bytes]] = deque()
+        limit, more = SCAN_CHUNK_MIN, True
+        frozen_until = self._layers.written_epoch() if not self._frozen else self._frozen[-1][0]
+        while True:
+            if more and not chunk:
+                chunk.extend(self._read_chunk(start, stop, limit, reverse=reverse))
+                more, limit = len(chunk) == limit, min(4 * limit, SCAN_CHUNK_MAX)
+            # The list may have grown or be another one since the last key.
+            noted = self._groups.get(group, ())
+            key = _nearest(noted, start, stop, reverse=reverse)
+            stored: bytes | None = None
+            if chunk:
+                first = chunk[0][0]
+                if key is None or (first > key if reverse else first < key):
+                    key, stored = chunk.popleft()
+                elif first == key:
+                    chunk.popleft()
+            if key is None:
+                return
+            yield key, stored
+            if self._frozen and self._frozen[-1][0] > frozen_until:
+                raise RuntimeError("a scan of a state can't go on after the record that began it")
+            if reverse:
+                stop = key
+            else:
+                start = key + b"\x00"
+
+    def _read_chunk(
+        self, start: bytes, stop: bytes, limit: int, *, reverse: bool
+    ) -> list[tuple[bytes, bytes]]:
+        if start >= stop:
+            return []
+        prefix = self.prefix
+        found = self._layers.scan_store(prefix + start, prefix + stop, limit, reverse=reverse)
+        length = len(prefix)
+        return [(key[length:], raw) for key, raw in found]
+
+    def _note_group(self, key: bytes) -> None:
+        assert self._group_of is not None
+        group = self._group_of(key)
+        noted = self._groups.get(group)
+        if noted is None:
+            self._groups[group] = [key]
+        else:
+            at = bisect_left(noted, key)
+            if at < len(noted) and noted[at] == key:
+                return
+            noted.insert(at, key)
+        self._groups_open.add(key)
+
+    def _forget_groups(self, keys: Collection[bytes]) -> None:
+        """Take keys out of the groups of which the store has the newest value."""
+        if self._group_of is None:
+            return
+        for key in keys:
+            if key in self._epochs or key in self._open:
+                continue
+            group = self._group_of(key)
+            noted = self._groups.get(group)
+            if noted is None:
+                continue
+            at = bisect_left(noted, key)
+            if at < len(noted) and noted[at] == key:
+                del noted[at]
+                if not noted:
+                    del self._groups[group]
+
+    def _raise_first_unkept(self, live: Mapping[bytes, Any]) -> NoReturn:
+        for key, value in live.items():
+            if self._codec.describe_unkept(value) is not None:
+                raise self._unkept(key, value)
+        raise AssertionError(f"store {self.name!r}: a value can't be kept, but none of them is to blame")
+
+    def _unkept(self, key: bytes, value: Any) -> ProcessingError:
+        return ProcessingError(
+            f"store {self.name!r}, key {self.key_text(key)}: {self._codec.describe_unkept(value)}",
+            remedy="Convert such values before they are put there, or give the state another codec.",
+        )
+
+
+def _nearest(keys: Collection[bytes], start: bytes, stop: bytes, *, reverse: bool) -> bytes | None:
+    """The first of the ordered `keys` in the range, or the last one."""
+    if not keys:
+        return None
+    assert isinstance(keys, list)
+    at = bisect_left(keys, stop) - 1 if reverse else bisect_left(keys, start)
+    if not 0 <= at < len(keys):
+        return None
+    key: bytes = keys[at]
+    return key if start <= key < stop else None
+
+
+class Clock:
+    """The greatest timestamp of the records that a handler was called with. It is state, as what it decides.
+
+    Args:
+        table: a store of its own.
+    """
+
+    def __init__(self, table: EntryTable) -> None:
+        self._table = table
+
+    def advance(self, time_ms: int) -> None:
+        """A record of that time came; it never goes back."""
+        if time_ms > self.now_ms():
+            self._table.put(b"", time_ms)
+
+    def now_ms(self) -> int:
+        """Milliseconds since 1970; 0 before the first record that has a timestamp."""
+        time_ms = self._table.get(b"")
+        return 0 if time_ms is ABSENT else time_ms
+
+
+class Expiry:
+    """The TTL of one table: what is expired, and finding it without looking at everything.
+
+    For each entry there is a note in a table ordered by time: the time of its put, rounded up to one of
+    `TIME_STEPS` in a TTL. An entry that is put again within a step needs no further note. A note whose entry
+    was put later is written anew when it comes, so that the length of a TTL may change between two runs.
+
+    Args:
+        ttl_ms: how long an entry is kept.
+        clock: the handler's.
+        entries: the table.
+        notes: the table of notes, whose keys are all of one group.
+        on_expired: called with the key of each entry that was removed.
+    """
+
+    def __init__(
+        self,
+        ttl_ms: int,
+        clock: Clock,
+        entries: EntryTable,
+        notes: EntryTable,
+        on_expired: Callable[[bytes], None] | None = None,
+    ) -> None:
+        self._ttl_ms = ttl_ms
+        self._step_ms = max(1, ttl_ms // TIME_STEPS)
+        self._entries = entries
+        self._notes = notes
+        self._on_expired = on_expired
+        self.now_ms = clock.now_ms
+
+    def is_over(self, put_ms: int) -> bool:
+        """Whether an entry that was put then is expired."""
+        return put_ms + self._ttl_ms <= self.now_ms()
+
+    def note(self, key: bytes, put_ms: int, before_ms: int | None) -> None:
+        """Note an entry of the open epoch; `before_ms`: when the one below was put that it replaces."""
+        step_ms = self._rounded(put_ms)
+        if before_ms is None or self._rounded(before_ms) != step_ms:
+            self._notes.put(encode_time(step_ms) + key, b"")
+
+    def expire(self) -> None:
+        """Delete the entries that are expired, those of the oldest notes first."""
+        due_ms = self.now_ms() - self._ttl_ms
+        if due_ms < 0:
+            return
+        notes = self._notes
+        found = notes.scan(encode_time(0), encode_time(due_ms + 1))
+        due = [note for note, _ in islice(found, EXPIRED_PER_EPOCH_MAX)]
+        if not due:
+            return
+        self._entries.load_many(list(dict.fromkeys(note[TIME_BYTES:] for note in due)))
+        for note in due:
+            notes.delete(note)
+            key = note[TIME_BYTES:]
+            put_ms = self._entries.time_of(key)
+            if put_ms is None:
+                continue
+            if put_ms <= due_ms:
+                self._entries.delete(key)
+                if self._on_expired is not None:
+                    self._on_expired(key)
+            else:
+                self.note(key, put_ms, None)
+
+    def _rounded(self, time_ms: int) -> int:
+        return -(-time_ms // self._step_ms) * self._step_ms

@@ -1,0 +1,432 @@
+"""The kinds of state that a handler can declare, over tables of entries.
+
+Responsible for: making the tables that a declared state needs, and what a handler gets of it: `ValueOfKey`,
+`MapOfKey`, `ListOfKey`. They are made once for each handler and shard, and speak of the key of the record
+that is being processed. A further kind is a class here, and its declaration in `fcluster.common.states`.
+Pure.
+
+    value        key of the stream                     -> the value
+    map          group of the key | ordered key        -> the value
+    list         group of the key | place (8 bytes)    -> the element
+      /bounds    key of the stream                     -> first place, place behind the last one
+    any /times   time (8 bytes) | key of the entry     -> nothing: notes of `entries.Expiry`
+    //clock      nothing                               -> the handler's clock
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from struct import Struct
+from typing import Any, Protocol, cast, overload
+
+from fcluster.common.codecs import Kind, codec_name, value_codec
+from fcluster.common.failures import bounded_repr, bounded_text, describe_exception, type_name
+from fcluster.common.states import ListAccess, MapAccess, MapState, StateStore, ValueAccess
+from fcluster.engine.entries import ABSENT, Clock, EntryTable, Expiry, Layers, ValueCodec
+from fcluster.engine.ordered_keys import (
+    end_of_prefix,
+    group_of_entry,
+    group_of_key,
+    key_of_group,
+    ordered_key,
+)
+from fcluster.engine.steps import RecordError
+from fcluster.engine.values import UnkeptError, decode_value, describe_unkept, encode_values
+
+_BOUNDS = Struct(">QQ")
+_PLACE_BYTES = 8
+_LOAD_CHUNK = 1_000
+
+
+class Here(Protocol):
+    """Where a handler is: its context."""
+
+    _key: bytes | None
+
+
+# --- codecs -----------------------------------------------------------------------------------------------
+
+
+class _JsonCodec:
+    """JSON that comes back as it is, or is refused; see `values`."""
+
+    def __init__(self) -> None:
+        self.encode_all: Callable[[Collection[Any]], list[bytes]] = encode_values
+        self.decode: Callable[[bytes], Any] = decode_value
+        self.describe_unkept: Callable[[Any], str | None] = describe_unkept
+
+
+class _EachCodec:
+    """A codec that takes one value at a time."""
+
+    def __init__(self, kind: Kind) -> None:
+        self._name = codec_name(kind)
+        decode, self._encode = value_codec(kind)
+        self.decode: Callable[[bytes], Any] = decode
+
+    def encode_all(self, values: Collection[Any]) -> list[bytes]:
+        """See `ValueCodec`."""
+        try:
+            return list(map(self._encode, values))
+        except Exception as error:  # whatever a user's codec raises
+            raise UnkeptError(describe_exception(error)) from error
+
+    def describe_unkept(self, value: Any) -> str | None:
+        """See `ValueCodec`."""
+        try:
+            self._encode(value)
+        except Exception as error:  # noqa: BLE001  whatever a user's codec raises
+            return bounded_text(f"{self._name} can't keep the value: {describe_exception(error)}", 1_000)
+        return None
+
+
+class _MsgpackCodec(_EachCodec):
+    """msgpack that comes back as it is: it would make lists of tuples and sets, and text of other types."""
+
+    def encode_all(self, values: Collection[Any]) -> list[bytes]:
+        """See `ValueCodec`."""
+        encoded = super().encode_all(values)
+        for value in values:
+            if _find_changed(value):
+                raise UnkeptError("a value would come back as something else")
+        return encoded
+
+    def describe_unkept(self, value: Any) -> str | None:
+        """See `ValueCodec`."""
+        problem = super().describe_unkept(value)
+        if problem is None:
+            changed = _find_changed(value)
+            if changed is not None:
+                problem = f"msgpack can't keep a {type_name(changed)}: it would come back as something else"
+        return problem
+
+
+_MSGPACK_TYPES = frozenset({str, bytes, int, float, bool, type(None)})
+
+
+def _find_changed(value: Any) -> type | None:
+    """A type in `value` that msgpack gives back as another one."""
+    kind = cast("type[Any]", type(value))
+    if kind in _MSGPACK_TYPES:
+        return None
+    if kind is list:
+        parts: Iterable[Any] = value
+    elif kind is dict:
+        parts = [*value.keys(), *value.values()]
+    else:
+        return kind
+    for part in parts:
+        changed = _find_changed(part)
+        if changed is not None:
+            return changed
+    return None
+
+
+def state_codec(kind: Kind) -> ValueCodec:
+    """How values of that kind are kept in a store."""
+    if kind == "json":
+        return _JsonCodec()
+    return _MsgpackCodec(kind) if kind == "msgpack" else _EachCodec(kind)
+
+
+# --- tables -----------------------------------------------------------------------------------------------
+
+
+def make_tables(
+    store: StateStore, layers: Layers, prefix_of: Callable[[str], bytes], known: Mapping[str, EntryTable]
+) -> list[EntryTable]:
+    """The tables that a declared state needs, and that aren't among the `known` yet."""
+    state = store.state
+    made: dict[str, EntryTable] = {}
+
+    def make(name: str, codec: ValueCodec, group_of: Callable[[bytes], bytes] | None = None) -> EntryTable:
+        table = made[name] = EntryTable(name, prefix_of(name), store.handler, layers, codec, group_of)
+        return table
+
+    is_grouped = isinstance(state, MapState)
+    entries = make(store.name, state_codec(state.value), group_of_entry if is_grouped else None)
+    if state.kind != "value":
+        entries.key_text = _entry_text
+    on_expired = None
+    if state.kind == "list":
+        on_expired = _shorten(make(store.bounds_name, state_codec("bytes")))
+    if state.ttl_ms is not None:
+        notes = make(store.times_name, state_codec("bytes"), _one_group)
+        clock = known.get(store.clock_name) or make(store.clock_name, state_codec("int"))
+        entries.expire_with(Expiry(state.ttl_ms, Clock(clock), entries, notes, on_expired))
+    return list(made.values())
+
+
+def _one_group(_key: bytes) -> bytes:
+    return b""
+
+
+def _entry_text(entry: bytes) -> str:
+    group = group_of_entry(entry)
+    return f"{bounded_repr(key_of_group(group))}, entry {bounded_repr(entry[len(group) :])}"
+
+
+def _shorten(bounds: EntryTable) -> Callable[[bytes], None]:
+    """Lets a list begin behind an element that was removed: elements expire from the first one on."""
+
+    def shorten(element: bytes) -> None:
+        key = key_of_group(element[:-_PLACE_BYTES])
+        raw = bounds.get(key)
+        if raw is ABSENT:
+            return
+        first, end = _BOUNDS.unpack(raw)
+        place = int.from_bytes(element[-_PLACE_BYTES:], "big")
+        if first <= place < end:
+            _set_bounds(bounds, key, place + 1, end)
+
+    return shorten
+
+
+def _set_bounds(bounds: EntryTable, key: bytes, first: int, end: int) -> None:
+    if first == end:
+        bounds.delete(key)
+    else:
+        bounds.put(key, _BOUNDS.pack(first, end))
+
+
+# --- what handlers get ------------------------------------------------------------------------------------
+
+
+def make_access(
+    store: StateStore, tables: Mapping[str, Any], here: Here
+) -> ValueOfKey | MapOfKey | ListOfKey:
+    """What the handler at `here` gets for a state that it declares.
+
+    Args:
+        tables: of the shard, by name.
+    """
+    entries = tables[store.name]
+    state = store.state
+    if isinstance(state, MapState):
+        return MapOfKey(entries, here, *ordered_key(cast("MapState[Any, Any]", state).key))
+    if state.kind == "list":
+        return ListOfKey(entries, tables[store.bounds_name], here, can_expire=state.ttl is not None)
+    return ValueOfKey(entries, here)
+
+
+def _key_here(here: Here) -> bytes:
+    key = here._key  # pyright: ignore[reportPrivateUsage]  a method call would cost
+    if key is None:
+        raise RecordError("the record has no key, so it has no state; give it one with key_by() first")
+    return key
+
+
+class ValueOfKey(ValueAccess[Any]):
+    """See `ValueAccess`."""
+
+    __slots__ = ("_entries", "_here")
+
+    def __init__(self, entries: EntryTable, here: Here) -> None:
+        self._entries = entries
+        self._here = here
+
+    def get(self, default: Any = None) -> Any:
+        """See `ValueAccess`."""
+        value = self._entries.get(_key_here(self._here))
+        return default if value is ABSENT else value
+
+    def set(self, value: Any) -> None:
+        """See `ValueAccess`."""
+        self._entries.put(_key_here(self._here), value)
+
+    def clear(self) -> None:
+        """See `ValueAccess`."""
+        self._entries.delete(_key_here(self._here))
+
+
+class MapOfKey(MapAccess[Any, Any]):
+    """See `MapAccess`."""
+
+    __slots__ = ("_decode", "_encode", "_entries", "_here")
+
+    def __init__(
+        self,
+        entries: EntryTable,
+        here: Here,
+        encode: Callable[[Any], bytes],
+        decode: Callable[[bytes], Any],
+    ) -> None:
+        self._entries = entries
+        self._here = here
+        self._encode = encode
+        self._decode = decode
+
+    def __getitem__(self, key: Any) -> Any:
+        value = self._entries.get(self._entry(key))
+        if value is ABSENT:
+            raise KeyError(key)
+        return value
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self._entries.put(self._entry(key), value)
+
+    def __delitem__(self, key: Any) -> None:
+        entry = self._entry(key)
+        if self._entries.get(entry) is ABSENT:
+            raise KeyError(key)
+        self._entries.delete(entry)
+
+    def __contains__(self, key: object) -> bool:
+        return self._entries.get(self._entry(key)) is not ABSENT
+
+    def __iter__(self) -> Iterator[Any]:
+        return (key for key, _ in self.scan())
+
+    def __reversed__(self) -> Iterator[Any]:
+        return (key for key, _ in self.scan(reverse=True))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self.scan())
+
+    def __bool__(self) -> bool:
+        return next(self.scan(), None) is not None
+
+    def clear(self) -> None:
+        """See `MapAccess`."""
+        for entry, _ in self._entries.scan(*self._range(None, None)):
+            self._entries.delete(entry)
+
+    def scan(
+        self, start: Any = None, stop: Any = None, *, reverse: bool = False
+    ) -> Iterator[tuple[Any, Any]]:
+        """See `MapAccess`."""
+        # What is wrong with the bounds is said here, not when the first entry is asked for.
+        first, end = self._range(start, stop)
+        return self._scan(first, end, reverse=reverse)
+
+    def _scan(self, first: bytes, end: bytes, *, reverse: bool) -> Iterator[tuple[Any, Any]]:
+        length = len(group_of_entry(first))
+        decode = self._decode
+        for entry, value in self._entries.scan(first, end, reverse=reverse):
+            yield decode(entry[length:]), value
+
+    def _range(self, start: Any, stop: Any) -> tuple[bytes, bytes]:
+        group = group_of_key(_key_here(self._here))
+        first = group if start is None else group + self._encode(start)
+        return first, end_of_prefix(group) if stop is None else group + self._encode(stop)
+
+    def _entry(self, key: Any) -> bytes:
+        return group_of_key(_key_here(self._here)) + self._encode(key)
+
+
+class ListOfKey(ListAccess[Any]):
+    """See `ListAccess`."""
+
+    __slots__ = ("_bounds", "_can_expire", "_entries", "_here")
+
+    def __init__(self, entries: EntryTable, bounds: EntryTable, here: Here, *, can_expire: bool) -> None:
+        self._entries = entries
+        self._bounds = bounds
+        self._here = here
+        self._can_expire = can_expire
+
+    def append(self, value: Any) -> None:
+        """See `ListAccess`."""
+        key, first, end = self._extent()
+        self._entries.put(_element(key, end), value)
+        _set_bounds(self._bounds, key, first, end + 1)
+
+    def extend(self, values: Iterable[Any]) -> None:
+        """See `ListAccess`."""
+        for value in values:
+            self.append(value)
+
+    def pop(self) -> Any:
+        """See `ListAccess`."""
+        key, first, end = self._extent(not_empty=True)
+        value = self._take(key, end - 1)
+        _set_bounds(self._bounds, key, first, end - 1)
+        return value
+
+    def popleft(self) -> Any:
+        """See `ListAccess`."""
+        key, first, end = self._extent(not_empty=True)
+        value = self._take(key, first)
+        _set_bounds(self._bounds, key, first + 1, end)
+        return value
+
+    def clear(self) -> None:
+        """See `ListAccess`."""
+        key, first, end = self._extent()
+        for place in range(first, end):
+            self._entries.delete(_element(key, place))
+        self._bounds.delete(key)
+
+    def __len__(self) -> int:
+        _, first, end = self._extent()
+        return end - first
+
+    @overload
+    def __getitem__(self, index: int) -> Any: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Any]: ...
+    def __getitem__(self, index: int | slice) -> Any:
+        key, first, end = self._extent()
+        if isinstance(index, slice):
+            places = range(first, end)[index]
+            return list(self._elements(key, places))
+        return self._entries.get(_element(key, _place(index, first, end)))
+
+    def __setitem__(self, index: int, value: Any) -> None:
+        key, first, end = self._extent()
+        element = _element(key, _place(index, first, end))
+        self._entries.get(element)
+        self._entries.replace(element, value)
+
+    def __iter__(self) -> Iterator[Any]:
+        key, first, end = self._extent()
+        return self._elements(key, range(first, end))
+
+    def __reversed__(self) -> Iterator[Any]:
+        key, first, end = self._extent()
+        return self._elements(key, range(first, end)[::-1])
+
+    def _elements(self, key: bytes, places: range) -> Iterator[Any]:
+        for begin in range(0, len(places), _LOAD_CHUNK):
+            elements = [_element(key, place) for place in places[begin : begin + _LOAD_CHUNK]]
+            self._entries.load_many(elements)
+            for element in elements:
+                value = self._entries.get(element)
+                if value is not ABSENT:  # removed since the loop began
+                    yield value
+
+    def _take(self, key: bytes, place: int) -> Any:
+        element = _element(key, place)
+        value = self._entries.get(element)
+        self._entries.delete(element)
+        return value
+
+    def _extent(self, *, not_empty: bool = False) -> tuple[bytes, int, int]:
+        """The key, the first place, and that behind the last one."""
+        key = _key_here(self._here)
+        raw = self._bounds.get(key)
+        first, end = (0, 0) if raw is ABSENT else _BOUNDS.unpack(raw)
+        if self._can_expire and first < end:
+            begin = first
+            # Elements expire in the order in which they were appended.
+            while first < end and self._entries.get(_element(key, first)) is ABSENT:
+                self._entries.delete(_element(key, first))
+                first += 1
+            if begin < first:
+                _set_bounds(self._bounds, key, first, end)
+                if first == end:
+                    first = end = 0
+        if not_empty and first == end:
+            raise IndexError("the list is empty")
+        return key, first, end
+
+
+def _element(key: bytes, place: int) -> bytes:
+    return group_of_key(key) + place.to_bytes(_PLACE_BYTES, "big")
+
+
+def _place(index: int, first: int, end: int) -> int:
+    place = index + (first if index >= 0 else end)
+    if not first <= place < end:
+        raise IndexError(f"the list has {end - first} elements, and no number {index}")
+    return place

@@ -1,0 +1,106 @@
+"""All kinds of state with a real broker: when a worker is killed, nothing is lost and nothing repeated."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import orjson
+import pytest
+
+from examples.orders.recount import recount
+from tests.checker.generate import create_topic, plain_producer
+from tests.checker.reading import READ_COMMITTED, committed_offsets, read_topic
+from tests.harness import REPOSITORY, Cluster, wait_until
+
+pytestmark = pytest.mark.timeout(180)
+
+PARTITIONS = 2
+CUSTOMERS = 40
+ORDERS = 4_000
+STEP_MS = 8_000
+BEGIN_MS = 1_700_000_000_000
+
+
+class Run:
+    """A cluster with the example's job."""
+
+    def __init__(self, brokers: str, prefix: str, directory: Path) -> None:
+        self.brokers = brokers
+        self.job, self.source, self.output = f"{prefix}job", f"{prefix}in", f"{prefix}out"
+        for topic in (self.source, self.output):
+            create_topic(brokers, topic, PARTITIONS)
+        self.cluster = Cluster(
+            REPOSITORY / "examples" / "orders" / "orders.py",
+            brokers,
+            directory,
+            workers=2,
+            env={
+                "FCLUSTER_TEST_JOB": self.job,
+                "FCLUSTER_TEST_SOURCE": self.source,
+                "FCLUSTER_TEST_OUTPUT": self.output,
+            },
+            settings={"initial.rebalance.delay.ms": 0, "commit.interval.ms": 50},
+        )
+        self._random = random.Random(5)
+        self._sent = 0
+
+    def send(self, count: int) -> None:
+        """Orders in the order of time, of which some were sent before: lately, or more than an hour ago."""
+        producer = plain_producer(self.brokers)
+        for number in range(self._sent, self._sent + count):
+            order = number
+            if self._random.random() < 0.3:
+                order = max(0, number - self._random.choice((1, 40, 500, 1_000, 2_000)))
+            producer.produce(
+                self.source,
+                orjson.dumps({"number": f"n{order}", "price": order * 7919 % 1_000}),
+                f"c{order % CUSTOMERS}",
+                timestamp=BEGIN_MS + number * STEP_MS - self._random.choice((0, 0, 20_000)),
+            )
+            producer.poll(0)
+        assert producer.flush(30) == 0
+        self._sent += count
+
+    def committed(self) -> int:
+        """How many records are done."""
+        self.cluster.assert_alive()
+        return sum(committed_offsets(self.brokers, self.job).values())
+
+    def wait_committed(self, count: int) -> None:
+        """Until so many records are done."""
+        wait_until(lambda: self.committed() >= count, f"{count} records are done", 60, 0.1)
+
+
+@pytest.fixture
+def run(kafka: str, topic_prefix: str, tmp_path: Path) -> Iterator[Run]:
+    run = Run(kafka, topic_prefix, tmp_path)
+    with run.cluster:
+        yield run
+
+
+def test_kinds_of_state_survive_a_killed_worker(run: Run) -> None:
+    run.cluster.start()
+    run.send(ORDERS // 2)
+    run.wait_committed(ORDERS // 8)
+    run.send(ORDERS // 2)
+    killed, in_flight = run.cluster.kill_mid_epoch(range(2), [run.output])
+    assert in_flight > 0
+    run.cluster.start_worker(int(killed.rpartition("-")[2]))
+    run.wait_committed(ORDERS)
+    outputs = read_topic(run.brokers, run.output, READ_COMMITTED, lambda m: orjson.loads(m.value() or b""))
+    inputs = read_topic(
+        run.brokers,
+        run.source,
+        READ_COMMITTED,
+        lambda m: ((m.key() or b"").decode(), orjson.loads(m.value() or b""), m.timestamp()[1]),
+    )
+    repeated_within, repeated_beyond = 0, 0
+    for partition, records in inputs.items():
+        expected, within, beyond = recount(records)
+        assert outputs[partition] == expected
+        repeated_within += within
+        repeated_beyond += beyond
+    assert repeated_within > 100
+    assert repeated_beyond > 100
