@@ -20,6 +20,7 @@ from fcluster.common.ids import ShardId
 from fcluster.common.job import Job
 from fcluster.common.positions import CommittedPosition, decode_position
 from fcluster.common.settings import Settings, resolve
+from fcluster.common.states import State
 from fcluster.common.topology import Isolation, Stage, TopicSpec, Topology, written_topics
 from fcluster.engine.failure import Failure, OutputRefusedError, UnkeptStateError, output_too_large
 from fcluster.engine.records import OutputPort
@@ -298,22 +299,39 @@ class Driver:
         ]
         return [letter for letter in letters if letter is not None]
 
-    def state(self, handler: str, key: Any, *, partition: int | None = None) -> dict[str, Any]:
-        """A copy of the state that `handler` has of `key`; empty if it has none.
+    def state(
+        self, handler: str, key: Any, declared: State | None = None, *, partition: int | None = None
+    ) -> Any:
+        """A copy of the state that `handler` has of `key`.
 
         Args:
             handler: its name.
             key: of the kind that the handler sees as `ctx.key`.
+            declared: a state that the handler declares; None: its `ctx.state`.
             partition: of the records, if they don't go by the key.
+
+        Returns:
+            A dict; it is empty if there is no state. Of a declared value the value, or None; of a map a dict
+            in the order of the keys; of a list a list.
+
+        Raises:
+            LookupError: the handler doesn't declare such a state.
         """
         stage = self._stage_of(handler)
         raw_key = key_codec(stage.source.key)[1](key)
         if partition is None:
             partition = self._topics.partition_for(stage.source.name, raw_key, None)
-        return self._shard(stage, partition).state.documents[handler].peek(raw_key)
+        shard = self._shard(stage, partition)
+        if declared is None:
+            return shard.state.documents[handler].peek(raw_key)
+        for store in stage.state_stores:
+            if store.handler == handler and store.declared is declared:
+                return shard.look(store, raw_key)
+        raise LookupError(f"the handler {handler!r} declares no {declared.kind} {declared.name!r}")
 
     def states(self, handler: str) -> dict[Any, dict[str, Any]]:
-        """Copies of all states that `handler` has, by key, of all partitions. Keys have to be hashable."""
+        """Copies of all dicts that `handler` has as `ctx.state`, by key, of all partitions. Keys have to be
+        hashable."""
         stage = self._stage_of(handler)
         decode = key_codec(stage.source.key)[0]
         found: dict[Any, dict[str, Any]] = {}

@@ -6,16 +6,20 @@ giving what an epoch commits. Pure.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from fcluster.common.errors import StateDamaged
 from fcluster.common.ids import ShardId
 from fcluster.common.positions import CommittedPosition
+from fcluster.common.states import ListAccess, MapAccess, StateStore
 from fcluster.common.topology import Stage
 from fcluster.engine.changelog import DeltaReader, encode_delta
 from fcluster.engine.failure import Failure
+from fcluster.engine.kinds import make_access
 from fcluster.engine.records import OutputPort
 from fcluster.engine.runner import StageRunner
 from fcluster.engine.state import STORE_PREFIX_BYTES, ShardState, StoreMeta, store_prefix
@@ -73,6 +77,13 @@ class FrozenShard:
     shard: Shard
     position: CommittedPosition
     delta: list[bytes]
+
+
+@dataclass(slots=True)
+class _Here:
+    """In place of a handler's context."""
+
+    _key: bytes | None
 
 
 class Shard:
@@ -151,6 +162,22 @@ class Shard:
     def keys_of(self, handler: str) -> list[bytes]:
         """The keys that may have state, those of the open epoch included."""
         return list(dict.fromkeys([*self._store.keys_of(handler), *self.state.documents[handler].touched]))
+
+    def look(self, store: StateStore, key: bytes) -> Any:
+        """A copy of what a declared state holds for `key`. It leaves no trace, unlike a handler's look."""
+        tables = self.state.tables
+        for name in store.store_names:
+            tables[name].begin_undo()
+        try:
+            access = make_access(store, tables, _Here(key))
+            if isinstance(access, MapAccess):
+                return copy.deepcopy(dict(access.scan()))
+            if isinstance(access, ListAccess):
+                return copy.deepcopy(list(access))
+            return copy.deepcopy(access.get())
+        finally:
+            for name in store.store_names:
+                tables[name].rollback()
 
     def _restore(self, changelog: Partition) -> None:
         name = f"{self.stage.changelog}/{self.id.partition}"
