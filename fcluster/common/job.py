@@ -387,9 +387,9 @@ class Job:
             to: where outputs are written. Without it, only records that name their topic are written.
             name: of the handler and its state. Default: the function's name. If you change it, the state is
                 lost.
-            states: what the handler keeps for each key besides `ctx.state`: a list of `ValueState`, `MapState`
-                and `ListState` objects. It reads and writes them with `ctx.value(STATE)`, `ctx.map(STATE)` and
-                `ctx.list(STATE)`.
+            states: what the handler keeps for each key besides `ctx.state`: a list of `ValueState`,
+                `MapState` and `ListState` objects. It reads and writes them with `ctx.value(STATE)`,
+                `ctx.map(STATE)` and `ctx.list(STATE)`.
             on_error: what to do if the handler raises for a record, or its state can't be stored: "stop" the
                 job, "skip" the record, or write it to a dead-letter topic. It also applies to outputs of the
                 handler that can't be written. Default: that of the job (`Job(on_error=)`).
