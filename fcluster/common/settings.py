@@ -196,7 +196,7 @@ class Settings:
             others.
         record_timeout_ms: how long a handler may take for one record. After that the process exits, with a
             stack dump that names the record. If the same record takes that long again, the step's `on_error`
-            applies to it. 0: no limit.
+            applies to it. 0: as long as a transaction may be open (`record_bound_ms`).
         epoch_failures_max: an epoch that fails this many times in a row, for the same reason and one that
             isn't temporary, stops the job.
         snapshot_interval_ms: time between two snapshots of a shard.
@@ -286,6 +286,17 @@ class Settings:
 
     def __repr__(self) -> str:
         return f"Settings({self.redacted()})"
+
+    @property
+    def record_bound_ms(self) -> int:
+        """How long a handler may take for one record; 0: no limit.
+
+        That is `record_timeout_ms`. If it is 0, a transaction still sets a limit: the broker aborts one that
+        earlier records have begun, each time that they are processed again.
+        """
+        if self.record_timeout_ms or self.processing_guarantee == "at-least-once":
+            return self.record_timeout_ms
+        return max(1, self.transaction_timeout_ms - self.commit_interval_max_ms - self.checkpoint_timeout_ms)
 
     def as_mapping(self) -> dict[str, str]:
         """All values as text by their dotted names. Given to `resolve` as flags, they make equal settings.

@@ -77,8 +77,8 @@ class Holdings:
         if overdue.times >= OVERDUE_TIMES_MAX and overdue.offset not in known:
             failure = Failure(
                 f"{overdue.reason}; this happened {overdue.times} times{REMEDY_MARK}make the handler "
-                "faster for such a record, raise record.timeout.ms, or give the step on_error='skip' or a "
-                "dead-letter topic",
+                "faster for such a record, raise record.timeout.ms and transaction.timeout.ms, or give the "
+                "step on_error='skip' or a dead-letter topic",
                 step=overdue.step,
             )
             self._now.condemn(overdue.shard, overdue.offset, failure)

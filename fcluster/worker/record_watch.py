@@ -15,6 +15,7 @@ from types import FrameType
 from confluent_kafka import Message
 
 from fcluster.common.failures import bounded_text
+from fcluster.common.settings import Settings
 
 _frames: Callable[[], dict[int, FrameType]] = sys._current_frames  # pyright: ignore[reportPrivateUsage]
 _PACKAGE = str(Path(__file__).parents[1])
@@ -55,19 +56,27 @@ class RecordWatch:
         return None if record is None else Running(record, now_s - self._since_s)
 
 
-def describe_overdue(running: Running, timeout_ms: int, thread_id: int | None) -> str:
+def frame_of(thread_id: int) -> FrameType | None:
+    """The innermost frame of a thread, None if there is no such thread."""
+    return _frames().get(thread_id)
+
+
+def describe_overdue(running: Running, settings: Settings, frame: FrameType | None) -> str:
     """What a person should know about a record that takes longer than it may.
 
     Args:
         running: the record.
-        timeout_ms: `record.timeout.ms`.
-        thread_id: of the thread that processes it.
+        settings: that say how long it may take.
+        frame: of the thread that processes it (`frame_of`).
     """
     record = running.record
-    where = handler_of(_frames().get(thread_id or 0))
+    where = handler_of(frame)
+    bound = f"record.timeout.ms = {settings.record_timeout_ms}"
+    if not settings.record_timeout_ms:
+        bound = f"transaction.timeout.ms = {settings.transaction_timeout_ms} leaves for one record"
     return (
         f"record {record.topic()}/{record.partition()} at offset {record.offset()} has been processed for "
-        f"{running.running_s:.1f} s, longer than record.timeout.ms = {timeout_ms}, {where}"
+        f"{running.running_s:.1f} s, longer than {bound}, {where}"
     )
 
 

@@ -78,8 +78,9 @@ from fcluster.worker.processing import (
     ShardRunner,
     UnreadableRecordError,
     describe_record,
+    running_step,
 )
-from fcluster.worker.record_watch import RecordWatch, Running, describe_overdue
+from fcluster.worker.record_watch import RecordWatch, Running, describe_overdue, frame_of
 from fcluster.worker.shards import ShardHost
 from fcluster.worker.source_checks import SourceChecks
 from fcluster.worker.store import LOCAL_TROUBLE
@@ -289,7 +290,7 @@ class Worker:
     @property
     def _turn_bound_s(self) -> float:
         """Within which the main loop turns: a record may take as long as it may, all else has bounds too."""
-        record_s = self._settings.record_timeout_ms / 1000 or UNBOUNDED_S
+        record_s = self._settings.record_bound_ms / 1000 or UNBOUNDED_S
         return record_s + self._hang_bound_s
 
     def _handle(self, item: events.Event | ReaderEvent) -> None:
@@ -853,19 +854,23 @@ class Worker:
             self._interrupts.append(None)
         if running is None:
             return
-        timeout_ms = self._settings.record_timeout_ms
-        if 0 < timeout_ms <= running.running_s * 1000:
-            self._give_up_record(running, timeout_ms)
+        if 0 < self._settings.record_bound_ms <= running.running_s * 1000:
+            self._give_up_record(running)
 
-    def _give_up_record(self, running: Running, timeout_ms: int) -> None:
+    def _give_up_record(self, running: Running) -> None:
         """A handler can't be interrupted from without: the process ends. Who has the shard next is told."""
-        reason = describe_overdue(running, timeout_ms, self._main_thread)
+        frame = frame_of(self._main_thread)
+        reason = describe_overdue(running, self._settings, frame)
         topic, partition = running.record.topic() or "", running.record.partition() or 0
         runner = self._routes.get(topic, {}).get(partition)
         offset = running.record.offset()
         if runner is not None and offset is not None:
             overdue = messages.RecordOverdue(
-                self._core.situation.session, _shard_of(runner), offset, bounded_text(reason, 2_000)
+                self._core.situation.session,
+                _shard_of(runner),
+                offset,
+                bounded_text(reason, 2_000),
+                bounded_text(running_step(frame), 1_000),
             )
             self._transport.send(messages.encode(overdue))
             time.sleep(LAST_WORD_S)

@@ -6,6 +6,7 @@ import sys
 import threading
 from typing import Any
 
+from fcluster.common.settings import Settings
 from fcluster.worker.record_watch import RecordWatch, Running, describe_overdue, handler_of
 
 
@@ -46,10 +47,22 @@ def test_another_record_counts_anew() -> None:
 
 
 def test_overdue_record_is_named_with_the_bound() -> None:
-    text = describe_overdue(Running(record(), 5.25), 5000, None)
-    assert "record in/2 at offset 7" in text
-    assert "record.timeout.ms = 5000" in text
-    assert "5.2 s" in text
+    text = describe_overdue(Running(record(), 5.25), Settings(record_timeout_ms=5000), None)
+    assert text == (
+        "record in/2 at offset 7 has been processed for 5.2 s, longer than record.timeout.ms = 5000, "
+        "in fcluster itself"
+    )
+
+
+def test_record_that_takes_longer_than_a_transaction_may_is_named_with_that_bound() -> None:
+    settings = Settings(record_timeout_ms=0, transaction_timeout_ms=41_500)
+    assert settings.record_bound_ms == 10_500
+    text = describe_overdue(Running(record(), 11.0), settings, None)
+    assert "longer than transaction.timeout.ms = 41500 leaves for one record" in text
+
+
+def test_nothing_bounds_a_record_without_transactions_and_without_a_timeout() -> None:
+    assert Settings(record_timeout_ms=0, processing_guarantee="at-least-once").record_bound_ms == 0
 
 
 def test_handler_that_hangs_is_named_with_its_line() -> None:

@@ -1,0 +1,99 @@
+"""Slow handlers make progress; one that hangs at a record is named, and then its on_error applies."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from confluent_kafka import Producer
+
+from tests.checker.generate import create_topic
+from tests.checker.reading import READ_COMMITTED, committed_offsets, read_topic
+from tests.harness import REPOSITORY, Up, processes_with
+
+pytestmark = pytest.mark.timeout(120)
+RECORDS, HANGS, RECORD_TIMEOUT_MS = 40, 25, 1_500
+"""The slow ones together take far longer than the longest interval between commits."""
+
+JOB = """
+import threading
+import time
+from fcluster import Job
+
+job = Job("{prefix}job")
+source, output = job.topic("{prefix}in"), job.topic("{prefix}out")
+dead = job.topic("{prefix}dead")
+
+
+@job.process(source, to=output, on_error=dead)
+def ask_a_service(ctx, record):
+    if record["number"] == {hangs}:
+        threading.Event().wait()
+    time.sleep(0.12 if record["number"] < {hangs} else 0)
+    ctx.state["n"] = ctx.state.get("n", 0) + 1
+    return {{"number": record["number"], "n": ctx.state["n"]}}
+"""
+HANGING_LINE = JOB.splitlines().index("        threading.Event().wait()")
+
+
+@pytest.fixture
+def up(kafka: str, topic_prefix: str, tmp_path: Path) -> Iterator[Up]:
+    """The job with its records waiting, all of them in one partition."""
+    create_topic(kafka, f"{topic_prefix}in", 1)
+    producer = Producer({"bootstrap.servers": kafka})
+    for number in range(RECORDS):
+        producer.produce(f"{topic_prefix}in", orjson.dumps({"number": number}), "k")
+    assert producer.flush(30) == 0
+    path = tmp_path / "job.py"
+    path.write_text(JOB.format(prefix=topic_prefix, hangs=HANGS))
+    settings = ["--set", f"record.timeout.ms={RECORD_TIMEOUT_MS}", "--set", "initial.rebalance.delay.ms=0"]
+    with Up(path, kafka, tmp_path / "data", "--until-caught-up", *settings) as running:
+        yield running
+    assert not processes_with(str(tmp_path)), "processes are left behind"
+
+
+def longest_record(data_dir: Path) -> dict[str, Any] | None:
+    """The record that `fcluster status` says is being processed for longest."""
+    command = [sys.executable, "-m", "fcluster", "status", "--json", "--data-dir", str(data_dir)]
+    ended = subprocess.run(command, capture_output=True, timeout=30, cwd=REPOSITORY)
+    return json.loads(ended.stdout)["longest_record"] if ended.returncode == 0 else None
+
+
+def test_slow_records_are_committed_one_by_one_and_one_that_hangs_becomes_a_dead_letter(
+    up: Up, kafka: str, topic_prefix: str, tmp_path: Path
+) -> None:
+    where = f"{topic_prefix}in", 0
+    seen = up.wait_until(
+        lambda: (record := longest_record(tmp_path / "data")) and record["offset"] == HANGS and record,
+        "the record that hangs is shown",
+    )
+    assert (seen["topic"], seen["partition"]) == where
+    committed = committed_offsets(kafka, f"{topic_prefix}job").get(where, 0)
+    assert 0 < committed <= HANGS, "barriers came between two records, not behind all that were read"
+
+    ended = up.wait(60)
+    assert ended.code == 0, ended.text
+    named = f"record {topic_prefix}in/0 at offset {HANGS} has been processed for"
+    bound = f"longer than record.timeout.ms = {RECORD_TIMEOUT_MS}, in ask_a_service ("
+    line = f'job.py", line {1 + HANGING_LINE} in ask_a_service'
+    assert named in ended.text, ended.text
+    assert bound in ended.text, ended.text
+    assert ended.text.count(line) == 2, f"two stacks, each of an own process:\n{ended.text}"
+
+    (rows,) = read_topic(
+        kafka, f"{topic_prefix}out", READ_COMMITTED, lambda message: message.value()
+    ).values()
+    outputs = [orjson.loads(row or b"") for row in rows]
+    assert [row["number"] for row in outputs] == [number for number in range(RECORDS) if number != HANGS]
+    assert [row["n"] for row in outputs] == list(range(1, RECORDS))
+    ((letter,),) = read_topic(
+        kafka, f"{topic_prefix}dead", READ_COMMITTED, lambda message: dict(message.headers() or [])
+    ).values()
+    assert (letter["fcluster.handler"], letter["fcluster.offset"]) == (b"ask_a_service", b"%d" % HANGS)
+    assert b"longer than record.timeout.ms" in letter["fcluster.error"]
