@@ -108,6 +108,7 @@ _PRODUCER: Final[Mapping[str, Any]] = {
 _CALLERS_OWN: Final = frozenset(
     {"group.id", "isolation.level", "enable.partition.eof", "enable.auto.commit", "enable.idempotence"}
     | {"auto.offset.reset", "on_delivery", "delivery.report.only.error", "error_cb", "stats_cb"}
+    | {"batch.size"}
 )
 _CONSUMER_ONLY = re.compile(
     r"(fetch|queued|max\.poll|auto|partition\.assignment|group|heartbeat|enable\.auto|consume|allow\.auto)\..*"
@@ -512,7 +513,15 @@ def broker_setting(admin: AdminClient, name: str) -> int | None:
     """A number in a broker's configuration; None if we may not see it."""
     with _asking(admin, "listing the brokers"):
         broker = next(iter(admin.list_topics(timeout=REQUEST_TIMEOUT_S).brokers))
-    resource = ConfigResource(ConfigResource.Type.BROKER, str(broker))
+    return _number_in(admin, ConfigResource(ConfigResource.Type.BROKER, str(broker)), name)
+
+
+def largest_batch(admin: AdminClient, topic: str) -> int | None:
+    """The largest batch of records that a topic takes, in bytes; None if we may not see it."""
+    return _number_in(admin, ConfigResource(ConfigResource.Type.TOPIC, topic), "max.message.bytes")
+
+
+def _number_in(admin: AdminClient, resource: ConfigResource, name: str) -> int | None:
     try:
         futures = _untyped(admin).describe_configs([resource], request_timeout=REQUEST_TIMEOUT_S)
         entries = futures[resource].result()

@@ -12,6 +12,7 @@ Responsible for: those producers' settings, and how they are flushed. Must not: 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any, Final
 
 from confluent_kafka import Producer
@@ -46,8 +47,12 @@ def nudge(producer: Producer) -> int:
     return producer.flush(NUDGE_S) if len(producer) else 0
 
 
-def flush(producer: Producer, timeout_s: float) -> int:
+def flush(
+    producer: Producer, timeout_s: float, look: Callable[[Producer], None] = lambda _producer: None
+) -> int:
     """Have it send all that it holds, and wait until that is acknowledged; returns how many records aren't.
+
+    If it takes long, `look` is called now and then: it raises what makes waiting useless.
 
     Raises:
         KafkaException: it can't send anything any more.
@@ -55,6 +60,7 @@ def flush(producer: Producer, timeout_s: float) -> int:
     deadline_s = time.monotonic() + timeout_s
     waiting = producer.flush(min(AT_ONCE_S, timeout_s))
     while waiting and (left_s := deadline_s - time.monotonic()) > 0:
+        look(producer)
         producer.poll(min(PAUSE_S, left_s))  # an answer ends it
         waiting = producer.flush(PULSE_S)
     return waiting

@@ -66,6 +66,7 @@ from fcluster.engine.changelog import Delta, encode_delta
 from fcluster.engine.failure import Failure, UnkeptStateError
 from fcluster.engine.state import ShardState
 from fcluster.worker import core, events, handler_processes, model
+from fcluster.worker.batches import Batches
 from fcluster.worker.chunks import Chunks
 from fcluster.worker.commit_thread import CommitThread
 from fcluster.worker.consuming import Batch, Idle, ReaderDied, ReaderEvent, ReadFailed, SourceReader
@@ -145,6 +146,7 @@ class Worker:
         self._watchdog = Watchdog()
         self._kafka_waits = KafkaWaits(self._watchdog)
         self._host = ShardHost(self._topology, settings, self._post)
+        self._batches = Batches(settings, self._host.largest_batch)
         self._source_checks = SourceChecks(self._topology.job, self._host.look, self._host.settled_look)
         identity = model.Identity(
             worker=f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}",
@@ -510,7 +512,7 @@ class Worker:
             failure = Failure(error.reason, step=error.step)
             return events.EpochFailed(session, failure, self._only_record(runner, message))
         except TransactionLostError as error:
-            return _lost(session, error, self._only_record(runner, message))
+            return self._lost(session, error, self._only_record(runner, message))
         except LOCAL_TROUBLE as error:
             return events.WorkerBroken(one_line(error))
         except (KafkaException, RecordError) as error:
@@ -552,10 +554,11 @@ class Worker:
         try:
             waiting = self._writer.serve(send=is_time)
             while waiting > OUTPUTS_UNACKNOWLEDGED_MAX:
+                self._writer.check()
                 time.sleep(0.002)
                 waiting = self._writer.serve(send=True)
         except TransactionLostError as error:
-            self._feed(_lost(self._core.situation.session, error))
+            self._feed(self._lost(self._core.situation.session, error))
 
     def _begin_epoch(self) -> None:
         assert self._writer is not None
@@ -578,6 +581,7 @@ class Worker:
                 self._topology.job,
                 effect.slot,
                 self._group_metadata,
+                self._batches,
                 self._kafka_waits,
                 functools.partial(self._leave_behind, thread, effect.session),
             )
@@ -585,6 +589,7 @@ class Worker:
             self._writer = AtLeastOnceWriter(
                 self._settings,
                 make_consumer(self._settings, "read-committed", **{"group.id": self._topology.job}),
+                self._batches,
                 self._kafka_waits,
             )
         thread.submit(self._open_writer, self._writer, effect.session, tuple(self._retired_commit_threads))
@@ -720,7 +725,7 @@ class Worker:
             self._writer.flush_outputs()
             self._writer.seal()
         except TransactionLostError as error:
-            self._post(_lost(effect.session, error))
+            self._post(self._lost(effect.session, error))
             return
         except ProcessingError as error:
             found = (self._runners[shard].find_unkept() for shard in sorted(effect.shards))
@@ -819,7 +824,7 @@ class Worker:
             if session != self._core.situation.session:
                 # Nothing hangs on it any more, but it shows that a zombie's writes are refused.
                 _log.info("refused, from session %d, which is over: %s", session, error)
-            self._post(_lost(session, error))
+            self._post(self._lost(session, error))
         except LOCAL_TROUBLE as error:
             self._post(events.WorkerBroken(one_line(error)))
         except FclusterError as error:
@@ -828,6 +833,18 @@ class Worker:
             _log.exception("%s failed", what)
             reason = f"{what}: {type(error).__name__}: {error}"
             self._post(events.TransactionFailed(session, reason, unexpected=True))
+
+    def _lost(
+        self, session: int, error: TransactionLostError, record: tuple[ShardId, int] | None = None
+    ) -> events.Event:
+        """What a lost transaction leads to: a replay, in smaller pieces if need be, if one helps."""
+        refusal, failure = error.refusal([topic.name for topic in self._topology.outputs]), error.failure()
+        if refusal:
+            return events.JobBroken(session, refusal)
+        if failure is not None:
+            self._batches.refused(error.topic, error.code)
+            return events.EpochFailed(session, failure, record)
+        return events.TransactionFailed(session, str(error), error.is_unexpected())
 
     # --- pulse --------------------------------------------------------------------------------------------
 
@@ -966,18 +983,6 @@ class _FrozenShard:
         self.runner = runner
         self.delta = delta
         self.position = position
-
-
-def _lost(
-    session: int, error: TransactionLostError, record: tuple[ShardId, int] | None = None
-) -> events.Event:
-    """What a lost transaction leads to: a replay, if need be in smaller pieces, unless no replay helps."""
-    refusal, failure = error.refusal(), error.failure()
-    if refusal:
-        return events.JobBroken(session, refusal)
-    if failure is not None:
-        return events.EpochFailed(session, failure, record)
-    return events.TransactionFailed(session, str(error), error.is_unexpected())
 
 
 def _left_of(chunk: Sequence[Message], first: Message) -> int:

@@ -35,6 +35,7 @@ from fcluster.common.kafka_clients import (
     begin_offsets,
     delete_records_before,
     end_offsets,
+    largest_batch,
     make_admin,
     make_consumer,
     read_committed_positions,
@@ -262,6 +263,10 @@ class ShardHost:
             # transaction.
             nowhere = TopicPartition(journal_topic(self._topology.job), 0)
             read_committed_positions(self._offsets, self._topology.job, [nowhere], CONNECT_TIMEOUT_S)
+
+    def largest_batch(self, topic: str) -> int | None:
+        """The largest batch of records that a topic takes, in bytes; None if we may not see it."""
+        return largest_batch(self._admin, topic)
 
     def look(self, topics: Iterable[str]) -> Future[Look]:
         """Begin a look at topics, as the brokers have them now."""

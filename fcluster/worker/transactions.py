@@ -17,10 +17,11 @@ Must not: decide when to commit, or touch state.
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 import threading
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -43,16 +44,17 @@ from fcluster.common.positions import CommittedPosition
 from fcluster.common.settings import Settings
 from fcluster.engine.failure import Failure, OutputRefusedError, output_too_large
 from fcluster.worker import sending
+from fcluster.worker.batches import Batches
 from fcluster.worker.kafka_waits import KafkaWaits
 from fcluster.worker.sending import sending_config
 
 FLUSH_TIMEOUT_S = 30.0
 INIT_TIMEOUT_S = 30.0
-EXPLAIN_TIMEOUT_S = 5.0
 OUTPUT_QUEUE_RECORDS_MAX = 500_000
 """librdkafka's own bound on records not yet acknowledged; `produce` waits when it is reached."""
 _REFUSED_TOPIC = re.compile(r"ProduceRequest for (\S+) \[")
 _ACKNOWLEDGEMENTS = "the leaders of partitions that it writes to"
+TOPICS_NAMED_MAX = 5
 ANY_PARTITION = -1
 """Lets the partitioner choose by the key."""
 NO_TIMESTAMP_MS = -1
@@ -70,18 +72,22 @@ class TransactionLostError(Exception):
         super().__init__(reason)
         self.code = code
 
-    def refusal(self) -> str:
-        """Why no replay can change it, whatever the records are, with a remedy; empty if one may."""
+    def refusal(self, outputs: Collection[str]) -> str:
+        """Why no replay can change it, whatever the records are, with a remedy; empty if one may.
+
+        Args:
+            outputs: topics that were written to. A transaction doesn't say which of them was refused.
+        """
         if self.code is None or trouble_of(self.code) is not Trouble.FORBIDDEN:
             return ""
-        remedy = remedy_for_refusal(self.code, self._topic())
+        remedy = remedy_for_refusal(self.code, self.topic or _one_of(outputs))
         return f"Kafka refuses what the job writes: {self}{REMEDY_MARK}{remedy}"
 
     def failure(self) -> Failure | None:
         """What to condemn the record with whose output Kafka refused; None if it isn't a record's doing."""
         if self.code is None or trouble_of(self.code) is not Trouble.RECORD:
             return None
-        topic = self._topic()
+        topic = self.topic
         reason = KafkaError(self.code).str()
         remedy = remedy_for_refusal(self.code, topic)
         return Failure(f"Kafka refuses the output to {topic!r}: {reason}{REMEDY_MARK}{remedy}", topic=topic)
@@ -95,7 +101,9 @@ class TransactionLostError(Exception):
             return False
         return trouble_of(self.code) is Trouble.UNEXPECTED
 
-    def _topic(self) -> str:
+    @property
+    def topic(self) -> str:
+        """That refused something; empty if it isn't known."""
         topic = _REFUSED_TOPIC.search(str(self))
         return topic[1] if topic is not None else ""
 
@@ -173,6 +181,10 @@ class EpochWriter(Protocol):
         """
         ...
 
+    def check(self) -> None:
+        """Raise what the begun epoch has failed of, if that is known by now (main thread)."""
+        ...
+
     def flush_outputs(self) -> None:
         """Wait until all outputs of the begun epoch are acknowledged (main thread)."""
         ...
@@ -206,6 +218,7 @@ class TransactionalWriter:
         job: the job's name, also the consumer group.
         slot: names the transactional ids.
         group_metadata: of the job's group.
+        batches: how large batches may be.
         waits: notes what waits for Kafka.
         give_up: called in some thread with what happened when a call in the commit thread goes on waiting
             for a broker that is gone: that thread has to be left behind, and the writer be destroyed.
@@ -217,11 +230,13 @@ class TransactionalWriter:
         job: str,
         slot: int,
         group_metadata: Any,
+        batches: Batches,
         waits: KafkaWaits,
         give_up: Callable[[str], None],
     ) -> None:
         self._settings = settings
         self._job = job
+        self._batches = batches
         self._waits = waits
         self._give_up = give_up
         self._ids = transactional_ids(job, slot)
@@ -232,15 +247,16 @@ class TransactionalWriter:
         self._begun = False
 
     def open(self) -> None:
+        config = {
+            "queue.buffering.max.messages": OUTPUT_QUEUE_RECORDS_MAX,
+            **sending_config(self._settings),
+            **self._batches.producer_config(),
+        }
         with ThreadPoolExecutor(len(self._ids)) as pool:
-            self._producers = list(pool.map(self._open_one, self._ids))
+            self._producers = list(pool.map(functools.partial(self._open_one, config), self._ids))
 
-    def _open_one(self, transactional_id: str) -> Producer:
-        producer = make_producer(
-            self._settings,
-            transactional_id=transactional_id,
-            **{"queue.buffering.max.messages": OUTPUT_QUEUE_RECORDS_MAX, **sending_config(self._settings)},
-        )
+    def _open_one(self, config: Mapping[str, Any], transactional_id: str) -> Producer:
+        producer = make_producer(self._settings, transactional_id=transactional_id, **config)
         with self._waits.waiting("its transactions' coordinator"), told(f"initialising {transactional_id}"):
             producer.list_topics(timeout=INIT_TIMEOUT_S)  # once connected, initialising takes no 500 ms timer
             producer.init_transactions(INIT_TIMEOUT_S)
@@ -251,28 +267,17 @@ class TransactionalWriter:
         with told("beginning a transaction"):
             producer.begin_transaction()
         self._begun = True
-        return waiting_produce(producer, self._explain)
-
-    def _explain(self, producer: Producer, error: TransactionLostError) -> TransactionLostError:
-        """What the transaction failed of, where a call says only that it has failed."""
-        if error.code != KafkaError._STATE:
-            return error
-        try:
-            with told("writing outputs"):
-                # This call looks at the transaction first, and says what is wrong with it. Nothing is sent.
-                producer.send_offsets_to_transaction(
-                    [TopicPartition("none", 0, 0)], self._group_metadata, EXPLAIN_TIMEOUT_S
-                )
-        except TransactionLostError as cause:
-            return cause
-        return error
+        return waiting_produce(producer, explain, check_transaction)
 
     def serve(self, send: bool) -> int:
         return serve(self._producers[self._turn], send)
 
+    def check(self) -> None:
+        check_transaction(self._producers[self._turn])
+
     def flush_outputs(self) -> None:
         with self._waits.waiting(_ACKNOWLEDGEMENTS):
-            flush(self._producers[self._turn])
+            flush(self._producers[self._turn], check_transaction)
 
     def seal(self) -> None:
         assert self._begun, "an epoch was sealed that was never begun"
@@ -283,10 +288,10 @@ class TransactionalWriter:
     def prepare(self, frozen: FrozenEpoch) -> None:
         assert self._sealed is not None
         try:
-            produce_deltas(self._sealed, frozen)
+            produce_deltas(self._sealed, frozen, check_transaction)
             serve(self._sealed, send=True)
         except TransactionLostError as error:
-            raise self._explain(self._sealed, error) from None  # it may be the same, and no cause of itself
+            raise explain(self._sealed, error) from None  # it may be the same, and no cause of itself
         with (
             self._waits.unsticking("the group's coordinator", self._group_answers, self._leave_behind),
             told(f"sending the offsets of epoch {frozen.epoch}"),
@@ -297,7 +302,7 @@ class TransactionalWriter:
             )
         failpoints.reach("worker.offsets-sent", frozen.epoch)
         with self._waits.waiting(_ACKNOWLEDGEMENTS):
-            flush(self._sealed)
+            flush(self._sealed, check_transaction)
         check_deltas(frozen)
         failpoints.reach("worker.delta-flushed", frozen.epoch)
 
@@ -334,11 +339,15 @@ class AtLeastOnceWriter:
     Args:
         settings: of the worker.
         offsets_consumer: commits the offsets; must not be the one that reads.
+        batches: how large batches may be.
         waits: notes what waits for Kafka.
     """
 
-    def __init__(self, settings: Settings, offsets_consumer: Consumer, waits: KafkaWaits) -> None:
+    def __init__(
+        self, settings: Settings, offsets_consumer: Consumer, batches: Batches, waits: KafkaWaits
+    ) -> None:
         self._settings = settings
+        self._batches = batches
         self._waits = waits
         self._offsets_consumer = offsets_consumer
         self._producer: Producer | None = None
@@ -350,6 +359,7 @@ class AtLeastOnceWriter:
             "queue.buffering.max.messages": OUTPUT_QUEUE_RECORDS_MAX,
             "on_delivery": self._note_failure,
             **sending_config(self._settings),
+            **self._batches.producer_config(),
         }
         self._producer = make_producer(self._settings, None, **extra)
 
@@ -365,6 +375,9 @@ class AtLeastOnceWriter:
     def serve(self, send: bool) -> int:
         assert self._producer is not None
         return serve(self._producer, send)
+
+    def check(self) -> None:
+        self._raise_failure()
 
     def flush_outputs(self) -> None:
         assert self._producer is not None
@@ -400,17 +413,56 @@ class AtLeastOnceWriter:
             _destroy_after(last_use, doomed)
 
 
+def check_transaction(producer: Producer) -> None:
+    """Raise what the transaction that this producer has begun failed of, if it has.
+
+    One that has failed sends nothing more: what it has in its queue stays there.
+
+    Raises:
+        TransactionLostError: it has.
+    """
+    try:
+        with told("writing outputs"):
+            # Refused in the midst of a transaction, and with what that has failed of. Nothing is sent.
+            producer.begin_transaction()
+    except TransactionLostError as error:
+        if error.code != KafkaError._STATE:
+            raise
+
+
+def explain(producer: Producer, error: TransactionLostError) -> TransactionLostError:
+    """What the transaction failed of, where a call says only that it has failed."""
+    if error.code != KafkaError._STATE:
+        return error
+    try:
+        check_transaction(producer)
+    except TransactionLostError as cause:
+        return cause
+    return error
+
+
+def _one_of(topics: Collection[str]) -> str:
+    named = sorted(topics)[:TOPICS_NAMED_MAX]
+    more = ["..."] if len(topics) > len(named) else []
+    return " or ".join([*named, *more])
+
+
 def _unexplained(_producer: Producer, error: TransactionLostError) -> TransactionLostError:
     return error
 
 
+def _unchecked(_producer: Producer) -> None:
+    return None
+
+
 def waiting_produce(
     producer: Producer,
-    explain: Callable[[Producer, TransactionLostError], TransactionLostError] = _unexplained,
+    explained: Callable[[Producer, TransactionLostError], TransactionLostError] = _unexplained,
+    check: Callable[[Producer], None] = _unchecked,
 ) -> Callable[..., None]:
     """`producer.produce`, but waiting where that raises BufferError because its queue is full.
 
-    `explain` finds out why a transaction takes nothing any more.
+    `explained` finds out why a transaction takes nothing any more, `check` whether it still does.
 
     The client takes a timestamp of 0 for "now", which would be another one in each replay. So 0, too, is
     written as Kafka's "no timestamp" (-1).
@@ -429,7 +481,7 @@ def waiting_produce(
         try:
             produce(topic, value, key, ANY_PARTITION, None, None, timestamp_ms or NO_TIMESTAMP_MS, headers)
         except BufferError:
-            _wait_for_room(producer)
+            _wait_for_room(producer, check)
             produce(topic, value, key, ANY_PARTITION, None, None, timestamp_ms or NO_TIMESTAMP_MS, headers)
         except KafkaException as error:
             cause: Any = error.args[0]
@@ -437,14 +489,14 @@ def waiting_produce(
                 raise OutputRefusedError(output_too_large(topic, value, key)) from error
             # Without a name for it: a frame that holds the exception that it raises is a cycle, which keeps
             # the producer until the collector comes, and that destroys it in any thread.
-            raise explain(
+            raise explained(
                 producer, TransactionLostError(f"producing: {reason_of(error)}", cause.code())
             ) from error
 
     return waiting
 
 
-def _wait_for_room(producer: Producer) -> None:
+def _wait_for_room(producer: Producer, check: Callable[[Producer], None]) -> None:
     deadline = time.monotonic() + FLUSH_TIMEOUT_S
     while len(producer) >= OUTPUT_QUEUE_RECORDS_MAX * 9 // 10:
         if time.monotonic() > deadline:
@@ -452,6 +504,7 @@ def _wait_for_room(producer: Producer) -> None:
         with told("waiting for acknowledgements"):
             sending.nudge(producer)
             producer.poll(0.05)
+        check(producer)
 
 
 def serve(producer: Producer, send: bool) -> int:
@@ -470,35 +523,42 @@ def serve(producer: Producer, send: bool) -> int:
     return len(producer)
 
 
-def flush(producer: Producer) -> None:
-    """Wait until everything produced is acknowledged.
+def flush(producer: Producer, check: Callable[[Producer], None] = _unchecked) -> None:
+    """Wait until everything produced is acknowledged. `check` raises what makes that useless.
 
     Raises:
         TransactionLostError: something isn't, in time. (A record that failed makes the transaction's commit
             fail, so it need not be looked for here.)
     """
     with told("flushing"):
-        waiting = sending.flush(producer, FLUSH_TIMEOUT_S)
+        waiting = sending.flush(producer, FLUSH_TIMEOUT_S, check)
     if waiting:
         raise TransactionLostError(f"{waiting} records weren't acknowledged within {FLUSH_TIMEOUT_S:.0f} s")
 
 
-def produce_deltas(producer: Producer, frozen: FrozenEpoch) -> None:
+def produce_deltas(
+    producer: Producer, frozen: FrozenEpoch, check: Callable[[Producer], None] = _unchecked
+) -> None:
     """Produce the epoch's deltas; `changelog_next` gets the offsets as they are acknowledged."""
     for part in frozen.parts:
         if part.delta and part.changelog is not None:
             note = _delivery_note(frozen, part.shard)
             for record in part.delta:
-                _produce_delta(producer, part.changelog, record, part.shard.partition, note)
+                _produce_delta(producer, part.changelog, record, part.shard.partition, note, check)
 
 
 def _produce_delta(
-    producer: Producer, topic: str, record: bytes, partition: int, note: Callable[[Any, Any], None]
+    producer: Producer,
+    topic: str,
+    record: bytes,
+    partition: int,
+    note: Callable[[Any, Any], None],
+    check: Callable[[Producer], None],
 ) -> None:
     try:
         producer.produce(topic, record, partition=partition, on_delivery=note)
     except BufferError:
-        _wait_for_room(producer)
+        _wait_for_room(producer, check)
         producer.produce(topic, record, partition=partition, on_delivery=note)
     except KafkaException as error:
         raise TransactionLostError(

@@ -78,9 +78,12 @@ class SecuredJob:
             "FCLUSTER_KAFKA_SASL_PASSWORD": password,
         }
 
-    def allow(self, user: str, *, but: ResourceType | None = None) -> None:
-        """What the documentation says, but for one kind of resource."""
+    def allow(self, user: str, *, but: ResourceType | None = None, may_write: bool = True) -> None:
+        """What the documentation says, but for one kind of resource, or for writing outputs."""
         rules = documented_acls({"<job>": self.name, "source": self.source, "output": self.output})
+        if not may_write:
+            seen: Rule = (ResourceType.TOPIC, self.output, False, [AclOperation.READ])
+            rules = [seen if rule[1] == self.output else rule for rule in rules]
         self.broker.allow(user, [rule for rule in rules if rule[0] is not but])
 
     def outputs(self) -> int:
@@ -236,6 +239,17 @@ def test_missing_acl_is_told(job: SecuredJob, missing: ResourceType) -> None:
     assert code != 0
     assert re.search(r"(?i)authorization", said), said
     assert "ACL" in said
+    assert seconds < 60
+
+
+def test_output_that_may_not_be_written_stops_the_job_with_its_name_and_what_to_allow(
+    job: SecuredJob,
+) -> None:
+    job.allow(USER, may_write=False)
+    code, said, seconds = run(job, job.config(), PASSWORD, "up", str(JOB_FILE), "--until-caught-up")
+    assert code != 0
+    assert "Kafka refuses what the job writes" in said
+    assert f"remedy: Let the job's Kafka user write to {job.output}" in said
     assert seconds < 60
 
 

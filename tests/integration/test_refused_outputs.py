@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import random
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ class Place:
         self.directory = directory
         create_topic(brokers, self.source, 2)
 
-    def produce(self, *, bad_key: str | None = "k", bad_filler: str = FILLER) -> None:
+    def produce(self, *, bad_key: str | None = "k", bad_filler: str = FILLER, bad_age_ms: int = 0) -> None:
         """Good records with a bad one in their midst, in partition 0."""
         refused: list[object] = []
 
@@ -67,10 +68,13 @@ class Place:
             refused.extend([error] if error is not None else [])
 
         producer = Producer({"bootstrap.servers": self.brokers, "partitioner": PARTITIONER})
+        now_ms = int(time.time() * 1000)
         for number in range(RECORDS):
             is_bad = number == BAD
             value = orjson.dumps({"number": number, "filler": bad_filler if is_bad else ""})
-            producer.produce(self.source, value, bad_key if is_bad else "k", partition=0, on_delivery=note)
+            at_ms = now_ms - bad_age_ms if is_bad else now_ms
+            key = bad_key if is_bad else "k"
+            producer.produce(self.source, value, key, partition=0, timestamp=at_ms, on_delivery=note)
         assert (producer.flush(30), refused) == (0, [])
 
     def up(self, steps: str, on_error: str, *more: str, workers: int = 1) -> Ended:
@@ -156,6 +160,30 @@ def test_refused_output_leads_to_a_dead_letter_or_its_stub(place: Place, dead_ta
     assert (value is None, "fcluster.stub" in headers) == (not dead_takes_it, not dead_takes_it)
 
 
+SPREADING = """
+import random
+
+@job.process(source, to=output)
+def spread(ctx, record):
+    for part in range({parts}):
+        yield {{"number": record["number"], "part": part, "filler": random.randbytes(150).hex()}}
+"""
+
+
+def test_records_that_are_too_large_only_together_are_written_after_one_replay(place: Place) -> None:
+    small_output(place)
+    place.produce(bad_filler="")
+    parts = 3 * SMALL_BYTES // 300  # those of one record are too many for one batch already
+    ended = place.up(SPREADING.replace("{parts}", str(parts)), '"stop"')
+    assert ended.code == 0, ended.text
+    assert place.committed() == RECORDS
+    outputs = [orjson.loads(value or b"") for value, _ in place.rows(place.output)]
+    assert [(row["number"], row["part"]) for row in outputs] == [
+        (number, part) for number in range(RECORDS) for part in range(parts)
+    ]
+    assert ended.text.count("replaying at most") == 1, ended.text
+
+
 def test_refused_output_is_skipped_at_least_once_and_repeats_are_bounded(place: Place) -> None:
     small_output(place)
     place.produce()
@@ -168,14 +196,22 @@ def test_refused_output_is_skipped_at_least_once_and_repeats_are_bounded(place: 
 
 
 @pytest.mark.parametrize("on_error", ['"stop"', '"skip"'])
-def test_record_without_a_key_for_a_compacted_topic_is_the_records_doing(place: Place, on_error: str) -> None:
-    create_topic(place.brokers, place.output, 2, {"cleanup.policy": "compact"})
-    place.produce(bad_key=None)
+@pytest.mark.parametrize("refused_for", ["key", "timestamp"])
+def test_record_without_a_key_or_with_a_timestamp_out_of_range_is_the_records_doing(
+    place: Place, refused_for: str, on_error: str
+) -> None:
+    if refused_for == "key":
+        config, remedy = {"cleanup.policy": "compact"}, "compacted"
+        place.produce(bad_key=None)
+    else:
+        config, remedy = {"message.timestamp.before.max.ms": "3600000"}, "message.timestamp.before.max.ms"
+        place.produce(bad_age_ms=2 * 3_600_000)
+    create_topic(place.brokers, place.output, 2, config)
     ended = place.up(MAPPING, on_error)
     if on_error == '"skip"':
         place.assert_all_but_the_bad_one(ended)
     else:
-        place.assert_stopped_at_the_bad_record(ended, place.output, "compacted")
+        place.assert_stopped_at_the_bad_record(ended, f"the output to '{place.output}'", remedy)
 
 
 @pytest.mark.parametrize("on_error", ['"stop"', '"skip"', "dead"])

@@ -12,6 +12,7 @@ from confluent_kafka import KafkaError, KafkaException
 
 from fcluster.common.ids import ShardId
 from fcluster.common.positions import CommittedPosition
+from fcluster.worker.kafka_waits import KafkaWaits
 from fcluster.worker.transactions import (
     FrozenEpoch,
     ShardEpoch,
@@ -19,6 +20,7 @@ from fcluster.worker.transactions import (
     TransactionLostError,
     flush,
 )
+from fcluster.worker.watchdog import Watchdog
 
 FENCED = KafkaException(KafkaError(KafkaError._FENCED, "old epoch", fatal=True))
 
@@ -64,6 +66,60 @@ def test_fatal_error_of_a_producer_is_a_lost_transaction_wherever_it_shows(fail:
         writer.serve(send=False)
 
 
+class RefusedProducer(FailingProducer):
+    """A transaction that has failed of one batch, and never sends the others."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda: None)
+
+    def flush(self, _timeout_s: float) -> int:
+        return 4
+
+    def begin_transaction(self) -> None:
+        text = "ProduceRequest for small [0] with 9 message(s) failed: Broker: Message size too large"
+        raise KafkaException(KafkaError(KafkaError.MSG_SIZE_TOO_LARGE, text))
+
+
+class SlowProducer(RefusedProducer):
+    """A healthy transaction, whose records are acknowledged in the third look."""
+
+    looks = 0
+
+    def flush(self, _timeout_s: float) -> int:
+        self.looks += 1
+        return 3 - self.looks
+
+    def begin_transaction(self) -> None:
+        text = "Operation not valid in state InTransaction"
+        raise KafkaException(KafkaError(KafkaError._STATE, text))
+
+
+def writer_with(producer: object) -> TransactionalWriter:
+    writer = TransactionalWriter.__new__(TransactionalWriter)
+    writer._producers, writer._turn = [producer], 0  # type: ignore[list-item]
+    writer._waits = KafkaWaits(Watchdog())
+    return writer
+
+
+@pytest.mark.parametrize("wait", [TransactionalWriter.flush_outputs, TransactionalWriter.check])
+def test_nobody_waits_for_records_of_a_transaction_that_has_failed(
+    wait: Callable[[TransactionalWriter], None],
+) -> None:
+    with pytest.raises(TransactionLostError, match="too large") as raised:
+        wait(writer_with(RefusedProducer()))
+    failure = raised.value.failure()
+    assert failure is not None
+    assert failure.topic == "small"
+
+
+def test_records_of_a_healthy_transaction_are_waited_for() -> None:
+    producer = SlowProducer()
+    writer = writer_with(producer)
+    writer.flush_outputs()
+    writer.check()
+    assert producer.looks == 3
+
+
 def test_system_error_of_another_kind_stays_one() -> None:
     def fail() -> None:
         raise SystemError("something else")
@@ -75,15 +131,22 @@ def test_system_error_of_another_kind_stays_one() -> None:
 def test_refusal_that_no_replay_changes_names_topic_and_remedy() -> None:
     text = "committing epoch 3: ProduceRequest for mine [0] with 1 message(s) failed: not authorized"
     error = TransactionLostError(text, KafkaError.TOPIC_AUTHORIZATION_FAILED)
-    assert "remedy: Let the job's Kafka user write to mine" in error.refusal()
+    assert "remedy: Let the job's Kafka user write to mine (docs" in error.refusal(["other"])
     assert error.failure() is None
+
+
+def test_refusal_of_a_transaction_that_does_not_say_of_which_topic_names_those_that_it_may_be() -> None:
+    text = "flushing: Failed to add partition(s) to transaction: not authorized"
+    error = TransactionLostError(text, KafkaError.TOPIC_AUTHORIZATION_FAILED)
+    assert "write to a or b (docs" in error.refusal(["b", "a"])
+    assert "write to a0 or a1 or a2 or a3 or a4 or ... (docs" in error.refusal([f"a{n}" for n in range(9)])
 
 
 def test_refused_record_is_no_reason_to_stop_before_it_is_found() -> None:
     text = "committing epoch 3: ProduceRequest for small [0] with 1 message(s) failed: Message size too large"
     error = TransactionLostError(text, KafkaError.MSG_SIZE_TOO_LARGE)
     failure = error.failure()
-    assert error.refusal() == ""
+    assert error.refusal([]) == ""
     assert failure is not None
     assert (failure.topic, failure.step) == ("small", "")
     assert "'small'" in failure.reason
@@ -107,7 +170,7 @@ def test_what_is_not_known_to_pass_is_unexpected(code: int | None, unexpected: b
 
 @pytest.mark.parametrize("code", [None, KafkaError._FENCED, KafkaError._TIMED_OUT, KafkaError._TRANSPORT])
 def test_trouble_that_passes_is_no_refusal(code: int | None) -> None:
-    assert TransactionLostError("committing epoch 3: gone", code).refusal() == ""
+    assert TransactionLostError("committing epoch 3: gone", code).refusal([]) == ""
 
 
 class DeadProducer:

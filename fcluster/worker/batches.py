@@ -1,0 +1,59 @@
+"""How large the producers' batches may be, so that no topic refuses records together that it takes singly.
+
+Responsible for: learning from a refusal. A broker compares `max.message.bytes` of a topic with a whole batch,
+and refuses all its records; librdkafka doesn't cut it up and try again, as Kafka's own client does. So once a
+topic has refused something for its size, the next producers make no batch that is larger than what that topic
+takes. What is refused then is a record that is too large by itself.
+
+Must not: know which record it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from confluent_kafka import KafkaError
+
+from fcluster.common.settings import Settings
+
+BATCH_BYTES = 1_000_000
+"""librdkafka's default of `batch.size`."""
+SHRINKING = 8
+"""By how much batches become smaller where a topic's limit can't be seen."""
+_TOO_LARGE = frozenset({KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE})
+
+
+class Batches:
+    """The bound on the batches of a worker's producers; it holds as long as the worker lives.
+
+    Args:
+        settings: of the worker.
+        limit_of: the largest batch that a topic takes, in bytes; None if that can't be seen.
+    """
+
+    def __init__(self, settings: Settings, limit_of: Callable[[str], int | None]) -> None:
+        kafka = settings.kafka
+        wanted = kafka.get("producer.batch.size", kafka.get("batch.size", ""))
+        self._bytes_max = int(wanted) if wanted.isdigit() else BATCH_BYTES
+        self._limit_of = limit_of
+        self._learned = False
+        self._refused: set[str] = set()
+
+    def refused(self, topic: str, code: int | None) -> None:
+        """`topic` has refused what was written to it, with Kafka's error `code`. In any thread."""
+        if code in _TOO_LARGE and topic:
+            self._refused.add(topic)
+
+    def producer_config(self) -> Mapping[str, int]:
+        """What the next producers are to be made with. Asks Kafka if a topic has refused something: may take
+        some seconds."""
+        while self._refused:
+            self._learn(self._refused.pop())
+        return {"batch.size": self._bytes_max} if self._learned else {}
+
+    def _learn(self, topic: str) -> None:
+        limit = self._limit_of(topic)
+        if limit is None:
+            limit = self._bytes_max // SHRINKING
+        self._bytes_max = max(1, min(self._bytes_max, limit))
+        self._learned = True
