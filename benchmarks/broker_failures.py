@@ -9,6 +9,8 @@ them go through the same deaths at the same moments. One broker after the other 
 started again 12 s later, the next one when all replicas are in sync again; then each is stopped in good order
 and started.
 
+Processes that end, of whichever lane, are started again. Ctrl-C ends it with what was measured until then.
+
 Of each event and each of the four: the longest time without output in any partition of its output topic. What
 counts is the pause beyond the floor of the same event. Counted besides, over the whole run: sessions that
 ended, processes that ended, lines of errors in the logs. At the end every input must have exactly one output.
@@ -17,6 +19,7 @@ ended, processes that ended, lines of errors in the logs. At the end every input
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import multiprocessing
 import os
@@ -29,7 +32,7 @@ import sys
 import tempfile
 import time
 from array import array
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -313,6 +316,8 @@ class Run:
         self.jobs: list[Job] = []
         self.topics = {FLOOR: self.source}
         self._streams: ChildProcess | None = None
+        self._begin_streams: Callable[[], ChildProcess] | None = None
+        self.ended_peers = 0
 
     def start(self) -> None:
         """Topics, jobs, load; returns once all lanes have output in all partitions."""
@@ -367,20 +372,31 @@ class Run:
             jars = peers.resolve()
             self._create(f"{name}-out")
             directory = self._directory / "streams"
-            self._streams = peers.start(jars, self.servers, name, self.source, f"{name}-out", directory)
+            self._begin_streams = functools.partial(
+                peers.start, jars, self.servers, name, self.source, f"{name}-out", directory
+            )
+            self._streams = self._begin_streams()
         except peers.NoPeerError as error:
             print(f"without Kafka Streams: {error}", flush=True)
             return
-        self._closing.callback(self._streams.kill)
+        self._closing.callback(lambda: self._streams and self._streams.kill())
         self.topics[STREAMS] = f"{name}-out"
+
+    def look(self) -> None:
+        """Count processes that have ended, and start them again."""
+        for job in self.jobs:
+            job.look()
+        if self._streams is not None and self._begin_streams is not None and self._streams.poll() is not None:
+            print(f"  {STREAMS}: ended with {self._streams.poll()}", flush=True)
+            self.ended_peers += 1
+            self._streams = self._begin_streams()
 
     def await_flow(self, timeout_s: float = FLOW_S) -> bool:
         """Wait until every lane shows in every partition what is produced from now on; whether it does."""
         since_ns = time.time_ns()
 
         def flows() -> bool:
-            for job in self.jobs:
-                job.look()
+            self.look()
             return all(newest_ns > since_ns for newest_ns in self._newest)
 
         try:
@@ -399,8 +415,7 @@ class Run:
             self.brokers.kill_node(node)
             while time.monotonic() < began_s + AWAY_S:
                 time.sleep(0.2)
-                for job in self.jobs:
-                    job.look()
+                self.look()
         else:
             self.brokers.stop_node(node)
         with brokers_that_start_soon():
@@ -408,11 +423,17 @@ class Run:
         wait_whole(self.servers, timeout_s=180)
         self.await_flow()
         time.sleep(SETTLE_S)
+        self.look()
         for job in self.jobs:
-            job.look()
             job.look_at_sessions()
         self.events.append(Event(kind, node, from_ns, time.time_ns(), {}))
         print(f"  {kind} broker {node}: whole after {time.monotonic() - began_s:.0f} s", flush=True)
+
+    def make_whole(self) -> None:
+        """Start what an interrupted event has left away."""
+        with brokers_that_start_soon():
+            self.brokers.start_nodes(self.brokers.nodes)
+        wait_whole(self.servers, timeout_s=180)
 
     def finish(self) -> dict[str, Exactly]:
         """Stop the load, let all catch up, end them; the pauses, and what the output topics hold."""
@@ -506,6 +527,9 @@ def report(run: Run, exactly: Mapping[str, Exactly]) -> dict[str, Any]:
         )
         for line in errors[:5]:
             print(f"      {line[:200]}")
+    if STREAMS in lanes:
+        counted[STREAMS] = {"ended processes": run.ended_peers}
+        print(f"  {STREAMS:<20} {run.ended_peers} ended processes")
     for lane, found in exactly.items():
         verdict = "each input exactly once" if found.ok else "NOT each input exactly once"
         print(f"  {lane:<20} {verdict}: {found}")
@@ -540,10 +564,14 @@ def main() -> int:
             run = Run(arguments, directory, closing)
             run.start()
             print(f"{arguments.kills} kills, {arguments.restarts} restarts", flush=True)
-            for number in range(arguments.kills):
-                run.event("kill", run.brokers.nodes[number % 3])
-            for number in range(arguments.restarts):
-                run.event("restart", run.brokers.nodes[number % 3])
+            try:
+                for number in range(arguments.kills):
+                    run.event("kill", run.brokers.nodes[number % 3])
+                for number in range(arguments.restarts):
+                    run.event("restart", run.brokers.nodes[number % 3])
+            except KeyboardInterrupt:
+                print("\ninterrupted: no more of them; once more ends it at once", flush=True)
+                run.make_whole()
             exactly = run.finish()
             found = report(run, exactly)
         if arguments.json:
