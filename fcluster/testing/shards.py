@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from bisect import bisect_left, insort
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +32,7 @@ class MemoryStore:
 
     def __init__(self) -> None:
         self._values: dict[bytes, bytes] = {}
+        self._ordered: list[bytes] = []
         self._meta = StoreMeta()
 
     def meta(self) -> StoreMeta:
@@ -47,16 +49,22 @@ class MemoryStore:
 
     def scan(self, start: bytes, stop: bytes, limit: int, *, reverse: bool) -> list[tuple[bytes, bytes]]:
         """The entries from `start` up to `stop`, in order or backwards, `limit` at most."""
-        found = sorted((key for key in self._values if start <= key < stop), reverse=reverse)
-        return [(key, self._values[key]) for key in found[:limit]]
+        begin, end = bisect_left(self._ordered, start), bisect_left(self._ordered, stop)
+        if reverse:
+            found = self._ordered[max(begin, end - limit) : end][::-1]
+        else:
+            found = self._ordered[begin : min(end, begin + limit)]
+        return [(key, self._values[key]) for key in found]
 
     def apply(self, changes: Mapping[bytes, bytes], meta: StoreMeta) -> None:
         """Write `changes` (an empty value deletes) and `meta`."""
         for key, value in changes.items():
             if value:
+                if key not in self._values:
+                    insort(self._ordered, key)
                 self._values[key] = value
-            else:
-                self._values.pop(key, None)
+            elif self._values.pop(key, None) is not None:
+                del self._ordered[bisect_left(self._ordered, key)]
         self._meta = meta
 
     def keys_of(self, name: str) -> Iterator[bytes]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import runpy
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,9 +14,11 @@ from examples.orders.recount import recount
 from tests.checker.generate import create_topic, plain_producer
 from tests.checker.reading import READ_COMMITTED, committed_offsets, read_topic
 from tests.harness import REPOSITORY, Cluster, wait_until
+from tests.in_driver import rows_in_driver, rows_on_kafka, run_in_driver
 
 pytestmark = pytest.mark.timeout(180)
 
+JOB = REPOSITORY / "examples" / "orders" / "orders.py"
 PARTITIONS = 2
 CUSTOMERS = 40
 ORDERS = 4_000
@@ -31,16 +34,17 @@ class Run:
         self.job, self.source, self.output = f"{prefix}job", f"{prefix}in", f"{prefix}out"
         for topic in (self.source, self.output):
             create_topic(brokers, topic, PARTITIONS)
+        self.environment = {
+            "FCLUSTER_TEST_JOB": self.job,
+            "FCLUSTER_TEST_SOURCE": self.source,
+            "FCLUSTER_TEST_OUTPUT": self.output,
+        }
         self.cluster = Cluster(
-            REPOSITORY / "examples" / "orders" / "orders.py",
+            JOB,
             brokers,
             directory,
             workers=2,
-            env={
-                "FCLUSTER_TEST_JOB": self.job,
-                "FCLUSTER_TEST_SOURCE": self.source,
-                "FCLUSTER_TEST_OUTPUT": self.output,
-            },
+            env=self.environment,
             settings={"initial.rebalance.delay.ms": 0, "commit.interval.ms": 50},
         )
         self._random = random.Random(5)
@@ -80,7 +84,7 @@ def run(kafka: str, topic_prefix: str, tmp_path: Path) -> Iterator[Run]:
         yield run
 
 
-def test_kinds_of_state_survive_a_killed_worker(run: Run) -> None:
+def test_kinds_of_state_survive_a_killed_worker(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     run.cluster.start()
     run.send(ORDERS // 2)
     run.wait_committed(ORDERS // 8)
@@ -104,3 +108,8 @@ def test_kinds_of_state_survive_a_killed_worker(run: Run) -> None:
         repeated_beyond += beyond
     assert repeated_within > 100
     assert repeated_beyond > 100
+    # `fcluster.testing` gives the same, byte for byte.
+    for name, value in run.environment.items():
+        monkeypatch.setenv(name, value)
+    driver = run_in_driver(runpy.run_path(str(JOB))["job"], run.brokers, [run.source])
+    assert rows_in_driver(driver, run.output) == rows_on_kafka(run.brokers, run.output)

@@ -14,8 +14,9 @@ from examples.orders.orders import COUNT, LAST, PRICES, SEEN, counted, orders
 from examples.orders.orders import job as orders_job
 from fcluster import Job, ListState, MapState, ValueState
 from fcluster.engine import entries
-from fcluster.engine.state import ShardState
+from fcluster.engine.state import ShardState, StoreMeta
 from fcluster.testing import Driver
+from fcluster.testing.shards import MemoryStore
 
 HOUR_MS = 3_600_000
 
@@ -126,6 +127,28 @@ def test_states_depend_on_no_barrier_no_crash_and_no_look(
     sent: list[tuple[str, str, int]], between: list[str]
 ) -> None:
     assert run_with(sent, between) == run_with(sent, [])
+
+
+keys = st.binary(max_size=2)
+
+
+@given(
+    st.lists(st.dictionaries(keys, st.sampled_from([b"", b"1", b"2"]), max_size=6), max_size=6),
+    keys,
+    keys,
+    st.integers(0, 5),
+    st.booleans(),
+)
+def test_store_scans_in_the_order_of_the_keys(
+    batches: list[dict[bytes, bytes]], start: bytes, stop: bytes, limit: int, reverse: bool
+) -> None:
+    store, model = MemoryStore(), dict[bytes, bytes]()
+    for changes in batches:
+        store.apply(changes, StoreMeta())
+        model = {key: value for key, value in {**model, **changes}.items() if value}
+    wanted = sorted((pair for pair in model.items() if start <= pair[0] < stop), reverse=reverse)
+    assert store.scan(start, stop, limit, reverse=reverse) == wanted[:limit]
+    assert [store.get(key) for key in model] == list(model.values())
 
 
 # --- it must be able to fail ----------------------------------------------------------------------------
