@@ -58,6 +58,8 @@ PRODUCER_SOCKET_TIMEOUT_MS: Final = 12_000
 with its session. A time-out before that repeats what is well, and a repeated record's place isn't told."""
 CONNECTED_TIMEOUT_MS: Final = 5_000
 """The same for the first answer on a new connection, which costs a broker nothing."""
+METADATA_REFRESH_MS: Final = 5_000
+"""How often a client asks some broker who leads the partitions that it reads or writes."""
 SERVE_REST_S: Final = 5.0
 FENCE_FIRST_WAIT_S: Final = 0.03
 """How long the first of two fencing producers is waited for: an idle id takes it 5 ms, and the broker needs
@@ -89,6 +91,9 @@ _COMMON: Final[Mapping[str, Any]] = {
     "socket.timeout.ms": SOCKET_TIMEOUT_MS,
     "api.version.request.timeout.ms": CONNECTED_TIMEOUT_MS,
     "socket.connection.setup.timeout.ms": SOCKET_TIMEOUT_MS,
+    # A broker that is cut off from the other ones only goes on believing that it leads: it gives consumers
+    # nothing new and refuses them nothing. Only another broker's metadata tells (default: five minutes).
+    "topic.metadata.refresh.interval.ms": METADATA_REFRESH_MS,
 }
 _CONSUMER: Final[Mapping[str, Any]] = {
     "enable.auto.commit": False,
@@ -104,6 +109,10 @@ _PRODUCER: Final[Mapping[str, Any]] = {
     "retry.backoff.ms": 2,  # the wait on CONCURRENT_TRANSACTIONS in every epoch; the default is 100
     "retry.backoff.max.ms": 1000,
 }
+LASTING: Final[Mapping[str, Any]] = {"enable.sparse.connections": False}
+"""For clients that read or write a few partitions for long: connected to all brokers, not only to those that
+they have to do with. If that is a single one, and it is cut off from the others, nobody else can be asked who
+leads now."""
 # What a caller sets in these the user can't override: the caller's code depends on it.
 _CALLERS_OWN: Final = frozenset(
     {"group.id", "isolation.level", "enable.partition.eof", "enable.auto.commit", "enable.idempotence"}

@@ -27,7 +27,7 @@ from fcluster.common import failpoints
 from fcluster.common.discovery import read_journal
 from fcluster.common.errors import KafkaUnavailable
 from fcluster.common.ids import coordinator_id, journal_topic
-from fcluster.common.kafka_clients import cause_of, make_producer, reason_of, remedy_for, serve_rest
+from fcluster.common.kafka_clients import LASTING, cause_of, make_producer, reason_of, remedy_for, serve_rest
 from fcluster.common.settings import Settings
 from fcluster.coordinator.events import Deposed, JournalWritten, WriteJournal
 
@@ -157,7 +157,7 @@ def journal_producer(settings: Settings, job: str) -> Producer:
         KafkaUnavailable: the brokers don't answer.
     """
     patience_ms = min(ANSWER_TIMEOUT_MS, settings.transaction_timeout_ms)
-    producer = make_producer(settings, coordinator_id(job), **{"socket.timeout.ms": patience_ms})
+    producer = make_producer(settings, coordinator_id(job), **{"socket.timeout.ms": patience_ms}, **LASTING)
     try:
         producer.list_topics(timeout=OPEN_TIMEOUT_S)
     except KafkaException as error:

@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from confluent_kafka import Producer
 
+from fcluster.common.kafka_clients import LASTING
 from fcluster.common.settings import Settings
 
 LINGER_MS_MAX: Final = 30_000
@@ -36,6 +37,7 @@ def sending_config(settings: Settings) -> dict[str, Any]:
         # Records time out with their transaction, and may not linger for longer.
         "linger.ms": min(LINGER_MS_MAX, settings.transaction_timeout_ms // 4),
         "sticky.partitioning.linger.ms": STICKY_MS,
+        **LASTING,
     }
 
 

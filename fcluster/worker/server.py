@@ -51,7 +51,7 @@ from fcluster.common.failures import bounded_text
 from fcluster.common.health import health_port
 from fcluster.common.ids import ShardId
 from fcluster.common.job import Job
-from fcluster.common.kafka_clients import make_consumer
+from fcluster.common.kafka_clients import LASTING, make_consumer
 from fcluster.common.keys import Role
 from fcluster.common.messages import MalformedMessageError, ShardStatus, WorkerStats
 from fcluster.common.positions import CommittedPosition
@@ -642,6 +642,7 @@ class Worker:
                 "queued.max.messages.kbytes": 16 * 1024,
                 "fetch.queue.backoff.ms": 10,
             },
+            **LASTING,
             **fetching,
         )
         if self._group_metadata is None:

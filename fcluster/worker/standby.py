@@ -24,7 +24,7 @@ from confluent_kafka.admin import AdminClient
 
 from fcluster.common.errors import FclusterError, StateDamaged
 from fcluster.common.ids import ShardId
-from fcluster.common.kafka_clients import begin_offsets, end_offsets, make_consumer
+from fcluster.common.kafka_clients import LASTING, begin_offsets, end_offsets, make_consumer
 from fcluster.common.messages import StandbyStatus
 from fcluster.common.offsets import offset_or_none
 from fcluster.common.settings import Settings
@@ -45,7 +45,7 @@ RETRY_S: Final = 1.0
 RETRY_S_MAX: Final = 30.0
 _POLL_S: Final = 0.5
 _POLL_RECORDS: Final = 100
-_CONSUMER: Final = {"enable.partition.eof": True, "queued.max.messages.kbytes": 8 * 1024}
+_CONSUMER: Final = {"enable.partition.eof": True, "queued.max.messages.kbytes": 8 * 1024, **LASTING}
 _BASE_IS_GONE: Final = frozenset({KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE})
 
 _Place = tuple[str, int]

@@ -19,6 +19,8 @@ from fcluster.common.kafka_clients import (
 )
 from fcluster.common.settings import resolve
 from fcluster.coordinator import journal
+from fcluster.worker import standby
+from fcluster.worker.sending import sending_config
 
 HANGS = "socket.timeout.ms"
 
@@ -43,6 +45,29 @@ def test_no_client_waits_for_a_hanging_broker_as_long_as_librdkafka_would() -> N
         )
 
 
+def test_no_client_believes_for_long_in_a_leader_that_is_cut_off_from_the_other_brokers() -> None:
+    settings = settings_of()
+    for config in (
+        consumer_config(settings, "read-committed"),
+        producer_config(settings),
+        producer_config(settings, "id"),
+        kafka_clients._config(settings, "admin.", kafka_clients._CONSUMER_ONLY, {}, {}),
+    ):
+        assert config["topic.metadata.refresh.interval.ms"] <= SOCKET_TIMEOUT_MS
+    users = settings_of(topic_metadata_refresh_interval_ms=60_000)
+    assert producer_config(users, "id")["topic.metadata.refresh.interval.ms"] == "60000"
+
+
+def test_clients_that_last_can_ask_brokers_that_lead_nothing_of_theirs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where one broker leads all partitions of a client, it would be connected to that one alone."""
+    sparse = "enable.sparse.connections"
+    assert sending_config(settings_of())[sparse] is False
+    assert standby._CONSUMER[sparse] is False
+    assert config_of_journals_producer(monkeypatch)[sparse] is False
+
+
 def test_no_request_outlives_a_transaction() -> None:
     settings = resolve(
         {
@@ -59,7 +84,7 @@ def test_no_request_outlives_a_transaction() -> None:
     assert producer_config(settings, "id")[HANGS] <= settings.transaction_timeout_ms + 100
 
 
-def test_journals_producer_waits_shorter(monkeypatch: pytest.MonkeyPatch) -> None:
+def config_of_journals_producer(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     made: list[dict[str, Any]] = []
 
     class Connected:
@@ -72,7 +97,11 @@ def test_journals_producer_waits_shorter(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(kafka_clients, "_make", make)
     journal.journal_producer(settings_of(), "job")
-    assert made[0][HANGS] == journal.ANSWER_TIMEOUT_MS < SOCKET_TIMEOUT_MS
+    return made[0]
+
+
+def test_journals_producer_waits_shorter(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert config_of_journals_producer(monkeypatch)[HANGS] == journal.ANSWER_TIMEOUT_MS < SOCKET_TIMEOUT_MS
 
 
 def test_users_own_value_counts() -> None:
