@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -65,6 +66,36 @@ def slowness() -> float:
 def within(seconds: float, bound_s: float) -> bool:
     """Whether something that took so long was quick enough, for a machine as slow as this one is now."""
     return seconds < bound_s or seconds < bound_s * slowness()
+
+
+class Slowness:
+    """How many times slower than alone processes run, on average during its `with` block; see `slowness`."""
+
+    _PAUSE_S = 1.0
+
+    def __init__(self) -> None:
+        self._samples: list[float] = []
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="slowness", daemon=True)
+
+    def __enter__(self) -> Slowness:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    @property
+    def mean(self) -> float:
+        """Of all samples until now; 1 if there are none yet."""
+        samples = list(self._samples)
+        return sum(samples) / len(samples) if samples else 1.0
+
+    def _run(self) -> None:
+        while not self._ended.is_set():
+            self._samples.append(slowness())
+            self._ended.wait(self._PAUSE_S)
 
 
 class Cluster:

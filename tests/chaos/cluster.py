@@ -20,7 +20,7 @@ from typing import Any
 import msgspec
 
 from fcluster.common.admin_client import AdminClient
-from fcluster.common.discovery import find_leader
+from fcluster.common.discovery import Leader, find_leader
 from fcluster.common.errors import FclusterError
 from fcluster.common.failpoints import ENVIRONMENT_VARIABLE, POINTS, REACHED, Arm
 from fcluster.common.processes import describe_exit
@@ -129,15 +129,21 @@ class ChaosCluster(Cluster):
 
     def status(self) -> dict[str, Any] | None:
         """The coordinator's status document, None while there is none to answer."""
-        settings = resolve({}, None, {}, {"brokers": self.brokers})
+        leader = self.leader()
+        if leader is None:
+            return None
         try:
-            leader = find_leader(settings, self._env["FCLUSTER_TEST_JOB"])
-            if leader is None:
-                return None
             with AdminClient(leader.address) as client:
                 return client.status(1000)
         except FclusterError:
             return None
+
+    def leader(self) -> Leader | None:
+        """The coordinator that led last, which may be dead; None if there was none, or Kafka doesn't tell."""
+        settings = resolve({}, None, {}, {"brokers": self.brokers})
+        with contextlib.suppress(FclusterError):
+            return find_leader(settings, self._env["FCLUSTER_TEST_JOB"])
+        return None
 
     def session(self, name: str) -> dict[str, Any] | None:
         """What the status says of a worker's process; None if that has no session, or nobody answers."""

@@ -88,7 +88,7 @@ def chaos_on_trio(
     trio: Trio, topic_prefix: str, tmp_path: Path
 ) -> Callable[..., AbstractContextManager[Chaos]]:
     """As `chaos`, on the brokers of `trio`."""
-    return partial(_run, trio.servers, topic_prefix, tmp_path / "data")
+    return partial(_run, trio.servers, topic_prefix, tmp_path / "data", kafka_dir=trio.cluster.data_dir)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -8,7 +8,7 @@ down by the plan isn't stopped. Whether it can be done when its time has come is
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from tests.chaos import tally
@@ -25,6 +25,8 @@ EPOCH_STEPS = (
     "worker.commit",
     "worker.committed",
 )
+TURNS = 2 * len(EPOCH_STEPS)
+"""After so many each role of a broker was hit at each step, killed and stopped."""
 MOVE_STEPS = ("worker.mid-restore", "worker.shards-released", "worker.mid-snapshot", "worker.snapshot-taken")
 COORDINATOR_STEPS = (
     "coordinator.before-journal",
@@ -120,6 +122,20 @@ def rounds(seed: int, seconds: float, workers: int) -> Iterator[Round]:
         yield _Book(random.Random(f"{seed}/{number}"), workers).round(number, lasts_s)
         left_s -= lasts_s
         number += 1
+
+
+def turn(number: int, roles: Sequence[str]) -> list[tuple[str, str, bool]]:
+    """What one turn does to brokers: each role once, with the step to hit it at, and whether it is killed.
+
+    Args:
+        number: of the turn; after `TURNS` it begins anew.
+        roles: in their order.
+    """
+    steps = len(EPOCH_STEPS)
+    return [
+        (role, EPOCH_STEPS[(number + place) % steps], (number // steps + place) % 2 == 0)
+        for place, role in enumerate(roles)
+    ]
 
 
 class _Book:

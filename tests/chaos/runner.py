@@ -25,7 +25,7 @@ from typing import Any
 import pytest
 
 from fcluster.common.failpoints import Arm
-from fcluster.common.ids import repartition_topic
+from fcluster.common.ids import changelog_topic, repartition_topic
 from tests.chaos import leftovers, tally
 from tests.chaos.cluster import ChaosCluster, Mark
 from tests.chaos.state import check_state
@@ -40,6 +40,7 @@ from tests.checker.reading import (
     partitions_of,
     read_input,
 )
+from tests.checker.torn import find_torn
 from tests.checker.verdict import Verdict, judge_between, state_by_group, state_by_key
 from tests.harness import COORDINATOR, held_back, wait_until, worker_name
 
@@ -104,6 +105,8 @@ class Chaos:
         rate: of the load.
         replicas: warm copies of each shard.
         settings: on top of SETTINGS.
+        kafka_dir: the brokers' files are below it. If it is given, markers are read, which tell transactions
+            that Kafka itself has torn.
     """
 
     brokers: str
@@ -116,6 +119,7 @@ class Chaos:
     replicas: int = 0
     settings: Mapping[str, object] = field(default_factory=dict)
     cluster_type: type[ChaosCluster] = ChaosCluster
+    kafka_dir: Path | None = None
     faults: list[Fault] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -220,7 +224,7 @@ class Chaos:
 
     def await_shards(self, workers: int | None = None, timeout_s: float = RECOVERY_S) -> None:
         """Wait until so many workers (default: those that were started) run all shards."""
-        wanted = len(self.cluster.pids()) - 1 if workers is None else workers
+        wanted = len(workers_of(self)) if workers is None else workers
         wait_until(
             lambda: self.cluster.shards_running(wanted), f"{wanted} workers run all shards", timeout_s, 0.1
         )
@@ -323,6 +327,7 @@ class Chaos:
             codes = self.cluster.terminate()
             assert set(codes.values()) == {0}, f"exit codes {codes}"
         verdict.merge(self._judge_state())
+        self._read_markers(verdict, complaints)
         print(verdict.report())
         with complaints:
             assert verdict.ok, verdict.report()
@@ -335,6 +340,21 @@ class Chaos:
         complaints.finish()
         tally.SESSION.extend(self.faults)
         return verdict
+
+    def _read_markers(self, verdict: Verdict, complaints: Complaints) -> None:
+        """Note what Kafka made of the transactions: what it has torn is no fault of the job's."""
+        if self.kafka_dir is None:
+            return
+        regrouped = self.job_file == REGROUPED
+        outputs = [self.output, self.topics_read[1]] if regrouped else [self.output]
+        markers = find_torn(
+            self.kafka_dir, self.brokers, self.job, [changelog_topic(self.job, self.stage)], outputs
+        )
+        verdict.notes.append(str(markers))
+        with complaints:
+            assert markers.whole, f"no transaction of the job was found in the files of {self.kafka_dir}"
+        with complaints:
+            assert not markers.torn, str(markers)
 
     def _judge_leftovers(self, complaints: Complaints) -> None:
         with complaints:
@@ -407,7 +427,7 @@ def doses(short: Sequence[tuple[str, int]], long: Sequence[tuple[str, int]] = ()
 
 def workers_of(run: Chaos) -> list[str]:
     """The names of the workers that run."""
-    return [name for name in run.cluster.pids() if name != COORDINATOR]
+    return [name for name in run.cluster.pids() if name.startswith("worker")]
 
 
 @contextmanager

@@ -109,6 +109,7 @@ class SoakRun(Chaos):
                 self.brokers, self.job, self.stage, self.topics_read[-1], "totals", expected, self.data_dir
             )
         )
+        self._read_markers(verdict, complaints)
         for fault in self.faults:
             fault.aborted = self.stream.aborted.between(
                 fault.time_ns - FAULT_BEFORE_S * 1e9, fault.time_ns + FAULT_AFTER_S * 1e9

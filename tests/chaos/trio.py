@@ -3,7 +3,8 @@
 Responsible for: the cluster, one of whose brokers is on an island where there can be one; finding the broker
 that leads or coordinates something of a job; hurting it at a step of an epoch of the worker that it concerns;
 and holding to what is expected then: no process ends, and output flows again in all partitions within a
-bound, while the broker is still away.
+bound, while the broker is still away. Bounds are those of a quiet machine; on a busy one they are longer, by
+as much as it was slower meanwhile.
 
 Two brokers are never killed (-9) at once: Kafka 4.3.1 may tear a transaction by that (docs/kafka.md).
 """
@@ -24,9 +25,11 @@ from confluent_kafka.admin import AdminClient
 
 from fcluster.common.embedded_cluster import EmbeddedCluster
 from fcluster.common.failpoints import Arm
-from fcluster.common.ids import changelog_topic, transactional_ids
+from fcluster.common.ids import changelog_topic, coordinator_id, journal_topic, transactional_ids
 from fcluster.common.ports import reserve_for_process
+from fcluster.common.processes import ChildProcess
 from tests import brokers
+from tests.chaos.cluster import ChaosCluster
 from tests.chaos.network import NoIslandError, run, standing
 from tests.chaos.runner import Chaos, workers_of
 from tests.chaos.tally import (
@@ -37,12 +40,15 @@ from tests.chaos.tally import (
     BROKERS_AWAY,
     LEADERS_MOVED,
 )
-from tests.harness import wait_until
+from tests.checker.reading import forget_admins
+from tests.harness import COORDINATOR, Slowness, wait_until
 
 SOURCE, OUTPUT, CHANGELOG = "leader of a source", "leader of an output", "leader of a changelog"
 GROUP, TRANSACTIONS = "coordinator of the group", "coordinator of a transactional id"
 CONTROLLER = "controller"
-ROLES = (SOURCE, OUTPUT, CHANGELOG, GROUP, TRANSACTIONS)
+ROLES = (SOURCE, OUTPUT, CHANGELOG, GROUP, TRANSACTIONS, CONTROLLER)
+JOURNAL, JOURNAL_WRITER = "leader of the journal", "coordinator of the journal's transactional id"
+STANDBY = "standby-coordinator"
 
 SESSION_S = 6.0
 """`broker.session.timeout.ms` of these brokers: nobody takes over from a dead one before."""
@@ -50,10 +56,15 @@ HOLD_MS = 300
 """So long a worker stays at its step while its broker is hurt."""
 KILLED_BOUND_S = 30.0
 """From a death to output in all partitions. The floor, a plain producer and consumer, is 6 to 11 s on an idle
-machine; this is for a busy one."""
+machine."""
 STOPPED_BOUND_S = 20.0
 BACK_BOUND_S = 30.0
 """From the moment when two of three are back, or a cut is healed."""
+CUT_BOUND_S = 45.0
+"""From the moment when a broker is cut off from the others. It goes on saying that it leads, and takes what
+it can't commit: a producer waits for that for 12 s, and each new client that asks it has to ask again."""
+SLOWNESS_MAX = 4.0
+"""By so much a bound is lengthened at most."""
 ISLANDER = 3
 
 
@@ -101,7 +112,11 @@ class BrokerIsland:
 
     def switch(self, way: int, state: str) -> None:
         """Take the way of clients (0) or of brokers (1) `down` or `up`: what is sent vanishes unsaid."""
-        run("ip", "link", "set", self._ways[way][0], state)
+        # At its far end. With the near one down, packets would take another way. If somebody answers there
+        # with HTTP, the other brokers take that for a length, and end with OutOfMemoryError.
+        run("ip", "-n", self.name, "link", "set", self._ways[way][1], state)
+        if way and state == "up":  # the route went with the link
+            run("ip", "-n", self.name, "route", "replace", self.others, "via", f"{self._nets[1]}.5")
 
 
 class Trio:
@@ -140,6 +155,8 @@ class Trio:
         return self
 
     def __exit__(self, *_: object) -> None:
+        # A client that outlives the island asks whoever answers at that address then.
+        forget_admins()
         self._closing.close()
 
     @property
@@ -167,6 +184,26 @@ class Trio:
             "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,BROKERS:PLAINTEXT",
             "inter.broker.listener.name": "BROKERS",
         }
+
+
+class TwoCoordinators(ChaosCluster):
+    """A cluster in which one coordinator leads and another one stands by."""
+
+    def start_coordinator(self, name: str = "") -> ChildProcess:
+        """Start the one of that name, or both."""
+        for wanted in [name] if name else [COORDINATOR, STANDBY]:
+            child = self._spawn(wanted, ["coordinator", self._job_file, "--workers", str(self.workers)])
+        return child
+
+    def leading(self) -> str:
+        """The name of the one that leads; waits until there is one."""
+
+        def look() -> str:
+            leader = self.leader()
+            return names.get(leader.pid, "") if leader is not None else ""
+
+        names = {self.child(name).pid: name for name in (COORDINATOR, STANDBY) if name in self.pids()}
+        return wait_until(look, "a coordinator leads", 30, 0.1)
 
 
 @dataclass(frozen=True)
@@ -208,6 +245,13 @@ class Hurt:
         servers, job = self.run.brokers, self.run.job
         if role == CONTROLLER:
             yield Aim(role, brokers.controller_of(servers), workers_of(self.run)[0], "the controller")
+            return
+        if role in (JOURNAL, JOURNAL_WRITER):
+            if role == JOURNAL:
+                node = brokers.leader_of(servers, journal_topic(job), 0)
+            else:
+                node = brokers.coordinator_of_transactions(servers, coordinator_id(job))
+            yield Aim(role, node, workers_of(self.run)[0], f"the {role}")
             return
         if role == GROUP:
             node = brokers.coordinator_of_group(servers, job)
@@ -299,13 +343,37 @@ class Hurt:
         self.run.note(BROKER_CUT, what, shown=shown)
         try:
             if way:
-                self._flows_again(what, began_s, KILLED_BOUND_S)
+                self._flows_again(what, began_s, CUT_BOUND_S)
             time.sleep(max(0.0, began_s + lasts_s - time.monotonic()))  # the fault itself
         finally:
             island.switch(way, "up")
         self._flows_again(f"{what}, healed", time.monotonic(), BACK_BOUND_S)
         self._whole()
         return True
+
+    # --- with the coordinator ------------------------------------------------------------------------------
+
+    def kill_with_leader(self, role: str) -> None:
+        """`kill -9` a broker that the journal needs, and the leading coordinator: another one takes over
+        while that broker's session still lasts."""
+        cluster = self.run.cluster
+        assert isinstance(cluster, TwoCoordinators)
+        aim = self.aim(role)
+        leader = cluster.leading()
+        shown = self.run.open_epoch()
+        began_s = time.monotonic()
+        self._killed[aim.node] += 1
+        self.trio.cluster.kill_node(aim.node)
+        cluster.kill(leader)
+        what = f"kill -9 broker {aim.node}, {aim.what}, and {leader}, which led"
+        self.run.note(BROKER_KILLED, what, shown=shown)
+        self._pids.pop(leader)
+        self._flows_again(what, began_s, KILLED_BOUND_S)
+        assert cluster.leading() != leader
+        self.trio.cluster.start_node(aim.node)
+        cluster.start_coordinator(leader)
+        self._pids = cluster.pids()
+        self._whole()
 
     # --- several -----------------------------------------------------------------------------------------
 
@@ -369,14 +437,21 @@ class Hurt:
     def _flows_again(self, what: str, began_s: float, bound_s: float) -> None:
         """Committed output in all partitions within the bound, of records that were written after the fault;
         by the same processes."""
-        try:
-            self.run.await_flow(max(1.0, began_s + bound_s - time.monotonic()))
-        except TimeoutError as error:
-            print(f"status: {self.run.cluster.status()}")
-            raise TimeoutError(f"{what}: {error}; newest {self.run.newest_ns()}") from None
-        took_s = time.monotonic() - began_s
+        with Slowness() as machine:
+            try:
+                self.run.await_flow(max(1.0, began_s + SLOWNESS_MAX * bound_s - time.monotonic()))
+            except TimeoutError as error:
+                print(f"status: {self.run.cluster.status()}")
+                pids = {node: self.trio.cluster.pid_of(node) for node in self.trio.cluster.nodes}
+                raise TimeoutError(
+                    f"{what}: {error}; newest {self.run.newest_ns()}; brokers by process {pids}"
+                ) from None
+            took_s = time.monotonic() - began_s
+            slower = min(machine.mean, SLOWNESS_MAX)
         self.pauses_s.append((what, took_s))
-        print(f"{what}: output in all partitions after {took_s:.1f} s", flush=True)
+        told = f"{what}: output in all partitions after {took_s:.1f} s, {slower:.1f} times slower than alone"
+        print(told, flush=True)
+        assert took_s < bound_s * slower, f"{told}; the bound for a quiet machine is {bound_s:.0f} s"
         assert self.run.cluster.pids() == self._pids, f"{what}: processes ended"
 
     def _whole(self) -> None:

@@ -55,6 +55,7 @@ def plain_producer(brokers: str) -> Producer:
             "linger.ms": 2000,  # it is flushed; see fcluster/worker/sending
             "sticky.partitioning.linger.ms": 2,
             "socket.timeout.ms": 12_000,  # a broker that hangs keeps its connections; the default is 60 s
+            "topic.metadata.refresh.interval.ms": 5_000,  # one that was cut off goes on as if it led
             "queue.buffering.max.messages": 1_000_000,
         }
     )

@@ -1,0 +1,159 @@
+"""Reads brokers' segment files: which producer's records were committed or aborted, partition by partition.
+
+Responsible for: the headers of record batches (magic 2) and the markers that end transactions, and from them
+what each producer wrote between two of its markers. Clients don't show markers: they show only what follows
+from them. Brokers may run meanwhile: a batch that isn't whole yet is the end.
+
+Needs no decompression: markers are never compressed, and records' values are read with a client.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+Place = tuple[str, int]
+"""Topic and partition."""
+COMMIT, ABORT, OPEN = "COMMIT", "ABORT", "no marker"
+
+_HEADER = struct.Struct(">qiibIhiqqqhiI")
+"""First offset, bytes that follow, leader epoch, magic, checksum, attributes, last offset's distance, first
+and last timestamp, producer id, producer epoch, first sequence, number of records."""
+_FRAME_BYTES = 12
+"""First offset and length, which the length doesn't count."""
+_TRANSACTIONAL, _CONTROL = 0x10, 0x20
+_MARKERS = {0: ABORT, 1: COMMIT}
+_DIRECTORY = re.compile(r"(.+)-(\d+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What a batch's header says. `marker` is empty but in a transaction's marker."""
+
+    first_offset: int
+    last_offset: int
+    producer_id: int
+    producer_epoch: int
+    transactional: bool
+    marker: str
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What a producer wrote to a partition between two of its markers: its part in one transaction.
+
+    Attributes:
+        place: the partition.
+        producer_id: Kafka's.
+        producer_epoch: of the records. A marker that aborts them may have the next one: a fence raises it.
+        first_offset: of the first record.
+        last_offset: of the last record.
+        outcome: COMMIT, ABORT, or OPEN while there is no marker behind it.
+        marker_offset: -1 if there is none.
+    """
+
+    place: Place
+    producer_id: int
+    producer_epoch: int
+    first_offset: int
+    last_offset: int
+    outcome: str = OPEN
+    marker_offset: int = -1
+
+    def __str__(self) -> str:
+        topic, partition = self.place
+        where = f" at {self.marker_offset}" if self.marker_offset >= 0 else ""
+        return f"{topic}/{partition} {self.first_offset} to {self.last_offset}: {self.outcome}{where}"
+
+
+def batches_in(data: bytes) -> Iterator[Batch]:
+    """The batches of a segment, up to the first one that isn't whole."""
+    at = 0
+    while at + _HEADER.size <= len(data):
+        header = _HEADER.unpack_from(data, at)
+        first, length, _, magic, _, attributes, distance, _, _, producer_id, epoch, _, _ = header
+        end = at + _FRAME_BYTES + length
+        if magic != 2 or length < _HEADER.size - _FRAME_BYTES or end > len(data):
+            return
+        control = bool(attributes & _CONTROL)
+        marker = _marker(data, at + _HEADER.size) if control else ""
+        transactional = bool(attributes & _TRANSACTIONAL) and not control
+        yield Batch(first, first + distance, producer_id, epoch, transactional, marker)
+        at = end
+
+
+def _marker(data: bytes, at: int) -> str:
+    """The kind of control record that begins there; empty if it ends no transaction."""
+    _length, at = _varint(data, at)
+    at += 1  # attributes
+    for _ in ("timestamp's distance", "offset's distance", "length of the key"):
+        _, at = _varint(data, at)
+    _version, kind = struct.unpack_from(">hh", data, at)
+    return _MARKERS.get(kind, "")
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    """A zigzag number of variable length, and where it ends."""
+    number = shift = 0
+    while True:
+        byte = data[at]
+        at += 1
+        number |= (byte & 0x7F) << shift
+        shift += 7
+        if byte < 0x80:
+            return (number >> 1) ^ -(number & 1), at
+
+
+def written_in(place: Place, batches: Iterable[Batch]) -> list[Written]:
+    """What producers wrote in transactions to one partition, in the order in which it began."""
+    found: list[Written] = []
+    under_way: dict[int, int] = {}
+    for batch in batches:
+        index = under_way.get(batch.producer_id)
+        if batch.marker:
+            if index is not None:
+                del under_way[batch.producer_id]
+                found[index] = _changed(found[index], batch.marker, batch.first_offset)
+            # Else nothing was written to this partition, or a coordinator has sent its markers once more.
+        elif batch.transactional:
+            if index is not None and found[index].producer_epoch == batch.producer_epoch:
+                found[index] = _longer(found[index], batch.last_offset)
+            else:
+                under_way[batch.producer_id] = len(found)
+                ids = (batch.producer_id, batch.producer_epoch)
+                found.append(Written(place, *ids, batch.first_offset, batch.last_offset))
+    return found
+
+
+def _changed(one: Written, outcome: str, marker_offset: int) -> Written:
+    ids = (one.producer_id, one.producer_epoch)
+    return Written(one.place, *ids, one.first_offset, one.last_offset, outcome, marker_offset)
+
+
+def _longer(one: Written, last_offset: int) -> Written:
+    return Written(one.place, one.producer_id, one.producer_epoch, one.first_offset, last_offset)
+
+
+def read_partition(directory: Path, place: Place) -> list[Written]:
+    """The same from a partition's directory."""
+
+    def batches() -> Iterator[Batch]:
+        for segment in sorted(directory.glob("*.log")):
+            yield from batches_in(segment.read_bytes())
+
+    return written_in(place, batches())
+
+
+def partitions_below(directory: Path) -> Mapping[Place, list[Path]]:
+    """Partition to its directories, one for each replica, anywhere below `directory`."""
+    found: dict[Place, list[Path]] = {}
+    for log in sorted(directory.rglob("*.log")):
+        name = _DIRECTORY.fullmatch(log.parent.name)
+        if name is not None and log.stem.isdigit():
+            replicas = found.setdefault((name[1], int(name[2])), [])
+            if log.parent not in replicas:
+                replicas.append(log.parent)
+    return found

@@ -1,0 +1,201 @@
+"""Tells a transaction that Kafka itself has torn from a fault of ours, by the markers.
+
+Responsible for: which parts of one transaction, in which partitions, were committed and which aborted.
+
+What belongs together can't be told by time, nor by the producer's id and epoch: a producer goes on with the
+same ones for transaction after transaction. It is told by what was written. The job's epoch stands in each
+delta and with each committed offset; a producer is used for an epoch of the job once at most, for whoever
+replays it gets a new producer epoch. So (producer id, producer epoch, epoch of the job) is one transaction.
+An output carries neither, but the place of its input: it belongs to the first transaction of its producer
+that commits an offset behind that.
+
+What can't be told: outputs that don't carry their input's place, and records whose offset was committed in
+a transaction of which nothing is left. They are counted, and judged by nothing.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from confluent_kafka import Message
+
+from fcluster.engine.changelog import parse_record
+from tests.checker.reading import READ_UNCOMMITTED, partitions_of, read_topic
+from tests.checker.records import MalformedRecord, decode_output
+from tests.checker.segments import ABORT, COMMIT, Place, Written, partitions_below, read_partition
+
+OFFSETS = "__consumer_offsets"
+_OFFSET_KEY_VERSIONS = (0, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a record says of its transaction: the job's epoch, or the place of the input it comes from."""
+
+    epoch: int = -1
+    source: Place | None = None
+    position: int = -1
+    """Of an offset: the next record of the source. Of an output: the input's offset."""
+
+
+@dataclass(frozen=True)
+class Torn:
+    """A transaction of which a part was committed and another one aborted."""
+
+    producer_id: int
+    producer_epoch: int
+    epoch: int
+    parts: tuple[Written, ...]
+
+    def __str__(self) -> str:
+        parts = "; ".join(map(str, self.parts))
+        return f"epoch {self.epoch} by producer {self.producer_id}, epoch {self.producer_epoch}: {parts}"
+
+
+@dataclass
+class Markers:
+    """What the markers say. `untold` are parts that can't be told to belong to any transaction."""
+
+    torn: list[Torn] = field(default_factory=list[Torn])
+    whole: int = 0
+    untold: int = 0
+
+    def __str__(self) -> str:
+        head = (
+            f"markers: {self.whole} transactions are whole, Kafka has torn {len(self.torn)}, and of "
+            f"{self.untold} parts it can't be told"
+        )
+        return "\n".join([head, *(f"  torn by Kafka: {one}" for one in self.torn)])
+
+
+def judge(written: Iterable[Written], told: Mapping[Place, Mapping[int, Told]]) -> Markers:
+    """Which transactions are torn.
+
+    Args:
+        written: of all partitions that the job writes to.
+        told: partition and offset to what the record there says.
+    """
+    parts = [(one, _first_told(one, told.get(one.place, {}))) for one in written]
+    commits: dict[tuple[int, int, Place], list[tuple[int, int]]] = defaultdict(list)
+    for one, _ in parts:
+        for offset, said in told.get(one.place, {}).items():
+            if one.first_offset <= offset <= one.last_offset and said.epoch >= 0 and said.source is not None:
+                commits[one.producer_id, one.producer_epoch, said.source].append((said.position, said.epoch))
+    together: dict[tuple[int, int, int], list[Written]] = defaultdict(list)
+    found = Markers()
+    for one, said in parts:
+        epoch = -1 if said is None else said.epoch
+        if said is not None and epoch < 0 and said.source is not None:
+            mine = sorted(commits[one.producer_id, one.producer_epoch, said.source])
+            epoch = next((at for position, at in mine if position > said.position), -1)
+        if epoch < 0:
+            found.untold += 1
+        else:
+            together[one.producer_id, one.producer_epoch, epoch].append(one)
+    for (producer_id, producer_epoch, epoch), ones in sorted(together.items()):
+        if {COMMIT, ABORT} <= {one.outcome for one in ones}:
+            found.torn.append(Torn(producer_id, producer_epoch, epoch, tuple(ones)))
+        else:
+            found.whole += 1
+    return found
+
+
+def _first_told(one: Written, told: Mapping[int, Told]) -> Told | None:
+    return next(
+        (told[offset] for offset in range(one.first_offset, one.last_offset + 1) if offset in told), None
+    )
+
+
+def find_torn(
+    kafka: Path, brokers: str, job: str, changelogs: Iterable[str], outputs: Iterable[str]
+) -> Markers:
+    """Read the markers of a job's transactions.
+
+    Args:
+        kafka: the brokers' files are below it.
+        brokers: bootstrap servers; they must run.
+        job: its name, and its group's.
+        changelogs: topics of deltas.
+        outputs: topics of outputs, also those between stages.
+    """
+    told = _read_told(brokers, OFFSETS, lambda message: _of_offset(message, job))
+    for topic in changelogs:
+        told |= _read_told(brokers, topic, _of_delta)
+    for topic in outputs:
+        told |= _read_told(brokers, topic, _of_output)
+    replicas = partitions_below(kafka)
+    written: list[Written] = []
+    for place, records in told.items():
+        copies = [read_partition(directory, place) for directory in replicas.get(place, [])]
+        # The copy that has got furthest; others may be behind, or have been left behind.
+        best = max(copies, key=lambda copy: max((one.last_offset for one in copy), default=-1), default=[])
+        if place[0] == OFFSETS:  # other groups' offsets stand there, too
+            best = [one for one in best if _first_told(one, records) is not None]
+        written += best
+    return judge(written, told)
+
+
+def _read_told(
+    brokers: str, topic: str, tell: Callable[[Message], Told | None]
+) -> dict[Place, dict[int, Told]]:
+    if not partitions_of(brokers, topic):
+        return {}
+    parts = read_topic(
+        brokers, topic, READ_UNCOMMITTED, lambda message: (message.offset() or 0, tell(message))
+    )
+    return {
+        (topic, partition): {offset: said for offset, said in rows if said is not None}
+        for partition, rows in parts.items()
+    }
+
+
+def _of_delta(message: Message) -> Told:
+    return Told(epoch=parse_record(message.value()).epoch)
+
+
+def _of_output(message: Message) -> Told | None:
+    try:
+        record = decode_output(message.value(), message.partition() or 0, message.offset() or 0)
+    except MalformedRecord:
+        return None
+    return None if record.partition < 0 else Told(source=("", record.partition), position=record.offset)
+
+
+def _of_offset(message: Message, group: str) -> Told | None:
+    key, value = message.key() or b"", message.value()
+    (version,) = struct.unpack_from(">h", key)
+    if version not in _OFFSET_KEY_VERSIONS or value is None:
+        return None
+    owner, at = _text(key, 2)
+    _topic, at = _text(key, at)
+    (partition,) = struct.unpack_from(">i", key, at)
+    if owner != group:
+        return None
+    version, position = struct.unpack_from(">hq", value)
+    metadata = _metadata(version, value)
+    _format, epoch, *_ = metadata.split(":")
+    return Told(int(epoch), ("", partition), position)
+
+
+def _metadata(version: int, value: bytes) -> str:
+    """Of the value of a committed offset: behind version, offset and, from 3 on, leader epoch."""
+    at = 10 if version < 3 else 14
+    if version < 4:
+        return _text(value, at)[0]
+    length = shift = 0
+    while True:  # from 4 on its length has variable length itself, and one more
+        byte = value[at]
+        at += 1
+        length |= (byte & 0x7F) << shift
+        shift += 7
+        if byte < 0x80:
+            return value[at : at + length - 1].decode()
+
+
+def _text(data: bytes, at: int) -> tuple[str, int]:
+    (length,) = struct.unpack_from(">h", data, at)
+    return data[at + 2 : at + 2 + length].decode(), at + 2 + length
