@@ -341,14 +341,22 @@ class Chaos:
         tally.SESSION.extend(self.faults)
         return verdict
 
+    reads_all_markers = True
+    """Also those of outputs, which takes memory; otherwise only if something is wrong."""
+
     def _read_markers(self, verdict: Verdict, complaints: Complaints) -> None:
         """Note what Kafka made of the transactions: what it has torn is no fault of the job's."""
         if self.kafka_dir is None:
             return
-        regrouped = self.job_file == REGROUPED
-        outputs = [self.output, self.topics_read[1]] if regrouped else [self.output]
+        whole = self.reads_all_markers or not verdict.ok
         markers = find_torn(
-            self.kafka_dir, self.brokers, self.job, [changelog_topic(self.job, self.stage)], outputs
+            self.kafka_dir,
+            self.brokers,
+            self.job,
+            self.source,
+            changelogs=[changelog_topic(self.job, self.stage)],
+            outputs=[self.output] if whole else [],
+            between=self.topics_read[1:] if whole else [],
         )
         verdict.notes.append(str(markers))
         with complaints:

@@ -69,6 +69,7 @@ class Choice:
 class SoakRun(Chaos):
     """A run whose records are judged as they come, and not kept."""
 
+    reads_all_markers = False
     stream: StreamCheck = None  # type: ignore[assignment]  # there as soon as the run is entered
 
     def _start_readers(self) -> None:

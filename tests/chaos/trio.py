@@ -25,11 +25,9 @@ from confluent_kafka.admin import AdminClient
 
 from fcluster.common.embedded_cluster import EmbeddedCluster
 from fcluster.common.failpoints import Arm
-from fcluster.common.ids import changelog_topic, coordinator_id, journal_topic, transactional_ids
+from fcluster.common.ids import changelog_topic, transactional_ids
 from fcluster.common.ports import reserve_for_process
-from fcluster.common.processes import ChildProcess
 from tests import brokers
-from tests.chaos.cluster import ChaosCluster
 from tests.chaos.network import NoIslandError, run, standing
 from tests.chaos.runner import Chaos, workers_of
 from tests.chaos.tally import (
@@ -41,14 +39,12 @@ from tests.chaos.tally import (
     LEADERS_MOVED,
 )
 from tests.checker.reading import forget_admins
-from tests.harness import COORDINATOR, Slowness, wait_until
+from tests.harness import Slowness, wait_until
 
 SOURCE, OUTPUT, CHANGELOG = "leader of a source", "leader of an output", "leader of a changelog"
 GROUP, TRANSACTIONS = "coordinator of the group", "coordinator of a transactional id"
 CONTROLLER = "controller"
 ROLES = (SOURCE, OUTPUT, CHANGELOG, GROUP, TRANSACTIONS, CONTROLLER)
-JOURNAL, JOURNAL_WRITER = "leader of the journal", "coordinator of the journal's transactional id"
-STANDBY = "standby-coordinator"
 
 SESSION_S = 6.0
 """`broker.session.timeout.ms` of these brokers: nobody takes over from a dead one before."""
@@ -186,26 +182,6 @@ class Trio:
         }
 
 
-class TwoCoordinators(ChaosCluster):
-    """A cluster in which one coordinator leads and another one stands by."""
-
-    def start_coordinator(self, name: str = "") -> ChildProcess:
-        """Start the one of that name, or both."""
-        for wanted in [name] if name else [COORDINATOR, STANDBY]:
-            child = self._spawn(wanted, ["coordinator", self._job_file, "--workers", str(self.workers)])
-        return child
-
-    def leading(self) -> str:
-        """The name of the one that leads; waits until there is one."""
-
-        def look() -> str:
-            leader = self.leader()
-            return names.get(leader.pid, "") if leader is not None else ""
-
-        names = {self.child(name).pid: name for name in (COORDINATOR, STANDBY) if name in self.pids()}
-        return wait_until(look, "a coordinator leads", 30, 0.1)
-
-
 @dataclass(frozen=True)
 class Aim:
     """What a fault is to hit: the broker, and the worker whose epoch it concerns."""
@@ -245,13 +221,6 @@ class Hurt:
         servers, job = self.run.brokers, self.run.job
         if role == CONTROLLER:
             yield Aim(role, brokers.controller_of(servers), workers_of(self.run)[0], "the controller")
-            return
-        if role in (JOURNAL, JOURNAL_WRITER):
-            if role == JOURNAL:
-                node = brokers.leader_of(servers, journal_topic(job), 0)
-            else:
-                node = brokers.coordinator_of_transactions(servers, coordinator_id(job))
-            yield Aim(role, node, workers_of(self.run)[0], f"the {role}")
             return
         if role == GROUP:
             node = brokers.coordinator_of_group(servers, job)
@@ -350,30 +319,6 @@ class Hurt:
         self._flows_again(f"{what}, healed", time.monotonic(), BACK_BOUND_S)
         self._whole()
         return True
-
-    # --- with the coordinator ------------------------------------------------------------------------------
-
-    def kill_with_leader(self, role: str) -> None:
-        """`kill -9` a broker that the journal needs, and the leading coordinator: another one takes over
-        while that broker's session still lasts."""
-        cluster = self.run.cluster
-        assert isinstance(cluster, TwoCoordinators)
-        aim = self.aim(role)
-        leader = cluster.leading()
-        shown = self.run.open_epoch()
-        began_s = time.monotonic()
-        self._killed[aim.node] += 1
-        self.trio.cluster.kill_node(aim.node)
-        cluster.kill(leader)
-        what = f"kill -9 broker {aim.node}, {aim.what}, and {leader}, which led"
-        self.run.note(BROKER_KILLED, what, shown=shown)
-        self._pids.pop(leader)
-        self._flows_again(what, began_s, KILLED_BOUND_S)
-        assert cluster.leading() != leader
-        self.trio.cluster.start_node(aim.node)
-        cluster.start_coordinator(leader)
-        self._pids = cluster.pids()
-        self._whole()
 
     # --- several -----------------------------------------------------------------------------------------
 

@@ -6,11 +6,11 @@ What belongs together can't be told by time, nor by the producer's id and epoch:
 same ones for transaction after transaction. It is told by what was written. The job's epoch stands in each
 delta and with each committed offset; a producer is used for an epoch of the job once at most, for whoever
 replays it gets a new producer epoch. So (producer id, producer epoch, epoch of the job) is one transaction.
-An output carries neither, but the place of its input: it belongs to the first transaction of its producer
-that commits an offset behind that.
+An output carries neither, but the place of its input, and a record between two stages has the input's id: it
+belongs to the first transaction of its producer that commits an offset behind that input.
 
-What can't be told: outputs that don't carry their input's place, and records whose offset was committed in
-a transaction of which nothing is left. They are counted, and judged by nothing.
+What can't be told: outputs that don't carry their input's place, and records of whose transaction no
+committed offset is left. They are counted, and judged by nothing.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from pathlib import Path
 from confluent_kafka import Message
 
 from fcluster.engine.changelog import parse_record
-from tests.checker.reading import READ_UNCOMMITTED, partitions_of, read_topic
-from tests.checker.records import MalformedRecord, decode_output
+from tests.checker.reading import READ_UNCOMMITTED, partitions_of, read_input, read_topic
+from tests.checker.records import InputRecord, decode_input, decode_output
 from tests.checker.segments import ABORT, COMMIT, Place, Written, partitions_below, read_partition
 
 OFFSETS = "__consumer_offsets"
@@ -111,7 +111,14 @@ def _first_told(one: Written, told: Mapping[int, Told]) -> Told | None:
 
 
 def find_torn(
-    kafka: Path, brokers: str, job: str, changelogs: Iterable[str], outputs: Iterable[str]
+    kafka: Path,
+    brokers: str,
+    job: str,
+    source: str,
+    *,
+    changelogs: Iterable[str],
+    outputs: Iterable[str] = (),
+    between: Iterable[str] = (),
 ) -> Markers:
     """Read the markers of a job's transactions.
 
@@ -119,14 +126,19 @@ def find_torn(
         kafka: the brokers' files are below it.
         brokers: bootstrap servers; they must run.
         job: its name, and its group's.
+        source: the topic that it reads.
         changelogs: topics of deltas.
-        outputs: topics of outputs, also those between stages.
+        outputs: topics of outputs.
+        between: topics of source records that pass from one stage to the next.
     """
     told = _read_told(brokers, OFFSETS, lambda message: _of_offset(message, job))
     for topic in changelogs:
         told |= _read_told(brokers, topic, _of_delta)
     for topic in outputs:
-        told |= _read_told(brokers, topic, _of_output)
+        told |= _read_told(brokers, topic, lambda message: _of_output(message, source))
+    for topic in between:
+        places = {record.id: record for record in read_input(brokers, source)}
+        told |= _read_told(brokers, topic, lambda message, places=places: _of_input(message, source, places))
     replicas = partitions_below(kafka)
     written: list[Written] = []
     for place, records in told.items():
@@ -157,12 +169,15 @@ def _of_delta(message: Message) -> Told:
     return Told(epoch=parse_record(message.value()).epoch)
 
 
-def _of_output(message: Message) -> Told | None:
-    try:
-        record = decode_output(message.value(), message.partition() or 0, message.offset() or 0)
-    except MalformedRecord:
-        return None
-    return None if record.partition < 0 else Told(source=("", record.partition), position=record.offset)
+def _of_output(message: Message, source: str) -> Told | None:
+    record = decode_output(message.value(), message.partition() or 0, message.offset() or 0)
+    return None if record.partition < 0 else Told(source=(source, record.partition), position=record.offset)
+
+
+def _of_input(message: Message, source: str, places: Mapping[int, InputRecord]) -> Told | None:
+    record = decode_input(message.value(), message.partition() or 0, message.offset() or 0)
+    origin = places.get(record.id)
+    return None if origin is None else Told(source=(source, origin.partition), position=origin.offset)
 
 
 def _of_offset(message: Message, group: str) -> Told | None:
@@ -171,14 +186,14 @@ def _of_offset(message: Message, group: str) -> Told | None:
     if version not in _OFFSET_KEY_VERSIONS or value is None:
         return None
     owner, at = _text(key, 2)
-    _topic, at = _text(key, at)
+    topic, at = _text(key, at)
     (partition,) = struct.unpack_from(">i", key, at)
     if owner != group:
         return None
     version, position = struct.unpack_from(">hq", value)
     metadata = _metadata(version, value)
     _format, epoch, *_ = metadata.split(":")
-    return Told(int(epoch), ("", partition), position)
+    return Told(int(epoch), (topic, partition), position)
 
 
 def _metadata(version: int, value: bytes) -> str:
