@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import runpy
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 
 from examples.orders.recount import recount
 from tests.checker.generate import create_topic, plain_producer
-from tests.checker.reading import READ_COMMITTED, committed_offsets, read_topic
+from tests.checker.reading import READ_COMMITTED, committed_offsets, end_offsets, read_topic
 from tests.harness import REPOSITORY, Cluster, wait_until
 from tests.in_driver import rows_in_driver, rows_on_kafka, run_in_driver
 
@@ -21,7 +22,7 @@ pytestmark = pytest.mark.timeout(180)
 JOB = REPOSITORY / "examples" / "orders" / "orders.py"
 PARTITIONS = 2
 CUSTOMERS = 40
-ORDERS = 4_000
+ORDERS = 2_500
 STEP_MS = 8_000
 BEGIN_MS = 1_700_000_000_000
 
@@ -47,13 +48,29 @@ class Run:
             env=self.environment,
             settings={"initial.rebalance.delay.ms": 0, "commit.interval.ms": 50},
         )
+        self.sent = 0
+        self._producer = plain_producer(brokers)
         self._random = random.Random(5)
-        self._sent = 0
+        self._enough = threading.Event()
+        self._feeding = threading.Thread(target=self._feed)
 
-    def send(self, count: int) -> None:
+    def __enter__(self) -> Run:
+        self._feeding.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._enough.set()
+        self._feeding.join()
+
+    def _feed(self) -> None:
+        """Some thousand orders a second until it is enough: there is always an epoch to be killed in."""
+        while not self._enough.wait(0.02):
+            self._send(60)
+
+    def _send(self, count: int) -> None:
         """Orders in the order of time, of which some were sent before: lately, or more than an hour ago."""
-        producer = plain_producer(self.brokers)
-        for number in range(self._sent, self._sent + count):
+        producer = self._producer
+        for number in range(self.sent, self.sent + count):
             order = number
             if self._random.random() < 0.3:
                 order = max(0, number - self._random.choice((1, 40, 500, 1_000, 2_000)))
@@ -65,12 +82,19 @@ class Run:
             )
             producer.poll(0)
         assert producer.flush(30) == 0
-        self._sent += count
+        self.sent += count
 
     def committed(self) -> int:
         """How many records are done."""
         self.cluster.assert_alive()
         return sum(committed_offsets(self.brokers, self.job).values())
+
+    def all_committed(self) -> bool:
+        """Whether all that was sent is done, by the offsets: they count transactions' markers as well."""
+        self.cluster.assert_alive()
+        ends = end_offsets(self.brokers, [self.source], READ_COMMITTED)
+        committed = committed_offsets(self.brokers, self.job)
+        return all(committed.get(at, 0) >= end for at, end in ends.items())
 
     def wait_committed(self, count: int) -> None:
         """Until so many records are done."""
@@ -86,13 +110,13 @@ def run(kafka: str, topic_prefix: str, tmp_path: Path) -> Iterator[Run]:
 
 def test_kinds_of_state_survive_a_killed_worker(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     run.cluster.start()
-    run.send(ORDERS // 2)
-    run.wait_committed(ORDERS // 8)
-    run.send(ORDERS // 2)
-    killed, in_flight = run.cluster.kill_mid_epoch(range(2), [run.output])
-    assert in_flight > 0
-    run.cluster.start_worker(int(killed.rpartition("-")[2]))
-    run.wait_committed(ORDERS)
+    with run:
+        run.wait_committed(ORDERS)
+        killed, in_flight = run.cluster.kill_mid_epoch(range(2), [run.output])
+        assert in_flight > 0
+        run.cluster.start_worker(int(killed.rpartition("-")[2]))
+        run.wait_committed(run.committed() + ORDERS // 4)
+    wait_until(run.all_committed, "all records are done", 60, 0.1)
     outputs = read_topic(run.brokers, run.output, READ_COMMITTED, lambda m: orjson.loads(m.value() or b""))
     inputs = read_topic(
         run.brokers,
