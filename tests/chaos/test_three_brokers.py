@@ -20,9 +20,12 @@ from tests.chaos.trio import (
     CHANGELOG,
     CONTROLLER,
     GROUP,
+    JOURNAL,
+    JOURNAL_WRITER,
     ROLES,
     Hurt,
     Trio,
+    TwoCoordinators,
 )
 
 pytestmark = pytest.mark.timeout(900)
@@ -53,6 +56,18 @@ def test_brokers_that_hang_or_hand_over_or_are_cut_off_lose_nothing(chaos_on_tri
         hurt.hang(GROUP)
         hurt.take_two_away(AWAY_S, clean=False)
         hurt.cut(0, 10.0)
+
+
+def test_coordinator_dies_with_a_broker_that_its_journal_needs(chaos_on_trio: Runs, trio: Trio) -> None:
+    with chaos_on_trio(
+        "a coordinator takes over without a broker",
+        settings=SETTINGS,
+        rate=RATE,
+        cluster_type=TwoCoordinators,
+    ) as run:
+        hurt = Hurt(run, trio)
+        hurt.kill_with_leader(JOURNAL)
+        hurt.kill_with_leader(JOURNAL_WRITER)
 
 
 if LONG:

@@ -25,9 +25,11 @@ from confluent_kafka.admin import AdminClient
 
 from fcluster.common.embedded_cluster import EmbeddedCluster
 from fcluster.common.failpoints import Arm
-from fcluster.common.ids import changelog_topic, transactional_ids
+from fcluster.common.ids import changelog_topic, coordinator_id, journal_topic, transactional_ids
 from fcluster.common.ports import reserve_for_process
+from fcluster.common.processes import ChildProcess
 from tests import brokers
+from tests.chaos.cluster import ChaosCluster
 from tests.chaos.network import NoIslandError, run, standing
 from tests.chaos.runner import Chaos, workers_of
 from tests.chaos.tally import (
@@ -39,12 +41,14 @@ from tests.chaos.tally import (
     LEADERS_MOVED,
 )
 from tests.checker.reading import forget_admins
-from tests.harness import Slowness, wait_until
+from tests.harness import COORDINATOR, Slowness, wait_until
 
 SOURCE, OUTPUT, CHANGELOG = "leader of a source", "leader of an output", "leader of a changelog"
 GROUP, TRANSACTIONS = "coordinator of the group", "coordinator of a transactional id"
 CONTROLLER = "controller"
 ROLES = (SOURCE, OUTPUT, CHANGELOG, GROUP, TRANSACTIONS, CONTROLLER)
+JOURNAL, JOURNAL_WRITER = "leader of the journal", "coordinator of the journal's transactional id"
+STANDBY = "standby-coordinator"
 
 SESSION_S = 6.0
 """`broker.session.timeout.ms` of these brokers: nobody takes over from a dead one before."""
@@ -182,6 +186,34 @@ class Trio:
         }
 
 
+class TwoCoordinators(ChaosCluster):
+    """A cluster in which a second coordinator can stand by."""
+
+    def start_coordinator(self, name: str = COORDINATOR) -> ChildProcess:
+        """Start it; beside another one it stands by."""
+        return self._spawn(name, ["coordinator", self._job_file, "--workers", str(self.workers)])
+
+    def start_standby(self) -> None:
+        """Start a second one, and wait until the first one knows it."""
+        self.start_coordinator(STANDBY if COORDINATOR in self.pids() else COORDINATOR)
+
+        def stands_by() -> bool:
+            status = self.status()
+            return status is not None and len(status["standbys"]) == 1
+
+        wait_until(stands_by, "a coordinator stands by", 30, 0.1)
+
+    def leading(self) -> str:
+        """The name of the one that leads; waits until there is one."""
+
+        def look() -> str:
+            leader = self.leader()
+            return names.get(leader.pid, "") if leader is not None else ""
+
+        names = {self.child(name).pid: name for name in (COORDINATOR, STANDBY) if name in self.pids()}
+        return wait_until(look, "a coordinator leads", 30, 0.1)
+
+
 @dataclass(frozen=True)
 class Aim:
     """What a fault is to hit: the broker, and the worker whose epoch it concerns."""
@@ -221,6 +253,13 @@ class Hurt:
         servers, job = self.run.brokers, self.run.job
         if role == CONTROLLER:
             yield Aim(role, brokers.controller_of(servers), workers_of(self.run)[0], "the controller")
+            return
+        if role in (JOURNAL, JOURNAL_WRITER):
+            if role == JOURNAL:
+                node = brokers.leader_of(servers, journal_topic(job), 0)
+            else:
+                node = brokers.coordinator_of_transactions(servers, coordinator_id(job))
+            yield Aim(role, node, workers_of(self.run)[0], f"the {role}")
             return
         if role == GROUP:
             node = brokers.coordinator_of_group(servers, job)
@@ -319,6 +358,30 @@ class Hurt:
         self._flows_again(f"{what}, healed", time.monotonic(), BACK_BOUND_S)
         self._whole()
         return True
+
+    # --- with the coordinator ------------------------------------------------------------------------------
+
+    def kill_with_leader(self, role: str) -> None:
+        """`kill -9` a broker that the journal needs, and the leading coordinator: another one takes over
+        while that broker's session still lasts."""
+        cluster = self.run.cluster
+        assert isinstance(cluster, TwoCoordinators)
+        cluster.start_standby()
+        self._pids = cluster.pids()
+        aim = self.aim(role)
+        leader = cluster.leading()
+        shown = self.run.open_epoch()
+        began_s = time.monotonic()
+        self._killed[aim.node] += 1
+        self.trio.cluster.kill_node(aim.node)
+        cluster.kill(leader)
+        what = f"kill -9 broker {aim.node}, {aim.what}, and {leader}, which led"
+        self.run.note(BROKER_KILLED, what, shown=shown)
+        self._pids.pop(leader)
+        self._flows_again(what, began_s, KILLED_BOUND_S)
+        assert cluster.leading() != leader
+        self.trio.cluster.start_node(aim.node)
+        self._whole()
 
     # --- several -----------------------------------------------------------------------------------------
 
