@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fcluster.common.codecs import decoding_trouble, value_codec
-from fcluster.common.errors import ProcessingError, one_line
+from fcluster.common.errors import REMEDY_MARK, ProcessingError, one_line
 from fcluster.common.failures import bounded_text
 from fcluster.common.topology import OnError, Stage, TopicSpec
 from fcluster.engine.compile import CompiledChain, compile_chain, is_tolerant
@@ -333,7 +333,7 @@ def _compile_unreadable(stage: Stage, port: OutputPort) -> Callable[[SourceRecor
     def on_unreadable(record: SourceRecord, error: BaseException) -> None:
         failure = _unreadable(stage, place, record, error)
         if place.on_error == "stop":
-            raise UnreadableRecordError(_unreadable_message(record, failure)) from error
+            raise UnreadableRecordError(_unreadable_message(stage, record, failure)) from error
         _tolerate(place.on_error, place.name, record, failure, port)
 
     return on_unreadable
@@ -348,8 +348,16 @@ def _unreadable(stage: Stage, place: Place, record: SourceRecord, error: BaseExc
     return StepFailure(place, decoding_trouble(stage.source.value, record.value(), error))
 
 
-def _unreadable_message(record: SourceRecord, failure: StepFailure) -> str:
-    return _bounded(f"{describe_record(record)} can't be decoded: {failure.describe()}")
+def _unreadable_message(stage: Stage, record: SourceRecord, failure: StepFailure) -> str:
+    line = f"{describe_record(record)} can't be decoded: {failure.describe()}"
+    if stage.internal:
+        return _bounded(line)
+    name = stage.source.name
+    remedy = (
+        f"{REMEDY_MARK}declare {name!r} with the kind of data that it holds, or let such records be skipped "
+        f"or go to a dead-letter topic: job.topic({name!r}, on_error=...)"
+    )
+    return bounded_text(line, REASON_CHARACTERS_MAX - len(remedy)) + remedy
 
 
 def _bounded(reason: str) -> str:
@@ -417,7 +425,7 @@ class _CarefulRun:
         except BaseException as error:
             failure = _unreadable(self._stage, self._source_place, record, error)
             if failure.place.on_error == "stop":
-                raise UnreadableRecordError(_unreadable_message(record, failure)) from error
+                raise UnreadableRecordError(_unreadable_message(self._stage, record, failure)) from error
             self._dead_letter(record, failure, outputs)
             return outputs, 1
         skipped = 0

@@ -154,14 +154,18 @@ def test_misspelled_setting_offers_the_near_one(place: Place, source: str) -> No
 
 
 @pytest.mark.parametrize(
-    ("bad", "cause"), [(b"{not json", "can't be decoded"), (b'{"value": 0}', "ZeroDivisionError")]
+    ("bad", "cause", "remedy"),
+    [
+        (b"{not json", "can't be decoded", "on_error=...)"),
+        (b'{"value": 0}', "ZeroDivisionError", "Correct the job, or give the step an on_error"),
+    ],
 )
 def test_bad_record_stops_the_job_there_and_commits_nothing_beyond(
-    place: Place, source: str, bad: bytes, cause: str
+    place: Place, source: str, bad: bytes, cause: str, remedy: str
 ) -> None:
     place.produce([*numbers(1, 2, 3), bad, *numbers(4, 5)])
     ended = place.up(place.write_job())
-    assert_refused(ended, place.source, cause)
+    assert_refused(ended, place.source, cause, remedy)
     assert "offset 3" in ended.text
     assert place.committed() == 3
     assert place.counts() == [1, 2, 3]

@@ -219,7 +219,9 @@ def test_state_that_cannot_be_kept_is_the_records_doing(place: Place, on_error: 
     place.produce(bad_filler="x")
     ended = place.up(KEEPING, on_error)
     if on_error == '"stop"':
-        place.assert_stopped_at_the_bad_record(ended, "'keep'", "set")
+        place.assert_stopped_at_the_bad_record(
+            ended, "'keep'", "is a set, which would not come back from the store as it is"
+        )
         return
     place.assert_all_but_the_bad_one(ended)
     if on_error == "dead":

@@ -199,8 +199,10 @@ def test_record_that_cannot_be_decoded_leaves_nothing_where_one_handler_stops() 
     job.process(source, on_error=dead, name="a")(passing)
     job.process(source, on_error="stop", name="b")(passing)
     bench = Bench(job)
-    with pytest.raises(UnreadableRecordError, match="record in/0 at offset 3 can't be decoded"):
+    with pytest.raises(UnreadableRecordError, match="record in/0 at offset 3 can't be decoded") as stop:
         bench.run(b"{", offset=3)
+    _cause, remedy = cause_and_remedy(stop.value.reason)
+    assert "job.topic('in', on_error=...)" in remedy, "a rule of a step wouldn't help"
     assert bench.outputs == []
 
 
