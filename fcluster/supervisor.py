@@ -34,6 +34,7 @@ EXIT_MISTAKE = 1
 EXIT_JOB_FAILED = 3
 EXIT_DRAINED = 4
 EXIT_JOB_ENDED = 5
+EXIT_RECORD_OVERDUE = 6
 EXIT_BUG = 70
 EXIT_TEMPORARY = 75
 EXIT_KILLED = 130
@@ -324,7 +325,7 @@ class Keeper:
         if life_s >= LIFE_S_GOOD:
             member.failures_in_a_row, member.hopeless = 0, False
         delay_s = member.backoff.delay_ms(life_s * 1000) / 1000
-        if code > 0 and code != EXIT_TEMPORARY:
+        if code > 0 and code not in (EXIT_TEMPORARY, EXIT_RECORD_OVERDUE):
             member.failures_in_a_row += 1
             # What a person has to repair shows at the first start; later it may be the rest of an accident.
             failures_max = 1 if code == EXIT_MISTAKE and member.starts == 1 else FAILURES_IN_A_ROW_MAX
@@ -713,6 +714,8 @@ def death_of(code: int) -> str:
         return f"was {describe_exit(code)}"
     if code == EXIT_DONE:
         return "ended"
+    if code == EXIT_RECORD_OVERDUE:
+        return "gave up a record that took too long"
     if code == EXIT_BUG:
         return f"crashed (exit code {code})"
     return f"exited with an error (exit code {code})"

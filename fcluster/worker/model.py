@@ -21,6 +21,9 @@ EXIT_DRAINED = 4
 EXIT_JOB_ENDED = 5
 """One that tells its supervisor that the job has come to its end; for anybody else the command ends with 0.
 """
+EXIT_RECORD_OVERDUE = 6
+"""One that tells its supervisor that a handler took too long for a record. That is tried again once, and then
+the step's `on_error` decides: however many such records there are, the job goes on."""
 
 EXITS_IN_GOOD_ORDER = frozenset({0, EXIT_DRAINED, EXIT_JOB_ENDED})
 

@@ -892,7 +892,7 @@ class Worker:
             )
             self._transport.send(messages.encode(overdue))
             time.sleep(LAST_WORD_S)
-        dump_and_exit(reason)
+        dump_and_exit(reason, model.EXIT_RECORD_OVERDUE)
 
     def _send_heartbeat(self) -> None:
         # These don't wait for the main thread, which may be busy: others wait for what they say.

@@ -85,9 +85,9 @@ class Watchdog:
             self._on_overdue(f"{entry.name} has taken more than {entry.bound_s:.0f} s")
 
 
-def dump_and_exit(what: str) -> None:
-    """End this process, with the reason and all stacks on stderr."""
+def dump_and_exit(what: str, code: int = EXIT_HUNG) -> None:
+    """End this process with that exit code, and the reason and all stacks on stderr."""
     sys.stderr.write(f"fcluster: {what}: ending this process; its shards are replayed. Stacks:\n")
     sys.stderr.flush()
     faulthandler.dump_traceback(all_threads=True)
-    os._exit(EXIT_HUNG)
+    os._exit(code)

@@ -17,6 +17,7 @@ from fcluster.supervisor import (
     EXIT_JOB_FAILED,
     EXIT_KILLED,
     EXIT_MISTAKE,
+    EXIT_RECORD_OVERDUE,
     EXIT_TEMPORARY,
     FAILURES_IN_A_ROW_MAX,
     Crew,
@@ -269,6 +270,13 @@ def test_crash_again_and_again_gives_up_and_names_the_process(cluster: Cluster) 
     assert outcome.exit_code == EXIT_MISTAKE
     assert outcome.reason == "worker-1 crashed (exit code 70)"
     assert "worker-1" in outcome.remedy
+
+
+def test_worker_may_give_up_any_number_of_records_that_take_too_long(cluster: Cluster) -> None:
+    for start in range(1, FAILURES_IN_A_ROW_MAX + 2):
+        cluster.child("worker-1", start).end(EXIT_RECORD_OVERDUE)
+    cluster.child("worker-1", FAILURES_IN_A_ROW_MAX + 2)
+    assert cluster.said("worker-1 gave up a record that took too long")
 
 
 def test_trouble_that_may_pass_is_restarted_more_often_than_crashes(cluster: Cluster) -> None:
