@@ -385,8 +385,8 @@ class Job:
         Args:
             topic: the source.
             to: where outputs are written. Without it, only records that name their topic are written.
-            name: of the handler and its state. Default: the function's name. If you change it, the state is
-                lost.
+            name: of the handler and its state. Default: the function's name. A job is refused if a handler
+                with state was renamed.
             states: what the handler keeps for each key besides `ctx.state`: a list of `ValueState`,
                 `MapState` and `ListState` objects. It reads and writes them with `ctx.value(STATE)`,
                 `ctx.map(STATE)` and `ctx.list(STATE)`.

@@ -1,1 +1,1 @@
-"""The worker: processes records, keeps keyed state, commits one Kafka transaction an epoch."""
+"""The worker: processes records, keeps keyed state, and commits one Kafka transaction for each epoch."""

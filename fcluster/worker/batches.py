@@ -1,9 +1,10 @@
-"""How large the producers' batches may be, so that no topic refuses records together that it takes singly.
+"""How large the producers' batches may be, so that no topic refuses records together that it would accept
+singly.
 
-Responsible for: learning from a refusal. A broker compares `max.message.bytes` of a topic with a whole batch,
-and refuses all its records; librdkafka doesn't cut it up and try again, as Kafka's own client does. So once a
-topic has refused something for its size, the next producers make no batch that is larger than what that topic
-takes. What is refused then is a record that is too large by itself.
+Responsible for: learning from a refusal. A broker compares a topic's `max.message.bytes` with a whole batch,
+and refuses all its records. librdkafka doesn't split the batch and retry, as Kafka's own client does. So once
+a topic has refused something for its size, the next producers make no batch larger than that topic accepts. A
+record that is refused after that is itself too large.
 
 Must not: know which record it was.
 """
@@ -19,16 +20,15 @@ from fcluster.common.settings import Settings
 BATCH_BYTES = 1_000_000
 """librdkafka's default of `batch.size`."""
 SHRINKING = 8
-"""By how much batches become smaller where a topic's limit can't be seen."""
+"""The factor by which batches become smaller if a topic's limit can't be seen."""
 _TOO_LARGE = frozenset({KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE})
 
 
 class Batches:
-    """The bound on the batches of a worker's producers; it holds as long as the worker lives.
+    """The limit on the batches of a worker's producers. It lasts as long as the worker.
 
     Args:
         settings: of the worker.
-        limit_of: the largest batch that a topic takes, in bytes; None if that can't be seen.
     """
 
     def __init__(self, settings: Settings, limit_of: Callable[[str], int | None]) -> None:

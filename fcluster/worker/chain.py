@@ -1,7 +1,7 @@
 """How much a restore of a shard would have to replay: the deltas since its newest snapshot.
 
-Responsible for: that sum, known or estimated, from which it follows when a snapshot is due before its
-interval is over. Must not know Kafka or the snapshot store. Pure.
+Responsible for: that sum, known or estimated, which decides when a snapshot is due before its interval is
+over. Must not know Kafka or the snapshot store. Pure.
 """
 
 from __future__ import annotations
@@ -12,26 +12,26 @@ STEPS_MAX = 256
 
 
 class Chain:
-    """The deltas of one shard since it is this worker's.
+    """The deltas of one shard since this worker owns it.
 
-    A shard that was taken over has a past that wasn't counted here. What of it lies behind the newest
-    snapshot is known in offsets only; it is taken to be like what was counted.
+    After a takeover, older deltas weren't counted here. How many of them are behind the newest snapshot is
+    known only in offsets, so their size is estimated from the counted deltas.
 
     Args:
-        offset: where the shard's state stands in its changelog.
+        offset: the position of the shard's state in its changelog.
     """
 
     def __init__(self, offset: int) -> None:
         self.snapshot_offset: int | None = None
-        """Where the newest snapshot stands; None if that wasn't looked up yet."""
+        """The position of the newest snapshot. None if it wasn't looked up yet."""
         self.not_before_s = 0.0
-        """An attempt that led to nothing is not repeated before then."""
+        """A failed attempt is not repeated before this time."""
         self._from_offset = offset
         self._end_offset = offset
         self._steps: deque[tuple[int, int]] = deque()
 
     def grown(self, next_offset: int, delta_bytes: int) -> None:
-        """A delta of so many bytes is committed; the changelog goes on at `next_offset`."""
+        """A delta of this many bytes is committed. The changelog continues at `next_offset`."""
         self._end_offset = next_offset
         if len(self._steps) >= STEPS_MAX:
             _, bytes_before = self._steps.pop()
@@ -39,14 +39,14 @@ class Chain:
         self._steps.append((next_offset, delta_bytes))
 
     def snapshotted(self, offset: int) -> None:
-        """The newest snapshot stands there."""
+        """The newest snapshot is at this position."""
         self.snapshot_offset = offset
         while self._steps and self._steps[0][0] <= offset:
             self._from_offset = self._steps.popleft()[0]
 
     @property
     def bytes(self) -> int:
-        """What a restore from the newest snapshot would read, as far as it is known."""
+        """How many bytes a restore from the newest snapshot would read, as far as that is known."""
         counted_bytes = sum(size for _, size in tuple(self._steps))
         if self.snapshot_offset is None:
             return counted_bytes

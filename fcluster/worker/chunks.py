@@ -1,7 +1,7 @@
 """Batches that wait to be processed, and how much of them is processed at a time.
 
-Responsible for: handing out the records in order, in chunks that take about `AIM_S` however long a record
-takes, and the idle reports that came behind them. Must not: process records, or know of epochs.
+Responsible for: handing out the records in order, in chunks that take about `AIM_S` however long one record
+takes, and the idle reports that came after them. Must not: process records, or know epochs.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from fcluster.worker.consuming import Batch, Idle, SourceReader
 
 CHUNK_RECORDS_MAX = 500
 AIM_S = 0.005
-"""What else has happened waits no longer than a chunk takes."""
+"""Other events wait no longer than a chunk takes."""
 BACKLOG_S = 0.02
-"""Work for longer than that is a backlog: epochs then take their time."""
+"""More work than this is a backlog: epochs then take longer."""
 _FORGETTING = 0.5
 
 
 class Chunks:
-    """The batches of all readers, in the order in which they came."""
+    """The batches of all readers, in the order of their arrival."""
 
     def __init__(self) -> None:
         self._batches: deque[Batch] = deque()
@@ -36,18 +36,18 @@ class Chunks:
 
     @property
     def backlog(self) -> bool:
-        """Whether more waits behind the chunk that was taken than is soon processed."""
+        """Whether more records wait after the chunk that was taken than can be processed soon."""
         if not self._batches:
             return False
         behind = len(self._batches[0].messages) - self._index - self._taken
         return len(self._batches) > 1 or behind * self._record_s > BACKLOG_S
 
     def add(self, batch: Batch) -> None:
-        """Behind those that are there."""
+        """Append a batch."""
         self._batches.append(batch)
 
     def take(self, records_max: int = CHUNK_RECORDS_MAX) -> tuple[Batch, list[Message]]:
-        """The next records, of one batch. There must be some; `done` says what became of them."""
+        """The next records, from one batch. There must be some. Call `done` with the outcome."""
         batch = self._batches[0]
         size = max(1, min(records_max, CHUNK_RECORDS_MAX, int(AIM_S / self._record_s)))
         chunk = batch.messages[self._index : self._index + size]
@@ -55,7 +55,7 @@ class Chunks:
         return batch, chunk
 
     def done(self, left: int, elapsed_s: float) -> None:
-        """What was taken is processed but for the last `left` records, which come again."""
+        """The records that were taken are processed, except for the last `left` ones, which come again."""
         if not self._taken or not self._batches:
             return
         processed = self._taken - left
@@ -69,7 +69,7 @@ class Chunks:
             self._leave_batch()
 
     def drop_batch(self) -> None:
-        """Nobody wants the next batch's records."""
+        """Drop the next batch's records."""
         self._leave_batch()
 
     def _leave_batch(self) -> None:
@@ -78,12 +78,14 @@ class Chunks:
         batch.reader.done()
 
     def hold_idle(self, idle: Idle) -> bool:
-        """Keep it if batches wait: it speaks of what was read, and what waits isn't processed."""
+        """Keep this report while batches wait: it describes what was read, and waiting batches aren't
+        processed.
+        """
         if self._batches:
             self._idle[idle.reader] = idle
         return bool(self._batches)
 
     def idle(self) -> Iterator[Idle]:
-        """What idle readers have reported, once no batch waits any more."""
+        """The reports of idle readers, once no batch waits."""
         while self._idle and not self._batches:
             yield self._idle.popitem()[1]

@@ -1,10 +1,9 @@
-"""The commit thread of a session: one thing after another, and one that hangs can be left behind.
+"""The commit thread of a session. It runs one task after the other, and can be abandoned if it hangs.
 
-Responsible for: a thread in which a call of a client library may never return, and whom that holds up. A
-call can't be interrupted from within Python. Who has to wait until the session's work has come to rest
-doesn't wait for a thread that was abandoned: what it may still do then is refused by Kafka, since its
-transactional ids are fenced, and it changes nothing else. The thread is a daemon, so that the process can
-end.
+Responsible for: a thread in which a call of a client library may never return, and what that blocks. Python
+can't interrupt such a call. Code that waits until the session's work is complete doesn't wait for an
+abandoned thread: Kafka refuses whatever that thread may still do, since its transactional ids are fenced, and
+it changes nothing else. The thread is a daemon, so that the process can exit.
 
 Must not: know what it runs.
 """
@@ -19,7 +18,7 @@ from typing import Any
 
 
 class CommitThread(Executor):
-    """Runs what it is given in one thread, in order."""
+    """Runs tasks in one thread, in order."""
 
     def __init__(self, name: str = "commit") -> None:
         self._tasks: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = queue.SimpleQueue()
@@ -30,10 +29,10 @@ class CommitThread(Executor):
         threading.Thread(target=self._run, name=name, daemon=True).start()
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Run that after what was given before.
+        """Run a task after the tasks that were submitted before.
 
-        An abandoned thread runs nothing: the future is cancelled then. Any thread may abandon it, so who
-        gives it something may not know yet.
+        An abandoned thread runs nothing; the future is then cancelled. Any thread may abandon it, so the
+        caller may not know that yet.
 
         Raises:
             RuntimeError: it was shut down.
@@ -49,11 +48,11 @@ class CommitThread(Executor):
             return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Take nothing any more; what was taken is done, or cancelled if it hasn't begun.
+        """Accept no more tasks. Submitted tasks are run, or cancelled if they haven't begun.
 
         Args:
-            wait: until it is done, or until the thread is abandoned.
-            cancel_futures: leave undone what hasn't begun.
+            wait: until they are done, or until the thread is abandoned.
+            cancel_futures: cancel tasks that haven't begun.
         """
         with self._changed:
             if not self._closed:
@@ -66,7 +65,7 @@ class CommitThread(Executor):
                 self._changed.wait_for(lambda: self._ended or self._abandoned)
 
     def abandon(self) -> None:
-        """Nobody waits for it any more: it hangs in a call. It does nothing after that call."""
+        """Stop waiting for the thread: it hangs in a call. It does nothing after that call."""
         with self._changed:
             self._abandoned = True
             self._changed.notify_all()
@@ -74,7 +73,7 @@ class CommitThread(Executor):
 
     @property
     def abandoned(self) -> bool:
-        """Whether it was."""
+        """Whether it was abandoned."""
         return self._abandoned
 
     def join(self) -> None:

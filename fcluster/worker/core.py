@@ -1,26 +1,25 @@
 """The worker's protocol: sessions, shards and epochs, without any I/O.
 
-Responsible for: what a worker does when something happened. `WorkerCore.handle(event, now_ms)` takes one
-event (a message came, an epoch was flushed, a restore ended) and returns the effects that the shell in
-`worker/server.py` carries out, in order, feeding their results back as events. Here stand the session, from
-Hello to reset, and who hears of what; `holdings` has the shards and copies, `epochs` what is processed and
-committed, `departure` the ways out. They share `situation`.
+Responsible for: what a worker does in response to events. `WorkerCore.handle(event, now_ms)` takes one event
+(a message arrived, an epoch was flushed, a restore ended) and returns the effects, which the shell in
+`worker/server.py` carries out in order. It feeds their results back as events. This module has the session,
+from Hello to reset, and says which part gets which event. `holdings` has the shards and copies, `epochs` what
+is processed and committed, `departure` how the worker exits. They share `situation`.
 
-Invariants kept by all of them together:
+Invariants that all of them keep together:
 
-- One session, one initialisation of the producers. Whatever goes wrong with a transaction (an abort, a
-  fence, an outcome that is unknown) ends in `_reset`: both producers are destroyed, the memory layers
-  dropped, and the worker asks for a new session. The committed offsets then decide what is true; nothing
-  is guessed.
-- An epoch is committed only on a `Complete` of the running session and of no older term.
-- At most one epoch is in flight (frozen, not yet committed), and one open behind it. The open one
-  commits after the one in flight, since a barrier waits for it.
-- A shard is given back only when all it has processed is committed.
-- A worker that is to leave works on until its shards have moved elsewhere. It stays resolved to leave,
-  whatever happens to its session, its connection or its coordinator, and goes within a bound of time.
+- One session, one initialisation of the producers. Any failure of a transaction (an abort, a fence, an
+  unknown outcome) ends in `_reset`: both producers are destroyed, the memory layers are dropped, and the
+  worker asks for a new session. The committed offsets then decide what is true; nothing is guessed.
+- An epoch is committed only on a `Complete` of the current session and of no older term.
+- At most one epoch is in flight (frozen, not yet committed), and one is open after it. The open one commits
+  after the one in flight, because a barrier waits for it.
+- A shard is released only when everything that it has processed is committed.
+- A worker that is leaving keeps processing until its shards have moved. It keeps leaving, whatever happens to
+  its session, its connection or its coordinator, and exits within bounded time.
 
-Must not: read a clock, touch a socket, Kafka, RocksDB or a thread. Records don't pass through here; the
-shell reports once a batch which shards they dirtied.
+Must not: read a clock, use sockets, Kafka, RocksDB or threads. Records don't pass through here; once for each
+batch the shell reports which shards it made dirty.
 """
 
 from __future__ import annotations
@@ -47,14 +46,14 @@ from fcluster.worker.pieces import Replays
 from fcluster.worker.situation import Situation
 
 CONDEMNATIONS_MAX = 8
-"""A record that was condemned so often for one topic or step, and is refused still, stops the job."""
+"""A record that was condemned this often for one topic or step, and is still refused, stops the job."""
 
 
 class WorkerCore:
-    """One worker's protocol; see the module's docstring for the rules it keeps.
+    """One worker's protocol. The module's docstring lists the invariants.
 
     Attributes:
-        situation: where the worker stands. For reading; only `handle` changes it.
+        situation: the worker's state. For reading; only `handle` changes it.
     """
 
     def __init__(self, identity: Identity, bounds: Bounds, now_ms: int) -> None:
@@ -74,7 +73,7 @@ class WorkerCore:
     # --- the one entrance -----------------------------------------------------------------------------
 
     def handle(self, event: Event, now_ms: int) -> list[Effect]:
-        """What to do about `event`, in order. `now_ms` is a clock that never goes back."""
+        """The effects of `event`, in order. `now_ms` comes from a clock that never goes back."""
         self._now.begin(now_ms)
         if self._now.phase is not Phase.STOPPED:
             self._dispatch(event)
@@ -263,7 +262,9 @@ class WorkerCore:
         self._open_held()
 
     def _open_held(self) -> None:
-        """Begin the replay, if it has waited long enough. The session is there already: others know of it."""
+        """Begin the replay, if it has waited long enough. The session already exists, and other parts
+        know it.
+        """
         if self._held is not None and self._now.now_ms >= self._replays.due_ms:
             self._now.add(self._held)
             self._held = None
@@ -282,8 +283,9 @@ class WorkerCore:
         self._on_job_ended(message.failed, message.reason)
 
     def _on_job_ended(self, failed: bool, reason: str) -> None:
-        """The coordinator says so, or the journal does since nobody leads any more. What isn't committed here
-        was fenced before the end was written down."""
+        """The coordinator says so, or the journal does because there is no leader any more. What isn't
+        committed here was fenced before the end was recorded.
+        """
         self._now.stop(EXIT_JOB_FAILED if failed else EXIT_JOB_ENDED, reason)
 
     def _on_producers_opened(self, event: events.ProducersOpened) -> None:
@@ -317,7 +319,7 @@ class WorkerCore:
             self._reset()
 
     def _on_epoch_failed(self, event: events.EpochFailed) -> None:
-        """Replay in smaller pieces until one record stands alone; that is condemned then."""
+        """Replay in smaller pieces until one record stands alone. That record is then condemned."""
         if event.session != self._now.session or not self._now.session:
             return
         failed = self._now.in_flight or self._now.open
@@ -359,7 +361,7 @@ class WorkerCore:
             self._reset()
 
     def _on_handler_failed(self, event: events.HandlerFailed) -> None:
-        """The open epoch holds half a record: abort it, replay, and stop before that record."""
+        """The open epoch contains half of a record: abort it, replay, and stop before that record."""
         if event.session != self._now.session:
             return
         if event.failure is not None and event.failure.topic:
@@ -376,7 +378,7 @@ class WorkerCore:
         self._now.send(messages.WorkerFailed(self._now.session, event.reason))
 
     def _reset(self) -> None:
-        """Forget everything uncommitted and ask for a new session: the one way back from any failure."""
+        """Drop everything uncommitted and ask for a new session: the only way to recover from any failure."""
         self._now.add(events.StopReading(tuple(self._now.shards)))
         self._now.add(events.DropLayers())
         self._now.add(events.DestroyProducers())

@@ -1,11 +1,10 @@
-"""The worker's ways out: the job drains, or this worker is asked to leave.
+"""How the worker exits: the job drains, or this worker is asked to leave.
 
-Responsible for: working on until the shards have moved elsewhere, the last commit, the last word. Invariants
-kept:
+Responsible for: processing on until the shards have moved, the last commit, and the last message. Invariants:
 
-- A worker that is to leave stays resolved to leave, whatever happens to its session, its connection or its
-  coordinator, and goes within a bound of time.
-- `Drained` is said when nothing is left to commit.
+- A worker that is leaving keeps leaving, whatever happens to its session, its connection or its coordinator,
+  and exits within bounded time.
+- `Drained` is sent when nothing is left to commit.
 
 Pure.
 """
@@ -32,14 +31,14 @@ class Departure:
     # --- the whole job drains -------------------------------------------------------------------------
 
     def drain(self) -> None:
-        """Process no more; commit what there is."""
+        """Stop processing, and commit what there is."""
         if self._now.works():
             self._now.phase = Phase.DRAINING
             self._now.add(events.StopReading(tuple(self._now.shards)))
         self.finish_drain()
 
     def finish_drain(self) -> None:
-        """Say that all is committed, if it is."""
+        """Send `Drained` if everything is committed."""
         if self._now.phase is Phase.DRAINING and not self._now.open.dirty and self._now.in_flight is None:
             self._now.phase = Phase.DRAINED
         if self._now.phase is Phase.DRAINED:
@@ -50,7 +49,7 @@ class Departure:
     # --- this worker leaves ---------------------------------------------------------------------------
 
     def termination_requested(self) -> None:
-        """The process was asked to end, once more perhaps."""
+        """The process was asked to exit, perhaps again."""
         draining = self._now.phase in (Phase.DRAINING, Phase.DRAINED)
         if self._now.session == 0 or (self._now.leaving and draining):
             # What isn't committed is going to be processed anew by somebody else.
@@ -61,7 +60,7 @@ class Departure:
             self.begin()
 
     def begin(self) -> None:
-        """Work on until the shards have moved away."""
+        """Keep processing until the shards have moved away."""
         if not self._now.leaving:
             self._now.leaving, self._leaving_since_ms = True, self._now.now_ms
             self._leave_by_ms = self._now.now_ms + self._now.bounds.leave_timeout_ms
@@ -77,20 +76,20 @@ class Departure:
         self._now.send(messages.Leaving(self._now.session))
 
     def leave_if_empty(self) -> None:
-        """Go, if it is leaving and nothing is left here."""
+        """Exit, if it is leaving and has nothing left here."""
         empty = not self._now.shards and self._now.in_flight is None
         if self._now.leaving and self._now.works() and empty:
             self._leave()
 
     def leave_at_once(self) -> None:
-        """Commit what is processed, then go: nobody can take the shards, or there is no time to wait."""
+        """Commit what is processed, then exit: no worker can take the shards, or there is no time to wait."""
         if not self._now.leaving:
             self._now.leaving, self._leaving_since_ms = True, self._now.now_ms
         self._leave_by_ms = self._now.now_ms + self._now.bounds.last_commit_timeout_ms
         self.drain()
 
     def follow(self) -> None:
-        """Time has passed: what was waited for may be overdue."""
+        """Time has passed: check what is overdue."""
         overdue = self._now.now_ms >= self._leave_by_ms
         silence_ms = self._now.now_ms - max(self._now.heard_ms, self._leaving_since_ms)
         if silence_ms >= self._now.bounds.leader_patience_ms:

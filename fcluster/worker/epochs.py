@@ -1,13 +1,13 @@
-"""The worker's epochs: what is open, what is in flight, and the word that is given of it.
+"""The worker's epochs: which one is open, which one is in flight, and the messages about them.
 
-Responsible for: an epoch's way from its first record over the barrier to the commit. Invariants kept:
+Responsible for: an epoch's path from its first record over the barrier to the commit. Invariants:
 
-- An epoch is committed only on a `Complete` of the running session.
-- At most one epoch is in flight (frozen, not yet committed), and one open behind it. The open one commits
-  after the one in flight, since a barrier waits for it.
-- The open epoch doesn't grow beyond its bound: reading is paused.
+- An epoch is committed only on a `Complete` of the current session.
+- At most one epoch is in flight (frozen, not yet committed), and one is open after it. The open one commits
+  after the one in flight, because a barrier waits for it.
+- The open epoch doesn't grow beyond its limit: reading is paused.
 
-Must not: know what becomes of a shard whose records are committed. Pure.
+Must not: know what happens to a shard whose records are committed. Pure.
 """
 
 from __future__ import annotations
@@ -44,13 +44,15 @@ class Epochs:
             self._pause(f"the open epoch holds {self._now.open.records} records")
 
     def report_dirty(self) -> None:
-        """Say that there is something to commit, once."""
+        """Tell the coordinator, once, that there is something to commit."""
         if self._now.open.dirty and not self._now.open.reported and self._now.session:
             self._now.open.reported = True
             self._now.send(messages.Dirty(self._now.session, self._now.backlog))
 
     def settle(self) -> None:
-        """Commit the positions of shards that go on after a torn transaction: then offset and delta agree."""
+        """Commit the positions of shards that continue after a torn transaction. Then offset and delta
+        agree.
+        """
         if self._now.phase is not Phase.ACTIVE:
             return
         for shard, owned in self._now.shards.items():
@@ -60,7 +62,9 @@ class Epochs:
         self.report_dirty()
 
     def refresh_offsets_if_due(self) -> None:
-        """Commit the offsets of idle shards anew, so that the group's offset retention never expires them."""
+        """Commit the offsets of idle shards again, so that the group's offset retention never expires
+        them.
+        """
         age_ms = self._now.now_ms - self._refreshed_ms
         if age_ms < self._now.bounds.offset_refresh_ms or self._now.phase is not Phase.ACTIVE:
             return
@@ -74,7 +78,7 @@ class Epochs:
         self.report_dirty()
 
     def pause_if_unheard(self) -> None:
-        """What is processed can't be committed without a coordinator."""
+        """Without a coordinator, processed records can't be committed."""
         silence_ms = self._now.now_ms - self._now.heard_ms
         if silence_ms >= self._now.bounds.coordinator_loss_ms and self._now.open.dirty:
             self._pause("no messages from the coordinator")
@@ -85,7 +89,7 @@ class Epochs:
             self._now.add(events.PauseReading(reason))
 
     def resume_if_possible(self) -> None:
-        """Read on, if the open epoch isn't too large."""
+        """Continue reading, if the open epoch isn't too large."""
         if self._now.paused and self._now.open.records < self._now.bounds.epoch_records_max:
             self._now.paused = False
             self._now.add(events.ResumeReading())
@@ -109,7 +113,7 @@ class Epochs:
         self._now.add(events.PrepareEpoch(self._now.session, message.epoch, self._now.in_flight.shards))
 
     def flushed(self, event: events.EpochFlushed) -> None:
-        """All of the epoch is in its transaction."""
+        """The whole epoch is in its transaction."""
         flight = self._flight(event.session, event.epoch, EpochPhase.PREPARING)
         if flight is None:
             return
@@ -134,7 +138,7 @@ class Epochs:
             self._now.add(events.CommitEpoch(self._now.session, message.epoch))
 
     def committed(self, event: events.EpochCommitted) -> bool:
-        """The transaction is committed; whether it is of the epoch that is in flight."""
+        """The transaction is committed. Returns whether it was the epoch in flight."""
         if self._flight(event.session, event.epoch, EpochPhase.COMMITTING) is None:
             return False
         assert self._now.in_flight is not None
@@ -161,17 +165,17 @@ class Epochs:
             self._now.condemned[shard] = left
 
     def prepared_epoch(self) -> int:
-        """The one in flight, if it is prepared and waits for its `Complete`; otherwise 0."""
+        """The epoch in flight, if it is prepared and waits for its `Complete`, otherwise 0."""
         flight = self._now.in_flight
         return flight.epoch if flight is not None and flight.phase is EpochPhase.PREPARED else 0
 
     def forget(self) -> None:
-        """The session is over, and with it all that isn't committed."""
+        """The session is over, so drop everything that isn't committed."""
         self._now.open = OpenEpoch()
         self._now.in_flight = None
 
     def _flight(self, session: int, epoch: int, phase: EpochPhase) -> InFlight | None:
-        """The epoch in flight, if it is the one that is spoken of and stands in `phase`."""
+        """The epoch in flight, if it has this number and is in `phase`."""
         flight = self._now.in_flight
         if session != self._now.session or flight is None:
             return None

@@ -1,7 +1,7 @@
-"""What the worker's core is told (events, past tense) and what it wants done (effects, imperative).
+"""The inputs of the worker's core (events, past tense) and its outputs (effects, imperative).
 
-Responsible for: the two vocabularies of `WorkerCore`. The shell in `server` makes events of whatever happens
-to it, carries effects out in their order, and feeds their results back as events. Must not hold logic. Pure.
+Responsible for: these types. The shell in `server` turns what happens into events, carries out effects in
+order, and feeds their results back as events. Must not hold logic. Pure.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from fcluster.worker.model import StopRecord
 
 @dataclass(frozen=True, slots=True)
 class Connected:
-    """The connection to the coordinator is up, for the first time or again."""
+    """The connection to the coordinator is open, for the first time or again."""
 
 
 @dataclass(frozen=True, slots=True)
 class MessageReceived:
-    """A validated message of a coordinator."""
+    """A valid message from a coordinator."""
 
     message: messages.FromCoordinator
 
 
 @dataclass(frozen=True, slots=True)
 class ProducersOpened:
-    """Both transactional producers are initialised; what their ids had open is aborted."""
+    """Both transactional producers are initialised. Open transactions of their ids are aborted."""
 
     session: int
 
@@ -50,8 +50,8 @@ class ShardRestored:
 class TransactionTorn:
     """Kafka has torn a transaction of a shard.
 
-    `stopped`: the shard isn't restored; the user has to choose how it goes on. Otherwise the user has chosen,
-    and `ShardRestored` follows, with a position that Kafka hasn't committed yet.
+    `stopped`: the shard isn't restored; the user has to choose how it continues. Otherwise the user has
+    chosen, and `ShardRestored` follows, with a position that Kafka hasn't committed yet.
     """
 
     session: int
@@ -62,7 +62,7 @@ class TransactionTorn:
 
 @dataclass(frozen=True, slots=True)
 class RestoreFailed:
-    """A shard can't be restored. `fatal`: no worker could; otherwise trying anew may help."""
+    """A shard can't be restored. `fatal`: no worker could; otherwise a retry may help."""
 
     session: int
     reason: str
@@ -71,9 +71,9 @@ class RestoreFailed:
 
 @dataclass(frozen=True, slots=True)
 class RecordsProcessed:
-    """A batch was processed in the open epoch; `shards` are those it touched.
+    """A batch was processed in the open epoch. `shards` are those that it touched.
 
-    `newest`: the offset of the newest record, if `shards` is one shard and epochs are bounded by `pieces`.
+    `newest`: the offset of the newest record, if `shards` is one shard and epochs are limited by `pieces`.
     """
 
     shards: frozenset[ShardId]
@@ -104,9 +104,10 @@ class EpochCommitted:
 
 @dataclass(frozen=True, slots=True)
 class TransactionFailed:
-    """A producer, a transaction or its outcome is lost. Why doesn't matter: the remedy is the same.
+    """A producer, a transaction or its outcome is lost. The reason doesn't matter, because the recovery is
+    the same.
 
-    `unexpected`: nothing that is known to pass by itself.
+    `unexpected`: the reason isn't known to be temporary.
     """
 
     session: int
@@ -116,10 +117,10 @@ class TransactionFailed:
 
 @dataclass(frozen=True, slots=True)
 class EpochFailed:
-    """An epoch can't be committed because of what one of its records did: an output that Kafka refuses, a
-    state that can't be kept.
+    """An epoch can't be committed because of one of its records: an output that Kafka refuses, or state that
+    can't be stored.
 
-    `record`: shard and offset, where the shell knows them already.
+    `record`: shard and offset, if the shell already knows them.
     """
 
     session: int
@@ -129,9 +130,9 @@ class EpochFailed:
 
 @dataclass(frozen=True, slots=True)
 class HandlerFailed:
-    """A handler raised in the midst of a record, so the open epoch holds a part of that record's effects.
+    """A handler raised in the middle of a record, so the open epoch contains part of that record's effects.
 
-    `failure`: what the record is to be condemned with, if that is more than `reason`.
+    `failure`: what to condemn the record with, if that is more than `reason`.
     """
 
     session: int
@@ -143,7 +144,7 @@ class HandlerFailed:
 
 @dataclass(frozen=True, slots=True)
 class StopRecordReached:
-    """The shard stands before a record that it can't process, and has processed nothing of it."""
+    """The shard has reached a record that it can't process, and has processed nothing of it."""
 
     session: int
     shard: ShardId
@@ -153,7 +154,7 @@ class StopRecordReached:
 
 @dataclass(frozen=True, slots=True)
 class JobBroken:
-    """Something that no restart mends: the job can't go on."""
+    """Something that no restart fixes: the job can't continue."""
 
     session: int
     reason: str
@@ -161,14 +162,14 @@ class JobBroken:
 
 @dataclass(frozen=True, slots=True)
 class WorkerBroken:
-    """Something that keeps only this worker from going on: its disk is full, or fails."""
+    """Something that affects only this worker: its disk is full, or fails."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class JobEnded:
-    """The journal says that the run of the job in which this worker was started is over."""
+    """The journal says that the run of the job for which this worker was started is over."""
 
     failed: bool
     reason: str
@@ -176,9 +177,9 @@ class JobEnded:
 
 @dataclass(frozen=True, slots=True)
 class TerminationRequested:
-    """The process was asked to leave in good order (SIGTERM): first its shards move away, warm.
+    """The process was asked to leave cleanly (SIGTERM): its shards first move to warm copies.
 
-    Asked again, it commits what it has processed and goes; a third time, it goes.
+    On a second request it commits what it has processed and exits. On a third one it exits at once.
     """
 
 
@@ -220,7 +221,7 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class OpenProducers:
-    """Create both producers of `slot` and initialise them; answer `ProducersOpened`.
+    """Create both producers of `slot` and initialise them. Answer `ProducersOpened`.
 
     `internal_topics`: see `messages.Welcome`.
     """
@@ -232,12 +233,14 @@ class OpenProducers:
 
 @dataclass(frozen=True, slots=True)
 class DestroyProducers:
-    """Destroy both producers at once, whatever they are doing; commit or abort nothing."""
+    """Destroy both producers at once, whatever they are doing. Commit or abort nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class RestoreShards:
-    """Read these shards' committed positions, restore exactly those; answer `ShardRestored` for each."""
+    """Read the committed positions of these shards and restore exactly those. Answer `ShardRestored` for
+    each.
+    """
 
     session: int
     shards: tuple[ShardId, ...]
@@ -245,9 +248,9 @@ class RestoreShards:
 
 @dataclass(frozen=True, slots=True)
 class KeepStandbys:
-    """Keep warm copies of these shards of others, and of no others.
+    """Keep warm copies of these shards, which other workers own, and of no others.
 
-    One that is restored isn't a copy any more.
+    A shard that is restored isn't a copy any more.
     """
 
     shards: tuple[ShardId, ...]
@@ -255,7 +258,7 @@ class KeepStandbys:
 
 @dataclass(frozen=True, slots=True)
 class StartReading:
-    """Process the shard's records from its position on; not `stop_record`, if it is given.
+    """Process the shard's records from its position on, but not `stop_record`, if it is given.
 
     `condemned`: records by offset that fail, by the rule of the step responsible.
     """
@@ -268,26 +271,26 @@ class StartReading:
 
 @dataclass(frozen=True, slots=True)
 class StopReading:
-    """Process no further record of these shards, those already fetched included."""
+    """Process no more records of these shards, including those already fetched."""
 
     shards: tuple[ShardId, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class DropLayers:
-    """Forget all that is not known to be committed: open and prepared layers of all shards."""
+    """Drop everything that isn't known to be committed: open and prepared layers of all shards."""
 
 
 @dataclass(frozen=True, slots=True)
 class CloseShards:
-    """Close the stores of these shards. They belong to somebody else from now on."""
+    """Close the stores of these shards. Another worker owns them from now on."""
 
     shards: tuple[ShardId, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class PrepareEpoch:
-    """Freeze the open layers as `epoch`; flush outputs, deltas and offsets; answer `EpochFlushed`."""
+    """Freeze the open layers as `epoch`; flush outputs, deltas and offsets. Answer `EpochFlushed`."""
 
     session: int
     epoch: int
@@ -296,7 +299,7 @@ class PrepareEpoch:
 
 @dataclass(frozen=True, slots=True)
 class CommitEpoch:
-    """Commit the transaction of `epoch`, then apply its layers; answer `EpochCommitted`."""
+    """Commit the transaction of `epoch`, then apply its layers. Answer `EpochCommitted`."""
 
     session: int
     epoch: int
@@ -304,22 +307,23 @@ class CommitEpoch:
 
 @dataclass(frozen=True, slots=True)
 class PauseReading:
-    """Hold all shards still: the open epoch is as large as it may be, or nobody is heard who could have it
-    committed."""
+    """Pause all shards: the open epoch has reached its limit, or there is no coordinator to have it
+    committed.
+    """
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class ResumeReading:
-    """Go on after `PauseReading`."""
+    """Continue after `PauseReading`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Exit:
     """End the process.
 
-    `code` 0: in good order; 3: the job failed; 1: this worker can't go on; 4: it was drained.
+    `code` 0: cleanly; 3: the job failed; 1: this worker can't continue; 4: it was drained.
     """
 
     code: int
@@ -328,7 +332,7 @@ class Exit:
 
 @dataclass(frozen=True, slots=True)
 class Log:
-    """Write a line to the log; `level` as in the standard library's logging."""
+    """Write a line to the log. `level` is as in the standard library's logging."""
 
     level: str
     text: str

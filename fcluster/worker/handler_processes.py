@@ -1,12 +1,13 @@
-"""Processes that handlers start: they take no part in the worker's life, and don't outlive it.
+"""Processes that handlers start: they are isolated from the worker, and don't outlive it.
 
 Responsible for: what happens in a forked child (default signal handlers, none of the worker's connections and
-files), and the guard (`process_guard`), which kills what is left when the worker has ended in whatever way. A
-guard is started together with the first process that a handler starts, so a job that starts none has none.
+files), and the guard (`process_guard`), which kills leftover processes when the worker has ended for whatever
+reason. The guard is started together with the first process that a handler starts, so a job that starts none
+has no guard.
 
-Handlers may use `subprocess`, `multiprocessing` with any of its start methods, `concurrent.futures`, threads,
-and `os.fork`. Python and the libraries tell of each start: forks by `os.register_at_fork`, the rest by audit
-events (PEP 578). Must not know of records or sessions.
+Handlers may use `subprocess`, `multiprocessing` with any start method, `concurrent.futures`, threads, and
+`os.fork`. Python and the libraries announce each start: forks by `os.register_at_fork`, the others by audit
+events (PEP 578). Must not know records or sessions.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from typing import Any
 from fcluster.worker import process_guard
 
 EXIT_FORKED = 70
-"""Of a forked child that came back from the handler as if it were the worker."""
+"""Exit code of a forked child that returned from the handler as if it were the worker."""
 _GUARD_FILE = str(Path(process_guard.__file__))
 _STARTS = frozenset({"subprocess.Popen", "os.posix_spawn", "os.system", "os.fork", "os.forkpty"})
 _STARTERS = (
@@ -39,7 +40,7 @@ _STARTERS = (
     "multiprocessing.popen_spawn_posix",
     "multiprocessing.resource_tracker",
 )
-"""Modules that start processes without an audit event, and are imported when they are needed."""
+"""Modules that start processes without an audit event and are imported only when needed."""
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _log = logging.getLogger("fcluster.worker")
 
@@ -48,7 +49,7 @@ is_forked = False
 
 _worker_pid = 0
 _guard: subprocess.Popen[bytes] | None = None
-"""Kept: dropping it while it runs is a ResourceWarning."""
+"""Kept, because dropping it while it runs is a ResourceWarning."""
 _guard_input = -1
 _guard_wanted = threading.Lock()
 _ports: set[int] = set()
@@ -56,7 +57,7 @@ _directories: list[str] = []
 
 
 def prepare() -> None:
-    """This process is going to be a worker. To be called before the job is loaded, once."""
+    """This process will be a worker. Call this once, before the job is loaded."""
     global _worker_pid
     if sys.platform != "linux" or _worker_pid:
         return
@@ -69,8 +70,9 @@ def prepare() -> None:
 
 
 def keep_from_children(*, addresses: Iterable[str] = (), directory: Path | None = None) -> None:
-    """What forked children shall not hold open: TCP connections from or to the ports of these addresses
-    (``host:port``, with or without a scheme), and files in that directory."""
+    """What forked children must not hold open: TCP connections from or to the ports of these addresses
+    (``host:port``, with or without a scheme), and files in that directory.
+    """
     for address in addresses:
         port = address.rpartition(":")[2]
         if port.isdigit() and int(port):
@@ -80,10 +82,10 @@ def keep_from_children(*, addresses: Iterable[str] = (), directory: Path | None 
 
 
 def leave_within(timeout_s: float, code: int) -> None:
-    """End this process with `code` after so long, whatever its threads and children are still doing.
+    """Exit with `code` after this time, whatever the threads and children are still doing.
 
-    To be called when all work is done: Python waits for threads and children of handlers at its end, however
-    long these take.
+    Call this when all work is done: at exit, Python waits for threads and children of handlers, however long
+    they take.
     """
 
     def leave() -> None:
@@ -131,7 +133,7 @@ def _start_guard() -> None:
 
 
 class _ForkingThread(threading.local):
-    """What belongs to the thread that forks, which is the child's only one."""
+    """State of the thread that forks. It is the child's only thread."""
 
     mask: set[int] | None = None
 
@@ -140,8 +142,9 @@ _forking = _ForkingThread()
 
 
 def _before_fork() -> None:
-    """A signal that comes before the child has its own handlers has to wait: the worker's one would take it,
-    and `Pool.terminate`, for one, would wait for the child for ever."""
+    """Block signals until the child has its own handlers. Otherwise the worker's handler would take the
+    signal, and then for example `Pool.terminate` would wait for the child forever.
+    """
     _start_guard()
     _forking.mask = set(signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS))
 
@@ -171,7 +174,7 @@ def _become_child() -> None:
 
 
 def _let_go_of_descriptors() -> None:
-    """The numbers stay taken, so that nothing else gets them while an object still believes in them."""
+    """The numbers stay in use, so that no other file gets them while an object still refers to them."""
     null = os.open(os.devnull, os.O_RDWR)
     for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):

@@ -1,8 +1,9 @@
-"""What a worker says of itself over HTTP.
+"""What a worker reports about itself over HTTP.
 
-Responsible for: whether its main loop and its heartbeats go on, whether all its shards run, and its numbers.
-The worker's main thread publishes what it knows, in one immutable piece; the threads of the port read that.
-Whether the *coordinator* answers isn't a worker's health: one that waits for the next leader does its work.
+Responsible for: whether its main loop and its heartbeats run, whether all its shards run, and its metrics.
+The worker's main thread publishes what it knows as one immutable object; the threads of the HTTP port read
+it. Whether the *coordinator* answers isn't part of a worker's health: a worker that waits for the next leader
+does its job.
 """
 
 from __future__ import annotations
@@ -63,15 +64,15 @@ class WorkerHealth:
     # --- said by the worker's threads -------------------------------------------------------------------
 
     def turned(self, bound_s: float) -> None:
-        """The main loop has turned."""
+        """The main loop has run once."""
         self._loop.beat(bound_s)
 
     def sent_heartbeat(self, interval_s: float) -> None:
-        """The pulse thread has turned."""
+        """The heartbeat thread has run once."""
         self._heartbeats.beat(interval_s + HEARTBEAT_SLACK_S)
 
     def publish(self, situation: Situation) -> None:
-        """What the core knows has changed; in the main thread."""
+        """The core's state has changed; in the main thread."""
         self._known = _Known(
             situation.phase,
             situation.session,
@@ -85,7 +86,7 @@ class WorkerHealth:
         )
 
     def note_stats(self, stats: WorkerStats) -> None:
-        """What the last heartbeat told."""
+        """What the last heartbeat reported."""
         self._stats = stats
 
     # --- asked by the port ------------------------------------------------------------------------------

@@ -1,13 +1,14 @@
-"""What the worker holds: the shards that it runs, the copies of others that it keeps warm.
+"""The shards that the worker runs, and the warm copies that it keeps of other workers' shards.
 
-Responsible for: taking shards, running them, stopping them before records that can't be processed, and giving
-them back. Invariants kept:
+Responsible for: taking shards, running them, stopping them before records that can't be processed, and
+releasing them. Invariants:
 
-- An order is obeyed once, and never one of an older term.
-- A shard is given back only when all it has processed is committed, and no restore of it is under way.
-- No copy is kept of a shard that is run here.
+- An order is carried out once, and never if it is of an older term.
+- A shard is released only when everything that it has processed is committed, and no restore of it is under
+  way.
+- The worker keeps no copy of a shard that it runs.
 
-Must not: know of barriers and commits. Pure.
+Must not: know barriers and commits. Pure.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ from fcluster.worker.model import OwnedShard, Phase, ShardPhase, StopRecord
 from fcluster.worker.situation import Situation
 
 OVERDUE_TIMES_MAX = 2
-"""A record at which handlers have hung so often is condemned."""
+"""A record at which handlers have hung this often is condemned."""
 
 
 class Holdings:
     """The shards and copies of a worker.
 
     Attributes:
-        stop_records: of the shards that have one; kept beyond the session.
+        stop_records: of the shards that have one; kept after the session ends.
     """
 
     def __init__(self, situation: Situation, departure: Departure) -> None:
@@ -52,14 +53,14 @@ class Holdings:
         return number if term == self._now.term else 0
 
     def is_new(self, order: messages.Assign | messages.Revoke) -> bool:
-        """Whether it isn't one that came once more. What it is about may belong to somebody else by now."""
+        """Whether this order isn't a repetition. Its shards may belong to another worker by now."""
         if (order.term, order.number) <= self._order:
             return False
         self._order = (order.term, order.number)
         return True
 
     def assign(self, message: messages.Assign) -> None:
-        """Shards to run: they are restored first."""
+        """Shards to run. They are restored first."""
         if self._now.phase in (Phase.DRAINING, Phase.DRAINED):
             return
         new = tuple(sorted(shard for shard in message.shards if shard not in self._now.shards))
@@ -72,7 +73,7 @@ class Holdings:
             self._now.add(events.RestoreShards(self._now.session, new))
 
     def _heed_overdue(self, overdue: messages.OverdueRecord) -> None:
-        """A process has ended over this record. Once may have been bad luck."""
+        """A process was ended because of this record. Once may have been bad luck."""
         known = {offset for offset, _failure in self._now.condemned.get(overdue.shard, ())}
         if overdue.times >= OVERDUE_TIMES_MAX and overdue.offset not in known:
             failure = Failure(
@@ -84,7 +85,7 @@ class Holdings:
             self._now.condemn(overdue.shard, overdue.offset, failure)
 
     def revoke(self, message: messages.Revoke) -> None:
-        """Shards to give back."""
+        """Shards to release."""
         revoked = [shard for shard in message.shards if shard in self._now.shards]
         self._now.add(events.StopReading(tuple(revoked)))
         for shard in revoked:
@@ -93,13 +94,13 @@ class Holdings:
         self.release(foreign=[shard for shard in message.shards if shard not in self._now.shards])
 
     def keep_standbys(self, wanted: set[ShardId]) -> None:
-        """Shards of others to keep warm copies of, and no others."""
+        """Shards to keep warm copies of, and no others."""
         if wanted != self._now.standbys:
             self._now.standbys = wanted
             self._now.add(events.KeepStandbys(tuple(sorted(wanted))))
 
     def forget(self) -> None:
-        """The session is over, and with it all that was held in it."""
+        """The session is over, and with it everything that was held in it."""
         self.keep_standbys(set())
         self._now.shards.clear()
         self._order, self._released_number = (0, 0), 0
@@ -107,7 +108,7 @@ class Holdings:
     # --- running --------------------------------------------------------------------------------------
 
     def restored(self, event: events.ShardRestored) -> None:
-        """A restore has ended, of a shard that may not be wanted any more."""
+        """A restore has ended. The shard may not be wanted any more."""
         owned = self._now.shards.get(event.shard)
         if event.session != self._now.session or owned is None or not owned.restoring:
             return
@@ -122,7 +123,7 @@ class Holdings:
             self._run([event.shard])
 
     def torn(self, event: events.TransactionTorn) -> None:
-        """Kafka has torn a transaction of a shard: it stops, or goes on as the user has chosen."""
+        """Kafka has torn a transaction of a shard. The shard stops, or continues as the user has chosen."""
         owned = self._now.shards.get(event.shard)
         if event.session != self._now.session or owned is None or not owned.restoring:
             return
@@ -139,13 +140,13 @@ class Holdings:
         self.report_stopped()
 
     def report_stopped(self) -> None:
-        """Say which shards are stopped; one that is said again is counted once."""
+        """Report which shards are stopped. A repeated report counts once."""
         for shard, owned in self._now.shards.items():
             if owned.phase is ShardPhase.STOPPED:
                 self._now.send(messages.TornTransaction(self._now.session, shard, True, owned.stopped_reason))
 
     def run_restored(self) -> None:
-        """The producers are ready: what is restored can run."""
+        """The producers are ready: restored shards can run."""
         self._run([shard for shard, owned in self._now.shards.items() if owned.phase is ShardPhase.RESTORED])
 
     def _run(self, shards: Iterable[ShardId]) -> None:
@@ -166,10 +167,11 @@ class Holdings:
     # --- giving back ----------------------------------------------------------------------------------
 
     def release(self, foreign: Iterable[ShardId] = ()) -> None:
-        """Let go of the revoked shards that have nothing left to commit.
+        """Release the revoked shards that have nothing left to commit.
 
-        A restore that is under way has to end first: it would take the next owner's deltas for damage, and
-        its late answer for the one of a second restore, if the shard came back meanwhile.
+        A restore that is under way has to end first. Otherwise it would mistake the next owner's deltas for
+        damage. And if the shard came back meanwhile, its late result could be mistaken for that of a second
+        restore.
         """
         free = [
             shard
@@ -191,7 +193,7 @@ class Holdings:
     # --- records that can't be processed --------------------------------------------------------------
 
     def stop_record_reached(self, event: events.StopRecordReached) -> None:
-        """A shard stands before a record that it can't process."""
+        """A shard has reached a record that it can't process."""
         owned = self._now.shards.get(event.shard)
         if event.session != self._now.session or owned is None or owned.phase is not ShardPhase.RUNNING:
             return
@@ -208,5 +210,5 @@ class Holdings:
 
 
 def status_of(shard: ShardId, position: CommittedPosition) -> ShardStatus:
-    """A shard's standing as the core knows it: what is committed. The shell's heartbeats tell the rest."""
+    """A shard's status as the core knows it: what is committed. The shell's heartbeats add the rest."""
     return ShardStatus(shard, position.offset, position.offset, -1, False, position.epoch)

@@ -1,8 +1,8 @@
-"""Who of this worker waits for Kafka, and for how long: told apart from what hangs.
+"""Which parts of this worker wait for Kafka, and for how long, as opposed to parts that hang.
 
-Responsible for: noting each wait, for heartbeats; keeping the watchdog from taking a wait for Kafka for a
-hung process; and cutting short a call that goes on waiting although Kafka answers again. Keeps the rule that
-every wait is bounded: the calls bound themselves, and the one that doesn't is left behind.
+Responsible for: recording each wait, for heartbeats; keeping the watchdog from mistaking a wait for Kafka for
+a hung process; and cutting short a call that keeps waiting although Kafka answers again. Rule: every wait is
+bounded. Calls have their own limits, and the thread of a call that ignores its limit is abandoned.
 
 Must not: decide what follows from a lost transaction.
 """
@@ -18,16 +18,16 @@ from dataclasses import dataclass
 from fcluster.worker.watchdog import Watchdog
 
 TOLD_AFTER_S = 1.0
-"""A wait that takes longer is told: healthy brokers answer within milliseconds."""
+"""A longer wait is reported. Healthy brokers answer within milliseconds."""
 USUAL_S_MAX = 5.0
-"""On a busy machine they take longer: a call isn't thought to be stuck before it takes twice as long as the
-slowest wait of late (of which a twentieth is forgotten with each call). A longer one tells of a failover, and
-nothing of the machine."""
+"""On a busy machine they take longer. A call counts as stuck only after twice the longest recent wait (which
+decays by a twentieth with each call). A wait above this limit indicates a failover and says nothing about the
+machine."""
 ASKED_TIMES = 2
-"""Nor before it has had so many times as long as Kafka took to answer the new client."""
+"""And only after this many times as long as Kafka took to answer the new client."""
 ANSWERED_PATIENCE_S = 1.0
-"""What a call may still take once Kafka has answered somebody else: twice what librdkafka waits before it
-repeats a request. It doubles each time that this wasn't the cure (`PATIENCE_S_MAX`)."""
+"""How long a call may still take once Kafka has answered another client: twice what librdkafka waits before
+it repeats a request. It doubles each time that this didn't help (`PATIENCE_S_MAX`)."""
 PATIENCE_S_MAX = 15.0
 _POLL_S = 0.05
 
@@ -48,7 +48,7 @@ class KafkaWaits:
     """The waits of one worker.
 
     Args:
-        watchdog: doesn't count time that is spent in here.
+        watchdog: doesn't count the time that is spent in here.
     """
 
     def __init__(self, watchdog: Watchdog) -> None:
@@ -61,7 +61,7 @@ class KafkaWaits:
 
     @contextlib.contextmanager
     def waiting(self, what: str) -> Generator[None]:
-        """The block waits for Kafka, and does so for a bounded time."""
+        """The block waits for Kafka, for a bounded time."""
         with self._noted(_Wait(what, time.monotonic())):
             yield
 
@@ -69,12 +69,12 @@ class KafkaWaits:
     def unsticking(
         self, what: str, answers: Callable[[], bool], give_up: Callable[[], None]
     ) -> Generator[None]:
-        """The block is a call that may go on waiting for a broker that doesn't answer any more.
+        """The block is a call that may keep waiting for a broker that doesn't answer any more.
 
         Args:
-            what: it is.
-            answers: asks whoever that broker was for anew, for a second or so; whether it answered. Called
-                again and again, in a thread of its own, once the block takes longer than `TOLD_AFTER_S`.
+            what: describes it.
+            answers: asks again who that broker was, for about a second. Returns whether it answered. It is
+                called repeatedly, in a thread of its own, once the block takes longer than `TOLD_AFTER_S`.
             give_up: called there if the block hasn't ended soon after an answer.
         """
         with self._noted(_Wait(what, time.monotonic(), answers, give_up)):
@@ -100,7 +100,7 @@ class KafkaWaits:
                     self._usual_s = max(took_s, 0.95 * self._usual_s)
 
     def longest(self) -> tuple[str, float]:
-        """What is waited for longest, and since how many seconds; nothing if all is well."""
+        """The longest wait, and its seconds so far. Nothing if all is well."""
         now_s = time.monotonic()
         with self._lock:
             first = min(self._waits.values(), key=lambda wait: wait.since_s, default=None)
@@ -109,7 +109,7 @@ class KafkaWaits:
         return first.what, now_s - first.since_s
 
     def check(self) -> None:
-        """Look for calls that seem to be stuck; called twice a second or so by a thread that never waits."""
+        """Look for calls that seem to be stuck. Called about twice a second by a thread that never waits."""
         now_s = time.monotonic()
         with self._lock:
             stuck_s = max(TOLD_AFTER_S, self._usual_s)

@@ -1,6 +1,6 @@
-"""What a snapshot consists of, and where the state in it stands.
+"""The contents of a snapshot, and the position of its state.
 
-Responsible for: the manifest's fields and their meaning. Pure: how one is stored is `snapshots`' business.
+Responsible for: the manifest's fields and their meaning. Pure: `snapshots` stores manifests.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ MANIFEST_FORMAT = 2
 FILES_MAX = 100_000
 
 _Number = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
-"""Offsets, epochs, sizes and times. What stands in a store may be anybody's."""
+"""Offsets, epochs, sizes and times. The contents of a store can't be trusted."""
 
 content_hash = sha256
-"""Names a file by what is in it. Processors have instructions for this one: a copy that is checked on the way
-takes hardly longer than one that isn't (docs/decisions/0072-restore-at-the-speed-of-copying.md)."""
+"""Names a file after its content. Processors have instructions for this hash, so a copy that is verified on
+the way takes hardly longer than one that isn't (docs/decisions/0072-restore-at-the-speed-of-copying.md)."""
 
 
 class SnapshotFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -32,7 +32,7 @@ class SnapshotFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a snapshot consists of, and where the state in it stands."""
+    """The contents of a snapshot, and the position of its state."""
 
     format: int
     stage: str
@@ -45,7 +45,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def meta(self) -> StoreMeta:
-        """Where the state in it stands."""
+        """The position of its state."""
         return StoreMeta(self.state_epoch, self.changelog_offset, self.changelog_id)
 
     @property
@@ -55,5 +55,5 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def same_changelog(one: str, other: str) -> bool:
-    """Whether two changelog ids can be of the same topic: an unknown one can be any."""
+    """Whether two changelog ids can belong to the same topic. An unknown id can be any."""
     return not one or not other or one == other

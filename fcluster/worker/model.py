@@ -1,7 +1,7 @@
-"""What the worker's core remembers: its phases, its shards, its epochs, and what it was told when it began.
+"""The data types of the worker's core: its phases, shards, epochs, identity and limits.
 
-Responsible for: these types, and how a worker's process ends (`EXIT_...`). The parts of the core change
-them; the rules that bind them are checked by `WorkerCore.invariants`. Must not hold logic. Pure.
+Responsible for: these types, and the exit codes of a worker's process (`EXIT_...`). The parts of the core
+change them; `WorkerCore.invariants` checks the rules between them. Must not hold logic. Pure.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from fcluster.common.positions import CommittedPosition
 EXIT_JOB_FAILED = 3
 """A worker's exit code that tells its supervisor not to restart it: the job itself has failed."""
 EXIT_MISTAKE = 1
-"""One that says that a person has to repair something where this worker runs."""
+"""Exit code: a person has to fix something on this worker's host."""
 EXIT_DRAINED = 4
-"""One that tells its supervisor not to restart it: an operator wanted it gone (`fcluster drain`)."""
+"""Exit code that tells its supervisor not to restart it: an operator drained it (`fcluster drain`)."""
 EXIT_JOB_ENDED = 5
 """One that tells its supervisor that the job has come to its end; for anybody else the command ends with 0.
 """
@@ -29,36 +29,36 @@ EXITS_IN_GOOD_ORDER = frozenset({0, EXIT_DRAINED, EXIT_JOB_ENDED})
 
 
 class Phase(Enum):
-    """Of a worker."""
+    """The worker's phases."""
 
     JOINING = "joining"
-    """Has asked for a session, or is about to."""
+    """It has asked for a session, or is about to."""
     STARTING = "starting"
-    """Has a session; its producers are being initialised."""
+    """It has a session; its producers are being initialised."""
     ACTIVE = "active"
     DRAINING = "draining"
-    """Processes no more; commits what it has."""
+    """It processes no more records and commits what it has."""
     DRAINED = "drained"
     STOPPED = "stopped"
 
 
 class ShardPhase(Enum):
-    """Of a shard that this worker owns."""
+    """Phases of a shard that this worker owns."""
 
     RESTORING = "restoring"
     RESTORED = "restored"
     """Restored, but the producers aren't ready yet."""
     RUNNING = "running"
     RELEASING = "releasing"
-    """Revoked: reads no more; its last records wait for their commit, or its restore has to end first."""
+    """Revoked: it reads no more. Its last records wait for their commit, or its restore has to end first."""
     BLOCKED = "blocked"
-    """Stands before a record that it can't process."""
+    """It has reached a record that it can't process."""
     STOPPED = "stopped"
-    """Kafka has torn its last transaction: it isn't run until a person has said how it goes on."""
+    """Kafka has torn its last transaction. It doesn't run until a person has chosen how it continues."""
 
 
 class EpochPhase(Enum):
-    """Of the epoch in flight."""
+    """Phases of the epoch in flight."""
 
     PREPARING = "preparing"
     PREPARED = "prepared"
@@ -78,9 +78,9 @@ class OwnedShard:
     """A shard of this worker.
 
     Attributes:
-        position: the committed one, None until it is restored.
+        position: the committed position. None until it is restored.
         restoring: a restore of it is under way, whether it is still wanted or not.
-        unsettled: Kafka hasn't committed its position yet: it goes on after a torn transaction.
+        unsettled: Kafka hasn't committed its position yet: it continues after a torn transaction.
         stopped_reason: why it is STOPPED.
     """
 
@@ -93,7 +93,7 @@ class OwnedShard:
 
 @dataclass(slots=True)
 class InFlight:
-    """The epoch between its barrier and its commit. `shards` have something in it.
+    """The epoch between its barrier and its commit. `shards` are those with changes in it.
 
     `records` and `lone`: see `OpenEpoch`.
     """
@@ -107,7 +107,7 @@ class InFlight:
 
 @dataclass(slots=True)
 class OpenEpoch:
-    """What was processed since the last barrier. `lone`: the only record of it, if that is known."""
+    """What was processed since the last barrier. `lone`: its only record, if that is known."""
 
     shards: set[ShardId] = field(default_factory=lambda: set[ShardId]())
     records: int = 0
@@ -122,7 +122,7 @@ class OpenEpoch:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Who the worker is; unchanged while the process lives."""
+    """Who the worker is. It doesn't change while the process lives."""
 
     worker: str
     host: str
@@ -144,8 +144,8 @@ class Bounds:
     hello_retry_ms: int = 1000
     epoch_failures_max: int = 10
     leave_timeout_ms: int = 20_000
-    """Waiting for the shards to move away, when the worker is leaving."""
+    """How long a leaving worker waits for its shards to move away."""
     last_commit_timeout_ms: int = 30_000
-    """Waiting for the last commit after that."""
+    """How long it waits for the last commit after that."""
     leader_patience_ms: int = 3_000
-    """A worker that is leaving waits no longer for a coordinator, without whom it can't commit."""
+    """How long a leaving worker waits for a coordinator. It can't commit without one."""

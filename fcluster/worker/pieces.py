@@ -1,10 +1,10 @@
-"""How large an epoch may be while the record is looked for that keeps epochs from being committed.
+"""How large an epoch may be while fcluster looks for the record that keeps epochs from being committed.
 
 Responsible for: the number of records of an epoch after one has failed because of its data, so that in the
-end one record stands alone; and the waits between replays that don't get on. Each failure makes the pieces
-smaller; once the record is condemned, or isn't found for a while, commits make them larger again.
+end one record stands alone; and the back-off between replays that make no progress. Each failure makes the
+pieces smaller. Once the record is condemned, or isn't found for a while, commits make them larger again.
 
-Must not: know which record it is, or what becomes of it. Pure.
+Must not: know which record it is, or what happens to it. Pure.
 """
 
 from __future__ import annotations
@@ -12,22 +12,24 @@ from __future__ import annotations
 import re
 
 FACTOR = 8
-"""Pieces shrink and grow by this: a record among 4,096 is found with four failures and 28 commits at most."""
+"""Pieces shrink and grow by this factor: a record among 4,096 is found with at most four failures and 28
+commits."""
 LOOKING_COMMITS_MAX = FACTOR + 1
-"""After so many commits of one size, the record that was looked for isn't in front any more."""
+"""After this many commits of one size, the record isn't at the front any more."""
 LARGE_RECORDS = 4_096
-"""Pieces that would be larger than this have no bound of their own."""
+"""Pieces that would be larger than this have no limit."""
 WAIT_STEP_MS = 100
 WAIT_MS_MAX = 2_000
 _NUMBERS = re.compile(r"\d+")
 
 
 class Pieces:
-    """The bound on an epoch's records.
+    """The limit on an epoch's records.
 
     Attributes:
-        records_max: of an epoch; None: no bound, and epochs overlap as ever. With a bound, nothing is
-            processed behind an epoch before that is committed, so that a failure is that epoch's for certain.
+        records_max: of an epoch. None: no limit, and epochs overlap as usual. With a limit, nothing is
+            processed after an epoch before it is committed, so that a failure certainly belongs to that
+            epoch.
     """
 
     def __init__(self) -> None:
@@ -36,18 +38,18 @@ class Pieces:
         self._commits = 0
 
     def failed(self, records: int) -> None:
-        """An epoch of so many records can't be committed because of what is in it."""
+        """An epoch of this many records can't be committed because of its data."""
         size = records if self.records_max is None else min(records, self.records_max)
         self.records_max = max(1, size // FACTOR)
         self._looking = True
         self._commits = 0
 
     def condemned(self) -> None:
-        """The record is found: it is going to fail by itself when it comes again."""
+        """The record is found. It will fail by itself when it comes again."""
         self._looking = False
 
     def committed(self, records: int) -> None:
-        """An epoch of so many records was committed."""
+        """An epoch of this many records was committed."""
         if self.records_max is None or not records:
             return
         self._commits += 1
@@ -60,10 +62,10 @@ class Pieces:
 
 
 class Replays:
-    """Counts replays for one reason without a commit in between, and makes them wait for each other.
+    """Counts replays for the same reason without a commit in between, and makes them back off.
 
     Attributes:
-        due_ms: the next one begins then, not before.
+        due_ms: the next one doesn't begin before this time.
     """
 
     def __init__(self) -> None:
@@ -72,7 +74,9 @@ class Replays:
         self._times = 0
 
     def failed(self, reason: str, now_ms: int) -> int:
-        """An epoch failed; how often in a row for this reason. Numbers in it make no other reason of it."""
+        """An epoch failed. Returns how often in a row for this reason. Reasons that differ only in
+        numbers are the same.
+        """
         reason = _NUMBERS.sub("#", reason)
         self._times = self._times + 1 if reason == self._reason else 1
         self._reason = reason
@@ -80,7 +84,7 @@ class Replays:
         return self._times
 
     def committed(self) -> None:
-        """It gets on."""
+        """There is progress."""
         self.due_ms = 0
         self._reason = ""
         self._times = 0

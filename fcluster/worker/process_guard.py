@@ -1,14 +1,14 @@
-"""Kills what a worker's handlers have started, once the worker itself has ended, in whatever way.
+"""Kills the processes that a worker's handlers have started, once the worker has ended for whatever reason.
 
     process_guard.py WORKER_PID MARK SESSION        standard input: lines `PID START_TIME` of forked children
 
-Responsible for: waiting for the worker's end, which the kernel tells of (a pidfd), and finding what it has
-left behind. Run as a script by its path (`python -I -S`): it must import nothing but the standard library, so
-that it is small. Linux only.
+Responsible for: waiting for the worker's end, which the kernel reports (a pidfd), and finding the processes
+that it has left behind. It runs as a script by its path (`python -I -S`), and must import only the standard
+library, so that it is small. Linux only.
 
-To the worker belong: processes that carry MARK in their environment, which what is executed inherits;
-processes that have registered on standard input, which what is only forked does; all processes in the
-worker's session, if SESSION is 1: the worker leads it; and the children of all these.
+These processes belong to the worker: those with MARK in their environment, which executed programs inherit;
+those that have registered on standard input, as forked children do; all processes in the worker's session, if
+SESSION is 1 (the worker leads it); and the children of all these.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ import time
 
 ENVIRONMENT_VARIABLE = "FCLUSTER__HANDLER_OF"
 TRACKER = b"multiprocessing.resource_tracker"
-"""It removes semaphores and shared memory once all who used them are gone, then ends by itself."""
+"""It removes semaphores and shared memory once all their users are gone, then exits by itself."""
 TRACKER_GRACE_S = 3.0
 PATIENCE_S = 10.0
 POLL_S = 0.02
 FORGET_AT = 1_000
-"""So many registrations, and those of processes that have ended are dropped."""
+"""At this many registrations, those of ended processes are dropped."""
 
 Process = tuple[int, str]
-"""Id and start time, which together name a process for ever."""
+"""Id and start time, which together identify a process forever."""
 
 
 def start_of(pid: int) -> tuple[int, int, str] | None:
@@ -45,7 +45,7 @@ def start_of(pid: int) -> tuple[int, int, str] | None:
 
 
 def read(pid: int, name: str) -> bytes:
-    """A file of the process; empty if that can't be read."""
+    """A file of the process. Empty if it can't be read."""
     try:
         with open(f"/proc/{pid}/{name}", "rb") as file:
             return file.read()
@@ -54,7 +54,7 @@ def read(pid: int, name: str) -> bytes:
 
 
 def belonging(worker: int, mark: str, leads_session: bool, registered: set[Process]) -> set[int]:
-    """The processes that belong to the worker and still run, without this one and the worker."""
+    """The processes that belong to the worker and still run, except for this one and the worker."""
     entry = f"{ENVIRONMENT_VARIABLE}={mark}".encode()
     found: set[int] = set()
     parents: dict[int, int] = {}
@@ -79,7 +79,7 @@ def belonging(worker: int, mark: str, leads_session: bool, registered: set[Proce
 
 
 def sweep(worker: int, mark: str, leads_session: bool, registered: set[Process]) -> None:
-    """Kill all that belongs to the worker, until nothing does."""
+    """Kill everything that belongs to the worker, until nothing is left."""
     began_s = time.monotonic()
     while left := belonging(worker, mark, leads_session, registered):
         age_s = time.monotonic() - began_s
@@ -95,7 +95,7 @@ def sweep(worker: int, mark: str, leads_session: bool, registered: set[Process])
 
 
 class Registrations:
-    """Who has said on standard input that it is a forked child of the worker."""
+    """Processes that have registered on standard input as forked children of the worker."""
 
     def __init__(self) -> None:
         self.processes: set[Process] = set()
@@ -103,7 +103,7 @@ class Registrations:
         self.ended = False
 
     def take(self) -> None:
-        """Read what is there."""
+        """Read what has arrived."""
         try:
             data = os.read(0, 65536)
         except BlockingIOError:

@@ -1,9 +1,10 @@
-"""Binds the engine to a worker's shards: Kafka messages in, a producer's outputs out, the shard's own state.
+"""Binds the engine to a worker's shards: Kafka messages in, a producer's outputs out, and the shard's own
+state.
 
-Responsible for: `ShardRunner`, one running shard with its position; and for telling the engine which
-exceptions are the worker's own trouble, not a record's. What becomes of a record decides `fcluster.engine`.
+Responsible for: `ShardRunner`, one running shard with its position; and telling the engine which exceptions
+are the worker's own trouble, not a record's. `fcluster.engine` decides what happens to a record.
 
-Must not: know about epochs, transactions or the coordinator.
+Must not: know epochs, transactions or the coordinator.
 """
 
 from __future__ import annotations
@@ -34,17 +35,18 @@ __all__ = [
 ]
 
 NOT_THE_RECORDS_DOING: tuple[type[BaseException], ...] = (TransactionLostError, *LOCAL_TROUBLE)
-"""What comes out of `ShardRunner.handle` as it is, whatever `on_error` says. A KeyboardInterrupt isn't among
-it: a worker handles SIGINT, so one that is raised in a handler is the handler's."""
+"""Exceptions that `ShardRunner.handle` passes on unchanged, whatever `on_error` says. KeyboardInterrupt isn't
+one of them: a worker handles SIGINT, so one that is raised in a handler is the handler's."""
 
 
 class ShardRunner(StageRunner):
     """One running shard: its position, its state, and the function that processes its records.
 
     Attributes:
-        last: the newest record processed since the last barrier, None if there is none.
-        position: the committed position it started from or last froze; `next_offset` tells where it stands.
-        read_position: how far reading has come, control records counted.
+        last: the newest record processed since the last barrier. None if there is none.
+        position: the committed position that it started from or last froze. `next_offset` says where it is
+            now.
+        read_position: how far reading has come, including control records.
         generation: records of earlier generations of the assignment aren't for this runner.
     """
 
@@ -73,10 +75,10 @@ class ShardRunner(StageRunner):
 
 
 def running_step(frame: FrameType | None) -> str:
-    """The name of the step that a thread is in, for `Failure.step`; "" if it is in none.
+    """The name of the step that a thread is in, for `Failure.step`. "" if it is in none.
 
     Args:
-        frame: the thread's innermost, as `sys._current_frames` gives it.
+        frame: the thread's innermost frame, as `sys._current_frames` returns it.
     """
     while frame is not None:
         if frame.f_globals.get("__name__", "").startswith("fcluster.engine.operators."):

@@ -1,7 +1,7 @@
 """Which record is being processed, and for how long: for slow handlers, and for those that hang.
 
-Responsible for: noticing from another thread, at next to no cost for the thread that processes, that it is
-busy with one record for long; and the word about a record that takes longer than it may.
+Responsible for: noticing from another thread, at next to no cost for the processing thread, that one record
+takes long; and the message about a record that exceeds its limit.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ _PACKAGE = str(Path(__file__).parents[1])
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A record that has been processed for at least so long."""
+    """A record that has been processed for at least this long."""
 
     record: Message
     running_s: float
 
 
 class RecordWatch:
-    """Knows the record at hand.
+    """Knows the record that is being processed.
 
     Attributes:
-        record: set by the processing thread before each record, None when it does something else.
+        record: set by the processing thread before each record. None while it does something else.
     """
 
     __slots__ = ("_sampled", "_since_s", "record")
@@ -44,7 +44,7 @@ class RecordWatch:
         self._since_s = 0.0
 
     def sample(self, now_s: float) -> Running | None:
-        """The record that was already being processed at the last sample; by one thread only.
+        """The record that was already being processed at the last sample. For one thread only.
 
         Args:
             now_s: on a monotonic clock.
@@ -62,11 +62,11 @@ def frame_of(thread_id: int) -> FrameType | None:
 
 
 def describe_overdue(running: Running, settings: Settings, frame: FrameType | None) -> str:
-    """What a person should know about a record that takes longer than it may.
+    """A message for people about a record that exceeds its limit.
 
     Args:
         running: the record.
-        settings: that say how long it may take.
+        settings: they set the limit.
         frame: of the thread that processes it (`frame_of`).
     """
     record = running.record
@@ -81,7 +81,7 @@ def describe_overdue(running: Running, settings: Settings, frame: FrameType | No
 
 
 def handler_of(frame: FrameType | None) -> str:
-    """In which of the user's functions a thread is, and at which line."""
+    """Which of the user's functions a thread is in, and at which line."""
     innermost = outermost = None
     while frame is not None:
         code = frame.f_code

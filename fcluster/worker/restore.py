@@ -1,14 +1,14 @@
 """Brings the state of shards to exactly the epoch that Kafka committed.
 
-Responsible for: carrying out restore plans: local files, else a snapshot, then the changelog, read by one
-consumer for all shards. Keeps invariant 1: a shard is given back only at its committed epoch, which is
-checked delta by delta and at the end; what doesn't fit raises StateDamaged, never a shard in another state.
-In exactly-once mode the end of every changelog is looked at, also if nothing of it is needed: there it shows
-whether Kafka has torn the last transaction (see `torn`).
-Must not read committed offsets itself, nor run before the shard's former owner is fenced or has let go.
+Responsible for: carrying out restore plans: local files, otherwise a snapshot, then the changelog, read by
+one consumer for all shards. Keeps invariant 1: a shard is handed over only at its committed epoch, which is
+checked delta by delta and at the end. Anything that doesn't fit raises StateDamaged; a shard in another state
+is never returned. In exactly-once mode the end of every changelog is read, even if nothing of it is needed,
+because it shows whether Kafka has torn the last transaction (see `torn`). Must not read committed offsets
+itself, nor run before the shard's previous owner is fenced or has released it.
 
-Every wait is bounded: `stop` is looked at several times a second, and a broker that is silent for too long
-is an error. Threads: one at a time for each shard of a StoreDirectory; snapshots are copied by several.
+Every wait is bounded: `stop` is checked several times a second, and a broker that is silent for too long is
+an error. Threads: one at a time for each shard of a StoreDirectory; several threads copy snapshots.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ __all__ = [
 ]
 
 STALL_TIMEOUT_S: Final = 60.0
-"""A broker that sends nothing for so long ends the restore."""
+"""A broker that sends nothing for this long ends the restore."""
 
 _POLL_S: Final = 0.1
 _BASES_AT_A_TIME: Final = max(4, min(16, os.cpu_count() or 1))
@@ -77,22 +77,22 @@ _CONSUMER: Final = {
     "fetch.message.max.bytes": 4 * 1024 * 1024,
 }
 _NO_TOPIC_ID: Final = "A" * 22
-"""What brokers that know no topic ids answer: 16 zero bytes in base 64."""
+"""The answer of brokers without topic ids: 16 zero bytes in base 64."""
 _BASE_IS_GONE: Final = frozenset({KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE})
 _PARTITION_EOF: Final = KafkaError._PARTITION_EOF
 
 
 @dataclass(frozen=True, slots=True)
 class ShardRestored:
-    """A shard's store stands at its committed epoch.
+    """A shard's store is at its committed epoch.
 
     Attributes:
-        changed: whether the store had to be changed; if not, what is in memory of it is still right.
-        base: what the restore began with.
-        reasons: why better bases were passed over.
-        base_epoch: where that stood.
-        records: of the changelog that were read to get from there to the committed epoch.
-        go_on: how it goes on after a torn transaction; None: Kafka has torn nothing.
+        changed: whether the store had to be changed. If not, what is in memory of it is still valid.
+        base: what the restore started from.
+        reasons: why better bases were rejected.
+        base_epoch: the epoch of the base.
+        records: how many changelog records were read to get from there to the committed epoch.
+        go_on: how it continues after a torn transaction. None: Kafka has torn nothing.
     """
 
     shard: ShardId
@@ -115,7 +115,7 @@ class ShardRestored:
 
 @dataclass(frozen=True, slots=True)
 class ShardStopped:
-    """A shard of which Kafka has torn a transaction; the user has to choose how it goes on."""
+    """A shard of which Kafka has torn a transaction. The user has to choose how it continues."""
 
     shard: ShardId
     error: TornTransaction
@@ -123,11 +123,10 @@ class ShardStopped:
 
 @dataclass(frozen=True, slots=True)
 class RestoreProgress:
-    """How far a restore has come.
+    """The progress of a restore.
 
-    `offsets` and `offsets_total` count changelog records to be passed, `bytes` what has been read,
-    of snapshots (`snapshot_bytes_left` of them are on their way) and of the changelog (`records`, with
-    `record_bytes`).
+    `offsets` and `offsets_total` count changelog records to pass. `bytes` is what was read, of snapshots (of
+    which `snapshot_bytes_left` are still to come) and of the changelog (`records`, with `record_bytes`).
     """
 
     shards_done: int
@@ -141,8 +140,9 @@ class RestoreProgress:
 
     @property
     def bytes_left(self) -> int:
-        """An estimate: as if what is left of the changelog were like what was read of it;
-        -1 if nothing was yet."""
+        """An estimate, which assumes that the rest of the changelog is like the part that was read. -1 if
+        none was read yet.
+        """
         offsets_left = max(0, self.offsets_total - self.offsets)
         if not offsets_left:
             return self.snapshot_bytes_left
@@ -163,17 +163,18 @@ def restore_shards(
     progress: Callable[[RestoreProgress], None] | None = None,
     stall_timeout_s: float = STALL_TIMEOUT_S,
 ) -> Iterator[ShardRestored | ShardStopped]:
-    """Restore shards and give each as soon as it is there; those with usable local files come first.
+    """Restore shards, and yield each one as soon as it is ready. Shards with usable local files come first.
 
     Args:
-        requests: what Kafka committed for each shard, read after its former owner came to rest.
-        directory: of this worker; stores that are open in it stay open if they can be used.
+        requests: what Kafka committed for each shard, read after its previous owner was fenced or had
+            released it.
+        directory: of this worker. Stores that are open in it stay open if they can be used.
         snapshots: read only.
         settings: of the cluster.
         stop: when set, the iterator ends early.
-        admin: to ask the brokers with; one is made if none is given.
-        consumer: from `changelog_consumer`, to read with; assigned to nothing, and so again afterwards. If
-            none is given one is made, which has to connect first.
+        admin: for requests to the brokers. One is created if none is given.
+        consumer: from `changelog_consumer`, to read with. It has no assignment, before and after. If none is
+            given, one is created, which has to connect first.
         progress: called after each batch of records, and around each snapshot, by any thread.
         stall_timeout_s: seconds without anything from the brokers until it is an error.
 
@@ -197,17 +198,17 @@ def changelog_consumer(settings: Settings) -> Consumer:
     """A consumer for `restore_shards`.
 
     Raises:
-        SettingsError: librdkafka refuses a setting.
+        SettingsError: librdkafka rejects a setting.
     """
     # Also in at-least-once mode: the job may have run exactly-once before, and aborted.
     return make_consumer(settings, "read-committed", **_CONSUMER)
 
 
 class _Shard:
-    """A shard on its way: its base is in place, its changelog is being read.
+    """A shard under way: its base is in place, its changelog is being read.
 
-    In exactly-once mode reading begins with the last record that the base holds, to see that it is there, and
-    goes to the changelog's end, to see that nothing else is.
+    In exactly-once mode, reading begins with the last record that the base contains, to check that it is
+    there, and goes to the changelog's end, to check that nothing else is.
     """
 
     def __init__(
@@ -236,12 +237,12 @@ class _Shard:
         behind_base = plan.meta.changelog_offset
         self.offset, self.read_to = behind_base, plan.read_to
         self._base_record = -1
-        """The offset of the base's last record, while it is to be seen."""
+        """The offset of the base's last record, until it was seen."""
         self._base_is_there = True
         self._beyond: list[int] = []
         """The epochs of deltas beyond the committed one."""
         self._source_offset = UNKNOWN_SOURCE_OFFSET
-        """That of the last delta that was seen."""
+        """The source offset of the last delta that was seen."""
         if self._exactly_once and request.committed is not None:
             self.read_to = changelog_end
             # What a snapshot made superfluous may have been cut off.
@@ -293,12 +294,12 @@ class _Shard:
         )
 
     def _miss_base(self) -> None:
-        """What comes is behind the base's last record: if that hasn't come, it isn't visible."""
+        """The next record is after the base's last record. If that wasn't seen, it isn't visible."""
         if self._base_record >= 0:
             self._base_record, self._base_is_there = -1, False
 
     def end(self) -> TornShard | None:
-        """The changelog has no more: what Kafka has torn, None if delta and offset belong together.
+        """The end of the changelog. Returns what Kafka has torn, or None if delta and offset belong together.
 
         Raises:
             StateDamaged: it ends within a delta.
@@ -308,7 +309,7 @@ class _Shard:
         return self._torn()
 
     def finish(self, torn: TornShard | None) -> ShardRestored:
-        """Check that the state is the committed one, or that which the user has chosen, and write it.
+        """Check that the state is the committed one, or the one that the user has chosen, and write it.
 
         Raises:
             TornTransaction: the user has to choose.
@@ -342,7 +343,7 @@ class _Shard:
         )
 
     def _torn(self) -> TornShard | None:
-        """What Kafka has torn; None if delta and offset belong together."""
+        """What Kafka has torn. None if delta and offset belong together."""
         committed, target = self.request.committed, self.request.target_epoch
         if not self._exactly_once or committed is None:
             return None
@@ -429,7 +430,7 @@ class _Restore:
             yield from self._read()
 
     def _begin(self, requests: Sequence[RestoreRequest]) -> Iterator[ShardRestored | ShardStopped]:
-        """Put the bases of these shards in place, and begin to read their changelogs."""
+        """Put the bases of these shards in place, and start to read their changelogs."""
         partitions = [TopicPartition(request.changelog, request.shard.partition) for request in requests]
         with ThreadPoolExecutor(1) as other:
             asked = other.submit(begin_offsets, self._admin, partitions)
@@ -452,7 +453,7 @@ class _Restore:
     def _put_bases(
         self, requests: Sequence[tuple[RestoreRequest, int, int]]
     ) -> Iterator[tuple[RestoreRequest, _Shard]]:
-        """Several at a time: copying files is waiting for disks and networks."""
+        """Several in parallel: copying files means waiting for disks and networks."""
         if len(requests) == 1:
             yield requests[0][0], self._put_base(*requests[0])
             return
@@ -465,7 +466,7 @@ class _Restore:
             pool.shutdown(wait=True, cancel_futures=True)
 
     def _put_base(self, request: RestoreRequest, begin: int, end: int) -> _Shard:
-        """Plan, and make the base the shard's store; a base that turns out to be damaged is passed over."""
+        """Plan, and make the base the shard's store. A base that turns out to be damaged is skipped."""
         shard = request.shard
         while True:
             meta = local_meta(self._directory, shard)
@@ -494,8 +495,9 @@ class _Restore:
 
     @contextlib.contextmanager
     def _counted(self, snapshot: Manifest | None) -> Generator[Callable[[int], None]]:
-        """Count a snapshot's bytes, as on their way and then as there;
-        gives what is to be called for each piece."""
+        """Count a snapshot's bytes, first as pending and then as copied. Returns a function to call for
+        each piece.
+        """
         size_bytes = 0 if snapshot is None else snapshot.size_bytes
         counted_bytes = 0
 
@@ -520,7 +522,7 @@ class _Restore:
             raise
 
     def _read(self) -> Iterator[ShardRestored | ShardStopped]:
-        """Take one batch of records, from whatever partition has some."""
+        """Take one batch of records, from any partition."""
         deadline_s = time.monotonic() + self._stall_timeout_s
         messages: list[Message] = []
         while not messages:
@@ -585,7 +587,7 @@ class _Restore:
         yield restored
 
     def _another_base_fits(self, request: RestoreRequest, torn: TornShard) -> bool:
-        """Whether this base isn't the one with which the user wants to go on."""
+        """Whether another base, and not this one, is the one that the user wants to continue with."""
         if torn.tear is not Tear.OFFSET_WITHOUT_DELTA:
             return False
         if self._settings.torn_transaction == "delta":  # it holds what is of no delta that is there
@@ -602,7 +604,7 @@ class _Restore:
     def _begin_anew(self, shard: _Shard, damage: StateDamaged) -> Iterator[ShardRestored | ShardStopped]:
         """The base doesn't lead to the committed epoch: try the next one, if there is one.
 
-        Files of an earlier life of the job may look as if they fitted until the first delta is read.
+        Files of an earlier run of the job may seem to fit until the first delta is read.
         """
         self._stop_reading(shard)
         base = (shard.plan.base, shard.plan.meta.state_epoch)
@@ -628,7 +630,7 @@ class _Restore:
         return self._consumer
 
     def _check_error(self, error: KafkaError | None) -> None:
-        """Raise what won't pass by itself; the rest is left to the stall time-out."""
+        """Raise errors that aren't temporary. The stall timeout handles the others."""
         if error is None or error.code() == _PARTITION_EOF or error.retriable():
             return
         passing = {KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN, KafkaError._TIMED_OUT}
@@ -662,7 +664,7 @@ class _Restore:
 
 
 def local_store(directory: StoreDirectory, shard: ShardId) -> RocksStore | None:
-    """The store of `shard`, empty if there is none; None if its files can't be used."""
+    """The store of `shard`, empty if there is none. None if its files can't be used."""
     try:
         return directory.open(shard)
     except StateDamaged:
@@ -670,7 +672,7 @@ def local_store(directory: StoreDirectory, shard: ShardId) -> RocksStore | None:
 
 
 def local_meta(directory: StoreDirectory, shard: ShardId) -> StoreMeta | None:
-    """Where the local files of `shard` stand; at no epoch if there are none, None if they can't be used."""
+    """The position of the local files of `shard`. No epoch if there are none, None if they can't be used."""
     if not directory.has_files(shard):
         return StoreMeta()
     store = local_store(directory, shard)
@@ -684,8 +686,8 @@ def place_base(
     snapshots: SnapshotStore,
     copied: Callable[[int], None] = lambda _copied_bytes: None,
 ) -> RocksStore:
-    """Make the plan's base the store of `shard`;
-    `copied` is called for each piece of a snapshot, with its bytes.
+    """Make the plan's base the store of `shard`. `copied` is called for each piece of a snapshot, with its
+    bytes.
 
     Raises:
         StateDamaged: the base is damaged.
@@ -708,7 +710,7 @@ def _remember_changelog(store: RocksStore, request: RestoreRequest) -> None:
 
 
 def topic_ids(admin: AdminClient, topics: Sequence[str]) -> dict[str, str]:
-    """The identity of each topic: a topic that is deleted and made again has another one."""
+    """The id of each topic. A topic that is deleted and created again has another id."""
     if not topics:
         return {}
     client: Any = admin  # its own types leave the futures' results open

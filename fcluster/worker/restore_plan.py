@@ -1,8 +1,8 @@
-"""From what a shard's state is restored: the decision.
+"""What a shard's state is restored from: the decision.
 
 Responsible for: choosing the base (local files, a snapshot, or nothing) from which the changelog leads to the
-committed epoch, or saying why there is none. Keeps invariant 1 (Kafka alone says where a shard stands): what
-Kafka committed is the target, everything else is a cache that is used only if it fits. Pure.
+committed epoch, or saying why there is none. Keeps invariant 1 (Kafka is the only source of truth): the
+target is what Kafka committed, and everything else is a cache that is used only if it fits. Pure.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ class RestoreRequest:
     """A shard to restore.
 
     Attributes:
-        changelog: the topic of its deltas; the partition is the shard's.
-        committed: what Kafka says, None if the group has no offset for the shard.
-        changelog_id: the topic's identity, "" if unknown; `restore_shards` finds it out.
+        changelog: the topic of its deltas. The partition is the shard's.
+        committed: the committed position. None if the group has no offset for the shard.
+        changelog_id: the topic's id, "" if unknown; `restore_shards` finds it out.
     """
 
     shard: ShardId
@@ -41,7 +41,7 @@ class RestoreRequest:
 
 
 class Base(Enum):
-    """What a restore begins with."""
+    """What a restore starts from."""
 
     LOCAL = "local files"
     SNAPSHOT = "snapshot"
@@ -53,12 +53,12 @@ class RestorePlan:
     """How a shard gets to its committed epoch.
 
     Attributes:
-        base: what to begin with; anything but LOCAL replaces the local files.
-        snapshot: which, if the base is one.
-        meta: where the base stands.
-        read_to: the changelog is read from `meta.changelog_offset` to here; not at all if the base is
-            there already.
-        reasons: why better bases were passed over.
+        base: what to start from. Anything but LOCAL replaces the local files.
+        snapshot: which one, if the base is a snapshot.
+        meta: the position of the base.
+        read_to: the changelog is read from `meta.changelog_offset` to here. It isn't read if the base is
+            already there.
+        reasons: why better bases were rejected.
     """
 
     base: Base
@@ -74,9 +74,11 @@ class RestorePlan:
 
 
 def stands_exactly(request: RestoreRequest, local: StoreMeta) -> bool:
-    """Whether the local files are what the shard needs, so that neither changelog nor snapshots matter.
+    """Whether the local files are exactly what the shard needs, so that neither changelog nor snapshots
+    matter.
 
-    In at-least-once mode that can't be known without the changelog: deltas are written before offsets.
+    In at-least-once mode that can't be known without the changelog, because deltas are written before
+    offsets.
     """
     return (
         request.committed is not None
@@ -96,16 +98,16 @@ def plan_restore(
 ) -> RestorePlan:
     """How to restore a shard.
 
-    Local files win if the changelog has everything after them, even if a snapshot is newer: as the changelog
-    is truncated behind the older snapshot, what has to be replayed never exceeds two snapshot intervals.
+    Local files take precedence if the changelog has everything after them, even if a snapshot is newer. The
+    changelog is truncated behind the older snapshot, so the replay never exceeds two snapshot intervals.
 
     Args:
         request: the shard and what Kafka committed for it.
-        local: where its local files stand; None if they can't be used.
+        local: the position of its local files. None if they can't be used.
         snapshots: newest first.
-        changelog_begin: the first offset its changelog partition still has.
-        changelog_end: the offset behind its last record.
-        exactly_once: if not, state may be ahead of the committed epoch.
+        changelog_begin: the first offset that its changelog partition still has.
+        changelog_end: the offset after its last record.
+        exactly_once: if False, state may be ahead of the committed epoch.
 
     Raises:
         StateDamaged: there is no way to the committed epoch.
@@ -150,16 +152,16 @@ def plan_standby(
     changelog_begin: int,
     changelog_end: int,
 ) -> RestorePlan | None:
-    """What a warm copy of a shard begins with;
-    from there it follows the changelog for as long as it is wanted.
+    """What a warm copy of a shard starts from. From there it follows the changelog for as long as it is
+    wanted.
 
-    No epoch is the target: a read_committed reader gives nothing that isn't committed.
+    There is no target epoch: a read_committed reader gets only what is committed.
 
     Args:
         as for `plan_restore`.
 
     Returns:
-        None if the changelog leads on from nothing that is there; a later snapshot will help.
+        None if the changelog doesn't continue from anything that exists. A later snapshot will help.
     """
 
     def usable(meta: StoreMeta) -> bool:
@@ -180,7 +182,7 @@ def plan_standby(
 
 
 def uncommitted_state(request: RestoreRequest, found: str) -> StateDamaged:
-    """The error for a changelog that holds state of a shard which has no committed offset."""
+    """The error for a changelog with state of a shard that has no committed offset."""
     return StateDamaged(
         f"the group has no committed offset for {request.shard}, but the changelog {request.changelog} has "
         f"state of it ({found}): the offset expired or was deleted",

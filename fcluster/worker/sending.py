@@ -1,12 +1,12 @@
-"""When a producer sends what it holds: when it is told to, and not while it would only spin.
+"""When a producer sends its records: when it is told to, and not while it would only spin.
 
-A broker thread of librdkafka may not send more of a partition while five or more of its records are on their
-way. If `linger.ms` of the next one is over, it asks again without pause until the answer is there (decision
-0084). That takes a third of the CPU of a job with little to do and, while a broker is away, whole cores for
+A broker thread of librdkafka may not send more records of a partition while five or more are in flight. If
+`linger.ms` of the next record is over, the thread polls without pause until the answer arrives (decision
+0084). That takes a third of the CPU of a job with little to do and, while a broker is down, whole cores for
 seconds. So the epochs' producers linger for longer than any answer takes. They are flushed: at once at each
 barrier, and in short pulses if that takes long.
 
-Responsible for: those producers' settings, and how they are flushed. Must not: know about epochs.
+Responsible for: those producers' settings, and how they are flushed. Must not: know epochs.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from fcluster.common.settings import Settings
 
 LINGER_MS_MAX: Final = 30_000
 STICKY_MS: Final = 2
-"""For so long outputs without a key go to the same partition. By default it is twice the linger."""
+"""How long outputs without a key go to the same partition. By default it is twice the linger."""
 AT_ONCE_S: Final = 0.25
-"""Healthy brokers answer within milliseconds, on a busy machine within this."""
+"""Healthy brokers answer within milliseconds, and within this time on a busy machine."""
 PAUSE_S: Final = 0.1
 PULSE_S: Final = 0.01
 NUDGE_S: Final = 0.001
-"""The broker threads need it to see that they are to send."""
+"""The time that the broker threads need to see that they should send."""
 
 
 def sending_config(settings: Settings) -> dict[str, Any]:
-    """librdkafka's settings of a producer that is flushed by these functions."""
+    """librdkafka's settings for a producer that is flushed by these functions."""
     return {
         # Records time out with their transaction, and may not linger for longer.
         "linger.ms": min(LINGER_MS_MAX, settings.transaction_timeout_ms // 4),
@@ -42,7 +42,7 @@ def sending_config(settings: Settings) -> dict[str, Any]:
 
 
 def nudge(producer: Producer) -> int:
-    """Have it send what it holds, as far as it may; returns how many records aren't acknowledged yet.
+    """Let the producer send its records, as far as it may. Returns how many aren't acknowledged yet.
 
     Takes up to 1 ms.
     """
@@ -52,9 +52,9 @@ def nudge(producer: Producer) -> int:
 def flush(
     producer: Producer, timeout_s: float, look: Callable[[Producer], None] = lambda _producer: None
 ) -> int:
-    """Have it send all that it holds, and wait until that is acknowledged; returns how many records aren't.
+    """Let the producer send all its records, and wait until they are acknowledged. Returns how many aren't.
 
-    If it takes long, `look` is called now and then: it raises what makes waiting useless.
+    If it takes long, `look` is called from time to time. It raises errors that make waiting useless.
 
     Raises:
         KafkaException: it can't send anything any more.

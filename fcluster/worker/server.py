@@ -1,20 +1,20 @@
 """The worker process: carries out what `core` decides, and runs records through the job.
 
 Responsible for: threads, queues and the order of things. One main thread owns the core, the runners and the
-open epoch; everything else reports to it through one queue:
+open epoch. All other threads report to it through one queue:
 
-- the control thread (ZeroMQ) brings the coordinator's messages,
-- a reader thread for each isolation level brings batches of records (`consuming`),
+- the control thread (ZeroMQ) receives the coordinator's messages,
+- a reader thread for each isolation level fetches batches of records (`consuming`),
 - the commit thread flushes and commits frozen epochs (`transactions`), one thread for each session,
-- the restore thread restores, opens and closes shards, the snapshot thread uploads them (`shards`),
-- the standby thread keeps warm copies of others' shards (`standby`),
-- the pulse thread sends heartbeats and watches for what hangs,
+- the restore thread restores, opens and closes shards, and the snapshot thread uploads them (`shards`),
+- the standby thread keeps warm copies of other workers' shards (`standby`),
+- the pulse thread sends heartbeats and watches for hung threads,
 - the seeker's thread looks for the leader when there is none (`seeking`).
 
-Keeps from the invariants what concerns threads: between two records the main thread alone decides, so a
-barrier never falls into the midst of a record.
+Of the invariants it keeps those about threads: between two records only the main thread decides, so a barrier
+never falls into the middle of a record.
 
-Must not: decide protocol questions; those belong to `core`.
+Must not: decide protocol questions; `core` does.
 """
 
 from __future__ import annotations
@@ -98,22 +98,23 @@ from fcluster.worker.watchdog import Watchdog, dump_and_exit
 _log = logging.getLogger("fcluster.worker")
 
 LONG_RECORD_S = 0.2
-"""A record that takes longer is told of with the heartbeats."""
+"""A record that takes longer is reported with the heartbeats."""
 LAST_WORD_S = 0.3
-"""What was said last before the process ends gets so long to leave it."""
+"""How long the last message before the process ends may take to be sent."""
 RECORD_WATCH_INTERVAL_S = 0.25
 UNBOUNDED_S = 1e9
 OUTPUTS_UNACKNOWLEDGED_MAX = 100_000
 SEND_INTERVAL_S = 0.02
-"""Outputs of an epoch that is open for longer are sent now and then: it takes 1 ms of the main thread."""
+"""Outputs of an epoch that is open for longer are sent from time to time, which takes 1 ms of the main
+thread."""
 SEND_INTERVAL_BACKLOG_S = 0.1
 DELTA_RECORD_BYTES_MAX = 900_000
-"""Below the broker's default `message.max.bytes` (1 MiB) with room for the record's own fields."""
+"""Below the broker's default `message.max.bytes` (1 MiB), with room for the record's own fields."""
 COMMIT_LATENCIES_KEPT = 500
 _LEVELS = logging.getLevelNamesMapping()
 THREAD_SWITCH_INTERVAL_S = 0.001
-"""How soon a waiting thread gets its turn. The default of 5 ms would be added to each step of an epoch
-that needs another thread."""
+"""How soon a waiting thread gets its turn. The default of 5 ms would be added to each step of an epoch that
+needs another thread."""
 
 
 class Worker:
@@ -123,7 +124,7 @@ class Worker:
         job: to run.
         settings: resolved.
         slot: the wanted slot, -1 for any.
-        coordinator_address: ``tcp://host:port``; empty: the job's journal tells.
+        coordinator_address: ``tcp://host:port``. Empty: read it from the job's journal.
     """
 
     def __init__(self, job: Job, settings: Settings, slot: int, coordinator_address: str) -> None:
@@ -214,7 +215,7 @@ class Worker:
     # --- life ---------------------------------------------------------------------------------------------
 
     def run(self) -> int:
-        """Work until told to leave; returns the process's exit code."""
+        """Work until told to exit. Returns the process's exit code."""
         with health_port(self._settings.http_bind, self._health, insecure=self._settings.insecure) as port:
             handler_processes.keep_from_children(addresses=[port.url] if port is not None else [])
             self._pulse.start()
@@ -238,7 +239,7 @@ class Worker:
         return self._exit.code
 
     def request_termination(self) -> None:
-        """Leave in good order (see `events.TerminationRequested`). May be called by a signal handler."""
+        """Leave cleanly (see `events.TerminationRequested`). May be called by a signal handler."""
         self._post(events.TerminationRequested())
 
     def _close(self) -> None:
@@ -259,12 +260,12 @@ class Worker:
     # --- events -------------------------------------------------------------------------------------------
 
     def _post(self, event: events.Event) -> None:
-        """Something has happened that the main thread hears of before the next record. In any thread."""
+        """Queue an event for the main thread, which handles it before the next record. For any thread."""
         self._inbox.put(event)
         self._interrupts.append(None)
 
     def _take_events(self) -> None:
-        """Handle what has happened; waits for something if there are no records to process."""
+        """Handle queued events. Waits for one if there are no records to process."""
         waiting = not self._chunks or self._holds_still
         self._interrupts.clear()
         try:
@@ -281,7 +282,7 @@ class Worker:
 
     @property
     def _holds_still(self) -> bool:
-        """Whether nothing is processed for now, whatever was read."""
+        """Whether processing is paused, whatever was read."""
         return self._paused or self._core.situation.waits_for_commit()
 
     @property
@@ -291,7 +292,9 @@ class Worker:
 
     @property
     def _turn_bound_s(self) -> float:
-        """Within which the main loop turns: a record may take as long as it may, all else has bounds too."""
+        """The longest time for one iteration of the main loop: a record may take as long as it may, all
+        else has limits too.
+        """
         record_s = self._settings.record_bound_ms / 1000 or UNBOUNDED_S
         return record_s + self._hang_bound_s
 
@@ -353,7 +356,7 @@ class Worker:
                 self._exit = effect
 
     def _tick_if_due(self) -> None:
-        """The core gets to know the time under load as well: its bounds hold then too."""
+        """The core has to learn the time under load as well, because its deadlines apply then too."""
         now_s = time.monotonic()
         if now_s - self._ticked_s >= self._settings.heartbeat_interval_ms / 1000 and self._exit is None:
             self._ticked_s = now_s
@@ -366,7 +369,9 @@ class Worker:
         self._refresh_stats()
 
     def _flush_quiet_shards(self) -> None:
-        """What the last commit before a pause left in memory goes to the store, and so into snapshots."""
+        """Changes of the last commit before a pause that are still in memory go to the store, and so into
+        snapshots.
+        """
         if self._commit_thread is not None:
             now_ms = _now_ms()
             for runner in self._runners.values():
@@ -441,7 +446,7 @@ class Worker:
         return any(self._routes.values())
 
     def _process(self, chunk: Sequence[Message], batch: Batch) -> int:
-        """Process a chunk; returns how many of its last records still have to be, as something came up."""
+        """Process a chunk. Returns how many of its last records are left, because something else came up."""
         current = chunk
         records_max = self._core.situation.pieces.records_max
         if records_max is not None or batch.generation < self._newest_generation[batch.reader]:
@@ -523,14 +528,14 @@ class Worker:
         return None
 
     def _only_record(self, runner: Any, message: Any) -> tuple[ShardId, int] | None:
-        """Shard and offset of the record at hand, if no other can be in the open epoch."""
+        """Shard and offset of the current record, if no other can be in the open epoch."""
         situation = self._core.situation
         if runner is None or situation.pieces.records_max != 1 or situation.open.records:
             return None
         return _shard_of(runner), message.offset()
 
     def _current(self, chunk: Sequence[Message], generation: int) -> list[Message]:
-        """Without the records that were fetched before their partition was rewound or given up."""
+        """Without the records that were fetched before their partition was rewound or released."""
         current: list[Message] = []
         for message in chunk:
             runner = self._routes[message.topic() or ""].get(message.partition() or 0)
@@ -541,7 +546,7 @@ class Worker:
     def _hold_back(self) -> None:
         """Serve delivery reports, and wait if outputs are produced faster than Kafka takes them.
 
-        What has been in an open epoch for some time is sent before the barrier, for those who read
+        Outputs of an epoch that has been open for some time are sent before the barrier, for readers of
         uncommitted records.
         """
         if self._writer is None or not self._epoch_begun:
@@ -595,7 +600,7 @@ class Worker:
         thread.submit(self._open_writer, self._writer, effect.session, tuple(self._retired_commit_threads))
 
     def _name_topics(self, names: Mapping[str, str]) -> bool:
-        """Call internal topics as the coordinator does; False if readers go by other names already."""
+        """Use the coordinator's names for internal topics. False if readers already use other names."""
         topology = self._built.with_internal_topics(names)
         if topology == self._topology:
             return True
@@ -615,7 +620,9 @@ class Worker:
             self._post(events.ProducersOpened(session))
 
     def _leave_behind(self, thread: CommitThread, session: int, reason: str) -> None:
-        """The commit thread hangs in a call. In any thread. The broker, not we, ends its transaction."""
+        """The commit thread hangs in a call. For any thread. The broker, not this worker, ends its
+        transaction.
+        """
         thread.abandon()
         self._post(events.TransactionFailed(session, reason))
 
@@ -711,7 +718,7 @@ class Worker:
     # --- epochs -------------------------------------------------------------------------------------------
 
     def _prepare_epoch(self, effect: events.PrepareEpoch) -> None:
-        """Freeze the open epoch and hand it to the commit thread. The next epoch begins behind it."""
+        """Freeze the open epoch and hand it to the commit thread. The next epoch begins after it."""
         failpoints.reach("worker.barrier-received", effect.epoch)
         assert self._writer is not None
         assert self._commit_thread is not None
@@ -767,7 +774,7 @@ class Worker:
         opened_s: float,
         confirm_sources: Callable[[], None],
     ) -> None:
-        """In the commit thread: write deltas and offsets, wait for all of it."""
+        """In the commit thread: write deltas and offsets, and wait for all of it."""
         with self._reporting(effect.session, f"preparing epoch {effect.epoch}"):
             parts = [
                 ShardEpoch(
@@ -794,7 +801,7 @@ class Worker:
         self._commit_thread.submit(self._commit_and_apply, self._writer, effect)
 
     def _commit_and_apply(self, writer: EpochWriter, effect: events.CommitEpoch) -> None:
-        """In the commit thread: make the epoch visible, then let its layers become the committed state."""
+        """In the commit thread: make the epoch visible, then its layers become the committed state."""
         with self._reporting(effect.session, f"committing epoch {effect.epoch}"):
             started_s = time.monotonic()
             frozen, states, opened_s = self._pending
@@ -817,7 +824,7 @@ class Worker:
 
     @contextlib.contextmanager
     def _reporting(self, session: int, what: str) -> Generator[None]:
-        """Watch a step of the commit thread and turn its failure into an event."""
+        """Watch a step of the commit thread, and turn its failure into an event."""
         try:
             with self._watchdog.bounded(what, self._hang_bound_s):
                 yield
@@ -850,7 +857,7 @@ class Worker:
     # --- pulse --------------------------------------------------------------------------------------------
 
     def _run_pulse(self) -> None:
-        """Heartbeats go on while a handler takes its time; whether it takes too long, the watchdog tells."""
+        """Heartbeats go on while a handler runs. The watchdog decides whether the handler takes too long."""
         interval_s = self._settings.heartbeat_interval_ms / 1000
         heartbeat_due_s = 0.0
         while not self._stopping.is_set():
@@ -866,7 +873,7 @@ class Worker:
             self._stopping.wait(max(0.01, wake_s - time.monotonic()))
 
     def _watch_record(self, now_s: float) -> None:
-        """See how long the record at hand takes. A chunk that has become slow ends with it."""
+        """Check how long the current record takes. A chunk that has become slow ends with it."""
         running = self._running = self._record_watch.sample(now_s)
         if self._record_watch.record is not None:
             self._interrupts.append(None)
@@ -876,7 +883,9 @@ class Worker:
             self._give_up_record(running)
 
     def _give_up_record(self, running: Running) -> None:
-        """A handler can't be interrupted from without: the process ends. Who has the shard next is told."""
+        """A handler can't be interrupted from outside, so the process ends. The shard's next owner is
+        told.
+        """
         frame = frame_of(self._main_thread)
         reason = describe_overdue(running, self._settings, frame)
         topic, partition = running.record.topic() or "", running.record.partition() or 0
@@ -915,7 +924,7 @@ class Worker:
             self._transport.send(messages.encode(heartbeat))
 
     def _connect(self, leader: Leader | None) -> None:
-        """Connect to that leader, None: to the given address. In the seeker's thread."""
+        """Connect to that leader. None: to the given address. In the seeker's thread."""
         try:
             address = self._fixed_address if leader is None else leader.address
             handler_processes.keep_from_children(addresses=[address])
@@ -942,7 +951,7 @@ class Worker:
         self._seeker.unlinked()
 
     def _say_trouble(self, trouble: str) -> None:
-        """Once for each kind: it is tried again every second."""
+        """Once for each kind of trouble, because attempts are repeated every second."""
         if trouble != self._connection_trouble:
             _log.warning("%s", trouble)
         self._connection_trouble = trouble
@@ -987,7 +996,7 @@ class _FrozenShard:
 
 
 def _left_of(chunk: Sequence[Message], first: Message) -> int:
-    """How many records of the chunk are left, the `first` one of them included."""
+    """How many records of the chunk are left, including `first`."""
     return next(len(chunk) - index for index, message in enumerate(chunk) if message is first)
 
 
@@ -1004,7 +1013,7 @@ def _shard_of(runner: Any) -> ShardId:
 
 
 def _rest_of(thread: CommitThread | None) -> Callable[[], None]:
-    """Something to wait with until the thread has done what it was given so far."""
+    """A function that waits until the thread has done everything that it was given so far."""
     if thread is None:
         return lambda: None
     done = thread.submit(lambda: None)
@@ -1034,11 +1043,11 @@ def _resident_bytes() -> int:
 
 
 def run_worker(job: Job, settings: Settings, *, slot: int = -1, coordinator_address: str = "") -> int:
-    """Run a worker in this process until it is told to leave (by the coordinator, SIGTERM or SIGINT).
+    """Run a worker in this process until it is told to exit (by the coordinator, SIGTERM or SIGINT).
 
     Returns:
-        The exit code: 0 in good order, 3 if the job failed, 1 if this worker can't go on, 4 if it was drained
-        and isn't to be started again, 5 if the job has come to its end.
+        The exit code: 0 cleanly, 3 if the job failed, 1 if this worker can't continue, 4 if it was drained
+        and isn't to be restarted, 5 if the job has ended.
 
     Raises:
         FclusterError: it can't start; the message says why.

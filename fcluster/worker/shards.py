@@ -1,14 +1,14 @@
-"""The shards of a worker: restores them, keeps their state open, takes their snapshots, lets them go;
-and warm copies of shards of others.
+"""The shards of a worker: restores them, keeps their state open, takes their snapshots, and closes them; and
+the warm copies of other workers' shards.
 
 Responsible for: two background threads and what they share. The restore thread opens, restores and closes
-stores, in the order in which it was asked to, and takes them from `standby`, which follows the changelogs of
-others' shards, when they become the worker's own; the snapshot thread copies them to the snapshot store every
-`snapshot.interval.ms` and lets the changelog be truncated behind what is safe there.
+stores, in the order of the requests. When copied shards become the worker's own, it takes them from
+`standby`, which follows the changelogs. The snapshot thread copies stores to the snapshot store every
+`snapshot.interval.ms`, and has the changelog truncated behind what is safe there.
 
-Keeps from the invariants: committed offsets are read after the shard's former owner was fenced or let go
-(the coordinator sees to that before it assigns), and after the worker's own former session came to rest;
-a shard runs only with exactly the state of its committed epoch.
+Of the invariants it keeps: committed offsets are read after the shard's previous owner was fenced or has
+released it (the coordinator ensures that before it assigns), and after the worker's own previous session has
+ended all its work; a shard runs only with exactly the state of its committed epoch.
 
 Must not: process records, or decide which shards the worker owns.
 """
@@ -68,23 +68,23 @@ _log = logging.getLogger("fcluster.worker")
 
 
 class _OvertakenError(FclusterError):
-    """A shard that is being restored has been committed by somebody else."""
+    """Another worker has committed for a shard that is being restored."""
 
 
 _MENDABLE = (KafkaUnavailable, SnapshotStoreUnavailable, _OvertakenError)
-"""What keeps this worker from restoring just now, but neither the others nor itself later."""
+"""Errors that keep this worker from restoring now, but not other workers, nor this one later."""
 
 LOSS_CONFIRMED_S = 5.0
-"""For how long a partition has to end in front of what is committed until that counts as a loss."""
+"""How long a partition has to end before the committed offset until that counts as a loss."""
 CHAIN_RETRY_S = 1.0
-"""Between two snapshots of a shard at least, however fast its chain of deltas grows. What is committed
-reaches the store, and so a snapshot, within such a time."""
+"""Least time between two snapshots of a shard, however fast its chain of deltas grows. Committed changes
+reach the store, and so a snapshot, within such a time."""
 CONNECT_TIMEOUT_S = 5.0
 TORN_LOOK_AGAIN_S = 2.0
-"""A torn transaction is looked at once more after that time, before anything is done about it."""
+"""A torn transaction is checked again after this time, before anything is done about it."""
 CATCH_UP_PATIENCE_S = 0.3
-"""What a warm copy may take for the last deltas before a restore reads them:
-longer than that needs to connect."""
+"""How long a warm copy may take for the last deltas before a restore reads them: longer than the restore
+needs to connect."""
 
 
 class ShardHost:
@@ -130,11 +130,11 @@ class ShardHost:
     # --- called by the main thread ----------------------------------------------------------------------
 
     def name_topics(self, topology: Topology) -> None:
-        """Go by the topics as this topology calls them. Before the first `open`."""
+        """Use the topic names of this topology. Call it before the first `open`."""
         self._topology = topology
 
     def open(self, slot: int) -> None:
-        """Take the slot's part of the state directory. Does nothing if it is taken already.
+        """Lock the slot's part of the state directory. Has no effect if it is already locked.
 
         Raises:
             DirectoryInUse: another process has it.
@@ -156,12 +156,14 @@ class ShardHost:
 
     @property
     def snapshot_epoch_min(self) -> int:
-        """The state epoch of the oldest of the newest snapshots, -1 if a shard with state has none."""
+        """The oldest state epoch among the newest snapshots of all shards. -1 if a shard with state has
+        no snapshot.
+        """
         epochs = [self._snapshot_epochs.get(shard, -1) for shard in list(self._states)]
         return min(epochs, default=-1)
 
     def restore_progress(self) -> tuple[int, int, int]:
-        """Of the restore under way: bytes read, bytes left, milliseconds left; -1: unknown."""
+        """Of the restore under way: bytes read, bytes left, milliseconds left. -1: unknown."""
         progress = self._progress
         if progress is None or not self._restoring:
             return 0, -1, -1
@@ -172,15 +174,15 @@ class ShardHost:
         return told.bytes, left, round(1000 * elapsed_s * left / told.bytes)
 
     def standby_statuses(self) -> list[StandbyStatus]:
-        """How far the warm copies of others' shards are. May be called by any thread."""
+        """How far the warm copies are. May be called by any thread."""
         return self._tail.statuses()
 
     def keep_standbys(self, shards: Sequence[ShardId], before: Iterable[Executor]) -> None:
-        """Keep warm copies of these shards, and of no others, behind what was asked for before.
+        """Keep warm copies of these shards, and of no others, after earlier requests are done.
 
         Args:
-            shards: of others.
-            before: commit threads of former sessions, which may still write to these shards' stores.
+            shards: of other workers.
+            before: commit threads of previous sessions, which may still write to these shards' stores.
         """
         self._restore_thread.submit(self._keep_standbys, tuple(shards), tuple(before))
 
@@ -189,19 +191,19 @@ class ShardHost:
         return self._states[shard]
 
     def restore(self, session: int, shards: Sequence[ShardId], before: Sequence[Executor]) -> None:
-        """Restore these shards in the background; each answers with an event.
+        """Restore these shards in the background. Each one answers with an event.
 
         Args:
-            session: of the worker; the events carry it.
+            session: of the worker. The events carry it.
             shards: to restore.
-            before: threads of former sessions that have to come to rest first: they may be about to write
-                to the same stores.
+            before: threads of previous sessions that have to end first, because they may be about to write to
+                the same stores.
         """
         self._restoring.update(shards)
         self._restore_thread.submit(self._restore, session, tuple(shards), tuple(before), self._restore_stop)
 
     def drop_states(self) -> None:
-        """Forget what is in memory of all shards, and stop restoring. The stores stay open."""
+        """Drop what is in memory of all shards, and stop restoring. The stores stay open."""
         self._restore_stop.set()
         self._restore_stop = threading.Event()
         self._restoring.clear()
@@ -222,13 +224,14 @@ class ShardHost:
         return 0 < bytes_max < chain.bytes and time.monotonic() >= chain.not_before_s
 
     def release(self, shards: Iterable[ShardId], written: Callable[[], None]) -> None:
-        """Close the stores of these shards in the background, before anything that is asked for later.
+        """Close the stores of these shards in the background, before anything that is requested later.
 
-        A shard may come back at once: its restore must find the store closed, not have it closed behind it.
+        A shard may come back at once. Its restore must then find the store closed, not have it closed during
+        the restore.
 
         Args:
             shards: to close.
-            written: waits until the commit thread writes no more to them.
+            written: waits until the commit thread no longer writes to them.
         """
         states = {shard: self._states.pop(shard, None) for shard in shards}
         self._restoring.difference_update(states)
@@ -255,7 +258,7 @@ class ShardHost:
         self._changelogs.close()
 
     def _connect(self) -> None:
-        """Have the consumers connected before there is anything to restore; in a thread of its own."""
+        """Connect the consumers before there is anything to restore; in a thread of its own."""
         with contextlib.suppress(FclusterError, KafkaException):  # the restore says what is wrong
             for changelog in self._changelogs_of(self._topology.stages):
                 self._changelogs.list_topics(changelog, timeout=CONNECT_TIMEOUT_S)
@@ -269,11 +272,11 @@ class ShardHost:
         return largest_batch(self._admin, topic)
 
     def look(self, topics: Iterable[str]) -> Future[Look]:
-        """Begin a look at topics, as the brokers have them now."""
+        """Begin a check of the topics, as the brokers have them now."""
         return self._asking.submit(look_at_topics, self._admin, list(topics))
 
     def settled_look(self, expected: Mapping[str, str]) -> Look:
-        """A look that is repeated for a while where it contradicts these ids."""
+        """A check that is repeated for a while if it contradicts these ids."""
         return settled_look(functools.partial(look_at_topics, self._admin), expected)
 
     # --- the restore thread -------------------------------------------------------------------------------
@@ -320,10 +323,10 @@ class ShardHost:
             self._emit(events.RestoreFailed(session, f"{type(error).__name__}: {error}", fatal=True))
 
     def _check_positions(self, positions: Mapping[ShardId, CommittedPosition], damage: StateDamaged) -> None:
-        """Tell damage from the deltas of a successor: our session may be over, and we not know of it yet.
+        """Tell damage from the deltas of a successor: our session may be over without our knowing it yet.
 
         Raises:
-            _OvertakenError: somebody else commits for these shards.
+            _OvertakenError: another worker commits for these shards.
         """
         waiting = {shard: position for shard, position in positions.items() if shard in self._restoring}
         if self._positions(tuple(waiting)) != waiting:
@@ -400,10 +403,10 @@ class ShardHost:
         self._finish(session, shard, position, state)
 
     def _rebase(self, shard: ShardId, store: RocksStore) -> None:
-        """Have the changelog begin behind what it holds now: that doesn't lead to the state in `store`.
+        """Let the changelog start again after its present end: it doesn't lead to the state in `store`.
 
         Raises:
-            FclusterError: it couldn't be done; the next restore tries again.
+            FclusterError: it failed; the next restore retries it.
         """
         changelog = self._topology.stage(shard.stage).changelog
         assert changelog is not None
@@ -448,7 +451,7 @@ class ShardHost:
         self._emit(events.ShardRestored(session, shard, position))
 
     def _positions(self, shards: Sequence[ShardId]) -> dict[ShardId, CommittedPosition]:
-        """Where the shards stand according to Kafka; the beginning of the source for new ones."""
+        """The committed positions of the shards. For new shards, the beginning of the source."""
         sources = {
             shard: TopicPartition(self._topology.stage(shard.stage).source.name, shard.partition)
             for shard in shards
@@ -484,10 +487,10 @@ class ShardHost:
     def _source_ids(
         self, committed: Mapping[TopicPartition, CommittedPosition | None], look: Look
     ) -> dict[str, str]:
-        """By source the id that its offsets were committed with, or else the one that it has now.
+        """By source: the id that its offsets were committed with, otherwise its present id.
 
         Raises:
-            TopicReplaced: it has another one now.
+            TopicReplaced: it has another id now.
         """
         known = {
             source.topic: position.topic_id
@@ -512,8 +515,10 @@ class ShardHost:
         ends: Mapping[TopicPartition, Offset],
         committed: Mapping[TopicPartition, CommittedPosition | None],
     ) -> Mapping[TopicPartition, Offset]:
-        """The ends, asked again where one is in front of what is committed: that records are lost is believed
-        only if the partition's leader says so for a while. One that has just come up may know too little."""
+        """The end offsets, read again where one is before the committed offset. A loss of records is accepted
+        only if the partition's leader reports it for a while, because a leader that has just started may not
+        know all records yet.
+        """
 
         def ask() -> dict[TopicPartition, Offset]:
             answer = end_offsets(self._admin, short, "read-uncommitted")
@@ -604,8 +609,7 @@ class ShardHost:
         return True
 
     def _newest_snapshot_offset(self, shard: ShardId) -> int:
-        """Where the newest snapshot of the shard stands in its changelog, whoever took it;
-        0 if there is none."""
+        """The changelog position of the shard's newest snapshot, whoever took it. 0 if there is none."""
         store = self._directory.opened(shard) if self._directory is not None else None
         try:
             for manifest in usable_manifests(self._snapshot_store, shard):

@@ -1,8 +1,8 @@
-"""What all parts of the worker's core share: session, shards, epochs, the clock, and what follows.
+"""The state that all parts of the worker's core share: session, shards, epochs, the clock, and the effects.
 
-Responsible for: holding that state in one place, the effects of the event at hand in their order, and the end
-of the process. Each part changes what it is responsible for (see there); `WorkerCore.invariants` checks that
-it all fits together. Must not decide anything else. Pure.
+Responsible for: holding that state in one place, the effects of the current event in order, and the end of
+the process. Each part changes what it is responsible for; `WorkerCore.invariants` checks that everything fits
+together. Must not decide anything else. Pure.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from fcluster.worker.pieces import Pieces
 
 
 class Situation:
-    """Where the worker stands.
+    """The worker's state.
 
     Attributes:
-        now_ms: the time of the event at hand. `effects` is what has followed from it so far.
-        heard_ms: when a coordinator was last heard of.
+        now_ms: the time of the current event. `effects` are its effects so far.
+        heard_ms: when a coordinator last sent a message.
         slot: its own; before its first session the wanted one.
-        epoch_seen: the highest epoch that it knows of.
-        standbys: the shards of others of which it keeps warm copies.
-        open: the epoch behind the one `in_flight`.
-        paused: all shards are held still. `backlog`: there was more to read than was read.
+        epoch_seen: the highest epoch that it knows.
+        standbys: the shards of other workers of which it keeps warm copies.
+        open: the epoch after the one `in_flight`.
+        paused: all shards are paused. `backlog`: there was more to read than was read.
         condemned: records that fail when they come, by shard and offset, in the order in which their failures
-            were found; kept beyond the session.
-        pieces: how large an epoch may be while a record is looked for; kept beyond the session.
-        leaving: it is resolved to go. `drained`: an operator wants it gone for good.
+            were found; kept after the session ends.
+        pieces: how large an epoch may be while a record is looked for; kept after the session ends.
+        leaving: it is going to exit. `drained`: an operator removes it for good.
     """
 
     def __init__(self, identity: Identity, bounds: Bounds, now_ms: int) -> None:
@@ -58,20 +58,20 @@ class Situation:
         self.drained = False
 
     def begin(self, now_ms: int) -> None:
-        """An event comes: nothing has followed from it yet."""
+        """Start an event, without effects."""
         self.now_ms = now_ms
         self.effects = []
 
     def add(self, effect: Effect) -> None:
-        """An effect behind those that are there."""
+        """Append an effect."""
         self.effects.append(effect)
 
     def send(self, message: messages.FromWorker) -> None:
-        """A message to the coordinator."""
+        """Send a message to the coordinator."""
         self.effects.append(events.Send(message))
 
     def log(self, level: str, text: str) -> None:
-        """A line for the log."""
+        """Log a line."""
         self.effects.append(events.Log(level, text))
 
     def works(self) -> bool:
@@ -79,12 +79,12 @@ class Situation:
         return self.phase in (Phase.STARTING, Phase.ACTIVE)
 
     def waits_for_commit(self) -> bool:
-        """Whether nothing more is processed before the commit, since a record is being looked for."""
+        """Whether nothing more is processed before the commit, because a record is being looked for."""
         records_max = self.pieces.records_max
         return records_max is not None and (self.in_flight is not None or self.open.records >= records_max)
 
     def is_uncommitted(self, shard: ShardId) -> bool:
-        """Whether something of the shard waits for its commit."""
+        """Whether changes of the shard wait for their commit."""
         return shard in self.open.shards or (self.in_flight is not None and shard in self.in_flight.shards)
 
     def condemn(self, shard: ShardId, offset: int, failure: Failure) -> None:
@@ -98,5 +98,5 @@ class Situation:
         self.add(events.Exit(code, reason))
 
     def stop_as_asked(self) -> None:
-        """The process ends because somebody wanted that."""
+        """The process ends because it was asked to."""
         self.stop(EXIT_DRAINED if self.drained else 0, "asked to leave")

@@ -1,13 +1,13 @@
 """Full copies of a shard's RocksDB in the snapshot store.
 
-Responsible for: taking, verifying, listing, restoring and pruning snapshots. Keeps the rules that a snapshot
-is there only when all of it is there (files first, each under its content's hash, the manifest last, in one
-step), that nothing in the store is trusted without its hash, and that the newest two are kept. So a snapshot
-that is interrupted anywhere leaves some unreferenced files, which a later `prune` removes, and nothing else.
+Responsible for: taking, verifying, listing, restoring and pruning snapshots. Rules: a snapshot exists only
+when all of it is there (files first, each named after its content's hash; the manifest last, in one step); no
+file in the store is trusted without its hash; the newest two snapshots are kept. So an interrupted snapshot
+leaves only some unreferenced files, which a later `prune` removes.
 
 Must not decide when to take one, nor truncate the changelog: `truncation_offset` only says what is safe.
 
-Threads: any; hashing and copying let the interpreter run on.
+Threads: any. Hashing and copying release the interpreter lock.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ _decode_manifest = msgspec.json.Decoder(Manifest).decode
 
 @dataclass(frozen=True, slots=True)
 class SnapshotTaken:
-    """`manifest` is in the store and verified; so much of it had to be uploaded."""
+    """`manifest` is in the store and verified, with the amount that had to be uploaded."""
 
     manifest: Manifest
     uploaded_files: int
@@ -76,7 +76,7 @@ class Unusable:
 
 
 class DamagedSnapshotError(Exception):
-    """A file of the snapshot store is missing, or isn't what its name or manifest says."""
+    """A file in the snapshot store is missing, or doesn't match its name or manifest."""
 
 
 def take_snapshot(
@@ -85,8 +85,8 @@ def take_snapshot(
     """Copy the state of `store` to the snapshot store, verify it there, and prune.
 
     Args:
-        store: stays open and in use; what was applied to it by now is in the snapshot.
-        created_ms: on the wall clock, for the manifest; now, if not given.
+        store: stays open and in use. Everything applied to it by now is in the snapshot.
+        created_ms: on the wall clock, for the manifest. Default: now.
 
     Raises:
         FclusterError: the store or the snapshot store can't be read or written.
@@ -151,10 +151,10 @@ def verify(snapshots: SnapshotStore, shard: ShardId, manifest: Manifest) -> None
 def usable_manifests(
     snapshots: SnapshotStore, shard: ShardId, unusable: list[Unusable] | None = None
 ) -> Iterator[Manifest]:
-    """The manifests that can be read, newest state epoch first; files aren't looked at.
+    """The readable manifests, newest state epoch first. Files aren't checked.
 
     Args:
-        unusable: gets those that can't, with the reason.
+        unusable: receives the unreadable ones, with the reason.
     """
     for name in snapshots.manifest_names(shard):
         try:
@@ -170,11 +170,11 @@ def latest_valid(
     state_epoch_max: int | None = None,
     unusable: list[Unusable] | None = None,
 ) -> Manifest | None:
-    """The newest snapshot whose files are all there and intact; None if there is none.
+    """The newest snapshot whose files are all present and intact. None if there is none.
 
     Args:
-        state_epoch_max: newer ones are passed over.
-        unusable: gets the damaged ones that were passed over, with the reason.
+        state_epoch_max: newer snapshots are skipped.
+        unusable: receives the damaged ones that were skipped, with the reason.
     """
     for manifest in usable_manifests(snapshots, shard, unusable):
         if state_epoch_max is not None and manifest.state_epoch > state_epoch_max:
@@ -190,12 +190,12 @@ def latest_valid(
 
 
 def truncation_offset(snapshots: SnapshotStore, shard: ShardId, changelog_id: str = "") -> int | None:
-    """Below which offset the shard's changelog may be deleted, None if nothing of it may.
+    """The offset below which the shard's changelog may be deleted. None if nothing may be deleted.
 
-    That is where the older of the newest two snapshots stands, after both were verified.
+    That is the position of the older of the newest two snapshots, after both were verified.
 
     Args:
-        changelog_id: the topic's; snapshots of another one don't count.
+        changelog_id: the topic's id. Snapshots of another changelog don't count.
     """
     newest: list[Manifest] = []
     for manifest in usable_manifests(snapshots, shard):
@@ -214,13 +214,14 @@ def truncation_offset(snapshots: SnapshotStore, shard: ShardId, changelog_id: st
 def prune(
     snapshots: SnapshotStore, shard: ShardId, meta: StoreMeta, grace_s: float = UNREFERENCED_GRACE_S
 ) -> int:
-    """Keep the newest two snapshots and their files; how many files went.
+    """Keep the newest two snapshots and their files. Returns how many files were deleted.
 
     Args:
-        meta: where the caller's copy of the shard stands. Snapshots of another changelog are left from an
-            earlier life of the job and go first. Those of a later epoch stay: whoever calls may have lost the
-            shard while it was uploading, and the changelog is cut behind its successor's snapshots.
-        grace_s: unreferenced files stay for so long.
+        meta: the position of the caller's copy of the shard. Snapshots of another changelog are left over
+            from an earlier run of the job, and are deleted first. Snapshots of a later epoch are kept: the
+            caller may have lost the shard while it was uploading, and the changelog is truncated behind its
+            successor's snapshots.
+        grace_s: unreferenced files are kept for this long.
     """
     kept: list[Manifest] = []
     for name in snapshots.manifest_names(shard):
@@ -245,15 +246,15 @@ def restore_snapshot(
     directory: StoreDirectory,
     copied: Callable[[int], None] = lambda _copied_bytes: None,
 ) -> RocksStore:
-    """Replace the store of `shard` by a snapshot, and open it.
+    """Replace the store of `shard` with a snapshot, and open it.
 
     The copy is verified before the old store is removed, and becomes the store in one step.
 
     Args:
-        copied: called with the bytes of each piece that was copied.
+        copied: called with the bytes of each copied piece.
 
     Raises:
-        StateDamaged: the snapshot is damaged, or doesn't open at the epoch it should stand at.
+        StateDamaged: the snapshot is damaged, or doesn't open at its epoch.
         StateDirectoryFullError, StateDirectoryFailedError: it can't be written here.
     """
     path = directory.shard_path(shard)
@@ -370,7 +371,7 @@ def _download(
 
 
 def _read(source: IO[bytes], file: SnapshotFile) -> bytes:
-    """The next bytes. What the snapshot store can't read is told apart from what can't be written here."""
+    """The next bytes. Read errors of the snapshot store are told apart from write errors here."""
     try:
         return source.read(COPY_BYTES)
     except OSError as error:
@@ -378,8 +379,7 @@ def _read(source: IO[bytes], file: SnapshotFile) -> bytes:
 
 
 def _measure(content: IO[bytes], size_bytes_max: int | None = None) -> tuple[int, str]:
-    """Size and hash; of what is longer than `size_bytes_max`, some size beyond it,
-    and no hash that counts."""
+    """Size and hash. For a file longer than `size_bytes_max`: some size beyond it, and a meaningless hash."""
     digest, size_bytes = content_hash(), 0
     while (size_bytes_max is None or size_bytes <= size_bytes_max) and (chunk := content.read(COPY_BYTES)):
         digest.update(chunk)

@@ -1,13 +1,13 @@
-"""Makes sure that records which come after a pause are still of the topic that reading began in.
+"""Ensures that records that come after a pause still belong to the topic that reading began in.
 
-A topic that is deleted and made again leaves a gap in what a client gets of it: the broker refuses the
-former topic's id, and the client waits (librdkafka's `fetch.error.backoff.ms`, half a second) before it goes
-on, at the same offset, in the new topic, without a word. So an epoch that holds records of a partition from
-which nothing had come for a while is prepared only when a look at the topic, begun after these records were
-read, has shown the former id. The look goes on beside the epoch's own requests. What it misses (records that
-waited here beside those of the former topic, a broker that lags behind) the coordinator's watch finds later.
+When a topic is deleted and created again, a client sees only a pause: the broker refuses the old topic's id,
+and the client waits (librdkafka's `fetch.error.backoff.ms`, half a second) before it silently continues in
+the new topic, at the same offset. So an epoch with records of a partition that had been quiet is prepared
+only when a check of the topic, begun after these records were read, has shown the old id. The check runs in
+parallel with the epoch's own requests. The coordinator's watch later finds what it misses (new records that
+waited here together with old ones, a broker that lags behind).
 
-Keeps the rule that not knowing is no fact: no answer is no objection.
+Rule: not knowing proves nothing, so no answer is no objection.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from fcluster.common.ids import ShardId
 from fcluster.common.topic_ids import Look, fits, source_replaced
 
 PAUSE_S: Final = 0.25
-"""Half of what the client waits: what comes sooner after a record is of the same topic."""
+"""Half of the client's wait: a record that comes sooner after another one is of the same topic."""
 ANSWER_TIMEOUT_S: Final = 5.0
 
 
 class SourceChecks:
-    """All methods but what `begin` returns are for the main thread.
+    """All methods are for the main thread, except for what `begin` returns.
 
     Args:
         job: for messages.
-        look: begins a look at topics, in another thread.
-        settled: looks until an answer that contradicts these ids has been given for a while.
-        clock_s: of a clock that never goes back.
+        look: begins a check of topics, in another thread.
+        settled: checks until an answer that contradicts these ids has been given for a while.
+        clock_s: from a clock that never goes back.
     """
 
     def __init__(
@@ -50,23 +50,23 @@ class SourceChecks:
         self._doubtful: dict[str, str] = {}
 
     def read(self, shard: ShardId, topic: str, topic_id: str) -> None:
-        """Records of the shard were processed, read a moment ago from the topic that had this id."""
+        """Records of the shard were processed. They were just read from the topic, which had this id."""
         now_s = self._clock_s()
         if topic_id and now_s - self._read_s.get(shard, float("-inf")) > PAUSE_S:
             self._doubtful[topic] = topic_id
         self._read_s[shard] = now_s
 
     def forget(self) -> None:
-        """What was read isn't going to be committed, and is read again."""
+        """What was read won't be committed, and is read again."""
         self._read_s.clear()
         self._doubtful.clear()
 
     def begin(self) -> Callable[[], None]:
-        """The epoch ends here: begin to look, if there is need.
+        """The epoch ends here: begin a check, if necessary.
 
         Returns:
-            To be called by another thread before the epoch is told to be prepared. It raises TopicReplaced if
-            a topic isn't the former one.
+            A function that another thread calls before the epoch is reported as prepared. It raises
+            TopicReplaced if a topic was replaced.
         """
         expected, self._doubtful = self._doubtful, {}
         if not expected:

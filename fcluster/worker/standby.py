@@ -1,13 +1,13 @@
-"""Warm copies of shards that others run: follows their changelogs,
-so that a take-over has next to nothing to read.
+"""Warm copies of other workers' shards: follows their changelogs, so that a takeover has next to nothing to
+read.
 
 Responsible for: one background thread with one consumer for all copies. It puts a base in place (local files,
-else a snapshot), then applies committed deltas in batches, checked one by one as in a restore. Keeps the rule
-of one owner at a time: a copy's store is this module's until `take` returns, and the caller's from then on,
-still open. Must not take part in deciding whether a copy is right: the restore does that against the
-committed epoch, and nothing fails here that another attempt may mend.
+otherwise a snapshot), then applies committed deltas in batches, each checked as in a restore. Rule: one owner
+at a time. A copy's store belongs to this module until `take` returns, and from then on to the caller, still
+open. Must not take part in deciding whether a copy is right: the restore does that against the committed
+epoch. An error that another attempt may fix is never fatal here.
 
-Threads: `keep`, `take` and `close` are for one thread, the restoring one; `statuses` for any.
+Threads: `keep`, `take` and `close` are for one thread, the restoring one; `statuses` is for any.
 """
 
 from __future__ import annotations
@@ -52,14 +52,13 @@ _Place = tuple[str, int]
 
 
 class _Copy:
-    """A warm copy, from the wish for it to its end.
+    """A warm copy, from its request to its end.
 
     Attributes:
-        store: None while there is none: its base isn't in place yet, or turned out to be no good.
-        opening: the thread is putting the base in place; nobody else may touch the shard's files.
-        position: up to where the changelog was read; `end` is where it ended when last looked at,
-            -1: unknown.
-        failed: bases that didn't lead anywhere.
+        store: None while there is none: its base isn't in place yet, or turned out to be useless.
+        opening: the thread is putting the base in place. No other thread may touch the shard's files.
+        position: up to where the changelog was read. `end` is the end when it was last checked, -1: unknown.
+        failed: bases that didn't work.
     """
 
     def __init__(
@@ -100,7 +99,7 @@ class _Copy:
         self._changes, self._changes_bytes = {}, 0
 
     def feed(self, offset: int, record: bytes | None) -> None:
-        """Take the next record. Raises StateDamaged if it doesn't follow."""
+        """Take the next record. Raises StateDamaged if it doesn't follow the previous one."""
         if offset < self.position:
             return  # was on its way when the copy began anew
         delta = self._reader.feed(offset, record)
@@ -120,8 +119,7 @@ class _Copy:
             self.write()
 
     def write(self) -> None:
-        """Bring the store to where the copy stands;
-        a write that fails forgets nothing of what it had to write."""
+        """Bring the store to the copy's position. A failed write loses nothing of what it had to write."""
         if self.store is not None and self.store.meta() != self.meta:
             self.store.apply(self._changes, self.meta)
         self._changes, self._changes_bytes = {}, 0
@@ -133,9 +131,9 @@ class StandbyTail:
     Args:
         settings: resolved.
         snapshots: read only.
-        admin: to ask the brokers with.
+        admin: for requests to the brokers.
         disk_failed: called from the thread with the reason when the disk is full or fails. The worker's own
-            shards are on the same disk, and would be next.
+            shards are on the same disk, and would fail next.
     """
 
     def __init__(
@@ -162,16 +160,16 @@ class StandbyTail:
 
     @property
     def shards(self) -> set[ShardId]:
-        """Of which there are copies, or are to be."""
+        """The shards with copies, or with requested ones."""
         with self._changed:
             return set(self._copies)
 
     def keep(self, directory: StoreDirectory, changelogs: Mapping[ShardId, str]) -> None:
-        """Keep copies of these shards from now on, besides those that there are.
+        """Keep copies of these shards from now on, in addition to the present ones.
 
         Args:
             directory: of this worker.
-            changelogs: the changelog topic of each shard. Nobody else may use their stores.
+            changelogs: the changelog topic of each shard. Nothing else may use their stores.
         """
         with self._changed:
             for shard, changelog in changelogs.items():
@@ -183,12 +181,11 @@ class StandbyTail:
             self._thread.start()
 
     def take(self, targets: Mapping[ShardId, int], patience_s: float) -> int:
-        """Let go of these shards; their stores stay open, as far as they are, and are the caller's.
+        """Hand over these shards. Their stores, as far as they exist, stay open and belong to the caller.
 
         Args:
-            targets: by shard the state epoch that the caller needs. The consumer at hand is
-                quicker than another one that has to be connected first, so copies that are set up
-                get a moment to come there.
+            targets: by shard, the state epoch that the caller needs. This consumer is faster than a new one
+                that has to connect first, so copies that are set up get a moment to get there.
             patience_s: how long that moment is.
 
         Returns:
@@ -220,7 +217,7 @@ class StandbyTail:
             return [copy.status for _, copy in sorted(self._copies.items())]
 
     def close(self) -> None:
-        """Write what isn't written, and end the thread. The stores stay open."""
+        """Write what isn't written yet, and stop the thread. The stores stay open."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -253,7 +250,7 @@ class StandbyTail:
             self._changed.wait_for(lambda: self._closed, duration_s)
 
     def _set_up_copies(self) -> None:
-        """Put the bases in place that are due."""
+        """Put due bases in place."""
         while not self._closed:
             with self._changed:
                 now_s = time.monotonic()
@@ -323,7 +320,7 @@ class StandbyTail:
         _log.info("no copy of %s yet: %s; again in %g s", copy.shard, text, delay_s)
 
     def _assign(self) -> None:
-        """Let the consumer read what the copies need, and no more."""
+        """Assign to the consumer what the copies need, and no more."""
         with self._changed:
             wanted = {copy.place: copy for copy in self._copies.values() if copy.store is not None}
             positions = {place: copy.position for place, copy in wanted.items()}
@@ -341,7 +338,7 @@ class StandbyTail:
         self._assigned = wanted
 
     def _read(self) -> None:
-        """Wait for records, and take those that are there."""
+        """Wait for records, and take those that are available."""
         if self._consumer is None or not self._assigned:
             with self._changed:
                 self._changed.wait_for(lambda: self._closed or self._something_is_due(), _POLL_S)
@@ -389,7 +386,7 @@ class StandbyTail:
                 self._begin_anew(copy, error)
 
     def _begin_anew(self, copy: _Copy, error: FclusterError) -> None:
-        """What the copy was begun with doesn't lead on, or can't be written to just now (a full disk)."""
+        """The copy's base doesn't lead anywhere, or can't be written to now (a full disk)."""
         if isinstance(error, StateDamaged):
             copy.failed.add(copy.base)
         copy.store = None
@@ -400,8 +397,9 @@ class StandbyTail:
         self._try_later(copy, error)
 
     def _look_at_ends(self) -> None:
-        """Where the changelogs end as far as the consumer knows,
-        so that a copy with much to read says how much."""
+        """The ends of the changelogs as far as the consumer knows, so that a copy with much to read
+        reports how much.
+        """
         assert self._consumer is not None
         for place, copy in self._assigned.items():
             if copy.end == copy.position:

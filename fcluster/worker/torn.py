@@ -1,10 +1,10 @@
-"""Transactions that Kafka itself has torn: what a restore sees of them, and what can be done.
+"""Transactions that Kafka itself has torn: how a restore detects them, and what can be done.
 
 Responsible for: telling from a shard's changelog and its committed offset whether Kafka has committed one of
-them and aborted the other, and where the shard goes on if the user has chosen. A worker's transaction holds
-both, and Kafka promises to make them visible together or not at all; it has been seen to break that promise
-when several brokers died at once (docs/guarantee.md). Must not choose by itself which part is right: nobody
-can know. Pure.
+them and aborted the other, and where the shard continues if the user has chosen. A worker's transaction
+contains both, and Kafka promises to make them visible together or not at all. It has been seen to break that
+promise when several brokers died at once (docs/guarantee.md). Must not choose by itself which part is right,
+because it can't know. Pure.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ WHERE_TO_READ_MORE = "See docs/guarantee.md."
 
 
 class Tear(Enum):
-    """Which part of the transaction is there without the other."""
+    """Which part of the transaction exists without the other."""
 
     DELTA_WITHOUT_OFFSET = "delta without offset"
     OFFSET_WITHOUT_DELTA = "offset without delta"
@@ -34,13 +34,13 @@ class TornShard:
     """What a restore has found.
 
     Attributes:
-        committed: what the group's committed offset says.
+        committed: the group's committed offset.
         changelog: the topic of the shard's deltas.
-        delta_epoch: of the last delta that is visible, 0 if there is none, `UNKNOWN_EPOCH` if only its
-            absence from the place where it should be was looked at.
-        delta_source_offset: what that delta says that its transaction committed for the source,
+        delta_epoch: of the last visible delta. 0 if there is none, `UNKNOWN_EPOCH` if only the place where it
+            should be was checked.
+        delta_source_offset: the source offset that this delta says its transaction committed,
             `UNKNOWN_SOURCE_OFFSET` if it doesn't say or can't be read any more.
-        has_state: the state of the committed epoch is at hand although its delta isn't.
+        has_state: the state of the committed epoch is available although its delta isn't.
     """
 
     shard: ShardId
@@ -53,7 +53,7 @@ class TornShard:
 
     @property
     def delta_position(self) -> CommittedPosition | None:
-        """Where the shard stands if the delta is right and the offset wrong; None if that isn't known."""
+        """The shard's position if the delta is right and the offset is wrong. None if that isn't known."""
         if self.delta_source_offset == UNKNOWN_SOURCE_OFFSET:
             return None
         return replace(
@@ -84,7 +84,7 @@ class TornShard:
         )
 
     def choices(self) -> str:
-        """What going on either way means, and how to choose."""
+        """What each choice means, and how to choose."""
         offsets, delta = f"at offset {self.committed.offset}", f"at offset {self.delta_source_offset}"
         if self.tear is Tear.DELTA_WITHOUT_OFFSET:
             offsets += (
@@ -115,18 +115,18 @@ class TornShard:
         )
 
     def error(self) -> TornTransaction:
-        """To be shown to the user, who has to choose."""
+        """The error for the user, who has to choose."""
         return TornTransaction(self.describe(), remedy=self.choices())
 
 
 @dataclass(frozen=True, slots=True)
 class GoOn:
-    """How a shard goes on after a torn transaction.
+    """How a shard continues after a torn transaction.
 
     Attributes:
-        position: with what it begins.
+        position: where it starts.
         with_delta: the deltas beyond the committed epoch belong to the state.
-        rebase: the changelog doesn't lead to this state: it has to begin anew behind a snapshot of it.
+        rebase: the changelog doesn't lead to this state, so it has to start again after a snapshot of it.
         text: for the log.
     """
 
@@ -137,10 +137,10 @@ class GoOn:
 
 
 def go_on(torn: TornShard, policy: TornPolicy) -> GoOn:
-    """How the shard goes on as the user has chosen.
+    """How the shard continues, as the user has chosen.
 
     Raises:
-        TornTransaction: the user hasn't, or it isn't possible.
+        TornTransaction: the user hasn't chosen, or the choice isn't possible.
     """
     chosen = f"{torn.describe()} Continuing from the {policy}, as torn.transaction says"
     if policy == "offsets":

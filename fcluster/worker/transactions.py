@@ -1,17 +1,17 @@
 """Writes a worker's epochs to Kafka: outputs, deltas and offsets, visible together or not at all.
 
 Responsible for: the two transactional producers of a session and the order of calls on them. While one
-producer's epoch is being flushed, prepared and committed in the commit thread, the other one takes the
-outputs of the next epoch.
+producer's epoch is flushed, prepared and committed in the commit thread, the other one takes the outputs of
+the next epoch.
 
-Invariants kept:
+Invariants:
 - `open` initialises both producers, once: an `EpochWriter` lives for one session (see `messages`).
-- Outputs of an epoch are acknowledged before the first output of the next one is produced, so the order
-  of a key's outputs is the order of its inputs also across epochs.
-- Nothing is guessed: whatever call fails, times out or can't be told the outcome of raises
-  `TransactionLostError`, and the writer is destroyed. The committed offsets then say what is true.
+- Outputs of an epoch are acknowledged before the first output of the next one is produced. So the order of a
+  key's outputs is the order of its inputs, even across epochs.
+- Nothing is guessed: a call that fails, times out or has an unknown outcome raises `TransactionLostError`,
+  and the writer is destroyed. The committed offsets then decide what is true.
 
-Must not: decide when to commit, or touch state.
+Must not: decide when to commit, or use state.
 """
 
 from __future__ import annotations
@@ -51,21 +51,21 @@ from fcluster.worker.sending import sending_config
 FLUSH_TIMEOUT_S = 30.0
 INIT_TIMEOUT_S = 30.0
 OUTPUT_QUEUE_RECORDS_MAX = 500_000
-"""librdkafka's own bound on records not yet acknowledged; `produce` waits when it is reached."""
+"""librdkafka's own limit on unacknowledged records. `produce` waits when it is reached."""
 _REFUSED_TOPIC = re.compile(r"ProduceRequest for (\S+) \[")
 _ACKNOWLEDGEMENTS = "the leaders of partitions that it writes to"
 TOPICS_NAMED_MAX = 5
 ANY_PARTITION = -1
-"""Lets the partitioner choose by the key."""
+"""Lets the partitioner choose by key."""
 NO_TIMESTAMP_MS = -1
-"""Kafka's own mark of a record without a timestamp."""
+"""Kafka's marker for a record without a timestamp."""
 
 
 class TransactionLostError(Exception):
     """A transaction failed, or its outcome is unknown. The writer must be destroyed.
 
     Attributes:
-        code: Kafka's, None if it isn't an error of Kafka's.
+        code: Kafka's error code. None if it isn't an error from Kafka.
     """
 
     def __init__(self, reason: str, code: int | None = None) -> None:
@@ -73,10 +73,10 @@ class TransactionLostError(Exception):
         self.code = code
 
     def refusal(self, outputs: Collection[str]) -> str:
-        """Why no replay can change it, whatever the records are, with a remedy; empty if one may.
+        """Why no replay can help, whatever the records are, with a remedy. Empty if one may help.
 
         Args:
-            outputs: topics that were written to. A transaction doesn't say which of them was refused.
+            outputs: topics that were written to. A transaction doesn't say which of them refused.
         """
         if self.code is None or trouble_of(self.code) is not Trouble.FORBIDDEN:
             return ""
@@ -84,7 +84,7 @@ class TransactionLostError(Exception):
         return f"Kafka refuses what the job writes: {self}{REMEDY_MARK}{remedy}"
 
     def failure(self) -> Failure | None:
-        """What to condemn the record with whose output Kafka refused; None if it isn't a record's doing."""
+        """What to condemn the record with whose output Kafka refused. None if no record caused it."""
         if self.code is None or trouble_of(self.code) is not Trouble.RECORD:
             return None
         topic = self.topic
@@ -93,9 +93,9 @@ class TransactionLostError(Exception):
         return Failure(f"Kafka refuses the output to {topic!r}: {reason}{REMEDY_MARK}{remedy}", topic=topic)
 
     def is_unexpected(self) -> bool:
-        """Whether it is nothing that is known to pass by itself.
+        """Whether the error isn't known to be temporary.
 
-        "Erroneous state" and "fatal" say only that something was before, which may well pass.
+        "Erroneous state" and "fatal" say only that there was an error before, which may well be temporary.
         """
         if self.code in (None, KafkaError._STATE, KafkaError._FATAL):
             return False
@@ -103,14 +103,14 @@ class TransactionLostError(Exception):
 
     @property
     def topic(self) -> str:
-        """That refused something; empty if it isn't known."""
+        """The topic that refused something. Empty if it isn't known."""
         topic = _REFUSED_TOPIC.search(str(self))
         return topic[1] if topic is not None else ""
 
 
 @contextlib.contextmanager
 def told(what: str) -> Generator[None]:
-    """Turns what a producer raises into one error that says what was being done.
+    """Turns exceptions of a producer into one error that says what was being done.
 
     Raises:
         TransactionLostError: it failed.
@@ -136,8 +136,8 @@ class ShardEpoch:
     Attributes:
         source: topic and partition whose offset is committed.
         position: what is committed for it.
-        changelog: topic of the deltas, None if the stage has no state.
-        delta: the encoded delta, cut into records; empty if the state didn't change.
+        changelog: topic of the deltas. None if the stage has no state.
+        delta: the encoded delta, split into records. Empty if the state didn't change.
     """
 
     shard: ShardId
@@ -149,10 +149,10 @@ class ShardEpoch:
 
 @dataclass(slots=True)
 class FrozenEpoch:
-    """All that one worker commits in an epoch.
+    """Everything that one worker commits in an epoch.
 
-    `changelog_next` is filled by `prepare`: for each shard with a delta, the changelog offset behind it.
-    `unplaced` are shards of whose delta a record was written nobody knows where.
+    `prepare` fills `changelog_next`: for each shard with a delta, the changelog offset after it. `unplaced`
+    are shards with a delta record that was written at an unknown offset.
     """
 
     epoch: int
@@ -163,26 +163,26 @@ class FrozenEpoch:
 
 
 class EpochWriter(Protocol):
-    """What the worker's shell needs of a writer; two kinds of guarantee implement it."""
+    """What the worker's shell needs from a writer. There is an implementation for each guarantee."""
 
     def open(self) -> None:
-        """Connect and initialise. Called once, in any thread; may take some time."""
+        """Connect and initialise. Called once, in any thread. It may take some time."""
         ...
 
     def begin(self) -> Callable[..., None]:
-        """Begin the next epoch and return the function that produces its outputs (main thread)."""
+        """Begin the next epoch, and return the function that produces its outputs (main thread)."""
         ...
 
     def serve(self, send: bool) -> int:
-        """Serve delivery reports; how many outputs aren't acknowledged yet (main thread).
+        """Serve delivery reports. Returns how many outputs aren't acknowledged yet (main thread).
 
         Args:
-            send: have outputs sent now. Otherwise they may wait for the barrier, or until they are many.
+            send: send outputs now. Otherwise they may wait for the barrier, or until there are many.
         """
         ...
 
     def check(self) -> None:
-        """Raise what the begun epoch has failed of, if that is known by now (main thread)."""
+        """Raise the error that the begun epoch has failed with, if it is known by now (main thread)."""
         ...
 
     def flush_outputs(self) -> None:
@@ -190,7 +190,7 @@ class EpochWriter(Protocol):
         ...
 
     def seal(self) -> None:
-        """End the begun epoch: it belongs to the commit thread now (main thread)."""
+        """End the begun epoch. It belongs to the commit thread from now on (main thread)."""
         ...
 
     def prepare(self, frozen: FrozenEpoch) -> None:
@@ -202,16 +202,16 @@ class EpochWriter(Protocol):
         ...
 
     def destroy(self, last_use: Callable[[], object]) -> None:
-        """Let go of everything, without waiting: what isn't committed is never going to be.
+        """Release everything, without waiting. What isn't committed will never be.
 
         Args:
-            last_use: waits until the commit thread is done with what it was given.
+            last_use: waits until the commit thread is done with its tasks.
         """
         ...
 
 
 class TransactionalWriter:
-    """Exactly-once: two transactional producers that take turns.
+    """Exactly-once: two transactional producers, used in turn.
 
     Args:
         settings: of the worker.
@@ -219,9 +219,9 @@ class TransactionalWriter:
         slot: names the transactional ids.
         group_metadata: of the job's group.
         batches: how large batches may be.
-        waits: notes what waits for Kafka.
-        give_up: called in some thread with what happened when a call in the commit thread goes on waiting
-            for a broker that is gone: that thread has to be left behind, and the writer be destroyed.
+        waits: records what waits for Kafka.
+        give_up: called in some thread with the reason when a call in the commit thread keeps waiting for a
+            broker that is gone. That thread has to be abandoned, and the writer destroyed.
     """
 
     def __init__(
@@ -334,13 +334,13 @@ class TransactionalWriter:
 
 
 class AtLeastOnceWriter:
-    """At-least-once: one idempotent producer, offsets committed after everything is flushed.
+    """At-least-once: one idempotent producer; offsets are committed after everything is flushed.
 
     Args:
         settings: of the worker.
-        offsets_consumer: commits the offsets; must not be the one that reads.
+        offsets_consumer: commits the offsets. It must not be the consumer that reads.
         batches: how large batches may be.
-        waits: notes what waits for Kafka.
+        waits: records what waits for Kafka.
     """
 
     def __init__(
@@ -414,12 +414,12 @@ class AtLeastOnceWriter:
 
 
 def check_transaction(producer: Producer) -> None:
-    """Raise what the transaction that this producer has begun failed of, if it has.
+    """Raise the error that the transaction of this producer has failed with, if it has.
 
-    One that has failed sends nothing more: what it has in its queue stays there.
+    A failed transaction sends nothing more; the records in its queue stay there.
 
     Raises:
-        TransactionLostError: it has.
+        TransactionLostError: it has failed.
     """
     try:
         with told("writing outputs"):
@@ -460,16 +460,15 @@ def waiting_produce(
     explained: Callable[[Producer, TransactionLostError], TransactionLostError] = _unexplained,
     check: Callable[[Producer], None] = _unchecked,
 ) -> Callable[..., None]:
-    """`producer.produce`, but waiting where that raises BufferError because its queue is full.
+    """`producer.produce`, but it waits where that raises BufferError because its queue is full.
 
-    `explained` finds out why a transaction takes nothing any more, `check` whether it still does.
+    `explained` finds out why a transaction accepts no more records, `check` whether it still accepts some.
 
-    The client takes a timestamp of 0 for "now", which would be another one in each replay. So 0, too, is
+    The client takes a timestamp of 0 for "now", which would be different in each replay. So 0, too, is
     written as Kafka's "no timestamp" (-1).
 
-    What is returned raises:
-        OutputRefusedError: the record is larger than this producer may send.
-        TransactionLostError: it can't be produced for other reasons.
+    What is returned raises: OutputRefusedError: the record is larger than this producer may send.
+    TransactionLostError: it can't be produced for other reasons.
     """
     produce: Callable[..., None] = producer.produce
 
@@ -508,13 +507,13 @@ def _wait_for_room(producer: Producer, check: Callable[[Producer], None]) -> Non
 
 
 def serve(producer: Producer, send: bool) -> int:
-    """Serve delivery reports; how many records aren't acknowledged yet.
+    """Serve delivery reports. Returns how many records aren't acknowledged yet.
 
     Args:
-        send: have those sent that aren't yet.
+        send: send records that aren't sent yet.
 
     Raises:
-        TransactionLostError: the producer can't go on.
+        TransactionLostError: the producer can't continue.
     """
     with told("serving delivery reports"):
         if send:
@@ -524,11 +523,11 @@ def serve(producer: Producer, send: bool) -> int:
 
 
 def flush(producer: Producer, check: Callable[[Producer], None] = _unchecked) -> None:
-    """Wait until everything produced is acknowledged. `check` raises what makes that useless.
+    """Wait until everything produced is acknowledged. `check` raises errors that make waiting useless.
 
     Raises:
-        TransactionLostError: something isn't, in time. (A record that failed makes the transaction's commit
-            fail, so it need not be looked for here.)
+        TransactionLostError: something isn't acknowledged in time. (A failed record makes the transaction's
+            commit fail, so it isn't checked here.)
     """
     with told("flushing"):
         waiting = sending.flush(producer, FLUSH_TIMEOUT_S, check)
@@ -539,7 +538,7 @@ def flush(producer: Producer, check: Callable[[Producer], None] = _unchecked) ->
 def produce_deltas(
     producer: Producer, frozen: FrozenEpoch, check: Callable[[Producer], None] = _unchecked
 ) -> None:
-    """Produce the epoch's deltas; `changelog_next` gets the offsets as they are acknowledged."""
+    """Produce the epoch's deltas. `changelog_next` gets the offsets as they are acknowledged."""
     for part in frozen.parts:
         if part.delta and part.changelog is not None:
             note = _delivery_note(frozen, part.shard)
@@ -581,10 +580,10 @@ def _delivery_note(frozen: FrozenEpoch, shard: ShardId) -> Callable[[Any, Any], 
 
 
 def check_deltas(frozen: FrozenEpoch) -> None:
-    """Assure that every delta of the epoch was acknowledged, and that it is known where it stands.
+    """Check that every delta of the epoch was acknowledged, and that its offset is known.
 
     Raises:
-        TransactionLostError: one wasn't, or isn't.
+        TransactionLostError: one wasn't acknowledged, or its offset is unknown.
     """
     for part in frozen.parts:
         if part.delta and (part.shard not in frozen.changelog_next or part.shard in frozen.unplaced):
@@ -602,15 +601,15 @@ def offsets_of(frozen: FrozenEpoch) -> list[TopicPartition]:
 
 
 def positions_of(frozen: FrozenEpoch) -> Mapping[ShardId, CommittedPosition]:
-    """Where the shards of the epoch stand once it is committed."""
+    """The positions of the epoch's shards once it is committed."""
     return {part.shard: part.position for part in frozen.parts}
 
 
 def _destroy_after(last_use: Callable[[], object], doomed: list[Producer]) -> None:
     """Empty the list in a thread of its own, after `last_use`, and so destroy the producers there.
 
-    That stops the client's threads. No other thread may be in a call on one then, nor do it by dropping what
-    happens to be the last reference: the list has to hold those.
+    That stops the client's threads. No other thread may be in a call on a producer then, nor destroy one by
+    dropping what happens to be the last reference. So the list has to hold those references.
     """
 
     def destroy() -> None:

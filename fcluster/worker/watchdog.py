@@ -1,8 +1,8 @@
-"""Bounds every wait: what takes longer than it may ends the process, with a stack dump.
+"""Bounds every wait: an operation that exceeds its limit ends the process, with a stack dump.
 
-A call into a client library may ignore its own time-out, and a handler may never return. Neither can be
-interrupted from within Python, but a process that ends is a case that the rest of the system handles: its
-slot is fenced and its shards are replayed from their committed offsets.
+A call of a client library may ignore its own timeout, and a handler may never return. Python can interrupt
+neither. But the rest of the system handles a process that ends: its slot is fenced, and its shards are
+replayed from their committed offsets.
 """
 
 from __future__ import annotations
@@ -33,8 +33,7 @@ class Watchdog:
     """Watches operations that have begun and not ended.
 
     Args:
-        on_overdue: called with a description of what hangs; by default dumps all stacks and ends the
-            process.
+        on_overdue: called with a description of what hangs. Default: dump all stacks and end the process.
     """
 
     def __init__(self, on_overdue: Callable[[str], None] | None = None) -> None:
@@ -45,7 +44,7 @@ class Watchdog:
 
     @contextlib.contextmanager
     def bounded(self, name: str, bound_s: float) -> Generator[None]:
-        """Watch the block: it may take `bound_s`."""
+        """Watch the block. It may take `bound_s`."""
         with self._lock:
             self._next += 1
             token = self._next
@@ -60,8 +59,9 @@ class Watchdog:
 
     @contextlib.contextmanager
     def paused(self) -> Generator[None]:
-        """What this thread has begun isn't watched in the block, nor is its time counted: it waits for
-        somebody else, and bounds that itself."""
+        """In the block, the operations of this thread aren't watched and their time isn't counted: it waits
+        for something else that has its own limit.
+        """
         thread, begun_s = threading.get_ident(), time.monotonic()
         with self._lock:
             mine = [deadline for deadline in self._deadlines.values() if deadline.thread == thread]
@@ -77,7 +77,7 @@ class Watchdog:
                         deadline.at_s += time.monotonic() - begun_s
 
     def check(self) -> None:
-        """Look for operations that are overdue; called every second or so by a thread that never waits."""
+        """Look for overdue operations. Called about every second by a thread that never waits."""
         now = time.monotonic()
         with self._lock:
             overdue = [entry for entry in self._deadlines.values() if not entry.pauses and entry.at_s < now]
