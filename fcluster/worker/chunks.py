@@ -63,7 +63,7 @@ class Chunks:
         self._taken = 0
         if processed:
             record_s = elapsed_s / processed
-            # Slower is believed at once, faster step by step.
+            # Follow a slowdown at once, a speed-up step by step.
             self._record_s = max(1e-7, record_s, self._record_s * _FORGETTING)
         if self._index >= len(self._batches[0].messages):
             self._leave_batch()

@@ -103,7 +103,7 @@ class CommitThread(Executor):
                     continue
                 try:
                     future.set_result(run())
-                except BaseException as error:  # noqa: BLE001  whoever waits for it is told
+                except BaseException as error:  # noqa: BLE001  the waiting code gets it
                     future.set_exception(error)
         finally:
             with self._changed:

@@ -70,7 +70,7 @@ class WorkerCore:
         """The number of the last order in this session and term."""
         return self._holdings.orders_heard
 
-    # --- the one entrance -----------------------------------------------------------------------------
+    # --- events ---------------------------------------------------------------------------------------
 
     def handle(self, event: Event, now_ms: int) -> list[Effect]:
         """The effects of `event`, in order. `now_ms` comes from a clock that never goes back."""
@@ -113,7 +113,7 @@ class WorkerCore:
             case events.JobBroken():
                 self._on_job_broken(event)
             case events.WorkerBroken():
-                # Without a word: the session ends with the connection, and others take the shards.
+                # Without a message: the session ends with the connection, and others take the shards.
                 self._now.stop(EXIT_MISTAKE, event.reason)
             case events.JobEnded(failed, reason):
                 self._on_job_ended(failed, reason)
@@ -238,7 +238,7 @@ class WorkerCore:
                 )
                 self._reset()
             case _:
-                pass  # HeartbeatAck: that it came is all it says
+                pass  # HeartbeatAck: its arrival is all that matters
 
     def _on_welcome(self, message: messages.Welcome) -> None:
         if message.adopted:
@@ -303,7 +303,7 @@ class WorkerCore:
             self._holdings.report_stop_records()
             self._departure.finish_drain()
 
-    # --- what goes wrong ------------------------------------------------------------------------------
+    # --- failures -------------------------------------------------------------------------------------
 
     def _on_transaction_failed(self, event: events.TransactionFailed) -> None:
         if event.session != self._now.session:
@@ -323,7 +323,7 @@ class WorkerCore:
         if event.session != self._now.session or not self._now.session:
             return
         failed = self._now.in_flight or self._now.open
-        # Without a bound on epochs, it may as well be the open one behind the one in flight.
+        # Without a limit on epochs, it may also be the open epoch after the one in flight.
         record = event.record or (failed.lone if self._now.pieces.records_max is not None else None)
         if record is not None:
             shard, offset = record
@@ -373,7 +373,7 @@ class WorkerCore:
 
     def _on_job_broken(self, event: events.JobBroken) -> None:
         if event.session != self._now.session:
-            return  # a former session's trouble, in the midst of being torn down
+            return  # trouble of a previous session, which is being torn down
         self._now.log("error", event.reason)
         self._now.send(messages.WorkerFailed(self._now.session, event.reason))
 

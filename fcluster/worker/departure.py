@@ -52,7 +52,7 @@ class Departure:
         """The process was asked to exit, perhaps again."""
         draining = self._now.phase in (Phase.DRAINING, Phase.DRAINED)
         if self._now.session == 0 or (self._now.leaving and draining):
-            # What isn't committed is going to be processed anew by somebody else.
+            # Another worker will process again what isn't committed.
             self._now.stop_as_asked()
         elif self._now.leaving:
             self.leave_at_once()

@@ -37,7 +37,7 @@ class Epochs:
         if self._now.open.records == 1 and len(event.shards) == 1 and event.newest is not None:
             (shard,) = event.shards
             self._now.open.lone = (shard, event.newest)
-        # A small piece is to be committed at once.
+        # A small piece has to be committed at once.
         self._now.backlog = event.backlog and self._now.pieces.records_max is None
         self.report_dirty()
         if self._now.open.records >= self._now.bounds.epoch_records_max:
@@ -127,7 +127,7 @@ class Epochs:
     def complete(self, message: messages.Complete) -> None:
         """The epoch may be committed."""
         if self._now.in_flight is None:
-            # An epoch in which this worker had nothing, or the repetition of one that is committed already.
+            # An epoch without records of this worker, or a repetition of one that is already committed.
             self._now.send(
                 messages.Committed(self._now.session, message.epoch, 0.0, self._now.open.dirty, [])
             )

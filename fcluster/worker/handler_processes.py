@@ -110,7 +110,7 @@ def _audit(event: str, arguments: tuple[Any, ...]) -> None:
 def _start_guard() -> None:
     global _guard, _guard_input
     if os.getpid() != _worker_pid or not _guard_wanted.acquire(blocking=False):
-        return  # it runs, or is being started; its own start is one of those that are told
+        return  # it runs or is being started; its own start triggers an event too
     reading, _guard_input = os.pipe2(os.O_CLOEXEC)
     os.set_blocking(_guard_input, False)
     leads_session = os.getsid(0) == _worker_pid

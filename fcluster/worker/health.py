@@ -61,7 +61,7 @@ class WorkerHealth:
         self._known = _Known(Phase.JOINING, 0, -1, 0, False, False, 0, (), ())
         self._stats = WorkerStats()
 
-    # --- said by the worker's threads -------------------------------------------------------------------
+    # --- for the worker's threads -----------------------------------------------------------------------
 
     def turned(self, bound_s: float) -> None:
         """The main loop has run once."""
@@ -89,7 +89,7 @@ class WorkerHealth:
         """What the last heartbeat reported."""
         self._stats = stats
 
-    # --- asked by the port ------------------------------------------------------------------------------
+    # --- for the HTTP port ------------------------------------------------------------------------------
 
     def live(self) -> Verdict:
         trouble = self._loop.trouble() or self._heartbeats.trouble()
@@ -102,11 +102,11 @@ class WorkerHealth:
             return Verdict(False, trouble)
         if known.phase is not Phase.ACTIVE:
             return Verdict(False, _NOT_READY[known.phase])
-        # One that is being given back runs elsewhere soon.
+        # A shard that is being released will soon run elsewhere.
         held = [
             f"{shard} is {phase.value}"
             for shard, phase in known.shards
-            # And one that is stopped waits for a person, for whom no other worker should wait.
+            # A stopped shard waits for a person, and no other worker should wait for that.
             if phase not in (ShardPhase.RUNNING, ShardPhase.RELEASING, ShardPhase.STOPPED)
         ]
         if held:

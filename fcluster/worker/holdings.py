@@ -90,7 +90,7 @@ class Holdings:
         self._now.add(events.StopReading(tuple(revoked)))
         for shard in revoked:
             self._now.shards[shard].phase = ShardPhase.RELEASING
-        # A shard that isn't ours (any more) is answered as well: the coordinator waits for the word.
+        # Also answer for a shard that isn't ours (any more): the coordinator waits for the answer.
         self.release(foreign=[shard for shard in message.shards if shard not in self._now.shards])
 
     def keep_standbys(self, wanted: set[ShardId]) -> None:
@@ -164,7 +164,7 @@ class Holdings:
         if started:
             self._now.send(messages.ShardsRunning(self._now.session, started))
 
-    # --- giving back ----------------------------------------------------------------------------------
+    # --- releasing ------------------------------------------------------------------------------------
 
     def release(self, foreign: Iterable[ShardId] = ()) -> None:
         """Release the revoked shards that have nothing left to commit.

@@ -129,7 +129,7 @@ class KafkaWaits:
             if wait.answers():
                 answered_s = time.monotonic()
                 patience_s = self._patience_s
-                if not wait.asked_in_vain:  # else it was a failover, and not a machine that is busy
+                if not wait.asked_in_vain:  # otherwise it was a failover, not a busy machine
                     patience_s = max(patience_s, self._usual_s, ASKED_TIMES * (answered_s - asked_s))
                 deadline_s = answered_s + patience_s
                 while not wait.ended and time.monotonic() < deadline_s:

@@ -84,7 +84,7 @@ def sweep(worker: int, mark: str, leads_session: bool, registered: set[Process])
     while left := belonging(worker, mark, leads_session, registered):
         age_s = time.monotonic() - began_s
         if age_s > PATIENCE_S:
-            return  # what can't be killed now hangs in the kernel
+            return  # a process that can't be killed now hangs in the kernel
         for pid in left:
             if TRACKER not in read(pid, "cmdline") or age_s > TRACKER_GRACE_S:
                 try:
@@ -128,7 +128,7 @@ def await_end(worker: int, registrations: Registrations) -> None:
     except OSError:
         return
     if os.getppid() != worker:
-        return  # it has ended before that, and its id may name another process
+        return  # it had already ended, and its id may belong to another process
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
     poll.register(0, select.POLLIN)

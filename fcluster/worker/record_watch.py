@@ -51,7 +51,7 @@ class RecordWatch:
         """
         record = self.record
         if record is not self._sampled:
-            self._sampled, self._since_s = record, now_s  # it is held, so no other can take its address
+            self._sampled, self._since_s = record, now_s  # it is kept, so no other object can get its address
             return None
         return None if record is None else Running(record, now_s - self._since_s)
 

@@ -34,7 +34,7 @@ NUDGE_S: Final = 0.001
 def sending_config(settings: Settings) -> dict[str, Any]:
     """librdkafka's settings for a producer that is flushed by these functions."""
     return {
-        # Records time out with their transaction, and may not linger for longer.
+        # Records time out with their transaction, and must not linger for longer.
         "linger.ms": min(LINGER_MS_MAX, settings.transaction_timeout_ms // 4),
         "sticky.partitioning.linger.ms": STICKY_MS,
         **LASTING,

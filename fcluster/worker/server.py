@@ -247,7 +247,7 @@ class Worker:
         self._reach.met()
         with self._watchdog.bounded("closing", 60):
             self._destroy_writer()
-            # First of all that takes time: others may have the shards as soon as the connection is closed.
+            # Before anything that takes time: others may get the shards as soon as the connection is closed.
             self._seeker.close(timeout_s=5)
             self._transport.close()
             for reader in self._readers.values():
@@ -287,7 +287,7 @@ class Worker:
 
     @property
     def _hang_bound_s(self) -> float:
-        # Later than the coordinator's own patience: by then the slot is fenced.
+        # Later than the coordinator's own limit: by then the slot is fenced.
         return 2 * self._settings.checkpoint_timeout_ms / 1000
 
     @property
@@ -315,7 +315,7 @@ class Worker:
     def _feed(self, event: events.Event) -> None:
         """Give an event to the core and carry out what it decides."""
         if handler_processes.is_forked:
-            os._exit(handler_processes.EXIT_FORKED)  # a handler forked, and its child came back from it
+            os._exit(handler_processes.EXIT_FORKED)  # a handler forked, and its child returned from it
         for effect in self._core.handle(event, _now_ms()):
             self._carry_out(effect)
         if not isinstance(event, events.RecordsProcessed):
@@ -392,7 +392,7 @@ class Worker:
                 _log.warning("dropped a malformed frame, %d so far: %s", count, error)
             return
         if self._is_of_older_term(message):
-            # Deposed, and doesn't know: the core refuses all it says, so there is no use in staying with it.
+            # It was deposed and doesn't know it. The core refuses all its messages, so leave it.
             self._seeker.misled()
         else:
             self._seeker.heard()
@@ -416,7 +416,7 @@ class Worker:
     def _on_read_failed(self, failure: ReadFailed) -> None:
         where = f"{failure.topic}/{failure.partition}"
         if failure.error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
-            # The way back looks at what is there: it names the gap, or goes on behind it if it may.
+            # The restore checks what exists: it names the gap, or continues after it if that is allowed.
             reason = f"the next record of {where} is gone ({failure.error.str()})"
             self._feed(events.TransactionFailed(self._core.situation.session, reason))
         elif failure.error.code() in (
@@ -424,7 +424,7 @@ class Worker:
             KafkaError._UNKNOWN_PARTITION,
             KafkaError._UNKNOWN_TOPIC,
         ):
-            # It may be one that this client doesn't know yet; whether it is gone the coordinator finds out.
+            # This client may not know the topic yet. The coordinator finds out whether it is gone.
             self._say_trouble(f"can't read {where}: {failure.error.str()}; asking the brokers again")
         else:
             _log.warning("reading %s: %s", where, failure.error)
@@ -476,9 +476,9 @@ class Worker:
             with self._watchdog.bounded(f"handling {type(failure).__name__}", self._hang_bound_s):
                 self._feed(failure)
             if not isinstance(failure, events.StopRecordReached):
-                return 0  # everything since the last commit is going to be processed anew
+                return 0  # everything since the last commit will be processed again
             if records_max is not None:
-                # Those of the shard that stopped are no records of the piece: they are left out next time.
+                # Records of the stopped shard don't belong to the piece: they are left out next time.
                 return _left_of(chunk, next(remaining)) if left else 0
 
     def _note_read(self, shards: frozenset[ShardId]) -> None:
@@ -614,7 +614,7 @@ class Worker:
     def _open_writer(self, writer: EpochWriter, session: int, before: Sequence[Executor]) -> None:
         with self._reporting(session, "initialising the producers"):
             for executor in before:
-                # It may still be initialising producers of the same ids, which would fence ours.
+                # It may still be initialising producers with the same ids, which would fence ours.
                 executor.shutdown(wait=True)
             writer.open()
             self._post(events.ProducersOpened(session))
@@ -657,7 +657,7 @@ class Worker:
         return consumer
 
     def _destroy_writer(self) -> None:
-        self._port.close()  # its producer is to be destroyed by the writer's thread, not by this one
+        self._port.close()  # the writer's thread, not this one, has to destroy its producer
         retired, self._commit_thread = self._commit_thread, None
         if retired is not None:
             retired.shutdown(wait=False, cancel_futures=True)
@@ -830,14 +830,14 @@ class Worker:
                 yield
         except TransactionLostError as error:
             if session != self._core.situation.session:
-                # Nothing hangs on it any more, but it shows that a zombie's writes are refused.
+                # Nothing depends on it any more, but it shows that a zombie's writes are refused.
                 _log.info("refused, from session %d, which is over: %s", session, error)
             self._post(self._lost(session, error))
         except LOCAL_TROUBLE as error:
             self._post(events.WorkerBroken(one_line(error)))
         except FclusterError as error:
             self._post(events.JobBroken(session, one_line(error)))
-        except Exception as error:  # noqa: BLE001  a thread that dies in silence would hang its epoch
+        except Exception as error:  # noqa: BLE001  a thread that dies silently would block its epoch
             _log.exception("%s failed", what)
             reason = f"{what}: {type(error).__name__}: {error}"
             self._post(events.TransactionFailed(session, reason, unexpected=True))
@@ -904,7 +904,7 @@ class Worker:
         dump_and_exit(reason, model.EXIT_RECORD_OVERDUE)
 
     def _send_heartbeat(self) -> None:
-        # These don't wait for the main thread, which may be busy: others wait for what they say.
+        # Others wait for these messages, so they don't wait for the main thread, which may be busy.
         read_bytes, left_bytes, left_ms = self._host.restore_progress()
         waits_for, waited_s = self._kafka_waits.longest()
         stats = msgspec.structs.replace(
@@ -1022,7 +1022,7 @@ def _rest_of(thread: CommitThread | None) -> Callable[[], None]:
         try:
             done.result()
         except CancelledError:
-            thread.shutdown(wait=True)  # given up; but what it is doing it does to the end
+            thread.shutdown(wait=True)  # abandoned, but it finishes what it is doing
 
     return wait
 

@@ -104,7 +104,7 @@ class ShardHost:
         self.snapshot_store_identity = self._snapshot_store.identity()
         self._admin = make_admin(settings)
         self._offsets = make_consumer(settings, "read-committed", **{"group.id": topology.job})
-        # Kept and connected, for connecting takes longer than what usually has to be read.
+        # Kept connected, because connecting takes longer than the usual reading.
         self._changelogs = changelog_consumer(settings)
         self._asking = ThreadPoolExecutor(4, thread_name_prefix="asking")
         self._directory: StoreDirectory | None = None
@@ -207,7 +207,7 @@ class ShardHost:
         self._restore_stop.set()
         self._restore_stop = threading.Event()
         self._restoring.clear()
-        # What of them is committed goes to the stores once no commit thread touches them any more.
+        # Their committed changes go to the stores once no commit thread touches them any more.
         self._dropped = [*self._dropped, *self._states.values()]
         self._states = {}
 
@@ -262,8 +262,8 @@ class ShardHost:
         with contextlib.suppress(FclusterError, KafkaException):  # the restore says what is wrong
             for changelog in self._changelogs_of(self._topology.stages):
                 self._changelogs.list_topics(changelog, timeout=CONNECT_TIMEOUT_S)
-            # Finds the group's coordinator. Nobody commits offsets of the journal, so the answer waits for no
-            # transaction.
+            # This finds the group's coordinator. Offsets of the journal are never committed, so the
+            # answer waits for no transaction.
             nowhere = TopicPartition(journal_topic(self._topology.job), 0)
             read_committed_positions(self._offsets, self._topology.job, [nowhere], CONNECT_TIMEOUT_S)
 
@@ -318,7 +318,7 @@ class ShardHost:
             fatal = isinstance(error, FclusterError) and not isinstance(error, _MENDABLE)
             if not stop.is_set():
                 self._emit(events.RestoreFailed(session, one_line(error), fatal))
-        except Exception as error:  # noqa: BLE001  a thread that dies in silence would hang its shards
+        except Exception as error:  # noqa: BLE001  a thread that dies silently would block its shards
             _log.exception("restoring failed")
             self._emit(events.RestoreFailed(session, f"{type(error).__name__}: {error}", fatal=True))
 
@@ -355,7 +355,7 @@ class ShardHost:
         ]
         self._progress, self._restore_began_s = None, time.monotonic()
         stopped: list[ShardStopped] = []
-        # Nothing is done about what only one look has seen.
+        # Nothing is done about something that was seen only once.
         looks: list[TornPolicy] = ["stop", self._settings.torn_transaction]
         while looks:
             settings = dataclasses.replace(self._settings, torn_transaction=looks.pop(0))
@@ -427,8 +427,8 @@ class ShardHost:
     def _keep_standbys(self, shards: tuple[ShardId, ...], before: tuple[Executor, ...]) -> None:
         assert self._directory is not None
         try:
-            # A copy may begin with the files of a shard that was this worker's own in a former
-            # session. What that session hasn't written yet is older than what the copy will hold, and
+            # A copy may start from the files of a shard that this worker owned in a previous
+            # session. Late writes of that session are older than what the copy will contain, and
             # must not come after it.
             for executor in before:
                 executor.shutdown(wait=True)
@@ -442,7 +442,7 @@ class ShardHost:
                 self._directory,
                 {shard: changelog for shard, changelog in changelogs.items() if changelog is not None},
             )
-        except Exception:  # noqa: BLE001  copies are a convenience; the restore does without
+        except Exception:  # noqa: BLE001  copies are optional; the restore works without them
             _log.exception("keeping warm copies failed")
 
     def _finish(self, session: int, shard: ShardId, position: CommittedPosition, state: ShardState) -> None:
@@ -532,7 +532,7 @@ class ShardHost:
         try:
             return {**ends, **ask_until_known(ask, LOSS_CONFIRMED_S)}
         except KafkaException:
-            # The last word: an answer, and again the same, or KafkaUnavailable.
+            # The final answer: the same answer twice, or KafkaUnavailable.
             return {**ends, **end_offsets(self._admin, short, "read-uncommitted")}
 
     def _behind_gap(
@@ -604,7 +604,7 @@ class ShardHost:
             chain.snapshotted(self._newest_snapshot_offset(shard))
         if not self._is_due(chain):
             return False
-        # Whatever comes of it, the next attempt isn't made at the next commit.
+        # Whatever the outcome, don't try again at the next commit.
         chain.not_before_s = time.monotonic() + CHAIN_RETRY_S
         return True
 
@@ -638,7 +638,7 @@ class ShardHost:
             if offset:
                 delete_records_before(self._admin, {TopicPartition(changelog, shard.partition): offset})
         except FclusterError as error:
-            # The last good snapshot stays, and the changelog from there on: nothing is lost but time.
+            # The last good snapshot is kept, and the changelog from there on: only time is lost.
             _log.warning("no snapshot of %s: %s", shard, one_line(error))
         except Exception:  # noqa: BLE001  the next one may succeed
             _log.exception("no snapshot of %s", shard)

@@ -119,7 +119,7 @@ def _upload(
             uploaded.append(file)
         files.append(file)
     manifest = Manifest(MANIFEST_FORMAT, shard.stage, shard.partition, *meta, created_ms, files)
-    # Files that were there already may have been damaged since; the copy at hand can mend them.
+    # Existing files may have been damaged since; the local copy can replace them.
     damaged = [file for file in files if _problem_with(snapshots, shard, file) is not None]
     for file in damaged:
         snapshots.put_file(shard, file.hash, folder / file.name)

@@ -101,7 +101,7 @@ class _Copy:
     def feed(self, offset: int, record: bytes | None) -> None:
         """Take the next record. Raises StateDamaged if it doesn't follow the previous one."""
         if offset < self.position:
-            return  # was on its way when the copy began anew
+            return  # was in flight when the copy started again
         delta = self._reader.feed(offset, record)
         self.position = offset + 1
         if delta is None:
@@ -148,7 +148,7 @@ class StandbyTail:
         self._admin = admin
         self._disk_failed = disk_failed
         self._exactly_once = settings.processing_guarantee == "exactly-once"
-        # Guards the copies, and all that is theirs.
+        # Guards the copies and everything that belongs to them.
         self._changed = threading.Condition()
         self._copies: dict[ShardId, _Copy] = {}
         self._closed = False
@@ -239,7 +239,7 @@ class StandbyTail:
                 self._tell_if_disk_failed(error)
                 _log.warning("following changelogs: %s", " ".join(str(error).split()))
                 self._pause(RETRY_S)
-            except Exception:  # noqa: BLE001  a thread that dies would leave copies that only look warm
+            except Exception:  # noqa: BLE001  if the thread died, copies would only look warm
                 _log.exception("following changelogs failed; continuing")
                 self._pause(RETRY_S)
         if self._consumer is not None:
@@ -393,7 +393,7 @@ class StandbyTail:
         with contextlib.suppress(FclusterError):
             copy.directory.close(
                 copy.shard
-            )  # RocksDB takes no more writes after one that failed, until it is reopened
+            )  # after a failed write RocksDB accepts no more until it is reopened
         self._try_later(copy, error)
 
     def _look_at_ends(self) -> None:

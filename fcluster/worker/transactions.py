@@ -296,7 +296,7 @@ class TransactionalWriter:
             self._waits.unsticking("the group's coordinator", self._group_answers, self._leave_behind),
             told(f"sending the offsets of epoch {frozen.epoch}"),
         ):
-            # While this waits for its answers, the deltas are on their way: flush() finds most of them done.
+            # While this waits for its answers, the deltas are being sent: flush() finds most of them done.
             self._sealed.send_offsets_to_transaction(
                 offsets_of(frozen), self._group_metadata, FLUSH_TIMEOUT_S
             )
@@ -319,13 +319,13 @@ class TransactionalWriter:
         return group_coordinator_answers(self._settings, self._job)
 
     def _leave_behind(self) -> None:
-        # librdkafka remembers the former coordinator and waits for it, whatever the call's time-out says
-        # (decision 0082). A new producer asks who it is.
+        # librdkafka remembers the old coordinator and waits for it, whatever the call's timeout says
+        # (decision 0082). A new producer asks for the new one.
         self._give_up("the group's coordinator has moved, but sending offsets still waits for the old one")
 
     def destroy(self, last_use: Callable[[], object]) -> None:
         def commit_thread_done() -> None:
-            # What it has in hand it does to the end: the broker, not we, decides what a fenced id may do.
+            # The thread finishes what it is doing. The broker, not we, decides what a fenced id may do.
             last_use()
             self._sealed = None
 
@@ -386,7 +386,7 @@ class AtLeastOnceWriter:
         self._raise_failure()  # before a delta is written that wouldn't be committed
 
     def _raise_failure(self) -> None:
-        if self._failure:  # no transaction notices it for us here
+        if self._failure:  # there is no transaction here that would notice it
             raise TransactionLostError(f"an output was not written: {self._failure}", self._failure_code)
 
     def seal(self) -> None:
@@ -423,7 +423,7 @@ def check_transaction(producer: Producer) -> None:
     """
     try:
         with told("writing outputs"):
-            # Refused in the midst of a transaction, and with what that has failed of. Nothing is sent.
+            # Refused within a transaction, with the transaction's own error. Nothing is sent.
             producer.begin_transaction()
     except TransactionLostError as error:
         if error.code != KafkaError._STATE:
@@ -569,7 +569,7 @@ def _delivery_note(frozen: FrozenEpoch, shard: ShardId) -> Callable[[Any, Any], 
     def note(error: Any, message: Any) -> None:
         if error is not None:
             return
-        # A broker that had taken the record before its answer got lost may say only that it has it.
+        # If its answer got lost, a broker may say only that it already has the record.
         offset = offset_or_none(message.offset())
         if offset is None:
             frozen.unplaced.add(shard)
