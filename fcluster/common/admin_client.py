@@ -1,8 +1,8 @@
 """Asks a coordinator for its status, or to drain and stop.
 
-Responsible for: one connection to one coordinator, requests over it one at a time. Keeps the rule that an
-answer belongs to the request it is returned for: after a time-out the connection is dropped, so that a late
-answer can't be taken for the next one's. Must not be shared between threads.
+Responsible for: one connection to one coordinator, with one request at a time. Rule: an answer belongs to its
+request. After a timeout the connection is dropped, so that a late answer can't be mistaken for that of the
+next request. Must not be shared between threads.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from fcluster.common.transport import HANDSHAKE_FAILURES, SocketSecurity, handsh
 
 
 class CoordinatorSilent(FclusterError):  # noqa: N818
-    """The coordinator gave no answer in time."""
+    """The coordinator didn't answer in time."""
 
 
 class KeyRefused(CoordinatorSilent):
-    """Whoever listens there doesn't accept this key, or hasn't the one that is expected of him."""
+    """The process that listens there doesn't accept this key, or doesn't have the expected one."""
 
 
 class RequestRefused(FclusterError):  # noqa: N818
-    """The coordinator answered that it can't do what was asked."""
+    """The coordinator answered that it can't carry out the request."""
 
 
 class AdminClient:
     """A connection to the coordinator at `address` (``tcp://host:port``).
 
-    It is opened by the first request and comes back by itself when the coordinator was restarted.
+    The first request opens it. It reconnects by itself when the coordinator was restarted.
 
     Args:
         address: where it listens.
@@ -72,7 +72,7 @@ class AdminClient:
         return decode_document(bytes(reply.status))
 
     def stop(self, timeout_ms: int = 3_000) -> None:
-        """Ask the coordinator to drain all workers and stop; returns once it says that it is draining.
+        """Ask the coordinator to drain all workers and stop. Returns once the coordinator is draining.
 
         Raises:
             CoordinatorSilent: there was no answer within `timeout_ms`.
@@ -84,12 +84,13 @@ class AdminClient:
             raise self._unexpected(reply)
 
     def drain(self, worker: str, timeout_ms: int = 3_000) -> messages.DrainReply:
-        """Let one worker leave, named by its slot, its id or HOST:PID; returns once the coordinator agrees.
+        """Let one worker leave, named by its slot, its id or HOST:PID. Returns once the coordinator agrees.
 
         Raises:
             CoordinatorSilent: there was no answer within `timeout_ms`.
             KeyRefused: the connection was refused.
-            RequestRefused: it won't, for the reason in the message: there is no such worker, for one.
+            RequestRefused: it won't, for the reason in the message, for example because there is no such
+                worker.
         """
         reply = self._ask(messages.DrainRequest(worker), timeout_ms)
         if not isinstance(reply, messages.DrainReply):
@@ -99,13 +100,14 @@ class AdminClient:
     def scale(
         self, total: int = -1, places: Mapping[str, int] | None = None, timeout_ms: int = 3_000
     ) -> messages.ScaleReply:
-        """Have `total` workers, spread over all agents, or so many at each of `places`;
-        returns once they are told.
+        """Run `total` workers, spread over all agents, or the given number at each of `places`. Returns once
+        the agents are told.
 
         Raises:
             CoordinatorSilent: there was no answer within `timeout_ms`.
             KeyRefused: the connection was refused.
-            RequestRefused: it won't, for the reason in the message: there is no such agent, for one.
+            RequestRefused: it won't, for the reason in the message, for example because there is no such
+                agent.
         """
         reply = self._ask(messages.ScaleRequest(total, dict(places or {})), timeout_ms)
         if not isinstance(reply, messages.ScaleReply):
@@ -154,7 +156,7 @@ class AdminClient:
         )
 
     def _trouble(self) -> str:
-        """Why there is no connection, if the other side made that known."""
+        """Why there is no connection, if the other side has said so."""
         while True:
             try:
                 happening = parse_monitor_message(self._monitor.recv_multipart(zmq.NOBLOCK))
@@ -190,7 +192,7 @@ class AdminClient:
 
 
 def decode_document(encoded: bytes) -> dict[str, Any]:
-    """The status document in a `StatusReply`, which travels as MessagePack within the message."""
+    """The status document in a `StatusReply`, which is encoded as MessagePack within the message."""
     document = msgspec.msgpack.decode(encoded)
     if not isinstance(document, dict):
         raise RequestRefused(f"the status is a {type(document).__name__}, not a document")

@@ -1,16 +1,17 @@
-"""The first thing a child process of fcluster runs: it binds itself to its parent, then becomes the command.
+"""The first program that a child process of fcluster runs: it binds itself to its parent, then becomes the
+command.
 
 Responsible for: what has to happen in the child between fork and exec, which Python's `preexec_fn` can't do
-safely in a parent with threads. Run as a script by its path (`python -I -S bound_exec.py ...`): it starts in
-some 10 ms and must import nothing but the standard library.
+safely in a parent with threads. It runs as a script by its path (`python -I -S bound_exec.py ...`), starts in
+about 10 ms, and must import only the standard library.
 
     bound_exec.py bound PARENT_PID PID_FILE -- COMMAND...    the kernel kills it when the parent dies (Linux)
     bound_exec.py detached LOG_FILE PID_FILE -- COMMAND...    a session of its own, survives its parent
     bound_exec.py guard                                      kills the processes named on its standard
                                                              input when that ends (where no kernel helps)
 
-PID_FILE (empty: none) gets the command's process id before the command starts, so that no process holding a
-lock is ever without a name.
+PID_FILE (empty: none) gets the command's process id before the command starts, so that a process that holds a
+lock can always be identified.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def bind_to_parent(parent_pid: int) -> None:
 
 
 def detach(log_file: str) -> None:
-    """Goes on in a grandchild that init adopts; the process that was started prints nothing and ends."""
+    """Continues in a grandchild that init adopts. The process that was started prints nothing and exits."""
     if os.fork() != 0:
         os._exit(0)
     os.setsid()
@@ -81,7 +82,9 @@ def become(command: list[str]) -> int:
 
 
 def guard() -> int:
-    """Reads `+PID` and `-PID` lines until the parent's end of the pipe is gone, then kills what is left."""
+    """Reads `+PID` and `-PID` lines until the parent's end of the pipe is closed, then kills the
+    remaining processes.
+    """
     for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(ignored, signal.SIG_IGN)
     watched: set[int] = set()

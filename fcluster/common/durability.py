@@ -1,9 +1,10 @@
-"""What keeps committed records: replicas of topics that are created here, and warnings about those that have
-too few.
+"""Whether committed records are kept: replicas of topics that are created here, and warnings about topics
+with too few.
 
-Responsible for: how many replicas a topic gets that the job needs, by what the brokers offer, and saying
-where a topic can lose what was committed to it (`docs/kafka.md` has the reasons). On a cluster of one broker
-there is nothing to choose and nothing to warn of. What the brokers don't let us see is not warned of.
+Responsible for: the number of replicas of a topic that the job needs, given what the brokers offer, and for
+saying where a topic can lose committed records (`docs/kafka.md` has the reasons). With a single broker there
+is nothing to choose and nothing to warn about. There are no warnings about settings that the brokers don't
+show us.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from confluent_kafka.admin import (
 )
 
 REPLICAS: Final = 3
-"""One may be away for work on its broker, and another one may die."""
+"""One broker may be down for maintenance, and another one may die."""
 IN_SYNC_MIN: Final = 2
 REQUEST_TIMEOUT_S: Final = 10.0
 NAMES_MAX: Final = 3
-"""A line names so many topics; it counts the rest."""
+"""A line names this many topics and counts the rest."""
 
 _MIN_IN_SYNC: Final = "min.insync.replicas"
 _UNCLEAN: Final = "unclean.leader.election.enable"
@@ -32,16 +33,16 @@ KAFKAS_OWN: Final[Mapping[str, tuple[str, str]]] = {
     "__consumer_offsets": ("offsets.topic.replication.factor", _MIN_IN_SYNC),
     "__transaction_state": ("transaction.state.log.replication.factor", "transaction.state.log.min.isr"),
 }
-"""Kafka's own topics that a commit stands in, and the brokers' settings that they will be made with."""
+"""Kafka's own topics that a commit writes to, and the broker settings that they are created with."""
 
 
 @dataclass(frozen=True)
 class Replication:
-    """What a topic is created with.
+    """How a topic is created.
 
     Attributes:
-        factor: number of replicas; -1: the brokers' default.
-        config: of the topic, on top of what else it gets.
+        factor: number of replicas. -1: the brokers' default.
+        config: additional settings of the topic.
     """
 
     factor: int
@@ -49,13 +50,13 @@ class Replication:
 
 
 def replications(admin: AdminClient, factor: int) -> Sequence[Replication]:
-    """What to create topics with, the best first; the next one is for brokers that refuse it because there
-    are too few of them.
+    """Ways to create topics, the best first. The next one is for brokers that refuse the previous one because
+    there are too few of them.
 
     Args:
         admin: connected.
-        factor: the setting `replication.factor`; -1 where it isn't given. Then it is 3, or the brokers'
-            default if that is more, on a cluster that has three brokers.
+        factor: the setting `replication.factor`, -1 if it isn't given. Then it is 3, or the brokers' default
+            if that is higher, on a cluster with three brokers.
 
     Raises:
         KafkaException: the brokers don't answer.
@@ -73,7 +74,7 @@ def replications(admin: AdminClient, factor: int) -> Sequence[Replication]:
 
 
 def _with_in_sync(wanted: Replication, defaults: Mapping[str, str], factor: int | None = None) -> Replication:
-    """Two have to acknowledge where there are three, unless the brokers ask for as much by themselves."""
+    """Two of three replicas have to acknowledge, unless the brokers already require that."""
     enough = _number(defaults, _MIN_IN_SYNC, 1) >= IN_SYNC_MIN
     if (wanted.factor if factor is None else factor) < REPLICAS or enough:
         return wanted
@@ -86,7 +87,8 @@ def _with_in_sync(wanted: Replication, defaults: Mapping[str, str], factor: int 
 @dataclass(frozen=True)
 class TopicCare:
     """How a topic is kept: its number of replicas, how many have to acknowledge, and whether a replica that
-    has missed records may lead. None: we may not see it."""
+    has missed records may become leader. None: we may not see it.
+    """
 
     replicas: int
     in_sync_min: int | None
@@ -97,8 +99,8 @@ def risks(cares: Mapping[str, TopicCare], to_come: Mapping[str, TopicCare], node
     """Lines that name what can lose committed records, and the remedy; one for each kind of risk (pure).
 
     Args:
-        cares: of topics that exist, by name.
-        to_come: of topics of Kafka's own that it has yet to make, as its settings say.
+        cares: of existing topics, by name.
+        to_come: of Kafka's own topics that it hasn't created yet, according to its settings.
         nodes: brokers of the cluster.
     """
     if nodes < 2:
@@ -147,8 +149,8 @@ def _line(names: Sequence[str], to_come: Iterable[str], what: str, remedy: str) 
 
 
 def look_for_risks(admin: AdminClient, topics: Iterable[str]) -> list[str]:
-    """The lines of `risks` for these topics as far as they exist, and for those of Kafka's own that commits
-    stand in. What can't be seen (no right to, no answer) is left out: this must not stop a job.
+    """The lines of `risks` for those of these topics that exist, and for Kafka's own topics that commits
+    write to. What can't be seen (no permission, no answer) is left out, because this must not stop a job.
     """
     try:
         found = admin.list_topics(timeout=REQUEST_TIMEOUT_S)

@@ -1,13 +1,13 @@
-"""Several embedded Kafka brokers that form one cluster, on one machine: for tests, and to try what a job does
-when brokers die.
+"""Several embedded Kafka brokers that form one cluster on one machine: for tests, and to try out broker
+failures.
 
-Responsible for: what belongs to all of them (`cluster.json`: ports, the cluster's id, settings); starting,
-stopping and hurting one or all; how one broker runs is `embedded_kafka`'s matter. Every broker is a
-controller too. With three or more, topics have three replicas of which two must be in sync, so one broker's
-death loses nothing and stops nobody.
+Responsible for: what belongs to all of them (`cluster.json`: ports, the cluster's id, settings), and
+starting, stopping and crashing one or all. `embedded_kafka` runs a single broker. Every broker is a
+controller too. With three or more, topics have three replicas of which two must be in sync, so the death of
+one broker loses and stops nothing.
 
-Keeps:
-- A broker comes back at the ports it had, for the others and the clients know it by them.
+Invariants:
+- A broker keeps its ports, because the other brokers and the clients know it by them.
 - Every broker's memory is bounded (`heap_mb`).
 - A cluster lives as long as this process (`EmbeddedCluster`), or survives it (`start_detached`).
 
@@ -77,18 +77,18 @@ def nodes_of(data_dir: Path | str) -> list[int]:
 
 
 class EmbeddedCluster:
-    """Brokers that live as long as this object, or at most as this process; a context manager.
+    """Brokers that live as long as this object, or at most as this process. A context manager.
 
-    If brokers of it were started to survive their command, `start` uses those and `stop` leaves them running.
+    If its brokers were started to survive their command, `start` uses those and `stop` leaves them running.
 
     Args:
-        data_dir: made if it doesn't exist; nothing else may use it.
-        nodes: how many brokers, if the directory is new; an odd number, for most of them have to be up.
-        heap_mb: the most memory that each broker's heap may take.
-        settings: Kafka's, on top of ours, for all of them; kept in the directory.
+        data_dir: created if it doesn't exist. Nothing else may use it.
+        nodes: number of brokers, if the directory is new. Odd, because a majority has to be up.
+        heap_mb: the maximum heap of each broker.
+        settings: Kafka's, in addition to ours, for all of them; kept in the directory.
         adapt: is given a node id and the settings of that broker, and returns those to use.
-        places: of brokers that are on a network of their own, the address at which clients reach them, and a
-            command that starts them there, without forking.
+        places: for brokers on a network of their own: the address at which clients reach them, and a command
+            that starts them there without forking.
     """
 
     def __init__(
@@ -116,12 +116,12 @@ class EmbeddedCluster:
 
     @property
     def attached(self) -> bool:
-        """Whether the brokers are others', which merely use them here."""
+        """Whether the brokers belong to another process and are only used here."""
         return any(broker.attached for broker in self._brokers.values())
 
     @property
     def bootstrap_servers(self) -> str:
-        """Of all brokers, also of those that are down."""
+        """Of all brokers, including those that are down."""
         return _read_plan(self.data_dir).bootstrap_servers
 
     @property
@@ -135,10 +135,11 @@ class EmbeddedCluster:
         return self._brokers[node].pid
 
     def start(self, progress: Progress | None = None) -> str:
-        """Starts the brokers that don't run, waits until they answer; gives the bootstrap servers of all.
+        """Starts the brokers that don't run, waits until they answer, and returns the bootstrap servers of
+        all.
 
         Raises:
-            EmbeddedKafkaError: one can't be started; the remedy says what else there is.
+            EmbeddedKafkaError: one can't be started; the remedy names alternatives.
             DirectoryInUse: they belong to another process.
         """
         hosts = {node: host for node, (host, _) in self._places.items()}
@@ -156,41 +157,42 @@ class EmbeddedCluster:
         return plan.bootstrap_servers
 
     def start_nodes(self, nodes: Iterable[int], progress: Progress | None = None) -> None:
-        """Starts these brokers side by side, waits until they answer. They don't before most of all are up.
+        """Starts these brokers in parallel and waits until they answer, which takes a majority of all
+        brokers.
 
         Raises: as `start`.
         """
         _side_by_side(lambda node: self._brokers[node].start(progress), nodes)
 
     def start_node(self, node: int, progress: Progress | None = None) -> None:
-        """Starts one broker, at its ports, unless it runs; waits until the cluster knows it again.
+        """Starts one broker on its ports, unless it runs, and waits until the cluster knows it again.
 
         Raises: as `start`.
         """
         self.start_nodes([node], progress)
 
     def stop_node(self, node: int) -> None:
-        """Stops one broker in good order (it hands its partitions over), waits until it has ended."""
+        """Stops one broker cleanly (it hands its partitions over) and waits until it has exited."""
         self._brokers[node].stop()
 
     def kill_node(self, node: int) -> None:
-        """Ends one broker as a crash would (`kill -9`)."""
+        """Kills one broker (`kill -9`), like a crash."""
         self._brokers[node].kill()
 
     def pause_node(self, node: int) -> None:
-        """Lets one broker stand still (SIGSTOP): its connections stay, nothing is answered."""
+        """Suspends one broker (SIGSTOP): its connections stay open, but it answers nothing."""
         self._signal(node, signal.SIGSTOP)
 
     def resume_node(self, node: int) -> None:
-        """Lets it go on (SIGCONT)."""
+        """Resumes it (SIGCONT)."""
         self._signal(node, signal.SIGCONT)
 
     def stop(self) -> None:
-        """Stops all brokers that are ours, side by side; waits until they ended."""
+        """Stops all of our brokers in parallel and waits until they have exited."""
         _side_by_side(self.stop_node, self._brokers)
 
     def kill(self) -> None:
-        """Ends all of them as a crash of the machine would."""
+        """Kills all of them, like a crash of the machine."""
         _side_by_side(self.kill_node, self._brokers)
 
     def __enter__(self) -> EmbeddedCluster:
@@ -225,14 +227,14 @@ def start_detached(
     settings: Mapping[str, str] | None = None,
     only: Sequence[int] = (),
 ) -> str:
-    """Starts brokers that survive this process, or finds those that run; gives the bootstrap servers of all.
+    """Starts brokers that survive this process, or finds running ones. Returns the bootstrap servers of all.
 
     Args:
         data_dir: of the cluster.
-        nodes: how many, if it is new.
+        nodes: number of brokers, if it is new.
         heap_mb: for each of them.
-        progress: is told what happens.
-        settings: Kafka's, on top of ours; kept in the directory.
+        progress: called with progress messages.
+        settings: Kafka's, in addition to ours; kept in the directory.
         only: start only these.
 
     Raises: as `EmbeddedCluster.start`.
@@ -248,7 +250,7 @@ def start_detached(
 
 
 def stop_detached(data_dir: Path | str, only: Sequence[int] = ()) -> bool:
-    """Stops the brokers (or `only` these) in good order; False if none of them ran.
+    """Stops the brokers (or `only` these) cleanly. False if none of them ran.
 
     Raises:
         DirectoryInUse: they belong to a process that is still running.
@@ -257,7 +259,7 @@ def stop_detached(data_dir: Path | str, only: Sequence[int] = ()) -> bool:
 
 
 def kill_detached(data_dir: Path | str, only: Sequence[int] = ()) -> bool:
-    """Ends the brokers (or `only` these) as a crash would; False if none of them ran.
+    """Kills the brokers (or `only` these), like a crash. False if none of them ran.
 
     Raises: as `stop_detached`.
     """
@@ -265,7 +267,7 @@ def kill_detached(data_dir: Path | str, only: Sequence[int] = ()) -> bool:
 
 
 def status(data_dir: Path | str) -> dict[int, BrokerStatus]:
-    """What each broker of the cluster does, by node id."""
+    """The status of each broker of the cluster, by node id."""
     directory = Path(data_dir).absolute()
     found = dict[int, BrokerStatus]()
 
@@ -307,8 +309,9 @@ def _make_plan(
     settings: Mapping[str, str] | None,
     hosts: Mapping[int, str] | None = None,
 ) -> _Plan:
-    """The plan of the cluster in `directory`, made if it is new; with other ports if none of its brokers runs
-    and somebody else has taken some of them."""
+    """The plan of the cluster in `directory`, created if it is new. With other ports if none of its brokers
+    runs and another program has taken some of them.
+    """
     if nodes % 2 == 0 or not 1 <= nodes <= NODES_MAX:
         raise EmbeddedKafkaError(
             f"a cluster of {nodes} embedded brokers makes no sense, because a majority has to be up",
@@ -362,7 +365,7 @@ def _read_plan(directory: Path) -> _Plan:
 
 @contextmanager
 def _only_one(directory: Path) -> Generator[None]:
-    """One process at a time makes or changes the plan."""
+    """Only one process at a time creates or changes the plan."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
         lock = (directory / "cluster.lock").open("ab")
@@ -381,7 +384,7 @@ def _node_directory(directory: Path, node: int) -> Path:
 
 
 def _side_by_side(do: Callable[[int], object], nodes: Iterable[int]) -> None:
-    """For each node in a thread of its own; the first error is raised once all are done."""
+    """For each node in a thread of its own. The first error is raised once all are done."""
     wanted = list(nodes)
     if not wanted:
         return

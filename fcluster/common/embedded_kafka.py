@@ -1,20 +1,22 @@
 """The embedded Kafka broker: a real Apache Kafka in KRaft mode on loopback, for machines without brokers.
 
 Responsible for: setting up a data directory, starting the broker, waiting until it answers, and stopping it;
-a broker bound to this process (`EmbeddedKafka`) or one that survives it (`start_detached`). Keeps:
-- One broker for a data directory: the broker process itself holds the lock on `broker.lock` (it inherits it),
-  so the lock is free exactly when no broker runs, however it ended; no process id has to be believed for it.
-- A bound broker ends with its parent, also when that is killed by `kill -9`.
-- Data and ports stay the same from one run to the next (the ports unless something else took them); while the
-  broker is down they stay reserved for it (`ports`).
+a broker bound to this process (`EmbeddedKafka`) or one that survives it (`start_detached`). Invariants:
+- There is one broker for a data directory. The broker process itself holds the lock on `broker.lock` (it
+  inherits it), so the lock is free exactly when no broker runs, however it ended. No process id has to be
+  trusted for that.
+- A bound broker ends with its parent, even if that is killed by `kill -9`.
+- Data and ports stay the same from one run to the next (the ports unless another program took them). While
+  the broker is down, they stay reserved for it (`ports`).
 - Logs are bounded in size.
+
 Must not be used for more than development, tests and demos: one machine, no security.
 
-A broker may be one of several that form a cluster; then its `Member` says which. What belongs to all of them
-is `embedded_cluster`'s matter.
+A broker may be one of several that form a cluster; its `Member` then says which one. `embedded_cluster` has
+what belongs to all of them.
 
 In the data directory: `broker.json` (what was last started), `broker.pid`, `broker.lock`, `data/` (Kafka's
-own), `logs/server.log`, `logs/console.log`, and configuration files, written anew at each start.
+own), `logs/server.log`, `logs/console.log`, and configuration files, which are written again at each start.
 """
 
 from __future__ import annotations
@@ -68,18 +70,19 @@ __all__ = [
 ]
 
 START_TIMEOUT_S = 90.0
-"""Some 7 s on an idle machine (10 s the first time); much more means that something is wrong."""
+"""A start takes about 7 s on an idle machine (10 s the first time). Much more means that something is
+wrong."""
 STOP_TIMEOUT_S = 20.0
 STATUS_TIMEOUT_S = 5.0
 _LOCK_PATIENCE_S = 1.0
 _PORT_ATTEMPTS_MAX = 3
 MEMBER_START_TIMEOUT_S = 180.0
-"""Brokers of a cluster start side by side, and answer once most of them do."""
+"""Brokers of a cluster start in parallel, and answer once a majority does."""
 _ALONE: Final = 1
 """The node id of a broker that is the only one."""
 
 Adapt = Callable[[dict[str, str]], dict[str, str]]
-"""Makes the broker's settings from ours."""
+"""Returns the broker's settings, given ours."""
 
 
 LOOPBACK: Final = "127.0.0.1"
@@ -91,17 +94,17 @@ class NodePorts(msgspec.Struct, frozen=True):
     port: int
     controller_port: int
     host: str = LOOPBACK
-    """The address that clients use; another one only in tests with a network of their own."""
+    """The address that clients use. Other than loopback only in tests with a network of their own."""
 
 
 class Member(msgspec.Struct, frozen=True):
-    """Which one of a cluster's brokers this is.
+    """Which of a cluster's brokers this is.
 
     Attributes:
         node_id: 1 to the number of nodes.
         nodes: the ports of all brokers of the cluster, by node id.
-        cluster_id: the same for all of them, once and for all.
-        settings: Kafka's, on top of ours.
+        cluster_id: the same for all of them; it never changes.
+        settings: Kafka's, in addition to ours.
     """
 
     node_id: int
@@ -152,7 +155,7 @@ class BrokerStatus(msgspec.Struct, frozen=True):
 
 
 class _PortTakenError(Exception):
-    """Someone took a port between our look and the broker's bind."""
+    """Another program took a port between our check and the broker's bind."""
 
 
 def _silent(_line: str) -> None:
@@ -163,16 +166,16 @@ def _silent(_line: str) -> None:
 
 
 class EmbeddedKafka:
-    """A broker that lives as long as this object, or at most as this process; a context manager.
+    """A broker that lives as long as this object, or at most as this process. A context manager.
 
     If a detached broker runs on the same directory, `start` uses that one and `stop` leaves it running.
 
     Args:
-        data_dir: made if it doesn't exist; nothing else may use it.
-        heap_mb: the most memory its heap may take.
-        adapt: is given the broker's settings and returns those to use, for tests that want other listeners.
-            It has to leave one without TLS and login on loopback, at the same port, for us.
-        member: which broker of a cluster it is; None: the only one.
+        data_dir: created if it doesn't exist. Nothing else may use it.
+        heap_mb: its maximum heap.
+        adapt: is given the broker's settings and returns those to use, for tests that need other listeners.
+            It has to keep one without TLS and login on loopback, on the same port, for us.
+        member: which broker of a cluster it is. None: the only one.
         prefix: a command that starts the broker, without forking.
     """
 
@@ -196,10 +199,11 @@ class EmbeddedKafka:
         self._bootstrap_servers = ""
 
     def start(self, progress: Progress | None = None) -> str:
-        """Starts the broker unless it runs already, waits until it answers; gives its bootstrap servers.
+        """Starts the broker unless it already runs, waits until it answers, and returns its bootstrap
+        servers.
 
         Raises:
-            EmbeddedKafkaError: it can't be started; the remedy says what else there is.
+            EmbeddedKafkaError: it can't be started; the remedy names alternatives.
             DirectoryInUse: a broker that belongs to another process runs on the directory.
         """
         if self._process is not None and self._process.poll() is None:
@@ -223,7 +227,7 @@ class EmbeddedKafka:
         return self._bootstrap_servers
 
     def stop(self) -> None:
-        """Stops the broker if it is ours; waits until it ended. Does nothing when none runs."""
+        """Stops the broker if it is ours, and waits until it has exited. Has no effect when none runs."""
         process, self._process = self._process, None
         if process is not None:
             _end(process)
@@ -233,7 +237,7 @@ class EmbeddedKafka:
         self.attached = False
 
     def kill(self) -> None:
-        """Ends the broker as a crash would (`kill -9`); the next `start` recovers."""
+        """Kills the broker (`kill -9`), like a crash. The next `start` recovers."""
         if self._process is not None:
             self._process.kill()
         self.stop()
@@ -259,7 +263,7 @@ def start_detached(
     progress: Progress | None = None,
     member: Member | None = None,
 ) -> str:
-    """Starts a broker that survives this process, or finds the one that runs; gives its bootstrap servers.
+    """Starts a broker that survives this process, or finds a running one. Returns its bootstrap servers.
 
     Raises: as `EmbeddedKafka.start`.
     """
@@ -278,7 +282,7 @@ def start_detached(
 
 
 def stop_detached(data_dir: Path | str) -> bool:
-    """Stops the detached broker of `data_dir` and waits for its end; False if none ran.
+    """Stops the detached broker of `data_dir` and waits until it has exited. False if none ran.
 
     Raises:
         DirectoryInUse: the broker there belongs to a process that is still running.
@@ -287,7 +291,7 @@ def stop_detached(data_dir: Path | str) -> bool:
 
 
 def kill_detached(data_dir: Path | str) -> bool:
-    """Ends the detached broker of `data_dir` as a crash would (`kill -9`); False if none ran.
+    """Kills the detached broker of `data_dir` (`kill -9`), like a crash. False if none ran.
 
     Raises:
         DirectoryInUse: the broker there belongs to a process that is still running.
@@ -340,7 +344,7 @@ def status(data_dir: Path | str) -> BrokerStatus:
 
 
 def is_running(data_dir: Path | str) -> bool:
-    """Whether a broker's process runs on `data_dir`, whatever it does: tells it at once."""
+    """Whether a broker's process runs on `data_dir`, whatever it does. Fast."""
     return _is_locked(Path(data_dir).absolute())
 
 
@@ -348,7 +352,9 @@ def is_running(data_dir: Path | str) -> bool:
 
 
 def _lock_directory(directory: Path) -> IO[bytes] | None:
-    """The held lock of the directory, or None if a broker holds it. The lock lives on in who inherits it."""
+    """The held lock of the directory, or None if a broker holds it. A process that inherits the lock
+    keeps it.
+    """
     try:
         directory.mkdir(parents=True, exist_ok=True)
         file = (directory / "broker.lock").open("ab")
@@ -697,7 +703,7 @@ def server_properties(launch: _Launch, log_dir: Path) -> dict[str, str]:
 
 
 def _replication(nodes: int) -> dict[str, str]:
-    """What one broker's death, of three or more, loses nothing by, and hinders nobody."""
+    """Settings with which the death of one broker, of three or more, loses and blocks nothing."""
     replicas, in_sync = str(min(3, nodes)), "2" if nodes >= 3 else "1"
     return {
         "default.replication.factor": replicas,
@@ -712,8 +718,9 @@ def _replication(nodes: int) -> dict[str, str]:
 
 
 def last_error(lines: Sequence[str]) -> str:
-    """The cause in a log: the last error with the first line of its exception, else the last line that says
-    anything."""
+    """The cause in a log: the last error with the first line of its exception, otherwise the last line
+    with content.
+    """
     for index in range(len(lines) - 1, -1, -1):
         _, level, text = lines[index].partition(" ERROR ")
         if level:
@@ -729,7 +736,9 @@ def _write_properties(path: Path, properties: dict[str, str]) -> None:
 
 
 def escape_property(value: str) -> str:
-    """A value as java.util.Properties reads it back: backslashes and what isn't printable ASCII escaped."""
+    """A value in the form that java.util.Properties reads back: backslashes and anything but printable
+    ASCII escaped.
+    """
     encoded = "".join(
         character if " " <= character <= "~" else "".join(f"\\u{unit:04x}" for unit in _utf16(character))
         for character in value.replace("\\", "\\\\")
@@ -777,7 +786,9 @@ def new_cluster_id() -> str:
 
 
 def _choose_ports(directory: Path) -> tuple[int, int]:
-    """The ports of the last run if they are free, else others from a place of this directory's own on."""
+    """The ports of the last run if they are free, otherwise others, starting at a number that depends on
+    this directory.
+    """
     last = _read_launch(directory)
     wanted = () if last is None else (last.port, last.controller_port)
     first, second = ports.reserve_for_directory(directory, 2, wanted)
@@ -793,7 +804,7 @@ def _listens(launch: _Launch) -> bool:
 
 
 def _answers(launch: _Launch, timeout_s: float) -> bool:
-    """Whether the broker is one that clients can work with; quick when nothing listens at all."""
+    """Whether clients can work with the broker. Fast when nothing listens at all."""
     if not _listens(launch):
         return False
     settings: dict[str, Any] = {
@@ -813,7 +824,7 @@ def _answers(launch: _Launch, timeout_s: float) -> bool:
 
 
 def _ignore(_error: object) -> None:
-    """A broker that isn't up yet is what we ask for, not news."""
+    """That the broker isn't up yet is what we are checking for, so it isn't logged."""
 
 
 _quiet = logging.getLogger(f"{__name__}.probe")

@@ -1,12 +1,12 @@
 """Named points in the code at which a test lets a process die, stop, wait or fail.
 
-Responsible for: the table of points (`POINTS`), and what happens at them when they are armed. A process is
-armed by the environment variable `FCLUSTER__FAILPOINTS`, which names a directory. There a file with a point's
-name, written at any time, says what to do at one of its next passings (`Arm`, as JSON). Before it is done,
-the file is renamed to `<point>.reached`: so a fault happens once, and leaves a mark that it did. Without
-that variable `reach` is a function that does nothing.
+Responsible for: the table of points (`POINTS`), and what happens at points that are armed. A process is armed
+by the environment variable `FCLUSTER__FAILPOINTS`, which names a directory. A file in it with a point's name,
+written at any time, says what to do at one of the next passings (`Arm`, as JSON). Before that is done, the
+file is renamed to `<point>.reached`: so a fault happens once, and leaves a mark. Without that variable,
+`reach` does nothing.
 
-Must not be used for anything but tests: no behaviour of the product may hang on a point.
+Must not be used for anything but tests: no behaviour of the product may depend on a point.
 """
 
 from __future__ import annotations
@@ -60,10 +60,10 @@ class Arm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         action: `kill` and `stop` send this process SIGKILL and SIGSTOP, `hold` waits `after_ms`, `raise`
             raises an OSError with the number `errno`.
-        passing: at which passing since the file is there; passings of different details don't add up, so 2 is
-            the second one in the same epoch, where the detail is an epoch.
-        after_ms: the passing thread waits so long before it acts.
-        in_background: the passing thread goes on, and another one waits and acts.
+        passing: at which passing after the file was written. Passings with different details are counted
+            separately, so 2 is the second one in the same epoch, where the detail is an epoch.
+        after_ms: how long the passing thread waits before it acts.
+        in_background: the passing thread continues, and another one waits and acts.
         every: act at each passing from then on, until the mark is removed.
         errno: for `raise`.
     """

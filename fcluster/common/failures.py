@@ -1,8 +1,8 @@
-"""Texts about failures that come from users' code and data, made fit for messages, logs and headers.
+"""Makes texts about failures in users' code and data fit for messages, logs and headers.
 
-Responsible for: one bounded, printable line for any exception, text or value. Keeps the rules that nothing
-here raises, whatever an exception or a value does when it is asked about itself, and that what is returned
-can be encoded as UTF-8 and holds no control characters. Pure.
+Responsible for: one bounded, printable line for any exception, text or value. Rules: nothing here raises,
+whatever an exception or a value does when it is inspected; the result can be encoded as UTF-8 and has no
+control characters. Pure.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def bounded_text(text: str, characters_max: int) -> str:
 
 
 def bounded_repr(value: object, characters_max: int = 80) -> str:
-    """`repr(value)` as `bounded_text` shows it; only the type where that fails.
+    """`repr(value)` as `bounded_text` shows it. Only the type, if `repr` fails.
 
     Long strings, bytes, lists and dicts are cut before they are shown, so megabytes cost nothing.
     """
@@ -69,7 +69,7 @@ def type_of(value: object) -> str:
 
 
 def type_name(kind: type) -> str:
-    """The name of a class, also where its metaclass gives another, or none."""
+    """The name of a class, even if its metaclass returns another name, or none."""
     return bounded_text(type.__dict__["__name__"].__get__(kind), 100)
 
 

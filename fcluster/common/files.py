@@ -1,7 +1,7 @@
-"""Small steps with files that must outlive a power failure or can't be trusted.
+"""Small operations on files that must survive a power failure or can't be trusted.
 
-Responsible for: names that are safe as file names, files that are there whole or not at all, and files that
-are plain files and no links. Must not know what the files are for.
+Responsible for: names that are safe as file names, files that exist completely or not at all, and files that
+are plain files and not links. Must not know what the files are for.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class NotPlainFileError(Exception):
 
 
 def checked_name(name: str) -> str:
-    """`name`, which is safe as the name of a file or directory.
+    """`name`, if it is safe as the name of a file or directory.
 
     Raises:
         ValueError: it isn't.
@@ -41,10 +41,10 @@ def checked_name(name: str) -> str:
 
 
 def boot_id() -> str:
-    """Names the present boot of this host, "" if the system doesn't.
+    """Identifies the present boot of this host, "" if the system doesn't provide it.
 
-    What was written since is there whatever becomes of the process that wrote it;
-    after another boot only what was synced is.
+    Data written since then survives the death of the process that wrote it. After another boot, only synced
+    data is certain.
     """
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -53,7 +53,7 @@ def boot_id() -> str:
 
 
 def sync_directory(path: Path) -> None:
-    """Make the names in `path` outlive a power failure."""
+    """Make the names in `path` survive a power failure."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -63,17 +63,17 @@ def sync_directory(path: Path) -> None:
 
 @contextmanager
 def opened_directory(root: Path, *parts: str, make: bool = False) -> Generator[int]:
-    """The descriptor of the directory `parts` below `root`, of which none may be a link; `root` may.
+    """The descriptor of the directory `parts` below `root`. None of the parts may be a link; `root` may.
 
-    What is done by way of the descriptor happens in that very directory, whatever its path leads to by then.
+    Operations through the descriptor happen in that very directory, even if its path leads elsewhere by then.
 
     Args:
         root: has to exist.
         parts: checked names.
-        make: those that are missing.
+        make: create missing directories.
 
     Raises:
-        NotPlainFileError: one of them is a link, or no directory.
+        NotPlainFileError: one of them is a link, or not a directory.
         FileNotFoundError: one is missing, and `make` isn't set.
     """
     descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -100,7 +100,7 @@ def _open_part(directory: int, part: str, make: bool) -> int:
 
 
 def write_whole(directory: int, name: str, content: IO[bytes] | bytes) -> None:
-    """Write a file into an opened directory, durably; it has its name only when all of it is there."""
+    """Write a file into an opened directory, durably. It gets its name only when it is complete."""
     temporary = f".{name}-{uuid.uuid4().hex}"
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
@@ -119,11 +119,11 @@ def write_whole(directory: int, name: str, content: IO[bytes] | bytes) -> None:
 
 
 def open_plain(directory: int, name: str) -> IO[bytes]:
-    """Open a plain file of an opened directory to read it.
+    """Open a plain file in an opened directory for reading.
 
     Raises:
-        NotPlainFileError: it is missing, or something else.
-        OSError: what there is can't be told: that may pass.
+        NotPlainFileError: it is missing, or not a plain file.
+        OSError: it can't be determined what is there; that may be temporary.
     """
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
     try:
@@ -139,8 +139,8 @@ def open_plain(directory: int, name: str) -> IO[bytes]:
 
 
 def remove_plain(directory: int, name: str) -> bool:
-    """Remove a name from an opened directory; whether it was there and could be removed. What is a directory
-    stays: nothing of ours is one.
+    """Remove a name from an opened directory. Returns whether it existed and could be removed. A directory is
+    kept, because it isn't ours.
     """
     try:
         os.unlink(name, dir_fd=directory)

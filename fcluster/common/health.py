@@ -1,12 +1,12 @@
-"""The HTTP port of a process: whether it lives, whether it is ready, and its status,
-for probes and for people.
+"""The HTTP port of a process: whether it is alive, whether it is ready, and its status, for probes and for
+people.
 
-Responsible for: `GET /live`, `/ready` and `/status`, and nothing else; what they answer is the business of a
-`Health`. Keeps the rules that nobody who connects can get in the way of the process's work: one daemon thread
-accepts, a few answer, requests are small, each connection has an end, what doesn't fit is closed; and that
-answers are made from what the process published, never by walking through what another thread changes.
+Responsible for: `GET /live`, `/ready` and `/status`, and nothing else. A `Health` object provides the
+answers. Rules: no client can get in the way of the process's work: one daemon thread accepts, a few answer,
+requests are small, each connection has a time limit, and anything that doesn't fit is closed. Answers use
+what the process published, never data that another thread changes.
 
-Must not change anything, nor tell secrets. Further pages (metrics, say) are further entries of `_PAGES`.
+Must not change anything, nor reveal secrets. Further pages (metrics, say) are further entries of `_PAGES`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from fcluster.common.security import is_loopback
 _log = logging.getLogger("fcluster")
 
 CONNECTIONS_MAX: Final = 8
-"""Answered at a time; more are closed at once. A probe tries again."""
+"""How many connections are served at a time. More are closed at once. A probe tries again."""
 CONNECTION_S_MAX: Final = 5.0
 READ_TIMEOUT_S: Final = 2.0
 REQUEST_BYTES_MAX: Final = 8 * 1024
@@ -46,30 +46,30 @@ class Verdict:
 
 
 class Health(Protocol):
-    """What a process says of itself.
+    """What a process reports about itself.
 
     Its methods are called by threads of the port, and never wait for long.
     """
 
     def live(self) -> Verdict:
-        """Whether the process does its work at all. If not, killing it is right."""
+        """Whether the process works at all. If not, killing it is right."""
         ...
 
     def ready(self) -> Verdict:
-        """Whether it does what it is there for."""
+        """Whether it fulfils its purpose."""
         ...
 
     def status(self) -> Mapping[str, Any] | None:
-        """All there is to know, JSON-able, without secrets; None if it can't be told just now."""
+        """The whole status, as data for JSON, without secrets. None if it isn't available right now."""
         ...
 
 
 class Pulse:
-    """Shows that a loop turns: it says, at each turn, until when at the latest it will have turned again.
+    """Shows that a loop runs: at each iteration, the loop says by when the next one will come.
 
     Args:
-        what: turns.
-        bound_s: within which the first turn is expected.
+        what: the name of the loop.
+        bound_s: until the first iteration.
     """
 
     def __init__(self, what: str, bound_s: float) -> None:
@@ -78,12 +78,12 @@ class Pulse:
         self.beat(bound_s)
 
     def beat(self, bound_s: float) -> None:
-        """It turned, and will turn again within `bound_s` seconds. By one thread only."""
+        """The loop has run once, and will run again within `bound_s` seconds. By one thread only."""
         now_s = time.monotonic()
         self._beaten = (now_s, now_s + bound_s)
 
     def trouble(self) -> str:
-        """Why it seems to have stopped; empty if it turns. By any thread."""
+        """Why the loop seems to be stuck; empty if it runs. By any thread."""
         turned_s, due_s = self._beaten
         now_s = time.monotonic()
         if now_s <= due_s:
@@ -95,12 +95,12 @@ class HealthServer:
     """An open port.
 
     Args:
-        address: to listen at: host and port, 0 chooses a free one.
+        address: to listen at: host and port. Port 0 chooses a free one.
         health: answers.
-        status_told: whether `/status` is answered. It says what an admin's key is needed for elsewhere.
+        status_told: whether `/status` is served. Elsewhere that information needs an admin's key.
 
     Raises:
-        OSError: nobody can listen there.
+        OSError: the address can't be used.
     """
 
     def __init__(self, address: tuple[str, int], health: Health, *, status_told: bool = True) -> None:
@@ -118,19 +118,19 @@ class HealthServer:
         return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
 
     def close(self) -> None:
-        """Listen no more. Who is being answered gets the rest."""
+        """Stop listening. Clients that are being answered get the rest of their answer."""
         self._server.shutdown()
         self._server.server_close()
 
 
 @contextlib.contextmanager
 def health_port(bind: str, health: Health, *, insecure: bool = False) -> Generator[HealthServer | None]:
-    """The port that the setting `http.bind` asks for, while the block runs; none if it is empty.
+    """The port that the setting `http.bind` asks for, while the block runs. None if it is empty.
 
-    Beyond loopback it answers probes alone, unless the network is trusted (`insecure`).
+    Beyond loopback it answers only probes, unless the network is trusted (`insecure`).
 
     Raises:
-        SettingsError: nobody can listen there.
+        SettingsError: the address can't be used.
     """
     if not bind:
         yield None
@@ -203,8 +203,7 @@ class _Server(HTTPServer):
             self._done(request)
 
     def service_actions(self) -> None:
-        """Close what has been open for too long, whoever holds it up;
-        called twice a second, or after a request."""
+        """Close connections that have been open for too long. Called twice a second, or after a request."""
         now_s = time.monotonic()
         with self._lock:
             for request, deadline_s in self._deadlines_s.items():
@@ -231,7 +230,7 @@ class _Server(HTTPServer):
 
 
 class _Short:
-    """A request's bytes, not more than fit."""
+    """A request's bytes, up to the limit."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file

@@ -1,4 +1,4 @@
-"""Names that both sides use for the same things."""
+"""Names that coordinator and workers use for the same things."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ class ShardId(NamedTuple):
 
 
 def transactional_ids(job: str, slot: int) -> tuple[str, str]:
-    """The two transactional ids of a slot, one for each of its alternating producers.
+    """The two transactional ids of a slot, one for each of its producers.
 
-    They depend on nothing but the slot: few and fixed, so that strays of any id that was ever used
-    can be found and aborted.
+    They depend only on the slot. So there are few, and open transactions of any id that was ever used can be
+    found and aborted.
     """
     return (f"{job}-slot-{slot}-0", f"{job}-slot-{slot}-1")
 
 
 def journal_topic(job: str) -> str:
-    """The compacted topic in which the coordinator remembers slots, assignment and its term.
+    """The compacted topic in which the coordinator records slots, assignment and its term.
 
     It has to be found by the job's name alone. No two jobs have the same one.
     """
@@ -59,25 +59,25 @@ def repartition_topic(job: str, stage: str) -> str:
 
 
 def former_changelog_topic(job: str, stage: str) -> str:
-    """How the changelog was called before names were unambiguous; state may still be there."""
+    """The name of the changelog before names were unambiguous. State may still be there."""
     return f"{job}-{stage}-changelog"
 
 
 def former_repartition_topic(job: str, stage: str) -> str:
-    """How the repartition topic was called before names were unambiguous; records may still be there."""
+    """The name of the repartition topic before names were unambiguous. Records may still be there."""
     return f"{job}-{stage}-repartition"
 
 
 def is_internal_topic(name: str) -> bool:
-    """Whether `name` can be that of a changelog or a repartition topic of some job of fcluster's."""
+    """Whether `name` can be that of a changelog or a repartition topic of any fcluster job."""
     return _INTERNAL.fullmatch(name) is not None
 
 
 def colliding_topic(name: str, existing: Iterable[str]) -> str | None:
-    """Which of `existing` keeps Kafka from creating `name`, None if none does.
+    """Which of `existing` keeps Kafka from creating `name`. None if none does.
 
-    Kafka writes "." as "_" in the names of its metrics, so it refuses a topic whose name differs from
-    another's in nothing else.
+    Kafka writes "." as "_" in the names of its metrics, so it refuses a topic whose name differs from another
+    one only in that.
     """
     plain = name.replace(".", "_")
     return next((other for other in existing if other != name and other.replace(".", "_") == plain), None)

@@ -1,10 +1,9 @@
-"""Kafka's clients as fcluster uses them: their configuration, topics, offsets, and the fencing of ids.
+"""Kafka clients as fcluster uses them: their configuration, topics, offsets, and the fencing of ids.
 
-Responsible for: the one place where clients are made, so that settings, defaults and log routing hold for
-all of them; what is asked of Kafka besides reading and writing records.
-Keeps the invariants: every wait is bounded; trouble comes out as an `FclusterError` that names the brokers
-or topics and says what to do; secrets stay out of messages. Must not know how records are processed, and
-keeps no state between calls.
+Responsible for: the only place where clients are created, so that settings, defaults and log routing apply to
+all of them; and for all requests to Kafka besides reading and writing records. Invariants: every wait is
+bounded; errors become an `FclusterError` that names the brokers or topics and says what to do; secrets stay
+out of messages. Must not know how records are processed, and keeps no state between calls.
 """
 
 from __future__ import annotations
@@ -46,29 +45,31 @@ from fcluster.common.topology import Isolation, Stage, Topology
 
 REQUEST_TIMEOUT_S: Final = 10.0
 ANSWER_TIMEOUT_S: Final = 30.0
-"""How long Kafka is asked again for what it doesn't know yet: three times what a broker's death takes."""
+"""How long to keep asking Kafka for what it doesn't know yet: three times what a broker's death takes."""
 ATTEMPT_TIMEOUT_S: Final = 3.0
-"""One request among those: a broker that is gone doesn't answer, and the next one is asked of another."""
+"""The limit of one such request. A broker that is gone doesn't answer, and the next request goes to
+another one."""
 TOPIC_CREATION_TIMEOUT_S: Final = 30.0
 SOCKET_TIMEOUT_MS: Final = 8_000
-"""How long a broker may take for an answer before it is thought to be gone, and its successor is looked for.
-Brokers need as long to find out (`broker.session.timeout.ms`, 9 s)."""
+"""How long to wait for a broker's answer before it counts as gone and its successor is looked for. Brokers
+need as long to notice (`broker.session.timeout.ms`, 9 s)."""
 PRODUCER_SOCKET_TIMEOUT_MS: Final = 12_000
-"""The same for producers. All leaders let them wait while a dead follower is still in sync, which ends
-with its session. A time-out before that repeats what is well, and a repeated record's place isn't told."""
+"""The same for producers. All leaders let them wait while a dead follower is still in sync, which ends with
+its session. An earlier timeout would repeat requests that are fine, and the offset of a repeated record isn't
+reported."""
 CONNECTED_TIMEOUT_MS: Final = 5_000
 """The same for the first answer on a new connection, which costs a broker nothing."""
 METADATA_REFRESH_MS: Final = 5_000
 """How often a client asks some broker who leads the partitions that it reads or writes."""
 SERVE_REST_S: Final = 5.0
 FENCE_FIRST_WAIT_S: Final = 0.03
-"""How long the first of two fencing producers is waited for: an idle id takes it 5 ms, and the broker needs
-about 20 ms to abort an open transaction, which the second one then finds done."""
+"""How long to wait for the first of two fencing producers. It takes 5 ms for an idle id. The broker needs
+about 20 ms to abort an open transaction, which is then complete when the second one asks."""
 FENCE_RESTING_WAIT_S: Final = 1.0
-"""How long a fencing producer that has been connected before may take to find that it still is."""
+"""How long a fencing producer that was connected before may take to find that it still is."""
 
 _NO_GROUP: Final = "fcluster-reader"
-"""For consumers that neither commit nor join, of who knows no job: librdkafka wants some name."""
+"""For consumers that neither commit nor join, outside of any job: librdkafka requires some name."""
 
 _NO_OFFSET: Final = -1001
 _POLL_INTERVAL_S: Final = 0.02
@@ -138,7 +139,7 @@ _EXPECTED_LOGS: Final = frozenset(
 
 
 class _QuietFilter(logging.Filter):
-    """Leaves librdkafka's expected trouble to the debug level."""
+    """Demotes librdkafka's expected errors to the debug level."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         facility = record.getMessage().split(" ", 1)[0]
@@ -155,11 +156,11 @@ _kafka_logger.addFilter(_QuietFilter())
 def consumer_config(settings: Settings, isolation: Isolation, **extra: Any) -> dict[str, Any]:
     """librdkafka's configuration of a consumer.
 
-    The user's own `kafka.` settings override `extra`, except for what the caller's code depends on.
+    The user's own `kafka.` settings override `extra`, except for those that the caller's code depends on.
 
     Args:
         settings: of the cluster.
-        isolation: what of open and aborted transactions is read.
+        isolation: whether records of open and aborted transactions are read.
         **extra: configuration by librdkafka's names, such as ``**{"fetch.wait.max.ms": 8}``.
     """
     defaults = {**_CONSUMER, "isolation.level": isolation.replace("-", "_")}
@@ -189,7 +190,7 @@ def make_consumer(settings: Settings, isolation: Isolation, **extra: Any) -> Con
     """A consumer; see `consumer_config`. Name a ``group.id`` in `extra` if it commits offsets.
 
     Raises:
-        SettingsError: librdkafka refuses a setting.
+        SettingsError: librdkafka rejects a setting.
     """
     return _make(Consumer, consumer_config(settings, isolation, **extra))
 
@@ -198,16 +199,16 @@ def make_producer(settings: Settings, transactional_id: str | None = None, **ext
     """A producer; see `producer_config`.
 
     Raises:
-        SettingsError: librdkafka refuses a setting.
+        SettingsError: librdkafka rejects a setting.
     """
     return _make(Producer, producer_config(settings, transactional_id, **extra))
 
 
 def serve_rest(producer: Producer) -> None:
-    """Drop what a producer has queued and serve all reports of it: then it can be destroyed.
+    """Drop what a producer has queued and serve all its reports, so that it can be destroyed.
 
-    Reports that nobody has served when a fenced producer is destroyed corrupt the heap, and some thread
-    that ends later is aborted for it (decision 0073).
+    Reports that haven't been served when a fenced producer is destroyed corrupt the heap, and some thread
+    that ends later is aborted because of that (decision 0073).
     """
     with contextlib.suppress(KafkaException):
         producer.purge()
@@ -221,12 +222,12 @@ def serve_rest(producer: Producer) -> None:
 class Admin(AdminClient):
     """An admin client that remembers why it could not connect, and asks partitions' leaders one at a time.
 
-    `list_offsets` and `delete_records` look for leaders in librdkafka's cache of metadata. If one isn't
-    there, librdkafka waits for a change of the cache in the calling thread and its own main thread at once,
+    `list_offsets` and `delete_records` look for leaders in librdkafka's metadata cache. If a leader isn't
+    there, librdkafka waits for a change of the cache both in the calling thread and in its own main thread,
     and either of them may free what the other uses: the process crashes (decision 0080). So here they are
-    called only when the cache holds all leaders, by one thread at a time, which waits for the answers.
+    called only when the cache has all leaders, by one thread at a time, which waits for the answers.
 
-    It refuses what goes to a group's coordinator: librdkafka aborts the process if such a request has timed
+    It refuses requests to a group's coordinator: librdkafka aborts the process if such a request has timed
     out when the coordinator's broker comes back (decision 0083).
     """
 
@@ -238,20 +239,20 @@ class Admin(AdminClient):
         super().__init__(with_callback, **extra)
 
     def list_offsets(self, topic_partition_offsets: Any, **kwargs: Any) -> dict[TopicPartition, Future[Any]]:
-        """As of AdminClient; all answers are there when it returns.
+        """Like AdminClient's. All answers are there when it returns.
 
         Raises:
-            KafkaException: a partition's leader isn't known at the moment. Nothing was asked then.
+            KafkaException: a partition's leader isn't known now. Nothing was asked.
         """
         return self._ask_leaders(_untyped(super()).list_offsets, topic_partition_offsets, kwargs)
 
     def delete_records(
         self, topic_partition_offsets: Any, **kwargs: Any
     ) -> dict[TopicPartition, Future[Any]]:
-        """As of AdminClient; all answers are there when it returns.
+        """Like AdminClient's. All answers are there when it returns.
 
         Raises:
-            KafkaException: a partition's leader isn't known at the moment. Nothing was asked then.
+            KafkaException: a partition's leader isn't known now. Nothing was asked.
         """
         return self._ask_leaders(_untyped(super()).delete_records, topic_partition_offsets, kwargs)
 
@@ -307,7 +308,7 @@ def make_admin(settings: Settings) -> Admin:
     """An admin client.
 
     Raises:
-        SettingsError: librdkafka refuses a setting.
+        SettingsError: librdkafka rejects a setting.
     """
     any_kind = re.compile(f"{_CONSUMER_ONLY.pattern}|{_PRODUCER_ONLY.pattern}")
     return _make(Admin, _config(settings, "admin.", any_kind, {}, {}))
@@ -354,18 +355,18 @@ _REFUSALS: Final = frozenset(
 
 
 class ErrorLog:
-    """What clients report by themselves: logs it once in a while, and remembers a refusal.
+    """Errors that clients report by themselves: logs them once in a while, and remembers a rejection.
 
     Args:
         brokers: for the message.
-        quiet: it only remembers: its owner speaks.
+        quiet: only remember it; the owner reports it.
     """
 
     INTERVAL_S = 10.0
 
     def __init__(self, brokers: str, *, quiet: bool = False) -> None:
         self.refusal: KafkaError | None = None
-        """Why the brokers last wouldn't have us; it may have been corrected since."""
+        """Why the brokers last rejected us. It may have been corrected since."""
         self._brokers = brokers
         self._quiet = quiet
         self._silent_until = dict[bool, float]()
@@ -394,7 +395,7 @@ class ErrorLog:
 
 
 def reason_of(error: KafkaException) -> str:
-    """What librdkafka says, with the error's name."""
+    """librdkafka's text, with the name of the error."""
     cause = cause_of(error)
     return f"{cause.str()} ({cause.name()})"
 
@@ -403,12 +404,12 @@ _DETAILS = re.compile(r" \(after [0-9]+ms in state \w+(, [0-9]+ identical error\
 
 
 def said_by(error: KafkaError) -> str:
-    """What librdkafka says, without how long it took: the same trouble is then told in the same words."""
+    """librdkafka's text without durations, so that the same error always has the same text."""
     return _DETAILS.sub("", error.str())
 
 
 def cause_of(error: KafkaException) -> KafkaError:
-    """The error within the exception: it knows its code and whether it can be retried."""
+    """The error within the exception. It has the code and knows whether it can be retried."""
     cause = error.args[0] if error.args else None
     return cause if isinstance(cause, KafkaError) else KafkaError(KafkaError._FAIL, str(error))
 
@@ -439,7 +440,7 @@ def _untyped(admin: Any) -> Any:
 
 
 def remedy_for(cause: KafkaError) -> str:
-    """What a user can do about an error of Kafka's."""
+    """What a user can do about an error from Kafka."""
     name = cause.name()
     if "AUTHORIZATION" in name or "POLICY" in name:
         return (
@@ -460,10 +461,10 @@ def remedy_for(cause: KafkaError) -> str:
 
 
 def connect_or_raise(admin: AdminClient, settings: Settings, timeout_s: float = REQUEST_TIMEOUT_S) -> None:
-    """Make sure that the brokers answer, and allow what the settings ask for.
+    """Check that the brokers answer, and allow what the settings ask for.
 
     Raises:
-        KafkaUnavailable: they don't within `timeout_s` seconds, or none are given.
+        KafkaUnavailable: they don't answer within `timeout_s` seconds, or none are given.
         SettingsError: `transaction.timeout.ms` is above what they allow.
     """
     brokers = settings.bootstrap_servers
@@ -491,8 +492,9 @@ def connect_or_raise(admin: AdminClient, settings: Settings, timeout_s: float = 
 
 
 def _list_topics_unless_refused(admin: AdminClient, timeout_s: float) -> None:
-    """Raises KafkaException once the brokers have refused us, or haven't answered in time: librdkafka itself
-    would try the same wrong password until then."""
+    """Raises KafkaException once the brokers have rejected us, or haven't answered in time. librdkafka itself
+    would keep trying the same wrong password until then.
+    """
     deadline = time.monotonic() + timeout_s
     wait_s = 0.5
     while True:
@@ -519,14 +521,14 @@ def _check_transaction_timeout(admin: AdminClient, settings: Settings) -> None:
 
 
 def broker_setting(admin: AdminClient, name: str) -> int | None:
-    """A number in a broker's configuration; None if we may not see it."""
+    """A number in a broker's configuration. None if we may not see it."""
     with _asking(admin, "listing the brokers"):
         broker = next(iter(admin.list_topics(timeout=REQUEST_TIMEOUT_S).brokers))
     return _number_in(admin, ConfigResource(ConfigResource.Type.BROKER, str(broker)), name)
 
 
 def largest_batch(admin: AdminClient, topic: str) -> int | None:
-    """The largest batch of records that a topic takes, in bytes; None if we may not see it."""
+    """The largest batch of records that a topic accepts, in bytes. None if we may not see it."""
     return _number_in(admin, ConfigResource(ConfigResource.Type.TOPIC, topic), "max.message.bytes")
 
 
@@ -558,7 +560,7 @@ def partition_counts(admin: AdminClient, topics: Iterable[str]) -> dict[str, int
 
 
 def missing_topic(topic: str, existing: Iterable[str]) -> MissingTopic:
-    """The error that says so, and names topics with similar names."""
+    """The error for a missing topic. It suggests topics with similar names."""
     near = difflib.get_close_matches(topic, [name for name in existing if not name.startswith("__")], 3, 0.6)
     hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
     return MissingTopic(
@@ -570,14 +572,14 @@ def missing_topic(topic: str, existing: Iterable[str]) -> MissingTopic:
 def ensure_internal_topics(admin: AdminClient, topology: Topology, settings: Settings) -> dict[str, int]:
     """Create what the job needs besides its sources: internal topics, and output topics that are missing.
 
-    Repartition and output topics get as many partitions as the source they are written from, a changelog
-    as many as its stage's source. Nothing that exists is changed. Calling it again does no harm.
+    Repartition and output topics get as many partitions as the source that they are written from, a changelog
+    as many as its stage's source. Existing topics aren't changed. Calling it again does no harm.
 
     Returns:
         The partition counts of all these topics, and of the sources.
 
     Raises:
-        MissingTopic: a source doesn't exist that the job doesn't write itself.
+        MissingTopic: a source that the job doesn't write itself doesn't exist.
         IncompatibleState: a source has another partition count than when its stage's state was written.
         KafkaUnavailable: the brokers don't answer, or refuse.
     """
@@ -612,7 +614,7 @@ _JOURNAL_CONFIG: Final = {
 
 
 class _TopicPlan:
-    """Which topics there have to be, derived stage by stage, upstream first."""
+    """The required topics, derived stage by stage, upstream first."""
 
     def __init__(self, job: str, existing: Mapping[str, int], repartition_topics: set[str]) -> None:
         self._job = job
@@ -671,7 +673,7 @@ def _partitions_changed(job: str, source: str, now: int, changelog: str, then: i
 
 
 def existing_topics(admin: AdminClient) -> dict[str, int]:
-    """The number of partitions of each topic that there is.
+    """The number of partitions of each existing topic.
 
     Raises:
         KafkaUnavailable: the brokers don't answer.
@@ -713,8 +715,9 @@ def _try_to_create(
     *,
     last: bool,
 ) -> dict[str, tuple[int, Mapping[str, str]]]:
-    """Create the topics; gives those for whose replicas there are too few brokers, unless that was the last
-    way to try."""
+    """Create the topics. Returns those for whose replicas there are too few brokers, unless this was the
+    last way to try.
+    """
     if not missing:
         return {}
     new = [
@@ -738,7 +741,7 @@ def _try_to_create(
 
 
 def create_output_topic(admin: AdminClient, topic: str, partitions: int, settings: Settings) -> None:
-    """Create a topic that the job writes to; one that exists is no error.
+    """Create a topic that the job writes to. If it already exists, that is no error.
 
     Raises:
         KafkaUnavailable: the brokers don't answer, or refuse.
@@ -788,10 +791,10 @@ def end_offsets(
     isolation: Isolation,
     timeout_s: float = ANSWER_TIMEOUT_S,
 ) -> dict[TopicPartition, Offset]:
-    """The offset behind the last record that readers of that isolation can see in each partition.
+    """The offset after the last record that readers with that isolation can see in each partition.
 
-    With "read-committed" it is the last stable offset: open transactions hold it back, and so does one
-    whose commit has just returned, until its markers are written (see `settled_end_offsets`).
+    With "read-committed" it is the last stable offset. Open transactions hold it back, and so does one whose
+    commit has just returned, until its markers are written (see `settled_end_offsets`).
 
     Raises:
         KafkaUnavailable: the brokers don't answer, or a topic or partition doesn't exist.
@@ -802,10 +805,10 @@ def end_offsets(
 def settled_end_offsets(
     admin: AdminClient, partitions: Iterable[TopicPartition], timeout_s: float = ANSWER_TIMEOUT_S
 ) -> dict[TopicPartition, Offset]:
-    """The ends of partitions that nobody writes to at the moment, once all their transactions are settled.
+    """The ends of partitions that are not being written to, once all their transactions are settled.
 
-    A commit returns when it is decided; its markers reach the partitions a little later, each on its own.
-    Whoever takes a shard over has to wait for those in its changelog, or would read too few deltas.
+    A commit returns when it is decided. Its markers reach the partitions a little later, one by one. A worker
+    that takes over a shard has to wait for those in its changelog, or it would read too few deltas.
 
     Raises:
         KafkaUnavailable: a transaction was still open after `timeout_s` seconds, or brokers don't answer.
@@ -872,7 +875,7 @@ _MISSING: Final = frozenset(
     {"UNKNOWN_TOPIC_OR_PART", "_UNKNOWN_PARTITION", "_UNKNOWN_TOPIC", "UNKNOWN_TOPIC_ID"}
 )
 MISSING_TIMEOUT_S: Final = 2.0
-"""How long a topic may be missing in the answers before that is believed."""
+"""How long a topic has to be missing in the answers before that is accepted."""
 
 
 def is_not_known_yet(error: KafkaError) -> bool:
@@ -883,16 +886,16 @@ def is_not_known_yet(error: KafkaError) -> bool:
 def ask_until_known(
     ask: Callable[[], _Answer], timeout_s: float, given_up: Callable[[], bool] = lambda: False
 ) -> _Answer:
-    """Ask Kafka again, less and less often, as long as the answer says nothing.
+    """Repeat a request to Kafka, less and less often, as long as the answer says nothing.
 
     Args:
         ask: raises KafkaException or NotKnownYetError if there is no answer. One call may take
             `ATTEMPT_TIMEOUT_S`.
-        timeout_s: how long it is asked again.
-        given_up: the answer isn't needed any more.
+        timeout_s: how long to repeat it.
+        given_up: whether the answer isn't needed any more.
 
     Raises:
-        KafkaException: the last answer, if it wasn't known in time; an error that asking again doesn't mend.
+        KafkaException: the last answer, if it wasn't known in time; or an error that repeating doesn't fix.
     """
     begun_s = time.monotonic()
     wait_s = _POLL_INTERVAL_S
@@ -919,22 +922,23 @@ def read_committed_positions(
     partitions: Iterable[TopicPartition],
     timeout_s: float = ANSWER_TIMEOUT_S,
 ) -> dict[TopicPartition, CommittedPosition | None]:
-    """What the group has committed for each partition, None where nothing is.
+    """What the group has committed for each partition, None where there is nothing.
 
-    While an open transaction holds an offset of one of them the answer isn't settled, and a read-committed
-    consumer waits for it: fence the transaction's owner first. A read-uncommitted one answers at once with
-    what was committed last.
+    While an open transaction holds an offset of one of them, the answer isn't settled, and a read-committed
+    consumer waits for it. So fence the transaction's owner first. A read-uncommitted consumer answers at once
+    with what was committed last.
 
     Args:
         consumer: of that group. An admin client could ask the same, but librdkafka 2.16 crashes when the
-            group's coordinator isn't ready to answer an admin client (it goes on as if that were a consumer).
+            group's coordinator isn't ready to answer an admin client (it continues as if that were a
+            consumer).
         group: the job's name.
         partitions: of source topics.
         timeout_s: seconds to wait.
 
     Raises:
         KafkaUnavailable: no settled answer came in time.
-        IncompatibleState: the offsets were committed by something other than fcluster.
+        IncompatibleState: the offsets were not committed by fcluster.
     """
     wanted = [TopicPartition(at.topic, at.partition) for at in partitions]
     if not wanted:
@@ -992,8 +996,9 @@ def _position(group: str, at: TopicPartition) -> CommittedPosition | None:
 
 
 def group_coordinator_answers(settings: Settings, group: str, timeout_s: float = 2.0) -> bool:
-    """Whether the group has a coordinator that answers: asked with a new client, which knows of no former
-    one, within about `timeout_s` seconds."""
+    """Whether the group has a coordinator that answers. This asks with a new client, which remembers no old
+    coordinator, within about `timeout_s` seconds.
+    """
     # Nobody commits offsets of the journal, so the answer waits for no transaction.
     nowhere = TopicPartition(journal_topic(group), 0)
     consumer = make_consumer(
@@ -1011,13 +1016,13 @@ def group_coordinator_answers(settings: Settings, group: str, timeout_s: float =
 def delete_records_before(
     admin: AdminClient, offsets: Mapping[TopicPartition, int], timeout_s: float = REQUEST_TIMEOUT_S
 ) -> dict[TopicPartition, Offset]:
-    """Delete all records in front of the given offsets.
+    """Delete all records before the given offsets.
 
     Returns:
-        The first offset that each partition has now. Records deleted before are no error.
+        The first offset that each partition has now. Records that were deleted earlier are no error.
 
     Raises:
-        KafkaUnavailable: the brokers don't answer or refuse, or an offset is behind the partition's end.
+        KafkaUnavailable: the brokers don't answer or refuse, or an offset is after the partition's end.
     """
     if not offsets:
         return {}
@@ -1045,7 +1050,7 @@ def delete_records_before(
 
 
 def fencing_producers(settings: Settings, transactional_id: str) -> list[Producer]:
-    """Two connected producers, for `fence_transactional_id`. As long as they do nothing they disturb nobody.
+    """Two connected producers, for `fence_transactional_id`. They have no effect until they are used.
 
     Raises:
         KafkaUnavailable: the brokers don't answer.
@@ -1063,16 +1068,16 @@ def fence_transactional_id(
     timeout_s: float = REQUEST_TIMEOUT_S,
     ready: list[Producer] | None = None,
 ) -> None:
-    """Abort what the id has open, and make its former owner's next call fail.
+    """Abort open transactions of the id, and make the next call of its previous owner fail.
 
-    When this returns, no transaction of any earlier producer with this id can commit any more. It takes
-    about 60 ms for an idle id, 90 ms with an open transaction. Calling it again does no harm.
+    When this returns, no transaction of any earlier producer with this id can commit any more. It takes about
+    60 ms for an idle id, 90 ms with an open transaction. Calling it again does no harm.
 
     Args:
         settings: of the cluster.
         transactional_id: to be fenced.
         timeout_s: for all of it.
-        ready: from `fencing_producers`, which makes it quicker. Emptied.
+        ready: from `fencing_producers`, to save time. It is emptied.
 
     Raises:
         KafkaUnavailable: the broker didn't confirm it in time; the id may or may not be fenced.

@@ -1,8 +1,8 @@
 """Java and the jars of the embedded Kafka broker.
 
-Responsible for: finding a Java that is new enough, and resolving the broker's jars through Maven into a cache
-directory, once for each version. Keeps: a cache directory either holds all jars or doesn't exist (it is
-filled under another name and renamed; a list of what belongs in it is checked at each use). Must not start
+Responsible for: finding a Java that is new enough, and fetching the broker's jars through Maven into a cache
+directory, once for each version. Invariant: a cache directory either has all jars or doesn't exist. (It is
+filled under another name and then renamed, and a list of its contents is checked at each use.) Must not start
 brokers.
 """
 
@@ -43,13 +43,13 @@ class EmbeddedKafkaError(FclusterError):
 
 
 def deploy_file(name: str) -> Path:
-    """A file of `deploy/`: inside the package when installed from a wheel, beside it in a checkout."""
+    """A file of `deploy/`: inside the package when installed from a wheel, next to it in a checkout."""
     installed = _PACKAGE / "deploy" / name
     return installed if installed.exists() else _PACKAGE.parent / "deploy" / name
 
 
 def other_ways() -> str:
-    """How to go on without Java and Maven on this machine."""
+    """Alternatives without Java and Maven on this machine."""
     return (
         "use running brokers (--brokers HOST:PORT), or start one with Docker: docker compose -f "
         f"{deploy_file('compose.yaml')} up --detach --wait, then --brokers 127.0.0.1:9092"
@@ -111,7 +111,7 @@ def _java_version(java: Path) -> str:
 
 
 def java_major(version_output: str) -> int | None:
-    """The major version in what `java -version` prints; None if there is none."""
+    """The major version in the output of `java -version`. None if there is none."""
     match = re.search(r'version "(?:1\.)?(\d+)', version_output)
     return int(match.group(1)) if match else None
 
@@ -120,7 +120,7 @@ def java_major(version_output: str) -> int | None:
 
 
 def kafka_version() -> str:
-    """The Kafka version that the POM asks for."""
+    """The Kafka version in the POM."""
     match = re.search(r"<kafka\.version>([\w.-]+)</kafka\.version>", _pom().decode())
     assert match is not None, "deploy/kafka/pom.xml names no kafka.version"
     return match.group(1)
@@ -131,7 +131,7 @@ def _pom() -> bytes:
 
 
 def jars_dir(cache: Path) -> Path:
-    """Where the jars of this POM are kept: another version or POM is another directory."""
+    """Where the jars of this POM are kept. Another version or POM has another directory."""
     return cache / f"kafka-{kafka_version()}-{hashlib.sha256(_pom()).hexdigest()[:8]}"
 
 
@@ -177,7 +177,7 @@ def _is_complete(target: Path) -> bool:
 
 @contextmanager
 def _only_one(lock_file: Path) -> Generator[None]:
-    """Two that fetch at the same time: the second waits, and then finds the work done."""
+    """If two processes fetch at the same time, the second one waits, and then finds the jars."""
     with lock_file.open("ab") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

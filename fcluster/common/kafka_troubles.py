@@ -1,7 +1,7 @@
-"""What an error code of Kafka's means for what was being written: whose doing it is, and what helps.
+"""What an error code from Kafka means for a write: what caused it, and what helps.
 
-Responsible for: telling in one place, by code, a refusal that no repetition changes from trouble that passes,
-and the words for the user. Must not: talk to Kafka, or decide what follows from it.
+Responsible for: telling in one place, by code, permanent refusals from temporary errors, and the texts for
+the user. Must not: talk to Kafka, or decide what follows.
 """
 
 from __future__ import annotations
@@ -13,18 +13,19 @@ from confluent_kafka import KafkaError
 
 
 class Trouble(Enum):
-    """Whose doing an error is."""
+    """The cause of an error."""
 
     RECORD = "record"
-    """The broker refuses this record, however often it comes: too large, no key, a bad timestamp."""
+    """The broker refuses this record, however often it is sent: too large, no key, a bad timestamp."""
     TOPIC_GONE = "topic gone"
-    """The topic or partition doesn't exist, as far as the broker that was asked knows."""
+    """The topic or partition doesn't exist, as far as the asked broker knows."""
     FORBIDDEN = "forbidden"
     """The job's Kafka user may not do this."""
     PASSING = "passing"
-    """Brokers that are away, move or are busy, and transactions that were taken from their producer."""
+    """Temporary: brokers that are down, move or are busy, and transactions that were taken from their
+    producer."""
     UNEXPECTED = "unexpected"
-    """Anything else. It may pass, or come again for ever."""
+    """Anything else. It may be temporary or permanent."""
 
 
 _RECORD: Final = frozenset(
@@ -117,7 +118,7 @@ _PASSING: Final = frozenset(
 
 
 def trouble_of(code: int) -> Trouble:
-    """Whose doing an error with this code is (`KafkaError.code()`)."""
+    """The cause of an error with this code (`KafkaError.code()`)."""
     if code in _RECORD:
         return Trouble.RECORD
     if code in _TOPIC_GONE:
@@ -128,7 +129,7 @@ def trouble_of(code: int) -> Trouble:
 
 
 def remedy_for_refusal(code: int, topic: str) -> str:
-    """What helps if `topic` (may be empty) doesn't take a record, for this reason."""
+    """What helps if `topic` (may be empty) refuses a record for this reason."""
     name = topic or "the topic"
     match trouble_of(code):
         case Trouble.TOPIC_GONE:

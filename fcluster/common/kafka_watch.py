@@ -1,10 +1,11 @@
-"""What of Kafka a job waits for: partitions without leader, too few replicas in sync, brokers that are away.
+"""What a job waits for in Kafka: partitions without a leader, too few replicas in sync, brokers that are
+down.
 
-Responsible for: looking at the cluster's metadata while a job waits, and sentences about it for status and
-log. Metadata tells all of it: a group's offsets and an id's transactions are kept in partitions of internal
-topics, whose leaders are their coordinators. Keeps the rules that nothing is asked while all goes well, that
-every request is bounded and made in a thread of its own, and that each trouble is logged when it begins and
-when it is over, and not in between. Must not decide anything: a finding is for people.
+Responsible for: reading the cluster's metadata while a job waits, and sentences about it for status and log.
+Metadata shows all of it: a group's offsets and an id's transactions are kept in partitions of internal
+topics, whose leaders are their coordinators. Rules: nothing is asked while all goes well; every request is
+bounded and made in a thread of its own; each problem is logged when it begins and when it is over, and not in
+between. Must not decide anything: findings are for people.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class PartitionSeen:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What one look at the cluster has shown.
+    """The result of one check of the cluster.
 
     Attributes:
         silent: why no broker answered; empty if one did.
@@ -68,7 +69,7 @@ class Look:
 
 @dataclass(frozen=True, slots=True)
 class Concern:
-    """What a job needs of Kafka: its topics, and where its offsets and transactions are kept.
+    """What a job needs from Kafka: its topics, and where its offsets and transactions are kept.
 
     Attributes:
         topics: sources, outputs and internal ones.
@@ -84,7 +85,7 @@ class Concern:
         """Partitions of Kafka's own topics that the job needs, and what is kept there.
 
         Args:
-            counts: how many partitions those topics have; one that isn't named is not known.
+            counts: how many partitions those topics have. A topic that isn't in it is not known.
         """
         found: dict[Place, str] = {}
         if counts.get(OFFSETS_TOPIC):
@@ -98,7 +99,7 @@ class Concern:
 
 
 def home_of(name: str, partitions: int) -> int:
-    """The partition in which Kafka keeps what belongs to a group or transactional id of that name."""
+    """The partition in which Kafka keeps the data of a group or transactional id with that name."""
     code = 0
     data = name.encode("utf-16-be")
     for at in range(0, len(data), 2):
@@ -108,18 +109,18 @@ def home_of(name: str, partitions: int) -> int:
 
 @dataclass(frozen=True, slots=True, order=True)
 class _Trouble:
-    """Something that the job waits for; troubles of a kind share a sentence."""
+    """Something that the job waits for. Troubles of the same kind share a sentence."""
 
     kind: str
     what: str
 
 
 _KINDS: Final = ("silent", "no leader", "in sync", "away")
-"""In the order in which they matter."""
+"""In order of importance."""
 
 
 class Troubles:
-    """What is the matter with Kafka, and since when. Pure."""
+    """The present troubles with Kafka, and their ages. Pure."""
 
     def __init__(self) -> None:
         self._since_s: dict[_Trouble, float] = {}
@@ -128,7 +129,7 @@ class Troubles:
         return bool(self._since_s)
 
     def learn(self, look: Look, concern: Concern, now_s: float) -> tuple[list[str], list[str]]:
-        """Take in what a look has shown.
+        """Take in the result of a check.
 
         Returns:
             Sentences about kinds of trouble that have begun, and about those that are over.
@@ -193,11 +194,11 @@ def _troubles(look: Look, concern: Concern) -> Iterable[_Trouble]:
 
 
 class KafkaWatch:
-    """Looks at Kafka while the job waits.
+    """Checks Kafka while the job waits.
 
     Args:
         settings: of the cluster.
-        concern: what the job needs; asked for before each look, as workers come and go.
+        concern: what the job needs. Called before each check, because workers come and go.
         tell: called from the watch's thread with the sentences, when they change and each time they age.
     """
 
@@ -217,7 +218,7 @@ class KafkaWatch:
         self._thread = threading.Thread(target=self._run, name="kafka-watch", daemon=True)
 
     def note(self, *, waiting: bool) -> None:
-        """Whether the job waits for something that may be Kafka's. Costs next to nothing."""
+        """Whether the job waits for something that may be Kafka's fault. Costs next to nothing."""
         if waiting is self._waiting:
             return
         with self._changed:
@@ -227,7 +228,7 @@ class KafkaWatch:
             self._thread.start()
 
     def close(self) -> None:
-        """End the thread, without waiting for what it is asking."""
+        """Stop the thread, without waiting for its current request."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -283,7 +284,7 @@ class KafkaWatch:
         return Look("", frozenset(metadata.brokers), partitions, dict(self._in_sync_min))
 
     def _learn_in_sync_min(self, admin: AdminClient, topics: set[str]) -> None:
-        """Asked once for each topic. Who may not describe it doesn't know, and says nothing of it."""
+        """Asked once for each topic. Without permission to describe a topic, the value stays unknown."""
         missing = sorted(topics - self._in_sync_min.keys())
         client: Any = admin  # its own types leave the futures' results open
         if not missing:

@@ -1,8 +1,8 @@
 """One log format for all processes.
 
-Responsible for: the format (time, level, name, message), the level, and stack dumps on demand: every
-process that called `configure_logging` prints the stacks of all its threads on SIGUSR1 and on a crash of
-the interpreter. Logs go to stderr, so that stdout stays free for data. Must not import anything of fcluster.
+Responsible for: the format (time, level, name, message), the level, and stack dumps on demand. Every process
+that called `configure_logging` prints the stacks of all its threads on SIGUSR1 and on a crash of the
+interpreter. Logs go to stderr, so that stdout stays free for data. Must not import anything from fcluster.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class LogFormatter(logging.Formatter):
 
 
 class RememberingHandler(logging.StreamHandler[TextIO]):
-    """Writes to a stream, and knows the last error it wrote."""
+    """Writes to a stream, and remembers the last error that it wrote."""
 
     last_error = ""
 
@@ -46,7 +46,9 @@ class RememberingHandler(logging.StreamHandler[TextIO]):
 
 
 def configure_logging(level: str = "info", stream: TextIO | None = None) -> RememberingHandler:
-    """Send all logging of this process to `stream` (default: stderr) from `level` (of `LEVELS`) upwards."""
+    """Send all logging of this process to `stream` (default: stderr), from `level` (one of `LEVELS`)
+    upwards.
+    """
     target = stream if stream is not None else sys.stderr
     handler = RememberingHandler(target)
     handler.setFormatter(LogFormatter())

@@ -1,19 +1,19 @@
 """The control messages between coordinator, workers, standby coordinators and admin clients.
 
 Responsible for: their types, their encoding (a version byte, then MessagePack), and their validation on
-receipt. Keeps the rule that nothing is ever unpickled: a frame either is one of the structs below, with
-fields of the declared types, or `decode` raises `MalformedMessageError`.
+receipt. Rule: nothing is ever unpickled. A frame is either one of the structs below, with fields of the
+declared types, or `decode` raises `MalformedMessageError`.
 
-Every message of the coordinator carries its `term`; messages of an older term are refused by workers.
-Every message about work carries the worker's `session`. A session begins with a `Welcome` and ends when
-the worker is declared dead, is fenced, or says `Hello` anew. A worker initialises its transactional
-producers exactly once in a session, and commits only on a `Complete` of that same session: a worker that
-was fenced therefore can't come back to life by initialising its producers again.
+Every message of the coordinator carries its `term`; workers reject messages of an older term. Every message
+about work carries the worker's `session`. A session begins with a `Welcome` and ends when the worker is
+declared dead, is fenced, or sends another `Hello`. A worker initialises its transactional producers exactly
+once in a session, and commits only on a `Complete` of that same session. So a worker that was fenced can't
+come back to life by initialising its producers again.
 
-`Assign`, `Revoke` and `Released` pass shards on, so they must not be obeyed twice: one that comes once more,
-behind what was sent after it, would give a shard two owners. Their senders number them, rising within a
-session (and a term), and what isn't newer than the last one is dropped. All other messages name the epoch or
-the session that they are about, and mean nothing once that is over.
+`Assign`, `Revoke` and `Released` transfer shards, so they must not be carried out twice: a repeated one that
+arrives after later messages would give a shard two owners. Their senders number them, increasing within a
+session (and a term), and a number that isn't newer than the last one is dropped. All other messages name the
+epoch or session that they are about, and have no effect once that is over.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from fcluster.common.ids import ShardId
 PROTOCOL_VERSION = 1
 
 AGENT_WORKERS_MAX = 1_000
-"""Workers of one agent: a number that is mistyped shall not bring a host down."""
+"""Most workers of one agent. A typing error in the number must not bring a host down."""
 
 _M = TypeVar("_M")
 
 REASON_CHARACTERS_MAX = 8_000
-"""Of a reason that is sent on to other processes."""
+"""The longest reason that is sent to other processes."""
 
 MESSAGE_BYTES_MAX = 4 * 1024 * 1024
-"""Larger frames are dropped by the sockets (ZMQ_MAXMSGSIZE) and refused by `decode`."""
+"""Larger frames are dropped by the sockets (ZMQ_MAXMSGSIZE) and rejected by `decode`."""
 
 
 # What no honest sender exceeds. A number that fits its type and nothing else would otherwise travel on into
@@ -57,20 +57,20 @@ _Workers = Annotated[int, msgspec.Meta(ge=0, le=AGENT_WORKERS_MAX)]
 
 
 class MalformedMessageError(Exception):
-    """A frame that is not a message of this protocol: counted and dropped, never fatal."""
+    """A frame that is not a message of this protocol. It is counted and dropped, never fatal."""
 
 
 class Message(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
-    """Base of all control messages; the subclass's name travels as its tag."""
+    """Base of all control messages. The subclass's name is sent as its tag."""
 
 
 class ShardStatus(msgspec.Struct, frozen=True, array_like=True):
-    """Where one shard of a worker stands.
+    """The progress of one of a worker's shards.
 
-    `position` is the next offset to read, with everything before it processed (control records
-    counted); `committed` the committed offset; `end` the last known end of the source partition (the last
-    stable offset for read-committed sources), -1 if unknown. `dirty` says that records up to `position`
-    are not all committed yet.
+    `position` is the next offset to read; everything before it is processed (including control records).
+    `committed` is the committed offset. `end` is the last known end of the source partition (the last stable
+    offset for read-committed sources), -1 if unknown. `dirty` says that records up to `position` are not all
+    committed yet.
     """
 
     shard: ShardId
@@ -82,10 +82,10 @@ class ShardStatus(msgspec.Struct, frozen=True, array_like=True):
 
 
 class StandbyStatus(msgspec.Struct, frozen=True, array_like=True):
-    """How far a worker's warm copy of another's shard is.
+    """How far a worker's warm copy of another worker's shard is.
 
-    `state_epoch` is the last epoch whose changes it has; `lag` how many offsets of the changelog it is behind
-    what is committed there, -1 if unknown (it is being set up, or can't be).
+    `state_epoch` is the last epoch whose changes it has. `lag` is how many offsets of the changelog it is
+    behind what is committed there, -1 if unknown (it is being set up, or can't be).
     """
 
     shard: ShardId
@@ -94,7 +94,7 @@ class StandbyStatus(msgspec.Struct, frozen=True, array_like=True):
 
 
 class RunningRecord(msgspec.Struct, frozen=True, array_like=True):
-    """The record that a handler has been working on for `running_ms`, at least."""
+    """The record that a handler has been processing for at least `running_ms`."""
 
     topic: _Name
     partition: _Number
@@ -105,7 +105,7 @@ class RunningRecord(msgspec.Struct, frozen=True, array_like=True):
 class OverdueRecord(msgspec.Struct, frozen=True, array_like=True):
     """A record at which a handler has hung beyond `record.timeout.ms`, `times` in a row.
 
-    `step`: the handler's name, empty if it isn't known.
+    `step`: the handler's name. Empty if it isn't known.
     """
 
     shard: ShardId
@@ -116,13 +116,13 @@ class OverdueRecord(msgspec.Struct, frozen=True, array_like=True):
 
 
 class WorkerStats(msgspec.Struct, frozen=True):
-    """What a heartbeat tells about a worker; rates and totals count from the process's start.
+    """What a heartbeat reports about a worker. Rates and totals count from the start of the process.
 
     While shards are being restored (`restoring` of them), `restore_bytes` says how much has been read for
-    them, `restore_bytes_left` and `restore_ms_left` estimate the rest; -1 is unknown.
-    `record` is the one that a handler is busy with, if it has been for some time: no barrier is served then.
-    `kafka_wait` says for whom in Kafka the worker's epochs wait, and `kafka_wait_ms` for how long; empty and
-    0 if that is no longer than usual.
+    them; `restore_bytes_left` and `restore_ms_left` estimate the rest. -1 is unknown. `record` is the one
+    that a handler has been processing for some time, if there is one: no barrier is served then. `kafka_wait`
+    says what in Kafka the worker's epochs wait for, and `kafka_wait_ms` for how long. Empty and 0 if that is
+    no longer than usual.
     """
 
     records_in: _Number = 0
@@ -148,20 +148,20 @@ class WorkerStats(msgspec.Struct, frozen=True):
 
 
 class Hello(Message, frozen=True):
-    """Join, or join anew after a reset. `worker` is random for each process.
+    """Join, or join again after a reset. `worker` is random for each process.
 
-    `session` is 0 for a fresh session. A worker that lost its coordinator, not its session, names the
-    session it holds; the coordinator then answers with an adopting `Welcome` for that session, or with
-    `Evicted`. `slot` is the wanted slot (-1: any). `epoch` is the highest epoch the worker knows of,
-    `prepared_epoch` one it has prepared and not yet been told the outcome of (0: none), `in_flight_epoch` one
-    that it has frozen and not yet committed, prepared or not (0: none). `process_space` names the space in
-    which `pid` is unique (see `processes.process_space`), empty if unknown; `leaving` says what `Leaving`
-    says. Messages may have been lost with the connection, so this one tells all that the coordinator needs: a
-    shard that is not in `owned` is not held.
+    `session` is 0 for a new session. A worker that lost its coordinator, but not its session, names its
+    session. The coordinator then answers with an adopting `Welcome` for that session, or with `Evicted`.
+    `slot` is the wanted slot (-1: any). `epoch` is the highest epoch that the worker knows. `prepared_epoch`
+    is one that it has prepared and whose outcome it doesn't know yet (0: none). `in_flight_epoch` is one that
+    it has frozen and not yet committed, prepared or not (0: none). `process_space` names the space in which
+    `pid` is unique (see `processes.process_space`), empty if unknown. `leaving` has the meaning of `Leaving`.
+    Messages may have been lost with the connection, so this one has everything that the coordinator needs:
+    the worker doesn't hold a shard that is not in `owned`.
 
-    `term` is the newest in which a coordinator has spoken to this process (0: none yet): one of an
-    older term, to whom this is said, has been deposed, or is lied to. `draining`: it processes no more
-    because it was told to `Drain`.
+    `term` is the newest in which a coordinator has sent a message to this process (0: none yet). A receiver
+    with an older term has been deposed, or is being lied to. `draining`: the worker processes no more because
+    it was told to `Drain`.
     """
 
     worker: _Name
@@ -184,7 +184,7 @@ class Hello(Message, frozen=True):
 
 
 class Heartbeat(Message, frozen=True):
-    """Alive, every `heartbeat.interval.ms`.
+    """The worker is alive. Sent every `heartbeat.interval.ms`.
 
     `orders_heard`: the number of the last `Assign` or `Revoke` of this term.
     """
@@ -195,7 +195,7 @@ class Heartbeat(Message, frozen=True):
 
 
 class Dirty(Message, frozen=True):
-    """The worker has its first uncommitted record since its last barrier: an epoch is wanted."""
+    """The worker has its first uncommitted record since its last barrier: it asks for an epoch."""
 
     session: _Session
     backlog: bool
@@ -212,7 +212,9 @@ class Prepared(Message, frozen=True):
 
 
 class Committed(Message, frozen=True):
-    """The worker's transaction for `epoch` is committed. `dirty`: it already holds records of the next."""
+    """The worker's transaction for `epoch` is committed. `dirty`: it already has records of the next
+    epoch.
+    """
 
     session: _Session
     epoch: _Number
@@ -229,10 +231,10 @@ class ShardsRunning(Message, frozen=True):
 
 
 class TornTransaction(Message, frozen=True):
-    """Kafka has torn a transaction of this shard. `reason` says what it did, and what a person can do.
+    """Kafka has torn a transaction of this shard. `reason` says what Kafka did, and what a person can do.
 
-    `stopped`: the shard isn't run, and is held until a person has chosen how it goes on; said again to a new
-    leader. Otherwise it goes on as was chosen.
+    `stopped`: the shard doesn't run, and the worker holds it until a person has chosen how it continues. This
+    is repeated to a new leader. Otherwise the shard continues as was chosen.
     """
 
     session: _Session
@@ -242,7 +244,9 @@ class TornTransaction(Message, frozen=True):
 
 
 class Released(Message, frozen=True):
-    """These shards' last epoch is committed (or they had nothing to commit); the worker let go of them."""
+    """These shards' last epoch is committed (or they had nothing to commit), and the worker has released
+    them.
+    """
 
     session: _Session
     shards: list[ShardId]
@@ -250,22 +254,22 @@ class Released(Message, frozen=True):
 
 
 class Drained(Message, frozen=True):
-    """Everything the worker had processed is committed and it processes no more."""
+    """Everything that the worker had processed is committed, and it processes no more."""
 
     session: _Session
 
 
 class WorkerFailed(Message, frozen=True):
-    """The job can't go on, on any worker: bad record, incompatible state, gap in a source."""
+    """The job can't continue on any worker: a bad record, incompatible state, a gap in a source."""
 
     session: _Session
     reason: _Reason
 
 
 class RecordOverdue(Message, frozen=True):
-    """A handler hangs at the record at `offset` beyond `record.timeout.ms`: the worker's process ends now.
+    """A handler hangs at the record at `offset` beyond `record.timeout.ms`, so the worker's process ends now.
 
-    The last word of that process. Whoever gets the shard next is told of it with `Assign`.
+    This is the last message of that process. The shard's next owner learns it with `Assign`.
     """
 
     session: _Session
@@ -276,16 +280,17 @@ class RecordOverdue(Message, frozen=True):
 
 
 class Leaving(Message, frozen=True):
-    """The worker was asked to leave: its shards are to move away. It works on until it has none.
+    """The worker was asked to leave: its shards have to move away. It keeps processing until it has none.
 
-    Said again until the worker is gone, for a new leader or after a lost connection `Hello` says it.
+    Repeated until the worker is gone. A new leader, or the same one after a lost connection, learns it from
+    `Hello`.
     """
 
     session: _Session
 
 
 class Goodbye(Message, frozen=True):
-    """The worker leaves in good order: it holds nothing uncommitted and its producers are closed."""
+    """The worker leaves cleanly: it has nothing uncommitted and its producers are closed."""
 
     session: _Session
 
@@ -294,12 +299,12 @@ class Goodbye(Message, frozen=True):
 
 
 class AgentReport(Message, frozen=True):
-    """What an agent says of itself, every `heartbeat.interval.ms` and when it changes.
+    """What an agent reports about itself, every `heartbeat.interval.ms` and when it changes.
 
-    An agent runs workers on a host, and connects with a worker's key. `agent` is random for each process,
-    `running` the process ids of its workers, `target` how many it means to have. `taken_term` and
-    `taken_order` name the last `AgentOrder` that it took. Answered with `AgentOrder`, or with `Shutdown` when
-    the job ends. `slots_wanted`: it wants to be told which slots its workers have.
+    An agent runs workers on a host, and connects with a worker's key. `agent` is random for each process.
+    `running` are the process ids of its workers, and `target` is their intended number. `taken_term` and
+    `taken_order` identify the last `AgentOrder` that it confirmed. Answered with `AgentOrder`, or with
+    `Shutdown` when the job ends. `slots_wanted`: it asks for the slots of its workers.
     """
 
     agent: _Name
@@ -314,9 +319,9 @@ class AgentReport(Message, frozen=True):
 
 
 class AgentOrder(Message, frozen=True):
-    """The coordinator is alive, and wants the agent to have `target` workers, unless `order` is 0.
+    """The coordinator is alive, and orders the agent to have `target` workers, unless `order` is 0.
 
-    Repeated until the agent says that it took it, and taken once: orders rise within a term. `slots` are
+    Repeated until the agent confirms it, and carried out once: orders increase within a term. `slots` are
     those of the agent's workers by process id, if it asked.
     """
 
@@ -333,10 +338,10 @@ class Welcome(Message, frozen=True):
     """Opens session `session` on `slot`, or adopts it (`adopted`) under a new leader's term.
 
     It is journalled before it is sent, and the slot's transactional ids were fenced before that unless
-    adopted: on an unadopted Welcome the worker initialises its producers, and owns no shard yet.
+    adopted. On a Welcome that isn't adopting, the worker initialises its producers, and owns no shard yet.
 
-    `internal_topics` says how internal topics are called that aren't called as the job's file would have it,
-    because they are older than the present names (see `topology.former_names`).
+    `internal_topics` has the names of internal topics that differ from those in the job's topology, because
+    they are older than the present naming (see `topology.former_names`).
     """
 
     term: _Number
@@ -348,7 +353,7 @@ class Welcome(Message, frozen=True):
 
 
 class Refused(Message, frozen=True):
-    """The worker can't join; `retry` says whether asking again later may help."""
+    """The worker can't join. `retry` says whether asking again later may help."""
 
     term: _Number
     reason: _Reason
@@ -356,14 +361,14 @@ class Refused(Message, frozen=True):
 
 
 class Evicted(Message, frozen=True):
-    """`session` is over: drop everything it held, then join as a fresh worker."""
+    """`session` is over: drop everything that belongs to it, then join as a new worker."""
 
     term: _Number
     session: _Session
 
 
 class Assign(Message, frozen=True):
-    """Restore and run these shards. Their former owner released them or was fenced.
+    """Restore and run these shards. Their previous owner released them or was fenced.
 
     `overdue`: the records of these shards at which a handler has hung.
     """
@@ -376,7 +381,7 @@ class Assign(Message, frozen=True):
 
 
 class Revoke(Message, frozen=True):
-    """Stop reading these shards, commit what they processed, then answer `Released`."""
+    """Stop reading these shards, commit what was processed, then answer `Released`."""
 
     term: _Number
     session: _Session
@@ -385,10 +390,10 @@ class Revoke(Message, frozen=True):
 
 
 class Standby(Message, frozen=True):
-    """Keep warm copies of these shards of others, and of no others.
+    """Keep warm copies of these shards, which other workers own, and of no others.
 
-    The whole set each time, so that it may be said again. A shard that the worker owns when this comes is not
-    meant: an `Assign` makes a warm copy its own.
+    It always has the whole set, so it can be repeated. It ignores a shard that the worker owns when this
+    arrives: an `Assign` makes a warm copy the worker's own.
     """
 
     term: _Number
@@ -397,7 +402,7 @@ class Standby(Message, frozen=True):
 
 
 class Barrier(Message, frozen=True):
-    """Freeze the open epoch under the number `epoch`, flush it, answer `Prepared`.
+    """Freeze the open epoch under the number `epoch`, flush it, and answer `Prepared`.
 
     A worker with nothing open answers `Prepared` with 0 records at once and commits nothing.
     """
@@ -423,21 +428,21 @@ class Drain(Message, frozen=True):
 
 
 class Leave(Message, frozen=True):
-    """An operator wants this worker gone: answer `Leaving`, and don't come back."""
+    """An operator drains this worker: answer `Leaving`, and don't come back."""
 
     term: _Number
     session: _Session
 
 
 class Dismiss(Message, frozen=True):
-    """To a worker that is leaving: nobody can take its shards, so commit what is processed and go."""
+    """To a worker that is leaving: no worker can take its shards, so commit what is processed and exit."""
 
     term: _Number
     session: _Session
 
 
 class Shutdown(Message, frozen=True):
-    """Exit. `failed` says that the job stopped on an error, `reason` names it."""
+    """Exit. `failed` says that the job stopped because of an error, and `reason` names it."""
 
     term: _Number
     session: _Session
@@ -446,7 +451,7 @@ class Shutdown(Message, frozen=True):
 
 
 class HeartbeatAck(Message, frozen=True):
-    """The coordinator is alive; a worker that misses it looks for a new leader."""
+    """The coordinator is alive. A worker that misses this looks for a new leader."""
 
     term: _Number
     session: _Session
@@ -467,7 +472,7 @@ class StatusReply(Message, frozen=True):
 
 
 class StopRequest(Message, frozen=True):
-    """Drain all workers, then stop the job; answered with `StopReply` once it is draining."""
+    """Drain all workers, then stop the job. Answered with `StopReply` once it is draining."""
 
 
 class StopReply(Message, frozen=True):
@@ -479,14 +484,14 @@ class StopReply(Message, frozen=True):
 class DrainRequest(Message, frozen=True):
     """Let one worker leave: `worker` is its slot, its id, or HOST:PID. Answered with `DrainReply`.
 
-    May be repeated; whether it is gone shows in the status.
+    May be repeated. The status shows whether the worker is gone.
     """
 
     worker: _Name
 
 
 class DrainReply(Message, frozen=True):
-    """That worker leaves. `others` workers remain that can take its shards."""
+    """That worker is leaving. `others` workers remain that can take its shards."""
 
     term: _Number
     slot: _Slot
@@ -497,7 +502,7 @@ class DrainReply(Message, frozen=True):
 
 
 class ScaleRequest(Message, frozen=True):
-    """Have `total` workers, spread over all agents; or, if that is -1, so many at each of `places`.
+    """Run `total` workers, spread over all agents; or, if that is -1, the given number at each of `places`.
 
     A place is an agent's host, HOST:PID, or its id. Answered with `ScaleReply`.
     """
@@ -507,7 +512,7 @@ class ScaleRequest(Message, frozen=True):
 
 
 class AgentTarget(msgspec.Struct, frozen=True, array_like=True):
-    """How many workers an agent is to have."""
+    """How many workers an agent should run."""
 
     agent: _Name
     host: _Name
@@ -516,7 +521,7 @@ class AgentTarget(msgspec.Struct, frozen=True, array_like=True):
 
 
 class ScaleReply(Message, frozen=True):
-    """What the agents were told; whether they have done it shows in the status."""
+    """The orders to the agents. The status shows whether they have carried them out."""
 
     term: _Number
     targets: list[AgentTarget]
@@ -526,9 +531,9 @@ class ScaleReply(Message, frozen=True):
 
 
 class LeaderCheck(Message, frozen=True):
-    """Ask whether the leader lives; `standby` names who asks, for people. Answered with `LeaderAlive`.
+    """Ask whether the leader is alive. `standby` names the sender, for people. Answered with `LeaderAlive`.
 
-    `leaves`: don't count on this standby any more. Not answered then.
+    `leaves`: this standby won't take over any more. Not answered then.
     """
 
     standby: _Name
@@ -536,9 +541,9 @@ class LeaderCheck(Message, frozen=True):
 
 
 class LeaderAlive(Message, frozen=True):
-    """`cluster_id` is that of the leader's record in the journal; `rank` the asker's turn, from 0.
+    """`cluster_id` is that of the leader's record in the journal. `rank` is the standby's turn, from 0.
 
-    `resigns`: the leader asks this standby to take over now. It goes on leading until that has happened.
+    `resigns`: the leader asks this standby to take over now. It keeps leading until that has happened.
     """
 
     term: _Number
@@ -596,7 +601,7 @@ _VERSION_BYTE = bytes([PROTOCOL_VERSION])
 def encode(message: Message) -> bytes:
     """The frame for `message`: one version byte, then MessagePack.
 
-    Reasons are cut, and made printable: no text of a user's may keep a message from being sent or read.
+    Reasons are shortened and made printable: no text from a user may keep a message from being sent or read.
     """
     if isinstance(message, WorkerFailed | RecordOverdue | Refused | Shutdown):
         reason = bounded_text(message.reason, REASON_CHARACTERS_MAX)

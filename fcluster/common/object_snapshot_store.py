@@ -1,16 +1,16 @@
 """Snapshots in an object store: `s3://`, `gs://` and `az://`, through obstore.
 
-Responsible for: the same promises as the directory store. An object is there whole or not at all: it is put
-in one step, or in parts that become an object in one step. The identity is made by a conditional put, so that
-of two who make it at once one wins and both see the winner's. Memory is bounded (parts of a fixed size), and
-so is the time of each request with all its retries. A store that can't be reached is told apart from one that
-lacks something: only the latter makes a snapshot count as damaged.
+Responsible for: the same guarantees as the directory store. An object exists completely or not at all: it is
+put in one step, or in parts that become an object in one step. The identity is created by a conditional put,
+so that if two processes create it at the same time, one wins and both see the winner's. Memory is bounded
+(parts of a fixed size), and so is the time of each request with all its retries. A store that can't be
+reached is told apart from one that lacks something: only the latter makes a snapshot count as damaged.
 
-A directory store keeps a file from being pruned by touching it. Objects can't be touched: a marker of the
-same name in `uses` says when a file was last found useful. Ages are taken by the store's clock, never ours.
+A directory store keeps a file from being pruned by touching it. Objects can't be touched, so a marker of the
+same name in `uses` says when a file was last used. Ages are measured by the store's clock, never ours.
 
-Layout: as in the directory store, and ``<job>/<stage>/<partition>/uses``. Must not delete what it doesn't
-know. Threads: any, and several processes may use the same store.
+Layout: as in the directory store, and ``<job>/<stage>/<partition>/uses``. Must not delete unknown objects.
+Threads: any, and several processes may use the same store.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ _PARTS_AT_ONCE: Final = 2
 _READ_BYTES: Final = 4 * _MIB
 _LISTED_AT_ONCE: Final = 1000
 _MARKER_LASTS_S: Final = 900.0
-"""How long a file needs no new marker. Far below the time for which unreferenced files stay."""
+"""How long a file needs no new marker. Far below the time for which unreferenced files are kept."""
 _MARKERS_NOTED_MAX: Final = 10_000
 _VERIFIED_NOTED_MAX: Final = 20_000
 _REASON_CHARACTERS_MAX: Final = 500
@@ -100,12 +100,12 @@ def open_object_snapshot_store(
 
     Args:
         url: without credentials; those come from the environment or the machine's role.
-        job: its name becomes a part of the objects' names.
-        env: looked at for whether the endpoint is plain HTTP.
+        job: its name becomes part of the objects' names.
+        env: checked for whether the endpoint is plain HTTP.
 
     Raises:
         SettingsError: the URL or the environment's settings can't be used.
-        SnapshotStoreUnavailable: the store can't be reached or refuses us.
+        SnapshotStoreUnavailable: the store can't be reached or rejects us.
     """
     _check_url(url)
     client: ClientConfig = {
@@ -145,7 +145,7 @@ def _check_url(url: str) -> None:
 
 
 def _plain_http_allowed(env: Mapping[str, str]) -> bool:
-    """An endpoint that is given as ``http://`` is meant so."""
+    """An endpoint that is given as ``http://`` is used as such."""
     said = (env.get(name, "").lower() for name in (*_PLAIN_HTTP_VARIABLES, _EMULATOR_VARIABLE))
     return any(value in ("1", "true", "yes") for value in said) or any(
         env.get(name, "").startswith("http://") for name in _ENDPOINT_VARIABLES
@@ -156,12 +156,12 @@ class ObjectSnapshotStore:
     """A snapshot store in a bucket.
 
     Args:
-        objects: where the names begin.
+        objects: the prefix of all names.
         url: of it, for messages.
-        job: its name becomes a part of the objects' names.
+        job: its name becomes part of the objects' names.
 
     Raises:
-        SnapshotStoreUnavailable: the store can't be reached, refuses us, or has no such bucket.
+        SnapshotStoreUnavailable: the store can't be reached, rejects us, or has no such bucket.
     """
 
     def __init__(self, objects: ObjectStore, url: str, job: str) -> None:
@@ -256,7 +256,7 @@ class ObjectSnapshotStore:
         return deleted
 
     def _became_useful(self, shard: ShardId, file_hash: str, since: datetime) -> bool:
-        """Whether somebody put a marker while we were looking elsewhere."""
+        """Whether a marker was put meanwhile."""
         marker = self._head(self._path(shard, "uses", file_hash))
         return marker is not None and marker["last_modified"] > since
 
@@ -334,7 +334,7 @@ class ObjectSnapshotStore:
                     yield found_kind, name, found
 
     def read_range(self, path: str, start: int, length: int) -> bytes:
-        """Some bytes of an object that was there; fewer, if it has become shorter."""
+        """Some bytes of an object that existed before. Fewer, if it has become shorter."""
         with self._told(f"reading {path}"):
             try:
                 return bytes(obstore.get_range(self._objects, path, start=start, length=length))
@@ -362,7 +362,7 @@ class ObjectSnapshotStore:
 
 
 class _RangeReader(io.RawIOBase):
-    """An object as a file, read range by range: each request is small enough for its time-out."""
+    """An object as a file, read range by range: each request is small enough for its timeout."""
 
     def __init__(self, store: ObjectSnapshotStore, path: str, size_bytes: int) -> None:
         self._store = store
@@ -385,7 +385,7 @@ class _RangeReader(io.RawIOBase):
 
 
 _Content = tuple[str, int]
-"""What the store says of an object's content: its e_tag, which another content would not have, and its
+"""The store's description of an object's content: its e_tag, which differs for different content, and its
 size."""
 
 

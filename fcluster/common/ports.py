@@ -1,18 +1,18 @@
-"""Ports on this machine that stay with their owner, also while nobody listens on them.
+"""Ports on this machine that stay with their owner, even while nothing listens on them.
 
-Responsible for: the one place where fcluster and its tests choose a port that others are told of. A port that
-was free a moment ago is not ours: somebody else may get it while our process is down, and whoever still asks
-there gets the answers of a stranger. So a port that has to stay is reserved.
+Responsible for: the only place where fcluster and its tests choose a port that other processes are told. A
+port that was free a moment ago is not ours: another program may get it while our process is down, and clients
+that still use it would get that program's answers. So a port that has to stay is reserved.
 
-Keeps:
-- Reserved ports lie outside the range from which the system gives ports to outgoing connections and to those
-  who ask for "any free port" (port 0), as far as that range leaves room.
-- A reservation is a file of the port's name in a registry of this user's. It holds as long as its owner: a
-  directory (`reserve_for_directory`) while that exists, also while the broker there is stopped; a process
-  (`reserve_for_process`) while it lives, however it ends, for it holds a lock on the file.
-- Without a registry (a read-only home) ports are still chosen outside that range and checked to be free.
+Invariants:
+- Reserved ports are outside the range from which the system takes ports for outgoing connections and for "any
+  free port" (port 0), as far as that range leaves room.
+- A reservation is a file named after the port, in a registry of this user. It holds as long as its owner: a
+  directory (`reserve_for_directory`) while that exists, even while the broker there is stopped; a process
+  (`reserve_for_process`) while it lives, however it ends, because it holds a lock on the file.
+- Without a registry (a read-only home), ports are still chosen outside that range and checked to be free.
 
-Must not be used for ports that nobody is told of before they are bound: port 0 serves those better.
+Must not be used for ports that other processes learn only after they are bound: port 0 serves those better.
 """
 
 from __future__ import annotations
@@ -40,20 +40,20 @@ PROCESS_PORTS: Final = range(12_000, 20_000)
 _EPHEMERAL_RANGE_FILE: Final = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
 _held: list[int] = []
-"""Descriptors of the locked files of this process's reservations: the system closes them at its end."""
+"""Descriptors of the locked reservation files of this process. The system closes them when it exits."""
 
 
 class NoFreePort(FclusterError):  # noqa: N818
-    """There is nowhere to listen."""
+    """There is no free port."""
 
 
 def reserve_for_directory(directory: Path, count: int, wanted: Sequence[int] = ()) -> list[int]:
-    """Free ports that belong to `directory` as long as it exists; those that it had before are given up.
+    """Free ports that belong to `directory` as long as it exists. Its previous ports are released.
 
     Args:
-        directory: of a broker, or of a cluster of them; it exists.
+        directory: of a broker, or of a cluster of brokers. It exists.
         count: how many.
-        wanted: those to take if they are `count` and all of them are free, as those of the last run.
+        wanted: the ports to use if there are `count` of them and all are free, such as those of the last run.
 
     Raises:
         NoFreePort: too few are free.
@@ -74,7 +74,7 @@ def reserve_for_directory(directory: Path, count: int, wanted: Sequence[int] = (
 
 
 def reserve_for_process() -> int:
-    """A free port that is this process's until it ends.
+    """A free port that belongs to this process until it ends.
 
     Raises:
         NoFreePort: none is free.
@@ -104,7 +104,7 @@ def is_free(port: int) -> bool:
 
 
 def ephemeral_ports() -> range:
-    """The ports that the system gives to who asks for any."""
+    """The ports that the system hands out for "any free port"."""
     try:
         first, last = map(int, _EPHEMERAL_RANGE_FILE.read_text().split())
     except (OSError, ValueError):
@@ -116,7 +116,7 @@ def ephemeral_ports() -> range:
 
 
 def _choose(registry: Path | None, among: range, count: int, seed: bytes) -> list[int]:
-    """Free ports from a place on that depends on `seed`; reserved ones only if there are no others."""
+    """Free ports, starting at a number that depends on `seed`. Reserved ones only if there are no others."""
     ephemeral = ephemeral_ports()
     start = zlib.crc32(seed) % len(among)
     order = [among[(start + step) % len(among)] for step in range(len(among))]
@@ -146,7 +146,7 @@ def _can_take(registry: Path | None, port: int, owner: bytes) -> bool:
 
 @contextmanager
 def _registry() -> Generator[Path | None]:
-    """The registry's directory, for us alone; None if there can be none."""
+    """The registry's directory, private to this user. None if there can't be one."""
     from fcluster.common.kafka_jars import cache_dir
 
     with contextlib.ExitStack() as closing:
@@ -166,7 +166,7 @@ def _reservations(registry: Path) -> list[Path]:
 
 
 def _owner_of(file: Path) -> bytes:
-    """The directory that the port is reserved for; empty if it is none, or if there is no reservation."""
+    """The directory that the port is reserved for. Empty if it is none, or if there is no reservation."""
     try:
         return file.read_bytes()
     except OSError:
@@ -174,7 +174,7 @@ def _owner_of(file: Path) -> bytes:
 
 
 def _is_reserved(file: Path, owner: bytes) -> bool:
-    """Whether somebody else has the port; removes what is left of an owner that is gone."""
+    """Whether another owner has the port. Removes the reservation of an owner that is gone."""
     try:
         with file.open("rb") as opened:
             try:

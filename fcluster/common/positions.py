@@ -1,8 +1,8 @@
-"""What the committed offset of a source partition says: the offset, and in its metadata epoch and topic id.
+"""The contents of a source partition's committed offset: the offset, and in its metadata the epoch and topic
+id.
 
-Responsible for: the metadata string that travels with each committed offset. It is the one place where a
-shard's epoch is recorded (invariant 1): Kafka makes offset, epoch, outputs and deltas visible together.
-Pure.
+Responsible for: the metadata string of each committed offset. It is the only place where a shard's epoch is
+recorded (invariant 1): Kafka makes offset, epoch, outputs and deltas visible together. Pure.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ class UnreadableMetadataError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class CommittedPosition:
-    """Where a shard stands according to Kafka.
+    """A shard's position according to Kafka.
 
     Attributes:
         offset: the next source record to process.
         epoch: the epoch whose transaction committed the offset.
-        state_epoch: the last epoch in which the shard's state changed, 0 if it never did. A restore
-            must end exactly there.
+        state_epoch: the last epoch in which the shard's state changed, 0 if it never did. A restore must end
+            exactly there.
         fingerprint: of the topology that wrote it.
-        topic_id: Kafka's own of the source whose records these are; empty: not known. A topic that was
-            deleted and made again has another one, and the offset means nothing in it.
+        topic_id: Kafka's id of the source topic; empty: not known. A topic that was deleted and created again
+            has another id, and the offset means nothing in it.
     """
 
     offset: int
@@ -46,8 +46,9 @@ class CommittedPosition:
     def encode_metadata(self) -> str:
         """The metadata string for the offset: ``2:<epoch>:<state_epoch>:<fingerprint>:<topic id>``.
 
-        Without a topic id ``1:<epoch>:<state_epoch>:<fingerprint>``, as versions wrote it that knew of none.
-        Kafka keeps at most 4,096 bytes with an offset (`offset.metadata.max.bytes`); this has some 70.
+        Without a topic id: ``1:<epoch>:<state_epoch>:<fingerprint>``, as written by versions without topic
+        ids. Kafka keeps at most 4,096 bytes with an offset (`offset.metadata.max.bytes`); this takes about
+        70.
         """
         if not self.topic_id:
             return f"{_FORMAT_WITHOUT_ID}:{self.epoch}:{self.state_epoch}:{self.fingerprint}"
@@ -55,10 +56,10 @@ class CommittedPosition:
 
 
 def decode_position(offset: int, metadata: str | None) -> CommittedPosition:
-    """The position that a committed offset and its metadata stand for.
+    """The position in a committed offset and its metadata.
 
     Raises:
-        UnreadableMetadataError: the metadata is missing or was written by something else.
+        UnreadableMetadataError: the metadata is missing or was not written by fcluster.
     """
     parts = (metadata or "").split(":")
     topic_id = parts.pop() if len(parts) == 5 and parts[0] == _FORMAT else ""

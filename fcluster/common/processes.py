@@ -1,15 +1,15 @@
-"""Child processes that never outlive their parent, and the policy of restarting them.
+"""Child processes that never outlive their parent, and the policy for restarting them.
 
-Responsible for: starting processes so that they die with this one however it ends (also by `kill -9`), teeing
-their output to a file and a callback, ending them, and `RestartBackoff`, the pure policy of when to start one
-again. Must not decide what is restarted: that is the supervisor's.
+Responsible for: starting processes so that they die with this one however it ends (even by `kill -9`),
+copying their output to a file and a callback, ending them, and `RestartBackoff`, the pure policy of when to
+restart one. Must not decide what is restarted; the supervisor does.
 
-On Linux the kernel does it (PR_SET_PDEATHSIG, set by `bound_exec.py` in the child, kept over exec). It does
-so when the *thread* that started the child ends, so all children are started by one thread that lives as long
-as the process. Elsewhere one guard process reads a pipe whose other end only this process holds, and
-kills the children when it closes. Both ways the child's process id is the command's own.
+On Linux the kernel does it (PR_SET_PDEATHSIG, set by `bound_exec.py` in the child, kept over exec). It acts
+when the *thread* that started the child ends, so all children are started by one thread that lives as long as
+the process. Elsewhere a guard process reads a pipe whose other end only this process holds, and kills the
+children when the pipe closes. In both cases the child's process id is the command's own.
 
-Children get a session of their own: a Ctrl-C at the terminal reaches this process only, which then ends them
+Children get a session of their own: a Ctrl-C in the terminal reaches only this process, which then ends them
 in its own order.
 """
 
@@ -36,7 +36,7 @@ LOG_BYTES_MAX = 32 * 1024 * 1024
 
 _SHIM = str(Path(__file__).with_name("bound_exec.py"))
 _KERNEL_BINDS = sys.platform == "linux"
-"""Whether the kernel binds children to us; tests turn it off to try the guard."""
+"""Whether the kernel binds children to us. Tests turn it off to use the guard."""
 
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
@@ -46,11 +46,11 @@ _log = logging.getLogger(__name__)
 
 
 def process_space() -> str:
-    """Names the space in which this process's id stands for it: a boot of a host,
-    and a namespace of ids in it.
+    """Identifies the space in which this process's id is unique: a boot of a host, and a namespace of process
+    ids in it.
 
-    Two processes that have the same one mean the same process by the same id; host names don't say that
-    (containers may share them). Empty if the system has no such names.
+    Two processes with the same process space mean the same process by the same id. Host names don't guarantee
+    that (containers may share them). Empty if the system has no such names.
     """
     boot = boot_id()
     try:
@@ -75,7 +75,7 @@ def popen_bound(
     """Start a process that dies with this one, from any thread.
 
     Args:
-        argv: the command; a command that can't be started shows as exit code 127 and a line on stderr.
+        argv: the command. A command that can't be started shows as exit code 127 and a line on stderr.
         pid_file: written by the child itself before the command starts.
         env: the whole environment (None: ours).
 
@@ -90,7 +90,7 @@ def popen_bound(
 def start_detached(
     argv: Sequence[str], *, pid_file: Path, log_file: Path, pass_fds: Sequence[int] = ()
 ) -> None:
-    """Start a process that survives this one; `pid_file` names it, its output goes to `log_file`."""
+    """Start a process that survives this one. `pid_file` gets its process id, `log_file` its output."""
     shim = _shim("detached", str(log_file), pid_file, argv)
     process = _popen(shim, None, None, subprocess.DEVNULL, subprocess.DEVNULL, pass_fds)
     process.wait()
@@ -196,7 +196,7 @@ class _Guard:
 
 
 class _GuardedPopen(subprocess.Popen[bytes]):
-    """Takes itself off the guard's list as soon as it is reaped, before its process id can be used again."""
+    """Removes itself from the guard's list as soon as it is reaped, before its process id can be reused."""
 
     guard: _Guard | None = None
 
@@ -253,9 +253,9 @@ def _popen_guarded(
 
 
 class LineSplitter:
-    """Cuts a stream of bytes into lines of bounded length (pure).
+    """Splits a stream of bytes into lines of bounded length (pure).
 
-    A longer line is given once, cut, with a note of how much is missing; the rest of it is dropped.
+    A longer line is returned once, cut, with a note of how much is missing. The rest of it is dropped.
     """
 
     def __init__(self, line_bytes_max: int = LINE_BYTES_MAX) -> None:
@@ -350,7 +350,7 @@ class ChildProcess:
             return None
 
     def send_signal(self, number: int) -> None:
-        """Sends a signal; one that has ended is left alone."""
+        """Sends a signal. A process that has ended is left alone."""
         self._process.send_signal(number)
 
     def terminate(self) -> None:
@@ -360,7 +360,7 @@ class ChildProcess:
         self.send_signal(signal.SIGKILL)
 
     def stop(self, grace_s: float) -> int:
-        """Asks it to end, kills it after `grace_s`; gives the exit code."""
+        """Asks it to exit, kills it after `grace_s`, and returns the exit code."""
         self.terminate()
         if self.wait(grace_s) is None:
             # A stopped process (SIGSTOP) runs no handler of SIGTERM; SIGKILL always works.
@@ -370,7 +370,7 @@ class ChildProcess:
         return code
 
     def join_output(self, timeout_s: float = 2.0) -> bool:
-        """Waits until its last lines were passed on; False if something else still holds its output open."""
+        """Waits until its last lines were passed on. False if another process still holds its output open."""
         self._reader.join(timeout_s)
         return not self._reader.is_alive()
 
@@ -440,7 +440,7 @@ def describe_exit(code: int) -> str:
 
 
 def stop_all(children: Sequence[ChildProcess], grace_s: float) -> None:
-    """Asks all of them to end at the same time, then kills those that still run after `grace_s`."""
+    """Asks all of them to exit at the same time, then kills those that still run after `grace_s`."""
     for child in children:
         child.terminate()
     deadline = time.monotonic() + grace_s
@@ -456,9 +456,9 @@ def stop_all(children: Sequence[ChildProcess], grace_s: float) -> None:
 
 
 class RestartBackoff:
-    """How long to wait before a process that ended is started again (pure: no clock of its own).
+    """How long to wait before a process that ended is restarted (pure: no clock of its own).
 
-    The delays double from `first_ms` up to `max_ms`; a process that ran for `healthy_after_ms` starts over.
+    The delays double from `first_ms` up to `max_ms`. A process that ran for `healthy_after_ms` starts over.
     """
 
     def __init__(self, first_ms: int = 200, max_ms: int = 10_000, healthy_after_ms: int = 30_000) -> None:
@@ -471,7 +471,7 @@ class RestartBackoff:
         """Ends in a row without a healthy period between them."""
 
     def delay_ms(self, ran_for_ms: float) -> int:
-        """Call once for each end of the process; gives the delay before its next start."""
+        """Call once for each end of the process. Returns the delay before its next start."""
         if ran_for_ms >= self._healthy_after_ms:
             self.failures = 0
         # The exponent is bounded too: a process may end forever.

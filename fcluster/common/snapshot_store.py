@@ -1,8 +1,8 @@
-"""Where snapshots are kept: files under their content's hash, and manifests that name them.
+"""Where snapshots are kept: files named after their content's hash, and manifests that list them.
 
-Responsible for: the store that a URL names, as a place that can hold bytes; what the bytes mean is known to
-`worker.snapshots`. Keeps the rules that a file or manifest is there whole or not at all, and that no link is
-followed and no unchecked name becomes a path. Coordinator and workers compare its `identity`.
+Responsible for: the store that a URL names, as a place for bytes; `worker.snapshots` knows their meaning.
+Rules: a file or manifest exists completely or not at all; no link is followed; no unchecked name becomes a
+path. Coordinator and workers compare its `identity`.
 
 Layout of the directory: ``<root>/STORE-ID`` and ``<root>/<job>/<stage>/<partition>/{files,manifests}``.
 Threads: any, and several processes may use the same store.
@@ -41,7 +41,9 @@ OBJECT_STORE_SCHEMES = frozenset({"s3", "gs", "az"})
 
 
 class SnapshotStoreUnavailable(FclusterError):  # noqa: N818  named as the other errors that users see
-    """The store can't be reached or refuses us: says nothing about what is in it, and may pass."""
+    """The store can't be reached or rejects us. This says nothing about its contents, and may be
+    temporary.
+    """
 
 
 class SnapshotStore(Protocol):
@@ -51,28 +53,31 @@ class SnapshotStore(Protocol):
     """
 
     def identity(self) -> str:
-        """A text that only this store has: workers compare it to prove that they see the same store."""
+        """A text that only this store has. Workers compare it to prove that they see the same store."""
         ...
 
     def file_size(self, shard: ShardId, file_hash: str) -> int | None:
-        """Of a file that is there, in bytes; None if it isn't. Keeps it from being pruned for a while."""
+        """Size of an existing file in bytes; None if it doesn't exist. Keeps the file from being pruned
+        for a while.
+        """
         ...
 
     def put_file(self, shard: ShardId, file_hash: str, source: Path) -> None:
-        """Store the content of `source`, durably and in one step, over what is there."""
+        """Store the content of `source`, durably and in one step, replacing an existing file."""
         ...
 
     def open_file(self, shard: ShardId, file_hash: str) -> IO[bytes]:
-        """Read a file. Raises NotPlainFileError if it is missing or no plain file."""
+        """Read a file. Raises NotPlainFileError if it is missing or not a plain file."""
         ...
 
     def note_verified(self, shard: ShardId, file_hash: str) -> None:
-        """What `open_file` gave last for that file was read to its end, and is what its hash says."""
+        """What `open_file` last returned for that file was read to its end, and matches its hash."""
         ...
 
     def is_verified(self, shard: ShardId, file_hash: str, size_bytes: int) -> bool:
-        """Whether that was noted by this process, and the store says that it still is the same content: it
-        needn't be read again. Always false for a store that can't say so."""
+        """Whether this process has noted that, and the store says that the content is still the same: then it
+        needn't be read again. Always false for a store that can't tell.
+        """
         ...
 
     def put_manifest(self, shard: ShardId, name: str, content: bytes) -> None:
@@ -80,19 +85,21 @@ class SnapshotStore(Protocol):
         ...
 
     def manifest_names(self, shard: ShardId) -> list[str]:
-        """Of all manifests, newest state epoch first."""
+        """The names of all manifests, newest state epoch first."""
         ...
 
     def read_manifest(self, shard: ShardId, name: str) -> bytes:
-        """Raises NotPlainFileError if it is missing or no plain file."""
+        """Raises NotPlainFileError if it is missing or not a plain file."""
         ...
 
     def delete_manifest(self, shard: ShardId, name: str) -> None:
-        """Remove a manifest, if it is there."""
+        """Remove a manifest, if it exists."""
         ...
 
     def delete_unreferenced(self, shard: ShardId, referenced: set[str], older_than_s: float) -> int:
-        """Remove files whose hash isn't `referenced` and that weren't used for so long; how many."""
+        """Remove files whose hash isn't `referenced` and that weren't used for this long. Returns how
+        many.
+        """
         ...
 
 
@@ -100,13 +107,13 @@ def open_snapshot_store(url: str, job: str) -> SnapshotStore:
     """The snapshot store at `url`: a directory's path, ``file:///path``, or an object store's URL.
 
     Args:
-        url: a directory is made if missing. ``s3://bucket/prefix``, ``gs://...`` and ``az://...`` take
+        url: a directory is created if missing. ``s3://bucket/prefix``, ``gs://...`` and ``az://...`` take
             credentials from the usual environment variables.
         job: whose snapshots.
 
     Raises:
         SettingsError: the URL's scheme isn't supported, or the directory or bucket can't be used.
-        SnapshotStoreUnavailable: the object store can't be reached or refuses us.
+        SnapshotStoreUnavailable: the object store can't be reached or rejects us.
     """
     scheme, separator, rest = url.partition("://")
     if separator and scheme in OBJECT_STORE_SCHEMES:
@@ -134,12 +141,12 @@ def store_identity(url: str, job: str) -> str:
 class DirectorySnapshotStore:
     """A snapshot store in a local or shared directory.
 
-    Others may write there as well, and change it at any moment: each step is done by way of the descriptors
-    of directories that were opened without following a link.
+    Other users may write there too, and change it at any moment. So each step uses the descriptors of
+    directories that were opened without following a link.
 
     Args:
-        root: made if missing. It may be a link; nothing inside may.
-        job: its name becomes a directory's.
+        root: created if missing. It may be a link; nothing inside may be.
+        job: its name becomes that of a directory.
 
     Raises:
         SettingsError: the directory can't be used.
@@ -181,7 +188,7 @@ class DirectorySnapshotStore:
         return self._open(shard, "files", checked_hash(file_hash))
 
     def note_verified(self, shard: ShardId, file_hash: str) -> None:
-        """Nothing: a disk may rot behind an unchanged size and time, and reading it costs little."""
+        """No effect: a disk may corrupt data without changing size and time, and reading it costs little."""
 
     def is_verified(self, shard: ShardId, file_hash: str, size_bytes: int) -> bool:  # noqa: ARG002
         return False
@@ -229,8 +236,9 @@ class DirectorySnapshotStore:
 
     @contextmanager
     def _told(self, doing: str) -> Generator[None]:
-        """Trouble of a disk or share (an I/O error, a server that is away, rights)
-        says nothing of what is there."""
+        """An error of the disk or share (an I/O error, a server that is down, permissions) says nothing
+        about the contents.
+        """
         try:
             yield
         except FileNotFoundError:
@@ -282,14 +290,14 @@ class DirectorySnapshotStore:
 
 
 def checked_identity(content: bytes, where: str) -> str:
-    """A store's identity as it stands there. Raises SettingsError if that can't be one."""
+    """A store's identity as stored there. Raises SettingsError if it can't be one."""
     if not _IDENTITY.fullmatch(content):
         raise bad_identity(where)
     return content.decode().strip()
 
 
 def bad_identity(where: str) -> SettingsError:
-    """The error that says so, without a word of what was found."""
+    """The error for a bad identity. It doesn't quote what was found."""
     return SettingsError(
         f"snapshots: {IDENTITY_NAME} in {where} was not written by fcluster",
         remedy="Find out which other program writes to the store, or use another store, which may be empty.",
@@ -297,14 +305,14 @@ def bad_identity(where: str) -> SettingsError:
 
 
 def checked_hash(file_hash: str) -> str:
-    """`file_hash`, which is the hash of some content. Raises ValueError if it can't be."""
+    """`file_hash`, if it is a content hash. Raises ValueError if it can't be one."""
     if not HASH.fullmatch(file_hash):
         raise ValueError(f"{file_hash!r} is not a hash")
     return file_hash
 
 
 def checked_manifest_name(name: str) -> str:
-    """`name`, which is the name of a manifest. Raises ValueError if it can't be."""
+    """`name`, if it is the name of a manifest. Raises ValueError if it can't be one."""
     if not MANIFEST_NAME.fullmatch(name):
         raise ValueError(f"{name!r} is not the name of a manifest")
     return name

@@ -1,11 +1,11 @@
-"""Which topics there are, by Kafka's own identity of each, and what is said of one that isn't the former.
+"""The topics as identified by Kafka's topic ids, and the errors about topics that were replaced.
 
-Responsible for: what a look at topics gives (`TopicSeen`; `topic_looks` does the looking), whether that fits
-what is remembered, and the errors if it doesn't. Kafka gives each topic an id; one that is deleted and made
-again under the same name has another one, and the offsets of the former mean nothing in it.
+Responsible for: the result of checking topics (`TopicSeen`; `topic_looks` does the checking), whether it fits
+the recorded ids, and the errors if it doesn't. Kafka gives each topic an id. A topic that is deleted and
+created again under the same name has another id, and offsets of the old topic mean nothing in it.
 
-Keeps the rule that not knowing is no fact: only an id that differs is a change. Must not decide what a change
-leads to. Pure.
+Rule: not knowing proves nothing; only a different id is a change. Must not decide what a change leads to.
+Pure.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ class TopicSeen:
     """A topic as a broker describes it.
 
     Attributes:
-        topic_id: 22 characters; empty if the brokers are too old to give ids.
-        partitions: how many it has.
+        topic_id: 22 characters. Empty if the brokers are too old for topic ids.
+        partitions: their number.
     """
 
     topic_id: str
@@ -30,20 +30,20 @@ class TopicSeen:
 
 
 Look = Mapping[str, TopicSeen | None]
-"""By topic: what was seen, None if it doesn't exist. What isn't known has no entry."""
+"""By topic: what was seen, None if it doesn't exist. Unknown topics have no entry."""
 
 
 class TopicReplaced(IncompatibleState):
-    """A topic was deleted and made again under the same name."""
+    """A topic was deleted and created again under the same name."""
 
 
 def fits(seen: TopicSeen | None, topic_id: str) -> bool:
-    """Whether the topic that was seen is the one that had this id. One id that isn't known fits any."""
+    """Whether the seen topic is the one that had this id. An unknown id fits any."""
     return seen is not None and (not topic_id or not seen.topic_id or seen.topic_id == topic_id)
 
 
 def reset_remedy(job: str) -> str:
-    """What to do when offsets and state don't fit the topics any more."""
+    """What to do when offsets and state no longer fit the topics."""
     return (
         f"`fcluster reset` with the file of job {job!r} starts again with empty state (--to earliest, "
         "latest, a time or offsets), or changes only the offsets and keeps the state (--keep-state). With "
@@ -52,13 +52,13 @@ def reset_remedy(job: str) -> str:
 
 
 def source_replaced(job: str, topic: str, former_id: str, now_id: str, affected: str = "") -> TopicReplaced:
-    """The error for a source that is another topic than the one the committed offsets are of.
+    """The error for a source that isn't the topic that the committed offsets belong to.
 
     Args:
         job: its name.
         topic: its name.
-        former_id: that the offsets were committed with.
-        now_id: that it has now.
+        former_id: the id that the offsets were committed with.
+        now_id: its present id.
         affected: a sentence about records that may have been read under the wrong id.
     """
     return TopicReplaced(
@@ -79,7 +79,7 @@ def source_gone(job: str, topic: str) -> FclusterError:
 
 
 def sink_lost(job: str, topic: str, former_id: str, seen: TopicSeen | None) -> FclusterError:
-    """The error for an output topic that is gone, or another one than the job wrote to."""
+    """The error for an output topic that is gone, or was replaced since the job wrote to it."""
     if seen is None:
         what = f"The output topic {topic!r} of job {job!r} was deleted, with the results in it."
     else:
@@ -97,7 +97,7 @@ def sink_lost(job: str, topic: str, former_id: str, seen: TopicSeen | None) -> F
 def internal_topic_lost(
     job: str, topic: str, role: str, former_id: str, seen: TopicSeen | None
 ) -> FclusterError:
-    """The error for a topic of the cluster's own that is gone, or another one."""
+    """The error for an internal topic that is gone or was replaced."""
     made_anew = "" if seen is None else f" and created again (id {former_id}, now {seen.topic_id})"
     lost = {
         "repartition topic": "records on their way through it are lost",

@@ -1,9 +1,9 @@
 """Asks the brokers which topics there are.
 
-Responsible for: one look (`look_at_topics`), and one that is repeated while it contradicts what is expected
-(`settled_look`). Keeps the rule that not knowing is no fact: what a broker didn't answer, or may not show us,
-has no entry in a look. Brokers learn of changes one after the other, so what a single answer says may be some
-moments old: whoever acts on one asks again first. Must not judge what is seen.
+Responsible for: one check (`look_at_topics`), and one that is repeated while it contradicts what is expected
+(`settled_look`). Rule: not knowing proves nothing. What a broker didn't answer, or may not show us, has no
+entry in the result. Brokers learn of changes one after the other, so a single answer may be slightly
+outdated: ask again before acting on it. Must not judge the result.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from fcluster.common.topic_ids import Look, TopicSeen, fits
 
 LOOK_TIMEOUT_S: Final = 5.0
 ATTEMPT_TIMEOUT_S: Final = 1.0
-"""Brokers answer within milliseconds; what takes longer may wait for a broker that is gone."""
+"""Brokers answer within milliseconds; a slower request may be waiting for a broker that is gone."""
 SETTLE_S: Final = 2.0
-"""A broker may know of a topic's creation or deletion so much later than another one."""
+"""How much later than another broker one may learn of a topic's creation or deletion."""
 SETTLE_POLL_S: Final = 0.4
 
 _NO_ID: Final = "AAAAAAAAAAAAAAAAAAAAAA"
@@ -34,7 +34,9 @@ _GONE: Final = frozenset({"UNKNOWN_TOPIC_OR_PART", "UNKNOWN_TOPIC_ID", "_UNKNOWN
 def look_at_topics(
     admin: AdminClient, topics: Iterable[str], timeout_s: float = LOOK_TIMEOUT_S
 ) -> dict[str, TopicSeen | None]:
-    """What a broker says of each topic; those of which it says nothing are left out, without an error."""
+    """What a broker says about each topic. Topics about which it says nothing are left out, without an
+    error.
+    """
     wanted = sorted(set(topics))
     if not wanted:
         return {}
@@ -52,7 +54,7 @@ def look_at_topics(
 def _ask(
     admin: AdminClient, wanted: list[str], timeout_s: float
 ) -> tuple[dict[str, TopicSeen | None], set[str]]:
-    """What is said of topics, and those about which nobody answered."""
+    """The answers about topics, and the topics about which nothing was answered."""
     client: Any = admin  # its own types leave the futures' results open
     seen: dict[str, TopicSeen | None] = {}
     unanswered: set[str] = set()
@@ -85,14 +87,14 @@ def _ask(
 def settled_look(
     look: Callable[[Iterable[str]], Look], expected: Mapping[str, str], settle_s: float = SETTLE_S
 ) -> dict[str, TopicSeen | None]:
-    """A look at topics that is asked again for a while where it contradicts what is expected.
+    """A check of topics that is repeated for a while if it contradicts what is expected.
 
-    A broker that lags behind the others contradicts for some moments only; a real change stays.
+    A broker that lags behind the others contradicts only for some moments; a real change stays.
 
     Args:
         look: such as `look_at_topics` of a client.
-        expected: topics, and their ids; empty: any id will do, but the topic has to exist.
-        settle_s: how long to ask again.
+        expected: topics and their ids. Empty id: any id is fine, but the topic has to exist.
+        settle_s: how long to repeat it.
     """
     seen = dict(look(expected))
     deadline_s = time.monotonic() + settle_s

@@ -1,18 +1,19 @@
-"""The sockets between coordinator, workers and admin clients: frames in, frames out, who came and who went.
+"""The sockets between coordinator, workers and admin clients: frames, and peers that connect and disconnect.
 
 Responsible for: one ROUTER in the coordinator (`RouterTransport`) and one DEALER in each worker
-(`DealerTransport`). A message is exactly one frame; what is in it is the business of `messages`.
+(`DealerTransport`). A message is exactly one frame; `messages` knows its contents.
 
-Invariants kept:
-- A dead peer is reported at once: the ROUTER learns from the connection's descriptor whose connection
-  closed. A report is suspicion, not proof: a connection may drop and come back by itself.
-- Every queue is bounded, no send blocks, and no input can raise: a frame of the wrong shape is counted and
-  dropped, an oversized one closes its connection.
-- A frame of a secured connection carries the role that the key of its sender has; who has no allowed key
-  gets no frame through. What waits of unread frames is bounded for each connection, in number and in bytes.
-- Frames may be lost when a connection drops. Whoever holds a session must say so anew after `connected`.
+Invariants:
+- A dead peer is reported at once: the ROUTER learns from the connection's descriptor whose connection closed.
+  A report is suspicion, not proof, because a connection may drop and come back by itself.
+- Every queue is bounded, no send blocks, and no input can raise. A frame of the wrong shape is counted and
+  dropped; an oversized one closes its connection.
+- A frame of a secured connection carries the role of its sender's key. Without an allowed key, no frame gets
+  through. Unread frames are bounded for each connection, in number and in bytes.
+- Frames may be lost when a connection drops. A peer with a session has to report its state again after
+  `connected`.
 
-Must not: decode messages, decide anything about workers, or touch a socket outside its lock or thread.
+Must not: decode messages, decide anything about workers, or use a socket outside its lock or thread.
 """
 
 from __future__ import annotations
@@ -38,34 +39,33 @@ RECONNECT_INTERVAL_MS_MAX = 400
 HANDSHAKE_TIMEOUT_MS = 5_000
 CONNECT_TIMEOUT_MS = 2_000
 UNACKNOWLEDGED_MS_MAX = 5_000
-"""A connection whose other host's kernel acknowledges nothing for so long is closed. The system itself would
-send again ever more rarely, and find out late that a network that was cut is whole again."""
+"""A connection is closed if the other host's kernel acknowledges nothing for this long. The system itself
+would retransmit less and less often, and notice late that a network that was cut works again."""
 QUEUE_FRAMES_MAX = 10_000
-"""Frames that may wait to be sent over one connection; more are dropped, as if lost."""
+"""How many frames may wait to be sent over one connection. More are dropped, as if lost."""
 UNREAD_FRAMES_MAX = 8
-"""Frames received over one connection that may wait to be read. A sender could make each as large as the
-limit, and have many connections, so there are few; beyond them the connection waits, and nothing is lost."""
+"""How many received frames of one connection may wait to be read. A sender could make each as large as the
+limit, and have many connections, so the number is small. Beyond it the connection waits; nothing is lost."""
 EVENTS_IN_POLL_MAX = 1_000
-"""Frames that one `poll` returns at most, so that its caller gets to its other duties under a flood."""
+"""How many frames one `poll` returns at most, so that its caller gets to its other work during a flood."""
 BYTES_IN_POLL_MAX = 4 * MESSAGE_BYTES_MAX
 HANDSHAKES_IN_POLL_MAX = 100
 GIVEN_UP_RETRY_S = 1.0
-"""ZeroMQ gives a connection up for good when its key is refused (but keys change), or when it is sent
-something that is against the protocol or too large: it is tried anew after this time."""
+"""ZeroMQ gives up a connection for good when its key is rejected (but keys change), or when it receives
+something invalid or too large. It is tried again after this time."""
 CUT_HANDSHAKES_MAX = 3
-"""So many connections in a row that end within their handshake are a reason, not an accident."""
+"""This many connections in a row that end during their handshake have a cause, and aren't an accident."""
 ACCEPT_BACKLOG = 1_024
 SILENT_CONNECTIONS_MAX = 1_000
-"""Connections that may stand before they have said anything: an honest peer speaks as soon as it is let in.
-The oldest go first, so who holds many open, to take descriptors away, gets in nobody's way."""
+"""How many connections may be open before they have sent anything: an honest peer sends as soon as it is
+accepted. The oldest are closed first, so opening many of them to use up descriptors blocks no honest peer."""
 DESCRIPTORS_KEPT = 512
-"""Of what the system allows the process, so many are never given to connections:
-files and Kafka need some."""
+"""How many of the process's descriptors are never given to connections, because files and Kafka need some."""
 DESCRIPTORS_WANTED = 65_536
 
 
 class SocketSecurity(Protocol):
-    """The one place for security options: applied to each socket before it is bound or connected."""
+    """The only place for security options. Applied to each socket before it is bound or connected."""
 
     def apply(self, socket: zmq.Socket[bytes]) -> None:
         """Set the socket's security options (CURVE keys and the like)."""
@@ -73,10 +73,12 @@ class SocketSecurity(Protocol):
 
 
 class ServerSecurity(SocketSecurity, Protocol):
-    """The same for a socket that others connect to, and who of them is let in."""
+    """The same for a socket that others connect to, and which of them it accepts."""
 
     def authenticate(self, public_key: bytes) -> str | None:
-        """The role of who proved to hold this key (Z85 text), None if nobody knows it. Must be quick."""
+        """The role of the peer that has proved to hold this key (Z85 text). None if the key is unknown.
+        Must be fast.
+        """
         ...
 
 
@@ -91,14 +93,14 @@ class FrameReceived:
 
 @dataclass(frozen=True, slots=True)
 class Disconnected:
-    """The connection over which `peer` spoke last is closed. It may come back by itself."""
+    """The connection that `peer` last used is closed. It may come back by itself."""
 
     peer: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class HandshakeFailed:
-    """Somebody connected who wasn't let in, for this reason."""
+    """A peer that tried to connect was rejected, for this reason."""
 
     reason: str
 
@@ -107,7 +109,7 @@ TransportEvent = FrameReceived | Disconnected | HandshakeFailed
 
 
 class _Wakeup:
-    """A descriptor that becomes readable from any thread; waking twice before it is read costs nothing."""
+    """A descriptor that becomes readable from any thread. Waking it twice before it is read costs nothing."""
 
     def __init__(self) -> None:
         self._reader, self._writer = sockets.socketpair()
@@ -133,11 +135,11 @@ class _Wakeup:
 
 
 class _PeerRegister:
-    """Which peer speaks over which descriptor, in the face of descriptors that are used again.
+    """Which peer uses which descriptor, although descriptors are reused.
 
-    The monitor reports a descriptor's end before the system can hand the same number out again, and
-    before any frame of the next connection. So: drain the monitor after receiving a frame and before
-    taking note of the frame's descriptor, and the note can't outlive its connection.
+    The monitor reports a descriptor's end before the system can hand out the same number again, and before
+    any frame of the next connection. So drain the monitor after receiving a frame and before recording the
+    frame's descriptor. Then the record can't outlive its connection.
     """
 
     def __init__(self) -> None:
@@ -145,7 +147,7 @@ class _PeerRegister:
         self._descriptor_of: dict[bytes, int] = {}
         self._open: set[int] = set()
         self._silent: dict[int, None] = {}
-        """Of the open ones those that haven't spoken yet, in the order in which they came."""
+        """Open connections that haven't sent anything yet, in the order of their arrival."""
 
     def accepted(self, descriptor: int) -> None:
         self._open.add(descriptor)
@@ -153,7 +155,7 @@ class _PeerRegister:
         self._silent[descriptor] = None
 
     def surplus(self, silent_max: int, open_max: int) -> list[int]:
-        """Descriptors to be closed by whoever owns them; they don't count as silent any more."""
+        """Descriptors that their owner should close. They no longer count as silent."""
         count = max(len(self._silent) - silent_max, min(len(self._silent), len(self._open) - open_max), 0)
         chosen = list(itertools.islice(self._silent, count))
         for descriptor in chosen:
@@ -161,7 +163,7 @@ class _PeerRegister:
         return chosen
 
     def closed(self, descriptor: int) -> bytes | None:
-        """The peer whose connection this was, if it hasn't come back over another one meanwhile."""
+        """The peer whose connection this was, unless it has come back over another one meanwhile."""
         self._open.discard(descriptor)
         self._silent.pop(descriptor, None)
         peer = self._peer_of.pop(descriptor, None)
@@ -170,10 +172,10 @@ class _PeerRegister:
         return peer
 
     def spoke(self, peer: bytes, descriptor: int) -> tuple[list[bytes], list[bytes]]:
-        """Take note of a frame.
+        """Record a frame.
 
         Returns:
-            Peers that turn out to have been disconnected before the frame, and after it.
+            Peers that turn out to have disconnected before the frame, and after it.
         """
         if self._peer_of.get(descriptor) == peer:
             return [], []
@@ -211,7 +213,7 @@ class _Doorkeeper:
     """Answers ZeroMQ's questions whether a key is allowed (ZAP, RFC 27), in the thread of the socket's owner.
 
     Args:
-        context: of the socket. The questions come to one place in it, so there is one such socket.
+        context: of the socket. All questions of a context come to one place, so there is one such socket.
         security: decides.
     """
 
@@ -222,7 +224,7 @@ class _Doorkeeper:
         self.socket.bind("inproc://zeromq.zap.01")
 
     def answer(self) -> list[HandshakeFailed]:
-        """Answer the questions that wait, up to a bound; tells who was refused."""
+        """Answer waiting questions, up to a limit. Returns who was rejected."""
         refused: list[HandshakeFailed] = []
         for _ in range(HANDSHAKES_IN_POLL_MAX):
             try:
@@ -248,17 +250,17 @@ class RouterTransport:
     """The coordinator's socket. All methods but `wake` belong to one thread.
 
     Args:
-        security: sets the socket's security options before it is bound, and decides who is let in; None lets
-            everybody in.
+        security: sets the socket's security options before it is bound, and decides which peers to accept.
+            None accepts all.
     """
 
     def __init__(self, security: ServerSecurity | None = None) -> None:
         self.malformed_frames = 0
-        """Messages that weren't one frame; the caller adds those it can't decode."""
+        """Messages that weren't one frame. The caller adds those that it can't decode."""
         self.dropped_frames = 0
         """Frames not sent: the peer is gone, or its queue is full."""
         self.failed_handshakes = 0
-        """Connections that were not let in, or spoke something else than ZeroMQ with our security."""
+        """Connections that were rejected, or didn't use ZeroMQ with our security."""
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(1)
         self._socket = self._context.socket(zmq.ROUTER)
         self._doorkeeper = None if security is None else _Doorkeeper(self._context, security)
@@ -302,7 +304,7 @@ class RouterTransport:
         return bound
 
     def poll(self, timeout_ms: float | None) -> list[TransportEvent]:
-        """What happened, in order; waits up to `timeout_ms` (None: for ever) if nothing did yet.
+        """What happened, in order. Waits up to `timeout_ms` (None: forever) if nothing has happened yet.
 
         Returns early, and possibly with nothing, after `wake`.
         """
@@ -323,7 +325,7 @@ class RouterTransport:
         return events
 
     def send(self, peer: bytes, frame: bytes) -> bool:
-        """Queue `frame` for `peer`, never blocks; False if the peer is gone or its queue is full."""
+        """Queue `frame` for `peer`, never blocks. False if the peer is gone or its queue is full."""
         try:
             self._socket.send_multipart((peer, frame), zmq.NOBLOCK)
         except zmq.ZMQError:
@@ -336,7 +338,7 @@ class RouterTransport:
         self._wakeup.wake()
 
     def close(self) -> None:
-        """Close the socket; what is still queued gets a moment to leave."""
+        """Close the socket. Queued frames get a moment to be sent."""
         self._poller = zmq.Poller()
         self._socket.disable_monitor()
         self._monitor.close(0)
@@ -402,11 +404,11 @@ class RouterTransport:
 
 
 def _hang_up(descriptor: int, port: int) -> bool:
-    """End a connection of ZeroMQ's that came in at `port`: it sees the end and closes it.
-    False: it is no such.
+    """End a ZeroMQ connection that came in at `port`: it sees the end and closes it. False: it isn't such a
+    connection.
 
-    The descriptor may be closed by now, and even be another connection's; then that is one of the same port
-    at worst, whose peer connects again.
+    The descriptor may be closed by now, and even belong to another connection. In the worst case that is one
+    of the same port, whose peer reconnects.
     """
     try:
         connection = sockets.socket(fileno=descriptor)
@@ -427,10 +429,10 @@ def _hang_up(descriptor: int, port: int) -> bool:
 
 
 def raise_descriptor_limit() -> int:
-    """Let this process have as many open files and connections as it may; how many that is.
+    """Raise this process's limit of open files and connections as far as allowed. Returns the limit.
 
-    Many systems allow 1,024 until one asks: few for a coordinator, since each connection takes one, also one
-    that hasn't proved who it is yet.
+    Many systems allow 1,024 unless asked. That is few for a coordinator, since each connection takes one,
+    even before it has been authenticated.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     limits = [DESCRIPTORS_WANTED if limit == resource.RLIM_INFINITY else limit for limit in (soft, hard)]
@@ -450,11 +452,11 @@ HANDSHAKE_FAILURES = (
 
 
 def handshake_trouble(event: int, value: int, failures: int) -> str:
-    """Why a connection doesn't come about, for whoever asked for it; empty if it may yet.
+    """Why a connection fails, for the process that wants it. Empty if it may still succeed.
 
     Args:
         event: of the socket's monitor, one of HANDSHAKE_FAILURES. `value` is the monitor's for it.
-        failures: how many in a row that is.
+        failures: how many failures in a row.
     """
     if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
         return "the coordinator doesn't know this key, or no longer accepts it"
@@ -477,18 +479,18 @@ def _protocol_trouble(code: int) -> str:
 
 
 class DealerTransport:
-    """A worker's socket to its coordinator, served by one thread of its own.
+    """A worker's socket to its coordinator, served by a thread of its own.
 
-    `send` may be called from any thread and hands the frame straight to ZeroMQ. The callbacks run in the
-    transport's thread and must be quick; they may call `send`. The connection comes back by itself; frames
-    sent while it is down wait for it, up to a bound.
+    `send` may be called from any thread and passes the frame straight to ZeroMQ. The callbacks run in the
+    transport's thread and must be fast; they may call `send`. The connection is restored automatically;
+    frames sent while it is down wait for it, up to a limit.
 
     Args:
         identity: the worker's id, non-empty, not starting with a zero byte, at most 255 bytes.
         on_frame: called with each frame received.
-        on_connected: called when a connection stands, also each time it came back.
+        on_connected: called when a connection is open, each time.
         on_disconnected: called when it was lost.
-        on_refused: called with a reason when the other side won't have the connection; it is tried again.
+        on_refused: called with a reason when the other side rejects the connection. It is tried again.
     """
 
     def __init__(
@@ -526,20 +528,20 @@ class DealerTransport:
 
     @property
     def connected(self) -> bool:
-        """Whether a connection stands right now."""
+        """Whether a connection is open now."""
         return self._connected
 
     @property
     def address(self) -> str | None:
-        """The address it connects to, None before the first `connect`."""
+        """The address that it connects to. None before the first `connect`."""
         return self._address
 
     def connect(self, address: str, security: SocketSecurity | None = None) -> None:
-        """Connect to `address`, leaving the former one; frames still queued for that are dropped.
+        """Connect to `address` and leave the old one. Frames still queued for that are dropped.
 
-        From any thread. The same address again is a fresh connection. `on_disconnected` is called for the
-        connection that was left, then `on_connected` once the new one stands. `security` sets the socket's
-        security options.
+        From any thread. Connecting to the same address again makes a new connection. `on_disconnected` is
+        called for the old connection, then `on_connected` once the new one is open. `security` sets the
+        socket's security options.
 
         Raises:
             ValueError: ZeroMQ doesn't understand the address.
@@ -554,7 +556,7 @@ class DealerTransport:
         self._wakeup.wake()
 
     def send(self, frame: bytes) -> bool:
-        """Hand `frame` to the connection, never blocks; False if it was dropped (no address, queue full)."""
+        """Pass `frame` to the connection, never blocks. False if it was dropped (no address, queue full)."""
         with self._lock:
             if self._socket is None:
                 self.dropped_frames += 1
@@ -571,7 +573,7 @@ class DealerTransport:
         return True
 
     def close(self) -> None:
-        """Stop the thread and close the socket; what was sent gets half a second to leave."""
+        """Stop the thread and close the socket. Sent frames get half a second to leave."""
         self._closing = True
         self._wakeup.wake()
         if threading.current_thread() is not self._thread:
@@ -626,7 +628,7 @@ class DealerTransport:
             self._set_connected(False)
 
     def _watch(self) -> tuple[Any, zmq.Poller]:
-        """The monitor of the present socket, and a poller that wakes for all that concerns it."""
+        """The monitor of the present socket, and a poller that wakes for everything that concerns it."""
         poller = zmq.Poller()
         poller.register(self._wakeup.fileno(), zmq.POLLIN)
         with self._lock:
