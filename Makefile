@@ -14,11 +14,11 @@ PYTEST := $(BIN)/python -m pytest
 LOCK := $(BIN)/python -m pip --quiet --disable-pip-version-check install
 
 .PHONY: help
-help: ## this list
+help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: setup
-setup: $(READY) ## a virtual environment in .venv with the locked dependencies and this package
+setup: $(READY) ## create .venv with the locked dependencies and this package
 
 $(READY): requirements.lock requirements-demo.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 || { \
@@ -39,47 +39,47 @@ lint: setup ## ruff (rules and format) and pyright (strict)
 	$(BIN)/pyright
 
 .PHONY: format
-format: setup ## let ruff correct what it can
+format: setup ## let ruff fix and format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 .PHONY: test
-test: lint ## set up, lint, then all tests; of the faults under load a short dose
+test: lint ## set up, lint, and run all tests, with the short dose of chaos tests
 	$(PYTEST) --durations=20 tests/unit tests/fuzz tests/simulation tests/integration tests/chaos
 
 .PHONY: chaos
-chaos: setup ## the long dose of faults under load, on real processes and a real Kafka; root for some; WIDEN_US=1000 widens races
+chaos: setup ## the long dose of chaos tests: faults under load on real processes and Kafka; some need root; WIDEN_US=1000 widens races
 	FCLUSTER_TEST_LONG=1 $(PYTEST) --durations=0 tests/chaos
 
 MINUTES ?= 30
 
 .PHONY: soak
-soak: setup ## a random mixture of all faults for a time: make soak MINUTES=30, SEED=... the same again
+soak: setup ## a random mixture of all faults: make soak MINUTES=30; SEED=... repeats a run
 	$(BIN)/python -m tests.chaos.soak --minutes $(MINUTES) $(if $(filter command line environment,$(origin SEED)),--seed $(SEED))
 
 .PHONY: unit
-unit: setup ## the unit tests only: no Java, no broker
+unit: setup ## only the unit tests: no Java, no broker
 	$(PYTEST) tests/unit
 
 SEEDS ?= 20000
 SEED ?= 0
 
 .PHONY: simulate
-simulate: setup ## the real cores on a virtual clock, many storms: make simulate SEEDS=100000
+simulate: setup ## the real cores on a virtual clock under random faults: make simulate SEEDS=100000
 	$(BIN)/python -m tests.simulation --seeds $(SEEDS) --seed $(SEED)
 
 EXAMPLES ?= 20000
 
 .PHONY: fuzz
-fuzz: setup ## odd jobs on odd inputs beside a slow interpreter of the same: make fuzz EXAMPLES=100000
+fuzz: setup ## random jobs on random inputs, compared with a slow interpreter: make fuzz EXAMPLES=100000
 	FCLUSTER_FUZZ_EXAMPLES=$(EXAMPLES) $(PYTEST) tests/fuzz -k odd_jobs
 
 .PHONY: demo
-demo: setup ## the flights on four workers and a real Kafka, shown live and checked
+demo: setup ## run the flights on four workers and a real Kafka, show them live, check the result
 	$(BIN)/python examples/flights/demo.py
 
 .PHONY: bench
-bench: setup ## drain, latency, idle cost, recovery, rescaling, restoring, each beside its yardstick, on an embedded Kafka
+bench: setup ## benchmarks on an embedded Kafka: drain, latency, idle cost, recovery, rescaling, restore, each with a baseline
 	$(BIN)/python -m benchmarks.drain
 	$(BIN)/python -m benchmarks.latency
 	$(BIN)/python -m benchmarks.idle
@@ -88,15 +88,15 @@ bench: setup ## drain, latency, idle cost, recovery, rescaling, restoring, each 
 	$(BIN)/python -m benchmarks.restore
 
 .PHONY: bench-brokers
-bench-brokers: setup ## pauses when brokers die: 20 kills, 6 restarts on three brokers, beside the floor and Kafka Streams
+bench-brokers: setup ## pauses when brokers die: 20 kills, 6 restarts on three brokers, compared with a plain client and Kafka Streams
 	$(BIN)/python -m benchmarks.broker_failures --peers
 
 .PHONY: build
-build: setup ## wheel and source distribution in dist/
+build: setup ## build the wheel and source distribution in dist/
 	$(BIN)/python -m build --no-isolation --outdir dist .
 
 .PHONY: lock
-lock: ## the lock files anew (needs uv): newest versions that pyproject.toml allows
+lock: ## update the lock files to the newest versions that pyproject.toml allows (needs uv)
 	uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header \
 	  --group dev --output-file requirements.lock pyproject.toml
 	uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-header \
@@ -106,6 +106,6 @@ lock: ## the lock files anew (needs uv): newest versions that pyproject.toml all
 	! grep --line-number '://' requirements.lock requirements-run.lock requirements-demo.lock
 
 .PHONY: clean
-clean: ## remove what building and testing left; .venv and .fcluster stay
+clean: ## remove leftovers of builds and tests; keeps .venv and .fcluster
 	rm -rf build dist .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
