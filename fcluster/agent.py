@@ -1,8 +1,9 @@
-"""An agent's word with the coordinator: it says how many workers run here, and hears how many shall.
+"""An agent's connection to the coordinator: it reports how many workers run here, and receives the target
+number.
 
-Responsible for: the connection to whoever leads, reports over it, and which orders are followed (`Orders`).
-Keeps the rules that an order is followed once and never one of an older term, and that an agent that finds no
-coordinator goes on as it is. Must not start or end processes: those belong to `supervisor`.
+Responsible for: the connection to the leader, reports over it, and which orders are carried out (`Orders`).
+Rules: an order is carried out once and never if it is of an older term; an agent that finds no coordinator
+continues as it is. Must not start or stop processes; `supervisor` does.
 """
 
 from __future__ import annotations
@@ -31,23 +32,23 @@ CLOSE_TIMEOUT_S = 5.0
 
 
 class Orders:
-    """Which orders an agent follows; without any I/O."""
+    """Which orders an agent carries out; without any I/O."""
 
     def __init__(self) -> None:
         self.term = 0
-        """The newest term that was heard of."""
+        """The newest known term."""
         self.taken_term = 0
         self.taken_order = 0
 
     def is_stale(self, term: int) -> bool:
-        """Whether this is the word of a leader whose successor has been heard."""
+        """Whether this comes from a leader whose successor is already known."""
         if term < self.term:
             return True
         self.term = term
         return False
 
     def take(self, order: messages.AgentOrder) -> int | None:
-        """How many workers to have from now on; None: nothing is wanted that isn't done already."""
+        """How many workers to run from now on. None: nothing changes."""
         if self.is_stale(order.term) or order.order == 0:
             return None
         if (order.term, order.order) <= (self.taken_term, self.taken_order):
@@ -58,7 +59,7 @@ class Orders:
 
 @dataclass(frozen=True)
 class Staff:
-    """The workers of an agent: how many there shall be, and the process ids of those that run."""
+    """The workers of an agent: their target number, and the process ids of those that run."""
 
     target: int
     running: Sequence[int]
@@ -70,11 +71,11 @@ class AgentLink:
     Args:
         settings: of the cluster.
         job: its name.
-        address: of the coordinator; empty: the job's journal tells.
-        staff: tells how things stand. Called from any thread.
-        resize: called with the number of workers that is wanted.
+        address: of the coordinator. Empty: read it from the job's journal.
+        staff: returns the present state. Called from any thread.
+        resize: called with the wanted number of workers.
         learn_slots: called with the slots of workers, by process id.
-        on_end: called when the job has ended, by the coordinator's word or the journal's: whether it failed,
+        on_end: called when the job has ended, according to the coordinator or the journal: whether it failed,
             and why. Called from any thread, and perhaps more than once.
         say: called with trouble, and with news.
     """
@@ -127,18 +128,18 @@ class AgentLink:
         self._thread = threading.Thread(target=self._run, name="agent", daemon=True)
 
     def start(self) -> None:
-        """Begin to look for the coordinator."""
+        """Start to look for the coordinator."""
         if self._address:
             self._transport.connect(self._address, self._security)
         self._seeker.start()
         self._thread.start()
 
     def tell(self) -> None:
-        """Something has changed: the coordinator shall know at once. From any thread."""
+        """Something has changed: report it to the coordinator at once. From any thread."""
         self._news.set()
 
     def close(self) -> None:
-        """End; waits for the threads."""
+        """Stop, and wait for the threads."""
         self._closing = True
         self._news.set()
         self._seeker.close(CLOSE_TIMEOUT_S)
@@ -202,7 +203,7 @@ class AgentLink:
     # --- the connection ----------------------------------------------------------------------------
 
     def _connect(self, leader: Leader | None) -> None:
-        """Connect to that leader, None: to the given address. In the seeker's thread."""
+        """Connect to that leader. None: to the given address. In the seeker's thread."""
         try:
             if leader is None:
                 self._transport.connect(self._address, self._security)
@@ -221,7 +222,7 @@ class AgentLink:
         self._seeker.unlinked()
 
     def _trouble(self, trouble: str) -> None:
-        """Once for each kind: it is tried again every second."""
+        """Once for each kind of trouble, because attempts are repeated every second."""
         if trouble != self._said:
             self._say(trouble)
         self._said = trouble

@@ -1,8 +1,8 @@
-"""Finding a cluster, and speaking with it and with its brokers, as the console commands do.
+"""Finds a cluster and its brokers for the console commands, and sends requests to them.
 
-Responsible for: where to look (options first, then what runs in the data directory, then the journal), and
-requests that follow the leadership. Keeps the rule that what isn't there is said with its remedy. Must not
-start anything.
+Responsible for: where to look (options first, then the cluster in the data directory, then the journal), and
+requests that follow the leadership. If something is missing, the error names it with a remedy. Must not start
+anything.
 """
 
 from __future__ import annotations
@@ -30,13 +30,14 @@ STATUS_TIMEOUT_MS = 3_000
 
 
 class NoCluster(FclusterError):  # noqa: N818
-    """No cluster runs where one was looked for."""
+    """No cluster runs where the command looked."""
 
 
 @dataclass(frozen=True)
 class Connection:
-    """What the console commands know: settings with brokers if any are known, and the cluster that runs in
-    the data directory, if one does."""
+    """What the console commands know: settings, with brokers if any are known, and the cluster that runs in
+    the data directory, if there is one.
+    """
 
     settings: Settings
     data_dir: Path
@@ -44,7 +45,7 @@ class Connection:
 
     @classmethod
     def find(cls, flags: Mapping[str, str], config: Path | None, env: Mapping[str, str]) -> Connection:
-        """Look at the options first, then at what runs in the data directory."""
+        """Use the options first, then what runs in the data directory."""
         settings = resolve({}, config, env, flags)
         directory = Path(settings.state_dir)
         note = read_note(directory)
@@ -61,13 +62,13 @@ class Connection:
 
         Raises:
             NoCluster: none runs there.
-            FclusterError: it gives no answer.
+            FclusterError: it doesn't answer.
         """
         with AdminLine(self, job) as line:
             return line.status()
 
     def coordinator(self, job: str | None) -> tuple[str, str]:
-        """The coordinator's address, and its public key by the journal, empty if that wasn't asked.
+        """The coordinator's address, and its public key from the journal; empty if the journal wasn't read.
 
         Raises:
             NoCluster: none is known.
@@ -126,7 +127,9 @@ class Connection:
         partitions: int | None,
         skip_errors: bool = False,
     ) -> tuple[Sent, int]:
-        """Send lines (see `console_clients.run_produce`); how many, and the topic's partition count."""
+        """Send lines (see `console_clients.run_produce`). Returns their number, and the topic's partition
+        count.
+        """
         from fcluster.common.kafka_clients import make_admin, make_producer
         from fcluster.console_clients import create_topic, existing_partitions, kafka_errors, run_produce
 
@@ -152,11 +155,11 @@ class Connection:
 
 
 class AdminLine:
-    """Requests to whoever leads a job, one at a time; it follows the leadership.
+    """Requests to the leader of a job, one at a time. It follows the leadership.
 
     Args:
         connection: says where to look.
-        job: its name; None: the one in the data directory.
+        job: its name. None: the one in the data directory.
     """
 
     def __init__(self, connection: Connection, job: str | None) -> None:
@@ -176,11 +179,11 @@ class AdminLine:
         return self.ask(lambda client: client.status(STATUS_TIMEOUT_MS))
 
     def ask(self, request: Callable[[AdminClient], _T]) -> _T:
-        """What `request` gets from the coordinator, or from its successor.
+        """What `request` gets from the coordinator, or from a new leader.
 
         Raises:
             NoCluster: none is known.
-            CoordinatorSilent: it gives no answer, and nobody else leads.
+            CoordinatorSilent: it doesn't answer, and there is no other leader.
             RequestRefused: it won't, for the reason in the message.
         """
         from fcluster.common.admin_client import CoordinatorSilent
@@ -216,7 +219,7 @@ def open_admin_client(settings: Settings, address: str, announced_key: str = "")
 
 
 def leader_elsewhere(settings: Settings, job: str, address: str) -> Leader | None:
-    """Who leads by the journal, if that is somebody at another address: a standby may have taken over."""
+    """The leader according to the journal, if it has another address: a standby may have taken over."""
     from fcluster.common.discovery import find_leader
 
     try:

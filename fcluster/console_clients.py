@@ -1,8 +1,8 @@
-"""`fcluster consume` and `fcluster produce`: topics on the console, one JSON object a line.
+"""`fcluster consume` and `fcluster produce`: topics on the console, one JSON object per line.
 
-Responsible for: what the two commands read, write and count. They are plain Kafka clients: they join no
-group and commit no offset, so they never disturb a job. Must not parse options (that is `cli`) nor know
-anything about clusters.
+Responsible for: what the two commands read, write and count. They are plain Kafka clients: they join no group
+and commit no offset, so they never disturb a job. Must not parse options (`cli` does), nor know anything
+about clusters.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from fcluster.common.offsets import known_offset
 
 CONSUME_BATCH_MAX = 1_000
 DELIVERY_TIMEOUT_S = 60.0
-"""The brokers may be away for so long before a record counts as not taken."""
+"""How long the brokers may be down before a record counts as not delivered."""
 FLUSH_TIMEOUT_S = DELIVERY_TIMEOUT_S + 5
 PROGRESS_INTERVAL_S = 0.25
 METADATA_TIMEOUT_S = 10.0
 MISSING_S = 1.5
-"""A topic counts as missing once the brokers have not known it for so long: one that has just begun, or a
-topic that has just been made, needs a moment."""
+"""A topic counts as missing once the brokers have not known it for this long: a broker that has just started,
+or a topic that was just created, needs a moment."""
 MISSING_POLL_S = 0.1
 SKIPS_SHOWN_MAX = 20
 
@@ -44,11 +44,11 @@ class InputError(FclusterError):
 
 
 class DeliveryError(FclusterError):
-    """The brokers didn't take a record."""
+    """The brokers didn't accept a record."""
 
 
 class ReadError(FclusterError):
-    """The brokers refuse to give records."""
+    """The brokers refuse to deliver records."""
 
 
 class MessageLike(Protocol):
@@ -66,7 +66,7 @@ class MessageLike(Protocol):
 
 @contextlib.contextmanager
 def kafka_errors() -> Generator[None]:
-    """What the Kafka client raises becomes an error for users."""
+    """Turns exceptions of the Kafka client into errors for users."""
     from confluent_kafka import KafkaException
 
     try:
@@ -84,14 +84,14 @@ def kafka_errors() -> Generator[None]:
 
 
 def near_names(wanted: str, names: Iterable[str]) -> list[str]:
-    """Up to three of `names` that `wanted` may have been meant to be, the likeliest first."""
+    """Up to three of `names` that `wanted` may have meant, the most likely first."""
     visible = sorted(name for name in names if not name.startswith("__"))
     lower = {name.lower(): name for name in visible}
     return [lower[name] for name in difflib.get_close_matches(wanted.lower(), lower, n=3, cutoff=0.6)]
 
 
 def missing_topic(topic: str, names: Iterable[str], *, creatable: bool = False) -> MissingTopic:
-    """The error for a topic that isn't there, naming what may have been meant."""
+    """The error for a missing topic. It suggests similar names."""
     existing = [name for name in names if not name.startswith("__")]
     near = near_names(topic, existing)
     if near:
@@ -153,15 +153,15 @@ def _unknown(metadata: Any, found: Any) -> str:
 def format_message(message: MessageLike, *, headers: bool = False) -> bytes:
     """One line (with its line end) of JSON for a record.
 
-    Keys and values that are JSON stay JSON, character for character, so that no number loses a digit; other
-    text becomes a string; what isn't UTF-8 becomes base64, marked by `"key_encoding"`/`"value_encoding"`. A
-    record without a value is marked by `"tombstone"`, which tells it from the JSON value null. A dead letter
-    has its origin and its reason in `"dead_letter"`.
+    Keys and values that are JSON stay JSON, character for character, so that no number loses a digit. Other
+    text becomes a string. What isn't UTF-8 becomes base64, marked by `"key_encoding"`/`"value_encoding"`. A
+    record without a value is marked by `"tombstone"`, which distinguishes it from the JSON value null. A dead
+    letter has its origin and reason in `"dead_letter"`.
 
     Args:
         message: the record.
-        headers: whether its headers are shown too, as pairs of a name and a text (or null, or
-            ``{"base64": ...}``).
+        headers: whether to show its headers too, as pairs of a name and text (or null, or ``{"base64":
+            ...}``).
     """
     document: dict[str, Any] = {
         "topic": message.topic(),
@@ -195,7 +195,7 @@ _DEAD_LETTER = "fcluster."
 
 
 def _dead_letter(pairs: Sequence[tuple[str | bytes, bytes | None]]) -> dict[str, Any]:
-    """What the worker noted of a record that failed, by what it notes: "error", "topic" and so on."""
+    """What the worker recorded about a failed record: "error", "topic" and so on."""
     noted = {
         name.removeprefix(_DEAD_LETTER): _shown(value)
         for name, value in pairs
@@ -258,7 +258,8 @@ def start_offsets(
 
 
 def messages_of(consumer: Any, *, idle: Callable[[], bool] = lambda: True) -> Iterator[list[MessageLike]]:
-    """Batches of what the consumer is assigned to, for as long as `idle()` (asked between polls) is true.
+    """Batches of records from the consumer's assignment, for as long as `idle()` (called between polls) is
+    true.
 
     Raises:
         ReadError: the brokers refuse.
@@ -303,7 +304,7 @@ def run_consume(
     count_max: int | None = None,
     headers: bool = False,
 ) -> int:
-    """Print the records of `topic` until `count_max` of them are printed, or for ever; returns their number.
+    """Print the records of `topic` until `count_max` of them are printed, or forever. Returns their number.
 
     Each line is flushed before the next wait. The consumer is closed at the end.
     """
@@ -329,7 +330,7 @@ def run_consume(
 
 
 def _reader_watch(output: BinaryIO) -> Callable[[], bool]:
-    """Whether someone still reads `output`: `fcluster consume | head` ends although no record comes."""
+    """Whether `output` still has a reader, so that `fcluster consume | head` ends even if no record comes."""
     try:
         descriptor = output.fileno()
     except OSError:  # a test's
@@ -344,7 +345,7 @@ def _reader_watch(output: BinaryIO) -> Callable[[], bool]:
 
 @dataclass(frozen=True)
 class Line:
-    """A record to send: the line's number and JSON text as it stood, and the key taken from it."""
+    """A record to send: the line's number, its JSON text as it was, and its key."""
 
     number: int
     key: bytes | None
@@ -404,7 +405,7 @@ def records(count: int) -> str:
 
 
 def create_topic(admin: Any, topic: str, partitions: int) -> None:
-    """Create `topic`; one that exists already with that many partitions is fine.
+    """Create `topic`. An existing one with that many partitions is fine.
 
     Raises:
         MissingTopic: it can't be created, or exists with another partition count.
@@ -448,7 +449,7 @@ def create_topic(admin: Any, topic: str, partitions: int) -> None:
 
 
 class Progress:
-    """A counter on a terminal's line, redrawn a few times a second; silent elsewhere."""
+    """A counter on a terminal line, redrawn a few times a second. Elsewhere it prints nothing."""
 
     def __init__(self, topic: str, stream: Any = None) -> None:
         self._topic = topic
@@ -468,7 +469,7 @@ class Progress:
         self._stream.flush()
 
     def clear(self) -> None:
-        """Leave the line empty for what is printed next."""
+        """Clear the line for the next output."""
         if self._visible:
             self._stream.write("\r\x1b[K")
             self._stream.flush()
@@ -478,18 +479,18 @@ class Progress:
 class _Failure:
     line: Line
     place: int
-    """Which one it is of those that were sent, from 0."""
+    """Its position among the sent records, from 0."""
     error: Any
 
 
 class Sender:
-    """Sends lines to one topic, and knows which of them the brokers took.
+    """Sends lines to one topic, and knows which of them the brokers accepted.
 
-    A refusal comes back for a whole batch of records. Then what was refused is sent again one by one: so it
-    is known which line it is, and the others of its batch don't suffer for it.
+    Brokers refuse a whole batch of records. So refused records are sent again one by one: then it is known
+    which line is the cause, and the other lines of the batch are sent.
 
     Args:
-        make: builds the producer from extra configuration; only failed deliveries are called back.
+        make: builds the producer from extra configuration. Only failed deliveries are called back.
         topic: to write to.
         skip: called with a line's number and the reason, for each line that can't be sent. None: the first
             such line is an error.
@@ -512,10 +513,10 @@ class Sender:
         self.producer = make(**config)
 
     def send(self, line: Line) -> None:
-        """Queue one record; waits while the queue is full.
+        """Queue one record. Waits while the queue is full.
 
         Raises:
-            DeliveryError: this or an earlier record isn't taken.
+            DeliveryError: this or an earlier record isn't accepted.
         """
         self._queue(line, self._queued)
         if self._queued % 1_000 == 0:
@@ -524,17 +525,19 @@ class Sender:
             self._settle()
 
     def finish(self) -> int:
-        """Wait until it is known what became of everything that was queued; returns how many were taken.
+        """Wait until the outcome of every queued record is known. Returns how many were accepted.
 
         Raises:
-            DeliveryError: a record isn't taken.
+            DeliveryError: a record isn't accepted.
         """
         self._settle()
         return self.taken
 
     @property
     def taken(self) -> int:
-        """Records that the brokers took, as far as is known; all that aren't known to be lost."""
+        """How many records the brokers have accepted, as far as is known: all that aren't known to have
+        failed.
+        """
         return self._queued - self._lost
 
     def _queue(self, line: Line, place: int) -> None:
@@ -557,10 +560,10 @@ class Sender:
             self._failures.append(_Failure(line, place, error))
 
     def _settle(self) -> None:
-        """Find out what was taken; send again one by one what was refused.
+        """Find out what was accepted. Send refused records again one by one.
 
         Raises:
-            DeliveryError: says which line isn't taken and why, and how many are.
+            DeliveryError: names the line that isn't accepted and why, and how many are.
         """
         self._flush()
         failures = sorted(self._failures, key=lambda failure: failure.line.number)
@@ -570,7 +573,7 @@ class Sender:
             self._judge(self._alone(failure))
 
     def _alone(self, failure: _Failure) -> _Failure | None:
-        """What comes of sending that record by itself: None if it is taken."""
+        """The result of sending that record alone. None if it is accepted."""
         if trouble_of(failure.error.code()) is Trouble.PASSING:
             return failure  # it was tried for as long as the brokers may be away
         self._queued -= 1  # the same record once more
@@ -635,7 +638,7 @@ def _refusal_remedy(code: int) -> str:
 
 
 class _Skips:
-    """Lines that were left out, told as they are found, the first few of them."""
+    """Lines that were left out. The first few are reported as they are found."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -650,7 +653,7 @@ class _Skips:
 
 @dataclass(frozen=True)
 class Sent:
-    """What `run_produce` has done: records that were sent, and lines that were left out."""
+    """The result of `run_produce`: numbers of records that were sent and of lines that were left out."""
 
     count: int
     skipped: int = 0
@@ -665,20 +668,20 @@ def run_produce(
     skip_errors: bool = False,
     progress: Progress | None = None,
 ) -> Sent:
-    """Send each line as one record, in order; returns how many were sent.
+    """Send each line as one record, in order. Returns how many were sent.
 
     Args:
         make: builds the producer.
         topic: to write to.
-        lines: JSON values; blank ones are passed over.
-        key_field: of the value, which gives the key.
+        lines: JSON values. Blank lines are ignored.
+        key_field: the field of the value that becomes the key.
         skip_errors: leave out lines that can't be sent, and say so on stderr.
-        progress: shows how far it is.
+        progress: shows progress.
 
     Raises:
-        InputError: a line is bad; everything before it was sent, nothing from it on.
-        DeliveryError: the brokers didn't take all of them; what stood in front of the line that it names was
-            sent, and perhaps some of what follows.
+        InputError: a line is bad. Everything before it was sent, nothing after it.
+        DeliveryError: the brokers didn't accept all of them. Everything before the named line was sent, and
+            perhaps some lines after it.
         MissingTopic: the topic doesn't exist.
     """
     progress = progress if progress is not None else Progress(topic)

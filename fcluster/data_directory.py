@@ -1,9 +1,9 @@
-"""What `fcluster up` keeps in its data directory: a lock, a note about the running cluster, log files.
+"""What `fcluster up` keeps in its data directory: a lock, a note about the running cluster, and log files.
 
-Responsible for: `lock` (held while a cluster runs in the directory, let go by the system however it ends),
-`cluster.json` (lets `status`, `consume` and `produce` find the cluster without options) and `logs/`. Keeps
-the rules that two clusters never share a directory, that a note left by a dead one is never believed, and
-that logs don't grow without bound. Must not touch state, Kafka's data or snapshots, which lie beside.
+Responsible for: `lock` (held while a cluster runs in the directory; the system releases it however the
+cluster ends), `cluster.json` (lets `status`, `consume` and `produce` find the cluster without options) and
+`logs/`. Rules: two clusters never share a directory; a note left by a dead cluster is never trusted; logs
+don't grow without bound. Must not touch state, Kafka's data or snapshots, which are in the same directory.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from fcluster.common.processes import BoundedLog
 
 LOG_FILES_KEPT = 3
 LOCK_PATIENCE_S = 0.3
-"""Someone who merely looks whether the directory is in use holds the lock for a moment."""
+"""A process that only checks whether the directory is in use holds the lock for a moment."""
 
 
 class DirectoryUnusable(FclusterError):  # noqa: N818
@@ -33,7 +33,7 @@ class DirectoryUnusable(FclusterError):  # noqa: N818
 
 @dataclass(frozen=True)
 class ClusterNote:
-    """What the commands need to know of a running cluster.
+    """What the commands need to know about a running cluster.
 
     `pid` is that of `fcluster up`, `keys` the keys directory (empty: none), `insecure` that setting.
     """
@@ -50,10 +50,10 @@ class ClusterNote:
 
 
 def create_directory(path: Path) -> None:
-    """Create the data directory and its `logs`, unless they are there.
+    """Create the data directory and its `logs`, unless they exist.
 
     Raises:
-        DirectoryUnusable: it can't be.
+        DirectoryUnusable: they can't be created.
     """
     try:
         (path / "logs").mkdir(parents=True, exist_ok=True)
@@ -62,7 +62,7 @@ def create_directory(path: Path) -> None:
 
 
 class DirectoryLock:
-    """The right to run a cluster in a data directory. The system lets go of it when the process dies."""
+    """The right to run a cluster in a data directory. The system releases it when the process dies."""
 
     def __init__(self, directory: Path) -> None:
         self._path = directory / "lock"
@@ -98,14 +98,18 @@ class DirectoryLock:
         self._file = file
 
     def release(self) -> None:
-        """Let go; the file stays, since removing it would race with the next one to take it."""
+        """Release the lock. The file stays, since removing it would race with the next process that locks
+        it.
+        """
         if self._file is not None:
             self._file.truncate(0)
             self._file.close()
             self._file = None
 
     def holder(self) -> int | None:
-        """The process that holds the lock (0: some process of another machine or user), None if none does."""
+        """The process that holds the lock (0: a process of another machine or user). None if there is
+        none.
+        """
         try:
             with self._path.open("rb") as file:
                 return None if _try_lock(file, fcntl.LOCK_SH) else self._noted_pid()
@@ -140,7 +144,7 @@ def _unwritable(path: Path, error: OSError) -> DirectoryUnusable:
 
 
 def write_note(directory: Path, note: ClusterNote) -> None:
-    """Write `cluster.json`; a reader sees the old one or the new one, never a part.
+    """Write `cluster.json`. A reader sees the old one or the new one, never a part.
 
     Raises:
         DirectoryUnusable: it can't be written.
@@ -155,13 +159,13 @@ def write_note(directory: Path, note: ClusterNote) -> None:
 
 
 def remove_note(directory: Path) -> None:
-    """Remove `cluster.json`, if it is there."""
+    """Remove `cluster.json`, if it exists."""
     with contextlib.suppress(OSError):
         (directory / "cluster.json").unlink()
 
 
 def read_note(directory: Path) -> ClusterNote | None:
-    """The note about the cluster that runs in `directory`; None if none does, whatever note lies there."""
+    """The note about the cluster that runs in `directory`. None if none runs, even if there is a note."""
     try:
         content = json.loads((directory / "cluster.json").read_text(encoding="utf-8"))
         note = ClusterNote(**content)
@@ -189,7 +193,7 @@ def log_path(directory: Path, name: str) -> Path:
 
 
 def rotate_log(directory: Path, name: str) -> None:
-    """Set a former run's log aside as ``<name>.log.1``, an older one as ``.2``, and forget the oldest."""
+    """Move a previous run's log to ``<name>.log.1``, an older one to ``.2``, and delete the oldest."""
     path = log_path(directory, name)
     numbered = [path.with_name(f"{path.name}.{number}") for number in range(LOG_FILES_KEPT, 0, -1)]
     for older, newer in zip(numbered, [*numbered[1:], path], strict=True):
@@ -198,7 +202,7 @@ def rotate_log(directory: Path, name: str) -> None:
 
 
 class SharedLog:
-    """A bounded log that several threads write to. A full disk loses lines here, and only here."""
+    """A bounded log that several threads write to. A full disk loses lines only here."""
 
     def __init__(self, directory: Path, name: str) -> None:
         self._lock = threading.Lock()

@@ -1,7 +1,7 @@
-"""The processes of one job on one host: their commands, their environment, and how their end is told.
+"""The processes of one job on one host: their commands, their environment, and how their exit is reported.
 
-Responsible for: that all of them run the same job with the same settings. Keeps the rule that no secret
-stands among a process's arguments. Must not keep them running: that is `supervisor`'s matter.
+Responsible for: that all of them run the same job with the same settings. Rule: no secret is among a
+process's arguments. Must not keep them running; `supervisor` does.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class Family:
         flags: settings by name, as given.
         config: the settings file.
         log_level: of all of them.
-        resolved: settings that they shall not find out for themselves.
-        http_bind: of a coordinator among them. One port is for one process, so workers take free ones.
+        resolved: settings that they must not determine for themselves.
+        http_bind: of a coordinator among them. A port is for one process only, so workers use free ones.
     """
 
     target: str
@@ -46,11 +46,13 @@ class Family:
 
     @property
     def environment(self) -> dict[str, str]:
-        """For all of them. Secrets among the flags are here: no argument of a process shows them."""
+        """For all of them. It has the secrets among the flags, so that no argument of a process shows
+        them.
+        """
         return {**os.environ, **hand_over(self.flags)[1], "PYTHONUNBUFFERED": "1"}
 
     def process(self, name: str, command: str, *more: str, **own: str) -> ProcessSpec:
-        """`fcluster COMMAND`; environment and settings file it reads itself.
+        """`fcluster COMMAND`. It reads environment and settings file itself.
 
         `own` are settings of this process alone.
         """
@@ -65,7 +67,9 @@ class Family:
         return ProcessSpec(name, argv)
 
     def worker(self, number: int, slot: int, coordinator: str) -> ProcessSpec:
-        """A worker; any slot if that is negative; the journal names the coordinator if that is empty."""
+        """A worker. Any slot if `slot` is negative; the coordinator is found through the journal if the
+        address is empty.
+        """
         from fcluster.supervisor import worker_name
 
         more = ["--kept", "--slot", str(slot)] if slot >= 0 else ["--kept"]
@@ -75,27 +79,27 @@ class Family:
 
 
 def leave_timeout_s(settings: Settings) -> float:
-    """After so long a worker that was asked to leave hangs: its own bounds are over."""
+    """A worker that was asked to leave hangs if it still runs after this time: its own limits are over."""
     return (settings.worker_leave_timeout_ms + settings.checkpoint_timeout_ms) / 1000 + 5
 
 
 class SpawnedChild:
-    """A child whose end is told only after its last lines were."""
+    """A child whose exit is reported only after its last lines."""
 
     def __init__(self, process: Any) -> None:
         self._process = process
         self.pid: int = process.pid
 
     def wait(self) -> int:
-        """Block until it ended and its output is read; the exit code."""
+        """Block until it has exited and its output is read. Returns the exit code."""
         code: int = self._process.wait()
         self._process.join_output()
         return code
 
     def terminate(self) -> None:
-        """Ask it to end."""
+        """Ask it to exit."""
         self._process.terminate()
 
     def kill(self) -> None:
-        """Make it end."""
+        """Kill it."""
         self._process.kill()

@@ -1,8 +1,7 @@
-"""What commands begin with (the log, the job, the settings), and what they say of a failure at the end.
+"""What commands start with (the log, the job, the settings), and what they report about a failure at the end.
 
-Responsible for: what comes before and after the parts that do the work. Keeps the rule that mistakes are
-found in the foreground, before any process is started. Must not parse options (that is `cli`), nor start
-anything.
+Responsible for: what comes before and after the main work. Rule: mistakes are found in the foreground, before
+any process is started. Must not parse options (`cli` does), nor start anything.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ def start_logging(level: str) -> None:
 
 
 def job_failure() -> tuple[str, str]:
-    """Why the job failed, as the coordinator logged it last, and what to do about it."""
+    """Why the job failed, from the coordinator's last logged error, and what to do about it."""
     logged = _log_handler.last_error if _log_handler is not None else ""
     reason, remedy = cause_and_remedy(logged.removeprefix("coordinator ends: "))
     if reason.startswith("record "):
@@ -48,7 +47,7 @@ def job_failure() -> tuple[str, str]:
 
 
 def worker_failure() -> tuple[str, str]:
-    """Why this worker can't go on, as it logged it last, and what to do about it."""
+    """Why this worker can't continue, from its last logged error, and what to do about it."""
     logged = _log_handler.last_error if _log_handler is not None else ""
     reason, remedy = cause_and_remedy(logged.removeprefix("leaving: "))
     return reason or "the worker can't continue", remedy
@@ -57,7 +56,7 @@ def worker_failure() -> tuple[str, str]:
 def load(
     target: str, flags: Mapping[str, str], config: Path | None, env: Mapping[str, str]
 ) -> tuple[Job, Settings]:
-    """The job, and the settings that hold for it.
+    """The job and its settings.
 
     Raises:
         FclusterError: the job can't be loaded, a setting is wrong, or there are no brokers.

@@ -1,9 +1,8 @@
-"""How a cluster looks on a terminal: the live view of `fcluster up`, the tables of `fcluster status`.
+"""How a cluster looks on a terminal: the live view of `fcluster up`, and the tables of `fcluster status`.
 
-Responsible for: turning the coordinator's status document and the processes' log lines into something to
-look at; on a terminal redrawn in place, elsewhere as plain lines. Fields missing from a document show as
-unknown: a view never fails over what a coordinator doesn't say. Must not ask the coordinator, nor decide
-anything.
+Responsible for: displaying the coordinator's status document and the processes' log lines; on a terminal
+redrawn in place, elsewhere as plain lines. Fields that are missing in a document show as unknown: a view
+never fails because of missing fields. Must not ask the coordinator, nor decide anything.
 """
 
 from __future__ import annotations
@@ -26,9 +25,9 @@ Document = Mapping[str, Any]
 REFRESH_INTERVAL_S = 0.25
 SUMMARY_INTERVAL_S = 5.0
 SILENCE_S = 2.0
-"""A coordinator that gives no status for so long shows as silent."""
+"""A coordinator without a status for this long is shown as silent."""
 LONG_RECORD_MS = 2_000
-"""A handler that is busy with one record for so long is named."""
+"""A handler that has been processing one record for this long is named."""
 SHARDS_SHOWN_MAX = 32
 WORKERS_SHOWN_MAX = 16
 AGENTS_SHOWN_MAX = 8
@@ -51,7 +50,7 @@ _WARNING = re.compile(r"\bWARNING\b")
 
 @dataclass(frozen=True)
 class Totals:
-    """A status document in one line. Rates are records a second; -1 means unknown."""
+    """A status document in one line. Rates are records per second; -1 means unknown."""
 
     job: str
     epoch: int
@@ -75,7 +74,7 @@ class Totals:
 
 
 def totals_of(document: Document) -> Totals:
-    """Sum up what the document says about workers and shards."""
+    """Sum up the document's data about workers and shards."""
     workers = list(_list(document, "workers"))
     shards = list(_list(document, "shards"))
     lags = [_number(shard, "lag", -1) for shard in shards]
@@ -121,7 +120,7 @@ def summary_line(document: Document, restarts: int) -> str:
 
 
 class ShardRates:
-    """Records a second for each shard, from how its position moved between documents."""
+    """Records per second for each shard, computed from how its position moved between documents."""
 
     WINDOW_S = 2.0
 
@@ -129,7 +128,7 @@ class ShardRates:
         self._seen: dict[tuple[str, int], deque[tuple[float, int]]] = {}
 
     def update(self, document: Document, now_s: float) -> None:
-        """Take note of the positions in `document`, which was received at `now_s`."""
+        """Record the positions in `document`, which was received at `now_s`."""
         current: dict[tuple[str, int], deque[tuple[float, int]]] = {}
         for shard in _list(document, "shards"):
             key = (str(shard.get("stage")), int(_number(shard, "partition", 0)))
@@ -145,7 +144,7 @@ class ShardRates:
         self._seen = current
 
     def rate(self, stage: str, partition: int) -> float:
-        """Records a second over the last two seconds, -1 if unknown."""
+        """Records per second over the last two seconds, -1 if unknown."""
         points = self._seen.get((stage, partition))
         if not points or len(points) < 2 or points[-1][0] <= points[0][0]:
             return -1.0
@@ -183,7 +182,7 @@ def header(document: Document, restarts: int | None = None) -> Any:
 
 
 def kafka_lines(document: Document) -> list[str]:
-    """What of Kafka the job waits for, a sentence each; empty if it doesn't."""
+    """What the job is waiting for in Kafka, one sentence each. Empty if nothing."""
     said = [text for text in _items(document.get("kafka_troubles")) if isinstance(text, str)]
     return [bounded_text(text, KAFKA_CHARACTERS_MAX) for text in said[:KAFKA_LINES_MAX]]
 
@@ -201,7 +200,7 @@ def stopped_lines(document: Document) -> list[str]:
 
 
 def agents_line(document: Document) -> str:
-    """The agents, and how many of the workers that they mean to have run; empty if there are none."""
+    """The agents, with their running and wanted numbers of workers. Empty if there are none."""
     agents = list(_list(document, "agents"))
     shown = [
         f"{_text(agent.get('host'))}:{_text(agent.get('pid'))} "
@@ -218,7 +217,7 @@ def _target(agent: Document) -> float:
 
 
 def workers_table(document: Document, width: int) -> Any:
-    """One row for each worker; a terminal of little `width` shows what matters most."""
+    """One row for each worker. A narrow terminal (`width`) shows only the most important columns."""
     from rich.markup import escape
 
     wide = width >= WIDE_TERMINAL
@@ -255,7 +254,7 @@ def workers_table(document: Document, width: int) -> Any:
 
 
 def shards_table(document: Document, rates: ShardRates | None, columns: int, rows_max: int) -> Any:
-    """The shards, `columns` of them side by side; those that lag most when not all can be shown."""
+    """The shards, `columns` of them side by side. If not all fit, those with the largest lag."""
     names = (
         ("shard", "slot", "rate/s", "lag", "epoch")
         if rates
@@ -326,7 +325,7 @@ def status_tables(document: Document, width: int) -> Any:
 
 
 def print_status(document: Document, stream: TextIO | None = None) -> None:
-    """Print the tables once, coloured only on a terminal."""
+    """Print the tables once, in colour only on a terminal."""
     from rich.console import Console
 
     target = stream if stream is not None else sys.stdout
@@ -348,12 +347,12 @@ def _table(*names: str, right: Sequence[str]) -> Any:
 
 
 def _terminal_may_be_gone() -> contextlib.suppress:
-    """A terminal that was closed, or a reader that went away (`| head`), doesn't stop the cluster."""
+    """A terminal that was closed, or a reader that has exited (`| head`), doesn't stop the cluster."""
     return contextlib.suppress(OSError, ValueError)
 
 
 class View(Protocol):
-    """Where the supervisor shows what happens. All methods but `document` are called from any thread."""
+    """Where the supervisor shows what happens. All methods but `document` may be called from any thread."""
 
     def line(self, name: str, text: str) -> None:
         """A log line of the process `name`."""
@@ -364,7 +363,7 @@ class View(Protocol):
         ...
 
     def close(self) -> None:
-        """Nothing more will come."""
+        """There will be no more output."""
         ...
 
 
@@ -380,7 +379,7 @@ class PlainView:
         self._coloured = self._stream.isatty() and not os.environ.get("NO_COLOR")
 
     def line(self, name: str, text: str) -> None:
-        """Print the line behind the process's name."""
+        """Print the line after the process's name."""
         prefix = f"{name:<{NAME_WIDTH}} |"
         if self._coloured:
             prefix = f"\x1b[{_ansi_colour_of(name)}m{prefix}\x1b[0m"
@@ -398,7 +397,7 @@ class PlainView:
         self.line("cluster", summary_line(document, restarts))
 
     def close(self) -> None:
-        """Nothing is held back, so nothing is left to do."""
+        """Nothing is buffered, so there is nothing to do."""
 
     def _write(self, text: str) -> None:
         with self._lock, _terminal_may_be_gone():
@@ -409,7 +408,7 @@ class PlainView:
 class LiveView:
     """Header, workers, shards and the last log lines, redrawn in place.
 
-    Lines that tell of trouble are also printed above, where they stay.
+    Lines with errors are also printed above, where they stay.
     """
 
     def __init__(self, stream: TextIO | None = None) -> None:
@@ -433,7 +432,7 @@ class LiveView:
         self._thread.start()
 
     def line(self, name: str, text: str) -> None:
-        """Show the line below the tables; one that tells of trouble stays above as well."""
+        """Show the line below the tables. A line with an error also stays above."""
         with self._lock:
             self._lines.append((name, text))
         if is_trouble(text):
@@ -500,12 +499,12 @@ class LiveView:
 
 
 def make_view(live: bool, stream: TextIO | None = None) -> View:
-    """The live view if `live`, else plain lines."""
+    """The live view if `live`, otherwise plain lines."""
     return LiveView(stream) if live else PlainView(stream)
 
 
 def styled_line(name: str, text: str, *, whole: bool = False) -> Any:
-    """A log line behind its process's name, in colour; cut at the terminal's edge unless `whole`."""
+    """A log line after its process's name, in colour; cut at the terminal's edge unless `whole`."""
     from rich.text import Text
 
     styled = Text(no_wrap=not whole, overflow="fold" if whole else "ellipsis")
@@ -519,7 +518,9 @@ def styled_line(name: str, text: str, *, whole: bool = False) -> Any:
 
 
 def shortened(text: str) -> str:
-    """A log line without what the live view has no room for: date, ordinary level, logger's name."""
+    """A log line without the parts that the live view has no room for: date, ordinary level, logger's
+    name.
+    """
     match = _LOG_LINE.match(text)
     if match is None:
         return text
@@ -528,7 +529,7 @@ def shortened(text: str) -> str:
 
 
 def is_trouble(text: str) -> bool:
-    """Whether a log line tells of an error."""
+    """Whether a log line reports an error."""
     return _TROUBLE.search(text[:80]) is not None
 
 
@@ -548,7 +549,7 @@ def _colour_of(name: str) -> str:
 
 
 def progress_of(document: Document, restarts: int) -> object:
-    """What has to differ for a new summary to be worth a line."""
+    """The part of a document that has to change for a new summary line."""
     shards = tuple(
         (
             s.get("stage"),
@@ -618,7 +619,7 @@ def _is_running(item: Document) -> bool:
 
 
 def _restore_progress(worker: Document) -> str:
-    """How far a worker's restore is: " 120 MB, 340 MB (4 s) to go"; empty if it restores nothing."""
+    """The progress of a worker's restore: " 120 MB, 340 MB (4 s) to go". Empty if it restores nothing."""
     if worker.get("phase") != "restoring":
         return ""
     read, left = _number(worker, "restore_bytes", 0), _number(worker, "restore_bytes_left", -1)

@@ -1,7 +1,7 @@
-"""The embedded Kafka of a data directory: started, stopped, described, and watched over in a cluster.
+"""The embedded Kafka of a data directory: started, stopped, described, and supervised in a cluster.
 
-Responsible for: whose broker it is and how long it runs; how one runs is `common.embedded_kafka`'s matter.
-Keeps the rule that what was started here is stopped here, and nothing else.
+Responsible for: who owns a broker and how long it runs; `common.embedded_kafka` runs it. Rule: what was
+started here is stopped here, and nothing else.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ class OwnBrokers(Protocol):
 
     @property
     def pid(self) -> int | None:
-        """A process of theirs, None unless all run."""
+        """A process of theirs. None unless all run."""
         ...
 
     def start(self, progress: Callable[[str], None] | None = None) -> str:
-        """Start those that don't run; gives the bootstrap servers."""
+        """Start those that don't run. Returns the bootstrap servers."""
         ...
 
     def stop(self) -> None:
-        """Stop them in good order."""
+        """Stop them cleanly."""
         ...
 
     def kill(self) -> None:
-        """End them as a crash would."""
+        """Kill them, like a crash."""
         ...
 
 
 class NoBrokers(FclusterError):  # noqa: N818
-    """A command needs Kafka and knows of none."""
+    """A command needs Kafka but knows no brokers."""
 
 
 def no_brokers(data_dir: Path) -> NoBrokers:
@@ -59,7 +59,7 @@ def no_brokers(data_dir: Path) -> NoBrokers:
 
 
 def kafka_directory(data_dir: Path) -> Path:
-    """Where the embedded broker of a data directory keeps what is its own."""
+    """Where the embedded broker of a data directory keeps its files."""
     return data_dir / "kafka"
 
 
@@ -78,12 +78,12 @@ def detached_kafka(data_dir: Path) -> str | None:
 
 @dataclass(frozen=True)
 class Brokers:
-    """Which embedded brokers a command means.
+    """Which embedded brokers a command is for.
 
     Attributes:
-        nodes: how many there shall be; 0: as many as the data directory has, one if it is new.
-        only: this one, of several; 0: all of them.
-        settings: Kafka's own, for the brokers of a cluster; empty: as they are.
+        nodes: their wanted number. 0: as many as the data directory has, one if it is new.
+        only: this one of several. 0: all of them.
+        settings: Kafka's own, for the brokers of a cluster. Empty: unchanged.
     """
 
     nodes: int = 0
@@ -94,7 +94,8 @@ class Brokers:
 def start_kafka(
     data_dir: Path, foreground: bool, progress: Callable[[str], None], which: Brokers | None = None
 ) -> tuple[str, Callable[[], None]]:
-    """Start the brokers of `data_dir`; gives their servers, and what to call to stay while they shall run.
+    """Start the brokers of `data_dir`. Returns their servers, and a function that waits as long as they
+    should run.
 
     Raises:
         FclusterError: they can't be started, or the data directory has another number of them.
@@ -142,7 +143,7 @@ def start_kafka(
 
 
 def _is_cluster(directory: Path, which: Brokers) -> bool:
-    """Whether several brokers are meant. Raises if that isn't what the data directory has."""
+    """Whether several brokers are meant. Raises if that doesn't fit the data directory."""
     from fcluster.common import embedded_cluster
 
     has = len(embedded_cluster.nodes_of(directory)) or (1 if (directory / "broker.json").exists() else 0)
@@ -168,7 +169,7 @@ def _brokers(count: int) -> str:
 
 
 class UsageOfBrokers(FclusterError):  # noqa: N818
-    """What is asked for doesn't fit the brokers that there are."""
+    """The options don't fit the existing brokers."""
 
     exit_code = 2
 
@@ -183,7 +184,7 @@ def _wait_for_signal() -> None:
 
 
 def stop_kafka(data_dir: Path, which: Brokers | None = None, *, hard: bool = False) -> bool:
-    """Stop the brokers that were left running (`hard`: `kill -9` them); whether there were any."""
+    """Stop the brokers that were left running (`hard`: `kill -9` them). Returns whether there were any."""
     from fcluster.common import embedded_cluster, embedded_kafka
 
     directory, which = kafka_directory(data_dir), which or Brokers()
@@ -194,7 +195,7 @@ def stop_kafka(data_dir: Path, which: Brokers | None = None, *, hard: bool = Fal
 
 
 def describe_kafka(data_dir: Path) -> tuple[bool, str]:
-    """Whether all brokers of `data_dir` answer, and a line for each that says so."""
+    """Whether all brokers of `data_dir` answer, and a line for each of them."""
     from fcluster.common import embedded_cluster, embedded_kafka
 
     directory = kafka_directory(data_dir)
@@ -221,7 +222,7 @@ def _described(found: BrokerStatus) -> str:
 
 @contextlib.contextmanager
 def brokers_for(settings: Settings, directory: Path) -> Generator[tuple[OwnBrokers | None, str]]:
-    """The brokers that run for this cluster alone (None if others do), and the servers to use."""
+    """The brokers that run for this cluster alone (None if it uses others), and the servers to use."""
     if settings.bootstrap_servers:
         yield None, settings.bootstrap_servers
         return
@@ -243,7 +244,7 @@ def brokers_for(settings: Settings, directory: Path) -> Generator[tuple[OwnBroke
 
 
 class BrokerGuard:
-    """Starts the embedded broker again when it dies, in a thread; does nothing without one."""
+    """Restarts the embedded broker when it dies, in a thread. Does nothing if there is none."""
 
     def __init__(self, broker: OwnBrokers | None, view: View) -> None:
         self._broker = broker
@@ -253,11 +254,11 @@ class BrokerGuard:
         self.restarts = 0
 
     def start(self) -> None:
-        """Begin to watch."""
+        """Start watching."""
         self._thread.start()
 
     def stop(self) -> None:
-        """End; waits for the thread, and so for a start that is under way."""
+        """Stop. Waits for the thread, and so for a broker start that is under way."""
         self._stopped.set()
         self._thread.join()
 
@@ -282,6 +283,6 @@ class BrokerGuard:
 
 
 def say(text: str) -> None:
-    """A line for who waits at the terminal."""
+    """Print a line for the user at the terminal."""
     sys.stderr.write(f"{text}\n")
     sys.stderr.flush()

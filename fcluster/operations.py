@@ -1,8 +1,8 @@
 """What the commands that change a running cluster do while they wait: `fcluster drain`, `fcluster scale`.
 
-Responsible for: asking, showing what is under way, and saying exactly what is missing when the time is over.
-Keeps the rules that every wait is bounded, that a request is repeated if a new leader may not know of it, and
-that nothing is asked twice of one that knows. Must not parse options, nor print: lines go to a callback.
+Responsible for: sending the request, showing progress, and saying exactly what is missing at a timeout.
+Rules: every wait is bounded; a request is repeated if a new leader may not know it; a leader that knows it
+isn't asked again. Must not parse options, nor print: lines go to a callback.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ Say = Callable[[str], None]
 
 
 class NotReached(FclusterError):  # noqa: N818
-    """What was asked for isn't so after the time that was given."""
+    """The requested change isn't complete after the given time."""
 
 
 class Line(Protocol):
-    """Requests to whoever leads the job: see `connection.AdminLine`."""
+    """Requests to the leader of the job: see `connection.AdminLine`."""
 
     def ask(self, request: Callable[[AdminClient], _T]) -> _T: ...
     def status(self) -> dict[str, Any]: ...
 
 
 class _Patience:
-    """A wait that is bounded, and that says what changes."""
+    """A bounded wait that reports changes."""
 
     def __init__(self, timeout_s: float, say: Say) -> None:
         self._deadline_s = time.monotonic() + timeout_s
@@ -44,19 +44,19 @@ class _Patience:
         self._said = ""
 
     def say(self, text: str) -> None:
-        """Once, until it is something else."""
+        """Report it once, until it changes."""
         if text != self._said:
             self._say(text)
         self._said = text
 
     def pause(self) -> bool:
-        """Wait a moment; False: the time is over."""
+        """Wait a moment. False: the time is over."""
         left_s = self._deadline_s - time.monotonic()
         time.sleep(max(0.0, min(POLL_S, left_s)))
         return left_s > 0
 
     def status(self, line: Line) -> dict[str, Any] | None:
-        """The status document, None while nobody answers: a leader may be on its way."""
+        """The status document. None while there is no answer: a new leader may be on its way."""
         try:
             return line.status()
         except CoordinatorSilent:
@@ -68,18 +68,18 @@ class _Patience:
 
 
 def drain(line: Line, name: str, *, wait: bool, timeout_s: float, say: Say) -> None:
-    """Let one worker leave, and stay until it is gone, or with `wait` unset until it knows.
+    """Let one worker leave, and wait until it is gone, or, if `wait` is False, until it has the order.
 
     Args:
         line: to the coordinator.
         name: of the worker: its slot, its id, or HOST:PID.
         wait: until it is gone.
         timeout_s: the longest wait.
-        say: gets lines that tell what is under way.
+        say: called with lines about the progress.
 
     Raises:
         RequestRefused: there is no such worker, or the job is stopping.
-        NotReached: it is still there when the time is over.
+        NotReached: it is still running when the time is over.
         FclusterError: the coordinator can't be asked.
     """
     reply = line.ask(lambda client: client.drain(name))
@@ -110,7 +110,7 @@ def drain(line: Line, name: str, *, wait: bool, timeout_s: float, say: Say) -> N
 
 
 def _repeat_drain(line: Line, worker: str, term: int) -> int:
-    """A new leader knows of it from the worker, unless that hadn't heard of it yet."""
+    """A new leader learns it from the worker, unless the worker hadn't received it yet."""
     try:
         return line.ask(lambda client: client.drain(worker)).term
     except RequestRefused:
@@ -138,19 +138,20 @@ def _what_is_left(document: Mapping[str, Any], slot: int) -> str:
 def scale(
     line: Line, total: int, places: Mapping[str, int], *, wait: bool, timeout_s: float, say: Say
 ) -> None:
-    """Have as many workers as wanted, and stay until they work, or with `wait` unset until the agents know.
+    """Run the wanted number of workers, and wait until they work, or, if `wait` is False, until the agents
+    have the order.
 
     Args:
         line: to the coordinator.
-        total: of workers, to be spread over all agents; -1: `places` says it.
-        places: how many at each: by an agent's host, HOST:PID, or id.
-        wait: until the workers have joined, and those that aren't wanted are gone.
+        total: number of workers, to be spread over all agents. -1: see `places`.
+        places: how many at each place: an agent's host, HOST:PID, or id.
+        wait: until the workers have joined, and surplus ones are gone.
         timeout_s: the longest wait.
-        say: gets lines that tell what is under way.
+        say: called with lines about the progress.
 
     Raises:
         RequestRefused: there is no such agent, or none at all, or the job is stopping.
-        NotReached: it isn't so when the time is over.
+        NotReached: it isn't complete when the time is over.
         FclusterError: the coordinator can't be asked.
     """
     reply = line.ask(lambda client: client.scale(total, places))
@@ -181,7 +182,9 @@ def scale(
 
 
 def _repeat_scale(line: Line, document: Mapping[str, Any], targets: Mapping[str, int], term: int) -> int:
-    """A new leader knows of agents what they say: who hadn't heard of its target has to be told again."""
+    """A new leader learns the agents' targets from them. Agents that didn't have the order yet have to be
+    told again.
+    """
     connected = {agent["agent"] for agent in document["agents"]}
     if not connected.issuperset(targets):
         return term  # they come back one by one
@@ -194,7 +197,7 @@ def _repeat_scale(line: Line, document: Mapping[str, Any], targets: Mapping[str,
 def _missing(
     document: Mapping[str, Any], targets: Mapping[str, int], called: Mapping[str, str], *, workers_too: bool
 ) -> list[str]:
-    """What isn't yet as it shall be, a phrase for each agent."""
+    """What isn't complete yet, a phrase for each agent."""
     agents = {agent["agent"]: agent for agent in document["agents"]}
     missing: list[str] = []
     for name, target in targets.items():

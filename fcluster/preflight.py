@@ -1,6 +1,7 @@
-"""What `fcluster up` settles before any process runs: brokers, topics, keys, addresses, no other cluster.
+"""What `fcluster up` checks before any process runs: brokers, topics, keys, addresses, and that no other
+cluster runs.
 
-Responsible for: finding what can be found in the foreground. Must not start anything.
+Responsible for: finding problems in the foreground. Must not start anything.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ if TYPE_CHECKING:
 
 
 def check_before_start(settings: Settings, topology: Topology, *, embedded: bool = False) -> None:
-    """Find what can be found before anything runs.
+    """Find problems before anything runs.
 
     Raises:
         KafkaUnavailable: the brokers can't be reached.
         MissingTopic: a source doesn't exist.
-        ClusterConflict: the job runs already.
+        ClusterConflict: the job already runs.
     """
     from fcluster.common.kafka_clients import connect_or_raise, make_admin
     from fcluster.console_clients import METADATA_TIMEOUT_S, kafka_errors, missing_topic
@@ -90,7 +91,7 @@ def check_not_running(settings: Settings, job: str) -> None:
 
 
 def with_own_keys(settings: Settings, directory: Path) -> Settings:
-    """The settings with keys of the data directory's own, if other hosts shall connect and none are given."""
+    """The settings, with keys from the data directory if other hosts are to connect and no keys are given."""
     from fcluster.common.keys import create_keys
     from fcluster.common.security import is_loopback
 
@@ -104,7 +105,9 @@ def with_own_keys(settings: Settings, directory: Path) -> Settings:
 
 
 def listening_addresses(bind: str) -> tuple[str, str]:
-    """Where the coordinator shall listen for the setting `bind`, and where this host's processes find it."""
+    """Where the coordinator listens for the setting `bind`, and the address that this host's processes
+    use.
+    """
     scheme, _, rest = bind.partition("://")
     host, _, port = rest.rpartition(":")
     if scheme != "tcp" or not host:

@@ -1,16 +1,17 @@
-"""`fcluster reset`: puts a job back to given offsets, with empty state or with the state as it is.
+"""`fcluster reset`: sets a job to given offsets, with empty state or with its state unchanged.
 
-Responsible for: what goes (`plan_reset`), saying it, and doing it (`carry_out`). Keeps the rules that nothing
-is changed before the plan stands, that nothing of another job is touched, and that nobody who still runs can
-write afterwards. The order makes every kill in the midst harmless:
+Responsible for: planning what is changed (`plan_reset`), describing it, and carrying it out (`carry_out`).
+Rules: nothing is changed before the plan is complete; nothing of another job is touched; no process that
+still runs can write afterwards. The order makes a kill at any point harmless:
 
-1. The journal is taken over, which deposes a coordinator, and notes the reset as begun: until it is done no
-   coordinator starts the job (`coordinator.checks.check_reset`).
+1. The journal is taken over, which deposes a coordinator, and the reset is recorded in it as begun. Until the
+   reset is complete, no coordinator starts the job (`coordinator.checks.check_reset`).
 2. The transactional ids of all slots are fenced, so that no worker can commit any more.
-3. Topics, snapshots and local files go. What is gone already is no error, so it can be done again.
+3. Topics, snapshots and local files are deleted. If something is already gone, that is no error, so this can
+   be repeated.
 4. The offsets are committed.
-5. The journal forgets what the job had: topology, partitions, assignment. It keeps the slots, for their ids
-   have to be fenced for ever; the term and the epoch numbers, which never go back.
+5. The journal forgets the job's topology, partitions and assignment. It keeps the slots, because their ids
+   always have to be fenced, and the term and the epoch numbers, which never go back.
 
 Must not parse options, nor ask the user.
 """
@@ -75,23 +76,23 @@ GONE_TIMEOUT_S: Final = 15.0
 POLL_S: Final = 0.2
 FENCES_AT_ONCE: Final = 8
 LAST_RECORDS: Final = 500
-"""How many offsets of a changelog are read at once when its last delta is looked for."""
+"""How many offsets of a changelog are read at once to find its last delta."""
 _FORGOTTEN: Final = ("assignment/", "partitions/", "topic/")
-"""Prefixes of journal keys that the job has to begin without."""
+"""Prefixes of journal keys that are removed for the job's next start."""
 
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """What becomes of the offset of one source partition.
+    """The change of one source partition's offset.
 
     Attributes:
-        committed: its next record at present; -1: none is committed.
+        committed: its present next record. -1: none is committed.
         kept: what its new position keeps of the old one, if state is kept.
-        foreign: the offset was committed by something other than fcluster.
+        foreign: the offset was not committed by fcluster.
         to: its next record afterwards.
-        end: where the partition ends.
+        end: the end of the partition.
     """
 
     topic: str
@@ -105,21 +106,21 @@ class Move:
 
 @dataclass(frozen=True, slots=True)
 class ResetPlan:
-    """All that a reset changes.
+    """Everything that a reset changes.
 
     Attributes:
         job: its name.
-        target: where to, in words.
-        keeps_state: only offsets move.
+        target: the target, in words.
+        keeps_state: only offsets change.
         moves: of the offsets.
         topic_ids: of the sources.
-        topics: internal topics that are deleted.
+        topics: internal topics to delete.
         shards: whose snapshots are deleted.
-        snapshots: the store they are in; empty: there are none.
-        local: directories of local state that are deleted.
+        snapshots: their store. Empty: there are none.
+        local: directories of local state to delete.
         slots: whose transactional ids are fenced.
-        epoch: the new positions carry it.
-        notes: that the user should know.
+        epoch: of the new positions.
+        notes: for the user.
     """
 
     job: str
@@ -157,20 +158,20 @@ def _from_to(move: Move) -> str:
 
 
 def plan_reset(settings: Settings, topology: Topology, target: Target, *, keep_state: bool) -> ResetPlan:
-    """What a reset would change; changes nothing.
+    """What a reset would change. Changes nothing.
 
     Args:
         settings: resolved, with brokers.
         topology: of the job.
         target: where the offsets go.
-        keep_state: only offsets move.
+        keep_state: change only the offsets.
 
     Raises:
-        ClusterConflict: a cluster of the job runs, or somebody else is in its consumer group.
+        ClusterConflict: a cluster of the job runs, or another program is in its consumer group.
         DirectoryInUse: a cluster runs in the data directory.
         MissingTopic: a source doesn't exist.
         IncompatibleState: the state can't be kept.
-        FclusterError: the brokers or the snapshot store can't be asked.
+        FclusterError: the brokers or the snapshot store can't be reached.
     """
     settings = with_settings(settings, reading_group=topology.job)
     admin = make_admin(settings)
@@ -253,7 +254,9 @@ def check_directory(settings: Settings) -> None:
 
 
 def _check_nobody_leads(settings: Settings, job: str, journal: Mapping[str, Any]) -> list[str]:
-    """Raises ClusterConflict if the job's coordinator answers, or somebody where it was; else notes on it."""
+    """Raises ClusterConflict if the job's coordinator answers, or another process at its address.
+    Otherwise returns notes on it.
+    """
     leader = leader_in(journal, job)
     if leader is None or not leader.address:
         return []
@@ -281,8 +284,8 @@ def _check_group(admin: Admin, job: str) -> None:
     """Check that the job's consumer group has no members: fcluster's own clients never join.
 
     Raises:
-        ClusterConflict: it has.
-        KafkaUnavailable: the brokers don't all say.
+        ClusterConflict: it has members.
+        KafkaUnavailable: not all brokers answer.
     """
     members = GroupMembers(admin, job).now()
     if members is None:
@@ -299,10 +302,10 @@ def _check_group(admin: Admin, job: str) -> None:
 
 
 def _notes_on(found: Found) -> list[str]:
-    """What the user should know of the internal topics.
+    """What the user should know about the internal topics.
 
     Raises:
-        IncompatibleState: records of two jobs are on their way through one topic.
+        IncompatibleState: a topic has unprocessed records of two jobs.
     """
     notes: list[str] = []
     changelogs = {stage.changelog for stage in found.topology.stages}
@@ -384,10 +387,10 @@ def _check_state_can_stay(topology: Topology, seen: Mapping[str, TopicSeen | Non
 def _with_state(
     move: Move, admin: Admin, settings: Settings, topology: Topology, seen: Mapping[str, TopicSeen | None]
 ) -> Move:
-    """The move, with the epochs of the state that stays.
+    """The move, with the epochs of the state that is kept.
 
-    Where the committed offset doesn't tell them, because it is lost or somebody else's, the changelog does: a
-    delta is committed with the offset that goes with it, so the last one is the state's.
+    If the committed offset doesn't have them, because it is lost or another program's, the changelog does: a
+    delta is committed together with its offset, so the last delta is that of the state.
     """
     stage = next(stage for stage in topology.stages if stage.source.name == move.topic)
     changelog = seen.get(stage.changelog) if stage.changelog is not None else None
@@ -454,7 +457,7 @@ def _local_state(settings: Settings, job: str) -> list[Path]:
 def _shards_with_snapshots(
     settings: Settings, topology: Topology, journal: Mapping[str, Any], seen: Mapping[str, TopicSeen | None]
 ) -> list[ShardId]:
-    """The shards that may have any: as many partitions as the topics have, or ever had."""
+    """The shards that may have snapshots: as many partitions as the topics have, or ever had."""
     store = _snapshot_store(settings, topology.job)
     found: list[ShardId] = []
     for stage in topology.stages:
@@ -470,7 +473,7 @@ def _shards_with_snapshots(
 
 
 def _snapshot_store(settings: Settings, job: str) -> SnapshotStore | None:
-    """None if there can't be any snapshots: a plan makes no directories."""
+    """None if there can't be any snapshots, because a plan creates no directories."""
     scheme, separator, rest = settings.snapshots.partition("://")
     if separator and scheme in OBJECT_STORE_SCHEMES:
         return open_snapshot_store(settings.snapshots, job)
@@ -482,13 +485,13 @@ def _snapshot_store(settings: Settings, job: str) -> SnapshotStore | None:
 
 
 def carry_out(plan: ResetPlan, settings: Settings, topology: Topology, say: Say) -> None:
-    """Do what the plan says. If it is broken off, at whatever point, it can be done again.
+    """Carry out the plan. If it is interrupted, at whatever point, it can be repeated.
 
     Args:
-        plan: from `plan_reset`, a moment ago.
+        plan: from `plan_reset`, just before.
         settings: the same.
         topology: the same.
-        say: gets a line for each step.
+        say: called with a line for each step.
 
     Raises:
         FclusterError: a step failed; the message says which.
@@ -536,7 +539,7 @@ def _write(journal: Journal, entries: Mapping[str, Any]) -> None:
 
 
 def _last_entries(past: Mapping[str, Any], *, keeps_state: bool) -> dict[str, Any]:
-    """What the journal forgets."""
+    """The entries that the journal forgets."""
     single = ["leader", "ended", "ending", RESETTING_KEY, *([] if keeps_state else ["topology"])]
     prefixes = ("topic/",) if keeps_state else _FORGOTTEN
     keys = [key for key in past if key.startswith(prefixes)]
@@ -603,7 +606,7 @@ def _delete_local(path: Path) -> None:
 
 
 def _commit_offsets(settings: Settings, topology: Topology, plan: ResetPlan) -> None:
-    """All in one request: Kafka takes them together."""
+    """All in one request: Kafka accepts them together."""
     offsets = [_new_offset(move, topology, plan) for move in plan.moves]
     consumer = make_consumer(settings, "read-uncommitted", **{"group.id": plan.job})
     try:

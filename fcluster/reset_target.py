@@ -1,7 +1,7 @@
-"""Where `fcluster reset` puts a job's offsets: what `--to` says, and which offsets follow from it.
+"""Where `fcluster reset` puts a job's offsets: the meaning of `--to`, and the offsets that follow from it.
 
-Responsible for: reading `--to`, and choosing an offset of each partition within what the partition still has.
-Pure but for reading the file that ``offsets:FILE`` names.
+Responsible for: parsing `--to`, and choosing an offset for each partition within its present range. Pure,
+except for reading the file of ``offsets:FILE``.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _LINE = re.compile(r"([A-Za-z0-9._-]{1,249})/([0-9]{1,9})=([0-9]{1,18})")
 
 
 class TargetError(FclusterError):
-    """`--to` can't be understood, or names an offset that isn't there."""
+    """`--to` isn't valid, or names an offset that doesn't exist."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where to go.
+    """The target of a reset.
 
     Attributes:
         kind: of the target.
@@ -53,10 +53,10 @@ class Target:
 
 
 def parse_target(given: Sequence[str]) -> Target:
-    """The target that the values of `--to` say.
+    """The target that the values of `--to` describe.
 
     Raises:
-        TargetError: they can't be understood.
+        TargetError: they aren't valid.
     """
     offsets: dict[SourcePartition, int] = {}
     for text in given:
@@ -116,13 +116,13 @@ def chosen_offsets(
     """The offset of the next record of each partition.
 
     Args:
-        target: where to go.
-        begins: the first offset that each partition still has; names all partitions of the job's sources.
-        ends: the offset behind each partition's last record.
-        by_time: for a time: the offset of the first record at or after it; none: there is no such record.
+        target: of the reset.
+        begins: the first offset that each partition still has. It has all partitions of the job's sources.
+        ends: the offset after each partition's last record.
+        by_time: for a time: the offset of the first record at or after it. None: there is no such record.
 
     Raises:
-        TargetError: a partition isn't named, isn't one of the job's sources, or hasn't that offset.
+        TargetError: a partition is missing, isn't one of the job's sources, or doesn't have that offset.
     """
     if target.kind == "earliest":
         return dict(begins)

@@ -1,7 +1,7 @@
-"""`fcluster worker JOB --workers N`: an agent, which runs as many workers on this host as are wanted.
+"""`fcluster worker JOB --workers N`: an agent, which runs a target number of workers on this host.
 
-Responsible for: putting together what keeps them (`supervisor.Crew`) and what hears how many shall be
-(`agent`). Keeps the rule that whatever was started here is stopped here. Must not parse options, nor draw.
+Responsible for: connecting the supervisor of the workers (`supervisor.Crew`) with the coordinator's orders
+(`agent`). Rule: what was started here is stopped here. Must not parse options, nor draw.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ class AgentOptions:
 
 
 def run_agent(options: AgentOptions) -> int:
-    """Run workers on this host until the job ends or fails, or a signal lets them leave; the exit code.
+    """Run workers on this host until the job ends or fails, or a signal lets them leave. Returns the exit
+    code.
 
     Raises:
         FclusterError: they can't be started, or fail again and again, or the job failed.

@@ -1,17 +1,16 @@
-"""Keeps processes running, and ends them in good order: those of `fcluster up`, those of an agent.
+"""Keeps processes running, and shuts them down cleanly: those of `fcluster up`, and those of an agent.
 
-Responsible for: starting processes, restarting what dies (with back-off), having as many workers as are
-wanted, ending all of them on a signal (the first in good order, the second by a kill), and the outcome.
-`Keeper` does what is common; `Supervisor` has a coordinator among its processes and ends with it; `Crew` has
-workers only, whose coordinator may be anywhere. Keeps the rules that no process outlives its keeper (children
-die with it, see `processes`), that every wait is bounded, and that every restart is said. Must not parse
-options, draw, or know what the processes do: it knows their exit codes.
+Responsible for: starting processes, restarting those that die (with back-off), running the target number of
+workers, ending all of them on a signal (the first one cleanly, the second one by a kill), and the outcome.
+`Keeper` has the common part. `Supervisor` has a coordinator among its processes and ends with it. `Crew` has
+only workers, whose coordinator may be anywhere. Rules: no process outlives its keeper (children die with it,
+see `processes`); every wait is bounded; every restart is logged. Must not parse options, draw, or know what
+the processes do: it knows only their exit codes.
 
-Exit codes of the children: 0 the work is done, or somebody asked it to end; `EXIT_JOB_FAILED` the job can't
-go on, wherever it runs; `EXIT_JOB_ENDED` a worker that heard that the job has come to its end;
-`EXIT_DRAINED` a worker that an operator wants gone; `EXIT_TEMPORARY` trouble that may pass by itself, such as
-brokers that are down; `EXIT_MISTAKE` an error a person has to repair; anything else, and death by a signal,
-is an accident.
+Exit codes of the children: 0: the work is done, or the process was asked to exit; `EXIT_JOB_FAILED`: the job
+can't continue, wherever it runs; `EXIT_JOB_ENDED`: a worker whose job has ended; `EXIT_DRAINED`: a worker
+that an operator has drained; `EXIT_TEMPORARY`: trouble that may be temporary, such as brokers that are down;
+`EXIT_MISTAKE`: an error that a person has to fix. Anything else, and death by a signal, is a crash.
 """
 
 from __future__ import annotations
@@ -40,18 +39,19 @@ EXIT_TEMPORARY = 75
 EXIT_KILLED = 130
 
 FAILURES_IN_A_ROW_MAX = 4
-"""A process that ended itself with an error so often in a row, never living `LIFE_S_GOOD`, won't recover."""
+"""A process that exited with an error this often in a row, without ever living for `LIFE_S_GOOD`, won't
+recover."""
 LIFE_S_GOOD = 20.0
 EXIT_GRACE_S = 5.0
-"""Between asking a process to end and the next stronger means."""
+"""How long to wait after asking a process to exit before the next stronger means."""
 DRAIN_NEWS_INTERVAL_S = 5.0
 COORDINATOR_SILENT_S_MAX = 10.0
-"""A coordinator that doesn't answer a drain for so long (brokers down, or hung) is told to end."""
+"""A coordinator that doesn't answer a drain request for this long (brokers down, or hung) is told to exit."""
 LEAVE_TIMEOUT_S = 55.0
 LINES_REMEMBERED = 20
 
 LEFT_GRACE_S = 3.0
-"""A worker that left in good order is started again when the coordinator hasn't ended within so long."""
+"""A worker that left cleanly is restarted if the coordinator hasn't exited within this time."""
 
 COORDINATOR = "coordinator"
 SUPERVISOR = "cluster"
@@ -63,7 +63,7 @@ class Child(Protocol):
     @property
     def pid(self) -> int: ...
     def wait(self) -> int:
-        """Block until it ended; its exit code, or minus the signal that ended it."""
+        """Block until it has exited. Returns its exit code, or minus the signal that killed it."""
         ...
 
     def terminate(self) -> None: ...
@@ -79,11 +79,12 @@ class ProcessSpec:
 
 
 Spawn = Callable[[ProcessSpec, Callable[[str], None]], Child]
-"""Starts a process; the callback gets each line it writes, from any thread."""
+"""Starts a process. The callback gets each line that it writes, from any thread."""
 
 
 MakeWorker = Callable[[int, int], ProcessSpec]
-"""The process of a worker: its number here, and the slot that it is to have again (-1: none yet)."""
+"""Makes the process of a worker, given its number here and the slot that it should get again (-1: none
+yet)."""
 
 
 @dataclass(frozen=True)
@@ -137,9 +138,10 @@ class _Member:
     """A process that is kept running.
 
     Attributes:
-        number: of a worker; -1: it is none.
-        slot: that the worker has, as far as is known.
-        retiring: it was asked to end, and isn't wanted any more; killed at `kill_at_s` if it doesn't end.
+        number: of a worker; -1: it isn't a worker.
+        slot: the worker's slot, as far as is known.
+        retiring: it was asked to exit and isn't wanted any more. It is killed at `kill_at_s` if it hasn't
+            exited.
         hopeless: it failed so often in a row that it won't recover by itself.
     """
 
@@ -161,16 +163,17 @@ class _Member:
 
 
 class Keeper:
-    """Keeps processes running until one of them, a signal or somebody else says that it is over.
+    """Keeps processes running until one of them, a signal or the caller ends it.
 
     Args:
         members: the processes, by name.
         spawn: starts a process.
         view: gets the processes' lines and the keeper's own.
-        make_worker: makes workers beyond those, and anew with their slots; None: `resize` can't be used.
+        make_worker: makes additional workers, and workers with their slots for a restart. None: `resize`
+            can't be used.
         on_change: called with the processes' ids by name whenever they change.
-        exit_grace_s: between asking a process to end and the next stronger means.
-        leave_timeout_s: a worker that was asked to leave is killed after so long; nothing is lost by that.
+        exit_grace_s: how long to wait after asking a process to exit before the next stronger means.
+        leave_timeout_s: a worker that was asked to leave is killed after this time; nothing is lost by that.
     """
 
     def __init__(
@@ -202,16 +205,18 @@ class Keeper:
 
     @property
     def restarts(self) -> int:
-        """How often a process was started again."""
+        """How often a process was restarted."""
         return self._restarts
 
     @property
     def target(self) -> int:
-        """How many workers are wanted; those that are being started again count, those that leave don't."""
+        """The target number of workers. Those that are being restarted count, those that are leaving
+        don't.
+        """
         return self._target
 
     def run(self) -> Outcome:
-        """Start everything, stay until the end, leave nothing running. For the main thread."""
+        """Start everything, run until the end, and leave nothing running. For the main thread."""
         with self._signals_as_events():
             try:
                 for member in self._members.values():
@@ -223,21 +228,23 @@ class Keeper:
                 self._kill_all()
 
     def signal(self, number: int) -> None:
-        """Act as on that signal: the first ends all in good order, the second kills. From any thread."""
+        """React to that signal: the first one ends all processes cleanly, the second one kills them. From
+        any thread.
+        """
         self._events.put(_Signalled(number))
 
     def resize(self, target: int) -> None:
-        """Have so many workers: start some, or let the newest ones leave. From any thread."""
+        """Run this many workers: start some, or let the newest ones leave. From any thread."""
         self._events.put(_Resized(target))
 
     def learn_slots(self, slots: Mapping[int, int]) -> None:
-        """Slots of workers by process id: to be had again after a restart. From any thread."""
+        """Slots of workers by process id, for use after a restart. From any thread."""
         self._events.put(_SlotsLearnt(slots))
 
     # --- for subclasses ----------------------------------------------------------------------------
 
     def _judge_exit(self, member: _Member, code: int) -> Outcome | None:
-        """A process that is wanted has ended."""
+        """A wanted process has exited."""
         raise NotImplementedError
 
     def _begin_drain(self) -> None:
@@ -249,11 +256,11 @@ class Keeper:
         raise NotImplementedError
 
     def _is_over(self) -> Outcome | None:
-        """Asked after each event."""
+        """Called after each event."""
         return None
 
     def _gives_up(self) -> bool:
-        """Whether all ends because one process fails again and again."""
+        """Whether everything ends because one process fails again and again."""
         return True
 
     # --- the loop ----------------------------------------------------------------------------------
@@ -281,7 +288,7 @@ class Keeper:
         return None
 
     def _next_event(self) -> _Event | None:
-        """The next event, None when it is time to look at the clock."""
+        """The next event. None when it is time to check the deadlines."""
         times = [m.restart_at_s for m in self._members.values() if m.restart_at_s is not None]
         times += [m.kill_at_s for m in self._members.values() if m.kill_at_s is not None]
         if self._draining_since_s is not None:
@@ -401,7 +408,7 @@ class Keeper:
             member.child.terminate()
 
     def _remove(self, member: _Member, code: int) -> None:
-        """A worker that isn't wanted any more has ended."""
+        """A worker that isn't wanted any more has exited."""
         del self._members[member.spec.name]
         self._changed()
         name = member.spec.name
@@ -439,7 +446,7 @@ class Keeper:
         return None
 
     def _end_others(self, outcome: Outcome) -> Outcome:
-        """Wait for the rest to end by itself, then ask, then insist."""
+        """Wait for the other processes to exit by themselves, then ask them, then kill them."""
         if outcome.exit_code != EXIT_DONE:
             self._terminate_all()
         if not self._await_all():
@@ -449,7 +456,7 @@ class Keeper:
         return outcome
 
     def _await_all(self) -> bool:
-        """Whether all processes ended within the grace; a signal makes an end of waiting."""
+        """Whether all processes exited within the grace period. A signal ends the wait."""
         deadline_s = time.monotonic() + self._exit_grace_s
         while any(m.child is not None for m in self._members.values()):
             try:
@@ -511,12 +518,12 @@ class Supervisor(Keeper):
     """Runs `specs` until the coordinator is done, the job failed, or a signal ends it.
 
     Args:
-        specs: the processes; one of them is named `COORDINATOR`, the others are workers.
+        specs: the processes. One of them is named `COORDINATOR`, the others are workers.
         spawn: starts a process.
         view: gets the processes' lines and the supervisor's own.
-        ask_drain: asks the coordinator to drain; returns once it agreed; raises FclusterError if it doesn't
-            answer. Called in a thread, again and again until it succeeds.
-        make_worker: see `Keeper`, as the rest.
+        ask_drain: asks the coordinator to drain. Returns once it has agreed; raises FclusterError if it
+            doesn't answer. Called in a thread, repeatedly until it succeeds.
+        make_worker: see `Keeper`, like the others.
         drain_timeout_s: a drain that takes longer ends in a kill; nothing is lost by that.
     """
 
@@ -592,7 +599,7 @@ class Supervisor(Keeper):
         threading.Thread(target=self._keep_asking, name="drain", daemon=True).start()
 
     def _keep_asking(self) -> None:
-        """Ask for the drain until the coordinator agrees, and each new coordinator again."""
+        """Ask for the drain until the coordinator agrees, and ask each new coordinator again."""
         silent_since_s = time.monotonic()
         while not self._ended.is_set():
             if not self._drain_wanted.wait(0.2):
@@ -628,11 +635,11 @@ class Crew(Keeper):
     """Runs workers until the job ends or fails, or a signal lets them leave.
 
     Args:
-        workers: how many to begin with.
+        workers: how many to start with.
         make_worker: makes their processes.
         spawn: starts a process.
         view: gets the processes' lines and the crew's own.
-        on_change: see `Keeper`, as the rest.
+        on_change: see `Keeper`, like the others.
     """
 
     def __init__(
@@ -658,7 +665,7 @@ class Crew(Keeper):
         self._job_is_over = False
 
     def end(self, *, failed: bool, reason: str) -> None:
-        """The job has ended: so do the workers, and so does `run`. From any thread."""
+        """The job has ended. So the workers end, and `run` returns. From any thread."""
         self._events.put(_JobEnded(failed, reason))
 
     def _judge_exit(self, member: _Member, code: int) -> Outcome | None:
@@ -679,7 +686,7 @@ class Crew(Keeper):
         return self._died(member, code)
 
     def _gives_up(self) -> bool:
-        """What is wrong with one worker alone is no reason to let the others go."""
+        """A problem of one worker alone is no reason to end the others."""
         now_s = time.monotonic()
         return all(
             m.hopeless and (m.child is None or now_s - m.started_s < LIFE_S_GOOD) for m in self._staying()
@@ -722,9 +729,9 @@ def death_of(code: int) -> str:
 
 
 def reported_error(lines: Sequence[str]) -> tuple[str, str]:
-    """Message and remedy of the last error that a process reported in its last lines, empty if it did not.
+    """Message and remedy of the last error in a process's last lines. Empty if there is none.
 
-    Processes report as `cli.report` writes it: ``error: ...`` and ``remedy: ...``.
+    Processes report errors in the format of `cli.report`: ``error: ...`` and ``remedy: ...``.
     """
     starts = [number for number, line in enumerate(lines) if line.startswith("error: ")]
     if not starts:

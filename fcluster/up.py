@@ -1,8 +1,8 @@
-"""`fcluster up`: a cluster on this machine, from the first check to the end of its last process.
+"""`fcluster up`: a cluster on this machine, from the first check to the exit of its last process.
 
-Responsible for: putting together what keeps the processes (`supervisor`), what shows them (`live_view`), and
-what else runs beside them. Keeps the rules that mistakes are found in the foreground, before any process is
-started, and that whatever was started here is stopped here. Must not parse options, nor draw.
+Responsible for: connecting the supervisor of the processes (`supervisor`), their display (`live_view`), and
+what else runs alongside. Rules: mistakes are found in the foreground, before any process is started; what was
+started here is stopped here. Must not parse options, nor draw.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class UpOptions:
 
 
 def run_up(options: UpOptions) -> int:
-    """Run a cluster on this machine until it is done, fails or is ended; the exit code.
+    """Run a cluster on this machine until it is done, fails or is stopped. Returns the exit code.
 
     Raises:
         FclusterError: it can't be started, or ended before its work was done.
@@ -137,7 +137,7 @@ class _Up:
         )
 
     def run(self) -> Outcome:
-        """Until the end; nothing is left running."""
+        """Run until the end, and leave nothing running."""
         from fcluster.agent import AgentLink
         from fcluster.live_view import make_view
         from fcluster.supervisor import SUPERVISOR, Supervisor
@@ -262,7 +262,7 @@ class _Up:
 
 
 class _LoggedView:
-    """A view that keeps the supervisor's lines in a file too; the processes' have files of their own."""
+    """A view that also writes the supervisor's lines to a file. The processes have files of their own."""
 
     def __init__(self, view: View, log: SharedLog) -> None:
         self._view = view
@@ -296,7 +296,7 @@ class _ViewHandler(logging.Handler):
 
 
 class StatusPoller:
-    """Asks the coordinator for its status again and again, in a thread; silence is no error."""
+    """Polls the coordinator's status in a thread. No answer is no error."""
 
     def __init__(
         self,
@@ -312,11 +312,11 @@ class StatusPoller:
         self._thread = threading.Thread(target=self._run, name="status", daemon=True)
 
     def start(self) -> None:
-        """Begin to ask."""
+        """Start polling."""
         self._thread.start()
 
     def stop(self) -> None:
-        """End; waits for the thread."""
+        """Stop, and wait for the thread."""
         self._stopped.set()
         self._thread.join()
 
@@ -336,5 +336,5 @@ class StatusPoller:
                 self._on_document(document)
 
     def _pause_s(self, idle_s: float) -> float:
-        """An idle cluster is asked less often: it shall cost next to nothing."""
+        """An idle cluster is polled less often, so that it costs next to nothing."""
         return self._interval_s if idle_s < IDLE_AFTER_S else max(self._interval_s, IDLE_STATUS_INTERVAL_S)
