@@ -320,7 +320,9 @@ def up(
     plain: bool,
     **common: Any,
 ) -> None:
-    """Run JOB on this machine: a coordinator, workers, and an embedded Kafka if no brokers are given.
+    """Run JOB on this machine.
+
+    This starts a coordinator, workers, and an embedded Kafka if no brokers are given.
 
     JOB is a file (flights.py), or a job in a file (flights.py:job) or module (package.module:job). Ctrl-C
     commits the last epoch and exits; a second Ctrl-C kills all processes. Nothing is lost either way.
@@ -360,9 +362,10 @@ def up(
 @_common
 @click.pass_context
 def status(context: click.Context, as_json: bool, job: str | None, **common: Any) -> None:
-    """Show coordinator, workers, shards, epoch, lag, rates and commit latency.
+    """Show the state of a cluster.
 
-    No option is needed in a directory where `fcluster up` runs.
+    It shows coordinator, workers, shards, epoch, lag, rates and commit latency. No option is needed in a
+    directory where `fcluster up` runs.
 
     \b
     Examples:
@@ -462,10 +465,11 @@ def scale(
     timeout_s: float,
     **common: Any,
 ) -> None:
-    """Change the number of workers: to N, spread evenly over all agents, or to N on each named HOST.
+    """Change the number of workers.
 
-    Agents are `fcluster up` and `fcluster worker JOB --workers N`; `fcluster status` lists them. Use HOST:PID
-    if there are several on one host. Surplus workers leave once their shards have moved to warm copies.
+    N workers are spread evenly over all agents; HOST=N sets the number on each named host. Agents are
+    `fcluster up` and `fcluster worker JOB --workers N`; `fcluster status` lists them. Use HOST:PID if
+    there are several on one host. Surplus workers leave once their shards have moved to warm copies.
 
     \b
     Examples:
@@ -505,12 +509,13 @@ def reset(
     snapshots: str | None,
     **common: Any,
 ) -> None:
-    """Reset JOB, which must not be running, to given offsets of its sources, with empty state.
+    """Reset a stopped JOB to given offsets.
 
-    This sets the committed offsets and deletes the job's changelogs, repartition topics, snapshots and local
-    state; it shows first what will be deleted. Sources and output topics stay as they are. If a reset is
-    interrupted, the job doesn't start until you run it again. FILE has a line TOPIC/PARTITION=OFFSET for each
-    partition.
+    The job must not be running. Its next start begins at these offsets of its sources, with empty state. The
+    reset sets the committed offsets and deletes the job's changelogs, repartition topics, snapshots and local
+    state (with --keep-state it only sets the offsets); it shows first what will be deleted. Sources and
+    output topics stay as they are. If a reset is interrupted, the job doesn't start until you run it again.
+    FILE has a line TOPIC/PARTITION=OFFSET for each partition.
 
     \b
     Examples:
@@ -570,12 +575,12 @@ def consume(
     headers: bool,
     **common: Any,
 ) -> None:
-    """Print the records of TOPIC, one JSON object per line, until Ctrl-C.
+    """Print the records of TOPIC as JSON.
 
-    Each line has topic, partition, offset, timestamp (ms), key and value. A value that isn't JSON is printed
-    as text. A value that isn't text is printed as base64, and marked with "value_encoding". A record without
-    a value has "tombstone"; a dead letter has its origin and reason in "dead_letter". The command joins no
-    consumer group and commits nothing.
+    It prints one JSON object per line, until Ctrl-C. Each line has topic, partition, offset, timestamp
+    (ms), key and value. A value that isn't JSON is printed as text. A value that isn't text is printed as
+    base64, and marked with "value_encoding". A record without a value has "tombstone"; a dead letter has
+    its origin and reason in "dead_letter". The command joins no consumer group and commits nothing.
 
     \b
     Examples:
@@ -618,11 +623,12 @@ def produce(
     skip_errors: bool,
     **common: Any,
 ) -> None:
-    """Send each line of stdin, a JSON value, as one record to TOPIC.
+    """Send lines of JSON from stdin to TOPIC.
 
-    The command stops at a line that isn't JSON or lacks the key field; all lines before it are sent, and none
-    after it. It also stops at a line that Kafka refuses; some lines after that one may be sent too. Records
-    go to the partitions that Java clients would choose (murmur2).
+    Each line, a JSON value, becomes one record. The command stops at a line that isn't JSON or lacks the
+    key field; all lines before it are sent, and none after it. It also stops at a line that Kafka
+    refuses; some lines after that one may be sent too. Records go to the partitions that Java clients
+    would choose (murmur2).
 
     \b
     Examples:
@@ -646,7 +652,9 @@ def produce(
 
 @commands.group()
 def kafka() -> None:
-    """Run the embedded Kafka of a data directory: one broker, or several to try out broker failures.
+    """Run an embedded Kafka for development.
+
+    It belongs to a data directory, and has one broker, or several to try out broker failures.
 
     \b
     Examples:
@@ -786,7 +794,9 @@ def _progress(text: str) -> None:
 
 @commands.group()
 def keys() -> None:
-    """Create and list the keys that a cluster over several hosts needs.
+    """Create and list keys of control connections.
+
+    A cluster over several hosts needs them.
 
     \b
     Examples:
