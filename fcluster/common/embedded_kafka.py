@@ -275,7 +275,7 @@ def start_detached(
         with lock:
             launch = _Launcher(directory, heap_mb, lock, progress or _silent, dict, member).launch_detached()
     except EmbeddedKafkaError:
-        # A process that is ending holds its files a moment longer than it can be seen.
+        # A process that is exiting holds its files a moment longer than it is visible.
         _wait_until_unlocked(directory, STATUS_TIMEOUT_S)
         raise
     return launch.bootstrap_servers
@@ -327,7 +327,7 @@ def status(data_dir: Path | str) -> BrokerStatus:
     directory = Path(data_dir).absolute()
     log_file = str(_log_file(directory))
     deadline = time.monotonic() + STATUS_TIMEOUT_S
-    # Asked in short turns: a broker that dies while it is asked is a stopped one.
+    # Ask in short intervals: a broker that dies meanwhile is stopped.
     while (launch := _read_launch(directory)) is not None and _is_locked(directory):
         answers = _answers(launch, timeout_s=0.5)
         if answers or time.monotonic() > deadline or not _listens(launch):
@@ -363,7 +363,7 @@ def _lock_directory(directory: Path) -> IO[bytes] | None:
             f"cannot use {directory} as the embedded broker's data directory: {error.strerror}",
             remedy="Choose a directory that you may write to (--data-dir).",
         ) from error
-    # `status` and `stop_detached` of others hold it for a moment when they look.
+    # `status` and `stop_detached` of other processes hold it for a moment when they check.
     deadline = time.monotonic() + _LOCK_PATIENCE_S
     while True:
         try:
@@ -519,13 +519,14 @@ class _Launcher:
     def _ports_are_taken(self, launch: _Launch) -> EmbeddedKafkaError:
         if self._member is None:
             return self._failure("the ports that it chose are taken again and again")
-        # The others know it by these ports.
+        # The other brokers know it by these ports.
         return self._failure(
             f"its ports {launch.port} and {launch.controller_port} are taken by another program"
         )
 
     def _detached_is_alive(self) -> bool:
-        # Not our child, and as a zombie of a lazy init it would still take signals: its command line decides.
+        # It isn't our child. A zombie that init hasn't reaped would still accept signals, so check the
+        # command line.
         pid = _read_pid(self._directory)
         if pid is None:
             return True
@@ -562,7 +563,7 @@ class _Launcher:
         return self._adapt(server_properties(launch, log_dir))
 
     def _format(self, launch: _Launch) -> None:
-        # Under another name until it is whole: a killed format leaves nothing half.
+        # Under another name until it is complete, so that a killed format leaves nothing incomplete.
         unfinished = self._directory / "data.partial"
         shutil.rmtree(unfinished, ignore_errors=True)
         _write_properties(self._directory / "format.properties", self._properties(launch, unfinished))
@@ -683,13 +684,13 @@ def server_properties(launch: _Launch, log_dir: Path) -> dict[str, str]:
         "transaction.state.log.num.partitions": "4",
         "share.coordinator.state.topic.num.partitions": "1",
         # A broker that was killed gets its old registration back only after this (9 s by default). Where
-        # others take over from it, one that is merely slow shall not be taken for dead too soon.
+        # others take over from it, a broker that is merely slow must not be taken for dead too soon.
         "broker.session.timeout.ms": "3000" if len(member.nodes) == 1 else "6000",
         "broker.heartbeat.interval.ms": "500" if len(member.nodes) == 1 else "1000",
         "transaction.max.timeout.ms": "900000",
         # A transaction that ran out of time is aborted within a second, not within ten.
         "transaction.abort.timed.out.transaction.cleanup.interval.ms": "1000",
-        # Records carry the time of their event, which may be years ago: nothing is deleted by age.
+        # Records carry the time of their event, which may be years ago, so nothing may be deleted by age.
         "log.retention.ms": "-1",
         # Truncated repartition and changelog topics give their space back by whole segments.
         "log.segment.bytes": str(64 * 1024 * 1024),

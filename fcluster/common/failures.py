@@ -23,7 +23,7 @@ def bounded_text(text: str, characters_max: int) -> str:
     Line breaks and tabs become spaces; other characters that can't be shown are escaped as Python writes them
     (``\\x07``, ``\\ud83d``). What is too long is cut, and ends in "…".
     """
-    # str's own methods: a subclass of it may come with others.
+    # str's own methods: a subclass may override them.
     is_cut = str.__len__(text) > characters_max
     line = str.__getitem__(text, slice(characters_max + 1))
     if not line.isprintable():

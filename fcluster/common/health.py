@@ -186,7 +186,7 @@ class _Server(HTTPServer):
         super().__init__(address, _Handler)
 
     def server_bind(self) -> None:
-        # HTTPServer's own asks a name server who we are, which can take its time.
+        # HTTPServer's own method asks a name server for our name, which can take long.
         TCPServer.server_bind(self)
 
     def process_request(self, request: Any, client_address: Any) -> None:
@@ -217,7 +217,7 @@ class _Server(HTTPServer):
     def _answer(self, request: socket.socket, client_address: Any) -> None:
         try:
             self.finish_request(request, client_address)
-        except Exception:  # noqa: BLE001  whatever a stranger sent
+        except Exception:  # noqa: BLE001  whatever a client sent
             self.handle_error(request, client_address)
         finally:
             self._done(request)

@@ -52,7 +52,7 @@ def import_file(path: Path) -> ModuleType:
         ImportError: it isn't a Python file.
         BaseException: whatever it raises.
     """
-    # Its name becomes one of this module's own, where there are `json` and `os` already: hence the prefix.
+    # Its name becomes an attribute of this module, which already has `json` and `os`: hence the prefix.
     name = f"{__name__}.job_{re.sub(r'[^0-9A-Za-z_]', '_', path.stem)}"
     os.environ[ENVIRONMENT_VARIABLE] = json.dumps(_known() | {name: str(path.resolve())})
     importlib.invalidate_caches()

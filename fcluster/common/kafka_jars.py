@@ -220,7 +220,7 @@ def _run_maven(maven: str, pom: Path, jars: Path, progress: Progress) -> None:
                     progress(f"fetching Apache Kafka through Maven: {fetched} files")
         code = process.wait()
     finally:
-        # Also when a Ctrl-C breaks it off: neither Maven nor the watchdog may hold our end back.
+        # Also after a Ctrl-C: neither Maven nor the watchdog may delay our exit.
         watchdog.cancel()
         process.kill()
         process.wait()

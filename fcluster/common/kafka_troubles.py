@@ -61,7 +61,7 @@ _FORBIDDEN: Final = frozenset(
 )
 _PASSING: Final = frozenset(
     {
-        # Brokers and coordinators that are away, move or are busy.
+        # Brokers and coordinators that are down, move or are busy.
         KafkaError._ALL_BROKERS_DOWN,
         KafkaError._DESTROY_BROKER,
         KafkaError._RESOLVE,

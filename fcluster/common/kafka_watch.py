@@ -136,7 +136,7 @@ class Troubles:
         """
         before = self._by_kind(now_s)
         if look.silent:
-            # What was wrong before may be so still: nobody says otherwise.
+            # Earlier troubles may still exist: nothing says otherwise.
             seen = {*self._since_s, _Trouble("silent", look.silent)}
             seen -= {one for one in self._since_s if one.kind == "silent" and one.what != look.silent}
         else:
@@ -244,12 +244,12 @@ class KafkaWatch:
                     return
             try:
                 if admin is None:
-                    # Not the shell's own: what hangs in that one shall not hang here.
+                    # Not the shell's own client: a call that hangs there must not hang here.
                     admin = make_admin(self._settings)
                 self._look(admin)
             except FclusterError as error:
                 _log.warning("checking Kafka: %s", error.message)
-            except Exception:  # noqa: BLE001  the thread would end, and nobody be told any more
+            except Exception:  # noqa: BLE001  the thread would end silently
                 _log.exception("checking Kafka failed")
             with self._changed:
                 self._changed.wait_for(lambda: self._closed, LOOK_INTERVAL_S)

@@ -26,7 +26,7 @@ class LogFormatter(logging.Formatter):
         super().__init__("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
 
     def format(self, record: logging.LogRecord) -> str:
-        # Some of it was said by others, and whoever reads a log reads it on a terminal.
+        # Some of it comes from other programs, and logs are read on terminals.
         return super().format(record).translate(_CONTROL)
 
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: ARG002, N802

@@ -39,19 +39,19 @@ MESSAGE_BYTES_MAX = 4 * 1024 * 1024
 """Larger frames are dropped by the sockets (ZMQ_MAXMSGSIZE) and rejected by `decode`."""
 
 
-# What no honest sender exceeds. A number that fits its type and nothing else would otherwise travel on into
-# the journal, into committed offsets or into the clock of an epoch.
+# Limits that no honest sender exceeds. Without them, an absurd number that fits its type would get into the
+# journal, into committed offsets or into the clock of an epoch.
 _Number = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 _Session = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 _Slot = Annotated[int, msgspec.Meta(ge=-1, le=2**31 - 1)]
 _Offset = Annotated[int, msgspec.Meta(ge=-1001, le=2**63 - 1)]  # -1001 is Kafka's own "none"
 _Milliseconds = Annotated[float, msgspec.Meta(ge=0, le=1e12)]
-# Names are shown on terminals and stand in logs: without what moves a cursor or begins a new line.
+# Names are shown on terminals and in logs, so they must not move the cursor or start a new line.
 _PRINTABLE = r"\A[^\x00-\x1f\x7f-\x9f\u2028\u2029]*\Z"
 _Name = Annotated[str, msgspec.Meta(max_length=255, pattern=_PRINTABLE)]
 _TopicName = Annotated[str, msgspec.Meta(max_length=249, pattern=_PRINTABLE)]
 _Address = Annotated[str, msgspec.Meta(max_length=4096, pattern=_PRINTABLE)]
-# What went wrong, in words that may be a user's. `encode` cuts what is longer.
+# Reasons, which may contain text from a user. `encode` shortens long ones.
 _Reason = Annotated[str, msgspec.Meta(max_length=REASON_CHARACTERS_MAX)]
 _Workers = Annotated[int, msgspec.Meta(ge=0, le=AGENT_WORKERS_MAX)]
 

@@ -181,7 +181,7 @@ class ObjectSnapshotStore:
         found = self._head(path)
         if found is not None and self._useful_until_s.get(path, 0.0) < time.monotonic():
             self._put(self._path(shard, "uses", file_hash), b"")
-            # Whoever prunes looks at the marker last: if it is still there now, it stays.
+            # Pruning checks the marker last: if the file still exists now, it stays.
             found = self._head(path)
             self._note_useful(path)
         return None if found is None else found["size"]
@@ -241,7 +241,7 @@ class ObjectSnapshotStore:
         changed = {(kind, name): found["last_modified"] for kind, name, found in self._list(shard)}
         if not changed:
             return 0
-        # What was written last tells the store's time: a little too early at worst.
+        # The last write tells the store's time, a little too early at worst.
         old = max(changed.values()) - timedelta(seconds=older_than_s)
         deleted = 0
         for kind, name in changed:
@@ -290,7 +290,7 @@ class ObjectSnapshotStore:
         try:
             obstore.put(self._objects, IDENTITY_NAME, uuid.uuid4().hex.encode() + b"\n", mode="create")
         except AlreadyExistsError:
-            pass  # another process was faster, or our own first attempt did get through
+            pass  # another process was faster, or our own first attempt succeeded after all
         except FileNotFoundError as error:  # it is the bucket that isn't there
             raise BaseError(str(error)) from None
 
