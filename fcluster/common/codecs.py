@@ -1,18 +1,18 @@
-"""Between bytes and what handlers see.
+"""Conversion between bytes and the values that handlers see.
 
-Responsible for: codecs: decoding and encoding keys and values of topics, and values of state, each kind that
-they can be declared with.
-Keeps the invariants: the same key always encodes to the same bytes, because they choose the partition and
-name the state; a value that is decoded and encoded again is the same value, integers of any length included;
-what can't be encoded as declared, such as NaN in JSON, raises TypeError or ValueError with a message for the
-job's author. A codec never sees a null key or a null value (a tombstone): the caller passes None by. Pure.
+Responsible for: codecs. They decode and encode keys and values of topics, and values of state, for each
+declared kind. Invariants: the same key always encodes to the same bytes, because these choose the partition
+and identify the state; a value that is decoded and encoded again is the same value, including integers of any
+size; a value that can't be encoded as declared, such as NaN in JSON, raises TypeError or ValueError with a
+message for the job's author. A codec never gets a null key or a null value (a tombstone): the caller handles
+None. Pure.
 
-A codec is an object with a name and two functions. The ones that come with fcluster are found by their names
-(`"json"`, `"text"`, `"bytes"`, `"int"`, `"msgpack"`); a user's own is a `Codec`.
+A codec is an object with a name and two functions. fcluster's own codecs are found by their names (`"json"`,
+`"text"`, `"bytes"`, `"int"`, `"msgpack"`); a user's own is a `Codec`.
 
 JSON is read by msgspec, since orjson rounds integers beyond 64 bits to floats. It is written by orjson, which
-is the faster one at that, and whose bytes the keys of existing state have; what orjson refuses (long
-integers) or changes (NaN and infinity become null) is noticed, and dealt with here.
+is faster at that, and wrote the keys of existing state. Values that orjson refuses (long integers) or changes
+(NaN and infinity become null) are detected and handled here.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ decode_msgpack: Decode = msgspec.msgpack.Decoder().decode
 _pack = msgspec.msgpack.Encoder().encode
 _BITS_64_MIN, _BITS_64_MAX = -(2**63), 2**64 - 1
 _TOO_LONG = "Integer exceeds 64-bit range"
-"""orjson's words for what it refuses, and JSON doesn't."""
+"""orjson's message for integers that it refuses although they are valid JSON."""
 
 
 def _encode_text(value: Any) -> bytes:
@@ -65,7 +65,7 @@ def encode_json(value: Any) -> bytes:
 
     Raises:
         TypeError: something in it isn't JSON.
-        ValueError: it holds NaN or infinity.
+        ValueError: it contains NaN or infinity.
     """
     try:
         encoded = orjson.dumps(value)
@@ -79,7 +79,7 @@ def encode_json(value: Any) -> bytes:
 
 
 def encode_json_key(value: Any) -> bytes:
-    """As `encode_json`, and equal keys have equal bytes: names are sorted."""
+    """Like `encode_json`, but equal keys have equal bytes: names are sorted."""
     try:
         encoded = orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
     except TypeError as error:
@@ -92,9 +92,9 @@ def encode_json_key(value: Any) -> bytes:
 
 
 def check_finite(value: Any) -> None:
-    """Assure that no float in `value` is NaN or infinite: orjson writes null for those.
+    """Check that no float in `value` is NaN or infinite: orjson writes null for those.
 
-    Called only for what has a null in its JSON, so its cost doesn't matter much.
+    Called only if there is a null in the JSON, so its cost doesn't matter much.
 
     Raises:
         ValueError: one is; the message says where.
@@ -149,7 +149,8 @@ def _decode_int(raw: bytes) -> int:
 
 
 INT_BYTES_MIN = 8
-"""What Kafka's `LongSerializer` writes. An int beyond 64 bits takes as many more as it needs."""
+"""The size that Kafka's `LongSerializer` writes. An int beyond 64 bits takes as many more bytes as it
+needs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,8 +158,8 @@ class CodecUse:
     """What a codec is opened for.
 
     Attributes:
-        name: the topic's, or the state's (``handler/state``).
-        part: what of it is encoded: "key", "value", or "state".
+        name: of the topic, or of the state (``handler/state``).
+        part: the part that is encoded: "key", "value", or "state".
         settings: of the run, by name with dots.
     """
 
@@ -169,22 +170,22 @@ class CodecUse:
 
 @dataclass(frozen=True, slots=True)
 class Codec(Generic[_T]):
-    """A user's own way between bytes and values.
+    """A user's own conversion between bytes and values.
 
     Attributes:
-        name: stands for it where a changed job is compared with the state that it has: give another one when
-            its bytes change.
-        encode: a value to bytes. What it can't encode so that it comes back the same it refuses, with a
-            TypeError or ValueError. Of a key: equal keys must give equal bytes, in every process.
-        decode: the bytes to the value again.
-        open: called with a `CodecUse` when a shard begins to use the codec, once for each topic or state and
-            process; what it returns is used there. For codecs that depend on the topic, or on settings, such
-            as the address of a schema registry.
+        name: identifies the codec when a changed job is compared with its state. Choose another name when the
+            bytes change.
+        encode: a value to bytes. It must raise TypeError or ValueError for values that would not come back
+            the same. For keys: equal keys must give equal bytes, in every process.
+        decode: the bytes back to the value.
+        open: called with a `CodecUse` when a shard begins to use the codec, once for each topic or state in
+            each process. It returns the codec to use there. For codecs that depend on the topic or on
+            settings, such as the address of a schema registry.
 
-    Null keys and values (tombstones) pass a codec by.
+    Null keys and values (tombstones) don't reach a codec.
 
     Raises:
-        JobError: the name isn't legal, or one of fcluster's own.
+        JobError: the name isn't valid, or is one of fcluster's own.
     """
 
     name: str
@@ -205,21 +206,21 @@ class Codec(Generic[_T]):
 
 
 Kind = CodecName | Codec[Any]
-"""How keys or values are encoded, as a job says it."""
+"""How keys or values are encoded, as a job declares it."""
 
 
 def codec_name(kind: Kind) -> str:
-    """How the kind is called in descriptions and messages."""
+    """The kind's name in descriptions and messages."""
     return kind.name if isinstance(kind, Codec) else kind
 
 
 def codec_is_known(kind: object) -> bool:
-    """Whether it is one of fcluster's own by its name, or a `Codec`."""
+    """Whether it is the name of one of fcluster's own codecs, or a `Codec`."""
     return isinstance(kind, Codec) or kind in CODEC_NAMES
 
 
 def bound_codec(kind: Kind, use: CodecUse) -> Kind:
-    """The kind for one use: its `open` is called when the first key or value comes, and only then."""
+    """The kind for one use. Its `open` is called only when the first key or value comes."""
     if not isinstance(kind, Codec) or kind.open is None:
         return kind
     opener = kind.open
@@ -240,7 +241,7 @@ def bound_codec(kind: Kind, use: CodecUse) -> Kind:
 
 
 def decoding_trouble(kind: Kind, raw: bytes, error: BaseException) -> BaseException:
-    """The error to show for `raw`, which couldn't be decoded: JSON's with line and column."""
+    """The error to show for `raw`, which couldn't be decoded; for JSON with line and column."""
     if kind == "json" and isinstance(error, ValueError):
         try:
             orjson.loads(raw)
@@ -277,12 +278,12 @@ _VALUE_CODECS: dict[str, tuple[Decode, Encode]] = {
 
 
 def key_codec(kind: Kind) -> tuple[Decode, Encode]:
-    """How keys of that kind are decoded and encoded. Equal keys have equal bytes: names are sorted."""
+    """Decodes and encodes keys of that kind. Equal keys have equal bytes: names are sorted."""
     return (kind.decode, _checked(kind)) if isinstance(kind, Codec) else _KEY_CODECS[kind]
 
 
 def value_codec(kind: Kind) -> tuple[Decode, Encode]:
-    """How values of that kind are decoded and encoded."""
+    """Decodes and encodes values of that kind."""
     return (kind.decode, _checked(kind)) if isinstance(kind, Codec) else _VALUE_CODECS[kind]
 
 

@@ -1,8 +1,8 @@
-"""What a handler declares of its state: values, maps and lists, each with its codec and how long it is kept.
+"""The states that a handler declares: values, maps and lists, each with its codec and TTL.
 
-Responsible for: the objects that a job file makes (`ValueState`, `MapState`, `ListState`), their checks, the
-names of the stores that they need, and how they are described, so that a changed job can be compared with the
-state that it has. What is done with them is `fcluster.engine`'s business. Pure.
+Responsible for: the objects that a job file creates (`ValueState`, `MapState`, `ListState`), their checks,
+the names of the stores that they need, and their description, which is compared with existing state when a
+job has changed. `fcluster.engine` implements them. Pure.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _V = TypeVar("_V")
 _LEGAL_NAME = re.compile(r"[a-zA-Z0-9._-]{1,200}")
 TTL_MS_MAX = 2**53
 ORDERED_KEYS = ("text", "bytes", "int")
-"""The kinds of keys whose bytes are in the order of the keys."""
+"""The kinds of keys whose bytes sort like the keys."""
 
 KeyParts = str | Codec[Any] | tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What all kinds have in common; a handler declares one of the classes below."""
+    """The common part of all kinds. A handler declares one of the classes below."""
 
     name: str
     value: Kind = "json"
@@ -66,11 +66,13 @@ class State:
 
     @property
     def ttl_ms(self) -> int | None:
-        """How long an entry is kept behind its writing, in event time; None: for ever."""
+        """How long an entry is kept after it was written, in event time. None: forever."""
         return None if self.ttl is None else self.ttl // timedelta(milliseconds=1)
 
     def describe(self) -> dict[str, Any]:
-        """What the bytes of its entries depend on: whether there is a TTL counts, its length doesn't."""
+        """What the bytes of its entries depend on. It matters whether there is a TTL, but not how long it
+        is.
+        """
         described: dict[str, Any] = {"kind": self.kind, "value": codec_name(self.value)}
         if self.ttl is not None:
             described["ttl"] = True
@@ -82,9 +84,9 @@ class ValueState(State, Generic[_V]):
     """One value for each key: `ctx.value(STATE)`.
 
     Attributes:
-        name: of the state; unique in its handler. Keep it, or the state is lost.
-        value: how the value is kept: "json" (the default), "text", "bytes", "int", "msgpack" or a `Codec`.
-        ttl: a value is forgotten so long after it was set, in event time. None: never.
+        name: of the state; unique in its handler. A job whose state was renamed is refused.
+        value: how the value is encoded: "json" (the default), "text", "bytes", "int", "msgpack" or a `Codec`.
+        ttl: a value expires this long after it was set, in event time. None: never.
     """
 
     kind: ClassVar[str] = "value"
@@ -92,12 +94,12 @@ class ValueState(State, Generic[_V]):
 
 @dataclass(frozen=True, slots=True)
 class ListState(State, Generic[_V]):
-    """A list for each key, which grows and shrinks at its ends: `ctx.list(STATE)`.
+    """A list for each key, which grows at its end and shrinks at both ends: `ctx.list(STATE)`.
 
     Attributes:
-        name: of the state; unique in its handler. Keep it, or the state is lost.
-        value: how an element is kept; as in `ValueState`.
-        ttl: an element is forgotten so long after it was appended, in event time. None: never.
+        name: of the state; unique in its handler. A job whose state was renamed is refused.
+        value: how an element is encoded; as in `ValueState`.
+        ttl: an element expires this long after it was appended, in event time. None: never.
     """
 
     kind: ClassVar[str] = "list"
@@ -105,15 +107,15 @@ class ListState(State, Generic[_V]):
 
 @dataclass(frozen=True, slots=True)
 class MapState(State, Generic[_K, _V]):
-    """A map with ordered keys for each key of the stream: `ctx.map(STATE)`.
+    """A map with sorted keys for each key of the stream: `ctx.map(STATE)`.
 
     Attributes:
-        name: of the state; unique in its handler. Keep it, or the state is lost.
-        value: how a value is kept; as in `ValueState`.
-        ttl: an entry is forgotten so long after it was set, in event time. None: never.
-        key: how keys are kept, which says in which order a scan gives them: "text" (by code points), "int"
-            (of any size), "bytes", or several of them for keys that are tuples, such as ("int", "text"). A
-            `Codec` of the user's own gives the order of its bytes.
+        name: of the state; unique in its handler. A job whose state was renamed is refused.
+        value: how a value is encoded; as in `ValueState`.
+        ttl: an entry expires this long after it was set, in event time. None: never.
+        key: how keys are encoded, which determines their order: "text" (by code points), "int" (of any size),
+            "bytes", or several of them for keys that are tuples, such as ("int", "text"). Keys of a user's
+            own `Codec` are sorted by their bytes.
     """
 
     key: KeyParts = "text"
@@ -138,7 +140,9 @@ class MapState(State, Generic[_K, _V]):
 
 
 class ValueAccess(Generic[_V]):
-    """The value of the current key. What `get` gives is live: a dict or list may be changed in place."""
+    """The value of the current key. The value that `get` returns is live: a dict or list may be changed
+    in place.
+    """
 
     __slots__ = ()
 
@@ -152,7 +156,7 @@ class ValueAccess(Generic[_V]):
 
     @abstractmethod
     def set(self, value: _V) -> None:
-        """Make it the value."""
+        """Set the value."""
 
     @abstractmethod
     def clear(self) -> None:
@@ -160,10 +164,10 @@ class ValueAccess(Generic[_V]):
 
 
 class MapAccess(MutableMapping[_K, _V]):
-    """The map of the current key, as a dict whose keys are in order.
+    """The map of the current key, like a dict with sorted keys.
 
-    The values that it gives are live: a dict or list may be changed in place. `len` counts all entries, one
-    by one; to ask whether there are any, use the map itself: ``if entries: ...``.
+    The values that it returns are live: a dict or list may be changed in place. `len` counts all entries one
+    by one. To ask whether there are any, use the map itself: ``if entries: ...``.
     """
 
     __slots__ = ()
@@ -172,17 +176,17 @@ class MapAccess(MutableMapping[_K, _V]):
     def scan(
         self, start: _K | None = None, stop: _K | None = None, *, reverse: bool = False
     ) -> Iterator[tuple[_K, _V]]:
-        """Pairs of key and value in the order of the keys.
+        """Pairs of key and value, sorted by key.
 
-        Entries may be set and deleted meanwhile: those that lie ahead are given as they are then.
+        Entries may be set and deleted during the scan; it sees changes ahead of it.
 
         Args:
-            start: the first key; None: the first that there is.
-            stop: the first key that is not among them any more; None: there is no bound.
-            reverse: from the last one backwards.
+            start: the first key. None: the first key of the map.
+            stop: the scan ends before this key. None: at the end of the map.
+            reverse: start with the last one.
 
         Raises:
-            TypeError, ValueError: `start` or `stop` is no key of this map.
+            TypeError, ValueError: `start` or `stop` is not a key of this map.
         """
 
     @abstractmethod
@@ -190,9 +194,9 @@ class MapAccess(MutableMapping[_K, _V]):
 
 
 class ListAccess(Sequence[_V]):
-    """The list of the current key, which grows at its end and shrinks at both.
+    """The list of the current key, which grows at its end and shrinks at both ends.
 
-    The elements that it gives are live: a dict or list may be changed in place.
+    The elements that it returns are live: a dict or list may be changed in place.
     """
 
     __slots__ = ()
@@ -226,11 +230,11 @@ AnyState = ValueState[Any] | MapState[Any, Any] | ListState[Any]
 
 @dataclass(frozen=True, slots=True)
 class StateStore:
-    """A state of one handler, and the stores that it is kept in.
+    """A state of one handler, and the stores that it uses.
 
     Attributes:
         handler: the handler's name.
-        declared: the state as it declared it.
+        declared: the state as the handler declared it.
         state: the same, with codecs that know the run's settings.
     """
 
@@ -240,17 +244,19 @@ class StateStore:
 
     @property
     def name(self) -> str:
-        """Of the store of its entries. A handler's name and a state's have no slash: it is no other's."""
+        """Of the store of its entries. It is unique, because names of handlers and states contain no
+        slash.
+        """
         return f"{self.handler}/{self.state.name}"
 
     @property
     def bounds_name(self) -> str:
-        """Of the store of a list's first and last place."""
+        """Of the store of a list's first and last position."""
         return f"{self.name}/bounds"
 
     @property
     def times_name(self) -> str:
-        """Of the store that finds what has to be forgotten, by time."""
+        """Of the store that finds expired entries, by time."""
         return f"{self.name}/times"
 
     @property
@@ -270,7 +276,7 @@ class StateStore:
 
 
 def check_states(handler: str, states: object) -> tuple[State, ...]:
-    """What a handler gave as `states=`, checked.
+    """Check the `states=` of a handler.
 
     Raises:
         JobError: it isn't a sequence of states, or two have the same name.

@@ -7,7 +7,7 @@
             driver.send(flights, {"dep_delay": 5}, key="AA")
             assert driver.read_values(totals) == [{"carrier": "AA", "flights": 1}]
 
-docs/testing.md shows what else it can do. `fcluster_driver` is the same as a fixture of pytest.
+docs/testing.md shows what else it can do. For pytest there is the fixture `fcluster_driver`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """`Driver`: runs a job in the test's own process, record by record.
 
-Responsible for: what a worker's shell does around the engine (epochs, replays, stops), and what a test wants
-to ask. Keeps invariant 1: outputs, offsets and deltas of an epoch become visible together, and what isn't
-committed is taken back as a whole. Knows no Kafka, RocksDB, threads or clocks.
+Responsible for: what a worker's shell does around the engine (epochs, replays, stops), and the questions of a
+test. Keeps invariant 1: outputs, offsets and deltas of an epoch become visible together, and everything
+uncommitted is rolled back as a whole. Knows no Kafka, RocksDB, threads or clocks.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ PARTITIONS = 4
 START_MS = 1_767_225_600_000
 """The beginning of 2026."""
 FAILURES_MAX = 100
-"""A record that fails in so many ways, one after the other, fails in another way each time."""
+"""A record that fails in this many different ways counts as failing in another way each time."""
 NO_TIMESTAMP_MS = -1
 _MESSAGE_BYTES_MAX = 1_000_000
 """librdkafka's default of message.max.bytes."""
 _MESSAGE_OVERHEAD_BYTES = 36
-"""What librdkafka adds to a record when it compares it with message.max.bytes."""
+"""What librdkafka adds to a record's size when it compares it with message.max.bytes."""
 
 
 class JobStopped(FclusterError):  # noqa: N818  named like the errors of the API
-    """A record has stopped the job. What was before it is committed, nothing of it is.
+    """A record has stopped the job. Everything before it is committed, and nothing of it.
 
-    The exception that a function of the job raised is its `__cause__`.
+    Its `__cause__` is the exception that a function of the job raised.
 
     Attributes:
         topic, partition, offset: of the record.
@@ -59,14 +59,14 @@ class JobStopped(FclusterError):  # noqa: N818  named like the errors of the API
 
 @dataclass(frozen=True)
 class DeadLetter:
-    """A record that failed, as it stands in a dead-letter topic.
+    """A failed record in a dead-letter topic.
 
     Attributes:
         record: the dead letter itself.
         error: what went wrong.
         handler: the step that failed.
         topic, partition, offset: of the record that failed.
-        is_stub: the record was too large; value and headers of it are left out.
+        is_stub: the record was too large, so its value and headers are left out.
     """
 
     record: TopicRecord
@@ -81,20 +81,20 @@ class DeadLetter:
 class Driver:
     """Runs a job in this process, without Kafka. Use it in a `with` block.
 
-    The engine is that of the workers: operators, codecs, state, dead letters, deltas. Each record that is
-    sent goes through all stages before `send` returns, and each step of it is an epoch of its own, unless
-    `auto_barrier` is False. A stage behind another one reads what is committed, as in a cluster.
+    It uses the engine of the workers: operators, codecs, state, dead letters, deltas. Each record that is
+    sent goes through all stages before `send` returns, and each step on its way is an epoch of its own,
+    unless `auto_barrier` is False. A stage after another one reads what is committed, as in a cluster.
 
     Records of different partitions are processed in the order in which they were written.
 
     Args:
         job: under test. It isn't changed, so many drivers can run it.
-        partitions: of the topics that the job reads; by topic, or for all of them. Others follow from that,
-            as in a cluster, unless they are named as well.
-        settings: over those of the job. Neither fcluster.toml nor the environment are read.
+        partitions: of the topics that the job reads; by topic, or for all of them. The numbers of other
+            topics follow from that, as in a cluster, unless they are given too.
+        settings: override those of the job. Neither fcluster.toml nor the environment is read.
         auto_barrier: False: records stay in an open epoch until `barrier` is called, so that `crash` loses
             something.
-        now_ms: what records are stamped with that are sent without a timestamp, in milliseconds since 1970.
+        now_ms: the timestamp of records that are sent without one, in milliseconds since 1970.
 
     Attributes:
         topology: the job, built.
@@ -140,7 +140,7 @@ class Driver:
         self.close()
 
     def close(self) -> None:
-        """Let go of the job's state. What was written can still be read."""
+        """Release the job's state. Written records can still be read."""
         self._shards.clear()
         self._stopped = self._stopped or JobStopped("The driver is closed.", remedy="Make another one.")
 
@@ -160,17 +160,17 @@ class Driver:
 
         Args:
             topic: that the job reads.
-            value: of the kind that the topic says; None is a tombstone.
-            key: of the kind that the topic says; None: without a key.
-            timestamp: milliseconds since 1970; default: `now_ms`.
+            value: of the topic's kind. None is a tombstone.
+            key: of the topic's kind. None: no key.
+            timestamp: milliseconds since 1970. Default: `now_ms`.
             headers: pairs of a name and a value, in order.
             partition: default: by the key, as Kafka's producers choose it. Without a key the value decides.
 
         Returns:
-            The record as it stands in the topic.
+            The record as written to the topic.
 
         Raises:
-            TypeError, ValueError: the topic doesn't take such a value or key.
+            TypeError, ValueError: the value or key can't be encoded for the topic.
             JobStopped: the record, or one that it led to, has stopped the job.
         """
         __tracebackhide__ = True
@@ -191,7 +191,7 @@ class Driver:
         headers: Sequence[tuple[str, bytes | str | None]] = (),
         partition: int | None = None,
     ) -> TopicRecord:
-        """As `send`, with the bytes themselves: for what no codec gives, such as broken JSON."""
+        """Like `send`, with raw bytes: for data that no codec produces, such as broken JSON."""
         __tracebackhide__ = True
         spec = self._source(topic)
         self._check_running()
@@ -215,7 +215,7 @@ class Driver:
     # --- epochs -------------------------------------------------------------------------------------------
 
     def barrier(self) -> None:
-        """End the open epoch and commit it; then process what the stages behind can read now.
+        """Commit the open epoch, then process what downstream stages can read now.
 
         Raises:
             JobStopped: a record has stopped the job.
@@ -230,7 +230,7 @@ class Driver:
         self._advance(one_by_one=self._auto_barrier)
 
     def settle(self) -> None:
-        """`barrier` until nothing is left to process or to commit, in no stage.
+        """Call `barrier` until no stage has anything left to process or to commit.
 
         Raises:
             JobStopped: a record has stopped the job.
@@ -241,11 +241,11 @@ class Driver:
             self.barrier()
 
     def crash(self) -> None:
-        """The process dies, and another goes on from what is committed.
+        """The process dies, and another one continues from what is committed.
 
-        State is restored from the encoded deltas of all epochs, outputs of the open epoch are gone for who
-        reads "read-committed", and the records that led to them are processed again, now. A job that was
-        stopped by a record is started again, and tries that once more.
+        State is restored from the encoded deltas of all epochs. Outputs of the open epoch disappear for
+        readers with "read-committed", and the records that led to them are processed again, now. A job that
+        was stopped by a record is restarted, and tries that record again.
 
         Raises:
             JobStopped: a record has stopped the job (again).
@@ -260,15 +260,16 @@ class Driver:
     # --- looking ------------------------------------------------------------------------------------------
 
     def read(self, topic: TopicSpec | str) -> list[TopicRecord]:
-        """The committed records of `topic` that `read` or `read_values` haven't given yet, in the order in
-        which they were written."""
+        """The committed records of `topic` that `read` or `read_values` haven't returned yet, in the order in
+        which they were written.
+        """
         records = self.records(topic)
         name = self._spec(topic).name
         given, self._read[name] = self._read.get(name, 0), len(records)
         return records[given:]
 
     def read_values(self, topic: TopicSpec | str) -> list[Any]:
-        """The values of what `read` gives."""
+        """The values of the records that `read` would return."""
         return [record.value for record in self.read(topic)]
 
     def records(
@@ -278,7 +279,7 @@ class Driver:
 
         Args:
             topic: that the job declares, or one of its repartition topics by its name.
-            isolation: "read-uncommitted" sees those of the open epoch as well, and of epochs that were lost.
+            isolation: "read-uncommitted" also returns those of the open epoch, and of epochs that were lost.
         """
         spec = self._spec(topic)
         found = [
@@ -289,7 +290,7 @@ class Driver:
         return [TopicRecord(spec, record) for record in sorted(found, key=lambda record: record.sequence)]
 
     def dead_letters(self, topic: TopicSpec | str | None = None) -> list[DeadLetter]:
-        """All committed dead letters, of all dead-letter topics of the job or of this one."""
+        """All committed dead letters, of this dead-letter topic or of all."""
         if topic is not None:
             specs = [self._spec(topic)]
         else:
@@ -302,17 +303,17 @@ class Driver:
     def state(
         self, handler: str, key: Any, declared: State | None = None, *, partition: int | None = None
     ) -> Any:
-        """A copy of the state that `handler` has of `key`.
+        """A copy of the handler's state of `key`.
 
         Args:
             handler: its name.
             key: of the kind that the handler sees as `ctx.key`.
-            declared: a state that the handler declares; None: its `ctx.state`.
-            partition: of the records, if they don't go by the key.
+            declared: a state that the handler declares. None: its `ctx.state`.
+            partition: of the records, if it isn't determined by the key.
 
         Returns:
-            A dict; it is empty if there is no state. Of a declared value the value, or None; of a map a dict
-            in the order of the keys; of a list a list.
+            A dict, which is empty if there is no state. For a declared value: the value, or None; for a map:
+            a sorted dict; for a list: a list.
 
         Raises:
             LookupError: the handler doesn't declare such a state.
@@ -330,8 +331,7 @@ class Driver:
         raise LookupError(f"the handler {handler!r} declares no {declared.kind} {declared.name!r}")
 
     def states(self, handler: str) -> dict[Any, dict[str, Any]]:
-        """Copies of all dicts that `handler` has as `ctx.state`, by key, of all partitions. Keys have to be
-        hashable."""
+        """Copies of the handler's `ctx.state` dicts, by key, of all partitions. Keys have to be hashable."""
         stage = self._stage_of(handler)
         decode = key_codec(stage.source.key)[0]
         found: dict[Any, dict[str, Any]] = {}

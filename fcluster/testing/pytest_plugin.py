@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def fcluster_driver() -> Iterator[Callable[..., Driver]]:
-    """Makes a `fcluster.testing.Driver` for a job, with the same arguments, and closes it after the test."""
+    """Creates a `fcluster.testing.Driver` for a job, with the same arguments, and closes it after the
+    test.
+    """
     from fcluster.testing.driver import Driver  # not at each start of pytest
 
     with ExitStack() as drivers:
