@@ -21,7 +21,6 @@ import dataclasses
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import Any, Generic, Literal, TypeVar, cast
 
 import msgspec
@@ -138,7 +137,7 @@ def _encode_int(value: Any) -> bytes:
     # A bool is an int to Python, but wouldn't come back as one.
     if type(value) is not int:
         raise TypeError(_wrong_kind(value, "int", "an int"))
-    bytes_needed = (value if value >= 0 else ~value).bit_length() // 8 + 1
+    bytes_needed = value.bit_length() // 8 + 1
     return value.to_bytes(max(INT_BYTES_MIN, bytes_needed), "big", signed=True)
 
 
@@ -286,7 +285,6 @@ def value_codec(kind: Kind) -> tuple[Decode, Encode]:
     return (kind.decode, _checked(kind)) if isinstance(kind, Codec) else _VALUE_CODECS[kind]
 
 
-@cache
 def _checked(codec: Codec[Any]) -> Encode:
     encode, name = codec.encode, codec.name
 

@@ -125,7 +125,7 @@ class HandlerContext:
 
     def _declared(self, state: State) -> Any:
         declared, access = self._access.get(state.name, (None, None))
-        if declared is not state and declared != state:
+        if declared is not state:
             raise LookupError(
                 f"the handler {self._name!r} declares no {state.kind} {state.name!r}; "
                 "name it in the handler's states=[...]"

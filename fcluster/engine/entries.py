@@ -60,8 +60,6 @@ _UNKNOWN: Final = Mark.UNKNOWN
 
 _UNCHANGING = frozenset({str, bytes, int, float, bool, type(None), Mark})
 """Values of these types can't be changed in place."""
-_REBUILT_AT = 64
-"""A list of keys is made anew when more than one in so many goes."""
 _PLAIN = b"\x00"
 _TIMED = b"\x01"
 _VALUE_AT = 1 + TIME_BYTES
@@ -242,7 +240,7 @@ class EntryTable:
             if image is _UNKNOWN:
                 # It wasn't in the open layer: what the layers below say holds again.
                 self._open.pop(key, None)
-                self.forget(key)
+                self._times.pop(key, None)
                 continue
             if type(image) is list:
                 image = self._codec.decode(cast("list[bytes]", image)[0])
@@ -322,14 +320,11 @@ class EntryTable:
         self._forget_groups(self._groups_open)
         self._groups_open.clear()
         written = self._layers.written_epoch()
-        done: list[bytes] = []
         while self._frozen and self._frozen[0][0] <= written:
             frozen_epoch, keys = self._frozen.popleft()
-            for key in keys:
-                if self._epochs.get(key) == frozen_epoch:
-                    del self._epochs[key]
-                    done.append(key)
-        if done:
+            done = [key for key in keys if self._epochs.get(key) == frozen_epoch]
+            for key in done:
+                del self._epochs[key]
             self._forget_groups(done)
 
     def forget_touched(self) -> None:
@@ -341,8 +336,6 @@ class EntryTable:
         self._images = None
         self._forget_groups(self._groups_open)
         self._groups_open.clear()
-        if self._ttl is not None:
-            self._ttl.fall_back()
 
     def forget(self, key: bytes) -> None:
         """Drop what is in memory of a key that isn't touched."""
@@ -459,24 +452,18 @@ class EntryTable:
         """Take keys out of the groups of which the store has the newest value."""
         if self._group_of is None:
             return
-        gone: dict[bytes, set[bytes]] = {}
         for key in keys:
-            if key not in self._epochs and key not in self._open:
-                gone.setdefault(self._group_of(key), set()).add(key)
-        for group, members in gone.items():
+            if key in self._epochs or key in self._open:
+                continue
+            group = self._group_of(key)
             noted = self._groups.get(group)
             if noted is None:
                 continue
-            if len(members) * _REBUILT_AT > len(noted):
-                # One by one, each would move all behind it, and there may be as many as in a store's batch.
-                noted[:] = [key for key in noted if key not in members]
-            else:
-                for key in members:
-                    at = bisect_left(noted, key)
-                    if at < len(noted) and noted[at] == key:
-                        del noted[at]
-            if not noted:
-                del self._groups[group]
+            at = bisect_left(noted, key)
+            if at < len(noted) and noted[at] == key:
+                del noted[at]
+                if not noted:
+                    del self._groups[group]
 
     def _raise_first_unkept(self, live: Mapping[bytes, Any]) -> NoReturn:
         for key, value in live.items():
@@ -552,9 +539,6 @@ class Expiry:
         self._entries = entries
         self._notes = notes
         self._on_expired = on_expired
-        # There is no note of an earlier time: a search from the beginning would have to pass all those that
-        # RocksDB has as deleted.
-        self._begin_ms = 0
         self.now_ms = clock.now_ms
 
     def is_over(self, put_ms: int) -> bool:
@@ -573,10 +557,8 @@ class Expiry:
         if due_ms < 0:
             return
         notes = self._notes
-        found = notes.scan(encode_time(self._begin_ms), encode_time(due_ms + 1))
+        found = notes.scan(encode_time(0), encode_time(due_ms + 1))
         due = [note for note, _ in islice(found, EXPIRED_PER_EPOCH_MAX)]
-        # What is put from now on gets notes of later times: they aren't due.
-        self._begin_ms = due_ms + 1 if len(due) < EXPIRED_PER_EPOCH_MAX else decode_time(due[-1])
         if not due:
             return
         self._entries.load_many(list(dict.fromkeys(note[TIME_BYTES:] for note in due)))
@@ -592,10 +574,6 @@ class Expiry:
                     self._on_expired(key)
             else:
                 self.note(key, put_ms, None)
-
-    def fall_back(self) -> None:
-        """What wasn't committed is dropped: notes that were deleted are there again."""
-        self._begin_ms = 0
 
     def _rounded(self, time_ms: int) -> int:
         return -(-time_ms // self._step_ms) * self._step_ms

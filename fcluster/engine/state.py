@@ -111,59 +111,6 @@ def store_prefix(name: str) -> bytes:
     return blake2b(name.encode(), digest_size=STORE_PREFIX_BYTES).digest()
 
 
-class StoreTable(Protocol):
-    """What every kind of table offers `ShardState`, and the engine (`context.AnyTable`).
-
-    A handler touches entries; at the barrier what changed is encoded and the epoch closed; what fails is
-    undone, and what wasn't committed is forgotten. Another kind of state is another class with these methods.
-
-    Attributes:
-        name: the store's.
-        step: the handler's that has it.
-        prefix: of its keys in the layers below.
-    """
-
-    name: str
-    step: str
-    prefix: bytes
-
-    def begin_undo(self) -> None:
-        """Begin a record whose changes may have to be taken back; forgets the record before it."""
-        ...
-
-    def rollback(self) -> None:
-        """Take back what the record changed since `begin_undo`."""
-        ...
-
-    def counts(self) -> tuple[int, int]:
-        """(open, clean) entries in memory."""
-        ...
-
-    def encode_touched(self) -> dict[bytes, bytes]:
-        """What the open epoch changed, by key without prefix; `DELETED` for what is gone. Changes nothing.
-
-        Raises:
-            ProcessingError: a value can't be kept.
-        """
-        ...
-
-    def close_epoch(self, changed: Mapping[bytes, bytes], epoch: int) -> None:
-        """The open layer is frozen as `epoch`: what was open is clean now."""
-        ...
-
-    def forget_touched(self) -> None:
-        """Drop the open layer."""
-        ...
-
-    def forget(self, key: bytes) -> None:
-        """Drop what is in memory of a key that isn't open."""
-        ...
-
-    def evict(self, entries: int) -> None:
-        """Drop the `entries` clean ones that were not used for longest."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class _Layer:
     """A frozen epoch that isn't committed yet."""
@@ -381,7 +328,7 @@ class ShardState:
             if isinstance(wanted, StateStore):
                 made = make_tables(wanted, self, store_prefix, self._entry_tables)
                 self._entry_tables.update((table.name, table) for table in made)
-        self.tables: dict[str, StoreTable] = {**self.documents, **self._entry_tables}
+        self.tables: dict[str, StateTable | EntryTable] = {**self.documents, **self._entry_tables}
         self._by_prefix = {table.prefix: table for table in self.tables.values()}
         if len(self._by_prefix) != len(self.tables):
             raise JobError(

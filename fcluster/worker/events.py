@@ -13,7 +13,7 @@ from fcluster.common import messages
 from fcluster.common.ids import ShardId
 from fcluster.common.positions import CommittedPosition
 from fcluster.engine.failure import Failure
-from fcluster.worker.model import StopRecord
+from fcluster.worker.model import Condemned, RecordAt, StopRecord
 
 # --- events -------------------------------------------------------------------------------------------
 
@@ -73,13 +73,13 @@ class RestoreFailed:
 class RecordsProcessed:
     """A batch was processed in the open epoch; `shards` are those it touched.
 
-    `newest`: the offset of the newest record, if `shards` is one shard and epochs are bounded by `pieces`.
+    `newest`: the newest record, if `shards` is one shard and epochs are bounded by `pieces`.
     """
 
     shards: frozenset[ShardId]
     records: int
     backlog: bool
-    newest: int | None = None
+    newest: RecordAt | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,12 +119,12 @@ class EpochFailed:
     """An epoch can't be committed because of what one of its records did: an output that Kafka refuses, a
     state that can't be kept.
 
-    `record`: shard and offset, where the shell knows them already.
+    `record`: where the shell knows it already.
     """
 
     session: int
     failure: Failure
-    record: tuple[ShardId, int] | None = None
+    record: RecordAt | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +139,7 @@ class HandlerFailed:
     offset: int
     reason: str
     failure: Failure | None = None
+    input: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +150,7 @@ class StopRecordReached:
     shard: ShardId
     offset: int
     reason: str
+    input: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,13 +259,13 @@ class KeepStandbys:
 class StartReading:
     """Process the shard's records from its position on; not `stop_record`, if it is given.
 
-    `condemned`: records by offset that fail, by the rule of the step responsible.
+    `condemned`: records that fail, by the rule of the step responsible.
     """
 
     shard: ShardId
     position: CommittedPosition
     stop_record: StopRecord | None
-    condemned: tuple[tuple[int, Failure], ...] = ()
+    condemned: tuple[Condemned, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

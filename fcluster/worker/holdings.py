@@ -22,7 +22,7 @@ from fcluster.common.positions import CommittedPosition
 from fcluster.engine.failure import Failure
 from fcluster.worker import events
 from fcluster.worker.departure import Departure
-from fcluster.worker.model import OwnedShard, Phase, ShardPhase, StopRecord
+from fcluster.worker.model import OwnedShard, Phase, RecordAt, ShardPhase, StopRecord
 from fcluster.worker.situation import Situation
 
 OVERDUE_TIMES_MAX = 2
@@ -73,15 +73,15 @@ class Holdings:
 
     def _heed_overdue(self, overdue: messages.OverdueRecord) -> None:
         """A process has ended over this record. Once may have been bad luck."""
-        known = {offset for offset, _failure in self._now.condemned.get(overdue.shard, ())}
-        if overdue.times >= OVERDUE_TIMES_MAX and overdue.offset not in known:
+        known = {(record.input, record.offset) for record in self._now.condemned.get(overdue.shard, ())}
+        if overdue.times >= OVERDUE_TIMES_MAX and (overdue.input, overdue.offset) not in known:
             failure = Failure(
                 f"{overdue.reason}; this happened {overdue.times} times{REMEDY_MARK}make the handler "
                 "faster for such a record, raise record.timeout.ms and transaction.timeout.ms, or give the "
                 "step on_error='skip' or a dead-letter topic",
                 step=overdue.step,
             )
-            self._now.condemn(overdue.shard, overdue.offset, failure)
+            self._now.condemn(RecordAt(overdue.shard, overdue.offset, overdue.input), failure)
 
     def revoke(self, message: messages.Revoke) -> None:
         """Shards to give back."""
@@ -154,7 +154,7 @@ class Holdings:
             owned = self._now.shards[shard]
             assert owned.position is not None
             owned.phase = ShardPhase.RUNNING
-            started.append(status_of(shard, owned.position))
+            started += statuses_of(shard, owned.position)
             if self._now.phase is Phase.ACTIVE:
                 condemned = tuple(self._now.condemned.get(shard, ()))
                 self._now.add(
@@ -195,7 +195,7 @@ class Holdings:
         owned = self._now.shards.get(event.shard)
         if event.session != self._now.session or owned is None or owned.phase is not ShardPhase.RUNNING:
             return
-        self.stop_records[event.shard] = StopRecord(event.offset, event.reason)
+        self.stop_records[event.shard] = StopRecord(event.offset, event.reason, event.input)
         owned.phase = ShardPhase.BLOCKED
         self._now.add(events.StopReading((event.shard,)))
         self.report_stop_records()
@@ -207,6 +207,10 @@ class Holdings:
                 self._now.send(messages.WorkerFailed(self._now.session, self.stop_records[shard].reason))
 
 
-def status_of(shard: ShardId, position: CommittedPosition) -> ShardStatus:
-    """A shard's standing as the core knows it: what is committed. The shell's heartbeats tell the rest."""
-    return ShardStatus(shard, position.offset, position.offset, -1, False, position.epoch)
+def statuses_of(shard: ShardId, position: CommittedPosition) -> list[ShardStatus]:
+    """A shard's standing in each input, as the core knows it: what is committed. The shell's heartbeats tell
+    the rest."""
+    return [
+        ShardStatus(shard, at.offset, at.offset, -1, False, position.epoch, number)
+        for number, at in enumerate(position.inputs)
+    ]
