@@ -52,10 +52,11 @@ chaos: setup ## the long dose of faults under load, on real processes and a real
 	FCLUSTER_TEST_LONG=1 $(PYTEST) --durations=0 tests/chaos
 
 MINUTES ?= 30
+BROKERS ?= 1
 
 .PHONY: soak
-soak: setup ## a random mixture of all faults for a time: make soak MINUTES=30, SEED=... the same again
-	$(BIN)/python -m tests.chaos.soak --minutes $(MINUTES) $(if $(filter command line environment,$(origin SEED)),--seed $(SEED))
+soak: setup ## a random mixture of all faults for a time: make soak MINUTES=30 BROKERS=3, SEED=... the same again
+	$(BIN)/python -m tests.chaos.soak --minutes $(MINUTES) --brokers $(BROKERS) $(if $(filter command line environment,$(origin SEED)),--seed $(SEED))
 
 .PHONY: unit
 unit: setup ## the unit tests only: no Java, no broker
