@@ -964,7 +964,7 @@ def read_committed_positions(
             problem = KafkaUnavailable(
                 problem.message,
                 remedy="Check that the brokers are up and reachable from here. If Kafka has ACLs, a missing "
-                f"permission for the group {group!r} looks the same; docs/security.md lists what a job "
+                f"authorization for the group {group!r} looks the same; docs/security.md lists what a job "
                 "needs.",
             )
         raise problem from error
