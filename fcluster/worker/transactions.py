@@ -46,7 +46,6 @@ from fcluster.engine.failure import Failure, OutputRefusedError, output_too_larg
 from fcluster.worker import sending
 from fcluster.worker.batches import Batches
 from fcluster.worker.kafka_waits import KafkaWaits
-from fcluster.worker.sending import sending_config
 
 FLUSH_TIMEOUT_S = 30.0
 INIT_TIMEOUT_S = 30.0
@@ -247,11 +246,7 @@ class TransactionalWriter:
         self._begun = False
 
     def open(self) -> None:
-        config = {
-            "queue.buffering.max.messages": OUTPUT_QUEUE_RECORDS_MAX,
-            **sending_config(self._settings),
-            **self._batches.producer_config(),
-        }
+        config = _producer_config(self._settings, self._batches)
         with ThreadPoolExecutor(len(self._ids)) as pool:
             self._producers = list(pool.map(functools.partial(self._open_one, config), self._ids))
 
@@ -355,13 +350,8 @@ class AtLeastOnceWriter:
         self._failure_code: int | None = None
 
     def open(self) -> None:
-        extra: dict[str, Any] = {
-            "queue.buffering.max.messages": OUTPUT_QUEUE_RECORDS_MAX,
-            "on_delivery": self._note_failure,
-            **sending_config(self._settings),
-            **self._batches.producer_config(),
-        }
-        self._producer = make_producer(self._settings, None, **extra)
+        config = _producer_config(self._settings, self._batches)
+        self._producer = make_producer(self._settings, None, on_delivery=self._note_failure, **config)
 
     def _note_failure(self, error: Any, message: Any) -> None:
         if error is not None and not self._failure:
@@ -411,6 +401,15 @@ class AtLeastOnceWriter:
         if self._producer is not None:
             doomed, self._producer = [self._producer], None
             _destroy_after(last_use, doomed)
+
+
+def _producer_config(settings: Settings, batches: Batches) -> dict[str, Any]:
+    """What producers of both guarantees have in common. May ask the brokers for topics' limits."""
+    return {
+        "queue.buffering.max.messages": OUTPUT_QUEUE_RECORDS_MAX,
+        **sending.sending_config(settings),
+        **batches.producer_config(),
+    }
 
 
 def check_transaction(producer: Producer) -> None:
@@ -467,8 +466,9 @@ def waiting_produce(
     The client takes a timestamp of 0 for "now", which would be different in each replay. So 0, too, is
     written as Kafka's "no timestamp" (-1).
 
-    What is returned raises: OutputRefusedError: the record is larger than this producer may send.
-    TransactionLostError: it can't be produced for other reasons.
+    What is returned raises:
+        OutputRefusedError: the record is larger than this producer may send.
+        TransactionLostError: it can't be produced for other reasons.
     """
     produce: Callable[..., None] = producer.produce
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 Place = tuple[str, int]
@@ -116,25 +116,16 @@ def written_in(place: Place, batches: Iterable[Batch]) -> list[Written]:
         if batch.marker:
             if index is not None:
                 del under_way[batch.producer_id]
-                found[index] = _changed(found[index], batch.marker, batch.first_offset)
+                found[index] = replace(found[index], outcome=batch.marker, marker_offset=batch.first_offset)
             # Else nothing was written to this partition, or a coordinator has sent its markers once more.
         elif batch.transactional:
             if index is not None and found[index].producer_epoch == batch.producer_epoch:
-                found[index] = _longer(found[index], batch.last_offset)
+                found[index] = replace(found[index], last_offset=batch.last_offset)
             else:
                 under_way[batch.producer_id] = len(found)
                 ids = (batch.producer_id, batch.producer_epoch)
                 found.append(Written(place, *ids, batch.first_offset, batch.last_offset))
     return found
-
-
-def _changed(one: Written, outcome: str, marker_offset: int) -> Written:
-    ids = (one.producer_id, one.producer_epoch)
-    return Written(one.place, *ids, one.first_offset, one.last_offset, outcome, marker_offset)
-
-
-def _longer(one: Written, last_offset: int) -> Written:
-    return Written(one.place, one.producer_id, one.producer_epoch, one.first_offset, last_offset)
 
 
 def read_partition(directory: Path, place: Place) -> list[Written]:

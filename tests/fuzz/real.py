@@ -7,7 +7,7 @@ condemned, and so is what shows only at the barrier, after a replay record by re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from itertools import zip_longest
 from typing import Any
 
@@ -16,8 +16,9 @@ from fcluster.common.positions import CommittedPosition
 from fcluster.common.settings import Settings
 from fcluster.common.topology import TopicSpec
 from fcluster.engine.failure import Failure, OutputRefusedError, UnkeptStateError
-from fcluster.engine.state import ShardState, StoreMeta
+from fcluster.engine.state import ShardState
 from fcluster.testing import Driver, JobStopped
+from fcluster.testing.shards import MemoryStore
 from fcluster.worker.processing import HandlerError, OutputPort, ShardRunner, UnreadableRecordError
 from tests.fuzz.plans import (
     SMALL_BYTES_MAX,
@@ -34,27 +35,6 @@ from tests.unit.test_processing import FakeMessage
 REPLAYS_MAX = 60
 MESSAGE_BYTES_MAX = 4_700
 """Between the largest of the small outputs with all their headers, and the smallest of the large ones."""
-
-
-class DictStore:
-    """A store of committed state."""
-
-    def __init__(self) -> None:
-        self.values: dict[bytes, bytes] = {}
-        self._meta = StoreMeta()
-
-    def meta(self) -> StoreMeta:
-        return self._meta
-
-    def get(self, key: bytes) -> bytes | None:
-        return self.values.get(key)
-
-    def get_many(self, keys: list[bytes]) -> list[bytes | None]:
-        return [self.values.get(key) for key in keys]
-
-    def apply(self, changes: Mapping[bytes, bytes], meta: StoreMeta) -> None:
-        self.values.update(changes)
-        self._meta = meta
 
 
 def build(plan: JobPlan) -> Job:
@@ -117,7 +97,7 @@ class Shell:
             for offset, record in enumerate(records)
         ]
         self._epoch_records = epoch_records
-        self._store = DictStore()
+        self._store = MemoryStore()
         self._condemned: list[tuple[int, Failure]] = []
         self._open: list[tuple[Any, ...]] = []
         self.committed: list[tuple[Any, ...]] = []
