@@ -65,7 +65,7 @@ from fcluster.common.transport import DealerTransport
 from fcluster.engine.changelog import Delta, encode_delta
 from fcluster.engine.failure import Failure, UnkeptStateError
 from fcluster.engine.state import ShardState
-from fcluster.worker import core, events, handler_processes, model
+from fcluster.worker import core, events, handler_processes, interpreter_lock, model
 from fcluster.worker.batches import Batches
 from fcluster.worker.chunks import Chunks
 from fcluster.worker.commit_thread import CommitThread
@@ -862,6 +862,7 @@ class Worker:
         heartbeat_due_s = 0.0
         while not self._stopping.is_set():
             now_s = time.monotonic()
+            interpreter_lock.put_off()
             self._watch_record(now_s)
             if now_s >= heartbeat_due_s:
                 heartbeat_due_s = now_s + interval_s
@@ -1061,6 +1062,7 @@ def run_worker(job: Job, settings: Settings, *, slot: int = -1, coordinator_addr
     )
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: worker.request_termination())
+    interpreter_lock.install()
     # What exists by now lives as long as the process; collecting it over and over costs 3 to 4%.
     gc.freeze()
     gc.set_threshold(100_000, 50, 100)
