@@ -115,6 +115,20 @@ class OverdueRecord(msgspec.Struct, frozen=True, array_like=True):
     step: Annotated[str, msgspec.Meta(max_length=1_000)] = ""
 
 
+class SuspectRecord(msgspec.Struct, frozen=True, array_like=True):
+    """The record of `shard` at which worker processes have ended, `times` in a row.
+
+    `step` began last. `record` describes the record for people. With `times` 0 it isn't known yet which one
+    it is: processes have ended, and nothing of the shard was committed in between.
+    """
+
+    shard: ShardId
+    offset: _Number = 0
+    times: _Number = 0
+    step: Annotated[str, msgspec.Meta(max_length=1_000)] = ""
+    record: Annotated[str, msgspec.Meta(max_length=1_000)] = ""
+
+
 class WorkerStats(msgspec.Struct, frozen=True):
     """What a heartbeat reports about a worker. Rates and totals count from the start of the process.
 
@@ -279,6 +293,24 @@ class RecordOverdue(Message, frozen=True):
     step: Annotated[str, msgspec.Meta(max_length=1_000)] = ""
 
 
+class RecordBegun(Message, frozen=True):
+    """`step` of the record at `offset` begins: perhaps it ends the process. Sent only where `SuspectRecord`
+    gives cause. The worker waits a moment for the answer, `RecordNoted`.
+    """
+
+    session: _Session
+    shard: ShardId
+    offset: _Number
+    step: Annotated[str, msgspec.Meta(max_length=1_000)] = ""
+    record: Annotated[str, msgspec.Meta(max_length=1_000)] = ""
+
+
+class RecordEnded(Message, frozen=True):
+    """The process has survived the record that `RecordBegun` was about, whatever came of it."""
+
+    session: _Session
+
+
 class Leaving(Message, frozen=True):
     """The worker was asked to leave: its shards have to move away. It keeps processing until it has none.
 
@@ -370,7 +402,8 @@ class Evicted(Message, frozen=True):
 class Assign(Message, frozen=True):
     """Restore and run these shards. Their previous owner released them or was fenced.
 
-    `overdue`: the records of these shards at which a handler has hung.
+    `overdue`: the records of these shards at which a handler has hung. `suspects`: the shards at which
+    processes have ended again and again.
     """
 
     term: _Number
@@ -378,6 +411,7 @@ class Assign(Message, frozen=True):
     shards: list[ShardId]
     number: _Number
     overdue: list[OverdueRecord] = []
+    suspects: list[SuspectRecord] = []
 
 
 class Revoke(Message, frozen=True):
@@ -455,6 +489,15 @@ class HeartbeatAck(Message, frozen=True):
 
     term: _Number
     session: _Session
+
+
+class RecordNoted(Message, frozen=True):
+    """The coordinator knows what `RecordBegun` said: if the process ends now, it is known at which record."""
+
+    term: _Number
+    session: _Session
+    shard: ShardId
+    offset: _Number
 
 
 # --- admin ---------------------------------------------------------------------------------------------
@@ -564,6 +607,8 @@ FromWorker = (
     | Drained
     | WorkerFailed
     | RecordOverdue
+    | RecordBegun
+    | RecordEnded
     | Leaving
     | Goodbye
 )
@@ -584,6 +629,7 @@ ToWorker = (
     | Dismiss
     | Shutdown
     | HeartbeatAck
+    | RecordNoted
 )
 ToAgent = AgentOrder | Shutdown | Refused
 ToAdmin = StatusReply | StopReply | DrainReply | ScaleReply | Refused

@@ -9,7 +9,17 @@ from __future__ import annotations
 
 from fcluster.common import messages
 from fcluster.common.ids import ShardId
-from fcluster.coordinator.model import Counters, Joiner, Phase, Session, SessionPhase, Shard, Slot, Terms
+from fcluster.coordinator.model import (
+    Counters,
+    Deaths,
+    Joiner,
+    Phase,
+    Session,
+    SessionPhase,
+    Shard,
+    Slot,
+    Terms,
+)
 
 
 class Cluster:
@@ -25,6 +35,8 @@ class Cluster:
         ending_told: the journal holds the decision to end the job.
         overdue: the records at which a handler has hung, by shard, until they are committed. In memory only:
             a new leader starts counting again.
+        deaths: how often in a row sessions were lost with nothing of a shard committed in between, and at
+            which of its records. In memory only, too.
         kafka_troubles: what the job is waiting for in Kafka, one sentence each.
         session_of_worker: by the worker's id. `session_of_peer`: by the connection, if it has one.
     """
@@ -50,6 +62,7 @@ class Cluster:
         self.joiners: dict[bytes, Joiner] = {}
         self.drained_workers: dict[str, None] = {}
         self.overdue: dict[ShardId, messages.OverdueRecord] = {}
+        self.deaths: dict[ShardId, Deaths] = {}
         self.counters = Counters()
         self.kafka_troubles: tuple[str, ...] = ()
 

@@ -50,6 +50,7 @@ from fcluster.coordinator.ending import EXIT_TEMPORARY, Ending
 from fcluster.coordinator.events import Effect, Event
 from fcluster.coordinator.joining import Joining
 from fcluster.coordinator.leaving import Leaving
+from fcluster.coordinator.losses import Losses
 from fcluster.coordinator.membership import Membership
 from fcluster.coordinator.model import EpochPhase, Phase, Session, SessionPhase, ShardPhase, Slot, Terms
 from fcluster.coordinator.office import Office
@@ -93,7 +94,10 @@ class Coordinator:
         self.takeovers = Takeovers()
 
         self._ownership = Ownership(cluster, outbox, self.copies, self.takeovers)
-        self._membership = Membership(cluster, outbox, self.rounds, self._ownership, self.takeovers)
+        self._losses = Losses(cluster, outbox, self.progress)
+        self._membership = Membership(
+            cluster, outbox, self.rounds, self._ownership, self.takeovers, self._losses
+        )
         self._vigilance = Vigilance(cluster, outbox, self.rounds, self._ownership, self._membership)
         self._leaving = Leaving(cluster, outbox, self._ownership)
         self._ending = Ending(cluster, outbox, self.rounds, self.progress, self.agents, self._membership)
@@ -108,7 +112,7 @@ class Coordinator:
             self._ending,
             returning,
         )
-        self._reports = Reports(cluster, outbox, self._ownership, self.copies, self.progress)
+        self._reports = Reports(cluster, outbox, self._ownership, self.copies, self.progress, self._losses)
         self._scaling = Scaling(cluster, outbox, self.agents)
         self._topics = Topics(cluster, outbox, self._ownership, self.progress, self._ending)
         self._office = Office(cluster, outbox, self._ending)
@@ -366,6 +370,10 @@ class Coordinator:
                 self._ending.worker_failed(session, message.reason)
             case messages.RecordOverdue():
                 self._reports.record_overdue(session, message)
+            case messages.RecordBegun():
+                self._losses.begun(session, message)
+            case messages.RecordEnded():
+                session.begun = None
             case messages.Leaving():
                 self._leaving.said(session)
             case messages.Goodbye():

@@ -110,7 +110,7 @@ class Joining:
             return
         if former is not None:
             self._cluster.counters.resets += 1
-            self._membership.end(former, "began anew", clean=False, rejoins=True)
+            self._membership.end(former, "began anew", clean=False, rejoins=True, lost=False)
         if self._cluster.phase is not Phase.RUNNING:
             self._ending.turn_away(peer)
             return

@@ -14,6 +14,7 @@ from __future__ import annotations
 from fcluster.common import messages
 from fcluster.coordinator import events
 from fcluster.coordinator.cluster import Cluster
+from fcluster.coordinator.losses import Losses
 from fcluster.coordinator.model import Joiner, Session, SessionPhase, Slot
 from fcluster.coordinator.outbox import Outbox
 from fcluster.coordinator.ownership import Ownership
@@ -29,7 +30,13 @@ class Membership:
     """Opens and ends sessions, and fences their slots."""
 
     def __init__(
-        self, cluster: Cluster, outbox: Outbox, rounds: Rounds, ownership: Ownership, takeovers: Takeovers
+        self,
+        cluster: Cluster,
+        outbox: Outbox,
+        rounds: Rounds,
+        ownership: Ownership,
+        takeovers: Takeovers,
+        losses: Losses,
     ) -> None:
         self.suspects: dict[int, Session] = {}
         """Sessions, by number, that count as dead unless they are heard from soon."""
@@ -40,6 +47,7 @@ class Membership:
         self._rounds = rounds
         self._ownership = ownership
         self._takeovers = takeovers
+        self._losses = losses
         self._opened = 0
 
     def deadlines_ms(self) -> list[float | None]:
@@ -109,7 +117,9 @@ class Membership:
         self._outbox.send(peer or session.peer, messages.Evicted(self._cluster.term, session.number))
         self.end(session, reason, clean=False)
 
-    def end(self, session: Session, reason: str, *, clean: bool, rejoins: bool = False) -> None:
+    def end(
+        self, session: Session, reason: str, *, clean: bool, rejoins: bool = False, lost: bool = True
+    ) -> None:
         """End a session: nothing is sent to it from now on. Its slot is fenced unless it left cleanly.
 
         Args:
@@ -117,6 +127,7 @@ class Membership:
             reason: for the log.
             clean: it has nothing uncommitted and won't start anything.
             rejoins: its worker, or that worker's successor, is asking for the slot right now.
+            lost: nobody knows what its worker was doing: it ended, hung or was cut off. Not if it is `clean`.
         """
         slot = self._cluster.slots[session.slot]
         self._outbox.log(
@@ -132,6 +143,8 @@ class Membership:
         slot.session, slot.fenced = None, clean
         if clean:
             self._outbox.add(events.ForgetFence(slot.number))
+        if lost and not clean:
+            self._losses.lost(session)
         waiting = self._ownership.orphaned(slot)
         sequence = self._outbox.journal_slot(slot)
         if not clean:

@@ -96,6 +96,7 @@ class Session:
         epoch: the one in flight, or the last one. `committed_epoch` is the last that it reported as
             committed.
         epoch_phase_ms: since when the epoch is in this phase.
+        begun: the record that it has announced and not survived yet.
         busy_ms: when it last reported that a handler is busy with one record. It serves no barrier meanwhile.
         failed: it reported that the job can't continue.
         orders: the number of the last `Assign` or `Revoke` that this leader sent it. `orders_heard` is the
@@ -135,6 +136,7 @@ class Session:
     stats_ms: float = 0.0
     records_in_per_second: float = 0.0
     records_out_per_second: float = 0.0
+    begun: messages.RecordBegun | None = None
     busy_ms: float = LONG_AGO_MS
     failed: bool = False
     orders: int = 0
@@ -174,6 +176,21 @@ class Slot:
     fencing: bool = False
     fence_retry_ms: float | None = None
     fence_failures: int = 0
+
+
+@dataclass(slots=True)
+class Deaths:
+    """Sessions of one shard that were lost one after the other, with nothing of it committed in between.
+
+    Attributes:
+        committed: the shard's committed offset at all of them.
+        times: how many.
+        suspect: the record that was being processed, if a session had announced it.
+    """
+
+    committed: int
+    times: int
+    suspect: messages.SuspectRecord | None = None
 
 
 @dataclass(slots=True)

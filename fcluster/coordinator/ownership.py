@@ -21,6 +21,7 @@ from fcluster.common.ids import ShardId
 from fcluster.coordinator.assignment import plan
 from fcluster.coordinator.cluster import Cluster
 from fcluster.coordinator.copies import Copies
+from fcluster.coordinator.losses import suspects_of
 from fcluster.coordinator.model import HELD_PHASES, Phase, Session, SessionPhase, Shard, ShardPhase, Slot
 from fcluster.coordinator.outbox import Outbox, assignment_key
 from fcluster.coordinator.takeovers import Takeovers
@@ -300,7 +301,15 @@ class Ownership:
         number = self._next_order(session)
         overdue = [self._cluster.overdue[shard] for shard in shards if shard in self._cluster.overdue]
         self._outbox.send(
-            session.peer, messages.Assign(self._cluster.term, session.number, shards, number, overdue)
+            session.peer,
+            messages.Assign(
+                self._cluster.term,
+                session.number,
+                shards,
+                number,
+                overdue,
+                suspects_of(self._cluster, shards),
+            ),
         )
 
     def _next_order(self, session: Session) -> int:

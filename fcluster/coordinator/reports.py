@@ -14,6 +14,7 @@ from fcluster.common import messages
 from fcluster.common.messages import WorkerStats
 from fcluster.coordinator.cluster import Cluster
 from fcluster.coordinator.copies import Copies, learn
+from fcluster.coordinator.losses import Losses
 from fcluster.coordinator.model import Session, SessionPhase
 from fcluster.coordinator.outbox import Outbox
 from fcluster.coordinator.ownership import Ownership
@@ -24,13 +25,20 @@ class Reports:
     """Takes in what workers report."""
 
     def __init__(
-        self, cluster: Cluster, outbox: Outbox, ownership: Ownership, copies: Copies, progress: Progress
+        self,
+        cluster: Cluster,
+        outbox: Outbox,
+        ownership: Ownership,
+        copies: Copies,
+        progress: Progress,
+        losses: Losses,
     ) -> None:
         self._cluster = cluster
         self._outbox = outbox
         self._ownership = ownership
         self._copies = copies
         self._progress = progress
+        self._losses = losses
 
     def heartbeat(self, session: Session, heartbeat: messages.Heartbeat) -> None:
         """A heartbeat, with metrics and the state of shards and copies."""
@@ -83,12 +91,14 @@ class Reports:
             shard = self._cluster.shards.get(status.shard)
             if shard is not None and shard.session == session.number:
                 self._progress.learn_commit(status)
+                self._losses.committed(status)
                 overdue = self._cluster.overdue.get(status.shard)
                 if overdue is not None and status.committed > overdue.offset:
                     del self._cluster.overdue[status.shard]
 
     def record_overdue(self, session: Session, message: messages.RecordOverdue) -> None:
         """A handler hangs at a record. The next owner of the shard has to know."""
+        session.begun = None  # the process ends because of its own decision
         shard = self._cluster.shards.get(message.shard)
         if shard is None or shard.session != session.number:
             return

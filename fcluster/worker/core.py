@@ -238,7 +238,7 @@ class WorkerCore:
                 )
                 self._reset()
             case _:
-                pass  # HeartbeatAck: its arrival is all that matters
+                pass  # HeartbeatAck: its arrival is all that matters; RecordNoted: the shell waits for it
 
     def _on_welcome(self, message: messages.Welcome) -> None:
         if message.adopted:

@@ -260,13 +260,15 @@ class KeepStandbys:
 class StartReading:
     """Process the shard's records from its position on, but not `stop_record`, if it is given.
 
-    `condemned`: records by offset that fail, by the rule of the step responsible.
+    `condemned`: records by offset that fail, by the rule of the step responsible. `announced`: the offsets
+    of records that are announced before they are processed, because one of them may end the process.
     """
 
     shard: ShardId
     position: CommittedPosition
     stop_record: StopRecord | None
     condemned: tuple[tuple[int, Failure], ...] = ()
+    announced: range = range(0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,11 @@ from fcluster.worker.situation import Situation
 
 OVERDUE_TIMES_MAX = 2
 """A record at which handlers have hung this often is condemned."""
+DEATHS_MAX = 3
+"""A record at which processes have ended this often is condemned."""
+ANNOUNCED_RECORDS = 2_000
+"""If it isn't known yet which record ends the processes: it is among so many, or nearer when it is looked for
+again. Each announcement takes a few milliseconds."""
 
 
 class Holdings:
@@ -66,6 +71,8 @@ class Holdings:
         new = tuple(sorted(shard for shard in message.shards if shard not in self._now.shards))
         for overdue in message.overdue:
             self._heed_overdue(overdue)
+        for suspect in message.suspects:
+            self._heed_suspect(suspect)
         for shard in new:
             self._now.shards[shard] = OwnedShard(ShardPhase.RESTORING, restoring=True)
         self._now.standbys -= set(new)
@@ -83,6 +90,31 @@ class Holdings:
                 step=overdue.step,
             )
             self._now.condemn(overdue.shard, overdue.offset, failure)
+
+    def _heed_suspect(self, suspect: messages.SuspectRecord) -> None:
+        """Processes have ended while this record was being processed. That may be chance, but not often."""
+        known = {offset for offset, _failure in self._now.condemned.get(suspect.shard, ())}
+        if suspect.times < DEATHS_MAX:
+            self._now.suspects[suspect.shard] = suspect
+        elif suspect.offset not in known:
+            at = "" if suspect.step else f"{suspect.record}: "
+            failure = Failure(
+                f"{at}{suspect.times} worker processes in a row ended or fell silent while they processed it"
+                f"{REMEDY_MARK}find in the workers' logs how they ended (by the signal of a crash in a C "
+                "extension, or by SIGKILL where there isn't enough memory), or give the step on_error='skip' "
+                "or a dead-letter topic",
+                step=suspect.step,
+            )
+            self._now.condemn(suspect.shard, suspect.offset, failure)
+
+    def _announced(self, shard: ShardId, position: CommittedPosition) -> range:
+        """The offsets whose records are announced before they are processed."""
+        suspect = self._now.suspects.pop(shard, None)
+        if suspect is None:
+            return range(0)
+        if suspect.times:
+            return range(suspect.offset, suspect.offset + 1)
+        return range(position.offset, position.offset + ANNOUNCED_RECORDS)
 
     def revoke(self, message: messages.Revoke) -> None:
         """Shards to release."""
@@ -158,8 +190,11 @@ class Holdings:
             started.append(status_of(shard, owned.position))
             if self._now.phase is Phase.ACTIVE:
                 condemned = tuple(self._now.condemned.get(shard, ()))
+                announced = self._announced(shard, owned.position)
                 self._now.add(
-                    events.StartReading(shard, owned.position, self.stop_records.get(shard), condemned)
+                    events.StartReading(
+                        shard, owned.position, self.stop_records.get(shard), condemned, announced
+                    )
                 )
         if started:
             self._now.send(messages.ShardsRunning(self._now.session, started))

@@ -9,6 +9,7 @@ Must not: know epochs, transactions or the coordinator.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -69,6 +70,21 @@ class ShardRunner(StageRunner):
         """The next record to process."""
         return self.position.offset if self.last is None else self.last.offset() + 1
 
+    def announce(self, offsets: range, run: Callable[[Any, Callable[[Any], None]], None]) -> None:
+        """Let `run(record, handle)` process the records at these offsets, after those that are condemned."""
+        inner = self.handle
+
+        def announcing(record: Any) -> None:
+            if record.offset() in offsets:
+                run(record, inner)
+            else:
+                inner(record)
+            if record.offset() >= offsets[-1]:
+                self.handle = inner
+
+        if offsets:
+            self.handle = announcing
+
     def stop_before(self, offset: int, reason: str) -> None:
         """Process nothing from `offset` on: `UnreadableRecordError(reason)` is raised there."""
         self.condemn(offset, Failure(reason))
@@ -81,9 +97,16 @@ def running_step(frame: FrameType | None) -> str:
         frame: the thread's innermost frame, as `sys._current_frames` returns it.
     """
     while frame is not None:
-        if frame.f_globals.get("__name__", "").startswith("fcluster.engine.operators."):
-            place = frame.f_locals.get("rekey_place") or frame.f_locals.get("place")
-            if isinstance(place, Place):
-                return place.name
+        if step := step_of(frame):
+            return step
         frame = frame.f_back
+    return ""
+
+
+def step_of(frame: FrameType) -> str:
+    """The name of the step whose operator this very frame is in, "" if it is in none."""
+    if frame.f_globals.get("__name__", "").startswith("fcluster.engine.operators."):
+        place = frame.f_locals.get("rekey_place") or frame.f_locals.get("place")
+        if isinstance(place, Place):
+            return place.name
     return ""

@@ -66,6 +66,7 @@ from fcluster.engine.changelog import Delta, encode_delta
 from fcluster.engine.failure import Failure, UnkeptStateError
 from fcluster.engine.state import ShardState
 from fcluster.worker import core, events, handler_processes, interpreter_lock, model
+from fcluster.worker.announcing import announced_steps
 from fcluster.worker.batches import Batches
 from fcluster.worker.chunks import Chunks
 from fcluster.worker.commit_thread import CommitThread
@@ -101,6 +102,8 @@ LONG_RECORD_S = 0.2
 """A record that takes longer is reported with the heartbeats."""
 LAST_WORD_S = 0.3
 """How long the last message before the process ends may take to be sent."""
+ANNOUNCEMENT_S = 1.0
+"""How long an announcement of a record waits for the coordinator's answer."""
 RECORD_WATCH_INTERVAL_S = 0.25
 UNBOUNDED_S = 1e9
 OUTPUTS_UNACKNOWLEDGED_MAX = 100_000
@@ -141,6 +144,7 @@ class Worker:
         self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._chunks = Chunks()
         self._record_watch = RecordWatch()
+        self._noted = threading.Event()  # the coordinator knows the record that was announced
         self._interrupts: list[None] = []  # not empty: the chunk ends with the record that is being processed
         self._main_thread = threading.get_ident()
         self._exit: events.Exit | None = None
@@ -396,7 +400,10 @@ class Worker:
             self._seeker.misled()
         else:
             self._seeker.heard()
-        self._post(events.MessageReceived(message))
+        if isinstance(message, messages.RecordNoted):
+            self._noted.set()
+        else:
+            self._post(events.MessageReceived(message))
 
     def _is_of_older_term(self, message: messages.FromCoordinator) -> bool:
         return message.term < self._core.situation.term
@@ -526,6 +533,30 @@ class Worker:
         finally:
             watch.record = None
         return None
+
+    def _run_announced(self, shard: ShardId, record: Message, handle: Callable[[Message], None]) -> None:
+        """Process a record that may end the process: the coordinator knows before each step."""
+        announce = functools.partial(self._announce, shard, record)
+        announce("")  # decoding it may be what ends the process
+        try:
+            with announced_steps(announce):
+                handle(record)
+        finally:
+            self._transport.send(messages.encode(messages.RecordEnded(self._core.situation.session)))
+
+    def _announce(self, shard: ShardId, record: Message, step: str) -> None:
+        if handler_processes.is_forked:
+            return
+        begun = messages.RecordBegun(
+            self._core.situation.session,
+            shard,
+            record.offset() or 0,
+            bounded_text(step, 1_000),
+            describe_record(record),
+        )
+        self._noted.clear()
+        self._transport.send(messages.encode(begun))
+        self._noted.wait(ANNOUNCEMENT_S)
 
     def _only_record(self, runner: Any, message: Any) -> tuple[ShardId, int] | None:
         """Shard and offset of the current record, if no other can be in the open epoch."""
@@ -680,6 +711,7 @@ class Worker:
             runner.condemn(offset, failure)
         if effect.stop_record is not None:
             runner.stop_before(effect.stop_record.offset, effect.stop_record.reason)
+        runner.announce(effect.announced, functools.partial(self._run_announced, effect.shard))
         reader = self._readers[stage.source.isolation]
         where = (stage.source.name, effect.shard.partition)
         runner.generation = self._newest_generation[reader] = reader.start({where: effect.position.offset})

@@ -29,6 +29,7 @@ class Situation:
         paused: all shards are paused. `backlog`: there was more to read than was read.
         condemned: records that fail when they come, by shard and offset, in the order in which their failures
             were found; kept after the session ends.
+        suspects: what is known about records that end processes, by shard, until the shard runs.
         pieces: how large an epoch may be while a record is looked for; kept after the session ends.
         leaving: it is going to exit. `drained`: an operator removes it for good.
     """
@@ -53,6 +54,7 @@ class Situation:
         self.paused = False
         self.backlog = False
         self.condemned: dict[ShardId, list[tuple[int, Failure]]] = {}
+        self.suspects: dict[ShardId, messages.SuspectRecord] = {}
         self.pieces = Pieces()
         self.leaving = False
         self.drained = False

@@ -598,6 +598,13 @@ NOISE = st.one_of(
         st.integers(0, 9),
         st.just("reason"),
     ),
+    st.builds(
+        messages.RecordBegun,
+        SESSIONS,
+        st.builds(ShardId, st.just("in"), st.integers(0, 6)),
+        st.integers(0, 9),
+    ),
+    st.builds(messages.RecordEnded, SESSIONS),
     st.builds(messages.Heartbeat, SESSIONS, st.just(messages.WorkerStats()), st.integers(0, 5)),
     st.builds(
         messages.Heartbeat,

@@ -43,6 +43,8 @@ FROM_WORKER: list[Message] = [
     messages.Drained(1),
     messages.WorkerFailed(1, "reason"),
     messages.RecordOverdue(1, ShardId("in", 0), 1, "reason"),
+    messages.RecordBegun(1, ShardId("in", 0), 1, "step", "record"),
+    messages.RecordEnded(1),
     messages.Leaving(1),
     messages.Goodbye(1),
 ]

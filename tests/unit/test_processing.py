@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
@@ -15,6 +16,7 @@ from fcluster.common.ids import repartition_topic
 from fcluster.common.positions import CommittedPosition
 from fcluster.common.settings import Settings
 from fcluster.engine.state import ShardState, StoreMeta
+from fcluster.worker.announcing import announced_steps
 from fcluster.worker.processing import HandlerError, OutputPort, ShardRunner, UnreadableRecordError
 
 
@@ -355,3 +357,49 @@ def test_declared_state_that_can_not_be_kept_is_found_with_its_handler() -> None
     bench.run(1)
     assert bench.port.skipped == 1
     assert bench.state.freeze(1) is None
+
+
+# --- records under suspicion ----------------------------------------------------------------------------
+
+
+def test_steps_are_announced_in_order_each_once_before_they_begin() -> None:
+    job, said = Job("j"), list[str]()
+
+    def many(_ctx: Any, value: int) -> Iterator[int]:
+        said.append("many runs")
+        yield value
+        yield value + 1
+
+    stream = job.stream(job.topic("in")).filter(bool).map(float)
+    stream.process(many, to=job.topic("out"))
+    bench = Bench(job)
+    with announced_steps(said.append):
+        bench.run(2)
+    filtering, mapping, *rest = said
+    assert (filtering.split()[0], mapping.split()[0]) == ("filter", "map")
+    assert rest == ["many", "many runs", "writing to 'out' at the end of 'many'"]
+    assert [value for _topic, value, _key in bench.values()] == [2.0, 3.0]
+    assert sys.getprofile() is None
+
+
+def test_only_records_under_suspicion_are_announced_and_those_behind_them_run_as_fast_as_ever() -> None:
+    bench = Bench(job_with(count))
+    fast, announced = bench.runner.handle, list[int]()
+
+    def run(record: Any, handle: Callable[[Any], None]) -> None:
+        announced.append(record.offset())
+        handle(record)
+
+    bench.runner.announce(range(3, 6), run)
+    for offset in (1, 3, 4, 8):  # Kafka leaves offsets out
+        bench.run("x", offset=offset)
+    assert announced == [3, 4]
+    assert bench.runner.handle is fast
+    assert [value["n"] for _topic, value, _key in bench.values()] == [1, 2, 3, 4]
+
+
+def test_nothing_under_suspicion_changes_nothing() -> None:
+    bench = Bench(job_with(count))
+    fast = bench.runner.handle
+    bench.runner.announce(range(0), lambda _record, _handle: None)
+    assert bench.runner.handle is fast

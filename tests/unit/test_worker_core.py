@@ -643,6 +643,51 @@ def test_condemned_record_is_forgotten_once_it_is_committed() -> None:
     assert scenario.core.situation.condemned == {}
 
 
+# --- records that end processes ---------------------------------------------------------------------------
+
+
+def suspected(times: int, step: str = "handler") -> Scenario:
+    """A shard that comes with a suspicion, at position 3."""
+    scenario = Scenario().joined()
+    suspects = [messages.SuspectRecord(A, 5 if times else 0, times, step, "record flights/0 at offset 5")]
+    scenario.receive(messages.Assign(1, 7, [A], scenario.order(), [], suspects))
+    scenario.after(events.ShardRestored(7, A, position(3)))
+    return scenario
+
+
+@pytest.mark.parametrize(
+    ("times", "announced"), [(0, range(3, 2_003)), (1, range(5, 6)), (2, range(5, 6)), (3, range(0))]
+)
+def test_records_under_suspicion_are_announced_until_one_is_condemned(times: int, announced: range) -> None:
+    scenario = suspected(times)
+    (reading,) = scenario.did(events.StartReading)
+    assert isinstance(reading, events.StartReading)
+    assert reading.announced == announced
+    assert [(offset, failure.step) for offset, failure in reading.condemned] == (
+        [(5, "handler")] if times >= 3 else []
+    )
+
+
+@pytest.mark.parametrize("step", ["handler", ""])
+def test_condemned_record_names_how_often_and_where_the_step_is_unknown_also_itself(step: str) -> None:
+    (reading,) = suspected(3, step).did(events.StartReading)
+    assert isinstance(reading, events.StartReading)
+    ((_offset, failure),) = reading.condemned
+    assert "3 worker processes in a row ended or fell silent while they processed it" in failure.reason
+    assert failure.reason.startswith("record flights/0 at offset 5: ") == (not step)
+
+
+def test_suspicion_is_over_with_the_session() -> None:
+    scenario = suspected(1)
+    scenario.after(events.TransactionFailed(7, "a broker is away"))
+    scenario.receive(messages.Welcome(term=1, session=8, slot=0, epoch=0, adopted=False))
+    scenario.after(events.ProducersOpened(8))
+    scenario.running(A)
+    reading = scenario.did(events.StartReading)[-1]
+    assert isinstance(reading, events.StartReading)
+    assert reading.announced == range(0)
+
+
 # --- epochs that fail because of their data -----------------------------------------------------------------
 
 REFUSED = Failure("Kafka refuses the output to 'out': too large", topic="out")
