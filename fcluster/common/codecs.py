@@ -144,7 +144,7 @@ def _encode_int(value: Any) -> bytes:
 
 def _decode_int(raw: bytes) -> int:
     if not raw:
-        raise ValueError("no bytes are no int")
+        raise ValueError("empty bytes are not an int")
     return int.from_bytes(raw, "big", signed=True)
 
 
@@ -196,8 +196,8 @@ class Codec(Generic[_T]):
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not _LEGAL_NAME.fullmatch(self.name):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise JobError(
-                f"The codec name {self.name!r} isn't legal.",
-                remedy="Give one of letters a-z and A-Z, digits, '.', '_' and '-'.",
+                f"The codec name {self.name!r} isn't valid.",
+                remedy="Use letters a-z and A-Z, digits, '.', '_' and '-'.",
             )
         if self.name in CODEC_NAMES:
             raise JobError(
@@ -295,7 +295,7 @@ def _checked(codec: Codec[Any]) -> Encode:
         encoded: object = encode(value)
         if type(encoded) is not bytes:
             raise TypeError(
-                f"the codec {name!r} gave {bounded_repr(encoded)}, a {type_of(encoded)}, not bytes"
+                f"the codec {name!r} returned {bounded_repr(encoded)}, a {type_of(encoded)}, not bytes"
             )
         return encoded
 

@@ -42,8 +42,8 @@ class State:
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not _LEGAL_NAME.fullmatch(self.name):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise JobError(
-                f"The state name {bounded_repr(self.name)} isn't legal.",
-                remedy="Give one of letters a-z and A-Z, digits, '.', '_' and '-'.",
+                f"The state name {bounded_repr(self.name)} isn't valid.",
+                remedy="Use letters a-z and A-Z, digits, '.', '_' and '-'.",
             )
         if not codec_is_known(self.value):
             raise JobError(
@@ -55,13 +55,13 @@ class State:
             return
         if not isinstance(ttl, timedelta):  # pyright: ignore[reportUnnecessaryIsInstance]  a user's
             raise JobError(
-                f"ttl={bounded_repr(ttl)} of the state {self.name!r} is no timedelta.",
+                f"ttl={bounded_repr(ttl)} of the state {self.name!r} is not a timedelta.",
                 remedy="Use ttl=timedelta(hours=1), from Python's datetime.",
             )
         if not 1 <= ttl / timedelta(milliseconds=1) <= TTL_MS_MAX:
             raise JobError(
                 f"ttl={ttl!r} of the state {self.name!r} is out of range.",
-                remedy="Use one millisecond or more; leave it out for state that is kept for ever.",
+                remedy="Use one millisecond or more. Leave it out for state that never expires.",
             )
 
     @property
@@ -290,7 +290,7 @@ def check_states(handler: str, states: object) -> tuple[State, ...]:
     for state in cast("list[Any]", states):
         if not isinstance(state, State) or not state.kind:
             raise JobError(
-                f"states= of the handler {handler!r} got {bounded_repr(state)}, which is no state.",
+                f"states= of the handler {handler!r} got {bounded_repr(state)}, which is not a state.",
                 remedy=remedy,
             )
         if any(other.name == state.name for other in checked):

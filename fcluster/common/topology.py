@@ -408,7 +408,9 @@ def incompatibility(old_description: Mapping[str, Any], new_topology: Topology) 
         One sentence that names what is incompatible, None if nothing is.
     """
     if old_description.get("format") not in _FORMATS_READ:
-        return "The state was written by another version of fcluster, in a format that this one can't read."
+        return (
+            "The state was written by another version of fcluster, in a format that this version can't read."
+        )
     if old_description.get("job") != new_topology.job:
         return f"The state belongs to the job {old_description.get('job')!r}, not to {new_topology.job!r}."
     old_stages = cast(Mapping[str, Mapping[str, Any]], old_description.get("stages", {}))
@@ -450,12 +452,13 @@ def _changed_states(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | Non
         if now is None:
             near = _nearest(name, [other for other in declared if other not in old.get("states", {})])
             hint = f" (renamed to {near.partition('/')[2]!r}?)" if near else ""
-            return f"{what} has entries, but isn't declared any more{hint}."
+            return f"{what} has entries, but is no longer declared{hint}."
         if before != now:
             return (
-                f"{what} was declared as {_state_text(before)}, and now is as {_state_text(now)}: its "
-                "entries can't be read so. (To change it, leave it as it was, declare another state under a "
-                "new name, and let the handler bring over each key's entries when its records come.)"
+                f"{what} was declared as {_state_text(before)}, and is now declared as {_state_text(now)}: "
+                "its entries can't be read that way. (To change it, keep the old declaration, declare "
+                "another state under a new name, and let the handler copy each key's entries when a "
+                "record of that key comes.)"
             )
     return None
 
@@ -483,23 +486,30 @@ def _changed_stage(name: str, old: Mapping[str, Any], stages: Mapping[str, Mappi
     if new is None:
         if old_key_by is None:
             return None
-        return f"The stage {name!r} behind key_by is gone, and records may still be on their way to it."
+        return (
+            f"The stage {name!r} after key_by is gone, but its repartition topic may still have "
+            "unprocessed records."
+        )
     if old_key_by is None and new.get("key_by") is None and new["source"] != old.get("source"):
         return f"The stage {name!r} used to read {old.get('source')!r}, and now reads {new['source']!r}."
     new_key_by = new.get("key_by")
     if old_key_by is None or new_key_by is None:
-        return None if old_key_by == new_key_by else f"The stage {name!r} used to be fed in another way."
+        return (
+            None
+            if old_key_by == new_key_by
+            else f"The stage {name!r} used to get its records in another way."
+        )
     if new_key_by.get("from") != old_key_by.get("from"):
         return (
-            f"The stage {name!r} used to be fed from the stage {old_key_by.get('from')!r}, and now is from "
-            f"{new_key_by['from']!r}."
+            f"The stage {name!r} used to get its records from the stage {old_key_by.get('from')!r}, and "
+            f"now gets them from {new_key_by['from']!r}."
         )
     reason = _changed_key(name, old_key_by, new_key_by)
     if reason:
         return reason
     if new["encoding"] != old.get("encoding"):
         return (
-            f"The key_by in front of {name!r} used to write keys and values as "
+            f"The key_by before {name!r} used to write keys and values as "
             f"{_encoding(old.get('encoding'))}, and now writes {_encoding(new['encoding'])}."
         )
     return None
@@ -511,20 +521,20 @@ def _changed_key(stage: str, old: Mapping[str, str], new: Mapping[str, str]) -> 
     vouched = any(_vouched(key_by) for key_by in (old, new))
     if old.get("by") != new.get("by") and not vouched:
         return (
-            f"The key_by in front of {stage!r} used the {old.get('by')}, and now uses the {new['by']}: its "
-            "state is keyed by the former."
+            f"The key_by before {stage!r} used the {old.get('by')}, and now uses the {new['by']}, but the "
+            "state is keyed by the old one."
         )
     if _keys_compared(old, new) == "unknown":
         return None
     if vouched:
         return (
-            f"The key_by in front of {stage!r} says version={_version(new)}, and said version="
-            f"{_version(old)} when its state was written."
+            f"The key_by before {stage!r} says version={_version(new)}, but said version={_version(old)} "
+            "when the state was written."
         )
     return (
-        f"The key_by in front of {stage!r} uses another {new['by']} than the one that its state is keyed by. "
-        "(If both give the same key for every value, say so with key_by(..., version=1): the version is "
-        "compared from then on, and not the function.)"
+        f"The key_by before {stage!r} uses another {new['by']} than the one that the state is keyed by. "
+        "(If both return the same key for every value, say so with key_by(..., version=1): from then on "
+        "the version is compared instead of the function.)"
     )
 
 
@@ -557,8 +567,9 @@ def unverified_keys(old_description: Mapping[str, Any], new_topology: Topology) 
         new = cast("Mapping[str, str] | None", stage.get("key_by"))
         if old is not None and new is not None and _keys_compared(old, new) == "unknown":
             remarks.append(
-                f"The key_by in front of {name!r} ({new['by']}) is taken to give the same keys as when its "
-                "state was written: what was noted of it then can't be compared with it. From now on it can."
+                f"The key_by before {name!r} ({new['by']}) is assumed to return the same keys as when the "
+                "state was written: the function recorded then can't be compared with it. From now on it "
+                "can."
             )
     return remarks
 

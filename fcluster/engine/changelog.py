@@ -37,8 +37,8 @@ DELTA_RECORD_BYTES_MAX = 900_000
 """A record's default size limit: below the 1,000,000 bytes that clients and brokers allow by default."""
 
 RESET_REMEDY = (
-    "Restore the topic from a backup, or let the job process its sources anew: `fcluster reset JOB --to "
-    "earliest` (with --dry-run it shows what would go)."
+    "Restore the topic from a backup, or let the job process its sources again: `fcluster reset JOB --to "
+    "earliest` (with --dry-run it shows what would be deleted)."
 )
 
 _MAGIC = b"fcD" + bytes([FORMAT_VERSION])
@@ -138,11 +138,11 @@ def _decode_body(body: bytes) -> dict[bytes, bytes]:
     if sys.byteorder == "big":
         lengths.byteswap()
     if lengths_end + sum(lengths) != len(body):
-        raise ValueError(f"its {count} entries add up to another length than its own")
+        raise ValueError(f"the lengths of its {count} entries don't add up to its own")
     pieces = [body[begin:end] for begin, end in pairwise(accumulate(lengths, initial=lengths_end))]
     changes = dict(zip(pieces[:count], pieces[count:], strict=True))
     if len(changes) != count:
-        raise ValueError("a key stands in it twice")
+        raise ValueError("it has a key twice")
     return changes
 
 
@@ -234,7 +234,7 @@ class DeltaReader:
         try:
             changes = _decode_body(b"".join(assembly.bodies))
         except ValueError as error:
-            raise self._damaged(offset, f"the delta of epoch {read.epoch} can't be read: {error}") from error
+            raise self._damaged(offset, f"can't read the delta of epoch {read.epoch}: {error}") from error
         self.state_epoch = read.epoch if self._exactly_once else max(read.epoch, self.state_epoch)
         return Delta(read.epoch, read.previous_epoch, changes, read.source_offset)
 

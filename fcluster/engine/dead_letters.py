@@ -51,8 +51,8 @@ def write_dead_letter(
             produce(topic.name, None, kept_key, timestamp_ms, stub)
         except OutputRefusedError as second:
             raise RecordError(
-                f"{error}; and not even a stub of it can be written to the dead-letter topic {topic.name!r}: "
-                f"{second.reason}"
+                f"{error}; and not even a stub of it can be written to the dead-letter topic "
+                f"{topic.name!r}: {second.reason}"
             ) from second
 
 

@@ -426,7 +426,7 @@ class EntryTable:
                 return
             yield key, stored
             if self._frozen and self._frozen[-1][0] > frozen_until:
-                raise RuntimeError("a scan of a state can't go on after the record that began it")
+                raise RuntimeError("a scan of a state can't continue after the record that began it")
             if reverse:
                 stop = key
             else:
@@ -482,12 +482,12 @@ class EntryTable:
         for key, value in live.items():
             if self._codec.describe_unkept(value) is not None:
                 raise self._unkept(key, value)
-        raise AssertionError(f"store {self.name!r}: a value can't be kept, but none of them is to blame")
+        raise AssertionError(f"store {self.name!r}: a value can't be stored, but no single one causes it")
 
     def _unkept(self, key: bytes, value: Any) -> ProcessingError:
         return ProcessingError(
             f"store {self.name!r}, key {self.key_text(key)}: {self._codec.describe_unkept(value)}",
-            remedy="Convert such values before they are put there, or give the state another codec.",
+            remedy="Convert such values before you put them into the state, or give the state another codec.",
         )
 
 

@@ -76,7 +76,7 @@ class _EachCodec:
         try:
             self._encode(value)
         except Exception as error:  # noqa: BLE001  whatever a user's codec raises
-            return bounded_text(f"{self._name} can't keep the value: {describe_exception(error)}", 1_000)
+            return bounded_text(f"{self._name} can't store the value: {describe_exception(error)}", 1_000)
         return None
 
 
@@ -97,7 +97,7 @@ class _MsgpackCodec(_EachCodec):
         if problem is None:
             changed = _find_changed(value)
             if changed is not None:
-                problem = f"msgpack can't keep a {type_name(changed)}: it would come back as something else"
+                problem = f"msgpack can't store a {type_name(changed)}: it would come back as something else"
         return problem
 
 

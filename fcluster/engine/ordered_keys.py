@@ -98,7 +98,7 @@ def _encode_int(key: Any) -> bytes:
     amount = abs(key)
     length = (amount.bit_length() + 7) // 8
     if length > _INT_BYTES_MAX:
-        raise ValueError(f"the int has {length} bytes, as a key it may have {_INT_BYTES_MAX}")
+        raise ValueError(f"the int has {length} bytes; a key may have at most {_INT_BYTES_MAX}")
     if key >= 0:
         return bytes((128 + length,)) + amount.to_bytes(length, "big")
     return bytes((127 - length,)) + (256**length - 1 - amount).to_bytes(length, "big")
@@ -174,5 +174,6 @@ def _tuple_codec(parts: tuple[str, ...]) -> tuple[EncodeKey, DecodeKey]:
 
 def _wrong_type(key: object, kind: str, expected: str) -> TypeError:
     return TypeError(
-        f"{bounded_repr(key)} is of type {type_of(key)}, but keys are kept as {kind}, which takes {expected}"
+        f"{bounded_repr(key)} is of type {type_of(key)}, but keys are stored as {kind}, which takes "
+        f"{expected}"
     )

@@ -341,12 +341,12 @@ class StateTable:
         for key, state in self.touched.items():
             if describe_unkept(state) is not None:
                 raise self._unkept(key, state)
-        raise AssertionError(f"store {self.name!r}: a value can't be kept, but none of them is to blame")
+        raise AssertionError(f"store {self.name!r}: a value can't be stored, but no single one causes it")
 
     def _unkept(self, key: bytes, state: State) -> ProcessingError:
         return ProcessingError(
             f"store {self.name!r}, key {bounded_repr(key)}: {describe_unkept(state)}",
-            remedy=f"State may hold {KEPT}; convert other values before they are put there.",
+            remedy=f"State may hold {KEPT}; convert other values before you put them into it.",
         )
 
 

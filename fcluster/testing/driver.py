@@ -142,7 +142,7 @@ class Driver:
     def close(self) -> None:
         """Release the job's state. Written records can still be read."""
         self._shards.clear()
-        self._stopped = self._stopped or JobStopped("The driver is closed.", remedy="Make another one.")
+        self._stopped = self._stopped or JobStopped("The driver is closed.", remedy="Create another one.")
 
     # --- records in ---------------------------------------------------------------------------------------
 
@@ -359,7 +359,7 @@ class Driver:
                 return
             if self._process(shard, record) and one_by_one and not self._commit():
                 failure = shard.runner.find_unkept()
-                assert failure is not None, "a state can't be kept, but none of them is to blame"
+                assert failure is not None, "a state can't be stored, but no single one causes it"
                 self._roll_back()
                 self._condemn(shard.id, record, failure)
 
@@ -454,9 +454,7 @@ class Driver:
         condemned = self._condemned.setdefault(shard, [])
         condemned.append((record.offset(), failure))
         if len(condemned) > FAILURES_MAX:
-            raise JobStopped(
-                f"{failure.reason} (and it has failed in {FAILURES_MAX} other ways before)", record=record
-            )
+            raise JobStopped(f"{failure.reason} (after failing in {FAILURES_MAX} other ways)", record=record)
 
     def _stop(self, shard: ShardId, record: StoredRecord, error: UnreadableRecordError) -> None:
         __tracebackhide__ = True
@@ -575,7 +573,7 @@ def _partition_counts(topology: Topology, given: int | Mapping[str, int]) -> dic
 
 def _check_count(name: str, count: int) -> None:
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise ValueError(f"{name}: {count!r} is no number of partitions")
+        raise ValueError(f"{name}: {count!r} is not a number of partitions")
 
 
 def _unknown(kind: str, name: str, known: Mapping[str, Any] | Sequence[str], trouble: str) -> JobError:

@@ -227,7 +227,7 @@ class RocksStore:
             ) from error
         if record.format != STORE_FORMAT:
             raise IncompatibleState(
-                f"the state in {self.path} has format {record.format}, this version reads {STORE_FORMAT}",
+                f"the state in {self.path} has format {record.format}, but this version reads {STORE_FORMAT}",
                 remedy="Run the version that wrote it, or delete the directory: it is rebuilt from Kafka.",
             )
         return StoreMeta(record.state_epoch, record.changelog_offset, record.changelog_id)
@@ -410,7 +410,7 @@ class StoreDirectory:
             pass  # the store was replaced meanwhile
         except OSError as error:
             # Then they are restored again if the host goes down.
-            _log.warning("%s can't be synced: %s", path, error.strerror or error)
+            _log.warning("can't sync %s: %s", path, error.strerror or error)
 
     def _options(self) -> Options:
         blocks = BlockBasedOptions()
@@ -474,13 +474,13 @@ def explain_trouble(error: Exception, path: Path) -> FclusterError:
         isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     ):
         return StateDirectoryFullError(
-            f"the disk of {path} is full", remedy="Make room, or move state.dir to a larger disk."
+            f"the disk of {path} is full", remedy="Free some space, or move state.dir to a larger disk."
         )
     if "lock hold by" in text or "While lock file" in text:
         return _in_use(path)
     if isinstance(error, OSError):
         return StateDirectoryFailedError(
-            f"{path} can't be used: {error.strerror or error}",
+            f"can't use {path}: {error.strerror or error}",
             remedy="Set state.dir to a directory that this user may write, on a disk that works.",
         )
     if any(words in text for words in _DISK_FAILS):
@@ -492,7 +492,7 @@ def explain_trouble(error: Exception, path: Path) -> FclusterError:
 
 def _damaged(path: Path, text: str) -> StateDamaged:
     return StateDamaged(
-        f"RocksDB can't go on in {path}: {text}",
+        f"RocksDB can't continue in {path}: {text}",
         remedy="Delete that directory and start again: it is rebuilt from snapshot and changelog.",
     )
 
@@ -500,5 +500,5 @@ def _damaged(path: Path, text: str) -> StateDamaged:
 def _in_use(path: Path) -> DirectoryInUse:
     return DirectoryInUse(
         f"{path} is in use by another process",
-        remedy="Stop that process, or give this worker a state.dir of its own.",
+        remedy="Stop that process, or set another state.dir for this worker.",
     )

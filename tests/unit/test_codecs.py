@@ -173,7 +173,7 @@ def test_what_a_codec_of_ones_own_can_not_decode_is_a_record_that_fails() -> Non
 
 
 def test_codec_that_gives_no_bytes_is_refused() -> None:
-    with pytest.raises(TypeError, match="the codec 'bad' gave 'text', a str, not bytes"):
+    with pytest.raises(TypeError, match="the codec 'bad' returned 'text', a str, not bytes"):
         value_codec(Codec("bad", str, str))[1]("text")
 
 

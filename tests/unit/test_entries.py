@@ -286,7 +286,7 @@ def test_scan_can_not_go_on_after_its_epoch() -> None:
     scan = entries.scan()
     assert next(scan) == (1, 0)
     handler.freeze()
-    with pytest.raises(RuntimeError, match="can't go on after the record"):
+    with pytest.raises(RuntimeError, match="can't continue after the record"):
         next(scan)
 
 

@@ -234,7 +234,7 @@ def test_damaged_files_are_reported_as_damage(directory: StoreDirectory) -> None
     path = directory.shard_path(SHARD) / "db"
     for file in path.glob("*.sst"):
         file.unlink()
-    with pytest.raises(StateDamaged, match="RocksDB can't go on"):
+    with pytest.raises(StateDamaged, match="RocksDB can't continue"):
         directory.open(SHARD)
     directory.destroy(SHARD)
     assert directory.open(SHARD).meta() == StoreMeta()

@@ -377,7 +377,7 @@ def test_unknown_names_are_refused_with_the_near_one() -> None:
             call()
     with pytest.raises(SettingsError, match="Did you mean"):
         Counting().driver(settings={"isolation.levle": "read-committed"})
-    with pytest.raises(ValueError, match="no number of partitions"):
+    with pytest.raises(ValueError, match="not a number of partitions"):
         Counting().driver(partitions=0)
 
 

@@ -230,12 +230,20 @@ def pair(name: str) -> Codec[Any]:
 @pytest.mark.parametrize(
     ("before", "after", "words"),
     [
-        (ValueState("s"), MapState("s"), "declared as value of json values without a TTL, and now is as map"),
-        (ValueState("s"), ListState("s"), "now is as list of json values"),
-        (ValueState("s"), ValueState("s", "msgpack"), "now is as value of msgpack values"),
-        (ValueState("s"), ValueState("s", ttl=timedelta(1)), "now is as value of json values with a TTL"),
+        (
+            ValueState("s"),
+            MapState("s"),
+            "declared as value of json values without a TTL, and is now declared as map",
+        ),
+        (ValueState("s"), ListState("s"), "is now declared as list of json values"),
+        (ValueState("s"), ValueState("s", "msgpack"), "is now declared as value of msgpack values"),
+        (
+            ValueState("s"),
+            ValueState("s", ttl=timedelta(1)),
+            "is now declared as value of json values with a TTL",
+        ),
         (ValueState("s", ttl=timedelta(1)), ValueState("s"), "without a TTL"),
-        (MapState("s"), MapState("s", key="int"), "with text keys of json values without a TTL, and now"),
+        (MapState("s"), MapState("s", key="int"), "with text keys of json values without a TTL, and is now"),
         (MapState("s"), MapState("s", key=("text", "int")), "with text, int keys"),
         (ValueState("s", pair("one")), ValueState("s", pair("two")), "of one values"),
     ],
@@ -250,7 +258,7 @@ def test_changed_kind_or_codec_is_incompatible_and_the_message_says_what_to_do(
 
 
 def test_state_that_is_gone_is_incompatible_and_the_new_name_offered() -> None:
-    assert "isn't declared any more." in (change(with_states(ValueState("s")), plain) or "")
+    assert "is no longer declared." in (change(with_states(ValueState("s")), plain) or "")
     reason = change(with_states(ValueState("seen")), with_states(ValueState("seem")))
     assert reason is not None
     assert "(renamed to 'seem'?)" in reason
@@ -281,7 +289,7 @@ def lambda_b(version: str | None = None) -> Grow:
 def test_another_lambda_in_key_by_is_incompatible_and_the_message_names_the_way_out() -> None:
     reason = incompatibility(built(lambda_a()).describe(), built(lambda_b()))
     assert reason is not None
-    assert "uses another function <lambda> than the one that its state is keyed by" in reason
+    assert "uses another function <lambda> than the one that the state is keyed by" in reason
     assert "version=1" in reason
 
 
@@ -300,7 +308,7 @@ def test_lambda_described_before_lambdas_were_told_apart_is_accepted_and_said_to
     del former["stages"]["count"]["key_by"]["identity"]
     assert incompatibility(former, built(lambda_a())) is None
     (remark,) = unverified_keys(former, built(lambda_a()))
-    assert "The key_by in front of 'count' (function <lambda>) is taken to give the same keys" in remark
+    assert "The key_by before 'count' (function <lambda>) is assumed to return the same keys" in remark
 
 
 def test_version_of_key_by_is_compared_in_place_of_the_function() -> None:
@@ -308,7 +316,7 @@ def test_version_of_key_by_is_compared_in_place_of_the_function() -> None:
     assert incompatibility(former, built(lambda_b("1"))) is None
     reason = incompatibility(former, built(lambda_a("2")))
     assert reason is not None
-    assert "says version=2, and said version=1" in reason
+    assert "says version=2, but said version=1" in reason
 
 
 def test_version_given_for_the_first_time_is_the_users_word_that_the_key_is_the_same() -> None:

@@ -211,7 +211,7 @@ def _field_of(name: str) -> Callable[[Any], Any]:
         try:
             return value.get(name)
         except AttributeError:
-            what = "null (a tombstone)" if value is None else f"a {type_of(value)}, no object"
+            what = "null (a tombstone)" if value is None else f"a {type_of(value)}, not an object"
             raise RecordError(
                 f"key_by takes the field {name!r}, but the value is {what}; filter such records out before "
                 "it, or give key_by a function"
