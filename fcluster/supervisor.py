@@ -717,6 +717,8 @@ def worker_name(number: int) -> str:
 
 def death_of(code: int) -> str:
     """An exit code in words."""
+    if code == -signal.SIGPROF:
+        return "gave up a handler that held the interpreter's lock (see the stacks above)"
     if code < 0:
         return f"was {describe_exit(code)}"
     if code == EXIT_DONE:

@@ -92,5 +92,6 @@ def suspects_of(cluster: Cluster, shards: Sequence[ShardId]) -> list[messages.Su
     return [
         deaths.suspect or messages.SuspectRecord(shard)
         for shard in shards
-        if (deaths := cluster.deaths.get(shard)) is not None and deaths.times >= ANNOUNCED_FROM_TIMES
+        if (deaths := cluster.deaths.get(shard)) is not None
+        and (deaths.suspect is not None or deaths.times >= ANNOUNCED_FROM_TIMES)
     ]

@@ -904,6 +904,7 @@ class Worker:
                 self._health.sent_heartbeat(interval_s)
             wake_s = min(heartbeat_due_s, now_s + RECORD_WATCH_INTERVAL_S)
             self._stopping.wait(max(0.01, wake_s - time.monotonic()))
+        interpreter_lock.rest()
 
     def _watch_record(self, now_s: float) -> None:
         """Check how long the current record takes. A chunk that has become slow ends with it."""
@@ -1094,7 +1095,7 @@ def run_worker(job: Job, settings: Settings, *, slot: int = -1, coordinator_addr
     )
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: worker.request_termination())
-    interpreter_lock.install()
+    interpreter_lock.install(settings.session_timeout_ms / 1000)
     # What exists by now lives as long as the process; collecting it over and over costs 3 to 4%.
     gc.freeze()
     gc.set_threshold(100_000, 50, 100)

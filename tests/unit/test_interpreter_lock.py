@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -15,11 +17,9 @@ from fcluster.worker import interpreter_lock
 
 @pytest.fixture
 def lock() -> Iterator[None]:
-    before = signal.getsignal(signal.SIGVTALRM)
-    interpreter_lock.install()
+    interpreter_lock.install(session_timeout_s=60)
     yield
     interpreter_lock.uninstall()
-    signal.signal(signal.SIGVTALRM, before)
 
 
 class FoundError(Exception):
@@ -59,3 +59,40 @@ def test_thread_that_puts_the_timer_off_runs_while_a_regular_expression_backtrac
 def test_timer_is_not_started_without_a_handler_for_its_signal() -> None:
     interpreter_lock.put_off()
     assert signal.getitimer(signal.ITIMER_VIRTUAL) == (0.0, 0.0)
+    assert signal.getitimer(signal.ITIMER_PROF) == (0.0, 0.0)
+
+
+@pytest.mark.usefixtures("lock")
+def test_timers_rest_once_nobody_puts_them_off() -> None:
+    interpreter_lock.put_off()
+    assert signal.getitimer(signal.ITIMER_PROF)[0] > 60
+    interpreter_lock.rest()
+    assert signal.getitimer(signal.ITIMER_VIRTUAL) == (0.0, 0.0)
+    assert signal.getitimer(signal.ITIMER_PROF) == (0.0, 0.0)
+
+
+DEAF = """
+import threading, time
+from fcluster.worker import interpreter_lock
+
+def pulse():
+    while True:
+        interpreter_lock.put_off()
+        began.set()
+        time.sleep(0.01)
+
+def deaf_handler():
+    sum(range(10**15))  # for days, without a look at signals
+
+interpreter_lock.install(session_timeout_s=0.1)
+began = threading.Event()
+threading.Thread(target=pulse, daemon=True).start()
+began.wait()
+deaf_handler()
+"""
+
+
+def test_call_that_looks_for_no_signal_ends_the_process_with_its_stacks() -> None:
+    ended = subprocess.run([sys.executable, "-c", DEAF], capture_output=True, text=True)
+    assert ended.returncode == -signal.SIGPROF, ended.stderr
+    assert "in deaf_handler" in ended.stderr

@@ -124,6 +124,11 @@ def test_record_that_was_committed_is_not_suspect(committed: int, told: list[mes
     assert job.suspects == told
 
 
+def test_record_is_known_after_one_death_where_good_ones_before_it_were_committed_meanwhile() -> None:
+    job = Job().die(2).commit(2).begin().die(committed=2)
+    assert job.suspects == suspect(1)
+
+
 def test_commit_in_between_begins_the_count_anew() -> None:
     job = Job().die().commit(1).die(committed=1)
     assert job.suspects == []

@@ -520,6 +520,7 @@ def test_agent_gives_up_when_no_worker_can_be_started(agent: Agents) -> None:
     ("code", "words"),
     [
         (-9, "was killed by SIGKILL"),
+        (-27, "gave up a handler that held the interpreter's lock (see the stacks above)"),
         (0, "ended"),
         (1, "exited with an error (exit code 1)"),
         (70, "crashed (exit code 70)"),
