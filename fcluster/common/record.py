@@ -34,7 +34,7 @@ class Record:
         key: of the kind declared as the target topic's `key`. None is the null key.
         value: of the kind declared as the target topic's `value`. None is a tombstone.
         headers: pairs of a name and bytes (or None), in order.
-        timestamp: milliseconds since 1970.
+        timestamp: milliseconds since 1970. 0 is written as -1 ("none").
         topic: a topic of the job to write to instead of the handler's `to`.
     """
 

@@ -49,6 +49,9 @@ class KafkaWaits:
 
     Args:
         watchdog: doesn't count the time that is spent in here.
+
+    Attributes:
+        in_vain: the job is over, so that nobody needs what is waited for. Set by any thread.
     """
 
     def __init__(self, watchdog: Watchdog) -> None:
@@ -58,6 +61,7 @@ class KafkaWaits:
         self._next = 0
         self._usual_s = 0.0
         self._patience_s = ANSWERED_PATIENCE_S
+        self.in_vain = False
 
     @contextlib.contextmanager
     def waiting(self, what: str) -> Generator[None]:

@@ -210,7 +210,7 @@ class Worker:
             connect=self._connect,
             term=lambda: self._core.situation.term,
             say=self._say_trouble,
-            on_ended=lambda failed, reason: self._post(events.JobEnded(failed, reason)),
+            on_ended=self._on_job_ended,
             failpoint="worker.seeks-leader",
         )
         self._stopping = threading.Event()
@@ -403,7 +403,17 @@ class Worker:
         if isinstance(message, messages.RecordNoted):
             self._noted.set()
         else:
+            if isinstance(message, messages.Shutdown) and self._ends_the_job(message):
+                self._kafka_waits.in_vain = True
             self._post(events.MessageReceived(message))
+
+    def _ends_the_job(self, message: messages.Shutdown) -> bool:
+        mine = message.session in (0, self._core.situation.session)
+        return mine and not self._is_of_older_term(message)
+
+    def _on_job_ended(self, failed: bool, reason: str) -> None:
+        self._kafka_waits.in_vain = True
+        self._post(events.JobEnded(failed, reason))
 
     def _is_of_older_term(self, message: messages.FromCoordinator) -> bool:
         return message.term < self._core.situation.term

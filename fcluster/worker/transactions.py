@@ -272,7 +272,11 @@ class TransactionalWriter:
 
     def flush_outputs(self) -> None:
         with self._waits.waiting(_ACKNOWLEDGEMENTS):
-            flush(self._producers[self._turn], check_transaction)
+            flush(self._producers[self._turn], self._look)
+
+    def _look(self, producer: Producer) -> None:
+        _unless_in_vain(self._waits)
+        check_transaction(producer)
 
     def seal(self) -> None:
         assert self._begun, "an epoch was sealed that was never begun"
@@ -297,7 +301,7 @@ class TransactionalWriter:
             )
         failpoints.reach("worker.offsets-sent", frozen.epoch)
         with self._waits.waiting(_ACKNOWLEDGEMENTS):
-            flush(self._sealed, check_transaction)
+            flush(self._sealed, self._look)
         check_deltas(frozen)
         failpoints.reach("worker.delta-flushed", frozen.epoch)
 
@@ -372,7 +376,7 @@ class AtLeastOnceWriter:
     def flush_outputs(self) -> None:
         assert self._producer is not None
         with self._waits.waiting(_ACKNOWLEDGEMENTS):
-            flush(self._producer)
+            flush(self._producer, lambda _producer: _unless_in_vain(self._waits))
         self._raise_failure()  # before a delta is written that wouldn't be committed
 
     def _raise_failure(self) -> None:
@@ -386,7 +390,7 @@ class AtLeastOnceWriter:
         assert self._producer is not None
         produce_deltas(self._producer, frozen)
         with self._waits.waiting(_ACKNOWLEDGEMENTS):
-            flush(self._producer)
+            flush(self._producer, lambda _producer: _unless_in_vain(self._waits))
         check_deltas(frozen)
         self._raise_failure()
 
@@ -410,6 +414,11 @@ def _producer_config(settings: Settings, batches: Batches) -> dict[str, Any]:
         **sending.sending_config(settings),
         **batches.producer_config(),
     }
+
+
+def _unless_in_vain(waits: KafkaWaits) -> None:
+    if waits.in_vain:  # acknowledgements of a topic that is gone never come
+        raise TransactionLostError("the job is over, and something isn't acknowledged yet")
 
 
 def check_transaction(producer: Producer) -> None:

@@ -6,6 +6,7 @@ import gc
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException
@@ -14,6 +15,7 @@ from fcluster.common.ids import ShardId
 from fcluster.common.positions import CommittedPosition
 from fcluster.worker.kafka_waits import KafkaWaits
 from fcluster.worker.transactions import (
+    AtLeastOnceWriter,
     FrozenEpoch,
     ShardEpoch,
     TransactionalWriter,
@@ -110,6 +112,23 @@ def test_nobody_waits_for_records_of_a_transaction_that_has_failed(
     failure = raised.value.failure()
     assert failure is not None
     assert failure.topic == "small"
+
+
+class SilentProducer(SlowProducer):
+    """Its records are never acknowledged: their topic is gone."""
+
+    def flush(self, _timeout_s: float) -> int:
+        return 1
+
+
+@pytest.mark.parametrize("kind", [TransactionalWriter, AtLeastOnceWriter])
+def test_acknowledgements_that_never_come_are_not_waited_for_once_the_job_is_over(kind: type[Any]) -> None:
+    writer = kind.__new__(kind)
+    writer._producers, writer._turn, writer._producer = [SilentProducer()], 0, SilentProducer()
+    writer._waits = KafkaWaits(Watchdog())
+    writer._waits.in_vain = True
+    with pytest.raises(TransactionLostError, match="the job is over"):
+        writer.flush_outputs()
 
 
 def test_records_of_a_healthy_transaction_are_waited_for() -> None:
