@@ -72,7 +72,7 @@ EXAMPLES ?= 20000
 
 .PHONY: fuzz
 fuzz: setup ## random jobs on random inputs, compared with a slow interpreter: make fuzz EXAMPLES=100000
-	FCLUSTER_FUZZ_EXAMPLES=$(EXAMPLES) $(PYTEST) tests/fuzz -k odd_jobs
+	FCLUSTER_FUZZ_EXAMPLES=$(EXAMPLES) $(PYTEST) --timeout=0 tests/fuzz -k odd_jobs
 
 .PHONY: demo
 demo: setup ## run the flights on four workers and a real Kafka, show them live, check the result
