@@ -71,7 +71,7 @@ def run(build):
     port = OutputPort()
     port.produce = lambda topic, value, key, timestamp, headers=None: None
     state = ShardState(Store(), stage.stores, 1000)
-    runner = ShardRunner(stage, 0, state, CommittedPosition(0, 0, 0, ""), port)
+    runner = ShardRunner(stage, 0, state, CommittedPosition(0, 0, 0, ""), port).inputs[0]
     gc.collect(); gc.disable()
     began = time.process_time()
     for message in messages:

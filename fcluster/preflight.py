@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fcluster.common.errors import ClusterConflict, FclusterError, MissingTopic
 from fcluster.common.ports import reserve_for_process
@@ -29,18 +29,20 @@ def check_before_start(settings: Settings, topology: Topology, *, embedded: bool
     Raises:
         KafkaUnavailable: the brokers can't be reached.
         MissingTopic: a source doesn't exist.
+        IncompatibleState: topics that are merged have different numbers of partitions.
         ClusterConflict: the job already runs.
     """
     from fcluster.common.kafka_clients import connect_or_raise, make_admin
+    from fcluster.common.topology import check_copartitioned
     from fcluster.console_clients import METADATA_TIMEOUT_S, kafka_errors, missing_topic
 
     admin = make_admin(settings)
     connect_or_raise(admin, settings)
     with kafka_errors():
-        topics: Mapping[str, object] = admin.list_topics(timeout=METADATA_TIMEOUT_S).topics
-    for stage in topology.stages:
-        if not stage.internal and stage.source.name not in topics:
-            error = missing_topic(stage.source.name, topics)
+        topics: Mapping[str, Any] = admin.list_topics(timeout=METADATA_TIMEOUT_S).topics
+    for source in topology.sources:
+        if source.name not in topics:
+            error = missing_topic(source.name, topics)
             where = (
                 f" --data-dir {settings.state_dir}"
                 if embedded
@@ -48,9 +50,12 @@ def check_before_start(settings: Settings, topology: Topology, *, embedded: bool
             )
             raise MissingTopic(
                 f"source {error.message}",
-                remedy=f"{error.remedy} To create it: fcluster produce {stage.source.name} --partitions 4"
+                remedy=f"{error.remedy} To create it: fcluster produce {source.name} --partitions 4"
                 f"{where} < lines.jsonl" + (" (after `fcluster kafka start`)" if embedded else ""),
             )
+    counts = {name: len(topic.partitions) for name, topic in topics.items()}
+    for stage in topology.stages:
+        check_copartitioned(stage, counts)
     check_not_running(settings, topology.job)
     warn_of_losses(admin, topology)
 
@@ -62,7 +67,7 @@ def warn_of_losses(admin: AdminClient, topology: Topology) -> None:
 
     names = [topic.name for topic in (*topology.sources, *topology.outputs)]
     for stage in topology.stages:
-        names += [stage.source.name, *([stage.changelog] if stage.changelog is not None else [])]
+        names += [*stage.topics, *([stage.changelog] if stage.changelog is not None else [])]
         names += [chain.sink.name for chain in stage.chains if chain.sink is not None]
     lines = look_for_risks(admin, [*names, journal_topic(topology.job)])
     if lines:

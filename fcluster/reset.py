@@ -54,12 +54,17 @@ from fcluster.common.kafka_clients import (
     reason_of,
     remedy_for,
 )
-from fcluster.common.positions import CommittedPosition, UnreadableMetadataError, decode_position
+from fcluster.common.positions import (
+    RESET_FINGERPRINT,
+    CommittedPosition,
+    UnreadableMetadataError,
+    decode_position,
+)
 from fcluster.common.settings import Settings, with_settings
 from fcluster.common.snapshot_store import OBJECT_STORE_SCHEMES, SnapshotStore, open_snapshot_store
 from fcluster.common.topic_ids import TopicSeen
 from fcluster.common.topic_looks import look_at_topics
-from fcluster.common.topology import Topology
+from fcluster.common.topology import Stage, Topology
 from fcluster.connection import open_admin_client
 from fcluster.coordinator.checks import RESETTING_KEY
 from fcluster.coordinator.journal import Journal, JournalLostError, open_journal
@@ -198,7 +203,7 @@ def plan_reset(settings: Settings, topology: Topology, target: Target, *, keep_s
     to = chosen_offsets(target, _plain(begins), _plain(ends), by_time)
     moves = [_move(at, committed[at], to[at.topic, at.partition], ends[at]) for at in sources]
 
-    internal = [stage.source.name for stage in topology.stages if stage.internal]
+    internal = [source.topic.name for source in topology.inputs if source.internal]
     internal += [stage.changelog for stage in topology.stages if stage.changelog is not None]
     seen = look_at_topics(admin, [*counts, *internal, journal_topic(topology.job)])
     unknown = sorted({*counts, *internal} - seen.keys())
@@ -210,6 +215,7 @@ def plan_reset(settings: Settings, topology: Topology, target: Target, *, keep_s
     if keep_state:
         _check_state_can_stay(topology, seen)
         moves = [_with_state(move, admin, settings, topology, seen) for move in moves]
+        moves = _with_one_epoch(moves, topology)
     outputs = ", ".join(sorted(topic.name for topic in topology.outputs))
     if outputs and not keep_state:
         notes.append(
@@ -374,14 +380,15 @@ def _move(at: TopicPartition, committed: TopicPartition, to: int, end: int) -> M
 def _check_state_can_stay(topology: Topology, seen: Mapping[str, TopicSeen | None]) -> None:
     for stage in topology.stages:
         changelog = seen.get(stage.changelog) if stage.changelog is not None else None
-        source = seen[stage.source.name]
-        if changelog is not None and source is not None and source.partitions != changelog.partitions:
-            raise IncompatibleState(
-                f"The state can't be kept: {stage.source.name!r} has {source.partitions} partitions now, "
-                f"but had {changelog.partitions} when the state was written. Keys would meet the state of "
-                "other shards.",
-                remedy="Reset without --keep-state, to start with empty state.",
-            )
+        for topic in stage.topics:
+            source = seen[topic]
+            if changelog is not None and source is not None and source.partitions != changelog.partitions:
+                raise IncompatibleState(
+                    f"The state can't be kept: {topic!r} has {source.partitions} partitions now, "
+                    f"but had {changelog.partitions} when the state was written. Keys would meet the state "
+                    "of other shards.",
+                    remedy="Reset without --keep-state, to start with empty state.",
+                )
 
 
 def _with_state(
@@ -392,7 +399,7 @@ def _with_state(
     If the committed offset doesn't have them, because it is lost or another program's, the changelog does: a
     delta is committed together with its offset, so the last delta is that of the state.
     """
-    stage = next(stage for stage in topology.stages if stage.source.name == move.topic)
+    stage = topology.stages_by_topic[move.topic]
     changelog = seen.get(stage.changelog) if stage.changelog is not None else None
     if move.kept is not None or changelog is None or stage.changelog is None:
         return move
@@ -405,8 +412,29 @@ def _with_state(
             if same_changelog(manifest.changelog_id, changelog.topic_id)
         ]
         epoch = max(epochs, default=0)
-    kept = CommittedPosition(move.to, epoch, epoch, topology.fingerprint)
+    kept = CommittedPosition(move.to, epoch, epoch, _fingerprint(topology, stage))
     return replace(move, kept=kept if epoch else None)
+
+
+def _fingerprint(topology: Topology, stage: Stage) -> str:
+    """Of a position that no transaction of the job commits: the job itself commits all inputs of a shard in
+    one, and checks that."""
+    return topology.fingerprint if len(stage.inputs) == 1 else RESET_FINGERPRINT
+
+
+def _with_one_epoch(moves: Sequence[Move], topology: Topology) -> list[Move]:
+    """The moves, those of one shard with the epochs that its first input keeps: they are of one state.
+
+    A repartition topic is none of the moves. If it is the first, the next input counts.
+    """
+    stages = topology.stages_by_topic
+    kept: dict[tuple[str, int], CommittedPosition | None] = {}
+    order = {topic: number for stage in topology.stages for number, topic in enumerate(stage.topics)}
+    for move in sorted(moves, key=lambda move: order[move.topic]):
+        shard = (stages[move.topic].name, move.partition)
+        if kept.get(shard) is None:
+            kept[shard] = move.kept
+    return [replace(move, kept=kept[stages[move.topic].name, move.partition]) for move in moves]
 
 
 def _last_epoch(settings: Settings, admin: Admin, at: TopicPartition) -> int:
@@ -463,10 +491,8 @@ def _shards_with_snapshots(
     for stage in topology.stages:
         if store is None or stage.changelog is None:
             continue
-        counts = [int(journal.get(f"partitions/{stage.source.name}", {}).get("count", 0))]
-        counts += [
-            now.partitions for topic in (stage.changelog, stage.source.name) if (now := seen.get(topic))
-        ]
+        counts = [int(journal.get(f"partitions/{topic}", {}).get("count", 0)) for topic in stage.topics]
+        counts += [now.partitions for topic in (stage.changelog, *stage.topics) if (now := seen.get(topic))]
         shards = [ShardId(stage.name, partition) for partition in range(max(counts))]
         found += [shard for shard in shards if store.manifest_names(shard)]
     return found
@@ -624,12 +650,13 @@ def _commit_offsets(settings: Settings, topology: Topology, plan: ResetPlan) -> 
 
 def _new_offset(move: Move, topology: Topology, plan: ResetPlan) -> TopicPartition:
     kept = move.kept if plan.keeps_state else None
+    stage = topology.stages_by_topic[move.topic]
     position = CommittedPosition(
         offset=move.to,
         # An epoch that has been: the offset is one that is refreshed, so that Kafka doesn't forget it.
         epoch=kept.epoch if kept is not None else plan.epoch,
         state_epoch=kept.state_epoch if kept is not None else 0,
-        fingerprint=kept.fingerprint if kept is not None else topology.fingerprint,
+        fingerprint=kept.fingerprint if kept is not None else _fingerprint(topology, stage),
         topic_id=plan.topic_ids.get(move.topic, ""),
     )
     return TopicPartition(move.topic, move.partition, move.to, metadata=position.encode_metadata())

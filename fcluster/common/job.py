@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Final, Literal, Protocol, TypeVar, cast
 
-from fcluster.common.codecs import Codec, CodecUse, Kind, bound_codec, codec_is_known
+from fcluster.common.codecs import Codec, CodecUse, Kind, bound_codec, codec_is_known, codec_name
 from fcluster.common.errors import JobError
 from fcluster.common.ids import (
     TOPIC_NAME_CHARACTERS_MAX,
@@ -43,6 +43,7 @@ from fcluster.common.topology import (
     VALUE_KINDS,
     Chain,
     Filter,
+    Input,
     Isolation,
     KeyKind,
     Map,
@@ -148,16 +149,21 @@ class _Sink:
     on_error: OnError | None
 
 
+@dataclass(frozen=True)
+class _Merge:
+    """Several streams become one."""
+
+
 @dataclass(eq=False)
 class _Node:
-    """One step in the tree of streams. Its leaves are the ends of the chains."""
+    """One step in the graph of streams. Its ends are the ends of the chains. A merge has several parents."""
 
-    step: _Source | _Sink | _KeyBy | Operator
-    parent: _Node | None = None
+    step: _Source | _Sink | _KeyBy | _Merge | Operator
+    parents: tuple[_Node, ...] = ()
     children: list[_Node] = field(default_factory=list["_Node"])
 
     def add(self, step: _Sink | _KeyBy | Operator) -> _Node:
-        child = _Node(step, self)
+        child = _Node(step, (self,))
         self.children.append(child)
         return child
 
@@ -276,12 +282,25 @@ class Stream:
         self._then(_Sink(topic, rule))
 
     def _then(self, step: _Sink | _KeyBy | Operator) -> Stream:
+        self._check_open()
+        return Stream(self._job, self._node.add(step))
+
+    def _open_node(self, job: Job) -> _Node:
+        """The node after which a merge of `job` continues."""
+        if self._job is not job:
+            raise JobError(
+                f"merge() of the job {job.name!r} got a stream of the job {self._job.name!r}.",
+                remedy="Begin all streams with this job's stream(topic).",
+            )
+        self._check_open()
+        return self._node
+
+    def _check_open(self) -> None:
         if self._closed:
             raise JobError(
                 "A stream that is written with to= ends there, but another step was added after it.",
                 remedy="Leave out to= and end it with .to(topic), or start a new stream from that topic.",
             )
-        return Stream(self._job, self._node.add(step))
 
 
 class Job:
@@ -312,6 +331,7 @@ class Job:
         self._bound_codecs: dict[tuple[str, str, Codec[Any]], Kind] = {}
         self._codec_settings: dict[str, Any] = {}
         self._roots: list[_Node] = []
+        self._merges: list[_Node] = []
         if isinstance(on_error, TopicSpec):
             on_error = self.topic(on_error.name, key=on_error.key, value=on_error.value)
         self._on_error: OnError | None = None
@@ -415,6 +435,38 @@ class Job:
         self._roots.append(root)
         return Stream(self, root)
 
+    def merge(self, *inputs: Stream | TopicSpec) -> Stream:
+        """Merge several streams into one. A handler after it sees all their records, with one state per key.
+
+        One stage reads all the topics: partition n of each of them belongs to the same shard. So they need
+        the same number of partitions and the same kind of key. For other topics, put a `key_by` in front:
+        the cluster creates its repartition topic with the right number of partitions.
+
+        A shard processes the record with the smallest timestamp next. If two are equal, the input that is
+        named first wins. `max.task.idle.ms` says how long a shard waits for an empty topic. `ctx.topic` says
+        where a record comes from.
+
+        The stage has the name of its first input. A job may merge further inputs later; its state goes on.
+
+        Args:
+            inputs: two or more streams or topics of this job.
+
+        Raises:
+            JobError: they can't be merged.
+        """
+        streams = [one if isinstance(one, Stream) else self.stream(one) for one in inputs]
+        if len(streams) < 2:
+            raise JobError(
+                f"merge() got {len(streams)} stream{'s' if len(streams) != 1 else ''}.",
+                remedy="Give it two or more streams or topics.",
+            )
+        nodes = [stream._open_node(self) for stream in streams]  # pyright: ignore[reportPrivateUsage]
+        merged = _Node(_Merge(), tuple(nodes))
+        for node in nodes:
+            node.children.append(merged)
+        self._merges.append(merged)
+        return Stream(self, merged)
+
     def build(self, settings: Settings) -> Topology:
         """The validated topology.
 
@@ -431,8 +483,8 @@ class Job:
             name: replace(topic, isolation=default) if name in self._isolation_unset else topic
             for name, topic in self._topics.items()
         }
-        sources = {cast(_Source, root.step).topic.name for root in self._roots}
-        builder = _Builder(self.name, topics, sources, self._topic_rules, self._on_error)
+        builder = _Builder(self.name, topics, self._topic_rules, self._on_error)
+        builder.lay_out(self._roots, self._merges)
         for root in self._roots:
             builder.add_root(root)
         stages = builder.stages()
@@ -525,13 +577,16 @@ class Job:
 
 
 class _Builder:
-    """Turns the trees of streams into stages."""
+    """Turns the graph of streams into stages.
+
+    `lay_out` comes first: a topic of the user's, or the topic after a `key_by`, is an input, and a merge puts
+    several inputs into one stage. Then each path through the graph becomes a chain.
+    """
 
     def __init__(
         self,
         job: str,
         topics: Mapping[str, TopicSpec],
-        source_names: set[str],
         topic_rules: Mapping[str, OnError | None],
         default_rule: OnError | None,
     ) -> None:
@@ -539,10 +594,54 @@ class _Builder:
         self._topic_rules = topic_rules
         self._default_rule = default_rule
         self._topics = topics
-        self._source_names = source_names
-        self._sources: dict[str, tuple[TopicSpec, bool]] = {}
+        self._input_names: dict[_Seed, str] = {}
+        self._stage_of: dict[str, list[str]] = {}
+        """By input: the inputs of its stage, which all share the list. A stage has its first one's name."""
+        self._inputs: dict[str, tuple[TopicSpec, bool]] = {}
         self._chains: dict[str, list[Chain]] = {}
-        self._process_names: set[str] = set()
+        """By the name of an input."""
+        self._process_names: dict[str, _Node] = {}
+
+    # --- laying out -----------------------------------------------------------------------------------
+
+    def lay_out(self, roots: Sequence[_Node], merges: Sequence[_Node]) -> None:
+        """Name the inputs and decide which of them belong to one stage."""
+        for root in roots:
+            name = cast(_Source, root.step).topic.name
+            self._input_names[name] = name
+        groups: dict[_Seed, list[_Seed]] = {}
+        for merge in merges:
+            seeds = list(dict.fromkeys(_seeds(merge)))
+            united = list(dict.fromkeys(one for seed in seeds for one in groups.get(seed, [seed])))
+            groups |= dict.fromkeys(united, united)
+        for root in roots:
+            self._name_inputs(root, groups)
+        for seed, name in self._input_names.items():
+            self._stage_of[name] = [self._input_names[one] for one in groups.get(seed, [seed])]
+
+    def _name_inputs(self, node: _Node, groups: Mapping[_Seed, list[_Seed]]) -> None:
+        """Name the input after each `key_by` that follows `node`."""
+        for child in node.children:
+            for seed in groups.get(child, [child]):
+                if isinstance(seed, _Node) and _opens_input(seed) and seed not in self._input_names:
+                    self._input_names[seed] = self._input_name(seed, groups)
+            self._name_inputs(child, groups)
+
+    def _input_name(self, key_by: _Node, groups: Mapping[_Seed, list[_Seed]]) -> str:
+        given = cast(_KeyBy, key_by.step).name
+        name = given or _stage_name(key_by)
+        taken = self._input_names.values()
+        if given is None:
+            # Several key_by in front of one merge can't all be named after the same handler.
+            merged = {self._input_names.get(seed) for seed in groups.get(key_by, ())}
+            number = 2
+            while name in taken and name in merged:
+                name, number = f"{_stage_name(key_by)}-{number}", number + 1
+        if name in taken:
+            raise _stage_name_clash(name)
+        return name
+
+    # --- chains ---------------------------------------------------------------------------------------
 
     def add_root(self, root: _Node) -> None:
         source = self._topics[cast(_Source, root.step).topic.name]
@@ -551,45 +650,61 @@ class _Builder:
                 f"The stream on topic {source.name!r} has nothing after it.",
                 remedy="Add .process(handler) or .to(topic), or remove it.",
             )
-        self._open_stage(source.name, source, internal=False)
+        self._open_input(source.name, source, internal=False)
         for child in root.children:
             self._walk(child, source.name, ())
 
     def stages(self) -> list[Stage]:
-        built: list[Stage] = []
-        for name, (source, internal) in self._sources.items():
-            chains = tuple(self._chains[name])
-            stores = tuple(process.name for chain in chains for process in chain.processes)
-            changelog = changelog_topic(self._job, name) if stores else None
-            rule = self._source_rule(source, chains)
-            built.append(Stage(name, source, internal, chains, stores, changelog, rule))
-        return built
+        built: dict[str, Stage] = {}
+        for opened in self._inputs:
+            name, *_ = names = self._stage_of[opened]
+            if name not in built:
+                built[name] = self._stage(name, names)
+        return list(built.values())
 
-    def _open_stage(self, name: str, source: TopicSpec, *, internal: bool) -> None:
-        self._sources.setdefault(name, (source, internal))
+    def _stage(self, name: str, names: Sequence[str]) -> Stage:
+        chains = [
+            replace(chain, input=number) for number, one in enumerate(names) for chain in self._chains[one]
+        ]
+        inputs = [
+            Input(*self._inputs[one], one, self._source_rule(self._inputs[one][0], self._chains[one]))
+            for one in names
+        ]
+        if len({codec_name(source.topic.key) for source in inputs}) > 1:
+            raise _different_keys(inputs)
+        stores = tuple(dict.fromkeys(process.name for chain in chains for process in chain.processes))
+        changelog = changelog_topic(self._job, name) if stores else None
+        return Stage(name, tuple(inputs), tuple(chains), stores, changelog)
+
+    def _open_input(self, name: str, topic: TopicSpec, *, internal: bool) -> None:
+        self._inputs.setdefault(name, (topic, internal))
         self._chains.setdefault(name, [])
 
-    def _walk(self, node: _Node, stage: str, before: tuple[Operator, ...]) -> None:
+    def _walk(self, node: _Node, source: str, before: tuple[Operator, ...]) -> None:
+        """Go on from the input `source`, behind these operators."""
         step = node.step
         if isinstance(step, _Sink):
-            self._end_chain(stage, before, None, self._topics[step.topic.name], step.on_error)
+            self._end_chain(source, before, None, self._topics[step.topic.name], step.on_error)
         elif isinstance(step, _KeyBy):
-            self._walk_key_by(node, step, stage, before)
+            self._walk_key_by(node, step, source, before)
         elif isinstance(step, Filter | Map | Process):
             if isinstance(step, Process):
-                self._claim_process_name(step.name)
-            self._walk_on(node, step, stage, (*before, step))
+                self._claim_process_name(step.name, node)
+            self._walk_on(node, step, source, (*before, step))
+        elif isinstance(step, _Merge):
+            self._walk_on(node, step, source, before)
 
-    def _walk_on(self, node: _Node, step: Operator, stage: str, operators: tuple[Operator, ...]) -> None:
-        source = self._sources[stage][0].name
+    def _walk_on(
+        self, node: _Node, step: _Merge | Operator, source: str, operators: tuple[Operator, ...]
+    ) -> None:
         if not node.children:
             if not isinstance(step, Process):
                 raise JobError(
-                    f"The stream on topic {source!r} ends in a {type(step).__name__.lower()} with nothing "
-                    "after it.",
+                    f"The stream on topic {self._inputs[source][0].name!r} ends in a "
+                    f"{type(step).__name__.lower().strip('_')} with nothing after it.",
                     remedy="Add .process(handler) or .to(topic), or remove it.",
                 )
-            self._end_chain(stage, operators, None, None)
+            self._end_chain(source, operators, None, None)
         stateful = [operator.name for operator in operators if isinstance(operator, Process)]
         if len(node.children) > 1 and stateful:
             raise JobError(
@@ -599,74 +714,79 @@ class _Builder:
                 "job.stream(topic).",
             )
         for child in node.children:
-            self._walk(child, stage, operators)
+            self._walk(child, source, operators)
 
-    def _walk_key_by(self, node: _Node, step: _KeyBy, stage: str, before: tuple[Operator, ...]) -> None:
-        source = self._sources[stage][0]
-        what = f"key_by ({rekey_description(step.by)}) in the stream on topic {source.name!r}"
+    def _walk_key_by(self, node: _Node, step: _KeyBy, source: str, before: tuple[Operator, ...]) -> None:
+        read = self._inputs[source][0]
+        what = f"key_by ({rekey_description(step.by)}) in the stream on topic {read.name!r}"
         if not node.children:
             raise JobError(
                 f"The {what} has nothing after it.",
                 remedy="Add .process(handler) or .to(topic), or remove it.",
             )
         changed = any(isinstance(operator, Map | Process) for operator in before)
-        value: ValueKind = (step.value or "json") if changed else source.value
+        value: ValueKind = (step.value or "json") if changed else read.value
         if isinstance(step.by, str) and value in ("text", "bytes", "int"):
             raise JobError(
                 f"The {what} names a field, but the values there are {value}, not JSON objects.",
                 remedy="Declare the topic with value='json', or give key_by a function.",
             )
-        if len(node.children) == 1 and isinstance(node.children[0].step, _Sink):
-            sink = node.children[0].step
-            self._end_chain(stage, before, step, self._topics[sink.topic.name], sink.on_error)
+        if not _opens_input(node):
+            sink = cast(_Sink, node.children[0].step)
+            self._end_chain(source, before, step, self._topics[sink.topic.name], sink.on_error)
             return
-        name = step.name or _stage_name(node)
-        if name in self._sources or name in self._source_names:
-            raise _stage_name_clash(name)
+        name = self._input_names[node]
         topic = TopicSpec(repartition_topic(self._job, name), step.key, step.value or value)
-        self._end_chain(stage, before, step, topic)
-        self._open_stage(name, topic, internal=True)
-        for child in node.children:
-            self._walk(child, name, ())
+        known = self._inputs.get(name)
+        if known is not None and codec_name(known[0].value) != codec_name(topic.value):
+            raise JobError(
+                f"The {what} would write {codec_name(topic.value)} values for some of its inputs and "
+                f"{codec_name(known[0].value)} values for others.",
+                remedy="Say which: key_by(..., value=).",
+            )
+        self._end_chain(source, before, step, topic if known is None else known[0])
+        if known is None:  # else another path through a merge has been here
+            self._open_input(name, topic, internal=True)
+            for child in node.children:
+                self._walk(child, name, ())
 
     def _end_chain(
         self,
-        stage: str,
+        source: str,
         operators: tuple[Operator, ...],
         key_by: _KeyBy | None,
         sink: TopicSpec | None,
         sink_rule: OnError | None = None,
     ) -> None:
         processes = [operator.name for operator in operators if isinstance(operator, Process)]
-        name = processes[0] if processes else f"{stage}-to-{sink.name if sink else 'nowhere'}"
+        plain = processes[0] if processes else f"{source}-to-{sink.name if sink else 'nowhere'}"
         taken = {chain.name for chains in self._chains.values() for chain in chains}
-        number = 2
+        name, number = plain, 2
         while name in taken:
-            name, number = f"{name}-{number}", number + 1
+            name, number = f"{plain}-{number}", number + 1
         rekey, version = (None, None) if key_by is None else (key_by.by, key_by.version)
         rekey_rule: OnError = "stop" if key_by is None else key_by.on_error
         if sink_rule is None:
             # What is written is the doing of the step in front.
-            topic_rule = self._topic_rules.get(self._sources[stage][0].name)
+            topic_rule = self._topic_rules.get(self._inputs[source][0].name)
             source_rule = _first_given(topic_rule, self._default_rule)
             in_front = operators[-1].on_error if operators else source_rule
             sink_rule = in_front if key_by is None else rekey_rule
-        self._chains[stage].append(Chain(name, operators, rekey, sink, version, rekey_rule, sink_rule))
+        self._chains[source].append(Chain(name, operators, rekey, sink, version, rekey_rule, sink_rule))
 
-    def _source_rule(self, source: TopicSpec, chains: tuple[Chain, ...]) -> OnError:
+    def _source_rule(self, source: TopicSpec, chains: Sequence[Chain]) -> OnError:
         """What to do with a record of `source` that can't be decoded."""
         said = {_first_given(*(process.on_error for process in chain.processes)) for chain in chains}
         agreed = said.pop() if len(said) == 1 else "stop"
         return _first_given(self._topic_rules.get(source.name), self._default_rule, agreed)
 
-    def _claim_process_name(self, name: str) -> None:
-        if name in self._process_names:
+    def _claim_process_name(self, name: str, node: _Node) -> None:
+        if self._process_names.setdefault(name, node) is not node:
             raise JobError(
                 f"Two handlers of the job {self._job!r} are named {name!r}, and the name also identifies "
                 "their state.",
                 remedy="Give one of them another name with name=.",
             )
-        self._process_names.add(name)
 
 
 def _first_given(*rules: Any) -> OnError:
@@ -674,6 +794,37 @@ def _first_given(*rules: Any) -> OnError:
         if rule is not None:
             return rule
     return "stop"
+
+
+_Seed = str | _Node
+"""Where an input begins: a user's topic, by name, or a `key_by`."""
+
+
+def _opens_input(node: _Node) -> bool:
+    """Whether the steps after this `key_by` read a repartition topic. Not if only `.to(topic)` follows."""
+    if not isinstance(node.step, _KeyBy) or not node.children:
+        return False
+    return not (len(node.children) == 1 and isinstance(node.children[0].step, _Sink))
+
+
+def _seeds(node: _Node) -> Iterator[_Seed]:
+    """The inputs whose records reach `node`, in order. An input may occur several times."""
+    if isinstance(node.step, _Source):
+        yield node.step.topic.name
+    elif isinstance(node.step, _KeyBy):
+        yield node
+    else:
+        for parent in node.parents:
+            yield from _seeds(parent)
+
+
+def _different_keys(inputs: Sequence[Input]) -> JobError:
+    kinds = ", ".join(f"{source.topic.name!r} ({codec_name(source.topic.key)})" for source in inputs)
+    return JobError(
+        f"Topics are merged whose keys are of different kinds: {kinds}. Equal keys would be different bytes, "
+        "and so have different states.",
+        remedy="Declare the topics with the same key=, or put key_by(..., key=) in front of some of them.",
+    )
 
 
 def _stage_name(key_by: _Node) -> str:
@@ -705,7 +856,7 @@ def _stage_name_clash(name: str) -> JobError:
 
 
 def _upstream_first(stages: list[Stage]) -> tuple[Stage, ...]:
-    by_source = {stage.source.name: stage for stage in stages}
+    by_source = {topic: stage for stage in stages for topic in stage.topics}
     ordered: list[Stage] = []
     path: list[Stage] = []
 
@@ -727,9 +878,12 @@ def _upstream_first(stages: list[Stage]) -> tuple[Stage, ...]:
 
 
 def _loop(path: list[Stage]) -> JobError:
-    names = [stage.source.name for stage in path]
-    if len(path) == 2:
+    names = ["+".join(stage.topics) for stage in path]
+    if len(path) == 2 and len(path[0].inputs) == 1:
         message = f"The job reads the topic {names[0]!r} and writes its results back to it: a loop."
+    elif len(path) == 2:
+        merged = ", ".join(map(repr, path[0].topics))
+        message = f"The job merges {merged} and writes its results back to one of them: a loop."
     else:
         message = f"The topics {' -> '.join(names)} feed each other: a loop."
     return JobError(message, remedy="Write to a topic that the job doesn't read upstream.")

@@ -41,7 +41,7 @@ from fcluster.common.offsets import NotKnownYetError, Offset, known_offset
 from fcluster.common.positions import CommittedPosition, UnreadableMetadataError, decode_position
 from fcluster.common.settings import Settings
 from fcluster.common.topic_ids import reset_remedy
-from fcluster.common.topology import Isolation, Stage, Topology
+from fcluster.common.topology import Isolation, Stage, Topology, check_copartitioned
 
 REQUEST_TIMEOUT_S: Final = 10.0
 ANSWER_TIMEOUT_S: Final = 30.0
@@ -573,20 +573,20 @@ def ensure_internal_topics(admin: AdminClient, topology: Topology, settings: Set
     """Create what the job needs besides its sources: internal topics, and output topics that are missing.
 
     Repartition and output topics get as many partitions as the source that they are written from, a changelog
-    as many as its stage's source. Existing topics aren't changed. Calling it again does no harm.
+    as many as its stage's inputs. A repartition topic that is merged with others gets as many as they have.
+    Existing topics aren't changed. Calling it again does no harm.
 
     Returns:
         The partition counts of all these topics, and of the sources.
 
     Raises:
         MissingTopic: a source that the job doesn't write itself doesn't exist.
-        IncompatibleState: a source has another partition count than when its stage's state was written.
+        IncompatibleState: a source has another partition count than when its stage's state was written, or
+            than a topic that it is merged with.
         KafkaUnavailable: the brokers don't answer, or refuse.
     """
     existing = existing_topics(admin)
-    plan = _TopicPlan(
-        topology.job, existing, {stage.source.name for stage in topology.stages if stage.internal}
-    )
+    plan = _TopicPlan(topology, existing)
     plan.want(journal_topic(topology.job), 1, _JOURNAL_CONFIG)
     for stage in topology.stages:
         plan.add_stage(stage)
@@ -616,10 +616,11 @@ _JOURNAL_CONFIG: Final = {
 class _TopicPlan:
     """The required topics, derived stage by stage, upstream first."""
 
-    def __init__(self, job: str, existing: Mapping[str, int], repartition_topics: set[str]) -> None:
-        self._job = job
+    def __init__(self, topology: Topology, existing: Mapping[str, int]) -> None:
+        self._job = topology.job
         self._existing = existing
-        self._repartition_topics = repartition_topics
+        self._repartition_topics = {source.topic.name for source in topology.inputs if source.internal}
+        self._readers = topology.stages_by_topic
         self.counts: dict[str, int] = {}
         self.missing: dict[str, tuple[int, Mapping[str, str]]] = {}
 
@@ -634,11 +635,13 @@ class _TopicPlan:
         self.counts[topic] = self._existing.get(topic, partitions)
 
     def add_stage(self, stage: Stage) -> None:
-        source = stage.source.name
-        if source not in self.counts:
-            if source not in self._existing:
-                raise missing_topic(source, self._existing)
-            self.counts[source] = self._existing[source]
+        for topic in stage.topics:
+            if topic not in self.counts:
+                if topic not in self._existing:
+                    raise missing_topic(topic, self._existing)
+                self.counts[topic] = self._existing[topic]
+        check_copartitioned(stage, self.counts)
+        source = stage.topics[0]
         count = self.counts[source]
         if stage.changelog is not None:
             self.want(stage.changelog, count, _CHANGELOG_CONFIG)
@@ -647,11 +650,22 @@ class _TopicPlan:
                     self._job, source, count, stage.changelog, self.counts[stage.changelog]
                 )
         for chain in stage.chains:
-            if chain.sink is not None:
-                internal = chain.sink.name in self._repartition_topics
-                self.want(chain.sink.name, count, _REPARTITION_CONFIG if internal else {})
+            if chain.sink is not None and chain.sink.name in self._repartition_topics:
+                self.want(chain.sink.name, self._merged_count(chain.sink.name, count), _REPARTITION_CONFIG)
+            elif chain.sink is not None:
+                self.want(chain.sink.name, count, {})
         for topic in stage.dead_letter_topics:
             self.want(topic.name, count, {})
+
+    def _merged_count(self, topic: str, feeding: int) -> int:
+        """How many partitions a repartition topic gets: as many as what it is merged with has, or will have;
+        merged with nothing, as many as the stage that feeds it."""
+        others = self._readers[topic].topics
+        for counts in (self._existing, self.counts):
+            known = [counts[other] for other in others if other in counts]
+            if known:
+                return known[0]
+        return feeding
 
 
 def _collides(topic: str, other: str) -> MissingTopic:

@@ -45,6 +45,7 @@ _Number = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 _Session = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 _Slot = Annotated[int, msgspec.Meta(ge=-1, le=2**31 - 1)]
 _Offset = Annotated[int, msgspec.Meta(ge=-1001, le=2**63 - 1)]  # -1001 is Kafka's own "none"
+_InputNumber = Annotated[int, msgspec.Meta(ge=0, le=10_000)]
 _Milliseconds = Annotated[float, msgspec.Meta(ge=0, le=1e12)]
 # Names are shown on terminals and in logs, so they must not move the cursor or start a new line.
 _PRINTABLE = r"\A[^\x00-\x1f\x7f-\x9f\u2028\u2029]*\Z"
@@ -65,7 +66,7 @@ class Message(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True)
 
 
 class ShardStatus(msgspec.Struct, frozen=True, array_like=True):
-    """The progress of one of a worker's shards.
+    """The progress of one of a worker's shards in one of its inputs; `input` is the input's number.
 
     `position` is the next offset to read; everything before it is processed (including control records).
     `committed` is the committed offset. `end` is the last known end of the source partition (the last stable
@@ -79,6 +80,7 @@ class ShardStatus(msgspec.Struct, frozen=True, array_like=True):
     end: _Offset
     dirty: bool
     epoch: _Number
+    input: _InputNumber = 0
 
 
 class StandbyStatus(msgspec.Struct, frozen=True, array_like=True):
@@ -113,6 +115,7 @@ class OverdueRecord(msgspec.Struct, frozen=True, array_like=True):
     times: _Number
     reason: Annotated[str, msgspec.Meta(max_length=REASON_CHARACTERS_MAX)]
     step: Annotated[str, msgspec.Meta(max_length=1_000)] = ""
+    input: _InputNumber = 0
 
 
 class SuspectRecord(msgspec.Struct, frozen=True, array_like=True):
@@ -127,6 +130,7 @@ class SuspectRecord(msgspec.Struct, frozen=True, array_like=True):
     times: _Number = 0
     step: Annotated[str, msgspec.Meta(max_length=1_000)] = ""
     record: Annotated[str, msgspec.Meta(max_length=1_000)] = ""
+    input: _InputNumber = 0
 
 
 class WorkerStats(msgspec.Struct, frozen=True):
@@ -291,6 +295,7 @@ class RecordOverdue(Message, frozen=True):
     offset: _Number
     reason: Annotated[str, msgspec.Meta(max_length=REASON_CHARACTERS_MAX)]
     step: Annotated[str, msgspec.Meta(max_length=1_000)] = ""
+    input: _InputNumber = 0
 
 
 class RecordBegun(Message, frozen=True):
@@ -303,6 +308,7 @@ class RecordBegun(Message, frozen=True):
     offset: _Number
     step: Annotated[str, msgspec.Meta(max_length=1_000)] = ""
     record: Annotated[str, msgspec.Meta(max_length=1_000)] = ""
+    input: _InputNumber = 0
 
 
 class RecordEnded(Message, frozen=True):

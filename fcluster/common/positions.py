@@ -2,14 +2,20 @@
 id.
 
 Responsible for: the metadata string of each committed offset. It is the only place where a shard's epoch is
-recorded (invariant 1): Kafka makes offset, epoch, outputs and deltas visible together. Pure.
+recorded (invariant 1): Kafka makes offset, epoch, outputs and deltas visible together. A shard that reads
+several topics has one offset for each, all committed in the same transaction and so with the same epoch; they
+are joined here. Pure.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
+RESET_FINGERPRINT = "reset"
+"""Used by `fcluster reset` for shards with several inputs: no transaction of the job committed these."""
 _FORMAT_WITHOUT_ID = "1"
 _FORMAT = "2"
 _ID_CHARACTERS = re.compile(r"[A-Za-z0-9+/_-]{1,64}")
@@ -17,6 +23,17 @@ _ID_CHARACTERS = re.compile(r"[A-Za-z0-9+/_-]{1,64}")
 
 class UnreadableMetadataError(Exception):
     """A committed offset carries metadata that fcluster did not write."""
+
+
+class SplitPositionError(Exception):
+    """The offsets of a shard's inputs aren't those of one transaction. The text says what is wrong."""
+
+
+class InputOffset(NamedTuple):
+    """Where a shard stands in one of its inputs; see `CommittedPosition` for both."""
+
+    offset: int
+    topic_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +48,7 @@ class CommittedPosition:
         fingerprint: of the topology that wrote it.
         topic_id: Kafka's id of the source topic; empty: not known. A topic that was deleted and created again
             has another id, and the offset means nothing in it.
+        further: the same for its inputs after the first, to which `offset` and `topic_id` belong.
     """
 
     offset: int
@@ -38,10 +56,26 @@ class CommittedPosition:
     state_epoch: int
     fingerprint: str
     topic_id: str = ""
+    further: tuple[InputOffset, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.offset < 0:
-            raise ValueError(f"{self.offset} is no position: clients answer that for an unknown offset")
+        for at in self.inputs:
+            if at.offset < 0:
+                raise ValueError(f"{at.offset} is no position: clients answer that for an unknown offset")
+
+    @property
+    def inputs(self) -> tuple[InputOffset, ...]:
+        """Where the shard stands in each of its inputs."""
+        return (InputOffset(self.offset, self.topic_id), *self.further)
+
+    def at(self, inputs: Sequence[InputOffset]) -> CommittedPosition:
+        """The same, standing there in its inputs."""
+        first, *further = inputs
+        return replace(self, offset=first.offset, topic_id=first.topic_id, further=tuple(further))
+
+    def of_input(self, number: int) -> CommittedPosition:
+        """What is committed for one input."""
+        return self.at([self.inputs[number]]) if self.further else self
 
     def encode_metadata(self) -> str:
         """The metadata string for the offset: ``2:<epoch>:<state_epoch>:<fingerprint>:<topic id>``.
@@ -75,3 +109,41 @@ def decode_position(offset: int, metadata: str | None) -> CommittedPosition:
     if not 0 <= state_epoch <= epoch:
         raise UnreadableMetadataError(f"state epoch {state_epoch} is not within 0 and epoch {epoch}")
     return CommittedPosition(offset, epoch, state_epoch, parts[3], topic_id)
+
+
+def joined_position(
+    committed: Sequence[CommittedPosition | None], begins: Sequence[int], fingerprint: str
+) -> CommittedPosition:
+    """Where a shard stands, from what is committed for each of its inputs.
+
+    Args:
+        committed: for each input; None: nothing.
+        begins: where each input begins that nothing is committed for.
+        fingerprint: of the topology that is to run. Another one may have had fewer inputs, or others.
+
+    Raises:
+        SplitPositionError: that topology has committed these, and not in one transaction.
+    """
+    first = committed[0]
+    lead = first or CommittedPosition(begins[0], 0, 0, fingerprint)
+    for number, other in enumerate(committed[1:], 1):
+        if first is not None and first.fingerprint == fingerprint:
+            if other is None:
+                raise SplitPositionError(f"input {number + 1} has no committed offset, input 1 has one")
+            if (other.epoch, other.state_epoch) != (first.epoch, first.state_epoch):
+                raise SplitPositionError(
+                    f"input {number + 1} was committed in epoch {other.epoch}, with state of epoch "
+                    f"{other.state_epoch}, input 1 in epoch {first.epoch}, with state of epoch "
+                    f"{first.state_epoch}"
+                )
+        elif other is None or other.fingerprint != fingerprint:
+            continue
+        elif first is None or other.epoch > first.epoch:  # else it is from before the input was left out
+            raise SplitPositionError(
+                f"input {number + 1} was committed in epoch {other.epoch}, and input 1 not with it"
+            )
+    inputs = [
+        InputOffset(begin if at is None else at.offset, "" if at is None else at.topic_id)
+        for at, begin in zip(committed, begins, strict=True)
+    ]
+    return lead.at(inputs)

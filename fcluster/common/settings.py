@@ -84,9 +84,13 @@ def parse_duration_ms(value: Any) -> int:
     return scaled // 10 ** len(fraction)
 
 
-def _duration(default: int, *, least: int, most: int = _INT_MAX) -> Any:
+def _duration(default: int, *, least: int, most: int = _INT_MAX, also: int | None = None) -> Any:
     def parse(value: Any) -> int:
         expected = f"a duration from {least} ms to {most} ms, as milliseconds or like '500ms', '10s', '1min'"
+        if also is not None:
+            expected += f", or {also}"
+            if str(value).strip() == str(also):
+                return also
         try:
             duration_ms = parse_duration_ms(value)
         except ValueError:
@@ -233,6 +237,10 @@ class Settings:
         insecure: allow control connections beyond loopback without keys.
         security_keys_dir: directory with the keys of control connections (`keys`). Empty: no keys.
         epoch_records_max: most records in an open epoch.
+        max_task_idle_ms: how long a shard that reads several topics waits for one that has no more records at
+            the brokers, before it processes records of the others. It always takes the record with the
+            smallest timestamp next, and always waits for records that are known to be at the brokers. -1: it
+            never waits.
         initial_rebalance_delay_ms: how long to wait for more workers before the first assignment.
         coordinator_loss_bound_ms: how long workers keep processing without a coordinator.
         worker_leave_timeout_ms: how long a worker that was asked to leave (SIGTERM) waits for its shards to
@@ -274,6 +282,7 @@ class Settings:
     insecure: bool = _boolean(False)
     security_keys_dir: str = _text("")
     epoch_records_max: int = _integer(500_000, least=1, most=_INT_MAX)
+    max_task_idle_ms: int = _duration(0, least=0, also=-1)
     initial_rebalance_delay_ms: int = _duration(3000, least=0, most=3_600_000)
     coordinator_loss_bound_ms: int = _duration(30_000, least=100)
     worker_leave_timeout_ms: int = _duration(20_000, least=0, most=3_600_000)

@@ -2,9 +2,10 @@
 
 Responsible for: the frozen description that every process of the cluster derives from the same job file,
 its fingerprint, and the judgement whether state written by an older description still fits.
-Keeps the invariants: stages come upstream first; every stage reads exactly one topic; a store's name is
-unique in the job; nothing here depends on the run (names and order come from the job file alone, because
-they name state). Must not do I/O, nor validate a user's job: `job.py` does that, with messages.
+Keeps the invariants: stages come upstream first; a topic is read by one stage only; the topics of a stage
+have equally many partitions and keys of one kind; a store's name is unique in the job; nothing here depends
+on the run (names and order come from the job file alone, because they name state). Must not do I/O, nor
+validate a user's job: `job.py` does that, with messages.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
 from fcluster.common.codecs import Kind, codec_name
+from fcluster.common.errors import IncompatibleState
 from fcluster.common.functions import BYTECODE, comparable, function_identity
 from fcluster.common.ids import (
     ShardId,
@@ -116,6 +118,7 @@ class Chain:
         rekey_version: stands for `rekey` where it is asked if the key is still the same; None: its text does.
         sink: where what leaves the chain is written; None: nowhere (records with a topic of their own still
             go there).
+        input: the number of the stage's input that it reads.
         rekey_on_error: what a record leads to that gets no key.
         sink_on_error: what a record leads to whose output the sink doesn't take.
     """
@@ -127,6 +130,7 @@ class Chain:
     rekey_version: str | None = None
     rekey_on_error: OnError = "stop"
     sink_on_error: OnError = "stop"
+    input: int = 0
 
     @property
     def processes(self) -> tuple[Process, ...]:
@@ -145,26 +149,53 @@ class Chain:
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
-    """All chains that read one topic.
+class Input:
+    """A topic that a stage reads.
 
     Attributes:
-        name: the source topic's, or for a stage behind `key_by` the name of its first handler.
-        source: the one topic it reads.
-        internal: the source is a repartition topic of the cluster's own.
-        chains: each record of the source runs through each of them, in this order.
-        stores: names of the handlers in it, in the order of the job file.
-        changelog: the topic of the stage's deltas; None when there are no stores.
+        topic: and how its records are read.
+        internal: it is a repartition topic of the cluster's own.
+        name: the topic's; of a repartition topic that of its `key_by`, of which the topic's name is made.
         on_error: what a record leads to that can't be decoded.
     """
 
+    topic: TopicSpec
+    internal: bool = False
+    name: str = ""
+    on_error: OnError = "stop"
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """All chains that read the same topics.
+
+    Attributes:
+        name: that of its first input.
+        inputs: the topics that it reads, mostly one. Several are co-partitioned: partition n of each belongs
+            to the stage's shard n. Their order decides between records with the same timestamp.
+        chains: each record runs through each of those of its input, in this order.
+        stores: names of the handlers in it, in the order of the job file.
+        changelog: the topic of the stage's deltas; None when there are no stores.
+    """
+
     name: str
-    source: TopicSpec
-    internal: bool
+    inputs: tuple[Input, ...]
     chains: tuple[Chain, ...]
     stores: tuple[str, ...]
     changelog: str | None
-    on_error: OnError = "stop"
+
+    @property
+    def topics(self) -> tuple[str, ...]:
+        """The names of the topics that it reads."""
+        return tuple(source.topic.name for source in self.inputs)
+
+    def chains_of(self, number: int) -> tuple[Chain, ...]:
+        """The chains that records of that input run through."""
+        return tuple(chain for chain in self.chains if chain.input == number)
+
+    def input_of(self, topic: str) -> int:
+        """The number of the input that reads this topic; ValueError if none does."""
+        return self.topics.index(topic)
 
     @property
     def all_stores(self) -> tuple[str | StateStore, ...]:
@@ -180,7 +211,8 @@ class Stage:
     @property
     def dead_letter_topics(self) -> tuple[TopicSpec, ...]:
         """The topics that get what fails in it; may repeat."""
-        rules = (self.on_error, *(rule for chain in self.chains for rule in chain.rules))
+        rules = [source.on_error for source in self.inputs]
+        rules += [rule for chain in self.chains for rule in chain.rules]
         return tuple(rule for rule in rules if isinstance(rule, TopicSpec))
 
 
@@ -210,12 +242,12 @@ class Topology:
         """All shards, upstream stages first.
 
         Args:
-            partitions: partition count of each stage's source topic, by topic name.
+            partitions: partition count of each topic that a stage reads, by topic name.
         """
         return [
             ShardId(stage.name, partition)
             for stage in self.stages
-            for partition in range(partitions[stage.source.name])
+            for partition in range(partitions[stage.topics[0]])
         ]
 
     def stage(self, name: str) -> Stage:
@@ -226,15 +258,25 @@ class Topology:
         raise KeyError(name)
 
     @property
+    def inputs(self) -> tuple[Input, ...]:
+        """All topics that are read, upstream first."""
+        return tuple(source for stage in self.stages for source in stage.inputs)
+
+    @property
     def sources(self) -> tuple[TopicSpec, ...]:
         """The topics read that aren't the cluster's own, upstream first."""
-        return tuple(stage.source for stage in self.stages if not stage.internal)
+        return tuple(source.topic for source in self.inputs if not source.internal)
+
+    @property
+    def stages_by_topic(self) -> dict[str, Stage]:
+        """By the name of each topic that is read, the stage that reads it."""
+        return {topic: stage for stage in self.stages for topic in stage.topics}
 
     @property
     def outputs(self) -> tuple[TopicSpec, ...]:
         """The topics, not the cluster's own, that the job may write to: sinks, dead letters, and declared
         topics that it doesn't read."""
-        internal = {stage.source.name for stage in self.stages if stage.internal}
+        internal = {source.topic.name for source in self.inputs if source.internal}
         sources = {topic.name for topic in self.sources}
         candidates = [topic for stage in self.stages for topic in written_topics(stage)]
         candidates += [topic for topic in self.topics if topic.name not in sources]
@@ -243,12 +285,10 @@ class Topology:
     @property
     def internal_topics(self) -> tuple[str, ...]:
         """The changelogs and repartition topics, upstream first. (The journal is `ids.journal_topic`.)"""
-        names = [
-            name
-            for stage in self.stages
-            for name in (stage.source.name if stage.internal else None, stage.changelog)
-            if name is not None
-        ]
+        names: list[str] = []
+        for stage in self.stages:
+            names += [source.topic.name for source in stage.inputs if source.internal]
+            names += [stage.changelog] if stage.changelog is not None else []
         return tuple(names)
 
     @property
@@ -256,8 +296,9 @@ class Topology:
         """The internal topics that aren't called as `build` would call them, by what it would call them."""
         names: dict[str, str] = {}
         for stage in self.stages:
-            if stage.internal:
-                names[repartition_topic(self.job, stage.name)] = stage.source.name
+            for source in stage.inputs:
+                if source.internal:
+                    names[repartition_topic(self.job, source.name)] = source.topic.name
             if stage.changelog is not None:
                 names[changelog_topic(self.job, stage.name)] = stage.changelog
         return {built: actual for built, actual in names.items() if built != actual}
@@ -297,6 +338,28 @@ def written_topics(stage: Stage) -> Iterator[TopicSpec]:
     yield from stage.dead_letter_topics
 
 
+def check_copartitioned(stage: Stage, counts: Mapping[str, int]) -> None:
+    """Raises IncompatibleState if the topics that the stage reads haven't equally many partitions.
+
+    Args:
+        stage: to look at.
+        counts: by topic; those that have none don't matter.
+    """
+    known = {topic: counts[topic] for topic in stage.topics if topic in counts}
+    if len(set(known.values())) <= 1:
+        return
+    most = max(known.values())
+    named = " and ".join(f"{topic!r} ({count} partitions)" for topic, count in known.items())
+    fewer = next(topic for topic, count in known.items() if count < most)
+    raise IncompatibleState(
+        f"The stage {stage.name!r} merges topics with different numbers of partitions: {named}. Records of "
+        "one key would be in shards with different numbers.",
+        remedy="Put .key_by(...) in front of one of them: the cluster makes a topic for it with as many "
+        f"partitions as the others have. Or give {fewer!r} {most} partitions too, if nothing hangs on where "
+        "its keys are: they move.",
+    )
+
+
 def _renamed(stage: Stage, names: Mapping[str, str]) -> Stage:
     def topic(spec: TopicSpec) -> TopicSpec:
         return replace(spec, name=names.get(spec.name, spec.name))
@@ -305,16 +368,22 @@ def _renamed(stage: Stage, names: Mapping[str, str]) -> Stage:
         replace(chain, sink=topic(chain.sink)) if chain.sink is not None else chain for chain in stage.chains
     )
     changelog = None if stage.changelog is None else names.get(stage.changelog, stage.changelog)
-    source = topic(stage.source) if stage.internal else stage.source
-    return replace(stage, source=source, chains=chains, changelog=changelog)
+    inputs = tuple(
+        replace(source, topic=topic(source.topic)) if source.internal else source for source in stage.inputs
+    )
+    return replace(stage, inputs=inputs, chains=chains, changelog=changelog)
 
 
 def former_names(topology: Topology) -> dict[str, str]:
-    """How each internal topic of the job was called before names were unambiguous, by its present name."""
+    """How each internal topic of the job was called before names were unambiguous, by its present name.
+
+    The inputs behind a stage's first are no older than the unambiguous names.
+    """
     names: dict[str, str] = {}
     for stage in topology.stages:
-        if stage.internal:
-            names[stage.source.name] = former_repartition_topic(topology.job, stage.name)
+        first = stage.inputs[0]
+        if first.internal:
+            names[first.topic.name] = former_repartition_topic(topology.job, stage.name)
         if stage.changelog is not None:
             names[stage.changelog] = former_changelog_topic(topology.job, stage.name)
     return names
@@ -322,13 +391,16 @@ def former_names(topology: Topology) -> dict[str, str]:
 
 def described_topics(description: Mapping[str, Any]) -> dict[str, str]:
     """The internal topics that a journalled description says are the job's: ``stage/changelog`` or
-    ``stage/repartition`` to the topic's name. An old description doesn't name changelogs: they have their
-    former names then."""
+    ``stage/repartition`` to the topic's name; ``stage/name/repartition`` for inputs behind the first. An old
+    description doesn't name changelogs: they have their former names then."""
     names: dict[str, str] = {}
     job = str(description.get("job", ""))
     for name, stage in cast("Mapping[str, Mapping[str, Any]]", description.get("stages", {})).items():
         if stage.get("key_by") is not None:
             names[f"{name}/repartition"] = str(stage.get("source"))
+        for further in _further_inputs(stage):
+            if further.get("key_by") is not None:
+                names[f"{name}/{further['name']}/repartition"] = str(further["source"])
         if stage.get("stores"):
             names[f"{name}/changelog"] = str(stage.get("changelog") or former_changelog_topic(job, name))
     return names
@@ -366,32 +438,58 @@ def _feeds(stage: Stage) -> Iterator[tuple[str, dict[str, str]]]:
 
 
 def _describe_stage(stage: Stage, feeds: Mapping[str, dict[str, str]]) -> dict[str, Any]:
-    description: dict[str, Any] = {"source": stage.source.name, "stores": sorted(stage.stores)}
+    first, *further = stage.inputs
+    description = {**_describe_input(first, feeds), "stores": sorted(stage.stores)}
     if stage.state_stores:
         description["states"] = {store.name: store.state.describe() for store in stage.state_stores}
     if stage.changelog is not None:
         description["changelog"] = stage.changelog
-    if stage.internal:
+    if further:
+        # Beside the first one's, where they always were: a job may get further inputs, and its state goes on.
+        description["merged"] = [
+            {"name": source.name, **_describe_input(source, feeds)} for source in further
+        ]
+    return description
+
+
+def _describe_input(source: Input, feeds: Mapping[str, dict[str, str]]) -> dict[str, Any]:
+    description: dict[str, Any] = {"source": source.topic.name}
+    if source.internal:
         # Records on their way through the repartition topic outlive a restart, so its encoding counts too.
-        description["key_by"] = dict(feeds.get(stage.source.name, {}))
+        description["key_by"] = dict(feeds.get(source.topic.name, {}))
         description["encoding"] = {
-            "key": codec_name(stage.source.key),
-            "value": codec_name(stage.source.value),
+            "key": codec_name(source.topic.key),
+            "value": codec_name(source.topic.value),
         }
     return description
+
+
+def _further_inputs(stage: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """What the description of a stage says of its inputs behind the first."""
+    return cast("Sequence[Mapping[str, Any]]", stage.get("merged", ()))
+
+
+def described_inputs(description: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """The topics that each stage of a journalled description reads, by the stage's name."""
+    stages = cast("Mapping[str, Mapping[str, Any]]", description.get("stages", {}))
+    return {
+        name: (str(stage.get("source")), *(str(further["source"]) for further in _further_inputs(stage)))
+        for name, stage in stages.items()
+    }
 
 
 def _essence(description: dict[str, Any]) -> dict[str, Any]:
     """What the fingerprint is taken of: without what follows from the rest, or depends on the host."""
     for name, stage in description["stages"].items():
         stage.pop("changelog", None)
-        key_by = stage.get("key_by")
-        if key_by is not None:
-            stage["source"] = former_repartition_topic(description["job"], name)
-            identity = str(key_by.get("identity", ""))
-            # Bytecode depends on the version of Python, which may differ between hosts.
-            if identity == key_by.get("by") or identity.startswith(BYTECODE):
-                del key_by["identity"]
+        for input_name, source in [(name, stage), *((one["name"], one) for one in stage.get("merged", ()))]:
+            key_by = source.get("key_by")
+            if key_by is not None:
+                source["source"] = former_repartition_topic(description["job"], input_name)
+                identity = str(key_by.get("identity", ""))
+                # Bytecode depends on the version of Python, which may differ between hosts.
+                if identity == key_by.get("by") or identity.startswith(BYTECODE):
+                    del key_by["identity"]
     return description
 
 
@@ -399,7 +497,7 @@ def incompatibility(old_description: Mapping[str, Any], new_topology: Topology) 
     """Why state and offsets written under `old_description` don't fit `new_topology`.
 
     New stages and new stores are compatible: they begin empty. So is a removed stage that had no state and
-    read a topic of the user's.
+    read a topic of the user's. A stage may get further inputs, and lose those that are topics of the user's.
 
     Args:
         old_description: what `Topology.describe` gave when they were written.
@@ -425,6 +523,7 @@ def incompatibility(old_description: Mapping[str, Any], new_topology: Topology) 
             _lost_store(name, old, new_homes, added)
             or _changed_states(old, new_stages.get(name, {}))
             or _changed_stage(name, old, new_stages)
+            or _changed_inputs(name, old, new_stages)
         )
         if reason:
             return reason
@@ -515,6 +614,28 @@ def _changed_stage(name: str, old: Mapping[str, Any], stages: Mapping[str, Mappi
     return None
 
 
+def _changed_inputs(name: str, old: Mapping[str, Any], stages: Mapping[str, Mapping[str, Any]]) -> str | None:
+    homes = {
+        str(source["source"]): home
+        for home, stage in stages.items()
+        for source in (stage, *_further_inputs(stage))
+        if source.get("key_by") is None
+    }
+    further = {str(source["name"]): source for source in _further_inputs(stages.get(name, {}))}
+    for source in (old, *_further_inputs(old)):
+        topic = str(source.get("source"))
+        if source.get("key_by") is None and homes.get(topic, name) != name:
+            # Its offsets are committed with the epochs of the stage's state.
+            return (
+                f"The topic {topic!r} used to be read in the stage {name!r}, and now is in {homes[topic]!r}."
+            )
+        if source is not old and source.get("key_by") is not None:
+            reason = _changed_stage(str(source["name"]), source, further)
+            if reason:
+                return reason
+    return None
+
+
 def _changed_key(stage: str, old: Mapping[str, str], new: Mapping[str, str]) -> str | None:
     if _keys_compared(old, new) == "same":
         return None
@@ -561,17 +682,27 @@ def _version(key_by: Mapping[str, str]) -> str:
 def unverified_keys(old_description: Mapping[str, Any], new_topology: Topology) -> list[str]:
     """Sentences about `key_by` steps of which it can't be told whether they still give the same keys."""
     remarks: list[str] = []
-    old_stages = cast(Mapping[str, Mapping[str, Any]], old_description.get("stages", {}))
-    for name, stage in cast("dict[str, dict[str, Any]]", new_topology.describe()["stages"]).items():
-        old = cast("Mapping[str, str] | None", old_stages.get(name, {}).get("key_by"))
-        new = cast("Mapping[str, str] | None", stage.get("key_by"))
-        if old is not None and new is not None and _keys_compared(old, new) == "unknown":
+    former = _described_key_bys(old_description)
+    for name, new in _described_key_bys(new_topology.describe()).items():
+        old = former.get(name)
+        if old is not None and _keys_compared(old, new) == "unknown":
             remarks.append(
                 f"The key_by before {name!r} ({new['by']}) is assumed to return the same keys as when the "
                 "state was written: the function recorded then can't be compared with it. From now on it "
                 "can."
             )
     return remarks
+
+
+def _described_key_bys(description: Mapping[str, Any]) -> dict[str, Mapping[str, str]]:
+    """What a description says of each `key_by`, by its name."""
+    found: dict[str, Mapping[str, str]] = {}
+    stages = cast("Mapping[str, Mapping[str, Any]]", description.get("stages", {}))
+    for name, stage in stages.items():
+        for source in ({**stage, "name": name}, *_further_inputs(stage)):
+            if source.get("key_by") is not None:
+                found[str(source["name"])] = cast("Mapping[str, str]", source["key_by"])
+    return found
 
 
 def _encoding(encoding: Mapping[str, str] | None) -> str:

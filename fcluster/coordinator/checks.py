@@ -14,10 +14,10 @@ from confluent_kafka import Consumer, TopicPartition
 
 from fcluster.common.errors import IncompatibleState
 from fcluster.common.kafka_clients import read_committed_positions
-from fcluster.common.positions import CommittedPosition
+from fcluster.common.positions import RESET_FINGERPRINT, CommittedPosition
 from fcluster.common.settings import Settings
 from fcluster.common.topic_ids import Look, fits, reset_remedy
-from fcluster.common.topology import Topology, incompatibility, unverified_keys
+from fcluster.common.topology import Topology, described_inputs, incompatibility, unverified_keys
 from fcluster.coordinator.topics import TOPIC_KEY_PREFIX, Role, lost_topic, roles_of
 
 _log = logging.getLogger("fcluster.coordinator")
@@ -44,7 +44,7 @@ def check_partitions(past: Mapping[str, Any], topology: Topology, partitions: Ma
 
     For stages without state, more partitions are fine: they are read as well.
     """
-    stateless = {stage.source.name for stage in topology.stages if stage.changelog is None}
+    stateless = {topic for stage in topology.stages if stage.changelog is None for topic in stage.topics}
     for topic, now in partitions.items():
         then = past.get(f"partitions/{topic}", {}).get("count", now)
         if then == now or (topic in stateless and now > then):
@@ -112,11 +112,40 @@ def check_topology(past: Mapping[str, Any], topology: Topology) -> None:
         _log.warning("%s", remark)
 
 
+def check_inputs(
+    past: Mapping[str, Any], topology: Topology, committed: Mapping[TopicPartition, CommittedPosition]
+) -> None:
+    """Raises IncompatibleState if a stage read topics together and only some of them have committed offsets.
+
+    Workers check this too, but not if the job has changed since: a topic without an offset may be new to the
+    stage then.
+
+    Args:
+        past: the journal.
+        topology: the job as it is to run.
+        committed: what is committed of all its inputs.
+    """
+    former = described_inputs(past.get("topology") or {})
+    for stage in topology.stages:
+        together = [topic for topic in stage.topics if topic in former.get(stage.name, ())]
+        for partition in {at.partition for at in committed if at.topic in together}:
+            found = {topic: committed.get(TopicPartition(topic, partition)) for topic in together}
+            missing = [topic for topic, position in found.items() if position is None]
+            reset = any(at is not None and at.fingerprint == RESET_FINGERPRINT for at in found.values())
+            if missing and not reset:
+                raise IncompatibleState(
+                    f"The stage {stage.name!r} reads {', '.join(together)} together, and has no committed "
+                    f"offset for partition {partition} of {', '.join(missing)}: it was deleted, or has "
+                    "expired.",
+                    remedy=f"Begin anew: {reset_remedy(topology.job)}",
+                )
+
+
 def committed_positions(
     consumer: Consumer, job: str, partitions: Mapping[str, int]
-) -> list[tuple[str, CommittedPosition]]:
-    """The committed position of each source partition, with its topic, of the group `job`, which is the
-    consumer's group.
+) -> dict[TopicPartition, CommittedPosition]:
+    """The committed position of each partition that the job reads. `job` is the group, and the consumer's
+    group.
 
     Raises:
         KafkaUnavailable: the brokers don't answer.
@@ -126,4 +155,4 @@ def committed_positions(
         TopicPartition(topic, partition) for topic, count in partitions.items() for partition in range(count)
     ]
     positions = read_committed_positions(consumer, job, wanted)
-    return [(at.topic, position) for at, position in positions.items() if position is not None]
+    return {at: position for at, position in positions.items() if position is not None}

@@ -205,8 +205,8 @@ class Coordinator:
                 self._membership.fenced(slot)
             case events.SlotFenceFailed(slot, reason):
                 self._membership.fence_failed(slot, reason)
-            case events.EndOffsetsRead(stage, offsets):
-                self.progress.set_target(stage, offsets)
+            case events.EndOffsetsRead(stage, offsets, number):
+                self.progress.set_target(stage, offsets, number)
             case events.Started():
                 self._on_started()
             case events.TopicsLooked(look):
@@ -416,9 +416,13 @@ class Coordinator:
         begun_ms += [takeover.noticed_ms for takeover in self.takeovers.under_way.values()]
         return max(0.0, now_ms - min(begun_ms)) if begun_ms else 0.0
 
-    def committed_offsets(self) -> dict[ShardId, int]:
-        """The committed offsets that workers have reported, by shard."""
-        return {shard: status.committed for shard, status in self.progress.standings.items()}
+    def committed_offsets(self) -> dict[tuple[ShardId, int], int]:
+        """The committed offsets that workers have reported, by shard and number of the input."""
+        return {
+            (shard, number): status.committed
+            for shard, inputs in self.progress.standings.items()
+            for number, status in inputs.items()
+        }
 
     def invariants(self) -> None:
         """Assert what must hold after every event (tests and the simulation call it).

@@ -80,8 +80,8 @@ class Ending:
         """With `until_caught_up`, drain once all records that were in the sources at start are committed."""
         if self._cluster.phase is not Phase.RUNNING:
             return
-        for stage in self._progress.stages_to_read():
-            self._outbox.add(events.ReadEndOffsets(stage))
+        for stage, number in self._progress.inputs_to_read():
+            self._outbox.add(events.ReadEndOffsets(stage, number))
         if self._progress.caught_up:
             self.begin_drain("all records that were in the sources at start are committed")
             return

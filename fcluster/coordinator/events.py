@@ -74,10 +74,11 @@ class Deposed:
 
 @dataclass(frozen=True, slots=True)
 class EndOffsetsRead:
-    """The answer to `ReadEndOffsets`: for each partition of the source, the offset after the last record."""
+    """The answer to `ReadEndOffsets`: for each partition of the input, the offset after the last record."""
 
     stage: str
     offsets: Mapping[int, int]
+    input: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,9 +199,10 @@ class WriteJournal:
 
 @dataclass(frozen=True, slots=True)
 class ReadEndOffsets:
-    """Read the present end offsets of a stage's source. Answer `EndOffsetsRead`."""
+    """Read the present end offsets of an input of a stage. Answer `EndOffsetsRead`."""
 
     stage: str
+    input: int = 0
 
 
 @dataclass(frozen=True, slots=True)

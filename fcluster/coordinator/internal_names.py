@@ -52,12 +52,16 @@ def internal_names(
     former = former_names(topology)
     names: dict[str, str] = {}
     for stage in topology.stages:
-        source = stage.source.name
-        if stage.internal:
+        source = stage.topics[0]
+        if stage.inputs[0].internal:
             actual = described.get(f"{stage.name}/repartition", former[source])
             if _is_kept(topology, actual, source, former[source], existing, positions):
                 names[source] = actual
             source = names.get(source, source)
+        for further in stage.inputs[1:]:
+            actual = described.get(f"{stage.name}/{further.name}/repartition", further.topic.name)
+            if further.internal and actual != further.topic.name:
+                names[further.topic.name] = actual
         if stage.changelog is not None:
             actual = described.get(f"{stage.name}/changelog", former[stage.changelog])
             if actual == former[stage.changelog]:
@@ -130,10 +134,12 @@ def unowned_topics(
     described = set(described_topics(description).values()) if description is not None else set[str]()
     found: list[tuple[str, str]] = []
     for stage in topology.stages:
-        if stage.internal and stage.source.name in existing and stage.source.name not in described:
-            found.append((stage.source.name, stage.source.name))
+        for source in stage.inputs:
+            topic = source.topic.name
+            if source.internal and topic in existing and topic not in described:
+                found.append((topic, topic))
         if stage.changelog is not None and stage.changelog in existing and stage.changelog not in described:
-            found.append((stage.changelog, stage.source.name))
+            found.append((stage.changelog, stage.topics[0]))
     return found
 
 

@@ -14,7 +14,7 @@ Must not: decide what happens to the record; the worker does, by the `on_error` 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from fcluster.common import messages
 from fcluster.common.ids import ShardId
@@ -48,43 +48,54 @@ class Losses:
         """The session is over, and its worker didn't end it."""
         begun, session.begun = session.begun, None
         for shard in self._cluster.shards_of(session.slot):
-            standing = self._progress.standings.get(shard.identity)
-            if shard.phase in HELD_PHASES and shard.session == session.number and standing is not None:
+            standings = self._progress.standings.get(shard.identity)
+            if shard.phase in HELD_PHASES and shard.session == session.number and standings:
                 mine = begun if begun is not None and begun.shard == shard.identity else None
-                self._count(session, shard.identity, standing.committed, mine)
+                committed = {number: standing.committed for number, standing in standings.items()}
+                self._count(session, shard.identity, committed, mine)
 
     def _count(
-        self, session: Session, shard: ShardId, committed: int, begun: messages.RecordBegun | None
+        self,
+        session: Session,
+        shard: ShardId,
+        committed: Mapping[int, int],
+        begun: messages.RecordBegun | None,
     ) -> None:
         deaths = self._cluster.deaths.get(shard)
-        if deaths is None or committed > _cleared_beyond(deaths):
+        if deaths is None or any(_clears(deaths, number, offset) for number, offset in committed.items()):
             deaths = self._cluster.deaths[shard] = Deaths(committed, 0)
         deaths.times += 1
         if begun is not None:
             known = deaths.suspect
-            times = known.times + 1 if known is not None and known.offset == begun.offset else 1
-            deaths.suspect = messages.SuspectRecord(shard, begun.offset, times, begun.step, begun.record)
-            at = f"{begun.record} in {begun.step!r}" if begun.step else begun.record
+            at = (begun.input, begun.offset)
+            times = known.times + 1 if known is not None and (known.input, known.offset) == at else 1
+            deaths.suspect = messages.SuspectRecord(
+                shard, begun.offset, times, begun.step, begun.record, begun.input
+            )
+            what = f"{begun.record} in {begun.step!r}" if begun.step else begun.record
             self._outbox.log(
-                "warning", f"slot {session.slot} was lost while it processed {at}, {times} times in a row"
+                "warning", f"slot {session.slot} was lost while it processed {what}, {times} times in a row"
             )
         elif deaths.times == ANNOUNCED_FROM_TIMES:
+            offsets = ", ".join(str(offset) for _, offset in sorted(committed.items()))
             self._outbox.log(
                 "warning",
-                f"workers with {shard} were lost {deaths.times} times in a row at offset {committed}, and "
+                f"workers with {shard} were lost {deaths.times} times in a row at offset {offsets}, and "
                 "nothing was committed in between; the next one announces each record before it processes it",
             )
 
     def committed(self, status: messages.ShardStatus) -> None:
         """A session has committed something of a shard."""
         deaths = self._cluster.deaths.get(status.shard)
-        if deaths is not None and status.committed > _cleared_beyond(deaths):
+        if deaths is not None and _clears(deaths, status.input, status.committed):
             del self._cluster.deaths[status.shard]
 
 
-def _cleared_beyond(deaths: Deaths) -> int:
-    """What is committed beyond this offset shows that the deaths had other causes, or are over."""
-    return deaths.committed if deaths.suspect is None else deaths.suspect.offset
+def _clears(deaths: Deaths, number: int, committed: int) -> bool:
+    """Whether this committed offset of an input shows that the deaths had other causes, or are over."""
+    if deaths.suspect is not None:
+        return number == deaths.suspect.input and committed > deaths.suspect.offset
+    return committed > deaths.committed.get(number, committed)
 
 
 def suspects_of(cluster: Cluster, shards: Sequence[ShardId]) -> list[messages.SuspectRecord]:

@@ -183,12 +183,12 @@ class Deaths:
     """Sessions of one shard that were lost one after the other, with nothing of it committed in between.
 
     Attributes:
-        committed: the shard's committed offset at all of them.
+        committed: the shard's committed offset in each input, by its number, at the first of them.
         times: how many.
         suspect: the record that was being processed, if a session had announced it.
     """
 
-    committed: int
+    committed: Mapping[int, int]
     times: int
     suspect: messages.SuspectRecord | None = None
 

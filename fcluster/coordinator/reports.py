@@ -93,7 +93,8 @@ class Reports:
                 self._progress.learn_commit(status)
                 self._losses.committed(status)
                 overdue = self._cluster.overdue.get(status.shard)
-                if overdue is not None and status.committed > overdue.offset:
+                same = overdue is not None and overdue.input == status.input
+                if overdue is not None and same and status.committed > overdue.offset:
                     del self._cluster.overdue[status.shard]
 
     def record_overdue(self, session: Session, message: messages.RecordOverdue) -> None:
@@ -103,8 +104,9 @@ class Reports:
         if shard is None or shard.session != session.number:
             return
         known = self._cluster.overdue.get(message.shard)
-        times = known.times + 1 if known is not None and known.offset == message.offset else 1
+        at = (message.input, message.offset)
+        times = known.times + 1 if known is not None and (known.input, known.offset) == at else 1
         self._cluster.overdue[message.shard] = messages.OverdueRecord(
-            message.shard, message.offset, times, message.reason, message.step
+            message.shard, message.offset, times, message.reason, message.step, message.input
         )
         self._outbox.log("warning", f"slot {session.slot}: {message.reason}")

@@ -609,8 +609,8 @@ class _Shell:
                     self._fencer.prepare(slot, soon=soon)
                 case events.FenceSlot(slot):
                     self._fencer.fence(slot)
-                case events.ReadEndOffsets(stage):
-                    self._in_background(self._read_end_offsets, stage)
+                case events.ReadEndOffsets(stage, number):
+                    self._in_background(self._read_end_offsets, (stage, number))
                 case events.MakeTopic(topic, partitions):
                     self._in_background(self._make_topic, (topic, partitions))
                 case events.LogLine(level, text):
@@ -627,16 +627,17 @@ class _Shell:
 
         self._duties.submit(run)
 
-    def _read_end_offsets(self, name: str) -> None:
-        """The present end offsets of a source. Retried until they are known, because nothing ends without
+    def _read_end_offsets(self, wanted_of: tuple[str, int]) -> None:
+        """The present end offsets of an input. Retried until they are known, because nothing ends without
         them.
         """
-        stage = self._topology.stage(name)
+        name, number = wanted_of
+        source = self._topology.stage(name).inputs[number]
         # What the job itself wrote is committed, but commit markers may not have reached all partitions:
         # the last stable offset could miss records that count.
-        isolation = "read-uncommitted" if stage.internal else stage.source.isolation
+        isolation = "read-uncommitted" if source.internal else source.topic.isolation
         wanted = [
-            TopicPartition(stage.source.name, shard.partition)
+            TopicPartition(source.topic.name, shard.partition)
             for shard in self._core.shards
             if shard.stage == name
         ]
@@ -644,20 +645,23 @@ class _Shell:
         while not self._closing.is_set():
             try:
                 ends = end_offsets(self._admin, wanted, isolation)
-                self.post(events.EndOffsetsRead(name, {at.partition: end for at, end in ends.items()}))
+                offsets = {at.partition: end for at, end in ends.items()}
+                self.post(events.EndOffsetsRead(name, offsets, number))
                 return
             except FclusterError as error:
                 if not told:
                     _log.warning(
-                        "the end of %s isn't known yet, retrying: %s", stage.source.name, error.message
+                        "the end of %s isn't known yet, retrying: %s", source.topic.name, error.message
                     )
                 told = True
                 self._closing.wait(END_OFFSETS_RETRY_S)
 
     def _source_partitions(self) -> list[tuple[str, int]]:
         """Of all shards that exist now; for any thread."""
-        sources = {stage.name: stage.source.name for stage in self._topology.stages}
-        return [(sources[shard.stage], shard.partition) for shard in tuple(self._core.shards)]
+        topics = {stage.name: stage.topics for stage in self._topology.stages}
+        return [
+            (topic, shard.partition) for shard in tuple(self._core.shards) for topic in topics[shard.stage]
+        ]
 
     def _make_topic(self, wanted: tuple[str, int]) -> None:
         topic, partitions = wanted

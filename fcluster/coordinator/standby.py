@@ -27,7 +27,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from confluent_kafka import Producer
+from confluent_kafka import Producer, TopicPartition
 
 from fcluster.common import messages
 from fcluster.common.discovery import ENDED_KEY, Leader, leader_in, read_journal
@@ -47,7 +47,13 @@ from fcluster.common.topic_ids import Look
 from fcluster.common.topic_looks import look_at_topics, settled_look
 from fcluster.common.topology import Topology
 from fcluster.common.transport import DealerTransport
-from fcluster.coordinator.checks import check_reset, check_topics, committed_positions, remembered_ids
+from fcluster.coordinator.checks import (
+    check_inputs,
+    check_reset,
+    check_topics,
+    committed_positions,
+    remembered_ids,
+)
 from fcluster.coordinator.election import Bounds, Watch
 from fcluster.coordinator.health import CoordinatorHealth
 from fcluster.coordinator.journal import Journal, journal_producer, open_journal
@@ -98,7 +104,7 @@ class Candidate:
         check_topics(self.topology, settings, known, self._look(known))
         partitions = ensure_internal_topics(self.admin, self.topology, settings)
         self.sources: Mapping[str, int] = {
-            stage.source.name: partitions[stage.source.name] for stage in self.topology.stages
+            source.topic.name: partitions[source.topic.name] for source in self.topology.inputs
         }
         self._producer: Producer | None = None
         # Read-uncommitted: workers of a previous leader may have open transactions, and this mustn't wait for
@@ -115,7 +121,7 @@ class Candidate:
             self._producer = journal_producer(self._settings, self._job)
         self.committed_positions()
 
-    def committed_positions(self) -> list[tuple[str, CommittedPosition]]:
+    def committed_positions(self) -> dict[TopicPartition, CommittedPosition]:
         """See `checks.committed_positions`."""
         return committed_positions(self.consumer, self._job, self.sources)
 
@@ -131,14 +137,15 @@ class Candidate:
         """
         positions = self.committed_positions()
         ids = remembered_ids(past)
-        ids |= {topic: position.topic_id for topic, position in positions if position.topic_id}
+        check_inputs(past, self.topology, positions)
+        ids |= {at.topic: position.topic_id for at, position in positions.items() if position.topic_id}
         look = self._look(ids)
         found = check_topics(self.topology, self._settings, ids, look)
         counts = dict(self.sources)
         # A standby may have been waiting for long: partitions may have been added meanwhile.
         counts |= {topic: seen.partitions for topic in counts if (seen := look.get(topic)) is not None}
         self.sources = counts
-        return found, counts, max((position.epoch for _, position in positions), default=0)
+        return found, counts, max((position.epoch for position in positions.values()), default=0)
 
     def _look(self, ids: Mapping[str, str]) -> Look:
         expected = dict.fromkeys(roles_of(self.topology), "") | dict(ids)

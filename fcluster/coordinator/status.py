@@ -6,9 +6,10 @@ anything, nor contain secrets: settings are redacted.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fcluster.common.messages import ShardStatus
 from fcluster.coordinator.agents import Agents
 from fcluster.coordinator.cluster import Cluster
 from fcluster.coordinator.election import Roster
@@ -32,6 +33,7 @@ def describe(
     settings, now_ms = cluster.settings, cluster.now_ms
     sessions = sorted(cluster.sessions.values(), key=lambda session: session.slot)
     keeper_of = agents.keeper_of(now_ms)
+    topics = {stage.name: stage.topics for stage in cluster.terms.topology.stages}
     shards_of: dict[int, int] = {}
     for shard in cluster.shards.values():
         if shard.slot is not None:
@@ -68,10 +70,13 @@ def describe(
             }
             for slot in sorted(cluster.slots.values(), key=lambda slot: slot.number)
         ],
-        "shards": [_shard(cluster, progress, shard) for shard in cluster.shards.values()],
+        "shards": [
+            _shard(cluster, progress, shard, topics[shard.identity.stage])
+            for shard in cluster.shards.values()
+        ],
         "targets": {
-            stage: {str(partition): offset for partition, offset in targets.items()}
-            for stage, targets in progress.targets.items()
+            topics[stage][number]: {str(partition): offset for partition, offset in targets.items()}
+            for (stage, number), targets in progress.targets.items()
         },
         "counters": _counters(cluster, rounds),
         "takeovers": [
@@ -192,24 +197,44 @@ def _worker(session: Session, shards: int, now_ms: float) -> dict[str, Any]:
     }
 
 
-def _shard(cluster: Cluster, progress: Progress, shard: Shard) -> dict[str, Any]:
-    standing = progress.standings.get(shard.identity)
-    position, end = (standing.position, standing.end) if standing else (-1, -1)
+def _shard(cluster: Cluster, progress: Progress, shard: Shard, topics: Sequence[str]) -> dict[str, Any]:
+    """Offsets of a shard with several inputs are sums over these, which follow one by one."""
+    standing = progress.standing(shard.identity)
+    inputs = [_input(topic, progress.standing(shard.identity, number)) for number, topic in enumerate(topics)]
     return {
         "stage": shard.identity.stage,
         "partition": shard.identity.partition,
         "slot": -1 if shard.slot is None else shard.slot,
         "phase": "unassigned" if shard.slot is None else shard.phase.value,
         "stopped_reason": shard.stopped_reason if shard.phase is ShardPhase.STOPPED else "",
-        "position": position,
-        "committed": standing.committed if standing else -1,
-        "end": end,
-        "lag": max(0, end - position) if end >= 0 and position >= 0 else -1,
+        "position": _sum(inputs, "position"),
+        "committed": _sum(inputs, "committed"),
+        "end": _sum(inputs, "end"),
+        "lag": _sum(inputs, "lag"),
+        "inputs": inputs,
         "dirty": standing.dirty if standing else False,
         "epoch": standing.epoch if standing else -1,
         "moving_to": -1 if shard.target is None else shard.target,
         "standbys": [_standby(cluster, shard, slot) for slot in shard.standbys],
     }
+
+
+def _input(topic: str, standing: ShardStatus | None) -> dict[str, Any]:
+    """Where a shard stands in one of its inputs."""
+    position, end = (standing.position, standing.end) if standing else (-1, -1)
+    return {
+        "topic": topic,
+        "position": position,
+        "committed": standing.committed if standing else -1,
+        "end": end,
+        "lag": max(0, end - position) if end >= 0 and position >= 0 else -1,
+    }
+
+
+def _sum(inputs: Sequence[Mapping[str, Any]], name: str) -> int:
+    """Over all inputs; -1 if one isn't known."""
+    numbers = [int(one[name]) for one in inputs]
+    return sum(numbers) if min(numbers) >= 0 else -1
 
 
 def _standby(cluster: Cluster, shard: Shard, slot: int) -> dict[str, int]:

@@ -62,7 +62,8 @@ def roles_of(topology: Topology) -> dict[str, Role]:
     for stage in topology.stages:
         if stage.changelog is not None:
             roles[stage.changelog] = Role.CHANGELOG
-        roles[stage.source.name] = Role.REPARTITION if stage.internal else Role.SOURCE
+        for source in stage.inputs:
+            roles[source.topic.name] = Role.REPARTITION if source.internal else Role.SOURCE
     roles[journal_topic(topology.job)] = Role.JOURNAL
     return roles
 
@@ -81,6 +82,15 @@ def lost_topic(job: str, topic: str, role: Role, former_id: str, seen: TopicSeen
     if role is Role.SINK:
         return sink_lost(job, topic, former_id, seen)
     return internal_topic_lost(job, topic, role.value, former_id, seen)
+
+
+def _merged_with_fewer(topic: str, more: int, stage: Stage, partitions: int) -> str:
+    others = ", ".join(repr(other) for other in stage.topics if other != topic)
+    return (
+        f"{topic!r} has {more} partitions now, and {others}, which it is merged with in the stage "
+        f"{stage.name!r}, not all as many: records in partitions {partitions} to {more - 1} are not read; "
+        f"remedy: give all of them {more} partitions"
+    )
 
 
 @dataclass(slots=True)
@@ -111,7 +121,8 @@ class Topics:
         self._ids = dict(cluster.terms.topic_ids)
         self._partitions = dict(cluster.terms.partitions)
         self._doubts: dict[str, _Doubt] = {}
-        self._stages = {stage.source.name: stage for stage in cluster.terms.topology.stages}
+        self._stages = cluster.terms.topology.stages_by_topic
+        self._seen_partitions = dict(self._partitions)
         self._vouched: dict[str, dict[int, int]] = {}
         """By source: how far each partition was committed when the topic was last seen unchanged."""
 
@@ -140,10 +151,9 @@ class Topics:
         if seen.topic_id and topic not in self._ids:
             self._learn(topic, seen.topic_id)
         if role in (Role.SOURCE, Role.REPARTITION):
-            stage = self._stages[topic]
-            self._vouched[topic] = self._committed(stage)
+            self._vouched[topic] = self._committed(topic)
             if seen.partitions > self._partitions[topic]:
-                self._has_grown(stage, seen.partitions)
+                self._has_grown(topic, seen.partitions)
 
     def _learn(self, topic: str, topic_id: str) -> None:
         self._ids[topic] = topic_id
@@ -175,7 +185,7 @@ class Topics:
 
     def _affected(self, topic: str) -> str:
         """Which records may have been processed under the old id."""
-        vouched, committed = self._vouched.get(topic), self._committed(self._stages[topic])
+        vouched, committed = self._vouched.get(topic), self._committed(topic)
         if vouched is None:
             return (
                 "Offsets that were committed since this coordinator became leader may belong to the new "
@@ -194,11 +204,13 @@ class Topics:
             f"{', '.join(ranges[:PARTITIONS_NAMED_MAX])}{more}."
         )
 
-    def _committed(self, stage: Stage) -> dict[int, int]:
+    def _committed(self, topic: str) -> dict[int, int]:
+        stage = self._stages[topic]
+        number = stage.input_of(topic)
         return {
-            shard.partition: standing.committed
-            for shard, standing in self._progress.standings.items()
-            if shard.stage == stage.name
+            shard.partition: inputs[number].committed
+            for shard, inputs in self._progress.standings.items()
+            if shard.stage == stage.name and number in inputs
         }
 
     def _make_sink_anew(self, topic: str, seen: TopicSeen | None) -> None:
@@ -219,14 +231,11 @@ class Topics:
 
     # --- growth ---------------------------------------------------------------------------------------
 
-    def _has_grown(self, stage: Stage, partitions: int) -> None:
-        topic, former = stage.source.name, self._partitions[stage.source.name]
+    def _has_grown(self, topic: str, partitions: int) -> None:
+        stage, former = self._stages[topic], self._partitions[topic]
+        self._seen_partitions[topic] = partitions
         if stage.changelog is None:
-            self._partitions[topic] = partitions
-            self._outbox.journal(f"partitions/{topic}", {"count": partitions})
-            added = [ShardId(stage.name, partition) for partition in range(former, partitions)]
-            self._outbox.log("info", f"{topic!r} has {partitions} partitions now: reading the new ones")
-            self._ownership.add_shards(added)
+            self._read_more(stage)
             return
         self._notice(
             f"partitions of {topic}",
@@ -235,6 +244,27 @@ class Topics:
             "keys that moved there are missing; remedy: stop the job, then start again with `fcluster "
             f"reset JOB --to earliest`, or copy the records to a topic with {former} partitions and read "
             "that",
+        )
+
+    def _read_more(self, stage: Stage) -> None:
+        """Read the partitions that all topics of a stage without state have by now."""
+        former = self._partitions[stage.topics[0]]
+        partitions = min(self._seen_partitions[topic] for topic in stage.topics)
+        for topic in stage.topics:
+            more = self._seen_partitions[topic]
+            about = f"partitions of {topic}"
+            if more == partitions:
+                self._over(about)
+            else:
+                self._notice(about, _merged_with_fewer(topic, more, stage, partitions))
+        if partitions == former:
+            return
+        for topic in stage.topics:
+            self._partitions[topic] = partitions
+            self._outbox.journal(f"partitions/{topic}", {"count": partitions})
+            self._outbox.log("info", f"{topic!r} has {partitions} partitions now: reading the new ones")
+        self._ownership.add_shards(
+            [ShardId(stage.name, partition) for partition in range(former, partitions)]
         )
 
     # --- the group ------------------------------------------------------------------------------------

@@ -28,7 +28,12 @@ class Truncation:
     """Deletes, from time to time, what all readers of repartition topics have committed."""
 
     def __init__(self, topology: Topology, admin: Admin) -> None:
-        self._sources = {stage.name: stage.source.name for stage in topology.stages if stage.internal}
+        self._sources = {
+            (stage.name, number): source.topic.name
+            for stage in topology.stages
+            for number, source in enumerate(stage.inputs)
+            if source.internal
+        }
         self._admin = admin
         self._deleted_before: dict[TopicPartition, int] = {}
         self._failing_since_s: float | None = None
@@ -48,11 +53,15 @@ class Truncation:
         self._due_s = time.monotonic() + TRUNCATION_INTERVAL_S
         return True
 
-    def run(self, committed: Mapping[ShardId, int]) -> None:
-        """In the background thread: delete records behind the committed offsets, where it is worth it."""
+    def run(self, committed: Mapping[tuple[ShardId, int], int]) -> None:
+        """In the background thread: delete records behind the committed offsets, where it is worth it.
+
+        Args:
+            committed: by shard and number of the input.
+        """
         offsets: dict[TopicPartition, int] = {}
-        for shard, offset in committed.items():
-            topic = self._sources.get(shard.stage)
+        for (shard, number), offset in committed.items():
+            topic = self._sources.get((shard.stage, number))
             if topic is None:
                 continue
             at = TopicPartition(topic, shard.partition)

@@ -11,7 +11,12 @@ A record (docs/decisions/0011-changelog-format.md), integers little-endian:
     | source offset i64 | crc32 u32 | body
 
 The source offset is what the same transaction commits for the shard's source; -1 says that it isn't known.
-Version 1 has none, and is still read. The bodies of all parts, joined, are:
+Version 1 has none, and is still read. A shard with further inputs writes version 3, which names the topic and
+the offset of each of them before the checksum:
+
+    ... source offset i64 | inputs u16 | (length u16 | topic | offset i64) for each | crc32 u32 | body
+
+The bodies of all parts, joined, are:
 
     entries u32 | lengths of keys u32 each | lengths of values u32 each | keys joined | values joined
 
@@ -31,6 +36,7 @@ from zlib import crc32
 from fcluster.common.errors import StateDamaged
 
 FORMAT_VERSION = 2
+FORMAT_VERSION_MERGED = 3
 UNKNOWN_SOURCE_OFFSET = -1
 """Of a delta that was written in format version 1."""
 DELTA_RECORD_BYTES_MAX = 900_000
@@ -45,6 +51,9 @@ _MAGIC = b"fcD" + bytes([FORMAT_VERSION])
 _HEADER = struct.Struct("<4sQQIIq")
 _MAGIC_1 = b"fcD" + bytes([1])
 _HEADER_1 = struct.Struct("<4sQQII")
+_MAGIC_MERGED = b"fcD" + bytes([FORMAT_VERSION_MERGED])
+_INPUT_COUNT = struct.Struct("<H")
+_OFFSET = struct.Struct("<q")
 _CHECKSUM = struct.Struct("<I")
 _COUNT = struct.Struct("<I")
 _PREFIX_BYTES = _HEADER.size + _CHECKSUM.size
@@ -59,12 +68,14 @@ class Delta:
         previous_epoch: the epoch that changed the shard's state before it, 0 if none did.
         changes: store key -> new value, all encoded; the empty value says that the key was deleted.
         source_offset: the next record of the shard's source, as the same transaction commits it.
+        further_offsets: the same of its inputs behind the first, by topic.
     """
 
     epoch: int
     previous_epoch: int
     changes: Mapping[bytes, bytes]
     source_offset: int = UNKNOWN_SOURCE_OFFSET
+    further_offsets: Mapping[str, int] = field(default_factory=dict[str, int])
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +88,7 @@ class DeltaRecord:
     parts: int
     source_offset: int
     body: bytes
+    further_offsets: Mapping[str, int] = field(default_factory=dict[str, int])
 
     @property
     def is_last(self) -> bool:
@@ -96,7 +108,10 @@ def encode_delta(delta: Delta, record_bytes_max: int = DELTA_RECORD_BYTES_MAX) -
     """
     if not 0 <= delta.previous_epoch < delta.epoch:
         raise ValueError(f"epoch {delta.epoch} can't follow epoch {delta.previous_epoch}")
-    body_bytes_max = record_bytes_max - _PREFIX_BYTES
+    magic, inputs = _MAGIC, b""
+    if delta.further_offsets:
+        magic, inputs = _MAGIC_MERGED, _encode_inputs(delta.further_offsets)
+    body_bytes_max = record_bytes_max - _PREFIX_BYTES - len(inputs)
     if body_bytes_max <= 0:
         raise ValueError(f"records of at most {record_bytes_max} bytes leave no room for a body")
     body = _encode_body(delta.changes)
@@ -105,9 +120,39 @@ def encode_delta(delta: Delta, record_bytes_max: int = DELTA_RECORD_BYTES_MAX) -
     records: list[bytes] = []
     for part in range(parts):
         chunk = view[part * body_bytes_max : (part + 1) * body_bytes_max]
-        header = _HEADER.pack(_MAGIC, delta.epoch, delta.previous_epoch, part, parts, delta.source_offset)
+        header = _HEADER.pack(magic, delta.epoch, delta.previous_epoch, part, parts, delta.source_offset)
+        header += inputs
         records.append(b"".join((header, _CHECKSUM.pack(crc32(chunk, crc32(header))), chunk)))
     return records
+
+
+def _encode_inputs(offsets: Mapping[str, int]) -> bytes:
+    pieces = [_INPUT_COUNT.pack(len(offsets))]
+    for topic, offset in offsets.items():
+        name = topic.encode()
+        pieces += [_INPUT_COUNT.pack(len(name)), name, _OFFSET.pack(offset)]
+    return b"".join(pieces)
+
+
+def _decode_inputs(record: bytes, begin: int) -> tuple[dict[str, int], int]:
+    """The offsets by topic that stand at `begin` of the record, and where they end.
+
+    Raises:
+        ValueError: they don't.
+    """
+    offsets: dict[str, int] = {}
+    try:
+        (count,) = _INPUT_COUNT.unpack_from(record, begin)
+        at = begin + _INPUT_COUNT.size
+        for _ in range(count):
+            (length,) = _INPUT_COUNT.unpack_from(record, at)
+            at += _INPUT_COUNT.size
+            topic = record[at : at + length].decode()
+            (offsets[topic],) = _OFFSET.unpack_from(record, at + length)
+            at += length + _OFFSET.size
+    except (struct.error, UnicodeDecodeError) as error:
+        raise ValueError("the record is cut off within the offsets of its inputs") from error
+    return offsets, at
 
 
 def _encode_body(changes: Mapping[bytes, bytes]) -> bytes:
@@ -157,18 +202,25 @@ def parse_record(record: bytes | None) -> DeltaRecord:
     magic = record[: len(_MAGIC)]
     if magic == _MAGIC_1:
         header = _HEADER_1
-    elif magic == _MAGIC and len(record) >= _PREFIX_BYTES:
+    elif magic in (_MAGIC, _MAGIC_MERGED) and len(record) >= _PREFIX_BYTES:
         header = _HEADER
     else:
         raise ValueError(f"the record begins with {magic.hex()}, a delta with {_MAGIC.hex()}")
     _, epoch, previous_epoch, part, parts, *rest = header.unpack_from(record)
-    (checksum,) = _CHECKSUM.unpack_from(record, header.size)
-    body = record[header.size + _CHECKSUM.size :]
-    if crc32(body, crc32(record[: header.size])) != checksum:
+    further: dict[str, int] = {}
+    header_end = header.size
+    if magic == _MAGIC_MERGED:
+        further, header_end = _decode_inputs(record, header.size)
+    if len(record) < header_end + _CHECKSUM.size:
+        raise ValueError("the record is too short to be a delta")
+    (checksum,) = _CHECKSUM.unpack_from(record, header_end)
+    body = record[header_end + _CHECKSUM.size :]
+    if crc32(body, crc32(record[:header_end])) != checksum:
         raise ValueError("the record's checksum is wrong")
     if not (part < parts and previous_epoch < epoch):
         raise ValueError(f"it claims part {part} of {parts}, epoch {epoch} after {previous_epoch}")
-    return DeltaRecord(epoch, previous_epoch, part, parts, rest[0] if rest else UNKNOWN_SOURCE_OFFSET, body)
+    source_offset = rest[0] if rest else UNKNOWN_SOURCE_OFFSET
+    return DeltaRecord(epoch, previous_epoch, part, parts, source_offset, body, further)
 
 
 @dataclass(slots=True)
@@ -236,7 +288,7 @@ class DeltaReader:
         except ValueError as error:
             raise self._damaged(offset, f"can't read the delta of epoch {read.epoch}: {error}") from error
         self.state_epoch = read.epoch if self._exactly_once else max(read.epoch, self.state_epoch)
-        return Delta(read.epoch, read.previous_epoch, changes, read.source_offset)
+        return Delta(read.epoch, read.previous_epoch, changes, read.source_offset, read.further_offsets)
 
     def finish(self) -> None:
         """Say that the partition has no more records.

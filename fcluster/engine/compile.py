@@ -75,6 +75,7 @@ def compile_chain(
         places[place.name] = place
         return port if held is None else held.at(place)
 
+    source = stage.inputs[chain.input].topic
     sink_name = chain.sink.name if chain.sink is not None else "nowhere"
     writing = f"writing to {sink_name!r} at the end of {chain.name!r}"
     sink_place = Place(writing, writing, chain.sink_on_error)
@@ -85,7 +86,7 @@ def compile_chain(
         return compile_record_writer(chain.sink if is_last else None, place, sink_place, port_at)
 
     surroundings = Surroundings(
-        stage,
+        source,
         partition,
         tables,
         HandlerContext if held is None else UndoableContext,
@@ -103,9 +104,9 @@ def compile_chain(
         if chain.rekey is not None:
             name = f"key_by ({rekey_description(chain.rekey)}) at the end of {chain.name!r}"
             rekey_place = places[name] = Place(name, f"in {name}", chain.rekey_on_error)
-            step = compile_rekeyed_write(target, stage.source, chain.rekey, rekey_place, port_at(sink_place))
+            step = compile_rekeyed_write(target, source, chain.rekey, rekey_place, port_at(sink_place))
         else:
-            step = compile_write(target, stage.source, port_at(sink_place))
+            step = compile_write(target, source, port_at(sink_place))
     for operator in reversed(operators):
         step = operator.compile(surroundings, step)
     stores = [store for operator in operators for store in operator.stores]

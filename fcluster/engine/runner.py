@@ -1,4 +1,4 @@
-"""Takes each record of a shard through all chains of its stage, and does what failures lead to.
+"""Takes each record of a shard's input through all chains of that input, and does what failures lead to.
 
 Invariants kept:
 - A record is decoded once for all its chains, before any of them runs. What can't be decoded leads to one
@@ -21,7 +21,7 @@ from typing import Any
 from fcluster.common.codecs import decoding_trouble, value_codec
 from fcluster.common.errors import REMEDY_MARK, ProcessingError, one_line
 from fcluster.common.failures import bounded_text
-from fcluster.common.topology import OnError, Stage, TopicSpec
+from fcluster.common.topology import Input, OnError, Stage, TopicSpec
 from fcluster.engine.compile import CompiledChain, compile_chain, is_tolerant
 from fcluster.engine.context import AnyTable
 from fcluster.engine.dead_letters import dead_letter_trouble, write_dead_letter
@@ -57,7 +57,9 @@ class HandlerError(RecordError):
 
 
 class StageRunner:
-    """Processes the records of one shard, in order: call `handle` for each.
+    """Processes the records of one input of a shard, in order: call `handle` for each.
+
+    A shard with several inputs has a runner for each; they share its tables and its port.
 
     Args:
         stage: of the shard.
@@ -65,6 +67,7 @@ class StageRunner:
         tables: of the shard's state, by the name of the store.
         port: takes the outputs.
         passing: exceptions of the shell's that aren't the record's doing; they come through as they are.
+        number: of the input.
 
     Attributes:
         handle: processes one record. It raises `HandlerError`, `UnreadableRecordError`, `UnkeptStateError`,
@@ -73,12 +76,15 @@ class StageRunner:
 
     __slots__ = (
         "_careful",
+        "_chains",
         "_condemned",
         "_decode",
         "_passing",
         "_port",
+        "_source",
         "_tables",
         "handle",
+        "number",
         "partition",
         "stage",
     )
@@ -90,15 +96,19 @@ class StageRunner:
         tables: Mapping[str, AnyTable],
         port: OutputPort,
         passing: tuple[type[BaseException], ...],
+        number: int = 0,
     ) -> None:
         self.stage = stage
         self.partition = partition
+        self.number = number
+        self._source = stage.inputs[number]
+        self._chains = stage.chains_of(number)
         self._tables = tables
         self._port = port
         self._passing = passing
         self._condemned: dict[int, list[Failure]] = {}
         self._careful: _CarefulRun | None = None
-        self._decode = value_codec(stage.source.value)[0]
+        self._decode = value_codec(self._source.topic.value)[0]
         self.handle: Callable[[SourceRecord], None] = self._compile()
 
     def condemn(self, offset: int, failure: Failure) -> None:
@@ -140,29 +150,33 @@ class StageRunner:
 
     def _run_condemned(self, record: SourceRecord, failures: Sequence[Failure]) -> None:
         if self._careful is None:
-            self._careful = _CarefulRun(self.stage, self.partition, self._tables, self._port, self._passing)
+            self._careful = _CarefulRun(
+                self.stage, self.number, self.partition, self._tables, self._port, self._passing
+            )
         self._careful.run(record, failures)
 
     # --- compiling ------------------------------------------------------------------------------------
 
     def _compile(self) -> Callable[[SourceRecord], None]:
-        stage, port = self.stage, self._port
-        on_unreadable = _compile_unreadable(stage, port)
+        port, chains = self._port, self._chains
+        on_unreadable = _compile_unreadable(self._source, _source_place(self.stage, self.number), port)
         runs: list[RunChain] = []
-        for chain in stage.chains:
+        for chain in chains:
             held = HeldOutputs() if is_tolerant(chain) else None
-            compiled = compile_chain(chain, stage, self.partition, self._tables, port, self._passing, held)
+            compiled = compile_chain(
+                chain, self.stage, self.partition, self._tables, port, self._passing, held
+            )
             runs.append(
                 _stopping(compiled, self._passing)
                 if held is None
                 else _tolerant(compiled, held, port, self._passing)
             )
-        if len(runs) == 1 and not is_tolerant(stage.chains[0]):
+        if len(runs) == 1 and not is_tolerant(chains[0]):
             return _compile_plain(self._decode, compiled.step, compiled.name, self._passing, on_unreadable)  # pyright: ignore[reportPossiblyUnboundVariable]
         if len(runs) == 1:
             return _compile_one(self._decode, runs[0], on_unreadable)
         return _compile_several(
-            self._decode, runs, stage.source.value in ("text", "bytes", "int"), on_unreadable
+            self._decode, runs, self._source.topic.value in ("text", "bytes", "int"), on_unreadable
         )
 
 
@@ -327,32 +341,33 @@ def _failure_of(error: BaseException, chain: str) -> StepFailure:
     return StepFailure(Place(chain, f"in {chain!r}", "stop"), error)
 
 
-def _compile_unreadable(stage: Stage, port: OutputPort) -> Callable[[SourceRecord, BaseException], None]:
-    place = _source_place(stage)
-
+def _compile_unreadable(
+    source: Input, place: Place, port: OutputPort
+) -> Callable[[SourceRecord, BaseException], None]:
     def on_unreadable(record: SourceRecord, error: BaseException) -> None:
-        failure = _unreadable(stage, place, record, error)
+        failure = _unreadable(source.topic, place, record, error)
         if place.on_error == "stop":
-            raise UnreadableRecordError(_unreadable_message(stage, record, failure)) from error
+            raise UnreadableRecordError(_unreadable_message(source, record, failure)) from error
         _tolerate(place.on_error, place.name, record, failure, port)
 
     return on_unreadable
 
 
-def _source_place(stage: Stage) -> Place:
-    name = stage.chains[0].name if len(stage.chains) == 1 else stage.name
-    return Place(name, "to be decoded", stage.on_error)
+def _source_place(stage: Stage, number: int) -> Place:
+    source, chains = stage.inputs[number], stage.chains_of(number)
+    name = chains[0].name if len(chains) == 1 else source.name
+    return Place(name, "to be decoded", source.on_error)
 
 
-def _unreadable(stage: Stage, place: Place, record: SourceRecord, error: BaseException) -> StepFailure:
-    return StepFailure(place, decoding_trouble(stage.source.value, record.value(), error))
+def _unreadable(source: TopicSpec, place: Place, record: SourceRecord, error: BaseException) -> StepFailure:
+    return StepFailure(place, decoding_trouble(source.value, record.value(), error))
 
 
-def _unreadable_message(stage: Stage, record: SourceRecord, failure: StepFailure) -> str:
+def _unreadable_message(source: Input, record: SourceRecord, failure: StepFailure) -> str:
     line = f"{describe_record(record)} can't be decoded: {failure.describe()}"
-    if stage.internal:
+    if source.internal:
         return _bounded(line)
-    name = stage.source.name
+    name = source.topic.name
     remedy = (
         f"{REMEDY_MARK}declare {name!r} with the kind of data that it holds, or let such records be skipped "
         f"or go to a dead-letter topic: job.topic({name!r}, on_error=...)"
@@ -371,21 +386,22 @@ class _CarefulRun:
     def __init__(
         self,
         stage: Stage,
+        number: int,
         partition: int,
         tables: Mapping[str, AnyTable],
         port: OutputPort,
         passing: tuple[type[BaseException], ...],
     ) -> None:
-        self._stage = stage
+        self._source = stage.inputs[number]
         self._port = port
         self._tables = tables
         self._passing = (UnkeptStateError, *passing)
         self._refusals = Refusals()
-        self._source_place = _source_place(stage)
-        self._decode = value_codec(stage.source.value)[0]
+        self._source_place = _source_place(stage, number)
+        self._decode = value_codec(self._source.topic.value)[0]
         self._chains = [
             compile_chain(chain, stage, partition, tables, port, passing, HeldOutputs(self._refusals))
-            for chain in stage.chains
+            for chain in stage.chains_of(number)
         ]
 
     def run(self, record: SourceRecord, failures: Sequence[Failure]) -> None:
@@ -423,9 +439,9 @@ class _CarefulRun:
             if raw is not None:
                 self._decode(raw)
         except BaseException as error:
-            failure = _unreadable(self._stage, self._source_place, record, error)
+            failure = _unreadable(self._source.topic, self._source_place, record, error)
             if failure.place.on_error == "stop":
-                raise UnreadableRecordError(_unreadable_message(self._stage, record, failure)) from error
+                raise UnreadableRecordError(_unreadable_message(self._source, record, failure)) from error
             self._dead_letter(record, failure, outputs)
             return outputs, 1
         skipped = 0

@@ -18,10 +18,17 @@ from fcluster.common.errors import FclusterError, JobError, ProcessingError, cau
 from fcluster.common.failures import bounded_repr
 from fcluster.common.ids import ShardId
 from fcluster.common.job import Job
-from fcluster.common.positions import CommittedPosition, decode_position
+from fcluster.common.positions import CommittedPosition, decode_position, joined_position
 from fcluster.common.settings import Settings, resolve
 from fcluster.common.states import State
-from fcluster.common.topology import Isolation, Stage, TopicSpec, Topology, written_topics
+from fcluster.common.topology import (
+    Isolation,
+    Stage,
+    TopicSpec,
+    Topology,
+    check_copartitioned,
+    written_topics,
+)
 from fcluster.engine.failure import Failure, OutputRefusedError, UnkeptStateError, output_too_large
 from fcluster.engine.records import OutputPort
 from fcluster.engine.runner import HandlerError, UnreadableRecordError
@@ -85,7 +92,8 @@ class Driver:
     sent goes through all stages before `send` returns, and each step on its way is an epoch of its own,
     unless `auto_barrier` is False. A stage after another one reads what is committed, as in a cluster.
 
-    Records of different partitions are processed in the order in which they were written.
+    Records of different partitions are processed in the order in which they were written, those of merged
+    topics that wait together in the order of their timestamps.
 
     Args:
         job: under test. It isn't changed, so many drivers can run it.
@@ -126,10 +134,10 @@ class Driver:
         self._port = OutputPort()
         self._port.produce = self._produce
         self._epoch = 0
-        self._committed: dict[ShardId, tuple[int, str]] = {}
+        self._committed: dict[tuple[str, int], tuple[int, str]] = {}
         self._shards: dict[ShardId, Shard] = {}
-        self._condemned: dict[ShardId, list[tuple[int, Failure]]] = {}
-        self._causes: dict[tuple[ShardId, int], BaseException] = {}
+        self._condemned: dict[ShardId, list[tuple[int, int, Failure]]] = {}
+        self._causes: dict[tuple[str, int, int], BaseException] = {}
         self._stopped: JobStopped | None = None
         self._read: dict[str, int] = {}
 
@@ -319,9 +327,10 @@ class Driver:
             LookupError: the handler doesn't declare such a state.
         """
         stage = self._stage_of(handler)
-        raw_key = key_codec(stage.source.key)[1](key)
+        source = stage.inputs[0].topic
+        raw_key = key_codec(source.key)[1](key)
         if partition is None:
-            partition = self._topics.partition_for(stage.source.name, raw_key, None)
+            partition = self._topics.partition_for(source.name, raw_key, None)
         shard = self._shard(stage, partition)
         if declared is None:
             return shard.state.documents[handler].peek(raw_key)
@@ -333,9 +342,10 @@ class Driver:
     def states(self, handler: str) -> dict[Any, dict[str, Any]]:
         """Copies of the handler's `ctx.state` dicts, by key, of all partitions. Keys have to be hashable."""
         stage = self._stage_of(handler)
-        decode = key_codec(stage.source.key)[0]
+        source = stage.inputs[0].topic
+        decode = key_codec(source.key)[0]
         found: dict[Any, dict[str, Any]] = {}
-        for partition in range(len(self._topics.partitions(stage.source.name))):
+        for partition in range(len(self._topics.partitions(source.name))):
             shard = self._shard(stage, partition)
             for raw_key in shard.keys_of(handler):
                 state = shard.state.documents[handler].peek(raw_key)
@@ -358,7 +368,7 @@ class Driver:
             if until is not None and record.sequence > until:
                 return
             if self._process(shard, record) and one_by_one and not self._commit():
-                failure = shard.runner.find_unkept()
+                failure = shard.find_unkept()
                 assert failure is not None, "a state can't be stored, but no single one causes it"
                 self._roll_back()
                 self._condemn(shard.id, record, failure)
@@ -367,9 +377,8 @@ class Driver:
         """The oldest record that can be read and isn't processed, and its shard."""
         oldest: tuple[Stage, StoredRecord] | None = None
         for stage in self.topology.stages:
-            for number, partition in enumerate(self._topics.partitions(stage.source.name)):
-                offset = self._next_offset(ShardId(stage.name, number))
-                record = partition.first_from(offset, stage.source.isolation)
+            for partition in range(len(self._topics.partitions(stage.topics[0]))):
+                record = self._next_of(stage, partition)
                 if record is not None and (oldest is None or record.sequence < oldest[1].sequence):
                     oldest = (stage, record)
         if oldest is None:
@@ -377,9 +386,18 @@ class Driver:
         stage, record = oldest
         return self._shard(stage, record.partition()), record
 
-    def _next_offset(self, shard: ShardId) -> int:
-        running = self._shards.get(shard)
-        return self._committed.get(shard, (0, ""))[0] if running is None else running.next_offset
+    def _next_of(self, stage: Stage, partition: int) -> StoredRecord | None:
+        """The next record of a shard: of those that its inputs hold, the one with the smallest timestamp."""
+        running = self._shards.get(ShardId(stage.name, partition))
+        first: StoredRecord | None = None
+        for number, source in enumerate(stage.inputs):
+            committed, _metadata = self._committed.get((source.topic.name, partition), (0, ""))
+            offset = committed if running is None else running.next_offset(number)
+            held = self._topics.partitions(source.topic.name)[partition]
+            record = held.first_from(offset, source.topic.isolation)
+            if record is not None and (first is None or record.timestamp() < first.timestamp()):
+                first = record
+        return first
 
     def _process(self, shard: Shard, record: StoredRecord) -> bool:
         """Process a record. False: the open epoch was rolled back, and its records come again."""
@@ -388,14 +406,14 @@ class Driver:
             shard.handle(record)
         except UnreadableRecordError as error:
             if self._commit():  # what is before it
-                self._stop(shard.id, record, error)
+                self._stop(record, error)
             last = record.sequence
             self._roll_back()
             self._advance(one_by_one=True, until=last - 1)
             return False
         except HandlerError as error:
             self._roll_back()
-            self._causes.setdefault((shard.id, record.offset()), _cause_of(error))
+            self._causes.setdefault(_place_of(record), _cause_of(error))
             self._condemn(shard.id, record, error.failure)
             return False
         except UnkeptStateError as error:
@@ -412,7 +430,7 @@ class Driver:
         return True
 
     def _dirty(self) -> list[Shard]:
-        return [shard for shard in self._shards.values() if shard.last is not None]
+        return [shard for shard in self._shards.values() if shard.dirty]
 
     def _commit(self) -> bool:
         """Commit the open epoch. False: a state can't be kept; the epoch has to be rolled back."""
@@ -436,9 +454,15 @@ class Driver:
         self.skipped, self._port.skipped = self.skipped + self._port.skipped, 0
         for part in frozen:
             shard = part.shard
-            self._committed[shard.id] = (part.position.offset, part.position.encode_metadata())
+            for number, topic in enumerate(shard.stage.topics):
+                at = part.position.of_input(number)
+                self._committed[topic, shard.id.partition] = (at.offset, at.encode_metadata())
             shard.committed(part, self._changelog_end(shard.stage, shard.id.partition))
-            left = [one for one in self._condemned.pop(shard.id, ()) if one[0] >= part.position.offset]
+            left = [
+                one
+                for one in self._condemned.pop(shard.id, ())
+                if one[1] >= part.position.inputs[one[0]].offset
+            ]
             if left:
                 self._condemned[shard.id] = left
         return True
@@ -452,18 +476,19 @@ class Driver:
     def _condemn(self, shard: ShardId, record: StoredRecord, failure: Failure) -> None:
         """Let the record fail with this when it comes again."""
         condemned = self._condemned.setdefault(shard, [])
-        condemned.append((record.offset(), failure))
+        number = self.topology.stage(shard.stage).input_of(record.topic())
+        condemned.append((number, record.offset(), failure))
         if len(condemned) > FAILURES_MAX:
             raise JobStopped(f"{failure.reason} (after failing in {FAILURES_MAX} other ways)", record=record)
 
-    def _stop(self, shard: ShardId, record: StoredRecord, error: UnreadableRecordError) -> None:
+    def _stop(self, record: StoredRecord, error: UnreadableRecordError) -> None:
         __tracebackhide__ = True
         message, remedy = cause_and_remedy(error.reason)
         remedy = remedy or "Correct the job, or give the step an on_error ('skip', or a dead-letter topic)."
         self._stopped = stopped = JobStopped(message, remedy=remedy, record=record)
         stopped.add_note(f"Its key: {bounded_repr(record.key())}")
         stopped.add_note(f"Its value: {bounded_repr(record.value(), 1_000)}")
-        raise stopped from self._causes.get((shard, record.offset()), _cause_of(error))
+        raise stopped from self._causes.get(_place_of(record), _cause_of(error))
 
     def _check_running(self) -> None:
         __tracebackhide__ = True
@@ -484,7 +509,7 @@ class Driver:
             shard = self._shards[shard_id] = Shard(
                 stage,
                 partition,
-                self._position(shard_id),
+                self._position(stage, partition),
                 changelog,
                 self._port,
                 self._passing,
@@ -492,11 +517,10 @@ class Driver:
             )
         return shard
 
-    def _position(self, shard: ShardId) -> CommittedPosition:
-        committed = self._committed.get(shard)
-        if committed is None:
-            return CommittedPosition(0, 0, 0, self.topology.fingerprint)
-        return decode_position(*committed)
+    def _position(self, stage: Stage, partition: int) -> CommittedPosition:
+        committed = [self._committed.get((topic, partition)) for topic in stage.topics]
+        positions = [None if at is None else decode_position(*at) for at in committed]
+        return joined_position(positions, [0] * len(positions), self.topology.fingerprint)
 
     def _changelog_end(self, stage: Stage, partition: int) -> int:
         if stage.changelog is None:
@@ -544,7 +568,8 @@ class Driver:
 
 def _specs_of(topology: Topology) -> dict[str, TopicSpec]:
     """All topics of the job but the changelogs, by name."""
-    specs = [topic for stage in topology.stages for topic in (*written_topics(stage), stage.source)]
+    specs = [topic for stage in topology.stages for topic in written_topics(stage)]
+    specs += [source.topic for source in topology.inputs]
     return {spec.name: spec for spec in [*specs, *topology.topics]}
 
 
@@ -560,7 +585,12 @@ def _partition_counts(topology: Topology, given: int | Mapping[str, int]) -> dic
     _check_count("partitions", default)
     counts = dict(named)
     for stage in topology.stages:
-        count = counts.setdefault(stage.source.name, default)
+        if len(stage.inputs) > 1:
+            count = next((counts[topic] for topic in stage.topics if topic in counts), default)
+            counts |= dict.fromkeys(stage.topics, count) | {t: counts[t] for t in stage.topics if t in counts}
+    for stage in topology.stages:
+        check_copartitioned(stage, counts)
+        count = counts.setdefault(stage.topics[0], default)
         for topic in written_topics(stage):
             counts.setdefault(topic.name, count)
         if stage.changelog is not None:
@@ -569,6 +599,10 @@ def _partition_counts(topology: Topology, given: int | Mapping[str, int]) -> dic
     for name in specs:
         counts.setdefault(name, most)
     return counts
+
+
+def _place_of(record: StoredRecord) -> tuple[str, int, int]:
+    return record.topic(), record.partition(), record.offset()
 
 
 def _check_count(name: str, count: int) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from fcluster.common.errors import StateDamaged
 from fcluster.common.ids import ShardId
-from fcluster.common.positions import CommittedPosition
+from fcluster.common.positions import CommittedPosition, InputOffset
 from fcluster.common.states import ListAccess, MapAccess, StateStore
 from fcluster.common.topology import Stage
 from fcluster.engine.changelog import DeltaReader, encode_delta
@@ -99,12 +99,12 @@ class Shard:
 
     Args:
         stage: of the job.
-        partition: of the stage's source.
+        partition: of the stage's inputs.
         position: that is committed.
         changelog: the partition with the deltas of its state, None if the stage has no state.
         port: takes the outputs.
         passing: exceptions that aren't the record's doing.
-        condemned: records that are known to fail, by offset.
+        condemned: records that are known to fail, by input and offset.
 
     Raises:
         StateDamaged: the changelog doesn't give the state of the committed epoch.
@@ -118,30 +118,39 @@ class Shard:
         changelog: Partition | None,
         port: OutputPort,
         passing: tuple[type[BaseException], ...],
-        condemned: list[tuple[int, Failure]],
+        condemned: list[tuple[int, int, Failure]],
     ) -> None:
         self.id = ShardId(stage.name, partition)
         self.stage = stage
         self.position = position
-        self.last: StoredRecord | None = None
+        self.dirty = False
+        self._next = [at.offset for at in position.inputs]
         self._store = MemoryStore()
         if changelog is not None:
             self._restore(changelog)
         # Nothing stays decoded over a barrier: each epoch reads what the last one has encoded.
         self.state = ShardState(self._store, stage.all_stores, cache_entries_max=0)
-        self.runner = StageRunner(stage, partition, self.state.tables, port, passing)
-        for offset, failure in condemned:
-            self.runner.condemn(offset, failure)
+        self.runners = [
+            StageRunner(stage, partition, self.state.tables, port, passing, number)
+            for number in range(len(stage.inputs))
+        ]
+        for number, offset, failure in condemned:
+            self.runners[number].condemn(offset, failure)
 
-    @property
-    def next_offset(self) -> int:
-        """The next record to process."""
-        return self.position.offset if self.last is None else self.last.offset() + 1
+    def next_offset(self, number: int) -> int:
+        """The next record of that input to process."""
+        return self._next[number]
 
     def handle(self, record: StoredRecord) -> None:
-        """Process the next record; it raises what `StageRunner.handle` raises."""
-        self.runner.handle(record)
-        self.last = record
+        """Process the next record of an input; it raises what `StageRunner.handle` raises."""
+        number = self.stage.input_of(record.topic())
+        self.runners[number].handle(record)
+        self._next[number] = record.offset() + 1
+        self.dirty = True
+
+    def find_unkept(self) -> Failure | None:
+        """See `StageRunner.find_unkept`."""
+        return self.runners[0].find_unkept()
 
     def freeze(self, epoch: int) -> FrozenShard:
         """End the open epoch.
@@ -149,20 +158,23 @@ class Shard:
         Raises:
             ProcessingError: a state can't be kept.
         """
-        offset = self.next_offset
+        first, *further = self._next
         delta = self.state.freeze(epoch)
         state_epoch = self.position.state_epoch
         encoded: list[bytes] = []
         if delta is not None:
             state_epoch = epoch
-            encoded = encode_delta(dataclasses.replace(delta, source_offset=offset))
-        position = dataclasses.replace(self.position, offset=offset, epoch=epoch, state_epoch=state_epoch)
+            named = dict(zip(self.stage.topics[1:], further, strict=True))
+            encoded = encode_delta(dataclasses.replace(delta, source_offset=first, further_offsets=named))
+        position = dataclasses.replace(self.position, epoch=epoch, state_epoch=state_epoch).at(
+            [InputOffset(offset) for offset in self._next]
+        )
         return FrozenShard(self, position, encoded)
 
     def committed(self, frozen: FrozenShard, changelog_offset_next: int) -> None:
         """The epoch is committed; the next one is open."""
         self.position = frozen.position
-        self.last = None
+        self.dirty = False
         if frozen.delta:
             self.state.commit(frozen.position.epoch, changelog_offset_next, 0.0)
             self.state.flush()

@@ -22,7 +22,7 @@ _FORGETTING = 0.5
 
 
 class Chunks:
-    """The batches of all readers, in the order of their arrival."""
+    """The batches of all readers and merges, in the order of their arrival."""
 
     def __init__(self) -> None:
         self._batches: deque[Batch] = deque()

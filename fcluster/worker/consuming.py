@@ -6,7 +6,8 @@ reads, so a batch's generation tells exactly which changes came before it: recor
 can't be mistaken for records after it.
 
 Every queue is bounded: at most `BATCHES_AHEAD_MAX` batches wait for the main thread, then reading stops, and
-librdkafka's own queue fills up to its bound.
+librdkafka's own queue fills up to its bound. What goes on to wait elsewhere (`merges`) is bounded there, by
+having single partitions held.
 
 Two ways to fetch, each a consumer of its own since the settings of one can't be changed: *patient* (the
 broker answers with the first record, or after a tenth of a second) costs next to nothing while there is
@@ -21,9 +22,9 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
@@ -47,14 +48,34 @@ LOOK_FOR_TOPIC_INTERVAL_S = 0.5
 SourcePartition = tuple[str, int]
 
 
+class BatchSource(Protocol):
+    """Where batches come from: a reader, or what has put in order what readers gave."""
+
+    @property
+    def newest_generation(self) -> int:
+        """Records of older batches may be of partitions that were rewound or given up."""
+        ...
+
+    def done(self) -> None:
+        """A batch is processed or dropped: there is room for another."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Records of the partitions assigned in `generation`. `full`: there are certainly more to come."""
+    """Records of the partitions assigned in `generation`. `full`: there are certainly more to come.
 
-    reader: SourceReader
+    `standings`: of watched partitions, how far they are read with this batch and where they end; None: that
+    isn't known.
+    """
+
+    reader: BatchSource
     generation: int
     messages: list[Message]
     full: bool
+    standings: Mapping[SourcePartition, tuple[int, Offset | None]] = field(
+        default_factory=dict[SourcePartition, tuple[int, Offset | None]]
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,18 +168,36 @@ class SourceReader:
         self._looked_s = float("-inf")
         self._read_since_idle = True
         self._commands_given = 0
+        self._watched: set[SourcePartition] = set()
+        self._held: set[SourcePartition] = set()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
     # --- called by the main thread ----------------------------------------------------------------------
 
-    def start(self, offsets: dict[SourcePartition, int]) -> int:
-        """Read these partitions from these offsets on; returns the generation of the batches that follow."""
-        return self._command(lambda: self._start(offsets))
+    @property
+    def newest_generation(self) -> int:
+        """That of the batches which follow the last change of the assignment."""
+        return self._commands_given
+
+    def start(self, offsets: dict[SourcePartition, int], *, watched: bool = False) -> int:
+        """Read these partitions from these offsets on; returns the generation of the batches that follow.
+
+        `watched`: each batch tells where they stand, see `Batch.standings`.
+        """
+        return self._command(lambda: self._start(offsets, watched))
 
     def stop(self, partitions: set[SourcePartition]) -> int:
         """Stop reading these partitions; returns the generation of the batches that follow."""
         return self._command(lambda: self._stop(partitions))
+
+    def hold(self, partition: SourcePartition) -> None:
+        """Read no more of this partition until `release`; what was read before still comes."""
+        self._run_soon(lambda: self._hold(partition))
+
+    def release(self, partition: SourcePartition) -> None:
+        """Read on in a partition that was held."""
+        self._run_soon(lambda: self._release(partition))
 
     def pause(self) -> None:
         """Read nothing until `resume`."""
@@ -182,10 +221,17 @@ class SourceReader:
     # --- the reading thread -----------------------------------------------------------------------------
 
     def _command(self, command: Callable[[], None]) -> int:
+        def change() -> None:
+            command()
+            self._generation += 1
+
         self._commands_given += 1
+        self._run_soon(change)
+        return self._commands_given
+
+    def _run_soon(self, command: Callable[[], None]) -> None:
         self._commands.put(command)
         self._commanded.set()
-        return self._commands_given
 
     def _run(self) -> None:
         try:
@@ -223,10 +269,11 @@ class SourceReader:
         self._commanded.clear()
         while not self._commands.empty():
             self._commands.get()()
-            self._generation += 1
 
-    def _start(self, offsets: dict[SourcePartition, int]) -> None:
+    def _start(self, offsets: dict[SourcePartition, int], watched: bool) -> None:
         self._stop(set(offsets))
+        if watched:
+            self._watched |= offsets.keys()
         self._consumer.incremental_assign(
             [TopicPartition(topic, partition, offset) for (topic, partition), offset in offsets.items()]
         )
@@ -236,10 +283,23 @@ class SourceReader:
 
     def _stop(self, partitions: set[SourcePartition]) -> None:
         leaving = partitions & self._assigned.keys()
+        self._watched -= partitions
+        for partition in partitions & self._held:
+            self._release(partition)
         if leaving:
             self._consumer.incremental_unassign([TopicPartition(*partition) for partition in leaving])
             for partition in leaving:
                 del self._assigned[partition]
+
+    def _hold(self, partition: SourcePartition) -> None:
+        if partition in self._assigned:
+            self._held.add(partition)
+            self._consumer.pause([TopicPartition(*partition)])
+
+    def _release(self, partition: SourcePartition) -> None:
+        if partition in self._held:
+            self._held.discard(partition)
+            self._consumer.resume([TopicPartition(*partition)])
 
     def _read(self) -> None:
         # poll() returns with the first record, consume() would wait for the whole batch.
@@ -260,10 +320,23 @@ class SourceReader:
         self._read_since_idle = True
         if batch:
             full = len(batch) >= BATCH_RECORDS_MAX // 2
-            self._emit(Batch(self, self._generation, batch, full))
+            standings = self._standings() if self._watched else {}
+            self._emit(Batch(self, self._generation, batch, full, standings))
         else:
             self._room.release()
         self._count_read()
+
+    def _standings(self) -> dict[SourcePartition, tuple[int, Offset | None]]:
+        """Where watched partitions stand, by what was last heard of the brokers."""
+        try:
+            positions = self._positions(self._watched)
+            return {partition: (at, self._known_end(partition)) for partition, at in positions.items()}
+        except KafkaException:
+            return {}  # a later batch tells
+
+    def _known_end(self, partition: SourcePartition) -> Offset | None:
+        _begin, answer = self._consumer.get_watermark_offsets(TopicPartition(*partition), cached=True)
+        return offset_or_none(answer)
 
     def _count_read(self) -> None:
         """Gather once records come so steadily that nearly each of them would be a response of its own."""
@@ -283,7 +356,10 @@ class SourceReader:
                 )
                 self._connecting.start()
             return
-        offsets = self._positions()
+        offsets = self._positions(self._assigned)
+        held = [TopicPartition(*partition) for partition in self._held]
+        if held:
+            self._consumer.resume(held)  # this consumer may come to read them again
         self._consumer.incremental_unassign([TopicPartition(*partition) for partition in offsets])
         self._consumer, self._resting = self._resting, self._consumer
         self._gathering = not self._gathering
@@ -291,10 +367,13 @@ class SourceReader:
             [TopicPartition(topic, partition, offset) for (topic, partition), offset in offsets.items()]
         )
         self._assigned = offsets
+        if held:
+            self._consumer.pause(held)
 
-    def _positions(self) -> dict[SourcePartition, int]:
-        positions = dict(self._assigned)  # where nothing was read yet, the position is where reading began
-        for where in self._consumer.position([TopicPartition(*partition) for partition in self._assigned]):
+    def _positions(self, partitions: Iterable[SourcePartition]) -> dict[SourcePartition, int]:
+        # Where nothing was read yet, the position is where reading began.
+        positions = {partition: self._assigned[partition] for partition in partitions}
+        for where in self._consumer.position([TopicPartition(*partition) for partition in positions]):
             offset = offset_or_none(where.offset)
             if offset is not None:
                 positions[where.topic, where.partition] = offset
@@ -331,14 +410,11 @@ class SourceReader:
         self._last_idle_s = now_s
         ends: dict[SourcePartition, Offset] = {}
         try:
-            positions = self._positions()
-            for topic, partition in positions:
-                _begin, answer = self._consumer.get_watermark_offsets(
-                    TopicPartition(topic, partition), cached=True
-                )
-                end = offset_or_none(answer)
+            positions = self._positions(self._assigned)
+            for partition in positions:
+                end = self._known_end(partition)
                 if end is not None:
-                    ends[topic, partition] = end
+                    ends[partition] = end
         except KafkaException:
             return  # the next idle moment tells
         # Records (or control records) are still to be fetched where the end isn't known, or not reached.

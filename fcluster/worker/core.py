@@ -25,7 +25,6 @@ batch the shell reports which shards it made dirty.
 from __future__ import annotations
 
 from fcluster.common import messages
-from fcluster.common.ids import ShardId
 from fcluster.engine.failure import Failure
 from fcluster.worker import events
 from fcluster.worker.departure import Departure
@@ -39,6 +38,7 @@ from fcluster.worker.model import (
     Bounds,
     Identity,
     Phase,
+    RecordAt,
     ShardPhase,
     StopRecord,
 )
@@ -326,9 +326,8 @@ class WorkerCore:
         # Without a limit on epochs, it may also be the open epoch after the one in flight.
         record = event.record or (failed.lone if self._now.pieces.records_max is not None else None)
         if record is not None:
-            shard, offset = record
-            self._now.log("warning", f"the record at offset {offset} of {shard}: {event.failure.reason}")
-            self._condemn(shard, offset, event.failure)
+            self._now.log("warning", f"{_named(record)}: {event.failure.reason}")
+            self._condemn(record, event.failure)
             self._now.pieces.condemned()
         else:
             self._now.pieces.failed(failed.records)
@@ -339,17 +338,18 @@ class WorkerCore:
             )
         self._reset()
 
-    def _condemn(self, shard: ShardId, offset: int, failure: Failure) -> None:
+    def _condemn(self, record: RecordAt, failure: Failure) -> None:
         before = [
             one
-            for at, one in self._now.condemned.get(shard, ())
-            if at == offset and (one.topic, one.step) == (failure.topic, failure.step)
+            for one in self._now.condemned.get(record.shard, ())
+            if (one.input, one.offset) == (record.input, record.offset)
+            and (one.failure.topic, one.failure.step) == (failure.topic, failure.step)
         ]
         if (failure.topic or failure.step) and len(before) < CONDEMNATIONS_MAX:
-            self._now.condemn(shard, offset, failure)
+            self._now.condemn(record, failure)
         else:
-            reason = f"the record at offset {offset} of {shard}: {failure.reason}"
-            self._holdings.stop_records[shard] = StopRecord(offset, reason)
+            reason = f"{_named(record)}: {failure.reason}"
+            self._holdings.stop_records[record.shard] = StopRecord(record.offset, reason, record.input)
 
     def _on_restore_failed(self, event: events.RestoreFailed) -> None:
         if event.session != self._now.session:
@@ -365,9 +365,10 @@ class WorkerCore:
         if event.session != self._now.session:
             return
         if event.failure is not None and event.failure.topic:
-            self._condemn(event.shard, event.offset, event.failure)
+            self._condemn(RecordAt(event.shard, event.offset, event.input), event.failure)
         else:
-            self._holdings.stop_records[event.shard] = StopRecord(event.offset, event.reason)
+            stop_record = StopRecord(event.offset, event.reason, event.input)
+            self._holdings.stop_records[event.shard] = stop_record
         self._now.log("error", event.reason)
         self._reset()
 
@@ -392,3 +393,8 @@ class WorkerCore:
             self._now.stop_as_asked()
         elif self._now.connected:
             self._say_hello()
+
+
+def _named(record: RecordAt) -> str:
+    which = f" of input {record.input + 1}" if record.input else ""
+    return f"the record at offset {record.offset}{which} of {record.shard}"

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 from fcluster.common import messages
 from fcluster.common.ids import ShardId
+from fcluster.common.positions import CommittedPosition
 from fcluster.worker import events
-from fcluster.worker.holdings import status_of
+from fcluster.worker.holdings import statuses_of
 from fcluster.worker.model import EpochPhase, InFlight, OpenEpoch, Phase, ShardPhase
 from fcluster.worker.situation import Situation
 
@@ -34,9 +35,8 @@ class Epochs:
         self._now.open.shards |= event.shards
         self._now.open.records += event.records
         self._now.open.lone = None
-        if self._now.open.records == 1 and len(event.shards) == 1 and event.newest is not None:
-            (shard,) = event.shards
-            self._now.open.lone = (shard, event.newest)
+        if self._now.open.records == 1 and len(event.shards) == 1:
+            self._now.open.lone = event.newest
         # A small piece has to be committed at once.
         self._now.backlog = event.backlog and self._now.pieces.records_max is None
         self.report_dirty()
@@ -146,21 +146,29 @@ class Epochs:
         self._now.in_flight = None
         for shard, position in event.positions.items():
             self._now.shards[shard].position = position
-            self._forget_condemned(shard, position.offset)
+            self._forget_condemned(shard, position)
         self._now.send(
             messages.Committed(
                 self._now.session,
                 event.epoch,
                 event.commit_ms,
                 self._now.open.dirty,
-                [status_of(shard, position) for shard, position in event.positions.items()],
+                [
+                    status
+                    for shard, position in event.positions.items()
+                    for status in statuses_of(shard, position)
+                ],
             )
         )
         return True
 
-    def _forget_condemned(self, shard: ShardId, committed: int) -> None:
+    def _forget_condemned(self, shard: ShardId, position: CommittedPosition) -> None:
         condemned = self._now.condemned.pop(shard, ())
-        left = [(offset, failure) for offset, failure in condemned if offset >= committed]
+        left = [
+            record
+            for record in condemned
+            if record.input < len(position.inputs) and record.offset >= position.inputs[record.input].offset
+        ]
         if left:
             self._now.condemned[shard] = left
 

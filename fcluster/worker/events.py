@@ -13,7 +13,7 @@ from fcluster.common import messages
 from fcluster.common.ids import ShardId
 from fcluster.common.positions import CommittedPosition
 from fcluster.engine.failure import Failure
-from fcluster.worker.model import StopRecord
+from fcluster.worker.model import Condemned, RecordAt, StopRecord
 
 # --- events -------------------------------------------------------------------------------------------
 
@@ -73,13 +73,13 @@ class RestoreFailed:
 class RecordsProcessed:
     """A batch was processed in the open epoch. `shards` are those that it touched.
 
-    `newest`: the offset of the newest record, if `shards` is one shard and epochs are limited by `pieces`.
+    `newest`: the newest record, if `shards` is one shard and epochs are limited by `pieces`.
     """
 
     shards: frozenset[ShardId]
     records: int
     backlog: bool
-    newest: int | None = None
+    newest: RecordAt | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,12 +120,12 @@ class EpochFailed:
     """An epoch can't be committed because of one of its records: an output that Kafka refuses, or state that
     can't be stored.
 
-    `record`: shard and offset, if the shell already knows them.
+    `record`: the record, if the shell already knows it.
     """
 
     session: int
     failure: Failure
-    record: tuple[ShardId, int] | None = None
+    record: RecordAt | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +140,7 @@ class HandlerFailed:
     offset: int
     reason: str
     failure: Failure | None = None
+    input: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +151,7 @@ class StopRecordReached:
     shard: ShardId
     offset: int
     reason: str
+    input: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,15 +262,15 @@ class KeepStandbys:
 class StartReading:
     """Process the shard's records from its position on, but not `stop_record`, if it is given.
 
-    `condemned`: records by offset that fail, by the rule of the step responsible. `announced`: the offsets
-    of records that are announced before they are processed, because one of them may end the process.
+    `condemned`: records that fail, by the rule of the step responsible. `announced`: the records that are
+    announced before they are processed, because one of them may end the process: a range for each input.
     """
 
     shard: ShardId
     position: CommittedPosition
     stop_record: StopRecord | None
-    condemned: tuple[tuple[int, Failure], ...] = ()
-    announced: range = range(0)
+    condemned: tuple[Condemned, ...] = ()
+    announced: tuple[range, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from fcluster.common.positions import CommittedPosition
 from fcluster.engine.failure import Failure
 from fcluster.worker import events
 from fcluster.worker.departure import Departure
-from fcluster.worker.model import OwnedShard, Phase, ShardPhase, StopRecord
+from fcluster.worker.model import OwnedShard, Phase, RecordAt, ShardPhase, StopRecord
 from fcluster.worker.situation import Situation
 
 OVERDUE_TIMES_MAX = 2
@@ -81,22 +81,22 @@ class Holdings:
 
     def _heed_overdue(self, overdue: messages.OverdueRecord) -> None:
         """A process was ended because of this record. Once may have been bad luck."""
-        known = {offset for offset, _failure in self._now.condemned.get(overdue.shard, ())}
-        if overdue.times >= OVERDUE_TIMES_MAX and overdue.offset not in known:
+        known = {(record.input, record.offset) for record in self._now.condemned.get(overdue.shard, ())}
+        if overdue.times >= OVERDUE_TIMES_MAX and (overdue.input, overdue.offset) not in known:
             failure = Failure(
                 f"{overdue.reason}; this happened {overdue.times} times{REMEDY_MARK}make the handler "
                 "faster for such a record, raise record.timeout.ms and transaction.timeout.ms, or give the "
                 "step on_error='skip' or a dead-letter topic",
                 step=overdue.step,
             )
-            self._now.condemn(overdue.shard, overdue.offset, failure)
+            self._now.condemn(RecordAt(overdue.shard, overdue.offset, overdue.input), failure)
 
     def _heed_suspect(self, suspect: messages.SuspectRecord) -> None:
         """Processes have ended while this record was being processed. That may be chance, but not often."""
-        known = {offset for offset, _failure in self._now.condemned.get(suspect.shard, ())}
+        known = {(record.input, record.offset) for record in self._now.condemned.get(suspect.shard, ())}
         if suspect.times < DEATHS_MAX:
             self._now.suspects[suspect.shard] = suspect
-        elif suspect.offset not in known:
+        elif (suspect.input, suspect.offset) not in known:
             at = "" if suspect.step else f"{suspect.record}: "
             failure = Failure(
                 f"{at}{suspect.times} worker processes in a row ended or fell silent while they processed it"
@@ -105,16 +105,19 @@ class Holdings:
                 "or a dead-letter topic",
                 step=suspect.step,
             )
-            self._now.condemn(suspect.shard, suspect.offset, failure)
+            self._now.condemn(RecordAt(suspect.shard, suspect.offset, suspect.input), failure)
 
-    def _announced(self, shard: ShardId, position: CommittedPosition) -> range:
-        """The offsets whose records are announced before they are processed."""
+    def _announced(self, shard: ShardId, position: CommittedPosition) -> tuple[range, ...]:
+        """By input: the offsets whose records are announced before they are processed."""
         suspect = self._now.suspects.pop(shard, None)
         if suspect is None:
-            return range(0)
+            return ()
         if suspect.times:
-            return range(suspect.offset, suspect.offset + 1)
-        return range(position.offset, position.offset + ANNOUNCED_RECORDS)
+            only = range(suspect.offset, suspect.offset + 1)
+            return tuple(
+                only if number == suspect.input else range(0) for number in range(len(position.inputs))
+            )
+        return tuple(range(at.offset, at.offset + ANNOUNCED_RECORDS) for at in position.inputs)
 
     def revoke(self, message: messages.Revoke) -> None:
         """Shards to release."""
@@ -187,7 +190,7 @@ class Holdings:
             owned = self._now.shards[shard]
             assert owned.position is not None
             owned.phase = ShardPhase.RUNNING
-            started.append(status_of(shard, owned.position))
+            started += statuses_of(shard, owned.position)
             if self._now.phase is Phase.ACTIVE:
                 condemned = tuple(self._now.condemned.get(shard, ()))
                 announced = self._announced(shard, owned.position)
@@ -232,7 +235,7 @@ class Holdings:
         owned = self._now.shards.get(event.shard)
         if event.session != self._now.session or owned is None or owned.phase is not ShardPhase.RUNNING:
             return
-        self.stop_records[event.shard] = StopRecord(event.offset, event.reason)
+        self.stop_records[event.shard] = StopRecord(event.offset, event.reason, event.input)
         owned.phase = ShardPhase.BLOCKED
         self._now.add(events.StopReading((event.shard,)))
         self.report_stop_records()
@@ -244,6 +247,10 @@ class Holdings:
                 self._now.send(messages.WorkerFailed(self._now.session, self.stop_records[shard].reason))
 
 
-def status_of(shard: ShardId, position: CommittedPosition) -> ShardStatus:
-    """A shard's status as the core knows it: what is committed. The shell's heartbeats add the rest."""
-    return ShardStatus(shard, position.offset, position.offset, -1, False, position.epoch)
+def statuses_of(shard: ShardId, position: CommittedPosition) -> list[ShardStatus]:
+    """A shard's status in each input, as the core knows it: what is committed. The shell's heartbeats add the
+    rest."""
+    return [
+        ShardStatus(shard, at.offset, at.offset, -1, False, position.epoch, number)
+        for number, at in enumerate(position.inputs)
+    ]

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import NamedTuple
 
 from fcluster.common.ids import ShardId
 from fcluster.common.positions import CommittedPosition
+from fcluster.engine.failure import Failure
 
 EXIT_JOB_FAILED = 3
 """A worker's exit code that tells its supervisor not to restart it: the job itself has failed."""
@@ -65,12 +67,29 @@ class EpochPhase(Enum):
     COMMITTING = "committing"
 
 
+class RecordAt(NamedTuple):
+    """A record of a shard: `offset` counts in the input of that number."""
+
+    shard: ShardId
+    offset: int
+    input: int = 0
+
+
+class Condemned(NamedTuple):
+    """A record that fails when it comes."""
+
+    offset: int
+    failure: Failure
+    input: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class StopRecord:
     """A record that can't be processed: its shard stops before it."""
 
     offset: int
     reason: str
+    input: int = 0
 
 
 @dataclass(slots=True)
@@ -102,7 +121,7 @@ class InFlight:
     phase: EpochPhase
     shards: frozenset[ShardId]
     records: int = 0
-    lone: tuple[ShardId, int] | None = None
+    lone: RecordAt | None = None
 
 
 @dataclass(slots=True)
@@ -111,7 +130,7 @@ class OpenEpoch:
 
     shards: set[ShardId] = field(default_factory=lambda: set[ShardId]())
     records: int = 0
-    lone: tuple[ShardId, int] | None = None
+    lone: RecordAt | None = None
     reported: bool = False
 
     @property

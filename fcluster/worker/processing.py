@@ -1,8 +1,9 @@
 """Binds the engine to a worker's shards: Kafka messages in, a producer's outputs out, and the shard's own
 state.
 
-Responsible for: `ShardRunner`, one running shard with its position; and telling the engine which exceptions
-are the worker's own trouble, not a record's. `fcluster.engine` decides what happens to a record.
+Responsible for: `ShardRunner`, one running shard with its position and its inputs; and telling the engine
+which exceptions are the worker's own trouble, not a record's. `fcluster.engine` decides what happens to a
+record.
 
 Must not: know epochs, transactions or the coordinator.
 """
@@ -13,19 +14,22 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-from fcluster.common.positions import CommittedPosition
+from fcluster.common.ids import ShardId
+from fcluster.common.positions import CommittedPosition, InputOffset
 from fcluster.common.topology import Stage
 from fcluster.engine.failure import Failure
 from fcluster.engine.records import OutputPort, Produce, describe_record
 from fcluster.engine.runner import HandlerError, StageRunner, UnreadableRecordError
 from fcluster.engine.state import ShardState
 from fcluster.engine.steps import Place, RecordError
+from fcluster.worker.model import Condemned, RecordAt
 from fcluster.worker.store import LOCAL_TROUBLE
 from fcluster.worker.transactions import TransactionLostError
 
 __all__ = [
     "Failure",
     "HandlerError",
+    "InputRunner",
     "OutputPort",
     "Produce",
     "RecordError",
@@ -36,31 +40,34 @@ __all__ = [
 ]
 
 NOT_THE_RECORDS_DOING: tuple[type[BaseException], ...] = (TransactionLostError, *LOCAL_TROUBLE)
-"""Exceptions that `ShardRunner.handle` passes on unchanged, whatever `on_error` says. KeyboardInterrupt isn't
+"""Exceptions that `InputRunner.handle` passes on unchanged, whatever `on_error` says. KeyboardInterrupt isn't
 one of them: a worker handles SIGINT, so one that is raised in a handler is the handler's."""
 
 
-class ShardRunner(StageRunner):
-    """One running shard: its position, its state, and the function that processes its records.
+class InputRunner(StageRunner):
+    """One input of a running shard: where it stands, and the function that processes its records.
 
     Attributes:
+        shard: the shard that it belongs to.
+        topic: the topic that it reads.
         last: the newest record processed since the last barrier. None if there is none.
-        position: the committed position that it started from or last froze. `next_offset` says where it is
-            now.
+        begun_at: the offset at the last barrier. `next_offset` says where it is now.
+        topic_id: the id of the topic; see `CommittedPosition`.
         read_position: how far reading has come, including control records.
+        end: where the partition ends. -1 if that isn't known.
         generation: records of earlier generations of the assignment aren't for this runner.
     """
 
-    __slots__ = ("end", "generation", "last", "position", "read_position", "state", "topic")
+    __slots__ = ("begun_at", "end", "generation", "last", "read_position", "shard", "topic", "topic_id")
 
     def __init__(
-        self, stage: Stage, partition: int, state: ShardState, position: CommittedPosition, port: OutputPort
+        self, stage: Stage, partition: int, state: ShardState, at: InputOffset, port: OutputPort, number: int
     ) -> None:
-        super().__init__(stage, partition, state.tables, port, NOT_THE_RECORDS_DOING)
-        self.topic = stage.source.name
-        self.state = state
-        self.position = position
-        self.read_position = position.offset
+        super().__init__(stage, partition, state.tables, port, NOT_THE_RECORDS_DOING, number)
+        self.shard = ShardId(stage.name, partition)
+        self.topic = stage.topics[number]
+        self.topic_id = at.topic_id
+        self.begun_at = self.read_position = at.offset
         self.end = -1
         self.generation = 0
         self.last: Any = None
@@ -68,7 +75,7 @@ class ShardRunner(StageRunner):
     @property
     def next_offset(self) -> int:
         """The next record to process."""
-        return self.position.offset if self.last is None else self.last.offset() + 1
+        return self.begun_at if self.last is None else self.last.offset() + 1
 
     def announce(self, offsets: range, run: Callable[[Any, Callable[[Any], None]], None]) -> None:
         """Let `run(record, handle)` process the records at these offsets, after those that are condemned."""
@@ -88,6 +95,55 @@ class ShardRunner(StageRunner):
     def stop_before(self, offset: int, reason: str) -> None:
         """Process nothing from `offset` on: `UnreadableRecordError(reason)` is raised there."""
         self.condemn(offset, Failure(reason))
+
+    def freeze(self) -> InputOffset:
+        """The epoch ends here: where it stands."""
+        self.begun_at, self.last = self.next_offset, None
+        return InputOffset(self.begun_at, self.topic_id)
+
+
+class ShardRunner:
+    """One running shard: its position, its state, and what processes the records of each input.
+
+    Attributes:
+        position: the committed position it started from or last froze; the inputs tell where it stands.
+        inputs: in the stage's order.
+    """
+
+    __slots__ = ("inputs", "position", "shard", "stage", "state")
+
+    def __init__(
+        self, stage: Stage, partition: int, state: ShardState, position: CommittedPosition, port: OutputPort
+    ) -> None:
+        self.stage = stage
+        self.shard = ShardId(stage.name, partition)
+        self.state = state
+        self.position = position
+        self.inputs = tuple(
+            InputRunner(stage, partition, state, at, port, number)
+            for number, at in enumerate(position.inputs)
+        )
+
+    @property
+    def is_touched(self) -> bool:
+        """Whether a record was processed since the last barrier."""
+        return any(one.last is not None for one in self.inputs)
+
+    def newest(self) -> RecordAt | None:
+        """The newest record since the last barrier, if all that were processed are of one input."""
+        touched = [one for one in self.inputs if one.last is not None]
+        if len(touched) != 1:
+            return None
+        return RecordAt(self.shard, touched[0].last.offset(), touched[0].number)
+
+    def condemn(self, record: Condemned) -> None:
+        """See `StageRunner.condemn`."""
+        if record.input < len(self.inputs):
+            self.inputs[record.input].condemn(record.offset, record.failure)
+
+    def find_unkept(self) -> Failure | None:
+        """See `StageRunner.find_unkept`."""
+        return self.inputs[0].find_unkept()
 
 
 def running_step(frame: FrameType | None) -> str:

@@ -17,7 +17,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -242,7 +242,8 @@ class _Shard:
         self._beyond: list[int] = []
         """The epochs of deltas beyond the committed one."""
         self._source_offset = UNKNOWN_SOURCE_OFFSET
-        """The source offset of the last delta that was seen."""
+        self._further_offsets: Mapping[str, int] = {}
+        """The offsets of the inputs in the last delta that was seen."""
         if self._exactly_once and request.committed is not None:
             self.read_to = changelog_end
             # What a snapshot made superfluous may have been cut off.
@@ -266,7 +267,7 @@ class _Shard:
             if self.request.committed is None:
                 raise uncommitted_state(self.request, f"epoch {delta.epoch}")
             self._beyond.append(delta.epoch)
-        self._source_offset = delta.source_offset
+        self._source_offset, self._further_offsets = delta.source_offset, delta.further_offsets
         if self._beyond and self._policy != "delta":
             return  # it is not applied
         self._changes.update(delta.changes)
@@ -283,7 +284,7 @@ class _Shard:
             raise self._misplaced(str(error)) from error
         if seen.epoch != self.plan.meta.state_epoch or not seen.is_last:
             raise self._misplaced(f"it has part {seen.part} of epoch {seen.epoch} there")
-        self._source_offset = seen.source_offset
+        self._source_offset, self._further_offsets = seen.source_offset, seen.further_offsets
 
     def _misplaced(self, what: str) -> StateDamaged:
         return StateDamaged(
@@ -347,23 +348,28 @@ class _Shard:
         committed, target = self.request.committed, self.request.target_epoch
         if not self._exactly_once or committed is None:
             return None
-        shard, changelog, visible = self.request.shard, self.request.changelog, self._meta.state_epoch
-        if self._beyond:
+        visible = self._meta.state_epoch
+
+        def torn(tear: Tear, epoch: int) -> TornShard:
             return TornShard(
-                shard, changelog, Tear.DELTA_WITHOUT_OFFSET, committed, self._beyond[-1], self._source_offset
-            )
-        if visible < target:
-            return TornShard(
-                shard, changelog, Tear.OFFSET_WITHOUT_DELTA, committed, visible, self._source_offset
-            )
-        if self.plan.meta.state_epoch == target and not self._base_is_there:
-            return TornShard(
-                shard,
-                changelog,
-                Tear.OFFSET_WITHOUT_DELTA,
+                self.request.shard,
+                self.request.changelog,
+                tear,
                 committed,
-                UNKNOWN_EPOCH,
-                UNKNOWN_SOURCE_OFFSET,
+                epoch,
+                self._source_offset,
+                further_topics=self.request.further_topics,
+                delta_further_offsets=self._further_offsets,
+            )
+
+        if self._beyond:
+            return torn(Tear.DELTA_WITHOUT_OFFSET, self._beyond[-1])
+        if visible < target:
+            return torn(Tear.OFFSET_WITHOUT_DELTA, visible)
+        if self.plan.meta.state_epoch == target and not self._base_is_there:
+            return replace(
+                torn(Tear.OFFSET_WITHOUT_DELTA, UNKNOWN_EPOCH),
+                delta_source_offset=UNKNOWN_SOURCE_OFFSET,
                 has_state=True,
             )
         return None

@@ -27,12 +27,14 @@ class RestoreRequest:
         changelog: the topic of its deltas. The partition is the shard's.
         committed: the committed position. None if the group has no offset for the shard.
         changelog_id: the topic's id, "" if unknown; `restore_shards` finds it out.
+        further_topics: the topics of the shard's inputs after the first.
     """
 
     shard: ShardId
     changelog: str
     committed: CommittedPosition | None
     changelog_id: str = ""
+    further_topics: tuple[str, ...] = ()
 
     @property
     def target_epoch(self) -> int:

@@ -4,7 +4,8 @@ Responsible for: threads, queues and the order of things. One main thread owns t
 open epoch. All other threads report to it through one queue:
 
 - the control thread (ZeroMQ) receives the coordinator's messages,
-- a reader thread for each isolation level fetches batches of records (`consuming`),
+- a reader thread for each isolation level, and another one for merged topics, fetches batches of records
+  (`consuming`); records of a shard with several inputs are put in order first (`merges`),
 - the commit thread flushes and commits frozen epochs (`transactions`), one thread for each session,
 - the restore thread restores, opens and closes shards, and the snapshot thread uploads them (`shards`),
 - the standby thread keeps warm copies of other workers' shards (`standby`),
@@ -60,7 +61,7 @@ from fcluster.common.reach import ReachWatch
 from fcluster.common.security import client_security
 from fcluster.common.seeking import LeaderSeeker
 from fcluster.common.settings import Settings, with_settings
-from fcluster.common.topology import Isolation, Topology
+from fcluster.common.topology import Isolation, Stage, Topology
 from fcluster.common.transport import DealerTransport
 from fcluster.engine.changelog import Delta, encode_delta
 from fcluster.engine.failure import Failure, UnkeptStateError
@@ -73,8 +74,11 @@ from fcluster.worker.commit_thread import CommitThread
 from fcluster.worker.consuming import Batch, Idle, ReaderDied, ReaderEvent, ReadFailed, SourceReader
 from fcluster.worker.health import WorkerHealth
 from fcluster.worker.kafka_waits import KafkaWaits
+from fcluster.worker.merges import ShardMerge, sorted_out
+from fcluster.worker.model import RecordAt
 from fcluster.worker.processing import (
     HandlerError,
+    InputRunner,
     OutputPort,
     RecordError,
     ShardRunner,
@@ -114,6 +118,9 @@ SEND_INTERVAL_BACKLOG_S = 0.1
 DELTA_RECORD_BYTES_MAX = 900_000
 """Below the broker's default `message.max.bytes` (1 MiB), with room for the record's own fields."""
 COMMIT_LATENCIES_KEPT = 500
+READ_AHEAD_KIB = 16 * 1024
+READ_AHEAD_MERGED_KIB = 2 * 1024
+"""Of each partition that is merged: what is fetched ahead is thrown away when its reading is held."""
 _LEVELS = logging.getLevelNamesMapping()
 THREAD_SWITCH_INTERVAL_S = 0.001
 """How soon a waiting thread gets its turn. The default of 5 ms would be added to each step of an epoch that
@@ -176,11 +183,11 @@ class Worker:
         self._health = WorkerHealth(self._topology.job, identity.worker)
         self._port = OutputPort()
         self._runners: dict[ShardId, ShardRunner] = {}
-        self._routes: dict[str, dict[int, ShardRunner]] = {
-            stage.source.name: {} for stage in self._topology.stages
-        }
-        self._readers: dict[Isolation, SourceReader] = {}
-        self._newest_generation: dict[SourceReader, int] = {}
+        self._inputs: list[InputRunner] = []  # of all runners
+        self._routes = _no_routes(self._topology)
+        self._readers: dict[tuple[Isolation, bool], SourceReader] = {}  # those of merged topics are apart
+        self._merges: dict[ShardId, ShardMerge] = {}
+        self._merge_at: dict[tuple[str, int], ShardMerge] = {}
         self._group_metadata: Any = None
         self._writer: EpochWriter | None = None
         self._commit_thread: CommitThread | None = None
@@ -230,6 +237,8 @@ class Worker:
             try:
                 while self._exit is None:
                     self._health.turned(self._turn_bound_s)
+                    if self._merges:
+                        self._take_merged()
                     self._take_events()
                     self._tick_if_due()
                     if self._chunks and not self._holds_still and self._exit is None:
@@ -257,6 +266,7 @@ class Worker:
             for reader in self._readers.values():
                 reader.close(timeout_s=5)
             self._runners.clear()
+            self._inputs.clear()
             for thread in self._retired_commit_threads:
                 thread.shutdown(wait=True)
             self._host.close()
@@ -271,9 +281,12 @@ class Worker:
     def _take_events(self) -> None:
         """Handle queued events. Waits for one if there are no records to process."""
         waiting = not self._chunks or self._holds_still
+        timeout_s = self._settings.heartbeat_interval_ms / 1000
+        if self._merges and waiting:
+            timeout_s = self._until_merged_s(timeout_s)
         self._interrupts.clear()
         try:
-            item = self._inbox.get(waiting, self._settings.heartbeat_interval_ms / 1000)
+            item = self._inbox.get(waiting, timeout_s)
         except queue.Empty:
             return
         while True:
@@ -305,8 +318,13 @@ class Worker:
     def _handle(self, item: events.Event | ReaderEvent) -> None:
         match item:
             case Batch():
-                self._chunks.add(item)
+                if self._merge_at:
+                    self._sort_out(item)
+                else:
+                    self._chunks.add(item)
             case Idle():
+                if self._merge_at:
+                    self._note_merged(item)
                 if not self._chunks.hold_idle(item):
                     self._on_idle(item)
             case ReadFailed():
@@ -421,6 +439,8 @@ class Worker:
     def _on_idle(self, idle: Idle) -> None:
         for (topic, partition), position in idle.positions.items():
             runner = self._routes[topic].get(partition)
+            if (topic, partition) in self._merge_at:
+                continue  # what was read of it may wait there
             if runner is not None and runner.generation <= idle.generation:
                 runner.read_position = max(position, runner.next_offset)
         for (topic, partition), end in idle.ends.items():
@@ -448,6 +468,45 @@ class Worker:
 
     # --- records ------------------------------------------------------------------------------------------
 
+    def _sort_out(self, batch: Batch) -> None:
+        """What is of a shard with several inputs waits until its turn comes."""
+        rest, merged = sorted_out(batch, self._merge_at)
+        for (topic, partition), records in merged.items():
+            runner = self._routes[topic].get(partition)
+            if runner is not None and runner.generation <= batch.generation:
+                self._merge_at[topic, partition].add(runner.number, records)
+        for at, (position, end) in batch.standings.items():
+            self._note_standing(at, batch.generation, position, end)
+        if rest:
+            self._chunks.add(dataclasses.replace(batch, messages=rest))
+        else:
+            batch.reader.done()
+
+    def _note_merged(self, idle: Idle) -> None:
+        """What a merge waits for may not come for now: it has to know at once."""
+        for at, position in idle.positions.items():
+            self._note_standing(at, idle.generation, position, idle.ends.get(at))
+
+    def _note_standing(self, at: tuple[str, int], generation: int, position: int, end: int | None) -> None:
+        topic, partition = at
+        runner, merge = self._routes[topic].get(partition), self._merge_at.get(at)
+        if runner is not None and merge is not None and runner.generation <= generation:
+            merge.note(runner.number, position, end)
+
+    def _take_merged(self) -> None:
+        """Have processed what is next in the shards with several inputs."""
+        now_ms = _now_ms()
+        for merge in self._merges.values():
+            batch = merge.next_batch(now_ms)
+            if batch is not None:
+                self._chunks.add(batch)
+
+    def _until_merged_s(self, timeout_s: float) -> float:
+        """The time-out, or less if something is to be taken before that nobody tells of."""
+        now_ms = _now_ms()
+        due = [due_ms - now_ms for merge in self._merges.values() if (due_ms := merge.due_ms()) is not None]
+        return max(0.001, min([timeout_s, *(wait_ms / 1000 for wait_ms in due)]))
+
     def _process_chunk(self) -> None:
         if self._writer is None or not self._routes_open():
             self._chunks.drop_batch()
@@ -466,8 +525,8 @@ class Worker:
         """Process a chunk. Returns how many of its last records are left, because something else came up."""
         current = chunk
         records_max = self._core.situation.pieces.records_max
-        if records_max is not None or batch.generation < self._newest_generation[batch.reader]:
-            current = self._current(chunk, batch.generation)
+        if records_max is not None or batch.generation < batch.reader.newest_generation:
+            current = self._current(chunk, batch)
         remaining = iter(current)
         waiting = len(current)
         while True:
@@ -480,13 +539,15 @@ class Worker:
             processed, waiting = waiting - left, left
             self._records_in += processed
             self._epoch_records += processed
-            dirty = frozenset(shard for shard, runner in self._runners.items() if runner.last is not None)
-            self._note_read(dirty)
+            touched = [one for one in self._inputs if one.last is not None]
+            dirty = frozenset(one.shard for one in touched)
+            for one in touched:
+                self._source_checks.read(one.topic, one.partition, one.topic_id)
             if dirty:
                 backlog = batch.full or self._chunks.backlog
                 newest = None
                 if records_max is not None and len(dirty) == 1:
-                    newest = self._runners[next(iter(dirty))].last.offset()
+                    newest = self._runners[next(iter(dirty))].newest()
                 self._feed(events.RecordsProcessed(dirty, processed, backlog, newest))
             if failure is None:
                 return left if current is chunk or not left else _left_of(chunk, next(remaining))
@@ -497,11 +558,6 @@ class Worker:
             if records_max is not None:
                 # Records of the stopped shard don't belong to the piece: they are left out next time.
                 return _left_of(chunk, next(remaining)) if left else 0
-
-    def _note_read(self, shards: frozenset[ShardId]) -> None:
-        for shard in shards:
-            runner = self._runners[shard]
-            self._source_checks.read(shard, runner.topic, runner.position.topic_id)
 
     def _run_records(self, records: Iterator[Message]) -> events.Event | None:
         """Process records until there are no more, one fails, or something else has happened.
@@ -526,10 +582,11 @@ class Worker:
                 if interrupts:
                     break
         except UnreadableRecordError as error:
-            return events.StopRecordReached(session, _shard_of(runner), message.offset(), error.reason)
+            at = _place_of(runner, message)
+            return events.StopRecordReached(session, at.shard, at.offset, error.reason, at.input)
         except HandlerError as error:
-            shard = _shard_of(runner)
-            return events.HandlerFailed(session, shard, message.offset(), error.reason, error.failure)
+            at = _place_of(runner, message)
+            return events.HandlerFailed(session, at.shard, at.offset, error.reason, error.failure, at.input)
         except UnkeptStateError as error:
             failure = Failure(error.reason, step=error.step)
             return events.EpochFailed(session, failure, self._only_record(runner, message))
@@ -539,14 +596,15 @@ class Worker:
             return events.WorkerBroken(one_line(error))
         except (KafkaException, RecordError) as error:
             reason = f"can't write an output of {describe_record(message)}: {error}"
-            return events.HandlerFailed(session, _shard_of(runner), message.offset(), reason)
+            at = _place_of(runner, message)
+            return events.HandlerFailed(session, at.shard, at.offset, reason, input=at.input)
         finally:
             watch.record = None
         return None
 
-    def _run_announced(self, shard: ShardId, record: Message, handle: Callable[[Message], None]) -> None:
+    def _run_announced(self, one: InputRunner, record: Message, handle: Callable[[Message], None]) -> None:
         """Process a record that may end the process: the coordinator knows before each step."""
-        announce = functools.partial(self._announce, shard, record)
+        announce = functools.partial(self._announce, one, record)
         announce("")  # decoding it may be what ends the process
         try:
             with announced_steps(announce):
@@ -554,33 +612,37 @@ class Worker:
         finally:
             self._transport.send(messages.encode(messages.RecordEnded(self._core.situation.session)))
 
-    def _announce(self, shard: ShardId, record: Message, step: str) -> None:
+    def _announce(self, one: InputRunner, record: Message, step: str) -> None:
         if handler_processes.is_forked:
             return
         begun = messages.RecordBegun(
             self._core.situation.session,
-            shard,
+            one.shard,
             record.offset() or 0,
             bounded_text(step, 1_000),
             describe_record(record),
+            one.number,
         )
         self._noted.clear()
         self._transport.send(messages.encode(begun))
         self._noted.wait(ANNOUNCEMENT_S)
 
-    def _only_record(self, runner: Any, message: Any) -> tuple[ShardId, int] | None:
-        """Shard and offset of the current record, if no other can be in the open epoch."""
+    def _only_record(self, runner: Any, message: Any) -> RecordAt | None:
+        """The current record, if no other can be in the open epoch."""
         situation = self._core.situation
         if runner is None or situation.pieces.records_max != 1 or situation.open.records:
             return None
-        return _shard_of(runner), message.offset()
+        return _place_of(runner, message)
 
-    def _current(self, chunk: Sequence[Message], generation: int) -> list[Message]:
+    def _current(self, chunk: Sequence[Message], batch: Batch) -> list[Message]:
         """Without the records that were fetched before their partition was rewound or released."""
+        if isinstance(batch.reader, ShardMerge):
+            # All records are of one shard, and of the generation in which its reading began.
+            return [] if batch.generation < batch.reader.newest_generation else list(chunk)
         current: list[Message] = []
         for message in chunk:
             runner = self._routes[message.topic() or ""].get(message.partition() or 0)
-            if runner is not None and runner.generation <= generation:
+            if runner is not None and runner.generation <= batch.generation:
                 current.append(message)
         return current
 
@@ -649,7 +711,7 @@ class Worker:
             return False
         self._topology = topology
         self._host.name_topics(topology)
-        self._routes = {stage.source.name: {} for stage in topology.stages}
+        self._routes = _no_routes(topology)
         return True
 
     def _open_writer(self, writer: EpochWriter, session: int, before: Sequence[Executor]) -> None:
@@ -668,18 +730,24 @@ class Worker:
         self._post(events.TransactionFailed(session, reason))
 
     def _open_readers(self) -> None:
+        topics: dict[tuple[Isolation, bool], list[str]] = {}
         for stage in self._topology.stages:
-            isolation = stage.source.isolation
-            if isolation not in self._readers:
-                make = functools.partial(self._make_source_consumer, isolation)
-                topics = [
-                    one.source.name for one in self._topology.stages if one.source.isolation == isolation
-                ]
-                reader = SourceReader(make, self._inbox.put, f"reader-{isolation}", topics)
-                self._readers[isolation] = reader
-                self._newest_generation[reader] = 0
+            for source in stage.inputs:
+                key = (source.topic.isolation, len(stage.inputs) > 1)
+                topics.setdefault(key, []).append(source.topic.name)
+        for (isolation, merged), read in topics.items():
+            if (isolation, merged) not in self._readers:
+                ahead_kib = READ_AHEAD_MERGED_KIB if merged else READ_AHEAD_KIB
+                make = functools.partial(self._make_source_consumer, isolation, ahead_kib)
+                name = f"reader-{isolation}" + ("-merged" if merged else "")
+                self._readers[isolation, merged] = SourceReader(make, self._inbox.put, name, read)
 
-    def _make_source_consumer(self, isolation: Isolation, fetching: Mapping[str, int]) -> Consumer:
+    def _reader_of(self, stage: Stage, number: int) -> SourceReader:
+        return self._readers[stage.inputs[number].topic.isolation, len(stage.inputs) > 1]
+
+    def _make_source_consumer(
+        self, isolation: Isolation, ahead_kib: int, fetching: Mapping[str, int]
+    ) -> Consumer:
         consumer = make_consumer(
             self._settings,
             isolation,
@@ -687,7 +755,7 @@ class Worker:
                 "group.id": self._topology.job,
                 # librdkafka's own queue, in front of the batches: enough to stay ahead, small enough for
                 # many workers. When it is full, look again soon: the default is after a second.
-                "queued.max.messages.kbytes": 16 * 1024,
+                "queued.max.messages.kbytes": ahead_kib,
                 "fetch.queue.backoff.ms": 10,
             },
             **LASTING,
@@ -717,33 +785,47 @@ class Worker:
         stage = self._topology.stage(effect.shard.stage)
         state = self._host.state(effect.shard)
         runner = ShardRunner(stage, effect.shard.partition, state, effect.position, self._port)
-        for offset, failure in effect.condemned:
-            runner.condemn(offset, failure)
-        if effect.stop_record is not None:
-            runner.stop_before(effect.stop_record.offset, effect.stop_record.reason)
-        runner.announce(effect.announced, functools.partial(self._run_announced, effect.shard))
-        reader = self._readers[stage.source.isolation]
-        where = (stage.source.name, effect.shard.partition)
-        runner.generation = self._newest_generation[reader] = reader.start({where: effect.position.offset})
+        for record in effect.condemned:
+            runner.condemn(record)
+        stop = effect.stop_record
+        if stop is not None:
+            runner.inputs[stop.input].stop_before(stop.offset, stop.reason)
+        for one, offsets in zip(runner.inputs, effect.announced, strict=False):
+            one.announce(offsets, functools.partial(self._run_announced, one))
+        readers = [self._reader_of(stage, one.number) for one in runner.inputs]
+        merged = len(runner.inputs) > 1
+        if merged:
+            merge = ShardMerge(runner.inputs, readers, self._settings.max_task_idle_ms)
+            self._merges[effect.shard] = merge
+            self._merge_at |= {(one.topic, one.partition): merge for one in runner.inputs}
+        for one, reader in zip(runner.inputs, readers, strict=True):
+            one.generation = reader.start({(one.topic, one.partition): one.begun_at}, watched=merged)
+            self._routes[one.topic][one.partition] = one
         self._runners[effect.shard] = runner
-        self._routes[stage.source.name][effect.shard.partition] = runner
+        self._inputs.extend(runner.inputs)
 
     def _stop_reading(self, shards: Sequence[ShardId]) -> None:
         for shard in shards:
             stage = self._topology.stage(shard.stage)
-            if self._routes[stage.source.name].pop(shard.partition, None) is not None:
-                reader = self._readers[stage.source.isolation]
-                self._newest_generation[reader] = reader.stop({(stage.source.name, shard.partition)})
+            for number, topic in enumerate(stage.topics):
+                if self._routes[topic].pop(shard.partition, None) is not None:
+                    self._reader_of(stage, number).stop({(topic, shard.partition)})
+                    self._merge_at.pop((topic, shard.partition), None)
+            merge = self._merges.pop(shard, None)
+            if merge is not None:
+                merge.close()
 
     def _drop_layers(self) -> None:
         self._source_checks.forget()
         self._runners.clear()
+        self._inputs.clear()
         self._host.drop_states()
         self._epoch_records = 0
 
     def _close_shards(self, shards: Sequence[ShardId]) -> None:
         for shard in shards:
             self._runners.pop(shard, None)
+        self._inputs = [one for runner in self._runners.values() for one in runner.inputs]
         self._host.release(shards, _rest_of(self._commit_thread))
 
     def _pause_reading(self, reason: str) -> None:
@@ -794,16 +876,19 @@ class Worker:
     def _freeze(self, shard: ShardId, epoch: int) -> _FrozenShard:
         runner = self._runners[shard]
         delta = runner.state.freeze(epoch)
+        first, *further = [one.freeze() for one in runner.inputs]
         if delta is not None:
-            delta = dataclasses.replace(delta, source_offset=runner.next_offset)
+            named = zip(runner.stage.topics[1:], further, strict=True)
+            offsets = {topic: at.offset for topic, at in named}
+            delta = dataclasses.replace(delta, source_offset=first.offset, further_offsets=offsets)
         runner.position = CommittedPosition(
-            offset=runner.next_offset,
+            offset=first.offset,
             epoch=epoch,
             state_epoch=runner.position.state_epoch if delta is None else epoch,
             fingerprint=self._topology.fingerprint,
-            topic_id=runner.position.topic_id,
+            topic_id=first.topic_id,
+            further=tuple(further),
         )
-        runner.last = None
         return _FrozenShard(shard, runner, delta, runner.position)
 
     def _flush_epoch(
@@ -821,7 +906,7 @@ class Worker:
             parts = [
                 ShardEpoch(
                     shard=frozen.shard,
-                    source=(frozen.runner.topic, frozen.shard.partition),
+                    topics=frozen.runner.stage.topics,
                     position=frozen.position,
                     changelog=frozen.runner.stage.changelog,
                     delta=encode_delta(frozen.delta, DELTA_RECORD_BYTES_MAX) if frozen.delta else (),
@@ -885,7 +970,7 @@ class Worker:
             self._post(events.TransactionFailed(session, reason, unexpected=True))
 
     def _lost(
-        self, session: int, error: TransactionLostError, record: tuple[ShardId, int] | None = None
+        self, session: int, error: TransactionLostError, record: RecordAt | None = None
     ) -> events.Event:
         """What a lost transaction leads to: a replay, in smaller pieces if need be, if one helps."""
         refusal, failure = error.refusal([topic.name for topic in self._topology.outputs]), error.failure()
@@ -938,10 +1023,11 @@ class Worker:
         if runner is not None and offset is not None:
             overdue = messages.RecordOverdue(
                 self._core.situation.session,
-                _shard_of(runner),
+                runner.shard,
                 offset,
                 bounded_text(reason, 2_000),
                 bounded_text(running_step(frame), 1_000),
+                runner.number,
             )
             self._transport.send(messages.encode(overdue))
             time.sleep(LAST_WORD_S)
@@ -1012,17 +1098,32 @@ class Worker:
             restoring=self._host.restoring,
             resident_bytes=_resident_bytes(),
             snapshot_epoch_min=self._host.snapshot_epoch_min,
-            shards=[self._shard_status(shard, runner) for shard, runner in self._runners.items()],
+            shards=[
+                status
+                for shard, runner in self._runners.items()
+                for status in self._shard_statuses(shard, runner)
+            ],
         )
 
-    def _shard_status(self, shard: ShardId, runner: ShardRunner) -> ShardStatus:
+    def _shard_statuses(self, shard: ShardId, runner: ShardRunner) -> list[ShardStatus]:
+        """Where the shard stands in each of its inputs."""
         owned = self._core.situation.shards.get(shard)
         committed = owned.position if owned is not None and owned.position is not None else runner.position
         flight = self._core.situation.in_flight
         in_flight = flight is not None and shard in flight.shards
-        dirty = runner.last is not None or in_flight
-        position = max(runner.read_position, runner.next_offset)
-        return ShardStatus(shard, position, committed.offset, runner.end, dirty, committed.epoch)
+        dirty = runner.is_touched or in_flight
+        return [
+            ShardStatus(
+                shard,
+                max(one.read_position, one.next_offset),
+                at.offset,
+                one.end,
+                dirty,
+                committed.epoch,
+                one.number,
+            )
+            for one, at in zip(runner.inputs, committed.inputs, strict=True)
+        ]
 
 
 class _FrozenShard:
@@ -1052,8 +1153,12 @@ def _long_record(running: Running | None) -> messages.RunningRecord | None:
     return messages.RunningRecord(*where, round(running.running_s * 1000))
 
 
-def _shard_of(runner: Any) -> ShardId:
-    return ShardId(runner.stage.name, runner.partition)
+def _place_of(runner: Any, message: Any) -> RecordAt:
+    return RecordAt(runner.shard, message.offset(), runner.number)
+
+
+def _no_routes(topology: Topology) -> dict[str, dict[int, InputRunner]]:
+    return {source.topic.name: {} for source in topology.inputs}
 
 
 def _rest_of(thread: CommitThread | None) -> Callable[[], None]:

@@ -28,7 +28,14 @@ from pathlib import Path
 from confluent_kafka import KafkaException, TopicPartition
 
 from fcluster.common import failpoints
-from fcluster.common.errors import FclusterError, KafkaUnavailable, SourceGap, StateDamaged, one_line
+from fcluster.common.errors import (
+    FclusterError,
+    IncompatibleState,
+    KafkaUnavailable,
+    SourceGap,
+    StateDamaged,
+    one_line,
+)
 from fcluster.common.ids import ShardId, journal_topic
 from fcluster.common.kafka_clients import (
     ask_until_known,
@@ -42,7 +49,7 @@ from fcluster.common.kafka_clients import (
 )
 from fcluster.common.messages import StandbyStatus
 from fcluster.common.offsets import NotKnownYetError, Offset
-from fcluster.common.positions import CommittedPosition
+from fcluster.common.positions import CommittedPosition, SplitPositionError, joined_position
 from fcluster.common.settings import Settings, TornPolicy
 from fcluster.common.snapshot_store import SnapshotStoreUnavailable, open_snapshot_store
 from fcluster.common.topic_ids import Look, fits, reset_remedy, source_replaced
@@ -348,10 +355,14 @@ class ShardHost:
             self._finish(session, shard, positions[shard], ShardState(NoStore(), (), 0))
         requests = [
             RestoreRequest(
-                shard, changelog, position if position.epoch else None, changelog_ids.get(changelog, "")
+                shard,
+                stage.changelog,
+                position if position.epoch else None,
+                changelog_ids.get(stage.changelog, ""),
+                stage.topics[1:],
             )
             for shard, position in positions.items()
-            if (changelog := self._topology.stage(shard.stage).changelog) is not None
+            if (stage := self._topology.stage(shard.stage)).changelog is not None
         ]
         self._progress, self._restore_began_s = None, time.monotonic()
         stopped: list[ShardStopped] = []
@@ -451,12 +462,14 @@ class ShardHost:
         self._emit(events.ShardRestored(session, shard, position))
 
     def _positions(self, shards: Sequence[ShardId]) -> dict[ShardId, CommittedPosition]:
-        """The committed positions of the shards. For new shards, the beginning of the source."""
-        sources = {
-            shard: TopicPartition(self._topology.stage(shard.stage).source.name, shard.partition)
+        """The committed positions of the shards. For new shards, the beginning of their inputs."""
+        inputs = {
+            shard: [
+                TopicPartition(topic, shard.partition) for topic in self._topology.stage(shard.stage).topics
+            ]
             for shard in shards
         }
-        wanted = list(sources.values())
+        wanted = [at for sources in inputs.values() for at in sources]
         asked = (
             self._asking.submit(begin_offsets, self._admin, wanted),
             self._asking.submit(end_offsets, self._admin, wanted, "read-uncommitted"),
@@ -467,22 +480,49 @@ class ShardHost:
         ids = self._source_ids(committed, look.result())
         ends = self._ends_once_caught_up(ends, committed)
         positions: dict[ShardId, CommittedPosition] = {}
-        for shard, source in sources.items():
-            position, begin = committed[source], begins[source]
-            if position is None:
-                position = CommittedPosition(begin, 0, 0, self._topology.fingerprint)
-            elif position.offset < begin:
-                position = self._behind_gap(source, position, begin)
-            elif position.offset > ends[source]:
-                raise SourceGap(
-                    f"The next record of {source.topic}/{source.partition} is at offset {position.offset}, "
-                    f"but the partition ends at {ends[source]}: records were lost, or this is another "
-                    "topic of the same name.",
-                    remedy="Bring the old topic back, or choose where to begin: "
-                    f"{reset_remedy(self._topology.job)}",
-                )
-            positions[shard] = dataclasses.replace(position, topic_id=ids.get(source.topic, ""))
+        for shard, sources in inputs.items():
+            readable = [
+                self._readable(source, committed[source], begins[source], ends[source]) for source in sources
+            ]
+            position = self._joined(shard, readable, [begins[source] for source in sources])
+            named = zip(sources, position.inputs, strict=True)
+            positions[shard] = position.at(
+                [at._replace(topic_id=ids.get(source.topic, "")) for source, at in named]
+            )
         return positions
+
+    def _readable(
+        self, source: TopicPartition, position: CommittedPosition | None, begin: int, end: int
+    ) -> CommittedPosition | None:
+        """What is committed for one input, if its next record is there or yet to come."""
+        if position is None:
+            return None
+        if position.offset < begin:
+            return self._behind_gap(source, position, begin)
+        if position.offset > end:
+            raise SourceGap(
+                f"The next record of {source.topic}/{source.partition} is at offset {position.offset}, "
+                f"but the partition ends at {end}: records were lost, or this is another topic of the same "
+                "name.",
+                remedy="Bring the old topic back, or choose where to begin: "
+                f"{reset_remedy(self._topology.job)}",
+            )
+        return position
+
+    def _joined(
+        self, shard: ShardId, committed: Sequence[CommittedPosition | None], begins: Sequence[int]
+    ) -> CommittedPosition:
+        try:
+            return joined_position(committed, begins, self._topology.fingerprint)
+        except SplitPositionError as error:
+            topics = self._topology.stage(shard.stage).topics
+            raise IncompatibleState(
+                f"The committed offsets of {shard} don't go together, though the job commits them in one "
+                f"transaction: {error} (the inputs are {', '.join(topics)}). Offsets were deleted, or "
+                "committed by something else.",
+                remedy=f"Find out what commits in the group {self._topology.job!r}, then decide anew: "
+                f"{reset_remedy(self._topology.job)}",
+            ) from error
 
     def _source_ids(
         self, committed: Mapping[TopicPartition, CommittedPosition | None], look: Look

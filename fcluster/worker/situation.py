@@ -12,7 +12,17 @@ from fcluster.common.ids import ShardId
 from fcluster.engine.failure import Failure
 from fcluster.worker import events
 from fcluster.worker.events import Effect
-from fcluster.worker.model import EXIT_DRAINED, Bounds, Identity, InFlight, OpenEpoch, OwnedShard, Phase
+from fcluster.worker.model import (
+    EXIT_DRAINED,
+    Bounds,
+    Condemned,
+    Identity,
+    InFlight,
+    OpenEpoch,
+    OwnedShard,
+    Phase,
+    RecordAt,
+)
 from fcluster.worker.pieces import Pieces
 
 
@@ -27,8 +37,8 @@ class Situation:
         standbys: the shards of other workers of which it keeps warm copies.
         open: the epoch after the one `in_flight`.
         paused: all shards are paused. `backlog`: there was more to read than was read.
-        condemned: records that fail when they come, by shard and offset, in the order in which their failures
-            were found; kept after the session ends.
+        condemned: records that fail when they come, by shard, in the order in which their failures were
+            found; kept after the session ends.
         suspects: what is known about records that end processes, by shard, until the shard runs.
         pieces: how large an epoch may be while a record is looked for; kept after the session ends.
         leaving: it is going to exit. `drained`: an operator removes it for good.
@@ -53,7 +63,7 @@ class Situation:
         self.in_flight: InFlight | None = None
         self.paused = False
         self.backlog = False
-        self.condemned: dict[ShardId, list[tuple[int, Failure]]] = {}
+        self.condemned: dict[ShardId, list[Condemned]] = {}
         self.suspects: dict[ShardId, messages.SuspectRecord] = {}
         self.pieces = Pieces()
         self.leaving = False
@@ -89,9 +99,10 @@ class Situation:
         """Whether changes of the shard wait for their commit."""
         return shard in self.open.shards or (self.in_flight is not None and shard in self.in_flight.shards)
 
-    def condemn(self, shard: ShardId, offset: int, failure: Failure) -> None:
+    def condemn(self, record: RecordAt, failure: Failure) -> None:
         """Let a record fail when it comes."""
-        self.condemned.setdefault(shard, []).append((offset, failure))
+        condemned = Condemned(record.offset, failure, record.input)
+        self.condemned.setdefault(record.shard, []).append(condemned)
 
     def stop(self, code: int, reason: str) -> None:
         """The process ends."""

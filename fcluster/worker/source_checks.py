@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from typing import Final
 
-from fcluster.common.ids import ShardId
 from fcluster.common.topic_ids import Look, fits, source_replaced
 
 PAUSE_S: Final = 0.25
@@ -46,15 +45,15 @@ class SourceChecks:
         self._look = look
         self._settled = settled
         self._clock_s = clock_s
-        self._read_s: dict[ShardId, float] = {}
+        self._read_s: dict[tuple[str, int], float] = {}
         self._doubtful: dict[str, str] = {}
 
-    def read(self, shard: ShardId, topic: str, topic_id: str) -> None:
-        """Records of the shard were processed. They were just read from the topic, which had this id."""
+    def read(self, topic: str, partition: int, topic_id: str) -> None:
+        """Records of the partition were processed. They were just read from the topic, which had this id."""
         now_s = self._clock_s()
-        if topic_id and now_s - self._read_s.get(shard, float("-inf")) > PAUSE_S:
+        if topic_id and now_s - self._read_s.get((topic, partition), float("-inf")) > PAUSE_S:
             self._doubtful[topic] = topic_id
-        self._read_s[shard] = now_s
+        self._read_s[topic, partition] = now_s
 
     def forget(self) -> None:
         """What was read won't be committed, and is read again."""

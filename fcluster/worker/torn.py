@@ -9,12 +9,13 @@ because it can't know. Pure.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from fcluster.common.errors import TornTransaction
 from fcluster.common.ids import ShardId
-from fcluster.common.positions import CommittedPosition
+from fcluster.common.positions import CommittedPosition, InputOffset
 from fcluster.common.settings import TornPolicy
 from fcluster.engine.changelog import UNKNOWN_SOURCE_OFFSET
 
@@ -41,6 +42,8 @@ class TornShard:
         delta_source_offset: the source offset that this delta says its transaction committed,
             `UNKNOWN_SOURCE_OFFSET` if it doesn't say or can't be read any more.
         has_state: the state of the committed epoch is available although its delta isn't.
+        further_topics: the topics of the shard's inputs after the first.
+        delta_further_offsets: what that delta says was committed for them.
     """
 
     shard: ShardId
@@ -50,17 +53,24 @@ class TornShard:
     delta_epoch: int
     delta_source_offset: int
     has_state: bool = False
+    further_topics: Sequence[str] = ()
+    delta_further_offsets: Mapping[str, int] = field(default_factory=dict[str, int])
 
     @property
     def delta_position(self) -> CommittedPosition | None:
         """The shard's position if the delta is right and the offset is wrong. None if that isn't known."""
-        if self.delta_source_offset == UNKNOWN_SOURCE_OFFSET:
+        offsets = [
+            self.delta_source_offset,
+            *(self.delta_further_offsets.get(topic, UNKNOWN_SOURCE_OFFSET) for topic in self.further_topics),
+        ]
+        if UNKNOWN_SOURCE_OFFSET in offsets:
             return None
-        return replace(
-            self.committed,
-            offset=self.delta_source_offset,
-            epoch=max(self.committed.epoch, self.delta_epoch),
-            state_epoch=self.delta_epoch,
+        epoch = max(self.committed.epoch, self.delta_epoch)
+        return replace(self.committed, epoch=epoch, state_epoch=self.delta_epoch).at(
+            [
+                InputOffset(offset, known.topic_id)
+                for offset, known in zip(offsets, self.committed.inputs, strict=True)
+            ]
         )
 
     def describe(self) -> str:
@@ -71,21 +81,23 @@ class TornShard:
             return (
                 f"Kafka has torn a transaction of {self.shard}: it committed the delta of epoch "
                 f"{self.delta_epoch} in the changelog {where}, but not the offset from the same "
-                f"transaction: the committed offset is still {committed.offset}, with state of epoch "
+                f"transaction: the committed offset is still {_offsets(committed)}, with state of epoch "
                 f"{committed.state_epoch}."
             )
         last = {0: "holds none", UNKNOWN_EPOCH: "lacks it"}.get(
             self.delta_epoch, f"ends with epoch {self.delta_epoch}"
         )
         return (
-            f"Kafka has torn a transaction of {self.shard}: it committed the offset {committed.offset} "
+            f"Kafka has torn a transaction of {self.shard}: it committed the offset {_offsets(committed)} "
             f"with state of epoch {committed.state_epoch}, but not the delta of that epoch from the same "
             f"transaction: the changelog {where} {last}."
         )
 
     def choices(self) -> str:
         """What each choice means, and how to choose."""
-        offsets, delta = f"at offset {self.committed.offset}", f"at offset {self.delta_source_offset}"
+        known = self.delta_position
+        offsets = f"at offset {_offsets(self.committed)}"
+        delta = f"at offset {_offsets(known) if known is not None else self.delta_source_offset}"
         if self.tear is Tear.DELTA_WITHOUT_OFFSET:
             offsets += (
                 f" with the state of epoch {self.committed.state_epoch}: nothing is lost, but outputs of "
@@ -105,7 +117,7 @@ class TornShard:
                 "with the last delta that exists, at the offset that it names: nothing is lost, but "
                 "outputs of later epochs may come twice"
             )
-        if self.delta_position is None and self.delta_epoch != UNKNOWN_EPOCH:
+        if known is None and self.delta_epoch != UNKNOWN_EPOCH:
             delta = "not possible, because the changelog doesn't say which offset belongs to that delta"
         return (
             "Look at the outputs of that epoch, then start the workers with --set "
@@ -148,9 +160,15 @@ def go_on(torn: TornShard, policy: TornPolicy) -> GoOn:
             torn.committed,
             with_delta=False,
             rebase=True,
-            text=f"{chosen}: at offset {torn.committed.offset}.",
+            text=f"{chosen}: at offset {_offsets(torn.committed)}.",
         )
     position = torn.delta_position
     if policy == "delta" and position is not None:
-        return GoOn(position, with_delta=True, rebase=False, text=f"{chosen}: at offset {position.offset}.")
+        text = f"{chosen}: at offset {_offsets(position)}."
+        return GoOn(position, with_delta=True, rebase=False, text=text)
     raise torn.error()
+
+
+def _offsets(position: CommittedPosition) -> str:
+    """The offset of each input."""
+    return "+".join(str(at.offset) for at in position.inputs)

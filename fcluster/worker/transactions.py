@@ -133,14 +133,14 @@ class ShardEpoch:
     """One shard's part in an epoch.
 
     Attributes:
-        source: topic and partition whose offset is committed.
-        position: what is committed for it.
+        topics: the topics that the shard reads. The partition is the shard's own.
+        position: what is committed for them.
         changelog: topic of the deltas. None if the stage has no state.
         delta: the encoded delta, split into records. Empty if the state didn't change.
     """
 
     shard: ShardId
-    source: tuple[str, int]
+    topics: Sequence[str]
     position: CommittedPosition
     changelog: str | None
     delta: Sequence[bytes]
@@ -602,11 +602,15 @@ def check_deltas(frozen: FrozenEpoch) -> None:
 
 
 def offsets_of(frozen: FrozenEpoch) -> list[TopicPartition]:
-    """The offsets to commit, with the epoch in their metadata."""
-    return [
-        TopicPartition(*part.source, part.position.offset, metadata=part.position.encode_metadata())
-        for part in frozen.parts
-    ]
+    """The offsets to commit, one for each input of each shard, with the epoch in their metadata."""
+    offsets: list[TopicPartition] = []
+    for part in frozen.parts:
+        for number, topic in enumerate(part.topics):
+            at = part.position.of_input(number)
+            offsets.append(
+                TopicPartition(topic, part.shard.partition, at.offset, metadata=at.encode_metadata())
+            )
+    return offsets
 
 
 def positions_of(frozen: FrozenEpoch) -> Mapping[ShardId, CommittedPosition]:

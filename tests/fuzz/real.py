@@ -19,6 +19,7 @@ from fcluster.engine.failure import Failure, OutputRefusedError, UnkeptStateErro
 from fcluster.engine.state import ShardState
 from fcluster.testing import Driver, JobStopped
 from fcluster.testing.shards import MemoryStore
+from fcluster.worker.model import Condemned
 from fcluster.worker.processing import HandlerError, OutputPort, ShardRunner, UnreadableRecordError
 from tests.fuzz.plans import (
     SMALL_BYTES_MAX,
@@ -114,7 +115,7 @@ class Shell:
         state = ShardState(self._store, self._stage.stores, 2)
         runner = ShardRunner(self._stage, 0, state, CommittedPosition(0, 0, 0, ""), port)
         for offset, failure in self._condemned:
-            runner.condemn(offset, failure)
+            runner.condemn(Condemned(offset, failure))
         return runner
 
     def run(self) -> None:
@@ -133,7 +134,7 @@ class Shell:
             reached, at = end, position
             try:
                 for at in range(position, end):
-                    runner.handle(self._messages[at])  # type: ignore[arg-type]
+                    runner.inputs[0].handle(self._messages[at])  # type: ignore[arg-type]
             except UnreadableRecordError:
                 self.stopped_at = reached = at
             except HandlerError as error:

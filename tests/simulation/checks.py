@@ -12,13 +12,13 @@ Must not: know of the insides of a worker. Raises `Violation`.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from fcluster.common import messages
 from fcluster.common.ids import ShardId
-from fcluster.common.positions import CommittedPosition, decode_position
+from fcluster.common.positions import CommittedPosition, InputOffset, decode_position
 from fcluster.coordinator.core import Coordinator
 from fcluster.coordinator.model import HELD_PHASES, ShardPhase
 from fcluster.coordinator.outbox import assignment_key, slot_key
@@ -26,13 +26,16 @@ from fcluster.engine.changelog import DeltaReader
 from fcluster.engine.state import STORE_PREFIX_BYTES, StoreMeta
 from fcluster.engine.values import decode_state
 from tests.simulation.counter_job import (
+    BOTH,
     CHANGELOGS,
     REPARTITION,
+    REPARTITIONS,
     SINK,
-    SOURCES,
+    SOURCE,
     STAGE_OF_SOURCE,
     Input,
     Output,
+    Read,
     count_in,
     handle,
 )
@@ -55,11 +58,16 @@ class Checks:
     """The recount of one run.
 
     Args:
+        inputs: the topics that each stage reads.
         harm_only: look only at what a user would see, not at rules whose breach may do no harm yet.
     """
 
-    def __init__(self, world: World, partitions: int, *, harm_only: bool = False) -> None:
+    def __init__(
+        self, world: World, partitions: int, inputs: Mapping[str, tuple[str, ...]], *, harm_only: bool = False
+    ) -> None:
         self.world = world
+        self.inputs = inputs
+        self.merged = BOTH in inputs
         self.harm_only = harm_only
         self.partitions = partitions
         self.kafka: KafkaModel
@@ -119,22 +127,37 @@ class Checks:
             if topic == SINK:
                 origin = value.shard
                 outputs[value.shard].append((partition, value))
-            elif topic == REPARTITION:
+            elif topic in REPARTITIONS:
                 assert origin is not None, "a repartitioned record follows its output"
                 outputs[origin].append((partition, value))
             else:
                 stage = next(stage for stage, changelog in CHANGELOGS.items() if changelog == topic)
                 deltas[ShardId(stage, partition[1])].append((offset, value))
-        shards: set[ShardId] = set()
+        committed: dict[ShardId, dict[str, CommittedPosition]] = defaultdict(dict)
         for (topic, number), (offset, metadata, _) in transaction.offsets.items():
-            shard = ShardId(STAGE_OF_SOURCE[topic], number)
-            shards.add(shard)
-            position = decode_position(offset, metadata)
+            committed[ShardId(STAGE_OF_SOURCE[topic], number)][topic] = decode_position(offset, metadata)
+        for shard, positions in committed.items():
+            position = self._joined(transaction, shard, positions)
             self._check_right(transaction, shard, position)
             self._check_shard(transaction, shard, position, outputs.get(shard, []), deltas.get(shard, []))
         for shard in [*outputs, *deltas]:
-            if shard not in shards:
+            if shard not in committed:
                 self.fail(f"{transaction.producer} commits outputs or state of {shard} without its offset")
+
+    def _joined(
+        self, transaction: Transaction, shard: ShardId, positions: Mapping[str, CommittedPosition]
+    ) -> CommittedPosition:
+        """Where the transaction leaves the shard; in an input that it leaves out, where it stood before."""
+        before = self._standing(shard).position
+        offsets: list[InputOffset] = []
+        for topic, stood in zip(self.inputs[shard.stage], before.inputs, strict=True):
+            if topic not in positions and not self.harm_only:
+                self.fail(f"{transaction.producer} commits {shard} without the offset of {topic}")
+            offsets.append(InputOffset(positions[topic].offset) if topic in positions else stood)
+        epochs = {(position.epoch, position.state_epoch) for position in positions.values()}
+        if len(epochs) > 1:
+            self.fail(f"{transaction.producer} commits {shard} at several epochs: {epochs}")
+        return next(iter(positions.values())).at(offsets)
 
     def _check_right(self, transaction: Transaction, shard: ShardId, position: CommittedPosition) -> None:
         """Whether this session may commit this epoch of this shard."""
@@ -177,26 +200,48 @@ class Checks:
         who = f"{transaction.producer} in epoch {position.epoch} of {shard}"
         if position.epoch <= before.epoch:
             self.fail(f"{who}: follows epoch {before.epoch}")
-        if position.offset < before.offset:
-            self.fail(f"{who}: the offset goes back from {before.offset} to {position.offset}")
-        source = (SOURCES[shard.stage], shard.partition)
-        inputs, reached = self.kafka.read_committed(source, before.offset, position.offset - before.offset)
-        inputs = [(offset, record) for offset, record in inputs if offset < position.offset]
-        if reached < position.offset:
-            self.fail(f"{who}: offset {position.offset} is beyond what is readable")
+        reads: list[Read] = []
+        for number, topic in enumerate(self.inputs[shard.stage]):
+            begin, end = before.inputs[number].offset, position.inputs[number].offset
+            reads += self._reads(who, number, (topic, shard.partition), begin, end)
+        if len(self.inputs[shard.stage]) > 1:
+            reads = self._in_order(who, reads, [value for (topic, _), value in outputs if topic == SINK])
         state = {key: {**value, "seen": list(value["seen"])} for key, value in standing.state.items()}
         expected: list[tuple[Partition, Any]] = []
-        for offset, record in inputs:
-            expected += handle(shard, offset, record, state.setdefault(record.key, {}), self.partitions)
+        for read in reads:
+            expected += handle(
+                shard, read, state.setdefault(read.record.key, {}), self.partitions, merged=self.merged
+            )
         state = {key: value for key, value in state.items() if value}
         if outputs != expected:
             self.fail(
-                f"{who}: from offset {before.offset} to {position.offset} the outputs should be "
+                f"{who}: from offset {_offsets(before)} to {_offsets(position)} the outputs should be "
                 f"{_shown(expected)}, but are {_shown(outputs)}"
             )
         encoded = self._check_delta(who, shard, standing, position, state, deltas)
         self._standings[shard] = _Standing(position, state, encoded)
         self._encoded_at[shard][position.state_epoch] = encoded
+
+    def _reads(self, who: str, number: int, source: Partition, begin: int, end: int) -> list[Read]:
+        """The records of an input between two offsets."""
+        if end < begin:
+            self.fail(f"{who}: the offset goes back from {begin} to {end}")
+        records, reached = self.kafka.read_committed(source, begin, end - begin)
+        if reached < end:
+            self.fail(f"{who}: offset {end} is beyond what is readable")
+        return [Read(number, offset, record) for offset, record in records if offset < end]
+
+    def _in_order(self, who: str, reads: list[Read], outputs: list[Output]) -> list[Read]:
+        """The order in which they were processed, which the outputs tell."""
+        by_place = {(read.number, read.offset): read for read in reads}
+        told = [(output.number, output.offset) for output in outputs]
+        if sorted(told) != sorted(by_place):
+            return sorted(reads, key=lambda read: (read.timestamp(), read.number))  # the outputs are wrong
+        for number in {number for number, _ in told}:
+            offsets = [offset for one, offset in told if one == number]
+            if offsets != sorted(offsets):
+                self.fail(f"{who}: input {number} is processed in the order {offsets}")
+        return [by_place[place] for place in told]
 
     def _check_delta(
         self,
@@ -257,25 +302,23 @@ class Checks:
 
     def everything_committed(self) -> bool:
         """Whether all that is in the sources is processed and committed."""
-        for stage, topic in SOURCES.items():
-            for number in range(self.partitions):
-                shard = ShardId(stage, number)
-                at = self._standings[shard].position.offset if shard in self._standings else 0
-                if self._unprocessed((topic, number), at):
-                    return False
-        return not self.kafka.unfinished()
+        return not any(self._left()) and not self.kafka.unfinished()
+
+    def _left(self) -> Iterator[tuple[ShardId, Partition, int]]:
+        """Where something isn't processed: shard, partition, and up to where it is committed."""
+        for stage, topics in self.inputs.items():
+            for partition in range(self.partitions):
+                shard = ShardId(stage, partition)
+                for topic, at in zip(topics, self._standing(shard).position.inputs, strict=True):
+                    if self._unprocessed((topic, partition), at.offset):
+                        yield shard, (topic, partition), at.offset
 
     def behind(self) -> list[str]:
         """What isn't committed, for the report."""
-        lines: list[str] = []
-        for stage, topic in SOURCES.items():
-            for number in range(self.partitions):
-                shard = ShardId(stage, number)
-                at = self._standings[shard].position.offset if shard in self._standings else 0
-                if self._unprocessed((topic, number), at):
-                    lines.append(
-                        f"{shard} is committed up to {at} of {self.kafka.end_offset((topic, number))}"
-                    )
+        lines = [
+            f"{shard} is committed up to {at} of {self.kafka.end_offset(source)} in {source[0]}"
+            for shard, source, at in self._left()
+        ]
         lines += [f"{transaction.producer} has a transaction open" for transaction in self.kafka.unfinished()]
         return lines
 
@@ -287,13 +330,14 @@ class Checks:
 
     def final(self) -> None:
         """A recount that knows nothing of commits: what a read_committed reader finds from the start."""
-        for stage, topic in SOURCES.items():
+        for stage, topics in self.inputs.items():
             expected: dict[str, list[tuple[int, int]]] = defaultdict(list)
             states: State = defaultdict(dict)
             for number in range(self.partitions):
-                for _, record in self.kafka.read_committed((topic, number), 0, 1_000_000)[0]:
-                    assert isinstance(record, Input)
-                    expected[record.key].append((record.ident, count_in(states[record.key], record)))
+                for topic in topics:
+                    for _, record in self.kafka.read_committed((topic, number), 0, 1_000_000)[0]:
+                        assert isinstance(record, Input)
+                        expected[record.key].append((record.ident, count_in(states[record.key], record)))
             found: dict[str, list[tuple[int, int]]] = defaultdict(list)
             for number in range(self.partitions):
                 for _, output in self.kafka.read_committed((SINK, number), 0, 1_000_000)[0]:
@@ -301,31 +345,35 @@ class Checks:
                     if output.shard.stage == stage:
                         found[output.key].append((output.ident, output.count))
             for key in sorted(expected | found):
+                if len(topics) > 1:  # in which order they come together the inputs don't tell
+                    expected[key], found[key] = _unordered(expected[key]), _unordered(found[key])
                 if expected[key] != found[key]:
                     self.fail(f"outputs of {stage}, key {key}: {found[key]}, a recount gives {expected[key]}")
         self._check_repartition()
         for (topic, number), (offset, metadata, _) in self.kafka.offsets.items():
             shard = ShardId(STAGE_OF_SOURCE[topic], number)
-            if self._standing(shard).position != decode_position(offset, metadata):
+            which = self.inputs[shard.stage].index(topic)
+            if self._standing(shard).position.of_input(which) != decode_position(offset, metadata):
                 self.fail(f"{shard} was committed to {self._standing(shard).position}, Kafka says {offset}")
 
     def _check_repartition(self) -> None:
         """Every input has come through the repartition once, and those of a key in their order."""
         source: list[int] = []
         for number in range(self.partitions):
-            source += [
-                r.ident for _, r in self.kafka.read_committed((SOURCES["in"], number), 0, 1_000_000)[0]
-            ]
-        through: list[int] = []
-        for number in range(self.partitions):
-            through += [r.ident for _, r in self.kafka.read_committed((REPARTITION, number), 0, 1_000_000)[0]]
-        if sorted(source) != sorted(through):
-            self.fail(f"the repartition holds {sorted(through)}, the source {sorted(source)}")
+            source += [r.ident for _, r in self.kafka.read_committed((SOURCE, number), 0, 1_000_000)[0]]
+        for topic in REPARTITIONS if self.merged else (REPARTITION,):
+            through: list[int] = []
+            for number in range(self.partitions):
+                through += [r.ident for _, r in self.kafka.read_committed((topic, number), 0, 1_000_000)[0]]
+            if sorted(source) != sorted(through):
+                self.fail(f"the repartition holds {sorted(through)}, the source {sorted(source)}")
 
     def _standing(self, shard: ShardId) -> _Standing:
         standing = self._standings.get(shard)
         if standing is None:
-            standing = self._standings[shard] = _Standing(CommittedPosition(0, 0, 0, ""), {}, {})
+            further = tuple(InputOffset(0) for _ in self.inputs[shard.stage][1:])
+            position = CommittedPosition(0, 0, 0, "", further=further)
+            standing = self._standings[shard] = _Standing(position, {}, {})
         return standing
 
     def fail(self, what: str) -> Any:
@@ -336,6 +384,16 @@ class Checks:
 
 def _decoded(encoded: Mapping[bytes, bytes]) -> State:
     return {key[STORE_PREFIX_BYTES:].decode(): decode_state(value) for key, value in encoded.items() if value}
+
+
+def _unordered(outputs: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """What two outputs tell that may come in either order: the records, and by themselves the counts."""
+    idents, counts = sorted(ident for ident, _ in outputs), [count for _, count in outputs]
+    return list(zip(idents, counts, strict=True))
+
+
+def _offsets(position: CommittedPosition) -> str:
+    return "+".join(str(at.offset) for at in position.inputs)
 
 
 def _shown(outputs: list[tuple[Partition, Any]]) -> str:

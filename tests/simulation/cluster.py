@@ -18,13 +18,13 @@ from fcluster.engine.state import FlushLimits
 from fcluster.worker.model import EXIT_DRAINED, EXIT_JOB_ENDED
 from tests.simulation.checks import Checks
 from tests.simulation.coordinator_shell import SimCoordinator
-from tests.simulation.counter_job import REPARTITION, SOURCE, topology
+from tests.simulation.counter_job import INPUTS, MERGED_SEEDS_FROM, topology
 from tests.simulation.kafka_model import KafkaModel, Partition
 from tests.simulation.storage import Disk, SimSnapshotStore
 from tests.simulation.worker_shell import SimWorker
 from tests.simulation.world import World
 
-_topology: Callable[[], Topology] = cache(topology)
+_topology: Callable[..., Topology] = cache(topology)
 TRANSACTION_TIMEOUT_MS = 4000
 
 
@@ -56,9 +56,13 @@ class Cluster:
 
     def __post_init__(self) -> None:
         world, random = self.world, self.world.random
-        self.topology = _topology()
+        self.merged = world.seed >= MERGED_SEEDS_FROM
+        self.topology = _topology(merged=self.merged)
         self.partitions = random.choice((1, 2, 2, 3))
-        self.partition_counts = {SOURCE: self.partitions, REPARTITION: self.partitions}
+        self.inputs = {stage.name: INPUTS[stage.name] for stage in self.topology.stages}
+        self.partition_counts = {
+            topic: self.partitions for topics in self.inputs.values() for topic in topics
+        }
         self.expected_workers = random.choice((1, 2, 2, 3, 3, 4))
         self.settings = Settings(
             commit_interval_min_ms=random.choice((0, 10, 10, 40)),
@@ -74,6 +78,7 @@ class Cluster:
             coordinator_loss_bound_ms=random.choice((300, 30_000)),
             num_standby_replicas=random.choice((0, 0, 1, 2)),
             worker_leave_timeout_ms=(1500, 400, 0)[world.seed % 3],
+            max_task_idle_ms=(0, 0, 40, -1)[world.seed % 4],
         )
         self.epoch_records_max = random.choice((5, 1000))
         self.cache_entries_max = random.choice((0, 2, 1000))
@@ -84,7 +89,7 @@ class Cluster:
         self.restore_ms_max = random.choice((5, 5, 50, 300))
         self.hosts = random.choice((1, 2, 4))
         self.misdirected_share = 0.0
-        self.checks = Checks(world, self.partitions, harm_only=self.harm_only)
+        self.checks = Checks(world, self.partitions, self.inputs, harm_only=self.harm_only)
         self.snapshots = SimSnapshotStore()
         self.coordinators: list[SimCoordinator] = []
         self.workers: list[SimWorker] = []

@@ -15,7 +15,7 @@ from fcluster.common import messages
 from fcluster.coordinator import events
 from tests.simulation.brokers import Brokers, takes_part
 from tests.simulation.cluster import Cluster, Strike
-from tests.simulation.counter_job import SOURCE, Input, partition_of
+from tests.simulation.counter_job import MORE, SOURCE, Input, partition_of
 from tests.simulation.kafka_model import ABORTED, Producer
 from tests.simulation.worker_shell import SimWorker
 from tests.simulation.world import Timing
@@ -130,19 +130,20 @@ class _Brewer:
             ]
             ident += len(records)
             at_ms = self.random.randrange(self.duration_ms)
-            self.world.at(at_ms, None, self._put_in, records, transactional)
+            topic = MORE if self.cluster.merged and self.random.random() < 0.5 else SOURCE
+            self.world.at(at_ms, None, self._put_in, records, transactional, topic)
         return ident
 
-    def _put_in(self, records: list[Input], transactional: bool) -> None:
+    def _put_in(self, records: list[Input], transactional: bool, topic: str) -> None:
         kafka, partitions = self.cluster.kafka, self.cluster.partitions
         if not transactional:
             for record in records:
-                kafka.append_plain((SOURCE, partition_of(record.key, partitions)), record)
+                kafka.append_plain((topic, partition_of(record.key, partitions)), record)
             return
         name = f"input-{records[0].ident}"
         producer = kafka.init_producer(name)
         kafka.append(
-            producer, [((SOURCE, partition_of(r.key, partitions)), r) for r in records], self.world.now_ms
+            producer, [((topic, partition_of(r.key, partitions)), r) for r in records], self.world.now_ms
         )
         self.world.at(self.world.up_to(60), None, self._end_input, producer, self.world.chance(0.7))
 

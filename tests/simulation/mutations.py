@@ -33,10 +33,18 @@ from fcluster.worker.manifest import Manifest
 from fcluster.worker.restore_plan import RestoreRequest
 from fcluster.worker.snapshots import usable_manifests
 from tests.simulation.coordinator_shell import SimCoordinator
-from tests.simulation.counter_job import JOB, Input
+from tests.simulation.counter_job import JOB, MERGED_SEEDS_FROM
 from tests.simulation.kafka_model import Partition
 from tests.simulation.storage import SimStore
-from tests.simulation.worker_shell import NOT_KNOWN, FrozenEpoch, Runner, SimWorker, positions_of
+from tests.simulation.worker_shell import (
+    NOT_KNOWN,
+    Fetched,
+    FrozenEpoch,
+    FrozenShard,
+    Runner,
+    SimWorker,
+    positions_of,
+)
 from tests.simulation.world import BROKER_GONE, Call, KafkaFailure, Thread
 
 
@@ -389,8 +397,15 @@ class DoesNotWaitForOutputs(SimWorker):
 class ForgetsRewind(SimWorker):
     """Processes records that were fetched before their shard was rewound."""
 
-    def _process(self, runner: Runner, records: list[tuple[int, Input]], position: int) -> None:
-        super()._process(self.runners.get(runner.shard, runner), records, position)
+    def _process(self, runner: Runner, fetched: Fetched) -> None:
+        super()._process(self.runners.get(runner.shard, runner), fetched)
+
+
+class LeavesInputOut(SimWorker):
+    """Commits for shards with several inputs the offset of the first only."""
+
+    def offsets_of(self, frozen: FrozenShard) -> dict[Partition, tuple[int, str]]:
+        return dict(list(super().offsets_of(frozen).items())[:1])
 
 
 # --- state --------------------------------------------------------------------------------------------
@@ -630,6 +645,13 @@ MUTATIONS = [
     Mutation("producers initialised twice in one session", 20, "owns", RevivesItself),
     Mutation(
         "e+1 begun before the outputs of e are acknowledged", 15, "a recount gives", DoesNotWaitForOutputs
+    ),
+    Mutation(
+        "a merged input's offset left out",
+        MERGED_SEEDS_FROM + 1,
+        "the outputs should be",
+        LeavesInputOut,
+        harm_only=True,
     ),
     Mutation("records fetched before a rewind", 251, "the outputs should be []", ForgetsRewind),
     APPLIED_EARLY,

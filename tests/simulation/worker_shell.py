@@ -21,16 +21,23 @@ from fcluster.common.errors import FclusterError, StateDamaged
 from fcluster.common.ids import ShardId, transactional_ids
 from fcluster.common.messages import WorkerStats
 from fcluster.common.offsets import NotKnownYetError, known_offset
-from fcluster.common.positions import CommittedPosition, decode_position
+from fcluster.common.positions import (
+    CommittedPosition,
+    InputOffset,
+    SplitPositionError,
+    decode_position,
+    joined_position,
+)
 from fcluster.coordinator.events import ProcessEnded
 from fcluster.engine.changelog import Delta, DeltaReader, encode_delta
+from fcluster.engine.merging import InputMerge
 from fcluster.engine.state import ShardState, StoreMeta
 from fcluster.worker import core, events, model
 from fcluster.worker.restore_plan import Base, RestorePlan, RestoreRequest, plan_restore, stands_exactly
 from fcluster.worker.snapshots import Manifest, prune, truncation_offset, usable_manifests
 from tests.simulation.brokers import GROUP
 from tests.simulation.copies import PATIENCE_MS, SimTail
-from tests.simulation.counter_job import CHANGELOGS, JOB, SOURCES, STORES, Input, handle
+from tests.simulation.counter_job import CHANGELOGS, INPUTS, JOB, STORES, Input, Read, handle
 from tests.simulation.kafka_model import Partition, Producer
 from tests.simulation.storage import Disk, SimStore
 from tests.simulation.world import Call, Dealer, KafkaFailure, Lane, Process, Sleep, Thread
@@ -49,16 +56,31 @@ UNSETTLED_RETRY_MS = 20
 class Runner:
     """One shard that reads; thrown away whenever its position is."""
 
-    def __init__(self, shard: ShardId, state: ShardState, position: CommittedPosition) -> None:
+    def __init__(self, shard: ShardId, state: ShardState, position: CommittedPosition, idle_ms: int) -> None:
         self.shard = shard
         self.state = state
         self.position = position
-        self.source: Partition = (SOURCES[shard.stage], shard.partition)
+        self.sources: list[Partition] = [(topic, shard.partition) for topic in INPUTS[shard.stage]]
         self.table = state.tables[STORES[shard.stage]]
-        self.next_offset = position.offset
-        self.read_position = position.offset
+        self.next_offsets = [at.offset for at in position.inputs]
+        self.read_positions = [at.offset for at in position.inputs]
+        self.merge = InputMerge(len(self.sources), idle_ms) if len(self.sources) > 1 else None
         self.reading = True
         self.touched = False
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """What was read of a runner's input: records, or that there are none for now.
+
+    `position`: how far it is read; `end`: where the partition is known to end, None if it isn't. `number` -1:
+    only time has passed.
+    """
+
+    number: int
+    records: list[tuple[int, Input]]
+    position: int
+    end: int | None = None
 
 
 @dataclass(slots=True)
@@ -231,7 +253,7 @@ class SimWorker(Process):
         self._busy = False
         self._hanging = False
         self._reading_paused = False
-        self._held_batches: list[tuple[Runner, list[tuple[int, Input]], int]] = []
+        self._held_batches: list[tuple[Runner, Fetched]] = []
         self.writer: Writer | None = None
         self.commit_thread: CommitThread | None = None
         self._retired: list[CommitThread] = []
@@ -498,36 +520,59 @@ class SimWorker(Process):
     # --- records --------------------------------------------------------------------------------------
 
     def _start_reading(self, effect: events.StartReading) -> None:
-        runner = Runner(effect.shard, self.states[effect.shard], effect.position)
-        self.note("runs %s from offset %d", effect.shard, effect.position.offset)
+        idle_ms = self.cluster.settings.max_task_idle_ms
+        runner = Runner(effect.shard, self.states[effect.shard], effect.position, idle_ms)
+        offsets = "+".join(str(at.offset) for at in effect.position.inputs)
+        self.note("runs %s from offset %s", effect.shard, offsets)
         self.runners[effect.shard] = runner
-        self._fetch(runner)
+        for number in range(len(runner.sources)):
+            self._fetch(runner, number)
 
-    def _fetch(self, runner: Runner) -> None:
-        """Ask for the runner's next records; they come when there are some."""
+    def _fetch(self, runner: Runner, number: int) -> None:
+        """Ask for the next records of a runner's input; they come when there are some."""
         if self.runners.get(runner.shard) is not runner or not runner.reading:
             return
-        if self.kafka.last_stable_offset(runner.source) <= runner.read_position:
-            self.cluster.when_stable(runner.source, lambda: self.later(0, self._fetch, runner))
+        source, position = runner.sources[number], runner.read_positions[number]
+        if self.kafka.last_stable_offset(source) <= position:
+            self.cluster.when_stable(source, lambda: self.later(0, self._fetch, runner, number))
+            if runner.merge is not None:
+                fetched = Fetched(number, [], position, self.kafka.end_offset(source))
+                self.later(0, self.post, (runner, fetched))
             return
         delay_ms = self.world.latency_ms(self.world.timing.kafka_ms_max)
         open_ms = max(self.kafka_cut_until_ms, self.world.kafka_down_until_ms)
         if self.world.brokers is not None:
-            delay_ms += self.world.brokers.way(self, runner.source).delay_ms
-        self.later(delay_ms + max(0, open_ms - self.world.now_ms), self._fetched, runner)
+            delay_ms += self.world.brokers.way(self, source).delay_ms
+        self.later(delay_ms + max(0, open_ms - self.world.now_ms), self._fetched, runner, number)
 
-    def _fetched(self, runner: Runner) -> None:
+    def _fetched(self, runner: Runner, number: int) -> None:
         most = 1 + self.world.up_to(6)
-        records, position = self.kafka.read_committed(runner.source, runner.read_position, most)
-        runner.read_position = position
+        records, position = self.kafka.read_committed(
+            runner.sources[number], runner.read_positions[number], most
+        )
+        runner.read_positions[number] = position
         if records:
-            self.post((runner, records, position))
+            self.post((runner, Fetched(number, records, position)))
         else:
-            self._fetch(runner)
+            self._fetch(runner, number)
 
-    def _process(self, runner: Runner, records: list[tuple[int, Input]], position: int) -> None:
+    def _next(self, runner: Runner, fetched: Fetched) -> list[Read]:
+        """What is to be processed now that this was fetched."""
+        reads = [Read(fetched.number, offset, record) for offset, record in fetched.records]
+        if runner.merge is None:
+            return reads
+        if fetched.number >= 0:
+            runner.merge.add(fetched.number, reads)
+            runner.merge.note(fetched.number, fetched.position, fetched.end)
+        taken: Any = runner.merge.take(self.world.now_ms, 1_000)
+        due_ms = runner.merge.due_ms()
+        if due_ms is not None:
+            self.later(max(1, due_ms - self.world.now_ms), self.post, (runner, Fetched(-1, [], 0)))
+        return taken
+
+    def _process(self, runner: Runner, fetched: Fetched) -> None:
         if self._reading_paused:
-            self._held_batches.append((runner, records, position))
+            self._held_batches.append((runner, fetched))
             return
         writer = self.writer
         if self.runners.get(runner.shard) is not runner or not runner.reading or writer is None:
@@ -535,22 +580,31 @@ class SimWorker(Process):
         if writer.failure:
             self._feed(events.TransactionFailed(self.core.situation.session, f"producing: {writer.failure}"))
             return
+        reads = self._next(runner, fetched)
+        if reads:
+            self._process_records(writer, runner, reads, fetched)
+        if fetched.records:
+            self._fetch(runner, fetched.number)
+
+    def _process_records(self, writer: Writer, runner: Runner, reads: list[Read], fetched: Fetched) -> None:
         outputs: list[tuple[Partition, Any]] = []
-        for offset, record in records:
-            state = runner.table.get(record.key.encode())
-            outputs += handle(runner.shard, offset, record, state, self.cluster.partitions)
-            runner.next_offset = offset + 1
+        for read in reads:
+            state = runner.table.get(read.record.key.encode())
+            cluster = self.cluster
+            outputs += handle(runner.shard, read, state, cluster.partitions, merged=cluster.merged)
+            runner.next_offsets[read.number] = read.offset + 1
         runner.touched = True
         if self.world.transcript is not None:
-            shown_records = " ".join(f"{record.key}={record.ident}" for _, record in records)
-            self.note("processes %s up to %d: %s", runner.shard, runner.next_offset, shown_records)
+            shown_records = " ".join(f"{read.record.key}={read.record.ident}" for read in reads)
+            offsets = "+".join(map(str, runner.next_offsets))
+            self.note("processes %s up to %s: %s", runner.shard, offsets, shown_records)
         writer.produce(outputs)
-        self._epoch_records += len(records)
+        self._epoch_records += len(reads)
         dirty = frozenset(shard for shard, other in self.runners.items() if other.touched)
-        backlog = self.kafka.last_stable_offset(runner.source) > position
-        self._feed(events.RecordsProcessed(dirty, len(records), backlog))
+        source = runner.sources[max(0, fetched.number)]
+        backlog = self.kafka.last_stable_offset(source) > fetched.position
+        self._feed(events.RecordsProcessed(dirty, len(reads), backlog))
         self.step("records processed")
-        self._fetch(runner)
 
     # --- epochs ---------------------------------------------------------------------------------------
 
@@ -582,8 +636,10 @@ class SimWorker(Process):
         runner = self.runners[shard]
         delta = runner.state.freeze(epoch)
         state_epoch = runner.position.state_epoch if delta is None else epoch
+        first, *further = (InputOffset(offset) for offset in runner.next_offsets)
+        fingerprint = self.cluster.topology.fingerprint
         runner.position = CommittedPosition(
-            runner.next_offset, epoch, state_epoch, self.cluster.topology.fingerprint
+            first.offset, epoch, state_epoch, fingerprint, further=tuple(further)
         )
         runner.touched = False
         return FrozenShard(shard, runner.state, runner.position, delta)
@@ -618,19 +674,21 @@ class SimWorker(Process):
                 frozen.changelog_next = offsets[-1] + 1
 
     def write_offsets(self, sealed: FrozenEpoch) -> Thread:
-        offsets = {
-            (SOURCES[frozen.shard.stage], frozen.shard.partition): (
-                frozen.position.offset,
-                frozen.position.encode_metadata(),
-            )
-            for frozen in sealed.shards
-        }
+        offsets = {source: at for frozen in sealed.shards for source, at in self.offsets_of(frozen).items()}
         yield Call(
             "offsets",
             lambda: self.kafka.send_offsets(sealed.producer, offsets, self.world.now_ms),
             sealed.lane,
             place=GROUP,
         )
+
+    def offsets_of(self, frozen: FrozenShard) -> dict[Partition, tuple[int, str]]:
+        """What is committed for the inputs of a shard."""
+        offsets: dict[Partition, tuple[int, str]] = {}
+        for number, topic in enumerate(INPUTS[frozen.shard.stage]):
+            at = frozen.position.of_input(number)
+            offsets[topic, frozen.shard.partition] = (at.offset, at.encode_metadata())
+        return offsets
 
     def _commit_epoch(self, effect: events.CommitEpoch) -> None:
         assert self.commit_thread is not None
@@ -725,22 +783,35 @@ class SimWorker(Process):
         self, shards: tuple[ShardId, ...], positions: dict[ShardId, CommittedPosition | None]
     ) -> Thread:
         """What Kafka has committed for these shards, once it is settled."""
-        sources = {shard: (SOURCES[shard.stage], shard.partition) for shard in shards}
+        inputs = {shard: [(topic, shard.partition) for topic in INPUTS[shard.stage]] for shard in shards}
+        wanted = [source for sources in inputs.values() for source in sources]
         deadline_ms = self.world.now_ms + self.world.timing.request_timeout_ms
         while True:
             found = yield Call(
                 "committed",
-                lambda: self.settled_offsets(list(sources.values())),
+                lambda: self.settled_offsets(wanted),
                 place=GROUP,
-                unknown=dict.fromkeys(sources.values(), NOT_KNOWN),
+                unknown=dict.fromkeys(wanted, NOT_KNOWN),
             )
             if found is not None and self.are_known(found):
                 break
             if self.world.now_ms > deadline_ms:
                 raise KafkaFailure("the committed offsets don't settle")
             yield Sleep(UNSETTLED_RETRY_MS)
-        for shard, source in sources.items():
-            positions[shard] = None if found[source] is None else decode_position(*found[source])
+        for shard, sources in inputs.items():
+            committed = [
+                None if (at := found[source]) is None else decode_position(*at) for source in sources
+            ]
+            positions[shard] = self.joined(committed)
+
+    def joined(self, committed: list[CommittedPosition | None]) -> CommittedPosition | None:
+        """Where a shard stands, from what is committed for its inputs; None: nothing is."""
+        if not any(committed):
+            return None
+        try:
+            return joined_position(committed, [0] * len(committed), self.cluster.topology.fingerprint)
+        except SplitPositionError as error:
+            raise StateDamaged(str(error)) from error
 
     def are_known(self, found: dict[Partition, tuple[int, str] | None]) -> bool:
         """Whether the client knows what is committed; if not, it is asked again."""
@@ -780,7 +851,8 @@ class SimWorker(Process):
                     failed[plan.base, plan.meta.state_epoch] = damage
         if stop[0] or not self.alive:
             return
-        position = committed or CommittedPosition(0, 0, 0, self.cluster.topology.fingerprint)
+        further = tuple(InputOffset(0) for _ in INPUTS[shard.stage][1:])
+        position = committed or CommittedPosition(0, 0, 0, self.cluster.topology.fingerprint, further=further)
         self.cluster.checks.restored(shard, position, store.data)
         self.states[shard] = self.new_state(shard, store)
         self.step("shard restored")

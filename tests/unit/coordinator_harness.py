@@ -14,7 +14,7 @@ from fcluster.common import messages
 from fcluster.common.ids import ShardId
 from fcluster.common.messages import ShardStatus, WorkerStats
 from fcluster.common.settings import Settings
-from fcluster.common.topology import Chain, Process, Stage, TopicSpec, Topology
+from fcluster.common.topology import Chain, Input, Process, Stage, TopicSpec, Topology
 from fcluster.coordinator import events
 from fcluster.coordinator.core import Coordinator
 from fcluster.coordinator.model import Terms
@@ -32,7 +32,7 @@ def handler(ctx: object, value: object) -> None: ...
 
 def one_stage() -> Topology:
     chain = Chain("a", (Process("a", handler, "stop"),), None, topic("out"))
-    return Topology("job", (Stage("in", topic("in"), False, (chain,), ("a",), "job-in-changelog"),))
+    return Topology("job", (Stage("in", (Input(topic("in")),), (chain,), ("a",), "job-in-changelog"),))
 
 
 def two_stages() -> Topology:
@@ -41,8 +41,26 @@ def two_stages() -> Topology:
     return Topology(
         "job",
         (
-            Stage("in", topic("in"), False, (first,), ("a",), "job-in-changelog"),
-            Stage("b", topic("job-b-repartition"), True, (second,), ("b",), "job-b-changelog"),
+            Stage("in", (Input(topic("in")),), (first,), ("a",), "job-in-changelog"),
+            Stage("b", (Input(topic("job-b-repartition"), True, "b"),), (second,), ("b",), "job-b-changelog"),
+        ),
+    )
+
+
+def merged_stages() -> Topology:
+    """`in` feeds one of the two inputs of `more`."""
+    first = Chain("a", (Process("a", handler, "stop"),), "field", topic("job-more-b-repartition"))
+    process = Process("b", handler, "stop")
+    inputs = (Input(topic("more"), name="more"), Input(topic("job-more-b-repartition"), True, "b"))
+    chains = (
+        Chain("b", (process,), None, topic("out")),
+        Chain("b-2", (process,), None, topic("out"), input=1),
+    )
+    return Topology(
+        "job",
+        (
+            Stage("in", (Input(topic("in")),), (first,), ("a",), "job-in-changelog"),
+            Stage("more", inputs, chains, ("b",), "job-more-changelog"),
         ),
     )
 
@@ -289,9 +307,9 @@ class Harness:
             case events.FenceSlot(slot):
                 self.unfenced.append(slot)
                 self.lines.append(f"fence slot {slot}")
-            case events.ReadEndOffsets(stage):
+            case events.ReadEndOffsets(stage, number):
                 self.unread.append(stage)
-                self.lines.append(f"read end of {stage}")
+                self.lines.append(f"read end of {stage}" + (f" (input {number})" if number else ""))
             case events.StopCoordinator(exit_code, reason):
                 self.stopped = effect
                 self.lines.append(f"stop {exit_code}: {reason}")
@@ -456,9 +474,14 @@ class FakeWorker:
 
 
 def status(
-    shard: ShardId, position: int = 0, committed: int = 0, end: int = -1, dirty: bool = False
+    shard: ShardId,
+    position: int = 0,
+    committed: int = 0,
+    end: int = -1,
+    dirty: bool = False,
+    number: int = 0,
 ) -> ShardStatus:
-    return ShardStatus(shard, position, committed, end, dirty, 0)
+    return ShardStatus(shard, position, committed, end, dirty, 0, number)
 
 
 def shard(partition: int, stage: str = "in") -> ShardId:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fcluster.common.errors import StateDamaged
-from fcluster.engine.changelog import Delta, DeltaReader, encode_delta
+from fcluster.engine.changelog import Delta, DeltaReader, encode_delta, parse_record
 
 OVERHEAD_BYTES = 40
 
@@ -132,3 +132,26 @@ def test_epochs_that_do_not_rise_or_a_limit_without_room_are_refused() -> None:
         encode_delta(Delta(3, 3, {}))
     with pytest.raises(ValueError, match="no room"):
         encode_delta(Delta(3, 2, {}), OVERHEAD_BYTES)
+
+
+def test_offsets_of_several_inputs_come_through_and_damage_to_them_is_noticed() -> None:
+    further = {"payments": 2**40, "zahlungen-\u00fc": 0}
+    delta = Delta(5, 4, {b"k": b"v" * 200}, source_offset=17, further_offsets=further)
+    records = encode_delta(delta, 150)
+    assert len(records) > 1
+    assert all(len(record) <= 150 for record in records)
+    assert read_all(records, 4) == [delta]
+    last = parse_record(records[-1])
+    assert (last.source_offset, last.further_offsets) == (17, further)
+    for position in range(len(records[0])):
+        damaged = bytearray(records[0])
+        damaged[position] ^= 0x40
+        for bad in (bytes(damaged), records[0][:position]):
+            with pytest.raises(StateDamaged):
+                read_all([bad, *records[1:]], 4)
+
+
+def test_delta_of_a_shard_with_one_input_is_written_as_before() -> None:
+    [record] = encode_delta(Delta(2, 1, {b"a": b"{}"}, source_offset=7))
+    header = "6663440202000000000000000100000000000000000000000100000007000000000000009b60c4d2"
+    assert record.hex() == header + "010000000100000002000000617b7d"

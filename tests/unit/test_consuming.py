@@ -191,3 +191,72 @@ def test_end_that_isnt_known_yet_is_left_out_not_told_as_a_number() -> None:
         assert next_known(events) == Idle(reader, 1, {("in", 0): 8}, {("in", 0): 8})
     finally:
         reader.close(timeout_s=5)
+
+
+class Steadfast(Steady):
+    """Two partitions in turns, of which one may be paused; knows where they end."""
+
+    def __init__(self, made: list[Steady], fetching: Mapping[str, int], connect: threading.Event) -> None:
+        super().__init__(made, fetching, connect)
+        self.paused: set[int] = set()
+        self._turns = itertools.count()
+
+    def poll(self, _timeout_s: float) -> Any:
+        reading = [partition for partition in self.assigned if partition not in self.paused]
+        if not reading:
+            return None
+        partition = reading[next(self._turns) % len(reading)]
+        self.assigned[partition] += 1
+        return Record(partition, self.assigned[partition] - 1)
+
+    def pause(self, partitions: list[TopicPartition]) -> None:
+        self.paused |= {at.partition for at in partitions}
+
+    def resume(self, partitions: list[TopicPartition]) -> None:
+        self.paused -= {at.partition for at in partitions}
+
+    def get_watermark_offsets(self, _at: TopicPartition, *, cached: bool) -> tuple[int, int]:
+        assert cached
+        return 0, 1_000
+
+
+def test_watched_partitions_tell_with_each_batch_where_they_stand_and_one_that_is_held_stays_there() -> None:
+    events: queue.SimpleQueue[ReaderEvent] = queue.SimpleQueue()
+    made: list[Any] = []
+    connected = threading.Event()
+    connected.set()
+    consumer: Any = Steadfast(made, consuming.PATIENT_FETCH, connected)
+    reader = SourceReader(lambda _fetching: consumer, events.put, "reader")
+
+    def batch() -> Batch:
+        event = events.get(timeout=10)
+        assert isinstance(event, Batch)
+        reader.done()
+        return event
+
+    try:
+        generation = reader.start({("a", 0): 5, ("b", 1): 7}, watched=True)
+        first = batch()
+        assert first.generation == generation == reader.newest_generation
+        assert first.standings in (
+            {("a", 0): (6, 1_000), ("b", 1): (7, 1_000)},
+            {("a", 0): (5, 1_000), ("b", 1): (8, 1_000)},
+        )
+        reader.hold(("a", 0))
+        while not consumer.paused:
+            batch()
+        held_at = consumer.assigned[0]
+        for _ in range(20):
+            read = batch()
+        assert read.standings["a", 0] == (held_at, 1_000)
+        assert read.generation == generation, "holding is no change of the assignment"
+        reader.release(("a", 0))
+        while consumer.assigned[0] == held_at:
+            batch()
+        reader.hold(("a", 0))
+        reader.stop({("a", 0)})
+        while 0 in consumer.assigned or consumer.paused:
+            batch()
+        assert set(batch().standings) == {("b", 1)}
+    finally:
+        reader.close(timeout_s=5)

@@ -189,4 +189,4 @@ def phase_of(harness: Harness, partition: int) -> str:
 def without_state() -> Topology:
     stateful = one_stage()
     (stage,) = stateful.stages
-    return Topology("job", (type(stage)(stage.name, stage.source, False, stage.chains, (), None),))
+    return Topology("job", (type(stage)(stage.name, stage.inputs, stage.chains, (), None),))

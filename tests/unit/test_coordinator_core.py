@@ -15,7 +15,7 @@ from fcluster.coordinator import events
 from fcluster.coordinator.election import RESIGN_MS, STANDBYS_COME_MS
 from fcluster.coordinator.ending import EXIT_DONE, EXIT_JOB_FAILED, EXIT_TEMPORARY
 from fcluster.coordinator.model import Phase, ShardPhase
-from tests.unit.coordinator_harness import FakeWorker, Harness, shard, status, two_stages
+from tests.unit.coordinator_harness import FakeWorker, Harness, merged_stages, shard, status, two_stages
 
 
 def cluster(workers: int = 2, **options: Any) -> tuple[Harness, list[FakeWorker]]:
@@ -1217,6 +1217,68 @@ def test_job_drains_once_each_stage_has_caught_up_with_its_target() -> None:
     worker.drained()
     assert harness.stopped is not None
     assert harness.stopped.exit_code == EXIT_DONE
+
+
+def test_job_is_caught_up_only_when_each_merged_input_is() -> None:
+    harness = Harness(
+        topology=merged_stages(),
+        partitions={"in": 1, "more": 1, "job-more-b-repartition": 1},
+        workers=1,
+        until_caught_up=True,
+    )
+    assert harness.transcript() == ["read end of in", "read end of more"], "what feeds the third isn't done"
+    worker = FakeWorker(harness, "w0")
+    worker.hello()
+    worker.running()
+    harness.feed(events.EndOffsetsRead("in", {0: 10}))
+    harness.feed(events.EndOffsetsRead("more", {0: 20}))
+    merged = shard(0, "more")
+    worker.heartbeat(status(shard(0), 10, 10), status(merged, 20, 20))
+    assert harness.transcript()[-1] == "read end of more (input 1)"
+    harness.feed(events.EndOffsetsRead("more", {0: 10}, 1))
+    assert harness.core.phase is Phase.RUNNING
+    worker.heartbeat(status(merged, 10, 9, dirty=True, number=1))
+    assert harness.core.phase is Phase.RUNNING
+    worker.heartbeat(status(merged, 10, 10, number=1))
+    assert harness.core.phase is Phase.DRAINING
+
+
+def test_status_tells_each_merged_input_and_their_sums() -> None:
+    partitions = {"in": 1, "more": 1, "job-more-b-repartition": 1}
+    harness = Harness(topology=merged_stages(), partitions=partitions, workers=1)
+    worker = FakeWorker(harness, "w0")
+    worker.hello()
+    worker.running()
+    merged = shard(0, "more")
+    worker.heartbeat(status(merged, 20, 15, 30))
+
+    def shown() -> dict[str, Any]:
+        return next(one for one in harness.core.status()["shards"] if one["stage"] == "more")
+
+    assert (shown()["position"], shown()["lag"]) == (-1, -1), "of one input nothing is known"
+    worker.heartbeat(status(merged, 4, 3, 5, number=1))
+    assert (shown()["position"], shown()["committed"], shown()["lag"]) == (24, 18, 11)
+    assert shown()["inputs"] == [
+        {"topic": "more", "position": 20, "committed": 15, "end": 30, "lag": 10},
+        {"topic": "job-more-b-repartition", "position": 4, "committed": 3, "end": 5, "lag": 1},
+    ]
+    committed = harness.core.committed_offsets()
+    assert [committed[merged, number] for number in range(2)] == [15, 3]
+
+
+def test_hang_at_a_record_of_one_input_is_over_when_that_input_gets_on() -> None:
+    partitions = {"in": 1, "more": 1, "job-more-b-repartition": 1}
+    harness = Harness(topology=merged_stages(), partitions=partitions, workers=1)
+    worker = FakeWorker(harness, "w0")
+    worker.hello()
+    worker.running()
+    merged = shard(0, "more")
+    harness.say(worker.peer, messages.RecordOverdue(worker.session, merged, 5, "it hung", "slow", 1))
+    worker.committed(1, False, status(merged, 9, 9))
+    known = harness.core._cluster.overdue
+    assert known[merged].input == 1
+    worker.committed(2, False, status(merged, 6, 6, number=1))
+    assert known == {}
 
 
 def test_shard_that_moved_after_reaching_its_target_stays_caught_up() -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from fcluster.common.errors import FclusterError, MissingTopic
-from fcluster.common.ids import ShardId
+from fcluster import Job
+from fcluster.common.errors import FclusterError, IncompatibleState, MissingTopic
+from fcluster.common.ids import ShardId, repartition_topic
+from fcluster.common.kafka_clients import _TopicPlan  # pyright: ignore[reportPrivateUsage]
 from fcluster.common.messages import ShardStatus
 from fcluster.common.settings import Settings
 from fcluster.common.topic_ids import Look, TopicReplaced, TopicSeen
-from fcluster.common.topology import Chain, Stage, Topology
+from fcluster.common.topology import Chain, Input, Stage, Topology
 from fcluster.coordinator import events
 from fcluster.coordinator.checks import check_partitions, check_topics, remembered_ids
 from fcluster.coordinator.topics import CONFIRM_MS, Role, roles_of, topic_key
@@ -28,7 +31,7 @@ SEEN: dict[str, TopicSeen | None] = {
 
 def stateless() -> Topology:
     return Topology(
-        "job", (Stage("in", topic("in"), False, (Chain("a", (), None, topic("out")),), (), None),)
+        "job", (Stage("in", (Input(topic("in")),), (Chain("a", (), None, topic("out")),), (), None),)
     )
 
 
@@ -241,3 +244,53 @@ def test_start_with_more_partitions_is_refused_only_where_there_is_state() -> No
         with pytest.raises(FclusterError, match=f"has {now} partitions") as caught:
             check_partitions(past, topology, {"in": now})
         assert "fcluster reset" in caught.value.remedy
+
+
+def merged_without_state() -> Topology:
+    chains = tuple(Chain(name, (), None, topic("out"), input=number) for number, name in enumerate("ab"))
+    return Topology("job", (Stage("in", (Input(topic("in")), Input(topic("more"))), chains, (), None),))
+
+
+def test_partitions_added_to_merged_topics_are_read_once_all_of_them_have_them() -> None:
+    ids = {"in": "in-1", "more": "more-1", "out": "out-1", "job-journal": "journal-1"}
+    harness = Harness(
+        merged_without_state(), workers=1, partitions={"in": 2, "more": 2}, topic_ids=ids, settings=Settings()
+    )
+    player = FakeWorker(harness, "w0")
+    player.hello(topology=merged_without_state().fingerprint)
+    player.learn()
+    player.running()
+    assert len(harness.core.shards) == 2
+    look(harness, {"in": TopicSeen("in-1", 4), "more": TopicSeen("more-1", 2)})
+    (notice,) = notices(harness)
+    assert "'in' has 4 partitions now, and 'more', which it is merged with" in notice
+    assert "records in partitions 2 to 3 are not read" in notice
+    assert len(harness.core.shards) == 2
+    look(harness, {"in": TopicSeen("in-1", 4), "more": TopicSeen("more-1", 3)})
+    assert len(harness.core.shards) == 3
+    assert "records in partitions 3 to 3 are not read" in notices(harness)[0]
+    look(harness, {"in": TopicSeen("in-1", 4), "more": TopicSeen("more-1", 4)})
+    assert len(harness.core.shards) == 4
+    assert notices(harness) == []
+
+
+def test_merged_repartition_topic_gets_as_many_partitions_as_what_it_is_merged_with() -> None:
+    job = Job("j")
+    orders, payments = job.topic("orders"), job.topic("payments")
+
+    def count(ctx: Any, value: Any) -> Any: ...
+
+    job.merge(orders, job.stream(payments).key_by("k")).process(count, to=job.topic("out"))
+    topology = job.build(Settings())
+    crossing = repartition_topic("j", "count")
+
+    def counts(existing: dict[str, int]) -> dict[str, int]:
+        plan = _TopicPlan(topology, existing)
+        for stage in topology.stages:
+            plan.add_stage(stage)
+        return plan.counts
+
+    found = counts({"orders": 5, "payments": 3})
+    assert (found[crossing], found[topology.stage("orders").changelog or ""]) == (5, 5)
+    with pytest.raises(IncompatibleState, match="merges topics with different numbers of partitions"):
+        counts({"orders": 5, "payments": 3, crossing: 3})

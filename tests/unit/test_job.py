@@ -11,7 +11,7 @@ from fcluster.common.errors import JobError
 from fcluster.common.ids import changelog_topic, repartition_topic
 from fcluster.common.job import TOPIC_NAME_CHARACTERS_MAX
 from fcluster.common.settings import Settings, resolve
-from fcluster.common.topology import Filter, Map, Process, Topology
+from fcluster.common.topology import Filter, Input, Map, Process, Topology
 
 
 def refused(act: Callable[[], Any]) -> JobError:
@@ -54,11 +54,10 @@ def test_decorated_handler_becomes_one_stage_named_after_its_topic() -> None:
 
     topology = job.build(Settings())
     (stage,) = topology.stages
-    assert (topology.job, stage.name, stage.source, stage.internal) == (
+    assert (topology.job, stage.name, stage.inputs) == (
         "carrier-delays",
         "flights",
-        flights,
-        False,
+        (Input(flights, internal=False, name="flights"),),
     )
     assert (stage.stores, stage.changelog) == (("carrier",), changelog_topic("carrier-delays", "flights"))
     assert [(chain.name, chain.sink, chain.rekey) for chain in stage.chains] == [("carrier", totals, None)]
@@ -73,13 +72,14 @@ def test_key_by_opens_a_stage_behind_a_repartition_topic() -> None:
     assert (first.name, first.stores, first.changelog) == ("flights", (), None)
     (chain,) = first.chains
     assert chain.operators == (Filter(bool), Map(dict))
-    assert (chain.rekey, chain.sink) == ("tailnum", second.source)
-    assert (second.name, second.internal, second.source.name) == (
+    assert (chain.rekey, chain.sink) == ("tailnum", second.inputs[0].topic)
+    (source,) = second.inputs
+    assert (second.name, source.internal, source.topic.name) == (
         "count",
         True,
         repartition_topic("j", "count"),
     )
-    assert second.source.isolation == "read-committed"
+    assert source.topic.isolation == "read-committed"
     assert [(c.name, c.sink) for c in second.chains] == [("count", totals)]
 
 
@@ -144,7 +144,7 @@ def test_two_key_bys_in_a_row_chain_three_stages() -> None:
     job.stream(job.topic("a")).key_by("k").process(count).key_by("m").process(total)
     first, second, third = job.build(Settings()).stages
     assert [first.name, second.name, third.name] == ["a", "count", "total"]
-    assert second.chains[0].sink == third.source
+    assert second.chains[0].sink == third.inputs[0].topic
 
 
 def test_values_travel_through_a_repartition_topic_as_in_the_source_unless_mapped() -> None:
@@ -152,7 +152,7 @@ def test_values_travel_through_a_repartition_topic_as_in_the_source_unless_mappe
     raw = job.topic("a", value="bytes")
     job.stream(raw).key_by(lambda value: value[:4].decode()).process(count)
     job.stream(raw).map(len).key_by(str).process(total)
-    values = {stage.name: stage.source.value for stage in job.build(Settings()).stages}
+    values = {stage.name: stage.inputs[0].topic.value for stage in job.build(Settings()).stages}
     assert values == {"a": "bytes", "count": "bytes", "total": "json"}
 
 
@@ -187,7 +187,7 @@ def test_isolation_left_open_follows_the_settings() -> None:
     job.stream(fixed).process(total)
 
     def isolations(topology: Topology) -> list[str]:
-        return [stage.source.isolation for stage in topology.stages]
+        return [source.topic.isolation for source in topology.inputs]
 
     of_the_job_file = resolve(job.settings, None, {}, {})
     assert isolations(job.build(of_the_job_file)) == ["read-uncommitted", "read-committed"]
@@ -459,3 +459,123 @@ def test_topics_that_kafka_cannot_hold_side_by_side_are_refused_with_the_reason(
 @pytest.mark.parametrize("name", ["x-y-changelog-0123456789", "x-repartition-abcdefabcd"])
 def test_internal_topics_of_any_job_are_reserved(name: str) -> None:
     assert "reserved" in refused(lambda: Job("j").topic(name)).message
+
+
+# --- merging --------------------------------------------------------------------------------------------
+
+
+def test_merged_topics_are_inputs_of_one_stage_with_one_store() -> None:
+    job = Job("j")
+    orders, payments, out = job.topic("orders"), job.topic("payments", value="text"), job.topic("out")
+    job.merge(job.stream(orders).filter(bool), payments).process(count, to=out)
+    (stage,) = job.build(Settings()).stages
+    assert stage.name == "orders"
+    assert stage.topics == ("orders", "payments")
+    assert (stage.stores, stage.changelog) == (("count",), changelog_topic("j", "orders"))
+    process = Process("count", count)
+    assert [(chain.input, chain.operators, chain.sink) for chain in stage.chains] == [
+        (0, (Filter(bool), process), out),
+        (1, (process,), out),
+    ]
+    assert len({chain.name for chain in stage.chains}) == 2
+
+
+def test_merged_stage_takes_in_all_chains_of_its_topics() -> None:
+    job = Job("j")
+    a, b = job.topic("a"), job.topic("b")
+    job.process(a, name="alone")(count)
+    job.merge(a, b).process(total)
+    job.stream(b).map(dict).to(job.topic("out"))
+    (stage,) = job.build(Settings()).stages
+    assert [(chain.name, chain.input) for chain in stage.chains] == [
+        ("alone", 0),
+        ("total", 0),
+        ("total-2", 1),
+        ("b-to-out", 1),
+    ]
+    assert stage.stores == ("alone", "total")
+
+
+def test_merges_that_share_a_topic_are_one_stage_in_the_order_in_which_inputs_are_named() -> None:
+    job = Job("j")
+    a, b, c = job.topic("a"), job.topic("b"), job.topic("c")
+    merged = job.merge(b, a)
+    job.merge(c, merged).process(count)
+    merged.process(total)
+    (stage,) = job.build(Settings()).stages
+    assert (stage.name, stage.topics) == ("c", ("c", "b", "a"))
+    assert [(chain.name, chain.input) for chain in stage.chains] == [
+        ("count-3", 0),
+        ("count", 1),
+        ("total", 1),
+        ("count-2", 2),
+        ("total-2", 2),
+    ]
+
+
+def test_repartition_topics_can_be_merged_and_have_names_of_their_own() -> None:
+    job = Job("j")
+    a, b, c = job.topic("a"), job.topic("b"), job.topic("c")
+    job.merge(job.stream(b).key_by("k"), job.stream(a).key_by("k"), c).process(count)
+    stages = {stage.name: stage for stage in job.build(Settings()).stages}
+    assert list(stages) == ["b", "a", "count"]
+    inputs = stages["count"].inputs
+    assert [(one.name, one.internal) for one in inputs] == [("count", True), ("count-2", True), ("c", False)]
+    assert stages["count"].topics == (repartition_topic("j", "count"), repartition_topic("j", "count-2"), "c")
+    assert stages["b"].chains[0].sink == inputs[0].topic
+    assert stages["a"].chains[0].sink == inputs[1].topic
+
+
+def test_key_by_behind_a_merge_reads_one_topic_that_all_inputs_write() -> None:
+    job = Job("j")
+    job.merge(job.topic("a"), job.topic("b")).key_by("k").process(count)
+    first, second = job.build(Settings()).stages
+    assert first.topics == ("a", "b")
+    assert [chain.sink for chain in first.chains] == [second.inputs[0].topic] * 2
+
+
+def test_rule_for_undecodable_records_is_each_inputs_own() -> None:
+    job = Job("j")
+    a, b = job.topic("a", on_error="skip"), job.topic("b")
+    job.merge(a, b).process(count)
+    (stage,) = job.build(Settings()).stages
+    assert [source.on_error for source in stage.inputs] == ["skip", "stop"]
+
+
+def test_merges_that_cannot_be_are_refused() -> None:
+    job, other = Job("j"), Job("other")
+    a, b = job.topic("a"), job.topic("b")
+    assert "got 1 stream" in refused(lambda: job.merge(a)).message
+    assert "the job 'other'" in refused(lambda: job.merge(a, other.stream(other.topic("b")))).message
+    written = job.stream(a).process(count, to=job.topic("out"))
+    assert "ends there" in refused(lambda: job.merge(written, b)).message
+    refused(lambda: job.merge(a, Topic("undeclared")))
+
+
+def test_merge_with_nothing_behind_it_is_refused() -> None:
+    job = Job("j")
+    job.merge(job.topic("a"), job.topic("b"))
+    assert "ends in a merge with nothing after it" in refused_build(job).message
+
+
+def test_merged_keys_of_different_kinds_are_refused() -> None:
+    job = Job("j")
+    job.merge(job.topic("a", key="text"), job.topic("b", key="json")).process(count)
+    error = refused_build(job)
+    assert "Topics are merged whose keys are of different kinds: 'a' (text), 'b' (json)" in error.message
+    assert "key_by" in error.remedy
+
+
+def test_handler_in_front_of_a_merge_and_something_else_is_refused() -> None:
+    job = Job("j")
+    stream = job.stream(job.topic("a")).process(count)
+    stream.to(job.topic("out"))
+    job.merge(stream, job.topic("b")).process(total)
+    assert "used in 2 places" in refused_build(job).message
+
+
+def test_merged_stage_that_feeds_itself_is_refused() -> None:
+    job = Job("j")
+    a = job.topic("a")
+    job.merge(a, job.stream(a).key_by("k")).process(count)
+    assert "a loop" in refused_build(job).message

@@ -137,7 +137,7 @@ def run() -> Callable[..., list[Any]]:
         port.produce = lambda topic, value, *_rest: (
             outputs.append(json.loads(value)) if topic == "totals" else None
         )
-        runner = ShardRunner(stage, 0, state, position, port)
+        runner = ShardRunner(stage, 0, state, position, port).inputs[0]
         keys = ("ann", "gone") if stage.name == "orders" else ("Łódź", "Bern")
         for number, key in enumerate(keys):
             price = float(number + 1)

@@ -88,7 +88,7 @@ class Bench:
         self.port.produce = lambda *arguments: self.outputs.append(arguments)
         self.state = ShardState(EmptyStore(get), stage.all_stores, 1000)
         position = CommittedPosition(0, 0, 0, "")
-        self.runner = ShardRunner(stage, 0, self.state, position, self.port)
+        self.runner = ShardRunner(stage, 0, self.state, position, self.port).inputs[0]
 
     def run(self, value: Any, **fields: Any) -> None:
         raw = value if isinstance(value, bytes) or value is None else orjson.dumps(value)

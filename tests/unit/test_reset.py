@@ -5,13 +5,21 @@ from pathlib import Path
 import pytest
 
 from fcluster.common.errors import DirectoryInUse, IncompatibleState
-from fcluster.common.positions import CommittedPosition, decode_position
+from fcluster.common.positions import CommittedPosition, InputOffset, decode_position, joined_position
 from fcluster.common.settings import Settings
 from fcluster.coordinator.internal_names import Claim
 from fcluster.coordinator.owned_topics import Found
 from fcluster.data_directory import DirectoryLock
-from fcluster.reset import Move, ResetPlan, _last_entries, _new_offset, _notes_on, check_directory
-from tests.unit.coordinator_harness import two_stages
+from fcluster.reset import (
+    Move,
+    ResetPlan,
+    _last_entries,
+    _new_offset,
+    _notes_on,
+    _with_one_epoch,
+    check_directory,
+)
+from tests.unit.coordinator_harness import merged_stages, two_stages
 
 KEPT = CommittedPosition(5, 9, 7, "former", "id-1")
 PAST = {
@@ -102,3 +110,22 @@ def test_directory_in_which_a_cluster_runs_is_refused(tmp_path: Path) -> None:
             check_directory(settings)
     finally:
         lock.release()
+
+
+def test_inputs_of_one_shard_are_committed_with_the_epoch_of_one_state() -> None:
+    kept = CommittedPosition(5, 9, 7, "former")
+    moves = [
+        Move("more", 0, -1, None, False, 1, 8),
+        Move("in", 0, 4, kept, False, 2, 8),
+        Move("more", 1, 4, kept, False, 3, 8),
+    ]
+    assert [move.kept for move in _with_one_epoch(moves, merged_stages())] == [None, kept, kept]
+
+
+def test_position_of_a_shard_with_several_inputs_is_taken_for_no_transactions() -> None:
+    """A repartition topic that it reads too has none any more."""
+    plan_ = plan(keeps_state=False)
+    anew = _new_offset(Move("more", 0, 5, KEPT, False, 2, 8), merged_stages(), plan_)
+    position = decode_position(anew.offset, anew.metadata)
+    fingerprint = merged_stages().fingerprint
+    assert joined_position([position, None], [0, 0], fingerprint).inputs == (InputOffset(2), InputOffset(0))

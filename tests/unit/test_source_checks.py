@@ -6,12 +6,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from fcluster.common.ids import ShardId
 from fcluster.common.topic_ids import Look, TopicReplaced, TopicSeen
 from fcluster.worker.source_checks import PAUSE_S, SourceChecks
-
-SHARD = ShardId("in", 0)
-OTHER = ShardId("in", 1)
 
 
 @dataclass
@@ -38,7 +34,7 @@ def test_records_that_come_steadily_cost_no_look() -> None:
     brokers = Brokers(answer={"in": TopicSeen("former", 2)})
     checks = brokers.checks()
     for _ in range(20):
-        checks.read(SHARD, "in", "former")
+        checks.read("in", 0, "former")
         checks.begin()()
         brokers.now_s += PAUSE_S / 2
     assert brokers.asked == [["in"]], "the first one only"
@@ -47,15 +43,15 @@ def test_records_that_come_steadily_cost_no_look() -> None:
 def test_quiet_partition_beside_a_busy_one_is_looked_at() -> None:
     brokers = Brokers(answer={"in": TopicSeen("former", 2)})
     checks = brokers.checks()
-    for shard in (SHARD, OTHER):
-        checks.read(shard, "in", "former")
+    for partition in (0, 1):
+        checks.read("in", partition, "former")
     checks.begin()()
     for _ in range(4):
         brokers.now_s += PAUSE_S / 2
-        checks.read(SHARD, "in", "former")
+        checks.read("in", 0, "former")
     checks.begin()()
     assert len(brokers.asked) == 1
-    checks.read(OTHER, "in", "former")
+    checks.read("in", 1, "former")
     checks.begin()()
     assert len(brokers.asked) == 2
 
@@ -64,7 +60,7 @@ def test_epoch_with_records_of_another_topic_is_not_prepared() -> None:
     now = {"in": TopicSeen("new", 2)}
     brokers = Brokers(answer=now, settled=now)
     checks = brokers.checks()
-    checks.read(SHARD, "in", "former")
+    checks.read("in", 0, "former")
     with pytest.raises(TopicReplaced, match="Nothing of the new topic is committed"):
         checks.begin()()
 
@@ -83,17 +79,17 @@ def test_epoch_with_records_of_another_topic_is_not_prepared() -> None:
 def test_what_is_not_known_is_no_objection(answer: Look | Exception, settled: Look) -> None:
     brokers = Brokers(answer=answer, settled=settled)
     checks = brokers.checks()
-    checks.read(SHARD, "in", "former")
+    checks.read("in", 0, "former")
     checks.begin()()
 
 
 def test_source_without_an_id_is_not_looked_at_and_a_new_session_begins_anew() -> None:
     brokers = Brokers(answer={"in": TopicSeen("former", 2)})
     checks = brokers.checks()
-    checks.read(SHARD, "in", "")
+    checks.read("in", 0, "")
     checks.begin()()
     assert brokers.asked == []
     checks.forget()
-    checks.read(SHARD, "in", "former")
+    checks.read("in", 0, "former")
     checks.begin()()
     assert brokers.asked == [["in"]]

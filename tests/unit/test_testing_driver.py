@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fcluster import Job, Record
-from fcluster.common.errors import JobError, SettingsError, StateDamaged
+from fcluster.common.errors import IncompatibleState, JobError, SettingsError, StateDamaged
 from fcluster.common.ids import changelog_topic, repartition_topic
 from fcluster.common.partitioner import partition_of
 from fcluster.testing import Driver, JobStopped
@@ -578,3 +578,64 @@ def test_driver_imports_neither_kafka_nor_rocksdb_nor_sockets() -> None:
     )
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "[]"
+
+
+# --- merged topics --------------------------------------------------------------------------------------
+
+
+def merging_job() -> Job:
+    job = Job("j")
+    orders, payments, out = job.topic("orders"), job.topic("payments"), job.topic("out")
+
+    def balance(ctx: Any, value: Any) -> Any:
+        ctx.state["sum"] = ctx.state.get("sum", 0) + value["amount"]
+        return [ctx.topic, ctx.state["sum"]]
+
+    job.merge(orders, job.stream(payments).key_by("account")).process(balance, to=out)
+    return job
+
+
+def test_merged_topics_change_one_state() -> None:
+    with Driver(merging_job(), partitions={"orders": 3, "payments": 2}) as driver:
+        driver.send("orders", {"amount": 1}, key="a")
+        driver.send("payments", {"amount": 10, "account": "a"}, key="other")
+        driver.crash()
+        driver.send("orders", {"amount": 100}, key="a")
+        crossing = driver.topology.stage("orders").topics[1]
+        assert driver.read_values("out") == [["orders", 1], [crossing, 11], ["orders", 111]]
+        assert driver.state("balance", "a") == {"sum": 111}
+        assert driver.states("balance") == {"a": {"sum": 111}}
+
+
+def test_merged_records_that_wait_together_are_processed_by_their_timestamps() -> None:
+    job = Job("j")
+    first, second = job.topic("first"), job.topic("second")
+    job.merge(first, second).to(job.topic("out"))
+    with Driver(job, partitions=1, auto_barrier=False) as driver:
+        for topic, timestamp in ((first, 30), (second, 20), (first, 40), (second, 30)):
+            driver.send(topic, f"{topic.name} {timestamp}", timestamp=timestamp)
+        driver.crash()
+        driver.settle()
+        assert driver.read_values("out") == ["second 20", "first 30", "second 30", "first 40"]
+
+
+def test_failed_record_of_one_merged_topic_is_not_that_of_another_with_its_offset() -> None:
+    job = Job("j")
+    first, second = job.topic("first"), job.topic("second", value="text")
+
+    def positive(_ctx: Any, value: Any) -> Any:
+        return int(value) if int(value) > 0 else {}[value]
+
+    job.merge(first, second).process(positive, to=job.topic("out"), on_error="skip")
+    with Driver(job, partitions=1) as driver:
+        driver.send(first, 1, key="k")
+        driver.send(second, "0", key="k")
+        driver.send(second, "2", key="k")
+        assert (driver.read_values("out"), driver.skipped) == ([1, 2], 1)
+
+
+def test_merged_topics_with_different_numbers_of_partitions_are_refused() -> None:
+    job = Job("j")
+    job.merge(job.topic("first"), job.topic("second")).to(job.topic("out"))
+    with pytest.raises(IncompatibleState, match=r"'first' \(2 partitions\) and 'second' \(3 partitions\)"):
+        Driver(job, partitions={"first": 2, "second": 3})

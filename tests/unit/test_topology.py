@@ -10,7 +10,7 @@ import pytest
 from fcluster import Codec, Job, ListState, MapState, ValueState
 from fcluster.common.ids import ShardId, repartition_topic
 from fcluster.common.settings import Settings
-from fcluster.common.topology import Topology, incompatibility, unverified_keys
+from fcluster.common.topology import Topology, described_topics, incompatibility, unverified_keys
 
 Grow = Callable[[Job], Any]
 
@@ -62,7 +62,7 @@ def test_shards_are_one_for_each_partition_of_each_stage_upstream_first() -> Non
 
 def test_stage_is_found_by_name() -> None:
     topology = built(keyed)
-    assert topology.stage("count").internal
+    assert topology.stage("count").inputs[0].internal
     with pytest.raises(KeyError):
         topology.stage("j-count-repartition")
 
@@ -330,3 +330,78 @@ def test_bytecode_of_another_python_is_not_held_against_a_job() -> None:
     former["stages"]["count"]["key_by"]["identity"] = "bytecode-cpython-3.1/0123456789ab"
     assert incompatibility(former, built(lambda_a())) is None
     assert len(unverified_keys(former, built(lambda_a()))) == 1
+
+
+# --- merged inputs --------------------------------------------------------------------------------------
+
+
+def merged(job: Job) -> None:
+    job.merge(job.topic("a"), job.topic("b")).process(count, to=job.topic("out"))
+
+
+def merged_keyed(job: Job) -> None:
+    job.merge(job.topic("a"), job.stream(job.topic("b")).key_by(by_origin)).process(count)
+
+
+def test_shards_of_a_merged_stage_are_those_of_one_of_its_topics() -> None:
+    assert built(merged).shards({"a": 2, "b": 2}) == [ShardId("a", 0), ShardId("a", 1)]
+
+
+def test_stage_may_get_further_inputs_and_lose_those_of_the_users() -> None:
+    assert built(merged).fingerprint != built(plain).fingerprint
+    assert change(plain, merged) is None
+    assert change(merged, plain) is None
+
+
+def test_order_of_inputs_is_part_of_the_fingerprint_and_the_first_stays() -> None:
+    def three(job: Job) -> None:
+        job.merge(job.topic("a"), job.topic("b"), job.topic("c")).process(count)
+
+    def reordered(job: Job) -> None:
+        job.merge(job.topic("a"), job.topic("c"), job.topic("b")).process(count)
+
+    def other_first(job: Job) -> None:
+        job.merge(job.topic("b"), job.topic("a"), job.topic("c")).process(count)
+
+    assert built(three).fingerprint != built(reordered).fingerprint
+    assert change(three, reordered) is None
+    reason = change(three, other_first)
+    assert reason is not None
+    assert "is now in 'b'" in reason
+
+
+def test_topic_that_moves_to_another_stage_is_incompatible() -> None:
+    """Its offsets are committed with the epochs of the former stage's state."""
+
+    def apart(job: Job) -> None:
+        plain(job)
+        job.stream(job.topic("b")).to(job.topic("elsewhere"))
+
+    for before, after in ((apart, merged), (merged, apart)):
+        reason = change(before, after)
+        assert reason is not None
+        assert "The topic 'b' used to be read in the stage" in reason
+
+
+def test_merged_key_by_is_compared_like_any_other() -> None:
+    def otherwise(job: Job) -> None:
+        job.merge(job.topic("a"), job.stream(job.topic("b")).key_by(by_target)).process(count)
+
+    assert change(merged_keyed, merged_keyed) is None
+    reason = change(merged_keyed, otherwise)
+    assert reason is not None
+    assert "used the function by_origin, and now uses the function by_target" in reason
+    reason = change(merged_keyed, plain)
+    assert reason is not None
+    assert "is gone, and records may still be on their way" in reason
+
+
+def test_internal_topics_of_merged_inputs_are_described_and_renamed() -> None:
+    topology = built(merged_keyed)
+    crossing = repartition_topic("j", "count")
+    assert topology.internal_topics == (crossing, topology.stage("a").changelog)
+    assert described_topics(topology.describe())["a/count/repartition"] == crossing
+    renamed = topology.with_internal_topics({crossing: "other"})
+    assert renamed.stage("a").topics == ("a", "other")
+    assert renamed.fingerprint == topology.fingerprint
+    assert renamed.renamed_topics == {crossing: "other"}

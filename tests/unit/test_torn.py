@@ -10,7 +10,7 @@ import pytest
 
 from fcluster.common.errors import StateDamaged, TornTransaction
 from fcluster.common.ids import ShardId
-from fcluster.common.positions import CommittedPosition
+from fcluster.common.positions import CommittedPosition, InputOffset
 from fcluster.common.settings import Settings, TornPolicy
 from fcluster.engine.changelog import UNKNOWN_SOURCE_OFFSET, Delta, encode_delta
 from fcluster.engine.state import StoreMeta
@@ -214,3 +214,27 @@ def test_position_of_a_delta_is_one_that_can_be_committed() -> None:
     position = torn.delta_position
     assert position is not None
     assert position.encode_metadata() == "1:9:9:f"
+
+
+def test_delta_of_several_inputs_says_where_each_goes_on() -> None:
+    committed = replace(COMMITTED, further=(InputOffset(50, "id-b"), InputOffset(60, "id-c")))
+    torn = TornShard(
+        SHARD,
+        "log",
+        Tear.DELTA_WITHOUT_OFFSET,
+        committed,
+        9,
+        800,
+        further_topics=("b", "c"),
+        delta_further_offsets={"c": 65, "b": 55},
+    )
+    position = torn.delta_position
+    assert position is not None
+    assert position.inputs == (InputOffset(800), InputOffset(55, "id-b"), InputOffset(65, "id-c"))
+    assert (position.epoch, position.state_epoch) == (9, 9)
+    assert "at offset 800+55+65" in go_on(torn, "delta").text
+    assert "is still 700+50+60" in torn.describe()
+    # Of a stage that had fewer inputs when the delta was written it isn't known.
+    before = replace(torn, delta_further_offsets={"b": 55})
+    assert before.delta_position is None
+    assert "not possible" in before.choices()

@@ -216,7 +216,7 @@ def no_collector() -> Iterator[None]:
 
 
 def test_failure_keeps_no_producer_that_the_collector_would_destroy_in_any_thread() -> None:
-    delta = ShardEpoch(ShardId("in", 0), ("in", 0), CommittedPosition(1, 1, 1, "f"), "log", [b"delta"])
+    delta = ShardEpoch(ShardId("in", 0), ["in"], CommittedPosition(1, 1, 1, "f"), "log", [b"delta"])
     with no_collector():
         producer = DeadProducer()
         gone = weakref.ref(producer)

@@ -28,17 +28,18 @@ def test_trouble_that_lasts_is_said_once_and_once_when_it_is_over(
         deleted.extend(offsets.values())
 
     monkeypatch.setattr(truncation, "delete_records_before", delete)
-    stage = SimpleNamespace(name="second", internal=True, source=SimpleNamespace(name="between"))
+    source = SimpleNamespace(internal=True, topic=SimpleNamespace(name="between"))
+    stage = SimpleNamespace(name="second", inputs=(source,))
     topology: Any = SimpleNamespace(stages=[stage])
     duty = Truncation(topology, None)  # type: ignore[arg-type]  # not reached
     with caplog.at_level(logging.INFO, logger="fcluster.coordinator"):
         for offset in range(20_000, 20_025):
-            duty.run({ShardId("second", 0): offset})
+            duty.run({(ShardId("second", 0), 0): offset})
         assert len(caplog.messages) == 1
         assert "retrying" in caplog.messages[0]
         away = False
-        duty.run({ShardId("second", 0): 30_000})
-        duty.run({ShardId("second", 0): 50_000})
+        duty.run({(ShardId("second", 0), 0): 30_000})
+        duty.run({(ShardId("second", 0), 0): 50_000})
     assert deleted == [30_000, 50_000]
     assert len(caplog.messages) == 2
     assert "truncated again" in caplog.messages[1]

@@ -293,7 +293,7 @@ def host(cluster: Cluster, position: CommittedPosition) -> ShardHost:
 
     host: Any = ShardHost.__new__(ShardHost)
     host._topology = SimpleNamespace(
-        job="job", stage=lambda _name: SimpleNamespace(source=SimpleNamespace(name="in"))
+        job="job", fingerprint="", stage=lambda _name: SimpleNamespace(topics=("in",))
     )
     host._admin, host._asking = cluster.admin, AtOnce()
     host._offsets = Group([committed(position.offset)])
@@ -330,7 +330,7 @@ def test_delta_written_nobody_knows_where_is_replayed() -> None:
             on_delivery(None, SimpleNamespace(offset=lambda: offset))
 
     def write(offsets: Sequence[int | None]) -> FrozenEpoch:
-        part = ShardEpoch(ShardId("in", 0), ("in", 0), POSITION, "changelog", [b"one", b"two"])
+        part = ShardEpoch(ShardId("in", 0), ["in"], POSITION, "changelog", [b"one", b"two"])
         frozen = FrozenEpoch(4, 1, [part])
         produce_deltas(Acknowledges(offsets), frozen)  # type: ignore[arg-type]
         return frozen

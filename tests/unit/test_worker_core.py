@@ -6,7 +6,7 @@ import pytest
 
 from fcluster.common import messages
 from fcluster.common.ids import ShardId
-from fcluster.common.positions import CommittedPosition
+from fcluster.common.positions import CommittedPosition, InputOffset
 from fcluster.engine.failure import Failure
 from fcluster.worker import core, events, model
 from fcluster.worker.departure import LEAVING_REPEATED_MS
@@ -629,7 +629,7 @@ def test_record_at_which_a_handler_hung_twice_is_condemned(times: int, condemned
     scenario.after(events.ShardRestored(7, A, position(0)))
     (reading,) = scenario.did(events.StartReading)
     assert isinstance(reading, events.StartReading)
-    assert [(offset, failure.step) for offset, failure in reading.condemned] == (
+    assert [(record.offset, record.failure.step) for record in reading.condemned] == (
         [(5, "slow")] if condemned else []
     )
 
@@ -696,7 +696,8 @@ REFUSED = Failure("Kafka refuses the output to 'out': too large", topic="out")
 def failed_epoch(scenario: Scenario, records: int, newest: int | None = None) -> Scenario:
     """An epoch that is refused; the worker has its next session, and the shard runs again."""
     session = scenario.core.situation.session
-    scenario.after(events.RecordsProcessed(frozenset({A}), records, True, newest))
+    record = None if newest is None else model.RecordAt(A, newest)
+    scenario.after(events.RecordsProcessed(frozenset({A}), records, True, record))
     scenario.barrier(scenario.core.situation.epoch_seen + 1)
     scenario.after(events.EpochFailed(session, REFUSED))
     assert isinstance(scenario.sent()[-1], messages.Hello)
@@ -714,7 +715,7 @@ def test_refused_epoch_is_replayed_in_pieces_until_its_record_is_condemned() -> 
     failed_epoch(scenario, 1, 5)
     (reading,) = scenario.did(events.StartReading)
     assert isinstance(reading, events.StartReading)
-    assert reading.condemned == ((5, REFUSED),)
+    assert reading.condemned == (model.Condemned(5, REFUSED),)
 
 
 def test_only_record_of_an_unbounded_epoch_is_not_condemned_at_once() -> None:
@@ -725,10 +726,10 @@ def test_only_record_of_an_unbounded_epoch_is_not_condemned_at_once() -> None:
 def test_in_small_pieces_nothing_is_processed_behind_an_epoch_before_its_commit() -> None:
     scenario = failed_epoch(Scenario().joined().running(A), 64)
     situation = scenario.core.situation
-    scenario.after(events.RecordsProcessed(frozenset({A}), 5, True, 5))
+    scenario.after(events.RecordsProcessed(frozenset({A}), 5, True, model.RecordAt(A, 5)))
     assert scenario.sent() == [messages.Dirty(8, False)], "no backlog: a barrier is to come at once"
     assert not situation.waits_for_commit()
-    scenario.after(events.RecordsProcessed(frozenset({A}), 3, True, 8))
+    scenario.after(events.RecordsProcessed(frozenset({A}), 3, True, model.RecordAt(A, 8)))
     assert situation.waits_for_commit()
     scenario.prepared(5).complete(5)
     assert situation.waits_for_commit()
@@ -750,8 +751,8 @@ def test_record_that_is_refused_over_and_over_though_condemned_stops_the_job() -
 
 def test_record_named_by_the_shell_is_condemned() -> None:
     scenario = Scenario().joined().running(A)
-    scenario.after(events.EpochFailed(7, REFUSED, (A, 3)))
-    assert scenario.core.situation.condemned == {A: [(3, REFUSED)]}
+    scenario.after(events.EpochFailed(7, REFUSED, model.RecordAt(A, 3)))
+    assert scenario.core.situation.condemned == {A: [model.Condemned(3, REFUSED)]}
 
 
 def test_failure_of_a_former_session_is_nothing() -> None:
@@ -763,7 +764,7 @@ def test_failure_of_a_former_session_is_nothing() -> None:
 def test_failed_output_that_the_engine_knows_is_condemned_instead_of_stopped_at() -> None:
     scenario = Scenario().joined().running(A)
     scenario.after(events.HandlerFailed(7, A, 4, "record flights/0 at offset 4 failed", REFUSED))
-    assert scenario.core.situation.condemned == {A: [(4, REFUSED)]}
+    assert scenario.core.situation.condemned == {A: [model.Condemned(4, REFUSED)]}
 
 
 def lost(scenario: Scenario, session: int, *, unexpected: bool) -> None:
@@ -797,3 +798,45 @@ def test_epoch_that_fails_too_often_for_an_unexpected_reason_stops_the_job(unexp
     failed = [message for message in scenario.sent() if isinstance(message, messages.WorkerFailed)]
     assert len(failed) == unexpected
     assert all("failed 10 times in a row (epoch.failures.max): epoch 16" in one.reason for one in failed)
+
+
+# --- several inputs -----------------------------------------------------------------------------------------
+
+
+def two_inputs(first: int, second: int, epoch: int = 0) -> CommittedPosition:
+    return CommittedPosition(first, epoch, epoch, "f", further=(InputOffset(second),))
+
+
+def test_standing_is_told_for_each_input() -> None:
+    scenario = Scenario().joined()
+    scenario.receive(messages.Assign(1, 7, [A], scenario.order()))
+    scenario.after(events.ShardRestored(7, A, two_inputs(5, 9, 3)))
+    (running,) = scenario.sent()
+    assert isinstance(running, messages.ShardsRunning)
+    assert [(one.input, one.committed, one.epoch) for one in running.shards] == [(0, 5, 3), (1, 9, 3)]
+    scenario.processed(A).prepared(4).complete(4)
+    scenario.after(events.EpochCommitted(7, 4, 1.0, {A: two_inputs(6, 11, 4)}))
+    committed = scenario.sent()[-1]
+    assert isinstance(committed, messages.Committed)
+    assert [(one.input, one.committed) for one in committed.shards] == [(0, 6), (1, 11)]
+
+
+def test_condemned_record_of_one_input_is_not_that_of_another_with_its_offset() -> None:
+    scenario = Scenario().joined().running(A)
+    scenario.after(events.HandlerFailed(7, A, 4, "record b/0 at offset 4 failed", REFUSED, input=1))
+    assert scenario.core.situation.condemned == {A: [model.Condemned(4, REFUSED, 1)]}
+    scenario.receive(messages.Welcome(term=1, session=8, slot=0, epoch=0, adopted=False))
+    scenario.after(events.ProducersOpened(8))
+    scenario.receive(messages.Assign(1, 8, [A], scenario.order()))
+    scenario.after(events.ShardRestored(8, A, two_inputs(0, 0)))
+    for first, second, left in ((9, 4, 1), (9, 5, 0)):
+        epoch = scenario.core.situation.epoch_seen + 1
+        scenario.processed(A).prepared(epoch).complete(epoch)
+        scenario.after(events.EpochCommitted(8, epoch, 1.0, {A: two_inputs(first, second, epoch)}))
+        assert len(scenario.core.situation.condemned.get(A, ())) == left
+
+
+def test_record_to_stop_before_is_told_with_its_input() -> None:
+    scenario = Scenario().joined().running(A)
+    scenario.after(events.StopRecordReached(7, A, 4, "boom", input=1))
+    assert scenario.core._holdings.stop_records == {A: model.StopRecord(4, "boom", 1)}

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from fcluster.common.failures import bounded_text
 from fcluster.common.record import Record
-from fcluster.common.topology import OnError, Stage
+from fcluster.common.topology import OnError, TopicSpec
 from fcluster.engine.context import AnyTable, HandlerContext
 from fcluster.engine.records import SourceRecord
 from fcluster.engine.steps import Place, Step
@@ -21,7 +21,7 @@ class Surroundings:
     """What an operator is compiled in.
 
     Attributes:
-        stage: that it belongs to.
+        source: the topic that the chain reads.
         partition: of the shard.
         tables: of the shard, by the name of the store.
         context_type: of the handlers' contexts.
@@ -30,7 +30,7 @@ class Surroundings:
         record_writer: gives the function that writes a `Record` of the handler at a place.
     """
 
-    stage: Stage
+    source: TopicSpec
     partition: int
     tables: Mapping[str, AnyTable]
     context_type: type[HandlerContext]

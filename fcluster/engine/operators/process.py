@@ -30,11 +30,11 @@ class ProcessOperator:
 
     def compile(self, surroundings: Surroundings, following: Step) -> Step:
         """See `CompiledOperator`."""
-        stage, node, place = surroundings.stage, self._node, self.place
+        source, node, place = surroundings.source, self._node, self.place
         context: Any = surroundings.context_type(
-            stage.source.name,
+            source.name,
             surroundings.partition,
-            key_codec(stage.source.key)[0],
+            key_codec(source.key)[0],
             cast("Table", surroundings.tables[node.name]),
         )
         tables = surroundings.tables

@@ -1,0 +1,105 @@
+"""Decides which record a shard with several inputs processes next.
+
+The rule: the record with the smallest timestamp. If several inputs have the same timestamp, the input that is
+named first wins. So the order follows from the data, as long as all inputs have a record in memory. If an
+input has none:
+
+- If its end isn't known, or isn't reached, the shard waits for it: the brokers may have more records.
+- If it is at its end, the shard waits until the input has been empty for `idle_ms`, then goes on without it.
+
+Within one input, records keep the order of their offsets, whatever their timestamps are. Pure: the shell
+reads the records and tells the time.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+
+from fcluster.engine.records import SourceRecord
+
+
+class _Waiting:
+    """Records of one input that were read and not taken yet, each with its timestamp."""
+
+    __slots__ = ("at_end", "empty_since_ms", "records")
+
+    def __init__(self) -> None:
+        self.records: deque[tuple[int, SourceRecord]] = deque()
+        self.at_end = False
+        self.empty_since_ms: float | None = None
+
+
+class InputMerge:
+    """The records of a shard's inputs, in the order in which to process them.
+
+    Args:
+        inputs: how many there are.
+        idle_ms: how long to wait for an input that is at its end; -1: never wait for any input.
+    """
+
+    def __init__(self, inputs: int, idle_ms: int) -> None:
+        self._inputs = [_Waiting() for _ in range(inputs)]
+        self._idle_ms = idle_ms
+
+    def add(self, number: int, records: Iterable[SourceRecord]) -> None:
+        """The next records that were read from this input."""
+        waiting = self._inputs[number]
+        waiting.records.extend((record.timestamp()[1], record) for record in records)
+        waiting.at_end = False
+        waiting.empty_since_ms = None
+
+    def note(self, number: int, position: int, end: int | None) -> None:
+        """Everything before `position` was added; the input ends at `end`, as far as that is known.
+
+        An end before the position is out of date, and counts as unknown.
+        """
+        self._inputs[number].at_end = position == end
+
+    def take(self, now_ms: float, records_max: int) -> list[SourceRecord]:
+        """Remove and return the next records, in order.
+
+        Args:
+            now_ms: of a clock that never goes back.
+            records_max: return no more than that.
+        """
+        taken: list[SourceRecord] = []
+        while len(taken) < records_max:
+            first: deque[tuple[int, SourceRecord]] | None = None
+            first_ms, has_to_wait = 0, False
+            for waiting in self._inputs:
+                records = waiting.records
+                if not records:
+                    has_to_wait |= not self._is_done_without(waiting, now_ms)
+                elif first is None or records[0][0] < first_ms:
+                    first, first_ms = records, records[0][0]
+            if first is None or has_to_wait:
+                return taken
+            taken.append(first.popleft()[1])
+        return taken
+
+    def _is_done_without(self, waiting: _Waiting, now_ms: float) -> bool:
+        if self._idle_ms < 0:
+            return True
+        if not waiting.at_end:
+            waiting.empty_since_ms = None
+            return False
+        if waiting.empty_since_ms is None:
+            waiting.empty_since_ms = now_ms
+        return now_ms - waiting.empty_since_ms >= self._idle_ms
+
+    def due_ms(self) -> float | None:
+        """When `take` may return something although nothing was added. None: it won't."""
+        if not any(waiting.records for waiting in self._inputs):
+            return None
+        due: list[float] = []
+        for waiting in self._inputs:
+            if not waiting.records:
+                if waiting.empty_since_ms is None:
+                    return None
+                due.append(waiting.empty_since_ms + self._idle_ms)
+        return max(due, default=None)
+
+    def count(self, number: int) -> int:
+        """How many records of this input are in memory."""
+        return len(self._inputs[number].records)

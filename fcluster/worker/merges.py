@@ -1,0 +1,143 @@
+"""Puts the records of a shard with several inputs into the order in which they are processed.
+
+Responsible for: the records of such a shard that were read and wait for their turn (`ShardMerge`), and the
+limit on them. `fcluster.engine.merging` decides the order. The next records leave here as a batch, which is
+processed like a batch from a reader. Belongs to the main thread.
+
+Must not: process records, or know of epochs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from confluent_kafka import Message
+
+from fcluster.engine.merging import InputMerge
+from fcluster.worker.consuming import Batch, SourceReader
+from fcluster.worker.processing import InputRunner
+
+HELD_ABOVE_RECORDS: Final = 20_000
+HELD_ABOVE_BYTES: Final = 8 * 1024 * 1024
+"""If more records of an input wait, reading of that input is paused. A pause discards what the client has
+fetched ahead, so it shouldn't happen often."""
+RELEASED_BELOW: Final = 0.2
+"""Reading resumes when less than this share of the limit waits."""
+BATCH_RECORDS_MAX: Final = 1_000
+ORDERED: Final = 0
+OUTDATED: Final = 1
+"""Generations of batches. They are outdated once the shard isn't read any more."""
+
+
+class _Bound:
+    """How much of an input waits, and whether its reading is paused."""
+
+    __slots__ = ("held", "size_bytes")
+
+    def __init__(self) -> None:
+        self.held = False
+        self.size_bytes = 0
+
+
+class ShardMerge:
+    """The inputs of one running shard.
+
+    Args:
+        inputs: of the shard.
+        readers: of each of them.
+        idle_ms: `max.task.idle.ms`.
+    """
+
+    def __init__(self, inputs: Sequence[InputRunner], readers: Sequence[SourceReader], idle_ms: int) -> None:
+        self._inputs = inputs
+        self._readers = readers
+        self._merge = InputMerge(len(inputs), idle_ms)
+        self._number_of = {one.topic: one.number for one in inputs}
+        self._bounds = [_Bound() for _ in inputs]
+        self._positions = [one.begun_at for one in inputs]
+        self._given = False
+        self.newest_generation = ORDERED
+
+    def add(self, number: int, messages: Sequence[Message]) -> None:
+        """The next records that were read from this input."""
+        self._merge.add(number, messages)
+        bound = self._bounds[number]
+        bound.size_bytes += _size_bytes(messages)
+        full = self._merge.count(number) > HELD_ABOVE_RECORDS or bound.size_bytes > HELD_ABOVE_BYTES
+        if full and not bound.held:
+            bound.held = True
+            self._readers[number].hold(self._partition(number))
+
+    def note(self, number: int, position: int, end: int | None) -> None:
+        """Everything before `position` was added; the partition ends at `end`, as far as that is known."""
+        self._merge.note(number, position, end)
+        self._positions[number] = position
+        if end is not None:
+            self._inputs[number].end = end
+        self._note_read(number)
+
+    def _note_read(self, number: int) -> None:
+        """If nothing waits, everything that was read is processed."""
+        if self.newest_generation == ORDERED and not self._given and not self._merge.count(number):
+            self._inputs[number].read_position = self._positions[number]
+
+    def next_batch(self, now_ms: float) -> Batch | None:
+        """The next records to process. None if they aren't known yet, or the last batch isn't done."""
+        if self._given:
+            return None
+        messages: list[Message] = self._merge.take(now_ms, BATCH_RECORDS_MAX)  # type: ignore[assignment]
+        if not messages:
+            return None
+        self._given = True
+        self._forget(messages)
+        return Batch(self, self.newest_generation, messages, full=len(messages) == BATCH_RECORDS_MAX)
+
+    def _forget(self, messages: Sequence[Message]) -> None:
+        """These records wait no more. Resume reading where there is room again."""
+        for message in messages:
+            self._bounds[self._number_of[message.topic() or ""]].size_bytes -= len(message)
+        for number, bound in enumerate(self._bounds):
+            if (
+                bound.held
+                and self._merge.count(number) < RELEASED_BELOW * HELD_ABOVE_RECORDS
+                and bound.size_bytes < RELEASED_BELOW * HELD_ABOVE_BYTES
+            ):
+                bound.held = False
+                self._readers[number].release(self._partition(number))
+
+    def done(self) -> None:
+        """See `BatchSource.done`."""
+        self._given = False
+        for number in range(len(self._inputs)):
+            self._note_read(number)
+
+    def due_ms(self) -> float | None:
+        """When there may be another batch although nothing was read. None: there won't."""
+        return None if self._given else self._merge.due_ms()
+
+    def close(self) -> None:
+        """The shard isn't read any more. Its batches are outdated."""
+        self.newest_generation = OUTDATED
+
+    def _partition(self, number: int) -> tuple[str, int]:
+        return self._inputs[number].topic, self._inputs[number].partition
+
+
+def sorted_out(
+    batch: Batch, merges: Mapping[tuple[str, int], ShardMerge]
+) -> tuple[list[Message], dict[tuple[str, int], list[Message]]]:
+    """The records of a batch that are processed as they come, and those that go to a merge, by partition."""
+    rest: list[Message] = []
+    merged: dict[tuple[str, int], list[Message]] = {}
+    for message in batch.messages:
+        at = (message.topic() or "", message.partition() or 0)
+        if at in merges:
+            merged.setdefault(at, []).append(message)
+        else:
+            rest.append(message)
+    return rest, merged
+
+
+def _size_bytes(messages: Sequence[Message]) -> int:
+    return sum(map(len, messages))
