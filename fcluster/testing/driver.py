@@ -407,9 +407,10 @@ class Driver:
         except UnreadableRecordError as error:
             if self._commit():  # what is before it
                 self._stop(record, error)
-            last = record.sequence
+            # A state can't be kept. The record comes again behind those that are committed one by one.
+            last = self._topics.sequence
             self._roll_back()
-            self._advance(one_by_one=True, until=last - 1)
+            self._advance(one_by_one=True, until=last)
             return False
         except HandlerError as error:
             self._roll_back()
@@ -417,12 +418,12 @@ class Driver:
             self._condemn(shard.id, record, error.failure)
             return False
         except UnkeptStateError as error:
-            alone = len(self._dirty()) == 0
+            alone, last = not self._dirty(), self._topics.sequence
             self._roll_back()
             if alone:
                 self._condemn(shard.id, record, Failure(error.reason, step=error.step))
             else:
-                self._advance(one_by_one=True, until=record.sequence)
+                self._advance(one_by_one=True, until=last)
             return False
         except BaseException:
             self._roll_back()

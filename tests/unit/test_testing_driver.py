@@ -639,3 +639,29 @@ def test_merged_topics_with_different_numbers_of_partitions_are_refused() -> Non
     job.merge(job.topic("first"), job.topic("second")).to(job.topic("out"))
     with pytest.raises(IncompatibleState, match=r"'first' \(2 partitions\) and 'second' \(3 partitions\)"):
         Driver(job, partitions={"first": 2, "second": 3})
+
+
+def test_stop_behind_a_state_that_cannot_be_kept_ends_also_where_timestamps_order_the_records() -> None:
+    job = Job("j", on_error="skip")
+    first, second, third = job.topic("first"), job.topic("second"), job.topic("third")
+    calls: list[Any] = []
+
+    def handle(ctx: Any, value: Any) -> Any:
+        calls.append(value)
+        if value == "unkept":
+            ctx.state["odd"] = {1}
+        return value
+
+    def fails_later(value: Any) -> Any:
+        if value == "fails" and calls.count("fails") > 1:
+            raise ValueError("this time it fails")
+        return value
+
+    merged = job.merge(first, second, third).process(handle)
+    merged.map(fails_later, on_error="stop").to(job.topic("out"))
+    with Driver(job, partitions=1, auto_barrier=False) as driver:
+        for topic, value, timestamp in ((first, "fails", 30), (second, "unkept", 20), (third, "x", 10)):
+            driver.send(topic, value, key="k", timestamp=timestamp)
+        with pytest.raises(JobStopped, match="this time it fails"):
+            driver.crash()
+        assert (driver.read_values("out"), driver.skipped) == (["x"], 1)
