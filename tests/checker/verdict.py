@@ -29,6 +29,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tests.checker.records import InputRecord, OutputRecord, group_of
+from tests.checker.repeats import Repeats
 
 EXAMPLES_MAX = 5
 
@@ -57,6 +58,8 @@ class Verdict:
     inputs: int = 0
     outputs: int = 0
     keys: int = 0
+    repeated_inputs: int = 0
+    """So many of `inputs` were written twice by their producer; see `repeats`."""
     counts: Counter[str] = field(default_factory=Counter[str])
     examples: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     notes: list[str] = field(default_factory=list[str])
@@ -128,6 +131,7 @@ def judge_totals(inputs: Sequence[InputRecord], outputs: Sequence[OutputRecord],
         title: names the check in the report.
     """
     verdict = Verdict(title, len(inputs), len(outputs))
+    inputs, outputs = _told_apart(inputs, outputs, verdict)
     expected_by_key = fold_by_key(inputs)
     verdict.keys = len(expected_by_key)
     _judge_input(expected_by_key, verdict)
@@ -154,6 +158,7 @@ def judge_regrouped(
     order that the output claims.
     """
     verdict = Verdict(title, len(inputs), len(outputs))
+    inputs, outputs = _told_apart(inputs, outputs, verdict)
     by_id = {record.id: record for record in inputs}
     expected_by_key = fold_by_key(inputs)
     verdict.keys = len(expected_by_key)
@@ -177,6 +182,7 @@ def judge_uncommitted(
     job without a repartition, whose output depends on nothing but its input.
     """
     verdict = Verdict(title, len(inputs), len(outputs))
+    inputs, outputs = _told_apart(inputs, outputs, verdict)
     expected_by_key = fold_by_key(inputs)
     verdict.keys = len(expected_by_key)
     expected = {row.record.id: row for rows in expected_by_key.values() for row in rows}
@@ -268,9 +274,12 @@ def judge_between(
             missing at the beginning of each key, and nothing else.
         title: names the check in the report.
     """
+    repeats = Repeats(list(inputs))
+    if repeats:
+        seen = repeats.of_copies(seen)
     rows = [row for partition in sorted(seen) for row in seen[partition]]
     verdict = Verdict(title, outputs=len(rows))
-    expected = fold_by_key(inputs)
+    expected = fold_by_key(repeats.inputs)
     at: dict[str, InputRecord] = {}
     for row in rows:
         before = at.get(row.key)
@@ -303,6 +312,18 @@ def judge_ends(ends: Mapping[tuple[str, int], tuple[int, int]]) -> Verdict:
         if stable < high:
             verdict.found("open", f"{topic}[{partition}]: last stable offset {stable}, high watermark {high}")
     return verdict
+
+
+def _told_apart(
+    inputs: Sequence[InputRecord], outputs: Sequence[OutputRecord], verdict: Verdict
+) -> tuple[Sequence[InputRecord], Sequence[OutputRecord]]:
+    """Both, with ids of their own for records that the source holds twice."""
+    repeats = Repeats(inputs)
+    if not repeats:
+        return inputs, outputs
+    verdict.notes.append(repeats.note())
+    verdict.repeated_inputs = repeats.count
+    return repeats.inputs, repeats.of_outputs(outputs)
 
 
 def _same(expected: Sequence[Expected], actual: Sequence[OutputRecord]) -> bool:

@@ -17,6 +17,7 @@ from tests.checker.records import (
     group_of,
 )
 from tests.checker.verdict import (
+    judge_between,
     judge_ends,
     judge_live,
     judge_regrouped,
@@ -303,3 +304,69 @@ def test_value_of_another_kind_is_malformed(value: bytes | None) -> None:
         decode_output(value, 0, 0)
     with pytest.raises(MalformedRecord):
         decode_input(value, 0, 0)
+
+
+# --- a producer that writes records again ---------------------------------------------------------------
+
+
+def with_repeats(inputs: list[InputRecord], first: int, last: int) -> list[InputRecord]:
+    """The same source, in which one partition holds the records from `first` to before `last` again."""
+    rows = [row for row in inputs if row.partition == 1]
+    rows[last:last] = rows[first:last]
+    again = iter(row._replace(offset=offset) for offset, row in enumerate(rows))
+    others = [row for row in inputs if row.partition != 1]
+    return [*others, *again]
+
+
+def totals_of(inputs: list[InputRecord], *, regroup: bool = False) -> list[OutputRecord]:
+    state: dict[str, tuple[int, int]] = {}
+    rows: list[OutputRecord] = []
+    for r in inputs:
+        group = group_of(r.key, GROUPS) if regroup else r.key
+        count, total = state.get(group, (0, 0))
+        state[group] = count, total = count + 1, total + r.value
+        place = (-1, -1) if regroup else (r.partition, r.offset)
+        at = int(group[1:]) % 2 if regroup else r.partition
+        rows.append(OutputRecord(r.id, r.key, r.sequence, group, count, total, *place, at, len(rows)))
+    return rows
+
+
+def test_record_that_stands_twice_in_the_source_has_two_outputs(inputs) -> None:
+    again = with_repeats(inputs, 40, 70)
+    for verdict in (
+        judge_totals(again, totals_of(again)),
+        judge_regrouped(again, totals_of(again, regroup=True), GROUPS),
+        judge_uncommitted(again, [*totals_of(again), *totals_of(again)[300:500]]),
+        judge_between(again, {0: again}),
+        judge_between(again, {0: again[len(inputs) - 150 :]}),
+    ):
+        assert verdict.ok, verdict.report()
+    verdict = judge_totals(again, totals_of(again))
+    assert (verdict.inputs, verdict.repeated_inputs) == (630, 30)
+    assert "30 records stand in the source again" in verdict.report()
+
+
+@pytest.mark.parametrize("regroup", [False, True])
+def test_output_of_a_repeat_that_is_missing_is_lost(inputs, regroup) -> None:
+    again = with_repeats(inputs, 40, 70)
+    outputs = totals_of(again, regroup=regroup)
+    seen: set[int] = set()
+    index = next(i for i, row in enumerate(outputs) if row.id in seen or seen.add(row.id))
+    del outputs[index]
+    verdict = judge_regrouped(again, outputs, GROUPS) if regroup else judge_totals(again, outputs)
+    assert verdict.counts["lost"] == 1
+
+
+@pytest.mark.parametrize("regroup", [False, True])
+def test_third_output_of_a_record_that_stands_twice_is_repeated(inputs, regroup) -> None:
+    again = with_repeats(inputs, 40, 41)
+    outputs = totals_of(again, regroup=regroup)
+    twice = next(row for row in reversed(outputs) if sum(row.id == other.id for other in outputs) == 2)
+    outputs.append(twice._replace(at_offset=len(outputs)))
+    verdict = judge_regrouped(again, outputs, GROUPS) if regroup else judge_totals(again, outputs)
+    assert verdict.counts["repeated"] == 1
+
+
+def test_same_id_with_another_content_is_no_repeat(inputs) -> None:
+    strange = inputs[50]._replace(value=inputs[50].value + 1, offset=10_000)
+    assert "input" in kinds(judge_totals([*inputs, strange], totals_of([*inputs, strange])))
