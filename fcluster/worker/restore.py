@@ -30,6 +30,7 @@ from fcluster.common.ids import ShardId
 from fcluster.common.kafka_clients import (
     ANSWER_TIMEOUT_S,
     ATTEMPT_TIMEOUT_S,
+    LASTING,
     ask_until_known,
     begin_offsets,
     make_admin,
@@ -75,6 +76,9 @@ _CONSUMER: Final = {
     "fetch.wait.max.ms": 2,  # the end of a partition is told only after such a wait
     "queued.max.messages.kbytes": 16 * 1024,
     "fetch.message.max.bytes": 4 * 1024 * 1024,
+    # Otherwise it may know nobody but a broker that is cut off from the others, and wait for that one's end
+    # of a changelog until the stall timeout.
+    **LASTING,
 }
 _NO_TOPIC_ID: Final = "A" * 22
 """The answer of brokers without topic ids: 16 zero bytes in base 64."""
