@@ -393,7 +393,7 @@ def test_merged_key_by_is_compared_like_any_other() -> None:
     assert "used the function by_origin, and now uses the function by_target" in reason
     reason = change(merged_keyed, plain)
     assert reason is not None
-    assert "is gone, and records may still be on their way" in reason
+    assert "is gone, but its repartition topic may still have unprocessed records" in reason
 
 
 def test_internal_topics_of_merged_inputs_are_described_and_renamed() -> None:
