@@ -8,7 +8,11 @@ import pytest
 
 from fcluster.common import messages
 from fcluster.common.ids import ShardId
-from fcluster.coordinator.losses import ANNOUNCED_FROM_TIMES
+from fcluster.coordinator.cluster import Cluster
+from fcluster.coordinator.losses import ANNOUNCED_FROM_TIMES, Losses
+from fcluster.coordinator.model import Deaths
+from fcluster.coordinator.outbox import Outbox
+from fcluster.coordinator.progress import Progress
 from tests.unit.coordinator_harness import FakeWorker, Harness, shard, status
 
 HELD = shard(0)
@@ -173,3 +177,16 @@ def test_other_shards_of_the_worker_are_not_blamed() -> None:
     job = Job().die(2).begin().die()
     others: list[Any] = [known for held, known in job.harness.core._cluster.deaths.items() if held != HELD]
     assert [known.suspect for known in others] == [None] * 3
+
+
+# --- shards with several inputs -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("number", "known"), [(0, True), (1, False)])
+def test_only_a_commit_in_its_input_clears_a_record(number: int, known: bool) -> None:
+    cluster = Cluster(Harness(workers=1).core.terms, 0)
+    losses = Losses(cluster, Outbox(), Progress(cluster.terms.topology, cluster.shards, False))
+    found = messages.SuspectRecord(HELD, 5, 2, "h", RECORD, input=1)
+    cluster.deaths[HELD] = Deaths({0: 0, 1: 0}, 3, found)
+    losses.committed(messages.ShardStatus(HELD, 50, 50, 60, False, 1, number))
+    assert (HELD in cluster.deaths) == known

@@ -656,15 +656,34 @@ def suspected(times: int, step: str = "handler") -> Scenario:
 
 
 @pytest.mark.parametrize(
-    ("times", "announced"), [(0, range(3, 2_003)), (1, range(5, 6)), (2, range(5, 6)), (3, range(0))]
+    ("times", "announced"), [(0, (range(3, 2_003),)), (1, (range(5, 6),)), (2, (range(5, 6),)), (3, ())]
 )
-def test_records_under_suspicion_are_announced_until_one_is_condemned(times: int, announced: range) -> None:
+def test_records_under_suspicion_are_announced_until_one_is_condemned(
+    times: int, announced: tuple[range, ...]
+) -> None:
     scenario = suspected(times)
     (reading,) = scenario.did(events.StartReading)
     assert isinstance(reading, events.StartReading)
     assert reading.announced == announced
-    assert [(offset, failure.step) for offset, failure in reading.condemned] == (
+    assert [(record.offset, record.failure.step) for record in reading.condemned] == (
         [(5, "handler")] if times >= 3 else []
+    )
+
+
+@pytest.mark.parametrize(
+    ("times", "announced"),
+    [(0, (range(3, 2_003), range(9, 2_009))), (1, (range(0), range(11, 12))), (3, ())],
+)
+def test_record_under_suspicion_is_one_of_its_input(times: int, announced: tuple[range, ...]) -> None:
+    scenario = Scenario().joined()
+    suspects = [messages.SuspectRecord(A, 11, times, "handler", "record", input=1)]
+    scenario.receive(messages.Assign(1, 7, [A], scenario.order(), [], suspects))
+    scenario.after(events.ShardRestored(7, A, two_inputs(3, 9)))
+    (reading,) = scenario.did(events.StartReading)
+    assert isinstance(reading, events.StartReading)
+    assert reading.announced == announced
+    assert [(record.input, record.offset) for record in reading.condemned] == (
+        [(1, 11)] if times >= 3 else []
     )
 
 
@@ -672,7 +691,7 @@ def test_records_under_suspicion_are_announced_until_one_is_condemned(times: int
 def test_condemned_record_names_how_often_and_where_the_step_is_unknown_also_itself(step: str) -> None:
     (reading,) = suspected(3, step).did(events.StartReading)
     assert isinstance(reading, events.StartReading)
-    ((_offset, failure),) = reading.condemned
+    failure = reading.condemned[0].failure
     assert "3 worker processes in a row ended or fell silent while they processed it" in failure.reason
     assert failure.reason.startswith("record flights/0 at offset 5: ") == (not step)
 
@@ -685,7 +704,7 @@ def test_suspicion_is_over_with_the_session() -> None:
     scenario.running(A)
     reading = scenario.did(events.StartReading)[-1]
     assert isinstance(reading, events.StartReading)
-    assert reading.announced == range(0)
+    assert reading.announced == ()
 
 
 # --- epochs that fail because of their data -----------------------------------------------------------------
