@@ -139,8 +139,10 @@ class FailedFenceCounts(SimCoordinator):
 
 
 class _CleanIfItRejoins(Membership):
-    def end(self, session: Session, reason: str, *, clean: bool, rejoins: bool = False) -> None:
-        super().end(session, reason, clean=clean or rejoins, rejoins=rejoins)
+    def end(
+        self, session: Session, reason: str, *, clean: bool, rejoins: bool = False, lost: bool = True
+    ) -> None:
+        super().end(session, reason, clean=clean or rejoins, rejoins=rejoins, lost=lost)
 
 
 class _NoFenceForReturning(Coordinator):
