@@ -687,7 +687,7 @@ class _Builder:
             self._end_chain(source, before, None, self._topics[step.topic.name], step.on_error)
         elif isinstance(step, _KeyBy):
             self._walk_key_by(node, step, source, before)
-        elif isinstance(step, Filter | Map | Process):
+        elif isinstance(step, Operator):
             if isinstance(step, Process):
                 self._claim_process_name(step.name, node)
             self._walk_on(node, step, source, (*before, step))
@@ -700,8 +700,8 @@ class _Builder:
         if not node.children:
             if not isinstance(step, Process):
                 raise JobError(
-                    f"The stream on topic {self._inputs[source][0].name!r} ends in a "
-                    f"{type(step).__name__.lower().strip('_')} with nothing after it.",
+                    f"The stream on topic {self._inputs[source][0].name!r} ends in a {_step_name(step)} with "
+                    "nothing after it.",
                     remedy="Add .process(handler) or .to(topic), or remove it.",
                 )
             self._end_chain(source, operators, None, None)
@@ -724,7 +724,7 @@ class _Builder:
                 f"The {what} has nothing after it.",
                 remedy="Add .process(handler) or .to(topic), or remove it.",
             )
-        changed = any(isinstance(operator, Map | Process) for operator in before)
+        changed = any(not isinstance(operator, Filter) for operator in before)
         value: ValueKind = (step.value or "json") if changed else read.value
         if isinstance(step.by, str) and value in ("text", "bytes", "int"):
             raise JobError(
@@ -816,6 +816,11 @@ def _seeds(node: _Node) -> Iterator[_Seed]:
     else:
         for parent in node.parents:
             yield from _seeds(parent)
+
+
+def _step_name(step: _Merge | Operator) -> str:
+    """What the step is called in a job file."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(step).__name__.strip("_")).lower()
 
 
 def _different_keys(inputs: Sequence[Input]) -> JobError:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from types import GeneratorType
+from typing import Any, Protocol, cast
 
 from fcluster.common.failures import bounded_text
 from fcluster.common.record import Record
@@ -68,3 +70,11 @@ def place_of_function(
     name = bounded_text(str(getattr(function, "__name__", type(function).__name__)), 100)
     title = f"{what} {name!r} (step {number} of {chain!r})"
     return Place(title, f"in {title}", on_error)
+
+
+def close_generator(values: object) -> None:
+    """End a generator one of whose values failed in a later step, now: what its `finally` does belongs to
+    the record, and in a handler it may touch the state, which is put back next."""
+    if isinstance(values, GeneratorType):
+        with contextlib.suppress(BaseException):  # the record has failed already
+            cast("GeneratorType[Any, Any, Any]", values).close()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
-from types import GeneratorType
 from typing import Any, cast
 
 from fcluster.common.codecs import key_codec
@@ -13,7 +11,7 @@ from fcluster.common.topology import Process
 from fcluster.engine.context import Table
 from fcluster.engine.entries import Clock, EntryTable
 from fcluster.engine.kinds import make_access
-from fcluster.engine.operators.base import Surroundings
+from fcluster.engine.operators.base import Surroundings, close_generator
 from fcluster.engine.records import SourceRecord
 from fcluster.engine.steps import Place, Step, StepFailure
 
@@ -59,7 +57,7 @@ class ProcessOperator:
                     elif output is not None:
                         following(record, key, output)
             except passing:
-                _close(outputs)
+                close_generator(outputs)
                 raise
             except BaseException as error:
                 raise StepFailure(place, error) from error
@@ -89,11 +87,3 @@ def _advancing(function: Callable[[Any, Any], Any], clock: Clock) -> Callable[[A
         return function(context, value)
 
     return advancing
-
-
-def _close(outputs: object) -> None:
-    """End a generator whose output failed in a later step, now: its `finally` may touch the state, which is
-    put back next."""
-    if isinstance(outputs, GeneratorType):
-        with contextlib.suppress(BaseException):  # the record has failed already
-            cast("GeneratorType[Any, Any, Any]", outputs).close()
