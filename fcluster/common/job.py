@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Final, Literal, Protocol, TypeVar, cast
@@ -43,6 +43,7 @@ from fcluster.common.topology import (
     VALUE_KINDS,
     Chain,
     Filter,
+    FlatMap,
     Input,
     Isolation,
     KeyKind,
@@ -177,8 +178,8 @@ class Stream:
     not to those of later steps. A record that is skipped or becomes a dead letter leaves no other trace in
     its chain of steps, neither outputs nor state.
 
-    A null value (a tombstone) is None to the functions of all steps. It stays null through filters, and
-    through a map that returns None for it, and is written as null.
+    A null value (a tombstone) is None to the functions of all steps. It stays null through filters, through
+    a map that returns None for it, and through a flat_map that returns [None] for it, and is written as null.
     """
 
     __slots__ = ("_closed", "_job", "_node")
@@ -201,6 +202,19 @@ class Stream:
         """Replace each value with `function(value)`. Key, timestamp and headers stay the same."""
         _check_function(function, "map", ("value",))
         return self._then(Map(function, self._job._rule(on_error, "map")))  # pyright: ignore[reportPrivateUsage]
+
+    def flat_map(
+        self, function: Callable[[Any], Iterable[Any]], *, on_error: OnError | None = None
+    ) -> Stream:
+        """Replace each value with any number of values: those that `function(value)` returns as a list or
+        other iterable, or yields. Key, timestamp and headers stay the same.
+
+        The values go on one after the other, in order. If the function fails for a later one, the earlier
+        ones leave no trace either. It is a failure of this step if the function returns None, a dict, text,
+        bytes or a set: write `[]` for no values, `[value]` for one, and `sorted(values)` for a set.
+        """
+        _check_function(function, "flat_map", ("value",), may_yield=True)
+        return self._then(FlatMap(function, self._job._rule(on_error, "flat_map")))  # pyright: ignore[reportPrivateUsage]
 
     def key_by(
         self,
@@ -895,7 +909,7 @@ def _loop(path: list[Stage]) -> JobError:
 
 
 def _process_operator(handler: Handler, name: str | None) -> Process:
-    _check_function(handler, "handler", ("ctx", "value"))
+    _check_function(handler, "handler", ("ctx", "value"), may_yield=True)
     if name is None:
         name = getattr(handler, "__name__", None)
         if name is None or name == "<lambda>":
@@ -915,7 +929,9 @@ def _returns(handler: Handler) -> Literal["many", "one"]:
     return "one"
 
 
-def _check_function(function: Any, role: str, parameters: tuple[str, ...]) -> None:
+def _check_function(
+    function: Any, role: str, parameters: tuple[str, ...], *, may_yield: bool = False
+) -> None:
     call = f"{role}({', '.join(parameters)})"
     if not callable(function):
         raise JobError(f"{role} got {function!r}, not a function.", remedy=f"Pass a function for {call}.")
@@ -926,10 +942,10 @@ def _check_function(function: Any, role: str, parameters: tuple[str, ...]) -> No
                 f"The {role} {name!r} is declared with async def, and async functions aren't supported.",
                 remedy="Declare it with plain def.",
             )
-        if role != "handler" and inspect.isgeneratorfunction(candidate):
+        if not may_yield and inspect.isgeneratorfunction(candidate):
             raise JobError(
                 f"The {role} function {name!r} yields, but it has to return one result.",
-                remedy="Return it, or use .process(handler) to emit several values.",
+                remedy="Return it, or use .flat_map(function) to emit several values.",
             )
     try:
         signature = inspect.signature(function)

@@ -82,6 +82,15 @@ class Map:
 
 
 @dataclass(frozen=True, slots=True)
+class FlatMap:
+    """Replaces each value by the values of the iterable that `function(value)` gives, none or many. Key,
+    timestamp and headers stay. Fails by `on_error`."""
+
+    function: Callable[[Any], Any]
+    on_error: OnError = "stop"
+
+
+@dataclass(frozen=True, slots=True)
 class Process:
     """A handler with keyed state.
 
@@ -101,7 +110,7 @@ class Process:
     stores: tuple[StateStore, ...] = ()
 
 
-Operator = Filter | Map | Process
+Operator = Filter | Map | FlatMap | Process
 Rekey = str | Callable[[Any], Any]
 """A field of the value (which is an object then), or a function of the value, that gives the new key."""
 
@@ -318,8 +327,8 @@ class Topology:
 
         It names the internal topics too: by that they are known to be this job's.
 
-        Not in it: code of handlers, filters and maps, output topics, isolation and error handling. They
-        may change freely between runs.
+        Not in it: filters, maps and flat_maps, the code of handlers, output topics, isolation and error
+        handling. They may change freely between runs.
         """
         feeds = {topic: fed for stage in self.stages for topic, fed in _feeds(stage)}
         declares_states = any(stage.state_stores for stage in self.stages)

@@ -18,6 +18,7 @@ from tests.fuzz.plans import (
     Input,
     JobPlan,
     apply_filter,
+    apply_flat_map,
     apply_handler,
     apply_key,
     apply_map,
@@ -126,6 +127,10 @@ def run_chain(
                 going_on = [value] if apply_filter(step.behaviour, value) else []
             elif step.kind == "map":
                 going_on = [apply_map(step.behaviour, value)]
+            elif step.kind == "flat_map":
+                going_on = apply_flat_map(step.behaviour, value)
+                if not isinstance(going_on, list | tuple | Iterator):
+                    raise TypeError("no list of values")
             else:
                 context = Context(states.setdefault(f"{number}|{place}", {}), record)
                 if step.behaviour == "returns":

@@ -7,6 +7,7 @@ share the functions below; what they don't share is what becomes of what these r
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,6 +95,16 @@ def fail(value: Any) -> None:
 
 FILTERS = ("all", "some", "fails on some")
 MAPS = ("same", "wrap", "none on some", "nan on some", "fails on some", "changes it", "large on some", "text")
+FLAT_MAPS = (
+    "same",
+    "nothing on some",
+    "several",
+    "changes it in between",
+    "fails after a value",
+    "no list on some",
+    "large among them",
+    "texts",
+)
 HANDLERS = (
     "count",
     "several",
@@ -135,6 +146,41 @@ def apply_map(behaviour: str, value: Any) -> Any:
         case "text":
             return f"text {code(value)}"
     return value
+
+
+def apply_flat_map(behaviour: str, value: Any) -> Any:
+    """What the function of a flat_map returns."""
+    match behaviour:
+        case "nothing on some" if chooses(value, 2):
+            return ()
+        case "several":
+            return iter([value, None, {"last": value}])
+        case "changes it in between":
+            return _changed_in_between(value)
+        case "fails after a value":
+            return _failing_after_a_value(value)
+        case "no list on some" if chooses(value, 2):
+            kinds = (None, 5, "text", b"bytes", {"a": 1}, {1}, frozenset[int]())
+            return kinds[code(value) // 7 % len(kinds)]
+        case "large among them" if chooses(value, 3):
+            return [1, LARGE, 2]
+        case "texts":
+            return [f"text {code(value)}", f"more {code(value)}"]
+    return [value]
+
+
+def _changed_in_between(value: Any) -> Iterator[Any]:
+    document: dict[str, Any] = {"value": value}
+    for number in range(3):
+        document["number"] = number
+        yield document
+
+
+def _failing_after_a_value(value: Any) -> Iterator[Any]:
+    yield "first"
+    if chooses(value, 3):
+        fail(value)
+    yield value
 
 
 def apply_key(behaviour: str, value: Any) -> Any:
@@ -191,6 +237,7 @@ rules = st.none() | st.sampled_from(RULES)
 steps = (
     st.builds(StepPlan, st.just("filter"), st.sampled_from(FILTERS), rules)
     | st.builds(StepPlan, st.just("map"), st.sampled_from(MAPS), rules)
+    | st.builds(StepPlan, st.just("flat_map"), st.sampled_from(FLAT_MAPS), rules)
     | st.builds(StepPlan, st.just("process"), st.sampled_from(HANDLERS), rules)
 )
 chains = st.builds(

@@ -26,6 +26,7 @@ from tests.fuzz.plans import (
     Input,
     JobPlan,
     apply_filter,
+    apply_flat_map,
     apply_handler,
     apply_key,
     apply_map,
@@ -63,6 +64,8 @@ def build(plan: JobPlan) -> Job:
                 stream = stream.filter(function, on_error=rule(step.rule))
             elif step.kind == "map":
                 stream = stream.map(function, on_error=rule(step.rule))
+            elif step.kind == "flat_map":
+                stream = stream.flat_map(function, on_error=rule(step.rule))
             else:
                 stream = stream.process(function, name=f"h{number}x{place}", on_error=rule(step.rule))
         if chain.end == "key_by":
@@ -77,6 +80,8 @@ def _function(kind: str, behaviour: str, elsewhere: TopicSpec) -> Callable[..., 
         return lambda value: apply_filter(behaviour, value)
     if kind == "map":
         return lambda value: apply_map(behaviour, value)
+    if kind == "flat_map":
+        return lambda value: apply_flat_map(behaviour, value)
     if kind == "key_by":
         return lambda value: apply_key(behaviour, value)
     if behaviour == "returns":

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from fcluster.engine import runner
 from fcluster.engine.operators import write
+from fcluster.engine.operators.flat_map import FlatMapOperator
 from tests.fuzz.interpreter import interpret
 from tests.fuzz.plans import ChainPlan, Input, JobPlan, StepPlan, inputs, jobs
 from tests.fuzz.real import InDriver, Shell
@@ -160,6 +161,23 @@ def skipped_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner._CarefulRun, "_dead_letter", lambda *_: None)  # pyright: ignore[reportPrivateUsage]
 
 
+def values_are_collected_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A flat_map's generator runs to its end before the first value goes on."""
+    original = FlatMapOperator.compile
+
+    def planted(self: FlatMapOperator, *rest: Any) -> Any:
+        function = self._function  # pyright: ignore[reportPrivateUsage]
+
+        def collecting(value: Any) -> Any:
+            values = function(value)
+            return list(values) if isinstance(values, Iterator) else values
+
+        monkeypatch.setattr(self, "_function", collecting)
+        return original(self, *rest)
+
+    monkeypatch.setattr(FlatMapOperator, "compile", planted)
+
+
 @pytest.mark.parametrize(
     "plant",
     [
@@ -168,6 +186,7 @@ def skipped_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
         state_is_not_put_back,
         headers_are_lost,
         skipped_are_not_counted,
+        values_are_collected_first,
     ],
 )
 def test_planted_bug_is_found(

@@ -59,6 +59,8 @@ def one_step_job(step: str, rule: Any, **job_options: Any) -> Job:
         stream.filter(fail, **options).to(out)
     elif step == "map":
         stream.map(fail, **options).to(out)
+    elif step == "flat_map":
+        stream.flat_map(fail, **options).to(out)
     elif step == "key_by":
         stream.key_by(fail, **options).to(out)
     elif step == "key_by to a stage":
@@ -70,7 +72,7 @@ def one_step_job(step: str, rule: Any, **job_options: Any) -> Job:
     return job
 
 
-STEPS = ["filter", "map", "key_by", "key_by to a stage", "process", "to"]
+STEPS = ["filter", "map", "flat_map", "key_by", "key_by to a stage", "process", "to"]
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -226,7 +228,7 @@ def test_two_rules_for_one_topic_are_refused() -> None:
         job.stream(source, on_error="stop")
 
 
-@pytest.mark.parametrize("build", ["filter", "map", "key_by", "to", "stream", "topic", "job"])
+@pytest.mark.parametrize("build", ["filter", "map", "flat_map", "key_by", "to", "stream", "topic", "job"])
 def test_unknown_rule_is_refused_with_what_there_is(build: str) -> None:
     job = Job("j")
     source = job.topic("in")
@@ -234,6 +236,7 @@ def test_unknown_rule_is_refused_with_what_there_is(build: str) -> None:
     acts: dict[str, Callable[[], Any]] = {
         "filter": lambda: stream.filter(bool, on_error="ignore"),  # type: ignore[arg-type]
         "map": lambda: stream.map(bool, on_error="ignore"),  # type: ignore[arg-type]
+        "flat_map": lambda: stream.flat_map(list, on_error="ignore"),  # type: ignore[arg-type]
         "key_by": lambda: stream.key_by("k", on_error="ignore"),  # type: ignore[arg-type]
         "to": lambda: stream.to(source, on_error="ignore"),  # type: ignore[arg-type]
         "stream": lambda: job.stream(source, on_error="ignore"),  # type: ignore[arg-type]
@@ -275,7 +278,9 @@ def fail_with(error: BaseException) -> Any:
 
 
 @pytest.mark.parametrize("kind", RAISES)
-@pytest.mark.parametrize("when", ["call", "before the first output", "after it", "filter", "map", "key_by"])
+@pytest.mark.parametrize(
+    "when", ["call", "before the first output", "after it", "filter", "map", "flat_map", "key_by"]
+)
 def test_whatever_is_raised_follows_the_rule_in_one_bounded_line(kind: str, when: str) -> None:
     def handler(_ctx: Any, value: Any) -> Any:
         return RAISES[kind]()
@@ -291,7 +296,7 @@ def test_whatever_is_raised_follows_the_rule_in_one_bounded_line(kind: str, when
         source, out = job.topic("in"), job.topic("out")
         on_error = job.topic("dead") if rule == "dead" else rule
         stream = job.stream(source)
-        if when in ("filter", "map", "key_by"):
+        if when in ("filter", "map", "flat_map", "key_by"):
             getattr(stream, when)(lambda _value: RAISES[kind](), on_error=on_error).to(out)
         else:
             function = handler if when == "call" else generator

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from fcluster.common.topology import Filter, Map, Operator
+from fcluster.common.topology import Filter, FlatMap, Map, Operator
 from fcluster.engine.operators.base import CompiledOperator
 from fcluster.engine.operators.filter import FilterOperator
+from fcluster.engine.operators.flat_map import FlatMapOperator
 from fcluster.engine.operators.map import MapOperator
 from fcluster.engine.operators.process import ProcessOperator
 
@@ -17,4 +18,6 @@ def operator_for(node: Operator, number: int, chain: str) -> CompiledOperator:
         return FilterOperator(node, number, chain)
     if isinstance(node, Map):
         return MapOperator(node, number, chain)
+    if isinstance(node, FlatMap):
+        return FlatMapOperator(node, number, chain)
     return ProcessOperator(node)
