@@ -118,6 +118,14 @@ class OverdueRecord(msgspec.Struct, frozen=True, array_like=True):
     input: _InputNumber = 0
 
 
+class CommittedOffset(msgspec.Struct, frozen=True, array_like=True):
+    """An offset that a worker has reported as committed, for an input of `shard`."""
+
+    shard: ShardId
+    offset: _Offset
+    input: _InputNumber = 0
+
+
 class SuspectRecord(msgspec.Struct, frozen=True, array_like=True):
     """The record of `shard` at which worker processes have ended, `times` in a row.
 
@@ -409,7 +417,8 @@ class Assign(Message, frozen=True):
     """Restore and run these shards. Their previous owner released them or was fenced.
 
     `overdue`: the records of these shards at which a handler has hung. `suspects`: the shards at which
-    processes have ended again and again.
+    processes have ended again and again. `committed`: what is known to be committed for these shards, perhaps
+    more is. A broker that is cut off from the others may answer with less.
     """
 
     term: _Number
@@ -418,6 +427,7 @@ class Assign(Message, frozen=True):
     number: _Number
     overdue: list[OverdueRecord] = []
     suspects: list[SuspectRecord] = []
+    committed: list[CommittedOffset] = []
 
 
 class Revoke(Message, frozen=True):

@@ -37,6 +37,8 @@ class Cluster:
             a new leader starts counting again.
         deaths: how often in a row sessions were lost with nothing of a shard committed in between, and at
             which of its records. In memory only, too.
+        committed: the highest offsets that workers have reported as committed, by shard and by the number of
+            the input. In memory only, too.
         kafka_troubles: what the job is waiting for in Kafka, one sentence each.
         session_of_worker: by the worker's id. `session_of_peer`: by the connection, if it has one.
     """
@@ -63,6 +65,7 @@ class Cluster:
         self.drained_workers: dict[str, None] = {}
         self.overdue: dict[ShardId, messages.OverdueRecord] = {}
         self.deaths: dict[ShardId, Deaths] = {}
+        self.committed: dict[ShardId, dict[int, int]] = {}
         self.counters = Counters()
         self.kafka_troubles: tuple[str, ...] = ()
 

@@ -300,6 +300,11 @@ class Ownership:
     def _send_assign(self, session: Session, shards: list[ShardId]) -> None:
         number = self._next_order(session)
         overdue = [self._cluster.overdue[shard] for shard in shards if shard in self._cluster.overdue]
+        committed = [
+            messages.CommittedOffset(shard, offset, of_input)
+            for shard in shards
+            for of_input, offset in self._cluster.committed.get(shard, {}).items()
+        ]
         self._outbox.send(
             session.peer,
             messages.Assign(
@@ -309,6 +314,7 @@ class Ownership:
                 number,
                 overdue,
                 suspects_of(self._cluster, shards),
+                committed,
             ),
         )
 

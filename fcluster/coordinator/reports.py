@@ -91,6 +91,8 @@ class Reports:
             shard = self._cluster.shards.get(status.shard)
             if shard is not None and shard.session == session.number:
                 self._progress.learn_commit(status)
+                known = self._cluster.committed.setdefault(status.shard, {})
+                known[status.input] = max(status.committed, known.get(status.input, 0))
                 self._losses.committed(status)
                 overdue = self._cluster.overdue.get(status.shard)
                 same = overdue is not None and overdue.input == status.input

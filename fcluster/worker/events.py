@@ -242,10 +242,13 @@ class DestroyProducers:
 class RestoreShards:
     """Read the committed positions of these shards and restore exactly those. Answer `ShardRestored` for
     each.
+
+    `committed`: so much is committed at least. An answer with less is that of a broker that is cut off.
     """
 
     session: int
     shards: tuple[ShardId, ...]
+    committed: tuple[messages.CommittedOffset, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,7 +77,8 @@ class Holdings:
             self._now.shards[shard] = OwnedShard(ShardPhase.RESTORING, restoring=True)
         self._now.standbys -= set(new)
         if new:
-            self._now.add(events.RestoreShards(self._now.session, new))
+            committed = tuple(at for at in message.committed if at.shard in new)
+            self._now.add(events.RestoreShards(self._now.session, new, committed))
 
     def _heed_overdue(self, overdue: messages.OverdueRecord) -> None:
         """A process was ended because of this record. Once may have been bad luck."""

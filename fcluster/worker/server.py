@@ -364,7 +364,9 @@ class Worker:
             case events.DestroyProducers():
                 self._destroy_writer()
             case events.RestoreShards():
-                self._host.restore(effect.session, effect.shards, before=self._retired_commit_threads)
+                self._host.restore(
+                    effect.session, effect.shards, effect.committed, before=self._retired_commit_threads
+                )
                 self._retired_commit_threads = []
             case events.KeepStandbys():
                 self._host.keep_standbys(effect.shards, before=self._retired_commit_threads)

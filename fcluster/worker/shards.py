@@ -45,9 +45,8 @@ from fcluster.common.kafka_clients import (
     largest_batch,
     make_admin,
     make_consumer,
-    read_committed_positions,
 )
-from fcluster.common.messages import StandbyStatus
+from fcluster.common.messages import CommittedOffset, StandbyStatus
 from fcluster.common.offsets import NotKnownYetError, Offset
 from fcluster.common.positions import CommittedPosition, SplitPositionError, joined_position
 from fcluster.common.settings import Settings, TornPolicy
@@ -58,6 +57,7 @@ from fcluster.common.topology import Stage, Topology
 from fcluster.engine.state import ShardState, StoreMeta
 from fcluster.worker import events
 from fcluster.worker.chain import Chain
+from fcluster.worker.committed import CommittedOffsets
 from fcluster.worker.restore import (
     RestoreProgress,
     RestoreRequest,
@@ -110,7 +110,12 @@ class ShardHost:
         self._snapshot_store = open_snapshot_store(settings.snapshots, topology.job)
         self.snapshot_store_identity = self._snapshot_store.identity()
         self._admin = make_admin(settings)
-        self._offsets = make_consumer(settings, "read-committed", **{"group.id": topology.job})
+        self._stopping = threading.Event()
+        self._offsets = CommittedOffsets(
+            topology.job,
+            lambda: make_consumer(settings, "read-committed", **{"group.id": topology.job}),
+            self._stopping,
+        )
         # Kept connected, because connecting takes longer than the usual reading.
         self._changelogs = changelog_consumer(settings)
         self._asking = ThreadPoolExecutor(4, thread_name_prefix="asking")
@@ -131,7 +136,6 @@ class ShardHost:
         self._snapshot_epochs: dict[ShardId, int] = {}
         self._chains: dict[ShardId, Chain] = {}
         self._chain_grew = threading.Event()
-        self._stopping = threading.Event()
         self._snapshot_thread = threading.Thread(target=self._run_snapshots, name="snapshots", daemon=True)
 
     # --- called by the main thread ----------------------------------------------------------------------
@@ -197,17 +201,26 @@ class ShardHost:
         """The memory layers of a restored shard."""
         return self._states[shard]
 
-    def restore(self, session: int, shards: Sequence[ShardId], before: Sequence[Executor]) -> None:
+    def restore(
+        self,
+        session: int,
+        shards: Sequence[ShardId],
+        committed: Sequence[CommittedOffset],
+        before: Sequence[Executor],
+    ) -> None:
         """Restore these shards in the background. Each one answers with an event.
 
         Args:
             session: of the worker. The events carry it.
             shards: to restore.
+            committed: so much is committed for their inputs at least.
             before: threads of previous sessions that have to end first, because they may be about to write to
                 the same stores.
         """
         self._restoring.update(shards)
-        self._restore_thread.submit(self._restore, session, tuple(shards), tuple(before), self._restore_stop)
+        self._restore_thread.submit(
+            self._restore, session, tuple(shards), tuple(committed), tuple(before), self._restore_stop
+        )
 
     def drop_states(self) -> None:
         """Drop what is in memory of all shards, and stop restoring. The stores stay open."""
@@ -272,7 +285,7 @@ class ShardHost:
             # This finds the group's coordinator. Offsets of the journal are never committed, so the
             # answer waits for no transaction.
             nowhere = TopicPartition(journal_topic(self._topology.job), 0)
-            read_committed_positions(self._offsets, self._topology.job, [nowhere], CONNECT_TIMEOUT_S)
+            self._offsets.connect(nowhere, CONNECT_TIMEOUT_S)
 
     def largest_batch(self, topic: str) -> int | None:
         """The largest batch of records that a topic takes, in bytes; None if we may not see it."""
@@ -289,8 +302,17 @@ class ShardHost:
     # --- the restore thread -------------------------------------------------------------------------------
 
     def _restore(
-        self, session: int, shards: tuple[ShardId, ...], before: tuple[Executor, ...], stop: threading.Event
+        self,
+        session: int,
+        shards: tuple[ShardId, ...],
+        committed: tuple[CommittedOffset, ...],
+        before: tuple[Executor, ...],
+        stop: threading.Event,
     ) -> None:
+        for known in committed:
+            topics = self._topology.stage(known.shard.stage).topics
+            if known.input < len(topics):
+                self._offsets.reported(topics[known.input], known.shard.partition, known.offset)
         try:
             for executor in before:
                 executor.shutdown(wait=True)
@@ -475,7 +497,7 @@ class ShardHost:
             self._asking.submit(end_offsets, self._admin, wanted, "read-uncommitted"),
         )
         look = self._asking.submit(look_at_topics, self._admin, {source.topic for source in wanted})
-        committed = read_committed_positions(self._offsets, self._topology.job, wanted)
+        committed = self._offsets.read(wanted)
         begins, ends = (answer.result() for answer in asked)
         ids = self._source_ids(committed, look.result())
         ends = self._ends_once_caught_up(ends, committed)

@@ -176,6 +176,22 @@ def test_dead_workers_shards_wait_for_journal_and_fence() -> None:
     assert harness.transcript() == ["w1 <- Assign in/0 in/2"]
 
 
+def test_next_owner_is_told_what_was_reported_as_committed() -> None:
+    harness = Harness(workers=1)
+    first = FakeWorker(harness, "w0")
+    first.hello()
+    first.running()
+    first.committed(1, False, status(shard(0), 9, 7), status(shard(1), 3, 3))
+    first.committed(2, False, status(shard(0), 9, 9))
+    first.disconnect()
+    second = FakeWorker(harness, "w1")
+    second.hello()
+    harness.pass_ms(10_000)
+    (assign,) = harness.messages_to(second.peer, messages.Assign)
+    told = {(at.shard, at.input): at.offset for at in assign.committed}
+    assert told == {(shard(0), 0): 9, (shard(1), 0): 3}
+
+
 def test_dead_worker_whose_host_says_so_is_not_waited_for() -> None:
     harness, (w0, w1) = cluster()
     w0.disconnect()

@@ -31,6 +31,7 @@ from fcluster.common.offsets import NotKnownYetError, known_offset, offset_or_no
 from fcluster.common.positions import CommittedPosition
 from fcluster.common.settings import Settings
 from fcluster.worker import restore, shards
+from fcluster.worker.committed import CommittedOffsets
 from fcluster.worker.shards import ShardHost
 from fcluster.worker.transactions import (
     FrozenEpoch,
@@ -296,7 +297,7 @@ def host(cluster: Cluster, position: CommittedPosition) -> ShardHost:
         job="job", fingerprint="", stage=lambda _name: SimpleNamespace(topics=("in",))
     )
     host._admin, host._asking = cluster.admin, AtOnce()
-    host._offsets = Group([committed(position.offset)])
+    host._offsets = CommittedOffsets("job", lambda: Group([committed(position.offset)]), threading.Event())
     return host
 
 

@@ -105,6 +105,14 @@ def test_welcome_initialises_producers_once_however_often_it_comes() -> None:
     assert scenario.core.situation.epoch_seen == 40
 
 
+def test_restore_knows_what_is_committed_at_least() -> None:
+    scenario = Scenario().joined()
+    committed = [messages.CommittedOffset(A, 7), messages.CommittedOffset(A, 3, 1)]
+    other = messages.CommittedOffset(B, 5)
+    scenario.receive(messages.Assign(1, 7, [A], scenario.order(), [], [], [*committed, other]))
+    assert scenario.did(events.RestoreShards) == [events.RestoreShards(7, (A,), tuple(committed))]
+
+
 def test_restored_shard_waits_for_the_producers() -> None:
     scenario = Scenario()
     scenario.after(events.Connected())

@@ -1,0 +1,112 @@
+"""Reads what the group has committed, and takes no answer that is known to be old.
+
+A coordinator of the group that is cut off from the other brokers doesn't know that it is deposed: it goes on
+answering, with what was committed before. No error tells its client to look for another one; only a new
+client asks who coordinates the group now. A restore from such an answer would process records again that are
+committed already.
+
+Responsible for: the reader of committed offsets, and for replacing it when its answer lacks what a worker has
+reported as committed. Rule: a committed offset never goes back, so what was reported is a lower bound.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
+
+from confluent_kafka import Consumer, TopicPartition
+
+from fcluster.common.kafka_clients import ANSWER_TIMEOUT_S, read_committed_positions
+from fcluster.common.positions import CommittedPosition
+
+OLD_ANSWERS_S: Final = 10.0
+"""How long other brokers are asked, if an answer is older than what was reported."""
+PAUSE_S: Final = 0.3
+
+_log = logging.getLogger("fcluster.worker")
+
+
+class CommittedOffsets:
+    """The committed offsets of a job's sources.
+
+    Args:
+        job: its name, which is the group's.
+        make_reader: makes a read-committed consumer of that group.
+        stopping: ends the waits.
+        old_answers_s: see `OLD_ANSWERS_S`.
+    """
+
+    def __init__(
+        self,
+        job: str,
+        make_reader: Callable[[], Consumer],
+        stopping: threading.Event,
+        old_answers_s: float = OLD_ANSWERS_S,
+    ) -> None:
+        self._job = job
+        self._make_reader = make_reader
+        self._stopping = stopping
+        self._old_answers_s = old_answers_s
+        self._reader = make_reader()
+        self._using = threading.Lock()
+        """A reader isn't closed while another thread asks it."""
+        self._reported: dict[tuple[str, int], int] = {}
+
+    def reported(self, topic: str, partition: int, offset: int) -> None:
+        """So much of this partition is committed at least."""
+        self._reported[topic, partition] = offset
+
+    def connect(self, partition: TopicPartition, timeout_s: float) -> None:
+        """Find the group's coordinator.
+
+        Raises:
+            KafkaUnavailable: it isn't found in time.
+        """
+        with self._using:
+            read_committed_positions(self._reader, self._job, [partition], timeout_s)
+
+    def read(
+        self, wanted: Sequence[TopicPartition], timeout_s: float = ANSWER_TIMEOUT_S
+    ) -> Mapping[TopicPartition, CommittedPosition | None]:
+        """What is committed for each partition, None where there is nothing.
+
+        Raises:
+            KafkaUnavailable: no settled answer came in time.
+            IncompatibleState: the offsets were not committed by fcluster.
+        """
+        deadline_s = time.monotonic() + self._old_answers_s
+        while True:
+            with self._using:
+                committed = read_committed_positions(self._reader, self._job, wanted, timeout_s)
+            old = next((at for at in wanted if _offset_of(committed[at]) < self._known(at)), None)
+            if old is None:
+                return committed
+            what = (
+                f"the answer for {old.topic}/{old.partition} is offset {_offset_of(committed[old])}, but "
+                f"{self._known(old)} is committed"
+            )
+            if self._stopping.is_set() or time.monotonic() > deadline_s:
+                # No broker knows of more: somebody has set the offsets back. What follows is decided where
+                # they are compared with the state.
+                _log.warning("committed offsets were set back from outside: %s", what)
+                self._reported.clear()
+                return committed
+            _log.info("asking another broker for the committed offsets: %s", what)
+            with self._using:
+                self._reader.close()
+                self._reader = self._make_reader()
+            self._stopping.wait(PAUSE_S)
+
+    def close(self) -> None:
+        """Nothing is read after that."""
+        self._reader.close()
+
+    def _known(self, at: TopicPartition) -> int:
+        return self._reported.get((at.topic, at.partition), 0)
+
+
+def _offset_of(position: CommittedPosition | None) -> int:
+    return 0 if position is None else position.offset
