@@ -117,7 +117,7 @@ class Shell:
         self._open.append((topic, value, *rest))
 
     def _runner(self, port: OutputPort) -> ShardRunner:
-        state = ShardState(self._store, self._stage.stores, 2)
+        state = ShardState(self._store, self._stage.all_stores, 2)
         runner = ShardRunner(self._stage, 0, state, CommittedPosition(0, 0, 0, ""), port)
         for offset, failure in self._condemned:
             runner.condemn(Condemned(offset, failure))
@@ -167,7 +167,7 @@ class Shell:
 
     def state(self, handler: str, key: bytes) -> dict[str, Any]:
         """The committed state."""
-        return ShardState(self._store, self._stage.stores, 2).tables[handler].peek(key)
+        return ShardState(self._store, self._stage.all_stores, 2).tables[handler].peek(key)
 
 
 class InDriver:
