@@ -71,6 +71,8 @@ def within(seconds: float, bound_s: float) -> bool:
 class Slowness:
     """How many times slower than alone processes run, on average during its `with` block; see `slowness`."""
 
+    MOST = 4.0
+    """By so much a bound is lengthened at most."""
     _PAUSE_S = 1.0
 
     def __init__(self) -> None:
@@ -91,6 +93,11 @@ class Slowness:
         """Of all samples until now; 1 if there are none yet."""
         samples = list(self._samples)
         return sum(samples) / len(samples) if samples else 1.0
+
+    @property
+    def leeway(self) -> float:
+        """By how much a bound for a quiet machine is lengthened."""
+        return min(self.mean, self.MOST)
 
     def _run(self) -> None:
         while not self._ended.is_set():

@@ -82,31 +82,35 @@ class Holdings:
 
     def _heed_overdue(self, overdue: messages.OverdueRecord) -> None:
         """A process was ended because of this record. Once may have been bad luck."""
-        known = {(record.input, record.offset) for record in self._now.condemned.get(overdue.shard, ())}
-        if overdue.times >= OVERDUE_TIMES_MAX and (overdue.input, overdue.offset) not in known:
+        at = RecordAt(overdue.shard, overdue.offset, overdue.input)
+        if overdue.times >= OVERDUE_TIMES_MAX and not self._is_condemned(at):
             failure = Failure(
                 f"{overdue.reason}; this happened {overdue.times} times{REMEDY_MARK}make the handler "
                 "faster for such a record, raise record.timeout.ms and transaction.timeout.ms, or give the "
                 "step on_error='skip' or a dead-letter topic",
                 step=overdue.step,
             )
-            self._now.condemn(RecordAt(overdue.shard, overdue.offset, overdue.input), failure)
+            self._now.condemn(at, failure)
 
     def _heed_suspect(self, suspect: messages.SuspectRecord) -> None:
         """Processes have ended while this record was being processed. That may be chance, but not often."""
-        known = {(record.input, record.offset) for record in self._now.condemned.get(suspect.shard, ())}
+        at = RecordAt(suspect.shard, suspect.offset, suspect.input)
         if suspect.times < DEATHS_MAX:
             self._now.suspects[suspect.shard] = suspect
-        elif (suspect.input, suspect.offset) not in known:
-            at = "" if suspect.step else f"{suspect.record}: "
+        elif not self._is_condemned(at):
+            what = "" if suspect.step else f"{suspect.record}: "
             failure = Failure(
-                f"{at}{suspect.times} worker processes in a row ended or fell silent while they processed it"
-                f"{REMEDY_MARK}find in the workers' logs how they ended (by the signal of a crash in a C "
+                f"{what}{suspect.times} worker processes in a row ended or fell silent while they processed "
+                f"it{REMEDY_MARK}find in the workers' logs how they ended (by the signal of a crash in a C "
                 "extension, or by SIGKILL where there isn't enough memory), or give the step on_error='skip' "
                 "or a dead-letter topic",
                 step=suspect.step,
             )
-            self._now.condemn(RecordAt(suspect.shard, suspect.offset, suspect.input), failure)
+            self._now.condemn(at, failure)
+
+    def _is_condemned(self, at: RecordAt) -> bool:
+        condemned = self._now.condemned.get(at.shard, ())
+        return any((record.input, record.offset) == (at.input, at.offset) for record in condemned)
 
     def _announced(self, shard: ShardId, position: CommittedPosition) -> tuple[range, ...]:
         """By input: the offsets whose records are announced before they are processed."""

@@ -271,12 +271,7 @@ class TransactionalWriter:
         check_transaction(self._producers[self._turn])
 
     def flush_outputs(self) -> None:
-        with self._waits.waiting(_ACKNOWLEDGEMENTS):
-            flush(self._producers[self._turn], self._look)
-
-    def _look(self, producer: Producer) -> None:
-        _unless_in_vain(self._waits)
-        check_transaction(producer)
+        flush(self._producers[self._turn], self._waits, check_transaction)
 
     def seal(self) -> None:
         assert self._begun, "an epoch was sealed that was never begun"
@@ -300,8 +295,7 @@ class TransactionalWriter:
                 offsets_of(frozen), self._group_metadata, FLUSH_TIMEOUT_S
             )
         failpoints.reach("worker.offsets-sent", frozen.epoch)
-        with self._waits.waiting(_ACKNOWLEDGEMENTS):
-            flush(self._sealed, self._look)
+        flush(self._sealed, self._waits, check_transaction)
         check_deltas(frozen)
         failpoints.reach("worker.delta-flushed", frozen.epoch)
 
@@ -375,8 +369,7 @@ class AtLeastOnceWriter:
 
     def flush_outputs(self) -> None:
         assert self._producer is not None
-        with self._waits.waiting(_ACKNOWLEDGEMENTS):
-            flush(self._producer, lambda _producer: _unless_in_vain(self._waits))
+        flush(self._producer, self._waits)
         self._raise_failure()  # before a delta is written that wouldn't be committed
 
     def _raise_failure(self) -> None:
@@ -389,8 +382,7 @@ class AtLeastOnceWriter:
     def prepare(self, frozen: FrozenEpoch) -> None:
         assert self._producer is not None
         produce_deltas(self._producer, frozen)
-        with self._waits.waiting(_ACKNOWLEDGEMENTS):
-            flush(self._producer, lambda _producer: _unless_in_vain(self._waits))
+        flush(self._producer, self._waits)
         check_deltas(frozen)
         self._raise_failure()
 
@@ -414,11 +406,6 @@ def _producer_config(settings: Settings, batches: Batches) -> dict[str, Any]:
         **sending.sending_config(settings),
         **batches.producer_config(),
     }
-
-
-def _unless_in_vain(waits: KafkaWaits) -> None:
-    if waits.in_vain:  # acknowledgements of a topic that is gone never come
-        raise TransactionLostError("the job is over, and something isn't acknowledged yet")
 
 
 def check_transaction(producer: Producer) -> None:
@@ -531,15 +518,21 @@ def serve(producer: Producer, send: bool) -> int:
     return len(producer)
 
 
-def flush(producer: Producer, check: Callable[[Producer], None] = _unchecked) -> None:
+def flush(producer: Producer, waits: KafkaWaits, check: Callable[[Producer], None] = _unchecked) -> None:
     """Wait until everything produced is acknowledged. `check` raises errors that make waiting useless.
 
     Raises:
-        TransactionLostError: something isn't acknowledged in time. (A failed record makes the transaction's
-            commit fail, so it isn't checked here.)
+        TransactionLostError: something isn't acknowledged in time, or before the job's end. (A failed record
+            makes the transaction's commit fail, so it isn't checked here.)
     """
-    with told("flushing"):
-        waiting = sending.flush(producer, FLUSH_TIMEOUT_S, check)
+
+    def look(producer: Producer) -> None:
+        if waits.in_vain:  # acknowledgements of a topic that is gone never come
+            raise TransactionLostError("the job is over, and something isn't acknowledged yet")
+        check(producer)
+
+    with waits.waiting(_ACKNOWLEDGEMENTS), told("flushing"):
+        waiting = sending.flush(producer, FLUSH_TIMEOUT_S, look)
     if waiting:
         raise TransactionLostError(f"{waiting} records weren't acknowledged within {FLUSH_TIMEOUT_S:.0f} s")
 

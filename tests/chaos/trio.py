@@ -63,8 +63,6 @@ BACK_BOUND_S = 30.0
 CUT_BOUND_S = 45.0
 """From the moment when a broker is cut off from the others. It goes on saying that it leads, and takes what
 it can't commit: a producer waits for that for 12 s, and each new client that asks it has to ask again."""
-SLOWNESS_MAX = 4.0
-"""By so much a bound is lengthened at most."""
 ISLANDER = 3
 
 
@@ -447,7 +445,7 @@ class Hurt:
         by the same processes."""
         with Slowness() as machine:
             try:
-                self.run.await_flow(max(1.0, began_s + SLOWNESS_MAX * bound_s - time.monotonic()))
+                self.run.await_flow(max(1.0, began_s + Slowness.MOST * bound_s - time.monotonic()))
             except TimeoutError as error:
                 print(f"status: {self.run.cluster.status()}")
                 pids = {node: self.trio.cluster.pid_of(node) for node in self.trio.cluster.nodes}
@@ -455,7 +453,7 @@ class Hurt:
                     f"{what}: {error}; newest {self.run.newest_ns()}; brokers by process {pids}"
                 ) from None
             took_s = time.monotonic() - began_s
-            slower = min(machine.mean, SLOWNESS_MAX)
+            slower = machine.leeway
         self.pauses_s.append((what, took_s))
         told = f"{what}: output in all partitions after {took_s:.1f} s, {slower:.1f} times slower than alone"
         print(told, flush=True)

@@ -6,7 +6,9 @@ from confluent_kafka import Message
 
 from fcluster.common.kafka_clients import make_producer
 from fcluster.common.settings import Settings
+from fcluster.worker.kafka_waits import KafkaWaits
 from fcluster.worker.transactions import flush, waiting_produce
+from fcluster.worker.watchdog import Watchdog
 from tests.checker.generate import create_topic
 from tests.checker.reading import READ_COMMITTED, read_topic
 
@@ -21,7 +23,7 @@ def test_output_carries_key_timestamp_and_headers(kafka: str, topic_prefix: str)
     produce(topic, b"plain", b"k", TIMESTAMP_MS)
     produce(topic, b"with", None, TIMESTAMP_MS + 1, [("a", b"1"), ("a", b"2")])
     produce(topic, None, b"k", TIMESTAMP_MS + 2)
-    flush(producer)
+    flush(producer, KafkaWaits(Watchdog()))
 
     def row(message: Message) -> tuple[object, ...]:
         return message.value(), message.key(), message.timestamp()[1], message.headers()

@@ -43,35 +43,30 @@ def inputs() -> list[InputRecord]:
     return placed
 
 
-@pytest.fixture
-def outputs(inputs: list[InputRecord]) -> list[OutputRecord]:
-    """What a faultless totals job writes."""
+def totals_of(inputs: list[InputRecord], *, regroup: bool = False) -> list[OutputRecord]:
+    """What a faultless job writes: totals by key, or by group behind a repartition."""
     state: dict[str, tuple[int, int]] = {}
     rows: list[OutputRecord] = []
     for r in inputs:
-        count, total = state.get(r.key, (0, 0))
-        state[r.key] = count, total = count + 1, total + r.value
-        rows.append(
-            OutputRecord(
-                r.id, r.key, r.sequence, r.key, count, total, r.partition, r.offset, r.partition, len(rows)
-            )
-        )
+        group = group_of(r.key, GROUPS) if regroup else r.key
+        count, total = state.get(group, (0, 0))
+        state[group] = count, total = count + 1, total + r.value
+        place = (-1, -1) if regroup else (r.partition, r.offset)
+        at = int(group[1:]) % 2 if regroup else r.partition
+        rows.append(OutputRecord(r.id, r.key, r.sequence, group, count, total, *place, at, len(rows)))
     return rows
+
+
+@pytest.fixture
+def outputs(inputs: list[InputRecord]) -> list[OutputRecord]:
+    """What a faultless totals job writes."""
+    return totals_of(inputs)
 
 
 @pytest.fixture
 def regrouped(inputs: list[InputRecord]) -> list[OutputRecord]:
     """What a faultless regrouping job writes when one source partition arrives after the other."""
-    state: dict[str, tuple[int, int]] = {}
-    rows: list[OutputRecord] = []
-    for r in sorted(inputs, key=lambda record: record.partition):
-        group = group_of(r.key, GROUPS)
-        count, total = state.get(group, (0, 0))
-        state[group] = count, total = count + 1, total + r.value
-        rows.append(
-            OutputRecord(r.id, r.key, r.sequence, group, count, total, -1, -1, int(group[1:]) % 2, len(rows))
-        )
-    return rows
+    return totals_of(sorted(inputs, key=lambda record: record.partition), regroup=True)
 
 
 def kinds(verdict) -> set[str]:
@@ -316,19 +311,6 @@ def with_repeats(inputs: list[InputRecord], first: int, last: int) -> list[Input
     again = iter(row._replace(offset=offset) for offset, row in enumerate(rows))
     others = [row for row in inputs if row.partition != 1]
     return [*others, *again]
-
-
-def totals_of(inputs: list[InputRecord], *, regroup: bool = False) -> list[OutputRecord]:
-    state: dict[str, tuple[int, int]] = {}
-    rows: list[OutputRecord] = []
-    for r in inputs:
-        group = group_of(r.key, GROUPS) if regroup else r.key
-        count, total = state.get(group, (0, 0))
-        state[group] = count, total = count + 1, total + r.value
-        place = (-1, -1) if regroup else (r.partition, r.offset)
-        at = int(group[1:]) % 2 if regroup else r.partition
-        rows.append(OutputRecord(r.id, r.key, r.sequence, group, count, total, *place, at, len(rows)))
-    return rows
 
 
 def test_record_that_stands_twice_in_the_source_has_two_outputs(inputs) -> None:

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from fcluster.common import messages
+from fcluster.common.ids import ShardId
 from fcluster.common.settings import Settings
 from fcluster.coordinator import events
 from fcluster.coordinator.election import RESIGN_MS, STANDBYS_COME_MS
@@ -1259,13 +1260,18 @@ def test_job_is_caught_up_only_when_each_merged_input_is() -> None:
     assert harness.core.phase is Phase.DRAINING
 
 
-def test_status_tells_each_merged_input_and_their_sums() -> None:
+def merged_shard() -> tuple[Harness, FakeWorker, ShardId]:
+    """A job with a merge, its only worker, and the shard that has two inputs."""
     partitions = {"in": 1, "more": 1, "job-more-b-repartition": 1}
     harness = Harness(topology=merged_stages(), partitions=partitions, workers=1)
     worker = FakeWorker(harness, "w0")
     worker.hello()
     worker.running()
-    merged = shard(0, "more")
+    return harness, worker, shard(0, "more")
+
+
+def test_status_tells_each_merged_input_and_their_sums() -> None:
+    harness, worker, merged = merged_shard()
     worker.heartbeat(status(merged, 20, 15, 30))
 
     def shown() -> dict[str, Any]:
@@ -1283,12 +1289,7 @@ def test_status_tells_each_merged_input_and_their_sums() -> None:
 
 
 def test_hang_at_a_record_of_one_input_is_over_when_that_input_gets_on() -> None:
-    partitions = {"in": 1, "more": 1, "job-more-b-repartition": 1}
-    harness = Harness(topology=merged_stages(), partitions=partitions, workers=1)
-    worker = FakeWorker(harness, "w0")
-    worker.hello()
-    worker.running()
-    merged = shard(0, "more")
+    harness, worker, merged = merged_shard()
     harness.say(worker.peer, messages.RecordOverdue(worker.session, merged, 5, "it hung", "slow", 1))
     worker.committed(1, False, status(merged, 9, 9))
     known = harness.core._cluster.overdue

@@ -61,7 +61,7 @@ def with_a_callback_on_top() -> None:
 def test_fatal_error_of_a_producer_is_a_lost_transaction_wherever_it_shows(fail: Callable[[], None]) -> None:
     producer = FailingProducer(fail)
     with pytest.raises(TransactionLostError, match=r"flushing: .*_FENCED"):
-        flush(producer)  # type: ignore[arg-type]
+        flush(producer, KafkaWaits(Watchdog()))  # type: ignore[arg-type]
     writer = TransactionalWriter.__new__(TransactionalWriter)
     writer._producers, writer._turn = [producer], 0  # type: ignore[list-item]
     with pytest.raises(TransactionLostError, match="_FENCED"):
@@ -144,7 +144,7 @@ def test_system_error_of_another_kind_stays_one() -> None:
         raise SystemError("something else")
 
     with pytest.raises(SystemError):
-        flush(FailingProducer(fail))  # type: ignore[arg-type]
+        flush(FailingProducer(fail), KafkaWaits(Watchdog()))  # type: ignore[arg-type]
 
 
 def test_refusal_that_no_replay_changes_names_topic_and_remedy() -> None:
