@@ -22,7 +22,7 @@ import click
 from fcluster.common.errors import FclusterError, KafkaUnavailable
 
 if TYPE_CHECKING:
-    from fcluster.common.topology import Isolation
+    from fcluster.common.isolation import Isolation
     from fcluster.connection import Connection
 
 EXIT_MISTAKE = 1

@@ -21,7 +21,7 @@ from fcluster.local_kafka import detached_kafka, no_brokers
 if TYPE_CHECKING:
     from fcluster.common.admin_client import AdminClient
     from fcluster.common.discovery import Leader
-    from fcluster.common.topology import Isolation
+    from fcluster.common.isolation import Isolation
     from fcluster.console_clients import Sent
 
 _T = TypeVar("_T")

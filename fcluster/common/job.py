@@ -24,6 +24,7 @@ from fcluster.common.ids import (
     journal_topic,
     repartition_topic,
 )
+from fcluster.common.isolation import ISOLATIONS, Isolation
 from fcluster.common.record import UNSET, Record, Unset
 from fcluster.common.settings import Settings, isolation_from
 from fcluster.common.states import (
@@ -38,14 +39,12 @@ from fcluster.common.states import (
     check_states,
 )
 from fcluster.common.topology import (
-    ISOLATIONS,
     KEY_KINDS,
     VALUE_KINDS,
     Chain,
     Filter,
     FlatMap,
     Input,
-    Isolation,
     KeyKind,
     Map,
     OnError,

@@ -37,11 +37,12 @@ from confluent_kafka.admin import (
 from fcluster.common.durability import Replication, replications
 from fcluster.common.errors import IncompatibleState, KafkaUnavailable, MissingTopic, SettingsError
 from fcluster.common.ids import colliding_topic, journal_topic
+from fcluster.common.isolation import Isolation
 from fcluster.common.offsets import NotKnownYetError, Offset, known_offset
 from fcluster.common.positions import CommittedPosition, UnreadableMetadataError, decode_position
 from fcluster.common.settings import Settings
 from fcluster.common.topic_ids import reset_remedy
-from fcluster.common.topology import Isolation, Stage, Topology, check_copartitioned
+from fcluster.common.topology import Stage, Topology, check_copartitioned
 
 REQUEST_TIMEOUT_S: Final = 10.0
 ANSWER_TIMEOUT_S: Final = 30.0

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, NoReturn, cast
 
 from fcluster.common.errors import SettingsError
-from fcluster.common.topology import Isolation
+from fcluster.common.isolation import Isolation
 
 Guarantee = Literal["exactly-once", "at-least-once"]
 SourceGapPolicy = Literal["fail", "continue"]

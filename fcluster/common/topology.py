@@ -27,15 +27,14 @@ from fcluster.common.ids import (
     former_repartition_topic,
     repartition_topic,
 )
+from fcluster.common.isolation import Isolation
 from fcluster.common.states import StateStore
 
 KeyKind = Kind
 ValueKind = Kind
-Isolation = Literal["read-committed", "read-uncommitted"]
 
 KEY_KINDS: tuple[str, ...] = ("text", "bytes", "int", "json", "msgpack")
 VALUE_KINDS: tuple[str, ...] = ("json", "text", "bytes", "int", "msgpack")
-ISOLATIONS: tuple[Isolation, ...] = ("read-committed", "read-uncommitted")
 
 _FORMAT_WITHOUT_STATES = 1
 """Of descriptions of jobs whose handlers declare no states: older versions can go on with them."""

@@ -17,12 +17,12 @@ from fcluster.common.codecs import key_codec, value_codec
 from fcluster.common.errors import FclusterError, JobError, ProcessingError, cause_and_remedy
 from fcluster.common.failures import bounded_repr
 from fcluster.common.ids import ShardId
+from fcluster.common.isolation import Isolation
 from fcluster.common.job import Job
 from fcluster.common.positions import CommittedPosition, decode_position, joined_position
 from fcluster.common.settings import Settings, resolve
 from fcluster.common.states import State
 from fcluster.common.topology import (
-    Isolation,
     Stage,
     TopicSpec,
     Topology,

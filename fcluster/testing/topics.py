@@ -14,8 +14,9 @@ from typing import Any
 
 from fcluster.common.codecs import key_codec, value_codec
 from fcluster.common.failures import bounded_repr
+from fcluster.common.isolation import Isolation
 from fcluster.common.partitioner import partition_of
-from fcluster.common.topology import Isolation, TopicSpec
+from fcluster.common.topology import TopicSpec
 
 Header = tuple[str, bytes | None]
 _CREATE_TIME = 1

@@ -51,6 +51,7 @@ from fcluster.common.errors import FclusterError, ProcessingError, one_line
 from fcluster.common.failures import bounded_text
 from fcluster.common.health import health_port
 from fcluster.common.ids import ShardId
+from fcluster.common.isolation import Isolation
 from fcluster.common.job import Job
 from fcluster.common.kafka_clients import LASTING, make_consumer
 from fcluster.common.keys import Role
@@ -61,7 +62,7 @@ from fcluster.common.reach import ReachWatch
 from fcluster.common.security import client_security
 from fcluster.common.seeking import LeaderSeeker
 from fcluster.common.settings import Settings, with_settings
-from fcluster.common.topology import Isolation, Stage, Topology
+from fcluster.common.topology import Stage, Topology
 from fcluster.common.transport import DealerTransport
 from fcluster.engine.changelog import Delta, encode_delta
 from fcluster.engine.failure import Failure, UnkeptStateError

@@ -9,7 +9,7 @@ from confluent_kafka import KafkaException, Producer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fcluster.common.topology import Isolation
+from fcluster.common.isolation import Isolation
 from fcluster.testing.driver import _size_bytes  # pyright: ignore[reportPrivateUsage]
 from fcluster.testing.topics import Topics, Visibility
 
