@@ -45,9 +45,9 @@ from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, Consumer, KafkaError, 
 
 from benchmarks import peers
 from benchmarks.support import Names
-from fcluster.common.embedded_cluster import EmbeddedCluster
-from fcluster.common.kafka_jars import kafka_version
 from fcluster.common.processes import ChildProcess
+from fcluster.kafka.embedded_cluster import EmbeddedCluster
+from fcluster.kafka.jars import kafka_version
 from fcluster.worker import sending
 from tests.brokers import wait_whole
 from tests.checker.generate import create_topic

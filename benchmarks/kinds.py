@@ -20,8 +20,8 @@ from fcluster.common.ids import ShardId
 from fcluster.common.positions import CommittedPosition
 from fcluster.common.settings import Settings
 from fcluster.engine.state import ShardState
+from fcluster.storage.store import StoreDirectory
 from fcluster.worker.processing import OutputPort, ShardRunner
-from fcluster.worker.store import StoreDirectory
 
 RECORDS = 5_000
 KEYS = 500

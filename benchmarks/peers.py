@@ -15,8 +15,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from fcluster.common.kafka_jars import EmbeddedKafkaError, cache_dir, find_java
 from fcluster.common.processes import ChildProcess, spawn
+from fcluster.kafka.jars import EmbeddedKafkaError, cache_dir, find_java
 
 _SOURCES = Path(__file__).with_name("kafka_streams")
 _PROGRAM = "RunningTotals"

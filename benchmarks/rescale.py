@@ -37,8 +37,8 @@ from benchmarks.live import (
 from benchmarks.recovery import moment_ns, restores
 from benchmarks.support import Names, median, parser, workplace
 from fcluster.common.ids import changelog_topic
-from fcluster.common.kafka_clients import begin_offsets, make_admin
 from fcluster.common.settings import resolve
+from fcluster.kafka.clients import begin_offsets, make_admin
 from tests.harness import Cluster, wait_until
 from tests.pauses import settled, status_of
 

@@ -4,7 +4,7 @@
 
 A job's state is written through the product's own layers: every epoch's delta to a changelog in a
 transaction, the deltas to RocksDB, then a snapshot of each shard, and some more deltas behind the snapshots.
-Then a host without any local files restores all shards as a worker does (`worker/restore.py`). Beside it,
+Then a host without any local files restores all shards as a worker does (`storage/restore.py`). Beside it,
 interleaved:
 
 - `cp` of the same snapshot files, and `cp` followed by `sync` of them: the speed of copying,
@@ -39,15 +39,15 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 
 from benchmarks.support import delete_topics, median, parser, workplace
 from fcluster.common.ids import ShardId
-from fcluster.common.kafka_clients import make_admin, make_producer
 from fcluster.common.positions import CommittedPosition
 from fcluster.common.settings import Settings, resolve
-from fcluster.common.snapshot_store import DirectorySnapshotStore
 from fcluster.engine.changelog import Delta, encode_delta
 from fcluster.engine.state import ShardState, StoreMeta
-from fcluster.worker.restore import RestoreProgress, RestoreRequest, changelog_consumer, restore_shards
-from fcluster.worker.snapshots import take_snapshot, usable_manifests
-from fcluster.worker.store import StoreDirectory
+from fcluster.kafka.clients import make_admin, make_producer
+from fcluster.storage.restore import RestoreProgress, RestoreRequest, changelog_consumer, restore_shards
+from fcluster.storage.snapshot_store import DirectorySnapshotStore
+from fcluster.storage.snapshots import take_snapshot, usable_manifests
+from fcluster.storage.store import StoreDirectory
 from tests.checker.generate import create_topic
 from tests.checker.reading import READ_COMMITTED, end_offsets
 

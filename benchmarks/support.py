@@ -68,7 +68,7 @@ def workplace(brokers: str | None) -> Iterator[tuple[str, Path]]:
     broker = None
     try:
         if not brokers:
-            from fcluster.common.embedded_kafka import EmbeddedKafka
+            from fcluster.kafka.embedded import EmbeddedKafka
 
             broker = EmbeddedKafka(directory / "kafka")
             brokers = broker.start()

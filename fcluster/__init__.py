@@ -5,11 +5,11 @@ This is the public API; everything else in the package may change between versio
 
 from __future__ import annotations
 
-from fcluster.common.codecs import Codec, CodecUse
+from fcluster.api.job import UNSET, Context, Job, Record, Stream
 from fcluster.common.errors import FclusterError
-from fcluster.common.job import UNSET, Context, Job, Record, Stream
-from fcluster.common.states import ListState, MapState, ValueState
-from fcluster.common.topology import TopicSpec as Topic
+from fcluster.graph.codecs import Codec, CodecUse
+from fcluster.graph.states import ListState, MapState, ValueState
+from fcluster.graph.topology import TopicSpec as Topic
 
 __version__ = "0.1.0"
 

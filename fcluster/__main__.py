@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fcluster.cli import main
+from fcluster.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from fcluster.common.embedded_kafka import EmbeddedKafka
-from fcluster.common.snapshot_store import DirectorySnapshotStore
-from fcluster.worker.store import StoreDirectory
+from fcluster.kafka.embedded import EmbeddedKafka
+from fcluster.storage.snapshot_store import DirectorySnapshotStore
+from fcluster.storage.store import StoreDirectory
 
 # Examples are as slow as the machine is busy: a deadline for one of them would fail by luck. In CI the same
 # examples run each time, so that a failure there is one of the change under test.

@@ -23,8 +23,8 @@ from typing import Any
 
 import pytest
 
-from fcluster.common.embedded_kafka import Adapt, EmbeddedKafka
 from fcluster.common.processes import ChildProcess, spawn
+from fcluster.kafka.embedded import Adapt, EmbeddedKafka
 from tests.harness import REPOSITORY
 
 _CLONE_NEWNET = 0x40000000

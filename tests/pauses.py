@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from fcluster.common.admin_client import AdminClient
-from fcluster.common.discovery import find_leader
 from fcluster.common.errors import FclusterError
 from fcluster.common.settings import resolve
+from fcluster.wire.admin_client import AdminClient
+from fcluster.wire.discovery import find_leader
 from tests.checker.live import LiveReader
 from tests.harness import Cluster, wait_until, worker_name
 

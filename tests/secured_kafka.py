@@ -25,8 +25,8 @@ from confluent_kafka.admin import (
     UserScramCredentialUpsertion,
 )
 
-from fcluster.common.embedded_kafka import EmbeddedKafka
-from fcluster.common.ports import reserve_for_process
+from fcluster.kafka.embedded import EmbeddedKafka
+from fcluster.kafka.ports import reserve_for_process
 
 Rule = tuple[ResourceType, str, bool, Sequence[AclOperation]]
 _KEYSTORE_PASSWORD = "of-the-test"

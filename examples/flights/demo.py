@@ -43,7 +43,7 @@ def kafka(brokers: str | None, data_dir: Path, console: Console) -> Iterator[str
     if brokers:
         yield brokers
         return
-    from fcluster.common.embedded_kafka import EmbeddedKafka
+    from fcluster.kafka.embedded import EmbeddedKafka
 
     with console.status("Starting Kafka ..."):
         embedded = EmbeddedKafka(data_dir / "kafka")

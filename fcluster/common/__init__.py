@@ -1,1 +1,1 @@
-"""What both sides speak: messages, transport, settings, errors, the job model, Kafka clients."""
+"""What everything may use, with nothing of ours below it: errors, ids, settings, positions, logs, files."""

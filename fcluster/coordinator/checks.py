@@ -13,12 +13,12 @@ from typing import Any
 from confluent_kafka import Consumer, TopicPartition
 
 from fcluster.common.errors import IncompatibleState
-from fcluster.common.kafka_clients import read_committed_positions
 from fcluster.common.positions import RESET_FINGERPRINT, CommittedPosition
 from fcluster.common.settings import Settings
-from fcluster.common.topic_ids import Look, fits, reset_remedy
-from fcluster.common.topology import Topology, described_inputs, incompatibility, unverified_keys
-from fcluster.coordinator.topics import TOPIC_KEY_PREFIX, Role, lost_topic, roles_of
+from fcluster.coordinator.core.topics import TOPIC_KEY_PREFIX, Role, lost_topic, roles_of
+from fcluster.graph.topology import Topology, described_inputs, incompatibility, unverified_keys
+from fcluster.kafka.clients import read_committed_positions
+from fcluster.kafka.topic_ids import Look, fits, reset_remedy
 
 _log = logging.getLogger("fcluster.coordinator")
 

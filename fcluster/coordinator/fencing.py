@@ -20,9 +20,9 @@ from confluent_kafka import Producer
 from fcluster.common import failpoints
 from fcluster.common.errors import FclusterError
 from fcluster.common.ids import transactional_ids
-from fcluster.common.kafka_clients import REQUEST_TIMEOUT_S, fence_transactional_id, fencing_producers
 from fcluster.common.settings import Settings
-from fcluster.coordinator.events import SlotFenced, SlotFenceFailed
+from fcluster.coordinator.core.events import SlotFenced, SlotFenceFailed
+from fcluster.kafka.clients import REQUEST_TIMEOUT_S, fence_transactional_id, fencing_producers
 
 FENCES_AT_ONCE = 16
 """How many ids are fenced in parallel. Each takes two short-lived producers."""

@@ -10,10 +10,10 @@ from __future__ import annotations
 import logging
 from typing import Final, get_args
 
-from fcluster.common import messages
-from fcluster.common.keys import Role
-from fcluster.common.messages import MalformedMessageError, Message, Refused, ToCoordinator
-from fcluster.common.transport import FrameReceived
+from fcluster.wire import messages
+from fcluster.wire.keys import Role
+from fcluster.wire.messages import MalformedMessageError, Message, Refused, ToCoordinator
+from fcluster.wire.transport import FrameReceived
 
 _log = logging.getLogger("fcluster.coordinator")
 

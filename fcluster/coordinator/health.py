@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fcluster.common.discovery import Leader
-from fcluster.common.health import Pulse, Verdict
+from fcluster.wire.discovery import Leader
+from fcluster.wire.http_port import Pulse, Verdict
 
 LOOP_BOUND_S = 10.0
 """A loop that runs several times a second and hasn't run for this long is stuck."""

@@ -15,7 +15,7 @@ from typing import Any
 from fcluster.common.errors import IncompatibleState
 from fcluster.common.ids import journal_topic
 from fcluster.common.positions import CommittedPosition
-from fcluster.common.topology import Topology, described_topics, former_names
+from fcluster.graph.topology import Topology, described_topics, former_names
 
 Positions = Callable[[str, str], list[CommittedPosition]]
 """What the group of a job (first) has committed for a topic (second)."""

@@ -24,12 +24,12 @@ import msgspec
 from confluent_kafka import KafkaError, KafkaException, Producer
 
 from fcluster.common import failpoints
-from fcluster.common.discovery import read_journal
 from fcluster.common.errors import KafkaUnavailable
 from fcluster.common.ids import coordinator_id, journal_topic
-from fcluster.common.kafka_clients import LASTING, cause_of, make_producer, reason_of, remedy_for, serve_rest
 from fcluster.common.settings import Settings
-from fcluster.coordinator.events import Deposed, JournalWritten, WriteJournal
+from fcluster.coordinator.core.events import Deposed, JournalWritten, WriteJournal
+from fcluster.kafka.clients import LASTING, cause_of, make_producer, reason_of, remedy_for, serve_rest
+from fcluster.wire.discovery import read_journal
 
 _log = logging.getLogger("fcluster.coordinator")
 

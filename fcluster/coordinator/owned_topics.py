@@ -14,19 +14,10 @@ from typing import Any
 
 from confluent_kafka import TopicPartition
 
-from fcluster.common.discovery import read_journal
 from fcluster.common.errors import IncompatibleState
 from fcluster.common.ids import journal_topic
-from fcluster.common.kafka_clients import (
-    Admin,
-    end_offsets,
-    existing_topics,
-    make_consumer,
-    read_committed_positions,
-)
 from fcluster.common.positions import CommittedPosition
 from fcluster.common.settings import Settings, with_settings
-from fcluster.common.topology import Topology, former_names
 from fcluster.coordinator.internal_names import (
     Claim,
     Positions,
@@ -37,6 +28,15 @@ from fcluster.coordinator.internal_names import (
     shared,
     unowned_topics,
 )
+from fcluster.graph.topology import Topology, former_names
+from fcluster.kafka.clients import (
+    Admin,
+    end_offsets,
+    existing_topics,
+    make_consumer,
+    read_committed_positions,
+)
+from fcluster.wire.discovery import read_journal
 
 _log = logging.getLogger("fcluster.coordinator")
 

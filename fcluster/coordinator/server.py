@@ -33,8 +33,36 @@ from typing import Any
 from confluent_kafka import TopicPartition
 
 from fcluster import __version__
-from fcluster.common import failpoints, messages
-from fcluster.common.discovery import (
+from fcluster.api.job import Job
+from fcluster.common import failpoints
+from fcluster.common.errors import FclusterError, KafkaUnavailable, SettingsError
+from fcluster.common.ids import transactional_ids
+from fcluster.common.processes import process_space
+from fcluster.common.settings import Settings, with_settings
+from fcluster.coordinator.checks import check_partitions, check_reset, check_topology
+from fcluster.coordinator.core import events
+from fcluster.coordinator.core.coordinator import Coordinator
+from fcluster.coordinator.core.ending import EXIT_TEMPORARY
+from fcluster.coordinator.core.events import Event
+from fcluster.coordinator.core.model import Terms
+from fcluster.coordinator.core.outbox import ENDING_KEY
+from fcluster.coordinator.core.topics import roles_of, topic_key
+from fcluster.coordinator.fencing import Fencer
+from fcluster.coordinator.gate import Gate
+from fcluster.coordinator.health import CoordinatorHealth
+from fcluster.coordinator.journal import Journal, JournalLostError, JournalThread
+from fcluster.coordinator.process_watch import ProcessWatch
+from fcluster.coordinator.standby import Candidate, Ended, Standby
+from fcluster.coordinator.topic_watch import TopicWatch
+from fcluster.coordinator.truncation import Truncation
+from fcluster.graph.topology import Topology
+from fcluster.kafka.clients import Admin, broker_setting, create_output_topic, end_offsets
+from fcluster.kafka.ports import reserve_for_process
+from fcluster.kafka.watch import Concern, KafkaWatch
+from fcluster.storage.snapshot_store import store_identity
+from fcluster.wire import messages
+from fcluster.wire.addresses import announced_address
+from fcluster.wire.discovery import (
     ENDED_KEY,
     LEADER_KEY,
     Leader,
@@ -42,36 +70,9 @@ from fcluster.common.discovery import (
     leader_in,
     read_journal,
 )
-from fcluster.common.errors import FclusterError, KafkaUnavailable, SettingsError
-from fcluster.common.health import health_port
-from fcluster.common.ids import transactional_ids
-from fcluster.common.job import Job
-from fcluster.common.kafka_clients import Admin, broker_setting, create_output_topic, end_offsets
-from fcluster.common.kafka_watch import Concern, KafkaWatch
-from fcluster.common.ports import reserve_for_process
-from fcluster.common.processes import process_space
-from fcluster.common.reach import announced_address
-from fcluster.common.security import CoordinatorSecurity, coordinator_security
-from fcluster.common.settings import Settings, with_settings
-from fcluster.common.snapshot_store import store_identity
-from fcluster.common.topology import Topology
-from fcluster.common.transport import Disconnected, FrameReceived, HandshakeFailed, RouterTransport
-from fcluster.coordinator import events
-from fcluster.coordinator.checks import check_partitions, check_reset, check_topology
-from fcluster.coordinator.core import Coordinator
-from fcluster.coordinator.ending import EXIT_TEMPORARY
-from fcluster.coordinator.events import Event
-from fcluster.coordinator.fencing import Fencer
-from fcluster.coordinator.gate import Gate
-from fcluster.coordinator.health import CoordinatorHealth
-from fcluster.coordinator.journal import Journal, JournalLostError, JournalThread
-from fcluster.coordinator.model import Terms
-from fcluster.coordinator.outbox import ENDING_KEY
-from fcluster.coordinator.process_watch import ProcessWatch
-from fcluster.coordinator.standby import Candidate, Ended, Standby
-from fcluster.coordinator.topic_watch import TopicWatch
-from fcluster.coordinator.topics import roles_of, topic_key
-from fcluster.coordinator.truncation import Truncation
+from fcluster.wire.http_port import health_port
+from fcluster.wire.security import CoordinatorSecurity, coordinator_security
+from fcluster.wire.transport import Disconnected, FrameReceived, HandshakeFailed, RouterTransport
 
 _log = logging.getLogger("fcluster.coordinator")
 
@@ -134,7 +135,7 @@ def run_coordinator(
     settings = with_settings(settings, reading_group=topology.job)
     security = coordinator_security(settings)
     health = CoordinatorHealth(topology.job)
-    office = _Office(
+    leadership = _Leadership(
         job=topology.job,
         settings=settings,
         security=security,
@@ -147,12 +148,12 @@ def run_coordinator(
     with health_port(settings.http_bind, health, insecure=settings.insecure):
         candidate = Candidate(settings, topology)
         try:
-            return _take_turns(candidate, Standby(settings, topology, health, patient=stand_by), office)
+            return _take_turns(candidate, Standby(settings, topology, health, patient=stand_by), leadership)
         finally:
             candidate.close()
 
 
-def _take_turns(candidate: Candidate, standby: Standby, office: _Office) -> int:
+def _take_turns(candidate: Candidate, standby: Standby, leadership: _Leadership) -> int:
     """Stand by and lead, in turns, until the end. Returns the exit code."""
 
     def stop_waiting(_number: int) -> None:
@@ -168,7 +169,7 @@ def _take_turns(candidate: Candidate, standby: Standby, office: _Office) -> int:
                 _log.log(level, "coordinator ends: %s", ended.reason)
                 return ended.exit_code
             again = standby.stood_by or own is not None
-            code, own = office.lead(candidate, signals, own, again=again)
+            code, own = leadership.lead(candidate, signals, own, again=again)
             if code != EXIT_TEMPORARY:
                 return code
             if signals.asked:
@@ -193,7 +194,7 @@ def _wait_for_turn(candidate: Candidate, standby: Standby, own: Leader | None) -
 
 
 @dataclass(frozen=True)
-class _Office:
+class _Leadership:
     """What stays the same from one leadership of this process to the next."""
 
     job: str

@@ -29,24 +29,9 @@ from typing import Any
 
 from confluent_kafka import Producer, TopicPartition
 
-from fcluster.common import messages
-from fcluster.common.discovery import ENDED_KEY, Leader, leader_in, read_journal
 from fcluster.common.errors import ClusterConflict, FclusterError, IncompatibleState, KafkaUnavailable
-from fcluster.common.kafka_clients import (
-    connect_or_raise,
-    ensure_internal_topics,
-    make_admin,
-    make_consumer,
-)
-from fcluster.common.keys import Role
-from fcluster.common.messages import MalformedMessageError
 from fcluster.common.positions import CommittedPosition
-from fcluster.common.security import client_security
 from fcluster.common.settings import Settings
-from fcluster.common.topic_ids import Look
-from fcluster.common.topic_looks import look_at_topics, settled_look
-from fcluster.common.topology import Topology
-from fcluster.common.transport import DealerTransport
 from fcluster.coordinator.checks import (
     check_inputs,
     check_reset,
@@ -54,11 +39,26 @@ from fcluster.coordinator.checks import (
     committed_positions,
     remembered_ids,
 )
-from fcluster.coordinator.election import Bounds, Watch
+from fcluster.coordinator.core.election import Bounds, Watch
+from fcluster.coordinator.core.topics import roles_of
 from fcluster.coordinator.health import CoordinatorHealth
 from fcluster.coordinator.journal import Journal, journal_producer, open_journal
 from fcluster.coordinator.owned_topics import own_names
-from fcluster.coordinator.topics import roles_of
+from fcluster.graph.topology import Topology
+from fcluster.kafka.clients import (
+    connect_or_raise,
+    ensure_internal_topics,
+    make_admin,
+    make_consumer,
+)
+from fcluster.kafka.topic_ids import Look
+from fcluster.kafka.topic_looks import look_at_topics, settled_look
+from fcluster.wire import messages
+from fcluster.wire.discovery import ENDED_KEY, Leader, leader_in, read_journal
+from fcluster.wire.keys import Role
+from fcluster.wire.messages import MalformedMessageError
+from fcluster.wire.security import client_security
+from fcluster.wire.transport import DealerTransport
 
 _log = logging.getLogger("fcluster.coordinator")
 

@@ -14,10 +14,10 @@ from typing import Final
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
-from fcluster.common.kafka_clients import Admin
 from fcluster.common.positions import UnreadableMetadataError, decode_position
-from fcluster.common.topic_looks import look_at_topics
-from fcluster.coordinator.events import GroupLooked, TopicsLooked
+from fcluster.coordinator.core.events import GroupLooked, TopicsLooked
+from fcluster.kafka.clients import Admin
+from fcluster.kafka.topic_looks import look_at_topics
 
 _log = logging.getLogger("fcluster.coordinator")
 

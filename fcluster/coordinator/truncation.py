@@ -14,8 +14,8 @@ from confluent_kafka import TopicPartition
 
 from fcluster.common.errors import FclusterError
 from fcluster.common.ids import ShardId
-from fcluster.common.kafka_clients import Admin, delete_records_before
-from fcluster.common.topology import Topology
+from fcluster.graph.topology import Topology
+from fcluster.kafka.clients import Admin, delete_records_before
 
 _log = logging.getLogger("fcluster.coordinator")
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from fcluster.common.topology import Chain, Stage, rekey_description
 from fcluster.engine.context import AnyTable, HandlerContext, UndoableContext
 from fcluster.engine.failure import UnkeptStateError
 from fcluster.engine.operators import operator_for
@@ -23,6 +22,7 @@ from fcluster.engine.operators.write import (
 )
 from fcluster.engine.records import HeldOutputs, OutputPort
 from fcluster.engine.steps import Place, Step, StepFailure
+from fcluster.graph.topology import Chain, Stage, rekey_description
 
 
 @dataclass(frozen=True, slots=True)

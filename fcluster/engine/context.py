@@ -9,7 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 from fcluster.common.errors import ProcessingError, one_line
-from fcluster.common.states import (
+from fcluster.engine.failure import UnkeptStateError
+from fcluster.engine.records import SourceRecord
+from fcluster.engine.steps import RecordError
+from fcluster.graph.states import (
     ListAccess,
     ListState,
     MapAccess,
@@ -18,9 +21,6 @@ from fcluster.common.states import (
     ValueAccess,
     ValueState,
 )
-from fcluster.engine.failure import UnkeptStateError
-from fcluster.engine.records import SourceRecord
-from fcluster.engine.steps import RecordError
 
 _K = TypeVar("_K")
 _V = TypeVar("_V")

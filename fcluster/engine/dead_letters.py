@@ -10,10 +10,10 @@ import hashlib
 from collections.abc import Callable
 
 from fcluster.common.failures import bounded_text
-from fcluster.common.topology import TopicSpec
 from fcluster.engine.failure import OutputRefusedError
 from fcluster.engine.records import OUTPUT_TROUBLE, Headers, SourceRecord, describe_record
 from fcluster.engine.steps import RecordError
+from fcluster.graph.topology import TopicSpec
 
 ERROR_CHARACTERS_MAX = 2_000
 STUB_KEY_BYTES_MAX = 1_000

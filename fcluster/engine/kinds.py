@@ -2,7 +2,7 @@
 
 Responsible for: making the tables that a declared state needs, and what a handler gets of it: `ValueOfKey`,
 `MapOfKey`, `ListOfKey`. They are made once for each handler and shard, and speak of the key of the record
-that is being processed. A further kind is a class here, and its declaration in `fcluster.common.states`.
+that is being processed. A further kind is a class here, and its declaration in `fcluster.graph.states`.
 Pure.
 
     value        key of the stream                     -> the value
@@ -19,9 +19,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from struct import Struct
 from typing import Any, Protocol, cast, overload
 
-from fcluster.common.codecs import Kind, codec_name, value_codec
 from fcluster.common.failures import bounded_repr, bounded_text, describe_exception, type_name
-from fcluster.common.states import ListAccess, MapAccess, MapState, StateStore, ValueAccess
 from fcluster.engine.entries import ABSENT, Clock, EntryTable, Expiry, Layers, ValueCodec
 from fcluster.engine.ordered_keys import (
     end_of_prefix,
@@ -32,6 +30,8 @@ from fcluster.engine.ordered_keys import (
 )
 from fcluster.engine.steps import RecordError
 from fcluster.engine.values import UnkeptError, decode_value, describe_unkept, encode_values
+from fcluster.graph.codecs import Kind, codec_name, value_codec
+from fcluster.graph.states import ListAccess, MapAccess, MapState, StateStore, ValueAccess
 
 _BOUNDS = Struct(">QQ")
 _PLACE_BYTES = 8

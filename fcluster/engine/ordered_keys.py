@@ -19,9 +19,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, cast
 
-from fcluster.common.codecs import Codec, key_codec
 from fcluster.common.failures import bounded_repr, type_of
-from fcluster.common.states import KeyParts
+from fcluster.graph.codecs import Codec, key_codec
+from fcluster.graph.states import KeyParts
 
 TIME_BYTES = 8
 _LONG_GROUP = 255

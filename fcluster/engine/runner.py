@@ -18,10 +18,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from fcluster.common.codecs import decoding_trouble, value_codec
 from fcluster.common.errors import REMEDY_MARK, ProcessingError, one_line
 from fcluster.common.failures import bounded_text
-from fcluster.common.topology import Input, OnError, Stage, TopicSpec
 from fcluster.engine.compile import CompiledChain, compile_chain, is_tolerant
 from fcluster.engine.context import AnyTable
 from fcluster.engine.dead_letters import dead_letter_trouble, write_dead_letter
@@ -36,6 +34,8 @@ from fcluster.engine.records import (
     describe_record,
 )
 from fcluster.engine.steps import REASON_CHARACTERS_MAX, Place, RecordError, StepFailure
+from fcluster.graph.codecs import decoding_trouble, value_codec
+from fcluster.graph.topology import Input, OnError, Stage, TopicSpec
 
 RunChain = Callable[[SourceRecord, bytes | None, Any], None]
 

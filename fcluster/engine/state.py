@@ -40,11 +40,11 @@ from typing import NamedTuple, NoReturn, Protocol
 
 from fcluster.common.errors import JobError, ProcessingError
 from fcluster.common.failures import bounded_repr
-from fcluster.common.states import StateStore
 from fcluster.engine.changelog import Delta
 from fcluster.engine.entries import EntryTable
 from fcluster.engine.kinds import make_tables
 from fcluster.engine.values import KEPT, State, UnkeptError, decode_state, describe_unkept, encode_states
+from fcluster.graph.states import StateStore
 
 STORE_PREFIX_BYTES = 4
 DELETED = b""

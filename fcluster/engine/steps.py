@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from fcluster.common.failures import bounded_text, describe_exception, place_of
-from fcluster.common.topology import OnError
 from fcluster.engine.failure import OutputRefusedError
 from fcluster.engine.records import SourceRecord, describe_record
+from fcluster.graph.topology import OnError
 
 REASON_CHARACTERS_MAX = 4_000
 """The longest message about a record: what is put around an exception's text is short."""

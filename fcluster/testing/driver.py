@@ -13,26 +13,26 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-from fcluster.common.codecs import key_codec, value_codec
+from fcluster.api.job import Job
 from fcluster.common.errors import FclusterError, JobError, ProcessingError, cause_and_remedy
 from fcluster.common.failures import bounded_repr
 from fcluster.common.ids import ShardId
 from fcluster.common.isolation import Isolation
-from fcluster.common.job import Job
 from fcluster.common.positions import CommittedPosition, decode_position, joined_position
 from fcluster.common.settings import Settings, resolve
-from fcluster.common.states import State
-from fcluster.common.topology import (
+from fcluster.engine.failure import Failure, OutputRefusedError, UnkeptStateError, output_too_large
+from fcluster.engine.records import OutputPort
+from fcluster.engine.runner import HandlerError, UnreadableRecordError
+from fcluster.engine.steps import StepFailure
+from fcluster.graph.codecs import key_codec, value_codec
+from fcluster.graph.states import State
+from fcluster.graph.topology import (
     Stage,
     TopicSpec,
     Topology,
     check_copartitioned,
     written_topics,
 )
-from fcluster.engine.failure import Failure, OutputRefusedError, UnkeptStateError, output_too_large
-from fcluster.engine.records import OutputPort
-from fcluster.engine.runner import HandlerError, UnreadableRecordError
-from fcluster.engine.steps import StepFailure
 from fcluster.testing.shards import Shard
 from fcluster.testing.topics import Header, StoredRecord, TopicRecord, Topics, Visibility
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from fcluster.common.job import Job
+    from fcluster.api.job import Job
     from fcluster.testing.driver import Driver
 
 

@@ -16,14 +16,14 @@ from typing import Any
 from fcluster.common.errors import StateDamaged
 from fcluster.common.ids import ShardId
 from fcluster.common.positions import CommittedPosition, InputOffset
-from fcluster.common.states import ListAccess, MapAccess, StateStore
-from fcluster.common.topology import Stage
 from fcluster.engine.changelog import DeltaReader, encode_delta
 from fcluster.engine.failure import Failure
 from fcluster.engine.kinds import make_access
 from fcluster.engine.records import OutputPort
 from fcluster.engine.runner import StageRunner
 from fcluster.engine.state import STORE_PREFIX_BYTES, ShardState, StoreMeta, store_prefix
+from fcluster.graph.states import ListAccess, MapAccess, StateStore
+from fcluster.graph.topology import Stage
 from fcluster.testing.topics import Partition, StoredRecord
 
 

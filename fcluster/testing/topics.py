@@ -12,11 +12,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
 from typing import Any
 
-from fcluster.common.codecs import key_codec, value_codec
 from fcluster.common.failures import bounded_repr
 from fcluster.common.isolation import Isolation
-from fcluster.common.partitioner import partition_of
-from fcluster.common.topology import TopicSpec
+from fcluster.graph.codecs import key_codec, value_codec
+from fcluster.graph.partitioner import partition_of
+from fcluster.graph.topology import TopicSpec
 
 Header = tuple[str, bytes | None]
 _CREATE_TIME = 1

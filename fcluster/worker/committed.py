@@ -19,8 +19,8 @@ from typing import Final
 
 from confluent_kafka import Consumer, TopicPartition
 
-from fcluster.common.kafka_clients import ANSWER_TIMEOUT_S, read_committed_positions
 from fcluster.common.positions import CommittedPosition
+from fcluster.kafka.clients import ANSWER_TIMEOUT_S, read_committed_positions
 
 OLD_ANSWERS_S: Final = 10.0
 """How long other brokers are asked, if an answer is older than what was reported."""

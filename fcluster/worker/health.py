@@ -14,11 +14,11 @@ from typing import Any
 
 import msgspec
 
-from fcluster.common.health import Pulse, Verdict
 from fcluster.common.ids import ShardId
-from fcluster.common.messages import WorkerStats
-from fcluster.worker.model import Phase, ShardPhase
-from fcluster.worker.situation import Situation
+from fcluster.wire.http_port import Pulse, Verdict
+from fcluster.wire.messages import WorkerStats
+from fcluster.worker.core.model import Phase, ShardPhase
+from fcluster.worker.core.state import CoreState
 
 STARTING_BOUND_S = 120.0
 HEARTBEAT_SLACK_S = 10.0
@@ -71,18 +71,18 @@ class WorkerHealth:
         """The heartbeat thread has run once."""
         self._heartbeats.beat(interval_s + HEARTBEAT_SLACK_S)
 
-    def publish(self, situation: Situation) -> None:
+    def publish(self, core_state: CoreState) -> None:
         """The core's state has changed; in the main thread."""
         self._known = _Known(
-            situation.phase,
-            situation.session,
-            situation.slot,
-            situation.term,
-            situation.connected,
-            situation.paused,
-            situation.epoch_seen,
-            tuple((shard, owned.phase) for shard, owned in situation.shards.items()),
-            tuple(situation.standbys),
+            core_state.phase,
+            core_state.session,
+            core_state.slot,
+            core_state.term,
+            core_state.connected,
+            core_state.paused,
+            core_state.epoch_seen,
+            tuple((shard, owned.phase) for shard, owned in core_state.shards.items()),
+            tuple(core_state.standbys),
         )
 
     def note_stats(self, stats: WorkerStats) -> None:

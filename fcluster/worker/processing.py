@@ -16,14 +16,14 @@ from typing import Any
 
 from fcluster.common.ids import ShardId
 from fcluster.common.positions import CommittedPosition, InputOffset
-from fcluster.common.topology import Stage
 from fcluster.engine.failure import Failure
 from fcluster.engine.records import OutputPort, Produce, describe_record
 from fcluster.engine.runner import HandlerError, StageRunner, UnreadableRecordError
 from fcluster.engine.state import ShardState
 from fcluster.engine.steps import Place, RecordError
-from fcluster.worker.model import Condemned, RecordAt
-from fcluster.worker.store import LOCAL_TROUBLE
+from fcluster.graph.topology import Stage
+from fcluster.storage.store import LOCAL_TROUBLE
+from fcluster.worker.core.model import Condemned, RecordAt
 from fcluster.worker.transactions import TransactionLostError
 
 __all__ = [

@@ -17,8 +17,8 @@ from typing import Any, Final
 
 from confluent_kafka import Producer
 
-from fcluster.common.kafka_clients import LASTING
 from fcluster.common.settings import Settings
+from fcluster.kafka.clients import LASTING
 
 LINGER_MS_MAX: Final = 30_000
 STICKY_MS: Final = 2

@@ -10,7 +10,7 @@ open epoch. All other threads report to it through one queue:
 - the restore thread restores, opens and closes shards, and the snapshot thread uploads them (`shards`),
 - the standby thread keeps warm copies of other workers' shards (`standby`),
 - the pulse thread sends heartbeats and watches for hung threads,
-- the seeker's thread looks for the leader when there is none (`seeking`).
+- the seeker's thread looks for the leader when there is none (`leader_search`).
 
 Of the invariants it keeps those about threads: between two records only the main thread decides, so a barrier
 never falls into the middle of a record.
@@ -45,38 +45,42 @@ import msgspec
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message
 
 from fcluster import __version__
-from fcluster.common import failpoints, messages
-from fcluster.common.discovery import Leader
+from fcluster.api.job import Job
+from fcluster.common import failpoints
 from fcluster.common.errors import FclusterError, ProcessingError, one_line
 from fcluster.common.failures import bounded_text
-from fcluster.common.health import health_port
 from fcluster.common.ids import ShardId
 from fcluster.common.isolation import Isolation
-from fcluster.common.job import Job
-from fcluster.common.kafka_clients import LASTING, make_consumer
-from fcluster.common.keys import Role
-from fcluster.common.messages import MalformedMessageError, ShardStatus, WorkerStats
 from fcluster.common.positions import CommittedPosition
 from fcluster.common.processes import process_space
-from fcluster.common.reach import ReachWatch
-from fcluster.common.security import client_security
-from fcluster.common.seeking import LeaderSeeker
 from fcluster.common.settings import Settings, with_settings
-from fcluster.common.topology import Stage, Topology
-from fcluster.common.transport import DealerTransport
 from fcluster.engine.changelog import Delta, encode_delta
 from fcluster.engine.failure import Failure, UnkeptStateError
 from fcluster.engine.state import ShardState
-from fcluster.worker import core, events, handler_processes, interpreter_lock, model
+from fcluster.graph.topology import Stage, Topology
+from fcluster.kafka.clients import LASTING, make_consumer
+from fcluster.storage.store import LOCAL_TROUBLE
+from fcluster.wire import messages
+from fcluster.wire.addresses import ReachWatch
+from fcluster.wire.discovery import Leader
+from fcluster.wire.http_port import health_port
+from fcluster.wire.keys import Role
+from fcluster.wire.leader_search import LeaderSeeker
+from fcluster.wire.messages import MalformedMessageError, ShardStatus, WorkerStats
+from fcluster.wire.security import client_security
+from fcluster.wire.transport import DealerTransport
+from fcluster.worker import handler_processes, interpreter_lock
 from fcluster.worker.announcing import announced_steps
 from fcluster.worker.batches import Batches
 from fcluster.worker.chunks import Chunks
 from fcluster.worker.commit_thread import CommitThread
 from fcluster.worker.consuming import Batch, Idle, ReaderDied, ReaderEvent, ReadFailed, SourceReader
+from fcluster.worker.core import events, model
+from fcluster.worker.core import worker as core
+from fcluster.worker.core.model import RecordAt
 from fcluster.worker.health import WorkerHealth
 from fcluster.worker.kafka_waits import KafkaWaits
 from fcluster.worker.merges import ShardMerge, sorted_out
-from fcluster.worker.model import RecordAt
 from fcluster.worker.processing import (
     HandlerError,
     InputRunner,
@@ -90,7 +94,6 @@ from fcluster.worker.processing import (
 from fcluster.worker.record_watch import RecordWatch, Running, describe_overdue, frame_of
 from fcluster.worker.shards import ShardHost
 from fcluster.worker.source_checks import SourceChecks
-from fcluster.worker.store import LOCAL_TROUBLE
 from fcluster.worker.transactions import (
     AtLeastOnceWriter,
     EpochWriter,
@@ -216,7 +219,7 @@ class Worker:
             self._topology.job,
             fixed=bool(coordinator_address),
             connect=self._connect,
-            term=lambda: self._core.situation.term,
+            term=lambda: self._core.state.term,
             say=self._say_trouble,
             on_ended=self._on_job_ended,
             failpoint="worker.seeks-leader",
@@ -301,7 +304,7 @@ class Worker:
     @property
     def _holds_still(self) -> bool:
         """Whether processing is paused, whatever was read."""
-        return self._paused or self._core.situation.waits_for_commit()
+        return self._paused or self._core.state.waits_for_commit()
 
     @property
     def _hang_bound_s(self) -> float:
@@ -342,7 +345,7 @@ class Worker:
         for effect in self._core.handle(event, _now_ms()):
             self._carry_out(effect)
         if not isinstance(event, events.RecordsProcessed):
-            self._health.publish(self._core.situation)
+            self._health.publish(self._core.state)
 
     def _carry_out(self, effect: events.Effect) -> None:
         match effect:
@@ -401,7 +404,7 @@ class Worker:
             now_ms = _now_ms()
             for runner in self._runners.values():
                 if runner.state.flush_is_due(now_ms):
-                    self._commit_thread.submit(self._flush_state, runner.state, self._core.situation.session)
+                    self._commit_thread.submit(self._flush_state, runner.state, self._core.state.session)
 
     def _flush_state(self, state: ShardState, session: int) -> None:
         with self._reporting(session, "writing committed state to the local store"):
@@ -429,7 +432,7 @@ class Worker:
             self._post(events.MessageReceived(message))
 
     def _ends_the_job(self, message: messages.Shutdown) -> bool:
-        mine = message.session in (0, self._core.situation.session)
+        mine = message.session in (0, self._core.state.session)
         return mine and not self._is_of_older_term(message)
 
     def _on_job_ended(self, failed: bool, reason: str) -> None:
@@ -437,7 +440,7 @@ class Worker:
         self._post(events.JobEnded(failed, reason))
 
     def _is_of_older_term(self, message: messages.FromCoordinator) -> bool:
-        return message.term < self._core.situation.term
+        return message.term < self._core.state.term
 
     def _on_idle(self, idle: Idle) -> None:
         for (topic, partition), position in idle.positions.items():
@@ -458,7 +461,7 @@ class Worker:
         if failure.error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
             # The restore checks what exists: it names the gap, or continues after it if that is allowed.
             reason = f"the next record of {where} is gone ({failure.error.str()})"
-            self._feed(events.TransactionFailed(self._core.situation.session, reason))
+            self._feed(events.TransactionFailed(self._core.state.session, reason))
         elif failure.error.code() in (
             KafkaError.UNKNOWN_TOPIC_OR_PART,
             KafkaError._UNKNOWN_PARTITION,
@@ -527,7 +530,7 @@ class Worker:
     def _process(self, chunk: Sequence[Message], batch: Batch) -> int:
         """Process a chunk. Returns how many of its last records are left, because something else came up."""
         current = chunk
-        records_max = self._core.situation.pieces.records_max
+        records_max = self._core.state.pieces.records_max
         if records_max is not None or batch.generation < batch.reader.newest_generation:
             current = self._current(chunk, batch)
         remaining = iter(current)
@@ -536,7 +539,7 @@ class Worker:
             if records_max is None:
                 failure = self._run_records(remaining)
             else:
-                room = records_max - self._core.situation.open.records
+                room = records_max - self._core.state.open.records
                 failure = self._run_records(islice(remaining, room))
             left = length_hint(remaining)
             processed, waiting = waiting - left, left
@@ -569,7 +572,7 @@ class Worker:
             What failed.
         """
         routes = self._routes
-        session = self._core.situation.session
+        session = self._core.state.session
         interrupts, watch = self._interrupts, self._record_watch
         message: Any = None
         runner: Any = None  # that of `message`
@@ -613,13 +616,13 @@ class Worker:
             with announced_steps(announce):
                 handle(record)
         finally:
-            self._transport.send(messages.encode(messages.RecordEnded(self._core.situation.session)))
+            self._transport.send(messages.encode(messages.RecordEnded(self._core.state.session)))
 
     def _announce(self, one: InputRunner, record: Message, step: str) -> None:
         if handler_processes.is_forked:
             return
         begun = messages.RecordBegun(
-            self._core.situation.session,
+            self._core.state.session,
             one.shard,
             record.offset() or 0,
             bounded_text(step, 1_000),
@@ -632,8 +635,8 @@ class Worker:
 
     def _only_record(self, runner: Any, message: Any) -> RecordAt | None:
         """The current record, if no other can be in the open epoch."""
-        situation = self._core.situation
-        if runner is None or situation.pieces.records_max != 1 or situation.open.records:
+        core_state = self._core.state
+        if runner is None or core_state.pieces.records_max != 1 or core_state.open.records:
             return None
         return _place_of(runner, message)
 
@@ -669,7 +672,7 @@ class Worker:
                 time.sleep(0.002)
                 waiting = self._writer.serve(send=True)
         except TransactionLostError as error:
-            self._feed(self._lost(self._core.situation.session, error))
+            self._feed(self._lost(self._core.state.session, error))
 
     def _begin_epoch(self) -> None:
         assert self._writer is not None
@@ -959,7 +962,7 @@ class Worker:
             with self._watchdog.bounded(what, self._hang_bound_s):
                 yield
         except TransactionLostError as error:
-            if session != self._core.situation.session:
+            if session != self._core.state.session:
                 # Nothing depends on it any more, but it shows that a zombie's writes are refused.
                 _log.info("refused, from session %d, which is over: %s", session, error)
             self._post(self._lost(session, error))
@@ -1025,7 +1028,7 @@ class Worker:
         offset = running.record.offset()
         if runner is not None and offset is not None:
             overdue = messages.RecordOverdue(
-                self._core.situation.session,
+                self._core.state.session,
                 runner.shard,
                 offset,
                 bounded_text(reason, 2_000),
@@ -1052,8 +1055,8 @@ class Worker:
             kafka_wait_ms=round(1000 * waited_s),
         )
         self._health.note_stats(stats)
-        if self._core.situation.session and self._transport.connected:
-            heartbeat = messages.Heartbeat(self._core.situation.session, stats, self._core.orders_heard)
+        if self._core.state.session and self._transport.connected:
+            heartbeat = messages.Heartbeat(self._core.state.session, stats, self._core.orders_heard)
             self._transport.send(messages.encode(heartbeat))
 
     def _connect(self, leader: Leader | None) -> None:
@@ -1110,9 +1113,9 @@ class Worker:
 
     def _shard_statuses(self, shard: ShardId, runner: ShardRunner) -> list[ShardStatus]:
         """Where the shard stands in each of its inputs."""
-        owned = self._core.situation.shards.get(shard)
+        owned = self._core.state.shards.get(shard)
         committed = owned.position if owned is not None and owned.position is not None else runner.position
-        flight = self._core.situation.in_flight
+        flight = self._core.state.in_flight
         in_flight = flight is not None and shard in flight.shards
         dirty = runner.is_touched or in_flight
         return [

@@ -37,7 +37,12 @@ from fcluster.common.errors import (
     one_line,
 )
 from fcluster.common.ids import ShardId, journal_topic
-from fcluster.common.kafka_clients import (
+from fcluster.common.offsets import NotKnownYetError, Offset
+from fcluster.common.positions import CommittedPosition, SplitPositionError, joined_position
+from fcluster.common.settings import Settings, TornPolicy
+from fcluster.engine.state import ShardState, StoreMeta
+from fcluster.graph.topology import Stage, Topology
+from fcluster.kafka.clients import (
     ask_until_known,
     begin_offsets,
     delete_records_before,
@@ -46,19 +51,10 @@ from fcluster.common.kafka_clients import (
     make_admin,
     make_consumer,
 )
-from fcluster.common.messages import CommittedOffset, StandbyStatus
-from fcluster.common.offsets import NotKnownYetError, Offset
-from fcluster.common.positions import CommittedPosition, SplitPositionError, joined_position
-from fcluster.common.settings import Settings, TornPolicy
-from fcluster.common.snapshot_store import SnapshotStoreUnavailable, open_snapshot_store
-from fcluster.common.topic_ids import Look, fits, reset_remedy, source_replaced
-from fcluster.common.topic_looks import look_at_topics, settled_look
-from fcluster.common.topology import Stage, Topology
-from fcluster.engine.state import ShardState, StoreMeta
-from fcluster.worker import events
-from fcluster.worker.chain import Chain
-from fcluster.worker.committed import CommittedOffsets
-from fcluster.worker.restore import (
+from fcluster.kafka.topic_ids import Look, fits, reset_remedy, source_replaced
+from fcluster.kafka.topic_looks import look_at_topics, settled_look
+from fcluster.storage.replay_size import ReplaySize
+from fcluster.storage.restore import (
     RestoreProgress,
     RestoreRequest,
     ShardRestored,
@@ -67,9 +63,13 @@ from fcluster.worker.restore import (
     restore_shards,
     topic_ids,
 )
-from fcluster.worker.snapshots import same_changelog, take_snapshot, truncation_offset, usable_manifests
-from fcluster.worker.standby import StandbyTail
-from fcluster.worker.store import DISK_TROUBLE, RocksStore, StoreDirectory
+from fcluster.storage.snapshot_store import SnapshotStoreUnavailable, open_snapshot_store
+from fcluster.storage.snapshots import same_changelog, take_snapshot, truncation_offset, usable_manifests
+from fcluster.storage.store import DISK_TROUBLE, RocksStore, StoreDirectory
+from fcluster.storage.warm_copies import StandbyTail
+from fcluster.wire.messages import CommittedOffset, StandbyStatus
+from fcluster.worker.committed import CommittedOffsets
+from fcluster.worker.core import events
 
 _log = logging.getLogger("fcluster.worker")
 
@@ -134,7 +134,7 @@ class ShardHost:
         self._restore_stop = threading.Event()
         self._restore_thread = ThreadPoolExecutor(1, thread_name_prefix="restore")
         self._snapshot_epochs: dict[ShardId, int] = {}
-        self._chains: dict[ShardId, Chain] = {}
+        self._chains: dict[ShardId, ReplaySize] = {}
         self._chain_grew = threading.Event()
         self._snapshot_thread = threading.Thread(target=self._run_snapshots, name="snapshots", daemon=True)
 
@@ -239,7 +239,7 @@ class ShardHost:
             if self._is_due(chain):
                 self._chain_grew.set()
 
-    def _is_due(self, chain: Chain) -> bool:
+    def _is_due(self, chain: ReplaySize) -> bool:
         bytes_max = self._settings.snapshot_changelog_bytes_max
         return 0 < bytes_max < chain.bytes and time.monotonic() >= chain.not_before_s
 
@@ -431,7 +431,7 @@ class ShardHost:
             self._emit(events.TransactionTorn(session, shard, go_on.text, stopped=False))
         stores = self._topology.stage(shard.stage).all_stores
         state = ShardState(restored.store, stores, self._settings.state_cache_entries_max)
-        self._chains[shard] = Chain(restored.store.meta().changelog_offset)
+        self._chains[shard] = ReplaySize(restored.store.meta().changelog_offset)
         self._chain_grew.set()
         self._finish(session, shard, position, state)
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from typing import Final
 
-from fcluster.common.topic_ids import Look, fits, source_replaced
+from fcluster.kafka.topic_ids import Look, fits, source_replaced
 
 PAUSE_S: Final = 0.25
 """Half of the client's wait: a record that comes sooner after another one is of the same topic."""

@@ -31,18 +31,18 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, Topi
 from fcluster.common import failpoints
 from fcluster.common.errors import REMEDY_MARK
 from fcluster.common.ids import ShardId, transactional_ids
-from fcluster.common.kafka_clients import (
+from fcluster.common.offsets import offset_or_none
+from fcluster.common.positions import CommittedPosition
+from fcluster.common.settings import Settings
+from fcluster.engine.failure import Failure, OutputRefusedError, output_too_large
+from fcluster.kafka.clients import (
     cause_of,
     group_coordinator_answers,
     make_producer,
     reason_of,
     serve_rest,
 )
-from fcluster.common.kafka_troubles import Trouble, remedy_for_refusal, trouble_of
-from fcluster.common.offsets import offset_or_none
-from fcluster.common.positions import CommittedPosition
-from fcluster.common.settings import Settings
-from fcluster.engine.failure import Failure, OutputRefusedError, output_too_large
+from fcluster.kafka.troubles import Trouble, remedy_for_refusal, trouble_of
 from fcluster.worker import sending
 from fcluster.worker.batches import Batches
 from fcluster.worker.kafka_waits import KafkaWaits

@@ -19,12 +19,12 @@ from typing import Any
 
 import msgspec
 
-from fcluster.common.admin_client import AdminClient
-from fcluster.common.discovery import Leader, find_leader
 from fcluster.common.errors import FclusterError
 from fcluster.common.failpoints import ENVIRONMENT_VARIABLE, POINTS, REACHED, Arm
 from fcluster.common.processes import describe_exit
 from fcluster.common.settings import resolve
+from fcluster.wire.admin_client import AdminClient
+from fcluster.wire.discovery import Leader, find_leader
 from fcluster.worker.watchdog import EXIT_HUNG
 from tests.harness import Cluster, wait_until
 

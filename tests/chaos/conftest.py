@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fcluster.common.embedded_kafka import EmbeddedKafka
+from fcluster.kafka.embedded import EmbeddedKafka
 from tests.chaos import tally
 from tests.chaos.network import BrokerFor, Island, NoIslandError, island
 from tests.chaos.runner import Chaos, chaos_run

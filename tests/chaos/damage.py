@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from fcluster.worker.manifest import Manifest, content_hash
+from fcluster.storage.manifest import Manifest, content_hash
 
 PARTITIONS = 8
 

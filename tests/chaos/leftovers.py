@@ -12,8 +12,8 @@ from typing import Any
 import msgspec
 
 from fcluster.common.ids import transactional_ids
-from fcluster.worker.manifest import Manifest
-from fcluster.worker.snapshots import SNAPSHOTS_KEPT, UNREFERENCED_GRACE_S
+from fcluster.storage.manifest import Manifest
+from fcluster.storage.snapshots import SNAPSHOTS_KEPT, UNREFERENCED_GRACE_S
 from tests.chaos.cluster import ChaosCluster
 from tests.chaos.transactions_log import AT_REST, transactional_ids_of
 from tests.harness import COORDINATOR, processes_with, wait_until

@@ -20,8 +20,8 @@ from typing import Any, Protocol, TypeVar
 
 import pytest
 
-from fcluster.common import embedded_kafka
-from fcluster.common.embedded_kafka import EmbeddedKafka
+from fcluster.kafka import embedded as embedded_kafka
+from fcluster.kafka.embedded import EmbeddedKafka
 from tests.checker.reading import forget_admins
 
 KAFKA, COORDINATOR = "kafka", "coordinator"

@@ -18,11 +18,11 @@ from typing import Any
 from rocksdict import AccessType, Options, Rdict
 
 from fcluster.common.ids import ShardId, changelog_topic
-from fcluster.common.snapshot_store import SnapshotStore, open_snapshot_store
 from fcluster.engine.changelog import Delta, DeltaReader
-from fcluster.worker.manifest import Manifest
-from fcluster.worker.snapshots import SNAPSHOTS_KEPT, usable_manifests, verify
-from fcluster.worker.store import META_KEY
+from fcluster.storage.manifest import Manifest
+from fcluster.storage.snapshot_store import SnapshotStore, open_snapshot_store
+from fcluster.storage.snapshots import SNAPSHOTS_KEPT, usable_manifests, verify
+from fcluster.storage.store import META_KEY
 from tests.checker.reading import READ_COMMITTED, read_topic
 from tests.checker.state import check_state as check_whole_state
 from tests.checker.state import committed_state_epochs, decoded, read_local_stores

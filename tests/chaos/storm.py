@@ -24,14 +24,14 @@ from pathlib import Path
 
 import zmq
 
-from fcluster.common import messages
-from fcluster.common.discovery import Leader, find_leader
 from fcluster.common.errors import FclusterError
 from fcluster.common.failpoints import Arm
 from fcluster.common.processes import ChildProcess, describe_exit
 from fcluster.common.settings import resolve
-from fcluster.supervisor import EXIT_TEMPORARY
-from fcluster.worker.model import EXIT_MISTAKE
+from fcluster.host.supervisor import EXIT_TEMPORARY
+from fcluster.wire import messages
+from fcluster.wire.discovery import Leader, find_leader
+from fcluster.worker.core.model import EXIT_MISTAKE
 from fcluster.worker.watchdog import EXIT_HUNG
 from tests.chaos import tally
 from tests.chaos.cluster import ChaosCluster, Mark

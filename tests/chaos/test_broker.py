@@ -10,8 +10,8 @@ from contextlib import AbstractContextManager, contextmanager
 
 import pytest
 
-from fcluster.common.embedded_kafka import EmbeddedKafka
 from fcluster.common.failpoints import Arm
+from fcluster.kafka.embedded import EmbeddedKafka
 from tests.chaos.runner import PLAIN, REGROUPED, Chaos, workers_of
 from tests.chaos.tally import BROKER_AWAY, COMMIT_IN_DOUBT, TRANSACTION_EXPIRED
 from tests.chaos.transactions_log import transactional_ids_of

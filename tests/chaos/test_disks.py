@@ -21,7 +21,7 @@ from typing import IO
 import pytest
 
 from fcluster.common.failpoints import Arm
-from fcluster.worker.model import EXIT_MISTAKE
+from fcluster.worker.core.model import EXIT_MISTAKE
 from tests.chaos.cluster import ChaosCluster
 from tests.chaos.disks import fill, make_room, small_disk
 from tests.chaos.runner import Chaos

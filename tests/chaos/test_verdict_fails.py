@@ -14,7 +14,7 @@ import pytest
 from confluent_kafka import Producer
 
 from fcluster.common.ids import journal_topic
-from fcluster.worker.manifest import MANIFEST_FORMAT, Manifest, SnapshotFile
+from fcluster.storage.manifest import MANIFEST_FORMAT, Manifest, SnapshotFile
 from tests.chaos import leftovers
 from tests.chaos.runner import Chaos, Complaints
 from tests.chaos.tally import WORKER_KILLED

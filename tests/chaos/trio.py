@@ -23,11 +23,11 @@ import pytest
 from confluent_kafka import ElectionType, KafkaException
 from confluent_kafka.admin import AdminClient
 
-from fcluster.common.embedded_cluster import EmbeddedCluster
 from fcluster.common.failpoints import Arm
 from fcluster.common.ids import changelog_topic, coordinator_id, journal_topic, transactional_ids
-from fcluster.common.ports import reserve_for_process
 from fcluster.common.processes import ChildProcess
+from fcluster.kafka.embedded_cluster import EmbeddedCluster
+from fcluster.kafka.ports import reserve_for_process
 from tests import brokers
 from tests.chaos.cluster import ChaosCluster
 from tests.chaos.network import NoIslandError, run, standing

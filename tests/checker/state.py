@@ -27,7 +27,7 @@ from fcluster.common.positions import decode_position
 from fcluster.engine.changelog import Delta, DeltaReader
 from fcluster.engine.state import store_prefix
 from fcluster.engine.values import decode_state
-from fcluster.worker.store import META_KEY
+from fcluster.storage.store import META_KEY
 from tests.checker.reading import READ_COMMITTED, committed_positions, read_topic
 from tests.checker.verdict import Verdict, judge_state
 

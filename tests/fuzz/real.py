@@ -14,12 +14,12 @@ from typing import Any
 from fcluster import Job, Topic
 from fcluster.common.positions import CommittedPosition
 from fcluster.common.settings import Settings
-from fcluster.common.topology import TopicSpec
 from fcluster.engine.failure import Failure, OutputRefusedError, UnkeptStateError
 from fcluster.engine.state import ShardState
+from fcluster.graph.topology import TopicSpec
 from fcluster.testing import Driver, JobStopped
 from fcluster.testing.shards import MemoryStore
-from fcluster.worker.model import Condemned
+from fcluster.worker.core.model import Condemned
 from fcluster.worker.processing import HandlerError, OutputPort, ShardRunner, UnreadableRecordError
 from tests.fuzz.plans import (
     SMALL_BYTES_MAX,

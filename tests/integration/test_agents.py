@@ -22,11 +22,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from fcluster.common.admin_client import AdminClient
-from fcluster.common.discovery import find_leader
 from fcluster.common.errors import FclusterError
 from fcluster.common.failpoints import ENVIRONMENT_VARIABLE, Arm
 from fcluster.common.settings import resolve
+from fcluster.wire.admin_client import AdminClient
+from fcluster.wire.discovery import find_leader
 from tests.harness import process_state, wait_until
 from tests.integration.test_up import User, assert_counted
 

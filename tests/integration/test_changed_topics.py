@@ -13,14 +13,14 @@ import pytest
 from confluent_kafka import KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import NewPartitions, NewTopic
 
+from fcluster.api.loader import load_job
+from fcluster.cli.reset import carry_out, plan_reset
+from fcluster.cli.reset_target import Target
 from fcluster.common import failpoints
-from fcluster.common.discovery import read_journal
-from fcluster.common.loader import load_job
 from fcluster.common.positions import decode_position
 from fcluster.common.settings import resolve
 from fcluster.coordinator.checks import RESETTING_KEY
-from fcluster.reset import carry_out, plan_reset
-from fcluster.reset_target import Target
+from fcluster.wire.discovery import read_journal
 from tests.checker.generate import PARTITIONER, create_topic, delete_topic
 from tests.checker.reading import (
     READ_COMMITTED,

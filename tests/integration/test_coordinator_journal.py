@@ -9,14 +9,14 @@ import pytest
 from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
-from fcluster.common.discovery import Leader, find_leader, read_journal
 from fcluster.common.errors import IncompatibleState, KafkaUnavailable
 from fcluster.common.ids import journal_topic, transactional_ids
-from fcluster.common.kafka_clients import make_producer
 from fcluster.common.settings import Settings
-from fcluster.coordinator.events import SlotFenced, SlotFenceFailed
+from fcluster.coordinator.core.events import SlotFenced, SlotFenceFailed
 from fcluster.coordinator.fencing import Fencer
 from fcluster.coordinator.journal import DeposedError, open_journal
+from fcluster.kafka.clients import make_producer
+from fcluster.wire.discovery import Leader, find_leader, read_journal
 from tests.harness import within
 
 

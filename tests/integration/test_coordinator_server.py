@@ -21,18 +21,18 @@ from confluent_kafka.admin import AdminClient as KafkaAdmin
 from confluent_kafka.admin import NewPartitions, NewTopic
 
 from fcluster import __version__
-from fcluster.common import messages
-from fcluster.common.admin_client import AdminClient
-from fcluster.common.discovery import find_leader, read_journal
+from fcluster.api.job import Job
 from fcluster.common.errors import ClusterConflict, IncompatibleState, MissingTopic, SettingsError
 from fcluster.common.ids import ShardId, repartition_topic
-from fcluster.common.job import Job
-from fcluster.common.kafka_clients import begin_offsets, make_admin, make_producer
-from fcluster.common.messages import ShardStatus, WorkerStats
 from fcluster.common.settings import Settings
-from fcluster.common.snapshot_store import store_identity
-from fcluster.common.transport import DealerTransport
 from fcluster.coordinator.server import run_coordinator
+from fcluster.kafka.clients import begin_offsets, make_admin, make_producer
+from fcluster.storage.snapshot_store import store_identity
+from fcluster.wire import messages
+from fcluster.wire.admin_client import AdminClient
+from fcluster.wire.discovery import find_leader, read_journal
+from fcluster.wire.messages import ShardStatus, WorkerStats
+from fcluster.wire.transport import DealerTransport
 from tests.harness import within
 
 _M = TypeVar("_M")

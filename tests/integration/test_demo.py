@@ -51,7 +51,7 @@ def run_demo(brokers: str, data_dir: Path, rows: int = ROWS) -> subprocess.Compl
 @pytest.fixture
 def own_kafka(tmp_path: Path):
     """A broker of its own: the demo's topics have fixed names."""
-    from fcluster.common.embedded_kafka import EmbeddedKafka
+    from fcluster.kafka.embedded import EmbeddedKafka
 
     broker = EmbeddedKafka(tmp_path / "kafka")
     try:

@@ -12,8 +12,8 @@ import pytest
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic
 
-from fcluster.common import embedded_cluster
-from fcluster.common.durability import look_for_risks
+from fcluster.kafka import embedded_cluster
+from fcluster.kafka.durability import look_for_risks
 from tests import brokers
 from tests.harness import REPOSITORY, process_state, wait_until
 

@@ -14,9 +14,10 @@ import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
-from fcluster.common import embedded_kafka, processes
-from fcluster.common.embedded_kafka import EmbeddedKafka, EmbeddedKafkaError
+from fcluster.common import processes
 from fcluster.common.errors import DirectoryInUse
+from fcluster.kafka import embedded as embedded_kafka
+from fcluster.kafka.embedded import EmbeddedKafka, EmbeddedKafkaError
 
 REPOSITORY = Path(__file__).parents[2]
 HEAP_MB = 256
@@ -56,7 +57,7 @@ def started_by_another_process(data_dir: Path) -> tuple[subprocess.Popen[bytes],
     """A process that runs a broker on `data_dir`, and the broker's process id."""
     program = (
         "import time\n"
-        "from fcluster.common.embedded_kafka import EmbeddedKafka\n"
+        "from fcluster.kafka.embedded import EmbeddedKafka\n"
         f"broker = EmbeddedKafka({str(data_dir)!r}, heap_mb={HEAP_MB})\n"
         "broker.start()\n"
         "print(broker.pid, flush=True)\n"
@@ -114,7 +115,7 @@ def test_parent_killed_broker_dies_and_directory_is_free(tmp_path: Path) -> None
 
 def test_detached_broker_outlives_its_starter_and_is_used_by_others(tmp_path: Path) -> None:
     program = (
-        "from fcluster.common.embedded_kafka import start_detached\n"
+        "from fcluster.kafka.embedded import start_detached\n"
         f"print(start_detached({str(tmp_path)!r}, heap_mb={HEAP_MB}))\n"
     )
     done = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, cwd=REPOSITORY, check=True)
@@ -157,7 +158,7 @@ def test_broker_that_cannot_start_says_why_and_leaves_the_directory_free(tmp_pat
 def test_path_empty_message_says_what_to_install(tmp_path: Path) -> None:
     program = (
         "from fcluster.common.errors import FclusterError\n"
-        "from fcluster.common.embedded_kafka import EmbeddedKafka\n"
+        "from fcluster.kafka.embedded import EmbeddedKafka\n"
         "try:\n"
         f"    EmbeddedKafka({str(tmp_path)!r}).start()\n"
         "except FclusterError as error:\n"

@@ -18,12 +18,12 @@ from statistics import median
 import pytest
 from confluent_kafka import TopicPartition
 
-from fcluster.common.admin_client import AdminClient
-from fcluster.common.discovery import Leader, find_leader, read_journal
-from fcluster.common.kafka_clients import make_consumer
 from fcluster.common.positions import decode_position
 from fcluster.common.processes import ChildProcess
 from fcluster.common.settings import Settings
+from fcluster.kafka.clients import make_consumer
+from fcluster.wire.admin_client import AdminClient
+from fcluster.wire.discovery import Leader, find_leader, read_journal
 from tests.checker.check import check_totals, wait_until_committed
 from tests.checker.generate import Generator, create_topic
 from tests.checker.live import LiveReader

@@ -13,8 +13,8 @@ import orjson
 import pytest
 from confluent_kafka import Producer
 
-from fcluster.common.embedded_kafka import EmbeddedKafka
 from fcluster.common.ids import coordinator_id, transactional_ids
+from fcluster.kafka.embedded import EmbeddedKafka
 from tests.chaos.transactions_log import transactional_ids_of
 from tests.checker.generate import create_topic
 from tests.checker.reading import READ_COMMITTED, end_offsets, read_topic

@@ -12,7 +12,10 @@ from confluent_kafka.admin import ConfigResource, NewTopic
 from fcluster import Job
 from fcluster.common.errors import IncompatibleState, KafkaUnavailable, MissingTopic, SettingsError
 from fcluster.common.ids import changelog_topic, repartition_topic
-from fcluster.common.kafka_clients import (
+from fcluster.common.positions import CommittedPosition
+from fcluster.common.settings import Settings, resolve
+from fcluster.graph.topology import Topology
+from fcluster.kafka.clients import (
     Admin,
     begin_offsets,
     cause_of,
@@ -29,10 +32,7 @@ from fcluster.common.kafka_clients import (
     serve_rest,
     settled_end_offsets,
 )
-from fcluster.common.ports import reserve_for_process
-from fcluster.common.positions import CommittedPosition
-from fcluster.common.settings import Settings, resolve
-from fcluster.common.topology import Topology
+from fcluster.kafka.ports import reserve_for_process
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from confluent_kafka.admin import AdminClient, NewTopic
 
-from fcluster.common.embedded_cluster import EmbeddedCluster
+from fcluster.kafka.embedded_cluster import EmbeddedCluster
 from tests import brokers
 from tests.checker.generate import write_records
 from tests.checker.reading import READ_COMMITTED, read_topic

@@ -38,11 +38,11 @@ job.stream(orders).key_by(lambda value: value["group"]).process(total, to=counts
 """
 # This makes the version at hand name and describe what it creates as versions did before.
 AS_BEFORE = """
-import fcluster.common.job
+import fcluster.api.job
 from fcluster.common import ids
-from fcluster.common.topology import Topology
-fcluster.common.job.changelog_topic = ids.former_changelog_topic
-fcluster.common.job.repartition_topic = ids.former_repartition_topic
+from fcluster.graph.topology import Topology
+fcluster.api.job.changelog_topic = ids.former_changelog_topic
+fcluster.api.job.repartition_topic = ids.former_repartition_topic
 present_describe = Topology.describe
 def describe(self):
     description = present_describe(self)

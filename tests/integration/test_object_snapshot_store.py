@@ -16,13 +16,13 @@ from pathlib import Path
 import pytest
 from obstore.store import from_url
 
-from fcluster.common import object_snapshot_store as module
 from fcluster.common.errors import SettingsError
 from fcluster.common.ids import ShardId
-from fcluster.common.object_snapshot_store import ObjectSnapshotStore, open_object_snapshot_store
-from fcluster.common.snapshot_store import SnapshotStoreUnavailable, open_snapshot_store, store_identity
-from fcluster.worker.snapshots import latest_valid, prune, take_snapshot
-from fcluster.worker.store import RocksStore
+from fcluster.storage import object_snapshot_store as module
+from fcluster.storage.object_snapshot_store import ObjectSnapshotStore, open_object_snapshot_store
+from fcluster.storage.snapshot_store import SnapshotStoreUnavailable, open_snapshot_store, store_identity
+from fcluster.storage.snapshots import latest_valid, prune, take_snapshot
+from fcluster.storage.store import RocksStore
 from tests.s3.server import S3Server
 from tests.unit.test_snapshots import (  # noqa: F401  pytest finds tests and fixtures by their names here
     SHARD,
@@ -155,7 +155,7 @@ def test_large_file_goes_both_ways_in_little_memory(url: str, tmp_path: Path) ->
 import hashlib, resource, sys
 from pathlib import Path
 from fcluster.common.ids import ShardId
-from fcluster.common.snapshot_store import open_snapshot_store
+from fcluster.storage.snapshot_store import open_snapshot_store
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 store, shard, source = open_snapshot_store(sys.argv[1], "job"), ShardId("flights", 1), Path(sys.argv[2])
 before = peak()

@@ -65,7 +65,7 @@ def test_wheel_holds_types_marker_deploy_files_and_command(wheel: Path) -> None:
     assert {"fcluster/py.typed", "fcluster/deploy/kafka/pom.xml", "fcluster/deploy/compose.yaml"} <= names
     (entry_points,) = [name for name in names if name.endswith("entry_points.txt")]
     declared = archive.read(entry_points).decode()
-    assert "fcluster = fcluster.cli:main" in declared
+    assert "fcluster = fcluster.cli.main:main" in declared
     assert "fcluster = fcluster.testing.pytest_plugin" in declared
 
 
@@ -78,7 +78,7 @@ def test_source_distribution_leaves_the_links_out(distributions: Path) -> None:
 
 
 def test_installed_wheel_finds_its_own_deploy_files(installed: Path, tmp_path: Path) -> None:
-    code = "from fcluster.common.kafka_jars import *; print(deploy_file('kafka/pom.xml'), kafka_version())"
+    code = "from fcluster.kafka.jars import *; print(deploy_file('kafka/pom.xml'), kafka_version())"
     path, version = run_installed(installed, ["-c", code], tmp_path).split()
     assert Path(path) == installed / "fcluster" / "deploy" / "kafka" / "pom.xml"
     assert version.startswith("4.")

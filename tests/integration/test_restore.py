@@ -15,22 +15,22 @@ from confluent_kafka.admin import NewTopic
 
 from fcluster.common.errors import KafkaUnavailable, StateDamaged, TornTransaction
 from fcluster.common.ids import ShardId
-from fcluster.common.kafka_clients import delete_records_before, make_admin, make_producer
 from fcluster.common.positions import CommittedPosition
 from fcluster.common.settings import Settings, resolve
-from fcluster.common.snapshot_store import DirectorySnapshotStore
 from fcluster.engine.changelog import Delta, encode_delta
 from fcluster.engine.state import FlushLimits, ShardState, StoreMeta
-from fcluster.worker.restore import (
+from fcluster.kafka.clients import delete_records_before, make_admin, make_producer
+from fcluster.storage.restore import (
     RestoreProgress,
     RestoreRequest,
     ShardRestored,
     ShardStopped,
     restore_shards,
 )
-from fcluster.worker.restore_plan import Base
-from fcluster.worker.snapshots import latest_valid, take_snapshot
-from fcluster.worker.store import RocksStore, StoreDirectory
+from fcluster.storage.restore_plan import Base
+from fcluster.storage.snapshot_store import DirectorySnapshotStore
+from fcluster.storage.snapshots import latest_valid, take_snapshot
+from fcluster.storage.store import RocksStore, StoreDirectory
 
 PARTITIONS = 4
 Changes = Mapping[bytes, bytes]
@@ -465,7 +465,7 @@ def test_stopped_restore_ends_without_an_answer(changelog: Changelog, restore: R
 def test_brokers_out_of_reach_are_an_error_in_bounded_time(
     changelog: Changelog, restore: Restore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fcluster.worker.restore.ANSWER_TIMEOUT_S", 1.0)
+    monkeypatch.setattr("fcluster.storage.restore.ANSWER_TIMEOUT_S", 1.0)
     nowhere = resolve({}, None, {}, {"bootstrap.servers": "127.0.0.1:1"})
     with pytest.raises(KafkaUnavailable):
         restore(changelog.request(0, 1), settings=nowhere)

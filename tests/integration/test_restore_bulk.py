@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.restore import JOB, Plan, Prepared, prepare, restore
-from fcluster.common.snapshot_store import DirectorySnapshotStore
-from fcluster.worker.restore import RestoreProgress
+from fcluster.storage.restore import RestoreProgress
+from fcluster.storage.snapshot_store import DirectorySnapshotStore
 
 pytestmark = pytest.mark.timeout(240)
 

@@ -10,8 +10,8 @@ import orjson
 import pytest
 from confluent_kafka import Producer
 
+from fcluster.cli.connection import Connection
 from fcluster.common.errors import FclusterError
-from fcluster.connection import Connection
 from tests.checker.generate import create_topic
 from tests.checker.reading import READ_COMMITTED, committed_offsets, read_topic
 from tests.harness import Up, processes_with

@@ -13,10 +13,10 @@ import pytest
 from confluent_kafka import KafkaError, TopicPartition
 
 from fcluster.common.ids import ShardId, changelog_topic
-from fcluster.common.kafka_clients import make_consumer
 from fcluster.common.settings import Settings
-from fcluster.common.snapshot_store import DirectorySnapshotStore
-from fcluster.worker.snapshots import latest_valid
+from fcluster.kafka.clients import make_consumer
+from fcluster.storage.snapshot_store import DirectorySnapshotStore
+from fcluster.storage.snapshots import latest_valid
 from tests.checker.check import check_totals, wait_until_committed
 from tests.checker.generate import Generator, create_topic
 from tests.harness import Cluster, wait_until, worker_name

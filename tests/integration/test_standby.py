@@ -11,13 +11,13 @@ import pytest
 from confluent_kafka import TopicPartition
 
 from fcluster.common.ids import ShardId
-from fcluster.common.kafka_clients import delete_records_before, make_admin
-from fcluster.common.messages import StandbyStatus
 from fcluster.common.settings import Settings, resolve
-from fcluster.common.snapshot_store import DirectorySnapshotStore
-from fcluster.worker.snapshots import take_snapshot
-from fcluster.worker.standby import StandbyTail
-from fcluster.worker.store import RocksStore, StoreDirectory
+from fcluster.kafka.clients import delete_records_before, make_admin
+from fcluster.storage.snapshot_store import DirectorySnapshotStore
+from fcluster.storage.snapshots import take_snapshot
+from fcluster.storage.store import RocksStore, StoreDirectory
+from fcluster.storage.warm_copies import StandbyTail
+from fcluster.wire.messages import StandbyStatus
 from tests.checker.check import check_totals, wait_until_committed
 from tests.checker.generate import Generator, create_topic
 from tests.checker.live import LiveReader

@@ -16,7 +16,10 @@ import pytest
 from confluent_kafka import Consumer, TopicPartition
 
 from fcluster.common.ids import changelog_topic
-from fcluster.common.kafka_clients import (
+from fcluster.common.positions import CommittedPosition
+from fcluster.common.settings import resolve
+from fcluster.engine.changelog import Delta, DeltaReader, encode_delta, parse_record
+from fcluster.kafka.clients import (
     begin_offsets,
     make_admin,
     make_consumer,
@@ -24,9 +27,6 @@ from fcluster.common.kafka_clients import (
     read_committed_positions,
     settled_end_offsets,
 )
-from fcluster.common.positions import CommittedPosition
-from fcluster.common.settings import resolve
-from fcluster.engine.changelog import Delta, DeltaReader, encode_delta, parse_record
 from tests.checker.generate import create_topic
 from tests.checker.reading import READ_COMMITTED, read_topic
 from tests.harness import Cluster, wait_until, worker_name

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from confluent_kafka import Message
 
-from fcluster.common.kafka_clients import make_producer
 from fcluster.common.settings import Settings
+from fcluster.kafka.clients import make_producer
 from fcluster.worker.kafka_waits import KafkaWaits
 from fcluster.worker.transactions import flush, waiting_produce
 from fcluster.worker.watchdog import Watchdog

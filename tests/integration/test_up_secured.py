@@ -13,9 +13,9 @@ import pytest
 from confluent_kafka.admin import AdminClient as KafkaAdmin
 from confluent_kafka.admin import NewTopic
 
-from fcluster.common.discovery import read_journal
-from fcluster.common.keys import Keyring, Role
 from fcluster.common.settings import HANDED_FLAGS, REDACTED, Settings
+from fcluster.wire.discovery import read_journal
+from fcluster.wire.keys import Keyring, Role
 from tests.harness import REPOSITORY, Up, wait_until
 
 JOB = REPOSITORY / "tests/jobs/running_totals.py"

@@ -17,16 +17,16 @@ from confluent_kafka.admin import AdminClient as KafkaAdmin
 from confluent_kafka.admin import NewTopic
 
 from fcluster import __version__
-from fcluster.common import messages
-from fcluster.common.admin_client import AdminClient, CoordinatorSilent, KeyRefused, RequestRefused
-from fcluster.common.discovery import Leader, find_leader
 from fcluster.common.ids import ShardId
-from fcluster.common.kafka_clients import make_producer
-from fcluster.common.keys import Keyring, Role, create_keys
-from fcluster.common.messages import MESSAGE_BYTES_MAX, MalformedMessageError, ShardStatus, WorkerStats
-from fcluster.common.security import ClientSecurity, client_security
 from fcluster.common.settings import Settings
-from fcluster.common.snapshot_store import store_identity
+from fcluster.kafka.clients import make_producer
+from fcluster.storage.snapshot_store import store_identity
+from fcluster.wire import messages
+from fcluster.wire.admin_client import AdminClient, CoordinatorSilent, KeyRefused, RequestRefused
+from fcluster.wire.discovery import Leader, find_leader
+from fcluster.wire.keys import Keyring, Role, create_keys
+from fcluster.wire.messages import MESSAGE_BYTES_MAX, MalformedMessageError, ShardStatus, WorkerStats
+from fcluster.wire.security import ClientSecurity, client_security
 from tests.harness import COORDINATOR, REPOSITORY, Cluster, memory_bytes, wait_until
 
 FRAMES = 100_000

@@ -17,7 +17,7 @@ import time
 from confluent_kafka import KafkaException, Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 
-from fcluster.common.kafka_clients import serve_rest
+from fcluster.kafka.clients import serve_rest
 
 TIMEOUT_S = 30
 RECORDS = 50

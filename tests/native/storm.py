@@ -19,8 +19,8 @@ from typing import Any
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
 
-from fcluster.common import kafka_clients
 from fcluster.common.settings import resolve
+from fcluster.kafka import clients as kafka_clients
 
 TOPICS, PARTITIONS, THREADS = 12, 3, 4
 TIMEOUT_S = 20

@@ -18,8 +18,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from fcluster.common.kafka_jars import cache_dir, find_java
 from fcluster.common.processes import popen_bound
+from fcluster.kafka.jars import cache_dir, find_java
 from tests.harness import wait_until
 
 ACCESS_KEY = "tests"

@@ -41,7 +41,7 @@ def takes_part(seed: int) -> bool:
 
 
 @dataclass(slots=True)
-class _Office:
+class _Leader:
     """The leadership of a partition, or a coordinator's post.
 
     `number` rises with each change, the last of which was at `changed_ms`; `from_ms` is when the broker takes
@@ -75,7 +75,7 @@ class Brokers:
     def __init__(self, world: World) -> None:
         self.random = Random(f"brokers {world.seed}")
         self._world = world
-        self._offices: dict[Hashable, _Office] = {}
+        self._leaders: dict[Hashable, _Leader] = {}
         self._refreshed_ms: dict[tuple[str, Hashable], int] = {}
         self._away: int | None = None
         self._still_until_ms = [0] * BROKERS
@@ -92,8 +92,8 @@ class Brokers:
         """All brokers are up, and everything has a leader."""
         self._away = None
         self._still_until_ms = [0] * BROKERS
-        for office in self._offices.values():
-            office.from_ms = min(office.from_ms, self._world.now_ms)
+        for leader in self._leaders.values():
+            leader.from_ms = min(leader.from_ms, self._world.now_ms)
 
     def _kill(self) -> None:
         if not self._world.stormy or self._away is not None:
@@ -127,66 +127,66 @@ class Brokers:
 
     def _move(self) -> None:
         """Leadership of something moves, without any death."""
-        if self._world.stormy and self._offices:
-            office = self.random.choice(list(self._offices.values()))
-            self._hand(office, self.random.choice((0, 30)))
+        if self._world.stormy and self._leaders:
+            leader = self.random.choice(list(self._leaders.values()))
+            self._hand(leader, self.random.choice((0, 30)))
             self._world.landed["leadership moved"] += 1
 
     def _move_all(self) -> None:
         if self._world.stormy:
-            for office in self._offices.values():
+            for leader in self._leaders.values():
                 if self.random.random() < 0.7:
-                    self._hand(office, self.random.choice((0, 0, 30, 100)))
+                    self._hand(leader, self.random.choice((0, 0, 30, 100)))
             self._world.landed["all leaderships moved"] += 1
 
     def _vacate(self, broker: int, election_ms: int) -> None:
-        for office in self._offices.values():
-            if office.broker == broker:
-                self._hand(office, election_ms)
+        for leader in self._leaders.values():
+            if leader.broker == broker:
+                self._hand(leader, election_ms)
 
-    def _hand(self, office: _Office, delay_ms: int) -> None:
-        others = [broker for broker in range(BROKERS) if broker not in (office.broker, self._away)]
-        office.broker = self.random.choice(others)
-        office.number, office.changed_ms = office.number + 1, self._world.now_ms
+    def _hand(self, leader: _Leader, delay_ms: int) -> None:
+        others = [broker for broker in range(BROKERS) if broker not in (leader.broker, self._away)]
+        leader.broker = self.random.choice(others)
+        leader.number, leader.changed_ms = leader.number + 1, self._world.now_ms
         # A coordinator first loads what it is to coordinate.
-        office.from_ms = self._world.now_ms + delay_ms + self.random.choice((0, 0, 40))
+        leader.from_ms = self._world.now_ms + delay_ms + self.random.choice((0, 0, 40))
 
     # --- requests -------------------------------------------------------------------------------------
 
     def way(self, process: Process, place: Hashable) -> Way:
         """What is in the way of a request of this process that has to go to whoever leads `place`."""
-        world, office = self._world, self._office(place)
+        world, leader = self._world, self._leader(place)
         # What a client has learnt of all leaders at its start is what it knows, until it is told otherwise.
         refreshed_ms = self._refreshed_ms.get((process.name, place), process.began_ms)
         delay_ms, unknown = 0, False
-        if refreshed_ms < office.changed_ms:
+        if refreshed_ms < leader.changed_ms:
             self._refreshed_ms[process.name, place] = world.now_ms
             world.landed["stale metadata"] += 1
             delay_ms += 1 + self.random.randrange(METADATA_MS_MAX)
             unknown = self.random.random() < UNKNOWN_SHARE
-        if office.from_ms > world.now_ms:
+        if leader.from_ms > world.now_ms:
             world.landed["request without a leader"] += 1
-            delay_ms = max(delay_ms, office.from_ms - world.now_ms) + self.random.randrange(BACKOFF_MS_MAX)
+            delay_ms = max(delay_ms, leader.from_ms - world.now_ms) + self.random.randrange(BACKOFF_MS_MAX)
             unknown = unknown or self.random.random() < UNKNOWN_SHARE
-        still_ms = self._still_until_ms[office.broker] - world.now_ms
+        still_ms = self._still_until_ms[leader.broker] - world.now_ms
         if still_ms > delay_ms:
             world.landed["request hangs at a broker"] += 1
             delay_ms = still_ms
-        return Way(delay_ms, unknown, office.number)
+        return Way(delay_ms, unknown, leader.number)
 
     def fate(self, place: Hashable, number: int) -> str:
         """What became of a request on its way: "there", or, if the leader has moved since, also
         "again" (sent to the next one), "lost", or "unanswered" (carried out)."""
-        if self._office(place).number == number:
+        if self._leader(place).number == number:
             return "there"
         self._world.landed["leader moved while a request was on its way"] += 1
         return self.random.choice(("again", "again", "lost", "unanswered"))
 
-    def _office(self, place: Hashable) -> _Office:
-        office = self._offices.get(place)
-        if office is None:
+    def _leader(self, place: Hashable) -> _Leader:
+        leader = self._leaders.get(place)
+        if leader is None:
             broker = crc32(repr(place).encode()) % BROKERS
             if broker == self._away:
                 broker = (broker + 1) % BROKERS
-            office = self._offices[place] = _Office(broker)
-        return office
+            leader = self._leaders[place] = _Leader(broker)
+        return leader

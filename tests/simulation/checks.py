@@ -16,15 +16,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fcluster.common import messages
 from fcluster.common.ids import ShardId
 from fcluster.common.positions import CommittedPosition, InputOffset, decode_position
-from fcluster.coordinator.core import Coordinator
-from fcluster.coordinator.model import HELD_PHASES, ShardPhase
-from fcluster.coordinator.outbox import assignment_key, slot_key
+from fcluster.coordinator.core.coordinator import Coordinator
+from fcluster.coordinator.core.model import HELD_PHASES, ShardPhase
+from fcluster.coordinator.core.outbox import assignment_key, slot_key
 from fcluster.engine.changelog import DeltaReader
 from fcluster.engine.state import STORE_PREFIX_BYTES, StoreMeta
 from fcluster.engine.values import decode_state
+from fcluster.wire import messages
 from tests.simulation.counter_job import (
     BOTH,
     CHANGELOGS,

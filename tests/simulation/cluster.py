@@ -13,9 +13,9 @@ from functools import cache
 from typing import Any
 
 from fcluster.common.settings import Settings
-from fcluster.common.topology import Topology
 from fcluster.engine.state import FlushLimits
-from fcluster.worker.model import EXIT_DRAINED, EXIT_JOB_ENDED
+from fcluster.graph.topology import Topology
+from fcluster.worker.core.model import EXIT_DRAINED, EXIT_JOB_ENDED
 from tests.simulation.checks import Checks
 from tests.simulation.coordinator_shell import SimCoordinator
 from tests.simulation.counter_job import INPUTS, MERGED_SEEDS_FROM, topology

@@ -11,12 +11,12 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from fcluster.common import messages
 from fcluster.common.ids import transactional_ids
 from fcluster.common.positions import decode_position
-from fcluster.coordinator import events
-from fcluster.coordinator.core import Coordinator
-from fcluster.coordinator.model import Terms
+from fcluster.coordinator.core import events
+from fcluster.coordinator.core.coordinator import Coordinator
+from fcluster.coordinator.core.model import Terms
+from fcluster.wire import messages
 from tests.simulation.brokers import GROUP
 from tests.simulation.counter_job import JOB
 from tests.simulation.worker_shell import shown

@@ -1,4 +1,4 @@
-"""A model of `worker/standby.py`: warm copies of shards of others, which follow their changelogs.
+"""A model of `storage/warm_copies.py`: warm copies of shards of others, which follow their changelogs.
 
 Responsible for: what the standby thread does to the local stores, and when: a base is put in place, deltas
 that are committed are taken, written in batches, and the copy is let go of when the shard is restored. The
@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 
 from fcluster.common.errors import FclusterError, StateDamaged
 from fcluster.common.ids import ShardId
-from fcluster.common.messages import StandbyStatus
 from fcluster.engine.changelog import DeltaReader
-from fcluster.worker.restore_plan import Base, plan_standby
-from fcluster.worker.snapshots import usable_manifests
+from fcluster.storage.restore_plan import Base, plan_standby
+from fcluster.storage.snapshots import usable_manifests
+from fcluster.wire.messages import StandbyStatus
 from tests.simulation.counter_job import CHANGELOGS
 from tests.simulation.storage import SimStore
 from tests.simulation.world import Call, KafkaFailure, Sleep, Thread

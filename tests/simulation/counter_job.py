@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from fcluster import Job
 from fcluster.common.ids import ShardId, changelog_topic, repartition_topic
 from fcluster.common.settings import Settings
-from fcluster.common.topology import Topology
+from fcluster.graph.topology import Topology
 
 JOB = "sim"
 SOURCE, SINK = "in", "out"

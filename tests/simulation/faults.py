@@ -11,8 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
-from fcluster.common import messages
-from fcluster.coordinator import events
+from fcluster.coordinator.core import events
+from fcluster.wire import messages
 from tests.simulation.brokers import Brokers, takes_part
 from tests.simulation.cluster import Cluster, Strike
 from tests.simulation.counter_job import MORE, SOURCE, Input, partition_of

@@ -15,23 +15,24 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from fcluster.common import messages
 from fcluster.common.ids import ShardId, transactional_ids
 from fcluster.common.positions import CommittedPosition
-from fcluster.coordinator import events
-from fcluster.coordinator.core import Coordinator
-from fcluster.coordinator.membership import Membership
-from fcluster.coordinator.model import Session, Shard, Terms
-from fcluster.coordinator.outbox import HeldKind, Outbox
-from fcluster.coordinator.ownership import Ownership
+from fcluster.coordinator.core import events
+from fcluster.coordinator.core.coordinator import Coordinator
+from fcluster.coordinator.core.membership import Membership
+from fcluster.coordinator.core.model import Session, Shard, Terms
+from fcluster.coordinator.core.outbox import HeldKind, Outbox
+from fcluster.coordinator.core.ownership import Ownership
 from fcluster.engine.state import ShardState
-from fcluster.worker import core, model
-from fcluster.worker import events as worker_events
-from fcluster.worker.epochs import Epochs
-from fcluster.worker.holdings import Holdings
-from fcluster.worker.manifest import Manifest
-from fcluster.worker.restore_plan import RestoreRequest
-from fcluster.worker.snapshots import usable_manifests
+from fcluster.storage.manifest import Manifest
+from fcluster.storage.restore_plan import RestoreRequest
+from fcluster.storage.snapshots import usable_manifests
+from fcluster.wire import messages
+from fcluster.worker.core import events as worker_events
+from fcluster.worker.core import model
+from fcluster.worker.core import worker as core
+from fcluster.worker.core.epochs import Epochs
+from fcluster.worker.core.owned_shards import OwnedShards
 from tests.simulation.coordinator_shell import SimCoordinator
 from tests.simulation.counter_job import JOB, MERGED_SEEDS_FROM
 from tests.simulation.kafka_model import Partition
@@ -234,7 +235,7 @@ class ForgetsSessions(SimCoordinator):
 
 class _ObeysAnyTerm(core.WorkerCore):
     def _on_message(self, message: messages.FromCoordinator) -> None:
-        self.situation.term = min(self.situation.term, message.term)
+        self.state.term = min(self.state.term, message.term)
         super()._on_message(message)
 
 
@@ -289,7 +290,7 @@ class FreesWhenRevoked(SimCoordinator):
 
 class _GoesOnAfterAbort(core.WorkerCore):
     def _on_transaction_failed(self, event: worker_events.TransactionFailed) -> None:
-        now, flight = self.situation, self.situation.in_flight
+        now, flight = self.state, self.state.in_flight
         if event.session == now.session != 0 and flight is not None:
             now.in_flight = None
             now.send(messages.Committed(now.session, flight.epoch, 0.0, now.open.dirty, []))
@@ -343,7 +344,7 @@ class GuessesAborted(SimWorker):
     def commit_failed(
         self, effect: worker_events.CommitEpoch, sealed: FrozenEpoch, failure: KafkaFailure
     ) -> Thread:
-        shards = self.core.situation.shards
+        shards = self.core.state.shards
         self.guessed = {
             frozen.shard: position
             for frozen in sealed.shards
@@ -497,7 +498,7 @@ class GuessesCommittedWhenMoved(GuessesCommitted):
 # --- what the simulation has found in the product, put back -------------------------------------------
 
 
-class _WaitsForNoRestore(Holdings):
+class _WaitsForNoRestore(OwnedShards):
     def release(self, foreign: Any = ()) -> None:
         for owned in self._now.shards.values():
             if owned.phase is model.ShardPhase.RELEASING:
@@ -509,7 +510,7 @@ class _WaitsForNoRestore(Holdings):
 class _ReleasesInRestore(core.WorkerCore):
     def __init__(self, identity: model.Identity, bounds: model.Bounds, now_ms: int) -> None:
         super().__init__(identity, bounds, now_ms)
-        plant(self._holdings, _WaitsForNoRestore)
+        plant(self._owned_shards, _WaitsForNoRestore)
 
 
 class ReleasesInRestore(SimWorker):
@@ -536,7 +537,7 @@ class MovesAtOnce(SimCoordinator):
     core_class = _MovesAtOnce
 
 
-class _TakesAllForNew(Holdings):
+class _TakesAllForNew(OwnedShards):
     def is_new(self, order: Any) -> bool:
         return True
 
@@ -544,7 +545,7 @@ class _TakesAllForNew(Holdings):
 class _ObeysTwice(core.WorkerCore):
     def __init__(self, identity: model.Identity, bounds: model.Bounds, now_ms: int) -> None:
         super().__init__(identity, bounds, now_ms)
-        plant(self._holdings, _TakesAllForNew)
+        plant(self._owned_shards, _TakesAllForNew)
 
 
 class ObeysTwice(SimWorker):

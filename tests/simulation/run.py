@@ -12,7 +12,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fcluster.coordinator import events
+from fcluster.coordinator.core import events
 from tests.simulation.cluster import Cluster
 from tests.simulation.coordinator_shell import EXIT_TEMPORARY, SimCoordinator
 from tests.simulation.faults import Storm, brew
@@ -136,7 +136,7 @@ def _check_live_state(cluster: Cluster) -> None:
     assert leader is not None
     for worker in cluster.living_workers:
         for shard, runner in worker.runners.items():
-            if runner.reading and leader.shards[shard].session == worker.core.situation.session != 0:
+            if runner.reading and leader.shards[shard].session == worker.core.state.session != 0:
                 cluster.checks.live(shard, worker.live_state(shard, cluster.checks.keys(shard)))
 
 

@@ -19,8 +19,8 @@ from fcluster.common.errors import FclusterError, StateDamaged
 from fcluster.common.files import NotPlainFileError
 from fcluster.common.ids import ShardId
 from fcluster.engine.state import StoreMeta
-from fcluster.worker.manifest import content_hash
-from fcluster.worker.snapshots import MANIFEST_FORMAT, Manifest, SnapshotFile
+from fcluster.storage.manifest import content_hash
+from fcluster.storage.snapshots import MANIFEST_FORMAT, Manifest, SnapshotFile
 
 VERSIONS_KEPT = 4
 _encoder = msgspec.msgpack.Encoder()

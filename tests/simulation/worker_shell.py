@@ -16,10 +16,8 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from fcluster.common import messages
 from fcluster.common.errors import FclusterError, StateDamaged
 from fcluster.common.ids import ShardId, transactional_ids
-from fcluster.common.messages import WorkerStats
 from fcluster.common.offsets import NotKnownYetError, known_offset
 from fcluster.common.positions import (
     CommittedPosition,
@@ -28,13 +26,16 @@ from fcluster.common.positions import (
     decode_position,
     joined_position,
 )
-from fcluster.coordinator.events import ProcessEnded
+from fcluster.coordinator.core.events import ProcessEnded
 from fcluster.engine.changelog import Delta, DeltaReader, encode_delta
 from fcluster.engine.merging import InputMerge
 from fcluster.engine.state import ShardState, StoreMeta
-from fcluster.worker import core, events, model
-from fcluster.worker.restore_plan import Base, RestorePlan, RestoreRequest, plan_restore, stands_exactly
-from fcluster.worker.snapshots import Manifest, prune, truncation_offset, usable_manifests
+from fcluster.storage.restore_plan import Base, RestorePlan, RestoreRequest, plan_restore, stands_exactly
+from fcluster.storage.snapshots import Manifest, prune, truncation_offset, usable_manifests
+from fcluster.wire import messages
+from fcluster.wire.messages import WorkerStats
+from fcluster.worker.core import events, model
+from fcluster.worker.core import worker as core
 from tests.simulation.brokers import GROUP
 from tests.simulation.copies import PATIENCE_MS, SimTail
 from tests.simulation.counter_job import CHANGELOGS, INPUTS, JOB, STORES, Input, Read, handle
@@ -286,7 +287,7 @@ class SimWorker(Process):
     @property
     def leaving(self) -> bool:
         """Whether it was asked to leave."""
-        return self._terminated or self.core.situation.leaving
+        return self._terminated or self.core.state.leaving
 
     def died(self) -> None:
         world = self.world
@@ -578,7 +579,7 @@ class SimWorker(Process):
         if self.runners.get(runner.shard) is not runner or not runner.reading or writer is None:
             return  # fetched before the shard was rewound or given up
         if writer.failure:
-            self._feed(events.TransactionFailed(self.core.situation.session, f"producing: {writer.failure}"))
+            self._feed(events.TransactionFailed(self.core.state.session, f"producing: {writer.failure}"))
             return
         reads = self._next(runner, fetched)
         if reads:
@@ -1019,18 +1020,16 @@ class SimWorker(Process):
 
     def _on_frame(self, frame: bytes) -> None:
         message = messages.decode_from_coordinator(frame)
-        self._misled = message.term < self.core.situation.term
+        self._misled = message.term < self.core.state.term
         self.post(events.MessageReceived(message))
 
     def _pulse(self) -> None:
         """Heartbeats, and the search for a coordinator, come from a thread of their own."""
         settings = self.cluster.settings
-        if self.core.situation.session and self.dealer.connected:
+        if self.core.state.session and self.dealer.connected:
             stats = WorkerStats(standbys=self.tail.statuses())
             self.dealer.send(
-                messages.encode(
-                    messages.Heartbeat(self.core.situation.session, stats, self.core.orders_heard)
-                )
+                messages.encode(messages.Heartbeat(self.core.state.session, stats, self.core.orders_heard))
             )
         seeking = self._misled or not self.dealer.connected
         if seeking and self.world.now_ms - self._searched_ms >= 200:
@@ -1042,7 +1041,7 @@ class SimWorker(Process):
     def _found_leader(self, leader: Any, failure: KafkaFailure | None) -> None:
         if leader is None or failure is not None:
             return
-        if self.dealer.connected and not (self._misled and leader.term >= self.core.situation.term):
+        if self.dealer.connected and not (self._misled and leader.term >= self.core.state.term):
             return
         self._misled = False
         if self.dealer.target is not leader.router:

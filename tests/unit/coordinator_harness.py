@@ -10,14 +10,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from fcluster.common import messages
 from fcluster.common.ids import ShardId
-from fcluster.common.messages import ShardStatus, WorkerStats
 from fcluster.common.settings import Settings
-from fcluster.common.topology import Chain, Input, Process, Stage, TopicSpec, Topology
-from fcluster.coordinator import events
-from fcluster.coordinator.core import Coordinator
-from fcluster.coordinator.model import Terms
+from fcluster.coordinator.core import events
+from fcluster.coordinator.core.coordinator import Coordinator
+from fcluster.coordinator.core.model import Terms
+from fcluster.graph.topology import Chain, Input, Process, Stage, TopicSpec, Topology
+from fcluster.wire import messages
+from fcluster.wire.messages import ShardStatus, WorkerStats
 
 VERSION = "1.2.3"
 STORE = "store-1"

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 import msgspec
 import pytest
 
-from fcluster.common import messages
-from fcluster.common.admin_client import AdminClient, CoordinatorSilent, RequestRefused
-from fcluster.common.transport import FrameReceived, RouterTransport
+from fcluster.wire import messages
+from fcluster.wire.admin_client import AdminClient, CoordinatorSilent, RequestRefused
+from fcluster.wire.transport import FrameReceived, RouterTransport
 
 Answer = Callable[[messages.ToCoordinator], bytes | None]
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from fcluster.agent import AgentLink, Staff
-from fcluster.common import messages, seeking
-from fcluster.common.discovery import Leader
 from fcluster.common.settings import resolve
+from fcluster.host.agent import AgentLink, Staff
+from fcluster.wire import leader_search, messages
+from fcluster.wire.discovery import Leader
 from tests.harness import wait_until
 from tests.unit.test_admin_client import FakeCoordinator
 
@@ -161,7 +161,7 @@ class Lonely(Agent):
 @pytest.fixture
 def journal(monkeypatch: pytest.MonkeyPatch) -> FakeJournal:
     journal = FakeJournal()
-    monkeypatch.setattr(seeking, "LeaderFollower", lambda _settings, _job: journal)
+    monkeypatch.setattr(leader_search, "LeaderFollower", lambda _settings, _job: journal)
     return journal
 
 

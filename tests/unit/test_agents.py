@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fcluster.agent import Orders
-from fcluster.common import messages
-from fcluster.coordinator import events
-from fcluster.coordinator.agents import AGENTS_MAX, Agents, spread
+from fcluster.coordinator.core import events
+from fcluster.coordinator.core.agents import AGENTS_MAX, Agents, spread
+from fcluster.host.agent import Orders
+from fcluster.wire import messages
 from tests.unit.coordinator_harness import FakeWorker, Harness
 
 ADMIN = b"admin"

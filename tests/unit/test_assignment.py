@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fcluster.common.ids import ShardId
-from fcluster.coordinator.assignment import place_standbys, plan
+from fcluster.coordinator.core.assignment import place_standbys, plan
 
 
 def shards_of(**partitions: int) -> list[ShardId]:

@@ -5,44 +5,44 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fcluster.worker.chain import STEPS_MAX, Chain
+from fcluster.storage.replay_size import STEPS_MAX, ReplaySize
 
 
 def test_chain_is_the_deltas_behind_the_snapshot() -> None:
-    chain = Chain(0)
-    chain.snapshotted(0)
-    chain.grown(2, 100)
-    chain.grown(4, 50)
-    assert chain.bytes == 150
-    chain.snapshotted(2)
-    assert chain.bytes == 50, "the second delta came after the snapshot"
-    chain.snapshotted(4)
-    assert chain.bytes == 0
+    replay = ReplaySize(0)
+    replay.snapshotted(0)
+    replay.grown(2, 100)
+    replay.grown(4, 50)
+    assert replay.bytes == 150
+    replay.snapshotted(2)
+    assert replay.bytes == 50, "the second delta came after the snapshot"
+    replay.snapshotted(4)
+    assert replay.bytes == 0
 
 
 def test_uncounted_past_is_taken_to_be_like_what_was_counted() -> None:
-    chain = Chain(1_000)
-    chain.grown(1_010, 500)
-    assert chain.bytes == 500, "where the newest snapshot is isn't known yet"
-    chain.snapshotted(900)
-    assert chain.bytes == 500 + 100 * 50
-    chain.snapshotted(1_010)
-    assert chain.bytes == 0
+    replay = ReplaySize(1_000)
+    replay.grown(1_010, 500)
+    assert replay.bytes == 500, "where the newest snapshot is isn't known yet"
+    replay.snapshotted(900)
+    assert replay.bytes == 500 + 100 * 50
+    replay.snapshotted(1_010)
+    assert replay.bytes == 0
 
 
 def test_past_without_anything_counted_is_unknown_and_not_due() -> None:
-    chain = Chain(1_000)
-    chain.snapshotted(0)
-    assert chain.bytes == 0
+    replay = ReplaySize(1_000)
+    replay.snapshotted(0)
+    assert replay.bytes == 0
 
 
 @given(st.lists(st.integers(1, 1_000), min_size=1, max_size=3 * STEPS_MAX), st.floats(0, 1))
 def test_long_chain_is_counted_in_little_memory_and_never_too_low(sizes: list[int], share: float) -> None:
-    chain = Chain(0)
+    replay = ReplaySize(0)
     for number, size in enumerate(sizes, 1):
-        chain.grown(2 * number, size)
-    chain.snapshotted(0)
-    assert chain.bytes == sum(sizes)
+        replay.grown(2 * number, size)
+    replay.snapshotted(0)
+    assert replay.bytes == sum(sizes)
     taken = int(len(sizes) * share)
-    chain.snapshotted(2 * taken)
-    assert chain.bytes >= sum(sizes[taken:])
+    replay.snapshotted(2 * taken)
+    assert replay.bytes >= sum(sizes[taken:])

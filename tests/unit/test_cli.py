@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from fcluster import groundwork, local_kafka, up
-from fcluster.cli import Session, commands
+from fcluster.cli import local_kafka, startup, up
+from fcluster.cli.main import Session, commands
 from fcluster.common.errors import FclusterError, KafkaUnavailable
 from fcluster.worker import handler_processes
 
@@ -34,7 +34,7 @@ ALL_COMMANDS = (
 def _in_an_empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     # It would leave a handler behind that writes to the closed stream of a finished test.
-    monkeypatch.setattr(groundwork, "start_logging", lambda _level: None)
+    monkeypatch.setattr(startup, "start_logging", lambda _level: None)
     # It would make this process a worker for good, whose next child is watched by a guard.
     monkeypatch.setattr(handler_processes, "prepare", lambda: None)
     for name in list(os.environ):
@@ -58,7 +58,7 @@ def test_help_of_each_command_has_an_example(command: list[str]) -> None:
 def test_help_loads_neither_the_kafka_client_nor_rich(command: list[str]) -> None:
     script = (
         "import sys\n"
-        "from fcluster.cli import main\n"
+        "from fcluster.cli.main import main\n"
         "try: main(sys.argv[1:])\n"
         "except SystemExit: pass\n"
         "heavy = {'confluent_kafka', 'rich', 'zmq', 'rocksdict'} & set(sys.modules)\n"
@@ -76,7 +76,7 @@ def test_error_ends_in_two_lines_and_its_exit_code(monkeypatch: pytest.MonkeyPat
     def fail(*_: Any) -> None:
         raise PickyError("the sky is green", remedy="Paint it blue.")
 
-    monkeypatch.setattr(groundwork, "data_directory", fail)
+    monkeypatch.setattr(startup, "data_directory", fail)
     result = run("kafka", "status")
     assert result.exit_code == 7
     assert result.stderr == "error: the sky is green\nremedy: Paint it blue.\n"
@@ -87,7 +87,7 @@ def test_error_with_debug_shows_the_traceback_before_the_two_lines(monkeypatch: 
     def fail(*_: Any) -> None:
         raise FclusterError("the sky is green", remedy="Paint it blue.")
 
-    monkeypatch.setattr(groundwork, "data_directory", fail)
+    monkeypatch.setattr(startup, "data_directory", fail)
     result = run("kafka", "status", "--debug")
     assert result.exit_code == 1
     assert "Traceback" in result.stderr
@@ -115,7 +115,7 @@ def test_brokers_that_are_down_are_temporary_trouble_for_a_server(monkeypatch: p
     def fail(*_: Any) -> None:
         raise KafkaUnavailable("no brokers", remedy="Start them.")
 
-    monkeypatch.setattr(groundwork, "load", fail)
+    monkeypatch.setattr(startup, "load", fail)
     assert run("worker", "job.py").exit_code == 75
     assert run("coordinator", "job.py").exit_code == 75
 
@@ -216,7 +216,7 @@ def test_scale_takes_a_number_or_numbers_for_places(
 ) -> None:
     asked: list[Any] = []
     monkeypatch.setattr(
-        "fcluster.operations.scale", lambda _line, total, places, **_more: asked.append((total, places))
+        "fcluster.cli.operations.scale", lambda _line, total, places, **_more: asked.append((total, places))
     )
     assert run("scale", *arguments).exit_code == 0
     assert asked == [wanted]

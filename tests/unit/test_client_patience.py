@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 from confluent_kafka import KafkaError, KafkaException
 
-from fcluster.common import kafka_clients
-from fcluster.common.kafka_clients import (
+from fcluster.common.settings import resolve
+from fcluster.coordinator import journal
+from fcluster.kafka import clients as kafka_clients
+from fcluster.kafka.clients import (
     ATTEMPT_TIMEOUT_S,
     FENCE_RESTING_WAIT_S,
     PRODUCER_SOCKET_TIMEOUT_MS,
@@ -17,9 +19,7 @@ from fcluster.common.kafka_clients import (
     fence_transactional_id,
     producer_config,
 )
-from fcluster.common.settings import resolve
-from fcluster.coordinator import journal
-from fcluster.worker import standby
+from fcluster.storage import warm_copies as standby
 from fcluster.worker.sending import sending_config
 
 HANGS = "socket.timeout.ms"

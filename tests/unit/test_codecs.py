@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fcluster import Codec, CodecUse, Job, ListState, MapState, ValueState
-from fcluster.common.codecs import key_codec, value_codec
 from fcluster.common.errors import JobError
-from fcluster.common.topology import KEY_KINDS, VALUE_KINDS
 from fcluster.engine.kinds import state_codec
 from fcluster.engine.values import UnkeptError
+from fcluster.graph.codecs import key_codec, value_codec
+from fcluster.graph.topology import KEY_KINDS, VALUE_KINDS
 from fcluster.testing import Driver
 
 texts = st.text(st.characters(exclude_categories=["Cs"]))

@@ -12,9 +12,8 @@ from confluent_kafka import KafkaError, KafkaException
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fcluster import console_clients
-from fcluster.common.errors import KafkaUnavailable, MissingTopic
-from fcluster.console_clients import (
+from fcluster.cli import console_clients
+from fcluster.cli.console_clients import (
     DeliveryError,
     InputError,
     Progress,
@@ -28,6 +27,7 @@ from fcluster.console_clients import (
     run_consume,
     run_produce,
 )
+from fcluster.common.errors import KafkaUnavailable, MissingTopic
 
 
 class FakeMessage:

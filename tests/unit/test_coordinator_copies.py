@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from fcluster.common import messages
 from fcluster.common.settings import Settings
-from fcluster.common.topology import Topology
-from fcluster.coordinator.copies import WARM_LAG_OFFSETS_MAX
-from fcluster.coordinator.ownership import WARMING_MS_MAX
+from fcluster.coordinator.core.copies import WARM_LAG_OFFSETS_MAX
+from fcluster.coordinator.core.ownership import WARMING_MS_MAX
+from fcluster.graph.topology import Topology
+from fcluster.wire import messages
 from tests.unit.coordinator_harness import FakeWorker, Harness, one_stage, shard
 
 

@@ -9,13 +9,13 @@ from typing import Any
 import msgspec
 import pytest
 
-from fcluster.common import messages
 from fcluster.common.ids import ShardId
 from fcluster.common.settings import Settings
-from fcluster.coordinator import events
-from fcluster.coordinator.election import RESIGN_MS, STANDBYS_COME_MS
-from fcluster.coordinator.ending import EXIT_DONE, EXIT_JOB_FAILED, EXIT_TEMPORARY
-from fcluster.coordinator.model import Phase, ShardPhase
+from fcluster.coordinator.core import events
+from fcluster.coordinator.core.election import RESIGN_MS, STANDBYS_COME_MS
+from fcluster.coordinator.core.ending import EXIT_DONE, EXIT_JOB_FAILED, EXIT_TEMPORARY
+from fcluster.coordinator.core.model import Phase, ShardPhase
+from fcluster.wire import messages
 from tests.unit.coordinator_harness import FakeWorker, Harness, merged_stages, shard, status, two_stages
 
 
@@ -1093,7 +1093,7 @@ def test_worker_that_stopped_for_a_drain_that_was_forgotten_begins_anew() -> Non
     assert w0.assigned, "it works again"
 
 
-# --- leaving the office -------------------------------------------------------------------------------
+# --- giving up the leadership -------------------------------------------------------------------------------
 
 
 def stand_by(harness: Harness, name: str, *, leaves: bool = False) -> None:

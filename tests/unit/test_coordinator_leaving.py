@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from fcluster.common import messages
-from fcluster.coordinator.naming import NAMED_MAX, find_worker
+from fcluster.coordinator.core.worker_names import NAMED_MAX, find_worker
+from fcluster.wire import messages
 from tests.unit.coordinator_harness import FakeWorker, Harness, shard
 from tests.unit.test_coordinator_copies import cluster, said
 

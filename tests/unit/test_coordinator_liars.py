@@ -13,15 +13,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fcluster.common import messages
 from fcluster.common.ids import ShardId
-from fcluster.common.messages import ShardStatus, WorkerStats
 from fcluster.common.settings import Settings
-from fcluster.common.transport import FrameReceived
-from fcluster.coordinator import events
-from fcluster.coordinator.core import Coordinator
+from fcluster.coordinator.core import events
+from fcluster.coordinator.core.coordinator import Coordinator
+from fcluster.coordinator.core.model import Phase, Terms
 from fcluster.coordinator.gate import Gate
-from fcluster.coordinator.model import Phase, Terms
+from fcluster.wire import messages
+from fcluster.wire.messages import ShardStatus, WorkerStats
+from fcluster.wire.transport import FrameReceived
 from tests.unit.coordinator_harness import STORE, VERSION, one_stage
 
 HONEST, LIARS = b"honest", (b"liar-1", b"liar-2", b"stranger")

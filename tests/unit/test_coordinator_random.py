@@ -20,11 +20,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fcluster.common import messages
 from fcluster.common.ids import ShardId
 from fcluster.common.settings import Settings
-from fcluster.coordinator import events
-from fcluster.coordinator.model import Phase
+from fcluster.coordinator.core import events
+from fcluster.coordinator.core.model import Phase
+from fcluster.wire import messages
 from tests.unit.coordinator_harness import STORE, VERSION, Harness, status
 
 Span = tuple[int, int]

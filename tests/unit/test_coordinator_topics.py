@@ -10,14 +10,14 @@ import pytest
 from fcluster import Job
 from fcluster.common.errors import FclusterError, IncompatibleState, MissingTopic
 from fcluster.common.ids import ShardId, repartition_topic
-from fcluster.common.kafka_clients import _TopicPlan  # pyright: ignore[reportPrivateUsage]
-from fcluster.common.messages import ShardStatus
 from fcluster.common.settings import Settings
-from fcluster.common.topic_ids import Look, TopicReplaced, TopicSeen
-from fcluster.common.topology import Chain, Input, Stage, Topology
-from fcluster.coordinator import events
 from fcluster.coordinator.checks import check_partitions, check_topics, remembered_ids
-from fcluster.coordinator.topics import CONFIRM_MS, Role, roles_of, topic_key
+from fcluster.coordinator.core import events
+from fcluster.coordinator.core.topics import CONFIRM_MS, Role, roles_of, topic_key
+from fcluster.graph.topology import Chain, Input, Stage, Topology
+from fcluster.kafka.clients import _TopicPlan  # pyright: ignore[reportPrivateUsage]
+from fcluster.kafka.topic_ids import Look, TopicReplaced, TopicSeen
+from fcluster.wire.messages import ShardStatus
 from tests.unit.coordinator_harness import FakeWorker, Harness, one_stage, topic, two_stages
 
 IDS = {"in": "in-1", "out": "out-1", "job-in-changelog": "log-1", "job-journal": "journal-1"}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fcluster.common.errors import DirectoryInUse
-from fcluster.data_directory import (
+from fcluster.host.data_directory import (
     LOG_FILES_KEPT,
     ClusterNote,
     DirectoryLock,
@@ -57,7 +57,7 @@ def test_released_lock_can_be_taken_again(directory: Path) -> None:
 
 def test_lock_of_a_killed_process_is_free(directory: Path) -> None:
     script = (
-        "import sys, time; from pathlib import Path; from fcluster.data_directory import DirectoryLock\n"
+        "import sys, time; from pathlib import Path; from fcluster.host.data_directory import DirectoryLock\n"
         "lock = DirectoryLock(Path(sys.argv[1])); lock.acquire(); print('locked', flush=True); time.sleep(60)"
     )
     root = str(Path(__file__).parents[2])

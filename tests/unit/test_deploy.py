@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fcluster.common import kafka_jars
+from fcluster.kafka import jars as kafka_jars
 
 REPOSITORY = Path(__file__).parents[2]
 MAVEN = "{http://maven.apache.org/POM/4.0.0}"

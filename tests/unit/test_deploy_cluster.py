@@ -23,11 +23,11 @@ import pytest
 import yaml
 from honcho.environ import parse_procfile
 
-from fcluster.cli import commands
-from fcluster.common.health import Verdict, health_port, split_address
-from fcluster.common.kafka_jars import kafka_version
+from fcluster.cli.main import commands
 from fcluster.common.settings import Settings, parse_duration_ms, resolve
-from fcluster.worker.model import EXIT_DRAINED
+from fcluster.kafka.jars import kafka_version
+from fcluster.wire.http_port import Verdict, health_port, split_address
+from fcluster.worker.core.model import EXIT_DRAINED
 
 REPOSITORY = Path(__file__).parents[2]
 DEPLOY = REPOSITORY / "deploy"

@@ -12,7 +12,7 @@ import click
 import pytest
 
 from fcluster import Job
-from fcluster.cli import commands
+from fcluster.cli.main import commands
 from fcluster.common.settings import Settings
 
 REPOSITORY = Path(__file__).parents[2]

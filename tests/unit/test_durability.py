@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from confluent_kafka import KafkaError, KafkaException
 
-from fcluster.common.durability import Replication, TopicCare, look_for_risks, replications, risks
+from fcluster.kafka.durability import Replication, TopicCare, look_for_risks, replications, risks
 
 WELL = TopicCare(3, 2, False)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fcluster.coordinator.election import (
+from fcluster.coordinator.core.election import (
     PROBE_INTERVAL_MS,
     RANK_STEP_MS,
     REFUSED_MS,

@@ -13,10 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fcluster.common import embedded_kafka, kafka_jars
-from fcluster.common.embedded_kafka import EmbeddedKafka, EmbeddedKafkaError, escape_property
 from fcluster.common.errors import DirectoryInUse
-from fcluster.common.ports import reserve_for_directory
+from fcluster.kafka import embedded as embedded_kafka
+from fcluster.kafka import jars as kafka_jars
+from fcluster.kafka.embedded import EmbeddedKafka, EmbeddedKafkaError, escape_property
+from fcluster.kafka.ports import reserve_for_directory
 
 
 def script(directory: Path, name: str, text: str) -> None:

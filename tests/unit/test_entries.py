@@ -14,7 +14,6 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from fcluster import Codec, ListState, MapState, ValueState
 from fcluster.common.errors import ProcessingError
-from fcluster.common.states import State, StateStore
 from fcluster.engine import entries as entries_module
 from fcluster.engine.changelog import DeltaReader, encode_delta
 from fcluster.engine.entries import Clock, EntryTable
@@ -22,6 +21,7 @@ from fcluster.engine.failure import UnkeptStateError
 from fcluster.engine.kinds import ListOfKey, MapOfKey, ValueOfKey, make_access
 from fcluster.engine.state import FlushLimits, ShardState, StoreMeta, store_prefix
 from fcluster.engine.steps import RecordError
+from fcluster.graph.states import State, StateStore
 
 EAGER = FlushLimits(entries_max=1)
 LAZY = FlushLimits(entries_max=10**9, bytes_max=10**9, age_ms_max=1e9)

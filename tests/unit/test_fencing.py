@@ -13,7 +13,7 @@ import pytest
 from fcluster.common.errors import KafkaUnavailable
 from fcluster.common.settings import Settings
 from fcluster.coordinator import fencing
-from fcluster.coordinator.events import SlotFenced, SlotFenceFailed
+from fcluster.coordinator.core.events import SlotFenced, SlotFenceFailed
 from fcluster.coordinator.fencing import Fencer
 from tests.harness import wait_until
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fcluster.common.functions import BYTECODE, comparable, function_identity
+from fcluster.graph.functions import BYTECODE, comparable, function_identity
 
 FIELD = "a"
 TEMPLATE = """

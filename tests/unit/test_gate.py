@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fcluster.common import messages
 from fcluster.common.ids import ShardId
-from fcluster.common.keys import Role
-from fcluster.common.messages import Message
-from fcluster.common.transport import FrameReceived
 from fcluster.coordinator.gate import Gate
+from fcluster.wire import messages
+from fcluster.wire.keys import Role
+from fcluster.wire.messages import Message
+from fcluster.wire.transport import FrameReceived
 
 HELLO = messages.Hello(
     worker="w1",

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from confluent_kafka import KafkaError, KafkaException
 
-from fcluster.common.kafka_clients import make_admin
 from fcluster.common.settings import resolve
 from fcluster.coordinator.topic_watch import GroupMembers, look_at_group
+from fcluster.kafka.clients import make_admin
 
 
 class Admin:

@@ -12,15 +12,16 @@ from typing import Any
 
 import pytest
 
-from fcluster.common import health as port
-from fcluster.common.discovery import Leader
 from fcluster.common.errors import SettingsError
-from fcluster.common.health import HealthServer, Pulse, Verdict, health_port, split_address
 from fcluster.common.ids import ShardId
-from fcluster.common.messages import Assign, Welcome, WorkerStats
 from fcluster.common.positions import CommittedPosition
 from fcluster.coordinator.health import CoordinatorHealth
-from fcluster.worker import core, events, model
+from fcluster.wire import http_port as port
+from fcluster.wire.discovery import Leader
+from fcluster.wire.http_port import HealthServer, Pulse, Verdict, health_port, split_address
+from fcluster.wire.messages import Assign, Welcome, WorkerStats
+from fcluster.worker.core import events, model
+from fcluster.worker.core import worker as core
 from fcluster.worker.health import WorkerHealth
 from tests.harness import wait_until
 
@@ -269,7 +270,7 @@ def test_worker_is_ready_when_all_its_shards_run() -> None:
     def happens(*happened: events.Event) -> None:
         for event in happened:
             worker.handle(event, 0)
-            health.publish(worker.situation)
+            health.publish(worker.state)
 
     def why_not() -> str:
         verdict = health.ready()

@@ -18,12 +18,12 @@ from pathlib import Path
 import pytest
 from rocksdict import Options, Rdict
 
-from fcluster.common import snapshot_store as snapshot_store_module
 from fcluster.common.errors import FclusterError, SettingsError, StateDamaged
 from fcluster.common.ids import ShardId
-from fcluster.common.snapshot_store import DirectorySnapshotStore, SnapshotStoreUnavailable
 from fcluster.engine.state import StoreMeta
-from fcluster.worker.snapshots import (
+from fcluster.storage import snapshot_store as snapshot_store_module
+from fcluster.storage.snapshot_store import DirectorySnapshotStore, SnapshotStoreUnavailable
+from fcluster.storage.snapshots import (
     latest_valid,
     prune,
     restore_snapshot,
@@ -31,7 +31,7 @@ from fcluster.worker.snapshots import (
     usable_manifests,
     verify,
 )
-from fcluster.worker.store import RocksStore, StateDirectoryFullError, StoreDirectory
+from fcluster.storage.store import RocksStore, StateDirectoryFullError, StoreDirectory
 from tests.unit.test_snapshots import LocalObjectStore
 
 SHARD = ShardId("flights", 3)

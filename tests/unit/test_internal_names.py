@@ -16,10 +16,8 @@ from fcluster.common.ids import (
     journal_topic,
     repartition_topic,
 )
-from fcluster.common.kafka_clients import ensure_internal_topics
 from fcluster.common.positions import CommittedPosition
 from fcluster.common.settings import Settings
-from fcluster.common.topology import Topology, described_topics
 from fcluster.coordinator import owned_topics, server
 from fcluster.coordinator.internal_names import (
     Claim,
@@ -28,6 +26,8 @@ from fcluster.coordinator.internal_names import (
     possible_claims,
     unowned_topics,
 )
+from fcluster.graph.topology import Topology, described_topics
+from fcluster.kafka.clients import ensure_internal_topics
 
 WITH_STATE = CommittedPosition(10, 5, 5, "f")
 WITHOUT_STATE = CommittedPosition(10, 5, 0, "f")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from confluent_kafka import KafkaError
 
-from fcluster.common.kafka_troubles import Trouble, remedy_for_refusal, trouble_of
+from fcluster.kafka.troubles import Trouble, remedy_for_refusal, trouble_of
 
 
 @pytest.mark.parametrize(

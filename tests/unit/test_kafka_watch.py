@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from fcluster.common import kafka_watch
-from fcluster.common.kafka_watch import (
+from fcluster.common.settings import Settings
+from fcluster.kafka import watch as kafka_watch
+from fcluster.kafka.watch import (
     OFFSETS_TOPIC,
     SENTENCE_CHARACTERS_MAX,
     TRANSACTIONS_TOPIC,
@@ -22,7 +23,6 @@ from fcluster.common.kafka_watch import (
     Troubles,
     home_of,
 )
-from fcluster.common.settings import Settings
 from tests.brokers import java_hash
 
 CONCERN = Concern(frozenset({"in", "out"}), "job", ("job-slot-0-0",))

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import zmq
 
-from fcluster.common import keys as keys_module
-from fcluster.common.keys import (
+from fcluster.wire import keys as keys_module
+from fcluster.wire.keys import (
     Keyring,
     KeysUnusable,
     Role,

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from fcluster.live_view import (
+from fcluster.cli.live_view import (
     SHARDS_SHOWN_MAX,
     LiveView,
     PlainView,

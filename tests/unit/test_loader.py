@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from fcluster.api.loader import load_job
 from fcluster.common.errors import JobError
-from fcluster.common.loader import load_job
 
 JOB = "from fcluster import Job\njob = Job('carriers')\n"
 
@@ -179,7 +179,7 @@ def test_variable_that_isnt_there_or_isnt_a_job_is_refused(write: WriteFile) -> 
 def test_function_of_a_job_file_is_found_by_a_process_that_was_started_afresh(write: WriteFile) -> None:
     write("json.py", JOB + "def double(number):\n    return 2 * number\n")
     load_job("json.py")
-    module = next(name for name in sys.modules if name.startswith("fcluster.common.job_files."))
+    module = next(name for name in sys.modules if name.startswith("fcluster.api.job_files."))
     # As `multiprocessing` does there; without the folder of the file on the path.
     text = f"import importlib; print(importlib.import_module({module!r}).double(21))"
     done = subprocess.run([sys.executable, "-P", "-c", text], capture_output=True, check=True)

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from fcluster.common import messages
 from fcluster.common.ids import ShardId
-from fcluster.coordinator.cluster import Cluster
-from fcluster.coordinator.losses import ANNOUNCED_FROM_TIMES, Losses
-from fcluster.coordinator.model import Deaths
-from fcluster.coordinator.outbox import Outbox
-from fcluster.coordinator.progress import Progress
+from fcluster.coordinator.core.cluster import Cluster
+from fcluster.coordinator.core.losses import ANNOUNCED_FROM_TIMES, Losses
+from fcluster.coordinator.core.model import Deaths
+from fcluster.coordinator.core.outbox import Outbox
+from fcluster.coordinator.core.progress import Progress
+from fcluster.wire import messages
 from tests.unit.coordinator_harness import FakeWorker, Harness, shard, status
 
 HELD = shard(0)

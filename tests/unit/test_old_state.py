@@ -14,11 +14,11 @@ from fcluster import Job
 from fcluster.common.ids import ShardId
 from fcluster.common.positions import decode_position
 from fcluster.common.settings import Settings
-from fcluster.common.topology import Topology, incompatibility
 from fcluster.engine.changelog import DeltaReader
 from fcluster.engine.state import ShardState, StoreMeta
+from fcluster.graph.topology import Topology, incompatibility
+from fcluster.storage.store import RocksStore, StoreDirectory
 from fcluster.worker.processing import OutputPort, ShardRunner
-from fcluster.worker.store import RocksStore, StoreDirectory
 from tests.data.state_format_1.make import job
 
 FORMAT_1 = Path(__file__).parents[1] / "data" / "state_format_1"

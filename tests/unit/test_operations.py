@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from fcluster import operations
-from fcluster.common import messages
-from fcluster.common.admin_client import CoordinatorSilent, RequestRefused
-from fcluster.operations import NotReached, drain, scale
+from fcluster.cli import operations
+from fcluster.cli.operations import NotReached, drain, scale
+from fcluster.wire import messages
+from fcluster.wire.admin_client import CoordinatorSilent, RequestRefused
 
 WORKER = "host-1-77-abc"
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fcluster.common.partitioner import murmur2, partition_of
+from fcluster.graph.partitioner import murmur2, partition_of
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fcluster.worker.pieces import FACTOR, LARGE_RECORDS, WAIT_MS_MAX, Pieces, Replays
+from fcluster.worker.core.pieces import FACTOR, LARGE_RECORDS, WAIT_MS_MAX, Pieces, Replays
 
 
 def shrunk(*failures: int) -> Pieces:

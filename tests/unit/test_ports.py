@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from fcluster.common import ports
+from fcluster.kafka import ports
 from tests.harness import REPOSITORY
 
 

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from fcluster.common import reach
-from fcluster.common.admin_client import AdminClient, CoordinatorSilent
 from fcluster.common.errors import SettingsError
-from fcluster.common.ports import reserve_for_process
-from fcluster.common.reach import ReachWatch, announced_address, split_address, trouble_reaching
 from fcluster.common.settings import resolve
+from fcluster.kafka.ports import reserve_for_process
+from fcluster.wire import addresses as reach
+from fcluster.wire.addresses import ReachWatch, announced_address, split_address, trouble_reaching
+from fcluster.wire.admin_client import AdminClient, CoordinatorSilent
 from tests.harness import wait_until
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from fcluster.common import messages
 from fcluster.common.errors import LINE_CHARACTERS_MAX, FclusterError, cause_and_remedy, one_line
+from fcluster.wire import messages
 
 
 @pytest.mark.parametrize("reason", ["x" * 10_000_000, "half \ud83d", "\x1b[31m\n" * 100_000])

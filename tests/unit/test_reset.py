@@ -4,13 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fcluster.common.errors import DirectoryInUse, IncompatibleState
-from fcluster.common.positions import CommittedPosition, InputOffset, decode_position, joined_position
-from fcluster.common.settings import Settings
-from fcluster.coordinator.internal_names import Claim
-from fcluster.coordinator.owned_topics import Found
-from fcluster.data_directory import DirectoryLock
-from fcluster.reset import (
+from fcluster.cli.reset import (
     Move,
     ResetPlan,
     _last_entries,
@@ -19,6 +13,12 @@ from fcluster.reset import (
     _with_one_epoch,
     check_directory,
 )
+from fcluster.common.errors import DirectoryInUse, IncompatibleState
+from fcluster.common.positions import CommittedPosition, InputOffset, decode_position, joined_position
+from fcluster.common.settings import Settings
+from fcluster.coordinator.internal_names import Claim
+from fcluster.coordinator.owned_topics import Found
+from fcluster.host.data_directory import DirectoryLock
 from tests.unit.coordinator_harness import merged_stages, two_stages
 
 KEPT = CommittedPosition(5, 9, 7, "former", "id-1")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fcluster.reset_target import Target, TargetError, chosen_offsets, parse_target
+from fcluster.cli.reset_target import Target, TargetError, chosen_offsets, parse_target
 
 BEGINS = {("a", 0): 3, ("a", 1): 0}
 ENDS = {("a", 0): 9, ("a", 1): 5}

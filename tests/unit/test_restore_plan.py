@@ -8,8 +8,8 @@ from fcluster.common.errors import StateDamaged
 from fcluster.common.ids import ShardId
 from fcluster.common.positions import CommittedPosition
 from fcluster.engine.state import StoreMeta
-from fcluster.worker.manifest import Manifest
-from fcluster.worker.restore_plan import (
+from fcluster.storage.manifest import Manifest
+from fcluster.storage.restore_plan import (
     Base,
     RestorePlan,
     RestoreRequest,

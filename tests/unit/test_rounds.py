@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fcluster.coordinator.rounds import RESERVED_EPOCHS, EpochNumbers, next_interval_ms
+from fcluster.coordinator.core.rounds import RESERVED_EPOCHS, EpochNumbers, next_interval_ms
 
 milliseconds = st.floats(0, 100_000)
 

@@ -13,19 +13,19 @@ from typing import Any
 import pytest
 import zmq
 
-from fcluster.common import security
-from fcluster.common.admin_client import AdminClient, KeyRefused
 from fcluster.common.errors import FclusterError, SettingsError
-from fcluster.common.keys import Keyring, KeysUnusable, Role, add_key, create_keys
-from fcluster.common.security import (
+from fcluster.common.settings import Settings, with_settings
+from fcluster.wire import security
+from fcluster.wire.admin_client import AdminClient, KeyRefused
+from fcluster.wire.keys import Keyring, KeysUnusable, Role, add_key, create_keys
+from fcluster.wire.security import (
     ClientSecurity,
     CoordinatorSecurity,
     client_security,
     coordinator_security,
     is_loopback,
 )
-from fcluster.common.settings import Settings, with_settings
-from fcluster.common.transport import (
+from fcluster.wire.transport import (
     DealerTransport,
     FrameReceived,
     HandshakeFailed,
@@ -222,7 +222,7 @@ def test_key_that_is_added_later_gets_in_without_a_restart(
     router: RouterTransport, client: Client, keys: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(security, "ALLOWED_KEPT_S", 0.0)
-    monkeypatch.setattr("fcluster.common.transport.GIVEN_UP_RETRY_S", 0.05)
+    monkeypatch.setattr("fcluster.wire.transport.GIVEN_UP_RETRY_S", 0.05)
     address = router.bind("tcp://127.0.0.1:*")
     add_key(keys, Role.WORKER, "late")
     hidden = (keys / "worker-late.pub").rename(keys / "aside")

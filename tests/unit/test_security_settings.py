@@ -7,11 +7,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from fcluster import preflight
-from fcluster.cli import Session, commands
+from fcluster.cli import preflight
+from fcluster.cli.main import Session, commands
 from fcluster.common.errors import FclusterError
-from fcluster.common.kafka_clients import consumer_config, make_admin, producer_config
-from fcluster.common.keys import Keyring, Role
 from fcluster.common.settings import (
     HANDED_FLAGS,
     REDACTED,
@@ -21,6 +19,8 @@ from fcluster.common.settings import (
     is_secret,
     resolve,
 )
+from fcluster.kafka.clients import consumer_config, make_admin, producer_config
+from fcluster.wire.keys import Keyring, Role
 
 LOGIN = {
     "security.protocol": "SASL_SSL",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from fcluster.common.discovery import Leader
-from fcluster.common.seeking import FIXED_PATIENCE_MS, TURN_MS, Ends, Search
+from fcluster.wire.discovery import Leader
+from fcluster.wire.leader_search import FIXED_PATIENCE_MS, TURN_MS, Ends, Search
 
 SILENT_MS = 1_500.0
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from fcluster.common.kafka_clients import make_producer, producer_config
 from fcluster.common.settings import resolve
+from fcluster.kafka.clients import make_producer, producer_config
 from fcluster.worker import sending
 
 

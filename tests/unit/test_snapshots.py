@@ -19,20 +19,20 @@ import pytest
 from obstore.store import LocalStore
 
 from fcluster.common import files as files_module
-from fcluster.common import object_snapshot_store as object_snapshot_store_module
-from fcluster.common import snapshot_store as snapshot_store_module
 from fcluster.common.errors import FclusterError, SettingsError, StateDamaged
 from fcluster.common.ids import ShardId
-from fcluster.common.object_snapshot_store import ObjectSnapshotStore
-from fcluster.common.snapshot_store import (
+from fcluster.engine.state import StoreMeta
+from fcluster.storage import object_snapshot_store as object_snapshot_store_module
+from fcluster.storage import snapshot_store as snapshot_store_module
+from fcluster.storage import snapshots as snapshots_module
+from fcluster.storage.object_snapshot_store import ObjectSnapshotStore
+from fcluster.storage.snapshot_store import (
     DirectorySnapshotStore,
     SnapshotStoreUnavailable,
     open_snapshot_store,
     store_identity,
 )
-from fcluster.engine.state import StoreMeta
-from fcluster.worker import snapshots as snapshots_module
-from fcluster.worker.snapshots import (
+from fcluster.storage.snapshots import (
     Manifest,
     Unusable,
     latest_valid,
@@ -43,7 +43,7 @@ from fcluster.worker.snapshots import (
     usable_manifests,
     verify,
 )
-from fcluster.worker.store import RocksStore, StoreDirectory
+from fcluster.storage.store import RocksStore, StoreDirectory
 
 SHARD = ShardId("flights", 3)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from fcluster.common.topic_ids import Look, TopicReplaced, TopicSeen
+from fcluster.kafka.topic_ids import Look, TopicReplaced, TopicSeen
 from fcluster.worker.source_checks import PAUSE_S, SourceChecks
 
 

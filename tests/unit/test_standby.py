@@ -11,9 +11,9 @@ import pytest
 from fcluster.common.ids import ShardId
 from fcluster.engine.changelog import Delta, encode_delta
 from fcluster.engine.state import StoreMeta
-from fcluster.worker.restore_plan import Base, RestorePlan
-from fcluster.worker.standby import _Copy
-from fcluster.worker.store import StateDirectoryFullError, StoreDirectory
+from fcluster.storage.restore_plan import Base, RestorePlan
+from fcluster.storage.store import StateDirectoryFullError, StoreDirectory
+from fcluster.storage.warm_copies import _Copy
 
 SHARD = ShardId("totals", 0)
 

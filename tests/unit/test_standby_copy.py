@@ -12,14 +12,14 @@ from fcluster.common.ids import ShardId
 from fcluster.common.settings import Settings
 from fcluster.engine.changelog import Delta, encode_delta
 from fcluster.engine.state import StoreMeta
-from fcluster.worker.restore_plan import Base, RestorePlan
-from fcluster.worker.standby import StandbyTail, _Copy
-from fcluster.worker.store import (
+from fcluster.storage.restore_plan import Base, RestorePlan
+from fcluster.storage.store import (
     RocksStore,
     StateDirectoryFailedError,
     StateDirectoryFullError,
     StoreDirectory,
 )
+from fcluster.storage.warm_copies import StandbyTail, _Copy
 
 SHARD = ShardId("in", 0)
 

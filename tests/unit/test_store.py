@@ -14,9 +14,9 @@ from fcluster.common.errors import DirectoryInUse, FclusterError, IncompatibleSt
 from fcluster.common.files import checked_name
 from fcluster.common.ids import ShardId
 from fcluster.engine.state import FlushLimits, ShardState, StoreMeta
-from fcluster.worker import store as store_module
-from fcluster.worker.restore import local_meta
-from fcluster.worker.store import (
+from fcluster.storage import store as store_module
+from fcluster.storage.restore import local_meta
+from fcluster.storage.store import (
     LOCAL_TROUBLE,
     META_KEY,
     StateDirectoryFailedError,
@@ -65,7 +65,7 @@ import os, sys
 from pathlib import Path
 from fcluster.common.ids import ShardId
 from fcluster.engine.state import StoreMeta
-from fcluster.worker.store import StoreDirectory
+from fcluster.storage.store import StoreDirectory
 store = StoreDirectory(Path({str(tmp_path / "state")!r})).open(ShardId("flights", 3))
 for epoch in range(1, 6):
     store.apply({{b"key%d" % n: b"%d" % epoch for n in range(100)}}, StoreMeta(epoch, epoch))
@@ -112,7 +112,7 @@ def test_directory_of_another_process_is_refused(directory: StoreDirectory) -> N
     script = f"""
 from pathlib import Path
 from fcluster.common.errors import DirectoryInUse
-from fcluster.worker.store import StoreDirectory
+from fcluster.storage.store import StoreDirectory
 try:
     StoreDirectory(Path({str(directory.root)!r}))
 except DirectoryInUse as error:

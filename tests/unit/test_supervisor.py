@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from fcluster.common.errors import FclusterError
-from fcluster.supervisor import (
+from fcluster.host.supervisor import (
     EXIT_BUG,
     EXIT_DONE,
     EXIT_DRAINED,
@@ -240,7 +240,7 @@ def test_worker_that_was_told_to_leave_just_before_the_coordinator_ends_is_no_ne
 def test_worker_that_left_while_the_coordinator_stays_is_started_again(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fcluster.supervisor.LEFT_GRACE_S", 0.05)
+    monkeypatch.setattr("fcluster.host.supervisor.LEFT_GRACE_S", 0.05)
     cluster.child("worker-0").end(EXIT_DONE)
     cluster.child("worker-0", 2)
     assert cluster.said("restarting worker-0")

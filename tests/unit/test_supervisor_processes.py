@@ -34,10 +34,10 @@ while True:
 """
 SUPERVISOR = f"""
 import pathlib, sys
-from fcluster.family import SpawnedChild
+from fcluster.host.job_processes import SpawnedChild
 from fcluster.common.processes import spawn
-from fcluster.live_view import PlainView
-from fcluster.supervisor import ProcessSpec, Supervisor
+from fcluster.cli.live_view import PlainView
+from fcluster.host.supervisor import ProcessSpec, Supervisor
 
 request, drain_s = pathlib.Path(sys.argv[1]), sys.argv[2]
 python = (sys.executable, "-u", "-c")

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from fcluster import Job, Record
 from fcluster.common.errors import IncompatibleState, JobError, SettingsError, StateDamaged
 from fcluster.common.ids import changelog_topic, repartition_topic
-from fcluster.common.partitioner import partition_of
+from fcluster.graph.partitioner import partition_of
 from fcluster.testing import Driver, JobStopped
 from fcluster.testing import driver as driver_module
 

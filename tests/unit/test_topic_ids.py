@@ -9,8 +9,8 @@ import pytest
 from confluent_kafka import KafkaError, KafkaException
 
 from fcluster.common.positions import CommittedPosition, UnreadableMetadataError, decode_position
-from fcluster.common.topic_ids import TopicSeen, fits, source_replaced
-from fcluster.common.topic_looks import look_at_topics, settled_look
+from fcluster.kafka.topic_ids import TopicSeen, fits, source_replaced
+from fcluster.kafka.topic_looks import look_at_topics, settled_look
 
 ID = "cbT7kVgPRZK8Dz7Rp-lM8w"
 OTHER = "+/T7kVgPRZK8Dz7Rp_lM8-"

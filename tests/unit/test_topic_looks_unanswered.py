@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from confluent_kafka import KafkaError, KafkaException
 
-from fcluster.common.topic_ids import TopicSeen
-from fcluster.common.topic_looks import LOOK_TIMEOUT_S, look_at_topics
+from fcluster.kafka.topic_ids import TopicSeen
+from fcluster.kafka.topic_looks import LOOK_TIMEOUT_S, look_at_topics
 
 
 class Admin:

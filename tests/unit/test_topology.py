@@ -10,7 +10,7 @@ import pytest
 from fcluster import Codec, Job, ListState, MapState, ValueState
 from fcluster.common.ids import ShardId, repartition_topic
 from fcluster.common.settings import Settings
-from fcluster.common.topology import Topology, described_topics, incompatibility, unverified_keys
+from fcluster.graph.topology import Topology, described_topics, incompatibility, unverified_keys
 
 Grow = Callable[[Job], Any]
 

@@ -14,13 +14,13 @@ from fcluster.common.positions import CommittedPosition, InputOffset
 from fcluster.common.settings import Settings, TornPolicy
 from fcluster.engine.changelog import UNKNOWN_SOURCE_OFFSET, Delta, encode_delta
 from fcluster.engine.state import StoreMeta
-from fcluster.worker.restore import (
+from fcluster.storage.restore import (
     ShardRestored,
     _Shard,  # pyright: ignore[reportPrivateUsage]
 )
-from fcluster.worker.restore_plan import Base, RestorePlan, RestoreRequest
-from fcluster.worker.store import StoreDirectory
-from fcluster.worker.torn import UNKNOWN_EPOCH, Tear, TornShard, go_on
+from fcluster.storage.restore_plan import Base, RestorePlan, RestoreRequest
+from fcluster.storage.store import StoreDirectory
+from fcluster.storage.torn import UNKNOWN_EPOCH, Tear, TornShard, go_on
 
 SHARD = ShardId("flights", 3)
 COMMITTED = CommittedPosition(offset=700, epoch=8, state_epoch=7, fingerprint="f")

@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator
 import pytest
 import zmq
 
-from fcluster.common import transport
-from fcluster.common.messages import MESSAGE_BYTES_MAX
-from fcluster.common.transport import (
+from fcluster.wire import transport
+from fcluster.wire.messages import MESSAGE_BYTES_MAX
+from fcluster.wire.transport import (
     DealerTransport,
     Disconnected,
     FrameReceived,
@@ -426,7 +426,7 @@ def test_descriptors_are_kept_for_files_and_kafka_when_connections_take_all_they
 def test_process_gets_as_many_descriptors_as_the_system_grants() -> None:
     """In a process of its own: a limit that was raised can't be lowered again for the others."""
     program = (
-        "import resource as r; from fcluster.common.transport import raise_descriptor_limit as up\n"
+        "import resource as r; from fcluster.wire.transport import raise_descriptor_limit as up\n"
         "r.setrlimit(r.RLIMIT_NOFILE, (100, 4000)); print(up(), *r.getrlimit(r.RLIMIT_NOFILE))\n"
         "r.setrlimit(r.RLIMIT_NOFILE, (4000, 4000)); print(up(), *r.getrlimit(r.RLIMIT_NOFILE))\n"
     )

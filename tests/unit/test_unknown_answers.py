@@ -13,10 +13,13 @@ import pytest
 from confluent_kafka import OFFSET_INVALID, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from fcluster.common import discovery, kafka_clients
 from fcluster.common.errors import KafkaUnavailable, SourceGap
 from fcluster.common.ids import ShardId, journal_topic
-from fcluster.common.kafka_clients import (
+from fcluster.common.offsets import NotKnownYetError, known_offset, offset_or_none
+from fcluster.common.positions import CommittedPosition
+from fcluster.common.settings import Settings
+from fcluster.kafka import clients as kafka_clients
+from fcluster.kafka.clients import (
     Admin,
     ask_until_known,
     begin_offsets,
@@ -27,10 +30,9 @@ from fcluster.common.kafka_clients import (
     read_committed_positions,
     settled_end_offsets,
 )
-from fcluster.common.offsets import NotKnownYetError, known_offset, offset_or_none
-from fcluster.common.positions import CommittedPosition
-from fcluster.common.settings import Settings
-from fcluster.worker import restore, shards
+from fcluster.storage import restore
+from fcluster.wire import discovery
+from fcluster.worker import shards
 from fcluster.worker.committed import CommittedOffsets
 from fcluster.worker.shards import ShardHost
 from fcluster.worker.transactions import (

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from fcluster.common import messages
 from fcluster.common.ids import ShardId
 from fcluster.common.positions import CommittedPosition, InputOffset
 from fcluster.engine.failure import Failure
-from fcluster.worker import core, events, model
-from fcluster.worker.departure import LEAVING_REPEATED_MS
+from fcluster.wire import messages
+from fcluster.worker.core import events, model
+from fcluster.worker.core import worker as core
+from fcluster.worker.core.departure import LEAVING_REPEATED_MS
 
 A, B = ShardId("flights", 0), ShardId("flights", 1)
 
@@ -57,8 +58,8 @@ class Scenario:
         return self
 
     def running(self, *shards: ShardId) -> Scenario:
-        session = self.core.situation.session
-        self.receive(messages.Assign(self.core.situation.term, session, list(shards), self.order()))
+        session = self.core.state.session
+        self.receive(messages.Assign(self.core.state.term, session, list(shards), self.order()))
         for shard in shards:
             self.after(events.ShardRestored(session, shard, position(0)))
         return self
@@ -68,21 +69,21 @@ class Scenario:
         return self
 
     def barrier(self, epoch: int) -> Scenario:
-        self.receive(messages.Barrier(self.core.situation.term, self.core.situation.session, epoch))
+        self.receive(messages.Barrier(self.core.state.term, self.core.state.session, epoch))
         return self
 
     def prepared(self, epoch: int) -> Scenario:
         self.barrier(epoch)
-        self.after(events.EpochFlushed(self.core.situation.session, epoch, 10, 5.0))
+        self.after(events.EpochFlushed(self.core.state.session, epoch, 10, 5.0))
         return self
 
     def complete(self, epoch: int) -> Scenario:
-        self.receive(messages.Complete(self.core.situation.term, self.core.situation.session, epoch))
+        self.receive(messages.Complete(self.core.state.term, self.core.state.session, epoch))
         return self
 
     def committed(self, epoch: int, *shards: ShardId) -> Scenario:
         positions = {shard: position(10 * epoch, epoch) for shard in shards}
-        self.after(events.EpochCommitted(self.core.situation.session, epoch, 2.0, positions))
+        self.after(events.EpochCommitted(self.core.state.session, epoch, 2.0, positions))
         return self
 
 
@@ -102,7 +103,7 @@ def test_welcome_initialises_producers_once_however_often_it_comes() -> None:
     assert scenario.did(events.OpenProducers) == [events.OpenProducers(7, 2)]
     scenario.receive(welcome)
     assert scenario.effects == []
-    assert scenario.core.situation.epoch_seen == 40
+    assert scenario.core.state.epoch_seen == 40
 
 
 def test_restore_knows_what_is_committed_at_least() -> None:
@@ -143,15 +144,15 @@ def test_one_epoch_from_first_record_to_commit() -> None:
     (committed,) = scenario.sent()
     assert isinstance(committed, messages.Committed)
     assert not committed.dirty
-    assert scenario.core.situation.in_flight is None
+    assert scenario.core.state.in_flight is None
 
 
 def test_records_behind_the_barrier_belong_to_the_next_epoch() -> None:
     scenario = Scenario().joined().running(A, B).processed(A).barrier(1)
     scenario.processed(B)
     assert scenario.sent() == [messages.Dirty(7, False)]
-    assert scenario.core.situation.in_flight is not None
-    assert scenario.core.situation.in_flight.shards == {A}
+    assert scenario.core.state.in_flight is not None
+    assert scenario.core.state.in_flight.shards == {A}
     scenario.after(events.EpochFlushed(7, 1, 10, 5.0))
     scenario.complete(1).committed(1, A)
     (committed,) = scenario.sent()
@@ -204,7 +205,7 @@ def test_eviction_drops_everything_and_joins_anew() -> None:
     scenario = Scenario().joined().running(A).processed(A).prepared(1)
     scenario.receive(messages.Evicted(1, 7))
     assert scenario.did(events.DestroyProducers)
-    assert scenario.core.situation.shards == {}
+    assert scenario.core.state.shards == {}
     scenario.receive(messages.Welcome(term=1, session=8, slot=0, epoch=1, adopted=False))
     assert scenario.did(events.OpenProducers) == [events.OpenProducers(8, 0)]
 
@@ -569,7 +570,7 @@ def test_orders_that_come_once_more_are_not_obeyed_again() -> None:
 
 def torn_restore(scenario: Scenario, *, stopped: bool) -> None:
     """The coordinator gives it A and B; of A Kafka has torn a transaction."""
-    session = scenario.core.situation.session
+    session = scenario.core.state.session
     scenario.receive(messages.Assign(1, session, [A, B], scenario.order()))
     scenario.after(events.ShardRestored(session, B, position(0)))
     scenario.after(events.TransactionTorn(session, A, "Kafka has torn it", stopped))
@@ -582,7 +583,7 @@ def test_shard_with_a_torn_transaction_is_held_and_not_run_while_the_others_go_o
     assert scenario.did(events.StartReading) == []
     scenario.processed(B).prepared(1).complete(1).committed(1, B)
     assert isinstance(scenario.sent()[0], messages.Committed)
-    assert scenario.core.situation.shards[A].phase is model.ShardPhase.STOPPED
+    assert scenario.core.state.shards[A].phase is model.ShardPhase.STOPPED
 
 
 def test_stopped_shard_is_told_to_a_new_leader() -> None:
@@ -623,7 +624,7 @@ def test_torn_transaction_of_a_former_session_says_nothing() -> None:
     scenario = Scenario().joined()
     scenario.receive(messages.Assign(1, 7, [A], scenario.order()))
     assert scenario.after(events.TransactionTorn(6, A, "Kafka has torn it", True)) == []
-    assert scenario.core.situation.shards[A].phase is model.ShardPhase.RESTORING
+    assert scenario.core.state.shards[A].phase is model.ShardPhase.RESTORING
 
 
 # --- records at which handlers hang ------------------------------------------------------------------------
@@ -648,7 +649,7 @@ def test_condemned_record_is_forgotten_once_it_is_committed() -> None:
     scenario.receive(messages.Assign(1, 7, [A], scenario.order(), overdue))
     scenario.after(events.ShardRestored(7, A, position(0)))
     scenario.processed(A).prepared(1).complete(1).committed(1, A)
-    assert scenario.core.situation.condemned == {}
+    assert scenario.core.state.condemned == {}
 
 
 # --- records that end processes ---------------------------------------------------------------------------
@@ -722,10 +723,10 @@ REFUSED = Failure("Kafka refuses the output to 'out': too large", topic="out")
 
 def failed_epoch(scenario: Scenario, records: int, newest: int | None = None) -> Scenario:
     """An epoch that is refused; the worker has its next session, and the shard runs again."""
-    session = scenario.core.situation.session
+    session = scenario.core.state.session
     record = None if newest is None else model.RecordAt(A, newest)
     scenario.after(events.RecordsProcessed(frozenset({A}), records, True, record))
-    scenario.barrier(scenario.core.situation.epoch_seen + 1)
+    scenario.barrier(scenario.core.state.epoch_seen + 1)
     scenario.after(events.EpochFailed(session, REFUSED))
     assert isinstance(scenario.sent()[-1], messages.Hello)
     scenario.receive(messages.Welcome(term=1, session=session + 1, slot=0, epoch=0, adopted=False))
@@ -735,10 +736,10 @@ def failed_epoch(scenario: Scenario, records: int, newest: int | None = None) ->
 
 def test_refused_epoch_is_replayed_in_pieces_until_its_record_is_condemned() -> None:
     scenario = failed_epoch(Scenario().joined().running(A), 64)
-    assert scenario.core.situation.pieces.records_max == 8
+    assert scenario.core.state.pieces.records_max == 8
     failed_epoch(scenario, 8, 7)
-    assert scenario.core.situation.pieces.records_max == 1
-    assert scenario.core.situation.condemned == {}
+    assert scenario.core.state.pieces.records_max == 1
+    assert scenario.core.state.condemned == {}
     failed_epoch(scenario, 1, 5)
     (reading,) = scenario.did(events.StartReading)
     assert isinstance(reading, events.StartReading)
@@ -747,21 +748,21 @@ def test_refused_epoch_is_replayed_in_pieces_until_its_record_is_condemned() -> 
 
 def test_only_record_of_an_unbounded_epoch_is_not_condemned_at_once() -> None:
     scenario = failed_epoch(Scenario().joined().running(A), 1, 5)
-    assert scenario.core.situation.condemned == {}
+    assert scenario.core.state.condemned == {}
 
 
 def test_in_small_pieces_nothing_is_processed_behind_an_epoch_before_its_commit() -> None:
     scenario = failed_epoch(Scenario().joined().running(A), 64)
-    situation = scenario.core.situation
+    core_state = scenario.core.state
     scenario.after(events.RecordsProcessed(frozenset({A}), 5, True, model.RecordAt(A, 5)))
     assert scenario.sent() == [messages.Dirty(8, False)], "no backlog: a barrier is to come at once"
-    assert not situation.waits_for_commit()
+    assert not core_state.waits_for_commit()
     scenario.after(events.RecordsProcessed(frozenset({A}), 3, True, model.RecordAt(A, 8)))
-    assert situation.waits_for_commit()
+    assert core_state.waits_for_commit()
     scenario.prepared(5).complete(5)
-    assert situation.waits_for_commit()
+    assert core_state.waits_for_commit()
     scenario.committed(5, A)
-    assert not situation.waits_for_commit()
+    assert not core_state.waits_for_commit()
 
 
 def test_record_that_is_refused_over_and_over_though_condemned_stops_the_job() -> None:
@@ -779,19 +780,19 @@ def test_record_that_is_refused_over_and_over_though_condemned_stops_the_job() -
 def test_record_named_by_the_shell_is_condemned() -> None:
     scenario = Scenario().joined().running(A)
     scenario.after(events.EpochFailed(7, REFUSED, model.RecordAt(A, 3)))
-    assert scenario.core.situation.condemned == {A: [model.Condemned(3, REFUSED)]}
+    assert scenario.core.state.condemned == {A: [model.Condemned(3, REFUSED)]}
 
 
 def test_failure_of_a_former_session_is_nothing() -> None:
     scenario = Scenario().joined().running(A)
     assert scenario.after(events.EpochFailed(6, REFUSED)) == []
-    assert scenario.core.situation.pieces.records_max is None
+    assert scenario.core.state.pieces.records_max is None
 
 
 def test_failed_output_that_the_engine_knows_is_condemned_instead_of_stopped_at() -> None:
     scenario = Scenario().joined().running(A)
     scenario.after(events.HandlerFailed(7, A, 4, "record flights/0 at offset 4 failed", REFUSED))
-    assert scenario.core.situation.condemned == {A: [model.Condemned(4, REFUSED)]}
+    assert scenario.core.state.condemned == {A: [model.Condemned(4, REFUSED)]}
 
 
 def lost(scenario: Scenario, session: int, *, unexpected: bool) -> None:
@@ -851,19 +852,19 @@ def test_standing_is_told_for_each_input() -> None:
 def test_condemned_record_of_one_input_is_not_that_of_another_with_its_offset() -> None:
     scenario = Scenario().joined().running(A)
     scenario.after(events.HandlerFailed(7, A, 4, "record b/0 at offset 4 failed", REFUSED, input=1))
-    assert scenario.core.situation.condemned == {A: [model.Condemned(4, REFUSED, 1)]}
+    assert scenario.core.state.condemned == {A: [model.Condemned(4, REFUSED, 1)]}
     scenario.receive(messages.Welcome(term=1, session=8, slot=0, epoch=0, adopted=False))
     scenario.after(events.ProducersOpened(8))
     scenario.receive(messages.Assign(1, 8, [A], scenario.order()))
     scenario.after(events.ShardRestored(8, A, two_inputs(0, 0)))
     for first, second, left in ((9, 4, 1), (9, 5, 0)):
-        epoch = scenario.core.situation.epoch_seen + 1
+        epoch = scenario.core.state.epoch_seen + 1
         scenario.processed(A).prepared(epoch).complete(epoch)
         scenario.after(events.EpochCommitted(8, epoch, 1.0, {A: two_inputs(first, second, epoch)}))
-        assert len(scenario.core.situation.condemned.get(A, ())) == left
+        assert len(scenario.core.state.condemned.get(A, ())) == left
 
 
 def test_record_to_stop_before_is_told_with_its_input() -> None:
     scenario = Scenario().joined().running(A)
     scenario.after(events.StopRecordReached(7, A, 4, "boom", input=1))
-    assert scenario.core._holdings.stop_records == {A: model.StopRecord(4, "boom", 1)}
+    assert scenario.core._owned_shards.stop_records == {A: model.StopRecord(4, "boom", 1)}

@@ -13,12 +13,13 @@ import zmq
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fcluster.common import messages
 from fcluster.common.ids import ShardId
-from fcluster.common.messages import MalformedMessageError
 from fcluster.common.positions import CommittedPosition
-from fcluster.common.transport import DealerTransport
-from fcluster.worker import core, events, model
+from fcluster.wire import messages
+from fcluster.wire.messages import MalformedMessageError
+from fcluster.wire.transport import DealerTransport
+from fcluster.worker.core import events, model
+from fcluster.worker.core import worker as core
 
 FRAMES = 100_000
 GROWTH_BYTES_MAX = 64 * 1024 * 1024
@@ -110,8 +111,8 @@ def test_a_hundred_thousand_fuzzed_frames_are_counted_dropped_and_leave_no_trace
         assert transport.malformed_frames == FRAMES // 1000
         assert 0.5 * FRAMES < malformed < 0.9 * FRAMES
         assert resident_bytes() - before < GROWTH_BYTES_MAX
-        assert worker.situation.session == 7
-        assert set(worker.situation.shards) == set(SHARDS)
+        assert worker.state.session == 7
+        assert set(worker.state.shards) == set(SHARDS)
     finally:
         transport.close()
         router.close(0)
@@ -166,10 +167,10 @@ def test_absurd_messages_keep_the_workers_rules(steps: list[Any]) -> None:
         elif step == "records":
             running = frozenset(
                 shard
-                for shard, owned in worker.situation.shards.items()
+                for shard, owned in worker.state.shards.items()
                 if owned.phase is model.ShardPhase.RUNNING
             )
-            able = running and worker.situation.producers_ready
+            able = running and worker.state.producers_ready
             happening = [events.RecordsProcessed(running, 10, False)] if able else []
         else:
             happening = [step]
@@ -189,8 +190,8 @@ def outcome_of(effect: events.Effect, worker: core.WorkerCore) -> list[events.Ev
         case events.RestoreShards(session=session, shards=shards):
             return [events.ShardRestored(session, shard, CommittedPosition(0, 0, 0, "f")) for shard in shards]
         case events.PrepareEpoch(epoch=epoch):
-            return [events.EpochFlushed(worker.situation.session, epoch, 1, 1.0)]
+            return [events.EpochFlushed(worker.state.session, epoch, 1, 1.0)]
         case events.CommitEpoch(epoch=epoch):
-            return [events.EpochCommitted(worker.situation.session, epoch, 1.0, {})]
+            return [events.EpochCommitted(worker.state.session, epoch, 1.0, {})]
         case _:
             return []

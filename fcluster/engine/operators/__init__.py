@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from fcluster.common.topology import Filter, FlatMap, Map, Operator
 from fcluster.engine.operators.base import CompiledOperator
 from fcluster.engine.operators.filter import FilterOperator
 from fcluster.engine.operators.flat_map import FlatMapOperator
 from fcluster.engine.operators.map import MapOperator
 from fcluster.engine.operators.process import ProcessOperator
+from fcluster.graph.topology import Filter, FlatMap, Map, Operator
 
 __all__ = ["CompiledOperator", "operator_for"]
 

@@ -9,11 +9,11 @@ from types import GeneratorType
 from typing import Any, Protocol, cast
 
 from fcluster.common.failures import bounded_text
-from fcluster.common.record import Record
-from fcluster.common.topology import OnError, TopicSpec
 from fcluster.engine.context import AnyTable, HandlerContext
 from fcluster.engine.records import SourceRecord
 from fcluster.engine.steps import Place, Step
+from fcluster.graph.record import Record
+from fcluster.graph.topology import OnError, TopicSpec
 
 WriteRecord = Callable[[SourceRecord, bytes | None, Record], None]
 

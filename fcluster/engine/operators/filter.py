@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from fcluster.common.topology import Filter
 from fcluster.engine.operators.base import Surroundings, place_of_function
 from fcluster.engine.records import SourceRecord
 from fcluster.engine.steps import Step, StepFailure
+from fcluster.graph.topology import Filter
 
 
 class FilterOperator:

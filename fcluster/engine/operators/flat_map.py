@@ -7,10 +7,10 @@ from types import GeneratorType
 from typing import Any
 
 from fcluster.common.failures import type_of
-from fcluster.common.topology import FlatMap
 from fcluster.engine.operators.base import Surroundings, close_generator, place_of_function
 from fcluster.engine.records import SourceRecord
 from fcluster.engine.steps import RecordError, Step, StepFailure
+from fcluster.graph.topology import FlatMap
 
 _USUAL: frozenset[type] = frozenset({list, GeneratorType})
 """What is known to be right from its type alone, for speed."""

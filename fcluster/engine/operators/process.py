@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, cast
 
-from fcluster.common.codecs import key_codec
-from fcluster.common.record import Record
-from fcluster.common.topology import Process
 from fcluster.engine.context import Table
 from fcluster.engine.entries import Clock, EntryTable
 from fcluster.engine.kinds import make_access
 from fcluster.engine.operators.base import Surroundings, close_generator
 from fcluster.engine.records import SourceRecord
 from fcluster.engine.steps import Place, Step, StepFailure
+from fcluster.graph.codecs import key_codec
+from fcluster.graph.record import Record
+from fcluster.graph.topology import Process
 
 
 class ProcessOperator:

@@ -12,13 +12,13 @@ from typing import Any
 
 import orjson
 
-from fcluster.common.codecs import Encode, encode_json, key_codec, value_codec
 from fcluster.common.failures import bounded_repr, type_of
-from fcluster.common.record import UNSET, Record
-from fcluster.common.topology import Rekey, TopicSpec, rekey_description
 from fcluster.engine.operators.base import WriteRecord
 from fcluster.engine.records import OUTPUT_TROUBLE, OutputPort, SourceRecord
 from fcluster.engine.steps import Place, RecordError, Step, StepFailure
+from fcluster.graph.codecs import Encode, encode_json, key_codec, value_codec
+from fcluster.graph.record import UNSET, Record
+from fcluster.graph.topology import Rekey, TopicSpec, rekey_description
 
 _dumps = orjson.dumps
 _parted = bytes.partition

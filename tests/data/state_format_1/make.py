@@ -20,7 +20,7 @@ from fcluster.common.positions import CommittedPosition
 from fcluster.common.settings import Settings
 from fcluster.engine.changelog import encode_delta
 from fcluster.engine.state import FlushLimits, ShardState
-from fcluster.worker.store import StoreDirectory
+from fcluster.storage.store import StoreDirectory
 
 job = Job("shop")
 orders = job.topic("orders")

@@ -1,0 +1,1005 @@
+"""The API of a job file: jobs, topics, handlers, streams, records.
+
+Responsible for: the public API, its validation, and compiling a job into a `Topology`. Invariants: whatever
+`build` returns can run; names come from the job file alone and are the same in every run and process, because
+they identify state; each error says what to change. Must not do I/O, or call a user's handler.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any, Final, Literal, Protocol, TypeVar, cast
+
+from fcluster.common.errors import JobError
+from fcluster.common.ids import (
+    TOPIC_NAME_CHARACTERS_MAX,
+    changelog_topic,
+    colliding_topic,
+    is_internal_topic,
+    journal_topic,
+    repartition_topic,
+)
+from fcluster.common.isolation import ISOLATIONS, Isolation
+from fcluster.common.settings import Settings, isolation_from
+from fcluster.graph.codecs import Codec, CodecUse, Kind, bound_codec, codec_is_known, codec_name
+from fcluster.graph.record import UNSET, Record, Unset
+from fcluster.graph.states import (
+    ListAccess,
+    ListState,
+    MapAccess,
+    MapState,
+    State,
+    StateStore,
+    ValueAccess,
+    ValueState,
+    check_states,
+)
+from fcluster.graph.topology import (
+    KEY_KINDS,
+    VALUE_KINDS,
+    Chain,
+    Filter,
+    FlatMap,
+    Input,
+    KeyKind,
+    Map,
+    OnError,
+    Operator,
+    Process,
+    Rekey,
+    Stage,
+    TopicSpec,
+    Topology,
+    ValueKind,
+    rekey_description,
+    written_topics,
+)
+
+__all__ = ["UNSET", "Context", "Handler", "Job", "Record", "Stream", "Unset"]
+
+_LEGAL_NAME = re.compile(r"[a-zA-Z0-9._-]+")
+_INTERNAL_SUFFIXES: Final = ("-changelog", "-repartition")
+_ISOLATION_OPTIONS: Final = frozenset({"isolation.level", "kafka.consumer.isolation.level"})
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+_K = TypeVar("_K")
+_V = TypeVar("_V")
+
+
+class Context(Protocol):
+    """What a handler can know about the record that it processes. Valid only during the call."""
+
+    @property
+    def key(self) -> Any:
+        """The record's key, decoded as declared for its topic."""
+        ...
+
+    @property
+    def timestamp(self) -> int:
+        """Milliseconds since 1970."""
+        ...
+
+    @property
+    def headers(self) -> Sequence[tuple[str, bytes | None]]:
+        """Pairs of a name and a value, in order."""
+        ...
+
+    @property
+    def topic(self) -> str:
+        """The topic that the record was read from."""
+        ...
+
+    @property
+    def partition(self) -> int:
+        """The partition that the record was read from."""
+        ...
+
+    @property
+    def offset(self) -> int:
+        """The record's offset in its partition."""
+        ...
+
+    @property
+    def state(self) -> MutableMapping[str, Any]:
+        """This handler's state of the current key: JSON values by name. An empty state is deleted."""
+        ...
+
+    def value(self, state: ValueState[_V], /) -> ValueAccess[_V]:
+        """The current key's value of a state that the handler declares with `states=`.
+
+        Raises:
+            LookupError: it doesn't.
+        """
+        ...
+
+    def map(self, state: MapState[_K, _V], /) -> MapAccess[_K, _V]:
+        """As `value`, for a map."""
+        ...
+
+    def list(self, state: ListState[_V], /) -> ListAccess[_V]:
+        """As `value`, for a list."""
+        ...
+
+
+Handler = Callable[[Any, Any], Any]
+
+
+@dataclass(frozen=True)
+class _KeyBy:
+    by: Rekey
+    name: str | None
+    key: KeyKind
+    value: ValueKind | None
+    on_error: OnError
+    version: str | None = None
+
+
+@dataclass(frozen=True)
+class _Source:
+    topic: TopicSpec
+
+
+@dataclass(frozen=True)
+class _Sink:
+    topic: TopicSpec
+    on_error: OnError | None
+
+
+@dataclass(frozen=True)
+class _Merge:
+    """Several streams become one."""
+
+
+@dataclass(eq=False)
+class _Node:
+    """One step in the graph of streams. Its ends are the ends of the chains. A merge has several parents."""
+
+    step: _Source | _Sink | _KeyBy | _Merge | Operator
+    parents: tuple[_Node, ...] = ()
+    children: list[_Node] = field(default_factory=list["_Node"])
+
+    def add(self, step: _Sink | _KeyBy | Operator) -> _Node:
+        child = _Node(step, (self,))
+        self.children.append(child)
+        return child
+
+
+class Stream:
+    """The records of a topic on their way through operators. Each call returns a new stream.
+
+    Each step takes an `on_error`, which says what to do with a record that fails in this step: "stop" ends
+    the job before the record, "skip" continues without it, and a topic of the job receives it as a dead
+    letter. The default is that of the job (`Job(on_error=)`). A step's rule applies only to its own failures,
+    not to those of later steps. A record that is skipped or becomes a dead letter leaves no other trace in
+    its chain of steps, neither outputs nor state.
+
+    A null value (a tombstone) is None to the functions of all steps. It stays null through filters, through
+    a map that returns None for it, and through a flat_map that returns [None] for it, and is written as null.
+    """
+
+    __slots__ = ("_closed", "_job", "_node")
+
+    def __init__(self, job: Job, node: _Node, closed: bool = False) -> None:
+        self._job = job
+        self._node = node
+        self._closed = closed
+
+    def filter(self, function: Callable[[Any], Any], *, on_error: OnError | None = None) -> Stream:
+        """Keep the values for which `function(value)` is true. They stay as they are.
+
+        `function` must not change the value: a value that has passed only filters is written with the bytes
+        that it was read with.
+        """
+        _check_function(function, "filter", ("value",))
+        return self._then(Filter(function, self._job._rule(on_error, "filter")))  # pyright: ignore[reportPrivateUsage]
+
+    def map(self, function: Callable[[Any], Any], *, on_error: OnError | None = None) -> Stream:
+        """Replace each value with `function(value)`. Key, timestamp and headers stay the same."""
+        _check_function(function, "map", ("value",))
+        return self._then(Map(function, self._job._rule(on_error, "map")))  # pyright: ignore[reportPrivateUsage]
+
+    def flat_map(
+        self, function: Callable[[Any], Iterable[Any]], *, on_error: OnError | None = None
+    ) -> Stream:
+        """Replace each value with any number of values: those that `function(value)` returns as a list or
+        other iterable, or yields. Key, timestamp and headers stay the same.
+
+        The values go on one after the other, in order. If the function fails for a later one, the earlier
+        ones leave no trace either. It is a failure of this step if the function returns None, a dict, text,
+        bytes or a set: write `[]` for no values, `[value]` for one, and `sorted(values)` for a set.
+        """
+        _check_function(function, "flat_map", ("value",), may_yield=True)
+        return self._then(FlatMap(function, self._job._rule(on_error, "flat_map")))  # pyright: ignore[reportPrivateUsage]
+
+    def key_by(
+        self,
+        by: Rekey,
+        *,
+        name: str | None = None,
+        key: KeyKind = "text",
+        value: ValueKind | None = None,
+        version: str | int | None = None,
+        on_error: OnError | None = None,
+    ) -> Stream:
+        """Route records by a new key, through a repartition topic that the cluster creates.
+
+        Timestamp and headers stay the same. The following stages store state by the keys that `by` returns.
+        So a changed job is refused if `by` is another field or function than before. A function is identified
+        by its qualified name, a lambda by its syntax.
+
+        Args:
+            by: the field of the value that holds the new key, or a function of the value.
+            name: of the following stage. Default: the name of the first handler that follows.
+            key: the new key's kind, as in `Job.topic`. "json" takes numbers, lists and so on.
+            value: how values are written. Default: as in the source topic, or "json" after a map or a
+                handler.
+            version: declares what the key means. As long as it stays the same, `by` counts as unchanged,
+                however it is written; once it changes, `by` counts as changed.
+            on_error: for records without a key, with a key of another kind, or that can't be written to the
+                repartition topic.
+        """
+        if not isinstance(by, str):
+            _check_function(by, "key_by", ("value",))
+        elif not by:
+            raise JobError("key_by got an empty field name.", remedy="Name the field that holds the key.")
+        _check_kind("key", key, KEY_KINDS)
+        if value is not None:
+            _check_kind("value", value, VALUE_KINDS)
+        if name is not None:
+            _check_name(name, "The stage name")
+        key = self._job._bound(key, name or "key_by", "key")  # pyright: ignore[reportPrivateUsage]
+        if value is not None:
+            value = self._job._bound(value, name or "key_by", "value")  # pyright: ignore[reportPrivateUsage]
+        if not isinstance(version, str | int | None) or isinstance(version, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise JobError(
+                f"version={version!r} of key_by is neither text nor a number.", remedy="Use version=1."
+            )
+        rule = self._job._rule(on_error, "key_by")  # pyright: ignore[reportPrivateUsage]
+        return self._then(_KeyBy(by, name, key, value, rule, None if version is None else str(version)))
+
+    def process(
+        self,
+        handler: Handler,
+        *,
+        to: TopicSpec | None = None,
+        name: str | None = None,
+        states: Sequence[State] = (),
+        on_error: OnError | None = None,
+    ) -> Stream:
+        """Call `handler(ctx, value)` for each record; see `Job.process`."""
+        if to is not None:
+            self._job._check_declared(to, "to=")  # pyright: ignore[reportPrivateUsage]
+        operator = _process_operator(handler, name)
+        rule = self._job._rule(on_error, f"the handler {operator.name!r}")  # pyright: ignore[reportPrivateUsage]
+        stores = self._job._stores(operator.name, states)  # pyright: ignore[reportPrivateUsage]
+        stream = self._then(replace(operator, on_error=rule, stores=stores))
+        if to is None:
+            return stream
+        stream.to(to)
+        return Stream(self._job, stream._node, closed=True)
+
+    def to(self, topic: TopicSpec, *, on_error: OnError | None = None) -> None:
+        """Write the records to `topic`. The stream ends here.
+
+        Args:
+            topic: the target. Key, timestamp and headers carry over.
+            on_error: for values and keys that can't be written as the kinds of the topic, and for records
+                that Kafka refuses. Default: the rule of the previous step.
+        """
+        self._job._check_declared(topic, "to()")  # pyright: ignore[reportPrivateUsage]
+        rule = None if on_error is None else self._job._rule(on_error, "to()")  # pyright: ignore[reportPrivateUsage]
+        self._then(_Sink(topic, rule))
+
+    def _then(self, step: _Sink | _KeyBy | Operator) -> Stream:
+        self._check_open()
+        return Stream(self._job, self._node.add(step))
+
+    def _open_node(self, job: Job) -> _Node:
+        """The node after which a merge of `job` continues."""
+        if self._job is not job:
+            raise JobError(
+                f"merge() of the job {job.name!r} got a stream of the job {self._job.name!r}.",
+                remedy="Begin all streams with this job's stream(topic).",
+            )
+        self._check_open()
+        return self._node
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise JobError(
+                "A stream that is written with to= ends there, but another step was added after it.",
+                remedy="Leave out to= and end it with .to(topic), or start a new stream from that topic.",
+            )
+
+
+class Job:
+    """A named topology: topics, and the handlers between them.
+
+    Args:
+        name: names the consumer group, the transactional ids and all internal topics. State belongs to it.
+        settings: by name, such as ``{"commit.interval.ms": 50}``. They can also be given as keyword
+            arguments, with underscores for dots. `fcluster.toml`, environment and flags override them.
+        on_error: what to do with a record that fails, in all steps without a rule of their own: "stop" (the
+            default), "skip", or a dead-letter topic such as ``Topic("billing-dead", value="bytes")``.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        settings: Mapping[str, Any] | None = None,
+        on_error: OnError | None = None,
+        **named_settings: Any,
+    ) -> None:
+        _check_name(name, "The job name")
+        self.name = name
+        self.settings: dict[str, Any] = {**(settings or {}), **named_settings}
+        self._topics: dict[str, TopicSpec] = {}
+        self._topic_rules: dict[str, OnError | None] = {}
+        self._isolation_unset: set[str] = set()
+        self._bound_codecs: dict[tuple[str, str, Codec[Any]], Kind] = {}
+        self._codec_settings: dict[str, Any] = {}
+        self._roots: list[_Node] = []
+        self._merges: list[_Node] = []
+        if isinstance(on_error, TopicSpec):
+            on_error = self.topic(on_error.name, key=on_error.key, value=on_error.value)
+        self._on_error: OnError | None = None
+        self._on_error = None if on_error is None else self._rule(on_error, "the job")
+
+    def topic(
+        self,
+        name: str,
+        *,
+        key: KeyKind = "text",
+        value: ValueKind = "json",
+        isolation: Isolation | None = None,
+        on_error: OnError | None = None,
+        **options: Any,
+    ) -> TopicSpec:
+        """Declare a topic that the job reads or writes.
+
+        Args:
+            name: of the topic.
+            key: "text" (UTF-8), "bytes", "int" (as Kafka's LongSerializer; longer ones take more bytes),
+                "json", "msgpack", or a `Codec` of your own.
+            value: the same for values.
+            isolation: "read-committed", or "read-uncommitted" to read records of open transactions too.
+                Default: the setting `isolation.level`.
+            on_error: for records of it that can't be decoded: "stop", "skip" or a dead-letter topic. Default:
+                that of the job; if the job has none, that of its handlers if they all have the same,
+                otherwise "stop".
+            **options: the same options by their Kafka or Confluent names, such as
+                ``kafka.consumer.isolation-level``.
+
+        Raises:
+            JobError: the name isn't valid or is reserved, an option is wrong, or the topic was declared
+                before in a different way.
+        """
+        self._check_topic_name(name)
+        _check_kind("key", key, KEY_KINDS)
+        _check_kind("value", value, VALUE_KINDS)
+        key, value = self._bound(key, name, "key"), self._bound(value, name, "value")
+        chosen = _chosen_isolation(name, isolation, options)
+        topic = TopicSpec(name, key, value, chosen or "read-committed")
+        rule = None if on_error is None else self._rule(on_error, f"the topic {name!r}")
+        known = self._topics.get(name)
+        if known is not None and (known, known.isolation) != (topic, topic.isolation):
+            raise JobError(
+                f"The topic {name!r} is declared twice, in different ways: {known} and {topic}.",
+                remedy="Declare it once and use the returned topic everywhere.",
+            )
+        self._set_topic_rule(name, rule)
+        if known is None and chosen is None:
+            self._isolation_unset.add(name)
+        elif chosen is not None:
+            self._isolation_unset.discard(name)
+        return self._topics.setdefault(name, topic)
+
+    def process(
+        self,
+        topic: TopicSpec,
+        *,
+        to: TopicSpec | None = None,
+        name: str | None = None,
+        states: Sequence[State] = (),
+        on_error: OnError | None = None,
+    ) -> Callable[[_Function], _Function]:
+        """Decorate a handler. It is called as `handler(ctx, value)` for each record of `topic`.
+
+        A generator function yields any number of outputs; a plain function returns one, or None for none. An
+        output is a value or a `Record`. A value gets the key, timestamp and headers of the record being
+        processed; a `Record` may set them. A record without a value (a tombstone) is passed as None; to write
+        one, use `Record(value=None)`.
+
+        Args:
+            topic: the source.
+            to: where outputs are written. Without it, only records that name their topic are written.
+            name: of the handler and its state. Default: the function's name. A job is refused if a handler
+                with state was renamed.
+            states: what the handler keeps for each key besides `ctx.state`: a list of `ValueState`,
+                `MapState` and `ListState` objects. It reads and writes them with `ctx.value(STATE)`,
+                `ctx.map(STATE)` and `ctx.list(STATE)`.
+            on_error: what to do if the handler raises for a record, or its state can't be stored: "stop" the
+                job, "skip" the record, or write it to a dead-letter topic. It also applies to outputs of the
+                handler that can't be written. Default: that of the job (`Job(on_error=)`).
+        """
+
+        def decorate(handler: _Function) -> _Function:
+            self.stream(topic).process(handler, to=to, name=name, states=states, on_error=on_error)
+            return handler
+
+        return decorate
+
+    def stream(self, topic: TopicSpec, *, on_error: OnError | None = None) -> Stream:
+        """Start a stream of the records of `topic`.
+
+        Args:
+            topic: the source.
+            on_error: for records that can't be decoded; see `topic`. It applies to all streams of the topic.
+        """
+        self._check_declared(topic, "stream()")
+        if on_error is not None:
+            self._set_topic_rule(topic.name, self._rule(on_error, "stream()"))
+        root = _Node(_Source(topic))
+        self._roots.append(root)
+        return Stream(self, root)
+
+    def merge(self, *inputs: Stream | TopicSpec) -> Stream:
+        """Merge several streams into one. A handler after it sees all their records, with one state per key.
+
+        One stage reads all the topics: partition n of each of them belongs to the same shard. So they need
+        the same number of partitions and the same kind of key. For other topics, put a `key_by` in front:
+        the cluster creates its repartition topic with the right number of partitions.
+
+        A shard processes the record with the smallest timestamp next. If two are equal, the input that is
+        named first wins. `max.task.idle.ms` says how long a shard waits for an empty topic. `ctx.topic` says
+        where a record comes from.
+
+        The stage has the name of its first input. A job may merge further inputs later; its state goes on.
+
+        Args:
+            inputs: two or more streams or topics of this job.
+
+        Raises:
+            JobError: they can't be merged.
+        """
+        streams = [one if isinstance(one, Stream) else self.stream(one) for one in inputs]
+        if len(streams) < 2:
+            raise JobError(
+                f"merge() got {len(streams)} stream{'s' if len(streams) != 1 else ''}.",
+                remedy="Give it two or more streams or topics.",
+            )
+        nodes = [stream._open_node(self) for stream in streams]  # pyright: ignore[reportPrivateUsage]
+        merged = _Node(_Merge(), tuple(nodes))
+        for node in nodes:
+            node.children.append(merged)
+        self._merges.append(merged)
+        return Stream(self, merged)
+
+    def build(self, settings: Settings) -> Topology:
+        """The validated topology.
+
+        Args:
+            settings: of the run. Every process has to build the job with the same settings: topics that name
+                no isolation level get it from them.
+
+        Raises:
+            JobError: the job can't run as it is written.
+        """
+        default = settings.isolation_level
+        self._codec_settings.update(settings.as_mapping())
+        topics = {
+            name: replace(topic, isolation=default) if name in self._isolation_unset else topic
+            for name, topic in self._topics.items()
+        }
+        builder = _Builder(self.name, topics, self._topic_rules, self._on_error)
+        builder.lay_out(self._roots, self._merges)
+        for root in self._roots:
+            builder.add_root(root)
+        stages = builder.stages()
+        if not stages:
+            raise JobError(
+                f"The job {self.name!r} has no handlers.",
+                remedy="Decorate a function with @job.process(topic, to=...), or use job.stream(topic).",
+            )
+        return Topology(self.name, _upstream_first(stages), topics=tuple(topics.values()))
+
+    def _stores(self, handler: str, states: object) -> tuple[StateStore, ...]:
+        """What a handler declares, with codecs that know the run's settings."""
+        stores: list[StateStore] = []
+        for declared in check_states(handler, states):
+            name = f"{handler}/{declared.name}"
+            state = replace(declared, value=self._bound(declared.value, name, "state"))
+            if isinstance(state, MapState):
+                state = self._with_bound_key(cast("MapState[Any, Any]", state), name)
+            stores.append(StateStore(handler, declared, state))
+        return tuple(stores)
+
+    def _with_bound_key(self, state: MapState[Any, Any], name: str) -> State:
+        if not isinstance(state.key, Codec):
+            return state
+        return replace(state, key=cast("Codec[Any]", self._bound(state.key, name, "key")))
+
+    def _bound(self, kind: Kind, name: str, part: Literal["key", "value", "state"]) -> Kind:
+        """A codec for one use, the same each time: topics are compared."""
+        if not isinstance(kind, Codec):
+            return kind
+        known = self._bound_codecs.get((name, part, kind))
+        if known is None:
+            # Settings come with `build`, and a codec is opened later still.
+            known = bound_codec(kind, CodecUse(name, part, MappingProxyType(self._codec_settings)))
+            for one in (kind, known):
+                self._bound_codecs[name, part, cast("Codec[Any]", one)] = known
+        return known
+
+    def _rule(self, on_error: OnError | None, what: str) -> OnError:
+        """`on_error` of `what`, checked; the job's default if it is None."""
+        if on_error is None:
+            return self._on_error or "stop"
+        if isinstance(on_error, TopicSpec):
+            self._check_declared(on_error, "on_error=")
+        elif on_error not in ("stop", "skip"):
+            raise JobError(
+                f"on_error={on_error!r} of {what} is unknown.",
+                remedy="Use on_error='stop', 'skip', or a topic declared on the job.",
+            )
+        return on_error
+
+    def _set_topic_rule(self, name: str, rule: OnError | None) -> None:
+        known = self._topic_rules.get(name)
+        if None not in (known, rule) and known != rule:
+            raise JobError(
+                f"The topic {name!r} has two on_error rules for records that can't be decoded: {known!r} "
+                f"and {rule!r}.",
+                remedy="A record is decoded once for all its handlers, so give on_error in one place.",
+            )
+        self._topic_rules[name] = rule if known is None else known
+
+    def _check_declared(self, topic: TopicSpec, where: str) -> None:
+        if not isinstance(topic, TopicSpec):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise JobError(
+                f"{where} got {topic!r}, not a topic.",
+                remedy=f"Declare it first: t = job.topic({str(topic)!r}), and use t.",
+            )
+        if self._topics.get(topic.name) != topic:
+            raise JobError(
+                f"{where} got the topic {topic.name!r}, which was not declared on the job {self.name!r}.",
+                remedy=f"Use the topic that job.topic({topic.name!r}) of this job returns.",
+            )
+
+    def _check_topic_name(self, name: str) -> None:
+        _check_name(name, "The topic name")
+        internal = name.startswith(f"{self.name}-") and name.endswith(_INTERNAL_SUFFIXES)
+        if internal or is_internal_topic(name) or name == journal_topic(self.name) or name.startswith("__"):
+            raise JobError(
+                f"The topic name {name!r} is reserved for internal topics.",
+                remedy="Choose a name that doesn't look like <job>-...-changelog or <job>-...-repartition "
+                "(with or without a suffix), <job>-journal or __...",
+            )
+        other = colliding_topic(name, self._topics)
+        if other is not None:
+            raise JobError(
+                f"The topics {other!r} and {name!r} can't both exist: Kafka treats '.' and '_' in topic "
+                "names as equal.",
+                remedy="Correct the misspelt one, or rename one of them.",
+            )
+
+
+class _Builder:
+    """Turns the graph of streams into stages.
+
+    `lay_out` comes first: a topic of the user's, or the topic after a `key_by`, is an input, and a merge puts
+    several inputs into one stage. Then each path through the graph becomes a chain.
+    """
+
+    def __init__(
+        self,
+        job: str,
+        topics: Mapping[str, TopicSpec],
+        topic_rules: Mapping[str, OnError | None],
+        default_rule: OnError | None,
+    ) -> None:
+        self._job = job
+        self._topic_rules = topic_rules
+        self._default_rule = default_rule
+        self._topics = topics
+        self._input_names: dict[_Seed, str] = {}
+        self._stage_of: dict[str, list[str]] = {}
+        """By input: the inputs of its stage, which all share the list. A stage has its first one's name."""
+        self._inputs: dict[str, tuple[TopicSpec, bool]] = {}
+        self._chains: dict[str, list[Chain]] = {}
+        """By the name of an input."""
+        self._process_names: dict[str, _Node] = {}
+
+    # --- laying out -----------------------------------------------------------------------------------
+
+    def lay_out(self, roots: Sequence[_Node], merges: Sequence[_Node]) -> None:
+        """Name the inputs and decide which of them belong to one stage."""
+        for root in roots:
+            name = cast(_Source, root.step).topic.name
+            self._input_names[name] = name
+        groups: dict[_Seed, list[_Seed]] = {}
+        for merge in merges:
+            seeds = list(dict.fromkeys(_seeds(merge)))
+            united = list(dict.fromkeys(one for seed in seeds for one in groups.get(seed, [seed])))
+            groups |= dict.fromkeys(united, united)
+        for root in roots:
+            self._name_inputs(root, groups)
+        for seed, name in self._input_names.items():
+            self._stage_of[name] = [self._input_names[one] for one in groups.get(seed, [seed])]
+
+    def _name_inputs(self, node: _Node, groups: Mapping[_Seed, list[_Seed]]) -> None:
+        """Name the input after each `key_by` that follows `node`."""
+        for child in node.children:
+            for seed in groups.get(child, [child]):
+                if isinstance(seed, _Node) and _opens_input(seed) and seed not in self._input_names:
+                    self._input_names[seed] = self._input_name(seed, groups)
+            self._name_inputs(child, groups)
+
+    def _input_name(self, key_by: _Node, groups: Mapping[_Seed, list[_Seed]]) -> str:
+        given = cast(_KeyBy, key_by.step).name
+        name = given or _stage_name(key_by)
+        taken = self._input_names.values()
+        if given is None:
+            # Several key_by in front of one merge can't all be named after the same handler.
+            merged = {self._input_names.get(seed) for seed in groups.get(key_by, ())}
+            number = 2
+            while name in taken and name in merged:
+                name, number = f"{_stage_name(key_by)}-{number}", number + 1
+        if name in taken:
+            raise _stage_name_clash(name)
+        return name
+
+    # --- chains ---------------------------------------------------------------------------------------
+
+    def add_root(self, root: _Node) -> None:
+        source = self._topics[cast(_Source, root.step).topic.name]
+        if not root.children:
+            raise JobError(
+                f"The stream on topic {source.name!r} has nothing after it.",
+                remedy="Add .process(handler) or .to(topic), or remove it.",
+            )
+        self._open_input(source.name, source, internal=False)
+        for child in root.children:
+            self._walk(child, source.name, ())
+
+    def stages(self) -> list[Stage]:
+        built: dict[str, Stage] = {}
+        for opened in self._inputs:
+            name, *_ = names = self._stage_of[opened]
+            if name not in built:
+                built[name] = self._stage(name, names)
+        return list(built.values())
+
+    def _stage(self, name: str, names: Sequence[str]) -> Stage:
+        chains = [
+            replace(chain, input=number) for number, one in enumerate(names) for chain in self._chains[one]
+        ]
+        inputs = [
+            Input(*self._inputs[one], one, self._source_rule(self._inputs[one][0], self._chains[one]))
+            for one in names
+        ]
+        if len({codec_name(source.topic.key) for source in inputs}) > 1:
+            raise _different_keys(inputs)
+        stores = tuple(dict.fromkeys(process.name for chain in chains for process in chain.processes))
+        changelog = changelog_topic(self._job, name) if stores else None
+        return Stage(name, tuple(inputs), tuple(chains), stores, changelog)
+
+    def _open_input(self, name: str, topic: TopicSpec, *, internal: bool) -> None:
+        self._inputs.setdefault(name, (topic, internal))
+        self._chains.setdefault(name, [])
+
+    def _walk(self, node: _Node, source: str, before: tuple[Operator, ...]) -> None:
+        """Go on from the input `source`, behind these operators."""
+        step = node.step
+        if isinstance(step, _Sink):
+            self._end_chain(source, before, None, self._topics[step.topic.name], step.on_error)
+        elif isinstance(step, _KeyBy):
+            self._walk_key_by(node, step, source, before)
+        elif isinstance(step, Operator):
+            if isinstance(step, Process):
+                self._claim_process_name(step.name, node)
+            self._walk_on(node, step, source, (*before, step))
+        elif isinstance(step, _Merge):
+            self._walk_on(node, step, source, before)
+
+    def _walk_on(
+        self, node: _Node, step: _Merge | Operator, source: str, operators: tuple[Operator, ...]
+    ) -> None:
+        if not node.children:
+            if not isinstance(step, Process):
+                raise JobError(
+                    f"The stream on topic {self._inputs[source][0].name!r} ends in a {_step_name(step)} with "
+                    "nothing after it.",
+                    remedy="Add .process(handler) or .to(topic), or remove it.",
+                )
+            self._end_chain(source, operators, None, None)
+        stateful = [operator.name for operator in operators if isinstance(operator, Process)]
+        if len(node.children) > 1 and stateful:
+            raise JobError(
+                f"The output of {stateful[-1]!r} is used in {len(node.children)} places, so the handler "
+                "would run several times for each record.",
+                remedy="Write it to a topic with .to(topic), and read that topic in each place with "
+                "job.stream(topic).",
+            )
+        for child in node.children:
+            self._walk(child, source, operators)
+
+    def _walk_key_by(self, node: _Node, step: _KeyBy, source: str, before: tuple[Operator, ...]) -> None:
+        read = self._inputs[source][0]
+        what = f"key_by ({rekey_description(step.by)}) in the stream on topic {read.name!r}"
+        if not node.children:
+            raise JobError(
+                f"The {what} has nothing after it.",
+                remedy="Add .process(handler) or .to(topic), or remove it.",
+            )
+        changed = any(not isinstance(operator, Filter) for operator in before)
+        value: ValueKind = (step.value or "json") if changed else read.value
+        if isinstance(step.by, str) and value in ("text", "bytes", "int"):
+            raise JobError(
+                f"The {what} names a field, but the values there are {value}, not JSON objects.",
+                remedy="Declare the topic with value='json', or give key_by a function.",
+            )
+        if not _opens_input(node):
+            sink = cast(_Sink, node.children[0].step)
+            self._end_chain(source, before, step, self._topics[sink.topic.name], sink.on_error)
+            return
+        name = self._input_names[node]
+        topic = TopicSpec(repartition_topic(self._job, name), step.key, step.value or value)
+        known = self._inputs.get(name)
+        if known is not None and codec_name(known[0].value) != codec_name(topic.value):
+            raise JobError(
+                f"The {what} would write {codec_name(topic.value)} values for some of its inputs and "
+                f"{codec_name(known[0].value)} values for others.",
+                remedy="Say which: key_by(..., value=).",
+            )
+        self._end_chain(source, before, step, topic if known is None else known[0])
+        if known is None:  # else another path through a merge has been here
+            self._open_input(name, topic, internal=True)
+            for child in node.children:
+                self._walk(child, name, ())
+
+    def _end_chain(
+        self,
+        source: str,
+        operators: tuple[Operator, ...],
+        key_by: _KeyBy | None,
+        sink: TopicSpec | None,
+        sink_rule: OnError | None = None,
+    ) -> None:
+        processes = [operator.name for operator in operators if isinstance(operator, Process)]
+        plain = processes[0] if processes else f"{source}-to-{sink.name if sink else 'nowhere'}"
+        taken = {chain.name for chains in self._chains.values() for chain in chains}
+        name, number = plain, 2
+        while name in taken:
+            name, number = f"{plain}-{number}", number + 1
+        rekey, version = (None, None) if key_by is None else (key_by.by, key_by.version)
+        rekey_rule: OnError = "stop" if key_by is None else key_by.on_error
+        if sink_rule is None:
+            # What is written is the doing of the step in front.
+            topic_rule = self._topic_rules.get(self._inputs[source][0].name)
+            source_rule = _first_given(topic_rule, self._default_rule)
+            in_front = operators[-1].on_error if operators else source_rule
+            sink_rule = in_front if key_by is None else rekey_rule
+        self._chains[source].append(Chain(name, operators, rekey, sink, version, rekey_rule, sink_rule))
+
+    def _source_rule(self, source: TopicSpec, chains: Sequence[Chain]) -> OnError:
+        """What to do with a record of `source` that can't be decoded."""
+        said = {_first_given(*(process.on_error for process in chain.processes)) for chain in chains}
+        agreed = said.pop() if len(said) == 1 else "stop"
+        return _first_given(self._topic_rules.get(source.name), self._default_rule, agreed)
+
+    def _claim_process_name(self, name: str, node: _Node) -> None:
+        if self._process_names.setdefault(name, node) is not node:
+            raise JobError(
+                f"Two handlers of the job {self._job!r} are named {name!r}, and the name also identifies "
+                "their state.",
+                remedy="Give one of them another name with name=.",
+            )
+
+
+def _first_given(*rules: Any) -> OnError:
+    for rule in rules:
+        if rule is not None:
+            return rule
+    return "stop"
+
+
+_Seed = str | _Node
+"""Where an input begins: a user's topic, by name, or a `key_by`."""
+
+
+def _opens_input(node: _Node) -> bool:
+    """Whether the steps after this `key_by` read a repartition topic. Not if only `.to(topic)` follows."""
+    if not isinstance(node.step, _KeyBy) or not node.children:
+        return False
+    return not (len(node.children) == 1 and isinstance(node.children[0].step, _Sink))
+
+
+def _seeds(node: _Node) -> Iterator[_Seed]:
+    """The inputs whose records reach `node`, in order. An input may occur several times."""
+    if isinstance(node.step, _Source):
+        yield node.step.topic.name
+    elif isinstance(node.step, _KeyBy):
+        yield node
+    else:
+        for parent in node.parents:
+            yield from _seeds(parent)
+
+
+def _step_name(step: _Merge | Operator) -> str:
+    """What the step is called in a job file."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(step).__name__.strip("_")).lower()
+
+
+def _different_keys(inputs: Sequence[Input]) -> JobError:
+    kinds = ", ".join(f"{source.topic.name!r} ({codec_name(source.topic.key)})" for source in inputs)
+    return JobError(
+        f"Topics are merged whose keys are of different kinds: {kinds}. Equal keys would be different bytes, "
+        "and so have different states.",
+        remedy="Declare the topics with the same key=, or put key_by(..., key=) in front of some of them.",
+    )
+
+
+def _stage_name(key_by: _Node) -> str:
+    """The first handler after `key_by`, depth first, otherwise the first topic written to."""
+    names = list(_names_behind(key_by))
+    for kind in (Process, _Sink):
+        for found, name in names:
+            if found is kind:
+                return name
+    return "unnamed"
+
+
+def _names_behind(node: _Node) -> Iterator[tuple[type, str]]:
+    for child in node.children:
+        if isinstance(child.step, Process):
+            yield Process, child.step.name
+        elif isinstance(child.step, _Sink):
+            yield _Sink, child.step.topic.name
+        if not isinstance(child.step, _KeyBy):
+            yield from _names_behind(child)
+
+
+def _stage_name_clash(name: str) -> JobError:
+    return JobError(
+        f"The stage after key_by would be named {name!r}, but a source topic or another stage of the job "
+        "already has that name.",
+        remedy="Rename the handler after it with name=, or the stage with key_by(..., name=).",
+    )
+
+
+def _upstream_first(stages: list[Stage]) -> tuple[Stage, ...]:
+    by_source = {topic: stage for stage in stages for topic in stage.topics}
+    ordered: list[Stage] = []
+    path: list[Stage] = []
+
+    def visit(stage: Stage) -> None:
+        if stage in ordered:
+            return
+        if stage in path:
+            raise _loop([*path[path.index(stage) :], stage])
+        path.append(stage)
+        for topic in written_topics(stage):
+            if topic.name in by_source:
+                visit(by_source[topic.name])
+        ordered.append(path.pop())
+
+    # Depth first and reversed is downstream last; going backwards keeps the job file's order otherwise.
+    for stage in reversed(stages):
+        visit(stage)
+    return tuple(reversed(ordered))
+
+
+def _loop(path: list[Stage]) -> JobError:
+    names = ["+".join(stage.topics) for stage in path]
+    if len(path) == 2 and len(path[0].inputs) == 1:
+        message = f"The job reads the topic {names[0]!r} and writes its results back to it: a loop."
+    elif len(path) == 2:
+        merged = ", ".join(map(repr, path[0].topics))
+        message = f"The job merges {merged} and writes its results back to one of them: a loop."
+    else:
+        message = f"The topics {' -> '.join(names)} feed each other: a loop."
+    return JobError(message, remedy="Write to a topic that the job doesn't read upstream.")
+
+
+def _process_operator(handler: Handler, name: str | None) -> Process:
+    _check_function(handler, "handler", ("ctx", "value"), may_yield=True)
+    if name is None:
+        name = getattr(handler, "__name__", None)
+        if name is None or name == "<lambda>":
+            raise JobError(
+                f"The handler {handler!r} has no name of its own, but the name identifies its state.",
+                remedy="Name it with name=.",
+            )
+    _check_name(name, "The handler name", " with name=")
+    return Process(name, handler, returns=_returns(handler))
+
+
+def _returns(handler: Handler) -> Literal["many", "one"]:
+    # A decorator around a generator function (functools.wraps) gives its generator back as well.
+    for candidate in (handler, inspect.unwrap(handler), getattr(handler, "__call__", None)):  # noqa: B004
+        if inspect.isgeneratorfunction(candidate):
+            return "many"
+    return "one"
+
+
+def _check_function(
+    function: Any, role: str, parameters: tuple[str, ...], *, may_yield: bool = False
+) -> None:
+    call = f"{role}({', '.join(parameters)})"
+    if not callable(function):
+        raise JobError(f"{role} got {function!r}, not a function.", remedy=f"Pass a function for {call}.")
+    name = getattr(function, "__name__", repr(function))
+    for candidate in (function, inspect.unwrap(function), getattr(function, "__call__", None)):  # noqa: B004
+        if inspect.iscoroutinefunction(candidate) or inspect.isasyncgenfunction(candidate):
+            raise JobError(
+                f"The {role} {name!r} is declared with async def, and async functions aren't supported.",
+                remedy="Declare it with plain def.",
+            )
+        if not may_yield and inspect.isgeneratorfunction(candidate):
+            raise JobError(
+                f"The {role} function {name!r} yields, but it has to return one result.",
+                remedy="Return it, or use .flat_map(function) to emit several values.",
+            )
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return  # a built-in such as str tells no signature
+    try:
+        signature.bind(*parameters)
+    except TypeError:
+        raise JobError(
+            f"The {role} {name!r} is declared as {name}{signature}, but is called with {len(parameters)} "
+            f"argument{'s' if len(parameters) > 1 else ''}.",
+            remedy=f"Declare it as {name}({', '.join(parameters)}).",
+        ) from None
+
+
+def _check_kind(what: str, kind: Kind, kinds: Sequence[str]) -> None:
+    if not codec_is_known(kind):
+        raise JobError(
+            f"{what}={kind!r} is unknown.", remedy=f"Use one of {', '.join(map(repr, kinds))}, or a Codec."
+        )
+
+
+def _check_name(name: str, what: str, how: str = "") -> None:
+    if not isinstance(name, str) or not _LEGAL_NAME.fullmatch(name) or name in (".", ".."):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise JobError(
+            f"{what} {name!r} isn't valid, because it becomes part of Kafka topic names.",
+            remedy=f"Choose one{how} of letters a-z and A-Z, digits, '.', '_' and '-'.",
+        )
+    if len(name) > TOPIC_NAME_CHARACTERS_MAX:
+        raise JobError(
+            f"{what} {name!r} has {len(name)} characters; Kafka allows {TOPIC_NAME_CHARACTERS_MAX}.",
+            remedy=f"Choose a shorter one{how}.",
+        )
+
+
+def _chosen_isolation(topic: str, isolation: str | None, options: Mapping[str, Any]) -> Isolation | None:
+    given: dict[str, Any] = {} if isolation is None else {"isolation": isolation}
+    for option, value in options.items():
+        if option.replace("_", ".").replace("-", ".").lower() not in _ISOLATION_OPTIONS:
+            raise JobError(
+                f"The option {option!r} of the topic {topic!r} is unknown.",
+                remedy="Topics take key, value and isolation (also as 'kafka.consumer.isolation-level').",
+            )
+        given[option] = value
+    chosen: set[Isolation] = set()
+    for option, value in given.items():
+        level = isolation_from(value)
+        if level is None:
+            raise JobError(
+                f"{option}={value!r} of the topic {topic!r} is unknown.",
+                remedy=f"Use one of {', '.join(map(repr, ISOLATIONS))}.",
+            )
+        chosen.add(level)
+    if len(chosen) > 1:
+        raise JobError(
+            f"The topic {topic!r} has two isolation levels.", remedy="Keep only one of the options."
+        )
+    return chosen.pop() if chosen else None

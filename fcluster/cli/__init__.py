@@ -1,0 +1,1 @@
+"""The command `fcluster`: parsing, start-up, the live view, and what operators do."""

@@ -1,0 +1,123 @@
+"""What `fcluster up` checks before any process runs: brokers, topics, keys, addresses, and that no other
+cluster runs.
+
+Responsible for: finding problems in the foreground. Must not start anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fcluster.cli.connection import open_admin_client
+from fcluster.cli.local_kafka import say
+from fcluster.common.errors import ClusterConflict, FclusterError, MissingTopic
+from fcluster.common.settings import Settings
+from fcluster.kafka.ports import reserve_for_process
+
+if TYPE_CHECKING:
+    from confluent_kafka.admin import AdminClient
+
+    from fcluster.graph.topology import Topology
+
+
+def check_before_start(settings: Settings, topology: Topology, *, embedded: bool = False) -> None:
+    """Find problems before anything runs.
+
+    Raises:
+        KafkaUnavailable: the brokers can't be reached.
+        MissingTopic: a source doesn't exist.
+        IncompatibleState: topics that are merged have different numbers of partitions.
+        ClusterConflict: the job already runs.
+    """
+    from fcluster.cli.console_clients import METADATA_TIMEOUT_S, kafka_errors, missing_topic
+    from fcluster.graph.topology import check_copartitioned
+    from fcluster.kafka.clients import connect_or_raise, make_admin
+
+    admin = make_admin(settings)
+    connect_or_raise(admin, settings)
+    with kafka_errors():
+        topics: Mapping[str, Any] = admin.list_topics(timeout=METADATA_TIMEOUT_S).topics
+    for source in topology.sources:
+        if source.name not in topics:
+            error = missing_topic(source.name, topics)
+            where = (
+                f" --data-dir {settings.state_dir}"
+                if embedded
+                else f" --brokers {settings.bootstrap_servers}"
+            )
+            raise MissingTopic(
+                f"source {error.message}",
+                remedy=f"{error.remedy} To create it: fcluster produce {source.name} --partitions 4"
+                f"{where} < lines.jsonl" + (" (after `fcluster kafka start`)" if embedded else ""),
+            )
+    counts = {name: len(topic.partitions) for name, topic in topics.items()}
+    for stage in topology.stages:
+        check_copartitioned(stage, counts)
+    check_not_running(settings, topology.job)
+    warn_of_losses(admin, topology)
+
+
+def warn_of_losses(admin: AdminClient, topology: Topology) -> None:
+    """Say where committed data can be lost: a few lines at most, none if all is well or can't be seen."""
+    from fcluster.common.ids import journal_topic
+    from fcluster.kafka.durability import look_for_risks
+
+    names = [topic.name for topic in (*topology.sources, *topology.outputs)]
+    for stage in topology.stages:
+        names += [*stage.topics, *([stage.changelog] if stage.changelog is not None else [])]
+        names += [chain.sink.name for chain in stage.chains if chain.sink is not None]
+    lines = look_for_risks(admin, [*names, journal_topic(topology.job)])
+    if lines:
+        say("WARNING committed data can be lost on these brokers (docs/kafka.md):")
+        for line in lines:
+            say(f"  {line}")
+
+
+def check_not_running(settings: Settings, job: str) -> None:
+    """Raises ClusterConflict if a coordinator of `job` answers."""
+    from fcluster.wire.discovery import find_leader
+
+    leader = find_leader(settings, job)
+    if leader is None or not leader.address:
+        return
+    try:
+        with open_admin_client(settings, leader.address, leader.public_key) as client:
+            found = client.status(timeout_ms=1_000).get("job")
+    except FclusterError:
+        return  # the coordinator itself will look more closely
+    if found == job:
+        raise ClusterConflict(
+            f"a cluster of job {job!r} already runs on these brokers: its coordinator is at {leader.address}",
+            remedy="Stop that cluster, join it with `fcluster worker`, or give this job another name.",
+        )
+
+
+def with_own_keys(settings: Settings, directory: Path) -> Settings:
+    """The settings, with keys from the data directory if other hosts are to connect and no keys are given."""
+    from fcluster.wire.keys import create_keys
+    from fcluster.wire.security import is_loopback
+
+    if settings.security_keys_dir or settings.insecure or is_loopback(settings.coordinator_bind):
+        return settings
+    keys = directory / "keys"
+    if not keys.exists():
+        create_keys(keys)
+        say(f"created keys in {keys}: workers on other hosts need worker.key and coordinator.pub from there")
+    return replace(settings, security_keys_dir=str(keys))
+
+
+def listening_addresses(bind: str) -> tuple[str, str]:
+    """Where the coordinator listens for the setting `bind`, and the address that this host's processes
+    use.
+    """
+    scheme, _, rest = bind.partition("://")
+    host, _, port = rest.rpartition(":")
+    if scheme != "tcp" or not host:
+        return bind, bind
+    # Chosen here, for the address has to stay the same when the coordinator is restarted.
+    port = str(reserve_for_process()) if port in ("0", "*", "") else port
+    near = "127.0.0.1" if host in ("0.0.0.0", "*") else host
+    return f"tcp://{host}:{port}", f"tcp://{near}:{port}"

@@ -1,0 +1,89 @@
+"""`fcluster worker JOB --workers N`: an agent, which runs a target number of workers on this host.
+
+Responsible for: connecting the supervisor of the workers (`supervisor.Crew`) with the coordinator's orders
+(`agent`). Rule: what was started here is stopped here. Must not parse options, nor draw.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from fcluster.cli.startup import load
+from fcluster.host.job_processes import ClusterFailed, JobProcesses, SpawnedChild, leave_timeout_s
+
+
+@dataclass(frozen=True)
+class AgentOptions:
+    """The options of `fcluster worker JOB --workers N`; `flags` are settings by name."""
+
+    target: str
+    flags: Mapping[str, str]
+    config: Path | None
+    log_level: str
+    workers: int
+    coordinator: str
+
+
+def run_agent(options: AgentOptions) -> int:
+    """Run workers on this host until the job ends or fails, or a signal lets them leave. Returns the exit
+    code.
+
+    Raises:
+        FclusterError: they can't be started, or fail again and again, or the job failed.
+    """
+    from fcluster.cli.live_view import PlainView
+    from fcluster.common.processes import spawn
+    from fcluster.host.agent import AgentLink, Staff
+    from fcluster.host.supervisor import EXIT_KILLED, SUPERVISOR, Crew
+
+    job, settings = load(options.target, options.flags, options.config, os.environ)
+    job.build(settings)
+    address = options.coordinator or settings.coordinator_address
+    resolved = {"bootstrap.servers": settings.bootstrap_servers}
+    processes = JobProcesses(
+        options.target, options.flags, options.config, options.log_level, resolved, settings.http_bind
+    )
+    view = PlainView(sys.stderr)
+    pids: dict[str, int] = {}
+
+    def on_change(now: dict[str, int]) -> None:
+        nonlocal pids
+        pids = now
+        link.tell()
+
+    crew = Crew(
+        options.workers,
+        lambda number, slot: processes.worker(number, slot, address),
+        spawn=lambda spec, on_line: SpawnedChild(
+            spawn(spec.name, spec.argv, on_line=on_line, env=processes.environment)
+        ),
+        view=view,
+        on_change=on_change,
+        leave_timeout_s=leave_timeout_s(settings),
+    )
+    link = AgentLink(
+        settings,
+        job.name,
+        address=address,
+        staff=lambda: Staff(crew.target, list(pids.values())),
+        resize=crew.resize,
+        learn_slots=crew.learn_slots,
+        on_end=lambda failed, reason: crew.end(failed=failed, reason=reason),
+        say=lambda text: view.line(SUPERVISOR, text),
+    )
+    view.line(SUPERVISOR, f"agent of job {job.name!r}, {options.workers} workers")
+    link.start()
+    try:
+        outcome = crew.run()
+    finally:
+        link.close()
+        view.close()
+    if outcome.exit_code not in (0, EXIT_KILLED):
+        error = ClusterFailed(outcome.reason, remedy=outcome.remedy)
+        error.exit_code = outcome.exit_code
+        raise error
+    return outcome.exit_code

@@ -1,0 +1,78 @@
+"""What commands start with (the log, the job, the settings), and what they report about a failure at the end.
+
+Responsible for: what comes before and after the main work. Rule: mistakes are found in the foreground, before
+any process is started. Must not parse options (`cli` does), nor start anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fcluster.cli.local_kafka import detached_kafka, no_brokers
+from fcluster.common.errors import cause_and_remedy
+from fcluster.common.settings import Settings, resolve
+
+if TYPE_CHECKING:
+    from fcluster.api.job import Job
+    from fcluster.common.logs import RememberingHandler
+
+_log_handler: RememberingHandler | None = None
+
+
+def start_logging(level: str) -> None:
+    """Set up this process's log."""
+    from fcluster.common.logs import configure_logging
+
+    global _log_handler
+    _log_handler = configure_logging(level)
+
+
+def job_failure() -> tuple[str, str]:
+    """Why the job failed, from the coordinator's last logged error, and what to do about it."""
+    logged = _log_handler.last_error if _log_handler is not None else ""
+    reason, remedy = cause_and_remedy(logged.removeprefix("coordinator ends: "))
+    if reason.startswith("record "):
+        remedy = remedy or "Correct the job, or give the step an on_error ('skip', or a dead-letter topic)."
+        remedy = (
+            f"{remedy[:1].upper()}{remedy[1:].rstrip('.')}. Then start the job again: nothing beyond that "
+            "record is committed."
+        )
+    return (
+        reason or "the job failed",
+        remedy or "Nothing is lost. Fix the cause, then start the job again.",
+    )
+
+
+def worker_failure() -> tuple[str, str]:
+    """Why this worker can't continue, from its last logged error, and what to do about it."""
+    logged = _log_handler.last_error if _log_handler is not None else ""
+    reason, remedy = cause_and_remedy(logged.removeprefix("leaving: "))
+    return reason or "the worker can't continue", remedy
+
+
+def load(
+    target: str, flags: Mapping[str, str], config: Path | None, env: Mapping[str, str]
+) -> tuple[Job, Settings]:
+    """The job and its settings.
+
+    Raises:
+        FclusterError: the job can't be loaded, a setting is wrong, or there are no brokers.
+    """
+    from fcluster.api.loader import load_job
+
+    job = load_job(target)
+    settings = resolve(job.settings, config, env, flags)
+    if not settings.bootstrap_servers:
+        servers = detached_kafka(Path(settings.state_dir))
+        if servers is None:
+            raise no_brokers(Path(settings.state_dir))
+        settings = replace(settings, bootstrap_servers=servers)
+    return job, settings
+
+
+def data_directory(flags: Mapping[str, str], config: Path | None, env: Mapping[str, str]) -> Path:
+    """The data directory that options, environment and settings file name."""
+    return Path(resolve({}, config, env, flags).state_dir)

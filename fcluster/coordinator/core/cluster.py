@@ -1,0 +1,100 @@
+"""The state that all parts of the coordinator's core share: slots, sessions, shards, joiners and the clock.
+
+Responsible for: holding that state in one place, and answering questions about it that several parts have.
+Each part changes what it is responsible for; `invariants` checks that everything fits together. Must not
+decide anything or produce effects. Pure.
+"""
+
+from __future__ import annotations
+
+from fcluster.common.ids import ShardId
+from fcluster.coordinator.core.model import (
+    Counters,
+    Deaths,
+    Joiner,
+    Phase,
+    Session,
+    SessionPhase,
+    Shard,
+    Slot,
+    Terms,
+)
+from fcluster.wire import messages
+
+
+class Cluster:
+    """The state of the cluster.
+
+    Attributes:
+        now_ms: the time of the current event.
+        started: fences that a previous leader left incomplete are under way.
+        assigning: the first assignment has been made.
+        first_join_ms: when the first worker joined this leader.
+        drained_workers: workers that an operator is draining. A new session doesn't change that. An ordered
+            set.
+        ending_told: the journal holds the decision to end the job.
+        overdue: the records at which a handler has hung, by shard, until they are committed. In memory only:
+            a new leader starts counting again.
+        deaths: how often in a row sessions were lost with nothing of a shard committed in between, and at
+            which of its records. In memory only, too.
+        committed: the highest offsets that workers have reported as committed, by shard and by the number of
+            the input. In memory only, too.
+        kafka_troubles: what the job is waiting for in Kafka, one sentence each.
+        session_of_worker: by the worker's id. `session_of_peer`: by the connection, if it has one.
+    """
+
+    def __init__(self, terms: Terms, now_ms: float) -> None:
+        self.terms = terms
+        self.term = terms.term
+        self.settings = terms.settings
+        self.now_ms = now_ms
+        self.started_ms = now_ms
+        self.started = False
+        self.phase = Phase.RUNNING
+        self.stop_reason = ""
+        self.failure = ""
+        self.ending_told = False
+        self.assigning = False
+        self.first_join_ms: float | None = None
+        self.slots: dict[int, Slot] = {}
+        self.sessions: dict[int, Session] = {}
+        self.session_of_worker: dict[str, Session] = {}
+        self.session_of_peer: dict[bytes, Session] = {}
+        self.shards = {identity: Shard(identity) for identity in terms.topology.shards(terms.partitions)}
+        self.joiners: dict[bytes, Joiner] = {}
+        self.drained_workers: dict[str, None] = {}
+        self.overdue: dict[ShardId, messages.OverdueRecord] = {}
+        self.deaths: dict[ShardId, Deaths] = {}
+        self.committed: dict[ShardId, dict[int, int]] = {}
+        self.counters = Counters()
+        self.kafka_troubles: tuple[str, ...] = ()
+
+    def shards_of(self, slot: int) -> list[Shard]:
+        """The shards on this slot."""
+        return [shard for shard in self.shards.values() if shard.slot == slot]
+
+    def awaits_sessions(self) -> bool:
+        """Whether there are sessions of a previous leader that haven't returned yet."""
+        return any(session.phase is SessionPhase.AWAITED for session in self.sessions.values())
+
+    def available_slots(self) -> list[int]:
+        """The slots that can be given shards."""
+        return [
+            slot.number
+            for slot in self.slots.values()
+            if (slot.session and not slot.session.leaving)
+            or (slot.joiner and slot.joiner.hello.worker not in self.drained_workers)
+        ]
+
+    def refused(self, reason: str) -> messages.Refused:
+        """A refusal that is final: the sender need not ask again."""
+        return messages.Refused(self.term, reason, retry=False)
+
+    def shutdown(self, session: int = 0) -> messages.Shutdown:
+        """Tells a session, or a process without one, that the job is over."""
+        return messages.Shutdown(self.term, session, self.stop_reason, bool(self.failure))
+
+    def note_join(self) -> None:
+        """Record that a worker has joined."""
+        if self.first_join_ms is None:
+            self.first_join_ms = self.now_ms

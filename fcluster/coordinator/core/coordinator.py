@@ -1,0 +1,433 @@
+"""The coordinator's decisions about sessions, shards, epochs and the end of the job, without any I/O.
+
+Responsible for: what a coordinator does in response to events. `Coordinator.handle(event, now_ms)` takes one
+event and returns the effects, which the shell in `server` carries out in order. `next_deadline_ms` says when
+to call again if no event comes. The parts make the decisions. This module defines which part gets which
+event, and in which order due work is done:
+
+- `membership`: sessions, their slots, and the fence between two of them. `liveness`: who is dead.
+- `joining`, `returning`, `leaving`: how a worker joins and leaves. `reports`: what it reports in between.
+- `ownership`: who runs which shard, with `copies`. `rounds`: epochs.
+- `topics`: topics that were deleted or replaced, or have grown.
+- `ending`: the end of the job. `leadership`: handing over the leadership. `scaling`: the number of workers.
+
+Invariants that all of them keep together:
+
+- *Journal first.* A decision about sessions, fences and shards becomes visible to other processes only after
+  the journal holds it: a session is journalled before its `Welcome`, the end of a session before its slot is
+  fenced, and a shard's slot before `Assign`. The journal refuses a deposed leader, so it can't admit, fence
+  or assign. The end of the job is journalled before a `Drain` or `Shutdown`.
+- *Fence, then own.* A shard passes from one session to another only when the first session released it, said
+  goodbye, or is over *and* its slot's ids have been fenced since. A slot that isn't fenced opens no session.
+- *A session that is over stays over.* It never gets a `Barrier` or `Complete` again. A process that still
+  sends messages for it gets `Evicted`.
+- *Epoch numbers strictly increase*, and a session gets `Complete(e)` only after its `Prepared(e)`.
+- *Leaving is final.* A session that is leaving gets no shards to keep, whatever happens to its connection or
+  to the coordinator. Its worker knows that, or is told again.
+- *Epochs don't wait.* No journal write, fence or dead worker delays the epoch of another worker for longer
+  than `checkpoint.straggler.ms`.
+
+Must not: read a clock, use sockets, Kafka or threads, or draw random numbers. The work for an epoch grows
+with the number of workers that take part in it, not with the number of shards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import chain
+from typing import Any
+
+import msgspec
+
+from fcluster.common.ids import ShardId
+from fcluster.coordinator.core import events, invariants
+from fcluster.coordinator.core.agents import Agents
+from fcluster.coordinator.core.cluster import Cluster
+from fcluster.coordinator.core.copies import Copies
+from fcluster.coordinator.core.election import Resignation
+from fcluster.coordinator.core.ending import EXIT_TEMPORARY, Ending
+from fcluster.coordinator.core.events import Effect, Event
+from fcluster.coordinator.core.joining import Joining
+from fcluster.coordinator.core.leadership import Leadership
+from fcluster.coordinator.core.leaving import Leaving
+from fcluster.coordinator.core.liveness import Liveness
+from fcluster.coordinator.core.losses import Losses
+from fcluster.coordinator.core.membership import Membership
+from fcluster.coordinator.core.model import EpochPhase, Phase, Session, SessionPhase, ShardPhase, Slot, Terms
+from fcluster.coordinator.core.outbox import ENDING_KEY, Outbox
+from fcluster.coordinator.core.ownership import Ownership
+from fcluster.coordinator.core.progress import Progress
+from fcluster.coordinator.core.reports import Reports
+from fcluster.coordinator.core.returning import Returning
+from fcluster.coordinator.core.rounds import EpochNumbers, Rounds
+from fcluster.coordinator.core.scaling import Scaling
+from fcluster.coordinator.core.status import describe
+from fcluster.coordinator.core.takeovers import Takeovers
+from fcluster.coordinator.core.topics import Topics
+from fcluster.wire import messages
+
+_EPOCH_KEY = "epoch"
+"""Journal key of the reservation of epoch numbers."""
+
+
+class Coordinator:
+    """The state of the cluster. The module's docstring lists the invariants.
+
+    Its parts share `Cluster` (the state) and `Outbox` (the effects of the current event). A part knows only
+    those parts that are created before it.
+
+    Status and tests may read the attributes; only `handle` changes them.
+    """
+
+    def __init__(self, terms: Terms, now_ms: float) -> None:
+        cluster = self._cluster = Cluster(terms, now_ms)
+        outbox = self._outbox = Outbox()
+        self.terms, self.settings = terms, terms.settings
+        self.slots, self.sessions, self.shards = cluster.slots, cluster.sessions, cluster.shards
+        self.joiners, self.counters = cluster.joiners, cluster.counters
+
+        self.epochs = EpochNumbers(terms.highest_committed_epoch)
+        self.rounds = Rounds(self.epochs, terms.settings, terms.term, outbox.send)
+        self.progress = Progress(terms.topology, self.shards, terms.until_caught_up)
+        self.copies = Copies(terms.topology, terms.settings.num_standby_replicas, terms.term, outbox.send)
+        self.agents = Agents(terms.term, terms.settings.session_timeout_ms)
+        self.takeovers = Takeovers()
+
+        self._ownership = Ownership(cluster, outbox, self.copies, self.takeovers)
+        self._losses = Losses(cluster, outbox, self.progress)
+        self._membership = Membership(
+            cluster, outbox, self.rounds, self._ownership, self.takeovers, self._losses
+        )
+        self._liveness = Liveness(cluster, outbox, self.rounds, self._ownership, self._membership)
+        self._leaving = Leaving(cluster, outbox, self._ownership)
+        self._ending = Ending(cluster, outbox, self.rounds, self.progress, self.agents, self._membership)
+        returning = Returning(cluster, outbox, self.rounds, self._ownership, self._membership, self._leaving)
+        self._joining = Joining(
+            cluster,
+            outbox,
+            self.epochs,
+            self._ownership,
+            self._membership,
+            self._leaving,
+            self._ending,
+            returning,
+        )
+        self._reports = Reports(cluster, outbox, self._ownership, self.copies, self.progress, self._losses)
+        self._scaling = Scaling(cluster, outbox, self.agents)
+        self._topics = Topics(cluster, outbox, self._ownership, self.progress, self._ending)
+        self._leadership = Leadership(cluster, outbox, self._ending)
+        self._ending_resumed: Mapping[str, Any] | None = None
+
+    @property
+    def phase(self) -> Phase:
+        """The coordinator's phase."""
+        return self._cluster.phase
+
+    @property
+    def failure(self) -> str:
+        """Why the job can't continue; empty if it can."""
+        return self._cluster.failure
+
+    @property
+    def resignation(self) -> Resignation | None:
+        """The hand-over under way, if this leader is to leave."""
+        return self._leadership.resignation
+
+    @classmethod
+    def recover(cls, journal: Mapping[str, Any], terms: Terms, now_ms: float) -> Coordinator:
+        """A coordinator that takes over from the journal of previous terms.
+
+        Args:
+            journal: key to value, as the core wrote them. Unknown keys are ignored.
+            terms: of the new leadership.
+            now_ms: from a clock that never goes back.
+        """
+        self = cls(terms, now_ms)
+        self.epochs.observe(int(journal.get(_EPOCH_KEY, {}).get("reserved_until", 1)) - 1)
+        self._ending_resumed = journal.get(ENDING_KEY)
+        for key, value in sorted(journal.items()):
+            kind, _, rest = key.partition("/")
+            if kind == "slot":
+                self._recover_slot(int(rest), value)
+            elif kind == "assignment":
+                stage, _, partition = rest.rpartition("/")
+                shard = self.shards.get(ShardId(stage, int(partition)))
+                if shard is not None:
+                    shard.slot, shard.phase = int(value["slot"]), ShardPhase.WAITING
+        for shard in self.shards.values():
+            if shard.slot is not None and shard.slot not in self.slots:
+                shard.slot, shard.phase = None, ShardPhase.FREE
+        return self
+
+    def _recover_slot(self, number: int, value: Mapping[str, Any]) -> None:
+        slot = self.slots[number] = Slot(number, fenced=bool(value["fenced"]))
+        if not value["session"]:
+            return
+        slot.fenced = False
+        session = Session(
+            number=int(value["session"]),
+            slot=number,
+            worker=str(value["worker"]),
+            host=str(value["host"]),
+            pid=int(value["pid"]),
+            peer=b"",
+            phase=SessionPhase.AWAITED,
+            heard_ms=self._cluster.now_ms,
+        )
+        slot.session = self.sessions[session.number] = session
+        self._cluster.session_of_worker[session.worker] = session
+
+    # --- events ---------------------------------------------------------------------------------------
+
+    def handle(self, event: Event, now_ms: float) -> list[Effect]:
+        """The effects of `event`, in order. `now_ms` comes from a clock that never goes back."""
+        if self.phase is Phase.STOPPED:
+            return []
+        self._liveness.notice_absence(now_ms)
+        self._cluster.now_ms = now_ms
+        self._outbox.begin()
+        self._dispatch(event)
+        self._advance()
+        return self._outbox.finish()
+
+    def _dispatch(self, event: Event) -> None:
+        match event:
+            case events.MessageReceived(peer, message):
+                self._on_message(peer, message)
+            case events.JournalWritten(sequence):
+                self._on_journal_written(sequence)
+            case events.PeerDisconnected(peer):
+                self.agents.unlinked(peer)
+                self._liveness.disconnected(peer)
+            case events.ProcessEnded(worker):
+                self._liveness.process_ended(worker)
+            case events.SlotFenced(slot):
+                self._membership.fenced(slot)
+            case events.SlotFenceFailed(slot, reason):
+                self._membership.fence_failed(slot, reason)
+            case events.EndOffsetsRead(stage, offsets, number):
+                self.progress.set_target(stage, offsets, number)
+            case events.Started():
+                self._on_started()
+            case events.TopicsLooked(look):
+                self._topics.looked(look)
+            case events.GroupLooked(foreign, members):
+                self._topics.group_looked(foreign, members)
+            case events.KafkaSeen(troubles):
+                self._cluster.kafka_troubles = troubles
+            case events.WireCounted():
+                self._note_wire(event)
+            case events.StopRequested():
+                self._ending.begin_drain("asked to stop")
+            case events.ResignRequested():
+                self._leadership.resign()
+            case events.Deposed(reason):
+                self._ending.stop(EXIT_TEMPORARY, f"deposed: {reason}")
+            case events.Tick():
+                pass
+
+    def _advance(self) -> None:
+        """Do what is due by the clock, and what the event has made possible."""
+        if self.phase is Phase.STOPPED:
+            return
+        self._liveness.end_suspects()
+        self._liveness.sweep()
+        self._membership.retry_fences()
+        self._joining.place_joiners()
+        self._ownership.begin_assigning()
+        self._ownership.hand_over_warm()
+        self.rounds.advance(self._cluster.now_ms)
+        self._ending.follow_progress()
+        self._leadership.follow_resignation()
+        self._ending.follow_drain()
+        self._reserve_epochs()
+
+    def next_deadline_ms(self) -> float | None:
+        """When to call `handle(Tick())` if no event comes before. None: never."""
+        if self.phase is Phase.STOPPED:
+            return None
+        deadlines = chain(
+            self._liveness.deadlines_ms(),
+            self._membership.deadlines_ms(),
+            self._ownership.deadlines_ms(),
+            self._leadership.deadlines_ms(),
+            self._ending.deadlines_ms(),
+            [self.rounds.deadline_ms()],
+        )
+        # Past deadlines were handled already, and wait for something other than time.
+        now_ms = self._cluster.now_ms
+        return min((ms for ms in deadlines if ms is not None and ms > now_ms), default=None)
+
+    # --- start ----------------------------------------------------------------------------------------
+
+    def _on_started(self) -> None:
+        self._cluster.started = True
+        awaited = [session for session in self.sessions.values() if session.phase is SessionPhase.AWAITED]
+        self._outbox.log(
+            "info",
+            f"leading job {self.terms.topology.job!r} in term {self.terms.term}: {len(self.shards)} shards, "
+            f"{len(self.slots)} known slots, {len(awaited)} sessions to adopt",
+        )
+        for slot in self.slots.values():
+            if not slot.fenced and slot.session is None:
+                self._membership.fence(slot)
+        if self._ending_resumed is not None:
+            self._ending.resume(self._ending_resumed)
+
+    # --- the journal ----------------------------------------------------------------------------------
+
+    def _on_journal_written(self, sequence: int) -> None:
+        for held in self._outbox.written(sequence):
+            match held.kind:
+                case "welcome":
+                    self._joining.welcome(held.number)
+                case "fence":
+                    self._outbox.add(events.FenceSlot(held.number))
+                    self.takeovers.journalled(held.number, self._cluster.now_ms)
+                case "drain":
+                    self._ending.tell()
+                case "epochs":
+                    self.epochs.reserved(held.number)
+        self._ownership.assignments_written(sequence)
+
+    def _reserve_epochs(self) -> None:
+        until = self.epochs.wanted_reservation()
+        if until is not None:
+            sequence = self._outbox.journal(_EPOCH_KEY, {"reserved_until": until})
+            self._outbox.hold("epochs", sequence, until)
+
+    def _note_wire(self, counted: events.WireCounted) -> None:
+        self.counters.malformed_frames = counted.malformed_frames
+        self.counters.unauthorised_frames = counted.unauthorised_frames
+        self.counters.failed_handshakes = counted.failed_handshakes
+
+    # --- messages -------------------------------------------------------------------------------------
+
+    def _on_message(self, peer: bytes, message: messages.ToCoordinator) -> None:
+        if isinstance(message, messages.Hello):
+            self._on_hello(peer, message)
+        elif isinstance(message, messages.StatusRequest):
+            status = msgspec.Raw(msgspec.msgpack.encode(self.status()))
+            self._outbox.send(peer, messages.StatusReply(self.terms.term, status))
+        elif isinstance(message, messages.LeaderCheck):
+            self._leadership.leader_check(peer, message)
+        elif isinstance(message, messages.StopRequest):
+            self._ending.stop_asked(peer)
+        elif isinstance(message, messages.DrainRequest):
+            self._outbox.send(peer, self._leaving.drain_worker(message.worker))
+        elif isinstance(message, messages.ScaleRequest):
+            self._outbox.send(peer, self._scaling.scale(message))
+        elif isinstance(message, messages.AgentReport):
+            self._scaling.agent_report(peer, message)
+        else:
+            session = self.sessions.get(message.session)
+            if session is None or session.peer != peer:
+                self._answer_stranger(peer, message)
+            else:
+                self._membership.hear(session)
+                session.spoken = True
+                self._on_session_message(session, message)
+
+    def _on_hello(self, peer: bytes, hello: messages.Hello) -> None:
+        if hello.term > self.terms.term:
+            self._leadership.doubt(peer, hello)
+        else:
+            self._joining.hello(peer, hello)
+
+    def _answer_stranger(self, peer: bytes, message: messages.FromWorker) -> None:
+        """Tell the sender that its session is over. If the session is awaited, the worker will send a
+        Hello soon.
+        """
+        awaited = message.session in self.sessions  # frames that were queued before the new leader's Welcome
+        if message.session and not awaited and not isinstance(message, messages.Goodbye):
+            self._outbox.send(peer, messages.Evicted(self.terms.term, message.session))
+
+    def _on_session_message(self, session: Session, message: messages.FromWorker) -> None:
+        now_ms = self._cluster.now_ms
+        match message:
+            case messages.Dirty():
+                session.backlog = message.backlog
+                self.rounds.want(session)
+            case messages.Prepared():
+                session.backlog = message.backlog
+                self.rounds.prepared(session, message.epoch, now_ms)
+            case messages.Committed():
+                self._reports.committed(session, message.shards)
+                self.rounds.committed(session, message, now_ms)
+            case messages.Heartbeat():
+                self._reports.heartbeat(session, message)
+            case messages.ShardsRunning():
+                for status in message.shards:
+                    self._reports.running(session, status)
+            case messages.TornTransaction():
+                self._reports.torn(session, message)
+            case messages.Released():
+                self._on_released(session, message)
+            case messages.Drained():
+                if self.phase is Phase.DRAINING:
+                    session.phase = SessionPhase.DRAINED
+            case messages.WorkerFailed():
+                self._ending.worker_failed(session, message.reason)
+            case messages.RecordOverdue():
+                self._reports.record_overdue(session, message)
+            case messages.RecordBegun():
+                self._losses.begun(session, message)
+            case messages.RecordEnded():
+                session.begun = None
+            case messages.Leaving():
+                self._leaving.said(session)
+            case messages.Goodbye():
+                self.counters.leaves += 1
+                self._membership.end(session, "left cleanly", clean=True)
+            case messages.Hello():
+                raise AssertionError("handled before")
+
+    def _on_released(self, session: Session, message: messages.Released) -> None:
+        if message.number <= session.released_number:
+            return
+        session.released_number = message.number
+        objection = self._ownership.released(session, message.shards)
+        if objection:
+            self._membership.evict(session, objection)
+
+    # --- looking at it --------------------------------------------------------------------------------
+
+    def status(self) -> dict[str, Any]:
+        """The JSON document that `fcluster status --json` prints."""
+        return describe(
+            self._cluster,
+            rounds=self.rounds,
+            progress=self.progress,
+            agents=self.agents,
+            standbys=self._leadership.standbys,
+            takeovers=self.takeovers,
+            notices=list(self._topics.notices.values()),
+        )
+
+    @property
+    def topics_in_doubt(self) -> bool:
+        """Whether the topics should be checked again soon."""
+        return self._topics.in_doubt
+
+    def waits_ms(self, now_ms: float) -> float:
+        """How long the oldest open epoch or takeover has been under way. 0: there is none."""
+        busy = (EpochPhase.PREPARING, EpochPhase.COMMITTING)
+        begun_ms = [session.barrier_ms for session in self.sessions.values() if session.epoch_phase in busy]
+        begun_ms += [takeover.noticed_ms for takeover in self.takeovers.under_way.values()]
+        return max(0.0, now_ms - min(begun_ms)) if begun_ms else 0.0
+
+    def committed_offsets(self) -> dict[tuple[ShardId, int], int]:
+        """The committed offsets that workers have reported, by shard and number of the input."""
+        return {
+            (shard, number): status.committed
+            for shard, inputs in self.progress.standings.items()
+            for number, status in inputs.items()
+        }
+
+    def invariants(self) -> None:
+        """Assert what must hold after every event (tests and the simulation call it).
+
+        Raises:
+            AssertionError: something does not.
+        """
+        invariants.check(self._cluster, self.rounds, self.copies, self._ownership, self._membership)

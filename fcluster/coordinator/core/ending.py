@@ -1,0 +1,229 @@
+"""The end of the job: why it ends, draining the workers, and shutting them down.
+
+Responsible for: the coordinator's phase, the reason for the end, and the exit code. Invariants:
+
+- The decision is in the journal before any process is told (`Drain`, `Shutdown`). A new leader carries it on.
+- A worker that has committed all its work shuts down cleanly. A worker that hasn't in time is fenced.
+- Every wait has a limit: for the workers, for the last fences, for the journal.
+
+Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fcluster.coordinator.core import events
+from fcluster.coordinator.core.agents import Agents
+from fcluster.coordinator.core.cluster import Cluster
+from fcluster.coordinator.core.membership import Membership
+from fcluster.coordinator.core.model import Phase, Session, SessionPhase, ShardPhase
+from fcluster.coordinator.core.outbox import ENDING_KEY, Outbox
+from fcluster.coordinator.core.progress import Progress
+from fcluster.coordinator.core.rounds import Rounds
+from fcluster.wire import messages
+
+EXIT_DONE = 0
+EXIT_JOB_FAILED = 3
+"""The job can't continue, wherever it runs, so don't restart the coordinator."""
+EXIT_TEMPORARY = 75
+"""Another coordinator leads the job."""
+
+FAILED_GRACE_MS = 2_000
+"""How long a worker that reports a failed job has to commit its earlier work."""
+STOP_GRACE_MS = 10_000
+"""How long to wait for the last fences and journal writes. After that the coordinator exits without them."""
+REASON_CHARACTERS_MAX = 10_000
+STOP_ASKERS_MAX = 100
+
+
+class Ending:
+    """Ends the job."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        outbox: Outbox,
+        rounds: Rounds,
+        progress: Progress,
+        agents: Agents,
+        membership: Membership,
+    ) -> None:
+        self._cluster = cluster
+        self._outbox = outbox
+        self._rounds = rounds
+        self._progress = progress
+        self._agents = agents
+        self._membership = membership
+        self._drain_began_ms = cluster.now_ms
+        self._drain_deadline_ms = cluster.now_ms
+        self._decided_sequence = 0
+        self._stop_askers: list[bytes] = []
+
+    def deadlines_ms(self) -> list[float | None]:
+        """When something is due if nothing happens before."""
+        if self._cluster.phase is Phase.RUNNING:
+            return []
+        return [self._drain_deadline_ms, self._drain_began_ms + FAILED_GRACE_MS]
+
+    # --- why ------------------------------------------------------------------------------------------
+
+    def resume(self, decided: Mapping[str, Any]) -> None:
+        """Carry on an end that a previous leader decided and didn't complete."""
+        reason = str(decided["reason"])
+        if decided["failed"]:
+            self._cluster.failure = reason
+        self.begin_drain(reason)
+
+    def follow_progress(self) -> None:
+        """With `until_caught_up`, drain once all records that were in the sources at start are committed."""
+        if self._cluster.phase is not Phase.RUNNING:
+            return
+        for stage, number in self._progress.inputs_to_read():
+            self._outbox.add(events.ReadEndOffsets(stage, number))
+        if self._progress.caught_up:
+            self.begin_drain("all records that were in the sources at start are committed")
+            return
+        stopped = {
+            shard.identity: shard.stopped_reason
+            for shard in self._cluster.shards.values()
+            if shard.phase is ShardPhase.STOPPED
+        }
+        if self._progress.waits_only_for(stopped):
+            first = min(stopped)
+            reason = f"all records are committed except those of stopped shards: {first}: {stopped[first]}"
+            self._cluster.failure = reason[:REASON_CHARACTERS_MAX]
+            self.begin_drain(self._cluster.failure)
+
+    def worker_failed(self, session: Session, reason: str) -> None:
+        """A worker says that the job can't continue."""
+        session.failed = True
+        if not self._cluster.failure:
+            reason = reason[:REASON_CHARACTERS_MAX] or "a worker failed and gave no reason"
+            self._cluster.failure = reason
+            self._outbox.log("error", f"the job can't continue: {reason}")
+            if self._cluster.phase is Phase.DRAINING:
+                self._cluster.stop_reason = reason
+                self._decide()  # it ends in another way than decided
+            self.begin_drain(reason)
+
+    def fail(self, reason: str, grace_ms: float) -> None:
+        """The job can't continue, whoever works on it.
+
+        Args:
+            reason: why, and what to do.
+            grace_ms: work that isn't committed after this time is given up: a worker may be unable to commit.
+        """
+        cluster = self._cluster
+        if not cluster.failure:
+            cluster.failure = reason[:REASON_CHARACTERS_MAX]
+            self._outbox.log("error", f"the job can't continue: {reason}")
+            if cluster.phase is Phase.DRAINING:
+                cluster.stop_reason = cluster.failure
+                self._decide()
+            self.begin_drain(cluster.failure)
+        if cluster.phase is Phase.DRAINING:
+            self._drain_deadline_ms = min(self._drain_deadline_ms, cluster.now_ms + grace_ms)
+
+    def stop_asked(self, peer: bytes) -> None:
+        """An admin client asks for the end of the job."""
+        self.begin_drain("asked to stop by an admin client")
+        if self._cluster.ending_told:
+            self._outbox.send(peer, messages.StopReply(self._cluster.term))
+        elif len(self._stop_askers) < STOP_ASKERS_MAX:
+            self._stop_askers.append(peer)
+
+    # --- the decision ---------------------------------------------------------------------------------
+
+    def begin_drain(self, reason: str) -> None:
+        """Decide that the job ends."""
+        if self._cluster.phase is not Phase.RUNNING:
+            return
+        self._outbox.log("info", f"draining: {reason}")
+        self._cluster.phase, self._cluster.stop_reason = Phase.DRAINING, reason
+        self._decide()
+        self._rounds.hurry()
+        self._drain_began_ms = self._cluster.now_ms
+        self._drain_deadline_ms = self._cluster.now_ms + 2 * self._cluster.settings.checkpoint_timeout_ms
+
+    def _decide(self) -> None:
+        """Journal the decision.
+
+        A leader that can't write it was deposed, and must neither drain nor shut down any worker. A standby
+        that takes over carries the decision on.
+        """
+        ending = {"reason": self._cluster.stop_reason, "failed": bool(self._cluster.failure)}
+        self._decided_sequence = self._outbox.journal(ENDING_KEY, ending)
+        self._outbox.hold("drain", self._decided_sequence, 0)
+
+    def tell(self) -> None:
+        """The journal holds the decision: carry it out."""
+        self._cluster.ending_told = True
+        for peer in self._stop_askers:
+            self._outbox.send(peer, messages.StopReply(self._cluster.term))
+        self._stop_askers.clear()
+        for session in self._cluster.sessions.values():
+            if session.phase is SessionPhase.LIVE:
+                self._outbox.send(session.peer, messages.Drain(self._cluster.term, session.number))
+        for joiner in self._cluster.joiners.values():
+            self.turn_away(joiner.peer)
+            if joiner.slot is not None:
+                self._cluster.slots[joiner.slot].joiner = None
+        self._cluster.joiners.clear()
+
+    def turn_away(self, peer: bytes) -> None:
+        """No process gets a session while the job ends; a worker that joins now is shut down.
+
+        Nothing is sent before the journal holds the decision. The worker asks again in a second.
+        """
+        if self._cluster.ending_told:
+            self._outbox.send(peer, self._cluster.shutdown())
+
+    # --- carrying it out ------------------------------------------------------------------------------
+
+    def follow_drain(self) -> None:
+        """Shut the workers down once all have committed, and exit once the last fences and writes are
+        done.
+        """
+        if self._cluster.phase is Phase.DRAINING:
+            decided = self._cluster.ending_told and self._outbox.written_sequence >= self._decided_sequence
+            undrained = [
+                session for session in self._cluster.sessions.values() if not self._is_drained(session)
+            ]
+            if decided and (not undrained or self._cluster.now_ms >= self._drain_deadline_ms):
+                self._shut_down()
+        if self._cluster.phase is Phase.STOPPING:
+            fencing = [slot.number for slot in self._cluster.slots.values() if not slot.fenced]
+            if self._cluster.now_ms >= self._drain_deadline_ms:
+                self._outbox.log(
+                    "warning",
+                    f"exiting although slots {fencing} are not fenced or the journal doesn't answer",
+                )
+            elif fencing or not self._outbox.is_all_written:
+                return
+            self.stop(EXIT_JOB_FAILED if self._cluster.failure else EXIT_DONE, self._cluster.stop_reason)
+
+    def _is_drained(self, session: Session) -> bool:
+        grace_over = self._cluster.now_ms >= self._drain_began_ms + FAILED_GRACE_MS
+        return session.phase is SessionPhase.DRAINED or (session.failed and grace_over)
+
+    def _shut_down(self) -> None:
+        """Every worker has committed its work or has run out of time: shut them down, and fence the
+        latter.
+        """
+        self._cluster.phase = Phase.STOPPING
+        self._drain_deadline_ms = self._cluster.now_ms + STOP_GRACE_MS
+        for session in list(self._cluster.sessions.values()):
+            if session.peer:
+                self._outbox.send(session.peer, self._cluster.shutdown(session.number))
+            drained = session.phase is SessionPhase.DRAINED
+            reason = "the job has stopped" if drained else "did not drain in time"
+            self._membership.end(session, reason, clean=drained)
+        for peer in self._agents.peers():
+            self._outbox.send(peer, self._cluster.shutdown())
+
+    def stop(self, exit_code: int, reason: str) -> None:
+        """Stop the coordinator now."""
+        self._cluster.phase = Phase.STOPPED
+        self._outbox.add(events.StopCoordinator(exit_code, reason))

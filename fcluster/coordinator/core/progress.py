@@ -1,0 +1,137 @@
+"""How far each shard is, and whether all records that were in the sources at start are committed.
+
+Responsible for: the last known `ShardStatus` of each shard and input and, with `until_caught_up`, the
+targets. The goal is to process what the job's sources hold at start. How much that is after a repartition is
+known only once the upstream stages have caught up, so that target is read then. Invariant: a shard that has
+reached an input's target stays caught up there, whoever owns it later, because a committed offset never goes
+back.
+
+Must not: know sessions or time. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+
+import msgspec
+
+from fcluster.common.ids import ShardId
+from fcluster.graph.topology import Input, Topology
+from fcluster.wire.messages import ShardStatus
+
+StageInput = tuple[str, int]
+"""An input of a stage, by the stage's name and the input's number."""
+
+
+class Progress:
+    """Collects what workers report about their shards.
+
+    Args:
+        topology: the job.
+        shards: all of them.
+        until_caught_up: whether there are targets at all.
+    """
+
+    def __init__(self, topology: Topology, shards: Iterable[ShardId], until_caught_up: bool) -> None:
+        self.standings: dict[ShardId, dict[int, ShardStatus]] = {}
+        """By shard and by number of the input."""
+        self.targets: dict[StageInput, Mapping[int, int]] = {}
+        self._until_caught_up = until_caught_up
+        self._inputs_of = {stage.name: range(len(stage.inputs)) for stage in topology.stages}
+        self._upstream = {
+            (stage.name, number): _upstream(source, topology)
+            for stage in topology.stages
+            for number, source in enumerate(stage.inputs)
+        }
+        self._behind: dict[StageInput, set[int]] = {one: set() for one in self._upstream}
+        for shard in shards:
+            for number in self._inputs_of[shard.stage]:
+                self._behind[shard.stage, number].add(shard.partition)
+        self._requested: set[StageInput] = set()
+
+    @property
+    def caught_up(self) -> bool:
+        """Whether there were targets, and all of them are committed."""
+        return self._until_caught_up and not any(self._behind.values())
+
+    def waits_only_for(self, stopped: Collection[ShardId]) -> bool:
+        """Whether everything that isn't caught up waits for these shards, which are stopped."""
+        if not self._until_caught_up or not stopped:
+            return False
+        if any(one not in self.targets for one in self._requested):
+            return False  # not known yet
+        return all(
+            ShardId(one[0], partition) in stopped
+            for one in self._requested
+            for partition in self._behind[one]
+        )
+
+    def learn(self, status: ShardStatus) -> None:
+        """Take in a heartbeat: it says how far the shard has read."""
+        known = self.standing(status.shard, status.input)
+        if status.end < 0 and known is not None:
+            status = msgspec.structs.replace(status, end=known.end)
+        self._keep(status)
+        self._judge(status)
+
+    def learn_commit(self, status: ShardStatus) -> None:
+        """Take in a commit: it says only the committed offset, which may be behind what is read."""
+        self._judge(status)
+        known = self.standing(status.shard, status.input)
+        if known is not None:
+            position = max(known.position, status.position)
+            status = msgspec.structs.replace(
+                status, position=position, end=max(known.end, status.end), dirty=position > status.committed
+            )
+        self._keep(status)
+
+    def standing(self, shard: ShardId, number: int = 0) -> ShardStatus | None:
+        """Where the shard stands in that input, None if nobody has said so yet."""
+        return self.standings.get(shard, {}).get(number)
+
+    def _keep(self, status: ShardStatus) -> None:
+        if status.input in self._inputs_of.get(status.shard.stage, ()):
+            self.standings.setdefault(status.shard, {})[status.input] = status
+
+    def set_target(self, stage: str, offsets: Mapping[int, int], number: int = 0) -> None:
+        """The end offsets of an input of the stage become its target there."""
+        if (stage, number) not in self._behind:
+            return
+        self.targets[stage, number] = dict(offsets)
+        for partition in sorted(self._behind[stage, number]):
+            standing = self.standing(ShardId(stage, partition), number)
+            if standing is not None:
+                self._judge(standing)
+
+    def inputs_to_read(self) -> list[StageInput]:
+        """Inputs whose end offsets are needed now. Each is returned once."""
+        if not self._until_caught_up:
+            return []
+        ready = [
+            one
+            for one, upstream in self._upstream.items()
+            if one not in self._requested and not any(self._behind[feeder] for feeder in upstream)
+        ]
+        self._requested.update(ready)
+        return ready
+
+    def _judge(self, status: ShardStatus) -> None:
+        one = (status.shard.stage, status.input)
+        behind = self._behind.get(one)
+        target = self.targets.get(one, {}).get(status.shard.partition)
+        if behind is None or target is None:
+            return
+        if status.committed >= target or (not status.dirty and status.position >= target):
+            behind.discard(status.shard.partition)
+
+
+def _upstream(source: Input, topology: Topology) -> list[StageInput]:
+    """The inputs of the stages that write to a repartition topic. None for a user's source topic."""
+    if not source.internal:
+        return []
+    return [
+        (feeder.name, number)
+        for feeder in topology.stages
+        if any(chain.sink is not None and chain.sink.name == source.topic.name for chain in feeder.chains)
+        for number in range(len(feeder.inputs))
+    ]

@@ -1,0 +1,114 @@
+"""What sessions report about themselves and their shards.
+
+Responsible for: storing reports where status, progress and moves find them. Rule: a report counts only for
+shards that the session owns now. Must not: decide about sessions. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from fcluster.coordinator.core.cluster import Cluster
+from fcluster.coordinator.core.copies import Copies, learn
+from fcluster.coordinator.core.losses import Losses
+from fcluster.coordinator.core.model import Session, SessionPhase
+from fcluster.coordinator.core.outbox import Outbox
+from fcluster.coordinator.core.ownership import Ownership
+from fcluster.coordinator.core.progress import Progress
+from fcluster.wire import messages
+from fcluster.wire.messages import WorkerStats
+
+
+class Reports:
+    """Takes in what workers report."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        outbox: Outbox,
+        ownership: Ownership,
+        copies: Copies,
+        progress: Progress,
+        losses: Losses,
+    ) -> None:
+        self._cluster = cluster
+        self._outbox = outbox
+        self._ownership = ownership
+        self._copies = copies
+        self._progress = progress
+        self._losses = losses
+
+    def heartbeat(self, session: Session, heartbeat: messages.Heartbeat) -> None:
+        """A heartbeat, with metrics and the state of shards and copies."""
+        heard = min(session.orders, heartbeat.orders_heard)
+        session.orders_heard = max(session.orders_heard, heard)
+        stats = heartbeat.stats
+        if stats.record is not None:
+            session.busy_ms = self._cluster.now_ms
+        self._learn_rates(session, stats)
+        learn(session, [status for status in stats.standbys if status.shard in self._cluster.shards])
+        if session.standbys and session.standbys_told is None:
+            self._copies.tell(self._cluster.shards, self._cluster.slots)
+        for status in stats.shards:
+            self.running(session, status)
+        if session.phase is not SessionPhase.OPENING:
+            self._outbox.send(session.peer, messages.HeartbeatAck(self._cluster.term, session.number))
+
+    def _learn_rates(self, session: Session, stats: WorkerStats) -> None:
+        former, seconds = session.stats, (self._cluster.now_ms - session.stats_ms) / 1000
+        if former is None or seconds > 0.05:
+            if former is not None:
+                session.records_in_per_second = max(0.0, (stats.records_in - former.records_in) / seconds)
+                session.records_out_per_second = max(0.0, (stats.records_out - former.records_out) / seconds)
+            session.stats = msgspec.structs.replace(stats, shards=[], standbys=[])
+            session.stats_ms = self._cluster.now_ms
+
+    def running(self, session: Session, status: messages.ShardStatus) -> None:
+        """The session runs the shard; how far it is."""
+        shard = self._cluster.shards.get(status.shard)
+        if shard is None or shard.session != session.number:
+            return  # the session doesn't own it (any more)
+        self._ownership.runs(shard)
+        self._progress.learn(status)
+
+    def torn(self, session: Session, report: messages.TornTransaction) -> None:
+        """Kafka has torn a transaction of one of the session's shards."""
+        shard = self._cluster.shards.get(report.shard)
+        if shard is None or shard.session != session.number:
+            return  # the session doesn't own it (any more)
+        if not report.stopped:
+            self._cluster.counters.torn_transactions += 1
+            self._outbox.log("warning", report.reason)
+        elif self._ownership.stops(shard, report.reason):
+            self._cluster.counters.torn_transactions += 1
+            self._outbox.log("error", f"shard {shard.identity} is stopped: {report.reason}")
+
+    def committed(self, session: Session, statuses: Sequence[messages.ShardStatus]) -> None:
+        """What the session has committed for its shards."""
+        for status in statuses:
+            shard = self._cluster.shards.get(status.shard)
+            if shard is not None and shard.session == session.number:
+                self._progress.learn_commit(status)
+                known = self._cluster.committed.setdefault(status.shard, {})
+                known[status.input] = max(status.committed, known.get(status.input, 0))
+                self._losses.committed(status)
+                overdue = self._cluster.overdue.get(status.shard)
+                same = overdue is not None and overdue.input == status.input
+                if overdue is not None and same and status.committed > overdue.offset:
+                    del self._cluster.overdue[status.shard]
+
+    def record_overdue(self, session: Session, message: messages.RecordOverdue) -> None:
+        """A handler hangs at a record. The next owner of the shard has to know."""
+        session.begun = None  # the process ends because of its own decision
+        shard = self._cluster.shards.get(message.shard)
+        if shard is None or shard.session != session.number:
+            return
+        known = self._cluster.overdue.get(message.shard)
+        at = (message.input, message.offset)
+        times = known.times + 1 if known is not None and (known.input, known.offset) == at else 1
+        self._cluster.overdue[message.shard] = messages.OverdueRecord(
+            message.shard, message.offset, times, message.reason, message.step, message.input
+        )
+        self._outbox.log("warning", f"slot {session.slot}: {message.reason}")

@@ -1,0 +1,68 @@
+"""What a handler returns to set more than the value of an output.
+
+Responsible for: `Record`, and the marker for a field that is left out. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import Enum
+from typing import Any, Final
+
+from fcluster.graph.topology import TopicSpec
+
+
+class Unset(Enum):
+    """The type of `UNSET`."""
+
+    UNSET = "unset"
+
+    def __repr__(self) -> str:
+        return "UNSET"
+
+
+UNSET: Final = Unset.UNSET
+"""Marks a field of a `Record` that carries over from the record being processed. None is a value."""
+
+
+class Record:
+    """An output of a handler that sets more than the value.
+
+    Fields that are left out carry over from the record being processed.
+
+    Attributes:
+        key: of the kind declared as the target topic's `key`. None is the null key.
+        value: of the kind declared as the target topic's `value`. None is a tombstone.
+        headers: pairs of a name and bytes (or None), in order.
+        timestamp: milliseconds since 1970. 0 is written as -1 ("none").
+        topic: a topic of the job to write to instead of the handler's `to`.
+    """
+
+    __slots__ = ("headers", "key", "timestamp", "topic", "value")
+
+    def __init__(
+        self,
+        *,
+        key: Any = UNSET,
+        value: Any = UNSET,
+        headers: Sequence[tuple[str, bytes | None]] | Unset | None = UNSET,
+        timestamp: int | Unset = UNSET,
+        topic: TopicSpec | None = None,
+    ) -> None:
+        self.key = key
+        self.value = value
+        self.headers = headers
+        self.timestamp = timestamp
+        self.topic = topic
+
+    def _fields(self) -> tuple[Any, ...]:
+        return (self.key, self.value, self.headers, self.timestamp, self.topic)
+
+    def __eq__(self, other: object) -> bool:
+        return self._fields() == other._fields() if isinstance(other, Record) else NotImplemented
+
+    __hash__ = None  # pyright: ignore[reportAssignmentType]  # values are documents, and mutable
+
+    def __repr__(self) -> str:
+        named = zip(("key", "value", "headers", "timestamp", "topic"), self._fields(), strict=True)
+        return f"Record({', '.join(f'{k}={v!r}' for k, v in named if v is not UNSET and v is not None)})"

@@ -1,0 +1,302 @@
+"""The states that a handler declares: values, maps and lists, each with its codec and TTL.
+
+Responsible for: the objects that a job file creates (`ValueState`, `MapState`, `ListState`), their checks,
+the names of the stores that they need, and their description, which is compared with existing state when a
+job has changed. `fcluster.engine` implements them. Pure.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, MutableMapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, ClassVar, Generic, TypeVar, cast, overload
+
+from fcluster.common.errors import JobError
+from fcluster.common.failures import bounded_repr
+from fcluster.graph.codecs import CODEC_NAMES, Codec, Kind, codec_is_known, codec_name
+
+_K = TypeVar("_K")
+_V = TypeVar("_V")
+
+_LEGAL_NAME = re.compile(r"[a-zA-Z0-9._-]{1,200}")
+TTL_MS_MAX = 2**53
+ORDERED_KEYS = ("text", "bytes", "int")
+"""The kinds of keys whose bytes sort like the keys."""
+
+KeyParts = str | Codec[Any] | tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """The common part of all kinds. A handler declares one of the classes below."""
+
+    name: str
+    value: Kind = "json"
+    ttl: timedelta | None = None
+
+    kind: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not _LEGAL_NAME.fullmatch(self.name):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise JobError(
+                f"The state name {bounded_repr(self.name)} isn't valid.",
+                remedy="Use letters a-z and A-Z, digits, '.', '_' and '-'.",
+            )
+        if not codec_is_known(self.value):
+            raise JobError(
+                f"value={bounded_repr(self.value)} of the state {self.name!r} is unknown.",
+                remedy=f"Use one of {', '.join(map(repr, CODEC_NAMES))}, or a Codec.",
+            )
+        ttl = self.ttl
+        if ttl is None:
+            return
+        if not isinstance(ttl, timedelta):  # pyright: ignore[reportUnnecessaryIsInstance]  a user's
+            raise JobError(
+                f"ttl={bounded_repr(ttl)} of the state {self.name!r} is not a timedelta.",
+                remedy="Use ttl=timedelta(hours=1), from Python's datetime.",
+            )
+        if not 1 <= ttl / timedelta(milliseconds=1) <= TTL_MS_MAX:
+            raise JobError(
+                f"ttl={ttl!r} of the state {self.name!r} is out of range.",
+                remedy="Use one millisecond or more. Leave it out for state that never expires.",
+            )
+
+    @property
+    def ttl_ms(self) -> int | None:
+        """How long an entry is kept after it was written, in event time. None: forever."""
+        return None if self.ttl is None else self.ttl // timedelta(milliseconds=1)
+
+    def describe(self) -> dict[str, Any]:
+        """What the bytes of its entries depend on. It matters whether there is a TTL, but not how long it
+        is.
+        """
+        described: dict[str, Any] = {"kind": self.kind, "value": codec_name(self.value)}
+        if self.ttl is not None:
+            described["ttl"] = True
+        return described
+
+
+@dataclass(frozen=True, slots=True)
+class ValueState(State, Generic[_V]):
+    """One value for each key: `ctx.value(STATE)`.
+
+    Attributes:
+        name: of the state; unique in its handler. A job whose state was renamed is refused.
+        value: how the value is encoded: "json" (the default), "text", "bytes", "int", "msgpack" or a `Codec`.
+        ttl: a value expires this long after it was set, in event time. None: never.
+    """
+
+    kind: ClassVar[str] = "value"
+
+
+@dataclass(frozen=True, slots=True)
+class ListState(State, Generic[_V]):
+    """A list for each key, which grows at its end and shrinks at both ends: `ctx.list(STATE)`.
+
+    Attributes:
+        name: of the state; unique in its handler. A job whose state was renamed is refused.
+        value: how an element is encoded; as in `ValueState`.
+        ttl: an element expires this long after it was appended, in event time. None: never.
+    """
+
+    kind: ClassVar[str] = "list"
+
+
+@dataclass(frozen=True, slots=True)
+class MapState(State, Generic[_K, _V]):
+    """A map with sorted keys for each key of the stream: `ctx.map(STATE)`.
+
+    Attributes:
+        name: of the state; unique in its handler. A job whose state was renamed is refused.
+        value: how a value is encoded; as in `ValueState`.
+        ttl: an entry expires this long after it was set, in event time. None: never.
+        key: how keys are encoded, which determines their order: "text" (by code points), "int" (of any size),
+            "bytes", or several of them for keys that are tuples, such as ("int", "text"). Keys of a user's
+            own `Codec` are sorted by their bytes.
+    """
+
+    key: KeyParts = "text"
+
+    kind: ClassVar[str] = "map"
+
+    def __post_init__(self) -> None:
+        State.__post_init__(self)
+        key = self.key
+        parts = key if isinstance(key, tuple) else (key,)
+        if not isinstance(key, Codec) and not (parts and all(part in ORDERED_KEYS for part in parts)):
+            raise JobError(
+                f"key={bounded_repr(self.key)} of the state {self.name!r} is unknown, or has no order.",
+                remedy=f"Use one of {', '.join(map(repr, ORDERED_KEYS))}, a tuple of them, or a Codec.",
+            )
+
+    def describe(self) -> dict[str, Any]:
+        """As in `State`."""
+        key = self.key
+        named = list(key) if isinstance(key, tuple) else key.name if isinstance(key, Codec) else key
+        return {**State.describe(self), "key": named}
+
+
+class ValueAccess(Generic[_V]):
+    """The value of the current key. The value that `get` returns is live: a dict or list may be changed
+    in place.
+    """
+
+    __slots__ = ()
+
+    @overload
+    def get(self) -> _V | None: ...
+    @overload
+    def get(self, default: _V) -> _V: ...
+    @abstractmethod
+    def get(self, default: Any = None) -> Any:
+        """The value, or `default` if there is none."""
+
+    @abstractmethod
+    def set(self, value: _V) -> None:
+        """Set the value."""
+
+    @abstractmethod
+    def clear(self) -> None:
+        """Remove the value."""
+
+
+class MapAccess(MutableMapping[_K, _V]):
+    """The map of the current key, like a dict with sorted keys.
+
+    The values that it returns are live: a dict or list may be changed in place. `len` counts all entries one
+    by one. To ask whether there are any, use the map itself: ``if entries: ...``.
+    """
+
+    __slots__ = ()
+
+    @abstractmethod
+    def scan(
+        self, start: _K | None = None, stop: _K | None = None, *, reverse: bool = False
+    ) -> Iterator[tuple[_K, _V]]:
+        """Pairs of key and value, sorted by key.
+
+        Entries may be set and deleted during the scan; it sees changes ahead of it.
+
+        Args:
+            start: the first key. None: the first key of the map.
+            stop: the scan ends before this key. None: at the end of the map.
+            reverse: start with the last one.
+
+        Raises:
+            TypeError, ValueError: `start` or `stop` is not a key of this map.
+        """
+
+    @abstractmethod
+    def __reversed__(self) -> Iterator[_K]: ...
+
+
+class ListAccess(Sequence[_V]):
+    """The list of the current key, which grows at its end and shrinks at both ends.
+
+    The elements that it returns are live: a dict or list may be changed in place.
+    """
+
+    __slots__ = ()
+
+    @abstractmethod
+    def append(self, value: _V) -> None:
+        """Add an element at the end."""
+
+    @abstractmethod
+    def extend(self, values: Iterable[_V]) -> None:
+        """Add elements at the end."""
+
+    @abstractmethod
+    def pop(self) -> _V:
+        """Remove the last element and return it. Raises IndexError if there is none."""
+
+    @abstractmethod
+    def popleft(self) -> _V:
+        """Remove the first element and return it. Raises IndexError if there is none."""
+
+    @abstractmethod
+    def clear(self) -> None:
+        """Remove all elements."""
+
+    @abstractmethod
+    def __setitem__(self, index: int, value: _V) -> None: ...
+
+
+AnyState = ValueState[Any] | MapState[Any, Any] | ListState[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class StateStore:
+    """A state of one handler, and the stores that it uses.
+
+    Attributes:
+        handler: the handler's name.
+        declared: the state as the handler declared it.
+        state: the same, with codecs that know the run's settings.
+    """
+
+    handler: str
+    declared: State
+    state: State
+
+    @property
+    def name(self) -> str:
+        """Of the store of its entries. It is unique, because names of handlers and states contain no
+        slash.
+        """
+        return f"{self.handler}/{self.state.name}"
+
+    @property
+    def bounds_name(self) -> str:
+        """Of the store of a list's first and last position."""
+        return f"{self.name}/bounds"
+
+    @property
+    def times_name(self) -> str:
+        """Of the store that finds expired entries, by time."""
+        return f"{self.name}/times"
+
+    @property
+    def clock_name(self) -> str:
+        """Of the store of the handler's clock."""
+        return f"{self.handler}//clock"
+
+    @property
+    def store_names(self) -> tuple[str, ...]:
+        """Of all stores that it needs."""
+        names = [self.name]
+        if self.state.kind == "list":
+            names.append(self.bounds_name)
+        if self.state.ttl is not None:
+            names += [self.times_name, self.clock_name]
+        return tuple(names)
+
+
+def check_states(handler: str, states: object) -> tuple[State, ...]:
+    """Check the `states=` of a handler.
+
+    Raises:
+        JobError: it isn't a sequence of states, or two have the same name.
+    """
+    remedy = "Give a list: states=[MapState('seen'), ...]."
+    if states is None:
+        return ()
+    if not isinstance(states, list | tuple):
+        raise JobError(f"states= of the handler {handler!r} got {bounded_repr(states)}.", remedy=remedy)
+    checked: list[State] = []
+    for state in cast("list[Any]", states):
+        if not isinstance(state, State) or not state.kind:
+            raise JobError(
+                f"states= of the handler {handler!r} got {bounded_repr(state)}, which is not a state.",
+                remedy=remedy,
+            )
+        if any(other.name == state.name for other in checked):
+            raise JobError(
+                f"Two states of the handler {handler!r} are named {state.name!r}.",
+                remedy="Give one of them another name.",
+            )
+        checked.append(state)
+    return tuple(checked)

@@ -1,0 +1,717 @@
+"""What a job is, once it is built: stages, chains, stores, and what may change between two runs.
+
+Responsible for: the frozen description that every process of the cluster derives from the same job file,
+its fingerprint, and the judgement whether state written by an older description still fits.
+Keeps the invariants: stages come upstream first; a topic is read by one stage only; the topics of a stage
+have equally many partitions and keys of one kind; a store's name is unique in the job; nothing here depends
+on the run (names and order come from the job file alone, because they name state). Must not do I/O, nor
+validate a user's job: `job.py` does that, with messages.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, cast
+
+from fcluster.common.errors import IncompatibleState
+from fcluster.common.ids import (
+    ShardId,
+    changelog_topic,
+    former_changelog_topic,
+    former_repartition_topic,
+    repartition_topic,
+)
+from fcluster.common.isolation import Isolation
+from fcluster.graph.codecs import Kind, codec_name
+from fcluster.graph.functions import BYTECODE, comparable, function_identity
+from fcluster.graph.states import StateStore
+
+KeyKind = Kind
+ValueKind = Kind
+
+KEY_KINDS: tuple[str, ...] = ("text", "bytes", "int", "json", "msgpack")
+VALUE_KINDS: tuple[str, ...] = ("json", "text", "bytes", "int", "msgpack")
+
+_FORMAT_WITHOUT_STATES = 1
+"""Of descriptions of jobs whose handlers declare no states: older versions can go on with them."""
+_DESCRIPTION_FORMAT = 2
+_FORMATS_READ = (_FORMAT_WITHOUT_STATES, _DESCRIPTION_FORMAT)
+
+
+@dataclass(frozen=True, slots=True)
+class TopicSpec:
+    """A Kafka topic and how its records are read and written.
+
+    Attributes:
+        name: of the topic.
+        key: how keys are decoded for `ctx.key` and encoded on the way out.
+        value: the same for values.
+        isolation: whether records of open and aborted transactions are read. It doesn't count in
+            comparisons: a job's topics get their default only once its settings are known.
+    """
+
+    name: str
+    key: KeyKind = "text"
+    value: ValueKind = "json"
+    isolation: Isolation = field(default="read-committed", compare=False)
+
+
+OnError = Literal["stop", "skip"] | TopicSpec
+"""What a record that can't be processed leads to; a topic gets it as a dead letter."""
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Passes the values for which `function(value)` is true; fails by the rule `on_error`."""
+
+    function: Callable[[Any], Any]
+    on_error: OnError = "stop"
+
+
+@dataclass(frozen=True, slots=True)
+class Map:
+    """Replaces each value by `function(value)`; key, timestamp and headers stay. Fails by `on_error`."""
+
+    function: Callable[[Any], Any]
+    on_error: OnError = "stop"
+
+
+@dataclass(frozen=True, slots=True)
+class FlatMap:
+    """Replaces each value by the values of the iterable that `function(value)` gives, none or many. Key,
+    timestamp and headers stay. Fails by `on_error`."""
+
+    function: Callable[[Any], Any]
+    on_error: OnError = "stop"
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A handler with keyed state.
+
+    Attributes:
+        name: of the operator and of its store; unique in the job.
+        function: called as `function(ctx, value)`.
+        on_error: "stop", "skip", or the dead-letter topic.
+        stores: what it declares besides `ctx.state`.
+        returns: "many" if the call gives an iterable of outputs (a generator), "one" if it gives one
+            output, or None for no output.
+    """
+
+    name: str
+    function: Callable[[Any, Any], Any]
+    on_error: OnError = "stop"
+    returns: Literal["many", "one"] = "one"
+    stores: tuple[StateStore, ...] = ()
+
+
+Operator = Filter | Map | FlatMap | Process
+Rekey = str | Callable[[Any], Any]
+"""A field of the value (which is an object then), or a function of the value, that gives the new key."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """Operators that a record of one topic runs through within one call.
+
+    Attributes:
+        name: for logs and metrics; unique in the job.
+        operators: in the order in which they apply.
+        rekey: gives the new key of what leaves the chain, None if keys stay. With `sink` the repartition
+            topic of the next stage, or an output topic when nothing but `.to(topic)` followed `key_by`.
+        rekey_version: stands for `rekey` where it is asked if the key is still the same; None: its text does.
+        sink: where what leaves the chain is written; None: nowhere (records with a topic of their own still
+            go there).
+        input: the number of the stage's input that it reads.
+        rekey_on_error: what a record leads to that gets no key.
+        sink_on_error: what a record leads to whose output the sink doesn't take.
+    """
+
+    name: str
+    operators: tuple[Operator, ...]
+    rekey: Rekey | None = None
+    sink: TopicSpec | None = None
+    rekey_version: str | None = None
+    rekey_on_error: OnError = "stop"
+    sink_on_error: OnError = "stop"
+    input: int = 0
+
+    @property
+    def processes(self) -> tuple[Process, ...]:
+        """The operators that have state."""
+        return tuple(operator for operator in self.operators if isinstance(operator, Process))
+
+    @property
+    def rules(self) -> tuple[OnError, ...]:
+        """The rules of all its steps, in order, as far as something can fail there."""
+        rules: list[OnError] = [operator.on_error for operator in self.operators]
+        if self.rekey is not None:
+            rules.append(self.rekey_on_error)
+        if self.sink is not None:
+            rules.append(self.sink_on_error)
+        return tuple(rules)
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """A topic that a stage reads.
+
+    Attributes:
+        topic: and how its records are read.
+        internal: it is a repartition topic of the cluster's own.
+        name: the topic's; of a repartition topic that of its `key_by`, of which the topic's name is made.
+        on_error: what a record leads to that can't be decoded.
+    """
+
+    topic: TopicSpec
+    internal: bool = False
+    name: str = ""
+    on_error: OnError = "stop"
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """All chains that read the same topics.
+
+    Attributes:
+        name: that of its first input.
+        inputs: the topics that it reads, mostly one. Several are co-partitioned: partition n of each belongs
+            to the stage's shard n. Their order decides between records with the same timestamp.
+        chains: each record runs through each of those of its input, in this order.
+        stores: names of the handlers in it, in the order of the job file.
+        changelog: the topic of the stage's deltas; None when there are no stores.
+    """
+
+    name: str
+    inputs: tuple[Input, ...]
+    chains: tuple[Chain, ...]
+    stores: tuple[str, ...]
+    changelog: str | None
+
+    @property
+    def topics(self) -> tuple[str, ...]:
+        """The names of the topics that it reads."""
+        return tuple(source.topic.name for source in self.inputs)
+
+    def chains_of(self, number: int) -> tuple[Chain, ...]:
+        """The chains that records of that input run through."""
+        return tuple(chain for chain in self.chains if chain.input == number)
+
+    def input_of(self, topic: str) -> int:
+        """The number of the input that reads this topic; ValueError if none does."""
+        return self.topics.index(topic)
+
+    @property
+    def all_stores(self) -> tuple[str | StateStore, ...]:
+        """What `ShardState` is made with."""
+        return (*self.stores, *self.state_stores)
+
+    @property
+    def state_stores(self) -> tuple[StateStore, ...]:
+        """What its handlers declare besides the dict that each has, in the order of the job file."""
+        processes = (process for chain in self.chains for process in chain.processes)
+        return tuple({store.name: store for process in processes for store in process.stores}.values())
+
+    @property
+    def dead_letter_topics(self) -> tuple[TopicSpec, ...]:
+        """The topics that get what fails in it; may repeat."""
+        rules = [source.on_error for source in self.inputs]
+        rules += [rule for chain in self.chains for rule in chain.rules]
+        return tuple(rule for rule in rules if isinstance(rule, TopicSpec))
+
+
+@dataclass(frozen=True)
+class Topology:
+    """A validated job.
+
+    Attributes:
+        job: its name, which is also the consumer group.
+        stages: upstream first.
+        fingerprint: 12 hex digits over all that state and committed offsets depend on (`describe`). It
+            differs also after compatible changes; `incompatibility` tells which they are.
+        topics: all that the job file declares, also those that only `Record(topic=...)` writes to.
+    """
+
+    job: str
+    stages: tuple[Stage, ...]
+    fingerprint: str = ""
+    topics: tuple[TopicSpec, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.fingerprint:
+            text = json.dumps(_essence(self.describe()), sort_keys=True, separators=(",", ":"))
+            object.__setattr__(self, "fingerprint", hashlib.sha256(text.encode()).hexdigest()[:12])
+
+    def shards(self, partitions: Mapping[str, int]) -> list[ShardId]:
+        """All shards, upstream stages first.
+
+        Args:
+            partitions: partition count of each topic that a stage reads, by topic name.
+        """
+        return [
+            ShardId(stage.name, partition)
+            for stage in self.stages
+            for partition in range(partitions[stage.topics[0]])
+        ]
+
+    def stage(self, name: str) -> Stage:
+        """The stage of that name; KeyError if there is none."""
+        for stage in self.stages:
+            if stage.name == name:
+                return stage
+        raise KeyError(name)
+
+    @property
+    def inputs(self) -> tuple[Input, ...]:
+        """All topics that are read, upstream first."""
+        return tuple(source for stage in self.stages for source in stage.inputs)
+
+    @property
+    def sources(self) -> tuple[TopicSpec, ...]:
+        """The topics read that aren't the cluster's own, upstream first."""
+        return tuple(source.topic for source in self.inputs if not source.internal)
+
+    @property
+    def stages_by_topic(self) -> dict[str, Stage]:
+        """By the name of each topic that is read, the stage that reads it."""
+        return {topic: stage for stage in self.stages for topic in stage.topics}
+
+    @property
+    def outputs(self) -> tuple[TopicSpec, ...]:
+        """The topics, not the cluster's own, that the job may write to: sinks, dead letters, and declared
+        topics that it doesn't read."""
+        internal = {source.topic.name for source in self.inputs if source.internal}
+        sources = {topic.name for topic in self.sources}
+        candidates = [topic for stage in self.stages for topic in written_topics(stage)]
+        candidates += [topic for topic in self.topics if topic.name not in sources]
+        return tuple({topic.name: topic for topic in candidates if topic.name not in internal}.values())
+
+    @property
+    def internal_topics(self) -> tuple[str, ...]:
+        """The changelogs and repartition topics, upstream first. (The journal is `ids.journal_topic`.)"""
+        names: list[str] = []
+        for stage in self.stages:
+            names += [source.topic.name for source in stage.inputs if source.internal]
+            names += [stage.changelog] if stage.changelog is not None else []
+        return tuple(names)
+
+    @property
+    def renamed_topics(self) -> dict[str, str]:
+        """The internal topics that aren't called as `build` would call them, by what it would call them."""
+        names: dict[str, str] = {}
+        for stage in self.stages:
+            for source in stage.inputs:
+                if source.internal:
+                    names[repartition_topic(self.job, source.name)] = source.topic.name
+            if stage.changelog is not None:
+                names[changelog_topic(self.job, stage.name)] = stage.changelog
+        return {built: actual for built, actual in names.items() if built != actual}
+
+    def with_internal_topics(self, names: Mapping[str, str]) -> Topology:
+        """The same job with some internal topics under other names; the fingerprint stays.
+
+        Args:
+            names: by the name that a topic has now (see `former_names`).
+        """
+        if not names:
+            return self
+        return replace(self, stages=tuple(_renamed(stage, names) for stage in self.stages))
+
+    def describe(self) -> dict[str, Any]:
+        """What state and committed offsets depend on, as JSON-able data for the journal.
+
+        It names the internal topics too: by that they are known to be this job's.
+
+        Not in it: filters, maps and flat_maps, the code of handlers, output topics, isolation and error
+        handling. They may change freely between runs.
+        """
+        feeds = {topic: fed for stage in self.stages for topic, fed in _feeds(stage)}
+        declares_states = any(stage.state_stores for stage in self.stages)
+        return {
+            "format": _DESCRIPTION_FORMAT if declares_states else _FORMAT_WITHOUT_STATES,
+            "job": self.job,
+            "stages": {stage.name: _describe_stage(stage, feeds) for stage in self.stages},
+        }
+
+
+def written_topics(stage: Stage) -> Iterator[TopicSpec]:
+    """The sinks and dead-letter topics of a stage, repartition topics included; may repeat."""
+    for chain in stage.chains:
+        if chain.sink is not None:
+            yield chain.sink
+    yield from stage.dead_letter_topics
+
+
+def check_copartitioned(stage: Stage, counts: Mapping[str, int]) -> None:
+    """Raises IncompatibleState if the topics that the stage reads haven't equally many partitions.
+
+    Args:
+        stage: to look at.
+        counts: by topic; those that have none don't matter.
+    """
+    known = {topic: counts[topic] for topic in stage.topics if topic in counts}
+    if len(set(known.values())) <= 1:
+        return
+    most = max(known.values())
+    named = " and ".join(f"{topic!r} ({count} partitions)" for topic, count in known.items())
+    fewer = next(topic for topic, count in known.items() if count < most)
+    raise IncompatibleState(
+        f"The stage {stage.name!r} merges topics with different numbers of partitions: {named}. Records of "
+        "one key would be in shards with different numbers.",
+        remedy="Put .key_by(...) in front of one of them: the cluster makes a topic for it with as many "
+        f"partitions as the others have. Or give {fewer!r} {most} partitions too, if nothing hangs on where "
+        "its keys are: they move.",
+    )
+
+
+def _renamed(stage: Stage, names: Mapping[str, str]) -> Stage:
+    def topic(spec: TopicSpec) -> TopicSpec:
+        return replace(spec, name=names.get(spec.name, spec.name))
+
+    chains = tuple(
+        replace(chain, sink=topic(chain.sink)) if chain.sink is not None else chain for chain in stage.chains
+    )
+    changelog = None if stage.changelog is None else names.get(stage.changelog, stage.changelog)
+    inputs = tuple(
+        replace(source, topic=topic(source.topic)) if source.internal else source for source in stage.inputs
+    )
+    return replace(stage, inputs=inputs, chains=chains, changelog=changelog)
+
+
+def former_names(topology: Topology) -> dict[str, str]:
+    """How each internal topic of the job was called before names were unambiguous, by its present name.
+
+    The inputs behind a stage's first are no older than the unambiguous names.
+    """
+    names: dict[str, str] = {}
+    for stage in topology.stages:
+        first = stage.inputs[0]
+        if first.internal:
+            names[first.topic.name] = former_repartition_topic(topology.job, stage.name)
+        if stage.changelog is not None:
+            names[stage.changelog] = former_changelog_topic(topology.job, stage.name)
+    return names
+
+
+def described_topics(description: Mapping[str, Any]) -> dict[str, str]:
+    """The internal topics that a journalled description says are the job's: ``stage/changelog`` or
+    ``stage/repartition`` to the topic's name; ``stage/name/repartition`` for inputs behind the first. An old
+    description doesn't name changelogs: they have their former names then."""
+    names: dict[str, str] = {}
+    job = str(description.get("job", ""))
+    for name, stage in cast("Mapping[str, Mapping[str, Any]]", description.get("stages", {})).items():
+        if stage.get("key_by") is not None:
+            names[f"{name}/repartition"] = str(stage.get("source"))
+        for further in _further_inputs(stage):
+            if further.get("key_by") is not None:
+                names[f"{name}/{further['name']}/repartition"] = str(further["source"])
+        if stage.get("stores"):
+            names[f"{name}/changelog"] = str(stage.get("changelog") or former_changelog_topic(job, name))
+    return names
+
+
+def rekey_description(rekey: Rekey) -> str:
+    """How a `key_by` is named in descriptions and messages: its field, or its function's name."""
+    if isinstance(rekey, str):
+        return f"field {rekey}"
+    name = getattr(rekey, "__name__", type(rekey).__name__)
+    return f"function {name}"
+
+
+def rekey_identity(rekey: Rekey, version: str | None = None) -> str:
+    """What is compared to tell whether a `key_by` still gives the same keys."""
+    if version is not None:
+        return f"{_VERSION} {version}"
+    return f"field {rekey}" if isinstance(rekey, str) else function_identity(rekey)
+
+
+_VERSION = "version"
+
+
+def _feeds(stage: Stage) -> Iterator[tuple[str, dict[str, str]]]:
+    for chain in stage.chains:
+        if chain.rekey is not None and chain.sink is not None:
+            yield (
+                chain.sink.name,
+                {
+                    "from": stage.name,
+                    "by": rekey_description(chain.rekey),
+                    "identity": rekey_identity(chain.rekey, chain.rekey_version),
+                },
+            )
+
+
+def _describe_stage(stage: Stage, feeds: Mapping[str, dict[str, str]]) -> dict[str, Any]:
+    first, *further = stage.inputs
+    description = {**_describe_input(first, feeds), "stores": sorted(stage.stores)}
+    if stage.state_stores:
+        description["states"] = {store.name: store.state.describe() for store in stage.state_stores}
+    if stage.changelog is not None:
+        description["changelog"] = stage.changelog
+    if further:
+        # Beside the first one's, where they always were: a job may get further inputs, and its state goes on.
+        description["merged"] = [
+            {"name": source.name, **_describe_input(source, feeds)} for source in further
+        ]
+    return description
+
+
+def _describe_input(source: Input, feeds: Mapping[str, dict[str, str]]) -> dict[str, Any]:
+    description: dict[str, Any] = {"source": source.topic.name}
+    if source.internal:
+        # Records on their way through the repartition topic outlive a restart, so its encoding counts too.
+        description["key_by"] = dict(feeds.get(source.topic.name, {}))
+        description["encoding"] = {
+            "key": codec_name(source.topic.key),
+            "value": codec_name(source.topic.value),
+        }
+    return description
+
+
+def _further_inputs(stage: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """What the description of a stage says of its inputs behind the first."""
+    return cast("Sequence[Mapping[str, Any]]", stage.get("merged", ()))
+
+
+def described_inputs(description: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """The topics that each stage of a journalled description reads, by the stage's name."""
+    stages = cast("Mapping[str, Mapping[str, Any]]", description.get("stages", {}))
+    return {
+        name: (str(stage.get("source")), *(str(further["source"]) for further in _further_inputs(stage)))
+        for name, stage in stages.items()
+    }
+
+
+def _essence(description: dict[str, Any]) -> dict[str, Any]:
+    """What the fingerprint is taken of: without what follows from the rest, or depends on the host."""
+    for name, stage in description["stages"].items():
+        stage.pop("changelog", None)
+        for input_name, source in [(name, stage), *((one["name"], one) for one in stage.get("merged", ()))]:
+            key_by = source.get("key_by")
+            if key_by is not None:
+                source["source"] = former_repartition_topic(description["job"], input_name)
+                identity = str(key_by.get("identity", ""))
+                # Bytecode depends on the version of Python, which may differ between hosts.
+                if identity == key_by.get("by") or identity.startswith(BYTECODE):
+                    del key_by["identity"]
+    return description
+
+
+def incompatibility(old_description: Mapping[str, Any], new_topology: Topology) -> str | None:
+    """Why state and offsets written under `old_description` don't fit `new_topology`.
+
+    New stages and new stores are compatible: they begin empty. So is a removed stage that had no state and
+    read a topic of the user's. A stage may get further inputs, and lose those that are topics of the user's.
+
+    Args:
+        old_description: what `Topology.describe` gave when they were written.
+
+    Returns:
+        One sentence that names what is incompatible, None if nothing is.
+    """
+    if old_description.get("format") not in _FORMATS_READ:
+        return (
+            "The state was written by another version of fcluster, in a format that this version can't read."
+        )
+    if old_description.get("job") != new_topology.job:
+        return f"The state belongs to the job {old_description.get('job')!r}, not to {new_topology.job!r}."
+    old_stages = cast(Mapping[str, Mapping[str, Any]], old_description.get("stages", {}))
+    new_stages = cast(dict[str, dict[str, Any]], new_topology.describe()["stages"])
+    new_homes: dict[str, str] = {
+        store: name for name, stage in new_stages.items() for store in stage["stores"]
+    }
+    old_stores = {store for stage in old_stages.values() for store in stage.get("stores", ())}
+    added: list[str] = [store for store in new_homes if store not in old_stores]
+    for name, old in old_stages.items():
+        reason = (
+            _lost_store(name, old, new_homes, added)
+            or _changed_states(old, new_stages.get(name, {}))
+            or _changed_stage(name, old, new_stages)
+            or _changed_inputs(name, old, new_stages)
+        )
+        if reason:
+            return reason
+    return None
+
+
+def _lost_store(stage: str, old: Mapping[str, Any], homes: Mapping[str, str], added: list[str]) -> str | None:
+    for store in old.get("stores", ()):
+        if store not in homes:
+            near = _nearest(store, added)
+            hint = f" (renamed to {near!r}?)" if near else ""
+            return f"The handler {store!r} of stage {stage!r} has state, but is no longer in the job{hint}."
+        if homes[store] != stage:
+            return f"The handler {store!r} has state in stage {stage!r}, but is now in {homes[store]!r}."
+    return None
+
+
+def _changed_states(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
+    """Why a declared state of a stage doesn't fit what it is declared as now."""
+    declared = cast("Mapping[str, Mapping[str, Any]]", new.get("states", {}))
+    for name, before in cast("Mapping[str, Mapping[str, Any]]", old.get("states", {})).items():
+        now = declared.get(name)
+        handler, _, state = name.partition("/")
+        what = f"The state {state!r} of the handler {handler!r}"
+        if now is None:
+            near = _nearest(name, [other for other in declared if other not in old.get("states", {})])
+            hint = f" (renamed to {near.partition('/')[2]!r}?)" if near else ""
+            return f"{what} has entries, but is no longer declared{hint}."
+        if before != now:
+            return (
+                f"{what} was declared as {_state_text(before)}, and is now declared as {_state_text(now)}: "
+                "its entries can't be read that way. (To change it, keep the old declaration, declare "
+                "another state under a new name, and let the handler copy each key's entries when a "
+                "record of that key comes.)"
+            )
+    return None
+
+
+def _state_text(described: Mapping[str, Any]) -> str:
+    key = described.get("key")
+    parts = [str(described.get("kind"))]
+    if key is not None:
+        parts.append(f"with {', '.join(key) if isinstance(key, list) else key} keys")  # pyright: ignore[reportUnknownArgumentType]
+    parts.append(f"of {described.get('value')} values")
+    parts.append("with a TTL" if described.get("ttl") else "without a TTL")
+    return " ".join(parts)
+
+
+def _nearest(store: str, added: list[str]) -> str | None:
+    near: list[str] = difflib.get_close_matches(store, added, 1, 0.5)
+    if len(added) == 1:
+        return added[0]
+    return near[0] if near else None
+
+
+def _changed_stage(name: str, old: Mapping[str, Any], stages: Mapping[str, Mapping[str, Any]]) -> str | None:
+    old_key_by = cast(Mapping[str, str] | None, old.get("key_by"))
+    new = stages.get(name)
+    if new is None:
+        if old_key_by is None:
+            return None
+        return (
+            f"The stage {name!r} after key_by is gone, but its repartition topic may still have "
+            "unprocessed records."
+        )
+    if old_key_by is None and new.get("key_by") is None and new["source"] != old.get("source"):
+        return f"The stage {name!r} used to read {old.get('source')!r}, and now reads {new['source']!r}."
+    new_key_by = new.get("key_by")
+    if old_key_by is None or new_key_by is None:
+        return (
+            None
+            if old_key_by == new_key_by
+            else f"The stage {name!r} used to get its records in another way."
+        )
+    if new_key_by.get("from") != old_key_by.get("from"):
+        return (
+            f"The stage {name!r} used to get its records from the stage {old_key_by.get('from')!r}, and "
+            f"now gets them from {new_key_by['from']!r}."
+        )
+    reason = _changed_key(name, old_key_by, new_key_by)
+    if reason:
+        return reason
+    if new["encoding"] != old.get("encoding"):
+        return (
+            f"The key_by before {name!r} used to write keys and values as "
+            f"{_encoding(old.get('encoding'))}, and now writes {_encoding(new['encoding'])}."
+        )
+    return None
+
+
+def _changed_inputs(name: str, old: Mapping[str, Any], stages: Mapping[str, Mapping[str, Any]]) -> str | None:
+    homes = {
+        str(source["source"]): home
+        for home, stage in stages.items()
+        for source in (stage, *_further_inputs(stage))
+        if source.get("key_by") is None
+    }
+    further = {str(source["name"]): source for source in _further_inputs(stages.get(name, {}))}
+    for source in (old, *_further_inputs(old)):
+        topic = str(source.get("source"))
+        if source.get("key_by") is None and homes.get(topic, name) != name:
+            # Its offsets are committed with the epochs of the stage's state.
+            return (
+                f"The topic {topic!r} used to be read in the stage {name!r}, and now is in {homes[topic]!r}."
+            )
+        if source is not old and source.get("key_by") is not None:
+            reason = _changed_stage(str(source["name"]), source, further)
+            if reason:
+                return reason
+    return None
+
+
+def _changed_key(stage: str, old: Mapping[str, str], new: Mapping[str, str]) -> str | None:
+    if _keys_compared(old, new) == "same":
+        return None
+    vouched = any(_vouched(key_by) for key_by in (old, new))
+    if old.get("by") != new.get("by") and not vouched:
+        return (
+            f"The key_by before {stage!r} used the {old.get('by')}, and now uses the {new['by']}, but the "
+            "state is keyed by the old one."
+        )
+    if _keys_compared(old, new) == "unknown":
+        return None
+    if vouched:
+        return (
+            f"The key_by before {stage!r} says version={_version(new)}, but said version={_version(old)} "
+            "when the state was written."
+        )
+    return (
+        f"The key_by before {stage!r} uses another {new['by']} than the one that the state is keyed by. "
+        "(If both return the same key for every value, say so with key_by(..., version=1): from then on "
+        "the version is compared instead of the function.)"
+    )
+
+
+def _keys_compared(old: Mapping[str, str], new: Mapping[str, str]) -> Literal["same", "other", "unknown"]:
+    """Whether two `key_by` give the same keys, as far as their descriptions tell."""
+    before, now = old.get("identity"), new.get("identity")
+    if before is None or now is None:  # written before there were identities
+        return "unknown"
+    if before == now:
+        return "same"
+    if _vouched(old) != _vouched(new) or not comparable(before, now):
+        return "unknown"
+    return "other"
+
+
+def _vouched(key_by: Mapping[str, str]) -> bool:
+    return key_by.get("identity", "").startswith(f"{_VERSION} ")
+
+
+def _version(key_by: Mapping[str, str]) -> str:
+    return key_by.get("identity", "").removeprefix(f"{_VERSION} ")
+
+
+def unverified_keys(old_description: Mapping[str, Any], new_topology: Topology) -> list[str]:
+    """Sentences about `key_by` steps of which it can't be told whether they still give the same keys."""
+    remarks: list[str] = []
+    former = _described_key_bys(old_description)
+    for name, new in _described_key_bys(new_topology.describe()).items():
+        old = former.get(name)
+        if old is not None and _keys_compared(old, new) == "unknown":
+            remarks.append(
+                f"The key_by before {name!r} ({new['by']}) is assumed to return the same keys as when the "
+                "state was written: the function recorded then can't be compared with it. From now on it "
+                "can."
+            )
+    return remarks
+
+
+def _described_key_bys(description: Mapping[str, Any]) -> dict[str, Mapping[str, str]]:
+    """What a description says of each `key_by`, by its name."""
+    found: dict[str, Mapping[str, str]] = {}
+    stages = cast("Mapping[str, Mapping[str, Any]]", description.get("stages", {}))
+    for name, stage in stages.items():
+        for source in ({**stage, "name": name}, *_further_inputs(stage)):
+            if source.get("key_by") is not None:
+                found[str(source["name"])] = cast("Mapping[str, str]", source["key_by"])
+    return found
+
+
+def _encoding(encoding: Mapping[str, str] | None) -> str:
+    return f"{encoding.get('key')} and {encoding.get('value')}" if encoding else "something else"

@@ -1,0 +1,105 @@
+"""The processes of one job on one host: their commands, their environment, and how their exit is reported.
+
+Responsible for: that all of them run the same job with the same settings. Rule: no secret is among a
+process's arguments. Must not keep them running; `supervisor` does.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fcluster.common.errors import FclusterError
+from fcluster.common.settings import Settings, hand_over
+
+if TYPE_CHECKING:
+    from fcluster.host.supervisor import ProcessSpec
+
+
+class ClusterFailed(FclusterError):  # noqa: N818
+    """The cluster ended before its work was done."""
+
+
+@dataclass(frozen=True)
+class JobProcesses:
+    """The commands of processes that run the same job with the same settings.
+
+    Args:
+        target: the job, as the command line names it.
+        flags: settings by name, as given.
+        config: the settings file.
+        log_level: of all of them.
+        resolved: settings that they must not determine for themselves.
+        http_bind: of a coordinator among them. A port is for one process only, so workers use free ones.
+    """
+
+    target: str
+    flags: Mapping[str, str]
+    config: Path | None
+    log_level: str
+    resolved: Mapping[str, str]
+    http_bind: str
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """For all of them. It has the secrets among the flags, so that no argument of a process shows
+        them.
+        """
+        return {**os.environ, **hand_over(self.flags)[1], "PYTHONUNBUFFERED": "1"}
+
+    def process(self, name: str, command: str, *more: str, **own: str) -> ProcessSpec:
+        """`fcluster COMMAND`. It reads environment and settings file itself.
+
+        `own` are settings of this process alone.
+        """
+        from fcluster.host.supervisor import ProcessSpec
+
+        arguments = ["--log-level", self.log_level]
+        if self.config is not None:
+            arguments += ["--config", str(self.config)]
+        for setting, value in (hand_over(self.flags)[0] | dict(self.resolved) | own).items():
+            arguments += ["--set", f"{setting}={value}"]
+        argv = (sys.executable, "-m", "fcluster", command, *more, *arguments, "--", self.target)
+        return ProcessSpec(name, argv)
+
+    def worker(self, number: int, slot: int, coordinator: str) -> ProcessSpec:
+        """A worker. Any slot if `slot` is negative; the coordinator is found through the journal if the
+        address is empty.
+        """
+        from fcluster.host.supervisor import worker_name
+
+        more = ["--kept", "--slot", str(slot)] if slot >= 0 else ["--kept"]
+        more += ["--coordinator", coordinator] if coordinator else []
+        own = {"http.bind": f"{self.http_bind.rpartition(':')[0]}:0"} if self.http_bind else {}
+        return self.process(worker_name(number), "worker", *more, **own)
+
+
+def leave_timeout_s(settings: Settings) -> float:
+    """A worker that was asked to leave hangs if it still runs after this time: its own limits are over."""
+    return (settings.worker_leave_timeout_ms + settings.checkpoint_timeout_ms) / 1000 + 5
+
+
+class SpawnedChild:
+    """A child whose exit is reported only after its last lines."""
+
+    def __init__(self, process: Any) -> None:
+        self._process = process
+        self.pid: int = process.pid
+
+    def wait(self) -> int:
+        """Block until it has exited and its output is read. Returns the exit code."""
+        code: int = self._process.wait()
+        self._process.join_output()
+        return code
+
+    def terminate(self) -> None:
+        """Ask it to exit."""
+        self._process.terminate()
+
+    def kill(self) -> None:
+        """Kill it."""
+        self._process.kill()

@@ -1,0 +1,113 @@
+"""Asks the brokers which topics there are.
+
+Responsible for: one check (`look_at_topics`), and one that is repeated while it contradicts what is expected
+(`settled_look`). Rule: not knowing proves nothing. What a broker didn't answer, or may not show us, has no
+entry in the result. Brokers learn of changes one after the other, so a single answer may be slightly
+outdated: ask again before acting on it. Must not judge the result.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future
+from typing import Any, Final
+
+from confluent_kafka import KafkaError, KafkaException, TopicCollection
+from confluent_kafka.admin import AdminClient
+
+from fcluster.kafka.topic_ids import Look, TopicSeen, fits
+
+LOOK_TIMEOUT_S: Final = 5.0
+ATTEMPT_TIMEOUT_S: Final = 1.0
+"""Brokers answer within milliseconds; a slower request may be waiting for a broker that is gone."""
+SETTLE_S: Final = 2.0
+"""How much later than another broker one may learn of a topic's creation or deletion."""
+SETTLE_POLL_S: Final = 0.4
+
+_NO_ID: Final = "AAAAAAAAAAAAAAAAAAAAAA"
+_SILENT: Final = frozenset({"_TIMED_OUT", "_TIMED_OUT_QUEUE", "_TRANSPORT", "_DESTROY_BROKER"})
+_GONE: Final = frozenset({"UNKNOWN_TOPIC_OR_PART", "UNKNOWN_TOPIC_ID", "_UNKNOWN_TOPIC"})
+
+
+def look_at_topics(
+    admin: AdminClient, topics: Iterable[str], timeout_s: float = LOOK_TIMEOUT_S
+) -> dict[str, TopicSeen | None]:
+    """What a broker says about each topic. Topics about which it says nothing are left out, without an
+    error.
+    """
+    wanted = sorted(set(topics))
+    if not wanted:
+        return {}
+    # The request goes to the broker that was last said to be the controller, and waits for that one if it is
+    # gone, until another answer names another one (decision 0082).
+    seen, unanswered = _ask(admin, wanted, min(timeout_s, ATTEMPT_TIMEOUT_S))
+    if unanswered and timeout_s > ATTEMPT_TIMEOUT_S:
+        with contextlib.suppress(KafkaException):
+            admin.list_topics(timeout=ATTEMPT_TIMEOUT_S)
+        again, _ = _ask(admin, sorted(unanswered), max(ATTEMPT_TIMEOUT_S, timeout_s - 2 * ATTEMPT_TIMEOUT_S))
+        seen |= again
+    return seen
+
+
+def _ask(
+    admin: AdminClient, wanted: list[str], timeout_s: float
+) -> tuple[dict[str, TopicSeen | None], set[str]]:
+    """The answers about topics, and the topics about which nothing was answered."""
+    client: Any = admin  # its own types leave the futures' results open
+    seen: dict[str, TopicSeen | None] = {}
+    unanswered: set[str] = set()
+    try:
+        futures: dict[str, Future[Any]] = client.describe_topics(
+            TopicCollection(wanted), request_timeout=timeout_s
+        )
+    except KafkaException:
+        return seen, unanswered
+    for topic, future in futures.items():
+        try:
+            described = future.result(timeout_s + 1)
+        except KafkaException as error:
+            cause = error.args[0]
+            if isinstance(cause, KafkaError) and cause.name() in _GONE:
+                seen[topic] = None
+            elif isinstance(cause, KafkaError) and cause.name() in _SILENT:
+                unanswered.add(topic)
+            continue
+        except TimeoutError:
+            unanswered.add(topic)
+            continue
+        topic_id = str(described.topic_id)
+        partitions = len(described.partitions)
+        if partitions:  # one that is just being made has none yet
+            seen[topic] = TopicSeen("" if topic_id == _NO_ID else topic_id, partitions)
+    return seen, unanswered
+
+
+def settled_look(
+    look: Callable[[Iterable[str]], Look], expected: Mapping[str, str], settle_s: float = SETTLE_S
+) -> dict[str, TopicSeen | None]:
+    """A check of topics that is repeated for a while if it contradicts what is expected.
+
+    A broker that lags behind the others contradicts only for some moments; a real change stays.
+
+    Args:
+        look: such as `look_at_topics` of a client.
+        expected: topics and their ids. Empty id: any id is fine, but the topic has to exist.
+        settle_s: how long to repeat it.
+    """
+    seen = dict(look(expected))
+    deadline_s = time.monotonic() + settle_s
+    doubtful = [
+        topic for topic, topic_id in expected.items() if topic in seen and not fits(seen[topic], topic_id)
+    ]
+    while doubtful and time.monotonic() < deadline_s:
+        time.sleep(SETTLE_POLL_S)
+        again = look(doubtful)
+        for topic in doubtful:
+            seen.pop(topic, None)
+        seen.update(again)
+        # One that isn't answered for this time stays doubtful, but what was said before isn't believed.
+        settled = {topic for topic in doubtful if topic in again and fits(again[topic], expected[topic])}
+        doubtful = [topic for topic in doubtful if topic not in settled]
+    return seen

@@ -1,0 +1,1 @@
+"""Where state lasts: RocksDB, snapshots and their stores, restores, warm copies."""
