@@ -78,7 +78,7 @@ def test_directory_that_gets_other_ports_gives_the_old_ones_up(tmp_path: Path, f
 
 def test_port_of_a_process_is_its_own_until_it_ends(tmp_path: Path, few: range) -> None:
     program = (
-        "from fcluster.common import ports; import sys\n"
+        "from fcluster.kafka import ports; import sys\n"
         f"ports.PROCESS_PORTS = range({few[0]}, {few[-1] + 1})\n"
         "print(ports.reserve_for_process(), flush=True); sys.stdin.read()\n"
     )
