@@ -1,9 +1,9 @@
 """The worker process: carries out what `core` decides, and runs records through the job.
 
 Responsible for: threads, queues and the order of things. One main thread owns the core, the runners and the
-open epoch. All other threads report to it through one queue:
+open epoch. All other threads report to it through one queue (`inbox`):
 
-- the control thread (ZeroMQ) receives the coordinator's messages,
+- the control thread (ZeroMQ) receives the coordinator's messages (`leader_link`),
 - a reader thread for each isolation level, and another one for merged topics, fetches batches of records
   (`consuming`); records of a shard with several inputs are put in order first (`merges`),
 - the commit thread flushes and commits frozen epochs (`transactions`), one thread for each session,
@@ -26,7 +26,6 @@ import functools
 import gc
 import logging
 import os
-import queue
 import signal
 import socket
 import sys
@@ -61,14 +60,8 @@ from fcluster.graph.topology import Stage, Topology
 from fcluster.kafka.clients import LASTING, make_consumer
 from fcluster.storage.store import LOCAL_TROUBLE
 from fcluster.wire import messages
-from fcluster.wire.addresses import ReachWatch
-from fcluster.wire.discovery import Leader
 from fcluster.wire.http_port import health_port
-from fcluster.wire.keys import Role
-from fcluster.wire.leader_search import LeaderSeeker
-from fcluster.wire.messages import MalformedMessageError, ShardStatus, WorkerStats
-from fcluster.wire.security import client_security
-from fcluster.wire.transport import DealerTransport
+from fcluster.wire.messages import ShardStatus, WorkerStats
 from fcluster.worker import handler_processes, interpreter_lock
 from fcluster.worker.announcing import announced_steps
 from fcluster.worker.batches import Batches
@@ -79,7 +72,9 @@ from fcluster.worker.core import events, model
 from fcluster.worker.core import worker as core
 from fcluster.worker.core.model import RecordAt
 from fcluster.worker.health import WorkerHealth
+from fcluster.worker.inbox import Inbox
 from fcluster.worker.kafka_waits import KafkaWaits
+from fcluster.worker.leader_link import LeaderLink
 from fcluster.worker.merges import ShardMerge, sorted_out
 from fcluster.worker.processing import (
     HandlerError,
@@ -110,8 +105,6 @@ LONG_RECORD_S = 0.2
 """A record that takes longer is reported with the heartbeats."""
 LAST_WORD_S = 0.3
 """How long the last message before the process ends may take to be sent."""
-ANNOUNCEMENT_S = 1.0
-"""How long an announcement of a record waits for the coordinator's answer."""
 RECORD_WATCH_INTERVAL_S = 0.25
 UNBOUNDED_S = 1e9
 OUTPUTS_UNACKNOWLEDGED_MAX = 100_000
@@ -146,22 +139,14 @@ class Worker:
         self._topology = self._built
         settings = with_settings(settings, reading_group=self._topology.job)
         self._settings = settings
-        self._fixed_address = coordinator_address
-        self._fixed_security = (
-            client_security(settings, Role.WORKER, coordinator_address) if coordinator_address else None
-        )
-        self._connection_trouble = ""
-        self._reach = ReachWatch(self._say_trouble)
-        self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._inbox = Inbox()
         self._chunks = Chunks()
         self._record_watch = RecordWatch()
-        self._noted = threading.Event()  # the coordinator knows the record that was announced
-        self._interrupts: list[None] = []  # not empty: the chunk ends with the record that is being processed
         self._main_thread = threading.get_ident()
         self._exit: events.Exit | None = None
         self._watchdog = Watchdog()
         self._kafka_waits = KafkaWaits(self._watchdog)
-        self._host = ShardHost(self._topology, settings, self._post)
+        self._host = ShardHost(self._topology, settings, self._inbox.post)
         self._batches = Batches(settings, self._host.largest_batch)
         self._source_checks = SourceChecks(self._topology.job, self._host.look, self._host.settled_look)
         identity = model.Identity(
@@ -207,22 +192,13 @@ class Worker:
         self._stats = WorkerStats()
         self._running: Running | None = None
         self._ticked_s = time.monotonic()
-        self._transport = DealerTransport(
-            identity.worker.encode(),
-            on_frame=self._on_frame,
-            on_connected=self._on_connected,
-            on_disconnected=self._on_disconnected,
-            on_refused=lambda reason: self._say_trouble(f"no connection to the coordinator: {reason}"),
-        )
-        self._seeker = LeaderSeeker(
+        self._link = LeaderLink(
             settings,
             self._topology.job,
-            fixed=bool(coordinator_address),
-            connect=self._connect,
-            term=lambda: self._core.state.term,
-            say=self._say_trouble,
-            on_ended=self._on_job_ended,
-            failpoint="worker.seeks-leader",
+            coordinator_address,
+            self._core.state,
+            self._inbox.post,
+            on_job_over=self._on_job_over,
         )
         self._stopping = threading.Event()
         self._pulse = threading.Thread(target=self._run_pulse, name="pulse", daemon=True)
@@ -234,10 +210,7 @@ class Worker:
         with health_port(self._settings.http_bind, self._health, insecure=self._settings.insecure) as port:
             handler_processes.keep_from_children(addresses=[port.url] if port is not None else [])
             self._pulse.start()
-            if self._fixed_address:
-                self._reach.expect(self._fixed_address)
-                self._transport.connect(self._fixed_address, self._fixed_security)
-            self._seeker.start()
+            self._link.start()
             try:
                 while self._exit is None:
                     self._health.turned(self._turn_bound_s)
@@ -257,16 +230,14 @@ class Worker:
 
     def request_termination(self) -> None:
         """Leave cleanly (see `events.TerminationRequested`). May be called by a signal handler."""
-        self._post(events.TerminationRequested())
+        self._inbox.post(events.TerminationRequested())
 
     def _close(self) -> None:
         self._stopping.set()
-        self._reach.met()
         with self._watchdog.bounded("closing", 60):
             self._destroy_writer()
             # Before anything that takes time: others may get the shards as soon as the connection is closed.
-            self._seeker.close(timeout_s=5)
-            self._transport.close()
+            self._link.close()
             for reader in self._readers.values():
                 reader.close(timeout_s=5)
             self._runners.clear()
@@ -277,29 +248,15 @@ class Worker:
 
     # --- events -------------------------------------------------------------------------------------------
 
-    def _post(self, event: events.Event) -> None:
-        """Queue an event for the main thread, which handles it before the next record. For any thread."""
-        self._inbox.put(event)
-        self._interrupts.append(None)
-
     def _take_events(self) -> None:
         """Handle queued events. Waits for one if there are no records to process."""
         waiting = not self._chunks or self._holds_still
         timeout_s = self._settings.heartbeat_interval_ms / 1000
         if self._merges and waiting:
             timeout_s = self._until_merged_s(timeout_s)
-        self._interrupts.clear()
-        try:
-            item = self._inbox.get(waiting, timeout_s)
-        except queue.Empty:
-            return
-        while True:
+        for item in self._inbox.take(timeout_s if waiting else 0):
             with self._watchdog.bounded(f"handling {type(item).__name__}", self._hang_bound_s):
                 self._handle(item)
-            try:
-                item = self._inbox.get_nowait()
-            except queue.Empty:
-                return
 
     @property
     def _holds_still(self) -> bool:
@@ -350,7 +307,7 @@ class Worker:
     def _carry_out(self, effect: events.Effect) -> None:
         match effect:
             case events.Send():
-                self._transport.send(messages.encode(effect.message))
+                self._link.send(effect.message)
             case events.PrepareEpoch():
                 self._prepare_epoch(effect)
             case events.CommitEpoch():
@@ -410,37 +367,8 @@ class Worker:
         with self._reporting(session, "writing committed state to the local store"):
             state.flush()
 
-    def _on_frame(self, frame: bytes) -> None:
-        try:
-            message = messages.decode_from_coordinator(frame)
-        except MalformedMessageError as error:
-            self._transport.malformed_frames += 1
-            count = self._transport.malformed_frames
-            if count & (count - 1) == 0:  # the 1st, 2nd, 4th, 8th, ...: a flood must not fill the log
-                _log.warning("dropped a malformed frame, %d so far: %s", count, error)
-            return
-        if self._is_of_older_term(message):
-            # It was deposed and doesn't know it. The core refuses all its messages, so leave it.
-            self._seeker.misled()
-        else:
-            self._seeker.heard()
-        if isinstance(message, messages.RecordNoted):
-            self._noted.set()
-        else:
-            if isinstance(message, messages.Shutdown) and self._ends_the_job(message):
-                self._kafka_waits.in_vain = True
-            self._post(events.MessageReceived(message))
-
-    def _ends_the_job(self, message: messages.Shutdown) -> bool:
-        mine = message.session in (0, self._core.state.session)
-        return mine and not self._is_of_older_term(message)
-
-    def _on_job_ended(self, failed: bool, reason: str) -> None:
+    def _on_job_over(self) -> None:
         self._kafka_waits.in_vain = True
-        self._post(events.JobEnded(failed, reason))
-
-    def _is_of_older_term(self, message: messages.FromCoordinator) -> bool:
-        return message.term < self._core.state.term
 
     def _on_idle(self, idle: Idle) -> None:
         for (topic, partition), position in idle.positions.items():
@@ -468,7 +396,7 @@ class Worker:
             KafkaError._UNKNOWN_TOPIC,
         ):
             # This client may not know the topic yet. The coordinator finds out whether it is gone.
-            self._say_trouble(f"can't read {where}: {failure.error.str()}; asking the brokers again")
+            self._link.say_trouble(f"can't read {where}: {failure.error.str()}; asking the brokers again")
         else:
             _log.warning("reading %s: %s", where, failure.error)
 
@@ -573,7 +501,7 @@ class Worker:
         """
         routes = self._routes
         session = self._core.state.session
-        interrupts, watch = self._interrupts, self._record_watch
+        interrupts, watch = self._inbox.interrupts, self._record_watch
         message: Any = None
         runner: Any = None  # that of `message`
         try:
@@ -616,22 +544,21 @@ class Worker:
             with announced_steps(announce):
                 handle(record)
         finally:
-            self._transport.send(messages.encode(messages.RecordEnded(self._core.state.session)))
+            self._link.send(messages.RecordEnded(self._core.state.session))
 
     def _announce(self, one: InputRunner, record: Message, step: str) -> None:
         if handler_processes.is_forked:
             return
-        begun = messages.RecordBegun(
-            self._core.state.session,
-            one.shard,
-            record.offset() or 0,
-            bounded_text(step, 1_000),
-            describe_record(record),
-            one.number,
+        self._link.announce(
+            messages.RecordBegun(
+                self._core.state.session,
+                one.shard,
+                record.offset() or 0,
+                bounded_text(step, 1_000),
+                describe_record(record),
+                one.number,
+            )
         )
-        self._noted.clear()
-        self._transport.send(messages.encode(begun))
-        self._noted.wait(ANNOUNCEMENT_S)
 
     def _only_record(self, runner: Any, message: Any) -> RecordAt | None:
         """The current record, if no other can be in the open epoch."""
@@ -726,14 +653,14 @@ class Worker:
                 # It may still be initialising producers with the same ids, which would fence ours.
                 executor.shutdown(wait=True)
             writer.open()
-            self._post(events.ProducersOpened(session))
+            self._inbox.post(events.ProducersOpened(session))
 
     def _leave_behind(self, thread: CommitThread, session: int, reason: str) -> None:
         """The commit thread hangs in a call. For any thread. The broker, not this worker, ends its
         transaction.
         """
         thread.abandon()
-        self._post(events.TransactionFailed(session, reason))
+        self._inbox.post(events.TransactionFailed(session, reason))
 
     def _open_readers(self) -> None:
         topics: dict[tuple[Isolation, bool], list[str]] = {}
@@ -863,15 +790,15 @@ class Worker:
             self._writer.flush_outputs()
             self._writer.seal()
         except TransactionLostError as error:
-            self._post(self._lost(effect.session, error))
+            self._inbox.post(self._lost(effect.session, error))
             return
         except ProcessingError as error:
             found = (self._runners[shard].find_unkept() for shard in sorted(effect.shards))
             failure = next((one for one in found if one is not None), Failure(one_line(error)))
-            self._post(events.EpochFailed(effect.session, failure))
+            self._inbox.post(events.EpochFailed(effect.session, failure))
             return
         except FclusterError as error:
-            self._post(events.JobBroken(effect.session, one_line(error)))
+            self._inbox.post(events.JobBroken(effect.session, one_line(error)))
             return
         records, self._epoch_records = self._epoch_records, 0
         self._epoch_begun = False
@@ -924,7 +851,7 @@ class Worker:
             confirm_sources()
             self._pending = (frozen_epoch, {f.shard: f.runner.state for f in shards}, opened_s)
             prepare_ms = (time.monotonic() - started_s) * 1000
-            self._post(events.EpochFlushed(effect.session, effect.epoch, records, prepare_ms))
+            self._inbox.post(events.EpochFlushed(effect.session, effect.epoch, records, prepare_ms))
             failpoints.reach("worker.prepared", effect.epoch)
 
     def _commit_epoch(self, effect: events.CommitEpoch) -> None:
@@ -944,7 +871,7 @@ class Worker:
             committed_s = time.monotonic()
             positions = {part.shard: part.position for part in frozen.parts}
             commit_ms = (committed_s - started_s) * 1000
-            self._post(events.EpochCommitted(effect.session, effect.epoch, commit_ms, positions))
+            self._inbox.post(events.EpochCommitted(effect.session, effect.epoch, commit_ms, positions))
             self._commit_latencies_ms.append((committed_s - opened_s) * 1000)
             self._epochs_committed += 1
             for part in frozen.parts:
@@ -965,15 +892,15 @@ class Worker:
             if session != self._core.state.session:
                 # Nothing depends on it any more, but it shows that a zombie's writes are refused.
                 _log.info("refused, from session %d, which is over: %s", session, error)
-            self._post(self._lost(session, error))
+            self._inbox.post(self._lost(session, error))
         except LOCAL_TROUBLE as error:
-            self._post(events.WorkerBroken(one_line(error)))
+            self._inbox.post(events.WorkerBroken(one_line(error)))
         except FclusterError as error:
-            self._post(events.JobBroken(session, one_line(error)))
+            self._inbox.post(events.JobBroken(session, one_line(error)))
         except Exception as error:  # noqa: BLE001  a thread that dies silently would block its epoch
             _log.exception("%s failed", what)
             reason = f"{what}: {type(error).__name__}: {error}"
-            self._post(events.TransactionFailed(session, reason, unexpected=True))
+            self._inbox.post(events.TransactionFailed(session, reason, unexpected=True))
 
     def _lost(
         self, session: int, error: TransactionLostError, record: RecordAt | None = None
@@ -1011,7 +938,7 @@ class Worker:
         """Check how long the current record takes. A chunk that has become slow ends with it."""
         running = self._running = self._record_watch.sample(now_s)
         if self._record_watch.record is not None:
-            self._interrupts.append(None)
+            self._inbox.interrupt()
         if running is None:
             return
         if 0 < self._settings.record_bound_ms <= running.running_s * 1000:
@@ -1035,7 +962,7 @@ class Worker:
                 bounded_text(running_step(frame), 1_000),
                 runner.number,
             )
-            self._transport.send(messages.encode(overdue))
+            self._link.send(overdue)
             time.sleep(LAST_WORD_S)
         dump_and_exit(reason, model.EXIT_RECORD_OVERDUE)
 
@@ -1055,42 +982,9 @@ class Worker:
             kafka_wait_ms=round(1000 * waited_s),
         )
         self._health.note_stats(stats)
-        if self._core.state.session and self._transport.connected:
+        if self._core.state.session and self._link.connected:
             heartbeat = messages.Heartbeat(self._core.state.session, stats, self._core.orders_heard)
-            self._transport.send(messages.encode(heartbeat))
-
-    def _connect(self, leader: Leader | None) -> None:
-        """Connect to that leader. None: to the given address. In the seeker's thread."""
-        try:
-            address = self._fixed_address if leader is None else leader.address
-            handler_processes.keep_from_children(addresses=[address])
-            self._reach.expect(address)
-            if leader is None:
-                self._transport.connect(address, self._fixed_security)
-                return
-            security = client_security(self._settings, Role.WORKER, leader.address, leader.public_key)
-            _log.info("the coordinator of term %d is at %s", leader.term, leader.address)
-            self._transport.connect(leader.address, security)
-        except ValueError as error:
-            raise FclusterError(str(error)) from error
-
-    def _on_connected(self) -> None:
-        self._reach.met()
-        self._connection_trouble = ""
-        self._seeker.linked()
-        self._post(events.Connected())
-
-    def _on_disconnected(self) -> None:
-        _log.warning("lost the connection to the coordinator; looking for it")
-        if self._transport.address is not None and not self._stopping.is_set():
-            self._reach.expect(self._transport.address)
-        self._seeker.unlinked()
-
-    def _say_trouble(self, trouble: str) -> None:
-        """Once for each kind of trouble, because attempts are repeated every second."""
-        if trouble != self._connection_trouble:
-            _log.warning("%s", trouble)
-        self._connection_trouble = trouble
+            self._link.send(heartbeat)
 
     def _refresh_stats(self) -> None:
         latencies = sorted(self._commit_latencies_ms)
