@@ -1010,24 +1010,6 @@ def _position(group: str, at: TopicPartition) -> CommittedPosition | None:
         ) from error
 
 
-def group_coordinator_answers(settings: Settings, group: str, timeout_s: float = 2.0) -> bool:
-    """Whether the group has a coordinator that answers. This asks with a new client, which remembers no old
-    coordinator, within about `timeout_s` seconds.
-    """
-    # Nobody commits offsets of the journal, so the answer waits for no transaction.
-    nowhere = TopicPartition(journal_topic(group), 0)
-    consumer = make_consumer(
-        settings, "read-uncommitted", **{"group.id": group, "error_cb": ErrorLog("", quiet=True)}
-    )
-    try:
-        answer = consumer.committed([nowhere], timeout=timeout_s)
-        return all(at.error is None for at in answer)
-    except KafkaException:
-        return False
-    finally:
-        consumer.close()
-
-
 def delete_records_before(
     admin: AdminClient, offsets: Mapping[TopicPartition, int], timeout_s: float = REQUEST_TIMEOUT_S
 ) -> dict[TopicPartition, Offset]:

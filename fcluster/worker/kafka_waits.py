@@ -36,7 +36,7 @@ _POLL_S = 0.05
 class _Wait:
     what: str
     since_s: float
-    answers: Callable[[], bool] | None = None
+    answers: Callable[[float], bool] | None = None
     give_up: Callable[[], None] = lambda: None
     ended: bool = False
     watched: bool = False
@@ -71,14 +71,15 @@ class KafkaWaits:
 
     @contextlib.contextmanager
     def unsticking(
-        self, what: str, answers: Callable[[], bool], give_up: Callable[[], None]
+        self, what: str, answers: Callable[[float], bool], give_up: Callable[[], None]
     ) -> Generator[None]:
         """The block is a call that may keep waiting for a broker that doesn't answer any more.
 
         Args:
             what: describes it.
-            answers: asks again who that broker was, for about a second. Returns whether it answered. It is
-                called repeatedly, in a thread of its own, once the block takes longer than `TOLD_AFTER_S`.
+            answers: asks with a new client whether Kafka can do again what the block waits for, in a few
+                seconds at most. Its argument is how long the block has waited, in seconds. It is called
+                repeatedly, in a thread of its own, once the block takes longer than `TOLD_AFTER_S`.
             give_up: called there if the block hasn't ended soon after an answer.
         """
         with self._noted(_Wait(what, time.monotonic(), answers, give_up)):
@@ -130,7 +131,7 @@ class KafkaWaits:
         assert wait.answers is not None
         while not wait.ended:
             asked_s = time.monotonic()
-            if wait.answers():
+            if wait.answers(asked_s - wait.since_s):
                 answered_s = time.monotonic()
                 patience_s = self._patience_s
                 if not wait.asked_in_vain:  # otherwise it was a failover, not a busy machine

@@ -37,11 +37,11 @@ from fcluster.common.settings import Settings
 from fcluster.engine.failure import Failure, OutputRefusedError, output_too_large
 from fcluster.kafka.clients import (
     cause_of,
-    group_coordinator_answers,
     make_producer,
     reason_of,
     serve_rest,
 )
+from fcluster.kafka.failover import failover_is_over
 from fcluster.kafka.troubles import Trouble, remedy_for_refusal, trouble_of
 from fcluster.worker import sending
 from fcluster.worker.batches import Batches
@@ -287,7 +287,7 @@ class TransactionalWriter:
         except TransactionLostError as error:
             raise explain(self._sealed, error) from None  # it may be the same, and no cause of itself
         with (
-            self._waits.unsticking("the group's coordinator", self._group_answers, self._leave_behind),
+            self._waits.unsticking("the group's coordinator", self._failover_is_over, self._leave_behind),
             told(f"sending the offsets of epoch {frozen.epoch}"),
         ):
             # While this waits for its answers, the deltas are being sent: flush() finds most of them done.
@@ -308,8 +308,8 @@ class TransactionalWriter:
         ):
             self._sealed.commit_transaction(FLUSH_TIMEOUT_S)
 
-    def _group_answers(self) -> bool:
-        return group_coordinator_answers(self._settings, self._job)
+    def _failover_is_over(self, waited_s: float) -> bool:
+        return failover_is_over(self._settings, self._job, waited_s=waited_s)
 
     def _leave_behind(self) -> None:
         # librdkafka remembers the old coordinator and waits for it, whatever the call's timeout says

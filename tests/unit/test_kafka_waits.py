@@ -102,7 +102,7 @@ class Stuck:
         with self._waits.unsticking("the group's coordinator", self._answers, self._give_up):
             self.end.wait(10)
 
-    def _answers(self) -> bool:
+    def _answers(self, _waited_s: float) -> bool:
         self.asked += 1
         time.sleep(self.answer_takes_s)
         return self.kafka_answers.is_set()

@@ -1,0 +1,70 @@
+"""Whether Kafka has got over the death of a broker, asked of librdkafka's own mock of three brokers."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+from confluent_kafka import Producer
+
+from fcluster.common.ids import journal_topic
+from fcluster.common.settings import Settings
+from fcluster.kafka import failover
+
+BROKERS = 3
+
+
+@pytest.fixture(scope="module")
+def brokers() -> Generator[list[tuple[str, int]]]:
+    """Host and port of each."""
+    producer = Producer({"test.mock.num.brokers": BROKERS})
+    metadata: Any = producer.list_topics(journal_topic("job"), timeout=10)  # which creates it
+    yield [(broker.host, broker.port) for broker in metadata.brokers.values()]
+    producer.flush(1)
+
+
+@pytest.fixture
+def settings(brokers: list[tuple[str, int]]) -> Settings:
+    return Settings(bootstrap_servers=",".join(f"{host}:{port}" for host, port in brokers))
+
+
+def test_brokers_that_all_accept_connections_are_through_with_it(settings: Settings) -> None:
+    assert failover.failover_is_over(settings, "job", waited_s=0, timeout_s=10)
+
+
+def test_listed_broker_that_refuses_connections_has_died_and_nobody_has_taken_its_place_yet(
+    settings: Settings, brokers: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    died = brokers[-1]
+
+    def connect(host: str, port: int) -> bool:
+        return (host, port) != died
+
+    monkeypatch.setattr(failover, "accepts_connections", connect)
+    assert not failover.failover_is_over(settings, "job", waited_s=1, timeout_s=10)
+    assert not failover.failover_is_over(
+        settings, "job", waited_s=failover.UNREACHABLE_S_MAX - 1, timeout_s=10
+    )
+
+
+def test_broker_that_only_this_process_cannot_reach_is_waited_for_within_bounds(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+
+    def connect(host: str, port: int) -> bool:
+        return False
+
+    monkeypatch.setattr(failover, "accepts_connections", connect)
+    assert failover.failover_is_over(settings, "job", waited_s=failover.UNREACHABLE_S_MAX, timeout_s=10)
+
+
+def test_port_where_nobody_listens_accepts_no_connection(brokers: list[tuple[str, int]]) -> None:
+    host, port = brokers[0]
+    assert failover.accepts_connections(host, port)
+    assert not failover.accepts_connections(host, 1)
+
+
+def test_kafka_that_does_not_answer_is_not_through_with_it() -> None:
+    settings = Settings(bootstrap_servers="127.0.0.1:1")
+    assert not failover.failover_is_over(settings, "job", waited_s=100, timeout_s=0.1)
