@@ -1,8 +1,9 @@
 """Which parts of this worker wait for Kafka, and for how long, as opposed to parts that hang.
 
 Responsible for: recording each wait, for heartbeats; keeping the watchdog from mistaking a wait for Kafka for
-a hung process; and cutting short a call that keeps waiting although Kafka answers again. Rule: every wait is
-bounded. Calls have their own limits, and the thread of a call that ignores its limit is abandoned.
+a hung process; and waking up, or cutting short, a call that keeps waiting although Kafka answers again.
+Rule: every wait is bounded. Calls have their own limits, and the thread of a call that ignores its limit is
+abandoned.
 
 Must not: decide what follows from a lost transaction.
 """
@@ -29,6 +30,10 @@ ANSWERED_PATIENCE_S = 1.0
 """How long a call may still take once Kafka has answered another client: twice what librdkafka waits before
 it repeats a request. It doubles each time that this didn't help (`PATIENCE_S_MAX`)."""
 PATIENCE_S_MAX = 15.0
+WAKE_INTERVAL_S = 1.1
+"""A call that was woken up looks for its coordinator at most once a second."""
+WOKEN_PATIENCE_S = 6.0
+"""How long a call may still take if it can be woken up: it should end by itself, and nothing is lost then."""
 _POLL_S = 0.05
 
 
@@ -37,6 +42,7 @@ class _Wait:
     what: str
     since_s: float
     answers: Callable[[float], bool] | None = None
+    wake: Callable[[], bool] = lambda: False
     give_up: Callable[[], None] = lambda: None
     ended: bool = False
     watched: bool = False
@@ -71,7 +77,11 @@ class KafkaWaits:
 
     @contextlib.contextmanager
     def unsticking(
-        self, what: str, answers: Callable[[float], bool], give_up: Callable[[], None]
+        self,
+        what: str,
+        answers: Callable[[float], bool],
+        wake: Callable[[], bool],
+        give_up: Callable[[], None],
     ) -> Generator[None]:
         """The block is a call that may keep waiting for a broker that doesn't answer any more.
 
@@ -80,9 +90,11 @@ class KafkaWaits:
             answers: asks with a new client whether Kafka can do again what the block waits for, in a few
                 seconds at most. Its argument is how long the block has waited, in seconds. It is called
                 repeatedly, in a thread of its own, once the block takes longer than `TOLD_AFTER_S`.
+            wake: called there after an answer, every `WAKE_INTERVAL_S` until the block ends. It makes the
+                call look again for the broker, or returns False if it can't.
             give_up: called there if the block hasn't ended soon after an answer.
         """
-        with self._noted(_Wait(what, time.monotonic(), answers, give_up)):
+        with self._noted(_Wait(what, time.monotonic(), answers, wake, give_up)):
             yield
 
     @contextlib.contextmanager
@@ -136,8 +148,15 @@ class KafkaWaits:
                 patience_s = self._patience_s
                 if not wait.asked_in_vain:  # otherwise it was a failover, not a busy machine
                     patience_s = max(patience_s, self._usual_s, ASKED_TIMES * (answered_s - asked_s))
+                next_s = float("inf")
+                if wait.wake():
+                    next_s = answered_s + WAKE_INTERVAL_S
+                    patience_s = max(patience_s, WOKEN_PATIENCE_S)
                 deadline_s = answered_s + patience_s
-                while not wait.ended and time.monotonic() < deadline_s:
+                while not wait.ended and (now_s := time.monotonic()) < deadline_s:
+                    if now_s >= next_s:
+                        wait.wake()
+                        next_s += WAKE_INTERVAL_S
                     time.sleep(_POLL_S)
                 if not wait.ended:
                     wait.given_up = True

@@ -43,6 +43,7 @@ from fcluster.kafka.clients import (
 )
 from fcluster.kafka.failover import failover_is_over
 from fcluster.kafka.troubles import Trouble, remedy_for_refusal, trouble_of
+from fcluster.kafka.waking import look_again
 from fcluster.worker import sending
 from fcluster.worker.batches import Batches
 from fcluster.worker.kafka_waits import KafkaWaits
@@ -287,7 +288,12 @@ class TransactionalWriter:
         except TransactionLostError as error:
             raise explain(self._sealed, error) from None  # it may be the same, and no cause of itself
         with (
-            self._waits.unsticking("the group's coordinator", self._failover_is_over, self._leave_behind),
+            self._waits.unsticking(
+                "the group's coordinator",
+                self._failover_is_over,
+                self._look_again,
+                self._leave_behind,
+            ),
             told(f"sending the offsets of epoch {frozen.epoch}"),
         ):
             # While this waits for its answers, the deltas are being sent: flush() finds most of them done.
@@ -311,9 +317,13 @@ class TransactionalWriter:
     def _failover_is_over(self, waited_s: float) -> bool:
         return failover_is_over(self._settings, self._job, waited_s=waited_s)
 
+    def _look_again(self) -> bool:
+        producer = self._sealed
+        return producer is not None and look_again(producer, self._settings.bootstrap_servers)
+
     def _leave_behind(self) -> None:
         # librdkafka remembers the old coordinator and waits for it, whatever the call's timeout says
-        # (decision 0082). A new producer asks for the new one.
+        # (decision 0082). A new producer asks for the new one. This is for where waking it up isn't possible.
         self._give_up("the group's coordinator has moved, but sending offsets still waits for the old one")
 
     def destroy(self, last_use: Callable[[], object]) -> None:

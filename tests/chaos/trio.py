@@ -237,6 +237,7 @@ class Hurt:
         self.pauses_s: list[tuple[str, float]] = []
         self._draw = random.Random(seed)
         self._pids = run.cluster.pids()
+        self._resets = self._resets_so_far()
         self._killed: dict[int, int] = dict.fromkeys(trio.cluster.nodes, 0)
 
     # --- aiming ------------------------------------------------------------------------------------------
@@ -316,6 +317,8 @@ class Hurt:
         self.run.note(BROKER_KILLED if hard else BROKER_STOPPED, what, mark.time_ns, shown=shown)
         bound_s = KILLED_BOUND_S if hard else STOPPED_BOUND_S
         self._flows_again(what, began_s, bound_s)
+        resets = self._resets_so_far()
+        assert resets == self._resets, f"{what}: {resets - self._resets} sessions of workers ended"
         cluster.start_node(aim.node)
         self._whole()
 
@@ -459,6 +462,12 @@ class Hurt:
         print(told, flush=True)
         assert took_s < bound_s * slower, f"{told}; the bound for a quiet machine is {bound_s:.0f} s"
         assert self.run.cluster.pids() == self._pids, f"{what}: processes ended"
+
+    def _resets_so_far(self) -> int:
+        """Sessions that workers ended by themselves, to begin anew."""
+        status = self.run.cluster.status()
+        assert status is not None
+        return status["counters"]["resets"]
 
     def _whole(self) -> None:
         brokers.wait_whole(self.run.brokers)

@@ -87,8 +87,16 @@ def test_only_a_wait_that_takes_longer_than_usual_is_told(waits: KafkaWaits) -> 
 class Stuck:
     """A call that ends when it is told to, and a Kafka that answers when it is told to."""
 
-    def __init__(self, waits: KafkaWaits, answer_takes_s: float = 0.0) -> None:
+    def __init__(
+        self,
+        waits: KafkaWaits,
+        answer_takes_s: float = 0.0,
+        *,
+        wakes: int | None = None,
+        ends_at_wake: int = 0,
+    ) -> None:
         self.answer_takes_s = answer_takes_s
+        self.wakes, self.ends_at_wake = wakes, ends_at_wake
         self.end = threading.Event()
         self.kafka_answers = threading.Event()
         self.asked = 0
@@ -99,13 +107,21 @@ class Stuck:
         wait_until(lambda: waits._waits, "the call", 10, 0.001)
 
     def _call(self) -> None:
-        with self._waits.unsticking("the group's coordinator", self._answers, self._give_up):
+        with self._waits.unsticking("the group's coordinator", self._answers, self._wake, self._give_up):
             self.end.wait(10)
 
     def _answers(self, _waited_s: float) -> bool:
         self.asked += 1
         time.sleep(self.answer_takes_s)
         return self.kafka_answers.is_set()
+
+    def _wake(self) -> bool:
+        if self.wakes is None:
+            return False
+        self.wakes += 1
+        if self.wakes == self.ends_at_wake:
+            self.end.set()
+        return True
 
     def _give_up(self) -> None:
         self.given_up_s = time.monotonic()
@@ -139,6 +155,32 @@ def test_call_that_ends_soon_after_kafkas_answer_is_kept(waits: KafkaWaits) -> N
     stuck.join()
     time.sleep(0.1)
     assert stuck.given_up_s == float("inf")
+
+
+def test_call_that_can_be_woken_up_is_kept_and_goes_on(
+    waits: KafkaWaits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kafka_waits, "WAKE_INTERVAL_S", 0.1)
+    stuck = Stuck(waits, wakes=0, ends_at_wake=3)
+    stuck.watch_until(lambda: stuck.asked >= 3, "Kafka to be asked again")
+    assert stuck.wakes == 0, "woken up while there is no coordinator"
+    stuck.kafka_answers.set()
+    stuck.watch_until(stuck.end.is_set, "the call to go on")
+    stuck.join()
+    assert (stuck.wakes, stuck.given_up_s) == (3, float("inf"))
+
+
+def test_call_that_being_woken_up_does_not_help_is_left_behind(
+    waits: KafkaWaits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kafka_waits, "WAKE_INTERVAL_S", 0.1)
+    monkeypatch.setattr(kafka_waits, "WOKEN_PATIENCE_S", 0.35)
+    stuck = Stuck(waits, wakes=0)
+    stuck.kafka_answers.set()
+    stuck.watch_until(stuck.end.is_set, "the call to be left behind")
+    stuck.join()
+    assert stuck.wakes in (3, 4)
+    assert stuck.given_up_s < float("inf")
 
 
 def test_call_that_takes_no_longer_than_usual_costs_no_question(waits: KafkaWaits) -> None:
