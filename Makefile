@@ -57,10 +57,11 @@ chaos: setup ## the long dose of chaos tests: faults under load on real processe
 	FCLUSTER_TEST_LONG=1 $(PYTEST) --durations=0 tests/chaos
 
 MINUTES ?= 30
+BROKERS ?= 1
 
 .PHONY: soak
-soak: setup ## a random mixture of all faults: make soak MINUTES=30; SEED=... repeats a run
-	$(BIN)/python -m tests.chaos.soak --minutes $(MINUTES) $(if $(filter command line environment,$(origin SEED)),--seed $(SEED))
+soak: setup ## a random mixture of all faults: make soak MINUTES=30; BROKERS=3 for three brokers, SEED=... repeats a run
+	$(BIN)/python -m tests.chaos.soak --minutes $(MINUTES) --brokers $(BROKERS) $(if $(filter command line environment,$(origin SEED)),--seed $(SEED))
 
 .PHONY: unit
 unit: setup ## only the unit tests: no Java, no broker

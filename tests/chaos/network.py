@@ -11,6 +11,8 @@ one direction is a blackhole route for the one side's addresses: the other side'
 from __future__ import annotations
 
 import os
+import random
+import signal
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -167,6 +169,9 @@ class BrokerFor:
         place: None for a broker on the loopback address only.
     """
 
+    alone = True
+    """While it is away, nobody answers."""
+
     def __init__(self, data_dir: Path, place: Island | None) -> None:
         self.broker = EmbeddedKafka(data_dir)
         self._place = place
@@ -192,6 +197,24 @@ class BrokerFor:
         servers = self.broker.start()
         place = self._place
         return servers if place is None else servers.replace("127.0.0.1", place.ways[KAFKA].service)
+
+    def take_away(self, how: str, _draw: random.Random) -> tuple[str, Callable[[], object]]:
+        """Hurt it; what was hurt, and what heals it.
+
+        Args:
+            how: `clean` and `hard` end it, or it `stands still`.
+        """
+        broker = self.broker
+        if how == "stands still":
+            pid = broker.pid
+            assert pid is not None
+            os.kill(pid, signal.SIGSTOP)
+            return "the broker", lambda: os.kill(pid, signal.SIGCONT)
+        broker.kill() if how == "hard" else broker.stop()
+        return "the broker", broker.start
+
+    def wait_whole(self) -> None:
+        """It is whole as soon as it runs."""
 
     def _listen_at(self, address: str) -> None:
         properties, data_dir = embedded_kafka.server_properties, self.broker.data_dir

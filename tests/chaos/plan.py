@@ -8,7 +8,7 @@ down by the plan isn't stopped. Whether it can be done when its time has come is
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from tests.chaos import tally
@@ -46,6 +46,8 @@ DAMAGES = (
     "cut_the_manifest",
 )
 """Names of `damage.DAMAGES`, but for the one that can't be told from a whole snapshot by looking at it."""
+FROM_CLIENTS, FROM_BROKERS, LEADERS = "from clients", "from brokers", "leaders"
+"""How one of three brokers is hurt, where it isn't ended or stopped."""
 ISLANDER = 0
 """The slot whose worker has a network of its own."""
 
@@ -67,6 +69,14 @@ WEIGHTS = {
     tally.RESCALED: 5,
     tally.KILLED_IN_MOVE: 3,
 }
+TRIO_WEIGHTS = {kind: weight for kind, weight in WEIGHTS.items() if kind != tally.BROKER_AWAY} | {
+    tally.BROKER_KILLED: 6,
+    tally.BROKER_STOPPED: 3,
+    tally.BROKER_HUNG: 3,
+    tally.BROKER_CUT: 3,
+    tally.LEADERS_MOVED: 2,
+}
+"""On three brokers, of which one at a time is hurt."""
 
 
 @dataclass(frozen=True)
@@ -114,12 +124,12 @@ class Round:
     faults: tuple[Planned, ...]
 
 
-def rounds(seed: int, seconds: float, workers: int) -> Iterator[Round]:
+def rounds(seed: int, seconds: float, workers: int, weights: Mapping[str, int] = WEIGHTS) -> Iterator[Round]:
     """The rounds of a soak of so many seconds. The first ones are the same however long it is."""
     number, left_s = 0, seconds
     while left_s > 0:
         lasts_s = min(ROUND_S, left_s)
-        yield _Book(random.Random(f"{seed}/{number}"), workers).round(number, lasts_s)
+        yield _Book(random.Random(f"{seed}/{number}"), workers, weights).round(number, lasts_s)
         left_s -= lasts_s
         number += 1
 
@@ -141,8 +151,9 @@ def turn(number: int, roles: Sequence[str]) -> list[tuple[str, str, bool]]:
 class _Book:
     """What is hurt already while a round is drawn."""
 
-    def __init__(self, draw: random.Random, workers: int) -> None:
+    def __init__(self, draw: random.Random, workers: int, weights: Mapping[str, int]) -> None:
         self._draw = draw
+        self._weights = weights
         self._size = workers
         self._busy_until_s: dict[str, float] = {}
 
@@ -159,7 +170,7 @@ class _Book:
 
     def _one(self, at_s: float, end_s: float) -> Planned | None:
         draw = self._draw
-        kind = draw.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
+        kind = draw.choices(list(self._weights), list(self._weights.values()))[0]
         slot, how, number = -1, "", 0
         lasts_s = draw.uniform(0.5, 4.0)
         targets = self._targets(kind)
@@ -181,6 +192,17 @@ class _Book:
                 slot, how = ISLANDER, draw.choice(CUTS)
             case tally.BROKER_AWAY:
                 how = draw.choice(("clean", "hard", "hard", "stands still"))
+            case tally.BROKER_KILLED | tally.BROKER_STOPPED | tally.BROKER_HUNG | tally.BROKER_CUT:
+                # Some are back before their session is over, others have lost everything to others by then.
+                lasts_s = draw.uniform(1.0, 12.0)
+                how = {
+                    tally.BROKER_KILLED: "hard",
+                    tally.BROKER_STOPPED: "clean",
+                    tally.BROKER_HUNG: "stands still",
+                    tally.BROKER_CUT: draw.choice((FROM_CLIENTS, FROM_BROKERS)),
+                }[kind]
+            case tally.LEADERS_MOVED:
+                how, lasts_s = LEADERS, 0.0
             case tally.TRANSACTION_EXPIRED:
                 lasts_s = 8.0
             case tally.SNAPSHOT_DAMAGED:
@@ -217,7 +239,14 @@ class _Book:
                 return ["coordinator", *workers]
             case tally.NETWORK_CUT:
                 return [f"worker-{ISLANDER}"]
-            case tally.BROKER_AWAY:
+            case (
+                tally.BROKER_AWAY
+                | tally.BROKER_KILLED
+                | tally.BROKER_STOPPED
+                | tally.BROKER_HUNG
+                | tally.BROKER_CUT
+                | tally.LEADERS_MOVED
+            ):
                 return ["broker"]
             case tally.DISK_FULL:
                 return ["snapshots"]

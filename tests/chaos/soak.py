@@ -39,6 +39,7 @@ from tests.chaos.runner import (
 )
 from tests.chaos.state import check_state
 from tests.chaos.storm import SoakCluster, Storm
+from tests.chaos.trio import Trio
 from tests.checker.check import check_no_open_transactions, wait_until_committed
 from tests.checker.stream import StreamCheck
 from tests.checker.verdict import Verdict
@@ -50,6 +51,12 @@ SETTINGS = {
     "snapshot.interval.ms": 2000,
     # With no coordinator to commit, and none to fence, only the broker can end them.
     "transaction.timeout.ms": 6000,
+}
+TRIO_SETTINGS = {
+    "snapshot.interval.ms": 2000,
+    # A broker's session may end within an epoch, and others have to take over.
+    "checkpoint.timeout.ms": 30_000,
+    "session.timeout.ms": 3000,
 }
 
 
@@ -152,7 +159,7 @@ class Report:
 
 
 def soak(
-    broker: BrokerFor,
+    kafka: BrokerFor | Trio,
     place: Island | None,
     name: str,
     data_dir: Path,
@@ -164,8 +171,8 @@ def soak(
     """Run it.
 
     Args:
-        broker: may be hurt.
-        place: in reach of the broker; None if there are no network namespaces here.
+        kafka: may be hurt.
+        place: in reach of it; None if there are no network namespaces here.
         name: prefix of all names in Kafka.
         data_dir: of the cluster.
         seed: of everything that is drawn.
@@ -177,7 +184,11 @@ def soak(
     """
     choice = Choice.of(seed)
     say(f"soak with SEED={seed}: {choice.job_file}, {choice.replicas} warm copies, {seconds:.0f} s of storms")
-    settings: dict[str, object] = {**SETTINGS, "num.standby.replicas": choice.replicas}
+    trio = isinstance(kafka, Trio)
+    settings: dict[str, object] = {
+        **(TRIO_SETTINGS if trio else SETTINGS),
+        "num.standby.replicas": choice.replicas,
+    }
     if place is not None:
         settings |= {
             "coordinator.bind": f"tcp://{place.ways[WAY_TO_COORDINATOR].service}:0",
@@ -187,7 +198,7 @@ def soak(
         disk = _disk(stack, data_dir / "snapshots", say)
         cluster_type = type("IslandCluster", (SoakCluster,), {"place": place})
         run = SoakRun(
-            broker.servers,
+            kafka.servers,
             name,
             data_dir,
             job_file=choice.job_file,
@@ -195,12 +206,13 @@ def soak(
             slots=plan.SLOTS,
             settings=settings,
             cluster_type=cluster_type,
+            kafka_dir=kafka.cluster.data_dir if isinstance(kafka, Trio) else None,
         )
         stack.enter_context(run)
-        storm = Storm(run, broker, place, disk, say)
+        storm = Storm(run, kafka, place, disk, say)
         began_s, memory_before = time.monotonic(), memory_bytes("self")
         epochs: dict[int, int] = {}
-        for one in plan.rounds(seed, seconds, WORKERS):
+        for one in plan.rounds(seed, seconds, WORKERS, plan.TRIO_WEIGHTS if trio else plan.WEIGHTS):
             say(
                 f"round {one.number}: {len(one.faults)} faults in {one.lasts_s:.0f} s"
                 + (", with a standby coordinator" if one.standby_coordinator else "")
@@ -239,19 +251,14 @@ def main() -> int:
     arguments = _parse()
     seed = random.SystemRandom().randrange(100_000) if arguments.seed is None else arguments.seed
     folder = Path(tempfile.mkdtemp(prefix="fcluster-soak-"))
-    again = f"make soak MINUTES={arguments.minutes:g} SEED={seed}"
+    again = f"make soak MINUTES={arguments.minutes:g} SEED={seed} BROKERS={arguments.brokers}"
     say = _saying
     say(f"the same again: {again}; logs are in {folder}")
     with ExitStack() as stack:
-        try:
-            place = stack.enter_context(island())
-        except NoIslandError as why:
-            place = None
-            say(f"network cuts are left out: {why}")
-        broker = stack.enter_context(BrokerFor(folder / "kafka", place))
+        place, kafka = _kafka(stack, folder / "kafka", arguments.brokers, say)
         try:
             report = soak(
-                broker, place, "soak-", folder / "data", seed=seed, seconds=arguments.minutes * 60, say=say
+                kafka, place, "soak-", folder / "data", seed=seed, seconds=arguments.minutes * 60, say=say
             )
         except BaseException as error:
             first = error.__context__ or error  # ending everything may fail in its turn
@@ -264,6 +271,23 @@ def main() -> int:
     return 0
 
 
+def _kafka(
+    stack: ExitStack, directory: Path, count: int, say: Callable[[str], None]
+) -> tuple[Island | None, BrokerFor | Trio]:
+    """The brokers, and a worker's network in reach of them. With three, a broker has one instead."""
+    if count == 3:
+        trio = stack.enter_context(Trio(directory))
+        if trio.island is None:
+            say(f"cuts of a broker are left out: {trio.why_no_island}")
+        return None, trio
+    try:
+        place = stack.enter_context(island())
+    except NoIslandError as why:
+        place = None
+        say(f"network cuts are left out: {why}")
+    return place, stack.enter_context(BrokerFor(directory, place))
+
+
 def _saying(line: str) -> None:
     print(line, flush=True)
 
@@ -272,6 +296,9 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos.soak", description=__doc__)
     parser.add_argument(
         "--minutes", type=float, default=30.0, help="of storms; healing and judging come on top"
+    )
+    parser.add_argument(
+        "--brokers", type=int, choices=(1, 3), default=1, help="3: they get faults of their own"
     )
     parser.add_argument("--seed", type=int, help="of an earlier run: the same schedule again")
     return parser.parse_args()

@@ -11,7 +11,6 @@ the host can't do it. Then it is told to be left out, and not counted.
 from __future__ import annotations
 
 import errno
-import os
 import random
 import resource
 import shutil
@@ -26,7 +25,7 @@ import zmq
 
 from fcluster.common.errors import FclusterError
 from fcluster.common.failpoints import Arm
-from fcluster.common.processes import ChildProcess, describe_exit
+from fcluster.common.processes import describe_exit
 from fcluster.common.settings import resolve
 from fcluster.host.supervisor import EXIT_TEMPORARY
 from fcluster.wire import messages
@@ -34,16 +33,16 @@ from fcluster.wire.discovery import Leader, find_leader
 from fcluster.worker.core.model import EXIT_MISTAKE
 from fcluster.worker.watchdog import EXIT_HUNG
 from tests.chaos import tally
-from tests.chaos.cluster import ChaosCluster, Mark
+from tests.chaos.cluster import Mark
 from tests.chaos.damage import Snapshots, damage_newest
 from tests.chaos.disks import fill, make_room
 from tests.chaos.network import COORDINATOR as WAY_TO_COORDINATOR
 from tests.chaos.network import KAFKA, BrokerFor, Island
 from tests.chaos.plan import ISLANDER, SLOTS, Planned, Round
 from tests.chaos.runner import Chaos
+from tests.chaos.trio import STANDBY, NotWholeError, Trio, TwoCoordinators
 from tests.harness import COORDINATOR, wait_until, worker_name
 
-STANDBY = "standby-coordinator"
 TICK_S = 0.02
 FRAMES_AT_ONCE = 500
 HEALED_S = 60.0
@@ -55,14 +54,10 @@ class LeftOut(Exception):  # noqa: N818  no error
     """A fault can't be done just now; the message says why."""
 
 
-class SoakCluster(ChaosCluster):
+class SoakCluster(TwoCoordinators):
     """A cluster with a second coordinator at times, one worker on an island, if there is one."""
 
     place: Island | None = None
-
-    def start_coordinator(self, name: str = COORDINATOR) -> ChildProcess:
-        """Start it; beside another one it stands by."""
-        return self._spawn(name, ["coordinator", self._job_file, "--workers", str(self.workers)])
 
     def prefix_of(self, name: str) -> Sequence[str]:
         return self.place.prefix if self.place is not None and name == worker_name(ISLANDER) else ()
@@ -90,7 +85,7 @@ class Storm:
 
     Args:
         run: its cluster is a SoakCluster.
-        broker: that it runs on, and that may be hurt.
+        kafka: that it runs on, and that may be hurt.
         place: the island of one worker, None if there is none.
         disk: a small disk that holds the snapshots, None if it is none.
         say: gets a line for each fault.
@@ -99,7 +94,7 @@ class Storm:
     def __init__(
         self,
         run: Chaos,
-        broker: BrokerFor,
+        kafka: BrokerFor | Trio,
         place: Island | None,
         disk: Path | None,
         say: Callable[[str], None],
@@ -107,7 +102,7 @@ class Storm:
         assert isinstance(run.cluster, SoakCluster)
         self._run = run
         self._cluster = run.cluster
-        self._broker = broker
+        self._kafka = kafka
         self._place = place
         self._disk = disk
         self._say = say
@@ -119,6 +114,7 @@ class Storm:
         self._allowed: dict[str, set[int]] = {}
         self._broker_away = False
         self._broker_was_away = False
+        self._broker_hurt = False
         self._heals: list[tuple[float, Planned, Heal]] = []
 
     @property
@@ -147,6 +143,7 @@ class Storm:
             self._look()
             time.sleep(TICK_S)
         self._heal_due(float("inf"))
+        self._kafka.wait_whole()
         self._await_progress()
         self._end_standby()
         for name in self._cluster.ended():
@@ -215,6 +212,11 @@ class Storm:
             tally.WORKER_SLOWED: self._slow_worker,
             tally.NETWORK_CUT: self._cut,
             tally.BROKER_AWAY: self._hurt_broker,
+            tally.BROKER_KILLED: self._hurt_broker,
+            tally.BROKER_STOPPED: self._hurt_broker,
+            tally.BROKER_HUNG: self._hurt_broker,
+            tally.BROKER_CUT: self._hurt_broker,
+            tally.LEADERS_MOVED: self._hurt_broker,
             tally.STATE_LOST: self._lose_state,
             tally.SNAPSHOT_DAMAGED: self._damage_snapshot,
             tally.IO_ERRORS: self._io_errors,
@@ -403,7 +405,7 @@ class Storm:
     def _cut(self, planned: Planned) -> Heal:
         place = self._place
         if place is None:
-            raise LeftOut("there are no network namespaces here")
+            raise LeftOut("no worker has a network of its own here")
         name = self._worker(planned)
         self._hurts(name, EXIT_HUNG)
         cut = {
@@ -415,27 +417,20 @@ class Storm:
         return self._while(cut(), planned, name)
 
     def _hurt_broker(self, planned: Planned) -> Heal:
-        broker = self._broker.broker
-        self._note(planned, shown=self._open_epoch())
-        if planned.how == "stands still":
-            pid = broker.pid
-            assert pid is not None
-            os.kill(pid, signal.SIGSTOP)
-            self._broker_away = self._broker_was_away = True
+        shown = self._open_epoch()
+        try:
+            which, heal = self._kafka.take_away(planned.how, self._draw)
+        except NotWholeError as why:
+            raise LeftOut(str(why)) from None
+        self._note(planned, f", {which}", shown=shown)
+        self._broker_was_away = self._broker_hurt = True
+        self._broker_away = self._kafka.alone
 
-            def go_on() -> None:
-                os.kill(pid, signal.SIGCONT)
-                self._broker_away = False
+        def bring_back() -> None:
+            heal()
+            self._broker_away = self._broker_hurt = False
 
-            return go_on
-        self._broker_away = self._broker_was_away = True
-        broker.kill() if planned.how == "hard" else broker.stop()
-
-        def start() -> None:
-            broker.start()
-            self._broker_away = False
-
-        return start
+        return bring_back
 
     def _lose_state(self, planned: Planned) -> Heal:
         name = self._worker(planned)
@@ -528,8 +523,8 @@ class Storm:
     # --- looking ---------------------------------------------------------------------------------------
 
     def _open_epoch(self) -> str:
-        """Evidence that an epoch is open; empty if Kafka can't be asked, or if none is in a moment."""
-        if self._broker_away:
+        """Evidence that an epoch is open; empty if some leader can't be asked, or if none is in a moment."""
+        if self._broker_hurt:
             return ""
         try:
             return self._run.open_epoch(1.0)

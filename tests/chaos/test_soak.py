@@ -36,6 +36,12 @@ def test_seed_tells_the_same_schedule_however_long_it_is() -> None:
     assert list(plan.rounds(8, 2 * plan.ROUND_S, 3)) != short
 
 
+@pytest.mark.parametrize("weights", [plan.WEIGHTS, plan.TRIO_WEIGHTS], ids=["one-broker", "three-brokers"])
+def test_long_schedule_has_every_fault_in_it(weights: dict[str, int]) -> None:
+    drawn = {fault.kind for storm in plan.rounds(1, 1800, 3, weights) for fault in storm.faults}
+    assert drawn == set(weights)
+
+
 def test_sixteen_turns_hit_each_role_at_each_step_killed_and_stopped() -> None:
     roles = ("a", "b", "c", "d", "e", "f")
     hit = {one for number in range(plan.TURNS) for one in plan.turn(number, roles)}
@@ -43,8 +49,3 @@ def test_sixteen_turns_hit_each_role_at_each_step_killed_and_stopped() -> None:
         (role, step, hard) for role in roles for step in plan.EPOCH_STEPS for hard in (True, False)
     }
     assert all([role for role, _, _ in plan.turn(number, roles)] == list(roles) for number in range(99))
-
-
-def test_long_schedule_has_every_fault_in_it() -> None:
-    drawn = {fault.kind for storm in plan.rounds(1, 1800, 3) for fault in storm.faults}
-    assert drawn == set(plan.WEIGHTS)

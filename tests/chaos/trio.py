@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,7 @@ from fcluster.kafka.ports import reserve_for_process
 from tests import brokers
 from tests.chaos.cluster import ChaosCluster
 from tests.chaos.network import NoIslandError, run, standing
+from tests.chaos.plan import FROM_BROKERS, FROM_CLIENTS, LEADERS
 from tests.chaos.runner import Chaos, workers_of
 from tests.chaos.tally import (
     BROKER_CUT,
@@ -64,6 +66,10 @@ CUT_BOUND_S = 45.0
 """From the moment when a broker is cut off from the others. It goes on saying that it leads, and takes what
 it can't commit: a producer waits for that for 12 s, and each new client that asks it has to ask again."""
 ISLANDER = 3
+
+
+class NotWholeError(Exception):
+    """No broker may be hurt just now, or not so; the message says why."""
 
 
 class BrokerIsland:
@@ -163,6 +169,43 @@ class Trio:
         self.cluster.start()
         brokers.wait_whole(self.cluster.bootstrap_servers)
         return self.cluster.bootstrap_servers
+
+    alone = False
+    """While one of them is away, the others answer."""
+
+    def take_away(self, how: str, draw: random.Random) -> tuple[str, Callable[[], object]]:
+        """Hurt one of them; what was hurt, and what heals it.
+
+        Args:
+            how: `clean` and `hard` end it, it `stands still`, is cut off `from clients` or `from brokers`, or
+                `leaders` of all partitions move.
+            draw: chooses which.
+
+        Raises:
+            NotWholeError: it can't be done just now, for one of them is hurt already, or not at all.
+        """
+        cluster, island = self.cluster, self.island
+        if wrong := brokers.behind(cluster.bootstrap_servers, len(cluster.nodes)):
+            raise NotWholeError(f"{len(wrong)} partitions or brokers aren't whole yet")
+        if how in (FROM_CLIENTS, FROM_BROKERS):
+            if island is None:
+                raise NotWholeError(self.why_no_island)
+            way = (FROM_CLIENTS, FROM_BROKERS).index(how)
+            island.switch(way, "down")
+            return f"broker {ISLANDER}", partial(island.switch, way, "up")
+        if how == LEADERS:
+            count = move_leaders(cluster.bootstrap_servers, "")
+            return f"{count} partitions", lambda: None
+        node = draw.choice(cluster.nodes)
+        if how == "stands still":
+            cluster.pause_node(node)
+            return f"broker {node}", partial(cluster.resume_node, node)
+        (cluster.kill_node if how == "hard" else cluster.stop_node)(node)
+        return f"broker {node}", partial(cluster.start_node, node)
+
+    def wait_whole(self) -> None:
+        """Wait until all are there and all replicas are in sync."""
+        brokers.wait_whole(self.cluster.bootstrap_servers)
 
     def _adapt(self, node: int, ours: dict[str, str]) -> dict[str, str]:
         """Among brokers they speak over another way than with clients."""
@@ -415,28 +458,10 @@ class Hurt:
 
     def move_leaders(self) -> None:
         """Leaders of all topics move on to the next broker, and with them the coordinators; nobody dies."""
-        servers = self.run.brokers
-        before = leaders(servers)
         shown = self.run.open_epoch()
         began_s = time.monotonic()
-        brokers.reassign(
-            servers,
-            {
-                at: [*replicas[1:], replicas[0]]
-                for at, (_, replicas) in before.items()
-                if at[0].startswith(("__", self.run.name)) and len(replicas) > 1
-            },
-        )
-
-        def moved() -> int:
-            with suppress(KafkaException):
-                client = AdminClient({"bootstrap.servers": servers, "log_level": 0})
-                client.elect_leaders(ElectionType.PREFERRED, None).result(30)
-            after = leaders(servers)
-            return sum(after[at][0] != leader for at, (leader, _) in before.items() if at in after)
-
-        count = wait_until(moved, "leaders move", 30, 0.5)
-        what = f"{count} of {len(before)} partitions got other leaders, nobody died"
+        count = move_leaders(self.run.brokers, self.run.name)
+        what = f"{count} partitions got other leaders, nobody died"
         self.run.note(LEADERS_MOVED, what, shown=shown)
         self._flows_again(what, began_s, STOPPED_BOUND_S)
         self._whole()
@@ -482,4 +507,24 @@ def leaders(servers: str) -> dict[tuple[str, int], tuple[int, list[int]]]:
     }
 
 
-Fault = Callable[[Hurt], object]
+def move_leaders(servers: str, prefix: str) -> int:
+    """Give the partitions of topics that begin so, and of Kafka's own, another preferred leader, and elect
+    it; how many have got another one."""
+    before = leaders(servers)
+    brokers.reassign(
+        servers,
+        {
+            at: [*replicas[1:], replicas[0]]
+            for at, (_, replicas) in before.items()
+            if at[0].startswith(("__", prefix)) and len(replicas) > 1
+        },
+    )
+
+    def moved() -> int:
+        with suppress(KafkaException):
+            client = AdminClient({"bootstrap.servers": servers, "log_level": 0})
+            client.elect_leaders(ElectionType.PREFERRED, None).result(30)
+        after = leaders(servers)
+        return sum(after[at][0] != leader for at, (leader, _) in before.items() if at in after)
+
+    return wait_until(moved, "leaders move", 30, 0.5)

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 import orjson
 from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 
-from tests.checker.reading import new_consumer, partitions_of
+from tests.checker.reading import known_partitions, new_consumer
 from tests.checker.records import InputRecord, OutputRecord, decode_input, decode_output
 
 
@@ -33,13 +33,7 @@ class LiveReader:
 
     def start(self) -> LiveReader:
         """Begin reading; returns once the reader has reached the topic's end of now."""
-        # A broker that hasn't heard of a new topic yet shows none of it: a reader of nothing would find no
-        # fault with anything.
-        deadline = time.monotonic() + 30
-        while not (partitions := partitions_of(self._brokers, self.topic)):
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"no broker shows the topic {self.topic}")
-            time.sleep(0.05)
+        partitions = known_partitions(self._brokers, self.topic)
         self._seen = {partition: [] for partition in partitions}
         self._thread.start()
         self.wait_for(dict.fromkeys(partitions, 0), timeout_s=30)

@@ -50,6 +50,21 @@ def partitions_of(brokers: str, topic: str) -> list[int]:
     return sorted(known[topic].partitions) if topic in known else []
 
 
+def known_partitions(brokers: str, topic: str, timeout_s: float = 30) -> list[int]:
+    """The partitions of a topic that exists. A broker that hasn't heard of a new one yet shows none of it, and
+    a reader of nothing would find no fault with anything.
+
+    Raises:
+        TimeoutError: no broker shows the topic.
+    """
+    deadline_s = time.monotonic() + timeout_s
+    while not (partitions := partitions_of(brokers, topic)):
+        if time.monotonic() > deadline_s:
+            raise TimeoutError(f"no broker shows the topic {topic}")
+        time.sleep(0.05)
+    return partitions
+
+
 def topics_with_prefix(brokers: str, prefix: str) -> list[str]:
     """The names of all topics that begin with `prefix`."""
     names = admin_of(brokers).list_topics(timeout=30).topics

@@ -13,13 +13,19 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
-from tests.checker.reading import READ_COMMITTED, READ_UNCOMMITTED, end_offsets, new_consumer, partitions_of
+from tests.checker.reading import (
+    READ_COMMITTED,
+    READ_UNCOMMITTED,
+    end_offsets,
+    known_partitions,
+    new_consumer,
+)
 from tests.checker.records import (
     InputRecord,
     MalformedRecord,
@@ -32,16 +38,21 @@ from tests.checker.verdict import Verdict
 
 BLOCK_RECORDS = 1000
 _BATCH_RECORDS = 1000
+GIVEN_UP_S = 30.0
+"""An input is read long before that, if there is one."""
 
 
 @dataclass(slots=True)
 class _Key:
-    """A key on its way: up to which sequence it was read in the source and in the output, and where."""
+    """A key on its way: up to which sequence it was read in the source, where, and what has no output so far.
+
+    `waiting` are inputs in the order of the source, `passed` those that the output of a later one overtook.
+    """
 
     read: int = 0
-    seen: int = 0
     source: int = -1
-    place: int = -1
+    waiting: deque[InputRecord] = field(default_factory=deque[InputRecord])
+    passed: list[InputRecord] = field(default_factory=list[InputRecord])
 
 
 @dataclass(slots=True)
@@ -55,6 +66,8 @@ class Fold:
     """The verdict on a totals job, plain or regrouped, record by record.
 
     Inputs and outputs may come in any interleaving, also outputs before their inputs: each side in its order.
+    A record may stand in the source again, because the producer of the test wrote it twice (see `repeats`).
+    Each time counts as an input of its own, with an output of its own.
 
     Args:
         group_count: of the regrouping job; 0 is the plain job, which counts by key.
@@ -65,24 +78,28 @@ class Fold:
         self._group_count = group_count
         self._keys: dict[str, _Key] = {}
         self._groups: dict[str, _Group] = {}
-        self._pending: dict[int, InputRecord] = {}
+        self._read_to: dict[int, int] = {}
         self._early: dict[int, deque[OutputRecord]] = {}
         self._inputs: dict[str, _Group] = {}
+        self.repeats = 0
 
     def take_input(self, record: InputRecord) -> None:
         """The next record of its source partition."""
         verdict = self.verdict
         verdict.inputs += 1
         key = self._keys.setdefault(record.key, _Key())
-        if record.sequence != key.read + 1:
+        if record.sequence > key.read + 1:
             verdict.found("input", f"key {record.key}: sequence {record.sequence} behind {key.read}")
+        if record.sequence <= key.read:
+            self.repeats += 1
         if key.source not in (-1, record.partition):
             verdict.found("input", f"key {record.key} in partitions {key.source} and {record.partition}")
-        key.read, key.source = record.sequence, record.partition
+        key.read, key.source = max(key.read, record.sequence), record.partition
         totals = self._inputs.setdefault(self._group(record.key), _Group())
         totals.count += 1
         totals.sum += record.value
-        self._pending[record.id] = record
+        key.waiting.append(record)
+        self._read_to[record.partition] = record.offset
 
     def take_output(self, output: OutputRecord) -> None:
         """The next record of its output partition."""
@@ -92,24 +109,36 @@ class Fold:
         elif not self._match(output):
             self._early.setdefault(output.at_partition, deque()).append(output)
 
-    def settle(self) -> None:
-        """Look again at the outputs whose inputs weren't read yet."""
+    def settle(self, given_up: Iterable[int] = ()) -> None:
+        """Look again at the outputs whose inputs weren't read yet.
+
+        Args:
+            given_up: output partitions whose first waiting output is judged without its input.
+        """
+        for partition in given_up:
+            self._match(self._early[partition].popleft(), is_final=True)
         for waiting in self._early.values():
             while waiting and self._match(waiting[0]):
                 waiting.popleft()
 
+    def early(self) -> dict[int, int]:
+        """By output partition, the offset of the first output that waits for its input."""
+        return {partition: waiting[0].at_offset for partition, waiting in self._early.items() if waiting}
+
     def finish(self) -> Verdict:
         """Both sides were read to their ends."""
-        self.settle()
+        while early := self.early():
+            self.settle(early)
         verdict = self.verdict
-        for record in self._pending.values():
+        for record in sorted(self._lacking(), key=lambda record: record.id):
             place = f"at [{record.partition}]@{record.offset}"
             verdict.found(
                 "lost", f"input {record.id} (key {record.key}, sequence {record.sequence}, {place})"
             )
-        for waiting in self._early.values():
-            for output in waiting:
-                verdict.found("unexpected", _describe(output))
+        if self.repeats:
+            verdict.notes.append(
+                f"{self.repeats} records stand in the source again: its producer had to begin a new epoch"
+            )
         verdict.keys = len(self._keys)
         return verdict
 
@@ -120,28 +149,52 @@ class Fold:
     @property
     def under_way(self) -> int:
         """Inputs without an output so far."""
-        return len(self._pending)
+        return sum(len(key.waiting) + len(key.passed) for key in self._keys.values())
+
+    def _lacking(self) -> Iterator[InputRecord]:
+        for key in self._keys.values():
+            yield from key.passed
+            yield from key.waiting
 
     def _group(self, key: str) -> str:
         return group_of(key, self._group_count) if self._group_count else key
 
-    def _match(self, output: OutputRecord) -> bool:
-        """Judge it; False if its input isn't read yet."""
+    def _match(self, output: OutputRecord, is_final: bool = False) -> bool:
+        """Judge it. False if its input may not be read yet."""
         key = self._keys.get(output.key)
-        if key is None or output.sequence > key.read:
+        if not is_final and (key is None or output.sequence > key.read or self._is_ahead(output)):
             return False
+        record = self._take_waiting(key, output) if key is not None else None
+        if record is None and not is_final and output.partition < 0:
+            return False  # it doesn't say which input it belongs to: that may be one that was written again
         verdict = self.verdict
         verdict.outputs += 1
-        record = self._pending.pop(output.id, None)
         if record is None:
-            kind = "repeated" if output.sequence <= key.seen else "unexpected"
+            kind = "repeated" if key is not None and output.sequence <= key.read else "unexpected"
             verdict.found(kind, _describe(output))
-            return True
-        if output.sequence != key.seen + 1:
-            verdict.found("sequence", f"{_describe(output)} behind sequence {key.seen}")
-        key.seen = max(key.seen, output.sequence)
-        self._judge(output, record)
+        else:
+            self._judge(output, record)
         return True
+
+    def _is_ahead(self, output: OutputRecord) -> bool:
+        return output.partition >= 0 and output.offset > self._read_to.get(output.partition, -1)
+
+    def _take_waiting(self, key: _Key, output: OutputRecord) -> InputRecord | None:
+        """The first input without an output that has this id. Notes if it isn't the next one of its key."""
+        waiting = key.waiting
+        for nth, record in enumerate(waiting):
+            if record.id == output.id:
+                if nth:
+                    first = waiting[0].sequence
+                    self.verdict.found("sequence", f"{_describe(output)} before that of sequence {first}")
+                for _ in range(nth):
+                    key.passed.append(waiting.popleft())
+                return waiting.popleft()
+        for record in key.passed:
+            if record.id == output.id:
+                key.passed.remove(record)
+                return record
+        return None
 
     def _judge(self, output: OutputRecord, record: InputRecord) -> None:
         name = self._group(record.key)
@@ -247,13 +300,14 @@ class StreamCheck:
         self._brokers, self._source, self._output = brokers, source, output
         self._reached: dict[tuple[str, int], int] = {}
         self._committed_to: dict[int, int] = {}
+        self._early_since_s: dict[tuple[int, int], float] = {}
         self._stop = threading.Event()
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="stream check", daemon=True)
 
     def start(self) -> StreamCheck:
         """Begin to read, from the beginning of the topics."""
-        self.newest_ns = dict.fromkeys(partitions_of(self._brokers, self._output), 0)
+        self.newest_ns = dict.fromkeys(known_partitions(self._brokers, self._output), 0)
         self.blocks = {partition: Blocks() for partition in self.newest_ns}
         self._thread.start()
         return self
@@ -309,19 +363,30 @@ class StreamCheck:
                     self._brokers, isolation, **{"auto.offset.reset": "earliest", "fetch.wait.max.ms": 50}
                 )
                 consumers.append(consumer)
-                partitions = partitions_of(self._brokers, topic)
+                partitions = known_partitions(self._brokers, topic)
                 consumer.assign([TopicPartition(topic, partition, 0) for partition in partitions])
             takers = (self._take_input, self._take_output, self._take_uncommitted)
             while not self._stop.is_set():
                 for (topic, isolation), consumer, take in zip(self._sides, consumers, takers, strict=True):
                     for message in consumer.consume(_BATCH_RECORDS, 0.02):
                         self._take(message, topic, isolation, take)
-                self.fold.settle()
+                self.fold.settle(self._given_up())
         except BaseException as error:  # noqa: BLE001 - handed to the next caller
             self._error = error
         finally:
             for consumer in consumers:
                 consumer.close()
+
+    def _given_up(self) -> list[int]:
+        """Output partitions whose next output has waited for its input for too long."""
+        now_s, early = time.monotonic(), self.fold.early()
+        known = self._early_since_s
+        self._early_since_s = {at: known.get(at, now_s) for at in early.items()}
+        return [
+            partition
+            for (partition, _), since_s in self._early_since_s.items()
+            if now_s - since_s > GIVEN_UP_S
+        ]
 
     def _take(self, message: Message, topic: str, isolation: str, take: object) -> None:
         partition, offset = message.partition(), message.offset()

@@ -22,6 +22,11 @@ def made(group_count: int, seed: int = 5) -> tuple[list[InputRecord], list[Outpu
         partition = int(record.key[1:]) % PARTITIONS
         inputs.append(record._replace(partition=partition, offset=offsets[partition]))
         offsets[partition] += 1
+    return inputs, outputs_of(inputs, group_count)
+
+
+def outputs_of(inputs: list[InputRecord], group_count: int) -> list[OutputRecord]:
+    """What a faultless job writes."""
     totals: dict[str, tuple[int, int]] = {}
     outputs: list[OutputRecord] = []
     for r in inputs:
@@ -31,7 +36,7 @@ def made(group_count: int, seed: int = 5) -> tuple[list[InputRecord], list[Outpu
         place = int(group[1:]) % PARTITIONS
         at = (-1, -1) if group_count else (r.partition, r.offset)
         outputs.append(OutputRecord(r.id, r.key, r.sequence, group, count, total, *at, place, len(outputs)))
-    return inputs, outputs
+    return outputs
 
 
 def judged(inputs: list[InputRecord], outputs: list[OutputRecord], group_count: int = 0) -> Verdict:
@@ -117,6 +122,28 @@ def test_key_in_two_output_partitions_is_found() -> None:
     outputs[last] = outputs[last]._replace(at_partition=(outputs[last].at_partition + 1) % PARTITIONS)
     verdict = judged(inputs, outputs)
     assert verdict.counts["misplaced"] >= 1, verdict.report()
+
+
+def again(inputs: list[InputRecord], count: int, behind: int) -> list[InputRecord]:
+    """The test's producer writes the first `count` records again, behind the first `behind` ones."""
+    ends = [sum(record.partition == partition for record in inputs) for partition in range(PARTITIONS)]
+    rewritten: list[InputRecord] = []
+    for record in [*inputs[:behind], *inputs[:count], *inputs[behind:]]:
+        offset = sum(other.partition == record.partition for other in rewritten)
+        rewritten.append(record._replace(offset=offset))
+    assert len(rewritten) == sum(ends) + count
+    return rewritten
+
+
+@pytest.mark.parametrize("group_count", [0, GROUPS])
+def test_record_that_the_producer_wrote_twice_has_two_outputs_and_not_three(group_count: int) -> None:
+    inputs = again(made(group_count)[0], 30, 50)
+    outputs = outputs_of(inputs, group_count)
+    verdict = judged(inputs, outputs, group_count)
+    assert verdict.ok, verdict.report()
+    assert "30 records stand in the source again" in verdict.report()
+    assert judged(inputs, [*outputs, outputs[60]], group_count).counts["repeated"] == 1
+    assert judged(inputs, outputs[:60] + outputs[61:], group_count).counts["lost"] == 1
 
 
 def test_gap_in_the_input_is_the_tests_fault() -> None:
