@@ -51,8 +51,8 @@ def partitions_of(brokers: str, topic: str) -> list[int]:
 
 
 def known_partitions(brokers: str, topic: str, timeout_s: float = 30) -> list[int]:
-    """The partitions of a topic that exists. A broker that hasn't heard of a new one yet shows none of it, and
-    a reader of nothing would find no fault with anything.
+    """The partitions of a topic that exists. A broker that hasn't heard of a new one yet shows none of it,
+    and a reader of nothing would find no fault with anything.
 
     Raises:
         TimeoutError: no broker shows the topic.
