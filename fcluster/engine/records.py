@@ -75,14 +75,16 @@ class OutputPort:
     Attributes:
         records: how many were written since the process's start.
         skipped: how many records were skipped or became dead letters.
+        watermarks_read: how many watermark records were read; they count as records nowhere else.
     """
 
-    __slots__ = ("produce", "records", "skipped")
+    __slots__ = ("produce", "records", "skipped", "watermarks_read")
 
     def __init__(self) -> None:
         self.produce: Produce = _not_open
         self.records = 0
         self.skipped = 0
+        self.watermarks_read = 0
 
     def close(self) -> None:
         """Let go of the producer; the next epoch brings another."""

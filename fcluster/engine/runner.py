@@ -9,6 +9,8 @@ Invariants kept:
 - What stops the job before a record (`UnreadableRecordError`) leaves nothing of that record in the open
   epoch, of none of its chains: the epoch may be committed.
 - What one chain does to its value doesn't show in another.
+- A record moves event time once it has gone through all its chains. Watermark records go through no chain;
+  otherwise they are like records.
 
 Must not: know about epochs, transactions or the coordinator. Pure.
 """
@@ -20,6 +22,7 @@ from typing import Any
 
 from fcluster.common.errors import REMEDY_MARK, ProcessingError, one_line
 from fcluster.common.failures import bounded_text
+from fcluster.engine.clock import EventClock, UnreadableClockError
 from fcluster.engine.compile import CompiledChain, compile_chain, is_tolerant
 from fcluster.engine.context import AnyTable
 from fcluster.engine.dead_letters import dead_letter_trouble, write_dead_letter
@@ -34,6 +37,7 @@ from fcluster.engine.records import (
     describe_record,
 )
 from fcluster.engine.steps import REASON_CHARACTERS_MAX, Place, RecordError, StepFailure
+from fcluster.engine.watermarks import is_watermark, watermarks_in
 from fcluster.graph.codecs import decoding_trouble, value_codec
 from fcluster.graph.topology import Input, OnError, Stage, TopicSpec
 
@@ -68,6 +72,7 @@ class StageRunner:
         port: takes the outputs.
         passing: exceptions of the shell's that aren't the record's doing; they come through as they are.
         number: of the input.
+        clock: the shard's event time; its inputs share it. None: the job doesn't use event time.
 
     Attributes:
         handle: processes one record. It raises `HandlerError`, `UnreadableRecordError`, `UnkeptStateError`,
@@ -83,6 +88,7 @@ class StageRunner:
         "_port",
         "_source",
         "_tables",
+        "clock",
         "handle",
         "number",
         "partition",
@@ -97,10 +103,12 @@ class StageRunner:
         port: OutputPort,
         passing: tuple[type[BaseException], ...],
         number: int = 0,
+        clock: EventClock | None = None,
     ) -> None:
         self.stage = stage
         self.partition = partition
         self.number = number
+        self.clock = clock
         self._source = stage.inputs[number]
         self._chains = stage.chains_of(number)
         self._tables = tables
@@ -109,7 +117,7 @@ class StageRunner:
         self._condemned: dict[int, list[Failure]] = {}
         self._careful: _CarefulRun | None = None
         self._decode = value_codec(self._source.topic.value)[0]
-        self.handle: Callable[[SourceRecord], None] = self._compile()
+        self.handle: Callable[[SourceRecord], None] = self._keep_time(self._compile())
 
     def condemn(self, offset: int, failure: Failure) -> None:
         """Let the record at `offset` fail with `failure` when it comes, by the rule of the step responsible.
@@ -134,12 +142,17 @@ class StageRunner:
 
     def _guard(self) -> None:
         fast, condemned = self.handle, self._condemned
+        run_condemned = self._keep_time(
+            lambda record: self._run_condemned(record, condemned[record.offset()])
+        )
 
         def guarded(record: SourceRecord) -> None:
             offset = record.offset()
             failures = condemned.get(offset)
             if failures is not None:
-                self._run_condemned(record, failures)
+                if self._source.internal and is_watermark(record):
+                    raise UnreadableRecordError(_bounded(failures[0].reason))
+                careful(record)
             else:
                 fast(record)
             if offset >= max(condemned):
@@ -148,12 +161,22 @@ class StageRunner:
 
         self.handle = guarded
 
-    def _run_condemned(self, record: SourceRecord, failures: Sequence[Failure]) -> None:
+    def _run_condemned(self, record: SourceRecord) -> None:
         if self._careful is None:
             self._careful = _CarefulRun(
                 self.stage, self.number, self.partition, self._tables, self._port, self._passing
             )
-        self._careful.run(record, failures)
+        self._careful.run(record, self._condemned[record.offset()])
+
+    # --- event time -----------------------------------------------------------------------------------
+
+    def _keep_time(self, run: Callable[[SourceRecord], None]) -> Callable[[SourceRecord], None]:
+        """`run`, and what each record means for the shard's event time."""
+        if self.clock is None:
+            return run
+        if self._source.internal:
+            return _hearing(run, self.clock, self.number, self._port)
+        return _observing(run, self.clock, self.number)
 
     # --- compiling ------------------------------------------------------------------------------------
 
@@ -178,6 +201,39 @@ class StageRunner:
         return _compile_several(
             self._decode, runs, self._source.topic.value in ("text", "bytes", "int"), on_unreadable
         )
+
+
+def _observing(
+    run: Callable[[SourceRecord], None], clock: EventClock, number: int
+) -> Callable[[SourceRecord], None]:
+    """Of a topic of the user's: the timestamps of its records tell the time."""
+    source = clock.source(number)
+
+    def handle(record: SourceRecord) -> None:
+        run(record)
+        timestamp_ms = record.timestamp()[1]
+        if timestamp_ms > source.passed_ms:
+            clock.observe(number, timestamp_ms)
+
+    return handle
+
+
+def _hearing(
+    run: Callable[[SourceRecord], None], clock: EventClock, number: int, port: OutputPort
+) -> Callable[[SourceRecord], None]:
+    """Of a repartition topic: only its watermark records tell the time."""
+
+    def handle(record: SourceRecord) -> None:
+        if record.key() is not None or not is_watermark(record):  # what has a key is data
+            run(record)
+            return
+        try:
+            clock.heard(number, *watermarks_in(record))
+        except UnreadableClockError as error:
+            raise UnreadableRecordError(_bounded(f"{describe_record(record)}: {error}")) from error
+        port.watermarks_read += 1
+
+    return handle
 
 
 def _compile_plain(

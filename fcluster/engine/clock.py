@@ -1,0 +1,382 @@
+"""The event time of a shard: how far it has come in the time that its records tell.
+
+Each input has a *watermark*: no more records are expected at or before it. That of a topic of the user's is
+the highest timestamp read so far, less the delay that the job allows. That of a repartition topic is the
+lowest of what the shards upstream say of themselves. The shard's event time is the lowest watermark of its
+inputs. An input that is idle is left out.
+
+Invariants kept:
+- Event time never goes back (invariant 5): not by a late record, by an input that comes back, by what a
+  shard upstream says, nor by a restore.
+- It follows from what the shard read, in the order it read it (invariant 4). The one exception is that an
+  input is declared idle, which the shell decides by the wall clock, and only where the job asks for it. So
+  it is committed with the epoch, like all that is here.
+
+Must not: read a clock, or know epochs. Pure. All times are milliseconds since 1970.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+ENCODED_CHARACTERS_MAX: Final = 3_900
+"""Of one input: Kafka keeps 4,096 bytes with an offset, and the epoch's part takes up to 180 of them."""
+SHARDS_MAX: Final = 100_000
+"""Of a stage. More in a watermark record means that it isn't one."""
+_WATERMARK_FORMAT: Final = 1
+_SOURCE, _UPSTREAM, _UPSTREAM_SHORT = "s", "u", "m"
+
+
+class UnreadableClockError(Exception):
+    """What was committed for a clock isn't what this version writes."""
+
+
+class Said(NamedTuple):
+    """What a shard upstream says of itself.
+
+    Attributes:
+        shard: its number.
+        time_ms: its event time; None: it hasn't begun.
+        idle: it waits for nothing that is expected soon; don't wait for it.
+    """
+
+    shard: int
+    time_ms: int | None
+    idle: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class InputTime:
+    """What there is to know of one input.
+
+    Attributes:
+        watermark_ms: None: nothing was read yet, or a shard upstream hasn't said anything.
+        idle: whether it is left out.
+        slowest: of a repartition topic, the number of the shard upstream that holds it back; None: of
+            another topic, or none does.
+        idle_upstream: how many shards upstream are idle.
+    """
+
+    watermark_ms: int | None
+    idle: bool
+    slowest: int | None = None
+    idle_upstream: int = 0
+
+
+class _Source:
+    """A topic of the user's.
+
+    Attributes:
+        passed_ms: a record with this timestamp or a lower one changes nothing.
+    """
+
+    __slots__ = ("delay_ms", "highest_ms", "idle", "passed_ms")
+
+    def __init__(self, delay_ms: int) -> None:
+        self.delay_ms = delay_ms
+        self.highest_ms: int | None = None
+        self.passed_ms = -1  # also a record without a timestamp
+        self.idle = False
+
+    def watermark(self) -> int | None:
+        return None if self.highest_ms is None else self.highest_ms - self.delay_ms
+
+    def observe(self, timestamp_ms: int) -> None:
+        if self.highest_ms is None or timestamp_ms > self.highest_ms:
+            self.highest_ms = timestamp_ms
+        self.passed_ms = self.highest_ms
+        self.idle = False
+
+    def set_idle(self, idle: bool) -> None:
+        self.idle = idle
+        # The next record, however old, ends the idleness.
+        self.passed_ms = -1 if idle or self.highest_ms is None else self.highest_ms
+
+    def look(self) -> InputTime:
+        return InputTime(self.watermark(), self.idle)
+
+    def encode(self) -> tuple[str, list[int]]:
+        return _SOURCE, [*_optional(self.highest_ms), int(self.idle)]
+
+    def decode(self, kind: str, numbers: Iterator[int]) -> None:
+        if kind == _SOURCE:
+            highest_ms = _read_optional(numbers)
+            if highest_ms is not None:
+                self.observe(highest_ms)
+            self.set_idle(bool(next(numbers)))
+
+
+class _Upstream:
+    """A repartition topic: what each shard that writes to it has said last."""
+
+    __slots__ = ("_idle", "_times_ms")
+
+    def __init__(self) -> None:
+        self._times_ms: list[int | None] = []
+        self._idle: list[bool] = []
+
+    @property
+    def idle(self) -> bool:
+        return bool(self._idle) and all(self._idle)
+
+    def watermark(self) -> int | None:
+        if not self._idle:
+            return None
+        waited_for = [at for at, idle in zip(self._times_ms, self._idle, strict=True) if not idle]
+        if not waited_for:
+            return max((at for at in self._times_ms if at is not None), default=None)
+        lowest_ms: int | None = waited_for[0]
+        for at in waited_for:
+            if at is None or lowest_ms is None:
+                return None
+            lowest_ms = min(lowest_ms, at)
+        return lowest_ms
+
+    def hear(self, shards: int, said: Iterable[Said]) -> None:
+        more = shards - len(self._idle)
+        if more > 0:
+            self._times_ms += [None] * more
+            self._idle += [False] * more
+        for one in said:
+            if 0 <= one.shard < len(self._idle):
+                known = self._times_ms[one.shard]
+                if one.time_ms is not None and (known is None or one.time_ms > known):
+                    self._times_ms[one.shard] = one.time_ms
+                self._idle[one.shard] = one.idle
+
+    def look(self) -> InputTime:
+        waited_for = [number for number, idle in enumerate(self._idle) if not idle]
+        slowest = min(waited_for, key=lambda number: self._times_ms[number] or -1, default=None)
+        return InputTime(self.watermark(), self.idle, slowest, sum(self._idle))
+
+    def encode(self) -> tuple[str, list[int]]:
+        known = [at for at in self._times_ms if at is not None]
+        base_ms = min(known, default=0)
+        numbers = [len(self._idle), _zigzag(base_ms)]
+        for at, idle in zip(self._times_ms, self._idle, strict=True):
+            # Relative to the lowest one, so that most of them take two or three bytes.
+            numbers.append((0 if at is None else at - base_ms + 1) << 1 | idle)
+        return _UPSTREAM, numbers
+
+    def encode_short(self) -> tuple[str, list[int]]:
+        """All of them as the slowest: too low for the others, until they speak again."""
+        return _UPSTREAM_SHORT, [len(self._idle), *_optional(self.watermark()), int(self.idle)]
+
+    def decode(self, kind: str, numbers: Iterator[int]) -> None:
+        if kind == _UPSTREAM:
+            count, base_ms = next(numbers), _unzigzag(next(numbers))
+            for number in range(count):
+                packed = next(numbers)
+                at = None if packed < 2 else base_ms + (packed >> 1) - 1
+                self.hear(count, [Said(number, at, bool(packed & 1))])
+        elif kind == _UPSTREAM_SHORT:
+            count, at = next(numbers), _read_optional(numbers)
+            idle = bool(next(numbers))
+            self.hear(count, [Said(number, at, idle) for number in range(count)])
+
+
+class EventClock:
+    """The event time of one shard.
+
+    Args:
+        delays_ms: for each input, by how much its records may be out of order; None: it is a repartition
+            topic, and only its watermark records tell its time.
+
+    Attributes:
+        now_ms: the shard's event time; None: before the first record. Never decreases.
+    """
+
+    __slots__ = ("_inputs", "now_ms")
+
+    def __init__(self, delays_ms: Sequence[int | None]) -> None:
+        self._inputs = [_Upstream() if delay is None else _Source(delay) for delay in delays_ms]
+        self.now_ms: int | None = None
+
+    def source(self, number: int) -> _Source:
+        """An input that is a topic of the user's. Its `passed_ms` saves most calls of `observe`."""
+        source = self._inputs[number]
+        assert isinstance(source, _Source)
+        return source
+
+    def observe(self, number: int, timestamp_ms: int) -> bool:
+        """A record of this input was taken, which isn't a repartition topic.
+
+        Returns:
+            Whether `now_ms` moved.
+        """
+        source = self.source(number)
+        if timestamp_ms <= source.passed_ms:
+            return False
+        source.observe(timestamp_ms)
+        return self._move()
+
+    def heard(self, number: int, shards: int, said: Iterable[Said]) -> bool:
+        """A watermark record of this repartition topic was read.
+
+        Args:
+            number: of the input.
+            shards: how many shards upstream there are.
+            said: by some of them.
+
+        Returns:
+            Whether `now_ms` moved.
+        """
+        upstream = self._inputs[number]
+        if isinstance(upstream, _Upstream):
+            upstream.hear(shards, said)
+        return self._move()
+
+    def set_idle(self, number: int, idle: bool) -> bool:
+        """Leave this input out until its next record, or don't. It is a topic of the user's.
+
+        Returns:
+            Whether `now_ms` moved.
+        """
+        self.source(number).set_idle(idle)
+        return self._move()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether all inputs are idle: whoever waits for this shard need not."""
+        return all(one.idle for one in self._inputs)
+
+    def look(self) -> list[InputTime]:
+        """What there is to know of each input, for status."""
+        return [one.look() for one in self._inputs]
+
+    def held_back_by(self) -> int | None:
+        """The number of the input with the lowest watermark. None if all are idle."""
+        waited_for = [number for number, one in enumerate(self._inputs) if not one.idle]
+        marks = {number: self._inputs[number].watermark() for number in waited_for}
+        unknown = [number for number, mark in marks.items() if mark is None]
+        return next(iter(unknown), None) if unknown else min(marks, key=lambda n: marks[n] or 0, default=None)
+
+    def _move(self) -> bool:
+        lowest_ms: int | None = None
+        for one in self._inputs:
+            if not one.idle:
+                mark = one.watermark()
+                if mark is None:
+                    return False
+                if lowest_ms is None or mark < lowest_ms:
+                    lowest_ms = mark
+        if lowest_ms is None or (self.now_ms is not None and lowest_ms <= self.now_ms):
+            return False
+        self.now_ms = lowest_ms
+        return True
+
+    # --- what is committed ------------------------------------------------------------------------------
+
+    def encode(self, number: int) -> str:
+        """What is to be committed with the offset of this input: text without a colon, at most
+        `ENCODED_CHARACTERS_MAX` of it. It holds the shard's time as well."""
+        one = self._inputs[number]
+        text = _encode(self.now_ms, *one.encode())
+        if len(text) > ENCODED_CHARACTERS_MAX and isinstance(one, _Upstream):
+            text = _encode(self.now_ms, *one.encode_short())
+        return text
+
+    def restore(self, number: int, text: str) -> None:
+        """Go on from what `encode` gave. Event time doesn't go back.
+
+        What was committed for an input of another sort tells the shard's time only: the job has changed.
+
+        Raises:
+            UnreadableClockError: it gave nothing like this.
+        """
+        if not text:
+            return
+        try:
+            numbers = _varints(base64.b85decode(text[1:]))
+            now_ms = _read_optional(numbers)
+            self._inputs[number].decode(text[0], numbers)
+        except (ValueError, StopIteration) as error:
+            raise UnreadableClockError(f"event time was committed as {text[:100]!r}") from error
+        if now_ms is not None and (self.now_ms is None or now_ms > self.now_ms):
+            self.now_ms = now_ms
+
+
+# --- numbers as bytes -------------------------------------------------------------------------------------
+
+
+def encode_numbers(numbers: Iterable[int]) -> bytes:
+    """Numbers of zero or more, small ones in few bytes."""
+    encoded = bytearray()
+    for number in numbers:
+        while number > 0x7F:
+            encoded.append(number & 0x7F | 0x80)
+            number >>= 7
+        encoded.append(number)
+    return bytes(encoded)
+
+
+def _varints(encoded: bytes) -> Iterator[int]:
+    """The numbers again. ValueError: they are cut off."""
+    number = shift = 0
+    for byte in encoded:
+        number |= (byte & 0x7F) << shift
+        shift += 7
+        if byte < 0x80:
+            yield number
+            number = shift = 0
+    if shift:
+        raise ValueError("a number is cut off")
+
+
+def _encode(now_ms: int | None, kind: str, numbers: Sequence[int]) -> str:
+    return kind + base64.b85encode(encode_numbers([*_optional(now_ms), *numbers])).decode()
+
+
+def _zigzag(number: int) -> int:
+    return number << 1 if number >= 0 else ~number << 1 | 1
+
+
+def _unzigzag(number: int) -> int:
+    return ~(number >> 1) if number & 1 else number >> 1
+
+
+def _optional(number: int | None) -> list[int]:
+    return [0] if number is None else [1, _zigzag(number)]
+
+
+def _read_optional(numbers: Iterator[int]) -> int | None:
+    return _unzigzag(next(numbers)) if next(numbers) else None
+
+
+# --- watermark records --------------------------------------------------------------------------------------
+
+
+def encode_watermark(shards: int, said: Iterable[Said]) -> bytes:
+    """The value of a watermark record.
+
+    Args:
+        shards: how many there are in the stage that writes it.
+        said: by those of them whose time has moved.
+    """
+    numbers = [_WATERMARK_FORMAT, shards]
+    for one in said:
+        numbers += [one.shard, int(one.idle), *_optional(one.time_ms)]
+    return encode_numbers(numbers)
+
+
+def decode_watermark(value: bytes) -> tuple[int, list[Said]]:
+    """The arguments of `encode_watermark`.
+
+    Raises:
+        UnreadableClockError: it wrote nothing like this.
+    """
+    try:
+        numbers = _varints(value)
+        form, shards = next(numbers), next(numbers)
+        if form != _WATERMARK_FORMAT or shards > SHARDS_MAX:
+            raise ValueError(f"format {form}, {shards} shards")
+        said: list[Said] = []
+        for shard in numbers:
+            idle = bool(next(numbers))
+            said.append(Said(shard, _read_optional(numbers), idle))
+    except (ValueError, StopIteration) as error:
+        raise UnreadableClockError(f"a watermark record has the value {value[:100]!r}") from error
+    return shards, said
