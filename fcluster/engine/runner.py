@@ -142,9 +142,7 @@ class StageRunner:
 
     def _guard(self) -> None:
         fast, condemned = self.handle, self._condemned
-        run_condemned = self._keep_time(
-            lambda record: self._run_condemned(record, condemned[record.offset()])
-        )
+        careful = self._keep_time(self._run_condemned)
 
         def guarded(record: SourceRecord) -> None:
             offset = record.offset()
