@@ -7,12 +7,14 @@ they identify state; each error says what to change. Must not do I/O, or call a 
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any, Final, Literal, Protocol, TypeVar, cast
+from typing import Any, Final, Literal, ParamSpec, Protocol, TypeVar, cast
 
 from fcluster.common.errors import JobError
 from fcluster.common.ids import (
@@ -38,6 +40,7 @@ from fcluster.graph.states import (
     ValueState,
     check_states,
 )
+from fcluster.graph.timers import TimerClock, TimerFunction
 from fcluster.graph.topology import (
     KEY_KINDS,
     VALUE_KINDS,
@@ -59,13 +62,16 @@ from fcluster.graph.topology import (
     written_topics,
 )
 
-__all__ = ["UNSET", "Context", "Handler", "Job", "Record", "Stream", "Unset"]
+__all__ = ["UNSET", "Context", "Handler", "HandlerFunction", "Job", "Record", "Stream", "Unset"]
 
 _LEGAL_NAME = re.compile(r"[a-zA-Z0-9._-]+")
+_TIMER_CHARACTERS_MAX: Final = 200
 _INTERNAL_SUFFIXES: Final = ("-changelog", "-repartition")
 _ISOLATION_OPTIONS: Final = frozenset({"isolation.level", "kafka.consumer.isolation.level"})
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
+_P = ParamSpec("_P")
+_R_co = TypeVar("_R_co", covariant=True)
 _K = TypeVar("_K")
 _V = TypeVar("_V")
 
@@ -124,8 +130,63 @@ class Context(Protocol):
         """As `value`, for a list."""
         ...
 
+    def timer(self, name: str, *, at: int, clock: TimerClock = "event") -> None:
+        """Set the current key's timer of that name, or move it.
+
+        When it is due, the handler's `on_timer` function of that name is called. A timer is saved like state.
+        A key has one timer of a name.
+
+        Args:
+            name: of a timer of this handler.
+            at: when it is due, in milliseconds since 1970. If that has passed, it fires after this record.
+            clock: "event": once the shard's event time reaches `at`. "processing": by the wall clock.
+
+        Raises:
+            LookupError: the handler has no `on_timer` function of that name.
+            TypeError, ValueError: `at` isn't an int, or one of the values is out of range.
+        """
+        ...
+
+    def cancel_timer(self, name: str) -> None:
+        """Cancel the current key's timer of that name. Does nothing if it isn't set.
+
+        Raises:
+            LookupError: the handler has no `on_timer` function of that name.
+        """
+        ...
+
+    @property
+    def processing_time(self) -> int:
+        """The wall clock, in milliseconds since 1970; in a unit test, the driver's. For handlers with timers.
+
+        Raises:
+            LookupError: the handler has none.
+        """
+        ...
+
 
 Handler = Callable[[Any, Any], Any]
+
+
+class HandlerFunction(Protocol[_P, _R_co]):
+    """A handler as `Job.process` returns it: the function itself, which can declare timers now."""
+
+    def __call__(self, *args: _P.args, **kwargs: _P.kwargs) -> _R_co:
+        """Call the handler, as a unit test does."""
+        ...
+
+    def on_timer(self, name: str) -> Callable[[_Function], _Function]:
+        """Decorate the function for the handler's timers of that name.
+
+        It is called as `function(key, ctx)` when a timer is due that `ctx.timer(name, at=)` has set. It reads
+        and writes the state of that key, sets timers, and yields or returns outputs as the handler does.
+        `ctx.timestamp` is the time for which the timer was set, and outputs get it. The `on_error` of the
+        handler applies.
+
+        Args:
+            name: of the timer. A job is refused if a timer that may be set was renamed.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -268,6 +329,7 @@ class Stream:
         to: TopicSpec | None = None,
         name: str | None = None,
         states: Sequence[State] = (),
+        timers: Mapping[str, Handler] | None = None,
         on_error: OnError | None = None,
     ) -> Stream:
         """Call `handler(ctx, value)` for each record; see `Job.process`."""
@@ -277,6 +339,8 @@ class Stream:
         rule = self._job._rule(on_error, f"the handler {operator.name!r}")  # pyright: ignore[reportPrivateUsage]
         stores = self._job._stores(operator.name, states)  # pyright: ignore[reportPrivateUsage]
         stream = self._then(replace(operator, on_error=rule, stores=stores))
+        for timer_name, function in _checked_timers(operator.name, timers).items():
+            _add_timer(stream._node, timer_name, function)
         if to is None:
             return stream
         stream.to(to)
@@ -406,8 +470,9 @@ class Job:
         to: TopicSpec | None = None,
         name: str | None = None,
         states: Sequence[State] = (),
+        timers: Mapping[str, Handler] | None = None,
         on_error: OnError | None = None,
-    ) -> Callable[[_Function], _Function]:
+    ) -> Callable[[Callable[_P, _R_co]], HandlerFunction[_P, _R_co]]:
         """Decorate a handler. It is called as `handler(ctx, value)` for each record of `topic`.
 
         A generator function yields any number of outputs; a plain function returns one, or None for none. An
@@ -423,14 +488,29 @@ class Job:
             states: what the handler keeps for each key besides `ctx.state`: a list of `ValueState`,
                 `MapState` and `ListState` objects. It reads and writes them with `ctx.value(STATE)`,
                 `ctx.map(STATE)` and `ctx.list(STATE)`.
+            timers: functions for its timers by name, if they aren't declared with `@handler.on_timer(name)`
+                (see `HandlerFunction.on_timer`).
             on_error: what to do if the handler raises for a record, or its state can't be stored: "stop" the
                 job, "skip" the record, or write it to a dead-letter topic. It also applies to outputs of the
                 handler that can't be written. Default: that of the job (`Job(on_error=)`).
         """
 
-        def decorate(handler: _Function) -> _Function:
-            self.stream(topic).process(handler, to=to, name=name, states=states, on_error=on_error)
-            return handler
+        def decorate(handler: Callable[_P, _R_co]) -> HandlerFunction[_P, _R_co]:
+            node = (
+                self.stream(topic)
+                .process(
+                    cast("Handler", handler),
+                    to=to,
+                    name=name,
+                    states=states,
+                    timers=timers,
+                    on_error=on_error,
+                )
+                ._node  # pyright: ignore[reportPrivateUsage]
+            )
+            with contextlib.suppress(AttributeError):  # such as a bound method: there is timers= for it
+                cast("Any", handler).on_timer = functools.partial(_on_timer, node)
+            return cast("HandlerFunction[_P, _R_co]", handler)
 
         return decorate
 
@@ -918,6 +998,41 @@ def _process_operator(handler: Handler, name: str | None) -> Process:
             )
     _check_name(name, "The handler name", " with name=")
     return Process(name, handler, returns=_returns(handler))
+
+
+def _on_timer(node: _Node, name: str) -> Callable[[_Function], _Function]:
+    """See `HandlerFunction.on_timer`."""
+
+    def decorate(function: _Function) -> _Function:
+        _add_timer(node, name, function)
+        return function
+
+    return decorate
+
+
+def _checked_timers(handler: str, timers: Any) -> Mapping[str, Handler]:
+    if timers is None:
+        return {}
+    if not isinstance(timers, Mapping):
+        raise JobError(
+            f"timers= of the handler {handler!r} got {timers!r}.",
+            remedy="Give a dict: timers={'remind': function}.",
+        )
+    return cast("Mapping[str, Handler]", timers)
+
+
+def _add_timer(node: _Node, name: str, function: Any) -> None:
+    step = cast(Process, node.step)
+    what = f"The timer name {name!r} of the handler {step.name!r}"
+    if not isinstance(name, str) or not _LEGAL_NAME.fullmatch(name) or len(name) > _TIMER_CHARACTERS_MAX:  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise JobError(
+            f"{what} isn't valid.",
+            remedy=f"Use at most {_TIMER_CHARACTERS_MAX} letters a-z and A-Z, digits, '.', '_' and '-'.",
+        )
+    if any(timer.name == name for timer in step.timers):
+        raise JobError(f"{what} is taken.", remedy="Each name has one on_timer function.")
+    _check_function(function, "on_timer", ("key", "ctx"), may_yield=True)
+    node.step = replace(step, timers=(*step.timers, TimerFunction(name, function, _returns(function))))
 
 
 def _returns(handler: Handler) -> Literal["many", "one"]:

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from fcluster.engine.context import AnyTable, HandlerContext, UndoableContext
+from fcluster.engine.context import AnyTable, HandlerContext, KeyTimers, UndoableContext
 from fcluster.engine.failure import UnkeptStateError
 from fcluster.engine.operators import operator_for
-from fcluster.engine.operators.base import Surroundings, WriteRecord
+from fcluster.engine.operators.base import Surroundings, TimerStep, WriteRecord
 from fcluster.engine.operators.write import (
     Target,
     compile_record_writer,
@@ -35,6 +35,7 @@ class CompiledChain:
         places: where it can fail, by name.
         tables: of its handlers.
         held: where its outputs wait; None: they go to the port at once.
+        timers: what is to be called when a timer is due, by the names of handler and timer.
     """
 
     name: str
@@ -42,6 +43,7 @@ class CompiledChain:
     places: Mapping[str, Place]
     tables: tuple[AnyTable, ...]
     held: HeldOutputs | None
+    timers: Mapping[tuple[str, str], TimerStep]
 
 
 def is_tolerant(chain: Chain) -> bool:
@@ -57,6 +59,7 @@ def compile_chain(
     port: OutputPort,
     passing: tuple[type[BaseException], ...],
     held: HeldOutputs | None,
+    timers: Mapping[str, KeyTimers],
 ) -> CompiledChain:
     """The chain in the shard `partition` of `stage`.
 
@@ -65,6 +68,7 @@ def compile_chain(
         port: for the outputs, unless they are held.
         passing: exceptions that aren't the record's doing, whoever raises them.
         held: for the outputs, until the record is through.
+        timers: of the shard's handlers that set some, by the handler's name.
     """
     operators = [
         operator_for(node, number, chain.name) for number, node in enumerate(chain.operators, start=1)
@@ -92,6 +96,7 @@ def compile_chain(
         HandlerContext if held is None else UndoableContext,
         (StepFailure, UnkeptStateError, *passing),
         record_writer,
+        timers,
     )
     step: Step = discard
     if chain.sink is not None:
@@ -110,4 +115,5 @@ def compile_chain(
     for operator in reversed(operators):
         step = operator.compile(surroundings, step)
     stores = [store for operator in operators for store in operator.stores]
-    return CompiledChain(chain.name, step, places, tuple(tables[store] for store in stores), held)
+    used = tuple(tables[store] for store in stores)
+    return CompiledChain(chain.name, step, places, used, held, surroundings.fire)

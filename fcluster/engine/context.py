@@ -21,6 +21,7 @@ from fcluster.graph.states import (
     ValueAccess,
     ValueState,
 )
+from fcluster.graph.timers import TimerClock
 
 _K = TypeVar("_K")
 _V = TypeVar("_V")
@@ -45,8 +46,32 @@ class AnyTable(Protocol):
         """Take back what the record changed."""
         ...
 
+    def end_undo(self) -> None:
+        """What the record changed stays."""
+        ...
+
+    def check_changed(self) -> None:
+        """Raise ProcessingError if something that the record changed can't be kept."""
+        ...
+
     def encode_touched(self) -> Mapping[bytes, bytes]:
         """What the open epoch changed. Raises ProcessingError if a value can't be kept."""
+        ...
+
+
+class KeyTimers(Protocol):
+    """The timers of a handler in one shard. `engine.timers.HandlerTimers` is one."""
+
+    def set(self, key: bytes | None, name: str, at_ms: int, clock: TimerClock) -> None:
+        """Set the timer of that key and name, or move it."""
+        ...
+
+    def cancel(self, key: bytes | None, name: str) -> None:
+        """Remove the timer of that key and name, if it is set."""
+        ...
+
+    def wall_ms(self) -> int:
+        """Processing time: milliseconds since 1970."""
         ...
 
 
@@ -70,6 +95,7 @@ class HandlerContext:
         "_load",
         "_name",
         "_record",
+        "_timers",
         "_touched",
         "partition",
         "topic",
@@ -83,6 +109,7 @@ class HandlerContext:
         self._touched = table.touched.get
         self._load = table.get
         self._access: Mapping[str, Any] = {}
+        self._timers: KeyTimers | None = None
         self._record: SourceRecord = None  # type: ignore[assignment]  # the step sets it before each call
         self._key: bytes | None = None
 
@@ -131,6 +158,47 @@ class HandlerContext:
                 "name it in the handler's states=[...]"
             )
         return access
+
+    def timer(self, name: str, *, at: int, clock: TimerClock = "event") -> None:
+        """Set the current key's timer of that name, or move it.
+
+        Args:
+            name: of a timer of this handler: that of an `on_timer` function.
+            at: when it is due, in milliseconds since 1970.
+            clock: "event": as soon as event time reaches `at`. "processing": by the wall clock.
+
+        Raises:
+            LookupError: the handler has no such timer.
+            RecordError: the record has no key.
+            TypeError, ValueError: `at` or `clock` isn't valid.
+        """
+        self._key_timers.set(self._key, name, at, clock)
+
+    def cancel_timer(self, name: str) -> None:
+        """Cancel the current key's timer of that name. Does nothing if it isn't set.
+
+        Raises:
+            LookupError: the handler has no such timer.
+            RecordError: the record has no key.
+        """
+        self._key_timers.cancel(self._key, name)
+
+    @property
+    def processing_time(self) -> int:
+        """The wall clock, in milliseconds since 1970; in a unit test, the driver's.
+
+        Raises:
+            LookupError: the handler has no timers.
+        """
+        return self._key_timers.wall_ms()
+
+    @property
+    def _key_timers(self) -> KeyTimers:
+        if self._timers is None:
+            raise LookupError(
+                f"the handler {self._name!r} has no timers; declare one with @{self._name}.on_timer(name)"
+            )
+        return self._timers
 
     @property
     def timestamp(self) -> int:

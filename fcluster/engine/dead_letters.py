@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from fcluster.common.failures import bounded_text
 from fcluster.engine.failure import OutputRefusedError
-from fcluster.engine.records import OUTPUT_TROUBLE, Headers, SourceRecord, describe_record
+from fcluster.engine.records import OUTPUT_TROUBLE, Headers, SourceRecord, TimerRecord, describe_record
 from fcluster.engine.steps import RecordError
 from fcluster.graph.topology import TopicSpec
 
@@ -24,7 +24,8 @@ STUB_REASON_CHARACTERS_MAX = 500
 def write_dead_letter(
     produce: Callable[..., None], topic: TopicSpec, record: SourceRecord, handler: str, error: str
 ) -> None:
-    """Write `record` to `topic`, or a stub if it is refused.
+    """Write `record` to `topic`, or a stub if it is refused. Of a timer there is a key, the time at which it
+    was due as the timestamp, no value, and its name in a header; the offset is that of the next record.
 
     Args:
         produce: see `records.Produce`.
@@ -41,6 +42,8 @@ def write_dead_letter(
         ("fcluster.partition", str(record.partition()).encode()),
         ("fcluster.offset", str(record.offset()).encode()),
     ]
+    if isinstance(record, TimerRecord):
+        ours.append(("fcluster.timer", bounded_text(record.name, 300).encode()))
     key, value, timestamp_ms = record.key(), record.value(), record.timestamp()[1]
     try:
         produce(topic.name, value, key, timestamp_ms, [*_headers(record), *ours])

@@ -201,6 +201,13 @@ class EntryTable:
         if self._ttl is not None:
             self._times[key] = self._ttl.now_ms()
 
+    def put_new(self, key: bytes, value: Any) -> None:
+        """As `put`, for a `key` that is known to have no entry: if it is deleted in the same epoch, nothing
+        of it is written."""
+        if key not in self._open:
+            self._below[key] = DELETED
+        self.put(key, value)
+
     def replace(self, key: bytes, value: Any) -> None:
         """As `put`, for a `key` that `get` just gave: with a TTL, its time stays."""
         self._replace(key, value)
@@ -251,15 +258,24 @@ class EntryTable:
                 self._times[key] = time_ms
         images.clear()
 
+    def end_undo(self) -> None:
+        """What the record changed stays."""
+        self._images = None
+
+    def check_changed(self) -> None:
+        """Raise ProcessingError if something that the record changed since `begin_undo` can't be kept."""
+        images = self._images or ()
+        live = {key: value for key in images if (value := self._open.get(key, ABSENT)) is not ABSENT}
+        try:
+            self._codec.encode_all(live.values())
+        except UnkeptError:
+            self._raise_first_unkept(live)
+
     # --- for ShardState -------------------------------------------------------------------------------
 
     def counts(self) -> tuple[int, int]:
         """(open, clean) entries in memory."""
         return len(self._open), len(self._clean)
-
-    def end_undo(self) -> None:
-        """The last record of the epoch is through: what it changed stays."""
-        self._images = None
 
     def settle(self) -> None:
         """Delete what is expired, and note when what was put will be: the open epoch is about to end."""

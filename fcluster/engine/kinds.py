@@ -11,6 +11,8 @@ Pure.
       /bounds    key of the stream                     -> first place, place behind the last one
     any /times   time (8 bytes) | key of the entry     -> nothing: notes of `entries.Expiry`
     //clock      nothing                               -> the handler's clock
+    //timers     group of the key | name of the timer  -> clock (1 byte) | time (8 bytes)
+    //due        clock | time | ended key | name       -> nothing: the timers in the order in which they fire
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from fcluster.engine.steps import RecordError
 from fcluster.engine.values import UnkeptError, decode_value, describe_unkept, encode_values
 from fcluster.graph.codecs import Kind, codec_name, value_codec
 from fcluster.graph.states import ListAccess, MapAccess, MapState, StateStore, ValueAccess
+from fcluster.graph.timers import TimerStore
 
 _BOUNDS = Struct(">QQ")
 _PLACE_BYTES = 8
@@ -155,6 +158,22 @@ def make_tables(
         clock = known.get(store.clock_name) or make(store.clock_name, state_codec("int"))
         entries.expire_with(Expiry(state.ttl_ms, Clock(clock), entries, notes, on_expired))
     return list(made.values())
+
+
+def make_timer_tables(
+    store: TimerStore, layers: Layers, prefix_of: Callable[[str], bytes]
+) -> list[EntryTable]:
+    """The tables of a handler's timers; see `engine.timers`."""
+    codec = state_codec("bytes")
+    timers = EntryTable(store.name, prefix_of(store.name), store.handler, layers, codec)
+    timers.key_text = _entry_text
+    due_prefix = prefix_of(store.due_name)
+    return [timers, EntryTable(store.due_name, due_prefix, store.handler, layers, codec, clock_of_due)]
+
+
+def clock_of_due(due: bytes) -> bytes:
+    """The clock, which a key of the timers by time begins with: they are scanned for one clock at a time."""
+    return due[:1]
 
 
 def _one_group(_key: bytes) -> bytes:

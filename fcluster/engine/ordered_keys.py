@@ -70,6 +70,21 @@ def decode_time(raw: bytes) -> int:
     return int.from_bytes(raw[:TIME_BYTES], "big")
 
 
+def ended(encoded: bytes) -> bytes:
+    """Bytes that something follows in a composite key: in their own order, and none begins another one."""
+    return encoded.replace(b"\x00", _ESCAPED_0) + _END
+
+
+def take_ended(raw: bytes, at: int) -> tuple[bytes, int]:
+    """What `ended` was given that begins at `at`, and where what follows begins."""
+    end = at
+    while True:
+        end = raw.index(0, end)
+        if raw[end + 1] == 0:
+            return raw[at:end].replace(_ESCAPED_0, b"\x00"), end + 2
+        end += 2
+
+
 def ordered_key(parts: KeyParts) -> tuple[EncodeKey, DecodeKey]:
     """How keys of that kind are encoded and decoded; `encode` raises TypeError or ValueError."""
     if isinstance(parts, Codec):
@@ -117,22 +132,9 @@ def _take_int(raw: bytes, at: int) -> tuple[int, int]:
     return (amount if head >= 128 else amount - (256**length - 1)), end
 
 
-def _take_bytes(raw: bytes, at: int) -> tuple[bytes, int]:
-    end = at
-    while True:
-        end = raw.index(0, end)
-        if raw[end + 1] == 0:
-            return raw[at:end].replace(_ESCAPED_0, b"\x00"), end + 2
-        end += 2
-
-
 def _take_text(raw: bytes, at: int) -> tuple[str, int]:
-    found, end = _take_bytes(raw, at)
+    found, end = take_ended(raw, at)
     return found.decode(), end
-
-
-def _ended(encoded: bytes) -> bytes:
-    return encoded.replace(b"\x00", _ESCAPED_0) + _END
 
 
 _ALONE: dict[str, tuple[EncodeKey, DecodeKey]] = {
@@ -141,8 +143,8 @@ _ALONE: dict[str, tuple[EncodeKey, DecodeKey]] = {
     "int": (_encode_int, _decode_int),
 }
 _IN_TUPLE: dict[str, tuple[EncodeKey, Callable[[bytes, int], tuple[Any, int]]]] = {
-    "text": (lambda key: _ended(_encode_text(key)), _take_text),
-    "bytes": (lambda key: _ended(_encode_bytes(key)), _take_bytes),
+    "text": (lambda key: ended(_encode_text(key)), _take_text),
+    "bytes": (lambda key: ended(_encode_bytes(key)), take_ended),
     "int": (_encode_int, _take_int),
 }
 

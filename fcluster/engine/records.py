@@ -64,8 +64,64 @@ class SourceRecord(Protocol):
         ...
 
 
+class TimerRecord:
+    """A timer that is due, in place of the record that is processed.
+
+    Args:
+        key: of the stream, as bytes.
+        at_ms: when it was due.
+        topic, partition: of the first input of its shard.
+        offset: of the first record there that comes after it.
+        title: which timer; see `timers.timer_title`.
+        name: of the timer.
+    """
+
+    __slots__ = ("_at_ms", "_key", "_offset", "_partition", "_topic", "name", "title")
+
+    def __init__(
+        self, key: bytes, at_ms: int, topic: str, partition: int, offset: int, title: str, name: str
+    ) -> None:
+        self._key = key
+        self._at_ms = at_ms
+        self._topic = topic
+        self._partition = partition
+        self._offset = offset
+        self.title = title
+        self.name = name
+
+    def key(self) -> bytes:
+        """Of the stream."""
+        return self._key
+
+    def value(self) -> None:
+        """A timer has none."""
+        return
+
+    def timestamp(self) -> tuple[int, int]:
+        """When it was due, as a timestamp that its creator has set."""
+        return (1, self._at_ms)
+
+    def headers(self) -> None:
+        """A timer has none."""
+        return
+
+    def topic(self) -> str:
+        """Of the first input."""
+        return self._topic
+
+    def partition(self) -> int:
+        """Of the shard."""
+        return self._partition
+
+    def offset(self) -> int:
+        """Of the record before which it fires."""
+        return self._offset
+
+
 def describe_record(record: SourceRecord) -> str:
-    """Which record, for messages: topic, partition and offset."""
+    """Which record, for messages: topic, partition and offset; or which timer."""
+    if isinstance(record, TimerRecord):
+        return record.title
     return f"record {bounded_text(str(record.topic()), 249)}/{record.partition()} at offset {record.offset()}"
 
 

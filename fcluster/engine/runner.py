@@ -18,13 +18,13 @@ Must not: know about epochs, transactions or the coordinator. Pure.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fcluster.common.errors import REMEDY_MARK, ProcessingError, one_line
 from fcluster.common.failures import bounded_text
 from fcluster.engine.clock import EventClock, UnreadableClockError
 from fcluster.engine.compile import CompiledChain, compile_chain, is_tolerant
-from fcluster.engine.context import AnyTable
+from fcluster.engine.context import AnyTable, KeyTimers
 from fcluster.engine.dead_letters import dead_letter_trouble, write_dead_letter
 from fcluster.engine.failure import Failure, UnkeptStateError
 from fcluster.engine.records import (
@@ -40,6 +40,9 @@ from fcluster.engine.steps import REASON_CHARACTERS_MAX, Place, RecordError, Ste
 from fcluster.engine.watermarks import is_watermark, watermarks_in
 from fcluster.graph.codecs import decoding_trouble, value_codec
 from fcluster.graph.topology import Input, OnError, Stage, TopicSpec
+
+if TYPE_CHECKING:
+    from fcluster.engine.firing import TimerRunner
 
 RunChain = Callable[[SourceRecord, bytes | None, Any], None]
 
@@ -73,6 +76,7 @@ class StageRunner:
         passing: exceptions of the shell's that aren't the record's doing; they come through as they are.
         number: of the input.
         clock: the shard's event time; its inputs share it. None: the job doesn't use event time.
+        timers: of the shard, if its handlers set some. Those of its inputs share it.
 
     Attributes:
         handle: processes one record. It raises `HandlerError`, `UnreadableRecordError`, `UnkeptStateError`,
@@ -88,6 +92,7 @@ class StageRunner:
         "_port",
         "_source",
         "_tables",
+        "_timers",
         "clock",
         "handle",
         "number",
@@ -104,6 +109,7 @@ class StageRunner:
         passing: tuple[type[BaseException], ...],
         number: int = 0,
         clock: EventClock | None = None,
+        timers: TimerRunner | None = None,
     ) -> None:
         self.stage = stage
         self.partition = partition
@@ -117,7 +123,12 @@ class StageRunner:
         self._condemned: dict[int, list[Failure]] = {}
         self._careful: _CarefulRun | None = None
         self._decode = value_codec(self._source.topic.value)[0]
+        self._timers = timers
         self.handle: Callable[[SourceRecord], None] = self._keep_time(self._compile())
+
+    def passed(self, record: SourceRecord) -> None:
+        """Called when a record is through, before the timers fire that are due after it; for shells. Only if
+        there are timers."""
 
     def condemn(self, offset: int, failure: Failure) -> None:
         """Let the record at `offset` fail with `failure` when it comes, by the rule of the step responsible.
@@ -162,19 +173,44 @@ class StageRunner:
     def _run_condemned(self, record: SourceRecord) -> None:
         if self._careful is None:
             self._careful = _CarefulRun(
-                self.stage, self.number, self.partition, self._tables, self._port, self._passing
+                self.stage,
+                self.number,
+                self.partition,
+                self._tables,
+                self._port,
+                self._passing,
+                self._key_timers,
             )
         self._careful.run(record, self._condemned[record.offset()])
 
-    # --- event time -----------------------------------------------------------------------------------
+    @property
+    def _key_timers(self) -> Mapping[str, KeyTimers]:
+        return {} if self._timers is None else self._timers.handlers
+
+    # --- time -----------------------------------------------------------------------------------------
 
     def _keep_time(self, run: Callable[[SourceRecord], None]) -> Callable[[SourceRecord], None]:
-        """`run`, and what each record means for the shard's event time."""
-        if self.clock is None:
-            return run
-        if self._source.internal:
-            return _hearing(run, self.clock, self.number, self._port)
-        return _observing(run, self.clock, self.number)
+        """`run`, what each record means for the shard's event time, and the timers that are due."""
+        if self.clock is not None and self._source.internal:
+            run = _hearing(run, self.clock, self.number, self._port)
+        elif self.clock is not None:
+            run = _observing(run, self.clock, self.number)
+        return run if self._timers is None else self._timed(run, self._timers)
+
+    def _timed(
+        self, run: Callable[[SourceRecord], None], timers: TimerRunner
+    ) -> Callable[[SourceRecord], None]:
+        passed = self.passed
+
+        def handle(record: SourceRecord) -> None:
+            if timers.event_is_due():
+                timers.fire_all_events()  # what a restart has left
+            run(record)
+            passed(record)
+            if timers.event_is_due():
+                timers.fire_event()
+
+        return handle
 
     # --- compiling ------------------------------------------------------------------------------------
 
@@ -185,7 +221,14 @@ class StageRunner:
         for chain in chains:
             held = HeldOutputs() if is_tolerant(chain) else None
             compiled = compile_chain(
-                chain, self.stage, self.partition, self._tables, port, self._passing, held
+                chain,
+                self.stage,
+                self.partition,
+                self._tables,
+                port,
+                self._passing,
+                held,
+                self._key_timers,
             )
             runs.append(
                 _stopping(compiled, self._passing)
@@ -258,7 +301,7 @@ def _compile_plain(
         except passing:
             raise
         except BaseException as error:
-            raise HandlerError(_failure_of(error, chain).message(record)) from error
+            raise HandlerError(failure_of(error, chain).message(record)) from error
         return None
 
     return handle
@@ -316,7 +359,7 @@ def _stopping(chain: CompiledChain, passing: tuple[type[BaseException], ...]) ->
         except passing:
             raise
         except BaseException as error:
-            raise HandlerError(_failure_of(error, name).message(record)) from error
+            raise HandlerError(failure_of(error, name).message(record)) from error
 
     return run
 
@@ -335,12 +378,12 @@ def _tolerant(
         try:
             step(record, key, value)
             if entries:
-                _release(entries, port, record)
+                release(entries, port, record)
         except passing:
             entries.clear()
             raise
         except BaseException as error:  # noqa: BLE001  whatever it is, it has a place, or the chain is it
-            failure = _failure_of(error, name)
+            failure = failure_of(error, name)
             for table in tables:
                 table.rollback()
             entries.clear()
@@ -349,8 +392,8 @@ def _tolerant(
     return run
 
 
-def _release(entries: list[HeldOutput], port: OutputPort, record: SourceRecord) -> None:
-    """Hand held outputs to the port.
+def release(entries: list[HeldOutput], port: OutputPort, record: SourceRecord) -> None:
+    """Hand a record's held outputs to the port.
 
     Raises:
         StepFailure: the first one is refused; nothing is written.
@@ -388,7 +431,8 @@ def _tolerate(
         port.records += 1
 
 
-def _failure_of(error: BaseException, chain: str) -> StepFailure:
+def failure_of(error: BaseException, chain: str) -> StepFailure:
+    """Where in the chain something failed."""
     if isinstance(error, StepFailure):
         return error
     # Nothing that a step expects; it isn't tolerated.
@@ -445,6 +489,7 @@ class _CarefulRun:
         tables: Mapping[str, AnyTable],
         port: OutputPort,
         passing: tuple[type[BaseException], ...],
+        timers: Mapping[str, KeyTimers],
     ) -> None:
         self._source = stage.inputs[number]
         self._port = port
@@ -454,7 +499,7 @@ class _CarefulRun:
         self._source_place = _source_place(stage, number)
         self._decode = value_codec(self._source.topic.value)[0]
         self._chains = [
-            compile_chain(chain, stage, partition, tables, port, passing, HeldOutputs(self._refusals))
+            compile_chain(chain, stage, partition, tables, port, passing, HeldOutputs(self._refusals), timers)
             for chain in stage.chains_of(number)
         ]
 
@@ -480,7 +525,7 @@ class _CarefulRun:
         self._port.skipped += skipped
         if outputs:
             try:
-                _release(outputs, self._port, record)
+                release(outputs, self._port, record)
             except StepFailure as failure:
                 known_now = Failure(failure.describe(), topic=outputs[0][1], step=failure.place.name)
                 raise HandlerError(failure.message(record), known_now) from failure
@@ -510,7 +555,7 @@ class _CarefulRun:
             except self._passing:
                 raise
             except BaseException as error:  # noqa: BLE001
-                failure = _failure_of(error, chain.name)
+                failure = failure_of(error, chain.name)
                 if failure.place.on_error == "stop":
                     raise UnreadableRecordError(failure.message(record)) from failure.error
                 for table in chain.tables:

@@ -42,9 +42,10 @@ from fcluster.common.errors import JobError, ProcessingError
 from fcluster.common.failures import bounded_repr
 from fcluster.engine.changelog import Delta
 from fcluster.engine.entries import EntryTable
-from fcluster.engine.kinds import make_tables
+from fcluster.engine.kinds import make_tables, make_timer_tables
 from fcluster.engine.values import KEPT, State, UnkeptError, decode_state, describe_unkept, encode_states
 from fcluster.graph.states import StateStore
+from fcluster.graph.timers import TimerStore
 
 STORE_PREFIX_BYTES = 4
 DELETED = b""
@@ -133,6 +134,14 @@ class StoreTable(Protocol):
 
     def rollback(self) -> None:
         """Take back what the record changed since `begin_undo`."""
+        ...
+
+    def end_undo(self) -> None:
+        """The record is through: what it changed stays."""
+        ...
+
+    def check_changed(self) -> None:
+        """Raise ProcessingError if something that the record changed since `begin_undo` can't be kept."""
         ...
 
     def counts(self) -> tuple[int, int]:
@@ -261,6 +270,18 @@ class StateTable:
             state.update(marshal.loads(image))
         images.clear()
 
+    def end_undo(self) -> None:
+        """What the record changed stays, and no more is remembered."""
+        self._images = None
+
+    def check_changed(self) -> None:
+        """Raise ProcessingError if a state that the record touched since `begin_undo` can't be kept."""
+        touched = {key: self.touched[key] for key in self._images or ()}
+        try:
+            encode_states(touched.values())
+        except UnkeptError:
+            self._raise_first_unkept(touched)
+
     # --- for ShardState ------------------------------------------------------------------------------
 
     def counts(self) -> tuple[int, int]:
@@ -280,7 +301,7 @@ class StateTable:
         try:
             values = encode_states(states)
         except UnkeptError:
-            self._raise_first_unkept()
+            self._raise_first_unkept(touched)
         before = map(self._encoded.get, touched)
         changed = {
             key: value for key, value, old in zip(touched, values, before, strict=True) if value != old
@@ -337,8 +358,8 @@ class StateTable:
         except ValueError:
             raise self._unkept(key, state) from None
 
-    def _raise_first_unkept(self) -> NoReturn:
-        for key, state in self.touched.items():
+    def _raise_first_unkept(self, touched: Mapping[bytes, State]) -> NoReturn:
+        for key, state in touched.items():
             if describe_unkept(state) is not None:
                 raise self._unkept(key, state)
         raise AssertionError(f"store {self.name!r}: a value can't be stored, but no single one causes it")
@@ -355,7 +376,8 @@ class ShardState:
 
     Args:
         store: holds committed state, and says at which epoch.
-        stores: names of the handlers that have a dict for each key, and what handlers declare besides.
+        stores: names of the handlers that have a dict for each key, what handlers declare besides, and the
+            timers of those that have some.
         cache_entries_max: so many clean dicts are kept over a barrier, in all tables together.
         flush_limits: when committed changes are written to the store.
 
@@ -371,7 +393,7 @@ class ShardState:
     def __init__(
         self,
         store: Store,
-        stores: Sequence[str | StateStore],
+        stores: Sequence[str | StateStore | TimerStore],
         cache_entries_max: int,
         flush_limits: FlushLimits | None = None,
     ) -> None:
@@ -380,7 +402,11 @@ class ShardState:
         for wanted in stores:
             if isinstance(wanted, StateStore):
                 made = make_tables(wanted, self, store_prefix, self._entry_tables)
-                self._entry_tables.update((table.name, table) for table in made)
+            elif isinstance(wanted, TimerStore):
+                made = make_timer_tables(wanted, self, store_prefix)
+            else:
+                continue
+            self._entry_tables.update((table.name, table) for table in made)
         self.tables: dict[str, StoreTable] = {**self.documents, **self._entry_tables}
         self._by_prefix = {table.prefix: table for table in self.tables.values()}
         if len(self._by_prefix) != len(self.tables):

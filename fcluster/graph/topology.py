@@ -29,6 +29,7 @@ from fcluster.common.isolation import Isolation
 from fcluster.graph.codecs import Kind, codec_name
 from fcluster.graph.functions import BYTECODE, comparable, function_identity
 from fcluster.graph.states import StateStore
+from fcluster.graph.timers import TimerFunction, TimerStore
 
 KeyKind = Kind
 ValueKind = Kind
@@ -37,7 +38,7 @@ KEY_KINDS: tuple[str, ...] = ("text", "bytes", "int", "json", "msgpack")
 VALUE_KINDS: tuple[str, ...] = ("json", "text", "bytes", "int", "msgpack")
 
 _FORMAT_WITHOUT_STATES = 1
-"""Of descriptions of jobs whose handlers declare no states: older versions can go on with them."""
+"""Of descriptions of jobs whose handlers declare no states or timers: older versions can go on with them."""
 _DESCRIPTION_FORMAT = 2
 _FORMATS_READ = (_FORMAT_WITHOUT_STATES, _DESCRIPTION_FORMAT)
 
@@ -100,6 +101,7 @@ class Process:
         stores: what it declares besides `ctx.state`.
         returns: "many" if the call gives an iterable of outputs (a generator), "one" if it gives one
             output, or None for no output.
+        timers: what is called when a timer that it has set is due.
     """
 
     name: str
@@ -107,6 +109,12 @@ class Process:
     on_error: OnError = "stop"
     returns: Literal["many", "one"] = "one"
     stores: tuple[StateStore, ...] = ()
+    timers: tuple[TimerFunction, ...] = ()
+
+    @property
+    def timer_store(self) -> TimerStore | None:
+        """Where its timers are kept; None if it has none."""
+        return TimerStore(self.name) if self.timers else None
 
 
 Operator = Filter | Map | FlatMap | Process
@@ -206,9 +214,16 @@ class Stage:
         return self.topics.index(topic)
 
     @property
-    def all_stores(self) -> tuple[str | StateStore, ...]:
+    def all_stores(self) -> tuple[str | StateStore | TimerStore, ...]:
         """What `ShardState` is made with."""
-        return (*self.stores, *self.state_stores)
+        timers = (process.timer_store for process in self.timed_processes)
+        return (*self.stores, *self.state_stores, *(store for store in timers if store is not None))
+
+    @property
+    def timed_processes(self) -> tuple[Process, ...]:
+        """Its handlers that set timers, in the order of the job file."""
+        processes = (process for chain in self.chains for process in chain.processes)
+        return tuple({process.name: process for process in processes if process.timers}.values())
 
     @property
     def state_stores(self) -> tuple[StateStore, ...]:
@@ -330,7 +345,7 @@ class Topology:
         handling. They may change freely between runs.
         """
         feeds = {topic: fed for stage in self.stages for topic, fed in _feeds(stage)}
-        declares_states = any(stage.state_stores for stage in self.stages)
+        declares_states = any(stage.state_stores or stage.timed_processes for stage in self.stages)
         return {
             "format": _DESCRIPTION_FORMAT if declares_states else _FORMAT_WITHOUT_STATES,
             "job": self.job,
@@ -450,6 +465,10 @@ def _describe_stage(stage: Stage, feeds: Mapping[str, dict[str, str]]) -> dict[s
     description = {**_describe_input(first, feeds), "stores": sorted(stage.stores)}
     if stage.state_stores:
         description["states"] = {store.name: store.state.describe() for store in stage.state_stores}
+    if stage.timed_processes:
+        description["timers"] = {
+            process.name: sorted(timer.name for timer in process.timers) for process in stage.timed_processes
+        }
     if stage.changelog is not None:
         description["changelog"] = stage.changelog
     if further:
@@ -530,6 +549,7 @@ def incompatibility(old_description: Mapping[str, Any], new_topology: Topology) 
         reason = (
             _lost_store(name, old, new_homes, added)
             or _changed_states(old, new_stages.get(name, {}))
+            or _lost_timer(old, new_stages.get(name, {}))
             or _changed_stage(name, old, new_stages)
             or _changed_inputs(name, old, new_stages)
         )
@@ -567,6 +587,22 @@ def _changed_states(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | Non
                 "another state under a new name, and let the handler copy each key's entries when a "
                 "record of that key comes.)"
             )
+    return None
+
+
+def _lost_timer(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
+    """Which timer of a stage may be set, but has no function any more."""
+    declared = cast("Mapping[str, Sequence[str]]", new.get("timers", {}))
+    for handler, before in cast("Mapping[str, Sequence[str]]", old.get("timers", {})).items():
+        now = declared.get(handler, ())
+        for name in before:
+            if name not in now:
+                near = _nearest(name, [other for other in now if other not in before])
+                hint = f" (renamed to {near!r}?)" if near else ""
+                return (
+                    f"The timer {name!r} of the handler {handler!r} may be set, but has no on_timer function "
+                    f"any more{hint}."
+                )
     return None
 
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import GeneratorType
 from typing import Any, Protocol, cast
 
 from fcluster.common.failures import bounded_text
-from fcluster.engine.context import AnyTable, HandlerContext
+from fcluster.engine.context import AnyTable, HandlerContext, KeyTimers
 from fcluster.engine.records import SourceRecord
 from fcluster.engine.steps import Place, Step
 from fcluster.graph.record import Record
 from fcluster.graph.topology import OnError, TopicSpec
 
 WriteRecord = Callable[[SourceRecord, bytes | None, Record], None]
+TimerStep = Callable[[SourceRecord, bytes, Place], None]
+"""Calls the function of a timer, and passes on what comes of it. Its own failures happen at that place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,8 @@ class Surroundings:
         passing: exceptions that are nobody's failure in the chain and go through it as they are: the shell's,
             and `StepFailure`, which has its place already.
         record_writer: gives the function that writes a `Record` of the handler at a place.
+        timers: of the handlers that set some, by the handler's name.
+        fire: takes what is to be called when a timer is due, by the names of handler and timer.
     """
 
     source: TopicSpec
@@ -38,6 +42,8 @@ class Surroundings:
     context_type: type[HandlerContext]
     passing: tuple[type[BaseException], ...]
     record_writer: Callable[[Place], WriteRecord]
+    timers: Mapping[str, KeyTimers] = field(default_factory=dict[str, KeyTimers])
+    fire: dict[tuple[str, str], TimerStep] = field(default_factory=dict[tuple[str, str], "TimerStep"])
 
 
 class CompiledOperator(Protocol):

@@ -8,11 +8,12 @@ from typing import Any, cast
 from fcluster.engine.context import Table
 from fcluster.engine.entries import Clock, EntryTable
 from fcluster.engine.kinds import make_access
-from fcluster.engine.operators.base import Surroundings, close_generator
+from fcluster.engine.operators.base import Surroundings, TimerStep, WriteRecord, close_generator
 from fcluster.engine.records import SourceRecord
 from fcluster.engine.steps import Place, Step, StepFailure
 from fcluster.graph.codecs import key_codec
 from fcluster.graph.record import Record
+from fcluster.graph.timers import TimerFunction
 from fcluster.graph.topology import Process
 
 
@@ -23,7 +24,9 @@ class ProcessOperator:
 
     def __init__(self, node: Process) -> None:
         self._node = node
-        self.stores = (node.name, *dict.fromkeys(name for store in node.stores for name in store.store_names))
+        declared = dict.fromkeys(name for store in node.stores for name in store.store_names)
+        timers = () if node.timer_store is None else node.timer_store.store_names
+        self.stores = (node.name, *declared, *timers)
         self.place = Place(node.name, f"in {node.name!r}", node.on_error)
 
     def compile(self, surroundings: Surroundings, following: Step) -> Step:
@@ -39,11 +42,17 @@ class ProcessOperator:
         context._access = {
             store.state.name: (store.declared, make_access(store, tables, context)) for store in node.stores
         }
+        if node.timers:
+            context._timers = surroundings.timers[node.name]
         function, passing = node.function, surroundings.passing
         clocks = {store.clock_name for store in node.stores if store.state.ttl is not None}
         for name in clocks:  # one at most
             function = _advancing(function, Clock(cast("EntryTable", tables[name])))
         write_record = surroundings.record_writer(place)
+        for timer in node.timers:
+            surroundings.fire[node.name, timer.name] = _compile_timer(
+                timer, context, passing, write_record, following
+            )
 
         def many(record: SourceRecord, key: bytes | None, value: Any) -> None:
             context._record = record  # a method call for each record would cost
@@ -77,6 +86,37 @@ class ProcessOperator:
                 following(record, key, output)
 
         return many if node.returns == "many" else one
+
+
+def _compile_timer(
+    timer: TimerFunction,
+    context: Any,
+    passing: tuple[type[BaseException], ...],
+    write_record: WriteRecord,
+    following: Step,
+) -> TimerStep:
+    """What is called when the timer is due. A timer is rare, compared with records: there is one way for all
+    kinds of functions."""
+    function, is_many = timer.function, timer.returns == "many"
+
+    def fire(record: SourceRecord, key: bytes, place: Place) -> None:  # `step_of` looks for `place`
+        context._record = record
+        context._key = key
+        outputs = None
+        try:
+            outputs = function(context.key, context)
+            for output in (outputs or ()) if is_many else (outputs,):
+                if type(output) is Record:
+                    write_record(record, key, output)
+                elif output is not None:
+                    following(record, key, output)
+        except passing:
+            close_generator(outputs)
+            raise
+        except BaseException as error:
+            raise StepFailure(place, error) from error
+
+    return fire
 
 
 def _advancing(function: Callable[[Any, Any], Any], clock: Clock) -> Callable[[Any, Any], Any]:

@@ -1,0 +1,330 @@
+"""Fires the timers of a shard that are due.
+
+Responsible for: `TimerRunner`, which knows when the next timers of the shard are due, calls their functions,
+and does what failures lead to.
+
+Invariants kept:
+- A shard processes no record while an event-time timer is due. What fires depends on what the shard has read,
+  and on the order of it: not on batches, or on where barriers fell.
+- Due timers fire in the order of time, then of the key's bytes, then of the name, and among those of equal
+  ones in the order of the job's handlers. Timers that are set meanwhile take their place in that order.
+- A timer is removed in the epoch in which it fires. "skip" and a dead-letter topic: it is removed, and leaves
+  no other trace. "stop": it stays, and nothing of it is in the open epoch, which may be committed.
+
+A timer's outputs always wait until its function is through, and its changes can be taken back: it costs more
+than a record, and in return a timer that fails never aborts an epoch that other records are in.
+
+Must not: know about epochs, transactions or the coordinator. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+from fcluster.common.errors import ProcessingError, one_line
+from fcluster.common.failures import bounded_text
+from fcluster.engine.compile import CompiledChain, compile_chain
+from fcluster.engine.context import AnyTable
+from fcluster.engine.dead_letters import dead_letter_trouble, write_dead_letter
+from fcluster.engine.failure import Failure, UnkeptStateError
+from fcluster.engine.records import HeldOutputs, OutputPort, Produce, Refusals, TimerRecord
+from fcluster.engine.runner import HandlerError, UnreadableRecordError, failure_of, release
+from fcluster.engine.steps import REASON_CHARACTERS_MAX, Place, RecordError, StepFailure
+from fcluster.engine.timers import NEVER_MS, HandlerTimers, Timer, timer_title
+from fcluster.graph.timers import TimerClock
+from fcluster.graph.topology import Process, Stage, TopicSpec
+
+FIRED_AT_ONCE_MAX: Final = 1_000
+"""So many timers fire after one record before the shell gets its turn."""
+
+
+class EventTime(Protocol):
+    """A shard's clock in event time; `engine.clock.EventClock` is one."""
+
+    @property
+    def now_ms(self) -> int | None:
+        """Milliseconds since 1970. None before the first record."""
+        ...
+
+
+@dataclass(slots=True)
+class _Compiled:
+    """A handler with timers, and the chain that its outputs go through."""
+
+    process: Process
+    timers: HandlerTimers
+    chain: CompiledChain | None = None
+
+
+class TimerRunner:
+    """The timers of a running shard.
+
+    Args:
+        stage, partition: of the shard.
+        tables: of its state, by the name of the store.
+        port: takes the outputs.
+        passing: see `StageRunner`.
+        clock: the shard's event time.
+        wall_ms: processing time, in milliseconds since 1970.
+        next_offset: of the next record of the shard's first input.
+
+    Attributes:
+        handlers: the timers of each handler, by its name.
+        next_event_ms: no event-time timer is due before this time.
+        fired: how many have fired; the shell may set it back.
+        at_once_max: so many fire in one call of `fire_event`.
+        begun: called with each timer before its function.
+        left: called if more are due than fire at once: `fire_due` has to be called before the next record.
+        interrupts: not empty: somebody waits; no more than one timer fires at once.
+    """
+
+    def __init__(
+        self,
+        stage: Stage,
+        partition: int,
+        tables: Mapping[str, AnyTable],
+        port: OutputPort,
+        passing: tuple[type[BaseException], ...],
+        clock: EventTime,
+        wall_ms: Callable[[], int],
+        next_offset: Callable[[], int],
+    ) -> None:
+        self._stage = stage
+        self._partition = partition
+        self._tables = tables
+        self._port = port
+        self._passing = (UnkeptStateError, *passing)
+        self._clock = clock
+        self._wall_ms = wall_ms
+        self._next_offset = next_offset
+        self._handlers = [
+            _Compiled(process, HandlerTimers(process, tables, self._noted, wall_ms))
+            for process in stage.timed_processes
+        ]
+        self.handlers: Mapping[str, HandlerTimers] = {one.process.name: one.timers for one in self._handlers}
+        self._refusals = Refusals()
+        self._condemned: dict[str, list[Failure]] = {}
+        # Lower bounds: what is known to be set is looked up only when one of them is reached.
+        self.next_event_ms = -1
+        self._next_processing_ms = -1
+        self.fired = 0
+        self.at_once_max = FIRED_AT_ONCE_MAX
+        self.begun: Callable[[TimerRecord], None] = _nothing
+        self.left: Callable[[], None] = _nothing
+        self.interrupts: Sequence[None] = ()
+
+    # --- when -----------------------------------------------------------------------------------------
+
+    def event_is_due(self) -> bool:
+        """Whether an event-time timer is due. No record may be processed before it has fired."""
+        return self._first_event() is not None
+
+    def is_due(self) -> bool:
+        """Whether a timer of any clock is due."""
+        return self.event_is_due() or self._first_processing(self._wall_ms()) is not None
+
+    def next_processing_ms(self) -> int | None:
+        """When the next timer in processing time is due. None if none is set."""
+        if self._next_processing_ms != NEVER_MS:
+            self._first_processing(NEVER_MS)
+        return None if self._next_processing_ms == NEVER_MS else self._next_processing_ms
+
+    def condemn(self, failure: Failure) -> None:
+        """Let the timer that `failure.step` names fail with it: when it is called, or with the next output
+        to `failure.topic`. May be called several times for a timer."""
+        self._condemned.setdefault(failure.step, []).append(failure)
+
+    # --- firing ---------------------------------------------------------------------------------------
+
+    def fire_event(self) -> None:
+        """Fire event-time timers that are due, up to `at_once_max`; says with `left` if there are more.
+
+        Raises:
+            UnreadableRecordError: a timer stops the job; nothing of it is in the open epoch.
+            HandlerError: a timer failed, and the epoch must be aborted.
+            UnkeptStateError, or what passes.
+        """
+        fired_max = self.at_once_max
+        fired = 0
+        while (found := self._first_event()) is not None:
+            if fired >= fired_max or (fired and self.interrupts):
+                self.left()
+                return
+            self._fire(*found, "event")
+            fired += 1
+
+    def fire_all_events(self) -> None:
+        """As `fire_event`, until no more are due."""
+        while (found := self._first_event()) is not None:
+            self._fire(*found, "event")
+
+    def fire_due(self, fired_max: int) -> int:
+        """Fire what is due in both clocks, event time first. Returns how many have fired, at most
+        `fired_max`. Raises what `fire_event` raises."""
+        now_ms = self._wall_ms()
+        fired = 0
+        while fired < fired_max and not (fired and self.interrupts):
+            if (found := self._first_event()) is not None:
+                self._fire(*found, "event")
+            elif (found := self._first_processing(now_ms)) is not None:
+                self._fire(*found, "processing")
+            else:
+                break
+            fired += 1
+        return fired
+
+    # --- within ---------------------------------------------------------------------------------------
+
+    def _noted(self, clock: TimerClock, at_ms: int) -> None:
+        if clock == "event":
+            self.next_event_ms = min(self.next_event_ms, at_ms)
+        else:
+            self._next_processing_ms = min(self._next_processing_ms, at_ms)
+
+    def _first_event(self) -> tuple[_Compiled, Timer] | None:
+        now_ms = self._clock.now_ms
+        if now_ms is None or self.next_event_ms > now_ms:
+            return None
+        found = self._first("event")
+        self.next_event_ms = NEVER_MS if found is None else found[1].at_ms
+        return found if self.next_event_ms <= now_ms else None
+
+    def _first_processing(self, now_ms: int) -> tuple[_Compiled, Timer] | None:
+        if self._next_processing_ms > now_ms:
+            return None
+        found = self._first("processing")
+        self._next_processing_ms = NEVER_MS if found is None else found[1].at_ms
+        return found if self._next_processing_ms <= now_ms else None
+
+    def _first(self, clock: TimerClock) -> tuple[_Compiled, Timer] | None:
+        found: tuple[_Compiled, Timer] | None = None
+        for handler in self._handlers:
+            timer = handler.timers.first(clock)
+            if timer is not None and (found is None or timer < found[1]):
+                found = handler, timer
+        return found
+
+    def _fire(self, handler: _Compiled, timer: Timer, clock: TimerClock) -> None:
+        title = timer_title(handler.process.name, timer)
+        source = self._stage.inputs[0].topic.name
+        record = TimerRecord(
+            timer.key, timer.at_ms, source, self._partition, self._next_offset(), title, timer.name
+        )
+        self.begun(record)
+        chain = self._chain_of(handler)
+        held, failures = chain.held, self._condemned.get(title, ())
+        assert held is not None
+        function = handler.timers.functions.get(timer.name)
+        doing = "" if function is None else f"in {getattr(function.function, '__name__', timer.name)!r}"
+        place = Place(title, doing, handler.process.on_error)
+        # Before what can be taken back: a timer that is skipped is gone as well.
+        handler.timers.take(clock, timer)
+        for table in chain.tables:
+            table.begin_undo()
+        try:
+            self._run(chain, handler, timer, record, place, failures)
+        except self._passing:
+            raise
+        except HandlerError as error:
+            # What is written already is taken back with the epoch; then the timer fails before it writes.
+            topic, reason = error.failure.topic, error.failure.reason
+            raise HandlerError(error.reason, Failure(reason, topic=topic, step=title)) from error
+        except BaseException as error:  # noqa: BLE001  whatever it is, the timer failed
+            for table in chain.tables:
+                table.rollback()
+            held.entries.clear()
+            self._judge(failure_of(error, chain.name), handler, timer, record, clock)
+        finally:
+            held.entries.clear()
+            for table in chain.tables:
+                table.end_undo()
+        self._condemned.pop(title, None)
+        self.fired += 1
+
+    def _run(
+        self,
+        chain: CompiledChain,
+        handler: _Compiled,
+        timer: Timer,
+        record: TimerRecord,
+        place: Place,
+        failures: Sequence[Failure],
+    ) -> None:
+        # Whichever of its outputs to that topic comes first.
+        self._refusals.set([Failure(failure.reason, topic=failure.topic) for failure in failures])
+        for failure in failures:
+            if not failure.topic:
+                raise StepFailure(place, RecordError(failure.reason))
+        chain.timers[handler.process.name, timer.name](record, timer.key, place)
+        try:
+            for table in chain.tables:
+                table.check_changed()
+        except ProcessingError as error:
+            raise StepFailure(place, RecordError(one_line(error))) from error
+        assert chain.held is not None
+        if chain.held.entries:
+            release(chain.held.entries, self._port, record)
+
+    def _judge(
+        self,
+        failure: StepFailure,
+        handler: _Compiled,
+        timer: Timer,
+        record: TimerRecord,
+        clock: TimerClock,
+    ) -> None:
+        rule = failure.place.on_error
+        reason = failure.message(record)
+        if rule != "stop":
+            self._port.skipped += 1
+            if not isinstance(rule, TopicSpec):
+                return
+            step = handler.process.name if failure.place.name == record.title else failure.place.name
+            try:
+                write_dead_letter(
+                    self._checked_produce(failure.place), rule, record, step, failure.describe()
+                )
+            except RecordError as error:
+                reason = dead_letter_trouble(record, error)
+            else:
+                self._port.records += 1
+                return
+        handler.timers.put(clock, timer)
+        raise UnreadableRecordError(bounded_text(reason, REASON_CHARACTERS_MAX)) from failure.error
+
+    def _checked_produce(self, place: Place) -> Produce:
+        def produce(topic: str, *fields: Any) -> None:
+            self._refusals.check(topic, place)
+            self._port.produce(topic, *fields)
+
+        return produce
+
+    def _chain_of(self, handler: _Compiled) -> CompiledChain:
+        """Compiled when the first timer fires. All chains that the handler is in go on in the same way."""
+        if handler.chain is None:
+            chain = next(
+                chain
+                for chain in self._stage.chains
+                if handler.process.name in map(_name_of, chain.processes)
+            )
+            handler.chain = compile_chain(
+                chain,
+                self._stage,
+                self._partition,
+                self._tables,
+                self._port,
+                self._passing,
+                HeldOutputs(self._refusals),
+                self.handlers,
+            )
+        return handler.chain
+
+
+def _name_of(process: Process) -> str:
+    return process.name
+
+
+def _nothing(*_arguments: object) -> None:
+    pass
