@@ -6,7 +6,7 @@ open epoch. All other threads report to it through one queue (`inbox`):
 - the control thread (ZeroMQ) receives the coordinator's messages (`leader_link`),
 - a reader thread for each isolation level, and another one for merged topics, fetches batches of records
   (`consuming`); records of a shard with several inputs are put in order first (`merges`),
-- the commit thread flushes and commits frozen epochs (`transactions`), one thread for each session,
+- the commit thread prepares and commits epochs (`epoch_pipeline`), one thread for each session,
 - the restore thread restores, opens and closes shards, and the snapshot thread uploads them (`shards`),
 - the standby thread keeps warm copies of other workers' shards (`standby`),
 - the pulse thread sends heartbeats and watches for hung threads,
@@ -20,7 +20,6 @@ Must not: decide protocol questions; `core` does.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import gc
@@ -32,9 +31,7 @@ import sys
 import threading
 import time
 import uuid
-from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import CancelledError, Executor
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from operator import length_hint
 from pathlib import Path
@@ -45,17 +42,13 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message
 
 from fcluster import __version__
 from fcluster.api.job import Job
-from fcluster.common import failpoints
-from fcluster.common.errors import FclusterError, ProcessingError, one_line
+from fcluster.common.errors import one_line
 from fcluster.common.failures import bounded_text
 from fcluster.common.ids import ShardId
 from fcluster.common.isolation import Isolation
-from fcluster.common.positions import CommittedPosition
 from fcluster.common.processes import process_space
 from fcluster.common.settings import Settings, with_settings
-from fcluster.engine.changelog import Delta, encode_delta
 from fcluster.engine.failure import Failure, UnkeptStateError
-from fcluster.engine.state import ShardState
 from fcluster.graph.topology import Stage, Topology
 from fcluster.kafka.clients import LASTING, make_consumer
 from fcluster.storage.store import LOCAL_TROUBLE
@@ -66,11 +59,11 @@ from fcluster.worker import handler_processes, interpreter_lock
 from fcluster.worker.announcing import announced_steps
 from fcluster.worker.batches import Batches
 from fcluster.worker.chunks import Chunks
-from fcluster.worker.commit_thread import CommitThread
 from fcluster.worker.consuming import Batch, Idle, ReaderDied, ReaderEvent, ReadFailed, SourceReader
 from fcluster.worker.core import events, model
 from fcluster.worker.core import worker as core
 from fcluster.worker.core.model import RecordAt
+from fcluster.worker.epoch_pipeline import EpochPipeline
 from fcluster.worker.health import WorkerHealth
 from fcluster.worker.inbox import Inbox
 from fcluster.worker.kafka_waits import KafkaWaits
@@ -89,14 +82,7 @@ from fcluster.worker.processing import (
 from fcluster.worker.record_watch import RecordWatch, Running, describe_overdue, frame_of
 from fcluster.worker.shards import ShardHost
 from fcluster.worker.source_checks import SourceChecks
-from fcluster.worker.transactions import (
-    AtLeastOnceWriter,
-    EpochWriter,
-    FrozenEpoch,
-    ShardEpoch,
-    TransactionalWriter,
-    TransactionLostError,
-)
+from fcluster.worker.transactions import TransactionLostError, make_writer
 from fcluster.worker.watchdog import Watchdog, dump_and_exit
 
 _log = logging.getLogger("fcluster.worker")
@@ -107,14 +93,6 @@ LAST_WORD_S = 0.3
 """How long the last message before the process ends may take to be sent."""
 RECORD_WATCH_INTERVAL_S = 0.25
 UNBOUNDED_S = 1e9
-OUTPUTS_UNACKNOWLEDGED_MAX = 100_000
-SEND_INTERVAL_S = 0.02
-"""Outputs of an epoch that is open for longer are sent from time to time, which takes 1 ms of the main
-thread."""
-SEND_INTERVAL_BACKLOG_S = 0.1
-DELTA_RECORD_BYTES_MAX = 900_000
-"""Below the broker's default `message.max.bytes` (1 MiB), with room for the record's own fields."""
-COMMIT_LATENCIES_KEPT = 500
 READ_AHEAD_KIB = 16 * 1024
 READ_AHEAD_MERGED_KIB = 2 * 1024
 """Of each partition that is merged: what is fetched ahead is thrown away when its reading is held."""
@@ -178,17 +156,19 @@ class Worker:
         self._merges: dict[ShardId, ShardMerge] = {}
         self._merge_at: dict[tuple[str, int], ShardMerge] = {}
         self._group_metadata: Any = None
-        self._writer: EpochWriter | None = None
-        self._commit_thread: CommitThread | None = None
-        self._retired_commit_threads: list[CommitThread] = []
-        self._epoch_begun = False
-        self._epoch_begun_s = 0.0
-        self._sent_s = 0.0
-        self._epoch_records = 0
+        self._pipeline = EpochPipeline(
+            self._topology,
+            self._core.state,
+            self._port,
+            self._batches,
+            self._source_checks,
+            self._watchdog,
+            self._hang_bound_s,
+            self._inbox.post,
+            self._host.note_delta,
+        )
         self._paused = False
         self._records_in = 0
-        self._epochs_committed = 0
-        self._commit_latencies_ms: deque[float] = deque(maxlen=COMMIT_LATENCIES_KEPT)
         self._stats = WorkerStats()
         self._running: Running | None = None
         self._ticked_s = time.monotonic()
@@ -235,15 +215,14 @@ class Worker:
     def _close(self) -> None:
         self._stopping.set()
         with self._watchdog.bounded("closing", 60):
-            self._destroy_writer()
+            self._pipeline.destroy()
             # Before anything that takes time: others may get the shards as soon as the connection is closed.
             self._link.close()
             for reader in self._readers.values():
                 reader.close(timeout_s=5)
             self._runners.clear()
             self._inputs.clear()
-            for thread in self._retired_commit_threads:
-                thread.shutdown(wait=True)
+            self._pipeline.close()
             self._host.close()
 
     # --- events -------------------------------------------------------------------------------------------
@@ -309,9 +288,9 @@ class Worker:
             case events.Send():
                 self._link.send(effect.message)
             case events.PrepareEpoch():
-                self._prepare_epoch(effect)
+                self._pipeline.prepare(effect, self._runners)
             case events.CommitEpoch():
-                self._commit_epoch(effect)
+                self._pipeline.commit(effect)
             case events.StartReading():
                 self._start_reading(effect)
             case events.StopReading():
@@ -323,14 +302,12 @@ class Worker:
             case events.OpenProducers():
                 self._open_producers(effect)
             case events.DestroyProducers():
-                self._destroy_writer()
+                self._pipeline.destroy()
             case events.RestoreShards():
-                self._host.restore(
-                    effect.session, effect.shards, effect.committed, before=self._retired_commit_threads
-                )
-                self._retired_commit_threads = []
+                before = self._pipeline.take_retired()
+                self._host.restore(effect.session, effect.shards, effect.committed, before)
             case events.KeepStandbys():
-                self._host.keep_standbys(effect.shards, before=self._retired_commit_threads)
+                self._host.keep_standbys(effect.shards, before=self._pipeline.retired)
             case events.DropLayers():
                 self._drop_layers()
             case events.CloseShards():
@@ -350,22 +327,8 @@ class Worker:
     def _tick(self) -> None:
         self._feed(events.Tick())
         self._hold_back()
-        self._flush_quiet_shards()
+        self._pipeline.flush_quiet(runner.state for runner in self._runners.values())
         self._refresh_stats()
-
-    def _flush_quiet_shards(self) -> None:
-        """Changes of the last commit before a pause that are still in memory go to the store, and so into
-        snapshots.
-        """
-        if self._commit_thread is not None:
-            now_ms = _now_ms()
-            for runner in self._runners.values():
-                if runner.state.flush_is_due(now_ms):
-                    self._commit_thread.submit(self._flush_state, runner.state, self._core.state.session)
-
-    def _flush_state(self, state: ShardState, session: int) -> None:
-        with self._reporting(session, "writing committed state to the local store"):
-            state.flush()
 
     def _on_job_over(self) -> None:
         self._kafka_waits.in_vain = True
@@ -442,7 +405,7 @@ class Worker:
         return max(0.001, min([timeout_s, *(wait_ms / 1000 for wait_ms in due)]))
 
     def _process_chunk(self) -> None:
-        if self._writer is None or not self._routes_open():
+        if not self._pipeline.is_open or not self._routes_open():
             self._chunks.drop_batch()
             return
         batch, chunk = self._chunks.take()
@@ -472,7 +435,7 @@ class Worker:
             left = length_hint(remaining)
             processed, waiting = waiting - left, left
             self._records_in += processed
-            self._epoch_records += processed
+            self._pipeline.count(processed)
             touched = [one for one in self._inputs if one.last is not None]
             dirty = frozenset(one.shard for one in touched)
             for one in touched:
@@ -505,8 +468,8 @@ class Worker:
         message: Any = None
         runner: Any = None  # that of `message`
         try:
-            if not self._epoch_begun:
-                self._begin_epoch()
+            if not self._pipeline.has_begun:
+                self._pipeline.begin()
             for message in records:
                 runner = routes[message.topic()].get(message.partition())
                 if runner is not None:
@@ -525,7 +488,7 @@ class Worker:
             failure = Failure(error.reason, step=error.step)
             return events.EpochFailed(session, failure, self._only_record(runner, message))
         except TransactionLostError as error:
-            return self._lost(session, error, self._only_record(runner, message))
+            return self._pipeline.lost(session, error, self._only_record(runner, message))
         except LOCAL_TROUBLE as error:
             return events.WorkerBroken(one_line(error))
         except (KafkaException, RecordError) as error:
@@ -580,32 +543,9 @@ class Worker:
         return current
 
     def _hold_back(self) -> None:
-        """Serve delivery reports, and wait if outputs are produced faster than Kafka takes them.
-
-        Outputs of an epoch that has been open for some time are sent before the barrier, for readers of
-        uncommitted records.
-        """
-        if self._writer is None or not self._epoch_begun:
-            return
-        now_s = time.monotonic()
-        interval_s = SEND_INTERVAL_BACKLOG_S if self._chunks.backlog else SEND_INTERVAL_S
-        is_time = now_s - max(self._epoch_begun_s, self._sent_s) > interval_s
-        if is_time:
-            self._sent_s = now_s
-        try:
-            waiting = self._writer.serve(send=is_time)
-            while waiting > OUTPUTS_UNACKNOWLEDGED_MAX:
-                self._writer.check()
-                time.sleep(0.002)
-                waiting = self._writer.serve(send=True)
-        except TransactionLostError as error:
-            self._feed(self._lost(self._core.state.session, error))
-
-    def _begin_epoch(self) -> None:
-        assert self._writer is not None
-        self._port.produce = self._writer.begin()
-        self._epoch_begun = True
-        self._epoch_begun_s = time.monotonic()
+        lost = self._pipeline.hold_back(self._chunks.backlog)
+        if lost is not None:
+            self._feed(lost)
 
     # --- effects ------------------------------------------------------------------------------------------
 
@@ -615,25 +555,16 @@ class Worker:
             return
         self._host.open(effect.slot)
         self._open_readers()
-        self._commit_thread = thread = CommitThread()
-        if self._settings.processing_guarantee == "exactly-once":
-            self._writer = TransactionalWriter(
-                self._settings,
-                self._topology.job,
-                effect.slot,
-                self._group_metadata,
-                self._batches,
-                self._kafka_waits,
-                functools.partial(self._leave_behind, thread, effect.session),
-            )
-        else:
-            self._writer = AtLeastOnceWriter(
-                self._settings,
-                make_consumer(self._settings, "read-committed", **{"group.id": self._topology.job}),
-                self._batches,
-                self._kafka_waits,
-            )
-        thread.submit(self._open_writer, self._writer, effect.session, tuple(self._retired_commit_threads))
+        make = functools.partial(
+            make_writer,
+            self._settings,
+            self._topology.job,
+            effect.slot,
+            self._group_metadata,
+            self._batches,
+            self._kafka_waits,
+        )
+        self._pipeline.open(effect.session, make)
 
     def _name_topics(self, names: Mapping[str, str]) -> bool:
         """Use the coordinator's names for internal topics. False if readers already use other names."""
@@ -644,23 +575,9 @@ class Worker:
             return False
         self._topology = topology
         self._host.name_topics(topology)
+        self._pipeline.name_topics(topology)
         self._routes = _no_routes(topology)
         return True
-
-    def _open_writer(self, writer: EpochWriter, session: int, before: Sequence[Executor]) -> None:
-        with self._reporting(session, "initialising the producers"):
-            for executor in before:
-                # It may still be initialising producers with the same ids, which would fence ours.
-                executor.shutdown(wait=True)
-            writer.open()
-            self._inbox.post(events.ProducersOpened(session))
-
-    def _leave_behind(self, thread: CommitThread, session: int, reason: str) -> None:
-        """The commit thread hangs in a call. For any thread. The broker, not this worker, ends its
-        transaction.
-        """
-        thread.abandon()
-        self._inbox.post(events.TransactionFailed(session, reason))
 
     def _open_readers(self) -> None:
         topics: dict[tuple[Isolation, bool], list[str]] = {}
@@ -697,22 +614,6 @@ class Worker:
         if self._group_metadata is None:
             self._group_metadata = consumer.consumer_group_metadata()
         return consumer
-
-    def _destroy_writer(self) -> None:
-        self._port.close()  # the writer's thread, not this one, has to destroy its producer
-        retired, self._commit_thread = self._commit_thread, None
-        if retired is not None:
-            retired.shutdown(wait=False, cancel_futures=True)
-            self._retired_commit_threads.append(retired)
-
-        def last_use() -> None:
-            if retired is not None:
-                retired.join()
-
-        if self._writer is not None:
-            self._writer.destroy(last_use)
-            self._writer = None
-        self._epoch_begun = False
 
     def _start_reading(self, effect: events.StartReading) -> None:
         stage = self._topology.stage(effect.shard.stage)
@@ -753,13 +654,12 @@ class Worker:
         self._runners.clear()
         self._inputs.clear()
         self._host.drop_states()
-        self._epoch_records = 0
 
     def _close_shards(self, shards: Sequence[ShardId]) -> None:
         for shard in shards:
             self._runners.pop(shard, None)
         self._inputs = [one for runner in self._runners.values() for one in runner.inputs]
-        self._host.release(shards, _rest_of(self._commit_thread))
+        self._host.release(shards, self._pipeline.rest())
 
     def _pause_reading(self, reason: str) -> None:
         _log.info("paused: %s", reason)
@@ -771,148 +671,6 @@ class Worker:
         self._paused = False
         for reader in self._readers.values():
             reader.resume()
-
-    # --- epochs -------------------------------------------------------------------------------------------
-
-    def _prepare_epoch(self, effect: events.PrepareEpoch) -> None:
-        """Freeze the open epoch and hand it to the commit thread. The next epoch begins after it."""
-        failpoints.reach("worker.barrier-received", effect.epoch)
-        assert self._writer is not None
-        assert self._commit_thread is not None
-        started_s = time.monotonic()
-        try:
-            if not self._epoch_begun:
-                self._begin_epoch()  # nothing but offsets to commit
-            opened_s = self._epoch_begun_s
-            confirm_sources = self._source_checks.begin()
-            shards = [self._freeze(shard, effect.epoch) for shard in sorted(effect.shards)]
-            failpoints.reach("worker.layers-frozen", effect.epoch)
-            self._writer.flush_outputs()
-            self._writer.seal()
-        except TransactionLostError as error:
-            self._inbox.post(self._lost(effect.session, error))
-            return
-        except ProcessingError as error:
-            found = (self._runners[shard].find_unkept() for shard in sorted(effect.shards))
-            failure = next((one for one in found if one is not None), Failure(one_line(error)))
-            self._inbox.post(events.EpochFailed(effect.session, failure))
-            return
-        except FclusterError as error:
-            self._inbox.post(events.JobBroken(effect.session, one_line(error)))
-            return
-        records, self._epoch_records = self._epoch_records, 0
-        self._epoch_begun = False
-        self._commit_thread.submit(
-            self._flush_epoch, self._writer, effect, shards, records, started_s, opened_s, confirm_sources
-        )
-
-    def _freeze(self, shard: ShardId, epoch: int) -> _FrozenShard:
-        runner = self._runners[shard]
-        delta = runner.state.freeze(epoch)
-        first, *further = [one.freeze() for one in runner.inputs]
-        if delta is not None:
-            named = zip(runner.stage.topics[1:], further, strict=True)
-            offsets = {topic: at.offset for topic, at in named}
-            delta = dataclasses.replace(delta, source_offset=first.offset, further_offsets=offsets)
-        runner.position = CommittedPosition(
-            offset=first.offset,
-            epoch=epoch,
-            state_epoch=runner.position.state_epoch if delta is None else epoch,
-            fingerprint=self._topology.fingerprint,
-            topic_id=first.topic_id,
-            further=tuple(further),
-        )
-        return _FrozenShard(shard, runner, delta, runner.position)
-
-    def _flush_epoch(
-        self,
-        writer: EpochWriter,
-        effect: events.PrepareEpoch,
-        shards: Sequence[_FrozenShard],
-        records: int,
-        started_s: float,
-        opened_s: float,
-        confirm_sources: Callable[[], None],
-    ) -> None:
-        """In the commit thread: write deltas and offsets, and wait for all of it."""
-        with self._reporting(effect.session, f"preparing epoch {effect.epoch}"):
-            parts = [
-                ShardEpoch(
-                    shard=frozen.shard,
-                    topics=frozen.runner.stage.topics,
-                    position=frozen.position,
-                    changelog=frozen.runner.stage.changelog,
-                    delta=encode_delta(frozen.delta, DELTA_RECORD_BYTES_MAX) if frozen.delta else (),
-                )
-                for frozen in shards
-            ]
-            frozen_epoch = FrozenEpoch(effect.epoch, records, parts)
-            writer.prepare(frozen_epoch)
-            confirm_sources()
-            self._pending = (frozen_epoch, {f.shard: f.runner.state for f in shards}, opened_s)
-            prepare_ms = (time.monotonic() - started_s) * 1000
-            self._inbox.post(events.EpochFlushed(effect.session, effect.epoch, records, prepare_ms))
-            failpoints.reach("worker.prepared", effect.epoch)
-
-    def _commit_epoch(self, effect: events.CommitEpoch) -> None:
-        assert self._writer is not None
-        assert self._commit_thread is not None
-        failpoints.reach("worker.complete-received", effect.epoch)
-        self._commit_thread.submit(self._commit_and_apply, self._writer, effect)
-
-    def _commit_and_apply(self, writer: EpochWriter, effect: events.CommitEpoch) -> None:
-        """In the commit thread: make the epoch visible, then its layers become the committed state."""
-        with self._reporting(effect.session, f"committing epoch {effect.epoch}"):
-            started_s = time.monotonic()
-            frozen, states, opened_s = self._pending
-            assert frozen.epoch == effect.epoch
-            writer.commit(frozen)
-            failpoints.reach("worker.committed", effect.epoch)
-            committed_s = time.monotonic()
-            positions = {part.shard: part.position for part in frozen.parts}
-            commit_ms = (committed_s - started_s) * 1000
-            self._inbox.post(events.EpochCommitted(effect.session, effect.epoch, commit_ms, positions))
-            self._commit_latencies_ms.append((committed_s - opened_s) * 1000)
-            self._epochs_committed += 1
-            for part in frozen.parts:
-                if part.delta:
-                    next_offset = frozen.changelog_next[part.shard]
-                    states[part.shard].commit(frozen.epoch, next_offset, _now_ms())
-                    self._host.note_delta(part.shard, next_offset, sum(map(len, part.delta)))
-
-    _pending: tuple[FrozenEpoch, dict[ShardId, ShardState], float]
-
-    @contextlib.contextmanager
-    def _reporting(self, session: int, what: str) -> Generator[None]:
-        """Watch a step of the commit thread, and turn its failure into an event."""
-        try:
-            with self._watchdog.bounded(what, self._hang_bound_s):
-                yield
-        except TransactionLostError as error:
-            if session != self._core.state.session:
-                # Nothing depends on it any more, but it shows that a zombie's writes are refused.
-                _log.info("refused, from session %d, which is over: %s", session, error)
-            self._inbox.post(self._lost(session, error))
-        except LOCAL_TROUBLE as error:
-            self._inbox.post(events.WorkerBroken(one_line(error)))
-        except FclusterError as error:
-            self._inbox.post(events.JobBroken(session, one_line(error)))
-        except Exception as error:  # noqa: BLE001  a thread that dies silently would block its epoch
-            _log.exception("%s failed", what)
-            reason = f"{what}: {type(error).__name__}: {error}"
-            self._inbox.post(events.TransactionFailed(session, reason, unexpected=True))
-
-    def _lost(
-        self, session: int, error: TransactionLostError, record: RecordAt | None = None
-    ) -> events.Event:
-        """What a lost transaction leads to: a replay, in smaller pieces if need be, if one helps."""
-        refusal, failure = error.refusal([topic.name for topic in self._topology.outputs]), error.failure()
-        if refusal:
-            return events.JobBroken(session, refusal)
-        if failure is not None:
-            self._batches.refused(error.topic, error.code)
-            return events.EpochFailed(session, failure, record)
-        return events.TransactionFailed(session, str(error), error.is_unexpected())
 
     # --- pulse --------------------------------------------------------------------------------------------
 
@@ -987,12 +745,12 @@ class Worker:
             self._link.send(heartbeat)
 
     def _refresh_stats(self) -> None:
-        latencies = sorted(self._commit_latencies_ms)
+        latencies = self._pipeline.commit_latencies_ms()
         self._stats = WorkerStats(
             records_in=self._records_in,
             records_out=self._port.records,
             records_skipped=self._port.skipped,
-            epochs_committed=self._epochs_committed,
+            epochs_committed=self._pipeline.committed,
             commit_latency_ms_p50=_quantile(latencies, 0.5),
             commit_latency_ms_p99=_quantile(latencies, 0.99),
             restoring=self._host.restoring,
@@ -1026,20 +784,6 @@ class Worker:
         ]
 
 
-class _FrozenShard:
-    """A shard's part in a frozen epoch, before its delta is encoded."""
-
-    __slots__ = ("delta", "position", "runner", "shard")
-
-    def __init__(
-        self, shard: ShardId, runner: ShardRunner, delta: Delta | None, position: CommittedPosition
-    ) -> None:
-        self.shard = shard
-        self.runner = runner
-        self.delta = delta
-        self.position = position
-
-
 def _left_of(chunk: Sequence[Message], first: Message) -> int:
     """How many records of the chunk are left, including `first`."""
     return next(len(chunk) - index for index, message in enumerate(chunk) if message is first)
@@ -1059,21 +803,6 @@ def _place_of(runner: Any, message: Any) -> RecordAt:
 
 def _no_routes(topology: Topology) -> dict[str, dict[int, InputRunner]]:
     return {source.topic.name: {} for source in topology.inputs}
-
-
-def _rest_of(thread: CommitThread | None) -> Callable[[], None]:
-    """A function that waits until the thread has done everything that it was given so far."""
-    if thread is None:
-        return lambda: None
-    done = thread.submit(lambda: None)
-
-    def wait() -> None:
-        try:
-            done.result()
-        except CancelledError:
-            thread.shutdown(wait=True)  # abandoned, but it finishes what it is doing
-
-    return wait
 
 
 def _now_ms() -> int:

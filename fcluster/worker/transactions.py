@@ -34,9 +34,11 @@ from fcluster.common.ids import ShardId, transactional_ids
 from fcluster.common.offsets import offset_or_none
 from fcluster.common.positions import CommittedPosition
 from fcluster.common.settings import Settings
+from fcluster.engine.changelog import Delta, encode_delta
 from fcluster.engine.failure import Failure, OutputRefusedError, output_too_large
 from fcluster.kafka.clients import (
     cause_of,
+    make_consumer,
     make_producer,
     reason_of,
     serve_rest,
@@ -55,6 +57,8 @@ OUTPUT_QUEUE_RECORDS_MAX = 500_000
 _REFUSED_TOPIC = re.compile(r"ProduceRequest for (\S+) \[")
 _ACKNOWLEDGEMENTS = "the leaders of partitions that it writes to"
 TOPICS_NAMED_MAX = 5
+DELTA_RECORD_BYTES_MAX = 900_000
+"""Below the broker's default `message.max.bytes` (1 MiB), with room for the record's own fields."""
 ANY_PARTITION = -1
 """Lets the partitioner choose by key."""
 NO_TIMESTAMP_MS = -1
@@ -129,7 +133,7 @@ def told(what: str) -> Generator[None]:
         raise TransactionLostError(f"{what}: {reason_of(cause)}", cause_of(cause).code()) from error
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ShardEpoch:
     """One shard's part in an epoch.
 
@@ -137,14 +141,16 @@ class ShardEpoch:
         topics: the topics that the shard reads. The partition is the shard's own.
         position: what is committed for them.
         changelog: topic of the deltas. None if the stage has no state.
-        delta: the encoded delta, split into records. Empty if the state didn't change.
+        delta: what changed in the state. None if nothing did.
+        records: the delta as it is written. `FrozenEpoch.encode` fills it.
     """
 
     shard: ShardId
     topics: Sequence[str]
     position: CommittedPosition
     changelog: str | None
-    delta: Sequence[bytes]
+    delta: Delta | None = None
+    records: Sequence[bytes] = ()
 
 
 @dataclass(slots=True)
@@ -161,16 +167,27 @@ class FrozenEpoch:
     changelog_next: dict[ShardId, int] = field(default_factory=lambda: dict[ShardId, int]())
     unplaced: set[ShardId] = field(default_factory=lambda: set[ShardId]())
 
+    def encode(self) -> None:
+        """Encode the deltas, which takes too long for the main thread (commit thread)."""
+        for part in self.parts:
+            if part.delta is not None:
+                part.records = encode_delta(part.delta, DELTA_RECORD_BYTES_MAX)
 
-class EpochWriter(Protocol):
-    """What the worker's shell needs from a writer. There is an implementation for each guarantee."""
+    def positions(self) -> dict[ShardId, CommittedPosition]:
+        """The positions of the epoch's shards once it is committed."""
+        return {part.shard: part.position for part in self.parts}
 
-    def open(self) -> None:
-        """Connect and initialise. Called once, in any thread. It may take some time."""
-        ...
 
-    def begin(self) -> Callable[..., None]:
-        """Begin the next epoch, and return the function that produces its outputs (main thread)."""
+class EpochTransaction(Protocol):
+    """What one epoch is written in. `begin` of a writer returns it.
+
+    First it belongs to the main thread. When everything is frozen and flushed, it belongs to the commit
+    thread.
+    """
+
+    @property
+    def produce(self) -> Callable[..., None]:
+        """Produces an output (main thread). See `waiting_produce`."""
         ...
 
     def serve(self, send: bool) -> int:
@@ -182,23 +199,31 @@ class EpochWriter(Protocol):
         ...
 
     def check(self) -> None:
-        """Raise the error that the begun epoch has failed with, if it is known by now (main thread)."""
+        """Raise the error that the epoch has failed with, if it is known by now (main thread)."""
         ...
 
     def flush_outputs(self) -> None:
-        """Wait until all outputs of the begun epoch are acknowledged (main thread)."""
-        ...
-
-    def seal(self) -> None:
-        """End the begun epoch. It belongs to the commit thread from now on (main thread)."""
+        """Wait until all outputs are acknowledged (main thread)."""
         ...
 
     def prepare(self, frozen: FrozenEpoch) -> None:
-        """Write deltas and offsets of the sealed epoch and wait for all of it (commit thread)."""
+        """Write deltas and offsets and wait for all of it (commit thread)."""
         ...
 
     def commit(self, frozen: FrozenEpoch) -> None:
         """Make the epoch visible (commit thread)."""
+        ...
+
+
+class EpochWriter(Protocol):
+    """What writes the epochs of one session. There is an implementation for each guarantee."""
+
+    def open(self) -> None:
+        """Connect and initialise. Called once, in any thread. It may take some time."""
+        ...
+
+    def begin(self) -> EpochTransaction:
+        """Begin the next epoch. The one before has to be flushed (main thread)."""
         ...
 
     def destroy(self, last_use: Callable[[], object]) -> None:
@@ -208,6 +233,103 @@ class EpochWriter(Protocol):
             last_use: waits until the commit thread is done with its tasks.
         """
         ...
+
+
+class ProducerTransactions:
+    """One transactional producer and its transactions, one after the other; see `EpochTransaction`.
+
+    Args:
+        producer: initialised.
+        settings: of the worker.
+        job: the job's name, also the consumer group.
+        group_metadata: of the job's group.
+        waits: records what waits for Kafka.
+        give_up: see `TransactionalWriter`.
+    """
+
+    def __init__(
+        self,
+        producer: Producer,
+        settings: Settings,
+        job: str,
+        group_metadata: Any,
+        waits: KafkaWaits,
+        give_up: Callable[[str], None],
+    ) -> None:
+        self._owned: Producer | None = producer
+        self._settings = settings
+        self._job = job
+        self._group_metadata = group_metadata
+        self._waits = waits
+        self._give_up = give_up
+        self.produce: Callable[..., None] = waiting_produce(producer, explain, check_transaction)
+
+    @property
+    def _producer(self) -> Producer:
+        assert self._owned is not None, "its session is over"
+        return self._owned
+
+    def begin(self) -> None:
+        """Begin the next transaction."""
+        with told("beginning a transaction"):
+            self._producer.begin_transaction()
+
+    def release(self) -> None:
+        """Let go of the producer. Whoever destroys it holds it as well."""
+        self._owned = None
+        self.produce = _released
+
+    def serve(self, send: bool) -> int:
+        return serve(self._producer, send)
+
+    def check(self) -> None:
+        check_transaction(self._producer)
+
+    def flush_outputs(self) -> None:
+        flush(self._producer, self._waits, check_transaction)
+
+    def prepare(self, frozen: FrozenEpoch) -> None:
+        producer = self._producer
+        try:
+            produce_deltas(producer, frozen, check_transaction)
+            serve(producer, send=True)
+        except TransactionLostError as error:
+            raise explain(producer, error) from None  # it may be the same, and no cause of itself
+        with (
+            self._waits.unsticking(
+                "the group's coordinator",
+                self._failover_is_over,
+                self._look_again,
+                self._leave_behind,
+            ),
+            told(f"sending the offsets of epoch {frozen.epoch}"),
+        ):
+            # While this waits for its answers, the deltas are being sent: flush() finds most of them done.
+            producer.send_offsets_to_transaction(offsets_of(frozen), self._group_metadata, FLUSH_TIMEOUT_S)
+        failpoints.reach("worker.offsets-sent", frozen.epoch)
+        flush(producer, self._waits, check_transaction)
+        check_deltas(frozen)
+        failpoints.reach("worker.delta-flushed", frozen.epoch)
+
+    def commit(self, frozen: FrozenEpoch) -> None:
+        failpoints.reach("worker.commit", frozen.epoch)
+        with (
+            self._waits.waiting("its transactions' coordinator"),
+            told(f"committing epoch {frozen.epoch}"),
+        ):
+            self._producer.commit_transaction(FLUSH_TIMEOUT_S)
+
+    def _failover_is_over(self, waited_s: float) -> bool:
+        return failover_is_over(self._settings, self._job, waited_s=waited_s)
+
+    def _look_again(self) -> bool:
+        producer = self._owned
+        return producer is not None and look_again(producer, self._settings.bootstrap_servers)
+
+    def _leave_behind(self) -> None:
+        # librdkafka remembers the old coordinator and waits for it, whatever the call's timeout says
+        # (decision 0082). A new producer asks for the new one. This is for where waking it up isn't possible.
+        self._give_up("the group's coordinator has moved, but sending offsets still waits for the old one")
 
 
 class TransactionalWriter:
@@ -242,14 +364,19 @@ class TransactionalWriter:
         self._ids = transactional_ids(job, slot)
         self._group_metadata = group_metadata
         self._producers: list[Producer] = []
+        self._transactions: list[ProducerTransactions] = []
         self._turn = 0
-        self._sealed: Producer | None = None
-        self._begun = False
 
     def open(self) -> None:
         config = _producer_config(self._settings, self._batches)
         with ThreadPoolExecutor(len(self._ids)) as pool:
             self._producers = list(pool.map(functools.partial(self._open_one, config), self._ids))
+        self._transactions = [
+            ProducerTransactions(
+                producer, self._settings, self._job, self._group_metadata, self._waits, self._give_up
+            )
+            for producer in self._producers
+        ]
 
     def _open_one(self, config: Mapping[str, Any], transactional_id: str) -> Producer:
         producer = make_producer(self._settings, transactional_id=transactional_id, **config)
@@ -258,86 +385,28 @@ class TransactionalWriter:
             producer.init_transactions(INIT_TIMEOUT_S)
         return producer
 
-    def begin(self) -> Callable[..., None]:
-        producer = self._producers[self._turn]
-        with told("beginning a transaction"):
-            producer.begin_transaction()
-        self._begun = True
-        return waiting_produce(producer, explain, check_transaction)
-
-    def serve(self, send: bool) -> int:
-        return serve(self._producers[self._turn], send)
-
-    def check(self) -> None:
-        check_transaction(self._producers[self._turn])
-
-    def flush_outputs(self) -> None:
-        flush(self._producers[self._turn], self._waits, check_transaction)
-
-    def seal(self) -> None:
-        assert self._begun, "an epoch was sealed that was never begun"
-        self._sealed = self._producers[self._turn]
+    def begin(self) -> EpochTransaction:
+        transaction = self._transactions[self._turn]
+        transaction.begin()
         self._turn = 1 - self._turn
-        self._begun = False
-
-    def prepare(self, frozen: FrozenEpoch) -> None:
-        assert self._sealed is not None
-        try:
-            produce_deltas(self._sealed, frozen, check_transaction)
-            serve(self._sealed, send=True)
-        except TransactionLostError as error:
-            raise explain(self._sealed, error) from None  # it may be the same, and no cause of itself
-        with (
-            self._waits.unsticking(
-                "the group's coordinator",
-                self._failover_is_over,
-                self._look_again,
-                self._leave_behind,
-            ),
-            told(f"sending the offsets of epoch {frozen.epoch}"),
-        ):
-            # While this waits for its answers, the deltas are being sent: flush() finds most of them done.
-            self._sealed.send_offsets_to_transaction(
-                offsets_of(frozen), self._group_metadata, FLUSH_TIMEOUT_S
-            )
-        failpoints.reach("worker.offsets-sent", frozen.epoch)
-        flush(self._sealed, self._waits, check_transaction)
-        check_deltas(frozen)
-        failpoints.reach("worker.delta-flushed", frozen.epoch)
-
-    def commit(self, frozen: FrozenEpoch) -> None:
-        assert self._sealed is not None
-        failpoints.reach("worker.commit", frozen.epoch)
-        with (
-            self._waits.waiting("its transactions' coordinator"),
-            told(f"committing epoch {frozen.epoch}"),
-        ):
-            self._sealed.commit_transaction(FLUSH_TIMEOUT_S)
-
-    def _failover_is_over(self, waited_s: float) -> bool:
-        return failover_is_over(self._settings, self._job, waited_s=waited_s)
-
-    def _look_again(self) -> bool:
-        producer = self._sealed
-        return producer is not None and look_again(producer, self._settings.bootstrap_servers)
-
-    def _leave_behind(self) -> None:
-        # librdkafka remembers the old coordinator and waits for it, whatever the call's timeout says
-        # (decision 0082). A new producer asks for the new one. This is for where waking it up isn't possible.
-        self._give_up("the group's coordinator has moved, but sending offsets still waits for the old one")
+        return transaction
 
     def destroy(self, last_use: Callable[[], object]) -> None:
         def commit_thread_done() -> None:
             # The thread finishes what it is doing. The broker, not we, decides what a fenced id may do.
             last_use()
-            self._sealed = None
+            for transaction in transactions:
+                transaction.release()
 
         doomed, self._producers = self._producers, []
+        transactions, self._transactions = self._transactions, []
         _destroy_after(commit_thread_done, doomed)
 
 
 class AtLeastOnceWriter:
     """At-least-once: one idempotent producer; offsets are committed after everything is flushed.
+
+    There are no transactions, so it writes all epochs itself: it is its own `EpochTransaction`.
 
     Args:
         settings: of the worker.
@@ -354,21 +423,22 @@ class AtLeastOnceWriter:
         self._waits = waits
         self._offsets_consumer = offsets_consumer
         self._producer: Producer | None = None
+        self.produce: Callable[..., None] = _released
         self._failure = ""
         self._failure_code: int | None = None
 
     def open(self) -> None:
         config = _producer_config(self._settings, self._batches)
         self._producer = make_producer(self._settings, None, on_delivery=self._note_failure, **config)
+        self.produce = waiting_produce(self._producer)
 
     def _note_failure(self, error: Any, message: Any) -> None:
         if error is not None and not self._failure:
             self._failure = f"ProduceRequest for {message.topic()} [{message.partition()}]: {error.str()}"
             self._failure_code = error.code()
 
-    def begin(self) -> Callable[..., None]:
-        assert self._producer is not None
-        return waiting_produce(self._producer)
+    def begin(self) -> EpochTransaction:
+        return self
 
     def serve(self, send: bool) -> int:
         assert self._producer is not None
@@ -385,9 +455,6 @@ class AtLeastOnceWriter:
     def _raise_failure(self) -> None:
         if self._failure:  # there is no transaction here that would notice it
             raise TransactionLostError(f"an output was not written: {self._failure}", self._failure_code)
-
-    def seal(self) -> None:
-        return None
 
     def prepare(self, frozen: FrozenEpoch) -> None:
         assert self._producer is not None
@@ -406,7 +473,24 @@ class AtLeastOnceWriter:
     def destroy(self, last_use: Callable[[], object]) -> None:
         if self._producer is not None:
             doomed, self._producer = [self._producer], None
+            self.produce = _released
             _destroy_after(last_use, doomed)
+
+
+def make_writer(
+    settings: Settings,
+    job: str,
+    slot: int,
+    group_metadata: Any,
+    batches: Batches,
+    waits: KafkaWaits,
+    give_up: Callable[[str], None],
+) -> EpochWriter:
+    """The writer for the job's guarantee. For the arguments see `TransactionalWriter`."""
+    if settings.processing_guarantee == "exactly-once":
+        return TransactionalWriter(settings, job, slot, group_metadata, batches, waits, give_up)
+    offsets_consumer = make_consumer(settings, "read-committed", **{"group.id": job})
+    return AtLeastOnceWriter(settings, offsets_consumer, batches, waits)
 
 
 def _producer_config(settings: Settings, batches: Batches) -> dict[str, Any]:
@@ -450,6 +534,10 @@ def _one_of(topics: Collection[str]) -> str:
     named = sorted(topics)[:TOPICS_NAMED_MAX]
     more = ["..."] if len(topics) > len(named) else []
     return " or ".join([*named, *more])
+
+
+def _released(*_arguments: Any) -> None:
+    raise AssertionError("an output was produced after its session had ended")
 
 
 def _unexplained(_producer: Producer, error: TransactionLostError) -> TransactionLostError:
@@ -552,9 +640,9 @@ def produce_deltas(
 ) -> None:
     """Produce the epoch's deltas. `changelog_next` gets the offsets as they are acknowledged."""
     for part in frozen.parts:
-        if part.delta and part.changelog is not None:
+        if part.records and part.changelog is not None:
             note = _delivery_note(frozen, part.shard)
-            for record in part.delta:
+            for record in part.records:
                 _produce_delta(producer, part.changelog, record, part.shard.partition, note, check)
 
 
@@ -598,7 +686,7 @@ def check_deltas(frozen: FrozenEpoch) -> None:
         TransactionLostError: one wasn't acknowledged, or its offset is unknown.
     """
     for part in frozen.parts:
-        if part.delta and (part.shard not in frozen.changelog_next or part.shard in frozen.unplaced):
+        if part.records and (part.shard not in frozen.changelog_next or part.shard in frozen.unplaced):
             raise TransactionLostError(
                 f"the delta of {part.shard} in epoch {frozen.epoch} was not acknowledged"
             )
@@ -614,11 +702,6 @@ def offsets_of(frozen: FrozenEpoch) -> list[TopicPartition]:
                 TopicPartition(topic, part.shard.partition, at.offset, metadata=at.encode_metadata())
             )
     return offsets
-
-
-def positions_of(frozen: FrozenEpoch) -> Mapping[ShardId, CommittedPosition]:
-    """The positions of the epoch's shards once it is committed."""
-    return {part.shard: part.position for part in frozen.parts}
 
 
 def _destroy_after(last_use: Callable[[], object], doomed: list[Producer]) -> None:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import gc
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException
 
 from fcluster.common.ids import ShardId
 from fcluster.common.positions import CommittedPosition
+from fcluster.common.settings import Settings
+from fcluster.worker.batches import Batches
 from fcluster.worker.kafka_waits import KafkaWaits
 from fcluster.worker.transactions import (
     AtLeastOnceWriter,
     FrozenEpoch,
+    ProducerTransactions,
     ShardEpoch,
     TransactionalWriter,
     TransactionLostError,
@@ -44,6 +47,14 @@ class FailingProducer:
         self._fail()
         return 0
 
+    def produce(self, *_arguments: object) -> None:
+        self._fail()
+
+
+def transaction_of(producer: object) -> ProducerTransactions:
+    waits = KafkaWaits(Watchdog())
+    return ProducerTransactions(producer, Settings(), "job", None, waits, lambda _reason: None)  # type: ignore[arg-type]
+
 
 def plainly() -> None:
     raise FENCED
@@ -62,10 +73,8 @@ def test_fatal_error_of_a_producer_is_a_lost_transaction_wherever_it_shows(fail:
     producer = FailingProducer(fail)
     with pytest.raises(TransactionLostError, match=r"flushing: .*_FENCED"):
         flush(producer, KafkaWaits(Watchdog()))  # type: ignore[arg-type]
-    writer = TransactionalWriter.__new__(TransactionalWriter)
-    writer._producers, writer._turn = [producer], 0  # type: ignore[list-item]
     with pytest.raises(TransactionLostError, match="_FENCED"):
-        writer.serve(send=False)
+        transaction_of(producer).serve(send=False)
 
 
 class RefusedProducer(FailingProducer):
@@ -96,19 +105,12 @@ class SlowProducer(RefusedProducer):
         raise KafkaException(KafkaError(KafkaError._STATE, text))
 
 
-def writer_with(producer: object) -> TransactionalWriter:
-    writer = TransactionalWriter.__new__(TransactionalWriter)
-    writer._producers, writer._turn = [producer], 0  # type: ignore[list-item]
-    writer._waits = KafkaWaits(Watchdog())
-    return writer
-
-
-@pytest.mark.parametrize("wait", [TransactionalWriter.flush_outputs, TransactionalWriter.check])
+@pytest.mark.parametrize("wait", [ProducerTransactions.flush_outputs, ProducerTransactions.check])
 def test_nobody_waits_for_records_of_a_transaction_that_has_failed(
-    wait: Callable[[TransactionalWriter], None],
+    wait: Callable[[ProducerTransactions], None],
 ) -> None:
     with pytest.raises(TransactionLostError, match="too large") as raised:
-        wait(writer_with(RefusedProducer()))
+        wait(transaction_of(RefusedProducer()))
     failure = raised.value.failure()
     assert failure is not None
     assert failure.topic == "small"
@@ -121,21 +123,23 @@ class SilentProducer(SlowProducer):
         return 1
 
 
-@pytest.mark.parametrize("kind", [TransactionalWriter, AtLeastOnceWriter])
-def test_acknowledgements_that_never_come_are_not_waited_for_once_the_job_is_over(kind: type[Any]) -> None:
-    writer = kind.__new__(kind)
-    writer._producers, writer._turn, writer._producer = [SilentProducer()], 0, SilentProducer()
-    writer._waits = KafkaWaits(Watchdog())
-    writer._waits.in_vain = True
-    with pytest.raises(TransactionLostError, match="the job is over"):
-        writer.flush_outputs()
+def test_acknowledgements_that_never_come_are_not_waited_for_once_the_job_is_over() -> None:
+    waits = KafkaWaits(Watchdog())
+    waits.in_vain = True
+    settings, consumer, batches = Settings(), object(), Batches(Settings(), lambda _topic: None)
+    at_least_once = AtLeastOnceWriter(settings, consumer, batches, waits)  # type: ignore[arg-type]
+    at_least_once._producer = SilentProducer()  # type: ignore[assignment]
+    transaction = ProducerTransactions(SilentProducer(), settings, "job", None, waits, lambda _reason: None)  # type: ignore[arg-type]
+    for epoch in (at_least_once.begin(), transaction):
+        with pytest.raises(TransactionLostError, match="the job is over"):
+            epoch.flush_outputs()
 
 
 def test_records_of_a_healthy_transaction_are_waited_for() -> None:
     producer = SlowProducer()
-    writer = writer_with(producer)
-    writer.flush_outputs()
-    writer.check()
+    transaction = transaction_of(producer)
+    transaction.flush_outputs()
+    transaction.check()
     assert producer.looks == 3
 
 
@@ -216,19 +220,56 @@ def no_collector() -> Iterator[None]:
 
 
 def test_failure_keeps_no_producer_that_the_collector_would_destroy_in_any_thread() -> None:
-    delta = ShardEpoch(ShardId("in", 0), ["in"], CommittedPosition(1, 1, 1, "f"), "log", [b"delta"])
+    part = ShardEpoch(ShardId("in", 0), ["in"], CommittedPosition(1, 1, 1, "f"), "log", records=[b"delta"])
     with no_collector():
         producer = DeadProducer()
         gone = weakref.ref(producer)
-        writer = TransactionalWriter.__new__(TransactionalWriter)
-        writer._producers, writer._turn = [producer], 0  # type: ignore[list-item]
+        transaction = transaction_of(producer)
+        transaction.begin()
         with pytest.raises(TransactionLostError, match="_FENCED") as raised:
-            writer.begin()("out", b"value", b"key", 5)
+            transaction.produce("out", b"value", b"key", 5)
         del raised
-        writer._sealed = producer  # type: ignore[assignment]
         with pytest.raises(TransactionLostError, match="_FENCED") as raised:
-            writer.prepare(FrozenEpoch(1, 1, [delta]))
+            transaction.prepare(FrozenEpoch(1, 1, [part]))
         del raised
-        writer._producers, writer._sealed = [], None
+        transaction.release()
         del producer
-        assert gone() is None
+        assert gone() is None, "whoever still holds the transaction holds no producer"
+
+
+def test_epochs_take_turns_with_two_producers_and_a_destroyed_writer_lets_go_of_both() -> None:
+    settings, waits = Settings(), KafkaWaits(Watchdog())
+    batches = Batches(settings, lambda _topic: None)
+    writer = TransactionalWriter(settings, "job", 0, None, batches, waits, lambda _reason: None)
+    writer._transactions = [transaction_of(DeadProducer()), transaction_of(DeadProducer())]
+    first, second, third = writer.begin(), writer.begin(), writer.begin()
+    assert first is third
+    assert first is not second
+    used, ended = threading.Event(), threading.Event()
+
+    def last_use() -> None:
+        used.wait()
+
+    writer._producers = Dropped(ended)  # type: ignore[assignment]
+    writer.destroy(last_use)
+    assert not ended.is_set()
+    first.check()  # the commit thread may still be in a call
+    used.set()
+    assert ended.wait(20)
+    for transaction in (first, second):
+        with pytest.raises(AssertionError, match="its session is over"):
+            transaction.check()
+        with pytest.raises(AssertionError, match="after its session had ended"):
+            transaction.produce("out", b"value", b"key", 5)
+
+
+class Dropped(list[object]):
+    """Says when it was emptied."""
+
+    def __init__(self, emptied: threading.Event) -> None:
+        super().__init__()
+        self._emptied = emptied
+
+    def clear(self) -> None:
+        super().clear()
+        self._emptied.set()

@@ -333,7 +333,7 @@ def test_delta_written_nobody_knows_where_is_replayed() -> None:
             on_delivery(None, SimpleNamespace(offset=lambda: offset))
 
     def write(offsets: Sequence[int | None]) -> FrozenEpoch:
-        part = ShardEpoch(ShardId("in", 0), ["in"], POSITION, "changelog", [b"one", b"two"])
+        part = ShardEpoch(ShardId("in", 0), ["in"], POSITION, "changelog", records=[b"one", b"two"])
         frozen = FrozenEpoch(4, 1, [part])
         produce_deltas(Acknowledges(offsets), frozen)  # type: ignore[arg-type]
         return frozen

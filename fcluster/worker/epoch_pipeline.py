@@ -1,0 +1,436 @@
+"""The epochs of a worker on their way into Kafka: one is open, and one may be in flight behind its barrier.
+
+Responsible for: an epoch from its first record to its commit, as one object that passes through the threads.
+The main thread opens it (`OpenEpoch`), and at the barrier freezes it into an `EpochInFlight`. That belongs to
+the commit thread, which prepares and commits it while the main thread goes on in the next one. Also
+responsible for a session's writer and commit thread, and for turning what fails there into events.
+
+Invariants:
+- An epoch is begun in the transaction that takes its first output, and frozen only when all its outputs are
+  acknowledged. So the outputs of a key have the order of its inputs across epochs.
+- The commit thread gets everything that it needs with the epoch. It reads nothing that the main thread
+  changes, except the session, to tell what is over.
+- State layers become committed state after the transaction's commit, in the order of the epochs.
+
+Must not: decide when an epoch ends or may be committed; `core` does. Must not know readers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from concurrent.futures import CancelledError, Executor
+from dataclasses import dataclass
+
+from fcluster.common import failpoints
+from fcluster.common.errors import FclusterError, ProcessingError, one_line
+from fcluster.common.ids import ShardId
+from fcluster.common.positions import CommittedPosition
+from fcluster.engine.failure import Failure
+from fcluster.engine.state import ShardState
+from fcluster.graph.topology import Topology
+from fcluster.storage.store import LOCAL_TROUBLE
+from fcluster.worker.batches import Batches
+from fcluster.worker.commit_thread import CommitThread
+from fcluster.worker.core import events
+from fcluster.worker.core.model import RecordAt
+from fcluster.worker.core.state import CoreState
+from fcluster.worker.processing import OutputPort, ShardRunner
+from fcluster.worker.source_checks import SourceChecks
+from fcluster.worker.transactions import (
+    EpochTransaction,
+    EpochWriter,
+    FrozenEpoch,
+    ShardEpoch,
+    TransactionLostError,
+)
+from fcluster.worker.watchdog import Watchdog
+
+_log = logging.getLogger("fcluster.worker")
+
+OUTPUTS_UNACKNOWLEDGED_MAX = 100_000
+SEND_INTERVAL_S = 0.02
+"""Outputs of an epoch that is open for longer are sent from time to time, which takes 1 ms of the main
+thread."""
+SEND_INTERVAL_BACKLOG_S = 0.1
+COMMIT_LATENCIES_KEPT = 500
+
+MakeWriter = Callable[[Callable[[str], None]], EpochWriter]
+"""Makes a session's writer from `give_up`; see `transactions.TransactionalWriter`."""
+
+
+@dataclass(slots=True)
+class OpenEpoch:
+    """The epoch that takes records now (main thread).
+
+    Attributes:
+        begun_s: when its transaction began.
+        sent_s: when its outputs were last sent, `begun_s` if they weren't yet.
+        records: how many were processed in it.
+    """
+
+    transaction: EpochTransaction
+    begun_s: float
+    sent_s: float
+    records: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class EpochInFlight:
+    """An epoch from its barrier to its commit: all that this worker knows of it (commit thread).
+
+    Attributes:
+        frozen: what is committed.
+        states: of its shards.
+        transaction: it holds the outputs, and gets the rest.
+        confirm_sources: raises if a source was replaced while its records were read.
+        begun_s: when its transaction began. `frozen_s`: when its barrier came.
+    """
+
+    session: int
+    frozen: FrozenEpoch
+    states: Mapping[ShardId, ShardState]
+    transaction: EpochTransaction
+    confirm_sources: Callable[[], None]
+    begun_s: float
+    frozen_s: float
+
+
+class EpochPipeline:
+    """See the module's docstring. All methods are for the main thread, if they don't say anything else.
+
+    Args:
+        topology: of the job.
+        core_state: for reading.
+        port: where outputs go; bound to the open epoch's transaction.
+        batches: learns from refusals how large batches may be.
+        source_checks: what the open epoch has read.
+        watchdog: watches the commit thread.
+        hang_bound_s: how long a step in it may take.
+        post: queues an event for the main thread. For any thread.
+        note_delta: called in the commit thread when a delta is committed, with the changelog offset after it
+            and its bytes.
+
+    Attributes:
+        committed: how many epochs were committed since the process's start.
+        retired: the commit threads of previous sessions, until a restore waits for them.
+    """
+
+    def __init__(
+        self,
+        topology: Topology,
+        core_state: CoreState,
+        port: OutputPort,
+        batches: Batches,
+        source_checks: SourceChecks,
+        watchdog: Watchdog,
+        hang_bound_s: float,
+        post: Callable[[events.Event], None],
+        note_delta: Callable[[ShardId, int, int], None],
+    ) -> None:
+        self._topology = topology
+        self._core_state = core_state
+        self._port = port
+        self._batches = batches
+        self._source_checks = source_checks
+        self._watchdog = watchdog
+        self._hang_bound_s = hang_bound_s
+        self._post = post
+        self._note_delta = note_delta
+        self._writer: EpochWriter | None = None
+        self._commit_thread: CommitThread | None = None
+        self._open: OpenEpoch | None = None
+        self._in_flight: EpochInFlight | None = None
+        self._latencies_ms: deque[float] = deque(maxlen=COMMIT_LATENCIES_KEPT)
+        self.committed = 0
+        self.retired: list[CommitThread] = []
+
+    # --- a session's writer -------------------------------------------------------------------------------
+
+    def name_topics(self, topology: Topology) -> None:
+        """Use the topic names of this topology. Call it before the first `open`."""
+        self._topology = topology
+
+    def open(self, session: int, make_writer: MakeWriter) -> None:
+        """Make the session's writer and its commit thread, which initialises it."""
+        self._commit_thread = thread = CommitThread()
+
+        def give_up(reason: str) -> None:
+            # The thread hangs in a call. The broker, not this worker, ends its transaction.
+            thread.abandon()
+            self._post(events.TransactionFailed(session, reason))
+
+        self._writer = writer = make_writer(give_up)
+        thread.submit(self._open_writer, writer, session, tuple(self.retired))
+
+    def _open_writer(self, writer: EpochWriter, session: int, before: Sequence[Executor]) -> None:
+        """In the commit thread."""
+        with self._reporting(session, "initialising the producers"):
+            for executor in before:
+                # It may still be initialising producers with the same ids, which would fence ours.
+                executor.shutdown(wait=True)
+            writer.open()
+            self._post(events.ProducersOpened(session))
+
+    def destroy(self) -> None:
+        """The session is over. Destroy its writer without waiting. Its epochs are never committed."""
+        self._port.close()  # the writer's thread, not this one, has to destroy its producer
+        self._open = self._in_flight = None
+        retired, self._commit_thread = self._commit_thread, None
+        if retired is not None:
+            retired.shutdown(wait=False, cancel_futures=True)
+            self.retired.append(retired)
+
+        def last_use() -> None:
+            if retired is not None:
+                retired.join()
+
+        if self._writer is not None:
+            self._writer.destroy(last_use)
+            self._writer = None
+
+    def close(self) -> None:
+        """Wait for the commit threads of all sessions that are over."""
+        for thread in self.retired:
+            thread.shutdown(wait=True)
+
+    def take_retired(self) -> list[CommitThread]:
+        """`retired`, from now on in the caller's care."""
+        retired, self.retired = self.retired, []
+        return retired
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a session that can write."""
+        return self._writer is not None
+
+    # --- the open epoch -----------------------------------------------------------------------------------
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether an epoch is open."""
+        return self._open is not None
+
+    def begin(self) -> OpenEpoch:
+        """Open the next epoch.
+
+        Raises:
+            TransactionLostError: its transaction can't begin.
+        """
+        assert self._writer is not None
+        transaction = self._writer.begin()
+        self._port.produce = transaction.produce
+        now_s = time.monotonic()
+        self._open = OpenEpoch(transaction, now_s, now_s)
+        return self._open
+
+    def count(self, records: int) -> None:
+        """So many records were processed in the open epoch."""
+        if self._open is not None:
+            self._open.records += records
+
+    def hold_back(self, backlog: bool) -> events.Event | None:
+        """Serve delivery reports, and wait if outputs are produced faster than Kafka takes them.
+
+        Outputs of an epoch that has been open for some time are sent before the barrier, for readers of
+        uncommitted records.
+
+        Returns:
+            What failed.
+        """
+        opened = self._open
+        if opened is None:
+            return None
+        now_s = time.monotonic()
+        interval_s = SEND_INTERVAL_BACKLOG_S if backlog else SEND_INTERVAL_S
+        is_time = now_s - opened.sent_s > interval_s
+        if is_time:
+            opened.sent_s = now_s
+        try:
+            waiting = opened.transaction.serve(send=is_time)
+            while waiting > OUTPUTS_UNACKNOWLEDGED_MAX:
+                opened.transaction.check()
+                time.sleep(0.002)
+                waiting = opened.transaction.serve(send=True)
+        except TransactionLostError as error:
+            return self.lost(self._core_state.session, error)
+        return None
+
+    # --- the epoch in flight ------------------------------------------------------------------------------
+
+    def prepare(self, effect: events.PrepareEpoch, runners: Mapping[ShardId, ShardRunner]) -> None:
+        """Freeze the open epoch and hand it to the commit thread. The next epoch begins after it."""
+        failpoints.reach("worker.barrier-received", effect.epoch)
+        assert self._commit_thread is not None
+        frozen_s = time.monotonic()
+        try:
+            opened = self._open or self.begin()  # nothing but offsets to commit
+            confirm_sources = self._source_checks.begin()
+            parts = [self._freeze(runners[shard], effect.epoch) for shard in sorted(effect.shards)]
+            failpoints.reach("worker.layers-frozen", effect.epoch)
+            opened.transaction.flush_outputs()
+        except TransactionLostError as error:
+            self._post(self.lost(effect.session, error))
+            return
+        except ProcessingError as error:
+            found = (runners[shard].find_unkept() for shard in sorted(effect.shards))
+            failure = next((one for one in found if one is not None), Failure(one_line(error)))
+            self._post(events.EpochFailed(effect.session, failure))
+            return
+        except FclusterError as error:
+            self._post(events.JobBroken(effect.session, one_line(error)))
+            return
+        epoch = EpochInFlight(
+            session=effect.session,
+            frozen=FrozenEpoch(effect.epoch, opened.records, parts),
+            states={shard: runners[shard].state for shard in effect.shards},
+            transaction=opened.transaction,
+            confirm_sources=confirm_sources,
+            begun_s=opened.begun_s,
+            frozen_s=frozen_s,
+        )
+        self._open, self._in_flight = None, epoch
+        self._commit_thread.submit(self._flush, epoch)
+
+    def _freeze(self, runner: ShardRunner, epoch: int) -> ShardEpoch:
+        delta = runner.state.freeze(epoch)
+        first, *further = [one.freeze() for one in runner.inputs]
+        if delta is not None:
+            named = zip(runner.stage.topics[1:], further, strict=True)
+            offsets = {topic: at.offset for topic, at in named}
+            delta = dataclasses.replace(delta, source_offset=first.offset, further_offsets=offsets)
+        runner.position = CommittedPosition(
+            offset=first.offset,
+            epoch=epoch,
+            state_epoch=runner.position.state_epoch if delta is None else epoch,
+            fingerprint=self._topology.fingerprint,
+            topic_id=first.topic_id,
+            further=tuple(further),
+        )
+        return ShardEpoch(
+            shard=runner.shard,
+            topics=runner.stage.topics,
+            position=runner.position,
+            changelog=runner.stage.changelog,
+            delta=delta,
+        )
+
+    def _flush(self, epoch: EpochInFlight) -> None:
+        """In the commit thread: write deltas and offsets, and wait for all of it."""
+        frozen = epoch.frozen
+        with self._reporting(epoch.session, f"preparing epoch {frozen.epoch}"):
+            frozen.encode()
+            epoch.transaction.prepare(frozen)
+            epoch.confirm_sources()
+            prepare_ms = (time.monotonic() - epoch.frozen_s) * 1000
+            self._post(events.EpochFlushed(epoch.session, frozen.epoch, frozen.records, prepare_ms))
+            failpoints.reach("worker.prepared", frozen.epoch)
+
+    def commit(self, effect: events.CommitEpoch) -> None:
+        """Have the commit thread commit the epoch in flight."""
+        failpoints.reach("worker.complete-received", effect.epoch)
+        assert self._commit_thread is not None
+        epoch, self._in_flight = self._in_flight, None
+        assert epoch is not None
+        assert epoch.frozen.epoch == effect.epoch
+        self._commit_thread.submit(self._commit, epoch)
+
+    def _commit(self, epoch: EpochInFlight) -> None:
+        """In the commit thread: make the epoch visible, then its layers become the committed state."""
+        frozen = epoch.frozen
+        with self._reporting(epoch.session, f"committing epoch {frozen.epoch}"):
+            started_s = time.monotonic()
+            epoch.transaction.commit(frozen)
+            failpoints.reach("worker.committed", frozen.epoch)
+            committed_s = time.monotonic()
+            commit_ms = (committed_s - started_s) * 1000
+            self._post(events.EpochCommitted(epoch.session, frozen.epoch, commit_ms, frozen.positions()))
+            self._latencies_ms.append((committed_s - epoch.begun_s) * 1000)
+            self.committed += 1
+            for part in frozen.parts:
+                if part.records:
+                    next_offset = frozen.changelog_next[part.shard]
+                    epoch.states[part.shard].commit(frozen.epoch, next_offset, _now_ms())
+                    self._note_delta(part.shard, next_offset, sum(map(len, part.records)))
+
+    def commit_latencies_ms(self) -> list[float]:
+        """Of the newest epochs, from their first record to their commit; ordered by size."""
+        return sorted(self._latencies_ms)
+
+    # --- the commit thread's other work -------------------------------------------------------------------
+
+    def flush_quiet(self, states: Iterable[ShardState]) -> None:
+        """Changes of the last commit before a pause that are still in memory go to the store, and so into
+        snapshots.
+        """
+        if self._commit_thread is not None:
+            now_ms = _now_ms()
+            for state in states:
+                if state.flush_is_due(now_ms):
+                    self._commit_thread.submit(self._flush_state, state, self._core_state.session)
+
+    def _flush_state(self, state: ShardState, session: int) -> None:
+        with self._reporting(session, "writing committed state to the local store"):
+            state.flush()
+
+    def rest(self) -> Callable[[], None]:
+        """A function that waits until the commit thread has done everything that it was given so far."""
+        thread = self._commit_thread
+        if thread is None:
+            return lambda: None
+        done = thread.submit(lambda: None)
+
+        def wait() -> None:
+            try:
+                done.result()
+            except CancelledError:
+                thread.shutdown(wait=True)  # abandoned, but it finishes what it is doing
+
+        return wait
+
+    # --- failures -----------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _reporting(self, session: int, what: str) -> Generator[None]:
+        """Watch a step of the commit thread, and turn its failure into an event."""
+        try:
+            with self._watchdog.bounded(what, self._hang_bound_s):
+                yield
+        except TransactionLostError as error:
+            if session != self._core_state.session:
+                # Nothing depends on it any more, but it shows that a zombie's writes are refused.
+                _log.info("refused, from session %d, which is over: %s", session, error)
+            self._post(self.lost(session, error))
+        except LOCAL_TROUBLE as error:
+            self._post(events.WorkerBroken(one_line(error)))
+        except FclusterError as error:
+            self._post(events.JobBroken(session, one_line(error)))
+        except Exception as error:  # noqa: BLE001  a thread that dies silently would block its epoch
+            _log.exception("%s failed", what)
+            reason = f"{what}: {type(error).__name__}: {error}"
+            self._post(events.TransactionFailed(session, reason, unexpected=True))
+
+    def lost(self, session: int, error: TransactionLostError, record: RecordAt | None = None) -> events.Event:
+        """What a lost transaction leads to: a replay, in smaller pieces if need be, if one helps. For any
+        thread.
+
+        Args:
+            session: of the transaction.
+            error: what happened to it.
+            record: the only record in it, if that is known.
+        """
+        refusal, failure = error.refusal([topic.name for topic in self._topology.outputs]), error.failure()
+        if refusal:
+            return events.JobBroken(session, refusal)
+        if failure is not None:
+            self._batches.refused(error.topic, error.code)
+            return events.EpochFailed(session, failure, record)
+        return events.TransactionFailed(session, str(error), error.is_unexpected())
+
+
+def _now_ms() -> int:
+    return time.monotonic_ns() // 1_000_000

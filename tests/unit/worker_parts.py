@@ -1,0 +1,211 @@
+"""What tests of the worker's parts share: a shard of a counting job, its records, a writer without Kafka."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from fcluster import Job
+from fcluster.common.ids import ShardId
+from fcluster.common.positions import CommittedPosition
+from fcluster.common.settings import Settings
+from fcluster.engine.state import ShardState, StoreMeta
+from fcluster.graph.topology import Topology
+from fcluster.worker.core import model
+from fcluster.worker.core.state import CoreState
+from fcluster.worker.processing import OutputPort, ShardRunner
+from fcluster.worker.transactions import FrozenEpoch, TransactionLostError
+
+SESSION = 7
+IDENTITY = model.Identity("worker-1", "host", 1, -1, "fingerprint", "store", "1")
+BOUNDS = model.Bounds(epoch_records_max=100, coordinator_loss_ms=1_000, offset_refresh_ms=1_000)
+PATIENCE_S = 20.0
+
+
+class MemoryStore:
+    """A store in memory."""
+
+    def __init__(self) -> None:
+        self.data: dict[bytes, bytes] = {}
+        self.stands_at = StoreMeta()
+
+    def meta(self) -> StoreMeta:
+        return self.stands_at
+
+    def get(self, key: bytes) -> bytes | None:
+        return self.data.get(key)
+
+    def get_many(self, keys: list[bytes]) -> list[bytes | None]:
+        return [self.data.get(key) for key in keys]
+
+    def scan(self, start: bytes, stop: bytes, limit: int, *, reverse: bool) -> list[tuple[bytes, bytes]]:
+        return []
+
+    def apply(self, changes: Mapping[bytes, bytes], meta: StoreMeta) -> None:
+        self.data.update(changes)
+        self.stands_at = meta
+
+
+class Message:
+    """A consumed message."""
+
+    def __init__(
+        self, offset: int, value: bytes = b'"x"', topic: str = "in", partition: int = 0, timestamp_ms: int = 5
+    ) -> None:
+        self._offset, self._value, self._topic, self._partition = offset, value, topic, partition
+        self._timestamp_ms = timestamp_ms
+
+    def __len__(self) -> int:
+        return len(self._value)
+
+    def key(self) -> bytes:
+        return b"k"
+
+    def value(self) -> bytes:
+        return self._value
+
+    def timestamp(self) -> tuple[int, int]:
+        return 1, self._timestamp_ms
+
+    def headers(self) -> Any:
+        return None
+
+    def topic(self) -> str:
+        return self._topic
+
+    def partition(self) -> int:
+        return self._partition
+
+    def offset(self) -> int:
+        return self._offset
+
+
+def count(ctx: Any, value: Any) -> Iterator[Any]:
+    """The handler of the counting job. It raises on "bad", and its state can't be stored on "odd"."""
+    if value == "bad":
+        raise ValueError("a bad value")
+    ctx.state["n"] = object() if value == "odd" else ctx.state.get("n", 0) + 1
+    yield {"n": 0 if value == "odd" else ctx.state["n"]}
+
+
+def counting_topology(**options: Any) -> Topology:
+    """`in` to `out`."""
+    job = Job("j")
+    job.process(job.topic("in"), to=job.topic("out"), name="count", **options)(count)
+    return job.build(Settings())
+
+
+def merging_topology() -> Topology:
+    """`a` and `b`, in the order of their timestamps, to `out`."""
+    job = Job("j")
+    job.process(job.merge(job.topic("a"), job.topic("b")), to=job.topic("out"), name="count")(count)
+    return job.build(Settings())
+
+
+def shard_of(topology: Topology, partition: int = 0) -> ShardId:
+    """A shard of its first stage."""
+    return ShardId(topology.stages[0].name, partition)
+
+
+def new_state(topology: Topology) -> ShardState:
+    """The state of a shard of its first stage, above an empty store."""
+    return ShardState(MemoryStore(), topology.stages[0].all_stores, 1000)
+
+
+def new_runner(topology: Topology, port: OutputPort, partition: int = 0) -> ShardRunner:
+    """A shard of its first stage that has read nothing yet."""
+    start = CommittedPosition(0, 0, 0, "")
+    return ShardRunner(topology.stages[0], partition, new_state(topology), start, port)
+
+
+def new_core_state() -> CoreState:
+    """A worker's core in a session."""
+    state = CoreState(IDENTITY, BOUNDS, 0)
+    state.session, state.slot, state.phase = SESSION, 0, model.Phase.ACTIVE
+    return state
+
+
+class FakeTransaction:
+    """Acknowledges everything, unless `fail` says otherwise."""
+
+    def __init__(self, log: list[str], fail: dict[str, BaseException], number: int) -> None:
+        self._log, self._fail, self._number = log, fail, number
+        self.outputs: list[tuple[Any, ...]] = []
+        self.sent = 0
+        self.waiting: list[int] = []  # what `serve` answers, in turn; nothing waits after that
+
+    def note(self, what: str) -> None:
+        self._log.append(f"{what} {self._number}")
+        if what in self._fail:
+            raise self._fail[what]
+
+    def produce(self, *arguments: Any) -> None:
+        self.outputs.append(arguments)
+
+    def serve(self, send: bool) -> int:
+        self.sent += send
+        return self.waiting.pop(0) if self.waiting else 0
+
+    def check(self) -> None:
+        self.note("check")
+
+    def flush_outputs(self) -> None:
+        self.note("flush")
+
+    def prepare(self, frozen: FrozenEpoch) -> None:
+        self.note("prepare")
+        for part in frozen.parts:
+            if part.records:
+                frozen.changelog_next[part.shard] = 100 * frozen.epoch
+
+    def commit(self, frozen: FrozenEpoch) -> None:
+        self.note("commit")
+
+
+class FakeWriter:
+    """Notes what is called on it, in order.
+
+    Attributes:
+        fail: errors to raise, by the name of the call.
+        opening: `open` was called. It goes on once `opens` is set, which it is unless a test clears it.
+    """
+
+    def __init__(self) -> None:
+        self.log: list[str] = []
+        self.fail: dict[str, BaseException] = {}
+        self.transactions: list[FakeTransaction] = []
+        self.give_up: Callable[[str], None] = lambda _reason: None
+        self.last_use: Callable[[], object] | None = None
+        self.opening = threading.Event()
+        self.opens = threading.Event()
+        self.opens.set()
+
+    def make(self, give_up: Callable[[str], None]) -> FakeWriter:
+        """What an `EpochPipeline` gets."""
+        self.give_up = give_up
+        return self
+
+    def open(self) -> None:
+        self.opening.set()
+        assert self.opens.wait(PATIENCE_S)
+        self.log.append("open")
+        if "open" in self.fail:
+            raise self.fail["open"]
+
+    def begin(self) -> FakeTransaction:
+        if "begin" in self.fail:
+            raise self.fail["begin"]
+        transaction = FakeTransaction(self.log, self.fail, len(self.transactions))
+        self.transactions.append(transaction)
+        transaction.note("begin")
+        return transaction
+
+    def destroy(self, last_use: Callable[[], object]) -> None:
+        self.log.append("destroy")
+        self.last_use = last_use
+
+
+def lost(code: int | None = None) -> TransactionLostError:
+    """A transaction that has failed."""
+    return TransactionLostError("ProduceRequest for out [0] failed", code)
