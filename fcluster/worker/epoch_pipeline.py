@@ -18,7 +18,6 @@ Must not: decide when an epoch ends or may be committed; `core` does. Must not k
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
 import time
 from collections import deque
@@ -29,7 +28,6 @@ from dataclasses import dataclass
 from fcluster.common import failpoints
 from fcluster.common.errors import FclusterError, ProcessingError, one_line
 from fcluster.common.ids import ShardId
-from fcluster.common.positions import CommittedPosition
 from fcluster.engine.failure import Failure
 from fcluster.engine.state import ShardState
 from fcluster.graph.topology import Topology
@@ -297,20 +295,7 @@ class EpochPipeline:
         self._commit_thread.submit(self._flush, epoch)
 
     def _freeze(self, runner: ShardRunner, epoch: int) -> ShardEpoch:
-        delta = runner.state.freeze(epoch)
-        first, *further = [one.freeze() for one in runner.inputs]
-        if delta is not None:
-            named = zip(runner.stage.topics[1:], further, strict=True)
-            offsets = {topic: at.offset for topic, at in named}
-            delta = dataclasses.replace(delta, source_offset=first.offset, further_offsets=offsets)
-        runner.position = CommittedPosition(
-            offset=first.offset,
-            epoch=epoch,
-            state_epoch=runner.position.state_epoch if delta is None else epoch,
-            fingerprint=self._topology.fingerprint,
-            topic_id=first.topic_id,
-            further=tuple(further),
-        )
+        delta = runner.freeze(epoch, self._topology.fingerprint)
         return ShardEpoch(
             shard=runner.shard,
             topics=runner.stage.topics,

@@ -11,11 +11,13 @@ Must not: know epochs, transactions or the coordinator.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from types import FrameType
 from typing import Any
 
 from fcluster.common.ids import ShardId
 from fcluster.common.positions import CommittedPosition, InputOffset
+from fcluster.engine.changelog import Delta
 from fcluster.engine.failure import Failure
 from fcluster.engine.records import OutputPort, Produce, describe_record
 from fcluster.engine.runner import HandlerError, StageRunner, UnreadableRecordError
@@ -128,6 +130,28 @@ class ShardRunner:
     def is_touched(self) -> bool:
         """Whether a record was processed since the last barrier."""
         return any(one.last is not None for one in self.inputs)
+
+    def freeze(self, epoch: int, fingerprint: str) -> Delta | None:
+        """End the open epoch: `position` is what it commits. Returns the delta, None if no state changed.
+
+        Raises:
+            ProcessingError: a state can't be kept.
+        """
+        delta = self.state.freeze(epoch)
+        first, *further = [one.freeze() for one in self.inputs]
+        if delta is not None:
+            named = zip(self.stage.topics[1:], further, strict=True)
+            offsets = {topic: at.offset for topic, at in named}
+            delta = replace(delta, source_offset=first.offset, further_offsets=offsets)
+        self.position = CommittedPosition(
+            offset=first.offset,
+            epoch=epoch,
+            state_epoch=self.position.state_epoch if delta is None else epoch,
+            fingerprint=fingerprint,
+            topic_id=first.topic_id,
+            further=tuple(further),
+        )
+        return delta
 
     def newest(self) -> RecordAt | None:
         """The newest record since the last barrier, if all that were processed are of one input."""

@@ -1,10 +1,13 @@
 """`python -m tests.simulation`: play many seeds on all cores, one seed in full, or look for a seed that
 catches a bug.
 
-python -m tests.simulation --seeds 2000                  seeds 0 to 1999
-python -m tests.simulation --seeds 1000 --seed 50000     seeds 50000 to 50999
+python -m tests.simulation --seeds 2000                  numbers 0 to 1999
+python -m tests.simulation --seeds 1000 --seed 50000     numbers 50000 to 50999
 python -m tests.simulation --seed 7 --verbose            one run, with its transcript
 python -m tests.simulation --find "no fence"             which seeds catch this planted bug
+
+Of four numbers two play the first job; one has 1,000,000 added and plays the merged job, one 2,000,000 and
+plays the job with declared states.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 
+from tests.simulation.jobs import SEEDS_OF_A_JOB, seeds
 from tests.simulation.mutations import BY_NAME, Mutation
 from tests.simulation.run import Result, catches, run
 
@@ -32,10 +36,10 @@ def replay_command(seed: int, mutation: Mutation | None = None) -> str:
 
 
 def play(first: int, count: int, processes: int | None = None) -> Iterator[Result]:
-    """Play so many seeds, on all cores."""
+    """Play so many seeds (see `jobs.seeds`), on all cores."""
     # Spawned, not forked: a forked child of a process with threads (a Kafka client's) may hang.
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
-        yield from pool.imap(run, range(first, first + count), _CHUNK)
+        yield from pool.imap(run, seeds(first, count), _CHUNK)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -54,7 +58,9 @@ def main(arguments: list[str] | None = None) -> int:
         if name and name not in BY_NAME:
             parser.error(f"no planted bug is called {name!r}; there are:\n  " + "\n  ".join(BY_NAME))
     if options.find:
-        return _find(BY_NAME[options.find], options.seed, options.seeds or 5000)
+        mutation = BY_NAME[options.find]
+        first = options.seed or mutation.seed // SEEDS_OF_A_JOB * SEEDS_OF_A_JOB
+        return _find(mutation, first, options.seeds or 5000)
     if options.seeds:
         return _play_many(options.seed, options.seeds, options.processes)
     return _play_one(options.seed, BY_NAME.get(options.mutation), verbose=options.verbose)

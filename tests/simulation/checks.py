@@ -16,33 +16,18 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fcluster.common.ids import ShardId
+from fcluster.common.ids import ShardId, transactional_ids
 from fcluster.common.positions import CommittedPosition, InputOffset, decode_position
 from fcluster.coordinator.core.coordinator import Coordinator
 from fcluster.coordinator.core.model import HELD_PHASES, ShardPhase
 from fcluster.coordinator.core.outbox import assignment_key, slot_key
 from fcluster.engine.changelog import DeltaReader
-from fcluster.engine.state import STORE_PREFIX_BYTES, StoreMeta
-from fcluster.engine.values import decode_state
+from fcluster.engine.state import StoreMeta
+from fcluster.graph.partitioner import partition_of
 from fcluster.wire import messages
-from tests.simulation.counter_job import (
-    BOTH,
-    CHANGELOGS,
-    REPARTITION,
-    REPARTITIONS,
-    SINK,
-    SOURCE,
-    STAGE_OF_SOURCE,
-    Input,
-    Output,
-    Read,
-    count_in,
-    handle,
-)
+from tests.simulation.jobs import SOURCE, Expected, Read, SimJob, Written
 from tests.simulation.kafka_model import KafkaModel, Partition, Transaction
 from tests.simulation.world import Violation, World
-
-State = dict[str, dict[str, Any]]
 
 
 @dataclass(slots=True)
@@ -50,7 +35,7 @@ class _Standing:
     """Where a shard stands according to all commits so far."""
 
     position: CommittedPosition
-    state: State
+    state: Any
     encoded: dict[bytes, bytes]
 
 
@@ -58,16 +43,14 @@ class Checks:
     """The recount of one run.
 
     Args:
-        inputs: the topics that each stage reads.
+        job: with a model of each stage. Without models, outputs and states are not compared with anything.
         harm_only: look only at what a user would see, not at rules whose breach may do no harm yet.
     """
 
-    def __init__(
-        self, world: World, partitions: int, inputs: Mapping[str, tuple[str, ...]], *, harm_only: bool = False
-    ) -> None:
+    def __init__(self, world: World, partitions: int, job: SimJob, *, harm_only: bool = False) -> None:
         self.world = world
-        self.inputs = inputs
-        self.merged = BOTH in inputs
+        self.job = job
+        self.inputs = job.inputs
         self.harm_only = harm_only
         self.partitions = partitions
         self.kafka: KafkaModel
@@ -119,23 +102,19 @@ class Checks:
         if not transaction.producer.session:
             return  # not of a worker
         self.commits += 1
-        outputs: dict[ShardId, list[tuple[Partition, Any]]] = defaultdict(list)
+        outputs: dict[ShardId, list[tuple[Partition, Written]]] = defaultdict(list)
         deltas: dict[ShardId, list[tuple[int, bytes]]] = defaultdict(list)
-        origin: ShardId | None = None
         for partition, offset, value in transaction.records:
-            topic = partition[0]
-            if topic == SINK:
-                origin = value.shard
-                outputs[value.shard].append((partition, value))
-            elif topic in REPARTITIONS:
-                assert origin is not None, "a repartitioned record follows its output"
-                outputs[origin].append((partition, value))
+            stage = self.job.changelogs.get(partition[0])
+            if stage is None:
+                outputs[value.origin.shard].append((partition, value))
             else:
-                stage = next(stage for stage, changelog in CHANGELOGS.items() if changelog == topic)
                 deltas[ShardId(stage, partition[1])].append((offset, value))
         committed: dict[ShardId, dict[str, CommittedPosition]] = defaultdict(dict)
         for (topic, number), (offset, metadata, _) in transaction.offsets.items():
-            committed[ShardId(STAGE_OF_SOURCE[topic], number)][topic] = decode_position(offset, metadata)
+            committed[ShardId(self.job.stages_reading[topic], number)][topic] = decode_position(
+                offset, metadata
+            )
         for shard, positions in committed.items():
             position = self._joined(transaction, shard, positions)
             self._check_right(transaction, shard, position)
@@ -179,7 +158,7 @@ class Checks:
         if known.phase in (ShardPhase.FREE, ShardPhase.ASSIGNING):
             self.fail(f"{who} of session {session} commits {shard}, which was given back")
         for slot in leader.slots.values():
-            if who.transactional_id in (f"sim-slot-{slot.number}-0", f"sim-slot-{slot.number}-1"):
+            if who.transactional_id in transactional_ids(self.job.topology.job, slot.number):
                 if slot.session is None and slot.fenced:
                     self.fail(
                         f"{who} of session {session} commits {shard} after slot {slot.number} was fenced"
@@ -192,7 +171,7 @@ class Checks:
         transaction: Transaction,
         shard: ShardId,
         position: CommittedPosition,
-        outputs: list[tuple[Partition, Any]],
+        outputs: list[tuple[Partition, Written]],
         deltas: list[tuple[int, bytes]],
     ) -> None:
         standing = self._standing(shard)
@@ -205,22 +184,26 @@ class Checks:
             begin, end = before.inputs[number].offset, position.inputs[number].offset
             reads += self._reads(who, number, (topic, shard.partition), begin, end)
         if len(self.inputs[shard.stage]) > 1:
-            reads = self._in_order(who, reads, [value for (topic, _), value in outputs if topic == SINK])
-        state = {key: {**value, "seen": list(value["seen"])} for key, value in standing.state.items()}
-        expected: list[tuple[Partition, Any]] = []
-        for read in reads:
-            expected += handle(
-                shard, read, state.setdefault(read.record.key, {}), self.partitions, merged=self.merged
-            )
-        state = {key: value for key, value in state.items() if value}
-        if outputs != expected:
-            self.fail(
-                f"{who}: from offset {_offsets(before)} to {_offsets(position)} the outputs should be "
-                f"{_shown(expected)}, but are {_shown(outputs)}"
-            )
-        encoded = self._check_delta(who, shard, standing, position, state, deltas)
-        self._standings[shard] = _Standing(position, state, encoded)
+            reads = self._in_order(who, reads, outputs)
+        if self.job.models:
+            expected = [output for read in reads for output in self._expected(shard, standing.state, read)]
+            if _plain(outputs) != expected:
+                self.fail(
+                    f"{who}: from offset {_offsets(before)} to {_offsets(position)} the outputs should be "
+                    f"{_shown(expected)}, but are {_shown(_plain(outputs))}"
+                )
+        encoded = self._check_delta(who, shard, standing, position, deltas)
+        self._standings[shard] = _Standing(position, standing.state, encoded)
         self._encoded_at[shard][position.state_epoch] = encoded
+
+    def _expected(self, shard: ShardId, state: Any, read: Read) -> list[_Output]:
+        """What a record must lead to: where, at what time, and what."""
+        made = self.job.models[shard.stage].process(state, read)
+        return [self._placed(output, read) for output in made]
+
+    def _placed(self, output: Expected, read: Read) -> _Output:
+        place = output.topic, partition_of(output.key.encode(), self.partitions)
+        return place, output.key, read.written.timestamp_ms, output.data
 
     def _reads(self, who: str, number: int, source: Partition, begin: int, end: int) -> list[Read]:
         """The records of an input between two offsets."""
@@ -229,12 +212,13 @@ class Checks:
         records, reached = self.kafka.read_committed(source, begin, end - begin)
         if reached < end:
             self.fail(f"{who}: offset {end} is beyond what is readable")
-        return [Read(number, offset, record) for offset, record in records if offset < end]
+        return [Read(number, source, offset, record) for offset, record in records if offset < end]
 
-    def _in_order(self, who: str, reads: list[Read], outputs: list[Output]) -> list[Read]:
-        """The order in which they were processed, which the outputs tell."""
-        by_place = {(read.number, read.offset): read for read in reads}
-        told = [(output.number, output.offset) for output in outputs]
+    def _in_order(self, who: str, reads: list[Read], outputs: list[tuple[Partition, Written]]) -> list[Read]:
+        """The order in which they were processed, which the outputs tell: each record has one at least."""
+        by_place = {(read.number, read.offset()): read for read in reads}
+        origins = [written.origin for _, written in outputs if written.origin is not None]
+        told = list(dict.fromkeys((origin.number, origin.offset) for origin in origins))
         if sorted(told) != sorted(by_place):
             return sorted(reads, key=lambda read: (read.timestamp(), read.number))  # the outputs are wrong
         for number in {number for number, _ in told}:
@@ -249,7 +233,6 @@ class Checks:
         shard: ShardId,
         standing: _Standing,
         position: CommittedPosition,
-        state: State,
         deltas: list[tuple[int, bytes]],
     ) -> dict[bytes, bytes]:
         before = standing.position
@@ -265,9 +248,15 @@ class Checks:
             self.fail(
                 f"{who}: state epoch {position.state_epoch}, but the deltas lead to {reader.state_epoch}"
             )
-        if _decoded(encoded) != state:
-            self.fail(f"{who}: the deltas make {_decoded(encoded)}, a recount makes {state}")
+        if self.job.models:
+            stored = self.job.stored(shard.stage, encoded)
+            wanted, found = self.job.models[shard.stage].content(standing.state, stored)
+            if wanted != found:
+                self.fail(f"{who}: the deltas make {found}, a recount makes {wanted}")
         return encoded
+
+    def _decoded(self, shard: ShardId, encoded: Mapping[bytes, bytes]) -> dict[str, Any]:
+        return self.job.stored(shard.stage, encoded)
 
     # --- state ----------------------------------------------------------------------------------------
 
@@ -280,23 +269,33 @@ class Checks:
             self.fail(f"a store of {shard} holds epoch {meta.state_epoch}, which isn't committed")
         if known != data:
             self.fail(
-                f"a store of {shard} at epoch {meta.state_epoch} holds {_decoded(data)}, "
-                f"not {_decoded(known)}"
+                f"a store of {shard} at epoch {meta.state_epoch} holds {self._decoded(shard, data)}, "
+                f"not {self._decoded(shard, known)}"
             )
 
     def restored(self, shard: ShardId, position: CommittedPosition, data: Mapping[bytes, bytes]) -> None:
         """A shard runs with the state of its committed epoch."""
         if self._encoded_at[shard].get(position.state_epoch) != data:
-            self.fail(f"{shard} was restored at {position} with {_decoded(data)}")
+            self.fail(f"{shard} was restored at {position} with {self._decoded(shard, data)}")
 
     def keys(self, shard: ShardId) -> list[str]:
-        """All keys that the shard ever had state of."""
-        return sorted({key for encoded in self._encoded_at[shard].values() for key in _decoded(encoded)})
+        """All keys that the shard ever had a dict of."""
+        (name,) = self.job.topology.stage(shard.stage).stores
+        return sorted(
+            {
+                key
+                for encoded in self._encoded_at[shard].values()
+                for key in self.job.stored(shard.stage, encoded)[name]
+            }
+        )
 
-    def live(self, shard: ShardId, state: State) -> None:
+    def live(self, shard: ShardId, state: dict[str, dict[str, Any]]) -> None:
         """What handlers see is what is committed, when nothing is open."""
-        if state != self._standing(shard).state:
-            self.fail(f"{shard} has {state} in memory, committed is {self._standing(shard).state}")
+        if not self.job.models:
+            return
+        committed = self.job.models[shard.stage].seen(self._standing(shard).state)
+        if committed is not None and state != committed:
+            self.fail(f"{shard} has {state} in memory, committed is {committed}")
 
     # --- the end --------------------------------------------------------------------------------------
 
@@ -330,51 +329,73 @@ class Checks:
 
     def final(self) -> None:
         """A recount that knows nothing of commits: what a read_committed reader finds from the start."""
-        for stage, topics in self.inputs.items():
-            expected: dict[str, list[tuple[int, int]]] = defaultdict(list)
-            states: State = defaultdict(dict)
-            for number in range(self.partitions):
-                for topic in topics:
-                    for _, record in self.kafka.read_committed((topic, number), 0, 1_000_000)[0]:
-                        assert isinstance(record, Input)
-                        expected[record.key].append((record.ident, count_in(states[record.key], record)))
-            found: dict[str, list[tuple[int, int]]] = defaultdict(list)
-            for number in range(self.partitions):
-                for _, output in self.kafka.read_committed((SINK, number), 0, 1_000_000)[0]:
-                    assert isinstance(output, Output)
-                    if output.shard.stage == stage:
-                        found[output.key].append((output.ident, output.count))
-            for key in sorted(expected | found):
-                if len(topics) > 1:  # in which order they come together the inputs don't tell
-                    expected[key], found[key] = _unordered(expected[key]), _unordered(found[key])
-                if expected[key] != found[key]:
-                    self.fail(f"outputs of {stage}, key {key}: {found[key]}, a recount gives {expected[key]}")
-        self._check_repartition()
+        for stage in self.job.models:
+            expected, found = self._recount(stage), self._outputs_of(stage)
+            for at in sorted(expected | found):
+                wanted, there = expected[at], found[at]
+                if len(self.inputs[stage]) > 1:  # in which order they come together the inputs don't tell
+                    wanted, there = _unordered(wanted), _unordered(there)
+                if wanted != there:
+                    self.fail(f"outputs of {stage}, {at[0]}, key {at[1]}: {there}, a recount gives {wanted}")
+        if self.job.models:
+            self._check_repartition()
         for (topic, number), (offset, metadata, _) in self.kafka.offsets.items():
-            shard = ShardId(STAGE_OF_SOURCE[topic], number)
+            shard = ShardId(self.job.stages_reading[topic], number)
             which = self.inputs[shard.stage].index(topic)
             if self._standing(shard).position.of_input(which) != decode_position(offset, metadata):
                 self.fail(f"{shard} was committed to {self._standing(shard).position}, Kafka says {offset}")
 
-    def _check_repartition(self) -> None:
-        """Every input has come through the repartition once, and those of a key in their order."""
-        source: list[int] = []
+    def _recount(self, stage: str) -> dict[_Flow, list[Any]]:
+        """The outputs that a stage must have, if its inputs are read one after the other."""
+        expected: dict[_Flow, list[Any]] = defaultdict(list)
+        model = self.job.models[stage]
         for number in range(self.partitions):
-            source += [r.ident for _, r in self.kafka.read_committed((SOURCE, number), 0, 1_000_000)[0]]
-        for topic in REPARTITIONS if self.merged else (REPARTITION,):
-            through: list[int] = []
+            state = model.begin()
+            for which, topic in enumerate(self.inputs[stage]):
+                source = (topic, number)
+                for offset, record in self._all_of(source):
+                    for output in model.process(state, Read(which, source, offset, record)):
+                        expected[_flow(output.topic, output.key, output.data)].append(output.data)
+        return expected
+
+    def _outputs_of(self, stage: str) -> dict[_Flow, list[Any]]:
+        """The outputs of a stage."""
+        found: dict[_Flow, list[Any]] = defaultdict(list)
+        for topic in self.job.outputs:
             for number in range(self.partitions):
-                through += [r.ident for _, r in self.kafka.read_committed((topic, number), 0, 1_000_000)[0]]
-            if sorted(source) != sorted(through):
-                self.fail(f"the repartition holds {sorted(through)}, the source {sorted(source)}")
+                for _, record in self._all_of((topic, number)):
+                    # What goes through a repartition comes from the sources as it is, and `in` reads them.
+                    if record.data.get("stage", SOURCE) == stage:
+                        found[_flow(topic, record.name, record.data)].append(record.data)
+        return found
+
+    def _check_repartition(self) -> None:
+        """Every input has come through the repartitions once."""
+        source = self._idents(SOURCE)
+        for topic in self.job.repartitions:
+            if self._idents(topic) != source:
+                self.fail(f"the repartition holds {self._idents(topic)}, the source {source}")
+
+    def _idents(self, topic: str) -> list[int]:
+        return sorted(
+            record.data["ident"]
+            for number in range(self.partitions)
+            for _, record in self._all_of((topic, number))
+        )
+
+    def _all_of(self, partition: Partition) -> list[tuple[int, Written]]:
+        return self.kafka.read_committed(partition, 0, 1_000_000)[0]
 
     def _standing(self, shard: ShardId) -> _Standing:
         standing = self._standings.get(shard)
         if standing is None:
             further = tuple(InputOffset(0) for _ in self.inputs[shard.stage][1:])
             position = CommittedPosition(0, 0, 0, "", further=further)
-            standing = self._standings[shard] = _Standing(position, {}, {})
+            standing = self._standings[shard] = _Standing(position, self._begin(shard.stage), {})
         return standing
+
+    def _begin(self, stage: str) -> Any:
+        return self.job.models[stage].begin() if self.job.models else None
 
     def fail(self, what: str) -> Any:
         """Raise the violation."""
@@ -382,13 +403,25 @@ class Checks:
         raise Violation(what)
 
 
-def _decoded(encoded: Mapping[bytes, bytes]) -> State:
-    return {key[STORE_PREFIX_BYTES:].decode(): decode_state(value) for key, value in encoded.items() if value}
+_Output = tuple[Partition, str, int, Any]
+"""Where, key, timestamp and value of an output."""
 
 
-def _unordered(outputs: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """What two outputs tell that may come in either order: the records, and by themselves the counts."""
-    idents, counts = sorted(ident for ident, _ in outputs), [count for _, count in outputs]
+_Flow = tuple[str, str, str]
+"""Topic, key, and the key before it was changed: what is in order."""
+
+
+def _flow(topic: str, key: str, data: Any) -> _Flow:
+    return topic, key, data.get("key", "")
+
+
+def _plain(outputs: list[tuple[Partition, Written]]) -> list[_Output]:
+    return [(place, written.name, written.timestamp_ms, written.data) for place, written in outputs]
+
+
+def _unordered(outputs: list[Any]) -> list[tuple[int, int]]:
+    """What outputs tell that may come in any order: the records, and by themselves the counts."""
+    idents, counts = sorted(one["ident"] for one in outputs), [one["count"] for one in outputs]
     return list(zip(idents, counts, strict=True))
 
 
@@ -396,5 +429,9 @@ def _offsets(position: CommittedPosition) -> str:
     return "+".join(str(at.offset) for at in position.inputs)
 
 
-def _shown(outputs: list[tuple[Partition, Any]]) -> str:
-    return "[" + ", ".join(f"{p[0]}/{p[1]} {v.key}={v.ident}" for p, v in outputs) + "]"
+def _shown(outputs: list[_Output]) -> str:
+    return (
+        "["
+        + ", ".join(f"{place[0]}/{place[1]} {key}={data['ident']}" for place, key, _, data in outputs)
+        + "]"
+    )

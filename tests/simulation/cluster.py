@@ -9,22 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import cache
 from typing import Any
 
 from fcluster.common.settings import Settings
 from fcluster.engine.state import FlushLimits
-from fcluster.graph.topology import Topology
+from fcluster.graph.partitioner import partition_of
 from fcluster.worker.core.model import EXIT_DRAINED, EXIT_JOB_ENDED
 from tests.simulation.checks import Checks
 from tests.simulation.coordinator_shell import SimCoordinator
-from tests.simulation.counter_job import INPUTS, MERGED_SEEDS_FROM, topology
+from tests.simulation.jobs import SimJob, job_of
 from tests.simulation.kafka_model import KafkaModel, Partition
 from tests.simulation.storage import Disk, SimSnapshotStore
 from tests.simulation.worker_shell import SimWorker
 from tests.simulation.world import World
 
-_topology: Callable[..., Topology] = cache(topology)
 TRANSACTION_TIMEOUT_MS = 4000
 
 
@@ -46,6 +44,7 @@ class Cluster:
         expected_workers: what the supervisor starts, and the coordinator waits for.
         wanted: slots that shall have a worker, by name of the worker's place; a rescale changes it.
         strikes: faults that wait for their step.
+        played: the job; None: the seed decides.
     """
 
     world: World
@@ -53,15 +52,15 @@ class Cluster:
     coordinator_class: type[SimCoordinator] = SimCoordinator
     strikes: list[Strike] = field(default_factory=list[Strike])
     harm_only: bool = False
+    played: SimJob | None = None
 
     def __post_init__(self) -> None:
         world, random = self.world, self.world.random
-        self.merged = world.seed >= MERGED_SEEDS_FROM
-        self.topology = _topology(merged=self.merged)
+        self.job = self.played or job_of(world.seed)
+        self.topology = self.job.topology
         self.partitions = random.choice((1, 2, 2, 3))
-        self.inputs = {stage.name: INPUTS[stage.name] for stage in self.topology.stages}
         self.partition_counts = {
-            topic: self.partitions for topics in self.inputs.values() for topic in topics
+            topic: self.partitions for topics in self.job.inputs.values() for topic in topics
         }
         self.expected_workers = random.choice((1, 2, 2, 3, 3, 4))
         self.settings = Settings(
@@ -89,7 +88,7 @@ class Cluster:
         self.restore_ms_max = random.choice((5, 5, 50, 300))
         self.hosts = random.choice((1, 2, 4))
         self.misdirected_share = 0.0
-        self.checks = Checks(world, self.partitions, self.inputs, harm_only=self.harm_only)
+        self.checks = Checks(world, self.partitions, self.job, harm_only=self.harm_only)
         self.snapshots = SimSnapshotStore()
         self.coordinators: list[SimCoordinator] = []
         self.workers: list[SimWorker] = []
@@ -120,6 +119,10 @@ class Cluster:
         return self._pids
 
     # --- Kafka ----------------------------------------------------------------------------------------
+
+    def place(self, topic: str, key: bytes | None, value: bytes | None) -> Partition:
+        """Where a producer puts a record. Without a key, a real one draws lots; here the value decides."""
+        return topic, partition_of(value or b"" if key is None else key, self.partitions)
 
     def _marker_delay_ms(self) -> int:
         world = self.world

@@ -18,7 +18,6 @@ from fcluster.coordinator.core.coordinator import Coordinator
 from fcluster.coordinator.core.model import Terms
 from fcluster.wire import messages
 from tests.simulation.brokers import GROUP
-from tests.simulation.counter_job import JOB
 from tests.simulation.worker_shell import shown
 from tests.simulation.world import Call, KafkaFailure, Process, Router, Sleep, Thread
 
@@ -243,7 +242,7 @@ class SimCoordinator(Process):
 
     def fence_ids(self, slot: int) -> Thread:
         """Fence both ids of the slot."""
-        for transactional_id in transactional_ids(JOB, slot):
+        for transactional_id in transactional_ids(self.cluster.topology.job, slot):
             yield Call(
                 "fence",
                 lambda name=transactional_id: self.kafka.init_producer(name),

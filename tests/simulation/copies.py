@@ -18,7 +18,7 @@ from fcluster.engine.changelog import DeltaReader
 from fcluster.storage.restore_plan import Base, plan_standby
 from fcluster.storage.snapshots import usable_manifests
 from fcluster.wire.messages import StandbyStatus
-from tests.simulation.counter_job import CHANGELOGS
+from tests.simulation.kafka_model import Partition
 from tests.simulation.storage import SimStore
 from tests.simulation.world import Call, KafkaFailure, Sleep, Thread
 
@@ -36,9 +36,9 @@ READ_MAX = 50
 class SimCopy:
     """One copy. Until its base is in place there is no store."""
 
-    def __init__(self, shard: ShardId) -> None:
+    def __init__(self, shard: ShardId, changelog: Partition) -> None:
         self.shard = shard
-        self.changelog = (CHANGELOGS[shard.stage], shard.partition)
+        self.changelog = changelog
         self.store: SimStore | None = None
         self.base: tuple[Base, int] = (Base.NOTHING, 0)
         self.opening = False
@@ -92,7 +92,7 @@ class SimTail:
     def keep(self, shards: set[ShardId]) -> None:
         """Keep copies of these shards, besides those that there are (restore thread)."""
         for shard in sorted(shards - self.shards):
-            self._copies[shard] = SimCopy(shard)
+            self._copies[shard] = SimCopy(shard, self._worker.cluster.job.changelog(shard))
         if self._copies and not self._running:
             self._running = True
             self._worker.start(self._run())

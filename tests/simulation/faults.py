@@ -15,14 +15,13 @@ from fcluster.coordinator.core import events
 from fcluster.wire import messages
 from tests.simulation.brokers import Brokers, takes_part
 from tests.simulation.cluster import Cluster, Strike
-from tests.simulation.counter_job import MORE, SOURCE, Input, partition_of
+from tests.simulation.jobs import KEYS, MORE, SOURCE, Written, source_record
 from tests.simulation.kafka_model import ABORTED, Producer
 from tests.simulation.worker_shell import SimWorker
 from tests.simulation.world import Timing
 
 STORM_MS_MIN = 1500
 STORM_MS_SPREAD = 2500
-KEYS = 5
 HAND_OVER_SHARE = 0.15
 
 THEMES = (
@@ -121,30 +120,35 @@ class _Brewer:
     # --- inputs ---------------------------------------------------------------------------------------
 
     def _schedule_inputs(self) -> int:
-        """Bursts of records, in some runs in transactions of which some abort."""
+        """Bursts of records, in some runs in transactions of which some abort; or those that are given."""
+        given = self.cluster.job.given
+        if given is not None:
+            times_ms = sorted(self.random.randrange(self.duration_ms) for _ in given)
+            for at_ms, (topic, record) in zip(times_ms, given, strict=True):
+                self.world.at(at_ms, None, self._put_in, [record], False, topic)
+            return len(given)
         transactional = self.random.random() < 0.3
         ident = 0
         for _ in range(self.random.randint(6, 14)):
             records = [
-                Input(f"k{self.random.randrange(KEYS)}", ident + n) for n in range(self.random.randint(1, 6))
+                source_record(KEYS[self.random.randrange(len(KEYS))], ident + n)
+                for n in range(self.random.randint(1, 6))
             ]
             ident += len(records)
             at_ms = self.random.randrange(self.duration_ms)
-            topic = MORE if self.cluster.merged and self.random.random() < 0.5 else SOURCE
+            topic = MORE if MORE in self.cluster.job.sources and self.random.random() < 0.5 else SOURCE
             self.world.at(at_ms, None, self._put_in, records, transactional, topic)
         return ident
 
-    def _put_in(self, records: list[Input], transactional: bool, topic: str) -> None:
-        kafka, partitions = self.cluster.kafka, self.cluster.partitions
+    def _put_in(self, records: list[Written], transactional: bool, topic: str) -> None:
+        kafka = self.cluster.kafka
+        placed = [(self.cluster.place(topic, record.key, record.value), record) for record in records]
         if not transactional:
-            for record in records:
-                kafka.append_plain((topic, partition_of(record.key, partitions)), record)
+            for partition, record in placed:
+                kafka.append_plain(partition, record)
             return
-        name = f"input-{records[0].ident}"
-        producer = kafka.init_producer(name)
-        kafka.append(
-            producer, [((topic, partition_of(r.key, partitions)), r) for r in records], self.world.now_ms
-        )
+        producer = kafka.init_producer(f"input-{records[0].timestamp_ms}")
+        kafka.append(producer, placed, self.world.now_ms)
         self.world.at(self.world.up_to(60), None, self._end_input, producer, self.world.chance(0.7))
 
     def _end_input(self, producer: Producer, committed: bool) -> None:

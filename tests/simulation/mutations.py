@@ -23,6 +23,7 @@ from fcluster.coordinator.core.membership import Membership
 from fcluster.coordinator.core.model import Session, Shard, Terms
 from fcluster.coordinator.core.outbox import HeldKind, Outbox
 from fcluster.coordinator.core.ownership import Ownership
+from fcluster.engine.entries import ABSENT, EntryTable
 from fcluster.engine.state import ShardState
 from fcluster.storage.manifest import Manifest
 from fcluster.storage.restore_plan import RestoreRequest
@@ -34,7 +35,7 @@ from fcluster.worker.core import worker as core
 from fcluster.worker.core.epochs import Epochs
 from fcluster.worker.core.owned_shards import OwnedShards
 from tests.simulation.coordinator_shell import SimCoordinator
-from tests.simulation.counter_job import JOB, MERGED_SEEDS_FROM
+from tests.simulation.jobs import JOB, KINDS_SEEDS_FROM, MERGED_SEEDS_FROM
 from tests.simulation.kafka_model import Partition
 from tests.simulation.storage import SimStore
 from tests.simulation.worker_shell import (
@@ -453,6 +454,27 @@ class KeepsLayers(SimWorker):
         return kept if kept is not None and not store.closed else super().new_state(shard, store)
 
 
+class _ExpiresInMemory(EntryTable):
+    __slots__ = ()
+
+    def settle(self) -> None:
+        gone = {key for key, value in self._open.items() if value is ABSENT}
+        super().settle()
+        for key in [key for key, value in self._open.items() if value is ABSENT and key not in gone]:
+            self._clean[key] = self._open.pop(key)
+
+
+class ExpiresInMemory(SimWorker):
+    """Removes what has expired from memory, but doesn't write that to the changelog."""
+
+    def new_state(self, shard: ShardId, store: SimStore) -> ShardState:
+        state = super().new_state(shard, store)
+        for table in state.tables.values():
+            if isinstance(table, EntryTable):
+                plant(table, _ExpiresInMemory)
+        return state
+
+
 class TruncatesUnverified(SimWorker):
     """Cuts the changelog behind a snapshot that nobody has read back."""
 
@@ -656,6 +678,13 @@ MUTATIONS = [
         LeavesInputOut,
         harm_only=True,
     ),
+    Mutation(
+        "a merged input's offset left out, by the rule",
+        MERGED_SEEDS_FROM + 1,
+        "without the offset of",
+        LeavesInputOut,
+    ),
+    Mutation("a TTL that isn't in the delta", KINDS_SEEDS_FROM + 1, "the deltas make", ExpiresInMemory),
     Mutation("records fetched before a rewind", 251, "the outputs should be []", ForgetsRewind),
     APPLIED_EARLY,
     Mutation("layers kept over a reset", 2, "the outputs should be", KeepsLayers),

@@ -16,6 +16,7 @@ from fcluster.coordinator.core import events
 from tests.simulation.cluster import Cluster
 from tests.simulation.coordinator_shell import EXIT_TEMPORARY, SimCoordinator
 from tests.simulation.faults import Storm, brew
+from tests.simulation.jobs import SimJob
 from tests.simulation.worker_shell import SimWorker
 from tests.simulation.world import Violation, World
 
@@ -50,13 +51,20 @@ class Result:
     transcript: tuple[str, ...] = ()
 
 
-def run(seed: int, *, mutation: Mutation | None = None, recording: bool = False) -> Result:
+def run(
+    seed: int,
+    *,
+    mutation: Mutation | None = None,
+    recording: bool = False,
+    job: SimJob | None = None,
+) -> Result:
     """Play a seed.
 
     Args:
         seed: decides everything.
         mutation: a bug to plant.
         recording: keep the transcript.
+        job: to play; None: the seed decides.
     """
     world = World(seed, recording=recording)
     cluster = Cluster(
@@ -64,6 +72,7 @@ def run(seed: int, *, mutation: Mutation | None = None, recording: bool = False)
         worker_class=mutation.worker_class if mutation else SimWorker,
         coordinator_class=mutation.coordinator_class if mutation else SimCoordinator,
         harm_only=mutation.harm_only if mutation else False,
+        played=job,
     )
     storm = brew(cluster)
     failure = ""

@@ -55,6 +55,11 @@ class SimStore:
         self._check_open()
         return [self.data.get(key) for key in keys]
 
+    def scan(self, start: bytes, stop: bytes, limit: int, *, reverse: bool) -> list[tuple[bytes, bytes]]:
+        self._check_open()
+        found = sorted((key for key in self.data if start <= key < stop), reverse=reverse)
+        return [(key, self.data[key]) for key in found[:limit]]
+
     def apply(self, changes: Mapping[bytes, bytes], meta: StoreMeta) -> None:
         self._check_open()
         if self.disk.full:

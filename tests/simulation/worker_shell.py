@@ -29,16 +29,19 @@ from fcluster.common.positions import (
 from fcluster.coordinator.core.events import ProcessEnded
 from fcluster.engine.changelog import Delta, DeltaReader, encode_delta
 from fcluster.engine.merging import InputMerge
+from fcluster.engine.records import OutputPort
 from fcluster.engine.state import ShardState, StoreMeta
+from fcluster.graph.topology import Stage
 from fcluster.storage.restore_plan import Base, RestorePlan, RestoreRequest, plan_restore, stands_exactly
 from fcluster.storage.snapshots import Manifest, prune, truncation_offset, usable_manifests
 from fcluster.wire import messages
 from fcluster.wire.messages import WorkerStats
 from fcluster.worker.core import events, model
 from fcluster.worker.core import worker as core
+from fcluster.worker.processing import ShardRunner
 from tests.simulation.brokers import GROUP
 from tests.simulation.copies import PATIENCE_MS, SimTail
-from tests.simulation.counter_job import CHANGELOGS, INPUTS, JOB, STORES, Input, Read, handle
+from tests.simulation.jobs import Origin, Read, Written
 from tests.simulation.kafka_model import Partition, Producer
 from tests.simulation.storage import Disk, SimStore
 from tests.simulation.world import Call, Dealer, KafkaFailure, Lane, Process, Sleep, Thread
@@ -54,20 +57,23 @@ REST_POLL_MS = 5
 UNSETTLED_RETRY_MS = 20
 
 
-class Runner:
-    """One shard that reads; thrown away whenever its position is."""
+class Runner(ShardRunner):
+    """One shard that reads: the real runner, and what was fetched for it. Thrown away whenever its position
+    is."""
 
-    def __init__(self, shard: ShardId, state: ShardState, position: CommittedPosition, idle_ms: int) -> None:
-        self.shard = shard
-        self.state = state
-        self.position = position
-        self.sources: list[Partition] = [(topic, shard.partition) for topic in INPUTS[shard.stage]]
-        self.table = state.tables[STORES[shard.stage]]
-        self.next_offsets = [at.offset for at in position.inputs]
-        self.read_positions = [at.offset for at in position.inputs]
+    def __init__(
+        self,
+        stage: Stage,
+        partition: int,
+        state: ShardState,
+        position: CommittedPosition,
+        port: OutputPort,
+        idle_ms: int,
+    ) -> None:
+        super().__init__(stage, partition, state, position, port)
+        self.sources: list[Partition] = [(topic, partition) for topic in stage.topics]
         self.merge = InputMerge(len(self.sources), idle_ms) if len(self.sources) > 1 else None
         self.reading = True
-        self.touched = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +85,7 @@ class Fetched:
     """
 
     number: int
-    records: list[tuple[int, Input]]
+    records: list[tuple[int, Written]]
     position: int
     end: int | None = None
 
@@ -152,7 +158,7 @@ class Writer:
     def __init__(self, worker: SimWorker, session: int, slot: int) -> None:
         self.worker = worker
         self.session = session
-        self.ids = transactional_ids(JOB, slot)
+        self.ids = transactional_ids(worker.cluster.topology.job, slot)
         self.producers: list[Producer] = []
         self.lanes = [Lane(), Lane()]
         self.turn = 0
@@ -264,6 +270,10 @@ class SimWorker(Process):
         self.states: dict[ShardId, ShardState] = {}
         self._dropped: list[ShardState] = []
         self.runners: dict[ShardId, Runner] = {}
+        self._port = OutputPort()
+        self._port.produce = self._hold_output
+        self._outputs: list[tuple[Partition, Written]] = []
+        self._origin: Origin | None = None
         self._epoch_records = 0
         self.pending: FrozenEpoch | None = None
         self._snapshot_epochs: dict[ShardId, int] = {}
@@ -522,7 +532,9 @@ class SimWorker(Process):
 
     def _start_reading(self, effect: events.StartReading) -> None:
         idle_ms = self.cluster.settings.max_task_idle_ms
-        runner = Runner(effect.shard, self.states[effect.shard], effect.position, idle_ms)
+        shard, stage = effect.shard, self.cluster.topology.stage(effect.shard.stage)
+        state = self.states[shard]
+        runner = Runner(stage, shard.partition, state, effect.position, self._port, idle_ms)
         offsets = "+".join(str(at.offset) for at in effect.position.inputs)
         self.note("runs %s from offset %s", effect.shard, offsets)
         self.runners[effect.shard] = runner
@@ -533,7 +545,7 @@ class SimWorker(Process):
         """Ask for the next records of a runner's input; they come when there are some."""
         if self.runners.get(runner.shard) is not runner or not runner.reading:
             return
-        source, position = runner.sources[number], runner.read_positions[number]
+        source, position = runner.sources[number], runner.inputs[number].read_position
         if self.kafka.last_stable_offset(source) <= position:
             self.cluster.when_stable(source, lambda: self.later(0, self._fetch, runner, number))
             if runner.merge is not None:
@@ -549,9 +561,9 @@ class SimWorker(Process):
     def _fetched(self, runner: Runner, number: int) -> None:
         most = 1 + self.world.up_to(6)
         records, position = self.kafka.read_committed(
-            runner.sources[number], runner.read_positions[number], most
+            runner.sources[number], runner.inputs[number].read_position, most
         )
-        runner.read_positions[number] = position
+        runner.inputs[number].read_position = position
         if records:
             self.post((runner, Fetched(number, records, position)))
         else:
@@ -559,7 +571,8 @@ class SimWorker(Process):
 
     def _next(self, runner: Runner, fetched: Fetched) -> list[Read]:
         """What is to be processed now that this was fetched."""
-        reads = [Read(fetched.number, offset, record) for offset, record in fetched.records]
+        number = fetched.number
+        reads = [Read(number, runner.sources[number], offset, record) for offset, record in fetched.records]
         if runner.merge is None:
             return reads
         if fetched.number >= 0:
@@ -588,24 +601,31 @@ class SimWorker(Process):
             self._fetch(runner, fetched.number)
 
     def _process_records(self, writer: Writer, runner: Runner, reads: list[Read], fetched: Fetched) -> None:
-        outputs: list[tuple[Partition, Any]] = []
         for read in reads:
-            state = runner.table.get(read.record.key.encode())
-            cluster = self.cluster
-            outputs += handle(runner.shard, read, state, cluster.partitions, merged=cluster.merged)
-            runner.next_offsets[read.number] = read.offset + 1
-        runner.touched = True
+            one = runner.inputs[read.number]
+            self._origin = Origin(runner.shard, read.number, read.offset())
+            one.handle(read)
+            one.last = read
+        outputs, self._outputs = self._outputs, []
         if self.world.transcript is not None:
-            shown_records = " ".join(f"{read.record.key}={read.record.ident}" for read in reads)
-            offsets = "+".join(map(str, runner.next_offsets))
+            shown_records = " ".join(str(read.written) for read in reads)
+            offsets = "+".join(str(one.next_offset) for one in runner.inputs)
             self.note("processes %s up to %s: %s", runner.shard, offsets, shown_records)
-        writer.produce(outputs)
+        if outputs:
+            writer.produce(outputs)
         self._epoch_records += len(reads)
-        dirty = frozenset(shard for shard, other in self.runners.items() if other.touched)
+        dirty = frozenset(shard for shard, other in self.runners.items() if other.is_touched)
         source = runner.sources[max(0, fetched.number)]
         backlog = self.kafka.last_stable_offset(source) > fetched.position
         self._feed(events.RecordsProcessed(dirty, len(reads), backlog))
         self.step("records processed")
+
+    def _hold_output(
+        self, topic: str, value: bytes | None, key: bytes | None, timestamp_ms: int, headers: Any
+    ) -> None:
+        """What the engine's port is bound to: outputs are sent when a batch of records is through."""
+        written = Written(key, value, timestamp_ms, headers, self._origin)
+        self._outputs.append((self.cluster.place(topic, key, value), written))
 
     # --- epochs ---------------------------------------------------------------------------------------
 
@@ -635,14 +655,7 @@ class SimWorker(Process):
 
     def _freeze(self, shard: ShardId, epoch: int) -> FrozenShard:
         runner = self.runners[shard]
-        delta = runner.state.freeze(epoch)
-        state_epoch = runner.position.state_epoch if delta is None else epoch
-        first, *further = (InputOffset(offset) for offset in runner.next_offsets)
-        fingerprint = self.cluster.topology.fingerprint
-        runner.position = CommittedPosition(
-            first.offset, epoch, state_epoch, fingerprint, further=tuple(further)
-        )
-        runner.touched = False
+        delta = runner.freeze(epoch, self.cluster.topology.fingerprint)
         return FrozenShard(shard, runner.state, runner.position, delta)
 
     def flush_epoch(self, sealed: FrozenEpoch, effect: events.PrepareEpoch) -> Thread:
@@ -662,7 +675,7 @@ class SimWorker(Process):
     def write_deltas(self, sealed: FrozenEpoch) -> Thread:
         for frozen in sealed.shards:
             if frozen.delta is not None:
-                partition = (CHANGELOGS[frozen.shard.stage], frozen.shard.partition)
+                partition = self.cluster.job.changelog(frozen.shard)
                 records = [
                     (partition, record) for record in encode_delta(frozen.delta, DELTA_RECORD_BYTES_MAX)
                 ]
@@ -686,7 +699,7 @@ class SimWorker(Process):
     def offsets_of(self, frozen: FrozenShard) -> dict[Partition, tuple[int, str]]:
         """What is committed for the inputs of a shard."""
         offsets: dict[Partition, tuple[int, str]] = {}
-        for number, topic in enumerate(INPUTS[frozen.shard.stage]):
+        for number, topic in enumerate(self.cluster.job.inputs[frozen.shard.stage]):
             at = frozen.position.of_input(number)
             offsets[topic, frozen.shard.partition] = (at.offset, at.encode_metadata())
         return offsets
@@ -784,7 +797,8 @@ class SimWorker(Process):
         self, shards: tuple[ShardId, ...], positions: dict[ShardId, CommittedPosition | None]
     ) -> Thread:
         """What Kafka has committed for these shards, once it is settled."""
-        inputs = {shard: [(topic, shard.partition) for topic in INPUTS[shard.stage]] for shard in shards}
+        topics = self.cluster.job.inputs
+        inputs = {shard: [(topic, shard.partition) for topic in topics[shard.stage]] for shard in shards}
         wanted = [source for sources in inputs.values() for source in sources]
         deadline_ms = self.world.now_ms + self.world.timing.request_timeout_ms
         while True:
@@ -826,7 +840,7 @@ class SimWorker(Process):
     def _restore_one(
         self, session: int, shard: ShardId, committed: CommittedPosition | None, stop: list[bool]
     ) -> Thread:
-        changelog = (CHANGELOGS[shard.stage], shard.partition)
+        changelog = self.cluster.job.changelog(shard)
         request = RestoreRequest(
             shard=shard, committed=committed, changelog=changelog[0], changelog_id="changelog-id"
         )
@@ -852,7 +866,7 @@ class SimWorker(Process):
                     failed[plan.base, plan.meta.state_epoch] = damage
         if stop[0] or not self.alive:
             return
-        further = tuple(InputOffset(0) for _ in INPUTS[shard.stage][1:])
+        further = tuple(InputOffset(0) for _ in self.cluster.job.inputs[shard.stage][1:])
         position = committed or CommittedPosition(0, 0, 0, self.cluster.topology.fingerprint, further=further)
         self.cluster.checks.restored(shard, position, store.data)
         self.states[shard] = self.new_state(shard, store)
@@ -862,7 +876,8 @@ class SimWorker(Process):
     def new_state(self, shard: ShardId, store: SimStore) -> ShardState:
         """The memory layers above a restored store."""
         cluster = self.cluster
-        return ShardState(store, (STORES[shard.stage],), cluster.cache_entries_max, cluster.flush_limits)
+        stores = cluster.topology.stage(shard.stage).all_stores
+        return ShardState(store, stores, cluster.cache_entries_max, cluster.flush_limits)
 
     def stands_exactly(self, request: RestoreRequest, store: SimStore) -> bool:
         """Whether the local store is what the shard needs."""
@@ -998,7 +1013,7 @@ class SimWorker(Process):
         yield Sleep(self.world.up_to(10))
         offset = self.truncation_offset(shard, meta.changelog_id)
         if offset:
-            changelog = (CHANGELOGS[shard.stage], shard.partition)
+            changelog = self.cluster.job.changelog(shard)
             yield Call("delete records", lambda: self.kafka.delete_before(changelog, offset), place=changelog)
             self.note("the changelog of %s begins at %d now", shard, offset)
             self.world.landed["changelog truncated"] += 1
@@ -1052,7 +1067,7 @@ class SimWorker(Process):
 
     def live_state(self, shard: ShardId, keys: Iterable[str]) -> dict[str, dict[str, Any]]:
         """The state of a running shard as handlers would see it."""
-        table = self.runners[shard].table
+        (table,) = self.runners[shard].state.documents.values()
         states = {key: table.peek(key.encode()) for key in keys}
         return {key: state for key, state in states.items() if state}
 
