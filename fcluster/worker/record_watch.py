@@ -34,12 +34,14 @@ class RecordWatch:
 
     Attributes:
         record: set by the processing thread before each record. None while it does something else.
+        running: what the last `sample` has found.
     """
 
-    __slots__ = ("_sampled", "_since_s", "record")
+    __slots__ = ("_sampled", "_since_s", "record", "running")
 
     def __init__(self) -> None:
         self.record: Message | None = None
+        self.running: Running | None = None
         self._sampled: Message | None = None
         self._since_s = 0.0
 
@@ -52,8 +54,10 @@ class RecordWatch:
         record = self.record
         if record is not self._sampled:
             self._sampled, self._since_s = record, now_s  # it is kept, so no other object can get its address
-            return None
-        return None if record is None else Running(record, now_s - self._since_s)
+            self.running = None
+        else:
+            self.running = None if record is None else Running(record, now_s - self._since_s)
+        return self.running
 
 
 def frame_of(thread_id: int) -> FrameType | None:

@@ -1,4 +1,4 @@
-"""A model of the worker's shell: what `fcluster/worker/server.py` and `shards.py` do around the real core.
+"""A model of the worker's shell: what `worker/server.py`, its parts and `shards.py` do around the real core.
 
 Responsible for: the threads of a worker and what can come between them. The main thread owns core, runners
 and open epoch and stands still while it flushes; the commit thread carries out one step of an epoch after

@@ -4,18 +4,30 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from typing import Any
+
+import orjson
 
 from fcluster import Job
 from fcluster.common.ids import ShardId
-from fcluster.common.positions import CommittedPosition
+from fcluster.common.positions import CommittedPosition, InputOffset
 from fcluster.common.settings import Settings
 from fcluster.engine.state import ShardState, StoreMeta
 from fcluster.graph.topology import Topology
-from fcluster.worker.core import model
+from fcluster.worker.batches import Batches
+from fcluster.worker.consuming import Batch
+from fcluster.worker.core import events, model
 from fcluster.worker.core.state import CoreState
+from fcluster.worker.epoch_pipeline import EpochPipeline
+from fcluster.worker.inbox import Inbox
 from fcluster.worker.processing import OutputPort, ShardRunner
+from fcluster.worker.record_pump import RecordPump
+from fcluster.worker.record_watch import RecordWatch
+from fcluster.worker.running_shards import RunningShards
+from fcluster.worker.source_checks import SourceChecks
 from fcluster.worker.transactions import FrozenEpoch, TransactionLostError
+from fcluster.worker.watchdog import Watchdog
 
 SESSION = 7
 IDENTITY = model.Identity("worker-1", "host", 1, -1, "fingerprint", "store", "1")
@@ -99,7 +111,7 @@ def counting_topology(**options: Any) -> Topology:
 def merging_topology() -> Topology:
     """`a` and `b`, in the order of their timestamps, to `out`."""
     job = Job("j")
-    job.process(job.merge(job.topic("a"), job.topic("b")), to=job.topic("out"), name="count")(count)
+    job.merge(job.topic("a"), job.topic("b")).process(count, name="count").to(job.topic("out"))
     return job.build(Settings())
 
 
@@ -209,3 +221,142 @@ class FakeWriter:
 def lost(code: int | None = None) -> TransactionLostError:
     """A transaction that has failed."""
     return TransactionLostError("ProduceRequest for out [0] failed", code)
+
+
+class FakeReader:
+    """A reader that is told what to read, and of which nothing comes by itself."""
+
+    def __init__(self) -> None:
+        self.newest_generation = 0
+        self.read: dict[tuple[str, int], int] = {}
+        self.reads = True
+        self.batches_done = 0
+
+    def start(self, offsets: Mapping[tuple[str, int], int], *, watched: bool = False) -> int:
+        self.read |= offsets
+        self.newest_generation += 1
+        return self.newest_generation
+
+    def stop(self, partitions: set[tuple[str, int]]) -> int:
+        for partition in partitions:
+            del self.read[partition]
+        self.newest_generation += 1
+        return self.newest_generation
+
+    def pause(self) -> None:
+        self.reads = False
+
+    def resume(self) -> None:
+        self.reads = True
+
+    def done(self) -> None:
+        self.batches_done += 1
+
+    def close(self, timeout_s: float) -> None:
+        self.read.clear()
+
+
+class FakeLink:
+    """A connection that is open, and keeps what is sent."""
+
+    def __init__(self) -> None:
+        self.connected = True
+        self.sent: list[Any] = []
+        self.trouble: list[str] = []
+
+    def send(self, message: Any) -> None:
+        self.sent.append(message)
+
+    announce = send
+
+    def say_trouble(self, trouble: str) -> None:
+        self.trouble.append(trouble)
+
+
+class Pumping:
+    """A record pump with its shards, readers and epochs, in a session. What it feeds to the core is kept."""
+
+    def __init__(self, topology: Topology) -> None:
+        settings = Settings()
+        self.topology = topology
+        self.core_state = new_core_state()
+        self.fed: list[events.Event] = []
+        self.on_feed: Callable[[events.Event], None] = lambda _event: None
+        self.inbox = Inbox()
+        self.link = FakeLink()
+        self.port = OutputPort()
+        self.reader = FakeReader()
+        self.writer = FakeWriter()
+        self.record_watch = RecordWatch()
+        self.quiet = 0
+        self.shards = RunningShards(topology, settings, self.inbox.put)
+        for stage in topology.stages:
+            for source in stage.inputs:
+                key = (source.topic.isolation, len(stage.inputs) > 1)
+                self.shards._readers[key] = self.reader  # type: ignore[assignment]
+        checks = SourceChecks("j", lambda _topics: Future(), lambda _expected: {})
+        self.pipeline = EpochPipeline(
+            topology,
+            self.core_state,
+            self.port,
+            Batches(settings, lambda _topic: None),
+            checks,
+            Watchdog(),
+            60.0,
+            self.inbox.post,
+            lambda *_delta: None,
+        )
+        self.pump = RecordPump(
+            self.shards,
+            self.pipeline,
+            self.core_state,
+            self._feed,
+            self.inbox,
+            self.link,  # type: ignore[arg-type]
+            checks,
+            self.record_watch,
+            Watchdog(),
+            60.0,
+            self._note_quiet,
+        )
+        self.pump._chunks._record_s = 1e-7  # as if it had learned that already
+        self.pipeline.open(SESSION, self.writer.make)
+        assert next(self.inbox.take(PATIENCE_S)) == events.ProducersOpened(SESSION)
+        self.inbox.interrupts.clear()
+
+    def _feed(self, event: events.Event) -> None:
+        self.fed.append(event)
+        self.on_feed(event)
+
+    def _note_quiet(self) -> None:
+        self.quiet += 1
+
+    def start(self, partition: int = 0, **fields: Any) -> ShardRunner:
+        """Begin to read a shard of the first stage."""
+        shard, stage = shard_of(self.topology, partition), self.topology.stages[0]
+        further = tuple(InputOffset(0) for _ in stage.inputs[1:])
+        position = CommittedPosition(0, 0, 0, "", further=further)
+        effect = events.StartReading(shard, position, **{"stop_record": None, **fields})
+        self.pump.start(effect, stage, new_state(self.topology), self.port)
+        return self.shards.runners[shard]
+
+    def read(self, *messages: Message, full: bool = False, **fields: Any) -> None:
+        """The reader reads these records."""
+        batch: Any = Batch(self.reader, self.reader.newest_generation, list(messages), full, **fields)  # type: ignore[arg-type]
+        self.pump.add(batch)
+
+    def run(self) -> None:
+        """Process everything that was read."""
+        while self.pump.has_work:
+            self.inbox.interrupts.clear()
+            self.pump.run_chunk()
+            self.pump.add_merged()
+
+    def counts(self) -> list[int]:
+        """What the handler has written, in all epochs."""
+        outputs = [output for one in self.writer.transactions for output in one.outputs]
+        return [orjson.loads(output[1])["n"] for output in outputs]
+
+    def close(self) -> None:
+        self.pipeline.destroy()
+        self.pipeline.close()

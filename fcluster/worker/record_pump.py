@@ -1,0 +1,348 @@
+"""Runs the records that were read through the worker's shards.
+
+Responsible for: cutting batches into chunks, processing a chunk record by record, and what ends it early: an
+event that has come, a record that fails, a limit on the epoch. It opens an epoch with the first record after
+a barrier, and reports after each chunk which shards the open epoch has touched.
+
+Invariants:
+- Only the main thread processes records, and nothing else happens within one. So a barrier never falls into
+  the middle of a record.
+- A record that fails ends its chunk. What follows from it is decided before the next record.
+
+Must not: decide what follows from a failure; `core` does. Must not know what a step does with a record.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from operator import length_hint
+from typing import Any
+
+from confluent_kafka import KafkaError, KafkaException, Message
+
+from fcluster.common.errors import one_line
+from fcluster.common.failures import bounded_text
+from fcluster.engine.failure import Failure, UnkeptStateError
+from fcluster.engine.state import ShardState
+from fcluster.graph.topology import Stage
+from fcluster.storage.store import LOCAL_TROUBLE
+from fcluster.wire import messages
+from fcluster.worker import handler_processes
+from fcluster.worker.announcing import announced_steps
+from fcluster.worker.chunks import Chunks
+from fcluster.worker.consuming import Batch, Idle, ReadFailed
+from fcluster.worker.core import events
+from fcluster.worker.core.model import RecordAt
+from fcluster.worker.core.state import CoreState
+from fcluster.worker.epoch_pipeline import EpochPipeline
+from fcluster.worker.inbox import Inbox
+from fcluster.worker.leader_link import LeaderLink
+from fcluster.worker.processing import (
+    HandlerError,
+    InputRunner,
+    OutputPort,
+    RecordError,
+    ShardRunner,
+    UnreadableRecordError,
+    describe_record,
+)
+from fcluster.worker.record_watch import RecordWatch
+from fcluster.worker.running_shards import RunningShards
+from fcluster.worker.source_checks import SourceChecks
+from fcluster.worker.transactions import TransactionLostError
+from fcluster.worker.watchdog import Watchdog
+
+_log = logging.getLogger("fcluster.worker")
+
+_RECORD_GONE = frozenset({KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE})
+_TOPIC_UNKNOWN = frozenset(
+    {KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_PARTITION, KafkaError._UNKNOWN_TOPIC}
+)
+
+
+class RecordPump:
+    """See the module's docstring. All methods are for the main thread.
+
+    Args:
+        shards: that are read.
+        pipeline: takes the outputs.
+        core_state: for reading.
+        feed: gives an event to the core and carries out what follows, at once.
+        inbox: its `interrupts` end a chunk.
+        link: announces records that may end the process.
+        source_checks: notes which topics were read.
+        record_watch: knows the record that is being processed.
+        watchdog: watches everything but the records.
+        hang_bound_s: how long each of that may take.
+        on_idle: called when a reader has nothing more, and everything it had is processed.
+
+    Attributes:
+        records: how many were processed since the process's start.
+    """
+
+    def __init__(
+        self,
+        shards: RunningShards,
+        pipeline: EpochPipeline,
+        core_state: CoreState,
+        feed: Callable[[events.Event], None],
+        inbox: Inbox,
+        link: LeaderLink,
+        source_checks: SourceChecks,
+        record_watch: RecordWatch,
+        watchdog: Watchdog,
+        hang_bound_s: float,
+        on_idle: Callable[[], None],
+    ) -> None:
+        self._shards = shards
+        self._pipeline = pipeline
+        self._core_state = core_state
+        self._feed = feed
+        self._interrupts = inbox.interrupts
+        self._link = link
+        self._source_checks = source_checks
+        self._record_watch = record_watch
+        self._watchdog = watchdog
+        self._hang_bound_s = hang_bound_s
+        self._on_idle = on_idle
+        self._chunks = Chunks()
+        self._paused = False
+        self.records = 0
+
+    # --- what comes in ------------------------------------------------------------------------------------
+
+    def add(self, batch: Batch) -> None:
+        """A reader has read these records."""
+        rest = self._shards.sort_out(batch)
+        if rest is batch.messages:
+            self._chunks.add(batch)
+        elif rest:
+            self._chunks.add(dataclasses.replace(batch, messages=rest))
+        else:
+            batch.reader.done()
+
+    def add_idle(self, idle: Idle) -> None:
+        """A reader has nothing more for now."""
+        self._shards.note_idle(idle)
+        if not self._chunks.hold_idle(idle):
+            self._note_read(idle)
+
+    def read_failed(self, failure: ReadFailed) -> None:
+        """A reader has met an error that doesn't pass by reading on."""
+        where = f"{failure.topic}/{failure.partition}"
+        if failure.error.code() in _RECORD_GONE:
+            # The restore checks what exists: it names the gap, or continues after it if that is allowed.
+            reason = f"the next record of {where} is gone ({failure.error.str()})"
+            self._feed(events.TransactionFailed(self._core_state.session, reason))
+        elif failure.error.code() in _TOPIC_UNKNOWN:
+            # This client may not know the topic yet. The coordinator finds out whether it is gone.
+            self._link.say_trouble(f"can't read {where}: {failure.error.str()}; asking the brokers again")
+        else:
+            _log.warning("reading %s: %s", where, failure.error)
+
+    def add_merged(self) -> None:
+        """Take what is next in the shards with several inputs."""
+        for batch in self._shards.merged(_now_ms()):
+            self._chunks.add(batch)
+
+    # --- shards -------------------------------------------------------------------------------------------
+
+    def start(self, effect: events.StartReading, stage: Stage, state: ShardState, port: OutputPort) -> None:
+        """Process the shard's records from its position on.
+
+        Args:
+            effect: says from where, and what is known about single records.
+            stage: of the shard.
+            state: restored to that position.
+            port: where its outputs go.
+        """
+        runner = ShardRunner(stage, effect.shard.partition, state, effect.position, port)
+        for record in effect.condemned:
+            runner.condemn(record)
+        stop = effect.stop_record
+        if stop is not None:
+            runner.inputs[stop.input].stop_before(stop.offset, stop.reason)
+        for one, offsets in zip(runner.inputs, effect.announced, strict=False):
+            one.announce(offsets, functools.partial(self._run_announced, one))
+        self._shards.start(runner)
+
+    def pause(self, reason: str) -> None:
+        """Process and read nothing until `resume`."""
+        _log.info("paused: %s", reason)
+        self._paused = True
+        self._shards.pause()
+
+    def resume(self) -> None:
+        """Go on."""
+        self._paused = False
+        self._shards.resume()
+
+    @property
+    def has_work(self) -> bool:
+        """Whether there are records that may be processed now."""
+        return bool(self._chunks) and not self._paused and not self._core_state.waits_for_commit()
+
+    def wait_s(self, timeout_s: float) -> float:
+        """How long the main thread may wait for events: 0 if there is work, `timeout_s` at most."""
+        return 0.0 if self.has_work else self._shards.until_merged_s(timeout_s, _now_ms())
+
+    # --- chunks -------------------------------------------------------------------------------------------
+
+    def run_chunk(self) -> None:
+        """Process the next records. There has to be work."""
+        self._run_chunk()
+        for idle in self._chunks.idle():
+            self._note_read(idle)
+
+    def _run_chunk(self) -> None:
+        if not self._pipeline.is_open or not self._shards.any_read:
+            self._chunks.drop_batch()
+            return
+        batch, chunk = self._chunks.take()
+        started_s = time.monotonic()
+        left = self._process(chunk, batch)
+        self._chunks.done(left, time.monotonic() - started_s)
+        with self._watchdog.bounded("serving delivery reports", self._hang_bound_s):
+            self.hold_back()
+
+    def hold_back(self) -> None:
+        """Serve delivery reports, and wait if outputs are produced faster than Kafka takes them."""
+        lost = self._pipeline.hold_back(self._chunks.backlog)
+        if lost is not None:
+            self._feed(lost)
+
+    def _note_read(self, idle: Idle) -> None:
+        self._shards.note_read(idle)
+        self._on_idle()
+
+    def _process(self, chunk: Sequence[Message], batch: Batch) -> int:
+        """Process a chunk. Returns how many of its last records are left, because something else came up."""
+        current = chunk
+        records_max = self._core_state.pieces.records_max
+        if records_max is not None or batch.generation < batch.reader.newest_generation:
+            current = self._shards.current(chunk, batch)
+        remaining = iter(current)
+        waiting = len(current)
+        while True:
+            if records_max is None:
+                failure = self._run_records(remaining)
+            else:
+                room = records_max - self._core_state.open.records
+                failure = self._run_records(islice(remaining, room))
+            left = length_hint(remaining)
+            processed, waiting = waiting - left, left
+            self.records += processed
+            self._pipeline.count(processed)
+            touched = [one for one in self._shards.inputs if one.last is not None]
+            dirty = frozenset(one.shard for one in touched)
+            for one in touched:
+                self._source_checks.read(one.topic, one.partition, one.topic_id)
+            if dirty:
+                backlog = batch.full or self._chunks.backlog
+                newest = None
+                if records_max is not None and len(dirty) == 1:
+                    newest = self._shards.runners[next(iter(dirty))].newest()
+                self._feed(events.RecordsProcessed(dirty, processed, backlog, newest))
+            if failure is None:
+                return left if current is chunk or not left else _left_of(chunk, next(remaining))
+            with self._watchdog.bounded(f"handling {type(failure).__name__}", self._hang_bound_s):
+                self._feed(failure)
+            if not isinstance(failure, events.StopRecordReached):
+                return 0  # everything since the last commit will be processed again
+            if records_max is not None:
+                # Records of the stopped shard don't belong to the piece: they are left out next time.
+                return _left_of(chunk, next(remaining)) if left else 0
+
+    def _run_records(self, records: Iterator[Message]) -> events.Event | None:
+        """Process records until there are no more, one fails, or something else has happened.
+
+        Returns:
+            What failed.
+        """
+        routes = self._shards.routes
+        session = self._core_state.session
+        interrupts, watch = self._interrupts, self._record_watch
+        message: Any = None
+        runner: Any = None  # that of `message`
+        try:
+            if not self._pipeline.has_begun:
+                self._pipeline.begin()
+            for message in records:
+                runner = routes[message.topic()].get(message.partition())
+                if runner is not None:
+                    watch.record = message
+                    runner.handle(message)
+                    runner.last = message
+                if interrupts:
+                    break
+        except UnreadableRecordError as error:
+            at = _place_of(runner, message)
+            return events.StopRecordReached(session, at.shard, at.offset, error.reason, at.input)
+        except HandlerError as error:
+            at = _place_of(runner, message)
+            return events.HandlerFailed(session, at.shard, at.offset, error.reason, error.failure, at.input)
+        except UnkeptStateError as error:
+            failure = Failure(error.reason, step=error.step)
+            return events.EpochFailed(session, failure, self._only_record(runner, message))
+        except TransactionLostError as error:
+            return self._pipeline.lost(session, error, self._only_record(runner, message))
+        except LOCAL_TROUBLE as error:
+            return events.WorkerBroken(one_line(error))
+        except (KafkaException, RecordError) as error:
+            reason = f"can't write an output of {describe_record(message)}: {error}"
+            at = _place_of(runner, message)
+            return events.HandlerFailed(session, at.shard, at.offset, reason, input=at.input)
+        finally:
+            watch.record = None
+        return None
+
+    def _only_record(self, runner: Any, message: Any) -> RecordAt | None:
+        """The current record, if no other can be in the open epoch."""
+        core_state = self._core_state
+        if runner is None or core_state.pieces.records_max != 1 or core_state.open.records:
+            return None
+        return _place_of(runner, message)
+
+    # --- records that may end the process -----------------------------------------------------------------
+
+    def _run_announced(self, one: InputRunner, record: Message, handle: Callable[[Message], None]) -> None:
+        """Process a record that may end the process: the coordinator knows before each step."""
+        announce = functools.partial(self._announce, one, record)
+        announce("")  # decoding it may be what ends the process
+        try:
+            with announced_steps(announce):
+                handle(record)
+        finally:
+            self._link.send(messages.RecordEnded(self._core_state.session))
+
+    def _announce(self, one: InputRunner, record: Message, step: str) -> None:
+        if handler_processes.is_forked:
+            return
+        self._link.announce(
+            messages.RecordBegun(
+                self._core_state.session,
+                one.shard,
+                record.offset() or 0,
+                bounded_text(step, 1_000),
+                describe_record(record),
+                one.number,
+            )
+        )
+
+
+def _left_of(chunk: Sequence[Message], first: Message) -> int:
+    """How many records of the chunk are left, including `first`."""
+    return next(len(chunk) - index for index, message in enumerate(chunk) if message is first)
+
+
+def _place_of(runner: Any, message: Any) -> RecordAt:
+    return RecordAt(runner.shard, message.offset(), runner.number)
+
+
+def _now_ms() -> int:
+    return time.monotonic_ns() // 1_000_000

@@ -1,0 +1,140 @@
+"""What a worker tells the coordinator about itself: the figures in its heartbeats.
+
+Responsible for: collecting them from the worker's parts, and sending them. Others wait for heartbeats, so
+they don't wait for the main thread: it collects its own figures now and then (`refresh`), and any thread may
+send the newest of them, together with those that need no main thread (`send_heartbeat`).
+
+Must not: decide anything by the figures.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+
+from fcluster.wire import messages
+from fcluster.wire.messages import ShardStatus, WorkerStats
+from fcluster.worker.core.worker import WorkerCore
+from fcluster.worker.epoch_pipeline import EpochPipeline
+from fcluster.worker.health import WorkerHealth
+from fcluster.worker.kafka_waits import KafkaWaits
+from fcluster.worker.leader_link import LeaderLink
+from fcluster.worker.processing import OutputPort, ShardRunner
+from fcluster.worker.record_pump import RecordPump
+from fcluster.worker.record_watch import RecordWatch, Running
+from fcluster.worker.running_shards import RunningShards
+from fcluster.worker.shards import ShardHost
+
+LONG_RECORD_S = 0.2
+"""A record that takes longer is reported."""
+
+
+class Reporting:
+    """See the module's docstring.
+
+    Args:
+        core: for reading.
+        link: takes the heartbeats.
+        health: gets the same figures.
+        host: knows what is restored and copied.
+        shards: that are read. `pump`, `pipeline` and `port`: count.
+        pump: see there.
+        pipeline: see there.
+        port: see there.
+        kafka_waits: knows what waits for Kafka.
+        record_watch: knows the record that is being processed.
+    """
+
+    def __init__(
+        self,
+        core: WorkerCore,
+        link: LeaderLink,
+        health: WorkerHealth,
+        host: ShardHost,
+        shards: RunningShards,
+        pump: RecordPump,
+        pipeline: EpochPipeline,
+        port: OutputPort,
+        kafka_waits: KafkaWaits,
+        record_watch: RecordWatch,
+    ) -> None:
+        self._core = core
+        self._link = link
+        self._health = health
+        self._host = host
+        self._shards = shards
+        self._pump = pump
+        self._pipeline = pipeline
+        self._port = port
+        self._kafka_waits = kafka_waits
+        self._record_watch = record_watch
+        self._stats = WorkerStats()
+
+    def refresh(self) -> None:
+        """Collect the main thread's figures. For the main thread."""
+        latencies = self._pipeline.commit_latencies_ms()
+        self._stats = WorkerStats(
+            records_in=self._pump.records,
+            records_out=self._port.records,
+            records_skipped=self._port.skipped,
+            epochs_committed=self._pipeline.committed,
+            commit_latency_ms_p50=_quantile(latencies, 0.5),
+            commit_latency_ms_p99=_quantile(latencies, 0.99),
+            restoring=self._host.restoring,
+            resident_bytes=_resident_bytes(),
+            snapshot_epoch_min=self._host.snapshot_epoch_min,
+            shards=[status for runner in self._shards.runners.values() for status in self._statuses(runner)],
+        )
+
+    def _statuses(self, runner: ShardRunner) -> Iterator[ShardStatus]:
+        """Where a shard stands in each of its inputs."""
+        core_state, shard = self._core.state, runner.shard
+        owned = core_state.shards.get(shard)
+        committed = owned.position if owned is not None and owned.position is not None else runner.position
+        flight = core_state.in_flight
+        dirty = runner.is_touched or (flight is not None and shard in flight.shards)
+        for one, at in zip(runner.inputs, committed.inputs, strict=True):
+            position = max(one.read_position, one.next_offset)
+            yield ShardStatus(shard, position, at.offset, one.end, dirty, committed.epoch, one.number)
+
+    def send_heartbeat(self) -> None:
+        """Send the newest figures, if there is a session. For any thread."""
+        read_bytes, left_bytes, left_ms = self._host.restore_progress()
+        waits_for, waited_s = self._kafka_waits.longest()
+        stats = msgspec.structs.replace(
+            self._stats,
+            restoring=self._host.restoring,
+            restore_bytes=read_bytes,
+            restore_bytes_left=left_bytes,
+            restore_ms_left=left_ms,
+            standbys=self._host.standby_statuses(),
+            record=_long_record(self._record_watch.running),
+            kafka_wait=waits_for,
+            kafka_wait_ms=round(1000 * waited_s),
+        )
+        self._health.note_stats(stats)
+        session = self._core.state.session
+        if session and self._link.connected:
+            self._link.send(messages.Heartbeat(session, stats, self._core.orders_heard))
+
+
+def _long_record(running: Running | None) -> messages.RunningRecord | None:
+    if running is None or running.running_s < LONG_RECORD_S:
+        return None
+    record = running.record
+    where = record.topic() or "", record.partition() or 0, record.offset() or 0
+    return messages.RunningRecord(*where, round(running.running_s * 1000))
+
+
+def _quantile(ordered: Sequence[float], fraction: float) -> float:
+    return ordered[min(len(ordered) - 1, int(len(ordered) * fraction))] if ordered else 0.0
+
+
+def _resident_bytes() -> int:
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0  # not on Linux
