@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import click
 
 from fcluster.common.errors import FclusterError, KafkaUnavailable
+from fcluster.common.failures import Failure, FailureKind
+from fcluster.host.failure_file import take_from_environment
 
 if TYPE_CHECKING:
     from fcluster.cli.connection import Connection
@@ -47,6 +49,8 @@ class Session:
     data_dir: Path | None = None
     is_server: bool = False
     """A coordinator or worker: its stderr is its log."""
+    failure_file: Path | None = field(default_factory=take_from_environment)
+    """Where the process that keeps this one running wants to be told why it failed."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ class Commands(click.Group):
         except FclusterError as error:
             if session.debug:
                 traceback.print_exc()
-            report(error.message, error.remedy)
+            report(session, Failure(error.kind, error.message, error.remedy, error.where))
             retriable = session.is_server and isinstance(error, KafkaUnavailable)
             ctx.exit(EXIT_TEMPORARY if retriable else error.exit_code)
         except KeyboardInterrupt:
@@ -89,11 +93,20 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     raise AssertionError("click exits by itself")
 
 
-def report(message: str, remedy: str = "") -> None:
-    """Print an error the way all commands do; `supervisor.reported_error` parses this format."""
-    click.echo(f"error: {message}", err=True)
-    if remedy:
-        click.echo(f"remedy: {remedy}", err=True)
+def report(session: Session, failure: Failure) -> None:
+    """Print an error the way all commands do, and tell it to the process that keeps this one running."""
+    click.echo(f"error: {failure.message}", err=True)
+    if failure.remedy:
+        click.echo(f"remedy: {failure.remedy}", err=True)
+    tell_keeper(session, failure)
+
+
+def tell_keeper(session: Session, failure: Failure) -> None:
+    """Hand the failure to the process that keeps this one running, if there is one."""
+    if session.failure_file is not None:
+        from fcluster.host.failure_file import write_failure
+
+        write_failure(session.failure_file, failure)
 
 
 def _report_bug(session: Session, error: Exception) -> None:
@@ -104,7 +117,8 @@ def _report_bug(session: Session, error: Exception) -> None:
     else:
         where = f"the traceback in {_keep_traceback(session, details)}"
     summary = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    report(f"this is a bug in fcluster: {summary}", f"Please report it with {where}.")
+    message = f"this is a bug in fcluster: {summary}"
+    report(session, Failure(FailureKind.BUG, message, f"Please report it with {where}."))
 
 
 def _keep_traceback(session: Session, details: str) -> Path:
@@ -895,7 +909,7 @@ def coordinator(
     job, settings = load(target, options.flags, options.config, os.environ)
     from fcluster.coordinator.server import run_coordinator
 
-    code = run_coordinator(
+    ended = run_coordinator(
         job,
         settings,
         expected_workers=settings.workers,
@@ -903,11 +917,11 @@ def coordinator(
         stand_by=not no_standby,
         ready_file=ready_file,
     )
-    if code == EXIT_JOB_FAILED:
+    if ended.exit_code == EXIT_JOB_FAILED:
         from fcluster.cli.startup import job_failure
 
-        report(*job_failure())
-    context.exit(code)
+        report(context.ensure_object(Session), job_failure(ended.failure))
+    context.exit(ended.exit_code)
 
 
 @commands.command()
@@ -972,11 +986,12 @@ def worker(
     from fcluster.worker.server import run_worker
 
     address = address or settings.coordinator_address
-    code = run_worker(job, settings, slot=slot, coordinator_address=address)
-    if code == EXIT_MISTAKE:
-        from fcluster.cli.startup import worker_failure
-
-        report(*worker_failure())
+    ended = run_worker(job, settings, slot=slot, coordinator_address=address)
+    code = ended.exit_code
+    if ended.failure is not None:
+        # A failure of the job is the coordinator's to report.
+        tell = tell_keeper if code == EXIT_JOB_FAILED else report
+        tell(context.ensure_object(Session), ended.failure)
     if code == EXIT_JOB_ENDED and not kept:
         code = 0  # a supervisor has to tell this from a request to leave; for others it is success
     handler_processes.leave_within(HANDLERS_END_S, code)

@@ -9,10 +9,10 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fcluster.cli.startup import load
+from fcluster.cli.startup import job_failure, load
 from fcluster.host.job_processes import ClusterFailed, JobProcesses, SpawnedChild, leave_timeout_s
 
 
@@ -36,9 +36,8 @@ def run_agent(options: AgentOptions) -> int:
         FclusterError: they can't be started, or fail again and again, or the job failed.
     """
     from fcluster.cli.live_view import PlainView
-    from fcluster.common.processes import spawn
     from fcluster.host.agent import AgentLink, Staff
-    from fcluster.host.supervisor import EXIT_KILLED, SUPERVISOR, Crew
+    from fcluster.host.supervisor import EXIT_JOB_FAILED, EXIT_KILLED, SUPERVISOR, Crew
 
     job, settings = load(options.target, options.flags, options.config, os.environ)
     job.build(settings)
@@ -58,8 +57,8 @@ def run_agent(options: AgentOptions) -> int:
     crew = Crew(
         options.workers,
         lambda number, slot: processes.worker(number, slot, address),
-        spawn=lambda spec, on_line: SpawnedChild(
-            spawn(spec.name, spec.argv, on_line=on_line, env=processes.environment)
+        spawn=lambda spec, on_line: SpawnedChild.start(
+            spec.name, spec.argv, environment=processes.environment, on_line=on_line
         ),
         view=view,
         on_change=on_change,
@@ -72,7 +71,7 @@ def run_agent(options: AgentOptions) -> int:
         staff=lambda: Staff(crew.target, list(pids.values())),
         resize=crew.resize,
         learn_slots=crew.learn_slots,
-        on_end=lambda failed, reason: crew.end(failed=failed, reason=reason),
+        on_end=crew.end,
         say=lambda text: view.line(SUPERVISOR, text),
     )
     view.line(SUPERVISOR, f"agent of job {job.name!r}, {options.workers} workers")
@@ -83,7 +82,7 @@ def run_agent(options: AgentOptions) -> int:
         link.close()
         view.close()
     if outcome.exit_code not in (0, EXIT_KILLED):
-        error = ClusterFailed(outcome.reason, remedy=outcome.remedy)
-        error.exit_code = outcome.exit_code
-        raise error
+        if outcome.exit_code == EXIT_JOB_FAILED:
+            outcome = replace(outcome, failure=job_failure(outcome.failure))
+        raise ClusterFailed(outcome)
     return outcome.exit_code

@@ -12,45 +12,33 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fcluster.cli.local_kafka import detached_kafka, no_brokers
-from fcluster.common.errors import cause_and_remedy
+from fcluster.common.failures import Failure, FailureKind
 from fcluster.common.settings import Settings, resolve
 
 if TYPE_CHECKING:
     from fcluster.api.job import Job
-    from fcluster.common.logs import RememberingHandler
-
-_log_handler: RememberingHandler | None = None
 
 
 def start_logging(level: str) -> None:
     """Set up this process's log."""
     from fcluster.common.logs import configure_logging
 
-    global _log_handler
-    _log_handler = configure_logging(level)
+    configure_logging(level)
 
 
-def job_failure() -> tuple[str, str]:
-    """Why the job failed, from the coordinator's last logged error, and what to do about it."""
-    logged = _log_handler.last_error if _log_handler is not None else ""
-    reason, remedy = cause_and_remedy(logged.removeprefix("coordinator ends: "))
-    if reason.startswith("record "):
+def job_failure(failure: Failure | None) -> Failure:
+    """Why the job failed, for the user's terminal: with what to do about it in any case."""
+    if failure is None:
+        failure = Failure(FailureKind.OTHER, "the job failed")
+    remedy = failure.remedy
+    if failure.kind is FailureKind.RECORD:
         remedy = remedy or "Correct the job, or give the step an on_error ('skip', or a dead-letter topic)."
         remedy = (
             f"{remedy[:1].upper()}{remedy[1:].rstrip('.')}. Then start the job again: nothing beyond that "
             "record is committed."
         )
-    return (
-        reason or "the job failed",
-        remedy or "Nothing is lost. Fix the cause, then start the job again.",
-    )
-
-
-def worker_failure() -> tuple[str, str]:
-    """Why this worker can't continue, from its last logged error, and what to do about it."""
-    logged = _log_handler.last_error if _log_handler is not None else ""
-    reason, remedy = cause_and_remedy(logged.removeprefix("leaving: "))
-    return reason or "the worker can't continue", remedy
+    remedy = remedy or "Nothing is lost. Fix the cause, then start the job again."
+    return Failure(failure.kind, failure.message, remedy, failure.where)
 
 
 def load(

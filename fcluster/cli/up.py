@@ -37,8 +37,9 @@ from fcluster.host.job_processes import ClusterFailed, JobProcesses, SpawnedChil
 
 if TYPE_CHECKING:
     from fcluster.cli.live_view import View
+    from fcluster.common.failures import Ended
     from fcluster.host.agent import Staff
-    from fcluster.host.supervisor import Outcome, ProcessSpec
+    from fcluster.host.supervisor import ProcessSpec
     from fcluster.wire.admin_client import AdminClient
 
 IDLE_AFTER_S = 3.0
@@ -88,9 +89,7 @@ def run_up(options: UpOptions) -> int:
         remove_note(directory)
         lock.release()
     if outcome.exit_code != 0:
-        error = ClusterFailed(outcome.reason, remedy=outcome.remedy)
-        error.exit_code = outcome.exit_code
-        raise error
+        raise ClusterFailed(outcome)
     return 0
 
 
@@ -136,7 +135,7 @@ class _Up:
             settings.http_bind,
         )
 
-    def run(self) -> Outcome:
+    def run(self) -> Ended:
         """Run until the end, and leave nothing running."""
         from fcluster.cli.live_view import make_view
         from fcluster.host.agent import AgentLink
@@ -174,7 +173,7 @@ class _Up:
             staff=lambda: self._staff(supervisor.target),
             resize=supervisor.resize,
             learn_slots=supervisor.learn_slots,
-            on_end=lambda _failed, _reason: None,  # our coordinator's exit code says it
+            on_end=lambda _ended: None,  # our coordinator's exit code says it
             say=lambda text: _log.debug("%s", text),
         )
         handler = _ViewHandler(view)
@@ -225,7 +224,6 @@ class _Up:
         return self._job_processes.worker(number, number if slot < 0 else slot, self._address)
 
     def _spawn(self, spec: ProcessSpec, on_line: Callable[[str], None]) -> Any:
-        from fcluster.common.processes import spawn
         from fcluster.host.supervisor import COORDINATOR
 
         argv = spec.argv
@@ -234,14 +232,12 @@ class _Up:
             self._coordinator_started = True
             place = argv.index("--")
             argv = (*argv[:place], "--no-standby", *argv[place:])
-        return SpawnedChild(
-            spawn(
-                spec.name,
-                argv,
-                log_file=log_path(self._directory, spec.name),
-                on_line=on_line,
-                env=self._job_processes.environment,
-            )
+        return SpawnedChild.start(
+            spec.name,
+            argv,
+            environment=self._job_processes.environment,
+            on_line=on_line,
+            log_file=log_path(self._directory, spec.name),
         )
 
     def _ask_drain(self) -> None:

@@ -8,7 +8,7 @@ message that names the cause, and a remedy that says what to do. Must not import
 # ruff: noqa: N818 (each class is named after what is wrong; that it is an error its base says)
 from __future__ import annotations
 
-from fcluster.common.failures import bounded_text, describe_exception
+from fcluster.common.failures import Failure, FailureKind, describe_exception
 
 
 class FclusterError(Exception):
@@ -17,38 +17,43 @@ class FclusterError(Exception):
     Attributes:
         message: what happened and why, with the names involved.
         remedy: what to do about it. Empty only where the message already says so.
+        where: see `Failure.where`.
+        kind: see `Failure.kind`.
         exit_code: of the command that ends with this error.
     """
 
     exit_code = 1
+    kind = FailureKind.OTHER
 
-    def __init__(self, message: str, *, remedy: str = "") -> None:
+    def __init__(self, message: str, *, remedy: str = "", where: str = "") -> None:
         super().__init__(message)
         self.message = message
         self.remedy = remedy
+        self.where = where
 
     def __str__(self) -> str:
         return f"{self.message}\n{self.remedy}" if self.remedy else self.message
 
     def __reduce__(self) -> tuple[object, ...]:
         # Exception's own would call the class without the keyword argument and lose the remedy.
-        return (_rebuild, (type(self), self.message, self.remedy))
+        return (_rebuild, (type(self), self.message, self.remedy, self.where))
 
 
-REMEDY_MARK = "; remedy: "
-LINE_CHARACTERS_MAX = 6_000
+def failure_of(error: Exception, kind: FailureKind = FailureKind.OTHER) -> Failure:
+    """What this error says, as the value that failures travel as.
+
+    Args:
+        error: may be anything, a user's too.
+        kind: of errors that aren't of fcluster.
+    """
+    if isinstance(error, FclusterError):
+        return Failure(error.kind, error.message, error.remedy, error.where).fitted()
+    return Failure(kind, _text_of(error)).fitted()
 
 
 def one_line(error: Exception) -> str:
-    """Cause and remedy in one printable line, for logs and messages between processes.
-
-    It has at most `LINE_CHARACTERS_MAX` characters, whatever text from a user it contains.
-    """
-    if not isinstance(error, FclusterError) or not error.remedy:
-        return bounded_text(" ".join(_text_of(error).split()), LINE_CHARACTERS_MAX)
-    remedy = bounded_text(" ".join(f"{REMEDY_MARK}{error.remedy}".split()), LINE_CHARACTERS_MAX // 2)
-    cause = " ".join(error.message.rstrip(".").split())
-    return bounded_text(cause, LINE_CHARACTERS_MAX - len(remedy)) + remedy
+    """Cause and remedy in one printable line, for logs. It is bounded, whatever text from a user it has."""
+    return str(failure_of(error))
 
 
 def _text_of(error: Exception) -> str:
@@ -58,42 +63,52 @@ def _text_of(error: Exception) -> str:
         return describe_exception(error)
 
 
-def cause_and_remedy(line: str) -> tuple[str, str]:
-    """The two parts of a line made by `one_line`. The remedy is empty if the line has none."""
-    cause, _, remedy = line.partition(REMEDY_MARK)
-    return cause, remedy
-
-
-def _rebuild(kind: type[FclusterError], message: str, remedy: str) -> FclusterError:
-    return kind(message, remedy=remedy)
+def _rebuild(kind: type[FclusterError], message: str, remedy: str, where: str) -> FclusterError:
+    error = kind(message, remedy=remedy)
+    error.where = where
+    return error
 
 
 class SettingsError(FclusterError):
     """A setting is unknown, malformed, out of range, or contradicts another."""
 
+    kind = FailureKind.JOB
+
 
 class JobError(FclusterError):
     """The job can't be loaded, or its topology isn't valid."""
+
+    kind = FailureKind.JOB
 
 
 class KafkaUnavailable(FclusterError):
     """The brokers can't be reached, or reject this client."""
 
+    kind = FailureKind.KAFKA
+
 
 class MissingTopic(FclusterError):
     """A source topic doesn't exist, or lacks required partitions."""
+
+    kind = FailureKind.SOURCE
 
 
 class SourceGap(FclusterError):
     """Source records were deleted by retention before they were processed."""
 
+    kind = FailureKind.SOURCE
+
 
 class IncompatibleState(FclusterError):
     """State or committed offsets were written by a topology that doesn't fit this one."""
 
+    kind = FailureKind.STATE
+
 
 class StateDamaged(FclusterError):
     """State can't be restored to exactly the committed epoch."""
+
+    kind = FailureKind.STATE
 
 
 class TornTransaction(StateDamaged):
@@ -103,10 +118,16 @@ class TornTransaction(StateDamaged):
 class ClusterConflict(FclusterError):
     """Another cluster runs under the same job name."""
 
+    kind = FailureKind.CLUSTER
+
 
 class DirectoryInUse(FclusterError):
     """A data directory belongs to another running process."""
 
+    kind = FailureKind.HOST
+
 
 class ProcessingError(FclusterError):
     """A record can't be decoded, a handler raised, or state can't be encoded."""
+
+    kind = FailureKind.RECORD

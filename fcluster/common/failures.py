@@ -1,20 +1,152 @@
-"""Makes texts about failures in users' code and data fit for messages, logs and headers.
+"""What a failure is, and how texts about it are made fit for messages, logs and headers.
 
-Responsible for: one bounded, printable line for any exception, text or value. Rules: nothing here raises,
-whatever an exception or a value does when it is inspected; the result can be encoded as UTF-8 and has no
-control characters. Pure.
+Responsible for: the value that every failure travels as (`Failure`), from where it is found to the user's
+terminal; how a process or a job ended (`Ended`); one bounded, printable line for any exception, text or
+value. Rules: nothing here raises, whatever an exception or a value does when it is inspected; such a line can
+be encoded as UTF-8 and has no control characters; a failure's text is never taken apart again, but for those
+of older versions. Pure.
 """
 
 from __future__ import annotations
 
 import reprlib
-from typing import Any, cast
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Annotated, Any, cast
+
+import msgspec
 
 DESCRIPTION_CHARACTERS_MAX = 2_000
 """The longest `describe_exception`."""
 _MEMBERS_SHOWN = 3
 _DEPTH_MAX = 3
+MESSAGE_CHARACTERS_MAX = 6_000
+REMEDY_CHARACTERS_MAX = 3_000
+WHERE_CHARACTERS_MAX = 1_000
+_REMEDY_MARK = "; remedy: "
 _LINE_BREAKS = dict.fromkeys(map(ord, "\t\n\v\f\r\x1c\x1d\x1e\x85\u2028\u2029"), " ")
+
+
+class FailureKind(StrEnum):
+    """What a failure is about, for programs. It decides nothing about what is done."""
+
+    RECORD = "record"
+    """A record can't be decoded or processed, or its output or state can't be written."""
+    OUTPUT = "output"
+    """Kafka refuses whatever the job writes."""
+    SOURCE = "source"
+    """A topic of the job, its partitions, its records or its committed offsets aren't what they were."""
+    STATE = "state"
+    """State can't be restored to exactly the committed epoch, or doesn't fit the job."""
+    JOB = "job"
+    """The job or its settings are wrong."""
+    KAFKA = "kafka"
+    """The brokers can't be reached, reject the client, or don't do what is needed."""
+    CLUSTER = "cluster"
+    """Another cluster is in the way, or this one doesn't take the process."""
+    HOST = "host"
+    """Something on one host: a disk, a directory, a process."""
+    BUG = "bug"
+    """An error in fcluster."""
+    OTHER = "other"
+    """Unknown. Also what an older version has written as a text alone."""
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """Why something can't go on. Plain data: it is sent, journalled, and shown in logs and status.
+
+    Attributes:
+        kind: what it is about.
+        message: what happened and why, with the names involved.
+        remedy: what to do about it. Empty if nothing more than the message can be said.
+        where: what it happened to, in short, for programs: ``TOPIC/PARTITION@OFFSET`` of a record, a shard,
+            or a topic. Empty if it is nothing of that kind.
+    """
+
+    kind: FailureKind
+    message: Annotated[str, msgspec.Meta(max_length=MESSAGE_CHARACTERS_MAX)]
+    remedy: Annotated[str, msgspec.Meta(max_length=REMEDY_CHARACTERS_MAX)] = ""
+    where: Annotated[str, msgspec.Meta(max_length=WHERE_CHARACTERS_MAX)] = ""
+
+    def __str__(self) -> str:
+        """Message and remedy in one line, for logs."""
+        if not self.remedy:
+            return self.message
+        return f"{self.message.rstrip('.')}{_REMEDY_MARK}{self.remedy}"
+
+    @staticmethod
+    def of_record(message: str, remedy: str = "", where: str = "") -> Failure:
+        """A failure of kind RECORD, made to fit."""
+        return Failure(FailureKind.RECORD, message, remedy, where).fitted()
+
+    @staticmethod
+    def of_text(text: str) -> Failure:
+        """A failure of which an older version has left only the line that `str` gives."""
+        message, _, remedy = text.partition(_REMEDY_MARK)
+        return Failure(FailureKind.OTHER, message, remedy).fitted()
+
+    @staticmethod
+    def of_document(document: object) -> Failure:
+        """A failure from a journal, whoever wrote it: `Failure` as a mapping, or a text alone."""
+        if not isinstance(document, Mapping):
+            return Failure.of_text(str(document))
+        parts = cast("Mapping[str, object]", document)
+        kind = next((one for one in FailureKind if one == parts.get("kind")), FailureKind.OTHER)
+        message, remedy, where = (str(parts.get(name, "")) for name in ("message", "remedy", "where"))
+        return Failure(kind, message, remedy, where).fitted()
+
+    def document(self) -> dict[str, str]:
+        """As a mapping, for JSON."""
+        return {
+            "kind": self.kind.value,
+            "message": self.message,
+            "remedy": self.remedy,
+            "where": self.where,
+        }
+
+    def fitted(self) -> Failure:
+        """The same with printable lines, none too long. To be called on all that comes from outside."""
+        message = _line(self.message, MESSAGE_CHARACTERS_MAX)
+        remedy = _line(self.remedy, REMEDY_CHARACTERS_MAX)
+        where = _line(self.where, WHERE_CHARACTERS_MAX)
+        if (message, remedy, where) == (self.message, self.remedy, self.where):
+            return self
+        return Failure(self.kind, message, remedy, where)
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a process has ended, or the job.
+
+    Attributes:
+        exit_code: one of `exit_codes.ExitCode`.
+        reason: for the log, one line.
+        failure: why it isn't the end that was wanted. None: all is well.
+    """
+
+    exit_code: int
+    reason: str = ""
+    failure: Failure | None = None
+
+    @staticmethod
+    def of_document(document: Mapping[str, Any]) -> Ended:
+        """An end from a journal, whoever wrote it: an older version has left no failure, only a text."""
+        exit_code, reason = int(document.get("exit_code", 0)), str(document.get("reason", ""))
+        if not exit_code:
+            return Ended(0, reason)
+        return Ended(exit_code, reason, Failure.of_document(document.get("failure") or reason))
+
+    def document(self) -> dict[str, Any]:
+        """As a mapping, for the journal."""
+        failure = None if self.failure is None else self.failure.document()
+        return {"exit_code": self.exit_code, "reason": self.reason, "failure": failure}
+
+
+def _line(text: str, characters_max: int) -> str:
+    if len(text) <= characters_max and text.isprintable():
+        return text
+    return bounded_text(" ".join(bounded_text(text, 2 * characters_max).split()), characters_max)
 
 
 def bounded_text(text: str, characters_max: int) -> str:

@@ -34,23 +34,12 @@ class LogFormatter(logging.Formatter):
         return f"{moment:%Y-%m-%dT%H:%M:%S}.{moment.microsecond // 1000:03d}Z"
 
 
-class RememberingHandler(logging.StreamHandler[TextIO]):
-    """Writes to a stream, and remembers the last error that it wrote."""
-
-    last_error = ""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if record.levelno >= logging.ERROR:
-            self.last_error = record.getMessage()
-        super().emit(record)
-
-
-def configure_logging(level: str = "info", stream: TextIO | None = None) -> RememberingHandler:
+def configure_logging(level: str = "info", stream: TextIO | None = None) -> None:
     """Send all logging of this process to `stream` (default: stderr), from `level` (one of `LEVELS`)
     upwards.
     """
     target = stream if stream is not None else sys.stderr
-    handler = RememberingHandler(target)
+    handler = logging.StreamHandler(target)
     handler.setFormatter(LogFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(True)
@@ -59,4 +48,3 @@ def configure_logging(level: str = "info", stream: TextIO | None = None) -> Reme
         faulthandler.enable(target)
         if hasattr(signal, "SIGUSR1"):
             faulthandler.register(signal.SIGUSR1, target, all_threads=True)
-    return handler

@@ -35,7 +35,8 @@ from confluent_kafka import TopicPartition
 from fcluster import __version__
 from fcluster.api.job import Job
 from fcluster.common import failpoints
-from fcluster.common.errors import FclusterError, KafkaUnavailable, SettingsError
+from fcluster.common.errors import FclusterError, KafkaUnavailable, SettingsError, failure_of
+from fcluster.common.failures import Ended
 from fcluster.common.ids import transactional_ids
 from fcluster.common.processes import process_space
 from fcluster.common.settings import Settings, with_settings
@@ -52,7 +53,7 @@ from fcluster.coordinator.gate import Gate
 from fcluster.coordinator.health import CoordinatorHealth
 from fcluster.coordinator.journal import Journal, JournalLostError, JournalThread
 from fcluster.coordinator.process_watch import ProcessWatch
-from fcluster.coordinator.standby import Candidate, Ended, Standby
+from fcluster.coordinator.standby import Candidate, Standby
 from fcluster.coordinator.topic_watch import TopicWatch
 from fcluster.coordinator.truncation import Truncation
 from fcluster.graph.topology import Topology
@@ -107,7 +108,7 @@ def run_coordinator(
     stand_by: bool = True,
     ready_callback: Callable[[str], None] | None = None,
     ready_file: Path | None = None,
-) -> int:
+) -> Ended:
     """Lead the job until it is stopped, has caught up, or fails. Stand by as long as another coordinator
     leads.
 
@@ -126,7 +127,7 @@ def run_coordinator(
         ready_file: written with the leader record, as JSON, at the same time.
 
     Returns:
-        The process's exit code: 0 stopped cleanly, 3 the job failed.
+        How it ended. The exit code is 0 if it stopped cleanly, 3 if the job failed.
 
     Raises:
         FclusterError: it can't lead, or stand by, for the reason in the message.
@@ -153,8 +154,8 @@ def run_coordinator(
             candidate.close()
 
 
-def _take_turns(candidate: Candidate, standby: Standby, leadership: _Leadership) -> int:
-    """Stand by and lead, in turns, until the end. Returns the exit code."""
+def _take_turns(candidate: Candidate, standby: Standby, leadership: _Leadership) -> Ended:
+    """Stand by and lead, in turns, until the end."""
 
     def stop_waiting(_number: int) -> None:
         standby.interrupt()
@@ -167,14 +168,14 @@ def _take_turns(candidate: Candidate, standby: Standby, leadership: _Leadership)
             if ended is not None:
                 level = logging.ERROR if ended.exit_code else logging.INFO
                 _log.log(level, "coordinator ends: %s", ended.reason)
-                return ended.exit_code
+                return ended
             again = standby.stood_by or own is not None
-            code, own = leadership.lead(candidate, signals, own, again=again)
-            if code != EXIT_TEMPORARY:
-                return code
+            ended, own = leadership.lead(candidate, signals, own, again=again)
+            if ended.exit_code != EXIT_TEMPORARY:
+                return ended
             if signals.asked:
                 _log.info("coordinator ends: another coordinator leads now")
-                return 0
+                return Ended(0, "another coordinator leads now")
             signals.on_stop = stop_waiting
             gc.collect()  # close a deposed leader's clients and sockets now, not at some garbage collection
 
@@ -208,8 +209,8 @@ class _Leadership:
 
     def lead(
         self, candidate: Candidate, signals: _Signals, own: Leader | None, *, again: bool
-    ) -> tuple[int, Leader | None]:
-        """Take the term and lead until it ends. Returns the exit code, and the record of this process's last
+    ) -> tuple[Ended, Leader | None]:
+        """Take the term and lead until it ends. Returns how it ended, and the record of this process's last
         leadership.
 
         Args:
@@ -239,13 +240,13 @@ class _Leadership:
             return shell.run(), own
         except JournalLostError as error:
             _log.warning("not leading: %s", error)
-            return EXIT_TEMPORARY, own
+            return Ended(EXIT_TEMPORARY, "not leading"), own
         except (KafkaUnavailable, SettingsError) as error:
             if not again:
                 raise
             _log.error("can't take over: %s", error.message)
             time.sleep(TAKE_OVER_RETRY_S)
-            return EXIT_TEMPORARY, own
+            return Ended(EXIT_TEMPORARY, error.message, failure_of(error)), own
         finally:
             transport.close()
 
@@ -483,8 +484,8 @@ class _Shell:
         finally:
             follower.close()
 
-    def run(self) -> int:
-        """Lead until the core says stop. Returns the exit code."""
+    def run(self) -> Ended:
+        """Lead until the core says stop."""
         self._health.leads(self._leader, self._publisher.document)
         try:
             self._feed(events.Started())
@@ -499,7 +500,10 @@ class _Shell:
         else:
             level = logging.ERROR if self._stop.exit_code else logging.INFO
             _log.log(level, "coordinator ends: %s", self._stop.reason)
-        return self._stop.exit_code
+        return self._ended(self._stop)
+
+    def _ended(self, stop: events.StopCoordinator) -> Ended:
+        return Ended(stop.exit_code, stop.reason, stop.failure)
 
     def _turn(self) -> None:
         deadline_ms = self._core.next_deadline_ms()
@@ -676,7 +680,7 @@ class _Shell:
         self._topic_watch.close()
         if self._stop is not None and self._stop.exit_code != EXIT_TEMPORARY:
             # So no process asks an address where nothing listens any more, and standbys exit too.
-            end = {"term": self._leader.term, "exit_code": self._stop.exit_code, "reason": self._stop.reason}
+            end = {"term": self._leader.term} | self._ended(self._stop).document()
             entries = {LEADER_KEY: None, ENDED_KEY: end, ENDING_KEY: None}
             self._journal_thread.write(events.WriteJournal(0, entries))
         self._processes.close()

@@ -30,6 +30,7 @@ from typing import Any
 from confluent_kafka import Producer, TopicPartition
 
 from fcluster.common.errors import ClusterConflict, FclusterError, IncompatibleState, KafkaUnavailable
+from fcluster.common.failures import Ended
 from fcluster.common.positions import CommittedPosition
 from fcluster.common.settings import Settings
 from fcluster.coordinator.checks import (
@@ -54,7 +55,7 @@ from fcluster.kafka.clients import (
 from fcluster.kafka.topic_ids import Look
 from fcluster.kafka.topic_looks import look_at_topics, settled_look
 from fcluster.wire import messages
-from fcluster.wire.discovery import ENDED_KEY, Leader, leader_in, read_journal
+from fcluster.wire.discovery import Leader, ended_in, leader_in, read_journal
 from fcluster.wire.keys import Role
 from fcluster.wire.messages import MalformedMessageError
 from fcluster.wire.security import client_security
@@ -69,14 +70,6 @@ NEWER_LEADER_S = 2.0
 the name."""
 RETRY_S = 0.5
 _RANK_UNKNOWN_MAX = 0.3
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """The job ended, or this standby was asked to. `exit_code` is the exit code of its process."""
-
-    exit_code: int
-    reason: str
 
 
 class Candidate:
@@ -424,10 +417,8 @@ _INTERRUPTED = Ended(0, "asked to stop while standing by")
 
 def _end_in(journal: Mapping[str, Any], term: int) -> Ended | None:
     """How the job ended in this or a later term, as its leader recorded it. None if it didn't."""
-    record = journal.get(ENDED_KEY)
-    if record is None or int(record["term"]) < term:
-        return None
-    return Ended(int(record["exit_code"]), str(record["reason"]))
+    found = ended_in(journal)
+    return None if found is None or found[0] < term else found[1]
 
 
 def nobody_listens(address: str) -> bool:

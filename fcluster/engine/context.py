@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
-from fcluster.common.errors import ProcessingError, one_line
+from fcluster.common.errors import ProcessingError, failure_of
 from fcluster.engine.failure import UnkeptStateError
 from fcluster.engine.records import SourceRecord
 from fcluster.engine.steps import RecordError
@@ -228,4 +228,4 @@ class UndoableContext(HandlerContext):
             return self._first_state()
         except ProcessingError as error:
             # What an earlier record left there can't be kept. That isn't this record's fault.
-            raise UnkeptStateError(one_line(error), self._name) from error
+            raise UnkeptStateError(failure_of(error), self._name) from error

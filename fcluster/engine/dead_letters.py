@@ -9,9 +9,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 
-from fcluster.common.failures import bounded_text
+from fcluster.common.failures import Failure, bounded_text
 from fcluster.engine.failure import OutputRefusedError
-from fcluster.engine.records import OUTPUT_TROUBLE, Headers, SourceRecord, TimerRecord, describe_record
+from fcluster.engine.records import (
+    OUTPUT_TROUBLE,
+    Headers,
+    SourceRecord,
+    TimerRecord,
+    describe_record,
+    where_of,
+)
 from fcluster.engine.steps import RecordError
 from fcluster.graph.topology import TopicSpec
 
@@ -48,14 +55,17 @@ def write_dead_letter(
     try:
         produce(topic.name, value, key, timestamp_ms, [*_headers(record), *ours])
     except OutputRefusedError as refusal:
-        stub = [*ours, *_stub_headers(key, value, refusal.reason)]
+        stub = [*ours, *_stub_headers(key, value, str(refusal.failure))]
         kept_key = key if key is None or len(key) <= STUB_KEY_BYTES_MAX else None
         try:
             produce(topic.name, None, kept_key, timestamp_ms, stub)
         except OutputRefusedError as second:
             raise RecordError(
-                f"{error}; and not even a stub of it can be written to the dead-letter topic "
-                f"{topic.name!r}: {second.reason}"
+                Failure.of_record(
+                    f"{error}; and not even a stub of it can be written to the dead-letter topic "
+                    f"{topic.name!r}: {second.failure.message}",
+                    second.failure.remedy,
+                )
             ) from second
 
 
@@ -84,6 +94,7 @@ def _fingerprint(field: str, data: bytes) -> Headers:
     ]
 
 
-def dead_letter_trouble(record: SourceRecord, error: RecordError) -> str:
-    """The message for a record that can't become a dead letter."""
-    return f"{describe_record(record)} failed: {error.reason}"
+def dead_letter_trouble(record: SourceRecord, error: RecordError) -> Failure:
+    """The failure of a record that can't become a dead letter."""
+    message = f"{describe_record(record)} failed: {error.failure.message}"
+    return Failure.of_record(message, error.failure.remedy, where_of(record))

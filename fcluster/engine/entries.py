@@ -31,7 +31,7 @@ from enum import Enum
 from itertools import islice
 from typing import Any, Final, NoReturn, Protocol, cast
 
-from fcluster.common.errors import ProcessingError, one_line
+from fcluster.common.errors import ProcessingError, failure_of
 from fcluster.common.failures import bounded_repr
 from fcluster.engine.failure import UnkeptStateError
 from fcluster.engine.ordered_keys import TIME_BYTES, decode_time, encode_time
@@ -390,7 +390,7 @@ class EntryTable:
                 # In a list, so that it can't be taken for a value that is bytes.
                 value = self._codec.encode_all([value])
             except UnkeptError:
-                raise UnkeptStateError(one_line(self._unkept(key, value)), self.step) from None
+                raise UnkeptStateError(failure_of(self._unkept(key, value)), self.step) from None
         assert self._images is not None
         self._images[key] = (value, self._times.get(key, 0))
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fcluster.common.errors import REMEDY_MARK
+from fcluster.common.failures import Failure
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
+class Condemnation:
     """Why a record fails when it is processed again. Plain data: it outlives the session that found it.
 
     Whoever finds it tells what it knows; the engine finds the step responsible, and what that step's
@@ -22,19 +22,20 @@ class Failure:
       may be a sink, a repartition topic, the topic of a `Record`, or the dead letter itself (a stub is
       written instead then). Condemned once more for the same topic, the next output to it is refused as well.
       With `step` besides, only outputs of that step are meant: the engine tells it where it has found out
-      itself (`HandlerError.failure`). Without it, several chains that write to the topic can't be told apart.
+      itself (`HandlerError.condemnation`). Without it, several chains that write to the topic can't be told
+      apart.
     - `step` alone: that step fails without being called. It is a handler's name, as of one whose state can't
       be kept (the store's name is the handler's), or what `worker.processing.running_step` gave.
-    - neither: the record stops the job. `reason` is the whole message then.
+    - neither: the record stops the job. The failure's message is the whole message then.
 
     Attributes:
-        reason: for people, one line (`describe_exception`, `bounded_text`). With `topic` or `step` only the
-            cause and a remedy; the engine puts the record's and the step's names in front.
+        failure: with `topic` or `step` its message is only the cause; the engine puts the record's and the
+            step's names in front.
         topic: the output topic that refused.
         step: the name of the step that failed.
     """
 
-    reason: str
+    failure: Failure
     topic: str = ""
     step: str = ""
 
@@ -46,21 +47,21 @@ class OutputRefusedError(Exception):
     a TypeError, a ValueError or an OverflowError, which the output's fields cause.
 
     Attributes:
-        reason: for people, one line, with a remedy.
+        failure: its message is only the cause.
     """
 
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(str(failure))
+        self.failure = failure
 
 
-def output_too_large(topic: str, value: bytes | None, key: bytes | None) -> str:
-    """The reason why an output is refused that is larger than the producer may send."""
+def output_too_large(topic: str, value: bytes | None, key: bytes | None) -> Failure:
+    """Why an output is refused that is larger than the producer may send."""
     size = len(value or b"") + len(key or b"")
-    return (
-        f"the output to {topic!r} has {size:,} bytes, more than message.max.bytes of the job's producers"
-        f"{REMEDY_MARK}raise message.max.bytes under [kafka] and max.message.bytes of the topic, write less "
-        "into one record, or give the step on_error='skip' or a dead-letter topic"
+    return Failure.of_record(
+        f"the output to {topic!r} has {size:,} bytes, more than message.max.bytes of the job's producers",
+        "raise message.max.bytes under [kafka] and max.message.bytes of the topic, write less "
+        "into one record, or give the step on_error='skip' or a dead-letter topic",
     )
 
 
@@ -70,11 +71,10 @@ class UnkeptStateError(Exception):
     To be treated as the same trouble at the barrier is: the epoch is replayed in smaller pieces.
 
     Attributes:
-        reason: for people, one line: store, key, and what can't be kept.
-        step: the handler that has the state.
+        condemnation: of the record, once it is known: store, key, and what can't be kept; and the step, which
+            is the handler that has the state.
     """
 
-    def __init__(self, reason: str, step: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.step = step
+    def __init__(self, failure: Failure, step: str) -> None:
+        super().__init__(str(failure))
+        self.condemnation = Condemnation(failure, step=step)

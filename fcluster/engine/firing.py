@@ -19,19 +19,19 @@ Must not: know about epochs, transactions or the coordinator. Pure.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-from fcluster.common.errors import ProcessingError, one_line
-from fcluster.common.failures import bounded_text
+from fcluster.common.errors import ProcessingError, failure_of
 from fcluster.engine.compile import CompiledChain, compile_chain
 from fcluster.engine.context import AnyTable
 from fcluster.engine.dead_letters import dead_letter_trouble, write_dead_letter
-from fcluster.engine.failure import Failure, UnkeptStateError
+from fcluster.engine.failure import Condemnation, UnkeptStateError
 from fcluster.engine.records import HeldOutputs, OutputPort, Produce, Refusals, TimerRecord
-from fcluster.engine.runner import HandlerError, UnreadableRecordError, failure_of, release
-from fcluster.engine.steps import REASON_CHARACTERS_MAX, Place, RecordError, StepFailure
+from fcluster.engine.runner import HandlerError, UnreadableRecordError, release, step_failure_of
+from fcluster.engine.steps import Place, RecordError, StepFailure
 from fcluster.engine.timers import NEVER_MS, HandlerTimers, Timer, timer_title
 from fcluster.graph.timers import TimerClock
 from fcluster.graph.topology import Process, Stage, TopicSpec
@@ -105,7 +105,7 @@ class TimerRunner:
         ]
         self.handlers: Mapping[str, HandlerTimers] = {one.process.name: one.timers for one in self._handlers}
         self._refusals = Refusals()
-        self._condemned: dict[str, list[Failure]] = {}
+        self._condemned: dict[str, list[Condemnation]] = {}
         # Lower bounds: what is known to be set is looked up only when one of them is reached.
         self.next_event_ms = -1
         self._next_processing_ms = -1
@@ -131,10 +131,10 @@ class TimerRunner:
             self._first_processing(NEVER_MS)
         return None if self._next_processing_ms == NEVER_MS else self._next_processing_ms
 
-    def condemn(self, failure: Failure) -> None:
-        """Let the timer that `failure.step` names fail with it: when it is called, or with the next output
-        to `failure.topic`. May be called several times for a timer."""
-        self._condemned.setdefault(failure.step, []).append(failure)
+    def condemn(self, condemnation: Condemnation) -> None:
+        """Let the timer that is its `step` fail with it: when it is called, or with the next output to its
+        `topic`. May be called several times for a timer."""
+        self._condemned.setdefault(condemnation.step, []).append(condemnation)
 
     # --- firing ---------------------------------------------------------------------------------------
 
@@ -214,7 +214,7 @@ class TimerRunner:
         )
         self.begun(record)
         chain = self._chain_of(handler)
-        held, failures = chain.held, self._condemned.get(title, ())
+        held, condemnations = chain.held, self._condemned.get(title, ())
         assert held is not None
         function = handler.timers.functions.get(timer.name)
         doing = "" if function is None else f"in {getattr(function.function, '__name__', timer.name)!r}"
@@ -224,18 +224,17 @@ class TimerRunner:
         for table in chain.tables:
             table.begin_undo()
         try:
-            self._run(chain, handler, timer, record, place, failures)
+            self._run(chain, handler, timer, record, place, condemnations)
         except self._passing:
             raise
         except HandlerError as error:
             # What is written already is taken back with the epoch; then the timer fails before it writes.
-            topic, reason = error.failure.topic, error.failure.reason
-            raise HandlerError(error.reason, Failure(reason, topic=topic, step=title)) from error
+            raise HandlerError(error.failure, dataclasses.replace(error.condemnation, step=title)) from error
         except BaseException as error:  # noqa: BLE001  whatever it is, the timer failed
             for table in chain.tables:
                 table.rollback()
             held.entries.clear()
-            self._judge(failure_of(error, chain.name), handler, timer, record, clock)
+            self._judge(step_failure_of(error, chain.name), handler, timer, record, clock)
         finally:
             held.entries.clear()
             for table in chain.tables:
@@ -250,19 +249,19 @@ class TimerRunner:
         timer: Timer,
         record: TimerRecord,
         place: Place,
-        failures: Sequence[Failure],
+        condemnations: Sequence[Condemnation],
     ) -> None:
         # Whichever of its outputs to that topic comes first.
-        self._refusals.set([Failure(failure.reason, topic=failure.topic) for failure in failures])
-        for failure in failures:
-            if not failure.topic:
-                raise StepFailure(place, RecordError(failure.reason))
+        self._refusals.set([dataclasses.replace(one, step="") for one in condemnations])
+        for one in condemnations:
+            if not one.topic:
+                raise StepFailure(place, RecordError(one.failure))
         chain.timers[handler.process.name, timer.name](record, timer.key, place)
         try:
             for table in chain.tables:
                 table.check_changed()
         except ProcessingError as error:
-            raise StepFailure(place, RecordError(one_line(error))) from error
+            raise StepFailure(place, RecordError(failure_of(error))) from error
         assert chain.held is not None
         if chain.held.entries:
             release(chain.held.entries, self._port, record)
@@ -276,7 +275,7 @@ class TimerRunner:
         clock: TimerClock,
     ) -> None:
         rule = failure.place.on_error
-        reason = failure.message(record)
+        stops_with = failure.of(record)
         if rule != "stop":
             self._port.skipped += 1
             if not isinstance(rule, TopicSpec):
@@ -287,12 +286,12 @@ class TimerRunner:
                     self._checked_produce(failure.place), rule, record, step, failure.describe()
                 )
             except RecordError as error:
-                reason = dead_letter_trouble(record, error)
+                stops_with = dead_letter_trouble(record, error)
             else:
                 self._port.records += 1
                 return
         handler.timers.put(clock, timer)
-        raise UnreadableRecordError(bounded_text(reason, REASON_CHARACTERS_MAX)) from failure.error
+        raise UnreadableRecordError(stops_with) from failure.error
 
     def _checked_produce(self, place: Place) -> Produce:
         def produce(topic: str, *fields: Any) -> None:

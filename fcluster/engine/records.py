@@ -14,8 +14,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from fcluster.common.failures import bounded_text
-from fcluster.engine.failure import Failure, OutputRefusedError
+from fcluster.common.failures import Failure, bounded_text
+from fcluster.engine.failure import Condemnation, OutputRefusedError
 
 if TYPE_CHECKING:
     from fcluster.engine.steps import Place
@@ -125,6 +125,11 @@ def describe_record(record: SourceRecord) -> str:
     return f"record {bounded_text(str(record.topic()), 249)}/{record.partition()} at offset {record.offset()}"
 
 
+def where_of(record: SourceRecord) -> str:
+    """The record in short, for `Failure.where`."""
+    return f"{record.topic()}/{record.partition()}@{record.offset()}"
+
+
 class OutputPort:
     """Where outputs go. `produce` is rebound at each epoch to the producer of that epoch.
 
@@ -155,20 +160,20 @@ class Refusals:
     """Outputs of one record that count as refused: by topic, how often and why."""
 
     def __init__(self) -> None:
-        self._reasons: dict[tuple[str, str], list[str]] = {}
+        self._failures: dict[tuple[str, str], list[Failure]] = {}
 
-    def set(self, failures: Sequence[Failure]) -> None:
+    def set(self, condemnations: Sequence[Condemnation]) -> None:
         """Those of the next record; they replace those of the record before."""
-        self._reasons.clear()
-        for failure in failures:
-            if failure.topic:
-                self._reasons.setdefault((failure.topic, failure.step), []).append(failure.reason)
+        self._failures.clear()
+        for one in condemnations:
+            if one.topic:
+                self._failures.setdefault((one.topic, one.step), []).append(one.failure)
 
     def check(self, topic: str, place: Place) -> None:
         """Raise OutputRefusedError if the next output to `topic` from `place` is to be refused."""
-        reasons = self._reasons.get((topic, place.name)) or self._reasons.get((topic, ""))
-        if reasons:
-            raise OutputRefusedError(reasons.pop(0))
+        failures = self._failures.get((topic, place.name)) or self._failures.get((topic, ""))
+        if failures:
+            raise OutputRefusedError(failures.pop(0))
 
 
 class HeldOutputs:

@@ -20,13 +20,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from fcluster.common.errors import REMEDY_MARK, ProcessingError, one_line
-from fcluster.common.failures import bounded_text
+from fcluster.common.errors import ProcessingError, failure_of
+from fcluster.common.failures import Failure
 from fcluster.engine.clock import EventClock, UnreadableClockError
 from fcluster.engine.compile import CompiledChain, compile_chain, is_tolerant
 from fcluster.engine.context import AnyTable, KeyTimers
 from fcluster.engine.dead_letters import dead_letter_trouble, write_dead_letter
-from fcluster.engine.failure import Failure, UnkeptStateError
+from fcluster.engine.failure import Condemnation, UnkeptStateError
 from fcluster.engine.records import (
     OUTPUT_TROUBLE,
     HeldOutput,
@@ -35,8 +35,9 @@ from fcluster.engine.records import (
     Refusals,
     SourceRecord,
     describe_record,
+    where_of,
 )
-from fcluster.engine.steps import REASON_CHARACTERS_MAX, Place, RecordError, StepFailure
+from fcluster.engine.steps import Place, RecordError, StepFailure
 from fcluster.engine.watermarks import is_watermark, watermarks_in
 from fcluster.graph.codecs import decoding_trouble, value_codec
 from fcluster.graph.topology import Input, OnError, Stage, TopicSpec
@@ -55,12 +56,12 @@ class HandlerError(RecordError):
     """A step failed in the midst of the record: the open epoch must be aborted.
 
     Attributes:
-        failure: what the record's shard is to be told with `condemn` before the replay.
+        condemnation: what the record's shard is to be told with `condemn` before the replay.
     """
 
-    def __init__(self, reason: str, failure: Failure | None = None) -> None:
-        super().__init__(reason)
-        self.failure = failure or Failure(reason)
+    def __init__(self, failure: Failure, condemnation: Condemnation | None = None) -> None:
+        super().__init__(failure)
+        self.condemnation = condemnation or Condemnation(failure)
 
 
 class StageRunner:
@@ -120,7 +121,7 @@ class StageRunner:
         self._tables = tables
         self._port = port
         self._passing = passing
-        self._condemned: dict[int, list[Failure]] = {}
+        self._condemned: dict[int, list[Condemnation]] = {}
         self._careful: _CarefulRun | None = None
         self._decode = value_codec(self._source.topic.value)[0]
         self._timers = timers
@@ -130,8 +131,9 @@ class StageRunner:
         """Called when a record is through, before the timers fire that are due after it; for shells. Only if
         there are timers."""
 
-    def condemn(self, offset: int, failure: Failure) -> None:
-        """Let the record at `offset` fail with `failure` when it comes, by the rule of the step responsible.
+    def condemn(self, offset: int, condemnation: Condemnation) -> None:
+        """Let the record at `offset` fail as `condemnation` says when it comes, by the rule of the step
+        responsible.
 
         "stop": `UnreadableRecordError` is raised there, and nothing of the record is in the open epoch.
         "skip", dead letter: the record's chain leaves no other trace, and processing goes on. May be called
@@ -139,16 +141,16 @@ class StageRunner:
         """
         if not self._condemned:
             self._guard()
-        self._condemned.setdefault(offset, []).append(failure)
+        self._condemned.setdefault(offset, []).append(condemnation)
 
-    def find_unkept(self) -> Failure | None:
+    def find_unkept(self) -> Condemnation | None:
         """Whether the open epoch holds a state that can't be kept: what to condemn the record with whose
         handlers ran last. Looks at all keys touched since the barrier: for replays in small pieces."""
         for table in self._tables.values():
             try:
                 table.encode_touched()
             except ProcessingError as error:
-                return Failure(one_line(error), step=table.step)
+                return Condemnation(failure_of(error), step=table.step)
         return None
 
     def _guard(self) -> None:
@@ -157,10 +159,10 @@ class StageRunner:
 
         def guarded(record: SourceRecord) -> None:
             offset = record.offset()
-            failures = condemned.get(offset)
-            if failures is not None:
+            condemnations = condemned.get(offset)
+            if condemnations is not None:
                 if self._source.internal and is_watermark(record):
-                    raise UnreadableRecordError(_bounded(failures[0].reason))
+                    raise UnreadableRecordError(condemnations[0].failure)
                 careful(record)
             else:
                 fast(record)
@@ -271,7 +273,8 @@ def _hearing(
         try:
             clock.heard(number, *watermarks_in(record))
         except UnreadableClockError as error:
-            raise UnreadableRecordError(_bounded(f"{describe_record(record)}: {error}")) from error
+            failure = Failure.of_record(f"{describe_record(record)}: {error}", where=where_of(record))
+            raise UnreadableRecordError(failure) from error
         port.watermarks_read += 1
 
     return handle
@@ -301,7 +304,7 @@ def _compile_plain(
         except passing:
             raise
         except BaseException as error:
-            raise HandlerError(failure_of(error, chain).message(record)) from error
+            raise HandlerError(step_failure_of(error, chain).of(record)) from error
         return None
 
     return handle
@@ -359,7 +362,7 @@ def _stopping(chain: CompiledChain, passing: tuple[type[BaseException], ...]) ->
         except passing:
             raise
         except BaseException as error:
-            raise HandlerError(failure_of(error, name).message(record)) from error
+            raise HandlerError(step_failure_of(error, name).of(record)) from error
 
     return run
 
@@ -383,7 +386,7 @@ def _tolerant(
             entries.clear()
             raise
         except BaseException as error:  # noqa: BLE001  whatever it is, it has a place, or the chain is it
-            failure = failure_of(error, name)
+            failure = step_failure_of(error, name)
             for table in tables:
                 table.rollback()
             entries.clear()
@@ -410,8 +413,8 @@ def release(entries: list[HeldOutput], port: OutputPort, record: SourceRecord) -
         if entry is entries[0]:
             raise failure from error
         # What is written already is taken back with the epoch; then the record fails before it writes.
-        known = Failure(failure.describe(), topic=entry[1], step=failure.place.name)
-        raise HandlerError(failure.message(record), known) from error
+        known = Condemnation(failure.cause, topic=entry[1], step=failure.place.name)
+        raise HandlerError(failure.of(record), known) from error
     port.records += len(entries)
     entries.clear()
 
@@ -421,17 +424,17 @@ def _tolerate(
 ) -> None:
     """Do what `rule` says, outside any held outputs: the chain has left no trace."""
     if rule == "stop":
-        raise HandlerError(failure.message(record)) from failure.error
+        raise HandlerError(failure.of(record)) from failure.error
     port.skipped += 1
     if isinstance(rule, TopicSpec):
         try:
             write_dead_letter(port.produce, rule, record, handler, failure.describe())
         except RecordError as error:
-            raise HandlerError(_bounded(dead_letter_trouble(record, error))) from error
+            raise HandlerError(dead_letter_trouble(record, error)) from error
         port.records += 1
 
 
-def failure_of(error: BaseException, chain: str) -> StepFailure:
+def step_failure_of(error: BaseException, chain: str) -> StepFailure:
     """Where in the chain something failed."""
     if isinstance(error, StepFailure):
         return error
@@ -445,7 +448,7 @@ def _compile_unreadable(
     def on_unreadable(record: SourceRecord, error: BaseException) -> None:
         failure = _unreadable(source.topic, place, record, error)
         if place.on_error == "stop":
-            raise UnreadableRecordError(_unreadable_message(source, record, failure)) from error
+            raise UnreadableRecordError(_unreadable_failure(source, record, failure)) from error
         _tolerate(place.on_error, place.name, record, failure, port)
 
     return on_unreadable
@@ -461,20 +464,14 @@ def _unreadable(source: TopicSpec, place: Place, record: SourceRecord, error: Ba
     return StepFailure(place, decoding_trouble(source.value, record.value(), error))
 
 
-def _unreadable_message(source: Input, record: SourceRecord, failure: StepFailure) -> str:
-    line = f"{describe_record(record)} can't be decoded: {failure.describe()}"
-    if source.internal:
-        return _bounded(line)
+def _unreadable_failure(source: Input, record: SourceRecord, failure: StepFailure) -> Failure:
+    message = f"{describe_record(record)} can't be decoded: {failure.describe()}"
     name = source.topic.name
     remedy = (
-        f"{REMEDY_MARK}declare {name!r} with the kind of data that it holds, or let such records be skipped "
+        f"declare {name!r} with the kind of data that it holds, or let such records be skipped "
         f"or go to a dead-letter topic: job.topic({name!r}, on_error=...)"
     )
-    return bounded_text(line, REASON_CHARACTERS_MAX - len(remedy)) + remedy
-
-
-def _bounded(reason: str) -> str:
-    return bounded_text(reason, REASON_CHARACTERS_MAX)
+    return Failure.of_record(message, "" if source.internal else remedy, where_of(record))
 
 
 class _CarefulRun:
@@ -503,14 +500,14 @@ class _CarefulRun:
             for chain in stage.chains_of(number)
         ]
 
-    def run(self, record: SourceRecord, failures: Sequence[Failure]) -> None:
-        """Process `record`, which fails with `failures`."""
-        steps = {f.step: f.reason for f in failures if f.step and not f.topic}
-        for failure in failures:
-            known = any(failure.step in chain.places for chain in self._chains)
-            if not failure.topic and not known:
-                raise UnreadableRecordError(_bounded(failure.reason))
-        self._refusals.set(failures)
+    def run(self, record: SourceRecord, condemnations: Sequence[Condemnation]) -> None:
+        """Process `record`, which fails as `condemnations` say."""
+        steps = {one.step: one.failure for one in condemnations if one.step and not one.topic}
+        for one in condemnations:
+            known = any(one.step in chain.places for chain in self._chains)
+            if not one.topic and not known:
+                raise UnreadableRecordError(one.failure)
+        self._refusals.set(condemnations)
         for table in self._tables.values():
             table.begin_undo()
         try:
@@ -527,10 +524,10 @@ class _CarefulRun:
             try:
                 release(outputs, self._port, record)
             except StepFailure as failure:
-                known_now = Failure(failure.describe(), topic=outputs[0][1], step=failure.place.name)
-                raise HandlerError(failure.message(record), known_now) from failure
+                known_now = Condemnation(failure.cause, topic=outputs[0][1], step=failure.place.name)
+                raise HandlerError(failure.of(record), known_now) from failure
 
-    def _collect(self, record: SourceRecord, steps: Mapping[str, str]) -> tuple[list[HeldOutput], int]:
+    def _collect(self, record: SourceRecord, steps: Mapping[str, Failure]) -> tuple[list[HeldOutput], int]:
         """All outputs of the record, and how many of its chains failed."""
         outputs: list[HeldOutput] = []
         raw = record.value()
@@ -540,24 +537,24 @@ class _CarefulRun:
         except BaseException as error:
             failure = _unreadable(self._source.topic, self._source_place, record, error)
             if failure.place.on_error == "stop":
-                raise UnreadableRecordError(_unreadable_message(self._source, record, failure)) from error
+                raise UnreadableRecordError(_unreadable_failure(self._source, record, failure)) from error
             self._dead_letter(record, failure, outputs)
             return outputs, 1
         skipped = 0
         for chain in self._chains:
             assert chain.held is not None
             try:
-                for name, reason in steps.items():
+                for name, known in steps.items():
                     if name in chain.places:
-                        raise StepFailure(chain.places[name], RecordError(reason))
+                        raise StepFailure(chain.places[name], RecordError(known))
                 chain.step(record, record.key(), None if raw is None else self._decode(raw))
                 outputs += chain.held.entries
             except self._passing:
                 raise
             except BaseException as error:  # noqa: BLE001
-                failure = failure_of(error, chain.name)
+                failure = step_failure_of(error, chain.name)
                 if failure.place.on_error == "stop":
-                    raise UnreadableRecordError(failure.message(record)) from failure.error
+                    raise UnreadableRecordError(failure.of(record)) from failure.error
                 for table in chain.tables:
                     table.rollback()
                 self._dead_letter(record, failure, outputs)
@@ -577,4 +574,4 @@ class _CarefulRun:
         try:
             write_dead_letter(produce, rule, record, failure.place.name, failure.describe())
         except RecordError as error:
-            raise UnreadableRecordError(_bounded(dead_letter_trouble(record, error))) from error
+            raise UnreadableRecordError(dead_letter_trouble(record, error)) from error

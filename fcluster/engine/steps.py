@@ -10,13 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from fcluster.common.failures import bounded_text, describe_exception, place_of
+from fcluster.common.failures import Failure, describe_exception, place_of
 from fcluster.engine.failure import OutputRefusedError
-from fcluster.engine.records import SourceRecord, describe_record
+from fcluster.engine.records import SourceRecord, describe_record, where_of
 from fcluster.graph.topology import OnError
-
-REASON_CHARACTERS_MAX = 4_000
-"""The longest message about a record: what is put around an exception's text is short."""
 
 
 class Step(Protocol):
@@ -43,11 +40,15 @@ class Place:
 
 
 class RecordError(Exception):
-    """A record that can't be processed. `reason` is for the user."""
+    """A record that can't be processed.
 
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
+    Args:
+        failure: why, or only its message.
+    """
+
+    def __init__(self, failure: Failure | str) -> None:
+        super().__init__(str(failure))
+        self.failure = Failure.of_record(failure) if isinstance(failure, str) else failure
 
 
 class StepFailure(Exception):  # noqa: N818  it is the step's, and never leaves the engine
@@ -58,16 +59,22 @@ class StepFailure(Exception):  # noqa: N818  it is the step's, and never leaves 
         self.place = place
         self.error = error
 
-    def describe(self) -> str:
-        """What went wrong, without the record and the place: for the header of a dead letter."""
+    @property
+    def cause(self) -> Failure:
+        """What went wrong, without the record and the place."""
         if isinstance(self.error, RecordError | OutputRefusedError):
-            return bounded_text(self.error.reason, REASON_CHARACTERS_MAX // 2)
-        return describe_exception(self.error)
+            return self.error.failure
+        return Failure.of_record(describe_exception(self.error))
 
-    def message(self, record: SourceRecord) -> str:
-        """One line that names the record, the place and the cause, with a remedy where there is one."""
-        line = f"{describe_record(record)} failed {self.place.doing}: {self.describe()}"
+    def describe(self) -> str:
+        """The cause in one line: for the header of a dead letter."""
+        return str(self.cause)
+
+    def of(self, record: SourceRecord) -> Failure:
+        """The failure that names the record, the place and the cause, with a remedy where there is one."""
+        cause = self.cause
+        message = f"{describe_record(record)} failed {self.place.doing}: {cause.message}"
         if not isinstance(self.error, RecordError | OutputRefusedError):
             where = place_of(self.error)
-            line += f" ({where})" if where else ""
-        return bounded_text(line, REASON_CHARACTERS_MAX)
+            message += f" ({where})" if where else ""
+        return Failure.of_record(message, cause.remedy, where_of(record))

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from fcluster.common.errors import FclusterError
+from fcluster.common.failures import Ended
 from fcluster.common.settings import Settings
 from fcluster.wire import messages
 from fcluster.wire.discovery import Leader
@@ -75,8 +76,8 @@ class AgentLink:
         staff: returns the present state. Called from any thread.
         resize: called with the wanted number of workers.
         learn_slots: called with the slots of workers, by process id.
-        on_end: called when the job has ended, according to the coordinator or the journal: whether it failed,
-            and why. Called from any thread, and perhaps more than once.
+        on_end: called when the job has ended, according to the coordinator or the journal: how. Called from
+            any thread, and perhaps more than once.
         say: called with trouble, and with news.
     """
 
@@ -89,7 +90,7 @@ class AgentLink:
         staff: Callable[[], Staff],
         resize: Callable[[int], None],
         learn_slots: Callable[[Mapping[int, int]], None],
-        on_end: Callable[[bool, str], None],
+        on_end: Callable[[Ended], None],
         say: Callable[[str], None],
     ) -> None:
         self._settings = settings
@@ -186,7 +187,7 @@ class AgentLink:
             case messages.AgentOrder():
                 self._on_order(message)
             case messages.Shutdown():
-                self._on_end(message.failed, message.reason)
+                self._on_end(Ended(int(message.failure is not None), message.reason, message.failure))
             case messages.Refused():
                 self._trouble(f"refused by the coordinator: {message.reason}")
             case _:

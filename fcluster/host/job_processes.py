@@ -8,20 +8,37 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fcluster.common.errors import FclusterError
+from fcluster.common.failures import Ended, Failure, FailureKind
+from fcluster.common.processes import spawn
 from fcluster.common.settings import Settings, hand_over
+from fcluster.host.failure_file import FailureFile
 
 if TYPE_CHECKING:
     from fcluster.host.supervisor import ProcessSpec
 
 
 class ClusterFailed(FclusterError):  # noqa: N818
-    """The cluster ended before its work was done."""
+    """The cluster ended before its work was done.
+
+    Args:
+        ended: how.
+    """
+
+    def __init__(self, ended: Ended) -> None:
+        failure = ended.failure or Failure(FailureKind.OTHER, ended.reason)
+        super().__init__(failure.message, remedy=failure.remedy, where=failure.where)
+        self.kind = failure.kind
+        self.exit_code = ended.exit_code
+        self.ended = ended
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (ClusterFailed, (self.ended,))
 
 
 @dataclass(frozen=True)
@@ -84,11 +101,36 @@ def leave_timeout_s(settings: Settings) -> float:
 
 
 class SpawnedChild:
-    """A child whose exit is reported only after its last lines."""
+    """A child whose exit is reported only after its last lines.
 
-    def __init__(self, process: Any) -> None:
+    Args:
+        process: of `processes.spawn`.
+        failure_file: where it tells why it has failed.
+    """
+
+    @classmethod
+    def start(
+        cls,
+        name: str,
+        argv: Sequence[str],
+        *,
+        environment: Mapping[str, str],
+        on_line: Callable[[str], None],
+        log_file: Path | None = None,
+    ) -> SpawnedChild:
+        """Start a process of the job; see `processes.spawn`."""
+        file = FailureFile()
+        env = {**environment, **file.environment}
+        return cls(spawn(name, argv, log_file=log_file, on_line=on_line, env=env), file)
+
+    def __init__(self, process: Any, failure_file: FailureFile | None = None) -> None:
         self._process = process
+        self._failure_file = failure_file
         self.pid: int = process.pid
+
+    def failure(self) -> Failure | None:
+        """Why it has exited, if it has told. To be called once, after `wait`."""
+        return None if self._failure_file is None else self._failure_file.take()
 
     def wait(self) -> int:
         """Block until it has exited and its output is read. Returns the exit code."""

@@ -20,12 +20,12 @@ import queue
 import signal
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from fcluster.common.errors import FclusterError
+from fcluster.common.failures import Ended, Failure, FailureKind
 from fcluster.common.processes import RestartBackoff, describe_exit
 
 EXIT_DONE = 0
@@ -48,7 +48,6 @@ DRAIN_NEWS_INTERVAL_S = 5.0
 COORDINATOR_SILENT_S_MAX = 10.0
 """A coordinator that doesn't answer a drain request for this long (brokers down, or hung) is told to exit."""
 LEAVE_TIMEOUT_S = 55.0
-LINES_REMEMBERED = 20
 
 LEFT_GRACE_S = 3.0
 """A worker that left cleanly is restarted if the coordinator hasn't exited within this time."""
@@ -64,6 +63,10 @@ class Child(Protocol):
     def pid(self) -> int: ...
     def wait(self) -> int:
         """Block until it has exited. Returns its exit code, or minus the signal that killed it."""
+        ...
+
+    def failure(self) -> Failure | None:
+        """Why it has exited, if it has told. To be called once, after `wait`."""
         ...
 
     def terminate(self) -> None: ...
@@ -87,15 +90,6 @@ MakeWorker = Callable[[int, int], ProcessSpec]
 yet)."""
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """How it ended. `reason` and `remedy` say why, when `exit_code` is not 0."""
-
-    exit_code: int
-    reason: str = ""
-    remedy: str = ""
-
-
 class Shower(Protocol):
     """Where lines go."""
 
@@ -107,6 +101,7 @@ class _Exited:
     name: str
     pid: int
     code: int
+    failure: Failure | None
 
 
 @dataclass(frozen=True)
@@ -126,8 +121,7 @@ class _SlotsLearnt:
 
 @dataclass(frozen=True)
 class _JobEnded:
-    failed: bool
-    reason: str
+    ended: Ended
 
 
 _Event = _Exited | _Signalled | _Resized | _SlotsLearnt | _JobEnded
@@ -143,6 +137,7 @@ class _Member:
         retiring: it was asked to exit and isn't wanted any more. It is killed at `kill_at_s` if it hasn't
             exited.
         hopeless: it failed so often in a row that it won't recover by itself.
+        failure: what its last process told when it exited.
     """
 
     spec: ProcessSpec
@@ -159,7 +154,7 @@ class _Member:
     failures_in_a_row: int = 0
     hopeless: bool = False
     restart_at_s: float | None = None
-    lines: deque[str] = field(default_factory=lambda: deque(maxlen=LINES_REMEMBERED))
+    failure: Failure | None = None
 
 
 class Keeper:
@@ -215,7 +210,7 @@ class Keeper:
         """
         return self._target
 
-    def run(self) -> Outcome:
+    def run(self) -> Ended:
         """Start everything, run until the end, and leave nothing running. For the main thread."""
         with self._signals_as_events():
             try:
@@ -243,7 +238,7 @@ class Keeper:
 
     # --- for subclasses ----------------------------------------------------------------------------
 
-    def _judge_exit(self, member: _Member, code: int) -> Outcome | None:
+    def _judge_exit(self, member: _Member, code: int) -> Ended | None:
         """A wanted process has exited."""
         raise NotImplementedError
 
@@ -251,11 +246,11 @@ class Keeper:
         """The first signal."""
         raise NotImplementedError
 
-    def _overdue(self) -> Outcome:
+    def _overdue(self) -> Ended:
         """The drain isn't over at `_drain_deadline_s`."""
         raise NotImplementedError
 
-    def _is_over(self) -> Outcome | None:
+    def _is_over(self) -> Ended | None:
         """Called after each event."""
         return None
 
@@ -265,13 +260,13 @@ class Keeper:
 
     # --- the loop ----------------------------------------------------------------------------------
 
-    def _watch(self) -> Outcome:
+    def _watch(self) -> Ended:
         while True:
             outcome = self._take(self._next_event()) or self._is_over()
             if outcome is not None:
                 return outcome
 
-    def _take(self, event: _Event | None) -> Outcome | None:
+    def _take(self, event: _Event | None) -> Ended | None:
         match event:
             case _Exited():
                 return self._exited(event)
@@ -281,8 +276,8 @@ class Keeper:
                 self._resize(target)
             case _SlotsLearnt(slots):
                 self._learn_slots(slots)
-            case _JobEnded(failed, reason):
-                return Outcome(EXIT_JOB_FAILED if failed else EXIT_DONE, reason)
+            case _JobEnded(ended):
+                return replace(ended, exit_code=EXIT_DONE if ended.failure is None else EXIT_JOB_FAILED)
             case None:
                 return self._look_at_clock()
         return None
@@ -302,7 +297,7 @@ class Keeper:
         except queue.Empty:
             return None
 
-    def _look_at_clock(self) -> Outcome | None:
+    def _look_at_clock(self) -> Ended | None:
         now_s = time.monotonic()
         self._kill_overdue(now_s)
         if self._drain_deadline_s is not None and now_s >= self._drain_deadline_s:
@@ -316,18 +311,18 @@ class Keeper:
         self._restart_due()
         return None
 
-    def _exited(self, event: _Exited) -> Outcome | None:
+    def _exited(self, event: _Exited) -> Ended | None:
         member = self._members.get(event.name)
         if member is None or member.child is None or member.child.pid != event.pid:
             return None
-        member.child = None
+        member.child, member.failure = None, event.failure
         if member.number >= 0 and (member.retiring or event.code == EXIT_DRAINED):
             self._remove(member, event.code)
             return None
         self._changed()
         return self._judge_exit(member, event.code)
 
-    def _died(self, member: _Member, code: int) -> Outcome | None:
+    def _died(self, member: _Member, code: int) -> Ended | None:
         life_s = time.monotonic() - member.started_s
         if life_s >= LIFE_S_GOOD:
             member.failures_in_a_row, member.hopeless = 0, False
@@ -358,7 +353,6 @@ class Keeper:
         name = member.spec.name
 
         def on_line(text: str) -> None:
-            member.lines.append(text)
             self._view.line(name, text)
 
         if member.number >= 0 and self._make_worker is not None:
@@ -374,7 +368,7 @@ class Keeper:
 
     def _await_exit(self, name: str, child: Child) -> None:
         code = child.wait()
-        self._events.put(_Exited(name, child.pid, code))
+        self._events.put(_Exited(name, child.pid, code, child.failure()))
 
     # --- how many workers --------------------------------------------------------------------------
 
@@ -436,16 +430,16 @@ class Keeper:
 
     # --- ending ------------------------------------------------------------------------------------
 
-    def _signalled(self) -> Outcome | None:
+    def _signalled(self) -> Ended | None:
         if self._draining_since_s is not None:
             self._say("killed: records that weren't committed yet are processed again at the next start")
-            return Outcome(EXIT_KILLED, "killed before the drain was complete", "Nothing is lost.")
+            return _failed(EXIT_KILLED, "killed before the drain was complete", "Nothing is lost.")
         now_s = time.monotonic()
         self._draining_since_s, self._drain_news_s = now_s, now_s + DRAIN_NEWS_INTERVAL_S
         self._begin_drain()
         return None
 
-    def _end_others(self, outcome: Outcome) -> Outcome:
+    def _end_others(self, outcome: Ended) -> Ended:
         """Wait for the other processes to exit by themselves, then ask them, then kill them."""
         if outcome.exit_code != EXIT_DONE:
             self._terminate_all()
@@ -481,10 +475,14 @@ class Keeper:
             if member.child is not None:
                 member.child.kill()
 
-    def _failure(self, member: _Member, what: str) -> Outcome:
-        reason, remedy = reported_error(list(member.lines))
-        name = member.spec.name
-        return Outcome(EXIT_MISTAKE, reason or what, remedy or f"The log of the {name} says why.")
+    def _failure(self, member: _Member, what: str) -> Ended:
+        """It has told why it failed, or else its log says it."""
+        remedy = f"The log of the {member.spec.name} says why."
+        failure = member.failure
+        if failure is None:
+            return _failed(EXIT_MISTAKE, what, remedy)
+        failure = Failure(failure.kind, failure.message, failure.remedy or remedy, failure.where)
+        return Ended(EXIT_MISTAKE, failure.message, failure)
 
     # --- small things ------------------------------------------------------------------------------
 
@@ -559,14 +557,14 @@ class Supervisor(Keeper):
         self._drain_wanted = threading.Event()
         self._coordinator_given_up = False
 
-    def _judge_exit(self, member: _Member, code: int) -> Outcome | None:
+    def _judge_exit(self, member: _Member, code: int) -> Ended | None:
         is_coordinator = member.number < 0
         if is_coordinator and code == EXIT_DONE:
-            return Outcome(EXIT_DONE)
+            return Ended(EXIT_DONE)
         if is_coordinator and code == EXIT_JOB_FAILED:
             return self._failure(member, "the job failed")
         if is_coordinator and self._coordinator_given_up:
-            return Outcome(
+            return _failed(
                 EXIT_MISTAKE,
                 "the coordinator didn't answer, so the cluster stopped without a last epoch",
                 "Nothing is lost: records that weren't committed are processed again at the next start.",
@@ -621,8 +619,8 @@ class Supervisor(Keeper):
             self._coordinator_given_up = True
             child.terminate()
 
-    def _overdue(self) -> Outcome:
-        return Outcome(
+    def _overdue(self) -> Ended:
+        return _failed(
             EXIT_MISTAKE,
             f"the drain didn't finish within {self._drain_timeout_s:.0f} s, so the remaining processes "
             "were killed",
@@ -664,13 +662,15 @@ class Crew(Keeper):
         )
         self._job_is_over = False
 
-    def end(self, *, failed: bool, reason: str) -> None:
+    def end(self, ended: Ended) -> None:
         """The job has ended. So the workers end, and `run` returns. From any thread."""
-        self._events.put(_JobEnded(failed, reason))
+        self._events.put(_JobEnded(ended))
 
-    def _judge_exit(self, member: _Member, code: int) -> Outcome | None:
+    def _judge_exit(self, member: _Member, code: int) -> Ended | None:
         if code == EXIT_JOB_FAILED:
-            return Outcome(EXIT_JOB_FAILED, "the job failed", "The coordinator's log says why.")
+            if member.failure is None:
+                return _failed(EXIT_JOB_FAILED, "the job failed", "The coordinator's log says why.")
+            return Ended(EXIT_JOB_FAILED, member.failure.message, member.failure)
         if code == EXIT_JOB_ENDED:
             # It was told so, or has read it; the agent's own connection may have come too late to hear it.
             # Others may still have to commit their last epoch, which ends them in the same way.
@@ -704,10 +704,10 @@ class Crew(Keeper):
         if not self._job_is_over:
             super()._resize(target)
 
-    def _is_over(self) -> Outcome | None:
+    def _is_over(self) -> Ended | None:
         if self._job_is_over and all(member.child is None for member in self._members.values()):
-            return Outcome(EXIT_DONE)
-        return Outcome(EXIT_DONE) if self._draining_since_s is not None and not self._members else None
+            return Ended(EXIT_DONE)
+        return Ended(EXIT_DONE) if self._draining_since_s is not None and not self._members else None
 
 
 def worker_name(number: int) -> str:
@@ -730,20 +730,5 @@ def death_of(code: int) -> str:
     return f"exited with an error (exit code {code})"
 
 
-def reported_error(lines: Sequence[str]) -> tuple[str, str]:
-    """Message and remedy of the last error in a process's last lines. Empty if there is none.
-
-    Processes report errors in the format of `cli.report`: ``error: ...`` and ``remedy: ...``.
-    """
-    starts = [number for number, line in enumerate(lines) if line.startswith("error: ")]
-    if not starts:
-        return "", ""
-    first, *following = lines[starts[-1] :]
-    reason = [first.removeprefix("error: ")]
-    for line in following:
-        if line.startswith("remedy: "):
-            return "\n".join(reason), line.removeprefix("remedy: ")
-        if not line.startswith("  "):  # a message's further lines are indented
-            break
-        reason.append(line)
-    return "\n".join(reason), ""
+def _failed(exit_code: int, message: str, remedy: str) -> Ended:
+    return Ended(exit_code, message, Failure(FailureKind.HOST, message, remedy))

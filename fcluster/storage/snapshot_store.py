@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import IO, Protocol
 
 from fcluster.common.errors import FclusterError, SettingsError
+from fcluster.common.failures import FailureKind
 from fcluster.common.files import (
     NotPlainFileError,
     checked_name,
@@ -44,6 +45,8 @@ class SnapshotStoreUnavailable(FclusterError):  # noqa: N818  named as the other
     """The store can't be reached or rejects us. This says nothing about its contents, and may be
     temporary.
     """
+
+    kind = FailureKind.HOST
 
 
 class SnapshotStore(Protocol):

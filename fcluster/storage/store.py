@@ -45,6 +45,7 @@ from rocksdict import (
 )
 
 from fcluster.common.errors import DirectoryInUse, FclusterError, IncompatibleState, StateDamaged
+from fcluster.common.failures import FailureKind
 from fcluster.common.files import boot_id, checked_name, sync_directory
 from fcluster.common.ids import ShardId
 from fcluster.engine.state import STORE_PREFIX_BYTES, StoreMeta
@@ -69,9 +70,13 @@ assert len(META_KEY) < STORE_PREFIX_BYTES
 class StateDirectoryFullError(FclusterError):
     """The disk below the state directory is full."""
 
+    kind = FailureKind.HOST
+
 
 class StateDirectoryFailedError(FclusterError):
     """The disk below the state directory can't be written, whatever is on it."""
+
+    kind = FailureKind.HOST
 
 
 DISK_TROUBLE = (StateDirectoryFullError, StateDirectoryFailedError)

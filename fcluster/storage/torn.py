@@ -128,7 +128,7 @@ class TornShard:
 
     def error(self) -> TornTransaction:
         """The error for the user, who has to choose."""
-        return TornTransaction(self.describe(), remedy=self.choices())
+        return TornTransaction(self.describe(), remedy=self.choices(), where=str(self.shard))
 
 
 @dataclass(frozen=True, slots=True)

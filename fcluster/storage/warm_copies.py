@@ -22,7 +22,8 @@ from typing import Final
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from fcluster.common.errors import FclusterError, StateDamaged
+from fcluster.common.errors import FclusterError, StateDamaged, failure_of
+from fcluster.common.failures import Failure, FailureKind
 from fcluster.common.ids import ShardId
 from fcluster.common.offsets import offset_or_none
 from fcluster.common.settings import Settings
@@ -141,7 +142,7 @@ class StandbyTail:
         settings: Settings,
         snapshots: SnapshotStore,
         admin: AdminClient,
-        disk_failed: Callable[[str], None] | None = None,
+        disk_failed: Callable[[Failure], None] | None = None,
     ) -> None:
         self._settings = settings
         self._snapshots = snapshots
@@ -275,7 +276,7 @@ class StandbyTail:
 
     def _tell_if_disk_failed(self, error: Exception) -> None:
         if isinstance(error, DISK_TROUBLE) and self._disk_failed is not None:
-            self._disk_failed(" ".join(str(error).split()))
+            self._disk_failed(failure_of(error, FailureKind.HOST))
 
     def _set_up(self, copy: _Copy) -> None:
         topic, number = copy.place

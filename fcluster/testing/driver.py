@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from fcluster.api.job import Job
-from fcluster.common.errors import FclusterError, JobError, ProcessingError, cause_and_remedy
+from fcluster.common.errors import FclusterError, JobError, ProcessingError
 from fcluster.common.failures import bounded_repr
 from fcluster.common.ids import ShardId
 from fcluster.common.isolation import Isolation
 from fcluster.common.positions import CommittedPosition, decode_position, joined_position
 from fcluster.common.settings import Settings, resolve
-from fcluster.engine.failure import Failure, OutputRefusedError, UnkeptStateError, output_too_large
+from fcluster.engine.failure import Condemnation, OutputRefusedError, UnkeptStateError, output_too_large
 from fcluster.engine.records import OutputPort
 from fcluster.engine.runner import HandlerError, UnreadableRecordError
 from fcluster.engine.steps import StepFailure
@@ -136,7 +136,7 @@ class Driver:
         self._epoch = 0
         self._committed: dict[tuple[str, int], tuple[int, str]] = {}
         self._shards: dict[ShardId, Shard] = {}
-        self._condemned: dict[ShardId, list[tuple[int, int, Failure]]] = {}
+        self._condemned: dict[ShardId, list[tuple[int, int, Condemnation]]] = {}
         self._causes: dict[tuple[str, int, int], BaseException] = {}
         self._stopped: JobStopped | None = None
         self._read: dict[str, int] = {}
@@ -368,10 +368,10 @@ class Driver:
             if until is not None and record.sequence > until:
                 return
             if self._process(shard, record) and one_by_one and not self._commit():
-                failure = shard.find_unkept()
-                assert failure is not None, "a state can't be stored, but no single one causes it"
+                found = shard.find_unkept()
+                assert found is not None, "a state can't be stored, but no single one causes it"
                 self._roll_back()
-                self._condemn(shard.id, record, failure)
+                self._condemn(shard.id, record, found)
 
     def _next(self) -> tuple[Shard, StoredRecord] | None:
         """The oldest record that can be read and isn't processed, and its shard."""
@@ -415,13 +415,13 @@ class Driver:
         except HandlerError as error:
             self._roll_back()
             self._causes.setdefault(_place_of(record), _cause_of(error))
-            self._condemn(shard.id, record, error.failure)
+            self._condemn(shard.id, record, error.condemnation)
             return False
         except UnkeptStateError as error:
             alone, last = not self._dirty(), self._topics.sequence
             self._roll_back()
             if alone:
-                self._condemn(shard.id, record, Failure(error.reason, step=error.step))
+                self._condemn(shard.id, record, error.condemnation)
             else:
                 self._advance(one_by_one=True, until=last)
             return False
@@ -474,18 +474,22 @@ class Driver:
         self._shards.clear()
         self._port.skipped = 0
 
-    def _condemn(self, shard: ShardId, record: StoredRecord, failure: Failure) -> None:
+    def _condemn(self, shard: ShardId, record: StoredRecord, condemnation: Condemnation) -> None:
         """Let the record fail with this when it comes again."""
         condemned = self._condemned.setdefault(shard, [])
         number = self.topology.stage(shard.stage).input_of(record.topic())
-        condemned.append((number, record.offset(), failure))
+        condemned.append((number, record.offset(), condemnation))
         if len(condemned) > FAILURES_MAX:
-            raise JobStopped(f"{failure.reason} (after failing in {FAILURES_MAX} other ways)", record=record)
+            message = f"{condemnation.failure.message} (after failing in {FAILURES_MAX} other ways)"
+            raise JobStopped(message, remedy=condemnation.failure.remedy, record=record)
 
     def _stop(self, record: StoredRecord, error: UnreadableRecordError) -> None:
         __tracebackhide__ = True
-        message, remedy = cause_and_remedy(error.reason)
-        remedy = remedy or "Correct the job, or give the step an on_error ('skip', or a dead-letter topic)."
+        message = error.failure.message
+        remedy = (
+            error.failure.remedy
+            or "Correct the job, or give the step an on_error ('skip', or a dead-letter topic)."
+        )
         self._stopped = stopped = JobStopped(message, remedy=remedy, record=record)
         stopped.add_note(f"Its key: {bounded_repr(record.key())}")
         stopped.add_note(f"Its value: {bounded_repr(record.value(), 1_000)}")

@@ -17,7 +17,7 @@ from fcluster.common.errors import StateDamaged
 from fcluster.common.ids import ShardId
 from fcluster.common.positions import CommittedPosition, InputOffset
 from fcluster.engine.changelog import DeltaReader, encode_delta
-from fcluster.engine.failure import Failure
+from fcluster.engine.failure import Condemnation
 from fcluster.engine.kinds import make_access
 from fcluster.engine.records import OutputPort
 from fcluster.engine.runner import StageRunner
@@ -118,7 +118,7 @@ class Shard:
         changelog: Partition | None,
         port: OutputPort,
         passing: tuple[type[BaseException], ...],
-        condemned: list[tuple[int, int, Failure]],
+        condemned: list[tuple[int, int, Condemnation]],
     ) -> None:
         self.id = ShardId(stage.name, partition)
         self.stage = stage
@@ -148,7 +148,7 @@ class Shard:
         self._next[number] = record.offset() + 1
         self.dirty = True
 
-    def find_unkept(self) -> Failure | None:
+    def find_unkept(self) -> Condemnation | None:
         """See `StageRunner.find_unkept`."""
         return self.runners[0].find_unkept()
 

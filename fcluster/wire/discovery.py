@@ -16,6 +16,7 @@ import msgspec
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from fcluster.common.errors import IncompatibleState, KafkaUnavailable
+from fcluster.common.failures import Ended
 from fcluster.common.ids import journal_topic
 from fcluster.common.settings import Settings
 from fcluster.kafka.clients import ErrorLog, cause_of, make_consumer, remedy_for, said_by
@@ -80,12 +81,13 @@ def leader_in(journal: Mapping[str, Any], job: str) -> Leader | None:
         raise _not_a_journal(job, f"its leader record is invalid: {error}") from error
 
 
-def _ended_in(journal: Mapping[str, Any]) -> tuple[int, bool, str] | None:
+def ended_in(journal: Mapping[str, Any]) -> tuple[int, Ended] | None:
+    """The term in which the job was ended on purpose, and how. None if it wasn't, or goes on."""
     record = journal.get(ENDED_KEY)
     if not isinstance(record, dict):
         return None
     ended = cast("dict[str, Any]", record)
-    return int(ended.get("term", 0)), bool(ended.get("exit_code")), str(ended.get("reason", ""))
+    return int(ended.get("term", 0)), Ended.of_document(ended)
 
 
 def read_journal(
@@ -140,9 +142,8 @@ class LeaderFollower:
     def __init__(self, settings: Settings, job: str) -> None:
         self.leader: Leader | None = None
         """The newest known one. None if there is none, or if nothing is known yet."""
-        self.ended: tuple[int, bool, str] | None = None
-        """How the job was ended on purpose, if there is no leader: the term, whether it failed, and the
-        reason."""
+        self.ended: tuple[int, Ended] | None = None
+        """How the job was ended on purpose, if there is no leader: the term, and how."""
         self._settings = settings
         self._job = job
         self._consumer: Consumer | None = None
@@ -172,7 +173,7 @@ class LeaderFollower:
             raise
         if self._at_end:
             self.leader = leader_in(self._journal, self._job)
-            self.ended = _ended_in(self._journal)
+            self.ended = ended_in(self._journal)
         return self._at_end
 
     @property

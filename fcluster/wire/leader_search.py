@@ -17,6 +17,7 @@ from confluent_kafka import KafkaException
 
 from fcluster.common import failpoints
 from fcluster.common.errors import FclusterError
+from fcluster.common.failures import Ended
 from fcluster.common.settings import Settings
 from fcluster.wire.discovery import Leader, LeaderFollower
 
@@ -141,8 +142,7 @@ class LeaderSeeker:
         connect: called with the leader to connect to. None: the given address. It may raise FclusterError.
         term: returns the newest known term.
         say: called with trouble, and with news.
-        on_ended: called once, if the journal says that the run of this process has ended: with whether the
-            job failed, and the reason.
+        on_ended: called once, if the journal says that the run of this process has ended, and how.
         failpoint: passed before the journal is read for the first time.
     """
 
@@ -155,7 +155,7 @@ class LeaderSeeker:
         connect: Callable[[Leader | None], None],
         term: Callable[[], int],
         say: Callable[[str], None],
-        on_ended: Callable[[bool, str], None],
+        on_ended: Callable[[Ended], None],
         failpoint: str,
     ) -> None:
         # A leader answers each heartbeat.
@@ -245,13 +245,13 @@ class LeaderSeeker:
 
     def _take_end(self, leader: Leader | None) -> None:
         """The journal was read to its end: has the job ended?"""
-        term, failed, reason = self._follower.ended or (0, False, "")
+        term, ended = self._follower.ended or (0, Ended(0))
         if leader is not None:
             term = 0  # the former run's
         self._ends.looked(leader, term)
         if term and not self._end_told and self._ends.concerns_us(term, self._term()):
             self._end_told = True
-            self._on_ended(failed, reason)
+            self._on_ended(ended)
 
     def _pause(self) -> None:
         """There is nothing to follow: look again later, whatever happens meanwhile."""

@@ -22,7 +22,7 @@ from typing import Annotated, TypeVar
 
 import msgspec
 
-from fcluster.common.failures import bounded_text
+from fcluster.common.failures import Failure, bounded_text
 from fcluster.common.ids import ShardId
 
 PROTOCOL_VERSION = 1
@@ -257,7 +257,7 @@ class ShardsRunning(Message, frozen=True):
 
 
 class TornTransaction(Message, frozen=True):
-    """Kafka has torn a transaction of this shard. `reason` says what Kafka did, and what a person can do.
+    """Kafka has torn a transaction of this shard. `failure` says what Kafka did, and what a person can do.
 
     `stopped`: the shard doesn't run, and the worker holds it until a person has chosen how it continues. This
     is repeated to a new leader. Otherwise the shard continues as was chosen.
@@ -266,7 +266,7 @@ class TornTransaction(Message, frozen=True):
     session: _Session
     shard: ShardId
     stopped: bool
-    reason: _Address
+    failure: Failure
 
 
 class Released(Message, frozen=True):
@@ -289,7 +289,7 @@ class WorkerFailed(Message, frozen=True):
     """The job can't continue on any worker: a bad record, incompatible state, a gap in a source."""
 
     session: _Session
-    reason: _Reason
+    failure: Failure
 
 
 class RecordOverdue(Message, frozen=True):
@@ -399,7 +399,11 @@ class Welcome(Message, frozen=True):
 
 
 class Refused(Message, frozen=True):
-    """The worker can't join. `retry` says whether asking again later may help."""
+    """The worker can't join. `retry` says whether asking again later may help.
+
+    The reason stays a text: this is the one message that must be understood by processes of another version,
+    because it tells them so.
+    """
 
     term: _Number
     reason: _Reason
@@ -492,12 +496,12 @@ class Dismiss(Message, frozen=True):
 
 
 class Shutdown(Message, frozen=True):
-    """Exit. `failed` says that the job stopped because of an error, and `reason` names it."""
+    """Exit: the job ends, for this `reason`. `failure`: it can't continue, and why."""
 
     term: _Number
     session: _Session
     reason: _Reason
-    failed: bool
+    failure: Failure | None = None
 
 
 class HeartbeatAck(Message, frozen=True):
@@ -665,11 +669,20 @@ def encode(message: Message) -> bytes:
 
     Reasons are shortened and made printable: no text from a user may keep a message from being sent or read.
     """
-    if isinstance(message, WorkerFailed | RecordOverdue | Refused | Shutdown):
+    return _VERSION_BYTE + _encoder.encode(_fitted(message))
+
+
+def _fitted(message: _M) -> _M:
+    """The message with reasons and failures that are printable and not too long."""
+    if isinstance(message, RecordOverdue | Refused | Shutdown):
         reason = bounded_text(message.reason, REASON_CHARACTERS_MAX)
         if reason != message.reason:
             message = msgspec.structs.replace(message, reason=reason)
-    return _VERSION_BYTE + _encoder.encode(message)
+    if isinstance(message, WorkerFailed | TornTransaction | Shutdown) and message.failure is not None:
+        failure = message.failure.fitted()
+        if failure is not message.failure:
+            message = msgspec.structs.replace(message, failure=failure)
+    return message
 
 
 def decode_for_coordinator(frame: bytes) -> ToCoordinator:
@@ -698,6 +711,7 @@ def _decode(frame: bytes, decoder: msgspec.msgpack.Decoder[_M]) -> _M:
             f"protocol version {frame[:1].hex() or 'missing'} instead of {PROTOCOL_VERSION}"
         )
     try:
-        return decoder.decode(memoryview(frame)[1:])
+        # What failures and reasons say is shown on terminals, whoever sent it.
+        return _fitted(decoder.decode(memoryview(frame)[1:]))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise MalformedMessageError(str(error)) from error

@@ -26,9 +26,10 @@ from concurrent.futures import CancelledError, Executor
 from dataclasses import dataclass
 
 from fcluster.common import failpoints
-from fcluster.common.errors import FclusterError, ProcessingError, one_line
+from fcluster.common.errors import FclusterError, ProcessingError, failure_of
+from fcluster.common.failures import FailureKind
 from fcluster.common.ids import ShardId
-from fcluster.engine.failure import Failure
+from fcluster.engine.failure import Condemnation
 from fcluster.engine.state import ShardState
 from fcluster.graph.topology import Topology
 from fcluster.storage.store import LOCAL_TROUBLE
@@ -276,11 +277,11 @@ class EpochPipeline:
             return
         except ProcessingError as error:
             found = (runners[shard].find_unkept() for shard in sorted(effect.shards))
-            failure = next((one for one in found if one is not None), Failure(one_line(error)))
-            self._post(events.EpochFailed(effect.session, failure))
+            unkept = next((one for one in found if one is not None), Condemnation(failure_of(error)))
+            self._post(events.EpochFailed(effect.session, unkept))
             return
         except FclusterError as error:
-            self._post(events.JobBroken(effect.session, one_line(error)))
+            self._post(events.JobBroken(effect.session, failure_of(error)))
             return
         epoch = EpochInFlight(
             session=effect.session,
@@ -391,9 +392,9 @@ class EpochPipeline:
                 _log.info("refused, from session %d, which is over: %s", session, error)
             self._post(self.lost(session, error))
         except LOCAL_TROUBLE as error:
-            self._post(events.WorkerBroken(one_line(error)))
+            self._post(events.WorkerBroken(failure_of(error, FailureKind.HOST)))
         except FclusterError as error:
-            self._post(events.JobBroken(session, one_line(error)))
+            self._post(events.JobBroken(session, failure_of(error)))
         except Exception as error:  # noqa: BLE001  a thread that dies silently would block its epoch
             _log.exception("%s failed", what)
             reason = f"{what}: {type(error).__name__}: {error}"
@@ -408,12 +409,13 @@ class EpochPipeline:
             error: what happened to it.
             record: the only record in it, if that is known.
         """
-        refusal, failure = error.refusal([topic.name for topic in self._topology.outputs]), error.failure()
-        if refusal:
+        refusal = error.refusal([topic.name for topic in self._topology.outputs])
+        if refusal is not None:
             return events.JobBroken(session, refusal)
-        if failure is not None:
+        condemnation = error.condemnation()
+        if condemnation is not None:
             self._batches.refused(error.topic, error.code)
-            return events.EpochFailed(session, failure, record)
+            return events.EpochFailed(session, condemnation, record)
         return events.TransactionFailed(session, str(error), error.is_unexpected())
 
 

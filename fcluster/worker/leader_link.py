@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable
 
 from fcluster.common.errors import FclusterError
+from fcluster.common.failures import Ended
 from fcluster.common.settings import Settings
 from fcluster.wire import messages
 from fcluster.wire.addresses import ReachWatch
@@ -179,7 +180,7 @@ class LeaderLink:
     def _is_of_older_term(self, message: messages.FromCoordinator) -> bool:
         return message.term < self._core_state.term
 
-    def _on_job_ended(self, failed: bool, reason: str) -> None:
+    def _on_job_ended(self, ended: Ended) -> None:
         """The journal says so."""
         self._on_job_over()
-        self._post(events.JobEnded(failed, reason))
+        self._post(events.JobEnded(ended.reason, ended.failure))

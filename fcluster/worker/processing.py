@@ -15,10 +15,11 @@ from dataclasses import replace
 from types import FrameType
 from typing import Any
 
+from fcluster.common.failures import Failure
 from fcluster.common.ids import ShardId
 from fcluster.common.positions import CommittedPosition, InputOffset
 from fcluster.engine.changelog import Delta
-from fcluster.engine.failure import Failure
+from fcluster.engine.failure import Condemnation
 from fcluster.engine.records import OutputPort, Produce, describe_record
 from fcluster.engine.runner import HandlerError, StageRunner, UnreadableRecordError
 from fcluster.engine.state import ShardState
@@ -94,9 +95,9 @@ class InputRunner(StageRunner):
         if offsets:
             self.handle = announcing
 
-    def stop_before(self, offset: int, reason: str) -> None:
-        """Process nothing from `offset` on: `UnreadableRecordError(reason)` is raised there."""
-        self.condemn(offset, Failure(reason))
+    def stop_before(self, offset: int, failure: Failure) -> None:
+        """Process nothing from `offset` on: `UnreadableRecordError(failure)` is raised there."""
+        self.condemn(offset, Condemnation(failure))
 
     def freeze(self) -> InputOffset:
         """The epoch ends here: where it stands."""
@@ -163,15 +164,15 @@ class ShardRunner:
     def condemn(self, record: Condemned) -> None:
         """See `StageRunner.condemn`."""
         if record.input < len(self.inputs):
-            self.inputs[record.input].condemn(record.offset, record.failure)
+            self.inputs[record.input].condemn(record.offset, record.condemnation)
 
-    def find_unkept(self) -> Failure | None:
+    def find_unkept(self) -> Condemnation | None:
         """See `StageRunner.find_unkept`."""
         return self.inputs[0].find_unkept()
 
 
 def running_step(frame: FrameType | None) -> str:
-    """The name of the step that a thread is in, for `Failure.step`. "" if it is in none.
+    """The name of the step that a thread is in, for `Condemnation.step`. "" if it is in none.
 
     Args:
         frame: the thread's innermost frame, as `sys._current_frames` returns it.

@@ -25,9 +25,10 @@ from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Message
 
-from fcluster.common.errors import one_line
-from fcluster.common.failures import bounded_text
-from fcluster.engine.failure import Failure, UnkeptStateError
+from fcluster.common.errors import failure_of
+from fcluster.common.failures import Failure, FailureKind, bounded_text
+from fcluster.engine.failure import UnkeptStateError
+from fcluster.engine.records import where_of
 from fcluster.engine.state import ShardState
 from fcluster.graph.topology import Stage
 from fcluster.storage.store import LOCAL_TROUBLE
@@ -166,7 +167,7 @@ class RecordPump:
             runner.condemn(record)
         stop = effect.stop_record
         if stop is not None:
-            runner.inputs[stop.input].stop_before(stop.offset, stop.reason)
+            runner.inputs[stop.input].stop_before(stop.offset, stop.failure)
         for one, offsets in zip(runner.inputs, effect.announced, strict=False):
             one.announce(offsets, functools.partial(self._run_announced, one))
         self._shards.start(runner)
@@ -282,21 +283,24 @@ class RecordPump:
                     break
         except UnreadableRecordError as error:
             at = _place_of(runner, message)
-            return events.StopRecordReached(session, at.shard, at.offset, error.reason, at.input)
+            return events.StopRecordReached(session, at.shard, at.offset, error.failure, at.input)
         except HandlerError as error:
             at = _place_of(runner, message)
-            return events.HandlerFailed(session, at.shard, at.offset, error.reason, error.failure, at.input)
+            return events.HandlerFailed(
+                session, at.shard, at.offset, error.failure, error.condemnation, at.input
+            )
         except UnkeptStateError as error:
-            failure = Failure(error.reason, step=error.step)
-            return events.EpochFailed(session, failure, self._only_record(runner, message))
+            return events.EpochFailed(session, error.condemnation, self._only_record(runner, message))
         except TransactionLostError as error:
             return self._pipeline.lost(session, error, self._only_record(runner, message))
         except LOCAL_TROUBLE as error:
-            return events.WorkerBroken(one_line(error))
+            return events.WorkerBroken(failure_of(error, FailureKind.HOST))
         except (KafkaException, RecordError) as error:
-            reason = f"can't write an output of {describe_record(message)}: {error}"
             at = _place_of(runner, message)
-            return events.HandlerFailed(session, at.shard, at.offset, reason, input=at.input)
+            failure = Failure.of_record(
+                f"can't write an output of {describe_record(message)}: {error}", where=where_of(message)
+            )
+            return events.HandlerFailed(session, at.shard, at.offset, failure, input=at.input)
         finally:
             watch.record = None
         return None

@@ -35,6 +35,7 @@ from pathlib import Path
 
 from fcluster import __version__
 from fcluster.api.job import Job
+from fcluster.common.failures import Ended, Failure, FailureKind
 from fcluster.common.processes import process_space
 from fcluster.common.settings import Settings, with_settings
 from fcluster.graph.topology import Topology
@@ -160,8 +161,8 @@ class Worker:
 
     # --- life ---------------------------------------------------------------------------------------------
 
-    def run(self) -> int:
-        """Work until told to exit. Returns the process's exit code."""
+    def run(self) -> Ended:
+        """Work until told to exit."""
         # A record may take as long as it may; everything else in an iteration has limits, too.
         turn_bound_s = (self._settings.record_bound_ms / 1000 or UNBOUNDED_S) + self._hang_bound_s
         with health_port(self._settings.http_bind, self._health, insecure=self._settings.insecure) as port:
@@ -180,7 +181,7 @@ class Worker:
                 self._close()
         in_good_order = self._exit.code in model.EXITS_IN_GOOD_ORDER
         _log.log(logging.INFO if in_good_order else logging.ERROR, "leaving: %s", self._exit.reason)
-        return self._exit.code
+        return Ended(self._exit.code, self._exit.reason, self._exit.failure)
 
     def request_termination(self) -> None:
         """Leave cleanly (see `events.TerminationRequested`). May be called by a signal handler."""
@@ -213,9 +214,12 @@ class Worker:
             case ReadFailed():
                 self._pump.read_failed(item)
             case ReaderDied():
-                self._exit = events.Exit(1, f"reading failed: {item.reason}")
+                self._exit_now(Failure(FailureKind.BUG, f"reading failed: {item.reason}").fitted())
             case _:
                 self._feed(item)
+
+    def _exit_now(self, failure: Failure) -> None:
+        self._exit = events.Exit(model.EXIT_MISTAKE, str(failure), failure)
 
     def _feed(self, event: events.Event) -> None:
         """Give an event to the core and carry out what it decides."""
@@ -286,7 +290,8 @@ class Worker:
 
     def _open_producers(self, effect: events.OpenProducers) -> None:
         if not self._name_topics(effect.internal_topics):
-            self._exit = events.Exit(1, "the coordinator now uses other names for the job's internal topics")
+            message = "the coordinator now uses other names for the job's internal topics"
+            self._exit_now(Failure(FailureKind.CLUSTER, message))
             return
         self._host.open(effect.slot)
         self._shards.open_readers()
@@ -344,12 +349,12 @@ def _now_ms() -> int:
     return time.monotonic_ns() // 1_000_000
 
 
-def run_worker(job: Job, settings: Settings, *, slot: int = -1, coordinator_address: str = "") -> int:
+def run_worker(job: Job, settings: Settings, *, slot: int = -1, coordinator_address: str = "") -> Ended:
     """Run a worker in this process until it is told to exit (by the coordinator, SIGTERM or SIGINT).
 
     Returns:
-        The exit code: 0 cleanly, 3 if the job failed, 1 if this worker can't continue, 4 if it was drained
-        and isn't to be restarted, 5 if the job has ended.
+        How it ended. The exit code: 0 cleanly, 3 if the job failed, 1 if this worker can't continue, 4 if it
+        was drained and isn't to be restarted, 5 if the job has ended.
 
     Raises:
         FclusterError: it can't start; the message says why.

@@ -34,8 +34,10 @@ from fcluster.common.errors import (
     KafkaUnavailable,
     SourceGap,
     StateDamaged,
+    failure_of,
     one_line,
 )
+from fcluster.common.failures import Failure, FailureKind, describe_exception
 from fcluster.common.ids import ShardId, journal_topic
 from fcluster.common.offsets import NotKnownYetError, Offset
 from fcluster.common.positions import CommittedPosition, SplitPositionError, joined_position
@@ -124,7 +126,7 @@ class ShardHost:
             settings,
             self._snapshot_store,
             self._admin,
-            disk_failed=lambda reason: emit(events.WorkerBroken(reason)),
+            disk_failed=lambda failure: emit(events.WorkerBroken(failure)),
         )
         self._progress: tuple[RestoreProgress, float] | None = None
         self._restore_began_s = 0.0
@@ -342,14 +344,15 @@ class ShardHost:
                 self._check_positions(positions, damage)
                 raise
         except DISK_TROUBLE as error:
-            self._emit(events.WorkerBroken(one_line(error)))
+            self._emit(events.WorkerBroken(failure_of(error)))
         except (FclusterError, KafkaException) as error:
             fatal = isinstance(error, FclusterError) and not isinstance(error, _MENDABLE)
             if not stop.is_set():
-                self._emit(events.RestoreFailed(session, one_line(error), fatal))
+                self._emit(events.RestoreFailed(session, failure_of(error, FailureKind.KAFKA), fatal))
         except Exception as error:  # noqa: BLE001  a thread that dies silently would block its shards
             _log.exception("restoring failed")
-            self._emit(events.RestoreFailed(session, f"{type(error).__name__}: {error}", fatal=True))
+            bug = Failure(FailureKind.BUG, describe_exception(error))
+            self._emit(events.RestoreFailed(session, bug, fatal=True))
 
     def _check_positions(self, positions: Mapping[ShardId, CommittedPosition], damage: StateDamaged) -> None:
         """Tell damage from the deltas of a successor: our session may be over without our knowing it yet.
@@ -417,7 +420,7 @@ class ShardHost:
             requests = [request for request in requests if request.shard in torn]
         for one in stopped:
             self._restoring.discard(one.shard)
-            self._emit(events.TransactionTorn(session, one.shard, one_line(one.error), stopped=True))
+            self._emit(events.TransactionTorn(session, one.shard, failure_of(one.error), stopped=True))
 
     def _run_restored(self, session: int, restored: ShardRestored, position: CommittedPosition) -> None:
         for reason in restored.reasons:
@@ -428,7 +431,8 @@ class ShardHost:
             if go_on.rebase:
                 self._rebase(shard, restored.store)
             position = go_on.position
-            self._emit(events.TransactionTorn(session, shard, go_on.text, stopped=False))
+            chosen = Failure(FailureKind.STATE, go_on.text, where=str(shard)).fitted()
+            self._emit(events.TransactionTorn(session, shard, chosen, stopped=False))
         stores = self._topology.stage(shard.stage).all_stores
         state = ShardState(restored.store, stores, self._settings.state_cache_entries_max)
         self._chains[shard] = ReplaySize(restored.store.meta().changelog_offset)

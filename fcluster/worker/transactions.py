@@ -29,13 +29,13 @@ from typing import Any, Protocol
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 
 from fcluster.common import failpoints
-from fcluster.common.errors import REMEDY_MARK
+from fcluster.common.failures import Failure, FailureKind
 from fcluster.common.ids import ShardId, transactional_ids
 from fcluster.common.offsets import offset_or_none
 from fcluster.common.positions import CommittedPosition
 from fcluster.common.settings import Settings
 from fcluster.engine.changelog import Delta, encode_delta
-from fcluster.engine.failure import Failure, OutputRefusedError, output_too_large
+from fcluster.engine.failure import Condemnation, OutputRefusedError, output_too_large
 from fcluster.kafka.clients import (
     cause_of,
     make_consumer,
@@ -76,25 +76,27 @@ class TransactionLostError(Exception):
         super().__init__(reason)
         self.code = code
 
-    def refusal(self, outputs: Collection[str]) -> str:
-        """Why no replay can help, whatever the records are, with a remedy. Empty if one may help.
+    def refusal(self, outputs: Collection[str]) -> Failure | None:
+        """Why no replay can help, whatever the records are. None if one may help.
 
         Args:
             outputs: topics that were written to. A transaction doesn't say which of them refused.
         """
         if self.code is None or trouble_of(self.code) is not Trouble.FORBIDDEN:
-            return ""
+            return None
         remedy = remedy_for_refusal(self.code, self.topic or _one_of(outputs))
-        return f"Kafka refuses what the job writes: {self}{REMEDY_MARK}{remedy}"
+        message = f"Kafka refuses what the job writes: {self}"
+        return Failure(FailureKind.OUTPUT, message, remedy, self.topic).fitted()
 
-    def failure(self) -> Failure | None:
+    def condemnation(self) -> Condemnation | None:
         """What to condemn the record with whose output Kafka refused. None if no record caused it."""
         if self.code is None or trouble_of(self.code) is not Trouble.RECORD:
             return None
         topic = self.topic
         reason = KafkaError(self.code).str()
         remedy = remedy_for_refusal(self.code, topic)
-        return Failure(f"Kafka refuses the output to {topic!r}: {reason}{REMEDY_MARK}{remedy}", topic=topic)
+        failure = Failure.of_record(f"Kafka refuses the output to {topic!r}: {reason}", remedy)
+        return Condemnation(failure, topic=topic)
 
     def is_unexpected(self) -> bool:
         """Whether the error isn't known to be temporary.

@@ -25,6 +25,7 @@ import zmq
 
 from fcluster.common.errors import FclusterError
 from fcluster.common.failpoints import Arm
+from fcluster.common.failures import Failure
 from fcluster.common.processes import describe_exit
 from fcluster.common.settings import resolve
 from fcluster.host.supervisor import EXIT_TEMPORARY
@@ -511,7 +512,7 @@ class Storm:
                     messages.Drained(session),
                     messages.Committed(session, draw.randrange(2**40), 0.0, True, []),
                     messages.Prepared(session, draw.randrange(2**40), 1, 1.0, True),
-                    messages.WorkerFailed(session, "forged"),
+                    messages.WorkerFailed(session, Failure.of_text("forged")),
                 ]
             )
         )

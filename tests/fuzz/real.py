@@ -12,9 +12,10 @@ from itertools import zip_longest
 from typing import Any
 
 from fcluster import Job, Topic
+from fcluster.common.failures import Failure
 from fcluster.common.positions import CommittedPosition
 from fcluster.common.settings import Settings
-from fcluster.engine.failure import Failure, OutputRefusedError, UnkeptStateError
+from fcluster.engine.failure import Condemnation, OutputRefusedError, UnkeptStateError
 from fcluster.engine.state import ShardState
 from fcluster.graph.topology import TopicSpec
 from fcluster.testing import Driver, JobStopped
@@ -104,7 +105,7 @@ class Shell:
         ]
         self._epoch_records = epoch_records
         self._store = MemoryStore()
-        self._condemned: list[tuple[int, Failure]] = []
+        self._condemned: list[tuple[int, Condemnation]] = []
         self._open: list[tuple[Any, ...]] = []
         self.committed: list[tuple[Any, ...]] = []
         self.stopped_at: int | None = None
@@ -113,14 +114,14 @@ class Shell:
 
     def _produce(self, topic: str, value: bytes | None, *rest: Any) -> None:
         if len(value or b"") > SMALL_BYTES_MAX:
-            raise OutputRefusedError("too large")
+            raise OutputRefusedError(Failure.of_record("too large"))
         self._open.append((topic, value, *rest))
 
     def _runner(self, port: OutputPort) -> ShardRunner:
         state = ShardState(self._store, self._stage.all_stores, 2)
         runner = ShardRunner(self._stage, 0, state, CommittedPosition(0, 0, 0, ""), port)
-        for offset, failure in self._condemned:
-            runner.condemn(Condemned(offset, failure))
+        for offset, condemnation in self._condemned:
+            runner.condemn(Condemned(offset, condemnation))
         return runner
 
     def run(self) -> None:
@@ -143,16 +144,16 @@ class Shell:
             except UnreadableRecordError:
                 self.stopped_at = reached = at
             except HandlerError as error:
-                self._condemned.append((at, error.failure))
+                self._condemned.append((at, error.condemnation))
                 continue
             except UnkeptStateError:
                 one_by_one_until = end
                 continue
-            failure = runner.find_unkept()
-            if failure is not None:
+            unkept = runner.find_unkept()
+            if unkept is not None:
                 self.stopped_at = None
                 if end - position == 1 and reached > position:
-                    self._condemned.append((position, failure))
+                    self._condemned.append((position, unkept))
                 one_by_one_until = end
                 continue
             delta = runner.state.freeze(epoch)

@@ -101,7 +101,8 @@ class RunningCoordinator:
 
     def _run(self, job: Job, settings: Settings, **options: Any) -> None:
         try:
-            self.exit_code = run_coordinator(job, settings, ready_callback=self._addresses.put, **options)
+            ended = run_coordinator(job, settings, ready_callback=self._addresses.put, **options)
+            self.exit_code = ended.exit_code
         except Exception as error:  # noqa: BLE001  reported by the test's thread
             self.error = error
             self._addresses.put("")
@@ -195,7 +196,7 @@ def test_worker_joins_commits_an_epoch_and_the_job_stops(
         client.stop()
     worker.expect(messages.Drain)
     worker.say(messages.Drained(welcome.session))
-    assert not worker.expect(messages.Shutdown).failed
+    assert worker.expect(messages.Shutdown).failure is None
     assert coordinator.wait() == 0
     assert find_leader(brokers, job.name) is None, "nobody leads a job that was stopped in good order"
 
@@ -238,7 +239,8 @@ name, source, out, ready = sys.argv[1:5]
 job = Job(name)
 job.stream(job.topic(source)).key_by("field").process(second).to(job.topic(out))
 flags = dict(argument.split("=", 1) for argument in sys.argv[5:])
-sys.exit(run_coordinator(job, resolve({}, None, {}, flags), expected_workers=1, ready_file=Path(ready)))
+ended = run_coordinator(job, resolve({}, None, {}, flags), expected_workers=1, ready_file=Path(ready))
+sys.exit(ended.exit_code)
 """
 
 

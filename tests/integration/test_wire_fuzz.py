@@ -17,6 +17,7 @@ from confluent_kafka.admin import AdminClient as KafkaAdmin
 from confluent_kafka.admin import NewTopic
 
 from fcluster import __version__
+from fcluster.common.failures import Failure
 from fcluster.common.ids import ShardId
 from fcluster.common.settings import Settings
 from fcluster.kafka.clients import make_producer
@@ -183,7 +184,7 @@ def absurd(chance: random.Random, sessions: list[int], greeting: messages.Hello)
             messages.Released(session, shards, number),
             messages.Heartbeat(session, WorkerStats(records_in=number, shards=statuses), number),
             messages.Drained(session),
-            messages.WorkerFailed(session, "x" * chance.choice([0, 10, 10_000])),
+            messages.WorkerFailed(session, Failure.of_text("x" * chance.choice([0, 10, 10_000]))),
             messages.Goodbye(session),
             messages.Leaving(session),
             agent_report(greeting, number, len(shards)),

@@ -158,7 +158,7 @@ class SimCoordinator(Process):
                 pass  # producers that do nothing disturb nobody
             case events.FenceSlot(slot):
                 self.start(self._fence(slot))
-            case events.StopCoordinator(code, reason):
+            case events.StopCoordinator(code, reason, _failure):
                 self.exit(code, reason)
             case events.LogLine(level, text):
                 if level != "debug":

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from fcluster.common.errors import FclusterError, StateDamaged
+from fcluster.common.errors import FclusterError, StateDamaged, failure_of
 from fcluster.common.ids import ShardId, transactional_ids
 from fcluster.common.offsets import NotKnownYetError, known_offset
 from fcluster.common.positions import (
@@ -775,13 +775,13 @@ class SimWorker(Process):
                     raise KafkaFailure(f"{shard} has got another owner meanwhile") from None
         except KafkaFailure as failure:
             if not stop[0]:
-                self.post(events.RestoreFailed(session, f"restoring: {failure}", fatal=False))
+                self.post(events.RestoreFailed(session, failure_of(failure), fatal=False))
         except StateDamaged as error:
             if not stop[0]:
-                self.post(events.RestoreFailed(session, error.message, fatal=True))
+                self.post(events.RestoreFailed(session, failure_of(error), fatal=True))
         except FclusterError as error:
             if not stop[0]:
-                self.post(events.RestoreFailed(session, error.message, fatal=False))
+                self.post(events.RestoreFailed(session, failure_of(error), fatal=False))
 
     def _keep_standbys(self, shards: set[ShardId], before: tuple[CommitThread, ...]) -> Thread:
         """Restore thread: keep copies of these and of no others."""

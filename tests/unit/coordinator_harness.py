@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from fcluster.common.failures import Failure
 from fcluster.common.ids import ShardId
 from fcluster.common.settings import Settings
 from fcluster.coordinator.core import events
@@ -310,7 +311,7 @@ class Harness:
             case events.ReadEndOffsets(stage, number):
                 self.unread.append(stage)
                 self.lines.append(f"read end of {stage}" + (f" (input {number})" if number else ""))
-            case events.StopCoordinator(exit_code, reason):
+            case events.StopCoordinator(exit_code, reason, _failure):
                 self.stopped = effect
                 self.lines.append(f"stop {exit_code}: {reason}")
             case events.MakeTopic(topic, partitions):
@@ -464,7 +465,7 @@ class FakeWorker:
         self.harness.say(self.peer, messages.Goodbye(self.session))
 
     def failed(self, reason: str) -> None:
-        self.harness.say(self.peer, messages.WorkerFailed(self.session, reason))
+        self.harness.say(self.peer, messages.WorkerFailed(self.session, Failure.of_record(reason)))
 
     @property
     def barrier(self) -> int:
@@ -498,7 +499,7 @@ def describe(message: messages.FromCoordinator) -> str:
         case messages.Barrier() | messages.Complete():
             return f"{type(message).__name__} {message.epoch}"
         case messages.Shutdown():
-            return f"Shutdown{' failed' if message.failed else ''}: {message.reason}"
+            return f"Shutdown{' failed' if message.failure else ''}: {message.reason}"
         case messages.Refused():
             return f"Refused: {message.reason}"
         case _:

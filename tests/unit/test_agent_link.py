@@ -8,12 +8,15 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from fcluster.common.failures import Ended, Failure
 from fcluster.common.settings import resolve
 from fcluster.host.agent import AgentLink, Staff
 from fcluster.wire import leader_search, messages
 from fcluster.wire.discovery import Leader
 from tests.harness import wait_until
 from tests.unit.test_admin_client import FakeCoordinator
+
+WHY = Failure.of_text("so it is")
 
 
 @dataclass
@@ -24,7 +27,7 @@ class Agent:
     running: list[int] = field(default_factory=lambda: [11, 12])
     resized: list[int] = field(default_factory=list[int])
     slots: dict[int, int] = field(default_factory=dict[int, int])
-    ends: list[tuple[bool, str]] = field(default_factory=list[tuple[bool, str]])
+    ends: list[Ended] = field(default_factory=list[Ended])
     said: list[str] = field(default_factory=list[str])
     answer: messages.FromCoordinator = field(default_factory=lambda: messages.AgentOrder(1, 0, 2))
 
@@ -42,7 +45,7 @@ class Agent:
             staff=lambda: Staff(self.target, self.running),
             resize=self.resize,
             learn_slots=self.slots.update,
-            on_end=lambda failed, reason: self.ends.append((failed, reason)),
+            on_end=self.ends.append,
             say=self.said.append,
         )
 
@@ -104,9 +107,10 @@ def test_agent_asks_for_slots_until_it_knows_them(agent: Agent) -> None:
 
 @pytest.mark.parametrize("failed", [False, True])
 def test_agent_hears_that_the_job_has_ended(agent: Agent, failed: bool) -> None:
-    agent.answer = messages.Shutdown(1, 0, "so it is", failed)
+    agent.answer = messages.Shutdown(1, 0, "so it is", WHY if failed else None)
     wait_until(lambda: agent.ends, "the end is heard", 10, 0.005)
-    assert agent.ends[0] == (failed, "so it is")
+    assert agent.ends[0].failure == (WHY if failed else None)
+    assert agent.ends[0].reason == "so it is"
 
 
 def test_refusal_is_said_once(agent: Agent) -> None:
@@ -125,7 +129,7 @@ class FakeJournal:
 
     def __init__(self) -> None:
         self.leader: Leader | None = None
-        self.ended: tuple[int, bool, str] | None = None
+        self.ended: tuple[int, Ended] | None = None
         self.is_open = True
         self.looks = 0
 
@@ -179,23 +183,23 @@ def test_agent_whose_link_never_stood_learns_from_the_journal_that_the_job_has_e
     lonely.start()
     journal.looked()
     assert lonely.ends == []
-    journal.leader, journal.ended = None, (3, False, "asked to stop")
+    journal.leader, journal.ended = None, (3, Ended(0, "asked to stop"))
     wait_until(lambda: lonely.ends, "the end is known", 10, 0.005)
     journal.looked()
-    assert lonely.ends == [(False, "asked to stop")]
+    assert lonely.ends == [Ended(0, "asked to stop")]
 
 
 def test_agent_that_waits_for_the_next_run_is_not_ended_by_the_last_one(
     journal: FakeJournal, lonely: Lonely
 ) -> None:
-    journal.ended = (3, True, "the run before")
+    journal.ended = (3, Ended(3, "the run before", WHY))
     lonely.start()
     journal.looked()
     assert lonely.ends == []
     # A run that is over between two looks, before the agent met its leader.
-    journal.ended = (4, True, "this run")
+    journal.ended = (4, Ended(3, "this run", WHY))
     wait_until(lambda: lonely.ends, "the end is known", 10, 0.005)
-    assert lonely.ends == [(True, "this run")]
+    assert lonely.ends == [Ended(3, "this run", WHY)]
 
 
 def test_agent_that_lost_its_leader_learns_from_the_journal_that_the_job_has_ended(
@@ -206,17 +210,17 @@ def test_agent_that_lost_its_leader_learns_from_the_journal_that_the_job_has_end
     journal.leader = lonely.leader(4)
     lonely.wait_for(lambda report: report.target == 2)
     wait_until(lambda: lonely.link._orders.term == 4, "it has heard of a term", 10, 0.005)
-    journal.leader, journal.ended = None, (4, True, "nobody said so")
+    journal.leader, journal.ended = None, (4, Ended(3, "nobody said so", WHY))
     lonely.coordinator.close()
     wait_until(lambda: lonely.ends, "the end is known", 10, 0.005)
-    assert lonely.ends == [(True, "nobody said so")]
+    assert lonely.ends == [Ended(3, "nobody said so", WHY)]
 
 
 def test_agent_that_meets_its_leader_only_while_the_job_ends_is_told_so(
     journal: FakeJournal, lonely: Lonely
 ) -> None:
-    lonely.answer = messages.Shutdown(4, 0, "so it is", False)
+    lonely.answer = messages.Shutdown(4, 0, "so it is")
     lonely.start()
     journal.leader = lonely.leader(4)
     wait_until(lambda: lonely.ends, "the end is heard", 10, 0.005)
-    assert lonely.ends[0] == (False, "so it is")
+    assert lonely.ends[0] == Ended(0, "so it is")

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from fcluster.common.failures import Failure, FailureKind
 from fcluster.common.ids import ShardId
 from fcluster.common.settings import Settings
 from fcluster.coordinator.core import events
@@ -1032,7 +1033,9 @@ def test_failed_worker_that_drains_is_not_waited_for_any_longer() -> None:
     w0.failed("bad record")
     w1.drained()
     w0.drained()
-    assert harness.stopped == events.StopCoordinator(EXIT_JOB_FAILED, "bad record")
+    assert harness.stopped == events.StopCoordinator(
+        EXIT_JOB_FAILED, "bad record", Failure.of_record("bad record")
+    )
 
 
 def test_deposed_leader_neither_drains_nor_shuts_down_anybody() -> None:
@@ -1062,8 +1065,26 @@ def test_failure_in_the_midst_of_a_drain_is_journalled_before_workers_are_told()
     assert not harness.messages_to(b"w0", messages.Shutdown)
     while harness.unwritten:
         harness.write_journal()
-    assert harness.messages_to(b"w0", messages.Shutdown)[0].failed
-    assert harness.journal["ending"] == {"reason": "bad record", "failed": True}
+    assert harness.messages_to(b"w0", messages.Shutdown)[0].failure
+    assert harness.journal["ending"] == {
+        "reason": "bad record",
+        "failed": True,
+        "failure": {"kind": "record", "message": "bad record", "remedy": "", "where": ""},
+    }
+
+
+def test_successor_goes_on_with_an_end_that_an_older_version_decided() -> None:
+    harness, (w0, w1) = cluster()
+    w0.failed("bad record")
+    harness.journal["ending"] = {"reason": "record in/0 is bad; remedy: mend it", "failed": True}
+    harness.lead()
+    for worker in (w0, w1):
+        worker.hello(session=worker.session, owned=worker.assigned, slot=worker.slot, draining=True)
+        worker.drained()
+    assert harness.stopped is not None
+    assert harness.stopped.exit_code == EXIT_JOB_FAILED
+    assert harness.stopped.failure == Failure(FailureKind.OTHER, "record in/0 is bad", "mend it")
+    assert harness.core.status()["failure"]["remedy"] == "mend it"
 
 
 def test_successor_goes_on_with_the_end_of_the_job() -> None:
@@ -1075,7 +1096,9 @@ def test_successor_goes_on_with_the_end_of_the_job() -> None:
     assert len(harness.messages_to(b"w0", messages.Drain)) == 2
     w0.drained()
     w1.drained()
-    assert harness.stopped == events.StopCoordinator(EXIT_JOB_FAILED, "bad record")
+    assert harness.stopped == events.StopCoordinator(
+        EXIT_JOB_FAILED, "bad record", Failure.of_record("bad record")
+    )
 
 
 def test_worker_that_stopped_for_a_drain_that_was_forgotten_begins_anew() -> None:
@@ -1362,7 +1385,9 @@ def test_shard_whose_owner_is_being_fenced_is_shown_waiting() -> None:
 
 def torn(worker: FakeWorker, partition: int, *, stopped: bool = True) -> messages.TornTransaction:
     assert worker.session is not None
-    return messages.TornTransaction(worker.session, shard(partition), stopped, "Kafka has torn it")
+    return messages.TornTransaction(
+        worker.session, shard(partition), stopped, Failure(FailureKind.STATE, "Kafka has torn it", "Choose.")
+    )
 
 
 def test_stopped_shard_shows_in_the_status_with_its_reason_and_is_counted_once() -> None:
@@ -1374,7 +1399,7 @@ def test_stopped_shard_shows_in_the_status_with_its_reason_and_is_counted_once()
     document = harness.core.status()
     assert (document["shards"][0]["phase"], document["shards"][0]["stopped_reason"]) == (
         "stopped",
-        "Kafka has torn it",
+        "Kafka has torn it; remedy: Choose.",
     )
     assert document["shards"][2]["stopped_reason"] == ""
     assert document["counters"]["torn_transactions"] == 1
@@ -1425,7 +1450,7 @@ def test_job_that_is_to_catch_up_fails_once_only_stopped_shards_are_behind() -> 
     assert harness.core.phase is Phase.RUNNING
     w1.committed(1, False, status(shard(1), 10, 10), status(shard(3), 10, 10))
     assert harness.core.phase is Phase.DRAINING
-    assert "in/0: Kafka has torn it" in harness.core.failure
+    assert "in/0: Kafka has torn it" in str(harness.core.failure)
     w0.drained()
     w1.drained()
     assert harness.stopped is not None

@@ -20,6 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fcluster.common.failures import Failure
 from fcluster.common.ids import ShardId
 from fcluster.common.settings import Settings
 from fcluster.coordinator.core import events
@@ -590,7 +591,7 @@ NOISE = st.one_of(
     st.builds(messages.Goodbye, SESSIONS),
     st.builds(messages.Leaving, SESSIONS),
     st.builds(messages.DrainRequest, st.sampled_from(["0", "1", "w0", "host-0:1", "-1", "nobody", ""])),
-    st.builds(messages.WorkerFailed, SESSIONS, st.just("reason")),
+    st.builds(messages.WorkerFailed, SESSIONS, st.just(Failure.of_text("reason"))),
     st.builds(
         messages.RecordOverdue,
         SESSIONS,

@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fcluster import Job, Record, Topic
-from fcluster.common.errors import JobError, cause_and_remedy
+from fcluster.common.errors import JobError
+from fcluster.common.failures import Failure, FailureKind
 from fcluster.common.ids import repartition_topic
-from fcluster.engine.failure import Failure, OutputRefusedError, UnkeptStateError
+from fcluster.engine.failure import Condemnation, OutputRefusedError, UnkeptStateError
 from fcluster.worker.processing import HandlerError, UnreadableRecordError, running_step
 from tests.unit.test_processing import Bench
 
@@ -35,7 +36,7 @@ def refusing(bench: Bench, refuses: Callable[[str, bytes | None], bool]) -> None
 
     def produce(topic: str, value: bytes | None, *rest: Any) -> None:
         if refuses(topic, value):
-            raise OutputRefusedError("it is too large; remedy: raise the limit")
+            raise OutputRefusedError(Failure.of_record("it is too large", "raise the limit"))
         bench.outputs.append((topic, value, *rest))
 
     bench.port.produce = produce
@@ -203,8 +204,7 @@ def test_record_that_cannot_be_decoded_leaves_nothing_where_one_handler_stops() 
     bench = Bench(job)
     with pytest.raises(UnreadableRecordError, match="record in/0 at offset 3 can't be decoded") as stop:
         bench.run(b"{", offset=3)
-    _cause, remedy = cause_and_remedy(stop.value.reason)
-    assert "job.topic('in', on_error=...)" in remedy, "a rule of a step wouldn't help"
+    assert "job.topic('in', on_error=...)" in stop.value.failure.remedy, "a rule of a step wouldn't help"
     assert bench.outputs == []
 
 
@@ -305,7 +305,7 @@ def test_whatever_is_raised_follows_the_rule_in_one_bounded_line(kind: str, when
 
     with pytest.raises(HandlerError) as caught:
         build("stop").run(1, offset=2)
-    line = caught.value.reason
+    line = str(caught.value.failure)
     assert line.startswith("record in/0 at offset 2 failed in ")
     assert len(line) <= 4_000
     assert line.isprintable()
@@ -372,13 +372,18 @@ def test_output_that_is_refused_leads_to_the_rule_after_the_replay(on_error: str
     refusing(bench, is_large)
     with pytest.raises(HandlerError) as caught:
         bench.run("x", offset=7)
-    cause, remedy = cause_and_remedy(caught.value.reason)
-    assert cause == "record in/0 at offset 7 failed writing to 'out' at the end of 'h': it is too large"
-    assert remedy == "raise the limit"
+    assert caught.value.failure == Failure(
+        FailureKind.RECORD,
+        "record in/0 at offset 7 failed writing to 'out' at the end of 'h': it is too large",
+        "raise the limit",
+        "in/0@7",
+    )
     bench = Bench(refused_job(on_error))
     refusing(bench, is_large)
-    failure = Failure("it is too large", topic="out") if on_error == "stop" else caught.value.failure
-    bench.runner.condemn(7, failure)
+    condemnation = caught.value.condemnation
+    if on_error == "stop":
+        condemnation = Condemnation(Failure.of_record("it is too large"), topic="out")
+    bench.runner.condemn(7, condemnation)
     if on_error == "stop":
         with pytest.raises(UnreadableRecordError, match=r"record in/0 at offset 7 failed writing to 'out'"):
             bench.run("x", offset=7)
@@ -445,9 +450,11 @@ def test_dead_letter_refused_as_a_stub_too_stops_the_job() -> None:
 def test_condemned_dead_letter_goes_as_a_stub_and_then_stops() -> None:
     for condemnations, outcome in ((1, "letter"), (2, "stub"), (3, "stop")):
         bench = Bench(refused_job("dead"))
-        bench.runner.condemn(4, Failure("the broker: too large", topic="out"))
+        bench.runner.condemn(4, Condemnation(Failure.of_record("the broker: too large"), topic="out"))
         for _ in range(condemnations - 1):
-            bench.runner.condemn(4, Failure("the broker: too large again", topic="dead"))
+            bench.runner.condemn(
+                4, Condemnation(Failure.of_record("the broker: too large again"), topic="dead")
+            )
         if outcome == "stop":
             with pytest.raises(UnreadableRecordError, match="not even a stub"):
                 bench.run("x", offset=4)
@@ -471,7 +478,9 @@ def two_chains(first: Any, second: Any) -> Job:
 
 def test_chain_of_a_condemned_handler_alone_is_taken_back() -> None:
     bench = Bench(two_chains("skip", "stop"))
-    bench.runner.condemn(1, Failure("store 'a', key b'k': state['x'] is a set", step="a"))
+    bench.runner.condemn(
+        1, Condemnation(Failure.of_record("store 'a', key b'k': state['x'] is a set"), step="a")
+    )
     bench.run("x", offset=1)
     assert len(bench.outputs) == 2
     assert bench.state.tables["a"].peek(b"k") == {}
@@ -483,8 +492,8 @@ def test_nothing_of_a_condemned_record_is_left_where_one_chain_stops() -> None:
     bench = Bench(two_chains("dead", "stop"))
     bench.run("w", offset=0)
     before = list(bench.outputs)
-    bench.runner.condemn(1, Failure("can't be kept", step="a"))
-    bench.runner.condemn(1, Failure("can't be kept either", step="b"))
+    bench.runner.condemn(1, Condemnation(Failure.of_record("can't be kept"), step="a"))
+    bench.runner.condemn(1, Condemnation(Failure.of_record("can't be kept either"), step="b"))
     with pytest.raises(
         UnreadableRecordError, match=r"record in/0 at offset 1 failed in 'b': can't be kept either"
     ):
@@ -497,7 +506,7 @@ def test_nothing_of_a_condemned_record_is_left_where_one_chain_stops() -> None:
 def test_second_condemnation_for_a_topic_hits_the_next_output_to_it() -> None:
     bench = Bench(two_chains("skip", "dead"))
     for _ in range(2):
-        bench.runner.condemn(1, Failure("too large", topic="out"))
+        bench.runner.condemn(1, Condemnation(Failure.of_record("too large"), topic="out"))
     bench.run("x", offset=1)
     ((topic, *_rest),) = bench.outputs
     assert topic == "dead"
@@ -519,14 +528,14 @@ def test_output_refused_in_the_second_chain_costs_the_first_one_nothing() -> Non
     with pytest.raises(HandlerError) as caught:
         build().run("x")
     bench = build()
-    bench.runner.condemn(0, caught.value.failure)
+    bench.runner.condemn(0, caught.value.condemnation)
     bench.run("x")
     assert [output[:2] for output in bench.outputs] == [("out", b'"x"'), ("dead", b'"x"')]
 
 
 def test_condemned_without_place_stops_before_the_record() -> None:
     bench = Bench(two_chains("skip", "skip"))
-    bench.runner.condemn(1, Failure("record in/0 at offset 1 failed: known to fail"))
+    bench.runner.condemn(1, Condemnation(Failure.of_record("record in/0 at offset 1 failed: known to fail")))
     with pytest.raises(UnreadableRecordError, match="known to fail"):
         bench.run("x", offset=1)
     assert bench.outputs == []
@@ -535,7 +544,7 @@ def test_condemned_without_place_stops_before_the_record() -> None:
 def test_records_behind_the_condemned_one_take_the_fast_way_again() -> None:
     bench = Bench(two_chains("skip", "skip"))
     fast = bench.runner.handle
-    bench.runner.condemn(1, Failure("no", step="a"))
+    bench.runner.condemn(1, Condemnation(Failure.of_record("no"), step="a"))
     bench.run("w", offset=0)
     bench.run("x", offset=1)
     assert bench.runner.handle is fast
@@ -557,7 +566,7 @@ def test_state_that_cannot_be_kept_is_found_with_its_handler() -> None:
     failure = bench.runner.find_unkept()
     assert failure is not None
     assert failure.step == "h"
-    assert failure.reason.startswith("store 'h', key b'k': state['v'] is a set")
+    assert failure.failure.message.startswith("store 'h', key b'k': state['v'] is a set")
 
 
 def test_what_an_earlier_record_left_in_state_is_not_the_next_ones_failure() -> None:
@@ -570,7 +579,7 @@ def test_what_an_earlier_record_left_in_state_is_not_the_next_ones_failure() -> 
     bench.run("odd")
     with pytest.raises(UnkeptStateError) as caught:
         bench.run("good", offset=1)
-    assert caught.value.step == "h"
+    assert caught.value.condemnation.step == "h"
     assert bench.port.skipped == 0
 
 

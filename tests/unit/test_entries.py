@@ -414,7 +414,7 @@ def test_what_an_earlier_record_left_and_can_not_be_kept_is_told_when_it_is_reme
     table.begin_undo()
     with pytest.raises(UnkeptStateError) as raised:
         handler.value().get()
-    assert raised.value.step == "h"
+    assert raised.value.condemnation.step == "h"
 
 
 # --- TTL --------------------------------------------------------------------------------------------------

@@ -172,7 +172,7 @@ def test_output_that_kafka_refuses_for_good_fails_the_epoch_and_teaches_the_batc
     bench.prepare(4)
     failed = bench.next_event()
     assert isinstance(failed, events.EpochFailed)
-    assert failed.failure.topic == "out"
+    assert failed.condemnation.topic == "out"
     assert bench.batches.producer_config()["batch.size"] < BATCH_BYTES
 
 
@@ -181,7 +181,7 @@ def test_state_that_cannot_be_stored_fails_the_epoch_at_its_barrier(bench: Bench
     bench.prepare(4)
     failed = bench.next_event()
     assert isinstance(failed, events.EpochFailed)
-    assert failed.failure.step == "count"
+    assert failed.condemnation.step == "count"
 
 
 @pytest.mark.parametrize(

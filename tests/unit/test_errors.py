@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 
 from fcluster.common import errors
+from fcluster.common.failures import Failure, FailureKind
 
 
 def test_error_with_a_remedy_shows_both_and_exits_with_a_failure() -> None:
@@ -23,13 +24,14 @@ def test_error_rebuilt_from_its_parts_keeps_type_message_and_remedy() -> None:
     assert (error.message, error.remedy) == ("a", "b")
 
 
-def test_one_line_of_an_error_can_be_taken_apart_again() -> None:
-    line = errors.one_line(errors.SourceGap("Records\nare gone.", remedy="Say so;\nthen go on."))
-    assert line == "Records are gone; remedy: Say so; then go on."
-    assert errors.cause_and_remedy(line) == ("Records are gone", "Say so; then go on.")
+def test_error_becomes_a_failure_with_its_kind_and_all_its_parts() -> None:
+    error = errors.SourceGap("Records\nare gone.", remedy="Say so;\nthen go on.", where="in/0@7")
+    failure = errors.failure_of(error)
+    assert failure == Failure(FailureKind.SOURCE, "Records are gone.", "Say so; then go on.", "in/0@7")
+    assert str(failure) == errors.one_line(error) == "Records are gone; remedy: Say so; then go on."
 
 
-def test_one_line_of_an_error_without_a_remedy_is_its_message() -> None:
+def test_error_without_a_remedy_is_its_message_in_one_line() -> None:
     assert errors.one_line(errors.StateDamaged("Gone.")) == "Gone."
     assert errors.one_line(ValueError("a\nb")) == "a b"
-    assert errors.cause_and_remedy("Gone.") == ("Gone.", "")
+    assert errors.failure_of(OSError("full"), FailureKind.HOST) == Failure(FailureKind.HOST, "full")

@@ -9,9 +9,10 @@ import orjson
 import pytest
 
 from fcluster import Job
+from fcluster.common.failures import Failure
 from fcluster.common.settings import Settings
 from fcluster.engine.clock import EventClock, Said, encode_watermark
-from fcluster.engine.failure import Failure
+from fcluster.engine.failure import Condemnation
 from fcluster.engine.records import OutputPort
 from fcluster.engine.runner import HandlerError, StageRunner, UnreadableRecordError
 from fcluster.engine.state import ShardState
@@ -77,7 +78,7 @@ def test_record_that_fails_moves_event_time_if_processing_goes_on() -> None:
 
 def test_condemned_record_moves_event_time_too() -> None:
     bench = Bench(passing, behind_key_by=False, on_error="skip")
-    bench.runner.condemn(0, Failure("no good", step="h"))
+    bench.runner.condemn(0, Condemnation(Failure.of_record("no good"), step="h"))
     bench.run(b'"x"', timestamp=1_000, offset=0)
     assert bench.outputs == []
     assert bench.clock.now_ms == 1_000
@@ -107,6 +108,6 @@ def test_damaged_watermark_record_stops_the_job() -> None:
 
 def test_watermark_record_that_is_condemned_stops_the_job() -> None:
     bench = Bench(passing, behind_key_by=True)
-    bench.runner.condemn(7, Failure("a process died of it"))
+    bench.runner.condemn(7, Condemnation(Failure.of_record("a process died of it")))
     with pytest.raises(UnreadableRecordError, match="a process died of it"):
         bench.hear(1, Said(0, 1_000), offset=7)

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fcluster.common.failures import Failure
 from fcluster.common.ids import ShardId
 from fcluster.coordinator.gate import Gate
 from fcluster.wire import messages
@@ -17,6 +18,7 @@ from fcluster.wire.keys import Role
 from fcluster.wire.messages import Message
 from fcluster.wire.transport import FrameReceived
 
+FAILURE = Failure.of_text("reason")
 HELLO = messages.Hello(
     worker="w1",
     host="h",
@@ -38,10 +40,10 @@ FROM_WORKER: list[Message] = [
     messages.Prepared(1, 1, 1, 1.0, backlog=False),
     messages.Committed(1, 1, 1.0, dirty=False, shards=[]),
     messages.ShardsRunning(1, []),
-    messages.TornTransaction(1, ShardId("flights", 0), True, "reason"),
+    messages.TornTransaction(1, ShardId("flights", 0), True, FAILURE),
     messages.Released(1, [], 1),
     messages.Drained(1),
-    messages.WorkerFailed(1, "reason"),
+    messages.WorkerFailed(1, FAILURE),
     messages.RecordOverdue(1, ShardId("in", 0), 1, "reason"),
     messages.RecordBegun(1, ShardId("in", 0), 1, "step", "record"),
     messages.RecordEnded(1),

@@ -107,7 +107,7 @@ def test_announcement_waits_until_the_coordinator_has_noted_it_which_is_no_event
 def test_job_is_over_at_once_if_the_shutdown_concerns_this_worker(
     linked: Linked, session: int, term: int, is_over: bool
 ) -> None:
-    shutdown = messages.Shutdown(term, session, "stopped", failed=False)
+    shutdown = messages.Shutdown(term, session, "stopped")
     linked.answer(shutdown)
     assert linked.next_event() == events.MessageReceived(shutdown)
     assert linked.job_over == ([0] if is_over else []), "before the event, which may wait for a record"

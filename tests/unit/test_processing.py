@@ -12,6 +12,7 @@ import pytest
 
 from fcluster import Job, ListState, MapState, Record, ValueState
 from fcluster.common.errors import StateDamaged
+from fcluster.common.failures import Failure
 from fcluster.common.ids import repartition_topic
 from fcluster.common.positions import CommittedPosition
 from fcluster.common.settings import Settings
@@ -217,7 +218,7 @@ def test_unreadable_value_is_told_apart_from_a_failing_handler() -> None:
 
 def test_stop_record_is_not_processed() -> None:
     bench = Bench(job_with(count))
-    bench.runner.stop_before(2, "known to fail")
+    bench.runner.stop_before(2, Failure.of_record("known to fail"))
     bench.run("x", offset=1)
     with pytest.raises(UnreadableRecordError, match="known to fail"):
         bench.run("x", offset=2)
@@ -348,12 +349,12 @@ def test_declared_state_that_can_not_be_kept_is_found_with_its_handler() -> None
 
     bench = Bench(job_with(bad, states=[TOTAL], on_error="skip"))
     bench.run(1)
-    failure = bench.runner.find_unkept()
-    assert failure is not None
-    assert failure.step == "h"
-    assert "store 'h/total', key b'k'" in failure.reason
+    unkept = bench.runner.find_unkept()
+    assert unkept is not None
+    assert unkept.step == "h"
+    assert "store 'h/total', key b'k'" in unkept.failure.message
     bench.state.discard()
-    bench.runner.condemn(0, failure)
+    bench.runner.condemn(0, unkept)
     bench.run(1)
     assert bench.port.skipped == 1
     assert bench.state.freeze(1) is None

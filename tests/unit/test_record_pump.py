@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from confluent_kafka import KafkaError
 
-from fcluster.engine.failure import Failure
+from fcluster.common.failures import Failure
+from fcluster.engine.failure import Condemnation
 from fcluster.wire import messages
 from fcluster.worker import chunks
 from fcluster.worker.consuming import Idle, ReadFailed
@@ -106,7 +107,7 @@ def test_failing_handler_ends_its_chunk_for_everything_is_replayed(pumping: Pump
 
 
 def test_shard_stops_before_its_stop_record_and_the_others_go_on(pumping: Pumping) -> None:
-    pumping.start(stop_record=StopRecord(1, "why"))
+    pumping.start(stop_record=StopRecord(1, Failure.of_record("why")))
     pumping.start(partition=1)
 
     def stop(event: events.Event) -> None:
@@ -117,13 +118,13 @@ def test_shard_stops_before_its_stop_record_and_the_others_go_on(pumping: Pumpin
     pumping.read(Message(0), Message(1), Message(2), Message(0, partition=1))
     pumping.run()
     reached = [event for event in pumping.fed if isinstance(event, events.StopRecordReached)]
-    assert reached == [events.StopRecordReached(SESSION, SHARD, 1, "why")]
+    assert reached == [events.StopRecordReached(SESSION, SHARD, 1, Failure.of_record("why"))]
     assert pumping.counts() == [1, 1]
     assert pumping.fed[-1] == events.RecordsProcessed(frozenset({SHARD, OTHER}), 2, backlog=False)
 
 
 def test_condemned_record_fails(pumping: Pumping) -> None:
-    pumping.start(condemned=(Condemned(0, Failure("refused", topic="out")),))
+    pumping.start(condemned=(Condemned(0, Condemnation(Failure.of_record("refused"), topic="out")),))
     pumping.read(Message(0))
     pumping.run()
     failed = pumping.fed[-1]

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from fcluster.common.errors import FclusterError
+from fcluster.common.failures import Ended, Failure, FailureKind
 from fcluster.host.supervisor import (
     EXIT_BUG,
     EXIT_DONE,
@@ -22,11 +23,9 @@ from fcluster.host.supervisor import (
     FAILURES_IN_A_ROW_MAX,
     Crew,
     Keeper,
-    Outcome,
     ProcessSpec,
     Supervisor,
     death_of,
-    reported_error,
     worker_name,
 )
 from tests.harness import within
@@ -42,21 +41,24 @@ def eventually(condition: Callable[[], bool], what: str) -> None:
 
 
 class FakeChild:
-    def __init__(self, pid: int, on_line: Callable[[str], None]) -> None:
+    def __init__(self, pid: int) -> None:
         self.pid = pid
-        self.on_line = on_line
         self.terminated = False
         self.killed = False
         self.ends_when_terminated = True
         self._ended = threading.Event()
         self._code = 0
+        self._failure: Failure | None = None
+
+    def failure(self) -> Failure | None:
+        return self._failure
 
     def wait(self) -> int:
         assert self._ended.wait(DEADLINE_S * 2), "a test left a child running"
         return self._code
 
-    def end(self, code: int) -> None:
-        self._code = code
+    def end(self, code: int, told: Failure | None = None) -> None:
+        self._code, self._failure = code, told
         self._ended.set()
 
     def terminate(self) -> None:
@@ -107,9 +109,9 @@ class Cluster:
         self.slots.append((worker_name(number), slot))
         return ProcessSpec(worker_name(number), (worker_name(number),))
 
-    def _spawn(self, spec: ProcessSpec, on_line: Callable[[str], None]) -> FakeChild:
+    def _spawn(self, spec: ProcessSpec, _on_line: Callable[[str], None]) -> FakeChild:
         self._next_pid += 1
-        child = FakeChild(self._next_pid, on_line)
+        child = FakeChild(self._next_pid)
         self.children.setdefault(spec.name, []).append(child)
         return child
 
@@ -134,7 +136,7 @@ class Cluster:
             self.children[name][-1].end(EXIT_DONE)
         self.children["coordinator"][-1].end(coordinator_code)
 
-    def outcome(self) -> Outcome:
+    def outcome(self) -> Ended:
         outcome = self._future.result(DEADLINE_S)
         assert not any(child.alive for started in self.children.values() for child in started)
         return outcome
@@ -212,7 +214,7 @@ def test_deaths_in_a_row_wait_longer_each_time(cluster: Cluster) -> None:
 
 def test_coordinator_done_ends_everything_with_success(cluster: Cluster) -> None:
     cluster.end_everything(EXIT_DONE)
-    assert cluster.outcome() == Outcome(EXIT_DONE)
+    assert cluster.outcome() == Ended(EXIT_DONE)
 
 
 def test_coordinator_done_while_a_worker_hangs_terminates_then_kills_it(cluster: Cluster) -> None:
@@ -248,17 +250,15 @@ def test_worker_that_left_while_the_coordinator_stays_is_started_again(
 
 def test_job_failure_is_not_restarted_and_tells_what_the_coordinator_reported(cluster: Cluster) -> None:
     coordinator = cluster.child("coordinator")
-    coordinator.on_line("error: record 7 of flights/3 isn't JSON")
-    coordinator.on_line("remedy: Correct it.")
-    coordinator.end(EXIT_JOB_FAILED)
-    assert cluster.outcome() == Outcome(EXIT_MISTAKE, "record 7 of flights/3 isn't JSON", "Correct it.")
+    told = Failure.of_record("record 7 of flights/3 isn't JSON", "Correct it.")
+    coordinator.end(EXIT_JOB_FAILED, told)
+    assert cluster.outcome() == Ended(EXIT_MISTAKE, "record 7 of flights/3 isn't JSON", told)
     assert len(cluster.children["coordinator"]) == 1
 
 
 def test_mistake_at_the_first_start_ends_everything_at_once(cluster: Cluster) -> None:
     worker = cluster.child("worker-0")
-    worker.on_line("error: the directory is in use")
-    worker.end(EXIT_MISTAKE)
+    worker.end(EXIT_MISTAKE, Failure(FailureKind.HOST, "the directory is in use"))
     assert cluster.outcome().reason == "the directory is in use"
     assert cluster.child("coordinator").terminated
 
@@ -269,7 +269,8 @@ def test_crash_again_and_again_gives_up_and_names_the_process(cluster: Cluster) 
     outcome = cluster.outcome()
     assert outcome.exit_code == EXIT_MISTAKE
     assert outcome.reason == "worker-1 crashed (exit code 70)"
-    assert "worker-1" in outcome.remedy
+    assert outcome.failure is not None
+    assert "worker-1" in outcome.failure.remedy
 
 
 def test_worker_may_give_up_any_number_of_records_that_take_too_long(cluster: Cluster) -> None:
@@ -290,7 +291,7 @@ def test_first_signal_drains_and_success_follows_when_the_coordinator_is_done(cl
     eventually(lambda: cluster.drains == 1, "the coordinator is asked to drain")
     assert not any(cluster.child(name).terminated for name in cluster.children)
     cluster.end_everything(EXIT_DONE)
-    assert cluster.outcome() == Outcome(EXIT_DONE)
+    assert cluster.outcome() == Ended(EXIT_DONE)
 
 
 def test_second_signal_kills_everything(cluster: Cluster) -> None:
@@ -338,7 +339,8 @@ def test_drain_that_takes_too_long_kills_and_says_that_nothing_is_lost() -> None
     outcome = cluster.outcome()
     assert outcome.exit_code == EXIT_MISTAKE
     assert "drain didn't finish" in outcome.reason
-    assert "Nothing is lost" in outcome.remedy
+    assert outcome.failure is not None
+    assert "Nothing is lost" in outcome.failure.remedy
     cluster.close()
 
 
@@ -436,7 +438,7 @@ def test_worker_that_died_is_started_again_with_its_slot(agent: Agents) -> None:
 @pytest.mark.parametrize(("failed", "code"), [(False, EXIT_DONE), (True, EXIT_JOB_FAILED)])
 def test_agent_ends_with_its_job(agent: Agents, failed: bool, code: int) -> None:
     agent.child("worker-0").end(code)
-    agent.supervisor.end(failed=failed, reason="so it is")
+    agent.supervisor.end(Ended(int(failed), "so it is", Failure.of_record("so it is") if failed else None))
     agent.child("worker-1").end(code)
     assert agent.outcome().exit_code == code
     assert agent.supervisor.restarts == 0
@@ -454,7 +456,7 @@ def test_agent_that_heard_of_no_end_knows_of_it_from_its_workers(agent: Agents) 
     # The other one commits its last epoch meanwhile, in its own time.
     assert not agent.child("worker-1").terminated
     agent.child("worker-1").end(EXIT_JOB_ENDED)
-    assert agent.outcome() == Outcome(EXIT_DONE)
+    assert agent.outcome() == Ended(EXIT_DONE)
     assert agent.supervisor.restarts == 0
     assert sorted(agent.children) == ["worker-0", "worker-1"]
 
@@ -464,7 +466,7 @@ def test_worker_that_died_is_not_started_again_when_another_one_says_that_the_jo
 ) -> None:
     agent.child("worker-0").end(EXIT_DONE)  # asked to leave by somebody: to be started again in a moment
     agent.child("worker-1").end(EXIT_JOB_ENDED)
-    assert agent.outcome() == Outcome(EXIT_DONE)
+    assert agent.outcome() == Ended(EXIT_DONE)
     assert agent.supervisor.restarts == 0
 
 
@@ -475,7 +477,7 @@ def test_agents_first_signal_lets_all_leave_and_it_ends_when_they_have(agent: Ag
     eventually(lambda: all(agent.child(f"worker-{n}").terminated for n in (0, 1)), "all are asked")
     agent.child("worker-0").end(EXIT_DONE)
     agent.child("worker-1").end(EXIT_DONE)
-    assert agent.outcome() == Outcome(EXIT_DONE)
+    assert agent.outcome() == Ended(EXIT_DONE)
     assert not any(agent.child(f"worker-{n}").killed for n in (0, 1))
 
 
@@ -511,8 +513,7 @@ def test_agent_gives_up_when_all_workers_fail_though_never_at_the_same_time(agen
 
 def test_agent_gives_up_when_no_worker_can_be_started(agent: Agents) -> None:
     for name in ("worker-0", "worker-1"):
-        agent.child(name).on_line("error: the job can't be loaded")
-        agent.child(name).end(EXIT_MISTAKE)
+        agent.child(name).end(EXIT_MISTAKE, Failure(FailureKind.JOB, "the job can't be loaded"))
     assert agent.outcome().reason == "the job can't be loaded"
 
 
@@ -528,14 +529,3 @@ def test_agent_gives_up_when_no_worker_can_be_started(agent: Agents) -> None:
 )
 def test_death_in_words(code: int, words: str) -> None:
     assert death_of(code) == words
-
-
-def test_last_reported_error_counts() -> None:
-    lines = ["error: first", "remedy: a", "2026 INFO x: error: not one", "error: second", "at exit"]
-    assert reported_error(lines) == ("second", "")
-    assert reported_error(["nothing"]) == ("", "")
-
-
-def test_reported_error_of_several_lines_is_kept_whole() -> None:
-    lines = ["error: job.py can't be loaded", "  job.py:3: boom()", "remedy: Correct it.", "more"]
-    assert reported_error(lines) == ("job.py can't be loaded\n  job.py:3: boom()", "Correct it.")

@@ -9,7 +9,8 @@ import pytest
 
 from fcluster import Job, Record, ValueState
 from fcluster.common.errors import JobError
-from fcluster.engine.failure import Failure
+from fcluster.common.failures import Failure
+from fcluster.engine.failure import Condemnation
 from fcluster.engine.runner import HandlerError, UnreadableRecordError
 from fcluster.engine.steps import RecordError
 from fcluster.engine.timers import TIMER_STEP, Timer, timer_title
@@ -378,11 +379,11 @@ def test_first_output_that_is_refused_fails_the_timer_and_a_later_one_condemns_i
     bench.refuses = lambda _topic, value: value == b'"two"'
     with pytest.raises(HandlerError) as raised:
         bench.run([["t", 100]], 100)
-    failure = raised.value.failure
-    assert (failure.topic, failure.step) == ("out", timer_title("h", Timer(100, b"k", "t")))
-    assert failure.step.startswith(TIMER_STEP)
+    condemnation = raised.value.condemnation
+    assert (condemnation.topic, condemnation.step) == ("out", timer_title("h", Timer(100, b"k", "t")))
+    assert condemnation.step.startswith(TIMER_STEP)
     bench.crash()
-    bench.timers.condemn(failure)
+    bench.timers.condemn(condemnation)
     bench.run([["t", 100]], 100)
     assert bench.values() == [["set"]]
     assert bench.port.skipped == 1
@@ -394,11 +395,11 @@ def test_condemned_timer_fails_without_being_called() -> None:
 
     title = timer_title("h", Timer(100, b"k", "t"))
     bench = TimersBench(job_with(t=deadly, on_error="dead"))
-    bench.timers.condemn(Failure("it ends processes", step=title))
+    bench.timers.condemn(Condemnation(Failure.of_record("it ends processes"), step=title))
     bench.run([["t", 100]], 100)
     assert dict(bench.open[-1][4])["fcluster.error"] == b"it ends processes"
     bench = TimersBench(job_with(t=deadly))
-    bench.timers.condemn(Failure("it ends processes", step=title))
+    bench.timers.condemn(Condemnation(Failure.of_record("it ends processes"), step=title))
     with pytest.raises(UnreadableRecordError, match=r"failed in 'deadly': it ends processes"):
         bench.run([["t", 100]], 100)
 
@@ -425,7 +426,7 @@ def test_record_that_fails_sets_no_timer() -> None:
 def test_condemned_record_moves_time_as_well() -> None:
     bench = TimersBench(job_with(on_error="skip"))
     bench.run([["t", 100]], 0)
-    bench.runner.condemn(1, Failure("no good", step="h"))
+    bench.runner.condemn(1, Condemnation(Failure.of_record("no good"), step="h"))
     bench.run([], 100)
     assert bench.values() == [["set"], ["fired", "k", 100]]
 

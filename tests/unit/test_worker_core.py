@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import pytest
 
+from fcluster.common.failures import Failure, FailureKind
 from fcluster.common.ids import ShardId
 from fcluster.common.positions import CommittedPosition, InputOffset
-from fcluster.engine.failure import Failure
+from fcluster.engine.failure import Condemnation
 from fcluster.wire import messages
 from fcluster.worker.core import events, model
 from fcluster.worker.core import worker as core
 from fcluster.worker.core.departure import LEAVING_REPEATED_MS
 
+FULL = Failure(FailureKind.HOST, "the disk is full")
+TORN = Failure(FailureKind.STATE, "Kafka has torn it", "choose")
 A, B = ShardId("flights", 0), ShardId("flights", 1)
 
 
@@ -269,7 +272,7 @@ def test_revoke_of_a_shard_that_is_not_owned_is_answered() -> None:
 
 def test_failed_handler_replays_and_stops_before_its_record() -> None:
     scenario = Scenario().joined().running(A).processed(A)
-    scenario.after(events.HandlerFailed(7, A, 42, "boom"))
+    scenario.after(events.HandlerFailed(7, A, 42, Failure.of_record("boom")))
     assert scenario.did(events.DestroyProducers)
     scenario.receive(messages.Welcome(term=1, session=8, slot=0, epoch=0, adopted=False))
     scenario.after(events.ProducersOpened(8))
@@ -277,13 +280,13 @@ def test_failed_handler_replays_and_stops_before_its_record() -> None:
     scenario.after(events.ShardRestored(8, A, position(0)))
     (start,) = scenario.did(events.StartReading)
     assert isinstance(start, events.StartReading)
-    assert start.stop_record == model.StopRecord(42, "boom")
+    assert start.stop_record == model.StopRecord(42, Failure.of_record("boom"))
     scenario.processed(A)
-    scenario.after(events.StopRecordReached(8, A, 42, "boom"))
+    scenario.after(events.StopRecordReached(8, A, 42, Failure.of_record("boom")))
     assert scenario.did(events.StopReading) == [events.StopReading((A,))]
     assert scenario.sent() == []  # what was processed before it commits first
     scenario.prepared(1).complete(1).committed(1, A)
-    assert scenario.sent()[-1] == messages.WorkerFailed(8, "boom")
+    assert scenario.sent()[-1] == messages.WorkerFailed(8, Failure.of_record("boom"))
 
 
 def test_drain_commits_what_is_open_before_it_is_drained() -> None:
@@ -293,7 +296,7 @@ def test_drain_commits_what_is_open_before_it_is_drained() -> None:
     assert scenario.sent() == []
     scenario.prepared(1).complete(1).committed(1, A)
     assert scenario.sent()[-1] == messages.Drained(7)
-    scenario.receive(messages.Shutdown(1, 7, "stopped", False))
+    scenario.receive(messages.Shutdown(1, 7, "stopped"))
     assert scenario.did(events.Exit) == [events.Exit(model.EXIT_JOB_ENDED, "stopped")]
 
 
@@ -436,17 +439,22 @@ def test_termination_of_a_drained_worker_lets_it_go() -> None:
 
 def test_failed_job_exits_with_its_own_code() -> None:
     scenario = Scenario().joined()
-    scenario.receive(messages.Shutdown(1, 7, "bad record", True))
-    assert scenario.did(events.Exit) == [events.Exit(model.EXIT_JOB_FAILED, "bad record")]
+    scenario.receive(messages.Shutdown(1, 7, "bad record", Failure.of_record("bad record")))
+    assert scenario.did(events.Exit) == [
+        events.Exit(model.EXIT_JOB_FAILED, "bad record", Failure.of_record("bad record"))
+    ]
 
 
-@pytest.mark.parametrize(("failed", "code"), [(False, model.EXIT_JOB_ENDED), (True, model.EXIT_JOB_FAILED)])
+@pytest.mark.parametrize(
+    ("failure", "code"),
+    [(None, model.EXIT_JOB_ENDED), (Failure.of_record("so it is"), model.EXIT_JOB_FAILED)],
+)
 def test_worker_without_a_leader_ends_when_the_journal_says_that_the_job_has_ended(
-    failed: bool, code: int
+    failure: Failure | None, code: int
 ) -> None:
     scenario = Scenario()
-    scenario.after(events.JobEnded(failed, "so it is"))
-    assert scenario.did(events.Exit) == [events.Exit(code, "so it is")]
+    scenario.after(events.JobEnded("so it is", failure))
+    assert scenario.did(events.Exit) == [events.Exit(code, "so it is", failure)]
 
 
 def test_full_epoch_pauses_until_its_barrier() -> None:
@@ -504,17 +512,17 @@ def test_empty_epoch_is_answered_even_if_a_restore_brought_a_higher_number_meanw
 
 def test_worker_with_a_broken_disk_leaves_without_failing_the_job() -> None:
     scenario = Scenario().joined().running(A)
-    scenario.after(events.WorkerBroken("the disk is full"))
+    scenario.after(events.WorkerBroken(FULL))
     assert scenario.sent() == []
-    assert scenario.did(events.Exit) == [events.Exit(model.EXIT_MISTAKE, "the disk is full")]
+    assert scenario.did(events.Exit) == [events.Exit(model.EXIT_MISTAKE, "the disk is full", FULL)]
 
 
 def test_trouble_of_a_former_session_does_not_fail_the_job() -> None:
     scenario = Scenario().joined().running(A)
-    scenario.after(events.JobBroken(6, "the store of a former session is closed"))
+    scenario.after(events.JobBroken(6, Failure(FailureKind.STATE, "closed")))
     assert scenario.sent() == []
-    scenario.after(events.JobBroken(7, "the disk is full"))
-    assert scenario.sent() == [messages.WorkerFailed(7, "the disk is full")]
+    scenario.after(events.JobBroken(7, FULL))
+    assert scenario.sent() == [messages.WorkerFailed(7, FULL)]
 
 
 # --- copies of others' shards ---------------------------------------------------------------------------
@@ -573,13 +581,13 @@ def torn_restore(scenario: Scenario, *, stopped: bool) -> None:
     session = scenario.core.state.session
     scenario.receive(messages.Assign(1, session, [A, B], scenario.order()))
     scenario.after(events.ShardRestored(session, B, position(0)))
-    scenario.after(events.TransactionTorn(session, A, "Kafka has torn it", stopped))
+    scenario.after(events.TransactionTorn(session, A, TORN, stopped))
 
 
 def test_shard_with_a_torn_transaction_is_held_and_not_run_while_the_others_go_on() -> None:
     scenario = Scenario().joined()
     torn_restore(scenario, stopped=True)
-    assert scenario.sent() == [messages.TornTransaction(7, A, True, "Kafka has torn it")]
+    assert scenario.sent() == [messages.TornTransaction(7, A, True, TORN)]
     assert scenario.did(events.StartReading) == []
     scenario.processed(B).prepared(1).complete(1).committed(1, B)
     assert isinstance(scenario.sent()[0], messages.Committed)
@@ -590,7 +598,7 @@ def test_stopped_shard_is_told_to_a_new_leader() -> None:
     scenario = Scenario().joined()
     torn_restore(scenario, stopped=True)
     scenario.receive(messages.Welcome(term=2, session=7, slot=0, epoch=0, adopted=True))
-    assert messages.TornTransaction(7, A, True, "Kafka has torn it") in scenario.sent()
+    assert messages.TornTransaction(7, A, True, TORN) in scenario.sent()
 
 
 def test_stopped_shard_is_given_back_when_it_is_revoked() -> None:
@@ -606,14 +614,14 @@ def test_shard_that_was_revoked_before_its_transaction_was_found_torn_is_given_b
     scenario.receive(messages.Assign(1, 7, [A], scenario.order()))
     scenario.receive(messages.Revoke(1, 7, [A], scenario.order()))
     assert scenario.sent() == []
-    scenario.after(events.TransactionTorn(7, A, "Kafka has torn it", True))
+    scenario.after(events.TransactionTorn(7, A, TORN, True))
     assert [type(message) for message in scenario.sent()] == [messages.Released]
 
 
 def test_shard_that_goes_on_after_a_torn_transaction_commits_its_position_at_once() -> None:
     scenario = Scenario().joined()
     torn_restore(scenario, stopped=False)
-    assert scenario.sent() == [messages.TornTransaction(7, A, False, "Kafka has torn it")]
+    assert scenario.sent() == [messages.TornTransaction(7, A, False, TORN)]
     scenario.after(events.ShardRestored(7, A, position(80, 8)))
     assert [type(message) for message in scenario.sent()] == [messages.ShardsRunning, messages.Dirty]
     scenario.barrier(9)
@@ -623,7 +631,7 @@ def test_shard_that_goes_on_after_a_torn_transaction_commits_its_position_at_onc
 def test_torn_transaction_of_a_former_session_says_nothing() -> None:
     scenario = Scenario().joined()
     scenario.receive(messages.Assign(1, 7, [A], scenario.order()))
-    assert scenario.after(events.TransactionTorn(6, A, "Kafka has torn it", True)) == []
+    assert scenario.after(events.TransactionTorn(6, A, TORN, True)) == []
     assert scenario.core.state.shards[A].phase is model.ShardPhase.RESTORING
 
 
@@ -638,7 +646,7 @@ def test_record_at_which_a_handler_hung_twice_is_condemned(times: int, condemned
     scenario.after(events.ShardRestored(7, A, position(0)))
     (reading,) = scenario.did(events.StartReading)
     assert isinstance(reading, events.StartReading)
-    assert [(record.offset, record.failure.step) for record in reading.condemned] == (
+    assert [(record.offset, record.condemnation.step) for record in reading.condemned] == (
         [(5, "slow")] if condemned else []
     )
 
@@ -674,7 +682,7 @@ def test_records_under_suspicion_are_announced_until_one_is_condemned(
     (reading,) = scenario.did(events.StartReading)
     assert isinstance(reading, events.StartReading)
     assert reading.announced == announced
-    assert [(record.offset, record.failure.step) for record in reading.condemned] == (
+    assert [(record.offset, record.condemnation.step) for record in reading.condemned] == (
         [(5, "handler")] if times >= 3 else []
     )
 
@@ -700,9 +708,11 @@ def test_record_under_suspicion_is_one_of_its_input(times: int, announced: tuple
 def test_condemned_record_names_how_often_and_where_the_step_is_unknown_also_itself(step: str) -> None:
     (reading,) = suspected(3, step).did(events.StartReading)
     assert isinstance(reading, events.StartReading)
-    failure = reading.condemned[0].failure
-    assert "3 worker processes in a row ended or fell silent while they processed it" in failure.reason
-    assert failure.reason.startswith("record flights/0 at offset 5: ") == (not step)
+    failure = reading.condemned[0].condemnation
+    assert (
+        "3 worker processes in a row ended or fell silent while they processed it" in failure.failure.message
+    )
+    assert failure.failure.message.startswith("record flights/0 at offset 5: ") == (not step)
 
 
 def test_suspicion_is_over_with_the_session() -> None:
@@ -718,7 +728,7 @@ def test_suspicion_is_over_with_the_session() -> None:
 
 # --- epochs that fail because of their data -----------------------------------------------------------------
 
-REFUSED = Failure("Kafka refuses the output to 'out': too large", topic="out")
+REFUSED = Condemnation(Failure.of_record("Kafka refuses the output to 'out': too large"), topic="out")
 
 
 def failed_epoch(scenario: Scenario, records: int, newest: int | None = None) -> Scenario:
@@ -773,8 +783,8 @@ def test_record_that_is_refused_over_and_over_though_condemned_stops_the_job() -
     assert isinstance(reading, events.StartReading)
     assert reading.stop_record is not None
     assert reading.stop_record.offset == 5
-    assert "offset 5" in reading.stop_record.reason
-    assert REFUSED.reason in reading.stop_record.reason
+    assert "offset 5" in str(reading.stop_record.failure)
+    assert str(REFUSED.failure) in str(reading.stop_record.failure)
 
 
 def test_record_named_by_the_shell_is_condemned() -> None:
@@ -791,7 +801,9 @@ def test_failure_of_a_former_session_is_nothing() -> None:
 
 def test_failed_output_that_the_engine_knows_is_condemned_instead_of_stopped_at() -> None:
     scenario = Scenario().joined().running(A)
-    scenario.after(events.HandlerFailed(7, A, 4, "record flights/0 at offset 4 failed", REFUSED))
+    scenario.after(
+        events.HandlerFailed(7, A, 4, Failure.of_record("record flights/0 at offset 4 failed"), REFUSED)
+    )
     assert scenario.core.state.condemned == {A: [model.Condemned(4, REFUSED)]}
 
 
@@ -825,7 +837,9 @@ def test_epoch_that_fails_too_often_for_an_unexpected_reason_stops_the_job(unexp
     scenario.after(events.TransactionFailed(16, "epoch 16: UNKNOWN", unexpected))
     failed = [message for message in scenario.sent() if isinstance(message, messages.WorkerFailed)]
     assert len(failed) == unexpected
-    assert all("failed 10 times in a row (epoch.failures.max): epoch 16" in one.reason for one in failed)
+    assert all(
+        "failed 10 times in a row (epoch.failures.max): epoch 16" in str(one.failure) for one in failed
+    )
 
 
 # --- several inputs -----------------------------------------------------------------------------------------
@@ -851,7 +865,9 @@ def test_standing_is_told_for_each_input() -> None:
 
 def test_condemned_record_of_one_input_is_not_that_of_another_with_its_offset() -> None:
     scenario = Scenario().joined().running(A)
-    scenario.after(events.HandlerFailed(7, A, 4, "record b/0 at offset 4 failed", REFUSED, input=1))
+    scenario.after(
+        events.HandlerFailed(7, A, 4, Failure.of_record("record b/0 at offset 4 failed"), REFUSED, input=1)
+    )
     assert scenario.core.state.condemned == {A: [model.Condemned(4, REFUSED, 1)]}
     scenario.receive(messages.Welcome(term=1, session=8, slot=0, epoch=0, adopted=False))
     scenario.after(events.ProducersOpened(8))
@@ -866,5 +882,5 @@ def test_condemned_record_of_one_input_is_not_that_of_another_with_its_offset() 
 
 def test_record_to_stop_before_is_told_with_its_input() -> None:
     scenario = Scenario().joined().running(A)
-    scenario.after(events.StopRecordReached(7, A, 4, "boom", input=1))
-    assert scenario.core._owned_shards.stop_records == {A: model.StopRecord(4, "boom", 1)}
+    scenario.after(events.StopRecordReached(7, A, 4, Failure.of_record("boom"), input=1))
+    assert scenario.core._owned_shards.stop_records == {A: model.StopRecord(4, Failure.of_record("boom"), 1)}

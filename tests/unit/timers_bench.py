@@ -8,6 +8,7 @@ from typing import Any
 import orjson
 
 from fcluster import Job
+from fcluster.common.failures import Failure
 from fcluster.common.settings import Settings
 from fcluster.engine.clock import EventClock
 from fcluster.engine.failure import OutputRefusedError
@@ -105,7 +106,7 @@ class TimersBench:
 
     def _produce(self, topic: str, value: bytes | None, *fields: Any) -> None:
         if self.refuses(topic, value):
-            raise OutputRefusedError("it is too large")
+            raise OutputRefusedError(Failure.of_record("it is too large"))
         self.open.append((topic, value, *fields))
 
 

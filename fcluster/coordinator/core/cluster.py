@@ -7,6 +7,7 @@ decide anything or produce effects. Pure.
 
 from __future__ import annotations
 
+from fcluster.common.failures import Failure
 from fcluster.common.ids import ShardId
 from fcluster.coordinator.core.model import (
     Counters,
@@ -52,7 +53,7 @@ class Cluster:
         self.started = False
         self.phase = Phase.RUNNING
         self.stop_reason = ""
-        self.failure = ""
+        self.failure: Failure | None = None
         self.ending_told = False
         self.assigning = False
         self.first_join_ms: float | None = None
@@ -92,7 +93,7 @@ class Cluster:
 
     def shutdown(self, session: int = 0) -> messages.Shutdown:
         """Tells a session, or a process without one, that the job is over."""
-        return messages.Shutdown(self.term, session, self.stop_reason, bool(self.failure))
+        return messages.Shutdown(self.term, session, self.stop_reason, self.failure)
 
     def note_join(self) -> None:
         """Record that a worker has joined."""

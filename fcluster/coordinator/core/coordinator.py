@@ -39,6 +39,7 @@ from typing import Any
 
 import msgspec
 
+from fcluster.common.failures import Failure
 from fcluster.common.ids import ShardId
 from fcluster.coordinator.core import events, invariants
 from fcluster.coordinator.core.agents import Agents
@@ -124,8 +125,8 @@ class Coordinator:
         return self._cluster.phase
 
     @property
-    def failure(self) -> str:
-        """Why the job can't continue; empty if it can."""
+    def failure(self) -> Failure | None:
+        """Why the job can't continue; None if it can."""
         return self._cluster.failure
 
     @property
@@ -367,7 +368,7 @@ class Coordinator:
                 if self.phase is Phase.DRAINING:
                     session.phase = SessionPhase.DRAINED
             case messages.WorkerFailed():
-                self._ending.worker_failed(session, message.reason)
+                self._ending.worker_failed(session, message.failure)
             case messages.RecordOverdue():
                 self._reports.record_overdue(session, message)
             case messages.RecordBegun():

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from fcluster.common.failures import Failure
 from fcluster.coordinator.core import events
 from fcluster.coordinator.core.agents import Agents
 from fcluster.coordinator.core.cluster import Cluster
@@ -34,7 +35,6 @@ FAILED_GRACE_MS = 2_000
 """How long a worker that reports a failed job has to commit its earlier work."""
 STOP_GRACE_MS = 10_000
 """How long to wait for the last fences and journal writes. After that the coordinator exits without them."""
-REASON_CHARACTERS_MAX = 10_000
 STOP_ASKERS_MAX = 100
 
 
@@ -71,10 +71,10 @@ class Ending:
 
     def resume(self, decided: Mapping[str, Any]) -> None:
         """Carry on an end that a previous leader decided and didn't complete."""
-        reason = str(decided["reason"])
         if decided["failed"]:
-            self._cluster.failure = reason
-        self.begin_drain(reason)
+            # An older version has written only the text.
+            self._cluster.failure = Failure.of_document(decided.get("failure") or decided["reason"])
+        self.begin_drain(str(decided["reason"]))
 
     def follow_progress(self) -> None:
         """With `until_caught_up`, drain once all records that were in the sources at start are committed."""
@@ -86,45 +86,47 @@ class Ending:
             self.begin_drain("all records that were in the sources at start are committed")
             return
         stopped = {
-            shard.identity: shard.stopped_reason
+            shard.identity: shard.stopped_by
             for shard in self._cluster.shards.values()
-            if shard.phase is ShardPhase.STOPPED
+            if shard.phase is ShardPhase.STOPPED and shard.stopped_by is not None
         }
         if self._progress.waits_only_for(stopped):
             first = min(stopped)
-            reason = f"all records are committed except those of stopped shards: {first}: {stopped[first]}"
-            self._cluster.failure = reason[:REASON_CHARACTERS_MAX]
-            self.begin_drain(self._cluster.failure)
+            cause = stopped[first]
+            message = f"all records are committed except those of stopped shards: {first}: {cause.message}"
+            self._cluster.failure = Failure(cause.kind, message, cause.remedy, cause.where).fitted()
+            self.begin_drain(str(self._cluster.failure))
 
-    def worker_failed(self, session: Session, reason: str) -> None:
+    def worker_failed(self, session: Session, failure: Failure) -> None:
         """A worker says that the job can't continue."""
         session.failed = True
-        if not self._cluster.failure:
-            reason = reason[:REASON_CHARACTERS_MAX] or "a worker failed and gave no reason"
-            self._cluster.failure = reason
-            self._outbox.log("error", f"the job can't continue: {reason}")
-            if self._cluster.phase is Phase.DRAINING:
-                self._cluster.stop_reason = reason
-                self._decide()  # it ends in another way than decided
-            self.begin_drain(reason)
+        if not failure.message:
+            failure = Failure(failure.kind, "a worker failed and gave no reason", failure.remedy)
+        self._fail(failure.fitted())
 
-    def fail(self, reason: str, grace_ms: float) -> None:
+    def fail(self, failure: Failure, grace_ms: float) -> None:
         """The job can't continue, whoever works on it.
 
         Args:
-            reason: why, and what to do.
+            failure: why, and what to do.
             grace_ms: work that isn't committed after this time is given up: a worker may be unable to commit.
         """
         cluster = self._cluster
-        if not cluster.failure:
-            cluster.failure = reason[:REASON_CHARACTERS_MAX]
-            self._outbox.log("error", f"the job can't continue: {reason}")
-            if cluster.phase is Phase.DRAINING:
-                cluster.stop_reason = cluster.failure
-                self._decide()
-            self.begin_drain(cluster.failure)
+        self._fail(failure)
         if cluster.phase is Phase.DRAINING:
             self._drain_deadline_ms = min(self._drain_deadline_ms, cluster.now_ms + grace_ms)
+
+    def _fail(self, failure: Failure) -> None:
+        """The first failure counts: the others as a rule follow from it."""
+        cluster = self._cluster
+        if cluster.failure is not None:
+            return
+        cluster.failure = failure
+        self._outbox.log("error", f"the job can't continue: {failure}")
+        if cluster.phase is Phase.DRAINING:
+            cluster.stop_reason = str(failure)
+            self._decide()  # it ends in another way than decided
+        self.begin_drain(str(failure))
 
     def stop_asked(self, peer: bytes) -> None:
         """An admin client asks for the end of the job."""
@@ -153,7 +155,12 @@ class Ending:
         A leader that can't write it was deposed, and must neither drain nor shut down any worker. A standby
         that takes over carries the decision on.
         """
-        ending = {"reason": self._cluster.stop_reason, "failed": bool(self._cluster.failure)}
+        failure = self._cluster.failure
+        ending = {
+            "reason": self._cluster.stop_reason,
+            "failed": failure is not None,
+            "failure": None if failure is None else failure.document(),
+        }
         self._decided_sequence = self._outbox.journal(ENDING_KEY, ending)
         self._outbox.hold("drain", self._decided_sequence, 0)
 
@@ -226,4 +233,5 @@ class Ending:
     def stop(self, exit_code: int, reason: str) -> None:
         """Stop the coordinator now."""
         self._cluster.phase = Phase.STOPPED
-        self._outbox.add(events.StopCoordinator(exit_code, reason))
+        failure = self._cluster.failure if exit_code == EXIT_JOB_FAILED else None
+        self._outbox.add(events.StopCoordinator(exit_code, reason, failure))

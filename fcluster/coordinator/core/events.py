@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from fcluster.common.failures import Failure
 from fcluster.kafka.topic_ids import Look
 from fcluster.wire.messages import FromCoordinator, ToCoordinator
 
@@ -215,10 +216,11 @@ class MakeTopic:
 
 @dataclass(frozen=True, slots=True)
 class StopCoordinator:
-    """End the process with `exit_code`."""
+    """End the process with `exit_code`. `failure`: the job can't continue."""
 
     exit_code: int
     reason: str
+    failure: Failure | None = None
 
 
 @dataclass(frozen=True, slots=True)

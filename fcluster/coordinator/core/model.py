@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
+from fcluster.common.failures import Failure
 from fcluster.common.ids import ShardId
 from fcluster.common.settings import Settings
 from fcluster.graph.topology import Topology
@@ -203,7 +204,7 @@ class Shard:
         journalled_by: the write that holds its slot.
         standbys: the slots that should keep a warm copy of it.
         warm_until_ms: when it moves even if the target's copy isn't warm.
-        stopped_reason: why it is stopped, and what can be done. Empty if it isn't stopped.
+        stopped_by: why it is stopped, and what can be done.
     """
 
     identity: ShardId
@@ -214,7 +215,7 @@ class Shard:
     journalled_by: int = 0
     standbys: tuple[int, ...] = ()
     warm_until_ms: float = 0.0
-    stopped_reason: str = ""
+    stopped_by: Failure | None = None
 
 
 @dataclass(slots=True)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+from fcluster.common.failures import Failure
 from fcluster.common.ids import ShardId
 from fcluster.coordinator.core.assignment import plan
 from fcluster.coordinator.core.cluster import Cluster
@@ -178,11 +179,11 @@ class Ownership:
         if shard.identity in self._postponed:
             self.balance()
 
-    def stops(self, shard: Shard, reason: str) -> bool:
+    def stops(self, shard: Shard, failure: Failure) -> bool:
         """The shard's session has it and can't run it. Returns whether that is news."""
         if shard.phase not in (ShardPhase.RESTORING, ShardPhase.RUNNING):
             return False
-        shard.phase, shard.stopped_reason = ShardPhase.STOPPED, reason
+        shard.phase, shard.stopped_by = ShardPhase.STOPPED, failure
         self._takeovers.runs(shard.identity, self._cluster.now_ms)  # no further effect
         if shard.identity in self._postponed:
             self.balance()

@@ -80,10 +80,10 @@ class Reports:
             return  # the session doesn't own it (any more)
         if not report.stopped:
             self._cluster.counters.torn_transactions += 1
-            self._outbox.log("warning", report.reason)
-        elif self._ownership.stops(shard, report.reason):
+            self._outbox.log("warning", str(report.failure))
+        elif self._ownership.stops(shard, report.failure):
             self._cluster.counters.torn_transactions += 1
-            self._outbox.log("error", f"shard {shard.identity} is stopped: {report.reason}")
+            self._outbox.log("error", f"shard {shard.identity} is stopped: {report.failure}")
 
     def committed(self, session: Session, statuses: Sequence[messages.ShardStatus]) -> None:
         """What the session has committed for its shards."""

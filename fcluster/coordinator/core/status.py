@@ -46,6 +46,7 @@ def describe(
         "term": cluster.terms.term,
         "phase": _phase(cluster),
         "stop_reason": cluster.stop_reason,
+        "failure": None if cluster.failure is None else cluster.failure.document(),
         "uptime_ms": round(now_ms - cluster.started_ms),
         "epoch": rounds.completed_epoch,
         "interval_ms": max((session.interval_ms for session in sessions), default=-1),
@@ -200,13 +201,15 @@ def _worker(session: Session, shards: int, now_ms: float) -> dict[str, Any]:
 def _shard(cluster: Cluster, progress: Progress, shard: Shard, topics: Sequence[str]) -> dict[str, Any]:
     """Offsets of a shard with several inputs are sums over these, which follow one by one."""
     standing = progress.standing(shard.identity)
+    stopped_by = shard.stopped_by if shard.phase is ShardPhase.STOPPED else None
     inputs = [_input(topic, progress.standing(shard.identity, number)) for number, topic in enumerate(topics)]
     return {
         "stage": shard.identity.stage,
         "partition": shard.identity.partition,
         "slot": -1 if shard.slot is None else shard.slot,
         "phase": "unassigned" if shard.slot is None else shard.phase.value,
-        "stopped_reason": shard.stopped_reason if shard.phase is ShardPhase.STOPPED else "",
+        "stopped_reason": "" if stopped_by is None else str(stopped_by),
+        "failure": None if stopped_by is None else stopped_by.document(),
         "position": _sum(inputs, "position"),
         "committed": _sum(inputs, "committed"),
         "end": _sum(inputs, "end"),

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from fcluster.common.errors import FclusterError, one_line
+from fcluster.common.errors import FclusterError, failure_of
 from fcluster.common.ids import ShardId, journal_topic
 from fcluster.coordinator.core import events
 from fcluster.coordinator.core.cluster import Cluster
@@ -175,7 +175,7 @@ class Topics:
         error = self._error(topic, role, seen)
         # Records of another topic than the one that the offsets belong to must not be committed.
         grace_ms = 0 if role in (Role.SOURCE, Role.REPARTITION) else FAILED_GRACE_MS
-        self._ending.fail(one_line(error), grace_ms)
+        self._ending.fail(failure_of(error), grace_ms)
 
     def _error(self, topic: str, role: Role, seen: TopicSeen | None) -> FclusterError:
         job, former_id = self._cluster.terms.topology.job, self._ids.get(topic, "")

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from fcluster.common.failures import Failure
 from fcluster.common.ids import ShardId
 from fcluster.common.positions import CommittedPosition
-from fcluster.engine.failure import Failure
+from fcluster.engine.failure import Condemnation
 from fcluster.wire import messages
 from fcluster.worker.core.model import Condemned, RecordAt, StopRecord
 
@@ -56,7 +57,7 @@ class TransactionTorn:
 
     session: int
     shard: ShardId
-    reason: str
+    failure: Failure
     stopped: bool
 
 
@@ -65,7 +66,7 @@ class RestoreFailed:
     """A shard can't be restored. `fatal`: no worker could; otherwise a retry may help."""
 
     session: int
-    reason: str
+    failure: Failure
     fatal: bool
 
 
@@ -124,7 +125,7 @@ class EpochFailed:
     """
 
     session: int
-    failure: Failure
+    condemnation: Condemnation
     record: RecordAt | None = None
 
 
@@ -132,14 +133,14 @@ class EpochFailed:
 class HandlerFailed:
     """A handler raised in the middle of a record, so the open epoch contains part of that record's effects.
 
-    `failure`: what to condemn the record with, if that is more than `reason`.
+    `condemnation`: of the record, if that is more than `failure`.
     """
 
     session: int
     shard: ShardId
     offset: int
-    reason: str
-    failure: Failure | None = None
+    failure: Failure
+    condemnation: Condemnation | None = None
     input: int = 0
 
 
@@ -150,7 +151,7 @@ class StopRecordReached:
     session: int
     shard: ShardId
     offset: int
-    reason: str
+    failure: Failure
     input: int = 0
 
 
@@ -159,22 +160,24 @@ class JobBroken:
     """Something that no restart fixes: the job can't continue."""
 
     session: int
-    reason: str
+    failure: Failure
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerBroken:
     """Something that affects only this worker: its disk is full, or fails."""
 
-    reason: str
+    failure: Failure
 
 
 @dataclass(frozen=True, slots=True)
 class JobEnded:
-    """The journal says that the run of the job for which this worker was started is over."""
+    """The journal says that the run of the job for which this worker was started is over. `failure`: the job
+    can't continue.
+    """
 
-    failed: bool
     reason: str
+    failure: Failure | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -335,6 +338,7 @@ class Exit:
 
     code: int
     reason: str
+    failure: Failure | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
 
+from fcluster.common.failures import Failure
 from fcluster.common.ids import ShardId
 from fcluster.common.positions import CommittedPosition
-from fcluster.engine.failure import Failure
+from fcluster.engine.failure import Condemnation
 
 EXIT_JOB_FAILED = 3
 """A worker's exit code that tells its supervisor not to restart it: the job itself has failed."""
@@ -79,7 +80,7 @@ class Condemned(NamedTuple):
     """A record that fails when it comes."""
 
     offset: int
-    failure: Failure
+    condemnation: Condemnation
     input: int = 0
 
 
@@ -88,7 +89,7 @@ class StopRecord:
     """A record that can't be processed: its shard stops before it."""
 
     offset: int
-    reason: str
+    failure: Failure
     input: int = 0
 
 
@@ -100,14 +101,14 @@ class OwnedShard:
         position: the committed position. None until it is restored.
         restoring: a restore of it is under way, whether it is still wanted or not.
         unsettled: Kafka hasn't committed its position yet: it continues after a torn transaction.
-        stopped_reason: why it is STOPPED.
+        stopped_by: why it is STOPPED.
     """
 
     phase: ShardPhase
     position: CommittedPosition | None = None
     restoring: bool = False
     unsettled: bool = False
-    stopped_reason: str = ""
+    stopped_by: Failure | None = None
 
 
 @dataclass(slots=True)

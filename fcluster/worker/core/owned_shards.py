@@ -15,10 +15,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from fcluster.common.errors import REMEDY_MARK
+from fcluster.common.failures import Failure
 from fcluster.common.ids import ShardId
 from fcluster.common.positions import CommittedPosition
-from fcluster.engine.failure import Failure
+from fcluster.engine.failure import Condemnation
 from fcluster.wire import messages
 from fcluster.wire.messages import ShardStatus
 from fcluster.worker.core import events
@@ -84,13 +84,13 @@ class OwnedShards:
         """A process was ended because of this record. Once may have been bad luck."""
         at = RecordAt(overdue.shard, overdue.offset, overdue.input)
         if overdue.times >= OVERDUE_TIMES_MAX and not self._is_condemned(at):
-            failure = Failure(
-                f"{overdue.reason}; this happened {overdue.times} times{REMEDY_MARK}make the handler "
-                "faster for such a record, raise record.timeout.ms and transaction.timeout.ms, or give the "
-                "step on_error='skip' or a dead-letter topic",
-                step=overdue.step,
+            failure = Failure.of_record(
+                f"{overdue.reason}; this happened {overdue.times} times",
+                "make the handler faster for such a record, raise record.timeout.ms and "
+                "transaction.timeout.ms, or give the step on_error='skip' or a dead-letter topic",
+                f"{at.shard}@{at.offset}",
             )
-            self._now.condemn(at, failure)
+            self._now.condemn(at, Condemnation(failure, step=overdue.step))
 
     def _heed_suspect(self, suspect: messages.SuspectRecord) -> None:
         """Processes have ended while this record was being processed. That may be chance, but not often."""
@@ -99,14 +99,15 @@ class OwnedShards:
             self._now.suspects[suspect.shard] = suspect
         elif not self._is_condemned(at):
             what = "" if suspect.step else f"{suspect.record}: "
-            failure = Failure(
+            failure = Failure.of_record(
                 f"{what}{suspect.times} worker processes in a row ended or fell silent while they processed "
-                f"it{REMEDY_MARK}find in the workers' logs how they ended (by the signal of a crash in a C "
-                "extension, or by SIGKILL where there isn't enough memory), or give the step on_error='skip' "
-                "or a dead-letter topic",
-                step=suspect.step,
+                "it",
+                "find in the workers' logs how they ended (by the signal of a crash in a C extension, or by "
+                "SIGKILL where there isn't enough memory), or give the step on_error='skip' or a dead-letter "
+                "topic",
+                f"{at.shard}@{at.offset}",
             )
-            self._now.condemn(at, failure)
+            self._now.condemn(at, Condemnation(failure, step=suspect.step))
 
     def _is_condemned(self, at: RecordAt) -> bool:
         condemned = self._now.condemned.get(at.shard, ())
@@ -167,23 +168,23 @@ class OwnedShards:
         owned = self._now.shards.get(event.shard)
         if event.session != self._now.session or owned is None or not owned.restoring:
             return
-        self._now.log("error" if event.stopped else "warning", event.reason)
+        self._now.log("error" if event.stopped else "warning", str(event.failure))
         if not event.stopped:
             owned.unsettled = True
-            self._now.send(messages.TornTransaction(event.session, event.shard, False, event.reason))
+            self._now.send(messages.TornTransaction(event.session, event.shard, False, event.failure))
             return
         owned.restoring = False
         if owned.phase is ShardPhase.RELEASING:
             self.release()
             return
-        owned.phase, owned.stopped_reason = ShardPhase.STOPPED, event.reason
+        owned.phase, owned.stopped_by = ShardPhase.STOPPED, event.failure
         self.report_stopped()
 
     def report_stopped(self) -> None:
         """Report which shards are stopped. A repeated report counts once."""
         for shard, owned in self._now.shards.items():
-            if owned.phase is ShardPhase.STOPPED:
-                self._now.send(messages.TornTransaction(self._now.session, shard, True, owned.stopped_reason))
+            if owned.phase is ShardPhase.STOPPED and owned.stopped_by is not None:
+                self._now.send(messages.TornTransaction(self._now.session, shard, True, owned.stopped_by))
 
     def run_restored(self) -> None:
         """The producers are ready: restored shards can run."""
@@ -240,7 +241,7 @@ class OwnedShards:
         owned = self._now.shards.get(event.shard)
         if event.session != self._now.session or owned is None or owned.phase is not ShardPhase.RUNNING:
             return
-        self.stop_records[event.shard] = StopRecord(event.offset, event.reason, event.input)
+        self.stop_records[event.shard] = StopRecord(event.offset, event.failure, event.input)
         owned.phase = ShardPhase.BLOCKED
         self._now.add(events.StopReading((event.shard,)))
         self.report_stop_records()
@@ -249,7 +250,7 @@ class OwnedShards:
         """Fail the job once everything before the record is committed."""
         for shard, owned in self._now.shards.items():
             if owned.phase is ShardPhase.BLOCKED and not self._now.is_uncommitted(shard):
-                self._now.send(messages.WorkerFailed(self._now.session, self.stop_records[shard].reason))
+                self._now.send(messages.WorkerFailed(self._now.session, self.stop_records[shard].failure))
 
 
 def statuses_of(shard: ShardId, position: CommittedPosition) -> list[ShardStatus]:

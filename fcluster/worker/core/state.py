@@ -7,8 +7,9 @@ together. Must not decide anything else. Pure.
 
 from __future__ import annotations
 
+from fcluster.common.failures import Failure
 from fcluster.common.ids import ShardId
-from fcluster.engine.failure import Failure
+from fcluster.engine.failure import Condemnation
 from fcluster.wire import messages
 from fcluster.worker.core import events
 from fcluster.worker.core.events import Effect
@@ -99,16 +100,16 @@ class CoreState:
         """Whether changes of the shard wait for their commit."""
         return shard in self.open.shards or (self.in_flight is not None and shard in self.in_flight.shards)
 
-    def condemn(self, record: RecordAt, failure: Failure) -> None:
+    def condemn(self, record: RecordAt, condemnation: Condemnation) -> None:
         """Let a record fail when it comes."""
-        condemned = Condemned(record.offset, failure, record.input)
+        condemned = Condemned(record.offset, condemnation, record.input)
         self.condemned.setdefault(record.shard, []).append(condemned)
 
-    def stop(self, code: int, reason: str) -> None:
-        """The process ends."""
+    def stop(self, code: int, why: str | Failure) -> None:
+        """The process ends; because of a failure, if `why` is one."""
         self.phase = Phase.STOPPED
         self.add(events.StopReading(tuple(self.shards)))
-        self.add(events.Exit(code, reason))
+        self.add(events.Exit(code, str(why), why if isinstance(why, Failure) else None))
 
     def stop_as_asked(self) -> None:
         """The process ends because it was asked to."""

@@ -24,7 +24,8 @@ batch the shell reports which shards it made dirty.
 
 from __future__ import annotations
 
-from fcluster.engine.failure import Failure
+from fcluster.common.failures import Failure, FailureKind
+from fcluster.engine.failure import Condemnation
 from fcluster.wire import messages
 from fcluster.worker.core import events
 from fcluster.worker.core.departure import Departure
@@ -114,9 +115,9 @@ class WorkerCore:
                 self._on_job_broken(event)
             case events.WorkerBroken():
                 # Without a message: the session ends with the connection, and others take the shards.
-                self._now.stop(EXIT_MISTAKE, event.reason)
-            case events.JobEnded(failed, reason):
-                self._on_job_ended(failed, reason)
+                self._now.stop(EXIT_MISTAKE, event.failure)
+            case events.JobEnded(reason, failure):
+                self._on_job_ended(reason, failure)
             case events.TerminationRequested():
                 self._departure.termination_requested()
 
@@ -275,18 +276,22 @@ class WorkerCore:
         if message.retry:
             self._now.log("info", f"not admitted yet: {message.reason}")
         else:
-            self._now.stop(EXIT_MISTAKE, f"refused by the coordinator: {message.reason}")
+            refused = Failure(FailureKind.CLUSTER, f"refused by the coordinator: {message.reason}")
+            self._now.stop(EXIT_MISTAKE, refused.fitted())
 
     def _on_shutdown(self, message: messages.Shutdown) -> None:
         if message.session not in (0, self._now.session):
             return
-        self._on_job_ended(message.failed, message.reason)
+        self._on_job_ended(message.reason, message.failure)
 
-    def _on_job_ended(self, failed: bool, reason: str) -> None:
+    def _on_job_ended(self, reason: str, failure: Failure | None) -> None:
         """The coordinator says so, or the journal does because there is no leader any more. What isn't
         committed here was fenced before the end was recorded.
         """
-        self._now.stop(EXIT_JOB_FAILED if failed else EXIT_JOB_ENDED, reason)
+        if failure is not None:
+            self._now.stop(EXIT_JOB_FAILED, failure)
+        else:
+            self._now.stop(EXIT_JOB_ENDED, reason)
 
     def _on_producers_opened(self, event: events.ProducersOpened) -> None:
         if event.session != self._now.session or self._now.phase is not Phase.STARTING:
@@ -311,9 +316,8 @@ class WorkerCore:
         elif self._now.session:
             times = self._replays.failed(event.reason, self._now.now_ms)
             if event.unexpected and times >= self._now.bounds.epoch_failures_max:
-                reason = f"an epoch failed {times} times in a row (epoch.failures.max): {event.reason}"
-                self._now.log("error", reason)
-                self._now.send(messages.WorkerFailed(self._now.session, reason))
+                message = f"an epoch failed {times} times in a row (epoch.failures.max): {event.reason}"
+                self._fail_job(Failure(FailureKind.KAFKA, message).fitted())
                 return
             self._now.log("warning", f"{event.reason}; replaying from the committed offsets")
             self._reset()
@@ -326,57 +330,64 @@ class WorkerCore:
         # Without a limit on epochs, it may also be the open epoch after the one in flight.
         record = event.record or (failed.lone if self._now.pieces.records_max is not None else None)
         if record is not None:
-            self._now.log("warning", f"{_named(record)}: {event.failure.reason}")
-            self._condemn(record, event.failure)
+            self._now.log("warning", f"{_named(record)}: {event.condemnation.failure}")
+            self._condemn(record, event.condemnation)
             self._now.pieces.condemned()
         else:
             self._now.pieces.failed(failed.records)
             self._now.log(
                 "warning",
-                f"{event.failure.reason}; replaying at most {self._now.pieces.records_max} records at a "
-                "time to find the one that causes it",
+                f"{event.condemnation.failure}; replaying at most {self._now.pieces.records_max} records at "
+                "a time to find the one that causes it",
             )
         self._reset()
 
-    def _condemn(self, record: RecordAt, failure: Failure) -> None:
+    def _condemn(self, record: RecordAt, condemnation: Condemnation) -> None:
         before = [
             one
             for one in self._now.condemned.get(record.shard, ())
             if (one.input, one.offset) == (record.input, record.offset)
-            and (one.failure.topic, one.failure.step) == (failure.topic, failure.step)
+            and (one.condemnation.topic, one.condemnation.step) == (condemnation.topic, condemnation.step)
         ]
-        if (failure.topic or failure.step) and len(before) < CONDEMNATIONS_MAX:
-            self._now.condemn(record, failure)
+        if (condemnation.topic or condemnation.step) and len(before) < CONDEMNATIONS_MAX:
+            self._now.condemn(record, condemnation)
         else:
-            reason = f"{_named(record)}: {failure.reason}"
-            self._owned_shards.stop_records[record.shard] = StopRecord(record.offset, reason, record.input)
+            cause = condemnation.failure
+            where = f"{record.shard}@{record.offset}"
+            failure = Failure.of_record(
+                f"{_named(record)}: {cause.message}", cause.remedy, cause.where or where
+            )
+            self._owned_shards.stop_records[record.shard] = StopRecord(record.offset, failure, record.input)
 
     def _on_restore_failed(self, event: events.RestoreFailed) -> None:
         if event.session != self._now.session:
             return
         if event.fatal:
-            self._now.send(messages.WorkerFailed(self._now.session, event.reason))
+            self._now.send(messages.WorkerFailed(self._now.session, event.failure))
         else:
-            self._now.log("warning", f"{event.reason}; trying again")
+            self._now.log("warning", f"{event.failure}; trying again")
             self._reset()
 
     def _on_handler_failed(self, event: events.HandlerFailed) -> None:
         """The open epoch contains half of a record: abort it, replay, and stop before that record."""
         if event.session != self._now.session:
             return
-        if event.failure is not None and event.failure.topic:
-            self._condemn(RecordAt(event.shard, event.offset, event.input), event.failure)
+        if event.condemnation is not None and event.condemnation.topic:
+            self._condemn(RecordAt(event.shard, event.offset, event.input), event.condemnation)
         else:
-            stop_record = StopRecord(event.offset, event.reason, event.input)
+            stop_record = StopRecord(event.offset, event.failure, event.input)
             self._owned_shards.stop_records[event.shard] = stop_record
-        self._now.log("error", event.reason)
+        self._now.log("error", str(event.failure))
         self._reset()
 
     def _on_job_broken(self, event: events.JobBroken) -> None:
         if event.session != self._now.session:
             return  # trouble of a previous session, which is being torn down
-        self._now.log("error", event.reason)
-        self._now.send(messages.WorkerFailed(self._now.session, event.reason))
+        self._fail_job(event.failure)
+
+    def _fail_job(self, failure: Failure) -> None:
+        self._now.log("error", str(failure))
+        self._now.send(messages.WorkerFailed(self._now.session, failure))
 
     def _reset(self) -> None:
         """Drop everything uncommitted and ask for a new session: the only way to recover from any failure."""
