@@ -130,7 +130,7 @@ def test_condemned_record_fails(pumping: Pumping) -> None:
     failed = pumping.fed[-1]
     assert isinstance(failed, events.StopRecordReached)
     assert failed.offset == 0
-    assert failed.reason.endswith("refused")
+    assert failed.failure.message.endswith("refused")
 
 
 def test_piece_ends_with_its_last_record_which_is_named_if_it_stands_alone(pumping: Pumping) -> None:
