@@ -6,7 +6,7 @@ client asks who coordinates the group now. A restore from such an answer would p
 committed already.
 
 Responsible for: the reader of committed offsets, and for replacing it when its answer lacks what a worker has
-reported as committed. Rule: a committed offset never goes back, so what was reported is a lower bound.
+reported as committed (`core.reported_offsets` has the rule).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from confluent_kafka import Consumer, TopicPartition
 
 from fcluster.common.positions import CommittedPosition
 from fcluster.kafka.clients import ANSWER_TIMEOUT_S, read_committed_positions
+from fcluster.worker.core.reported_offsets import ReportedOffsets
 
 OLD_ANSWERS_S: Final = 10.0
 """How long other brokers are asked, if an answer is older than what was reported."""
@@ -53,11 +54,11 @@ class CommittedOffsets:
         self._reader = make_reader()
         self._using = threading.Lock()
         """A reader isn't closed while another thread asks it."""
-        self._reported: dict[tuple[str, int], int] = {}
+        self._reported = ReportedOffsets()
 
     def reported(self, topic: str, partition: int, offset: int) -> None:
         """So much of this partition is committed at least."""
-        self._reported[topic, partition] = offset
+        self._reported.report(topic, partition, offset)
 
     def connect(self, partition: TopicPartition, timeout_s: float) -> None:
         """Find the group's coordinator.
@@ -81,18 +82,19 @@ class CommittedOffsets:
         while True:
             with self._using:
                 committed = read_committed_positions(self._reader, self._job, wanted, timeout_s)
-            old = next((at for at in wanted if _offset_of(committed[at]) < self._known(at)), None)
+            answered = {(at.topic, at.partition): _offset_of(committed[at]) for at in wanted}
+            old = self._reported.find_older(answered)
             if old is None:
                 return committed
             what = (
-                f"the answer for {old.topic}/{old.partition} is offset {_offset_of(committed[old])}, but "
-                f"{self._known(old)} is committed"
+                f"the answer for {old[0]}/{old[1]} is offset {answered[old]}, but "
+                f"{self._reported.known(old)} is committed"
             )
             if self._stopping.is_set() or time.monotonic() > deadline_s:
                 # No broker knows of more: somebody has set the offsets back. What follows is decided where
                 # they are compared with the state.
                 _log.warning("committed offsets were set back from outside: %s", what)
-                self._reported.clear()
+                self._reported.forget()
                 return committed
             _log.info("asking another broker for the committed offsets: %s", what)
             with self._using:
@@ -103,9 +105,6 @@ class CommittedOffsets:
     def close(self) -> None:
         """Nothing is read after that."""
         self._reader.close()
-
-    def _known(self, at: TopicPartition) -> int:
-        return self._reported.get((at.topic, at.partition), 0)
 
 
 def _offset_of(position: CommittedPosition | None) -> int:

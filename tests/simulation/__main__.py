@@ -6,8 +6,8 @@ python -m tests.simulation --seeds 1000 --seed 50000     numbers 50000 to 50999
 python -m tests.simulation --seed 7 --verbose            one run, with its transcript
 python -m tests.simulation --find "no fence"             which seeds catch this planted bug
 
-Of four numbers two play the first job; one has 1,000,000 added and plays the merged job, one 2,000,000 and
-plays the job with declared states.
+Half of the numbers play the first job. To a quarter 1,000,000 is added, and they play the merged job, to
+another one 2,000,000: the job with declared states.
 """
 
 from __future__ import annotations

@@ -7,6 +7,10 @@ dies while it is on its way, so that nobody knows whether it was carried out; or
 that it doesn't know (-1001 for an offset). What Kafka keeps is not touched: `kafka_model` says what a request
 does.
 
+The group's coordinator may also be cut off from the other brokers. There is a new one then, but the old one
+goes on answering its clients with what was committed before; only a new client looks for another one, and may
+meet the same broker again.
+
 One broker at a time is away, as with replication of 3 and two in sync nothing is lost then. It has a random
 stream of its own, and takes part in some seeds only, so that all others tell the story that they told
 without it.
@@ -14,7 +18,7 @@ without it.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING
@@ -33,6 +37,9 @@ UNKNOWN_SHARE = 0.7
 ELECTION_MS = (20, 150, 600)
 AWAY_MS = (100, 700, 2000)
 STILL_MS = (50, 400, 1200)
+CUT_OFF_MS = (400, 1500, 3000)
+CUT_OFF_SHARE = 0.7
+"""Of the seeds in which Kafka is several brokers."""
 
 
 def takes_part(seed: int) -> bool:
@@ -69,11 +76,44 @@ class Way:
     number: int
 
 
+@dataclass(frozen=True, slots=True)
+class CutOff:
+    """A group coordinator that doesn't know that there is another one.
+
+    Attributes:
+        since_ms: who looked for the coordinator before asks this one.
+        committed: what it answers.
+    """
+
+    since_ms: int
+    committed: dict[tuple[str, int], tuple[int, str]]
+
+
+class GroupReader:
+    """A client of a process that reads committed offsets; it looks for the group's coordinator once."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._made_ms = world.now_ms
+        brokers = world.brokers
+        self._unlucky = brokers is not None and brokers.meets_cut_off()
+
+    @property
+    def cut_off(self) -> CutOff | None:
+        """The coordinator that this client asks, if it is cut off."""
+        cut_off = None if self._world.brokers is None else self._world.brokers.cut_off
+        if cut_off is not None and (self._unlucky or self._made_ms < cut_off.since_ms):
+            return cut_off
+        return None
+
+
 class Brokers:
     """Three brokers of a run."""
 
     def __init__(self, world: World) -> None:
         self.random = Random(f"brokers {world.seed}")
+        self._own = Random(f"cut off {world.seed}")
+        self.cut_off: CutOff | None = None
         self._world = world
         self._leaders: dict[Hashable, _Leader] = {}
         self._refreshed_ms: dict[tuple[str, Hashable], int] = {}
@@ -82,8 +122,12 @@ class Brokers:
 
     # --- faults ---------------------------------------------------------------------------------------
 
-    def schedule(self, duration_ms: int) -> None:
-        """Draw what happens to the brokers in the storm."""
+    def schedule(
+        self, duration_ms: int, committed: Callable[[], dict[tuple[str, int], tuple[int, str]]]
+    ) -> None:
+        """Draw what happens to the brokers in the storm. `committed`: what the group has committed."""
+        if self._own.random() < CUT_OFF_SHARE:
+            self._world.at(self._own.randrange(duration_ms), None, self._cut_off, committed)
         faults = (self._kill, self._kill, self._stand_still, self._stand_still, self._move, self._move_all)
         for _ in range(self.random.randint(2, 8)):
             self._world.at(self.random.randrange(duration_ms), None, self.random.choice(faults))
@@ -91,9 +135,22 @@ class Brokers:
     def heal(self) -> None:
         """All brokers are up, and everything has a leader."""
         self._away = None
+        self.cut_off = None
         self._still_until_ms = [0] * BROKERS
         for leader in self._leaders.values():
             leader.from_ms = min(leader.from_ms, self._world.now_ms)
+
+    def _cut_off(self, committed: Callable[[], dict[tuple[str, int], tuple[int, str]]]) -> None:
+        if not self._world.stormy:
+            return
+        self._world.landed["group coordinator cut off"] += 1
+        self._world.note("world", "## the group's coordinator is cut off")
+        self.cut_off = CutOff(self._world.now_ms, committed())
+        self._world.at(self._own.choice(CUT_OFF_MS), None, setattr, self, "cut_off", None)
+
+    def meets_cut_off(self) -> bool:
+        """Whether a client that is made now finds the coordinator that is cut off."""
+        return self.cut_off is not None and self._own.randrange(BROKERS) == 0
 
     def _kill(self) -> None:
         if not self._world.stormy or self._away is not None:

@@ -94,7 +94,9 @@ class _Brewer:
         self._schedule_hand_over()
         if takes_part(self.world.seed):
             self.world.brokers = Brokers(self.world)
-            self.world.brokers.schedule(self.duration_ms)
+            self.world.brokers.schedule(
+                self.duration_ms, lambda: {at: found[:2] for at, found in self.cluster.kafka.offsets.items()}
+            )
         if theme in ("coordinators", "everything"):
             self.cluster.misdirected_share = self.random.choice((0.0, 0.0, 0.3))
         self.world.note("world", "theme %s, %d inputs, %s", theme, inputs, self.cluster.settings)

@@ -424,7 +424,8 @@ def _reader_of(store: StateStore) -> _ReadEntry:
 def seeds(first: int, count: int) -> Iterator[int]:
     """So many seeds from this number on: half of them of the first job, the others of the other two."""
     for number in range(first, first + count):
-        yield number + (0, 0, MERGED_SEEDS_FROM, KINDS_SEEDS_FROM)[number % 4]
+        # Settings and brokers depend on the last digits of a seed: each job shall play with all of them.
+        yield number + (0, 0, MERGED_SEEDS_FROM, KINDS_SEEDS_FROM)[number // 4 % 4]
 
 
 def job_of(seed: int) -> SimJob:

@@ -159,8 +159,16 @@ class NoFenceForReturning(SimCoordinator):
     core_class = _NoFenceForReturning
 
 
-class UnsettledOffsets(SimWorker):
-    """Reads committed offsets as they are, pending ones or not."""
+class OldPositionTaken(SimWorker):
+    """Takes the answer of a group coordinator that is cut off, though more was reported as committed."""
+
+    def is_old(self, found: dict[Partition, tuple[int, str] | None]) -> bool:
+        return False
+
+
+class UnsettledOffsets(OldPositionTaken):
+    """Reads committed offsets as they are, pending ones or not. What was reported would mostly save it, so it
+    doesn't look at that, either."""
 
     def settled_offsets(self, sources: list[Partition]) -> dict[Partition, tuple[int, str] | None] | None:
         return {source: self.kafka.committed(source) for source in sources}
@@ -702,7 +710,8 @@ MUTATIONS = [
     Mutation("copies begun before a former session's writes", 95, "a store of", CopiesBeforeWriting),
     # On several brokers.
     Mutation("an unknown end taken for a value", 117, "ends at epoch 0", UnknownEndTaken),
-    Mutation("an unknown position taken for none", 207, "committed is 0", UnknownPositionTaken),
+    Mutation("an old position taken", 109, "holds epoch 5, committed is 0", OldPositionTaken),
+    Mutation("an unknown position taken for none", 1467, "committed is 0", UnknownPositionTaken),
     Mutation(
         "a commit taken as done when its coordinator moved",
         127,

@@ -70,6 +70,8 @@ MUST_LAND = (
     "request hangs at a broker",
     "leader moved while a request was on its way",
     "not known: committed",
+    "group coordinator cut off",
+    "old answer of a group coordinator",
     "not known: ends",
 )
 """Each of these has to be part of the story somewhere, or the story proves less than it seems to."""

@@ -38,8 +38,9 @@ from fcluster.wire import messages
 from fcluster.wire.messages import WorkerStats
 from fcluster.worker.core import events, model
 from fcluster.worker.core import worker as core
+from fcluster.worker.core.reported_offsets import ReportedOffsets
 from fcluster.worker.processing import ShardRunner
-from tests.simulation.brokers import GROUP
+from tests.simulation.brokers import GROUP, GroupReader
 from tests.simulation.copies import PATIENCE_MS, SimTail
 from tests.simulation.jobs import Origin, Read, Written
 from tests.simulation.kafka_model import Partition, Producer
@@ -267,6 +268,8 @@ class SimWorker(Process):
         self.restore_thread = CommitThread(self)
         self._restore_stop = [False]
         self.tail = SimTail(self)
+        self.reported = ReportedOffsets()
+        self._reader = GroupReader(self.world)
         self.states: dict[ShardId, ShardState] = {}
         self._dropped: list[ShardState] = []
         self.runners: dict[ShardId, Runner] = {}
@@ -421,7 +424,9 @@ class SimWorker(Process):
                 self.note("restores %s", " ".join(map(str, effect.shards)))
                 retired, self._retired = self._retired, []
                 self.restore_thread.submit(
-                    self._restore(effect.session, effect.shards, retired, self._restore_stop)
+                    self._restore(
+                        effect.session, effect.shards, effect.committed, retired, self._restore_stop
+                    )
                 )
             case events.KeepStandbys():
                 self.restore_thread.submit(self._keep_standbys(set(effect.shards), tuple(self._retired)))
@@ -750,8 +755,16 @@ class SimWorker(Process):
     # --- restoring ------------------------------------------------------------------------------------
 
     def _restore(
-        self, session: int, shards: tuple[ShardId, ...], before: list[CommitThread], stop: list[bool]
+        self,
+        session: int,
+        shards: tuple[ShardId, ...],
+        committed: tuple[messages.CommittedOffset, ...],
+        before: list[CommitThread],
+        stop: list[bool],
     ) -> Thread:
+        for known in committed:
+            topic = self.cluster.job.inputs[known.shard.stage][known.input]
+            self.reported.report(topic, known.shard.partition, known.offset)
         try:
             yield from self._at_rest(before)
             if stop[0]:
@@ -804,12 +817,16 @@ class SimWorker(Process):
         while True:
             found = yield Call(
                 "committed",
-                lambda: self.settled_offsets(wanted),
-                place=GROUP,
+                lambda: self._answered_offsets(wanted),
+                place=GROUP if self._reader.cut_off is None else None,
                 unknown=dict.fromkeys(wanted, NOT_KNOWN),
             )
             if found is not None and self.are_known(found):
-                break
+                if not self.is_old(found):
+                    break
+                self.note("asks another broker for the committed offsets")
+                self.world.landed["old answer of a group coordinator"] += 1
+                self._reader = GroupReader(self.world)
             if self.world.now_ms > deadline_ms:
                 raise KafkaFailure("the committed offsets don't settle")
             yield Sleep(UNSETTLED_RETRY_MS)
@@ -831,6 +848,25 @@ class SimWorker(Process):
     def are_known(self, found: dict[Partition, tuple[int, str] | None]) -> bool:
         """Whether the client knows what is committed; if not, it is asked again."""
         return NOT_KNOWN not in found.values()
+
+    def is_old(self, found: dict[Partition, tuple[int, str] | None]) -> bool:
+        """Whether the answer lacks what a worker has reported as committed."""
+        answered = {at: None if position is None else position[0] for at, position in found.items()}
+        return self.reported.find_older(answered) is not None
+
+    def _answered_offsets(self, sources: list[Partition]) -> dict[Partition, tuple[int, str] | None] | None:
+        """What the coordinator that the reader asks answers.
+
+        The one that is cut off gives an old answer where it can be told by what was reported. An offset that
+        nobody has lived to report can't be told from an old one (docs/decisions/0082), so that isn't played.
+        """
+        cut_off = self._reader.cut_off
+        if cut_off is not None:
+            old = {source: cut_off.committed.get(source) for source in sources}
+            answered = {at: None if position is None else position[0] for at, position in old.items()}
+            if self.reported.find_older(answered) is not None:
+                return old
+        return self.settled_offsets(sources)
 
     def settled_offsets(self, sources: list[Partition]) -> dict[Partition, tuple[int, str] | None] | None:
         if any(self.kafka.offset_pending(source) for source in sources):
