@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from fcluster.common.errors import FclusterError
+from fcluster.common.exit_codes import ExitCode
 from fcluster.common.settings import Settings
 
 if TYPE_CHECKING:
@@ -173,7 +174,7 @@ def _brokers(count: int) -> str:
 class UsageOfBrokers(FclusterError):  # noqa: N818
     """The options don't fit the existing brokers."""
 
-    exit_code = 2
+    exit_code = ExitCode.USAGE
 
 
 def _wait_for_signal() -> None:

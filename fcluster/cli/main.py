@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import click
 
 from fcluster.common.errors import FclusterError, KafkaUnavailable
+from fcluster.common.exit_codes import ExitCode
 from fcluster.common.failures import Failure, FailureKind
 from fcluster.host.failure_file import take_from_environment
 
@@ -27,14 +28,8 @@ if TYPE_CHECKING:
     from fcluster.cli.connection import Connection
     from fcluster.common.isolation import Isolation
 
-EXIT_MISTAKE = 1
-EXIT_JOB_FAILED = 3
-EXIT_JOB_ENDED = 5
 HANDLERS_END_S = 3.0
 """How long a worker that is done waits for threads and processes of its handlers."""
-EXIT_BUG = 70
-EXIT_TEMPORARY = 75
-EXIT_INTERRUPTED = 130
 LOG_LEVELS = ("debug", "info", "warning", "error")
 ISOLATIONS = ("read-committed", "read-uncommitted")
 
@@ -76,15 +71,15 @@ class Commands(click.Group):
                 traceback.print_exc()
             report(session, Failure(error.kind, error.message, error.remedy, error.where))
             retriable = session.is_server and isinstance(error, KafkaUnavailable)
-            ctx.exit(EXIT_TEMPORARY if retriable else error.exit_code)
+            ctx.exit(ExitCode.TEMPORARY if retriable else error.exit_code)
         except KeyboardInterrupt:
-            ctx.exit(EXIT_INTERRUPTED)
+            ctx.exit(ExitCode.INTERRUPTED)
         except BrokenPipeError:
             _forget_stdout()
             ctx.exit(0)
         except Exception as error:  # noqa: BLE001
             _report_bug(session, error)
-            ctx.exit(EXIT_BUG)
+            ctx.exit(ExitCode.CRASHED)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -558,7 +553,7 @@ def reset(
         raise click.UsageError("nothing was changed: confirming needs a terminal; add --yes")
     if not yes and not click.confirm("Reset the job?"):
         click.echo("nothing was changed")
-        context.exit(EXIT_MISTAKE)
+        context.exit(ExitCode.MISTAKE)
     carry_out(plan, settings, topology, _progress)
     click.echo("done")
 
@@ -917,7 +912,7 @@ def coordinator(
         stand_by=not no_standby,
         ready_file=ready_file,
     )
-    if ended.exit_code == EXIT_JOB_FAILED:
+    if ended.exit_code == ExitCode.JOB_FAILED:
         from fcluster.cli.startup import job_failure
 
         report(context.ensure_object(Session), job_failure(ended.failure))
@@ -990,9 +985,9 @@ def worker(
     code = ended.exit_code
     if ended.failure is not None:
         # A failure of the job is the coordinator's to report.
-        tell = tell_keeper if code == EXIT_JOB_FAILED else report
+        tell = tell_keeper if code == ExitCode.JOB_FAILED else report
         tell(context.ensure_object(Session), ended.failure)
-    if code == EXIT_JOB_ENDED and not kept:
+    if code == ExitCode.JOB_ENDED and not kept:
         code = 0  # a supervisor has to tell this from a request to leave; for others it is success
     handler_processes.leave_within(HANDLERS_END_S, code)
     context.exit(code)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fcluster.cli.startup import job_failure, load
+from fcluster.common.exit_codes import ExitCode
 from fcluster.host.job_processes import ClusterFailed, JobProcesses, SpawnedChild, leave_timeout_s
 
 
@@ -37,7 +38,7 @@ def run_agent(options: AgentOptions) -> int:
     """
     from fcluster.cli.live_view import PlainView
     from fcluster.host.agent import AgentLink, Staff
-    from fcluster.host.supervisor import EXIT_JOB_FAILED, EXIT_KILLED, SUPERVISOR, Crew
+    from fcluster.host.supervisor import SUPERVISOR, Crew
 
     job, settings = load(options.target, options.flags, options.config, os.environ)
     job.build(settings)
@@ -81,8 +82,8 @@ def run_agent(options: AgentOptions) -> int:
     finally:
         link.close()
         view.close()
-    if outcome.exit_code not in (0, EXIT_KILLED):
-        if outcome.exit_code == EXIT_JOB_FAILED:
+    if outcome.exit_code not in (0, ExitCode.INTERRUPTED):
+        if outcome.exit_code == ExitCode.JOB_FAILED:
             outcome = replace(outcome, failure=job_failure(outcome.failure))
         raise ClusterFailed(outcome)
     return outcome.exit_code

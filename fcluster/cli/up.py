@@ -22,6 +22,7 @@ from fcluster.cli.connection import leader_elsewhere, open_admin_client
 from fcluster.cli.local_kafka import BrokerGuard, OwnBrokers, brokers_for
 from fcluster.cli.preflight import check_before_start, listening_addresses, with_own_keys
 from fcluster.common.errors import FclusterError
+from fcluster.common.exit_codes import ExitCode
 from fcluster.common.settings import Settings, resolve
 from fcluster.host.data_directory import (
     ClusterNote,
@@ -67,7 +68,6 @@ def run_up(options: UpOptions) -> int:
         FclusterError: it can't be started, or ended before its work was done.
     """
     from fcluster.api.loader import load_job
-    from fcluster.host.supervisor import EXIT_KILLED
 
     job = load_job(options.target)
     settings = resolve(job.settings, options.config, os.environ, options.flags)
@@ -83,7 +83,7 @@ def run_up(options: UpOptions) -> int:
             settings = with_own_keys(settings, directory)
             check_before_start(settings, topology, embedded=broker is not None)
             outcome = _Up(options, job.name, settings, directory, broker).run()
-            if outcome.exit_code == EXIT_KILLED and broker is not None:
+            if outcome.exit_code == ExitCode.INTERRUPTED and broker is not None:
                 broker.kill()
     finally:
         remove_note(directory)

@@ -2,12 +2,13 @@
 
 Responsible for: one class for each kind of trouble that a user can act on. Rule: every such error has a
 message that names the cause, and a remedy that says what to do. Must not import anything from fcluster but
-`failures`.
+`failures` and `exit_codes`.
 """
 
 # ruff: noqa: N818 (each class is named after what is wrong; that it is an error its base says)
 from __future__ import annotations
 
+from fcluster.common.exit_codes import ExitCode
 from fcluster.common.failures import Failure, FailureKind, describe_exception
 
 
@@ -22,7 +23,7 @@ class FclusterError(Exception):
         exit_code: of the command that ends with this error.
     """
 
-    exit_code = 1
+    exit_code: int = ExitCode.MISTAKE
     kind = FailureKind.OTHER
 
     def __init__(self, message: str, *, remedy: str = "", where: str = "") -> None:

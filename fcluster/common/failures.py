@@ -120,7 +120,7 @@ class Ended:
     """How a process has ended, or the job.
 
     Attributes:
-        exit_code: one of `exit_codes.ExitCode`.
+        exit_code: see `exit_codes.ExitCode`.
         reason: for the log, one line.
         failure: why it isn't the end that was wanted. None: all is well.
     """
@@ -140,7 +140,7 @@ class Ended:
     def document(self) -> dict[str, Any]:
         """As a mapping, for the journal."""
         failure = None if self.failure is None else self.failure.document()
-        return {"exit_code": self.exit_code, "reason": self.reason, "failure": failure}
+        return {"exit_code": int(self.exit_code), "reason": self.reason, "failure": failure}
 
 
 def _line(text: str, characters_max: int) -> str:

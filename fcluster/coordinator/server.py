@@ -36,6 +36,7 @@ from fcluster import __version__
 from fcluster.api.job import Job
 from fcluster.common import failpoints
 from fcluster.common.errors import FclusterError, KafkaUnavailable, SettingsError, failure_of
+from fcluster.common.exit_codes import ExitCode
 from fcluster.common.failures import Ended
 from fcluster.common.ids import transactional_ids
 from fcluster.common.processes import process_space
@@ -43,7 +44,6 @@ from fcluster.common.settings import Settings, with_settings
 from fcluster.coordinator.checks import check_partitions, check_reset, check_topology
 from fcluster.coordinator.core import events
 from fcluster.coordinator.core.coordinator import Coordinator
-from fcluster.coordinator.core.ending import EXIT_TEMPORARY
 from fcluster.coordinator.core.events import Event
 from fcluster.coordinator.core.model import Terms
 from fcluster.coordinator.core.outbox import ENDING_KEY
@@ -95,7 +95,6 @@ KAFKA_TROUBLED_S = 10.0
 KAFKA_WATCH_NOTED_S = 0.5
 ABSENCE_S = 2.0
 """A loop iteration that took this long shows that the process was suspended."""
-EXIT_INTERRUPTED = 130
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 
@@ -171,7 +170,7 @@ def _take_turns(candidate: Candidate, standby: Standby, leadership: _Leadership)
                 return ended
             again = standby.stood_by or own is not None
             ended, own = leadership.lead(candidate, signals, own, again=again)
-            if ended.exit_code != EXIT_TEMPORARY:
+            if ended.exit_code != ExitCode.TEMPORARY:
                 return ended
             if signals.asked:
                 _log.info("coordinator ends: another coordinator leads now")
@@ -240,13 +239,13 @@ class _Leadership:
             return shell.run(), own
         except JournalLostError as error:
             _log.warning("not leading: %s", error)
-            return Ended(EXIT_TEMPORARY, "not leading"), own
+            return Ended(ExitCode.TEMPORARY, "not leading"), own
         except (KafkaUnavailable, SettingsError) as error:
             if not again:
                 raise
             _log.error("can't take over: %s", error.message)
             time.sleep(TAKE_OVER_RETRY_S)
-            return Ended(EXIT_TEMPORARY, error.message, failure_of(error)), own
+            return Ended(ExitCode.TEMPORARY, error.message, failure_of(error)), own
         finally:
             transport.close()
 
@@ -397,7 +396,7 @@ class _Signals:
 
     def _handle(self, number: int, _frame: object) -> None:
         if self._number:
-            os._exit(EXIT_INTERRUPTED)
+            os._exit(ExitCode.INTERRUPTED)
         self._number = number
         self._on_stop(number)
 
@@ -495,7 +494,7 @@ class _Shell:
                 self._turn()
         finally:
             self._close()
-        if self._stop.exit_code == EXIT_TEMPORARY:
+        if self._stop.exit_code == ExitCode.TEMPORARY:
             _log.warning("term %d is over: %s", self._leader.term, self._stop.reason)
         else:
             level = logging.ERROR if self._stop.exit_code else logging.INFO
@@ -678,7 +677,7 @@ class _Shell:
     def _close(self) -> None:
         self._closing.set()
         self._topic_watch.close()
-        if self._stop is not None and self._stop.exit_code != EXIT_TEMPORARY:
+        if self._stop is not None and self._stop.exit_code != ExitCode.TEMPORARY:
             # So no process asks an address where nothing listens any more, and standbys exit too.
             end = {"term": self._leader.term} | self._ended(self._stop).document()
             entries = {LEADER_KEY: None, ENDED_KEY: end, ENDING_KEY: None}

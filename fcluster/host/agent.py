@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from fcluster.common.errors import FclusterError
+from fcluster.common.exit_codes import ExitCode
 from fcluster.common.failures import Ended
 from fcluster.common.settings import Settings
 from fcluster.wire import messages
@@ -187,7 +188,7 @@ class AgentLink:
             case messages.AgentOrder():
                 self._on_order(message)
             case messages.Shutdown():
-                self._on_end(Ended(int(message.failure is not None), message.reason, message.failure))
+                self._on_end(_ended_by(message))
             case messages.Refused():
                 self._trouble(f"refused by the coordinator: {message.reason}")
             case _:
@@ -227,3 +228,8 @@ class AgentLink:
         if trouble != self._said:
             self._say(trouble)
         self._said = trouble
+
+
+def _ended_by(message: messages.Shutdown) -> Ended:
+    code = ExitCode.DONE if message.failure is None else ExitCode.JOB_FAILED
+    return Ended(code, message.reason, message.failure)

@@ -7,10 +7,8 @@ only workers, whose coordinator may be anywhere. Rules: no process outlives its 
 see `processes`); every wait is bounded; every restart is logged. Must not parse options, draw, or know what
 the processes do: it knows only their exit codes.
 
-Exit codes of the children: 0: the work is done, or the process was asked to exit; `EXIT_JOB_FAILED`: the job
-can't continue, wherever it runs; `EXIT_JOB_ENDED`: a worker whose job has ended; `EXIT_DRAINED`: a worker
-that an operator has drained; `EXIT_TEMPORARY`: trouble that may be temporary, such as brokers that are down;
-`EXIT_MISTAKE`: an error that a person has to fix. Anything else, and death by a signal, is a crash.
+What the exit codes of the children mean, `common/exit_codes` says. What isn't there, and death by a
+signal, is a crash.
 """
 
 from __future__ import annotations
@@ -25,18 +23,9 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from fcluster.common.errors import FclusterError
+from fcluster.common.exit_codes import ExitCode
 from fcluster.common.failures import Ended, Failure, FailureKind
 from fcluster.common.processes import RestartBackoff, describe_exit
-
-EXIT_DONE = 0
-EXIT_MISTAKE = 1
-EXIT_JOB_FAILED = 3
-EXIT_DRAINED = 4
-EXIT_JOB_ENDED = 5
-EXIT_RECORD_OVERDUE = 6
-EXIT_BUG = 70
-EXIT_TEMPORARY = 75
-EXIT_KILLED = 130
 
 FAILURES_IN_A_ROW_MAX = 4
 """A process that exited with an error this often in a row, without ever living for `LIFE_S_GOOD`, won't
@@ -217,7 +206,7 @@ class Keeper:
                 for member in self._members.values():
                     self._start(member)
                 outcome = self._watch()
-                return outcome if outcome.exit_code == EXIT_KILLED else self._end_others(outcome)
+                return outcome if outcome.exit_code == ExitCode.INTERRUPTED else self._end_others(outcome)
             finally:
                 self._ended.set()
                 self._kill_all()
@@ -277,7 +266,9 @@ class Keeper:
             case _SlotsLearnt(slots):
                 self._learn_slots(slots)
             case _JobEnded(ended):
-                return replace(ended, exit_code=EXIT_DONE if ended.failure is None else EXIT_JOB_FAILED)
+                return replace(
+                    ended, exit_code=ExitCode.DONE if ended.failure is None else ExitCode.JOB_FAILED
+                )
             case None:
                 return self._look_at_clock()
         return None
@@ -316,7 +307,7 @@ class Keeper:
         if member is None or member.child is None or member.child.pid != event.pid:
             return None
         member.child, member.failure = None, event.failure
-        if member.number >= 0 and (member.retiring or event.code == EXIT_DRAINED):
+        if member.number >= 0 and (member.retiring or event.code == ExitCode.DRAINED):
             self._remove(member, event.code)
             return None
         self._changed()
@@ -327,10 +318,10 @@ class Keeper:
         if life_s >= LIFE_S_GOOD:
             member.failures_in_a_row, member.hopeless = 0, False
         delay_s = member.backoff.delay_ms(life_s * 1000) / 1000
-        if code > 0 and code not in (EXIT_TEMPORARY, EXIT_RECORD_OVERDUE):
+        if code > 0 and code not in (ExitCode.TEMPORARY, ExitCode.RECORD_OVERDUE):
             member.failures_in_a_row += 1
             # What a person has to repair shows at the first start; later it may be the rest of an accident.
-            failures_max = 1 if code == EXIT_MISTAKE and member.starts == 1 else FAILURES_IN_A_ROW_MAX
+            failures_max = 1 if code == ExitCode.MISTAKE and member.starts == 1 else FAILURES_IN_A_ROW_MAX
             member.hopeless = member.hopeless or member.failures_in_a_row >= failures_max
             if member.hopeless and self._gives_up():
                 return self._failure(member, f"{member.spec.name} {death_of(code)}")
@@ -406,9 +397,9 @@ class Keeper:
         del self._members[member.spec.name]
         self._changed()
         name = member.spec.name
-        if code == EXIT_DRAINED:
+        if code == ExitCode.DRAINED:
             self._say(f"{name} was drained and isn't restarted; the target is now {self._target} workers")
-        elif code not in (EXIT_DONE, EXIT_JOB_ENDED):
+        elif code not in (ExitCode.DONE, ExitCode.JOB_ENDED):
             self._say(f"{name} {death_of(code)} while leaving")
         else:
             self._say(f"{name} has left")
@@ -433,7 +424,7 @@ class Keeper:
     def _signalled(self) -> Ended | None:
         if self._draining_since_s is not None:
             self._say("killed: records that weren't committed yet are processed again at the next start")
-            return _failed(EXIT_KILLED, "killed before the drain was complete", "Nothing is lost.")
+            return _failed(ExitCode.INTERRUPTED, "killed before the drain was complete", "Nothing is lost.")
         now_s = time.monotonic()
         self._draining_since_s, self._drain_news_s = now_s, now_s + DRAIN_NEWS_INTERVAL_S
         self._begin_drain()
@@ -441,7 +432,7 @@ class Keeper:
 
     def _end_others(self, outcome: Ended) -> Ended:
         """Wait for the other processes to exit by themselves, then ask them, then kill them."""
-        if outcome.exit_code != EXIT_DONE:
+        if outcome.exit_code != ExitCode.DONE:
             self._terminate_all()
         if not self._await_all():
             self._terminate_all()
@@ -480,9 +471,9 @@ class Keeper:
         remedy = f"The log of the {member.spec.name} says why."
         failure = member.failure
         if failure is None:
-            return _failed(EXIT_MISTAKE, what, remedy)
+            return _failed(ExitCode.MISTAKE, what, remedy)
         failure = Failure(failure.kind, failure.message, failure.remedy or remedy, failure.where)
-        return Ended(EXIT_MISTAKE, failure.message, failure)
+        return Ended(ExitCode.MISTAKE, failure.message, failure)
 
     # --- small things ------------------------------------------------------------------------------
 
@@ -559,22 +550,22 @@ class Supervisor(Keeper):
 
     def _judge_exit(self, member: _Member, code: int) -> Ended | None:
         is_coordinator = member.number < 0
-        if is_coordinator and code == EXIT_DONE:
-            return Ended(EXIT_DONE)
-        if is_coordinator and code == EXIT_JOB_FAILED:
+        if is_coordinator and code == ExitCode.DONE:
+            return Ended(ExitCode.DONE)
+        if is_coordinator and code == ExitCode.JOB_FAILED:
             return self._failure(member, "the job failed")
         if is_coordinator and self._coordinator_given_up:
             return _failed(
-                EXIT_MISTAKE,
+                ExitCode.MISTAKE,
                 "the coordinator didn't answer, so the cluster stopped without a last epoch",
                 "Nothing is lost: records that weren't committed are processed again at the next start.",
             )
         if self._draining_since_s is not None and not is_coordinator:
             # A worker that drained leaves; one that died while draining is replayed at the next start.
-            if code not in (EXIT_DONE, EXIT_JOB_ENDED):
+            if code not in (ExitCode.DONE, ExitCode.JOB_ENDED):
                 self._say(f"{member.spec.name} {death_of(code)} while draining")
             return None
-        if not is_coordinator and code in (EXIT_DONE, EXIT_JOB_FAILED, EXIT_JOB_ENDED):
+        if not is_coordinator and code in (ExitCode.DONE, ExitCode.JOB_FAILED, ExitCode.JOB_ENDED):
             # It was told to leave: as a rule the coordinator ends next, and there is nothing to say.
             member.restart_at_s = time.monotonic() + LEFT_GRACE_S
             return None
@@ -621,7 +612,7 @@ class Supervisor(Keeper):
 
     def _overdue(self) -> Ended:
         return _failed(
-            EXIT_MISTAKE,
+            ExitCode.MISTAKE,
             f"the drain didn't finish within {self._drain_timeout_s:.0f} s, so the remaining processes "
             "were killed",
             "Nothing is lost: records that weren't committed are processed again at the next start. See "
@@ -667,11 +658,11 @@ class Crew(Keeper):
         self._events.put(_JobEnded(ended))
 
     def _judge_exit(self, member: _Member, code: int) -> Ended | None:
-        if code == EXIT_JOB_FAILED:
+        if code == ExitCode.JOB_FAILED:
             if member.failure is None:
-                return _failed(EXIT_JOB_FAILED, "the job failed", "The coordinator's log says why.")
-            return Ended(EXIT_JOB_FAILED, member.failure.message, member.failure)
-        if code == EXIT_JOB_ENDED:
+                return _failed(ExitCode.JOB_FAILED, "the job failed", "The coordinator's log says why.")
+            return Ended(ExitCode.JOB_FAILED, member.failure.message, member.failure)
+        if code == ExitCode.JOB_ENDED:
             # It was told so, or has read it; the agent's own connection may have come too late to hear it.
             # Others may still have to commit their last epoch, which ends them in the same way.
             self._job_is_over = True
@@ -679,7 +670,7 @@ class Crew(Keeper):
                 other.restart_at_s = None
         if self._job_is_over:
             return None
-        if code == EXIT_DONE:
+        if code == ExitCode.DONE:
             # Somebody asked this one to leave.
             member.restart_at_s = time.monotonic() + LEFT_GRACE_S
             return None
@@ -706,8 +697,8 @@ class Crew(Keeper):
 
     def _is_over(self) -> Ended | None:
         if self._job_is_over and all(member.child is None for member in self._members.values()):
-            return Ended(EXIT_DONE)
-        return Ended(EXIT_DONE) if self._draining_since_s is not None and not self._members else None
+            return Ended(ExitCode.DONE)
+        return Ended(ExitCode.DONE) if self._draining_since_s is not None and not self._members else None
 
 
 def worker_name(number: int) -> str:
@@ -721,11 +712,11 @@ def death_of(code: int) -> str:
         return "gave up a handler that held the interpreter's lock (see the stacks above)"
     if code < 0:
         return f"was {describe_exit(code)}"
-    if code == EXIT_DONE:
+    if code == ExitCode.DONE:
         return "ended"
-    if code == EXIT_RECORD_OVERDUE:
+    if code == ExitCode.RECORD_OVERDUE:
         return "gave up a record that took too long"
-    if code == EXIT_BUG:
+    if code == ExitCode.CRASHED:
         return f"crashed (exit code {code})"
     return f"exited with an error (exit code {code})"
 

@@ -30,8 +30,6 @@ from typing import Any
 
 from fcluster.worker import process_guard
 
-EXIT_FORKED = 70
-"""Exit code of a forked child that returned from the handler as if it were the worker."""
 _GUARD_FILE = str(Path(process_guard.__file__))
 _STARTS = frozenset({"subprocess.Popen", "os.posix_spawn", "os.system", "os.fork", "os.forkpty"})
 _STARTERS = (

@@ -13,11 +13,11 @@ import threading
 import time
 from collections.abc import Callable
 
+from fcluster.common.exit_codes import ExitCode
 from fcluster.common.failures import bounded_text
 from fcluster.common.settings import Settings
 from fcluster.wire import messages
 from fcluster.worker import interpreter_lock
-from fcluster.worker.core import model
 from fcluster.worker.core.state import CoreState
 from fcluster.worker.health import WorkerHealth
 from fcluster.worker.inbox import Inbox
@@ -135,4 +135,4 @@ class PulseThread:
                 )
             )
             time.sleep(LAST_WORD_S)
-        self._end(reason, model.EXIT_RECORD_OVERDUE)
+        self._end(reason, ExitCode.RECORD_OVERDUE)

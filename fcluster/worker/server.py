@@ -35,6 +35,7 @@ from pathlib import Path
 
 from fcluster import __version__
 from fcluster.api.job import Job
+from fcluster.common.exit_codes import IN_GOOD_ORDER, ExitCode
 from fcluster.common.failures import Ended, Failure, FailureKind
 from fcluster.common.processes import process_space
 from fcluster.common.settings import Settings, with_settings
@@ -179,7 +180,7 @@ class Worker:
                         self._pump.run_chunk()
             finally:
                 self._close()
-        in_good_order = self._exit.code in model.EXITS_IN_GOOD_ORDER
+        in_good_order = self._exit.code in IN_GOOD_ORDER
         _log.log(logging.INFO if in_good_order else logging.ERROR, "leaving: %s", self._exit.reason)
         return Ended(self._exit.code, self._exit.reason, self._exit.failure)
 
@@ -219,12 +220,12 @@ class Worker:
                 self._feed(item)
 
     def _exit_now(self, failure: Failure) -> None:
-        self._exit = events.Exit(model.EXIT_MISTAKE, str(failure), failure)
+        self._exit = events.Exit(ExitCode.MISTAKE, str(failure), failure)
 
     def _feed(self, event: events.Event) -> None:
         """Give an event to the core and carry out what it decides."""
         if handler_processes.is_forked:
-            os._exit(handler_processes.EXIT_FORKED)  # a handler forked, and its child returned from it
+            os._exit(ExitCode.CRASHED)  # a handler forked, and its child returned from it
         for effect in self._core.handle(event, _now_ms()):
             self._carry_out(effect)
         if not isinstance(event, events.RecordsProcessed):

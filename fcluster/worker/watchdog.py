@@ -16,8 +16,7 @@ import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 
-EXIT_HUNG = 70
-"""Exit code of a process that hung (EX_SOFTWARE)."""
+from fcluster.common.exit_codes import ExitCode
 
 
 @dataclass(slots=True)
@@ -85,7 +84,7 @@ class Watchdog:
             self._on_overdue(f"{entry.name} has taken more than {entry.bound_s:.0f} s")
 
 
-def dump_and_exit(what: str, code: int = EXIT_HUNG) -> None:
+def dump_and_exit(what: str, code: int = ExitCode.CRASHED) -> None:
     """End this process with that exit code, and the reason and all stacks on stderr."""
     sys.stderr.write(f"fcluster: {what}: ending this process; its shards are replayed. Stacks:\n")
     sys.stderr.flush()

@@ -20,12 +20,12 @@ from typing import Any
 import msgspec
 
 from fcluster.common.errors import FclusterError
+from fcluster.common.exit_codes import ExitCode
 from fcluster.common.failpoints import ENVIRONMENT_VARIABLE, POINTS, REACHED, Arm
 from fcluster.common.processes import describe_exit
 from fcluster.common.settings import resolve
 from fcluster.wire.admin_client import AdminClient
 from fcluster.wire.discovery import Leader, find_leader
-from fcluster.worker.watchdog import EXIT_HUNG
 from tests.harness import Cluster, wait_until
 
 
@@ -54,7 +54,7 @@ class ChaosCluster(Cluster):
     def assert_alive(self) -> None:
         for name, child in self._running.items():
             code = child.poll()
-            if code is not None and not (name == self.may_end and code == EXIT_HUNG):
+            if code is not None and not (name == self.may_end and code == ExitCode.CRASHED):
                 raise AssertionError(f"{name} ended: {describe_exit(code)}\n{self.log(name)}")
 
     # --- failpoints --------------------------------------------------------------------------------------

@@ -24,15 +24,13 @@ from pathlib import Path
 import zmq
 
 from fcluster.common.errors import FclusterError
+from fcluster.common.exit_codes import ExitCode
 from fcluster.common.failpoints import Arm
 from fcluster.common.failures import Failure
 from fcluster.common.processes import describe_exit
 from fcluster.common.settings import resolve
-from fcluster.host.supervisor import EXIT_TEMPORARY
 from fcluster.wire import messages
 from fcluster.wire.discovery import Leader, find_leader
-from fcluster.worker.core.model import EXIT_MISTAKE
-from fcluster.worker.watchdog import EXIT_HUNG
 from tests.chaos import tally
 from tests.chaos.cluster import Mark
 from tests.chaos.damage import Snapshots, damage_newest
@@ -194,7 +192,7 @@ class Storm:
         One that found no broker when it was started is started again, as whatever supervises it would do.
         """
         for name, code in self._cluster.ended().items():
-            if code == EXIT_TEMPORARY and self._broker_was_away:
+            if code == ExitCode.TEMPORARY and self._broker_was_away:
                 self._say(f"           {name} found no broker: started again")
                 self._restart(name)
                 continue
@@ -356,8 +354,8 @@ class Storm:
         # Its own watchdog may find, when it goes on, that it hung.
         if not point:
             self._note(planned, shown=self._open_epoch())
-            return self._stop([name], EXIT_HUNG)
-        self._hurts(name, EXIT_HUNG)
+            return self._stop([name], ExitCode.CRASHED)
+        self._hurts(name, ExitCode.CRASHED)
         self._cluster.arm(name, point, Arm("stop"))
 
         def go_on() -> None:
@@ -373,7 +371,7 @@ class Storm:
 
     def _slow_worker(self, planned: Planned) -> Heal:
         name = self._worker(planned)
-        self._hurts(name, EXIT_HUNG)
+        self._hurts(name, ExitCode.CRASHED)
         return self._while(self._cluster.slowed(name, times=10), planned, name)
 
     def _while(self, fault: AbstractContextManager[None], planned: Planned, name: str) -> Heal:
@@ -408,7 +406,7 @@ class Storm:
         if place is None:
             raise LeftOut("no worker has a network of its own here")
         name = self._worker(planned)
-        self._hurts(name, EXIT_HUNG)
+        self._hurts(name, ExitCode.CRASHED)
         cut = {
             "cut off from the coordinator": partial(place.cut, WAY_TO_COORDINATOR),
             "not heard by the coordinator": partial(place.mute, WAY_TO_COORDINATOR),
@@ -452,7 +450,7 @@ class Storm:
     def _io_errors(self, planned: Planned) -> Heal:
         name = self._worker(planned)
         if planned.how == "of its state":
-            self._hurts(name, EXIT_MISTAKE, EXIT_HUNG)
+            self._hurts(name, ExitCode.MISTAKE, ExitCode.CRASHED)
             child = self._cluster.child(name)
             resource.prlimit(child.pid, resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
             self._note(planned, shown=self._open_epoch())

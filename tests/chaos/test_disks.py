@@ -20,8 +20,8 @@ from typing import IO
 
 import pytest
 
+from fcluster.common.exit_codes import ExitCode
 from fcluster.common.failpoints import Arm
-from fcluster.worker.core.model import EXIT_MISTAKE
 from tests.chaos.cluster import ChaosCluster
 from tests.chaos.disks import fill, make_room, small_disk
 from tests.chaos.runner import Chaos
@@ -81,7 +81,7 @@ def await_leaving(run: Chaos, worker: str) -> None:
     """It leaves because of its own trouble, others take its shards, and nobody else ends."""
     child = run.cluster.child(worker)
     wait_until(lambda: child.poll() is not None, f"{worker} leaves", 60)
-    assert child.poll() == EXIT_MISTAKE
+    assert child.poll() == ExitCode.MISTAKE
     run.cluster.forget(worker)
     run.await_flow()
     for name, pid in run.cluster.pids().items():

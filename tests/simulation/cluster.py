@@ -11,10 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from fcluster.common.exit_codes import ExitCode
 from fcluster.common.settings import Settings
 from fcluster.engine.state import FlushLimits
 from fcluster.graph.partitioner import partition_of
-from fcluster.worker.core.model import EXIT_DRAINED, EXIT_JOB_ENDED
 from tests.simulation.checks import Checks
 from tests.simulation.coordinator_shell import SimCoordinator
 from tests.simulation.jobs import SimJob, job_of
@@ -215,9 +215,9 @@ class Cluster:
             self.checks.fail(f"{worker.name} stopped as if the job had failed")
         if self.finished or not self.restart_workers:
             return
-        if (worker.leaving or worker.exit_code == EXIT_DRAINED) and not worker.returns:
+        if (worker.leaving or worker.exit_code == ExitCode.DRAINED) and not worker.returns:
             return
-        if worker.exit_code in (0, EXIT_JOB_ENDED) and self.stop_wanted:
+        if worker.exit_code in (0, ExitCode.JOB_ENDED) and self.stop_wanted:
             return
         number = int(worker.name[1:].partition(".")[0])
         slot = worker.wanted_slot if worker.slot < 0 else worker.slot

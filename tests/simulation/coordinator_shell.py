@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+from fcluster.common.exit_codes import ExitCode
 from fcluster.common.ids import transactional_ids
 from fcluster.common.positions import decode_position
 from fcluster.coordinator.core import events
@@ -24,7 +25,6 @@ from tests.simulation.world import Call, KafkaFailure, Process, Router, Sleep, T
 if TYPE_CHECKING:
     from tests.simulation.cluster import Cluster
 
-EXIT_TEMPORARY = 75
 STANDBY = b"standby"
 JOURNAL = ("journal", 0)
 
@@ -83,7 +83,7 @@ class SimCoordinator(Process):
             self.step("term written")
             epoch = yield Call("committed epoch", self._highest_committed_epoch, place=GROUP)
         except KafkaFailure as failure:
-            self.exit(EXIT_TEMPORARY, f"can't lead: {failure}")
+            self.exit(ExitCode.TEMPORARY, f"can't lead: {failure}")
             return
         cluster = self.cluster
         terms = Terms(
@@ -222,7 +222,7 @@ class SimCoordinator(Process):
                     )  # until the journal names the successor; nothing is written
                 self.feed(events.Deposed(str(failure)))
             else:
-                self.exit(EXIT_TEMPORARY, f"a journal write: {failure}")
+                self.exit(ExitCode.TEMPORARY, f"a journal write: {failure}")
             return
         self.step("after a journal write")
         self._writing = False

@@ -12,9 +12,10 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from fcluster.common.exit_codes import ExitCode
 from fcluster.coordinator.core import events
 from tests.simulation.cluster import Cluster
-from tests.simulation.coordinator_shell import EXIT_TEMPORARY, SimCoordinator
+from tests.simulation.coordinator_shell import SimCoordinator
 from tests.simulation.faults import Storm, brew
 from tests.simulation.jobs import SimJob
 from tests.simulation.worker_shell import SimWorker
@@ -169,7 +170,7 @@ def _stop(cluster: Cluster) -> None:
 
     if not world.run(world.now_ms + STOP_BOUND_MS, lambda: not leader.alive):
         raise Violation("the job doesn't stop: the coordinator doesn't end")
-    if leader.exit_code == EXIT_TEMPORARY:
+    if leader.exit_code == ExitCode.TEMPORARY:
         return  # a request that was long on its way deposed it, or an answer got lost before the faults ended
     if leader.exit_code != 0:
         raise Violation(f"{leader} ended with code {leader.exit_code}")

@@ -109,6 +109,7 @@ def test_agent_asks_for_slots_until_it_knows_them(agent: Agent) -> None:
 def test_agent_hears_that_the_job_has_ended(agent: Agent, failed: bool) -> None:
     agent.answer = messages.Shutdown(1, 0, "so it is", WHY if failed else None)
     wait_until(lambda: agent.ends, "the end is heard", 10, 0.005)
+    assert agent.ends[0].exit_code == (3 if failed else 0)
     assert agent.ends[0].failure == (WHY if failed else None)
     assert agent.ends[0].reason == "so it is"
 

@@ -9,12 +9,12 @@ from typing import Any
 import msgspec
 import pytest
 
+from fcluster.common.exit_codes import ExitCode
 from fcluster.common.failures import Failure, FailureKind
 from fcluster.common.ids import ShardId
 from fcluster.common.settings import Settings
 from fcluster.coordinator.core import events
 from fcluster.coordinator.core.election import RESIGN_MS, STANDBYS_COME_MS
-from fcluster.coordinator.core.ending import EXIT_DONE, EXIT_JOB_FAILED, EXIT_TEMPORARY
 from fcluster.coordinator.core.model import Phase, ShardPhase
 from fcluster.wire import messages
 from tests.unit.coordinator_harness import FakeWorker, Harness, merged_stages, shard, status, two_stages
@@ -926,7 +926,7 @@ def test_shard_given_back_to_a_leader_that_did_not_ask_makes_its_session_begin_a
 def test_deposed_leader_stops_and_says_nothing_more() -> None:
     harness, (w0, _) = cluster()
     harness.feed(events.Deposed("fenced"))
-    assert harness.stopped == events.StopCoordinator(EXIT_TEMPORARY, "deposed: fenced")
+    assert harness.stopped == events.StopCoordinator(ExitCode.TEMPORARY, "deposed: fenced")
     harness.transcript()
     w0.dirty()
     assert harness.transcript() == []
@@ -955,7 +955,7 @@ def test_stop_request_drains_then_shuts_down_then_stops() -> None:
         f"w0 <- Shutdown: {reason}",
         f"w1 <- Shutdown: {reason}",
         "journal slot/0 slot/1",
-        f"stop {EXIT_DONE}: {reason}",
+        f"stop {ExitCode.DONE}: {reason}",
     ]
     assert harness.journal["slot/0"] == {"session": 0, "worker": "", "host": "", "pid": 0, "fenced": True}
 
@@ -996,7 +996,7 @@ def test_worker_that_dies_while_draining_is_fenced_and_not_waited_for() -> None:
     assert harness.stopped is None
     harness.fence()
     assert harness.stopped is not None
-    assert harness.stopped.exit_code == EXIT_DONE
+    assert harness.stopped.exit_code == ExitCode.DONE
 
 
 def test_drain_ends_even_if_a_worker_never_drains_and_its_fence_fails() -> None:
@@ -1024,7 +1024,7 @@ def test_failed_worker_stops_the_job_after_the_others_have_drained() -> None:
         "journal slot/0 slot/1",
         "fence slot 0",
         "journal slot/0",
-        f"stop {EXIT_JOB_FAILED}: in/0 at offset 7: not JSON",
+        f"stop {ExitCode.JOB_FAILED}: in/0 at offset 7: not JSON",
     ]
 
 
@@ -1034,7 +1034,7 @@ def test_failed_worker_that_drains_is_not_waited_for_any_longer() -> None:
     w1.drained()
     w0.drained()
     assert harness.stopped == events.StopCoordinator(
-        EXIT_JOB_FAILED, "bad record", Failure.of_record("bad record")
+        ExitCode.JOB_FAILED, "bad record", Failure.of_record("bad record")
     )
 
 
@@ -1082,7 +1082,7 @@ def test_successor_goes_on_with_an_end_that_an_older_version_decided() -> None:
         worker.hello(session=worker.session, owned=worker.assigned, slot=worker.slot, draining=True)
         worker.drained()
     assert harness.stopped is not None
-    assert harness.stopped.exit_code == EXIT_JOB_FAILED
+    assert harness.stopped.exit_code == ExitCode.JOB_FAILED
     assert harness.stopped.failure == Failure(FailureKind.OTHER, "record in/0 is bad", "mend it")
     assert harness.core.status()["failure"]["remedy"] == "mend it"
 
@@ -1097,7 +1097,7 @@ def test_successor_goes_on_with_the_end_of_the_job() -> None:
     w0.drained()
     w1.drained()
     assert harness.stopped == events.StopCoordinator(
-        EXIT_JOB_FAILED, "bad record", Failure.of_record("bad record")
+        ExitCode.JOB_FAILED, "bad record", Failure.of_record("bad record")
     )
 
 
@@ -1145,7 +1145,7 @@ def test_leader_that_resigns_invites_the_first_standby_and_leads_on_until_it_is_
     harness.pass_ms(300)
     assert "journal check" in harness.transcript(), "it wouldn't find out that it is deposed"
     harness.feed(events.Deposed("fenced"))
-    assert harness.stopped == events.StopCoordinator(EXIT_TEMPORARY, "deposed: fenced")
+    assert harness.stopped == events.StopCoordinator(ExitCode.TEMPORARY, "deposed: fenced")
     assert not harness.messages_to(b"w0", messages.Drain)
 
 
@@ -1218,7 +1218,7 @@ def test_word_of_a_newer_leader_is_checked_by_the_journal_and_not_believed() -> 
     w0.hello(session=w0.session, owned=w0.assigned, slot=0, term=8)
     harness.feed(events.Deposed("fenced"))
     assert harness.stopped is not None
-    assert harness.stopped.exit_code == EXIT_TEMPORARY
+    assert harness.stopped.exit_code == ExitCode.TEMPORARY
 
 
 def test_word_of_newer_leaders_costs_one_write_a_second_at_most() -> None:
@@ -1256,7 +1256,7 @@ def test_job_drains_once_each_stage_has_caught_up_with_its_target() -> None:
     assert harness.core.phase is Phase.DRAINING
     worker.drained()
     assert harness.stopped is not None
-    assert harness.stopped.exit_code == EXIT_DONE
+    assert harness.stopped.exit_code == ExitCode.DONE
 
 
 def test_job_is_caught_up_only_when_each_merged_input_is() -> None:
@@ -1454,7 +1454,7 @@ def test_job_that_is_to_catch_up_fails_once_only_stopped_shards_are_behind() -> 
     w0.drained()
     w1.drained()
     assert harness.stopped is not None
-    assert harness.stopped.exit_code == EXIT_JOB_FAILED
+    assert harness.stopped.exit_code == ExitCode.JOB_FAILED
 
 
 # --- records that take long ------------------------------------------------------------------------------

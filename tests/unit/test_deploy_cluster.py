@@ -24,10 +24,10 @@ import yaml
 from honcho.environ import parse_procfile
 
 from fcluster.cli.main import commands
+from fcluster.common.exit_codes import ExitCode
 from fcluster.common.settings import Settings, parse_duration_ms, resolve
 from fcluster.kafka.jars import kafka_version
 from fcluster.wire.http_port import Verdict, health_port, split_address
-from fcluster.worker.core.model import EXIT_DRAINED
 
 REPOSITORY = Path(__file__).parents[2]
 DEPLOY = REPOSITORY / "deploy"
@@ -378,7 +378,7 @@ def test_unit_runs_a_command_that_exists_and_leaves_in_order(unit: Path) -> None
     settings = settings_of(environment | {"FCLUSTER_STATE_DIR": "/var/lib/fcluster"})
     assert int(found["TimeoutStopSec"]) * 1000 > leave_ms(settings)
     if "worker" in unit.name:
-        assert int(found["RestartPreventExitStatus"]) == EXIT_DRAINED
+        assert int(found["RestartPreventExitStatus"]) == ExitCode.DRAINED
     arguments = found["ExecStart"].replace("${JOB_FILE}", environment["JOB_FILE"]).replace("%i", "3").split()
     assert arguments[0] == "/opt/fcluster/bin/fcluster"
     context = parse(arguments[1:])

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from fcluster.common.exit_codes import ExitCode
 from fcluster.common.settings import Settings
 from fcluster.wire import messages
 from fcluster.worker.core import model
@@ -154,7 +155,7 @@ def test_record_that_takes_too_long_ends_the_process_and_the_coordinator_is_told
     assert (overdue.session, overdue.shard, overdue.offset) == (SESSION, SHARD, 5)
     ((reason, code),) = bench.ended
     assert "record in/0 at offset 5 has been processed for 1.0 s" in reason
-    assert code == model.EXIT_RECORD_OVERDUE
+    assert code == ExitCode.RECORD_OVERDUE
 
 
 def test_record_of_a_shard_that_is_gone_ends_the_process_as_well(bench: Bench) -> None:

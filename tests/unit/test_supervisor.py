@@ -9,17 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from fcluster.common.errors import FclusterError
+from fcluster.common.exit_codes import ExitCode
 from fcluster.common.failures import Ended, Failure, FailureKind
 from fcluster.host.supervisor import (
-    EXIT_BUG,
-    EXIT_DONE,
-    EXIT_DRAINED,
-    EXIT_JOB_ENDED,
-    EXIT_JOB_FAILED,
-    EXIT_KILLED,
-    EXIT_MISTAKE,
-    EXIT_RECORD_OVERDUE,
-    EXIT_TEMPORARY,
     FAILURES_IN_A_ROW_MAX,
     Crew,
     Keeper,
@@ -133,7 +125,7 @@ class Cluster:
 
     def end_everything(self, coordinator_code: int) -> None:
         for name in ("worker-0", "worker-1"):
-            self.children[name][-1].end(EXIT_DONE)
+            self.children[name][-1].end(ExitCode.DONE)
         self.children["coordinator"][-1].end(coordinator_code)
 
     def outcome(self) -> Ended:
@@ -213,29 +205,29 @@ def test_deaths_in_a_row_wait_longer_each_time(cluster: Cluster) -> None:
 
 
 def test_coordinator_done_ends_everything_with_success(cluster: Cluster) -> None:
-    cluster.end_everything(EXIT_DONE)
-    assert cluster.outcome() == Ended(EXIT_DONE)
+    cluster.end_everything(ExitCode.DONE)
+    assert cluster.outcome() == Ended(ExitCode.DONE)
 
 
 def test_coordinator_done_while_a_worker_hangs_terminates_then_kills_it(cluster: Cluster) -> None:
     hanging = cluster.child("worker-0")
     hanging.ends_when_terminated = False
-    cluster.child("worker-1").end(EXIT_DONE)
-    cluster.child("coordinator").end(EXIT_DONE)
-    assert cluster.outcome().exit_code == EXIT_DONE
+    cluster.child("worker-1").end(ExitCode.DONE)
+    cluster.child("coordinator").end(ExitCode.DONE)
+    assert cluster.outcome().exit_code == ExitCode.DONE
     assert hanging.terminated
     assert hanging.killed
     assert cluster.said("killed, because they didn't exit: worker-0")
 
 
-@pytest.mark.parametrize("code", [EXIT_DONE, EXIT_JOB_FAILED])
+@pytest.mark.parametrize("code", [ExitCode.DONE, ExitCode.JOB_FAILED])
 def test_worker_that_was_told_to_leave_just_before_the_coordinator_ends_is_no_news(
     cluster: Cluster, code: int
 ) -> None:
     cluster.child("worker-0").end(code)
     cluster.child("worker-1").end(code)
-    cluster.child("coordinator").end(EXIT_DONE)
-    assert cluster.outcome().exit_code == EXIT_DONE
+    cluster.child("coordinator").end(ExitCode.DONE)
+    assert cluster.outcome().exit_code == ExitCode.DONE
     assert not any("worker" in text for _, text in cluster.lines)
 
 
@@ -243,7 +235,7 @@ def test_worker_that_left_while_the_coordinator_stays_is_started_again(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fcluster.host.supervisor.LEFT_GRACE_S", 0.05)
-    cluster.child("worker-0").end(EXIT_DONE)
+    cluster.child("worker-0").end(ExitCode.DONE)
     cluster.child("worker-0", 2)
     assert cluster.said("restarting worker-0")
 
@@ -251,23 +243,23 @@ def test_worker_that_left_while_the_coordinator_stays_is_started_again(
 def test_job_failure_is_not_restarted_and_tells_what_the_coordinator_reported(cluster: Cluster) -> None:
     coordinator = cluster.child("coordinator")
     told = Failure.of_record("record 7 of flights/3 isn't JSON", "Correct it.")
-    coordinator.end(EXIT_JOB_FAILED, told)
-    assert cluster.outcome() == Ended(EXIT_MISTAKE, "record 7 of flights/3 isn't JSON", told)
+    coordinator.end(ExitCode.JOB_FAILED, told)
+    assert cluster.outcome() == Ended(ExitCode.MISTAKE, "record 7 of flights/3 isn't JSON", told)
     assert len(cluster.children["coordinator"]) == 1
 
 
 def test_mistake_at_the_first_start_ends_everything_at_once(cluster: Cluster) -> None:
     worker = cluster.child("worker-0")
-    worker.end(EXIT_MISTAKE, Failure(FailureKind.HOST, "the directory is in use"))
+    worker.end(ExitCode.MISTAKE, Failure(FailureKind.HOST, "the directory is in use"))
     assert cluster.outcome().reason == "the directory is in use"
     assert cluster.child("coordinator").terminated
 
 
 def test_crash_again_and_again_gives_up_and_names_the_process(cluster: Cluster) -> None:
     for start in range(1, FAILURES_IN_A_ROW_MAX + 1):
-        cluster.child("worker-1", start).end(EXIT_BUG)
+        cluster.child("worker-1", start).end(ExitCode.CRASHED)
     outcome = cluster.outcome()
-    assert outcome.exit_code == EXIT_MISTAKE
+    assert outcome.exit_code == ExitCode.MISTAKE
     assert outcome.reason == "worker-1 crashed (exit code 70)"
     assert outcome.failure is not None
     assert "worker-1" in outcome.failure.remedy
@@ -275,14 +267,14 @@ def test_crash_again_and_again_gives_up_and_names_the_process(cluster: Cluster) 
 
 def test_worker_may_give_up_any_number_of_records_that_take_too_long(cluster: Cluster) -> None:
     for start in range(1, FAILURES_IN_A_ROW_MAX + 2):
-        cluster.child("worker-1", start).end(EXIT_RECORD_OVERDUE)
+        cluster.child("worker-1", start).end(ExitCode.RECORD_OVERDUE)
     cluster.child("worker-1", FAILURES_IN_A_ROW_MAX + 2)
     assert cluster.said("worker-1 gave up a record that took too long")
 
 
 def test_trouble_that_may_pass_is_restarted_more_often_than_crashes(cluster: Cluster) -> None:
     for start in range(1, FAILURES_IN_A_ROW_MAX + 1):
-        cluster.child("worker-1", start).end(EXIT_TEMPORARY)
+        cluster.child("worker-1", start).end(ExitCode.TEMPORARY)
     cluster.child("worker-1", FAILURES_IN_A_ROW_MAX + 1)
 
 
@@ -290,24 +282,24 @@ def test_first_signal_drains_and_success_follows_when_the_coordinator_is_done(cl
     cluster.supervisor.signal(signal.SIGINT)
     eventually(lambda: cluster.drains == 1, "the coordinator is asked to drain")
     assert not any(cluster.child(name).terminated for name in cluster.children)
-    cluster.end_everything(EXIT_DONE)
-    assert cluster.outcome() == Ended(EXIT_DONE)
+    cluster.end_everything(ExitCode.DONE)
+    assert cluster.outcome() == Ended(ExitCode.DONE)
 
 
 def test_second_signal_kills_everything(cluster: Cluster) -> None:
     cluster.supervisor.signal(signal.SIGINT)
     cluster.supervisor.signal(signal.SIGINT)
-    assert cluster.outcome().exit_code == EXIT_KILLED
+    assert cluster.outcome().exit_code == ExitCode.INTERRUPTED
     assert all(cluster.child(name).killed for name in ("coordinator", "worker-0", "worker-1"))
 
 
 def test_worker_that_drained_is_not_started_again(cluster: Cluster) -> None:
     cluster.supervisor.signal(signal.SIGTERM)
-    cluster.child("worker-0").end(EXIT_DONE)
+    cluster.child("worker-0").end(ExitCode.DONE)
     cluster.child("worker-1").end(-signal.SIGKILL)
     eventually(lambda: cluster.said("worker-1 was killed by SIGKILL while draining"), "the death is said")
-    cluster.child("coordinator").end(EXIT_DONE)
-    assert cluster.outcome().exit_code == EXIT_DONE
+    cluster.child("coordinator").end(ExitCode.DONE)
+    assert cluster.outcome().exit_code == ExitCode.DONE
     assert cluster.supervisor.restarts == 0
 
 
@@ -317,8 +309,8 @@ def test_coordinator_that_dies_while_draining_comes_back_and_is_asked_again(clus
     cluster.child("coordinator").end(-signal.SIGKILL)
     cluster.child("coordinator", 2)
     eventually(lambda: cluster.drains == 2, "the second coordinator is asked")
-    cluster.end_everything(EXIT_DONE)
-    assert cluster.outcome().exit_code == EXIT_DONE
+    cluster.end_everything(ExitCode.DONE)
+    assert cluster.outcome().exit_code == ExitCode.DONE
 
 
 def test_drain_asks_until_the_coordinator_answers(cluster: Cluster) -> None:
@@ -326,8 +318,8 @@ def test_drain_asks_until_the_coordinator_answers(cluster: Cluster) -> None:
     cluster.supervisor.signal(signal.SIGINT)
     eventually(lambda: cluster.drains >= 2, "asked again")
     cluster.drain_answers = True
-    cluster.end_everything(EXIT_DONE)
-    assert cluster.outcome().exit_code == EXIT_DONE
+    cluster.end_everything(ExitCode.DONE)
+    assert cluster.outcome().exit_code == ExitCode.DONE
 
 
 def test_drain_that_takes_too_long_kills_and_says_that_nothing_is_lost() -> None:
@@ -337,7 +329,7 @@ def test_drain_that_takes_too_long_kills_and_says_that_nothing_is_lost() -> None
         started[0].ends_when_terminated = False
     cluster.supervisor.signal(signal.SIGINT)
     outcome = cluster.outcome()
-    assert outcome.exit_code == EXIT_MISTAKE
+    assert outcome.exit_code == ExitCode.MISTAKE
     assert "drain didn't finish" in outcome.reason
     assert outcome.failure is not None
     assert "Nothing is lost" in outcome.failure.remedy
@@ -352,8 +344,8 @@ def test_drain_of_a_coordinator_that_waits_for_its_restart_starts_it_at_once(clu
     started = time.monotonic()
     cluster.child("coordinator", 6)
     assert within(time.monotonic() - started, 1.0)
-    cluster.end_everything(EXIT_DONE)
-    assert cluster.outcome().exit_code == EXIT_DONE
+    cluster.end_everything(ExitCode.DONE)
+    assert cluster.outcome().exit_code == ExitCode.DONE
 
 
 # --- as many workers as are wanted ------------------------------------------------------------------
@@ -396,7 +388,7 @@ def test_worker_that_leaves_is_not_missed_when_more_are_wanted_again(cluster: Cl
     eventually(lambda: leaving.terminated, "it is asked to leave")
     cluster.supervisor.resize(2)
     cluster.child("worker-2")
-    leaving.end(EXIT_DONE)
+    leaving.end(ExitCode.DONE)
     eventually(lambda: cluster.said("worker-1 has left"), "it is gone")
     assert cluster.supervisor.target == 2
     assert len(cluster.children["worker-1"]) == 1
@@ -417,7 +409,7 @@ def test_drained_worker_is_not_started_again_and_the_target_shrinks(
     kind: str, request: pytest.FixtureRequest
 ) -> None:
     cluster: Cluster = request.getfixturevalue(kind)
-    cluster.child("worker-0").end(EXIT_DRAINED)
+    cluster.child("worker-0").end(ExitCode.DRAINED)
     eventually(lambda: cluster.supervisor.target == 1, "one less is wanted")
     assert cluster.said("worker-0 was drained and isn't restarted; the target is now 1 workers")
     cluster.child("worker-1").end(-signal.SIGKILL)
@@ -435,7 +427,7 @@ def test_worker_that_died_is_started_again_with_its_slot(agent: Agents) -> None:
 # --- workers whose coordinator is elsewhere ---------------------------------------------------------
 
 
-@pytest.mark.parametrize(("failed", "code"), [(False, EXIT_DONE), (True, EXIT_JOB_FAILED)])
+@pytest.mark.parametrize(("failed", "code"), [(False, ExitCode.DONE), (True, ExitCode.JOB_FAILED)])
 def test_agent_ends_with_its_job(agent: Agents, failed: bool, code: int) -> None:
     agent.child("worker-0").end(code)
     agent.supervisor.end(Ended(int(failed), "so it is", Failure.of_record("so it is") if failed else None))
@@ -445,18 +437,18 @@ def test_agent_ends_with_its_job(agent: Agents, failed: bool, code: int) -> None
 
 
 def test_agent_knows_of_a_failed_job_from_a_worker(agent: Agents) -> None:
-    agent.child("worker-0").end(EXIT_JOB_FAILED)
-    assert agent.outcome().exit_code == EXIT_JOB_FAILED
+    agent.child("worker-0").end(ExitCode.JOB_FAILED)
+    assert agent.outcome().exit_code == ExitCode.JOB_FAILED
 
 
 def test_agent_that_heard_of_no_end_knows_of_it_from_its_workers(agent: Agents) -> None:
-    agent.child("worker-0").end(EXIT_JOB_ENDED)
+    agent.child("worker-0").end(ExitCode.JOB_ENDED)
     eventually(lambda: "worker-0" not in agent.pids, "the exit is noted")
     agent.supervisor.resize(5)  # an order that comes too late
     # The other one commits its last epoch meanwhile, in its own time.
     assert not agent.child("worker-1").terminated
-    agent.child("worker-1").end(EXIT_JOB_ENDED)
-    assert agent.outcome() == Ended(EXIT_DONE)
+    agent.child("worker-1").end(ExitCode.JOB_ENDED)
+    assert agent.outcome() == Ended(ExitCode.DONE)
     assert agent.supervisor.restarts == 0
     assert sorted(agent.children) == ["worker-0", "worker-1"]
 
@@ -464,9 +456,9 @@ def test_agent_that_heard_of_no_end_knows_of_it_from_its_workers(agent: Agents) 
 def test_worker_that_died_is_not_started_again_when_another_one_says_that_the_job_has_ended(
     agent: Agents,
 ) -> None:
-    agent.child("worker-0").end(EXIT_DONE)  # asked to leave by somebody: to be started again in a moment
-    agent.child("worker-1").end(EXIT_JOB_ENDED)
-    assert agent.outcome() == Ended(EXIT_DONE)
+    agent.child("worker-0").end(ExitCode.DONE)  # asked to leave by somebody: to be started again in a moment
+    agent.child("worker-1").end(ExitCode.JOB_ENDED)
+    assert agent.outcome() == Ended(ExitCode.DONE)
     assert agent.supervisor.restarts == 0
 
 
@@ -475,9 +467,9 @@ def test_agents_first_signal_lets_all_leave_and_it_ends_when_they_have(agent: Ag
         agent.child(name).ends_when_terminated = False
     agent.supervisor.signal(signal.SIGTERM)
     eventually(lambda: all(agent.child(f"worker-{n}").terminated for n in (0, 1)), "all are asked")
-    agent.child("worker-0").end(EXIT_DONE)
-    agent.child("worker-1").end(EXIT_DONE)
-    assert agent.outcome() == Ended(EXIT_DONE)
+    agent.child("worker-0").end(ExitCode.DONE)
+    agent.child("worker-1").end(ExitCode.DONE)
+    assert agent.outcome() == Ended(ExitCode.DONE)
     assert not any(agent.child(f"worker-{n}").killed for n in (0, 1))
 
 
@@ -485,13 +477,13 @@ def test_agents_second_signal_kills(agent: Agents) -> None:
     agent.child("worker-0").ends_when_terminated = False
     agent.supervisor.signal(signal.SIGTERM)
     agent.supervisor.signal(signal.SIGTERM)
-    assert agent.outcome().exit_code == EXIT_KILLED
+    assert agent.outcome().exit_code == ExitCode.INTERRUPTED
     assert agent.child("worker-0").killed
 
 
 def test_agent_that_lost_all_workers_by_drains_stays_for_orders(agent: Agents) -> None:
     for name in ("worker-0", "worker-1"):
-        agent.child(name).end(EXIT_DRAINED)
+        agent.child(name).end(ExitCode.DRAINED)
     eventually(lambda: agent.supervisor.target == 0, "none is wanted")
     agent.supervisor.resize(1)
     agent.child("worker-0", 2)
@@ -499,21 +491,21 @@ def test_agent_that_lost_all_workers_by_drains_stays_for_orders(agent: Agents) -
 
 def test_agent_goes_on_while_any_of_its_workers_does(agent: Agents) -> None:
     for start in range(1, FAILURES_IN_A_ROW_MAX + 1):
-        agent.child("worker-0", start).end(EXIT_BUG)
+        agent.child("worker-0", start).end(ExitCode.CRASHED)
     agent.child("worker-0", FAILURES_IN_A_ROW_MAX + 1)
     assert not agent.child("worker-1").terminated
 
 
 def test_agent_gives_up_when_all_workers_fail_though_never_at_the_same_time(agent: Agents) -> None:
-    agent.child("worker-0").end(EXIT_MISTAKE)
+    agent.child("worker-0").end(ExitCode.MISTAKE)
     agent.child("worker-0", 2)
-    agent.child("worker-1").end(EXIT_MISTAKE)
+    agent.child("worker-1").end(ExitCode.MISTAKE)
     assert agent.outcome().reason == "worker-1 exited with an error (exit code 1)"
 
 
 def test_agent_gives_up_when_no_worker_can_be_started(agent: Agents) -> None:
     for name in ("worker-0", "worker-1"):
-        agent.child(name).end(EXIT_MISTAKE, Failure(FailureKind.JOB, "the job can't be loaded"))
+        agent.child(name).end(ExitCode.MISTAKE, Failure(FailureKind.JOB, "the job can't be loaded"))
     assert agent.outcome().reason == "the job can't be loaded"
 
 

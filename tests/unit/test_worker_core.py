@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from fcluster.common.exit_codes import ExitCode
 from fcluster.common.failures import Failure, FailureKind
 from fcluster.common.ids import ShardId
 from fcluster.common.positions import CommittedPosition, InputOffset
@@ -297,7 +298,7 @@ def test_drain_commits_what_is_open_before_it_is_drained() -> None:
     scenario.prepared(1).complete(1).committed(1, A)
     assert scenario.sent()[-1] == messages.Drained(7)
     scenario.receive(messages.Shutdown(1, 7, "stopped"))
-    assert scenario.did(events.Exit) == [events.Exit(model.EXIT_JOB_ENDED, "stopped")]
+    assert scenario.did(events.Exit) == [events.Exit(ExitCode.JOB_ENDED, "stopped")]
 
 
 def test_terminated_worker_works_on_until_its_shards_have_moved_away() -> None:
@@ -410,7 +411,7 @@ def test_drained_worker_exits_with_a_code_of_its_own() -> None:
     scenario.receive(messages.Leave(1, 7))
     assert scenario.sent() == [messages.Leaving(7)]
     scenario.receive(messages.Revoke(1, 7, [A], scenario.order()))
-    assert scenario.did(events.Exit) == [events.Exit(model.EXIT_DRAINED, "asked to leave")]
+    assert scenario.did(events.Exit) == [events.Exit(ExitCode.DRAINED, "asked to leave")]
 
 
 def test_drain_of_a_worker_that_is_leaving_already_keeps_it_from_coming_back() -> None:
@@ -418,7 +419,7 @@ def test_drain_of_a_worker_that_is_leaving_already_keeps_it_from_coming_back() -
     scenario.after(events.TerminationRequested())
     scenario.receive(messages.Leave(1, 7))
     scenario.receive(messages.Revoke(1, 7, [A], scenario.order()))
-    assert scenario.did(events.Exit) == [events.Exit(model.EXIT_DRAINED, "asked to leave")]
+    assert scenario.did(events.Exit) == [events.Exit(ExitCode.DRAINED, "asked to leave")]
 
 
 def test_drain_of_the_job_lets_a_leaving_worker_go() -> None:
@@ -441,13 +442,13 @@ def test_failed_job_exits_with_its_own_code() -> None:
     scenario = Scenario().joined()
     scenario.receive(messages.Shutdown(1, 7, "bad record", Failure.of_record("bad record")))
     assert scenario.did(events.Exit) == [
-        events.Exit(model.EXIT_JOB_FAILED, "bad record", Failure.of_record("bad record"))
+        events.Exit(ExitCode.JOB_FAILED, "bad record", Failure.of_record("bad record"))
     ]
 
 
 @pytest.mark.parametrize(
     ("failure", "code"),
-    [(None, model.EXIT_JOB_ENDED), (Failure.of_record("so it is"), model.EXIT_JOB_FAILED)],
+    [(None, ExitCode.JOB_ENDED), (Failure.of_record("so it is"), ExitCode.JOB_FAILED)],
 )
 def test_worker_without_a_leader_ends_when_the_journal_says_that_the_job_has_ended(
     failure: Failure | None, code: int
@@ -514,7 +515,7 @@ def test_worker_with_a_broken_disk_leaves_without_failing_the_job() -> None:
     scenario = Scenario().joined().running(A)
     scenario.after(events.WorkerBroken(FULL))
     assert scenario.sent() == []
-    assert scenario.did(events.Exit) == [events.Exit(model.EXIT_MISTAKE, "the disk is full", FULL)]
+    assert scenario.did(events.Exit) == [events.Exit(ExitCode.MISTAKE, "the disk is full", FULL)]
 
 
 def test_trouble_of_a_former_session_does_not_fail_the_job() -> None:

@@ -39,6 +39,7 @@ from typing import Any
 
 import msgspec
 
+from fcluster.common.exit_codes import ExitCode
 from fcluster.common.failures import Failure
 from fcluster.common.ids import ShardId
 from fcluster.coordinator.core import events, invariants
@@ -46,7 +47,7 @@ from fcluster.coordinator.core.agents import Agents
 from fcluster.coordinator.core.cluster import Cluster
 from fcluster.coordinator.core.copies import Copies
 from fcluster.coordinator.core.election import Resignation
-from fcluster.coordinator.core.ending import EXIT_TEMPORARY, Ending
+from fcluster.coordinator.core.ending import Ending
 from fcluster.coordinator.core.events import Effect, Event
 from fcluster.coordinator.core.joining import Joining
 from fcluster.coordinator.core.leadership import Leadership
@@ -223,7 +224,7 @@ class Coordinator:
             case events.ResignRequested():
                 self._leadership.resign()
             case events.Deposed(reason):
-                self._ending.stop(EXIT_TEMPORARY, f"deposed: {reason}")
+                self._ending.stop(ExitCode.TEMPORARY, f"deposed: {reason}")
             case events.Tick():
                 pass
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from fcluster.common.exit_codes import ExitCode
 from fcluster.common.failures import Failure
 from fcluster.coordinator.core import events
 from fcluster.coordinator.core.agents import Agents
@@ -24,12 +25,6 @@ from fcluster.coordinator.core.outbox import ENDING_KEY, Outbox
 from fcluster.coordinator.core.progress import Progress
 from fcluster.coordinator.core.rounds import Rounds
 from fcluster.wire import messages
-
-EXIT_DONE = 0
-EXIT_JOB_FAILED = 3
-"""The job can't continue, wherever it runs, so don't restart the coordinator."""
-EXIT_TEMPORARY = 75
-"""Another coordinator leads the job."""
 
 FAILED_GRACE_MS = 2_000
 """How long a worker that reports a failed job has to commit its earlier work."""
@@ -209,7 +204,9 @@ class Ending:
                 )
             elif fencing or not self._outbox.is_all_written:
                 return
-            self.stop(EXIT_JOB_FAILED if self._cluster.failure else EXIT_DONE, self._cluster.stop_reason)
+            self.stop(
+                ExitCode.JOB_FAILED if self._cluster.failure else ExitCode.DONE, self._cluster.stop_reason
+            )
 
     def _is_drained(self, session: Session) -> bool:
         grace_over = self._cluster.now_ms >= self._drain_began_ms + FAILED_GRACE_MS
@@ -233,5 +230,5 @@ class Ending:
     def stop(self, exit_code: int, reason: str) -> None:
         """Stop the coordinator now."""
         self._cluster.phase = Phase.STOPPED
-        failure = self._cluster.failure if exit_code == EXIT_JOB_FAILED else None
+        failure = self._cluster.failure if exit_code == ExitCode.JOB_FAILED else None
         self._outbox.add(events.StopCoordinator(exit_code, reason, failure))

@@ -1,7 +1,7 @@
 """The data types of the worker's core: its phases, shards, epochs, identity and limits.
 
-Responsible for: these types, and the exit codes of a worker's process (`EXIT_...`). The parts of the core
-change them; `WorkerCore.invariants` checks the rules between them. Must not hold logic. Pure.
+Responsible for: these types. The parts of the core change them; `WorkerCore.invariants` checks the rules
+between them. Must not hold logic. Pure.
 """
 
 from __future__ import annotations
@@ -14,21 +14,6 @@ from fcluster.common.failures import Failure
 from fcluster.common.ids import ShardId
 from fcluster.common.positions import CommittedPosition
 from fcluster.engine.failure import Condemnation
-
-EXIT_JOB_FAILED = 3
-"""A worker's exit code that tells its supervisor not to restart it: the job itself has failed."""
-EXIT_MISTAKE = 1
-"""Exit code: a person has to fix something on this worker's host."""
-EXIT_DRAINED = 4
-"""Exit code that tells its supervisor not to restart it: an operator drained it (`fcluster drain`)."""
-EXIT_JOB_ENDED = 5
-"""One that tells its supervisor that the job has come to its end; for anybody else the command ends with 0.
-"""
-EXIT_RECORD_OVERDUE = 6
-"""One that tells its supervisor that a handler took too long for a record. That is tried again once, and then
-the step's `on_error` decides: however many such records there are, the job goes on."""
-
-EXITS_IN_GOOD_ORDER = frozenset({0, EXIT_DRAINED, EXIT_JOB_ENDED})
 
 
 class Phase(Enum):

@@ -7,6 +7,7 @@ together. Must not decide anything else. Pure.
 
 from __future__ import annotations
 
+from fcluster.common.exit_codes import ExitCode
 from fcluster.common.failures import Failure
 from fcluster.common.ids import ShardId
 from fcluster.engine.failure import Condemnation
@@ -14,7 +15,6 @@ from fcluster.wire import messages
 from fcluster.worker.core import events
 from fcluster.worker.core.events import Effect
 from fcluster.worker.core.model import (
-    EXIT_DRAINED,
     Bounds,
     Condemned,
     Identity,
@@ -113,4 +113,4 @@ class CoreState:
 
     def stop_as_asked(self) -> None:
         """The process ends because it was asked to."""
-        self.stop(EXIT_DRAINED if self.drained else 0, "asked to leave")
+        self.stop(ExitCode.DRAINED if self.drained else 0, "asked to leave")

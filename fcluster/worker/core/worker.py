@@ -24,6 +24,7 @@ batch the shell reports which shards it made dirty.
 
 from __future__ import annotations
 
+from fcluster.common.exit_codes import ExitCode
 from fcluster.common.failures import Failure, FailureKind
 from fcluster.engine.failure import Condemnation
 from fcluster.wire import messages
@@ -32,9 +33,6 @@ from fcluster.worker.core.departure import Departure
 from fcluster.worker.core.epochs import Epochs
 from fcluster.worker.core.events import Effect, Event
 from fcluster.worker.core.model import (
-    EXIT_JOB_ENDED,
-    EXIT_JOB_FAILED,
-    EXIT_MISTAKE,
     Bounds,
     Identity,
     Phase,
@@ -115,7 +113,7 @@ class WorkerCore:
                 self._on_job_broken(event)
             case events.WorkerBroken():
                 # Without a message: the session ends with the connection, and others take the shards.
-                self._now.stop(EXIT_MISTAKE, event.failure)
+                self._now.stop(ExitCode.MISTAKE, event.failure)
             case events.JobEnded(reason, failure):
                 self._on_job_ended(reason, failure)
             case events.TerminationRequested():
@@ -277,7 +275,7 @@ class WorkerCore:
             self._now.log("info", f"not admitted yet: {message.reason}")
         else:
             refused = Failure(FailureKind.CLUSTER, f"refused by the coordinator: {message.reason}")
-            self._now.stop(EXIT_MISTAKE, refused.fitted())
+            self._now.stop(ExitCode.MISTAKE, refused.fitted())
 
     def _on_shutdown(self, message: messages.Shutdown) -> None:
         if message.session not in (0, self._now.session):
@@ -289,9 +287,9 @@ class WorkerCore:
         committed here was fenced before the end was recorded.
         """
         if failure is not None:
-            self._now.stop(EXIT_JOB_FAILED, failure)
+            self._now.stop(ExitCode.JOB_FAILED, failure)
         else:
-            self._now.stop(EXIT_JOB_ENDED, reason)
+            self._now.stop(ExitCode.JOB_ENDED, reason)
 
     def _on_producers_opened(self, event: events.ProducersOpened) -> None:
         if event.session != self._now.session or self._now.phase is not Phase.STARTING:
