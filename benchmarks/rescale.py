@@ -38,7 +38,8 @@ from benchmarks.recovery import moment_ns, restores
 from benchmarks.support import Names, median, parser, workplace
 from fcluster.common.ids import changelog_topic
 from fcluster.common.settings import resolve
-from fcluster.kafka.clients import begin_offsets, make_admin
+from fcluster.kafka.clients import make_admin
+from fcluster.kafka.offsets import begin_offsets
 from tests.harness import Cluster, wait_until
 from tests.pauses import settled, status_of
 

@@ -231,6 +231,7 @@ def leader_elsewhere(settings: Settings, job: str, address: str) -> Leader | Non
 
 def check_brokers(settings: Settings) -> None:
     """Raises KafkaUnavailable if the brokers can't be reached."""
-    from fcluster.kafka.clients import connect_or_raise, make_admin
+    from fcluster.kafka.brokers import connect_or_raise
+    from fcluster.kafka.clients import make_admin
 
     connect_or_raise(make_admin(settings), settings)

@@ -243,7 +243,7 @@ def start_offsets(
     """
     from confluent_kafka import TopicPartition
 
-    from fcluster.kafka.clients import ATTEMPT_TIMEOUT_S, ask_until_known
+    from fcluster.kafka.asking import ATTEMPT_TIMEOUT_S, ask_until_known
 
     def ask(partition: int) -> int:
         at = TopicPartition(topic, partition)

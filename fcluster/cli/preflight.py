@@ -34,7 +34,8 @@ def check_before_start(settings: Settings, topology: Topology, *, embedded: bool
     """
     from fcluster.cli.console_clients import METADATA_TIMEOUT_S, kafka_errors, missing_topic
     from fcluster.graph.topology import check_copartitioned
-    from fcluster.kafka.clients import connect_or_raise, make_admin
+    from fcluster.kafka.brokers import connect_or_raise
+    from fcluster.kafka.clients import make_admin
 
     admin = make_admin(settings)
     connect_or_raise(admin, settings)

@@ -55,21 +55,14 @@ from fcluster.coordinator.topic_watch import GroupMembers
 from fcluster.engine.changelog import parse_record
 from fcluster.graph.topology import Stage, Topology
 from fcluster.host.data_directory import DirectoryLock
-from fcluster.kafka.clients import (
-    Admin,
-    begin_offsets,
-    cause_of,
-    connect_or_raise,
-    end_offsets,
-    fence_transactional_id,
-    make_admin,
-    make_consumer,
-    partition_counts,
-    reason_of,
-    remedy_for,
-)
+from fcluster.kafka.asking import cause_of, reason_of, remedy_for
+from fcluster.kafka.brokers import connect_or_raise
+from fcluster.kafka.clients import Admin, make_admin, make_consumer
+from fcluster.kafka.fencing import fence_transactional_id
+from fcluster.kafka.offsets import begin_offsets, end_offsets
 from fcluster.kafka.topic_ids import TopicSeen
 from fcluster.kafka.topic_looks import look_at_topics
+from fcluster.kafka.topics import partition_counts
 from fcluster.storage.snapshot_store import OBJECT_STORE_SCHEMES, SnapshotStore, open_snapshot_store
 from fcluster.storage.snapshots import same_changelog, usable_manifests
 from fcluster.wire.admin_client import CoordinatorSilent, KeyRefused

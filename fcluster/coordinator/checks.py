@@ -17,7 +17,7 @@ from fcluster.common.positions import RESET_FINGERPRINT, CommittedPosition
 from fcluster.common.settings import Settings
 from fcluster.coordinator.core.topics import TOPIC_KEY_PREFIX, Role, lost_topic, roles_of
 from fcluster.graph.topology import Topology, described_inputs, incompatibility, unverified_keys
-from fcluster.kafka.clients import read_committed_positions
+from fcluster.kafka.offsets import read_committed_positions
 from fcluster.kafka.topic_ids import Look, fits, reset_remedy
 
 _log = logging.getLogger("fcluster.coordinator")

@@ -22,7 +22,8 @@ from fcluster.common.errors import FclusterError
 from fcluster.common.ids import transactional_ids
 from fcluster.common.settings import Settings
 from fcluster.coordinator.core.events import SlotFenced, SlotFenceFailed
-from fcluster.kafka.clients import REQUEST_TIMEOUT_S, fence_transactional_id, fencing_producers
+from fcluster.kafka.asking import REQUEST_TIMEOUT_S
+from fcluster.kafka.fencing import fence_transactional_id, fencing_producers
 
 FENCES_AT_ONCE = 16
 """How many ids are fenced in parallel. Each takes two short-lived producers."""

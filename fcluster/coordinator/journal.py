@@ -28,7 +28,8 @@ from fcluster.common.errors import KafkaUnavailable
 from fcluster.common.ids import coordinator_id, journal_topic
 from fcluster.common.settings import Settings
 from fcluster.coordinator.core.events import Deposed, JournalWritten, WriteJournal
-from fcluster.kafka.clients import LASTING, cause_of, make_producer, reason_of, remedy_for, serve_rest
+from fcluster.kafka.asking import cause_of, reason_of, remedy_for
+from fcluster.kafka.clients import LASTING, make_producer, serve_rest
 from fcluster.wire.discovery import read_journal
 
 _log = logging.getLogger("fcluster.coordinator")

@@ -29,13 +29,9 @@ from fcluster.coordinator.internal_names import (
     unowned_topics,
 )
 from fcluster.graph.topology import Topology, former_names
-from fcluster.kafka.clients import (
-    Admin,
-    end_offsets,
-    existing_topics,
-    make_consumer,
-    read_committed_positions,
-)
+from fcluster.kafka.clients import Admin, make_consumer
+from fcluster.kafka.offsets import end_offsets, read_committed_positions
+from fcluster.kafka.topics import existing_topics
 from fcluster.wire.discovery import read_journal
 
 _log = logging.getLogger("fcluster.coordinator")

@@ -57,8 +57,11 @@ from fcluster.coordinator.standby import Candidate, Standby
 from fcluster.coordinator.topic_watch import TopicWatch
 from fcluster.coordinator.truncation import Truncation
 from fcluster.graph.topology import Topology
-from fcluster.kafka.clients import Admin, broker_setting, create_output_topic, end_offsets
+from fcluster.kafka.brokers import broker_setting
+from fcluster.kafka.clients import Admin
+from fcluster.kafka.offsets import end_offsets
 from fcluster.kafka.ports import reserve_for_process
+from fcluster.kafka.topics import create_output_topic
 from fcluster.kafka.watch import Concern, KafkaWatch
 from fcluster.storage.snapshot_store import store_identity
 from fcluster.wire import messages

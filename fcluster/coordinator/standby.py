@@ -46,14 +46,11 @@ from fcluster.coordinator.health import CoordinatorHealth
 from fcluster.coordinator.journal import Journal, journal_producer, open_journal
 from fcluster.coordinator.owned_topics import own_names
 from fcluster.graph.topology import Topology
-from fcluster.kafka.clients import (
-    connect_or_raise,
-    ensure_internal_topics,
-    make_admin,
-    make_consumer,
-)
+from fcluster.kafka.brokers import connect_or_raise
+from fcluster.kafka.clients import make_admin, make_consumer
 from fcluster.kafka.topic_ids import Look
 from fcluster.kafka.topic_looks import look_at_topics, settled_look
+from fcluster.kafka.topics import ensure_internal_topics
 from fcluster.wire import messages
 from fcluster.wire.discovery import Leader, ended_in, leader_in, read_journal
 from fcluster.wire.keys import Role

@@ -15,7 +15,8 @@ from confluent_kafka import TopicPartition
 from fcluster.common.errors import FclusterError
 from fcluster.common.ids import ShardId
 from fcluster.graph.topology import Topology
-from fcluster.kafka.clients import Admin, delete_records_before
+from fcluster.kafka.clients import Admin
+from fcluster.kafka.offsets import delete_records_before
 
 _log = logging.getLogger("fcluster.coordinator")
 

@@ -30,17 +30,9 @@ from fcluster.common.ids import ShardId
 from fcluster.common.settings import Settings, TornPolicy
 from fcluster.engine.changelog import RESET_REMEDY, UNKNOWN_SOURCE_OFFSET, DeltaReader, parse_record
 from fcluster.engine.state import StoreMeta
-from fcluster.kafka.clients import (
-    ANSWER_TIMEOUT_S,
-    ATTEMPT_TIMEOUT_S,
-    LASTING,
-    ask_until_known,
-    begin_offsets,
-    make_admin,
-    make_consumer,
-    reason_of,
-    settled_end_offsets,
-)
+from fcluster.kafka.asking import ANSWER_TIMEOUT_S, ATTEMPT_TIMEOUT_S, ask_until_known, reason_of
+from fcluster.kafka.clients import LASTING, make_admin, make_consumer
+from fcluster.kafka.offsets import begin_offsets, settled_end_offsets
 from fcluster.storage.manifest import Manifest, same_changelog
 from fcluster.storage.restore_plan import (
     Base,

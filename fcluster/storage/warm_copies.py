@@ -29,7 +29,8 @@ from fcluster.common.offsets import offset_or_none
 from fcluster.common.settings import Settings
 from fcluster.engine.changelog import DeltaReader
 from fcluster.engine.state import StoreMeta
-from fcluster.kafka.clients import LASTING, begin_offsets, end_offsets, make_consumer
+from fcluster.kafka.clients import LASTING, make_consumer
+from fcluster.kafka.offsets import begin_offsets, end_offsets
 from fcluster.storage.restore import local_meta, place_base, topic_ids
 from fcluster.storage.restore_plan import Base, RestorePlan, plan_standby
 from fcluster.storage.snapshot_store import SnapshotStore

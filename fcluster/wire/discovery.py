@@ -19,7 +19,8 @@ from fcluster.common.errors import IncompatibleState, KafkaUnavailable
 from fcluster.common.failures import Ended
 from fcluster.common.ids import journal_topic
 from fcluster.common.settings import Settings
-from fcluster.kafka.clients import ErrorLog, cause_of, make_consumer, remedy_for, said_by
+from fcluster.kafka.asking import cause_of, remedy_for, said_by
+from fcluster.kafka.clients import ErrorLog, make_consumer
 
 READ_TIMEOUT_S = 10.0
 CONNECT_TIMEOUT_S = 3.0

@@ -20,7 +20,8 @@ from typing import Final
 from confluent_kafka import Consumer, TopicPartition
 
 from fcluster.common.positions import CommittedPosition
-from fcluster.kafka.clients import ANSWER_TIMEOUT_S, read_committed_positions
+from fcluster.kafka.asking import ANSWER_TIMEOUT_S
+from fcluster.kafka.offsets import read_committed_positions
 from fcluster.worker.core.reported_offsets import ReportedOffsets
 
 OLD_ANSWERS_S: Final = 10.0

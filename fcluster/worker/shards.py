@@ -44,15 +44,10 @@ from fcluster.common.positions import CommittedPosition, SplitPositionError, joi
 from fcluster.common.settings import Settings, TornPolicy
 from fcluster.engine.state import ShardState, StoreMeta
 from fcluster.graph.topology import Stage, Topology
-from fcluster.kafka.clients import (
-    ask_until_known,
-    begin_offsets,
-    delete_records_before,
-    end_offsets,
-    largest_batch,
-    make_admin,
-    make_consumer,
-)
+from fcluster.kafka.asking import ask_until_known
+from fcluster.kafka.brokers import largest_batch
+from fcluster.kafka.clients import make_admin, make_consumer
+from fcluster.kafka.offsets import begin_offsets, delete_records_before, end_offsets
 from fcluster.kafka.topic_ids import Look, fits, reset_remedy, source_replaced
 from fcluster.kafka.topic_looks import look_at_topics, settled_look
 from fcluster.storage.replay_size import ReplaySize

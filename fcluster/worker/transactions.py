@@ -36,13 +36,8 @@ from fcluster.common.positions import CommittedPosition
 from fcluster.common.settings import Settings
 from fcluster.engine.changelog import Delta, encode_delta
 from fcluster.engine.failure import Condemnation, OutputRefusedError, output_too_large
-from fcluster.kafka.clients import (
-    cause_of,
-    make_consumer,
-    make_producer,
-    reason_of,
-    serve_rest,
-)
+from fcluster.kafka.asking import cause_of, reason_of
+from fcluster.kafka.clients import make_consumer, make_producer, serve_rest
 from fcluster.kafka.failover import failover_is_over
 from fcluster.kafka.troubles import Trouble, remedy_for_refusal, trouble_of
 from fcluster.kafka.waking import look_again

@@ -26,7 +26,8 @@ from fcluster.common.errors import ClusterConflict, IncompatibleState, MissingTo
 from fcluster.common.ids import ShardId, repartition_topic
 from fcluster.common.settings import Settings
 from fcluster.coordinator.server import run_coordinator
-from fcluster.kafka.clients import begin_offsets, make_admin, make_producer
+from fcluster.kafka.clients import make_admin, make_producer
+from fcluster.kafka.offsets import begin_offsets
 from fcluster.storage.snapshot_store import store_identity
 from fcluster.wire import messages
 from fcluster.wire.admin_client import AdminClient

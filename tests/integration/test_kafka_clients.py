@@ -15,24 +15,19 @@ from fcluster.common.ids import changelog_topic, repartition_topic
 from fcluster.common.positions import CommittedPosition
 from fcluster.common.settings import Settings, resolve
 from fcluster.graph.topology import Topology
-from fcluster.kafka.clients import (
-    Admin,
+from fcluster.kafka.asking import cause_of
+from fcluster.kafka.brokers import connect_or_raise
+from fcluster.kafka.clients import Admin, make_admin, make_consumer, make_producer, serve_rest
+from fcluster.kafka.fencing import fence_transactional_id
+from fcluster.kafka.offsets import (
     begin_offsets,
-    cause_of,
-    connect_or_raise,
     delete_records_before,
     end_offsets,
-    ensure_internal_topics,
-    fence_transactional_id,
-    make_admin,
-    make_consumer,
-    make_producer,
-    partition_counts,
     read_committed_positions,
-    serve_rest,
     settled_end_offsets,
 )
 from fcluster.kafka.ports import reserve_for_process
+from fcluster.kafka.topics import ensure_internal_topics, partition_counts
 
 
 @pytest.fixture

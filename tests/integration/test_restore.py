@@ -19,7 +19,8 @@ from fcluster.common.positions import CommittedPosition
 from fcluster.common.settings import Settings, resolve
 from fcluster.engine.changelog import Delta, encode_delta
 from fcluster.engine.state import FlushLimits, ShardState, StoreMeta
-from fcluster.kafka.clients import delete_records_before, make_admin, make_producer
+from fcluster.kafka.clients import make_admin, make_producer
+from fcluster.kafka.offsets import delete_records_before
 from fcluster.storage.restore import (
     RestoreProgress,
     RestoreRequest,

@@ -11,7 +11,8 @@ import pytest
 from confluent_kafka import TopicPartition
 
 from fcluster.common.settings import resolve
-from fcluster.kafka.clients import begin_offsets, make_admin
+from fcluster.kafka.clients import make_admin
+from fcluster.kafka.offsets import begin_offsets
 from tests.checker.check import check_totals, wait_until_committed
 from tests.checker.generate import create_topic, write_records
 from tests.checker.reading import READ_COMMITTED, end_offsets, topics_with_prefix

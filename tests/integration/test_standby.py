@@ -12,7 +12,8 @@ from confluent_kafka import TopicPartition
 
 from fcluster.common.ids import ShardId
 from fcluster.common.settings import Settings, resolve
-from fcluster.kafka.clients import delete_records_before, make_admin
+from fcluster.kafka.clients import make_admin
+from fcluster.kafka.offsets import delete_records_before
 from fcluster.storage.snapshot_store import DirectorySnapshotStore
 from fcluster.storage.snapshots import take_snapshot
 from fcluster.storage.store import RocksStore, StoreDirectory

@@ -19,14 +19,8 @@ from fcluster.common.ids import changelog_topic
 from fcluster.common.positions import CommittedPosition
 from fcluster.common.settings import resolve
 from fcluster.engine.changelog import Delta, DeltaReader, encode_delta, parse_record
-from fcluster.kafka.clients import (
-    begin_offsets,
-    make_admin,
-    make_consumer,
-    make_producer,
-    read_committed_positions,
-    settled_end_offsets,
-)
+from fcluster.kafka.clients import make_admin, make_consumer, make_producer
+from fcluster.kafka.offsets import begin_offsets, read_committed_positions, settled_end_offsets
 from tests.checker.generate import create_topic
 from tests.checker.reading import READ_COMMITTED, read_topic
 from tests.harness import Cluster, wait_until, worker_name

@@ -10,15 +10,15 @@ from confluent_kafka import KafkaError, KafkaException
 from fcluster.common.settings import resolve
 from fcluster.coordinator import journal
 from fcluster.kafka import clients as kafka_clients
+from fcluster.kafka import fencing
+from fcluster.kafka.asking import ATTEMPT_TIMEOUT_S
 from fcluster.kafka.clients import (
-    ATTEMPT_TIMEOUT_S,
-    FENCE_RESTING_WAIT_S,
     PRODUCER_SOCKET_TIMEOUT_MS,
     SOCKET_TIMEOUT_MS,
     consumer_config,
-    fence_transactional_id,
     producer_config,
 )
+from fcluster.kafka.fencing import FENCE_RESTING_WAIT_S, fence_transactional_id
 from fcluster.storage import warm_copies as standby
 from fcluster.worker.sending import sending_config
 
@@ -128,7 +128,7 @@ def test_fencing_producer_that_rested_and_asks_a_hanging_broker_soon_gives_way(
         def init_transactions(self, timeout: float) -> None:
             fenced_by.append(self.name)
 
-    monkeypatch.setattr(kafka_clients, "make_producer", lambda *_: Fencing("new"))
+    monkeypatch.setattr(fencing, "make_producer", lambda *_: Fencing("new"))
     ready: Any = [Fencing("rested"), Fencing("rested")]
     fence_transactional_id(settings_of(), "id", ready=ready)
     assert waits_s == [FENCE_RESTING_WAIT_S, FENCE_RESTING_WAIT_S, ATTEMPT_TIMEOUT_S]

@@ -15,8 +15,8 @@ from fcluster.coordinator.checks import check_partitions, check_topics, remember
 from fcluster.coordinator.core import events
 from fcluster.coordinator.core.topics import CONFIRM_MS, Role, roles_of, topic_key
 from fcluster.graph.topology import Chain, Input, Stage, Topology
-from fcluster.kafka.clients import _TopicPlan  # pyright: ignore[reportPrivateUsage]
 from fcluster.kafka.topic_ids import Look, TopicReplaced, TopicSeen
+from fcluster.kafka.topics import _TopicPlan
 from fcluster.wire.messages import ShardStatus
 from tests.unit.coordinator_harness import FakeWorker, Harness, one_stage, topic, two_stages
 

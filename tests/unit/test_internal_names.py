@@ -27,7 +27,7 @@ from fcluster.coordinator.internal_names import (
     unowned_topics,
 )
 from fcluster.graph.topology import Topology, described_topics
-from fcluster.kafka.clients import ensure_internal_topics
+from fcluster.kafka.topics import ensure_internal_topics
 
 WITH_STATE = CommittedPosition(10, 5, 5, "f")
 WITHOUT_STATE = CommittedPosition(10, 5, 0, "f")

@@ -18,18 +18,17 @@ from fcluster.common.ids import ShardId, journal_topic
 from fcluster.common.offsets import NotKnownYetError, known_offset, offset_or_none
 from fcluster.common.positions import CommittedPosition
 from fcluster.common.settings import Settings
-from fcluster.kafka import clients as kafka_clients
-from fcluster.kafka.clients import (
-    Admin,
-    ask_until_known,
+from fcluster.kafka import asking
+from fcluster.kafka.asking import ask_until_known
+from fcluster.kafka.clients import Admin, make_admin
+from fcluster.kafka.offsets import (
     begin_offsets,
     delete_records_before,
     end_offsets,
-    make_admin,
-    partition_counts,
     read_committed_positions,
     settled_end_offsets,
 )
+from fcluster.kafka.topics import partition_counts
 from fcluster.storage import restore
 from fcluster.wire import discovery
 from fcluster.worker import shards
@@ -86,7 +85,7 @@ class Cluster:
         monkeypatch.setattr(
             AdminClient, "delete_records", lambda _admin, request, **_arguments: self._answer(request)
         )
-        monkeypatch.setattr(kafka_clients, "_POLL_INTERVAL_S", 0.001)
+        monkeypatch.setattr(asking, "POLL_INTERVAL_S", 0.001)
         self.admin = make_admin(Settings())
 
     def _list_topics(self) -> Any:
@@ -178,7 +177,7 @@ def test_topic_that_a_broker_doesnt_list_yet_isnt_missing(cluster: Cluster) -> N
 
 
 def test_topic_that_stays_unlisted_is_missing(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kafka_clients, "MISSING_TIMEOUT_S", 0.02)
+    monkeypatch.setattr(asking, "MISSING_TIMEOUT_S", 0.02)
     cluster.topics = [set()]
     with pytest.raises(KafkaUnavailable, match="UNKNOWN_TOPIC_OR_PART"):
         end_offsets(cluster.admin, [AT], "read-committed", 5)

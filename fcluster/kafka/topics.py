@@ -1,0 +1,281 @@
+"""The topics of a job: how many partitions they have, and those that fcluster creates.
+
+Responsible for: the plan of a job's internal topics and missing output topics, their settings, and creating
+them. Existing topics aren't changed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any, Final
+
+from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.admin import (
+    AdminClient,
+    NewTopic,  # pyright: ignore[reportPrivateImportUsage]
+)
+
+from fcluster.common.errors import IncompatibleState, KafkaUnavailable, MissingTopic
+from fcluster.common.ids import colliding_topic, journal_topic
+from fcluster.common.offsets import NotKnownYetError
+from fcluster.common.settings import Settings
+from fcluster.graph.topology import Stage, Topology, check_copartitioned
+from fcluster.kafka.asking import (
+    ATTEMPT_TIMEOUT_S,
+    POLL_INTERVAL_S,
+    REQUEST_TIMEOUT_S,
+    ask_until_known,
+    asking,
+    cause_of,
+    is_not_known_yet,
+    unavailable,
+    untyped,
+)
+from fcluster.kafka.durability import Replication, replications
+from fcluster.kafka.topic_ids import reset_remedy
+
+TOPIC_CREATION_TIMEOUT_S: Final = 30.0
+
+
+def partition_counts(admin: AdminClient, topics: Iterable[str]) -> dict[str, int]:
+    """The number of partitions of each topic.
+
+    Raises:
+        MissingTopic: one doesn't exist.
+        KafkaUnavailable: the brokers don't answer.
+    """
+    existing = existing_topics(admin)
+    wanted = list(topics)
+    for topic in wanted:
+        if topic not in existing:
+            raise missing_topic(topic, existing)
+    return {topic: existing[topic] for topic in wanted}
+
+
+def missing_topic(topic: str, existing: Iterable[str]) -> MissingTopic:
+    """The error for a missing topic. It suggests topics with similar names."""
+    near = difflib.get_close_matches(topic, [name for name in existing if not name.startswith("__")], 3, 0.6)
+    hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+    return MissingTopic(
+        f"The topic {topic!r} doesn't exist.{hint}",
+        remedy="Correct the name in the job file, or create the topic (`fcluster produce` can do that).",
+    )
+
+
+def ensure_internal_topics(admin: AdminClient, topology: Topology, settings: Settings) -> dict[str, int]:
+    """Create what the job needs besides its sources: internal topics, and output topics that are missing.
+
+    Repartition and output topics get as many partitions as the source that they are written from, a changelog
+    as many as its stage's inputs. A repartition topic that is merged with others gets as many as they have.
+    Existing topics aren't changed. Calling it again does no harm.
+
+    Returns:
+        The partition counts of all these topics, and of the sources.
+
+    Raises:
+        MissingTopic: a source that the job doesn't write itself doesn't exist.
+        IncompatibleState: a source has another partition count than when its stage's state was written, or
+            than a topic that it is merged with.
+        KafkaUnavailable: the brokers don't answer, or refuse.
+    """
+    existing = existing_topics(admin)
+    plan = _TopicPlan(topology, existing)
+    plan.want(journal_topic(topology.job), 1, _JOURNAL_CONFIG)
+    for stage in topology.stages:
+        plan.add_stage(stage)
+    most = max(plan.counts[topic.name] for topic in topology.sources)
+    for topic in topology.outputs:
+        plan.want(topic.name, most, {})
+    _create_topics(admin, plan.missing, settings)
+    return plan.counts
+
+
+# What only we read may never expire by time; what is done with is deleted by offset.
+_KEPT_CONFIG: Final = {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"}
+_REPARTITION_CONFIG: Final = {
+    **_KEPT_CONFIG,
+    "message.timestamp.type": "CreateTime",  # records keep their timestamps on the way through
+    "segment.bytes": str(64 * 1024 * 1024),
+}
+_CHANGELOG_CONFIG: Final = {**_KEPT_CONFIG, "segment.bytes": str(64 * 1024 * 1024)}
+_JOURNAL_CONFIG: Final = {
+    "cleanup.policy": "compact",
+    "min.cleanable.dirty.ratio": "0.1",
+    "segment.bytes": str(16 * 1024 * 1024),
+    "segment.ms": "600000",  # only closed segments are compacted, and the journal grows slowly
+}
+
+
+class _TopicPlan:
+    """The required topics, derived stage by stage, upstream first."""
+
+    def __init__(self, topology: Topology, existing: Mapping[str, int]) -> None:
+        self._job = topology.job
+        self._existing = existing
+        self._repartition_topics = {source.topic.name for source in topology.inputs if source.internal}
+        self._readers = topology.stages_by_topic
+        self.counts: dict[str, int] = {}
+        self.missing: dict[str, tuple[int, Mapping[str, str]]] = {}
+
+    def want(self, topic: str, partitions: int, config: Mapping[str, str]) -> None:
+        if topic in self.counts:
+            return
+        if topic not in self._existing:
+            other = colliding_topic(topic, self._existing)
+            if other is not None:
+                raise _collides(topic, other)
+            self.missing[topic] = (partitions, config)
+        self.counts[topic] = self._existing.get(topic, partitions)
+
+    def add_stage(self, stage: Stage) -> None:
+        for topic in stage.topics:
+            if topic not in self.counts:
+                if topic not in self._existing:
+                    raise missing_topic(topic, self._existing)
+                self.counts[topic] = self._existing[topic]
+        check_copartitioned(stage, self.counts)
+        source = stage.topics[0]
+        count = self.counts[source]
+        if stage.changelog is not None:
+            self.want(stage.changelog, count, _CHANGELOG_CONFIG)
+            if self.counts[stage.changelog] != count:
+                raise _partitions_changed(
+                    self._job, source, count, stage.changelog, self.counts[stage.changelog]
+                )
+        for chain in stage.chains:
+            if chain.sink is not None and chain.sink.name in self._repartition_topics:
+                self.want(chain.sink.name, self._merged_count(chain.sink.name, count), _REPARTITION_CONFIG)
+            elif chain.sink is not None:
+                self.want(chain.sink.name, count, {})
+        for topic in stage.dead_letter_topics:
+            self.want(topic.name, count, {})
+
+    def _merged_count(self, topic: str, feeding: int) -> int:
+        """How many partitions a repartition topic gets: as many as what it is merged with has, or will have;
+        merged with nothing, as many as the stage that feeds it."""
+        others = self._readers[topic].topics
+        for counts in (self._existing, self.counts):
+            known = [counts[other] for other in others if other in counts]
+            if known:
+                return known[0]
+        return feeding
+
+
+def _collides(topic: str, other: str) -> MissingTopic:
+    return MissingTopic(
+        f"The topic {topic!r} doesn't exist, and can't be created because {other!r} exists: Kafka treats "
+        "'.' and '_' in topic names as equal.",
+        remedy="If the name of the topic is misspelt, correct it (for a journal, that of the job); otherwise "
+        "choose a name that differs in another character.",
+    )
+
+
+def _partitions_changed(job: str, source: str, now: int, changelog: str, then: int) -> IncompatibleState:
+    return IncompatibleState(
+        f"The topic {source!r} has {now} partitions, but had {then} when the state in {changelog!r} was "
+        "written: keys would meet the state of other shards.",
+        remedy=f"Copy the records to a topic with {then} partitions and read that, or start again: "
+        + reset_remedy(job),
+    )
+
+
+def existing_topics(admin: AdminClient) -> dict[str, int]:
+    """The number of partitions of each existing topic.
+
+    Raises:
+        KafkaUnavailable: the brokers don't answer.
+    """
+
+    def ask() -> dict[str, int]:
+        topics = admin.list_topics(timeout=ATTEMPT_TIMEOUT_S).topics
+        counts: dict[str, int] = {}
+        for name, topic in topics.items():
+            if topic.error is None or (topic.partitions and is_not_known_yet(topic.error)):
+                counts[name] = len(topic.partitions)
+            elif is_not_known_yet(topic.error):
+                # It exists, but the broker can't say yet with how many partitions.
+                raise NotKnownYetError(f"the partitions of {name!r} are not known yet: {topic.error.str()}")
+        return counts
+
+    with asking(admin, "listing topics"):
+        return ask_until_known(ask, REQUEST_TIMEOUT_S)
+
+
+def _create_topics(
+    admin: AdminClient, missing: Mapping[str, tuple[int, Mapping[str, str]]], settings: Settings
+) -> None:
+    if not missing:
+        return
+    with asking(settings, "listing the brokers"):
+        ways = replications(admin, settings.replication_factor)
+    left = dict(missing)
+    for number, way in enumerate(ways, 1):
+        left = _try_to_create(admin, left, way, settings, last=number == len(ways))
+    _wait_for_leaders(admin, settings, list(missing))
+
+
+def _try_to_create(
+    admin: AdminClient,
+    missing: Mapping[str, tuple[int, Mapping[str, str]]],
+    way: Replication,
+    settings: Settings,
+    *,
+    last: bool,
+) -> dict[str, tuple[int, Mapping[str, str]]]:
+    """Create the topics. Returns those for whose replicas there are too few brokers, unless this was the
+    last way to try.
+    """
+    if not missing:
+        return {}
+    new = [
+        NewTopic(name, partitions, way.factor, config={**config, **way.config})
+        for name, (partitions, config) in missing.items()
+    ]
+    futures: dict[str, Future[None]] = untyped(admin).create_topics(
+        new, request_timeout=TOPIC_CREATION_TIMEOUT_S, operation_timeout=TOPIC_CREATION_TIMEOUT_S
+    )
+    refused = dict[str, tuple[int, Mapping[str, str]]]()
+    for name, future in futures.items():
+        try:
+            future.result()
+        except KafkaException as error:
+            cause = cause_of(error)
+            if cause.name() == "INVALID_REPLICATION_FACTOR" and not last:
+                refused[name] = missing[name]
+            elif cause.code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                raise unavailable(settings, f"creating the topic {name!r}", cause) from error
+    return refused
+
+
+def create_output_topic(admin: AdminClient, topic: str, partitions: int, settings: Settings) -> None:
+    """Create a topic that the job writes to. If it already exists, that is no error.
+
+    Raises:
+        KafkaUnavailable: the brokers don't answer, or refuse.
+    """
+    _create_topics(admin, {topic: (partitions, {})}, settings)
+
+
+def _wait_for_leaders(admin: AdminClient, settings: Settings, topics: Sequence[str]) -> None:
+    deadline = time.monotonic() + TOPIC_CREATION_TIMEOUT_S
+    while True:
+        with asking(settings, "listing topics"):
+            known = admin.list_topics(timeout=REQUEST_TIMEOUT_S).topics
+        waiting = [name for name in topics if not _has_leaders(known.get(name))]
+        if not waiting:
+            return
+        if time.monotonic() > deadline:
+            raise KafkaUnavailable(
+                f"The new topic {waiting[0]!r} has no leaders after {TOPIC_CREATION_TIMEOUT_S:g} s.",
+                remedy="Check the brokers' logs, then start again.",
+            )
+        time.sleep(POLL_INTERVAL_S)
+
+
+def _has_leaders(topic: Any) -> bool:
+    if topic is None or topic.error is not None or not topic.partitions:
+        return False
+    return all(partition.leader >= 0 for partition in topic.partitions.values())
