@@ -71,7 +71,7 @@ SEEDS ?= 20000
 SEED ?= 0
 
 .PHONY: simulate
-simulate: setup ## the real cores on a virtual clock under random faults: make simulate SEEDS=100000
+simulate: setup ## the real cores and engine on a virtual clock under random faults: make simulate SEEDS=100000
 	$(BIN)/python -m tests.simulation --seeds $(SEEDS) --seed $(SEED)
 
 EXAMPLES ?= 20000

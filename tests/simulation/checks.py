@@ -291,8 +291,6 @@ class Checks:
 
     def live(self, shard: ShardId, state: dict[str, dict[str, Any]]) -> None:
         """What handlers see is what is committed, when nothing is open."""
-        if not self.job.models:
-            return
         committed = self.job.models[shard.stage].seen(self._standing(shard).state)
         if committed is not None and state != committed:
             self.fail(f"{shard} has {state} in memory, committed is {committed}")
@@ -344,6 +342,15 @@ class Checks:
             which = self.inputs[shard.stage].index(topic)
             if self._standing(shard).position.of_input(which) != decode_position(offset, metadata):
                 self.fail(f"{shard} was committed to {self._standing(shard).position}, Kafka says {offset}")
+
+    def outputs(self) -> dict[str, list[list[Written]]]:
+        """What a read_committed reader finds in each topic that the job writes, by partition."""
+        return {
+            topic: [
+                [record for _, record in self._all_of((topic, number))] for number in range(self.partitions)
+            ]
+            for topic in self.job.outputs
+        }
 
     def _recount(self, stage: str) -> dict[_Flow, list[Any]]:
         """The outputs that a stage must have, if its inputs are read one after the other."""

@@ -58,7 +58,8 @@ class Cluster:
         world, random = self.world, self.world.random
         self.job = self.played or job_of(world.seed)
         self.topology = self.job.topology
-        self.partitions = random.choice((1, 2, 2, 3))
+        drawn = random.choice((1, 2, 2, 3))
+        self.partitions = self.job.partitions or drawn
         self.partition_counts = {
             topic: self.partitions for topics in self.job.inputs.values() for topic in topics
         }

@@ -329,11 +329,13 @@ class SimJob:
         topology: the job, built.
         models: of its stages, by name. Empty: whoever runs it compares the outputs with something else.
         given: what its sources get, as (topic, record) in order; None: records are drawn.
+        partitions: of all topics; None: the seed decides.
     """
 
     topology: Topology
     models: Mapping[str, Model] = field(default_factory=dict[str, Model])
     given: Sequence[tuple[str, Written]] | None = None
+    partitions: int | None = None
 
     @cached_property
     def inputs(self) -> dict[str, tuple[str, ...]]:
@@ -412,7 +414,7 @@ def _reader_of(store: StateStore) -> _ReadEntry:
         else:
             group = group_of_entry(key) if isinstance(store.state, MapState) else key[:-8]
             rest = key[len(group) :]
-            place = ordered_key("int")[1](rest) if isinstance(store.state, MapState) else rest
+            place = ordered_key(store.state.key)[1](rest) if isinstance(store.state, MapState) else rest
             at = (key_of_group(group).decode(), place)
         if raw[:1] == b"\x01":
             return at, (decode_time(raw[1:9]), decode(raw[9:]))

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import traceback
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from fcluster.common.exit_codes import ExitCode
@@ -17,7 +18,7 @@ from fcluster.coordinator.core import events
 from tests.simulation.cluster import Cluster
 from tests.simulation.coordinator_shell import SimCoordinator
 from tests.simulation.faults import Storm, brew
-from tests.simulation.jobs import SimJob
+from tests.simulation.jobs import SimJob, Written
 from tests.simulation.worker_shell import SimWorker
 from tests.simulation.world import Violation, World
 
@@ -40,6 +41,8 @@ class Result:
         failure: empty if all was well.
         landed: which faults happened, how often.
         transcript: only if it was recorded.
+        outputs: what a read_committed reader finds in each topic that the job writes, by partition; only for
+            a job that was given.
     """
 
     seed: int
@@ -50,6 +53,7 @@ class Result:
     events: int
     virtual_ms: int
     transcript: tuple[str, ...] = ()
+    outputs: Mapping[str, list[list[Written]]] = field(default_factory=dict[str, list[list[Written]]])
 
 
 def run(
@@ -96,6 +100,7 @@ def run(
         world.events,
         world.now_ms,
         tuple(world.transcript or ()),
+        {} if job is None else cluster.checks.outputs(),
     )
 
 
@@ -144,6 +149,8 @@ def _check_live_state(cluster: Cluster) -> None:
     """What a running shard has in memory is the committed state, once everything is committed."""
     leader = cluster.checks.leader
     assert leader is not None
+    if not cluster.job.models:
+        return
     for worker in cluster.living_workers:
         for shard, runner in worker.runners.items():
             if runner.reading and leader.shards[shard].session == worker.core.state.session != 0:
