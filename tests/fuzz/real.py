@@ -33,7 +33,7 @@ from tests.fuzz.plans import (
     apply_map,
     returned_by_handler,
 )
-from tests.unit.test_processing import FakeMessage
+from tests.unit.worker.test_processing import FakeMessage
 
 REPLAYS_MAX = 60
 MESSAGE_BYTES_MAX = 4_700

@@ -151,7 +151,7 @@ def state_is_not_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def headers_are_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     """The former fault: only a Record carries headers over."""
-    from tests.unit.test_processing import FakeMessage
+    from tests.unit.worker.test_processing import FakeMessage
 
     monkeypatch.setattr(FakeMessage, "headers", lambda _self: None)
 

@@ -24,7 +24,7 @@ from fcluster.storage.snapshot_store import SnapshotStoreUnavailable, open_snaps
 from fcluster.storage.snapshots import latest_valid, prune, take_snapshot
 from fcluster.storage.store import RocksStore
 from tests.s3.server import S3Server
-from tests.unit.test_snapshots import (  # noqa: F401  pytest finds tests and fixtures by their names here
+from tests.unit.storage.test_snapshots import (  # noqa: F401  pytest finds tests and fixtures by their names here
     SHARD,
     file_of,
     store,
@@ -55,7 +55,7 @@ class BucketStore(ObjectSnapshotStore):
     """Over S3; `root` is where the server keeps its objects.
 
     Damage is done behind the server's back: the e_tag stays as it was, as in no real store. So what was
-    verified is not remembered here; that it is otherwise, `tests/unit/test_snapshots.py` shows.
+    verified is not remembered here; that it is otherwise, `tests/unit/storage/test_snapshots.py` shows.
     """
 
     root: Path

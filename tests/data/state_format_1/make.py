@@ -1,8 +1,8 @@
 """Made the state that lies beside it, with the code of the commit before it was added: don't run it again.
 
-What newer versions must be able to go on from (tests/unit/test_old_state.py): the journal's description of
-the job, and for each stage the shard 0: committed metadata, changelog records, and the RocksDB files of a
-snapshot that is two epochs behind.
+What newer versions must be able to go on from (tests/unit/engine/test_old_state.py): the journal's
+description of the job, and for each stage the shard 0: committed metadata, changelog records, and the RocksDB
+files of a snapshot that is two epochs behind.
 
     python tests/data/state_format_1/make.py DIRECTORY
 """

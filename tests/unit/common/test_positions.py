@@ -1,0 +1,107 @@
+"""Where a shard stands, put together from what is committed for each of its inputs."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from confluent_kafka import TopicPartition
+
+from fcluster.common.errors import IncompatibleState
+from fcluster.common.ids import ShardId
+from fcluster.common.positions import (
+    RESET_FINGERPRINT,
+    CommittedPosition,
+    InputOffset,
+    SplitPositionError,
+    decode_position,
+    joined_position,
+)
+from fcluster.coordinator.checks import check_inputs
+from fcluster.worker.shards import ShardHost
+from tests.unit.coordinator.coordinator_harness import merged_stages
+
+NOW, FORMER = "now", "former"
+
+
+def at(offset: int, epoch: int, state_epoch: int = 3, fingerprint: str = NOW) -> CommittedPosition:
+    return CommittedPosition(offset, epoch, state_epoch, fingerprint, f"id-{offset}")
+
+
+def test_offsets_of_one_transaction_are_one_position() -> None:
+    position = joined_position([at(7, 5), at(9, 5)], [0, 0], NOW)
+    assert position.inputs == (InputOffset(7, "id-7"), InputOffset(9, "id-9"))
+    assert (position.offset, position.epoch, position.state_epoch) == (7, 5, 3)
+    assert [position.of_input(number) for number in range(2)] == [at(7, 5), at(9, 5)]
+
+
+def test_each_input_is_committed_with_metadata_that_looks_like_any_other() -> None:
+    position = joined_position([at(7, 5), at(9, 5)], [0, 0], NOW)
+    second = position.of_input(1)
+    assert decode_position(second.offset, second.encode_metadata()) == at(9, 5)
+    only = joined_position([at(7, 5)], [0], NOW)
+    assert only == at(7, 5)
+    assert only.of_input(0).encode_metadata() == "2:5:3:now:id-7"
+
+
+def test_nothing_committed_is_the_beginning_of_each_input() -> None:
+    assert joined_position([None, None], [4, 6], NOW) == CommittedPosition(
+        4, 0, 0, NOW, further=(InputOffset(6),)
+    )
+
+
+@pytest.mark.parametrize(
+    ("committed", "why"),
+    [
+        ([at(7, 5), None], "input 2 has no committed offset"),
+        ([None, at(9, 5)], "input 2 was committed in epoch 5, and input 1 not with it"),
+        ([at(7, 5), at(9, 4)], "input 2 was committed in epoch 4"),
+        ([at(7, 5), at(9, 5, 2)], "with state of epoch 2"),
+    ],
+)
+def test_what_one_transaction_did_not_commit_is_refused(
+    committed: list[CommittedPosition | None], why: str
+) -> None:
+    with pytest.raises(SplitPositionError, match=why):
+        joined_position(committed, [0, 0], NOW)
+
+
+def test_input_that_the_job_did_not_have_before_begins_at_its_beginning() -> None:
+    position = joined_position([at(7, 5, fingerprint=FORMER), None], [0, 2], NOW)
+    assert [one.offset for one in position.inputs] == [7, 2]
+    assert (position.epoch, position.state_epoch) == (5, 3)
+
+
+def test_input_that_the_job_had_once_goes_on_with_the_state_of_the_first() -> None:
+    position = joined_position([at(7, 50, 40, FORMER), at(9, 4, 2)], [0, 0], NOW)
+    assert [one.offset for one in position.inputs] == [7, 9]
+    assert (position.epoch, position.state_epoch) == (50, 40)
+
+
+def test_position_has_no_unknown_offset() -> None:
+    with pytest.raises(ValueError, match="no position"):
+        at(7, 5).at([InputOffset(7), InputOffset(-1001)])
+
+
+def test_offsets_that_dont_go_together_stop_the_job_with_the_choice() -> None:
+    host: Any = ShardHost.__new__(ShardHost)
+    stage = SimpleNamespace(topics=("a", "b"))
+    host._topology = SimpleNamespace(job="job", fingerprint=NOW, stage=lambda _name: stage)
+    with pytest.raises(IncompatibleState, match="don't go together, though the job commits them in") as error:
+        host._joined(ShardId("a", 0), [at(7, 5), None], [0, 0])
+    assert "the inputs are a, b" in error.value.message
+    assert "fcluster reset" in error.value.remedy
+
+
+def test_input_without_an_offset_that_was_read_before_is_not_taken_for_a_new_one() -> None:
+    topology = merged_stages()
+    past = {"topology": topology.describe()}
+    more, crossing = topology.stage("more").topics
+    committed = {TopicPartition(topic, 0): at(7, 5, fingerprint=FORMER) for topic in (more, crossing)}
+    check_inputs(past, topology, committed)
+    check_inputs({}, topology, {TopicPartition(more, 0): at(7, 5)})
+    with pytest.raises(IncompatibleState, match=f"no committed offset for partition 0 of {crossing}"):
+        check_inputs(past, topology, {TopicPartition(more, 0): at(7, 5, fingerprint=FORMER)})
+    # Nothing was processed of partition 1, and a reset has chosen where to begin.
+    check_inputs(past, topology, {TopicPartition(more, 1): at(7, 5, fingerprint=RESET_FINGERPRINT)})

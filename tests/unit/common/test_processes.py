@@ -1,0 +1,302 @@
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fcluster.common import processes
+from fcluster.common.processes import (
+    BoundedLog,
+    ChildProcess,
+    LineSplitter,
+    RestartBackoff,
+    describe_exit,
+    spawn,
+    stop_all,
+)
+from tests.harness import within
+
+PYTHON = [sys.executable, "-I", "-S", "-c"]
+SLEEPER = [*PYTHON, "import time; print('up', flush=True); time.sleep(600)"]
+STUBBORN = [*PYTHON, f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); {SLEEPER[-1]}"]
+POLITE = [
+    *PYTHON,
+    f"import signal, sys; signal.signal(signal.SIGTERM, lambda *_: sys.exit(7)); {SLEEPER[-1]}",
+]
+REPOSITORY = Path(__file__).parents[3]
+
+needs_kernel_binding = pytest.mark.skipif(sys.platform != "linux", reason="the kernel's way is Linux's")
+MECHANISMS = [pytest.param(True, id="kernel", marks=needs_kernel_binding), pytest.param(False, id="guard")]
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float = 20.0) -> bool:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def runs(pid: int) -> bool:
+    """Whether the process still runs; one that ended but isn't reaped by a lazy init doesn't."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    stat = Path(f"/proc/{pid}/stat")
+    try:
+        return stat.read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return not Path("/proc/self").exists()
+
+
+def collect(argv: list[str], **options: object) -> tuple[ChildProcess, list[str]]:
+    lines: list[str] = []
+    return spawn("child", argv, on_line=lines.append, **options), lines  # type: ignore[arg-type]
+
+
+def parent_of_sleeper(kernel_binds: bool, code: str) -> tuple[subprocess.Popen[bytes], int]:
+    """A Python process that runs `code`, which has to print the process id of a child it started."""
+    program = (
+        "import sys, threading, time\n"
+        "from pathlib import Path\n"
+        "from fcluster.common import processes\n"
+        f"processes._KERNEL_BINDS = {kernel_binds}\n"
+        f"SLEEPER = {SLEEPER!r}\n"
+        f"{code}\n"
+        "time.sleep(600)\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, cwd=REPOSITORY)
+    assert parent.stdout is not None
+    return parent, int(parent.stdout.readline())
+
+
+# --- processes ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kernel_binds", MECHANISMS)
+def test_parent_killed_child_dies(kernel_binds: bool) -> None:
+    parent, child_pid = parent_of_sleeper(
+        kernel_binds,
+        "child = processes.spawn('c', SLEEPER, on_line=lambda line: print(child.pid, flush=True))",
+    )
+    with parent:
+        assert runs(child_pid)
+        parent.kill()
+    assert wait_until(lambda: not runs(child_pid))
+
+
+@pytest.mark.parametrize("kernel_binds", MECHANISMS)
+def test_parent_ends_normally_child_dies(kernel_binds: bool) -> None:
+    parent, child_pid = parent_of_sleeper(
+        kernel_binds,
+        "ready = threading.Event()\n"
+        "child = processes.spawn('c', SLEEPER, on_line=lambda line: ready.set())\n"
+        "ready.wait(); print(child.pid, flush=True)\n"
+        "sys.exit()",
+    )
+    with parent:
+        assert parent.wait(20) == 0
+    assert wait_until(lambda: not runs(child_pid))
+
+
+@pytest.mark.parametrize("kernel_binds", MECHANISMS)
+def test_starting_thread_ended_child_lives_on(kernel_binds: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "_KERNEL_BINDS", kernel_binds)
+    started: list[tuple[ChildProcess, list[str]]] = []
+    thread = threading.Thread(target=lambda: started.append(collect(SLEEPER)))
+    thread.start()
+    thread.join()
+    child, lines = started[0]
+    try:
+        assert wait_until(lambda: lines == ["up"])
+        assert child.wait(0.2) is None
+    finally:
+        child.kill()
+        assert child.wait(20) == -signal.SIGKILL
+        assert child.join_output()
+
+
+def test_detached_process_outlives_its_parent(tmp_path: Path) -> None:
+    pid_file, log_file = tmp_path / "pid", tmp_path / "log"
+    parent, child_pid = parent_of_sleeper(
+        True,
+        f"log = Path({str(log_file)!r}); pid = Path({str(pid_file)!r})\n"
+        "processes.start_detached(SLEEPER, pid_file=pid, log_file=log)\n"
+        "while not (log.exists() and log.read_text()): time.sleep(0.01)\n"
+        "print(pid.read_text(), end='', flush=True)",
+    )
+    try:
+        with parent:
+            parent.kill()
+        assert runs(child_pid)
+        assert log_file.read_text() == "up\n"
+    finally:
+        os.kill(child_pid, signal.SIGKILL)
+    assert wait_until(lambda: not runs(child_pid))
+
+
+def test_output_goes_to_file_and_callback(tmp_path: Path) -> None:
+    log_file = tmp_path / "logs" / "child.log"
+    child, lines = collect(["sh", "-c", "echo out; echo err >&2; printf 'no end'"], log_file=log_file)
+    assert child.wait(20) == 0
+    assert child.join_output()
+    assert lines == ["out", "err", "no end"]
+    assert log_file.read_text() == "out\nerr\nno end\n"
+
+
+def test_failing_callback_reading_goes_on(tmp_path: Path) -> None:
+    def fail(line: str) -> None:
+        raise RuntimeError(line)
+
+    log_file = tmp_path / "child.log"
+    child = spawn("child", [sys.executable, "-c", "print(1); print(2)"], log_file=log_file, on_line=fail)
+    assert child.wait(20) == 0
+    assert child.join_output()
+    assert log_file.read_text() == "1\n2\n"
+
+
+def test_environment_and_directory_are_passed_on(tmp_path: Path) -> None:
+    code = "import os; print(os.environ['FLIGHT'], os.getcwd())"
+    child, lines = collect([sys.executable, "-c", code], env={**os.environ, "FLIGHT": "UA1545"}, cwd=tmp_path)
+    assert child.wait(20) == 0
+    assert child.join_output()
+    assert lines == [f"UA1545 {tmp_path}"]
+
+
+def test_broken_pipe_signal_kills_a_command_as_in_a_shell() -> None:
+    # Python ignores SIGPIPE for itself; a command that inherited that would never notice a closed pipe.
+    child, lines = collect(["sh", "-c", "kill -s PIPE $$; echo survived"])
+    assert child.wait(20) == -signal.SIGPIPE
+    assert child.join_output()
+    assert lines == []
+
+
+def test_command_missing_exit_code_and_line_say_so() -> None:
+    child, lines = collect(["no-such-command-anywhere"])
+    assert child.wait(20) == 127
+    assert child.join_output()
+    assert lines == ["cannot start no-such-command-anywhere: No such file or directory"]
+
+
+def test_stop_child_that_ignores_sigterm_kills_it() -> None:
+    child, lines = collect(STUBBORN)
+    assert wait_until(lambda: lines == ["up"])
+    assert child.stop(grace_s=0.1) == -signal.SIGKILL
+
+
+def test_stop_child_lets_it_end_in_its_own_way() -> None:
+    child, lines = collect(POLITE)
+    assert wait_until(lambda: lines == ["up"])
+    assert child.stop(grace_s=20) == 7
+
+
+def test_stop_child_that_is_stopped_kills_it() -> None:
+    child, lines = collect(POLITE)
+    assert wait_until(lambda: lines == ["up"])
+    child.send_signal(signal.SIGSTOP)
+    assert child.stop(grace_s=0.1) == -signal.SIGKILL
+
+
+def test_stop_all_waits_for_one_grace_period_only() -> None:
+    children = [collect(STUBBORN) for _ in range(3)]
+    assert wait_until(lambda: all(lines == ["up"] for _, lines in children))
+    started = time.monotonic()
+    stop_all([child for child, _ in children], grace_s=1.0)
+    assert within(time.monotonic() - started, 2.5)
+    assert [child.poll() for child, _ in children] == [-signal.SIGKILL] * 3
+
+
+def test_signal_to_an_ended_child_is_harmless() -> None:
+    child, _ = collect([sys.executable, "-c", ""])
+    assert child.wait(20) == 0
+    child.terminate()
+    child.kill()
+    assert child.join_output()
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [(0, "exit code 0"), (3, "exit code 3"), (-9, "killed by SIGKILL"), (-200, "killed by signal 200")],
+)
+def test_exit_code_in_words(code: int, words: str) -> None:
+    assert describe_exit(code) == words
+
+
+# --- output ------------------------------------------------------------------------------------------
+
+
+@given(
+    lines=st.lists(st.text(alphabet=st.characters(exclude_characters="\n\r"), max_size=20), max_size=10),
+    cuts=st.lists(st.integers(0, 500), max_size=10),
+)
+def test_stream_in_any_pieces_gives_the_same_lines(lines: list[str], cuts: list[int]) -> None:
+    data = "".join(f"{line}\n" for line in lines).encode("utf-8", errors="replace")
+    expected = [line.encode("utf-8", errors="replace").decode() for line in lines]
+    splitter = LineSplitter()
+    edges = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
+    got = [line for start, end in itertools.pairwise(edges) for line in splitter.feed(data[start:end])]
+    assert got + splitter.end() == expected
+
+
+def test_long_line_is_cut_and_the_next_is_whole() -> None:
+    splitter = LineSplitter(line_bytes_max=4)
+    assert splitter.feed(b"abc") == []
+    assert splitter.feed(b"defgh") == []
+    assert splitter.feed(b"ij\nnext\r\n") == ["abcd [... 6 bytes cut]", "next [... 1 bytes cut]"]
+    assert splitter.feed(b"tail") == []
+    assert splitter.end() == ["tail"]
+    assert splitter.end() == []
+
+
+def test_log_that_grew_is_moved_and_only_two_files_stay(tmp_path: Path) -> None:
+    path = tmp_path / "worker.log"
+    log = BoundedLog(path, bytes_max=20)
+    for number in range(10):
+        log.write(f"line {number:03}")
+    log.close()
+    assert path.read_text() == "line 008\nline 009\n"
+    assert (tmp_path / "worker.log.1").read_text() == "line 006\nline 007\n"
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_log_is_appended_to_over_restarts(tmp_path: Path) -> None:
+    for line in ("first", "second"):
+        log = BoundedLog(tmp_path / "worker.log")
+        log.write(line)
+        log.close()
+    assert (tmp_path / "worker.log").read_text() == "first\nsecond\n"
+
+
+# --- restarting --------------------------------------------------------------------------------------
+
+
+def test_quick_ends_delays_double_up_to_the_bound() -> None:
+    backoff = RestartBackoff(first_ms=100, max_ms=1000, healthy_after_ms=5000)
+    assert [backoff.delay_ms(10) for _ in range(6)] == [100, 200, 400, 800, 1000, 1000]
+    assert backoff.failures == 6
+
+
+def test_end_after_a_healthy_period_starts_over() -> None:
+    backoff = RestartBackoff(first_ms=100, max_ms=1000, healthy_after_ms=5000)
+    for _ in range(4):
+        backoff.delay_ms(4999)
+    assert backoff.delay_ms(5000) == 100
+    assert backoff.delay_ms(10) == 200
+
+
+@given(runs_ms=st.lists(st.floats(0, 1e9), max_size=200), first_ms=st.integers(1, 500))
+def test_delay_stays_within_its_bounds(runs_ms: list[float], first_ms: int) -> None:
+    backoff = RestartBackoff(first_ms=first_ms, max_ms=500)
+    assert all(first_ms <= backoff.delay_ms(ran_for_ms) <= 500 for ran_for_ms in runs_ms)

@@ -1,0 +1,273 @@
+"""Timers give what a slow and obvious model gives: wherever barriers, crashes and batches fall."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fcluster import Job
+from fcluster.engine.entries import EntryTable
+from tests.unit.engine.timers_bench import TimersBench
+
+NAMES = ("a", "b", "ab")
+KEYS = (b"", b"\x00", b"k", b"k\x00", b"kk")
+
+Step = tuple[Any, ...]
+"""("record", key, timestamp, [(name, at or None, clock)]) or ("wall", now)."""
+steps = st.lists(
+    st.one_of(
+        st.tuples(
+            st.just("record"),
+            st.sampled_from(KEYS),
+            st.integers(0, 60),
+            st.lists(
+                st.tuples(
+                    st.sampled_from(NAMES),
+                    st.one_of(st.none(), st.integers(0, 80)),
+                    st.sampled_from(["event", "processing"]),
+                ),
+                max_size=3,
+            ),
+        ),
+        st.tuples(st.just("wall"), st.integers(0, 80)),
+    ),
+    max_size=25,
+)
+
+
+def what_a_timer_does(name: str, at: int, count: int) -> tuple[str, list[Step]]:
+    """What is written, and what is set: some set themselves anew, some cancel another, some fail."""
+    actions: list[Step] = []
+    if name == "a" and count < 3:
+        actions.append(("a", at + 7, "event"))
+    if name == "b":
+        actions.append(("a", None, "event"))
+    if name == "ab":
+        actions.append(("b", at - 3 if at > 3 else at, "processing" if count % 2 else "event"))
+    return f"{name} {at} {count}", actions
+
+
+def fails(name: str, at: int) -> bool:
+    return name == "ab" and at % 5 == 0
+
+
+# --- the model ----------------------------------------------------------------------------------------
+
+
+class Model:
+    """All timers in one dict, looked through each time."""
+
+    def __init__(self) -> None:
+        self.outputs: list[tuple[bytes, str]] = []
+        self.timers: dict[tuple[bytes, str], tuple[int, str]] = {}
+        self.counts: dict[bytes, int] = {}
+        self.now = -1
+        self.wall = 0
+
+    def step(self, step: Step) -> None:
+        if step[0] == "record":
+            _, key, timestamp, actions = step
+            self.apply(key, actions)
+            self.outputs.append((key, "record"))
+            self.now = max(self.now, timestamp)
+            self.fire("event", self.now)
+        else:
+            self.wall = max(self.wall, step[1])
+            self.fire("event", self.now)
+            self.fire("processing", self.wall)
+
+    def apply(self, key: bytes, actions: list[Step]) -> None:
+        for name, at, clock in actions:
+            if at is None:
+                self.timers.pop((key, name), None)
+            else:
+                self.timers[key, name] = (at, clock)
+
+    def fire(self, clock: str, now: int) -> None:
+        while True:
+            due = sorted((at, *of) for of, (at, which) in self.timers.items() if which == clock and at <= now)
+            if not due:
+                return
+            at, key, name = due[0]
+            del self.timers[key, name]
+            if not fails(name, at):
+                count = self.counts[key] = self.counts.get(key, 0) + 1
+                text, actions = what_a_timer_does(name, at, count)
+                self.apply(key, actions)
+                self.outputs.append((key, text))
+            if clock == "processing":
+                self.fire("event", self.now)
+
+
+# --- the engine -----------------------------------------------------------------------------------------
+
+
+def handler(ctx: Any, actions: Any) -> str:
+    for name, at, clock in actions:
+        if at is None:
+            ctx.cancel_timer(name)
+        else:
+            ctx.timer(name, at=at, clock=clock)
+    return "record"
+
+
+def timer_function(name: str) -> Callable[[Any, Any], Iterator[Any]]:
+    def function(_key: Any, ctx: Any) -> Iterator[Any]:
+        count = ctx.state["n"] = ctx.state.get("n", 0) + 1
+        text, actions = what_a_timer_does(name, ctx.timestamp, count)
+        handler(ctx, actions)
+        yield text
+        if fails(name, ctx.timestamp):
+            raise ValueError("no good")
+
+    return function
+
+
+def job() -> Job:
+    made = Job("j")
+    source, out = made.topic("in", key="bytes"), made.topic("out", key="bytes")
+    timers = {name: timer_function(name) for name in NAMES}
+    made.process(source, to=out, name="h", timers=timers, on_error="skip")(handler)
+    return made
+
+
+def run(plan: list[Step], chance: random.Random, *, crashes: bool) -> list[tuple[bytes, str]]:
+    """The plan, with barriers, crashes, limits and writes to the store where chance has them."""
+    bench = TimersBench(job(), cache_entries_max=chance.choice((0, 2, 100)))
+    limit = chance.choice((0, 1, 2, 1_000))  # 0: as when a record is looked for, each timer by itself
+    bench.timers.at_once_max = limit
+    at, wall, is_record = committed = (0, 0, True)
+
+    def barrier() -> None:
+        nonlocal committed
+        bench.barrier(flush=chance.random() < 0.5)
+        committed = (at, wall, is_record)
+
+    while True:
+        # What is left after a crash fires before anything else, whoever goes on. Processing time passes only
+        # where the plan says so.
+        while bench.timers.event_is_due() if is_record else bench.timers.is_due():
+            if crashes and chance.random() < 0.2:
+                barrier()
+            assert (fire_one(bench) if is_record else bench.timers.fire_due(1)) == 1
+        if crashes and chance.random() < 0.15:
+            bench.crash()
+            bench.timers.at_once_max = limit
+            at, wall, is_record = committed
+            bench.wall_ms = wall
+            continue
+        if chance.random() < 0.3:
+            barrier()
+        if at == len(plan):
+            break
+        step = plan[at]
+        is_record = step[0] == "record"
+        if is_record:
+            bench.run(step[3], step[2], step[1])
+        else:
+            wall = bench.wall_ms = max(wall, step[1])
+        at += 1
+    bench.barrier()
+    return [(key, orjson_text(raw)) for _topic, raw, key, *_rest in bench.outputs]
+
+
+def fire_one(bench: TimersBench) -> int:
+    """One in event time."""
+    before, bench.timers.at_once_max = bench.timers.at_once_max, 1
+    fired = bench.timers.fired
+    bench.timers.fire_event()
+    bench.timers.at_once_max = before
+    return bench.timers.fired - fired
+
+
+def orjson_text(raw: bytes) -> str:
+    return raw.decode().strip('"')
+
+
+def expected(plan: list[Step]) -> list[tuple[bytes, str]]:
+    model = Model()
+    for step in plan:
+        model.step(step)
+    return model.outputs
+
+
+@given(steps, st.integers(0, 2**32))
+@settings(max_examples=40, deadline=None)
+def test_any_barriers_crashes_and_limits_give_what_the_model_gives(plan: list[Step], seed: int) -> None:
+    chance = random.Random(seed)
+    assert run(plan, chance, crashes=False) == expected(plan)
+    assert run(plan, chance, crashes=True) == expected(plan)
+
+
+def check_many() -> None:
+    """The same with fixed seeds, for planted bugs."""
+    chance = random.Random(7)
+    for _ in range(40):
+        plan: list[Step] = []
+        for _ in range(15):
+            actions = [
+                (
+                    chance.choice(NAMES),
+                    chance.choice((None, *range(0, 80, 9))),
+                    chance.choice(("event", "processing")),
+                )
+                for _ in range(chance.randrange(3))
+            ]
+            plan.append(("record", chance.choice(KEYS), chance.randrange(60), actions))
+            if chance.random() < 0.3:
+                plan.append(("wall", chance.randrange(80)))
+        assert run(plan, chance, crashes=True) == expected(plan)
+
+
+def test_fixed_plans_pass() -> None:
+    check_many()
+
+
+def test_a_late_timer_that_is_lost_at_a_move_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Planted: a new owner looks only from the clock on, where timers that are late don't stand."""
+    plain = TimersBench.start
+
+    def start(bench: TimersBench) -> None:
+        plain(bench)
+        for timers in bench.timers.handlers.values():
+            now = bench.clock.now_ms
+            timers._begin_ms["event"] = 0 if now is None else now + 1
+
+    monkeypatch.setattr(TimersBench, "start", start)
+    with pytest.raises(AssertionError):
+        check_many()
+
+
+def test_a_scan_that_misses_the_open_layer_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Planted: only the layers below the open one are looked through for timers that are due."""
+    plain = EntryTable._note_group
+
+    def note_group(table: EntryTable, key: bytes) -> None:
+        if key not in table._open and table._epochs.get(key) is None and not table._below.get(key):
+            return  # it is new
+        plain(table, key)
+
+    monkeypatch.setattr(EntryTable, "_note_group", note_group)
+    with pytest.raises(AssertionError):
+        check_many()
+
+
+def test_a_timer_that_is_not_removed_in_its_epoch_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Planted: it is removed from memory, but not in the delta."""
+    plain = TimersBench.barrier
+
+    def barrier(bench: TimersBench, *, flush: bool = True) -> None:
+        before = len(bench.deltas)
+        plain(bench, flush=flush)
+        for delta in bench.deltas[before:]:
+            for key in [key for key, value in delta.items() if not value]:
+                del delta[key]
+
+    monkeypatch.setattr(TimersBench, "barrier", barrier)
+    with pytest.raises(AssertionError):
+        check_many()

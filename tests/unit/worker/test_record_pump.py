@@ -1,0 +1,267 @@
+"""How records that were read come to their shard's runner, and what ends a chunk of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from confluent_kafka import KafkaError
+
+from fcluster.common.failures import Failure
+from fcluster.engine.failure import Condemnation
+from fcluster.wire import messages
+from fcluster.worker import chunks
+from fcluster.worker.consuming import Idle, ReadFailed
+from fcluster.worker.core import events
+from fcluster.worker.core.model import Condemned, RecordAt, StopRecord
+from tests.unit.worker.worker_parts import (
+    SESSION,
+    Message,
+    Pumping,
+    counting_topology,
+    lost,
+    merging_topology,
+    shard_of,
+)
+
+TOPOLOGY = counting_topology()
+SHARD, OTHER = shard_of(TOPOLOGY, 0), shard_of(TOPOLOGY, 1)
+
+
+@pytest.fixture(autouse=True)
+def wide_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slow the machine is, a chunk ends only where the batch does."""
+    monkeypatch.setattr(chunks, "AIM_S", 1e6)
+
+
+@pytest.fixture
+def pumping() -> Iterator[Pumping]:
+    pumping = Pumping(TOPOLOGY)
+    yield pumping
+    pumping.close()
+
+
+def idle_of(pumping: Pumping, positions: dict[tuple[str, int], int], end: int) -> Idle:
+    reader: Any = pumping.reader
+    return Idle(reader, reader.newest_generation, positions, dict.fromkeys(positions, end))
+
+
+def test_first_record_opens_an_epoch_and_the_chunk_tells_what_it_touched(pumping: Pumping) -> None:
+    runner = pumping.start()
+    pumping.start(partition=1)
+    assert not pumping.pump.has_work
+    pumping.read(Message(0), Message(1), full=True)
+    assert not pumping.pipeline.has_begun
+    pumping.run()
+    assert pumping.fed == [events.RecordsProcessed(frozenset({SHARD}), 2, backlog=True)]
+    assert pumping.counts() == [1, 2]
+    assert runner.inputs[0].next_offset == 2
+    assert pumping.pump.records == 2
+    assert pumping.reader.batches_done == 1
+    assert pumping.record_watch.record is None
+
+
+def test_event_ends_the_chunk_with_the_record_that_is_processed(pumping: Pumping) -> None:
+    pumping.start()
+    pumping.read(Message(0), Message(1), Message(2))
+    pumping.inbox.post(events.Tick())
+    pumping.pump.run_chunk()
+    assert pumping.counts() == [1]
+    assert list(pumping.inbox.take(0)) == [events.Tick()]
+    pumping.run()
+    assert pumping.counts() == [1, 2, 3], "the others come next, in order"
+
+
+def test_records_of_an_earlier_generation_and_of_strangers_are_left_out(pumping: Pumping) -> None:
+    pumping.start()
+    pumping.read(Message(5), Message(6))
+    pumping.shards.stop([SHARD])
+    pumping.start()
+    pumping.read(Message(0), Message(7, partition=1))
+    pumping.run()
+    assert pumping.counts() == [1]
+    assert pumping.shards.routes["in"][0].next_offset == 1
+
+
+def test_records_without_a_session_or_a_shard_are_dropped(pumping: Pumping) -> None:
+    pumping.read(Message(0))
+    pumping.run()
+    pumping.start()
+    pumping.pipeline.destroy()
+    pumping.read(Message(0))
+    pumping.run()
+    assert pumping.fed == []
+    assert pumping.reader.batches_done == 2
+
+
+def test_failing_handler_ends_its_chunk_for_everything_is_replayed(pumping: Pumping) -> None:
+    pumping.start()
+    pumping.read(Message(0), Message(1, b'"bad"'), Message(2))
+    pumping.run()
+    processed, failed = pumping.fed
+    assert isinstance(processed, events.RecordsProcessed)
+    assert isinstance(failed, events.HandlerFailed)
+    assert (failed.shard, failed.offset) == (SHARD, 1)
+    assert pumping.counts() == [1]
+
+
+def test_shard_stops_before_its_stop_record_and_the_others_go_on(pumping: Pumping) -> None:
+    pumping.start(stop_record=StopRecord(1, Failure.of_record("why")))
+    pumping.start(partition=1)
+
+    def stop(event: events.Event) -> None:
+        if isinstance(event, events.StopRecordReached):
+            pumping.shards.stop([event.shard])
+
+    pumping.on_feed = stop
+    pumping.read(Message(0), Message(1), Message(2), Message(0, partition=1))
+    pumping.run()
+    reached = [event for event in pumping.fed if isinstance(event, events.StopRecordReached)]
+    assert reached == [events.StopRecordReached(SESSION, SHARD, 1, Failure.of_record("why"))]
+    assert pumping.counts() == [1, 1]
+    assert pumping.fed[-1] == events.RecordsProcessed(frozenset({SHARD, OTHER}), 2, backlog=False)
+
+
+def test_condemned_record_fails(pumping: Pumping) -> None:
+    pumping.start(condemned=(Condemned(0, Condemnation(Failure.of_record("refused"), topic="out")),))
+    pumping.read(Message(0))
+    pumping.run()
+    failed = pumping.fed[-1]
+    assert isinstance(failed, events.StopRecordReached)
+    assert failed.offset == 0
+    assert failed.failure.message.endswith("refused")
+
+
+def test_piece_ends_with_its_last_record_which_is_named_if_it_stands_alone(pumping: Pumping) -> None:
+    pumping.start()
+    pumping.core_state.pieces.failed(2)
+    assert pumping.core_state.pieces.records_max == 1
+    pumping.read(Message(0), Message(1))
+    pumping.pump.run_chunk()
+    assert pumping.fed == [
+        events.RecordsProcessed(frozenset({SHARD}), 1, backlog=False, newest=RecordAt(SHARD, 0))
+    ]
+    assert pumping.counts() == [1]
+
+
+def test_transaction_that_cannot_begin_is_an_event(pumping: Pumping) -> None:
+    pumping.start()
+    pumping.writer.fail["begin"] = lost(KafkaError._FENCED)
+    pumping.read(Message(0))
+    pumping.run()
+    (failed,) = pumping.fed
+    assert isinstance(failed, events.TransactionFailed)
+    assert pumping.pump.records == 0
+
+
+def test_idle_reader_is_told_of_when_all_it_has_read_is_processed(pumping: Pumping) -> None:
+    one = pumping.start().inputs[0]
+    pumping.read(Message(0))
+    pumping.pump.add_idle(idle_of(pumping, {("in", 0): 4}, end=4))
+    assert pumping.quiet == 0
+    pumping.run()
+    assert pumping.quiet == 1
+    assert (one.read_position, one.end) == (4, 4), "control records counted"
+    pumping.pump.add_idle(idle_of(pumping, {("in", 0): 5}, end=5))
+    assert pumping.quiet == 2, "nothing waits: at once"
+
+
+def test_idle_report_of_an_earlier_generation_says_nothing_of_the_position(pumping: Pumping) -> None:
+    pumping.start()
+    idle = idle_of(pumping, {("in", 0): 9}, end=9)
+    pumping.shards.stop([SHARD])
+    one = pumping.start().inputs[0]
+    pumping.pump.add_idle(idle)
+    assert one.read_position == 0
+
+
+def test_paused_pump_neither_reads_nor_processes(pumping: Pumping) -> None:
+    pumping.start()
+    pumping.pump.pause("why")
+    pumping.read(Message(0))
+    assert not pumping.pump.has_work
+    assert not pumping.reader.reads
+    assert pumping.pump.wait_s(3.0) == 3.0
+    pumping.pump.resume()
+    assert pumping.reader.reads
+    assert pumping.pump.wait_s(3.0) == 0
+    pumping.run()
+    assert pumping.counts() == [1]
+
+
+def test_record_that_may_end_the_process_is_announced_before_each_step(pumping: Pumping) -> None:
+    pumping.start(announced=(range(1, 2),))
+    pumping.read(Message(0), Message(1), Message(2))
+    pumping.run()
+    *announced, ended = pumping.link.sent
+    assert {one.offset for one in announced} == {1}
+    steps = [one.step for one in announced]
+    assert steps[0] == "", "before it is decoded"
+    assert "count" in steps
+    assert ended == messages.RecordEnded(SESSION)
+    assert pumping.counts() == [1, 2, 3]
+
+
+@pytest.mark.parametrize("code", [KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE])
+def test_record_that_is_gone_ends_the_session_for_the_restore_to_look(pumping: Pumping, code: int) -> None:
+    pumping.pump.read_failed(ReadFailed("in", 0, 5, KafkaError(code)))
+    (failed,) = pumping.fed
+    assert isinstance(failed, events.TransactionFailed)
+    assert failed.reason.startswith("the next record of in/0 is gone")
+
+
+def test_unknown_topic_is_trouble_that_is_told_and_other_errors_are_logged(
+    pumping: Pumping, caplog: pytest.LogCaptureFixture
+) -> None:
+    pumping.pump.read_failed(ReadFailed("in", 0, -1, KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART)))
+    pumping.pump.read_failed(ReadFailed("in", 0, -1, KafkaError(KafkaError._BAD_MSG)))
+    (trouble,) = pumping.link.trouble
+    assert trouble.startswith("can't read in/0")
+    assert [record.getMessage().partition(": ")[0] for record in caplog.records] == ["reading in/0"]
+    assert pumping.fed == []
+
+
+# --- several inputs ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def merging() -> Iterator[Pumping]:
+    merging = Pumping(merging_topology())
+    yield merging
+    merging.close()
+
+
+def test_records_of_several_inputs_wait_for_their_turn(merging: Pumping) -> None:
+    runner = merging.start()
+    of_a = [Message(0, topic="a", timestamp_ms=10), Message(1, topic="a", timestamp_ms=30)]
+    merging.read(*of_a, standings={("a", 0): (2, 2)})
+    merging.pump.add_merged()
+    assert not merging.pump.has_work, "b may still have earlier ones"
+    merging.read(Message(0, topic="b", timestamp_ms=20), standings={("b", 0): (1, 1)})
+    merging.pump.add_merged()
+    merging.run()
+    assert merging.counts() == [1, 2, 3]
+    assert [one.next_offset for one in runner.inputs] == [2, 1]
+    assert merging.reader.batches_done == 2
+
+
+def test_idle_input_lets_the_others_pass(merging: Pumping) -> None:
+    merging.start()
+    merging.read(Message(0, topic="a", timestamp_ms=10), standings={("a", 0): (1, 1)})
+    merging.pump.add_idle(idle_of(merging, {("b", 0): 0}, end=0))
+    merging.pump.add_merged()
+    merging.run()
+    assert merging.counts() == [1]
+
+
+def test_stopped_shard_with_several_inputs_gets_nothing_more(merging: Pumping) -> None:
+    merging.start()
+    for topic in "ab":
+        merging.read(Message(0, topic=topic), standings={(topic, 0): (1, 1)})
+    merging.pump.add_merged()
+    merging.shards.stop([shard_of(merging.topology)])
+    merging.start(partition=1)
+    merging.run()
+    assert merging.counts() == []
+    assert merging.shards.until_merged_s(3.0, 0) == 3.0
