@@ -10,7 +10,7 @@ from pathlib import Path
 from fcluster.common import bound_exec, exit_codes
 from fcluster.common.exit_codes import ExitCode
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 
 
 def meanings() -> dict[ExitCode, str]:
