@@ -18,10 +18,7 @@ import functools
 import random
 from typing import Any, Final
 
-from confluent_kafka import (
-    Producer,
-    cimpl,  # pyright: ignore[reportAttributeAccessIssue, reportUnknownVariableType]
-)
+from confluent_kafka import Producer, cimpl
 
 from fcluster.kafka.failover import accepts_connections
 
@@ -57,7 +54,7 @@ def look_again(producer: Producer, bootstrap_servers: str) -> bool:
 def _library() -> Any | None:
     """librdkafka as the Python client has loaded it. None if its functions can't be found."""
     try:
-        library = ctypes.CDLL(str(cimpl.__file__))  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
+        library = ctypes.CDLL(str(cimpl.__file__))
         library.rd_kafka_name.argtypes = [ctypes.c_void_p]
         library.rd_kafka_name.restype = ctypes.c_void_p
         library.rd_kafka_brokers_add.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
