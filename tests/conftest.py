@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, settings
 from fcluster.kafka.embedded import EmbeddedKafka
 from fcluster.storage.snapshot_store import DirectorySnapshotStore
 from fcluster.storage.store import StoreDirectory
+from tests.phases import watch_phases
 
 # Examples are as slow as the machine is busy: a deadline for one of them would fail by luck. In CI the same
 # examples run each time, so that a failure there is one of the change under test.
@@ -21,6 +22,9 @@ settings.register_profile("local", deadline=None, suppress_health_check=[HealthC
 settings.register_profile(
     "ci", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True, print_blob=True
 )
+# A change of a phase that no table has fails the test in which it happens.
+watch_phases()
+
 settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 # Brokers of tests live for seconds or minutes: what Java's second compiler would take is never made up for.

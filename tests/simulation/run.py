@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from fcluster.common.exit_codes import ExitCode
 from fcluster.coordinator.core import events
+from tests.phases import watch_phases
 from tests.simulation.cluster import Cluster
 from tests.simulation.coordinator_shell import SimCoordinator
 from tests.simulation.faults import Storm, brew
@@ -24,6 +25,8 @@ from tests.simulation.world import Violation, World
 
 if TYPE_CHECKING:
     from tests.simulation.mutations import Mutation
+
+watch_phases()
 
 LIVENESS_BOUND_MS = 20_000
 """Well above the sum of all time-outs, transactions' included; what takes longer hangs."""

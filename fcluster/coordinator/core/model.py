@@ -13,6 +13,7 @@ from enum import Enum
 from fcluster.common.failures import Failure
 from fcluster.common.ids import ShardId
 from fcluster.common.settings import Settings
+from fcluster.common.transitions import Transitions
 from fcluster.graph.topology import Topology
 from fcluster.wire import messages
 from fcluster.wire.messages import WorkerStats
@@ -30,6 +31,17 @@ class Phase(Enum):
     STOPPED = "stopped"
 
 
+PHASES = Transitions(
+    [Phase.RUNNING],
+    {
+        Phase.RUNNING: [Phase.DRAINING, Phase.STOPPED],  # deposed
+        Phase.DRAINING: [Phase.STOPPING, Phase.STOPPED],
+        Phase.STOPPING: [Phase.STOPPED],
+        Phase.STOPPED: [],
+    },
+)
+
+
 class SessionPhase(Enum):
     """Phases of a worker's session."""
 
@@ -42,6 +54,17 @@ class SessionPhase(Enum):
     """Everything is committed, and no more records are processed."""
 
 
+SESSION_PHASES = Transitions(
+    [SessionPhase.AWAITED, SessionPhase.OPENING],
+    {
+        SessionPhase.AWAITED: [SessionPhase.LIVE],
+        SessionPhase.OPENING: [SessionPhase.LIVE],
+        SessionPhase.LIVE: [SessionPhase.DRAINED],
+        SessionPhase.DRAINED: [SessionPhase.LIVE],  # it has returned, and is told to drain once more
+    },
+)
+
+
 class EpochPhase(Enum):
     """Phases of the epoch that a session has in flight."""
 
@@ -49,6 +72,21 @@ class EpochPhase(Enum):
     PREPARING = "preparing"
     PREPARED = "prepared"
     COMMITTING = "committing"
+
+
+EPOCH_PHASES = Transitions(
+    [EpochPhase.NONE],
+    {
+        EpochPhase.NONE: [EpochPhase.PREPARING],
+        EpochPhase.PREPARING: [
+            EpochPhase.PREPARED,
+            EpochPhase.COMMITTING,  # a straggler: the epoch is complete already
+            EpochPhase.NONE,
+        ],
+        EpochPhase.PREPARED: [EpochPhase.COMMITTING, EpochPhase.NONE],
+        EpochPhase.COMMITTING: [EpochPhase.NONE],
+    },
+)
 
 
 class ShardPhase(Enum):
@@ -70,6 +108,36 @@ class ShardPhase(Enum):
     STOPPED = "stopped"
     """Its session owns it but doesn't run it: Kafka has torn a transaction, and a person has to choose."""
 
+
+SHARD_PHASES = Transitions(
+    [ShardPhase.FREE],
+    {
+        ShardPhase.FREE: [ShardPhase.ASSIGNING, ShardPhase.WAITING],  # the latter from the journal
+        ShardPhase.ASSIGNING: [ShardPhase.WAITING],
+        ShardPhase.WAITING: [ShardPhase.RESTORING, ShardPhase.RUNNING, ShardPhase.FREE],
+        ShardPhase.RESTORING: [
+            ShardPhase.RUNNING,
+            ShardPhase.STOPPED,
+            ShardPhase.RELEASING,
+            ShardPhase.WAITING,
+        ],
+        ShardPhase.RUNNING: [
+            ShardPhase.WARMING,
+            ShardPhase.RELEASING,
+            ShardPhase.STOPPED,
+            ShardPhase.RESTORING,  # its session has returned without it
+            ShardPhase.WAITING,
+        ],
+        ShardPhase.WARMING: [
+            ShardPhase.RUNNING,
+            ShardPhase.RELEASING,
+            ShardPhase.RESTORING,
+            ShardPhase.WAITING,
+        ],
+        ShardPhase.RELEASING: [ShardPhase.FREE, ShardPhase.WAITING],
+        ShardPhase.STOPPED: [ShardPhase.RELEASING, ShardPhase.RESTORING, ShardPhase.WAITING],
+    },
+)
 
 HELD_PHASES = (
     ShardPhase.RESTORING,

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from fcluster.common.failures import Failure
 from fcluster.common.ids import ShardId
 from fcluster.common.positions import CommittedPosition
+from fcluster.common.transitions import Transitions
 from fcluster.engine.failure import Condemnation
 
 
@@ -30,6 +31,19 @@ class Phase(Enum):
     STOPPED = "stopped"
 
 
+PHASES = Transitions(
+    [Phase.JOINING],
+    {
+        Phase.JOINING: [Phase.STARTING, Phase.STOPPED],
+        Phase.STARTING: [Phase.ACTIVE, Phase.DRAINING, Phase.JOINING, Phase.STOPPED],
+        Phase.ACTIVE: [Phase.DRAINING, Phase.JOINING, Phase.STOPPED],
+        Phase.DRAINING: [Phase.DRAINED, Phase.JOINING, Phase.STOPPED],
+        Phase.DRAINED: [Phase.JOINING, Phase.STOPPED],
+        Phase.STOPPED: [],
+    },
+)
+
+
 class ShardPhase(Enum):
     """Phases of a shard that this worker owns."""
 
@@ -45,12 +59,35 @@ class ShardPhase(Enum):
     """Kafka has torn its last transaction. It doesn't run until a person has chosen how it continues."""
 
 
+SHARD_PHASES = Transitions(
+    [ShardPhase.RESTORING],
+    {
+        ShardPhase.RESTORING: [ShardPhase.RESTORED, ShardPhase.STOPPED, ShardPhase.RELEASING],
+        ShardPhase.RESTORED: [ShardPhase.RUNNING, ShardPhase.RELEASING],
+        ShardPhase.RUNNING: [ShardPhase.BLOCKED, ShardPhase.RELEASING],
+        ShardPhase.BLOCKED: [ShardPhase.RELEASING],
+        ShardPhase.STOPPED: [ShardPhase.RELEASING],
+        ShardPhase.RELEASING: [],
+    },
+)
+
+
 class EpochPhase(Enum):
     """Phases of the epoch in flight."""
 
     PREPARING = "preparing"
     PREPARED = "prepared"
     COMMITTING = "committing"
+
+
+EPOCH_PHASES = Transitions(
+    [EpochPhase.PREPARING],
+    {
+        EpochPhase.PREPARING: [EpochPhase.PREPARED],
+        EpochPhase.PREPARED: [EpochPhase.COMMITTING],
+        EpochPhase.COMMITTING: [],
+    },
+)
 
 
 class RecordAt(NamedTuple):

@@ -1,0 +1,44 @@
+"""Which phase may follow which: a table beside each enum of phases (invariant 17).
+
+Responsible for: the form of these tables, and checking one change. The running system needs none of it; tests
+and the simulation check each change of a phase. Must not know any enum. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from enum import Enum
+from typing import Generic, TypeVar
+
+_E = TypeVar("_E", bound=Enum)
+
+
+class Transitions(Generic[_E]):
+    """What may follow what. A phase may always stay as it is.
+
+    Args:
+        first: the phases in which something begins.
+        following: by each phase: those that may follow.
+
+    Raises:
+        ValueError: a phase has no row, or can't be reached.
+    """
+
+    def __init__(self, first: Iterable[_E], following: Mapping[_E, Iterable[_E]]) -> None:
+        self.first = frozenset(first)
+        self.following = {phase: frozenset(allowed) for phase, allowed in following.items()}
+        kind = type(next(iter(self.first)))
+        reached = self.first.union(*self.following.values())
+        if set(self.following) != set(kind) or reached != set(kind):
+            raise ValueError(f"the table of {kind.__qualname__} isn't complete")
+
+    def check(self, before: _E | None, after: _E) -> None:
+        """Check a change. None: it begins.
+
+        Raises:
+            AssertionError: the table doesn't have it.
+        """
+        if before is None:
+            assert after in self.first, f"begins as {after}"
+        else:
+            assert after is before or after in self.following[before], f"{after} follows {before}"
