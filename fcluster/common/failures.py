@@ -4,7 +4,7 @@ Responsible for: the value that every failure travels as (`Failure`), from where
 terminal; how a process or a job ended (`Ended`); one bounded, printable line for any exception, text or
 value. Rules: nothing here raises, whatever an exception or a value does when it is inspected; such a line can
 be encoded as UTF-8 and has no control characters; a failure's text is never taken apart again, but for those
-of older versions. Pure.
+of older versions (invariant 20). Pure.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 Responsible for: taking over the journal (`open_journal`), and writing to it. Invariants:
 
 - Only the newest leader writes. Opening the journal fences every older leader by its transactional id. A
-  write that an older leader had under way is either visible to the read that follows, or never.
+  write that an older leader had under way is either visible to the read that follows, or never
+  (invariant 14).
 - A write is in the journal completely or not at all, and is acknowledged only when Kafka has committed it.
 - An unknown outcome is never guessed. The journal is then lost to this process, and the next leadership reads
   what happened.

@@ -1,7 +1,8 @@
 """Keeps repartition topics from growing: deletes records that their readers have committed.
 
 Responsible for: when, and up to which offset. Invariant: a record is deleted only when it is behind the
-committed offset of its only reader. Must not run in the coordinator's loop: `run` waits for Kafka.
+committed offset of its only reader (invariant 19). Must not run in the coordinator's loop: `run` waits for
+Kafka.
 """
 
 from __future__ import annotations

@@ -13,7 +13,8 @@ Invariants kept:
   layers hold it: what it gives doesn't depend on where barriers fell, or on what was written to the store.
 - An entry is expired by a rule on what was read alone: `time of its put + TTL <= clock`, where the clock is
   the greatest timestamp of the records that its handler was called with. From then on nobody sees it.
-- What is expired is deleted by `settle`, before the barrier: like any change, that is in the delta.
+- What is expired is deleted by `settle`, before the barrier: like any change, that is in the delta
+  (invariant 6).
 
 An encoded entry is a mark, for a store with a TTL the time of its put, and the value: it is never empty, for
 that means deleted.

@@ -8,7 +8,7 @@ Invariants kept:
   what they were. "stop": `HandlerError`, on which the caller aborts the open epoch.
 - What stops the job before a record (`UnreadableRecordError`) leaves nothing of that record in the open
   epoch, of none of its chains: the epoch may be committed.
-- What one chain does to its value doesn't show in another.
+- What one chain does to its value doesn't show in another (invariant 4).
 - A record moves event time once it has gone through all its chains. Watermark records go through no chain;
   otherwise they are like records.
 

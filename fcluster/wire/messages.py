@@ -2,7 +2,7 @@
 
 Responsible for: their types, their encoding (a version byte, then MessagePack), and their validation on
 receipt. Rule: nothing is ever unpickled. A frame is either one of the structs below, with fields of the
-declared types, or `decode` raises `MalformedMessageError`.
+declared types, or `decode` raises `MalformedMessageError` (invariant 18).
 
 Every message of the coordinator carries its `term`; workers reject messages of an older term. Every message
 about work carries the worker's `session`. A session begins with a `Welcome` and ends when the worker is

@@ -6,7 +6,7 @@ a barrier, and reports after each chunk which shards the open epoch has touched.
 
 Invariants:
 - Only the main thread processes records, and nothing else happens within one. So a barrier never falls into
-  the middle of a record.
+  the middle of a record (invariant 11).
 - A record that fails ends its chunk. What follows from it is decided before the next record.
 
 Must not: decide what follows from a failure; `core` does. Must not know what a step does with a record.

@@ -5,11 +5,11 @@ producer's epoch is flushed, prepared and committed in the commit thread, the ot
 the next epoch.
 
 Invariants:
-- `open` initialises both producers, once: an `EpochWriter` lives for one session (see `messages`).
+- `open` initialises both producers, once: an `EpochWriter` lives for one session (invariant 8).
 - Outputs of an epoch are acknowledged before the first output of the next one is produced. So the order of a
-  key's outputs is the order of its inputs, even across epochs.
+  key's outputs is the order of its inputs, even across epochs (invariant 10).
 - Nothing is guessed: a call that fails, times out or has an unknown outcome raises `TransactionLostError`,
-  and the writer is destroyed. The committed offsets then decide what is true.
+  and the writer is destroyed. The committed offsets then decide what is true (invariant 9).
 
 Must not: decide when to commit, or use state.
 """

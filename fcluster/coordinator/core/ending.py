@@ -2,7 +2,8 @@
 
 Responsible for: the coordinator's phase, the reason for the end, and the exit code. Invariants:
 
-- The decision is in the journal before any process is told (`Drain`, `Shutdown`). A new leader carries it on.
+- The decision is in the journal before any process is told (`Drain`, `Shutdown`; invariant 15). A new leader
+  carries it on.
 - A worker that has committed all its work shuts down cleanly. A worker that hasn't in time is fenced.
 - Every wait has a limit: for the workers, for the last fences, for the journal.
 

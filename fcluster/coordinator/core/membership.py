@@ -3,7 +3,7 @@
 Responsible for: a slot's path from the end of a session through the fence to the next session. Invariants:
 
 - A session is journalled before its `Welcome`, and its end before its slot is fenced.
-- A slot that isn't fenced opens no session, and a fence of it is under way or scheduled.
+- A slot that isn't fenced opens no session, and a fence of it is under way or scheduled (invariant 2).
 - A session that is over gets no message except that it is over.
 
 Must not: decide who is dead (`liveness`) or who may join (`joining`). Pure.

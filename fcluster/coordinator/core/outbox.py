@@ -5,7 +5,8 @@ a journal write. Invariants:
 
 - All entries of an event go into one write, which is the last of its effects. Writes are numbered without
   gaps.
-- What waits for a write is handed out once, in order, when the journal holds that write or a later one.
+- What waits for a write is handed out once, in order, when the journal holds that write or a later one
+  (invariant 15).
 
 Must not: decide anything. Pure.
 """

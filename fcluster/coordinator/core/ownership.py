@@ -2,9 +2,9 @@
 
 Responsible for: the phases of shards. Invariants:
 
-- A shard's slot is journalled before its session is told (`Assign`).
+- A shard's slot is journalled before its session is told (`Assign`; invariant 15).
 - A shard leaves a session only if the session released it, or is over. In the second case it waits until the
-  slot is fenced.
+  slot is fenced (invariant 2).
 - A shard with state moves warm: its owner runs it until its next slot has a warm copy, or the wait took too
   long.
 - A session that is leaving gets no shards to keep.

@@ -4,7 +4,7 @@ Responsible for: the numbers of epochs (`EpochNumbers`), how long a worker waits
 (`next_interval_ms`), and the collection of an epoch (`Rounds`). Invariants:
 
 - Epoch numbers strictly increase, across all terms: a number is used only below a reservation in the journal,
-  and a new leader begins at the end of the reservation.
+  and a new leader begins at the end of the reservation (invariant 16).
 - Epochs don't wait for the journal while reserved numbers last. More are reserved long before they run out.
 - One epoch is collected at a time. It is declared complete when all participants have prepared, or after
   `checkpoint.straggler.ms`. A session that prepares later is told at once that the epoch is complete.

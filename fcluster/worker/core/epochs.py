@@ -2,9 +2,9 @@
 
 Responsible for: an epoch's path from its first record over the barrier to the commit. Invariants:
 
-- An epoch is committed only on a `Complete` of the current session.
+- An epoch is committed only on a `Complete` of the current session (invariant 7).
 - At most one epoch is in flight (frozen, not yet committed), and one is open after it. The open one commits
-  after the one in flight, because a barrier waits for it.
+  after the one in flight, because a barrier waits for it (invariant 10).
 - The open epoch doesn't grow beyond its limit: reading is paused.
 
 Must not: know what happens to a shard whose records are committed. Pure.

@@ -3,9 +3,9 @@
 Responsible for: taking shards, running them, stopping them before records that can't be processed, and
 releasing them. Invariants:
 
-- An order is carried out once, and never if it is of an older term.
+- An order is carried out once, and never if it is of an older term (invariant 13).
 - A shard is released only when everything that it has processed is committed, and no restore of it is under
-  way.
+  way (invariant 12).
 - The worker keeps no copy of a shard that it runs.
 
 Must not: know barriers and commits. Pure.
