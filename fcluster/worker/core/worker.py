@@ -9,8 +9,8 @@ what is processed and committed, `departure` how the worker exits. They share `s
 Invariants that all of them keep together:
 
 - One session, one initialisation of the producers (invariant 8). Any failure of a transaction (an abort, a
-  fence, an unknown outcome) ends in `_reset`: both producers are destroyed, the memory layers are dropped, and
-  the worker asks for a new session. The committed offsets then decide what is true; nothing is guessed
+  fence, an unknown outcome) ends in `_reset`: both producers are destroyed, the memory layers are dropped,
+  and the worker asks for a new session. The committed offsets then decide what is true; nothing is guessed
   (invariant 9).
 - An epoch is committed only on a `Complete` of the current session and of no older term (invariant 7).
 - At most one epoch is in flight (frozen, not yet committed), and one is open after it. The open one commits
