@@ -1,7 +1,7 @@
 """`fcluster consume` and `fcluster produce`: topics on the console, one JSON object per line.
 
 Responsible for: what the two commands read, write and count. They are plain Kafka clients: they join no group
-and commit no offset, so they never disturb a job. Must not parse options (`cli` does), nor know anything
+and commit no offset, so they never disturb a job. Must not parse options (`commands` does), nor know anything
 about clusters.
 """
 

@@ -1,7 +1,7 @@
 """What commands start with (the log, the job, the settings), and what they report about a failure at the end.
 
 Responsible for: what comes before and after the main work. Rule: mistakes are found in the foreground, before
-any process is started. Must not parse options (`cli` does), nor start anything.
+any process is started. Must not parse options (`commands` does), nor start anything.
 """
 
 from __future__ import annotations

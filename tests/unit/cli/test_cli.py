@@ -10,7 +10,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from fcluster.cli import local_kafka, startup, up
-from fcluster.cli.main import Session, commands
+from fcluster.cli.ending import Session
+from fcluster.cli.main import commands
 from fcluster.common.errors import FclusterError, KafkaUnavailable
 from fcluster.worker import handler_processes
 

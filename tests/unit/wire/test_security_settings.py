@@ -8,7 +8,8 @@ import pytest
 from click.testing import CliRunner
 
 from fcluster.cli import preflight
-from fcluster.cli.main import Session, commands
+from fcluster.cli.ending import Session
+from fcluster.cli.main import commands
 from fcluster.common.errors import FclusterError
 from fcluster.common.settings import (
     HANDED_FLAGS,

@@ -1,0 +1,5 @@
+"""The commands, a module for each group of them.
+
+Responsible for: parsing only. `--help` imports nothing heavy, so the modules that do the work are imported
+inside the commands.
+"""
