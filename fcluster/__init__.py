@@ -10,6 +10,7 @@ from fcluster.common.errors import FclusterError
 from fcluster.graph.codecs import Codec, CodecUse
 from fcluster.graph.states import ListState, MapState, ValueState
 from fcluster.graph.topology import TopicSpec as Topic
+from fcluster.graph.watermark import Watermark
 
 __version__ = "0.1.0"
 
@@ -26,5 +27,6 @@ __all__ = [
     "Stream",
     "Topic",
     "ValueState",
+    "Watermark",
     "__version__",
 ]

@@ -17,6 +17,7 @@ from types import MappingProxyType
 from typing import Any, Final, Literal, ParamSpec, Protocol, TypeVar, cast
 
 from fcluster.common.errors import JobError
+from fcluster.common.failures import bounded_repr
 from fcluster.common.ids import (
     TOPIC_NAME_CHARACTERS_MAX,
     changelog_topic,
@@ -59,8 +60,10 @@ from fcluster.graph.topology import (
     Topology,
     ValueKind,
     rekey_description,
+    with_event_time,
     written_topics,
 )
+from fcluster.graph.watermark import Watermark
 
 __all__ = ["UNSET", "Context", "Handler", "HandlerFunction", "Job", "Record", "Stream", "Unset"]
 
@@ -404,6 +407,7 @@ class Job:
         self.settings: dict[str, Any] = {**(settings or {}), **named_settings}
         self._topics: dict[str, TopicSpec] = {}
         self._topic_rules: dict[str, OnError | None] = {}
+        self._watermarks: dict[str, Watermark] = {}
         self._isolation_unset: set[str] = set()
         self._bound_codecs: dict[tuple[str, str, Codec[Any]], Kind] = {}
         self._codec_settings: dict[str, Any] = {}
@@ -421,6 +425,7 @@ class Job:
         key: KeyKind = "text",
         value: ValueKind = "json",
         isolation: Isolation | None = None,
+        watermark: Watermark | None = None,
         on_error: OnError | None = None,
         **options: Any,
     ) -> TopicSpec:
@@ -433,6 +438,8 @@ class Job:
             value: the same for values.
             isolation: "read-committed", or "read-uncommitted" to read records of open transactions too.
                 Default: the setting `isolation.level`.
+            watermark: how event time follows from its timestamps. Default: `Watermark()`, if the job uses
+                event time.
             on_error: for records of it that can't be decoded: "stop", "skip" or a dead-letter topic. Default:
                 that of the job; if the job has none, that of its handlers if they all have the same,
                 otherwise "stop".
@@ -457,6 +464,7 @@ class Job:
                 remedy="Declare it once and use the returned topic everywhere.",
             )
         self._set_topic_rule(name, rule)
+        self._set_watermark(name, watermark)
         if known is None and chosen is None:
             self._isolation_unset.add(name)
         elif chosen is not None:
@@ -514,16 +522,20 @@ class Job:
 
         return decorate
 
-    def stream(self, topic: TopicSpec, *, on_error: OnError | None = None) -> Stream:
+    def stream(
+        self, topic: TopicSpec, *, watermark: Watermark | None = None, on_error: OnError | None = None
+    ) -> Stream:
         """Start a stream of the records of `topic`.
 
         Args:
             topic: the source.
+            watermark: as in `topic`. It applies to all streams of the topic.
             on_error: for records that can't be decoded; see `topic`. It applies to all streams of the topic.
         """
         self._check_declared(topic, "stream()")
         if on_error is not None:
             self._set_topic_rule(topic.name, self._rule(on_error, "stream()"))
+        self._set_watermark(topic.name, watermark)
         root = _Node(_Source(topic))
         self._roots.append(root)
         return Stream(self, root)
@@ -586,6 +598,9 @@ class Job:
                 f"The job {self.name!r} has no handlers.",
                 remedy="Decorate a function with @job.process(topic, to=...), or use job.stream(topic).",
             )
+        read = {topic for stage in stages for topic in stage.topics}
+        declared = {topic: watermark for topic, watermark in self._watermarks.items() if topic in read}
+        stages = with_event_time(stages, declared)
         return Topology(self.name, _upstream_first(stages), topics=tuple(topics.values()))
 
     def _stores(self, handler: str, states: object) -> tuple[StateStore, ...]:
@@ -638,6 +653,21 @@ class Job:
                 remedy="A record is decoded once for all its handlers, so give on_error in one place.",
             )
         self._topic_rules[name] = rule if known is None else known
+
+    def _set_watermark(self, name: str, watermark: Watermark | None) -> None:
+        if watermark is None:
+            return
+        if not isinstance(watermark, Watermark):  # pyright: ignore[reportUnnecessaryIsInstance]  a user's
+            raise JobError(
+                f"watermark={bounded_repr(watermark)} of the topic {name!r} is not a Watermark.",
+                remedy="Use watermark=Watermark(max_delay_ms=5_000), from fcluster.",
+            )
+        known = self._watermarks.setdefault(name, watermark)
+        if known != watermark:
+            raise JobError(
+                f"The topic {name!r} has two watermarks: {known} and {watermark}.",
+                remedy="A shard has one event time, so give it in one place.",
+            )
 
     def _check_declared(self, topic: TopicSpec, where: str) -> None:
         if not isinstance(topic, TopicSpec):  # pyright: ignore[reportUnnecessaryIsInstance]

@@ -16,6 +16,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Protocol, TextIO, cast
 
 from fcluster.common.failures import bounded_text
@@ -32,6 +33,8 @@ SHARDS_SHOWN_MAX = 32
 WORKERS_SHOWN_MAX = 16
 AGENTS_SHOWN_MAX = 8
 STOPPED_SHOWN_MAX = 3
+STAGES_SHOWN_MAX = 8
+IDLE_SHOWN_MAX = 4
 KAFKA_LINES_MAX = 8
 KAFKA_CHARACTERS_MAX = 400
 REASON_CHARACTERS_MAX = 1_200
@@ -174,6 +177,8 @@ def header(document: Document, restarts: int | None = None) -> Any:
         text.append(f"\n{line}", "bold yellow")
     for line in stopped_lines(document):
         text.append(f"\n{line}", "bold red")
+    for line in time_lines(document):
+        text.append(f"\n{line}", "dim")
     for notice in _items(document.get("notices")):
         text.append(f"\n{notice}", "red")
     if agents := agents_line(document):
@@ -197,6 +202,49 @@ def stopped_lines(document: Document) -> list[str]:
     ]
     more = [f"and {len(stopped) - STOPPED_SHOWN_MAX} more"] if len(stopped) > STOPPED_SHOWN_MAX else []
     return lines + more
+
+
+def time_lines(document: Document) -> list[str]:
+    """A line for each stage: its event time, what holds it back, and what isn't waited for. None if the job
+    doesn't use event time."""
+    lines: list[str] = []
+    stages = list(_list(document, "event_times"))
+    for stage in stages[:STAGES_SHOWN_MAX]:
+        parts = [f"event time of {_text(stage.get('stage'))}: {_date(_number(stage, 'time_ms', -1))}"]
+        behind_ms = _number(stage, "behind_ms", -1)
+        if behind_ms >= 0:
+            parts[0] += f", {_duration(behind_ms)} behind"
+        held: Any = stage.get("held_back_by")
+        if isinstance(held, Mapping):
+            held = cast("Document", held)
+            upstream = int(_number(held, "upstream", -1))
+            behind = f" (shard {upstream} upstream)" if upstream >= 0 else ""
+            parts.append(f"waits for {_text(held.get('topic'))}/{_text(held.get('partition'))}{behind}")
+        if idle := list(_list(stage, "idle")):
+            named = [
+                f"{_text(one.get('topic'))}/{_text(one.get('partition'))}" for one in idle[:IDLE_SHOWN_MAX]
+            ]
+            more = int(_number(stage, "idle_inputs", 0)) - len(named)
+            parts.append(f"idle: {', '.join(named)}" + (f" and {more} more" if more > 0 else ""))
+        if upstream_idle := int(_number(stage, "idle_upstream", 0)):
+            parts.append(f"idle upstream: {upstream_idle}")
+        lines.append("; ".join(parts))
+    more = [f"and {len(stages) - STAGES_SHOWN_MAX} more"] if len(stages) > STAGES_SHOWN_MAX else []
+    return lines + more
+
+
+def _date(time_ms: float) -> str:
+    if not 0 <= time_ms < 1e14:
+        return "none yet" if time_ms < 0 else f"{time_ms:.0f} ms"
+    return datetime.fromtimestamp(time_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def _duration(duration_ms: float) -> str:
+    """In the unit that fits; 1.5 s, 12 min, 3 days."""
+    for name, unit_ms in (("days", 86_400_000), ("h", 3_600_000), ("min", 60_000)):
+        if duration_ms >= 2 * unit_ms:
+            return f"{duration_ms / unit_ms:,.0f} {name}"
+    return f"{duration_ms / 1000:.1f} s"
 
 
 def agents_line(document: Document) -> str:

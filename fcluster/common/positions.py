@@ -1,5 +1,5 @@
 """The contents of a source partition's committed offset: the offset, and in its metadata the epoch and topic
-id.
+id, and what there is of the shard's event time.
 
 Responsible for: the metadata string of each committed offset. It is the only place where a shard's epoch is
 recorded (invariant 1): Kafka makes offset, epoch, outputs and deltas visible together. A shard that reads
@@ -18,7 +18,9 @@ RESET_FINGERPRINT = "reset"
 """Used by `fcluster reset` for shards with several inputs: no transaction of the job committed these."""
 _FORMAT_WITHOUT_ID = "1"
 _FORMAT = "2"
+_FORMAT_WITH_CLOCK = "3"
 _ID_CHARACTERS = re.compile(r"[A-Za-z0-9+/_-]{1,64}")
+_CLOCK_CHARACTERS = re.compile(r"[!-9;-~]{1,4000}")
 
 
 class UnreadableMetadataError(Exception):
@@ -34,6 +36,7 @@ class InputOffset(NamedTuple):
 
     offset: int
     topic_id: str = ""
+    clock: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +51,8 @@ class CommittedPosition:
         fingerprint: of the topology that wrote it.
         topic_id: Kafka's id of the source topic; empty: not known. A topic that was deleted and created again
             has another id, and the offset means nothing in it.
-        further: the same for its inputs after the first, to which `offset` and `topic_id` belong.
+        further: the same for its inputs after the first, to which `offset`, `topic_id` and `clock` belong.
+        clock: what `EventClock.encode` gave for the input; empty: nothing.
     """
 
     offset: int
@@ -57,6 +61,7 @@ class CommittedPosition:
     fingerprint: str
     topic_id: str = ""
     further: tuple[InputOffset, ...] = ()
+    clock: str = ""
 
     def __post_init__(self) -> None:
         for at in self.inputs:
@@ -66,12 +71,14 @@ class CommittedPosition:
     @property
     def inputs(self) -> tuple[InputOffset, ...]:
         """Where the shard stands in each of its inputs."""
-        return (InputOffset(self.offset, self.topic_id), *self.further)
+        return (InputOffset(self.offset, self.topic_id, self.clock), *self.further)
 
     def at(self, inputs: Sequence[InputOffset]) -> CommittedPosition:
         """The same, standing there in its inputs."""
         first, *further = inputs
-        return replace(self, offset=first.offset, topic_id=first.topic_id, further=tuple(further))
+        return replace(
+            self, offset=first.offset, topic_id=first.topic_id, clock=first.clock, further=tuple(further)
+        )
 
     def of_input(self, number: int) -> CommittedPosition:
         """What is committed for one input."""
@@ -81,9 +88,13 @@ class CommittedPosition:
         """The metadata string for the offset: ``2:<epoch>:<state_epoch>:<fingerprint>:<topic id>``.
 
         Without a topic id: ``1:<epoch>:<state_epoch>:<fingerprint>``, as written by versions without topic
-        ids. Kafka keeps at most 4,096 bytes with an offset (`offset.metadata.max.bytes`); this takes about
-        70.
+        ids. With event time: ``3:<epoch>:<state_epoch>:<fingerprint>:<topic id>:<clock>``. Kafka keeps at
+        most 4,096 bytes with an offset (`offset.metadata.max.bytes`); this takes about 70, and the clock as
+        many as `EventClock.encode` says.
         """
+        if self.clock:
+            begin = f"{_FORMAT_WITH_CLOCK}:{self.epoch}:{self.state_epoch}:{self.fingerprint}"
+            return f"{begin}:{self.topic_id}:{self.clock}"
         if not self.topic_id:
             return f"{_FORMAT_WITHOUT_ID}:{self.epoch}:{self.state_epoch}:{self.fingerprint}"
         return f"{_FORMAT}:{self.epoch}:{self.state_epoch}:{self.fingerprint}:{self.topic_id}"
@@ -95,20 +106,25 @@ def decode_position(offset: int, metadata: str | None) -> CommittedPosition:
     Raises:
         UnreadableMetadataError: the metadata is missing or was not written by fcluster.
     """
-    parts = (metadata or "").split(":")
-    topic_id = parts.pop() if len(parts) == 5 and parts[0] == _FORMAT else ""
-    wanted = _FORMAT if topic_id else _FORMAT_WITHOUT_ID
-    if len(parts) != 4 or parts[0] != wanted or (topic_id and not _ID_CHARACTERS.fullmatch(topic_id)):
+    form, *parts = (metadata or "").split(":")
+    fields = {_FORMAT_WITHOUT_ID: 3, _FORMAT: 4, _FORMAT_WITH_CLOCK: 5}.get(form)
+    if len(parts) != fields:
+        raise UnreadableMetadataError(f"the committed offset {offset} carries the metadata {metadata!r}")
+    epochs, (fingerprint, *rest) = parts[:2], parts[2:]
+    topic_id, clock = [*rest, "", ""][:2]
+    has_id = _ID_CHARACTERS.fullmatch(topic_id) or (not topic_id and form != _FORMAT)
+    has_clock = _CLOCK_CHARACTERS.fullmatch(clock) or form != _FORMAT_WITH_CLOCK
+    if not has_id or not has_clock:
         raise UnreadableMetadataError(f"the committed offset {offset} carries the metadata {metadata!r}")
     try:
-        epoch, state_epoch = int(parts[1]), int(parts[2])
+        epoch, state_epoch = map(int, epochs)
     except ValueError as error:
         raise UnreadableMetadataError(
             f"the committed offset {offset} carries the metadata {metadata!r}"
         ) from error
     if not 0 <= state_epoch <= epoch:
         raise UnreadableMetadataError(f"state epoch {state_epoch} is not within 0 and epoch {epoch}")
-    return CommittedPosition(offset, epoch, state_epoch, parts[3], topic_id)
+    return CommittedPosition(offset, epoch, state_epoch, fingerprint, topic_id, clock=clock)
 
 
 def joined_position(
@@ -143,7 +159,7 @@ def joined_position(
                 f"input {number + 1} was committed in epoch {other.epoch}, and input 1 not with it"
             )
     inputs = [
-        InputOffset(begin if at is None else at.offset, "" if at is None else at.topic_id)
+        InputOffset(begin) if at is None else InputOffset(at.offset, at.topic_id, at.clock)
         for at, begin in zip(committed, begins, strict=True)
     ]
     return lead.at(inputs)

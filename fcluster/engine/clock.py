@@ -22,6 +22,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
+from fcluster.common.errors import FclusterError
+
 ENCODED_CHARACTERS_MAX: Final = 3_900
 """Of one input: Kafka keeps 4,096 bytes with an offset, and the epoch's part takes up to 180 of them."""
 SHARDS_MAX: Final = 100_000
@@ -30,7 +32,7 @@ _WATERMARK_FORMAT: Final = 1
 _SOURCE, _UPSTREAM, _UPSTREAM_SHORT = "s", "u", "m"
 
 
-class UnreadableClockError(Exception):
+class UnreadableClockError(FclusterError):
     """What was committed for a clock isn't what this version writes."""
 
 

@@ -1,7 +1,8 @@
 """Watermark records: how a stage tells the stages after its repartition topics what its event time is.
 
-Responsible for: what such a record looks like, and how it is recognised. It belongs to the transaction of the
-epoch whose end it tells of, behind the data of that epoch. Pure.
+Responsible for: what such a record looks like, how it is recognised, and when there has to be one. It belongs
+to the transaction of the epoch whose end it tells of, behind the data of that epoch. One record for each
+partition of the topic tells of all shards that its writer has in the epoch. Pure.
 
 It has no key, unlike each record of data in a repartition topic, and names itself by a header. It has no
 timestamp, so that it doesn't wait for other inputs where several are merged.
@@ -9,11 +10,17 @@ timestamp, so that it doesn't wait for other inputs where several are merged.
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Iterable, Mapping
+from typing import Final, NamedTuple
 
-from fcluster.engine.clock import Said, decode_watermark
+from fcluster.common.ids import ShardId
+from fcluster.common.positions import CommittedPosition
+from fcluster.engine.clock import EventClock, Said, decode_watermark, encode_watermark
 from fcluster.engine.records import Headers, SourceRecord
+from fcluster.graph.topology import Input, Stage, Topology
 
+SELDOM_MS: Final = 1_000
+"""How often a topic is told of event time at most if nothing behind it depends on event time."""
 WATERMARK_HEADER: Final = "fcluster.watermark"
 WATERMARK_HEADERS: Final[Headers] = [(WATERMARK_HEADER, b"")]
 
@@ -33,3 +40,94 @@ def watermarks_in(record: SourceRecord) -> tuple[int, list[Said]]:
         UnreadableClockError: the record is damaged.
     """
     return decode_watermark(record.value() or b"")
+
+
+def make_clock(stage: Stage, position: CommittedPosition) -> EventClock | None:
+    """The event time of a shard at its committed position. None: the job doesn't use event time.
+
+    Raises:
+        UnreadableClockError: something else was committed for it.
+    """
+    if not stage.keeps_time:
+        return None
+    clock = EventClock([_delay_ms(source) for source in stage.inputs])
+    for number, at in enumerate(position.inputs):
+        clock.restore(number, at.clock)
+    return clock
+
+
+def _delay_ms(source: Input) -> int | None:
+    assert source.watermark is not None
+    return None if source.internal else source.watermark.max_delay_ms
+
+
+class WatermarkRecord(NamedTuple):
+    """What is to be written to a partition of a repartition topic."""
+
+    topic: str
+    partition: int
+    value: bytes
+
+
+class Telling:
+    """What the stages behind have been told by this process.
+
+    Args:
+        topology: of the job.
+        seldom_ms: see `SELDOM_MS`.
+    """
+
+    def __init__(self, topology: Topology, seldom_ms: float = SELDOM_MS) -> None:
+        self._targets = {
+            stage.name: [
+                (topic, reader.name, 0.0 if topology.time_is_needed(reader) else seldom_ms)
+                for topic, reader in topology.told_topics(stage).items()
+            ]
+            for stage in topology.stages
+        }
+        self._told: dict[tuple[ShardId, str], tuple[int | None, bool]] = {}
+        self._told_at_ms: dict[tuple[str, str], float] = {}
+
+    def forget(self, shards: Iterable[ShardId]) -> None:
+        """Others may tell of these shards from now on, or what was said of them isn't committed."""
+        leaving = set(shards)
+        self._told = {key: said for key, said in self._told.items() if key[0] not in leaving}
+
+    def due(
+        self, clocks: Mapping[ShardId, EventClock], sizes: Mapping[str, int], now_ms: float
+    ) -> list[WatermarkRecord]:
+        """What is to be written now. It counts as told.
+
+        Args:
+            clocks: of the shards in the epoch.
+            sizes: how many shards each stage has. A stage that isn't in it isn't told of, or told.
+            now_ms: of a clock that never goes back.
+        """
+        records: list[WatermarkRecord] = []
+        by_stage: dict[str, list[ShardId]] = {}
+        for shard in clocks:
+            by_stage.setdefault(shard.stage, []).append(shard)
+        for stage, shards in by_stage.items():
+            for topic, reader, interval_ms in self._targets[stage]:
+                if stage not in sizes or reader not in sizes:
+                    continue
+                is_due = now_ms - self._told_at_ms.get((stage, topic), float("-inf")) >= interval_ms
+                news = {shard: (clocks[shard].now_ms, clocks[shard].is_idle) for shard in shards}
+                said = self._unsaid(topic, news, is_due)
+                if said:
+                    self._told_at_ms[stage, topic] = now_ms
+                    value = encode_watermark(sizes[stage], said)
+                    records += [WatermarkRecord(topic, number, value) for number in range(sizes[reader])]
+        return records
+
+    def _unsaid(
+        self, topic: str, news: Mapping[ShardId, tuple[int | None, bool]], is_due: bool
+    ) -> list[Said]:
+        """What there is to tell. What isn't due is put off, unless a shard has become idle, or is back: that
+        may be the last for long that there is to say of it."""
+        before = {shard: self._told.get((shard, topic), (None, False)) for shard in news}
+        if not is_due and all(news[shard][1] == before[shard][1] for shard in news):
+            return []
+        said = [Said(shard.partition, *news[shard]) for shard in news if news[shard] != before[shard]]
+        self._told |= {(shard, topic): says for shard, says in news.items()}
+        return said

@@ -30,6 +30,7 @@ from fcluster.graph.codecs import Kind, codec_name
 from fcluster.graph.functions import BYTECODE, comparable, function_identity
 from fcluster.graph.states import StateStore
 from fcluster.graph.timers import TimerFunction, TimerStore
+from fcluster.graph.watermark import Watermark
 
 KeyKind = Kind
 ValueKind = Kind
@@ -173,12 +174,15 @@ class Input:
         internal: it is a repartition topic of the cluster's own.
         name: the topic's; of a repartition topic that of its `key_by`, of which the topic's name is made.
         on_error: what a record leads to that can't be decoded.
+        watermark: how event time follows from its timestamps; None: the job doesn't use event time. That of a
+            repartition topic follows from its watermark records.
     """
 
     topic: TopicSpec
     internal: bool = False
     name: str = ""
     on_error: OnError = "stop"
+    watermark: Watermark | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +208,16 @@ class Stage:
     def topics(self) -> tuple[str, ...]:
         """The names of the topics that it reads."""
         return tuple(source.topic.name for source in self.inputs)
+
+    @property
+    def keeps_time(self) -> bool:
+        """Whether its shards have an event time. All stages of a job have it, or none."""
+        return self.inputs[0].watermark is not None
+
+    @property
+    def needs_time(self) -> bool:
+        """Whether something in it may depend on event time."""
+        return bool(self.timed_processes)
 
     def chains_of(self, number: int) -> tuple[Chain, ...]:
         """The chains that records of that input run through."""
@@ -306,6 +320,23 @@ class Topology:
         return tuple({topic.name: topic for topic in candidates if topic.name not in internal}.values())
 
     @property
+    def keeps_time(self) -> bool:
+        """Whether the job uses event time."""
+        return any(stage.keeps_time for stage in self.stages)
+
+    def told_topics(self, stage: Stage) -> dict[str, Stage]:
+        """The repartition topics that are told of a stage's event time, with the stages that read them."""
+        if not stage.keeps_time:
+            return {}
+        internal = {source.topic.name for source in self.inputs if source.internal}
+        sinks = {chain.sink.name for chain in stage.chains if chain.sink is not None}
+        return {name: self.stages_by_topic[name] for name in sorted(sinks & internal)}
+
+    def time_is_needed(self, stage: Stage) -> bool:
+        """Whether something in `stage` or behind it depends on event time."""
+        return stage.needs_time or any(map(self.time_is_needed, self.told_topics(stage).values()))
+
+    @property
     def internal_topics(self) -> tuple[str, ...]:
         """The changelogs and repartition topics, upstream first. (The journal is `ids.journal_topic`.)"""
         names: list[str] = []
@@ -351,6 +382,23 @@ class Topology:
             "job": self.job,
             "stages": {stage.name: _describe_stage(stage, feeds) for stage in self.stages},
         }
+
+
+def with_event_time(stages: Sequence[Stage], declared: Mapping[str, Watermark]) -> list[Stage]:
+    """The stages of a job, with event time if one of them uses it.
+
+    Args:
+        declared: by topic of the user's. Others get the default.
+    """
+    if not declared and not any(stage.needs_time for stage in stages):
+        return list(stages)
+    timed: list[Stage] = []
+    for stage in stages:
+        inputs = [
+            replace(source, watermark=declared.get(source.topic.name, Watermark())) for source in stage.inputs
+        ]
+        timed.append(replace(stage, inputs=tuple(inputs)))
+    return timed
 
 
 def written_topics(stage: Stage) -> Iterator[TopicSpec]:

@@ -68,7 +68,7 @@ class TornShard:
         epoch = max(self.committed.epoch, self.delta_epoch)
         return replace(self.committed, epoch=epoch, state_epoch=self.delta_epoch).at(
             [
-                InputOffset(offset, known.topic_id)
+                InputOffset(offset, known.topic_id, known.clock)
                 for offset, known in zip(offsets, self.committed.inputs, strict=True)
             ]
         )

@@ -24,6 +24,7 @@ from fcluster.engine.failure import Condemnation, OutputRefusedError, UnkeptStat
 from fcluster.engine.records import OutputPort
 from fcluster.engine.runner import HandlerError, UnreadableRecordError
 from fcluster.engine.steps import StepFailure
+from fcluster.engine.watermarks import WATERMARK_HEADERS, Telling, is_watermark
 from fcluster.graph.codecs import key_codec, value_codec
 from fcluster.graph.states import State
 from fcluster.graph.topology import (
@@ -133,6 +134,10 @@ class Driver:
         self._passing = (KeyboardInterrupt, *_outcomes_of_tests())
         self._port = OutputPort()
         self._port.produce = self._produce
+        self._stage_sizes = {
+            stage.name: len(self._topics.partitions(stage.topics[0])) for stage in self.topology.stages
+        }
+        self._telling = Telling(self.topology, seldom_ms=0)
         self._epoch = 0
         self._committed: dict[tuple[str, int], tuple[int, str]] = {}
         self._shards: dict[ShardId, Shard] = {}
@@ -290,12 +295,49 @@ class Driver:
             isolation: "read-uncommitted" also returns those of the open epoch, and of epochs that were lost.
         """
         spec = self._spec(topic)
+        internal = spec.name in self.topology.internal_topics
         found = [
             record
             for partition in self._topics.partitions(spec.name)
             for record in partition.read(0, isolation)
+            if not (internal and is_watermark(record))
         ]
         return [TopicRecord(spec, record) for record in sorted(found, key=lambda record: record.sequence)]
+
+    def event_times(self, stage: str) -> dict[int, int | None]:
+        """The event time of each partition of a stage, in milliseconds since 1970; None: it has none yet.
+
+        Args:
+            stage: its name, which is that of the topic that it reads, or of the first handler behind a
+                `key_by`; or the name of another handler in it.
+
+        Raises:
+            JobError: the job has no such stage, or doesn't use event time.
+        """
+        found = next((one for one in self.topology.stages if one.name == stage), None)
+        found = found or self._stage_of(stage)
+        if not found.keeps_time:
+            raise JobError(
+                f"The job {self.topology.job!r} doesn't use event time.",
+                remedy="Declare it: job.topic(name, watermark=Watermark()).",
+            )
+        clocks = [self._shard(found, number).clock for number in range(self._stage_sizes[found.name])]
+        return {number: clock.now_ms for number, clock in enumerate(clocks) if clock is not None}
+
+    def set_idle(self, topic: TopicSpec | str, partition: int) -> None:
+        """Let a partition be idle, as it is in a cluster after `Watermark.idle_ms` without a record: event
+        time doesn't wait for it until its next record.
+
+        Raises:
+            JobStopped: something that follows from it has stopped the job.
+        """
+        __tracebackhide__ = True
+        spec = self._source(topic)
+        self._check_running()
+        stage = self.topology.stages_by_topic[spec.name]
+        self._shard(stage, partition).set_idle(stage.input_of(spec.name))
+        if self._auto_barrier:
+            self.barrier()
 
     def dead_letters(self, topic: TopicSpec | str | None = None) -> list[DeadLetter]:
         """All committed dead letters, of this dead-letter topic or of all."""
@@ -450,6 +492,17 @@ class Driver:
                 self._topics.add(
                     changelog, part.shard.id.partition, None, record, self.now_ms, None, Visibility.OPEN
                 )
+        clocks = {part.shard.id: part.shard.clock for part in frozen if part.shard.clock is not None}
+        for told in self._telling.due(clocks, self._stage_sizes, 0.0):
+            self._topics.add(
+                told.topic,
+                told.partition,
+                None,
+                told.value,
+                NO_TIMESTAMP_MS,
+                WATERMARK_HEADERS,
+                Visibility.OPEN,
+            )
         self._topics.commit()
         self._epoch = epoch
         self.skipped, self._port.skipped = self.skipped + self._port.skipped, 0
@@ -471,6 +524,7 @@ class Driver:
     def _roll_back(self) -> None:
         """Forget all that isn't committed."""
         self._topics.abort()
+        self._telling.forget(self._shards)
         self._shards.clear()
         self._port.skipped = 0
 

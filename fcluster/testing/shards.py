@@ -22,6 +22,7 @@ from fcluster.engine.kinds import make_access
 from fcluster.engine.records import OutputPort
 from fcluster.engine.runner import StageRunner
 from fcluster.engine.state import STORE_PREFIX_BYTES, ShardState, StoreMeta, store_prefix
+from fcluster.engine.watermarks import make_clock
 from fcluster.graph.states import ListAccess, MapAccess, StateStore
 from fcluster.graph.topology import Stage
 from fcluster.testing.topics import Partition, StoredRecord
@@ -124,6 +125,7 @@ class Shard:
         self.stage = stage
         self.position = position
         self.dirty = False
+        self.clock = make_clock(stage, position)
         self._next = [at.offset for at in position.inputs]
         self._store = MemoryStore()
         if changelog is not None:
@@ -131,7 +133,7 @@ class Shard:
         # Nothing stays decoded over a barrier: each epoch reads what the last one has encoded.
         self.state = ShardState(self._store, stage.all_stores, cache_entries_max=0)
         self.runners = [
-            StageRunner(stage, partition, self.state.tables, port, passing, number)
+            StageRunner(stage, partition, self.state.tables, port, passing, number, self.clock)
             for number in range(len(stage.inputs))
         ]
         for number, offset, failure in condemned:
@@ -167,9 +169,18 @@ class Shard:
             named = dict(zip(self.stage.topics[1:], further, strict=True))
             encoded = encode_delta(dataclasses.replace(delta, source_offset=first, further_offsets=named))
         position = dataclasses.replace(self.position, epoch=epoch, state_epoch=state_epoch).at(
-            [InputOffset(offset) for offset in self._next]
+            [InputOffset(offset, clock=self._encode_time(number)) for number, offset in enumerate(self._next)]
         )
         return FrozenShard(self, position, encoded)
+
+    def _encode_time(self, number: int) -> str:
+        return "" if self.clock is None else self.clock.encode(number)
+
+    def set_idle(self, number: int) -> None:
+        """Nobody waits for this input until its next record."""
+        if self.clock is not None:
+            self.clock.set_idle(number, True)
+            self.dirty = True
 
     def committed(self, frozen: FrozenShard, changelog_offset_next: int) -> None:
         """The epoch is committed; the next one is open."""

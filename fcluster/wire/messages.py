@@ -46,6 +46,7 @@ _Session = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 _Slot = Annotated[int, msgspec.Meta(ge=-1, le=2**31 - 1)]
 _Offset = Annotated[int, msgspec.Meta(ge=-1001, le=2**63 - 1)]  # -1001 is Kafka's own "none"
 _InputNumber = Annotated[int, msgspec.Meta(ge=0, le=10_000)]
+_Timestamp = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 _Milliseconds = Annotated[float, msgspec.Meta(ge=0, le=1e12)]
 # Names are shown on terminals and in logs, so they must not move the cursor or start a new line.
 _PRINTABLE = r"\A[^\x00-\x1f\x7f-\x9f\u2028\u2029]*\Z"
@@ -65,13 +66,29 @@ class Message(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True)
     """Base of all control messages. The subclass's name is sent as its tag."""
 
 
+class TimeStatus(msgspec.Struct, frozen=True, array_like=True):
+    """The event time of a shard (`now_ms`), and what one of its inputs has to do with it.
+
+    `watermark_ms` is that of the input, None if it hasn't begun. `idle`: it isn't waited for. Of a
+    repartition topic: `slowest` is the number of the shard upstream that holds it back (-1: none does),
+    `idle_upstream` how many are idle. `wall_ms`: the worker's own clock when it said this; 0: unknown.
+    """
+
+    now_ms: _Timestamp | None
+    watermark_ms: _Timestamp | None
+    idle: bool
+    slowest: _Slot = -1
+    idle_upstream: _Number = 0
+    wall_ms: _Number = 0
+
+
 class ShardStatus(msgspec.Struct, frozen=True, array_like=True):
     """The progress of one of a worker's shards in one of its inputs; `input` is the input's number.
 
     `position` is the next offset to read; everything before it is processed (including control records).
     `committed` is the committed offset. `end` is the last known end of the source partition (the last stable
     offset for read-committed sources), -1 if unknown. `dirty` says that records up to `position` are not all
-    committed yet.
+    committed yet. `time`: None if the job doesn't use event time.
     """
 
     shard: ShardId
@@ -81,6 +98,7 @@ class ShardStatus(msgspec.Struct, frozen=True, array_like=True):
     dirty: bool
     epoch: _Number
     input: _InputNumber = 0
+    time: TimeStatus | None = None
 
 
 class StandbyStatus(msgspec.Struct, frozen=True, array_like=True):
@@ -422,7 +440,8 @@ class Assign(Message, frozen=True):
 
     `overdue`: the records of these shards at which a handler has hung. `suspects`: the shards at which
     processes have ended again and again. `committed`: what is known to be committed for these shards, perhaps
-    more is. A broker that is cut off from the others may answer with less.
+    more is. A broker that is cut off from the others may answer with less. `stages`: how many shards each
+    stage of the job has; empty if the job doesn't use event time.
     """
 
     term: _Number
@@ -432,6 +451,7 @@ class Assign(Message, frozen=True):
     overdue: list[OverdueRecord] = []
     suspects: list[SuspectRecord] = []
     committed: list[CommittedOffset] = []
+    stages: dict[_TopicName, _Number] = {}
 
 
 class Revoke(Message, frozen=True):

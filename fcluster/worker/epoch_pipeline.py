@@ -31,6 +31,7 @@ from fcluster.common.failures import FailureKind
 from fcluster.common.ids import ShardId
 from fcluster.engine.failure import Condemnation
 from fcluster.engine.state import ShardState
+from fcluster.engine.watermarks import Telling
 from fcluster.graph.topology import Topology
 from fcluster.storage.store import LOCAL_TROUBLE
 from fcluster.worker.batches import Batches
@@ -140,6 +141,7 @@ class EpochPipeline:
         self._hang_bound_s = hang_bound_s
         self._post = post
         self._note_delta = note_delta
+        self._telling = Telling(topology)
         self._writer: EpochWriter | None = None
         self._commit_thread: CommitThread | None = None
         self._open: OpenEpoch | None = None
@@ -153,6 +155,11 @@ class EpochPipeline:
     def name_topics(self, topology: Topology) -> None:
         """Use the topic names of this topology. Call it before the first `open`."""
         self._topology = topology
+        self._telling = Telling(topology)
+
+    def release(self, shards: Iterable[ShardId]) -> None:
+        """Others get these shards."""
+        self._telling.forget(shards)
 
     def open(self, session: int, make_writer: MakeWriter) -> None:
         """Make the session's writer and its commit thread, which initialises it."""
@@ -179,6 +186,7 @@ class EpochPipeline:
         """The session is over. Destroy its writer without waiting. Its epochs are never committed."""
         self._port.close()  # the writer's thread, not this one, has to destroy its producer
         self._open = self._in_flight = None
+        self._telling = Telling(self._topology)
         retired, self._commit_thread = self._commit_thread, None
         if retired is not None:
             retired.shutdown(wait=False, cancel_futures=True)
@@ -271,6 +279,7 @@ class EpochPipeline:
             confirm_sources = self._source_checks.begin()
             parts = [self._freeze(runners[shard], effect.epoch) for shard in sorted(effect.shards)]
             failpoints.reach("worker.layers-frozen", effect.epoch)
+            self._tell_time(opened.transaction, [runners[shard] for shard in effect.shards])
             opened.transaction.flush_outputs()
         except TransactionLostError as error:
             self._post(self.lost(effect.session, error))
@@ -294,6 +303,12 @@ class EpochPipeline:
         )
         self._open, self._in_flight = None, epoch
         self._commit_thread.submit(self._flush, epoch)
+
+    def _tell_time(self, transaction: EpochTransaction, runners: Sequence[ShardRunner]) -> None:
+        clocks = {runner.shard: runner.clock for runner in runners if runner.clock is not None}
+        if clocks:
+            now_ms = time.monotonic() * 1000
+            transaction.tell_time(self._telling.due(clocks, self._core_state.stage_sizes, now_ms))
 
     def _freeze(self, runner: ShardRunner, epoch: int) -> ShardEpoch:
         delta = runner.freeze(epoch, self._topology.fingerprint)

@@ -19,11 +19,13 @@ from fcluster.common.failures import Failure
 from fcluster.common.ids import ShardId
 from fcluster.common.positions import CommittedPosition, InputOffset
 from fcluster.engine.changelog import Delta
+from fcluster.engine.clock import EventClock
 from fcluster.engine.failure import Condemnation
 from fcluster.engine.records import OutputPort, Produce, describe_record
 from fcluster.engine.runner import HandlerError, StageRunner, UnreadableRecordError
 from fcluster.engine.state import ShardState
 from fcluster.engine.steps import Place, RecordError
+from fcluster.engine.watermarks import make_clock
 from fcluster.graph.topology import Stage
 from fcluster.storage.store import LOCAL_TROUBLE
 from fcluster.worker.core.model import Condemned, RecordAt
@@ -64,9 +66,16 @@ class InputRunner(StageRunner):
     __slots__ = ("begun_at", "end", "generation", "last", "read_position", "shard", "topic", "topic_id")
 
     def __init__(
-        self, stage: Stage, partition: int, state: ShardState, at: InputOffset, port: OutputPort, number: int
+        self,
+        stage: Stage,
+        partition: int,
+        state: ShardState,
+        at: InputOffset,
+        port: OutputPort,
+        number: int,
+        clock: EventClock | None,
     ) -> None:
-        super().__init__(stage, partition, state.tables, port, NOT_THE_RECORDS_DOING, number)
+        super().__init__(stage, partition, state.tables, port, NOT_THE_RECORDS_DOING, number, clock)
         self.shard = ShardId(stage.name, partition)
         self.topic = stage.topics[number]
         self.topic_id = at.topic_id
@@ -102,7 +111,8 @@ class InputRunner(StageRunner):
     def freeze(self) -> InputOffset:
         """The epoch ends here: where it stands."""
         self.begun_at, self.last = self.next_offset, None
-        return InputOffset(self.begun_at, self.topic_id)
+        time = "" if self.clock is None else self.clock.encode(self.number)
+        return InputOffset(self.begun_at, self.topic_id, time)
 
 
 class ShardRunner:
@@ -111,9 +121,10 @@ class ShardRunner:
     Attributes:
         position: the committed position it started from or last froze; the inputs tell where it stands.
         inputs: in the stage's order.
+        clock: its event time; None: the job doesn't use event time.
     """
 
-    __slots__ = ("inputs", "position", "shard", "stage", "state")
+    __slots__ = ("clock", "inputs", "position", "shard", "stage", "state")
 
     def __init__(
         self, stage: Stage, partition: int, state: ShardState, position: CommittedPosition, port: OutputPort
@@ -122,8 +133,9 @@ class ShardRunner:
         self.shard = ShardId(stage.name, partition)
         self.state = state
         self.position = position
+        self.clock = make_clock(stage, position)
         self.inputs = tuple(
-            InputRunner(stage, partition, state, at, port, number)
+            InputRunner(stage, partition, state, at, port, number, self.clock)
             for number, at in enumerate(position.inputs)
         )
 
@@ -151,6 +163,7 @@ class ShardRunner:
             fingerprint=fingerprint,
             topic_id=first.topic_id,
             further=tuple(further),
+            clock=first.clock,
         )
         return delta
 

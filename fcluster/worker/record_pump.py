@@ -41,6 +41,7 @@ from fcluster.worker.core import events
 from fcluster.worker.core.model import RecordAt
 from fcluster.worker.core.state import CoreState
 from fcluster.worker.epoch_pipeline import EpochPipeline
+from fcluster.worker.idle_inputs import IdleInputs
 from fcluster.worker.inbox import Inbox
 from fcluster.worker.leader_link import LeaderLink
 from fcluster.worker.processing import (
@@ -112,6 +113,7 @@ class RecordPump:
         self._hang_bound_s = hang_bound_s
         self._on_idle = on_idle
         self._chunks = Chunks()
+        self._idle_inputs = IdleInputs()
         self._paused = False
         self.records = 0
 
@@ -126,6 +128,13 @@ class RecordPump:
             self._chunks.add(dataclasses.replace(batch, messages=rest))
         else:
             batch.reader.done()
+
+    def note_idle_inputs(self, now_ms: float) -> None:
+        """Leave inputs out of event time that have had nothing for too long; `now_ms` never goes back."""
+        if not self._paused and not self._core_state.waits_for_commit():
+            shards = self._idle_inputs.look(self._shards.runners.values(), now_ms)
+            if shards:
+                self._feed(events.RecordsProcessed(shards, 0, self._chunks.backlog, None))
 
     def add_idle(self, idle: Idle) -> None:
         """A reader has nothing more for now."""

@@ -10,6 +10,7 @@ Must not: decide anything by the figures.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from fcluster.wire.messages import ShardStatus, WorkerStats
 from fcluster.worker.core.worker import WorkerCore
 from fcluster.worker.epoch_pipeline import EpochPipeline
 from fcluster.worker.health import WorkerHealth
+from fcluster.worker.idle_inputs import times_of
 from fcluster.worker.kafka_waits import KafkaWaits
 from fcluster.worker.leader_link import LeaderLink
 from fcluster.worker.processing import OutputPort, ShardRunner
@@ -77,7 +79,7 @@ class Reporting:
         """Collect the main thread's figures. For the main thread."""
         latencies = self._pipeline.commit_latencies_ms()
         self._stats = WorkerStats(
-            records_in=self._pump.records,
+            records_in=max(0, self._pump.records - self._port.watermarks_read),
             records_out=self._port.records,
             records_skipped=self._port.skipped,
             epochs_committed=self._pipeline.committed,
@@ -96,9 +98,12 @@ class Reporting:
         committed = owned.position if owned is not None and owned.position is not None else runner.position
         flight = core_state.in_flight
         dirty = runner.is_touched or (flight is not None and shard in flight.shards)
-        for one, at in zip(runner.inputs, committed.inputs, strict=True):
+        times = times_of(runner, time.time_ns() // 1_000_000)
+        for one, at, event_time in zip(runner.inputs, committed.inputs, times, strict=True):
             position = max(one.read_position, one.next_offset)
-            yield ShardStatus(shard, position, at.offset, one.end, dirty, committed.epoch, one.number)
+            yield ShardStatus(
+                shard, position, at.offset, one.end, dirty, committed.epoch, one.number, event_time
+            )
 
     def send_heartbeat(self) -> None:
         """Send the newest figures, if there is a session. For any thread."""

@@ -237,6 +237,8 @@ class Worker:
         if now_s - self._ticked_s >= self._interval_s and self._exit is None:
             self._ticked_s = now_s
             self._feed(events.Tick())
+            if self._topology.keeps_time:
+                self._pump.note_idle_inputs(_now_ms())
             self._pump.hold_back()
             self._pipeline.flush_quiet(runner.state for runner in self._shards.runners.values())
             self._reporting.refresh()
@@ -283,6 +285,7 @@ class Worker:
                 self._host.drop_states()
             case events.CloseShards():
                 self._shards.release(effect.shards)
+                self._pipeline.release(effect.shards)
                 self._host.release(effect.shards, self._pipeline.rest())
             case events.Log():
                 _log.log(_LEVELS[effect.level.upper()], "%s", effect.text)

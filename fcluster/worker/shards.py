@@ -43,6 +43,7 @@ from fcluster.common.offsets import NotKnownYetError, Offset
 from fcluster.common.positions import CommittedPosition, SplitPositionError, joined_position
 from fcluster.common.settings import Settings, TornPolicy
 from fcluster.engine.state import ShardState, StoreMeta
+from fcluster.engine.watermarks import make_clock
 from fcluster.graph.topology import Stage, Topology
 from fcluster.kafka.asking import ask_until_known
 from fcluster.kafka.brokers import largest_batch
@@ -506,6 +507,7 @@ class ShardHost:
                 self._readable(source, committed[source], begins[source], ends[source]) for source in sources
             ]
             position = self._joined(shard, readable, [begins[source] for source in sources])
+            make_clock(self._topology.stage(shard.stage), position)  # raises if it can't be read
             named = zip(sources, position.inputs, strict=True)
             positions[shard] = position.at(
                 [at._replace(topic_id=ids.get(source.topic, "")) for source, at in named]

@@ -21,7 +21,7 @@ import functools
 import re
 import threading
 import time
-from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -36,6 +36,7 @@ from fcluster.common.positions import CommittedPosition
 from fcluster.common.settings import Settings
 from fcluster.engine.changelog import Delta, encode_delta
 from fcluster.engine.failure import Condemnation, OutputRefusedError, output_too_large
+from fcluster.engine.watermarks import WATERMARK_HEADERS, WatermarkRecord
 from fcluster.kafka.asking import cause_of, reason_of
 from fcluster.kafka.clients import make_consumer, make_producer, serve_rest
 from fcluster.kafka.failover import failover_is_over
@@ -187,6 +188,10 @@ class EpochTransaction(Protocol):
         """Produces an output (main thread). See `waiting_produce`."""
         ...
 
+    def tell_time(self, records: Iterable[WatermarkRecord]) -> None:
+        """Produce watermark records behind all outputs (main thread)."""
+        ...
+
     def serve(self, send: bool) -> int:
         """Serve delivery reports. Returns how many outputs aren't acknowledged yet (main thread).
 
@@ -281,6 +286,9 @@ class ProducerTransactions:
 
     def check(self) -> None:
         check_transaction(self._producer)
+
+    def tell_time(self, records: Iterable[WatermarkRecord]) -> None:
+        produce_watermarks(self._producer, records, check_transaction)
 
     def flush_outputs(self) -> None:
         flush(self._producer, self._waits, check_transaction)
@@ -436,6 +444,10 @@ class AtLeastOnceWriter:
 
     def begin(self) -> EpochTransaction:
         return self
+
+    def tell_time(self, records: Iterable[WatermarkRecord]) -> None:
+        assert self._producer is not None
+        produce_watermarks(self._producer, records)
 
     def serve(self, send: bool) -> int:
         assert self._producer is not None
@@ -640,22 +652,38 @@ def produce_deltas(
         if part.records and part.changelog is not None:
             note = _delivery_note(frozen, part.shard)
             for record in part.records:
-                _produce_delta(producer, part.changelog, record, part.shard.partition, note, check)
+                fields = {"partition": part.shard.partition, "on_delivery": note}
+                _produce_own(producer, part.changelog, record, fields, check)
 
 
-def _produce_delta(
+def produce_watermarks(
+    producer: Producer,
+    records: Iterable[WatermarkRecord],
+    check: Callable[[Producer], None] = _unchecked,
+) -> None:
+    """Produce watermark records behind what the epoch has produced so far."""
+    for record in records:
+        fields = {
+            "partition": record.partition,
+            "timestamp": NO_TIMESTAMP_MS,
+            "headers": list(WATERMARK_HEADERS),
+        }
+        _produce_own(producer, record.topic, record.value, fields, check)
+
+
+def _produce_own(
     producer: Producer,
     topic: str,
-    record: bytes,
-    partition: int,
-    note: Callable[[Any, Any], None],
+    value: bytes,
+    fields: Mapping[str, Any],
     check: Callable[[Producer], None],
 ) -> None:
+    """Produce something for the job's own use."""
     try:
-        producer.produce(topic, record, partition=partition, on_delivery=note)
+        producer.produce(topic, value, **fields)
     except BufferError:
         _wait_for_room(producer, check)
-        producer.produce(topic, record, partition=partition, on_delivery=note)
+        producer.produce(topic, value, **fields)
     except KafkaException as error:
         raise TransactionLostError(
             f"writing to {topic}: {reason_of(error)}", cause_of(error).code()

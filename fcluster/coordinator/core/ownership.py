@@ -14,6 +14,7 @@ Must not: end sessions (`released` and `objection` say why one can't continue), 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 
 from fcluster.common.failures import Failure
@@ -316,8 +317,15 @@ class Ownership:
                 overdue,
                 suspects_of(self._cluster, shards),
                 committed,
+                self._stage_sizes(),
             ),
         )
+
+    def _stage_sizes(self) -> dict[str, int]:
+        """What workers have to know to tell each other of event time."""
+        if not self._cluster.terms.topology.keeps_time:
+            return {}
+        return dict(Counter(shard.stage for shard in self._cluster.shards))
 
     def _next_order(self, session: Session) -> int:
         if session.orders_heard == session.orders:

@@ -81,7 +81,11 @@ class Progress:
         if known is not None:
             position = max(known.position, status.position)
             status = msgspec.structs.replace(
-                status, position=position, end=max(known.end, status.end), dirty=position > status.committed
+                status,
+                position=position,
+                end=max(known.end, status.end),
+                dirty=position > status.committed,
+                time=known.time if status.time is None else status.time,
             )
         self._keep(status)
 

@@ -12,6 +12,7 @@ from typing import Any
 from fcluster.coordinator.core.agents import Agents
 from fcluster.coordinator.core.cluster import Cluster
 from fcluster.coordinator.core.election import Roster
+from fcluster.coordinator.core.event_times import describe_event_times
 from fcluster.coordinator.core.model import EpochPhase, Session, Shard, ShardPhase
 from fcluster.coordinator.core.progress import Progress
 from fcluster.coordinator.core.rounds import Rounds
@@ -75,6 +76,9 @@ def describe(
             _shard(cluster, progress, shard, topics[shard.identity.stage])
             for shard in cluster.shards.values()
         ],
+        "event_times": describe_event_times(
+            cluster.terms.topology, (shard.identity for shard in cluster.shards.values()), progress
+        ),
         "targets": {
             topics[stage][number]: {str(partition): offset for partition, offset in targets.items()}
             for (stage, number), targets in progress.targets.items()

@@ -69,6 +69,7 @@ class OwnedShards:
         if self._now.phase in (Phase.DRAINING, Phase.DRAINED):
             return
         new = tuple(sorted(shard for shard in message.shards if shard not in self._now.shards))
+        self._now.stage_sizes |= message.stages
         for overdue in message.overdue:
             self._heed_overdue(overdue)
         for suspect in message.suspects:

@@ -42,6 +42,7 @@ class CoreState:
             found; kept after the session ends.
         suspects: what is known about records that end processes, by shard, until the shard runs.
         pieces: how large an epoch may be while a record is looked for; kept after the session ends.
+        stage_sizes: how many shards each stage has, if the job uses event time.
         leaving: it is going to exit. `drained`: an operator removes it for good.
     """
 
@@ -67,6 +68,7 @@ class CoreState:
         self.condemned: dict[ShardId, list[Condemned]] = {}
         self.suspects: dict[ShardId, messages.SuspectRecord] = {}
         self.pieces = Pieces()
+        self.stage_sizes: dict[str, int] = {}
         self.leaving = False
         self.drained = False
 

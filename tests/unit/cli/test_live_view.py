@@ -20,6 +20,7 @@ from fcluster.cli.live_view import (
     stopped_lines,
     styled_line,
     summary_line,
+    time_lines,
     totals_of,
 )
 
@@ -319,3 +320,34 @@ def test_what_of_kafka_is_waited_for_is_shown_with_who_holds_the_epoch_back() ->
     assert said in summary_line(troubled, 0)
     assert len(summary_line(troubled, 0)) < 1_000
     assert "waiting for Kafka" not in printed(document())
+
+
+def test_event_time_has_a_line_for_each_stage_that_says_what_holds_it_back_and_what_is_idle() -> None:
+    times: list[dict[str, Any]] = [
+        {
+            "stage": "orders",
+            "time_ms": 1_767_225_600_000,
+            "behind_ms": 1_500,
+            "held_back_by": {"topic": "orders", "partition": 3, "upstream": -1},
+            "idle": [{"topic": "orders", "partition": number} for number in range(6)],
+            "idle_inputs": 6,
+            "idle_upstream": 0,
+        },
+        {
+            "stage": "per-shop",
+            "time_ms": -1,
+            "behind_ms": -1,
+            "held_back_by": {"topic": "repartition", "partition": 0, "upstream": 3},
+            "idle": [],
+            "idle_inputs": 0,
+            "idle_upstream": 2,
+        },
+    ]
+    assert time_lines(document(event_times=times)) == [
+        (
+            "event time of orders: 2026-01-01 00:00:00 UTC, 1.5 s behind; waits for orders/3; "
+            "idle: orders/0, orders/1, orders/2, orders/3 and 2 more"
+        ),
+        "event time of per-shop: none yet; waits for repartition/0 (shard 3 upstream); idle upstream: 2",
+    ]
+    assert time_lines(document()) == []

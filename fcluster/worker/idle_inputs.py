@@ -1,0 +1,78 @@
+"""Finds the inputs that have been idle for so long that event time no longer waits for them; and tells where
+event time stands.
+
+Responsible for: how long each input has had no new record, by the wall clock. Where the job sets `idle_ms` of
+a `Watermark`, an input that is at its end counts as idle after that time, until its next record. Belongs to
+the main thread.
+
+Must not: read a clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from fcluster.common.ids import ShardId
+from fcluster.wire.messages import TimeStatus
+from fcluster.worker.processing import InputRunner, ShardRunner
+
+
+class IdleInputs:
+    """The inputs of all running shards that may become idle."""
+
+    def __init__(self) -> None:
+        self._quiet_since: dict[InputRunner, tuple[int, float]] = {}
+        """From which offset and time on there was nothing new."""
+
+    def look(self, runners: Iterable[ShardRunner], now_ms: float) -> frozenset[ShardId]:
+        """Leave those out of event time that have become idle.
+
+        Args:
+            runners: of the shards.
+            now_ms: of a clock that never goes back.
+
+        Returns:
+            Their shards: there is something to commit.
+        """
+        changed: set[ShardId] = set()
+        quiet_since: dict[InputRunner, tuple[int, float]] = {}
+        for runner in runners:
+            if runner.clock is None:
+                continue
+            for one in runner.inputs:
+                idle_ms = _idle_ms(one)
+                if idle_ms is None or runner.clock.source(one.number).idle:
+                    continue
+                offset, since_ms = self._quiet_since.get(one, (-1, now_ms))
+                if offset != one.next_offset:
+                    since_ms = now_ms
+                quiet_since[one] = one.next_offset, since_ms
+                is_at_end = 0 <= one.end <= max(one.read_position, one.next_offset)
+                if is_at_end and now_ms - since_ms >= idle_ms:
+                    runner.clock.set_idle(one.number, True)
+                    changed.add(runner.shard)
+        self._quiet_since = quiet_since
+        return frozenset(changed)
+
+
+def times_of(runner: ShardRunner, wall_ms: int) -> list[TimeStatus | None]:
+    """What is reported of the shard's event time, for each input, at this time of the wall clock."""
+    clock = runner.clock
+    if clock is None:
+        return [None] * len(runner.inputs)
+    return [
+        TimeStatus(
+            clock.now_ms,
+            one.watermark_ms,
+            one.idle,
+            -1 if one.slowest is None else one.slowest,
+            one.idle_upstream,
+            wall_ms,
+        )
+        for one in clock.look()
+    ]
+
+
+def _idle_ms(one: InputRunner) -> int | None:
+    source = one.stage.inputs[one.number]
+    return None if source.internal or source.watermark is None else source.watermark.idle_ms

@@ -1,0 +1,92 @@
+"""When an input counts as idle."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from fcluster import Job, Watermark
+from fcluster.common.ids import ShardId
+from fcluster.common.positions import CommittedPosition
+from fcluster.common.settings import Settings
+from fcluster.engine.records import OutputPort
+from fcluster.engine.state import ShardState
+from fcluster.worker.idle_inputs import IdleInputs, times_of
+from fcluster.worker.processing import ShardRunner
+from tests.unit.worker.test_processing import EmptyStore, FakeMessage
+
+SHARD = ShardId("in", 0)
+
+
+def nothing(_ctx: Any, _value: Any) -> None:
+    pass
+
+
+def running(watermark: Watermark | None) -> ShardRunner:
+    job = Job("j")
+    source = job.topic("in", watermark=watermark)
+    job.process(source)(nothing)
+    (stage,) = job.build(Settings()).stages
+    state = ShardState(EmptyStore(lambda _key: None), stage.all_stores, 1_000)
+    return ShardRunner(stage, 0, state, CommittedPosition(0, 0, 0, ""), OutputPort())
+
+
+def take(runner: ShardRunner, offset: int, timestamp: int = 1_000) -> None:
+    message: Any = FakeMessage(b"1", offset=offset, timestamp=timestamp)
+    one = runner.inputs[0]
+    one.handle(message)
+    one.last = message
+    one.read_position = offset + 1
+
+
+@pytest.fixture
+def runner() -> ShardRunner:
+    made = running(Watermark(idle_ms=100))
+    made.inputs[0].end = 0
+    return made
+
+
+def test_input_at_its_end_is_idle_after_its_time_and_is_told_of_once(runner: ShardRunner) -> None:
+    idle = IdleInputs()
+    assert idle.look([runner], 1_000) == set()
+    assert idle.look([runner], 1_099) == set()
+    assert idle.look([runner], 1_100) == {SHARD}
+    assert idle.look([runner], 9_000) == set()
+    assert runner.clock is not None
+    assert runner.clock.is_idle
+    (time,) = times_of(runner, 5_000)
+    assert time is not None
+    assert time.idle
+
+
+def test_record_begins_the_wait_anew_and_ends_the_idleness(runner: ShardRunner) -> None:
+    idle = IdleInputs()
+    runner.inputs[0].end = 2
+    idle.look([runner], 1_000)
+    take(runner, 0)
+    take(runner, 1)
+    assert idle.look([runner], 1_100) == set()
+    assert idle.look([runner], 1_199) == set()
+    assert idle.look([runner], 1_200) == {SHARD}
+    take(runner, 2, timestamp=500)
+    assert runner.clock is not None
+    assert not runner.clock.is_idle
+    assert idle.look([runner], 1_250) == set()
+    assert idle.look([runner], 1_350) == {SHARD}
+
+
+@pytest.mark.parametrize("end", [-1, 5])
+def test_input_that_has_not_reached_its_end_is_not_idle(runner: ShardRunner, end: int) -> None:
+    idle = IdleInputs()
+    runner.inputs[0].end = end
+    idle.look([runner], 1_000)
+    assert idle.look([runner], 9_000) == set()
+
+
+@pytest.mark.parametrize("watermark", [None, Watermark()])
+def test_only_where_the_job_asks_for_it(watermark: Watermark | None) -> None:
+    idle, made = IdleInputs(), running(watermark)
+    made.inputs[0].end = 0
+    idle.look([made], 1_000)
+    assert idle.look([made], 9_000) == set()
