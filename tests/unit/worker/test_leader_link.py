@@ -50,7 +50,10 @@ class Linked:
 
     def answer(self, message: messages.FromCoordinator) -> None:
         """Send it as the coordinator."""
-        frame = messages.encode(message)
+        self.answer_frame(messages.encode(message))
+
+    def answer_frame(self, frame: bytes) -> None:
+        """Send it as the coordinator, whatever it is."""
         # The link may be up before the coordinator's socket knows whose it is.
         wait_until(lambda: self.router.send(b"worker-1", frame), "the worker to be known", PATIENCE_S, 0.001)
 
@@ -119,7 +122,7 @@ def test_job_is_over_at_once_if_the_shutdown_concerns_this_worker(
 def test_flood_of_malformed_frames_fills_no_log(linked: Linked, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         for _ in range(9):
-            linked.router.send(b"worker-1", b"\xc1")
+            linked.answer_frame(b"\xc1")
         linked.answer(messages.Drain(TERM, SESSION))
         linked.next_event()
     told = [record.getMessage() for record in caplog.records if "malformed" in record.getMessage()]
