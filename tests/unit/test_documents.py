@@ -56,7 +56,9 @@ def test_readmes_job_builds() -> None:
     assert [stage.name for stage in job.build(Settings()).stages] == ["flights", "by_aircraft"]
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/streams.md", "docs/testing.md"])
+@pytest.mark.parametrize(
+    "document", ["README.md", "docs/event-time.md", "docs/streams.md", "docs/testing.md"]
+)
 def test_tests_in_documents_pass(document: str) -> None:
     names: dict[str, Any] = {}
     exec("\n".join(code_blocks((REPOSITORY / document).read_text(encoding="utf-8"), "python")), names)

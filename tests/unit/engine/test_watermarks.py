@@ -169,6 +169,46 @@ def test_barriers_and_crashes_change_nothing_and_time_never_goes_back(steps: lis
         assert sorted(map(str, hurt.read_values("out"))) == sorted(map(str, plain.read_values("out")))
 
 
+# --- planted: a watermark that goes back after restore ----------------------------------------------------
+
+
+def times_before_and_after_a_crash(changed: Watermark) -> list[tuple[int | None, int | None]]:
+    """Of each stage, from before a crash, and from after it and a late record; the restarted job has another
+    watermark."""
+    with Driver(two_stages(), partitions=1) as driver:
+        send(driver, 0, 1_000)
+        before = [driver.event_times(stage)[0] for stage in ("orders", "per-shop")]
+        driver.topology = two_stages(changed).build(Settings())
+        driver.crash()
+        send(driver, 0, 700)
+        after = [driver.event_times(stage)[0] for stage in ("orders", "per-shop")]
+    return list(zip(before, after, strict=True))
+
+
+def _forgets(_clock: EventClock, _number: int, _text: str) -> None:
+    return
+
+
+def _forgets_its_time(clock: EventClock, number: int, text: str) -> None:
+    """Keeps the inputs only, and works the rest out anew from the next record on."""
+    restore(clock, number, text)
+    clock.now_ms = None
+
+
+restore = EventClock.restore
+
+
+@pytest.mark.parametrize("planted", [None, _forgets, _forgets_its_time])
+def test_a_watermark_that_goes_back_after_restore_is_caught(
+    planted: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if planted is not None:
+        monkeypatch.setattr(EventClock, "restore", planted)
+    times = times_before_and_after_a_crash(Watermark(max_delay_ms=500))
+    went_back = [after is None or after < (before or 0) for before, after in times]
+    assert any(went_back) == (planted is not None), times
+
+
 # --- what is declared -------------------------------------------------------------------------------------
 
 
