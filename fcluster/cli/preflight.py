@@ -1,13 +1,14 @@
-"""What `fcluster up` checks before any process runs: brokers, topics, keys, addresses, and that no other
-cluster runs.
+"""What `fcluster up` decides and checks before any process runs: keys, brokers, topics, that no other cluster
+runs, and where the coordinator listens.
 
-Responsible for: finding problems in the foreground. Must not start anything.
+Responsible for: finding problems in the foreground, and that everything is decided once (`Cleared`). Must not
+start anything.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,41 @@ if TYPE_CHECKING:
     from confluent_kafka.admin import AdminClient
 
     from fcluster.graph.topology import Topology
+
+
+@dataclass(frozen=True)
+class Cleared:
+    """A cluster that may start.
+
+    Attributes:
+        settings: with everything decided that all its processes have to know: the brokers, the keys, and the
+            coordinator's port.
+        address: where this host's processes reach the coordinator.
+    """
+
+    settings: Settings
+    address: str
+
+
+def clear_for_start(
+    settings: Settings, topology: Topology, directory: Path, servers: str, *, embedded: bool = False
+) -> Cleared:
+    """Decide what is still open, and find problems, before anything runs.
+
+    Args:
+        settings: resolved.
+        topology: of the job.
+        directory: the data directory. Keys are created there, if other hosts are to connect.
+        servers: the brokers to use.
+        embedded: they run for this cluster alone.
+
+    Raises:
+        FclusterError: the cluster can't start; see `check_before_start`.
+    """
+    settings = with_own_keys(replace(settings, bootstrap_servers=servers), directory)
+    check_before_start(settings, topology, embedded=embedded)
+    bind, address = listening_addresses(settings.coordinator_bind)
+    return Cleared(replace(settings, coordinator_bind=bind), address)
 
 
 def check_before_start(settings: Settings, topology: Topology, *, embedded: bool = False) -> None:

@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 from fcluster.cli.connection import leader_elsewhere, open_admin_client
 from fcluster.cli.local_kafka import BrokerGuard, OwnBrokers, brokers_for
-from fcluster.cli.preflight import check_before_start, listening_addresses, with_own_keys
+from fcluster.cli.preflight import Cleared, clear_for_start
 from fcluster.common.errors import FclusterError
 from fcluster.common.exit_codes import ExitCode
-from fcluster.common.settings import Settings, resolve
+from fcluster.common.settings import resolve
 from fcluster.host.data_directory import (
     ClusterNote,
     DirectoryLock,
@@ -79,10 +79,8 @@ def run_up(options: UpOptions) -> int:
     lock.acquire()
     try:
         with brokers_for(settings, directory) as (broker, servers):
-            settings = replace(settings, bootstrap_servers=servers)
-            settings = with_own_keys(settings, directory)
-            check_before_start(settings, topology, embedded=broker is not None)
-            outcome = _Up(options, job.name, settings, directory, broker).run()
+            cleared = clear_for_start(settings, topology, directory, servers, embedded=broker is not None)
+            outcome = _Up(options, job.name, cleared, directory, broker).run()
             if outcome.exit_code == ExitCode.INTERRUPTED and broker is not None:
                 broker.kill()
     finally:
@@ -100,17 +98,17 @@ class _Up:
         self,
         options: UpOptions,
         job: str,
-        settings: Settings,
+        cleared: Cleared,
         directory: Path,
         broker: OwnBrokers | None,
     ) -> None:
         self._broker = broker
         self._coordinator_started = False
         self._options = options
-        self._settings = settings
+        self._settings = settings = cleared.settings
+        self._address = cleared.address
         self._directory = directory
         self._pids: dict[str, int] = {}
-        self._bind, self._address = listening_addresses(settings.coordinator_bind)
         self._note = ClusterNote(
             job=job,
             target=options.target,
@@ -129,7 +127,7 @@ class _Up:
             {
                 "bootstrap.servers": settings.bootstrap_servers,
                 "state.dir": settings.state_dir,
-                "coordinator.bind": self._bind,
+                "coordinator.bind": settings.coordinator_bind,
                 "security.keys.dir": settings.security_keys_dir,
             },
             settings.http_bind,
