@@ -22,9 +22,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, Protocol
 
 from fcluster.common.errors import ProcessingError, failure_of
+from fcluster.common.failures import Failure
 from fcluster.engine.compile import CompiledChain, compile_chain
 from fcluster.engine.context import AnyTable
 from fcluster.engine.dead_letters import dead_letter_trouble, write_dead_letter
@@ -38,6 +40,18 @@ from fcluster.graph.topology import Process, Stage, TopicSpec
 
 FIRED_AT_ONCE_MAX: Final = 1_000
 """So many timers fire after one record before the shell gets its turn."""
+
+
+class TimerStopsError(UnreadableRecordError):
+    """A timer stops the job; nothing of it is in the open epoch, which may be committed.
+
+    Attributes:
+        timer: which one.
+    """
+
+    def __init__(self, failure: Failure, timer: TimerRecord) -> None:
+        super().__init__(failure)
+        self.timer = timer
 
 
 class EventTime(Protocol):
@@ -126,9 +140,9 @@ class TimerRunner:
         return self.event_is_due() or self._first_processing(self._wall_ms()) is not None
 
     def next_processing_ms(self) -> int | None:
-        """When the next timer in processing time is due. None if none is set."""
-        if self._next_processing_ms != NEVER_MS:
-            self._first_processing(NEVER_MS)
+        """When a timer in processing time may be due. None: none is set. Nobody knows better before then."""
+        if self._next_processing_ms < 0:
+            self._first_processing(0)
         return None if self._next_processing_ms == NEVER_MS else self._next_processing_ms
 
     def condemn(self, condemnation: Condemnation) -> None:
@@ -142,8 +156,8 @@ class TimerRunner:
         """Fire event-time timers that are due, up to `at_once_max`; says with `left` if there are more.
 
         Raises:
-            UnreadableRecordError: a timer stops the job; nothing of it is in the open epoch.
-            HandlerError: a timer failed, and the epoch must be aborted.
+            TimerStopsError: a timer stops the job; nothing of it is in the open epoch.
+            HandlerError: a timer failed, and the epoch must be aborted. The failure is for `condemn`.
             UnkeptStateError, or what passes.
         """
         fired_max = self.at_once_max
@@ -207,29 +221,32 @@ class TimerRunner:
         return found
 
     def _fire(self, handler: _Compiled, timer: Timer, clock: TimerClock) -> None:
-        title = timer_title(handler.process.name, timer)
-        source = self._stage.inputs[0].topic.name
         record = TimerRecord(
-            timer.key, timer.at_ms, source, self._partition, self._next_offset(), title, timer.name
+            timer.key,
+            timer.at_ms,
+            self._stage.inputs[0].topic.name,
+            self._partition,
+            self._next_offset(),
+            timer.name,
+            partial(timer_title, handler.process.name, timer),
         )
         self.begun(record)
         chain = self._chain_of(handler)
-        held, condemnations = chain.held, self._condemned.get(title, ())
+        held = chain.held
         assert held is not None
-        function = handler.timers.functions.get(timer.name)
-        doing = "" if function is None else f"in {getattr(function.function, '__name__', timer.name)!r}"
-        place = Place(title, doing, handler.process.on_error)
+        condemnations = self._condemned.get(record.title, ()) if self._condemned else ()
         # Before what can be taken back: a timer that is skipped is gone as well.
         handler.timers.take(clock, timer)
         for table in chain.tables:
             table.begin_undo()
         try:
-            self._run(chain, handler, timer, record, place, condemnations)
+            self._run(chain, handler, timer, record, condemnations)
         except self._passing:
             raise
         except HandlerError as error:
             # What is written already is taken back with the epoch; then the timer fails before it writes.
-            raise HandlerError(error.failure, dataclasses.replace(error.condemnation, step=title)) from error
+            condemnation = dataclasses.replace(error.condemnation, step=record.title)
+            raise HandlerError(error.failure, condemnation) from error
         except BaseException as error:  # noqa: BLE001  whatever it is, the timer failed
             for table in chain.tables:
                 table.rollback()
@@ -239,7 +256,8 @@ class TimerRunner:
             held.entries.clear()
             for table in chain.tables:
                 table.end_undo()
-        self._condemned.pop(title, None)
+        if condemnations:
+            del self._condemned[record.title]
         self.fired += 1
 
     def _run(
@@ -248,15 +266,15 @@ class TimerRunner:
         handler: _Compiled,
         timer: Timer,
         record: TimerRecord,
-        place: Place,
         condemnations: Sequence[Condemnation],
     ) -> None:
+        place, call = chain.timers[handler.process.name, timer.name]
         # Whichever of its outputs to that topic comes first.
         self._refusals.set([dataclasses.replace(one, step="") for one in condemnations])
         for one in condemnations:
             if not one.topic:
                 raise StepFailure(place, RecordError(one.failure))
-        chain.timers[handler.process.name, timer.name](record, timer.key, place)
+        call(record, timer.key)
         try:
             for table in chain.tables:
                 table.check_changed()
@@ -280,7 +298,7 @@ class TimerRunner:
             self._port.skipped += 1
             if not isinstance(rule, TopicSpec):
                 return
-            step = handler.process.name if failure.place.name == record.title else failure.place.name
+            step = failure.place.name
             try:
                 write_dead_letter(
                     self._checked_produce(failure.place), rule, record, step, failure.describe()
@@ -291,7 +309,7 @@ class TimerRunner:
                 self._port.records += 1
                 return
         handler.timers.put(clock, timer)
-        raise UnreadableRecordError(stops_with) from failure.error
+        raise TimerStopsError(stops_with, record) from failure.error
 
     def _checked_produce(self, place: Place) -> Produce:
         def produce(topic: str, *fields: Any) -> None:

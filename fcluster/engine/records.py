@@ -72,22 +72,34 @@ class TimerRecord:
         at_ms: when it was due.
         topic, partition: of the first input of its shard.
         offset: of the first record there that comes after it.
-        title: which timer; see `timers.timer_title`.
         name: of the timer.
+        title: gives what `title` says.
     """
 
-    __slots__ = ("_at_ms", "_key", "_offset", "_partition", "_topic", "name", "title")
+    __slots__ = ("_at_ms", "_key", "_offset", "_partition", "_title", "_topic", "name")
 
     def __init__(
-        self, key: bytes, at_ms: int, topic: str, partition: int, offset: int, title: str, name: str
+        self,
+        key: bytes,
+        at_ms: int,
+        topic: str,
+        partition: int,
+        offset: int,
+        name: str,
+        title: Callable[[], str],
     ) -> None:
         self._key = key
         self._at_ms = at_ms
         self._topic = topic
         self._partition = partition
         self._offset = offset
-        self.title = title
         self.name = name
+        self._title = title
+
+    @property
+    def title(self) -> str:
+        """Which timer, and the name of its step; see `timers.timer_title`."""
+        return self._title()
 
     def key(self) -> bytes:
         """Of the stream."""

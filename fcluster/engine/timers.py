@@ -12,8 +12,10 @@ Invariants kept:
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from itertools import islice
 from typing import Any, Final, NamedTuple, cast
 
 from fcluster.common.failures import bounded_repr, type_of
@@ -35,6 +37,7 @@ NEVER_MS: Final = 2**63
 TIMER_STEP: Final = "timer "
 """The name of the step of a timer begins with this; no other does."""
 _BYTE_OF: Final[Mapping[TimerClock, bytes]] = {"event": b"e", "processing": b"p"}
+READ_AHEAD_TIMERS: Final = 64
 _KEY_AT: Final = 1 + TIME_BYTES
 
 
@@ -44,6 +47,52 @@ class Timer(NamedTuple):
     at_ms: int
     key: bytes
     name: str
+
+
+class _Ahead:
+    """The next timers of one clock, read ahead, so that not each of them takes a scan.
+
+    All timers up to the last one that was read are here, in order; some may not be set any more. A scan goes
+    on behind that one: from the beginning, it would have to pass all those that RocksDB has as deleted.
+
+    Attributes:
+        timers: in the order in which they fire.
+        is_all: there are no others.
+    """
+
+    def __init__(self, prefix: bytes) -> None:
+        self.timers: list[Timer] = []
+        self.is_all = False
+        self._prefix = prefix
+        self._end = end_of_prefix(prefix)
+        self._read_until = prefix
+        self._last: Timer | None = None
+
+    def add(self, timer: Timer) -> None:
+        """It was set."""
+        if not self.is_all and (self._last is None or timer > self._last):
+            return
+        at = bisect_left(self.timers, timer)
+        if at == len(self.timers) or self.timers[at] != timer:
+            self.timers.insert(at, timer)
+        if len(self.timers) > 2 * READ_AHEAD_TIMERS:
+            del self.timers[READ_AHEAD_TIMERS:]
+            self._go_on_behind(self.timers[-1])
+
+    def read(self, due: EntryTable) -> None:
+        """Read the next ones. Not within a record that may still be taken back."""
+        found = [
+            _decode_due(key) for key, _ in islice(due.scan(self._read_until, self._end), READ_AHEAD_TIMERS)
+        ]
+        self.timers += found
+        self.is_all = len(found) < READ_AHEAD_TIMERS
+        if not self.is_all:
+            self._go_on_behind(found[-1])
+
+    def _go_on_behind(self, timer: Timer) -> None:
+        self.is_all = False
+        self._last = timer
+        self._read_until = _due_key(self._prefix, timer) + b"\x00"
 
 
 class HandlerTimers:
@@ -71,9 +120,7 @@ class HandlerTimers:
         self._timers = cast("EntryTable", tables[store.name])
         self._due = cast("EntryTable", tables[store.due_name])
         self._noted = noted
-        # There is no timer of an earlier time: a search from the beginning would have to pass all those that
-        # RocksDB has as deleted.
-        self._begin_ms: dict[TimerClock, int] = dict.fromkeys(TIMER_CLOCKS, 0)
+        self._ahead = {clock: _Ahead(_BYTE_OF[clock]) for clock in TIMER_CLOCKS}
 
     def set(self, key: bytes | None, name: str, at_ms: int, clock: TimerClock) -> None:
         """Set the timer of that key and name, or move it; see `HandlerContext.timer`."""
@@ -100,7 +147,7 @@ class HandlerTimers:
         when = _BYTE_OF[clock] + encode_time(timer.at_ms)
         self._timers.put(group_of_key(timer.key) + timer.name.encode(), when)
         self._due.put_new(when + ended(timer.key) + timer.name.encode(), b"")
-        self._begin_ms[clock] = min(self._begin_ms[clock], timer.at_ms)
+        self._ahead[clock].add(timer)
         self._noted(clock, timer.at_ms)
 
     def remove(self, key: bytes, name: str) -> None:
@@ -113,21 +160,22 @@ class HandlerTimers:
 
     def take(self, clock: TimerClock, timer: Timer) -> None:
         """Remove a timer that `first` gave."""
-        when = _BYTE_OF[clock] + encode_time(timer.at_ms)
-        self._due.delete(when + ended(timer.key) + timer.name.encode())
+        self._due.delete(_due_key(_BYTE_OF[clock], timer))
         self._timers.delete(group_of_key(timer.key) + timer.name.encode())
 
     def first(self, clock: TimerClock) -> Timer | None:
         """The timer of that clock that fires next. Not within a record that may still be taken back."""
-        prefix = _BYTE_OF[clock]
-        begin = prefix + encode_time(self._begin_ms[clock])
-        for due, _ in self._due.scan(begin, end_of_prefix(prefix)):
-            key, name_at = take_ended(due, _KEY_AT)
-            timer = Timer(decode_time(due[1:_KEY_AT]), key, due[name_at:].decode())
-            self._begin_ms[clock] = timer.at_ms
-            return timer
-        self._begin_ms[clock] = NEVER_MS - 1
-        return None
+        ahead = self._ahead[clock]
+        while True:
+            while ahead.timers:
+                timer = ahead.timers[0]
+                when = _BYTE_OF[clock] + encode_time(timer.at_ms)
+                if self._timers.get(group_of_key(timer.key) + timer.name.encode()) == when:
+                    return timer
+                del ahead.timers[0]  # it has fired, or was moved, cancelled or taken back
+            if ahead.is_all:
+                return None
+            ahead.read(self._due)
 
     def pending(self, key: bytes) -> dict[str, tuple[TimerClock, int]]:
         """The timers of a key that are set, by name: their clock and time."""
@@ -145,6 +193,15 @@ class HandlerTimers:
                 f"the handler {self.handler!r} has no timer {bounded_repr(name)}; "
                 f"declare it with @{self.handler}.on_timer(name)"
             )
+
+
+def _due_key(prefix: bytes, timer: Timer) -> bytes:
+    return prefix + encode_time(timer.at_ms) + ended(timer.key) + timer.name.encode()
+
+
+def _decode_due(due: bytes) -> Timer:
+    key, name_at = take_ended(due, _KEY_AT)
+    return Timer(decode_time(due[1:_KEY_AT]), key, due[name_at:].decode())
 
 
 def timer_title(handler: str, timer: Timer) -> str:

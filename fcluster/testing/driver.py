@@ -21,12 +21,15 @@ from fcluster.common.isolation import Isolation
 from fcluster.common.positions import CommittedPosition, decode_position, joined_position
 from fcluster.common.settings import Settings, resolve
 from fcluster.engine.failure import Condemnation, OutputRefusedError, UnkeptStateError, output_too_large
+from fcluster.engine.firing import TimerStopsError
 from fcluster.engine.records import OutputPort
 from fcluster.engine.runner import HandlerError, UnreadableRecordError
 from fcluster.engine.steps import StepFailure
+from fcluster.engine.timers import TIMER_STEP
 from fcluster.engine.watermarks import WATERMARK_HEADERS, Telling, is_watermark
 from fcluster.graph.codecs import key_codec, value_codec
 from fcluster.graph.states import State
+from fcluster.graph.timers import TIMER_CLOCKS, TimerClock
 from fcluster.graph.topology import (
     Stage,
     TopicSpec,
@@ -55,7 +58,7 @@ class JobStopped(FclusterError):  # noqa: N818  named like the errors of the API
     Its `__cause__` is the exception that a function of the job raised.
 
     Attributes:
-        topic, partition, offset: of the record.
+        topic, partition, offset: of the record; of a timer "" and -1.
     """
 
     def __init__(self, message: str, *, remedy: str = "", record: StoredRecord | None = None) -> None:
@@ -270,6 +273,46 @@ class Driver:
         self._roll_back()
         self._advance(one_by_one=self._auto_barrier)
 
+    def advance(
+        self, *, by_ms: int | None = None, to_ms: int | None = None, clock: TimerClock = "processing"
+    ) -> None:
+        """Let time pass, and fire the timers that become due.
+
+        Args:
+            by_ms: by how much. Event time: beyond the latest event time of all partitions.
+            to_ms: to which time, in milliseconds since 1970. Give one of both.
+            clock: "processing" moves `now_ms`. "event" moves the event time of all partitions, as if each
+                partition of the topics that the job reads had got a record of that time that no handler sees.
+
+        Raises:
+            ValueError: not exactly one of `by_ms` and `to_ms` is given, or the clock is unknown.
+            JobStopped: a timer, or a record that it led to, has stopped the job.
+        """
+        __tracebackhide__ = True
+        if (by_ms is None) == (to_ms is None) or clock not in TIMER_CLOCKS:
+            raise ValueError("advance takes by_ms or to_ms, and clock='event' or 'processing'")
+        self._check_running()
+        if clock == "processing":
+            self.now_ms = self.now_ms + by_ms if by_ms is not None else max(self.now_ms, to_ms or 0)
+        else:
+            self._advance_event_time(by_ms, to_ms)
+        self._advance(one_by_one=self._auto_barrier)
+        if self._auto_barrier:
+            self.barrier()
+
+    def _advance_event_time(self, by_ms: int | None, to_ms: int | None) -> None:
+        shards = [
+            self._shard(stage, partition)
+            for stage in self.topology.stages
+            if stage.keeps_time
+            for partition in range(self._stage_sizes[stage.name])
+        ]
+        if to_ms is None:
+            known = [shard.clock.now_ms for shard in shards if shard.clock is not None]
+            to_ms = max((at for at in known if at is not None), default=self.now_ms) + (by_ms or 0)
+        for shard in shards:
+            shard.pass_time(to_ms)
+
     # --- looking ------------------------------------------------------------------------------------------
 
     def read(self, topic: TopicSpec | str) -> list[TopicRecord]:
@@ -381,6 +424,20 @@ class Driver:
                 return shard.look(store, raw_key)
         raise LookupError(f"the handler {handler!r} declares no {declared.kind} {declared.name!r}")
 
+    def timers(self, handler: str, key: Any, *, partition: int | None = None) -> dict[str, int]:
+        """The timers of `key` that the handler has set, by name: when they are due.
+
+        Args:
+            handler, key, partition: as in `state`.
+        """
+        stage = self._stage_of(handler)
+        source = stage.inputs[0].topic
+        raw_key = key_codec(source.key)[1](key)
+        if partition is None:
+            partition = self._topics.partition_for(source.name, raw_key, None)
+        pending = self._shard(stage, partition).pending_timers(handler, raw_key)
+        return {name: at_ms for name, (_clock, at_ms) in sorted(pending.items())}
+
     def states(self, handler: str) -> dict[Any, dict[str, Any]]:
         """Copies of the handler's `ctx.state` dicts, by key, of all partitions. Keys have to be hashable."""
         stage = self._stage_of(handler)
@@ -405,15 +462,31 @@ class Driver:
             until: process nothing that was written behind the record with this sequence.
         """
         __tracebackhide__ = True
-        while (found := self._next()) is not None:
-            shard, record = found
-            if until is not None and record.sequence > until:
-                return
+        while True:
+            shard = self._next_timed()
+            record: StoredRecord | None = None
+            if shard is None:
+                found = self._next()
+                if found is None:
+                    return
+                shard, record = found
+                if until is not None and record.sequence > until:
+                    return
             if self._process(shard, record) and one_by_one and not self._commit():
                 found = shard.find_unkept()
                 assert found is not None, "a state can't be stored, but no single one causes it"
                 self._roll_back()
-                self._condemn(shard.id, record, found)
+                self._condemn(shard, record, found)
+
+    def _next_timed(self) -> Shard | None:
+        """A shard with a timer that is due."""
+        for stage in self.topology.stages:
+            if stage.timed_processes:
+                for partition in range(self._stage_sizes[stage.name]):
+                    shard = self._shard(stage, partition)
+                    if shard.timers is not None and shard.timers.is_due():
+                        return shard
+        return None
 
     def _next(self) -> tuple[Shard, StoredRecord] | None:
         """The oldest record that can be read and isn't processed, and its shard."""
@@ -441,11 +514,14 @@ class Driver:
                 first = record
         return first
 
-    def _process(self, shard: Shard, record: StoredRecord) -> bool:
-        """Process a record. False: the open epoch was rolled back, and its records come again."""
+    def _process(self, shard: Shard, record: StoredRecord | None) -> bool:
+        """Process a record, or fire a timer. False: the open epoch was rolled back, and comes again."""
         __tracebackhide__ = True
         try:
-            shard.handle(record)
+            if record is None:
+                shard.fire()
+            else:
+                shard.handle(record)
         except UnreadableRecordError as error:
             if self._commit():  # what is before it
                 self._stop(record, error)
@@ -456,14 +532,15 @@ class Driver:
             return False
         except HandlerError as error:
             self._roll_back()
-            self._causes.setdefault(_place_of(record), _cause_of(error))
-            self._condemn(shard.id, record, error.condemnation)
+            if record is not None:
+                self._causes.setdefault(_place_of(record), _cause_of(error))
+            self._condemn(shard, record, error.condemnation)
             return False
         except UnkeptStateError as error:
             alone, last = not self._dirty(), self._topics.sequence
             self._roll_back()
             if alone:
-                self._condemn(shard.id, record, error.condemnation)
+                self._condemn(shard, record, error.condemnation)
             else:
                 self._advance(one_by_one=True, until=last)
             return False
@@ -528,26 +605,34 @@ class Driver:
         self._shards.clear()
         self._port.skipped = 0
 
-    def _condemn(self, shard: ShardId, record: StoredRecord, condemnation: Condemnation) -> None:
-        """Let the record fail with this when it comes again."""
-        condemned = self._condemned.setdefault(shard, [])
-        number = self.topology.stage(shard.stage).input_of(record.topic())
-        condemned.append((number, record.offset(), condemnation))
+    def _condemn(self, shard: Shard, record: StoredRecord | None, condemnation: Condemnation) -> None:
+        """Let the record fail with this when it comes again, or the timer that it names."""
+        condemned = self._condemned.setdefault(shard.id, [])
+        if record is None or condemnation.step.startswith(TIMER_STEP):
+            condemned.append((0, shard.next_offset(0), condemnation))
+        else:
+            condemned.append((shard.stage.input_of(record.topic()), record.offset(), condemnation))
         if len(condemned) > FAILURES_MAX:
             message = f"{condemnation.failure.message} (after failing in {FAILURES_MAX} other ways)"
             raise JobStopped(message, remedy=condemnation.failure.remedy, record=record)
 
-    def _stop(self, record: StoredRecord, error: UnreadableRecordError) -> None:
+    def _stop(self, record: StoredRecord | None, error: UnreadableRecordError) -> None:
         __tracebackhide__ = True
         message = error.failure.message
         remedy = (
             error.failure.remedy
             or "Correct the job, or give the step an on_error ('skip', or a dead-letter topic)."
         )
+        cause = _cause_of(error)
+        if isinstance(error, TimerStopsError):
+            self._stopped = stopped = JobStopped(message, remedy=remedy)
+            stopped.add_note(f"Its key: {bounded_repr(error.timer.key())}")
+            raise stopped from cause
+        assert record is not None
         self._stopped = stopped = JobStopped(message, remedy=remedy, record=record)
         stopped.add_note(f"Its key: {bounded_repr(record.key())}")
         stopped.add_note(f"Its value: {bounded_repr(record.value(), 1_000)}")
-        raise stopped from self._causes.get(_place_of(record), _cause_of(error))
+        raise stopped from self._causes.get(_place_of(record), cause)
 
     def _check_running(self) -> None:
         __tracebackhide__ = True
@@ -573,6 +658,7 @@ class Driver:
                 self._port,
                 self._passing,
                 self._condemned.get(shard_id, []),
+                lambda: self.now_ms,
             )
         return shard
 

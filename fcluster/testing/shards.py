@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from bisect import bisect_left, insort
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,12 +18,15 @@ from fcluster.common.ids import ShardId
 from fcluster.common.positions import CommittedPosition, InputOffset
 from fcluster.engine.changelog import DeltaReader, encode_delta
 from fcluster.engine.failure import Condemnation
+from fcluster.engine.firing import TimerRunner
 from fcluster.engine.kinds import make_access
 from fcluster.engine.records import OutputPort
 from fcluster.engine.runner import StageRunner
 from fcluster.engine.state import STORE_PREFIX_BYTES, ShardState, StoreMeta, store_prefix
+from fcluster.engine.timers import TIMER_STEP
 from fcluster.engine.watermarks import make_clock
 from fcluster.graph.states import ListAccess, MapAccess, StateStore
+from fcluster.graph.timers import TimerClock
 from fcluster.graph.topology import Stage
 from fcluster.testing.topics import Partition, StoredRecord
 
@@ -95,6 +98,16 @@ class _Here:
     _key: bytes | None
 
 
+class _Runner(StageRunner):
+    """An input of a shard."""
+
+    shard: Shard
+
+    def passed(self, record: Any) -> None:
+        """See `StageRunner.passed`."""
+        self.shard.passed(self.number, record)
+
+
 class Shard:
     """A running shard.
 
@@ -106,6 +119,11 @@ class Shard:
         port: takes the outputs.
         passing: exceptions that aren't the record's doing.
         condemned: records that are known to fail, by input and offset.
+        wall_ms: the driver's processing time.
+
+    Attributes:
+        clock: its event time; None: the job doesn't use event time.
+        timers: those of its handlers; None: they set none.
 
     Raises:
         StateDamaged: the changelog doesn't give the state of the committed epoch.
@@ -120,6 +138,7 @@ class Shard:
         port: OutputPort,
         passing: tuple[type[BaseException], ...],
         condemned: list[tuple[int, int, Condemnation]],
+        wall_ms: Callable[[], int],
     ) -> None:
         self.id = ShardId(stage.name, partition)
         self.stage = stage
@@ -132,12 +151,24 @@ class Shard:
             self._restore(changelog)
         # Nothing stays decoded over a barrier: each epoch reads what the last one has encoded.
         self.state = ShardState(self._store, stage.all_stores, cache_entries_max=0)
+        tables = self.state.tables
+        self.timers: TimerRunner | None = None
+        if stage.timed_processes:
+            assert self.clock is not None
+            self.timers = TimerRunner(
+                stage, partition, tables, port, passing, self.clock, wall_ms, lambda: self._next[0]
+            )
         self.runners = [
-            StageRunner(stage, partition, self.state.tables, port, passing, number, self.clock)
+            _Runner(stage, partition, tables, port, passing, number, self.clock, self.timers)
             for number in range(len(stage.inputs))
         ]
+        for runner in self.runners:
+            runner.shard = self
         for number, offset, failure in condemned:
-            self.runners[number].condemn(offset, failure)
+            if self.timers is not None and failure.step.startswith(TIMER_STEP):
+                self.timers.condemn(failure)
+            else:
+                self.runners[number].condemn(offset, failure)
 
     def next_offset(self, number: int) -> int:
         """The next record of that input to process."""
@@ -147,8 +178,19 @@ class Shard:
         """Process the next record of an input; it raises what `StageRunner.handle` raises."""
         number = self.stage.input_of(record.topic())
         self.runners[number].handle(record)
+        self.passed(number, record)
+
+    def passed(self, number: int, record: StoredRecord) -> None:
+        """The record is through; timers that are due after it may come."""
         self._next[number] = record.offset() + 1
         self.dirty = True
+
+    def fire(self) -> bool:
+        """Fire the next timer that is due. False: none is. It raises what `StageRunner.handle` raises."""
+        if self.timers is None or not self.timers.fire_due(1):
+            return False
+        self.dirty = True
+        return True
 
     def find_unkept(self) -> Condemnation | None:
         """See `StageRunner.find_unkept`."""
@@ -175,6 +217,20 @@ class Shard:
 
     def _encode_time(self, number: int) -> str:
         return "" if self.clock is None else self.clock.encode(number)
+
+    def pending_timers(self, handler: str, key: bytes) -> dict[str, tuple[TimerClock, int]]:
+        """The timers of a key that are set: their clock and time. It leaves no trace."""
+        if self.timers is None or handler not in self.timers.handlers:
+            return {}
+        return self.timers.handlers[handler].pending(key)
+
+    def pass_time(self, to_ms: int) -> None:
+        """Move the watermarks of the inputs that aren't the cluster's own; no record comes of it."""
+        assert self.clock is not None
+        for number, source in enumerate(self.stage.inputs):
+            if not source.internal and source.watermark is not None:
+                self.clock.observe(number, to_ms + source.watermark.max_delay_ms)
+                self.dirty = True
 
     def set_idle(self, number: int) -> None:
         """Nobody waits for this input until its next record."""

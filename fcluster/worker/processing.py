@@ -10,6 +10,7 @@ Must not: know epochs, transactions or the coordinator.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from types import FrameType
@@ -21,10 +22,12 @@ from fcluster.common.positions import CommittedPosition, InputOffset
 from fcluster.engine.changelog import Delta
 from fcluster.engine.clock import EventClock
 from fcluster.engine.failure import Condemnation
-from fcluster.engine.records import OutputPort, Produce, describe_record
+from fcluster.engine.firing import TimerRunner
+from fcluster.engine.records import OutputPort, Produce, TimerRecord, describe_record
 from fcluster.engine.runner import HandlerError, StageRunner, UnreadableRecordError
 from fcluster.engine.state import ShardState
 from fcluster.engine.steps import Place, RecordError
+from fcluster.engine.timers import TIMER_STEP
 from fcluster.engine.watermarks import make_clock
 from fcluster.graph.topology import Stage
 from fcluster.storage.store import LOCAL_TROUBLE
@@ -74,8 +77,9 @@ class InputRunner(StageRunner):
         port: OutputPort,
         number: int,
         clock: EventClock | None,
+        timers: TimerRunner | None,
     ) -> None:
-        super().__init__(stage, partition, state.tables, port, NOT_THE_RECORDS_DOING, number, clock)
+        super().__init__(stage, partition, state.tables, port, NOT_THE_RECORDS_DOING, number, clock, timers)
         self.shard = ShardId(stage.name, partition)
         self.topic = stage.topics[number]
         self.topic_id = at.topic_id
@@ -88,6 +92,10 @@ class InputRunner(StageRunner):
     def next_offset(self) -> int:
         """The next record to process."""
         return self.begun_at if self.last is None else self.last.offset() + 1
+
+    def passed(self, record: Any) -> None:
+        """See `StageRunner.passed`: what follows may fail, and the record stays processed."""
+        self.last = record
 
     def announce(self, offsets: range, run: Callable[[Any, Callable[[Any], None]], None]) -> None:
         """Let `run(record, handle)` process the records at these offsets, after those that are condemned."""
@@ -122,9 +130,10 @@ class ShardRunner:
         position: the committed position it started from or last froze; the inputs tell where it stands.
         inputs: in the stage's order.
         clock: its event time; None: the job doesn't use event time.
+        timers: those of its handlers; None: they set none.
     """
 
-    __slots__ = ("clock", "inputs", "position", "shard", "stage", "state")
+    __slots__ = ("_fired_after", "clock", "inputs", "position", "shard", "stage", "state", "timers")
 
     def __init__(
         self, stage: Stage, partition: int, state: ShardState, position: CommittedPosition, port: OutputPort
@@ -134,15 +143,37 @@ class ShardRunner:
         self.state = state
         self.position = position
         self.clock = make_clock(stage, position)
+        self.timers: TimerRunner | None = None
+        self._fired_after = -1
+        if stage.timed_processes:
+            assert self.clock is not None
+            self.timers = TimerRunner(
+                stage,
+                partition,
+                state.tables,
+                port,
+                NOT_THE_RECORDS_DOING,
+                self.clock,
+                _wall_ms,
+                lambda: self.inputs[0].next_offset,
+            )
         self.inputs = tuple(
-            InputRunner(stage, partition, state, at, port, number, self.clock)
+            InputRunner(stage, partition, state, at, port, number, self.clock, self.timers)
             for number, at in enumerate(position.inputs)
         )
 
     @property
     def is_touched(self) -> bool:
-        """Whether a record was processed since the last barrier."""
-        return any(one.last is not None for one in self.inputs)
+        """Whether a record was processed, or a timer has fired, since the last barrier."""
+        return self._fired_after == self.position.epoch or any(one.last is not None for one in self.inputs)
+
+    def take_fired(self) -> int:
+        """How many timers have fired since the last call."""
+        if self.timers is None or not self.timers.fired:
+            return 0
+        fired, self.timers.fired = self.timers.fired, 0
+        self._fired_after = self.position.epoch
+        return fired
 
     def freeze(self, epoch: int, fingerprint: str) -> Delta | None:
         """End the open epoch: `position` is what it commits. Returns the delta, None if no state changed.
@@ -175,13 +206,21 @@ class ShardRunner:
         return RecordAt(self.shard, touched[0].last.offset(), touched[0].number)
 
     def condemn(self, record: Condemned) -> None:
-        """See `StageRunner.condemn`."""
-        if record.input < len(self.inputs):
+        """See `StageRunner.condemn` and `TimerRunner.condemn`."""
+        if record.condemnation.step.startswith(TIMER_STEP):
+            if self.timers is not None:
+                self.timers.condemn(record.condemnation)
+        elif record.input < len(self.inputs):
             self.inputs[record.input].condemn(record.offset, record.condemnation)
 
     def find_unkept(self) -> Condemnation | None:
         """See `StageRunner.find_unkept`."""
         return self.inputs[0].find_unkept()
+
+
+def _wall_ms() -> int:
+    """Processing time."""
+    return time.time_ns() // 1_000_000
 
 
 def running_step(frame: FrameType | None) -> str:
@@ -200,6 +239,9 @@ def running_step(frame: FrameType | None) -> str:
 def step_of(frame: FrameType) -> str:
     """The name of the step whose operator this very frame is in, "" if it is in none."""
     if frame.f_globals.get("__name__", "").startswith("fcluster.engine.operators."):
+        timer = frame.f_locals.get("timer_record")
+        if isinstance(timer, TimerRecord):
+            return timer.title
         place = frame.f_locals.get("rekey_place") or frame.f_locals.get("place")
         if isinstance(place, Place):
             return place.name

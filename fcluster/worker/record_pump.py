@@ -27,8 +27,9 @@ from confluent_kafka import KafkaError, KafkaException, Message
 
 from fcluster.common.errors import failure_of
 from fcluster.common.failures import Failure, FailureKind, bounded_text
-from fcluster.engine.failure import UnkeptStateError
-from fcluster.engine.records import where_of
+from fcluster.engine.failure import Condemnation, UnkeptStateError
+from fcluster.engine.firing import FIRED_AT_ONCE_MAX
+from fcluster.engine.records import TimerRecord, where_of
 from fcluster.engine.state import ShardState
 from fcluster.graph.topology import Stage
 from fcluster.storage.store import LOCAL_TROUBLE
@@ -56,11 +57,14 @@ from fcluster.worker.processing import (
 from fcluster.worker.record_watch import RecordWatch
 from fcluster.worker.running_shards import RunningShards
 from fcluster.worker.source_checks import SourceChecks
+from fcluster.worker.timers import DueTimers, place_of_timer
 from fcluster.worker.transactions import TransactionLostError
 from fcluster.worker.watchdog import Watchdog
 
 _log = logging.getLogger("fcluster.worker")
 
+FIRED_BEFORE_THE_END_MAX = 1_000
+"""A timer that always sets itself anew for now doesn't keep the job from ending."""
 _RECORD_GONE = frozenset({KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE})
 _TOPIC_UNKNOWN = frozenset(
     {KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_PARTITION, KafkaError._UNKNOWN_TOPIC}
@@ -114,6 +118,8 @@ class RecordPump:
         self._on_idle = on_idle
         self._chunks = Chunks()
         self._idle_inputs = IdleInputs()
+        self._timers = DueTimers(shards.timed, inbox, record_watch)
+        self._timer_announced = False
         self._paused = False
         self.records = 0
 
@@ -180,6 +186,8 @@ class RecordPump:
         for one, offsets in zip(runner.inputs, effect.announced, strict=False):
             one.announce(offsets, functools.partial(self._run_announced, one))
         self._shards.start(runner)
+        suspicious = any(effect.announced)
+        self._timers.start(runner, functools.partial(self._announce_timer, runner) if suspicious else None)
 
     def pause(self, reason: str) -> None:
         """Process and read nothing until `resume`."""
@@ -194,20 +202,77 @@ class RecordPump:
 
     @property
     def has_work(self) -> bool:
-        """Whether there are records that may be processed now."""
-        return bool(self._chunks) and not self._paused and not self._core_state.waits_for_commit()
+        """Whether there are records that may be processed now, or timers that may fire."""
+        return self._may_work and (
+            bool(self._chunks) or (bool(self._shards.timed) and self._timers.are_due())
+        )
+
+    @property
+    def _may_work(self) -> bool:
+        return not self._paused and not self._core_state.waits_for_commit()
 
     def wait_s(self, timeout_s: float) -> float:
         """How long the main thread may wait for events: 0 if there is work, `timeout_s` at most."""
-        return 0.0 if self.has_work else self._shards.until_merged_s(timeout_s, _now_ms())
+        if self.has_work:
+            return 0.0
+        wait_s = self._shards.until_merged_s(timeout_s, _now_ms())
+        return self._timers.wait_s(wait_s) if self._shards.timed and self._may_work else wait_s
 
     # --- chunks -------------------------------------------------------------------------------------------
 
     def run_chunk(self) -> None:
-        """Process the next records. There has to be work."""
+        """Fire the timers that are due, otherwise process the next records. There has to be work."""
+        if self._shards.timed and self._timers.are_due():
+            self._fire()
+            return
         self._run_chunk()
         for idle in self._chunks.idle():
             self._note_read(idle)
+
+    def fire_due(self) -> None:
+        """Fire the timers that are due, before the shards stop for good. Those of later times stay set."""
+        for _ in range(FIRED_BEFORE_THE_END_MAX):
+            if not (self._shards.timed and self._may_work and self._timers.are_due()):
+                return
+            self._fire()
+
+    def _fire(self) -> None:
+        """Fire some of the timers that are due, of each shard."""
+        if not self._pipeline.is_open:
+            return
+        for runner in self._timers.due():
+            if not self._may_work or runner.shard not in self._shards.timed:
+                return
+            assert runner.timers is not None
+            records_max = self._core_state.pieces.records_max
+            room = FIRED_AT_ONCE_MAX
+            if records_max is not None:
+                room = records_max - self._core_state.open.records
+            failure = self._run(runner, functools.partial(runner.timers.fire_due, room))
+            shards, fired = self._timers.take_fired()
+            if fired:
+                self._pipeline.count(fired)
+                newest = self._timers.newest(runner.shard) if records_max is not None else None
+                self._feed(events.RecordsProcessed(shards, fired, self._chunks.backlog, newest))
+            if failure is not None:
+                with self._watchdog.bounded(f"handling {type(failure).__name__}", self._hang_bound_s):
+                    self._feed(failure)
+                return
+        with self._watchdog.bounded("serving delivery reports", self._hang_bound_s):
+            self.hold_back()
+
+    def _run(self, runner: ShardRunner, fire: Callable[[], object]) -> events.Event | None:
+        """Fire timers of a shard. Returns what failed."""
+        try:
+            if not self._pipeline.has_begun:
+                self._pipeline.begin()
+            fire()
+        except Exception as error:  # noqa: BLE001  those that aren't expected are raised again
+            return self._failure(error, runner.inputs[0], self._record_watch.record)
+        finally:
+            self._record_watch.record = None
+            self._end_announced()
+        return None
 
     def _run_chunk(self) -> None:
         if not self._pipeline.is_open or not self._shards.any_read:
@@ -236,6 +301,8 @@ class RecordPump:
         records_max = self._core_state.pieces.records_max
         if records_max is not None or batch.generation < batch.reader.newest_generation:
             current = self._shards.current(chunk, batch)
+        if self._shards.timed:
+            self._timers.limit(records_max)
         remaining = iter(current)
         waiting = len(current)
         while True:
@@ -247,9 +314,13 @@ class RecordPump:
             left = length_hint(remaining)
             processed, waiting = waiting - left, left
             self.records += processed
-            self._pipeline.count(processed)
             touched = [one for one in self._shards.inputs if one.last is not None]
             dirty = frozenset(one.shard for one in touched)
+            if self._shards.timed:
+                timed, fired = self._timers.take_fired()
+                dirty |= timed
+                processed += fired
+            self._pipeline.count(processed)
             for one in touched:
                 self._source_checks.read(one.topic, one.partition, one.topic_id)
             if dirty:
@@ -275,7 +346,6 @@ class RecordPump:
             What failed.
         """
         routes = self._shards.routes
-        session = self._core_state.session
         interrupts, watch = self._interrupts, self._record_watch
         message: Any = None
         runner: Any = None  # that of `message`
@@ -290,29 +360,45 @@ class RecordPump:
                     runner.last = message
                 if interrupts:
                     break
-        except UnreadableRecordError as error:
-            at = _place_of(runner, message)
-            return events.StopRecordReached(session, at.shard, at.offset, error.failure, at.input)
-        except HandlerError as error:
-            at = _place_of(runner, message)
-            return events.HandlerFailed(
-                session, at.shard, at.offset, error.failure, error.condemnation, at.input
-            )
-        except UnkeptStateError as error:
-            return events.EpochFailed(session, error.condemnation, self._only_record(runner, message))
-        except TransactionLostError as error:
-            return self._pipeline.lost(session, error, self._only_record(runner, message))
-        except LOCAL_TROUBLE as error:
-            return events.WorkerBroken(failure_of(error, FailureKind.HOST))
-        except (KafkaException, RecordError) as error:
-            at = _place_of(runner, message)
-            failure = Failure.of_record(
-                f"can't write an output of {describe_record(message)}: {error}", where=where_of(message)
-            )
-            return events.HandlerFailed(session, at.shard, at.offset, failure, input=at.input)
+        except Exception as error:  # noqa: BLE001  those that aren't expected are raised again
+            return self._failure(error, runner, watch.record or message)
         finally:
             watch.record = None
+            self._end_announced()
         return None
+
+    def _failure(self, error: Exception, runner: Any, record: Any) -> events.Event:
+        """What failed, when an exception came out of a record or a timer.
+
+        Args:
+            runner: of the input. None: no record was begun.
+            record: that was being processed, or the timer that was being called.
+        """
+        session = self._core_state.session
+        match error:
+            case UnreadableRecordError():
+                at = _place_of(runner, record)
+                return events.StopRecordReached(session, at.shard, at.offset, error.failure, at.input)
+            case HandlerError():
+                at = _place_of(runner, record)
+                return events.HandlerFailed(
+                    session, at.shard, at.offset, error.failure, error.condemnation, at.input
+                )
+            case UnkeptStateError():
+                return events.EpochFailed(session, error.condemnation, self._only_record(runner, record))
+            case TransactionLostError():
+                return self._pipeline.lost(session, error, self._only_record(runner, record))
+            case _ if isinstance(error, LOCAL_TROUBLE):
+                return events.WorkerBroken(failure_of(error, FailureKind.HOST))
+            case KafkaException() | RecordError():
+                at = _place_of(runner, record)
+                failure = Failure.of_record(
+                    f"can't write an output of {describe_record(record)}: {error}", where=where_of(record)
+                )
+                condemnation = Condemnation(failure, step=at.timer) if at.timer else None
+                return events.HandlerFailed(session, at.shard, at.offset, failure, condemnation, at.input)
+            case _:
+                raise error
 
     def _only_record(self, runner: Any, message: Any) -> RecordAt | None:
         """The current record, if no other can be in the open epoch."""
@@ -333,7 +419,16 @@ class RecordPump:
         finally:
             self._link.send(messages.RecordEnded(self._core_state.session))
 
-    def _announce(self, one: InputRunner, record: Message, step: str) -> None:
+    def _announce_timer(self, runner: ShardRunner, timer: TimerRecord) -> None:
+        self._timer_announced = True
+        self._announce(runner.inputs[0], timer, timer.title)
+
+    def _end_announced(self) -> None:
+        if self._timer_announced:
+            self._timer_announced = False
+            self._link.send(messages.RecordEnded(self._core_state.session))
+
+    def _announce(self, one: InputRunner, record: Message | TimerRecord, step: str) -> None:
         if handler_processes.is_forked:
             return
         self._link.announce(
@@ -354,6 +449,8 @@ def _left_of(chunk: Sequence[Message], first: Message) -> int:
 
 
 def _place_of(runner: Any, message: Any) -> RecordAt:
+    if isinstance(message, TimerRecord):
+        return place_of_timer(runner.shard, message)
     return RecordAt(runner.shard, message.offset(), runner.number)
 
 

@@ -16,6 +16,7 @@ from confluent_kafka import Message
 
 from fcluster.common.failures import bounded_text
 from fcluster.common.settings import Settings
+from fcluster.engine.records import TimerRecord, describe_record
 
 _frames: Callable[[], dict[int, FrameType]] = sys._current_frames  # pyright: ignore[reportPrivateUsage]
 _PACKAGE = str(Path(__file__).parents[1])
@@ -25,7 +26,7 @@ _PACKAGE = str(Path(__file__).parents[1])
 class Running:
     """A record that has been processed for at least this long."""
 
-    record: Message
+    record: Message | TimerRecord
     running_s: float
 
 
@@ -33,16 +34,16 @@ class RecordWatch:
     """Knows the record that is being processed.
 
     Attributes:
-        record: set by the processing thread before each record. None while it does something else.
+        record: set by the processing thread before each record and timer. None while it does something else.
         running: what the last `sample` has found.
     """
 
     __slots__ = ("_sampled", "_since_s", "record", "running")
 
     def __init__(self) -> None:
-        self.record: Message | None = None
+        self.record: Message | TimerRecord | None = None
         self.running: Running | None = None
-        self._sampled: Message | None = None
+        self._sampled: Message | TimerRecord | None = None
         self._since_s = 0.0
 
     def sample(self, now_s: float) -> Running | None:
@@ -79,7 +80,7 @@ def describe_overdue(running: Running, settings: Settings, frame: FrameType | No
     if not settings.record_timeout_ms:
         bound = f"transaction.timeout.ms = {settings.transaction_timeout_ms} leaves for one record"
     return (
-        f"record {record.topic()}/{record.partition()} at offset {record.offset()} has been processed for "
+        f"{describe_record(record)} has been processed for "
         f"{running.running_s:.1f} s, longer than {bound}, {where}"
     )
 

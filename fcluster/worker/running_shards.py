@@ -48,6 +48,7 @@ class RunningShards:
 
     Attributes:
         runners: by shard. A shard that isn't read any more stays until its epoch is committed.
+        timed: the runners that have timers, while they are read.
         inputs: of all runners.
         routes: the inputs that are read, by topic and partition. Looked up once for each record.
         group_metadata: of the job's group, once there is a reader.
@@ -61,6 +62,7 @@ class RunningShards:
         self._merges: dict[ShardId, ShardMerge] = {}
         self._merge_at: dict[SourcePartition, ShardMerge] = {}
         self.runners: dict[ShardId, ShardRunner] = {}
+        self.timed: dict[ShardId, ShardRunner] = {}
         self.inputs: list[InputRunner] = []
         self.routes: dict[str, dict[int, InputRunner]] = _no_routes(topology)
         self.group_metadata: Any = None
@@ -142,11 +144,14 @@ class RunningShards:
             one.generation = reader.start({(one.topic, one.partition): one.begun_at}, watched=merged)
             self.routes[one.topic][one.partition] = one
         self.runners[runner.shard] = runner
+        if runner.timers is not None:
+            self.timed[runner.shard] = runner
         self.inputs.extend(runner.inputs)
 
     def stop(self, shards: Sequence[ShardId]) -> None:
         """Read these shards no more. Their runners stay, because their records may not be committed yet."""
         for shard in shards:
+            self.timed.pop(shard, None)
             stage = self._topology.stage(shard.stage)
             for number, topic in enumerate(stage.topics):
                 if self.routes[topic].pop(shard.partition, None) is not None:
@@ -165,6 +170,7 @@ class RunningShards:
     def forget(self) -> None:
         """Drop all runners. They are stopped."""
         self.runners.clear()
+        self.timed.clear()
         self.inputs.clear()
 
     @property

@@ -40,6 +40,7 @@ from fcluster.common.failures import Ended, Failure, FailureKind
 from fcluster.common.processes import process_space
 from fcluster.common.settings import Settings, with_settings
 from fcluster.graph.topology import Topology
+from fcluster.wire import messages
 from fcluster.wire.http_port import health_port
 from fcluster.worker import handler_processes, interpreter_lock
 from fcluster.worker.batches import Batches
@@ -216,6 +217,9 @@ class Worker:
                 self._pump.read_failed(item)
             case ReaderDied():
                 self._exit_now(Failure(FailureKind.BUG, f"reading failed: {item.reason}").fitted())
+            case events.MessageReceived(messages.Drain()):
+                self._pump.fire_due()  # what is due belongs to what was to be done
+                self._feed(item)
             case _:
                 self._feed(item)
 

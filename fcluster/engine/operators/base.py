@@ -10,14 +10,14 @@ from typing import Any, Protocol, cast
 
 from fcluster.common.failures import bounded_text
 from fcluster.engine.context import AnyTable, HandlerContext, KeyTimers
-from fcluster.engine.records import SourceRecord
+from fcluster.engine.records import SourceRecord, TimerRecord
 from fcluster.engine.steps import Place, Step
 from fcluster.graph.record import Record
 from fcluster.graph.topology import OnError, TopicSpec
 
 WriteRecord = Callable[[SourceRecord, bytes | None, Record], None]
-TimerStep = Callable[[SourceRecord, bytes, Place], None]
-"""Calls the function of a timer, and passes on what comes of it. Its own failures happen at that place."""
+TimerStep = tuple[Place, Callable[[TimerRecord, bytes], None]]
+"""Calls the function of a timer, and passes on what comes of it; and the place of its own failures."""
 
 
 @dataclass(frozen=True, slots=True)

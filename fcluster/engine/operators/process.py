@@ -8,8 +8,8 @@ from typing import Any, cast
 from fcluster.engine.context import Table
 from fcluster.engine.entries import Clock, EntryTable
 from fcluster.engine.kinds import make_access
-from fcluster.engine.operators.base import Surroundings, TimerStep, WriteRecord, close_generator
-from fcluster.engine.records import SourceRecord
+from fcluster.engine.operators.base import Surroundings, WriteRecord, close_generator
+from fcluster.engine.records import SourceRecord, TimerRecord
 from fcluster.engine.steps import Place, Step, StepFailure
 from fcluster.graph.codecs import key_codec
 from fcluster.graph.record import Record
@@ -50,8 +50,11 @@ class ProcessOperator:
             function = _advancing(function, Clock(cast("EntryTable", tables[name])))
         write_record = surroundings.record_writer(place)
         for timer in node.timers:
-            surroundings.fire[node.name, timer.name] = _compile_timer(
-                timer, context, passing, write_record, following
+            name = getattr(timer.function, "__name__", timer.name)
+            timer_place = Place(node.name, f"in {name!r}", node.on_error)
+            surroundings.fire[node.name, timer.name] = (
+                timer_place,
+                _compile_timer(timer, timer_place, context, passing, write_record, following),
             )
 
         def many(record: SourceRecord, key: bytes | None, value: Any) -> None:
@@ -90,26 +93,27 @@ class ProcessOperator:
 
 def _compile_timer(
     timer: TimerFunction,
+    place: Place,
     context: Any,
     passing: tuple[type[BaseException], ...],
     write_record: WriteRecord,
     following: Step,
-) -> TimerStep:
+) -> Callable[[TimerRecord, bytes], None]:
     """What is called when the timer is due. A timer is rare, compared with records: there is one way for all
     kinds of functions."""
     function, is_many = timer.function, timer.returns == "many"
 
-    def fire(record: SourceRecord, key: bytes, place: Place) -> None:  # `step_of` looks for `place`
-        context._record = record
+    def fire(timer_record: TimerRecord, key: bytes) -> None:  # `step_of` looks for `timer_record`
+        context._record = timer_record
         context._key = key
         outputs = None
         try:
             outputs = function(context.key, context)
             for output in (outputs or ()) if is_many else (outputs,):
                 if type(output) is Record:
-                    write_record(record, key, output)
+                    write_record(timer_record, key, output)
                 elif output is not None:
-                    following(record, key, output)
+                    following(timer_record, key, output)
         except passing:
             close_generator(outputs)
             raise

@@ -91,11 +91,15 @@ EPOCH_PHASES = Transitions(
 
 
 class RecordAt(NamedTuple):
-    """A record of a shard: `offset` counts in the input of that number."""
+    """A record of a shard: `offset` counts in the input of that number.
+
+    `timer`: instead of a record, a timer that fires before the record there, by the name of its step.
+    """
 
     shard: ShardId
     offset: int
     input: int = 0
+    timer: str = ""
 
 
 class Condemned(NamedTuple):

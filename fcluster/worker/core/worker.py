@@ -25,9 +25,12 @@ batch the shell reports which shards it made dirty.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from fcluster.common.exit_codes import ExitCode
 from fcluster.common.failures import Failure, FailureKind
 from fcluster.engine.failure import Condemnation
+from fcluster.engine.timers import TIMER_STEP
 from fcluster.wire import messages
 from fcluster.worker.core import events
 from fcluster.worker.core.departure import Departure
@@ -342,6 +345,8 @@ class WorkerCore:
         self._reset()
 
     def _condemn(self, record: RecordAt, condemnation: Condemnation) -> None:
+        if record.timer:
+            condemnation = replace(condemnation, step=record.timer)
         before = [
             one
             for one in self._now.condemned.get(record.shard, ())
@@ -350,6 +355,9 @@ class WorkerCore:
         ]
         if (condemnation.topic or condemnation.step) and len(before) < CONDEMNATIONS_MAX:
             self._now.condemn(record, condemnation)
+        elif record.timer:
+            # It fires before any record that the shard could stop at.
+            self._now.condemn(record, replace(condemnation, topic=""))
         else:
             cause = condemnation.failure
             where = f"{record.shard}@{record.offset}"
@@ -371,8 +379,11 @@ class WorkerCore:
         """The open epoch contains half of a record: abort it, replay, and stop before that record."""
         if event.session != self._now.session:
             return
-        if event.condemnation is not None and event.condemnation.topic:
-            self._condemn(RecordAt(event.shard, event.offset, event.input), event.condemnation)
+        condemnation = event.condemnation
+        is_timer = condemnation is not None and condemnation.step.startswith(TIMER_STEP)
+        if condemnation is not None and (condemnation.topic or is_timer):
+            timer = condemnation.step if is_timer else ""
+            self._condemn(RecordAt(event.shard, event.offset, event.input, timer), condemnation)
         else:
             stop_record = StopRecord(event.offset, event.failure, event.input)
             self._owned_shards.stop_records[event.shard] = stop_record
@@ -406,5 +417,7 @@ class WorkerCore:
 
 
 def _named(record: RecordAt) -> str:
+    if record.timer:
+        return f"the {record.timer} in {record.shard}"
     which = f" of input {record.input + 1}" if record.input else ""
     return f"the record at offset {record.offset}{which} of {record.shard}"

@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fcluster import Job
+from fcluster.engine import timers as engine_timers
 from fcluster.engine.entries import EntryTable
+from fcluster.engine.ordered_keys import encode_time
 from tests.unit.engine.timers_bench import TimersBench
 
 NAMES = ("a", "b", "ab")
@@ -138,6 +140,12 @@ def job() -> Job:
 
 def run(plan: list[Step], chance: random.Random, *, crashes: bool) -> list[tuple[bytes, str]]:
     """The plan, with barriers, crashes, limits and writes to the store where chance has them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine_timers, "READ_AHEAD_TIMERS", chance.choice((1, 2, 5, 64)))
+        return run_patched(plan, chance, crashes=crashes)
+
+
+def run_patched(plan: list[Step], chance: random.Random, *, crashes: bool) -> list[tuple[bytes, str]]:
     bench = TimersBench(job(), cache_entries_max=chance.choice((0, 2, 100)))
     limit = chance.choice((0, 1, 2, 1_000))  # 0: as when a record is looked for, each timer by itself
     bench.timers.at_once_max = limit
@@ -236,7 +244,8 @@ def test_a_late_timer_that_is_lost_at_a_move_is_caught(monkeypatch: pytest.Monke
         plain(bench)
         for timers in bench.timers.handlers.values():
             now = bench.clock.now_ms
-            timers._begin_ms["event"] = 0 if now is None else now + 1
+            if now is not None:
+                timers._ahead["event"]._read_until = b"e" + encode_time(now + 1)
 
     monkeypatch.setattr(TimersBench, "start", start)
     with pytest.raises(AssertionError):

@@ -134,7 +134,8 @@ def new_runner(topology: Topology, port: OutputPort, partition: int = 0) -> Shar
 def new_core_state() -> CoreState:
     """A worker's core in a session."""
     state = CoreState(IDENTITY, BOUNDS, 0)
-    state.session, state.slot, state.phase = SESSION, 0, model.Phase.ACTIVE
+    state.session, state.slot, state.phase = SESSION, 0, model.Phase.STARTING
+    state.phase = model.Phase.ACTIVE
     return state
 
 

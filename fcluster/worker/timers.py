@@ -1,0 +1,111 @@
+"""When the timers of a worker's shards are due, and what the worker has to know of those that fire.
+
+Responsible for: which running shards have timers that are due, how long the main thread may wait for the next
+one, and which timer is being called. `record_pump` has them fired between two records, and in event time they
+fire after the record that moved it, in its call (`fcluster.engine.firing`). Belongs to the main thread.
+
+Must not: decide what follows from a failure, or know epochs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from fcluster.common.ids import ShardId
+from fcluster.engine.firing import FIRED_AT_ONCE_MAX
+from fcluster.engine.records import TimerRecord
+from fcluster.worker.core.model import RecordAt
+from fcluster.worker.inbox import Inbox
+from fcluster.worker.processing import ShardRunner
+from fcluster.worker.record_watch import RecordWatch
+
+ANNOUNCED_TIMERS: Final = 2_000
+"""Of a shard in which something ends processes: so many timers are announced before they are called."""
+_WAIT_S_MIN: Final = 0.001
+
+
+class DueTimers:
+    """The timers of the shards that are read.
+
+    Args:
+        timed: the shards that have some; `RunningShards.timed`.
+        inbox: timers don't keep an event waiting.
+        record_watch: knows the timer that is being called.
+    """
+
+    def __init__(self, timed: Mapping[ShardId, ShardRunner], inbox: Inbox, record_watch: RecordWatch) -> None:
+        self._timed = timed
+        self._inbox = inbox
+        self._watch = record_watch
+        self._limit: int | None = None
+        self._last: TimerRecord | None = None
+
+    def start(self, runner: ShardRunner, announce: Callable[[TimerRecord], None] | None) -> None:
+        """Take care of a shard's timers.
+
+        Args:
+            announce: called before each timer, for some time. None: nothing suspicious is known.
+        """
+        timers = runner.timers
+        if timers is None:
+            return
+        timers.interrupts = self._inbox.interrupts
+        timers.left = self._inbox.interrupt
+        left = ANNOUNCED_TIMERS if announce is not None else 0
+
+        def begun(timer: TimerRecord) -> None:
+            nonlocal left
+            self._last = self._watch.record = timer
+            if left and announce is not None:
+                left -= 1
+                announce(timer)
+
+        timers.begun = begun
+
+    def limit(self, records_max: int | None) -> None:
+        """With a limit on the records of an epoch, each timer is a piece: none fires in a record's call."""
+        at_once_max = FIRED_AT_ONCE_MAX if records_max is None else 0
+        for runner in self._timed.values():
+            assert runner.timers is not None
+            runner.timers.at_once_max = at_once_max
+
+    def are_due(self) -> bool:
+        """Whether a timer is due. No record may be processed before."""
+        return any(runner.timers is not None and runner.timers.is_due() for runner in self._timed.values())
+
+    def due(self) -> list[ShardRunner]:
+        """The shards with timers that are due."""
+        return [
+            runner for runner in self._timed.values() if runner.timers is not None and runner.timers.is_due()
+        ]
+
+    def wait_s(self, timeout_s: float) -> float:
+        """The time-out, or less if a timer in processing time is due before."""
+        now_ms = time.time_ns() // 1_000_000
+        for runner in self._timed.values():
+            due_ms = None if runner.timers is None else runner.timers.next_processing_ms()
+            if due_ms is not None:
+                timeout_s = min(timeout_s, (due_ms - now_ms) / 1000)
+        return max(_WAIT_S_MIN, timeout_s)
+
+    def take_fired(self) -> tuple[frozenset[ShardId], int]:
+        """The shards in which timers have fired since the last call, and how many."""
+        shards: list[ShardId] = []
+        count = 0
+        for runner in self._timed.values():
+            fired = runner.take_fired()
+            if fired:
+                shards.append(runner.shard)
+                count += fired
+        return frozenset(shards), count
+
+    def newest(self, shard: ShardId) -> RecordAt | None:
+        """The timer that was called last, as the only thing in an epoch."""
+        return None if self._last is None else place_of_timer(shard, self._last)
+
+
+def place_of_timer(shard: ShardId, timer: TimerRecord) -> RecordAt:
+    """Where a timer stands among the records of its shard."""
+    return RecordAt(shard, timer.offset(), 0, timer.title)

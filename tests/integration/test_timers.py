@@ -1,0 +1,136 @@
+"""Timers with a real broker: a worker is killed, and each fires exactly once, in both clocks."""
+
+from __future__ import annotations
+
+import runpy
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from tests.checker.generate import create_topic, plain_producer
+from tests.harness import REPOSITORY, Cluster, wait_until
+from tests.in_driver import Row, rows_in_driver, rows_on_kafka, run_in_driver
+
+pytestmark = pytest.mark.timeout(180)
+
+JOB = REPOSITORY / "tests" / "jobs" / "timed.py"
+PARTITIONS = 2
+RECORDS = 1_000
+STEP_MS = 20
+BEGIN_MS = 1_700_000_000_000
+
+
+class Run:
+    """A cluster with the job."""
+
+    def __init__(self, brokers: str, prefix: str, directory: Path) -> None:
+        self.brokers = brokers
+        self.job, self.source, self.output = f"{prefix}job", f"{prefix}in", f"{prefix}out"
+        for topic in (self.source, self.output):
+            create_topic(brokers, topic, PARTITIONS)
+        self.environment = {
+            "FCLUSTER_TEST_JOB": self.job,
+            "FCLUSTER_TEST_SOURCE": self.source,
+            "FCLUSTER_TEST_OUTPUT": self.output,
+        }
+        self.cluster = Cluster(
+            JOB,
+            brokers,
+            directory,
+            workers=2,
+            env=self.environment,
+            settings={"initial.rebalance.delay.ms": 0, "commit.interval.ms": 50},
+        )
+        self.sent = 0
+        self._producer = plain_producer(brokers)
+        self._enough = threading.Event()
+        self._feeding = threading.Thread(target=self._feed)
+
+    def __enter__(self) -> Run:
+        self._feeding.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._enough.set()
+        self._feeding.join()
+
+    def _feed(self) -> None:
+        """Some thousand records a second until it is enough: there is always an epoch to be killed in."""
+        while not self._enough.wait(0.02):
+            for number in range(self.sent, self.sent + 20):
+                self._produce(number, BEGIN_MS + number * STEP_MS, number % PARTITIONS)
+            self.sent += 20
+
+    def _produce(self, number: int, timestamp: int, partition: int) -> None:
+        self._producer.produce(
+            self.source, b"%d" % number, f"k{number}", timestamp=timestamp, partition=partition
+        )
+        self._producer.poll(0)
+
+    def let_time_pass(self) -> None:
+        """A record for each partition, after which all timers of the others are due."""
+        for partition in range(PARTITIONS):
+            self._produce(self.sent + partition, BEGIN_MS + self.sent * STEP_MS + 10**6, partition)
+        assert self._producer.flush(30) == 0
+
+    def counts(self) -> Counter[str]:
+        """How many records each way has written."""
+        self.cluster.assert_alive()
+        return Counter(by for parts in self.rows().values() for by, _row in parts)
+
+    def rows(self) -> dict[int, list[tuple[str, Row]]]:
+        """What is committed in the output, and what has written it."""
+        return marked(rows_on_kafka(self.brokers, self.output))
+
+
+def marked(rows: dict[int, list[Row]]) -> dict[int, list[tuple[str, Row]]]:
+    """The rows of each partition, with what has written them."""
+    return {
+        number: [(orjson.loads(row[1] or b"")["by"], row) for row in found] for number, found in rows.items()
+    }
+
+
+def shard_of(row: Row) -> int:
+    """The partition of the source that it comes from."""
+    return int(orjson.loads(row[1] or b"")["value"]) % PARTITIONS
+
+
+@pytest.fixture
+def run(kafka: str, topic_prefix: str, tmp_path: Path) -> Iterator[Run]:
+    run = Run(kafka, topic_prefix, tmp_path)
+    with run.cluster:
+        yield run
+
+
+def test_timers_fire_exactly_once_when_a_worker_is_killed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    run.cluster.start()
+    with run:
+        wait_until(lambda: run.counts()["event"] >= RECORDS, "timers fire", 60, 0.5)
+        killed, in_flight = run.cluster.kill_mid_epoch(range(2), [run.output])
+        assert in_flight > 0
+        run.cluster.start_worker(int(killed.rpartition("-")[2]))
+        after = run.counts()
+        wait_until(lambda: run.counts()["event"] >= after["event"] + RECORDS // 3, "they go on", 60, 0.5)
+    run.let_time_pass()
+    expected = {"record": run.sent + PARTITIONS, "processing": run.sent + PARTITIONS, "event": run.sent}
+    wait_until(lambda: run.counts().total() >= sum(expected.values()), f"{expected} are written", 60, 0.5)
+    assert run.counts() == expected
+    rows: dict[int, list[tuple[str, Any]]] = run.rows()
+    fired = Counter((by, row[0]) for parts in rows.values() for by, row in parts)
+    assert set(fired.values()) == {1}
+    # In event time the order is that of the driver, byte for byte, wherever epochs ended.
+    for name, value in run.environment.items():
+        monkeypatch.setenv(name, value)
+    driver = run_in_driver(runpy.run_path(str(JOB))["job"], run.brokers, [run.source])
+    in_driver = marked(rows_in_driver(driver, run.output))
+    for number, found in rows.items():
+        for shard in range(PARTITIONS):
+            expected_rows = [row for _by, row in in_driver[number] if shard_of(row) == shard]
+            assert [
+                row for by, row in found if by != "processing" and shard_of(row) == shard
+            ] == expected_rows
