@@ -124,14 +124,14 @@ def rule_of_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def planted(chain: Any, *rest: Any) -> Any:
         first = next(iter(chain.places.values()))
-        former = runner._failure_of  # pyright: ignore[reportPrivateUsage]
+        former = runner.step_failure_of
 
         def of_first(error: BaseException, name: str) -> Any:
             failure = former(error, name)
             failure.place = first
             return failure
 
-        monkeypatch.setattr(runner, "_failure_of", of_first)
+        monkeypatch.setattr(runner, "step_failure_of", of_first)
         return original(chain, *rest)
 
     monkeypatch.setattr(runner, "_tolerant", planted)
