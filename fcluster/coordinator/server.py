@@ -26,7 +26,7 @@ import time
 import uuid
 from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from fcluster import __version__
 from fcluster.api.job import Job
 from fcluster.common import failpoints
 from fcluster.common.errors import FclusterError, KafkaUnavailable, SettingsError, failure_of
+from fcluster.common.event_ring import EventRing
 from fcluster.common.exit_codes import ExitCode
 from fcluster.common.failures import Ended
 from fcluster.common.ids import transactional_ids
@@ -420,7 +421,15 @@ class _Shell:
     ) -> None:
         self._topology = terms.topology
         self._settings = terms.settings
-        self._core = Coordinator.recover(past, terms, _now_ms())
+        now_ms = _now_ms()
+        self._core = Coordinator.recover(past, terms, now_ms)
+        self._ring = EventRing(
+            "coordinator",
+            __version__,
+            _beginning(past, terms, now_ms),
+            Path(terms.settings.state_dir) / "logs",
+        )
+        self._ring.dump_on_signal()
         self._leader = leader
         self._turned_s = time.monotonic()
         self._refresh_s = terms.settings.offset_refresh_interval_ms / 1000
@@ -603,7 +612,10 @@ class _Shell:
         )
 
     def _feed(self, event: Event) -> None:
-        for effect in self._core.handle(event, _now_ms()):
+        now_ms = _now_ms()
+        effects = self._core.handle(event, now_ms)
+        self._ring.note(now_ms, event, effects)
+        for effect in effects:
             match effect:
                 case events.SendMessage(peer, message):
                     _pass_failpoint(message)
@@ -729,6 +741,13 @@ class _StatusPublisher:
             return (
                 self._document if time.monotonic() - self._made_s < STATUS_AGE_S_MAX + STATUS_WAIT_S else None
             )
+
+
+def _beginning(past: Mapping[str, Any], terms: Terms, now_ms: float) -> dict[str, Any]:
+    """What the core begins with, for a replay of its events: without secrets, and without the job's code."""
+    left_out = ("topology", "settings")
+    given = {each.name: getattr(terms, each.name) for each in fields(terms) if each.name not in left_out}
+    return {"terms": given, "settings": terms.settings.redacted(), "journal": dict(past), "now_ms": now_ms}
 
 
 def _now_ms() -> float:

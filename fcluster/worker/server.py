@@ -35,6 +35,7 @@ from pathlib import Path
 
 from fcluster import __version__
 from fcluster.api.job import Job
+from fcluster.common.event_ring import EventRing
 from fcluster.common.exit_codes import IN_GOOD_ORDER, ExitCode
 from fcluster.common.failures import Ended, Failure, FailureKind
 from fcluster.common.processes import process_space
@@ -61,7 +62,7 @@ from fcluster.worker.running_shards import RunningShards
 from fcluster.worker.shards import ShardHost
 from fcluster.worker.source_checks import SourceChecks
 from fcluster.worker.transactions import make_writer
-from fcluster.worker.watchdog import Watchdog
+from fcluster.worker.watchdog import Watchdog, dump_and_exit
 
 _log = logging.getLogger("fcluster.worker")
 
@@ -93,13 +94,16 @@ class Worker:
         self._exit: events.Exit | None = None
         self._ticked_s = time.monotonic()
         self._inbox = Inbox()
-        self._watchdog = Watchdog()
+        self._watchdog = Watchdog(self._hung)
         self._kafka_waits = KafkaWaits(self._watchdog)
         self._host = ShardHost(self._topology, settings, self._inbox.post)
         self._batches = Batches(settings, self._host.largest_batch)
         self._source_checks = SourceChecks(name, self._host.look, self._host.settled_look)
         identity = _identity(slot, self._topology, self._host.snapshot_store_identity)
-        self._core = core.WorkerCore(identity, _bounds(settings), _now_ms())
+        bounds, now_ms = _bounds(settings), _now_ms()
+        self._core = core.WorkerCore(identity, bounds, now_ms)
+        begin = {"identity": identity, "bounds": bounds, "now_ms": now_ms}
+        self._ring = EventRing("worker", __version__, begin, Path(settings.state_dir) / "logs")
         self._health = WorkerHealth(name, identity.worker)
         self._port = OutputPort()
         record_watch = RecordWatch()
@@ -226,11 +230,22 @@ class Worker:
     def _exit_now(self, failure: Failure) -> None:
         self._exit = events.Exit(ExitCode.MISTAKE, str(failure), failure)
 
+    def _hung(self, what: str) -> None:
+        self._ring.dump()
+        dump_and_exit(what)
+
+    def dump_events_on_signal(self) -> None:
+        """From now on, SIGUSR1 writes the core's last events to a file. For the main thread."""
+        self._ring.dump_on_signal()
+
     def _feed(self, event: events.Event) -> None:
         """Give an event to the core and carry out what it decides."""
         if handler_processes.is_forked:
             os._exit(ExitCode.CRASHED)  # a handler forked, and its child returned from it
-        for effect in self._core.handle(event, _now_ms()):
+        now_ms = _now_ms()
+        effects = self._core.handle(event, now_ms)
+        self._ring.note(now_ms, event, effects)
+        for effect in effects:
             self._carry_out(effect)
         if not isinstance(event, events.RecordsProcessed):
             self._health.publish(self._core.state)
@@ -376,6 +391,7 @@ def run_worker(job: Job, settings: Settings, *, slot: int = -1, coordinator_addr
     )
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: worker.request_termination())
+    worker.dump_events_on_signal()
     interpreter_lock.install(settings.session_timeout_ms / 1000)
     # What exists by now lives as long as the process; collecting it over and over costs 3 to 4%.
     gc.freeze()

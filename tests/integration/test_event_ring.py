@@ -1,0 +1,58 @@
+"""The last events of a live cluster's processes, replayed."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import orjson
+from confluent_kafka import Producer
+
+from fcluster.common.event_ring import read_ring
+from tests.checker.generate import create_topic
+from tests.checker.reading import READ_COMMITTED, end_offsets
+from tests.harness import Up
+from tests.simulation.replay import main
+
+JOB = """
+from fcluster import Job
+job = Job("PREFIX-job")
+
+@job.process(job.topic("PREFIX-in"), to=job.topic("PREFIX-out"))
+def count(ctx, visit):
+    ctx.state["n"] = ctx.state.get("n", 0) + 1
+    return ctx.state["n"]
+"""
+
+
+def test_signal_writes_what_a_replay_decides_in_the_same_way(
+    kafka: str, topic_prefix: str, tmp_path: Path
+) -> None:
+    path, output = tmp_path / "job.py", f"{topic_prefix}-out"
+    path.write_text(JOB.replace("PREFIX", topic_prefix))
+    for topic in (f"{topic_prefix}-in", output):
+        create_topic(kafka, topic, 1)
+    producer = Producer({"bootstrap.servers": kafka})
+
+    def come_out() -> int:
+        """More records go in. Returns how far the output is."""
+        producer.produce(f"{topic_prefix}-in", orjson.dumps({}), "k")
+        producer.flush(10)
+        return end_offsets(kafka, [output], READ_COMMITTED)[output, 0]
+
+    logs = tmp_path / "data" / "logs"
+    with Up(path, kafka, tmp_path / "data") as up:
+        up.wait_until(lambda: come_out() > 0, "output")
+        for name, role in (("coordinator", "coordinator"), ("worker-0", "worker")):
+            os.kill(up.pid(name), signal.SIGUSR1)
+            up.wait_until(lambda role=role: list(logs.glob(f"events-{role}-*")), f"the file of the {role}")
+        before = end_offsets(kafka, [output], READ_COMMITTED)[output, 0]
+        up.wait_until(lambda: come_out() > before, "it goes on")
+        up.interrupt()
+        ended = up.wait(60)
+    assert "Thread 0x" in ended.text, "the stacks are shown, too"
+    for role in ("worker", "coordinator"):
+        (file,) = logs.glob(f"events-{role}-*")
+        assert read_ring(file).complete
+        assert main([str(file), "--job", str(path)]) == 0
