@@ -17,11 +17,12 @@ from fcluster.common.errors import FclusterError
 from fcluster.common.ids import repartition_topic
 from fcluster.common.settings import resolve
 from fcluster.engine.clock import EventClock
-from fcluster.kafka.clients import make_consumer, read_committed_positions
+from fcluster.kafka.clients import make_consumer
+from fcluster.kafka.offsets import read_committed_positions
 from tests.checker.check import wait_until_committed
 from tests.checker.generate import create_topic, plain_producer
 from tests.checker.reading import READ_COMMITTED, read_topic
-from tests.harness import Cluster, wait_until, worker_name
+from tests.harness import Cluster, Up, wait_until, worker_name
 from tests.pauses import status_of
 
 pytestmark = pytest.mark.timeout(180)
@@ -199,6 +200,10 @@ def test_event_time_arrives_behind_a_repartition_and_never_goes_back_when_worker
         wait_until_committed(orders.brokers, orders.job, [orders.source, orders.repartition], 30)
         check_status(orders)
         cluster.terminate()
+        orders.write(100)
+        with Up(orders.path, orders.brokers, orders.data_dir, "--until-caught-up") as up:
+            ended = up.wait(60)
+        assert ended.code == 0, ended.text
     assert times.went_back == []
     orders.check_outputs()
 

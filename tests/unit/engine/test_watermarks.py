@@ -110,6 +110,22 @@ def test_merged_topics_have_the_time_of_the_slower_one() -> None:
         assert driver.event_times("a") == {0: 1_000}
 
 
+def test_timers_fire_when_a_topic_that_is_idle_no_longer_holds_event_time_back() -> None:
+    def remind(ctx: Any, _value: Any) -> None:
+        ctx.timer("remind", at=ctx.timestamp + 100)
+
+    job = Job("shops")
+    stream = job.merge(job.topic("a", watermark=NO_DELAY), job.topic("b"))
+    stream.process(remind, to=job.topic("out"), timers={"remind": lambda key, _ctx: key})
+    with Driver(job, partitions=1) as driver:
+        driver.send("a", 1, key="first", timestamp=1_000)
+        driver.send("b", 1, key="second", timestamp=1_500)
+        driver.send("b", 1, key="third", timestamp=5_000)
+        assert driver.read_values("out") == []
+        driver.set_idle("a", 0)
+        assert driver.read_values("out") == ["first", "second"]
+
+
 def test_event_time_of_an_open_epoch_is_lost_with_it() -> None:
     with Driver(two_stages(), partitions=1, auto_barrier=False) as driver:
         send(driver, 0, 1_000)
