@@ -14,6 +14,7 @@ from tests.checker.check import wait_until_committed
 from tests.checker.generate import create_topic
 from tests.checker.reading import committed_offsets
 from tests.harness import Ended, Up
+from tests.in_driver import rows_on_kafka
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -38,6 +39,26 @@ def count(ctx, record):
     return ctx.state["n"]
 
 job.stream(job.topic("{prefix}in")).key_by("group").process(count, to=job.topic("{prefix}out"))
+"""
+TIMED_JOB = """
+from fcluster import Job
+
+job = Job("{prefix}job")
+
+@job.process(job.topic("{prefix}in"), to=job.topic("{prefix}out"))
+def remember(ctx, record):
+    ctx.timer("soon", at=ctx.processing_time + 1, clock="processing")
+    ctx.timer("much_later", at=ctx.processing_time + 10**9, clock="processing")
+    ctx.timer("next_year", at=ctx.timestamp + 10**11)
+
+@remember.on_timer("soon")
+def soon(key, ctx):
+    return key
+
+@remember.on_timer("much_later")
+@remember.on_timer("next_year")
+def never(key, ctx):
+    raise AssertionError("it isn't due")
 """
 
 
@@ -110,3 +131,16 @@ def test_isolation_from_the_environment_holds_for_the_end_as_well(work: Work) ->
     producer.abort_transaction(30)
     assert ended.code == 0, ended.text
     assert work.committed() == [7, 0]
+
+
+def test_end_waits_for_no_timer_of_a_later_time_and_for_those_that_are_due(work: Work) -> None:
+    work.produce(0, 50)
+    ended = work.up(TIMED_JOB)
+    assert ended.code == 0, ended.text
+    assert work.committed() == [50, 0]
+    # What wasn't due in time is due in this run, in which there is nothing to read.
+    ended = work.up(TIMED_JOB)
+    assert ended.code == 0, ended.text
+    output = work.source.removesuffix("in") + "out"
+    rows = [value for part in rows_on_kafka(work.brokers, output).values() for _key, value, *_ in part]
+    assert sorted(rows) == sorted(orjson.dumps(f"k{number}") for number in range(50))
