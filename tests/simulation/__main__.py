@@ -6,8 +6,8 @@ python -m tests.simulation --seeds 1000 --seed 50000     numbers 50000 to 50999
 python -m tests.simulation --seed 7 --verbose            one run, with its transcript
 python -m tests.simulation --find "no fence"             which seeds catch this planted bug
 
-Half of the numbers play the first job. To a quarter 1,000,000 is added, and they play the merged job, to
-another one 2,000,000: the job with declared states.
+Two of five numbers play the first job. To one 1,000,000 is added, and it plays the merged job, to another one
+2,000,000 (the job with declared states), and to another one 3,000,000 (the job with event time).
 """
 
 from __future__ import annotations

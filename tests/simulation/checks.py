@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from fcluster.common.ids import ShardId, transactional_ids
@@ -22,12 +22,37 @@ from fcluster.coordinator.core.coordinator import Coordinator
 from fcluster.coordinator.core.model import HELD_PHASES, ShardPhase
 from fcluster.coordinator.core.outbox import assignment_key, slot_key
 from fcluster.engine.changelog import DeltaReader
+from fcluster.engine.clock import decode_watermark
 from fcluster.engine.state import StoreMeta
+from fcluster.engine.watermarks import make_clock
 from fcluster.graph.partitioner import partition_of
 from fcluster.wire import messages
-from tests.simulation.jobs import SOURCE, Expected, Read, SimJob, Written
+from tests.simulation.jobs import MAX_DELAY_MS, SOURCE, Expected, Read, SimJob, Written
 from tests.simulation.kafka_model import KafkaModel, Partition, Transaction
 from tests.simulation.world import Violation, World
+
+
+@dataclass(slots=True)
+class _Time:
+    """A shard's event time, kept in the most obvious way. `heard`: of the shards in front of it."""
+
+    now_ms: int | None = None
+    heard: dict[int, int | None] = field(default_factory=dict[int, int | None])
+
+    def note(self, read: Read) -> None:
+        """A record was read."""
+        if not read.written.is_watermark:
+            if not self.heard:
+                self._reach(read.written.timestamp_ms - MAX_DELAY_MS)
+            return
+        shards, said = decode_watermark(read.written.value or b"")
+        self.heard = dict.fromkeys(range(shards)) | self.heard | {one.shard: one.time_ms for one in said}
+        times_ms = list(self.heard.values())
+        if None not in times_ms:
+            self._reach(min(time_ms for time_ms in times_ms if time_ms is not None))
+
+    def _reach(self, time_ms: int) -> None:
+        self.now_ms = time_ms if self.now_ms is None else max(self.now_ms, time_ms)
 
 
 @dataclass(slots=True)
@@ -37,6 +62,7 @@ class _Standing:
     position: CommittedPosition
     state: Any
     encoded: dict[bytes, bytes]
+    time: _Time
 
 
 class Checks:
@@ -104,9 +130,12 @@ class Checks:
         self.commits += 1
         outputs: dict[ShardId, list[tuple[Partition, Written]]] = defaultdict(list)
         deltas: dict[ShardId, list[tuple[int, bytes]]] = defaultdict(list)
+        told: list[Written] = []
         for partition, offset, value in transaction.records:
             stage = self.job.changelogs.get(partition[0])
-            if stage is None:
+            if stage is None and value.is_watermark:
+                told.append(value)
+            elif stage is None:
                 outputs[value.origin.shard].append((partition, value))
             else:
                 deltas[ShardId(stage, partition[1])].append((offset, value))
@@ -119,6 +148,7 @@ class Checks:
             position = self._joined(transaction, shard, positions)
             self._check_right(transaction, shard, position)
             self._check_shard(transaction, shard, position, outputs.get(shard, []), deltas.get(shard, []))
+        self._check_told(transaction, told, set(committed))
         for shard in [*outputs, *deltas]:
             if shard not in committed:
                 self.fail(f"{transaction.producer} commits outputs or state of {shard} without its offset")
@@ -132,7 +162,8 @@ class Checks:
         for topic, stood in zip(self.inputs[shard.stage], before.inputs, strict=True):
             if topic not in positions and not self.harm_only:
                 self.fail(f"{transaction.producer} commits {shard} without the offset of {topic}")
-            offsets.append(InputOffset(positions[topic].offset) if topic in positions else stood)
+            at = positions.get(topic)
+            offsets.append(stood if at is None else InputOffset(at.offset, at.topic_id, at.clock))
         epochs = {(position.epoch, position.state_epoch) for position in positions.values()}
         if len(epochs) > 1:
             self.fail(f"{transaction.producer} commits {shard} at several epochs: {epochs}")
@@ -183,6 +214,8 @@ class Checks:
         for number, topic in enumerate(self.inputs[shard.stage]):
             begin, end = before.inputs[number].offset, position.inputs[number].offset
             reads += self._reads(who, number, (topic, shard.partition), begin, end)
+        self._check_time(who, shard, standing, position, reads)
+        reads = [read for read in reads if not read.written.is_watermark]
         if len(self.inputs[shard.stage]) > 1:
             reads = self._in_order(who, reads, outputs)
         if self.job.models:
@@ -193,7 +226,7 @@ class Checks:
                     f"{_shown(expected)}, but are {_shown(_plain(outputs))}"
                 )
         encoded = self._check_delta(who, shard, standing, position, deltas)
-        self._standings[shard] = _Standing(position, standing.state, encoded)
+        self._standings[shard] = _Standing(position, standing.state, encoded, standing.time)
         self._encoded_at[shard][position.state_epoch] = encoded
 
     def _expected(self, shard: ShardId, state: Any, read: Read) -> list[_Output]:
@@ -204,6 +237,33 @@ class Checks:
     def _placed(self, output: Expected, read: Read) -> _Output:
         place = output.topic, partition_of(output.key.encode(), self.partitions)
         return place, output.key, read.written.timestamp_ms, output.data
+
+    def _check_time(
+        self, who: str, shard: ShardId, standing: _Standing, position: CommittedPosition, reads: list[Read]
+    ) -> None:
+        """Event time is what the records tell, whoever has read them, and never goes back."""
+        stage = self.job.topology.stage(shard.stage)
+        if not self.job.models or not stage.keeps_time:
+            return
+        for read in reads:
+            if read.written.is_watermark or read.topic() in self.job.sources:
+                standing.time.note(read)
+        clock = make_clock(stage, position)
+        assert clock is not None
+        if clock.now_ms != standing.time.now_ms:
+            self.fail(f"{who}: event time is {clock.now_ms}, but the records tell {standing.time.now_ms}")
+
+    def _check_told(self, transaction: Transaction, told: list[Written], committed: set[ShardId]) -> None:
+        """What is told of a shard is the event time that the same transaction commits."""
+        for written in told:
+            _, said = decode_watermark(written.value or b"")
+            for one in said:
+                shard = ShardId(SOURCE, one.shard)
+                if shard not in committed:
+                    self.fail(f"{transaction.producer} tells of {shard}, which isn't in its epoch")
+                if self._standing(shard).time.now_ms != one.time_ms:
+                    now_ms = self._standing(shard).time.now_ms
+                    self.fail(f"{shard} is said to be at {one.time_ms}, but is at {now_ms}")
 
     def _reads(self, who: str, number: int, source: Partition, begin: int, end: int) -> list[Read]:
         """The records of an input between two offsets."""
@@ -391,14 +451,15 @@ class Checks:
         )
 
     def _all_of(self, partition: Partition) -> list[tuple[int, Written]]:
-        return self.kafka.read_committed(partition, 0, 1_000_000)[0]
+        records = self.kafka.read_committed(partition, 0, 1_000_000)[0]
+        return [(offset, record) for offset, record in records if not record.is_watermark]
 
     def _standing(self, shard: ShardId) -> _Standing:
         standing = self._standings.get(shard)
         if standing is None:
             further = tuple(InputOffset(0) for _ in self.inputs[shard.stage][1:])
             position = CommittedPosition(0, 0, 0, "", further=further)
-            standing = self._standings[shard] = _Standing(position, self._begin(shard.stage), {})
+            standing = self._standings[shard] = _Standing(position, self._begin(shard.stage), {}, _Time())
         return standing
 
     def _begin(self, stage: str) -> Any:

@@ -1,9 +1,9 @@
 """The jobs in the simulation, declared as any user's job, and for each of their stages a slow obvious model.
 
 Responsible for: the jobs (a counter with a second stage behind a repartition; the same with a third stage
-that merges two topics; and one that declares values, maps and lists with a TTL), their records, and the
-models. The engine processes the records; the checks do the same with a model, which uses plain dicts and
-knows nothing of epochs, layers or bytes.
+that merges two topics; one that declares values, maps and lists with a TTL; and the first one with event
+time), their records, and the models. The engine processes the records; the checks do the same with a model,
+which uses plain dicts and knows nothing of epochs, layers or bytes.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from datetime import timedelta
 from functools import cache, cached_property
 from typing import Any, NamedTuple, Protocol
 
-from fcluster import Job, ListState, MapState, ValueState
+from fcluster import Job, ListState, MapState, ValueState, Watermark
 from fcluster.common.ids import ShardId, repartition_topic
 from fcluster.common.settings import Settings
 from fcluster.engine.ordered_keys import decode_time, group_of_entry, key_of_group, ordered_key
 from fcluster.engine.state import STORE_PREFIX_BYTES, store_prefix
 from fcluster.engine.values import decode_state
+from fcluster.engine.watermarks import WATERMARK_HEADER
 from fcluster.graph.codecs import value_codec
 from fcluster.graph.partitioner import partition_of
 from fcluster.graph.states import StateStore
@@ -35,7 +36,11 @@ COUNT, TOTALS, BOTH = "count", "totals", "both"
 SEEDS_OF_A_JOB = 1_000_000
 MERGED_SEEDS_FROM = SEEDS_OF_A_JOB
 KINDS_SEEDS_FROM = 2 * SEEDS_OF_A_JOB
-"""Which job a seed plays: from these on the merged one, and the one with declared states."""
+TIMED_SEEDS_FROM = 3 * SEEDS_OF_A_JOB
+"""Which job a seed plays: from these on the merged one, the one with declared states, and the first one with
+event time."""
+MAX_DELAY_MS = 3
+"""Of the job with event time."""
 FORGET_AT = 6
 """A key's state is deleted when its count gets there, so that deletions are part of the story."""
 BEGIN_MS = 1_700_000_000_000
@@ -101,11 +106,18 @@ class Written:
         return self._data
 
     @property
+    def is_watermark(self) -> bool:
+        """Whether it tells of event time and holds no data."""
+        return self.key is None and bool(self.headers) and self.headers[0][0] == WATERMARK_HEADER
+
+    @property
     def name(self) -> str:
         """The key as text."""
         return (self.key or b"").decode()
 
     def __str__(self) -> str:
+        if self.is_watermark:
+            return "watermark"
         return f"{self.name}={self.data.get('ident') if isinstance(self.data, dict) else self.value}"
 
 
@@ -423,29 +435,35 @@ def _reader_of(store: StateStore) -> _ReadEntry:
     return read
 
 
+_SEEDS_FROM = (0, 0, MERGED_SEEDS_FROM, KINDS_SEEDS_FROM, TIMED_SEEDS_FROM)
+
+
 def seeds(first: int, count: int) -> Iterator[int]:
-    """So many seeds from this number on: half of them of the first job, the others of the other two."""
+    """So many seeds from this number on: two of five are of the first job, the others of the other three."""
     for number in range(first, first + count):
         # Settings and brokers depend on the last digits of a seed: each job shall play with all of them.
-        yield number + (0, 0, MERGED_SEEDS_FROM, KINDS_SEEDS_FROM)[number // 4 % 4]
+        yield number + _SEEDS_FROM[number // 4 % len(_SEEDS_FROM)]
 
 
 def job_of(seed: int) -> SimJob:
     """The job that a seed plays."""
+    if seed >= TIMED_SEEDS_FROM:
+        return _counting_job(merged=False, timed=True)
     if seed >= KINDS_SEEDS_FROM:
         return _kinds_job()
     return _counting_job(merged=seed >= MERGED_SEEDS_FROM)
 
 
 @cache
-def _counting_job(*, merged: bool) -> SimJob:
+def _counting_job(*, merged: bool, timed: bool = False) -> SimJob:
     """`in` counts by key and feeds `totals`, which counts by group.
 
     A third stage if `merged`: `more` counts by key what comes from another source, and from `in` through a
-    repartition of its own.
+    repartition of its own. `timed`: with event time.
     """
     job = Job(JOB)
-    source, sink = job.topic(SOURCE), job.topic(SINK)
+    watermark = {"watermark": Watermark(MAX_DELAY_MS)} if timed else {}
+    source, sink = job.topic(SOURCE, **watermark), job.topic(SINK)
     job.stream(source).process(_count_into(SOURCE), name=COUNT).to(sink)
     job.stream(source).key_by(_group).process(_count_into(TOTALS), name=TOTALS).to(sink)
     forward: dict[str, Callable[[str], str]] = {REPARTITION: _GROUP_OF.__getitem__}

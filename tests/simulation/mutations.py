@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from fcluster.common.ids import ShardId, transactional_ids
-from fcluster.common.positions import CommittedPosition
+from fcluster.common.positions import CommittedPosition, InputOffset
 from fcluster.coordinator.core import events
 from fcluster.coordinator.core.coordinator import Coordinator
 from fcluster.coordinator.core.membership import Membership
@@ -35,7 +35,7 @@ from fcluster.worker.core import worker as core
 from fcluster.worker.core.epochs import Epochs
 from fcluster.worker.core.owned_shards import OwnedShards
 from tests.simulation.coordinator_shell import SimCoordinator
-from tests.simulation.jobs import JOB, KINDS_SEEDS_FROM, MERGED_SEEDS_FROM
+from tests.simulation.jobs import JOB, KINDS_SEEDS_FROM, MERGED_SEEDS_FROM, TIMED_SEEDS_FROM
 from tests.simulation.kafka_model import Partition
 from tests.simulation.storage import SimStore
 from tests.simulation.worker_shell import (
@@ -483,6 +483,14 @@ class ExpiresInMemory(SimWorker):
         return state
 
 
+class ForgetsTime(SimWorker):
+    """Begins event time anew with each restore."""
+
+    def position_of(self, effect: worker_events.StartReading) -> CommittedPosition:
+        at = effect.position
+        return at.at([InputOffset(one.offset, one.topic_id) for one in at.inputs])
+
+
 class TruncatesUnverified(SimWorker):
     """Cuts the changelog behind a snapshot that nobody has read back."""
 
@@ -693,6 +701,7 @@ MUTATIONS = [
         LeavesInputOut,
     ),
     Mutation("a TTL that isn't in the delta", KINDS_SEEDS_FROM + 1, "the deltas make", ExpiresInMemory),
+    Mutation("a watermark that goes back", TIMED_SEEDS_FROM + 4, "but the records tell", ForgetsTime),
     Mutation("records fetched before a rewind", 251, "the outputs should be []", ForgetsRewind),
     APPLIED_EARLY,
     Mutation("layers kept over a reset", 2, "the outputs should be", KeepsLayers),

@@ -31,6 +31,7 @@ from fcluster.engine.changelog import Delta, DeltaReader, encode_delta
 from fcluster.engine.merging import InputMerge
 from fcluster.engine.records import OutputPort
 from fcluster.engine.state import ShardState, StoreMeta
+from fcluster.engine.watermarks import WATERMARK_HEADERS, Telling
 from fcluster.graph.topology import Stage
 from fcluster.storage.restore_plan import Base, RestorePlan, RestoreRequest, plan_restore, stands_exactly
 from fcluster.storage.snapshots import Manifest, prune, truncation_offset, usable_manifests
@@ -56,6 +57,8 @@ NO_OFFSET = -1001
 NOT_KNOWN = (NO_OFFSET, "not known yet")
 REST_POLL_MS = 5
 UNSETTLED_RETRY_MS = 20
+TOLD_SELDOM_MS = 30
+"""How often event time is told if nobody needs it: oftener than really, so that more happens."""
 
 
 class Runner(ShardRunner):
@@ -273,6 +276,7 @@ class SimWorker(Process):
         self.states: dict[ShardId, ShardState] = {}
         self._dropped: list[ShardState] = []
         self.runners: dict[ShardId, Runner] = {}
+        self._telling = Telling(self.cluster.topology, TOLD_SELDOM_MS)
         self._port = OutputPort()
         self._port.produce = self._hold_output
         self._outputs: list[tuple[Partition, Written]] = []
@@ -482,6 +486,7 @@ class SimWorker(Process):
             self.commit_thread = None
         if self.writer is not None:
             self.writer.destroyed = True
+            self._telling = Telling(self.cluster.topology, TOLD_SELDOM_MS)
             self.writer = None
 
     def _drop_layers(self) -> None:
@@ -508,6 +513,7 @@ class SimWorker(Process):
         self._write_dropped()
 
     def _close_shards(self, shards: tuple[ShardId, ...]) -> None:
+        self._telling.forget(shards)
         for shard in shards:
             self.runners.pop(shard, None)
         states = {shard: self.states.pop(shard, None) for shard in shards}
@@ -539,12 +545,16 @@ class SimWorker(Process):
         idle_ms = self.cluster.settings.max_task_idle_ms
         shard, stage = effect.shard, self.cluster.topology.stage(effect.shard.stage)
         state = self.states[shard]
-        runner = Runner(stage, shard.partition, state, effect.position, self._port, idle_ms)
+        runner = Runner(stage, shard.partition, state, self.position_of(effect), self._port, idle_ms)
         offsets = "+".join(str(at.offset) for at in effect.position.inputs)
         self.note("runs %s from offset %s", effect.shard, offsets)
         self.runners[effect.shard] = runner
         for number in range(len(runner.sources)):
             self._fetch(runner, number)
+
+    def position_of(self, effect: events.StartReading) -> CommittedPosition:
+        """Where the shard begins."""
+        return effect.position
 
     def _fetch(self, runner: Runner, number: int) -> None:
         """Ask for the next records of a runner's input; they come when there are some."""
@@ -639,11 +649,24 @@ class SimWorker(Process):
         writer = self.writer
         assert writer is not None
         frozen = [self._freeze(shard, effect.epoch) for shard in sorted(effect.shards)]
+        self._tell_time(writer, [self.runners[shard] for shard in sorted(effect.shards)])
         self.step("layers frozen")
         if not self.alive:
             return
         self._busy = True
         writer.flush_outputs(lambda: self._outputs_flushed(writer, effect, frozen))
+
+    def _tell_time(self, writer: Writer, runners: list[Runner]) -> None:
+        """Write watermark records behind the outputs of the epoch."""
+        clocks = {runner.shard: runner.clock for runner in runners if runner.clock is not None}
+        if clocks:
+            due = self._telling.due(clocks, self.core.state.stage_sizes, self.world.now_ms)
+            told: list[tuple[Partition, Written]] = [
+                ((record.topic, record.partition), Written(None, record.value, -1, WATERMARK_HEADERS))
+                for record in due
+            ]
+            if told:
+                writer.produce(told)
 
     def _outputs_flushed(
         self, writer: Writer, effect: events.PrepareEpoch, frozen: list[FrozenShard]
