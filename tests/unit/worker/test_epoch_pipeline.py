@@ -15,6 +15,7 @@ from fcluster.common.ids import ShardId
 from fcluster.common.settings import Settings
 from fcluster.worker import epoch_pipeline
 from fcluster.worker.batches import BATCH_BYTES, Batches
+from fcluster.worker.commit_thread import CommitThread
 from fcluster.worker.core import events
 from fcluster.worker.epoch_pipeline import EpochPipeline
 from fcluster.worker.processing import OutputPort
@@ -202,23 +203,31 @@ def test_whatever_fails_in_the_commit_thread_becomes_an_event(
     bench.writer.fail.clear()
 
 
-def test_session_that_is_over_writes_nothing_more_and_the_next_one_waits_for_its_thread(bench: Bench) -> None:
-    bench.writer.opens.clear()
-    bench.pipeline.open(SESSION, bench.writer.make)
-    assert bench.writer.opening.wait(PATIENCE_S)
+def test_session_that_is_over_holds_no_producer_and_its_thread_is_kept_for_who_has_to_wait(
+    bench: Bench,
+) -> None:
+    bench.opened().process(0)
     bench.pipeline.destroy()
     assert not bench.pipeline.is_open
+    assert not bench.pipeline.has_begun
     with pytest.raises(AssertionError, match="outside an epoch"):
-        bench.port.produce()  # nothing holds the producer that is to be destroyed
+        bench.port.produce()
+    assert bench.writer.last_use is not None
+    bench.writer.last_use()
     (retired,) = bench.pipeline.retired
-    following = FakeWriter()
-    bench.pipeline.open(SESSION + 1, following.make)
-    assert following.log == [], "its ids are those that the first one may still initialise"
-    bench.writer.opens.set()
-    opened = [bench.next_event() for _ in range(2)]
-    assert opened == [events.ProducersOpened(SESSION), events.ProducersOpened(SESSION + 1)]
     assert bench.pipeline.take_retired() == [retired]
     assert bench.pipeline.retired == []
+
+
+def test_next_session_waits_for_the_threads_of_earlier_ones_whose_ids_it_has(bench: Bench) -> None:
+    class Earlier(CommitThread):
+        def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+            super().shutdown(wait, cancel_futures=cancel_futures)
+            bench.writer.log.append(f"waits: {wait}")
+
+    bench.pipeline.retired.append(Earlier())
+    bench.opened()
+    assert bench.writer.log == ["waits: True", "open"]
 
 
 def test_thread_that_hangs_is_given_up_and_its_session_ends(bench: Bench) -> None:

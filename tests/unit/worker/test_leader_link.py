@@ -13,6 +13,7 @@ from fcluster.common.ids import ShardId
 from fcluster.common.settings import Settings
 from fcluster.wire import messages
 from fcluster.wire.transport import FrameReceived, RouterTransport
+from fcluster.worker import leader_link
 from fcluster.worker.core import events, model
 from fcluster.worker.core.state import CoreState
 from fcluster.worker.leader_link import LeaderLink
@@ -90,14 +91,17 @@ def test_messages_come_as_events_in_order_and_go_out(linked: Linked) -> None:
     ]
 
 
-def test_announcement_waits_until_the_coordinator_has_noted_it_which_is_no_event(linked: Linked) -> None:
+def test_announcement_waits_until_the_coordinator_has_noted_it_which_is_no_event(
+    linked: Linked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leader_link, "ANNOUNCEMENT_S", 3_600.0)
     announced = threading.Event()
 
     def announce() -> None:
         linked.link.announce(begun())
         announced.set()
 
-    thread = threading.Thread(target=announce)
+    thread = threading.Thread(target=announce, daemon=True)
     thread.start()
     assert linked.heard() == begun()
     linked.answer(messages.RecordNoted(TERM, SESSION, ShardId("in", 0), 5))

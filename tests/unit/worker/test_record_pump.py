@@ -246,6 +246,17 @@ def test_records_of_several_inputs_wait_for_their_turn(merging: Pumping) -> None
     assert merging.reader.batches_done == 2
 
 
+def test_what_waits_in_a_merge_is_not_taken_for_read(merging: Pumping) -> None:
+    runner = merging.start()
+    merging.read(Message(0, topic="a", timestamp_ms=10), standings={("a", 0): (1, 1)})
+    merging.pump.add_idle(idle_of(merging, {("a", 0): 1}, end=1))
+    assert [one.read_position for one in runner.inputs] == [0, 0]
+    merging.pump.add_idle(idle_of(merging, {("b", 0): 0}, end=0))
+    merging.pump.add_merged()
+    merging.run()
+    assert [one.read_position for one in runner.inputs] == [1, 0]
+
+
 def test_idle_input_lets_the_others_pass(merging: Pumping) -> None:
     merging.start()
     merging.read(Message(0, topic="a", timestamp_ms=10), standings={("a", 0): (1, 1)})
