@@ -249,13 +249,6 @@ class EventClock:
         """What there is to know of each input, for status."""
         return [one.look() for one in self._inputs]
 
-    def held_back_by(self) -> int | None:
-        """The number of the input with the lowest watermark. None if all are idle."""
-        waited_for = [number for number, one in enumerate(self._inputs) if not one.idle]
-        marks = {number: self._inputs[number].watermark() for number in waited_for}
-        unknown = [number for number, mark in marks.items() if mark is None]
-        return next(iter(unknown), None) if unknown else min(marks, key=lambda n: marks[n] or 0, default=None)
-
     def _move(self) -> bool:
         lowest_ms: int | None = None
         for one in self._inputs:

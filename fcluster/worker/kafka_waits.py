@@ -32,7 +32,7 @@ it repeats a request. It doubles each time that this didn't help (`PATIENCE_S_MA
 PATIENCE_S_MAX = 15.0
 WAKE_INTERVAL_S = 1.1
 """A call that was woken up looks for its coordinator at most once a second."""
-WOKEN_PATIENCE_S = 6.0
+WOKEN_PATIENCE_S = 15.0
 """How long a call may still take if it can be woken up: it should end by itself, and nothing is lost then."""
 _POLL_S = 0.05
 

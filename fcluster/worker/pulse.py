@@ -108,7 +108,7 @@ class PulseThread:
 
     def watch_record(self, now_s: float) -> None:
         """Check how long the current record takes. A chunk that has become slow ends with it."""
-        running = self._record_watch.sample(now_s)
+        running = self._record_watch.sample(now_s, time.process_time())
         if self._record_watch.record is not None:
             self._inbox.interrupt()
         if running is not None and 0 < self._settings.record_bound_ms <= running.running_s * 1000:

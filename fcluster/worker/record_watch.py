@@ -22,6 +22,12 @@ _frames: Callable[[], dict[int, FrameType]] = sys._current_frames  # pyright: ig
 _PACKAGE = str(Path(__file__).parents[1])
 
 
+UNUSED_S_MAX = 1.0
+"""More time between two samples counts only as far as the process has used CPU in it: while a process is
+suspended, or gets no CPU, its handlers do nothing. Samples are much closer together, except while a handler
+holds the interpreter's lock, and such a one uses CPU."""
+
+
 @dataclass(frozen=True, slots=True)
 class Running:
     """A record that has been processed for at least this long."""
@@ -38,26 +44,29 @@ class RecordWatch:
         running: what the last `sample` has found.
     """
 
-    __slots__ = ("_sampled", "_since_s", "record", "running")
+    __slots__ = ("_cpu_s", "_now_s", "_running_s", "_sampled", "record", "running")
 
     def __init__(self) -> None:
         self.record: Message | TimerRecord | None = None
         self.running: Running | None = None
         self._sampled: Message | TimerRecord | None = None
-        self._since_s = 0.0
+        self._now_s = self._cpu_s = self._running_s = 0.0
 
-    def sample(self, now_s: float) -> Running | None:
+    def sample(self, now_s: float, cpu_s: float) -> Running | None:
         """The record that was already being processed at the last sample. For one thread only.
 
         Args:
             now_s: on a monotonic clock.
+            cpu_s: used by this process so far.
         """
         record = self.record
         if record is not self._sampled:
-            self._sampled, self._since_s = record, now_s  # it is kept, so no other object can get its address
+            self._sampled, self._running_s = record, 0.0  # it is kept, so no other object can get its address
             self.running = None
         else:
-            self.running = None if record is None else Running(record, now_s - self._since_s)
+            self._running_s += min(now_s - self._now_s, UNUSED_S_MAX + cpu_s - self._cpu_s)
+            self.running = None if record is None else Running(record, self._running_s)
+        self._now_s, self._cpu_s = now_s, cpu_s
         return self.running
 
 

@@ -29,21 +29,32 @@ def record() -> Any:
 
 def test_record_counts_from_the_first_sample_that_saw_it() -> None:
     watch = RecordWatch()
-    assert watch.sample(1.0) is None
+    assert watch.sample(1.0, 1.0) is None
     first = watch.record = record()
-    assert watch.sample(2.0) is None
-    assert watch.sample(5.0) == Running(first, 3.0)
+    assert watch.sample(2.0, 2.0) is None
+    assert watch.sample(5.0, 5.0) == Running(first, 3.0)
 
 
 def test_another_record_counts_anew() -> None:
     watch = RecordWatch()
     watch.record = record()
-    watch.sample(1.0)
+    watch.sample(1.0, 1.0)
     watch.record = record()
-    assert watch.sample(2.0) is None
+    assert watch.sample(2.0, 2.0) is None
     watch.record = None
-    assert watch.sample(3.0) is None
-    assert watch.sample(4.0) is None
+    assert watch.sample(3.0, 3.0) is None
+    assert watch.sample(4.0, 4.0) is None
+
+
+def test_time_in_which_the_process_was_suspended_is_not_the_handlers() -> None:
+    watch, slow = RecordWatch(), record()
+    watch.record = slow
+    watch.sample(10.0, 1.0)
+    assert watch.sample(10.25, 1.0) == Running(slow, 0.25), "asleep, but seen to be"
+    assert watch.sample(70.25, 1.0) == Running(slow, 1.25)
+    assert watch.sample(75.25, 5.0) == Running(slow, 6.25), (
+        "it held the interpreter's lock, and used the time"
+    )
 
 
 def test_overdue_record_is_named_with_the_bound() -> None:
