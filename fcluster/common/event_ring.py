@@ -53,6 +53,9 @@ class RingFile(msgspec.Struct, frozen=True):
     events: list[tuple[float, str, Any, list[str]]]
 
 
+_decoder = msgspec.msgpack.Decoder(RingFile)
+
+
 class EventRing:
     """The ring of one core.
 
@@ -145,4 +148,4 @@ def read_ring(path: Path) -> RingFile:
         msgspec.MsgspecError: it is no such file.
         OSError: it can't be read.
     """
-    return msgspec.msgpack.decode(path.read_bytes(), type=RingFile)
+    return _decoder.decode(path.read_bytes())

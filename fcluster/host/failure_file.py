@@ -19,6 +19,7 @@ from fcluster.common.failures import Failure
 VARIABLE = "FCLUSTER_FAILURE_FILE"
 """The environment variable that names the file."""
 BYTES_MAX = 1_000_000
+_decoder = msgspec.json.Decoder(Failure)
 
 
 def take_from_environment() -> Path | None:
@@ -51,6 +52,6 @@ class FailureFile:
         """What the child has told. Its text is as the child wrote it, in several lines perhaps."""
         found: Failure | None = None
         with contextlib.suppress(OSError, msgspec.MsgspecError), self._path.open("rb") as file:
-            found = msgspec.json.decode(file.read(BYTES_MAX), type=Failure)
+            found = _decoder.decode(file.read(BYTES_MAX))
         self._directory.cleanup()
         return found

@@ -196,7 +196,7 @@ def test_agents_hear_of_the_end() -> None:
     harness.say(ADMIN, messages.StopRequest())
     worker.drained()
     (shutdown,) = harness.messages_to(agent.peer, messages.Shutdown)
-    assert (shutdown.session, shutdown.failed) == (0, False)
+    assert (shutdown.session, shutdown.failure) == (0, None)
 
 
 def test_number_of_agents_is_bounded() -> None:

@@ -294,9 +294,8 @@ def host(cluster: Cluster, position: CommittedPosition) -> ShardHost:
             return future
 
     host: Any = ShardHost.__new__(ShardHost)
-    host._topology = SimpleNamespace(
-        job="job", fingerprint="", stage=lambda _name: SimpleNamespace(topics=("in",))
-    )
+    stage = SimpleNamespace(topics=("in",), keeps_time=False)
+    host._topology = SimpleNamespace(job="job", fingerprint="", stage=lambda _name: stage, keeps_time=False)
     host._admin, host._asking = cluster.admin, AtOnce()
     host._offsets = CommittedOffsets("job", lambda: Group([committed(position.offset)]), threading.Event())
     return host

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from fcluster.common.failures import Failure
 from fcluster.common.ids import ShardId
 from fcluster.common.settings import Settings
 from fcluster.engine.changelog import Delta, encode_delta
@@ -56,8 +57,8 @@ def test_copy_whose_write_failed_brings_the_missing_changes_with_the_next_one(
 def test_disk_on_which_no_copy_can_be_made_is_told_before_shards_come_to_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reasons: queue.Queue[str] = queue.Queue()
-    tail = StandbyTail(Settings(), None, None, reasons.put)  # type: ignore[arg-type]  # neither is reached
+    failures: queue.Queue[Failure] = queue.Queue()
+    tail = StandbyTail(Settings(), None, None, failures.put)  # type: ignore[arg-type]  # neither is reached
 
     def fails(_copy: _Copy) -> None:
         raise StateDirectoryFailedError("the disk fails")
@@ -65,6 +66,6 @@ def test_disk_on_which_no_copy_can_be_made_is_told_before_shards_come_to_it(
     monkeypatch.setattr(tail, "_set_up", fails)
     directory = StoreDirectory(tmp_path)
     tail.keep(directory, {SHARD: "changelog"})
-    assert reasons.get(timeout=10) == "the disk fails"
+    assert failures.get(timeout=10).message == "the disk fails"
     tail.close()
     directory.close_all()

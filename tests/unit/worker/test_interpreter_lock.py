@@ -37,19 +37,24 @@ def test_thread_that_puts_the_timer_off_runs_while_a_regular_expression_backtrac
     def pulse() -> None:
         interpreter_lock.put_off()
         began.set()
+        matching.wait()
         while len(turns) < 3:
             time.sleep(0.01)
             turns.append(time.monotonic())
         signal.pthread_kill(main_thread, signal.SIGUSR1)
 
+    def backtrack() -> None:
+        matching.set()
+        re.match("(a+)+$", "a" * 80 + "b")
+
     before = signal.signal(signal.SIGUSR1, end)
-    began = threading.Event()
+    began, matching = threading.Event(), threading.Event()
     thread = threading.Thread(target=pulse)
     try:
         thread.start()
         began.wait()
         with pytest.raises(FoundError):
-            re.match("(a+)+$", "a" * 80 + "b")
+            backtrack()
     finally:
         thread.join()
         signal.signal(signal.SIGUSR1, before)
