@@ -29,6 +29,7 @@ from typing import Any
 
 from confluent_kafka import Producer, TopicPartition
 
+from fcluster.common.endpoints import split_address
 from fcluster.common.errors import ClusterConflict, FclusterError, IncompatibleState, KafkaUnavailable
 from fcluster.common.failures import Ended
 from fcluster.common.positions import CommittedPosition
@@ -420,9 +421,9 @@ def _end_in(journal: Mapping[str, Any], term: int) -> Ended | None:
 
 def nobody_listens(address: str) -> bool:
     """Whether the host of ``tcp://host:port`` says that nothing listens there. No answer proves nothing."""
-    host, _, port = address.removeprefix("tcp://").rpartition(":")
+    host, port = split_address(address)
     try:
-        socket.create_connection((host.strip("[]"), int(port)), PROBE_TIMEOUT_S).close()
+        socket.create_connection((host, int(port)), PROBE_TIMEOUT_S).close()
     except ConnectionRefusedError:
         return True
     except (OSError, ValueError):

@@ -7,8 +7,12 @@ broker) and that the engine shall act on when the record comes again; and the ex
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from fcluster.common.failures import Failure
+
+TIMER_STEP: Final = "timer "
+"""The name of the step of a timer begins with this; no other does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +42,11 @@ class Condemnation:
     failure: Failure
     topic: str = ""
     step: str = ""
+
+    @property
+    def is_of_timer(self) -> bool:
+        """Whether a timer fails, not a record."""
+        return self.step.startswith(TIMER_STEP)
 
 
 class OutputRefusedError(Exception):

@@ -35,7 +35,7 @@ from fcluster.engine.records import HeldOutputs, OutputPort, Produce, Refusals, 
 from fcluster.engine.runner import HandlerError, UnreadableRecordError, release, step_failure_of
 from fcluster.engine.steps import Place, RecordError, StepFailure
 from fcluster.engine.timers import NEVER_MS, HandlerTimers, Timer, timer_title
-from fcluster.graph.timers import TimerClock
+from fcluster.graph.timers import TIMER_CLOCKS, TimerClock
 from fcluster.graph.topology import Process, Stage, TopicSpec
 
 FIRED_AT_ONCE_MAX: Final = 1_000
@@ -86,7 +86,6 @@ class TimerRunner:
 
     Attributes:
         handlers: the timers of each handler, by its name.
-        next_event_ms: no event-time timer is due before this time.
         fired: how many have fired; the shell may set it back.
         at_once_max: so many fire in one call of `fire_event`.
         begun: called with each timer before its function.
@@ -121,8 +120,7 @@ class TimerRunner:
         self._refusals = Refusals()
         self._condemned: dict[str, list[Condemnation]] = {}
         # Lower bounds: what is known to be set is looked up only when one of them is reached.
-        self.next_event_ms = -1
-        self._next_processing_ms = -1
+        self._next_ms: dict[TimerClock, int] = dict.fromkeys(TIMER_CLOCKS, -1)
         self.fired = 0
         self.at_once_max = FIRED_AT_ONCE_MAX
         self.begun: Callable[[TimerRecord], None] = _nothing
@@ -137,13 +135,14 @@ class TimerRunner:
 
     def is_due(self) -> bool:
         """Whether a timer of any clock is due."""
-        return self.event_is_due() or self._first_processing(self._wall_ms()) is not None
+        return self.event_is_due() or self._first_due("processing", self._wall_ms()) is not None
 
     def next_processing_ms(self) -> int | None:
         """When a timer in processing time may be due. None: none is set. Nobody knows better before then."""
-        if self._next_processing_ms < 0:
-            self._first_processing(0)
-        return None if self._next_processing_ms == NEVER_MS else self._next_processing_ms
+        if self._next_ms["processing"] < 0:
+            self._first_due("processing", 0)
+        next_ms = self._next_ms["processing"]
+        return None if next_ms == NEVER_MS else next_ms
 
     def condemn(self, condemnation: Condemnation) -> None:
         """Let the timer that is its `step` fail with it: when it is called, or with the next output to its
@@ -182,7 +181,7 @@ class TimerRunner:
         while fired < fired_max and not (fired and self.interrupts):
             if (found := self._first_event()) is not None:
                 self._fire(*found, "event")
-            elif (found := self._first_processing(now_ms)) is not None:
+            elif (found := self._first_due("processing", now_ms)) is not None:
                 self._fire(*found, "processing")
             else:
                 break
@@ -192,25 +191,18 @@ class TimerRunner:
     # --- within ---------------------------------------------------------------------------------------
 
     def _noted(self, clock: TimerClock, at_ms: int) -> None:
-        if clock == "event":
-            self.next_event_ms = min(self.next_event_ms, at_ms)
-        else:
-            self._next_processing_ms = min(self._next_processing_ms, at_ms)
+        self._next_ms[clock] = min(self._next_ms[clock], at_ms)
 
     def _first_event(self) -> tuple[_Compiled, Timer] | None:
         now_ms = self._clock.now_ms
-        if now_ms is None or self.next_event_ms > now_ms:
-            return None
-        found = self._first("event")
-        self.next_event_ms = NEVER_MS if found is None else found[1].at_ms
-        return found if self.next_event_ms <= now_ms else None
+        return None if now_ms is None else self._first_due("event", now_ms)
 
-    def _first_processing(self, now_ms: int) -> tuple[_Compiled, Timer] | None:
-        if self._next_processing_ms > now_ms:
+    def _first_due(self, clock: TimerClock, now_ms: int) -> tuple[_Compiled, Timer] | None:
+        if self._next_ms[clock] > now_ms:
             return None
-        found = self._first("processing")
-        self._next_processing_ms = NEVER_MS if found is None else found[1].at_ms
-        return found if self._next_processing_ms <= now_ms else None
+        found = self._first(clock)
+        next_ms = self._next_ms[clock] = NEVER_MS if found is None else found[1].at_ms
+        return found if next_ms <= now_ms else None
 
     def _first(self, clock: TimerClock) -> tuple[_Compiled, Timer] | None:
         found: tuple[_Compiled, Timer] | None = None
@@ -337,6 +329,23 @@ class TimerRunner:
                 self.handlers,
             )
         return handler.chain
+
+
+def make_timers(
+    stage: Stage,
+    partition: int,
+    tables: Mapping[str, AnyTable],
+    port: OutputPort,
+    passing: tuple[type[BaseException], ...],
+    clock: EventTime | None,
+    wall_ms: Callable[[], int],
+    next_offset: Callable[[], int],
+) -> TimerRunner | None:
+    """The timers of a shard; None if its handlers set none. See `TimerRunner`."""
+    if not stage.timed_processes:
+        return None
+    assert clock is not None, "a stage with timers keeps time"
+    return TimerRunner(stage, partition, tables, port, passing, clock, wall_ms, next_offset)
 
 
 def _name_of(process: Process) -> str:

@@ -12,7 +12,7 @@ Kafka, such as a timer, brings an object with the same methods.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from fcluster.common.failures import Failure, bounded_text
 from fcluster.engine.failure import Condemnation, OutputRefusedError
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from fcluster.engine.steps import Place
 
 Headers = Sequence[tuple[str, bytes | None]]
+NO_TIMESTAMP_MS: Final = -1
+"""Kafka's marker for a record without a timestamp."""
 Produce = Callable[..., None]
 """``produce(topic, value, key, timestamp_ms, headers)``, by position: the partitioner chooses by the key."""
 

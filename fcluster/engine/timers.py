@@ -20,6 +20,7 @@ from typing import Any, Final, NamedTuple, cast
 
 from fcluster.common.failures import bounded_repr, type_of
 from fcluster.engine.entries import ABSENT, EntryTable
+from fcluster.engine.failure import TIMER_STEP
 from fcluster.engine.ordered_keys import (
     TIME_BYTES,
     decode_time,
@@ -34,8 +35,6 @@ from fcluster.graph.timers import TIMER_CLOCKS, TIMER_MS_MAX, TimerClock, TimerF
 from fcluster.graph.topology import Process
 
 NEVER_MS: Final = 2**63
-TIMER_STEP: Final = "timer "
-"""The name of the step of a timer begins with this; no other does."""
 _BYTE_OF: Final[Mapping[TimerClock, bytes]] = {"event": b"e", "processing": b"p"}
 READ_AHEAD_TIMERS: Final = 64
 _KEY_AT: Final = 1 + TIME_BYTES

@@ -20,6 +20,7 @@ from typing import Any, Final
 
 from confluent_kafka import Producer, cimpl
 
+from fcluster.common.endpoints import split_address
 from fcluster.kafka.failover import accepts_connections
 
 _POINTER_BYTES: Final = ctypes.sizeof(ctypes.c_void_p)
@@ -43,8 +44,8 @@ def look_again(producer: Producer, bootstrap_servers: str) -> bool:
         return False
     servers = [server.strip() for server in bootstrap_servers.split(",")]
     for server in random.sample(servers, len(servers)):
-        host, _, port = server.rpartition("://")[2].rpartition(":")
-        if port.isdigit() and accepts_connections(host.strip("[]"), int(port)):
+        host, port = split_address(server)
+        if port.isdigit() and accepts_connections(host, int(port)):
             library.rd_kafka_brokers_add(handle, server.encode())
             return True
     return False

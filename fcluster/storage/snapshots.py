@@ -13,7 +13,6 @@ Threads: any. Hashing and copying release the interpreter lock.
 from __future__ import annotations
 
 import shutil
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from typing import IO
 import msgspec
 
 from fcluster.common import failpoints
+from fcluster.common.clocks import wall_ms
 from fcluster.common.errors import FclusterError, StateDamaged
 from fcluster.common.files import COPY_BYTES, NotPlainFileError, checked_name
 from fcluster.common.ids import ShardId
@@ -97,7 +97,7 @@ def take_snapshot(
         existing = _usable_at(snapshots, shard, meta)
         if existing is not None:
             return SnapshotTaken(existing, 0, 0)
-        now_ms = time.time_ns() // 1_000_000
+        now_ms = wall_ms()
         return _upload(folder, meta, shard, snapshots, now_ms if created_ms is None else created_ms)
     except OSError as error:
         raise _store_failed(shard, error) from error

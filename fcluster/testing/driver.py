@@ -22,10 +22,9 @@ from fcluster.common.positions import CommittedPosition, decode_position, joined
 from fcluster.common.settings import Settings, resolve
 from fcluster.engine.failure import Condemnation, OutputRefusedError, UnkeptStateError, output_too_large
 from fcluster.engine.firing import TimerStopsError
-from fcluster.engine.records import OutputPort
+from fcluster.engine.records import NO_TIMESTAMP_MS, OutputPort
 from fcluster.engine.runner import HandlerError, UnreadableRecordError
 from fcluster.engine.steps import StepFailure
-from fcluster.engine.timers import TIMER_STEP
 from fcluster.engine.watermarks import WATERMARK_HEADERS, Telling, is_watermark
 from fcluster.graph.codecs import key_codec, value_codec
 from fcluster.graph.states import State
@@ -45,7 +44,6 @@ START_MS = 1_767_225_600_000
 """The beginning of 2026."""
 FAILURES_MAX = 100
 """A record that fails in this many different ways counts as failing in another way each time."""
-NO_TIMESTAMP_MS = -1
 _MESSAGE_BYTES_MAX = 1_000_000
 """librdkafka's default of message.max.bytes."""
 _MESSAGE_OVERHEAD_BYTES = 36
@@ -608,7 +606,7 @@ class Driver:
     def _condemn(self, shard: Shard, record: StoredRecord | None, condemnation: Condemnation) -> None:
         """Let the record fail with this when it comes again, or the timer that it names."""
         condemned = self._condemned.setdefault(shard.id, [])
-        if record is None or condemnation.step.startswith(TIMER_STEP):
+        if record is None or condemnation.is_of_timer:
             condemned.append((0, shard.next_offset(0), condemnation))
         else:
             condemned.append((shard.stage.input_of(record.topic()), record.offset(), condemnation))

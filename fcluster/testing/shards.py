@@ -18,12 +18,11 @@ from fcluster.common.ids import ShardId
 from fcluster.common.positions import CommittedPosition, InputOffset
 from fcluster.engine.changelog import DeltaReader, encode_delta
 from fcluster.engine.failure import Condemnation
-from fcluster.engine.firing import TimerRunner
+from fcluster.engine.firing import make_timers
 from fcluster.engine.kinds import make_access
 from fcluster.engine.records import OutputPort
 from fcluster.engine.runner import StageRunner
 from fcluster.engine.state import STORE_PREFIX_BYTES, ShardState, StoreMeta, store_prefix
-from fcluster.engine.timers import TIMER_STEP
 from fcluster.engine.watermarks import make_clock
 from fcluster.graph.states import ListAccess, MapAccess, StateStore
 from fcluster.graph.timers import TimerClock
@@ -152,12 +151,9 @@ class Shard:
         # Nothing stays decoded over a barrier: each epoch reads what the last one has encoded.
         self.state = ShardState(self._store, stage.all_stores, cache_entries_max=0)
         tables = self.state.tables
-        self.timers: TimerRunner | None = None
-        if stage.timed_processes:
-            assert self.clock is not None
-            self.timers = TimerRunner(
-                stage, partition, tables, port, passing, self.clock, wall_ms, lambda: self._next[0]
-            )
+        self.timers = make_timers(
+            stage, partition, tables, port, passing, self.clock, wall_ms, lambda: self._next[0]
+        )
         self.runners = [
             _Runner(stage, partition, tables, port, passing, number, self.clock, self.timers)
             for number in range(len(stage.inputs))
@@ -165,7 +161,7 @@ class Shard:
         for runner in self.runners:
             runner.shard = self
         for number, offset, failure in condemned:
-            if self.timers is not None and failure.step.startswith(TIMER_STEP):
+            if self.timers is not None and failure.is_of_timer:
                 self.timers.condemn(failure)
             else:
                 self.runners[number].condemn(offset, failure)

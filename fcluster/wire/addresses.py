@@ -13,6 +13,8 @@ import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from fcluster.common.endpoints import split_address
+
 CONNECT_TIMEOUT_S = 2.0
 PATIENCE_S = 2.0
 REMEDY = (
@@ -28,15 +30,6 @@ class Announced:
 
     address: str
     warning: str = ""
-
-
-def split_address(address: str) -> tuple[str, str]:
-    """Host and port of ``tcp://host:port``, ``host:port`` or ``host``; the port is empty if there is none."""
-    rest = address.partition("://")[2] or address
-    host, colon, port = rest.rpartition(":")
-    if not colon or rest.endswith("]"):
-        return rest.strip("[]"), ""
-    return host.strip("[]"), port
 
 
 def announced_address(bound: str, advertised: str, brokers: str) -> Announced:

@@ -26,6 +26,7 @@ from concurrent.futures import CancelledError, Executor
 from dataclasses import dataclass
 
 from fcluster.common import failpoints
+from fcluster.common.clocks import monotonic_ms
 from fcluster.common.errors import FclusterError, ProcessingError, failure_of
 from fcluster.common.failures import FailureKind
 from fcluster.common.ids import ShardId
@@ -355,7 +356,7 @@ class EpochPipeline:
             for part in frozen.parts:
                 if part.records:
                     next_offset = frozen.changelog_next[part.shard]
-                    epoch.states[part.shard].commit(frozen.epoch, next_offset, _now_ms())
+                    epoch.states[part.shard].commit(frozen.epoch, next_offset, monotonic_ms())
                     self._note_delta(part.shard, next_offset, sum(map(len, part.records)))
 
     def commit_latencies_ms(self) -> list[float]:
@@ -369,7 +370,7 @@ class EpochPipeline:
         snapshots.
         """
         if self._commit_thread is not None:
-            now_ms = _now_ms()
+            now_ms = monotonic_ms()
             for state in states:
                 if state.flush_is_due(now_ms):
                     self._commit_thread.submit(self._flush_state, state, self._core_state.session)
@@ -432,7 +433,3 @@ class EpochPipeline:
             self._batches.refused(error.topic, error.code)
             return events.EpochFailed(session, condemnation, record)
         return events.TransactionFailed(session, str(error), error.is_unexpected())
-
-
-def _now_ms() -> int:
-    return time.monotonic_ns() // 1_000_000

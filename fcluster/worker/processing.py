@@ -10,24 +10,23 @@ Must not: know epochs, transactions or the coordinator.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from types import FrameType
 from typing import Any
 
+from fcluster.common.clocks import wall_ms
 from fcluster.common.failures import Failure
 from fcluster.common.ids import ShardId
 from fcluster.common.positions import CommittedPosition, InputOffset
 from fcluster.engine.changelog import Delta
 from fcluster.engine.clock import EventClock
 from fcluster.engine.failure import Condemnation
-from fcluster.engine.firing import TimerRunner
+from fcluster.engine.firing import TimerRunner, make_timers
 from fcluster.engine.records import OutputPort, Produce, TimerRecord, describe_record
 from fcluster.engine.runner import HandlerError, StageRunner, UnreadableRecordError
 from fcluster.engine.state import ShardState
 from fcluster.engine.steps import Place, RecordError
-from fcluster.engine.timers import TIMER_STEP
 from fcluster.engine.watermarks import make_clock
 from fcluster.graph.topology import Stage
 from fcluster.storage.store import LOCAL_TROUBLE
@@ -143,20 +142,17 @@ class ShardRunner:
         self.state = state
         self.position = position
         self.clock = make_clock(stage, position)
-        self.timers: TimerRunner | None = None
         self._fired_after = -1
-        if stage.timed_processes:
-            assert self.clock is not None
-            self.timers = TimerRunner(
-                stage,
-                partition,
-                state.tables,
-                port,
-                NOT_THE_RECORDS_DOING,
-                self.clock,
-                _wall_ms,
-                lambda: self.inputs[0].next_offset,
-            )
+        self.timers = make_timers(
+            stage,
+            partition,
+            state.tables,
+            port,
+            NOT_THE_RECORDS_DOING,
+            self.clock,
+            wall_ms,
+            lambda: self.inputs[0].next_offset,
+        )
         self.inputs = tuple(
             InputRunner(stage, partition, state, at, port, number, self.clock, self.timers)
             for number, at in enumerate(position.inputs)
@@ -207,7 +203,7 @@ class ShardRunner:
 
     def condemn(self, record: Condemned) -> None:
         """See `StageRunner.condemn` and `TimerRunner.condemn`."""
-        if record.condemnation.step.startswith(TIMER_STEP):
+        if record.condemnation.is_of_timer:
             if self.timers is not None:
                 self.timers.condemn(record.condemnation)
         elif record.input < len(self.inputs):
@@ -216,11 +212,6 @@ class ShardRunner:
     def find_unkept(self) -> Condemnation | None:
         """See `StageRunner.find_unkept`."""
         return self.inputs[0].find_unkept()
-
-
-def _wall_ms() -> int:
-    """Processing time."""
-    return time.time_ns() // 1_000_000
 
 
 def running_step(frame: FrameType | None) -> str:

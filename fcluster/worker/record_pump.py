@@ -25,6 +25,7 @@ from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Message
 
+from fcluster.common.clocks import monotonic_ms
 from fcluster.common.errors import failure_of
 from fcluster.common.failures import Failure, FailureKind, bounded_text
 from fcluster.engine.failure import Condemnation, UnkeptStateError
@@ -163,7 +164,7 @@ class RecordPump:
 
     def add_merged(self) -> None:
         """Take what is next in the shards with several inputs."""
-        for batch in self._shards.merged(_now_ms()):
+        for batch in self._shards.merged(monotonic_ms()):
             self._chunks.add(batch)
 
     # --- shards -------------------------------------------------------------------------------------------
@@ -215,7 +216,7 @@ class RecordPump:
         """How long the main thread may wait for events: 0 if there is work, `timeout_s` at most."""
         if self.has_work:
             return 0.0
-        wait_s = self._shards.until_merged_s(timeout_s, _now_ms())
+        wait_s = self._shards.until_merged_s(timeout_s, monotonic_ms())
         return self._timers.wait_s(wait_s) if self._shards.timed and self._may_work else wait_s
 
     # --- chunks -------------------------------------------------------------------------------------------
@@ -452,7 +453,3 @@ def _place_of(runner: Any, message: Any) -> RecordAt:
     if isinstance(message, TimerRecord):
         return place_of_timer(runner.shard, message)
     return RecordAt(runner.shard, message.offset(), runner.number)
-
-
-def _now_ms() -> int:
-    return time.monotonic_ns() // 1_000_000

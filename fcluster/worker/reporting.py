@@ -10,12 +10,12 @@ Must not: decide anything by the figures.
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
 
+from fcluster.common.clocks import wall_ms
 from fcluster.wire import messages
 from fcluster.wire.messages import ShardStatus, WorkerStats
 from fcluster.worker.core.worker import WorkerCore
@@ -98,7 +98,7 @@ class Reporting:
         committed = owned.position if owned is not None and owned.position is not None else runner.position
         flight = core_state.in_flight
         dirty = runner.is_touched or (flight is not None and shard in flight.shards)
-        times = times_of(runner, time.time_ns() // 1_000_000)
+        times = times_of(runner, wall_ms())
         for one, at, event_time in zip(runner.inputs, committed.inputs, times, strict=True):
             position = max(one.read_position, one.next_offset)
             yield ShardStatus(

@@ -35,6 +35,7 @@ from pathlib import Path
 
 from fcluster import __version__
 from fcluster.api.job import Job
+from fcluster.common.clocks import monotonic_ms
 from fcluster.common.event_ring import EventRing
 from fcluster.common.exit_codes import IN_GOOD_ORDER, ExitCode
 from fcluster.common.failures import Ended, Failure, FailureKind
@@ -100,7 +101,7 @@ class Worker:
         self._batches = Batches(settings, self._host.largest_batch)
         self._source_checks = SourceChecks(name, self._host.look, self._host.settled_look)
         identity = _identity(slot, self._topology, self._host.snapshot_store_identity)
-        bounds, now_ms = _bounds(settings), _now_ms()
+        bounds, now_ms = _bounds(settings), monotonic_ms()
         self._core = core.WorkerCore(identity, bounds, now_ms)
         begin = {"identity": identity, "bounds": bounds, "now_ms": now_ms}
         self._ring = EventRing("worker", __version__, begin, Path(settings.state_dir) / "logs")
@@ -242,7 +243,7 @@ class Worker:
         """Give an event to the core and carry out what it decides."""
         if handler_processes.is_forked:
             os._exit(ExitCode.CRASHED)  # a handler forked, and its child returned from it
-        now_ms = _now_ms()
+        now_ms = monotonic_ms()
         effects = self._core.handle(event, now_ms)
         self._ring.note(now_ms, event, effects)
         for effect in effects:
@@ -257,7 +258,7 @@ class Worker:
             self._ticked_s = now_s
             self._feed(events.Tick())
             if self._topology.keeps_time:
-                self._pump.note_idle_inputs(_now_ms())
+                self._pump.note_idle_inputs(monotonic_ms())
             self._pump.hold_back()
             self._pipeline.flush_quiet(runner.state for runner in self._shards.runners.values())
             self._reporting.refresh()
@@ -366,10 +367,6 @@ def _bounds(settings: Settings) -> model.Bounds:
         last_commit_timeout_ms=settings.checkpoint_timeout_ms,
         leader_patience_ms=settings.session_timeout_ms,
     )
-
-
-def _now_ms() -> int:
-    return time.monotonic_ns() // 1_000_000
 
 
 def run_worker(job: Job, settings: Settings, *, slot: int = -1, coordinator_address: str = "") -> Ended:

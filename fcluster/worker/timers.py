@@ -9,12 +9,12 @@ Must not: decide what follows from a failure, or know epochs.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
+from fcluster.common.clocks import wall_ms
 from fcluster.common.ids import ShardId
-from fcluster.engine.firing import FIRED_AT_ONCE_MAX
+from fcluster.engine.firing import FIRED_AT_ONCE_MAX, TimerRunner
 from fcluster.engine.records import TimerRecord
 from fcluster.worker.core.model import RecordAt
 from fcluster.worker.inbox import Inbox
@@ -67,25 +67,22 @@ class DueTimers:
     def limit(self, records_max: int | None) -> None:
         """With a limit on the records of an epoch, each timer is a piece: none fires in a record's call."""
         at_once_max = FIRED_AT_ONCE_MAX if records_max is None else 0
-        for runner in self._timed.values():
-            assert runner.timers is not None
-            runner.timers.at_once_max = at_once_max
+        for _runner, timers in self._all():
+            timers.at_once_max = at_once_max
 
     def are_due(self) -> bool:
         """Whether a timer is due. No record may be processed before."""
-        return any(runner.timers is not None and runner.timers.is_due() for runner in self._timed.values())
+        return any(timers.is_due() for _runner, timers in self._all())
 
     def due(self) -> list[ShardRunner]:
         """The shards with timers that are due."""
-        return [
-            runner for runner in self._timed.values() if runner.timers is not None and runner.timers.is_due()
-        ]
+        return [runner for runner, timers in self._all() if timers.is_due()]
 
     def wait_s(self, timeout_s: float) -> float:
         """The time-out, or less if a timer in processing time is due before."""
-        now_ms = time.time_ns() // 1_000_000
-        for runner in self._timed.values():
-            due_ms = None if runner.timers is None else runner.timers.next_processing_ms()
+        now_ms = wall_ms()
+        for _runner, timers in self._all():
+            due_ms = timers.next_processing_ms()
             if due_ms is not None:
                 timeout_s = min(timeout_s, (due_ms - now_ms) / 1000)
         return max(_WAIT_S_MIN, timeout_s)
@@ -100,6 +97,11 @@ class DueTimers:
                 shards.append(runner.shard)
                 count += fired
         return frozenset(shards), count
+
+    def _all(self) -> Iterator[tuple[ShardRunner, TimerRunner]]:
+        for runner in self._timed.values():
+            assert runner.timers is not None
+            yield runner, runner.timers
 
     def newest(self, shard: ShardId) -> RecordAt | None:
         """The timer that was called last, as the only thing in an epoch."""

@@ -36,6 +36,7 @@ from fcluster.common.positions import CommittedPosition
 from fcluster.common.settings import Settings
 from fcluster.engine.changelog import Delta, encode_delta
 from fcluster.engine.failure import Condemnation, OutputRefusedError, output_too_large
+from fcluster.engine.records import NO_TIMESTAMP_MS
 from fcluster.engine.watermarks import WATERMARK_HEADERS, WatermarkRecord
 from fcluster.kafka.asking import cause_of, reason_of
 from fcluster.kafka.clients import make_consumer, make_producer, serve_rest
@@ -57,8 +58,6 @@ DELTA_RECORD_BYTES_MAX = 900_000
 """Below the broker's default `message.max.bytes` (1 MiB), with room for the record's own fields."""
 ANY_PARTITION = -1
 """Lets the partitioner choose by key."""
-NO_TIMESTAMP_MS = -1
-"""Kafka's marker for a record without a timestamp."""
 
 
 class TransactionLostError(Exception):

@@ -30,7 +30,6 @@ from dataclasses import replace
 from fcluster.common.exit_codes import ExitCode
 from fcluster.common.failures import Failure, FailureKind
 from fcluster.engine.failure import Condemnation
-from fcluster.engine.timers import TIMER_STEP
 from fcluster.wire import messages
 from fcluster.worker.core import events
 from fcluster.worker.core.departure import Departure
@@ -380,7 +379,7 @@ class WorkerCore:
         if event.session != self._now.session:
             return
         condemnation = event.condemnation
-        is_timer = condemnation is not None and condemnation.step.startswith(TIMER_STEP)
+        is_timer = condemnation is not None and condemnation.is_of_timer
         if condemnation is not None and (condemnation.topic or is_timer):
             timer = condemnation.step if is_timer else ""
             self._condemn(RecordAt(event.shard, event.offset, event.input, timer), condemnation)

@@ -13,7 +13,7 @@ from fcluster.common.failures import Failure
 from fcluster.engine.failure import Condemnation
 from fcluster.engine.runner import HandlerError, UnreadableRecordError
 from fcluster.engine.steps import RecordError
-from fcluster.engine.timers import TIMER_STEP, Timer, timer_title
+from fcluster.engine.timers import Timer, timer_title
 from tests.unit.engine.timers_bench import TimersBench
 
 
@@ -381,7 +381,7 @@ def test_first_output_that_is_refused_fails_the_timer_and_a_later_one_condemns_i
         bench.run([["t", 100]], 100)
     condemnation = raised.value.condemnation
     assert (condemnation.topic, condemnation.step) == ("out", timer_title("h", Timer(100, b"k", "t")))
-    assert condemnation.step.startswith(TIMER_STEP)
+    assert condemnation.is_of_timer
     bench.crash()
     bench.timers.condemn(condemnation)
     bench.run([["t", 100]], 100)

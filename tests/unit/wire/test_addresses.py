@@ -7,11 +7,12 @@ from collections.abc import Iterator
 
 import pytest
 
+from fcluster.common.endpoints import split_address
 from fcluster.common.errors import SettingsError
 from fcluster.common.settings import resolve
 from fcluster.kafka.ports import reserve_for_process
 from fcluster.wire import addresses as reach
-from fcluster.wire.addresses import ReachWatch, announced_address, split_address, trouble_reaching
+from fcluster.wire.addresses import ReachWatch, announced_address, trouble_reaching
 from fcluster.wire.admin_client import AdminClient, CoordinatorSilent
 from tests.harness import wait_until
 

@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 
 from fcluster import Job
+from fcluster.common import clocks
 from fcluster.common.failures import Failure
 from fcluster.common.settings import Settings
 from fcluster.engine.failure import Condemnation
 from fcluster.engine.timers import Timer, timer_title
 from fcluster.graph.topology import Topology
 from fcluster.wire import messages
-from fcluster.worker import chunks, processing, timers
+from fcluster.worker import chunks, timers
 from fcluster.worker.core import events
 from fcluster.worker.core.model import Condemned, RecordAt
 from fcluster.worker.core.worker import WorkerCore
@@ -72,8 +73,7 @@ class Wall:
 def wall(monkeypatch: pytest.MonkeyPatch) -> Wall:
     monkeypatch.setattr(chunks, "AIM_S", 1e6)
     wall = Wall()
-    monkeypatch.setattr(processing, "time", wall)
-    monkeypatch.setattr(timers, "time", wall)
+    monkeypatch.setattr(clocks, "time", wall)
     return wall
 
 
