@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from fcluster.kafka.offsets import read_committed_positions
 from tests.checker.check import wait_until_committed
 from tests.checker.generate import create_topic, plain_producer
 from tests.checker.reading import READ_COMMITTED, read_topic
+from tests.feeding import all_the_time
 from tests.harness import Cluster, Up, wait_until, worker_name
 from tests.pauses import status_of
 
@@ -74,22 +74,9 @@ class Orders:
         self.written += count
         assert self._producer.flush(30) == 0
 
-    @contextmanager
-    def coming(self) -> Generator[None]:
+    def coming(self) -> AbstractContextManager[None]:
         """Write all the time."""
-        stop = threading.Event()
-
-        def run() -> None:
-            while not stop.wait(0.02):
-                self.write(10)
-
-        thread = threading.Thread(target=run)
-        thread.start()
-        try:
-            yield
-        finally:
-            stop.set()
-            thread.join()
+        return all_the_time(lambda: self.write(10))
 
     def check_outputs(self) -> None:
         """Each order counts once."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import runpy
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,10 +11,11 @@ import orjson
 import pytest
 
 from examples.orders.recount import recount
-from tests.checker.generate import create_topic, plain_producer
 from tests.checker.reading import READ_COMMITTED, committed_offsets, end_offsets, read_topic
-from tests.harness import REPOSITORY, Cluster, wait_until
+from tests.feeding import all_the_time
+from tests.harness import REPOSITORY, wait_until
 from tests.in_driver import rows_in_driver, rows_on_kafka, run_in_driver
+from tests.job_run import JobRun
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -27,47 +27,14 @@ STEP_MS = 8_000
 BEGIN_MS = 1_700_000_000_000
 
 
-class Run:
+class Run(JobRun):
     """A cluster with the example's job."""
 
     def __init__(self, brokers: str, prefix: str, directory: Path) -> None:
-        self.brokers = brokers
-        self.job, self.source, self.output = f"{prefix}job", f"{prefix}in", f"{prefix}out"
-        for topic in (self.source, self.output):
-            create_topic(brokers, topic, PARTITIONS)
-        self.environment = {
-            "FCLUSTER_TEST_JOB": self.job,
-            "FCLUSTER_TEST_SOURCE": self.source,
-            "FCLUSTER_TEST_OUTPUT": self.output,
-        }
-        self.cluster = Cluster(
-            JOB,
-            brokers,
-            directory,
-            workers=2,
-            env=self.environment,
-            settings={"initial.rebalance.delay.ms": 0, "commit.interval.ms": 50},
-        )
-        self.sent = 0
-        self._producer = plain_producer(brokers)
+        super().__init__(brokers, prefix, directory, JOB, PARTITIONS)
         self._random = random.Random(5)
-        self._enough = threading.Event()
-        self._feeding = threading.Thread(target=self._feed)
 
-    def __enter__(self) -> Run:
-        self._feeding.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._enough.set()
-        self._feeding.join()
-
-    def _feed(self) -> None:
-        """Some thousand orders a second until it is enough: there is always an epoch to be killed in."""
-        while not self._enough.wait(0.02):
-            self._send(60)
-
-    def _send(self, count: int) -> None:
+    def send(self, count: int = 60) -> None:
         """Orders in the order of time, of which some were sent before: lately, or more than an hour ago."""
         producer = self._producer
         for number in range(self.sent, self.sent + count):
@@ -110,7 +77,7 @@ def run(kafka: str, topic_prefix: str, tmp_path: Path) -> Iterator[Run]:
 
 def test_kinds_of_state_survive_a_killed_worker(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     run.cluster.start()
-    with run:
+    with all_the_time(run.send):
         run.wait_committed(ORDERS)
         killed, in_flight = run.cluster.kill_mid_epoch(range(2), [run.output])
         assert in_flight > 0

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from fcluster.common.ids import repartition_topic
 from tests.checker.check import wait_until_committed
 from tests.checker.generate import create_topic, plain_producer
 from tests.checker.reading import READ_COMMITTED, read_topic
+from tests.feeding import all_the_time
 from tests.harness import Cluster, Up, wait_until, worker_name
 from tests.pauses import status_of
 
@@ -93,22 +92,9 @@ class Work:
             self._producer.poll(0)
         assert self._producer.flush(30) == 0
 
-    @contextmanager
-    def writing(self) -> Iterator[None]:
+    def writing(self) -> AbstractContextManager[None]:
         """Write all the time."""
-        stop = threading.Event()
-
-        def run() -> None:
-            while not stop.wait(0.02):
-                self.write(5)
-
-        thread = threading.Thread(target=run)
-        thread.start()
-        try:
-            yield
-        finally:
-            stop.set()
-            thread.join()
+        return all_the_time(lambda: self.write(5))
 
     def outputs(self) -> dict[str, list[dict[str, Any]]]:
         """All that is committed, by key, in order."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import runpy
-import threading
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,9 +11,10 @@ from typing import Any
 import orjson
 import pytest
 
-from tests.checker.generate import create_topic, plain_producer
-from tests.harness import REPOSITORY, Cluster, wait_until
+from tests.feeding import all_the_time
+from tests.harness import REPOSITORY, wait_until
 from tests.in_driver import Row, rows_in_driver, rows_on_kafka, run_in_driver
+from tests.job_run import JobRun
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -25,46 +25,17 @@ STEP_MS = 20
 BEGIN_MS = 1_700_000_000_000
 
 
-class Run:
+class Run(JobRun):
     """A cluster with the job."""
 
     def __init__(self, brokers: str, prefix: str, directory: Path) -> None:
-        self.brokers = brokers
-        self.job, self.source, self.output = f"{prefix}job", f"{prefix}in", f"{prefix}out"
-        for topic in (self.source, self.output):
-            create_topic(brokers, topic, PARTITIONS)
-        self.environment = {
-            "FCLUSTER_TEST_JOB": self.job,
-            "FCLUSTER_TEST_SOURCE": self.source,
-            "FCLUSTER_TEST_OUTPUT": self.output,
-        }
-        self.cluster = Cluster(
-            JOB,
-            brokers,
-            directory,
-            workers=2,
-            env=self.environment,
-            settings={"initial.rebalance.delay.ms": 0, "commit.interval.ms": 50},
-        )
-        self.sent = 0
-        self._producer = plain_producer(brokers)
-        self._enough = threading.Event()
-        self._feeding = threading.Thread(target=self._feed)
+        super().__init__(brokers, prefix, directory, JOB, PARTITIONS)
 
-    def __enter__(self) -> Run:
-        self._feeding.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._enough.set()
-        self._feeding.join()
-
-    def _feed(self) -> None:
-        """Some thousand records a second until it is enough: there is always an epoch to be killed in."""
-        while not self._enough.wait(0.02):
-            for number in range(self.sent, self.sent + 20):
-                self._produce(number, BEGIN_MS + number * STEP_MS, number % PARTITIONS)
-            self.sent += 20
+    def send(self) -> None:
+        """Twenty records more."""
+        for number in range(self.sent, self.sent + 20):
+            self._produce(number, BEGIN_MS + number * STEP_MS, number % PARTITIONS)
+        self.sent += 20
 
     def _produce(self, number: int, timestamp: int, partition: int) -> None:
         self._producer.produce(
@@ -109,7 +80,7 @@ def run(kafka: str, topic_prefix: str, tmp_path: Path) -> Iterator[Run]:
 
 def test_timers_fire_exactly_once_when_a_worker_is_killed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     run.cluster.start()
-    with run:
+    with all_the_time(run.send):
         wait_until(lambda: run.counts()["event"] >= RECORDS, "timers fire", 60, 0.5)
         killed, in_flight = run.cluster.kill_mid_epoch(range(2), [run.output])
         assert in_flight > 0
