@@ -1,7 +1,8 @@
 """Batches that wait to be processed, and how much of them is processed at a time.
 
 Responsible for: handing out the records in order, in chunks that take about `AIM_S` however long one record
-takes, and the idle reports that came after them. Must not: process records, or know epochs.
+takes, and what readers told of their positions once the batches before that are processed. Must not: process
+records, or know epochs.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Iterator
 
 from confluent_kafka import Message
 
-from fcluster.worker.consuming import Batch, Idle, SourceReader
+from fcluster.worker.consuming import Batch, ReadUpTo
 
 CHUNK_RECORDS_MAX = 500
 AIM_S = 0.005
@@ -29,7 +30,8 @@ class Chunks:
         self._index = 0
         self._taken = 0
         self._record_s = AIM_S  # what a record takes; the first chunk has one record
-        self._idle: dict[SourceReader, Idle] = {}
+        self._added = self._left = 0  # how many batches
+        self._told: deque[tuple[int, ReadUpTo]] = deque()  # after how many batches
 
     def __bool__(self) -> bool:
         return bool(self._batches)
@@ -45,6 +47,7 @@ class Chunks:
     def add(self, batch: Batch) -> None:
         """Append a batch."""
         self._batches.append(batch)
+        self._added += 1
 
     def take(self, records_max: int = CHUNK_RECORDS_MAX) -> tuple[Batch, list[Message]]:
         """The next records, from one batch. There must be some. Call `done` with the outcome."""
@@ -74,18 +77,24 @@ class Chunks:
 
     def _leave_batch(self) -> None:
         batch = self._batches.popleft()
+        self._left += 1
         self._index = self._taken = 0
         batch.reader.done()
 
-    def hold_idle(self, idle: Idle) -> bool:
-        """Keep this report while batches wait: it describes what was read, and waiting batches aren't
-        processed.
-        """
-        if self._batches:
-            self._idle[idle.reader] = idle
-        return bool(self._batches)
+    def hold(self, told: ReadUpTo) -> bool:
+        """Keep this while batches wait that were read before it: they aren't processed yet.
 
-    def idle(self) -> Iterator[Idle]:
-        """The reports of idle readers, once no batch waits."""
-        while self._idle and not self._batches:
-            yield self._idle.popitem()[1]
+        Returns:
+            False: none does, so it holds now.
+        """
+        if not self._batches:
+            return False
+        if self._told and self._told[-1][0] == self._added and self._told[-1][1].reader is told.reader:
+            self._told.pop()  # this one is newer
+        self._told.append((self._added, told))
+        return True
+
+    def reached(self) -> Iterator[ReadUpTo]:
+        """What was told, once all batches before it have left."""
+        while self._told and self._told[0][0] <= self._left:
+            yield self._told.popleft()[1]

@@ -41,7 +41,8 @@ GATHERING_FETCH: Final[Mapping[str, int]] = {"fetch.min.bytes": 100_000, "fetch.
 GATHER_ABOVE_READS_PER_S = 150
 BE_PATIENT_AFTER_S = 2.0
 """Without a record."""
-IDLE_LOOK_INTERVAL_S = 1.0
+LOOK_INTERVAL_S = 1.0
+"""How often it is told where reading stands while records come, and looked for what moves without them."""
 CONNECT_TIMEOUT_S = 2.0
 LOOK_FOR_TOPIC_INTERVAL_S = 0.5
 
@@ -79,8 +80,8 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True)
-class Idle:
-    """Nothing more came for a while: where the consumer stands, control records counted.
+class ReadUpTo:
+    """Where the consumer stands, control records counted: nothing more came for a while, or it is time again.
 
     Comes after all batches read before it. `ends` leaves out partitions whose end isn't known (yet, or while
     their leader moves).
@@ -109,7 +110,7 @@ class ReaderDied:
     reason: str
 
 
-ReaderEvent = Batch | Idle | ReadFailed | ReaderDied
+ReaderEvent = Batch | ReadUpTo | ReadFailed | ReaderDied
 
 _TRANSIENT_ERRORS = frozenset(
     {
@@ -161,12 +162,12 @@ class SourceReader:
         self._room = threading.Semaphore(BATCHES_AHEAD_MAX)
         self._generation = 0
         self._assigned: dict[SourcePartition, int] = {}
-        self._last_idle: tuple[dict[SourcePartition, int], dict[SourcePartition, Offset]] = ({}, {})
+        self._told: tuple[dict[SourcePartition, int], dict[SourcePartition, Offset]] = ({}, {})
         self._paused = False
         self._closed = False
-        self._last_idle_s = 0.0
+        self._told_s = 0.0
         self._looked_s = float("-inf")
-        self._read_since_idle = True
+        self._may_have_moved = True
         self._commands_given = 0
         self._watched: set[SourcePartition] = set()
         self._held: set[SourcePartition] = set()
@@ -278,8 +279,8 @@ class SourceReader:
             [TopicPartition(topic, partition, offset) for (topic, partition), offset in offsets.items()]
         )
         self._assigned |= offsets
-        self._read_since_idle = True
-        self._last_idle = ({}, {})
+        self._may_have_moved = True
+        self._told = ({}, {})
 
     def _stop(self, partitions: set[SourcePartition]) -> None:
         leaving = partitions & self._assigned.keys()
@@ -306,7 +307,9 @@ class SourceReader:
         first = self._consumer.poll(POLL_TIMEOUT_S)
         if first is None:
             self._room.release()
-            self._report_idle()
+            # What moves the position without a record (an aborted transaction's marker) is looked for seldom.
+            if self._may_have_moved or self._is_time_to_look():
+                self._tell_position()
             if self._gathering and time.monotonic() - self._last_record_s > BE_PATIENT_AFTER_S:
                 self._change_fetching()
             return
@@ -317,13 +320,16 @@ class SourceReader:
             batch = [message for message in batch if message.error() is None]
             for message in errors:
                 self._report_error(message)
-        self._read_since_idle = True
+        self._may_have_moved = True
         if batch:
             full = len(batch) >= BATCH_RECORDS_MAX // 2
             standings = self._standings() if self._watched else {}
             self._emit(Batch(self, self._generation, batch, full, standings))
         else:
             self._room.release()
+        if self._is_time_to_look():
+            # Other partitions may be at their end although this one always has something to give.
+            self._tell_position()
         self._count_read()
 
     def _standings(self) -> dict[SourcePartition, tuple[int, Offset | None]]:
@@ -402,12 +408,11 @@ class SourceReader:
                 )
             )
 
-    def _report_idle(self) -> None:
-        now_s = time.monotonic()
-        # What moves the position without a record (an aborted transaction's marker) is looked for seldom.
-        if not self._read_since_idle and now_s - self._last_idle_s < IDLE_LOOK_INTERVAL_S:
-            return
-        self._last_idle_s = now_s
+    def _is_time_to_look(self) -> bool:
+        return time.monotonic() - self._told_s >= LOOK_INTERVAL_S
+
+    def _tell_position(self) -> None:
+        self._told_s = time.monotonic()
         ends: dict[SourcePartition, Offset] = {}
         try:
             positions = self._positions(self._assigned)
@@ -416,12 +421,12 @@ class SourceReader:
                 if end is not None:
                     ends[partition] = end
         except KafkaException:
-            return  # the next idle moment tells
+            return  # the next time tells
         # Records (or control records) are still to be fetched where the end isn't known, or not reached.
-        self._read_since_idle = any(
+        self._may_have_moved = any(
             partition not in ends or position < ends[partition] for partition, position in positions.items()
         )
-        if (positions, ends) == self._last_idle:
+        if (positions, ends) == self._told:
             return
-        self._last_idle = (positions, ends)
-        self._emit(Idle(self, self._generation, positions, ends))
+        self._told = (positions, ends)
+        self._emit(ReadUpTo(self, self._generation, positions, ends))

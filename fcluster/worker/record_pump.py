@@ -38,7 +38,7 @@ from fcluster.wire import messages
 from fcluster.worker import handler_processes
 from fcluster.worker.announcing import announced_steps
 from fcluster.worker.chunks import Chunks
-from fcluster.worker.consuming import Batch, Idle, ReadFailed
+from fcluster.worker.consuming import Batch, ReadFailed, ReadUpTo
 from fcluster.worker.core import events
 from fcluster.worker.core.model import RecordAt
 from fcluster.worker.core.state import CoreState
@@ -86,7 +86,7 @@ class RecordPump:
         record_watch: knows the record that is being processed.
         watchdog: watches everything but the records.
         hang_bound_s: how long each of that may take.
-        on_idle: called when a reader has nothing more, and everything it had is processed.
+        on_read: called when everything is processed that was read before a reader told its position.
 
     Attributes:
         records: how many were processed since the process's start.
@@ -104,7 +104,7 @@ class RecordPump:
         record_watch: RecordWatch,
         watchdog: Watchdog,
         hang_bound_s: float,
-        on_idle: Callable[[], None],
+        on_read: Callable[[], None],
     ) -> None:
         self._shards = shards
         self._pipeline = pipeline
@@ -116,7 +116,7 @@ class RecordPump:
         self._record_watch = record_watch
         self._watchdog = watchdog
         self._hang_bound_s = hang_bound_s
-        self._on_idle = on_idle
+        self._on_read = on_read
         self._chunks = Chunks()
         self._idle_inputs = IdleInputs()
         self._timers = DueTimers(shards.timed, inbox, record_watch)
@@ -143,11 +143,11 @@ class RecordPump:
             if shards:
                 self._feed(events.RecordsProcessed(shards, 0, self._chunks.backlog, None))
 
-    def add_idle(self, idle: Idle) -> None:
-        """A reader has nothing more for now."""
-        self._shards.note_idle(idle)
-        if not self._chunks.hold_idle(idle):
-            self._note_read(idle)
+    def add_told(self, told: ReadUpTo) -> None:
+        """A reader tells where it stands: it has nothing more for now, or it is time again."""
+        self._shards.note_told(told)
+        if not self._chunks.hold(told):
+            self._note_read(told)
 
     def read_failed(self, failure: ReadFailed) -> None:
         """A reader has met an error that doesn't pass by reading on."""
@@ -227,8 +227,8 @@ class RecordPump:
             self._fire()
             return
         self._run_chunk()
-        for idle in self._chunks.idle():
-            self._note_read(idle)
+        for told in self._chunks.reached():
+            self._note_read(told)
 
     def fire_due(self) -> None:
         """Fire the timers that are due, before the shards stop for good. Those of later times stay set."""
@@ -292,9 +292,9 @@ class RecordPump:
         if lost is not None:
             self._feed(lost)
 
-    def _note_read(self, idle: Idle) -> None:
-        self._shards.note_read(idle)
-        self._on_idle()
+    def _note_read(self, told: ReadUpTo) -> None:
+        self._shards.note_read(told)
+        self._on_read()
 
     def _process(self, chunk: Sequence[Message], batch: Batch) -> int:
         """Process a chunk. Returns how many of its last records are left, because something else came up."""

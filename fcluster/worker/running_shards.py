@@ -27,7 +27,7 @@ from fcluster.common.isolation import Isolation
 from fcluster.common.settings import Settings
 from fcluster.graph.topology import Stage, Topology
 from fcluster.kafka.clients import LASTING, make_consumer
-from fcluster.worker.consuming import Batch, Idle, ReaderEvent, SourcePartition, SourceReader
+from fcluster.worker.consuming import Batch, ReaderEvent, ReadUpTo, SourcePartition, SourceReader
 from fcluster.worker.merges import ShardMerge, sorted_out
 from fcluster.worker.processing import InputRunner, ShardRunner
 
@@ -207,24 +207,26 @@ class RunningShards:
                 current.append(message)
         return current
 
-    def note_idle(self, idle: Idle) -> None:
-        """Tell the merges at once where their inputs stand: what they wait for may not come for now."""
+    def note_told(self, told: ReadUpTo) -> None:
+        """Note at once where partitions end, and tell merges where their inputs stand: what they wait for may
+        not come for now.
+        """
         if self._merge_at:
-            for at, position in idle.positions.items():
-                self._note_standing(at, idle.generation, position, idle.ends.get(at))
-
-    def note_read(self, idle: Idle) -> None:
-        """Everything that was read before this report is processed."""
-        for (topic, partition), position in idle.positions.items():
-            runner = self.routes[topic].get(partition)
-            if (topic, partition) in self._merge_at:
-                continue  # what was read of it may wait there
-            if runner is not None and runner.generation <= idle.generation:
-                runner.read_position = max(position, runner.next_offset)
-        for (topic, partition), end in idle.ends.items():
+            for at, position in told.positions.items():
+                self._note_standing(at, told.generation, position, told.ends.get(at))
+        for (topic, partition), end in told.ends.items():
             runner = self.routes[topic].get(partition)
             if runner is not None:
                 runner.end = end
+
+    def note_read(self, told: ReadUpTo) -> None:
+        """Everything that was read before this report is processed."""
+        for (topic, partition), position in told.positions.items():
+            runner = self.routes[topic].get(partition)
+            if (topic, partition) in self._merge_at:
+                continue  # what was read of it may wait there
+            if runner is not None and runner.generation <= told.generation:
+                runner.read_position = max(position, runner.next_offset)
 
     def _note_standing(self, at: SourcePartition, generation: int, position: int, end: int | None) -> None:
         topic, partition = at

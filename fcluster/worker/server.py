@@ -46,7 +46,7 @@ from fcluster.wire import messages
 from fcluster.wire.http_port import health_port
 from fcluster.worker import handler_processes, interpreter_lock
 from fcluster.worker.batches import Batches
-from fcluster.worker.consuming import Batch, Idle, ReaderDied, ReaderEvent, ReadFailed
+from fcluster.worker.consuming import Batch, ReaderDied, ReaderEvent, ReadFailed, ReadUpTo
 from fcluster.worker.core import events, model
 from fcluster.worker.core import worker as core
 from fcluster.worker.epoch_pipeline import EpochPipeline
@@ -139,7 +139,7 @@ class Worker:
             record_watch,
             self._watchdog,
             self._hang_bound_s,
-            on_idle=self._report,
+            on_read=self._report,
         )
         self._reporting = Reporting(
             self._core,
@@ -216,8 +216,8 @@ class Worker:
         match item:
             case Batch():
                 self._pump.add(item)
-            case Idle():
-                self._pump.add_idle(item)
+            case ReadUpTo():
+                self._pump.add_told(item)
             case ReadFailed():
                 self._pump.read_failed(item)
             case ReaderDied():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fcluster.worker.chunks import AIM_S, CHUNK_RECORDS_MAX, Chunks
-from fcluster.worker.consuming import Batch, Idle
+from fcluster.worker.consuming import Batch, ReadUpTo
 
 
 class Reader:
@@ -66,14 +66,23 @@ def test_chunk_takes_about_what_it_aims_at() -> None:
     assert sizes[-1] == int(AIM_S / 100e-6)
 
 
-def test_idle_report_waits_for_the_batches_before_it() -> None:
+def test_position_is_reached_once_the_batches_before_it_are_processed_though_others_wait() -> None:
     chunks, reader = chunks_of(1)
-    idle = Idle(reader, 1, {}, {})  # type: ignore[arg-type]
-    assert chunks.hold_idle(idle)
-    assert list(chunks.idle()) == []
+    before: Any = ReadUpTo(reader, 1, {("in", 0): 1}, {})  # type: ignore[arg-type]
+    newer: Any = ReadUpTo(reader, 1, {("in", 0): 2}, {})  # type: ignore[arg-type]
+    last: Any = ReadUpTo(reader, 1, {("in", 0): 9}, {})  # type: ignore[arg-type]
+    assert chunks.hold(before)
+    assert chunks.hold(newer)
+    chunks.add(Batch(reader, 0, [7, 8], False))  # type: ignore[arg-type,list-item]
+    assert chunks.hold(last)
+    assert list(chunks.reached()) == []
     process(chunks, 1e-6)
-    assert list(chunks.idle()) == [idle]
-    assert not chunks.hold_idle(idle)
+    assert list(chunks.reached()) == [newer]
+    while chunks:
+        assert list(chunks.reached()) == []
+        process(chunks, 1e-6)
+    assert list(chunks.reached()) == [last]
+    assert not chunks.hold(before), "nothing waits: it holds now"
 
 
 def test_backlog_is_what_takes_longer_than_a_moment() -> None:

@@ -14,7 +14,7 @@ import pytest
 from confluent_kafka import TopicPartition
 
 from fcluster.worker import consuming
-from fcluster.worker.consuming import Batch, Idle, ReaderEvent, SourceReader
+from fcluster.worker.consuming import Batch, ReaderEvent, ReadUpTo, SourceReader
 
 UNKNOWN = -1001
 """librdkafka's word for an offset that it doesn't know (yet)."""
@@ -65,7 +65,7 @@ def test_partition_with_nothing_left_but_a_marker_is_reported_as_read_to_its_end
     reader = SourceReader(make, events.put, "reader")
     try:
         reader.start({("in", 0): 7})
-        assert next_known(events) == Idle(reader, 1, {("in", 0): 8}, {("in", 0): 8})
+        assert next_known(events) == ReadUpTo(reader, 1, {("in", 0): 8}, {("in", 0): 8})
     finally:
         reader.close(timeout_s=5)
 
@@ -73,7 +73,7 @@ def test_partition_with_nothing_left_but_a_marker_is_reported_as_read_to_its_end
 def test_marker_that_comes_later_moves_the_position_of_an_idle_reader(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(consuming, "IDLE_LOOK_INTERVAL_S", 0.01)
+    monkeypatch.setattr(consuming, "LOOK_INTERVAL_S", 0.01)
     events: queue.SimpleQueue[ReaderEvent] = queue.SimpleQueue()
     consumer: Any = MarkersOnly(end=8, polls_before_answer=1)
     reader = SourceReader(lambda _fetching: consumer, events.put, "reader")
@@ -81,7 +81,7 @@ def test_marker_that_comes_later_moves_the_position_of_an_idle_reader(
         reader.start({("in", 0): 7})
         next_known(events)
         consumer.append_marker()
-        assert next_known(events) == Idle(reader, 1, {("in", 0): 10}, {("in", 0): 10})
+        assert next_known(events) == ReadUpTo(reader, 1, {("in", 0): 10}, {("in", 0): 10})
     finally:
         reader.close(timeout_s=5)
 
@@ -90,7 +90,7 @@ def next_known(events: queue.SimpleQueue[ReaderEvent]) -> ReaderEvent:
     """The next event that tells an end."""
     while True:
         event = events.get(timeout=10)
-        if not isinstance(event, Idle) or event.ends:
+        if not isinstance(event, ReadUpTo) or event.ends:
             return event
 
 
@@ -121,6 +121,10 @@ class Steady:
 
     def position(self, partitions: list[TopicPartition]) -> list[TopicPartition]:
         return [TopicPartition(at.topic, at.partition, self.assigned[at.partition]) for at in partitions]
+
+    def get_watermark_offsets(self, at: TopicPartition, *, cached: bool) -> tuple[int, int]:
+        assert cached
+        return 0, self.assigned[at.partition]
 
     def incremental_assign(self, partitions: list[TopicPartition]) -> None:
         self.assigned |= {at.partition: at.offset for at in partitions}
@@ -163,6 +167,8 @@ def test_reader_goes_over_to_the_gathering_consumer_only_when_that_is_connected(
     def read_until(enough: Callable[[], bool]) -> None:
         while not enough():
             batch = events.get(timeout=10)
+            if isinstance(batch, ReadUpTo):
+                continue
             assert isinstance(batch, Batch)
             offsets.extend(message.offset() or 0 for message in batch.messages)
             reader.done()
@@ -187,10 +193,32 @@ def test_end_that_isnt_known_yet_is_left_out_not_told_as_a_number() -> None:
     reader = SourceReader(lambda _fetching: MarkersOnly(8, 3), events.put, "reader")  # type: ignore[arg-type,return-value]
     try:
         reader.start({("in", 0): 7})
-        assert events.get(timeout=10) == Idle(reader, 1, {("in", 0): 7}, {})
-        assert next_known(events) == Idle(reader, 1, {("in", 0): 8}, {("in", 0): 8})
+        assert events.get(timeout=10) == ReadUpTo(reader, 1, {("in", 0): 7}, {})
+        assert next_known(events) == ReadUpTo(reader, 1, {("in", 0): 8}, {("in", 0): 8})
     finally:
         reader.close(timeout_s=5)
+
+
+def test_empty_partition_beside_one_that_always_has_records_is_told_to_be_at_its_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(consuming, "LOOK_INTERVAL_S", 0.01)
+    events: queue.SimpleQueue[ReaderEvent] = queue.SimpleQueue()
+    connected = threading.Event()
+    connected.set()
+    consumer: Any = Steady([], consuming.PATIENT_FETCH, connected)
+    reader = SourceReader(lambda _fetching: consumer, events.put, "reader")
+    try:
+        reader.start({("in", 0): 0, ("in", 1): 0})
+        next_offset = 0
+        while not isinstance(told := events.get(timeout=10), ReadUpTo):
+            assert isinstance(told, Batch)
+            next_offset += len(told.messages)
+            reader.done()
+    finally:
+        reader.close(timeout_s=5)
+    assert told.positions == {("in", 0): next_offset, ("in", 1): 0}, "all batches before it are counted"
+    assert told.ends["in", 1] == 0
 
 
 class Steadfast(Steady):
@@ -230,6 +258,8 @@ def test_watched_partitions_tell_with_each_batch_where_they_stand_and_one_that_i
 
     def batch() -> Batch:
         event = events.get(timeout=10)
+        while isinstance(event, ReadUpTo):
+            event = events.get(timeout=10)
         assert isinstance(event, Batch)
         reader.done()
         return event

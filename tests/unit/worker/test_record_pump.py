@@ -12,7 +12,7 @@ from fcluster.common.failures import Failure
 from fcluster.engine.failure import Condemnation
 from fcluster.wire import messages
 from fcluster.worker import chunks
-from fcluster.worker.consuming import Idle, ReadFailed
+from fcluster.worker.consuming import ReadFailed, ReadUpTo
 from fcluster.worker.core import events
 from fcluster.worker.core.model import Condemned, RecordAt, StopRecord
 from tests.unit.worker.worker_parts import (
@@ -42,9 +42,9 @@ def pumping() -> Iterator[Pumping]:
     pumping.close()
 
 
-def idle_of(pumping: Pumping, positions: dict[tuple[str, int], int], end: int) -> Idle:
+def read_up_to(pumping: Pumping, positions: dict[tuple[str, int], int], end: int) -> ReadUpTo:
     reader: Any = pumping.reader
-    return Idle(reader, reader.newest_generation, positions, dict.fromkeys(positions, end))
+    return ReadUpTo(reader, reader.newest_generation, positions, dict.fromkeys(positions, end))
 
 
 def test_first_record_opens_an_epoch_and_the_chunk_tells_what_it_touched(pumping: Pumping) -> None:
@@ -155,24 +155,31 @@ def test_transaction_that_cannot_begin_is_an_event(pumping: Pumping) -> None:
     assert pumping.pump.records == 0
 
 
-def test_idle_reader_is_told_of_when_all_it_has_read_is_processed(pumping: Pumping) -> None:
+def test_position_that_a_reader_tells_counts_when_all_it_read_before_is_processed(pumping: Pumping) -> None:
     one = pumping.start().inputs[0]
     pumping.read(Message(0))
-    pumping.pump.add_idle(idle_of(pumping, {("in", 0): 4}, end=4))
-    assert pumping.quiet == 0
+    pumping.pump.add_told(read_up_to(pumping, {("in", 0): 4}, end=4))
+    assert pumping.told == 0
     pumping.run()
-    assert pumping.quiet == 1
+    assert pumping.told == 1
     assert (one.read_position, one.end) == (4, 4), "control records counted"
-    pumping.pump.add_idle(idle_of(pumping, {("in", 0): 5}, end=5))
-    assert pumping.quiet == 2, "nothing waits: at once"
+    pumping.pump.add_told(read_up_to(pumping, {("in", 0): 5}, end=5))
+    assert pumping.told == 2, "nothing waits: at once"
 
 
-def test_idle_report_of_an_earlier_generation_says_nothing_of_the_position(pumping: Pumping) -> None:
+def test_end_counts_at_once_though_records_before_it_wait(pumping: Pumping) -> None:
+    one = pumping.start().inputs[0]
+    pumping.read(Message(0))
+    pumping.pump.add_told(read_up_to(pumping, {("in", 0): 1}, end=700))
+    assert (one.read_position, one.end) == (0, 700), "what is left to do is known while it is being done"
+
+
+def test_position_of_an_earlier_generation_says_nothing(pumping: Pumping) -> None:
     pumping.start()
-    idle = idle_of(pumping, {("in", 0): 9}, end=9)
+    told = read_up_to(pumping, {("in", 0): 9}, end=9)
     pumping.shards.stop([SHARD])
     one = pumping.start().inputs[0]
-    pumping.pump.add_idle(idle)
+    pumping.pump.add_told(told)
     assert one.read_position == 0
 
 
@@ -249,9 +256,9 @@ def test_records_of_several_inputs_wait_for_their_turn(merging: Pumping) -> None
 def test_what_waits_in_a_merge_is_not_taken_for_read(merging: Pumping) -> None:
     runner = merging.start()
     merging.read(Message(0, topic="a", timestamp_ms=10), standings={("a", 0): (1, 1)})
-    merging.pump.add_idle(idle_of(merging, {("a", 0): 1}, end=1))
+    merging.pump.add_told(read_up_to(merging, {("a", 0): 1}, end=1))
     assert [one.read_position for one in runner.inputs] == [0, 0]
-    merging.pump.add_idle(idle_of(merging, {("b", 0): 0}, end=0))
+    merging.pump.add_told(read_up_to(merging, {("b", 0): 0}, end=0))
     merging.pump.add_merged()
     merging.run()
     assert [one.read_position for one in runner.inputs] == [1, 0]
@@ -260,7 +267,7 @@ def test_what_waits_in_a_merge_is_not_taken_for_read(merging: Pumping) -> None:
 def test_idle_input_lets_the_others_pass(merging: Pumping) -> None:
     merging.start()
     merging.read(Message(0, topic="a", timestamp_ms=10), standings={("a", 0): (1, 1)})
-    merging.pump.add_idle(idle_of(merging, {("b", 0): 0}, end=0))
+    merging.pump.add_told(read_up_to(merging, {("b", 0): 0}, end=0))
     merging.pump.add_merged()
     merging.run()
     assert merging.counts() == [1]

@@ -289,7 +289,7 @@ class Pumping:
         self.reader = FakeReader()
         self.writer = FakeWriter()
         self.record_watch = RecordWatch()
-        self.quiet = 0
+        self.told = 0
         self.shards = RunningShards(topology, settings, self.inbox.put)
         for stage in topology.stages:
             for source in stage.inputs:
@@ -318,7 +318,7 @@ class Pumping:
             self.record_watch,
             Watchdog(),
             60.0,
-            self._note_quiet,
+            self._note_told,
         )
         self.pump._chunks._record_s = 1e-7  # as if it had learned that already
         self.pipeline.open(SESSION, self.writer.make)
@@ -329,8 +329,8 @@ class Pumping:
         self.fed.append(event)
         self.on_feed(event)
 
-    def _note_quiet(self) -> None:
-        self.quiet += 1
+    def _note_told(self) -> None:
+        self.told += 1
 
     def start(self, partition: int = 0, **fields: Any) -> ShardRunner:
         """Begin to read a shard of the first stage."""
