@@ -44,7 +44,7 @@ format: setup ## let ruff fix and format the code
 	$(BIN)/ruff format .
 
 .PHONY: test
-test: lint ## set up, lint, and run all tests, with the short dose of chaos tests
+test: lint ## set up, lint, and run all tests, with the short run of the chaos tests
 	@# Tests without a broker need only a core each; the others measure times, so they run one after another. Both
 	@# parts run even if the first fails, and a failure of either fails the target.
 	@failed=0; \
@@ -53,7 +53,7 @@ test: lint ## set up, lint, and run all tests, with the short dose of chaos test
 	exit $$failed
 
 .PHONY: chaos
-chaos: setup ## the long dose of chaos tests: faults under load on real processes and Kafka; some need root; WIDEN_US=1000 widens races
+chaos: setup ## the long run of the chaos tests: faults under load on real processes and Kafka; some need root; WIDEN_US=1000 widens races
 	FCLUSTER_TEST_LONG=1 $(PYTEST) --durations=0 tests/chaos
 
 MINUTES ?= 30
