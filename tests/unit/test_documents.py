@@ -99,6 +99,15 @@ def test_links_lead_somewhere(document: Path) -> None:
             assert (document.parent / target).exists(), f"{document.name} links to {target}"
 
 
+def test_index_of_decisions_lists_each_with_its_title() -> None:
+    decisions = REPOSITORY / "docs" / "decisions"
+    index = (decisions / "README.md").read_text(encoding="utf-8")
+    for page in sorted(decisions.glob("[0-9]*.md")):
+        number, _, title = page.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ").partition(": ")
+        entry = f"- [{number}]({page.name}): {title}\n"
+        assert entry in index, f"docs/decisions/README.md lacks {entry}"
+
+
 def test_commands_named_in_the_text_exist() -> None:
     for document in (document for document in DOCUMENTS if document.parent.name != "decisions"):
         for words in re.findall(
