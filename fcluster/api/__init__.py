@@ -1,1 +1,1 @@
-"""What users import: `Job`, its streams and contexts. And how a job file is loaded."""
+"""What users import: `Job`, its streams and contexts. Also loads job files."""

@@ -1,8 +1,8 @@
 """The API of a job file: jobs, topics, handlers, streams, records.
 
-Responsible for: the public API, its validation, and compiling a job into a `Topology`. Invariants: whatever
-`build` returns can run; names come from the job file alone and are the same in every run and process, because
-they identify state; each error says what to change. Must not do I/O, or call a user's handler.
+Responsible for: the public API, its validation, and compiling a job into a `Topology`. Invariants: every job
+that `build` returns can run; names come from the job file alone and are the same in every run and process,
+because they identify state; each error says what to change. Must not do I/O, or call a user's handler.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ _V = TypeVar("_V")
 
 
 class Context(Protocol):
-    """What a handler can know about the record that it processes. Valid only during the call."""
+    """What a handler may know about the record that it processes. Valid only during the call."""
 
     @property
     def key(self) -> Any:
@@ -118,31 +118,32 @@ class Context(Protocol):
         ...
 
     def value(self, state: ValueState[_V], /) -> ValueAccess[_V]:
-        """The current key's value of a state that the handler declares with `states=`.
+        """The current key's value in a state that the handler declares with `states=`.
 
         Raises:
-            LookupError: it doesn't.
+            LookupError: the handler declares no such state.
         """
         ...
 
     def map(self, state: MapState[_K, _V], /) -> MapAccess[_K, _V]:
-        """As `value`, for a map."""
+        """Like `value`, for a map."""
         ...
 
     def list(self, state: ListState[_V], /) -> ListAccess[_V]:
-        """As `value`, for a list."""
+        """Like `value`, for a list."""
         ...
 
     def timer(self, name: str, *, at: int, clock: TimerClock = "event") -> None:
-        """Set the current key's timer of that name, or move it.
+        """Set the current key's timer of that name. If it is already set, it gets the new time.
 
-        When it is due, the handler's `on_timer` function of that name is called. A timer is saved like state.
-        A key has one timer of a name.
+        When it is due, the handler's `on_timer` function of that name is called. Timers are saved like state.
+        A key has at most one timer of each name.
 
         Args:
-            name: of a timer of this handler.
+            name: the name of one of this handler's timers.
             at: when it is due, in milliseconds since 1970. If that has passed, it fires after this record.
-            clock: "event": once the shard's event time reaches `at`. "processing": by the wall clock.
+            clock: "event": it is due when the shard's event time reaches `at`. "processing": it is due by the
+                wall clock.
 
         Raises:
             LookupError: the handler has no `on_timer` function of that name.
@@ -163,7 +164,7 @@ class Context(Protocol):
         """The wall clock, in milliseconds since 1970; in a unit test, the driver's. For handlers with timers.
 
         Raises:
-            LookupError: the handler has none.
+            LookupError: the handler has no timers.
         """
         ...
 
@@ -172,22 +173,22 @@ Handler = Callable[[Any, Any], Any]
 
 
 class HandlerFunction(Protocol[_P, _R_co]):
-    """A handler as `Job.process` returns it: the function itself, which can declare timers now."""
+    """A handler as `Job.process` returns it: the function itself, to which timers can be added."""
 
     def __call__(self, *args: _P.args, **kwargs: _P.kwargs) -> _R_co:
-        """Call the handler, as a unit test does."""
+        """Call the handler, for example in a unit test."""
         ...
 
     def on_timer(self, name: str) -> Callable[[_Function], _Function]:
-        """Decorate the function for the handler's timers of that name.
+        """Decorate the function that is called for the handler's timers of that name.
 
-        It is called as `function(key, ctx)` when a timer is due that `ctx.timer(name, at=)` has set. It reads
+        It is called as `function(key, ctx)` when a timer that `ctx.timer(name, at=)` has set is due. It reads
         and writes the state of that key, sets timers, and yields or returns outputs as the handler does.
-        `ctx.timestamp` is the time for which the timer was set, and outputs get it. The `on_error` of the
-        handler applies.
+        `ctx.timestamp` is the time for which the timer was set, and becomes the timestamp of the outputs. The
+        handler's `on_error` applies.
 
         Args:
-            name: of the timer. A job is refused if a timer that may be set was renamed.
+            name: of the timer. If a timer that may still be set was renamed, the job is refused.
         """
         ...
 
@@ -215,12 +216,14 @@ class _Sink:
 
 @dataclass(frozen=True)
 class _Merge:
-    """Several streams become one."""
+    """Joins several streams into one."""
 
 
 @dataclass(eq=False)
 class _Node:
-    """One step in the graph of streams. Its ends are the ends of the chains. A merge has several parents."""
+    """One step in the graph of streams. Steps without a following step end a chain. A merge has several
+    parents.
+    """
 
     step: _Source | _Sink | _KeyBy | _Merge | Operator
     parents: tuple[_Node, ...] = ()
@@ -262,7 +265,7 @@ class Stream:
         return self._then(Filter(function, self._job._rule(on_error, "filter")))  # pyright: ignore[reportPrivateUsage]
 
     def map(self, function: Callable[[Any], Any], *, on_error: OnError | None = None) -> Stream:
-        """Replace each value with `function(value)`. Key, timestamp and headers stay the same."""
+        """Replace each value with `function(value)`. Key, timestamp and headers don't change."""
         _check_function(function, "map", ("value",))
         return self._then(Map(function, self._job._rule(on_error, "map")))  # pyright: ignore[reportPrivateUsage]
 
@@ -270,11 +273,11 @@ class Stream:
         self, function: Callable[[Any], Iterable[Any]], *, on_error: OnError | None = None
     ) -> Stream:
         """Replace each value with any number of values: those that `function(value)` returns as a list or
-        other iterable, or yields. Key, timestamp and headers stay the same.
+        other iterable, or yields. Key, timestamp and headers don't change.
 
-        The values go on one after the other, in order. If the function fails for a later one, the earlier
-        ones leave no trace either. It is a failure of this step if the function returns None, a dict, text,
-        bytes or a set: write `[]` for no values, `[value]` for one, and `sorted(values)` for a set.
+        The values are passed on in order. If the function fails for a later value, the earlier ones leave no
+        trace either. The step fails if the function returns None, a dict, text, bytes or a set: write `[]`
+        for no values, `[value]` for one, and `sorted(values)` for a set.
         """
         _check_function(function, "flat_map", ("value",), may_yield=True)
         return self._then(FlatMap(function, self._job._rule(on_error, "flat_map")))  # pyright: ignore[reportPrivateUsage]
@@ -291,20 +294,20 @@ class Stream:
     ) -> Stream:
         """Route records by a new key, through a repartition topic that the cluster creates.
 
-        Timestamp and headers stay the same. The following stages store state by the keys that `by` returns.
-        So a changed job is refused if `by` is another field or function than before. A function is identified
-        by its qualified name, a lambda by its syntax.
+        Timestamp and headers don't change. The following stages store state by the keys that `by` returns. So
+        a changed job is refused if `by` is a different field or function. A function is identified by its
+        qualified name, a lambda by its syntax.
 
         Args:
             by: the field of the value that holds the new key, or a function of the value.
-            name: of the following stage. Default: the name of the first handler that follows.
-            key: the new key's kind, as in `Job.topic`. "json" takes numbers, lists and so on.
+            name: the name of the following stage. Default: the name of the first handler that follows.
+            key: the kind of the new key, as in `Job.topic`. "json" takes numbers, lists and so on.
             value: how values are written. Default: as in the source topic, or "json" after a map or a
                 handler.
-            version: declares what the key means. As long as it stays the same, `by` counts as unchanged,
-                however it is written; once it changes, `by` counts as changed.
-            on_error: for records without a key, with a key of another kind, or that can't be written to the
-                repartition topic.
+            version: a version of the key's meaning. While it stays the same, `by` counts as unchanged,
+                however it is written. When it changes, `by` counts as changed.
+            on_error: what to do with records that have no key or a key of another kind, or that can't be
+                written to the repartition topic.
         """
         if not isinstance(by, str):
             _check_function(by, "key_by", ("value",))
@@ -354,8 +357,8 @@ class Stream:
 
         Args:
             topic: the target. Key, timestamp and headers carry over.
-            on_error: for values and keys that can't be written as the kinds of the topic, and for records
-                that Kafka refuses. Default: the rule of the previous step.
+            on_error: what to do with records whose key or value can't be written as the topic's kind, or that
+                Kafka refuses. Default: the rule of the previous step.
         """
         self._job._check_declared(topic, "to()")  # pyright: ignore[reportPrivateUsage]
         rule = None if on_error is None else self._job._rule(on_error, "to()")  # pyright: ignore[reportPrivateUsage]
@@ -366,7 +369,7 @@ class Stream:
         return Stream(self._job, self._node.add(step))
 
     def _open_node(self, job: Job) -> _Node:
-        """The node after which a merge of `job` continues."""
+        """The node from which a merge of `job` continues."""
         if self._job is not job:
             raise JobError(
                 f"merge() of the job {job.name!r} got a stream of the job {self._job.name!r}.",
@@ -387,8 +390,9 @@ class Job:
     """A named topology: topics, and the handlers between them.
 
     Args:
-        name: names the consumer group, the transactional ids and all internal topics. State belongs to it.
-        settings: by name, such as ``{"commit.interval.ms": 50}``. They can also be given as keyword
+        name: names the consumer group, the transactional ids and all internal topics. State belongs to this
+            name.
+        settings: settings by name, such as ``{"commit.interval.ms": 50}``. They can also be given as keyword
             arguments, with underscores for dots. `fcluster.toml`, environment and flags override them.
         on_error: what to do with a record that fails, in all steps without a rule of their own: "stop" (the
             default), "skip", or a dead-letter topic such as ``Topic("billing-dead", value="bytes")``.
@@ -432,17 +436,17 @@ class Job:
         """Declare a topic that the job reads or writes.
 
         Args:
-            name: of the topic.
-            key: "text" (UTF-8), "bytes", "int" (as Kafka's LongSerializer; longer ones take more bytes),
-                "json", "msgpack", or a `Codec` of your own.
-            value: the same for values.
+            name: the topic's name.
+            key: "text" (UTF-8), "bytes", "int" (as Kafka's LongSerializer writes it; longer ints take more
+                bytes), "json", "msgpack", or a `Codec` of your own.
+            value: the kind of its values, likewise.
             isolation: "read-committed", or "read-uncommitted" to read records of open transactions too.
                 Default: the setting `isolation.level`.
             watermark: how event time follows from its timestamps. Default: `Watermark()`, if the job uses
                 event time.
-            on_error: for records of it that can't be decoded: "stop", "skip" or a dead-letter topic. Default:
-                that of the job; if the job has none, that of its handlers if they all have the same,
-                otherwise "stop".
+            on_error: what to do with its records that can't be decoded: "stop", "skip" or a dead-letter
+                topic. Default: the rule of the job. If the job has none: the rule of its handlers if they all
+                have the same, otherwise "stop".
             **options: the same options by their Kafka or Confluent names, such as
                 ``kafka.consumer.isolation-level``.
 
@@ -491,16 +495,16 @@ class Job:
         Args:
             topic: the source.
             to: where outputs are written. Without it, only records that name their topic are written.
-            name: of the handler and its state. Default: the function's name. A job is refused if a handler
-                with state was renamed.
-            states: what the handler keeps for each key besides `ctx.state`: a list of `ValueState`,
-                `MapState` and `ListState` objects. It reads and writes them with `ctx.value(STATE)`,
-                `ctx.map(STATE)` and `ctx.list(STATE)`.
-            timers: functions for its timers by name, if they aren't declared with `@handler.on_timer(name)`
+            name: the name of the handler and its state. Default: the function's name. A job is refused if a
+                handler with state was renamed.
+            states: the states that the handler keeps for each key besides `ctx.state`: a list of
+                `ValueState`, `MapState` and `ListState` objects. It reads and writes them with
+                `ctx.value(STATE)`, `ctx.map(STATE)` and `ctx.list(STATE)`.
+            timers: functions by timer name, for timers that aren't declared with `@handler.on_timer(name)`
                 (see `HandlerFunction.on_timer`).
             on_error: what to do if the handler raises for a record, or its state can't be stored: "stop" the
                 job, "skip" the record, or write it to a dead-letter topic. It also applies to outputs of the
-                handler that can't be written. Default: that of the job (`Job(on_error=)`).
+                handler that can't be written. Default: the rule of the job (`Job(on_error=)`).
         """
 
         def decorate(handler: Callable[_P, _R_co]) -> HandlerFunction[_P, _R_co]:
@@ -516,7 +520,7 @@ class Job:
                 )
                 ._node  # pyright: ignore[reportPrivateUsage]
             )
-            with contextlib.suppress(AttributeError):  # such as a bound method: there is timers= for it
+            with contextlib.suppress(AttributeError):  # such as a bound method: use timers= then
                 cast("Any", handler).on_timer = functools.partial(_on_timer, node)
             return cast("HandlerFunction[_P, _R_co]", handler)
 
@@ -530,7 +534,8 @@ class Job:
         Args:
             topic: the source.
             watermark: as in `topic`. It applies to all streams of the topic.
-            on_error: for records that can't be decoded; see `topic`. It applies to all streams of the topic.
+            on_error: what to do with records that can't be decoded; see `topic`. It applies to all streams of
+                the topic.
         """
         self._check_declared(topic, "stream()")
         if on_error is not None:
@@ -547,11 +552,11 @@ class Job:
         the same number of partitions and the same kind of key. For other topics, put a `key_by` in front:
         the cluster creates its repartition topic with the right number of partitions.
 
-        A shard processes the record with the smallest timestamp next. If two are equal, the input that is
-        named first wins. `max.task.idle.ms` says how long a shard waits for an empty topic. `ctx.topic` says
-        where a record comes from.
+        A shard processes the record with the smallest timestamp next. If timestamps are equal, the input that
+        is named first comes first. `max.task.idle.ms` sets how long a shard waits for an empty topic.
+        `ctx.topic` tells where a record comes from.
 
-        The stage has the name of its first input. A job may merge further inputs later; its state goes on.
+        The stage has the name of its first input. A job may add inputs to a merge later and keep its state.
 
         Args:
             inputs: two or more streams or topics of this job.
@@ -573,11 +578,11 @@ class Job:
         return Stream(self, merged)
 
     def build(self, settings: Settings) -> Topology:
-        """The validated topology.
+        """Build the validated topology.
 
         Args:
-            settings: of the run. Every process has to build the job with the same settings: topics that name
-                no isolation level get it from them.
+            settings: the settings of the run. Every process has to build the job with the same settings,
+                because topics that declare no isolation level get it from them.
 
         Raises:
             JobError: the job can't run as it is written.
@@ -604,7 +609,7 @@ class Job:
         return Topology(self.name, _upstream_first(stages), topics=tuple(topics.values()))
 
     def _stores(self, handler: str, states: object) -> tuple[StateStore, ...]:
-        """What a handler declares, with codecs that know the run's settings."""
+        """A handler's declared states, with codecs that know the run's settings."""
         stores: list[StateStore] = []
         for declared in check_states(handler, states):
             name = f"{handler}/{declared.name}"
@@ -620,19 +625,19 @@ class Job:
         return replace(state, key=cast("Codec[Any]", self._bound(state.key, name, "key")))
 
     def _bound(self, kind: Kind, name: str, part: Literal["key", "value", "state"]) -> Kind:
-        """A codec for one use, the same each time: topics are compared."""
+        """A codec for one use. It is the same object each time, because topics are compared."""
         if not isinstance(kind, Codec):
             return kind
         known = self._bound_codecs.get((name, part, kind))
         if known is None:
-            # Settings come with `build`, and a codec is opened later still.
+            # The settings are known when `build` runs, and a codec is opened later still.
             known = bound_codec(kind, CodecUse(name, part, MappingProxyType(self._codec_settings)))
             for one in (kind, known):
                 self._bound_codecs[name, part, cast("Codec[Any]", one)] = known
         return known
 
     def _rule(self, on_error: OnError | None, what: str) -> OnError:
-        """`on_error` of `what`, checked; the job's default if it is None."""
+        """`on_error` of `what`, after checks. The job's default if it is None."""
         if on_error is None:
             return self._on_error or "stop"
         if isinstance(on_error, TopicSpec):
@@ -702,8 +707,8 @@ class Job:
 class _Builder:
     """Turns the graph of streams into stages.
 
-    `lay_out` comes first: a topic of the user's, or the topic after a `key_by`, is an input, and a merge puts
-    several inputs into one stage. Then each path through the graph becomes a chain.
+    `lay_out` comes first. A user's topic is an input; so is the topic after a `key_by`. A merge puts several
+    inputs into one stage. Then each path through the graph becomes a chain.
     """
 
     def __init__(
@@ -719,10 +724,12 @@ class _Builder:
         self._topics = topics
         self._input_names: dict[_Seed, str] = {}
         self._stage_of: dict[str, list[str]] = {}
-        """By input: the inputs of its stage, which all share the list. A stage has its first one's name."""
+        """For each input: the inputs of its stage, in one shared list. A stage has the name of its first
+        input.
+        """
         self._inputs: dict[str, tuple[TopicSpec, bool]] = {}
         self._chains: dict[str, list[Chain]] = {}
-        """By the name of an input."""
+        """The input of each name."""
         self._process_names: dict[str, _Node] = {}
 
     # --- laying out -----------------------------------------------------------------------------------
@@ -755,7 +762,7 @@ class _Builder:
         name = given or _stage_name(key_by)
         taken = self._input_names.values()
         if given is None:
-            # Several key_by in front of one merge can't all be named after the same handler.
+            # Several key_by before one merge can't all be named after the same handler.
             merged = {self._input_names.get(seed) for seed in groups.get(key_by, ())}
             number = 2
             while name in taken and name in merged:
@@ -804,7 +811,7 @@ class _Builder:
         self._chains.setdefault(name, [])
 
     def _walk(self, node: _Node, source: str, before: tuple[Operator, ...]) -> None:
-        """Go on from the input `source`, behind these operators."""
+        """Continue from the input `source`, after these operators."""
         step = node.step
         if isinstance(step, _Sink):
             self._end_chain(source, before, None, self._topics[step.topic.name], step.on_error)
@@ -863,12 +870,12 @@ class _Builder:
         known = self._inputs.get(name)
         if known is not None and codec_name(known[0].value) != codec_name(topic.value):
             raise JobError(
-                f"The {what} would write {codec_name(topic.value)} values for some of its inputs and "
+                f"The {what} would write {codec_name(topic.value)} values for some of its inputs, and "
                 f"{codec_name(known[0].value)} values for others.",
                 remedy="Say which: key_by(..., value=).",
             )
         self._end_chain(source, before, step, topic if known is None else known[0])
-        if known is None:  # else another path through a merge has been here
+        if known is None:  # otherwise another path through a merge has set it
             self._open_input(name, topic, internal=True)
             for child in node.children:
                 self._walk(child, name, ())
@@ -890,7 +897,7 @@ class _Builder:
         rekey, version = (None, None) if key_by is None else (key_by.by, key_by.version)
         rekey_rule: OnError = "stop" if key_by is None else key_by.on_error
         if sink_rule is None:
-            # What is written is the doing of the step in front.
+            # An error while writing is the previous step's error.
             topic_rule = self._topic_rules.get(self._inputs[source][0].name)
             source_rule = _first_given(topic_rule, self._default_rule)
             in_front = operators[-1].on_error if operators else source_rule
@@ -920,11 +927,13 @@ def _first_given(*rules: Any) -> OnError:
 
 
 _Seed = str | _Node
-"""Where an input begins: a user's topic, by name, or a `key_by`."""
+"""The beginning of an input: a user's topic, by name, or a `key_by`."""
 
 
 def _opens_input(node: _Node) -> bool:
-    """Whether the steps after this `key_by` read a repartition topic. Not if only `.to(topic)` follows."""
+    """Whether the steps after this `key_by` read a repartition topic. They don't if only `.to(topic)`
+    follows.
+    """
     if not isinstance(node.step, _KeyBy) or not node.children:
         return False
     return not (len(node.children) == 1 and isinstance(node.children[0].step, _Sink))
@@ -942,7 +951,7 @@ def _seeds(node: _Node) -> Iterator[_Seed]:
 
 
 def _step_name(step: _Merge | Operator) -> str:
-    """What the step is called in a job file."""
+    """The step's name in a job file."""
     return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(step).__name__.strip("_")).lower()
 
 
@@ -956,7 +965,7 @@ def _different_keys(inputs: Sequence[Input]) -> JobError:
 
 
 def _stage_name(key_by: _Node) -> str:
-    """The first handler after `key_by`, depth first, otherwise the first topic written to."""
+    """The first handler after `key_by`, depth first. Without one, the first topic written to."""
     names = list(_names_behind(key_by))
     for kind in (Process, _Sink):
         for found, name in names:
@@ -999,7 +1008,8 @@ def _upstream_first(stages: list[Stage]) -> tuple[Stage, ...]:
                 visit(by_source[topic.name])
         ordered.append(path.pop())
 
-    # Depth first and reversed is downstream last; going backwards keeps the job file's order otherwise.
+    # Depth-first order, reversed, is downstream last. Iterating backwards otherwise keeps the job file's
+    # order.
     for stage in reversed(stages):
         visit(stage)
     return tuple(reversed(ordered))
@@ -1066,7 +1076,7 @@ def _add_timer(node: _Node, name: str, function: Any) -> None:
 
 
 def _returns(handler: Handler) -> Literal["many", "one"]:
-    # A decorator around a generator function (functools.wraps) gives its generator back as well.
+    # A decorator around a generator function (functools.wraps) returns the generator too.
     for candidate in (handler, inspect.unwrap(handler), getattr(handler, "__call__", None)):  # noqa: B004
         if inspect.isgeneratorfunction(candidate):
             return "many"
@@ -1094,7 +1104,7 @@ def _check_function(
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):
-        return  # a built-in such as str tells no signature
+        return  # built-ins such as str have no signature
     try:
         signature.bind(*parameters)
     except TypeError:

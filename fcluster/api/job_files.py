@@ -1,10 +1,10 @@
 """Job files as modules, named ``fcluster.api.job_files.job_NAME``.
 
-Responsible for: importing a job file under a name of our own, since it may be called like a module that is
-already imported; and doing so again in processes that a handler starts. Python's `multiprocessing` names a
-function by its module, and a process that was started afresh (`spawn`, `forkserver`) imports that. It finds
-this module by its name, and the file by an environment variable that it has inherited. Must not look for jobs
-in the files: nothing of a job begins to run by being imported.
+Responsible for: importing a job file under a name of our own, since it may have the name of a module that is
+already imported; and importing it again in processes that a handler starts. Python's `multiprocessing` names
+a function by its module, and a freshly started process (`spawn`, `forkserver`) imports that module. It finds
+this module by its name, and the file through an inherited environment variable. Must not look for jobs in the
+files: importing a file must not start anything.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from pathlib import Path
 from types import ModuleType
 
 ENVIRONMENT_VARIABLE = "FCLUSTER__JOB_FILES"
-"""A JSON object: from the names of modules to the paths of their files."""
+"""A JSON object: module names to the paths of their files."""
 
-__path__: list[str] = []  # what makes this a package, into which job files are imported
+__path__: list[str] = []  # this makes the module a package, into which job files are imported
 
 
 class _Finder(MetaPathFinder):
-    """Finds job files that this process, or the one that started it, has loaded."""
+    """Finds job files that this process or its parent has loaded."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None, /
@@ -46,13 +46,13 @@ def _known() -> dict[str, str]:
 
 
 def import_file(path: Path) -> ModuleType:
-    """Execute a job file anew and give its module.
+    """Execute a job file again and return its module.
 
     Raises:
         ImportError: it isn't a Python file.
-        BaseException: whatever it raises.
+        BaseException: anything that the file raises.
     """
-    # Its name becomes an attribute of this module, which already has `json` and `os`: hence the prefix.
+    # The name becomes an attribute of this module, which already has `json` and `os`: hence the prefix.
     name = f"{__name__}.job_{re.sub(r'[^0-9A-Za-z_]', '_', path.stem)}"
     os.environ[ENVIRONMENT_VARIABLE] = json.dumps(_known() | {name: str(path.resolve())})
     importlib.invalidate_caches()

@@ -27,14 +27,14 @@ def load_job(target: str) -> Job:
     """The job that `target` names.
 
     A file's directory is put first in the import path, so that the job can import modules next to it. For a
-    module it is the working directory.
+    module, the working directory is put first.
 
     Args:
-        target: a path that ends in ``.py``, or an importable module. If it has several jobs: then a colon and
-            the variable.
+        target: a path that ends in ``.py``, or an importable module. If there are several jobs in it, a colon
+            and the variable's name follow.
 
     Raises:
-        JobError: the file or module doesn't exist, raises on import, or has no job or several.
+        JobError: the file or module doesn't exist, raises on import, or has no job, or several.
     """
     place, _, variable = target.rpartition(":") if _names_variable(target) else (target, "", "")
     module = _load_file(Path(place)) if _is_path(place) else _load_module(place)
@@ -114,7 +114,7 @@ def _where(error: BaseException) -> str:
 
 
 def _user_frames(error: BaseException) -> Sequence[traceback.FrameSummary]:
-    """The frames that lead to the error, without those of fcluster and the import system."""
+    """The stack frames that lead to the error, without those of fcluster and the import system."""
     return [
         frame
         for frame in traceback.extract_tb(error.__traceback__)

@@ -1,1 +1,3 @@
-"""What everything may use, with nothing of ours below it: errors, ids, settings, positions, logs, files."""
+"""Modules that every other folder may use, and that import none of them: errors, ids, settings, positions,
+logs, files.
+"""

@@ -1,17 +1,17 @@
 """The first program that a child process of fcluster runs: it binds itself to its parent, then becomes the
 command.
 
-Responsible for: what has to happen in the child between fork and exec, which Python's `preexec_fn` can't do
-safely in a parent with threads. It runs as a script by its path (`python -I -S bound_exec.py ...`), starts in
-about 10 ms, and must import only the standard library.
+Responsible for: the steps that the child has to take between fork and exec, which Python's `preexec_fn` can't
+do safely in a parent with threads. It runs as a script by its path (`python -I -S bound_exec.py ...`), starts
+in about 10 ms, and must import only the standard library.
 
     bound_exec.py bound PARENT_PID PID_FILE -- COMMAND...    the kernel kills it when the parent dies (Linux)
     bound_exec.py detached LOG_FILE PID_FILE -- COMMAND...    a session of its own, survives its parent
     bound_exec.py guard                                      kills the processes named on its standard
                                                              input when that ends (where no kernel helps)
 
-PID_FILE (empty: none) gets the command's process id before the command starts, so that a process that holds a
-lock can always be identified.
+The command's process id is written to PID_FILE before the command starts, so that a process that holds a lock
+can always be identified. An empty PID_FILE means that no file is written.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def write_pid(pid_file: str) -> None:
 
 
 def become(command: list[str]) -> int:
-    # Python ignores these two for itself; an ignored signal would stay ignored in the command.
+    # Python ignores these two signals. They would stay ignored in the command.
     for ignored in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(ignored, signal.SIG_DFL)
     try:

@@ -1,4 +1,4 @@
-"""Addresses as settings and messages have them. Pure."""
+"""Parsing of addresses in settings and messages. Pure."""
 
 from __future__ import annotations
 

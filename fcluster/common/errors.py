@@ -1,11 +1,11 @@
 """The errors that users see.
 
-Responsible for: one class for each kind of trouble that a user can act on. Rule: every such error has a
+Responsible for: one class for each kind of problem that a user can act on. Rule: every such error has a
 message that names the cause, and a remedy that says what to do. Must not import anything from fcluster but
 `failures` and `exit_codes`.
 """
 
-# ruff: noqa: N818 (each class is named after what is wrong; that it is an error its base says)
+# ruff: noqa: N818 (each class is named after what is wrong; its base class says that it is an error)
 from __future__ import annotations
 
 from fcluster.common.exit_codes import ExitCode
@@ -41,11 +41,11 @@ class FclusterError(Exception):
 
 
 def failure_of(error: Exception, kind: FailureKind = FailureKind.OTHER) -> Failure:
-    """What this error says, as the value that failures travel as.
+    """The `Failure` that this error stands for.
 
     Args:
-        error: may be anything, a user's too.
-        kind: of errors that aren't of fcluster.
+        error: any exception, including those of a user's code.
+        kind: the kind to use for errors that aren't fcluster's own.
     """
     if isinstance(error, FclusterError):
         return Failure(error.kind, error.message, error.remedy, error.where).fitted()
@@ -53,7 +53,9 @@ def failure_of(error: Exception, kind: FailureKind = FailureKind.OTHER) -> Failu
 
 
 def one_line(error: Exception) -> str:
-    """Cause and remedy in one printable line, for logs. It is bounded, whatever text from a user it has."""
+    """Cause and remedy in one printable line, for logs. Its length is bounded, even if it contains a user's
+    text.
+    """
     return str(failure_of(error))
 
 
@@ -101,7 +103,7 @@ class SourceGap(FclusterError):
 
 
 class IncompatibleState(FclusterError):
-    """State or committed offsets were written by a topology that doesn't fit this one."""
+    """State or committed offsets were written by a topology that isn't compatible with this one."""
 
     kind = FailureKind.STATE
 
@@ -113,7 +115,7 @@ class StateDamaged(FclusterError):
 
 
 class TornTransaction(StateDamaged):
-    """Kafka has made one part of a shard's transaction visible and another part not."""
+    """Kafka made one part of a shard's transaction visible, but not another part."""
 
 
 class ClusterConflict(FclusterError):

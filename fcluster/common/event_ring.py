@@ -1,11 +1,11 @@
-"""The last events of a core, kept for whoever has to find out how a process came to where it is.
+"""The last events of a core, kept to find out how a process got into its present state.
 
-Responsible for: keeping them, and writing them to a file that `tests.simulation.replay` feeds to the same
-core again. A core is pure, so the same events give the same effects; the names of these are in the file, too.
+Responsible for: keeping the events, and writing them to a file that `tests.simulation.replay` feeds to the
+same core again. A core is pure, so the same events have the same effects; the file names these too.
 
-What is kept are references to events that never change, so that noting one costs next to nothing. A file has
-no secrets, and nothing of users' data but names and offsets: texts about failures are left out. Trouble with
-a file is logged and never raised, and writing it takes at most `WRITE_S_MAX` of the caller's time.
+The ring keeps references to immutable events, so noting one costs next to nothing. A file contains no
+secrets, and nothing of a user's data except names and offsets: texts about failures are left out. An error
+while a file is written is logged and never raised. Writing takes at most `WRITE_S_MAX` of the caller's time.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ import msgspec
 
 EVENTS_KEPT: Final = 1_000
 FILES_MAX: Final = 10
-"""So many files are written in the life of a process."""
+"""How many files a process writes at most."""
 WRITE_S_MAX: Final = 2.0
 _LEFT_OUT: Final = frozenset({"reason", "message", "remedy", "record"})
-"""Fields with texts about failures, which may quote a user's data."""
+"""Fields with texts about failures. They may quote a user's data."""
 
 _log = logging.getLogger("fcluster.events")
 
@@ -41,9 +41,9 @@ class RingFile(msgspec.Struct, frozen=True):
     Attributes:
         role: of the process: "worker" or "coordinator".
         version: of fcluster.
-        begin: what the core was made with.
-        complete: the first event of the core is there, so a replay has to give the same effects.
-        events: when, the event's class, its fields, and the classes of the effects.
+        begin: the arguments that the core was created with.
+        complete: whether the core's first event is in the file. Then a replay must have the same effects.
+        events: for each: its time, the event's class, its fields, and the classes of its effects.
     """
 
     role: str
@@ -61,9 +61,10 @@ class EventRing:
 
     Args:
         role: see `RingFile`.
-        version: likewise.
-        begin: likewise; what `msgspec` can encode. No secrets.
-        directory: where files go, if it exists; otherwise the system's directory for temporary files.
+        version: see `RingFile`.
+        begin: see `RingFile`. Must be encodable by `msgspec` and contain no secrets.
+        directory: where files are written if it exists. Otherwise the system's directory for temporary files
+            is used.
     """
 
     def __init__(self, role: str, version: str, begin: Mapping[str, Any], directory: Path) -> None:
@@ -76,12 +77,12 @@ class EventRing:
         self._numbers = itertools.count(1)
 
     def note(self, now_ms: float, event: object, effects: Sequence[object]) -> None:
-        """The core has handled an event. For the thread that has the core."""
+        """Note that the core has handled an event. Call it only from the core's thread."""
         self._events.append((now_ms, event, effects))
         self._noted += 1
 
     def encode(self) -> bytes:
-        """The contents of a file. For any thread."""
+        """The contents of a file. May be called from any thread."""
         kept = self._events.copy()
         events = [
             (now_ms, type(event).__name__, _plain(event), [type(effect).__name__ for effect in effects])
@@ -92,13 +93,15 @@ class EventRing:
         return msgspec.msgpack.encode(RingFile(self._role, self._version, begin, complete, events))
 
     def dump(self) -> None:
-        """Write a file, and log its name. For any thread, and for signal handlers."""
+        """Write a file, and log its name. May be called from any thread and from signal handlers."""
         writing = threading.Thread(target=self._write, name="events", daemon=True)
         writing.start()
         writing.join(WRITE_S_MAX)
 
     def dump_on_signal(self) -> None:
-        """From now on, SIGUSR1 dumps this ring besides the stacks of all threads. For the main thread."""
+        """From now on, SIGUSR1 dumps this ring in addition to the stacks of all threads. Call it from the
+        main thread.
+        """
         if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGUSR1"):
             return
         faulthandler.unregister(signal.SIGUSR1)
@@ -116,10 +119,10 @@ class EventRing:
         path = directory / f"events-{self._role}-{os.getpid()}-{number}.msgpack"
         try:
             data = self.encode()
-            # Not through a link that somebody else has put there.
+            # Don't follow a link that somebody else has put there.
             with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
                 file.write(data)
-        except Exception as error:  # noqa: BLE001  the process has other things to do
+        except Exception as error:  # noqa: BLE001  a failed dump must not disturb the process
             _log.warning("the last events can't be written to %s: %s", path, error)
         else:
             _log.warning("the last %d events are in %s", len(self._events), path)
@@ -145,7 +148,7 @@ def read_ring(path: Path) -> RingFile:
     """The contents of a file.
 
     Raises:
-        msgspec.MsgspecError: it is no such file.
+        msgspec.MsgspecError: it isn't a ring file.
         OSError: it can't be read.
     """
     return _decoder.decode(path.read_bytes())

@@ -1,10 +1,10 @@
-"""Named points in the code at which a test lets a process die, stop, wait or fail.
+"""Named points in the code at which a test can make a process die, stop, wait or fail.
 
 Responsible for: the table of points (`POINTS`), and what happens at points that are armed. A process is armed
-by the environment variable `FCLUSTER__FAILPOINTS`, which names a directory. A file in it with a point's name,
-written at any time, says what to do at one of the next passings (`Arm`, as JSON). Before that is done, the
-file is renamed to `<point>.reached`: so a fault happens once, and leaves a mark. Without that variable,
-`reach` does nothing.
+by the environment variable `FCLUSTER__FAILPOINTS`, which names a directory. A file there with a point's name
+says what to do when the process next passes the point (`Arm`, as JSON). It may be written at any time. Before
+the action, the file is renamed to `<point>.reached`, so a fault happens once and leaves a mark. Without that
+variable, `reach` does nothing.
 
 Must not be used for anything but tests: no behaviour of the product may depend on a point.
 """
@@ -25,32 +25,32 @@ ENVIRONMENT_VARIABLE: Final = "FCLUSTER__FAILPOINTS"
 REACHED: Final = ".reached"
 
 POINTS: Final[dict[str, str]] = {
-    "worker.barrier-received": "nothing of the epoch is frozen yet",
+    "worker.barrier-received": "no part of the epoch is frozen yet",
     "worker.layers-frozen": "the deltas exist in memory only",
     "worker.offsets-sent": "the offsets are pending in the transaction, the deltas perhaps not yet",
-    "worker.delta-flushed": "all of the epoch is in the transaction; nobody knows it yet",
+    "worker.delta-flushed": "the whole epoch is in the transaction; no other process knows it yet",
     "worker.prepared": "the coordinator is being told, and may declare the epoch complete",
-    "worker.complete-received": "the epoch is declared complete, its commit not yet begun",
+    "worker.complete-received": "the epoch is declared complete, and its commit hasn't begun",
     "worker.commit": "the request to commit is the next thing to be sent",
-    "worker.committed": "committed in Kafka; neither local state nor coordinator know it",
+    "worker.committed": "committed in Kafka; neither the local state nor the coordinator knows it",
     "worker.mid-restore": "a shard is restored, and perhaps others are not",
-    "worker.mid-snapshot": "all files of a snapshot are in the store, its manifest is not",
+    "worker.mid-snapshot": "all files of a snapshot are in the store, but its manifest is not",
     "worker.snapshot-taken": "the snapshot is complete, the changelog not yet truncated",
     "worker.shards-released": "shards were given up in a move; their stores are still open",
-    "worker.seeks-leader": "a worker's process runs, and hasn't looked for a coordinator yet",
-    "agent.seeks-leader": "the same of an agent, whose workers are started meanwhile",
-    "coordinator.before-journal": "the core has decided; the journal doesn't know",
+    "worker.seeks-leader": "a worker process runs, but hasn't looked for a coordinator yet",
+    "agent.seeks-leader": "an agent runs, but hasn't looked for a coordinator yet",
+    "coordinator.before-journal": "the core has decided; nothing is journalled yet",
     "coordinator.mid-journal": "entries of the journal are in an open transaction",
-    "coordinator.after-journal": "the journal knows; nobody else does",
+    "coordinator.after-journal": "the decision is journalled; no other process knows it yet",
     "coordinator.mid-broadcast": "a worker is about to be told that an epoch is complete",
     "coordinator.mid-reassignment": "a worker is about to get shards",
-    "coordinator.before-fence": "the end of a session is journalled, its slot not yet fenced",
-    "coordinator.after-fence": "a slot is fenced; nobody knows it yet",
+    "coordinator.before-fence": "the end of a session is journalled, but its slot is not fenced yet",
+    "coordinator.after-fence": "a slot is fenced; no other process knows it yet",
     "reset.noted": "the journal notes a reset as begun; nothing is changed",
     "reset.fenced": "nobody can commit any more; nothing is deleted",
     "reset.topics-deleted": "internal topics are gone, snapshots and offsets are not",
-    "reset.state-deleted": "nothing is left of the state; the offsets are the former ones",
-    "reset.offsets-set": "all is done but the journal's last entry",
+    "reset.state-deleted": "nothing is left of the state; the offsets are unchanged",
+    "reset.offsets-set": "everything is done except the journal's last entry",
 }
 
 
@@ -60,11 +60,11 @@ class Arm(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         action: `kill` and `stop` send this process SIGKILL and SIGSTOP, `hold` waits `after_ms`, `raise`
             raises an OSError with the number `errno`.
-        passing: at which passing after the file was written. Passings with different details are counted
-            separately, so 2 is the second one in the same epoch, where the detail is an epoch.
+        passing: which passing after the file was written triggers the action. Passings with different details
+            are counted separately. If the detail is an epoch, 2 means the second passing in the same epoch.
         after_ms: how long the passing thread waits before it acts.
-        in_background: the passing thread continues, and another one waits and acts.
-        every: act at each passing from then on, until the mark is removed.
+        in_background: the passing thread continues; another thread waits and acts.
+        every: act at every later passing too, until the mark is removed.
         errno: for `raise`.
     """
 
@@ -83,7 +83,7 @@ class Failpoints:
     """The points of one armed process.
 
     Args:
-        directory: where arms are looked for and marks are left.
+        directory: where arms are read from and marks are written.
         kill: sends this process a signal.
     """
 
@@ -109,7 +109,7 @@ class Failpoints:
             self._act(point, arm)
 
     def _take(self, point: str, detail: object) -> Arm | None:
-        """The arm, if this is the passing that it waits for; then the mark is left."""
+        """The arm, if it applies to this passing. Then the mark is written."""
         file = self._directory / point
         with self._lock:
             self._lasting.pop(point, None)

@@ -1,10 +1,10 @@
-"""What a failure is, and how texts about it are made fit for messages, logs and headers.
+"""The value that describes a failure, and printable texts for messages, logs and headers.
 
-Responsible for: the value that every failure travels as (`Failure`), from where it is found to the user's
-terminal; how a process or a job ended (`Ended`); one bounded, printable line for any exception, text or
-value. Rules: nothing here raises, whatever an exception or a value does when it is inspected; such a line can
-be encoded as UTF-8 and has no control characters; a failure's text is never taken apart again, but for those
-of older versions (invariant 20). Pure.
+Responsible for: `Failure`, the value that carries every failure from where it is found to the user's
+terminal; `Ended`, how a process or a job ended; one bounded, printable line for any exception, text or value.
+Rules: nothing here raises, even if an exception or a value fails when it is inspected; such a line can be
+encoded as UTF-8 and has no control characters; a failure's text is never parsed again, except for failures
+that older versions wrote (invariant 20). Pure.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Annotated, Any, cast
 import msgspec
 
 DESCRIPTION_CHARACTERS_MAX = 2_000
-"""The longest `describe_exception`."""
+"""The most characters that `describe_exception` returns."""
 _MEMBERS_SHOWN = 3
 _DEPTH_MAX = 3
 MESSAGE_CHARACTERS_MAX = 6_000
@@ -29,12 +29,12 @@ _LINE_BREAKS = dict.fromkeys(map(ord, "\t\n\v\f\r\x1c\x1d\x1e\x85\u2028\u2029"),
 
 
 class FailureKind(StrEnum):
-    """What a failure is about, for programs. It decides nothing about what is done."""
+    """What a failure is about, for programs. No decision depends on it."""
 
     RECORD = "record"
     """A record can't be decoded or processed, or its output or state can't be written."""
     OUTPUT = "output"
-    """Kafka refuses whatever the job writes."""
+    """Kafka refuses what the job writes."""
     SOURCE = "source"
     """A topic of the job, its partitions, its records or its committed offsets aren't what they were."""
     STATE = "state"
@@ -44,13 +44,13 @@ class FailureKind(StrEnum):
     KAFKA = "kafka"
     """The brokers can't be reached, reject the client, or don't do what is needed."""
     CLUSTER = "cluster"
-    """Another cluster is in the way, or this one doesn't take the process."""
+    """Another cluster is in the way, or this one refuses the process."""
     HOST = "host"
-    """Something on one host: a disk, a directory, a process."""
+    """A problem on one host: a disk, a directory, a process."""
     BUG = "bug"
     """An error in fcluster."""
     OTHER = "other"
-    """Unknown. Also what an older version has written as a text alone."""
+    """Unknown. Also a failure that an older version wrote as text only."""
 
 
 class Failure(msgspec.Struct, frozen=True):
@@ -59,9 +59,9 @@ class Failure(msgspec.Struct, frozen=True):
     Attributes:
         kind: what it is about.
         message: what happened and why, with the names involved.
-        remedy: what to do about it. Empty if nothing more than the message can be said.
-        where: what it happened to, in short, for programs: ``TOPIC/PARTITION@OFFSET`` of a record, a shard,
-            or a topic. Empty if it is nothing of that kind.
+        remedy: what to do about it. Empty if the message says it all.
+        where: what it happened to, in a short form for programs: ``TOPIC/PARTITION@OFFSET`` of a record, a
+            shard, or a topic. Otherwise empty.
     """
 
     kind: FailureKind
@@ -77,18 +77,18 @@ class Failure(msgspec.Struct, frozen=True):
 
     @staticmethod
     def of_record(message: str, remedy: str = "", where: str = "") -> Failure:
-        """A failure of kind RECORD, made to fit."""
+        """A failure of kind RECORD, with texts made printable and bounded (see `fitted`)."""
         return Failure(FailureKind.RECORD, message, remedy, where).fitted()
 
     @staticmethod
     def of_text(text: str) -> Failure:
-        """A failure of which an older version has left only the line that `str` gives."""
+        """A failure of which an older version left only the line that `str` returns."""
         message, _, remedy = text.partition(_REMEDY_MARK)
         return Failure(FailureKind.OTHER, message, remedy).fitted()
 
     @staticmethod
     def of_document(document: object) -> Failure:
-        """A failure from a journal, whoever wrote it: `Failure` as a mapping, or a text alone."""
+        """A failure from a journal, written by any version: `Failure` as a mapping, or only a text."""
         if not isinstance(document, Mapping):
             return Failure.of_text(str(document))
         parts = cast("Mapping[str, object]", document)
@@ -97,7 +97,7 @@ class Failure(msgspec.Struct, frozen=True):
         return Failure(kind, message, remedy, where).fitted()
 
     def document(self) -> dict[str, str]:
-        """As a mapping, for JSON."""
+        """This failure as a mapping, for JSON."""
         return {
             "kind": self.kind.value,
             "message": self.message,
@@ -106,7 +106,9 @@ class Failure(msgspec.Struct, frozen=True):
         }
 
     def fitted(self) -> Failure:
-        """The same with printable lines, none too long. To be called on all that comes from outside."""
+        """The same failure with printable texts of bounded length. Call it for every failure that comes from
+        another process.
+        """
         message = _line(self.message, MESSAGE_CHARACTERS_MAX)
         remedy = _line(self.remedy, REMEDY_CHARACTERS_MAX)
         where = _line(self.where, WHERE_CHARACTERS_MAX)
@@ -117,12 +119,12 @@ class Failure(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How a process has ended, or the job.
+    """How a process or the job has ended.
 
     Attributes:
         exit_code: see `exit_codes.ExitCode`.
-        reason: for the log, one line.
-        failure: why it isn't the end that was wanted. None: all is well.
+        reason: one line for the log.
+        failure: why it didn't end as intended. None if it did.
     """
 
     exit_code: int
@@ -131,14 +133,14 @@ class Ended:
 
     @staticmethod
     def of_document(document: Mapping[str, Any]) -> Ended:
-        """An end from a journal, whoever wrote it: an older version has left no failure, only a text."""
+        """An end from a journal, written by any version. Older versions left no failure, only a text."""
         exit_code, reason = int(document.get("exit_code", 0)), str(document.get("reason", ""))
         if not exit_code:
             return Ended(0, reason)
         return Ended(exit_code, reason, Failure.of_document(document.get("failure") or reason))
 
     def document(self) -> dict[str, Any]:
-        """As a mapping, for the journal."""
+        """This end as a mapping, for the journal."""
         failure = None if self.failure is None else self.failure.document()
         return {"exit_code": int(self.exit_code), "reason": self.reason, "failure": failure}
 
@@ -153,9 +155,9 @@ def bounded_text(text: str, characters_max: int) -> str:
     """`text` as one printable line of at most `characters_max` characters that can be encoded as UTF-8.
 
     Line breaks and tabs become spaces; other characters that can't be shown are escaped as Python writes them
-    (``\\x07``, ``\\ud83d``). What is too long is cut, and ends in "…".
+    (``\\x07``, ``\\ud83d``). A longer text is cut and ends in "…".
     """
-    # str's own methods: a subclass may override them.
+    # str's own methods: a subclass might override them.
     is_cut = str.__len__(text) > characters_max
     line = str.__getitem__(text, slice(characters_max + 1))
     if not line.isprintable():
@@ -167,11 +169,11 @@ def bounded_text(text: str, characters_max: int) -> str:
 def bounded_repr(value: object, characters_max: int = 80) -> str:
     """`repr(value)` as `bounded_text` shows it. Only the type, if `repr` fails.
 
-    Long strings, bytes, lists and dicts are cut before they are shown, so megabytes cost nothing.
+    Long strings, bytes, lists and dicts are cut before they are shown, so megabytes are cheap.
     """
     try:
         shown = _bounded_repr.repr(value)
-    except BaseException:  # noqa: BLE001  whatever a __repr__ may raise
+    except BaseException:  # noqa: BLE001  a __repr__ may raise anything
         shown = f"<{type_name(type(value))} that can't be shown>"
     return bounded_text(shown, characters_max)
 
@@ -179,14 +181,15 @@ def bounded_repr(value: object, characters_max: int = 80) -> str:
 def describe_exception(error: BaseException) -> str:
     """The exception's type and text in one printable line of at most `DESCRIPTION_CHARACTERS_MAX`.
 
-    It raises nothing, whatever the exception is: one whose ``__str__`` fails, one whose text has half an
-    emoji or megabytes, or a RecursionError. The first members of an exception group are described too.
+    It never raises, whatever the exception is: one whose ``__str__`` fails, one whose text has half a
+    surrogate pair or is megabytes long, or a RecursionError. The first members of an exception group are
+    described too.
     """
     return bounded_text(_describe(error, _DEPTH_MAX), DESCRIPTION_CHARACTERS_MAX)
 
 
 def place_of(error: BaseException) -> str:
-    """``file:line`` of the innermost frame where the exception was raised, empty if there is none."""
+    """``file:line`` of the innermost frame where the exception was raised. Empty if there is none."""
     trace = error.__traceback__
     if trace is None:
         return ""
@@ -201,7 +204,7 @@ def type_of(value: object) -> str:
 
 
 def type_name(kind: type) -> str:
-    """The name of a class, even if its metaclass returns another name, or none."""
+    """The name of a class, even if its metaclass hides or changes the name."""
     return bounded_text(type.__dict__["__name__"].__get__(kind), 100)
 
 
@@ -209,11 +212,11 @@ def _describe(error: BaseException, depth: int) -> str:
     name = type_name(type(error))
     try:
         text = bounded_text(str(error), DESCRIPTION_CHARACTERS_MAX)
-    except BaseException as trouble:  # noqa: BLE001  whatever a __str__ may raise
+    except BaseException as trouble:  # noqa: BLE001  a __str__ may raise anything
         text = f"(its text can't be shown: {type_name(type(trouble))})"
     described = f"{name}: {text}" if text else name
     if depth and isinstance(error, BaseExceptionGroup):
-        # BaseExceptionGroup's own attribute: a subclass may hide it.
+        # BaseExceptionGroup's own attribute: a subclass might hide it.
         members = cast("tuple[BaseException, ...]", cast(Any, BaseExceptionGroup).exceptions.__get__(error))
         shown = [_describe(member, depth - 1) for member in members[:_MEMBERS_SHOWN]]
         if len(members) > _MEMBERS_SHOWN:

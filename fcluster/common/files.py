@@ -1,4 +1,4 @@
-"""Small operations on files that must survive a power failure or can't be trusted.
+"""Small file operations that survive a power failure, or that don't trust what they find.
 
 Responsible for: names that are safe as file names, files that exist completely or not at all, and files that
 are plain files and not links. Must not know what the files are for.
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO
 
 COPY_BYTES = 1024 * 1024
-"""Copied or hashed at a time: large enough that the interpreter is rarely needed."""
+"""How many bytes are copied or hashed at a time. It is large, so that the interpreter runs rarely."""
 
 _NOT_PLAIN = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO, errno.ENODEV})
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,255}")
@@ -41,9 +41,9 @@ def checked_name(name: str) -> str:
 
 
 def boot_id() -> str:
-    """Identifies the present boot of this host, "" if the system doesn't provide it.
+    """An id of the current boot of this host, "" if the system doesn't provide one.
 
-    Data written since then survives the death of the process that wrote it. After another boot, only synced
+    Data written since then survives the end of the process that wrote it. After another boot, only synced
     data is certain.
     """
     try:
@@ -63,9 +63,11 @@ def sync_directory(path: Path) -> None:
 
 @contextmanager
 def opened_directory(root: Path, *parts: str, make: bool = False) -> Generator[int]:
-    """The descriptor of the directory `parts` below `root`. None of the parts may be a link; `root` may.
+    """The descriptor of the directory with the path `parts` below `root`. None of the parts may be a link;
+    `root` may.
 
-    Operations through the descriptor happen in that very directory, even if its path leads elsewhere by then.
+    Operations through the descriptor happen in that very directory, even if its path has been changed to lead
+    elsewhere.
 
     Args:
         root: has to exist.
@@ -95,7 +97,7 @@ def _open_part(directory: int, part: str, make: bool) -> int:
         return os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENOTDIR):
-            raise NotPlainFileError(f"{part} is a link, or no directory") from error
+            raise NotPlainFileError(f"{part} is a link, or isn't a directory") from error
         raise
 
 
@@ -123,7 +125,7 @@ def open_plain(directory: int, name: str) -> IO[bytes]:
 
     Raises:
         NotPlainFileError: it is missing, or not a plain file.
-        OSError: it can't be determined what is there; that may be temporary.
+        OSError: the file can't be inspected. That may be temporary.
     """
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
     try:
@@ -134,7 +136,7 @@ def open_plain(directory: int, name: str) -> IO[bytes]:
         raise
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise NotPlainFileError(f"{name} is no plain file")
+        raise NotPlainFileError(f"{name} isn't a plain file")
     return os.fdopen(descriptor, "rb")
 
 
@@ -146,6 +148,6 @@ def remove_plain(directory: int, name: str) -> bool:
         os.unlink(name, dir_fd=directory)
     except (FileNotFoundError, IsADirectoryError):
         return False
-    except PermissionError:  # what some systems say of a directory
+    except PermissionError:  # some systems raise this for a directory
         return False
     return True

@@ -1,4 +1,4 @@
-"""Names that coordinator and workers use for the same things."""
+"""Names that coordinator and workers share."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class ShardId(NamedTuple):
 def transactional_ids(job: str, slot: int) -> tuple[str, str]:
     """The two transactional ids of a slot, one for each of its producers.
 
-    They depend only on the slot. So there are few, and open transactions of any id that was ever used can be
-    found and aborted.
+    They depend only on the slot, so there are few. Open transactions of every id that was ever used can
+    therefore be found and aborted.
     """
     return (f"{job}-slot-{slot}-0", f"{job}-slot-{slot}-1")
 
@@ -35,7 +35,7 @@ def transactional_ids(job: str, slot: int) -> tuple[str, str]:
 def journal_topic(job: str) -> str:
     """The compacted topic in which the coordinator records slots, assignment and its term.
 
-    It has to be found by the job's name alone. No two jobs have the same one.
+    It must be possible to find it by the job's name alone. No two jobs have the same journal topic.
     """
     plain = f"{job}-journal"
     if len(plain) <= TOPIC_NAME_CHARACTERS_MAX:
@@ -49,7 +49,7 @@ def coordinator_id(job: str) -> str:
 
 
 def changelog_topic(job: str, stage: str) -> str:
-    """The topic that holds the deltas of a stage's state, one partition for each shard."""
+    """The topic that holds the deltas of a stage's state, with one partition for each shard."""
     return _internal_topic("changelog", job, stage)
 
 
@@ -59,34 +59,35 @@ def repartition_topic(job: str, stage: str) -> str:
 
 
 def former_changelog_topic(job: str, stage: str) -> str:
-    """The name of the changelog before names were unambiguous. State may still be there."""
+    """The changelog's name in older versions, where names were ambiguous. State may still be there."""
     return f"{job}-{stage}-changelog"
 
 
 def former_repartition_topic(job: str, stage: str) -> str:
-    """The name of the repartition topic before names were unambiguous. Records may still be there."""
+    """The repartition topic's name in older versions, where names were ambiguous. Records may still be there.
+    """
     return f"{job}-{stage}-repartition"
 
 
 def is_internal_topic(name: str) -> bool:
-    """Whether `name` can be that of a changelog or a repartition topic of any fcluster job."""
+    """Whether a changelog or repartition topic of some fcluster job could have this name."""
     return _INTERNAL.fullmatch(name) is not None
 
 
 def colliding_topic(name: str, existing: Iterable[str]) -> str | None:
-    """Which of `existing` keeps Kafka from creating `name`. None if none does.
+    """The topic among `existing` that keeps Kafka from creating `name`, or None.
 
-    Kafka writes "." as "_" in the names of its metrics, so it refuses a topic whose name differs from another
-    one only in that.
+    In the names of its metrics, Kafka replaces "." by "_". So it refuses a topic whose name differs from
+    another one only in that.
     """
     plain = name.replace(".", "_")
     return next((other for other in existing if other != name and other.replace(".", "_") == plain), None)
 
 
 def _internal_topic(kind: str, job: str, stage: str) -> str:
-    # Names of jobs and stages may hold any of the characters that a topic's name may hold, so no separator
-    # between them is unambiguous. The digest is: it is taken of each name by itself. It also keeps apart
-    # what differs in "." and "_" only, and names that had to be cut.
+    # Names of jobs and stages may contain every character that is legal in a topic's name, so no separator
+    # between them is unambiguous. The digest is unambiguous: it is computed from each name separately. It
+    # also distinguishes names that differ only in "." and "_", and names that had to be cut.
     return _shortened(f"{job}-{stage}", f"-{kind}-{_digest(kind, job, stage)}")
 
 

@@ -1,4 +1,4 @@
-"""How a source topic is read: with or without the records of transactions that may still be aborted."""
+"""How a source topic is read: with or without records of transactions that may still be aborted."""
 
 from __future__ import annotations
 

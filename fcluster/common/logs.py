@@ -26,7 +26,7 @@ class LogFormatter(logging.Formatter):
         super().__init__("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
 
     def format(self, record: logging.LogRecord) -> str:
-        # Some of it comes from other programs, and logs are read on terminals.
+        # Some texts come from other programs, and logs are read on terminals.
         return super().format(record).translate(_CONTROL)
 
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: ARG002, N802
@@ -43,7 +43,8 @@ def configure_logging(level: str = "info", stream: TextIO | None = None) -> None
     handler.setFormatter(LogFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(True)
-    # A stream without a descriptor (a test's) can't take a stack dump; a thread can't register signals.
+    # A stream without a descriptor (a test's) can't take a stack dump; only the main thread can register
+    # signals.
     with contextlib.suppress(OSError, ValueError):
         faulthandler.enable(target)
         if hasattr(signal, "SIGUSR1"):

@@ -1,9 +1,9 @@
-"""Known offsets: a client's answer is checked once, where it is received.
+"""Known offsets: a client's answer is checked once, where it arrives.
 
-Responsible for: telling a value from a sentinel. librdkafka answers with a negative number (-1001, "invalid")
-for an offset that it doesn't know yet: nothing was fetched so far, a leader is moving, or one of several
-brokers didn't answer. Such a number could be compared with other offsets like a fact. So it becomes `None`,
-or `NotKnownYetError`, before that can happen, and an `Offset` is never negative.
+Responsible for: distinguishing values from sentinels. librdkafka answers with a negative number (-1001,
+"invalid") for an offset that it doesn't know yet: nothing was fetched so far, a leader is moving, or one of
+several brokers didn't answer. Code could compare such a number with other offsets as if it were one. So it
+becomes `None` or a `NotKnownYetError` before that can happen, and an `Offset` is never negative.
 
 Pure.
 """
@@ -17,15 +17,15 @@ Offset = NewType("Offset", int)
 
 
 class NotKnownYetError(Exception):
-    """A client answered, but not with a value. Ask again; it says nothing about the partition."""
+    """A client answered, but not with a value. Ask again. The answer says nothing about the partition."""
 
 
 def known_offset(answer: int | None, where: str) -> Offset:
     """The offset that a client answered.
 
     Args:
-        answer: as the client returned it.
-        where: whose offset it is, for the message.
+        answer: what the client returned.
+        where: the partition, for the message.
 
     Raises:
         NotKnownYetError: the client doesn't know it yet.

@@ -1,10 +1,10 @@
-"""The contents of a source partition's committed offset: the offset, and in its metadata the epoch and topic
-id, and what there is of the shard's event time.
+"""A source partition's committed offset and its metadata: the epoch, the topic id, and the shard's event
+time.
 
 Responsible for: the metadata string of each committed offset. It is the only place where a shard's epoch is
 recorded (invariant 1): Kafka makes offset, epoch, outputs and deltas visible together. A shard that reads
-several topics has one offset for each, all committed in the same transaction and so with the same epoch; they
-are joined here. Pure.
+several topics has one offset for each. All are committed in the same transaction, so they have the same
+epoch. They are joined here. Pure.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 RESET_FINGERPRINT = "reset"
-"""Used by `fcluster reset` for shards with several inputs: no transaction of the job committed these."""
+"""Used by `fcluster reset` for shards with several inputs: they weren't committed by a transaction of the
+job.
+"""
 _FORMAT_WITHOUT_ID = "1"
 _FORMAT = "2"
 _FORMAT_WITH_CLOCK = "3"
@@ -28,11 +30,11 @@ class UnreadableMetadataError(Exception):
 
 
 class SplitPositionError(Exception):
-    """The offsets of a shard's inputs aren't those of one transaction. The text says what is wrong."""
+    """The offsets of a shard's inputs weren't committed in one transaction. The text says what is wrong."""
 
 
 class InputOffset(NamedTuple):
-    """Where a shard stands in one of its inputs; see `CommittedPosition` for both."""
+    """Where a shard stands in one of its inputs; see `CommittedPosition`."""
 
     offset: int
     topic_id: str = ""
@@ -41,18 +43,19 @@ class InputOffset(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class CommittedPosition:
-    """A shard's position according to Kafka.
+    """A shard's committed position.
 
     Attributes:
         offset: the next source record to process.
         epoch: the epoch whose transaction committed the offset.
         state_epoch: the last epoch in which the shard's state changed, 0 if it never did. A restore must end
             exactly there.
-        fingerprint: of the topology that wrote it.
-        topic_id: Kafka's id of the source topic; empty: not known. A topic that was deleted and created again
-            has another id, and the offset means nothing in it.
-        further: the same for its inputs after the first, to which `offset`, `topic_id` and `clock` belong.
-        clock: what `EventClock.encode` gave for the input; empty: nothing.
+        fingerprint: of the topology that committed it.
+        topic_id: Kafka's id of the source topic; empty if not known. A topic that was deleted and created
+            again has another id, and the offset means nothing in it.
+        further: the positions in its other inputs. `offset`, `topic_id` and `clock` belong to the first
+            input.
+        clock: what `EventClock.encode` returned for the first input. Empty if nothing is known.
     """
 
     offset: int
@@ -66,7 +69,7 @@ class CommittedPosition:
     def __post_init__(self) -> None:
         for at in self.inputs:
             if at.offset < 0:
-                raise ValueError(f"{at.offset} is no position: clients answer that for an unknown offset")
+                raise ValueError(f"{at.offset} isn't a position: clients return it for an unknown offset")
 
     @property
     def inputs(self) -> tuple[InputOffset, ...]:
@@ -74,23 +77,23 @@ class CommittedPosition:
         return (InputOffset(self.offset, self.topic_id, self.clock), *self.further)
 
     def at(self, inputs: Sequence[InputOffset]) -> CommittedPosition:
-        """The same, standing there in its inputs."""
+        """A copy with other positions in its inputs."""
         first, *further = inputs
         return replace(
             self, offset=first.offset, topic_id=first.topic_id, clock=first.clock, further=tuple(further)
         )
 
     def of_input(self, number: int) -> CommittedPosition:
-        """What is committed for one input."""
+        """The position to commit for one input."""
         return self.at([self.inputs[number]]) if self.further else self
 
     def encode_metadata(self) -> str:
         """The metadata string for the offset: ``2:<epoch>:<state_epoch>:<fingerprint>:<topic id>``.
 
-        Without a topic id: ``1:<epoch>:<state_epoch>:<fingerprint>``, as written by versions without topic
-        ids. With event time: ``3:<epoch>:<state_epoch>:<fingerprint>:<topic id>:<clock>``. Kafka keeps at
-        most 4,096 bytes with an offset (`offset.metadata.max.bytes`); this takes about 70, and the clock as
-        many as `EventClock.encode` says.
+        Without a topic id: ``1:<epoch>:<state_epoch>:<fingerprint>``, as older versions wrote it. With event
+        time: ``3:<epoch>:<state_epoch>:<fingerprint>:<topic id>:<clock>``. Kafka keeps at most 4,096 bytes
+        with an offset (`offset.metadata.max.bytes`); this takes about 70 bytes, and the clock as many as
+        `EventClock.encode` says.
         """
         if self.clock:
             begin = f"{_FORMAT_WITH_CLOCK}:{self.epoch}:{self.state_epoch}:{self.fingerprint}"
@@ -130,22 +133,22 @@ def decode_position(offset: int, metadata: str | None) -> CommittedPosition:
 def joined_position(
     committed: Sequence[CommittedPosition | None], begins: Sequence[int], fingerprint: str
 ) -> CommittedPosition:
-    """Where a shard stands, from what is committed for each of its inputs.
+    """A shard's position, from what is committed for each of its inputs.
 
     Args:
-        committed: for each input; None: nothing.
-        begins: where each input begins that nothing is committed for.
-        fingerprint: of the topology that is to run. Another one may have had fewer inputs, or others.
+        committed: for each input. None: nothing is committed.
+        begins: where to begin in inputs without a committed offset.
+        fingerprint: of the topology that will run. An earlier one may have had fewer or other inputs.
 
     Raises:
-        SplitPositionError: that topology has committed these, and not in one transaction.
+        SplitPositionError: the offsets were committed by that topology, but not in one transaction.
     """
     first = committed[0]
     lead = first or CommittedPosition(begins[0], 0, 0, fingerprint)
     for number, other in enumerate(committed[1:], 1):
         if first is not None and first.fingerprint == fingerprint:
             if other is None:
-                raise SplitPositionError(f"input {number + 1} has no committed offset, input 1 has one")
+                raise SplitPositionError(f"input {number + 1} has no committed offset, but input 1 has one")
             if (other.epoch, other.state_epoch) != (first.epoch, first.state_epoch):
                 raise SplitPositionError(
                     f"input {number + 1} was committed in epoch {other.epoch}, with state of epoch "
@@ -154,9 +157,9 @@ def joined_position(
                 )
         elif other is None or other.fingerprint != fingerprint:
             continue
-        elif first is None or other.epoch > first.epoch:  # else it is from before the input was left out
+        elif first is None or other.epoch > first.epoch:  # otherwise it is from before the input was removed
             raise SplitPositionError(
-                f"input {number + 1} was committed in epoch {other.epoch}, and input 1 not with it"
+                f"input {number + 1} was committed in epoch {other.epoch}, but input 1 wasn't"
             )
     inputs = [
         InputOffset(begin) if at is None else InputOffset(at.offset, at.topic_id, at.clock)

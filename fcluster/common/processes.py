@@ -2,15 +2,15 @@
 
 Responsible for: starting processes so that they die with this one however it ends (even by `kill -9`),
 copying their output to a file and a callback, ending them, and `RestartBackoff`, the pure policy of when to
-restart one. Must not decide what is restarted; the supervisor does.
+restart one. Must not decide what is restarted; the supervisor does that.
 
-On Linux the kernel does it (PR_SET_PDEATHSIG, set by `bound_exec.py` in the child, kept over exec). It acts
-when the *thread* that started the child ends, so all children are started by one thread that lives as long as
-the process. Elsewhere a guard process reads a pipe whose other end only this process holds, and kills the
-children when the pipe closes. In both cases the child's process id is the command's own.
+On Linux the kernel ends the children (PR_SET_PDEATHSIG, set by `bound_exec.py` in the child, kept over exec).
+It acts when the *thread* that started the child ends, so all children are started by one thread that lives as
+long as the process. Elsewhere a guard process reads a pipe whose other end only this process holds, and kills
+the children when the pipe closes. In both cases the child's process id is the command's own.
 
-Children get a session of their own: a Ctrl-C in the terminal reaches only this process, which then ends them
-in its own order.
+Each child has its own session. So a Ctrl-C in the terminal reaches only this process, which then ends its
+children in the right order.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ _log = logging.getLogger(__name__)
 
 
 def process_space() -> str:
-    """Identifies the space in which this process's id is unique: a boot of a host, and a namespace of process
+    """An id of the space in which this process's id is unique: a boot of a host, and a namespace of process
     ids in it.
 
-    Two processes with the same process space mean the same process by the same id. Host names don't guarantee
-    that (containers may share them). Empty if the system has no such names.
+    Within one such space, a process id means the same process to everyone. Host names don't guarantee that
+    (containers may share them). Empty if the system has no such names.
     """
     boot = boot_id()
     try:
@@ -121,7 +121,7 @@ def _popen(
 
 
 class _StartingThread:
-    """Runs calls in one thread that ends only with the process."""
+    """Runs calls in one thread that lives as long as the process."""
 
     def __init__(self) -> None:
         self.owner_pid = os.getpid()
@@ -253,7 +253,7 @@ def _popen_guarded(
 
 
 class LineSplitter:
-    """Splits a stream of bytes into lines of bounded length (pure).
+    """Splits a stream of bytes into lines of bounded length. It does no I/O.
 
     A longer line is returned once, cut, with a note of how much is missing. The rest of it is dropped.
     """
@@ -343,14 +343,14 @@ class ChildProcess:
         return self._process.poll()
 
     def wait(self, timeout_s: float | None = None) -> int | None:
-        """Waits for the end of the process; None if it still runs after `timeout_s`."""
+        """Wait for the end of the process. Returns None if it still runs after `timeout_s`."""
         try:
             return self._process.wait(timeout_s)
         except subprocess.TimeoutExpired:
             return None
 
     def send_signal(self, number: int) -> None:
-        """Sends a signal. A process that has ended is left alone."""
+        """Send a signal. Does nothing if the process has ended."""
         self._process.send_signal(number)
 
     def terminate(self) -> None:
@@ -360,7 +360,7 @@ class ChildProcess:
         self.send_signal(signal.SIGKILL)
 
     def stop(self, grace_s: float) -> int:
-        """Asks it to exit, kills it after `grace_s`, and returns the exit code."""
+        """Ask it to exit, kill it after `grace_s`, and return the exit code."""
         self.terminate()
         if self.wait(grace_s) is None:
             # A stopped process (SIGSTOP) runs no handler of SIGTERM; SIGKILL always works.
@@ -370,7 +370,9 @@ class ChildProcess:
         return code
 
     def join_output(self, timeout_s: float = 2.0) -> bool:
-        """Waits until its last lines were passed on. False if another process still holds its output open."""
+        """Wait until its last lines were passed on. Returns False if another process still holds its output
+        open.
+        """
         self._reader.join(timeout_s)
         return not self._reader.is_alive()
 
@@ -388,7 +390,8 @@ class ChildProcess:
                 self._log.close()
 
     def _pass_on(self, lines: list[str]) -> None:
-        # Neither a full disk nor a failing callback may stop the reading: the child would block on output.
+        # Neither a full disk nor a failing callback may stop the reading, because the child would block on
+        # its output.
         for line in lines:
             if self._log is not None:
                 try:
@@ -400,7 +403,7 @@ class ChildProcess:
             if self._on_line is not None:
                 try:
                     self._on_line(line)
-                except Exception:  # noqa: BLE001  (whatever it is, the reading goes on)
+                except Exception:  # noqa: BLE001  (the reading goes on, whatever it is)
                     _log.exception("the thread that reads the output of %s failed", self.name)
 
 
@@ -440,7 +443,7 @@ def describe_exit(code: int) -> str:
 
 
 def stop_all(children: Sequence[ChildProcess], grace_s: float) -> None:
-    """Asks all of them to exit at the same time, then kills those that still run after `grace_s`."""
+    """Ask all of them to exit at the same time, then kill those that still run after `grace_s`."""
     for child in children:
         child.terminate()
     deadline = time.monotonic() + grace_s
@@ -456,7 +459,7 @@ def stop_all(children: Sequence[ChildProcess], grace_s: float) -> None:
 
 
 class RestartBackoff:
-    """How long to wait before a process that ended is restarted (pure: no clock of its own).
+    """How long to wait before a process that ended is restarted (no clock of its own).
 
     The delays double from `first_ms` up to `max_ms`. A process that ran for `healthy_after_ms` starts over.
     """
@@ -468,10 +471,10 @@ class RestartBackoff:
         self._max_ms = max_ms
         self._healthy_after_ms = healthy_after_ms
         self.failures = 0
-        """Ends in a row without a healthy period between them."""
+        """Consecutive ends without a healthy period between them."""
 
     def delay_ms(self, ran_for_ms: float) -> int:
-        """Call once for each end of the process. Returns the delay before its next start."""
+        """The delay before the next start. Call it once for each end of the process."""
         if ran_for_ms >= self._healthy_after_ms:
             self.failures = 0
         # The exponent is bounded too: a process may end forever.

@@ -1,4 +1,4 @@
-"""The settings of a cluster: their names, defaults, checks, and where each value came from.
+"""The settings of a cluster: their names, defaults, checks, and the origin of each value.
 
 Responsible for: one frozen `Settings`, resolved from the job file, `fcluster.toml`, the environment and
 flags; later ones win. Invariants: an unknown or bad setting is an error that names its origin, and never
@@ -6,7 +6,8 @@ silently becomes a default; secrets never appear in `repr`, in messages or in `r
 network, or read anything but the TOML file that it is given.
 
 Names follow the Kafka ecosystem. Dots, dashes, underscores and case don't matter. Names that begin with
-`kafka.` are passed through to librdkafka; `kafka.consumer.` and `kafka.producer.` to one kind of client.
+`kafka.` are passed through to librdkafka. Those that begin with `kafka.consumer.` or `kafka.producer.` apply
+to one kind of client.
 """
 
 from __future__ import annotations
@@ -32,13 +33,14 @@ TornPolicy = Literal["stop", "offsets", "delta"]
 DEFAULT_TOML_NAME: Final = "fcluster.toml"
 ENVIRONMENT_PREFIX: Final = "FCLUSTER_"
 HANDED_FLAGS: Final = "FCLUSTER__FLAGS"
-"""Environment variable in which a process passes flags with secrets to its children. Other users can see
-arguments, but not this."""
+"""Environment variable in which a process passes flags with secrets to its children. Other users can see a
+process's arguments, but not its environment.
+"""
 REDACTED: Final = "********"
 
 _INT_MAX: Final = 2**31 - 1
 _SECRET = re.compile(r"password|passphrase|secret|key|token|jaas|credential|oauthbearer|pem", re.IGNORECASE)
-_NO_SECRETS: Final = {"security.keys.dir"}  # only says where they are
+_NO_SECRETS: Final = {"security.keys.dir"}  # only a path
 _USER_INFO = re.compile(r"(?<=://)[^/@\s]+(?=@)")
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(ms|s|sec|m|min|h|d)?", re.IGNORECASE)
 _HOST_AND_PORT = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]):([0-9]{1,5})")
@@ -51,14 +53,14 @@ _UNIT_MS: Final = {
     "h": 3_600_000,
     "d": 86_400_000,
 }
-# Kubernetes puts most of these into every pod, for a service whose name begins with "fcluster".
+# Kubernetes sets most of these in every pod, for a service whose name begins with "fcluster".
 _NOT_A_SETTING = re.compile(
     r"FCLUSTER_CACHE_DIR|FCLUSTER__.*|FCLUSTER_TEST_.*|FCLUSTER_(.*_)?(SERVICE_(HOST|PORT.*)|PORT(_[0-9]+_.*)?)"
 )
 
 
 class _BadValueError(Exception):
-    """Says what would have been valid: 'a whole number from 1 to 10'."""
+    """Its text says what is valid: 'a whole number from 1 to 10'."""
 
 
 def _setting(default: Any, parse: Callable[[Any], Any]) -> Any:
@@ -86,7 +88,7 @@ def parse_duration_ms(value: Any) -> int:
 
 def _duration(default: int, *, least: int, most: int = _INT_MAX, also: int | None = None) -> Any:
     def parse(value: Any) -> int:
-        expected = f"a duration from {least} ms to {most} ms, as milliseconds or like '500ms', '10s', '1min'"
+        expected = f"a duration from {least} ms to {most} ms, in milliseconds, or like '500ms', '10s', '1min'"
         if also is not None:
             expected += f", or {also}"
             if str(value).strip() == str(also):
@@ -164,7 +166,7 @@ def _boolean(default: bool) -> Any:
 
 def _choice(default: str, *others: str) -> Any:
     def parse(value: Any) -> str:
-        # Kafka's own name for its exactly-once ends in v2.
+        # Kafka's own name for its exactly-once mode ends in v2.
         plain = str(value).strip().lower().replace("_", "-").removesuffix("-v2")
         if plain not in (default, *others):
             raise _BadValueError(" or ".join(map(repr, (default, *others))))
@@ -191,64 +193,67 @@ class Settings:
     Attributes:
         bootstrap_servers: Kafka brokers, as ``host:port,...``. Empty: none were given.
         processing_guarantee: "exactly-once", or "at-least-once" (no transactions).
-        commit_interval_min_ms: least time between the starts of two epochs; it applies while the job keeps
-            up.
-        commit_interval_max_ms: most time between the starts of two epochs; it applies with a backlog.
-            `commit.interval.ms` is another name for it.
-        checkpoint_timeout_ms: a worker that doesn't answer in an epoch for this long is evicted.
+        commit_interval_min_ms: the shortest time between the starts of two epochs; it applies while there is
+            no backlog.
+        commit_interval_max_ms: the longest time between the starts of two epochs; it applies while there is a
+            backlog. `commit.interval.ms` is another name for it.
+        checkpoint_timeout_ms: a worker that doesn't answer for this long during an epoch is evicted.
         checkpoint_straggler_ms: how long an epoch waits for its slowest workers before it completes for the
             others.
-        record_timeout_ms: how long a handler may take for one record. After that the process exits, with a
-            stack dump that names the record. If the same record takes that long again, the step's `on_error`
-            applies to it. 0: as long as a transaction may be open (`record_bound_ms`).
-        epoch_failures_max: an epoch that fails this many times in a row, for the same reason and one that
-            isn't temporary, stops the job.
+        record_timeout_ms: how long a handler may take for one record. If it takes longer, the process writes
+            a stack dump that names the record, and exits. If the same record takes that long again, the
+            step's `on_error` applies to it. 0: the limit is how long a transaction may be open
+            (`record_bound_ms`).
+        epoch_failures_max: the job stops if an epoch fails this many times in a row for the same reason,
+            unless that reason may be temporary.
         snapshot_interval_ms: time between two snapshots of a shard.
         snapshot_changelog_bytes_max: a shard with more bytes of deltas than this since its last snapshot is
             snapshotted early, so that a restore never has to replay much more. 0: only the interval counts.
-        heartbeat_interval_ms: time between two heartbeats of a worker.
+        heartbeat_interval_ms: time between two of a worker's heartbeats.
         session_timeout_ms: a worker without heartbeats for this long is dead.
         offset_refresh_interval_ms: how often offsets of idle shards are committed again, so that the brokers
             don't expire them.
-        transaction_timeout_ms: the broker aborts a transaction that is open for longer.
+        transaction_timeout_ms: the brokers abort a transaction that is open for longer than this.
         state_dir: directory of local state.
         snapshots: directory or URL of the snapshot store. Default: `snapshots` in `state_dir`.
-        state_cache_entries_max: how many clean values are kept decoded, for each shard and store.
-        num_standby_replicas: number of warm copies of each shard on other workers, on other hosts if there
-            are any. With a copy, a takeover has next to nothing to restore. 1 is recommended for large state.
+        state_cache_entries_max: how many unchanged values are kept decoded, for each shard and store.
+        num_standby_replicas: number of warm copies of each shard on other workers, if possible on other
+            hosts. With a copy, a takeover has next to nothing to restore. 1 is recommended for large state.
         workers: number of worker processes that `fcluster up` starts.
-        coordinator_address: where workers find the coordinator. Empty: they read it from the journal.
-        coordinator_bind: where the coordinator listens.
-        coordinator_advertised_address: ``host`` or ``host:port`` that the coordinator tells other processes,
-            if they can't reach it by the name or address that it sees itself. Empty: that one.
+        coordinator_address: the address at which workers reach the coordinator. Empty: they read it from the
+            journal.
+        coordinator_bind: the address on which the coordinator listens.
+        coordinator_advertised_address: ``host`` or ``host:port`` that the coordinator announces to other
+            processes. Set it if they can't reach the coordinator by the name or address that it finds itself.
+            Empty: the address that it finds.
         http_bind: ``host:port`` of the HTTP port with `/live`, `/ready` and `/status`. Port 0: any free port,
             which the log names. Empty: no HTTP port.
-        isolation_level: isolation level of sources that don't name one themselves.
+        isolation_level: isolation level of sources that don't declare one.
         source_gap: what to do if source records were deleted before they were processed: "fail" or
             "continue".
         sink_missing: what to do if an output topic was deleted, or deleted and created again, since the job
             wrote to it: "stop" (the job stops and names the topic) or "create" (the topic is created again
             and the job goes on).
         torn_transaction: what to do with a shard if Kafka committed one part of a transaction and aborted
-            another: stop the shard ("stop"), or continue from one part ("offsets", "delta"). See
+            another: stop the shard ("stop"), or continue from one of the parts ("offsets", "delta"). See
             docs/guarantee.md.
-        replication_factor: of topics that the cluster creates. -1: 3, or the brokers' default if that is
-            higher, but at most the number of brokers.
+        replication_factor: replicas of topics that the cluster creates. -1: 3, or the brokers' default if
+            that is higher, but at most the number of brokers.
         insecure: allow control connections beyond loopback without keys.
-        security_keys_dir: directory with the keys of control connections (`keys`). Empty: no keys.
-        epoch_records_max: most records in an open epoch.
-        max_task_idle_ms: how long a shard that reads several topics waits for one that has no more records at
-            the brokers, before it processes records of the others. It always takes the record with the
-            smallest timestamp next, and always waits for records that are known to be at the brokers. -1: it
-            never waits.
+        security_keys_dir: directory with the keys of control connections. Empty: no keys.
+        epoch_records_max: the most records in an open epoch.
+        max_task_idle_ms: a shard that reads several topics processes the record with the smallest timestamp
+            next. If one of the topics has no more records at the brokers, the shard waits this long for it
+            before it processes records of the others. It always waits for records that are known to be at the
+            brokers. -1: it never waits.
         initial_rebalance_delay_ms: how long to wait for more workers before the first assignment.
         coordinator_loss_bound_ms: how long workers keep processing without a coordinator.
         worker_leave_timeout_ms: how long a worker that was asked to leave (SIGTERM) waits for its shards to
             move to warm copies. After that it commits what it has processed and exits. 0: at once.
         kafka: passed through to librdkafka, by its own names, without the prefix `kafka.`.
-        reading_group: not a setting, but set by the program: the consumer group of consumers that neither
-            join nor commit, because a broker checks even for those whether they may read as that group.
-            Empty: none in particular.
+        reading_group: the consumer group of consumers that neither join nor commit, because a broker checks
+            whether they may read as that group. Not a user's setting: the program sets it. Empty: no
+            particular group.
     """
 
     bootstrap_servers: str = _text("")
@@ -298,17 +303,17 @@ class Settings:
 
     @property
     def record_bound_ms(self) -> int:
-        """How long a handler may take for one record; 0: no limit.
+        """How long a handler may take for one record. 0 means no limit.
 
-        That is `record_timeout_ms`. If it is 0, a transaction still sets a limit: the broker aborts one that
-        earlier records have begun, each time that they are processed again.
+        That is `record_timeout_ms`. If it is 0, a transaction still limits it: earlier records may have begun
+        one, which the broker aborts each time that they are processed again.
         """
         if self.record_timeout_ms or self.processing_guarantee == "at-least-once":
             return self.record_timeout_ms
         return max(1, self.transaction_timeout_ms - self.commit_interval_max_ms - self.checkpoint_timeout_ms)
 
     def as_mapping(self) -> dict[str, str]:
-        """All values as text by their dotted names. Given to `resolve` as flags, they make equal settings.
+        """All values as text by their dotted names. Passed to `resolve` as flags, they give equal settings.
 
         This includes secrets. Use it to pass settings to another process, never for logs.
         """
@@ -339,9 +344,9 @@ _ATTRIBUTE_BY_NAME: Final = {name.replace("_", "."): name for name in _ATTRIBUTE
 _KAFKA_KEYS_WITH_UNDERSCORE: Final = ("log_level", "ssl_key", "ssl_certificate", "ssl_ca")
 _KAFKA_KEYS_OWNED: Final = {
     "group.id": "it is the job's name",
-    "group.instance.id": "workers assign their partitions themselves",
-    "transactional.id": "ids belong to worker slots",
-    "enable.idempotence": "processing.guarantee decides it",
+    "group.instance.id": "workers choose their partitions themselves",
+    "transactional.id": "fcluster chooses the id for each worker slot",
+    "enable.idempotence": "it follows from processing.guarantee",
     "enable.auto.commit": "offsets are committed with their epoch",
     "enable.auto.offset.store": "offsets are committed with their epoch",
     "auto.offset.reset": "the committed offsets decide, and source.gap decides about gaps",
@@ -360,7 +365,9 @@ def is_secret(name: str, value: str) -> bool:
 
 
 def hand_over(flags: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
-    """Flags for another process: those for its arguments, and those for its environment (`handed_flags`)."""
+    """Flags for another process: those to pass as arguments, and those to pass in its environment
+    (`handed_flags`).
+    """
     secret = {name: value for name, value in flags.items() if is_secret(name, value)}
     return {name: value for name, value in flags.items() if name not in secret}, (
         {HANDED_FLAGS: json.dumps(secret)} if secret else {}
@@ -368,7 +375,7 @@ def hand_over(flags: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]
 
 
 def handed_flags(env: Mapping[str, str]) -> dict[str, str]:
-    """The flags that the parent process put into the environment."""
+    """The flags that the parent process passed in the environment."""
     flags: dict[str, str] = json.loads(env.get(HANDED_FLAGS) or "{}")
     return flags
 
@@ -385,13 +392,13 @@ def resolve(
     env: Mapping[str, str],
     flags: Mapping[str, Any],
 ) -> Settings:
-    """The effective settings. Arguments are in order of precedence, the lowest first.
+    """The effective settings. The arguments are in order of precedence, lowest first.
 
     Args:
         job_settings: from the job file.
         toml_path: an existing `fcluster.toml`, or None (see `default_toml`).
-        env: the environment. Only names that begin with ``FCLUSTER_`` count; empty values don't.
-        flags: by setting name. Values that are None don't count.
+        env: the environment. Only names that begin with ``FCLUSTER_`` are read; empty values are ignored.
+        flags: by setting name. Values that are None are ignored.
 
     Raises:
         SettingsError: a name is unknown, a value is bad, or two values contradict each other. The message
@@ -467,7 +474,7 @@ class _Resolution:
         return Settings(**values, kafka=self._kafka)
 
     def _follow(self, values: dict[str, Any]) -> None:
-        """Adjust defaults to what was set, so that any one setting can be changed alone."""
+        """Adjust defaults to the values that were set, so that one setting can be changed alone."""
 
         def at_most(name: str, bound: int) -> None:
             if name not in self._values:
@@ -538,7 +545,7 @@ def _unknown(name: str, plain: str, origin: str) -> SettingsError:
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """TOML nests dotted names: `commit.interval.ms = 5` and the same in tables are equal."""
+    """TOML nests dotted names: `commit.interval.ms = 5` and the same setting in tables are equal."""
     for name, value in settings.items():
         if isinstance(value, Mapping):
             yield from _flat(cast("Mapping[str, Any]", value), f"{prefix}{name}.")
@@ -569,5 +576,5 @@ def _as_text(value: Any) -> str:
 
 
 def with_settings(settings: Settings, **changes: Any) -> Settings:
-    """A copy with some attributes changed. For the program's own use: values aren't checked."""
+    """A copy with some attributes changed. Only for the program's own use: the values aren't checked."""
     return dataclasses.replace(settings, **changes)

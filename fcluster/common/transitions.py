@@ -1,7 +1,7 @@
-"""Which phase may follow which: a table beside each enum of phases (invariant 17).
+"""Which phase may follow which: a table next to each enum of phases (invariant 17).
 
-Responsible for: the form of these tables, and checking one change. The running system needs none of it; tests
-and the simulation check each change of a phase. Must not know any enum. Pure.
+Responsible for: the form of these tables, and the check of one change. The running system doesn't use it:
+tests and the simulation check each change of a phase. Must not know any enum. Pure.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ _E = TypeVar("_E", bound=Enum)
 
 
 class Transitions(Generic[_E]):
-    """What may follow what. A phase may always stay as it is.
+    """Which phases may follow each phase. A phase may always stay the same.
 
     Args:
-        first: the phases in which something begins.
-        following: by each phase: those that may follow.
+        first: the possible first phases.
+        following: for each phase, those that may follow it.
 
     Raises:
         ValueError: a phase has no row, or can't be reached.
@@ -33,10 +33,10 @@ class Transitions(Generic[_E]):
             raise ValueError(f"the table of {kind.__qualname__} isn't complete")
 
     def check(self, before: _E | None, after: _E) -> None:
-        """Check a change. None: it begins.
+        """Check a change. `before` is None for the first phase.
 
         Raises:
-            AssertionError: the table doesn't have it.
+            AssertionError: the table doesn't allow it.
         """
         if before is None:
             assert after in self.first, f"begins as {after}"

@@ -1,22 +1,23 @@
-"""The record format of the changelog: what one epoch changed in one shard's state, as Kafka records.
+"""The record format of the changelog: the changes of one epoch to one shard's state, as Kafka records.
 
-Responsible for: `encode_delta` (a delta to a few large records), and `DeltaReader` (records back to whole
-deltas, in order). Keeps the rule that a delta is applied whole or not at all, and that a damaged, missing
-or misplaced one is noticed: every record carries a checksum over all its bytes, says which part of how
-many it is, and names the epoch before it. Pure: must not know Kafka, RocksDB, threads or the clock.
+Responsible for: `encode_delta` (turns a delta into a few large records), and `DeltaReader` (turns records
+back into whole deltas, in order). Invariants: a delta is applied as a whole or not at all; a damaged, missing
+or misplaced delta is noticed, because every record carries a checksum over all its bytes, its part number,
+the number of parts, and the number of the epoch before it. Pure: must not know Kafka, RocksDB, threads or the
+clock.
 
-A record (docs/decisions/0011-changelog-format.md), integers little-endian:
+A record (docs/decisions/0011-changelog-format.md), with little-endian integers:
 
     magic "fcD" | version 1 byte | epoch u64 | previous epoch u64 | part u32 | parts u32
     | source offset i64 | crc32 u32 | body
 
-The source offset is what the same transaction commits for the shard's source; -1 says that it isn't known.
-Version 1 has none, and is still read. A shard with further inputs writes version 3, which names the topic and
-the offset of each of them before the checksum:
+The source offset is the offset that the same transaction commits for the shard's source; -1 means unknown.
+Version 1 has none, and can still be read. A shard with several inputs writes version 3. It adds the topic and
+the offset of each further input before the checksum:
 
     ... source offset i64 | inputs u16 | (length u16 | topic | offset i64) for each | crc32 u32 | body
 
-The bodies of all parts, joined, are:
+The joined bodies of all parts are:
 
     entries u32 | lengths of keys u32 each | lengths of values u32 each | keys joined | values joined
 
@@ -38,13 +39,13 @@ from fcluster.common.errors import StateDamaged
 FORMAT_VERSION = 2
 FORMAT_VERSION_MERGED = 3
 UNKNOWN_SOURCE_OFFSET = -1
-"""Of a delta that was written in format version 1."""
+"""In a delta that was written in format version 1."""
 DELTA_RECORD_BYTES_MAX = 900_000
 """A record's default size limit: below the 1,000,000 bytes that clients and brokers allow by default."""
 
 RESET_REMEDY = (
     "Restore the topic from a backup, or let the job process its sources again: `fcluster reset JOB --to "
-    "earliest` (with --dry-run it shows what would be deleted)."
+    "earliest` (with --dry-run it only shows what would be deleted)."
 )
 
 _MAGIC = b"fcD" + bytes([FORMAT_VERSION])
@@ -61,14 +62,14 @@ _PREFIX_BYTES = _HEADER.size + _CHECKSUM.size
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """What one epoch changed in one shard's state.
+    """The changes of one epoch to one shard's state.
 
     Attributes:
         epoch: the epoch that made the changes.
         previous_epoch: the epoch that changed the shard's state before it, 0 if none did.
-        changes: store key -> new value, all encoded; the empty value says that the key was deleted.
+        changes: store key -> new value, all encoded; an empty value means that the key was deleted.
         source_offset: the next record of the shard's source, as the same transaction commits it.
-        further_offsets: the same of its inputs behind the first, by topic.
+        further_offsets: the same for its inputs after the first, by topic.
     """
 
     epoch: int
@@ -80,7 +81,7 @@ class Delta:
 
 @dataclass(frozen=True, slots=True)
 class DeltaRecord:
-    """What one record of a changelog says of itself; see the module's docstring for its fields."""
+    """The fields of one changelog record; see the module's docstring."""
 
     epoch: int
     previous_epoch: int
@@ -92,7 +93,7 @@ class DeltaRecord:
 
     @property
     def is_last(self) -> bool:
-        """Whether the delta ends with it."""
+        """Whether it is the last record of its delta."""
         return self.part == self.parts - 1
 
 
@@ -100,11 +101,11 @@ def encode_delta(delta: Delta, record_bytes_max: int = DELTA_RECORD_BYTES_MAX) -
     """The records for `delta`, in the order in which they must be produced to one partition.
 
     Args:
-        delta: with `epoch` > `previous_epoch`.
-        record_bytes_max: no record is larger.
+        delta: the delta, with `epoch` > `previous_epoch`.
+        record_bytes_max: the largest allowed record.
 
     Raises:
-        ValueError: the epochs don't rise, or the limit leaves no room for a body.
+        ValueError: the epochs don't increase, or the limit leaves no room for a body.
     """
     if not 0 <= delta.previous_epoch < delta.epoch:
         raise ValueError(f"epoch {delta.epoch} can't follow epoch {delta.previous_epoch}")
@@ -135,10 +136,10 @@ def _encode_inputs(offsets: Mapping[str, int]) -> bytes:
 
 
 def _decode_inputs(record: bytes, begin: int) -> tuple[dict[str, int], int]:
-    """The offsets by topic that stand at `begin` of the record, and where they end.
+    """The offsets by topic at position `begin` of the record, and the position where they end.
 
     Raises:
-        ValueError: they don't.
+        ValueError: there are none.
     """
     offsets: dict[str, int] = {}
     try:
@@ -192,10 +193,10 @@ def _decode_body(body: bytes) -> dict[bytes, bytes]:
 
 
 def parse_record(record: bytes | None) -> DeltaRecord:
-    """What a record of a changelog says.
+    """The contents of a changelog record.
 
     Raises:
-        ValueError: it is damaged, or no delta's; the text says why, as the end of a sentence.
+        ValueError: it is damaged, or isn't part of a delta. The text says why, as the end of a sentence.
     """
     if record is None or len(record) < _HEADER_1.size + _CHECKSUM.size:
         raise ValueError("the record is too short to be a delta")
@@ -205,7 +206,7 @@ def parse_record(record: bytes | None) -> DeltaRecord:
     elif magic in (_MAGIC, _MAGIC_MERGED) and len(record) >= _PREFIX_BYTES:
         header = _HEADER
     else:
-        raise ValueError(f"the record begins with {magic.hex()}, a delta with {_MAGIC.hex()}")
+        raise ValueError(f"the record begins with {magic.hex()}, but a delta begins with {_MAGIC.hex()}")
     _, epoch, previous_epoch, part, parts, *rest = header.unpack_from(record)
     further: dict[str, int] = {}
     header_end = header.size
@@ -237,11 +238,11 @@ class DeltaReader:
     """Turns the records of one changelog partition back into whole deltas.
 
     Args:
-        name: of the partition, for error messages.
-        state_epoch: the epoch at which the state stands that the deltas will be applied to.
-        exactly_once: each delta must follow the one before it, and nothing may be cut short. If not, a
-            delta that was cut short by a crash is passed over, and deltas of an epoch that was already seen
-            are given again: the later record wins, as at-least-once allows. A gap is an error in both modes.
+        name: the partition's name, for error messages.
+        state_epoch: the epoch of the state to which the deltas will be applied.
+        exactly_once: each delta must follow the one before it, and none may be incomplete. If false, a delta
+            that a crash left incomplete is skipped, and deltas of an epoch that was already seen are returned
+            again: the later record wins, as at-least-once allows. A gap is an error in both modes.
     """
 
     def __init__(self, name: str, state_epoch: int, *, exactly_once: bool = True) -> None:
@@ -251,10 +252,11 @@ class DeltaReader:
         self._assembly: _Assembly | None = None
 
     def feed(self, offset: int, record: bytes | None) -> Delta | None:
-        """Take the record at `offset`, the next of the partition; the delta that it completes, if any.
+        """Take the partition's next record, which is at `offset`. Returns the delta that it completes, if
+        any.
 
         Raises:
-            StateDamaged: the record is damaged, or one before it is missing.
+            StateDamaged: the record is damaged, or a record before it is missing.
         """
         try:
             read = parse_record(record)
@@ -291,7 +293,7 @@ class DeltaReader:
         return Delta(read.epoch, read.previous_epoch, changes, read.source_offset, read.further_offsets)
 
     def finish(self) -> None:
-        """Say that the partition has no more records.
+        """Note that the partition has no more records.
 
         Raises:
             StateDamaged: it ends within a delta, in exactly-once mode.
@@ -308,7 +310,7 @@ class DeltaReader:
         if gap or (self._exactly_once and previous_epoch != self.state_epoch):
             raise self._damaged(
                 offset,
-                f"epoch {epoch} follows epoch {previous_epoch}, but state stands at epoch {self.state_epoch}",
+                f"epoch {epoch} follows epoch {previous_epoch}, but the state is at epoch {self.state_epoch}",
             )
 
     def _damaged(self, offset: int, what: str) -> StateDamaged:

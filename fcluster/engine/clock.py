@@ -1,16 +1,16 @@
-"""The event time of a shard: how far it has come in the time that its records tell.
+"""The event time of a shard: how far it has advanced, according to the timestamps of its records.
 
-Each input has a *watermark*: no more records are expected at or before it. That of a topic of the user's is
-the highest timestamp read so far, less the delay that the job allows. That of a repartition topic is the
-lowest of what the shards upstream say of themselves. The shard's event time is the lowest watermark of its
-inputs. An input that is idle is left out.
+Each input has a *watermark*: no more records are expected at or before it. The watermark of a user's topic is
+the highest timestamp read so far, minus the delay that the job allows. The watermark of a repartition topic
+is the lowest event time that the shards upstream report. The shard's event time is the lowest watermark of
+its inputs. An input that is idle is left out.
 
-Invariants kept:
-- Event time never goes back (invariant 5): not by a late record, by an input that comes back, by what a
-  shard upstream says, nor by a restore.
-- It follows from what the shard read, in the order it read it (invariant 4). The one exception is that an
-  input is declared idle, which the shell decides by the wall clock, and only where the job asks for it. So
-  it is committed with the epoch, like all that is here.
+Invariants:
+- Event time never goes back (invariant 5): neither through a late record, an input that becomes active again,
+  or a report from upstream, nor through a restore.
+- It follows from what the shard read, in the order in which it read it (invariant 4). The one exception is
+  that an input is declared idle: the shell decides this by the wall clock, and only where the job asks for
+  it. So it is committed with the epoch, like everything else here.
 
 Must not: read a clock, or know epochs. Pure. All times are milliseconds since 1970.
 """
@@ -25,24 +25,24 @@ from typing import Final, NamedTuple
 from fcluster.common.errors import FclusterError
 
 ENCODED_CHARACTERS_MAX: Final = 3_900
-"""Of one input: Kafka keeps 4,096 bytes with an offset, and the epoch's part takes up to 180 of them."""
+"""For one input: Kafka keeps 4,096 bytes with an offset, and the epoch's part takes up to 180 of them."""
 SHARDS_MAX: Final = 100_000
-"""Of a stage. More in a watermark record means that it isn't one."""
+"""For one stage. A watermark record that claims more isn't valid."""
 _WATERMARK_FORMAT: Final = 1
 _SOURCE, _UPSTREAM, _UPSTREAM_SHORT = "s", "u", "m"
 
 
 class UnreadableClockError(FclusterError):
-    """What was committed for a clock isn't what this version writes."""
+    """The committed clock isn't in the format that this version writes."""
 
 
 class Said(NamedTuple):
-    """What a shard upstream says of itself.
+    """What a shard upstream reports about itself.
 
     Attributes:
-        shard: its number.
-        time_ms: its event time; None: it hasn't begun.
-        idle: it waits for nothing that is expected soon; don't wait for it.
+        shard: the shard's number.
+        time_ms: its event time. None: it hasn't begun.
+        idle: it expects no records soon. Don't wait for it.
     """
 
     shard: int
@@ -52,13 +52,13 @@ class Said(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class InputTime:
-    """What there is to know of one input.
+    """The state of one input.
 
     Attributes:
-        watermark_ms: None: nothing was read yet, or a shard upstream hasn't said anything.
+        watermark_ms: None: nothing was read yet, or a shard upstream hasn't reported.
         idle: whether it is left out.
-        slowest: of a repartition topic, the number of the shard upstream that holds it back; None: of
-            another topic, or none does.
+        slowest: for a repartition topic, the number of the shard upstream that holds it back. None for other
+            topics, or if no shard does.
         idle_upstream: how many shards upstream are idle.
     """
 
@@ -69,7 +69,7 @@ class InputTime:
 
 
 class _Source:
-    """A topic of the user's.
+    """A topic of the user.
 
     Attributes:
         passed_ms: a record with this timestamp or a lower one changes nothing.
@@ -112,7 +112,7 @@ class _Source:
 
 
 class _Upstream:
-    """A repartition topic: what each shard that writes to it has said last."""
+    """A repartition topic: the last report of each shard that writes to it."""
 
     __slots__ = ("_idle", "_times_ms")
 
@@ -159,12 +159,12 @@ class _Upstream:
         base_ms = min(known, default=0)
         numbers = [len(self._idle), _zigzag(base_ms)]
         for at, idle in zip(self._times_ms, self._idle, strict=True):
-            # Relative to the lowest one, so that most of them take two or three bytes.
+            # Relative to the lowest one, so most of them take two or three bytes.
             numbers.append((0 if at is None else at - base_ms + 1) << 1 | idle)
         return _UPSTREAM, numbers
 
     def encode_short(self) -> tuple[str, list[int]]:
-        """All of them as the slowest: too low for the others, until they speak again."""
+        """All shards with the time of the slowest. This is too low for the others until they report again."""
         return _UPSTREAM_SHORT, [len(self._idle), *_optional(self.watermark()), int(self.idle)]
 
     def decode(self, kind: str, numbers: Iterator[int]) -> None:
@@ -184,11 +184,11 @@ class EventClock:
     """The event time of one shard.
 
     Args:
-        delays_ms: for each input, by how much its records may be out of order; None: it is a repartition
-            topic, and only its watermark records tell its time.
+        delays_ms: for each input, how far its records may be out of order. None: it is a repartition topic,
+            and only watermark records advance its time.
 
     Attributes:
-        now_ms: the shard's event time; None: before the first record. Never decreases.
+        now_ms: the shard's event time. None before the first record. Never decreases.
     """
 
     __slots__ = ("_inputs", "now_ms")
@@ -198,13 +198,13 @@ class EventClock:
         self.now_ms: int | None = None
 
     def source(self, number: int) -> _Source:
-        """An input that is a topic of the user's. Its `passed_ms` saves most calls of `observe`."""
+        """An input that is a user's topic. Checking its `passed_ms` first saves most calls of `observe`."""
         source = self._inputs[number]
         assert isinstance(source, _Source)
         return source
 
     def observe(self, number: int, timestamp_ms: int) -> bool:
-        """A record of this input was taken, which isn't a repartition topic.
+        """A record of this input was taken. The input is not a repartition topic.
 
         Returns:
             Whether `now_ms` moved.
@@ -219,9 +219,9 @@ class EventClock:
         """A watermark record of this repartition topic was read.
 
         Args:
-            number: of the input.
-            shards: how many shards upstream there are.
-            said: by some of them.
+            number: the input's number.
+            shards: the number of shards upstream.
+            said: the reports of some of them.
 
         Returns:
             Whether `now_ms` moved.
@@ -232,7 +232,7 @@ class EventClock:
         return self._move()
 
     def set_idle(self, number: int, idle: bool) -> bool:
-        """Leave this input out until its next record, or don't. It is a topic of the user's.
+        """Leave this input out until its next record, or stop doing so. It is a user's topic.
 
         Returns:
             Whether `now_ms` moved.
@@ -242,11 +242,11 @@ class EventClock:
 
     @property
     def is_idle(self) -> bool:
-        """Whether all inputs are idle: whoever waits for this shard need not."""
+        """Whether all inputs are idle. Then others need not wait for this shard."""
         return all(one.idle for one in self._inputs)
 
     def look(self) -> list[InputTime]:
-        """What there is to know of each input, for status."""
+        """The state of each input, for status."""
         return [one.look() for one in self._inputs]
 
     def _move(self) -> bool:
@@ -266,8 +266,9 @@ class EventClock:
     # --- what is committed ------------------------------------------------------------------------------
 
     def encode(self, number: int) -> str:
-        """What is to be committed with the offset of this input: text without a colon, at most
-        `ENCODED_CHARACTERS_MAX` of it. It holds the shard's time as well."""
+        """What has to be committed with the offset of this input: at most `ENCODED_CHARACTERS_MAX` characters
+        without a colon. It contains the shard's time as well.
+        """
         one = self._inputs[number]
         text = _encode(self.now_ms, *one.encode())
         if len(text) > ENCODED_CHARACTERS_MAX and isinstance(one, _Upstream):
@@ -275,12 +276,13 @@ class EventClock:
         return text
 
     def restore(self, number: int, text: str) -> None:
-        """Go on from what `encode` gave. Event time doesn't go back.
+        """Continue from what `encode` returned. Event time doesn't go back.
 
-        What was committed for an input of another sort tells the shard's time only: the job has changed.
+        If the input was of another sort when this was committed, because the job has changed, only the
+        shard's time is used.
 
         Raises:
-            UnreadableClockError: it gave nothing like this.
+            UnreadableClockError: `encode` returned nothing like this.
         """
         if not text:
             return
@@ -298,7 +300,7 @@ class EventClock:
 
 
 def encode_numbers(numbers: Iterable[int]) -> bytes:
-    """Numbers of zero or more, small ones in few bytes."""
+    """Encode numbers of zero or more. Small ones take few bytes."""
     encoded = bytearray()
     for number in numbers:
         while number > 0x7F:
@@ -309,7 +311,7 @@ def encode_numbers(numbers: Iterable[int]) -> bytes:
 
 
 def _varints(encoded: bytes) -> Iterator[int]:
-    """The numbers again. ValueError: they are cut off."""
+    """Decode the numbers. Raises ValueError if they are cut off."""
     number = shift = 0
     for byte in encoded:
         number |= (byte & 0x7F) << shift
@@ -348,8 +350,8 @@ def encode_watermark(shards: int, said: Iterable[Said]) -> bytes:
     """The value of a watermark record.
 
     Args:
-        shards: how many there are in the stage that writes it.
-        said: by those of them whose time has moved.
+        shards: the number of shards in the stage that writes it.
+        said: the reports of those whose time has moved.
     """
     numbers = [_WATERMARK_FORMAT, shards]
     for one in said:
@@ -358,10 +360,10 @@ def encode_watermark(shards: int, said: Iterable[Said]) -> bytes:
 
 
 def decode_watermark(value: bytes) -> tuple[int, list[Said]]:
-    """The arguments of `encode_watermark`.
+    """The arguments that `encode_watermark` was called with.
 
     Raises:
-        UnreadableClockError: it wrote nothing like this.
+        UnreadableClockError: the value isn't in its format.
     """
     try:
         numbers = _varints(value)

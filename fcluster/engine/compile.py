@@ -1,7 +1,7 @@
-"""Compiles a chain: nested closures that take a record through its operators.
+"""Compiles a chain into nested closures that take a record through its operators.
 
-Compiled once, when a shard starts; what is left to do for each record is what the job says, with no dispatch
-between operators. Pure.
+This happens once, when a shard starts. For each record, only the job's own functions then run, without
+dispatch between operators. Pure.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ class CompiledChain:
     """A chain, ready to run in one shard.
 
     Attributes:
-        name: the chain's.
-        step: takes a record through all of it.
-        places: where it can fail, by name.
-        tables: of its handlers.
-        held: where its outputs wait; None: they go to the port at once.
-        timers: what is to be called when a timer is due, by the names of handler and timer.
+        name: the chain's name.
+        step: takes a record through the whole chain.
+        places: the places where it can fail, by name.
+        tables: the tables of its handlers.
+        held: holds its outputs back. None: they go to the port at once.
+        timers: what to call when a timer is due, by the names of handler and timer.
     """
 
     name: str
@@ -47,7 +47,7 @@ class CompiledChain:
 
 
 def is_tolerant(chain: Chain) -> bool:
-    """Whether a record may fail in the chain without stopping the job: its outputs have to wait then."""
+    """Whether a record may fail in the chain without stopping the job. Then its outputs must be held back."""
     return any(rule != "stop" for rule in chain.rules)
 
 
@@ -61,14 +61,14 @@ def compile_chain(
     held: HeldOutputs | None,
     timers: Mapping[str, KeyTimers],
 ) -> CompiledChain:
-    """The chain in the shard `partition` of `stage`.
+    """Compile the chain for the shard `partition` of `stage`.
 
     Args:
-        tables: of the shard, by the name of the store.
-        port: for the outputs, unless they are held.
-        passing: exceptions that aren't the record's doing, whoever raises them.
-        held: for the outputs, until the record is through.
-        timers: of the shard's handlers that set some, by the handler's name.
+        tables: the shard's tables, by the name of the store.
+        port: takes the outputs, unless they are held back.
+        passing: exceptions that no record causes, wherever they are raised.
+        held: takes the outputs until the record is through.
+        timers: the timers of the shard's handlers that set some, by the handler's name.
     """
     operators = [
         operator_for(node, number, chain.name) for number, node in enumerate(chain.operators, start=1)

@@ -1,6 +1,6 @@
-"""What a handler sees of its record, and the tables that hold its state.
+"""What a handler sees of its record, and the interfaces of the tables that hold its state.
 
-Responsible for: the `ctx` object of handlers. Pure; the shell brings tables with the methods of `Table`.
+Responsible for: the `ctx` object of handlers. The shell provides tables with the methods of `Table`. Pure.
 """
 
 from __future__ import annotations
@@ -28,42 +28,42 @@ _V = TypeVar("_V")
 
 
 class AnyTable(Protocol):
-    """A part of a shard's state, as the engine sees all of its kinds.
+    """A part of a shard's state, whatever its kind.
 
     Attributes:
-        name: the store's.
-        step: the handler's that has it.
+        name: the store's name.
+        step: the name of the step, which is the handler's.
     """
 
     name: str
     step: str
 
     def begin_undo(self) -> None:
-        """Begin a record whose changes may have to be taken back."""
+        """Begin a record whose changes may have to be undone."""
         ...
 
     def rollback(self) -> None:
-        """Take back what the record changed."""
+        """Undo what the record changed."""
         ...
 
     def end_undo(self) -> None:
-        """What the record changed stays."""
+        """Keep what the record changed."""
         ...
 
     def check_changed(self) -> None:
-        """Raise ProcessingError if something that the record changed can't be kept."""
+        """Raise ProcessingError if something that the record changed can't be encoded."""
         ...
 
     def encode_touched(self) -> Mapping[bytes, bytes]:
-        """What the open epoch changed. Raises ProcessingError if a value can't be kept."""
+        """The changes of the open epoch. Raises ProcessingError if a value can't be encoded."""
         ...
 
 
 class KeyTimers(Protocol):
-    """The timers of a handler in one shard. `engine.timers.HandlerTimers` is one."""
+    """The timers of a handler in one shard. Implemented by `engine.timers.HandlerTimers`."""
 
     def set(self, key: bytes | None, name: str, at_ms: int, clock: TimerClock) -> None:
-        """Set the timer of that key and name, or move it."""
+        """Set the timer of that key and name. If it is already set, it gets the new time."""
         ...
 
     def cancel(self, key: bytes | None, name: str) -> None:
@@ -76,12 +76,13 @@ class KeyTimers(Protocol):
 
 
 class Table(AnyTable, Protocol):
-    """The state of one handler in one shard: a dict for each key. `engine.state.StateTable` is one."""
+    """The state of one handler in one shard: a dict for each key. Implemented by `engine.state.StateTable`.
+    """
 
     touched: dict[bytes, dict[str, Any]]
 
     def get(self, key: bytes) -> dict[str, Any]:
-        """The live state of `key`, which counts as touched from now on."""
+        """The live state of `key`, which counts as touched from then on."""
         ...
 
 
@@ -110,23 +111,23 @@ class HandlerContext:
         self._load = table.get
         self._access: Mapping[str, Any] = {}
         self._timers: KeyTimers | None = None
-        self._record: SourceRecord = None  # type: ignore[assignment]  # the step sets it before each call
+        self._record: SourceRecord = None  # type: ignore[assignment]  # set by the step before each call
         self._key: bytes | None = None
 
     @property
     def key(self) -> Any:
-        """The record's key, decoded as the topic says; None if it has none."""
+        """The record's key, decoded as declared for the topic. None if it has none."""
         key = self._key
         return None if key is None else self._decode_key(key)
 
     @property
     def state(self) -> dict[str, Any]:
-        """The current key's state: a plain dict, saved with the epoch as it is then.
+        """The current key's state: a plain dict, saved with the epoch as it is at that time.
 
         Raises:
             RecordError: the record has no key.
         """
-        state = self._touched(self._key)  # type: ignore[arg-type]  # None is in no table
+        state = self._touched(self._key)  # type: ignore[arg-type]  # no table contains None
         return self._first_state() if state is None else state
 
     def _first_state(self) -> dict[str, Any]:
@@ -135,19 +136,19 @@ class HandlerContext:
         return self._load(self._key)
 
     def value(self, state: ValueState[_V]) -> ValueAccess[_V]:
-        """The current key's value of a state that the handler declares.
+        """The current key's value in a state that the handler declares.
 
         Raises:
-            LookupError: it doesn't.
+            LookupError: the handler declares no such state.
         """
         return self._declared(state)
 
     def map(self, state: MapState[_K, _V]) -> MapAccess[_K, _V]:
-        """As `value`, for a map."""
+        """Like `value`, for a map."""
         return self._declared(state)
 
     def list(self, state: ListState[_V]) -> ListAccess[_V]:
-        """As `value`, for a list."""
+        """Like `value`, for a list."""
         return self._declared(state)
 
     def _declared(self, state: State) -> Any:
@@ -160,12 +161,12 @@ class HandlerContext:
         return access
 
     def timer(self, name: str, *, at: int, clock: TimerClock = "event") -> None:
-        """Set the current key's timer of that name, or move it.
+        """Set the current key's timer of that name. If it is already set, it gets the new time.
 
         Args:
-            name: of a timer of this handler: that of an `on_timer` function.
+            name: the name of one of this handler's timers, which has an `on_timer` function.
             at: when it is due, in milliseconds since 1970.
-            clock: "event": as soon as event time reaches `at`. "processing": by the wall clock.
+            clock: "event": it is due when event time reaches `at`. "processing": it is due by the wall clock.
 
         Raises:
             LookupError: the handler has no such timer.
@@ -217,7 +218,8 @@ class HandlerContext:
 
 
 class UndoableContext(HandlerContext):
-    """The context in a chain where failures are tolerated: the table remembers what was before."""
+    """The context in a chain where failures are tolerated: the table remembers the state before the record.
+    """
 
     __slots__ = ()
 
@@ -227,5 +229,5 @@ class UndoableContext(HandlerContext):
         try:
             return self._first_state()
         except ProcessingError as error:
-            # What an earlier record left there can't be kept. That isn't this record's fault.
+            # The state that an earlier record left there can't be encoded. That isn't this record's fault.
             raise UnkeptStateError(failure_of(error), self._name) from error

@@ -1,7 +1,7 @@
-"""Dead letters: a record that failed, as it came, with headers that say what happened.
+"""Dead letters: a failed record, unchanged, with headers that say what happened.
 
-One that can't be written because it is too large goes as a stub: without its value and its own headers,
-and with headers that say where it came from, why it is a stub, how large it was, and its SHA-256. Pure.
+A dead letter that is too large to be written becomes a stub, without its value and its own headers. A stub's
+headers say where the record came from, why it is a stub, how large the record was, and its SHA-256. Pure.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from fcluster.graph.topology import TopicSpec
 
 ERROR_CHARACTERS_MAX = 2_000
 STUB_KEY_BYTES_MAX = 1_000
-"""A key that is longer isn't kept in a stub."""
+"""A longer key isn't kept in a stub."""
 STUB_REASON_CHARACTERS_MAX = 500
 
 
 def write_dead_letter(
     produce: Callable[..., None], topic: TopicSpec, record: SourceRecord, handler: str, error: str
 ) -> None:
-    """Write `record` to `topic`, or a stub if it is refused. Of a timer there is a key, the time at which it
-    was due as the timestamp, no value, and its name in a header; the offset is that of the next record.
+    """Write `record` to `topic`, or a stub if it is refused. The dead letter of a timer has the timer's key,
+    its due time as the timestamp, no value, and its name in a header. Its offset is that of the next record.
 
     Args:
         produce: see `records.Produce`.
-        handler: the step that failed.
+        handler: the name of the step that failed.
         error: what happened, one line.
 
     Raises:
-        RecordError: the stub is refused as well.
+        RecordError: the stub is refused too.
     """
     ours: list[tuple[str, bytes | None]] = [
         ("fcluster.error", bounded_text(error, ERROR_CHARACTERS_MAX).encode()),
@@ -73,7 +73,7 @@ def _headers(record: SourceRecord) -> Headers:
     try:
         return record.headers() or ()
     except OUTPUT_TROUBLE:
-        return ()  # their names can't be read
+        return ()  # the names of its headers can't be decoded
 
 
 def _stub_headers(key: bytes | None, value: bytes | None, reason: str) -> Headers:
@@ -95,6 +95,6 @@ def _fingerprint(field: str, data: bytes) -> Headers:
 
 
 def dead_letter_trouble(record: SourceRecord, error: RecordError) -> Failure:
-    """The failure of a record that can't become a dead letter."""
+    """The failure of a record for which no dead letter can be written."""
     message = f"{describe_record(record)} failed: {error.failure.message}"
     return Failure.of_record(message, error.failure.remedy, where_of(record))

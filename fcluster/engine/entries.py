@@ -1,23 +1,24 @@
-"""A table with many entries for each key of the stream: what values, maps and lists are kept in.
+"""A table with many entries for each key of the stream. Values, maps and lists are kept in it.
 
-Responsible for: the live entries of one store of one shard, their undo, what an epoch changed in them,
-ordered scans through all layers, and the removal of entries whose TTL has ended. It stands beside
-`state.StateTable`, on the same layers; see `state` for what they are.
+Responsible for: the live entries of one store of one shard, their undo, the changes of an epoch, ordered
+scans through all layers, and the removal of expired entries. It uses the same layers as `state.StateTable`;
+see `state` for them.
 
-An entry is a key (bytes, in order) and a decoded value. What `get` and `scan` hand out is live: a dict or
-list that is changed in place is noticed at the barrier, as `ctx.state` is. What can't be changed in place
-(text, numbers, bytes) is only encoded if it was put.
+An entry is a key (bytes, sorted) and a decoded value. `get` and `scan` return live values: if a dict or list
+is changed in place, that is noticed at the barrier, as with `ctx.state`. A value that can't be changed in
+place (text, numbers, bytes) is encoded only if it was put.
 
-Invariants kept:
-- A scan gives each entry that there is at the moment when its key is reached, in the order of keys, whichever
-  layers hold it: what it gives doesn't depend on where barriers fell, or on what was written to the store.
-- An entry is expired by a rule on what was read alone: `time of its put + TTL <= clock`, where the clock is
-  the greatest timestamp of the records that its handler was called with. From then on nobody sees it.
-- What is expired is deleted by `settle`, before the barrier: like any change, that is in the delta
+Invariants:
+- A scan returns each entry that exists when the scan reaches its key, in the order of keys, whichever layer
+  holds it. The result doesn't depend on where barriers fell, or on what was written to the store.
+- Whether an entry is expired depends only on what was read: it is if `time of its put + TTL <= clock`. The
+  clock is the greatest timestamp of the records that its handler was called with. An expired entry is
+  invisible.
+- Expired entries are deleted by `settle`, before the barrier. Like every change, the deletion is in the delta
   (invariant 6).
 
-An encoded entry is a mark, for a store with a TTL the time of its put, and the value: it is never empty, for
-that means deleted.
+An encoded entry consists of a mark, the time of its put (if the store has a TTL), and the value. It is never
+empty, because an empty one means deleted.
 
     0 | value                          without TTL
     1 | time (8 bytes) | value         with TTL
@@ -42,10 +43,11 @@ DELETED = b""
 SCAN_CHUNK_MIN = 16
 SCAN_CHUNK_MAX = 1_024
 EXPIRED_PER_EPOCH_MAX = 10_000
-"""So many entries are looked at for removal before one barrier: it doesn't take longer for what has come
-together. What is left comes with the next epochs, and is as invisible until then."""
+"""How many entries are examined for removal before one barrier, so that a barrier doesn't take longer when
+many have expired. The rest follows in later epochs; expired entries are invisible until then, too.
+"""
 TIME_STEPS = 8
-"""An entry that is put again and again is noted anew as often within its TTL, at most."""
+"""If an entry is put again and again, it is noted again at most this often within its TTL."""
 
 
 class Mark(Enum):
@@ -62,7 +64,7 @@ _UNKNOWN: Final = Mark.UNKNOWN
 _UNCHANGING = frozenset({str, bytes, int, float, bool, type(None), Mark})
 """Values of these types can't be changed in place."""
 _REBUILT_AT = 64
-"""A list of keys is made anew when more than one in so many goes."""
+"""A list of keys is rebuilt when more than one key in this many is removed."""
 _PLAIN = b"\x00"
 _TIMED = b"\x01"
 _VALUE_AT = 1 + TIME_BYTES
@@ -72,33 +74,33 @@ class ValueCodec(Protocol):
     """How a store encodes its values."""
 
     def encode_all(self, values: Collection[Any], /) -> list[bytes]:
-        """The encoded values, in order. Raises UnkeptError if one can't be kept."""
+        """The encoded values, in order. Raises UnkeptError if one can't be stored."""
         ...
 
     def decode(self, raw: bytes, /) -> Any:
-        """The value that was encoded."""
+        """Decode one value."""
         ...
 
     def describe_unkept(self, value: Any, /) -> str | None:
-        """Why `value` can't be kept; None if it can."""
+        """Why `value` can't be stored. None if it can."""
         ...
 
 
 class Layers(Protocol):
-    """What a table needs of the layers below it. `state.ShardState` is one."""
+    """The layers below a table, as far as the table needs them. Implemented by `state.ShardState`."""
 
     def read(self, key: bytes) -> bytes | None:
-        """The encoded value below the live entries; None or empty if there is none."""
+        """The encoded value below the live entries. None or empty if there is none."""
         ...
 
     def read_many(self, keys: list[bytes]) -> list[bytes | None]:
-        """Like `read`, for many."""
+        """Like `read`, for many keys."""
         ...
 
     def scan_store(
         self, start: bytes, stop: bytes, limit: int, *, reverse: bool
     ) -> list[tuple[bytes, bytes]]:
-        """The store's own entries from `start` up to `stop`, in order or backwards, `limit` at most."""
+        """The store's own entries from `start` up to `stop`, in order or backwards, at most `limit`."""
         ...
 
     def written_epoch(self) -> int:
@@ -110,15 +112,16 @@ class EntryTable:
     """The entries of one store of one shard.
 
     Args:
-        name: the store's.
-        prefix: of its keys in the layers below.
-        step: the handler that has it.
-        layers: below.
-        codec: of the values.
-        group_of: the group that a key belongs to, for tables that are scanned: scans are within one group.
+        name: the store's name.
+        prefix: the prefix of its keys in the layers below.
+        step: the name of the handler that has it.
+        layers: the layers below it.
+        codec: the codec of its values.
+        group_of: returns the group that a key belongs to, for tables that are scanned. A scan stays within
+            one group.
 
     Attributes:
-        key_text: how a key is shown in messages.
+        key_text: shows a key in messages.
     """
 
     __slots__ = (
@@ -160,19 +163,20 @@ class EntryTable:
         self._ttl: Expiry | None = None
         self._open: dict[bytes, Any] = {}
         self._clean: dict[bytes, Any] = {}
-        # Of keys in memory: what the layers below say, if that is known; empty: they have no entry.
+        # For keys in memory: their value in the layers below, if it is known. Empty: they have no entry
+        # there.
         self._below: dict[bytes, bytes] = {}
-        # Of entries in memory, with a TTL: when they were put.
+        # For entries in memory, with a TTL: when they were put.
         self._times: dict[bytes, int] = {}
         self._images: dict[bytes, tuple[Any, int]] | None = None
-        # By group: the keys, in order, of which the store may not have the newest value. More do no harm.
+        # By group: the sorted keys whose newest value may not be in the store. Extra keys do no harm.
         self._groups: dict[bytes, list[bytes]] = {}
         self._groups_open: set[bytes] = set()
         self._epochs: dict[bytes, int] = {}
         self._frozen: deque[tuple[int, list[bytes]]] = deque()
 
     def expire_with(self, expiry: Expiry) -> None:
-        """Give its entries a TTL. Called once, before anything else."""
+        """Give its entries a TTL. Call it once, before anything else."""
         self._ttl = expiry
 
     # --- for handlers ---------------------------------------------------------------------------------
@@ -197,20 +201,21 @@ class EntryTable:
         return value
 
     def put(self, key: bytes, value: Any) -> None:
-        """Make `value` the entry of `key`, as of now."""
+        """Make `value` the entry of `key`, with the present time."""
         self._replace(key, value)
         if self._ttl is not None:
             self._times[key] = self._ttl.now_ms()
 
     def put_new(self, key: bytes, value: Any) -> None:
-        """As `put`, for a `key` that is known to have no entry: if it is deleted in the same epoch, nothing
-        of it is written."""
+        """Like `put`, for a `key` that is known to have no entry. If it is deleted in the same epoch, nothing
+        of it is written.
+        """
         if key not in self._open:
             self._below[key] = DELETED
         self.put(key, value)
 
     def replace(self, key: bytes, value: Any) -> None:
-        """As `put`, for a `key` that `get` just gave: with a TTL, its time stays."""
+        """Like `put`, for a `key` that `get` has just returned. With a TTL, its time doesn't change."""
         self._replace(key, value)
 
     def delete(self, key: bytes) -> None:
@@ -218,9 +223,10 @@ class EntryTable:
         self._replace(key, ABSENT)
 
     def scan(self, start: bytes, stop: bytes, *, reverse: bool = False) -> Iterator[tuple[bytes, Any]]:
-        """The entries from `start` up to `stop`, which must be of one group, in order or backwards.
+        """The entries from `start` up to `stop`, in order or backwards. Both must be in one group.
 
-        Entries may be put and deleted meanwhile: what lies ahead is given as it is when it is reached.
+        Entries may be put and deleted during the scan: each entry is returned as it is when the scan reaches
+        it.
         """
         for key, stored in self._scan_keys(start, stop, reverse=reverse):
             value = self.get(key) if stored is None else self._get_stored(key, stored)
@@ -228,7 +234,7 @@ class EntryTable:
                 yield key, value
 
     def load_many(self, keys: Collection[bytes]) -> None:
-        """Bring the entries of `keys` into memory, unknown ones with one look into the store."""
+        """Bring the entries of `keys` into memory. Unknown ones take one read of the store."""
         cold = [key for key in keys if key not in self._open and key not in self._clean]
         if cold:
             prefix = self.prefix
@@ -237,18 +243,19 @@ class EntryTable:
                 self._clean[key] = self._take(key, raw)
 
     def begin_undo(self) -> None:
-        """Begin a record whose changes may have to be taken back; forgets the record before it."""
+        """Begin a record whose changes may have to be undone. The record before it can no longer be undone.
+        """
         if self._images is None:
             self._images = {}
         else:
             self._images.clear()
 
     def rollback(self) -> None:
-        """Take back what the record changed since `begin_undo`."""
+        """Undo what the record changed since `begin_undo`."""
         images = self._images or {}
         for key, (image, time_ms) in images.items():
             if image is _UNKNOWN:
-                # It wasn't in the open layer: what the layers below say holds again.
+                # It wasn't in the open layer, so the value in the layers below is valid again.
                 self._open.pop(key, None)
                 self.forget(key)
                 continue
@@ -260,11 +267,11 @@ class EntryTable:
         images.clear()
 
     def end_undo(self) -> None:
-        """What the record changed stays."""
+        """Keep what the record changed."""
         self._images = None
 
     def check_changed(self) -> None:
-        """Raise ProcessingError if something that the record changed since `begin_undo` can't be kept."""
+        """Raise ProcessingError if something that the record changed since `begin_undo` can't be stored."""
         images = self._images or ()
         live = {key: value for key in images if (value := self._open.get(key, ABSENT)) is not ABSENT}
         try:
@@ -279,7 +286,7 @@ class EntryTable:
         return len(self._open), len(self._clean)
 
     def settle(self) -> None:
-        """Delete what is expired, and note when what was put will be: the open epoch is about to end."""
+        """Delete expired entries, and note when new ones will expire. Called before the open epoch ends."""
         if self._ttl is not None:
             for key, value in self._open.items():
                 if value is not ABSENT:
@@ -289,7 +296,7 @@ class EntryTable:
             self._ttl.expire()
 
     def time_of(self, key: bytes) -> int | None:
-        """When the entry of `key` was put, also if it is expired; None if there is none."""
+        """When the entry of `key` was put, even if it is expired. None if there is none."""
         if key not in self._open and key not in self._clean:
             self.load_many([key])
         value = self._open.get(key, _UNKNOWN)
@@ -298,10 +305,10 @@ class EntryTable:
         return None if value is ABSENT else self._times[key]
 
     def encode_touched(self) -> dict[bytes, bytes]:
-        """What the open epoch changed, by key. Changes nothing itself.
+        """The changes of the open epoch, by key. Changes nothing itself.
 
         Raises:
-            ProcessingError: a value can't be kept.
+            ProcessingError: a value can't be stored.
         """
         opened = self._open
         if not opened:
@@ -324,7 +331,8 @@ class EntryTable:
         return changed
 
     def close_epoch(self, changed: Mapping[bytes, bytes], epoch: int) -> None:
-        """The open layer is frozen: its entries are clean now, equal to `changed` and the layers below."""
+        """The open layer was frozen: its entries are clean now, and equal to `changed` and the layers below.
+        """
         self._below.update(changed)
         self._clean.update(self._open)
         self._open.clear()
@@ -362,13 +370,13 @@ class EntryTable:
             self._ttl.fall_back()
 
     def forget(self, key: bytes) -> None:
-        """Drop what is in memory of a key that isn't touched."""
+        """Drop a key from memory if it isn't touched."""
         self._clean.pop(key, None)
         self._below.pop(key, None)
         self._times.pop(key, None)
 
     def evict(self, entries: int) -> None:
-        """Drop the `entries` clean ones that were not used for longest."""
+        """Drop the `entries` clean ones that were unused for the longest time."""
         for key in [key for _, key in zip(range(entries), self._clean, strict=False)]:
             self.forget(key)
 
@@ -384,11 +392,11 @@ class EntryTable:
         self._open[key] = value
 
     def _remember(self, key: bytes) -> None:
-        """Keep what the open layer says of `key`, for `rollback`."""
+        """Keep the open layer's value of `key`, for `rollback`."""
         value = self._open.get(key, _UNKNOWN)
         if type(value) not in _UNCHANGING:
             try:
-                # In a list, so that it can't be taken for a value that is bytes.
+                # In a list, to distinguish it from a value that is bytes.
                 value = self._codec.encode_all([value])
             except UnkeptError:
                 raise UnkeptStateError(failure_of(self._unkept(key, value)), self.step) from None
@@ -396,11 +404,11 @@ class EntryTable:
         self._images[key] = (value, self._times.get(key, 0))
 
     def _get_stored(self, key: bytes, stored: bytes) -> Any:
-        """As `get`, for a key of which the store has the newest value that was frozen."""
+        """Like `get`, for a key whose newest frozen value is in the store."""
         if key not in self._open and key not in self._clean:
             value = self._take(key, stored)
             if type(value) in _UNCHANGING:
-                # Not kept in memory: a scan may go through all entries that there are.
+                # It isn't kept in memory, because a scan may go through all entries.
                 is_over = self._ttl is not None and self._ttl.is_over(self._times[key])
                 self.forget(key)
                 return ABSENT if is_over else value
@@ -408,7 +416,7 @@ class EntryTable:
         return self.get(key)
 
     def _take(self, key: bytes, raw: bytes | None) -> Any:
-        """Decode an entry, and note what was below."""
+        """Decode an entry, and note the value below."""
         if not raw:
             self._below[key] = DELETED
             return ABSENT
@@ -419,7 +427,9 @@ class EntryTable:
         return self._codec.decode(raw[1:])
 
     def _scan_keys(self, start: bytes, stop: bytes, *, reverse: bool) -> Iterator[tuple[bytes, bytes | None]]:
-        """Keys in the range that may have an entry; with the encoded entry if the store's is the newest."""
+        """The keys in the range that may have an entry, each with the encoded entry if the store has the
+        newest one.
+        """
         assert self._group_of is not None
         group = self._group_of(start)
         chunk: deque[tuple[bytes, bytes]] = deque()
@@ -429,7 +439,7 @@ class EntryTable:
             if more and not chunk:
                 chunk.extend(self._read_chunk(start, stop, limit, reverse=reverse))
                 more, limit = len(chunk) == limit, min(4 * limit, SCAN_CHUNK_MAX)
-            # The list may have grown or be another one since the last key.
+            # The list may have grown or been replaced since the last key.
             noted = self._groups.get(group, ())
             key = _nearest(noted, start, stop, reverse=reverse)
             stored: bytes | None = None
@@ -473,7 +483,7 @@ class EntryTable:
         self._groups_open.add(key)
 
     def _forget_groups(self, keys: Collection[bytes]) -> None:
-        """Take keys out of the groups of which the store has the newest value."""
+        """Remove keys from the groups if the store has their newest value."""
         if self._group_of is None:
             return
         gone: dict[bytes, set[bytes]] = {}
@@ -485,7 +495,8 @@ class EntryTable:
             if noted is None:
                 continue
             if len(members) * _REBUILT_AT > len(noted):
-                # One by one, each would move all behind it, and there may be as many as in a store's batch.
+                # Removing keys one by one would move all keys after each of them, and a batch of the store
+                # may have many.
                 noted[:] = [key for key in noted if key not in members]
             else:
                 for key in members:
@@ -509,7 +520,7 @@ class EntryTable:
 
 
 def _nearest(keys: Collection[bytes], start: bytes, stop: bytes, *, reverse: bool) -> bytes | None:
-    """The first of the ordered `keys` in the range, or the last one."""
+    """The first of the ordered `keys` in the range, or the last one if `reverse`."""
     if not keys:
         return None
     assert isinstance(keys, list)
@@ -521,38 +532,40 @@ def _nearest(keys: Collection[bytes], start: bytes, stop: bytes, *, reverse: boo
 
 
 class Clock:
-    """The greatest timestamp of the records that a handler was called with. It is state, as what it decides.
+    """The greatest timestamp of the records that a handler was called with. It is state, because expiry
+    depends on it.
 
     Args:
-        table: a store of its own.
+        table: its own store.
     """
 
     def __init__(self, table: EntryTable) -> None:
         self._table = table
 
     def advance(self, time_ms: int) -> None:
-        """A record of that time came; it never goes back."""
+        """Note the timestamp of a record. The clock never goes back."""
         if time_ms > self.now_ms():
             self._table.put(b"", time_ms)
 
     def now_ms(self) -> int:
-        """Milliseconds since 1970; 0 before the first record that has a timestamp."""
+        """Milliseconds since 1970. 0 before the first record that has a timestamp."""
         time_ms = self._table.get(b"")
         return 0 if time_ms is ABSENT else time_ms
 
 
 class Expiry:
-    """The TTL of one table: what is expired, and finding it without looking at everything.
+    """The TTL of one table: it knows what is expired, and finds it without looking at every entry.
 
-    For each entry there is a note in a table ordered by time: the time of its put, rounded up to one of
-    `TIME_STEPS` in a TTL. An entry that is put again within a step needs no further note. A note whose entry
-    was put later is written anew when it comes, so that the length of a TTL may change between two runs.
+    For each entry there is a note in a table ordered by time. A note's time is the time of the put, rounded
+    up to a multiple of the TTL divided by `TIME_STEPS`. If an entry is put again within such a step, it needs
+    no further note. If its entry was put later, a note is written anew when it is due, so the TTL may change
+    between two runs.
 
     Args:
         ttl_ms: how long an entry is kept.
-        clock: the handler's.
+        clock: the handler's clock.
         entries: the table.
-        notes: the table of notes, whose keys are all of one group.
+        notes: the table of notes, whose keys are all in one group.
         on_expired: called with the key of each entry that was removed.
     """
 
@@ -569,30 +582,30 @@ class Expiry:
         self._entries = entries
         self._notes = notes
         self._on_expired = on_expired
-        # There is no note of an earlier time: a search from the beginning would have to pass all those that
-        # RocksDB has as deleted.
+        # There is no note of an earlier time. A search from the beginning would have to skip all notes that
+        # RocksDB holds as deleted.
         self._begin_ms = 0
         self.now_ms = clock.now_ms
 
     def is_over(self, put_ms: int) -> bool:
-        """Whether an entry that was put then is expired."""
+        """Whether an entry that was put at this time is expired."""
         return put_ms + self._ttl_ms <= self.now_ms()
 
     def note(self, key: bytes, put_ms: int, before_ms: int | None) -> None:
-        """Note an entry of the open epoch; `before_ms`: when the one below was put that it replaces."""
+        """Note an entry of the open epoch. `before_ms`: when the entry that it replaces was put."""
         step_ms = self._rounded(put_ms)
         if before_ms is None or self._rounded(before_ms) != step_ms:
             self._notes.put(encode_time(step_ms) + key, b"")
 
     def expire(self) -> None:
-        """Delete the entries that are expired, those of the oldest notes first."""
+        """Delete the expired entries, those with the oldest notes first."""
         due_ms = self.now_ms() - self._ttl_ms
         if due_ms < 0:
             return
         notes = self._notes
         found = notes.scan(encode_time(self._begin_ms), encode_time(due_ms + 1))
         due = [note for note, _ in islice(found, EXPIRED_PER_EPOCH_MAX)]
-        # What is put from now on gets notes of later times: they aren't due.
+        # Entries that are put from now on get notes of later times, which aren't due.
         self._begin_ms = due_ms + 1 if len(due) < EXPIRED_PER_EPOCH_MAX else decode_time(due[-1])
         if not due:
             return
@@ -611,7 +624,7 @@ class Expiry:
                 self.note(key, put_ms, None)
 
     def fall_back(self) -> None:
-        """What wasn't committed is dropped: notes that were deleted are there again."""
+        """Uncommitted changes are dropped, so notes that were deleted exist again."""
         self._begin_ms = 0
 
     def _rounded(self, time_ms: int) -> int:

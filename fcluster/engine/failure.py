@@ -1,7 +1,8 @@
-"""What can be wrong with a record, in the words that the engine and its shells share.
+"""Descriptions of what can be wrong with a record, shared by the engine and its shells.
 
 Responsible for: the description of a failure that was found outside the engine (at the barrier or at the
-broker) and that the engine shall act on when the record comes again; and the exceptions between both. Pure.
+broker), on which the engine has to act when the record comes again; and the exceptions that engine and shells
+exchange. Pure.
 """
 
 from __future__ import annotations
@@ -12,30 +13,30 @@ from typing import Final
 from fcluster.common.failures import Failure
 
 TIMER_STEP: Final = "timer "
-"""The name of the step of a timer begins with this; no other does."""
+"""The name of a timer's step begins with this. No other step's name does."""
 
 
 @dataclass(frozen=True, slots=True)
 class Condemnation:
-    """Why a record fails when it is processed again. Plain data: it outlives the session that found it.
+    """Why a record fails when it is processed again. Plain data: it outlives the session in which it was
+    found.
 
-    Whoever finds it tells what it knows; the engine finds the step responsible, and what that step's
-    `on_error` says is done:
+    The finder tells what it knows. The engine finds the responsible step, and applies that step's `on_error`:
 
-    - `topic` given: the first output to that topic, of the record's chains in order, counts as refused. This
-      may be a sink, a repartition topic, the topic of a `Record`, or the dead letter itself (a stub is
-      written instead then). Condemned once more for the same topic, the next output to it is refused as well.
-      With `step` besides, only outputs of that step are meant: the engine tells it where it has found out
-      itself (`HandlerError.condemnation`). Without it, several chains that write to the topic can't be told
-      apart.
-    - `step` alone: that step fails without being called. It is a handler's name, as of one whose state can't
-      be kept (the store's name is the handler's), or what `worker.processing.running_step` gave.
-    - neither: the record stops the job. The failure's message is the whole message then.
+    - With `topic`: the first output to that topic, over the record's chains in order, counts as refused. The
+      topic may be a sink, a repartition topic, the topic of a `Record`, or the dead-letter topic itself (then
+      a stub is written instead). If the record is condemned again for the same topic, the next output to it
+      is refused as well. With `step` too, only outputs of that step are meant: the engine sets it if it found
+      the failure itself (`HandlerError.condemnation`). Without it, several chains that write to the topic
+      can't be distinguished.
+    - With `step` alone: that step fails without being called. It is a handler's name if the handler's state
+      can't be stored (the store has the handler's name), or what `worker.processing.running_step` returned.
+    - With neither: the record stops the job. The failure's message is then the whole message.
 
     Attributes:
-        failure: with `topic` or `step` its message is only the cause; the engine puts the record's and the
-            step's names in front.
-        topic: the output topic that refused.
+        failure: with `topic` or `step`, its message is only the cause. The engine puts the names of record
+            and step in front.
+        topic: the output topic that refused the output.
         step: the name of the step that failed.
     """
 
@@ -45,15 +46,15 @@ class Condemnation:
 
     @property
     def is_of_timer(self) -> bool:
-        """Whether a timer fails, not a record."""
+        """Whether a timer failed, and not a record."""
         return self.step.startswith(TIMER_STEP)
 
 
 class OutputRefusedError(Exception):
-    """Raised by the port's `produce`: this output can't be written as it is, however often it is tried.
+    """Raised by the port's `produce`: this output can't be written as it is, however often one tries.
 
-    Nothing of it was written. Whatever else `produce` raises is taken for trouble of the worker, unless it is
-    a TypeError, a ValueError or an OverflowError, which the output's fields cause.
+    Nothing of it was written. Every other exception of `produce` counts as an error of the worker, except a
+    TypeError, a ValueError or an OverflowError, which the output's fields cause.
 
     Attributes:
         failure: its message is only the cause.
@@ -65,7 +66,7 @@ class OutputRefusedError(Exception):
 
 
 def output_too_large(topic: str, value: bytes | None, key: bytes | None) -> Failure:
-    """Why an output is refused that is larger than the producer may send."""
+    """Why an output that is larger than the producer may send is refused."""
     size = len(value or b"") + len(key or b"")
     return Failure.of_record(
         f"the output to {topic!r} has {size:,} bytes, more than message.max.bytes of the job's producers",
@@ -75,13 +76,14 @@ def output_too_large(topic: str, value: bytes | None, key: bytes | None) -> Fail
 
 
 class UnkeptStateError(Exception):
-    """A state that an earlier record of the open epoch left can't be kept; which record's, isn't known.
+    """A state that an earlier record of the open epoch left can't be stored. It isn't known which record that
+    was.
 
-    To be treated as the same trouble at the barrier is: the epoch is replayed in smaller pieces.
+    It has to be handled like the same failure at the barrier: the epoch is replayed in smaller pieces.
 
     Attributes:
-        condemnation: of the record, once it is known: store, key, and what can't be kept; and the step, which
-            is the handler that has the state.
+        condemnation: what to condemn the record with, once it is known: store, key, what can't be stored, and
+            the step, which is the handler that has the state.
     """
 
     def __init__(self, failure: Failure, step: str) -> None:

@@ -1,18 +1,19 @@
-"""Fires the timers of a shard that are due.
+"""Fires a shard's timers when they are due.
 
-Responsible for: `TimerRunner`, which knows when the next timers of the shard are due, calls their functions,
-and does what failures lead to.
+Responsible for: `TimerRunner`, which knows when the shard's next timers are due, calls their functions, and
+handles their failures.
 
-Invariants kept:
-- A shard processes no record while an event-time timer is due. What fires depends on what the shard has read,
-  and on the order of it: not on batches, or on where barriers fell.
-- Due timers fire in the order of time, then of the key's bytes, then of the name, and among those of equal
-  ones in the order of the job's handlers. Timers that are set meanwhile take their place in that order.
-- A timer is removed in the epoch in which it fires. "skip" and a dead-letter topic: it is removed, and leaves
-  no other trace. "stop": it stays, and nothing of it is in the open epoch, which may be committed.
+Invariants:
+- A shard processes no record while an event-time timer is due. Which timers fire depends on what the shard
+  has read, and in which order. It doesn't depend on batches, or on where barriers fell.
+- Due timers fire in the order of time, then of the key's bytes, then of the name, then of the handlers in the
+  job. Timers that are set in the meantime are put into that order.
+- A timer is removed in the epoch in which it fires. If it fails with "skip" or a dead-letter topic, it is
+  removed and leaves no other trace. If it fails with "stop", it stays set, and none of its changes are in the
+  open epoch, which may be committed.
 
-A timer's outputs always wait until its function is through, and its changes can be taken back: it costs more
-than a record, and in return a timer that fails never aborts an epoch that other records are in.
+A timer's outputs are always held back until its function has returned, and its changes can be undone. This
+costs more than a record does. In return, a failing timer never aborts an epoch with other records in it.
 
 Must not: know about epochs, transactions or the coordinator. Pure.
 """
@@ -39,14 +40,14 @@ from fcluster.graph.timers import TIMER_CLOCKS, TimerClock
 from fcluster.graph.topology import Process, Stage, TopicSpec
 
 FIRED_AT_ONCE_MAX: Final = 1_000
-"""So many timers fire after one record before the shell gets its turn."""
+"""How many timers fire after one record before the shell gets a turn."""
 
 
 class TimerStopsError(UnreadableRecordError):
-    """A timer stops the job; nothing of it is in the open epoch, which may be committed.
+    """A timer stops the job. None of its changes are in the open epoch, which may be committed.
 
     Attributes:
-        timer: which one.
+        timer: the timer.
     """
 
     def __init__(self, failure: Failure, timer: TimerRecord) -> None:
@@ -55,7 +56,7 @@ class TimerStopsError(UnreadableRecordError):
 
 
 class EventTime(Protocol):
-    """A shard's clock in event time; `engine.clock.EventClock` is one."""
+    """A shard's event-time clock. Implemented by `engine.clock.EventClock`."""
 
     @property
     def now_ms(self) -> int | None:
@@ -65,7 +66,7 @@ class EventTime(Protocol):
 
 @dataclass(slots=True)
 class _Compiled:
-    """A handler with timers, and the chain that its outputs go through."""
+    """A handler with timers, and the chain through which its outputs go."""
 
     process: Process
     timers: HandlerTimers
@@ -76,21 +77,22 @@ class TimerRunner:
     """The timers of a running shard.
 
     Args:
-        stage, partition: of the shard.
-        tables: of its state, by the name of the store.
+        stage, partition: the shard.
+        tables: the tables of its state, by the name of the store.
         port: takes the outputs.
         passing: see `StageRunner`.
         clock: the shard's event time.
-        wall_ms: processing time, in milliseconds since 1970.
-        next_offset: of the next record of the shard's first input.
+        wall_ms: returns the processing time, in milliseconds since 1970.
+        next_offset: returns the offset of the next record of the shard's first input.
 
     Attributes:
         handlers: the timers of each handler, by its name.
-        fired: how many have fired; the shell may set it back.
-        at_once_max: so many fire in one call of `fire_event`.
+        fired: how many have fired. The shell may reset it.
+        at_once_max: how many fire at most in one call of `fire_event`.
         begun: called with each timer before its function.
-        left: called if more are due than fire at once: `fire_due` has to be called before the next record.
-        interrupts: not empty: somebody waits; no more than one timer fires at once.
+        left: called if more timers are due than may fire at once: `fire_due` has to be called before the next
+            record.
+        interrupts: if it isn't empty, somebody waits, and no more than one timer fires at once.
     """
 
     def __init__(
@@ -119,7 +121,7 @@ class TimerRunner:
         self.handlers: Mapping[str, HandlerTimers] = {one.process.name: one.timers for one in self._handlers}
         self._refusals = Refusals()
         self._condemned: dict[str, list[Condemnation]] = {}
-        # Lower bounds: what is known to be set is looked up only when one of them is reached.
+        # Lower bounds: the store is searched only when one of them is reached.
         self._next_ms: dict[TimerClock, int] = dict.fromkeys(TIMER_CLOCKS, -1)
         self.fired = 0
         self.at_once_max = FIRED_AT_ONCE_MAX
@@ -130,7 +132,7 @@ class TimerRunner:
     # --- when -----------------------------------------------------------------------------------------
 
     def event_is_due(self) -> bool:
-        """Whether an event-time timer is due. No record may be processed before it has fired."""
+        """Whether an event-time timer is due. It has to fire before the next record is processed."""
         return self._first_event() is not None
 
     def is_due(self) -> bool:
@@ -138,26 +140,27 @@ class TimerRunner:
         return self.event_is_due() or self._first_due("processing", self._wall_ms()) is not None
 
     def next_processing_ms(self) -> int | None:
-        """When a timer in processing time may be due. None: none is set. Nobody knows better before then."""
+        """When a processing-time timer may be due. None: none is set. The time is a lower bound."""
         if self._next_ms["processing"] < 0:
             self._first_due("processing", 0)
         next_ms = self._next_ms["processing"]
         return None if next_ms == NEVER_MS else next_ms
 
     def condemn(self, condemnation: Condemnation) -> None:
-        """Let the timer that is its `step` fail with it: when it is called, or with the next output to its
-        `topic`. May be called several times for a timer."""
+        """Let the timer that the condemnation names as its `step` fail with it, when it is called or with its
+        next output to the condemnation's `topic`. May be called several times for a timer.
+        """
         self._condemned.setdefault(condemnation.step, []).append(condemnation)
 
     # --- firing ---------------------------------------------------------------------------------------
 
     def fire_event(self) -> None:
-        """Fire event-time timers that are due, up to `at_once_max`; says with `left` if there are more.
+        """Fire due event-time timers, at most `at_once_max`. Calls `left` if there are more.
 
         Raises:
-            TimerStopsError: a timer stops the job; nothing of it is in the open epoch.
-            HandlerError: a timer failed, and the epoch must be aborted. The failure is for `condemn`.
-            UnkeptStateError, or what passes.
+            TimerStopsError: a timer stops the job. None of its changes are in the open epoch.
+            HandlerError: a timer failed, and the epoch must be aborted. Pass the failure to `condemn`. Also
+            UnkeptStateError, and the exceptions in `passing`.
         """
         fired_max = self.at_once_max
         fired = 0
@@ -169,13 +172,14 @@ class TimerRunner:
             fired += 1
 
     def fire_all_events(self) -> None:
-        """As `fire_event`, until no more are due."""
+        """Like `fire_event`, until no more timers are due."""
         while (found := self._first_event()) is not None:
             self._fire(*found, "event")
 
     def fire_due(self, fired_max: int) -> int:
-        """Fire what is due in both clocks, event time first. Returns how many have fired, at most
-        `fired_max`. Raises what `fire_event` raises."""
+        """Fire due timers of both clocks, event time first. Returns how many have fired, at most `fired_max`.
+        Raises what `fire_event` raises.
+        """
         now_ms = self._wall_ms()
         fired = 0
         while fired < fired_max and not (fired and self.interrupts):
@@ -227,7 +231,7 @@ class TimerRunner:
         held = chain.held
         assert held is not None
         condemnations = self._condemned.get(record.title, ()) if self._condemned else ()
-        # Before what can be taken back: a timer that is skipped is gone as well.
+        # This comes before what can be undone: a skipped timer is removed as well.
         handler.timers.take(clock, timer)
         for table in chain.tables:
             table.begin_undo()
@@ -236,10 +240,11 @@ class TimerRunner:
         except self._passing:
             raise
         except HandlerError as error:
-            # What is written already is taken back with the epoch; then the timer fails before it writes.
+            # Outputs that were already written are undone with the epoch. In the replay, the timer fails
+            # before it writes.
             condemnation = dataclasses.replace(error.condemnation, step=record.title)
             raise HandlerError(error.failure, condemnation) from error
-        except BaseException as error:  # noqa: BLE001  whatever it is, the timer failed
+        except BaseException as error:  # noqa: BLE001  whatever it is, the timer has failed
             for table in chain.tables:
                 table.rollback()
             held.entries.clear()
@@ -261,7 +266,7 @@ class TimerRunner:
         condemnations: Sequence[Condemnation],
     ) -> None:
         place, call = chain.timers[handler.process.name, timer.name]
-        # Whichever of its outputs to that topic comes first.
+        # Whichever of its outputs to that topic comes first is refused.
         self._refusals.set([dataclasses.replace(one, step="") for one in condemnations])
         for one in condemnations:
             if not one.topic:
@@ -311,7 +316,8 @@ class TimerRunner:
         return produce
 
     def _chain_of(self, handler: _Compiled) -> CompiledChain:
-        """Compiled when the first timer fires. All chains that the handler is in go on in the same way."""
+        """Compiled when the first timer fires. All chains that contain the handler continue in the same way.
+        """
         if handler.chain is None:
             chain = next(
                 chain
@@ -341,7 +347,7 @@ def make_timers(
     wall_ms: Callable[[], int],
     next_offset: Callable[[], int],
 ) -> TimerRunner | None:
-    """The timers of a shard; None if its handlers set none. See `TimerRunner`."""
+    """The timers of a shard. None if its handlers set none. See `TimerRunner`."""
     if not stage.timed_processes:
         return None
     assert clock is not None, "a stage with timers keeps time"

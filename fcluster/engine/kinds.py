@@ -1,9 +1,9 @@
 """The kinds of state that a handler can declare, over tables of entries.
 
-Responsible for: making the tables that a declared state needs, and what a handler gets of it: `ValueOfKey`,
-`MapOfKey`, `ListOfKey`. They are made once for each handler and shard, and speak of the key of the record
-that is being processed. A further kind is a class here, and its declaration in `fcluster.graph.states`.
-Pure.
+Responsible for: making the tables that a declared state needs, and the objects through which a handler uses
+them: `ValueOfKey`, `MapOfKey`, `ListOfKey`. There is one such object for each handler and shard; it acts on
+the key of the record that is being processed. To add a kind, add a class here and its declaration in
+`fcluster.graph.states`. Pure.
 
     value        key of the stream                     -> the value
     map          group of the key | ordered key        -> the value
@@ -42,7 +42,7 @@ _LOAD_CHUNK = 1_000
 
 
 class Here(Protocol):
-    """Where a handler is: its context."""
+    """Where a handler is called: its context."""
 
     _key: bytes | None
 
@@ -51,7 +51,7 @@ class Here(Protocol):
 
 
 class _JsonCodec:
-    """JSON that comes back as it is, or is refused; see `values`."""
+    """JSON that is the same when decoded, or refused; see `values`."""
 
     def __init__(self) -> None:
         self.encode_all: Callable[[Collection[Any]], list[bytes]] = encode_values
@@ -84,7 +84,9 @@ class _EachCodec:
 
 
 class _MsgpackCodec(_EachCodec):
-    """msgpack that comes back as it is: it would make lists of tuples and sets, and text of other types."""
+    """msgpack that is the same when decoded, or refused: it would turn tuples and sets into lists, and other
+    types into text.
+    """
 
     def encode_all(self, values: Collection[Any]) -> list[bytes]:
         """See `ValueCodec`."""
@@ -108,7 +110,7 @@ _MSGPACK_TYPES = frozenset({str, bytes, int, float, bool, type(None)})
 
 
 def _find_changed(value: Any) -> type | None:
-    """A type in `value` that msgpack gives back as another one."""
+    """A type in `value` that msgpack decodes as another one."""
     kind = cast("type[Any]", type(value))
     if kind in _MSGPACK_TYPES:
         return None
@@ -126,7 +128,7 @@ def _find_changed(value: Any) -> type | None:
 
 
 def state_codec(kind: Kind) -> ValueCodec:
-    """How values of that kind are kept in a store."""
+    """How values of that kind are stored."""
     if kind == "json":
         return _JsonCodec()
     return _MsgpackCodec(kind) if kind == "msgpack" else _EachCodec(kind)
@@ -138,7 +140,7 @@ def state_codec(kind: Kind) -> ValueCodec:
 def make_tables(
     store: StateStore, layers: Layers, prefix_of: Callable[[str], bytes], known: Mapping[str, EntryTable]
 ) -> list[EntryTable]:
-    """The tables that a declared state needs, and that aren't among the `known` yet."""
+    """The tables that a declared state needs and that aren't in `known` yet."""
     state = store.state
     made: dict[str, EntryTable] = {}
 
@@ -172,7 +174,9 @@ def make_timer_tables(
 
 
 def clock_of_due(due: bytes) -> bytes:
-    """The clock, which a key of the timers by time begins with: they are scanned for one clock at a time."""
+    """The clock that a key in the table of due timers begins with. Only timers of one clock are scanned at a
+    time.
+    """
     return due[:1]
 
 
@@ -186,7 +190,7 @@ def _entry_text(entry: bytes) -> str:
 
 
 def _shorten(bounds: EntryTable) -> Callable[[bytes], None]:
-    """Lets a list begin behind an element that was removed: elements expire from the first one on."""
+    """Lets a list begin after an element that was removed: elements expire from the first one on."""
 
     def shorten(element: bytes) -> None:
         key = key_of_group(element[:-_PLACE_BYTES])
@@ -214,10 +218,10 @@ def _set_bounds(bounds: EntryTable, key: bytes, first: int, end: int) -> None:
 def make_access(
     store: StateStore, tables: Mapping[str, Any], here: Here
 ) -> ValueOfKey | MapOfKey | ListOfKey:
-    """What the handler at `here` gets for a state that it declares.
+    """The object that the handler at `here` gets for a state that it declares.
 
     Args:
-        tables: of the shard, by name.
+        tables: the shard's tables, by name.
     """
     entries = tables[store.name]
     state = store.state
@@ -229,7 +233,7 @@ def make_access(
 
 
 def _key_here(here: Here) -> bytes:
-    key = here._key  # pyright: ignore[reportPrivateUsage]  a method call would cost
+    key = here._key  # pyright: ignore[reportPrivateUsage]  a method call would cost time
     if key is None:
         raise RecordError("the record has no key, so it has no state; give it one with key_by() first")
     return key
@@ -314,7 +318,7 @@ class MapOfKey(MapAccess[Any, Any]):
         self, start: Any = None, stop: Any = None, *, reverse: bool = False
     ) -> Iterator[tuple[Any, Any]]:
         """See `MapAccess`."""
-        # What is wrong with the bounds is said here, not when the first entry is asked for.
+        # Errors in the bounds are raised here, and not when the first entry is read.
         first, end = self._range(start, stop)
         return self._scan(first, end, reverse=reverse)
 
@@ -421,7 +425,7 @@ class ListOfKey(ListAccess[Any]):
         return value
 
     def _extent(self, *, not_empty: bool = False) -> tuple[bytes, int, int]:
-        """The key, the first place, and that behind the last one."""
+        """The key, the first place, and the place after the last one."""
         key = _key_here(self._here)
         raw = self._bounds.get(key)
         first, end = (0, 0) if raw is ABSENT else _BOUNDS.unpack(raw)
@@ -447,5 +451,5 @@ def _element(key: bytes, place: int) -> bytes:
 def _place(index: int, first: int, end: int) -> int:
     place = index + (first if index >= 0 else end)
     if not first <= place < end:
-        raise IndexError(f"the list has {end - first} elements, and no number {index}")
+        raise IndexError(f"the list has {end - first} elements, but no number {index}")
     return place

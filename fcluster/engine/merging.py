@@ -1,14 +1,14 @@
 """Decides which record a shard with several inputs processes next.
 
-The rule: the record with the smallest timestamp. If several inputs have the same timestamp, the input that is
-named first wins. So the order follows from the data, as long as all inputs have a record in memory. If an
-input has none:
+The record with the smallest timestamp comes next. If several inputs have the same timestamp, the input that
+is named first comes first. So the order follows from the data, as long as all inputs have a record in memory.
+If an input has none:
 
-- If its end isn't known, or isn't reached, the shard waits for it: the brokers may have more records.
+- If its end isn't known or not reached, the shard waits for it: the brokers may have more records.
 - If it is at its end, the shard waits until the input has been empty for `idle_ms`, then goes on without it.
 
 Within one input, records keep the order of their offsets, whatever their timestamps are. Pure: the shell
-reads the records and tells the time.
+reads the records and passes the time in.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fcluster.engine.records import SourceRecord
 
 
 class _Waiting:
-    """Records of one input that were read and not taken yet, each with its timestamp."""
+    """Records of one input that were read but not taken yet, each with its timestamp."""
 
     __slots__ = ("at_end", "empty_since_ms", "records")
 
@@ -34,7 +34,7 @@ class InputMerge:
     """The records of a shard's inputs, in the order in which to process them.
 
     Args:
-        inputs: how many there are.
+        inputs: the number of inputs.
         idle_ms: how long to wait for an input that is at its end; -1: never wait for any input.
     """
 
@@ -50,9 +50,9 @@ class InputMerge:
         waiting.empty_since_ms = None
 
     def note(self, number: int, position: int, end: int | None) -> None:
-        """Everything before `position` was added; the input ends at `end`, as far as that is known.
+        """All records before `position` were added. The input ends at `end`, as far as is known.
 
-        An end before the position is out of date, and counts as unknown.
+        An end before the position is outdated, and counts as unknown.
         """
         self._inputs[number].at_end = position == end
 
@@ -60,8 +60,8 @@ class InputMerge:
         """Remove and return the next records, in order.
 
         Args:
-            now_ms: of a clock that never goes back.
-            records_max: return no more than that.
+            now_ms: on a clock that never goes back.
+            records_max: the most records to return.
         """
         taken: list[SourceRecord] = []
         while len(taken) < records_max:
@@ -89,7 +89,7 @@ class InputMerge:
         return now_ms - waiting.empty_since_ms >= self._idle_ms
 
     def due_ms(self) -> float | None:
-        """When `take` may return something although nothing was added. None: it won't."""
+        """When `take` may return something although nothing is added. None: never."""
         if not any(waiting.records for waiting in self._inputs):
             return None
         due: list[float] = []

@@ -1,13 +1,14 @@
-"""Keys of entries as bytes: those of one group stand together, and are in the order of what they stand for.
+"""Encodes keys of entries as bytes. The keys of one group are adjacent, and sorted like the values that they
+encode.
 
 Responsible for: the composite keys of stores with several entries for each key of the stream, and the
-encodings of ordered keys. Their order is that of bytes, from the first one on, as RocksDB compares them.
+encodings of ordered keys. Their order is that of bytes, compared from the first byte on, as RocksDB does.
 Pure.
 
     group        length of the stream's key (1 byte; or 255, and 4 bytes big-endian) | the stream's key
     entry        group | ordered key
 
-No group begins another one, so that a range of ordered keys within a group is a range of keys.
+No group is a prefix of another one, so a range of ordered keys within a group is a range of keys.
 
     text, bytes  as they are, alone; in a tuple each 0 byte is followed by 255, and 0 0 ends it
     int          sign and number of bytes (128 + n, or 127 - n if negative) | n bytes big-endian (of a
@@ -34,7 +35,7 @@ DecodeKey = Callable[[bytes], Any]
 
 
 def group_of_key(key: bytes) -> bytes:
-    """The beginning of all entries of one key of the stream."""
+    """The prefix of all entries of one key of the stream."""
     length = len(key)
     if length < _LONG_GROUP:
         return bytes((length,)) + key
@@ -50,18 +51,18 @@ def group_of_entry(entry: bytes) -> bytes:
 
 
 def key_of_group(group: bytes) -> bytes:
-    """The stream's key that a group is made of."""
+    """The stream's key from which a group was made."""
     return group[1:] if group[0] < _LONG_GROUP else group[5:]
 
 
 def end_of_prefix(prefix: bytes) -> bytes:
-    """The first key behind all that begin with `prefix`; empty if there is none."""
+    """The first key after all that begin with `prefix`. Empty if there is none."""
     kept = prefix.rstrip(b"\xff")
     return kept[:-1] + bytes((kept[-1] + 1,)) if kept else b""
 
 
 def encode_time(time_ms: int) -> bytes:
-    """A time as a key: not negative, in milliseconds."""
+    """A time as a key. The time is in milliseconds, and not negative."""
     return time_ms.to_bytes(TIME_BYTES, "big")
 
 
@@ -71,12 +72,14 @@ def decode_time(raw: bytes) -> int:
 
 
 def ended(encoded: bytes) -> bytes:
-    """Bytes that something follows in a composite key: in their own order, and none begins another one."""
+    """Bytes that are followed by something in a composite key. They keep their order, and none is a prefix of
+    another one.
+    """
     return encoded.replace(b"\x00", _ESCAPED_0) + _END
 
 
 def take_ended(raw: bytes, at: int) -> tuple[bytes, int]:
-    """What `ended` was given that begins at `at`, and where what follows begins."""
+    """The bytes that were passed to `ended` and now begin at `at`, and the position after them."""
     end = at
     while True:
         end = raw.index(0, end)
@@ -86,7 +89,7 @@ def take_ended(raw: bytes, at: int) -> tuple[bytes, int]:
 
 
 def ordered_key(parts: KeyParts) -> tuple[EncodeKey, DecodeKey]:
-    """How keys of that kind are encoded and decoded; `encode` raises TypeError or ValueError."""
+    """The functions that encode and decode keys of that kind. `encode` raises TypeError or ValueError."""
     if isinstance(parts, Codec):
         decode, encode = key_codec(parts)
         return encode, decode
@@ -158,7 +161,8 @@ def _tuple_codec(parts: tuple[str, ...]) -> tuple[EncodeKey, DecodeKey]:
             raise _wrong_type(key, repr(parts), "a tuple")
         if len(cast("tuple[Any, ...]", key)) > len(encoders):
             raise ValueError(f"{bounded_repr(cast('object', key))} has more than {len(encoders)} parts")
-        # One with fewer parts begins those with more: it stands before them, and is the start of a range.
+        # A tuple with fewer parts is a prefix of those with more: it sorts before them, and is the start of a
+        # range.
         return b"".join([encode_part(part) for encode_part, part in zip(encoders, key, strict=False)])  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
 
     def decode(raw: bytes) -> tuple[Any, ...]:

@@ -1,12 +1,12 @@
-"""A record on its way through the engine, and where its outputs go.
+"""A record on its way through the engine, and where its outputs are written.
 
-Responsible for: what the engine wants to know of a record (`SourceRecord`), and the two places outputs are
-handed to: the shell's port, or a list that holds them back until the record is through. Pure.
+Responsible for: what the engine needs to know of a record (`SourceRecord`), and the two objects that take
+outputs: the shell's port, or a list that holds them back until the record is through. Pure.
 
 On its way a record is `(source record, key, value)`: its key as bytes, its value decoded. Timestamp and
-headers stay the same on the way, so steps ask the source record for them, and only when they write: reading
-headers costs more than a filter does. A consumed Kafka message is a `SourceRecord`; what isn't read from
-Kafka, such as a timer, brings an object with the same methods.
+headers stay the same on the way, so steps get them from the source record, and only when they write: reading
+headers costs more than a filter does. A consumed Kafka message is a `SourceRecord`; for what isn't read from
+Kafka, such as a timer, there is an object with the same methods.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ Headers = Sequence[tuple[str, bytes | None]]
 NO_TIMESTAMP_MS: Final = -1
 """Kafka's marker for a record without a timestamp."""
 Produce = Callable[..., None]
-"""``produce(topic, value, key, timestamp_ms, headers)``, by position: the partitioner chooses by the key."""
+"""``produce(topic, value, key, timestamp_ms, headers)``, called with positional arguments. The partitioner
+chooses by the key.
+"""
 
 OUTPUT_TROUBLE = (OutputRefusedError, TypeError, ValueError, OverflowError)
 """What `Produce` raises because of the output's own fields."""
@@ -35,7 +37,7 @@ HeldOutput = tuple[Any, ...]
 
 
 class SourceRecord(Protocol):
-    """What a record came from. The methods are those of a consumed Kafka message."""
+    """The record that a value comes from. It has the methods of a consumed Kafka message."""
 
     def key(self) -> Any:
         """The key's bytes, None if it has none."""
@@ -54,28 +56,28 @@ class SourceRecord(Protocol):
         ...
 
     def topic(self) -> Any:
-        """Where it was read from."""
+        """The topic that it was read from."""
         ...
 
     def partition(self) -> Any:
-        """Where it was read from."""
+        """The partition that it was read from."""
         ...
 
     def offset(self) -> Any:
-        """Where it was read from."""
+        """The offset that it was read from."""
         ...
 
 
 class TimerRecord:
-    """A timer that is due, in place of the record that is processed.
+    """A due timer, in place of the record that is processed.
 
     Args:
-        key: of the stream, as bytes.
+        key: the key of the stream, as bytes.
         at_ms: when it was due.
-        topic, partition: of the first input of its shard.
-        offset: of the first record there that comes after it.
-        name: of the timer.
-        title: gives what `title` says.
+        topic, partition: those of the first input of its shard.
+        offset: the offset of the first record there that comes after the timer.
+        name: the timer's name.
+        title: returns the timer's title.
     """
 
     __slots__ = ("_at_ms", "_key", "_offset", "_partition", "_title", "_topic", "name")
@@ -100,11 +102,11 @@ class TimerRecord:
 
     @property
     def title(self) -> str:
-        """Which timer, and the name of its step; see `timers.timer_title`."""
+        """A description of the timer, which is also the name of its step; see `timers.timer_title`."""
         return self._title()
 
     def key(self) -> bytes:
-        """Of the stream."""
+        """The key of the stream."""
         return self._key
 
     def value(self) -> None:
@@ -112,7 +114,7 @@ class TimerRecord:
         return
 
     def timestamp(self) -> tuple[int, int]:
-        """When it was due, as a timestamp that its creator has set."""
+        """The time at which it was due, as a timestamp that its creator has set."""
         return (1, self._at_ms)
 
     def headers(self) -> None:
@@ -120,37 +122,37 @@ class TimerRecord:
         return
 
     def topic(self) -> str:
-        """Of the first input."""
+        """The first input's topic."""
         return self._topic
 
     def partition(self) -> int:
-        """Of the shard."""
+        """The shard's partition."""
         return self._partition
 
     def offset(self) -> int:
-        """Of the record before which it fires."""
+        """The offset of the record before which it fires."""
         return self._offset
 
 
 def describe_record(record: SourceRecord) -> str:
-    """Which record, for messages: topic, partition and offset; or which timer."""
+    """Which record it is, for messages: topic, partition and offset. Or which timer."""
     if isinstance(record, TimerRecord):
         return record.title
     return f"record {bounded_text(str(record.topic()), 249)}/{record.partition()} at offset {record.offset()}"
 
 
 def where_of(record: SourceRecord) -> str:
-    """The record in short, for `Failure.where`."""
+    """The record in the short form for `Failure.where`."""
     return f"{record.topic()}/{record.partition()}@{record.offset()}"
 
 
 class OutputPort:
-    """Where outputs go. `produce` is rebound at each epoch to the producer of that epoch.
+    """Where outputs are written. `produce` is replaced at each epoch by that of the epoch's producer.
 
     Attributes:
         records: how many were written since the process's start.
         skipped: how many records were skipped or became dead letters.
-        watermarks_read: how many watermark records were read; they count as records nowhere else.
+        watermarks_read: how many watermark records were read; they aren't counted as records anywhere.
     """
 
     __slots__ = ("produce", "records", "skipped", "watermarks_read")
@@ -162,7 +164,7 @@ class OutputPort:
         self.watermarks_read = 0
 
     def close(self) -> None:
-        """Let go of the producer; the next epoch brings another."""
+        """Release the producer. The next epoch sets another one."""
         self.produce = _not_open
 
 
@@ -171,20 +173,20 @@ def _not_open(*_arguments: Any) -> None:
 
 
 class Refusals:
-    """Outputs of one record that count as refused: by topic, how often and why."""
+    """The outputs of one record that count as refused: how often and why, by topic."""
 
     def __init__(self) -> None:
         self._failures: dict[tuple[str, str], list[Failure]] = {}
 
     def set(self, condemnations: Sequence[Condemnation]) -> None:
-        """Those of the next record; they replace those of the record before."""
+        """Set the refusals of the next record. They replace those of the record before."""
         self._failures.clear()
         for one in condemnations:
             if one.topic:
                 self._failures.setdefault((one.topic, one.step), []).append(one.failure)
 
     def check(self, topic: str, place: Place) -> None:
-        """Raise OutputRefusedError if the next output to `topic` from `place` is to be refused."""
+        """Raise OutputRefusedError if the next output to `topic` from `place` has to be refused."""
         failures = self._failures.get((topic, place.name)) or self._failures.get((topic, ""))
         if failures:
             raise OutputRefusedError(failures.pop(0))
@@ -194,7 +196,7 @@ class HeldOutputs:
     """Holds a record's outputs back while one of its steps may still fail.
 
     Args:
-        refusals: of a record that is known to have some; None: nothing is refused here.
+        refusals: the refusals, if the record is known to have some. None: nothing is refused here.
     """
 
     __slots__ = ("entries", "refusals")
@@ -204,7 +206,7 @@ class HeldOutputs:
         self.refusals = refusals
 
     def at(self, place: Place) -> OutputPort:
-        """What the step at `place` takes for the port."""
+        """What the step at `place` uses as its port."""
         port = OutputPort()
         hold, refusals = self.entries.append, self.refusals
 

@@ -1,16 +1,16 @@
-"""Takes each record of a shard's input through all chains of that input, and does what failures lead to.
+"""Takes each record of a shard's input through all chains of that input, and handles failures.
 
-Invariants kept:
-- A record is decoded once for all its chains, before any of them runs. What can't be decoded leads to one
-  dead letter at most, by the rule of the source.
-- A failure is judged by the rule of the step that it happened in. "skip" and a dead-letter topic: the chain
-  leaves no other trace of the record; its outputs were held back, and the states that it touched go back to
-  what they were. "stop": `HandlerError`, on which the caller aborts the open epoch.
-- What stops the job before a record (`UnreadableRecordError`) leaves nothing of that record in the open
-  epoch, of none of its chains: the epoch may be committed.
-- What one chain does to its value doesn't show in another (invariant 4).
-- A record moves event time once it has gone through all its chains. Watermark records go through no chain;
-  otherwise they are like records.
+Invariants:
+- A record is decoded once for all its chains, before any of them runs. A record that can't be decoded leads
+  to at most one dead letter, by the rule of the source.
+- A failure is handled by the rule of the step in which it happened. "skip" and a dead-letter topic: the chain
+  leaves no other trace of the record. Its outputs were held back, and the states that it touched are
+  restored. "stop": `HandlerError` is raised, and the caller aborts the open epoch.
+- If a record stops the job (`UnreadableRecordError`), none of its chains has left anything in the open epoch,
+  so the epoch may be committed.
+- If one chain changes its value, other chains don't see that (invariant 4).
+- A record advances event time after it has gone through all its chains. Watermark records go through no
+  chain; apart from that they are treated like records.
 
 Must not: know about epochs, transactions or the coordinator. Pure.
 """
@@ -49,14 +49,14 @@ RunChain = Callable[[SourceRecord, bytes | None, Any], None]
 
 
 class UnreadableRecordError(RecordError):
-    """The record stops the job; nothing of it is in the open epoch, which may be committed."""
+    """The record stops the job. None of its changes are in the open epoch, which may be committed."""
 
 
 class HandlerError(RecordError):
-    """A step failed in the midst of the record: the open epoch must be aborted.
+    """A step failed in the middle of a record. The open epoch must be aborted.
 
     Attributes:
-        condemnation: what the record's shard is to be told with `condemn` before the replay.
+        condemnation: what to pass to `condemn` of the record's shard before the replay.
     """
 
     def __init__(self, failure: Failure, condemnation: Condemnation | None = None) -> None:
@@ -67,21 +67,21 @@ class HandlerError(RecordError):
 class StageRunner:
     """Processes the records of one input of a shard, in order: call `handle` for each.
 
-    A shard with several inputs has a runner for each; they share its tables and its port.
+    A shard with several inputs has one runner for each. They share its tables and its port.
 
     Args:
-        stage: of the shard.
-        partition: of the shard.
-        tables: of the shard's state, by the name of the store.
+        stage: the shard's stage.
+        partition: the shard's partition.
+        tables: the tables of the shard's state, by the name of the store.
         port: takes the outputs.
-        passing: exceptions of the shell's that aren't the record's doing; they come through as they are.
-        number: of the input.
-        clock: the shard's event time; its inputs share it. None: the job doesn't use event time.
-        timers: of the shard, if its handlers set some. Those of its inputs share it.
+        passing: the shell's exceptions that no record causes. They are raised unchanged.
+        number: the input's number.
+        clock: the shard's event time, shared by its inputs. None: the job doesn't use event time.
+        timers: the shard's timers, if its handlers set some. Shared by its inputs.
 
     Attributes:
         handle: processes one record. It raises `HandlerError`, `UnreadableRecordError`, `UnkeptStateError`,
-            or what passes. `condemn` replaces it, so it is to be asked for anew for each record.
+            or an exception in `passing`. `condemn` replaces it, so read the attribute again for each record.
     """
 
     __slots__ = (
@@ -128,24 +128,28 @@ class StageRunner:
         self.handle: Callable[[SourceRecord], None] = self._keep_time(self._compile())
 
     def passed(self, record: SourceRecord) -> None:
-        """Called when a record is through, before the timers fire that are due after it; for shells. Only if
-        there are timers."""
+        """Called when a record is through, before the timers that are due after it fire. For shells. Only
+        called if there are timers.
+        """
 
     def condemn(self, offset: int, condemnation: Condemnation) -> None:
-        """Let the record at `offset` fail as `condemnation` says when it comes, by the rule of the step
-        responsible.
+        """Let the record at `offset` fail as `condemnation` says when it comes, by the rule of the
+        responsible step.
 
-        "stop": `UnreadableRecordError` is raised there, and nothing of the record is in the open epoch.
-        "skip", dead letter: the record's chain leaves no other trace, and processing goes on. May be called
-        several times for an offset, when after one failure another is found; and before the record only.
+        With "stop", `UnreadableRecordError` is raised then, and none of the record's changes are in the open
+        epoch. With "skip" or a dead letter, the record's chain leaves no other trace, and processing
+        continues. May be called several times for an offset, if another failure is found after the first one,
+        but only before the record comes.
         """
         if not self._condemned:
             self._guard()
         self._condemned.setdefault(offset, []).append(condemnation)
 
     def find_unkept(self) -> Condemnation | None:
-        """Whether the open epoch holds a state that can't be kept: what to condemn the record with whose
-        handlers ran last. Looks at all keys touched since the barrier: for replays in small pieces."""
+        """Whether the open epoch holds a state that can't be stored. Returns what to condemn the record with
+        whose handlers ran last. It looks at all keys touched since the barrier, so it is for replays in small
+        pieces.
+        """
         for table in self._tables.values():
             try:
                 table.encode_touched()
@@ -192,7 +196,7 @@ class StageRunner:
     # --- time -----------------------------------------------------------------------------------------
 
     def _keep_time(self, run: Callable[[SourceRecord], None]) -> Callable[[SourceRecord], None]:
-        """`run`, what each record means for the shard's event time, and the timers that are due."""
+        """`run`, plus the effects of each record on the shard's event time, plus the timers that are due."""
         if self.clock is not None and self._source.internal:
             run = _hearing(run, self.clock, self.number, self._port)
         elif self.clock is not None:
@@ -206,7 +210,7 @@ class StageRunner:
 
         def handle(record: SourceRecord) -> None:
             if timers.event_is_due():
-                timers.fire_all_events()  # what a restart has left
+                timers.fire_all_events()  # timers that were due before a restart
             run(record)
             passed(record)
             if timers.event_is_due():
@@ -249,7 +253,7 @@ class StageRunner:
 def _observing(
     run: Callable[[SourceRecord], None], clock: EventClock, number: int
 ) -> Callable[[SourceRecord], None]:
-    """Of a topic of the user's: the timestamps of its records tell the time."""
+    """For a user's topic: the timestamps of its records advance the time."""
     source = clock.source(number)
 
     def handle(record: SourceRecord) -> None:
@@ -264,10 +268,10 @@ def _observing(
 def _hearing(
     run: Callable[[SourceRecord], None], clock: EventClock, number: int, port: OutputPort
 ) -> Callable[[SourceRecord], None]:
-    """Of a repartition topic: only its watermark records tell the time."""
+    """For a repartition topic: only its watermark records advance the time."""
 
     def handle(record: SourceRecord) -> None:
-        if record.key() is not None or not is_watermark(record):  # what has a key is data
+        if record.key() is not None or not is_watermark(record):  # a record with a key is data
             run(record)
             return
         try:
@@ -297,7 +301,7 @@ def _compile_plain(
         else:
             try:
                 value = decode(raw)
-            except BaseException as error:  # noqa: BLE001  whatever a codec may raise
+            except BaseException as error:  # noqa: BLE001  a codec may raise anything
                 return on_unreadable(record, error)
         try:
             step(record, record.key(), value)
@@ -344,7 +348,7 @@ def _compile_several(
         key = record.key()
         first(record, key, value)
         for run in others:
-            # Each chain has a value of its own; decoding again is the fastest way to copy it.
+            # Each chain gets its own value. Decoding again is the fastest way to copy it.
             run(record, key, value if is_immutable or raw is None else decode(raw))
         return None
 
@@ -385,7 +389,7 @@ def _tolerant(
         except passing:
             entries.clear()
             raise
-        except BaseException as error:  # noqa: BLE001  whatever it is, it has a place, or the chain is it
+        except BaseException as error:  # noqa: BLE001  whatever it is, it belongs to a place, or to the chain
             failure = step_failure_of(error, name)
             for table in tables:
                 table.rollback()
@@ -396,11 +400,11 @@ def _tolerant(
 
 
 def release(entries: list[HeldOutput], port: OutputPort, record: SourceRecord) -> None:
-    """Hand a record's held outputs to the port.
+    """Pass a record's held outputs to the port.
 
     Raises:
-        StepFailure: the first one is refused; nothing is written.
-        HandlerError: a later one is.
+        StepFailure: the first output is refused; nothing is written.
+        HandlerError: a later output is refused.
     """
     produce = port.produce
     entry: Any = None
@@ -412,7 +416,8 @@ def release(entries: list[HeldOutput], port: OutputPort, record: SourceRecord) -
         failure = StepFailure(entry[0], error)
         if entry is entries[0]:
             raise failure from error
-        # What is written already is taken back with the epoch; then the record fails before it writes.
+        # Outputs that were already written are undone with the epoch. In the replay, the record fails before
+        # it writes.
         known = Condemnation(failure.cause, topic=entry[1], step=failure.place.name)
         raise HandlerError(failure.of(record), known) from error
     port.records += len(entries)
@@ -422,7 +427,7 @@ def release(entries: list[HeldOutput], port: OutputPort, record: SourceRecord) -
 def _tolerate(
     rule: OnError, handler: str, record: SourceRecord, failure: StepFailure, port: OutputPort
 ) -> None:
-    """Do what `rule` says, outside any held outputs: the chain has left no trace."""
+    """Do what `rule` says, without holding outputs back: the chain has left no trace."""
     if rule == "stop":
         raise HandlerError(failure.of(record)) from failure.error
     port.skipped += 1
@@ -435,10 +440,10 @@ def _tolerate(
 
 
 def step_failure_of(error: BaseException, chain: str) -> StepFailure:
-    """Where in the chain something failed."""
+    """The place in the chain where something failed."""
     if isinstance(error, StepFailure):
         return error
-    # Nothing that a step expects; it isn't tolerated.
+    # An exception that no step expects. It isn't tolerated.
     return StepFailure(Place(chain, f"in {chain!r}", "stop"), error)
 
 
@@ -475,8 +480,9 @@ def _unreadable_failure(source: Input, record: SourceRecord, failure: StepFailur
 
 
 class _CarefulRun:
-    """Takes a record through that is known to fail: all its outputs wait, whatever the rules say, so that it
-    can be taken back as a whole."""
+    """Processes a record that is known to fail. All its outputs are held back, whatever the rules say, so
+    that it can be undone as a whole.
+    """
 
     def __init__(
         self,

@@ -1,10 +1,10 @@
-"""The memory layers of a shard's state, above its store.
+"""The memory layers of a shard's state, above the store.
 
-Responsible for: the live state of each key, what an epoch changed in it, and what of it the store doesn't
-have yet. Keeps invariant 3 (the store holds committed state only): a change becomes a write to the store
-only after `commit`. Must not know Kafka, RocksDB, threads or the clock: times are passed in.
+Responsible for: the live state of each key, the changes of an epoch, and the changes that the store doesn't
+have yet. Invariant 3: the store holds only committed state. So a change is written to the store only after
+`commit`. Must not know Kafka, RocksDB, threads or the clock: times are passed in.
 
-The layers, newest first; a read takes the first that knows the key:
+The layers, newest first. A read uses the first layer that has the key:
 
     open       `touched`: the live dicts that handlers got since the last barrier
     clean      live dicts of earlier epochs, equal to what the layers below say; bounded
@@ -16,16 +16,16 @@ The layers, newest first; a read takes the first that knows the key:
 There are two kinds of tables on these layers: `StateTable`, here, for `ctx.state`, and `entries.EntryTable`,
 for the states that a handler declares (`kinds`).
 
-In a StateTable a key's state in one store is one dict. `StateTable.get` hands out the live dict itself, so a
-nested value that is changed in place is never lost, and counts the key as touched; at the barrier each
-touched dict is encoded once, however often it changed, and compared with what it was. An empty dict is a
-deleted key.
-A handler must not keep the dict beyond its record: a change that isn't preceded by a `get` isn't noticed.
+In a StateTable, a key's state in one store is one dict. `StateTable.get` returns the live dict itself and
+counts the key as touched, so a nested value that is changed in place is never lost. At the barrier, each
+touched dict is encoded once, however often it changed, and compared with its former value. An empty dict
+means that the key is deleted. A handler must not keep the dict beyond its record: a change without a `get`
+before it isn't noticed.
 
-Threads: two may use a ShardState at the same time, without a lock. The commit thread calls `commit`, `flush`
-and nothing else; the main thread calls the rest. That is safe because only the main thread reads, it reads
-from the top downwards, and the commit thread puts changes into a lower layer before it takes them out of
-the upper one. `discard` needs the commit thread to be at rest.
+Threads: two may use a ShardState at the same time, without a lock. The commit thread calls only `commit` and
+`flush`; the main thread calls the rest. That is safe because only the main thread reads, it reads the layers
+from top to bottom, and the commit thread adds changes to a lower layer before it removes them from the upper
+one. `discard` may only be called while the commit thread is idle.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ DELETED = b""
 
 
 class StoreMeta(NamedTuple):
-    """Where a store stands.
+    """The position of a store.
 
     Attributes:
         state_epoch: the last epoch whose changes it holds, 0 if none.
@@ -67,14 +67,14 @@ class StoreMeta(NamedTuple):
 
 
 class Store(Protocol):
-    """What the layers need of the store below them. Reads may overlap a write of another thread."""
+    """The store below the layers, as far as they need it. A read may overlap a write of another thread."""
 
     def meta(self) -> StoreMeta:
-        """Where it stands."""
+        """Its position."""
         ...
 
     def get(self, key: bytes) -> bytes | None:
-        """The value of `key`, None if it has none."""
+        """The value of `key`. None if it has none."""
         ...
 
     def get_many(self, keys: list[bytes]) -> list[bytes | None]:
@@ -82,12 +82,13 @@ class Store(Protocol):
         ...
 
     def scan(self, start: bytes, stop: bytes, limit: int, *, reverse: bool) -> list[tuple[bytes, bytes]]:
-        """The entries from `start` up to `stop` (which isn't among them), in the order of their bytes or
-        backwards, `limit` at most. Only tables that are scanned ask for it."""
+        """The entries from `start` up to but not including `stop`, in the order of their bytes or backwards,
+        at most `limit`. Only tables that are scanned use it.
+        """
         ...
 
     def apply(self, changes: Mapping[bytes, bytes], meta: StoreMeta) -> None:
-        """Write `changes` (an empty value deletes) and `meta`, all or nothing."""
+        """Write `changes` (an empty value deletes) and `meta` atomically."""
         ...
 
 
@@ -100,7 +101,7 @@ class EntryCounts(NamedTuple):
 
 
 class FlushLimits(NamedTuple):
-    """When committed changes are written to the store: whatever is reached first."""
+    """When committed changes are written to the store: whichever limit is reached first."""
 
     entries_max: int = 20_000
     bytes_max: int = 8 * 1024 * 1024
@@ -108,20 +109,23 @@ class FlushLimits(NamedTuple):
 
 
 def store_prefix(name: str) -> bytes:
-    """The prefix of all keys of the store `name`. It depends on the name only: stores can come and go."""
+    """The prefix of all keys of the store `name`. It depends only on the name, so stores can be added and
+    removed.
+    """
     return blake2b(name.encode(), digest_size=STORE_PREFIX_BYTES).digest()
 
 
 class StoreTable(Protocol):
     """What every kind of table offers `ShardState`, and the engine (`context.AnyTable`).
 
-    A handler touches entries; at the barrier what changed is encoded and the epoch closed; what fails is
-    undone, and what wasn't committed is forgotten. Another kind of state is another class with these methods.
+    A handler touches entries. At the barrier, changes are encoded and the epoch is closed. The changes of a
+    failed record are undone, and uncommitted ones are dropped. Another kind of state is another class with
+    these methods.
 
     Attributes:
-        name: the store's.
-        step: the handler's that has it.
-        prefix: of its keys in the layers below.
+        name: the store's name.
+        step: the name of the step, which is the handler's.
+        prefix: the prefix of its keys in the layers below.
     """
 
     name: str
@@ -129,19 +133,20 @@ class StoreTable(Protocol):
     prefix: bytes
 
     def begin_undo(self) -> None:
-        """Begin a record whose changes may have to be taken back; forgets the record before it."""
+        """Begin a record whose changes may have to be undone. The record before it can no longer be undone.
+        """
         ...
 
     def rollback(self) -> None:
-        """Take back what the record changed since `begin_undo`."""
+        """Undo what the record changed since `begin_undo`."""
         ...
 
     def end_undo(self) -> None:
-        """The record is through: what it changed stays."""
+        """Keep what the record changed: the record is through."""
         ...
 
     def check_changed(self) -> None:
-        """Raise ProcessingError if something that the record changed since `begin_undo` can't be kept."""
+        """Raise ProcessingError if something that the record changed since `begin_undo` can't be stored."""
         ...
 
     def counts(self) -> tuple[int, int]:
@@ -149,15 +154,15 @@ class StoreTable(Protocol):
         ...
 
     def encode_touched(self) -> dict[bytes, bytes]:
-        """What the open epoch changed, by key without prefix; `DELETED` for what is gone. Changes nothing.
+        """The changes of the open epoch, by key without prefix; `DELETED` for deleted keys. Changes nothing.
 
         Raises:
-            ProcessingError: a value can't be kept.
+            ProcessingError: a value can't be stored.
         """
         ...
 
     def close_epoch(self, changed: Mapping[bytes, bytes], epoch: int) -> None:
-        """The open layer is frozen as `epoch`: what was open is clean now."""
+        """The open layer was frozen as `epoch`: what was open is clean now."""
         ...
 
     def forget_touched(self) -> None:
@@ -165,11 +170,11 @@ class StoreTable(Protocol):
         ...
 
     def forget(self, key: bytes) -> None:
-        """Drop what is in memory of a key that isn't open."""
+        """Drop a key from memory if it isn't open."""
         ...
 
     def evict(self, entries: int) -> None:
-        """Drop the `entries` clean ones that were not used for longest."""
+        """Drop the `entries` clean ones that were unused for the longest time."""
         ...
 
 
@@ -184,7 +189,7 @@ class _Layer:
 
 @dataclass(frozen=True, slots=True)
 class _Batch:
-    """Committed changes on their way to the store. Never changed once made."""
+    """Committed changes on their way to the store. Immutable."""
 
     changes: Mapping[bytes, bytes]
     meta: StoreMeta
@@ -194,10 +199,10 @@ class StateTable:
     """The state of one store of one shard: a dict for each key.
 
     Attributes:
-        name: the store's.
-        step: the handler's that has it.
+        name: the store's name.
+        step: the name of the step, which is the handler's.
         touched: key -> live dict of the keys touched in the open epoch. It stays the same object, so a caller
-            that uses no undo may bind `touched.get` once, and call `get` only when that gives None.
+            that uses no undo may bind `touched.get` once, and call `get` only if that returns None.
     """
 
     __slots__ = ("_clean", "_encoded", "_images", "_shard", "name", "prefix", "step", "touched")
@@ -208,13 +213,13 @@ class StateTable:
         self.prefix = store_prefix(name)
         self._shard = shard
         self._clean: dict[bytes, State] = {}
-        # What the live dicts, touched or clean, were when they were last equal to the layers below.
+        # The values of the live dicts, touched or clean, when they were last equal to the layers below.
         self._encoded: dict[bytes, bytes] = {}
-        # While undo is on: what the dicts were when the record first saw them.
+        # While undo is on: the values of the dicts when the record first saw them.
         self._images: dict[bytes, bytes] | None = None
 
     def get(self, key: bytes) -> State:
-        """The live state of `key`, empty if it has none; the key counts as touched in the open epoch."""
+        """The live state of `key`, empty if it has none. The key then counts as touched in the open epoch."""
         state = self.touched.get(key)
         if state is None:
             state = self._clean.pop(key, None)
@@ -236,9 +241,9 @@ class StateTable:
         return decode_state(value) if value else {}
 
     def load_many(self, keys: Iterable[bytes]) -> int:
-        """Bring the state of `keys` into memory, unknown ones with one look into the store.
+        """Bring the state of `keys` into memory. Unknown ones take one read of the store.
 
-        Worth its cost for a batch of keys that are mostly cold. Returns how many were loaded.
+        It pays off for a batch of keys that are mostly cold. Returns how many were loaded.
         """
         touched, clean, prefix = self.touched, self._clean, self.prefix
         cold = [key for key in dict.fromkeys(keys) if key not in touched and key not in clean]
@@ -252,9 +257,9 @@ class StateTable:
         return len(cold)
 
     def begin_undo(self) -> None:
-        """Begin a record whose changes may have to be taken back; forgets the record before it.
+        """Begin a record whose changes may have to be undone. The record before it can no longer be undone.
 
-        Undo stays on until the barrier: `get` remembers what each dict was when the record first saw it.
+        Undo stays on until the barrier: `get` remembers the value of each dict when the record first saw it.
         """
         if self._images is None:
             self._images = {}
@@ -262,7 +267,7 @@ class StateTable:
             self._images.clear()
 
     def rollback(self) -> None:
-        """Take back what the record changed since `begin_undo`, in the dicts that `get` gave since."""
+        """Undo what the record changed since `begin_undo`, in the dicts that `get` has returned since."""
         images = self._images or {}
         for key, image in images.items():
             state = self.touched[key]
@@ -271,11 +276,11 @@ class StateTable:
         images.clear()
 
     def end_undo(self) -> None:
-        """What the record changed stays, and no more is remembered."""
+        """Keep what the record changed, and stop remembering."""
         self._images = None
 
     def check_changed(self) -> None:
-        """Raise ProcessingError if a state that the record touched since `begin_undo` can't be kept."""
+        """Raise ProcessingError if a state that the record touched since `begin_undo` can't be stored."""
         touched = {key: self.touched[key] for key in self._images or ()}
         try:
             encode_states(touched.values())
@@ -289,10 +294,10 @@ class StateTable:
         return len(self.touched), len(self._clean)
 
     def encode_touched(self) -> dict[bytes, bytes]:
-        """What the open epoch changed, by key. Changes nothing itself.
+        """The changes of the open epoch, by key. Changes nothing itself.
 
         Raises:
-            ProcessingError: a value can't be kept.
+            ProcessingError: a value can't be stored.
         """
         touched = self.touched
         if not touched:
@@ -314,8 +319,8 @@ class StateTable:
                     del changed[key]
         return changed
 
-    def close_epoch(self, changed: Mapping[bytes, bytes], epoch: int) -> None:  # noqa: ARG002  for all kinds
-        """The open layer is frozen: its dicts are clean now, and equal to `changed` and the layers below."""
+    def close_epoch(self, changed: Mapping[bytes, bytes], epoch: int) -> None:  # noqa: ARG002  required by the base class
+        """The open layer was frozen: its dicts are clean now, and equal to `changed` and the layers below."""
         encoded = self._encoded
         encoded.update(changed)
         if DELETED in changed.values():
@@ -333,12 +338,12 @@ class StateTable:
         self._images = None
 
     def forget(self, key: bytes) -> None:
-        """Drop what is in memory of a key that isn't touched."""
+        """Drop a key from memory if it isn't touched."""
         self._clean.pop(key, None)
         self._encoded.pop(key, None)
 
     def evict(self, entries: int) -> None:
-        """Drop the `entries` clean dicts that were not touched for longest."""
+        """Drop the `entries` clean dicts that were untouched for the longest time."""
         clean, encoded = self._clean, self._encoded
         for key in list(islice(clean, entries)):
             del clean[key]
@@ -353,7 +358,7 @@ class StateTable:
 
     def _image(self, key: bytes, state: State) -> bytes:
         try:
-            # marshal keeps what JSON would change, so a tuple that was there before is still found later.
+            # marshal keeps what JSON would change, so a tuple that was there before is still noticed later.
             return marshal.dumps(state)
         except ValueError:
             raise self._unkept(key, state) from None
@@ -372,22 +377,22 @@ class StateTable:
 
 
 class ShardState:
-    """The state of one shard: its tables, and what its store doesn't have yet.
+    """The state of one shard: its tables, and the changes that its store doesn't have yet.
 
     Args:
-        store: holds committed state, and says at which epoch.
-        stores: names of the handlers that have a dict for each key, what handlers declare besides, and the
-            timers of those that have some.
-        cache_entries_max: so many clean dicts are kept over a barrier, in all tables together.
+        store: holds committed state, and knows its epoch.
+        stores: the names of the handlers that have a dict for each key, the states that handlers declare, and
+            the timers of handlers that have some.
+        cache_entries_max: how many clean dicts are kept over a barrier, in all tables together.
         flush_limits: when committed changes are written to the store.
 
-    The life of an epoch: handlers get and change dicts; `freeze(e)` gives the delta; after Kafka's commit
-    `commit(e, ...)`, which writes to the store when enough has come together. If the epoch fails, `discard`.
-    After a restore that changed the store, make a new ShardState.
+    The life of an epoch: handlers get and change dicts; `freeze(e)` returns the delta; after Kafka's commit,
+    `commit(e, ...)` writes to the store if enough changes have accumulated. If the epoch fails, call
+    `discard`. After a restore that changed the store, create a new ShardState.
 
     Attributes:
         documents: the tables of dicts, by the handler's name.
-        tables: these and all others, by the name of the store.
+        tables: these and all other tables, by the name of the store.
     """
 
     def __init__(
@@ -427,7 +432,7 @@ class ShardState:
 
     @property
     def state_epoch(self) -> int:
-        """The last epoch that changed state, frozen ones included: what goes into committed metadata."""
+        """The last epoch that changed state, including frozen epochs. It goes into the committed metadata."""
         return self._frozen_epoch
 
     @property
@@ -447,10 +452,10 @@ class ShardState:
         )
 
     def freeze(self, epoch: int) -> Delta | None:
-        """Close the open layer under the number `epoch`; the delta to write, None if nothing changed.
+        """Close the open layer as epoch number `epoch`. Returns the delta to write, None if nothing changed.
 
         Raises:
-            ProcessingError: a value can't be kept; nothing is frozen then.
+            ProcessingError: a value can't be stored; nothing is frozen then.
         """
         if epoch <= self._frozen_epoch:
             raise ValueError(f"epoch {epoch} can't follow epoch {self._frozen_epoch}")
@@ -473,17 +478,17 @@ class ShardState:
         return delta
 
     def commit(self, epoch: int, changelog_offset_next: int, now_ms: float) -> None:
-        """Kafka committed `epoch`, for which `freeze` gave a delta (commit thread).
+        """Kafka committed `epoch`, for which `freeze` returned a delta. Called by the commit thread.
 
-        Its changes reach the store with a later one's, when the flush limits say so.
+        Its changes may reach the store later, together with others: the flush limits decide.
 
         Args:
-            epoch: the oldest frozen one.
+            epoch: the oldest frozen epoch.
             changelog_offset_next: the offset after the delta's last record.
-            now_ms: on a monotonic clock.
+            now_ms: the time on a monotonic clock.
 
         Raises:
-            What the store raises when it can't be written; nothing is lost, the next `flush` tries again.
+            Whatever the store raises if it can't be written. Nothing is lost; the next `flush` tries again.
         """
         if not self._prepared or self._prepared[0].epoch != epoch:
             raise ValueError(f"epoch {epoch} is not the oldest prepared one")
@@ -502,16 +507,18 @@ class ShardState:
             self.flush()
 
     def flush_is_due(self, now_ms: float) -> bool:
-        """Whether committed changes wait for the store for longer than they should: no later commit took
-        them along."""
+        """Whether committed changes have waited too long to be written to the store, because no later commit
+        wrote them.
+        """
         since_ms = self._pending_since_ms
         return since_ms is not None and now_ms - since_ms >= self._limits.age_ms_max
 
     def flush(self) -> None:
-        """Write everything committed to the store (commit thread, or any while that one is at rest).
+        """Write everything committed to the store. Called by the commit thread, or by another one while that
+        is idle.
 
         Raises:
-            What the store raises; nothing is lost, the next `flush` tries again.
+            Whatever the store raises. Nothing is lost; the next `flush` tries again.
         """
         self._write_batch()
         if self._pending:
@@ -530,12 +537,12 @@ class ShardState:
         self._frozen_epoch = self._meta.state_epoch
 
     def read(self, key: bytes) -> bytes | None:
-        """The encoded value of a store key below the live dicts; None or empty if it has none."""
+        """The encoded value of a store key below the live dicts. None or empty if it has none."""
         value = self._read_layers(key)
         return self._store.get(key) if value is None else value
 
     def read_many(self, keys: list[bytes]) -> list[bytes | None]:
-        """Like `read`, for many, with one look into the store."""
+        """Like `read`, for many keys, with one read of the store."""
         values = [self._read_layers(key) for key in keys]
         missing = [key for key, value in zip(keys, values, strict=True) if value is None]
         found = iter(self._store.get_many(missing) if missing else ())
@@ -552,7 +559,7 @@ class ShardState:
         return self._store.meta().state_epoch
 
     def _read_layers(self, key: bytes) -> bytes | None:
-        # From the top downwards: meanwhile the commit thread moves changes in the same direction.
+        # From top to bottom: meanwhile, the commit thread moves changes in the same direction.
         for layer in reversed(tuple(self._prepared)):
             value = layer.changes.get(key)
             if value is not None:

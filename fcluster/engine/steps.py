@@ -1,8 +1,8 @@
-"""A step: one operator compiled with all that follow it; and how failures say in which step they happened.
+"""A step is one operator compiled with all that follow it. Failures say in which step they happened.
 
-Each step catches what its own function raises, and only that, and turns it into a `StepFailure` that carries
-its `Place`: so a failure is judged by the rule of the step it happened in, however deep the steps are nested.
-Entering a `try` costs nothing. Pure.
+Each step catches only what its own function raises, and turns it into a `StepFailure` that carries its
+`Place`. So a failure is handled by the rule of the step in which it happened, however deep the steps are
+nested. Entering a `try` costs nothing. Pure.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ class Step(Protocol):
     """A compiled operator and all that follow it."""
 
     def __call__(self, record: SourceRecord, key: bytes | None, value: Any, /) -> None:
-        """Process one value that `record` led to."""
+        """Process one value that comes from `record`."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where in a chain something can fail.
+    """A place in a chain where something can fail.
 
     Attributes:
-        name: unique in the stage: a handler's is the handler's name.
-        doing: the same in a sentence, behind "the record failed ...".
-        on_error: what a record leads to that fails there.
+        name: unique in the stage. For a handler, the handler's name.
+        doing: the same as the end of a sentence that begins "the record failed ...".
+        on_error: what to do with a record that fails there.
     """
 
     name: str
@@ -43,7 +43,7 @@ class RecordError(Exception):
     """A record that can't be processed.
 
     Args:
-        failure: why, or only its message.
+        failure: the reason, or only its message.
     """
 
     def __init__(self, failure: Failure | str) -> None:
@@ -51,8 +51,8 @@ class RecordError(Exception):
         self.failure = Failure.of_record(failure) if isinstance(failure, str) else failure
 
 
-class StepFailure(Exception):  # noqa: N818  it is the step's, and never leaves the engine
-    """Something failed in the step at `place`: `error`, which may be any exception at all."""
+class StepFailure(Exception):  # noqa: N818  it is a step's failure, and never leaves the engine
+    """Something failed in the step at `place`: `error`, which may be any exception."""
 
     def __init__(self, place: Place, error: BaseException) -> None:
         super().__init__(place.name)
@@ -67,11 +67,11 @@ class StepFailure(Exception):  # noqa: N818  it is the step's, and never leaves 
         return Failure.of_record(describe_exception(self.error))
 
     def describe(self) -> str:
-        """The cause in one line: for the header of a dead letter."""
+        """The cause in one line, for the header of a dead letter."""
         return str(self.cause)
 
     def of(self, record: SourceRecord) -> Failure:
-        """The failure that names the record, the place and the cause, with a remedy where there is one."""
+        """A failure that names the record, the place and the cause, with a remedy where there is one."""
         cause = self.cause
         message = f"{describe_record(record)} failed {self.place.doing}: {cause.message}"
         if not isinstance(self.error, RecordError | OutputRefusedError):

@@ -1,13 +1,13 @@
 """The timers of one handler in one shard: setting, moving, cancelling and finding them.
 
-Responsible for: `HandlerTimers`, over the two tables that `kinds.make_timer_tables` makes; what handlers get
-as `ctx.timer`. `firing` decides when timers fire, and calls their functions. Pure.
+Responsible for: `HandlerTimers`, which uses the two tables that `kinds.make_timer_tables` makes. It
+implements `ctx.timer`. `firing` decides when timers fire, and calls their functions. Pure.
 
-Invariants kept:
-- There is at most one timer of a key and name. It is an entry of both tables, or of none.
+Invariants:
+- A key has at most one timer of each name. A timer is an entry of both tables, or of neither.
 - The first timer that is due is found by a range scan over all layers, so it doesn't depend on where barriers
   fell, or on what was written to the store.
-- Timers come in the order of time, then of the key's bytes, then of the name.
+- Timers are sorted by time, then by the key's bytes, then by name.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _KEY_AT: Final = 1 + TIME_BYTES
 
 
 class Timer(NamedTuple):
-    """A timer that is set. In the order in which they fire."""
+    """A timer that is set. Sorted in the order in which they fire."""
 
     at_ms: int
     key: bytes
@@ -49,14 +49,15 @@ class Timer(NamedTuple):
 
 
 class _Ahead:
-    """The next timers of one clock, read ahead, so that not each of them takes a scan.
+    """The next timers of one clock, read ahead, so that not every timer takes a scan.
 
-    All timers up to the last one that was read are here, in order; some may not be set any more. A scan goes
-    on behind that one: from the beginning, it would have to pass all those that RocksDB has as deleted.
+    All timers up to the last one that was read are here, in order. Some may no longer be set. A scan
+    continues after that one: from the beginning, it would have to skip all timers that RocksDB holds as
+    deleted.
 
     Attributes:
         timers: in the order in which they fire.
-        is_all: there are no others.
+        is_all: whether there are no others.
     """
 
     def __init__(self, prefix: bytes) -> None:
@@ -68,7 +69,7 @@ class _Ahead:
         self._last: Timer | None = None
 
     def add(self, timer: Timer) -> None:
-        """It was set."""
+        """Note a timer that was set."""
         if not self.is_all and (self._last is None or timer > self._last):
             return
         at = bisect_left(self.timers, timer)
@@ -79,7 +80,7 @@ class _Ahead:
             self._go_on_behind(self.timers[-1])
 
     def read(self, due: EntryTable) -> None:
-        """Read the next ones. Not within a record that may still be taken back."""
+        """Read the next ones. Don't call it within a record that may still be undone."""
         found = [
             _decode_due(key) for key, _ in islice(due.scan(self._read_until, self._end), READ_AHEAD_TIMERS)
         ]
@@ -99,9 +100,9 @@ class HandlerTimers:
 
     Args:
         process: the handler.
-        tables: of the shard, by the name of the store.
+        tables: the shard's tables, by the name of the store.
         noted: called with the clock and time of each timer that is set.
-        wall_ms: processing time.
+        wall_ms: returns the processing time.
     """
 
     def __init__(
@@ -122,7 +123,9 @@ class HandlerTimers:
         self._ahead = {clock: _Ahead(_BYTE_OF[clock]) for clock in TIMER_CLOCKS}
 
     def set(self, key: bytes | None, name: str, at_ms: int, clock: TimerClock) -> None:
-        """Set the timer of that key and name, or move it; see `HandlerContext.timer`."""
+        """Set the timer of that key and name. If it is already set, it gets the new time. See
+        `HandlerContext.timer`.
+        """
         self._check_name(name)
         if clock not in _BYTE_OF:
             raise ValueError(f"clock={bounded_repr(clock)} of a timer; it takes 'event' or 'processing'")
@@ -141,7 +144,7 @@ class HandlerTimers:
         self.remove(_checked(key), name)
 
     def put(self, clock: TimerClock, timer: Timer) -> None:
-        """Set it. Another one of that key and name is gone."""
+        """Set it. It replaces a timer with the same key and name."""
         self.remove(timer.key, timer.name)
         when = _BYTE_OF[clock] + encode_time(timer.at_ms)
         self._timers.put(group_of_key(timer.key) + timer.name.encode(), when)
@@ -158,12 +161,12 @@ class HandlerTimers:
             self._due.delete(when + ended(key) + name.encode())
 
     def take(self, clock: TimerClock, timer: Timer) -> None:
-        """Remove a timer that `first` gave."""
+        """Remove a timer that `first` returned."""
         self._due.delete(_due_key(_BYTE_OF[clock], timer))
         self._timers.delete(group_of_key(timer.key) + timer.name.encode())
 
     def first(self, clock: TimerClock) -> Timer | None:
-        """The timer of that clock that fires next. Not within a record that may still be taken back."""
+        """The timer of that clock that fires next. Don't call it within a record that may still be undone."""
         ahead = self._ahead[clock]
         while True:
             while ahead.timers:
@@ -171,13 +174,13 @@ class HandlerTimers:
                 when = _BYTE_OF[clock] + encode_time(timer.at_ms)
                 if self._timers.get(group_of_key(timer.key) + timer.name.encode()) == when:
                     return timer
-                del ahead.timers[0]  # it has fired, or was moved, cancelled or taken back
+                del ahead.timers[0]  # it has fired, or was moved, cancelled or undone
             if ahead.is_all:
                 return None
             ahead.read(self._due)
 
     def pending(self, key: bytes) -> dict[str, tuple[TimerClock, int]]:
-        """The timers of a key that are set, by name: their clock and time."""
+        """The timers of a key that are set: clock and time, by name."""
         found: dict[str, tuple[TimerClock, int]] = {}
         for name in self.functions:
             when = self._timers.get(group_of_key(key) + name.encode())
@@ -204,7 +207,9 @@ def _decode_due(due: bytes) -> Timer:
 
 
 def timer_title(handler: str, timer: Timer) -> str:
-    """Which timer, for messages. It is also the name of its step, and no other timer's while it is set."""
+    """A description of the timer for messages. It is also the name of its step; no other timer that is set
+    has the same.
+    """
     return (
         f"{TIMER_STEP}{timer.name!r} of the handler {handler!r} for the key {bounded_repr(timer.key)} at "
         f"{_time_text(timer.at_ms)}"

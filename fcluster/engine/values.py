@@ -1,12 +1,12 @@
-"""Which values state can keep, and their encoding.
+"""Which values state can hold, and their encoding.
 
-Responsible for: turning the state of keys into bytes and back, and refusing what would come back as
-something else: the user learns it at the first barrier, not after a restore. What can be kept: dict with
-str keys, list, str, int, float (finite), bool, None. Pure.
+Responsible for: turning the state of keys into bytes and back, and refusing values that would be different
+when decoded. The user learns of those at the first barrier, not after a restore. State can hold dict with str
+keys, list, str, int, float (finite), bool, None. Pure.
 
-The encoding is JSON by msgspec, all states of an epoch in one call. orjson is no faster at it, gives back
-buffers of 4 KiB however small the value (harmless for a record that is sent at once, 200 MB for 50,000
-values that are kept), and rounds integers beyond 64 bit when it reads them.
+msgspec encodes the states as JSON, all states of an epoch in one call. orjson isn't faster at that. It also
+returns buffers of 4 KiB however small the value is (harmless for a record that is sent at once, but 200 MB
+for 50,000 values that are kept), and rounds integers beyond 64 bits when it decodes them.
 """
 
 from __future__ import annotations
@@ -29,33 +29,33 @@ _encode_lines = msgspec.json.Encoder().encode_lines
 _values_of = dict[str, Any].values
 
 decode_state: Callable[[bytes], State] = msgspec.json.Decoder(State).decode
-"""The state that `encode_states` made these bytes of."""
+"""Decodes a state that `encode_states` encoded."""
 
 
 class UnkeptError(Exception):
-    """One of the states holds something that would not come back as it is."""
+    """One of the states holds something that would be different when decoded."""
 
 
 decode_value: Callable[[bytes], Any] = msgspec.json.Decoder().decode
-"""The value that `encode_values` made these bytes of."""
+"""Decodes a value that `encode_values` encoded."""
 
 
 def encode_states(states: Collection[State]) -> list[bytes]:
     """The encoded states, in order.
 
-    Equal states with the same order of keys give equal bytes, and `decode_state` keeps the order: bytes can
-    be compared to see whether a state has changed.
+    Equal states with the same order of keys have equal bytes, and `decode_state` keeps the order. So bytes
+    can be compared to see whether a state has changed.
 
     Raises:
-        UnkeptError: of at least one; `describe_unkept` finds out which and why.
+        UnkeptError: at least one can't be encoded; `describe_unkept` finds out which and why.
     """
     try:
-        # First, as it ends on a state that contains itself.
+        # This comes first, because it ends on a state that contains itself.
         lines = _encode_lines(states)
     except (TypeError, ValueError, RecursionError) as error:
         raise UnkeptError(str(error)) from error
     values = lines.split(b"\n")
-    values.pop()  # behind the last newline
+    values.pop()  # after the last newline
     floats = _check_types(states)
     if floats and b"null" in lines:
         pairs = zip(states, values, strict=True)
@@ -65,10 +65,10 @@ def encode_states(states: Collection[State]) -> list[bytes]:
 
 
 def encode_values(values: Collection[Any]) -> list[bytes]:
-    """As `encode_states`, for values that may be anything that can be kept.
+    """Like `encode_states`, for values of any type that can be kept.
 
     Raises:
-        UnkeptError: as there.
+        UnkeptError: as in `encode_states`.
     """
     try:
         lines = _encode_lines(values)
@@ -85,7 +85,7 @@ def encode_values(values: Collection[Any]) -> list[bytes]:
 
 
 def describe_unkept(state: object) -> str | None:
-    """Where in `state` stands what can't be kept, and why; None if all of it can."""
+    """Where in `state` the value is that can't be kept, and why. None if all of it can."""
     problem = _find_unkept(state, "state", frozenset())
     if problem is None:
         try:
@@ -98,12 +98,12 @@ def describe_unkept(state: object) -> str | None:
 def _check_types(states: Collection[State]) -> bool:
     """Whether there is a float anywhere in `states`.
 
-    The encoder makes lists of tuples, plain values of enums and UUIDs, and null of NaN without a word. So
-    the types of all values are looked at, one level of nesting of all states at a time, in loops that run
-    in C: about 0.1 us for a small flat state.
+    The encoder silently turns tuples into lists, enums and UUIDs into plain values, and NaN into null. So the
+    types of all values are checked, one level of nesting of all states at a time, in loops that run in C:
+    about 0.1 us for a small flat state.
 
     Raises:
-        UnkeptError: there is a type that can't be kept.
+        UnkeptError: a type can't be kept.
     """
     types = _types_in(map(_values_of, states), states)
     if dict in types or list in types:
@@ -112,7 +112,7 @@ def _check_types(states: Collection[State]) -> bool:
 
 
 def _check_types_below(level: list[Any], types: set[type]) -> bool:
-    """As `_check_types`, for a level of values of these types, and all below it."""
+    """Like `_check_types`, for one level of values with these types, and all levels below it."""
     floats = float in types
     while dict in types or list in types:
         found: list[State] = [value for value in level if type(value) is dict]

@@ -1,1 +1,3 @@
-"""What a job is: topics, stages, operators, codecs, kinds of state; which jobs can go on from which. Pure."""
+"""What a job is: topics, stages, operators, codecs and kinds of state, and which changes to it are
+compatible. Pure.
+"""

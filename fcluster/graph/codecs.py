@@ -11,8 +11,8 @@ A codec is an object with a name and two functions. fcluster's own codecs are fo
 `"text"`, `"bytes"`, `"int"`, `"msgpack"`); a user's own is a `Codec`.
 
 JSON is read by msgspec, since orjson rounds integers beyond 64 bits to floats. It is written by orjson, which
-is faster at that, and wrote the keys of existing state. Values that orjson refuses (long integers) or changes
-(NaN and infinity become null) are detected and handled here.
+is faster and wrote the keys of existing state. Values that orjson refuses (long integers) or changes (NaN and
+infinity become null) are detected and handled here.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def _encode_text(value: Any) -> bytes:
 
 
 def _encode_bytes(value: Any) -> bytes:
-    # bytes(5) would be five zero bytes, so the type is asked first.
+    # bytes(5) would be five zero bytes, so the type is checked first.
     if not isinstance(value, bytes | bytearray | memoryview):
         raise TypeError(_wrong_kind(value, "bytes", "bytes"))
     return bytes(value)  # pyright: ignore[reportUnknownArgumentType]
@@ -97,11 +97,11 @@ def check_finite(value: Any) -> None:
     Called only if there is a null in the JSON, so its cost doesn't matter much.
 
     Raises:
-        ValueError: one is; the message says where.
+        ValueError: one is. The message says where.
     """
     try:
         packed = _pack(value)
-    except Exception:  # noqa: BLE001  what msgpack can't hold isn't wrong for that; it is looked through
+    except Exception:  # noqa: BLE001  what msgpack can't encode may be fine: search it instead
         packed = b""
     # A float is 0xcb and eight bytes, with all bits of the exponent set in NaN and infinity.
     if not packed or b"\xcb\x7f" in packed or b"\xcb\xff" in packed:
@@ -124,7 +124,7 @@ def _find_not_finite(value: Any, path: str) -> None:
 
 
 def _with_long_integers(value: Any) -> Any:
-    """`value` with integers beyond 64 bits in a form that orjson writes digit for digit."""
+    """`value`, with integers beyond 64 bits in a form that orjson writes digit for digit."""
     if type(value) is int and not _BITS_64_MIN <= value <= _BITS_64_MAX:
         return orjson.Fragment(str(value).encode())
     if isinstance(value, dict):
@@ -149,8 +149,7 @@ def _decode_int(raw: bytes) -> int:
 
 
 INT_BYTES_MIN = 8
-"""The size that Kafka's `LongSerializer` writes. An int beyond 64 bits takes as many more bytes as it
-needs."""
+"""The size that Kafka's `LongSerializer` writes. Longer ints take as many bytes as they need."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,9 +157,9 @@ class CodecUse:
     """What a codec is opened for.
 
     Attributes:
-        name: of the topic, or of the state (``handler/state``).
+        name: the name of the topic, or of the state (``handler/state``).
         part: the part that is encoded: "key", "value", or "state".
-        settings: of the run, by name with dots.
+        settings: the settings of this run, by dotted name.
     """
 
     name: str
@@ -175,9 +174,9 @@ class Codec(Generic[_T]):
     Attributes:
         name: identifies the codec when a changed job is compared with its state. Choose another name when the
             bytes change.
-        encode: a value to bytes. It must raise TypeError or ValueError for values that would not come back
-            the same. For keys: equal keys must give equal bytes, in every process.
-        decode: the bytes back to the value.
+        encode: turns a value into bytes. It must raise TypeError or ValueError for a value that would be
+            different when decoded. For keys: equal keys must have equal bytes, in every process.
+        decode: turns the bytes back into the value.
         open: called with a `CodecUse` when a shard begins to use the codec, once for each topic or state in
             each process. It returns the codec to use there. For codecs that depend on the topic or on
             settings, such as the address of a schema registry.
@@ -220,7 +219,7 @@ def codec_is_known(kind: object) -> bool:
 
 
 def bound_codec(kind: Kind, use: CodecUse) -> Kind:
-    """The kind for one use. Its `open` is called only when the first key or value comes."""
+    """The codec for one use. Its `open` is called only when the first key or value is encoded or decoded."""
     if not isinstance(kind, Codec) or kind.open is None:
         return kind
     opener = kind.open
@@ -257,7 +256,7 @@ def _wrong_kind(value: Any, kind: str, expected: str) -> str:
     )
 
 
-# Built-in functions where possible: these run once or twice for each record.
+# These run once or twice for each record, so they are built-in functions where possible.
 _TEXT: tuple[Decode, Encode] = (bytes.decode, _encode_text)
 _BYTES: tuple[Decode, Encode] = (bytes, _encode_bytes)
 _INT: tuple[Decode, Encode] = (_decode_int, _encode_int)
@@ -278,7 +277,9 @@ _VALUE_CODECS: dict[str, tuple[Decode, Encode]] = {
 
 
 def key_codec(kind: Kind) -> tuple[Decode, Encode]:
-    """Decodes and encodes keys of that kind. Equal keys have equal bytes: names are sorted."""
+    """Decodes and encodes keys of that kind. Equal keys have equal bytes: the names in JSON objects are
+    sorted.
+    """
     return (kind.decode, _checked(kind)) if isinstance(kind, Codec) else _KEY_CODECS[kind]
 
 

@@ -1,9 +1,9 @@
-"""What tells one function of a job file from another: an identity that outlives the process.
+"""The identity of a function in a job file. It stays the same from one process to the next.
 
-Responsible for: `function_identity`, which says whether `key_by` still routes by the same key. State is keyed
-by what such a function gives, so another function must be noticed, and an unchanged one never refused.
-Keeps the invariants: the identity depends on the job file alone, not on the process, the host, the place of
-the file or (but for the last resort, which says so) the version of Python; no user's code runs.
+Responsible for: `function_identity`, which shows whether `key_by` still routes by the same key. State is
+stored by the keys that such a function returns, so a different function must be noticed, and an unchanged one
+must never be refused. Invariants: the identity depends only on the job file, not on the process, the host,
+the file's location or the version of Python (except in the last resort, which says so); no user code runs.
 """
 
 from __future__ import annotations
@@ -20,33 +20,34 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, cast
 
 BYTECODE: Final = "bytecode"
-"""How an identity begins that holds for one version of Python only."""
+"""The beginning of an identity that is valid for one version of Python only."""
 
 _SIMPLE: Final = (str, bytes, int, float, complex, bool, type(None), type(Ellipsis))
 _NAMED: Final = (type, types.BuiltinFunctionType, types.MethodDescriptorType, types.ModuleType)
 _DIGEST_CHARACTERS: Final = 12
 _DEPTH_MAX: Final = 4
 _CHARACTERS_MAX: Final = 300
-"""What is longer is told by its digest."""
+"""Longer texts are replaced by their digest."""
 _OPERATORS: Final = (operator.itemgetter, operator.attrgetter, operator.methodcaller)
 
 
 def function_identity(function: Callable[..., Any]) -> str:
-    """A text that is the same for the same function in every run, and differs between different ones.
+    """A text that is the same for the same function in every run, and different for different functions.
 
-    A function with a name is told by its qualified name, and by the simple values (numbers, texts, tuples of
-    them, other functions) that it closes over and has as defaults. A lambda is told by its syntax, whatever
-    its parameters are called and however it is laid out, and by the same kinds of values, constants of its
-    module included. Where there is no source, the bytecode has to do, and the text begins with `BYTECODE`
-    and the version of Python.
+    The identity of a named function is its qualified name, and the simple values (numbers, texts, tuples,
+    other functions) in its closure and its defaults. The identity of a lambda is its syntax, whatever its
+    parameters are called and however it is formatted, and the same kinds of values, including its module's
+    constants. Without source code, the bytecode is used, and the text begins with `BYTECODE` and the version
+    of Python.
     """
     text = _of(function, 0)
     return text if len(text) <= _CHARACTERS_MAX else f"{text[:100]}... {_digest(text)}"
 
 
 def comparable(identity: str, other: str) -> bool:
-    """Whether these two identities can tell if the functions are the same: bytecode can't be compared with
-    anything but bytecode of the same version."""
+    """Whether these two identities show if the functions are the same. Bytecode can only be compared with
+    bytecode of the same version.
+    """
     kinds = [text.split("/", 1)[0] if text.startswith(BYTECODE) else "" for text in (identity, other)]
     return kinds[0] == kinds[1]
 
@@ -90,12 +91,12 @@ def _named(values: Mapping[Any, Any], depth: int) -> str:
 
 
 def _qualified_name(value: Any) -> str:
-    # Not the module: a job file may be renamed, or be imported in another way.
+    # Not the module's name: a job file may be renamed, or be imported in another way.
     return str(getattr(value, "__qualname__", getattr(value, "__name__", type(value).__qualname__)))
 
 
 def _of_object(value: Any, depth: int) -> str:
-    """An object that can be called, or that a function refers to: its class, and its own values."""
+    """An object that is callable or that a function refers to: its class and its own values."""
     values: dict[str, Any] = dict(getattr(value, "__dict__", {}))
     kind = cast("type[Any]", type(value))
     for slot in getattr(kind, "__slots__", ()):
@@ -122,7 +123,7 @@ def _of_function(function: types.FunctionType, depth: int) -> str:
 
 
 def _surroundings(function: types.FunctionType, depth: int) -> str:
-    """Defaults, and what the function closes over."""
+    """The function's defaults, and the values in its closure."""
     parts: list[str] = []
     if function.__defaults__:
         parts.append(f"defaults ({_all(function.__defaults__, depth)})")
@@ -155,22 +156,24 @@ def _names_of(code: types.CodeType) -> Iterator[str]:
 
 
 def _lambda_node(code: types.CodeType) -> ast.Lambda | None:
-    """The lambda's own node in the syntax of its file; None if there is no source, or it isn't certain."""
+    """The lambda's node in the syntax tree of its file. None if there is no source, or if the node is
+    ambiguous.
+    """
     text = "".join(linecache.getlines(code.co_filename)) or _source_of(code)
     lambdas = [node for node in _lambdas_in(text) if node.lineno == code.co_firstlineno]
     if not lambdas:
         return None
-    # Some instructions stand for no text: they have no columns, or none but 0.
+    # Some instructions have no source position: they have no columns, or only 0.
     places = [place for place in code.co_positions() if place[3]]
     inside = [node for node in lambdas if _spans(node.body, places)]
-    # Of nested ones all that lie around it fit; it is the innermost.
+    # All lambdas around a nested one match too; the innermost is the right one.
     inside.sort(key=lambda node: (node.body.lineno, node.body.col_offset), reverse=True)
     if places:
         return inside[0] if inside else None
     return lambdas[0] if len(lambdas) == 1 else None
 
 
-@functools.lru_cache(maxsize=4)  # a job's lambdas stand in few files, and its tests build it for each test
+@functools.lru_cache(maxsize=4)  # a job's lambdas are in few files, and tests build the job again and again
 def _lambdas_in(text: str) -> tuple[ast.Lambda, ...]:
     try:
         return tuple(node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Lambda))
@@ -197,10 +200,10 @@ def _spans(body: ast.expr, places: list[tuple[int | None, int | None, int | None
 
 
 def _canonical(node: ast.AST, names: Mapping[str, str]) -> str:
-    """The syntax in one line: without places, parentheses and spellings, and with parameters by number.
+    """The syntax in one line: without positions, parentheses and spellings, and with parameters by number.
 
-    Written here and not `ast.dump`, whose text changes between versions of Python. What is empty is left
-    out, since new versions add fields that are.
+    `ast.dump` isn't used because its output changes between versions of Python. Empty fields are left out,
+    since new versions add such fields.
     """
     if isinstance(node, ast.Lambda):
         names = {**names, **_numbered(node.args, len(names))}
@@ -227,7 +230,7 @@ def _canonical_field(value: Any, names: Mapping[str, str]) -> str:
 
 
 def _numbered(arguments: ast.arguments, first: int) -> dict[str, str]:
-    # Only what is given by position may be renamed: nobody else names it.
+    # Only positional parameters may be renamed: nothing else refers to their names.
     named = [*arguments.posonlyargs, *arguments.args]
     return {argument.arg: f"_{first + index}" for index, argument in enumerate(named)}
 

@@ -1,6 +1,7 @@
-"""The partition that a key goes to: Java's partitioner, which the job's producers and `fcluster produce` use.
+"""The partition that a key goes to, as Java's partitioner chooses it. The job's producers and `fcluster
+produce` use the same one.
 
-Responsible for: the same choice without a Kafka client. Pure.
+Responsible for: making this choice without a Kafka client. Pure.
 """
 
 from __future__ import annotations
@@ -27,5 +28,5 @@ def murmur2(data: bytes) -> int:
 
 
 def partition_of(key: bytes, partitions: int) -> int:
-    """The partition of a topic with so many that a record with this key goes to."""
+    """The partition of a record with this key, in a topic with this many partitions."""
     return (murmur2(key) & 0x7FFFFFFF) % partitions

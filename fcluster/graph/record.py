@@ -1,6 +1,6 @@
-"""What a handler returns to set more than the value of an output.
+"""`Record`: the output of a handler that sets more than a value.
 
-Responsible for: `Record`, and the marker for a field that is left out. Pure.
+Responsible for: `Record`, and the marker for fields that are left out. Pure.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ class Record:
     Fields that are left out carry over from the record being processed.
 
     Attributes:
-        key: of the kind declared as the target topic's `key`. None is the null key.
-        value: of the kind declared as the target topic's `value`. None is a tombstone.
+        key: the key, of the kind declared as the target topic's `key`. None is the null key.
+        value: the value, of the kind declared as the target topic's `value`. None is a tombstone.
         headers: pairs of a name and bytes (or None), in order.
         timestamp: milliseconds since 1970. 0 is written as -1 ("none").
-        topic: a topic of the job to write to instead of the handler's `to`.
+        topic: a topic of the job, used instead of the handler's `to`.
     """
 
     __slots__ = ("headers", "key", "timestamp", "topic", "value")

@@ -70,8 +70,8 @@ class State:
         return None if self.ttl is None else self.ttl // timedelta(milliseconds=1)
 
     def describe(self) -> dict[str, Any]:
-        """What the bytes of its entries depend on. It matters whether there is a TTL, but not how long it
-        is.
+        """What the encoding of its entries depends on. It includes whether there is a TTL, but not how long
+        it is.
         """
         described: dict[str, Any] = {"kind": self.kind, "value": codec_name(self.value)}
         if self.ttl is not None:
@@ -230,7 +230,7 @@ AnyState = ValueState[Any] | MapState[Any, Any] | ListState[Any]
 
 @dataclass(frozen=True, slots=True)
 class StateStore:
-    """A state of one handler, and the stores that it uses.
+    """A state of one handler, and its stores.
 
     Attributes:
         handler: the handler's name.
@@ -244,29 +244,29 @@ class StateStore:
 
     @property
     def name(self) -> str:
-        """Of the store of its entries. It is unique, because names of handlers and states contain no
+        """The store of its entries. The name is unique, because names of handlers and states contain no
         slash.
         """
         return f"{self.handler}/{self.state.name}"
 
     @property
     def bounds_name(self) -> str:
-        """Of the store of a list's first and last position."""
+        """The store of a list's first and last position."""
         return f"{self.name}/bounds"
 
     @property
     def times_name(self) -> str:
-        """Of the store that finds expired entries, by time."""
+        """The store that finds expired entries, by time."""
         return f"{self.name}/times"
 
     @property
     def clock_name(self) -> str:
-        """Of the store of the handler's clock."""
+        """The store of the handler's clock."""
         return f"{self.handler}//clock"
 
     @property
     def store_names(self) -> tuple[str, ...]:
-        """Of all stores that it needs."""
+        """The names of all its stores."""
         names = [self.name]
         if self.state.kind == "list":
             names.append(self.bounds_name)

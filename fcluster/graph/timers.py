@@ -1,4 +1,4 @@
-"""The timers of a handler: which function is called when one of them is due, and where they are kept.
+"""The timers of a handler: the functions that they call, and the stores that keep them.
 
 Responsible for: what a job file declares (`TimerFunction`), the names of the stores (`TimerStore`), and how a
 timer is named in messages and failures. `fcluster.engine.timers` keeps and fires them. Pure.
@@ -11,21 +11,21 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 TimerClock = Literal["event", "processing"]
-"""Event time moves by the timestamps of records; processing time is the wall clock."""
+"""Event time follows the timestamps of records; processing time is the wall clock."""
 
 TIMER_CLOCKS: tuple[TimerClock, ...] = ("event", "processing")
 TIMER_MS_MAX = 2**53
-"""No timer is set for a later time, in milliseconds since 1970."""
+"""The latest time that a timer can have, in milliseconds since 1970."""
 
 
 @dataclass(frozen=True, slots=True)
 class TimerFunction:
-    """What is called when a timer of this name is due.
+    """The function that is called when a timer of this name is due.
 
     Attributes:
         name: of the timer; unique in its handler.
         function: called as `function(key, ctx)`.
-        returns: as of `Process`.
+        returns: as in `Process`.
     """
 
     name: str
@@ -35,7 +35,7 @@ class TimerFunction:
 
 @dataclass(frozen=True, slots=True)
 class TimerStore:
-    """The stores in which the timers of one handler are kept.
+    """The stores that keep one handler's timers.
 
     Attributes:
         handler: the handler's name.
@@ -45,15 +45,15 @@ class TimerStore:
 
     @property
     def name(self) -> str:
-        """Of the store that finds a timer by key and name. Names of states contain no slash."""
+        """The store that finds a timer by key and name. Names of states contain no slash."""
         return f"{self.handler}//timers"
 
     @property
     def due_name(self) -> str:
-        """Of the store that finds the timers that are due."""
+        """The store that finds the timers that are due."""
         return f"{self.handler}//due"
 
     @property
     def store_names(self) -> tuple[str, ...]:
-        """Of all stores that it needs."""
+        """The names of all its stores."""
         return (self.name, self.due_name)

@@ -1,11 +1,11 @@
-"""What a job is, once it is built: stages, chains, stores, and what may change between two runs.
+"""What a job is once it is built: stages, chains and stores, and what may change between two runs.
 
-Responsible for: the frozen description that every process of the cluster derives from the same job file,
-its fingerprint, and the judgement whether state written by an older description still fits.
-Keeps the invariants: stages come upstream first; a topic is read by one stage only; the topics of a stage
-have equally many partitions and keys of one kind; a store's name is unique in the job; nothing here depends
-on the run (names and order come from the job file alone, because they name state). Must not do I/O, nor
-validate a user's job: `job.py` does that, with messages.
+Responsible for: the frozen description that every process of the cluster derives from the same job file, its
+fingerprint, and the decision whether it is compatible with state written under an older description.
+Invariants: stages come upstream first; a topic is read by one stage only; the topics of a stage have the same
+number of partitions and the same kind of key; a store's name is unique in the job; nothing here depends on
+the run (names and order come from the job file alone, because they name state). Must not do I/O. Must not
+validate a user's job: `job.py` does that.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ KEY_KINDS: tuple[str, ...] = ("text", "bytes", "int", "json", "msgpack")
 VALUE_KINDS: tuple[str, ...] = ("json", "text", "bytes", "int", "msgpack")
 
 _FORMAT_WITHOUT_STATES = 1
-"""Of descriptions of jobs whose handlers declare no states or timers: older versions can go on with them."""
+"""The format for jobs whose handlers declare no states or timers. Older versions can read it."""
 _DESCRIPTION_FORMAT = 2
 _FORMATS_READ = (_FORMAT_WITHOUT_STATES, _DESCRIPTION_FORMAT)
 
@@ -49,11 +49,11 @@ class TopicSpec:
     """A Kafka topic and how its records are read and written.
 
     Attributes:
-        name: of the topic.
+        name: the topic's name.
         key: how keys are decoded for `ctx.key` and encoded on the way out.
-        value: the same for values.
-        isolation: whether records of open and aborted transactions are read. It doesn't count in
-            comparisons: a job's topics get their default only once its settings are known.
+        value: how values are decoded and encoded.
+        isolation: whether records of open and aborted transactions are read. Comparisons ignore it, because a
+            topic's default is known only when the job's settings are.
     """
 
     name: str
@@ -63,12 +63,12 @@ class TopicSpec:
 
 
 OnError = Literal["stop", "skip"] | TopicSpec
-"""What a record that can't be processed leads to; a topic gets it as a dead letter."""
+"""What to do with a record that can't be processed. A topic here receives it as a dead letter."""
 
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """Passes the values for which `function(value)` is true; fails by the rule `on_error`."""
+    """Passes on the values for which `function(value)` is true. `on_error` says what to do if it fails."""
 
     function: Callable[[Any], Any]
     on_error: OnError = "stop"
@@ -76,7 +76,9 @@ class Filter:
 
 @dataclass(frozen=True, slots=True)
 class Map:
-    """Replaces each value by `function(value)`; key, timestamp and headers stay. Fails by `on_error`."""
+    """Replaces each value by `function(value)`; key, timestamp and headers stay. `on_error` says what to do
+    if it fails.
+    """
 
     function: Callable[[Any], Any]
     on_error: OnError = "stop"
@@ -84,8 +86,9 @@ class Map:
 
 @dataclass(frozen=True, slots=True)
 class FlatMap:
-    """Replaces each value by the values of the iterable that `function(value)` gives, none or many. Key,
-    timestamp and headers stay. Fails by `on_error`."""
+    """Replaces each value by the values in the iterable that `function(value)` returns; there may be none.
+    Key, timestamp and headers stay. `on_error` says what to do if it fails.
+    """
 
     function: Callable[[Any], Any]
     on_error: OnError = "stop"
@@ -96,13 +99,13 @@ class Process:
     """A handler with keyed state.
 
     Attributes:
-        name: of the operator and of its store; unique in the job.
+        name: the name of the operator and of its store; unique in the job.
         function: called as `function(ctx, value)`.
         on_error: "stop", "skip", or the dead-letter topic.
-        stores: what it declares besides `ctx.state`.
-        returns: "many" if the call gives an iterable of outputs (a generator), "one" if it gives one
+        stores: the states that it declares besides `ctx.state`.
+        returns: "many" if the call returns an iterable of outputs (a generator), "one" if it returns one
             output, or None for no output.
-        timers: what is called when a timer that it has set is due.
+        timers: the functions that its timers call.
     """
 
     name: str
@@ -114,13 +117,13 @@ class Process:
 
     @property
     def timer_store(self) -> TimerStore | None:
-        """Where its timers are kept; None if it has none."""
+        """The store of its timers, or None if it has none."""
         return TimerStore(self.name) if self.timers else None
 
 
 Operator = Filter | Map | FlatMap | Process
 Rekey = str | Callable[[Any], Any]
-"""A field of the value (which is an object then), or a function of the value, that gives the new key."""
+"""How the new key is found: a field of the value (which is an object then), or a function of the value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,16 +131,18 @@ class Chain:
     """Operators that a record of one topic runs through within one call.
 
     Attributes:
-        name: for logs and metrics; unique in the job.
-        operators: in the order in which they apply.
-        rekey: gives the new key of what leaves the chain, None if keys stay. With `sink` the repartition
-            topic of the next stage, or an output topic when nothing but `.to(topic)` followed `key_by`.
-        rekey_version: stands for `rekey` where it is asked if the key is still the same; None: its text does.
-        sink: where what leaves the chain is written; None: nowhere (records with a topic of their own still
-            go there).
-        input: the number of the stage's input that it reads.
-        rekey_on_error: what a record leads to that gets no key.
-        sink_on_error: what a record leads to whose output the sink doesn't take.
+        name: a name for logs and metrics; unique in the job.
+        operators: the operators, in the order in which they apply.
+        rekey: gives the new key of records that leave the chain. None: keys stay the same. `sink` is then the
+            repartition topic of the next stage, or an output topic if `key_by` is followed only by
+            `.to(topic)`.
+        rekey_version: compared instead of `rekey` to find out whether keys are still the same. None: `rekey`
+            is compared.
+        sink: the topic to which records that leave the chain are written. None: none; records that name a
+            topic of their own are still written there.
+        input: the number of the stage's input that the chain reads.
+        rekey_on_error: what to do with a record for which no key can be found.
+        sink_on_error: what to do with a record whose output can't be written to the sink.
     """
 
     name: str
@@ -156,7 +161,7 @@ class Chain:
 
     @property
     def rules(self) -> tuple[OnError, ...]:
-        """The rules of all its steps, in order, as far as something can fail there."""
+        """The error rules of all its steps that can fail, in order."""
         rules: list[OnError] = [operator.on_error for operator in self.operators]
         if self.rekey is not None:
             rules.append(self.rekey_on_error)
@@ -170,12 +175,13 @@ class Input:
     """A topic that a stage reads.
 
     Attributes:
-        topic: and how its records are read.
-        internal: it is a repartition topic of the cluster's own.
-        name: the topic's; of a repartition topic that of its `key_by`, of which the topic's name is made.
-        on_error: what a record leads to that can't be decoded.
-        watermark: how event time follows from its timestamps; None: the job doesn't use event time. That of a
-            repartition topic follows from its watermark records.
+        topic: the topic, and how its records are read.
+        internal: whether it is a repartition topic of the cluster.
+        name: the topic's name. For a repartition topic: the name of its `key_by`, from which the topic's name
+            is made.
+        on_error: what to do with a record that can't be decoded.
+        watermark: how event time follows from its timestamps. None: the job doesn't use event time. The event
+            time of a repartition topic follows from its watermark records.
     """
 
     topic: TopicSpec
@@ -190,11 +196,11 @@ class Stage:
     """All chains that read the same topics.
 
     Attributes:
-        name: that of its first input.
-        inputs: the topics that it reads, mostly one. Several are co-partitioned: partition n of each belongs
+        name: the name of its first input.
+        inputs: the topics that it reads, usually one. Several are co-partitioned: partition n of each belongs
             to the stage's shard n. Their order decides between records with the same timestamp.
-        chains: each record runs through each of those of its input, in this order.
-        stores: names of the handlers in it, in the order of the job file.
+        chains: its chains. Each record runs through all chains of its input, in this order.
+        stores: the names of its handlers, in the order of the job file.
         changelog: the topic of the stage's deltas; None when there are no stores.
     """
 
@@ -211,7 +217,7 @@ class Stage:
 
     @property
     def keeps_time(self) -> bool:
-        """Whether its shards have an event time. All stages of a job have it, or none."""
+        """Whether its shards have an event time. Either all stages of a job have it, or none."""
         return self.inputs[0].watermark is not None
 
     @property
@@ -220,7 +226,7 @@ class Stage:
         return bool(self.timed_processes)
 
     def chains_of(self, number: int) -> tuple[Chain, ...]:
-        """The chains that records of that input run through."""
+        """The chains through which records of this input run."""
         return tuple(chain for chain in self.chains if chain.input == number)
 
     def input_of(self, topic: str) -> int:
@@ -229,7 +235,7 @@ class Stage:
 
     @property
     def all_stores(self) -> tuple[str | StateStore | TimerStore, ...]:
-        """What `ShardState` is made with."""
+        """The stores that `ShardState` is created with."""
         timers = (process.timer_store for process in self.timed_processes)
         return (*self.stores, *self.state_stores, *(store for store in timers if store is not None))
 
@@ -241,13 +247,13 @@ class Stage:
 
     @property
     def state_stores(self) -> tuple[StateStore, ...]:
-        """What its handlers declare besides the dict that each has, in the order of the job file."""
+        """The states that its handlers declare besides `ctx.state`, in the order of the job file."""
         processes = (process for chain in self.chains for process in chain.processes)
         return tuple({store.name: store for process in processes for store in process.stores}.values())
 
     @property
     def dead_letter_topics(self) -> tuple[TopicSpec, ...]:
-        """The topics that get what fails in it; may repeat."""
+        """The topics that receive records that failed in it. May contain repetitions."""
         rules = [source.on_error for source in self.inputs]
         rules += [rule for chain in self.chains for rule in chain.rules]
         return tuple(rule for rule in rules if isinstance(rule, TopicSpec))
@@ -260,9 +266,11 @@ class Topology:
     Attributes:
         job: its name, which is also the consumer group.
         stages: upstream first.
-        fingerprint: 12 hex digits over all that state and committed offsets depend on (`describe`). It
-            differs also after compatible changes; `incompatibility` tells which they are.
-        topics: all that the job file declares, also those that only `Record(topic=...)` writes to.
+        fingerprint: 12 hex digits, computed from everything that state and committed offsets depend on
+            (`describe`). It also differs after compatible changes; `incompatibility` tells which changes
+            those are.
+        topics: all topics that the job file declares, including those that only `Record(topic=...)` writes
+            to.
     """
 
     job: str
@@ -296,23 +304,24 @@ class Topology:
 
     @property
     def inputs(self) -> tuple[Input, ...]:
-        """All topics that are read, upstream first."""
+        """All topics that the job reads, upstream first."""
         return tuple(source for stage in self.stages for source in stage.inputs)
 
     @property
     def sources(self) -> tuple[TopicSpec, ...]:
-        """The topics read that aren't the cluster's own, upstream first."""
+        """The topics that the job reads and that aren't the cluster's own, upstream first."""
         return tuple(source.topic for source in self.inputs if not source.internal)
 
     @property
     def stages_by_topic(self) -> dict[str, Stage]:
-        """By the name of each topic that is read, the stage that reads it."""
+        """The stage that reads each topic, by the topic's name."""
         return {topic: stage for stage in self.stages for topic in stage.topics}
 
     @property
     def outputs(self) -> tuple[TopicSpec, ...]:
-        """The topics, not the cluster's own, that the job may write to: sinks, dead letters, and declared
-        topics that it doesn't read."""
+        """The topics of the user to which the job may write: sinks, dead letters, and declared topics that it
+        doesn't read.
+        """
         internal = {source.topic.name for source in self.inputs if source.internal}
         sources = {topic.name for topic in self.sources}
         candidates = [topic for stage in self.stages for topic in written_topics(stage)]
@@ -325,7 +334,7 @@ class Topology:
         return any(stage.keeps_time for stage in self.stages)
 
     def told_topics(self, stage: Stage) -> dict[str, Stage]:
-        """The repartition topics that are told of a stage's event time, with the stages that read them."""
+        """The repartition topics to which a stage's event time is written, with the stages that read them."""
         if not stage.keeps_time:
             return {}
         internal = {source.topic.name for source in self.inputs if source.internal}
@@ -333,7 +342,7 @@ class Topology:
         return {name: self.stages_by_topic[name] for name in sorted(sinks & internal)}
 
     def time_is_needed(self, stage: Stage) -> bool:
-        """Whether something in `stage` or behind it depends on event time."""
+        """Whether something in `stage` or downstream of it depends on event time."""
         return stage.needs_time or any(map(self.time_is_needed, self.told_topics(stage).values()))
 
     @property
@@ -347,7 +356,9 @@ class Topology:
 
     @property
     def renamed_topics(self) -> dict[str, str]:
-        """The internal topics that aren't called as `build` would call them, by what it would call them."""
+        """The internal topics whose names differ from what `build` would choose, by the names that it would
+        choose.
+        """
         names: dict[str, str] = {}
         for stage in self.stages:
             for source in stage.inputs:
@@ -358,21 +369,21 @@ class Topology:
         return {built: actual for built, actual in names.items() if built != actual}
 
     def with_internal_topics(self, names: Mapping[str, str]) -> Topology:
-        """The same job with some internal topics under other names; the fingerprint stays.
+        """The same job with other names for some internal topics. The fingerprint doesn't change.
 
         Args:
-            names: by the name that a topic has now (see `former_names`).
+            names: new names, by the present ones (see `former_names`).
         """
         if not names:
             return self
         return replace(self, stages=tuple(_renamed(stage, names) for stage in self.stages))
 
     def describe(self) -> dict[str, Any]:
-        """What state and committed offsets depend on, as JSON-able data for the journal.
+        """Everything that state and committed offsets depend on, as data for JSON in the journal.
 
-        It names the internal topics too: by that they are known to be this job's.
+        It names the internal topics too, which identifies them as this job's.
 
-        Not in it: filters, maps and flat_maps, the code of handlers, output topics, isolation and error
+        It leaves out filters, maps and flat_maps, the code of handlers, output topics, isolation and error
         handling. They may change freely between runs.
         """
         feeds = {topic: fed for stage in self.stages for topic, fed in _feeds(stage)}
@@ -385,10 +396,10 @@ class Topology:
 
 
 def with_event_time(stages: Sequence[Stage], declared: Mapping[str, Watermark]) -> list[Stage]:
-    """The stages of a job, with event time if one of them uses it.
+    """The stages of a job, all with event time if one of them uses it.
 
     Args:
-        declared: by topic of the user's. Others get the default.
+        declared: the watermarks that the user declared, by topic. Other topics get the default.
     """
     if not declared and not any(stage.needs_time for stage in stages):
         return list(stages)
@@ -402,7 +413,7 @@ def with_event_time(stages: Sequence[Stage], declared: Mapping[str, Watermark]) 
 
 
 def written_topics(stage: Stage) -> Iterator[TopicSpec]:
-    """The sinks and dead-letter topics of a stage, repartition topics included; may repeat."""
+    """The sinks and dead-letter topics of a stage, including repartition topics. May contain repetitions."""
     for chain in stage.chains:
         if chain.sink is not None:
             yield chain.sink
@@ -410,11 +421,13 @@ def written_topics(stage: Stage) -> Iterator[TopicSpec]:
 
 
 def check_copartitioned(stage: Stage, counts: Mapping[str, int]) -> None:
-    """Raises IncompatibleState if the topics that the stage reads haven't equally many partitions.
+    """Check that the topics that a stage reads have the same number of partitions.
+
+    Raises IncompatibleState if they don't.
 
     Args:
-        stage: to look at.
-        counts: by topic; those that have none don't matter.
+        stage: the stage to check.
+        counts: partition counts, by topic. Topics without one are ignored.
     """
     known = {topic: counts[topic] for topic in stage.topics if topic in counts}
     if len(set(known.values())) <= 1:
@@ -426,8 +439,8 @@ def check_copartitioned(stage: Stage, counts: Mapping[str, int]) -> None:
         f"The stage {stage.name!r} merges topics with different numbers of partitions: {named}. Records of "
         "one key would be in shards with different numbers.",
         remedy="Put .key_by(...) in front of one of them: the cluster makes a topic for it with as many "
-        f"partitions as the others have. Or give {fewer!r} {most} partitions too, if nothing hangs on where "
-        "its keys are: they move.",
+        f"partitions as the others have. Or give {fewer!r} {most} partitions too, if nothing depends on "
+        "where its keys are: they move.",
     )
 
 
@@ -446,9 +459,10 @@ def _renamed(stage: Stage, names: Mapping[str, str]) -> Stage:
 
 
 def former_names(topology: Topology) -> dict[str, str]:
-    """How each internal topic of the job was called before names were unambiguous, by its present name.
+    """The name that each internal topic had in older versions, where names were ambiguous, by its present
+    name.
 
-    The inputs behind a stage's first are no older than the unambiguous names.
+    Inputs after a stage's first are newer than that, so they have no such name.
     """
     names: dict[str, str] = {}
     for stage in topology.stages:
@@ -461,9 +475,10 @@ def former_names(topology: Topology) -> dict[str, str]:
 
 
 def described_topics(description: Mapping[str, Any]) -> dict[str, str]:
-    """The internal topics that a journalled description says are the job's: ``stage/changelog`` or
-    ``stage/repartition`` to the topic's name; ``stage/name/repartition`` for inputs behind the first. An old
-    description doesn't name changelogs: they have their former names then."""
+    """The internal topics of the job according to a journalled description: ``stage/changelog`` or
+    ``stage/repartition`` to the topic's name, and ``stage/name/repartition`` for inputs after the first. An
+    old description doesn't name changelogs; they have their older names then.
+    """
     names: dict[str, str] = {}
     job = str(description.get("job", ""))
     for name, stage in cast("Mapping[str, Mapping[str, Any]]", description.get("stages", {})).items():
@@ -520,7 +535,8 @@ def _describe_stage(stage: Stage, feeds: Mapping[str, dict[str, str]]) -> dict[s
     if stage.changelog is not None:
         description["changelog"] = stage.changelog
     if further:
-        # Beside the first one's, where they always were: a job may get further inputs, and its state goes on.
+        # Separate from the first one, which stays where it always was: a job may get more inputs and keep its
+        # state.
         description["merged"] = [
             {"name": source.name, **_describe_input(source, feeds)} for source in further
         ]
@@ -530,7 +546,7 @@ def _describe_stage(stage: Stage, feeds: Mapping[str, dict[str, str]]) -> dict[s
 def _describe_input(source: Input, feeds: Mapping[str, dict[str, str]]) -> dict[str, Any]:
     description: dict[str, Any] = {"source": source.topic.name}
     if source.internal:
-        # Records on their way through the repartition topic outlive a restart, so its encoding counts too.
+        # Records in the repartition topic survive a restart, so their encoding matters too.
         description["key_by"] = dict(feeds.get(source.topic.name, {}))
         description["encoding"] = {
             "key": codec_name(source.topic.key),
@@ -540,7 +556,7 @@ def _describe_input(source: Input, feeds: Mapping[str, dict[str, str]]) -> dict[
 
 
 def _further_inputs(stage: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    """What the description of a stage says of its inputs behind the first."""
+    """The part of a stage's description about its inputs after the first."""
     return cast("Sequence[Mapping[str, Any]]", stage.get("merged", ()))
 
 
@@ -554,7 +570,9 @@ def described_inputs(description: Mapping[str, Any]) -> dict[str, tuple[str, ...
 
 
 def _essence(description: dict[str, Any]) -> dict[str, Any]:
-    """What the fingerprint is taken of: without what follows from the rest, or depends on the host."""
+    """The part of a description that the fingerprint is computed from: without what follows from the rest, or
+    depends on the host.
+    """
     for name, stage in description["stages"].items():
         stage.pop("changelog", None)
         for input_name, source in [(name, stage), *((one["name"], one) for one in stage.get("merged", ()))]:
@@ -571,11 +589,11 @@ def _essence(description: dict[str, Any]) -> dict[str, Any]:
 def incompatibility(old_description: Mapping[str, Any], new_topology: Topology) -> str | None:
     """Why state and offsets written under `old_description` don't fit `new_topology`.
 
-    New stages and new stores are compatible: they begin empty. So is a removed stage that had no state and
-    read a topic of the user's. A stage may get further inputs, and lose those that are topics of the user's.
+    New stages and new stores are compatible: they begin empty. So is the removal of a stage that had no state
+    and read a topic of the user. A stage may get more inputs, and lose inputs that are topics of the user.
 
     Args:
-        old_description: what `Topology.describe` gave when they were written.
+        old_description: what `Topology.describe` returned when they were written.
 
     Returns:
         One sentence that names what is incompatible, None if nothing is.
@@ -618,7 +636,7 @@ def _lost_store(stage: str, old: Mapping[str, Any], homes: Mapping[str, str], ad
 
 
 def _changed_states(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
-    """Why a declared state of a stage doesn't fit what it is declared as now."""
+    """Why a declared state of a stage is incompatible with its present declaration."""
     declared = cast("Mapping[str, Mapping[str, Any]]", new.get("states", {}))
     for name, before in cast("Mapping[str, Mapping[str, Any]]", old.get("states", {})).items():
         now = declared.get(name)
@@ -639,7 +657,7 @@ def _changed_states(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | Non
 
 
 def _lost_timer(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
-    """Which timer of a stage may be set, but has no function any more."""
+    """The timer of a stage that may be set, but no longer has a function."""
     declared = cast("Mapping[str, Sequence[str]]", new.get("timers", {}))
     for handler, before in cast("Mapping[str, Sequence[str]]", old.get("timers", {})).items():
         now = declared.get(handler, ())
@@ -648,8 +666,8 @@ def _lost_timer(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
                 near = _nearest(name, [other for other in now if other not in before])
                 hint = f" (renamed to {near!r}?)" if near else ""
                 return (
-                    f"The timer {name!r} of the handler {handler!r} may be set, but has no on_timer function "
-                    f"any more{hint}."
+                    f"The timer {name!r} of the handler {handler!r} may be set, but no longer has an "
+                    f"on_timer function{hint}."
                 )
     return None
 
@@ -682,7 +700,7 @@ def _changed_stage(name: str, old: Mapping[str, Any], stages: Mapping[str, Mappi
             "unprocessed records."
         )
     if old_key_by is None and new.get("key_by") is None and new["source"] != old.get("source"):
-        return f"The stage {name!r} used to read {old.get('source')!r}, and now reads {new['source']!r}."
+        return f"The stage {name!r} used to read {old.get('source')!r}, but now reads {new['source']!r}."
     new_key_by = new.get("key_by")
     if old_key_by is None or new_key_by is None:
         return (
@@ -717,9 +735,9 @@ def _changed_inputs(name: str, old: Mapping[str, Any], stages: Mapping[str, Mapp
     for source in (old, *_further_inputs(old)):
         topic = str(source.get("source"))
         if source.get("key_by") is None and homes.get(topic, name) != name:
-            # Its offsets are committed with the epochs of the stage's state.
+            # Their offsets are committed with the epochs of the stage's state.
             return (
-                f"The topic {topic!r} used to be read in the stage {name!r}, and now is in {homes[topic]!r}."
+                f"The topic {topic!r} was read in the stage {name!r}, but is now read in {homes[topic]!r}."
             )
         if source is not old and source.get("key_by") is not None:
             reason = _changed_stage(str(source["name"]), source, further)
@@ -752,9 +770,9 @@ def _changed_key(stage: str, old: Mapping[str, str], new: Mapping[str, str]) -> 
 
 
 def _keys_compared(old: Mapping[str, str], new: Mapping[str, str]) -> Literal["same", "other", "unknown"]:
-    """Whether two `key_by` give the same keys, as far as their descriptions tell."""
+    """Whether two `key_by` return the same keys, as far as their descriptions show."""
     before, now = old.get("identity"), new.get("identity")
-    if before is None or now is None:  # written before there were identities
+    if before is None or now is None:  # written by a version without identities
         return "unknown"
     if before == now:
         return "same"
@@ -772,7 +790,7 @@ def _version(key_by: Mapping[str, str]) -> str:
 
 
 def unverified_keys(old_description: Mapping[str, Any], new_topology: Topology) -> list[str]:
-    """Sentences about `key_by` steps of which it can't be told whether they still give the same keys."""
+    """One sentence for each `key_by` for which it is unknown whether it still returns the same keys."""
     remarks: list[str] = []
     former = _described_key_bys(old_description)
     for name, new in _described_key_bys(new_topology.describe()).items():
@@ -787,7 +805,7 @@ def unverified_keys(old_description: Mapping[str, Any], new_topology: Topology) 
 
 
 def _described_key_bys(description: Mapping[str, Any]) -> dict[str, Mapping[str, str]]:
-    """What a description says of each `key_by`, by its name."""
+    """The description of each `key_by`, by its name."""
     found: dict[str, Mapping[str, str]] = {}
     stages = cast("Mapping[str, Mapping[str, Any]]", description.get("stages", {}))
     for name, stage in stages.items():

@@ -1,6 +1,6 @@
-"""What a job says of the event time of a topic that it reads: `Watermark`.
+"""`Watermark`: how a job declares the event time of a topic.
 
-Responsible for: its checks. `fcluster.engine.clock` is what it leads to. Pure.
+Responsible for: its checks. `fcluster.engine.clock` applies it. Pure.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ _DURATION_MS_MAX = 100 * 366 * 24 * 3_600_000
 class Watermark:
     """How event time follows from a topic's timestamps.
 
-    Event time is the highest timestamp that a shard has read, less `max_delay_ms`.
+    Event time is the highest timestamp that a shard has read, minus `max_delay_ms`.
 
     Args:
-        max_delay_ms: by how much records may be out of order, in milliseconds. A record that is later than
-            that is still processed, but event time has passed it.
-        idle_ms: once a partition has had no new record for so long, in milliseconds, nobody waits for it
-            any more until it has one. This depends on the wall clock, so another run may decide otherwise.
-            None: event time stands as long as one partition has no records.
+        max_delay_ms: how far records may be out of order, in milliseconds. A record that is later is still
+            processed, but event time has already passed it.
+        idle_ms: if a partition has had no new record for this many milliseconds, event time no longer waits
+            for it until it has one. This depends on the wall clock, so another run may decide differently.
+            None: event time stands still while any partition has no records.
 
     Raises:
         JobError: one of them is out of range.

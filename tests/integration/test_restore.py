@@ -422,7 +422,7 @@ def test_files_that_do_not_go_with_the_changelog_give_way_when_that_is_noticed(
     answer = restore(changelog.request(0, 5))[0]
     assert contents(answer.store) == {key(1): b"2", key(2): b"5"}
     assert answer.base is Base.NOTHING
-    assert "epoch 2 follows epoch 0, but state stands at epoch 3" in "; ".join(answer.reasons)
+    assert "epoch 2 follows epoch 0, but the state is at epoch 3" in "; ".join(answer.reasons)
 
 
 def test_files_and_snapshots_of_a_deleted_changelog_are_not_used(

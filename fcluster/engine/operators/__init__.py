@@ -1,4 +1,6 @@
-"""The operators of a chain, a file each; `operator_for` finds the one for a node of the job's description."""
+"""The operators of a chain, one file each. `operator_for` returns the one for a node of the job's
+description.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every operator offers the compiler, and what the compiler tells it."""
+"""What every operator offers to the compiler, and what the compiler passes to it."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from fcluster.graph.topology import OnError, TopicSpec
 
 WriteRecord = Callable[[SourceRecord, bytes | None, Record], None]
 TimerStep = tuple[Place, Callable[[TimerRecord, bytes], None]]
-"""Calls the function of a timer, and passes on what comes of it; and the place of its own failures."""
+"""Calls a timer's function and passes on its outputs; and the place of the timer's own failures."""
 
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What an operator is compiled in.
+    """What an operator needs to be compiled.
 
     Attributes:
         source: the topic that the chain reads.
-        partition: of the shard.
-        tables: of the shard, by the name of the store.
-        context_type: of the handlers' contexts.
-        passing: exceptions that are nobody's failure in the chain and go through it as they are: the shell's,
-            and `StepFailure`, which has its place already.
-        record_writer: gives the function that writes a `Record` of the handler at a place.
-        timers: of the handlers that set some, by the handler's name.
-        fire: takes what is to be called when a timer is due, by the names of handler and timer.
+        partition: the shard's partition.
+        tables: the shard's tables, by the name of the store.
+        context_type: the type of the handlers' contexts.
+        passing: exceptions that aren't a failure in the chain and go through it unchanged: the shell's, and
+            `StepFailure`, which already has its place.
+        record_writer: returns the function that writes a `Record` of the handler at a place.
+        timers: the timers of the handlers that set some, by the handler's name.
+        fire: collects what to call when a timer is due, by the names of handler and timer.
     """
 
     source: TopicSpec
@@ -51,7 +51,7 @@ class CompiledOperator(Protocol):
 
     @property
     def place(self) -> Place:
-        """Where its own failures happen."""
+        """The place of its own failures."""
         ...
 
     @property
@@ -61,11 +61,11 @@ class CompiledOperator(Protocol):
 
     @property
     def keeps_value(self) -> bool:
-        """Whether the value that it passes on is always the one it got."""
+        """Whether it always passes on the same value that it received."""
         ...
 
     def compile(self, surroundings: Surroundings, following: Step) -> Step:
-        """A closure that applies it and calls `following` with what comes out."""
+        """A closure that applies it and calls `following` with each result."""
         ...
 
 
@@ -79,8 +79,9 @@ def place_of_function(
 
 
 def close_generator(values: object) -> None:
-    """End a generator one of whose values failed in a later step, now: what its `finally` does belongs to
-    the record, and in a handler it may touch the state, which is put back next."""
+    """End a generator now, because one of its values failed in a later step. The code in its `finally`
+    belongs to the record, and in a handler it may touch the state, which is restored next.
+    """
     if isinstance(values, GeneratorType):
-        with contextlib.suppress(BaseException):  # the record has failed already
+        with contextlib.suppress(BaseException):  # the record has already failed
             cast("GeneratorType[Any, Any, Any]", values).close()

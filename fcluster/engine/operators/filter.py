@@ -11,7 +11,7 @@ from fcluster.graph.topology import Filter
 
 
 class FilterOperator:
-    """Calls the function with each value; what is true passes."""
+    """Calls the function with each value, and passes the value on if the result is true."""
 
     stores: tuple[str, ...] = ()
     keeps_value = True
@@ -20,13 +20,13 @@ class FilterOperator:
         self._function = node.function
         self.place = place_of_function("filter", node.function, number, chain, node.on_error)
 
-    def compile(self, surroundings: Surroundings, following: Step) -> Step:  # noqa: ARG002  the protocol's
+    def compile(self, surroundings: Surroundings, following: Step) -> Step:  # noqa: ARG002  required by the protocol
         """See `CompiledOperator`."""
         function, place = self._function, self.place
 
         def step(record: SourceRecord, key: bytes | None, value: Any) -> None:
             try:
-                dropped = not function(value)  # `not` asks what came back, which may raise as well
+                dropped = not function(value)  # `not` uses the result, which may raise too
             except BaseException as error:
                 raise StepFailure(place, error) from error
             if dropped:

@@ -13,7 +13,7 @@ from fcluster.engine.steps import RecordError, Step, StepFailure
 from fcluster.graph.topology import FlatMap
 
 _USUAL: frozenset[type] = frozenset({list, GeneratorType})
-"""What is known to be right from its type alone, for speed."""
+"""Types that are known to be valid without a look at the value, for speed."""
 _UNORDERED: tuple[type, ...] = (set, frozenset)
 _ONE_VALUE: tuple[type, ...] = (str, bytes, bytearray, Mapping)
 
@@ -21,8 +21,8 @@ _ONE_VALUE: tuple[type, ...] = (str, bytes, bytearray, Mapping)
 class FlatMapOperator:
     """Calls the function with each value and passes on each value that it returns or yields, in order.
 
-    A value goes through all following steps before the next one is asked for. So a function may yield
-    millions of values, or the same object several times with changes in between, as a handler may.
+    Each value goes through all following steps before the next one is requested. So a function may yield
+    millions of values, or, like a handler, the same object several times with changes in between.
     """
 
     stores: tuple[str, ...] = ()
@@ -54,7 +54,7 @@ class FlatMapOperator:
 
 
 def _check(values: Any) -> None:
-    """Refuse what is most likely a slip, or would come in another order in a replay."""
+    """Refuse what is most likely a mistake, or would have another order in a replay."""
     if values is None:
         raise RecordError("its function returned None; return a list of values, [] if there are none")
     if isinstance(values, _UNORDERED):

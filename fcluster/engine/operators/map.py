@@ -20,7 +20,7 @@ class MapOperator:
         self._function = node.function
         self.place = place_of_function("map", node.function, number, chain, node.on_error)
 
-    def compile(self, surroundings: Surroundings, following: Step) -> Step:  # noqa: ARG002  the protocol's
+    def compile(self, surroundings: Surroundings, following: Step) -> Step:  # noqa: ARG002  required by the protocol
         """See `CompiledOperator`."""
         function, place = self._function, self.place
 

@@ -46,7 +46,7 @@ class ProcessOperator:
             context._timers = surroundings.timers[node.name]
         function, passing = node.function, surroundings.passing
         clocks = {store.clock_name for store in node.stores if store.state.ttl is not None}
-        for name in clocks:  # one at most
+        for name in clocks:  # at most one
             function = _advancing(function, Clock(cast("EntryTable", tables[name])))
         write_record = surroundings.record_writer(place)
         for timer in node.timers:
@@ -58,7 +58,7 @@ class ProcessOperator:
             )
 
         def many(record: SourceRecord, key: bytes | None, value: Any) -> None:
-            context._record = record  # a method call for each record would cost
+            context._record = record  # a method call for each record would cost time
             context._key = key
             outputs = None
             try:
@@ -99,11 +99,12 @@ def _compile_timer(
     write_record: WriteRecord,
     following: Step,
 ) -> Callable[[TimerRecord, bytes], None]:
-    """What is called when the timer is due. A timer is rare, compared with records: there is one way for all
-    kinds of functions."""
+    """What to call when the timer is due. Timers are rare compared with records, so all kinds of functions
+    are handled in one way.
+    """
     function, is_many = timer.function, timer.returns == "many"
 
-    def fire(timer_record: TimerRecord, key: bytes) -> None:  # `step_of` looks for `timer_record`
+    def fire(timer_record: TimerRecord, key: bytes) -> None:  # `step_of` looks for the name `timer_record`
         context._record = timer_record
         context._key = key
         outputs = None
@@ -124,7 +125,7 @@ def _compile_timer(
 
 
 def _advancing(function: Callable[[Any, Any], Any], clock: Clock) -> Callable[[Any, Any], Any]:
-    """The handler, which lets its clock go on with each record before it sees it."""
+    """The handler, which advances its clock with each record before it sees it."""
 
     def advancing(context: Any, value: Any) -> Any:
         clock.advance(context._record.timestamp()[1])

@@ -1,7 +1,7 @@
-"""Write: the last step of a chain, which encodes what comes out of it and hands it to the port.
+"""Write: the last step of a chain, which encodes its results and passes them to the port.
 
-What no step has changed is written with the bytes it came with. A null value that came in as null is written
-as null by every codec; a handler's output isn't null unless a `Record` says so.
+What no step has changed is written with its original bytes. A null value that was read as null is written as
+null, whatever the codec. A handler's output isn't null unless a `Record` says so.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from fcluster.graph.topology import Rekey, TopicSpec, rekey_description
 
 _dumps = orjson.dumps
 _parted = bytes.partition
-"""The fastest way to ask what bytes contain, by 100 ns and more."""
+"""The fastest way to test what bytes contain, by 100 ns or more."""
 ValueBytes = Callable[[SourceRecord, Any], bytes | None]
 
 
@@ -31,10 +31,10 @@ class Target:
     """Where a chain ends.
 
     Attributes:
-        topic: that is written.
-        place: of writing to it.
-        gets_values_unchanged: no step in front can have changed a value.
-        is_behind_handler: a handler is among the steps in front: values aren't the source record's.
+        topic: the topic that is written to.
+        place: the place of failures while writing to it.
+        gets_values_unchanged: no earlier step can have changed a value.
+        is_behind_handler: an earlier step is a handler, so values aren't the source record's.
     """
 
     topic: TopicSpec
@@ -48,7 +48,7 @@ def discard(_record: SourceRecord, _key: bytes | None, _value: Any) -> None:
 
 
 def compile_write(target: Target, source: TopicSpec, port: OutputPort) -> Step:
-    """Write under the key that the record has."""
+    """Write with the key that the record has."""
     sink, place = target.topic, target.place
     topic = sink.name
     value_bytes = _value_bytes(target, source)
@@ -70,7 +70,7 @@ def compile_write(target: Target, source: TopicSpec, port: OutputPort) -> Step:
                 encoded = _dumps(value)
                 if _parted(encoded, b"null")[1]:
                     encoded = encode_json(value)
-        except BaseException:  # noqa: BLE001  tried again at leisure
+        except BaseException:  # noqa: BLE001  tried again in the slow path
             encoded = _encode_anew(value, place)
         try:
             port.produce(topic, encoded, key, record.timestamp()[1], record.headers())
@@ -100,7 +100,7 @@ def compile_write(target: Target, source: TopicSpec, port: OutputPort) -> Step:
 def compile_rekeyed_write(
     target: Target, source: TopicSpec, rekey: Rekey, rekey_place: Place, port: OutputPort
 ) -> Step:
-    """Write under the key that `rekey` gives."""
+    """Write with the key that `rekey` returns."""
     sink, place = target.topic, target.place
     topic = sink.name
     function = _field_of(rekey) if isinstance(rekey, str) else rekey
@@ -134,12 +134,12 @@ def compile_record_writer(
     sink_place: Place,
     port_at: Callable[[Place], OutputPort],
 ) -> WriteRecord:
-    """Writes a `Record` to its own topic, or to `target` if it may.
+    """Write a `Record` to its own topic, or to `target` if it may go there.
 
     Args:
-        own_topic_place: of the handler, whose rule holds for what the record's fields are and for topics
-            that it names.
-        sink_place: whose rule holds for `target`.
+        own_topic_place: the handler's place. Its rule applies to mistakes in the record's fields, and to
+            topics that the record names.
+        sink_place: the place whose rule applies to `target`.
     """
     own_port, sink_port = port_at(own_topic_place), port_at(sink_place)
 
@@ -172,7 +172,7 @@ def compile_record_writer(
 
 
 def unchanged(record: SourceRecord, _value: Any) -> bytes | None:
-    """The bytes that the value came with."""
+    """The original bytes of the value."""
     return record.value()
 
 
@@ -185,7 +185,7 @@ def _value_bytes(target: Target, source: TopicSpec) -> ValueBytes:
         return encode(value)
 
     def null_stays(record: SourceRecord, value: Any) -> bytes | None:
-        # A null that came in, not JSON's null or a None that a map made of a value.
+        # A null that was read, not JSON's null or a None that a map returned.
         return None if value is None and record.value() is None else encode(value)
 
     return behind_handler if target.is_behind_handler else null_stays
@@ -199,7 +199,7 @@ def _encode_anew(value: Any, place: Place) -> bytes:
 
 
 def _key_transcoder(source: TopicSpec, sink: TopicSpec) -> Encode | None:
-    """From a key's bytes in the source to its bytes in the sink; None if they are the same."""
+    """Turns a key's bytes in the source into its bytes in the sink. None if they are the same."""
     if source.key == sink.key:
         return None
     decode, encode = key_codec(source.key)[0], key_codec(sink.key)[1]
@@ -221,7 +221,9 @@ def _field_of(name: str) -> Callable[[Any], Any]:
 
 
 def _no_key(rekey: Rekey) -> RecordError:
-    return RecordError(f"key_by by {rekey_description(rekey)} gave no key; filter such records out before it")
+    return RecordError(
+        f"key_by by {rekey_description(rekey)} returned no key; filter such records out before it"
+    )
 
 
 def _timestamp(timestamp: Any) -> int:
@@ -236,7 +238,9 @@ def _timestamp(timestamp: Any) -> int:
 
 
 def _headers(headers: Any) -> list[tuple[str, bytes | None]] | None:
-    """A Record's headers, checked: what the client doesn't take would show only when it is too late."""
+    """A Record's headers, after checks. If the client doesn't accept them, that would show only when it is
+    too late.
+    """
     if headers is None:
         return None
     try:
@@ -251,6 +255,6 @@ def _headers(headers: Any) -> list[tuple[str, bytes | None]] | None:
             raise TypeError(
                 f"a Record's headers are {bounded_repr(headers)}; they take pairs of a str and bytes or None"
             )
-        name.encode()  # half a character can't be written
+        name.encode()  # half of a surrogate pair can't be written
         checked.append((name, value))
     return checked

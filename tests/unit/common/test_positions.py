@@ -55,7 +55,7 @@ def test_nothing_committed_is_the_beginning_of_each_input() -> None:
     ("committed", "why"),
     [
         ([at(7, 5), None], "input 2 has no committed offset"),
-        ([None, at(9, 5)], "input 2 was committed in epoch 5, and input 1 not with it"),
+        ([None, at(9, 5)], "input 2 was committed in epoch 5, but input 1 wasn't"),
         ([at(7, 5), at(9, 4)], "input 2 was committed in epoch 4"),
         ([at(7, 5), at(9, 5, 2)], "with state of epoch 2"),
     ],

@@ -76,7 +76,7 @@ def test_every_single_byte_and_every_truncation_of_one_record_is_noticed() -> No
 def test_missing_epoch_is_noticed_in_both_modes() -> None:
     first, _, third = chain(4, 9, 12)
     for exactly_once in (True, False):
-        with pytest.raises(StateDamaged, match="epoch 12 follows epoch 9, but state stands at epoch 4"):
+        with pytest.raises(StateDamaged, match="epoch 12 follows epoch 9, but the state is at epoch 4"):
             read_all(first + third, 0, exactly_once=exactly_once)
 
 

@@ -493,6 +493,6 @@ def test_job_without_timers_keeps_its_description_and_names_may_not_vanish() -> 
     assert incompatibility(plain.describe(), one) is None
     assert incompatibility(one.describe(), two) is None
     assert incompatibility(two.describe(), one) == (
-        "The timer 'b' of the handler 'h' may be set, but has no on_timer function any more."
+        "The timer 'b' of the handler 'h' may be set, but no longer has an on_timer function."
     )
     assert "renamed to 'c'" in str(incompatibility(one.describe(), built("c")))

@@ -380,7 +380,7 @@ def test_topic_that_moves_to_another_stage_is_incompatible() -> None:
     for before, after in ((apart, merged), (merged, apart)):
         reason = change(before, after)
         assert reason is not None
-        assert "The topic 'b' used to be read in the stage" in reason
+        assert "The topic 'b' was read in the stage" in reason
 
 
 def test_merged_key_by_is_compared_like_any_other() -> None:
