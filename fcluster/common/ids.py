@@ -64,7 +64,8 @@ def former_changelog_topic(job: str, stage: str) -> str:
 
 
 def former_repartition_topic(job: str, stage: str) -> str:
-    """The repartition topic's name in older versions, where names were ambiguous. Records may still be there.
+    """The repartition topic's name in older versions, where names were ambiguous. Records may still be
+    there.
     """
     return f"{job}-{stage}-repartition"
 

@@ -76,7 +76,8 @@ class KeyTimers(Protocol):
 
 
 class Table(AnyTable, Protocol):
-    """The state of one handler in one shard: a dict for each key. Implemented by `engine.state.StateTable`.
+    """The state of one handler in one shard: a dict for each key. Implemented by
+    `engine.state.StateTable`.
     """
 
     touched: dict[bytes, dict[str, Any]]
@@ -218,7 +219,8 @@ class HandlerContext:
 
 
 class UndoableContext(HandlerContext):
-    """The context in a chain where failures are tolerated: the table remembers the state before the record.
+    """The context in a chain where failures are tolerated: the table remembers the state before the
+    record.
     """
 
     __slots__ = ()

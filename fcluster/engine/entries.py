@@ -243,7 +243,8 @@ class EntryTable:
                 self._clean[key] = self._take(key, raw)
 
     def begin_undo(self) -> None:
-        """Begin a record whose changes may have to be undone. The record before it can no longer be undone.
+        """Begin a record whose changes may have to be undone. The record before it can no longer be
+        undone.
         """
         if self._images is None:
             self._images = {}
@@ -331,7 +332,8 @@ class EntryTable:
         return changed
 
     def close_epoch(self, changed: Mapping[bytes, bytes], epoch: int) -> None:
-        """The open layer was frozen: its entries are clean now, and equal to `changed` and the layers below.
+        """The open layer was frozen: its entries are clean now, and equal to `changed` and the layers
+        below.
         """
         self._below.update(changed)
         self._clean.update(self._open)

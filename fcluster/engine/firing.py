@@ -316,7 +316,8 @@ class TimerRunner:
         return produce
 
     def _chain_of(self, handler: _Compiled) -> CompiledChain:
-        """Compiled when the first timer fires. All chains that contain the handler continue in the same way.
+        """Compiled when the first timer fires. All chains that contain the handler continue in the same
+        way.
         """
         if handler.chain is None:
             chain = next(

@@ -133,7 +133,8 @@ class StoreTable(Protocol):
     prefix: bytes
 
     def begin_undo(self) -> None:
-        """Begin a record whose changes may have to be undone. The record before it can no longer be undone.
+        """Begin a record whose changes may have to be undone. The record before it can no longer be
+        undone.
         """
         ...
 

@@ -736,9 +736,7 @@ def _changed_inputs(name: str, old: Mapping[str, Any], stages: Mapping[str, Mapp
         topic = str(source.get("source"))
         if source.get("key_by") is None and homes.get(topic, name) != name:
             # Their offsets are committed with the epochs of the stage's state.
-            return (
-                f"The topic {topic!r} was read in the stage {name!r}, but is now read in {homes[topic]!r}."
-            )
+            return f"The topic {topic!r} was read in the stage {name!r}, but is now read in {homes[topic]!r}."
         if source is not old and source.get("key_by") is not None:
             reason = _changed_stage(str(source["name"]), source, further)
             if reason:

@@ -80,7 +80,7 @@ def test_input_that_the_job_had_once_goes_on_with_the_state_of_the_first() -> No
 
 
 def test_position_has_no_unknown_offset() -> None:
-    with pytest.raises(ValueError, match="no position"):
+    with pytest.raises(ValueError, match="a position: clients"):
         at(7, 5).at([InputOffset(7), InputOffset(-1001)])
 
 
