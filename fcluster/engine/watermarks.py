@@ -1,11 +1,11 @@
-"""Watermark records: how a stage reports its event time to the stages after its repartition topics.
+"""Watermark records: how a stage tells the stages after its repartition topics what its event time is.
 
-Responsible for: the format of such a record, how it is recognised, and when one is needed. It belongs to the
-transaction of the epoch whose end it reports, and comes after the data of that epoch. One record for each
-partition of the topic reports all shards that its writer has in the epoch. Pure.
+Responsible for: what such a record looks like, how it is recognised, and when there has to be one. It belongs
+to the transaction of the epoch whose end it tells of, behind the data of that epoch. One record for each
+partition of the topic tells of all shards that its writer has in the epoch. Pure.
 
-Unlike data records in a repartition topic, it has no key. A header identifies it. It has no timestamp, so it
-doesn't wait for other inputs where several are merged.
+It has no key, unlike each record of data in a repartition topic, and names itself by a header. It has no
+timestamp, so that it doesn't wait for other inputs where several are merged.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fcluster.engine.records import Headers, SourceRecord
 from fcluster.graph.topology import Input, Stage, Topology
 
 SELDOM_MS: Final = 1_000
-"""The shortest time between two reports to a topic if nothing downstream depends on event time."""
+"""How often a topic is told of event time at most if nothing behind it depends on event time."""
 WATERMARK_HEADER: Final = "fcluster.watermark"
 WATERMARK_HEADERS: Final[Headers] = [(WATERMARK_HEADER, b"")]
 
@@ -34,7 +34,7 @@ def is_watermark(record: SourceRecord) -> bool:
 
 
 def watermarks_in(record: SourceRecord) -> tuple[int, list[Said]]:
-    """How many shards there are upstream, and what some of them report.
+    """How many shards there are upstream, and what some of them say.
 
     Raises:
         UnreadableClockError: the record is damaged.
@@ -46,7 +46,7 @@ def make_clock(stage: Stage, position: CommittedPosition) -> EventClock | None:
     """The event time of a shard at its committed position. None: the job doesn't use event time.
 
     Raises:
-        UnreadableClockError: what was committed for it isn't a clock.
+        UnreadableClockError: something else was committed for it.
     """
     if not stage.keeps_time:
         return None
@@ -62,7 +62,7 @@ def _delay_ms(source: Input) -> int | None:
 
 
 class WatermarkRecord(NamedTuple):
-    """A record that has to be written to a partition of a repartition topic."""
+    """What is to be written to a partition of a repartition topic."""
 
     topic: str
     partition: int
@@ -70,10 +70,10 @@ class WatermarkRecord(NamedTuple):
 
 
 class Telling:
-    """What this process has reported to the stages downstream.
+    """What the stages behind have been told by this process.
 
     Args:
-        topology: the job's topology.
+        topology: of the job.
         seldom_ms: see `SELDOM_MS`.
     """
 
@@ -89,20 +89,19 @@ class Telling:
         self._told_at_ms: dict[tuple[str, str], float] = {}
 
     def forget(self, shards: Iterable[ShardId]) -> None:
-        """From now on, other processes may report for these shards, or what was reported isn't committed."""
+        """Others may tell of these shards from now on, or what was said of them isn't committed."""
         leaving = set(shards)
         self._told = {key: said for key, said in self._told.items() if key[0] not in leaving}
 
     def due(
         self, clocks: Mapping[ShardId, EventClock], sizes: Mapping[str, int], now_ms: float
     ) -> list[WatermarkRecord]:
-        """The records that have to be written now. They count as written.
+        """What is to be written now. It counts as told.
 
         Args:
-            clocks: the clocks of the shards in the epoch.
-            sizes: how many shards each stage has. A stage that isn't in it neither reports nor receives
-                reports.
-            now_ms: the time on a clock that never goes back.
+            clocks: of the shards in the epoch.
+            sizes: how many shards each stage has. A stage that isn't in it isn't told of, or told.
+            now_ms: of a clock that never goes back.
         """
         records: list[WatermarkRecord] = []
         by_stage: dict[str, list[ShardId]] = {}
@@ -124,9 +123,8 @@ class Telling:
     def _unsaid(
         self, topic: str, news: Mapping[ShardId, tuple[int | None, bool]], is_due: bool
     ) -> list[Said]:
-        """What there is to report. What isn't due is postponed, unless a shard has become idle or active
-        again: that may be its last report for a long time.
-        """
+        """What there is to tell. What isn't due is put off, unless a shard has become idle, or is back: that
+        may be the last for long that there is to say of it."""
         before = {shard: self._told.get((shard, topic), (None, False)) for shard in news}
         if not is_due and all(news[shard][1] == before[shard][1] for shard in news):
             return []
