@@ -51,6 +51,23 @@ def wait_until(condition: Callable[[], _V], what: str, timeout_s: float = 30, in
         time.sleep(interval_s)
 
 
+def wait_until_equal(
+    ask: Callable[[], _V], wanted: _V, what: str, timeout_s: float = 30, interval_s: float = 0.05
+) -> None:
+    """Ask until the answer is `wanted`.
+
+    Raises:
+        TimeoutError: it wasn't in time; the message tells the last answer.
+    """
+    deadline = time.monotonic() + timeout_s
+    while (answer := ask()) != wanted:
+        if time.monotonic() > deadline:
+            raise TimeoutError(
+                f"{what}: not within {timeout_s} s, the last answer was {answer!r} instead of {wanted!r}"
+            )
+        time.sleep(interval_s)
+
+
 def slowness() -> float:
     """How many times slower than alone on two cores processes run at the moment, at least 1: by the time that
     some work takes, beside the processor time that it needs."""

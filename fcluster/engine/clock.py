@@ -3,7 +3,8 @@
 Each input has a *watermark*: no more records are expected at or before it. The watermark of a user's topic is
 the highest timestamp read so far, minus the delay that the job allows. The watermark of a repartition topic
 is the lowest event time that the shards upstream report. The shard's event time is the lowest watermark of
-its inputs. An input that is idle is left out.
+its inputs. An input that is idle is left out. If all are idle, the highest watermark counts: no input holds
+the others back.
 
 Invariants:
 - Event time never goes back (invariant 5): neither through a late record, an input that becomes active again,
@@ -258,6 +259,9 @@ class EventClock:
                     return False
                 if lowest_ms is None or mark < lowest_ms:
                     lowest_ms = mark
+        if lowest_ms is None:  # all are idle: none of them holds the others back
+            marks_ms = [mark for one in self._inputs if (mark := one.watermark()) is not None]
+            lowest_ms = max(marks_ms, default=None)
         if lowest_ms is None or (self.now_ms is not None and lowest_ms <= self.now_ms):
             return False
         self.now_ms = lowest_ms

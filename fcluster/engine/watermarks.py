@@ -87,11 +87,25 @@ class Telling:
         }
         self._told: dict[tuple[ShardId, str], tuple[int | None, bool]] = {}
         self._told_at_ms: dict[tuple[str, str], float] = {}
+        self._put_off: dict[tuple[ShardId, str], float] = {}  # until when
 
     def forget(self, shards: Iterable[ShardId]) -> None:
         """Others may tell of these shards from now on, or what was said of them isn't committed."""
         leaving = set(shards)
         self._told = {key: said for key, said in self._told.items() if key[0] not in leaving}
+        self._put_off = {key: at for key, at in self._put_off.items() if key[0] not in leaving}
+
+    def overdue(self, now_ms: float) -> frozenset[ShardId]:
+        """The shards of which something was put off that is due now. Each is named once: they need an epoch,
+        although they may have no more records.
+
+        Args:
+            now_ms: as for `due`.
+        """
+        ready = [key for key, at in self._put_off.items() if at <= now_ms]
+        for key in ready:
+            del self._put_off[key]
+        return frozenset(shard for shard, _topic in ready)
 
     def due(
         self, clocks: Mapping[ShardId, EventClock], sizes: Mapping[str, int], now_ms: float
@@ -111,9 +125,9 @@ class Telling:
             for topic, reader, interval_ms in self._targets[stage]:
                 if stage not in sizes or reader not in sizes:
                     continue
-                is_due = now_ms - self._told_at_ms.get((stage, topic), float("-inf")) >= interval_ms
+                due_ms = self._told_at_ms.get((stage, topic), float("-inf")) + interval_ms
                 news = {shard: (clocks[shard].now_ms, clocks[shard].is_idle) for shard in shards}
-                said = self._unsaid(topic, news, is_due)
+                said = self._unsaid(topic, news, None if now_ms >= due_ms else due_ms)
                 if said:
                     self._told_at_ms[stage, topic] = now_ms
                     value = encode_watermark(sizes[stage], said)
@@ -121,13 +135,15 @@ class Telling:
         return records
 
     def _unsaid(
-        self, topic: str, news: Mapping[ShardId, tuple[int | None, bool]], is_due: bool
+        self, topic: str, news: Mapping[ShardId, tuple[int | None, bool]], until_ms: float | None
     ) -> list[Said]:
-        """What there is to tell. What isn't due is put off, unless a shard has become idle, or is back: that
-        may be the last for long that there is to say of it."""
+        """What is to be told. It is put off until `until_ms` unless a shard has become idle, or is back."""
         before = {shard: self._told.get((shard, topic), (None, False)) for shard in news}
-        if not is_due and all(news[shard][1] == before[shard][1] for shard in news):
+        unsaid = [shard for shard in news if news[shard] != before[shard]]
+        if until_ms is not None and all(news[shard][1] == before[shard][1] for shard in unsaid):
+            self._put_off |= {(shard, topic): until_ms for shard in unsaid}
             return []
-        said = [Said(shard.partition, *news[shard]) for shard in news if news[shard] != before[shard]]
-        self._told |= {(shard, topic): says for shard, says in news.items()}
-        return said
+        for shard in news:
+            self._told[shard, topic] = news[shard]
+            self._put_off.pop((shard, topic), None)
+        return [Said(shard.partition, *news[shard]) for shard in unsaid]

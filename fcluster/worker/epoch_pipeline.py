@@ -308,8 +308,12 @@ class EpochPipeline:
     def _tell_time(self, transaction: EpochTransaction, runners: Sequence[ShardRunner]) -> None:
         clocks = {runner.shard: runner.clock for runner in runners if runner.clock is not None}
         if clocks:
-            now_ms = time.monotonic() * 1000
+            now_ms = monotonic_ms()
             transaction.tell_time(self._telling.due(clocks, self._core_state.stage_sizes, now_ms))
+
+    def untold(self, now_ms: float) -> frozenset[ShardId]:
+        """The shards that need an epoch so that the stages behind hear what their event time is."""
+        return self._telling.overdue(now_ms)
 
     def _freeze(self, runner: ShardRunner, epoch: int) -> ShardEpoch:
         delta = runner.freeze(epoch, self._topology.fingerprint)

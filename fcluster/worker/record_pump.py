@@ -136,10 +136,13 @@ class RecordPump:
         else:
             batch.reader.done()
 
-    def note_idle_inputs(self, now_ms: float) -> None:
-        """Leave inputs out of event time that have had nothing for too long; `now_ms` never goes back."""
+    def pass_time(self, now_ms: float) -> None:
+        """Leave inputs out of event time that have had nothing for too long, and have an epoch opened where
+        event time is still to be told of. `now_ms` never goes back.
+        """
         if not self._paused and not self._core_state.waits_for_commit():
             shards = self._idle_inputs.look(self._shards.runners.values(), now_ms)
+            shards = self._core_state.running(shards | self._pipeline.untold(now_ms))
             if shards:
                 self._feed(events.RecordsProcessed(shards, 0, self._chunks.backlog, None))
 

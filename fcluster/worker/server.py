@@ -258,7 +258,7 @@ class Worker:
             self._ticked_s = now_s
             self._feed(events.Tick())
             if self._topology.keeps_time:
-                self._pump.note_idle_inputs(monotonic_ms())
+                self._pump.pass_time(monotonic_ms())
             self._pump.hold_back()
             self._pipeline.flush_quiet(runner.state for runner in self._shards.runners.values())
             self._reporting.refresh()

@@ -10,6 +10,7 @@ one direction is a blackhole route for the one side's addresses: the other side'
 
 from __future__ import annotations
 
+import atexit
 import os
 import random
 import signal
@@ -35,6 +36,15 @@ def run(*command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
     if check and done.returncode != 0:
         raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip()}")
     return done
+
+
+def retire(address: str) -> None:
+    """Take an address away from this machine for good. Until this process ends, nobody answers there: clients
+    that outlive the address would otherwise ask whatever lies behind the machine's default route.
+    """
+    run("ip", "route", "replace", "unreachable", f"{address}/32", check=False)
+    run("ip", "address", "del", f"{address}/32", "dev", "lo", check=False)
+    atexit.register(run, "ip", "route", "del", "unreachable", f"{address}/32", check=False)
 
 
 @dataclass
@@ -89,7 +99,7 @@ class Island:
         for way in self.ways.values():
             run("ip", "link", "del", way.outside, check=False)
             run("ip", "route", "del", "blackhole", f"{way.net}.6", check=False)
-            run("ip", "address", "del", f"{way.service}/32", "dev", "lo", check=False)
+            retire(way.service)
         run("ip", "netns", "del", self.name, check=False)
 
     @contextmanager

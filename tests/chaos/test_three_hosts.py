@@ -29,7 +29,7 @@ from fcluster.common.ids import transactional_ids
 from fcluster.common.processes import ChildProcess, describe_exit
 from tests.chaos.transactions_log import AT_REST, ids_with_open_transaction, transactional_ids_of
 from tests.checker.reading import READ_COMMITTED, committed_offsets, end_offsets
-from tests.harness import held_back, wait_until
+from tests.harness import held_back, wait_until, wait_until_equal
 from tests.hosts import Host, bootstrap_servers, lan, start_kafka
 from tests.s3.server import S3Server
 
@@ -302,7 +302,7 @@ def test_flights_on_three_hosts_survive_the_loss_of_one_its_return_and_more_work
         assert feeder.runs(), "the flights were all there before there were more workers"
         feeder.share = 1.0
         feeder.join(150)
-    wait_until(lambda: cluster.committed() == FLIGHTS, "all flights are committed", 60)
+    wait_until_equal(lambda: cluster.committed(), FLIGHTS, "all flights are committed", 60)
     note("all committed")
     cluster.drain()
     note("drained")

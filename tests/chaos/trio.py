@@ -31,7 +31,7 @@ from fcluster.kafka.embedded_cluster import EmbeddedCluster
 from fcluster.kafka.ports import reserve_for_process
 from tests import brokers
 from tests.chaos.cluster import ChaosCluster
-from tests.chaos.network import NoIslandError, run, standing
+from tests.chaos.network import NoIslandError, retire, run, standing
 from tests.chaos.plan import FROM_BROKERS, FROM_CLIENTS, LEADERS
 from tests.chaos.runner import Chaos, workers_of
 from tests.chaos.tally import (
@@ -111,7 +111,8 @@ class BrokerIsland:
         """Whatever of it is there."""
         for outside, _ in self._ways:
             run("ip", "link", "del", outside, check=False)
-        run("ip", "address", "del", f"{self.others}/32", "dev", "lo", check=False)
+        for address in (self.address, self.among_brokers, self.others):
+            retire(address)
         run("ip", "netns", "del", self.name, check=False)
 
     def switch(self, way: int, state: str) -> None:

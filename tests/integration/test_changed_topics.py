@@ -31,7 +31,7 @@ from tests.checker.reading import (
     read_topic,
     topics_with_prefix,
 )
-from tests.harness import REPOSITORY, Ended, Up, processes_with, wait_until
+from tests.harness import REPOSITORY, Ended, Up, processes_with, wait_until, wait_until_equal
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -277,7 +277,7 @@ def test_partitions_added_to_a_source_without_state_are_read_at_once_and_after_a
     with place.start() as up:
         up.wait_until(lambda: len(place.outputs()) == 10, "the first partition is read")
         admin.create_partitions([NewPartitions(place.source, 3)])[place.source].result(30)
-        wait_until(lambda: len(partitions_of(kafka, place.source)) == 3, "the partitions are there")
+        wait_until_equal(lambda: len(partitions_of(kafka, place.source)), 3, "the partitions are there")
         place.produce(range(100, 110), partition=2)
         up.wait_until(lambda: len(place.outputs()) == 20, "the new partition is read", 20)
         assert len(place.status()["shards"]) == 3
@@ -285,7 +285,7 @@ def test_partitions_added_to_a_source_without_state_are_read_at_once_and_after_a
         up.interrupt()
         assert up.wait(60).code == 0
     admin.create_partitions([NewPartitions(place.source, 4)])[place.source].result(30)
-    wait_until(lambda: len(partitions_of(kafka, place.source)) == 4, "the partition is there")
+    wait_until_equal(lambda: len(partitions_of(kafka, place.source)), 4, "the partition is there")
     place.produce(range(200, 205), partition=3)
     assert place.run().code == 0
     assert sorted(number for number, _ in place.outputs()) == [*range(10), *range(100, 110), *range(200, 205)]

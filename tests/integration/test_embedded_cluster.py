@@ -15,7 +15,7 @@ from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic
 from fcluster.kafka import embedded_cluster
 from fcluster.kafka.durability import look_for_risks
 from tests import brokers
-from tests.harness import REPOSITORY, process_state, wait_until
+from tests.harness import REPOSITORY, process_state, wait_until, wait_until_equal
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -71,7 +71,7 @@ def what_can_lose_data_is_named(admin: AdminClient, servers: str, data_dir: Path
         return [line.partition(":")[0] for line in look_for_risks(admin, names)]
 
     # Each broker learns of new topics in its own time.
-    wait_until(lambda: named() == ["lone", "thin", "unclean"], "each risk is named")
+    wait_until_equal(named, ["lone", "thin", "unclean"], "each risk is named")
     job = data_dir / "job.py"
     job.write_text(JOB)
     command = [sys.executable, "-m", "fcluster", "up", str(job), "--brokers", servers, "--until-caught-up"]

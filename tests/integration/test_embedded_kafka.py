@@ -6,8 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,18 +16,10 @@ from fcluster.common import processes
 from fcluster.common.errors import DirectoryInUse
 from fcluster.kafka import embedded as embedded_kafka
 from fcluster.kafka.embedded import EmbeddedKafka, EmbeddedKafkaError
+from tests.harness import wait_until, wait_until_equal
 
 REPOSITORY = Path(__file__).parents[2]
 HEAP_MB = 256
-
-
-def wait_until(condition: Callable[[], bool], timeout_s: float = 30.0) -> bool:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.05)
-    return True
 
 
 def write(servers: str, topic: str, values: list[bytes]) -> None:
@@ -107,8 +97,8 @@ def test_parent_killed_broker_dies_and_directory_is_free(tmp_path: Path) -> None
         with pytest.raises(DirectoryInUse):
             embedded_kafka.stop_detached(tmp_path)
         parent.kill()
-    assert wait_until(lambda: embedded_kafka.status(tmp_path).state == "stopped")
-    assert wait_until(lambda: not Path(f"/proc/{broker_pid}/fd/0").exists())
+    wait_until_equal(lambda: embedded_kafka.status(tmp_path).state, "stopped", "the broker has stopped")
+    wait_until(lambda: not Path(f"/proc/{broker_pid}/fd/0").exists(), "its process has ended")
     with EmbeddedKafka(tmp_path, heap_mb=HEAP_MB) as broker:
         assert broker.start() == found.bootstrap_servers
 

@@ -30,7 +30,16 @@ from tests.checker.reading import (
 from tests.checker.records import generate_records
 from tests.checker.state import check_state
 from tests.checker.verdict import state_by_group, state_by_key
-from tests.harness import COORDINATOR, Cluster, Slowness, held_back, process_state, wait_until, worker_name
+from tests.harness import (
+    COORDINATOR,
+    Cluster,
+    Slowness,
+    held_back,
+    process_state,
+    wait_until,
+    wait_until_equal,
+    worker_name,
+)
 
 JOBS = Path(__file__).parents[1] / "jobs"
 PARTITIONS = 8
@@ -188,7 +197,7 @@ def test_worker_killed_and_worker_stopped_mid_epoch_loses_and_repeats_nothing(
             wait_until(lambda: stable_offsets_moved(run, {at: stable[at] for at in held}), "the fence", 30)
             assert joins(run, stopped) == 1
             run.cluster.resume(stopped)
-            wait_until(lambda: joins(run, stopped) == 2, "the zombie's new session", 30)
+            wait_until_equal(lambda: joins(run, stopped), 2, "the zombie's new session", 30)
         run.catch_up()
         run.cluster.assert_alive()
         assert run.committed() == 200_000

@@ -28,7 +28,7 @@ from tests.checker.check import check_totals, wait_until_committed
 from tests.checker.generate import Generator, create_topic
 from tests.checker.live import LiveReader
 from tests.checker.reading import READ_COMMITTED
-from tests.harness import COORDINATOR, Cluster, wait_until, within, worker_name
+from tests.harness import COORDINATOR, Cluster, wait_until, wait_until_equal, within, worker_name
 
 JOB_FILE = Path(__file__).parents[1] / "jobs" / "running_totals.py"
 STANDBY = "standby-coordinator"
@@ -100,7 +100,7 @@ class Failover:
     def wait_standbys(self, count: int) -> None:
         """Wait until so many stand by at the present leader."""
         with AdminClient(self.leader().address) as client:
-            wait_until(lambda: len(client.status()["standbys"]) == count, f"{count} standbys")
+            wait_until_equal(lambda: len(client.status()["standbys"]), count, f"{count} standbys")
 
     def committed_epoch(self) -> int:
         """The highest one in the committed offsets; those that are pending don't count."""

@@ -19,7 +19,7 @@ from fcluster.common import failpoints
 from fcluster.common.failpoints import Arm
 from tests.checker.check import wait_until_committed
 from tests.checker.generate import create_topic, generate_records, write_records
-from tests.harness import COORDINATOR, Cluster, wait_until, worker_name
+from tests.harness import COORDINATOR, Cluster, wait_until, wait_until_equal, worker_name
 from tests.integration.test_failover import STANDBY, CoordinatorsCluster
 
 pytestmark = pytest.mark.timeout(180)
@@ -121,7 +121,7 @@ def test_leader_standby_and_worker_say_what_they_do(probed: Probed) -> None:
     assert probed.ask(worker, "/ready")[0] == 200
     wait_until(lambda: "leads job" in probed.wait_ready(STANDBY), "the standby leads")
     assert probed.ask(worker, "/live")[0] == 200
-    wait_until(lambda: probed.status(worker)["term"] == 2, "the worker has found it")
+    wait_until_equal(lambda: probed.status(worker)["term"], 2, "the worker has found it")
     assert probed.ask(worker, "/ready")[0] == 200
 
 
@@ -136,7 +136,7 @@ def test_stopped_worker_answers_no_probe_and_lives_again_when_it_goes_on(probed:
             probed.ask(worker, "/live", timeout_s=1)
     finally:
         probed.cluster.resume(worker)
-    wait_until(lambda: probed.ask(worker, "/live")[0] == 200, "it lives again")
+    wait_until_equal(lambda: probed.ask(worker, "/live")[0], 200, "it lives again")
     probed.wait_ready(worker)
 
 

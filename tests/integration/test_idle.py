@@ -18,7 +18,7 @@ from fcluster.kafka.embedded import EmbeddedKafka
 from tests.chaos.transactions_log import transactional_ids_of
 from tests.checker.generate import create_topic
 from tests.checker.reading import READ_COMMITTED, end_offsets, read_topic
-from tests.harness import REPOSITORY, Up, wait_until
+from tests.harness import REPOSITORY, Up, wait_until_equal
 
 REMEMBERED_MS = 4_000
 JOB = """
@@ -91,7 +91,7 @@ def test_idle_job_keeps_its_leader_and_its_next_epoch_comes_at_once(
         )
         assert coordinator_id("sleeper") in transactional_ids_of(forgetful_kafka, "sleeper"), "kept alive"
         produce(forgetful_kafka, 5)
-        wait_until(lambda: visible(forgetful_kafka) == 10, "the rest", 15)
+        wait_until_equal(lambda: visible(forgetful_kafka), 10, "the rest", 15)
         assert values(forgetful_kafka) == list(range(1, 11))
         assert status(tmp_path / "data")["term"] == 1, "it had one leader all the time"
         up.interrupt()

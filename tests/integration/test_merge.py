@@ -17,7 +17,7 @@ from tests.checker.check import wait_until_committed
 from tests.checker.generate import create_topic, plain_producer
 from tests.checker.reading import READ_COMMITTED, read_topic
 from tests.feeding import all_the_time
-from tests.harness import Cluster, Up, wait_until, worker_name
+from tests.harness import Cluster, Up, wait_until, wait_until_equal, worker_name
 from tests.pauses import status_of
 
 pytestmark = pytest.mark.timeout(180)
@@ -151,7 +151,7 @@ def test_each_record_of_two_topics_counts_once_through_a_death_a_take_over_and_a
         cluster.start()
         settle(cluster, work)
         with work.writing():
-            wait_until(lambda: len(work.outputs()) == ACCOUNTS, "outputs for all accounts")
+            wait_until_equal(lambda: len(work.outputs()), ACCOUNTS, "outputs for all accounts")
             name, in_flight = cluster.kill_mid_epoch([0, 1], [work.output])
             assert in_flight > 0
             cluster.start_worker(int(name.removeprefix(worker_name(0)[:-1])))
@@ -163,7 +163,7 @@ def test_each_record_of_two_topics_counts_once_through_a_death_a_take_over_and_a
             assert status["counters"]["moves"] > 0
         topics = [work.orders, work.payments, repartition]
         wait_until_committed(work.brokers, work.job, topics, 30)
-        wait_until(lambda: _lags(work) == dict.fromkeys(topics, 0), "no lag in any input")
+        wait_until_equal(lambda: _lags(work), dict.fromkeys(topics, 0), "no lag in any input")
         cluster.terminate()
     work.check_balances()
     work.write(100)

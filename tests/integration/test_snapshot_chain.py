@@ -19,7 +19,7 @@ from fcluster.storage.snapshot_store import DirectorySnapshotStore
 from fcluster.storage.snapshots import latest_valid
 from tests.checker.check import check_totals, wait_until_committed
 from tests.checker.generate import Generator, create_topic
-from tests.harness import Cluster, wait_until, worker_name
+from tests.harness import Cluster, wait_until, wait_until_equal, worker_name
 
 pytestmark = pytest.mark.timeout(240)
 JOB_FILE = Path(__file__).parents[1] / "jobs" / "running_totals.py"
@@ -96,6 +96,8 @@ def test_chain_of_deltas_is_cut_by_snapshots_long_before_the_interval_is_over(
         shutil.rmtree(data / "state")
         cluster.start_worker(0)
         restored = "from snapshot at epoch"
-        wait_until(lambda: cluster.log(worker_name(0), 10_000).count(restored) == PARTITIONS, "restored", 60)
+        wait_until_equal(
+            lambda: cluster.log(worker_name(0), 10_000).count(restored), PARTITIONS, "restored", 60
+        )
         verdict = check_totals(kafka, job, source, output)
         assert verdict.ok, verdict.report()

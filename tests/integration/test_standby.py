@@ -25,7 +25,7 @@ from tests.checker.live import LiveReader
 from tests.checker.reading import READ_COMMITTED, read_input
 from tests.checker.state import check_state
 from tests.checker.verdict import state_by_key
-from tests.harness import Cluster, wait_until, within
+from tests.harness import Cluster, wait_until, wait_until_equal, within
 from tests.integration.test_restore import Changelog
 from tests.pauses import Kill, kill_and_measure, status_of, wait_settled
 
@@ -110,7 +110,7 @@ def test_copy_begins_with_a_snapshot_where_the_changelog_was_truncated(
     offset = changelog.write(0, 2, {b"aaaa-l": b"2"})
     delete_records_before(changelog.admin, {TopicPartition(changelog.topic, 0): offset})
     tail.keep(directory, {shard: changelog.topic})
-    wait_until(lambda: tail.statuses() == [StandbyStatus(shard, 0, -1)], "no base", 10)
+    wait_until_equal(lambda: tail.statuses(), [StandbyStatus(shard, 0, -1)], "no base", 10)
     owner = StoreDirectory(tmp_path / "owner")
     store = owner.open(shard)
     store.apply(

@@ -23,7 +23,7 @@ from fcluster.kafka.clients import make_admin, make_consumer, make_producer
 from fcluster.kafka.offsets import begin_offsets, read_committed_positions, settled_end_offsets
 from tests.checker.generate import create_topic
 from tests.checker.reading import READ_COMMITTED, read_topic
-from tests.harness import Cluster, wait_until, worker_name
+from tests.harness import Cluster, wait_until, wait_until_equal, worker_name
 from tests.pauses import status_of
 
 pytestmark = pytest.mark.timeout(300)
@@ -158,7 +158,7 @@ def test_torn_transactions_stop_their_shards_and_each_way_to_go_on_does_what_it_
     work.tear_off_offset(0, count=2)
     work.tear_off_delta(1, count=2)
     with work.cluster() as cluster:
-        wait_until(lambda: len(stopped_shards(work)) == 2, "both shards are stopped", 60)
+        wait_until_equal(lambda: len(stopped_shards(work)), 2, "both shards are stopped", 60)
         work.put_in(2, 2)
         work.wait_done(2)  # the other shard goes on
         stopped = stopped_shards(work)
@@ -201,7 +201,7 @@ def test_torn_transactions_stop_their_shards_and_each_way_to_go_on_does_what_it_
         work.wait_done(0)  # offset and delta agree again, before any record comes
         work.put_in(0, 1)
         work.wait_done(0)
-        wait_until(lambda: len(work.outputs(1)) == 7, "what the offset had passed over is processed")
+        wait_until_equal(lambda: len(work.outputs(1)), 7, "what the offset had passed over is processed")
         cluster.terminate()
     assert work.outputs(0)[-1] == (9, 1001), "records 7 and 8 were not processed again"
     assert work.outputs(1)[-2:] == [(8, 6), (9, 7)], "nothing is lost"

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.harness import REPOSITORY, process_state, processes_with, wait_until
+from tests.harness import REPOSITORY, process_state, processes_with, wait_until, wait_until_equal
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -197,7 +197,7 @@ def test_cluster_brings_its_own_kafka_and_takes_it_along(user: User) -> None:
     broker = int((user.directory / ".fcluster" / "kafka" / "broker.pid").read_text())
     os.kill(broker, signal.SIGKILL)
     wait_until(lambda: "Kafka died; restarting it" in user.output(), "the death is noticed")
-    wait_until(lambda: user.output().count("is ready on") == 2, "Kafka is back", 60)
+    wait_until_equal(lambda: user.output().count("is ready on"), 2, "Kafka is back", 60)
     user.produce(200)
     assert_counted(user.consume(400), 400)
     pids = user.note()["pids"].values()
@@ -215,7 +215,7 @@ def test_killed_coordinator_of_a_cluster_is_started_again_and_leads_the_same_wor
     pids = user.note()["pids"]
     os.kill(pids["coordinator"], signal.SIGKILL)
     wait_until(lambda: user.note()["pids"].get("coordinator", 0) not in (0, pids["coordinator"]), "a restart")
-    wait_until(lambda: user.status().get("term") == 2, "the next term")
+    wait_until_equal(lambda: user.status().get("term"), 2, "the next term")
     user.produce(300)
     assert_counted(user.consume(600), 600)
     assert user.note()["pids"] | {"coordinator": 0} == pids | {"coordinator": 0}, "a worker was restarted"

@@ -28,7 +28,7 @@ from fcluster.wire.discovery import Leader, find_leader
 from fcluster.wire.keys import Keyring, Role, create_keys
 from fcluster.wire.messages import MESSAGE_BYTES_MAX, MalformedMessageError, ShardStatus, WorkerStats
 from fcluster.wire.security import ClientSecurity, client_security
-from tests.harness import COORDINATOR, REPOSITORY, Cluster, memory_bytes, wait_until
+from tests.harness import COORDINATOR, REPOSITORY, Cluster, memory_bytes, wait_until, wait_until_equal
 
 FRAMES = 100_000
 OVERSIZED = 50
@@ -65,7 +65,7 @@ class World:
     def start(self) -> None:
         self.cluster.start()
         self.leader = wait_until(lambda: find_leader(self.settings, self.job), "a leader")
-        wait_until(lambda: self.status()["phase"] == "running", "the first assignment")
+        wait_until_equal(lambda: self.status()["phase"], "running", "the first assignment")
 
     def security(self, role: Role) -> ClientSecurity:
         security = client_security(self.settings, role, self.leader.address)
@@ -329,7 +329,7 @@ def test_a_member_that_lies_loses_its_shards_and_the_others_go_on(world: World) 
     with Attacker(world.leader.address, world.security(Role.WORKER), b"liar") as liar:
         greeting = hello(world, "liar")
         liar.socket.send(messages.encode(greeting))
-        wait_until(lambda: len(world.status()["workers"]) == 3, "the liar is a member")
+        wait_until_equal(lambda: len(world.status()["workers"]), 3, "the liar is a member")
         own = next(w["session"] for w in world.status()["workers"] if w["session"] not in sessions)
         for _ in range(2_000):
             message = absurd(chance, [own, own, own], greeting)

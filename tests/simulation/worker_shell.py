@@ -362,6 +362,8 @@ class SimWorker(Process):
                 item = self.inbox.popleft()
                 if isinstance(item, tuple):
                     self._process(*item)
+                elif callable(item):
+                    item()
                 else:
                     self._feed(item)
             else:
@@ -1111,6 +1113,14 @@ class SimWorker(Process):
             self.world.call(self, Call("find leader", self.cluster.find_leader), self._found_leader)
         self.later(settings.heartbeat_interval_ms, self._pulse)
         self.post(events.Tick())
+        self.post(self._tell_overdue)
+
+    def _tell_overdue(self) -> None:
+        """What was put off of event time needs an epoch, although records have stopped coming."""
+        if not self._reading_paused and not self.core.state.waits_for_commit():
+            shards = self.core.state.running(self._telling.overdue(self.world.now_ms))
+            if shards:
+                self._feed(events.RecordsProcessed(shards, 0, False))
 
     def _found_leader(self, leader: Any, failure: KafkaFailure | None) -> None:
         if leader is None or failure is not None:

@@ -7,6 +7,8 @@ together. Must not decide anything else. Pure.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from fcluster.common.exit_codes import ExitCode
 from fcluster.common.failures import Failure
 from fcluster.common.ids import ShardId
@@ -23,6 +25,7 @@ from fcluster.worker.core.model import (
     OwnedShard,
     Phase,
     RecordAt,
+    ShardPhase,
 )
 from fcluster.worker.core.pieces import Pieces
 
@@ -97,6 +100,14 @@ class CoreState:
         """Whether nothing more is processed before the commit, because a record is being looked for."""
         records_max = self.pieces.records_max
         return records_max is not None and (self.in_flight is not None or self.open.records >= records_max)
+
+    def running(self, shards: Iterable[ShardId]) -> frozenset[ShardId]:
+        """Those of these shards that may take part in further epochs."""
+        return frozenset(
+            shard
+            for shard in shards
+            if (owned := self.shards.get(shard)) is not None and owned.phase is ShardPhase.RUNNING
+        )
 
     def is_uncommitted(self, shard: ShardId) -> bool:
         """Whether changes of the shard wait for their commit."""

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,7 +23,7 @@ from fcluster.common.processes import (
     spawn,
     stop_all,
 )
-from tests.harness import within
+from tests.harness import wait_until, wait_until_equal, within
 
 PYTHON = [sys.executable, "-I", "-S", "-c"]
 SLEEPER = [*PYTHON, "import time; print('up', flush=True); time.sleep(600)"]
@@ -37,15 +36,6 @@ REPOSITORY = Path(__file__).parents[3]
 
 needs_kernel_binding = pytest.mark.skipif(sys.platform != "linux", reason="the kernel's way is Linux's")
 MECHANISMS = [pytest.param(True, id="kernel", marks=needs_kernel_binding), pytest.param(False, id="guard")]
-
-
-def wait_until(condition: Callable[[], bool], timeout_s: float = 20.0) -> bool:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.01)
-    return True
 
 
 def runs(pid: int) -> bool:
@@ -94,7 +84,7 @@ def test_parent_killed_child_dies(kernel_binds: bool) -> None:
     with parent:
         assert runs(child_pid)
         parent.kill()
-    assert wait_until(lambda: not runs(child_pid))
+    wait_until(lambda: not runs(child_pid), "the child has ended")
 
 
 @pytest.mark.parametrize("kernel_binds", MECHANISMS)
@@ -108,7 +98,7 @@ def test_parent_ends_normally_child_dies(kernel_binds: bool) -> None:
     )
     with parent:
         assert parent.wait(20) == 0
-    assert wait_until(lambda: not runs(child_pid))
+    wait_until(lambda: not runs(child_pid), "the child has ended")
 
 
 @pytest.mark.parametrize("kernel_binds", MECHANISMS)
@@ -120,7 +110,7 @@ def test_starting_thread_ended_child_lives_on(kernel_binds: bool, monkeypatch: p
     thread.join()
     child, lines = started[0]
     try:
-        assert wait_until(lambda: lines == ["up"])
+        wait_until_equal(lambda: lines, ["up"], "its output")
         assert child.wait(0.2) is None
     finally:
         child.kill()
@@ -144,7 +134,7 @@ def test_detached_process_outlives_its_parent(tmp_path: Path) -> None:
         assert log_file.read_text() == "up\n"
     finally:
         os.kill(child_pid, signal.SIGKILL)
-    assert wait_until(lambda: not runs(child_pid))
+    wait_until(lambda: not runs(child_pid), "the child has ended")
 
 
 def test_output_goes_to_file_and_callback(tmp_path: Path) -> None:
@@ -192,26 +182,26 @@ def test_command_missing_exit_code_and_line_say_so() -> None:
 
 def test_stop_child_that_ignores_sigterm_kills_it() -> None:
     child, lines = collect(STUBBORN)
-    assert wait_until(lambda: lines == ["up"])
+    wait_until_equal(lambda: lines, ["up"], "its output")
     assert child.stop(grace_s=0.1) == -signal.SIGKILL
 
 
 def test_stop_child_lets_it_end_in_its_own_way() -> None:
     child, lines = collect(POLITE)
-    assert wait_until(lambda: lines == ["up"])
+    wait_until_equal(lambda: lines, ["up"], "its output")
     assert child.stop(grace_s=20) == 7
 
 
 def test_stop_child_that_is_stopped_kills_it() -> None:
     child, lines = collect(POLITE)
-    assert wait_until(lambda: lines == ["up"])
+    wait_until_equal(lambda: lines, ["up"], "its output")
     child.send_signal(signal.SIGSTOP)
     assert child.stop(grace_s=0.1) == -signal.SIGKILL
 
 
 def test_stop_all_waits_for_one_grace_period_only() -> None:
     children = [collect(STUBBORN) for _ in range(3)]
-    assert wait_until(lambda: all(lines == ["up"] for _, lines in children))
+    wait_until(lambda: all(lines == ["up"] for _, lines in children), "all are up")
     started = time.monotonic()
     stop_all([child for child, _ in children], grace_s=1.0)
     assert within(time.monotonic() - started, 2.5)

@@ -15,7 +15,7 @@ from fcluster.common.settings import Settings
 from fcluster.coordinator import fencing
 from fcluster.coordinator.core.events import SlotFenced, SlotFenceFailed
 from fcluster.coordinator.fencing import Fencer
-from tests.harness import wait_until
+from tests.harness import wait_until, wait_until_equal
 
 Outcome = SlotFenced | SlotFenceFailed
 
@@ -116,12 +116,12 @@ def test_suspected_slots_are_prepared_before_others_where_there_is_no_room_for_a
     slots = fencing.PREPARED_MAX // 2
     for slot in range(100):
         fencer.prepare(slot, soon=False)
-    wait_until(lambda: len(brokers.connected) == 2 * slots, "as many as there is room for", 5)
+    wait_until_equal(lambda: len(brokers.connected), 2 * slots, "as many as there is room for", 5)
     assert sum(producer() is not None for producer in brokers.alive) == 4 * slots
     fencer.prepare(50, soon=True)
     wait_until(lambda: "job-slot-50-1" in brokers.connected, "the suspected slot's are connected", 5)
-    wait_until(
-        lambda: sum(producer() is not None for producer in brokers.alive) == 4 * slots, "others' are gone", 5
+    wait_until_equal(
+        lambda: sum(producer() is not None for producer in brokers.alive), 4 * slots, "others' are gone", 5
     )
     fencer.fence(50)
     assert outcomes.get(timeout=5) == SlotFenced(50)

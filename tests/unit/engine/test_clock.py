@@ -66,6 +66,25 @@ def test_idle_topic_is_left_out_until_its_next_record_however_old() -> None:
     assert not clock.observe(0, 600)  # and waits for the one that is back
 
 
+def test_idle_inputs_do_not_hold_each_other_back() -> None:
+    clock = EventClock([0, 0])
+    clock.observe(0, 500)
+    clock.observe(1, 300)
+    clock.set_idle(0, True)
+    assert clock.now_ms == 300
+    assert clock.set_idle(1, True)
+    assert clock.now_ms == 500
+
+
+def test_shard_that_says_at_once_how_far_it_came_and_that_it_is_idle_moves_the_time() -> None:
+    clock = EventClock([None])
+    clock.heard(0, 2, [Said(0, 500), Said(1, 400)])
+    clock.heard(0, 2, [Said(0, 700, idle=True)])
+    assert clock.now_ms == 400
+    assert clock.heard(0, 2, [Said(1, 701, idle=True)])
+    assert clock.now_ms == 701
+
+
 def test_time_stands_if_all_are_idle() -> None:
     clock = EventClock([0, 0])
     clock.observe(0, 500)
@@ -88,7 +107,7 @@ def test_repartition_topic_waits_for_each_shard_that_writes_to_it() -> None:
     assert clock.look()[0].idle_upstream == 1
     clock.heard(0, 3, [Said(1, 600, True), Said(2, 700, True)])
     assert clock.is_idle
-    assert clock.now_ms == 600
+    assert clock.now_ms == 900, "nobody is waited for any more"
 
 
 def test_shard_that_is_added_upstream_is_waited_for_and_time_does_not_go_back() -> None:

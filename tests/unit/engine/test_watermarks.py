@@ -321,6 +321,28 @@ def test_what_nothing_depends_on_is_told_seldom_and_then_up_to_date() -> None:
     assert decode_watermark(telling.due(one, SIZES, SELDOM_MS)[0].value)[1][0].time_ms == 300
 
 
+def test_last_that_was_put_off_is_overdue_once_it_may_be_told() -> None:
+    telling, one = Telling(topology()), clocks(one=100)
+    telling.due(one, SIZES, 0)
+    assert telling.overdue(SELDOM_MS) == set()
+    one[ShardId("orders", 0)].observe(0, 200)
+    telling.due(one, SIZES, 500)
+    assert telling.overdue(SELDOM_MS - 1) == set()
+    assert telling.overdue(SELDOM_MS) == {ShardId("orders", 0)}
+    assert telling.overdue(SELDOM_MS) == set(), "named once"
+    telling.due(one, SIZES, SELDOM_MS + 1)
+    assert telling.overdue(9 * SELDOM_MS) == set(), "it was told"
+
+
+def test_what_was_put_off_is_the_business_of_others_once_a_shard_has_left() -> None:
+    telling, one = Telling(topology()), clocks(one=100)
+    telling.due(one, SIZES, 0)
+    one[ShardId("orders", 0)].observe(0, 200)
+    telling.due(one, SIZES, 500)
+    telling.forget(one)
+    assert telling.overdue(SELDOM_MS) == set()
+
+
 def test_that_a_shard_is_idle_is_told_at_once_even_where_nothing_depends_on_it() -> None:
     telling, one = Telling(topology()), clocks(one=100)
     telling.due(one, SIZES, 0)

@@ -13,7 +13,7 @@ from fcluster.common.settings import resolve
 from fcluster.host.agent import AgentLink, Staff
 from fcluster.wire import leader_search, messages
 from fcluster.wire.discovery import Leader
-from tests.harness import wait_until
+from tests.harness import wait_until, wait_until_equal
 from tests.unit.wire.test_admin_client import FakeCoordinator
 
 WHY = Failure.of_text("so it is")
@@ -210,7 +210,7 @@ def test_agent_that_lost_its_leader_learns_from_the_journal_that_the_job_has_end
     lonely.start()
     journal.leader = lonely.leader(4)
     lonely.wait_for(lambda report: report.target == 2)
-    wait_until(lambda: lonely.link._orders.term == 4, "it has heard of a term", 10, 0.005)
+    wait_until_equal(lambda: lonely.link._orders.term, 4, "it has heard of a term", 10, 0.005)
     journal.leader, journal.ended = None, (4, Ended(3, "nobody said so", WHY))
     lonely.coordinator.close()
     wait_until(lambda: lonely.ends, "the end is known", 10, 0.005)

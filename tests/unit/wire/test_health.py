@@ -23,7 +23,7 @@ from fcluster.wire.messages import Assign, Welcome, WorkerStats
 from fcluster.worker.core import events, model
 from fcluster.worker.core import worker as core
 from fcluster.worker.health import WorkerHealth
-from tests.harness import wait_until
+from tests.harness import wait_until, wait_until_equal
 
 LOCAL = ("127.0.0.1", 0)
 
@@ -139,14 +139,14 @@ def test_crowd_is_sent_away_and_probes_are_answered_when_it_has_gone(
     crowd = [socket.create_connection(address_of(server), 5) for _ in range(port.CONNECTIONS_MAX)]
     for connection in crowd:
         connection.sendall(b"GET /live HTTP/1.0\r\n\r\n")
-    wait_until(lambda: _answering() == port.CONNECTIONS_MAX, "all are being answered", 5)
+    wait_until_equal(_answering, port.CONNECTIONS_MAX, "all are being answered", 5)
     with pytest.raises((ConnectionError, http.client.HTTPException)):
         ask(server, "/live")
     assert _answering() == port.CONNECTIONS_MAX, "there is a thread for each of so many, and for no more"
     told.hold.set()
     for connection in crowd:
         connection.close()
-    wait_until(lambda: _answering() == 0, "all are answered", 5)
+    wait_until_equal(_answering, 0, "all are answered", 5)
     assert ask(server, "/live")[0] == 200
 
 
@@ -164,7 +164,7 @@ def test_connection_that_dawdles_is_closed(server: HealthServer, monkeypatch: py
                 connection.sendall(b"X")  # a byte now and then never runs into the time-out for reading
                 time.sleep(0.1)
         assert time.monotonic() - began_s < 5
-    wait_until(lambda: _answering() == 0, "its thread has ended", 5)
+    wait_until_equal(_answering, 0, "its thread has ended", 5)
 
 
 def test_connection_that_says_nothing_is_closed(server: HealthServer) -> None:

@@ -14,7 +14,7 @@ from fcluster.wire import messages
 from fcluster.worker import chunks
 from fcluster.worker.consuming import ReadFailed, ReadUpTo
 from fcluster.worker.core import events
-from fcluster.worker.core.model import Condemned, RecordAt, StopRecord
+from fcluster.worker.core.model import Condemned, RecordAt, ShardPhase, StopRecord
 from tests.unit.worker.worker_parts import (
     SESSION,
     Message,
@@ -23,6 +23,7 @@ from tests.unit.worker.worker_parts import (
     lost,
     merging_topology,
     shard_of,
+    timed_topology,
 )
 
 TOPOLOGY = counting_topology()
@@ -283,3 +284,44 @@ def test_stopped_shard_with_several_inputs_gets_nothing_more(merging: Pumping) -
     merging.run()
     assert merging.counts() == []
     assert merging.shards.until_merged_s(3.0, 0) == 3.0
+
+
+# --- event time -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def timed() -> Iterator[Pumping]:
+    timed = Pumping(timed_topology(idle_ms=100))
+    yield timed
+    timed.close()
+
+
+def test_input_that_becomes_idle_is_something_to_commit(timed: Pumping) -> None:
+    timed.start()
+    timed.pump.add_told(read_up_to(timed, {("in", 0): 0}, end=0))
+    timed.pump.pass_time(1_000)
+    assert timed.fed == []
+    timed.pump.pass_time(1_100)
+    assert timed.fed == [events.RecordsProcessed(frozenset({SHARD}), 0, backlog=False)]
+
+
+def test_event_time_that_was_put_off_is_something_to_commit_once_it_may_be_told(
+    timed: Pumping, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed.start()
+    monkeypatch.setattr(timed.pipeline, "untold", lambda now_ms: {SHARD, OTHER} if now_ms >= 500 else set())
+    timed.pump.pass_time(499)
+    assert timed.fed == []
+    timed.pump.pass_time(500)
+    assert timed.fed == [events.RecordsProcessed(frozenset({SHARD}), 0, backlog=False)], (
+        "not of a shard elsewhere"
+    )
+
+
+def test_shard_that_is_given_up_takes_part_in_no_further_epoch_for_its_event_time(timed: Pumping) -> None:
+    timed.start()
+    timed.core_state.shards[SHARD].phase = ShardPhase.RELEASING
+    timed.pump.add_told(read_up_to(timed, {("in", 0): 0}, end=0))
+    timed.pump.pass_time(1_000)
+    timed.pump.pass_time(9_000)
+    assert timed.fed == []

@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from fcluster import Job
+from fcluster import Job, Watermark
 from fcluster.common.ids import ShardId
 from fcluster.common.positions import CommittedPosition, InputOffset
 from fcluster.common.settings import Settings
@@ -112,6 +112,15 @@ def merging_topology() -> Topology:
     """`a` and `b`, in the order of their timestamps, to `out`."""
     job = Job("j")
     job.merge(job.topic("a"), job.topic("b")).process(count, name="count").to(job.topic("out"))
+    return job.build(Settings())
+
+
+def timed_topology(idle_ms: int) -> Topology:
+    """`in` to `out`, with event time."""
+    job = Job("j")
+    job.process(job.topic("in", watermark=Watermark(idle_ms=idle_ms)), to=job.topic("out"), name="count")(
+        count
+    )
     return job.build(Settings())
 
 
@@ -339,6 +348,9 @@ class Pumping:
         position = CommittedPosition(0, 0, 0, "", further=further)
         effect = events.StartReading(shard, position, **{"stop_record": None, **fields})
         self.pump.start(effect, stage, new_state(self.topology), self.port)
+        self.core_state.shards[shard] = owned = model.OwnedShard(model.ShardPhase.RESTORING)
+        owned.phase = model.ShardPhase.RESTORED
+        owned.phase = model.ShardPhase.RUNNING
         return self.shards.runners[shard]
 
     def read(self, *messages: Message, full: bool = False, **fields: Any) -> None:
