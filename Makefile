@@ -11,6 +11,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 PYTEST := $(BIN)/python -m pytest
+SIDE_BY_SIDE := --numprocesses=2 --dist=loadfile
 LOCK := $(BIN)/python -m pip --quiet --disable-pip-version-check install
 
 .PHONY: help
@@ -45,11 +46,13 @@ format: setup ## let ruff fix and format the code
 
 .PHONY: test
 test: lint ## set up, lint, and run all tests, with the short run of the chaos tests
-	@# Tests without a broker need only a core each; the others measure times, so they run one after another. Both
-	@# parts run even if the first fails, and a failure of either fails the target.
+	@# The first two parts take two processes, each with a broker of its own: they mostly wait. Chaos tests load the
+	@# machine and measure pauses, so they run one after another. All parts run even if one fails, and a failure of
+	@# any of them fails the target.
 	@failed=0; \
-	(set -x; $(PYTEST) --numprocesses=2 --dist=loadfile --durations=20 tests/unit tests/fuzz tests/simulation) || failed=$$?; \
-	(set -x; $(PYTEST) --durations=20 tests/integration tests/chaos) || failed=$$?; \
+	(set -x; $(PYTEST) $(SIDE_BY_SIDE) --durations=20 tests/unit tests/fuzz tests/simulation) || failed=$$?; \
+	(set -x; $(PYTEST) $(SIDE_BY_SIDE) --durations=20 tests/integration) || failed=$$?; \
+	(set -x; $(PYTEST) --durations=20 tests/chaos) || failed=$$?; \
 	exit $$failed
 
 .PHONY: chaos
