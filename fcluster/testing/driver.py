@@ -7,7 +7,6 @@ uncommitted is rolled back as a whole. Knows no Kafka, RocksDB, threads or clock
 
 from __future__ import annotations
 
-import difflib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from fcluster.common.ids import ShardId
 from fcluster.common.isolation import Isolation
 from fcluster.common.positions import CommittedPosition, decode_position, joined_position
 from fcluster.common.settings import Settings, resolve
+from fcluster.common.spelling import near_names
 from fcluster.engine.failure import Condemnation, OutputRefusedError, UnkeptStateError, output_too_large
 from fcluster.engine.firing import TimerStopsError
 from fcluster.engine.records import NO_TIMESTAMP_MS, OutputPort
@@ -754,7 +754,7 @@ def _check_count(name: str, count: int) -> None:
 
 
 def _unknown(kind: str, name: str, known: Mapping[str, Any] | Sequence[str], trouble: str) -> JobError:
-    near = difflib.get_close_matches(name, list(known), 1, 0.6)
+    near = near_names(name, known)
     remedy = f"Did you mean {near[0]!r}?" if near else f"There are: {', '.join(map(repr, known))}."
     return JobError(f"The {kind} {name!r} {trouble}.", remedy=remedy)
 
