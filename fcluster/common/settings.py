@@ -13,6 +13,7 @@ to one kind of client.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import json
 import re
 import tomllib
@@ -23,7 +24,6 @@ from typing import Any, Final, Literal, NoReturn, cast
 
 from fcluster.common.errors import SettingsError
 from fcluster.common.isolation import Isolation
-from fcluster.common.spelling import near_names
 
 Guarantee = Literal["exactly-once", "at-least-once"]
 SourceGapPolicy = Literal["fail", "continue"]
@@ -536,7 +536,7 @@ class _Resolution:
 
 
 def _unknown(name: str, plain: str, origin: str) -> SettingsError:
-    near = near_names(plain, _ATTRIBUTE_BY_NAME)
+    near = difflib.get_close_matches(plain, _ATTRIBUTE_BY_NAME, 1, 0.6)
     if near:
         remedy = f"Did you mean {near[0]}?"
     else:

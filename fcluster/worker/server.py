@@ -164,7 +164,6 @@ class Worker:
             self._watchdog,
             self._kafka_waits,
             self._health,
-            end=self._hung,
         )
 
     # --- life ---------------------------------------------------------------------------------------------
@@ -232,9 +231,9 @@ class Worker:
     def _exit_now(self, failure: Failure) -> None:
         self._exit = events.Exit(ExitCode.MISTAKE, str(failure), failure)
 
-    def _hung(self, what: str, code: int = ExitCode.CRASHED) -> None:
+    def _hung(self, what: str) -> None:
         self._ring.dump()
-        dump_and_exit(what, code)
+        dump_and_exit(what)
 
     def dump_events_on_signal(self) -> None:
         """From now on, SIGUSR1 writes the core's last events to a file. For the main thread."""
