@@ -7,7 +7,6 @@ build or run the job.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import os
 import sys
@@ -19,6 +18,7 @@ from types import ModuleType
 from fcluster.api import job_files
 from fcluster.api.job import Job
 from fcluster.common.errors import FclusterError, JobError
+from fcluster.common.spelling import near_names
 
 _PACKAGE = f"{Path(__file__).resolve().parent.parent}{os.sep}"
 
@@ -159,5 +159,5 @@ def _listed(jobs: dict[str, Job]) -> str:
 
 
 def _did_you_mean(name: str, names: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, names, 1, 0.6)
+    near = near_names(name, names)
     return f"Did you mean {near[0]}?" if near else ""

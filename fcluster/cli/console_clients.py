@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import difflib
 import json
 import select
 import sys
@@ -24,6 +23,7 @@ import orjson
 from fcluster.common.errors import FclusterError, KafkaUnavailable, MissingTopic
 from fcluster.common.ids import colliding_topic
 from fcluster.common.offsets import known_offset
+from fcluster.kafka.missing import missing_topic
 from fcluster.kafka.troubles import Trouble, trouble_of
 
 CONSUME_BATCH_MAX = 1_000
@@ -37,6 +37,7 @@ MISSING_S = 1.5
 or a topic that was just created, needs a moment."""
 MISSING_POLL_S = 0.1
 SKIPS_SHOWN_MAX = 20
+_TO_CREATE = "To create it, give --partitions N."
 
 
 class InputError(FclusterError):
@@ -83,29 +84,6 @@ def kafka_errors() -> Generator[None]:
 # --- topics ----------------------------------------------------------------------------------------
 
 
-def near_names(wanted: str, names: Iterable[str]) -> list[str]:
-    """Up to three of `names` that `wanted` may have meant, the most likely first."""
-    visible = sorted(name for name in names if not name.startswith("__"))
-    lower = {name.lower(): name for name in visible}
-    return [lower[name] for name in difflib.get_close_matches(wanted.lower(), lower, n=3, cutoff=0.6)]
-
-
-def missing_topic(topic: str, names: Iterable[str], *, creatable: bool = False) -> MissingTopic:
-    """The error for a missing topic. It suggests similar names."""
-    existing = [name for name in names if not name.startswith("__")]
-    near = near_names(topic, existing)
-    if near:
-        remedy = "Did you mean " + " or ".join(repr(name) for name in near) + "?"
-    elif existing:
-        shown = ", ".join(sorted(existing)[:8])
-        remedy = f"Topics there: {shown}{', ...' if len(existing) > 8 else ''}."
-    else:
-        remedy = "The cluster has no topics yet."
-    if creatable:
-        remedy += " To create it, give --partitions N."
-    return MissingTopic(f"topic {topic!r} doesn't exist", remedy=remedy)
-
-
 def existing_partitions(client: Any, topic: str, *, creatable: bool = False) -> list[int]:
     """The partitions of `topic`, ascending.
 
@@ -126,7 +104,7 @@ def existing_partitions(client: Any, topic: str, *, creatable: bool = False) -> 
         waited_s = time.monotonic() - began_s
         unknown = _unknown(metadata, found)
         if not unknown and waited_s >= MISSING_S:
-            raise missing_topic(topic, metadata.topics, creatable=creatable)
+            raise missing_topic(topic, metadata.topics, _TO_CREATE if creatable else "")
         if waited_s >= METADATA_TIMEOUT_S:
             raise KafkaUnavailable(
                 f"can't tell after {METADATA_TIMEOUT_S:g} s whether topic {topic!r} exists: {unknown}",

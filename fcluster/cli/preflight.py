@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from fcluster.cli.connection import open_admin_client
 from fcluster.cli.local_kafka import say
-from fcluster.common.errors import ClusterConflict, FclusterError, MissingTopic
+from fcluster.common.errors import ClusterConflict, FclusterError
 from fcluster.common.settings import Settings
 from fcluster.kafka.ports import reserve_for_process
 
@@ -68,10 +68,11 @@ def check_before_start(settings: Settings, topology: Topology, *, embedded: bool
         IncompatibleState: topics that are merged have different numbers of partitions.
         ClusterConflict: the job already runs.
     """
-    from fcluster.cli.console_clients import METADATA_TIMEOUT_S, kafka_errors, missing_topic
+    from fcluster.cli.console_clients import METADATA_TIMEOUT_S, kafka_errors
     from fcluster.graph.topology import check_copartitioned
     from fcluster.kafka.brokers import connect_or_raise
     from fcluster.kafka.clients import make_admin
+    from fcluster.kafka.missing import missing_topic
 
     admin = make_admin(settings)
     connect_or_raise(admin, settings)
@@ -79,17 +80,14 @@ def check_before_start(settings: Settings, topology: Topology, *, embedded: bool
         topics: Mapping[str, Any] = admin.list_topics(timeout=METADATA_TIMEOUT_S).topics
     for source in topology.sources:
         if source.name not in topics:
-            error = missing_topic(source.name, topics)
             where = (
                 f" --data-dir {settings.state_dir}"
                 if embedded
                 else f" --brokers {settings.bootstrap_servers}"
             )
-            raise MissingTopic(
-                f"source {error.message}",
-                remedy=f"{error.remedy} To create it: fcluster produce {source.name} --partitions 4"
-                f"{where} < lines.jsonl" + (" (after `fcluster kafka start`)" if embedded else ""),
-            )
+            create = f"fcluster produce {source.name} --partitions 4{where} < lines.jsonl"
+            after = " (after `fcluster kafka start`)" if embedded else ""
+            raise missing_topic(source.name, topics, f"The job reads it. To create it: {create}{after}")
     counts = {name: len(topic.partitions) for name, topic in topics.items()}
     for stage in topology.stages:
         check_copartitioned(stage, counts)

@@ -52,9 +52,9 @@ def boot_id() -> str:
         return ""
 
 
-def sync_directory(path: Path) -> None:
-    """Make the names in `path` survive a power failure."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+def sync(path: Path | str) -> None:
+    """Make a file's content, or the names in a directory, survive a power failure."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
     finally:

@@ -13,7 +13,6 @@ to one kind of client.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import re
 import tomllib
@@ -24,6 +23,7 @@ from typing import Any, Final, Literal, NoReturn, cast
 
 from fcluster.common.errors import SettingsError
 from fcluster.common.isolation import Isolation
+from fcluster.common.spelling import near_names
 
 Guarantee = Literal["exactly-once", "at-least-once"]
 SourceGapPolicy = Literal["fail", "continue"]
@@ -536,7 +536,7 @@ class _Resolution:
 
 
 def _unknown(name: str, plain: str, origin: str) -> SettingsError:
-    near = difflib.get_close_matches(plain, _ATTRIBUTE_BY_NAME, 1, 0.6)
+    near = near_names(plain, _ATTRIBUTE_BY_NAME)
     if near:
         remedy = f"Did you mean {near[0]}?"
     else:

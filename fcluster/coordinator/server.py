@@ -35,6 +35,7 @@ from confluent_kafka import TopicPartition
 from fcluster import __version__
 from fcluster.api.job import Job
 from fcluster.common import failpoints
+from fcluster.common.clocks import monotonic_ms
 from fcluster.common.errors import FclusterError, KafkaUnavailable, SettingsError, failure_of
 from fcluster.common.event_ring import EventRing
 from fcluster.common.exit_codes import ExitCode
@@ -421,7 +422,7 @@ class _Shell:
     ) -> None:
         self._topology = terms.topology
         self._settings = terms.settings
-        now_ms = _now_ms()
+        now_ms = monotonic_ms()
         self._core = Coordinator.recover(past, terms, now_ms)
         self._ring = EventRing(
             "coordinator",
@@ -518,7 +519,7 @@ class _Shell:
 
     def _turn(self) -> None:
         deadline_ms = self._core.next_deadline_ms()
-        timeout_ms = TURN_MS_MAX if deadline_ms is None else max(0.0, deadline_ms - _now_ms())
+        timeout_ms = TURN_MS_MAX if deadline_ms is None else max(0.0, deadline_ms - monotonic_ms())
         happened = False
         happenings = self._transport.poll(self._truncation.cap(min(timeout_ms, TURN_MS_MAX)))
         self._health.turned()
@@ -566,7 +567,7 @@ class _Shell:
         counted = counters.resets + counters.fence_failures
         if counted > self._troubles_counted:
             self._troubles_counted, self._troubled_until_s = counted, now_s + KAFKA_TROUBLED_S
-        waits = self._core.waits_ms(_now_ms()) >= KAFKA_WAITS_MS
+        waits = self._core.waits_ms(monotonic_ms()) >= KAFKA_WAITS_MS
         self._kafka_watch.note(waiting=waits or now_s < self._troubled_until_s)
 
     def _notice_absence(self) -> None:
@@ -612,7 +613,7 @@ class _Shell:
         )
 
     def _feed(self, event: Event) -> None:
-        now_ms = _now_ms()
+        now_ms = monotonic_ms()
         effects = self._core.handle(event, now_ms)
         self._ring.note(now_ms, event, effects)
         for effect in effects:
@@ -748,10 +749,6 @@ def _beginning(past: Mapping[str, Any], terms: Terms, now_ms: float) -> dict[str
     left_out = ("topology", "settings")
     given = {each.name: getattr(terms, each.name) for each in fields(terms) if each.name not in left_out}
     return {"terms": given, "settings": terms.settings.redacted(), "journal": dict(past), "now_ms": now_ms}
-
-
-def _now_ms() -> float:
-    return time.monotonic() * 1000
 
 
 def _pass_failpoint(message: messages.FromCoordinator) -> None:

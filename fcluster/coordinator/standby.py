@@ -29,6 +29,7 @@ from typing import Any
 
 from confluent_kafka import Producer, TopicPartition
 
+from fcluster.common.clocks import monotonic_ms
 from fcluster.common.endpoints import split_address
 from fcluster.common.errors import ClusterConflict, FclusterError, IncompatibleState, KafkaUnavailable
 from fcluster.common.failures import Ended
@@ -288,7 +289,7 @@ class Standby:
             check_interval_ms=self._settings.heartbeat_interval_ms,
             rank=self._rank,
         )
-        watch = Watch(bounds, _now_ms())
+        watch = Watch(bounds, monotonic_ms())
         check = messages.encode(messages.LeaderCheck(self._name))
         while not self._interrupted.is_set():
             if watch.was_heard:
@@ -296,12 +297,12 @@ class Standby:
             else:
                 self._health.looks_for_leader()
             self._take_news(leader, watch)
-            if watch.wants_check(_now_ms()):
+            if watch.wants_check(monotonic_ms()):
                 transport.send(check)
-            if watch.wants_probe(_now_ms()):
+            if watch.wants_probe(monotonic_ms()):
                 refused = nobody_listens(leader.address)
-                watch.probed(refused, _now_ms())
-            suspicion = watch.suspicion(_now_ms())
+                watch.probed(refused, monotonic_ms())
+            suspicion = watch.suspicion(monotonic_ms())
             if suspicion:
                 verdict = self._confirm(leader, watch, suspicion)
                 if not isinstance(verdict, _Unconfirmed):
@@ -312,7 +313,7 @@ class Standby:
 
     def _take_news(self, leader: Leader, watch: Watch) -> None:
         """Wait for something to happen, or for the next check, and record what happened."""
-        timeout_s = max(0.0, watch.next_ms() - _now_ms()) / 1000
+        timeout_s = max(0.0, watch.next_ms() - monotonic_ms()) / 1000
         try:
             self._note(self._inbox.get(timeout=timeout_s), leader, watch)
             while True:
@@ -323,9 +324,9 @@ class Standby:
     def _note(self, item: _Item, leader: Leader, watch: Watch) -> None:
         match item:
             case _Linked(True):
-                watch.linked(_now_ms())
+                watch.linked(monotonic_ms())
             case _Linked(False):
-                watch.unlinked(_now_ms())
+                watch.unlinked(monotonic_ms())
             case _Trouble(reason):
                 self._on_trouble(reason, leader, watch)
             case bytes():
@@ -341,7 +342,7 @@ class Standby:
         if isinstance(message, messages.LeaderAlive) and message.cluster_id == leader.cluster_id:
             if not watch.was_heard:
                 self._meet(leader)
-            watch.heard(message.rank, _now_ms(), resigns=message.resigns)
+            watch.heard(message.rank, monotonic_ms(), resigns=message.resigns)
             self._rank = watch.rank
 
     def _meet(self, leader: Leader) -> None:
@@ -387,7 +388,7 @@ class Standby:
             journal = read_journal(self._settings, self._topology.job, JOURNAL_TIMEOUT_S)
         except KafkaUnavailable as error:
             _log.warning("the leader seems to be gone (%s), but: %s", suspicion, error.message)
-            watch.patience_again(_now_ms())
+            watch.patience_again(monotonic_ms())
             return _Unconfirmed()
         newest = leader_in(journal, self._topology.job)
         if newest is None:
@@ -429,7 +430,3 @@ def nobody_listens(address: str) -> bool:
     except (OSError, ValueError):
         return False
     return False
-
-
-def _now_ms() -> float:
-    return time.monotonic() * 1000

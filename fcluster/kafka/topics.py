@@ -6,7 +6,6 @@ them. Existing topics aren't changed.
 
 from __future__ import annotations
 
-import difflib
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
@@ -35,9 +34,11 @@ from fcluster.kafka.asking import (
     untyped,
 )
 from fcluster.kafka.durability import Replication, replications
+from fcluster.kafka.missing import missing_topic
 from fcluster.kafka.topic_ids import reset_remedy
 
 TOPIC_CREATION_TIMEOUT_S: Final = 30.0
+_IF_MISSING: Final = "Correct the name in the job file, or create the topic (`fcluster produce` can do that)."
 
 
 def partition_counts(admin: AdminClient, topics: Iterable[str]) -> dict[str, int]:
@@ -51,18 +52,8 @@ def partition_counts(admin: AdminClient, topics: Iterable[str]) -> dict[str, int
     wanted = list(topics)
     for topic in wanted:
         if topic not in existing:
-            raise missing_topic(topic, existing)
+            raise missing_topic(topic, existing, _IF_MISSING)
     return {topic: existing[topic] for topic in wanted}
-
-
-def missing_topic(topic: str, existing: Iterable[str]) -> MissingTopic:
-    """The error for a missing topic. It suggests topics with similar names."""
-    near = difflib.get_close_matches(topic, [name for name in existing if not name.startswith("__")], 3, 0.6)
-    hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
-    return MissingTopic(
-        f"The topic {topic!r} doesn't exist.{hint}",
-        remedy="Correct the name in the job file, or create the topic (`fcluster produce` can do that).",
-    )
 
 
 def ensure_internal_topics(admin: AdminClient, topology: Topology, settings: Settings) -> dict[str, int]:
@@ -134,7 +125,7 @@ class _TopicPlan:
         for topic in stage.topics:
             if topic not in self.counts:
                 if topic not in self._existing:
-                    raise missing_topic(topic, self._existing)
+                    raise missing_topic(topic, self._existing, _IF_MISSING)
                 self.counts[topic] = self._existing[topic]
         check_copartitioned(stage, self.counts)
         source = stage.topics[0]

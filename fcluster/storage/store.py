@@ -46,7 +46,7 @@ from rocksdict import (
 
 from fcluster.common.errors import DirectoryInUse, FclusterError, IncompatibleState, StateDamaged
 from fcluster.common.failures import FailureKind
-from fcluster.common.files import boot_id, checked_name, sync_directory
+from fcluster.common.files import boot_id, checked_name, sync
 from fcluster.common.ids import ShardId
 from fcluster.engine.state import STORE_PREFIX_BYTES, StoreMeta
 
@@ -405,12 +405,12 @@ class StoreDirectory:
             for entry in os.scandir(path / "db"):
                 # One that is gone was compacted; what RocksDB writes in its place it syncs itself.
                 with contextlib.suppress(FileNotFoundError):
-                    _sync_file(entry.path)
-            sync_directory(path / "db")
+                    sync(entry.path)
+            sync(path / "db")
             with self._mutex:
                 if (path / _UNSYNCED).read_bytes() == note:
                     (path / _UNSYNCED).unlink()
-                    sync_directory(path)
+                    sync(path)
         except FileNotFoundError:
             pass  # the store was replaced meanwhile
         except OSError as error:
@@ -462,14 +462,6 @@ def _remove_store(shard_path: Path) -> None:
     except OSError as error:
         raise explain_trouble(error, shard_path) from error
     (shard_path / _UNSYNCED).unlink(missing_ok=True)
-
-
-def _sync_file(path: str) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def explain_trouble(error: Exception, path: Path) -> FclusterError:

@@ -7,7 +7,6 @@ uncommitted is rolled back as a whole. Knows no Kafka, RocksDB, threads or clock
 
 from __future__ import annotations
 
-import difflib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from fcluster.common.ids import ShardId
 from fcluster.common.isolation import Isolation
 from fcluster.common.positions import CommittedPosition, decode_position, joined_position
 from fcluster.common.settings import Settings, resolve
+from fcluster.common.spelling import near_names
 from fcluster.engine.failure import Condemnation, OutputRefusedError, UnkeptStateError, output_too_large
 from fcluster.engine.firing import TimerStopsError
 from fcluster.engine.records import NO_TIMESTAMP_MS, OutputPort
@@ -110,7 +110,6 @@ class Driver:
         topology: the job, built.
         now_ms: may be set.
         skipped: how many records were skipped or became dead letters.
-        late: how many records came too late for their windows.
 
     Raises:
         JobError, SettingsError: the job or a setting isn't valid.
@@ -129,7 +128,6 @@ class Driver:
         self.topology: Topology = job.build(resolved)
         self.now_ms = now_ms
         self.skipped = 0
-        self.late = 0
         self._auto_barrier = auto_barrier
         self._specs = _specs_of(self.topology)
         self._topics = Topics(_partition_counts(self.topology, partitions))
@@ -481,7 +479,7 @@ class Driver:
     def _next_timed(self) -> Shard | None:
         """A shard with a timer that is due."""
         for stage in self.topology.stages:
-            if stage.timed_steps:
+            if stage.timed_processes:
                 for partition in range(self._stage_sizes[stage.name]):
                     shard = self._shard(stage, partition)
                     if shard.timers is not None and shard.timers.is_due():
@@ -583,7 +581,6 @@ class Driver:
         self._topics.commit()
         self._epoch = epoch
         self.skipped, self._port.skipped = self.skipped + self._port.skipped, 0
-        self.late, self._port.late = self.late + self._port.late, 0
         for part in frozen:
             shard = part.shard
             for number, topic in enumerate(shard.stage.topics):
@@ -604,7 +601,7 @@ class Driver:
         self._topics.abort()
         self._telling.forget(self._shards)
         self._shards.clear()
-        self._port.skipped = self._port.late = 0
+        self._port.skipped = 0
 
     def _condemn(self, shard: Shard, record: StoredRecord | None, condemnation: Condemnation) -> None:
         """Let the record fail with this when it comes again, or the timer that it names."""
@@ -757,7 +754,7 @@ def _check_count(name: str, count: int) -> None:
 
 
 def _unknown(kind: str, name: str, known: Mapping[str, Any] | Sequence[str], trouble: str) -> JobError:
-    near = difflib.get_close_matches(name, list(known), 1, 0.6)
+    near = near_names(name, known)
     remedy = f"Did you mean {near[0]!r}?" if near else f"There are: {', '.join(map(repr, known))}."
     return JobError(f"The {kind} {name!r} {trouble}.", remedy=remedy)
 

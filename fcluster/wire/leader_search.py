@@ -16,6 +16,7 @@ from collections.abc import Callable
 from confluent_kafka import KafkaException
 
 from fcluster.common import failpoints
+from fcluster.common.clocks import monotonic_ms
 from fcluster.common.errors import FclusterError
 from fcluster.common.failures import Ended
 from fcluster.common.settings import Settings
@@ -160,7 +161,7 @@ class LeaderSeeker:
     ) -> None:
         # A leader answers each heartbeat.
         silent_ms = 3.0 * settings.heartbeat_interval_ms
-        self._search = Search(fixed=fixed, silent_ms=silent_ms, now_ms=_now_ms())
+        self._search = Search(fixed=fixed, silent_ms=silent_ms, now_ms=monotonic_ms())
         self._interval_s = settings.heartbeat_interval_ms / 1000
         self._job = job
         self._follower = LeaderFollower(settings, job)
@@ -181,16 +182,16 @@ class LeaderSeeker:
 
     def linked(self) -> None:
         """A connection is open."""
-        self._search.linked(_now_ms())
+        self._search.linked(monotonic_ms())
 
     def unlinked(self) -> None:
         """The connection is lost."""
-        self._search.unlinked(_now_ms())
+        self._search.unlinked(monotonic_ms())
         self._news.set()
 
     def heard(self) -> None:
         """The leader sent a message."""
-        self._search.heard(_now_ms())
+        self._search.heard(monotonic_ms())
 
     def misled(self) -> None:
         """The peer has an older term than another leader that was heard."""
@@ -206,9 +207,9 @@ class LeaderSeeker:
     def _run(self) -> None:
         failpoints.reach(self._failpoint)
         while not self._stopping:
-            if self._search.turns_back(_now_ms()):
+            if self._search.turns_back(monotonic_ms()):
                 self._connect(None)
-            if self._search.is_wanted(_now_ms()):
+            if self._search.is_wanted(monotonic_ms()):
                 self._look()
             else:
                 self._follower.close()
@@ -236,7 +237,7 @@ class LeaderSeeker:
                 f"term {self._term()}; if the journal topic was deleted, restart this worker"
             )
             self._pause()
-        elif known and leader is not None and self._search.follows(leader, self._term(), _now_ms()):
+        elif known and leader is not None and self._search.follows(leader, self._term(), monotonic_ms()):
             try:
                 self._connect(leader)
             except FclusterError as error:
@@ -259,7 +260,3 @@ class LeaderSeeker:
         while not self._stopping and time.monotonic() < deadline_s:
             self._news.wait(deadline_s - time.monotonic())
             self._news.clear()
-
-
-def _now_ms() -> float:
-    return time.monotonic() * 1000

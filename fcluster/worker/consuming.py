@@ -243,6 +243,10 @@ class SourceReader:
                     self._commanded.wait(1.0)
                 elif self._room.acquire(timeout=POLL_TIMEOUT_S):
                     self._read()
+                elif self._is_time_to_look():
+                    # A slow handler may leave no room for minutes. Meanwhile the client learns where the
+                    # partitions end.
+                    self._tell_position()
         except Exception as error:
             # Dying in silence would look like an idle source.
             self._emit(ReaderDied(f"{type(error).__name__}: {error}"))

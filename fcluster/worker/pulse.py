@@ -27,7 +27,7 @@ from fcluster.worker.processing import running_step
 from fcluster.worker.record_watch import RecordWatch, Running, describe_overdue, frame_of
 from fcluster.worker.reporting import Reporting
 from fcluster.worker.running_shards import RunningShards
-from fcluster.worker.watchdog import Watchdog, dump_and_exit
+from fcluster.worker.watchdog import Watchdog
 
 LAST_WORD_S = 0.3
 """How long the last message before the process ends may take to be sent."""
@@ -64,7 +64,7 @@ class PulseThread:
         watchdog: Watchdog,
         kafka_waits: KafkaWaits,
         health: WorkerHealth,
-        end: Callable[[str, int], None] = dump_and_exit,
+        end: Callable[[str, int], None],
     ) -> None:
         self._settings = settings
         self._core_state = core_state

@@ -164,6 +164,7 @@ class Worker:
             self._watchdog,
             self._kafka_waits,
             self._health,
+            end=self._hung,
         )
 
     # --- life ---------------------------------------------------------------------------------------------
@@ -231,9 +232,9 @@ class Worker:
     def _exit_now(self, failure: Failure) -> None:
         self._exit = events.Exit(ExitCode.MISTAKE, str(failure), failure)
 
-    def _hung(self, what: str) -> None:
+    def _hung(self, what: str, code: int = ExitCode.CRASHED) -> None:
         self._ring.dump()
-        dump_and_exit(what)
+        dump_and_exit(what, code)
 
     def dump_events_on_signal(self) -> None:
         """From now on, SIGUSR1 writes the core's last events to a file. For the main thread."""

@@ -396,15 +396,16 @@ class TransactionalWriter:
         return transaction
 
     def destroy(self, last_use: Callable[[], object]) -> None:
-        def commit_thread_done() -> None:
-            # The thread finishes what it is doing. The broker, not we, decides what a fenced id may do.
+        def take() -> list[Producer]:
+            # The thread finishes what it is doing, which may be `open`. The broker, not we, decides what a
+            # fenced id may do.
             last_use()
-            for transaction in transactions:
+            for transaction in self._transactions:
                 transaction.release()
+            doomed, self._producers, self._transactions = self._producers, [], []
+            return doomed
 
-        doomed, self._producers = self._producers, []
-        transactions, self._transactions = self._transactions, []
-        _destroy_after(commit_thread_done, doomed)
+        _destroy_in_thread(take)
 
 
 class AtLeastOnceWriter:
@@ -426,15 +427,20 @@ class AtLeastOnceWriter:
         self._batches = batches
         self._waits = waits
         self._offsets_consumer = offsets_consumer
-        self._producer: Producer | None = None
+        self._owned: Producer | None = None
         self.produce: Callable[..., None] = _released
         self._failure = ""
         self._failure_code: int | None = None
 
     def open(self) -> None:
         config = _producer_config(self._settings, self._batches)
-        self._producer = make_producer(self._settings, None, on_delivery=self._note_failure, **config)
-        self.produce = waiting_produce(self._producer)
+        self._owned = make_producer(self._settings, None, on_delivery=self._note_failure, **config)
+        self.produce = waiting_produce(self._owned)
+
+    @property
+    def _producer(self) -> Producer:
+        assert self._owned is not None, "its session is over"
+        return self._owned
 
     def _note_failure(self, error: Any, message: Any) -> None:
         if error is not None and not self._failure:
@@ -445,18 +451,15 @@ class AtLeastOnceWriter:
         return self
 
     def tell_time(self, records: Iterable[WatermarkRecord]) -> None:
-        assert self._producer is not None
         produce_watermarks(self._producer, records)
 
     def serve(self, send: bool) -> int:
-        assert self._producer is not None
         return serve(self._producer, send)
 
     def check(self) -> None:
         self._raise_failure()
 
     def flush_outputs(self) -> None:
-        assert self._producer is not None
         flush(self._producer, self._waits)
         self._raise_failure()  # before a delta is written that wouldn't be committed
 
@@ -465,7 +468,6 @@ class AtLeastOnceWriter:
             raise TransactionLostError(f"an output was not written: {self._failure}", self._failure_code)
 
     def prepare(self, frozen: FrozenEpoch) -> None:
-        assert self._producer is not None
         produce_deltas(self._producer, frozen)
         flush(self._producer, self._waits)
         check_deltas(frozen)
@@ -479,10 +481,13 @@ class AtLeastOnceWriter:
             self._offsets_consumer.commit(offsets=offsets_of(frozen), asynchronous=False)
 
     def destroy(self, last_use: Callable[[], object]) -> None:
-        if self._producer is not None:
-            doomed, self._producer = [self._producer], None
-            self.produce = _released
-            _destroy_after(last_use, doomed)
+        def take() -> list[Producer]:
+            last_use()  # the commit thread may still be in a call, or in `open`
+            doomed = [] if self._owned is None else [self._owned]
+            self._owned, self.produce = None, _released
+            return doomed
+
+        _destroy_in_thread(take)
 
 
 def make_writer(
@@ -728,15 +733,16 @@ def offsets_of(frozen: FrozenEpoch) -> list[TopicPartition]:
     return offsets
 
 
-def _destroy_after(last_use: Callable[[], object], doomed: list[Producer]) -> None:
-    """Empty the list in a thread of its own, after `last_use`, and so destroy the producers there.
+def _destroy_in_thread(take: Callable[[], list[Producer]]) -> None:
+    """Destroy the producers that `take` returns, in a thread of its own.
 
     That stops the client's threads. No other thread may be in a call on a producer then, nor destroy one by
-    dropping what happens to be the last reference. So the list has to hold those references.
+    dropping what happens to be the last reference. So `take` waits for the last call, and the list that it
+    returns has to hold the last references.
     """
 
     def destroy() -> None:
-        last_use()
+        doomed = take()
         for producer in doomed:
             serve_rest(producer)
             del producer

@@ -26,6 +26,40 @@ def count(ctx, visit):
 """
 
 
+HANGING_JOB = """
+import threading
+from fcluster import Job
+job = Job("PREFIX-job")
+
+@job.process(job.topic("PREFIX-in"), to=job.topic("PREFIX-out"), on_error="skip")
+def ask_a_service(ctx, visit):
+    if visit["hangs"]:
+        threading.Event().wait()
+    return visit
+"""
+
+
+def test_handler_that_hangs_leaves_what_a_replay_decides_in_the_same_way(
+    kafka: str, topic_prefix: str, tmp_path: Path
+) -> None:
+    path, source = tmp_path / "job.py", f"{topic_prefix}-in"
+    path.write_text(HANGING_JOB.replace("PREFIX", topic_prefix))
+    create_topic(kafka, source, 1)
+    producer = Producer({"bootstrap.servers": kafka})
+    for hangs in (False, True, False):
+        producer.produce(source, orjson.dumps({"hangs": hangs}), "k")
+    assert producer.flush(30) == 0
+    settings = ["--set", "record.timeout.ms=2000", "--set", "initial.rebalance.delay.ms=0"]
+    with Up(path, kafka, tmp_path / "data", "--until-caught-up", *settings) as up:
+        ended = up.wait(60)
+    assert ended.code == 0, ended.text
+    files = list((tmp_path / "data" / "logs").glob("events-worker-*"))
+    assert len(files) == 2, "one for each process that hung"
+    for file in files:
+        assert read_ring(file).complete
+        assert main([str(file)]) == 0
+
+
 def test_signal_writes_what_a_replay_decides_in_the_same_way(
     kafka: str, topic_prefix: str, tmp_path: Path
 ) -> None:

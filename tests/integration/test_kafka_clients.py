@@ -137,7 +137,9 @@ def test_missing_source_is_an_error_that_names_the_near_topic(
     admin: Admin, settings: Settings, topic_prefix: str
 ) -> None:
     create(admin, f"{topic_prefix}sources", 1)
-    with pytest.raises(MissingTopic, match=f"'{topic_prefix}source' doesn't exist.*'{topic_prefix}sources'"):
+    with pytest.raises(
+        MissingTopic, match=f"(?s)'{topic_prefix}source' doesn't exist.*'{topic_prefix}sources'"
+    ):
         ensure_internal_topics(admin, topology(topic_prefix), settings)
     with pytest.raises(MissingTopic):
         partition_counts(admin, [f"{topic_prefix}source"])

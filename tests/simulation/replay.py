@@ -2,7 +2,8 @@
 
     python -m tests.simulation.replay FILE [--job job.py]
 
-FILE is what a worker or coordinator writes on SIGUSR1, and a worker when its watchdog ends it (`event_ring`).
+FILE is what a worker or coordinator writes on SIGUSR1, and a worker that ends itself because something hangs
+(`event_ring`).
 A coordinator's core needs the job as well. If the file has the core's first event, the effects have to be the
 same as those of the process; otherwise the core lacks what happened before, and the replay shows only the
 part that doesn't depend on it. Texts about failures are left out of the file, so they are empty.

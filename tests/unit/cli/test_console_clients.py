@@ -22,7 +22,6 @@ from fcluster.cli.console_clients import (
     existing_partitions,
     format_message,
     kafka_errors,
-    near_names,
     parse_line,
     run_consume,
     run_produce,
@@ -275,7 +274,7 @@ def test_consume_of_a_missing_topic_names_near_ones() -> None:
     consumer = FakeConsumer(topics=("flight", "flight-totals", "x", "__consumer_offsets"))
     with pytest.raises(MissingTopic) as raised:
         consume(consumer)
-    assert raised.value.message == "topic 'flights' doesn't exist"
+    assert raised.value.message == "The topic 'flights' doesn't exist."
     assert raised.value.remedy == "Did you mean 'flight' or 'flight-totals'?"
     assert consumer.closed
 
@@ -302,10 +301,6 @@ def test_topic_of_which_nothing_is_known_does_not_count_as_missing(monkeypatch: 
     consumer.list_topics = lambda timeout: SimpleNamespace(topics={}, brokers={})  # type: ignore[method-assign]
     with pytest.raises(KafkaUnavailable, match="whether topic 'flights' exists"):
         existing_partitions(consumer, "flights")
-
-
-def test_near_names_ignore_case_and_internal_topics() -> None:
-    assert near_names("flights", ["Flights", "__flights"]) == ["Flights"]
 
 
 def test_error_of_the_client_becomes_one_for_users() -> None:

@@ -11,7 +11,7 @@ import pytest
 from rocksdict import Options, Rdict
 
 from fcluster.common.errors import DirectoryInUse, FclusterError, IncompatibleState, StateDamaged
-from fcluster.common.files import checked_name
+from fcluster.common.files import checked_name, sync
 from fcluster.common.ids import ShardId
 from fcluster.engine.state import FlushLimits, ShardState, StoreMeta
 from fcluster.storage import store as store_module
@@ -168,13 +168,12 @@ def test_adopted_files_are_synced_and_then_trusted_after_any_boot(
 ) -> None:
     monkeypatch.setattr(store_module, "SYNC_DELAY_S", 0.0)
     synced: list[str] = []
-    sync_file = store_module._sync_file
 
-    def sync(path: str) -> None:
+    def noted_sync(path: Path | str) -> None:
         synced.append(Path(path).name)
-        sync_file(path)
+        sync(path)
 
-    monkeypatch.setattr(store_module, "_sync_file", sync)
+    monkeypatch.setattr(store_module, "sync", noted_sync)
     directory = adopted(tmp_path)
     note = directory.shard_path(SHARD) / "unsynced"
     wait_until(lambda: not note.exists(), "the files are synced")

@@ -221,6 +221,37 @@ def test_empty_partition_beside_one_that_always_has_records_is_told_to_be_at_its
     assert told.ends["in", 1] == 0
 
 
+class SlowToTell(Steady):
+    """Learns where the second partition ends when it is told to."""
+
+    end = UNKNOWN
+
+    def get_watermark_offsets(self, at: TopicPartition, *, cached: bool) -> tuple[int, int]:
+        assert cached
+        return (0, self.end) if at.partition else (0, 1_000)
+
+
+def test_ends_that_become_known_are_told_while_a_slow_handler_leaves_no_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(consuming, "LOOK_INTERVAL_S", 0.01)
+    monkeypatch.setattr(consuming, "POLL_TIMEOUT_S", 0.01)
+    events: queue.SimpleQueue[ReaderEvent] = queue.SimpleQueue()
+    consumer: Any = SlowToTell([], consuming.PATIENT_FETCH, threading.Event())
+    reader = SourceReader(lambda _fetching: consumer, events.put, "reader")
+    try:
+        reader.start({("in", 0): 0, ("in", 1): 0})
+        batches = 0
+        while batches < consuming.BATCHES_AHEAD_MAX:  # and none of them is ever done
+            batches += isinstance(events.get(timeout=10), Batch)
+        consumer.end = 77
+        while ("in", 1) not in (told := next_known(events)).ends:  # type: ignore[union-attr]
+            pass
+    finally:
+        reader.close(timeout_s=5)
+    assert told == ReadUpTo(reader, 1, {("in", 0): 3, ("in", 1): 0}, {("in", 0): 1_000, ("in", 1): 77})
+
+
 class Steadfast(Steady):
     """Two partitions in turns, of which one may be paused; knows where they end."""
 

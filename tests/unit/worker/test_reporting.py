@@ -10,6 +10,7 @@ import pytest
 from fcluster.common.exit_codes import ExitCode
 from fcluster.common.settings import Settings
 from fcluster.wire import messages
+from fcluster.worker.consuming import ReadUpTo
 from fcluster.worker.core import model
 from fcluster.worker.core.worker import WorkerCore
 from fcluster.worker.health import WorkerHealth
@@ -108,6 +109,18 @@ def test_heartbeat_holds_the_newest_figures_of_all_parts(bench: Bench) -> None:
     assert stats.snapshot_epoch_min == 3
     (shard,) = stats.shards
     assert shard == messages.ShardStatus(SHARD, 2, 0, -1, True, 0, 0), "read to 2, nothing of it committed"
+
+
+def test_lag_is_known_while_a_backlog_is_processed(bench: Bench) -> None:
+    bench.pumping.start()
+    bench.pumping.read(Message(0), full=True)
+    reader: Any = bench.pumping.reader
+    told = ReadUpTo(reader, reader.newest_generation, {("in", 0): 500}, {("in", 0): 700})
+    bench.pumping.pump.add_told(told)  # while the batch before it waits
+    bench.reporting.refresh()
+    bench.reporting.send_heartbeat()
+    (shard,) = bench.link.sent[-1].stats.shards
+    assert (shard.position, shard.end) == (0, 700)
 
 
 def test_committed_shard_is_dirty_only_while_its_epoch_is_in_flight(bench: Bench) -> None:

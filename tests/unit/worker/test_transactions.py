@@ -14,6 +14,7 @@ from confluent_kafka import KafkaError, KafkaException
 from fcluster.common.ids import ShardId
 from fcluster.common.positions import CommittedPosition
 from fcluster.common.settings import Settings
+from fcluster.worker import transactions
 from fcluster.worker.batches import Batches
 from fcluster.worker.kafka_waits import KafkaWaits
 from fcluster.worker.transactions import (
@@ -128,7 +129,7 @@ def test_acknowledgements_that_never_come_are_not_waited_for_once_the_job_is_ove
     waits.in_vain = True
     settings, consumer, batches = Settings(), object(), Batches(Settings(), lambda _topic: None)
     at_least_once = AtLeastOnceWriter(settings, consumer, batches, waits)  # type: ignore[arg-type]
-    at_least_once._producer = SilentProducer()  # type: ignore[assignment]
+    at_least_once._owned = SilentProducer()  # type: ignore[assignment]
     transaction = ProducerTransactions(SilentProducer(), settings, "job", None, waits, lambda _reason: None)  # type: ignore[arg-type]
     for epoch in (at_least_once.begin(), transaction):
         with pytest.raises(TransactionLostError, match="the job is over"):
@@ -263,6 +264,69 @@ def test_epochs_take_turns_with_two_producers_and_a_destroyed_writer_lets_go_of_
             transaction.check()
         with pytest.raises(AssertionError, match="after its session had ended"):
             transaction.produce("out", b"value", b"key", 5)
+
+
+class IdempotentProducer:
+    """Acknowledges everything at once."""
+
+    def __len__(self) -> int:
+        return 0
+
+    def poll(self, _timeout_s: float) -> int:
+        return 0
+
+    def flush(self, _timeout_s: float) -> int:
+        return 0
+
+    def purge(self) -> None:
+        return None
+
+    def produce(self, *_arguments: object, **_named: object) -> None:
+        return None
+
+
+def at_least_once_writer(monkeypatch: pytest.MonkeyPatch) -> tuple[AtLeastOnceWriter, threading.Event]:
+    """A writer that isn't open yet, and what is set when its producer is destroyed."""
+    settings, waits, destroyed = Settings(), KafkaWaits(Watchdog()), threading.Event()
+
+    def make(*_arguments: object, **_named: object) -> IdempotentProducer:
+        producer = IdempotentProducer()
+        weakref.finalize(producer, destroyed.set)
+        return producer
+
+    monkeypatch.setattr(transactions, "make_producer", make)
+    batches = Batches(settings, lambda _topic: None)
+    return AtLeastOnceWriter(settings, object(), batches, waits), destroyed  # type: ignore[arg-type]
+
+
+def test_producer_at_least_once_is_destroyed_after_the_commit_threads_last_call(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    writer, destroyed = at_least_once_writer(monkeypatch)
+    writer.open()
+    done = threading.Event()
+    writer.destroy(done.wait)
+    writer.prepare(FrozenEpoch(1, 1, []))  # the commit thread is still at it
+    assert not destroyed.is_set()
+    done.set()
+    assert destroyed.wait(20)
+    with pytest.raises(AssertionError, match="its session is over"):
+        writer.serve(send=False)
+    with pytest.raises(AssertionError, match="after its session had ended"):
+        writer.produce("out", b"value", b"key", 5)
+
+
+def test_session_that_is_over_before_its_writer_is_open_leaves_no_producer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    writer, destroyed = at_least_once_writer(monkeypatch)
+    opened = threading.Event()
+    writer.destroy(opened.wait)
+    writer.open()
+    opened.set()
+    assert destroyed.wait(20)
+    with pytest.raises(AssertionError, match="after its session had ended"):
+        writer.produce("out", b"value", b"key", 5)
 
 
 class Dropped(list[object]):
