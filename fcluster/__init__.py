@@ -5,28 +5,61 @@ This is the public API; everything else in the package may change between versio
 
 from __future__ import annotations
 
-from fcluster.api.job import UNSET, Context, Job, Record, Stream
+from fcluster.api.job import UNSET, Context, Job, Record, Stream, WindowedStream
 from fcluster.common.errors import FclusterError
+from fcluster.graph.aggregates import (
+    Aggregate,
+    collect,
+    count,
+    count_distinct,
+    first,
+    last,
+    max_,
+    mean,
+    min_,
+    reduce,
+    sum_,
+    top_n,
+    variance,
+)
 from fcluster.graph.codecs import Codec, CodecUse
 from fcluster.graph.states import ListState, MapState, ValueState
 from fcluster.graph.topology import TopicSpec as Topic
 from fcluster.graph.watermark import Watermark
+from fcluster.graph.windows import Hopping, Session, Tumbling
 
 __version__ = "0.1.0"
 
 __all__ = [
     "UNSET",
+    "Aggregate",
     "Codec",
     "CodecUse",
     "Context",
     "FclusterError",
+    "Hopping",
     "Job",
     "ListState",
     "MapState",
     "Record",
+    "Session",
     "Stream",
     "Topic",
+    "Tumbling",
     "ValueState",
     "Watermark",
+    "WindowedStream",
     "__version__",
+    "collect",
+    "count",
+    "count_distinct",
+    "first",
+    "last",
+    "max_",
+    "mean",
+    "min_",
+    "reduce",
+    "sum_",
+    "top_n",
+    "variance",
 ]

@@ -28,6 +28,7 @@ from fcluster.common.ids import (
 )
 from fcluster.common.isolation import ISOLATIONS, Isolation
 from fcluster.common.settings import Settings, isolation_from
+from fcluster.graph.aggregates import Aggregate, check_aggregates
 from fcluster.graph.codecs import Codec, CodecUse, Kind, bound_codec, codec_is_known, codec_name
 from fcluster.graph.record import UNSET, Record, Unset
 from fcluster.graph.states import (
@@ -59,13 +60,25 @@ from fcluster.graph.topology import (
     TopicSpec,
     Topology,
     ValueKind,
+    Window,
     rekey_description,
     with_event_time,
     written_topics,
 )
 from fcluster.graph.watermark import Watermark
+from fcluster.graph.windows import Session, Windows
 
-__all__ = ["UNSET", "Context", "Handler", "HandlerFunction", "Job", "Record", "Stream", "Unset"]
+__all__ = [
+    "UNSET",
+    "Context",
+    "Handler",
+    "HandlerFunction",
+    "Job",
+    "Record",
+    "Stream",
+    "Unset",
+    "WindowedStream",
+]
 
 _LEGAL_NAME = re.compile(r"[a-zA-Z0-9._-]+")
 _TIMER_CHARACTERS_MAX: Final = 200
@@ -352,6 +365,55 @@ class Stream:
         stream.to(to)
         return Stream(self._job, stream._node, closed=True)
 
+    def window(
+        self,
+        windows: Windows,
+        *,
+        name: str,
+        late: TopicSpec | None = None,
+        emit: Literal["close", "update"] = "close",
+        on_error: OnError | None = None,
+    ) -> WindowedStream:
+        """Gather the records of each key in windows of event time. `.aggregate(...)` says what to compute.
+
+        A record is in the windows that its timestamp is in. A window closes when event time reaches its end,
+        plus its grace: then its result goes on, once. The job uses event time; declare a `Watermark` where
+        records come out of order.
+
+        Args:
+            windows: `Tumbling`, `Hopping` or `Session`.
+            name: of the step and its state. A job is refused if a window that may be open was renamed.
+            late: gets the records that are too late for all their windows, as they are. They are counted in
+                any case.
+            emit: "close": a result goes on once, when its window closes. "update": it goes on after each
+                record in the window, with the record's timestamp and headers.
+            on_error: what to do if an aggregate fails for a record, or a result can't be computed: "stop",
+                "skip" or a dead-letter topic. It also applies to late records that can't be written. Default:
+                that of the job.
+        """
+        _check_name(name, "The window name", " with name=")
+        if not isinstance(windows, Windows):  # pyright: ignore[reportUnnecessaryIsInstance]  a user's
+            raise JobError(
+                f"window() got {bounded_repr(windows)}, which says nothing of windows.",
+                remedy="Use Tumbling(timedelta(minutes=1)), Hopping(...) or Session(...), from fcluster.",
+            )
+        if emit not in ("close", "update"):
+            raise JobError(
+                f"emit={bounded_repr(emit)} of the window {name!r} is unknown.",
+                remedy="Use emit='close' or emit='update'.",
+            )
+        if emit == "update" and isinstance(windows, Session):
+            raise JobError(
+                f"emit='update' of the window {name!r} doesn't go with sessions: when two become one, "
+                "results of one of them would have to be withdrawn.",
+                remedy="Leave it out: sessions emit when they close.",
+            )
+        if late is not None:
+            self._job._check_declared(late, "late=")  # pyright: ignore[reportPrivateUsage]
+        rule = self._job._rule(on_error, f"the window {name!r}")  # pyright: ignore[reportPrivateUsage]
+        self._check_open()
+        return WindowedStream(self, Window(name, windows, (), late, rule, emit))
+
     def to(self, topic: TopicSpec, *, on_error: OnError | None = None) -> None:
         """Write the records to `topic`. The stream ends here.
 
@@ -384,6 +446,34 @@ class Stream:
                 "A stream that is written with to= ends there, but another step was added after it.",
                 remedy="Leave out to= and end it with .to(topic), or start a new stream from that topic.",
             )
+
+
+class WindowedStream:
+    """The records of each key, in windows. `Stream.window` gives it."""
+
+    __slots__ = ("_stream", "_window")
+
+    def __init__(self, stream: Stream, window: Window) -> None:
+        self._stream = stream
+        self._window = window
+
+    def aggregate(self, /, **fields: Aggregate[Any]) -> Stream:
+        """Compute these aggregates of each window, and pass on its result.
+
+        A result is a dict with "key", "start" and "end" (in milliseconds since 1970; the end isn't in the
+        window any more), and the fields. The record of a window that has closed has the key of the window's
+        records, and as its timestamp the last millisecond of the window.
+
+        Args:
+            fields: such as `n=count(), total=sum_(lambda order: order["amount"])`.
+
+        Raises:
+            JobError: there are none, one isn't an aggregate, or its name is taken.
+        """
+        are_merged = isinstance(self._window.windows, Session)
+        checked = check_aggregates(self._window.name, fields, are_merged=are_merged)
+        window = replace(self._window, fields=checked)
+        return self._stream._then(window)  # pyright: ignore[reportPrivateUsage]
 
 
 class Job:
@@ -802,7 +892,7 @@ class _Builder:
         ]
         if len({codec_name(source.topic.key) for source in inputs}) > 1:
             raise _different_keys(inputs)
-        stores = tuple(dict.fromkeys(process.name for chain in chains for process in chain.processes))
+        stores = tuple(dict.fromkeys(step.name for chain in chains for step in chain.stateful))
         changelog = changelog_topic(self._job, name) if stores else None
         return Stage(name, tuple(inputs), tuple(chains), stores, changelog)
 
@@ -818,8 +908,10 @@ class _Builder:
         elif isinstance(step, _KeyBy):
             self._walk_key_by(node, step, source, before)
         elif isinstance(step, Operator):
-            if isinstance(step, Process):
+            if isinstance(step, Process | Window):
                 self._claim_process_name(step.name, node)
+            if isinstance(step, Window):
+                _check_no_window(step, before)
             self._walk_on(node, step, source, (*before, step))
         elif isinstance(step, _Merge):
             self._walk_on(node, step, source, before)
@@ -835,10 +927,10 @@ class _Builder:
                     remedy="Add .process(handler) or .to(topic), or remove it.",
                 )
             self._end_chain(source, operators, None, None)
-        stateful = [operator.name for operator in operators if isinstance(operator, Process)]
+        stateful = [operator.name for operator in operators if isinstance(operator, Process | Window)]
         if len(node.children) > 1 and stateful:
             raise JobError(
-                f"The output of {stateful[-1]!r} is used in {len(node.children)} places, so the handler "
+                f"The output of {stateful[-1]!r} is used in {len(node.children)} places, so it "
                 "would run several times for each record.",
                 remedy="Write it to a topic with .to(topic), and read that topic in each place with "
                 "job.stream(topic).",
@@ -888,8 +980,8 @@ class _Builder:
         sink: TopicSpec | None,
         sink_rule: OnError | None = None,
     ) -> None:
-        processes = [operator.name for operator in operators if isinstance(operator, Process)]
-        plain = processes[0] if processes else f"{source}-to-{sink.name if sink else 'nowhere'}"
+        named = [operator.name for operator in operators if isinstance(operator, Process | Window)]
+        plain = named[0] if named else f"{source}-to-{sink.name if sink else 'nowhere'}"
         taken = {chain.name for chains in self._chains.values() for chain in chains}
         name, number = plain, 2
         while name in taken:
@@ -906,15 +998,15 @@ class _Builder:
 
     def _source_rule(self, source: TopicSpec, chains: Sequence[Chain]) -> OnError:
         """What to do with a record of `source` that can't be decoded."""
-        said = {_first_given(*(process.on_error for process in chain.processes)) for chain in chains}
+        said = {_first_given(*(step.on_error for step in chain.stateful)) for chain in chains}
         agreed = said.pop() if len(said) == 1 else "stop"
         return _first_given(self._topic_rules.get(source.name), self._default_rule, agreed)
 
     def _claim_process_name(self, name: str, node: _Node) -> None:
         if self._process_names.setdefault(name, node) is not node:
             raise JobError(
-                f"Two handlers of the job {self._job!r} are named {name!r}, and the name also identifies "
-                "their state.",
+                f"Two handlers or windows of the job {self._job!r} are named {name!r}, and the name also "
+                "identifies their state.",
                 remedy="Give one of them another name with name=.",
             )
 
@@ -976,12 +1068,22 @@ def _stage_name(key_by: _Node) -> str:
 
 def _names_behind(node: _Node) -> Iterator[tuple[type, str]]:
     for child in node.children:
-        if isinstance(child.step, Process):
+        if isinstance(child.step, Process | Window):
             yield Process, child.step.name
         elif isinstance(child.step, _Sink):
             yield _Sink, child.step.topic.name
         if not isinstance(child.step, _KeyBy):
             yield from _names_behind(child)
+
+
+def _check_no_window(window: Window, before: Sequence[Operator]) -> None:
+    for step in before:
+        if isinstance(step, Window):
+            raise JobError(
+                f"The window {window.name!r} follows the window {step.name!r} directly: results of "
+                f"{step.name!r} would be too late for it, as event time has passed them.",
+                remedy="Put .key_by('key') between them, or a function that gives another key.",
+            )
 
 
 def _stage_name_clash(name: str) -> JobError:

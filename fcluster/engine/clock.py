@@ -19,7 +19,7 @@ Must not: read a clock, or know epochs. Pure. All times are milliseconds since 1
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -192,11 +192,24 @@ class EventClock:
         now_ms: the shard's event time. None before the first record. Never decreases.
     """
 
-    __slots__ = ("_inputs", "now_ms")
+    __slots__ = ("_inputs", "_told_of", "now_ms")
 
     def __init__(self, delays_ms: Sequence[int | None]) -> None:
+        self._told_of: Callable[[int], int] | None = None
         self._inputs = [_Upstream() if delay is None else _Source(delay) for delay in delays_ms]
         self.now_ms: int | None = None
+
+    def tell_with(self, told_of: Callable[[int], int]) -> None:
+        """Let `told_of(now_ms)` say what the stages behind are told of this shard: less than `now_ms` while
+        outputs with earlier timestamps are still to come."""
+        self._told_of = told_of
+
+    @property
+    def told_ms(self) -> int | None:
+        """What the stages behind are told. Don't read it within a record that may still be undone."""
+        if self.now_ms is None or self._told_of is None:
+            return self.now_ms
+        return self._told_of(self.now_ms)
 
     def source(self, number: int) -> _Source:
         """An input that is a user's topic. Checking its `passed_ms` first saves most calls of `observe`."""

@@ -21,6 +21,7 @@ from fcluster.engine.operators.write import (
     discard,
 )
 from fcluster.engine.records import HeldOutputs, OutputPort
+from fcluster.engine.sessions import AnyWindows
 from fcluster.engine.steps import Place, Step, StepFailure
 from fcluster.graph.topology import Chain, Stage, rekey_description
 
@@ -59,7 +60,7 @@ def compile_chain(
     port: OutputPort,
     passing: tuple[type[BaseException], ...],
     held: HeldOutputs | None,
-    timers: Mapping[str, KeyTimers],
+    timers: Mapping[str, KeyTimers | AnyWindows],
 ) -> CompiledChain:
     """Compile the chain for the shard `partition` of `stage`.
 
@@ -68,7 +69,7 @@ def compile_chain(
         port: takes the outputs, unless they are held back.
         passing: exceptions that no record causes, wherever they are raised.
         held: takes the outputs until the record is through.
-        timers: the timers of the shard's handlers that set some, by the handler's name.
+        timers: the timers of the shard's handlers that set some, and its open windows, by the step's name.
     """
     operators = [
         operator_for(node, number, chain.name) for number, node in enumerate(chain.operators, start=1)

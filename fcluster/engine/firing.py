@@ -1,11 +1,14 @@
-"""Fires a shard's timers when they are due.
+"""Fires a shard's timers when they are due. A window that closes is such a timer, in event time.
 
 Responsible for: `TimerRunner`, which knows when the shard's next timers are due, calls their functions, and
 handles their failures.
 
 Invariants:
-- A shard processes no record while an event-time timer is due. Which timers fire depends on what the shard
-  has read, and in which order. It doesn't depend on batches, or on where barriers fell.
+- A shard processes no record while a handler's event-time timer is due. Which timers fire depends on what the
+  shard has read, and in which order. It doesn't depend on batches, or on where barriers fell.
+- Windows that are due may wait: records that follow can't change what is in them, since event time alone
+  says what is late. So a million of them don't keep records waiting. Their results still have one order. In a
+  stage whose handlers set timers they don't wait, because a handler behind them could see the difference.
 - Due timers fire in the order of time, then of the key's bytes, then of the name, then of the handlers in the
   job. Timers that are set in the meantime are put into that order.
 - A timer is removed in the epoch in which it fires. If it fails with "skip" or a dead-letter topic, it is
@@ -28,19 +31,25 @@ from typing import Any, Final, Protocol
 
 from fcluster.common.errors import ProcessingError, failure_of
 from fcluster.common.failures import Failure
+from fcluster.engine.clock import EventClock
 from fcluster.engine.compile import CompiledChain, compile_chain
 from fcluster.engine.context import AnyTable
 from fcluster.engine.dead_letters import dead_letter_trouble, write_dead_letter
 from fcluster.engine.failure import Condemnation, UnkeptStateError
 from fcluster.engine.records import HeldOutputs, OutputPort, Produce, Refusals, TimerRecord
 from fcluster.engine.runner import HandlerError, UnreadableRecordError, release, step_failure_of
+from fcluster.engine.sessions import AnyWindows, OpenSessions
 from fcluster.engine.steps import Place, RecordError, StepFailure
-from fcluster.engine.timers import NEVER_MS, HandlerTimers, Timer, timer_title
+from fcluster.engine.timers import NEVER_MS, HandlerTimers, Timer
+from fcluster.engine.windows import OpenWindows
 from fcluster.graph.timers import TIMER_CLOCKS, TimerClock
-from fcluster.graph.topology import Process, Stage, TopicSpec
+from fcluster.graph.topology import Process, Stage, TopicSpec, Window
+from fcluster.graph.windows import Session
 
 FIRED_AT_ONCE_MAX: Final = 1_000
 """How many timers fire after one record before the shell gets a turn."""
+CLOSED_AT_ONCE_MAX: Final = 100
+"""How many windows close after one record, where others may wait for the records that follow."""
 
 
 class TimerStopsError(UnreadableRecordError):
@@ -64,12 +73,43 @@ class EventTime(Protocol):
         ...
 
 
+class TimedStep(Protocol):
+    """A step of the job in which something happens because time has passed.
+
+    `timers.HandlerTimers`, `windows.OpenWindows` and `sessions.OpenSessions` are some.
+    """
+
+    def first(self, clock: TimerClock, /) -> Timer | None:
+        """What is due next by that clock. Don't call it within a record that may still be undone."""
+        ...
+
+    def take(self, clock: TimerClock, timer: Timer, /) -> None:
+        """It is about to be called. What this changes isn't undone if it fails."""
+        ...
+
+    def put(self, clock: TimerClock, timer: Timer, /) -> None:
+        """It has failed and stops the job: it is due as before. What it changed has been undone."""
+        ...
+
+    def skipped(self, timer: Timer, /) -> None:
+        """It has failed and is given up. What it changed has been undone."""
+        ...
+
+    def title(self, timer: Timer, /) -> str:
+        """Which one, for messages; see `timers.timer_title`."""
+        ...
+
+    def timestamp_ms(self, timer: Timer, /) -> int:
+        """Of what comes of it, in milliseconds since 1970."""
+        ...
+
+
 @dataclass(slots=True)
 class _Compiled:
-    """A handler with timers, and the chain through which its outputs go."""
+    """A step with timers, and the chain through which its outputs go."""
 
-    process: Process
-    timers: HandlerTimers
+    name: str
+    timers: TimedStep
     chain: CompiledChain | None = None
 
 
@@ -86,7 +126,8 @@ class TimerRunner:
         next_offset: returns the offset of the next record of the shard's first input.
 
     Attributes:
-        handlers: the timers of each handler, by its name.
+        steps: the steps in which something may be due, by name.
+        handlers: the timers of each handler among them.
         fired: how many have fired. The shell may reset it.
         at_once_max: how many fire at most in one call of `fire_event`.
         begun: called with each timer before its function.
@@ -114,13 +155,17 @@ class TimerRunner:
         self._clock = clock
         self._wall_ms = wall_ms
         self._next_offset = next_offset
-        self._handlers = [
-            _Compiled(process, HandlerTimers(process, tables, self._noted, wall_ms))
-            for process in stage.timed_processes
-        ]
-        self.handlers: Mapping[str, HandlerTimers] = {one.process.name: one.timers for one in self._handlers}
+        self.steps: Mapping[str, HandlerTimers | AnyWindows] = {
+            step.name: self._timers_of(step) for step in stage.timed_steps
+        }
+        self.handlers: Mapping[str, HandlerTimers] = {
+            name: step for name, step in self.steps.items() if isinstance(step, HandlerTimers)
+        }
+        self._compiled = [_Compiled(name, step) for name, step in self.steps.items()]
+        self._grace_ms = max((window.windows.grace_ms for window in stage.windows), default=0)
         self._refusals = Refusals()
         self._condemned: dict[str, list[Condemnation]] = {}
+        self._may_wait = not stage.timed_processes
         # Lower bounds: the store is searched only when one of them is reached.
         self._next_ms: dict[TimerClock, int] = dict.fromkeys(TIMER_CLOCKS, -1)
         self.fired = 0
@@ -132,8 +177,16 @@ class TimerRunner:
     # --- when -----------------------------------------------------------------------------------------
 
     def event_is_due(self) -> bool:
-        """Whether an event-time timer is due. It has to fire before the next record is processed."""
+        """Whether an event-time timer is due."""
         return self._first_event() is not None
+
+    def event_must_fire(self) -> bool:
+        """Whether an event-time timer is due that has to fire before the next record is processed."""
+        return not self._may_wait and self._first_event() is not None
+
+    def must_fire(self) -> bool:
+        """Whether a timer of any clock is due that has to fire before the next record is processed."""
+        return not self._may_wait and self.is_due()
 
     def is_due(self) -> bool:
         """Whether a timer of any clock is due."""
@@ -152,21 +205,31 @@ class TimerRunner:
         """
         self._condemned.setdefault(condemnation.step, []).append(condemnation)
 
+    def told_ms(self, now_ms: int) -> int:
+        """What the stages behind may take for the event time of this shard, if it is `now_ms`.
+
+        A window's result has a timestamp in the window. It is late by the window's grace when it is written,
+        and by more if the window is due, but hasn't closed yet. It isn't to be late for those behind.
+        """
+        found = self._first_event()
+        return (now_ms if found is None else min(now_ms, found[1].at_ms - 1)) - self._grace_ms
+
     # --- firing ---------------------------------------------------------------------------------------
 
     def fire_event(self) -> None:
-        """Fire due event-time timers, at most `at_once_max`. Calls `left` if there are more.
+        """Fire due event-time timers, at most `at_once_max`. Calls `left` if there are more that must fire.
 
         Raises:
             TimerStopsError: a timer stops the job. None of its changes are in the open epoch.
             HandlerError: a timer failed, and the epoch must be aborted. Pass the failure to `condemn`. Also
             UnkeptStateError, and the exceptions in `passing`.
         """
-        fired_max = self.at_once_max
+        fired_max = min(self.at_once_max, CLOSED_AT_ONCE_MAX) if self._may_wait else self.at_once_max
         fired = 0
         while (found := self._first_event()) is not None:
             if fired >= fired_max or (fired and self.interrupts):
-                self.left()
+                if not self._may_wait:
+                    self.left()
                 return
             self._fire(*found, "event")
             fired += 1
@@ -194,6 +257,12 @@ class TimerRunner:
 
     # --- within ---------------------------------------------------------------------------------------
 
+    def _timers_of(self, step: Process | Window) -> HandlerTimers | AnyWindows:
+        if isinstance(step, Process):
+            return HandlerTimers(step, self._tables, self._noted, self._wall_ms)
+        of_kind = OpenSessions if isinstance(step.windows, Session) else OpenWindows
+        return of_kind(step, self._tables, self._clock, self._noted, self._port)
+
     def _noted(self, clock: TimerClock, at_ms: int) -> None:
         self._next_ms[clock] = min(self._next_ms[clock], at_ms)
 
@@ -210,7 +279,7 @@ class TimerRunner:
 
     def _first(self, clock: TimerClock) -> tuple[_Compiled, Timer] | None:
         found: tuple[_Compiled, Timer] | None = None
-        for handler in self._handlers:
+        for handler in self._compiled:
             timer = handler.timers.first(clock)
             if timer is not None and (found is None or timer < found[1]):
                 found = handler, timer
@@ -219,12 +288,12 @@ class TimerRunner:
     def _fire(self, handler: _Compiled, timer: Timer, clock: TimerClock) -> None:
         record = TimerRecord(
             timer.key,
-            timer.at_ms,
+            handler.timers.timestamp_ms(timer),
             self._stage.inputs[0].topic.name,
             self._partition,
             self._next_offset(),
             timer.name,
-            partial(timer_title, handler.process.name, timer),
+            partial(handler.timers.title, timer),
         )
         self.begun(record)
         chain = self._chain_of(handler)
@@ -265,7 +334,7 @@ class TimerRunner:
         record: TimerRecord,
         condemnations: Sequence[Condemnation],
     ) -> None:
-        place, call = chain.timers[handler.process.name, timer.name]
+        place, call = chain.timers[handler.name, timer.name]
         # Whichever of its outputs to that topic comes first is refused.
         self._refusals.set([dataclasses.replace(one, step="") for one in condemnations])
         for one in condemnations:
@@ -294,6 +363,7 @@ class TimerRunner:
         if rule != "stop":
             self._port.skipped += 1
             if not isinstance(rule, TopicSpec):
+                handler.timers.skipped(timer)
                 return
             step = failure.place.name
             try:
@@ -303,6 +373,7 @@ class TimerRunner:
             except RecordError as error:
                 stops_with = dead_letter_trouble(record, error)
             else:
+                handler.timers.skipped(timer)
                 self._port.records += 1
                 return
         handler.timers.put(clock, timer)
@@ -323,7 +394,7 @@ class TimerRunner:
             chain = next(
                 chain
                 for chain in self._stage.chains
-                if handler.process.name in map(_name_of, chain.processes)
+                if handler.name in (step.name for step in chain.stateful)
             )
             handler.chain = compile_chain(
                 chain,
@@ -333,7 +404,7 @@ class TimerRunner:
                 self._port,
                 self._passing,
                 HeldOutputs(self._refusals),
-                self.handlers,
+                self.steps,
             )
         return handler.chain
 
@@ -344,19 +415,18 @@ def make_timers(
     tables: Mapping[str, AnyTable],
     port: OutputPort,
     passing: tuple[type[BaseException], ...],
-    clock: EventTime | None,
+    clock: EventClock | None,
     wall_ms: Callable[[], int],
     next_offset: Callable[[], int],
 ) -> TimerRunner | None:
-    """The timers of a shard. None if its handlers set none. See `TimerRunner`."""
-    if not stage.timed_processes:
+    """The timers of a shard. None if it has neither timers nor windows. See `TimerRunner`."""
+    if not stage.timed_steps:
         return None
     assert clock is not None, "a stage with timers keeps time"
-    return TimerRunner(stage, partition, tables, port, passing, clock, wall_ms, next_offset)
-
-
-def _name_of(process: Process) -> str:
-    return process.name
+    runner = TimerRunner(stage, partition, tables, port, passing, clock, wall_ms, next_offset)
+    if stage.windows:
+        clock.tell_with(runner.told_ms)
+    return runner
 
 
 def _nothing(*_arguments: object) -> None:

@@ -13,6 +13,9 @@ the key of the record that is being processed. To add a kind, add a class here a
     //clock      nothing                               -> the handler's clock
     //timers     group of the key | name of the timer  -> clock (1 byte) | time (8 bytes)
     //due        clock | time | ended key | name       -> nothing: the timers in the order in which they fire
+    //windows    end (8 bytes) | key of the stream     -> what is kept of the window, an element per aggregate
+    //sessions   key of the stream                     -> its sessions in order: start, end, and what is kept
+      //due      end (8 bytes) | key of the stream     -> nothing: when a session of the key may end
 """
 
 from __future__ import annotations
@@ -24,6 +27,8 @@ from typing import Any, Protocol, cast, overload
 from fcluster.common.failures import bounded_repr, bounded_text, describe_exception, type_name
 from fcluster.engine.entries import ABSENT, Clock, EntryTable, Expiry, Layers, ValueCodec
 from fcluster.engine.ordered_keys import (
+    TIME_BYTES,
+    decode_time,
     end_of_prefix,
     group_of_entry,
     group_of_key,
@@ -35,6 +40,7 @@ from fcluster.engine.values import UnkeptError, decode_value, describe_unkept, e
 from fcluster.graph.codecs import Kind, codec_name, value_codec
 from fcluster.graph.states import ListAccess, MapAccess, MapState, StateStore, ValueAccess
 from fcluster.graph.timers import TimerStore
+from fcluster.graph.windows import WindowStore
 
 _BOUNDS = Struct(">QQ")
 _PLACE_BYTES = 8
@@ -173,6 +179,20 @@ def make_timer_tables(
     return [timers, EntryTable(store.due_name, due_prefix, store.handler, layers, codec, clock_of_due)]
 
 
+def make_window_tables(
+    store: WindowStore, layers: Layers, prefix_of: Callable[[str], bytes]
+) -> list[EntryTable]:
+    """The tables of a step's open windows; see `engine.windows` and `engine.sessions`."""
+    prefix, codec = prefix_of(store.name), state_codec("json")
+    if store.of_sessions:
+        due_prefix = prefix_of(store.due_name)
+        due = EntryTable(store.due_name, due_prefix, store.step, layers, state_codec("bytes"), _one_group)
+        return [EntryTable(store.name, prefix, store.step, layers, codec), due]
+    table = EntryTable(store.name, prefix, store.step, layers, codec, _one_group)
+    table.key_text = _window_text
+    return [table]
+
+
 def clock_of_due(due: bytes) -> bytes:
     """The clock that a key in the table of due timers begins with. Only timers of one clock are scanned at a
     time.
@@ -182,6 +202,10 @@ def clock_of_due(due: bytes) -> bytes:
 
 def _one_group(_key: bytes) -> bytes:
     return b""
+
+
+def _window_text(entry: bytes) -> str:
+    return f"{bounded_repr(entry[TIME_BYTES:])}, window that ends at {decode_time(entry)}"
 
 
 def _entry_text(entry: bytes) -> str:

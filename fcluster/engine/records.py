@@ -152,15 +152,17 @@ class OutputPort:
     Attributes:
         records: how many were written since the process's start.
         skipped: how many records were skipped or became dead letters.
+        late: how many records came after their windows had closed.
         watermarks_read: how many watermark records were read; they aren't counted as records anywhere.
     """
 
-    __slots__ = ("produce", "records", "skipped", "watermarks_read")
+    __slots__ = ("late", "produce", "records", "skipped", "watermarks_read")
 
     def __init__(self) -> None:
         self.produce: Produce = _not_open
         self.records = 0
         self.skipped = 0
+        self.late = 0
         self.watermarks_read = 0
 
     def close(self) -> None:

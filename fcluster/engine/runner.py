@@ -37,6 +37,7 @@ from fcluster.engine.records import (
     describe_record,
     where_of,
 )
+from fcluster.engine.sessions import AnyWindows
 from fcluster.engine.steps import Place, RecordError, StepFailure
 from fcluster.engine.watermarks import is_watermark, watermarks_in
 from fcluster.graph.codecs import decoding_trouble, value_codec
@@ -185,13 +186,13 @@ class StageRunner:
                 self._tables,
                 self._port,
                 self._passing,
-                self._key_timers,
+                self._timed_steps,
             )
         self._careful.run(record, self._condemned[record.offset()])
 
     @property
-    def _key_timers(self) -> Mapping[str, KeyTimers]:
-        return {} if self._timers is None else self._timers.handlers
+    def _timed_steps(self) -> Mapping[str, KeyTimers | AnyWindows]:
+        return {} if self._timers is None else self._timers.steps
 
     # --- time -----------------------------------------------------------------------------------------
 
@@ -209,7 +210,7 @@ class StageRunner:
         passed = self.passed
 
         def handle(record: SourceRecord) -> None:
-            if timers.event_is_due():
+            if timers.event_must_fire():
                 timers.fire_all_events()  # timers that were due before a restart
             run(record)
             passed(record)
@@ -234,7 +235,7 @@ class StageRunner:
                 port,
                 self._passing,
                 held,
-                self._key_timers,
+                self._timed_steps,
             )
             runs.append(
                 _stopping(compiled, self._passing)
@@ -492,7 +493,7 @@ class _CarefulRun:
         tables: Mapping[str, AnyTable],
         port: OutputPort,
         passing: tuple[type[BaseException], ...],
-        timers: Mapping[str, KeyTimers],
+        timers: Mapping[str, KeyTimers | AnyWindows],
     ) -> None:
         self._source = stage.inputs[number]
         self._port = port

@@ -42,10 +42,11 @@ from fcluster.common.errors import JobError, ProcessingError
 from fcluster.common.failures import bounded_repr
 from fcluster.engine.changelog import Delta
 from fcluster.engine.entries import EntryTable
-from fcluster.engine.kinds import make_tables, make_timer_tables
+from fcluster.engine.kinds import make_tables, make_timer_tables, make_window_tables
 from fcluster.engine.values import KEPT, State, UnkeptError, decode_state, describe_unkept, encode_states
 from fcluster.graph.states import StateStore
 from fcluster.graph.timers import TimerStore
+from fcluster.graph.windows import WindowStore
 
 STORE_PREFIX_BYTES = 4
 DELETED = b""
@@ -382,8 +383,8 @@ class ShardState:
 
     Args:
         store: holds committed state, and knows its epoch.
-        stores: the names of the handlers that have a dict for each key, the states that handlers declare, and
-            the timers of handlers that have some.
+        stores: the names of the operators that have a dict for each key, the states that handlers declare,
+            the timers of handlers that have some, and the open windows of steps that have some.
         cache_entries_max: how many clean dicts are kept over a barrier, in all tables together.
         flush_limits: when committed changes are written to the store.
 
@@ -399,7 +400,7 @@ class ShardState:
     def __init__(
         self,
         store: Store,
-        stores: Sequence[str | StateStore | TimerStore],
+        stores: Sequence[str | StateStore | TimerStore | WindowStore],
         cache_entries_max: int,
         flush_limits: FlushLimits | None = None,
     ) -> None:
@@ -410,6 +411,8 @@ class ShardState:
                 made = make_tables(wanted, self, store_prefix, self._entry_tables)
             elif isinstance(wanted, TimerStore):
                 made = make_timer_tables(wanted, self, store_prefix)
+            elif isinstance(wanted, WindowStore):
+                made = make_window_tables(wanted, self, store_prefix)
             else:
                 continue
             self._entry_tables.update((table.name, table) for table in made)

@@ -15,6 +15,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from itertools import islice
 from typing import Any, Final, NamedTuple, cast
 
@@ -48,24 +49,32 @@ class Timer(NamedTuple):
     name: str
 
 
-class _Ahead:
+class ReadAhead:
     """The next timers of one clock, read ahead, so that not every timer takes a scan.
 
     All timers up to the last one that was read are here, in order. Some may no longer be set. A scan
     continues after that one: from the beginning, it would have to skip all timers that RocksDB holds as
     deleted.
 
+    Args:
+        start, stop: of the range of keys that stand for them.
+        encode: the key of a timer. Keys are in the order of the timers.
+        decode: the timer of a key.
+
     Attributes:
         timers: in the order in which they fire.
         is_all: whether there are no others.
     """
 
-    def __init__(self, prefix: bytes) -> None:
+    def __init__(
+        self, start: bytes, stop: bytes, encode: Callable[[Timer], bytes], decode: Callable[[bytes], Timer]
+    ) -> None:
         self.timers: list[Timer] = []
         self.is_all = False
-        self._prefix = prefix
-        self._end = end_of_prefix(prefix)
-        self._read_until = prefix
+        self._end = stop
+        self._encode = encode
+        self._decode = decode
+        self._read_until = start
         self._last: Timer | None = None
 
     def add(self, timer: Timer) -> None:
@@ -81,9 +90,8 @@ class _Ahead:
 
     def read(self, due: EntryTable) -> None:
         """Read the next ones. Don't call it within a record that may still be undone."""
-        found = [
-            _decode_due(key) for key, _ in islice(due.scan(self._read_until, self._end), READ_AHEAD_TIMERS)
-        ]
+        scan = due.scan(self._read_until, self._end)
+        found = [self._decode(key) for key, _ in islice(scan, READ_AHEAD_TIMERS)]
         self.timers += found
         self.is_all = len(found) < READ_AHEAD_TIMERS
         if not self.is_all:
@@ -92,7 +100,7 @@ class _Ahead:
     def _go_on_behind(self, timer: Timer) -> None:
         self.is_all = False
         self._last = timer
-        self._read_until = _due_key(self._prefix, timer) + b"\x00"
+        self._read_until = self._encode(timer) + b"\x00"
 
 
 class HandlerTimers:
@@ -120,7 +128,7 @@ class HandlerTimers:
         self._timers = cast("EntryTable", tables[store.name])
         self._due = cast("EntryTable", tables[store.due_name])
         self._noted = noted
-        self._ahead = {clock: _Ahead(_BYTE_OF[clock]) for clock in TIMER_CLOCKS}
+        self._ahead = {clock: _read_ahead(_BYTE_OF[clock]) for clock in TIMER_CLOCKS}
 
     def set(self, key: bytes | None, name: str, at_ms: int, clock: TimerClock) -> None:
         """Set the timer of that key and name. If it is already set, it gets the new time. See
@@ -165,6 +173,17 @@ class HandlerTimers:
         self._due.delete(_due_key(_BYTE_OF[clock], timer))
         self._timers.delete(group_of_key(timer.key) + timer.name.encode())
 
+    def skipped(self, timer: Timer) -> None:
+        """See `firing.TimedStep`: it is gone already."""
+
+    def title(self, timer: Timer) -> str:
+        """See `firing.TimedStep`."""
+        return timer_title(self.handler, timer)
+
+    def timestamp_ms(self, timer: Timer) -> int:
+        """See `firing.TimedStep`."""
+        return timer.at_ms
+
     def first(self, clock: TimerClock) -> Timer | None:
         """The timer of that clock that fires next. Don't call it within a record that may still be undone."""
         ahead = self._ahead[clock]
@@ -197,6 +216,10 @@ class HandlerTimers:
             )
 
 
+def _read_ahead(prefix: bytes) -> ReadAhead:
+    return ReadAhead(prefix, end_of_prefix(prefix), partial(_due_key, prefix), _decode_due)
+
+
 def _due_key(prefix: bytes, timer: Timer) -> bytes:
     return prefix + encode_time(timer.at_ms) + ended(timer.key) + timer.name.encode()
 
@@ -212,11 +235,12 @@ def timer_title(handler: str, timer: Timer) -> str:
     """
     return (
         f"{TIMER_STEP}{timer.name!r} of the handler {handler!r} for the key {bounded_repr(timer.key)} at "
-        f"{_time_text(timer.at_ms)}"
+        f"{time_text(timer.at_ms)}"
     )
 
 
-def _time_text(time_ms: int) -> str:
+def time_text(time_ms: int) -> str:
+    """A time in messages."""
     try:
         whole = datetime.fromtimestamp(time_ms // 1000, UTC).strftime("%Y-%m-%dT%H:%M:%S")
     except (ValueError, OverflowError):

@@ -126,7 +126,7 @@ class Telling:
                 if stage not in sizes or reader not in sizes:
                     continue
                 due_ms = self._told_at_ms.get((stage, topic), float("-inf")) + interval_ms
-                news = {shard: (clocks[shard].now_ms, clocks[shard].is_idle) for shard in shards}
+                news = {shard: (clocks[shard].told_ms, clocks[shard].is_idle) for shard in shards}
                 said = self._unsaid(topic, news, None if now_ms >= due_ms else due_ms)
                 if said:
                     self._told_at_ms[stage, topic] = now_ms

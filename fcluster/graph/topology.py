@@ -26,11 +26,13 @@ from fcluster.common.ids import (
     repartition_topic,
 )
 from fcluster.common.isolation import Isolation
+from fcluster.graph.aggregates import Aggregate
 from fcluster.graph.codecs import Kind, codec_name
 from fcluster.graph.functions import BYTECODE, comparable, function_identity
 from fcluster.graph.states import StateStore
 from fcluster.graph.timers import TimerFunction, TimerStore
 from fcluster.graph.watermark import Watermark
+from fcluster.graph.windows import Session, Windows, WindowStore
 
 KeyKind = Kind
 ValueKind = Kind
@@ -121,7 +123,38 @@ class Process:
         return TimerStore(self.name) if self.timers else None
 
 
-Operator = Filter | Map | FlatMap | Process
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Windows of each key, and what is computed of their records.
+
+    Attributes:
+        name: of the operator and of its store; unique in the job.
+        windows: which stretches of time they are.
+        fields: of a result: the aggregates by name, in order.
+        late: gets the records whose windows have closed; None: they are only counted.
+        emit: whether a result goes on when its window closes, or after each record in it.
+        on_error: what a record leads to that fails in it, and a window whose result does.
+    """
+
+    name: str
+    windows: Windows
+    fields: tuple[tuple[str, Aggregate[Any]], ...]
+    late: TopicSpec | None = None
+    on_error: OnError = "stop"
+    emit: Literal["close", "update"] = "close"
+
+    @property
+    def store(self) -> WindowStore:
+        """Where its open windows are kept."""
+        return WindowStore(self.name, isinstance(self.windows, Session))
+
+    def describe(self) -> dict[str, Any]:
+        """What the bytes of its store depend on."""
+        aggregates = [[name, aggregate.name] for name, aggregate in self.fields]
+        return {"windows": self.windows.describe(), "aggregates": aggregates}
+
+
+Operator = Filter | Map | FlatMap | Process | Window
 Rekey = str | Callable[[Any], Any]
 """How the new key is found: a field of the value (which is an object then), or a function of the value."""
 
@@ -156,8 +189,13 @@ class Chain:
 
     @property
     def processes(self) -> tuple[Process, ...]:
-        """The operators that have state."""
+        """Its handlers."""
         return tuple(operator for operator in self.operators if isinstance(operator, Process))
+
+    @property
+    def stateful(self) -> tuple[Process | Window, ...]:
+        """The operators that have state, and a name that identifies it."""
+        return tuple(operator for operator in self.operators if isinstance(operator, Process | Window))
 
     @property
     def rules(self) -> tuple[OnError, ...]:
@@ -200,7 +238,7 @@ class Stage:
         inputs: the topics that it reads, usually one. Several are co-partitioned: partition n of each belongs
             to the stage's shard n. Their order decides between records with the same timestamp.
         chains: its chains. Each record runs through all chains of its input, in this order.
-        stores: the names of its handlers, in the order of the job file.
+        stores: the names of its operators with state, in the order of the job file.
         changelog: the topic of the stage's deltas; None when there are no stores.
     """
 
@@ -223,7 +261,7 @@ class Stage:
     @property
     def needs_time(self) -> bool:
         """Whether something in it may depend on event time."""
-        return bool(self.timed_processes)
+        return bool(self.timed_steps)
 
     def chains_of(self, number: int) -> tuple[Chain, ...]:
         """The chains through which records of this input run."""
@@ -234,16 +272,28 @@ class Stage:
         return self.topics.index(topic)
 
     @property
-    def all_stores(self) -> tuple[str | StateStore | TimerStore, ...]:
+    def all_stores(self) -> tuple[str | StateStore | TimerStore | WindowStore, ...]:
         """The stores that `ShardState` is created with."""
         timers = (process.timer_store for process in self.timed_processes)
-        return (*self.stores, *self.state_stores, *(store for store in timers if store is not None))
+        windows = (window.store for window in self.windows)
+        return (*self.stores, *self.state_stores, *(one for one in timers if one is not None), *windows)
+
+    @property
+    def timed_steps(self) -> tuple[Process | Window, ...]:
+        """Its operators in which something happens because time has passed, in the order of the job file."""
+        steps = (step for chain in self.chains for step in chain.stateful)
+        named = {step.name: step for step in steps if isinstance(step, Window) or step.timers}
+        return tuple(named.values())
+
+    @property
+    def windows(self) -> tuple[Window, ...]:
+        """Its windows, in the order of the job file."""
+        return tuple(step for step in self.timed_steps if isinstance(step, Window))
 
     @property
     def timed_processes(self) -> tuple[Process, ...]:
         """Its handlers that set timers, in the order of the job file."""
-        processes = (process for chain in self.chains for process in chain.processes)
-        return tuple({process.name: process for process in processes if process.timers}.values())
+        return tuple(step for step in self.timed_steps if isinstance(step, Process))
 
     @property
     def state_stores(self) -> tuple[StateStore, ...]:
@@ -387,7 +437,7 @@ class Topology:
         handling. They may change freely between runs.
         """
         feeds = {topic: fed for stage in self.stages for topic, fed in _feeds(stage)}
-        declares_states = any(stage.state_stores or stage.timed_processes for stage in self.stages)
+        declares_states = any(stage.state_stores or stage.timed_steps for stage in self.stages)
         return {
             "format": _DESCRIPTION_FORMAT if declares_states else _FORMAT_WITHOUT_STATES,
             "job": self.job,
@@ -413,10 +463,15 @@ def with_event_time(stages: Sequence[Stage], declared: Mapping[str, Watermark]) 
 
 
 def written_topics(stage: Stage) -> Iterator[TopicSpec]:
-    """The sinks and dead-letter topics of a stage, including repartition topics. May contain repetitions."""
+    """The sinks, the topics for late records and the dead-letter topics of a stage, including repartition
+    topics. May contain repetitions.
+    """
     for chain in stage.chains:
         if chain.sink is not None:
             yield chain.sink
+    for window in stage.windows:
+        if window.late is not None:
+            yield window.late
     yield from stage.dead_letter_topics
 
 
@@ -532,6 +587,8 @@ def _describe_stage(stage: Stage, feeds: Mapping[str, dict[str, str]]) -> dict[s
         description["timers"] = {
             process.name: sorted(timer.name for timer in process.timers) for process in stage.timed_processes
         }
+    if stage.windows:
+        description["windows"] = {window.name: window.describe() for window in stage.windows}
     if stage.changelog is not None:
         description["changelog"] = stage.changelog
     if further:
@@ -616,6 +673,7 @@ def incompatibility(old_description: Mapping[str, Any], new_topology: Topology) 
             _lost_store(name, old, new_homes, added)
             or _changed_states(old, new_stages.get(name, {}))
             or _lost_timer(old, new_stages.get(name, {}))
+            or _changed_windows(old, new_stages.get(name, {}))
             or _changed_stage(name, old, new_stages)
             or _changed_inputs(name, old, new_stages)
         )
@@ -670,6 +728,35 @@ def _lost_timer(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
                     f"on_timer function{hint}."
                 )
     return None
+
+
+def _changed_windows(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
+    """Why the open windows of a stage don't fit what they are declared as now."""
+    declared = cast("Mapping[str, Mapping[str, Any]]", new.get("windows", {}))
+    former = cast("Mapping[str, Mapping[str, Any]]", old.get("windows", {}))
+    for name in (*former, *(name for name in declared if name in old.get("stores", ()))):
+        before, now = former.get(name), declared.get(name)
+        if before is None or now is None:
+            was, is_now = ("a handler", "a window") if before is None else ("a window", "a handler")
+            return f"The step {name!r} has state as {was}, and is now {is_now}."
+        for part, what in (("windows", "are"), ("aggregates", "compute")):
+            if before.get(part) != now.get(part):
+                texts = [_windows_text(described[part]) for described in (before, now)]
+                return (
+                    f"The windows of {name!r} used to {what.replace('are', 'be')} {texts[0]}, and now {what} "
+                    f"{texts[1]}: those that are open don't fit. (Keep them, and declare the new ones beside "
+                    "them under another name.)"
+                )
+    return None
+
+
+def _windows_text(described: Any) -> str:
+    if isinstance(described, list):
+        pairs = cast("list[list[str]]", described)
+        return ", ".join(f"{name}={aggregate}" for name, aggregate in pairs)
+    parts = cast("Mapping[str, Any]", described)
+    rest = ", ".join(f"{name}={value}" for name, value in parts.items() if name != "kind")
+    return f"{parts.get('kind')} ({rest})"
 
 
 def _state_text(described: Mapping[str, Any]) -> str:

@@ -110,6 +110,7 @@ class Driver:
         topology: the job, built.
         now_ms: may be set.
         skipped: how many records were skipped or became dead letters.
+        late: how many records came too late for their windows.
 
     Raises:
         JobError, SettingsError: the job or a setting isn't valid.
@@ -128,6 +129,7 @@ class Driver:
         self.topology: Topology = job.build(resolved)
         self.now_ms = now_ms
         self.skipped = 0
+        self.late = 0
         self._auto_barrier = auto_barrier
         self._specs = _specs_of(self.topology)
         self._topics = Topics(_partition_counts(self.topology, partitions))
@@ -479,7 +481,7 @@ class Driver:
     def _next_timed(self) -> Shard | None:
         """A shard with a timer that is due."""
         for stage in self.topology.stages:
-            if stage.timed_processes:
+            if stage.timed_steps:
                 for partition in range(self._stage_sizes[stage.name]):
                     shard = self._shard(stage, partition)
                     if shard.timers is not None and shard.timers.is_due():
@@ -581,6 +583,7 @@ class Driver:
         self._topics.commit()
         self._epoch = epoch
         self.skipped, self._port.skipped = self.skipped + self._port.skipped, 0
+        self.late, self._port.late = self.late + self._port.late, 0
         for part in frozen:
             shard = part.shard
             for number, topic in enumerate(shard.stage.topics):
@@ -601,7 +604,7 @@ class Driver:
         self._topics.abort()
         self._telling.forget(self._shards)
         self._shards.clear()
-        self._port.skipped = 0
+        self._port.skipped = self._port.late = 0
 
     def _condemn(self, shard: Shard, record: StoredRecord | None, condemnation: Condemnation) -> None:
         """Let the record fail with this when it comes again, or the timer that it names."""

@@ -172,6 +172,7 @@ class WorkerStats(msgspec.Struct, frozen=True):
     records_in: _Number = 0
     records_out: _Number = 0
     records_skipped: _Number = 0
+    records_late: _Number = 0
     epochs_committed: _Number = 0
     commit_latency_ms_p50: _Milliseconds = 0.0
     commit_latency_ms_p99: _Milliseconds = 0.0

@@ -121,6 +121,7 @@ class RecordPump:
         self._idle_inputs = IdleInputs()
         self._timers = DueTimers(shards.timed, inbox, record_watch)
         self._timer_announced = False
+        self._has_fired = False
         self._paused = False
         self.records = 0
 
@@ -225,13 +226,23 @@ class RecordPump:
     # --- chunks -------------------------------------------------------------------------------------------
 
     def run_chunk(self) -> None:
-        """Fire the timers that are due, otherwise process the next records. There has to be work."""
-        if self._shards.timed and self._timers.are_due():
+        """Fire the timers that are due, otherwise process the next records. There has to be work.
+
+        Windows that are due and records take turns.
+        """
+        if self._shards.timed and self._fires_next():
+            self._has_fired = True
             self._fire()
             return
+        self._has_fired = False
         self._run_chunk()
         for told in self._chunks.reached():
             self._note_read(told)
+
+    def _fires_next(self) -> bool:
+        if not self._timers.are_due():
+            return False
+        return not self._has_fired or not self._chunks or self._timers.must_fire()
 
     def fire_due(self) -> None:
         """Fire the timers that are due, before the shards stop for good. Those of later times stay set."""
@@ -244,12 +255,13 @@ class RecordPump:
         """Fire some of the timers that are due, of each shard."""
         if not self._pipeline.is_open:
             return
-        for runner in self._timers.due():
+        due = self._timers.due()
+        for runner in due:
             if not self._may_work or runner.shard not in self._shards.timed:
                 return
             assert runner.timers is not None
             records_max = self._core_state.pieces.records_max
-            room = FIRED_AT_ONCE_MAX
+            room = max(1, FIRED_AT_ONCE_MAX // len(due))
             if records_max is not None:
                 room = records_max - self._core_state.open.records
             failure = self._run(runner, functools.partial(runner.timers.fire_due, room))

@@ -82,6 +82,7 @@ class Reporting:
             records_in=max(0, self._pump.records - self._port.watermarks_read),
             records_out=self._port.records,
             records_skipped=self._port.skipped,
+            records_late=self._port.late,
             epochs_committed=self._pipeline.committed,
             commit_latency_ms_p50=_quantile(latencies, 0.5),
             commit_latency_ms_p99=_quantile(latencies, 0.99),

@@ -71,8 +71,12 @@ class DueTimers:
             timers.at_once_max = at_once_max
 
     def are_due(self) -> bool:
-        """Whether a timer is due. No record may be processed before."""
+        """Whether a timer is due."""
         return any(timers.is_due() for _runner, timers in self._all())
+
+    def must_fire(self) -> bool:
+        """Whether a timer is due before which no record may be processed."""
+        return any(timers.must_fire() for _runner, timers in self._all())
 
     def due(self) -> list[ShardRunner]:
         """The shards with timers that are due."""

@@ -60,12 +60,14 @@ class Case:
         outputs: the topics to compare.
         in_order: False: it merges topics, and in which order their records meet depends on when they arrive.
             Then the last output of each key is compared, and how many there are.
+        is_simulated: False: the simulation doesn't run what is in it.
     """
 
     text: str
     records: Sequence[tuple[str, str | None, dict[str, Any], int]]
     outputs: tuple[str, ...]
     in_order: bool = True
+    is_simulated: bool = True
 
 
 def flights() -> list[tuple[str, str | None, dict[str, Any], int]]:
@@ -100,6 +102,17 @@ def orders() -> list[tuple[str, str | None, dict[str, Any], int]]:
     ]
 
 
+def meters() -> list[tuple[str, str | None, dict[str, Any], int]]:
+    """Readings of some hours, out of order by less than the delay: none is late in any shell."""
+    made: list[tuple[str, str | None, dict[str, Any], int]] = []
+    for number in range(SENT):
+        meter = number * 5 % 7
+        reading = {"meter": f"m{meter}", "district": f"d{meter % 3}", "wh": number * 37 % 61}
+        at_ms = BEGIN_MS + number * 240_000 - number % 3 * 4_000
+        made.append(("readings", f"m{meter}", reading, at_ms))
+    return made
+
+
 def balances() -> list[tuple[str, str | None, dict[str, Any], int]]:
     """Orders by account, and payments with the account in their value."""
     made: list[tuple[str, str | None, dict[str, Any], int]] = []
@@ -123,6 +136,7 @@ CASES = {
     "flights": Case(example("flights"), flights(), ("carrier-totals", "aircraft-totals")),
     "orders": Case(example("orders"), orders(), ("orders-counted",)),
     "balances": Case(example("balances"), balances(), ("balances",), in_order=False),
+    "meters": Case(example("meters"), meters(), ("meter-quarters", "district-hours"), is_simulated=False),
 }
 
 Outputs = dict[str, dict[Any, list[Any]]]
@@ -196,7 +210,7 @@ def test_job_gives_the_same_in_three_shells(name: str, kafka: str, topic_prefix:
     job: Job = runpy.run_path(str(path))["job"]
     expected = comparable(case, in_driver(job, case, topic_prefix))
     assert all(len(keys) >= 3 for keys in expected.values())
-    for seed in SEEDS:
+    for seed in SEEDS if case.is_simulated else ():
         assert comparable(case, in_simulation(job, case, topic_prefix, seed)) == expected, f"seed {seed}"
     found = on_kafka(path, case, topic_prefix, kafka, tmp_path / "data")
     assert comparable(case, found) == expected

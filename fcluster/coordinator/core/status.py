@@ -188,6 +188,7 @@ def _worker(session: Session, shards: int, now_ms: float) -> dict[str, Any]:
         "records_in": stats.records_in if stats else 0,
         "records_out": stats.records_out if stats else 0,
         "records_skipped": stats.records_skipped if stats else 0,
+        "records_late": stats.records_late if stats else 0,
         "records_in_per_second": round(session.records_in_per_second, 1),
         "records_out_per_second": round(session.records_out_per_second, 1),
         "commit_latency_ms_p50": stats.commit_latency_ms_p50 if stats else -1,

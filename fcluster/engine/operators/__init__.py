@@ -9,7 +9,10 @@ from fcluster.engine.operators.filter import FilterOperator
 from fcluster.engine.operators.flat_map import FlatMapOperator
 from fcluster.engine.operators.map import MapOperator
 from fcluster.engine.operators.process import ProcessOperator
-from fcluster.graph.topology import Filter, FlatMap, Map, Operator
+from fcluster.engine.operators.session import SessionOperator
+from fcluster.engine.operators.window import WindowOperator
+from fcluster.graph.topology import Filter, FlatMap, Map, Operator, Window
+from fcluster.graph.windows import Session
 
 __all__ = ["CompiledOperator", "operator_for"]
 
@@ -22,4 +25,6 @@ def operator_for(node: Operator, number: int, chain: str) -> CompiledOperator:
         return MapOperator(node, number, chain)
     if isinstance(node, FlatMap):
         return FlatMapOperator(node, number, chain)
+    if isinstance(node, Window):
+        return SessionOperator(node) if isinstance(node.windows, Session) else WindowOperator(node)
     return ProcessOperator(node)

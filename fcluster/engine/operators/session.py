@@ -1,0 +1,115 @@
+"""Session: as a window, for windows that go on as long as records follow each other closely."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+from fcluster.engine.entries import ABSENT
+from fcluster.engine.operators.base import Surroundings
+from fcluster.engine.operators.window import (
+    compile_fields,
+    compile_late,
+    compile_result,
+    in_no_window,
+    place_of_window,
+)
+from fcluster.engine.records import SourceRecord, TimerRecord
+from fcluster.engine.sessions import OpenSessions
+from fcluster.engine.steps import Step, StepFailure
+from fcluster.engine.windows import CLOSE
+from fcluster.graph.topology import Window
+from fcluster.graph.windows import Session
+
+
+class SessionOperator:
+    """Adds each value to the session of its key that it is close to; `firing` calls what closes them."""
+
+    keeps_value = False
+
+    def __init__(self, node: Window) -> None:
+        self._node = node
+        self.stores = (node.name, *node.store.store_names)
+        self.place = place_of_window(node)
+
+    def compile(self, surroundings: Surroundings, following: Step) -> Step:
+        """See `CompiledOperator`."""
+        node, place, passing = self._node, self.place, surroundings.passing
+        assert isinstance(node.windows, Session)
+        open_sessions = cast("OpenSessions", surroundings.timers[node.name])
+        close = self._compile_close(surroundings, open_sessions, following)
+        surroundings.fire[node.name, CLOSE] = (place, close)
+        clock, table, note = open_sessions.clock, open_sessions.table, open_sessions.note
+        late = compile_late(node, place, surroundings, open_sessions.port)
+        gap_ms, grace_ms = node.windows.gap_ms, node.windows.grace_ms
+        inits, add_all = compile_fields(node)
+        merge = _compile_merge(node)
+
+        def step(record: SourceRecord, key: bytes | None, value: Any) -> None:
+            timestamp_ms = record.timestamp()[1]
+            try:
+                if key is None or timestamp_ms < 0:
+                    raise in_no_window(key)
+                end_ms = timestamp_ms + gap_ms
+                found = table.get(key)
+                sessions: list[list[Any]] = [] if found is ABSENT else found
+                now_ms = clock.now_ms
+                closed_ms = -1 if now_ms is None else now_ms - grace_ms
+                # Of those that take records, at most two: they are more than the gap apart.
+                near = [
+                    at
+                    for at, one in enumerate(sessions)
+                    if one[0] <= end_ms and timestamp_ms <= one[1] and closed_ms < one[1]
+                ]
+                if not near and end_ms <= closed_ms:
+                    late(record, key, value)
+                    return
+                if not near:
+                    session: list[Any] = [timestamp_ms, end_ms, [init() for init in inits]]
+                    at = sum(one[0] < timestamp_ms for one in sessions)
+                    if not sessions:
+                        table.put(key, sessions)
+                    sessions.insert(at, session)
+                    note(key, end_ms)
+                else:
+                    session = sessions[near[0]]
+                    if len(near) == 2:
+                        session[1], later = sessions[near[1]][1], sessions.pop(near[1])
+                        merge(session[2], later[2])
+                    session[0], session[1] = min(session[0], timestamp_ms), max(session[1], end_ms)
+                add_all(session[2], value, timestamp_ms)
+            except passing:
+                raise
+            except BaseException as error:
+                raise StepFailure(place, error) from error
+
+        return step
+
+    def _compile_close(
+        self, surroundings: Surroundings, open_sessions: OpenSessions, following: Step
+    ) -> Callable[[TimerRecord, bytes], None]:
+        place, passing = self.place, surroundings.passing
+        result_of = compile_result(self._node, surroundings)
+
+        def close(timer_record: TimerRecord, key: bytes) -> None:  # `step_of` looks for `timer_record`
+            try:
+                session = open_sessions.take_out(key, timer_record.timestamp()[1] + 1)
+                value = result_of(key, *session)
+            except passing:
+                raise
+            except BaseException as error:
+                raise StepFailure(place, error) from error
+            following(timer_record, key, value)
+
+        return close
+
+
+def _compile_merge(node: Window) -> Callable[[list[Any], list[Any]], None]:
+    merges = tuple(aggregate.merge for _name, aggregate in node.fields)
+
+    def merge_all(kept: list[Any], later: list[Any]) -> None:
+        for at, merge in enumerate(merges):
+            assert merge is not None, "Stream.window has checked it"
+            kept[at] = merge(kept[at], later[at])
+
+    return merge_all

@@ -1,0 +1,171 @@
+"""Window: keeps aggregates for each key and window, and passes on their results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+from typing import Any, cast
+
+from fcluster.engine.entries import ABSENT
+from fcluster.engine.operators.base import Surroundings
+from fcluster.engine.ordered_keys import encode_time
+from fcluster.engine.records import OutputPort, SourceRecord, TimerRecord
+from fcluster.engine.steps import Place, RecordError, Step, StepFailure
+from fcluster.engine.windows import CLOSE, OpenWindows
+from fcluster.graph.codecs import codec_name, key_codec
+from fcluster.graph.record import Record
+from fcluster.graph.topology import Window
+from fcluster.graph.windows import Session
+
+ResultOf = Callable[[bytes, int, int, list[Any]], dict[str, Any]]
+"""The result of a window, from its key, start and end, and what its aggregates keep."""
+
+
+class WindowOperator:
+    """Adds each value to the windows that its timestamp is in; `firing` calls what closes them."""
+
+    keeps_value = False
+
+    def __init__(self, node: Window) -> None:
+        self._node = node
+        self.stores = (node.name, *node.store.store_names)
+        self.place = place_of_window(node)
+
+    def compile(self, surroundings: Surroundings, following: Step) -> Step:
+        """See `CompiledOperator`."""
+        node, place, passing = self._node, self.place, surroundings.passing
+        assert not isinstance(node.windows, Session)
+        windows = cast("OpenWindows", surroundings.timers[node.name])
+        surroundings.fire[node.name, CLOSE] = (place, self._compile_close(surroundings, windows, following))
+        clock, table, opened = windows.clock, windows.table, windows.opened
+        get, put, late = table.get, table.put, compile_late(node, place, surroundings, windows.port)
+        ends_of, start_of = node.windows.ends_of(), node.windows.start_of()
+        grace_ms, emits = node.windows.grace_ms, node.emit == "update"
+        inits, add_all = compile_fields(node)
+        result_of = compile_result(node, surroundings)
+
+        def step(record: SourceRecord, key: bytes | None, value: Any) -> None:
+            timestamp_ms = record.timestamp()[1]
+            try:
+                if key is None or timestamp_ms < 0:
+                    raise in_no_window(key)
+                now_ms = clock.now_ms
+                closed_ms = -1 if now_ms is None else now_ms - grace_ms
+                is_late = True
+                for end_ms in ends_of(timestamp_ms):
+                    if end_ms <= closed_ms:
+                        continue
+                    is_late = False
+                    entry = encode_time(end_ms) + key
+                    kept = get(entry)
+                    if kept is ABSENT:
+                        kept = [init() for init in inits]
+                        put(entry, kept)
+                        opened(key, end_ms)
+                    add_all(kept, value, timestamp_ms)
+                    if emits:
+                        # What goes on may be changed by those behind. What is kept stays.
+                        following(record, key, deepcopy(result_of(key, start_of(end_ms), end_ms, kept)))
+                if is_late:
+                    late(record, key, value)
+            except passing:
+                raise
+            except BaseException as error:
+                raise StepFailure(place, error) from error
+
+        return step
+
+    def _compile_close(
+        self, surroundings: Surroundings, windows: OpenWindows, following: Step
+    ) -> Callable[[TimerRecord, bytes], None]:
+        node, place, passing = self._node, self.place, surroundings.passing
+        assert not isinstance(node.windows, Session)
+        table, start_of = windows.table, node.windows.start_of()
+        result_of = compile_result(node, surroundings)
+
+        def close(timer_record: TimerRecord, key: bytes) -> None:  # `step_of` looks for `timer_record`
+            try:
+                end_ms = timer_record.timestamp()[1] + 1
+                entry = encode_time(end_ms) + key
+                kept = table.get(entry)
+                table.delete(entry)
+                if node.emit == "update":
+                    return
+                value = result_of(key, start_of(end_ms), end_ms, kept)
+            except passing:
+                raise
+            except BaseException as error:
+                raise StepFailure(place, error) from error
+            following(timer_record, key, value)
+
+        return close
+
+
+# --- what windows of all kinds share ----------------------------------------------------------------------
+
+
+def place_of_window(node: Window) -> Place:
+    """Where failures of the step happen."""
+    return Place(node.name, f"in the window {node.name!r}", node.on_error)
+
+
+def compile_fields(
+    node: Window,
+) -> tuple[tuple[Callable[[], Any], ...], Callable[[list[Any], Any, int], None]]:
+    """What windows begin with, and a function that adds a value with its timestamp to what is kept."""
+    inits = tuple(aggregate.init for _name, aggregate in node.fields)
+    untimed = [(at, one.add) for at, (_name, one) in enumerate(node.fields) if not one.takes_time]
+    timed = [(at, one.add) for at, (_name, one) in enumerate(node.fields) if one.takes_time]
+
+    def add_all(kept: list[Any], value: Any, timestamp_ms: int) -> None:
+        for at, add in untimed:
+            kept[at] = add(kept[at], value)
+        for at, add in timed:
+            kept[at] = add(kept[at], value, timestamp_ms)
+
+    return inits, add_all
+
+
+def compile_result(node: Window, surroundings: Surroundings) -> ResultOf:
+    """What makes the results of the step's windows."""
+    decode_key = key_codec(surroundings.source.key)[0]
+    results = tuple((name, at, one.result) for at, (name, one) in enumerate(node.fields))
+
+    def result_of(key: bytes, start_ms: int, end_ms: int, kept: list[Any]) -> dict[str, Any]:
+        value = {"key": decode_key(key), "start": start_ms, "end": end_ms}
+        for name, at, result in results:
+            value[name] = result(kept[at])
+        return value
+
+    return result_of
+
+
+def compile_late(
+    node: Window, place: Place, surroundings: Surroundings, port: OutputPort
+) -> Callable[[SourceRecord, bytes, Any], None]:
+    """What is done with a record all of whose windows have closed."""
+    topic, source = node.late, surroundings.source
+    write_record = surroundings.record_writer(place)
+    decode_key = key_codec(source.key)[0]
+
+    def drop(_record: SourceRecord, _key: bytes, _value: Any) -> None:
+        port.late += 1
+
+    def write(record: SourceRecord, key: bytes, value: Any) -> None:
+        port.late += 1
+        write_record(record, key, Record(topic=topic, value=value))
+
+    def write_with_key(record: SourceRecord, key: bytes, value: Any) -> None:
+        port.late += 1
+        write_record(record, key, Record(topic=topic, key=decode_key(key), value=value))
+
+    if topic is None:
+        return drop
+    return write if codec_name(topic.key) == codec_name(source.key) else write_with_key
+
+
+def in_no_window(key: bytes | None) -> RecordError:
+    """Why a record without key or timestamp fails."""
+    if key is None:
+        return RecordError("the record has no key, so it is in no window; give it one with key_by() first")
+    return RecordError("the record has no timestamp, so it is in no window; filter such records out before")

@@ -1,0 +1,131 @@
+"""The open windows of one step in one shard: which are due, and what is kept of each.
+
+Responsible for: `OpenWindows`, over the table that `kinds.make_window_tables` makes. To `firing`, a window is
+a timer in event time: it is due when event time reaches the window's end, plus its grace. The operator
+(`operators.window`) fills windows, and closes those that are due. Pure.
+
+    end (8 bytes) | key of the stream  ->  what each aggregate keeps, in the order of the fields
+
+Invariants:
+- A window is open from its first record until it has closed, and event time is what decides: a record is late
+  for a window if event time has reached its end plus its grace, whether that one has been closed already, or
+  had no record at all.
+- Windows are due in the order of their ends, then of the key's bytes. They are found by a range scan over all
+  layers, so that doesn't depend on where barriers fell.
+- A window that has closed is deleted in the epoch of its result (invariant 6).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Protocol, cast
+
+from fcluster.common.failures import bounded_repr
+from fcluster.engine.entries import ABSENT, EntryTable
+from fcluster.engine.failure import TIMER_STEP
+from fcluster.engine.ordered_keys import TIME_BYTES, decode_time, encode_time
+from fcluster.engine.records import OutputPort
+from fcluster.engine.timers import ReadAhead, Timer, time_text
+from fcluster.graph.timers import TimerClock
+from fcluster.graph.topology import Window
+from fcluster.graph.windows import Session
+
+CLOSE: Final = ""
+"""The name of the timer that closes a window. No handler's timer has it."""
+BEHIND_ALL: Final = b"\xff" * TIME_BYTES
+"""Greater than all keys that begin with a time."""
+
+
+class ClockInEventTime(Protocol):
+    """A shard's clock in event time; `engine.clock.EventClock` is one."""
+
+    @property
+    def now_ms(self) -> int | None:
+        """Milliseconds since 1970. None before the first record."""
+        ...
+
+
+class OpenWindows:
+    """The open windows of a step.
+
+    Args:
+        window: the step.
+        tables: of the shard, by the name of the store.
+        clock: the shard's event time.
+        noted: called with the clock and time of each timer that is set.
+        port: counts late records.
+
+    Attributes:
+        table: what is kept of each window, by `entry_of`.
+        clock: the shard's event time.
+        port: counts late records.
+    """
+
+    def __init__(
+        self,
+        window: Window,
+        tables: Mapping[str, Any],
+        clock: ClockInEventTime,
+        noted: Callable[[TimerClock, int], None],
+        port: OutputPort,
+    ) -> None:
+        self.step = window.name
+        self.clock = clock
+        self.port = port
+        self.table = cast("EntryTable", tables[window.store.name])
+        self._grace_ms = window.windows.grace_ms
+        assert not isinstance(window.windows, Session)
+        self._start_of = window.windows.start_of()
+        self._noted = noted
+        self._ahead = ReadAhead(b"", BEHIND_ALL, self._entry_of_timer, self._timer_of_entry)
+
+    def opened(self, key: bytes, end_ms: int) -> None:
+        """The window has got its first record."""
+        at_ms = end_ms + self._grace_ms
+        self._ahead.add(Timer(at_ms, key, CLOSE))
+        self._noted("event", at_ms)
+
+    # --- for `firing` ---------------------------------------------------------------------------------
+
+    def first(self, clock: TimerClock) -> Timer | None:
+        """The window that closes next. Don't call it within a record that may still be undone."""
+        if clock != "event":
+            return None
+        ahead = self._ahead
+        while True:
+            while ahead.timers:
+                timer = ahead.timers[0]
+                if self.table.get(self._entry_of_timer(timer)) is not ABSENT:
+                    return timer
+                del ahead.timers[0]  # it has closed, or its first record was undone
+            if ahead.is_all:
+                return None
+            ahead.read(self.table)
+
+    def take(self, clock: TimerClock, timer: Timer) -> None:
+        """See `firing.TimedStep`: closing it deletes it, which is undone if that fails."""
+
+    def put(self, clock: TimerClock, timer: Timer) -> None:
+        """See `firing.TimedStep`: it is there."""
+
+    def skipped(self, timer: Timer) -> None:
+        """See `firing.TimedStep`."""
+        self.table.delete(self._entry_of_timer(timer))
+
+    def title(self, timer: Timer) -> str:
+        """See `firing.TimedStep`."""
+        end_ms = timer.at_ms - self._grace_ms
+        return (
+            f"{TIMER_STEP}that closes the window {self.step!r} from {time_text(self._start_of(end_ms))} to "
+            f"{time_text(end_ms)} for the key {bounded_repr(timer.key)}"
+        )
+
+    def timestamp_ms(self, timer: Timer) -> int:
+        """See `firing.TimedStep`: the last millisecond of the window."""
+        return timer.at_ms - self._grace_ms - 1
+
+    def _entry_of_timer(self, timer: Timer) -> bytes:
+        return encode_time(timer.at_ms - self._grace_ms) + timer.key
+
+    def _timer_of_entry(self, entry: bytes) -> Timer:
+        return Timer(decode_time(entry) + self._grace_ms, entry[TIME_BYTES:], CLOSE)

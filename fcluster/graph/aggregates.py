@@ -1,0 +1,338 @@
+"""What a window computes of its records: counts, sums and so on, and any fold of the user's.
+
+Responsible for: `Aggregate`, and those that come with fcluster. An aggregate is three functions over what is
+kept while the window is open. That is state: it is stored as JSON, so it holds what JSON holds. Pure.
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar, cast
+
+import msgspec
+
+from fcluster.common.errors import JobError
+from fcluster.common.failures import bounded_repr
+
+_R_co = TypeVar("_R_co", covariant=True)
+_T = TypeVar("_T")
+
+_LEGAL_NAME = re.compile(r"[a-zA-Z0-9._-]{1,200}")
+_text_of = msgspec.json.Encoder(order="deterministic").encode
+
+
+def _same(kept: Any) -> Any:
+    return kept
+
+
+@dataclass(frozen=True, slots=True)
+class Aggregate(Generic[_R_co]):
+    """A fold over the values of a window.
+
+    Args:
+        name: says what it is. A job is refused if its open windows were filled by an aggregate of another
+            name.
+        init: called as `init()`; gives what a window begins with.
+        add: called as `add(kept, value)` for each record, or as `add(kept, value, timestamp_ms)` if
+            `takes_time`. It returns what is kept from then on, which may be `kept` itself, changed in place.
+        result: called as `result(kept)`; gives the result. Default: what is kept.
+        merge: called as `merge(kept, later)`; gives what is kept of two windows that become one.
+        takes_time: `add` also takes the timestamp of the record.
+
+    What is kept is saved as JSON: numbers, text, lists, dicts with text as keys, booleans and None.
+
+    Raises:
+        JobError: the name isn't valid, or something isn't a function.
+    """
+
+    name: str
+    init: Callable[[], Any]
+    add: Callable[..., Any]
+    result: Callable[[Any], _R_co] = _same
+    merge: Callable[[Any, Any], Any] | None = None
+    takes_time: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not _LEGAL_NAME.fullmatch(self.name):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise JobError(
+                f"The name {bounded_repr(self.name)} of an Aggregate isn't valid.",
+                remedy="Use letters a-z and A-Z, digits, '.', '_' and '-'.",
+            )
+        for part in ("init", "add", "result"):
+            _check(f"{part}= of the aggregate {self.name!r}", getattr(self, part))
+        if self.merge is not None:
+            _check(f"merge= of the aggregate {self.name!r}", self.merge)
+
+
+def count() -> Aggregate[int]:
+    """How many records there are."""
+
+    def add(kept: int, _value: Any) -> int:
+        return kept + 1
+
+    return Aggregate("count", int, add, merge=operator.add)
+
+
+def sum_(of: Callable[[Any], Any] = _same) -> Aggregate[Any]:
+    """The sum of `of(value)`; of the values themselves by default."""
+    _check("sum_()", of)
+
+    def add(kept: Any, value: Any) -> Any:
+        return kept + of(value)
+
+    return Aggregate("sum", int, add, merge=operator.add)
+
+
+def min_(of: Callable[[Any], Any] = _same) -> Aggregate[Any]:
+    """The smallest `of(value)`."""
+    _check("min_()", of)
+    return _chosen("min", of, min)
+
+
+def max_(of: Callable[[Any], Any] = _same) -> Aggregate[Any]:
+    """The greatest `of(value)`."""
+    _check("max_()", of)
+    return _chosen("max", of, max)
+
+
+def mean(of: Callable[[Any], Any] = _same) -> Aggregate[float]:
+    """The arithmetic mean of `of(value)`."""
+    _check("mean()", of)
+
+    def add(kept: list[Any], value: Any) -> list[Any]:
+        kept[0] += of(value)
+        kept[1] += 1
+        return kept
+
+    return Aggregate(
+        "mean", lambda: [0, 0], add, lambda kept: kept[0] / kept[1], lambda kept, later: _added(kept, later)
+    )
+
+
+def first(of: Callable[[Any], _T] = _same) -> Aggregate[_T]:
+    """`of(value)` of the record with the smallest timestamp; of equal ones, of the one that came first."""
+    _check("first()", of)
+
+    def add(kept: list[Any], value: Any, timestamp_ms: int) -> list[Any]:
+        return [timestamp_ms, of(value)] if not kept or timestamp_ms < kept[0] else kept
+
+    return Aggregate(
+        "first",
+        list,
+        add,
+        _second,
+        lambda kept, later: later if later[0] < kept[0] else kept,
+        takes_time=True,
+    )
+
+
+def last(of: Callable[[Any], _T] = _same) -> Aggregate[_T]:
+    """`of(value)` of the record with the greatest timestamp; of equal ones, of the one that came last."""
+    _check("last()", of)
+
+    def add(kept: list[Any], value: Any, timestamp_ms: int) -> list[Any]:
+        return [timestamp_ms, of(value)] if not kept or timestamp_ms >= kept[0] else kept
+
+    return Aggregate(
+        "last",
+        list,
+        add,
+        _second,
+        lambda kept, later: later if later[0] >= kept[0] else kept,
+        takes_time=True,
+    )
+
+
+def collect(of: Callable[[Any], _T] = _same) -> Aggregate[list[_T]]:
+    """A list of all `of(value)`, in the order in which the records were read."""
+    _check("collect()", of)
+
+    def add(kept: list[Any], value: Any) -> list[Any]:
+        kept.append(of(value))
+        return kept
+
+    return Aggregate("collect", list, add, merge=lambda kept, later: kept + later)
+
+
+def reduce(function: Callable[[Any, Any], Any], of: Callable[[Any], Any] = _same) -> Aggregate[Any]:
+    """`function(function(a, b), c)` and so on, of all `of(value)` in the order in which they were read."""
+    _check("reduce()", function)
+    _check("reduce(of=)", of)
+
+    def add(kept: list[Any], value: Any) -> list[Any]:
+        return [function(kept[0], of(value)) if kept else of(value)]
+
+    return Aggregate(
+        "reduce", list, add, lambda kept: kept[0], lambda kept, later: [function(kept[0], later[0])]
+    )
+
+
+def variance(of: Callable[[Any], Any] = _same, *, sample: bool = False) -> Aggregate[float | None]:
+    """The variance of `of(value)`.
+
+    Args:
+        of: gives a number.
+        sample: of a sample: divided by n - 1. The result is None then if there is only one record.
+    """
+    _check("variance()", of)
+
+    # Welford's algorithm: the difference of two great sums would lose all digits.
+    def add(kept: list[Any], value: Any) -> list[Any]:
+        number, average, squares = kept
+        new = of(value)
+        shifted = average + (new - average) / (number + 1)
+        return [number + 1, shifted, squares + (new - average) * (new - shifted)]
+
+    def merge(kept: list[Any], later: list[Any]) -> list[Any]:
+        number, apart = kept[0] + later[0], later[1] - kept[1]
+        average = kept[1] + apart * later[0] / number
+        return [number, average, kept[2] + later[2] + apart * apart * kept[0] * later[0] / number]
+
+    def result(kept: list[Any]) -> float | None:
+        divisor = kept[0] - 1 if sample else kept[0]
+        return kept[2] / divisor if divisor else None
+
+    return Aggregate("variance", lambda: [0, 0.0, 0.0], add, result, merge)
+
+
+def top_n(n: int, by: Callable[[Any], Any], of: Callable[[Any], _T] = _same) -> Aggregate[list[_T]]:
+    """The `n` values with the greatest `by(value)`, greatest first; of equal ones, those that came first.
+
+    Args:
+        n: how many.
+        by: gives what is compared, such as a number.
+        of: gives what the result holds of each; the values themselves by default.
+    """
+    if isinstance(n, bool) or not isinstance(n, int) or n < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise JobError(f"n={bounded_repr(n)} of top_n is not a number of values.", remedy="Use 1 or more.")
+    _check("top_n(by=)", by)
+    _check("top_n(of=)", of)
+
+    def put(kept: list[Any], pair: list[Any]) -> None:
+        # Kept smallest first, and of equal ones the last first: so the one that goes is the first one.
+        if len(kept) == n and not pair[0] > kept[0][0]:
+            return
+        at = next((index for index, one in enumerate(kept) if not one[0] < pair[0]), len(kept))
+        kept.insert(at, pair)
+        if len(kept) > n:
+            del kept[0]
+
+    def add(kept: list[Any], value: Any) -> list[Any]:
+        score = by(value)
+        if len(kept) < n or score > kept[0][0]:
+            put(kept, [score, of(value)])
+        return kept
+
+    def merge(kept: list[Any], later: list[Any]) -> list[Any]:
+        merged = list(kept)
+        for pair in reversed(later):
+            put(merged, pair)
+        return merged
+
+    return Aggregate("top_n", list, add, lambda kept: [pair[1] for pair in reversed(kept)], merge)
+
+
+def count_distinct(of: Callable[[Any], Any] = _same) -> Aggregate[int]:
+    """How many different `of(value)` there are, exactly: all of them are kept until the window closes.
+
+    Two are the same if they are the same JSON: 1 and 1.0 are different, and the order of a dict's keys
+    doesn't matter.
+    """
+    _check("count_distinct()", of)
+
+    def add(kept: dict[str, int], value: Any) -> dict[str, int]:
+        kept[_text_of(of(value)).decode()] = 1
+        return kept
+
+    return Aggregate("count_distinct", dict, add, len, lambda kept, later: kept | later)
+
+
+def check_aggregates(
+    step: str, fields: dict[str, Any], *, are_merged: bool = False
+) -> tuple[tuple[str, Aggregate[Any]], ...]:
+    """Check the fields of a window's results.
+
+    Args:
+        step: the window's name.
+        fields: by name.
+        are_merged: whether windows may become one.
+
+    Raises:
+        JobError: there are none, one has a reserved name, isn't an aggregate, or can't be merged.
+    """
+    if not fields:
+        raise JobError(
+            f"aggregate() of the window {step!r} got nothing to compute.", remedy="Use aggregate(n=count())."
+        )
+    for name, aggregate in fields.items():
+        if name in RESULT_FIELDS:
+            raise JobError(
+                f"aggregate() of the window {step!r} has a field {name!r}, but each result has a field of "
+                "that name already.",
+                remedy="Choose another name.",
+            )
+        if isinstance(aggregate, Aggregate):
+            if are_merged and aggregate.merge is None:
+                raise JobError(
+                    f"The field {name!r} of the window {step!r} has an aggregate without merge=, but two "
+                    "sessions may become one.",
+                    remedy="Give it merge=function, called as merge(kept, later).",
+                )
+            continue
+        near = getattr(cast("object", aggregate), "__name__", "")
+        hint = f"{name}={near}()" if near and callable(aggregate) and near in _OURS else f"{name}=count()"
+        raise JobError(
+            f"The field {name!r} of the window {step!r} is {bounded_repr(aggregate)}, not an aggregate.",
+            remedy=f"Use {hint}, another one of fcluster's, or an Aggregate(...) of your own.",
+        )
+    return tuple(fields.items())
+
+
+RESULT_FIELDS = ("key", "start", "end")
+"""What each result of a window has besides its aggregates."""
+_OURS = frozenset(
+    one.__name__
+    for one in (
+        collect,
+        count,
+        count_distinct,
+        first,
+        last,
+        max_,
+        mean,
+        min_,
+        reduce,
+        sum_,
+        top_n,
+        variance,
+    )
+)
+
+
+def _chosen(name: str, of: Callable[[Any], Any], choose: Callable[[Any, Any], Any]) -> Aggregate[Any]:
+    """The smallest or the greatest."""
+
+    def add(kept: list[Any], value: Any) -> list[Any]:
+        new = of(value)
+        return [choose(kept[0], new) if kept else new]
+
+    return Aggregate(name, list, add, lambda kept: kept[0], lambda kept, later: [choose(kept[0], later[0])])
+
+
+def _second(pair: list[Any]) -> Any:
+    return pair[1]
+
+
+def _added(kept: list[Any], later: list[Any]) -> list[Any]:
+    return [one + other for one, other in zip(kept, later, strict=True)]
+
+
+def _check(what: str, function: Any) -> None:
+    if not callable(function):
+        raise JobError(
+            f"{what} got {bounded_repr(function)}, not a function.",
+            remedy="Give it a function, such as lambda value: value['amount'].",
+        )

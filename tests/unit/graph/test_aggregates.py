@@ -1,0 +1,168 @@
+"""What aggregates give, and that merged ones give the same as one over all."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fcluster import (
+    Aggregate,
+    Job,
+    Tumbling,
+    collect,
+    count,
+    count_distinct,
+    first,
+    last,
+    max_,
+    mean,
+    min_,
+    reduce,
+    sum_,
+    top_n,
+    variance,
+)
+from fcluster.common.errors import JobError
+from fcluster.engine.values import decode_value, encode_values
+
+Row = tuple[Any, int]
+"""Value and timestamp."""
+AGGREGATES: dict[str, Aggregate[Any]] = {
+    "count": count(),
+    "sum": sum_(),
+    "min": min_(),
+    "max": max_(),
+    "mean": mean(),
+    "first": first(),
+    "last": last(),
+    "collect": collect(),
+    "reduce": reduce(lambda one, other: one * 3 + other),
+    "variance": variance(),
+    "sample": variance(sample=True),
+    "top": top_n(3, by=lambda value: value % 7),
+    "distinct": count_distinct(lambda value: {"last digit": value % 10}),
+}
+
+
+def kept_of(aggregate: Aggregate[Any], rows: Sequence[Row]) -> Any:
+    """What is kept of them, through the encoding of state each time."""
+    kept = aggregate.init()
+    for value, timestamp in rows:
+        kept = aggregate.add(kept, value, timestamp) if aggregate.takes_time else aggregate.add(kept, value)
+        kept = decode_value(encode_values([kept])[0])
+    return kept
+
+
+def expected(name: str, rows: Sequence[Row]) -> Any:
+    values = [value for value, _ in rows]
+    match name:
+        case "count":
+            return len(rows)
+        case "sum":
+            return sum(values)
+        case "min":
+            return min(values)
+        case "max":
+            return max(values)
+        case "mean":
+            return sum(values) / len(values)
+        case "first":
+            return min(rows, key=lambda row: row[1])[0]
+        case "last":
+            return max(reversed(rows), key=lambda row: row[1])[0]
+        case "collect":
+            return values
+        case "variance":
+            return pytest.approx(statistics.pvariance(values), rel=1e-6, abs=1e-6)
+        case "sample":
+            return pytest.approx(statistics.variance(values), rel=1e-6, abs=1e-6) if len(values) > 1 else None
+        case "top":
+            return sorted(values, key=lambda value: -(value % 7))[:3]
+        case "distinct":
+            return len({value % 10 for value in values})
+        case _:
+            total = values[0]
+            for value in values[1:]:
+                total = total * 3 + value
+            return total
+
+
+rows = st.lists(st.tuples(st.integers(-1_000, 1_000), st.integers(0, 20)), min_size=1, max_size=12)
+
+
+@given(st.sampled_from(sorted(AGGREGATES)), rows)
+def test_aggregate_gives_what_it_says(name: str, given_rows: list[Row]) -> None:
+    aggregate = AGGREGATES[name]
+    assert aggregate.result(kept_of(aggregate, given_rows)) == expected(name, given_rows)
+
+
+@given(st.sampled_from(sorted(set(AGGREGATES) - {"reduce"})), rows, rows)
+def test_merged_aggregates_give_what_one_over_all_gives(
+    name: str, early: list[Row], later: list[Row]
+) -> None:
+    aggregate = AGGREGATES[name]
+    assert aggregate.merge is not None
+    merged = aggregate.merge(kept_of(aggregate, early), kept_of(aggregate, later))
+    assert aggregate.result(merged) == expected(name, [*early, *later])
+
+
+def test_an_aggregate_takes_part_of_the_value() -> None:
+    def of_amount(value: Any) -> Any:
+        return value["amount"]
+
+    given_rows = [({"amount": 5, "by": "ann"}, 1), ({"amount": 7, "by": "bob"}, 2)]
+    cases: list[tuple[Aggregate[Any], Any]] = [
+        (sum_(of_amount), 12),
+        (mean(of_amount), 6.0),
+        (min_(of_amount), 5),
+        (first(of_amount), 5),
+        (collect(of_amount), [5, 7]),
+        (top_n(1, by=of_amount, of=lambda value: value["by"]), ["bob"]),
+        (reduce(lambda one, other: one - other, of=of_amount), -2),
+        (variance(of_amount), 1.0),
+    ]
+    for aggregate, result in cases:
+        assert aggregate.result(kept_of(aggregate, given_rows)) == result
+
+
+def test_variance_keeps_its_digits_far_from_zero() -> None:
+    values = [1e9 + value for value in (4, 7, 13, 16)]
+    assert variance(sample=True).result(kept_of(variance(), [(value, 0) for value in values])) == 30.0
+
+
+@pytest.mark.parametrize(
+    ("fields", "message", "remedy"),
+    [
+        ({}, "got nothing to compute", "count"),
+        ({"n": count}, "field 'n' of the window 'w' is <function count", "n=count()"),
+        ({"n": 3}, "field 'n' of the window 'w' is 3, not an aggregate", "count()"),
+        ({"n": str.upper}, "not an aggregate", "Aggregate"),
+        ({"start": count()}, "a field 'start'", "another name"),
+    ],
+)
+def test_fields_that_are_no_aggregates_are_refused(fields: dict[str, Any], message: str, remedy: str) -> None:
+    job = Job("j")
+    with pytest.raises(JobError, match=message.replace("(", r"\(")) as refused:
+        job.stream(job.topic("in")).window(Tumbling(timedelta(minutes=1)), name="w").aggregate(**fields)
+    assert remedy in refused.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: sum_("amount"), "sum_\\(\\) got 'amount', not a function"),  # type: ignore[arg-type]
+        (lambda: top_n(0, by=len), "n=0 of top_n"),
+        (lambda: top_n(2, by="amount"), "top_n\\(by=\\) got 'amount'"),  # type: ignore[arg-type]
+        (lambda: Aggregate("two words", int, max), "name 'two words'"),
+        (lambda: Aggregate("mine", 0, max), "init= of the aggregate 'mine' got 0"),  # type: ignore[arg-type]
+    ],
+)
+def test_aggregates_that_cannot_be_are_refused(make: Any, message: str) -> None:
+    with pytest.raises(JobError, match=message):
+        make()

@@ -1,0 +1,95 @@
+"""How a worker closes windows: in turns with records, however many are due."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
+from itertools import groupby
+from typing import Any
+
+import pytest
+
+from fcluster import Job, Tumbling, count
+from fcluster.common.settings import Settings
+from fcluster.engine import firing
+from fcluster.graph.topology import Topology
+from fcluster.worker import chunks, record_pump
+from tests.unit.worker.worker_parts import Message, Pumping
+
+WINDOWS = 20
+
+
+class KeyedMessage(Message):
+    """A message with a key of its own."""
+
+    def __init__(self, offset: int, timestamp_ms: int, partition: int = 0) -> None:
+        super().__init__(offset, partition=partition, timestamp_ms=timestamp_ms)
+
+    def key(self) -> bytes:
+        return b"k%d" % self.offset()
+
+
+def windowed_topology(*, timers: bool = False) -> Topology:
+    """Windows of 10 ms, whose results have an "n" of 1; a handler beside them writes 0 for each record."""
+    job = Job("j")
+    source, out = job.topic("in"), job.topic("out")
+    job.stream(source).window(Tumbling(timedelta(milliseconds=10)), name="w").aggregate(n=count()).to(out)
+    functions: Any = {"t": lambda _key, _ctx: None} if timers else None
+    job.stream(source).process(lambda _ctx, _value: {"n": 0}, name="h", to=out, timers=functions)
+    return job.build(Settings())
+
+
+@pytest.fixture
+def pumping(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pumping]:
+    monkeypatch.setattr(chunks, "AIM_S", 1e6)
+    monkeypatch.setattr(firing, "CLOSED_AT_ONCE_MAX", 2)
+    monkeypatch.setattr(record_pump, "FIRED_AT_ONCE_MAX", 5)
+    pumping = Pumping(windowed_topology(timers=getattr(request, "param", False)))
+    yield pumping
+    pumping.close()
+
+
+def fill(pumping: Pumping) -> None:
+    """Open windows of so many keys; the last record makes them due."""
+    pumping.start(0)
+    pumping.start(1)
+    messages = [KeyedMessage(number, 5) for number in range(WINDOWS)]
+    pumping.read(*messages, KeyedMessage(WINDOWS, 15))
+    pumping.pump.run_chunk()
+
+
+def test_windows_and_records_take_turns(pumping: Pumping) -> None:
+    fill(pumping)
+    assert pumping.counts() == [0] * WINDOWS + [0] + [1] * 2  # two have closed with the record
+    for number in range(2):
+        pumping.read(*(KeyedMessage(3 * number + one, 5, partition=1) for one in range(3)))
+    assert pumping.pump.has_work
+    pumping.run()
+    turns = [(n, len(list(found))) for n, found in groupby(pumping.counts()[WINDOWS + 1 :])]
+    assert turns == [(1, 2 + 5), (0, 3), (1, 5), (0, 3), (1, 8)]
+    assert not pumping.pump.has_work
+
+
+def test_records_of_the_same_shard_go_on_and_late_ones_stay_late(pumping: Pumping) -> None:
+    fill(pumping)
+    pumping.read(*(KeyedMessage(WINDOWS + 1 + number, 6 + number) for number in range(9)))
+    pumping.pump.run_chunk()  # windows
+    pumping.pump.run_chunk()  # records, after each of which two windows close
+    assert pumping.counts()[WINDOWS + 1 + 2 + 5 :] == [0, 1, 1] * 6 + [0, 1] + [0] * 2
+    assert pumping.port.late == 4
+    assert not pumping.pump.has_work
+    assert sum(pumping.counts()) == WINDOWS
+
+
+@pytest.mark.parametrize("pumping", [True], indirect=True)
+def test_records_wait_where_handlers_have_timers(pumping: Pumping) -> None:
+    fill(pumping)
+    pumping.read(KeyedMessage(0, 5, partition=1))
+    pumping.run()
+    assert pumping.counts()[WINDOWS + 1 :] == [1] * WINDOWS + [0]
+
+
+def test_windows_that_are_due_close_before_the_worker_stops(pumping: Pumping) -> None:
+    fill(pumping)
+    pumping.pump.fire_due()
+    assert sum(pumping.counts()) == WINDOWS
