@@ -1,1 +1,1 @@
-"""Kafka: clients, what goes wrong with them, topics and their ids, and the embedded broker."""
+"""Kafka: clients and their errors, topics and their ids, and the embedded broker."""

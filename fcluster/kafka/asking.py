@@ -1,8 +1,9 @@
-"""Asks Kafka, and asks again as long as it doesn't know: what requests besides reading and writing share.
+"""Requests to Kafka that are repeated until it knows the answer. Used for all requests besides reading and
+writing.
 
-Responsible for: which answers say nothing, so that the request is repeated for a bounded time; and turning
-errors into an `FclusterError` that says what was being asked and what to do. Secrets stay out of messages.
-Must not know what is asked.
+Responsible for: recognising answers that say nothing, so that the request is repeated for a bounded time; and
+turning errors into an `FclusterError` that says what was requested and what to do. Messages contain no
+secrets. Must not know what the requests are for.
 """
 
 from __future__ import annotations
@@ -22,15 +23,18 @@ from fcluster.common.settings import Settings
 
 REQUEST_TIMEOUT_S: Final = 10.0
 ANSWER_TIMEOUT_S: Final = 30.0
-"""How long to keep asking Kafka for what it doesn't know yet: three times what a broker's death takes."""
+"""How long to repeat a request that Kafka can't answer yet: three times as long as Kafka takes to get over a
+broker's death.
+"""
 ATTEMPT_TIMEOUT_S: Final = 3.0
-"""The limit of one such request. A broker that is gone doesn't answer, and the next request goes to
-another one."""
+"""The time limit of one such request. A dead broker doesn't answer, and the next request goes to another
+one.
+"""
 POLL_INTERVAL_S: Final = 0.02
 _POLL_INTERVAL_S_MAX: Final = 0.5
 _Answer = TypeVar("_Answer")
 
-# What a client goes on retrying though it won't help: somebody has to correct a setting.
+# Errors on which a client keeps retrying, although that won't help: somebody has to correct a setting.
 REFUSALS: Final = frozenset(
     {
         "_AUTHENTICATION",
@@ -43,7 +47,7 @@ REFUSALS: Final = frozenset(
 
 
 def reason_of(error: KafkaException) -> str:
-    """librdkafka's text, with the name of the error."""
+    """librdkafka's text, with the error's name."""
     cause = cause_of(error)
     return f"{cause.str()} ({cause.name()})"
 
@@ -57,14 +61,14 @@ def said_by(error: KafkaError) -> str:
 
 
 def cause_of(error: KafkaException) -> KafkaError:
-    """The error within the exception. It has the code and knows whether it can be retried."""
+    """The error in the exception. It has the code, and knows whether it can be retried."""
     cause = error.args[0] if error.args else None
     return cause if isinstance(cause, KafkaError) else KafkaError(KafkaError._FAIL, str(error))
 
 
 @contextmanager
 def asking(settings_or_admin: Settings | AdminClient | Consumer, what: str) -> Generator[None]:
-    """Turns librdkafka's exceptions into one that says what was being asked."""
+    """Turns librdkafka's exceptions into an error that says what was requested."""
     try:
         yield
     except KafkaException as error:
@@ -74,7 +78,7 @@ def asking(settings_or_admin: Settings | AdminClient | Consumer, what: str) -> G
 def unavailable(
     settings_or_admin: Settings | AdminClient | Consumer, what: str, cause: KafkaError
 ) -> KafkaUnavailable:
-    """The error for a request that failed. `what` says what was being asked."""
+    """The error for a failed request. `what` says what was requested."""
     brokers = settings_or_admin.bootstrap_servers if isinstance(settings_or_admin, Settings) else ""
     where = f" at {brokers}" if brokers else ""
     return KafkaUnavailable(
@@ -84,7 +88,9 @@ def unavailable(
 
 
 def untyped(admin: Any) -> Any:
-    """An admin client without its types, by which its methods return futures of nothing in particular."""
+    """An admin client without its types: according to those, its methods return futures without a result
+    type.
+    """
     return admin
 
 
@@ -109,8 +115,8 @@ def remedy_for(cause: KafkaError) -> str:
     return "Check that the brokers are up and reachable from here, then start again."
 
 
-# A partition's leader, or a group's or transaction's coordinator, is moving or has just come up; a broker
-# has gone; or what a client knows of them is out of date, as after a broker's restart. Asking again helps.
+# A partition's leader, or the coordinator of a group or transaction, is moving or has just started; a broker
+# has died; or the client's metadata is outdated, as after a broker's restart. Repeating the request helps.
 _NOT_KNOWN_YET: Final = frozenset(
     {"NOT_LEADER_FOR_PARTITION", "LEADER_NOT_AVAILABLE", "NOT_COORDINATOR", "COORDINATOR_NOT_AVAILABLE"}
     | {"COORDINATOR_LOAD_IN_PROGRESS", "_WAIT_COORD", "FENCED_LEADER_EPOCH", "UNKNOWN_LEADER_EPOCH"}
@@ -120,32 +126,32 @@ _NOT_KNOWN_YET: Final = frozenset(
     | {"UNSTABLE_OFFSET_COMMIT", "NOT_ENOUGH_REPLICAS", "NOT_ENOUGH_REPLICAS_AFTER_APPEND"}
     | {"NOT_CONTROLLER", "UNKNOWN_SERVER_ERROR"}
 )
-# Of a broker that has just started it may only mean that it hasn't heard of the topic yet.
+# A broker that has just started may answer this only because it hasn't heard of the topic yet.
 _MISSING: Final = frozenset(
     {"UNKNOWN_TOPIC_OR_PART", "_UNKNOWN_PARTITION", "_UNKNOWN_TOPIC", "UNKNOWN_TOPIC_ID"}
 )
 MISSING_TIMEOUT_S: Final = 2.0
-"""How long a topic has to be missing in the answers before that is accepted."""
+"""How long a topic has to be missing from the answers before it counts as missing."""
 
 
 def is_not_known_yet(error: KafkaError) -> bool:
-    """Whether the error says nothing about what was asked, so that it should be asked again."""
+    """Whether the error says nothing about what was requested, so that the request should be repeated."""
     return error.name() in _NOT_KNOWN_YET
 
 
 def ask_until_known(
     ask: Callable[[], _Answer], timeout_s: float, given_up: Callable[[], bool] = lambda: False
 ) -> _Answer:
-    """Repeat a request to Kafka, less and less often, as long as the answer says nothing.
+    """Repeat a request to Kafka, at growing intervals, as long as the answer says nothing.
 
     Args:
         ask: raises KafkaException or NotKnownYetError if there is no answer. One call may take
             `ATTEMPT_TIMEOUT_S`.
         timeout_s: how long to repeat it.
-        given_up: whether the answer isn't needed any more.
+        given_up: says whether the answer is no longer needed.
 
     Raises:
-        KafkaException: the last answer, if it wasn't known in time; or an error that repeating doesn't fix.
+        KafkaException: the last error, if no answer came in time; or an error that repeating doesn't fix.
     """
     begun_s = time.monotonic()
     wait_s = POLL_INTERVAL_S

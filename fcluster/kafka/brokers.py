@@ -1,7 +1,7 @@
-"""What the brokers are asked as a whole: whether they answer, and what their settings allow.
+"""Questions to the brokers as a whole: whether they answer, and what their settings allow.
 
-Responsible for: a first connection that fails with a reason and a remedy, and single numbers in the settings
-of brokers and topics.
+Responsible for: a first connection that fails with a reason and a remedy, and reading single numbers from the
+settings of brokers and topics.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def connect_or_raise(admin: AdminClient, settings: Settings, timeout_s: float = 
 
     Raises:
         KafkaUnavailable: they don't answer within `timeout_s` seconds, or none are given.
-        SettingsError: `transaction.timeout.ms` is above what they allow.
+        SettingsError: `transaction.timeout.ms` is higher than they allow.
     """
     brokers = settings.bootstrap_servers
     if not brokers:
@@ -60,8 +60,8 @@ def connect_or_raise(admin: AdminClient, settings: Settings, timeout_s: float = 
 
 
 def _list_topics_unless_refused(admin: AdminClient, timeout_s: float) -> None:
-    """Raises KafkaException once the brokers have rejected us, or haven't answered in time. librdkafka itself
-    would keep trying the same wrong password until then.
+    """Raise KafkaException when the brokers have rejected us, or haven't answered in time. librdkafka itself
+    would keep trying a wrong password until then.
     """
     deadline = time.monotonic() + timeout_s
     wait_s = 0.5
@@ -70,7 +70,7 @@ def _list_topics_unless_refused(admin: AdminClient, timeout_s: float) -> None:
             admin.list_topics(timeout=min(wait_s, remaining_s(deadline)))
             return
         except KafkaException:
-            admin.poll(0)  # has the reasons noted
+            admin.poll(0)  # notes the reasons
             last_error: KafkaError | None = getattr(admin, "last_error", None)
             if time.monotonic() >= deadline or (last_error is not None and last_error.name() in REFUSALS):
                 raise
@@ -89,14 +89,16 @@ def _check_transaction_timeout(admin: AdminClient, settings: Settings) -> None:
 
 
 def broker_setting(admin: AdminClient, name: str) -> int | None:
-    """A number in a broker's configuration. None if we may not see it."""
+    """A number in a broker's configuration. None if we lack the permission to see it."""
     with asking(admin, "listing the brokers"):
         broker = next(iter(admin.list_topics(timeout=REQUEST_TIMEOUT_S).brokers))
     return _number_in(admin, ConfigResource(ConfigResource.Type.BROKER, str(broker)), name)
 
 
 def largest_batch(admin: AdminClient, topic: str) -> int | None:
-    """The largest batch of records that a topic accepts, in bytes. None if we may not see it."""
+    """The largest batch of records that a topic accepts, in bytes. None if we lack the permission to see
+    it.
+    """
     return _number_in(admin, ConfigResource(ConfigResource.Type.TOPIC, topic), "max.message.bytes")
 
 

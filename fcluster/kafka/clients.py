@@ -1,8 +1,8 @@
 """Kafka clients as fcluster uses them, and their configuration.
 
-Responsible for: the only place where clients are created, so that settings, defaults and log routing apply to
-all of them; and for what a client must not be asked (`Admin`). Invariant: secrets stay out of messages. Must
-not know what clients are used for, and keeps no state between calls.
+Responsible for: creating clients. They are created only here, so that settings, defaults and log routing
+apply to all of them. Also for refusing requests that a client must not make (`Admin`). Invariant: messages
+contain no secrets. Must not know what clients are used for, and keeps no state between calls.
 """
 
 from __future__ import annotations
@@ -25,20 +25,22 @@ from fcluster.common.settings import Settings
 from fcluster.kafka.asking import REFUSALS, REQUEST_TIMEOUT_S, reason_of, remedy_for, said_by, untyped
 
 SOCKET_TIMEOUT_MS: Final = 8_000
-"""How long to wait for a broker's answer before it counts as gone and its successor is looked for. Brokers
-need as long to notice (`broker.session.timeout.ms`, 9 s)."""
+"""How long to wait for a broker's answer before it counts as dead and its successor is looked for. Brokers
+take as long to notice (`broker.session.timeout.ms`, 9 s).
+"""
 PRODUCER_SOCKET_TIMEOUT_MS: Final = 12_000
-"""The same for producers. All leaders let them wait while a dead follower is still in sync, which ends with
-its session. An earlier timeout would repeat requests that are fine, and the offset of a repeated record isn't
-reported."""
+"""The same for producers. Every leader makes them wait while a dead follower is still in sync, until its
+session ends. With a shorter timeout, requests that are fine would be repeated, and the offset of a repeated
+record isn't reported.
+"""
 CONNECTED_TIMEOUT_MS: Final = 5_000
-"""The same for the first answer on a new connection, which costs a broker nothing."""
+"""The same for the first answer on a new connection. That answer costs a broker nothing."""
 METADATA_REFRESH_MS: Final = 5_000
-"""How often a client asks some broker who leads the partitions that it reads or writes."""
+"""How often a client asks a broker for the leaders of the partitions that it reads or writes."""
 SERVE_REST_S: Final = 5.0
 
 _NO_GROUP: Final = "fcluster-reader"
-"""For consumers that neither commit nor join, outside of any job: librdkafka requires some name."""
+"""For consumers that neither commit nor join, outside any job: librdkafka requires a name."""
 _LEADERS_KNOWN_S: Final = 2.0
 
 _Client = TypeVar("_Client")
@@ -50,35 +52,36 @@ _COMMON: Final[Mapping[str, Any]] = {
     "socket.keepalive.enable": True,
     "reconnect.backoff.max.ms": 1000,  # a restarted broker is found again within a second, not ten
     "log.connection.close": False,
-    # A broker that hangs keeps its connections and answers nothing. Only when a request has waited for so
-    # long is it taken for one that is down, and its successor asked for, once a second. librdkafka's default
-    # is 60 s; with transactions it is transaction.timeout.ms.
+    # A broker that hangs keeps its connections open and answers nothing. Only when a request has waited this
+    # long does it count as down, and its successor is looked for once a second. librdkafka's default is 60 s;
+    # with transactions it is transaction.timeout.ms.
     "socket.timeout.ms": SOCKET_TIMEOUT_MS,
     "api.version.request.timeout.ms": CONNECTED_TIMEOUT_MS,
     "socket.connection.setup.timeout.ms": SOCKET_TIMEOUT_MS,
-    # A broker that is cut off from the other ones only goes on believing that it leads: it gives consumers
-    # nothing new and refuses them nothing. Only another broker's metadata tells (default: five minutes).
+    # A broker that is cut off only from the other brokers still believes that it leads: consumers get nothing
+    # new from it, and no error. Only another broker's metadata shows the change (default: five minutes).
     "topic.metadata.refresh.interval.ms": METADATA_REFRESH_MS,
 }
 _CONSUMER: Final[Mapping[str, Any]] = {
     "enable.auto.commit": False,
-    "auto.offset.reset": "error",  # a gap is an error that names it, never a jump
+    "auto.offset.reset": "error",  # a gap must be an error that names it, never a silent jump
     "allow.auto.create.topics": False,
 }
 _PRODUCER: Final[Mapping[str, Any]] = {
     "enable.idempotence": True,
     "socket.timeout.ms": PRODUCER_SOCKET_TIMEOUT_MS,
-    "partitioner": "murmur2_random",  # Java's: keys meet the same partition number whoever wrote them
+    "partitioner": "murmur2_random",  # Java's: a key gets the same partition, whoever writes it
     "linger.ms": 1,
     "compression.type": "lz4",
-    "retry.backoff.ms": 2,  # the wait on CONCURRENT_TRANSACTIONS in every epoch; the default is 100
+    "retry.backoff.ms": 2,  # how long each epoch waits on CONCURRENT_TRANSACTIONS; the default is 100
     "retry.backoff.max.ms": 1000,
 }
 LASTING: Final[Mapping[str, Any]] = {"enable.sparse.connections": False}
-"""For clients that read or write a few partitions for long: connected to all brokers, not only to those that
-they have to do with. If that is a single one, and it is cut off from the others, nobody else can be asked who
-leads now."""
-# What a caller sets in these the user can't override: the caller's code depends on it.
+"""For clients that read or write a few partitions for a long time: they connect to all brokers, not only to
+those that they need. If they needed only one, and that one were cut off from the others, they could ask no
+other broker who leads now.
+"""
+# If a caller sets one of these, the user can't override it: the caller's code depends on it.
 _CALLERS_OWN: Final = frozenset(
     {"group.id", "isolation.level", "enable.partition.eof", "enable.auto.commit", "enable.idempotence"}
     | {"auto.offset.reset", "on_delivery", "delivery.report.only.error", "error_cb", "stats_cb"}
@@ -94,7 +97,7 @@ _PRODUCER_ONLY = re.compile(
     r"|enable\.gapless\.guarantee|transactional\.id"
 )
 
-# librdkafka logs these while it copes by itself, or reports the same as an error that we handle.
+# librdkafka logs these although it handles them itself, or also reports them as errors that we handle.
 _EXPECTED_LOGS: Final = frozenset(
     {"FAIL", "ERROR", "FATAL", "TXNERR", "GETPID", "CONFWARN", "REQTMOUT", "PARTCNT", "ADDPARTS", "CLUSTERID"}
     | {"MAXPOLL", "TERMINATE", "SSL", "OFFSET", "COMMITFAIL", "TXNOFFSETS", "ADDOFFSETS", "ENDTXN"}
@@ -120,7 +123,7 @@ def consumer_config(settings: Settings, isolation: Isolation, **extra: Any) -> d
     The user's own `kafka.` settings override `extra`, except for those that the caller's code depends on.
 
     Args:
-        settings: of the cluster.
+        settings: the cluster's settings.
         isolation: whether records of open and aborted transactions are read.
         **extra: configuration by librdkafka's names, such as ``**{"fetch.wait.max.ms": 8}``.
     """
@@ -136,13 +139,13 @@ def producer_config(settings: Settings, transactional_id: str | None = None, **e
         defaults["transactional.id"] = transactional_id
         defaults["transaction.timeout.ms"] = settings.transaction_timeout_ms
         defaults["socket.timeout.ms"] = min(PRODUCER_SOCKET_TIMEOUT_MS, settings.transaction_timeout_ms)
-        # By default librdkafka forgets all brokers when none is up, and then sends offsets to the
-        # group coordinator that it remembers and has no connection to any more: the call never
-        # returns, not even at its time-out (librdkafka #5511, #5456; decision 0073). So they are kept, and
-        # reconnected to, as long as a session lasts.
+        # By default librdkafka forgets all brokers when none is up. It then sends offsets to the group
+        # coordinator that it remembers, to which it has no connection any more: the call never returns, not
+        # even at its timeout (librdkafka #5511, #5456; decision 0073). So brokers are kept for as long as a
+        # session lasts, and reconnected to.
         defaults["metadata.recovery.strategy"] = "none"
-        # A request for a coordinator that is gone is looked at again when some connection changes: at
-        # the latest when it is closed for being idle (decision 0082). The default is nine minutes.
+        # A request for a dead coordinator is looked at again only when some connection changes: at the latest
+        # when it is closed for being idle (decision 0082). The default is nine minutes.
         defaults["connections.max.idle.ms"] = 120_000
     return _config(settings, "producer.", _CONSUMER_ONLY, defaults, extra)
 
@@ -168,28 +171,30 @@ def make_producer(settings: Settings, transactional_id: str | None = None, **ext
 def serve_rest(producer: Producer) -> None:
     """Drop what a producer has queued and serve all its reports, so that it can be destroyed.
 
-    Reports that haven't been served when a fenced producer is destroyed corrupt the heap, and some thread
-    that ends later is aborted because of that (decision 0073).
+    If the reports of a fenced producer haven't been served when it is destroyed, they corrupt the heap, and
+    some thread that ends later is aborted because of that (decision 0073).
     """
     with contextlib.suppress(KafkaException):
         producer.purge()
     deadline_s = time.monotonic() + SERVE_REST_S
     while len(producer) and time.monotonic() < deadline_s:
-        # A fatal error is raised to whoever serves it; as SystemError, if another callback is due with it.
+        # A fatal error is raised in the code that serves it; as SystemError, if another callback is due with
+        # it.
         with contextlib.suppress(KafkaException, SystemError):
             producer.poll(0.05)
 
 
 class Admin(AdminClient):
-    """An admin client that remembers why it could not connect, and asks partitions' leaders one at a time.
+    """An admin client that remembers why it could not connect, and sends requests to partitions' leaders one
+    at a time.
 
     `list_offsets` and `delete_records` look for leaders in librdkafka's metadata cache. If a leader isn't
-    there, librdkafka waits for a change of the cache both in the calling thread and in its own main thread,
-    and either of them may free what the other uses: the process crashes (decision 0080). So here they are
-    called only when the cache has all leaders, by one thread at a time, which waits for the answers.
+    there, librdkafka waits for a change of the cache both in the calling thread and in its own main thread.
+    Either of them may free what the other one uses, and the process crashes (decision 0080). So these two are
+    called here only when the cache has all leaders, by one thread at a time, which waits for the answers.
 
-    It refuses requests to a group's coordinator: librdkafka aborts the process if such a request has timed
-    out when the coordinator's broker comes back (decision 0083).
+    It refuses requests to a group's coordinator. If such a request has timed out when the coordinator's
+    broker comes back, librdkafka aborts the process (decision 0083).
     """
 
     def __init__(self, config: dict[str, Any], **extra: Any) -> None:
@@ -200,20 +205,20 @@ class Admin(AdminClient):
         super().__init__(with_callback, **extra)
 
     def list_offsets(self, topic_partition_offsets: Any, **kwargs: Any) -> dict[TopicPartition, Future[Any]]:
-        """Like AdminClient's. All answers are there when it returns.
+        """Like AdminClient's, but it returns only when all answers are there.
 
         Raises:
-            KafkaException: a partition's leader isn't known now. Nothing was asked.
+            KafkaException: a partition's leader isn't known at present. Nothing was requested.
         """
         return self._ask_leaders(untyped(super()).list_offsets, topic_partition_offsets, kwargs)
 
     def delete_records(
         self, topic_partition_offsets: Any, **kwargs: Any
     ) -> dict[TopicPartition, Future[Any]]:
-        """Like AdminClient's. All answers are there when it returns.
+        """Like AdminClient's, but it returns only when all answers are there.
 
         Raises:
-            KafkaException: a partition's leader isn't known now. Nothing was asked.
+            KafkaException: a partition's leader isn't known at present. Nothing was requested.
         """
         return self._ask_leaders(untyped(super()).delete_records, topic_partition_offsets, kwargs)
 
@@ -234,7 +239,7 @@ class Admin(AdminClient):
             futures: dict[TopicPartition, Future[Any]] = ask(request, **kwargs)
             answered, unanswered = wait(futures.values(), 2 * timeout_s + 1)
             if unanswered or any(future.exception() is not None for future in answered):
-                self._leaders_known_s.clear()  # librdkafka has forgotten some, or should
+                self._leaders_known_s.clear()  # librdkafka has forgotten some, or should forget them
             return futures
 
     def _have_leaders_cached(self, partitions: Iterable[TopicPartition], timeout_s: float) -> None:
@@ -242,7 +247,8 @@ class Admin(AdminClient):
         now_s = time.monotonic()
         if all(now_s < self._leaders_known_s.get(at, 0.0) for at in wanted):
             return
-        # All topics: asking for a single one may create it, where brokers do that by themselves.
+        # This asks for all topics: asking for a single one may create it, if the brokers create topics
+        # automatically.
         metadata = self.list_topics(timeout=timeout_s)
         known = {
             (name, partition.id)
@@ -260,7 +266,7 @@ class Admin(AdminClient):
                 )
 
     def _note_error(self, error: KafkaError) -> None:
-        # "all brokers down" always comes last, and says less than what led to it.
+        # "all brokers down" always comes last, and says less than the errors before it.
         if self.last_error is None or error.code() != KafkaError._ALL_BROKERS_DOWN:
             self.last_error = error
 
@@ -304,18 +310,18 @@ def _make(kind: Callable[..., _Client], config: dict[str, Any]) -> _Client:
 
 
 class ErrorLog:
-    """Errors that clients report by themselves: logs them once in a while, and remembers a rejection.
+    """Errors that clients report by themselves. It logs them once in a while, and remembers a rejection.
 
     Args:
         brokers: for the message.
-        quiet: only remember it; the owner reports it.
+        quiet: only remember the rejection; the owner reports it.
     """
 
     INTERVAL_S = 10.0
 
     def __init__(self, brokers: str, *, quiet: bool = False) -> None:
         self.refusal: KafkaError | None = None
-        """Why the brokers last rejected us. It may have been corrected since."""
+        """Why the brokers last rejected us. The cause may have been corrected since."""
         self._brokers = brokers
         self._quiet = quiet
         self._silent_until = dict[bool, float]()
@@ -325,7 +331,7 @@ class ErrorLog:
         if refused:
             self.refusal = error
         if self._quiet or (not refused and error.code() != KafkaError._ALL_BROKERS_DOWN):
-            return  # all else comes back from calls
+            return  # all other errors are raised by calls
         if time.monotonic() < self._silent_until.get(refused, 0.0):
             return
         self._silent_until[refused] = time.monotonic() + self.INTERVAL_S

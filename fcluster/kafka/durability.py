@@ -1,10 +1,10 @@
-"""Whether committed records are kept: replicas of topics that are created here, and warnings about topics
+"""Whether committed records are safe: replicas of the topics that fcluster creates, and warnings about topics
 with too few.
 
-Responsible for: the number of replicas of a topic that the job needs, given what the brokers offer, and for
-saying where a topic can lose committed records (`docs/kafka.md` has the reasons). With a single broker there
-is nothing to choose and nothing to warn about. There are no warnings about settings that the brokers don't
-show us.
+Responsible for: the number of replicas of a topic that the job needs, given what the brokers offer; and
+pointing out where a topic can lose committed records (`docs/kafka.md` has the reasons). With a single broker
+there is nothing to choose and nothing to warn about. If the brokers don't show us a setting, there is no
+warning about it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ REPLICAS: Final = 3
 IN_SYNC_MIN: Final = 2
 REQUEST_TIMEOUT_S: Final = 10.0
 NAMES_MAX: Final = 3
-"""A line names this many topics and counts the rest."""
+"""A line names at most this many topics, and counts the rest."""
 
 _MIN_IN_SYNC: Final = "min.insync.replicas"
 _UNCLEAN: Final = "unclean.leader.election.enable"
@@ -33,7 +33,7 @@ KAFKAS_OWN: Final[Mapping[str, tuple[str, str]]] = {
     "__consumer_offsets": ("offsets.topic.replication.factor", _MIN_IN_SYNC),
     "__transaction_state": ("transaction.state.log.replication.factor", "transaction.state.log.min.isr"),
 }
-"""Kafka's own topics that a commit writes to, and the broker settings that they are created with."""
+"""Kafka's own topics that a commit writes to, and the broker settings with which they are created."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Replication:
     """How a topic is created.
 
     Attributes:
-        factor: number of replicas. -1: the brokers' default.
+        factor: the number of replicas. -1: the brokers' default.
         config: additional settings of the topic.
     """
 
@@ -50,11 +50,11 @@ class Replication:
 
 
 def replications(admin: AdminClient, factor: int) -> Sequence[Replication]:
-    """Ways to create topics, the best first. The next one is for brokers that refuse the previous one because
-    there are too few of them.
+    """Ways to create topics, best first. If the brokers refuse one because there are too few of them, the
+    next one is tried.
 
     Args:
-        admin: connected.
+        admin: a connected client.
         factor: the setting `replication.factor`, -1 if it isn't given. Then it is 3, or the brokers' default
             if that is higher, on a cluster with three brokers.
 
@@ -68,7 +68,7 @@ def replications(admin: AdminClient, factor: int) -> Sequence[Replication]:
     default = _number(defaults, "default.replication.factor", 1)
     if default >= REPLICAS or brokers < 2:
         return [_with_in_sync(Replication(-1, {}), defaults, default)]
-    # One that is just down counts: Kafka places a replica on it. How many there are only Kafka knows.
+    # Brokers that are down count too: Kafka places replicas on them. Only Kafka knows how many there are.
     wanted = [_with_in_sync(Replication(count, {}), defaults) for count in (REPLICAS, 2)]
     return [*wanted, _with_in_sync(Replication(-1, {}), defaults, default)]
 
@@ -86,8 +86,8 @@ def _with_in_sync(wanted: Replication, defaults: Mapping[str, str], factor: int 
 
 @dataclass(frozen=True)
 class TopicCare:
-    """How a topic is kept: its number of replicas, how many have to acknowledge, and whether a replica that
-    has missed records may become leader. None: we may not see it.
+    """How a topic is kept: its number of replicas, how many of them have to acknowledge a record, and whether
+    a replica that has missed records may become leader. None: we lack the permission to see it.
     """
 
     replicas: int
@@ -96,12 +96,12 @@ class TopicCare:
 
 
 def risks(cares: Mapping[str, TopicCare], to_come: Mapping[str, TopicCare], nodes: int) -> list[str]:
-    """Lines that name what can lose committed records, and the remedy; one for each kind of risk (pure).
+    """Lines that name what can lose committed records, and the remedy, one for each kind of risk.
 
     Args:
         cares: of existing topics, by name.
-        to_come: of Kafka's own topics that it hasn't created yet, according to its settings.
-        nodes: brokers of the cluster.
+        to_come: Kafka's own topics that it hasn't created yet, according to its settings.
+        nodes: the number of brokers in the cluster.
     """
     if nodes < 2:
         return []
@@ -150,7 +150,7 @@ def _line(names: Sequence[str], to_come: Iterable[str], what: str, remedy: str) 
 
 def look_for_risks(admin: AdminClient, topics: Iterable[str]) -> list[str]:
     """The lines of `risks` for those of these topics that exist, and for Kafka's own topics that commits
-    write to. What can't be seen (no permission, no answer) is left out, because this must not stop a job.
+    write to. What can't be seen (no permission, no answer) is left out, because this must never stop a job.
     """
     try:
         found = admin.list_topics(timeout=REQUEST_TIMEOUT_S)
@@ -199,7 +199,7 @@ def _care(replicas: int, config: Mapping[str, str]) -> TopicCare:
 
 
 def broker_settings(admin: AdminClient) -> Mapping[str, str]:
-    """The settings of one of the brokers; empty if we may not see them.
+    """The settings of one of the brokers; empty if we lack the permission to see them.
 
     Raises:
         KafkaException: the brokers don't answer.
@@ -209,7 +209,7 @@ def broker_settings(admin: AdminClient) -> Mapping[str, str]:
 
 
 def _describe(admin: AdminClient, resources: Sequence[ConfigResource]) -> dict[str, Mapping[str, str]]:
-    """The settings of each resource that we may see, by its name."""
+    """The settings of each resource that we have the permission to see, by its name."""
     if not resources:
         return {}
     untyped: Any = admin

@@ -10,7 +10,7 @@ a broker bound to this process (`EmbeddedKafka`) or one that survives it (`start
   the broker is down, they stay reserved for it (`ports`).
 - Logs are bounded in size.
 
-Must not be used for more than development, tests and demos: one machine, no security.
+Must not be used except for development, tests and demos: it is one machine without security.
 
 A broker may be one of several that form a cluster; its `Member` then says which one. `embedded_cluster` has
 what belongs to all of them.
@@ -71,8 +71,9 @@ __all__ = [
 ]
 
 START_TIMEOUT_S = 90.0
-"""A start takes about 7 s on an idle machine (10 s the first time). Much more means that something is
-wrong."""
+"""A start takes about 7 s on an idle machine (10 s the first time). If it takes much longer, something is
+wrong.
+"""
 STOP_TIMEOUT_S = 20.0
 STATUS_TIMEOUT_S = 5.0
 _LOCK_PATIENCE_S = 1.0
@@ -80,10 +81,10 @@ _PORT_ATTEMPTS_MAX = 3
 MEMBER_START_TIMEOUT_S = 180.0
 """Brokers of a cluster start in parallel, and answer once a majority does."""
 _ALONE: Final = 1
-"""The node id of a broker that is the only one."""
+"""The node id of a broker that is alone."""
 
 Adapt = Callable[[dict[str, str]], dict[str, str]]
-"""Returns the broker's settings, given ours."""
+"""Takes our settings of the broker and returns those to use."""
 
 
 LOOPBACK: Final = "127.0.0.1"
@@ -95,7 +96,7 @@ class NodePorts(msgspec.Struct, frozen=True):
     port: int
     controller_port: int
     host: str = LOOPBACK
-    """The address that clients use. Other than loopback only in tests with a network of their own."""
+    """The address that clients use. Only tests with their own network use another one than loopback."""
 
 
 class Member(msgspec.Struct, frozen=True):
@@ -104,7 +105,7 @@ class Member(msgspec.Struct, frozen=True):
     Attributes:
         node_id: 1 to the number of nodes.
         nodes: the ports of all brokers of the cluster, by node id.
-        cluster_id: the same for all of them; it never changes.
+        cluster_id: the same for all brokers. It never changes.
         settings: Kafka's, in addition to ours.
     """
 
@@ -115,7 +116,7 @@ class Member(msgspec.Struct, frozen=True):
 
 
 class _Launch(msgspec.Struct, frozen=True):
-    """`broker.json`: the broker that was last started here. `member` is None for one that is alone."""
+    """`broker.json`: the broker that was last started here. `member` is None for a broker that is alone."""
 
     port: int
     controller_port: int
@@ -133,17 +134,17 @@ class _Launch(msgspec.Struct, frozen=True):
         return f"{self.host}:{self.port}"
 
 
-# Made here: several brokers are looked at side by side, and msgspec crashes when two threads are the first
-# to decode a type (decision 0086).
+# Created here: several brokers are checked in parallel, and msgspec crashes if two threads are the first to
+# decode a type (decision 0086).
 _decode_launch = msgspec.json.Decoder(_Launch).decode
 
 
 class BrokerStatus(msgspec.Struct, frozen=True):
     """What `status` found.
 
-    `running`: it answers; `starting`: it was started, or hangs, but doesn't answer; `stopped`: there is none.
-    `detached`: it was started to survive the command (`fcluster kafka start`). `bootstrap_servers` and `pid`
-    are empty and 0 for a stopped one.
+    `running`: a broker answers; `starting`: one was started, or hangs, but doesn't answer; `stopped`: there
+    is none. `detached`: it was started to survive the command (`fcluster kafka start`). For a stopped broker,
+    `bootstrap_servers` is empty and `pid` is 0.
     """
 
     state: Literal["stopped", "starting", "running"]
@@ -173,9 +174,9 @@ class EmbeddedKafka:
 
     Args:
         data_dir: created if it doesn't exist. Nothing else may use it.
-        heap_mb: its maximum heap.
-        adapt: is given the broker's settings and returns those to use, for tests that need other listeners.
-            It has to keep one without TLS and login on loopback, on the same port, for us.
+        heap_mb: the broker's maximum heap.
+        adapt: takes the broker's settings and returns those to use, for tests that need other listeners. It
+            has to keep a listener for us without TLS and login, on loopback and on the same port.
         member: which broker of a cluster it is. None: the only one.
         prefix: a command that starts the broker, without forking.
     """
@@ -245,7 +246,7 @@ class EmbeddedKafka:
 
     @property
     def pid(self) -> int | None:
-        """The broker's process, None if it isn't ours or doesn't run."""
+        """The broker's process id. None if the broker isn't ours or doesn't run."""
         return self._process.pid if self._process is not None and self._process.poll() is None else None
 
     def __enter__(self) -> EmbeddedKafka:
@@ -276,7 +277,7 @@ def start_detached(
         with lock:
             launch = _Launcher(directory, heap_mb, lock, progress or _silent, dict, member).launch_detached()
     except EmbeddedKafkaError:
-        # A process that is exiting holds its files a moment longer than it is visible.
+        # An exiting process holds its files a little longer than it is visible.
         _wait_until_unlocked(directory, STATUS_TIMEOUT_S)
         raise
     return launch.bootstrap_servers
@@ -324,11 +325,11 @@ def _end_detached(directory: Path, steps: Sequence[tuple[signal.Signals, float]]
 
 
 def status(data_dir: Path | str) -> BrokerStatus:
-    """Says whether a broker runs on `data_dir`, whoever started it. Starts and changes nothing."""
+    """Says whether a broker runs on `data_dir`, whoever started it. It starts and changes nothing."""
     directory = Path(data_dir).absolute()
     log_file = str(_log_file(directory))
     deadline = time.monotonic() + STATUS_TIMEOUT_S
-    # Ask in short intervals: a broker that dies meanwhile is stopped.
+    # Ask at short intervals: a broker that dies in the meantime counts as stopped.
     while (launch := _read_launch(directory)) is not None and _is_locked(directory):
         answers = _answers(launch, timeout_s=0.5)
         if answers or time.monotonic() > deadline or not _listens(launch):
@@ -345,7 +346,7 @@ def status(data_dir: Path | str) -> BrokerStatus:
 
 
 def is_running(data_dir: Path | str) -> bool:
-    """Whether a broker's process runs on `data_dir`, whatever it does. Fast."""
+    """Whether a broker process runs on `data_dir`, in whatever state. Fast."""
     return _is_locked(Path(data_dir).absolute())
 
 
@@ -353,7 +354,7 @@ def is_running(data_dir: Path | str) -> bool:
 
 
 def _lock_directory(directory: Path) -> IO[bytes] | None:
-    """The held lock of the directory, or None if a broker holds it. A process that inherits the lock
+    """The directory's lock, now held by us, or None if a broker holds it. A process that inherits the lock
     keeps it.
     """
     try:
@@ -364,7 +365,7 @@ def _lock_directory(directory: Path) -> IO[bytes] | None:
             f"cannot use {directory} as the embedded broker's data directory: {error.strerror}",
             remedy="Choose a directory that you may write to (--data-dir).",
         ) from error
-    # `status` and `stop_detached` of other processes hold it for a moment when they check.
+    # `status` and `stop_detached` of other processes hold it for a moment while they check.
     deadline = time.monotonic() + _LOCK_PATIENCE_S
     while True:
         try:
@@ -444,7 +445,7 @@ def _log_file(directory: Path) -> Path:
 
 
 class _Launcher:
-    """Sets up the locked directory and starts a broker on it that inherits the lock."""
+    """Sets up the locked directory and starts a broker there, which inherits the lock."""
 
     def __init__(
         self,
@@ -515,11 +516,11 @@ class _Launcher:
                 if pid is not None and self._detached_is_alive():
                     _signal(pid, signal.SIGKILL)
                 raise
-        raise self._failure("the ports that it chose are taken again and again")
+        raise self._failure("other programs took the ports that it chose, again and again")
 
     def _ports_are_taken(self, launch: _Launch) -> EmbeddedKafkaError:
         if self._member is None:
-            return self._failure("the ports that it chose are taken again and again")
+            return self._failure("other programs took the ports that it chose, again and again")
         # The other brokers know it by these ports.
         return self._failure(
             f"its ports {launch.port} and {launch.controller_port} are taken by another program"
@@ -564,7 +565,8 @@ class _Launcher:
         return self._adapt(server_properties(launch, log_dir))
 
     def _format(self, launch: _Launch) -> None:
-        # Under another name until it is complete, so that a killed format leaves nothing incomplete.
+        # It is written under another name until it is complete, so that a killed format leaves nothing
+        # incomplete.
         unfinished = self._directory / "data.partial"
         shutil.rmtree(unfinished, ignore_errors=True)
         _write_properties(self._directory / "format.properties", self._properties(launch, unfinished))
@@ -684,28 +686,28 @@ def server_properties(launch: _Launch, log_dir: Path) -> dict[str, str]:
         "offsets.topic.num.partitions": "4",
         "transaction.state.log.num.partitions": "4",
         "share.coordinator.state.topic.num.partitions": "1",
-        # A broker that was killed gets its old registration back only after this (9 s by default). Where
-        # others take over from it, a broker that is merely slow must not be taken for dead too soon.
+        # A broker that was killed gets its old registration back only after this time (9 s by default). Where
+        # other brokers take over from it, one that is merely slow must not count as dead too soon.
         "broker.session.timeout.ms": "3000" if len(member.nodes) == 1 else "6000",
         "broker.heartbeat.interval.ms": "500" if len(member.nodes) == 1 else "1000",
         "transaction.max.timeout.ms": "900000",
-        # A transaction that ran out of time is aborted within a second, not within ten.
+        # A transaction that has timed out is aborted within a second, not within ten.
         "transaction.abort.timed.out.transaction.cleanup.interval.ms": "1000",
-        # Records carry the time of their event, which may be years ago, so nothing may be deleted by age.
+        # Records carry the times of their events, which may be years ago, so nothing may be deleted by age.
         "log.retention.ms": "-1",
-        # Truncated repartition and changelog topics give their space back by whole segments.
+        # Truncated repartition and changelog topics free space in whole segments.
         "log.segment.bytes": str(64 * 1024 * 1024),
         "log.retention.check.interval.ms": "30000",
-        # 128 MB of the heap by default.
+        # By default this takes 128 MB of the heap.
         "log.cleaner.dedupe.buffer.size": str(16 * 1024 * 1024),
-        # An idle broker's controller wakes up for this twice a second by default.
+        # By default an idle broker's controller wakes up twice a second for this.
         "metadata.max.idle.interval.ms": "5000",
         **member.settings,
     }
 
 
 def _replication(nodes: int) -> dict[str, str]:
-    """Settings with which the death of one broker, of three or more, loses and blocks nothing."""
+    """Settings with which the death of one broker, of three or more, neither loses nor blocks anything."""
     replicas, in_sync = str(min(3, nodes)), "2" if nodes >= 3 else "1"
     return {
         "default.replication.factor": replicas,
@@ -720,8 +722,8 @@ def _replication(nodes: int) -> dict[str, str]:
 
 
 def last_error(lines: Sequence[str]) -> str:
-    """The cause in a log: the last error with the first line of its exception, otherwise the last line
-    with content.
+    """The cause in a log: the last error and the first line of its exception. Without one, the last line that
+    isn't empty.
     """
     for index in range(len(lines) - 1, -1, -1):
         _, level, text = lines[index].partition(" ERROR ")
@@ -776,8 +778,9 @@ logger.statechange.level = warn
 
 
 def new_cluster_id() -> str:
-    """An id for Kafka's data to be formatted with."""
-    # As Kafka's own Uuid: 16 bytes in URL-safe base64; one that starts with a dash would look like an option.
+    """An id with which Kafka's data is formatted."""
+    # In the form of Kafka's own Uuid: 16 bytes in URL-safe base64. An id that starts with a dash would look
+    # like an option.
     while True:
         text = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
         if not text.startswith("-"):
@@ -826,7 +829,7 @@ def _answers(launch: _Launch, timeout_s: float) -> bool:
 
 
 def _ignore(_error: object) -> None:
-    """That the broker isn't up yet is what we are checking for, so it isn't logged."""
+    """Until the broker is up, errors are expected here, so they aren't logged."""
 
 
 _quiet = logging.getLogger(f"{__name__}.probe")

@@ -2,9 +2,9 @@
 failures.
 
 Responsible for: what belongs to all of them (`cluster.json`: ports, the cluster's id, settings), and
-starting, stopping and crashing one or all. `embedded_kafka` runs a single broker. Every broker is a
-controller too. With three or more, topics have three replicas of which two must be in sync, so the death of
-one broker loses and stops nothing.
+starting, stopping and crashing one or all. `embedded` runs a single broker. Every broker is also a
+controller. With three or more brokers, topics have three replicas, of which two must be in sync. So the death
+of one broker loses nothing and stops nothing.
 
 Invariants:
 - A broker keeps its ports, because the other brokers and the clients know it by them.
@@ -45,12 +45,12 @@ __all__ = [
 ]
 
 HEAP_MB: Final = 256
-"""For each broker."""
+"""The time limit for each broker."""
 NODES_MAX: Final = 9
 
 
 class _Plan(msgspec.Struct, frozen=True):
-    """`cluster.json`: what a cluster is made of."""
+    """`cluster.json`: the members of a cluster and their settings."""
 
     cluster_id: str
     nodes: Mapping[int, NodePorts]
@@ -68,7 +68,7 @@ _decode_plan = msgspec.json.Decoder(_Plan).decode
 
 
 def is_cluster(data_dir: Path | str) -> bool:
-    """Whether `data_dir` is that of a cluster of several brokers."""
+    """Whether `data_dir` belongs to a cluster of several brokers."""
     return (Path(data_dir) / "cluster.json").exists()
 
 
@@ -80,14 +80,15 @@ def nodes_of(data_dir: Path | str) -> list[int]:
 class EmbeddedCluster:
     """Brokers that live as long as this object, or at most as this process. A context manager.
 
-    If its brokers were started to survive their command, `start` uses those and `stop` leaves them running.
+    If brokers of the cluster already run because they were started to survive their command, `start` uses
+    those, and `stop` leaves them running.
 
     Args:
         data_dir: created if it doesn't exist. Nothing else may use it.
-        nodes: number of brokers, if the directory is new. Odd, because a majority has to be up.
+        nodes: the number of brokers, if the directory is new. It is odd, because a majority has to be up.
         heap_mb: the maximum heap of each broker.
-        settings: Kafka's, in addition to ours, for all of them; kept in the directory.
-        adapt: is given a node id and the settings of that broker, and returns those to use.
+        settings: Kafka's, in addition to ours, for all brokers. They are kept in the directory.
+        adapt: takes a node id and that broker's settings, and returns those to use.
         places: for brokers on a network of their own: the address at which clients reach them, and a command
             that starts them there without forking.
     """
@@ -122,17 +123,17 @@ class EmbeddedCluster:
 
     @property
     def bootstrap_servers(self) -> str:
-        """Of all brokers, including those that are down."""
+        """The addresses of all brokers, including those that are down."""
         return _read_plan(self.data_dir).bootstrap_servers
 
     @property
     def pid(self) -> int | None:
-        """The first broker's process; None unless all of them run and are ours."""
+        """The first broker's process id. None unless all brokers run and are ours."""
         found = [broker.pid for broker in self._brokers.values()]
         return None if not found or None in found else found[0]
 
     def pid_of(self, node: int) -> int | None:
-        """The process of one broker, None if it doesn't run, or isn't ours."""
+        """The process id of one broker. None if it doesn't run or isn't ours."""
         return self._brokers[node].pid
 
     def start(self, progress: Progress | None = None) -> str:
@@ -158,7 +159,7 @@ class EmbeddedCluster:
         return plan.bootstrap_servers
 
     def start_nodes(self, nodes: Iterable[int], progress: Progress | None = None) -> None:
-        """Starts these brokers in parallel and waits until they answer, which takes a majority of all
+        """Starts these brokers in parallel and waits until they answer, which requires a majority of all
         brokers.
 
         Raises: as `start`.
@@ -166,7 +167,7 @@ class EmbeddedCluster:
         _side_by_side(lambda node: self._brokers[node].start(progress), nodes)
 
     def start_node(self, node: int, progress: Progress | None = None) -> None:
-        """Starts one broker on its ports, unless it runs, and waits until the cluster knows it again.
+        """Starts one broker on its ports, unless it runs, and waits until it is part of the cluster again.
 
         Raises: as `start`.
         """
@@ -231,9 +232,9 @@ def start_detached(
     """Starts brokers that survive this process, or finds running ones. Returns the bootstrap servers of all.
 
     Args:
-        data_dir: of the cluster.
-        nodes: number of brokers, if it is new.
-        heap_mb: for each of them.
+        data_dir: the cluster's directory.
+        nodes: the number of brokers, if the directory is new.
+        heap_mb: the maximum heap of each broker.
         progress: called with progress messages.
         settings: Kafka's, in addition to ours; kept in the directory.
         only: start only these.
@@ -310,8 +311,8 @@ def _make_plan(
     settings: Mapping[str, str] | None,
     hosts: Mapping[int, str] | None = None,
 ) -> _Plan:
-    """The plan of the cluster in `directory`, created if it is new. With other ports if none of its brokers
-    runs and another program has taken some of them.
+    """The plan of the cluster in `directory`, created if it is new. It gets other ports if none of its
+    brokers runs and another program has taken some of them.
     """
     if nodes % 2 == 0 or not 1 <= nodes <= NODES_MAX:
         raise EmbeddedKafkaError(
@@ -385,7 +386,9 @@ def _node_directory(directory: Path, node: int) -> Path:
 
 
 def _side_by_side(do: Callable[[int], object], nodes: Iterable[int]) -> None:
-    """For each node in a thread of its own. The first error is raised once all are done."""
+    """Call the function for each node, each in its own thread. The first error is raised once all are
+    done.
+    """
     wanted = list(nodes)
     if not wanted:
         return

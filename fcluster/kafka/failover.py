@@ -1,7 +1,7 @@
-"""Whether Kafka has got over the death of a broker.
+"""Whether Kafka has finished its failover after the death of a broker.
 
-Responsible for: that question, asked with a new client, which remembers no old leader or coordinator. Must
-not decide what to do about the answer.
+Responsible for: answering that question. It is asked with a new client, which remembers no old leader or
+coordinator. Must not decide what to do about the answer.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from fcluster.kafka.clients import ErrorLog, make_consumer
 ANSWER_S_MAX: Final = 2.0
 CONNECT_TIMEOUT_S: Final = 1.0
 UNREACHABLE_S_MAX: Final = 30.0
-"""For this long a broker that can't be connected to is taken for one that has died. A controller needs 9 s to
-notice (`broker.session.timeout.ms`)."""
+"""A broker that can't be connected to may count as a dead one for this long. A controller takes 9 s to notice
+a death (`broker.session.timeout.ms`).
+"""
 
 
 def failover_is_over(
@@ -28,18 +29,18 @@ def failover_is_over(
     """Whether new producers could commit: the group has a coordinator that answers, and every broker that
     Kafka lists accepts connections.
 
-    A broker that has died is listed until its session with the controller is over. Until then it may be the
-    coordinator of transactions, and nobody else can take its place. This asks with a new client, which
-    remembers no old coordinator, within about `timeout_s` seconds.
+    A dead broker is listed until its session with the controller ends. Until then it may be a transaction
+    coordinator, and no other broker can replace it. The question is asked with a new client, which remembers
+    no old coordinator, and takes about `timeout_s` seconds.
 
     Args:
-        settings: of the caller.
-        group: of consumers.
-        waited_s: how long the caller has waited. After `UNREACHABLE_S_MAX` an answer of the group's
+        settings: the caller's settings.
+        group: the consumer group.
+        waited_s: how long the caller has waited. After `UNREACHABLE_S_MAX`, an answer from the group's
             coordinator is enough, because this process may be the only one that can't connect to some broker.
-        timeout_s: for each of the two questions.
+        timeout_s: the time limit for each of the two questions.
     """
-    # Nobody commits offsets of the journal, so the answer waits for no transaction.
+    # No offsets of the journal are ever committed, so the answer doesn't wait for a transaction.
     nowhere = TopicPartition(journal_topic(group), 0)
     consumer = make_consumer(
         settings, "read-uncommitted", **{"group.id": group, "error_cb": ErrorLog("", quiet=True)}

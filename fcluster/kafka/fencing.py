@@ -1,7 +1,7 @@
-"""Fences transactional ids: it aborts what is open, and refuses what their earlier owners still do.
+"""Fences transactional ids: aborts their open transactions, and makes Kafka refuse their earlier owners.
 
-Responsible for: fencing one id, as fast as Kafka allows. Invariant: when it is confirmed, no transaction of
-an earlier producer with that id can commit any more. Must not know whose the id is.
+Responsible for: fencing one id, as fast as Kafka allows. Invariant: when a fence is confirmed, no transaction
+of an earlier producer with that id can commit any more. Must not know who owns the id.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ FENCE_FIRST_WAIT_S: Final = 0.03
 """How long to wait for the first of two fencing producers. It takes 5 ms for an idle id. The broker needs
 about 20 ms to abort an open transaction, which is then complete when the second one asks."""
 FENCE_RESTING_WAIT_S: Final = 1.0
-"""How long a fencing producer that was connected before may take to find that it still is."""
+"""How long a fencing producer that was connected before may take to confirm that it still is."""
 
 
 def fencing_producers(settings: Settings, transactional_id: str) -> list[Producer]:
@@ -51,12 +51,12 @@ def fence_transactional_id(
     """Abort open transactions of the id, and make the next call of its previous owner fail.
 
     When this returns, no transaction of any earlier producer with this id can commit any more. It takes about
-    60 ms for an idle id, 90 ms with an open transaction. Calling it again does no harm.
+    60 ms for an idle id, and 90 ms with an open transaction. Calling it again does no harm.
 
     Args:
-        settings: of the cluster.
-        transactional_id: to be fenced.
-        timeout_s: for all of it.
+        settings: the cluster's settings.
+        transactional_id: the id to fence.
+        timeout_s: the time limit for the whole call.
         ready: from `fencing_producers`, to save time. It is emptied.
 
     Raises:
@@ -64,17 +64,19 @@ def fence_transactional_id(
     """
     deadline = time.monotonic() + timeout_s
     wait_s = FENCE_FIRST_WAIT_S
-    # A producer whose initialisation met the open transaction sleeps for a fixed 500 ms before it asks
-    # again; another one with the same id, asking a moment later, finds it aborted. The sleeper is destroyed
-    # here, before anyone else uses the id: asking once more it would fence the next owner.
+    # If a producer meets the open transaction during its initialisation, it sleeps for a fixed 500 ms before
+    # it asks again. Another producer with the same id that asks a moment later finds the transaction aborted.
+    # The sleeping producer is destroyed here, before anyone else uses the id: if it asked again, it would
+    # fence the next owner.
     connected = [] if ready is None else ready
     resting = len(connected)
     producer = connected.pop() if connected else make_producer(settings, transactional_id)
     while True:
-        # If it is made only now, it connects while the first one asks.
+        # If it is created only now, it connects while the first one asks.
         spare = connected.pop() if connected else make_producer(settings, transactional_id)
         try:
-            # One that was connected long ago may ask a broker that hangs: then it is the next one's turn.
+            # A producer that was connected long ago may ask a broker that hangs. Then it is the next one's
+            # turn.
             connects_s = FENCE_RESTING_WAIT_S if resting > 0 else ATTEMPT_TIMEOUT_S
             resting -= 1
             producer.list_topics(timeout=min(connects_s, remaining_s(deadline)))

@@ -1,9 +1,9 @@
 """Java and the jars of the embedded Kafka broker.
 
 Responsible for: finding a Java that is new enough, and fetching the broker's jars through Maven into a cache
-directory, once for each version. Invariant: a cache directory either has all jars or doesn't exist. (It is
-filled under another name and then renamed, and a list of its contents is checked at each use.) Must not start
-brokers.
+directory, once for each version. Invariant: a cache directory either has all jars or doesn't exist. (The
+directory is filled under another name and then renamed, and a list of its contents is checked at each use.)
+Must not start brokers.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ class EmbeddedKafkaError(FclusterError):
 
 
 def deploy_file(name: str) -> Path:
-    """A file of `deploy/`: inside the package when installed from a wheel, next to it in a checkout."""
+    """A file of `deploy/`: in the package if that was installed from a wheel, next to it in a checkout."""
     installed = _PACKAGE / "deploy" / name
     return installed if installed.exists() else _PACKAGE.parent / "deploy" / name
 
 
 def other_ways() -> str:
-    """Alternatives without Java and Maven on this machine."""
+    """Alternatives for machines without Java and Maven."""
     return (
         "use running brokers (--brokers HOST:PORT), or start one with Docker: docker compose -f "
         f"{deploy_file('compose.yaml')} up --detach --wait, then --brokers 127.0.0.1:9092"
@@ -66,7 +66,7 @@ def cache_dir() -> Path:
 
 
 def find_java() -> Path:
-    """The `java` of JAVA_HOME or the PATH, whichever is first new enough.
+    """The first `java` of JAVA_HOME or the PATH that is new enough.
 
     Raises:
         EmbeddedKafkaError: there is none, or all are too old.
@@ -131,7 +131,7 @@ def _pom() -> bytes:
 
 
 def jars_dir(cache: Path) -> Path:
-    """Where the jars of this POM are kept. Another version or POM has another directory."""
+    """Where the jars of this POM are kept. Each version and each POM has its own directory."""
     return cache / f"kafka-{kafka_version()}-{hashlib.sha256(_pom()).hexdigest()[:8]}"
 
 
@@ -167,7 +167,8 @@ def resolve_jars(progress: Progress, cache: Path | None = None) -> Path:
 
 
 def _is_complete(target: Path) -> bool:
-    # Cleaners of cache directories remove single old files: a missing jar would show as a Java stack trace.
+    # Programs that clean cache directories remove single old files. A missing jar would then show as a Java
+    # stack trace.
     try:
         sizes: dict[str, int] = json.loads((target / _LIST_FILE).read_bytes())
         return all((target / name).stat().st_size == size for name, size in sizes.items())
@@ -189,7 +190,7 @@ def _fetch(maven: str, target: Path, progress: Progress) -> None:
     partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         jars = partial / "jars"
-        # A copy, since Maven may write beside the POM, which may be in a read-only installation.
+        # A copy, since Maven may write next to the POM, which may be in a read-only installation.
         (partial / "pom.xml").write_bytes(_pom())
         progress(f"fetching Apache Kafka {kafka_version()} through Maven (44 MB, only once)")
         _run_maven(maven, partial / "pom.xml", jars, progress)
@@ -220,7 +221,7 @@ def _run_maven(maven: str, pom: Path, jars: Path, progress: Progress) -> None:
                     progress(f"fetching Apache Kafka through Maven: {fetched} files")
         code = process.wait()
     finally:
-        # Also after a Ctrl-C: neither Maven nor the watchdog may delay our exit.
+        # This also applies after a Ctrl-C: neither Maven nor the watchdog may delay our exit.
         watchdog.cancel()
         process.kill()
         process.wait()

@@ -1,7 +1,8 @@
 """Offsets of partitions and of consumer groups.
 
-Responsible for: where partitions begin and end, what a job has committed, and deleting records before an
-offset. Invariant: an answer without an offset is none, and is asked for again (`common.offsets`).
+Responsible for: finding where partitions begin and end, reading what a job has committed, and deleting
+records before an offset. Invariant: an answer without an offset doesn't count, and the request is repeated
+(`common.offsets`).
 """
 
 from __future__ import annotations
@@ -70,10 +71,10 @@ def end_offsets(
 def settled_end_offsets(
     admin: AdminClient, partitions: Iterable[TopicPartition], timeout_s: float = ANSWER_TIMEOUT_S
 ) -> dict[TopicPartition, Offset]:
-    """The ends of partitions that are not being written to, once all their transactions are settled.
+    """The ends of partitions that nobody writes to, once all their transactions are settled.
 
     A commit returns when it is decided. Its markers reach the partitions a little later, one by one. A worker
-    that takes over a shard has to wait for those in its changelog, or it would read too few deltas.
+    that takes over a shard has to wait for the markers in its changelog, or it would read too few deltas.
 
     Raises:
         KafkaUnavailable: a transaction was still open after `timeout_s` seconds, or brokers don't answer.
@@ -81,7 +82,7 @@ def settled_end_offsets(
     wanted = list(partitions)
     deadline = time.monotonic() + timeout_s
     while True:
-        # In this order: a record written in between makes the two differ, never agree by mistake.
+        # The order matters: if a record is written in between, the two differ; they never agree by mistake.
         stable = end_offsets(admin, wanted, "read-committed", timeout_s)
         ends = end_offsets(admin, wanted, "read-uncommitted", timeout_s)
         waiting = [at for at in wanted if stable[at] < ends[at]]
@@ -114,7 +115,7 @@ def _offsets(
         futures: dict[TopicPartition, Future[Any]] = untyped(admin).list_offsets(
             request, isolation_level=level, request_timeout=ATTEMPT_TIMEOUT_S
         )
-        # A leader that didn't answer leaves -1001 in the answer, and no error.
+        # If a leader didn't answer, its offset is -1001, and there is no error.
         return {
             at: known_offset(future.result().offset, f"{at.topic}/{at.partition}")
             for at, future in futures.items()
@@ -130,18 +131,18 @@ def read_committed_positions(
     partitions: Iterable[TopicPartition],
     timeout_s: float = ANSWER_TIMEOUT_S,
 ) -> dict[TopicPartition, CommittedPosition | None]:
-    """What the group has committed for each partition, None where there is nothing.
+    """The group's committed offset for each partition. None where there is none.
 
     While an open transaction holds an offset of one of them, the answer isn't settled, and a read-committed
     consumer waits for it. So fence the transaction's owner first. A read-uncommitted consumer answers at once
-    with what was committed last.
+    with the last committed offset.
 
     Args:
-        consumer: of that group. An admin client could ask the same, but librdkafka 2.16 crashes when the
-            group's coordinator isn't ready to answer an admin client (it continues as if that were a
+        consumer: of that group. An admin client could ask the same, but librdkafka 2.16 crashes if the
+            group's coordinator isn't ready to answer it (librdkafka then treats the admin client like a
             consumer).
         group: the job's name.
-        partitions: of source topics.
+        partitions: partitions of source topics.
         timeout_s: seconds to wait.
 
     Raises:
@@ -168,7 +169,8 @@ def read_committed_positions(
     except KafkaException as error:
         problem = unavailable(consumer, what, cause_of(error))
         if cause_of(error).code() == KafkaError._TIMED_OUT:
-            # librdkafka looks for the group's coordinator for as long as it is refused, and doesn't tell.
+            # While it is refused, librdkafka keeps looking for the group's coordinator, and doesn't report
+            # that.
             problem = KafkaUnavailable(
                 problem.message,
                 remedy="Check that the brokers are up and reachable from here. If Kafka has ACLs, a missing "
@@ -209,7 +211,7 @@ def delete_records_before(
     """Delete all records before the given offsets.
 
     Returns:
-        The first offset that each partition has now. Records that were deleted earlier are no error.
+        The first offset that each partition has now. It is no error if the records were already deleted.
 
     Raises:
         KafkaUnavailable: the brokers don't answer or refuse, or an offset is after the partition's end.

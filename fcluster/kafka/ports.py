@@ -1,18 +1,19 @@
-"""Ports on this machine that stay with their owner, even while nothing listens on them.
+"""Ports on this machine that stay with their owner, even while no process listens on them.
 
-Responsible for: the only place where fcluster and its tests choose a port that other processes are told. A
-port that was free a moment ago is not ours: another program may get it while our process is down, and clients
-that still use it would get that program's answers. So a port that has to stay is reserved.
+Responsible for: choosing every port of fcluster and its tests that other processes are told. A port that was
+free a moment ago isn't ours: another program may take it while our process is down, and clients that still
+use it would then get that program's answers. So a port that has to stay the same is reserved.
 
 Invariants:
 - Reserved ports are outside the range from which the system takes ports for outgoing connections and for "any
-  free port" (port 0), as far as that range leaves room.
-- A reservation is a file named after the port, in a registry of this user. It holds as long as its owner: a
-  directory (`reserve_for_directory`) while that exists, even while the broker there is stopped; a process
-  (`reserve_for_process`) while it lives, however it ends, because it holds a lock on the file.
+  free port" (port 0), as far as there is room outside it.
+- A reservation is a file named after the port, in a registry of this user. It lasts as long as its owner. An
+  owner is a directory (`reserve_for_directory`), while it exists, even if the broker there is stopped; or a
+  process (`reserve_for_process`), which holds a lock on the file, so the reservation ends with it however it
+  ends.
 - Without a registry (a read-only home), ports are still chosen outside that range and checked to be free.
 
-Must not be used for ports that other processes learn only after they are bound: port 0 serves those better.
+Must not be used for ports that other processes learn only after they are bound: use port 0 for those.
 """
 
 from __future__ import annotations
@@ -34,9 +35,9 @@ from fcluster.common.errors import FclusterError
 __all__ = ["NoFreePort", "is_free", "reserve_for_directory", "reserve_for_process"]
 
 BROKER_PORTS: Final = range(20_000, 30_000)
-"""Of embedded brokers."""
+"""Ports of embedded brokers."""
 PROCESS_PORTS: Final = range(12_000, 20_000)
-"""Of coordinators, and of what tests start."""
+"""Ports of coordinators, and of processes that tests start."""
 _EPHEMERAL_RANGE_FILE: Final = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
 _held: list[int] = []
@@ -48,12 +49,13 @@ class NoFreePort(FclusterError):  # noqa: N818
 
 
 def reserve_for_directory(directory: Path, count: int, wanted: Sequence[int] = ()) -> list[int]:
-    """Free ports that belong to `directory` as long as it exists. Its previous ports are released.
+    """Free ports that belong to `directory` while it exists. Its previous ports are released.
 
     Args:
-        directory: of a broker, or of a cluster of brokers. It exists.
-        count: how many.
-        wanted: the ports to use if there are `count` of them and all are free, such as those of the last run.
+        directory: the directory of a broker, or of a cluster of brokers. It must exist.
+        count: how many ports.
+        wanted: the ports to use if there are `count` of them and all are free, for example those of the last
+            run.
 
     Raises:
         NoFreePort: too few are free.
@@ -91,10 +93,10 @@ def reserve_for_process() -> int:
 
 
 def is_free(port: int) -> bool:
-    """Whether a server could listen there now, on the loopback interface and on all of them."""
+    """Whether a server could listen on the port now, on the loopback interface and on all interfaces."""
     for address in ("127.0.0.1", ""):
         with socket.socket() as probe:
-            # As servers bind: connections of the last run that linger don't count.
+            # Bound as servers do it, so lingering connections of the last run don't count.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind((address, port))
@@ -166,7 +168,9 @@ def _reservations(registry: Path) -> list[Path]:
 
 
 def _owner_of(file: Path) -> bytes:
-    """The directory that the port is reserved for. Empty if it is none, or if there is no reservation."""
+    """The directory for which the port is reserved. Empty if the owner isn't a directory, or if there is no
+    reservation.
+    """
     try:
         return file.read_bytes()
     except OSError:
@@ -174,7 +178,7 @@ def _owner_of(file: Path) -> bytes:
 
 
 def _is_reserved(file: Path, owner: bytes) -> bool:
-    """Whether another owner has the port. Removes the reservation of an owner that is gone."""
+    """Whether another owner has the port. Removes a reservation whose owner no longer exists."""
     try:
         with file.open("rb") as opened:
             try:

@@ -1,11 +1,11 @@
-"""The topics as identified by Kafka's topic ids, and the errors about topics that were replaced.
+"""Topics identified by Kafka's topic ids, and the errors about topics that were replaced.
 
 Responsible for: the result of checking topics (`TopicSeen`; `topic_looks` does the checking), whether it fits
 the recorded ids, and the errors if it doesn't. Kafka gives each topic an id. A topic that is deleted and
-created again under the same name has another id, and offsets of the old topic mean nothing in it.
+created again under the same name has another id, and offsets of the old topic are meaningless in it.
 
-Rule: not knowing proves nothing; only a different id is a change. Must not decide what a change leads to.
-Pure.
+Rule: a missing answer proves nothing; only a different id is a change. Must not decide how to react to a
+change. Pure.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class TopicSeen:
 
     Attributes:
         topic_id: 22 characters. Empty if the brokers are too old for topic ids.
-        partitions: their number.
+        partitions: the number of partitions.
     """
 
     topic_id: str
@@ -30,7 +30,9 @@ class TopicSeen:
 
 
 Look = Mapping[str, TopicSeen | None]
-"""By topic: what was seen, None if it doesn't exist. Unknown topics have no entry."""
+"""What was seen of each topic, by name. None if it doesn't exist. Topics about which nothing is known have no
+entry.
+"""
 
 
 class TopicReplaced(IncompatibleState):
@@ -38,7 +40,7 @@ class TopicReplaced(IncompatibleState):
 
 
 def fits(seen: TopicSeen | None, topic_id: str) -> bool:
-    """Whether the seen topic is the one that had this id. An unknown id fits any."""
+    """Whether the seen topic is the one with this id. An unknown id fits every topic."""
     return seen is not None and (not topic_id or not seen.topic_id or seen.topic_id == topic_id)
 
 
@@ -55,10 +57,10 @@ def source_replaced(job: str, topic: str, former_id: str, now_id: str, affected:
     """The error for a source that isn't the topic that the committed offsets belong to.
 
     Args:
-        job: its name.
-        topic: its name.
+        job: the job's name.
+        topic: the topic's name.
         former_id: the id that the offsets were committed with.
-        now_id: its present id.
+        now_id: the topic's present id.
         affected: a sentence about records that may have been read under the wrong id.
     """
     return TopicReplaced(
@@ -70,7 +72,7 @@ def source_replaced(job: str, topic: str, former_id: str, now_id: str, affected:
 
 
 def source_gone(job: str, topic: str) -> FclusterError:
-    """The error for a source that doesn't exist any more."""
+    """The error for a source that no longer exists."""
     return MissingTopic(
         f"The source {topic!r} of job {job!r} was deleted: there is nothing left to read.",
         remedy="Create the topic again if there will be more records. Offsets of the old topic mean nothing "
@@ -79,7 +81,7 @@ def source_gone(job: str, topic: str) -> FclusterError:
 
 
 def sink_lost(job: str, topic: str, former_id: str, seen: TopicSeen | None) -> FclusterError:
-    """The error for an output topic that is gone, or was replaced since the job wrote to it."""
+    """The error for an output topic that was deleted, or replaced, since the job wrote to it."""
     if seen is None:
         what = f"The output topic {topic!r} of job {job!r} was deleted, with the results in it."
     else:
@@ -97,10 +99,10 @@ def sink_lost(job: str, topic: str, former_id: str, seen: TopicSeen | None) -> F
 def internal_topic_lost(
     job: str, topic: str, role: str, former_id: str, seen: TopicSeen | None
 ) -> FclusterError:
-    """The error for an internal topic that is gone or was replaced."""
+    """The error for an internal topic that was deleted or replaced."""
     made_anew = "" if seen is None else f" and created again (id {former_id}, now {seen.topic_id})"
     lost = {
-        "repartition topic": "records on their way through it are lost",
+        "repartition topic": "records in it that weren't processed yet are lost",
         "changelog": "state that is in no snapshot is lost",
     }.get(role, "the coordinator's records are lost")
     return TopicReplaced(

@@ -1,9 +1,9 @@
-"""Asks the brokers which topics there are.
+"""Asks the brokers which topics exist.
 
 Responsible for: one check (`look_at_topics`), and one that is repeated while it contradicts what is expected
-(`settled_look`). Rule: not knowing proves nothing. What a broker didn't answer, or may not show us, has no
-entry in the result. Brokers learn of changes one after the other, so a single answer may be slightly
-outdated: ask again before acting on it. Must not judge the result.
+(`settled_look`). Rule: a missing answer proves nothing. A topic about which a broker didn't answer, or that
+it may not show us, has no entry in the result. Brokers learn of changes one after another, so a single answer
+may be slightly outdated: ask again before acting on it. Must not judge the result.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from fcluster.kafka.topic_ids import Look, TopicSeen, fits
 
 LOOK_TIMEOUT_S: Final = 5.0
 ATTEMPT_TIMEOUT_S: Final = 1.0
-"""Brokers answer within milliseconds; a slower request may be waiting for a broker that is gone."""
+"""Brokers answer within milliseconds; a slower request may be waiting for a dead broker."""
 SETTLE_S: Final = 2.0
-"""How much later than another broker one may learn of a topic's creation or deletion."""
+"""How much later than another one a broker may learn that a topic was created or deleted."""
 SETTLE_POLL_S: Final = 0.4
 
 _NO_ID: Final = "AAAAAAAAAAAAAAAAAAAAAA"
@@ -40,8 +40,8 @@ def look_at_topics(
     wanted = sorted(set(topics))
     if not wanted:
         return {}
-    # The request goes to the broker that was last said to be the controller, and waits for that one if it is
-    # gone, until another answer names another one (decision 0082).
+    # The request goes to the broker that was last known to be the controller. If that broker is dead, the
+    # request waits for it until another answer names another controller (decision 0082).
     seen, unanswered = _ask(admin, wanted, min(timeout_s, ATTEMPT_TIMEOUT_S))
     if unanswered and timeout_s > ATTEMPT_TIMEOUT_S:
         with contextlib.suppress(KafkaException):
@@ -54,8 +54,8 @@ def look_at_topics(
 def _ask(
     admin: AdminClient, wanted: list[str], timeout_s: float
 ) -> tuple[dict[str, TopicSeen | None], set[str]]:
-    """The answers about topics, and the topics about which nothing was answered."""
-    client: Any = admin  # its own types leave the futures' results open
+    """The answers about topics, and the topics without an answer."""
+    client: Any = admin  # the client's own types don't say what the futures return
     seen: dict[str, TopicSeen | None] = {}
     unanswered: set[str] = set()
     try:
@@ -79,7 +79,7 @@ def _ask(
             continue
         topic_id = str(described.topic_id)
         partitions = len(described.partitions)
-        if partitions:  # one that is just being made has none yet
+        if partitions:  # a topic that is just being created has none yet
             seen[topic] = TopicSeen("" if topic_id == _NO_ID else topic_id, partitions)
     return seen, unanswered
 
@@ -87,13 +87,13 @@ def _ask(
 def settled_look(
     look: Callable[[Iterable[str]], Look], expected: Mapping[str, str], settle_s: float = SETTLE_S
 ) -> dict[str, TopicSeen | None]:
-    """A check of topics that is repeated for a while if it contradicts what is expected.
+    """A check of topics that is repeated for a while if it contradicts the expectation.
 
-    A broker that lags behind the others contradicts only for some moments; a real change stays.
+    A broker that lags behind the others contradicts it only for a moment; a real change stays.
 
     Args:
-        look: such as `look_at_topics` of a client.
-        expected: topics and their ids. Empty id: any id is fine, but the topic has to exist.
+        look: the check, for example `look_at_topics` of a client.
+        expected: topics and their ids. With an empty id, any id is fine, but the topic has to exist.
         settle_s: how long to repeat it.
     """
     seen = dict(look(expected))
@@ -107,7 +107,8 @@ def settled_look(
         for topic in doubtful:
             seen.pop(topic, None)
         seen.update(again)
-        # One that isn't answered for this time stays doubtful, but what was said before isn't believed.
+        # A topic about which nothing is answered during this time stays doubtful, but the earlier answer
+        # isn't believed either.
         settled = {topic for topic in doubtful if topic in again and fits(again[topic], expected[topic])}
         doubtful = [topic for topic in doubtful if topic not in settled]
     return seen

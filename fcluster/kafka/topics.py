@@ -1,6 +1,6 @@
-"""The topics of a job: how many partitions they have, and those that fcluster creates.
+"""The topics of a job: their partition counts, and the topics that fcluster creates.
 
-Responsible for: the plan of a job's internal topics and missing output topics, their settings, and creating
+Responsible for: the plan of a job's internal topics and missing output topics, and their settings; creating
 them. Existing topics aren't changed.
 """
 
@@ -57,19 +57,19 @@ def partition_counts(admin: AdminClient, topics: Iterable[str]) -> dict[str, int
 
 
 def ensure_internal_topics(admin: AdminClient, topology: Topology, settings: Settings) -> dict[str, int]:
-    """Create what the job needs besides its sources: internal topics, and output topics that are missing.
+    """Create what the job needs besides its sources: internal topics, and missing output topics.
 
-    Repartition and output topics get as many partitions as the source that they are written from, a changelog
-    as many as its stage's inputs. A repartition topic that is merged with others gets as many as they have.
-    Existing topics aren't changed. Calling it again does no harm.
+    A repartition or output topic gets as many partitions as the source from which it is written; a changelog
+    gets as many as its stage's inputs. A repartition topic that is merged with other topics gets as many as
+    they have. Existing topics aren't changed. Calling it again does no harm.
 
     Returns:
         The partition counts of all these topics, and of the sources.
 
     Raises:
         MissingTopic: a source that the job doesn't write itself doesn't exist.
-        IncompatibleState: a source has another partition count than when its stage's state was written, or
-            than a topic that it is merged with.
+        IncompatibleState: a source no longer has the partition count with which its stage's state was
+            written, or it has another count than a topic with which it is merged.
         KafkaUnavailable: the brokers don't answer, or refuse.
     """
     existing = existing_topics(admin)
@@ -84,11 +84,11 @@ def ensure_internal_topics(admin: AdminClient, topology: Topology, settings: Set
     return plan.counts
 
 
-# What only we read may never expire by time; what is done with is deleted by offset.
+# Data that only we read may never expire by time; we delete processed records by offset.
 _KEPT_CONFIG: Final = {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"}
 _REPARTITION_CONFIG: Final = {
     **_KEPT_CONFIG,
-    "message.timestamp.type": "CreateTime",  # records keep their timestamps on the way through
+    "message.timestamp.type": "CreateTime",  # records keep their timestamps
     "segment.bytes": str(64 * 1024 * 1024),
 }
 _CHANGELOG_CONFIG: Final = {**_KEPT_CONFIG, "segment.bytes": str(64 * 1024 * 1024)}
@@ -96,7 +96,7 @@ _JOURNAL_CONFIG: Final = {
     "cleanup.policy": "compact",
     "min.cleanable.dirty.ratio": "0.1",
     "segment.bytes": str(16 * 1024 * 1024),
-    "segment.ms": "600000",  # only closed segments are compacted, and the journal grows slowly
+    "segment.ms": "600000",  # only closed segments are compacted; the journal grows slowly
 }
 
 
@@ -145,8 +145,9 @@ class _TopicPlan:
             self.want(topic.name, count, {})
 
     def _merged_count(self, topic: str, feeding: int) -> int:
-        """How many partitions a repartition topic gets: as many as what it is merged with has, or will have;
-        merged with nothing, as many as the stage that feeds it."""
+        """How many partitions a repartition topic gets. If it is merged with other topics: as many as those
+        have or will have. Otherwise: as many as the stage that feeds it has.
+        """
         others = self._readers[topic].topics
         for counts in (self._existing, self.counts):
             known = [counts[other] for other in others if other in counts]
@@ -187,7 +188,7 @@ def existing_topics(admin: AdminClient) -> dict[str, int]:
             if topic.error is None or (topic.partitions and is_not_known_yet(topic.error)):
                 counts[name] = len(topic.partitions)
             elif is_not_known_yet(topic.error):
-                # It exists, but the broker can't say yet with how many partitions.
+                # It exists, but the broker can't tell its partition count yet.
                 raise NotKnownYetError(f"the partitions of {name!r} are not known yet: {topic.error.str()}")
         return counts
 
@@ -216,8 +217,8 @@ def _try_to_create(
     *,
     last: bool,
 ) -> dict[str, tuple[int, Mapping[str, str]]]:
-    """Create the topics. Returns those for whose replicas there are too few brokers, unless this was the
-    last way to try.
+    """Create the topics. Returns those for which there are too few brokers for the replicas, unless this was
+    the last way to try.
     """
     if not missing:
         return {}
@@ -242,7 +243,7 @@ def _try_to_create(
 
 
 def create_output_topic(admin: AdminClient, topic: str, partitions: int, settings: Settings) -> None:
-    """Create a topic that the job writes to. If it already exists, that is no error.
+    """Create a topic that the job writes to. It is no error if it already exists.
 
     Raises:
         KafkaUnavailable: the brokers don't answer, or refuse.

@@ -1,7 +1,7 @@
-"""What an error code from Kafka means for a write: what caused it, and what helps.
+"""What Kafka's error codes mean for a write: the cause, and the remedy.
 
-Responsible for: telling in one place, by code, permanent refusals from temporary errors, and the texts for
-the user. Must not: talk to Kafka, or decide what follows.
+Responsible for: distinguishing, by error code and in one place, permanent refusals from temporary errors; and
+the texts for the user. Must not: talk to Kafka, or decide what follows from an error.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ class Trouble(Enum):
     """The cause of an error."""
 
     RECORD = "record"
-    """The broker refuses this record, however often it is sent: too large, no key, a bad timestamp."""
+    """The broker refuses this record, however often it is sent: it is too large, has no key, or has a bad
+    timestamp.
+    """
     TOPIC_GONE = "topic gone"
-    """The topic or partition doesn't exist, as far as the asked broker knows."""
+    """The topic or partition doesn't exist, as far as the broker knows."""
     FORBIDDEN = "forbidden"
-    """The job's Kafka user may not do this."""
+    """The job's Kafka user lacks the permission."""
     PASSING = "passing"
-    """Temporary: brokers that are down, move or are busy, and transactions that were taken from their
-    producer."""
+    """Temporary: brokers are down, moving or busy, or a transaction was taken from its producer."""
     UNEXPECTED = "unexpected"
-    """Anything else. It may be temporary or permanent."""
+    """Any other cause. It may be temporary or permanent."""
 
 
 _RECORD: Final = frozenset(
@@ -61,7 +62,7 @@ _FORBIDDEN: Final = frozenset(
 )
 _PASSING: Final = frozenset(
     {
-        # Brokers and coordinators that are down, move or are busy.
+        # Brokers and coordinators that are down, moving or busy.
         KafkaError._ALL_BROKERS_DOWN,
         KafkaError._DESTROY_BROKER,
         KafkaError._RESOLVE,
@@ -99,7 +100,7 @@ _PASSING: Final = frozenset(
         KafkaError.REBALANCE_IN_PROGRESS,
         KafkaError.REASSIGNMENT_IN_PROGRESS,
         KafkaError.REBOOTSTRAP_REQUIRED,
-        # A transaction that was aborted or taken over: a new session begins with producers of its own.
+        # A transaction that was aborted or taken over: a new session begins with its own producers.
         KafkaError._FENCED,
         KafkaError._PURGE_INFLIGHT,
         KafkaError._PURGE_QUEUE,

@@ -1,14 +1,14 @@
-"""Makes a producer of librdkafka look for a coordinator again.
+"""Makes a librdkafka producer look for a coordinator again.
 
 A request to a group's coordinator waits in the producer until some broker of that producer goes up or down
-(`rd_kafka_coord_rkb_monitor_cb`). If the coordinator has died, and the brokers' metadata doesn't list it any
-more, nothing goes up or down. Then the request waits for ever, although the group has a new coordinator
-(decision 0082). Adding a broker is such an event: librdkafka connects to it, finds that it knows it already,
-and lets it go again. The C function for that is public, but the Python client doesn't offer it. So it is
-called with ctypes.
+(`rd_kafka_coord_rkb_monitor_cb`). If the coordinator has died, and the brokers' metadata no longer lists it,
+nothing goes up or down. Then the request waits forever, although the group has a new coordinator (decision
+0082). Adding a broker is such an event: librdkafka connects to it, finds that it already knows it, and drops
+it again. The C function for that is public, but the Python client doesn't offer it. So it is called through
+ctypes.
 
-Responsible for: that one call, and for being sure that the pointer it is called with is the producer's. It is
-not made where that can't be checked. Must not know when a request is stuck.
+Responsible for: that one call, and for making sure that the pointer passed to it is the producer's. If that
+can't be checked, the call isn't made. Must not know when a request is stuck.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ _PRODUCER: Final = b"#producer-"
 
 
 def look_again(producer: Producer, bootstrap_servers: str) -> bool:
-    """Let the producer look again for coordinators that it waits for. It does that once a second at most.
+    """Make the producer look again for coordinators that it waits for. It does that at most once a second.
 
     Args:
-        producer: in use by another thread, as a rule.
-        bootstrap_servers: as in its configuration. One that accepts connections is added once more.
+        producer: the producer. Another thread usually uses it.
+        bootstrap_servers: as in its configuration. One server that accepts connections is added again.
 
     Returns:
         Whether the producer was told to.
@@ -66,11 +66,11 @@ def _library() -> Any | None:
 
 
 def _handle_of(producer: Producer) -> int | None:
-    """Address of librdkafka's object. None if that isn't certain.
+    """The address of librdkafka's object. None if that isn't certain.
 
     The Python object begins with that pointer, in all versions so far. `rd_kafka_name` returns an address
-    within the object that the pointer refers to. Reading that through the kernel can't crash, and what stands
-    there must be the name of a producer.
+    inside the object that the pointer refers to. Reading that address through the kernel can't crash, and it
+    must contain the name of a producer.
     """
     header_bytes = object.__basicsize__
     library = _library()

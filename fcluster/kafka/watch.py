@@ -2,10 +2,10 @@
 down.
 
 Responsible for: reading the cluster's metadata while a job waits, and sentences about it for status and log.
-Metadata shows all of it: a group's offsets and an id's transactions are kept in partitions of internal
-topics, whose leaders are their coordinators. Rules: nothing is asked while all goes well; every request is
-bounded and made in a thread of its own; each problem is logged when it begins and when it is over, and not in
-between. Must not decide anything: findings are for people.
+Metadata shows it all: a group's offsets and an id's transactions are kept in partitions of internal topics,
+whose leaders are their coordinators. Rules: nothing is requested while all goes well; every request is
+bounded and runs in its own thread; each problem is logged when it begins and when it is over, but not in
+between. Must not decide anything: the findings are for people.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Look:
     Attributes:
         silent: why no broker answered; empty if one did.
         brokers: node ids of those that are up.
-        partitions: of all topics that concern the job.
+        partitions: the partitions of all topics that concern the job.
         in_sync_min: `min.insync.replicas` by topic, where known.
     """
 
@@ -72,9 +72,9 @@ class Concern:
     """What a job needs from Kafka: its topics, and where its offsets and transactions are kept.
 
     Attributes:
-        topics: sources, outputs and internal ones.
+        topics: sources, outputs and internal topics.
         group: the job's name.
-        transactional_ids: of its workers, as far as known.
+        transactional_ids: those of its workers, as far as known.
     """
 
     topics: frozenset[str]
@@ -85,7 +85,7 @@ class Concern:
         """Partitions of Kafka's own topics that the job needs, and what is kept there.
 
         Args:
-            counts: how many partitions those topics have. A topic that isn't in it is not known.
+            counts: how many partitions those topics have. Unknown topics aren't in it.
         """
         found: dict[Place, str] = {}
         if counts.get(OFFSETS_TOPIC):
@@ -99,7 +99,7 @@ class Concern:
 
 
 def home_of(name: str, partitions: int) -> int:
-    """The partition in which Kafka keeps the data of a group or transactional id with that name."""
+    """The partition in which Kafka keeps the data of the group or transactional id with that name."""
     code = 0
     data = name.encode("utf-16-be")
     for at in range(0, len(data), 2):
@@ -109,18 +109,18 @@ def home_of(name: str, partitions: int) -> int:
 
 @dataclass(frozen=True, slots=True, order=True)
 class _Trouble:
-    """Something that the job waits for. Troubles of the same kind share a sentence."""
+    """A problem that the job waits for. Problems of the same kind share a sentence."""
 
     kind: str
     what: str
 
 
 _KINDS: Final = ("silent", "no leader", "in sync", "away")
-"""In order of importance."""
+"""Kinds of problems, in order of importance."""
 
 
 class Troubles:
-    """The present troubles with Kafka, and their ages. Pure."""
+    """The present problems with Kafka, and their ages. Pure."""
 
     def __init__(self) -> None:
         self._since_s: dict[_Trouble, float] = {}
@@ -132,11 +132,11 @@ class Troubles:
         """Take in the result of a check.
 
         Returns:
-            Sentences about kinds of trouble that have begun, and about those that are over.
+            Sentences about kinds of problems that have begun, and about those that are over.
         """
         before = self._by_kind(now_s)
         if look.silent:
-            # Earlier troubles may still exist: nothing says otherwise.
+            # Earlier problems may still exist: nothing says otherwise.
             seen = {*self._since_s, _Trouble("silent", look.silent)}
             seen -= {one for one in self._since_s if one.kind == "silent" and one.what != look.silent}
         else:
@@ -154,7 +154,7 @@ class Troubles:
         return begun, over
 
     def sentences(self, now_s: float) -> list[str]:
-        """What the job waits for, one bounded sentence for each kind of trouble, with its age."""
+        """What the job waits for: one bounded sentence for each kind of problem, with its age."""
         return [f"waiting for Kafka: {text}" for text in self._by_kind(now_s).values()][:SENTENCES_MAX]
 
     def _by_kind(self, now_s: float) -> dict[str, str]:
@@ -182,7 +182,7 @@ def _troubles(look: Look, concern: Concern) -> Iterable[_Trouble]:
             continue
         name = f"partition {topic}/{number}" + (f", with {kept[place]}," if place in kept else "")
         away |= {node for node in seen.replicas if node not in look.brokers}
-        # Kafka doesn't ask for more than there are.
+        # Kafka doesn't require more replicas than there are.
         needed = min(look.in_sync_min.get(topic, 0), len(seen.replicas))
         if seen.leader < 0 or seen.leader not in look.brokers:
             yield _Trouble("no leader", f"{name} has no leader")
@@ -197,9 +197,9 @@ class KafkaWatch:
     """Checks Kafka while the job waits.
 
     Args:
-        settings: of the cluster.
+        settings: the cluster's settings.
         concern: what the job needs. Called before each check, because workers come and go.
-        tell: called from the watch's thread with the sentences, when they change and each time they age.
+        tell: called from the watch's thread with the sentences, when they change, and again as they age.
     """
 
     def __init__(
@@ -218,7 +218,7 @@ class KafkaWatch:
         self._thread = threading.Thread(target=self._run, name="kafka-watch", daemon=True)
 
     def note(self, *, waiting: bool) -> None:
-        """Whether the job waits for something that may be Kafka's fault. Costs next to nothing."""
+        """Note whether the job waits for something that may be Kafka's fault. Costs next to nothing."""
         if waiting is self._waiting:
             return
         with self._changed:
@@ -244,7 +244,7 @@ class KafkaWatch:
                     return
             try:
                 if admin is None:
-                    # Not the shell's own client: a call that hangs there must not hang here.
+                    # Not the shell's own client: a call that hangs there must not block this thread.
                     admin = make_admin(self._settings)
                 self._look(admin)
             except FclusterError as error:
@@ -284,9 +284,9 @@ class KafkaWatch:
         return Look("", frozenset(metadata.brokers), partitions, dict(self._in_sync_min))
 
     def _learn_in_sync_min(self, admin: AdminClient, topics: set[str]) -> None:
-        """Asked once for each topic. Without permission to describe a topic, the value stays unknown."""
+        """Each topic is asked about once. Without permission to describe a topic, its value stays unknown."""
         missing = sorted(topics - self._in_sync_min.keys())
-        client: Any = admin  # its own types leave the futures' results open
+        client: Any = admin  # the client's own types don't say what the futures return
         if not missing:
             return
         resources = {ConfigResource(ConfigResource.Type.TOPIC, topic): topic for topic in missing}

@@ -1,1 +1,1 @@
-"""Where state lasts: RocksDB, snapshots and their stores, restores, warm copies."""
+"""Where state is kept: RocksDB, snapshots and their stores, restores, warm copies."""

@@ -16,11 +16,12 @@ MANIFEST_FORMAT = 2
 FILES_MAX = 100_000
 
 _Number = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
-"""Offsets, epochs, sizes and times. The contents of a store can't be trusted."""
+"""Limits for offsets, epochs, sizes and times. The contents of a store can't be trusted."""
 
 content_hash = sha256
-"""Names a file after its content. Processors have instructions for this hash, so a copy that is verified on
-the way takes hardly longer than one that isn't (docs/decisions/0072-restore-at-the-speed-of-copying.md)."""
+"""The hash that a file is named after. Processors have instructions for it, so a copy with verification takes
+hardly longer than one without (docs/decisions/0072-restore-at-the-speed-of-copying.md).
+"""
 
 
 class SnapshotFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -50,10 +51,10 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def size_bytes(self) -> int:
-        """Of all its files."""
+        """The size of all its files."""
         return sum(file.size_bytes for file in self.files)
 
 
 def same_changelog(one: str, other: str) -> bool:
-    """Whether two changelog ids can belong to the same topic. An unknown id can be any."""
+    """Whether two changelog ids can belong to the same topic. An unknown id may be any."""
     return not one or not other or one == other

@@ -1,16 +1,16 @@
 """Snapshots in an object store: `s3://`, `gs://` and `az://`, through obstore.
 
 Responsible for: the same guarantees as the directory store. An object exists completely or not at all: it is
-put in one step, or in parts that become an object in one step. The identity is created by a conditional put,
-so that if two processes create it at the same time, one wins and both see the winner's. Memory is bounded
-(parts of a fixed size), and so is the time of each request with all its retries. A store that can't be
-reached is told apart from one that lacks something: only the latter makes a snapshot count as damaged.
+put in one step, or in parts that become an object in one step. The identity is created by a conditional put:
+if two processes create it at the same time, one wins, and both see its identity. Memory is bounded (parts of
+a fixed size), and so is the time of each request with all its retries. A store that can't be reached is
+distinguished from one that lacks something: only the latter makes a snapshot count as damaged.
 
 A directory store keeps a file from being pruned by touching it. Objects can't be touched, so a marker of the
 same name in `uses` says when a file was last used. Ages are measured by the store's clock, never ours.
 
-Layout: as in the directory store, and ``<job>/<stage>/<partition>/uses``. Must not delete unknown objects.
-Threads: any, and several processes may use the same store.
+Layout: as in the directory store, plus ``<job>/<stage>/<partition>/uses``. Must not delete unknown objects.
+Threads: any thread may call it, and several processes may use the same store.
 """
 
 from __future__ import annotations
@@ -61,7 +61,9 @@ _PARTS_AT_ONCE: Final = 2
 _READ_BYTES: Final = 4 * _MIB
 _LISTED_AT_ONCE: Final = 1000
 _MARKER_LASTS_S: Final = 900.0
-"""How long a file needs no new marker. Far below the time for which unreferenced files are kept."""
+"""How long a marker of a file stays valid. This is far below the time for which unreferenced files are
+kept.
+"""
 _MARKERS_NOTED_MAX: Final = 10_000
 _VERIFIED_NOTED_MAX: Final = 20_000
 _REASON_CHARACTERS_MAX: Final = 500
@@ -101,7 +103,7 @@ def open_object_snapshot_store(
     Args:
         url: without credentials; those come from the environment or the machine's role.
         job: its name becomes part of the objects' names.
-        env: checked for whether the endpoint is plain HTTP.
+        env: the environment. It shows whether the endpoint is plain HTTP.
 
     Raises:
         SettingsError: the URL or the environment's settings can't be used.
@@ -145,7 +147,7 @@ def _check_url(url: str) -> None:
 
 
 def _plain_http_allowed(env: Mapping[str, str]) -> bool:
-    """An endpoint that is given as ``http://`` is used as such."""
+    """Whether plain HTTP may be used: only if the endpoint is given as ``http://``."""
     said = (env.get(name, "").lower() for name in (*_PLAIN_HTTP_VARIABLES, _EMULATOR_VARIABLE))
     return any(value in ("1", "true", "yes") for value in said) or any(
         env.get(name, "").startswith("http://") for name in _ENDPOINT_VARIABLES
@@ -157,7 +159,7 @@ class ObjectSnapshotStore:
 
     Args:
         objects: the prefix of all names.
-        url: of it, for messages.
+        url: the store's URL, for messages.
         job: its name becomes part of the objects' names.
 
     Raises:
@@ -241,7 +243,7 @@ class ObjectSnapshotStore:
         changed = {(kind, name): found["last_modified"] for kind, name, found in self._list(shard)}
         if not changed:
             return 0
-        # The last write tells the store's time, a little too early at worst.
+        # The last write shows the store's time, at worst a little too early.
         old = max(changed.values()) - timedelta(seconds=older_than_s)
         deleted = 0
         for kind, name in changed:
@@ -256,7 +258,7 @@ class ObjectSnapshotStore:
         return deleted
 
     def _became_useful(self, shard: ShardId, file_hash: str, since: datetime) -> bool:
-        """Whether a marker was put meanwhile."""
+        """Whether a marker was put in the meantime."""
         marker = self._head(self._path(shard, "uses", file_hash))
         return marker is not None and marker["last_modified"] > since
 
@@ -291,7 +293,7 @@ class ObjectSnapshotStore:
             obstore.put(self._objects, IDENTITY_NAME, uuid.uuid4().hex.encode() + b"\n", mode="create")
         except AlreadyExistsError:
             pass  # another process was faster, or our own first attempt succeeded after all
-        except FileNotFoundError as error:  # it is the bucket that isn't there
+        except FileNotFoundError as error:  # the bucket itself doesn't exist
             raise BaseError(str(error)) from None
 
     # --- requests -------------------------------------------------------------------------------------
@@ -322,11 +324,11 @@ class ObjectSnapshotStore:
                 pass
 
     def _list(self, shard: ShardId, kind: str = "") -> Iterator[tuple[str, str, ObjectMeta]]:
-        """Kind, name and the rest of all objects of a shard, or of those of one kind."""
+        """Kind, name and the rest of all objects of a shard, or of its objects of one kind."""
         folder = self._folder(shard)
         with self._told(f"listing {folder}"):
             prefix = f"{folder}/{kind}" if kind else folder
-            # One of its overloads is typed by a package that isn't needed here.
+            # One of its overloads uses types of a package that isn't needed here.
             chunks = obstore.list(self._objects, prefix, chunk_size=_LISTED_AT_ONCE)  # pyright: ignore[reportUnknownMemberType]
             for chunk in chunks:
                 for found in chunk:
@@ -334,7 +336,7 @@ class ObjectSnapshotStore:
                     yield found_kind, name, found
 
     def read_range(self, path: str, start: int, length: int) -> bytes:
-        """Some bytes of an object that existed before. Fewer, if it has become shorter."""
+        """Some bytes of an object that existed a moment ago. Fewer if it has become shorter."""
         with self._told(f"reading {path}"):
             try:
                 return bytes(obstore.get_range(self._objects, path, start=start, length=length))
@@ -397,5 +399,5 @@ def _remember(noted: dict[str, _Content], path: str, content: _Content) -> None:
 
 
 def _first_line(error: Exception) -> str:
-    """Without the library's dump of its inner state."""
+    """The text without the library's dump of its inner state."""
     return " ".join(str(error).split("\n\nDebug source", 1)[0].split())[:_REASON_CHARACTERS_MAX]

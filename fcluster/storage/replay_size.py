@@ -1,7 +1,7 @@
-"""How much a restore of a shard would have to replay: the deltas since its newest snapshot.
+"""How much a restore of a shard would have to replay: the deltas since the newest snapshot.
 
-Responsible for: that sum, known or estimated, which decides when a snapshot is due before its interval is
-over. Must not know Kafka or the snapshot store. Pure.
+Responsible for: that sum, known or estimated. It decides when a snapshot is due before its interval is over.
+Must not know Kafka or the snapshot store. Pure.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ STEPS_MAX = 256
 
 
 class ReplaySize:
-    """The deltas of one shard since this worker owns it.
+    """The deltas of one shard since this worker became its owner.
 
-    After a takeover, older deltas weren't counted here. How many of them are behind the newest snapshot is
-    known only in offsets, so their size is estimated from the counted deltas.
+    Older deltas weren't counted here. Only the number of offsets between the newest snapshot and the takeover
+    is known, so their size is estimated from the counted deltas.
 
     Args:
         offset: the position of the shard's state in its changelog.
@@ -23,7 +23,7 @@ class ReplaySize:
 
     def __init__(self, offset: int) -> None:
         self.snapshot_offset: int | None = None
-        """The position of the newest snapshot. None if it wasn't looked up yet."""
+        """The position of the newest snapshot. None if it hasn't been looked up yet."""
         self.not_before_s = 0.0
         """A failed attempt is not repeated before this time."""
         self._from_offset = offset
@@ -31,7 +31,7 @@ class ReplaySize:
         self._steps: deque[tuple[int, int]] = deque()
 
     def grown(self, next_offset: int, delta_bytes: int) -> None:
-        """A delta of this many bytes is committed. The changelog continues at `next_offset`."""
+        """A delta of this many bytes was committed. The changelog continues at `next_offset`."""
         self._end_offset = next_offset
         if len(self._steps) >= STEPS_MAX:
             _, bytes_before = self._steps.pop()

@@ -1,14 +1,14 @@
 """Brings the state of shards to exactly the epoch that Kafka committed.
 
-Responsible for: carrying out restore plans: local files, otherwise a snapshot, then the changelog, read by
-one consumer for all shards. Keeps invariant 1: a shard is handed over only at its committed epoch, which is
-checked delta by delta and at the end. Anything that doesn't fit raises StateDamaged; a shard in another state
-is never returned. In exactly-once mode the end of every changelog is read, even if nothing of it is needed,
-because it shows whether Kafka has torn the last transaction (see `torn`). Must not read committed offsets
-itself, nor run before the shard's previous owner is fenced or has released it.
+Responsible for: carrying out restore plans: local files, otherwise a snapshot, then the changelog, which one
+consumer reads for all shards. Invariant 1: a shard is handed over only at its committed epoch, which is
+checked with each delta and at the end. Any mismatch raises StateDamaged; a shard in another state is never
+returned. In exactly-once mode the end of every changelog is read, even if none of it is needed, because it
+shows whether Kafka has torn the last transaction (see `torn`). Must not read committed offsets itself. Must
+not run before the shard's previous owner was fenced or has released it.
 
 Every wait is bounded: `stop` is checked several times a second, and a broker that is silent for too long is
-an error. Threads: one at a time for each shard of a StoreDirectory; several threads copy snapshots.
+an error. Threads: at most one at a time for each shard of a StoreDirectory. Several threads copy snapshots.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ __all__ = [
 ]
 
 STALL_TIMEOUT_S: Final = 60.0
-"""A broker that sends nothing for this long ends the restore."""
+"""If a broker sends nothing for this long, the restore ends."""
 
 _POLL_S: Final = 0.1
 _BASES_AT_A_TIME: Final = max(4, min(16, os.cpu_count() or 1))
@@ -65,11 +65,11 @@ _POLL_RECORDS: Final = 500
 _BATCH_BYTES: Final = 4 * 1024 * 1024
 _CONSUMER: Final = {
     "enable.partition.eof": True,
-    "fetch.wait.max.ms": 2,  # the end of a partition is told only after such a wait
+    "fetch.wait.max.ms": 2,  # the end of a partition is reported only after such a wait
     "queued.max.messages.kbytes": 16 * 1024,
     "fetch.message.max.bytes": 4 * 1024 * 1024,
-    # Otherwise it may know nobody but a broker that is cut off from the others, and wait for that one's end
-    # of a changelog until the stall timeout.
+    # Otherwise it may know only a broker that is cut off from the others, and wait for that broker's end of a
+    # changelog until the stall timeout.
     **LASTING,
 }
 _NO_TOPIC_ID: Final = "A" * 22
@@ -83,12 +83,12 @@ class ShardRestored:
     """A shard's store is at its committed epoch.
 
     Attributes:
-        changed: whether the store had to be changed. If not, what is in memory of it is still valid.
+        changed: whether the store had to be changed. If not, its contents in memory are still valid.
         base: what the restore started from.
         reasons: why better bases were rejected.
         base_epoch: the epoch of the base.
-        records: how many changelog records were read to get from there to the committed epoch.
-        go_on: how it continues after a torn transaction. None: Kafka has torn nothing.
+        records: how many changelog records were read to get from the base to the committed epoch.
+        go_on: how the shard continues after a torn transaction. None: Kafka has torn nothing.
     """
 
     shard: ShardId
@@ -111,7 +111,7 @@ class ShardRestored:
 
 @dataclass(frozen=True, slots=True)
 class ShardStopped:
-    """A shard of which Kafka has torn a transaction. The user has to choose how it continues."""
+    """A shard whose transaction Kafka has torn. The user has to choose how it continues."""
 
     shard: ShardId
     error: TornTransaction
@@ -121,8 +121,8 @@ class ShardStopped:
 class RestoreProgress:
     """The progress of a restore.
 
-    `offsets` and `offsets_total` count changelog records to pass. `bytes` is what was read, of snapshots (of
-    which `snapshot_bytes_left` are still to come) and of the changelog (`records`, with `record_bytes`).
+    `offsets` of `offsets_total` offsets of the changelogs have been passed. `bytes` is how much was read of
+    snapshots (`snapshot_bytes_left` are left) and of the changelog (`records`, with `record_bytes`).
     """
 
     shards_done: int
@@ -136,8 +136,8 @@ class RestoreProgress:
 
     @property
     def bytes_left(self) -> int:
-        """An estimate, which assumes that the rest of the changelog is like the part that was read. -1 if
-        none was read yet.
+        """An estimate. It assumes that the rest of the changelog is like the part that was read. -1 if
+        nothing was read yet.
         """
         offsets_left = max(0, self.offsets_total - self.offsets)
         if not offsets_left:
@@ -164,15 +164,15 @@ def restore_shards(
     Args:
         requests: what Kafka committed for each shard, read after its previous owner was fenced or had
             released it.
-        directory: of this worker. Stores that are open in it stay open if they can be used.
-        snapshots: read only.
-        settings: of the cluster.
+        directory: this worker's state directory. Stores that are open in it stay open if they can be used.
+        snapshots: only read from.
+        settings: the cluster's settings.
         stop: when set, the iterator ends early.
         admin: for requests to the brokers. One is created if none is given.
-        consumer: from `changelog_consumer`, to read with. It has no assignment, before and after. If none is
-            given, one is created, which has to connect first.
+        consumer: from `changelog_consumer`. It has no assignment before and after the call. If none is given,
+            one is created, which has to connect first.
         progress: called after each batch of records, and around each snapshot, by any thread.
-        stall_timeout_s: seconds without anything from the brokers until it is an error.
+        stall_timeout_s: if the brokers send nothing for this many seconds, it is an error.
 
     Raises:
         StateDamaged: a shard can't be brought to its committed epoch.
@@ -181,7 +181,7 @@ def restore_shards(
     """
     if not requests:
         return
-    if admin is None:  # a client's truth is the length of its queue
+    if admin is None:  # the truth value of a client is the length of its queue
         admin = make_admin(settings)
     restore = _Restore(directory, snapshots, settings, stop, admin, consumer, progress, stall_timeout_s)
     try:
@@ -196,15 +196,15 @@ def changelog_consumer(settings: Settings) -> Consumer:
     Raises:
         SettingsError: librdkafka rejects a setting.
     """
-    # Also in at-least-once mode: the job may have run exactly-once before, and aborted.
+    # This also applies in at-least-once mode: the job may have run exactly-once before, and aborted.
     return make_consumer(settings, "read-committed", **_CONSUMER)
 
 
 class _Shard:
-    """A shard under way: its base is in place, its changelog is being read.
+    """A shard that is being restored: its base is in place, and its changelog is being read.
 
-    In exactly-once mode, reading begins with the last record that the base contains, to check that it is
-    there, and goes to the changelog's end, to check that nothing else is.
+    In exactly-once mode, reading begins with the last record that the base contains, to check that it exists,
+    and goes to the changelog's end, to check that there are no others.
     """
 
     def __init__(
@@ -233,20 +233,20 @@ class _Shard:
         behind_base = plan.meta.changelog_offset
         self.offset, self.read_to = behind_base, plan.read_to
         self._base_record = -1
-        """The offset of the base's last record, until it was seen."""
+        """The offset of the base's last record. Reset once that record was seen."""
         self._base_is_there = True
         self._beyond: list[int] = []
         """The epochs of deltas beyond the committed one."""
         self._source_offset = UNKNOWN_SOURCE_OFFSET
         self._further_offsets: Mapping[str, int] = {}
-        """The offsets of the inputs in the last delta that was seen."""
+        """The inputs' offsets in the last delta that was seen."""
         if self._exactly_once and request.committed is not None:
             self.read_to = changelog_end
-            # What a snapshot made superfluous may have been cut off.
+            # Records that a snapshot made superfluous may have been deleted.
             if plan.meta.state_epoch > 0 and changelog_begin < behind_base <= changelog_end:
                 self._base_record = self.offset = behind_base - 1
             elif changelog_end <= behind_base + 1:
-                self.read_to = self.offset  # there is room for nothing but the mark of a commit
+                self.read_to = self.offset  # there is only room for the mark of a commit
 
     def feed(self, offset: int, record: bytes | None) -> None:
         """Take the next record of the changelog."""
@@ -265,7 +265,7 @@ class _Shard:
             self._beyond.append(delta.epoch)
         self._source_offset, self._further_offsets = delta.source_offset, delta.further_offsets
         if self._beyond and self._policy != "delta":
-            return  # it is not applied
+            return  # the delta is not applied
         self._changes.update(delta.changes)
         self._changes_bytes += len(record or b"")
         self._meta = self._meta._replace(state_epoch=self._reader.state_epoch, changelog_offset=offset + 1)
@@ -291,7 +291,7 @@ class _Shard:
         )
 
     def _miss_base(self) -> None:
-        """The next record is after the base's last record. If that wasn't seen, it isn't visible."""
+        """The next record is after the base's last record. If that one wasn't seen, it isn't visible."""
         if self._base_record >= 0:
             self._base_record, self._base_is_there = -1, False
 
@@ -309,7 +309,7 @@ class _Shard:
         """Check that the state is the committed one, or the one that the user has chosen, and write it.
 
         Raises:
-            TornTransaction: the user has to choose.
+            TornTransaction: the user has to choose how the shard continues.
             StateDamaged: the state isn't that of the committed epoch.
         """
         chosen = None if torn is None else go_on(torn, self._policy)
@@ -400,7 +400,8 @@ class _Restore:
         self._consumer = consumer
         self._consumer_is_ours = consumer is None
         self._reading: dict[tuple[str, int], _Shard] = {}
-        # What turned out not to lead to the committed epoch, by shard: epochs of bases, with the error.
+        # What turned out not to lead to the committed epoch, by shard: the epochs of bases, each with the
+        # error.
         self._failed: dict[ShardId, dict[tuple[Base, int], StateDamaged]] = {}
         self._done = self._total = self._records = self._bytes = self._offsets_total = 0
         self._offsets_passed = 0
@@ -455,7 +456,7 @@ class _Restore:
     def _put_bases(
         self, requests: Sequence[tuple[RestoreRequest, int, int]]
     ) -> Iterator[tuple[RestoreRequest, _Shard]]:
-        """Several in parallel: copying files means waiting for disks and networks."""
+        """Several are put in parallel, because copying files means waiting for disks and networks."""
         if len(requests) == 1:
             yield requests[0][0], self._put_base(*requests[0])
             return
@@ -468,7 +469,7 @@ class _Restore:
             pool.shutdown(wait=True, cancel_futures=True)
 
     def _put_base(self, request: RestoreRequest, begin: int, end: int) -> _Shard:
-        """Plan, and make the base the shard's store. A base that turns out to be damaged is skipped."""
+        """Plan, and turn the base into the shard's store. A damaged base is skipped."""
         shard = request.shard
         while True:
             meta = local_meta(self._directory, shard)
@@ -497,8 +498,8 @@ class _Restore:
 
     @contextlib.contextmanager
     def _counted(self, snapshot: Manifest | None) -> Generator[Callable[[int], None]]:
-        """Count a snapshot's bytes, first as pending and then as copied. Returns a function to call for
-        each piece.
+        """Count a snapshot's bytes, first as pending and then as copied. Returns a function to call with the
+        size of each piece.
         """
         size_bytes = 0 if snapshot is None else snapshot.size_bytes
         counted_bytes = 0
@@ -518,7 +519,7 @@ class _Restore:
             yield move
             move(size_bytes - counted_bytes)
         except BaseException:
-            move(-counted_bytes)  # it has to be copied anew, or something else has
+            move(-counted_bytes)  # it has to be copied again, or another base has
             with self._counting:
                 self._snapshot_bytes_left -= size_bytes
             raise
@@ -530,7 +531,7 @@ class _Restore:
         while not messages:
             if self._stop.is_set():
                 return
-            # consume() alone would wait for so many records, or for all of the time.
+            # consume() alone would wait for that many records, or for the whole time.
             first = self._reader().poll(_POLL_S)
             if first is not None:
                 messages = [first, *self._reader().consume(_POLL_RECORDS, 0)]
@@ -542,7 +543,7 @@ class _Restore:
             shard = reading.get(at)
             if shard is None:
                 self._check_error(message.error())
-            elif self._reading.get(at) is shard:  # else it is done, or has begun anew from another offset
+            elif self._reading.get(at) is shard:  # otherwise it is done, or has started again from another offset
                 yield from self._take(shard, message)
         self._tell_progress()
 
@@ -561,7 +562,7 @@ class _Restore:
                 raise StateDamaged(f"the changelog of {shard.request.shard} has no offset {shard.offset}")
             else:
                 self._check_error(error)
-                # Behind the last record stands the mark of its commit, which isn't given to us.
+                # The mark of the commit comes after the last record, and isn't returned to us.
                 ended = error.code() == _PARTITION_EOF and offset >= shard.read_to
             if ended:
                 yield from self._finish(shard)
@@ -589,12 +590,12 @@ class _Restore:
         yield restored
 
     def _another_base_fits(self, request: RestoreRequest, torn: TornShard) -> bool:
-        """Whether another base, and not this one, is the one that the user wants to continue with."""
+        """Whether another base is the one that the user wants to continue with, and not this one."""
         if torn.tear is not Tear.OFFSET_WITHOUT_DELTA:
             return False
-        if self._settings.torn_transaction == "delta":  # it holds what is of no delta that is there
+        if self._settings.torn_transaction == "delta":  # the base holds changes of no existing delta
             return torn.has_state
-        if self._settings.torn_transaction == "offsets" and not torn.has_state:  # a snapshot may hold it
+        if self._settings.torn_transaction == "offsets" and not torn.has_state:  # a snapshot may hold those changes
             failed = self._failed.get(request.shard, {})
             return (Base.SNAPSHOT, request.target_epoch) not in failed and any(
                 manifest.state_epoch == request.target_epoch
@@ -604,7 +605,7 @@ class _Restore:
         return False
 
     def _begin_anew(self, shard: _Shard, damage: StateDamaged) -> Iterator[ShardRestored | ShardStopped]:
-        """The base doesn't lead to the committed epoch: try the next one, if there is one.
+        """The base doesn't lead to the committed epoch. Try the next one, if there is one.
 
         Files of an earlier run of the job may seem to fit until the first delta is read.
         """
@@ -618,7 +619,7 @@ class _Restore:
         try:
             yield from self._begin([shard.request])
         except StateDamaged as error:
-            # What was wrong first tells more than that nothing else was left.
+            # The first error says more than that no other base was left.
             raise damage from error
 
     def _stop_reading(self, shard: _Shard) -> None:
@@ -666,7 +667,7 @@ class _Restore:
 
 
 def local_store(directory: StoreDirectory, shard: ShardId) -> RocksStore | None:
-    """The store of `shard`, empty if there is none. None if its files can't be used."""
+    """The store of `shard`, empty if it has none. None if its files can't be used."""
     try:
         return directory.open(shard)
     except StateDamaged:
@@ -674,7 +675,9 @@ def local_store(directory: StoreDirectory, shard: ShardId) -> RocksStore | None:
 
 
 def local_meta(directory: StoreDirectory, shard: ShardId) -> StoreMeta | None:
-    """The position of the local files of `shard`. No epoch if there are none, None if they can't be used."""
+    """The position of the local files of `shard`. It has no epoch if there are no files. None if they can't
+    be used.
+    """
     if not directory.has_files(shard):
         return StoreMeta()
     store = local_store(directory, shard)
@@ -688,8 +691,8 @@ def place_base(
     snapshots: SnapshotStore,
     copied: Callable[[int], None] = lambda _copied_bytes: None,
 ) -> RocksStore:
-    """Make the plan's base the store of `shard`. `copied` is called for each piece of a snapshot, with its
-    bytes.
+    """Turn the plan's base into the store of `shard`. `copied` is called with the size of each piece of a
+    snapshot, in bytes.
 
     Raises:
         StateDamaged: the base is damaged.
@@ -715,7 +718,7 @@ def topic_ids(admin: AdminClient, topics: Sequence[str]) -> dict[str, str]:
     """The id of each topic. A topic that is deleted and created again has another id."""
     if not topics:
         return {}
-    client: Any = admin  # its own types leave the futures' results open
+    client: Any = admin  # the client's own types don't say what the futures return
 
     def ask() -> dict[str, str]:
         futures = client.describe_topics(TopicCollection(list(topics)), request_timeout=ATTEMPT_TIMEOUT_S)

@@ -1,8 +1,8 @@
-"""What a shard's state is restored from: the decision.
+"""Decides what a shard's state is restored from.
 
 Responsible for: choosing the base (local files, a snapshot, or nothing) from which the changelog leads to the
-committed epoch, or saying why there is none. Keeps invariant 1 (Kafka is the only source of truth): the
-target is what Kafka committed, and everything else is a cache that is used only if it fits. Pure.
+committed epoch, or saying why there is none. Invariant 1 (Kafka is the only source of truth): the target is
+what Kafka committed; everything else is a cache, and is used only if it fits. Pure.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class RestoreRequest:
     """A shard to restore.
 
     Attributes:
-        changelog: the topic of its deltas. The partition is the shard's.
+        changelog: the topic of its deltas. The partition has the shard's number.
         committed: the committed position. None if the group has no offset for the shard.
         changelog_id: the topic's id, "" if unknown; `restore_shards` finds it out.
         further_topics: the topics of the shard's inputs after the first.
@@ -55,11 +55,11 @@ class RestorePlan:
     """How a shard gets to its committed epoch.
 
     Attributes:
-        base: what to start from. Anything but LOCAL replaces the local files.
-        snapshot: which one, if the base is a snapshot.
+        base: what to start from. Every base except LOCAL replaces the local files.
+        snapshot: the snapshot, if the base is one.
         meta: the position of the base.
-        read_to: the changelog is read from `meta.changelog_offset` to here. It isn't read if the base is
-            already there.
+        read_to: the changelog is read from `meta.changelog_offset` up to this offset. It isn't read if the
+            base is already there.
         reasons: why better bases were rejected.
     """
 
@@ -71,16 +71,15 @@ class RestorePlan:
 
     @property
     def offsets_to_read(self) -> int:
-        """How far the changelog has to be read."""
+        """How many offsets of the changelog have to be read."""
         return max(0, self.read_to - self.meta.changelog_offset)
 
 
 def stands_exactly(request: RestoreRequest, local: StoreMeta) -> bool:
-    """Whether the local files are exactly what the shard needs, so that neither changelog nor snapshots
-    matter.
+    """Whether the local files have exactly the state that the shard needs, so that neither changelog nor
+    snapshots matter.
 
-    In at-least-once mode that can't be known without the changelog, because deltas are written before
-    offsets.
+    In at-least-once mode only the changelog shows that, because deltas are written before offsets.
     """
     return (
         request.committed is not None
@@ -101,7 +100,7 @@ def plan_restore(
     """How to restore a shard.
 
     Local files take precedence if the changelog has everything after them, even if a snapshot is newer. The
-    changelog is truncated behind the older snapshot, so the replay never exceeds two snapshot intervals.
+    changelog is truncated up to the older snapshot, so a replay never exceeds two snapshot intervals.
 
     Args:
         request: the shard and what Kafka committed for it.
@@ -112,7 +111,7 @@ def plan_restore(
         exactly_once: if False, state may be ahead of the committed epoch.
 
     Raises:
-        StateDamaged: there is no way to the committed epoch.
+        StateDamaged: no base leads to the committed epoch.
     """
     if exactly_once and request.committed is None and changelog_begin > 0:
         raise uncommitted_state(request, f"records before offset {changelog_begin}")
@@ -154,10 +153,10 @@ def plan_standby(
     changelog_begin: int,
     changelog_end: int,
 ) -> RestorePlan | None:
-    """What a warm copy of a shard starts from. From there it follows the changelog for as long as it is
+    """What a warm copy of a shard starts from. From there the copy follows the changelog as long as it is
     wanted.
 
-    There is no target epoch: a read_committed reader gets only what is committed.
+    There is no target epoch: a read_committed consumer gets only what is committed.
 
     Args:
         as for `plan_restore`.
@@ -184,7 +183,7 @@ def plan_standby(
 
 
 def uncommitted_state(request: RestoreRequest, found: str) -> StateDamaged:
-    """The error for a changelog with state of a shard that has no committed offset."""
+    """The error for a changelog that has state of a shard without a committed offset."""
     return StateDamaged(
         f"the group has no committed offset for {request.shard}, but the changelog {request.changelog} has "
         f"state of it ({found}): the offset expired or was deleted",
@@ -201,7 +200,7 @@ def _why_unusable(
     if exactly_once and meta.state_epoch > request.target_epoch:
         return f"is ahead of the committed epoch {request.target_epoch}"
     if exactly_once and request.committed is not None and meta.state_epoch == request.target_epoch:
-        return None  # nothing of the changelog is needed
+        return None  # no part of the changelog is needed
     if meta.changelog_offset < begin:
         return f"needs the changelog from offset {meta.changelog_offset}, which begins at {begin}"
     if meta.changelog_offset > end:

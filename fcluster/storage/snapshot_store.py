@@ -1,11 +1,11 @@
 """Where snapshots are kept: files named after their content's hash, and manifests that list them.
 
-Responsible for: the store that a URL names, as a place for bytes; `worker.snapshots` knows their meaning.
-Rules: a file or manifest exists completely or not at all; no link is followed; no unchecked name becomes a
+Responsible for: the store that a URL names, as a place for bytes; `snapshots` knows their meaning. Rules: a
+file or manifest exists completely or not at all; no link is followed; no unchecked name becomes part of a
 path. Coordinator and workers compare its `identity`.
 
 Layout of the directory: ``<root>/STORE-ID`` and ``<root>/<job>/<stage>/<partition>/{files,manifests}``.
-Threads: any, and several processes may use the same store.
+Threads: any thread may call it, and several processes may use the same store.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _IDENTITY = re.compile(rb"[0-9a-f]{32}\n?")
 OBJECT_STORE_SCHEMES = frozenset({"s3", "gs", "az"})
 
 
-class SnapshotStoreUnavailable(FclusterError):  # noqa: N818  named as the other errors that users see
+class SnapshotStoreUnavailable(FclusterError):  # noqa: N818  named like the other errors that users see
     """The store can't be reached or rejects us. This says nothing about its contents, and may be
     temporary.
     """
@@ -56,12 +56,12 @@ class SnapshotStore(Protocol):
     """
 
     def identity(self) -> str:
-        """A text that only this store has. Workers compare it to prove that they see the same store."""
+        """A text that is unique to this store. Workers compare it to prove that they see the same store."""
         ...
 
     def file_size(self, shard: ShardId, file_hash: str) -> int | None:
-        """Size of an existing file in bytes; None if it doesn't exist. Keeps the file from being pruned
-        for a while.
+        """The size of a file in bytes. None if it doesn't exist. Keeps the file from being pruned for a
+        while.
         """
         ...
 
@@ -74,12 +74,14 @@ class SnapshotStore(Protocol):
         ...
 
     def note_verified(self, shard: ShardId, file_hash: str) -> None:
-        """What `open_file` last returned for that file was read to its end, and matches its hash."""
+        """The content that `open_file` last returned for that file was read to its end, and matches its
+        hash.
+        """
         ...
 
     def is_verified(self, shard: ShardId, file_hash: str, size_bytes: int) -> bool:
-        """Whether this process has noted that, and the store says that the content is still the same: then it
-        needn't be read again. Always false for a store that can't tell.
+        """Whether this process has noted that the file is verified, and the store says that its content
+        hasn't changed. Then it needn't be read again. Always false if the store can't tell.
         """
         ...
 
@@ -112,7 +114,7 @@ def open_snapshot_store(url: str, job: str) -> SnapshotStore:
     Args:
         url: a directory is created if missing. ``s3://bucket/prefix``, ``gs://...`` and ``az://...`` take
             credentials from the usual environment variables.
-        job: whose snapshots.
+        job: the job that owns the snapshots.
 
     Raises:
         SettingsError: the URL's scheme isn't supported, or the directory or bucket can't be used.
@@ -120,7 +122,7 @@ def open_snapshot_store(url: str, job: str) -> SnapshotStore:
     """
     scheme, separator, rest = url.partition("://")
     if separator and scheme in OBJECT_STORE_SCHEMES:
-        # Loaded only where it is needed: it takes memory and time in each worker.
+        # Imported only where it is needed, because it takes memory and time in each worker.
         from fcluster.storage.object_snapshot_store import open_object_snapshot_store
 
         return open_object_snapshot_store(url, job)
@@ -144,12 +146,12 @@ def store_identity(url: str, job: str) -> str:
 class DirectorySnapshotStore:
     """A snapshot store in a local or shared directory.
 
-    Other users may write there too, and change it at any moment. So each step uses the descriptors of
-    directories that were opened without following a link.
+    Other users may write there too, and change it at any moment. So each step uses descriptors of directories
+    that were opened without following a link.
 
     Args:
         root: created if missing. It may be a link; nothing inside may be.
-        job: its name becomes that of a directory.
+        job: its name becomes the name of a directory.
 
     Raises:
         SettingsError: the directory can't be used.
@@ -191,7 +193,9 @@ class DirectorySnapshotStore:
         return self._open(shard, "files", checked_hash(file_hash))
 
     def note_verified(self, shard: ShardId, file_hash: str) -> None:
-        """No effect: a disk may corrupt data without changing size and time, and reading it costs little."""
+        """No effect: a disk may corrupt data without changing size and time, and reading the file again costs
+        little.
+        """
 
     def is_verified(self, shard: ShardId, file_hash: str, size_bytes: int) -> bool:  # noqa: ARG002
         return False
@@ -232,15 +236,15 @@ class DirectorySnapshotStore:
                     try:
                         age_s = now_s - entry.stat(follow_symlinks=False).st_mtime
                     except FileNotFoundError:
-                        continue  # another process prunes the same shard
+                        continue  # another process is pruning the same shard
                     if age_s >= older_than_s:
                         deleted += remove_plain(folder, entry.name)
         return deleted
 
     @contextmanager
     def _told(self, doing: str) -> Generator[None]:
-        """An error of the disk or share (an I/O error, a server that is down, permissions) says nothing
-        about the contents.
+        """An error of the disk or share (an I/O error, a server that is down, permissions) says nothing about
+        the contents.
         """
         try:
             yield
@@ -278,7 +282,7 @@ class DirectorySnapshotStore:
             os.stat(IDENTITY_NAME, dir_fd=directory, follow_symlinks=False)
         except FileNotFoundError:
             write_whole(directory, temporary, uuid.uuid4().hex.encode() + b"\n")
-            try:  # unlike a rename it fails if another process was faster
+            try:  # unlike a rename, this fails if another process was faster
                 os.link(temporary, IDENTITY_NAME, src_dir_fd=directory, dst_dir_fd=directory)
             except FileExistsError:
                 pass
@@ -300,7 +304,7 @@ def checked_identity(content: bytes, where: str) -> str:
 
 
 def bad_identity(where: str) -> SettingsError:
-    """The error for a bad identity. It doesn't quote what was found."""
+    """The error for a bad identity. The message doesn't quote what was found."""
     return SettingsError(
         f"snapshots: {IDENTITY_NAME} in {where} was not written by fcluster",
         remedy="Find out which other program writes to the store, or use another store, which may be empty.",

@@ -1,13 +1,14 @@
 """Full copies of a shard's RocksDB in the snapshot store.
 
 Responsible for: taking, verifying, listing, restoring and pruning snapshots. Rules: a snapshot exists only
-when all of it is there (files first, each named after its content's hash; the manifest last, in one step); no
-file in the store is trusted without its hash; the newest two snapshots are kept. So an interrupted snapshot
-leaves only some unreferenced files, which a later `prune` removes.
+when it is complete (first the files, each named after its content's hash; then the manifest, in one step); no
+file in the store is trusted unless its hash matches; the newest two snapshots are kept. So an interrupted
+snapshot leaves only some unreferenced files, which a later `prune` removes.
 
-Must not decide when to take one, nor truncate the changelog: `truncation_offset` only says what is safe.
+Must not decide when to take a snapshot, and must not truncate the changelog: `truncation_offset` only says
+what is safe.
 
-Threads: any. Hashing and copying release the interpreter lock.
+Threads: any thread may call it. Hashing and copying release the interpreter lock.
 """
 
 from __future__ import annotations
@@ -55,12 +56,12 @@ __all__ = [
 SNAPSHOTS_KEPT = 2
 UNREFERENCED_GRACE_S = 3600.0
 _decode_manifest = msgspec.json.Decoder(Manifest).decode
-"""Younger files are never pruned: they may belong to a snapshot whose manifest isn't written yet."""
+"""Younger files are never pruned: they may belong to a snapshot whose manifest hasn't been written yet."""
 
 
 @dataclass(frozen=True, slots=True)
 class SnapshotTaken:
-    """`manifest` is in the store and verified, with the amount that had to be uploaded."""
+    """`manifest` is in the store and verified. The other fields say how much had to be uploaded."""
 
     manifest: Manifest
     uploaded_files: int
@@ -85,8 +86,9 @@ def take_snapshot(
     """Copy the state of `store` to the snapshot store, verify it there, and prune.
 
     Args:
-        store: stays open and in use. Everything applied to it by now is in the snapshot.
-        created_ms: on the wall clock, for the manifest. Default: now.
+        store: the store to copy. It stays open and in use. Everything applied to it so far is in the
+            snapshot.
+        created_ms: the wall-clock time for the manifest. Default: now.
 
     Raises:
         FclusterError: the store or the snapshot store can't be read or written.
@@ -119,7 +121,7 @@ def _upload(
             uploaded.append(file)
         files.append(file)
     manifest = Manifest(MANIFEST_FORMAT, shard.stage, shard.partition, *meta, created_ms, files)
-    # Existing files may have been damaged since; the local copy can replace them.
+    # Existing files may have been damaged since they were written. The local copy can replace them.
     damaged = [file for file in files if _problem_with(snapshots, shard, file) is not None]
     for file in damaged:
         snapshots.put_file(shard, file.hash, folder / file.name)
@@ -192,7 +194,7 @@ def latest_valid(
 def truncation_offset(snapshots: SnapshotStore, shard: ShardId, changelog_id: str = "") -> int | None:
     """The offset below which the shard's changelog may be deleted. None if nothing may be deleted.
 
-    That is the position of the older of the newest two snapshots, after both were verified.
+    That is the position of the older one of the newest two snapshots, after both were verified.
 
     Args:
         changelog_id: the topic's id. Snapshots of another changelog don't count.
@@ -219,8 +221,8 @@ def prune(
     Args:
         meta: the position of the caller's copy of the shard. Snapshots of another changelog are left over
             from an earlier run of the job, and are deleted first. Snapshots of a later epoch are kept: the
-            caller may have lost the shard while it was uploading, and the changelog is truncated behind its
-            successor's snapshots.
+            caller may have lost the shard while it was uploading, and its successor truncates the changelog
+            according to its own snapshots.
         grace_s: unreferenced files are kept for this long.
     """
     kept: list[Manifest] = []
@@ -251,7 +253,7 @@ def restore_snapshot(
     The copy is verified before the old store is removed, and becomes the store in one step.
 
     Args:
-        copied: called with the bytes of each copied piece.
+        copied: called with the size of each copied piece, in bytes.
 
     Raises:
         StateDamaged: the snapshot is damaged, or doesn't open at its epoch.
@@ -287,7 +289,7 @@ def restore_snapshot(
 
 
 def _usable_at(snapshots: SnapshotStore, shard: ShardId, meta: StoreMeta) -> Manifest | None:
-    """An intact snapshot of exactly this state: nothing has changed since it was taken."""
+    """An intact snapshot of exactly this state, if there is one: nothing has changed since it was taken."""
     for manifest in usable_manifests(snapshots, shard):
         if manifest.meta == meta:
             try:
@@ -371,7 +373,7 @@ def _download(
 
 
 def _read(source: IO[bytes], file: SnapshotFile) -> bytes:
-    """The next bytes. Read errors of the snapshot store are told apart from write errors here."""
+    """The next bytes. This distinguishes read errors of the snapshot store from write errors."""
     try:
         return source.read(COPY_BYTES)
     except OSError as error:
@@ -379,7 +381,7 @@ def _read(source: IO[bytes], file: SnapshotFile) -> bytes:
 
 
 def _measure(content: IO[bytes], size_bytes_max: int | None = None) -> tuple[int, str]:
-    """Size and hash. For a file longer than `size_bytes_max`: some size beyond it, and a meaningless hash."""
+    """Size and hash. If the file is longer than `size_bytes_max`: some larger size and a meaningless hash."""
     digest, size_bytes = content_hash(), 0
     while (size_bytes_max is None or size_bytes <= size_bytes_max) and (chunk := content.read(COPY_BYTES)):
         digest.update(chunk)

@@ -1,18 +1,18 @@
 """Committed state on disk: one RocksDB for each shard, under one directory for each worker.
 
 Responsible for: opening, reading, writing, checkpointing and removing the RocksDB of a shard, and the memory
-that all of a process share. Keeps invariant 3 from below: values and `StoreMeta` change in one batch, so a
-store always stands at exactly one epoch, also after a crash (the write-ahead log is off: what wasn't
-flushed is gone whole, and the changelog has it). Must not know Kafka, nor decide what is to be restored.
+that all of a process share. It supports invariant 3: values and `StoreMeta` change in one batch, so a store
+is always at exactly one epoch, even after a crash. (The write-ahead log is off: changes that weren't flushed
+are lost as a whole, and the changelog has them.) Must not know Kafka, and must not decide what to restore.
 
-Layout: ``<root>/LOCK``, ``<root>/<stage>/<partition>/db``; what else stands beside ``db`` is temporary and
-removed when the directory or the shard is opened next, but for ``unsynced``: files that were adopted are
-synced in the background, and until that is done it says in which boot of the host they were written. After
-another boot they can't be trusted, and the shard has no store. See
+Layout: ``<root>/LOCK``, ``<root>/<stage>/<partition>/db``. Other entries next to ``db`` are temporary, and
+are removed when the directory or the shard is next opened, except for ``unsynced``: adopted files are synced
+in the background, and until that is done this file says in which boot of the host they were written. After
+another boot they can't be trusted, and the shard counts as having no store. See
 docs/decisions/0010-rocksdb-through-rocksdict.md and 0072-restore-at-the-speed-of-copying.md.
 
-Threads: any; `apply` must not be called by two at a time for one store. RocksDB's reads and writes hold the
-interpreter's lock, `flush` doesn't.
+Threads: any thread may call it, but two must not call `apply` of one store at the same time. RocksDB's reads
+and writes hold the interpreter's lock, but `flush` doesn't.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ META_KEY = b"\x00"
 """Shorter than any key of state, which begins with a prefix of `STORE_PREFIX_BYTES`."""
 
 CACHE_BYTES = 16 * 1024 * 1024
-"""Of a process, for blocks and write buffers of all its stores together."""
+"""The memory of a process for blocks and write buffers of all its stores together."""
 WRITE_BUFFERS_BYTES = 12 * 1024 * 1024
 _WRITE_BUFFER_BYTES = 8 * 1024 * 1024
 _LOG_BYTES = 1024 * 1024
@@ -74,23 +74,26 @@ class StateDirectoryFullError(FclusterError):
 
 
 class StateDirectoryFailedError(FclusterError):
-    """The disk below the state directory can't be written, whatever is on it."""
+    """The disk below the state directory can't be written, for a reason that doesn't depend on its
+    contents.
+    """
 
     kind = FailureKind.HOST
 
 
 DISK_TROUBLE = (StateDirectoryFullError, StateDirectoryFailedError)
-"""What no other base for a restore would mend."""
+"""Errors that no other base for a restore would fix."""
 LOCAL_TROUBLE = (*DISK_TROUBLE, StateDamaged)
-"""What reading and writing a store raises when the disk below it is full or fails: this worker's own trouble.
-Elsewhere its shards can go on, since all that is committed is in Kafka."""
+"""What reading and writing a store raises when the disk below it is full or fails. That is a problem of this
+worker alone: elsewhere its shards can continue, since everything that is committed is in Kafka.
+"""
 
 _DISK_FAILS = tuple(os.strerror(number) for number in (errno.EIO, errno.EROFS, errno.EFBIG))
-"""How RocksDB words it. A file that is missing is an I/O error to it as well, and damage to us."""
+"""How RocksDB describes it. It also reports a missing file as an I/O error, but for us that is damage."""
 
 
 class _MetaRecord(msgspec.Struct, frozen=True):
-    """`StoreMeta` as it stands in the store."""
+    """`StoreMeta` as it is written in the store."""
 
     format: int
     state_epoch: int
@@ -103,54 +106,55 @@ _decode_meta = msgspec.json.Decoder(_MetaRecord).decode
 
 
 class RocksStore:
-    """The RocksDB of one shard. Made by `StoreDirectory.open`."""
+    """The RocksDB of one shard. Created by `StoreDirectory.open`."""
 
     def __init__(self, path: Path, options: Options) -> None:
         self.path = path
-        # Options must be given for the column family too: those of an existing one would else be loaded
-        # from its files, without the shared cache and its limits.
+        # Options must be given for the column family too. Otherwise an existing store would load them from
+        # its files, without the shared cache and its limits.
         self._db = Rdict(str(path), options, column_families={"default": options})
         self._without_log = WriteOptions()
-        # An attribute, though rocksdict's type stub has it as a method.
+        # An attribute, although rocksdict's type stub declares a method.
         setattr(self._without_log, "disable_wal", True)  # noqa: B010
-        # Held to write and to make a checkpoint: a checkpoint then has the values and epoch of `_meta`.
+        # Held while writing and while creating a checkpoint, so that values and epoch of a checkpoint belong
+        # together.
         self._writing = threading.Lock()
-        # Held while RocksDB works without the interpreter's lock: closing meanwhile would be an error.
+        # Held while RocksDB works without the interpreter's lock. Closing it then would be an error.
         self._in_use = threading.Lock()
         self._closed = False
         self._meta = self._read_meta()
 
     def meta(self) -> StoreMeta:
-        """The epoch at which the store stands."""
+        """The position of the store."""
         return self._meta
 
     def get(self, key: bytes) -> bytes | None:
-        """The value of `key`, None if it has none. Raises StateDamaged if RocksDB can't read it."""
+        """The value of `key`, None if there is none. Raises StateDamaged if RocksDB can't read it."""
         try:
             return self._db.get(key)
-        except Exception as error:  # noqa: BLE001  rocksdict raises nothing narrower
+        except Exception as error:  # noqa: BLE001  rocksdict raises nothing more specific
             self._raise(error)
 
     def get_many(self, keys: list[bytes]) -> list[bytes | None]:
-        """The values of `keys`, in their order; the interpreter runs on meanwhile."""
+        """The values of `keys`, in their order. Releases the interpreter's lock meanwhile."""
         if not keys:
             return []
         try:
             values: Any = self._db.get(cast("list[Any]", keys))
-        except Exception as error:  # noqa: BLE001  rocksdict raises nothing narrower
+        except Exception as error:  # noqa: BLE001  rocksdict raises nothing more specific
             self._raise(error)
         return values
 
     def scan(self, start: bytes, stop: bytes, limit: int, *, reverse: bool) -> list[tuple[bytes, bytes]]:
-        """The entries from `start` up to `stop` (which isn't among them), in the order of their bytes or
-        backwards, `limit` at most.
+        """The entries from `start` up to but not including `stop`, in the order of their bytes or backwards,
+        at most `limit`.
 
         Raises:
             StateDamaged: RocksDB can't read them.
         """
         found: list[tuple[bytes, bytes]] = []
         try:
-            # rocksdict doesn't take bounds of iterators in raw bytes: keys are compared here.
+            # rocksdict doesn't accept raw bytes as bounds of iterators, so keys are compared here.
             iterator = self._db.iter()
             if reverse:
                 iterator.seek_for_prev(stop)
@@ -166,16 +170,16 @@ class RocksStore:
                 found.append((key, iterator.value()))
                 step()
             iterator.status()
-        except Exception as error:  # noqa: BLE001  rocksdict raises nothing narrower
+        except Exception as error:  # noqa: BLE001  rocksdict raises nothing more specific
             self._raise(error)
         return found
 
     def apply(self, changes: Mapping[bytes, bytes], meta: StoreMeta) -> None:
-        """Write `changes` (an empty value deletes) and `meta`, all or nothing.
+        """Write `changes` (an empty value deletes) and `meta` atomically.
 
         Raises:
             StateDirectoryFullError, StateDirectoryFailedError: nothing was written.
-            StateDamaged: RocksDB can't go on.
+            StateDamaged: RocksDB can't continue.
         """
         batch = WriteBatch(raw_mode=True)
         put, delete = batch.put, batch.delete
@@ -188,36 +192,37 @@ class RocksStore:
         with self._writing:
             try:
                 self._db.write(batch, self._without_log)
-            except Exception as error:  # noqa: BLE001  rocksdict raises nothing narrower
+            except Exception as error:  # noqa: BLE001  rocksdict raises nothing more specific
                 self._raise(error)
             self._meta = meta
 
     def checkpoint(self, path: Path) -> StoreMeta:
-        """Make `path`, which must not exist, a copy of the store (hard links); the epoch of the copy."""
+        """Copy the store to `path`, which must not exist, by hard links. Returns the position of the copy."""
         with self._in_use:
             try:
-                # Without the interpreter's lock, unlike the checkpoint, which then has little left to write.
+                # This runs without the interpreter's lock, unlike the checkpoint, which then has little left
+                # to write.
                 self._db.flush()
                 with self._writing:
                     Checkpoint(self._db).create_checkpoint(str(path))
                     return self._meta
-            except Exception as error:  # noqa: BLE001  rocksdict raises nothing narrower
+            except Exception as error:  # noqa: BLE001  rocksdict raises nothing more specific
                 self._raise(error)
 
     def items(self) -> list[tuple[bytes, bytes]]:
-        """All entries but the meta, for checks and tests."""
+        """All entries except the meta, for checks and tests."""
         pairs: Any = self._db.items()
         return [(key, value) for key, value in pairs if key != META_KEY]
 
     def close(self) -> None:
-        """Write out what is in memory and close. May be called twice."""
+        """Write what is in memory, and close. May be called twice."""
         with self._in_use, self._writing:
             if self._closed:
                 return
             self._closed = True
             try:
                 self._db.close()
-            except Exception as error:  # noqa: BLE001  rocksdict raises nothing narrower
+            except Exception as error:  # noqa: BLE001  rocksdict raises nothing more specific
                 self._raise(error)
 
     def _read_meta(self) -> StoreMeta:
@@ -242,13 +247,13 @@ class RocksStore:
 
 
 class StoreDirectory:
-    """The state directory of one worker: its stores, and the memory they share.
+    """The state directory of one worker: its stores, and the memory that they share.
 
     Args:
-        root: made if missing; no other process may use it at the same time.
+        root: created if missing. No other process may use it at the same time.
 
     Raises:
-        DirectoryInUse: another process does.
+        DirectoryInUse: another process uses it.
     """
 
     def __init__(self, root: Path) -> None:
@@ -271,30 +276,30 @@ class StoreDirectory:
         except OSError as error:
             os.close(self._lock_file)
             raise _in_use(root) from error
-        # Also of shards that this worker may never get again: a worker that was killed amid a snapshot would
-        # leave its checkpoint, which keeps files on the disk that RocksDB has long deleted.
+        # Including shards that this worker may never get again. A worker that was killed during a snapshot
+        # leaves a checkpoint, which keeps files on the disk that RocksDB has long deleted.
         for path in root.glob("*/*"):
             remove_temporaries(path)
 
     def shard_path(self, shard: ShardId) -> Path:
-        """Where the files of `shard` are."""
+        """The path of the files of `shard`."""
         return self.root / checked_name(shard.stage) / str(int(shard.partition))
 
     def opened(self, shard: ShardId) -> RocksStore | None:
-        """The store of `shard` if it is open."""
+        """The store of `shard`, if it is open."""
         return self._stores.get(shard)
 
     def has_files(self, shard: ShardId) -> bool:
-        """Whether there is something to open; if not, `open` makes an empty store, which takes a while."""
+        """Whether there is a store to open. If not, `open` creates an empty one, which takes a while."""
         return shard in self._stores or (self.shard_path(shard) / "db" / "CURRENT").exists()
 
     def open(self, shard: ShardId) -> RocksStore:
-        """The store of `shard`, empty if there is none; the same one until it is closed.
+        """The store of `shard`, empty if it has none. Returns the same object until it is closed.
 
         Raises:
-            StateDamaged: RocksDB can't open it; `destroy` makes room for a new one.
-            DirectoryInUse, StateDirectoryFullError, IncompatibleState: as they say.
-            StateDirectoryFailedError: not even a new one can be made.
+            StateDamaged: RocksDB can't open it; `destroy` makes room for a new one. DirectoryInUse,
+            StateDirectoryFullError, IncompatibleState: see there.
+            StateDirectoryFailedError: not even a new store can be created.
         """
         with self._mutex:
             store = self._stores.get(shard)
@@ -311,7 +316,8 @@ class StoreDirectory:
                 except Exception as error:
                     explained = explain_trouble(error, path)
                     if isinstance(explained, StateDirectoryFailedError) and not is_new:
-                        # One bad file is enough for this. Whether it is the disk shows when it is replaced.
+                        # One bad file is enough to cause this. Whether the disk is the cause shows when the
+                        # file is replaced.
                         explained = _damaged(path, str(error))
                     raise explained from error
                 self._stores[shard] = store
@@ -321,7 +327,7 @@ class StoreDirectory:
         """Close and remove the store of `shard`, if there is one.
 
         Args:
-            keep: an entry beside the store that isn't removed with it.
+            keep: an entry next to the store that isn't removed with it.
 
         Raises:
             FclusterError: its directory can't be removed.
@@ -329,28 +335,29 @@ class StoreDirectory:
         try:
             self.close(shard)
         except FclusterError:
-            pass  # what it couldn't write is about to be removed
+            pass  # what couldn't be written is about to be removed
         path = self.shard_path(shard)
         with self._mutex:
             _remove_store(path)
         remove_temporaries(path, keep)
 
     def adopt(self, shard: ShardId, files: Path) -> None:
-        """Make the directory `files`, which stands beside the shard's `db`, its store in one step.
+        """Turn the directory `files`, which is next to the shard's `db`, into its store, atomically.
 
-        The shard must have no store (see `destroy`). The files need not be synced: that is done in the
+        The shard must have no store (see `destroy`). The files need not be synced: they are synced in the
         background.
 
         Raises:
-            FclusterError: it can't be moved there.
+            FclusterError: the directory can't be moved.
         """
         path = self.shard_path(shard)
         boot = boot_id()
         note = f"{boot} {uuid.uuid4().hex}".encode()
         try:
             with self._mutex:
-                # Not synced either, for that may wait for all that was copied: a file system's journal keeps
-                # the order of these two, and a note that lost its content is of no boot.
+                # The note isn't synced either, because that may wait for all copied data. A file system's
+                # journal keeps the order of these two operations, and a note that lost its content matches no
+                # boot.
                 (path / _UNSYNCED).write_bytes(note)
                 files.rename(path / "db")
         except OSError as error:
@@ -361,14 +368,14 @@ class StoreDirectory:
             self._sync(path, note)
 
     def close(self, shard: ShardId) -> None:
-        """Close the store of `shard`, if it is open; its files stay."""
+        """Close the store of `shard`, if it is open. Its files stay."""
         with self._mutex:
             store = self._stores.pop(shard, None)
         if store is not None:
             store.close()
 
     def close_all(self) -> None:
-        """Close all stores and let the directory go. May be called twice."""
+        """Close all stores and release the directory. May be called twice."""
         for shard in list(self._stores):
             self.close(shard)
         self._closing.set()
@@ -378,8 +385,9 @@ class StoreDirectory:
             self._lock_file = -1
 
     def _look_for_unsynced(self, path: Path) -> None:
-        """Files that were adopted in another boot may have holes
-        that RocksDB finds only when it reads there."""
+        """Files that were adopted in another boot may have holes, which RocksDB would find only when it reads
+        there.
+        """
         try:
             note = (path / _UNSYNCED).read_bytes()
         except FileNotFoundError:
@@ -395,15 +403,15 @@ class StoreDirectory:
         remove_temporaries(path)
 
     def _sync_later(self, path: Path, note: bytes) -> None:
-        """Once what may still be under way of the same restore doesn't have to share the disk with it."""
+        """Wait until other parts of the same restore no longer need the disk."""
         if not self._closing.wait(SYNC_DELAY_S):
             self._sync(path, note)
 
     def _sync(self, path: Path, note: bytes) -> None:
-        """Have adopted files on the disk, then remove the note, unless it is of other files by now."""
+        """Sync adopted files, then remove the note, unless it belongs to other files by then."""
         try:
             for entry in os.scandir(path / "db"):
-                # One that is gone was compacted; what RocksDB writes in its place it syncs itself.
+                # A file that is gone was compacted. RocksDB itself syncs what it writes instead.
                 with contextlib.suppress(FileNotFoundError):
                     sync(entry.path)
             sync(path / "db")
@@ -412,9 +420,9 @@ class StoreDirectory:
                     (path / _UNSYNCED).unlink()
                     sync(path)
         except FileNotFoundError:
-            pass  # the store was replaced meanwhile
+            pass  # the store was replaced in the meantime
         except OSError as error:
-            # Then they are restored again if the host goes down.
+            # Then they are restored again if the host crashes.
             _log.warning("can't sync %s: %s", path, error.strerror or error)
 
     def _options(self) -> Options:
@@ -441,7 +449,9 @@ class StoreDirectory:
 
 
 def remove_temporaries(shard_path: Path, keep: Path | None = None) -> None:
-    """Remove what an interrupted snapshot or restore left beside the RocksDB of a shard, but for `keep`."""
+    """Remove what an interrupted snapshot or restore left next to the RocksDB of a shard, except for
+    `keep`.
+    """
     if not shard_path.is_dir():
         return
     for entry in shard_path.iterdir():
@@ -453,9 +463,9 @@ def remove_temporaries(shard_path: Path, keep: Path | None = None) -> None:
 
 
 def _remove_store(shard_path: Path) -> None:
-    """Move the RocksDB of a shard, if it has one, to where `remove_temporaries` finds it."""
+    """Move the RocksDB of a shard, if it has one, to a place where `remove_temporaries` finds it."""
     try:
-        # All at once: half a RocksDB must never look like a whole one.
+        # In one step: half of a RocksDB must never look like a whole one.
         (shard_path / "db").rename(shard_path / f"removed-{uuid.uuid4().hex}")
     except FileNotFoundError:
         pass
@@ -465,7 +475,7 @@ def _remove_store(shard_path: Path) -> None:
 
 
 def explain_trouble(error: Exception, path: Path) -> FclusterError:
-    """What an error of the operating system or of RocksDB below `path` means."""
+    """The meaning of an error of the operating system or of RocksDB below `path`."""
     text = str(error)
     if "No space left" in text or (
         isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)

@@ -1,10 +1,11 @@
-"""Transactions that Kafka itself has torn: how a restore detects them, and what can be done.
+"""Transactions that Kafka itself has torn: how a restore detects them, and how a shard continues after
+one.
 
-Responsible for: telling from a shard's changelog and its committed offset whether Kafka has committed one of
-them and aborted the other, and where the shard continues if the user has chosen. A worker's transaction
-contains both, and Kafka promises to make them visible together or not at all. It has been seen to break that
-promise when several brokers died at once (docs/guarantee.md). Must not choose by itself which part is right,
-because it can't know. Pure.
+Responsible for: finding out, from a shard's changelog and its committed offset, whether Kafka has committed
+one of them and aborted the other; and where the shard continues after the user has chosen. A worker's
+transaction contains both, and Kafka promises to make them visible together or not at all. It has been seen to
+break that promise when several brokers died at once (docs/guarantee.md). Must not choose by itself which part
+is right, because it can't know. Pure.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ WHERE_TO_READ_MORE = "See docs/guarantee.md."
 
 
 class Tear(Enum):
-    """Which part of the transaction exists without the other."""
+    """Which part of the transaction exists without the other one."""
 
     DELTA_WITHOUT_OFFSET = "delta without offset"
     OFFSET_WITHOUT_DELTA = "offset without delta"
@@ -32,18 +33,18 @@ class Tear(Enum):
 
 @dataclass(frozen=True, slots=True)
 class TornShard:
-    """What a restore has found.
+    """The facts about a torn transaction that a restore has found.
 
     Attributes:
         committed: the group's committed offset.
         changelog: the topic of the shard's deltas.
-        delta_epoch: of the last visible delta. 0 if there is none, `UNKNOWN_EPOCH` if only the place where it
-            should be was checked.
+        delta_epoch: the epoch of the last visible delta. 0 if there is none, `UNKNOWN_EPOCH` if only the
+            place was checked where it should be.
         delta_source_offset: the source offset that this delta says its transaction committed,
-            `UNKNOWN_SOURCE_OFFSET` if it doesn't say or can't be read any more.
-        has_state: the state of the committed epoch is available although its delta isn't.
+            `UNKNOWN_SOURCE_OFFSET` if it doesn't say, or can no longer be read.
+        has_state: whether the state of the committed epoch is available although its delta isn't.
         further_topics: the topics of the shard's inputs after the first.
-        delta_further_offsets: what that delta says was committed for them.
+        delta_further_offsets: the offsets that this delta says were committed for them.
     """
 
     shard: ShardId
@@ -94,7 +95,7 @@ class TornShard:
         )
 
     def choices(self) -> str:
-        """What each choice means, and how to choose."""
+        """What each choice means, and how the user chooses."""
         known = self.delta_position
         offsets = f"at offset {_offsets(self.committed)}"
         delta = f"at offset {_offsets(known) if known is not None else self.delta_source_offset}"
@@ -136,9 +137,10 @@ class GoOn:
     """How a shard continues after a torn transaction.
 
     Attributes:
-        position: where it starts.
-        with_delta: the deltas beyond the committed epoch belong to the state.
-        rebase: the changelog doesn't lead to this state, so it has to start again after a snapshot of it.
+        position: the position from which it continues.
+        with_delta: whether the deltas after the committed epoch belong to the state.
+        rebase: whether the changelog doesn't lead to this state, so that it has to start again after a
+            snapshot of it.
         text: for the log.
     """
 

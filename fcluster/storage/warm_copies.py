@@ -4,10 +4,10 @@ read.
 Responsible for: one background thread with one consumer for all copies. It puts a base in place (local files,
 otherwise a snapshot), then applies committed deltas in batches, each checked as in a restore. Rule: one owner
 at a time. A copy's store belongs to this module until `take` returns, and from then on to the caller, still
-open. Must not take part in deciding whether a copy is right: the restore does that against the committed
-epoch. An error that another attempt may fix is never fatal here.
+open. Must not decide whether a copy is right: the restore checks it against the committed epoch. An error
+that another attempt may fix is never fatal here.
 
-Threads: `keep`, `take` and `close` are for one thread, the restoring one; `statuses` is for any.
+Threads: only the restoring thread calls `keep`, `take` and `close`. Any thread may call `statuses`.
 """
 
 from __future__ import annotations
@@ -57,9 +57,11 @@ class _Copy:
     """A warm copy, from its request to its end.
 
     Attributes:
-        store: None while there is none: its base isn't in place yet, or turned out to be useless.
-        opening: the thread is putting the base in place. No other thread may touch the shard's files.
-        position: up to where the changelog was read. `end` is the end when it was last checked, -1: unknown.
+        store: None if there is none: the base isn't in place yet, or turned out to be useless.
+        opening: whether the thread is putting the base in place. Then no other thread may touch the shard's
+            files.
+        position: the offset up to which the changelog was read. `end` is its end when it was last checked, -1
+            if unknown.
         failed: bases that didn't work.
     """
 
@@ -90,7 +92,7 @@ class _Copy:
         return StandbyStatus(self.shard, self.meta.state_epoch, lag)
 
     def begin(self, store: RocksStore, plan: RestorePlan, changelog_id: str) -> None:
-        """The base is in place; the changelog follows."""
+        """The base is in place; the changelog comes next."""
         self.store = store
         self.base = (plan.base, plan.meta.state_epoch)
         self.meta = plan.meta._replace(changelog_id=changelog_id or plan.meta.changelog_id)
@@ -103,7 +105,7 @@ class _Copy:
     def feed(self, offset: int, record: bytes | None) -> None:
         """Take the next record. Raises StateDamaged if it doesn't follow the previous one."""
         if offset < self.position:
-            return  # was in flight when the copy started again
+            return  # the record was in flight when the copy started again
         delta = self._reader.feed(offset, record)
         self.position = offset + 1
         if delta is None:
@@ -131,8 +133,8 @@ class StandbyTail:
     """All warm copies of this worker.
 
     Args:
-        settings: resolved.
-        snapshots: read only.
+        settings: the resolved settings.
+        snapshots: only read from.
         admin: for requests to the brokers.
         disk_failed: called from the thread with the reason when the disk is full or fails. The worker's own
             shards are on the same disk, and would fail next.
@@ -171,7 +173,7 @@ class StandbyTail:
 
         Args:
             directory: of this worker.
-            changelogs: the changelog topic of each shard. Nothing else may use their stores.
+            changelogs: the changelog topic of each shard. Nothing else may use the stores of these shards.
         """
         with self._changed:
             for shard, changelog in changelogs.items():
@@ -186,12 +188,12 @@ class StandbyTail:
         """Hand over these shards. Their stores, as far as they exist, stay open and belong to the caller.
 
         Args:
-            targets: by shard, the state epoch that the caller needs. This consumer is faster than a new one
-                that has to connect first, so copies that are set up get a moment to get there.
+            targets: by shard, the state epoch that the caller needs. This consumer is faster than a new one,
+                which would have to connect first, so copies that are set up get a moment to reach it.
             patience_s: how long that moment is.
 
         Returns:
-            How many of them are where the caller needs them.
+            How many of them are at the epoch that the caller needs.
         """
         deadline_s = time.monotonic() + patience_s
         with self._changed:
@@ -214,12 +216,12 @@ class StandbyTail:
             return warm
 
     def statuses(self) -> list[StandbyStatus]:
-        """How far each copy is."""
+        """The progress of each copy."""
         with self._changed:
             return [copy.status for _, copy in sorted(self._copies.items())]
 
     def close(self) -> None:
-        """Write what isn't written yet, and stop the thread. The stores stay open."""
+        """Write what hasn't been written yet, and stop the thread. The stores stay open."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -241,7 +243,7 @@ class StandbyTail:
                 self._tell_if_disk_failed(error)
                 _log.warning("following changelogs: %s", " ".join(str(error).split()))
                 self._pause(RETRY_S)
-            except Exception:  # noqa: BLE001  if the thread died, copies would only look warm
+            except Exception:  # noqa: BLE001  if the thread died, the copies would only seem warm
                 _log.exception("following changelogs failed; continuing")
                 self._pause(RETRY_S)
         if self._consumer is not None:
@@ -252,7 +254,7 @@ class StandbyTail:
             self._changed.wait_for(lambda: self._closed, duration_s)
 
     def _set_up_copies(self) -> None:
-        """Put due bases in place."""
+        """Put bases in place for copies that are due."""
         while not self._closed:
             with self._changed:
                 now_s = time.monotonic()
@@ -322,7 +324,7 @@ class StandbyTail:
         _log.info("no copy of %s yet: %s; again in %g s", copy.shard, text, delay_s)
 
     def _assign(self) -> None:
-        """Assign to the consumer what the copies need, and no more."""
+        """Assign the partitions that the copies need to the consumer, and no others."""
         with self._changed:
             wanted = {copy.place: copy for copy in self._copies.values() if copy.store is not None}
             positions = {place: copy.position for place, copy in wanted.items()}
@@ -331,7 +333,7 @@ class StandbyTail:
         if self._consumer is None:
             if not new:
                 return
-            # Also in at-least-once mode: the job may have run exactly-once before, and aborted.
+            # This also applies in at-least-once mode: the job may have run exactly-once before, and aborted.
             self._consumer = make_consumer(self._settings, "read-committed", **_CONSUMER)
         if gone:
             self._consumer.incremental_unassign([TopicPartition(*place) for place in gone])
@@ -374,7 +376,7 @@ class StandbyTail:
             return
         with self._changed:
             if self._copies.get(copy.shard) is not copy or copy.store is None:
-                return  # taken meanwhile
+                return  # taken in the meantime
             try:
                 if error is None:
                     copy.feed(offset, message.value())
@@ -388,18 +390,18 @@ class StandbyTail:
                 self._begin_anew(copy, error)
 
     def _begin_anew(self, copy: _Copy, error: FclusterError) -> None:
-        """The copy's base doesn't lead anywhere, or can't be written to now (a full disk)."""
+        """The copy's base leads nowhere, or can't be written at present (a full disk)."""
         if isinstance(error, StateDamaged):
             copy.failed.add(copy.base)
         copy.store = None
         with contextlib.suppress(FclusterError):
             copy.directory.close(
                 copy.shard
-            )  # after a failed write RocksDB accepts no more until it is reopened
+            )  # after a failed write, RocksDB accepts no others until it is reopened
         self._try_later(copy, error)
 
     def _look_at_ends(self) -> None:
-        """The ends of the changelogs as far as the consumer knows, so that a copy with much to read
+        """Note the ends of the changelogs as far as the consumer knows them, so that a copy with much to read
         reports how much.
         """
         assert self._consumer is not None

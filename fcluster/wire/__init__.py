@@ -1,1 +1,1 @@
-"""Between processes: messages, sockets, keys, HTTP ports, and how the leader is found."""
+"""Communication between processes: messages, sockets, keys, HTTP ports, and finding the leader."""

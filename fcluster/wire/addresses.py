@@ -1,8 +1,8 @@
-"""Addresses as other hosts see them: which address to tell them, and why an address can't be reached.
+"""Addresses as other hosts see them: which address to announce, and why an address can't be reached.
 
 Responsible for: the address that a coordinator which listens on all interfaces advertises, and for explaining
-in plain words why this process can't reach an address. Rule: every network check is bounded in time, except
-for the resolver's own timeout. Must not open a connection that stays open.
+why this process can't reach an address. Rule: every network check is bounded in time, except for the
+resolver's own timeout. Must not open a connection that stays open.
 """
 
 from __future__ import annotations
@@ -26,20 +26,22 @@ _ANY = ("0.0.0.0", "*", "::", "[::]")
 
 @dataclass(frozen=True)
 class Announced:
-    """The address that others are told, and a warning if they may not be able to use it (otherwise empty)."""
+    """The address that other processes are told, and a warning if they may not be able to use it (otherwise
+    empty).
+    """
 
     address: str
     warning: str = ""
 
 
 def announced_address(bound: str, advertised: str, brokers: str) -> Announced:
-    """The address that a coordinator that listens at `bound` tells others.
+    """The address that a coordinator that listens at `bound` announces.
 
     Args:
-        bound: ``tcp://host:port`` in use. A host that stands for all interfaces is of no use to others.
+        bound: ``tcp://host:port`` in use. A host that stands for all interfaces is useless to others.
         advertised: the setting `coordinator.advertised.address`: ``host`` or ``host:port``. Empty if not set.
-        brokers: bootstrap servers. Whoever reaches them most likely reaches the address from which this host
-            reaches them. It is used if the host's own name is of no use.
+        brokers: bootstrap servers. If the host's own name is useless, the address is used from which this
+            host reaches the brokers: a process that reaches them can most likely reach that address too.
     """
     host, port = split_address(bound)
     if advertised:
@@ -82,11 +84,12 @@ def trouble_reaching(address: str, timeout_s: float = CONNECT_TIMEOUT_S) -> str:
 
 
 class ReachWatch:
-    """Finds out why a wanted connection can't be established, independently of who tries it. For any thread.
+    """Finds out why a wanted connection can't be established, independently of the code that tries it. May be
+    used from any thread.
 
     Args:
-        say: called with the reason, in a thread of its own, if an address isn't reached in time.
-        patience_s: how long that is.
+        say: called with the reason, in its own thread, if an address isn't reached in time.
+        patience_s: how long that time is.
     """
 
     def __init__(self, say: Callable[[str], None], patience_s: float = PATIENCE_S) -> None:
@@ -96,7 +99,7 @@ class ReachWatch:
         self._timer: threading.Timer | None = None
 
     def expect(self, address: str) -> None:
-        """A connection to `address` is being established. No other one is any more."""
+        """A connection to `address` is being established. It replaces the former one."""
         timer = threading.Timer(self._patience_s, self._look, (address,))
         timer.daemon = True
         with self._lock:
@@ -106,7 +109,7 @@ class ReachWatch:
         timer.start()
 
     def met(self) -> None:
-        """The connection is open, or isn't wanted any more."""
+        """The connection is open, or no longer wanted."""
         with self._lock:
             former, self._timer = self._timer, None
         if former is not None:
@@ -136,14 +139,14 @@ def _is_loopback(address: str) -> bool:
 
 
 def _own_address_towards(brokers: str) -> str:
-    """The address from which this host reaches the first broker that isn't on its own loopback. Empty:
-    none.
+    """The address from which this host reaches the first broker that isn't on its own loopback. Empty if
+    there is none.
     """
     for broker in brokers.split(","):
         host, port = split_address(broker.strip())
         try:
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-                probe.connect((host, int(port or 9092)))  # sends nothing
+                probe.connect((host, int(port or 9092)))  # this sends nothing
                 own = str(probe.getsockname()[0])
         except (OSError, ValueError, OverflowError):
             continue

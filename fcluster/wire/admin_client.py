@@ -36,10 +36,10 @@ class RequestRefused(FclusterError):  # noqa: N818
 class AdminClient:
     """A connection to the coordinator at `address` (``tcp://host:port``).
 
-    The first request opens it. It reconnects by itself when the coordinator was restarted.
+    The first request opens it. It reconnects by itself when the coordinator is restarted.
 
     Args:
-        address: where it listens.
+        address: the address on which the coordinator listens.
         security: sets the socket's security options before it connects (see `security.client_security`).
     """
 
@@ -64,7 +64,7 @@ class AdminClient:
         Raises:
             CoordinatorSilent: there was no answer within `timeout_ms`.
             KeyRefused: the connection was refused.
-            RequestRefused: it won't answer, for the reason in the message.
+            RequestRefused: the coordinator won't answer, for the reason in the message.
         """
         reply = self._ask(messages.StatusRequest(), timeout_ms)
         if not isinstance(reply, messages.StatusReply):
@@ -77,7 +77,7 @@ class AdminClient:
         Raises:
             CoordinatorSilent: there was no answer within `timeout_ms`.
             KeyRefused: the connection was refused.
-            RequestRefused: it won't, for the reason in the message.
+            RequestRefused: the coordinator won't stop, for the reason in the message.
         """
         reply = self._ask(messages.StopRequest(), timeout_ms)
         if not isinstance(reply, messages.StopReply):
@@ -89,8 +89,8 @@ class AdminClient:
         Raises:
             CoordinatorSilent: there was no answer within `timeout_ms`.
             KeyRefused: the connection was refused.
-            RequestRefused: it won't, for the reason in the message, for example because there is no such
-                worker.
+            RequestRefused: the coordinator won't do it, for the reason in the message, for example because
+                there is no such worker.
         """
         reply = self._ask(messages.DrainRequest(worker), timeout_ms)
         if not isinstance(reply, messages.DrainReply):
@@ -101,13 +101,13 @@ class AdminClient:
         self, total: int = -1, places: Mapping[str, int] | None = None, timeout_ms: int = 3_000
     ) -> messages.ScaleReply:
         """Run `total` workers, spread over all agents, or the given number at each of `places`. Returns once
-        the agents are told.
+        the agents have been told.
 
         Raises:
             CoordinatorSilent: there was no answer within `timeout_ms`.
             KeyRefused: the connection was refused.
-            RequestRefused: it won't, for the reason in the message, for example because there is no such
-                agent.
+            RequestRefused: the coordinator won't do it, for the reason in the message, for example because
+                there is no such agent.
         """
         reply = self._ask(messages.ScaleRequest(total, dict(places or {})), timeout_ms)
         if not isinstance(reply, messages.ScaleReply):
@@ -156,7 +156,7 @@ class AdminClient:
         )
 
     def _trouble(self) -> str:
-        """Why there is no connection, if the other side has said so."""
+        """Why there is no connection, if the other side has told."""
         while True:
             try:
                 happening = parse_monitor_message(self._monitor.recv_multipart(zmq.NOBLOCK))

@@ -1,8 +1,8 @@
 """Finds the coordinator of a job, through the job's journal.
 
-Responsible for: reading the journal topic, once or as it grows, and the meaning of its `leader` record.
-Workers and commands use it, which need only the brokers and the job's name, and the coordinator, to read its
-whole past. Rule: every wait is bounded. Must not write.
+Responsible for: reading the journal topic, once or as it grows, and interpreting its `leader` record. Workers
+and commands use it, because then they need only the brokers and the job's name. The coordinator uses it to
+read the whole journal. Rule: every wait is bounded. Must not write.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CONNECT_TIMEOUT_S = 3.0
 JOURNAL_LISTED_INTERVAL_S = 0.1
 LEADER_KEY = "leader"
 ENDED_KEY = "ended"
-"""Journal key for how the job was ended on purpose. There is no leader record then."""
+"""Journal key for how the job was ended on purpose. If it is set, there is no leader record."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +36,14 @@ class Leader:
 
     Attributes:
         address: ``tcp://host:port`` where it listens.
-        term: of its leadership.
-        host: where it runs.
-        pid: its process there.
+        term: the term of its leadership.
+        host: the host on which it runs.
+        pid: its process id there.
         cluster_id: random for each run of a coordinator.
-        topology: fingerprint of the job as it runs it.
+        topology: the fingerprint of the job that it runs.
         public_key: the key with which it authenticates itself, as Z85 text. Empty if connections to it use no
-            keys. Whoever can write the journal could put another key here: see `security.client_security`.
+            keys. Anyone who can write to the journal could put another key here: see
+            `security.client_security`.
     """
 
     address: str
@@ -83,7 +84,7 @@ def leader_in(journal: Mapping[str, Any], job: str) -> Leader | None:
 
 
 def ended_in(journal: Mapping[str, Any]) -> tuple[int, Ended] | None:
-    """The term in which the job was ended on purpose, and how. None if it wasn't, or goes on."""
+    """The term in which the job was ended on purpose, and how. None if it wasn't, or if it continues."""
     record = journal.get(ENDED_KEY)
     if not isinstance(record, dict):
         return None
@@ -97,11 +98,11 @@ def read_journal(
     """The contents of the journal of `job`: key to JSON value. Empty if there is no journal.
 
     Args:
-        settings: of the cluster.
-        job: its name.
-        timeout_s: for all of it.
-        must_exist: the journal's topic is known to exist. A broker that doesn't list it just doesn't know it
-            yet, and is asked again; treating it as an empty journal would lose everything.
+        settings: the cluster's settings.
+        job: the job's name.
+        timeout_s: the time limit for the whole call.
+        must_exist: the journal's topic is known to exist. If a broker doesn't list it, it doesn't know it
+            yet, and is asked again. Treating it as an empty journal would lose everything.
 
     Raises:
         KafkaUnavailable: the brokers didn't deliver it within `timeout_s` seconds.
@@ -136,13 +137,13 @@ class LeaderFollower:
     """The journal's leader record as it changes, over one connection. Belongs to one thread.
 
     Args:
-        settings: of the cluster.
-        job: its name.
+        settings: the cluster's settings.
+        job: the job's name.
     """
 
     def __init__(self, settings: Settings, job: str) -> None:
         self.leader: Leader | None = None
-        """The newest known one. None if there is none, or if nothing is known yet."""
+        """The newest known leader. None if there is none, or if nothing is known yet."""
         self.ended: tuple[int, Ended] | None = None
         """How the job was ended on purpose, if there is no leader: the term, and how."""
         self._settings = settings
@@ -219,8 +220,8 @@ class LeaderFollower:
 def _make_journal_consumer(
     settings: Settings, job: str, errors: ErrorLog, fetch_wait_max_ms: int
 ) -> Consumer:
-    # The end is told by an event, which comes at the last stable offset with an empty answer to a fetch: for
-    # that the broker would wait half a second by default.
+    # The end is reported by an event. It comes with an empty answer to a fetch at the last stable offset. By
+    # default, the broker would wait half a second before it sends that.
     config = {"enable.partition.eof": True, "fetch.wait.max.ms": fetch_wait_max_ms, "error_cb": errors}
     return make_consumer(settings, "read-committed", **{"group.id": job}, **config)
 
@@ -230,7 +231,7 @@ def _list_topics(consumer: Consumer, errors: ErrorLog, timeout_s: float) -> Cont
     try:
         return consumer.list_topics(timeout=timeout_s).topics
     except KafkaException:
-        consumer.poll(0)  # has `errors` told
+        consumer.poll(0)  # lets `errors` hear of it
         if errors.refusal is not None:
             raise KafkaException(errors.refusal) from None
         raise

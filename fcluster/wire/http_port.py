@@ -2,11 +2,11 @@
 people.
 
 Responsible for: `GET /live`, `/ready` and `/status`, and nothing else. A `Health` object provides the
-answers. Rules: no client can get in the way of the process's work: one daemon thread accepts, a few answer,
-requests are small, each connection has a time limit, and anything that doesn't fit is closed. Answers use
-what the process published, never data that another thread changes.
+answers. Rules: no client can hinder the process's work: one daemon thread accepts, a few threads answer,
+requests are small, each connection has a time limit, and all others are closed. Answers use what the process
+published, never data that another thread changes.
 
-Must not change anything, nor reveal secrets. Further pages (metrics, say) are further entries of `_PAGES`.
+Must not change anything, nor reveal secrets. To add a page (for example metrics), add an entry to `_PAGES`.
 """
 
 from __future__ import annotations
@@ -95,9 +95,9 @@ class HealthServer:
     """An open port.
 
     Args:
-        address: to listen at: host and port. Port 0 chooses a free one.
-        health: answers.
-        status_told: whether `/status` is served. Elsewhere that information needs an admin's key.
+        address: the host and port to listen on. Port 0 chooses a free one.
+        health: provides the answers.
+        status_told: whether `/status` is served. If not, that information needs an admin's key.
 
     Raises:
         OSError: the address can't be used.
@@ -112,7 +112,7 @@ class HealthServer:
 
     @property
     def url(self) -> str:
-        """Where it listens."""
+        """The URL at which it listens."""
         host, port = self._server.server_address[:2]
         name = host if isinstance(host, str) else bytes(host).decode()
         return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
@@ -172,7 +172,7 @@ def split_address(bind: str) -> tuple[str, int]:
 
 
 class _Server(HTTPServer):
-    """Accepts in one thread, answers in a few."""
+    """Accepts connections in one thread, and answers them in a few others."""
 
     request_queue_size = 16
 
@@ -199,11 +199,11 @@ class _Server(HTTPServer):
             threading.Thread(
                 target=self._answer, args=(request, client_address), name="http-answer", daemon=True
             ).start()
-        except RuntimeError:  # no more threads
+        except RuntimeError:  # no more threads can be started
             self._done(request)
 
     def service_actions(self) -> None:
-        """Close connections that have been open for too long. Called twice a second, or after a request."""
+        """Close connections that have been open for too long. Called twice a second, and after a request."""
         now_s = time.monotonic()
         with self._lock:
             for request, deadline_s in self._deadlines_s.items():
@@ -217,7 +217,7 @@ class _Server(HTTPServer):
     def _answer(self, request: socket.socket, client_address: Any) -> None:
         try:
             self.finish_request(request, client_address)
-        except Exception:  # noqa: BLE001  whatever a client sent
+        except Exception:  # noqa: BLE001  a client may send anything
             self.handle_error(request, client_address)
         finally:
             self._done(request)
@@ -268,7 +268,7 @@ class _Handler(BaseHTTPRequestHandler):
             else:
                 page(self, cast("_Server", self.server).health)
 
-    do_HEAD = do_GET  # noqa: N815  as http.server looks for them
+    do_HEAD = do_GET  # noqa: N815  the name that http.server looks for
 
     def _refuse(self) -> None:
         self._answer(405, "only GET and HEAD are supported", {"Allow": "GET, HEAD"})
@@ -308,7 +308,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  the base class's signature
-        """Probes come every few seconds: no line for each."""
+        """Probes come every few seconds, so they aren't logged."""
 
 
 _PAGES: Final[Mapping[str, Callable[[_Handler, Health], None]]] = {

@@ -127,7 +127,7 @@ class Keyring:
             raise KeysUnusable(
                 f"{self.directory} is no directory.", remedy="security.keys.dir names a directory of keys."
             )
-        # Volumes of secrets are mounted so, but read-only.
+        # Volumes of secrets are mounted like this, but read-only.
         if mode & 0o002 and not _is_read_only(self.directory):
             raise KeysUnusable(
                 f"The keys directory {self.directory} is writable by everyone.",
@@ -199,7 +199,7 @@ def _write(path: Path, role: Role, half: Half, key: bytes) -> Path:
     mode = SECRET_MODE if half == "secret" else PUBLIC_MODE
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode)
     with os.fdopen(descriptor, "wb") as file:
-        os.fchmod(descriptor, mode)  # whatever the umask is
+        os.fchmod(descriptor, mode)  # independent of the umask
         file.write(f"fcluster {role} {half} {key.decode()}\n".encode())
         file.flush()
         os.fsync(descriptor)
@@ -207,7 +207,7 @@ def _write(path: Path, role: Role, half: Half, key: bytes) -> Path:
 
 
 def _read(path: Path, half: Half, role: Role) -> bytes:
-    # Links are followed: it is by links that orchestrators mount secrets.
+    # Links are followed, because orchestrators mount secrets through links.
     try:
         with path.open("rb") as file:
             mode = os.fstat(file.fileno()).st_mode
@@ -249,7 +249,7 @@ def _role_of(stem: str) -> Role | None:
     try:
         return Role(prefix)
     except ValueError:
-        return None  # somebody else's file
+        return None  # not one of our files
 
 
 def _unreadable(path: Path, error: OSError) -> KeysUnusable:

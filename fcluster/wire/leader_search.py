@@ -3,8 +3,8 @@
 Responsible for: when to look for the leader, and where to connect (`Search`); which end of the job in the
 journal concerns this process (`Ends`); and the thread that follows the journal meanwhile (`LeaderSeeker`).
 Rules: a working connection is given up only for a leader of a newer term, or if its peer has an older term;
-the journal is read only when needed; an address that was given isn't forgotten: if the journal's address
-doesn't work, both are tried in turn. Must not exchange messages with the leader.
+the journal is read only when needed; a given address isn't forgotten: if the journal's address doesn't work,
+both are tried in turn. Must not exchange messages with the leader.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Search:
     """Decides when to look for the leader, and whom to follow; without any I/O.
 
     Args:
-        fixed: an address was given, and is followed first.
+        fixed: whether an address was given. It is followed first.
         silent_ms: a leader that is silent for this long over an open connection may have been deposed.
         now_ms: from a clock that never goes back, like all times here.
     """
@@ -75,7 +75,7 @@ class Search:
         return now_ms - self._since_ms >= self._patience_ms
 
     def turns_back(self, now_ms: float) -> bool:
-        """Whether to try the given address again. It is followed then."""
+        """Whether to try the given address again. If so, it is followed from now on."""
         overdue = now_ms - self._since_ms >= TURN_MS
         if not self._fixed or self.following is None or self._linked or not overdue:
             return False
@@ -83,10 +83,10 @@ class Search:
         return True
 
     def follows(self, newest: Leader, term: int, now_ms: float) -> bool:
-        """Whether to connect to `newest`, the journal's leader. It is followed then.
+        """Whether to connect to `newest`, the journal's leader. If so, it is followed from now on.
 
         Args:
-            newest: its record.
+            newest: its leader record.
             term: the newest term in which the present leader, or one before it, has sent a message.
             now_ms: the time.
         """
@@ -100,7 +100,7 @@ class Search:
 
 
 class Ends:
-    """Tells the end of this process's run from the end of an earlier run; without any I/O.
+    """Distinguishes the end of this process's run from the end of an earlier run, without any I/O.
 
     The journal keeps the end of the last run until the next leader starts. A process that was started for the
     next run finds it there, and waits. An end counts if it is newer than what the journal said when it was
@@ -109,7 +109,7 @@ class Ends:
 
     def __init__(self) -> None:
         self._over_before: int | None = None
-        """The newest term whose end doesn't concern this process. None: the journal wasn't read yet."""
+        """The newest term whose end doesn't concern this process. None: the journal hasn't been read yet."""
 
     def looked(self, leader: Leader | None, ended_term: int) -> None:
         """The journal was read to its end.
@@ -134,17 +134,17 @@ class Ends:
 
 
 class LeaderSeeker:
-    """Looks for the leader whenever there is no connection to one, in a thread of its own.
+    """Looks for the leader whenever there is no connection to one, in its own thread.
 
     Args:
-        settings: of the cluster.
-        job: its name.
-        fixed: an address was given; the caller connects to it first.
+        settings: the cluster's settings.
+        job: the job's name.
+        fixed: whether an address was given. The caller connects to it first.
         connect: called with the leader to connect to. None: the given address. It may raise FclusterError.
         term: returns the newest known term.
-        say: called with trouble, and with news.
-        on_ended: called once, if the journal says that the run of this process has ended, and how.
-        failpoint: passed before the journal is read for the first time.
+        say: called with problems and news, as texts.
+        on_ended: called once, if the journal says that this process's run has ended, with how it ended.
+        failpoint: the failpoint to pass before the journal is read for the first time.
     """
 
     def __init__(
@@ -241,21 +241,21 @@ class LeaderSeeker:
             try:
                 self._connect(leader)
             except FclusterError as error:
-                # The journal may still name a leader that ran with other keys: the next one may fit.
+                # The journal may still name a leader that ran with other keys. The next leader's key may fit.
                 self._say(f"looking for the coordinator: {error}")
 
     def _take_end(self, leader: Leader | None) -> None:
         """The journal was read to its end: has the job ended?"""
         term, ended = self._follower.ended or (0, Ended(0))
         if leader is not None:
-            term = 0  # the former run's
+            term = 0  # it belongs to the former run
         self._ends.looked(leader, term)
         if term and not self._end_told and self._ends.concerns_us(term, self._term()):
             self._end_told = True
             self._on_ended(ended)
 
     def _pause(self) -> None:
-        """There is nothing to follow: look again later, whatever happens meanwhile."""
+        """There is nothing to follow. Look again later, whatever happens in the meantime."""
         deadline_s = time.monotonic() + RETRY_S
         while not self._stopping and time.monotonic() < deadline_s:
             self._news.wait(deadline_s - time.monotonic())

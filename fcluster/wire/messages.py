@@ -28,7 +28,7 @@ from fcluster.common.ids import ShardId
 PROTOCOL_VERSION = 1
 
 AGENT_WORKERS_MAX = 1_000
-"""Most workers of one agent. A typing error in the number must not bring a host down."""
+"""The most workers of one agent. A typo in the number must not bring a host down."""
 
 _M = TypeVar("_M")
 
@@ -39,12 +39,12 @@ MESSAGE_BYTES_MAX = 4 * 1024 * 1024
 """Larger frames are dropped by the sockets (ZMQ_MAXMSGSIZE) and rejected by `decode`."""
 
 
-# Limits that no honest sender exceeds. Without them, an absurd number that fits its type would get into the
+# Limits that no honest sender exceeds. Without them, an absurd number of the right type would get into the
 # journal, into committed offsets or into the clock of an epoch.
 _Number = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 _Session = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 _Slot = Annotated[int, msgspec.Meta(ge=-1, le=2**31 - 1)]
-_Offset = Annotated[int, msgspec.Meta(ge=-1001, le=2**63 - 1)]  # -1001 is Kafka's own "none"
+_Offset = Annotated[int, msgspec.Meta(ge=-1001, le=2**63 - 1)]  # -1001 is Kafka's own value for "none"
 _InputNumber = Annotated[int, msgspec.Meta(ge=0, le=10_000)]
 _Timestamp = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 _Milliseconds = Annotated[float, msgspec.Meta(ge=0, le=1e12)]
@@ -67,11 +67,12 @@ class Message(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True)
 
 
 class TimeStatus(msgspec.Struct, frozen=True, array_like=True):
-    """The event time of a shard (`now_ms`), and what one of its inputs has to do with it.
+    """The event time of a shard (`now_ms`), and the part that one of its inputs has in it.
 
-    `watermark_ms` is that of the input, None if it hasn't begun. `idle`: it isn't waited for. Of a
-    repartition topic: `slowest` is the number of the shard upstream that holds it back (-1: none does),
-    `idle_upstream` how many are idle. `wall_ms`: the worker's own clock when it said this; 0: unknown.
+    `watermark_ms` is the input's watermark, None if it hasn't begun. `idle`: the shard doesn't wait for this
+    input. For a repartition topic, `slowest` is the number of the upstream shard that holds it back (-1:
+    none), and `idle_upstream` is how many are idle. `wall_ms`: the worker's own clock when it sent this; 0:
+    unknown.
     """
 
     now_ms: _Timestamp | None
@@ -102,10 +103,10 @@ class ShardStatus(msgspec.Struct, frozen=True, array_like=True):
 
 
 class StandbyStatus(msgspec.Struct, frozen=True, array_like=True):
-    """How far a worker's warm copy of another worker's shard is.
+    """How far a worker's warm copy of another worker's shard has come.
 
-    `state_epoch` is the last epoch whose changes it has. `lag` is how many offsets of the changelog it is
-    behind what is committed there, -1 if unknown (it is being set up, or can't be).
+    `state_epoch` is the last epoch whose changes it has. `lag` is how many offsets it is behind the committed
+    end of the changelog, -1 if unknown (it is being set up, or can't be).
     """
 
     shard: ShardId
@@ -123,7 +124,7 @@ class RunningRecord(msgspec.Struct, frozen=True, array_like=True):
 
 
 class OverdueRecord(msgspec.Struct, frozen=True, array_like=True):
-    """A record at which a handler has hung beyond `record.timeout.ms`, `times` in a row.
+    """A record at which a handler has hung longer than `record.timeout.ms`, `times` in a row.
 
     `step`: the handler's name. Empty if it isn't known.
     """
@@ -163,10 +164,10 @@ class WorkerStats(msgspec.Struct, frozen=True):
     """What a heartbeat reports about a worker. Rates and totals count from the start of the process.
 
     While shards are being restored (`restoring` of them), `restore_bytes` says how much has been read for
-    them; `restore_bytes_left` and `restore_ms_left` estimate the rest. -1 is unknown. `record` is the one
-    that a handler has been processing for some time, if there is one: no barrier is served then. `kafka_wait`
-    says what in Kafka the worker's epochs wait for, and `kafka_wait_ms` for how long. Empty and 0 if that is
-    no longer than usual.
+    them; `restore_bytes_left` and `restore_ms_left` estimate the rest. -1 is unknown. `record` is a record
+    that a handler has been processing for some time, if there is one; then the worker can't react to a
+    barrier. `kafka_wait` says what in Kafka the worker's epochs wait for, and `kafka_wait_ms` for how long.
+    They are empty and 0 if that is no longer than usual.
     """
 
     records_in: _Number = 0
@@ -204,9 +205,9 @@ class Hello(Message, frozen=True):
     Messages may have been lost with the connection, so this one has everything that the coordinator needs:
     the worker doesn't hold a shard that is not in `owned`.
 
-    `term` is the newest in which a coordinator has sent a message to this process (0: none yet). A receiver
-    with an older term has been deposed, or is being lied to. `draining`: the worker processes no more because
-    it was told to `Drain`.
+    `term` is the newest term in which a coordinator has sent a message to this process (0: none yet). A
+    receiver with an older term has been deposed, or is being lied to. `draining`: the worker processes no
+    more records because it was told to `Drain`.
     """
 
     worker: _Name
@@ -276,10 +277,10 @@ class ShardsRunning(Message, frozen=True):
 
 
 class TornTransaction(Message, frozen=True):
-    """Kafka has torn a transaction of this shard. `failure` says what Kafka did, and what a person can do.
+    """Kafka has torn a transaction of this shard. `failure` says what happened, and what a person can do.
 
     `stopped`: the shard doesn't run, and the worker holds it until a person has chosen how it continues. This
-    is repeated to a new leader. Otherwise the shard continues as was chosen.
+    is repeated to a new leader. If not stopped, the shard continues in the way that was chosen.
     """
 
     session: _Session
@@ -299,7 +300,7 @@ class Released(Message, frozen=True):
 
 
 class Drained(Message, frozen=True):
-    """Everything that the worker had processed is committed, and it processes no more."""
+    """Everything that the worker had processed is committed, and it processes no more records."""
 
     session: _Session
 
@@ -312,7 +313,8 @@ class WorkerFailed(Message, frozen=True):
 
 
 class RecordOverdue(Message, frozen=True):
-    """A handler hangs at the record at `offset` beyond `record.timeout.ms`, so the worker's process ends now.
+    """A handler has hung at the record at `offset` longer than `record.timeout.ms`, so the worker's process
+    ends now.
 
     This is the last message of that process. The shard's next owner learns it with `Assign`.
     """
@@ -326,8 +328,8 @@ class RecordOverdue(Message, frozen=True):
 
 
 class RecordBegun(Message, frozen=True):
-    """`step` of the record at `offset` begins: perhaps it ends the process. Sent only where `SuspectRecord`
-    gives cause. The worker waits a moment for the answer, `RecordNoted`.
+    """`step` begins to process the record at `offset`, and may end the process. Sent only if a
+    `SuspectRecord` gives reason to. The worker waits a moment for the answer, `RecordNoted`.
     """
 
     session: _Session
@@ -339,7 +341,7 @@ class RecordBegun(Message, frozen=True):
 
 
 class RecordEnded(Message, frozen=True):
-    """The process has survived the record that `RecordBegun` was about, whatever came of it."""
+    """The process has survived the record that `RecordBegun` was about, whatever the result."""
 
     session: _Session
 
@@ -384,10 +386,10 @@ class AgentReport(Message, frozen=True):
 
 
 class AgentOrder(Message, frozen=True):
-    """The coordinator is alive, and orders the agent to have `target` workers, unless `order` is 0.
+    """The coordinator is alive, and orders the agent to run `target` workers, unless `order` is 0.
 
-    Repeated until the agent confirms it, and carried out once: orders increase within a term. `slots` are
-    those of the agent's workers by process id, if it asked.
+    Repeated until the agent confirms it, and carried out once: orders increase within a term. `slots` are the
+    slots of the agent's workers by process id, if it asked for them.
     """
 
     term: _Number
@@ -402,11 +404,11 @@ class AgentOrder(Message, frozen=True):
 class Welcome(Message, frozen=True):
     """Opens session `session` on `slot`, or adopts it (`adopted`) under a new leader's term.
 
-    It is journalled before it is sent, and the slot's transactional ids were fenced before that unless
-    adopted. On a Welcome that isn't adopting, the worker initialises its producers, and owns no shard yet.
+    It is journalled before it is sent. Unless the session is adopted, the slot's transactional ids were
+    fenced before that, the worker initialises its producers, and it owns no shard yet.
 
     `internal_topics` has the names of internal topics that differ from those in the job's topology, because
-    they are older than the present naming (see `topology.former_names`).
+    they are older than the present naming scheme (see `topology.former_names`).
     """
 
     term: _Number
@@ -418,10 +420,10 @@ class Welcome(Message, frozen=True):
 
 
 class Refused(Message, frozen=True):
-    """The worker can't join. `retry` says whether asking again later may help.
+    """The worker can't join. `retry` says whether trying again later may help.
 
-    The reason stays a text: this is the one message that must be understood by processes of another version,
-    because it tells them so.
+    The reason stays a text: processes of another version must be able to read this message, because it tells
+    them that their version doesn't fit.
     """
 
     term: _Number
@@ -440,9 +442,9 @@ class Assign(Message, frozen=True):
     """Restore and run these shards. Their previous owner released them or was fenced.
 
     `overdue`: the records of these shards at which a handler has hung. `suspects`: the shards at which
-    processes have ended again and again. `committed`: what is known to be committed for these shards, perhaps
-    more is. A broker that is cut off from the others may answer with less. `stages`: how many shards each
-    stage of the job has; empty if the job doesn't use event time.
+    processes have ended again and again. `committed`: offsets that are known to be committed for these
+    shards; later ones may be committed too. A broker that is cut off from the others may answer with earlier
+    ones. `stages`: how many shards each stage of the job has; empty if the job doesn't use event time.
     """
 
     term: _Number
@@ -496,7 +498,7 @@ class Complete(Message, frozen=True):
 
 
 class Drain(Message, frozen=True):
-    """Process no more, commit what is processed, answer `Drained`, and wait for `Shutdown`."""
+    """Stop processing, commit what was processed, answer `Drained`, and wait for `Shutdown`."""
 
     term: _Number
     session: _Session
@@ -510,14 +512,16 @@ class Leave(Message, frozen=True):
 
 
 class Dismiss(Message, frozen=True):
-    """To a worker that is leaving: no worker can take its shards, so commit what is processed and exit."""
+    """To a worker that is leaving: no other worker can take its shards, so commit what was processed and
+    exit.
+    """
 
     term: _Number
     session: _Session
 
 
 class Shutdown(Message, frozen=True):
-    """Exit: the job ends, for this `reason`. `failure`: it can't continue, and why."""
+    """Exit: the job ends, for this `reason`. `failure`: set if the job can't continue."""
 
     term: _Number
     session: _Session
@@ -533,7 +537,9 @@ class HeartbeatAck(Message, frozen=True):
 
 
 class RecordNoted(Message, frozen=True):
-    """The coordinator knows what `RecordBegun` said: if the process ends now, it is known at which record."""
+    """The coordinator knows what `RecordBegun` said: if the process ends now, it is known which record it was
+    processing.
+    """
 
     term: _Number
     session: _Session
@@ -615,9 +621,10 @@ class ScaleReply(Message, frozen=True):
 
 
 class LeaderCheck(Message, frozen=True):
-    """Ask whether the leader is alive. `standby` names the sender, for people. Answered with `LeaderAlive`.
+    """Ask whether the leader is alive. `standby` names the sender, for people to read. Answered with
+    `LeaderAlive`.
 
-    `leaves`: this standby won't take over any more. Not answered then.
+    `leaves`: this standby will no longer take over. Then there is no answer.
     """
 
     standby: _Name
@@ -625,7 +632,8 @@ class LeaderCheck(Message, frozen=True):
 
 
 class LeaderAlive(Message, frozen=True):
-    """`cluster_id` is that of the leader's record in the journal. `rank` is the standby's turn, from 0.
+    """`cluster_id` is that of the leader's record in the journal. `rank` is the standby's place in the order
+    of takeover, from 0.
 
     `resigns`: the leader asks this standby to take over now. It keeps leading until that has happened.
     """
@@ -688,7 +696,7 @@ _VERSION_BYTE = bytes([PROTOCOL_VERSION])
 def encode(message: Message) -> bytes:
     """The frame for `message`: one version byte, then MessagePack.
 
-    Reasons are shortened and made printable: no text from a user may keep a message from being sent or read.
+    Reasons are shortened and made printable: a user's text must never keep a message from being sent or read.
     """
     return _VERSION_BYTE + _encoder.encode(_fitted(message))
 
@@ -732,7 +740,7 @@ def _decode(frame: bytes, decoder: msgspec.msgpack.Decoder[_M]) -> _M:
             f"protocol version {frame[:1].hex() or 'missing'} instead of {PROTOCOL_VERSION}"
         )
     try:
-        # What failures and reasons say is shown on terminals, whoever sent it.
+        # The texts of failures and reasons are shown on terminals, whoever sent them.
         return _fitted(decoder.decode(memoryview(frame)[1:]))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise MalformedMessageError(str(error)) from error

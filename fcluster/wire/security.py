@@ -31,7 +31,7 @@ class CoordinatorSecurity:
     """Options of the coordinator's socket, and the keys that it accepts.
 
     Args:
-        keyring: with the coordinator's own pair, and the public keys of processes that may connect.
+        keyring: contains the coordinator's own pair, and the public keys of processes that may connect.
 
     Raises:
         KeysUnusable: something in it is missing or wrong.
@@ -57,7 +57,7 @@ class CoordinatorSecurity:
         return self._allowed.get(public_key)
 
     def _with_own(self, allowed: dict[bytes, Role]) -> dict[bytes, Role]:
-        # A second coordinator asks the first whether it lives.
+        # A second coordinator asks the first one whether it is alive.
         return allowed | {self.public_key: Role.COORDINATOR}
 
     def _read_again(self) -> None:
@@ -66,7 +66,7 @@ class CoordinatorSecurity:
             self._allowed = self._with_own(self._keyring.allowed(self._note))
             self._noted = ""
         except KeysUnusable as error:
-            self._note(error)  # who is locked out by a directory that is gone for a moment helps nobody
+            self._note(error)  # a directory that is missing for a moment must lock nobody out
 
     def _note(self, error: KeysUnusable) -> None:
         if error.message != self._noted:
@@ -78,7 +78,7 @@ class ClientSecurity:
     """Options of a socket that connects to the coordinator.
 
     Args:
-        pair: own public and secret key.
+        pair: the process's own public and secret key.
         coordinator_key: the public key that the other side has to prove.
     """
 
@@ -113,7 +113,7 @@ def client_security(
     """Security of a connection to the coordinator at `address`. None: no keys.
 
     Args:
-        settings: of this process.
+        settings: the settings of this process.
         role: whose key to use.
         address: ``tcp://host:port``.
         announced_key: the coordinator's public key in the journal, empty if it has none. It is trusted only
@@ -191,4 +191,4 @@ def is_loopback(address: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
-        return False  # a name, an interface, a wildcard: who knows
+        return False  # a name, an interface or a wildcard: unknown

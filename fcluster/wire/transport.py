@@ -4,8 +4,8 @@ Responsible for: one ROUTER in the coordinator (`RouterTransport`) and one DEALE
 (`DealerTransport`). A message is exactly one frame; `messages` knows its contents.
 
 Invariants:
-- A dead peer is reported at once: the ROUTER learns from the connection's descriptor whose connection closed.
-  A report is suspicion, not proof, because a connection may drop and come back by itself.
+- A dead peer is reported at once: the connection's descriptor shows whose connection was closed. A report is
+  a suspicion, not a proof, because a connection may drop and come back by itself.
 - Every queue is bounded, no send blocks, and no input can raise. A frame of the wrong shape is counted and
   dropped; an oversized one closes its connection.
 - A frame of a secured connection carries the role of its sender's key. Without an allowed key, no frame gets
@@ -40,12 +40,15 @@ HANDSHAKE_TIMEOUT_MS = 5_000
 CONNECT_TIMEOUT_MS = 2_000
 UNACKNOWLEDGED_MS_MAX = 5_000
 """A connection is closed if the other host's kernel acknowledges nothing for this long. The system itself
-would retransmit less and less often, and notice late that a network that was cut works again."""
+would retransmit at growing intervals, and notice too late that an interrupted network works again.
+"""
 QUEUE_FRAMES_MAX = 10_000
 """How many frames may wait to be sent over one connection. More are dropped, as if lost."""
 UNREAD_FRAMES_MAX = 8
 """How many received frames of one connection may wait to be read. A sender could make each as large as the
-limit, and have many connections, so the number is small. Beyond it the connection waits; nothing is lost."""
+limit, and have many connections, so the number is small. When it is reached, the connection waits; nothing is
+lost.
+"""
 EVENTS_IN_POLL_MAX = 1_000
 """How many frames one `poll` returns at most, so that its caller gets to its other work during a flood."""
 BYTES_IN_POLL_MAX = 4 * MESSAGE_BYTES_MAX
@@ -54,18 +57,20 @@ GIVEN_UP_RETRY_S = 1.0
 """ZeroMQ gives up a connection for good when its key is rejected (but keys change), or when it receives
 something invalid or too large. It is tried again after this time."""
 CUT_HANDSHAKES_MAX = 3
-"""This many connections in a row that end during their handshake have a cause, and aren't an accident."""
+"""If this many connections in a row end during their handshake, that is no accident."""
 ACCEPT_BACKLOG = 1_024
 SILENT_CONNECTIONS_MAX = 1_000
 """How many connections may be open before they have sent anything: an honest peer sends as soon as it is
-accepted. The oldest are closed first, so opening many of them to use up descriptors blocks no honest peer."""
+accepted. The oldest are closed first. So an attacker who opens many to use up descriptors blocks no honest
+peer.
+"""
 DESCRIPTORS_KEPT = 512
-"""How many of the process's descriptors are never given to connections, because files and Kafka need some."""
+"""How many of the process's descriptors are never used for connections, because files and Kafka need some."""
 DESCRIPTORS_WANTED = 65_536
 
 
 class SocketSecurity(Protocol):
-    """The only place for security options. Applied to each socket before it is bound or connected."""
+    """The only place that sets security options. Applied to each socket before it is bound or connected."""
 
     def apply(self, socket: zmq.Socket[bytes]) -> None:
         """Set the socket's security options (CURVE keys and the like)."""
@@ -73,7 +78,7 @@ class SocketSecurity(Protocol):
 
 
 class ServerSecurity(SocketSecurity, Protocol):
-    """The same for a socket that others connect to, and which of them it accepts."""
+    """The same for a socket that others connect to. It also decides which of them to accept."""
 
     def authenticate(self, public_key: bytes) -> str | None:
         """The role of the peer that has proved to hold this key (Z85 text). None if the key is unknown.
@@ -120,7 +125,7 @@ class _Wakeup:
         return self._reader.fileno()
 
     def wake(self) -> None:
-        # A full pipe is readable already; a closed one has nobody left to wake.
+        # A full pipe is already readable. If the pipe is closed, there is nobody left to wake.
         with contextlib.suppress(BlockingIOError, OSError):
             self._writer.send(b"\0")
 
@@ -135,7 +140,7 @@ class _Wakeup:
 
 
 class _PeerRegister:
-    """Which peer uses which descriptor, although descriptors are reused.
+    """Which peer uses which descriptor, even though descriptors are reused.
 
     The monitor reports a descriptor's end before the system can hand out the same number again, and before
     any frame of the next connection. So drain the monitor after receiving a frame and before recording the
@@ -163,7 +168,7 @@ class _PeerRegister:
         return chosen
 
     def closed(self, descriptor: int) -> bytes | None:
-        """The peer whose connection this was, unless it has come back over another one meanwhile."""
+        """The peer whose connection this was, unless it has already come back over another one."""
         self._open.discard(descriptor)
         self._silent.pop(descriptor, None)
         peer = self._peer_of.pop(descriptor, None)
@@ -175,7 +180,7 @@ class _PeerRegister:
         """Record a frame.
 
         Returns:
-            Peers that turn out to have disconnected before the frame, and after it.
+            Peers that turn out to have disconnected before the frame, and those that disconnected after it.
         """
         if self._peer_of.get(descriptor) == peer:
             return [], []
@@ -210,11 +215,13 @@ def _set_common_options(socket: zmq.Socket[bytes], security: SocketSecurity | No
 
 
 class _Doorkeeper:
-    """Answers ZeroMQ's questions whether a key is allowed (ZAP, RFC 27), in the thread of the socket's owner.
+    """Answers ZeroMQ's requests whether a key is allowed (ZAP, RFC 27), in the thread of the socket's
+    owner.
 
     Args:
-        context: of the socket. All questions of a context come to one place, so there is one such socket.
-        security: decides.
+        context: the socket's context. All requests of a context arrive in one place, so there is only one
+            such socket.
+        security: decides which keys are allowed.
     """
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], security: ServerSecurity) -> None:
@@ -268,7 +275,7 @@ class RouterTransport:
         self._socket.setsockopt(zmq.BACKLOG, ACCEPT_BACKLOG)
         # A worker that reconnects keeps its identity; without this the half-dead old connection would win.
         self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
-        # Sending to a peer that is gone shall be seen and counted, not swallowed.
+        # Sending to a peer that is gone must be noticed and counted, not ignored.
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self._monitor: Any = self._socket.get_monitor_socket(
             zmq.EVENT_ACCEPTED
@@ -313,7 +320,7 @@ class RouterTransport:
         if self._wakeup.fileno() in ready:
             self._wakeup.clear()
         events: list[TransportEvent] = []
-        # Frames first: what a peer said before its connection closed comes before its disconnection.
+        # Frames first: what a peer sent before its connection closed must come before its disconnection.
         if self._socket in ready or self._monitor in ready:
             self._receive(events)
         self._drain_monitor(events)
@@ -360,8 +367,8 @@ class RouterTransport:
             closed: list[TransportEvent] = []
             self._drain_monitor(closed)
             lost_before, lost_after = self._peers.spoke(peer, descriptor)
-            # A connection that closed behind this frame is reported behind it; one that the peer has
-            # replaced meanwhile is reported before the frame, which proves the peer alive.
+            # A connection that closed after this frame is reported after it. One that the peer has already
+            # replaced is reported before the frame, which proves that the peer is alive.
             events.extend(
                 event
                 for event in closed
@@ -370,7 +377,7 @@ class RouterTransport:
             events.extend(Disconnected(lost) for lost in lost_before)
             bytes_left -= sum(map(len, parts))
             if len(parts) == 2:
-                # Where there is security, no frame comes without it.
+                # With security, every frame has a role.
                 role = "" if self._doorkeeper is None else str(parts[1].get("User-Id"))
                 events.append(FrameReceived(peer, parts[1].bytes, role))
             else:
@@ -404,11 +411,11 @@ class RouterTransport:
 
 
 def _hang_up(descriptor: int, port: int) -> bool:
-    """End a ZeroMQ connection that came in at `port`: it sees the end and closes it. False: it isn't such a
-    connection.
+    """End a ZeroMQ connection that came in at `port`: ZeroMQ sees the end and closes it. Returns False if the
+    descriptor isn't such a connection.
 
-    The descriptor may be closed by now, and even belong to another connection. In the worst case that is one
-    of the same port, whose peer reconnects.
+    By now, the descriptor may be closed and even belong to another connection. In the worst case that is one
+    at the same port, and its peer reconnects.
     """
     try:
         connection = sockets.socket(fileno=descriptor)
@@ -429,10 +436,10 @@ def _hang_up(descriptor: int, port: int) -> bool:
 
 
 def raise_descriptor_limit() -> int:
-    """Raise this process's limit of open files and connections as far as allowed. Returns the limit.
+    """Raise this process's limit of open files and connections as far as allowed. Returns the new limit.
 
-    Many systems allow 1,024 unless asked. That is few for a coordinator, since each connection takes one,
-    even before it has been authenticated.
+    Many systems allow 1,024 unless asked. That is few for a coordinator, since each connection takes a
+    descriptor, even before it has been authenticated.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     limits = [DESCRIPTORS_WANTED if limit == resource.RLIM_INFINITY else limit for limit in (soft, hard)]
@@ -455,7 +462,8 @@ def handshake_trouble(event: int, value: int, failures: int) -> str:
     """Why a connection fails, for the process that wants it. Empty if it may still succeed.
 
     Args:
-        event: of the socket's monitor, one of HANDSHAKE_FAILURES. `value` is the monitor's for it.
+        event: an event of the socket's monitor, one of HANDSHAKE_FAILURES. `value` is the monitor's value for
+            it.
         failures: how many failures in a row.
     """
     if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
@@ -463,7 +471,7 @@ def handshake_trouble(event: int, value: int, failures: int) -> str:
     if event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
         return _protocol_trouble(value)
     if failures < CUT_HANDSHAKES_MAX:
-        return ""  # it may just be going down
+        return ""  # it may just be shutting down
     return (
         "the other side closes the connection: its public key isn't the expected one, or only one side "
         "uses keys"
@@ -479,7 +487,7 @@ def _protocol_trouble(code: int) -> str:
 
 
 class DealerTransport:
-    """A worker's socket to its coordinator, served by a thread of its own.
+    """A worker's socket to its coordinator, served by its own thread.
 
     `send` may be called from any thread and passes the frame straight to ZeroMQ. The callbacks run in the
     transport's thread and must be fast; they may call `send`. The connection is restored automatically;
@@ -566,7 +574,7 @@ class DealerTransport:
             except zmq.ZMQError:
                 self.dropped_frames += 1
                 return False
-            # Sending may swallow the descriptor's signal for frames that came in meanwhile.
+            # Sending may clear the descriptor's signal for frames that arrived in the meantime.
             frames_wait = bool(int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
         if frames_wait:
             self._wakeup.wake()
@@ -618,7 +626,7 @@ class DealerTransport:
 
     def _serve(self, monitor: Any) -> None:
         changes = self._drain_monitor(monitor)
-        # As it happened: connected, then frames, then disconnected.
+        # In the order in which it happened: connected, then frames, then disconnected.
         if changes and changes[-1]:
             if len(changes) > 1:
                 self._set_connected(False)
@@ -660,7 +668,8 @@ class DealerTransport:
                 monitor.close(0)
             socket.close(0)
             raise ValueError(f"can't connect to {address!r}: {error}") from error
-        # Not sent to the former coordinator: the old socket is closed before this one takes its place.
+        # Frames for it can't go to the former coordinator: the old socket is closed before this one replaces
+        # it.
         self._socket, self._monitor, self._address = socket, monitor, address
 
     def _close_socket(self, linger_ms: int) -> None:
@@ -683,7 +692,7 @@ class DealerTransport:
                 changes.append(False)
                 self._retry_at_s = time.monotonic() + GIVEN_UP_RETRY_S
             elif happening["event"] in (zmq.EVENT_CONNECT_DELAYED, zmq.EVENT_CONNECT_RETRIED):
-                self._retry_at_s = None  # it comes back by itself
+                self._retry_at_s = None  # it reconnects by itself
             else:
                 self._note_failure(int(happening["event"]), int(happening["value"]))
 
