@@ -1,11 +1,11 @@
-"""Watermark records: how a stage tells the stages after its repartition topics what its event time is.
+"""Watermark records: how a stage reports its event time to the stages after its repartition topics.
 
-Responsible for: what such a record looks like, how it is recognised, and when there has to be one. It belongs
-to the transaction of the epoch whose end it tells of, behind the data of that epoch. One record for each
-partition of the topic tells of all shards that its writer has in the epoch. Pure.
+Responsible for: the format of such a record, how it is recognised, and when one is needed. It belongs to the
+transaction of the epoch whose end it reports, and comes after the data of that epoch. One record for each
+partition of the topic reports all shards that its writer has in the epoch. Pure.
 
-It has no key, unlike each record of data in a repartition topic, and names itself by a header. It has no
-timestamp, so that it doesn't wait for other inputs where several are merged.
+Unlike data records in a repartition topic, it has no key. A header identifies it. It has no timestamp, so it
+doesn't wait for other inputs where several are merged.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fcluster.engine.records import Headers, SourceRecord
 from fcluster.graph.topology import Input, Stage, Topology
 
 SELDOM_MS: Final = 1_000
-"""How often a topic is told of event time at most if nothing behind it depends on event time."""
+"""The shortest time between two reports to a topic if nothing downstream depends on event time."""
 WATERMARK_HEADER: Final = "fcluster.watermark"
 WATERMARK_HEADERS: Final[Headers] = [(WATERMARK_HEADER, b"")]
 
@@ -34,7 +34,7 @@ def is_watermark(record: SourceRecord) -> bool:
 
 
 def watermarks_in(record: SourceRecord) -> tuple[int, list[Said]]:
-    """How many shards there are upstream, and what some of them say.
+    """How many shards there are upstream, and what some of them report.
 
     Raises:
         UnreadableClockError: the record is damaged.
@@ -46,7 +46,7 @@ def make_clock(stage: Stage, position: CommittedPosition) -> EventClock | None:
     """The event time of a shard at its committed position. None: the job doesn't use event time.
 
     Raises:
-        UnreadableClockError: something else was committed for it.
+        UnreadableClockError: what was committed for it isn't a clock.
     """
     if not stage.keeps_time:
         return None
@@ -62,7 +62,7 @@ def _delay_ms(source: Input) -> int | None:
 
 
 class WatermarkRecord(NamedTuple):
-    """What is to be written to a partition of a repartition topic."""
+    """A record that has to be written to a partition of a repartition topic."""
 
     topic: str
     partition: int
@@ -70,10 +70,10 @@ class WatermarkRecord(NamedTuple):
 
 
 class Telling:
-    """What the stages behind have been told by this process.
+    """What this process has reported to the stages downstream.
 
     Args:
-        topology: of the job.
+        topology: the job's topology.
         seldom_ms: see `SELDOM_MS`.
     """
 
@@ -87,20 +87,20 @@ class Telling:
         }
         self._told: dict[tuple[ShardId, str], tuple[int | None, bool]] = {}
         self._told_at_ms: dict[tuple[str, str], float] = {}
-        self._put_off: dict[tuple[ShardId, str], float] = {}  # until when
+        self._put_off: dict[tuple[ShardId, str], float] = {}  # the time until which it is postponed
 
     def forget(self, shards: Iterable[ShardId]) -> None:
-        """Others may tell of these shards from now on, or what was said of them isn't committed."""
+        """From now on, other processes may report for these shards, or what was reported isn't committed."""
         leaving = set(shards)
         self._told = {key: said for key, said in self._told.items() if key[0] not in leaving}
         self._put_off = {key: at for key, at in self._put_off.items() if key[0] not in leaving}
 
     def overdue(self, now_ms: float) -> frozenset[ShardId]:
-        """The shards of which something was put off that is due now. Each is named once: they need an epoch,
+        """The shards with a postponed report that is due now. Each is returned once: they need an epoch,
         although they may have no more records.
 
         Args:
-            now_ms: as for `due`.
+            now_ms: as in `due`.
         """
         ready = [key for key, at in self._put_off.items() if at <= now_ms]
         for key in ready:
@@ -110,12 +110,13 @@ class Telling:
     def due(
         self, clocks: Mapping[ShardId, EventClock], sizes: Mapping[str, int], now_ms: float
     ) -> list[WatermarkRecord]:
-        """What is to be written now. It counts as told.
+        """The records that have to be written now. They count as written.
 
         Args:
-            clocks: of the shards in the epoch.
-            sizes: how many shards each stage has. A stage that isn't in it isn't told of, or told.
-            now_ms: of a clock that never goes back.
+            clocks: the clocks of the shards in the epoch.
+            sizes: how many shards each stage has. A stage that isn't in it neither reports nor receives
+                reports.
+            now_ms: the time on a clock that never goes back.
         """
         records: list[WatermarkRecord] = []
         by_stage: dict[str, list[ShardId]] = {}
@@ -137,7 +138,9 @@ class Telling:
     def _unsaid(
         self, topic: str, news: Mapping[ShardId, tuple[int | None, bool]], until_ms: float | None
     ) -> list[Said]:
-        """What is to be told. It is put off until `until_ms` unless a shard has become idle, or is back."""
+        """What has to be reported. It is postponed until `until_ms`, unless a shard has become idle or active
+        again.
+        """
         before = {shard: self._told.get((shard, topic), (None, False)) for shard in news}
         unsaid = [shard for shard in news if news[shard] != before[shard]]
         if until_ms is not None and all(news[shard][1] == before[shard][1] for shard in unsaid):

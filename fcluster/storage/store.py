@@ -297,8 +297,8 @@ class StoreDirectory:
         """The store of `shard`, empty if it has none. Returns the same object until it is closed.
 
         Raises:
-            StateDamaged: RocksDB can't open it; `destroy` makes room for a new one. DirectoryInUse,
-            StateDirectoryFullError, IncompatibleState: see there.
+            StateDamaged: RocksDB can't open it; `destroy` makes room for a new one.
+            DirectoryInUse, StateDirectoryFullError, IncompatibleState: see there.
             StateDirectoryFailedError: not even a new store can be created.
         """
         with self._mutex:

@@ -1,10 +1,10 @@
-"""Says which step of a record begins, before it is called: it may end the process.
+"""Announces each step of a record before it is called, because it may end the process.
 
 Responsible for: noticing, while one record is processed, each step that calls the user's function. The last
-one that began is the one that ended the process. This slows handlers down, so it is only for records that are
-under suspicion.
+one that began is the one that ended the process. This slows handlers down, so it is only used for suspect
+records.
 
-Must not: know why a record is under suspicion, or how others learn of it.
+Must not: know why a record is suspect, or how others learn of a step.
 """
 
 from __future__ import annotations

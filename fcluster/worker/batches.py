@@ -1,12 +1,12 @@
-"""How large the producers' batches may be, so that no topic refuses records together that it would accept
-singly.
+"""How large the producers' batches may be, so that no topic refuses together records that it would accept one
+by one.
 
 Responsible for: learning from a refusal. A broker compares a topic's `max.message.bytes` with a whole batch,
 and refuses all its records. librdkafka doesn't split the batch and retry, as Kafka's own client does. So once
-a topic has refused something for its size, the next producers make no batch larger than that topic accepts. A
-record that is refused after that is itself too large.
+a topic has refused something because of its size, the next producers make no batch larger than that topic
+accepts. A record that is refused after that is itself too large.
 
-Must not: know which record it was.
+Must not: know which record was refused.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Batches:
     """The limit on the batches of a worker's producers. It lasts as long as the worker.
 
     Args:
-        settings: of the worker.
+        settings: the worker's settings.
     """
 
     def __init__(self, settings: Settings, limit_of: Callable[[str], int | None]) -> None:
@@ -40,13 +40,16 @@ class Batches:
         self._refused: set[str] = set()
 
     def refused(self, topic: str, code: int | None) -> None:
-        """`topic` has refused what was written to it, with Kafka's error `code`. In any thread."""
+        """`topic` has refused what was written to it, with Kafka's error `code`. May be called from any
+        thread.
+        """
         if code in _TOO_LARGE and topic:
             self._refused.add(topic)
 
     def producer_config(self) -> Mapping[str, int]:
-        """What the next producers are to be made with. Asks Kafka if a topic has refused something: may take
-        some seconds."""
+        """The configuration for the next producers. It asks Kafka if a topic has refused something, which may
+        take some seconds.
+        """
         while self._refused:
             self._learn(self._refused.pop())
         return {"batch.size": self._bytes_max} if self._learned else {}

@@ -1,8 +1,8 @@
-"""Batches that wait to be processed, and how much of them is processed at a time.
+"""Batches that wait to be processed, and how many of their records are processed at a time.
 
 Responsible for: handing out the records in order, in chunks that take about `AIM_S` however long one record
-takes, and what readers told of their positions once the batches before that are processed. Must not: process
-records, or know epochs.
+takes; and keeping what readers reported of their positions until the batches before it are processed. Must
+not: process records, or know epochs.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from fcluster.worker.consuming import Batch, ReadUpTo
 
 CHUNK_RECORDS_MAX = 500
 AIM_S = 0.005
-"""Other events wait no longer than a chunk takes."""
+"""Other events wait at most as long as a chunk takes."""
 BACKLOG_S = 0.02
-"""More work than this is a backlog: epochs then take longer."""
+"""If there is more work than this, it is a backlog: epochs then last longer."""
 _FORGETTING = 0.5
 
 
@@ -29,9 +29,9 @@ class Chunks:
         self._batches: deque[Batch] = deque()
         self._index = 0
         self._taken = 0
-        self._record_s = AIM_S  # what a record takes; the first chunk has one record
-        self._added = self._left = 0  # how many batches
-        self._told: deque[tuple[int, ReadUpTo]] = deque()  # after how many batches
+        self._record_s = AIM_S  # how long a record takes; the first chunk has one record
+        self._added = self._left = 0  # how many batches were added
+        self._told: deque[tuple[int, ReadUpTo]] = deque()  # after how many batches each report comes
 
     def __bool__(self) -> bool:
         return bool(self._batches)
@@ -50,7 +50,7 @@ class Chunks:
         self._added += 1
 
     def take(self, records_max: int = CHUNK_RECORDS_MAX) -> tuple[Batch, list[Message]]:
-        """The next records, from one batch. There must be some. Call `done` with the outcome."""
+        """The next records, from one batch. There must be some. Call `done` afterwards."""
         batch = self._batches[0]
         size = max(1, min(records_max, CHUNK_RECORDS_MAX, int(AIM_S / self._record_s)))
         chunk = batch.messages[self._index : self._index + size]
@@ -58,7 +58,9 @@ class Chunks:
         return batch, chunk
 
     def done(self, left: int, elapsed_s: float) -> None:
-        """The records that were taken are processed, except for the last `left` ones, which come again."""
+        """The records that were taken are processed, except for the last `left` ones, which are handed out
+        again.
+        """
         if not self._taken or not self._batches:
             return
         processed = self._taken - left
@@ -82,10 +84,10 @@ class Chunks:
         batch.reader.done()
 
     def hold(self, told: ReadUpTo) -> bool:
-        """Keep this while batches wait that were read before it: they aren't processed yet.
+        """Keep this report while batches wait that were read before it: they aren't processed yet.
 
         Returns:
-            False: none does, so it holds now.
+            False: there are no such batches, so the report is valid now.
         """
         if not self._batches:
             return False
@@ -95,6 +97,6 @@ class Chunks:
         return True
 
     def reached(self) -> Iterator[ReadUpTo]:
-        """What was told, once all batches before it have left."""
+        """The reports that are valid now, because all batches before them were processed."""
         while self._told and self._told[0][0] <= self._left:
             yield self._told.popleft()[1]

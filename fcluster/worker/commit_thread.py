@@ -1,9 +1,9 @@
-"""The commit thread of a session. It runs one task after the other, and can be abandoned if it hangs.
+"""The commit thread of a session. It runs tasks one after another, and can be abandoned if it hangs.
 
-Responsible for: a thread in which a call of a client library may never return, and what that blocks. Python
-can't interrupt such a call. Code that waits until the session's work is complete doesn't wait for an
-abandoned thread: Kafka refuses whatever that thread may still do, since its transactional ids are fenced, and
-it changes nothing else. The thread is a daemon, so that the process can exit.
+Responsible for: a thread in which a call of a client library may never return, and for not blocking others
+then. Python can't interrupt such a call. Code that waits until the session's work is complete doesn't wait
+for an abandoned thread: Kafka refuses everything that this thread may still do, since its transactional ids
+are fenced, and it changes nothing else. The thread is a daemon, so that the process can exit.
 
 Must not: know what it runs.
 """
@@ -31,11 +31,11 @@ class CommitThread(Executor):
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Run a task after the tasks that were submitted before.
 
-        An abandoned thread runs nothing; the future is then cancelled. Any thread may abandon it, so the
-        caller may not know that yet.
+        An abandoned thread runs nothing, and the future is cancelled. Any thread may abandon it, so the
+        caller may not know about that yet.
 
         Raises:
-            RuntimeError: it was shut down.
+            RuntimeError: the thread was shut down.
         """
         with self._changed:
             future = Future[Any]()
@@ -51,7 +51,7 @@ class CommitThread(Executor):
         """Accept no more tasks. Submitted tasks are run, or cancelled if they haven't begun.
 
         Args:
-            wait: until they are done, or until the thread is abandoned.
+            wait: wait until they are done, or until the thread is abandoned.
             cancel_futures: cancel tasks that haven't begun.
         """
         with self._changed:
@@ -73,7 +73,7 @@ class CommitThread(Executor):
 
     @property
     def abandoned(self) -> bool:
-        """Whether it was abandoned."""
+        """Whether the thread was abandoned."""
         return self._abandoned
 
     def join(self) -> None:
@@ -103,7 +103,7 @@ class CommitThread(Executor):
                     continue
                 try:
                     future.set_result(run())
-                except BaseException as error:  # noqa: BLE001  the waiting code gets it
+                except BaseException as error:  # noqa: BLE001  the waiting code receives it
                     future.set_exception(error)
         finally:
             with self._changed:

@@ -1,11 +1,11 @@
-"""Reads what the group has committed, and takes no answer that is known to be old.
+"""Reads the group's committed offsets, and accepts no answer that is known to be outdated.
 
-A coordinator of the group that is cut off from the other brokers doesn't know that it is deposed: it goes on
-answering, with what was committed before. No error tells its client to look for another one; only a new
-client asks who coordinates the group now. A restore from such an answer would process records again that are
-committed already.
+A group coordinator that is cut off from the other brokers doesn't know that it was deposed: it still answers,
+with earlier offsets. No error makes its client look for another coordinator; only a new client asks which
+broker coordinates the group now. After a restore from such an answer, records that are already committed
+would be processed again.
 
-Responsible for: the reader of committed offsets, and for replacing it when its answer lacks what a worker has
+Responsible for: the reader of committed offsets, and for replacing it if its answer lacks what a worker has
 reported as committed (`core.reported_offsets` has the rule).
 """
 
@@ -25,7 +25,7 @@ from fcluster.kafka.offsets import read_committed_positions
 from fcluster.worker.core.reported_offsets import ReportedOffsets
 
 OLD_ANSWERS_S: Final = 10.0
-"""How long other brokers are asked, if an answer is older than what was reported."""
+"""How long other brokers are asked if an answer is older than what was reported."""
 PAUSE_S: Final = 0.3
 
 _log = logging.getLogger("fcluster.worker")
@@ -35,8 +35,8 @@ class CommittedOffsets:
     """The committed offsets of a job's sources.
 
     Args:
-        job: its name, which is the group's.
-        make_reader: makes a read-committed consumer of that group.
+        job: its name, which is also the name of the group.
+        make_reader: creates a read-committed consumer of that group.
         stopping: ends the waits.
         old_answers_s: see `OLD_ANSWERS_S`.
     """
@@ -54,11 +54,11 @@ class CommittedOffsets:
         self._old_answers_s = old_answers_s
         self._reader = make_reader()
         self._using = threading.Lock()
-        """A reader isn't closed while another thread asks it."""
+        """A reader isn't closed while another thread uses it."""
         self._reported = ReportedOffsets()
 
     def reported(self, topic: str, partition: int, offset: int) -> None:
-        """So much of this partition is committed at least."""
+        """Note that at least this offset of the partition is committed."""
         self._reported.report(topic, partition, offset)
 
     def connect(self, partition: TopicPartition, timeout_s: float) -> None:
@@ -73,7 +73,7 @@ class CommittedOffsets:
     def read(
         self, wanted: Sequence[TopicPartition], timeout_s: float = ANSWER_TIMEOUT_S
     ) -> Mapping[TopicPartition, CommittedPosition | None]:
-        """What is committed for each partition, None where there is nothing.
+        """The committed offset of each partition. None where there is none.
 
         Raises:
             KafkaUnavailable: no settled answer came in time.
@@ -92,8 +92,8 @@ class CommittedOffsets:
                 f"{self._reported.known(old)} is committed"
             )
             if self._stopping.is_set() or time.monotonic() > deadline_s:
-                # No broker knows of more: somebody has set the offsets back. What follows is decided where
-                # they are compared with the state.
+                # No broker knows of a later offset: somebody has set the offsets back. What to do about it is
+                # decided where they are compared with the state.
                 _log.warning("committed offsets were set back from outside: %s", what)
                 self._reported.forget()
                 return committed
@@ -104,7 +104,7 @@ class CommittedOffsets:
             self._stopping.wait(PAUSE_S)
 
     def close(self) -> None:
-        """Nothing is read after that."""
+        """After that, nothing can be read."""
         self._reader.close()
 
 

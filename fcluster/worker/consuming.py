@@ -1,19 +1,19 @@
 """Reads source topics: one thread for each consumer, the only user of that consumer.
 
-Responsible for: handing batches of records to the main thread, with the generation of the assignment they
-were read under. Changes of the assignment are queued and carried out by the reading thread between two
-reads, so a batch's generation tells exactly which changes came before it: records fetched before a rewind
-can't be mistaken for records after it.
+Responsible for: passing batches of records to the main thread, with the generation of the assignment under
+which they were read. Changes of the assignment are queued, and the reading thread carries them out between
+two reads. So a batch's generation tells exactly which changes came before it, and records fetched before a
+rewind can't be mistaken for records after it.
 
-Every queue is bounded: at most `BATCHES_AHEAD_MAX` batches wait for the main thread, then reading stops, and
-librdkafka's own queue fills up to its bound. What goes on to wait elsewhere (`merges`) is bounded there, by
-having single partitions held.
+Every queue is bounded. At most `BATCHES_AHEAD_MAX` batches wait for the main thread. Then reading stops, and
+librdkafka's own queue fills up to its limit. Records that then wait elsewhere (`merges`) are bounded there,
+by pausing single partitions.
 
-Two ways to fetch, each a consumer of its own since the settings of one can't be changed: *patient* (the
-broker answers with the first record, or after a tenth of a second) costs next to nothing while there is
-nothing to read; *gathering* (the broker collects for some milliseconds) costs a constant number of requests,
-and so far less than one for each record once records come in steadily. The reader changes between them by
-what it sees. See docs/decisions/0031-two-ways-to-fetch.md.
+There are two ways to fetch. Each has its own consumer, since a consumer's settings can't be changed.
+*Patient*: the broker answers with the first record, or after a tenth of a second. This costs next to nothing
+while there is nothing to read. *Gathering*: the broker collects records for some milliseconds. This costs a
+constant number of requests, which is far less than one for each record once records come in steadily. The
+reader switches between them depending on what arrives. See docs/decisions/0031-two-ways-to-fetch.md.
 """
 
 from __future__ import annotations
@@ -33,16 +33,18 @@ from fcluster.common.offsets import Offset, offset_or_none
 BATCH_RECORDS_MAX = 5_000
 BATCHES_AHEAD_MAX = 3
 POLL_TIMEOUT_S = 0.05
-"""How long a read waits for a first record, and so how long a change of the assignment may wait."""
+"""How long a read waits for a first record. A change of the assignment may wait as long."""
 
 PATIENT_FETCH: Final[Mapping[str, int]] = {"fetch.min.bytes": 1, "fetch.wait.max.ms": 100}
-"""A partition that is added waits for the answer that is under way to those that have nothing to give."""
+"""A partition that is added has to wait for the answer that is under way for partitions without records."""
 GATHERING_FETCH: Final[Mapping[str, int]] = {"fetch.min.bytes": 100_000, "fetch.wait.max.ms": 5}
 GATHER_ABOVE_READS_PER_S = 150
 BE_PATIENT_AFTER_S = 2.0
-"""Without a record."""
+"""Without a record, a read waits this long."""
 LOOK_INTERVAL_S = 1.0
-"""How often it is told where reading stands while records come, and looked for what moves without them."""
+"""How often the reader reports its positions while records come, and looks for changes of positions without
+records.
+"""
 CONNECT_TIMEOUT_S = 2.0
 LOOK_FOR_TOPIC_INTERVAL_S = 0.5
 
@@ -50,24 +52,24 @@ SourcePartition = tuple[str, int]
 
 
 class BatchSource(Protocol):
-    """Where batches come from: a reader, or what has put in order what readers gave."""
+    """A source of batches: a reader, or a merge that puts the readers' records in order."""
 
     @property
     def newest_generation(self) -> int:
-        """Records of older batches may be of partitions that were rewound or given up."""
+        """Records of older batches may belong to partitions that were rewound or released."""
         ...
 
     def done(self) -> None:
-        """A batch is processed or dropped: there is room for another."""
+        """A batch was processed or dropped, so there is room for another one."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Records of the partitions assigned in `generation`. `full`: there are certainly more to come.
+    """Records of the partitions assigned in `generation`. `full`: there are certainly more.
 
-    `standings`: of watched partitions, how far they are read with this batch and where they end; None: that
-    isn't known.
+    `standings`: for watched partitions, up to where they are read with this batch, and where they end. None:
+    unknown.
     """
 
     reader: BatchSource
@@ -81,10 +83,11 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class ReadUpTo:
-    """Where the consumer stands, control records counted: nothing more came for a while, or it is time again.
+    """The consumer's positions, including control records. It is sent when no more records came for a while,
+    and from time to time.
 
-    Comes after all batches read before it. `ends` leaves out partitions whose end isn't known (yet, or while
-    their leader moves).
+    It comes after all batches read before it. `ends` leaves out partitions whose end isn't known (yet, or
+    while their leader moves).
     """
 
     reader: SourceReader
@@ -95,7 +98,9 @@ class ReadUpTo:
 
 @dataclass(frozen=True, slots=True)
 class ReadFailed:
-    """The consumer reported an error that reading on doesn't mend; `partition` is -1 if it isn't one's."""
+    """The consumer reported an error that continued reading doesn't fix. `partition` is -1 if the error
+    doesn't belong to one.
+    """
 
     topic: str
     partition: int
@@ -105,7 +110,7 @@ class ReadFailed:
 
 @dataclass(frozen=True, slots=True)
 class ReaderDied:
-    """The reading thread has ended on an error that nobody foresaw: nothing will be read any more."""
+    """The reading thread has ended with an unexpected error: nothing more will be read."""
 
     reason: str
 
@@ -131,13 +136,14 @@ _UNKNOWN_TOPIC = frozenset(
 
 
 class SourceReader:
-    """The records of some source partitions, read by a thread of its own.
+    """The records of some source partitions, read by its own thread.
 
     Args:
-        make_consumer: makes a consumer that fetches as its argument says. It is assigned by nobody else.
-        emit: called in the reading thread with each event; must not block.
-        name: of the thread.
-        topics: that it will be told to read: consumers connect to their leaders before they have to.
+        make_consumer: creates a consumer that fetches as its argument says. Only this reader assigns
+            partitions to it.
+        emit: called in the reading thread with each event. It must not block.
+        name: the thread's name.
+        topics: the topics that it will be told to read. Consumers connect to their leaders in advance.
     """
 
     def __init__(
@@ -151,7 +157,7 @@ class SourceReader:
         self._consumer = make_consumer(PATIENT_FETCH)
         self._topics = tuple(topics)
         self._resting: Consumer | None = None  # the consumer for the other way to fetch, once there was need
-        self._connecting: threading.Thread | None = None  # makes it
+        self._connecting: threading.Thread | None = None  # the thread that creates it
         self._gathering = False
         self._last_record_s = 0.0
         self._reads_since_s = 0.0
@@ -178,26 +184,26 @@ class SourceReader:
 
     @property
     def newest_generation(self) -> int:
-        """That of the batches which follow the last change of the assignment."""
+        """The generation of the batches that follow the last change of the assignment."""
         return self._commands_given
 
     def start(self, offsets: dict[SourcePartition, int], *, watched: bool = False) -> int:
-        """Read these partitions from these offsets on; returns the generation of the batches that follow.
+        """Read these partitions from these offsets on. Returns the generation of the batches that follow.
 
-        `watched`: each batch tells where they stand, see `Batch.standings`.
+        `watched`: each batch reports their positions, see `Batch.standings`.
         """
         return self._command(lambda: self._start(offsets, watched))
 
     def stop(self, partitions: set[SourcePartition]) -> int:
-        """Stop reading these partitions; returns the generation of the batches that follow."""
+        """Stop reading these partitions. Returns the generation of the batches that follow."""
         return self._command(lambda: self._stop(partitions))
 
     def hold(self, partition: SourcePartition) -> None:
-        """Read no more of this partition until `release`; what was read before still comes."""
+        """Pause this partition until `release`. Records that were already read still come."""
         self._run_soon(lambda: self._hold(partition))
 
     def release(self, partition: SourcePartition) -> None:
-        """Read on in a partition that was held."""
+        """Resume reading a partition that was held."""
         self._run_soon(lambda: self._release(partition))
 
     def pause(self) -> None:
@@ -205,12 +211,12 @@ class SourceReader:
         self._paused = True
 
     def resume(self) -> None:
-        """Read on."""
+        """Resume reading."""
         self._paused = False
         self._commanded.set()
 
     def done(self) -> None:
-        """A batch is processed or dropped: there is room for another."""
+        """A batch was processed or dropped, so there is room for another one."""
         self._room.release()
 
     def close(self, timeout_s: float) -> None:
@@ -248,7 +254,7 @@ class SourceReader:
                     # partitions end.
                     self._tell_position()
         except Exception as error:
-            # Dying in silence would look like an idle source.
+            # If it ended silently, the source would seem idle.
             self._emit(ReaderDied(f"{type(error).__name__}: {error}"))
             raise
         finally:
@@ -259,13 +265,15 @@ class SourceReader:
                 self._resting.close()
 
     def _connect(self, consumer: Consumer) -> None:
-        """Find the topics' leaders: what is asked for now isn't waited for when there are records to read."""
+        """Find the topics' leaders in advance, so that reading need not wait for them when there are
+        records.
+        """
         for topic in self._topics:
-            with contextlib.suppress(KafkaException):  # reading says what is wrong
+            with contextlib.suppress(KafkaException):  # reading will report what is wrong
                 consumer.list_topics(topic, timeout=CONNECT_TIMEOUT_S)
 
     def _make_resting(self, fetching: Mapping[str, int]) -> None:
-        """In a thread of its own: reading goes on as before meanwhile."""
+        """Runs in its own thread: reading goes on meanwhile."""
         consumer = self._make_consumer(fetching)
         self._connect(consumer)
         self._resting = consumer
@@ -307,11 +315,11 @@ class SourceReader:
             self._consumer.resume([TopicPartition(*partition)])
 
     def _read(self) -> None:
-        # poll() returns with the first record, consume() would wait for the whole batch.
+        # poll() returns with the first record; consume() would wait for the whole batch.
         first = self._consumer.poll(POLL_TIMEOUT_S)
         if first is None:
             self._room.release()
-            # What moves the position without a record (an aborted transaction's marker) is looked for seldom.
+            # Rarely look for what moves the position without a record (an aborted transaction's marker).
             if self._may_have_moved or self._is_time_to_look():
                 self._tell_position()
             if self._gathering and time.monotonic() - self._last_record_s > BE_PATIENT_AFTER_S:
@@ -332,24 +340,26 @@ class SourceReader:
         else:
             self._room.release()
         if self._is_time_to_look():
-            # Other partitions may be at their end although this one always has something to give.
+            # Other partitions may be at their end, although this one always has records.
             self._tell_position()
         self._count_read()
 
     def _standings(self) -> dict[SourcePartition, tuple[int, Offset | None]]:
-        """Where watched partitions stand, by what was last heard of the brokers."""
+        """The positions of watched partitions, as far as the brokers' last answers tell."""
         try:
             positions = self._positions(self._watched)
             return {partition: (at, self._known_end(partition)) for partition, at in positions.items()}
         except KafkaException:
-            return {}  # a later batch tells
+            return {}  # a later batch will tell
 
     def _known_end(self, partition: SourcePartition) -> Offset | None:
         _begin, answer = self._consumer.get_watermark_offsets(TopicPartition(*partition), cached=True)
         return offset_or_none(answer)
 
     def _count_read(self) -> None:
-        """Gather once records come so steadily that nearly each of them would be a response of its own."""
+        """Switch to gathering once records come so steadily that nearly every one would be a response of its
+        own.
+        """
         self._last_record_s = now_s = time.monotonic()
         self._reads += 1
         if now_s - self._reads_since_s >= 1.0:
@@ -358,7 +368,9 @@ class SourceReader:
             self._reads_since_s, self._reads = now_s, 0
 
     def _change_fetching(self) -> None:
-        """Go on with the other consumer, from where this one stands, once there is one that is connected."""
+        """Continue with the other consumer from this one's positions, once the other one exists and is
+        connected.
+        """
         if self._resting is None:
             if self._connecting is None:
                 self._connecting = threading.Thread(
@@ -369,7 +381,7 @@ class SourceReader:
         offsets = self._positions(self._assigned)
         held = [TopicPartition(*partition) for partition in self._held]
         if held:
-            self._consumer.resume(held)  # this consumer may come to read them again
+            self._consumer.resume(held)  # this consumer may have to read them again
         self._consumer.incremental_unassign([TopicPartition(*partition) for partition in offsets])
         self._consumer, self._resting = self._resting, self._consumer
         self._gathering = not self._gathering
@@ -390,11 +402,11 @@ class SourceReader:
         return positions
 
     def _look_for_topic(self, topic: str) -> None:
-        """Ask for the topic's metadata: without that a client may take minutes to see a new partition."""
+        """Ask for the topic's metadata: otherwise a client may take minutes to see a new partition."""
         now_s = time.monotonic()
         if now_s - self._looked_s >= LOOK_FOR_TOPIC_INTERVAL_S:
             self._looked_s = now_s
-            with contextlib.suppress(KafkaException):  # it is reported again
+            with contextlib.suppress(KafkaException):  # it will be reported again
                 self._consumer.list_topics(topic, timeout=CONNECT_TIMEOUT_S)
 
     def _report_error(self, message: Message) -> None:
@@ -425,8 +437,8 @@ class SourceReader:
                 if end is not None:
                     ends[partition] = end
         except KafkaException:
-            return  # the next time tells
-        # Records (or control records) are still to be fetched where the end isn't known, or not reached.
+            return  # the next report will tell
+        # If the end isn't known or not reached, records (or control records) are still to be fetched.
         self._may_have_moved = any(
             partition not in ends or position < ends[partition] for partition, position in positions.items()
         )

@@ -1,15 +1,15 @@
 """The epochs of a worker on their way into Kafka: one is open, and one may be in flight behind its barrier.
 
 Responsible for: an epoch from its first record to its commit, as one object that passes through the threads.
-The main thread opens it (`OpenEpoch`), and at the barrier freezes it into an `EpochInFlight`. That belongs to
-the commit thread, which prepares and commits it while the main thread goes on in the next one. Also
-responsible for a session's writer and commit thread, and for turning what fails there into events.
+The main thread opens it (`OpenEpoch`), and at the barrier freezes it into an `EpochInFlight`. That object
+belongs to the commit thread, which prepares and commits it while the main thread works on the next epoch.
+Also responsible for a session's writer and commit thread, and for turning failures there into events.
 
 Invariants:
-- An epoch is begun in the transaction that takes its first output, and frozen only when all its outputs are
-  acknowledged. So the outputs of a key have the order of its inputs across epochs.
+- An epoch begins in the transaction that takes its first output, and is frozen only when all its outputs are
+  acknowledged. So the outputs of a key keep the order of its inputs across epochs.
 - The commit thread gets everything that it needs with the epoch. It reads nothing that the main thread
-  changes, except the session, to tell what is over.
+  changes, except the session, to recognise sessions that are over.
 - State layers become committed state after the transaction's commit, in the order of the epochs.
 
 Must not: decide when an epoch ends or may be committed; `core` does. Must not know readers.
@@ -55,23 +55,24 @@ _log = logging.getLogger("fcluster.worker")
 
 OUTPUTS_UNACKNOWLEDGED_MAX = 100_000
 SEND_INTERVAL_S = 0.02
-"""Outputs of an epoch that is open for longer are sent from time to time, which takes 1 ms of the main
-thread."""
+"""If an epoch has been open for longer than this, its outputs are sent from time to time, which takes 1 ms of
+the main thread.
+"""
 SEND_INTERVAL_BACKLOG_S = 0.1
 COMMIT_LATENCIES_KEPT = 500
 
 MakeWriter = Callable[[Callable[[str], None]], EpochWriter]
-"""Makes a session's writer from `give_up`; see `transactions.TransactionalWriter`."""
+"""Creates a session's writer with `give_up`; see `transactions.TransactionalWriter`."""
 
 
 @dataclass(slots=True)
 class OpenEpoch:
-    """The epoch that takes records now (main thread).
+    """The epoch that takes records now. Belongs to the main thread.
 
     Attributes:
         begun_s: when its transaction began.
-        sent_s: when its outputs were last sent, `begun_s` if they weren't yet.
-        records: how many were processed in it.
+        sent_s: when its outputs were last sent, `begun_s` if they haven't been sent yet.
+        records: how many records were processed in it.
     """
 
     transaction: EpochTransaction
@@ -82,12 +83,13 @@ class OpenEpoch:
 
 @dataclass(frozen=True, slots=True)
 class EpochInFlight:
-    """An epoch from its barrier to its commit: all that this worker knows of it (commit thread).
+    """An epoch from its barrier to its commit: everything that this worker knows of it. Belongs to the commit
+    thread.
 
     Attributes:
         frozen: what is committed.
-        states: of its shards.
-        transaction: it holds the outputs, and gets the rest.
+        states: the states of its shards.
+        transaction: contains the outputs, and gets the rest.
         confirm_sources: raises if a source was replaced while its records were read.
         begun_s: when its transaction began. `frozen_s`: when its barrier came.
     """
@@ -102,23 +104,23 @@ class EpochInFlight:
 
 
 class EpochPipeline:
-    """See the module's docstring. All methods are for the main thread, if they don't say anything else.
+    """See the module's docstring. All methods are for the main thread, unless they say otherwise.
 
     Args:
-        topology: of the job.
-        core_state: for reading.
-        port: where outputs go; bound to the open epoch's transaction.
+        topology: the job's topology.
+        core_state: the core's state. It is only read.
+        port: takes outputs. It is bound to the open epoch's transaction.
         batches: learns from refusals how large batches may be.
-        source_checks: what the open epoch has read.
+        source_checks: knows which records the open epoch has read.
         watchdog: watches the commit thread.
         hang_bound_s: how long a step in it may take.
-        post: queues an event for the main thread. For any thread.
+        post: queues an event for the main thread. May be called from any thread.
         note_delta: called in the commit thread when a delta is committed, with the changelog offset after it
-            and its bytes.
+            and its size in bytes.
 
     Attributes:
-        committed: how many epochs were committed since the process's start.
-        retired: the commit threads of previous sessions, until a restore waits for them.
+        committed: how many epochs were committed since the process started.
+        retired: the commit threads of previous sessions, until a restore takes them to wait for them.
     """
 
     def __init__(
@@ -159,11 +161,11 @@ class EpochPipeline:
         self._telling = Telling(topology)
 
     def release(self, shards: Iterable[ShardId]) -> None:
-        """Others get these shards."""
+        """Other workers get these shards."""
         self._telling.forget(shards)
 
     def open(self, session: int, make_writer: MakeWriter) -> None:
-        """Make the session's writer and its commit thread, which initialises it."""
+        """Create the session's writer, and its commit thread, which initialises the writer."""
         self._commit_thread = thread = CommitThread()
 
         def give_up(reason: str) -> None:
@@ -175,7 +177,7 @@ class EpochPipeline:
         thread.submit(self._open_writer, writer, session, tuple(self.retired))
 
     def _open_writer(self, writer: EpochWriter, session: int, before: Sequence[Executor]) -> None:
-        """In the commit thread."""
+        """Runs in the commit thread."""
         with self._reporting(session, "initialising the producers"):
             for executor in before:
                 # It may still be initialising producers with the same ids, which would fence ours.
@@ -207,7 +209,7 @@ class EpochPipeline:
             thread.shutdown(wait=True)
 
     def take_retired(self) -> list[CommitThread]:
-        """`retired`, from now on in the caller's care."""
+        """`retired`. From now on the caller is responsible for these threads."""
         retired, self.retired = self.retired, []
         return retired
 
@@ -237,12 +239,12 @@ class EpochPipeline:
         return self._open
 
     def count(self, records: int) -> None:
-        """So many records were processed in the open epoch."""
+        """Count records that were processed in the open epoch."""
         if self._open is not None:
             self._open.records += records
 
     def hold_back(self, backlog: bool) -> events.Event | None:
-        """Serve delivery reports, and wait if outputs are produced faster than Kafka takes them.
+        """Serve delivery reports, and wait if outputs are produced faster than Kafka accepts them.
 
         Outputs of an epoch that has been open for some time are sent before the barrier, for readers of
         uncommitted records.
@@ -276,7 +278,7 @@ class EpochPipeline:
         assert self._commit_thread is not None
         frozen_s = time.monotonic()
         try:
-            opened = self._open or self.begin()  # nothing but offsets to commit
+            opened = self._open or self.begin()  # there is nothing to commit except offsets
             confirm_sources = self._source_checks.begin()
             parts = [self._freeze(runners[shard], effect.epoch) for shard in sorted(effect.shards)]
             failpoints.reach("worker.layers-frozen", effect.epoch)
@@ -312,7 +314,7 @@ class EpochPipeline:
             transaction.tell_time(self._telling.due(clocks, self._core_state.stage_sizes, now_ms))
 
     def untold(self, now_ms: float) -> frozenset[ShardId]:
-        """The shards that need an epoch so that the stages behind hear what their event time is."""
+        """The shards that need an epoch so that their event time is reported to the stages downstream."""
         return self._telling.overdue(now_ms)
 
     def _freeze(self, runner: ShardRunner, epoch: int) -> ShardEpoch:
@@ -326,7 +328,7 @@ class EpochPipeline:
         )
 
     def _flush(self, epoch: EpochInFlight) -> None:
-        """In the commit thread: write deltas and offsets, and wait for all of it."""
+        """Write deltas and offsets, and wait for all of it. Runs in the commit thread."""
         frozen = epoch.frozen
         with self._reporting(epoch.session, f"preparing epoch {frozen.epoch}"):
             frozen.encode()
@@ -337,7 +339,7 @@ class EpochPipeline:
             failpoints.reach("worker.prepared", frozen.epoch)
 
     def commit(self, effect: events.CommitEpoch) -> None:
-        """Have the commit thread commit the epoch in flight."""
+        """Make the commit thread commit the epoch in flight."""
         failpoints.reach("worker.complete-received", effect.epoch)
         assert self._commit_thread is not None
         epoch, self._in_flight = self._in_flight, None
@@ -346,7 +348,7 @@ class EpochPipeline:
         self._commit_thread.submit(self._commit, epoch)
 
     def _commit(self, epoch: EpochInFlight) -> None:
-        """In the commit thread: make the epoch visible, then its layers become the committed state."""
+        """Make the epoch visible. Then its layers become the committed state. Runs in the commit thread."""
         frozen = epoch.frozen
         with self._reporting(epoch.session, f"committing epoch {frozen.epoch}"):
             started_s = time.monotonic()
@@ -364,14 +366,13 @@ class EpochPipeline:
                     self._note_delta(part.shard, next_offset, sum(map(len, part.records)))
 
     def commit_latencies_ms(self) -> list[float]:
-        """Of the newest epochs, from their first record to their commit; ordered by size."""
+        """The latencies of the newest epochs, from the first record to the commit, sorted."""
         return sorted(self._latencies_ms)
 
     # --- the commit thread's other work -------------------------------------------------------------------
 
     def flush_quiet(self, states: Iterable[ShardState]) -> None:
-        """Changes of the last commit before a pause that are still in memory go to the store, and so into
-        snapshots.
+        """Write changes of the last commit before a pause to the store, and so into snapshots.
         """
         if self._commit_thread is not None:
             now_ms = monotonic_ms()
@@ -384,7 +385,7 @@ class EpochPipeline:
             state.flush()
 
     def rest(self) -> Callable[[], None]:
-        """A function that waits until the commit thread has done everything that it was given so far."""
+        """A function that waits until the commit thread has finished all tasks it was given so far."""
         thread = self._commit_thread
         if thread is None:
             return lambda: None
@@ -394,7 +395,7 @@ class EpochPipeline:
             try:
                 done.result()
             except CancelledError:
-                thread.shutdown(wait=True)  # abandoned, but it finishes what it is doing
+                thread.shutdown(wait=True)  # abandoned, but it finishes its current task
 
         return wait
 
@@ -408,7 +409,8 @@ class EpochPipeline:
                 yield
         except TransactionLostError as error:
             if session != self._core_state.session:
-                # Nothing depends on it any more, but it shows that a zombie's writes are refused.
+                # Nothing depends on it any more, but it shows that the writes of a former session are
+                # refused.
                 _log.info("refused, from session %d, which is over: %s", session, error)
             self._post(self.lost(session, error))
         except LOCAL_TROUBLE as error:
@@ -421,13 +423,13 @@ class EpochPipeline:
             self._post(events.TransactionFailed(session, reason, unexpected=True))
 
     def lost(self, session: int, error: TransactionLostError, record: RecordAt | None = None) -> events.Event:
-        """What a lost transaction leads to: a replay, in smaller pieces if need be, if one helps. For any
-        thread.
+        """Decide what follows from a lost transaction: if a replay can help, a replay, if necessary in
+        smaller pieces. May be called from any thread.
 
         Args:
-            session: of the transaction.
+            session: the session of the transaction.
             error: what happened to it.
-            record: the only record in it, if that is known.
+            record: the only record in the transaction, if that is known.
         """
         refusal = error.refusal([topic.name for topic in self._topology.outputs])
         if refusal is not None:

@@ -1,9 +1,9 @@
 """Processes that handlers start: they are isolated from the worker, and don't outlive it.
 
-Responsible for: what happens in a forked child (default signal handlers, none of the worker's connections and
-files), and the guard (`process_guard`), which kills leftover processes when the worker has ended for whatever
-reason. The guard is started together with the first process that a handler starts, so a job that starts none
-has no guard.
+Responsible for: making a forked child independent (default signal handlers, none of the worker's connections
+and files); and the guard (`process_guard`), which kills leftover processes when the worker has ended for
+whatever reason. The guard is started together with the first process that a handler starts, so a job that
+starts none has no guard.
 
 Handlers may use `subprocess`, `multiprocessing` with any start method, `concurrent.futures`, threads, and
 `os.fork`. Python and the libraries announce each start: forks by `os.register_at_fork`, the others by audit
@@ -38,7 +38,7 @@ _STARTERS = (
     "multiprocessing.popen_spawn_posix",
     "multiprocessing.resource_tracker",
 )
-"""Modules that start processes without an audit event and are imported only when needed."""
+"""Modules that start processes without an audit event, and that are imported only when needed."""
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _log = logging.getLogger("fcluster.worker")
 
@@ -47,7 +47,7 @@ is_forked = False
 
 _worker_pid = 0
 _guard: subprocess.Popen[bytes] | None = None
-"""Kept, because dropping it while it runs is a ResourceWarning."""
+"""Kept, because dropping it while it runs causes a ResourceWarning."""
 _guard_input = -1
 _guard_wanted = threading.Lock()
 _ports: set[int] = set()
@@ -55,7 +55,7 @@ _directories: list[str] = []
 
 
 def prepare() -> None:
-    """This process will be a worker. Call this once, before the job is loaded."""
+    """Prepare this process to be a worker. Call it once, before the job is loaded."""
     global _worker_pid
     if sys.platform != "linux" or _worker_pid:
         return
@@ -68,7 +68,7 @@ def prepare() -> None:
 
 
 def keep_from_children(*, addresses: Iterable[str] = (), directory: Path | None = None) -> None:
-    """What forked children must not hold open: TCP connections from or to the ports of these addresses
+    """Note what forked children must not hold open: TCP connections from or to the ports of these addresses
     (``host:port``, with or without a scheme), and files in that directory.
     """
     for address in addresses:
@@ -82,8 +82,8 @@ def keep_from_children(*, addresses: Iterable[str] = (), directory: Path | None 
 def leave_within(timeout_s: float, code: int) -> None:
     """Exit with `code` after this time, whatever the threads and children are still doing.
 
-    Call this when all work is done: at exit, Python waits for threads and children of handlers, however long
-    they take.
+    Call this when all work is done: at exit, Python waits for the threads and children of handlers, however
+    long they take.
     """
 
     def leave() -> None:
@@ -108,7 +108,7 @@ def _audit(event: str, arguments: tuple[Any, ...]) -> None:
 def _start_guard() -> None:
     global _guard, _guard_input
     if os.getpid() != _worker_pid or not _guard_wanted.acquire(blocking=False):
-        return  # it runs or is being started; its own start triggers an event too
+        return  # the guard runs or is being started; its own start triggers an event too
     reading, _guard_input = os.pipe2(os.O_CLOEXEC)
     os.set_blocking(_guard_input, False)
     leads_session = os.getsid(0) == _worker_pid
@@ -141,7 +141,7 @@ _forking = _ForkingThread()
 
 def _before_fork() -> None:
     """Block signals until the child has its own handlers. Otherwise the worker's handler would take the
-    signal, and then for example `Pool.terminate` would wait for the child forever.
+    signal, and `Pool.terminate`, for example, would wait for the child forever.
     """
     _start_guard()
     _forking.mask = set(signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS))
@@ -165,14 +165,16 @@ def _become_child() -> None:
             os.write(_guard_input, f"{os.getpid()} {facts[2]}\n".encode())
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    # Clients of Kafka and RocksDB can't be destroyed here: the threads they would wait for don't exist.
+    # Clients of Kafka and RocksDB can't be destroyed here: they would wait for threads that don't exist.
     gc.freeze()
     _let_go_of_descriptors()
     _let_signals_in()
 
 
 def _let_go_of_descriptors() -> None:
-    """The numbers stay in use, so that no other file gets them while an object still refers to them."""
+    """The descriptors' numbers stay in use, so that no other file gets them while an object still refers to
+    them.
+    """
     null = os.open(os.devnull, os.O_RDWR)
     for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):

@@ -1,9 +1,9 @@
 """What a worker reports about itself over HTTP.
 
-Responsible for: whether its main loop and its heartbeats run, whether all its shards run, and its metrics.
-The worker's main thread publishes what it knows as one immutable object; the threads of the HTTP port read
-it. Whether the *coordinator* answers isn't part of a worker's health: a worker that waits for the next leader
-does its job.
+Responsible for: reporting whether the main loop and the heartbeats run, whether all shards run, and metrics.
+The worker's main thread publishes what it knows as one immutable object, and the threads of the HTTP port
+read it. Whether the *coordinator* answers isn't part of a worker's health: a worker that waits for the next
+leader works as intended.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ class WorkerHealth:
     """See the module's docstring.
 
     Args:
-        job: it works on.
-        worker: its name.
+        job: the name of the job that it works on.
+        worker: the worker's name.
     """
 
     def __init__(self, job: str, worker: str) -> None:
@@ -64,15 +64,15 @@ class WorkerHealth:
     # --- for the worker's threads -----------------------------------------------------------------------
 
     def turned(self, bound_s: float) -> None:
-        """The main loop has run once."""
+        """Note that the main loop has run once."""
         self._loop.beat(bound_s)
 
     def sent_heartbeat(self, interval_s: float) -> None:
-        """The heartbeat thread has run once."""
+        """Note that the heartbeat thread has run once."""
         self._heartbeats.beat(interval_s + HEARTBEAT_SLACK_S)
 
     def publish(self, core_state: CoreState) -> None:
-        """The core's state has changed; in the main thread."""
+        """Publish the core's changed state. Called in the main thread."""
         self._known = _Known(
             core_state.phase,
             core_state.session,
@@ -86,7 +86,7 @@ class WorkerHealth:
         )
 
     def note_stats(self, stats: WorkerStats) -> None:
-        """What the last heartbeat reported."""
+        """Note the figures of the last heartbeat."""
         self._stats = stats
 
     # --- for the HTTP port ------------------------------------------------------------------------------
@@ -106,7 +106,7 @@ class WorkerHealth:
         held = [
             f"{shard} is {phase.value}"
             for shard, phase in known.shards
-            # A stopped shard waits for a person, and no other worker should wait for that.
+            # A stopped shard waits for a person, and another worker's start should not wait for that.
             if phase not in (ShardPhase.RUNNING, ShardPhase.RELEASING, ShardPhase.STOPPED)
         ]
         if held:

@@ -1,9 +1,9 @@
-"""Finds the inputs that have been idle for so long that event time no longer waits for them; and tells where
-event time stands.
+"""Finds the inputs that have been idle for so long that event time no longer waits for them, and reports
+event time.
 
-Responsible for: how long each input has had no new record, by the wall clock. Where the job sets `idle_ms` of
-a `Watermark`, an input that is at its end counts as idle after that time, until its next record. Belongs to
-the main thread.
+Responsible for: measuring how long each input has had no new record, by the wall clock. Where the job sets
+`idle_ms` of a `Watermark`, an input that is at its end counts as idle after that time, until its next record.
+Belongs to the main thread.
 
 Must not: read a clock.
 """
@@ -22,17 +22,17 @@ class IdleInputs:
 
     def __init__(self) -> None:
         self._quiet_since: dict[InputRunner, tuple[int, float]] = {}
-        """From which offset and time on there was nothing new."""
+        """The offset and time since which there was nothing new."""
 
     def look(self, runners: Iterable[ShardRunner], now_ms: float) -> frozenset[ShardId]:
-        """Leave those out of event time that have become idle.
+        """Leave inputs that have become idle out of event time.
 
         Args:
-            runners: of the shards.
-            now_ms: of a clock that never goes back.
+            runners: the shards' runners.
+            now_ms: the time on a clock that never goes back.
 
         Returns:
-            Their shards: there is something to commit.
+            The shards of these inputs: there is something to commit.
         """
         changed: set[ShardId] = set()
         quiet_since: dict[InputRunner, tuple[int, float]] = {}
@@ -56,7 +56,7 @@ class IdleInputs:
 
 
 def times_of(runner: ShardRunner, wall_ms: int) -> list[TimeStatus | None]:
-    """What is reported of the shard's event time, for each input, at this time of the wall clock."""
+    """What to report of the shard's event time, for each input, at this time of the wall clock."""
     clock = runner.clock
     if clock is None:
         return [None] * len(runner.inputs)

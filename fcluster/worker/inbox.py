@@ -1,7 +1,7 @@
-"""What waits for the worker's main thread: events for the core, and what the readers report.
+"""The queue of the worker's main thread: events for the core, and reports of the readers.
 
-Responsible for: handing both to the main thread in the order of their arrival, whichever thread they come
-from; and for interrupting a chunk of records, so that an event waits for one record at most.
+Responsible for: passing both to the main thread in the order of their arrival, whichever thread they come
+from; and for interrupting a chunk of records, so that an event waits for at most one record.
 
 Must not: know what the events mean.
 """
@@ -19,8 +19,8 @@ class Inbox:
     """The queue of the main thread.
 
     Attributes:
-        interrupts: if it isn't empty, the chunk ends with the record that is being processed. A list, because
-            looking at it is all that a record can afford.
+        interrupts: if it isn't empty, the chunk ends with the record that is being processed. It is a list,
+            because checking it is all that there is time for in each record.
     """
 
     def __init__(self) -> None:
@@ -28,20 +28,22 @@ class Inbox:
         self.interrupts: list[None] = []
 
     def post(self, event: events.Event) -> None:
-        """Queue an event. The main thread handles it before the next record. For any thread."""
+        """Queue an event. The main thread handles it before the next record. May be called from any
+        thread.
+        """
         self._queue.put(event)
         self.interrupt()
 
     def put(self, report: ReaderEvent) -> None:
-        """Queue what a reader reports. The current chunk goes on. For any thread."""
+        """Queue a reader's report. The current chunk continues. May be called from any thread."""
         self._queue.put(report)
 
     def interrupt(self) -> None:
-        """End the current chunk with the record that is being processed. For any thread."""
+        """End the current chunk with the record that is being processed. May be called from any thread."""
         self.interrupts.append(None)
 
     def take(self, timeout_s: float) -> Iterator[events.Event | ReaderEvent]:
-        """Everything that is queued, and what comes meanwhile. For the main thread.
+        """Everything that is queued, and what arrives meanwhile. Called by the main thread.
 
         Args:
             timeout_s: how long to wait for something if nothing is queued. 0: not at all.

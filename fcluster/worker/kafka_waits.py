@@ -1,8 +1,8 @@
-"""Which parts of this worker wait for Kafka, and for how long, as opposed to parts that hang.
+"""Which parts of this worker wait for Kafka, and for how long. Other parts that take long hang.
 
 Responsible for: recording each wait, for heartbeats; keeping the watchdog from mistaking a wait for Kafka for
-a hung process; and waking up, or cutting short, a call that keeps waiting although Kafka answers again.
-Rule: every wait is bounded. Calls have their own limits, and the thread of a call that ignores its limit is
+a hung process; and waking up or abandoning a call that keeps waiting although Kafka answers again. Rule:
+every wait is bounded. Calls have their own limits, and the thread of a call that ignores its limit is
 abandoned.
 
 Must not: decide what follows from a lost transaction.
@@ -19,21 +19,22 @@ from dataclasses import dataclass
 from fcluster.worker.watchdog import Watchdog
 
 TOLD_AFTER_S = 1.0
-"""A longer wait is reported. Healthy brokers answer within milliseconds."""
+"""A wait that is longer than this is reported. Healthy brokers answer within milliseconds."""
 USUAL_S_MAX = 5.0
 """On a busy machine they take longer. A call counts as stuck only after twice the longest recent wait (which
 decays by a twentieth with each call). A wait above this limit indicates a failover and says nothing about the
 machine."""
 ASKED_TIMES = 2
-"""And only after this many times as long as Kafka took to answer the new client."""
+"""A call also counts as stuck only after this many times as long as Kafka took to answer the new client."""
 ANSWERED_PATIENCE_S = 1.0
 """How long a call may still take once Kafka has answered another client: twice what librdkafka waits before
-it repeats a request. It doubles each time that this didn't help (`PATIENCE_S_MAX`)."""
+it repeats a request. It doubles each time that this wasn't enough (`PATIENCE_S_MAX`).
+"""
 PATIENCE_S_MAX = 15.0
 WAKE_INTERVAL_S = 1.1
 """A call that was woken up looks for its coordinator at most once a second."""
 WOKEN_PATIENCE_S = 15.0
-"""How long a call may still take if it can be woken up: it should end by itself, and nothing is lost then."""
+"""How long a call may still take if it can be woken up: it should end by itself, and then nothing is lost."""
 _POLL_S = 0.05
 
 
@@ -54,10 +55,10 @@ class KafkaWaits:
     """The waits of one worker.
 
     Args:
-        watchdog: doesn't count the time that is spent in here.
+        watchdog: doesn't count the time that is spent waiting here.
 
     Attributes:
-        in_vain: the job is over, so that nobody needs what is waited for. Set by any thread.
+        in_vain: the job is over, so nobody needs what is waited for. Set by any thread.
     """
 
     def __init__(self, watchdog: Watchdog) -> None:
@@ -83,16 +84,16 @@ class KafkaWaits:
         wake: Callable[[], bool],
         give_up: Callable[[], None],
     ) -> Generator[None]:
-        """The block is a call that may keep waiting for a broker that doesn't answer any more.
+        """The block is a call that may keep waiting for a dead broker.
 
         Args:
-            what: describes it.
+            what: describes the call.
             answers: asks with a new client whether Kafka can do again what the block waits for, in a few
                 seconds at most. Its argument is how long the block has waited, in seconds. It is called
-                repeatedly, in a thread of its own, once the block takes longer than `TOLD_AFTER_S`.
-            wake: called there after an answer, every `WAKE_INTERVAL_S` until the block ends. It makes the
-                call look again for the broker, or returns False if it can't.
-            give_up: called there if the block hasn't ended soon after an answer.
+                repeatedly, in its own thread, once the block takes longer than `TOLD_AFTER_S`.
+            wake: called in that thread after an answer, every `WAKE_INTERVAL_S` until the block ends. It
+                makes the call look again for the broker, or returns False if it can't.
+            give_up: called in that thread if the block hasn't ended soon after an answer.
         """
         with self._noted(_Wait(what, time.monotonic(), answers, wake, give_up)):
             yield
@@ -117,7 +118,7 @@ class KafkaWaits:
                     self._usual_s = max(took_s, 0.95 * self._usual_s)
 
     def longest(self) -> tuple[str, float]:
-        """The longest wait, and its seconds so far. Nothing if all is well."""
+        """What has waited longest, and for how many seconds so far. Nothing if all is well."""
         now_s = time.monotonic()
         with self._lock:
             first = min(self._waits.values(), key=lambda wait: wait.since_s, default=None)

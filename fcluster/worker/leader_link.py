@@ -1,12 +1,12 @@
 """The worker's link to the leading coordinator.
 
-Responsible for: the connection, whom it leads to, and what goes over it. It connects to the given address or
-to the leader that the seeker finds in the journal, turns frames into events for the main thread, and says
-once why there is no connection. Its callbacks run in the threads of the transport, the seeker and the reach
-watch. `send` is for any thread.
+Responsible for: the connection, which coordinator it leads to, and what is sent over it. It connects to the
+given address, or to the leader that the seeker finds in the journal; turns frames into events for the main
+thread; and says once why there is no connection. Its callbacks run in the threads of the transport, the
+seeker and the reach watch. Any thread may call `send`.
 
-Must not: decide what follows from a message; `core` does. It looks at the core's session and term only to
-tell which messages concern this worker.
+Must not: decide what follows from a message; `core` does. It reads the core's session and term only to find
+out which messages concern this worker.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ class LeaderLink:
     """See the module's docstring.
 
     Args:
-        settings: of the worker.
-        job: its name.
+        settings: the worker's settings.
+        job: the job's name.
         fixed_address: ``tcp://host:port``. Empty: read it from the job's journal.
-        core_state: for reading.
+        core_state: the core's state. It is only read.
         post: queues an event for the main thread.
         on_job_over: called once it is known that the job has ended, before the event.
     """
@@ -96,7 +96,7 @@ class LeaderLink:
         self._seeker.start()
 
     def close(self) -> None:
-        """Close the connection. From then on others may get the worker's shards."""
+        """Close the connection. From then on other workers may get the worker's shards."""
         self._closing = True
         self._reach.met()
         self._seeker.close(timeout_s=SEEKER_CLOSE_S)
@@ -112,13 +112,13 @@ class LeaderLink:
         self._transport.send(messages.encode(message))
 
     def announce(self, begun: messages.RecordBegun) -> None:
-        """Send it, and wait until the coordinator knows it, for `ANNOUNCEMENT_S` at most."""
+        """Send it, and wait until the coordinator knows it, for at most `ANNOUNCEMENT_S`."""
         self._noted.clear()
         self.send(begun)
         self._noted.wait(ANNOUNCEMENT_S)
 
     def say_trouble(self, trouble: str) -> None:
-        """Log it once for each kind of trouble, because attempts are repeated every second."""
+        """Log it once for each kind of problem, because attempts are repeated every second."""
         if trouble != self._trouble:
             _log.warning("%s", trouble)
         self._trouble = trouble
@@ -162,7 +162,7 @@ class LeaderLink:
                 _log.warning("dropped a malformed frame, %d so far: %s", count, error)
             return
         if self._is_of_older_term(message):
-            # It was deposed and doesn't know it. The core refuses all its messages, so leave it.
+            # It was deposed and doesn't know that. The core refuses all its messages, so leave it.
             self._seeker.misled()
         else:
             self._seeker.heard()
@@ -181,6 +181,6 @@ class LeaderLink:
         return message.term < self._core_state.term
 
     def _on_job_ended(self, ended: Ended) -> None:
-        """The journal says so."""
+        """The journal says that the job has ended."""
         self._on_job_over()
         self._post(events.JobEnded(ended.reason, ended.failure))

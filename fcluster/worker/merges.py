@@ -1,6 +1,6 @@
-"""Puts the records of a shard with several inputs into the order in which they are processed.
+"""Puts the records of a shard with several inputs into processing order.
 
-Responsible for: the records of such a shard that were read and wait for their turn (`ShardMerge`), and the
+Responsible for: the records of such a shard that were read and wait to be processed (`ShardMerge`), and the
 limit on them. `fcluster.engine.merging` decides the order. The next records leave here as a batch, which is
 processed like a batch from a reader. Belongs to the main thread.
 
@@ -20,14 +20,15 @@ from fcluster.worker.processing import InputRunner
 
 HELD_ABOVE_RECORDS: Final = 20_000
 HELD_ABOVE_BYTES: Final = 8 * 1024 * 1024
-"""If more records of an input wait, reading of that input is paused. A pause discards what the client has
-fetched ahead, so it shouldn't happen often."""
+"""If more records of an input wait than this, reading that input is paused. A pause discards what the client
+has fetched ahead, so it shouldn't happen often.
+"""
 RELEASED_BELOW: Final = 0.2
 """Reading resumes when less than this share of the limit waits."""
 BATCH_RECORDS_MAX: Final = 1_000
 ORDERED: Final = 0
 OUTDATED: Final = 1
-"""Generations of batches. They are outdated once the shard isn't read any more."""
+"""Generations of batches. They are outdated once the shard is no longer read."""
 
 
 class _Bound:
@@ -44,8 +45,8 @@ class ShardMerge:
     """The inputs of one running shard.
 
     Args:
-        inputs: of the shard.
-        readers: of each of them.
+        inputs: the shard's inputs.
+        readers: the reader of each input.
         idle_ms: `max.task.idle.ms`.
     """
 
@@ -70,7 +71,7 @@ class ShardMerge:
             self._readers[number].hold(self._partition(number))
 
     def note(self, number: int, position: int, end: int | None) -> None:
-        """Everything before `position` was added; the partition ends at `end`, as far as that is known."""
+        """All records before `position` were added. The partition ends at `end`, as far as is known."""
         self._merge.note(number, position, end)
         self._positions[number] = position
         if end is not None:
@@ -78,12 +79,12 @@ class ShardMerge:
         self._note_read(number)
 
     def _note_read(self, number: int) -> None:
-        """If nothing waits, everything that was read is processed."""
+        """If nothing waits, everything that was read has been processed."""
         if self.newest_generation == ORDERED and not self._given and not self._merge.count(number):
             self._inputs[number].read_position = self._positions[number]
 
     def next_batch(self, now_ms: float) -> Batch | None:
-        """The next records to process. None if they aren't known yet, or the last batch isn't done."""
+        """The next records to process. None if they aren't known yet, or if the last batch isn't done."""
         if self._given:
             return None
         messages: list[Message] = self._merge.take(now_ms, BATCH_RECORDS_MAX)  # type: ignore[assignment]
@@ -94,7 +95,7 @@ class ShardMerge:
         return Batch(self, self.newest_generation, messages, full=len(messages) == BATCH_RECORDS_MAX)
 
     def _forget(self, messages: Sequence[Message]) -> None:
-        """These records wait no more. Resume reading where there is room again."""
+        """These records no longer wait. Resume reading where there is room again."""
         for message in messages:
             self._bounds[self._number_of[message.topic() or ""]].size_bytes -= len(message)
         for number, bound in enumerate(self._bounds):
@@ -113,11 +114,11 @@ class ShardMerge:
             self._note_read(number)
 
     def due_ms(self) -> float | None:
-        """When there may be another batch although nothing was read. None: there won't."""
+        """When there may be another batch although nothing is read. None: never."""
         return None if self._given else self._merge.due_ms()
 
     def close(self) -> None:
-        """The shard isn't read any more. Its batches are outdated."""
+        """The shard is no longer read. Its batches are outdated."""
         self.newest_generation = OUTDATED
 
     def _partition(self, number: int) -> tuple[str, int]:
@@ -127,7 +128,9 @@ class ShardMerge:
 def sorted_out(
     batch: Batch, merges: Mapping[tuple[str, int], ShardMerge]
 ) -> tuple[list[Message], dict[tuple[str, int], list[Message]]]:
-    """The records of a batch that are processed as they come, and those that go to a merge, by partition."""
+    """The records of a batch that are processed as they come, and those that go into a merge, by
+    partition.
+    """
     rest: list[Message] = []
     merged: dict[tuple[str, int], list[Message]] = {}
     for message in batch.messages:

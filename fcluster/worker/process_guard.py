@@ -7,8 +7,8 @@ that it has left behind. It runs as a script by its path (`python -I -S`), and m
 library, so that it is small. Linux only.
 
 These processes belong to the worker: those with MARK in their environment, which executed programs inherit;
-those that have registered on standard input, as forked children do; all processes in the worker's session, if
-SESSION is 1 (the worker leads it); and the children of all these.
+those that have registered on standard input, as forked children do; if SESSION is 1 (the worker leads its
+session), all processes in that session; and the children of all these.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ import time
 
 ENVIRONMENT_VARIABLE = "FCLUSTER__HANDLER_OF"
 TRACKER = b"multiprocessing.resource_tracker"
-"""It removes semaphores and shared memory once all their users are gone, then exits by itself."""
+"""It removes semaphores and shared memory once all their users have ended, and then exits by itself."""
 TRACKER_GRACE_S = 3.0
 PATIENCE_S = 10.0
 POLL_S = 0.02
 FORGET_AT = 1_000
-"""At this many registrations, those of ended processes are dropped."""
+"""When there are this many registrations, those of processes that have ended are dropped."""
 
 Process = tuple[int, str]
 """Id and start time, which together identify a process forever."""
 
 
 def start_of(pid: int) -> tuple[int, int, str] | None:
-    """A process's parent, its session and its start time; None if it is gone."""
+    """A process's parent, its session and its start time; None if it has ended."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             fields = file.read().rpartition(b")")[2].split()
@@ -79,7 +79,7 @@ def belonging(worker: int, mark: str, leads_session: bool, registered: set[Proce
 
 
 def sweep(worker: int, mark: str, leads_session: bool, registered: set[Process]) -> None:
-    """Kill everything that belongs to the worker, until nothing is left."""
+    """Kill everything that belongs to the worker, until no such process is left."""
     began_s = time.monotonic()
     while left := belonging(worker, mark, leads_session, registered):
         age_s = time.monotonic() - began_s

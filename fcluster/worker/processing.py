@@ -1,8 +1,8 @@
-"""Binds the engine to a worker's shards: Kafka messages in, a producer's outputs out, and the shard's own
+"""Connects the engine to a worker's shards: Kafka messages in, a producer's outputs out, and the shard's own
 state.
 
 Responsible for: `ShardRunner`, one running shard with its position and its inputs; and telling the engine
-which exceptions are the worker's own trouble, not a record's. `fcluster.engine` decides what happens to a
+which exceptions are caused by the worker, and not by a record. `fcluster.engine` decides what happens to a
 record.
 
 Must not: know epochs, transactions or the coordinator.
@@ -48,20 +48,21 @@ __all__ = [
 
 NOT_THE_RECORDS_DOING: tuple[type[BaseException], ...] = (TransactionLostError, *LOCAL_TROUBLE)
 """Exceptions that `InputRunner.handle` passes on unchanged, whatever `on_error` says. KeyboardInterrupt isn't
-one of them: a worker handles SIGINT, so one that is raised in a handler is the handler's."""
+one of them: a worker handles SIGINT, so a KeyboardInterrupt raised in a handler is the handler's own.
+"""
 
 
 class InputRunner(StageRunner):
-    """One input of a running shard: where it stands, and the function that processes its records.
+    """One input of a running shard: its position, and the function that processes its records.
 
     Attributes:
         shard: the shard that it belongs to.
         topic: the topic that it reads.
         last: the newest record processed since the last barrier. None if there is none.
-        begun_at: the offset at the last barrier. `next_offset` says where it is now.
+        begun_at: the offset at the last barrier. `next_offset` is the current one.
         topic_id: the id of the topic; see `CommittedPosition`.
-        read_position: how far reading has come, including control records.
-        end: where the partition ends. -1 if that isn't known.
+        read_position: the position of reading, including control records.
+        end: where the partition ends. -1 if unknown.
         generation: records of earlier generations of the assignment aren't for this runner.
     """
 
@@ -93,11 +94,11 @@ class InputRunner(StageRunner):
         return self.begun_at if self.last is None else self.last.offset() + 1
 
     def passed(self, record: Any) -> None:
-        """See `StageRunner.passed`: what follows may fail, and the record stays processed."""
+        """See `StageRunner.passed`: the record counts as processed, even if what follows fails."""
         self.last = record
 
     def announce(self, offsets: range, run: Callable[[Any, Callable[[Any], None]], None]) -> None:
-        """Let `run(record, handle)` process the records at these offsets, after those that are condemned."""
+        """Make `run(record, handle)` process the records at these offsets, after the condemned ones."""
         inner = self.handle
 
         def announcing(record: Any) -> None:
@@ -112,24 +113,25 @@ class InputRunner(StageRunner):
             self.handle = announcing
 
     def stop_before(self, offset: int, failure: Failure) -> None:
-        """Process nothing from `offset` on: `UnreadableRecordError(failure)` is raised there."""
+        """Process no record at `offset` or later: `UnreadableRecordError(failure)` is raised there."""
         self.condemn(offset, Condemnation(failure))
 
     def freeze(self) -> InputOffset:
-        """The epoch ends here: where it stands."""
+        """The epoch ends here. Returns the position."""
         self.begun_at, self.last = self.next_offset, None
         time = "" if self.clock is None else self.clock.encode(self.number)
         return InputOffset(self.begun_at, self.topic_id, time)
 
 
 class ShardRunner:
-    """One running shard: its position, its state, and what processes the records of each input.
+    """One running shard: its position, its state, and the runners that process its inputs.
 
     Attributes:
-        position: the committed position it started from or last froze; the inputs tell where it stands.
+        position: the committed position from which it started, or that it last froze. The inputs have the
+            current one.
         inputs: in the stage's order.
-        clock: its event time; None: the job doesn't use event time.
-        timers: those of its handlers; None: they set none.
+        clock: its event time; None if the job doesn't use event time.
+        timers: its handlers' timers. None if they set none.
     """
 
     __slots__ = ("_fired_after", "clock", "inputs", "position", "shard", "stage", "state", "timers")
@@ -160,7 +162,7 @@ class ShardRunner:
 
     @property
     def is_touched(self) -> bool:
-        """Whether a record was processed, or a timer has fired, since the last barrier."""
+        """Whether a record was processed or a timer has fired since the last barrier."""
         return self._fired_after == self.position.epoch or any(one.last is not None for one in self.inputs)
 
     def take_fired(self) -> int:
@@ -172,10 +174,10 @@ class ShardRunner:
         return fired
 
     def freeze(self, epoch: int, fingerprint: str) -> Delta | None:
-        """End the open epoch: `position` is what it commits. Returns the delta, None if no state changed.
+        """End the open epoch, which commits `position`. Returns the delta, None if no state has changed.
 
         Raises:
-            ProcessingError: a state can't be kept.
+            ProcessingError: a state can't be stored.
         """
         delta = self.state.freeze(epoch)
         first, *further = [one.freeze() for one in self.inputs]
@@ -195,7 +197,7 @@ class ShardRunner:
         return delta
 
     def newest(self) -> RecordAt | None:
-        """The newest record since the last barrier, if all that were processed are of one input."""
+        """The newest record since the last barrier, if all processed records are from one input."""
         touched = [one for one in self.inputs if one.last is not None]
         if len(touched) != 1:
             return None
@@ -215,7 +217,7 @@ class ShardRunner:
 
 
 def running_step(frame: FrameType | None) -> str:
-    """The name of the step that a thread is in, for `Condemnation.step`. "" if it is in none.
+    """The name of the step that a thread is running, for `Condemnation.step`. "" if it runs none.
 
     Args:
         frame: the thread's innermost frame, as `sys._current_frames` returns it.
@@ -228,7 +230,7 @@ def running_step(frame: FrameType | None) -> str:
 
 
 def step_of(frame: FrameType) -> str:
-    """The name of the step whose operator this very frame is in, "" if it is in none."""
+    """The name of the step whose operator this frame belongs to, "" if there is none."""
     if frame.f_globals.get("__name__", "").startswith("fcluster.engine.operators."):
         timer = frame.f_locals.get("timer_record")
         if isinstance(timer, TimerRecord):

@@ -1,10 +1,10 @@
-"""The thread that never waits for the others: it sends heartbeats, and notices what hangs.
+"""The thread that never waits for the others. It sends heartbeats and notices when something hangs.
 
-Responsible for: heartbeats while a handler runs; the limit on one record; having `watchdog` and `kafka_waits`
-look regularly; and that a handler which holds the interpreter lets this thread run (`interpreter_lock`).
+Responsible for: heartbeats while a handler runs; the limit on one record; regular checks of `watchdog` and
+`kafka_waits`; and making a handler that holds the interpreter let this thread run (`interpreter_lock`).
 
-Must not: wait for anything but time, or decide what a record's step does after a record has taken too long:
-the process ends, and its shard's next owner is told.
+Must not: wait for anything except time, or decide what to do about a record that has taken too long: the
+process ends, and its shard's next owner is told.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ WAIT_S_MIN = 0.01
 
 
 class PulseThread:
-    """See the module's docstring. Make it in the main thread.
+    """See the module's docstring. Create it in the main thread.
 
     Args:
-        settings: of the worker.
-        core_state: for reading.
+        settings: the worker's settings.
+        core_state: the core's state. It is only read.
         reporting: sends the heartbeats.
-        inbox: its chunk is ended when a record takes long.
-        link: takes the last word.
-        shards: that are read.
+        inbox: interrupted when a record takes long.
+        link: takes the last message.
+        shards: the shards that are read.
         record_watch: knows the record that is being processed.
-        watchdog: knows what else is under way.
+        watchdog: watches the other operations.
         kafka_waits: knows what waits for Kafka.
-        health: is told that this thread runs.
+        health: learns that this thread runs.
         end: ends the process, with a reason and an exit code.
     """
 
@@ -86,7 +86,7 @@ class PulseThread:
         self._thread.start()
 
     def stop(self) -> None:
-        """Send nothing more. Doesn't wait for the thread."""
+        """Send no more heartbeats. Doesn't wait for the thread."""
         self._stopping.set()
 
     def _run(self) -> None:
@@ -107,7 +107,7 @@ class PulseThread:
         interpreter_lock.rest()
 
     def watch_record(self, now_s: float) -> None:
-        """Check how long the current record takes. A chunk that has become slow ends with it."""
+        """Check how long the current record takes. If that is long, the chunk ends with it."""
         running = self._record_watch.sample(now_s, time.process_time())
         if self._record_watch.record is not None:
             self._inbox.interrupt()
@@ -115,8 +115,7 @@ class PulseThread:
             self._give_up_record(running)
 
     def _give_up_record(self, running: Running) -> None:
-        """A handler can't be interrupted from outside, so the process ends. The shard's next owner is
-        told.
+        """A handler can't be interrupted from outside, so end the process. The shard's next owner is told.
         """
         frame = frame_of(self._main_thread)
         reason = describe_overdue(running, self._settings, frame)

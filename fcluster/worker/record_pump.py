@@ -1,13 +1,13 @@
-"""Runs the records that were read through the worker's shards.
+"""Processes the records that were read, with the worker's shards.
 
-Responsible for: cutting batches into chunks, processing a chunk record by record, and what ends it early: an
-event that has come, a record that fails, a limit on the epoch. It opens an epoch with the first record after
-a barrier, and reports after each chunk which shards the open epoch has touched.
+Responsible for: cutting batches into chunks, processing a chunk record by record, and ending it early if an
+event has come, a record fails, or a limit on the epoch is reached. It opens an epoch with the first record
+after a barrier. After each chunk, it reports which shards the open epoch has touched.
 
 Invariants:
-- Only the main thread processes records, and nothing else happens within one. So a barrier never falls into
+- Only the main thread processes records, and it does nothing else during one. So a barrier never falls into
   the middle of a record (invariant 11).
-- A record that fails ends its chunk. What follows from it is decided before the next record.
+- A record that fails ends its chunk. What follows from the failure is decided before the next record.
 
 Must not: decide what follows from a failure; `core` does. Must not know what a step does with a record.
 """
@@ -65,7 +65,7 @@ from fcluster.worker.watchdog import Watchdog
 _log = logging.getLogger("fcluster.worker")
 
 FIRED_BEFORE_THE_END_MAX = 1_000
-"""A timer that always sets itself anew for now doesn't keep the job from ending."""
+"""A timer that always sets itself again for the present must not keep the job from ending."""
 _RECORD_GONE = frozenset({KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE})
 _TOPIC_UNKNOWN = frozenset(
     {KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_PARTITION, KafkaError._UNKNOWN_TOPIC}
@@ -76,20 +76,20 @@ class RecordPump:
     """See the module's docstring. All methods are for the main thread.
 
     Args:
-        shards: that are read.
-        pipeline: takes the outputs.
-        core_state: for reading.
-        feed: gives an event to the core and carries out what follows, at once.
+        shards: the shards that are read.
+        pipeline: processes the epochs.
+        core_state: the core's state. It is only read.
+        feed: passes an event to the core, and carries out the effects at once.
         inbox: its `interrupts` end a chunk.
         link: announces records that may end the process.
         source_checks: notes which topics were read.
         record_watch: knows the record that is being processed.
-        watchdog: watches everything but the records.
-        hang_bound_s: how long each of that may take.
-        on_read: called when everything is processed that was read before a reader told its position.
+        watchdog: watches everything except the records.
+        hang_bound_s: how long each of those operations may take.
+        on_read: called when everything that was read before a reader's report has been processed.
 
     Attributes:
-        records: how many were processed since the process's start.
+        records: how many records were processed since the process started.
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class RecordPump:
     # --- what comes in ------------------------------------------------------------------------------------
 
     def add(self, batch: Batch) -> None:
-        """A reader has read these records."""
+        """Take records that a reader has read."""
         rest = self._shards.sort_out(batch)
         if rest is batch.messages:
             self._chunks.add(batch)
@@ -138,8 +138,8 @@ class RecordPump:
             batch.reader.done()
 
     def pass_time(self, now_ms: float) -> None:
-        """Leave inputs out of event time that have had nothing for too long, and have an epoch opened where
-        event time is still to be told of. `now_ms` never goes back.
+        """Leave inputs that have had no records for too long out of event time, and open an epoch if event
+        time has to be reported. `now_ms` never goes back.
         """
         if not self._paused and not self._core_state.waits_for_commit():
             shards = self._idle_inputs.look(self._shards.runners.values(), now_ms)
@@ -148,13 +148,13 @@ class RecordPump:
                 self._feed(events.RecordsProcessed(shards, 0, self._chunks.backlog, None))
 
     def add_told(self, told: ReadUpTo) -> None:
-        """A reader tells where it stands: it has nothing more for now, or it is time again."""
+        """A reader has reported its positions: it has no more records for now, or it is time for a report."""
         self._shards.note_told(told)
         if not self._chunks.hold(told):
             self._note_read(told)
 
     def read_failed(self, failure: ReadFailed) -> None:
-        """A reader has met an error that doesn't pass by reading on."""
+        """A reader has met an error that continued reading doesn't fix."""
         where = f"{failure.topic}/{failure.partition}"
         if failure.error.code() in _RECORD_GONE:
             # The restore checks what exists: it names the gap, or continues after it if that is allowed.
@@ -167,20 +167,20 @@ class RecordPump:
             _log.warning("reading %s: %s", where, failure.error)
 
     def add_merged(self) -> None:
-        """Take what is next in the shards with several inputs."""
+        """Take the next records of the shards with several inputs."""
         for batch in self._shards.merged(monotonic_ms()):
             self._chunks.add(batch)
 
     # --- shards -------------------------------------------------------------------------------------------
 
     def start(self, effect: events.StartReading, stage: Stage, state: ShardState, port: OutputPort) -> None:
-        """Process the shard's records from its position on.
+        """Process the shard's records starting at its position.
 
         Args:
-            effect: says from where, and what is known about single records.
-            stage: of the shard.
-            state: restored to that position.
-            port: where its outputs go.
+            effect: has the position, and what is known about single records.
+            stage: the shard's stage.
+            state: the state, restored to that position.
+            port: takes its outputs.
         """
         runner = ShardRunner(stage, effect.shard.partition, state, effect.position, port)
         for record in effect.condemned:
@@ -201,7 +201,7 @@ class RecordPump:
         self._shards.pause()
 
     def resume(self) -> None:
-        """Go on."""
+        """Resume."""
         self._paused = False
         self._shards.resume()
 
@@ -217,7 +217,7 @@ class RecordPump:
         return not self._paused and not self._core_state.waits_for_commit()
 
     def wait_s(self, timeout_s: float) -> float:
-        """How long the main thread may wait for events: 0 if there is work, `timeout_s` at most."""
+        """How long the main thread may wait for events: 0 if there is work, otherwise at most `timeout_s`."""
         if self.has_work:
             return 0.0
         wait_s = self._shards.until_merged_s(timeout_s, monotonic_ms())
@@ -245,14 +245,14 @@ class RecordPump:
         return not self._has_fired or not self._chunks or self._timers.must_fire()
 
     def fire_due(self) -> None:
-        """Fire the timers that are due, before the shards stop for good. Those of later times stay set."""
+        """Fire the timers that are due, before the shards stop for good. Later timers stay set."""
         for _ in range(FIRED_BEFORE_THE_END_MAX):
             if not (self._shards.timed and self._may_work and self._timers.are_due()):
                 return
             self._fire()
 
     def _fire(self) -> None:
-        """Fire some of the timers that are due, of each shard."""
+        """Fire some of the due timers of each shard."""
         if not self._pipeline.is_open:
             return
         due = self._timers.due()
@@ -283,7 +283,7 @@ class RecordPump:
             if not self._pipeline.has_begun:
                 self._pipeline.begin()
             fire()
-        except Exception as error:  # noqa: BLE001  those that aren't expected are raised again
+        except Exception as error:  # noqa: BLE001  unexpected ones are raised again
             return self._failure(error, runner.inputs[0], self._record_watch.record)
         finally:
             self._record_watch.record = None
@@ -302,7 +302,7 @@ class RecordPump:
             self.hold_back()
 
     def hold_back(self) -> None:
-        """Serve delivery reports, and wait if outputs are produced faster than Kafka takes them."""
+        """Serve delivery reports, and wait if outputs are produced faster than Kafka accepts them."""
         lost = self._pipeline.hold_back(self._chunks.backlog)
         if lost is not None:
             self._feed(lost)
@@ -312,7 +312,9 @@ class RecordPump:
         self._on_read()
 
     def _process(self, chunk: Sequence[Message], batch: Batch) -> int:
-        """Process a chunk. Returns how many of its last records are left, because something else came up."""
+        """Process a chunk. Returns how many of its last records are left because something else had to be
+        done.
+        """
         current = chunk
         records_max = self._core_state.pieces.records_max
         if records_max is not None or batch.generation < batch.reader.newest_generation:
@@ -352,11 +354,11 @@ class RecordPump:
             if not isinstance(failure, events.StopRecordReached):
                 return 0  # everything since the last commit will be processed again
             if records_max is not None:
-                # Records of the stopped shard don't belong to the piece: they are left out next time.
+                # Records of the stopped shard aren't part of the piece: they are left out next time.
                 return _left_of(chunk, next(remaining)) if left else 0
 
     def _run_records(self, records: Iterator[Message]) -> events.Event | None:
-        """Process records until there are no more, one fails, or something else has happened.
+        """Process records until there are no more, one fails, or something else happens.
 
         Returns:
             What failed.
@@ -364,7 +366,7 @@ class RecordPump:
         routes = self._shards.routes
         interrupts, watch = self._interrupts, self._record_watch
         message: Any = None
-        runner: Any = None  # that of `message`
+        runner: Any = None  # the runner of `message`
         try:
             if not self._pipeline.has_begun:
                 self._pipeline.begin()
@@ -376,7 +378,7 @@ class RecordPump:
                     runner.last = message
                 if interrupts:
                     break
-        except Exception as error:  # noqa: BLE001  those that aren't expected are raised again
+        except Exception as error:  # noqa: BLE001  unexpected ones are raised again
             return self._failure(error, runner, watch.record or message)
         finally:
             watch.record = None
@@ -384,11 +386,11 @@ class RecordPump:
         return None
 
     def _failure(self, error: Exception, runner: Any, record: Any) -> events.Event:
-        """What failed, when an exception came out of a record or a timer.
+        """The failure, when an exception was raised by a record or a timer.
 
         Args:
-            runner: of the input. None: no record was begun.
-            record: that was being processed, or the timer that was being called.
+            runner: the input's runner. None: no record had begun.
+            record: the record that was being processed, or the timer that was being called.
         """
         session = self._core_state.session
         match error:
@@ -417,7 +419,7 @@ class RecordPump:
                 raise error
 
     def _only_record(self, runner: Any, message: Any) -> RecordAt | None:
-        """The current record, if no other can be in the open epoch."""
+        """The current record, if the open epoch can't contain another one."""
         core_state = self._core_state
         if runner is None or core_state.pieces.records_max != 1 or core_state.open.records:
             return None
@@ -426,9 +428,11 @@ class RecordPump:
     # --- records that may end the process -----------------------------------------------------------------
 
     def _run_announced(self, one: InputRunner, record: Message, handle: Callable[[Message], None]) -> None:
-        """Process a record that may end the process: the coordinator knows before each step."""
+        """Process a record that may end the process: each step is announced to the coordinator before it
+        begins.
+        """
         announce = functools.partial(self._announce, one, record)
-        announce("")  # decoding it may be what ends the process
+        announce("")  # decoding it may end the process too
         try:
             with announced_steps(announce):
                 handle(record)

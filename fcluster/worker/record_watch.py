@@ -1,7 +1,7 @@
-"""Which record is being processed, and for how long: for slow handlers, and for those that hang.
+"""Which record is being processed, and for how long. Used to find slow handlers, and handlers that hang.
 
 Responsible for: noticing from another thread, at next to no cost for the processing thread, that one record
-takes long; and the message about a record that exceeds its limit.
+takes long; and for the message about a record that exceeds its limit.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ _PACKAGE = str(Path(__file__).parents[1])
 
 
 UNUSED_S_MAX = 1.0
-"""More time between two samples counts only as far as the process has used CPU in it: while a process is
-suspended, or gets no CPU, its handlers do nothing. Samples are much closer together, except while a handler
-holds the interpreter's lock, and such a one uses CPU."""
+"""If there is more time than this between two samples, it counts only as far as the process used CPU in it:
+while a process is suspended or gets no CPU, its handlers do nothing. Samples are much closer together, except
+while a handler holds the interpreter's lock, and such a handler uses CPU.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,7 @@ class RecordWatch:
 
     Attributes:
         record: set by the processing thread before each record and timer. None while it does something else.
-        running: what the last `sample` has found.
+        running: the result of the last `sample`.
     """
 
     __slots__ = ("_cpu_s", "_now_s", "_running_s", "_sampled", "record", "running")
@@ -56,12 +57,12 @@ class RecordWatch:
         """The record that was already being processed at the last sample. For one thread only.
 
         Args:
-            now_s: on a monotonic clock.
-            cpu_s: used by this process so far.
+            now_s: the time on a monotonic clock.
+            cpu_s: the CPU time that this process has used so far.
         """
         record = self.record
         if record is not self._sampled:
-            self._sampled, self._running_s = record, 0.0  # it is kept, so no other object can get its address
+            self._sampled, self._running_s = record, 0.0  # kept, so no other object can get its address
             self.running = None
         else:
             self._running_s += min(now_s - self._now_s, UNUSED_S_MAX + cpu_s - self._cpu_s)
@@ -71,17 +72,17 @@ class RecordWatch:
 
 
 def frame_of(thread_id: int) -> FrameType | None:
-    """The innermost frame of a thread, None if there is no such thread."""
+    """The innermost frame of a thread. None if there is no such thread."""
     return _frames().get(thread_id)
 
 
 def describe_overdue(running: Running, settings: Settings, frame: FrameType | None) -> str:
-    """A message for people about a record that exceeds its limit.
+    """A message about a record that exceeds its limit, for people to read.
 
     Args:
         running: the record.
-        settings: they set the limit.
-        frame: of the thread that processes it (`frame_of`).
+        settings: the settings, which have the limit.
+        frame: the frame of the thread that processes it (`frame_of`).
     """
     record = running.record
     where = handler_of(frame)
@@ -95,7 +96,7 @@ def describe_overdue(running: Running, settings: Settings, frame: FrameType | No
 
 
 def handler_of(frame: FrameType | None) -> str:
-    """Which of the user's functions a thread is in, and at which line."""
+    """The user's function that a thread is in, and the line."""
     innermost = outermost = None
     while frame is not None:
         code = frame.f_code
@@ -103,7 +104,7 @@ def handler_of(frame: FrameType | None) -> str:
             innermost = innermost or frame
             outermost = frame
         elif outermost is not None:
-            break  # what called the user's function
+            break  # the operator that called the user's function
         frame = frame.f_back
     if innermost is None or outermost is None:
         return "in fcluster itself"

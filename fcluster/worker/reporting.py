@@ -1,10 +1,10 @@
-"""What a worker tells the coordinator about itself: the figures in its heartbeats.
+"""What a worker reports about itself to the coordinator: the figures in its heartbeats.
 
-Responsible for: collecting them from the worker's parts, and sending them. Others wait for heartbeats, so
-they don't wait for the main thread: it collects its own figures now and then (`refresh`), and any thread may
-send the newest of them, together with those that need no main thread (`send_heartbeat`).
+Responsible for: collecting these figures from the worker's parts, and sending them. Heartbeats must not wait
+for the main thread. So the main thread collects its own figures from time to time (`refresh`), and any thread
+may send the newest of them, together with the figures that don't need the main thread (`send_heartbeat`).
 
-Must not: decide anything by the figures.
+Must not: decide anything from the figures.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ from fcluster.worker.running_shards import RunningShards
 from fcluster.worker.shards import ShardHost
 
 LONG_RECORD_S = 0.2
-"""A record that takes longer is reported."""
+"""A record that takes longer than this is reported."""
 
 
 class Reporting:
     """See the module's docstring.
 
     Args:
-        core: for reading.
+        core: the core's state. It is only read.
         link: takes the heartbeats.
         health: gets the same figures.
-        host: knows what is restored and copied.
-        shards: that are read. `pump`, `pipeline` and `port`: count.
-        pump: see there.
-        pipeline: see there.
-        port: see there.
+        host: knows which shards are being restored and copied.
+        shards: the shards that are read.
+        pump: counts records.
+        pipeline: counts epochs.
+        port: counts outputs.
         kafka_waits: knows what waits for Kafka.
         record_watch: knows the record that is being processed.
     """
@@ -76,7 +76,7 @@ class Reporting:
         self._stats = WorkerStats()
 
     def refresh(self) -> None:
-        """Collect the main thread's figures. For the main thread."""
+        """Collect the main thread's figures. Called by the main thread."""
         latencies = self._pipeline.commit_latencies_ms()
         self._stats = WorkerStats(
             records_in=max(0, self._pump.records - self._port.watermarks_read),
@@ -93,7 +93,7 @@ class Reporting:
         )
 
     def _statuses(self, runner: ShardRunner) -> Iterator[ShardStatus]:
-        """Where a shard stands in each of its inputs."""
+        """The status of a shard in each of its inputs."""
         core_state, shard = self._core.state, runner.shard
         owned = core_state.shards.get(shard)
         committed = owned.position if owned is not None and owned.position is not None else runner.position
@@ -107,7 +107,7 @@ class Reporting:
             )
 
     def send_heartbeat(self) -> None:
-        """Send the newest figures, if there is a session. For any thread."""
+        """Send the newest figures, if there is a session. May be called from any thread."""
         read_bytes, left_bytes, left_ms = self._host.restore_progress()
         waits_for, waited_s = self._kafka_waits.longest()
         stats = msgspec.structs.replace(

@@ -1,15 +1,15 @@
-"""The shards that a worker reads: their runners, the readers that serve them, and the way from one to the
-other.
+"""The shards that a worker reads: their runners, the readers that serve them, and which records go to which
+runner.
 
-Responsible for: which records belong to which running shard. Its tables are changed together when a shard
-starts or stops: runners by shard, their inputs by topic and partition, and the merges of shards with several
-inputs. Also responsible for the readers and their consumers, one for each isolation level and another one for
-merged topics. All of it belongs to the main thread.
+Responsible for: knowing which records belong to which running shard. Its tables are changed together when a
+shard starts or stops: runners by shard, their inputs by topic and partition, and the merges of shards with
+several inputs. Also responsible for the readers and their consumers, one for each isolation level, and
+another one for merged topics. All of it belongs to the main thread.
 
 Invariants:
 - A shard's records reach its runner only if they were fetched after its reading began: they carry the
-  generation.
-- What reading reports (positions, ends) is noted only for the generation that it was read in.
+  generation of the assignment.
+- Reports of readers (positions, ends) are used only for the generation in which they were read.
 
 Must not: process records, or know epochs.
 """
@@ -33,7 +33,7 @@ from fcluster.worker.processing import InputRunner, ShardRunner
 
 READ_AHEAD_KIB = 16 * 1024
 READ_AHEAD_MERGED_KIB = 2 * 1024
-"""Of each partition that is merged: what is fetched ahead is thrown away when its reading is held."""
+"""For each merged partition: what the client has fetched ahead is discarded when its reading is paused."""
 READER_CLOSE_S = 5.0
 MERGED_WAIT_S_MIN = 0.001
 
@@ -42,23 +42,23 @@ class RunningShards:
     """See the module's docstring.
 
     Args:
-        topology: of the job.
-        settings: of the worker.
-        emit: called in a reader's thread with what it reads.
+        topology: the job's topology.
+        settings: the worker's settings.
+        emit: called in a reader's thread with each event.
 
     Attributes:
-        runners: by shard. A shard that isn't read any more stays until its epoch is committed.
+        runners: by shard. A shard that is no longer read stays until its epoch is committed.
         timed: the runners that have timers, while they are read.
-        inputs: of all runners.
+        inputs: the inputs of all runners.
         routes: the inputs that are read, by topic and partition. Looked up once for each record.
-        group_metadata: of the job's group, once there is a reader.
+        group_metadata: the metadata of the job's group, once there is a reader.
     """
 
     def __init__(self, topology: Topology, settings: Settings, emit: Callable[[ReaderEvent], None]) -> None:
         self._topology = topology
         self._settings = settings
         self._emit = emit
-        self._readers: dict[tuple[Isolation, bool], SourceReader] = {}  # those of merged topics are apart
+        self._readers: dict[tuple[Isolation, bool], SourceReader] = {}  # merged topics have their own
         self._merges: dict[ShardId, ShardMerge] = {}
         self._merge_at: dict[SourcePartition, ShardMerge] = {}
         self.runners: dict[ShardId, ShardRunner] = {}
@@ -71,7 +71,7 @@ class RunningShards:
 
     @property
     def has_readers(self) -> bool:
-        """Whether topics were opened, so that their names can't change any more."""
+        """Whether topics were opened, so that their names can no longer change."""
         return bool(self._readers)
 
     def name_topics(self, topology: Topology) -> None:
@@ -80,7 +80,7 @@ class RunningShards:
         self.routes = _no_routes(topology)
 
     def open_readers(self) -> None:
-        """Make the readers that the job needs. Has no effect if there are some."""
+        """Create the readers that the job needs. Has no effect if they exist."""
         topics: dict[tuple[Isolation, bool], list[str]] = {}
         for stage in self._topology.stages:
             for source in stage.inputs:
@@ -99,8 +99,8 @@ class RunningShards:
             isolation,
             **{
                 "group.id": self._topology.job,
-                # librdkafka's own queue, in front of the batches: enough to stay ahead, small enough for
-                # many workers. When it is full, look again soon: the default is after a second.
+                # librdkafka's own queue, before the batches: large enough to stay ahead, and small enough for
+                # many workers. When it is full, the client looks again soon; the default is after a second.
                 "queued.max.messages.kbytes": ahead_kib,
                 "fetch.queue.backoff.ms": 10,
             },
@@ -120,7 +120,7 @@ class RunningShards:
             reader.pause()
 
     def resume(self) -> None:
-        """Read on."""
+        """Resume reading."""
         for reader in self._readers.values():
             reader.resume()
 
@@ -133,7 +133,7 @@ class RunningShards:
     # --- shards -------------------------------------------------------------------------------------------
 
     def start(self, runner: ShardRunner) -> None:
-        """Read the shard from its position on."""
+        """Read the shard, starting at its position."""
         readers = [self._reader_of(runner.stage, one.number) for one in runner.inputs]
         merged = len(runner.inputs) > 1
         if merged:
@@ -149,7 +149,7 @@ class RunningShards:
         self.inputs.extend(runner.inputs)
 
     def stop(self, shards: Sequence[ShardId]) -> None:
-        """Read these shards no more. Their runners stay, because their records may not be committed yet."""
+        """Stop reading these shards. Their runners stay, because their records may not be committed yet."""
         for shard in shards:
             self.timed.pop(shard, None)
             stage = self._topology.stage(shard.stage)
@@ -168,7 +168,7 @@ class RunningShards:
         self.inputs = [one for runner in self.runners.values() for one in runner.inputs]
 
     def forget(self) -> None:
-        """Drop all runners. They are stopped."""
+        """Drop all runners. They must be stopped."""
         self.runners.clear()
         self.timed.clear()
         self.inputs.clear()
@@ -181,8 +181,8 @@ class RunningShards:
     # --- what was read ------------------------------------------------------------------------------------
 
     def sort_out(self, batch: Batch) -> list[Message]:
-        """The records of the batch that are processed as they come. What is of a shard with several inputs
-        waits in its merge until its turn comes.
+        """The records of the batch that are processed as they come. Records of a shard with several inputs
+        wait in its merge until their turn comes.
         """
         if not self._merge_at:
             return batch.messages
@@ -196,9 +196,9 @@ class RunningShards:
         return rest
 
     def current(self, chunk: Sequence[Message], batch: Batch) -> list[Message]:
-        """Without the records that were fetched before their partition was rewound or released."""
+        """The batch without records that were fetched before their partition was rewound or released."""
         if isinstance(batch.reader, ShardMerge):
-            # All records are of one shard, and of the generation in which its reading began.
+            # All records belong to one shard, and to the generation in which its reading began.
             return [] if batch.generation < batch.reader.newest_generation else list(chunk)
         current: list[Message] = []
         for message in chunk:
@@ -208,8 +208,8 @@ class RunningShards:
         return current
 
     def note_told(self, told: ReadUpTo) -> None:
-        """Note at once where partitions end, and tell merges where their inputs stand: what they wait for may
-        not come for now.
+        """Note at once where partitions end, and tell merges the positions of their inputs, because no record
+        may come for now.
         """
         if self._merge_at:
             for at, position in told.positions.items():
@@ -220,11 +220,11 @@ class RunningShards:
                 runner.end = end
 
     def note_read(self, told: ReadUpTo) -> None:
-        """Everything that was read before this report is processed."""
+        """Everything that was read before this report has been processed."""
         for (topic, partition), position in told.positions.items():
             runner = self.routes[topic].get(partition)
             if (topic, partition) in self._merge_at:
-                continue  # what was read of it may wait there
+                continue  # its records may wait in the merge
             if runner is not None and runner.generation <= told.generation:
                 runner.read_position = max(position, runner.next_offset)
 
@@ -237,14 +237,14 @@ class RunningShards:
     # --- merges -------------------------------------------------------------------------------------------
 
     def merged(self, now_ms: float) -> Iterator[Batch]:
-        """What is next in the shards with several inputs."""
+        """The next records of the shards with several inputs."""
         for merge in self._merges.values():
             batch = merge.next_batch(now_ms)
             if batch is not None:
                 yield batch
 
     def until_merged_s(self, timeout_s: float, now_ms: float) -> float:
-        """The time-out, or less if a merge has something to take before, of which nobody tells."""
+        """The timeout, or less if a merge has to be looked at before that without a report."""
         if not self._merges:
             return timeout_s
         due = [due_ms - now_ms for merge in self._merges.values() if (due_ms := merge.due_ms()) is not None]

@@ -1,12 +1,12 @@
-"""When a producer sends its records: when it is told to, and not while it would only spin.
+"""When a producer sends its records: when it is told to, and not while its thread would only spin.
 
-A broker thread of librdkafka may not send more records of a partition while five or more are in flight. If
-`linger.ms` of the next record is over, the thread polls without pause until the answer arrives (decision
-0084). That takes a third of the CPU of a job with little to do and, while a broker is down, whole cores for
-seconds. So the epochs' producers linger for longer than any answer takes. They are flushed: at once at each
-barrier, and in short pulses if that takes long.
+A broker thread of librdkafka may not send more records of a partition while five or more requests are in
+flight. If `linger.ms` of the next record has passed, the thread polls without a pause until an answer arrives
+(decision 0084). That takes a third of the CPU of a job with little to do, and whole cores for seconds while a
+broker is down. So the epochs' producers linger for longer than any answer takes, and are flushed explicitly:
+at once at each barrier, and in short pulses if that takes long.
 
-Responsible for: those producers' settings, and how they are flushed. Must not: know epochs.
+Responsible for: the settings of those producers, and flushing them. Must not: know epochs.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ LINGER_MS_MAX: Final = 30_000
 STICKY_MS: Final = 2
 """How long outputs without a key go to the same partition. By default it is twice the linger."""
 AT_ONCE_S: Final = 0.25
-"""Healthy brokers answer within milliseconds, and within this time on a busy machine."""
+"""Healthy brokers answer within milliseconds. On a busy machine they answer within this time."""
 PAUSE_S: Final = 0.1
 PULSE_S: Final = 0.01
 NUDGE_S: Final = 0.001
-"""The time that the broker threads need to see that they should send."""
+"""The time that the broker threads need to notice that they should send."""
 
 
 def sending_config(settings: Settings) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def sending_config(settings: Settings) -> dict[str, Any]:
 
 
 def nudge(producer: Producer) -> int:
-    """Let the producer send its records, as far as it may. Returns how many aren't acknowledged yet.
+    """Let the producer send its records as far as it can. Returns how many aren't acknowledged yet.
 
     Takes up to 1 ms.
     """
@@ -57,12 +57,12 @@ def flush(
     If it takes long, `look` is called from time to time. It raises errors that make waiting useless.
 
     Raises:
-        KafkaException: it can't send anything any more.
+        KafkaException: it can no longer send anything.
     """
     deadline_s = time.monotonic() + timeout_s
     waiting = producer.flush(min(AT_ONCE_S, timeout_s))
     while waiting and (left_s := deadline_s - time.monotonic()) > 0:
         look(producer)
-        producer.poll(min(PAUSE_S, left_s))  # an answer ends it
+        producer.poll(min(PAUSE_S, left_s))  # an answer ends the wait
         waiting = producer.flush(PULSE_S)
     return waiting

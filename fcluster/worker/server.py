@@ -1,8 +1,8 @@
 """The worker process: carries out what `core` decides, and runs records through the job.
 
-Responsible for: putting the worker's parts together, the main loop, and which part carries out which effect.
-The main thread owns the core, the runners and the open epoch. All other threads report to it through one
-queue (`inbox`):
+Responsible for: creating and connecting the worker's parts, the main loop, and deciding which part carries
+out which effect. The main thread owns the core, the runners and the open epoch. All other threads report to
+it through one queue (`inbox`):
 
 - the control thread (ZeroMQ) receives the coordinator's messages, and the seeker's thread looks for the
   leader when there is none (`leader_link`),
@@ -13,8 +13,8 @@ queue (`inbox`):
 - the standby thread keeps warm copies of other workers' shards (`standby`),
 - the pulse thread sends heartbeats (`reporting`) and watches for hung threads (`pulse`).
 
-Of the invariants it keeps those about threads: between two records only the main thread decides, so a barrier
-never falls into the middle of a record.
+It keeps the invariants about threads: only the main thread makes decisions, and only between two records. So
+a barrier never falls into the middle of a record.
 
 Must not: decide protocol questions; `core` does.
 """
@@ -79,8 +79,8 @@ class Worker:
     """One worker process.
 
     Args:
-        job: to run.
-        settings: resolved.
+        job: the job to run.
+        settings: the resolved settings.
         slot: the wanted slot, -1 for any.
         coordinator_address: ``tcp://host:port``. Empty: read it from the job's journal.
     """
@@ -90,7 +90,7 @@ class Worker:
         name = self._topology.job
         self._settings = settings = with_settings(settings, reading_group=name)
         self._interval_s = settings.heartbeat_interval_ms / 1000
-        # Later than the coordinator's own limit: by then the slot is fenced.
+        # This is later than the coordinator's own limit: by then the slot is fenced.
         self._hang_bound_s = 2 * settings.checkpoint_timeout_ms / 1000
         self._exit: events.Exit | None = None
         self._ticked_s = time.monotonic()
@@ -170,8 +170,8 @@ class Worker:
     # --- life ---------------------------------------------------------------------------------------------
 
     def run(self) -> Ended:
-        """Work until told to exit."""
-        # A record may take as long as it may; everything else in an iteration has limits, too.
+        """Work until the worker is told to exit."""
+        # A record may take as long as its limit allows. Everything else in an iteration has a limit too.
         turn_bound_s = (self._settings.record_bound_ms / 1000 or UNBOUNDED_S) + self._hang_bound_s
         with health_port(self._settings.http_bind, self._health, insecure=self._settings.insecure) as port:
             handler_processes.keep_from_children(addresses=[port.url] if port is not None else [])
@@ -199,7 +199,8 @@ class Worker:
         self._pulse.stop()
         with self._watchdog.bounded("closing", CLOSING_BOUND_S):
             self._pipeline.destroy()
-            # Before anything that takes time: others may get the shards as soon as the connection is closed.
+            # This comes before everything that takes time: other workers may get the shards as soon as the
+            # connection is closed.
             self._link.close()
             self._shards.close()
             self._pipeline.close()
@@ -224,7 +225,7 @@ class Worker:
             case ReaderDied():
                 self._exit_now(Failure(FailureKind.BUG, f"reading failed: {item.reason}").fitted())
             case events.MessageReceived(messages.Drain()):
-                self._pump.fire_due()  # what is due belongs to what was to be done
+                self._pump.fire_due()  # timers that are due are part of the work to be finished
                 self._feed(item)
             case _:
                 self._feed(item)
@@ -237,13 +238,13 @@ class Worker:
         dump_and_exit(what, code)
 
     def dump_events_on_signal(self) -> None:
-        """From now on, SIGUSR1 writes the core's last events to a file. For the main thread."""
+        """From now on, SIGUSR1 writes the core's last events to a file. Called by the main thread."""
         self._ring.dump_on_signal()
 
     def _feed(self, event: events.Event) -> None:
-        """Give an event to the core and carry out what it decides."""
+        """Pass an event to the core, and carry out what it decides."""
         if handler_processes.is_forked:
-            os._exit(ExitCode.CRASHED)  # a handler forked, and its child returned from it
+            os._exit(ExitCode.CRASHED)  # a handler forked, and the child returned from the handler
         now_ms = monotonic_ms()
         effects = self._core.handle(event, now_ms)
         self._ring.note(now_ms, event, effects)
@@ -253,7 +254,7 @@ class Worker:
             self._health.publish(self._core.state)
 
     def _tick_if_due(self) -> None:
-        """The core has to learn the time under load as well, because its deadlines apply then too."""
+        """The core has to learn the time even under load, because its deadlines apply then too."""
         now_s = time.monotonic()
         if now_s - self._ticked_s >= self._interval_s and self._exit is None:
             self._ticked_s = now_s
@@ -265,7 +266,7 @@ class Worker:
             self._reporting.refresh()
 
     def _report(self) -> None:
-        """Everything that was read is processed: others may wait for that."""
+        """Everything that was read has been processed: other parts may wait for that."""
         self._reporting.refresh()
         self._reporting.send_heartbeat()
 
@@ -332,7 +333,9 @@ class Worker:
         self._pipeline.open(effect.session, make)
 
     def _name_topics(self, names: Mapping[str, str]) -> bool:
-        """Use the coordinator's names for internal topics. False if readers already use other names."""
+        """Use the coordinator's names for internal topics. Returns False if readers already use other
+        names.
+        """
         topology = self._built.with_internal_topics(names)
         if topology == self._topology:
             return True
@@ -374,11 +377,11 @@ def run_worker(job: Job, settings: Settings, *, slot: int = -1, coordinator_addr
     """Run a worker in this process until it is told to exit (by the coordinator, SIGTERM or SIGINT).
 
     Returns:
-        How it ended. The exit code: 0 cleanly, 3 if the job failed, 1 if this worker can't continue, 4 if it
-        was drained and isn't to be restarted, 5 if the job has ended.
+        How it ended. The exit code is 0 if it left cleanly, 3 if the job failed, 1 if this worker can't
+        continue, 4 if it was drained and must not be restarted, 5 if the job has ended.
 
     Raises:
-        FclusterError: it can't start; the message says why.
+        FclusterError: it can't start. The message says why.
     """
     sys.setswitchinterval(THREAD_SWITCH_INTERVAL_S)
     address = coordinator_address or settings.coordinator_address
@@ -391,7 +394,8 @@ def run_worker(job: Job, settings: Settings, *, slot: int = -1, coordinator_addr
         signal.signal(number, lambda _number, _frame: worker.request_termination())
     worker.dump_events_on_signal()
     interpreter_lock.install(settings.session_timeout_ms / 1000)
-    # What exists by now lives as long as the process; collecting it over and over costs 3 to 4%.
+    # Objects that exist by now live as long as the process. Examining them in each garbage collection costs 3
+    # to 4%.
     gc.freeze()
     gc.set_threshold(100_000, 50, 100)
     return worker.run()

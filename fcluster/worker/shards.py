@@ -4,9 +4,9 @@ the warm copies of other workers' shards.
 Responsible for: two background threads and what they share. The restore thread opens, restores and closes
 stores, in the order of the requests. When copied shards become the worker's own, it takes them from
 `standby`, which follows the changelogs. The snapshot thread copies stores to the snapshot store every
-`snapshot.interval.ms`, and has the changelog truncated behind what is safe there.
+`snapshot.interval.ms`, and truncates the changelog as far as the snapshots make that safe.
 
-Of the invariants it keeps: committed offsets are read after the shard's previous owner was fenced or has
+It keeps these invariants: committed offsets are read only after the shard's previous owner was fenced or has
 released it (the coordinator ensures that before it assigns), and after the worker's own previous session has
 ended all its work; a shard runs only with exactly the state of its committed epoch.
 
@@ -73,31 +73,33 @@ _log = logging.getLogger("fcluster.worker")
 
 
 class _OvertakenError(FclusterError):
-    """Another worker has committed for a shard that is being restored."""
+    """Another worker has committed epochs of a shard that is being restored."""
 
 
 _MENDABLE = (KafkaUnavailable, SnapshotStoreUnavailable, _OvertakenError)
-"""Errors that keep this worker from restoring now, but not other workers, nor this one later."""
+"""Errors that keep this worker from restoring now, but not other workers, and not this one later."""
 
 LOSS_CONFIRMED_S = 5.0
 """How long a partition has to end before the committed offset until that counts as a loss."""
 CHAIN_RETRY_S = 1.0
-"""Least time between two snapshots of a shard, however fast its chain of deltas grows. Committed changes
-reach the store, and so a snapshot, within such a time."""
+"""The shortest time between two snapshots of a shard, however fast its chain of deltas grows. Committed
+changes reach the store, and so a snapshot, within this time.
+"""
 CONNECT_TIMEOUT_S = 5.0
 TORN_LOOK_AGAIN_S = 2.0
 """A torn transaction is checked again after this time, before anything is done about it."""
 CATCH_UP_PATIENCE_S = 0.3
-"""How long a warm copy may take for the last deltas before a restore reads them: longer than the restore
-needs to connect."""
+"""How long a warm copy may take for the last deltas before a restore reads them. This is longer than the
+restore needs to connect.
+"""
 
 
 class ShardHost:
     """All shards that this worker has open.
 
     Args:
-        topology: of the job.
-        settings: resolved.
+        topology: the job's topology.
+        settings: the resolved settings.
         emit: called from background threads with events for the core.
     """
 
@@ -114,7 +116,7 @@ class ShardHost:
             lambda: make_consumer(settings, "read-committed", **{"group.id": topology.job}),
             self._stopping,
         )
-        # Kept connected, because connecting takes longer than the usual reading.
+        # It stays connected, because connecting usually takes longer than reading.
         self._changelogs = changelog_consumer(settings)
         self._asking = ThreadPoolExecutor(4, thread_name_prefix="asking")
         self._directory: StoreDirectory | None = None
@@ -172,7 +174,7 @@ class ShardHost:
         return min(epochs, default=-1)
 
     def restore_progress(self) -> tuple[int, int, int]:
-        """Of the restore under way: bytes read, bytes left, milliseconds left. -1: unknown."""
+        """The progress of the current restore: bytes read, bytes left, milliseconds left. -1: unknown."""
         progress = self._progress
         if progress is None or not self._restoring:
             return 0, -1, -1
@@ -183,14 +185,14 @@ class ShardHost:
         return told.bytes, left, round(1000 * elapsed_s * left / told.bytes)
 
     def standby_statuses(self) -> list[StandbyStatus]:
-        """How far the warm copies are. May be called by any thread."""
+        """The progress of the warm copies. May be called by any thread."""
         return self._tail.statuses()
 
     def keep_standbys(self, shards: Sequence[ShardId], before: Iterable[Executor]) -> None:
-        """Keep warm copies of these shards, and of no others, after earlier requests are done.
+        """Keep warm copies of these shards, and of no others, once earlier requests are done.
 
         Args:
-            shards: of other workers.
+            shards: shards of other workers.
             before: commit threads of previous sessions, which may still write to these shards' stores.
         """
         self._restore_thread.submit(self._keep_standbys, tuple(shards), tuple(before))
@@ -209,9 +211,9 @@ class ShardHost:
         """Restore these shards in the background. Each one answers with an event.
 
         Args:
-            session: of the worker. The events carry it.
+            session: the worker's session. The events carry it.
             shards: to restore.
-            committed: so much is committed for their inputs at least.
+            committed: offsets of their inputs that are known to be committed.
             before: threads of previous sessions that have to end first, because they may be about to write to
                 the same stores.
         """
@@ -221,16 +223,16 @@ class ShardHost:
         )
 
     def drop_states(self) -> None:
-        """Drop what is in memory of all shards, and stop restoring. The stores stay open."""
+        """Drop all shards from memory, and stop restoring. The stores stay open."""
         self._restore_stop.set()
         self._restore_stop = threading.Event()
         self._restoring.clear()
-        # Their committed changes go to the stores once no commit thread touches them any more.
+        # Their committed changes are written to the stores once no commit thread uses them any more.
         self._dropped = [*self._dropped, *self._states.values()]
         self._states = {}
 
     def note_delta(self, shard: ShardId, next_offset: int, delta_bytes: int) -> None:
-        """A delta of the shard is committed; in the commit thread."""
+        """A delta of the shard was committed. Called in the commit thread."""
         chain = self._chains.get(shard)
         if chain is not None:
             chain.grown(next_offset, delta_bytes)
@@ -244,8 +246,8 @@ class ShardHost:
     def release(self, shards: Iterable[ShardId], written: Callable[[], None]) -> None:
         """Close the stores of these shards in the background, before anything that is requested later.
 
-        A shard may come back at once. Its restore must then find the store closed, not have it closed during
-        the restore.
+        A shard may come back at once. Its restore must then find the store closed; the store must not be
+        closed during the restore.
 
         Args:
             shards: to close.
@@ -269,15 +271,15 @@ class ShardHost:
         if self._directory is not None:
             try:
                 self._directory.close_all()
-            except FclusterError as error:  # what isn't written is restored at the next start
+            except FclusterError as error:  # changes that aren't written are restored at the next start
                 _log.warning("closing the local state: %s", one_line(error))
         self._asking.shutdown(wait=True)
         self._offsets.close()
         self._changelogs.close()
 
     def _connect(self) -> None:
-        """Connect the consumers before there is anything to restore; in a thread of its own."""
-        with contextlib.suppress(FclusterError, KafkaException):  # the restore says what is wrong
+        """Connect the consumers before there is anything to restore. Runs in its own thread."""
+        with contextlib.suppress(FclusterError, KafkaException):  # the restore will say what is wrong
             for changelog in self._changelogs_of(self._topology.stages):
                 self._changelogs.list_topics(changelog, timeout=CONNECT_TIMEOUT_S)
             # This finds the group's coordinator. Offsets of the journal are never committed, so the
@@ -286,11 +288,13 @@ class ShardHost:
             self._offsets.connect(nowhere, CONNECT_TIMEOUT_S)
 
     def largest_batch(self, topic: str) -> int | None:
-        """The largest batch of records that a topic takes, in bytes; None if we may not see it."""
+        """The largest batch of records that a topic accepts, in bytes. None if we lack the permission to see
+        it.
+        """
         return largest_batch(self._admin, topic)
 
     def look(self, topics: Iterable[str]) -> Future[Look]:
-        """Begin a check of the topics, as the brokers have them now."""
+        """Begin a check of the topics as they are now."""
         return self._asking.submit(look_at_topics, self._admin, list(topics))
 
     def settled_look(self, expected: Mapping[str, str]) -> Look:
@@ -351,10 +355,11 @@ class ShardHost:
             self._emit(events.RestoreFailed(session, bug, fatal=True))
 
     def _check_positions(self, positions: Mapping[ShardId, CommittedPosition], damage: StateDamaged) -> None:
-        """Tell damage from the deltas of a successor: our session may be over without our knowing it yet.
+        """Distinguish damage from the deltas of a successor: our session may be over, and we don't know it
+        yet.
 
         Raises:
-            _OvertakenError: another worker commits for these shards.
+            _OvertakenError: another worker commits epochs of these shards.
         """
         waiting = {shard: position for shard, position in positions.items() if shard in self._restoring}
         if self._positions(tuple(waiting)) != waiting:
@@ -387,7 +392,7 @@ class ShardHost:
         ]
         self._progress, self._restore_began_s = None, time.monotonic()
         stopped: list[ShardStopped] = []
-        # Nothing is done about something that was seen only once.
+        # Nothing is done about a tear that was seen only once.
         looks: list[TornPolicy] = ["stop", self._settings.torn_transaction]
         while looks:
             settings = dataclasses.replace(self._settings, torn_transaction=looks.pop(0))
@@ -436,7 +441,8 @@ class ShardHost:
         self._finish(session, shard, position, state)
 
     def _rebase(self, shard: ShardId, store: RocksStore) -> None:
-        """Let the changelog start again after its present end: it doesn't lead to the state in `store`.
+        """Let the changelog start again after its present end, because it doesn't lead to the state in
+        `store`.
 
         Raises:
             FclusterError: it failed; the next restore retries it.
@@ -475,7 +481,7 @@ class ShardHost:
                 self._directory,
                 {shard: changelog for shard, changelog in changelogs.items() if changelog is not None},
             )
-        except Exception:  # noqa: BLE001  copies are optional; the restore works without them
+        except Exception:  # noqa: BLE001  copies are optional: a restore works without them
             _log.exception("keeping warm copies failed")
 
     def _finish(self, session: int, shard: ShardId, position: CommittedPosition, state: ShardState) -> None:
@@ -507,7 +513,7 @@ class ShardHost:
                 self._readable(source, committed[source], begins[source], ends[source]) for source in sources
             ]
             position = self._joined(shard, readable, [begins[source] for source in sources])
-            make_clock(self._topology.stage(shard.stage), position)  # raises if it can't be read
+            make_clock(self._topology.stage(shard.stage), position)  # this raises if it can't be read
             named = zip(sources, position.inputs, strict=True)
             positions[shard] = position.at(
                 [at._replace(topic_id=ids.get(source.topic, "")) for source, at in named]
@@ -517,7 +523,7 @@ class ShardHost:
     def _readable(
         self, source: TopicPartition, position: CommittedPosition | None, begin: int, end: int
     ) -> CommittedPosition | None:
-        """What is committed for one input, if its next record is there or yet to come."""
+        """The committed offset of one input, if its next record exists or is yet to come."""
         if position is None:
             return None
         if position.offset < begin:
@@ -550,10 +556,11 @@ class ShardHost:
     def _source_ids(
         self, committed: Mapping[TopicPartition, CommittedPosition | None], look: Look
     ) -> dict[str, str]:
-        """By source: the id that its offsets were committed with, otherwise its present id.
+        """For each source: the topic id that its offsets were committed with. If there is none, its present
+        id.
 
         Raises:
-            TopicReplaced: it has another id now.
+            TopicReplaced: a source has another id now.
         """
         known = {
             source.topic: position.topic_id
@@ -580,7 +587,7 @@ class ShardHost:
     ) -> Mapping[TopicPartition, Offset]:
         """The end offsets, read again where one is before the committed offset. A loss of records is accepted
         only if the partition's leader reports it for a while, because a leader that has just started may not
-        know all records yet.
+        know all its records yet.
         """
 
         def ask() -> dict[TopicPartition, Offset]:
@@ -595,7 +602,7 @@ class ShardHost:
         try:
             return {**ends, **ask_until_known(ask, LOSS_CONFIRMED_S)}
         except KafkaException:
-            # The final answer: the same answer twice, or KafkaUnavailable.
+            # The final answer: the same answer again, or KafkaUnavailable.
             return {**ends, **end_offsets(self._admin, short, "read-uncommitted")}
 
     def _behind_gap(
@@ -646,7 +653,9 @@ class ShardHost:
     # --- the snapshot thread ------------------------------------------------------------------------------
 
     def _run_snapshots(self) -> None:
-        """All shards once an interval, and in between those whose chain of deltas has become too long."""
+        """Take snapshots of all shards once an interval, and in between of those whose chain of deltas has
+        become too long.
+        """
         interval_s = self._settings.snapshot_interval_ms / 1000
         next_s = time.monotonic() + interval_s
         while not self._stopping.is_set():
@@ -667,12 +676,14 @@ class ShardHost:
             chain.snapshotted(self._newest_snapshot_offset(shard))
         if not self._is_due(chain):
             return False
-        # Whatever the outcome, don't try again at the next commit.
+        # Whatever the result, don't try again at the next commit.
         chain.not_before_s = time.monotonic() + CHAIN_RETRY_S
         return True
 
     def _newest_snapshot_offset(self, shard: ShardId) -> int:
-        """The changelog position of the shard's newest snapshot, whoever took it. 0 if there is none."""
+        """The changelog position of the shard's newest snapshot, whichever worker took it. 0 if there is
+        none.
+        """
         store = self._directory.opened(shard) if self._directory is not None else None
         try:
             for manifest in usable_manifests(self._snapshot_store, shard):
@@ -701,7 +712,7 @@ class ShardHost:
             if offset:
                 delete_records_before(self._admin, {TopicPartition(changelog, shard.partition): offset})
         except FclusterError as error:
-            # The last good snapshot is kept, and the changelog from there on: only time is lost.
+            # The last good snapshot is kept, and the changelog from there on. So only time is lost.
             _log.warning("no snapshot of %s: %s", shard, one_line(error))
         except Exception:  # noqa: BLE001  the next one may succeed
             _log.exception("no snapshot of %s", shard)
@@ -718,7 +729,7 @@ class NoStore:
         """Nothing, at no epoch."""
         return StoreMeta()
 
-    def get(self, key: bytes) -> bytes | None:  # noqa: ARG002  the protocol's signature
+    def get(self, key: bytes) -> bytes | None:  # noqa: ARG002  required by the protocol
         """Nothing."""
         return None
 
@@ -737,6 +748,6 @@ class NoStore:
         """Nothing."""
         return [None] * len(keys)
 
-    def apply(self, changes: Mapping[bytes, bytes], meta: StoreMeta) -> None:  # noqa: ARG002  as above
+    def apply(self, changes: Mapping[bytes, bytes], meta: StoreMeta) -> None:  # noqa: ARG002  required by the protocol
         """Never called: there are no changes without tables."""
         raise AssertionError("a shard without state was written")

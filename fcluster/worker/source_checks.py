@@ -1,13 +1,13 @@
-"""Ensures that records that come after a pause still belong to the topic that reading began in.
+"""Makes sure that records that come after a pause still belong to the topic in which reading began.
 
 When a topic is deleted and created again, a client sees only a pause: the broker refuses the old topic's id,
 and the client waits (librdkafka's `fetch.error.backoff.ms`, half a second) before it silently continues in
 the new topic, at the same offset. So an epoch with records of a partition that had been quiet is prepared
 only when a check of the topic, begun after these records were read, has shown the old id. The check runs in
-parallel with the epoch's own requests. The coordinator's watch later finds what it misses (new records that
-waited here together with old ones, a broker that lags behind).
+parallel with the epoch's own requests. Some cases are missed (new records that waited here together with old
+ones, or a broker that lags behind). The coordinator's watch finds those later.
 
-Rule: not knowing proves nothing, so no answer is no objection.
+Rule: a missing answer proves nothing, so it is no objection.
 """
 
 from __future__ import annotations
@@ -20,18 +20,20 @@ from typing import Final
 from fcluster.kafka.topic_ids import Look, fits, source_replaced
 
 PAUSE_S: Final = 0.25
-"""Half of the client's wait: a record that comes sooner after another one is of the same topic."""
+"""Half of the client's wait. A record that comes sooner than this after another one belongs to the same
+topic.
+"""
 ANSWER_TIMEOUT_S: Final = 5.0
 
 
 class SourceChecks:
-    """All methods are for the main thread, except for what `begin` returns.
+    """All methods are called by the main thread, except for the function that `begin` returns.
 
     Args:
-        job: for messages.
+        job: the job's name, for messages.
         look: begins a check of topics, in another thread.
         settled: checks until an answer that contradicts these ids has been given for a while.
-        clock_s: from a clock that never goes back.
+        clock_s: returns the time on a clock that never goes back.
     """
 
     def __init__(
@@ -49,14 +51,14 @@ class SourceChecks:
         self._doubtful: dict[str, str] = {}
 
     def read(self, topic: str, partition: int, topic_id: str) -> None:
-        """Records of the partition were processed. They were just read from the topic, which had this id."""
+        """Records of the partition were processed. They were read just now from the topic with this id."""
         now_s = self._clock_s()
         if topic_id and now_s - self._read_s.get((topic, partition), float("-inf")) > PAUSE_S:
             self._doubtful[topic] = topic_id
         self._read_s[topic, partition] = now_s
 
     def forget(self) -> None:
-        """What was read won't be committed, and is read again."""
+        """What was read won't be committed, and will be read again."""
         self._read_s.clear()
         self._doubtful.clear()
 
@@ -75,7 +77,7 @@ class SourceChecks:
         def confirm() -> None:
             try:
                 look = looking.result(ANSWER_TIMEOUT_S)
-            except Exception:  # noqa: BLE001  whatever keeps the brokers from answering
+            except Exception:  # noqa: BLE001  the brokers may fail to answer for any reason
                 return
             contradicted = {
                 topic: topic_id

@@ -1,8 +1,9 @@
-"""When the timers of a worker's shards are due, and what the worker has to know of those that fire.
+"""When the timers of a worker's shards are due, and what the worker has to know about those that fire.
 
-Responsible for: which running shards have timers that are due, how long the main thread may wait for the next
-one, and which timer is being called. `record_pump` has them fired between two records, and in event time they
-fire after the record that moved it, in its call (`fcluster.engine.firing`). Belongs to the main thread.
+Responsible for: knowing which running shards have timers that are due, how long the main thread may wait for
+the next one, and which timer is being called. `record_pump` lets timers fire between two records. Event-time
+timers fire in the call of the record that advanced event time, after that record (`fcluster.engine.firing`).
+Belongs to the main thread.
 
 Must not: decide what follows from a failure, or know epochs.
 """
@@ -22,7 +23,7 @@ from fcluster.worker.processing import ShardRunner
 from fcluster.worker.record_watch import RecordWatch
 
 ANNOUNCED_TIMERS: Final = 2_000
-"""Of a shard in which something ends processes: so many timers are announced before they are called."""
+"""If something in a shard ends processes, this many of its timers are announced before they are called."""
 _WAIT_S_MIN: Final = 0.001
 
 
@@ -30,8 +31,8 @@ class DueTimers:
     """The timers of the shards that are read.
 
     Args:
-        timed: the shards that have some; `RunningShards.timed`.
-        inbox: timers don't keep an event waiting.
+        timed: the shards with timers; `RunningShards.timed`.
+        inbox: timers stop firing when it has an event.
         record_watch: knows the timer that is being called.
     """
 
@@ -43,10 +44,10 @@ class DueTimers:
         self._last: TimerRecord | None = None
 
     def start(self, runner: ShardRunner, announce: Callable[[TimerRecord], None] | None) -> None:
-        """Take care of a shard's timers.
+        """Begin to watch a shard's timers.
 
         Args:
-            announce: called before each timer, for some time. None: nothing suspicious is known.
+            announce: called before each timer, for some time. None: nothing is suspect.
         """
         timers = runner.timers
         if timers is None:
@@ -65,7 +66,9 @@ class DueTimers:
         timers.begun = begun
 
     def limit(self, records_max: int | None) -> None:
-        """With a limit on the records of an epoch, each timer is a piece: none fires in a record's call."""
+        """With a limit on the records of an epoch, each timer is a piece of its own: none fires in a record's
+        call.
+        """
         at_once_max = FIRED_AT_ONCE_MAX if records_max is None else 0
         for _runner, timers in self._all():
             timers.at_once_max = at_once_max
@@ -83,7 +86,7 @@ class DueTimers:
         return [runner for runner, timers in self._all() if timers.is_due()]
 
     def wait_s(self, timeout_s: float) -> float:
-        """The time-out, or less if a timer in processing time is due before."""
+        """The timeout, or less if a timer in processing time is due before that."""
         now_ms = wall_ms()
         for _runner, timers in self._all():
             due_ms = timers.next_processing_ms()
@@ -108,10 +111,10 @@ class DueTimers:
             yield runner, runner.timers
 
     def newest(self, shard: ShardId) -> RecordAt | None:
-        """The timer that was called last, as the only thing in an epoch."""
+        """The timer that was called last, if it is the only thing in its epoch."""
         return None if self._last is None else place_of_timer(shard, self._last)
 
 
 def place_of_timer(shard: ShardId, timer: TimerRecord) -> RecordAt:
-    """Where a timer stands among the records of its shard."""
+    """The position of a timer among the records of its shard."""
     return RecordAt(shard, timer.offset(), 0, timer.title)

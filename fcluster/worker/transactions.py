@@ -1,8 +1,9 @@
-"""Writes a worker's epochs to Kafka: outputs, deltas and offsets, visible together or not at all.
+"""Writes a worker's epochs to Kafka: outputs, deltas and offsets, which become visible together or not at
+all.
 
 Responsible for: the two transactional producers of a session and the order of calls on them. While one
-producer's epoch is flushed, prepared and committed in the commit thread, the other one takes the outputs of
-the next epoch.
+producer's epoch is flushed, prepared and committed in the commit thread, the other producer takes the outputs
+of the next epoch.
 
 Invariants:
 - `open` initialises both producers, once: an `EpochWriter` lives for one session (invariant 8).
@@ -50,14 +51,14 @@ from fcluster.worker.kafka_waits import KafkaWaits
 FLUSH_TIMEOUT_S = 30.0
 INIT_TIMEOUT_S = 30.0
 OUTPUT_QUEUE_RECORDS_MAX = 500_000
-"""librdkafka's own limit on unacknowledged records. `produce` waits when it is reached."""
+"""librdkafka's own limit on unacknowledged records. `produce` waits when this limit is reached."""
 _REFUSED_TOPIC = re.compile(r"ProduceRequest for (\S+) \[")
 _ACKNOWLEDGEMENTS = "the leaders of partitions that it writes to"
 TOPICS_NAMED_MAX = 5
 DELTA_RECORD_BYTES_MAX = 900_000
 """Below the broker's default `message.max.bytes` (1 MiB), with room for the record's own fields."""
 ANY_PARTITION = -1
-"""Lets the partitioner choose by key."""
+"""This value lets the partitioner choose by key."""
 
 
 class TransactionLostError(Exception):
@@ -75,7 +76,7 @@ class TransactionLostError(Exception):
         """Why no replay can help, whatever the records are. None if one may help.
 
         Args:
-            outputs: topics that were written to. A transaction doesn't say which of them refused.
+            outputs: the topics that were written to. A transaction doesn't say which of them refused.
         """
         if self.code is None or trouble_of(self.code) is not Trouble.FORBIDDEN:
             return None
@@ -84,7 +85,7 @@ class TransactionLostError(Exception):
         return Failure(FailureKind.OUTPUT, message, remedy, self.topic).fitted()
 
     def condemnation(self) -> Condemnation | None:
-        """What to condemn the record with whose output Kafka refused. None if no record caused it."""
+        """What to condemn the record with whose output Kafka refused. None if no record caused the error."""
         if self.code is None or trouble_of(self.code) is not Trouble.RECORD:
             return None
         topic = self.topic
@@ -104,7 +105,7 @@ class TransactionLostError(Exception):
 
     @property
     def topic(self) -> str:
-        """The topic that refused something. Empty if it isn't known."""
+        """The topic that refused something. Empty if unknown."""
         topic = _REFUSED_TOPIC.search(str(self))
         return topic[1] if topic is not None else ""
 
@@ -135,10 +136,10 @@ class ShardEpoch:
     """One shard's part in an epoch.
 
     Attributes:
-        topics: the topics that the shard reads. The partition is the shard's own.
-        position: what is committed for them.
-        changelog: topic of the deltas. None if the stage has no state.
-        delta: what changed in the state. None if nothing did.
+        topics: the topics that the shard reads. The partition has the shard's number.
+        position: the position to commit for them.
+        changelog: the topic of the deltas. None if the stage has no state.
+        delta: the changes of the state. None if nothing has changed.
         records: the delta as it is written. `FrozenEpoch.encode` fills it.
     """
 
@@ -155,7 +156,7 @@ class FrozenEpoch:
     """Everything that one worker commits in an epoch.
 
     `prepare` fills `changelog_next`: for each shard with a delta, the changelog offset after it. `unplaced`
-    are shards with a delta record that was written at an unknown offset.
+    are the shards with a delta record whose offset isn't known.
     """
 
     epoch: int
@@ -165,20 +166,20 @@ class FrozenEpoch:
     unplaced: set[ShardId] = field(default_factory=lambda: set[ShardId]())
 
     def encode(self) -> None:
-        """Encode the deltas, which takes too long for the main thread (commit thread)."""
+        """Encode the deltas. The commit thread does it, because it takes too long for the main thread."""
         for part in self.parts:
             if part.delta is not None:
                 part.records = encode_delta(part.delta, DELTA_RECORD_BYTES_MAX)
 
     def positions(self) -> dict[ShardId, CommittedPosition]:
-        """The positions of the epoch's shards once it is committed."""
+        """The positions of the epoch's shards once the epoch is committed."""
         return {part.shard: part.position for part in self.parts}
 
 
 class EpochTransaction(Protocol):
-    """What one epoch is written in. `begin` of a writer returns it.
+    """The transaction that an epoch is written in. A writer's `begin` returns it.
 
-    First it belongs to the main thread. When everything is frozen and flushed, it belongs to the commit
+    At first it belongs to the main thread. Once everything is frozen and flushed, it belongs to the commit
     thread.
     """
 
@@ -188,7 +189,7 @@ class EpochTransaction(Protocol):
         ...
 
     def tell_time(self, records: Iterable[WatermarkRecord]) -> None:
-        """Produce watermark records behind all outputs (main thread)."""
+        """Produce watermark records after all outputs (main thread)."""
         ...
 
     def serve(self, send: bool) -> int:
@@ -200,7 +201,7 @@ class EpochTransaction(Protocol):
         ...
 
     def check(self) -> None:
-        """Raise the error that the epoch has failed with, if it is known by now (main thread)."""
+        """Raise the error with which the epoch has failed, if it is already known (main thread)."""
         ...
 
     def flush_outputs(self) -> None:
@@ -217,18 +218,18 @@ class EpochTransaction(Protocol):
 
 
 class EpochWriter(Protocol):
-    """What writes the epochs of one session. There is an implementation for each guarantee."""
+    """Writes the epochs of one session. There is one implementation for each guarantee."""
 
     def open(self) -> None:
         """Connect and initialise. Called once, in any thread. It may take some time."""
         ...
 
     def begin(self) -> EpochTransaction:
-        """Begin the next epoch. The one before has to be flushed (main thread)."""
+        """Begin the next epoch. The previous one must be flushed (main thread)."""
         ...
 
     def destroy(self, last_use: Callable[[], object]) -> None:
-        """Release everything, without waiting. What isn't committed will never be.
+        """Release everything, without waiting. Uncommitted data will never be committed.
 
         Args:
             last_use: waits until the commit thread is done with its tasks.
@@ -237,13 +238,13 @@ class EpochWriter(Protocol):
 
 
 class ProducerTransactions:
-    """One transactional producer and its transactions, one after the other; see `EpochTransaction`.
+    """One transactional producer and its transactions, one after another; see `EpochTransaction`.
 
     Args:
-        producer: initialised.
-        settings: of the worker.
+        producer: an initialised producer.
+        settings: the worker's settings.
         job: the job's name, also the consumer group.
-        group_metadata: of the job's group.
+        group_metadata: the metadata of the job's group.
         waits: records what waits for Kafka.
         give_up: see `TransactionalWriter`.
     """
@@ -276,7 +277,7 @@ class ProducerTransactions:
             self._producer.begin_transaction()
 
     def release(self) -> None:
-        """Let go of the producer. Whoever destroys it holds it as well."""
+        """Release the producer. The code that destroys it also holds a reference."""
         self._owned = None
         self.produce = _released
 
@@ -298,7 +299,7 @@ class ProducerTransactions:
             produce_deltas(producer, frozen, check_transaction)
             serve(producer, send=True)
         except TransactionLostError as error:
-            raise explain(producer, error) from None  # it may be the same, and no cause of itself
+            raise explain(producer, error) from None  # it may be the same error, which is no cause of itself
         with (
             self._waits.unsticking(
                 "the group's coordinator",
@@ -308,7 +309,7 @@ class ProducerTransactions:
             ),
             told(f"sending the offsets of epoch {frozen.epoch}"),
         ):
-            # While this waits for its answers, the deltas are being sent: flush() finds most of them done.
+            # While this waits for its answers, the deltas are being sent, so flush() finds most of them done.
             producer.send_offsets_to_transaction(offsets_of(frozen), self._group_metadata, FLUSH_TIMEOUT_S)
         failpoints.reach("worker.offsets-sent", frozen.epoch)
         flush(producer, self._waits, check_transaction)
@@ -331,8 +332,8 @@ class ProducerTransactions:
         return producer is not None and look_again(producer, self._settings.bootstrap_servers)
 
     def _leave_behind(self) -> None:
-        # librdkafka remembers the old coordinator and waits for it, whatever the call's timeout says
-        # (decision 0082). A new producer asks for the new one. This is for where waking it up isn't possible.
+        # librdkafka remembers the old coordinator and waits for it, whatever the call's timeout is (decision
+        # 0082). A new producer asks for the new one. This is used where waking the old one up isn't possible.
         self._give_up("the group's coordinator has moved, but sending offsets still waits for the old one")
 
 
@@ -340,14 +341,14 @@ class TransactionalWriter:
     """Exactly-once: two transactional producers, used in turn.
 
     Args:
-        settings: of the worker.
+        settings: the worker's settings.
         job: the job's name, also the consumer group.
         slot: names the transactional ids.
-        group_metadata: of the job's group.
+        group_metadata: the metadata of the job's group.
         batches: how large batches may be.
         waits: records what waits for Kafka.
         give_up: called in some thread with the reason when a call in the commit thread keeps waiting for a
-            broker that is gone. That thread has to be abandoned, and the writer destroyed.
+            dead broker. That thread has to be abandoned, and the writer destroyed.
     """
 
     def __init__(
@@ -414,8 +415,8 @@ class AtLeastOnceWriter:
     There are no transactions, so it writes all epochs itself: it is its own `EpochTransaction`.
 
     Args:
-        settings: of the worker.
-        offsets_consumer: commits the offsets. It must not be the consumer that reads.
+        settings: the worker's settings.
+        offsets_consumer: commits the offsets. It must not be the one that reads.
         batches: how large batches may be.
         waits: records what waits for Kafka.
     """
@@ -461,10 +462,10 @@ class AtLeastOnceWriter:
 
     def flush_outputs(self) -> None:
         flush(self._producer, self._waits)
-        self._raise_failure()  # before a delta is written that wouldn't be committed
+        self._raise_failure()  # before a delta is written that couldn't be committed
 
     def _raise_failure(self) -> None:
-        if self._failure:  # there is no transaction here that would notice it
+        if self._failure:  # there is no transaction that would notice it
             raise TransactionLostError(f"an output was not written: {self._failure}", self._failure_code)
 
     def prepare(self, frozen: FrozenEpoch) -> None:
@@ -507,7 +508,7 @@ def make_writer(
 
 
 def _producer_config(settings: Settings, batches: Batches) -> dict[str, Any]:
-    """What producers of both guarantees have in common. May ask the brokers for topics' limits."""
+    """The configuration that producers of both guarantees share. May ask the brokers for topics' limits."""
     return {
         "queue.buffering.max.messages": OUTPUT_QUEUE_RECORDS_MAX,
         **sending.sending_config(settings),
@@ -516,16 +517,16 @@ def _producer_config(settings: Settings, batches: Batches) -> dict[str, Any]:
 
 
 def check_transaction(producer: Producer) -> None:
-    """Raise the error that the transaction of this producer has failed with, if it has.
+    """If the transaction of this producer has failed, raise its error.
 
-    A failed transaction sends nothing more; the records in its queue stay there.
+    A failed transaction sends nothing more. The records in its queue stay there.
 
     Raises:
         TransactionLostError: it has failed.
     """
     try:
         with told("writing outputs"):
-            # Refused within a transaction, with the transaction's own error. Nothing is sent.
+            # This is refused within a transaction, with the transaction's own error. Nothing is sent.
             producer.begin_transaction()
     except TransactionLostError as error:
         if error.code != KafkaError._STATE:
@@ -533,7 +534,7 @@ def check_transaction(producer: Producer) -> None:
 
 
 def explain(producer: Producer, error: TransactionLostError) -> TransactionLostError:
-    """What the transaction failed of, where a call says only that it has failed."""
+    """The reason why the transaction failed, if a call says only that it has failed."""
     if error.code != KafkaError._STATE:
         return error
     try:
@@ -566,14 +567,14 @@ def waiting_produce(
     explained: Callable[[Producer, TransactionLostError], TransactionLostError] = _unexplained,
     check: Callable[[Producer], None] = _unchecked,
 ) -> Callable[..., None]:
-    """`producer.produce`, but it waits where that raises BufferError because its queue is full.
+    """Like `producer.produce`, but it waits where that raises BufferError because the queue is full.
 
-    `explained` finds out why a transaction accepts no more records, `check` whether it still accepts some.
+    `explained` finds out why a transaction accepts no more records. `check` raises if it accepts no more.
 
-    The client takes a timestamp of 0 for "now", which would be different in each replay. So 0, too, is
+    The client interprets a timestamp of 0 as "now", which would be different in each replay. So 0 is also
     written as Kafka's "no timestamp" (-1).
 
-    What is returned raises:
+    The returned function raises:
         OutputRefusedError: the record is larger than this producer may send.
         TransactionLostError: it can't be produced for other reasons.
     """
@@ -583,7 +584,8 @@ def waiting_produce(
         topic: str, value: bytes | None, key: bytes | None, timestamp_ms: int, headers: Any = None
     ) -> None:
         # By position, which is much faster than by name for a C function: partition, callback, on_delivery
-        # (an alias of it that takes a place of its own, against the documented signature), then the rest.
+        # (an alias of callback that takes its own position, contrary to the documented signature), then the
+        # rest.
         try:
             produce(topic, value, key, ANY_PARTITION, None, None, timestamp_ms or NO_TIMESTAMP_MS, headers)
         except BufferError:
@@ -593,8 +595,8 @@ def waiting_produce(
             cause: Any = error.args[0]
             if cause.code() == KafkaError.MSG_SIZE_TOO_LARGE:
                 raise OutputRefusedError(output_too_large(topic, value, key)) from error
-            # Without a name for it: a frame that holds the exception that it raises is a cycle, which keeps
-            # the producer until the collector comes, and that destroys it in any thread.
+            # The exception gets no name here. A frame that holds the exception that it raises is a cycle. It
+            # would keep the producer until the garbage collector runs, which destroys it in any thread.
             raise explained(
                 producer, TransactionLostError(f"producing: {reason_of(error)}", cause.code())
             ) from error
@@ -630,7 +632,7 @@ def serve(producer: Producer, send: bool) -> int:
 
 
 def flush(producer: Producer, waits: KafkaWaits, check: Callable[[Producer], None] = _unchecked) -> None:
-    """Wait until everything produced is acknowledged. `check` raises errors that make waiting useless.
+    """Wait until everything produced is acknowledged. `check` raises the errors that make waiting useless.
 
     Raises:
         TransactionLostError: something isn't acknowledged in time, or before the job's end. (A failed record
@@ -638,8 +640,8 @@ def flush(producer: Producer, waits: KafkaWaits, check: Callable[[Producer], Non
     """
 
     def look(producer: Producer) -> None:
-        if waits.in_vain:  # acknowledgements of a topic that is gone never come
-            raise TransactionLostError("the job is over, and something isn't acknowledged yet")
+        if waits.in_vain:  # acknowledgements of a deleted topic never come
+            raise TransactionLostError("the job is over, and some records aren't acknowledged yet")
         check(producer)
 
     with waits.waiting(_ACKNOWLEDGEMENTS), told("flushing"):
@@ -665,7 +667,7 @@ def produce_watermarks(
     records: Iterable[WatermarkRecord],
     check: Callable[[Producer], None] = _unchecked,
 ) -> None:
-    """Produce watermark records behind what the epoch has produced so far."""
+    """Produce watermark records after everything that the epoch has produced so far."""
     for record in records:
         fields = {
             "partition": record.partition,
@@ -682,7 +684,7 @@ def _produce_own(
     fields: Mapping[str, Any],
     check: Callable[[Producer], None],
 ) -> None:
-    """Produce something for the job's own use."""
+    """Produce a record for the job's own use."""
     try:
         producer.produce(topic, value, **fields)
     except BufferError:
@@ -698,7 +700,7 @@ def _delivery_note(frozen: FrozenEpoch, shard: ShardId) -> Callable[[Any, Any], 
     def note(error: Any, message: Any) -> None:
         if error is not None:
             return
-        # If its answer got lost, a broker may say only that it already has the record.
+        # If the answer got lost, a broker may only say that it already has the record.
         offset = offset_or_none(message.offset())
         if offset is None:
             frozen.unplaced.add(shard)

@@ -1,7 +1,7 @@
 """Bounds every wait: an operation that exceeds its limit ends the process, with a stack dump.
 
 A call of a client library may ignore its own timeout, and a handler may never return. Python can interrupt
-neither. But the rest of the system handles a process that ends: its slot is fenced, and its shards are
+neither. But the rest of the system can handle the end of a process: its slot is fenced, and its shards are
 replayed from their committed offsets.
 """
 
@@ -43,7 +43,7 @@ class Watchdog:
 
     @contextlib.contextmanager
     def bounded(self, name: str, bound_s: float) -> Generator[None]:
-        """Watch the block. It may take `bound_s`."""
+        """Watch the block. It may take at most `bound_s`."""
         with self._lock:
             self._next += 1
             token = self._next
@@ -58,8 +58,8 @@ class Watchdog:
 
     @contextlib.contextmanager
     def paused(self) -> Generator[None]:
-        """In the block, the operations of this thread aren't watched and their time isn't counted: it waits
-        for something else that has its own limit.
+        """Within the block, the operations of this thread aren't watched, and their time isn't counted: the
+        thread waits for something else that has its own limit.
         """
         thread, begun_s = threading.get_ident(), time.monotonic()
         with self._lock:
