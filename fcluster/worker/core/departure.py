@@ -1,6 +1,7 @@
-"""How the worker exits: the job drains, or this worker is asked to leave.
+"""How the worker exits: because the job drains, or because this worker is asked to leave.
 
-Responsible for: processing on until the shards have moved, the last commit, and the last message. Invariants:
+Responsible for: continuing to process until the shards have moved, then the last commit and the last message.
+Invariants:
 
 - A worker that is leaving keeps leaving, whatever happens to its session, its connection or its coordinator,
   and exits within bounded time.
@@ -52,7 +53,7 @@ class Departure:
         """The process was asked to exit, perhaps again."""
         draining = self._now.phase in (Phase.DRAINING, Phase.DRAINED)
         if self._now.session == 0 or (self._now.leaving and draining):
-            # Another worker will process again what isn't committed.
+            # Another worker will process the uncommitted records again.
             self._now.stop_as_asked()
         elif self._now.leaving:
             self.leave_at_once()
@@ -76,20 +77,22 @@ class Departure:
         self._now.send(messages.Leaving(self._now.session))
 
     def leave_if_empty(self) -> None:
-        """Exit, if it is leaving and has nothing left here."""
+        """Exit if the worker is leaving and has no shards left."""
         empty = not self._now.shards and self._now.in_flight is None
         if self._now.leaving and self._now.works() and empty:
             self._leave()
 
     def leave_at_once(self) -> None:
-        """Commit what is processed, then exit: no worker can take the shards, or there is no time to wait."""
+        """Commit what was processed, then exit: no worker can take the shards, or there is no time to
+        wait.
+        """
         if not self._now.leaving:
             self._now.leaving, self._leaving_since_ms = True, self._now.now_ms
         self._leave_by_ms = self._now.now_ms + self._now.bounds.last_commit_timeout_ms
         self.drain()
 
     def follow(self) -> None:
-        """Time has passed: check what is overdue."""
+        """Time has passed. Check deadlines."""
         overdue = self._now.now_ms >= self._leave_by_ms
         silence_ms = self._now.now_ms - max(self._now.heard_ms, self._leaving_since_ms)
         if silence_ms >= self._now.bounds.leader_patience_ms:
@@ -97,7 +100,7 @@ class Departure:
             self._now.stop_as_asked()
         elif not self._now.works():
             if overdue:
-                self._now.log("warning", "leaving without a last commit: it wasn't declared complete in time")
+                self._now.log("warning", "leaving without a last commit: the epoch wasn't declared complete in time")
                 self._now.stop_as_asked()
         elif overdue:
             self._now.log("warning", f"{len(self._now.shards)} shards did not move away in time; leaving now")

@@ -37,7 +37,7 @@ class Epochs:
         self._now.open.lone = None
         if self._now.open.records == 1 and len(event.shards) == 1:
             self._now.open.lone = event.newest
-        # A small piece has to be committed at once.
+        # A small piece must be committed at once.
         self._now.backlog = event.backlog and self._now.pieces.records_max is None
         self.report_dirty()
         if self._now.open.records >= self._now.bounds.epoch_records_max:
@@ -127,7 +127,8 @@ class Epochs:
     def complete(self, message: messages.Complete) -> None:
         """The epoch may be committed."""
         if self._now.in_flight is None:
-            # An epoch without records of this worker, or a repetition of one that is already committed.
+            # This worker has no records in the epoch, or the message repeats one for an epoch that is already
+            # committed.
             self._now.send(
                 messages.Committed(self._now.session, message.epoch, 0.0, self._now.open.dirty, [])
             )

@@ -95,7 +95,7 @@ class EpochFlushed:
 
 @dataclass(frozen=True, slots=True)
 class EpochCommitted:
-    """The transaction is committed. `positions` are the shards' new committed positions."""
+    """The transaction was committed. `positions` are the shards' new committed positions."""
 
     session: int
     epoch: int
@@ -133,7 +133,7 @@ class EpochFailed:
 class HandlerFailed:
     """A handler raised in the middle of a record, so the open epoch contains part of that record's effects.
 
-    `condemnation`: of the record, if that is more than `failure`.
+    `condemnation`: the record's condemnation, if it says more than `failure`.
     """
 
     session: int
@@ -146,7 +146,7 @@ class HandlerFailed:
 
 @dataclass(frozen=True, slots=True)
 class StopRecordReached:
-    """The shard has reached a record that it can't process, and has processed nothing of it."""
+    """The shard has reached a record that it can't process, and has processed no part of it."""
 
     session: int
     shard: ShardId
@@ -157,7 +157,7 @@ class StopRecordReached:
 
 @dataclass(frozen=True, slots=True)
 class JobBroken:
-    """Something that no restart fixes: the job can't continue."""
+    """A problem that no restart fixes: the job can't continue."""
 
     session: int
     failure: Failure
@@ -165,7 +165,7 @@ class JobBroken:
 
 @dataclass(frozen=True, slots=True)
 class WorkerBroken:
-    """Something that affects only this worker: its disk is full, or fails."""
+    """A problem of this worker alone: its disk is full, or fails."""
 
     failure: Failure
 
@@ -246,7 +246,8 @@ class RestoreShards:
     """Read the committed positions of these shards and restore exactly those. Answer `ShardRestored` for
     each.
 
-    `committed`: so much is committed at least. An answer with less is that of a broker that is cut off.
+    `committed`: offsets that are known to be committed. An answer with lower ones comes from a broker that is
+    cut off.
     """
 
     session: int
@@ -258,7 +259,7 @@ class RestoreShards:
 class KeepStandbys:
     """Keep warm copies of these shards, which other workers own, and of no others.
 
-    A shard that is restored isn't a copy any more.
+    A shard that is being restored is no longer a copy.
     """
 
     shards: tuple[ShardId, ...]
@@ -266,9 +267,9 @@ class KeepStandbys:
 
 @dataclass(frozen=True, slots=True)
 class StartReading:
-    """Process the shard's records from its position on, but not `stop_record`, if it is given.
+    """Process the shard's records, starting at its position, but not `stop_record`, if one is given.
 
-    `condemned`: records that fail, by the rule of the step responsible. `announced`: the records that are
+    `condemned`: records that fail, by the rule of the responsible step. `announced`: the records that are
     announced before they are processed, because one of them may end the process: a range for each input.
     """
 
@@ -300,7 +301,7 @@ class CloseShards:
 
 @dataclass(frozen=True, slots=True)
 class PrepareEpoch:
-    """Freeze the open layers as `epoch`; flush outputs, deltas and offsets. Answer `EpochFlushed`."""
+    """Freeze the open layers as `epoch`, then flush outputs, deltas and offsets. Answer `EpochFlushed`."""
 
     session: int
     epoch: int
@@ -317,8 +318,8 @@ class CommitEpoch:
 
 @dataclass(frozen=True, slots=True)
 class PauseReading:
-    """Pause all shards: the open epoch has reached its limit, or there is no coordinator to have it
-    committed.
+    """Pause all shards: the open epoch has reached its limit, or there is no coordinator that could let it
+    commit.
     """
 
     reason: str
@@ -333,7 +334,7 @@ class ResumeReading:
 class Exit:
     """End the process.
 
-    `code` 0: cleanly; 3: the job failed; 1: this worker can't continue; 4: it was drained.
+    `code` 0: it left cleanly; 3: the job failed; 1: this worker can't continue; 4: it was drained.
     """
 
     code: int

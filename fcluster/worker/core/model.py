@@ -26,7 +26,7 @@ class Phase(Enum):
     """It has a session; its producers are being initialised."""
     ACTIVE = "active"
     DRAINING = "draining"
-    """It processes no more records and commits what it has."""
+    """It processes no more records, and commits those that it has processed."""
     DRAINED = "drained"
     STOPPED = "stopped"
 
@@ -52,7 +52,9 @@ class ShardPhase(Enum):
     """Restored, but the producers aren't ready yet."""
     RUNNING = "running"
     RELEASING = "releasing"
-    """Revoked: it reads no more. Its last records wait for their commit, or its restore has to end first."""
+    """Revoked: it processes no more records. Its last ones wait for their commit, or its restore has to end
+    first.
+    """
     BLOCKED = "blocked"
     """It has reached a record that it can't process."""
     STOPPED = "stopped"
@@ -91,9 +93,10 @@ EPOCH_PHASES = Transitions(
 
 
 class RecordAt(NamedTuple):
-    """A record of a shard: `offset` counts in the input of that number.
+    """A record of a shard: the `offset` in the shard's input with the number `input`.
 
-    `timer`: instead of a record, a timer that fires before the record there, by the name of its step.
+    `timer`: set if this is a timer and not a record: the name of its step. It fires before the record at that
+    offset.
     """
 
     shard: ShardId
@@ -125,7 +128,7 @@ class OwnedShard:
 
     Attributes:
         position: the committed position. None until it is restored.
-        restoring: a restore of it is under way, whether it is still wanted or not.
+        restoring: a restore of it is running, whether or not it is still wanted.
         unsettled: Kafka hasn't committed its position yet: it continues after a torn transaction.
         stopped_by: why it is STOPPED.
     """
@@ -139,7 +142,7 @@ class OwnedShard:
 
 @dataclass(slots=True)
 class InFlight:
-    """The epoch between its barrier and its commit. `shards` are those with changes in it.
+    """The epoch between its barrier and its commit. `shards` are the shards with changes in it.
 
     `records` and `lone`: see `OpenEpoch`.
     """
@@ -153,7 +156,7 @@ class InFlight:
 
 @dataclass(slots=True)
 class OpenEpoch:
-    """What was processed since the last barrier. `lone`: its only record, if that is known."""
+    """The records processed since the last barrier. `lone`: the only one, if that is known."""
 
     shards: set[ShardId] = field(default_factory=lambda: set[ShardId]())
     records: int = 0

@@ -3,7 +3,7 @@
 Responsible for: taking shards, running them, stopping them before records that can't be processed, and
 releasing them. Invariants:
 
-- An order is carried out once, and never if it is of an older term (invariant 13).
+- An order is carried out once, and never if it comes from an older term (invariant 13).
 - A shard is released only when everything that it has processed is committed, and no restore of it is under
   way (invariant 12).
 - The worker keeps no copy of a shard that it runs.
@@ -31,15 +31,16 @@ OVERDUE_TIMES_MAX = 2
 DEATHS_MAX = 3
 """A record at which processes have ended this often is condemned."""
 ANNOUNCED_RECORDS = 2_000
-"""If it isn't known yet which record ends the processes: it is among so many, or nearer when it is looked for
-again. Each announcement takes a few milliseconds."""
+"""If it isn't known yet which record ends the processes: it is one of this many, or closer when it is looked
+for again. Each announcement takes a few milliseconds.
+"""
 
 
 class OwnedShards:
     """The shards and copies of a worker.
 
     Attributes:
-        stop_records: of the shards that have one; kept after the session ends.
+        stop_records: those of the shards that have one. Kept after the session ends.
     """
 
     def __init__(self, state: CoreState, departure: Departure) -> None:
@@ -58,14 +59,16 @@ class OwnedShards:
         return number if term == self._now.term else 0
 
     def is_new(self, order: messages.Assign | messages.Revoke) -> bool:
-        """Whether this order isn't a repetition. Its shards may belong to another worker by now."""
+        """Whether this order isn't a repetition. The shards of a repeated order may belong to another worker
+        by now.
+        """
         if (order.term, order.number) <= self._order:
             return False
         self._order = (order.term, order.number)
         return True
 
     def assign(self, message: messages.Assign) -> None:
-        """Shards to run. They are restored first."""
+        """Take shards. They are restored first."""
         if self._now.phase in (Phase.DRAINING, Phase.DRAINED):
             return
         new = tuple(sorted(shard for shard in message.shards if shard not in self._now.shards))
@@ -82,7 +85,7 @@ class OwnedShards:
             self._now.add(events.RestoreShards(self._now.session, new, committed))
 
     def _heed_overdue(self, overdue: messages.OverdueRecord) -> None:
-        """A process was ended because of this record. Once may have been bad luck."""
+        """A process was ended because of this record. If it happened only once, that may be chance."""
         at = RecordAt(overdue.shard, overdue.offset, overdue.input)
         if overdue.times >= OVERDUE_TIMES_MAX and not self._is_condemned(at):
             failure = Failure.of_record(
@@ -94,7 +97,9 @@ class OwnedShards:
             self._now.condemn(at, Condemnation(failure, step=overdue.step))
 
     def _heed_suspect(self, suspect: messages.SuspectRecord) -> None:
-        """Processes have ended while this record was being processed. That may be chance, but not often."""
+        """Processes have ended while this record was being processed. Once that may be chance, but not
+        several times.
+        """
         at = RecordAt(suspect.shard, suspect.offset, suspect.input)
         if suspect.times < DEATHS_MAX:
             self._now.suspects[suspect.shard] = suspect
@@ -127,7 +132,7 @@ class OwnedShards:
         return tuple(range(at.offset, at.offset + ANNOUNCED_RECORDS) for at in position.inputs)
 
     def revoke(self, message: messages.Revoke) -> None:
-        """Shards to release."""
+        """Release shards."""
         revoked = [shard for shard in message.shards if shard in self._now.shards]
         self._now.add(events.StopReading(tuple(revoked)))
         for shard in revoked:
@@ -136,13 +141,13 @@ class OwnedShards:
         self.release(foreign=[shard for shard in message.shards if shard not in self._now.shards])
 
     def keep_standbys(self, wanted: set[ShardId]) -> None:
-        """Shards to keep warm copies of, and no others."""
+        """Keep warm copies of these shards, and of no others."""
         if wanted != self._now.standbys:
             self._now.standbys = wanted
             self._now.add(events.KeepStandbys(tuple(sorted(wanted))))
 
     def forget(self) -> None:
-        """The session is over, and with it everything that was held in it."""
+        """The session is over, and the worker loses everything that it held in it."""
         self.keep_standbys(set())
         self._now.shards.clear()
         self._order, self._released_number = (0, 0), 0
@@ -150,7 +155,7 @@ class OwnedShards:
     # --- running --------------------------------------------------------------------------------------
 
     def restored(self, event: events.ShardRestored) -> None:
-        """A restore has ended. The shard may not be wanted any more."""
+        """A restore has ended. The shard may no longer be wanted."""
         owned = self._now.shards.get(event.shard)
         if event.session != self._now.session or owned is None or not owned.restoring:
             return
@@ -188,7 +193,7 @@ class OwnedShards:
                 self._now.send(messages.TornTransaction(self._now.session, shard, True, owned.stopped_by))
 
     def run_restored(self) -> None:
-        """The producers are ready: restored shards can run."""
+        """The producers are ready, so restored shards can run."""
         self._run([shard for shard, owned in self._now.shards.items() if owned.phase is ShardPhase.RESTORED])
 
     def _run(self, shards: Iterable[ShardId]) -> None:
@@ -214,8 +219,8 @@ class OwnedShards:
     def release(self, foreign: Iterable[ShardId] = ()) -> None:
         """Release the revoked shards that have nothing left to commit.
 
-        A restore that is under way has to end first. Otherwise it would mistake the next owner's deltas for
-        damage. And if the shard came back meanwhile, its late result could be mistaken for that of a second
+        A running restore has to end first. Otherwise it would mistake the next owner's deltas for damage. And
+        if the shard came back in the meantime, the late result could be mistaken for that of a second
         restore.
         """
         free = [
@@ -255,8 +260,9 @@ class OwnedShards:
 
 
 def statuses_of(shard: ShardId, position: CommittedPosition) -> list[ShardStatus]:
-    """A shard's status in each input, as the core knows it: what is committed. The shell's heartbeats add the
-    rest."""
+    """A shard's status in each input, as far as the core knows it: what is committed. The shell's heartbeats
+    add the rest.
+    """
     return [
         ShardStatus(shard, at.offset, at.offset, -1, False, position.epoch, number)
         for number, at in enumerate(position.inputs)

@@ -1,8 +1,8 @@
 """How large an epoch may be while fcluster looks for the record that keeps epochs from being committed.
 
-Responsible for: the number of records of an epoch after one has failed because of its data, so that in the
-end one record stands alone; and the back-off between replays that make no progress. Each failure makes the
-pieces smaller. Once the record is condemned, or isn't found for a while, commits make them larger again.
+Responsible for: the number of records in an epoch after one has failed because of its data, so that in the
+end an epoch has only one record; and the back-off between replays that make no progress. Each failure makes
+the pieces smaller. Once the record is condemned, or isn't found for a while, commits make them larger again.
 
 Must not: know which record it is, or what happens to it. Pure.
 """
@@ -12,10 +12,11 @@ from __future__ import annotations
 import re
 
 FACTOR = 8
-"""Pieces shrink and grow by this factor: a record among 4,096 is found with at most four failures and 28
-commits."""
+"""Pieces shrink and grow by this factor. One record among 4,096 is found with at most four failures and 28
+commits.
+"""
 LOOKING_COMMITS_MAX = FACTOR + 1
-"""After this many commits of one size, the record isn't at the front any more."""
+"""After this many commits of one size, the record is no longer at the front."""
 LARGE_RECORDS = 4_096
 """Pieces that would be larger than this have no limit."""
 WAIT_STEP_MS = 100
@@ -27,9 +28,9 @@ class Pieces:
     """The limit on an epoch's records.
 
     Attributes:
-        records_max: of an epoch. None: no limit, and epochs overlap as usual. With a limit, nothing is
-            processed after an epoch before it is committed, so that a failure certainly belongs to that
-            epoch.
+        records_max: the most records of an epoch. None: no limit, and epochs overlap as usual. With a limit,
+            nothing is processed after an epoch before it is committed, so that a failure certainly belongs to
+            that epoch.
     """
 
     def __init__(self) -> None:
@@ -45,7 +46,7 @@ class Pieces:
         self._commits = 0
 
     def condemned(self) -> None:
-        """The record is found. It will fail by itself when it comes again."""
+        """The record was found. It will fail by itself when it comes again."""
         self._looking = False
 
     def committed(self, records: int) -> None:
@@ -65,7 +66,7 @@ class Replays:
     """Counts replays for the same reason without a commit in between, and makes them back off.
 
     Attributes:
-        due_ms: the next one doesn't begin before this time.
+        due_ms: the next replay doesn't begin before this time.
     """
 
     def __init__(self) -> None:
@@ -74,8 +75,8 @@ class Replays:
         self._times = 0
 
     def failed(self, reason: str, now_ms: int) -> int:
-        """An epoch failed. Returns how often in a row for this reason. Reasons that differ only in
-        numbers are the same.
+        """An epoch failed. Returns how often in a row one has failed for this reason. Reasons that differ
+        only in numbers count as the same.
         """
         reason = _NUMBERS.sub("#", reason)
         self._times = self._times + 1 if reason == self._reason else 1
@@ -84,7 +85,7 @@ class Replays:
         return self._times
 
     def committed(self) -> None:
-        """There is progress."""
+        """An epoch was committed, so there is progress."""
         self.due_ms = 0
         self._reason = ""
         self._times = 0

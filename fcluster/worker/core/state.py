@@ -1,8 +1,8 @@
 """The state that all parts of the worker's core share: session, shards, epochs, the clock, and the effects.
 
 Responsible for: holding that state in one place, the effects of the current event in order, and the end of
-the process. Each part changes what it is responsible for; `WorkerCore.invariants` checks that everything fits
-together. Must not decide anything else. Pure.
+the process. Each part changes only what it is responsible for; `WorkerCore.invariants` checks that everything
+fits together. Must not decide anything else. Pure.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ class CoreState:
     """The worker's state.
 
     Attributes:
-        now_ms: the time of the current event. `effects` are its effects so far.
+        now_ms: the time of the current event. `effects`: its effects so far.
         heard_ms: when a coordinator last sent a message.
-        slot: its own; before its first session the wanted one.
-        epoch_seen: the highest epoch that it knows.
-        standbys: the shards of other workers of which it keeps warm copies.
+        slot: the worker's slot. Before its first session, the wanted one.
+        epoch_seen: the highest epoch that the worker knows.
+        standbys: the shards of other workers of which the worker keeps warm copies.
         open: the epoch after the one `in_flight`.
-        paused: all shards are paused. `backlog`: there was more to read than was read.
+        paused: all shards are paused. `backlog`: more records were available than were read.
         condemned: records that fail when they come, by shard, in the order in which their failures were
-            found; kept after the session ends.
+            found. Kept after the session ends.
         suspects: what is known about records that end processes, by shard, until the shard runs.
-        pieces: how large an epoch may be while a record is looked for; kept after the session ends.
+        pieces: how large an epoch may be while a record is looked for; Kept after the session ends.
         stage_sizes: how many shards each stage has, if the job uses event time.
-        leaving: it is going to exit. `drained`: an operator removes it for good.
+        leaving: the worker is going to exit. `drained`: an operator has removed it for good.
     """
 
     def __init__(self, identity: Identity, bounds: Bounds, now_ms: int) -> None:
@@ -93,7 +93,7 @@ class CoreState:
         self.effects.append(events.Log(level, text))
 
     def works(self) -> bool:
-        """Whether it has a session in which it takes shards."""
+        """Whether the worker has a session in which it takes shards."""
         return self.phase in (Phase.STARTING, Phase.ACTIVE)
 
     def waits_for_commit(self) -> bool:
@@ -102,7 +102,7 @@ class CoreState:
         return records_max is not None and (self.in_flight is not None or self.open.records >= records_max)
 
     def running(self, shards: Iterable[ShardId]) -> frozenset[ShardId]:
-        """Those of these shards that may take part in further epochs."""
+        """The shards among these that may take part in further epochs."""
         return frozenset(
             shard
             for shard in shards
@@ -110,20 +110,20 @@ class CoreState:
         )
 
     def is_uncommitted(self, shard: ShardId) -> bool:
-        """Whether changes of the shard wait for their commit."""
+        """Whether the shard has changes that aren't committed yet."""
         return shard in self.open.shards or (self.in_flight is not None and shard in self.in_flight.shards)
 
     def condemn(self, record: RecordAt, condemnation: Condemnation) -> None:
-        """Let a record fail when it comes."""
+        """Make a record fail when it comes."""
         condemned = Condemned(record.offset, condemnation, record.input)
         self.condemned.setdefault(record.shard, []).append(condemned)
 
     def stop(self, code: int, why: str | Failure) -> None:
-        """The process ends; because of a failure, if `why` is one."""
+        """End the process; because of a failure, if `why` is one."""
         self.phase = Phase.STOPPED
         self.add(events.StopReading(tuple(self.shards)))
         self.add(events.Exit(code, str(why), why if isinstance(why, Failure) else None))
 
     def stop_as_asked(self) -> None:
-        """The process ends because it was asked to."""
+        """End the process because it was asked to."""
         self.stop(ExitCode.DRAINED if self.drained else 0, "asked to leave")

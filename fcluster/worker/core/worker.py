@@ -1,10 +1,10 @@
 """The worker's protocol: sessions, shards and epochs, without any I/O.
 
-Responsible for: what a worker does in response to events. `WorkerCore.handle(event, now_ms)` takes one event
-(a message arrived, an epoch was flushed, a restore ended) and returns the effects, which the shell in
-`worker/server.py` carries out in order. It feeds their results back as events. This module has the session,
-from Hello to reset, and says which part gets which event. `owned_shards` has the shards and copies, `epochs`
-what is processed and committed, `departure` how the worker exits. They share `state`.
+Responsible for: how a worker reacts to events. `WorkerCore.handle(event, now_ms)` takes one event (a message
+arrived, an epoch was flushed, a restore ended) and returns the effects, which the shell in `worker/server.py`
+carries out in order. The shell feeds their results back as events. This module has the session, from Hello to
+reset, and decides which part gets which event. `owned_shards` has the shards and copies, `epochs` the open
+epoch and the one in flight, `departure` the worker's exit. They share `state`.
 
 Invariants that all of them keep together:
 
@@ -48,14 +48,14 @@ from fcluster.worker.core.pieces import Replays
 from fcluster.worker.core.state import CoreState
 
 CONDEMNATIONS_MAX = 8
-"""A record that was condemned this often for one topic or step, and is still refused, stops the job."""
+"""If a record has been condemned this often for one topic or step, and is still refused, the job stops."""
 
 
 class WorkerCore:
     """One worker's protocol. The module's docstring lists the invariants.
 
     Attributes:
-        state: the worker's state. For reading; only `handle` changes it.
+        state: the worker's state. It may be read; only `handle` changes it.
     """
 
     def __init__(self, identity: Identity, bounds: Bounds, now_ms: int) -> None:
@@ -75,7 +75,7 @@ class WorkerCore:
     # --- events ---------------------------------------------------------------------------------------
 
     def handle(self, event: Event, now_ms: int) -> list[Effect]:
-        """The effects of `event`, in order. `now_ms` comes from a clock that never goes back."""
+        """Returns the effects of `event`, in order. `now_ms` comes from a clock that never goes back."""
         self._now.begin(now_ms)
         if self._now.phase is not Phase.STOPPED:
             self._dispatch(event)
@@ -115,7 +115,7 @@ class WorkerCore:
             case events.JobBroken():
                 self._on_job_broken(event)
             case events.WorkerBroken():
-                # Without a message: the session ends with the connection, and others take the shards.
+                # No message is sent: the session ends with the connection, and other workers take the shards.
                 self._now.stop(ExitCode.MISTAKE, event.failure)
             case events.JobEnded(reason, failure):
                 self._on_job_ended(reason, failure)
@@ -134,10 +134,10 @@ class WorkerCore:
             self._departure.follow()
 
     def invariants(self) -> None:
-        """Assert what must hold after every event (tests and the simulation call it).
+        """Assert what must hold after every event. Tests and the simulation call it.
 
         Raises:
-            AssertionError: something does not.
+            AssertionError: something doesn't hold.
         """
         owned = set(self._now.shards)
         assert self._now.open.shards <= owned, (
@@ -252,7 +252,7 @@ class WorkerCore:
                 self._owned_shards.report_stopped()
             return
         if self._now.phase is not Phase.JOINING:
-            return  # an answer to a Hello that was sent twice
+            return  # the answer to a Hello that was sent twice
         self._now.session = message.session
         self._now.slot = message.slot
         self._now.epoch_seen = max(self._now.epoch_seen, message.epoch)
@@ -264,8 +264,8 @@ class WorkerCore:
         self._open_held()
 
     def _open_held(self) -> None:
-        """Begin the replay, if it has waited long enough. The session already exists, and other parts
-        know it.
+        """Begin the replay if it has waited long enough. The session already exists, and other parts know
+        it.
         """
         if self._held is not None and self._now.now_ms >= self._replays.due_ms:
             self._now.add(self._held)
@@ -286,8 +286,8 @@ class WorkerCore:
         self._on_job_ended(message.reason, message.failure)
 
     def _on_job_ended(self, reason: str, failure: Failure | None) -> None:
-        """The coordinator says so, or the journal does because there is no leader any more. What isn't
-        committed here was fenced before the end was recorded.
+        """The coordinator says so. Or the journal says so, because there is no leader any more. Uncommitted
+        records of this worker were fenced before the end was recorded.
         """
         if failure is not None:
             self._now.stop(ExitCode.JOB_FAILED, failure)
@@ -328,7 +328,7 @@ class WorkerCore:
         if event.session != self._now.session or not self._now.session:
             return
         failed = self._now.in_flight or self._now.open
-        # Without a limit on epochs, it may also be the open epoch after the one in flight.
+        # Without a limit on epochs, the failed epoch may also be the open one, after the one in flight.
         record = event.record or (failed.lone if self._now.pieces.records_max is not None else None)
         if record is not None:
             self._now.log("warning", f"{_named(record)}: {event.condemnation.failure}")
@@ -355,7 +355,7 @@ class WorkerCore:
         if (condemnation.topic or condemnation.step) and len(before) < CONDEMNATIONS_MAX:
             self._now.condemn(record, condemnation)
         elif record.timer:
-            # It fires before any record that the shard could stop at.
+            # The timer fires before any record at which the shard could stop.
             self._now.condemn(record, replace(condemnation, topic=""))
         else:
             cause = condemnation.failure
@@ -375,7 +375,9 @@ class WorkerCore:
             self._reset()
 
     def _on_handler_failed(self, event: events.HandlerFailed) -> None:
-        """The open epoch contains half of a record: abort it, replay, and stop before that record."""
+        """The open epoch contains part of a record's effects: abort it, replay, and stop before that
+        record.
+        """
         if event.session != self._now.session:
             return
         condemnation = event.condemnation
@@ -391,7 +393,7 @@ class WorkerCore:
 
     def _on_job_broken(self, event: events.JobBroken) -> None:
         if event.session != self._now.session:
-            return  # trouble of a previous session, which is being torn down
+            return  # a failure in a previous session, which is being ended
         self._fail_job(event.failure)
 
     def _fail_job(self, failure: Failure) -> None:
@@ -399,7 +401,9 @@ class WorkerCore:
         self._now.send(messages.WorkerFailed(self._now.session, failure))
 
     def _reset(self) -> None:
-        """Drop everything uncommitted and ask for a new session: the only way to recover from any failure."""
+        """Drop everything uncommitted, and ask for a new session. This is the only way to recover from any
+        failure.
+        """
         self._now.add(events.StopReading(tuple(self._now.shards)))
         self._now.add(events.DropLayers())
         self._now.add(events.DestroyProducers())
