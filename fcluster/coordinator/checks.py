@@ -1,4 +1,4 @@
-"""What has to be true before a coordinator may lead.
+"""What must be true before a coordinator may lead.
 
 Responsible for: the checks at start. Each error names the cause and the remedy. A check never changes
 anything. Must not decide what a leader does.
@@ -23,18 +23,18 @@ from fcluster.kafka.topic_ids import Look, fits, reset_remedy
 _log = logging.getLogger("fcluster.coordinator")
 
 RESETTING_KEY = "resetting"
-"""Journal key of a `fcluster reset` that has begun and isn't complete."""
+"""Journal key of a `fcluster reset` that has begun and isn't finished."""
 
 
 def check_reset(past: Mapping[str, Any], job: str) -> None:
-    """Raises IncompatibleState if a reset was interrupted: the state is then neither the old nor the new
+    """Raises IncompatibleState if a reset was interrupted: then the state is neither the old nor the new
     one.
     """
     resetting = past.get(RESETTING_KEY)
     if resetting is not None:
         raise IncompatibleState(
             f"A `fcluster reset` of job {job!r} to {resetting.get('to')} was started and then interrupted.",
-            remedy="Run it again: it does the rest.",
+            remedy="Run it again to finish it.",
         )
 
 
@@ -42,7 +42,7 @@ def check_partitions(past: Mapping[str, Any], topology: Topology, partitions: Ma
     """Raises IncompatibleState if the partition count of a source differs from the one in the journal
     (`past`).
 
-    For stages without state, more partitions are fine: they are read as well.
+    For stages without state, additional partitions are fine: they are read too.
     """
     stateless = {topic for stage in topology.stages if stage.changelog is None for topic in stage.topics}
     for topic, now in partitions.items():
@@ -73,13 +73,13 @@ def check_topics(
 
     Args:
         topology: the job.
-        settings: they say what to do about a missing output topic.
+        settings: the setting `sink.missing` says what to do about a missing output topic.
         ids: the recorded ids of the topics.
         look: the topics as they are now.
 
     Raises:
-        MissingTopic: a source that existed before is gone.
-        TopicReplaced: another topic is gone, or a topic was replaced.
+        MissingTopic: a source that existed before was deleted.
+        TopicReplaced: another topic was deleted, or a topic was replaced.
     """
     found = dict(ids)
     for topic, role in roles_of(topology).items():
@@ -95,8 +95,8 @@ def check_topics(
 
 
 def check_topology(past: Mapping[str, Any], topology: Topology) -> None:
-    """Raises IncompatibleState if the state of the topology in the journal (`past`) doesn't fit this
-    topology.
+    """Raises IncompatibleState if the state of the topology in the journal (`past`) isn't compatible with
+    this topology.
     """
     former = past.get("topology")
     if former is None:
@@ -122,8 +122,8 @@ def check_inputs(
 
     Args:
         past: the journal.
-        topology: the job as it is to run.
-        committed: what is committed of all its inputs.
+        topology: the job that will run.
+        committed: the committed positions of all its inputs.
     """
     former = described_inputs(past.get("topology") or {})
     for stage in topology.stages:
@@ -144,8 +144,8 @@ def check_inputs(
 def committed_positions(
     consumer: Consumer, job: str, partitions: Mapping[str, int]
 ) -> dict[TopicPartition, CommittedPosition]:
-    """The committed position of each partition that the job reads. `job` is the group, and the consumer's
-    group.
+    """The committed position of each partition that the job reads. `job` is the name of the group, which is
+    also the consumer's group.
 
     Raises:
         KafkaUnavailable: the brokers don't answer.

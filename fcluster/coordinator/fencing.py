@@ -1,10 +1,10 @@
 """Fences slots: aborts open transactions of their transactional ids, and keeps previous owners from
 committing.
 
-Responsible for: carrying out `FenceSlot` in threads, both ids of a slot in parallel, and reporting the
-outcome as an event; and for having producers connected when `PrepareFence` came before. Rules: a slot is
-reported fenced only when *both* ids are, and an outcome is always reported, in bounded time. With
-at-least-once there are no transactions and nothing to fence.
+Responsible for: carrying out `FenceSlot` in threads, both ids of a slot in parallel, and reporting the result
+as an event; and for keeping producers connected after `PrepareFence`. Rules: a slot is reported as fenced
+only when *both* ids are, and a result is always reported, in bounded time. With at-least-once there are no
+transactions and nothing to fence.
 
 Must not: decide which slot is fenced, or retry.
 """
@@ -28,12 +28,14 @@ from fcluster.kafka.fencing import fence_transactional_id, fencing_producers
 FENCES_AT_ONCE = 16
 """How many ids are fenced in parallel. Each takes two short-lived producers."""
 PREPARED_MAX = 16
-"""For how many ids producers are kept ready: those of eight workers. With more workers, suspected ones
-come first."""
+"""For how many ids producers are kept connected: those of eight workers. With more workers, suspected ones
+come first.
+"""
 
 _Ready = list[Producer]
-"""Producers of one id. The user empties the list: a producer that kept sending would fence the id's next
-owner."""
+"""The producers of one id. The code that uses them empties the list: a producer that kept sending would fence
+the id's next owner.
+"""
 
 
 def _fence(settings: Settings, transactional_id: str, ready: _Ready) -> None:
@@ -41,13 +43,13 @@ def _fence(settings: Settings, transactional_id: str, ready: _Ready) -> None:
 
 
 class Fencer:
-    """Fences slots in the background. All methods are for one thread.
+    """Fences slots in the background. All methods are called by one thread.
 
     Args:
-        settings: of the cluster.
+        settings: the cluster's settings.
         job: the job that the slots belong to.
         report: called in some thread with `SlotFenced` or `SlotFenceFailed`, once for each `fence`.
-        fence_id: fences one id, with the producers that are ready for it, or raises an FclusterError.
+        fence_id: fences one id, with the producers that are connected for it, or raises an FclusterError.
         connect: creates such producers, or raises an FclusterError.
     """
 
@@ -72,8 +74,9 @@ class Fencer:
         """Connect producers, so that `fence` is fast.
 
         Args:
-            slot: may have to be fenced later.
-            soon: it probably has to be fenced. If there is no room for its producers, others give way.
+            slot: the slot that may have to be fenced later.
+            soon: whether it will probably have to be fenced. Then, if there are too many producers, others
+                are dropped.
         """
         if self._settings.processing_guarantee == "at-least-once":
             return
@@ -122,13 +125,15 @@ class Fencer:
         self._fence_id(self._settings, identity, _taken(prepared))
 
     def close(self) -> None:
-        """Start no more fences. Those under way end by themselves."""
+        """Start no more fences. Those that are running end by themselves."""
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._prepared.clear()
 
 
 def _taken(prepared: Future[_Ready] | None) -> _Ready:
-    """The producers, once they are connected. None if connecting failed: the fence then tries by itself."""
+    """The producers, once they are connected. None if connecting failed: then the fence connects by
+    itself.
+    """
     if prepared is None or prepared.cancelled():
         return []
     try:

@@ -1,8 +1,8 @@
 """Decides which incoming frames reach the core.
 
 Responsible for: decoding frames, and checking that the sender's role may send such a message. Rules: no frame
-raises; dropped frames are counted; no sender can use another's name; one frame leads to at most one answer.
-Must not know sockets or the cluster's state.
+raises; dropped frames are counted; no sender can use another sender's name; one frame leads to at most one
+answer. Must not know sockets or the cluster's state.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ WORKER_KINDS: Final[tuple[type[Message], ...]] = (*get_args(messages.FromWorker)
 _KINDS_OF: Final[dict[str, tuple[type[Message], ...]]] = {
     Role.WORKER: WORKER_KINDS,
     Role.ADMIN: ADMIN_KINDS,
-    Role.COORDINATOR: (messages.LeaderCheck,),  # standbys
+    Role.COORDINATOR: (messages.LeaderCheck,),  # standby coordinators
 }
 
 
@@ -30,8 +30,9 @@ class Gate:
     """Admits messages or rejects them.
 
     Args:
-        term: of the coordinator, for its answers.
-        secured: connections carry the role of their key, which is checked. Otherwise any message is allowed.
+        term: the coordinator's term, for its answers.
+        secured: whether connections carry the role of their key. Then the role is checked. Otherwise every
+            message is allowed.
     """
 
     def __init__(self, term: int, *, secured: bool) -> None:

@@ -1,7 +1,7 @@
 """What a coordinator reports about itself over HTTP.
 
-Responsible for: whether its loops run, what it does (start, stand by, take over, lead), and its status. The
-coordinator's main thread writes it; the threads of the HTTP port read it.
+Responsible for: reporting whether its loops run, what it does (start, stand by, take over, lead), and its
+status. The coordinator's main thread sets it, and the threads of the HTTP port read it.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from fcluster.wire.discovery import Leader
 from fcluster.wire.http_port import Pulse, Verdict
 
 LOOP_BOUND_S = 10.0
-"""A loop that runs several times a second and hasn't run for this long is stuck."""
+"""A loop that should run several times a second counts as stuck if it hasn't run for this long."""
 STANDING_BY_BOUND_S = 30.0
-"""A standby reads the journal now and then, and waits for brokers that are down."""
+"""The same for a standby, which reads the journal from time to time, and waits for brokers that are down."""
 STARTING_BOUND_S = 180.0
 """Connecting, creating topics and taking over the journal have their own limits, whose sum is less than
 this."""
@@ -35,7 +35,7 @@ class CoordinatorHealth:
     """See the module's docstring.
 
     Args:
-        job: that is coordinated.
+        job: the name of the job that it coordinates.
     """
 
     def __init__(self, job: str) -> None:
@@ -54,7 +54,7 @@ class CoordinatorHealth:
         """It leads.
 
         Args:
-            leader: its record.
+            leader: its leader record.
             document: returns the status document to any thread, within a few seconds.
         """
         self._pulse.beat(LOOP_BOUND_S)
@@ -62,7 +62,9 @@ class CoordinatorHealth:
         self._doing = _Doing("leader", True, text, leader, document)
 
     def looks_for_leader(self) -> None:
-        """It doesn't lead, and doesn't know who does, or the leader that it watches doesn't answer."""
+        """It doesn't lead. It doesn't know which coordinator does, or the leader that it watches doesn't
+        answer.
+        """
         self._pulse.beat(STANDING_BY_BOUND_S)
         if self._doing.role != "starting":
             self._doing = _Doing("standby", False, f"looking for the leader of job {self._job}")

@@ -1,9 +1,10 @@
-"""Which internal topics belong to the job: found, and proven to be its own, before any is used.
+"""Which internal topics belong to the job. They are found, and proven to be the job's own, before any is
+used.
 
-Responsible for: the names of internal topics. A topic that the journal lists keeps its name. State that was
-written before names were unambiguous is found under its old name, if it is proven to be this job's. All
-others get the names that `ids` gives them. Rule: a topic with records of another program is never written to.
-Must not create or delete anything, nor ask Kafka: the caller does, and answers questions. Pure.
+Responsible for: the names of internal topics. A topic that the journal lists keeps its name. State that an
+older version wrote under an ambiguous name is found there, if it is proven to be this job's. All other topics
+get the names that `ids` gives them. Rule: a topic with records of another program is never written to. Must
+not create or delete anything, or ask Kafka: the caller does that, and answers questions. Pure.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from fcluster.common.positions import CommittedPosition
 from fcluster.graph.topology import Topology, described_topics, former_names
 
 Positions = Callable[[str, str], list[CommittedPosition]]
-"""What the group of a job (first) has committed for a topic (second)."""
+"""Returns what the group of a job (first argument) has committed for a topic (second argument)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +27,7 @@ class Claim:
     """Another job's claim that a topic is its own and holds its state.
 
     Attributes:
-        job: its name.
+        job: the other job's name.
         stage: the stage of that job.
     """
 
@@ -40,13 +41,14 @@ def internal_names(
     existing: Collection[str],
     positions: Positions,
 ) -> dict[str, str]:
-    """The internal topics whose names differ from those in `topology`: name in `topology` to actual name.
+    """The internal topics whose names differ from those in `topology`: from the name in `topology` to the
+    actual name.
 
     Args:
-        topology: as the job was built.
+        topology: the job, as it was built.
         description: of the job's last run, from its journal. None if there is none.
         existing: names of all topics.
-        positions: called only where state may be under an old name.
+        positions: called only if state may be under an old name.
     """
     described = described_topics(description) if description is not None else {}
     former = former_names(topology)
@@ -80,13 +82,13 @@ def _is_kept(
     existing: Collection[str],
     positions: Positions,
 ) -> bool:
-    """Whether a repartition topic is still used under a name that isn't its present one."""
+    """Whether a repartition topic is still used under a name that differs from its present one."""
     if actual == present:
         return False
     if actual != former:
         return True
     # It may contain records that its reader hasn't processed yet. If the job has committed offsets of its
-    # sources, it has written some.
+    # sources, it has written some of them.
     sources = (topic.name for topic in topology.sources)
     return actual in existing and any(positions(topology.job, topic) for topic in (actual, *sources))
 
@@ -129,7 +131,7 @@ def unowned_topics(
     topology: Topology, description: Mapping[str, Any] | None, existing: Collection[str]
 ) -> list[tuple[str, str]]:
     """Internal topics that exist although the journal doesn't list them, each with the source of its stage.
-    They may be used if they are empty, or if the job has provably written to them.
+    They may be used if they are empty, or if it is proven that the job has written to them.
     """
     described = set(described_topics(description).values()) if description is not None else set[str]()
     found: list[tuple[str, str]] = []

@@ -3,8 +3,7 @@
 Responsible for: taking over the journal (`open_journal`), and writing to it. Invariants:
 
 - Only the newest leader writes. Opening the journal fences every older leader by its transactional id. A
-  write that an older leader had under way is either visible to the read that follows, or never
-  (invariant 14).
+  write that an older leader had begun is either visible to the read that follows, or never (invariant 14).
 - A write is in the journal completely or not at all, and is acknowledged only when Kafka has committed it.
 - An unknown outcome is never guessed. The journal is then lost to this process, and the next leadership reads
   what happened.
@@ -39,15 +38,17 @@ OPEN_TIMEOUT_S = 30.0
 CLOSE_TIMEOUT_S = 2.0
 ANSWER_TIMEOUT_MS = 4_000
 """How long to wait for a broker's answer before its successor is asked. The journal is idle for long times,
-so its producer is late to notice that a broker hangs, and workers wait for the write."""
+so its producer notices late that a broker hangs, while workers wait for the write.
+"""
 WRITE_TIMEOUT_S = 60.0
 """Epochs don't wait for the journal, so it can be patient with brokers that are down."""
 
 _FENCED = frozenset({"_FENCED", "PRODUCER_FENCED", "INVALID_PRODUCER_EPOCH"})
 _FORGOTTEN = "INVALID_PRODUCER_ID_MAPPING"
-"""The transactional id was idle for longer than the brokers remember ids (transactional.id.expiration.ms).
-Aborting initialises it again. If another producer has taken the id meanwhile, the abort says that this
-producer is fenced."""
+"""The error if the transactional id was idle for longer than the brokers remember ids
+(transactional.id.expiration.ms). Aborting initialises it again. If another producer has taken the id in the
+meantime, the abort reports that this producer is fenced.
+"""
 
 
 class JournalLostError(Exception):
@@ -62,8 +63,8 @@ class Journal:
     """An open journal. It belongs to one thread at a time.
 
     Args:
-        producer: its transactions are initialised.
-        topic: the journal's.
+        producer: the producer, with initialised transactions.
+        topic: the journal's topic.
     """
 
     def __init__(self, producer: Producer, topic: str) -> None:
@@ -74,7 +75,7 @@ class Journal:
         self._topic = topic
 
     def write(self, entries: Mapping[str, Any], timeout_s: float = WRITE_TIMEOUT_S) -> None:
-        """Write all entries in one transaction; returns when it is committed.
+        """Write all entries in one transaction. Returns when it is committed.
 
         Raises:
             DeposedError: another coordinator leads the job.
@@ -90,7 +91,9 @@ class Journal:
         failpoints.reach("coordinator.after-journal")
 
     def close(self) -> None:
-        """Release the producer. Nothing may be under way. The journal can't be written after that."""
+        """Release the producer. There must be no write in progress. The journal can't be written after
+        that.
+        """
         self._producer.flush(0.5)
         serve_rest(self._producer)
         del self._producer
@@ -114,7 +117,7 @@ class Journal:
         return True
 
     def _take_again(self) -> None:
-        """The id belongs to this producer again. Another leader may have come and gone meanwhile."""
+        """The id belongs to this producer again. In the meantime, another leader may have come and gone."""
         if not self.is_ours():
             raise DeposedError(f"another coordinator has written the journal {self._topic!r}")
         _log.info(
@@ -133,7 +136,7 @@ class Journal:
                     raise
 
     def _judge(self, error: KafkaException) -> None:
-        """Returns if it is right to abort and retry, otherwise raises."""
+        """Returns if it is right to abort and retry. Otherwise raises."""
         cause = cause_of(error)
         if cause.name() in _FENCED:
             raise DeposedError(f"another coordinator writes the journal {self._topic!r}") from error
@@ -173,8 +176,8 @@ def open_journal(
     """Depose the previous leader, if there is one, and take over the journal. Its topic has to exist.
 
     Args:
-        settings: of the cluster.
-        job: its name.
+        settings: the cluster's settings.
+        job: the job's name.
         producer: from `journal_producer`, to save time. From then on it belongs to the journal.
 
     Returns:
@@ -185,7 +188,7 @@ def open_journal(
         IncompatibleState: the topic's contents are not a journal.
     """
     deadline_s = time.monotonic() + OPEN_TIMEOUT_S
-    producer = producer or journal_producer(settings, job)  # initialising is fast once it is connected
+    producer = producer or journal_producer(settings, job)  # fast once it is connected
     try:
         _initialise(producer, deadline_s)
     except KafkaException as error:
@@ -227,8 +230,8 @@ class JournalThread:
         self._thread.start()
 
     def write(self, effect: WriteJournal) -> None:
-        """Write these entries. `JournalWritten` reports it, unless the sequence is 0: nothing waits for
-        such a write.
+        """Write these entries. `JournalWritten` reports it, unless the sequence is 0, because nothing waits
+        for such a write.
         """
         self._queue.put(effect)
 

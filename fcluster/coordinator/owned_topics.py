@@ -1,7 +1,7 @@
-"""Asks Kafka what `internal_names` needs to know, and refuses topics that don't belong to the job.
+"""Asks Kafka for what `internal_names` needs to know, and refuses topics that don't belong to the job.
 
-Responsible for: the topology that a coordinator may use, in which each internal topic has its actual name.
-Looking never changes anything. Must not create topics.
+Responsible for: the topology that a coordinator may use, in which each internal topic has its actual name. It
+never changes anything. Must not create topics.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def own_names(settings: Settings, admin: Admin, topology: Topology) -> Topology:
     """The topology with the actual names of its internal topics.
 
     Raises:
-        IncompatibleState: a topic that it needs has records of another job or program.
+        IncompatibleState: a topic that the job needs has records of another job or program.
         KafkaUnavailable: the brokers don't answer.
     """
     existing = existing_topics(admin)
@@ -71,12 +71,12 @@ def own_names(settings: Settings, admin: Admin, topology: Topology) -> Topology:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The internal topics of a job, with what is wrong with them.
+    """The internal topics of a job, and what is wrong with them.
 
     Attributes:
-        topology: with the actual names.
-        shared: topics that another job has written to as well, with that job's claim.
-        unowned: topics with records that this job can't be shown to have written.
+        topology: the job, with the actual names.
+        shared: topics that another job has also written to, with that job's claim.
+        unowned: topics with records that can't be proven to be this job's.
     """
 
     topology: Topology
@@ -89,9 +89,9 @@ def found_names(settings: Settings, admin: Admin, topology: Topology, past: Mapp
     fcluster didn't commit prove nothing.
 
     Args:
-        settings: of the cluster.
+        settings: the cluster's settings.
         admin: lists the topics.
-        topology: as it was built.
+        topology: the job, as it was built.
         past: the contents of the journal.
 
     Raises:
@@ -144,7 +144,7 @@ def _holds_records(admin: Admin, topic: str, partitions: int) -> bool:
 
 @contextlib.contextmanager
 def _committed(settings: Settings, existing: Mapping[str, int], *, lenient: bool) -> Generator[Positions]:
-    """What groups have committed, by job and topic. Uses one consumer for each job."""
+    """What groups have committed, by job and topic. It uses one consumer for each job."""
     consumers: dict[str, Any] = {}
 
     def positions(job: str, topic: str) -> list[CommittedPosition]:

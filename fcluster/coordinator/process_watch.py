@@ -1,10 +1,10 @@
 """Notices at once when a worker's process on this host exits.
 
 Responsible for: waiting for processes to exit, by descriptors that stand for the process itself (pidfd), so
-that a reused process id is never mistaken for it. Without such descriptors it does nothing: a death then
-shows by its connection, as on other hosts. Must not decide what an exit means.
+that a reused process id is never mistaken for it. Without such descriptors it does nothing. Then a death is
+noticed by the lost connection, as on other hosts. Must not decide what an exit means.
 
-Threads: one of its own; `watch` and `close` are for one other thread.
+Threads: it has its own thread. One other thread calls `watch` and `close`.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """The coordinator process: stands by while another coordinator leads, then carries out what `core` decides.
 
 Responsible for: taking over the journal when it is this process's turn (see `standby`) and `checks` raises no
-error. After that, the loop that turns frames, closed connections and outcomes into events, and effects into
+error. After that, the loop that turns frames, closed connections and results into events, and effects into
 frames, journal writes and fences. One thread owns the socket and the core. The journal, fences and background
-tasks have threads of their own, and report to it through one queue.
+tasks have their own threads, and report to it through one queue.
 
-Invariants: no slow effect runs in the loop's thread, so that no epoch waits for it; every wait is bounded.
+Invariants: no slow effect runs in the loop's thread, so no epoch waits for one; every wait is bounded.
 
 Must not: decide about workers, shards or epochs; `core` does.
 """
@@ -83,7 +83,7 @@ from fcluster.wire.transport import Disconnected, FrameReceived, HandshakeFailed
 _log = logging.getLogger("fcluster.coordinator")
 
 BIND_RETRY_S = 5.0
-"""A coordinator that was killed and restarted may find its port not yet free."""
+"""When a coordinator was killed and restarted, its port may not be free yet."""
 END_OFFSETS_RETRY_S = 1.0
 TAKE_OVER_RETRY_S = 1.0
 TURN_MS_MAX = 500.0
@@ -94,12 +94,12 @@ TOPIC_WATCH_END_S = 5.0
 SUCCESSOR_S = 2.0
 SUCCESSOR_POLL_S = 0.05
 KAFKA_WAITS_MS = 2_000
-"""An epoch or takeover that takes longer may be waiting for Kafka: then Kafka is checked."""
+"""If an epoch or a takeover takes longer than this, it may be waiting for Kafka: then Kafka is checked."""
 KAFKA_TROUBLED_S = 10.0
 """Kafka is also checked for this long after a worker lost a transaction or a slot couldn't be fenced."""
 KAFKA_WATCH_NOTED_S = 0.5
 ABSENCE_S = 2.0
-"""A loop iteration that took this long shows that the process was suspended."""
+"""If a loop iteration took this long, the process was suspended."""
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 
@@ -116,25 +116,26 @@ def run_coordinator(
     """Lead the job until it is stopped, has caught up, or fails. Stand by as long as another coordinator
     leads.
 
-    SIGINT drains the job if this coordinator leads it. SIGTERM hands over to a standby, so that the job goes
-    on, and drains the job only if there is no standby. A second signal ends the process at once. A standby
-    just exits on either signal.
+    SIGINT drains the job if this coordinator leads it. SIGTERM hands over to a standby, so that the job
+    continues; it drains the job only if there is no standby. A second signal ends the process at once. A
+    standby exits on either signal.
 
     Args:
-        job: to run.
-        settings: resolved.
+        job: the job to run.
+        settings: the resolved settings.
         expected_workers: the first assignment waits for this many, for a while. Default: the setting
             `workers`.
-        until_caught_up: stop once all records that were in the sources at start are committed.
+        until_caught_up: stop once all records that were in the sources at the start are committed.
         stand_by: if False, a coordinator that already leads is a conflict.
-        ready_callback: called with the address once workers can join, in each term that this process leads.
+        ready_callback: called with the address once workers can join, in each term in which this process
+            leads.
         ready_file: written with the leader record, as JSON, at the same time.
 
     Returns:
         How it ended. The exit code is 0 if it stopped cleanly, 3 if the job failed.
 
     Raises:
-        FclusterError: it can't lead, or stand by, for the reason in the message.
+        FclusterError: it can neither lead nor stand by, for the reason in the message.
     """
     topology = job if isinstance(job, Topology) else job.build(settings)
     settings = with_settings(settings, reading_group=topology.job)
@@ -159,7 +160,7 @@ def run_coordinator(
 
 
 def _take_turns(candidate: Candidate, standby: Standby, leadership: _Leadership) -> Ended:
-    """Stand by and lead, in turns, until the end."""
+    """Stand by and lead, in turn, until the end."""
 
     def stop_waiting(_number: int) -> None:
         standby.interrupt()
@@ -178,10 +179,10 @@ def _take_turns(candidate: Candidate, standby: Standby, leadership: _Leadership)
             if ended.exit_code != ExitCode.TEMPORARY:
                 return ended
             if signals.asked:
-                _log.info("coordinator ends: another coordinator leads now")
+                _log.info("the coordinator exits: another coordinator leads now")
                 return Ended(0, "another coordinator leads now")
             signals.on_stop = stop_waiting
-            gc.collect()  # close a deposed leader's clients and sockets now, not at some garbage collection
+            gc.collect()  # close a deposed leader's clients and sockets now, not later
 
 
 def _wait_for_turn(candidate: Candidate, standby: Standby, own: Leader | None) -> Ended | None:
@@ -214,15 +215,15 @@ class _Leadership:
     def lead(
         self, candidate: Candidate, signals: _Signals, own: Leader | None, *, again: bool
     ) -> tuple[Ended, Leader | None]:
-        """Take the term and lead until it ends. Returns how it ended, and the record of this process's last
-        leadership.
+        """Take the term and lead until it ends. Returns how it ended, and the leader record of this process's
+        last leadership.
 
         Args:
-            candidate: has Kafka ready.
-            signals: to be obeyed.
-            own: the record so far.
-            again: this process stood by or led before. Trouble on the way to leadership may then be
-                temporary, and an end of the job that is under way is carried on.
+            candidate: has the Kafka clients ready.
+            signals: the signals to obey.
+            own: the leader record so far.
+            again: whether this process stood by or led before. Then a problem on the way to leadership may be
+                temporary, and an end of the job that has begun is completed.
         """
         self.health.takes_over()
         transport = RouterTransport(self.security)
@@ -231,8 +232,8 @@ class _Leadership:
             address = _announced(self.settings, _bind(transport, self.settings.coordinator_bind))
             journal, past = candidate.open_journal()
             if not again:
-                # A coordinator that didn't see the last leader end the job starts the job again:
-                # the outcome of that end doesn't matter.
+                # A coordinator that didn't see the last leader end the job starts the job again: how that run
+                # ended doesn't matter.
                 past.pop(ENDING_KEY, None)
             terms, own = self._terms(candidate, past, address)
             journal.write(_first_entries(own, terms, ending=past.get(ENDING_KEY)))
@@ -307,7 +308,7 @@ def _first_entries(leader: Leader, terms: Terms, ending: Any) -> dict[str, Any]:
 def _bind(transport: RouterTransport, bind: str) -> str:
     deadline_s = time.monotonic() + BIND_RETRY_S
     while True:
-        # Workers ask there for a while after we are gone, so the port must not be handed out.
+        # Workers connect there for a while after we have exited, so the port must not be given to others.
         wanted = f"{bind.removesuffix(':0')}:{reserve_for_process()}" if bind.endswith(":0") else bind
         try:
             return transport.bind(wanted)
@@ -370,12 +371,12 @@ class _Signals:
 
     @property
     def asked(self) -> bool:
-        """Whether the first one has come."""
+        """Whether the first signal has come."""
         return self._number != 0
 
     @property
     def on_stop(self) -> Callable[[int], None]:
-        """What the first signal calls. It is called at once if the signal has already come."""
+        """What the first signal calls. If that signal has already come, it is called at once."""
         return self._on_stop
 
     @on_stop.setter
@@ -465,7 +466,7 @@ class _Shell:
         self._troubles_counted = 0
 
     def post(self, event: Event) -> None:
-        """Pass an event to the loop. For any thread, and for signal handlers."""
+        """Pass an event to the loop. May be called by any thread and by signal handlers."""
         self._inbox.put(event)
         self._transport.wake()
 
@@ -474,10 +475,10 @@ class _Shell:
         self.post(events.ResignRequested() if number == signal.SIGTERM else events.StopRequested())
 
     def _on_journal(self, event: events.JournalWritten | events.Deposed) -> None:
-        """In the journal's thread, which ends after `Deposed`.
+        """Called in the journal's thread, which ends after `Deposed`.
 
         A leader that resigns keeps serving its workers until they can find the new leader. It is fenced, so
-        it does no harm, and the workers don't have to wait until the new leader has read the journal.
+        it can do no harm, and the workers don't have to wait until the new leader has read the journal.
         """
         if isinstance(event, events.Deposed) and self._core.resignation is not None:
             self._await_successor()
@@ -497,7 +498,7 @@ class _Shell:
             follower.close()
 
     def run(self) -> Ended:
-        """Lead until the core says stop."""
+        """Lead until the core says that it stops."""
         self._health.leads(self._leader, self._publisher.document)
         try:
             self._feed(events.Started())
@@ -552,13 +553,15 @@ class _Shell:
             self._in_background(self._truncation.run, self._core.committed_offsets())
 
     def _concern(self) -> Concern:
-        """What the job needs from Kafka; in the watch's thread."""
+        """What the job needs from Kafka. Called in the watch's thread."""
         topology = self._topology
         ids = [name for slot in list(self._core.slots) for name in transactional_ids(topology.job, slot)]
         return Concern(frozenset(roles_of(topology)), topology.job, tuple(ids))
 
     def _watch_kafka_if_needed(self) -> None:
-        """Only while something takes longer than it should, or workers have just lost transactions."""
+        """Kafka is watched only while something takes longer than it should, or if workers have just lost
+        transactions.
+        """
         now_s = time.monotonic()
         if now_s < self._watch_due_s:
             return
@@ -571,13 +574,17 @@ class _Shell:
         self._kafka_watch.note(waiting=waits or now_s < self._troubled_until_s)
 
     def _notice_absence(self) -> None:
-        """A process that was stopped or swapped out may have been deposed meanwhile. The journal knows."""
+        """A process that was stopped or swapped out may have been deposed in the meantime. The journal says
+        whether it was.
+        """
         former_s, self._turned_s = self._turned_s, time.monotonic()
         if self._turned_s - former_s >= ABSENCE_S:
             self._journal_thread.write(events.WriteJournal(0, {LEADER_KEY: self._leader}))
 
     def _keep_alive(self) -> None:
-        """Write to the journal now and then: the brokers forget a transactional id that is idle for long."""
+        """Write to the journal from time to time: the brokers forget a transactional id that is idle for
+        long.
+        """
         now_s = time.monotonic()
         if now_s >= self._refresh_due_s:
             self._refresh_due_s = now_s + self._refresh_s
@@ -585,12 +592,12 @@ class _Shell:
 
     def _learn_refresh_interval(self, settings: Settings) -> None:
         """In the background thread, so that a takeover doesn't wait for it."""
-        with contextlib.suppress(FclusterError):  # then the setting applies
+        with contextlib.suppress(FclusterError):  # then the setting alone applies
             self._refresh_s = refresh_interval_s(settings, self._admin)
             self._refresh_due_s = min(self._refresh_due_s, time.monotonic() + self._refresh_s)
 
     def _on_frame(self, received: FrameReceived) -> bool:
-        """Whether the frame gave the core something to do."""
+        """Returns whether the core has something to do because of the frame."""
         message = self._gate.admit(received)
         if message is None:
             return False
@@ -648,13 +655,13 @@ class _Shell:
         self._duties.submit(run)
 
     def _read_end_offsets(self, wanted_of: tuple[str, int]) -> None:
-        """The present end offsets of an input. Retried until they are known, because nothing ends without
-        them.
+        """The present end offsets of an input. It is repeated until they are known, because nothing ends
+        without them.
         """
         name, number = wanted_of
         source = self._topology.stage(name).inputs[number]
-        # What the job itself wrote is committed, but commit markers may not have reached all partitions:
-        # the last stable offset could miss records that count.
+        # Records that the job itself wrote are committed, but commit markers may not have reached all
+        # partitions. The last stable offset could miss records that count.
         isolation = "read-uncommitted" if source.internal else source.topic.isolation
         wanted = [
             TopicPartition(source.topic.name, shard.partition)
@@ -677,7 +684,7 @@ class _Shell:
                 self._closing.wait(END_OFFSETS_RETRY_S)
 
     def _source_partitions(self) -> list[tuple[str, int]]:
-        """Of all shards that exist now; for any thread."""
+        """The source partitions of all shards that exist now. May be called by any thread."""
         topics = {stage.name: stage.topics for stage in self._topology.stages}
         return [
             (topic, shard.partition) for shard in tuple(self._core.shards) for topic in topics[shard.stage]
@@ -707,7 +714,7 @@ class _Shell:
 
 
 class _StatusPublisher:
-    """Gives the loop's status document to other threads. The loop builds it when one of them wants it.
+    """Gives the loop's status document to other threads. The loop builds it when one of them needs it.
 
     Args:
         wake: wakes the loop.
@@ -722,17 +729,19 @@ class _StatusPublisher:
 
     @property
     def is_wanted(self) -> bool:
-        """Whether a thread waits for one."""
+        """Whether a thread waits for a document."""
         return self._wanted
 
     def publish(self, document: Mapping[str, Any]) -> None:
-        """In the loop: publish this document."""
+        """Publish this document. Called in the loop."""
         with self._changed:
             self._document, self._made_s, self._wanted = document, time.monotonic(), False
             self._changed.notify_all()
 
     def document(self) -> Mapping[str, Any] | None:
-        """For any thread but the loop: a recent document. None if the loop doesn't provide one in time."""
+        """A recent document. None if the loop doesn't provide one in time. May be called by any thread but
+        the loop's.
+        """
         asked_s = time.monotonic()
         with self._changed:
             if asked_s - self._made_s >= STATUS_AGE_S_MAX:
@@ -745,7 +754,9 @@ class _StatusPublisher:
 
 
 def _beginning(past: Mapping[str, Any], terms: Terms, now_ms: float) -> dict[str, Any]:
-    """What the core begins with, for a replay of its events: without secrets, and without the job's code."""
+    """What the core is created with, for a replay of its events. It contains no secrets, and not the job's
+    code.
+    """
     left_out = ("topology", "settings")
     given = {each.name: getattr(terms, each.name) for each in fields(terms) if each.name not in left_out}
     return {"terms": given, "settings": terms.settings.redacted(), "journal": dict(past), "now_ms": now_ms}

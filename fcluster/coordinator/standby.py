@@ -3,8 +3,8 @@
 Responsible for: the clients that a takeover needs, connected in advance (`Candidate`), and watching the
 leader over ZeroMQ and through the journal (`Standby`). Invariants:
 
-- The journal has the last word. Whatever the network seems to say, it is this standby's turn only if the
-  journal still names the suspected leader, or the leader has asked this standby to take over. Whether it then
+- The journal has the last word. Whatever the network suggests, it is this standby's turn only if the journal
+  still names the suspected leader, or if the leader has asked this standby to take over. Whether it then
   really leads is decided by the journal's fence.
 - A job that was ended on purpose isn't taken over. Its standbys exit too, and say why.
 - Every wait is bounded. Nothing is written.
@@ -65,8 +65,9 @@ _log = logging.getLogger("fcluster.coordinator")
 JOURNAL_TIMEOUT_S = 3.0
 PROBE_TIMEOUT_S = 0.2
 NEWER_LEADER_S = 2.0
-"""A newer leader fences first and writes its name a moment later. A deposed leader waits this long for
-the name."""
+"""A newer leader first fences, and writes its name a moment later. A deposed leader waits this long for the
+name.
+"""
 RETRY_S = 0.5
 _RANK_UNKNOWN_MAX = 0.3
 
@@ -75,11 +76,11 @@ class Candidate:
     """What a coordinator needs from Kafka to take over, kept ready.
 
     Args:
-        settings: of the cluster.
-        topology: of the job. Its internal topics are created.
+        settings: the cluster's settings.
+        topology: the job's topology. Its internal topics are created.
 
     Raises:
-        FclusterError: brokers or topics aren't as they have to be.
+        FclusterError: brokers or topics aren't as they must be.
     """
 
     def __init__(self, settings: Settings, topology: Topology) -> None:
@@ -91,7 +92,7 @@ class Candidate:
         check_reset(past, topology.job)
         self.topology = own_names(settings, self.admin, topology)
         """The job, with the actual names of its internal topics."""
-        # Before missing topics are created: a topic that is gone must not be mistaken for a new one.
+        # Before missing topics are created: a deleted topic must not be mistaken for a new one.
         known = remembered_ids(past)
         check_topics(self.topology, settings, known, self._look(known))
         partitions = ensure_internal_topics(self.admin, self.topology, settings)
@@ -99,8 +100,8 @@ class Candidate:
             source.topic.name: partitions[source.topic.name] for source in self.topology.inputs
         }
         self._producer: Producer | None = None
-        # Read-uncommitted: workers of a previous leader may have open transactions, and this mustn't wait for
-        # them. What they commit later has a number that the journal has reserved.
+        # Read-uncommitted: workers of a previous leader may have open transactions, and this must not wait
+        # for them. What they commit later belongs to an epoch number that the journal has reserved.
         self.consumer = make_consumer(settings, "read-uncommitted", **{"group.id": topology.job})
 
     def prepare(self) -> None:
@@ -125,7 +126,7 @@ class Candidate:
 
         Raises:
             KafkaUnavailable: the brokers don't answer.
-            FclusterError: a topic is gone or was replaced (see `checks.check_topics`).
+            FclusterError: a topic was deleted or replaced (see `checks.check_topics`).
         """
         positions = self.committed_positions()
         ids = remembered_ids(past)
@@ -134,7 +135,7 @@ class Candidate:
         look = self._look(ids)
         found = check_topics(self.topology, self._settings, ids, look)
         counts = dict(self.sources)
-        # A standby may have been waiting for long: partitions may have been added meanwhile.
+        # A standby may have waited for a long time, and partitions may have been added in the meantime.
         counts |= {topic: seen.partitions for topic in counts if (seen := look.get(topic)) is not None}
         self.sources = counts
         return found, counts, max((position.epoch for position in positions.values()), default=0)
@@ -178,9 +179,9 @@ class Standby:
     """Waits for this coordinator's turn.
 
     Args:
-        settings: of the cluster.
-        topology: of the job.
-        health: is updated.
+        settings: the cluster's settings.
+        topology: the job's topology.
+        health: the health to update.
         patient: whether to stand by at all. If not, a leader that answers is a conflict, until this
             coordinator has led itself.
     """
@@ -202,11 +203,11 @@ class Standby:
 
     @property
     def interrupted(self) -> bool:
-        """Whether the wait was ended for good."""
+        """Whether the wait was ended permanently."""
         return self._interrupted.is_set()
 
     def interrupt(self) -> None:
-        """End the wait, now and for good. May be called by a signal handler."""
+        """End the wait now and permanently. May be called by a signal handler."""
         self._interrupted.set()
         self._inbox.put(_Interrupted())
 
@@ -220,7 +221,7 @@ class Standby:
             None: it is this coordinator's turn. Otherwise, why it will never be.
 
         Raises:
-            ClusterConflict: another coordinator leads, and this one isn't to stand by, or can't watch it.
+            ClusterConflict: another coordinator leads, and this one must not stand by, or can't watch it.
             IncompatibleState: the leader runs another topology, or the journal can't be understood.
             KafkaUnavailable: only at the very first attempt.
         """
@@ -258,13 +259,13 @@ class Standby:
     # --- watching -------------------------------------------------------------------------------------
 
     def _follow(self, leader: Leader) -> Leader | Ended | None:
-        """Watch this leader until it is gone. Returns the new leader, why there will be none, or None:
-        this one.
+        """Watch this leader until it is gone. Returns the new leader, or why there will be none. None: this
+        coordinator is next.
         """
         try:
             security = client_security(self._settings, Role.COORDINATOR, leader.address, leader.public_key)
         except FclusterError as error:
-            # It ran with other keys, or without. If it is alive, it loses the journal.
+            # It ran with other keys, or without keys. If it is alive, it loses the journal.
             _log.warning("can't ask the last coordinator, at %s: %s", leader.address, error.message)
             return None
         inbox: queue.SimpleQueue[_Item] = queue.SimpleQueue()
@@ -307,7 +308,7 @@ class Standby:
                 verdict = self._confirm(leader, watch, suspicion)
                 if not isinstance(verdict, _Unconfirmed):
                     return verdict
-        # A leader that was also asked to leave should not wait for this standby.
+        # A leader that was also asked to exit should not wait for this standby.
         transport.send(messages.encode(messages.LeaderCheck(self._name, leaves=True)))
         return _INTERRUPTED
 
@@ -382,7 +383,7 @@ class Standby:
         )
 
     def _confirm(self, leader: Leader, watch: Watch, suspicion: str) -> Leader | Ended | _Unconfirmed | None:
-        """Check the journal, and whether the leader has come back meanwhile."""
+        """Check the journal, and whether the leader has come back in the meantime."""
         signs = watch.signs
         try:
             journal = read_journal(self._settings, self._topology.job, JOURNAL_TIMEOUT_S)
@@ -421,7 +422,9 @@ def _end_in(journal: Mapping[str, Any], term: int) -> Ended | None:
 
 
 def nobody_listens(address: str) -> bool:
-    """Whether the host of ``tcp://host:port`` says that nothing listens there. No answer proves nothing."""
+    """Whether the host in ``tcp://host:port`` replies that nothing listens there. No answer proves
+    nothing.
+    """
     host, port = split_address(address)
     try:
         socket.create_connection((host, int(port)), PROBE_TIMEOUT_S).close()

@@ -1,8 +1,8 @@
-"""Checks the job's topics and its consumer group repeatedly, in a thread of its own.
+"""Checks the job's topics and its consumer group repeatedly, in its own thread.
 
-Responsible for: when to check, and handing over the result (`TopicsLooked`, `GroupLooked`). Rules: a check
-costs the brokers next to nothing (one request a second), brokers that don't answer are asked less and less
-often, and no check blocks the coordinator's loop. Must not judge the result.
+Responsible for: deciding when to check, and passing on the result (`TopicsLooked`, `GroupLooked`). Rules: a
+check costs the brokers next to nothing (one request a second), brokers that don't answer are asked at growing
+intervals, and no check blocks the coordinator's loop. Must not judge the result.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ class TopicWatch:
 
     Args:
         admin: asks about topics and the group.
-        consumer: of the job's group, read-uncommitted; asks for its committed offsets.
+        consumer: a read-uncommitted consumer of the job's group. It asks for the committed offsets.
         group: the job's name.
-        topics: to check.
-        partitions: gives the source partitions whose offsets belong to the job.
+        topics: the topics to check.
+        partitions: returns the source partitions whose offsets belong to the job.
         post: called with the result, in the watch's thread.
-        in_doubt: whether another check is wanted soon.
+        in_doubt: says whether another check is wanted soon.
     """
 
     def __init__(
@@ -68,11 +68,11 @@ class TopicWatch:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop. A check that is under way ends by itself."""
+        """Stop. A check that is running ends by itself."""
         self._closing.set()
 
     def join(self, timeout_s: float) -> None:
-        """Wait until no request is under way, so that the clients can be released."""
+        """Wait until no request is running, so that the clients can be released."""
         if self._thread.ident is not None:
             self._thread.join(timeout_s)
 
@@ -81,7 +81,7 @@ class TopicWatch:
         while not self._closing.is_set():
             try:
                 self._look(with_group=looks % GROUP_EVERY_LOOKS == 0)
-            except Exception:  # noqa: BLE001  the watch must survive unforeseen errors
+            except Exception:  # noqa: BLE001  the watch must survive unexpected errors
                 _log.exception("checking the topics failed")
             looks += 1
             self._closing.wait(DOUBTFUL_INTERVAL_S if self._in_doubt() else self._interval_s)
@@ -104,7 +104,9 @@ class TopicWatch:
 def look_at_group(
     members: GroupMembers, consumer: Consumer, partitions: Sequence[tuple[str, int]]
 ) -> GroupLooked | None:
-    """What in the job's group doesn't belong to fcluster. None if that can't be told now."""
+    """The members and offsets of the job's group that don't belong to fcluster. None if that isn't known at
+    present.
+    """
     try:
         answer = consumer.committed([TopicPartition(*at) for at in partitions], timeout=GROUP_TIMEOUT_S)
     except KafkaException:
@@ -122,10 +124,11 @@ def look_at_group(
 
 
 class GroupMembers:
-    """Asks who is in a consumer group.
+    """Asks which members a consumer group has.
 
-    Asks all brokers, by a call that librdkafka has deprecated: its successor, like everything that an admin
-    client asks of a group's coordinator, aborts the process when a broker comes back (decision 0083).
+    It asks all brokers, by a call that librdkafka has deprecated. The call that replaces it aborts the
+    process when a broker comes back, like every request of an admin client to a group's coordinator (decision
+    0083).
     """
 
     def __init__(self, admin: Admin, group: str) -> None:
@@ -133,7 +136,9 @@ class GroupMembers:
         self._group = group
 
     def now(self) -> list[str] | None:
-        """Who is in it at present, each as CLIENT at HOST; None if that can't be told: a broker is away."""
+        """The present members, each as CLIENT at HOST. None if they aren't known, because a broker is
+        down.
+        """
         try:
             groups = self._admin.list_groups(self._group, timeout=GROUP_TIMEOUT_S)
         except KafkaException:

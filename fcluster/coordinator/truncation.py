@@ -1,8 +1,8 @@
 """Keeps repartition topics from growing: deletes records that their readers have committed.
 
-Responsible for: when, and up to which offset. Invariant: a record is deleted only when it is behind the
-committed offset of its only reader (invariant 19). Must not run in the coordinator's loop: `run` waits for
-Kafka.
+Responsible for: deciding when to delete, and up to which offset. Invariant: a record is deleted only when it
+is before the committed offset of its only reader (invariant 19). Must not run in the coordinator's loop:
+`run` waits for Kafka.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ _log = logging.getLogger("fcluster.coordinator")
 
 TRUNCATION_INTERVAL_S = 5.0
 TRUNCATION_RECORDS_MIN = 10_000
-"""With fewer processed records in a partition, a request isn't worth it."""
+"""If fewer records of a partition have been processed, a request isn't worth it."""
 
 
 class Truncation:
-    """Deletes, from time to time, what all readers of repartition topics have committed."""
+    """From time to time, deletes the records of repartition topics that all readers have committed."""
 
     def __init__(self, topology: Topology, admin: Admin) -> None:
         self._sources = {
@@ -49,17 +49,18 @@ class Truncation:
         return mine_ms if timeout_ms is None else min(timeout_ms, mine_ms)
 
     def is_due(self) -> bool:
-        """Whether it is time. If so, the next time is an interval later."""
+        """Whether it is time. If so, the next time is one interval later."""
         if not self._sources or time.monotonic() < self._due_s:
             return False
         self._due_s = time.monotonic() + TRUNCATION_INTERVAL_S
         return True
 
     def run(self, committed: Mapping[tuple[ShardId, int], int]) -> None:
-        """In the background thread: delete records behind the committed offsets, where it is worth it.
+        """Delete records before the committed offsets, where it is worth it. Runs in the background
+        thread.
 
         Args:
-            committed: by shard and number of the input.
+            committed: committed offsets, by shard and number of the input.
         """
         offsets: dict[TopicPartition, int] = {}
         for (shard, number), offset in committed.items():
@@ -72,8 +73,8 @@ class Truncation:
         try:
             delete_records_before(self._admin, offsets)
         except FclusterError as error:
-            # Logged once, and once when it is over: retries come every few seconds. While leaders move, they
-            # are in vain.
+            # A failure is logged once, and again when it is over, because retries come every few seconds.
+            # While leaders move, they fail.
             if self._failing_since_s is None:
                 self._failing_since_s = time.monotonic()
                 _log.warning("repartition topics aren't truncated, retrying: %s", error.message)

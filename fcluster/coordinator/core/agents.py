@@ -26,8 +26,8 @@ class Agent:
     Attributes:
         report: its last report.
         heard_ms: when that report came.
-        linked: its connection is open.
-        wanted: the target that it was ordered to have and hasn't confirmed yet. None: no order is pending.
+        linked: whether its connection is open.
+        wanted: the target that it was ordered to have, but hasn't confirmed yet. None: no order is pending.
         order: the number of the last order.
     """
 
@@ -52,7 +52,7 @@ class Agents:
     """The connected agents.
 
     Args:
-        term: of this leadership.
+        term: the term of this leadership.
         patience_ms: an agent that is silent for this long is forgotten.
     """
 
@@ -63,8 +63,8 @@ class Agents:
         self._orders = 0
 
     def heard(self, peer: bytes, report: AgentReport, now_ms: float) -> AgentOrder | None:
-        """Take in an agent's report. The answer carries the agent's pending order, if there is one.
-        None: there are too many agents.
+        """Take an agent's report. Returns the answer, which carries the agent's pending order, if there is
+        one. None: there are too many agents.
         """
         agent = self._by_peer.get(peer)
         if agent is None:
@@ -161,7 +161,7 @@ class Agents:
     # --- looking at it ----------------------------------------------------------------------------
 
     def describe(self, now_ms: float) -> list[dict[str, Any]]:
-        """For the status document."""
+        """The agents, for the status document."""
         return [
             {
                 "agent": agent.report.agent,
@@ -189,7 +189,7 @@ def spread(total: int, targets: Mapping[bytes, int]) -> dict[bytes, int]:
 
     Args:
         total: number of workers.
-        targets: the present target of each agent, at least one agent. The order breaks ties.
+        targets: the present target of each agent, at least one agent. Their order breaks ties.
     """
     share, extra = divmod(total, len(targets))
     # The agents with most workers get one more: otherwise they would have to stop one.
@@ -198,7 +198,7 @@ def spread(total: int, targets: Mapping[bytes, int]) -> dict[bytes, int]:
 
 
 def _find(place: str, agents: Mapping[bytes, Agent]) -> bytes | str:
-    """The agent with this name: its host, if that has no other agent, or HOST:PID, or its id."""
+    """The agent with this name: its host (if that has no other agent), HOST:PID, or its id."""
     found = [peer for peer, agent in agents.items() if place in (agent.report.agent, agent.place)] or [
         peer for peer, agent in agents.items() if place == agent.report.host
     ]

@@ -5,8 +5,8 @@ target assignment. Invariants:
 
 - balanced: the slots' numbers of shards differ by at most one, in total and within each stage (shards of one
   stage may cost far more than those of another);
-- sticky: it is a balanced target with the fewest moves;
-- deterministic: equal arguments give equal targets, whatever their order.
+- sticky: the target is a balanced one with the fewest moves;
+- deterministic: equal arguments give equal targets, in whatever order they are.
 
 `place_standbys` does the same for warm copies: never on the owner, on another host if there is one, evenly,
 with as few moves as that allows, deterministically.
@@ -16,8 +16,8 @@ Must not: know workers, sessions or time.
 How `plan` works: within a stage, each slot gets the quotient of shards and slots, or one more. So the
 question is which slots get *one more* in which stage, such that the totals are even too, and as many as
 possible of these extra shards go to slots that already have them. That is a minimum-cost flow from stages to
-slots. Slots that have extras to keep in the same stages are interchangeable. So the flow runs over classes of
-such slots, of which there are few, and is then distributed within each class.
+slots. Slots that could keep extra shards in the same stages are interchangeable. So the flow runs over
+classes of such slots, of which there are few, and is then distributed within each class.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from fcluster.common.ids import ShardId
 
 _MOVE_AVOIDED = -1
 _TOTALS_EVEN = -1_000_000
-"""Outweighs all moves: even totals are a requirement, not a preference."""
+"""Outweighs all moves, because even totals are a requirement, not a preference."""
 
 
 def plan(
@@ -141,7 +141,7 @@ def _deal_extras(
 
 @dataclass
 class _Edge:
-    """One direction of an edge; its opposite sits at the index `index ^ 1`."""
+    """One direction of an edge. The opposite direction has the index `index ^ 1`."""
 
     target: object
     room: int
@@ -164,7 +164,7 @@ class _Flow:
         self._edges.append(_Edge(source, 0, -cost))
 
     def through(self, source: object, target: object) -> int:
-        """What flows along the edges from `source` to `target`."""
+        """The flow along the edges from `source` to `target`."""
         return sum(
             self._edges[index ^ 1].room
             for index in self._from[source]
@@ -183,7 +183,7 @@ class _Flow:
         arrived_by: dict[object, int] = {}
         changed = [source]
         while changed:
-            improved: dict[object, None] = {}  # a set that keeps its order
+            improved: dict[object, None] = {}  # used as an ordered set
             for node in changed:
                 for index in self._from[node]:
                     edge = self._edges[index]
@@ -213,16 +213,16 @@ def place_standbys(
     """The slots that keep a warm copy of each shard: `replicas` of them, or as many as there are.
 
     Existing copies stay where that is allowed. Missing copies go to the slots with the fewest. Then copies
-    move away from slots that have two or more copies above another one, until no such move is left.
+    move from slots that have at least two more copies than another one, until no such move is left.
 
     Args:
-        owners: the slot of each shard that is to have standbys. None: it has no owner now.
+        owners: the slot of each shard that should have standbys. None: it has no owner at present.
         hosts: the host of each slot that can keep copies.
-        replicas: wanted for each shard.
+        replicas: the number of copies wanted for each shard.
         current: where copies are now. Slots that aren't in `hosts` don't count.
     """
-    # Place the shards of one owner one after the other, so that their copies go to different slots. Then many
-    # slots share the work of an owner that dies.
+    # Place the shards of one owner one after another, so that their copies go to different slots. If the
+    # owner dies, many slots then share its work.
     shards = sorted(owners, key=lambda shard: (-1 if (owner := owners[shard]) is None else owner, shard))
     loads = _Loads(hosts)
     placed: dict[ShardId, list[int]] = {}
@@ -253,7 +253,7 @@ def _even_out(
     placed: Mapping[ShardId, list[int]],
     loads: _Loads,
 ) -> bool:
-    """Move copies to slots that keep at least two fewer. Returns whether any copy moved."""
+    """Move copies to slots that keep at least two copies fewer. Returns whether any copy moved."""
     moved = False
     for shard in shards:
         for index, slot in enumerate(placed[shard]):
@@ -302,7 +302,7 @@ class _Loads:
         return self._hosts[slot] not in used or self._all_hosts <= used
 
     def lightest(self, owner: int | None, others: Sequence[int]) -> int | None:
-        """The slot with the fewest copies that can keep another one. None: there is none."""
+        """The slot with the fewest copies that can keep another one. None if there is none."""
         used = self._hosts_of(owner, others)
         anywhere = self._all_hosts <= used
         for _, slot in self._order:

@@ -1,7 +1,7 @@
 """The state that all parts of the coordinator's core share: slots, sessions, shards, joiners and the clock.
 
-Responsible for: holding that state in one place, and answering questions about it that several parts have.
-Each part changes what it is responsible for; `invariants` checks that everything fits together. Must not
+Responsible for: holding that state in one place, and answering questions about it that several parts need.
+Each part changes only what it is responsible for; `invariants` checks that everything fits together. Must not
 decide anything or produce effects. Pure.
 """
 
@@ -28,7 +28,7 @@ class Cluster:
 
     Attributes:
         now_ms: the time of the current event.
-        started: fences that a previous leader left incomplete are under way.
+        started: fences that a previous leader left incomplete have begun.
         assigning: the first assignment has been made.
         first_join_ms: when the first worker joined this leader.
         drained_workers: workers that an operator is draining. A new session doesn't change that. An ordered
@@ -38,8 +38,8 @@ class Cluster:
             a new leader starts counting again.
         deaths: how often in a row sessions were lost with nothing of a shard committed in between, and at
             which of its records. In memory only, too.
-        committed: the highest offsets that workers have reported as committed, by shard and by the number of
-            the input. In memory only, too.
+        committed: the highest offsets that workers have reported as committed, by shard and by input number.
+            In memory only, too.
         kafka_troubles: what the job is waiting for in Kafka, one sentence each.
         session_of_worker: by the worker's id. `session_of_peer`: by the connection, if it has one.
     """
@@ -88,7 +88,7 @@ class Cluster:
         ]
 
     def refused(self, reason: str) -> messages.Refused:
-        """A refusal that is final: the sender need not ask again."""
+        """A final refusal: the sender need not ask again."""
         return messages.Refused(self.term, reason, retry=False)
 
     def shutdown(self, session: int = 0) -> messages.Shutdown:

@@ -1,13 +1,13 @@
 """The coordinator's decisions about sessions, shards, epochs and the end of the job, without any I/O.
 
-Responsible for: what a coordinator does in response to events. `Coordinator.handle(event, now_ms)` takes one
-event and returns the effects, which the shell in `server` carries out in order. `next_deadline_ms` says when
-to call again if no event comes. The parts make the decisions. This module defines which part gets which
-event, and in which order due work is done:
+Responsible for: how a coordinator reacts to events. `Coordinator.handle(event, now_ms)` takes one event and
+returns the effects, which the shell in `server` carries out in order. `next_deadline_ms` says when to call
+again if no event comes. The parts make the decisions. This module defines which part gets which event, and
+the order of due work:
 
-- `membership`: sessions, their slots, and the fence between two of them. `liveness`: who is dead.
+- `membership`: sessions, their slots, and the fence between two of them. `liveness`: which workers are dead.
 - `joining`, `returning`, `leaving`: how a worker joins and leaves. `reports`: what it reports in between.
-- `ownership`: who runs which shard, with `copies`. `rounds`: epochs.
+- `ownership` and `copies`: which worker runs or copies which shard. `rounds`: epochs.
 - `topics`: topics that were deleted or replaced, or have grown.
 - `ending`: the end of the job. `leadership`: handing over the leadership. `scaling`: the number of workers.
 
@@ -23,7 +23,7 @@ Invariants that all of them keep together:
   sends messages for it gets `Evicted`.
 - *Epoch numbers strictly increase*, and a session gets `Complete(e)` only after its `Prepared(e)`.
 - *Leaving is final.* A session that is leaving gets no shards to keep, whatever happens to its connection or
-  to the coordinator. Its worker knows that, or is told again.
+  to the coordinator. Its worker knows that, or will be told again.
 - *Epochs don't wait.* No journal write, fence or dead worker delays the epoch of another worker for longer
   than `checkpoint.straggler.ms`.
 
@@ -127,12 +127,12 @@ class Coordinator:
 
     @property
     def failure(self) -> Failure | None:
-        """Why the job can't continue; None if it can."""
+        """Why the job can't continue. None if it can."""
         return self._cluster.failure
 
     @property
     def resignation(self) -> Resignation | None:
-        """The hand-over under way, if this leader is to leave."""
+        """The hand-over in progress, if this leader is to leave."""
         return self._leadership.resignation
 
     @classmethod
@@ -141,7 +141,7 @@ class Coordinator:
 
         Args:
             journal: key to value, as the core wrote them. Unknown keys are ignored.
-            terms: of the new leadership.
+            terms: the terms of the new leadership.
             now_ms: from a clock that never goes back.
         """
         self = cls(terms, now_ms)
@@ -182,7 +182,7 @@ class Coordinator:
     # --- events ---------------------------------------------------------------------------------------
 
     def handle(self, event: Event, now_ms: float) -> list[Effect]:
-        """The effects of `event`, in order. `now_ms` comes from a clock that never goes back."""
+        """Returns the effects of `event`, in order. `now_ms` comes from a clock that never goes back."""
         if self.phase is Phase.STOPPED:
             return []
         self._liveness.notice_absence(now_ms)
@@ -229,7 +229,7 @@ class Coordinator:
                 pass
 
     def _advance(self) -> None:
-        """Do what is due by the clock, and what the event has made possible."""
+        """Do the work that is due by the clock, or that the event has made possible."""
         if self.phase is Phase.STOPPED:
             return
         self._liveness.end_suspects()
@@ -337,8 +337,8 @@ class Coordinator:
             self._joining.hello(peer, hello)
 
     def _answer_stranger(self, peer: bytes, message: messages.FromWorker) -> None:
-        """Tell the sender that its session is over. If the session is awaited, the worker will send a
-        Hello soon.
+        """Tell the sender that its session is over. If the session is awaited, the worker will soon send a
+        Hello.
         """
         awaited = message.session in self.sessions  # frames that were queued before the new leader's Welcome
         if message.session and not awaited and not isinstance(message, messages.Goodbye):
@@ -412,14 +412,14 @@ class Coordinator:
         return self._topics.in_doubt
 
     def waits_ms(self, now_ms: float) -> float:
-        """How long the oldest open epoch or takeover has been under way. 0: there is none."""
+        """How long the oldest open epoch or takeover has taken so far. 0: there is none."""
         busy = (EpochPhase.PREPARING, EpochPhase.COMMITTING)
         begun_ms = [session.barrier_ms for session in self.sessions.values() if session.epoch_phase in busy]
         begun_ms += [takeover.noticed_ms for takeover in self.takeovers.under_way.values()]
         return max(0.0, now_ms - min(begun_ms)) if begun_ms else 0.0
 
     def committed_offsets(self) -> dict[tuple[ShardId, int], int]:
-        """The committed offsets that workers have reported, by shard and number of the input."""
+        """The committed offsets that workers have reported, by shard and input number."""
         return {
             (shard, number): status.committed
             for shard, inputs in self.progress.standings.items()
@@ -427,9 +427,9 @@ class Coordinator:
         }
 
     def invariants(self) -> None:
-        """Assert what must hold after every event (tests and the simulation call it).
+        """Assert what must hold after every event. Tests and the simulation call it.
 
         Raises:
-            AssertionError: something does not.
+            AssertionError: something doesn't hold.
         """
         invariants.check(self._cluster, self.rounds, self.copies, self._ownership, self._membership)

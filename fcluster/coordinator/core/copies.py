@@ -1,9 +1,10 @@
-"""Warm copies of shards: where they should be, which workers were told, and which copies are warm.
+"""Warm copies of shards: where they should be, which workers know of them, and which ones are warm.
 
-Responsible for: placing standby copies, telling workers which ones to keep, and taking in their reports.
-Rules: a worker is never told to keep a copy of a shard that it owns; a slot that is about to get a shard
-keeps its copy until it gets the shard. Correctness never depends on a copy: a new owner always restores the
-shard to its committed epoch, and a warm copy only makes that fast. Pure. Must not decide who owns what.
+Responsible for: placing standby copies, telling workers which ones to keep, and noting their reports. Rules:
+a worker is never told to keep a copy of a shard that it owns; a slot that is about to get a shard keeps its
+copy until it gets the shard. Correctness never depends on a copy: a new owner always restores the shard to
+its committed epoch, and a warm copy only makes that faster. Pure. Must not decide which worker owns which
+shard.
 """
 
 from __future__ import annotations
@@ -18,17 +19,18 @@ from fcluster.wire import messages
 from fcluster.wire.messages import FromCoordinator
 
 WARM_LAG_OFFSETS_MAX = 200
-"""A copy is warm if it is no further than this behind the end of its changelog: the rest is read in no time.
-A busy shard writes two offsets for each epoch, a delta and its commit marker."""
+"""A copy is warm if it isn't further than this behind the end of its changelog, because the rest is read in
+no time. A busy shard writes two offsets for each epoch, a delta and its commit marker.
+"""
 
 
 class Copies:
     """The warm copies of a job's shards.
 
     Args:
-        topology: of the job. Shards of stages without state have no copies.
-        replicas: wanted for each shard.
-        term: of this coordinator.
+        topology: the job's topology. Shards of stages without state have no copies.
+        replicas: the number of copies wanted for each shard.
+        term: this coordinator's term.
         send: sends a message to a worker.
     """
 
@@ -52,7 +54,7 @@ class Copies:
         reported: dict[ShardId, list[int]] = {}
         for slot in slots:
             if slot.session is not None and slot.session.leaving:
-                continue  # its copies go with it
+                continue  # its copies are dropped with it
             if slot.session is not None:
                 hosts[slot.number] = slot.session.host
                 for identity in slot.session.standbys:
@@ -66,7 +68,7 @@ class Copies:
                 continue
             moving = shard.target is not None
             owners[identity] = shard.target if moving else shard.slot
-            # A new leader knows about copies only what the workers report.
+            # A new leader knows about copies only from the workers' reports.
             current[identity] = shard.standbys or tuple(reported.get(identity, ()))
             if moving and shard.slot is not None:
                 current[identity] += (
@@ -76,7 +78,7 @@ class Copies:
             shards[identity].standbys = standbys
 
     def tell(self, shards: Mapping[ShardId, Shard], slots: Mapping[int, Slot]) -> None:
-        """Tell each worker which copies to keep, if it doesn't know yet."""
+        """Tell each worker which copies to keep, if it doesn't know that yet."""
         wanted: dict[int, list[ShardId]] = {}
         for identity, shard in shards.items():
             for number in self._keepers(shard, slots):
@@ -108,7 +110,7 @@ class Copies:
         return keepers - {shard.slot}
 
     def is_warm(self, shard: ShardId, slot: Slot) -> bool:
-        """Whether the copy on `slot` could take over at once."""
+        """Whether the copy on `slot` could take over immediately."""
         session = slot.session
         if session is None or session.phase is not SessionPhase.LIVE or session.unlinked_ms is not None:
             return False
@@ -132,7 +134,7 @@ class Copies:
 
 
 def learn(session: Session, statuses: Iterable[messages.StandbyStatus]) -> None:
-    """Take in a worker's report about its copies."""
+    """Note a worker's report about its copies."""
     session.standbys = {status.shard: status for status in statuses}
 
 

@@ -4,12 +4,12 @@ I/O.
 Responsible for: suspicion (`Watch`, in a standby), the order of the standbys (`Roster`, in the leader), and
 how a leader that was asked to leave hands over to one of them (`Resignation`). Invariants:
 
-- Suspicion is not proof, and doesn't have to be: a new leader fences the previous one through the journal.
-  But a wrong suspicion is disruptive. So a closed connection isn't enough: either nothing listens at the
-  leader's address any more, twice in a row, or the leader has been silent for the whole of `silent_ms`.
+- A suspicion is not a proof, and doesn't have to be: a new leader fences the previous one through the
+  journal. But a wrong suspicion is disruptive. So a closed connection isn't enough: either nothing listens at
+  the leader's address any more, twice in a row, or the leader has been silent for all of `silent_ms`.
 - A standby that was itself suspended (stopped, swapped out) doesn't mistake its own absence for the leader's.
-- Standbys suspect the leader one after the other, in the order of their ranks.
-- A leader that resigns keeps leading until a standby does, for a limited time: an invitation may get lost.
+- Standbys suspect the leader one after another, in the order of their ranks.
+- A leader that resigns keeps leading until a standby does, for a limited time: an invitation may be lost.
 
 Must not: read a clock, draw random numbers, or know sockets and Kafka. Pure.
 """
@@ -19,20 +19,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 REFUSED_MS = 100.0
-"""Nothing listened at two moments this far apart: the process is gone, not just slow to accept."""
+"""If nothing listened at two moments this far apart, the process is gone, and not just slow to accept."""
 PROBE_INTERVAL_MS = 50.0
 RANK_STEP_MS = 500.0
-"""How much longer each rank waits than the one before: more than a takeover needs to show in the journal."""
+"""How much longer each rank waits than the previous one. This is longer than a takeover needs until it shows
+in the journal.
+"""
 ABSENCE_NOTICED_MS = 1_000.0
 ROSTER_KEPT_MS = 2_000.0
 ROSTER_MAX = 100
 RESIGN_MS = 5_000.0
-"""Several times what a takeover needs. After that, no standby is expected to take over."""
+"""Several times as long as a takeover takes. After that, no standby is expected to take over."""
 RESIGN_STEP_MS = 100.0
 """How often a leader that resigns checks whether it is still the leader."""
 STANDBYS_COME_MS = 3_000.0
-"""Standbys need a moment to find a new leader. If it is asked to leave in that moment, a missing standby
-doesn't mean that there is none."""
+"""Standbys need a moment to find a new leader. If it is asked to leave in that moment and sees no standby,
+that doesn't mean that there is none.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +91,7 @@ class Watch:
         self._probe_ms = now_ms
 
     def heard(self, rank: int, now_ms: float, *, resigns: bool = False) -> None:
-        """The leader answered: this standby is the `rank`-th, from 0, and perhaps should take over."""
+        """The leader answered: this standby has rank `rank`, counted from 0, and may have to take over."""
         self._pass_time(now_ms)
         self.was_heard, self.rank, self.resigns = True, float(rank), resigns
         self.signs += 1
@@ -109,14 +112,14 @@ class Watch:
         return not self._linked and now_ms >= self._probe_ms
 
     def wants_check(self, now_ms: float) -> bool:
-        """Whether to ask the leader now if it is alive. The next check is due an interval later."""
+        """Whether to ask the leader now if it is alive. If so, the next check is due one interval later."""
         if not self._linked or now_ms < self._check_ms:
             return False
         self._check_ms = now_ms + self.bounds.check_interval_ms
         return True
 
     def suspicion(self, now_ms: float) -> str:
-        """Why the leader seems to be gone, once it is this standby's turn; empty if it doesn't."""
+        """Why the leader seems to be gone, if it is this standby's turn. Otherwise empty."""
         self._pass_time(now_ms)
         if self.resigns:
             return "it hands over"
@@ -129,11 +132,11 @@ class Watch:
         return ""
 
     def patience_again(self, now_ms: float) -> None:
-        """The suspicion was wrong; start again."""
+        """The suspicion was wrong. Start again."""
         self._heard_ms, self._refused_ms, self.resigns = now_ms, None, False
 
     def next_ms(self) -> float:
-        """When to check again if nothing happens before."""
+        """When to check again if nothing happens before that."""
         due_ms = self._check_ms if self._linked else self._probe_ms
         return min(due_ms, self._heard_ms + self.bounds.silent_ms + self.rank * RANK_STEP_MS)
 
@@ -145,7 +148,7 @@ class Watch:
 
 
 class Roster:
-    """The standbys of the leader, in the order in which they came.
+    """The leader's standbys, in the order in which they came.
 
     Args:
         check_interval_ms: how often they ask.
@@ -157,7 +160,7 @@ class Roster:
         self._names: dict[bytes, str] = {}
 
     def heard(self, peer: bytes, name: str, now_ms: float) -> int:
-        """A standby has asked. Returns its rank, from 0."""
+        """A standby has asked. Returns its rank, counted from 0."""
         self._forget_lost(now_ms)
         if peer not in self._heard_ms and len(self._heard_ms) >= ROSTER_MAX:
             return ROSTER_MAX
@@ -171,7 +174,7 @@ class Roster:
             del self._heard_ms[peer], self._names[peer]
 
     def first(self, now_ms: float) -> bytes | None:
-        """The standby whose turn is next. None: there is none."""
+        """The standby whose turn is next. None if there is none."""
         self._forget_lost(now_ms)
         return next(iter(self._heard_ms), None)
 
@@ -181,7 +184,7 @@ class Roster:
         return peer in self._heard_ms
 
     def names(self, now_ms: float) -> list[str]:
-        """Standbys that have asked recently, first rank first."""
+        """The standbys that have asked recently, by rank."""
         self._forget_lost(now_ms)
         return [self._names[peer] for peer in self._heard_ms]
 
@@ -196,8 +199,8 @@ class ResignStep:
 
     Attributes:
         invite: the standby to ask now.
-        check: find out now whether another coordinator already leads.
-        give_up: no standby takes over.
+        check: whether to find out now if another coordinator already leads.
+        give_up: whether to give up, because no standby takes over.
     """
 
     invite: bytes | None = None
@@ -206,10 +209,10 @@ class ResignStep:
 
 
 class Resignation:
-    """How a leader hands over: it asks one standby at a time, and checks whether that takes over.
+    """How a leader hands over: it asks one standby at a time, and checks whether that one takes over.
 
     Args:
-        roster: of the leader.
+        roster: the leader's roster.
         patient_until_ms: until then, a standby may still appear.
         now_ms: from a clock that never goes back, like all times here.
     """
@@ -247,5 +250,7 @@ class Resignation:
         return self._step_ms
 
     def _is_known(self, now_ms: float) -> bool:
-        """Whether the invited standby has asked since the invitation, or recently: it is on its way, then."""
+        """Whether the invited standby has asked since the invitation, or recently. Then it is about to take
+        over.
+        """
         return self.invited is not None and self._roster.knows(self.invited, now_ms)

@@ -3,7 +3,7 @@
 Responsible for: the coordinator's phase, the reason for the end, and the exit code. Invariants:
 
 - The decision is in the journal before any process is told (`Drain`, `Shutdown`; invariant 15). A new leader
-  carries it on.
+  continues it.
 - A worker that has committed all its work shuts down cleanly. A worker that hasn't in time is fenced.
 - Every wait has a limit: for the workers, for the last fences, for the journal.
 
@@ -58,7 +58,7 @@ class Ending:
         self._stop_askers: list[bytes] = []
 
     def deadlines_ms(self) -> list[float | None]:
-        """When something is due if nothing happens before."""
+        """When something is due if nothing happens before that."""
         if self._cluster.phase is Phase.RUNNING:
             return []
         return [self._drain_deadline_ms, self._drain_began_ms + FAILED_GRACE_MS]
@@ -66,20 +66,22 @@ class Ending:
     # --- why ------------------------------------------------------------------------------------------
 
     def resume(self, decided: Mapping[str, Any]) -> None:
-        """Carry on an end that a previous leader decided and didn't complete."""
+        """Continue an end that a previous leader decided and didn't complete."""
         if decided["failed"]:
-            # An older version has written only the text.
+            # An older version wrote only the text.
             self._cluster.failure = Failure.of_document(decided.get("failure") or decided["reason"])
         self.begin_drain(str(decided["reason"]))
 
     def follow_progress(self) -> None:
-        """With `until_caught_up`, drain once all records that were in the sources at start are committed."""
+        """With `until_caught_up`, drain once all records that were in the sources at the start are
+        committed.
+        """
         if self._cluster.phase is not Phase.RUNNING:
             return
         for stage, number in self._progress.inputs_to_read():
             self._outbox.add(events.ReadEndOffsets(stage, number))
         if self._progress.caught_up:
-            self.begin_drain("all records that were in the sources at start are committed")
+            self.begin_drain("all records that were in the sources at the start are committed")
             return
         stopped = {
             shard.identity: shard.stopped_by
@@ -101,11 +103,12 @@ class Ending:
         self._fail(failure.fitted())
 
     def fail(self, failure: Failure, grace_ms: float) -> None:
-        """The job can't continue, whoever works on it.
+        """The job can't continue, whichever processes work on it.
 
         Args:
             failure: why, and what to do.
-            grace_ms: work that isn't committed after this time is given up: a worker may be unable to commit.
+            grace_ms: how long to wait for uncommitted work. After that it is given up, because a worker may
+                be unable to commit it.
         """
         cluster = self._cluster
         self._fail(failure)
@@ -113,7 +116,7 @@ class Ending:
             self._drain_deadline_ms = min(self._drain_deadline_ms, cluster.now_ms + grace_ms)
 
     def _fail(self, failure: Failure) -> None:
-        """The first failure counts: the others as a rule follow from it."""
+        """Only the first failure counts. The others usually follow from it."""
         cluster = self._cluster
         if cluster.failure is not None:
             return
@@ -121,7 +124,7 @@ class Ending:
         self._outbox.log("error", f"the job can't continue: {failure}")
         if cluster.phase is Phase.DRAINING:
             cluster.stop_reason = str(failure)
-            self._decide()  # it ends in another way than decided
+            self._decide()  # the job ends in another way than was decided
         self.begin_drain(str(failure))
 
     def stop_asked(self, peer: bytes) -> None:
@@ -149,7 +152,7 @@ class Ending:
         """Journal the decision.
 
         A leader that can't write it was deposed, and must neither drain nor shut down any worker. A standby
-        that takes over carries the decision on.
+        that takes over continues it.
         """
         failure = self._cluster.failure
         ending = {
@@ -176,7 +179,7 @@ class Ending:
         self._cluster.joiners.clear()
 
     def turn_away(self, peer: bytes) -> None:
-        """No process gets a session while the job ends; a worker that joins now is shut down.
+        """No process gets a session while the job ends. A worker that joins now is shut down.
 
         Nothing is sent before the journal holds the decision. The worker asks again in a second.
         """
@@ -186,8 +189,7 @@ class Ending:
     # --- carrying it out ------------------------------------------------------------------------------
 
     def follow_drain(self) -> None:
-        """Shut the workers down once all have committed, and exit once the last fences and writes are
-        done.
+        """Shut the workers down once all have committed. Exit once the last fences and writes are done.
         """
         if self._cluster.phase is Phase.DRAINING:
             decided = self._cluster.ending_told and self._outbox.written_sequence >= self._decided_sequence

@@ -1,7 +1,7 @@
 """The event time of each stage, for the status document.
 
-Responsible for: summing up what workers report of each shard (`TimeStatus`). A stage is as far as the slowest
-of its shards that isn't idle. Pure.
+Responsible for: combining what workers report of each shard (`TimeStatus`). A stage's event time is that of
+its slowest shard that isn't idle. Pure.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def _describe(stage: Stage, shards: list[ShardId], progress: Progress) -> dict[s
         shard: inputs for shard, inputs in times.items() if not all(one and one.idle for one in inputs)
     }
     slowest = min(running, key=lambda shard: _time_ms(running[shard]), default=None)
-    # If all are idle, none holds the others back.
+    # If all shards are idle, none holds the others back.
     shown = max(times, key=lambda shard: _time_ms(times[shard]), default=None) if slowest is None else slowest
     time_ms = -1 if shown is None else _time_ms(times[shown])
     said_ms = max((one.wall_ms for one in times.get(shown, []) if one is not None), default=0) if shown else 0
@@ -64,13 +64,13 @@ def _times_of(stage: Stage, shard: ShardId, progress: Progress) -> list[TimeStat
 
 
 def _time_ms(inputs: list[TimeStatus | None]) -> int:
-    """Of a shard: all its inputs say the same."""
+    """The event time of a shard. All its inputs report the same."""
     known = next((one for one in inputs if one is not None), None)
     return -1 if known is None or known.now_ms is None else known.now_ms
 
 
 def _held_back_by(stage: Stage, shard: ShardId, inputs: list[TimeStatus | None]) -> dict[str, Any]:
-    """The input that the slowest shard waits for, and the shard upstream if it is a repartition topic's."""
+    """The input that the slowest shard waits for. For a repartition topic, also the shard upstream."""
     waited_for = [number for number, one in enumerate(inputs) if one is None or not one.idle]
     number = min(waited_for, key=lambda number: _watermark_ms(inputs[number]))
     one = inputs[number]

@@ -1,7 +1,7 @@
 """The inputs of the coordinator's core (events, past tense) and its outputs (effects, imperative).
 
-Responsible for: these types. The shell in `server` carries out effects in order, and feeds their outcomes
-back as events. Must not hold logic. Pure.
+Responsible for: these types. The shell in `server` carries out effects in order, and feeds their results back
+as events. Must not hold logic. Pure.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from fcluster.wire.messages import FromCoordinator, ToCoordinator
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """This coordinator is the leader: its term is in the journal, its socket is bound. Comes first, once."""
+    """This coordinator is the leader: its term is in the journal, and its socket is bound. This event comes
+    first, and once.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +34,7 @@ class MessageReceived:
 
 @dataclass(frozen=True, slots=True)
 class PeerDisconnected:
-    """The connection of `peer` closed. That is suspicion, not proof."""
+    """The connection of `peer` closed. That is a suspicion, not a proof."""
 
     peer: bytes
 
@@ -46,14 +48,16 @@ class ProcessEnded:
 
 @dataclass(frozen=True, slots=True)
 class SlotFenced:
-    """`FenceSlot` succeeded: open transactions of the slot's ids are aborted, and a zombie can't commit."""
+    """`FenceSlot` succeeded: open transactions of the slot's ids are aborted, and its former owner can't
+    commit.
+    """
 
     slot: int
 
 
 @dataclass(frozen=True, slots=True)
 class SlotFenceFailed:
-    """`FenceSlot` failed, or its outcome is unknown."""
+    """`FenceSlot` failed, or its result is unknown."""
 
     slot: int
     reason: str
@@ -68,7 +72,7 @@ class JournalWritten:
 
 @dataclass(frozen=True, slots=True)
 class Deposed:
-    """The journal refuses our writes: another coordinator leads the job."""
+    """The journal refuses our writes, because another coordinator leads the job."""
 
     reason: str
 
@@ -84,7 +88,7 @@ class EndOffsetsRead:
 
 @dataclass(frozen=True, slots=True)
 class TopicsLooked:
-    """What brokers say about the job's topics. Nothing is known about topics without an entry."""
+    """What brokers say about the job's topics. About topics without an entry, nothing is known."""
 
     look: Look
 
@@ -122,7 +126,7 @@ class StopRequested:
 
 @dataclass(frozen=True, slots=True)
 class ResignRequested:
-    """The coordinator's own process was asked to leave. The job goes on if another coordinator can lead
+    """The coordinator's own process was asked to exit. The job continues if another coordinator can lead
     it.
     """
 
@@ -164,7 +168,7 @@ class SendMessage:
 
 @dataclass(frozen=True, slots=True)
 class PrepareFence:
-    """The slot may have to be fenced: prepare everything for it, without side effects on its owner.
+    """The slot may have to be fenced: prepare that, without side effects on its owner.
 
     `soon`: its worker is suspected, so it takes precedence over slots without suspicion.
     """
@@ -175,7 +179,7 @@ class PrepareFence:
 
 @dataclass(frozen=True, slots=True)
 class ForgetFence:
-    """The slot's session ended cleanly: what was prepared for its fence isn't needed any more."""
+    """The slot's session ended cleanly: what was prepared for its fence is no longer needed."""
 
     slot: int
 
@@ -208,7 +212,7 @@ class ReadEndOffsets:
 
 @dataclass(frozen=True, slots=True)
 class MakeTopic:
-    """Create an output topic that is gone. The next check of the topics shows the outcome."""
+    """Create an output topic that was deleted. The next check of the topics shows the result."""
 
     topic: str
     partitions: int

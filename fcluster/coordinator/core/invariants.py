@@ -1,7 +1,7 @@
 """What must hold in the coordinator's core after every event. Tests and the simulation check it.
 
-Responsible for: assertions across its parts. The running system needs none of them. Must not change anything.
-Pure.
+Responsible for: assertions across the core's parts. The running system doesn't use them. Must not change
+anything. Pure.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from fcluster.coordinator.core.rounds import Rounds
 def check(
     cluster: Cluster, rounds: Rounds, copies: Copies, ownership: Ownership, membership: Membership
 ) -> None:
-    """Assert all of it.
+    """Assert all invariants.
 
     Raises:
-        AssertionError: something does not hold.
+        AssertionError: one doesn't hold.
     """
     for slot in cluster.slots.values():
         _check_slot(cluster, membership, slot)

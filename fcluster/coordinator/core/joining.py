@@ -3,7 +3,7 @@
 Responsible for: rejecting workers that can't work here, choosing the slot of a new worker, and its first
 message. Invariants:
 
-- A worker gets its previous slot if possible. So slots, and with them transactional ids, stay few.
+- A worker gets its previous slot if possible. So there are few slots, and few transactional ids.
 - A worker that starts afresh ends its previous session, unless its Hello merely crossed the `Welcome`.
 
 Must not: open a session itself; `membership` does, once the slot is fenced. Pure.
@@ -26,12 +26,14 @@ from fcluster.coordinator.core.rounds import EpochNumbers
 from fcluster.wire import messages
 
 CROSSING_MS = 500
-"""A Hello that comes this soon after a Welcome was probably sent before the Welcome arrived. It is less than
-a worker waits before it repeats its Hello."""
+"""If a Hello comes this soon after a Welcome, it was probably sent before the Welcome arrived. This is less
+than a worker waits before it repeats its Hello.
+"""
 SLOTS_MAX = 10_000
 EPOCHS_AHEAD_MAX = 1_000_000
-"""Every number that was ever handed out is below a reservation in the journal, and so below what this leader
-knows. A worker that knows a number so much higher isn't one of this job and must not raise the numbers."""
+"""Every number that was ever used is below a reservation in the journal, and so below what this leader knows.
+A worker that knows a number this much higher doesn't belong to this job, and must not raise the numbers.
+"""
 
 
 class Joining:
@@ -103,7 +105,7 @@ class Joining:
     def _on_fresh_hello(self, peer: bytes, hello: messages.Hello) -> None:
         former = self._cluster.session_of_worker.get(hello.worker)
         if former is not None and former.phase is SessionPhase.OPENING:
-            # It asks again, perhaps over a new connection. The journal write is under way.
+            # It asks again, perhaps over a new connection. The journal write is already in progress.
             self._membership.link(former, peer)
             return
         if former is not None and self._crosses_welcome(former):
@@ -118,15 +120,15 @@ class Joining:
         if joiner is None:
             joiner = self._cluster.joiners[peer] = Joiner(peer, hello)
             self._cluster.note_join()
-        joiner.hello = msgspec.structs.replace(hello, owned=[])  # it starts without copies; lists can be long
+        joiner.hello = msgspec.structs.replace(hello, owned=[])  # starts without copies; lists can be long
         if former is not None:
             self._place(joiner, self._cluster.slots[former.slot])
 
     def _crosses_welcome(self, session: Session) -> bool:
-        """Whether a new Hello of the session's worker just crossed our Welcome, which is on its way.
+        """Whether a new Hello of the session's worker crossed our Welcome, which is still on its way.
 
         If we ended the session then, the worker would find out a moment later, send another Hello, miss the
-        next Welcome, and so on. If the worker did start afresh, it will send its Hello again.
+        next Welcome, and so on. If the worker did start afresh, it will repeat its Hello.
         """
         in_time = self._cluster.now_ms - session.welcomed_ms < CROSSING_MS
         return in_time and not session.spoken and session.unlinked_ms is None
@@ -134,13 +136,13 @@ class Joining:
     # --- slots ----------------------------------------------------------------------------------------
 
     def place_joiners(self) -> None:
-        """Give slots to waiting workers, if slots can be chosen by now."""
+        """Give slots to waiting workers, if slots can already be chosen."""
         for joiner in list(self._cluster.joiners.values()):
             if joiner.slot is None:
                 self._place(joiner)
 
     def _place(self, joiner: Joiner, slot: Slot | None = None) -> None:
-        """Give the joiner a slot, if possible the one that it asks for. It waits if none can be chosen
+        """Give the joiner a slot, if possible the one that it asked for. It waits if none can be chosen
         yet.
         """
         slot = slot or self._choose_slot(joiner.hello)
@@ -159,7 +161,7 @@ class Joining:
             if wanted.session is None and wanted.joiner is None:
                 return wanted
         if self._cluster.awaits_sessions():
-            return None  # keep slots few: some of these will turn out to be free
+            return None  # keep the number of slots small: some of these will turn out to be free
         for number in range(SLOTS_MAX):
             slot = self._cluster.slots.setdefault(number, Slot(number))
             if slot.session is None and slot.joiner is None:
@@ -167,7 +169,8 @@ class Joining:
         return None
 
     def _is_superseded(self, session: Session, hello: messages.Hello) -> bool:
-        """A worker whose connection is gone, and whose host started another one for the same slot, is dead.
+        """Whether a worker's connection is gone, and its host has started another worker for the same slot:
+        then it is dead.
 
         If this is ever wrong, the fence makes it safe.
         """

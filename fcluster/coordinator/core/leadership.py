@@ -22,8 +22,8 @@ class Leadership:
     """Holds the leadership, and hands it over.
 
     Attributes:
-        resignation: under way, if there is one.
-        standbys: those of this leader.
+        resignation: the resignation in progress, if there is one.
+        standbys: this leader's standbys.
     """
 
     def __init__(self, cluster: Cluster, outbox: Outbox, ending: Ending) -> None:
@@ -35,11 +35,11 @@ class Leadership:
         self._doubted_ms = float("-inf")
 
     def deadlines_ms(self) -> list[float | None]:
-        """When something is due if nothing happens before."""
+        """When something is due if nothing happens before that."""
         return [] if self.resignation is None else [self.resignation.next_ms()]
 
     def leader_check(self, peer: bytes, check: messages.LeaderCheck) -> None:
-        """A standby asks whether the leader is alive, or announces that it leaves."""
+        """A standby asks whether the leader is alive, or announces that it exits."""
         if check.leaves:
             self.standbys.leaves(peer)
             if self.resignation is not None:
@@ -56,7 +56,7 @@ class Leadership:
         )
 
     def resign(self) -> None:
-        """The process is asked to exit: a standby should take over, if there is one."""
+        """The process was asked to exit: a standby should take over, if there is one."""
         if self._cluster.phase is Phase.RUNNING and self.resignation is None:
             self._outbox.log("info", "asked to leave: handing over to a standby, if there is one")
             took_over = self._cluster.counters.adoptions or self._cluster.awaits_sessions()
@@ -82,12 +82,14 @@ class Leadership:
             self._ending.begin_drain("asked to leave, and no standby took over")
 
     def _check_office(self) -> None:
-        """Write to the journal: it refuses if another coordinator leads. One such write at a time."""
+        """Write to the journal, which refuses if another coordinator leads. There is only one such write at a
+        time.
+        """
         if self._outbox.owes_nothing:
             self._outbox.journal(CHECK_KEY, {"term": self._cluster.term})
 
     def doubt(self, peer: bytes, hello: messages.Hello) -> None:
-        """A worker knows of a newer leader. It wouldn't obey us. The journal tells whether it is right."""
+        """A worker knows of a newer leader, and wouldn't obey us. The journal shows whether it is right."""
         if self._cluster.now_ms - self._doubted_ms >= DOUBT_INTERVAL_MS:
             self._doubted_ms = self._cluster.now_ms
             self._outbox.log(

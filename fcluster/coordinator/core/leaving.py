@@ -1,8 +1,8 @@
 """Leaving: workers whose shards move away before they exit.
 
-Responsible for: that a session is leaving, whoever asked for it, and that its worker knows. Rule: leaving is
-final. A session that is leaving gets no shards to keep, whatever happens to its connection or to the
-coordinator. `ownership` moves its shards. Pure.
+Responsible for: recording that a session is leaving, whoever asked for it, and making sure that its worker
+knows. Rule: leaving is final. A session that is leaving gets no shards to keep, whatever happens to its
+connection or to the coordinator. `ownership` moves its shards. Pure.
 """
 
 from __future__ import annotations
@@ -56,6 +56,6 @@ class Leaving:
         )
 
     def tell(self, session: Session) -> None:
-        """Tell the worker to leave if an operator drains it. Telling it twice does no harm."""
+        """Tell the worker to leave, if an operator drains it. Telling it twice does no harm."""
         if session.worker in self._cluster.drained_workers:
             self._outbox.send(session.peer, messages.Leave(self._cluster.term, session.number))

@@ -1,9 +1,9 @@
 """Which workers are dead: closed connections, ended processes, silence, and workers that are stuck.
 
-Responsible for: noticing that a session can't be waited for any longer, and ending it. Rule: a coordinator
-that was itself suspended doesn't mistake its own absence for that of its workers. If it is ever wrong, the
-fence makes it safe. Must not: check all sessions at each event, only a few times within the shortest limit.
-Pure.
+Responsible for: noticing when a session can no longer be waited for, and ending it. Rule: a coordinator that
+was itself suspended doesn't mistake its own absence for that of its workers. If it is ever wrong, the fence
+makes it safe. Must not: check all sessions at each event. It checks them only a few times within the shortest
+limit. Pure.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from fcluster.coordinator.core.ownership import Ownership
 from fcluster.coordinator.core.rounds import Rounds
 
 SUSPICION_GRACE_MS = 150
-"""A closed connection that isn't restored within this time means a dead worker. If the worker's host says
-that the process is gone, there is no grace."""
+"""If a closed connection isn't restored within this time, the worker counts as dead. If the worker's host
+says that the process has ended, there is no such grace.
+"""
 ABSENCE_NOTICED_MS = 1_000
-"""If nothing called for this long while there was work, it was the coordinator that was suspended."""
+"""If nothing called for this long while there was work, the coordinator itself was suspended."""
 
 
 class Liveness:
@@ -38,7 +39,7 @@ class Liveness:
         self._next_sweep_ms = cluster.now_ms
 
     def deadlines_ms(self) -> list[float | None]:
-        """When something is due if nothing happens before."""
+        """When something is due if nothing happens before that."""
         deadlines = [session.suspect_until_ms for session in self._membership.suspects.values()]
         if self._cluster.sessions:
             deadlines.append(self._next_sweep_ms)
@@ -78,7 +79,7 @@ class Liveness:
             self._suspect(session)
 
     def process_ended(self, worker: str) -> None:
-        """Messages that the process had sent are handled first: the end of its connection comes after
+        """Messages that the process has sent are handled first, because the end of its connection comes after
         them.
         """
         session = self._cluster.session_of_worker.get(worker)
@@ -94,7 +95,7 @@ class Liveness:
             session.suspect_until_ms = self._cluster.now_ms
 
     def end_suspects(self) -> None:
-        """End suspected sessions that weren't heard from in time."""
+        """End suspected sessions that didn't send a message in time."""
         for session in list(self._membership.suspects.values()):
             if session.suspect_until_ms is not None and self._cluster.now_ms >= session.suspect_until_ms:
                 self._cluster.counters.deaths += 1
@@ -102,7 +103,7 @@ class Liveness:
                 self._membership.end(session, reason, clean=False)
 
     def sweep(self) -> None:
-        """Check for silent and stuck workers, a few times within the shortest limit, not at each event."""
+        """Check for silent and stuck workers: a few times within the shortest limit, not at each event."""
         if self._cluster.now_ms < self._next_sweep_ms:
             return
         self._next_sweep_ms = self._cluster.now_ms + self._sweep_ms
@@ -118,7 +119,7 @@ class Liveness:
                 self._membership.evict(session, reason)
 
     def _others_get_on(self, session: Session) -> bool:
-        """Whether Kafka has committed newer epochs for others than the epoch of this worker. Then perhaps
+        """Whether Kafka has committed newer epochs of other workers than this worker's epoch. Then perhaps
         only this worker can't reach the brokers.
         """
         return any(
@@ -128,14 +129,14 @@ class Liveness:
         )
 
     def _stuck(self, session: Session) -> str:
-        """Why the session, though alive, can't be waited for any longer; empty if it can."""
+        """Why the session, though alive, can no longer be waited for. Empty if it can."""
         settings, now_ms = self._cluster.settings, self._cluster.now_ms
         if session.stats is not None and session.stats.kafka_wait and not self._others_get_on(session):
             # It isn't stuck: it waits for brokers that may be down, and limits that itself. Another worker
             # would wait for the same brokers.
             session.epoch_phase_ms = session.unheard_ms = now_ms
-        # record.timeout.ms, and the worker itself, deal with a handler that is busy with one record. Whatever
-        # waits for the end of that record is late only from then on.
+        # record.timeout.ms, and the worker itself, handle a handler that is busy with one record. What waits
+        # for the end of that record counts as late only from then on.
         epoch_age_ms = now_ms - max(session.epoch_phase_ms, session.busy_ms)
         if session.epoch_phase is not EpochPhase.NONE and epoch_age_ms >= settings.checkpoint_timeout_ms:
             return f"is {session.epoch_phase.value} epoch {session.epoch} beyond checkpoint.timeout.ms"

@@ -1,15 +1,16 @@
-"""Records that end the processes of workers: a crash in a C extension, more memory than there is.
+"""Records that end the processes of workers, for example by a crash in a C extension or by using too much
+memory.
 
 Responsible for: counting how often in a row the sessions of a shard are lost with nothing committed in
-between; after a few of them, the shard's next owners announce each record before they process it, so that it
-is known which one it is. Rules:
+between. After a few losses, the shard's next owners announce each record before they process it, so that it
+is known which record it is. Rules:
 
 - A record is blamed only for sessions that were lost after it was announced, and before the worker said that
-  it had survived it. Workers are killed from outside all the time; that this happens again and again while
-  one and the same record is being processed isn't chance.
-- What is committed clears everything in front of it.
+  it had survived it. Workers are often killed from outside. But if this happens again and again while the
+  same record is being processed, it isn't chance.
+- A committed offset clears everything before it.
 
-Must not: decide what happens to the record; the worker does, by the `on_error` of its step. Pure.
+Must not: decide what happens to the record; the worker decides that, by the `on_error` of its step. Pure.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ ANNOUNCED_FROM_TIMES = 2
 
 
 class Losses:
-    """Takes note of lost sessions and of what they were doing."""
+    """Keeps track of lost sessions and of what they were doing."""
 
     def __init__(self, cluster: Cluster, outbox: Outbox, progress: Progress) -> None:
         self._cluster = cluster
@@ -36,7 +37,9 @@ class Losses:
         self._progress = progress
 
     def begun(self, session: Session, message: messages.RecordBegun) -> None:
-        """The session processes this record now, and waits until it is told that this is known."""
+        """The session is about to process this record, and waits until it is told that the coordinator
+        knows.
+        """
         shard = self._cluster.shards.get(message.shard)
         if shard is None or shard.session != session.number:
             return
@@ -85,21 +88,21 @@ class Losses:
             )
 
     def committed(self, status: messages.ShardStatus) -> None:
-        """A session has committed something of a shard."""
+        """A session has committed offsets of a shard."""
         deaths = self._cluster.deaths.get(status.shard)
         if deaths is not None and _clears(deaths, status.input, status.committed):
             del self._cluster.deaths[status.shard]
 
 
 def _clears(deaths: Deaths, number: int, committed: int) -> bool:
-    """Whether this committed offset of an input shows that the deaths had other causes, or are over."""
+    """Whether this committed offset of an input shows that the deaths had other causes, or have stopped."""
     if deaths.suspect is not None:
         return number == deaths.suspect.input and committed > deaths.suspect.offset
     return committed > deaths.committed.get(number, committed)
 
 
 def suspects_of(cluster: Cluster, shards: Sequence[ShardId]) -> list[messages.SuspectRecord]:
-    """What the next owner of these shards has to know."""
+    """What the next owners of these shards have to know."""
     return [
         deaths.suspect or messages.SuspectRecord(shard)
         for shard in shards

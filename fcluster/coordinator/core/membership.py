@@ -3,8 +3,8 @@
 Responsible for: a slot's path from the end of a session through the fence to the next session. Invariants:
 
 - A session is journalled before its `Welcome`, and its end before its slot is fenced.
-- A slot that isn't fenced opens no session, and a fence of it is under way or scheduled (invariant 2).
-- A session that is over gets no message except that it is over.
+- A slot that isn't fenced opens no session, and a fence of it is running or scheduled (invariant 2).
+- The only message that a session gets after its end says that it is over.
 
 Must not: decide who is dead (`liveness`) or who may join (`joining`). Pure.
 """
@@ -39,7 +39,7 @@ class Membership:
         losses: Losses,
     ) -> None:
         self.suspects: dict[int, Session] = {}
-        """Sessions, by number, that count as dead unless they are heard from soon."""
+        """Sessions, by number, that count as dead unless they soon send a message."""
         self.retrying: dict[int, Slot] = {}
         """Slots, by number, whose fence failed and will be retried."""
         self._cluster = cluster
@@ -51,7 +51,7 @@ class Membership:
         self._opened = 0
 
     def deadlines_ms(self) -> list[float | None]:
-        """When something is due if nothing happens before."""
+        """When something is due if nothing happens before that."""
         return [slot.fence_retry_ms for slot in self.retrying.values()]
 
     # --- opening --------------------------------------------------------------------------------------
@@ -93,7 +93,7 @@ class Membership:
         self._outbox.hold("welcome", self._outbox.journal_slot(slot), session.number)
 
     def link(self, session: Session, peer: bytes) -> None:
-        """The session's worker uses this connection now, and knows what was lost with the old one."""
+        """The session's worker now uses this connection, and knows what was lost with the old one."""
         if self._cluster.session_of_peer.get(session.peer) is session:
             del self._cluster.session_of_peer[session.peer]
         session.peer, self._cluster.session_of_peer[peer] = peer, session
@@ -123,11 +123,12 @@ class Membership:
         """End a session: nothing is sent to it from now on. Its slot is fenced unless it left cleanly.
 
         Args:
-            session: any but an ended one.
-            reason: for the log.
-            clean: it has nothing uncommitted and won't start anything.
-            rejoins: its worker, or that worker's successor, is asking for the slot right now.
-            lost: nobody knows what its worker was doing: it ended, hung or was cut off. Not if it is `clean`.
+            session: any session that hasn't ended.
+            reason: the reason, for the log.
+            clean: whether it has nothing uncommitted and won't begin anything.
+            rejoins: whether its worker, or that worker's successor, is asking for the slot right now.
+            lost: whether it is unknown what its worker was doing: it ended, hung or was cut off. False if it
+                is `clean`.
         """
         slot = self._cluster.slots[session.slot]
         self._outbox.log(

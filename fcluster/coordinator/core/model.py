@@ -27,7 +27,7 @@ class Phase(Enum):
     RUNNING = "running"
     DRAINING = "draining"
     STOPPING = "stopping"
-    """All workers were told to exit; last fences and journal writes are under way."""
+    """All workers were told to exit; the last fences and journal writes are in progress."""
     STOPPED = "stopped"
 
 
@@ -46,12 +46,12 @@ class SessionPhase(Enum):
     """Phases of a worker's session."""
 
     AWAITED = "awaited"
-    """In the journal of a previous term; its worker hasn't returned yet."""
+    """It is in the journal of a previous term; its worker hasn't returned yet."""
     OPENING = "opening"
-    """Being journalled; its worker doesn't know it yet."""
+    """It is being journalled; its worker doesn't know it yet."""
     LIVE = "live"
     DRAINED = "drained"
-    """Everything is committed, and no more records are processed."""
+    """All its work is committed, and it processes no more records."""
 
 
 SESSION_PHASES = Transitions(
@@ -80,7 +80,7 @@ EPOCH_PHASES = Transitions(
         EpochPhase.NONE: [EpochPhase.PREPARING],
         EpochPhase.PREPARING: [
             EpochPhase.PREPARED,
-            EpochPhase.COMMITTING,  # a straggler: the epoch is complete already
+            EpochPhase.COMMITTING,  # a straggler: the epoch is already complete
             EpochPhase.NONE,
         ],
         EpochPhase.PREPARED: [EpochPhase.COMMITTING, EpochPhase.NONE],
@@ -95,7 +95,7 @@ class ShardPhase(Enum):
     """
 
     FREE = "free"
-    """It has no owner, and its last owner is fenced or released it."""
+    """It has no owner, and its last owner was fenced or has released it."""
     ASSIGNING = "assigning"
     """Its new slot is being journalled."""
     WAITING = "waiting"
@@ -106,7 +106,9 @@ class ShardPhase(Enum):
     """It runs on its present slot while its next slot sets up a warm copy."""
     RELEASING = "releasing"
     STOPPED = "stopped"
-    """Its session owns it but doesn't run it: Kafka has torn a transaction, and a person has to choose."""
+    """Its session owns it but doesn't run it: Kafka has torn a transaction, and a person has to choose how it
+    continues.
+    """
 
 
 SHARD_PHASES = Transitions(
@@ -155,25 +157,26 @@ class Session:
 
     Attributes:
         peer: its connection.
-        heard_ms: when it was last heard from. `spoken`: it has sent a message in this session.
-        welcomed_ms: when it was told this session.
-        suspect_until_ms: its connection closed; it counts as dead if it isn't heard from until then.
+        heard_ms: when it last sent a message. `spoken`: it has sent one in this session.
+        welcomed_ms: when it was told of this session.
+        suspect_until_ms: its connection closed; it counts as dead if it sends nothing until then.
         process_ended: its host says that its process is gone.
         unlinked_ms: since when messages to it may get lost: its connection closed, and it hasn't reported its
-            shards since. None: all is well.
-        interval_ms: between its barriers. `due_ms` is when it may get the next one.
-        epoch: the one in flight, or the last one. `committed_epoch` is the last that it reported as
+            shards since. None: nothing can have been lost.
+        interval_ms: the time between its barriers. `due_ms` is when it may get the next one.
+        epoch: the one in flight, or the last one. `committed_epoch` is the last one that it reported as
             committed.
         epoch_phase_ms: since when the epoch is in this phase.
-        begun: the record that it has announced and not survived yet.
-        busy_ms: when it last reported that a handler is busy with one record. It serves no barrier meanwhile.
+        begun: the record that it has announced, but not survived yet.
+        busy_ms: when it last reported that a handler is busy with one record. Until then it can't react to a
+            barrier.
         failed: it reported that the job can't continue.
         orders: the number of the last `Assign` or `Revoke` that this leader sent it. `orders_heard` is the
             last one that it acknowledged. While others are outstanding, `unheard_ms` is when the first one
             was sent.
-        released_number: that of the last `Released` that it sent.
+        released_number: the number of the last `Released` that it sent.
         leaving: its shards move away, and it gets none. `leaving_said`: its worker knows.
-        dismissed: its worker was told to leave without waiting for that.
+        dismissed: its worker was told to leave without waiting until its shards have moved.
         standbys_told: the shards of which it was last told to keep warm copies. None: it may not have heard.
         standbys: the warm copies that it reports.
     """
@@ -223,7 +226,7 @@ class Session:
 
 @dataclass(slots=True)
 class Joiner:
-    """A worker that asked for a session and hasn't got it yet. `slot` is None until a slot is chosen."""
+    """A worker that asked for a session, but hasn't got one yet. `slot` is None until a slot is chosen."""
 
     peer: bytes
     hello: messages.Hello
@@ -235,7 +238,7 @@ class Slot:
     """A stable identity. It names the transactional ids of the worker that has it.
 
     `fenced`: its ids have no open transaction, and can't get one without a new session. While a slot has no
-    session and isn't fenced, either `fencing` is under way or `fence_retry_ms` says when to retry.
+    session and isn't fenced, either a fence is running (`fencing`) or `fence_retry_ms` says when to retry.
     """
 
     number: int
@@ -249,11 +252,11 @@ class Slot:
 
 @dataclass(slots=True)
 class Deaths:
-    """Sessions of one shard that were lost one after the other, with nothing of it committed in between.
+    """Sessions of one shard that were lost one after another, with nothing of it committed in between.
 
     Attributes:
-        committed: the shard's committed offset in each input, by its number, at the first of them.
-        times: how many.
+        committed: the shard's committed offset in each input, by input number, at the first of these losses.
+        times: how many sessions were lost.
         suspect: the record that was being processed, if a session had announced it.
     """
 
@@ -267,8 +270,8 @@ class Shard:
     """Who owns a shard.
 
     Attributes:
-        target: where it goes once it is released; a free shard comes from there and goes to it. None: the
-            best place.
+        target: the slot to which it goes once it is released. A free shard comes from there and returns to
+            it. None: the best slot.
         journalled_by: the write that holds its slot.
         standbys: the slots that should keep a warm copy of it.
         warm_until_ms: when it moves even if the target's copy isn't warm.
@@ -314,17 +317,18 @@ class Terms:
     """What the coordinator is told about itself and the job when it becomes leader.
 
     Attributes:
-        term: the number of its leadership, higher than any before.
+        term: the number of its leadership, higher than all before.
         topology: the job.
         partitions: partition count of each stage's source topic, by topic name.
-        settings: resolved.
+        settings: the resolved settings.
         expected_workers: the first assignment waits for this many, for a while.
-        version: of fcluster; workers must have the same.
-        until_caught_up: stop once all records that were in the sources at start are committed.
+        version: the version of fcluster. Workers must have the same.
+        until_caught_up: stop once all records that were in the sources at the start are committed.
         snapshot_store: identity of the snapshot store that all workers must see. Empty: that of the first.
-        highest_committed_epoch: found in the group's committed offsets.
-        cluster_id: of this leadership, as in the journal's leader record.
-        topic_ids: of the topics that the job depends on, as far as they are known. The journal holds them.
+        highest_committed_epoch: the highest epoch in the group's committed offsets.
+        cluster_id: the id of this leadership, as in the journal's leader record.
+        topic_ids: ids of the topics that the job depends on, as far as they are known. The journal holds
+            them.
     """
 
     term: int

@@ -5,8 +5,8 @@ a journal write. Invariants:
 
 - All entries of an event go into one write, which is the last of its effects. Writes are numbered without
   gaps.
-- What waits for a write is handed out once, in order, when the journal holds that write or a later one
-  (invariant 15).
+- What waits for a write continues once, in order, when the journal holds that write or a later one (invariant
+  15).
 
 Must not: decide anything. Pure.
 """
@@ -25,7 +25,7 @@ from fcluster.coordinator.core.model import Slot
 from fcluster.wire.messages import FromCoordinator
 
 ENDING_KEY = "ending"
-"""Journal key of the decision to end the job, while that is being carried out."""
+"""Journal key of the decision to end the job, while the job is ending."""
 CHECK_KEY = "check"
 """Journal key that is written to find out whether the journal still accepts our writes."""
 
@@ -44,10 +44,10 @@ def assignment_key(shard: ShardId) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What to continue with when the journal holds the write `sequence`.
+    """What to do when the journal holds the write `sequence`.
 
     `number` is the session to welcome, the slot to fence, or the end of the reserved epochs. The end of the
-    job needs none.
+    job needs no number.
     """
 
     sequence: int
@@ -121,7 +121,7 @@ class Outbox:
         return not self._entries and self.written_sequence >= self._last_sequence
 
     def hold(self, kind: HeldKind, sequence: int, number: int) -> None:
-        """Continue with this when the journal holds that write."""
+        """Do this when the journal holds that write."""
         self._held.append(Held(sequence, kind, number))
 
     def written(self, sequence: int) -> Iterator[Held]:

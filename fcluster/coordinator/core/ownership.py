@@ -1,4 +1,4 @@
-"""Who runs which shard: assigning shards to slots, moving them, and taking them back.
+"""Which worker runs which shard: assigning shards to slots, moving them, and taking them back.
 
 Responsible for: the phases of shards. Invariants:
 
@@ -44,7 +44,7 @@ class Ownership:
         self._postponed: set[ShardId] = set()
 
     def deadlines_ms(self) -> list[float | None]:
-        """When something is due if nothing happens before."""
+        """When something is due if nothing happens before that."""
         cluster = self._cluster
         deadlines: list[float | None] = [shard.warm_until_ms for shard in self.warming]
         if not cluster.assigning and cluster.first_join_ms is not None:
@@ -71,23 +71,23 @@ class Ownership:
         self.balance()
 
     def add_shards(self, shards: Sequence[ShardId]) -> None:
-        """A source has more partitions than before: their shards need owners."""
+        """A source has more partitions than before. Their shards need owners."""
         for identity in shards:
             self._cluster.shards.setdefault(identity, Shard(identity))
         self.balance()
 
     def settle(self, slot: Slot) -> None:
-        """Decide about shards that wait for this slot: its session gets them, or they become free."""
+        """Decide about shards that wait for this slot: either its session gets them, or they become free."""
         waiting = [
             shard for shard in self._cluster.shards_of(slot.number) if shard.phase is ShardPhase.WAITING
         ]
         session = slot.session
         if session is not None:
-            # A session without a connection learns its new shards when it reports those that it holds.
+            # If a session has no connection, it learns of its new shards when it reports those that it holds.
             if session.phase is not SessionPhase.LIVE or session.unlinked_ms is not None:
                 return
             if session.leaving and self._cluster.assigning:
-                for shard in waiting:  # it was never told of them
+                for shard in waiting:  # the session was never told of them
                     self._free(shard)
             elif waiting:
                 for shard in waiting:
@@ -109,10 +109,10 @@ class Ownership:
         return waiting
 
     def balance(self) -> None:
-        """Move as few shards as possible so that all slots have the same number, give or take one.
+        """Move as few shards as possible so that all slots have the same number, plus or minus one.
 
         A shard without an owner goes to a warm copy first. If that upsets the balance, it moves on from
-        there, warm again.
+        there, again to a warm copy.
         """
         if not self._cluster.assigning or self._cluster.phase is not Phase.RUNNING:
             return
@@ -181,7 +181,7 @@ class Ownership:
             self.balance()
 
     def stops(self, shard: Shard, failure: Failure) -> bool:
-        """The shard's session has it and can't run it. Returns whether that is news."""
+        """The shard's session has it and can't run it. Returns whether that is new."""
         if shard.phase not in (ShardPhase.RESTORING, ShardPhase.RUNNING):
             return False
         shard.phase, shard.stopped_by = ShardPhase.STOPPED, failure
@@ -198,7 +198,7 @@ class Ownership:
             shard.target = slot
             leaving.append(shard)
         elif shard.phase is ShardPhase.RESTORING:
-            # Its owner can't release it in the middle of that, so waiting costs nothing.
+            # Its owner can't release it in the middle of a restore, so waiting costs nothing.
             self._postponed.add(shard.identity)
         else:
             shard.phase, shard.target = ShardPhase.WARMING, slot
@@ -236,13 +236,13 @@ class Ownership:
         self._outbox.log("info", f"moving {len(shards)} shards away from slot {session.slot}")
         number = self._next_order(session)
         self._outbox.send(session.peer, messages.Revoke(self._cluster.term, session.number, shards, number))
-        session.due_ms = self._cluster.now_ms  # a commit releases them
+        session.due_ms = self._cluster.now_ms  # they are released with a commit
 
     def released(self, session: Session, shards: Sequence[ShardId]) -> str:
         """The session has released shards.
 
         Returns:
-            Why the session can't continue; empty if it can.
+            Why the session can't continue. Empty if it can.
         """
         held = [
             shard
@@ -250,7 +250,7 @@ class Ownership:
             if (shard := self._cluster.shards.get(name)) and shard.session == session.number
         ]
         if any(shard.phase is not ShardPhase.RELEASING for shard in held):
-            # A previous leader requested it. It is unknown which of our own requests this would answer.
+            # A previous leader requested this. It is unknown which of our own requests it would answer.
             return "released shards that it was not asked to release"
         for shard in held:
             self._free(shard, shard.target)
@@ -259,7 +259,7 @@ class Ownership:
         return ""
 
     def _dismiss_leaving(self) -> None:
-        """No worker can take their shards: sessions that are leaving need not wait for that."""
+        """Sessions that are leaving need not wait if no worker can take their shards."""
         for session in self._cluster.sessions.values():
             linked = session.phase is SessionPhase.LIVE and session.unlinked_ms is None
             if session.leaving and linked and not session.dismissed:
@@ -269,14 +269,14 @@ class Ownership:
     # --- a session that returns -----------------------------------------------------------------------
 
     def objection(self, session: Session, owned: Collection[ShardId]) -> str:
-        """Why the session can't continue with the shards that it holds; empty if it can."""
+        """Why the session can't continue with the shards that it holds. Empty if it can."""
         for identity in sorted(owned):
             shard = self._cluster.shards.get(identity)
             if shard is None or shard.slot != session.slot:
                 return f"holds {identity}, which it doesn't own"
             if shard.phase is ShardPhase.RELEASING:
-                # It is unknown whether it received the request to release the shard. If we repeated it, an
-                # extra answer could later be mistaken for a later release by the same session.
+                # It is unknown whether it received the request to release the shard. If we repeated the
+                # request, the extra answer could be mistaken for a later release by the same session.
                 return f"had to release {identity} when its connection closed"
         return ""
 
@@ -287,7 +287,7 @@ class Ownership:
             if shard.phase is ShardPhase.ASSIGNING:
                 continue
             if shard.phase is ShardPhase.RELEASING:
-                self._free(shard)  # it was released, only the message got lost
+                self._free(shard)  # it was released, and only the message was lost
             elif shard.identity in owned:
                 if shard.phase is ShardPhase.WAITING:
                     shard.phase, shard.session = ShardPhase.RUNNING, session.number
@@ -322,7 +322,7 @@ class Ownership:
         )
 
     def _stage_sizes(self) -> dict[str, int]:
-        """What workers have to know to tell each other of event time."""
+        """What workers have to know in order to report event time to each other."""
         if not self._cluster.terms.topology.keeps_time:
             return {}
         return dict(Counter(shard.stage for shard in self._cluster.shards))

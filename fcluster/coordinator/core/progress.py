@@ -1,10 +1,11 @@
-"""How far each shard is, and whether all records that were in the sources at start are committed.
+"""How far each shard has come, and whether all records that were in the sources at the start are
+committed.
 
 Responsible for: the last known `ShardStatus` of each shard and input and, with `until_caught_up`, the
-targets. The goal is to process what the job's sources hold at start. How much that is after a repartition is
-known only once the upstream stages have caught up, so that target is read then. Invariant: a shard that has
-reached an input's target stays caught up there, whoever owns it later, because a committed offset never goes
-back.
+targets. The goal is to process what the job's sources contain at the start. How much that is after a
+repartition is known only once the upstream stages have caught up, so the target is read then. Invariant: a
+shard that has reached an input's target stays caught up there, whoever owns it later, because a committed
+offset never goes back.
 
 Must not: know sessions or time. Pure.
 """
@@ -20,7 +21,7 @@ from fcluster.graph.topology import Input, Topology
 from fcluster.wire.messages import ShardStatus
 
 StageInput = tuple[str, int]
-"""An input of a stage, by the stage's name and the input's number."""
+"""An input of a stage: the stage's name and the input's number."""
 
 
 class Progress:
@@ -28,13 +29,13 @@ class Progress:
 
     Args:
         topology: the job.
-        shards: all of them.
+        shards: all shards.
         until_caught_up: whether there are targets at all.
     """
 
     def __init__(self, topology: Topology, shards: Iterable[ShardId], until_caught_up: bool) -> None:
         self.standings: dict[ShardId, dict[int, ShardStatus]] = {}
-        """By shard and by number of the input."""
+        """By shard and by input number."""
         self.targets: dict[StageInput, Mapping[int, int]] = {}
         self._until_caught_up = until_caught_up
         self._inputs_of = {stage.name: range(len(stage.inputs)) for stage in topology.stages}
@@ -59,7 +60,7 @@ class Progress:
         if not self._until_caught_up or not stopped:
             return False
         if any(one not in self.targets for one in self._requested):
-            return False  # not known yet
+            return False  # its target isn't known yet
         return all(
             ShardId(one[0], partition) in stopped
             for one in self._requested
@@ -67,7 +68,7 @@ class Progress:
         )
 
     def learn(self, status: ShardStatus) -> None:
-        """Take in a heartbeat: it says how far the shard has read."""
+        """Note a heartbeat, which says how far the shard has read."""
         known = self.standing(status.shard, status.input)
         if status.end < 0 and known is not None:
             status = msgspec.structs.replace(status, end=known.end)
@@ -75,7 +76,7 @@ class Progress:
         self._judge(status)
 
     def learn_commit(self, status: ShardStatus) -> None:
-        """Take in a commit: it says only the committed offset, which may be behind what is read."""
+        """Note a commit. It contains only the committed offset, which may be behind what was read."""
         self._judge(status)
         known = self.standing(status.shard, status.input)
         if known is not None:
@@ -90,7 +91,7 @@ class Progress:
         self._keep(status)
 
     def standing(self, shard: ShardId, number: int = 0) -> ShardStatus | None:
-        """Where the shard stands in that input, None if nobody has said so yet."""
+        """The shard's status in that input. None if it hasn't been reported yet."""
         return self.standings.get(shard, {}).get(number)
 
     def _keep(self, status: ShardStatus) -> None:
@@ -108,7 +109,7 @@ class Progress:
                 self._judge(standing)
 
     def inputs_to_read(self) -> list[StageInput]:
-        """Inputs whose end offsets are needed now. Each is returned once."""
+        """The inputs whose end offsets are needed now. Each is returned once."""
         if not self._until_caught_up:
             return []
         ready = [

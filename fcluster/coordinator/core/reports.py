@@ -1,7 +1,7 @@
 """What sessions report about themselves and their shards.
 
-Responsible for: storing reports where status, progress and moves find them. Rule: a report counts only for
-shards that the session owns now. Must not: decide about sessions. Pure.
+Responsible for: storing reports for status, progress and moves. Rule: a report counts only for shards that
+the session owns at present. Must not: decide about sessions. Pure.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from fcluster.wire.messages import WorkerStats
 
 
 class Reports:
-    """Takes in what workers report."""
+    """Notes what workers report."""
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class Reports:
             session.stats_ms = self._cluster.now_ms
 
     def running(self, session: Session, status: messages.ShardStatus) -> None:
-        """The session runs the shard; how far it is."""
+        """The session runs the shard. The report says how far it has come."""
         shard = self._cluster.shards.get(status.shard)
         if shard is None or shard.session != session.number:
             return  # the session doesn't own it (any more)
@@ -86,7 +86,7 @@ class Reports:
             self._outbox.log("error", f"shard {shard.identity} is stopped: {report.failure}")
 
     def committed(self, session: Session, statuses: Sequence[messages.ShardStatus]) -> None:
-        """What the session has committed for its shards."""
+        """A session reports what it has committed for its shards."""
         for status in statuses:
             shard = self._cluster.shards.get(status.shard)
             if shard is not None and shard.session == session.number:
@@ -100,8 +100,8 @@ class Reports:
                     del self._cluster.overdue[status.shard]
 
     def record_overdue(self, session: Session, message: messages.RecordOverdue) -> None:
-        """A handler hangs at a record. The next owner of the shard has to know."""
-        session.begun = None  # the process ends because of its own decision
+        """A handler hangs at a record. The shard's next owner has to know."""
+        session.begun = None  # the process has decided itself to end
         shard = self._cluster.shards.get(message.shard)
         if shard is None or shard.session != session.number:
             return

@@ -1,7 +1,7 @@
 """Returning: a worker that lost its connection, or its coordinator, but not its session.
 
-Responsible for: resuming such a session where it was, and making up for what was lost with the connection.
-Rule: a session continues only with shards that it owns; otherwise it is evicted. Pure.
+Responsible for: resuming such a session, and repeating what was lost with the connection. Rule: a session
+continues only with shards that it owns; otherwise it is evicted. Pure.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class Returning:
         if hello.leaving:
             self._leaving.said(session)
         if session.phase is not SessionPhase.AWAITED and session.unlinked_ms is None and session.peer == peer:
-            # A Hello from an old connection that arrived on the new one. Nothing was lost since the last one,
-            # so it has no news, and it is older than what was sent meanwhile.
+            # This Hello was sent on an old connection and arrived on the new one. Nothing was lost since the
+            # last Hello, so this one has no news, and it is older than what was sent in the meantime.
             self._send_adoption(session)
             return
         owned = set(hello.owned)

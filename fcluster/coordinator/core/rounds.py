@@ -25,23 +25,25 @@ from fcluster.coordinator.core.model import LONG_AGO_MS, EpochPhase, Session, Se
 from fcluster.wire import messages
 
 RESERVED_EPOCHS = 10_000
-"""How many numbers are reserved at a time: one journal write a minute at the fastest sensible rate (a few
-ms)."""
+"""How many numbers are reserved at a time. At the fastest sensible rate (an epoch every few ms), this is one
+journal write a minute.
+"""
 
 _EARLY_SHARE = 8
-"""A session whose interval is over except for this fraction takes part together with those that are due."""
+"""A session takes part together with those that are due if only this fraction of its interval is left."""
 
 
 class EpochNumbers:
     """Hands out epoch numbers below the journalled reservation.
 
     Args:
-        highest_known: no number up to this one is handed out (journal, committed offsets).
+        highest_known: the highest number known from the journal and the committed offsets. Only higher ones
+            are handed out.
     """
 
     def __init__(self, highest_known: int) -> None:
         self.highest = highest_known
-        """The highest number handed out or observed."""
+        """The highest number that was handed out or observed."""
         self.reserved_until = 0
         """Exclusive: all numbers below it are reserved in the journal."""
         self._requested_until = 0
@@ -56,8 +58,8 @@ class EpochNumbers:
         self.highest = max(self.highest, epoch)
 
     def wanted_reservation(self) -> int | None:
-        """The new end to write to the journal. None while the present one, or one being written, is
-        enough.
+        """The new end of the reservation, to be written to the journal. None while the present one, or one
+        being written, is enough.
         """
         if self._requested_until - self.highest > RESERVED_EPOCHS // 2:
             return None
@@ -69,7 +71,7 @@ class EpochNumbers:
         self.reserved_until = max(self.reserved_until, until)
 
     def take(self) -> int | None:
-        """The next number. None if the journal has to hold a new reservation first."""
+        """The next number. None if the journal must hold a new reservation first."""
         if not self.available:
             return None
         self.highest += 1
@@ -81,9 +83,10 @@ def next_interval_ms(
 ) -> float:
     """How long after a worker's last barrier its next one may follow.
 
-    The interval is short when caught up (latency). With a backlog it doubles (throughput), and is at least as
-    long as the last epoch took from barrier to commit, so that the worker doesn't spend all its time on
-    committing. One caught-up epoch is enough to return to the shortest interval.
+    The interval is short when the worker has caught up (for latency). With a backlog it doubles (for
+    throughput), and is at least as long as the last epoch took from barrier to commit, so that the worker
+    doesn't spend all its time on committing. One caught-up epoch is enough to return to the shortest
+    interval.
     """
     if not backlog:
         return interval_ms_min
@@ -92,7 +95,9 @@ def next_interval_ms(
 
 @dataclass(slots=True)
 class Round:
-    """The epoch that is being collected: who hasn't prepared yet, and who has and waits for the others."""
+    """The epoch that is being collected: which sessions haven't prepared yet, and which have and wait for the
+    others.
+    """
 
     epoch: int
     barrier_ms: float
@@ -104,9 +109,9 @@ class Rounds:
     """Collects epochs from the sessions that have something to commit.
 
     Args:
-        numbers: of epochs.
-        settings: of the cluster.
-        term: of this leadership.
+        numbers: the numbers of epochs.
+        settings: the cluster's settings.
+        term: this leadership's term.
         send: sends a message to a session's peer.
     """
 
@@ -137,11 +142,11 @@ class Rounds:
         self.wanting[session.number] = session
 
     def hurry(self) -> None:
-        """From now on, intervals are ignored: the job is draining."""
+        """Ignore intervals from now on, because the job is draining."""
         self._hurried = True
 
     def prepared(self, session: Session, epoch: int, now_ms: float) -> None:
-        """The session's epoch is flushed. It waits for the others, unless the epoch is already declared
+        """The session's epoch is flushed. It waits for the others, unless the epoch was already declared
         complete.
         """
         if session.epoch_phase is not EpochPhase.PREPARING:
@@ -149,7 +154,8 @@ class Rounds:
         if not session.committed_epoch < epoch <= session.epoch:
             return
         if epoch < session.epoch:
-            # The worker's report that it had no barrier crossed one, so it got another, which it ignores.
+            # The worker's report that it got no barrier crossed a barrier. So it got another one, which it
+            # ignores.
             self._drop_out(session, now_ms)
             session.epoch = epoch
         current = self.current
@@ -187,7 +193,7 @@ class Rounds:
         """
         in_flight = hello.prepared_epoch or hello.in_flight_epoch
         if session.epoch_phase is not EpochPhase.NONE and session.epoch != in_flight:
-            # The barrier never arrived, or the epoch is committed and only that message got lost.
+            # The barrier never arrived. Or the epoch is committed, and only that message was lost.
             self._drop_out(session, now_ms)
             session.epoch_phase = EpochPhase.NONE
         if in_flight and session.epoch_phase is EpochPhase.NONE:
@@ -196,12 +202,12 @@ class Rounds:
         if hello.prepared_epoch and session.epoch_phase is EpochPhase.PREPARING:
             self.prepared(session, in_flight, now_ms)
         elif hello.prepared_epoch and session.epoch_phase is EpochPhase.COMMITTING:
-            self._complete(session, now_ms)  # the first one got lost
+            self._complete(session, now_ms)  # the first one was lost
         if hello.dirty:
             self.want(session)
 
     def unlinked(self, session: Session, now_ms: float) -> None:
-        """Its connection closed: the others don't wait for it. If it is alive, it continues as a
+        """Its connection closed, so the others don't wait for it. If it is alive, it continues as a
         straggler.
         """
         current = self.current
@@ -228,7 +234,7 @@ class Rounds:
             self._begin(now_ms)
 
     def deadline_ms(self) -> float | None:
-        """When `advance` has something to do, if nothing happens before. None: never."""
+        """When `advance` has something to do if nothing happens before that. None: never."""
         if self.current is not None:
             return self.current.barrier_ms + self._settings.checkpoint_straggler_ms
         if not self.wanting or not self.numbers.available:

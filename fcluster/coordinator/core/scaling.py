@@ -1,7 +1,7 @@
 """Agents and their targets: the answers to agents, and to clients that scale the job.
 
-Responsible for: the answers. `agents` counts the workers and spreads them. Must not: start or stop anything.
-Pure.
+Responsible for: these answers. `agents` counts the workers and spreads them. Must not: start or stop
+anything. Pure.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The status document: the coordinator's view of the cluster, as data for JSON.
 
 Responsible for: its structure, on which `fcluster status --json` and the live view rely. Must not change
-anything, nor contain secrets: settings are redacted.
+anything. Must not contain secrets: settings are redacted.
 """
 
 from __future__ import annotations
@@ -129,8 +129,8 @@ def _counters(cluster: Cluster, rounds: Rounds) -> dict[str, int]:
 
 
 def _oldest_open_epoch(sessions: list[Session], now_ms: float) -> dict[str, Any] | None:
-    """The epoch that has been open for longest, and the sessions that it waits for."""
-    # Prepared ones wait for others.
+    """The epoch that has been open longest, and the sessions that it waits for."""
+    # Prepared sessions wait for others.
     holding = [s for s in sessions if s.epoch_phase in (EpochPhase.PREPARING, EpochPhase.COMMITTING)]
     if not holding:
         return None
@@ -204,7 +204,7 @@ def _worker(session: Session, shards: int, now_ms: float) -> dict[str, Any]:
 
 
 def _shard(cluster: Cluster, progress: Progress, shard: Shard, topics: Sequence[str]) -> dict[str, Any]:
-    """Offsets of a shard with several inputs are sums over these, which follow one by one."""
+    """For a shard with several inputs, offsets are sums over these. The single inputs follow."""
     standing = progress.standing(shard.identity)
     stopped_by = shard.stopped_by if shard.phase is ShardPhase.STOPPED else None
     inputs = [_input(topic, progress.standing(shard.identity, number)) for number, topic in enumerate(topics)]
@@ -228,7 +228,7 @@ def _shard(cluster: Cluster, progress: Progress, shard: Shard, topics: Sequence[
 
 
 def _input(topic: str, standing: ShardStatus | None) -> dict[str, Any]:
-    """Where a shard stands in one of its inputs."""
+    """The position of a shard in one of its inputs."""
     position, end = (standing.position, standing.end) if standing else (-1, -1)
     return {
         "topic": topic,
@@ -240,13 +240,13 @@ def _input(topic: str, standing: ShardStatus | None) -> dict[str, Any]:
 
 
 def _sum(inputs: Sequence[Mapping[str, Any]], name: str) -> int:
-    """Over all inputs; -1 if one isn't known."""
+    """The sum over all inputs. -1 if one isn't known."""
     numbers = [int(one[name]) for one in inputs]
     return sum(numbers) if min(numbers) >= 0 else -1
 
 
 def _standby(cluster: Cluster, shard: Shard, slot: int) -> dict[str, int]:
-    """A warm copy: how far it is, in state epochs and in offsets of the changelog."""
+    """A warm copy: how far it has come, in state epochs and in offsets of the changelog."""
     session = cluster.slots[slot].session if slot in cluster.slots else None
     status = session.standbys.get(shard.identity) if session is not None else None
     return {

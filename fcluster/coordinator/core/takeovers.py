@@ -1,8 +1,8 @@
 """How long each step takes when shards change owners: those of a dead worker, and those that move.
 
-Responsible for: following each such shard from the end of its session, or the request to release it, until it
-runs again, for the log and the status. Nothing depends on it. Pure. Times are milliseconds on the
-coordinator's clock.
+Responsible for: following each such shard from the end of its session, or from the request to release it,
+until it runs again. This is for the log and the status; nothing depends on it. Pure. Times are milliseconds
+on the coordinator's clock.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from itertools import pairwise
 from fcluster.common.ids import ShardId
 
 KEPT = 32
-"""How many of the last ones the status shows."""
+"""How many of the newest ones the status shows."""
 
 
 def _steps(names: Sequence[str], moments: Sequence[float]) -> dict[str, int]:
@@ -34,12 +34,12 @@ class Takeover:
     """One worker's death and the takeover of its shards.
 
     Attributes:
-        since_ms: when its connection closed, or when it was last heard from.
-        noticed_ms: its session was ended.
-        journalled_ms: that was in the journal, and the fence began.
-        fenced_ms: its open transactions were aborted.
-        assigned_ms: the last of its shards was assigned to another worker.
-        running_ms: the last of them ran.
+        since_ms: when its connection closed, or when it last sent a message.
+        noticed_ms: when its session was ended.
+        journalled_ms: when that was in the journal, and the fence began.
+        fenced_ms: when its open transactions were aborted.
+        assigned_ms: when the last of its shards was assigned to another worker.
+        running_ms: when the last of them ran.
     """
 
     slot: int
@@ -54,7 +54,7 @@ class Takeover:
     running_ms: float = 0.0
 
     def steps(self) -> dict[str, int]:
-        """Duration of each step in milliseconds."""
+        """The duration of each step in milliseconds."""
         moments = (
             self.since_ms,
             self.noticed_ms,
@@ -74,7 +74,7 @@ class Takeover:
 
 @dataclass(slots=True)
 class Move:
-    """A shard that its owner was asked to release, so that it runs elsewhere.
+    """A shard that its owner was asked to release so that another worker can run it.
 
     Attributes:
         since_ms: when the release was requested. `released_ms`, `assigned_ms`, `running_ms`: see `Takeover`.
@@ -87,7 +87,7 @@ class Move:
     running_ms: float = 0.0
 
     def steps(self) -> dict[str, int]:
-        """Duration of each step in milliseconds."""
+        """The duration of each step in milliseconds."""
         moments = (self.since_ms, self.released_ms, self.assigned_ms, self.running_ms)
         return _steps(("released", "assigned", "restored"), moments)
 
@@ -98,7 +98,7 @@ class Move:
 
 @dataclass(slots=True)
 class Takeovers:
-    """Takeovers and moves under way, by slot and by shard, and the last ones that are complete."""
+    """Takeovers and moves in progress, by slot and by shard, and the last completed ones."""
 
     under_way: dict[int, Takeover] = field(default_factory=dict[int, Takeover])
     over: deque[Takeover] = field(default_factory=lambda: deque[Takeover](maxlen=KEPT))

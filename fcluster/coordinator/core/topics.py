@@ -3,12 +3,12 @@
 Responsible for: judging each check of the topics (`TopicsLooked`) and of the job's consumer group
 (`GroupLooked`). Invariants:
 
-- Only what brokers say counts, not what they don't say. A broker may lag behind, so a topic counts as deleted
-  or replaced only if that was seen again after `CONFIRM_MS`.
-- The id that a topic is compared with is in the journal before anything relies on it.
-- Partitions that were added to a source become shards if the stage has no state. With state, keys would meet
-  the state of other shards, so the new partitions are ignored, and a notice says so.
-- A problem is logged once, is in the status for as long as it lasts, and its end is logged too.
+- Only what brokers report counts, not what they leave out. A broker may lag behind, so a topic counts as
+  deleted or replaced only if that was seen again after `CONFIRM_MS`.
+- The id that a topic is compared with is in the journal before anything depends on it.
+- Partitions that were added to a source become shards if the stage has no state. If it has state, keys would
+  meet the state of other shards, so the new partitions are ignored, and a notice says so.
+- A problem is logged once, and is in the status for as long as it lasts. Its end is logged too.
 
 Pure.
 """
@@ -41,7 +41,7 @@ from fcluster.kafka.topic_ids import (
 )
 
 CONFIRM_MS = 1_500
-"""Brokers learn of a topic one after the other. The slowest broker's answer is outdated by less than this."""
+"""Brokers learn of a topic one after another. The slowest broker's answer is outdated by less than this."""
 TOPIC_KEY_PREFIX = "topic/"
 PARTITIONS_NAMED_MAX = 10
 
@@ -74,7 +74,7 @@ def topic_key(topic: str) -> str:
 
 
 def lost_topic(job: str, topic: str, role: Role, former_id: str, seen: TopicSeen | None) -> FclusterError:
-    """The error for a topic that is gone (`seen` is None) or was replaced."""
+    """The error for a topic that was deleted (`seen` is None) or replaced."""
     if role is Role.SOURCE and seen is None:
         return source_gone(job, topic)
     if role is Role.SOURCE and seen is not None:
@@ -102,10 +102,10 @@ class _Doubt:
 
 
 class Topics:
-    """What happens to the job's topics while it runs.
+    """What happens to the job's topics while the job runs.
 
     Attributes:
-        notices: by their subject, what a person should take care of.
+        notices: what a person should take care of, by subject.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class Topics:
         self._stages = cluster.terms.topology.stages_by_topic
         self._seen_partitions = dict(self._partitions)
         self._vouched: dict[str, dict[int, int]] = {}
-        """By source: how far each partition was committed when the topic was last seen unchanged."""
+        """For each source: the committed offset of each partition when the topic was last seen unchanged."""
 
     @property
     def in_doubt(self) -> bool:
@@ -173,7 +173,7 @@ class Topics:
             self._make_sink_anew(topic, seen)
             return
         error = self._error(topic, role, seen)
-        # Records of another topic than the one that the offsets belong to must not be committed.
+        # Records must not be committed if their topic isn't the one that the offsets belong to.
         grace_ms = 0 if role in (Role.SOURCE, Role.REPARTITION) else FAILED_GRACE_MS
         self._ending.fail(failure_of(error), grace_ms)
 
@@ -274,7 +274,7 @@ class Topics:
 
         Args:
             foreign: offsets in it that fcluster didn't commit.
-            members: its members, none of which belong to fcluster. None: not known, so the last notice stays.
+            members: its members, none of which belong to fcluster. None: unknown, so the last notice stays.
         """
         group = self._cluster.terms.topology.job
         if members:

@@ -1,6 +1,6 @@
 """How operators name workers: by slot, by id, or by HOST:PID.
 
-Responsible for: finding the worker with that name, or a sentence that lists the workers. Pure.
+Responsible for: finding the worker with that name, or returning a sentence that lists the workers. Pure.
 """
 
 from __future__ import annotations

@@ -100,7 +100,7 @@ class Departure:
             self._now.stop_as_asked()
         elif not self._now.works():
             if overdue:
-                self._now.log("warning", "leaving without a last commit: the epoch wasn't declared complete in time")
+                self._now.log("warning", "leaving without a last commit: its epoch wasn't complete in time")
                 self._now.stop_as_asked()
         elif overdue:
             self._now.log("warning", f"{len(self._now.shards)} shards did not move away in time; leaving now")
