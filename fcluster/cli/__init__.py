@@ -1,1 +1,1 @@
-"""The command `fcluster`: parsing, start-up, the live view, and what operators do."""
+"""The command `fcluster`: parsing, start-up, the live view, and the operators' commands."""

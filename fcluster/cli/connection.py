@@ -1,8 +1,8 @@
 """Finds a cluster and its brokers for the console commands, and sends requests to them.
 
 Responsible for: where to look (options first, then the cluster in the data directory, then the journal), and
-requests that follow the leadership. If something is missing, the error names it with a remedy. Must not start
-anything.
+requests that follow the leadership. If something is missing, the error names it, with a remedy. Must not
+start anything.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class NoCluster(FclusterError):  # noqa: N818
 
 @dataclass(frozen=True)
 class Connection:
-    """What the console commands know: settings, with brokers if any are known, and the cluster that runs in
-    the data directory, if there is one.
+    """What the console commands know: the settings (with brokers, if any are known), and the cluster that
+    runs in the data directory, if there is one.
     """
 
     settings: Settings
@@ -61,17 +61,18 @@ class Connection:
         """The status document of the cluster in the data directory, or of `job` on the brokers.
 
         Raises:
-            NoCluster: none runs there.
-            FclusterError: it doesn't answer.
+            NoCluster: no cluster runs there.
+            FclusterError: the cluster doesn't answer.
         """
         with AdminLine(self, job) as line:
             return line.status()
 
     def coordinator(self, job: str | None) -> tuple[str, str]:
-        """The coordinator's address, and its public key from the journal; empty if the journal wasn't read.
+        """The coordinator's address, and its public key from the journal. The key is empty if the journal
+        wasn't read.
 
         Raises:
-            NoCluster: none is known.
+            NoCluster: no coordinator is known.
         """
         if self.note is not None and job in (None, self.note.job):
             return self.note.coordinator, ""
@@ -106,7 +107,7 @@ class Connection:
         from fcluster.kafka.clients import make_consumer
 
         self._check_brokers()
-        # Records may be deleted while they are read; then it goes on with the oldest that is left.
+        # Records may be deleted while they are read. Then reading continues with the oldest one that is left.
         consumer = make_consumer(self.settings, isolation, **{"auto.offset.reset": "earliest"})
         with kafka_errors():
             return run_consume(
@@ -159,7 +160,7 @@ class AdminLine:
 
     Args:
         connection: says where to look.
-        job: its name. None: the one in the data directory.
+        job: the job's name. None: the job in the data directory.
     """
 
     def __init__(self, connection: Connection, job: str | None) -> None:
@@ -175,16 +176,16 @@ class AdminLine:
             self._client.close()
 
     def status(self) -> dict[str, Any]:
-        """The status document; raises like `ask`."""
+        """The status document. Raises what `ask` raises."""
         return self.ask(lambda client: client.status(STATUS_TIMEOUT_MS))
 
     def ask(self, request: Callable[[AdminClient], _T]) -> _T:
-        """What `request` gets from the coordinator, or from a new leader.
+        """The result of `request` from the coordinator, or from a new leader.
 
         Raises:
-            NoCluster: none is known.
-            CoordinatorSilent: it doesn't answer, and there is no other leader.
-            RequestRefused: it won't, for the reason in the message.
+            NoCluster: no coordinator is known.
+            CoordinatorSilent: the coordinator doesn't answer, and there is no other leader.
+            RequestRefused: the coordinator refuses, for the reason in the message.
         """
         from fcluster.wire.admin_client import CoordinatorSilent
 
@@ -209,7 +210,7 @@ def open_admin_client(settings: Settings, address: str, announced_key: str = "")
     """A client for the coordinator at `address`, with the admin's key if the settings name keys.
 
     Raises:
-        FclusterError: keys are needed and there are none, or they can't be used.
+        FclusterError: keys are needed, but there are none, or they can't be used.
     """
     from fcluster.wire.admin_client import AdminClient
     from fcluster.wire.keys import Role

@@ -1,8 +1,8 @@
 """`fcluster consume` and `fcluster produce`: topics on the console, one JSON object per line.
 
 Responsible for: what the two commands read, write and count. They are plain Kafka clients: they join no group
-and commit no offset, so they never disturb a job. Must not parse options (`commands` does), nor know anything
-about clusters.
+and commit no offset, so they never disturb a job. Must not parse options (`commands` does that), and must not
+know anything about clusters.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ PROGRESS_INTERVAL_S = 0.25
 METADATA_TIMEOUT_S = 10.0
 MISSING_S = 1.5
 """A topic counts as missing once the brokers have not known it for this long: a broker that has just started,
-or a topic that was just created, needs a moment."""
+or a topic that has just been created, needs a moment.
+"""
 MISSING_POLL_S = 0.1
 SKIPS_SHOWN_MAX = 20
 _TO_CREATE = "To create it, give --partitions N."
@@ -91,8 +92,8 @@ def existing_partitions(client: Any, topic: str, *, creatable: bool = False) -> 
         client: a Kafka consumer, producer or admin client.
 
     Raises:
-        MissingTopic: it doesn't exist.
-        KafkaUnavailable: whether it exists isn't known.
+        MissingTopic: the topic doesn't exist.
+        KafkaUnavailable: it isn't known whether the topic exists.
     """
     began_s = time.monotonic()
     while True:
@@ -114,7 +115,7 @@ def existing_partitions(client: Any, topic: str, *, creatable: bool = False) -> 
 
 
 def _unknown(metadata: Any, found: Any) -> str:
-    """Why this answer doesn't tell whether the topic exists; empty if it does."""
+    """Why this answer doesn't tell whether the topic exists. Empty if it does."""
     if not metadata.brokers:
         return "the brokers don't know each other yet"
     if found is None:
@@ -165,7 +166,7 @@ def format_message(message: MessageLike, *, headers: bool = False) -> bytes:
 def _headers_of(message: MessageLike) -> list[tuple[str | bytes, bytes | None]]:
     try:
         return list(message.headers() or ())
-    except UnicodeDecodeError as error:  # a header's name isn't UTF-8: the client gives none of them then
+    except UnicodeDecodeError as error:  # a header's name isn't UTF-8: then the client returns none
         return [("unreadable headers", str(error).encode())]
 
 
@@ -215,9 +216,9 @@ def _text_or_base64(data: bytes | None, field: str, encodings: dict[str, str]) -
 def start_offsets(
     consumer: Any, topic: str, partitions: Sequence[int], from_beginning: bool
 ) -> dict[int, int]:
-    """Where reading begins in each partition: at the oldest record, or after the newest one.
+    """The offset at which reading begins in each partition: the oldest record, or the end.
 
-    Resolved before the first poll, so that a record produced after this call is never missed.
+    They are determined before the first poll, so that a record produced after this call is never missed.
     """
     from confluent_kafka import TopicPartition
 
@@ -230,7 +231,8 @@ def start_offsets(
 
     offsets: dict[int, int] = {}
     for partition in partitions:
-        # The leader of a topic that has just been made, or has moved, isn't the one that is asked first.
+        # If a topic has just been created, or its leader has moved, the broker that is asked first may not be
+        # the leader.
         offsets[partition] = ask_until_known(partial(ask, partition), METADATA_TIMEOUT_S)
     return offsets
 
@@ -240,7 +242,7 @@ def messages_of(consumer: Any, *, idle: Callable[[], bool] = lambda: True) -> It
     true.
 
     Raises:
-        ReadError: the brokers refuse.
+        ReadError: the brokers refuse the read.
     """
     while idle():
         first = consumer.poll(0.2)
@@ -268,7 +270,8 @@ def _ends_reading(error: Any) -> bool:
 
     if error.fatal():
         return True
-    # The client repairs internal errors (negative codes) such as "all brokers down" itself, but for these.
+    # The client fixes internal errors (negative codes) such as "all brokers down" by itself, except for
+    # these.
     lasting = (KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION, KafkaError._AUTHENTICATION)
     return error.code() in lasting or (error.code() > 0 and not error.retriable())
 
@@ -282,7 +285,8 @@ def run_consume(
     count_max: int | None = None,
     headers: bool = False,
 ) -> int:
-    """Print the records of `topic` until `count_max` of them are printed, or forever. Returns their number.
+    """Print records of `topic` until `count_max` of them are printed, or forever. Returns how many were
+    printed.
 
     Each line is flushed before the next wait. The consumer is closed at the end.
     """
@@ -311,7 +315,7 @@ def _reader_watch(output: BinaryIO) -> Callable[[], bool]:
     """Whether `output` still has a reader, so that `fcluster consume | head` ends even if no record comes."""
     try:
         descriptor = output.fileno()
-    except OSError:  # a test's
+    except OSError:  # in a test
         return lambda: True
     poller = select.poll()
     poller.register(descriptor, 0)
@@ -331,10 +335,10 @@ class Line:
 
 
 def parse_line(text: bytes, number: int, key_field: str | None) -> Line | None:
-    """The record in line `number` (from 1); None for a blank line.
+    """The record in line `number` (counted from 1). None for a blank line.
 
     Raises:
-        InputError: it isn't JSON, or has no usable `key_field`.
+        InputError: the line isn't JSON, or has no usable `key_field`.
     """
     value = text.strip()
     if not value:
@@ -357,7 +361,7 @@ def _key_of(document: Any, text: bytes, number: int, key_field: str | None) -> b
     if isinstance(key, str):
         return key.encode()
     if isinstance(key, float):
-        # It may be an integer beyond 64 bits, of which a float has lost digits.
+        # It may be an integer beyond 64 bits, which has lost digits as a float.
         exact: Any = json.loads(text)[key_field]
         return str(exact).encode() if isinstance(exact, int) else orjson.dumps(key)
     if isinstance(key, int):
@@ -383,10 +387,10 @@ def records(count: int) -> str:
 
 
 def create_topic(admin: Any, topic: str, partitions: int) -> None:
-    """Create `topic`. An existing one with that many partitions is fine.
+    """Create `topic`. An existing topic with that many partitions is fine.
 
     Raises:
-        MissingTopic: it can't be created, or exists with another partition count.
+        MissingTopic: the topic can't be created, or exists with another partition count.
     """
     from confluent_kafka.cimpl import KafkaError, NewTopic
 
@@ -418,7 +422,7 @@ def create_topic(admin: Any, topic: str, partitions: int) -> None:
             cause = error.args[0] if error.args else None
             too_few = isinstance(cause, KafkaError) and cause.name() == "INVALID_REPLICATION_FACTOR"
             if too_few and number < len(ways):
-                continue  # fewer brokers than the replicas it should have
+                continue  # there are fewer brokers than the topic should have replicas
             raise MissingTopic(
                 f"can't create topic {topic!r}: {error}",
                 remedy="Create it with your own tools, then leave out --partitions.",
@@ -437,7 +441,7 @@ class Progress:
         self._drawn = self._started
 
     def show(self, sent: int) -> None:
-        """Redraw, if it is time to."""
+        """Redraw, if it is time for that."""
         now = time.monotonic()
         if not self._visible or now - self._drawn < PROGRESS_INTERVAL_S:
             return
@@ -457,19 +461,20 @@ class Progress:
 class _Failure:
     line: Line
     place: int
-    """Its position among the sent records, from 0."""
+    """Its position among the sent records, counted from 0."""
     error: Any
 
 
 class Sender:
     """Sends lines to one topic, and knows which of them the brokers accepted.
 
-    Brokers refuse a whole batch of records. So refused records are sent again one by one: then it is known
+    Brokers refuse a whole batch of records. So refused records are sent again one by one. Then it is known
     which line is the cause, and the other lines of the batch are sent.
 
     Args:
-        make: builds the producer from extra configuration. Only failed deliveries are called back.
-        topic: to write to.
+        make: creates the producer from additional configuration. Its callback is called only for failed
+            deliveries.
+        topic: the topic to write to.
         skip: called with a line's number and the reason, for each line that can't be sent. None: the first
             such line is an error.
     """
@@ -503,7 +508,7 @@ class Sender:
             self._settle()
 
     def finish(self) -> int:
-        """Wait until the outcome of every queued record is known. Returns how many were accepted.
+        """Wait until the result of every queued record is known. Returns how many were accepted.
 
         Raises:
             DeliveryError: a record isn't accepted.
@@ -513,8 +518,8 @@ class Sender:
 
     @property
     def taken(self) -> int:
-        """How many records the brokers have accepted, as far as is known: all that aren't known to have
-        failed.
+        """How many records the brokers have accepted, as far as is known: all except those that are known to
+        have failed.
         """
         return self._queued - self._lost
 
@@ -538,10 +543,11 @@ class Sender:
             self._failures.append(_Failure(line, place, error))
 
     def _settle(self) -> None:
-        """Find out what was accepted. Send refused records again one by one.
+        """Find out which records were accepted. Send refused records again one by one.
 
         Raises:
-            DeliveryError: names the line that isn't accepted and why, and how many are.
+            DeliveryError: the message names the line that wasn't accepted and the reason, and says how many
+                were.
         """
         self._flush()
         failures = sorted(self._failures, key=lambda failure: failure.line.number)
@@ -553,7 +559,7 @@ class Sender:
     def _alone(self, failure: _Failure) -> _Failure | None:
         """The result of sending that record alone. None if it is accepted."""
         if trouble_of(failure.error.code()) is Trouble.PASSING:
-            return failure  # it was tried for as long as the brokers may be away
+            return failure  # it was tried for as long as the brokers may be down
         self._queued -= 1  # the same record once more
         self._queue(failure.line, failure.place)
         self._flush()
@@ -589,7 +595,7 @@ class Sender:
 
     def _flush(self) -> None:
         deadline = time.monotonic() + FLUSH_TIMEOUT_S
-        # In short steps: a flush in C doesn't see Ctrl-C.
+        # Flush in short steps, because a flush in C doesn't notice Ctrl-C.
         while (remaining := int(self.producer.flush(0.2))) and time.monotonic() < deadline:
             pass
         if remaining:
@@ -631,7 +637,7 @@ class _Skips:
 
 @dataclass(frozen=True)
 class Sent:
-    """The result of `run_produce`: numbers of records that were sent and of lines that were left out."""
+    """The result of `run_produce`: how many records were sent, and how many lines were left out."""
 
     count: int
     skipped: int = 0
@@ -649,15 +655,15 @@ def run_produce(
     """Send each line as one record, in order. Returns how many were sent.
 
     Args:
-        make: builds the producer.
-        topic: to write to.
+        make: creates the producer.
+        topic: the topic to write to.
         lines: JSON values. Blank lines are ignored.
         key_field: the field of the value that becomes the key.
-        skip_errors: leave out lines that can't be sent, and say so on stderr.
+        skip_errors: leave out lines that can't be sent, and report them on stderr.
         progress: shows progress.
 
     Raises:
-        InputError: a line is bad. Everything before it was sent, nothing after it.
+        InputError: a line isn't valid. Everything before it was sent, and nothing after it.
         DeliveryError: the brokers didn't accept all of them. Everything before the named line was sent, and
             perhaps some lines after it.
         MissingTopic: the topic doesn't exist.

@@ -1,8 +1,8 @@
 """How every command ends: its messages, and its exit code.
 
-Responsible for: turning each error into both. It keeps these rules: an error that a user can fix is two lines
-on stderr (what happened, and the remedy); a traceback is shown only with `--debug`; and whoever keeps this
-process running is told what failed.
+Responsible for: turning each error into both. Rules: an error that a user can fix is two lines on stderr
+(what happened, and the remedy); a traceback is shown only with `--debug`; the process that keeps this one
+running is told what failed.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from fcluster.host.failure_file import take_from_environment
 
 @dataclass
 class Session:
-    """One run of the command: what error reporting needs to know about it."""
+    """What error reporting needs to know about one run of the command."""
 
     debug: bool = False
     data_dir: Path | None = None
     is_server: bool = False
-    """A coordinator or worker: its stderr is its log."""
+    """Whether this is a coordinator or a worker: its stderr is its log."""
     failure_file: Path | None = field(default_factory=take_from_environment)
-    """Where the process that keeps this one running wants to be told why it failed."""
+    """Where the process that keeps this one running expects the reason of a failure."""
 
 
 class Commands(click.Group):
@@ -68,7 +68,7 @@ def report(session: Session, failure: Failure) -> None:
 
 
 def tell_keeper(session: Session, failure: Failure) -> None:
-    """Hand the failure to the process that keeps this one running, if there is one."""
+    """Report the failure to the process that keeps this one running, if there is one."""
     if session.failure_file is not None:
         from fcluster.host.failure_file import write_failure
 

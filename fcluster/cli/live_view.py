@@ -1,8 +1,8 @@
 """How a cluster looks on a terminal: the live view of `fcluster up`, and the tables of `fcluster status`.
 
-Responsible for: displaying the coordinator's status document and the processes' log lines; on a terminal
-redrawn in place, elsewhere as plain lines. Fields that are missing in a document show as unknown: a view
-never fails because of missing fields. Must not ask the coordinator, nor decide anything.
+Responsible for: displaying the coordinator's status document and the processes' log lines. On a terminal they
+are redrawn in place; elsewhere they are plain lines. Fields that are missing in a document show as unknown: a
+view never fails because of missing fields. Must not ask the coordinator, and must not decide anything.
 """
 
 from __future__ import annotations
@@ -72,19 +72,19 @@ class Totals:
 
     @property
     def caught_up(self) -> bool:
-        """Whether every shard is known to be at its end."""
+        """Whether every shard is known to have reached the end of its source."""
         return self.lag == 0
 
 
 def totals_of(document: Document) -> Totals:
-    """Sum up the document's data about workers and shards."""
+    """Combine the document's data about workers and shards."""
     workers = list(_list(document, "workers"))
     shards = list(_list(document, "shards"))
     lags = [_number(shard, "lag", -1) for shard in shards]
     p50 = sorted(value for w in workers if (value := _number(w, "commit_latency_ms_p50", 0)) > 0)
     return Totals(
         job=str(document.get("job", "?")),
-        # A new coordinator has declared none yet, but its shards stand somewhere.
+        # A new coordinator hasn't declared an epoch yet, but its shards have positions.
         epoch=int(max([_number(document, "epoch", 0), *(_number(shard, "epoch", 0) for shard in shards)])),
         phase=str(document.get("phase", "?")),
         interval_ms=_number(document, "interval_ms", -1),
@@ -123,7 +123,7 @@ def summary_line(document: Document, restarts: int) -> str:
 
 
 class ShardRates:
-    """Records per second for each shard, computed from how its position moved between documents."""
+    """Records per second for each shard, computed from the change of its position between documents."""
 
     WINDOW_S = 2.0
 
@@ -139,7 +139,7 @@ class ShardRates:
             position = int(_number(shard, "position", -1))
             if position >= 0:
                 if points and position < points[-1][1]:
-                    points.clear()  # it fell back to its committed offset: no negative rates
+                    points.clear()  # it went back to its committed offset, so the rate would be negative
                 points.append((now_s, position))
             while len(points) > 2 and points[0][0] < now_s - self.WINDOW_S:
                 points.popleft()
@@ -147,7 +147,7 @@ class ShardRates:
         self._seen = current
 
     def rate(self, stage: str, partition: int) -> float:
-        """Records per second over the last two seconds, -1 if unknown."""
+        """Records per second over the last two seconds, or -1 if unknown."""
         points = self._seen.get((stage, partition))
         if not points or len(points) < 2 or points[-1][0] <= points[0][0]:
             return -1.0
@@ -158,7 +158,7 @@ class ShardRates:
 
 
 def header(document: Document, restarts: int | None = None) -> Any:
-    """The job at a glance, as a rich renderable."""
+    """An overview of the job, as a rich renderable."""
     from rich.text import Text
 
     t = totals_of(document)
@@ -193,7 +193,7 @@ def kafka_lines(document: Document) -> list[str]:
 
 
 def stopped_lines(document: Document) -> list[str]:
-    """A line for each shard that waits for a person, with the reason; empty if there is none."""
+    """A line for each shard that waits for a person, with the reason. Empty if there is none."""
     stopped = [shard for shard in _list(document, "shards") if shard.get("stopped_reason")]
     lines = [
         f"{_text(shard.get('stage'))}/{_text(shard.get('partition'))} is stopped: "
@@ -205,8 +205,9 @@ def stopped_lines(document: Document) -> list[str]:
 
 
 def time_lines(document: Document) -> list[str]:
-    """A line for each stage: its event time, what holds it back, and what isn't waited for. None if the job
-    doesn't use event time."""
+    """A line for each stage: its event time, what holds it back, and what it doesn't wait for. None if the
+    job doesn't use event time.
+    """
     lines: list[str] = []
     stages = list(_list(document, "event_times"))
     for stage in stages[:STAGES_SHOWN_MAX]:
@@ -240,7 +241,7 @@ def _date(time_ms: float) -> str:
 
 
 def _duration(duration_ms: float) -> str:
-    """In the unit that fits; 1.5 s, 12 min, 3 days."""
+    """A duration in a fitting unit: 1.5 s, 12 min, 3 days."""
     for name, unit_ms in (("days", 86_400_000), ("h", 3_600_000), ("min", 60_000)):
         if duration_ms >= 2 * unit_ms:
             return f"{duration_ms / unit_ms:,.0f} {name}"
@@ -352,7 +353,7 @@ def _shard_cells(shard: Document, rates: ShardRates | None) -> tuple[str, ...]:
 
 
 def shard_columns(document: Document, width: int) -> int:
-    """How many shards fit side by side into `width` characters."""
+    """How many shards fit next to each other into `width` characters."""
     names = [
         len(f"{shard.get('stage')}/{shard.get('partition')}")
         + (0 if _is_running(shard) else 1 + len(str(shard.get("phase"))))
@@ -395,12 +396,12 @@ def _table(*names: str, right: Sequence[str]) -> Any:
 
 
 def _terminal_may_be_gone() -> contextlib.suppress:
-    """A terminal that was closed, or a reader that has exited (`| head`), doesn't stop the cluster."""
+    """Closing the terminal doesn't stop the cluster, and neither does the exit of a reader (`| head`)."""
     return contextlib.suppress(OSError, ValueError)
 
 
 class View(Protocol):
-    """Where the supervisor shows what happens. All methods but `document` may be called from any thread."""
+    """Where the supervisor shows what happens. Any thread may call all methods except `document`."""
 
     def line(self, name: str, text: str) -> None:
         """A log line of the process `name`."""
@@ -456,7 +457,7 @@ class PlainView:
 class LiveView:
     """Header, workers, shards and the last log lines, redrawn in place.
 
-    Lines with errors are also printed above, where they stay.
+    Lines with errors are also printed above the tables, where they stay.
     """
 
     def __init__(self, stream: TextIO | None = None) -> None:
@@ -558,7 +559,7 @@ def styled_line(name: str, text: str, *, whole: bool = False) -> Any:
     styled = Text(no_wrap=not whole, overflow="fold" if whole else "ellipsis")
     styled.append(f"{name:<{NAME_WIDTH}} ", _colour_of(name))
     styled.append("| ", "dim")
-    # Text, not markup: what a handler logs may well hold brackets. Control characters would move the cursor.
+    # This is text, not markup, because a handler may log brackets. Control characters would move the cursor.
     shown = text if whole else shortened(text)
     clean = "".join(c if c.isprintable() else " " for c in shown)
     styled.append(clean, "red" if is_trouble(text) else "yellow" if _WARNING.search(text) else "")
@@ -566,8 +567,8 @@ def styled_line(name: str, text: str, *, whole: bool = False) -> Any:
 
 
 def shortened(text: str) -> str:
-    """A log line without the parts that the live view has no room for: date, ordinary level, logger's
-    name.
+    """A log line without the parts for which the live view has no room: the date, an ordinary level, the
+    logger's name.
     """
     match = _LOG_LINE.match(text)
     if match is None:
@@ -635,7 +636,7 @@ def _open_epoch(document: Document) -> str:
         return ""
     oldest = cast("Document", value)
     age_ms = _number(oldest, "age_ms", 0)
-    if age_ms < 1_000:  # ordinary epochs are no news
+    if age_ms < 1_000:  # ordinary epochs aren't shown
         return ""
     waiting: Any = oldest.get("waiting_for")
     names = ", ".join(map(str, _items(waiting) or [waiting]))
@@ -662,12 +663,12 @@ def _length(value: Any) -> int:
 
 
 def _is_running(item: Document) -> bool:
-    # A shard that is warming elsewhere runs where it is.
+    # A shard that is being warmed elsewhere still runs where it is.
     return item.get("phase") in ("running", "live", "warming")
 
 
 def _restore_progress(worker: Document) -> str:
-    """The progress of a worker's restore: " 120 MB, 340 MB (4 s) to go". Empty if it restores nothing."""
+    """The progress of a worker's restore: " 120 MB, 340 MB (4 s) to go". Empty if it isn't restoring."""
     if worker.get("phase") != "restoring":
         return ""
     read, left = _number(worker, "restore_bytes", 0), _number(worker, "restore_bytes_left", -1)

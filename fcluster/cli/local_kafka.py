@@ -1,7 +1,7 @@
 """The embedded Kafka of a data directory: started, stopped, described, and supervised in a cluster.
 
-Responsible for: who owns a broker and how long it runs; `common.embedded_kafka` runs it. Rule: what was
-started here is stopped here, and nothing else.
+Responsible for: deciding who owns a broker and how long it runs; `kafka.embedded` runs it. Rule: this module
+stops exactly what it has started.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ class OwnBrokers(Protocol):
 
     @property
     def pid(self) -> int | None:
-        """A process of theirs. None unless all run."""
+        """The process id of one of them. None unless all of them run."""
         ...
 
     def start(self, progress: Callable[[str], None] | None = None) -> str:
-        """Start those that don't run. Returns the bootstrap servers."""
+        """Start those that aren't running. Returns the bootstrap servers."""
         ...
 
     def stop(self) -> None:
@@ -52,7 +52,7 @@ class NoBrokers(FclusterError):  # noqa: N818
 
 
 def no_brokers(data_dir: Path) -> NoBrokers:
-    """The error of a command that needs brokers and found none."""
+    """The error of a command that needs brokers, but has found none."""
     return NoBrokers(
         f"no brokers are given, and no cluster or embedded Kafka runs in {data_dir}",
         remedy="Give --brokers HOST:PORT, or start a broker with `fcluster kafka start`.",
@@ -68,7 +68,7 @@ def detached_kafka(data_dir: Path) -> str | None:
     """The bootstrap servers of the brokers that run in the data directory, whoever started them."""
     directory = kafka_directory(data_dir)
     if not directory.is_dir():
-        return None  # spares the commands that need no broker the loading of the Kafka client
+        return None  # so that commands without a broker don't load the Kafka client
     from fcluster.kafka import embedded as embedded_kafka
     from fcluster.kafka import embedded_cluster
 
@@ -83,8 +83,8 @@ class Brokers:
     """Which embedded brokers a command is for.
 
     Attributes:
-        nodes: their wanted number. 0: as many as the data directory has, one if it is new.
-        only: this one of several. 0: all of them.
+        nodes: the wanted number of brokers. 0: as many as the data directory has, or one if it is new.
+        only: only this one of several brokers. 0: all of them.
         settings: Kafka's own, for the brokers of a cluster. Empty: unchanged.
     """
 
@@ -96,7 +96,7 @@ class Brokers:
 def start_kafka(
     data_dir: Path, foreground: bool, progress: Callable[[str], None], which: Brokers | None = None
 ) -> tuple[str, Callable[[], None]]:
-    """Start the brokers of `data_dir`. Returns their servers, and a function that waits as long as they
+    """Start the brokers of `data_dir`. Returns their addresses, and a function that waits for as long as they
     should run.
 
     Raises:
@@ -146,7 +146,7 @@ def start_kafka(
 
 
 def _is_cluster(directory: Path, which: Brokers) -> bool:
-    """Whether several brokers are meant. Raises if that doesn't fit the data directory."""
+    """Whether several brokers are meant. Raises UsageOfBrokers if that doesn't fit the data directory."""
     from fcluster.kafka import embedded_cluster
 
     has = len(embedded_cluster.nodes_of(directory)) or (1 if (directory / "broker.json").exists() else 0)
@@ -227,7 +227,7 @@ def _described(found: BrokerStatus) -> str:
 
 @contextlib.contextmanager
 def brokers_for(settings: Settings, directory: Path) -> Generator[tuple[OwnBrokers | None, str]]:
-    """The brokers that run for this cluster alone (None if it uses others), and the servers to use."""
+    """The brokers that run for this cluster alone (None if it uses others), and the addresses to use."""
     if settings.bootstrap_servers:
         yield None, settings.bootstrap_servers
         return
@@ -263,7 +263,7 @@ class BrokerGuard:
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop. Waits for the thread, and so for a broker start that is under way."""
+        """Stop. This waits for the thread, and so for a broker that is just being started."""
         self._stopped.set()
         self._thread.join()
 

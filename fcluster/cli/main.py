@@ -1,6 +1,6 @@
 """The command `fcluster`: which commands there are.
 
-Responsible for: the group of all commands. `commands` parses their options, `ending` says how each of them
+Responsible for: the group of all commands. `commands` parses their options, `ending` decides how each of them
 ends. Must not do the work itself.
 """
 

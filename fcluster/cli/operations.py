@@ -1,8 +1,8 @@
-"""What the commands that change a running cluster do while they wait: `fcluster drain`, `fcluster scale`.
+"""What the commands that change a running cluster do while they wait (`fcluster drain`, `fcluster scale`).
 
-Responsible for: sending the request, showing progress, and saying exactly what is missing at a timeout.
+Responsible for: sending the request, showing progress, and saying exactly what is missing after a timeout.
 Rules: every wait is bounded; a request is repeated if a new leader may not know it; a leader that knows it
-isn't asked again. Must not parse options, nor print: lines go to a callback.
+isn't asked again. Must not parse options. Must not print: lines are passed to a callback.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ class _Patience:
         self._said = text
 
     def pause(self) -> bool:
-        """Wait a moment. False: the time is over."""
+        """Wait a moment. Returns False if the time is over."""
         left_s = self._deadline_s - time.monotonic()
         time.sleep(max(0.0, min(POLL_S, left_s)))
         return left_s > 0
 
     def status(self, line: Line) -> dict[str, Any] | None:
-        """The status document. None while there is no answer: a new leader may be on its way."""
+        """The status document. None while there is no answer: a new leader may come soon."""
         try:
             return line.status()
         except CoordinatorSilent:
@@ -68,12 +68,13 @@ class _Patience:
 
 
 def drain(line: Line, name: str, *, wait: bool, timeout_s: float, say: Say) -> None:
-    """Let one worker leave, and wait until it is gone, or, if `wait` is False, until it has the order.
+    """Let one worker leave, and wait until it is gone. If `wait` is False, wait only until it has the
+    order.
 
     Args:
-        line: to the coordinator.
-        name: of the worker: its slot, its id, or HOST:PID.
-        wait: until it is gone.
+        line: the connection to the coordinator.
+        name: the worker: its slot, its id, or HOST:PID.
+        wait: whether to wait until it is gone.
         timeout_s: the longest wait.
         say: called with lines about the progress.
 
@@ -110,11 +111,11 @@ def drain(line: Line, name: str, *, wait: bool, timeout_s: float, say: Say) -> N
 
 
 def _repeat_drain(line: Line, worker: str, term: int) -> int:
-    """A new leader learns it from the worker, unless the worker hadn't received it yet."""
+    """A new leader learns of it from the worker, unless the worker hadn't received it yet."""
     try:
         return line.ask(lambda client: client.drain(worker)).term
     except RequestRefused:
-        return term  # it has gone meanwhile
+        return term  # it has left in the meantime
     except CoordinatorSilent:
         return 0
 
@@ -138,20 +139,20 @@ def _what_is_left(document: Mapping[str, Any], slot: int) -> str:
 def scale(
     line: Line, total: int, places: Mapping[str, int], *, wait: bool, timeout_s: float, say: Say
 ) -> None:
-    """Run the wanted number of workers, and wait until they work, or, if `wait` is False, until the agents
-    have the order.
+    """Run the wanted number of workers, and wait until they work. If `wait` is False, wait only until the
+    agents have the order.
 
     Args:
-        line: to the coordinator.
-        total: number of workers, to be spread over all agents. -1: see `places`.
+        line: the connection to the coordinator.
+        total: the number of workers, spread over all agents. -1: see `places`.
         places: how many at each place: an agent's host, HOST:PID, or id.
-        wait: until the workers have joined, and surplus ones are gone.
+        wait: whether to wait until the workers have joined, and surplus ones are gone.
         timeout_s: the longest wait.
         say: called with lines about the progress.
 
     Raises:
         RequestRefused: there is no such agent, or none at all, or the job is stopping.
-        NotReached: it isn't complete when the time is over.
+        NotReached: the change isn't complete when the time is over.
         FclusterError: the coordinator can't be asked.
     """
     reply = line.ask(lambda client: client.scale(total, places))
@@ -182,12 +183,12 @@ def scale(
 
 
 def _repeat_scale(line: Line, document: Mapping[str, Any], targets: Mapping[str, int], term: int) -> int:
-    """A new leader learns the agents' targets from them. Agents that didn't have the order yet have to be
+    """A new leader learns the agents' targets from them. Agents that hadn't received the order yet must be
     told again.
     """
     connected = {agent["agent"] for agent in document["agents"]}
     if not connected.issuperset(targets):
-        return term  # they come back one by one
+        return term  # the agents come back one by one
     try:
         return line.ask(lambda client: client.scale(places=targets)).term
     except (CoordinatorSilent, RequestRefused):
@@ -197,7 +198,7 @@ def _repeat_scale(line: Line, document: Mapping[str, Any], targets: Mapping[str,
 def _missing(
     document: Mapping[str, Any], targets: Mapping[str, int], called: Mapping[str, str], *, workers_too: bool
 ) -> list[str]:
-    """What isn't complete yet, a phrase for each agent."""
+    """What isn't complete yet: a phrase for each agent."""
     agents = {agent["agent"]: agent for agent in document["agents"]}
     missing: list[str] = []
     for name, target in targets.items():

@@ -1,8 +1,8 @@
-"""What `fcluster up` decides and checks before any process runs: keys, brokers, topics, that no other cluster
-runs, and where the coordinator listens.
+"""What `fcluster up` decides and checks before any process runs: keys, brokers and topics, that no other
+cluster runs, and where the coordinator listens.
 
-Responsible for: finding problems in the foreground, and that everything is decided once (`Cleared`). Must not
-start anything.
+Responsible for: finding problems in the foreground, and deciding everything once (`Cleared`). Must not start
+anything.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class Cleared:
     """A cluster that may start.
 
     Attributes:
-        settings: with everything decided that all its processes have to know: the brokers, the keys, and the
-            coordinator's port.
-        address: where this host's processes reach the coordinator.
+        settings: complete with what all processes have to know: the brokers, the keys, and the coordinator's
+            port.
+        address: the address at which this host's processes reach the coordinator.
     """
 
     settings: Settings
@@ -44,11 +44,11 @@ def clear_for_start(
     """Decide what is still open, and find problems, before anything runs.
 
     Args:
-        settings: resolved.
-        topology: of the job.
-        directory: the data directory. Keys are created there, if other hosts are to connect.
+        settings: the resolved settings.
+        topology: the job's topology.
+        directory: the data directory. Keys are created there if other hosts will connect.
         servers: the brokers to use.
-        embedded: they run for this cluster alone.
+        embedded: whether they run for this cluster alone.
 
     Raises:
         FclusterError: the cluster can't start; see `check_before_start`.
@@ -96,7 +96,7 @@ def check_before_start(settings: Settings, topology: Topology, *, embedded: bool
 
 
 def warn_of_losses(admin: AdminClient, topology: Topology) -> None:
-    """Say where committed data can be lost: a few lines at most, none if all is well or can't be seen."""
+    """Say where committed data can be lost: a few lines at most, or none if all is well or can't be seen."""
     from fcluster.common.ids import journal_topic
     from fcluster.kafka.durability import look_for_risks
 
@@ -122,7 +122,7 @@ def check_not_running(settings: Settings, job: str) -> None:
         with open_admin_client(settings, leader.address, leader.public_key) as client:
             found = client.status(timeout_ms=1_000).get("job")
     except FclusterError:
-        return  # the coordinator itself will look more closely
+        return  # the coordinator itself will check more closely
     if found == job:
         raise ClusterConflict(
             f"a cluster of job {job!r} already runs on these brokers: its coordinator is at {leader.address}",
@@ -131,7 +131,9 @@ def check_not_running(settings: Settings, job: str) -> None:
 
 
 def with_own_keys(settings: Settings, directory: Path) -> Settings:
-    """The settings, with keys from the data directory if other hosts are to connect and no keys are given."""
+    """The settings. If other hosts will connect and no keys are given, they get keys from the data
+    directory.
+    """
     from fcluster.wire.keys import create_keys
     from fcluster.wire.security import is_loopback
 
@@ -145,14 +147,14 @@ def with_own_keys(settings: Settings, directory: Path) -> Settings:
 
 
 def listening_addresses(bind: str) -> tuple[str, str]:
-    """Where the coordinator listens for the setting `bind`, and the address that this host's processes
-    use.
+    """Where the coordinator listens according to the setting `bind`, and the address that this host's
+    processes use.
     """
     scheme, _, rest = bind.partition("://")
     host, _, port = rest.rpartition(":")
     if scheme != "tcp" or not host:
         return bind, bind
-    # Chosen here, for the address has to stay the same when the coordinator is restarted.
+    # The port is chosen here, because the address must stay the same when the coordinator is restarted.
     port = str(reserve_for_process()) if port in ("0", "*", "") else port
     near = "127.0.0.1" if host in ("0.0.0.0", "*") else host
     return f"tcp://{host}:{port}", f"tcp://{near}:{port}"

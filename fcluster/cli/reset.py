@@ -1,19 +1,20 @@
 """`fcluster reset`: sets a job to given offsets, with empty state or with its state unchanged.
 
 Responsible for: planning what is changed (`plan_reset`), describing it, and carrying it out (`carry_out`).
-Rules: nothing is changed before the plan is complete; nothing of another job is touched; no process that
-still runs can write afterwards. The order makes a kill at any point harmless:
+Rules: nothing is changed before the plan is complete; nothing that belongs to another job is touched; no
+process that still runs can write afterwards. Because of the order of the steps, a kill at any point is
+harmless:
 
 1. The journal is taken over, which deposes a coordinator, and the reset is recorded in it as begun. Until the
    reset is complete, no coordinator starts the job (`coordinator.checks.check_reset`).
-2. The transactional ids of all slots are fenced, so that no worker can commit any more.
-3. Topics, snapshots and local files are deleted. If something is already gone, that is no error, so this can
-   be repeated.
+2. The transactional ids of all slots are fenced, so that no worker can commit any longer.
+3. Topics, snapshots and local files are deleted. It is no error if something is already gone, so this can be
+   repeated.
 4. The offsets are committed.
 5. The journal forgets the job's topology, partitions and assignment. It keeps the slots, because their ids
    always have to be fenced, and the term and the epoch numbers, which never go back.
 
-Must not parse options, nor ask the user.
+Must not parse options or ask the user.
 """
 
 from __future__ import annotations
@@ -86,10 +87,10 @@ class Move:
     """The change of one source partition's offset.
 
     Attributes:
-        committed: its present next record. -1: none is committed.
-        kept: what its new position keeps of the old one, if state is kept.
-        foreign: the offset was not committed by fcluster.
-        to: its next record afterwards.
+        committed: the next record at present. -1: no offset is committed.
+        kept: what the new position keeps of the old one, if the state is kept.
+        foreign: whether the offset was committed by another program.
+        to: the next record after the reset.
         end: the end of the partition.
     """
 
@@ -107,18 +108,18 @@ class ResetPlan:
     """Everything that a reset changes.
 
     Attributes:
-        job: its name.
+        job: the job's name.
         target: the target, in words.
-        keeps_state: only offsets change.
-        moves: of the offsets.
-        topic_ids: of the sources.
+        keeps_state: whether only offsets change.
+        moves: the changes of the offsets.
+        topic_ids: the topic ids of the sources.
         topics: internal topics to delete.
-        shards: whose snapshots are deleted.
-        snapshots: their store. Empty: there are none.
+        shards: the shards whose snapshots are deleted.
+        snapshots: the store of these snapshots. Empty: there are none.
         local: directories of local state to delete.
-        slots: whose transactional ids are fenced.
-        epoch: of the new positions.
-        notes: for the user.
+        slots: the slots whose transactional ids are fenced.
+        epoch: the epoch of the new positions.
+        notes: notes for the user.
     """
 
     job: str
@@ -156,12 +157,12 @@ def _from_to(move: Move) -> str:
 
 
 def plan_reset(settings: Settings, topology: Topology, target: Target, *, keep_state: bool) -> ResetPlan:
-    """What a reset would change. Changes nothing.
+    """Plan what a reset would change. This changes nothing.
 
     Args:
-        settings: resolved, with brokers.
-        topology: of the job.
-        target: where the offsets go.
+        settings: the resolved settings, with brokers.
+        topology: the job's topology.
+        target: the target of the offsets.
         keep_state: change only the offsets.
 
     Raises:
@@ -224,7 +225,7 @@ def plan_reset(settings: Settings, topology: Topology, target: Target, *, keep_s
     ]
     slots = sorted({int(key.partition("/")[2]) for key in journal if key.startswith("slot/")})
     if not journal:
-        # Somebody deleted it: nobody knows any more which slots there were.
+        # Somebody has deleted the journal, so nobody knows any more which slots there were.
         slots = list(range(settings.workers))
     return ResetPlan(
         job=topology.job,
@@ -253,8 +254,8 @@ def check_directory(settings: Settings) -> None:
 
 
 def _check_nobody_leads(settings: Settings, job: str, journal: Mapping[str, Any]) -> list[str]:
-    """Raises ClusterConflict if the job's coordinator answers, or another process at its address.
-    Otherwise returns notes on it.
+    """Raises ClusterConflict if the job's coordinator answers, or another process at its address. Otherwise
+    returns notes about it.
     """
     leader = leader_in(journal, job)
     if leader is None or not leader.address:
@@ -389,8 +390,9 @@ def _with_state(
 ) -> Move:
     """The move, with the epochs of the state that is kept.
 
-    If the committed offset doesn't have them, because it is lost or another program's, the changelog does: a
-    delta is committed together with its offset, so the last delta is that of the state.
+    The committed offset may not have them, because it was lost or was committed by another program. Then the
+    changelog has them: a delta is committed together with its offset, so the last delta has the epoch of the
+    state.
     """
     stage = topology.stages_by_topic[move.topic]
     changelog = seen.get(stage.changelog) if stage.changelog is not None else None
@@ -410,15 +412,17 @@ def _with_state(
 
 
 def _fingerprint(topology: Topology, stage: Stage) -> str:
-    """Of a position that no transaction of the job commits: the job itself commits all inputs of a shard in
-    one, and checks that."""
+    """The fingerprint of a position that no transaction of the job has committed. (The job itself commits all
+    inputs of a shard in one transaction, and checks that.)
+    """
     return topology.fingerprint if len(stage.inputs) == 1 else RESET_FINGERPRINT
 
 
 def _with_one_epoch(moves: Sequence[Move], topology: Topology) -> list[Move]:
-    """The moves, those of one shard with the epochs that its first input keeps: they are of one state.
+    """The moves. Those of one shard get the epochs that its first input keeps, because they belong to one
+    state.
 
-    A repartition topic is none of the moves. If it is the first, the next input counts.
+    A repartition topic isn't among the moves. If it is the first input, the next one counts.
     """
     stages = topology.stages_by_topic
     kept: dict[tuple[str, int], CommittedPosition | None] = {}
@@ -431,7 +435,7 @@ def _with_one_epoch(moves: Sequence[Move], topology: Topology) -> list[Move]:
 
 
 def _last_epoch(settings: Settings, admin: Admin, at: TopicPartition) -> int:
-    """The epoch of the last committed delta in a partition of a changelog; 0 if there is none."""
+    """The epoch of the last committed delta in a partition of a changelog. 0 if there is none."""
     begin = begin_offsets(admin, [at])[at]
     end = end_offsets(admin, [at], "read-committed")[at]
     consumer = make_consumer(settings, "read-committed", **{"enable.partition.eof": True})
@@ -465,7 +469,7 @@ def _last_epoch_between(consumer: Consumer, before: int) -> int:
         offset = message.offset()
         if offset is None or offset >= before:
             return epoch
-        with suppress(ValueError):  # the restore will say what is wrong with it
+        with suppress(ValueError):  # the restore will report what is wrong with it
             epoch = parse_record(message.value()).epoch
     raise KafkaException(KafkaError(KafkaError._TIMED_OUT, "its end was not reached in time"))
 
@@ -478,7 +482,7 @@ def _local_state(settings: Settings, job: str) -> list[Path]:
 def _shards_with_snapshots(
     settings: Settings, topology: Topology, journal: Mapping[str, Any], seen: Mapping[str, TopicSeen | None]
 ) -> list[ShardId]:
-    """The shards that may have snapshots: as many partitions as the topics have, or ever had."""
+    """The shards that may have snapshots: for as many partitions as the topics have, or ever had."""
     store = _snapshot_store(settings, topology.job)
     found: list[ShardId] = []
     for stage in topology.stages:
@@ -492,7 +496,7 @@ def _shards_with_snapshots(
 
 
 def _snapshot_store(settings: Settings, job: str) -> SnapshotStore | None:
-    """None if there can't be any snapshots, because a plan creates no directories."""
+    """The snapshot store. None if there can't be any snapshots, because a plan creates no directories."""
     scheme, separator, rest = settings.snapshots.partition("://")
     if separator and scheme in OBJECT_STORE_SCHEMES:
         return open_snapshot_store(settings.snapshots, job)
@@ -504,16 +508,16 @@ def _snapshot_store(settings: Settings, job: str) -> SnapshotStore | None:
 
 
 def carry_out(plan: ResetPlan, settings: Settings, topology: Topology, say: Say) -> None:
-    """Carry out the plan. If it is interrupted, at whatever point, it can be repeated.
+    """Carry out the plan. It can be repeated if it was interrupted, at whatever point.
 
     Args:
-        plan: from `plan_reset`, just before.
-        settings: the same.
-        topology: the same.
+        plan: the result of `plan_reset`, which was called just before.
+        settings: the same settings.
+        topology: the same topology.
         say: called with a line for each step.
 
     Raises:
-        FclusterError: a step failed; the message says which.
+        FclusterError: a step failed. The message says which.
     """
     settings = with_settings(settings, reading_group=topology.job)
     admin = make_admin(settings)
@@ -558,7 +562,7 @@ def _write(journal: Journal, entries: Mapping[str, Any]) -> None:
 
 
 def _last_entries(past: Mapping[str, Any], *, keeps_state: bool) -> dict[str, Any]:
-    """The entries that the journal forgets."""
+    """The journal entries that are removed."""
     single = ["leader", "ended", "ending", RESETTING_KEY, *([] if keeps_state else ["topology"])]
     prefixes = ("topic/",) if keeps_state else _FORGOTTEN
     keys = [key for key in past if key.startswith(prefixes)]
@@ -625,7 +629,7 @@ def _delete_local(path: Path) -> None:
 
 
 def _commit_offsets(settings: Settings, topology: Topology, plan: ResetPlan) -> None:
-    """All in one request: Kafka accepts them together."""
+    """All are committed in one request, which Kafka accepts as a whole."""
     offsets = [_new_offset(move, topology, plan) for move in plan.moves]
     consumer = make_consumer(settings, "read-uncommitted", **{"group.id": plan.job})
     try:
@@ -646,7 +650,8 @@ def _new_offset(move: Move, topology: Topology, plan: ResetPlan) -> TopicPartiti
     stage = topology.stages_by_topic[move.topic]
     position = CommittedPosition(
         offset=move.to,
-        # An epoch that has been: the offset is one that is refreshed, so that Kafka doesn't forget it.
+        # Not 0: workers refresh the offsets of idle shards only if they have an epoch. Otherwise Kafka would
+        # expire them.
         epoch=kept.epoch if kept is not None else plan.epoch,
         state_epoch=kept.state_epoch if kept is not None else 0,
         fingerprint=kept.fingerprint if kept is not None else _fingerprint(topology, stage),

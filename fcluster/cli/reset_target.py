@@ -1,4 +1,4 @@
-"""Where `fcluster reset` puts a job's offsets: the meaning of `--to`, and the offsets that follow from it.
+"""Where `fcluster reset` sets a job's offsets: the meaning of `--to`, and the resulting offsets.
 
 Responsible for: parsing `--to`, and choosing an offset for each partition within its present range. Pure,
 except for reading the file of ``offsets:FILE``.
@@ -33,9 +33,9 @@ class Target:
     """The target of a reset.
 
     Attributes:
-        kind: of the target.
+        kind: the kind of target.
         time_ms: for "time": the first record with this timestamp or a later one.
-        offsets: for "offsets": of each partition.
+        offsets: for "offsets": the offset of each partition.
     """
 
     kind: Literal["earliest", "latest", "time", "offsets"]
@@ -116,10 +116,11 @@ def chosen_offsets(
     """The offset of the next record of each partition.
 
     Args:
-        target: of the reset.
+        target: the target of the reset.
         begins: the first offset that each partition still has. It has all partitions of the job's sources.
         ends: the offset after each partition's last record.
-        by_time: for a time: the offset of the first record at or after it. None: there is no such record.
+        by_time: for a time: the offset of the first record at or after it, for each partition. None: there is
+            no such record.
 
     Raises:
         TargetError: a partition is missing, isn't one of the job's sources, or doesn't have that offset.

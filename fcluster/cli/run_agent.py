@@ -1,7 +1,7 @@
 """`fcluster worker JOB --workers N`: an agent, which runs a target number of workers on this host.
 
 Responsible for: connecting the supervisor of the workers (`supervisor.Crew`) with the coordinator's orders
-(`agent`). Rule: what was started here is stopped here. Must not parse options, nor draw.
+(`agent`). Rule: this module stops what it has started. Must not parse options or draw.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ class AgentOptions:
 
 
 def run_agent(options: AgentOptions) -> int:
-    """Run workers on this host until the job ends or fails, or a signal lets them leave. Returns the exit
+    """Run workers on this host until the job ends or fails, or a signal makes them leave. Returns the exit
     code.
 
     Raises:
-        FclusterError: they can't be started, or fail again and again, or the job failed.
+        FclusterError: the workers can't be started, or fail again and again, or the job failed.
     """
     from fcluster.cli.live_view import PlainView
     from fcluster.host.agent import AgentLink, Staff

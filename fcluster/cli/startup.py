@@ -1,7 +1,7 @@
-"""What commands start with (the log, the job, the settings), and what they report about a failure at the end.
+"""What commands start with (the log, the job, the settings), and how they report a failure at the end.
 
 Responsible for: what comes before and after the main work. Rule: mistakes are found in the foreground, before
-any process is started. Must not parse options (`commands` does), nor start anything.
+any process is started. Must not parse options (`commands` does that). Must not start anything.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def start_logging(level: str) -> None:
 
 
 def job_failure(failure: Failure | None) -> Failure:
-    """Why the job failed, for the user's terminal: with what to do about it in any case."""
+    """Why the job failed, for the user's terminal. It always says what to do about it."""
     if failure is None:
         failure = Failure(FailureKind.OTHER, "the job failed")
     remedy = failure.remedy
@@ -62,5 +62,5 @@ def load(
 
 
 def data_directory(flags: Mapping[str, str], config: Path | None, env: Mapping[str, str]) -> Path:
-    """The data directory that options, environment and settings file name."""
+    """The data directory, according to options, environment and settings file."""
     return Path(resolve({}, config, env, flags).state_dir)

@@ -1,8 +1,8 @@
 """`fcluster up`: a cluster on this machine, from the first check to the exit of its last process.
 
 Responsible for: connecting the supervisor of the processes (`supervisor`), their display (`live_view`), and
-what else runs alongside. Rules: mistakes are found in the foreground, before any process is started; what was
-started here is stopped here. Must not parse options, nor draw.
+everything else that runs with them. Rules: mistakes are found in the foreground, before any process is
+started; this module stops what it has started. Must not parse options or draw.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def run_up(options: UpOptions) -> int:
     """Run a cluster on this machine until it is done, fails or is stopped. Returns the exit code.
 
     Raises:
-        FclusterError: it can't be started, or ended before its work was done.
+        FclusterError: the cluster can't be started, or ended before its work was complete.
     """
     from fcluster.api.loader import load_job
 
@@ -171,7 +171,7 @@ class _Up:
             staff=lambda: self._staff(supervisor.target),
             resize=supervisor.resize,
             learn_slots=supervisor.learn_slots,
-            on_end=lambda _ended: None,  # our coordinator's exit code says it
+            on_end=lambda _ended: None,  # our coordinator's exit code says so
             say=lambda text: _log.debug("%s", text),
         )
         handler = _ViewHandler(view)
@@ -209,7 +209,7 @@ class _Up:
         self._pids = pids
         try:
             write_note(self._directory, replace(self._note, pids=pids))
-        except FclusterError as error:  # `fcluster status` has to do without; the job need not
+        except FclusterError as error:  # `fcluster status` can't find the cluster then, but the job can run
             view.line(SUPERVISOR, f"WARNING {error.message}")
 
     def _coordinator_spec(self) -> ProcessSpec:
@@ -226,7 +226,7 @@ class _Up:
 
         argv = spec.argv
         if spec.name == COORDINATOR and not self._coordinator_started:
-            # Whoever leads at the start is another cluster; later it is one that took over from ours.
+            # At the start, another leader means another cluster. Later it is one that took over from ours.
             self._coordinator_started = True
             place = argv.index("--")
             argv = (*argv[:place], "--no-standby", *argv[place:])
@@ -256,7 +256,7 @@ class _Up:
 
 
 class _LoggedView:
-    """A view that also writes the supervisor's lines to a file. The processes have files of their own."""
+    """A view that also writes the supervisor's lines to a file. The processes have their own files."""
 
     def __init__(self, view: View, log: SharedLog) -> None:
         self._view = view

@@ -2,8 +2,8 @@
 number.
 
 Responsible for: the connection to the leader, reports over it, and which orders are carried out (`Orders`).
-Rules: an order is carried out once and never if it is of an older term; an agent that finds no coordinator
-continues as it is. Must not start or stop processes; `supervisor` does.
+Rules: an order is carried out once, and never if it comes from an older term; an agent that finds no
+coordinator changes nothing. Must not start or stop processes; `supervisor` does.
 """
 
 from __future__ import annotations
@@ -68,18 +68,18 @@ class Staff:
 
 
 class AgentLink:
-    """The connection of an agent, served by threads of its own.
+    """The connection of an agent, served by its own threads.
 
     Args:
-        settings: of the cluster.
-        job: its name.
-        address: of the coordinator. Empty: read it from the job's journal.
-        staff: returns the present state. Called from any thread.
+        settings: the cluster's settings.
+        job: the job's name.
+        address: the coordinator's address. Empty: read it from the job's journal.
+        staff: returns the present workers. Called from any thread.
         resize: called with the wanted number of workers.
         learn_slots: called with the slots of workers, by process id.
-        on_end: called when the job has ended, according to the coordinator or the journal: how. Called from
-            any thread, and perhaps more than once.
-        say: called with trouble, and with news.
+        on_end: called when the job has ended, according to the coordinator or the journal, with how it ended.
+            May be called from any thread, and more than once.
+        say: called with problems and news, as texts.
     """
 
     def __init__(
@@ -137,7 +137,7 @@ class AgentLink:
         self._thread.start()
 
     def tell(self) -> None:
-        """Something has changed: report it to the coordinator at once. From any thread."""
+        """Something has changed: report it to the coordinator at once. May be called from any thread."""
         self._news.set()
 
     def close(self) -> None:
@@ -205,7 +205,7 @@ class AgentLink:
     # --- the connection ----------------------------------------------------------------------------
 
     def _connect(self, leader: Leader | None) -> None:
-        """Connect to that leader. None: to the given address. In the seeker's thread."""
+        """Connect to that leader. None: to the given address. Called in the seeker's thread."""
         try:
             if leader is None:
                 self._transport.connect(self._address, self._security)
@@ -224,7 +224,7 @@ class AgentLink:
         self._seeker.unlinked()
 
     def _trouble(self, trouble: str) -> None:
-        """Once for each kind of trouble, because attempts are repeated every second."""
+        """Log it once for each kind of problem, because attempts are repeated every second."""
         if trouble != self._said:
             self._say(trouble)
         self._said = trouble

@@ -1,6 +1,6 @@
 """What `fcluster up` keeps in its data directory: a lock, a note about the running cluster, and log files.
 
-Responsible for: `lock` (held while a cluster runs in the directory; the system releases it however the
+Responsible for: `lock` (held while a cluster runs in the directory; the system releases it, however the
 cluster ends), `cluster.json` (lets `status`, `consume` and `produce` find the cluster without options) and
 `logs/`. Rules: two clusters never share a directory; a note left by a dead cluster is never trusted; logs
 don't grow without bound. Must not touch state, Kafka's data or snapshots, which are in the same directory.
@@ -35,7 +35,8 @@ class DirectoryUnusable(FclusterError):  # noqa: N818
 class ClusterNote:
     """What the commands need to know about a running cluster.
 
-    `pid` is that of `fcluster up`, `keys` the keys directory (empty: none), `insecure` that setting.
+    `pid` is the process id of `fcluster up`, `keys` is the keys directory (empty: none), and `insecure` is
+    the setting of that name.
     """
 
     job: str
@@ -98,7 +99,7 @@ class DirectoryLock:
         self._file = file
 
     def release(self) -> None:
-        """Release the lock. The file stays, since removing it would race with the next process that locks
+        """Release the lock. The file stays, because removing it would race with the next process that locks
         it.
         """
         if self._file is not None:
@@ -107,7 +108,7 @@ class DirectoryLock:
             self._file = None
 
     def holder(self) -> int | None:
-        """The process that holds the lock (0: a process of another machine or user). None if there is
+        """The process that holds the lock (0: a process of another machine or another user). None if there is
         none.
         """
         try:
@@ -144,7 +145,7 @@ def _unwritable(path: Path, error: OSError) -> DirectoryUnusable:
 
 
 def write_note(directory: Path, note: ClusterNote) -> None:
-    """Write `cluster.json`. A reader sees the old one or the new one, never a part.
+    """Write `cluster.json`. A reader sees either the old one or the new one, never a part of it.
 
     Raises:
         DirectoryUnusable: it can't be written.
@@ -171,7 +172,7 @@ def read_note(directory: Path) -> ClusterNote | None:
         note = ClusterNote(**content)
     except (OSError, ValueError, TypeError):
         return None
-    # A process id may be in use again by another program, so the lock has to be held as well.
+    # Another program may use the process id by now, so the lock must be held too.
     if not _is_alive(note.pid) or DirectoryLock(directory).holder() is None:
         return None
     return note
@@ -188,7 +189,7 @@ def _is_alive(pid: int) -> bool:
 
 
 def log_path(directory: Path, name: str) -> Path:
-    """Where the log of the process `name` is kept."""
+    """The path of the log of the process `name`."""
     return directory / "logs" / f"{name}.log"
 
 
@@ -202,7 +203,9 @@ def rotate_log(directory: Path, name: str) -> None:
 
 
 class SharedLog:
-    """A bounded log that several threads write to. A full disk loses lines only here."""
+    """A bounded log that several threads write to. If the disk is full, lines are lost here, but nothing else
+    happens.
+    """
 
     def __init__(self, directory: Path, name: str) -> None:
         self._lock = threading.Lock()

@@ -1,7 +1,7 @@
-"""How a process tells its keeper why it has failed: in a file whose name it finds in its environment.
+"""How a process reports why it has failed to its keeper: in a file that an environment variable names.
 
-Responsible for: that file. What a process writes to its log is for people, and nobody takes it apart. Rules:
-a file that is missing, torn or of another version is no failure; trouble with it never hides the failure
+Responsible for: that file. A process writes its log for people, and no program parses it. Rules: a file that
+is missing, torn or of another version counts as no failure; a problem with the file never hides the failure
 itself.
 """
 
@@ -23,13 +23,13 @@ _decoder = msgspec.json.Decoder(Failure)
 
 
 def take_from_environment() -> Path | None:
-    """The file of this process. Later calls, and the processes that this one starts, find none."""
+    """The file of this process. Later calls find none, and neither do the processes that this one starts."""
     path = os.environ.pop(VARIABLE, "")
     return Path(path) if path else None
 
 
 def write_failure(path: Path, failure: Failure) -> None:
-    """Tell the keeper. If that fails, the keeper refers to the log."""
+    """Report the failure to the keeper. If that doesn't work, the keeper refers to the log."""
     temporary = path.with_name(f"{path.name}.new")
     with contextlib.suppress(OSError):
         temporary.write_bytes(msgspec.json.encode(failure))
@@ -37,7 +37,7 @@ def write_failure(path: Path, failure: Failure) -> None:
 
 
 class FailureFile:
-    """The file of one child process, in a directory of its own, which goes with this object."""
+    """The file of one child process. It is in its own directory, which is removed with this object."""
 
     def __init__(self) -> None:
         self._directory = tempfile.TemporaryDirectory(prefix="fcluster-", ignore_cleanup_errors=True)
@@ -45,11 +45,13 @@ class FailureFile:
 
     @property
     def environment(self) -> dict[str, str]:
-        """To be added to the child's environment."""
+        """Variables to add to the child's environment."""
         return {VARIABLE: str(self._path)}
 
     def take(self) -> Failure | None:
-        """What the child has told. Its text is as the child wrote it, in several lines perhaps."""
+        """The failure that the child has reported. Its text is as the child wrote it, perhaps in several
+        lines.
+        """
         found: Failure | None = None
         with contextlib.suppress(OSError, msgspec.MsgspecError), self._path.open("rb") as file:
             found = _decoder.decode(file.read(BYTES_MAX))

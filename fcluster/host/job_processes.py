@@ -1,7 +1,7 @@
 """The processes of one job on one host: their commands, their environment, and how their exit is reported.
 
-Responsible for: that all of them run the same job with the same settings. Rule: no secret is among a
-process's arguments. Must not keep them running; `supervisor` does.
+Responsible for: making all of them run the same job with the same settings. Rule: no secret is in a process's
+arguments. Must not keep them running; `supervisor` does that.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 
 class ClusterFailed(FclusterError):  # noqa: N818
-    """The cluster ended before its work was done.
+    """The cluster ended before its work was complete.
 
     Args:
-        ended: how.
+        ended: how it ended.
     """
 
     def __init__(self, ended: Ended) -> None:
@@ -49,9 +49,10 @@ class JobProcesses:
         target: the job, as the command line names it.
         flags: settings by name, as given.
         config: the settings file.
-        log_level: of all of them.
-        resolved: settings that they must not determine for themselves.
-        http_bind: of a coordinator among them. A port is for one process only, so workers use free ones.
+        log_level: the log level of all of them.
+        resolved: settings that the processes must not determine for themselves.
+        http_bind: the HTTP address of a coordinator among them. Only one process can use a port, so workers
+            use free ones.
     """
 
     target: str
@@ -63,8 +64,8 @@ class JobProcesses:
 
     @property
     def environment(self) -> dict[str, str]:
-        """For all of them. It has the secrets among the flags, so that no argument of a process shows
-        them.
+        """The environment of all processes. It contains the secret flags, so that they don't show in a
+        process's arguments.
         """
         return {**os.environ, **hand_over(self.flags)[1], "PYTHONUNBUFFERED": "1"}
 
@@ -84,8 +85,8 @@ class JobProcesses:
         return ProcessSpec(name, argv)
 
     def worker(self, number: int, slot: int, coordinator: str) -> ProcessSpec:
-        """A worker. Any slot if `slot` is negative; the coordinator is found through the journal if the
-        address is empty.
+        """The command of a worker. It gets any slot if `slot` is negative. If the address is empty, it finds
+        the coordinator through the journal.
         """
         from fcluster.host.supervisor import worker_name
 
@@ -96,7 +97,9 @@ class JobProcesses:
 
 
 def leave_timeout_s(settings: Settings) -> float:
-    """A worker that was asked to leave hangs if it still runs after this time: its own limits are over."""
+    """If a worker that was asked to leave still runs after this time, it hangs, because its own limits are
+    over.
+    """
     return (settings.worker_leave_timeout_ms + settings.checkpoint_timeout_ms) / 1000 + 5
 
 
@@ -104,8 +107,8 @@ class SpawnedChild:
     """A child whose exit is reported only after its last lines.
 
     Args:
-        process: of `processes.spawn`.
-        failure_file: where it tells why it has failed.
+        process: from `processes.spawn`.
+        failure_file: where it reports why it has failed.
     """
 
     @classmethod
@@ -129,7 +132,7 @@ class SpawnedChild:
         self.pid: int = process.pid
 
     def failure(self) -> Failure | None:
-        """Why it has exited, if it has told. To be called once, after `wait`."""
+        """Why it has exited, if it has reported that. Call it once, after `wait`."""
         return None if self._failure_file is None else self._failure_file.take()
 
     def wait(self) -> int:

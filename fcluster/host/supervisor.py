@@ -1,14 +1,14 @@
 """Keeps processes running, and shuts them down cleanly: those of `fcluster up`, and those of an agent.
 
 Responsible for: starting processes, restarting those that die (with back-off), running the target number of
-workers, ending all of them on a signal (the first one cleanly, the second one by a kill), and the outcome.
-`Keeper` has the common part. `Supervisor` has a coordinator among its processes and ends with it. `Crew` has
-only workers, whose coordinator may be anywhere. Rules: no process outlives its keeper (children die with it,
-see `processes`); every wait is bounded; every restart is logged. Must not parse options, draw, or know what
-the processes do: it knows only their exit codes.
+workers, ending all of them on a signal (the first one ends them cleanly, the second one kills them), and the
+result. `Keeper` is the common part. `Supervisor` has a coordinator among its processes, and ends with it.
+`Crew` has only workers, whose coordinator may be anywhere. Rules: no process outlives its keeper (children
+die with it, see `processes`); every wait is bounded; every restart is logged. Must not parse options, draw,
+or know what the processes do: it knows only their exit codes.
 
-What the exit codes of the children mean, `common/exit_codes` says. What isn't there, and death by a
-signal, is a crash.
+`common/exit_codes` says what the exit codes of the children mean. Every other code, and death by a signal,
+counts as a crash.
 """
 
 from __future__ import annotations
@@ -28,14 +28,17 @@ from fcluster.common.failures import Ended, Failure, FailureKind
 from fcluster.common.processes import RestartBackoff, describe_exit
 
 FAILURES_IN_A_ROW_MAX = 4
-"""A process that exited with an error this often in a row, without ever living for `LIFE_S_GOOD`, won't
-recover."""
+"""If a process has exited with an error this often in a row, without ever living for `LIFE_S_GOOD`, it won't
+recover.
+"""
 LIFE_S_GOOD = 20.0
 EXIT_GRACE_S = 5.0
-"""How long to wait after asking a process to exit before the next stronger means."""
+"""How long to wait after asking a process to exit, before the next stronger measure."""
 DRAIN_NEWS_INTERVAL_S = 5.0
 COORDINATOR_SILENT_S_MAX = 10.0
-"""A coordinator that doesn't answer a drain request for this long (brokers down, or hung) is told to exit."""
+"""If a coordinator doesn't answer a drain request for this long (because it hangs, or brokers are down), it
+is told to exit.
+"""
 LEAVE_TIMEOUT_S = 55.0
 
 LEFT_GRACE_S = 3.0
@@ -51,11 +54,13 @@ class Child(Protocol):
     @property
     def pid(self) -> int: ...
     def wait(self) -> int:
-        """Block until it has exited. Returns its exit code, or minus the signal that killed it."""
+        """Block until it has exited. Returns its exit code, or the negative number of the signal that killed
+        it.
+        """
         ...
 
     def failure(self) -> Failure | None:
-        """Why it has exited, if it has told. To be called once, after `wait`."""
+        """Why it has exited, if it has reported that. Call it once, after `wait`."""
         ...
 
     def terminate(self) -> None: ...
@@ -71,16 +76,17 @@ class ProcessSpec:
 
 
 Spawn = Callable[[ProcessSpec, Callable[[str], None]], Child]
-"""Starts a process. The callback gets each line that it writes, from any thread."""
+"""Starts a process. The callback is called with each line that it writes, from any thread."""
 
 
 MakeWorker = Callable[[int, int], ProcessSpec]
-"""Makes the process of a worker, given its number here and the slot that it should get again (-1: none
-yet)."""
+"""Returns the process of a worker, given its number here and the slot that it should get again (-1: none
+yet).
+"""
 
 
 class Shower(Protocol):
-    """Where lines go."""
+    """Takes lines of output."""
 
     def line(self, name: str, text: str) -> None: ...
 
@@ -121,12 +127,12 @@ class _Member:
     """A process that is kept running.
 
     Attributes:
-        number: of a worker; -1: it isn't a worker.
+        number: the number of a worker. -1: it isn't a worker.
         slot: the worker's slot, as far as is known.
-        retiring: it was asked to exit and isn't wanted any more. It is killed at `kill_at_s` if it hasn't
+        retiring: it was asked to exit and is no longer wanted. It is killed at `kill_at_s` if it hasn't
             exited.
         hopeless: it failed so often in a row that it won't recover by itself.
-        failure: what its last process told when it exited.
+        failure: what its last process reported when it exited.
     """
 
     spec: ProcessSpec
@@ -153,11 +159,11 @@ class Keeper:
         members: the processes, by name.
         spawn: starts a process.
         view: gets the processes' lines and the keeper's own.
-        make_worker: makes additional workers, and workers with their slots for a restart. None: `resize`
-            can't be used.
+        make_worker: returns the processes of additional workers, and of workers that are restarted with their
+            slots. None: `resize` can't be used.
         on_change: called with the processes' ids by name whenever they change.
-        exit_grace_s: how long to wait after asking a process to exit before the next stronger means.
-        leave_timeout_s: a worker that was asked to leave is killed after this time; nothing is lost by that.
+        exit_grace_s: how long to wait after asking a process to exit before the next stronger measure.
+        leave_timeout_s: a worker that was asked to leave is killed after this time. Nothing is lost by that.
     """
 
     def __init__(
@@ -178,7 +184,7 @@ class Keeper:
         self._on_change = on_change
         self._exit_grace_s = exit_grace_s
         self._leave_timeout_s = leave_timeout_s
-        # A SimpleQueue may be put to by a signal handler while the same thread is inside `get`.
+        # A signal handler may put into a SimpleQueue while the same thread is inside `get`.
         self._events: queue.SimpleQueue[_Event] = queue.SimpleQueue()
         self._restarts = 0
         self._draining_since_s: float | None = None
@@ -189,18 +195,18 @@ class Keeper:
 
     @property
     def restarts(self) -> int:
-        """How often a process was restarted."""
+        """How often processes were restarted."""
         return self._restarts
 
     @property
     def target(self) -> int:
-        """The target number of workers. Those that are being restarted count, those that are leaving
+        """The target number of workers. Workers that are being restarted count; those that are leaving
         don't.
         """
         return self._target
 
     def run(self) -> Ended:
-        """Start everything, run until the end, and leave nothing running. For the main thread."""
+        """Start everything, run until the end, and leave nothing running. Called by the main thread."""
         with self._signals_as_events():
             try:
                 for member in self._members.values():
@@ -212,27 +218,27 @@ class Keeper:
                 self._kill_all()
 
     def signal(self, number: int) -> None:
-        """React to that signal: the first one ends all processes cleanly, the second one kills them. From
-        any thread.
+        """React to that signal: the first one ends all processes cleanly, the second one kills them. May be
+        called from any thread.
         """
         self._events.put(_Signalled(number))
 
     def resize(self, target: int) -> None:
-        """Run this many workers: start some, or let the newest ones leave. From any thread."""
+        """Run this many workers: start some, or let the newest ones leave. May be called from any thread."""
         self._events.put(_Resized(target))
 
     def learn_slots(self, slots: Mapping[int, int]) -> None:
-        """Slots of workers by process id, for use after a restart. From any thread."""
+        """Note workers' slots by process id, for use after a restart. May be called from any thread."""
         self._events.put(_SlotsLearnt(slots))
 
     # --- for subclasses ----------------------------------------------------------------------------
 
     def _judge_exit(self, member: _Member, code: int) -> Ended | None:
-        """A wanted process has exited."""
+        """Decide about a wanted process that has exited."""
         raise NotImplementedError
 
     def _begin_drain(self) -> None:
-        """The first signal."""
+        """React to the first signal."""
         raise NotImplementedError
 
     def _overdue(self) -> Ended:
@@ -244,7 +250,7 @@ class Keeper:
         return None
 
     def _gives_up(self) -> bool:
-        """Whether everything ends because one process fails again and again."""
+        """Whether to end everything because one process fails again and again."""
         return True
 
     # --- the loop ----------------------------------------------------------------------------------
@@ -320,7 +326,8 @@ class Keeper:
         delay_s = member.backoff.delay_ms(life_s * 1000) / 1000
         if code > 0 and code not in (ExitCode.TEMPORARY, ExitCode.RECORD_OVERDUE):
             member.failures_in_a_row += 1
-            # What a person has to repair shows at the first start; later it may be the rest of an accident.
+            # If a person has to fix something, that shows at the first start. Later it may be a consequence
+            # of an accident.
             failures_max = 1 if code == ExitCode.MISTAKE and member.starts == 1 else FAILURES_IN_A_ROW_MAX
             member.hopeless = member.hopeless or member.failures_in_a_row >= failures_max
             if member.hopeless and self._gives_up():
@@ -372,7 +379,7 @@ class Keeper:
         staying = self._staying()
         if target != len(staying):
             self._say(f"changing the number of workers from {len(staying)} to {target}")
-        # Those that don't even run leave first, then those with the highest slots, then the youngest.
+        # Workers that don't even run leave first, then those with the highest slots, then the youngest.
         staying.sort(key=lambda m: (m.child is None, m.slot, m.started_s, m.number), reverse=True)
         for member in staying[: max(0, len(staying) - target)]:
             self._retire(member)
@@ -393,7 +400,7 @@ class Keeper:
             member.child.terminate()
 
     def _remove(self, member: _Member, code: int) -> None:
-        """A worker that isn't wanted any more has exited."""
+        """A worker that is no longer wanted has exited."""
         del self._members[member.spec.name]
         self._changed()
         name = member.spec.name
@@ -467,7 +474,7 @@ class Keeper:
                 member.child.kill()
 
     def _failure(self, member: _Member, what: str) -> Ended:
-        """It has told why it failed, or else its log says it."""
+        """It has reported why it failed. Otherwise its log says it."""
         remedy = f"The log of the {member.spec.name} says why."
         failure = member.failure
         if failure is None:
@@ -490,7 +497,7 @@ class Keeper:
     @contextlib.contextmanager
     def _signals_as_events(self) -> Generator[None]:
         if threading.current_thread() is not threading.main_thread():
-            yield  # a test's; it calls `signal`
+            yield  # in a test, which calls `signal`
             return
         former = {
             number: signal.signal(number, lambda received, _frame: self.signal(received))
@@ -510,10 +517,10 @@ class Supervisor(Keeper):
         specs: the processes. One of them is named `COORDINATOR`, the others are workers.
         spawn: starts a process.
         view: gets the processes' lines and the supervisor's own.
-        ask_drain: asks the coordinator to drain. Returns once it has agreed; raises FclusterError if it
-            doesn't answer. Called in a thread, repeatedly until it succeeds.
-        make_worker: see `Keeper`, like the others.
-        drain_timeout_s: a drain that takes longer ends in a kill; nothing is lost by that.
+        ask_drain: asks the coordinator to drain. Returns once the coordinator has agreed, and raises
+            FclusterError if it doesn't answer. Called in a thread, repeatedly until it succeeds.
+        make_worker: see `Keeper`. So are the others.
+        drain_timeout_s: if a drain takes longer, the processes are killed. Nothing is lost by that.
     """
 
     def __init__(
@@ -561,12 +568,13 @@ class Supervisor(Keeper):
                 "Nothing is lost: records that weren't committed are processed again at the next start.",
             )
         if self._draining_since_s is not None and not is_coordinator:
-            # A worker that drained leaves; one that died while draining is replayed at the next start.
+            # A worker that has drained leaves. If one died while draining, its records are replayed at the
+            # next start.
             if code not in (ExitCode.DONE, ExitCode.JOB_ENDED):
                 self._say(f"{member.spec.name} {death_of(code)} while draining")
             return None
         if not is_coordinator and code in (ExitCode.DONE, ExitCode.JOB_FAILED, ExitCode.JOB_ENDED):
-            # It was told to leave: as a rule the coordinator ends next, and there is nothing to say.
+            # It was told to exit. Usually the coordinator ends next, so there is nothing to report.
             member.restart_at_s = time.monotonic() + LEFT_GRACE_S
             return None
         return self._died(member, code)
@@ -574,14 +582,14 @@ class Supervisor(Keeper):
     def _start(self, member: _Member) -> None:
         super()._start(member)
         if member.number < 0 and self._draining_since_s is not None:
-            self._drain_wanted.set()  # the one before took the request with it
+            self._drain_wanted.set()  # the previous one received the request and took it with it
 
     def _begin_drain(self) -> None:
         self._say("draining: committing the last epoch, then stopping (Ctrl-C again to kill)")
         now_s = time.monotonic()
         self._drain_deadline_s = now_s + self._drain_timeout_s
         for member in self._members.values():
-            # The coordinator is needed to drain; workers that are dead have nothing to commit.
+            # The coordinator is needed to drain. Dead workers have nothing to commit.
             if member.restart_at_s is not None:
                 member.restart_at_s = now_s if member.number < 0 else None
         self._drain_wanted.set()
@@ -621,14 +629,14 @@ class Supervisor(Keeper):
 
 
 class Crew(Keeper):
-    """Runs workers until the job ends or fails, or a signal lets them leave.
+    """Runs workers until the job ends or fails, or until a signal makes them leave.
 
     Args:
-        workers: how many to start with.
-        make_worker: makes their processes.
+        workers: how many workers to start with.
+        make_worker: returns their processes.
         spawn: starts a process.
         view: gets the processes' lines and the crew's own.
-        on_change: see `Keeper`, like the others.
+        on_change: see `Keeper`. So are the others.
     """
 
     def __init__(
@@ -654,7 +662,7 @@ class Crew(Keeper):
         self._job_is_over = False
 
     def end(self, ended: Ended) -> None:
-        """The job has ended. So the workers end, and `run` returns. From any thread."""
+        """The job has ended, so the workers end, and `run` returns. May be called from any thread."""
         self._events.put(_JobEnded(ended))
 
     def _judge_exit(self, member: _Member, code: int) -> Ended | None:
@@ -663,15 +671,16 @@ class Crew(Keeper):
                 return _failed(ExitCode.JOB_FAILED, "the job failed", "The coordinator's log says why.")
             return Ended(ExitCode.JOB_FAILED, member.failure.message, member.failure)
         if code == ExitCode.JOB_ENDED:
-            # It was told so, or has read it; the agent's own connection may have come too late to hear it.
-            # Others may still have to commit their last epoch, which ends them in the same way.
+            # The worker was told so, or has read it in the journal. The agent's own connection may have come
+            # too late to hear it. Other workers may still have to commit their last epoch, after which they
+            # end in the same way.
             self._job_is_over = True
             for other in self._members.values():
                 other.restart_at_s = None
         if self._job_is_over:
             return None
         if code == ExitCode.DONE:
-            # Somebody asked this one to leave.
+            # Somebody asked this worker to leave.
             member.restart_at_s = time.monotonic() + LEFT_GRACE_S
             return None
         return self._died(member, code)

@@ -1,7 +1,7 @@
 """`Driver`: runs a job in the test's own process, record by record.
 
-Responsible for: what a worker's shell does around the engine (epochs, replays, stops), and the questions of a
-test. Keeps invariant 1: outputs, offsets and deltas of an epoch become visible together, and everything
+Responsible for: what a worker's shell does around the engine (epochs, replays, stops), and answering a test's
+questions. Invariant 1: outputs, offsets and deltas of an epoch become visible together, and everything
 uncommitted is rolled back as a whole. Knows no Kafka, RocksDB, threads or clocks.
 """
 
@@ -43,7 +43,7 @@ PARTITIONS = 4
 START_MS = 1_767_225_600_000
 """The beginning of 2026."""
 FAILURES_MAX = 100
-"""A record that fails in this many different ways counts as failing in another way each time."""
+"""If a record has failed in this many different ways, it counts as failing in another way each time."""
 _MESSAGE_BYTES_MAX = 1_000_000
 """librdkafka's default of message.max.bytes."""
 _MESSAGE_OVERHEAD_BYTES = 36
@@ -51,12 +51,12 @@ _MESSAGE_OVERHEAD_BYTES = 36
 
 
 class JobStopped(FclusterError):  # noqa: N818  named like the errors of the API
-    """A record has stopped the job. Everything before it is committed, and nothing of it.
+    """A record has stopped the job. Everything before it is committed, and none of its own changes.
 
     Its `__cause__` is the exception that a function of the job raised.
 
     Attributes:
-        topic, partition, offset: of the record; of a timer "" and -1.
+        topic, partition, offset: the position of the record. For a timer, "" and -1.
     """
 
     def __init__(self, message: str, *, remedy: str = "", record: StoredRecord | None = None) -> None:
@@ -74,7 +74,7 @@ class DeadLetter:
         record: the dead letter itself.
         error: what went wrong.
         handler: the step that failed.
-        topic, partition, offset: of the record that failed.
+        topic, partition, offset: the position of the failed record.
         is_stub: the record was too large, so its value and headers are left out.
     """
 
@@ -91,24 +91,24 @@ class Driver:
     """Runs a job in this process, without Kafka. Use it in a `with` block.
 
     It uses the engine of the workers: operators, codecs, state, dead letters, deltas. Each record that is
-    sent goes through all stages before `send` returns, and each step on its way is an epoch of its own,
-    unless `auto_barrier` is False. A stage after another one reads what is committed, as in a cluster.
+    sent goes through all stages before `send` returns. Each step on its way is its own epoch, unless
+    `auto_barrier` is False. A downstream stage reads only committed records, as in a cluster.
 
-    Records of different partitions are processed in the order in which they were written, those of merged
-    topics that wait together in the order of their timestamps.
+    Records of different partitions are processed in the order in which they were written. Records of merged
+    topics that wait at the same time are processed in the order of their timestamps.
 
     Args:
-        job: under test. It isn't changed, so many drivers can run it.
-        partitions: of the topics that the job reads; by topic, or for all of them. The numbers of other
-            topics follow from that, as in a cluster, unless they are given too.
+        job: the job under test. It isn't changed, so many drivers can run it.
+        partitions: partition counts of the topics that the job reads, by topic or for all of them. The counts
+            of other topics follow from these, as in a cluster, unless they are given too.
         settings: override those of the job. Neither fcluster.toml nor the environment is read.
-        auto_barrier: False: records stay in an open epoch until `barrier` is called, so that `crash` loses
+        auto_barrier: if False, records stay in an open epoch until `barrier` is called, so that `crash` loses
             something.
         now_ms: the timestamp of records that are sent without one, in milliseconds since 1970.
 
     Attributes:
-        topology: the job, built.
-        now_ms: may be set.
+        topology: the built job.
+        now_ms: the time; it may be set.
         skipped: how many records were skipped or became dead letters.
         late: how many records came too late for their windows.
 
@@ -175,19 +175,20 @@ class Driver:
         """Write a record to a topic that the job reads, and process it.
 
         Args:
-            topic: that the job reads.
-            value: of the topic's kind. None is a tombstone.
-            key: of the topic's kind. None: no key.
+            topic: a topic that the job reads.
+            value: the value, of the topic's kind. None is a tombstone.
+            key: the key, of the topic's kind. None: no key.
             timestamp: milliseconds since 1970. Default: `now_ms`.
             headers: pairs of a name and a value, in order.
-            partition: default: by the key, as Kafka's producers choose it. Without a key the value decides.
+            partition: the partition. Default: chosen by the key, as Kafka's producers do it. Without a key,
+                the value decides.
 
         Returns:
             The record as written to the topic.
 
         Raises:
             TypeError, ValueError: the value or key can't be encoded for the topic.
-            JobStopped: the record, or one that it led to, has stopped the job.
+            JobStopped: the record, or another one that it caused, has stopped the job.
         """
         __tracebackhide__ = True
         spec = self._source(topic)
@@ -207,7 +208,7 @@ class Driver:
         headers: Sequence[tuple[str, bytes | str | None]] = (),
         partition: int | None = None,
     ) -> TopicRecord:
-        """Like `send`, with raw bytes: for data that no codec produces, such as broken JSON."""
+        """Like `send`, with raw bytes: for data that no codec produces, for example invalid JSON."""
         __tracebackhide__ = True
         spec = self._source(topic)
         self._check_running()
@@ -240,7 +241,7 @@ class Driver:
         self._check_running()
         last = self._topics.sequence
         while not self._commit():
-            # A state can't be kept. Which record left it shows when each is committed by itself.
+            # A state can't be stored. Which record left it shows when each record is committed on its own.
             self._roll_back()
             self._advance(one_by_one=True, until=last)
         self._advance(one_by_one=self._auto_barrier)
@@ -257,10 +258,10 @@ class Driver:
             self.barrier()
 
     def crash(self) -> None:
-        """The process dies, and another one continues from what is committed.
+        """Simulate the death of the process: another one continues from what is committed.
 
         State is restored from the encoded deltas of all epochs. Outputs of the open epoch disappear for
-        readers with "read-committed", and the records that led to them are processed again, now. A job that
+        "read-committed" readers, and the records that caused them are processed again immediately. A job that
         was stopped by a record is restarted, and tries that record again.
 
         Raises:
@@ -279,14 +280,15 @@ class Driver:
         """Let time pass, and fire the timers that become due.
 
         Args:
-            by_ms: by how much. Event time: beyond the latest event time of all partitions.
-            to_ms: to which time, in milliseconds since 1970. Give one of both.
+            by_ms: by how much. For event time, this is added to the latest event time of all partitions.
+            to_ms: to which time, in milliseconds since 1970. Give one of the two.
             clock: "processing" moves `now_ms`. "event" moves the event time of all partitions, as if each
-                partition of the topics that the job reads had got a record of that time that no handler sees.
+                partition of the topics that the job reads had got a record with that time that no handler
+                sees.
 
         Raises:
             ValueError: not exactly one of `by_ms` and `to_ms` is given, or the clock is unknown.
-            JobStopped: a timer, or a record that it led to, has stopped the job.
+            JobStopped: a timer, or a record that it caused, has stopped the job.
         """
         __tracebackhide__ = True
         if (by_ms is None) == (to_ms is None) or clock not in TIMER_CLOCKS:
@@ -334,8 +336,9 @@ class Driver:
         """All records of `topic`, in the order in which they were written.
 
         Args:
-            topic: that the job declares, or one of its repartition topics by its name.
-            isolation: "read-uncommitted" also returns those of the open epoch, and of epochs that were lost.
+            topic: a topic that the job declares, or the name of one of its repartition topics.
+            isolation: "read-uncommitted" also returns records of the open epoch, and of epochs that were
+                lost.
         """
         spec = self._spec(topic)
         internal = spec.name in self.topology.internal_topics
@@ -348,11 +351,12 @@ class Driver:
         return [TopicRecord(spec, record) for record in sorted(found, key=lambda record: record.sequence)]
 
     def event_times(self, stage: str) -> dict[int, int | None]:
-        """The event time of each partition of a stage, in milliseconds since 1970; None: it has none yet.
+        """The event time of each partition of a stage, in milliseconds since 1970; None if it has none
+        yet.
 
         Args:
-            stage: its name, which is that of the topic that it reads, or of the first handler behind a
-                `key_by`; or the name of another handler in it.
+            stage: the stage's name: that of the topic that it reads, or of the first handler after a
+                `key_by`. Or the name of another handler in it.
 
         Raises:
             JobError: the job has no such stage, or doesn't use event time.
@@ -368,11 +372,11 @@ class Driver:
         return {number: clock.now_ms for number, clock in enumerate(clocks) if clock is not None}
 
     def set_idle(self, topic: TopicSpec | str, partition: int) -> None:
-        """Let a partition be idle, as it is in a cluster after `Watermark.idle_ms` without a record: event
-        time doesn't wait for it until its next record.
+        """Make a partition idle, as it is in a cluster when it has had no record for `Watermark.idle_ms`:
+        event time doesn't wait for it until its next record.
 
         Raises:
-            JobStopped: something that follows from it has stopped the job.
+            JobStopped: a consequence of this has stopped the job.
         """
         __tracebackhide__ = True
         spec = self._source(topic)
@@ -383,7 +387,7 @@ class Driver:
             self.barrier()
 
     def dead_letters(self, topic: TopicSpec | str | None = None) -> list[DeadLetter]:
-        """All committed dead letters, of this dead-letter topic or of all."""
+        """All committed dead letters, in this dead-letter topic or in all of them."""
         if topic is not None:
             specs = [self._spec(topic)]
         else:
@@ -396,17 +400,17 @@ class Driver:
     def state(
         self, handler: str, key: Any, declared: State | None = None, *, partition: int | None = None
     ) -> Any:
-        """A copy of the handler's state of `key`.
+        """A copy of the handler's state for `key`.
 
         Args:
-            handler: its name.
-            key: of the kind that the handler sees as `ctx.key`.
+            handler: the handler's name.
+            key: the key, as the handler sees it in `ctx.key`.
             declared: a state that the handler declares. None: its `ctx.state`.
-            partition: of the records, if it isn't determined by the key.
+            partition: the records' partition, if the key doesn't determine it.
 
         Returns:
-            A dict, which is empty if there is no state. For a declared value: the value, or None; for a map:
-            a sorted dict; for a list: a list.
+            A dict, which is empty if there is no state. For a declared value: the value or None. For a map: a
+            sorted dict. For a list: a list.
 
         Raises:
             LookupError: the handler doesn't declare such a state.
@@ -425,7 +429,7 @@ class Driver:
         raise LookupError(f"the handler {handler!r} declares no {declared.kind} {declared.name!r}")
 
     def timers(self, handler: str, key: Any, *, partition: int | None = None) -> dict[str, int]:
-        """The timers of `key` that the handler has set, by name: when they are due.
+        """The timers that the handler has set for `key`, by name: when they are due.
 
         Args:
             handler, key, partition: as in `state`.
@@ -439,7 +443,7 @@ class Driver:
         return {name: at_ms for name, (_clock, at_ms) in sorted(pending.items())}
 
     def states(self, handler: str) -> dict[Any, dict[str, Any]]:
-        """Copies of the handler's `ctx.state` dicts, by key, of all partitions. Keys have to be hashable."""
+        """Copies of the handler's `ctx.state` dicts, by key, of all partitions. Keys must be hashable."""
         stage = self._stage_of(handler)
         source = stage.inputs[0].topic
         decode = key_codec(source.key)[0]
@@ -459,7 +463,7 @@ class Driver:
 
         Args:
             one_by_one: commit after each record.
-            until: process nothing that was written behind the record with this sequence.
+            until: process no records that were written after the record with this sequence.
         """
         __tracebackhide__ = True
         while True:
@@ -479,7 +483,7 @@ class Driver:
                 self._condemn(shard, record, found)
 
     def _next_timed(self) -> Shard | None:
-        """A shard with a timer that is due."""
+        """A shard whose timer is due."""
         for stage in self.topology.stages:
             if stage.timed_steps:
                 for partition in range(self._stage_sizes[stage.name]):
@@ -489,7 +493,7 @@ class Driver:
         return None
 
     def _next(self) -> tuple[Shard, StoredRecord] | None:
-        """The oldest record that can be read and isn't processed, and its shard."""
+        """The oldest record that can be read and hasn't been processed, and its shard."""
         oldest: tuple[Stage, StoredRecord] | None = None
         for stage in self.topology.stages:
             for partition in range(len(self._topics.partitions(stage.topics[0]))):
@@ -502,7 +506,7 @@ class Driver:
         return self._shard(stage, record.partition()), record
 
     def _next_of(self, stage: Stage, partition: int) -> StoredRecord | None:
-        """The next record of a shard: of those that its inputs hold, the one with the smallest timestamp."""
+        """The next record of a shard: the one with the smallest timestamp of those that its inputs have."""
         running = self._shards.get(ShardId(stage.name, partition))
         first: StoredRecord | None = None
         for number, source in enumerate(stage.inputs):
@@ -515,7 +519,9 @@ class Driver:
         return first
 
     def _process(self, shard: Shard, record: StoredRecord | None) -> bool:
-        """Process a record, or fire a timer. False: the open epoch was rolled back, and comes again."""
+        """Process a record, or fire a timer. Returns False if the open epoch was rolled back, and will be
+        processed again.
+        """
         __tracebackhide__ = True
         try:
             if record is None:
@@ -523,9 +529,9 @@ class Driver:
             else:
                 shard.handle(record)
         except UnreadableRecordError as error:
-            if self._commit():  # what is before it
+            if self._commit():  # the records before it
                 self._stop(record, error)
-            # A state can't be kept. The record comes again behind those that are committed one by one.
+            # A state can't be stored. The record comes again after those that are committed one by one.
             last = self._topics.sequence
             self._roll_back()
             self._advance(one_by_one=True, until=last)
@@ -553,7 +559,9 @@ class Driver:
         return [shard for shard in self._shards.values() if shard.dirty]
 
     def _commit(self) -> bool:
-        """Commit the open epoch. False: a state can't be kept; the epoch has to be rolled back."""
+        """Commit the open epoch. Returns False if a state can't be stored: then the epoch must be rolled
+        back.
+        """
         dirty = self._dirty()
         if not dirty:
             return True
@@ -600,14 +608,14 @@ class Driver:
         return True
 
     def _roll_back(self) -> None:
-        """Forget all that isn't committed."""
+        """Drop everything that isn't committed."""
         self._topics.abort()
         self._telling.forget(self._shards)
         self._shards.clear()
         self._port.skipped = self._port.late = 0
 
     def _condemn(self, shard: Shard, record: StoredRecord | None, condemnation: Condemnation) -> None:
-        """Let the record fail with this when it comes again, or the timer that it names."""
+        """Make the record, or the timer that the condemnation names, fail with it when it comes again."""
         condemned = self._condemned.setdefault(shard.id, [])
         if record is None or condemnation.is_of_timer:
             condemned.append((0, shard.next_offset(0), condemnation))
@@ -644,7 +652,7 @@ class Driver:
             raise again
 
     def _shard(self, stage: Stage, partition: int) -> Shard:
-        """The running shard; it is restored if it doesn't run."""
+        """The running shard. It is restored if it doesn't run yet."""
         shard = self._shards.get(ShardId(stage.name, partition))
         if shard is None:
             shard_id = ShardId(stage.name, partition)
@@ -713,14 +721,16 @@ class Driver:
 
 
 def _specs_of(topology: Topology) -> dict[str, TopicSpec]:
-    """All topics of the job but the changelogs, by name."""
+    """All topics of the job except changelogs, by name."""
     specs = [topic for stage in topology.stages for topic in written_topics(stage)]
     specs += [source.topic for source in topology.inputs]
     return {spec.name: spec for spec in [*specs, *topology.topics]}
 
 
 def _partition_counts(topology: Topology, given: int | Mapping[str, int]) -> dict[str, int]:
-    """How many partitions each topic has: those that the cluster would make have as many as it gives them."""
+    """The partition count of each topic. Topics that the cluster would create get as many as the cluster
+    would give them.
+    """
     named: Mapping[str, int] = {} if isinstance(given, int) else given
     specs = _specs_of(topology)
     for name, count in named.items():
@@ -770,7 +780,7 @@ def _message_bytes_max(settings: Settings) -> int:
 
 
 def _size_bytes(value: bytes | None, key: bytes | None, headers: Sequence[Header] | None) -> int:
-    """What librdkafka compares with message.max.bytes."""
+    """The size that librdkafka compares with message.max.bytes."""
     size = _MESSAGE_OVERHEAD_BYTES + len(value or b"") + len(key or b"")
     for name, text in headers or ():
         for field in (name.encode(), text or b""):
@@ -784,14 +794,16 @@ def _length_bytes(length: int) -> int:
 
 
 def _outcomes_of_tests() -> Iterator[type[BaseException]]:
-    """What pytest.fail and pytest.skip raise in a handler is for pytest, whatever `on_error` says."""
+    """If a handler raises what pytest.fail or pytest.skip raises, it is for pytest, whatever `on_error`
+    says.
+    """
     outcomes = sys.modules.get("_pytest.outcomes")
     if outcomes is not None:
         yield outcomes.OutcomeException
 
 
 def _cause_of(error: BaseException) -> BaseException:
-    """What a function of the job raised, or a codec, where the engine's own exceptions tell."""
+    """The exception that a function of the job or a codec raised, if the engine's exceptions have it."""
     cause = error.__cause__
     while isinstance(cause, StepFailure | HandlerError):
         cause = cause.error if isinstance(cause, StepFailure) else cause.__cause__
@@ -799,7 +811,7 @@ def _cause_of(error: BaseException) -> BaseException:
 
 
 def _dead_letter(record: TopicRecord) -> DeadLetter | None:
-    # A dead letter that came from a dead letter has these twice: the last ones are its own.
+    # A dead letter that was made from another dead letter has these twice. The last ones are its own.
     said = {name: (text or b"").decode() for name, text in record.headers if name.startswith("fcluster.")}
     if "fcluster.error" not in said:
         return None

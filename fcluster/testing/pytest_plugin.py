@@ -1,4 +1,4 @@
-"""The fixture `fcluster_driver` for pytest, which finds this module by its entry point."""
+"""The fixture `fcluster_driver` for pytest, which finds this module through its entry point."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def fcluster_driver() -> Iterator[Callable[..., Driver]]:
     """Creates a `fcluster.testing.Driver` for a job, with the same arguments, and closes it after the
     test.
     """
-    from fcluster.testing.driver import Driver  # not at each start of pytest
+    from fcluster.testing.driver import Driver  # imported here, and not at each start of pytest
 
     with ExitStack() as drivers:
 

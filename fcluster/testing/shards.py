@@ -1,7 +1,7 @@
-"""One shard of the job under test: the engine over its state, and its way back from the changelog.
+"""One shard of the job under test: the engine with its state, and the restore from the changelog.
 
 Responsible for: restoring exactly the committed epoch from encoded deltas, processing records in order, and
-giving what an epoch commits. Pure.
+returning what an epoch commits. Pure.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ class MemoryStore:
         self._meta = StoreMeta()
 
     def meta(self) -> StoreMeta:
-        """Where it stands."""
+        """Its position."""
         return self._meta
 
     def get(self, key: bytes) -> bytes | None:
-        """The value of `key`, None if it has none."""
+        """The value of `key`, None if there is none."""
         return self._values.get(key)
 
     def get_many(self, keys: list[bytes]) -> list[bytes | None]:
@@ -51,7 +51,7 @@ class MemoryStore:
         return [self._values.get(key) for key in keys]
 
     def scan(self, start: bytes, stop: bytes, limit: int, *, reverse: bool) -> list[tuple[bytes, bytes]]:
-        """The entries from `start` up to `stop`, in order or backwards, `limit` at most."""
+        """The entries from `start` up to `stop`, in order or backwards, at most `limit`."""
         begin, end = bisect_left(self._ordered, start), bisect_left(self._ordered, stop)
         if reverse:
             found = self._ordered[max(begin, end - limit) : end][::-1]
@@ -71,18 +71,18 @@ class MemoryStore:
         self._meta = meta
 
     def keys_of(self, name: str) -> Iterator[bytes]:
-        """The keys that the store `name` has, without its prefix."""
+        """The keys in the store `name`, without its prefix."""
         prefix = store_prefix(name)
         return (key[STORE_PREFIX_BYTES:] for key in self._values if key.startswith(prefix))
 
 
 @dataclass(frozen=True, slots=True)
 class FrozenShard:
-    """What an epoch commits of one shard.
+    """What an epoch commits for one shard.
 
     Attributes:
         position: the committed offset, whose metadata names the epoch.
-        delta: the records for the changelog; empty if the state didn't change.
+        delta: the records for the changelog. Empty if the state hasn't changed.
     """
 
     shard: Shard
@@ -92,7 +92,7 @@ class FrozenShard:
 
 @dataclass(slots=True)
 class _Here:
-    """In place of a handler's context."""
+    """Used in place of a handler's context."""
 
     _key: bytes | None
 
@@ -111,21 +111,21 @@ class Shard:
     """A running shard.
 
     Args:
-        stage: of the job.
-        partition: of the stage's inputs.
-        position: that is committed.
-        changelog: the partition with the deltas of its state, None if the stage has no state.
+        stage: the job's stage.
+        partition: the partition of the stage's inputs.
+        position: the committed position.
+        changelog: the partition with the deltas of its state, or None if the stage has no state.
         port: takes the outputs.
-        passing: exceptions that aren't the record's doing.
+        passing: exceptions that no record causes.
         condemned: records that are known to fail, by input and offset.
-        wall_ms: the driver's processing time.
+        wall_ms: returns the driver's processing time.
 
     Attributes:
-        clock: its event time; None: the job doesn't use event time.
-        timers: those of its handlers; None: they set none.
+        clock: its event time; None if the job doesn't use event time.
+        timers: its handlers' timers. None if they set none.
 
     Raises:
-        StateDamaged: the changelog doesn't give the state of the committed epoch.
+        StateDamaged: the changelog doesn't lead to the state of the committed epoch.
     """
 
     def __init__(
@@ -148,7 +148,7 @@ class Shard:
         self._store = MemoryStore()
         if changelog is not None:
             self._restore(changelog)
-        # Nothing stays decoded over a barrier: each epoch reads what the last one has encoded.
+        # Nothing stays decoded over a barrier: each epoch reads what the last one encoded.
         self.state = ShardState(self._store, stage.all_stores, cache_entries_max=0)
         tables = self.state.tables
         self.timers = make_timers(
@@ -171,18 +171,20 @@ class Shard:
         return self._next[number]
 
     def handle(self, record: StoredRecord) -> None:
-        """Process the next record of an input; it raises what `StageRunner.handle` raises."""
+        """Process the next record of an input. Raises what `StageRunner.handle` raises."""
         number = self.stage.input_of(record.topic())
         self.runners[number].handle(record)
         self.passed(number, record)
 
     def passed(self, number: int, record: StoredRecord) -> None:
-        """The record is through; timers that are due after it may come."""
+        """The record is through. Timers that are due after it may fire."""
         self._next[number] = record.offset() + 1
         self.dirty = True
 
     def fire(self) -> bool:
-        """Fire the next timer that is due. False: none is. It raises what `StageRunner.handle` raises."""
+        """Fire the next timer that is due. Returns False if none is due. Raises what `StageRunner.handle`
+        raises.
+        """
         if self.timers is None or not self.timers.fire_due(1):
             return False
         self.dirty = True
@@ -196,7 +198,7 @@ class Shard:
         """End the open epoch.
 
         Raises:
-            ProcessingError: a state can't be kept.
+            ProcessingError: a state can't be stored.
         """
         first, *further = self._next
         delta = self.state.freeze(epoch)
@@ -215,13 +217,13 @@ class Shard:
         return "" if self.clock is None else self.clock.encode(number)
 
     def pending_timers(self, handler: str, key: bytes) -> dict[str, tuple[TimerClock, int]]:
-        """The timers of a key that are set: their clock and time. It leaves no trace."""
+        """The timers of a key that are set: clock and time. Reading them leaves no trace."""
         if self.timers is None or handler not in self.timers.handlers:
             return {}
         return self.timers.handlers[handler].pending(key)
 
     def pass_time(self, to_ms: int) -> None:
-        """Move the watermarks of the inputs that aren't the cluster's own; no record comes of it."""
+        """Advance the watermarks of the inputs that aren't the cluster's own. No record comes from this."""
         assert self.clock is not None
         for number, source in enumerate(self.stage.inputs):
             if not source.internal and source.watermark is not None:
@@ -229,13 +231,13 @@ class Shard:
                 self.dirty = True
 
     def set_idle(self, number: int) -> None:
-        """Nobody waits for this input until its next record."""
+        """Don't wait for this input until its next record."""
         if self.clock is not None:
             self.clock.set_idle(number, True)
             self.dirty = True
 
     def committed(self, frozen: FrozenShard, changelog_offset_next: int) -> None:
-        """The epoch is committed; the next one is open."""
+        """The epoch is committed, and the next one is open."""
         self.position = frozen.position
         self.dirty = False
         if frozen.delta:
@@ -243,11 +245,13 @@ class Shard:
             self.state.flush()
 
     def keys_of(self, handler: str) -> list[bytes]:
-        """The keys that may have state, those of the open epoch included."""
+        """The keys that may have state, including those of the open epoch."""
         return list(dict.fromkeys([*self._store.keys_of(handler), *self.state.documents[handler].touched]))
 
     def look(self, store: StateStore, key: bytes) -> Any:
-        """A copy of what a declared state holds for `key`. It leaves no trace, unlike a handler's look."""
+        """A copy of what a declared state contains for `key`. Unlike a handler's access, this leaves no
+        trace.
+        """
         tables = self.state.tables
         for name in store.store_names:
             tables[name].begin_undo()

@@ -1,9 +1,9 @@
 """Kafka's topics as a test needs them: partitions in memory, with transactions and isolation levels.
 
-Responsible for: what a reader of either isolation level sees, before and after a transaction ends. There is
-one transaction at a time. Records keep their offsets for ever; one of an aborted transaction stays where it
-is, and only "read-uncommitted" sees it. (A real broker's control records, which take offsets as well, aren't
-written.) Pure.
+Responsible for: deciding what a reader of either isolation level sees, before and after a transaction ends.
+There is one transaction at a time. Records keep their offsets forever. A record of an aborted transaction
+stays where it is, and only "read-uncommitted" sees it. (A real broker also writes control records, which take
+offsets too. They aren't written here.) Pure.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from fcluster.graph.topology import TopicSpec
 
 Header = tuple[str, bytes | None]
 _CREATE_TIME = 1
-"""The client's mark of a timestamp that the producer gave."""
+"""The client's constant for a timestamp that the producer set."""
 
 
 class Visibility(Enum):
-    """Whom a record can be read by."""
+    """Who can read a record."""
 
     COMMITTED = "everybody"
     OPEN = "read-uncommitted, and everybody once the transaction is committed"
@@ -32,11 +32,11 @@ class Visibility(Enum):
 
 
 class StoredRecord:
-    """A record where it stands. It has the methods of a consumed message (`engine.records.SourceRecord`).
+    """A record in a partition. It has the methods of a consumed message (`engine.records.SourceRecord`).
 
     Attributes:
-        sequence: rises over all topics in the order in which records were written.
-        visibility: whom it can be read by.
+        sequence: increases over all topics in the order in which records were written.
+        visibility: who can read it.
     """
 
     __slots__ = ("_headers", "_key", "_place", "_timestamp_ms", "_value", "sequence", "visibility")
@@ -80,7 +80,7 @@ class StoredRecord:
         return self._value
 
     def timestamp(self) -> tuple[int, int]:
-        """The kind of the timestamp, and milliseconds since 1970; -1: it has none."""
+        """The kind of the timestamp, and milliseconds since 1970; -1 if it has none."""
         return _CREATE_TIME, self._timestamp_ms
 
     def headers(self) -> list[Header] | None:
@@ -89,13 +89,13 @@ class StoredRecord:
 
 
 class TopicRecord:
-    """A record of a topic, as a reader gets it.
+    """A record of a topic, as a reader receives it.
 
     Attributes:
-        topic, partition, offset: where it stands.
-        timestamp: milliseconds since 1970; -1: it has none.
+        topic, partition, offset: its position.
+        timestamp: milliseconds since 1970; -1 if it has none.
         headers: pairs of a name and a value, in order.
-        raw_key, raw_value: as bytes; None: it has none.
+        raw_key, raw_value: key and value as bytes. None if there is none.
     """
 
     __slots__ = ("_spec", "headers", "offset", "partition", "raw_key", "raw_value", "timestamp", "topic")
@@ -112,12 +112,14 @@ class TopicRecord:
 
     @property
     def key(self) -> Any:
-        """The key, decoded as the topic says; None: it has none. Raises what the codec raises."""
+        """The key, decoded as declared for the topic. None if it has none. Raises what the codec raises."""
         return None if self.raw_key is None else key_codec(self._spec.key)[0](self.raw_key)
 
     @property
     def value(self) -> Any:
-        """The value, decoded as the topic says; None: a tombstone. Raises what the codec raises."""
+        """The value, decoded as declared for the topic. None for a tombstone. Raises what the codec
+        raises.
+        """
         return None if self.raw_value is None else value_codec(self._spec.value)[0](self.raw_value)
 
     def __repr__(self) -> str:
@@ -134,7 +136,7 @@ class Partition:
         self._first_open: int | None = None
 
     def add(self, record: StoredRecord) -> None:
-        """At the end."""
+        """Append a record."""
         if record.visibility is Visibility.OPEN and self._first_open is None:
             self._first_open = record.offset()
         self.records.append(record)
@@ -144,11 +146,11 @@ class Partition:
         self._first_open = None
 
     def first_from(self, offset: int, isolation: Isolation) -> StoredRecord | None:
-        """The first record at `offset` or behind it that a reader gets; None if there is none yet."""
+        """The first record at or after `offset` that a reader receives. None if there is none yet."""
         return next(self.read(offset, isolation), None)
 
     def read(self, offset: int, isolation: Isolation) -> Iterator[StoredRecord]:
-        """The records from `offset` on that a reader gets. "read-committed" waits in front of an open one."""
+        """The records from `offset` on that a reader receives. "read-committed" stops before an open one."""
         takes_all = isolation == "read-uncommitted"
         end = len(self.records) if takes_all or self._first_open is None else self._first_open
         for index in range(offset, end):
@@ -161,7 +163,7 @@ class Topics:
     """All topics.
 
     Args:
-        partitions: how many each of them has.
+        partitions: the partition count of each topic.
     """
 
     def __init__(self, partitions: Mapping[str, int]) -> None:
@@ -171,7 +173,7 @@ class Topics:
 
     @property
     def sequence(self) -> int:
-        """That of the record that was written last."""
+        """The sequence of the last written record."""
         return self._sequence
 
     def partitions(self, topic: str) -> tuple[Partition, ...]:
@@ -179,10 +181,9 @@ class Topics:
         return self._topics[topic]
 
     def partition_for(self, topic: str, key: bytes | None, value: bytes | None) -> int:
-        """Where a producer puts a record that names no partition.
+        """Where a producer writes a record without a given partition.
 
-        Without a key, a real one chooses at random. Here the value decides, so that each run is like the
-        other.
+        Without a key, a real producer chooses at random. Here the value decides, so that all runs are alike.
         """
         return partition_of(value or b"" if key is None else key, len(self._topics[topic]))
 
@@ -196,7 +197,7 @@ class Topics:
         headers: Sequence[Header] | None,
         visibility: Visibility,
     ) -> StoredRecord:
-        """Write a record. What is OPEN belongs to the transaction."""
+        """Write a record. If it is OPEN, it belongs to the transaction."""
         target = self._topics[topic][partition]
         self._sequence += 1
         place = (topic, partition, len(target.records))
@@ -207,11 +208,11 @@ class Topics:
         return record
 
     def commit(self) -> None:
-        """End the transaction: everybody sees it."""
+        """Commit the transaction: every reader sees its records."""
         self._end(Visibility.COMMITTED)
 
     def abort(self) -> None:
-        """End the transaction: only "read-uncommitted" sees it."""
+        """Abort the transaction: only "read-uncommitted" sees its records."""
         self._end(Visibility.ABORTED)
 
     def _end(self, visibility: Visibility) -> None:

@@ -1,4 +1,4 @@
-"""Commands that make and list keys: `keys new`, `add`, `show`. Parsing only."""
+"""Commands that create and list keys: `keys new`, `add`, `show`. Parsing only."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ def drain(
 def _read_wanted(
     _context: click.Context, _parameter: click.Parameter, given: tuple[str, ...]
 ) -> tuple[int, dict[str, int]]:
-    """The total (-1 if none was given), and a number for each place."""
+    """The total (-1 if none was given), and the number for each place."""
     places: dict[str, int] = {}
     for item in given:
         place, equals, number = item.rpartition("=")

@@ -1,7 +1,7 @@
 """The options that commands share, and what they mean as settings.
 
 Responsible for: parsing them the same way for all commands. It imports nothing heavy, because `--help` must
-not.
+be fast.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ debug_option = click.option(
 
 
 def common_options(command: Command) -> Command:
-    """Add the options that every command has; the command gets them as `common`."""
+    """Add the options that every command has; the command receives them as `common`."""
     decorators = (
         click.option("--brokers", metavar="HOST:PORT,...", help="Kafka brokers (setting bootstrap.servers)."),
         click.option(
@@ -109,7 +109,7 @@ snapshots_option = click.option(
 caught_up_option = click.option(
     "--until-caught-up",
     is_flag=True,
-    help="Finish once all records that were in the sources at start are processed and committed.",
+    help="Finish once all records that were in the sources at the start are processed and committed.",
 )
 
 
@@ -125,7 +125,7 @@ def options_of(
     keys: str | None = None,
     insecure: bool = False,
 ) -> CommonOptions:
-    """The given options as settings; an option of its own overrides `--set` for the same setting."""
+    """The given options as settings; a command-line option overrides `--set` for the same setting."""
     from fcluster.common.settings import default_toml, handed_flags, is_secret
 
     for name, value in settings.items():
@@ -174,5 +174,5 @@ def data_dir_of(context: click.Context, options: CommonOptions) -> Path:
 
 
 def progress(text: str) -> None:
-    """Say something about a command under way. It isn't part of the command's output."""
+    """Report the progress of a command. This isn't part of the command's output."""
     click.echo(text, err=True)

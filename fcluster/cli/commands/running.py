@@ -20,7 +20,7 @@ from fcluster.cli.ending import Session, report, tell_keeper
 from fcluster.common.exit_codes import ExitCode
 
 HANDLERS_END_S = 3.0
-"""How long a worker that is done waits for threads and processes of its handlers."""
+"""How long a worker that has finished waits for threads and processes of its handlers."""
 
 
 @click.command()
@@ -194,7 +194,7 @@ def worker(
     ended = run_worker(job, settings, slot=slot, coordinator_address=address)
     code = ended.exit_code
     if ended.failure is not None:
-        # A failure of the job is the coordinator's to report.
+        # If the job fails, the coordinator reports it.
         tell = tell_keeper if code == ExitCode.JOB_FAILED else report
         tell(context.ensure_object(Session), ended.failure)
     if code == ExitCode.JOB_ENDED and not kept:

@@ -40,7 +40,7 @@ def plan(
     """The slot that each shard should be on.
 
     Args:
-        shards: all of them, no duplicates.
+        shards: all shards, without duplicates.
         slots: the slots that can run shards. If there are none, the result is empty.
         current: where shards are now. Unknown shards, and slots that aren't in `slots`, don't count.
     """
