@@ -1,1 +1,3 @@
-"""Scripts that measure what the README claims; each prints its figures beside a yardstick of the same run."""
+"""Scripts that measure what the README claims. Each prints its figures next to a yardstick from the same
+run.
+"""

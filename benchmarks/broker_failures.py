@@ -1,19 +1,22 @@
-"""How long output pauses when one of three brokers dies or is restarted, beside the floor and Kafka Streams.
+"""How long output pauses when one of three brokers dies or is restarted, compared with the floor and with
+Kafka Streams.
 
     python -m benchmarks.broker_failures [--kills 20] [--restarts 6] [--rate 1000] [--peers] [--json FILE]
 
-Starts three brokers (three replicas, `min.insync.replicas=2`, `broker.session.timeout.ms=6000`). One
-idempotent producer writes; what it writes is read by a plain read_committed consumer (the floor), by
-fcluster, by fcluster with a repartition, and with --peers by a Kafka Streams job (exactly_once_v2). So all of
-them go through the same deaths at the same moments. One broker after the other is killed with `kill -9` and
-started again 12 s later, the next one when all replicas are in sync again; then each is stopped in good order
-and started.
+It starts three brokers (three replicas, `min.insync.replicas=2`, `broker.session.timeout.ms=6000`). One
+idempotent producer writes. Its records are read by a plain read_committed consumer (the floor), by fcluster,
+by fcluster with a repartition, and with --peers by a Kafka Streams job (exactly_once_v2). So all of them
+experience the same deaths at the same moments. The brokers are killed with `kill -9` one after another. Each
+is started again 12 s later, and the next one is killed when all replicas are in sync again. Then each broker
+is stopped cleanly and started.
 
-Processes that end, of whichever lane, are started again. Ctrl-C ends it with what was measured until then.
+Processes that end are started again, whichever lane they belong to. Ctrl-C ends the run and reports what was
+measured until then.
 
-Of each event and each of the four: the longest time without output in any partition of its output topic. What
-counts is the pause beyond the floor of the same event. Counted besides, over the whole run: sessions that
-ended, processes that ended, lines of errors in the logs. At the end every input must have exactly one output.
+For each event and each of the four lanes, it measures the longest time without output in any partition of the
+lane's output topic. The result is the pause beyond the floor of the same event. Over the whole run it also
+counts sessions that ended, processes that ended, and lines with errors in the logs. At the end every input
+must have exactly one output.
 """
 
 from __future__ import annotations
@@ -61,10 +64,12 @@ BROKER_SETTINGS = {"broker.session.timeout.ms": "6000"}
 AWAY_S = 12.0
 BEFORE_S = 1.0
 SETTLE_S = 5.0
-"""After all replicas are in sync, before the next event; what is late belongs to the last one."""
+"""The time after all replicas are in sync, and before the next event. What is late belongs to the previous
+event.
+"""
 FLOW_S = 120.0
 START_S = 300.0
-"""Kafka Streams takes its time for the first assignment."""
+"""Kafka Streams needs time for the first assignment."""
 TICK_S = 0.01
 ERROR = re.compile(r" (ERROR|CRITICAL) |Traceback \(most recent call last\)")
 WARNING = re.compile(r" WARNING ")
@@ -74,12 +79,12 @@ WARNING = re.compile(r" WARNING ")
 
 
 def produce(brokers: str, topic: str, rate: float, keys: int, written: Any, end: Any) -> None:
-    """Runs in a process of its own: write at a steady rate until `end`, then deliver all of it."""
+    """Write at a steady rate until `end`, then deliver all of it. Runs in its own process."""
     producer = Producer(
         {
             "bootstrap.servers": brokers,
             "enable.idempotence": True,
-            "linger.ms": 5000,  # it is flushed; a shorter linger takes whole cores while a broker is away
+            "linger.ms": 5000,  # it is flushed; a shorter linger takes whole cores while a broker is down
             "partitioner": "murmur2_random",
             "queue.buffering.max.messages": 1_000_000,
             "log_level": 0,
@@ -110,9 +115,9 @@ def produce(brokers: str, topic: str, rate: float, keys: int, written: Any, end:
 
 
 def read(brokers: str, topics: Sequence[str], newest: Any, ready: Any, end: Any, answer: Any) -> None:
-    """Runs in a process of its own: when something was seen in each partition of each topic, until `end`.
+    """Note when something was seen in each partition of each topic, until `end`. Runs in its own process.
 
-    `newest` tells meanwhile when the input of the newest record of each topic's partitions was produced.
+    Meanwhile, `newest` shows when the input of the newest record in each partition was produced.
     """
     consumer = consumer_of(brokers)
     counts = {
@@ -135,12 +140,12 @@ def read(brokers: str, topics: Sequence[str], newest: Any, ready: Any, end: Any,
 
 
 def places(counts: Mapping[str, int]) -> list[tuple[str, int]]:
-    """Each topic's partitions, in the order in which reader and script number them."""
+    """Each topic's partitions, in the order in which the reader and this script number them."""
     return [(topic, number) for topic, count in counts.items() for number in range(count)]
 
 
 def consumer_of(brokers: str) -> Consumer:
-    """A plain reader, outside any group."""
+    """A plain reader without a group."""
     return Consumer(
         {
             "bootstrap.servers": brokers,
@@ -169,13 +174,14 @@ class Event:
     pauses_s: dict[str, float]
 
     def beyond_floor_s(self, lane: str) -> float:
-        """The lane's pause without what a plain producer and consumer pause."""
+        """The lane's pause minus the pause of a plain producer and consumer."""
         return self.pauses_s[lane] - self.pauses_s[FLOOR]
 
 
 def longest_pause_s(seen: Sequence[Sequence[int]], from_ns: int, to_ns: int) -> float:
-    """The longest time without output in one of the partitions, between these moments. One without any record
-    then has paused for all of it."""
+    """The longest time without output in one of the partitions, between these moments. A partition without
+    any record has paused the whole time.
+    """
     worst_ns = 0
     for times_ns in seen:
         inside = [from_ns, *(ns for ns in times_ns if from_ns <= ns <= to_ns), to_ns]
@@ -185,7 +191,7 @@ def longest_pause_s(seen: Sequence[Sequence[int]], from_ns: int, to_ns: int) -> 
 
 @dataclass
 class Exactly:
-    """What a lane's output topic holds at the end."""
+    """What a lane's output topic contains at the end."""
 
     inputs: int
     outputs: int
@@ -194,12 +200,12 @@ class Exactly:
 
     @property
     def ok(self) -> bool:
-        """Every input has exactly one output."""
+        """Whether every input has exactly one output."""
         return self.inputs > 0 and not self.missing and not self.repeated
 
 
 def check(brokers: str, topic: str, inputs: int) -> Exactly:
-    """Read all of an output topic, from its beginning to its end, and count each input's outputs."""
+    """Read a whole output topic, and count each input's outputs."""
     ends = {number: end for (_, number), end in end_offsets(brokers, [topic], READ_COMMITTED).items()}
     found = bytearray(inputs)
     outputs = repeated = 0
@@ -226,7 +232,9 @@ def check(brokers: str, topic: str, inputs: int) -> Exactly:
 
 
 class Job:
-    """An fcluster job, watched: processes that end are counted and started again, as a supervisor would."""
+    """An fcluster job that is watched: processes that end are counted and started again, as a supervisor
+    would do.
+    """
 
     def __init__(self, lane: str, brokers: str, directory: Path, source: str, arguments: Any) -> None:
         self.lane = lane
@@ -247,11 +255,11 @@ class Job:
 
     @property
     def output(self) -> str:
-        """Its output topic."""
+        """The topic of its output."""
         return self.names.output
 
     def look(self) -> None:
-        """Count what has ended since the last look."""
+        """Count what has ended since the last call."""
         for name in list(self.cluster.pids()):
             code = self.cluster.child(name).poll()
             if code is not None:
@@ -263,10 +271,10 @@ class Job:
                     self.cluster.start_worker(int(name.rpartition("-")[2]))
 
     def look_at_sessions(self) -> None:
-        """Every session has a number of its own: each new one came after the end of another."""
+        """Count sessions by their numbers: each new number means that a former session has ended."""
         try:
             numbers = [worker["session"] for worker in status_of(self._brokers, self.names.job)["workers"]]
-        except Exception as error:  # noqa: BLE001  (nobody answers just now; the next look will tell)
+        except Exception as error:  # noqa: BLE001  (no answer now; the next call will tell)
             print(f"  {self.lane}: no status ({error})", flush=True)
             return
         self._sessions.update(numbers)
@@ -274,7 +282,9 @@ class Job:
 
     @property
     def ended_sessions(self) -> int:
-        """So many sessions were begun again, as far as they still lasted at a look."""
+        """How many sessions were begun again. Sessions that had ended before a status was read aren't
+        counted.
+        """
         return len(self._sessions) - self._first_sessions
 
     def lines(self, kind: re.Pattern[str]) -> list[str]:
@@ -289,9 +299,10 @@ class Job:
 
 @contextmanager
 def brokers_that_start_soon() -> Generator[None]:
-    """Brokers begun in here don't use Java's second compiler.
+    """Brokers that are started in this block don't use Java's second compiler.
 
-    On a small host it would take most of the CPU after each start. Kafka Streams isn't begun in here.
+    On a small host, it would take most of the CPU after each start. Kafka Streams isn't started in this
+    block.
     """
     os.environ["JDK_JAVA_OPTIONS"] = "-XX:TieredStopAtLevel=1"
     try:
@@ -301,7 +312,7 @@ def brokers_that_start_soon() -> Generator[None]:
 
 
 class Run:
-    """All lanes on three brokers."""
+    """All lanes, on three brokers."""
 
     def __init__(self, arguments: argparse.Namespace, directory: Path, closing: ExitStack) -> None:
         self._arguments = arguments
@@ -320,7 +331,9 @@ class Run:
         self.ended_peers = 0
 
     def start(self) -> None:
-        """Topics, jobs, load; returns once all lanes have output in all partitions."""
+        """Create topics, start the jobs and the load. Returns once all lanes have output in all
+        partitions.
+        """
         arguments = self._arguments
         self._create(self.source)
         for lane in JOBS:
@@ -392,7 +405,9 @@ class Run:
             self._streams = self._begin_streams()
 
     def await_flow(self, timeout_s: float = FLOW_S) -> bool:
-        """Wait until every lane shows in every partition what is produced from now on; whether it does."""
+        """Wait until every lane's output contains, in every partition, what is produced from now on. Returns
+        whether it does.
+        """
         since_ns = time.time_ns()
 
         def flows() -> bool:
@@ -408,7 +423,7 @@ class Run:
             return False
 
     def event(self, kind: str, node: int) -> None:
-        """One broker goes and comes back; returns when everything is whole and calm again."""
+        """One broker goes down and comes back. Returns when everything is whole and calm again."""
         from_ns = time.time_ns() - int(BEFORE_S * 1e9)
         began_s = time.monotonic()
         if kind == "kill":
@@ -430,13 +445,15 @@ class Run:
         print(f"  {kind} broker {node}: whole after {time.monotonic() - began_s:.0f} s", flush=True)
 
     def make_whole(self) -> None:
-        """Start what an interrupted event has left away."""
+        """Start brokers that an interrupted event has left down."""
         with brokers_that_start_soon():
             self.brokers.start_nodes(self.brokers.nodes)
         wait_whole(self.servers, timeout_s=180)
 
     def finish(self) -> dict[str, Exactly]:
-        """Stop the load, let all catch up, end them; the pauses, and what the output topics hold."""
+        """Stop the load, let all lanes catch up, and end them. Returns the pauses, and what the output topics
+        contain.
+        """
         self._end_writing.set()
         self._writer.join(150)
         written = self._written.value
@@ -453,7 +470,7 @@ class Run:
         return {lane: check(self.servers, topic, written) for lane, topic in self.topics.items()}
 
     def _await_end(self) -> None:
-        """Until no lane's output grows any more."""
+        """Wait until no lane's output grows any more."""
         before: dict[tuple[str, int], int] = {}
         for _ in range(30):
             now = end_offsets(self.servers, list(self.topics.values()), READ_COMMITTED)
@@ -467,7 +484,7 @@ class Run:
 
 
 def machine() -> dict[str, Any]:
-    """Where and with what this was measured."""
+    """The machine and the versions that this was measured with."""
     try:
         revision = subprocess.run(
             ["git", "rev-parse", "--short", "HEAD"],
@@ -492,7 +509,7 @@ def machine() -> dict[str, Any]:
 
 
 def report(run: Run, exactly: Mapping[str, Exactly]) -> dict[str, Any]:
-    """Print the table and what was counted; the same for a file."""
+    """Print the table and the counts. Returns the same for a file."""
     lanes = [lane for lane in (PLAIN, REGROUPED, FLOOR, STREAMS) if lane in run.topics]
     print(f"\n| {'event':<18} | " + " | ".join(f"{lane:>18}" for lane in lanes) + " |")
     print(f"|{'-' * 20}|" + "|".join("-" * 20 for _ in lanes) + "|")
@@ -544,7 +561,7 @@ def report(run: Run, exactly: Mapping[str, Exactly]) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Run and print; exit code 1 if an input hasn't exactly one output."""
+    """Run and print. The exit code is 1 if an input doesn't have exactly one output."""
     made = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     made.add_argument("--kills", type=int, default=20)
     made.add_argument("--restarts", type=int, default=6, help="Clean ones, each broker in turn.")

@@ -1,9 +1,10 @@
-"""How long the compiled chain of a stage takes for a record, without Kafka: this source tree beside another.
+"""How long the compiled chain of a stage takes for a record, without Kafka: this source tree compared with
+another one.
 
     python -m benchmarks.chain /path/to/another/checkout
 
-Each tree runs in a process of its own, in turns: what else the host does hits both. The ratio is the other
-tree's best time over this one's; more than 1 says that this one is faster.
+Each tree runs in its own process, in turns, so whatever else the host does affects both. The ratio is the
+other tree's best time divided by this one's. If it is more than 1, this tree is faster.
 """
 
 from __future__ import annotations

@@ -1,13 +1,14 @@
-"""How fast one worker drains a topic, beside a bare loop over the same clients in the same run.
+"""How fast one worker drains a topic, compared with a bare loop over the same clients in the same run.
 
     python -m benchmarks.drain [--brokers HOST:PORT] [--records 1000000] [--rounds 1]
 
-JSON records over many keys, running count and sum, one output for each input, exactly once. The bare loop
-consumes, `orjson.loads`, updates a dict, `orjson.dumps`, produces: no state on disk, no transactions. It runs
-twice: with the clients' default settings, the yardstick, and "tuned" with `TUNED`, since librdkafka's default
-of waiting 1,000 ms when its queue is full holds a fast loop to about 100,000 records a wait. All read the
-same topic. Time counts from the first output to the last one committed, so process start, join and
-restore are outside; the bare loop's from its first record to its flush. Rounds interleave the two.
+The job reads JSON records over many keys, keeps a running count and sum, and writes one output for each
+input, exactly once. The bare loop consumes, calls `orjson.loads`, updates a dict, calls `orjson.dumps` and
+produces: no state on disk, no transactions. It runs twice: with the clients' default settings, which is the
+yardstick, and "tuned" with `TUNED`, because librdkafka by default waits 1,000 ms when its queue is full,
+which limits a fast loop to about 100,000 records per wait. All read the same topic. The job's time runs from
+the first output to the last committed one, so process start, join and restore don't count. The bare loop's
+time runs from its first record to its flush. Rounds alternate between the two.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class Drained:
 
 
 def fill(brokers: str, topic: str, records: int, keys: int) -> None:
-    """Write the input; the key space is walked in a fixed scattered order."""
+    """Write the input. The keys are visited in a fixed scattered order."""
     producer = plain_producer(brokers)
     for number in range(records):
         key = f"k{number * 7919 % keys}"
@@ -62,7 +63,7 @@ def fill(brokers: str, topic: str, records: int, keys: int) -> None:
 def bare_loop(
     brokers: str, source: str, output: str, partitions: int, records: int, config: dict[str, Any], answer: Any
 ) -> None:
-    """Runs in a process of its own, so that its CPU time and memory are its own."""
+    """Runs in its own process, so that its CPU time and memory can be measured."""
     consumer = Consumer(
         {
             "bootstrap.servers": brokers,
@@ -117,7 +118,7 @@ def bare_loop(
 def measure_bare(
     brokers: str, names: Names, partitions: int, records: int, config: dict[str, Any]
 ) -> Drained:
-    """One pass of the bare loop into a topic of its own."""
+    """One pass of the bare loop. It writes into its own topic."""
     output = f"{names.job}-bare-{uuid.uuid4().hex[:6]}"
     create_topic(brokers, output, partitions)
     context = multiprocessing.get_context("spawn")
@@ -138,7 +139,7 @@ def measure_bare(
 def measure_job(
     brokers: str, directory: Path, names: Names, records: int, settings: dict[str, str]
 ) -> tuple[Drained, float]:
-    """One drain by a fresh job of one worker; also the coordinator's CPU seconds."""
+    """One drain by a new job with one worker. Also returns the coordinator's CPU seconds."""
     with cluster(brokers, directory, names, 1, settings) as running:
         running.start()
         pids = running.pids()
@@ -199,7 +200,7 @@ def main() -> int:
 
 
 def summarise(bare: list[Drained], tuned: list[Drained], jobs: list[Drained]) -> None:
-    """The medians of all rounds, and the ratios, each of one round's own figures."""
+    """Print the medians of all rounds, and the ratios. Each ratio is from the figures of one round."""
     print(f"medians of {len(jobs)}:")
     for name, found in (("bare loop", bare), ("bare loop, tuned", tuned), ("fcluster", jobs)):
         show(
@@ -216,7 +217,7 @@ def summarise(bare: list[Drained], tuned: list[Drained], jobs: list[Drained]) ->
 
 
 def show(name: str, drained: Drained, more: str = "") -> None:
-    """One line of figures."""
+    """Print one line of figures."""
     print(
         f"  {name:<18} {drained.rate:10,.0f} records/s   {drained.cpu_s_per_million:5.1f} CPU-s per million"
         f"   peak {drained.peak_bytes / 1e6:6,.0f} MB{more}",

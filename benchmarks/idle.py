@@ -1,8 +1,8 @@
-"""What an idle cluster costs: CPU time of one coordinator and four workers, and their resident memory.
+"""What an idle cluster costs: the CPU time of one coordinator and four workers, and their resident memory.
 
     python -m benchmarks.idle [--brokers HOST:PORT] [--seconds 30]
 
-The job has processed a few records and has nothing to do. Kafka isn't counted.
+The job has processed a few records, and then has nothing to do. Kafka isn't counted.
 """
 
 from __future__ import annotations

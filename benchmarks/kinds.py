@@ -1,9 +1,10 @@
-"""What the kinds of state cost: the step of a handler that uses one, and its share of the barrier; no Kafka.
+"""What the kinds of state cost, without Kafka: the step of a handler that uses one, and its share of the
+barrier.
 
     python -m benchmarks.kinds
 
-Each line is the best of several rounds: microseconds of processor time for a record, over a RocksDB of its
-own, with a barrier every 1,000 records.
+Each line is the best of several rounds: microseconds of processor time for a record, with its own RocksDB,
+and a barrier every 1,000 records.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Message:
         self._number = number
 
     def key(self) -> bytes:
-        """One of some hundred."""
+        """One of some hundred keys."""
         return b"k%d" % (self._number % KEYS)
 
     def value(self) -> bytes:
@@ -56,11 +57,11 @@ class Message:
         """None."""
 
     def topic(self) -> str:
-        """Any."""
+        """Any topic."""
         return "in"
 
     def partition(self) -> int:
-        """Any."""
+        """Any partition."""
         return 0
 
     def offset(self) -> int:
@@ -69,23 +70,23 @@ class Message:
 
 
 def document(ctx: Any, value: int) -> None:
-    """The dict."""
+    """Uses the dict."""
     ctx.state["n"] = ctx.state.get("n", 0) + value
 
 
 def total(ctx: Any, value: int) -> None:
-    """A value."""
+    """Uses a value."""
     state = ctx.value(TOTAL)
     state.set(state.get(0) + value)
 
 
 def put(ctx: Any, value: int) -> None:
-    """A further entry of a map."""
+    """Adds an entry to a map."""
     ctx.map(BY_TIME)[value] = value
 
 
 def put_and_scan(ctx: Any, value: int) -> None:
-    """The same, and the five newest entries; older ones go."""
+    """Does the same, reads the five newest entries, and deletes older ones."""
     entries = ctx.map(BY_TIME)
     entries[value] = value
     newest = [key for key, _ in zip_five(entries.scan(reverse=True))]
@@ -95,17 +96,17 @@ def put_and_scan(ctx: Any, value: int) -> None:
 
 
 def zip_five(pairs: Any) -> list[Any]:
-    """The first five."""
+    """The first five items."""
     return [pair for _, pair in zip(range(5), pairs, strict=False)]
 
 
 def seen(ctx: Any, value: int) -> None:
-    """A map with a TTL: each entry expires after four of its key."""
+    """Uses a map with a TTL: each entry expires four records of its key later."""
     ctx.map(SEEN)[value] = value
 
 
 def last(ctx: Any, value: int) -> None:
-    """The last three in a list."""
+    """Keeps the last three in a list."""
     state = ctx.list(LAST)
     state.append(value)
     if len(state) > 3:
@@ -123,7 +124,7 @@ CASES: list[tuple[Callable[..., Any], list[Any]]] = [
 
 
 def measure(handler: Callable[..., Any], states: list[Any]) -> float:
-    """Seconds of processor time for all records."""
+    """Returns the seconds of processor time for all records."""
     job = Job("j")
     job.process(job.topic("in"), states=states)(handler)
     (stage,) = job.build(Settings()).stages

@@ -1,11 +1,12 @@
-"""Latency from producer to consumer, with the job between them and without ("the floor").
+"""Latency from producer to consumer, with the job between them and without it ("the floor").
 
     python -m benchmarks.latency [--brokers HOST:PORT] [--rate 2000] [--seconds 30] [--rounds 1]
 
-The floor: one producer at a steady rate into the source topic, a read_committed and a read_uncommitted reader
-of that topic. With the job: the same producer, the same two readers, but of the job's output. Timestamps are
-`time.time_ns` of one host, carried in the records. Each probe is a process of its own, the same in both
-phases; the first seconds of each phase don't count. Rounds interleave the phases, medians are printed.
+For the floor, one producer writes at a steady rate into the source topic, and a read_committed and a
+read_uncommitted reader read that topic. With the job, the producer is the same, and the same two readers read
+the job's output. The records carry timestamps from `time.time_ns` of one host. Each probe is its own process,
+the same in both phases. The first seconds of each phase don't count. Rounds alternate between the phases, and
+medians are printed.
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ from tests.harness import Cluster, cpu_seconds, wait_until
 KEYS = 1000
 START_TIMEOUT_S = 60
 TICK_S = 0.005
-"""The producer wakes this often and writes what is due: 10 records at 2,000/s."""
+"""The producer wakes up this often and writes what is due: 10 records at 2,000/s."""
 
 
 @dataclass(frozen=True)
 class Latency:
-    """Of one reader in one phase."""
+    """The latency of one reader in one phase."""
 
     median_ms: float
     p99_ms: float
@@ -42,7 +43,9 @@ class Latency:
 
 
 def produce(brokers: str, topic: str, rate: float, seconds: float) -> None:
-    """Runs in a process of its own: write at a steady rate, each record with the time of its writing."""
+    """Write at a steady rate. Each record carries the time at which it was written. Runs in its own
+    process.
+    """
     producer = Producer(
         {"bootstrap.servers": brokers, "linger.ms": 1, "partitioner": "murmur2_random", "acks": "all"}
     )
@@ -62,7 +65,7 @@ def produce(brokers: str, topic: str, rate: float, seconds: float) -> None:
 def read(
     brokers: str, topic: str, partitions: int, isolation: str, ready: Any, end: Any, answer: Any
 ) -> None:
-    """Runs in a process of its own: each record's (producer's time, latency) in nanoseconds until `end`."""
+    """Note each record's (producer's time, latency) in nanoseconds until `end`. Runs in its own process."""
     consumer = consumer_at_end(brokers, topic, partitions, isolation)
     seen: list[tuple[int, int]] = []
     ready.set()
@@ -79,7 +82,7 @@ def read(
 
 
 def measure(brokers: str, written: str, watched: str, arguments: Any) -> tuple[Latency, Latency]:
-    """One phase: what the read_committed and the read_uncommitted reader saw."""
+    """One phase. Returns what the read_committed and the read_uncommitted reader saw."""
     context = multiprocessing.get_context("spawn")
     end = context.Event()
     readers: list[tuple[Any, Any, Any]] = []
@@ -119,13 +122,13 @@ def measure(brokers: str, written: str, watched: str, arguments: Any) -> tuple[L
 
 
 def summarise(seen: list[tuple[int, int]], from_ns: int) -> Latency:
-    """Median and p99 of the records written after `from_ns`."""
+    """The median and the p99 of the records written after `from_ns`."""
     latencies_ms = [latency_ns / 1e6 for at, latency_ns in seen if at >= from_ns]
     return Latency(percentile(latencies_ms, 0.5), percentile(latencies_ms, 0.99), len(latencies_ms))
 
 
 def measure_with_job(brokers: str, directory: Path, arguments: Any) -> tuple[Latency, Latency, float]:
-    """A fresh job between producer and readers; also the cluster's CPU use in cores."""
+    """A new job between producer and readers. Also returns the cluster's CPU use in cores."""
     names = Names.new()
     with (
         topics(brokers, names, arguments.partitions),
@@ -141,7 +144,7 @@ def measure_with_job(brokers: str, directory: Path, arguments: Any) -> tuple[Lat
 
 
 def warm_up(brokers: str, names: Names, running: Cluster) -> None:
-    """One record through each partition: the job runs, its producers are connected."""
+    """Send one record through each partition, so that the job runs and its producers are connected."""
     producer = Producer({"bootstrap.servers": brokers, "partitioner": "murmur2_random"})
     for number in range(200):
         record = {"id": -1, "key": f"k{number}", "value": 0, "at": 0}
@@ -157,7 +160,7 @@ def warm_up(brokers: str, names: Names, running: Cluster) -> None:
 
 
 def measure_floor(brokers: str, arguments: Any) -> tuple[Latency, Latency]:
-    """Producer and readers on one topic, no job."""
+    """Producer and readers on one topic, without a job."""
     names = Names.new()
     with topics(brokers, names, arguments.partitions):
         return measure(brokers, names.source, names.source, arguments)

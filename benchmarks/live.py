@@ -1,10 +1,10 @@
-"""A steady load and a live read_committed reader, each a process of its own, and what they tell.
+"""A steady load and a live read_committed reader, each in its own process, and what they observe.
 
-For benchmarks of what happens to a running cluster: how long outputs of a partition pause, and what latency
-the others have meanwhile. Producer and reader share nothing with each other or with the script that hurts the
-cluster, so neither waits for the other's interpreter. Outputs keep their input's key and so its partition: a
-shard's output is one partition of the output topic, and each record carries the time when its input was
-produced.
+For benchmarks of disturbances in a running cluster: how long outputs of a partition pause, and what latency
+the other partitions have meanwhile. Producer and reader share nothing with each other or with the script that
+disturbs the cluster, so neither waits for the other's interpreter. Outputs keep their input's key and so its
+partition: a shard's output is one partition of the output topic, and each record carries the time when its
+input was produced.
 """
 
 from __future__ import annotations
@@ -29,25 +29,27 @@ from tests.harness import Cluster, wait_until
 
 START_TIMEOUT_S = 60
 TICK_S = 0.005
-"""The producer wakes this often and writes what is due: 10 records at 2,000/s."""
+"""The producer wakes up this often and writes what is due: 10 records at 2,000/s."""
 READ_AT_A_TIME = 1000
 
 
 @dataclass(frozen=True)
 class Seen:
-    """One output in one partition: when its input was produced, and when the reader had it; nanoseconds."""
+    """One output in one partition: when its input was produced, and when the reader received it, in
+    nanoseconds.
+    """
 
     produced_ns: int
     seen_ns: int
 
     @property
     def latency_ms(self) -> float:
-        """From the one to the other."""
+        """The time from one to the other."""
         return (self.seen_ns - self.produced_ns) / 1e6
 
 
 def produce(brokers: str, topic: str, rate: float, keys: int, end: Any) -> None:
-    """Runs in a process of its own: write at a steady rate until `end`."""
+    """Write at a steady rate until `end`. Runs in its own process."""
     producer = Producer(
         {"bootstrap.servers": brokers, "linger.ms": 1, "partitioner": "murmur2_random", "acks": "all"}
     )
@@ -70,7 +72,7 @@ def produce(brokers: str, topic: str, rate: float, keys: int, end: Any) -> None:
 
 
 def consumer_at_end(brokers: str, topic: str, partitions: int, isolation: str) -> Consumer:
-    """One that reads what comes from now on."""
+    """A consumer that reads what comes from now on."""
     consumer = Consumer(
         {
             "bootstrap.servers": brokers,
@@ -85,7 +87,9 @@ def consumer_at_end(brokers: str, topic: str, partitions: int, isolation: str) -
 
 
 def read(brokers: str, topic: str, partitions: int, newest: Any, ready: Any, end: Any, answer: Any) -> None:
-    """Runs in a process of its own: note each record until `end`; `newest` tells meanwhile how far it is."""
+    """Note each record until `end`. Meanwhile, `newest` shows how far the reader is. Runs in its own
+    process.
+    """
     consumer = consumer_at_end(brokers, topic, partitions, READ_COMMITTED)
     seen = {partition: array("q") for partition in range(partitions)}
     loads, clock = orjson.loads, time.time_ns
@@ -105,11 +109,11 @@ def read(brokers: str, topic: str, partitions: int, newest: Any, ready: Any, end
 
 
 class Load:
-    """Producer and reader around a job; use it in a `with` block, then ask `seen`.
+    """Producer and reader around a job. Use it in a `with` block, then read `seen`.
 
     Args:
         rate: records a second, over `keys` keys.
-        partitions: of source and output.
+        partitions: the partition count of source and output.
     """
 
     def __init__(
@@ -144,17 +148,17 @@ class Load:
                 process.join()
 
     def newest_ns(self, partition: int) -> int:
-        """When the input of the newest output in this partition was produced; 0: there is none."""
+        """When the input of the newest output in this partition was produced. 0 if there is none."""
         return self._newest[partition]
 
     def wait_flowing(self, partitions: Iterable[int], seconds: float) -> None:
-        """Wait until all these partitions have had steady output for so long."""
+        """Wait until all these partitions have had steady output for this long."""
         from_ns = time.time_ns() + int(seconds * 1e9)
         wanted = list(partitions)
         wait_until(lambda: self._reached(wanted, from_ns), "steady output", START_TIMEOUT_S, 0.02)
 
     def wait_reached(self, partitions: Iterable[int], produced_ns: int) -> None:
-        """Wait until outputs of what was produced at this time were seen in all these partitions."""
+        """Wait until outputs of records produced at this time were seen in all these partitions."""
         wanted = list(partitions)
         wait_until(lambda: self._reached(wanted, produced_ns), "output", START_TIMEOUT_S, 0.02)
 
@@ -162,7 +166,7 @@ class Load:
         return all(self._newest[partition] > produced_ns for partition in partitions)
 
     def finish(self) -> Mapping[int, list[Seen]]:
-        """Stop writing and reading; what was seen, by partition, in the order of reading."""
+        """Stop writing and reading. Returns what was seen, by partition, in the order of reading."""
         self._end_writing.set()
         self._writer.join(START_TIMEOUT_S)
         time.sleep(1.0)
@@ -176,7 +180,7 @@ class Load:
 
 
 def load_of(brokers: str, source: str, output: str, arguments: Any) -> Load:
-    """The load that the arguments ask for."""
+    """The load that the arguments describe."""
     return Load(
         brokers,
         source,
@@ -191,9 +195,9 @@ def load_of(brokers: str, source: str, output: str, arguments: Any) -> Load:
 def cluster_under_load(
     brokers: str, directory: Path, names: Names, settings: dict[str, str], arguments: Any
 ) -> Iterator[tuple[Cluster, Load]]:
-    """The job on as many workers as the arguments ask for, started, and the load that they ask for.
+    """The job on as many workers as the arguments say, started, and the load that they describe.
 
-    Settings given with --set win over `settings`.
+    Settings given with --set take precedence over `settings`.
     """
     with (
         topics(brokers, names, arguments.partitions),
@@ -219,7 +223,7 @@ class Pause:
 
 
 def longest_pause(seen: Sequence[Seen], partition: int, from_ns: int, to_ns: int) -> Pause:
-    """The longest pause of a partition among the records that were seen in this time."""
+    """The longest pause of a partition among the records that were seen during this time."""
     times_ns = sorted(one.seen_ns for one in seen if from_ns <= one.seen_ns <= to_ns)
     assert len(times_ns) > 1, f"next to nothing was seen in partition {partition}"
     begin_ns, end_ns = max(pairwise(times_ns), key=lambda pair: pair[1] - pair[0])
@@ -229,17 +233,17 @@ def longest_pause(seen: Sequence[Seen], partition: int, from_ns: int, to_ns: int
 def latencies_ms(
     seen: Mapping[int, Sequence[Seen]], partitions: Iterable[int], counts: Callable[[Seen], bool]
 ) -> list[float]:
-    """Latencies of the records in these partitions that count."""
+    """The latencies of the counted records in these partitions."""
     return [one.latency_ms for partition in partitions for one in seen[partition] if counts(one)]
 
 
 def under_way(from_ns: int, to_ns: int) -> Callable[[Seen], bool]:
-    """Whether a record was under way at any time between these two moments."""
+    """Whether a record was on its way at any time between these two moments."""
     return lambda one: one.produced_ns <= to_ns and one.seen_ns >= from_ns
 
 
 def seen_before(to_ns: int, seconds: float) -> Callable[[Seen], bool]:
-    """Whether a record was seen in so many seconds before this moment."""
+    """Whether a record was seen in this many seconds before this moment."""
     from_ns = to_ns - int(seconds * 1e9)
     return lambda one: from_ns <= one.seen_ns < to_ns
 

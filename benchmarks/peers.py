@@ -1,7 +1,7 @@
-"""Kafka Streams beside fcluster: its jars by Maven, our own small program compiled by javac.
+"""Kafka Streams next to fcluster: Maven fetches its jars, and javac compiles our own small program.
 
-Responsible for: fetching and compiling once (kept in the cache of the embedded Kafka), and running the
-program as a child that ends with us. Whoever has no Maven, no javac or no network measures without it.
+Responsible for: fetching and compiling once (kept in the embedded Kafka's cache), and running the program as
+a child that ends with us. Without Maven, javac or a network, the benchmarks run without it.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ HEAP = "-Xmx256m"
 
 
 class NoPeerError(Exception):
-    """Kafka Streams can't be had here; the message says why."""
+    """Kafka Streams isn't available here. The message says why."""
 
 
 def resolve() -> Path:
     """The directory with the jars and the compiled program.
 
     Raises:
-        NoPeerError: no Maven, no javac, or they failed.
+        NoPeerError: there is no Maven or no javac, or they failed.
     """
     digest = hashlib.sha256()
     for path in sorted(_SOURCES.iterdir()):
@@ -84,17 +84,17 @@ def _run(command: Sequence[str], otherwise: str) -> None:
 def start(
     jars: Path, brokers: str, job: str, source: str, output: str, directory: Path, *settings: str
 ) -> ChildProcess:
-    """Start the job; its log is `streams.log` in `directory`.
+    """Start the job. Its log is `streams.log` in `directory`.
 
     Raises:
-        NoPeerError: there is no Java for it.
+        NoPeerError: there is no suitable Java.
     """
     try:
         java = find_java()
     except EmbeddedKafkaError as error:
         raise NoPeerError(error.message) from error
     directory.mkdir(parents=True, exist_ok=True)
-    # The log goes to standard error, warnings and worse.
+    # The log goes to standard error, from warnings upwards.
     (directory / "log4j2.properties").write_text(
         "status = error\n"
         "appender.console.type = Console\n"

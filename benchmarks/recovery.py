@@ -1,20 +1,20 @@
-"""How long the output of a killed worker's shards pauses, and what the others feel of it.
+"""How long the output of a killed worker's shards pauses, and how the other shards are affected.
 
     python -m benchmarks.recovery [--brokers HOST:PORT] [--rate 2000] [--kills 10] [--keys 20000]
 
-Four workers under a steady load, first without a standby, then with one; one after the other is killed with
-`kill -9`, and started again once the others have taken its shards. A live read_committed reader tells, of
-each kill:
+Four workers run under a steady load, first without a standby, then with one. They are killed with `kill -9`
+one after another. Each is started again once the others have taken its shards. For each kill, a live
+read_committed reader shows:
 
-- how long after it the output of the dead worker's shards resumes (the partition that took longest counts),
-  and the longest time without output in one of them around it,
-- where that time went, as the coordinator's status tells, and the worker that took over in its log,
-- the p99 latency, producer to reader, in the partitions of the other workers: of all records under way
-  between the kill and the moment when the dead worker's partitions have output again, and of those seen in
-  the 5 s before.
+- how long it took until the output of the dead worker's shards resumed (the slowest partition counts), and
+  the longest time without output in one of them around the kill,
+- where that time went, according to the coordinator's status and the log of the worker that took over,
+- the p99 latency, producer to reader, in the partitions of the other workers: of all records that were on
+  their way between the kill and the moment when the dead worker's partitions had output again, and of those
+  seen in the 5 s before.
 
-A p99 of half a second is that of a few hundred records, so it is also given for the windows of all kills
-together, beside all seconds before them. The floor is the same load without a job, through one topic.
+The p99 of half a second is that of a few hundred records. So it is also given for the windows of all kills
+together, next to all the seconds before them. The floor is the same load without a job, through one topic.
 Medians are printed.
 """
 
@@ -48,7 +48,7 @@ from tests.pauses import status_of, wait_settled
 BEFORE_S = 5.0
 AROUND_S = 0.5
 AFTER_S = 1.5
-"""What follows so soon belongs to the pause, if output pauses again."""
+"""If output pauses again this soon, that belongs to the pause."""
 FLOOR_S = 8.0
 STEPS = ("noticed", "journalled", "fenced", "assigned", "restored")
 RESTORED = re.compile(
@@ -62,7 +62,7 @@ class Kill:
 
     Attributes:
         steps_ms: where the time went.
-        restored_ms: within the worker whose restore took longest.
+        restored_ms: where the time went in the worker whose restore took longest.
     """
 
     slot: int
@@ -74,7 +74,7 @@ class Kill:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one kill came to."""
+    """The result of one kill."""
 
     kill: Kill
     resumed_ms: float
@@ -84,7 +84,7 @@ class Outcome:
 
     @property
     def ratio(self) -> float:
-        """Of the others' p99 in the window to that before."""
+        """The others' p99 in the window divided by that before."""
         return p99(self.window_ms) / p99(self.before_ms)
 
 
@@ -105,7 +105,9 @@ def kill(running: Cluster, names: Names, slot: int, load: Load, replicas: int) -
 
 
 def restores(data_dir: Path, since_ns: int) -> list[tuple[int, int, int]]:
-    """What the workers' logs say of restores since then: positions, copies, the rest, in milliseconds."""
+    """What the workers' logs say about restores since then: positions, copies and the rest, in
+    milliseconds.
+    """
     found: list[tuple[int, int, int]] = []
     for path in (data_dir / "test-logs").glob("worker-*.log"):
         for line in path.read_text(errors="replace").splitlines():
@@ -116,12 +118,12 @@ def restores(data_dir: Path, since_ns: int) -> list[tuple[int, int, int]]:
 
 
 def moment_ns(line: str) -> int:
-    """When a line of a log was written."""
+    """The time at which a log line was written."""
     return int(datetime.strptime(line[:24], "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=UTC).timestamp() * 1e9)
 
 
 def outcome(one: Kill, seen: Mapping[int, Sequence[Seen]]) -> Outcome:
-    """From what was seen around the kill."""
+    """The result, from what was seen around the kill."""
     from_ns, to_ns = one.killed_ns - int(AROUND_S * 1e9), one.killed_ns + int(30e9)
     resumed = [
         min(row.seen_ns for row in seen[partition] if row.produced_ns >= one.killed_ns)
@@ -131,7 +133,7 @@ def outcome(one: Kill, seen: Mapping[int, Sequence[Seen]]) -> Outcome:
         longest_pause(seen[partition], partition, from_ns, min(to_ns, resumed_ns + int(AFTER_S * 1e9)))
         for partition, resumed_ns in zip(one.partitions, resumed, strict=True)
     ]
-    # Output resumes with what the dead worker left undone, which is older than the kill.
+    # Output resumes with what the dead worker left unfinished, which is older than the kill.
     resumed_ns = max(pause.to_ns for pause in pauses)
     others = sorted(set(seen) - set(one.partitions))
     return Outcome(

@@ -1,4 +1,4 @@
-"""As `running_totals_job`, by groups of keys: each record goes through a repartition topic first."""
+"""Like `running_totals_job`, by groups of keys: each record first goes through a repartition topic."""
 
 import os
 

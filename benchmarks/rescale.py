@@ -3,13 +3,13 @@
     python -m benchmarks.rescale [--brokers HOST:PORT] [--rate 2000] [--keys 20000] [--rounds 3]
 
 Two workers run all shards under a steady load until each shard has snapshots and its changelog is truncated
-behind the older one. Then two more are started, which get their share by warm moves. A live read_committed
-reader tells for each shard that moved the longest time without output around its move, beside the longest in
-the same partition in the seconds before; the coordinator's status tells where the time went.
+up to the older one. Then two more workers are started, which get their share by warm moves. For each shard
+that moved, a live read_committed reader shows the longest time without output around its move, next to the
+longest one in the same partition in the seconds before. The coordinator's status shows where the time went.
 
-No shard may be restored from the beginning of its changelog. Workers say in their logs with what a warm
-copy and a restore began, and how many records of the changelog a restore read; the run fails if one began
-with nothing, if a restore didn't begin with local files (the warm copy), or if a move was cold. Medians are
+No shard may be restored from the beginning of its changelog. Workers log what a warm copy and a restore began
+with, and how many records of the changelog a restore read. The run fails if a copy or a restore began with
+nothing, if a restore didn't begin with local files (the warm copy), or if a move was cold. Medians are
 printed.
 """
 
@@ -60,9 +60,9 @@ class Move:
     """One shard's move.
 
     Attributes:
-        pause_ms: the longest around it; `usual_ms`: the longest in the seconds before.
+        pause_ms: the longest pause around it. `usual_ms`: the longest one in the seconds before.
         copied_from: what its warm copy began with. `restored_from`: what its restore began with.
-        records: of the changelog that the restore read.
+        records: how many records of the changelog the restore read.
         steps_ms: where the time went.
     """
 
@@ -77,7 +77,7 @@ class Move:
 
 @dataclass(frozen=True)
 class Growth:
-    """One cluster that grew. `restores_ms`: of each restore, its positions, copies and changelog."""
+    """One cluster that grew. `restores_ms`: the times for positions, copies and changelog in each restore."""
 
     moves: Sequence[Move]
     seconds: float
@@ -87,7 +87,7 @@ class Growth:
 
 
 def grow(brokers: str, directory: Path, arguments: Any) -> Growth:
-    """Start a cluster, let it grow, and look at what was seen."""
+    """Start a cluster, let it grow, and evaluate what was seen."""
     names = Names.new()
     settings = {"snapshot.interval.ms": str(SNAPSHOT_INTERVAL_MS)}
     with cluster_under_load(brokers, directory, names, settings, arguments) as (running, load):
@@ -115,7 +115,9 @@ def grow(brokers: str, directory: Path, arguments: Any) -> Growth:
 
 
 def wait_even(running: Cluster, names: Names, workers: int) -> dict[str, Any]:
-    """Until so many workers have an even share of the shards, and nothing moves; the status."""
+    """Wait until this many workers have an even share of the shards, and nothing moves. Returns the
+    status.
+    """
     found: dict[str, Any] = {}
 
     def look() -> bool:
@@ -128,7 +130,7 @@ def wait_even(running: Cluster, names: Names, workers: int) -> dict[str, Any]:
 
 
 def wait_truncated(brokers: str, names: Names, partitions: int) -> None:
-    """Until no changelog has its first records any more, because all shards have two snapshots."""
+    """Wait until no changelog has its first records any more, because all shards have two snapshots."""
     admin = make_admin(resolve({}, None, {}, {"bootstrap.servers": brokers}))
     changelog = changelog_topic(names.job, names.source)
     wanted = [TopicPartition(changelog, partition) for partition in range(partitions)]
@@ -141,7 +143,7 @@ def wait_truncated(brokers: str, names: Names, partitions: int) -> None:
 
 
 def owners_of(brokers: str, names: Names) -> dict[int, int]:
-    """Partition to slot."""
+    """The slot of each partition."""
     return {shard["partition"]: shard["slot"] for shard in status_of(brokers, names.job)["shards"]}
 
 
@@ -153,7 +155,7 @@ def moves(
     began_ns: int,
     ended_ns: int,
 ) -> Iterator[Move]:
-    """What became of each shard that moved."""
+    """The result for each shard that moved."""
     logs = log_lines(running.data_dir, began_ns)
     copies = {int(found["partition"]): found["base"] for line in logs if (found := COPIED.search(line))}
     restored_by = {int(found["partition"]): found for line in logs if (found := RESTORED.search(line))}
@@ -209,7 +211,7 @@ def main() -> int:
 
 
 def show(growth: Growth) -> None:
-    """A line for each shard."""
+    """Print a line for each shard."""
     print(
         f"  {len(growth.moves)} shards moved within {growth.seconds:.1f} s of the start of the new workers:"
     )
@@ -226,7 +228,7 @@ def show(growth: Growth) -> None:
 
 
 def summarise(growths: Sequence[Growth]) -> None:
-    """Medians of all shards of all rounds."""
+    """Print the medians of all shards in all rounds."""
     moved = [move for growth in growths for move in growth.moves]
     pauses_ms = sorted(move.pause_ms for move in moved)
     steps = ", ".join(f"{step} {median([move.steps_ms[step] for move in moved]):.0f} ms" for step in STEPS)

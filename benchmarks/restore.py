@@ -1,11 +1,12 @@
-"""How long a host takes to get the state of 5,000,000 keys back, beside copying files and replaying records.
+"""How long a host takes to get the state of 5,000,000 keys back, compared with copying files and with
+replaying records.
 
     python -m benchmarks.restore [--brokers HOST:PORT] [--keys 5000000] [--shards 8] [--rounds 3]
 
 A job's state is written through the product's own layers: every epoch's delta to a changelog in a
-transaction, the deltas to RocksDB, then a snapshot of each shard, and some more deltas behind the snapshots.
-Then a host without any local files restores all shards as a worker does (`storage/restore.py`). Beside it,
-interleaved:
+transaction, the deltas to RocksDB, then a snapshot of each shard, and some more deltas after the snapshots.
+Then a host without any local files restores all shards as a worker does (`storage/restore.py`). The following
+are measured in turn with it:
 
 - `cp` of the same snapshot files, and `cp` followed by `sync` of them: the speed of copying,
 - the restore from the changelog alone, as if there were no snapshot,
@@ -64,12 +65,12 @@ _V = TypeVar("_V")
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be prepared.
+    """What has to be prepared.
 
     Attributes:
-        keys: in all shards together; values encode to `value_bytes`.
-        deltas: epochs of each shard behind its snapshot, each of `delta_keys` keys.
-        replay_topic: gets one record for each key; empty: it isn't written.
+        keys: the number of keys in all shards together. Values are encoded to `value_bytes`.
+        deltas: epochs of each shard after its snapshot, each with `delta_keys` keys.
+        replay_topic: gets one record for each key. Empty: it isn't written.
     """
 
     brokers: str
@@ -84,24 +85,24 @@ class Plan:
 
     @property
     def settings(self) -> Settings:
-        """Of the cluster."""
+        """The cluster's settings."""
         return resolve({}, None, {}, {"bootstrap.servers": self.brokers})
 
     @property
     def snapshots(self) -> DirectorySnapshotStore:
-        """Where the snapshots are."""
+        """The directory of the snapshots."""
         return DirectorySnapshotStore(self.directory / "snapshots", JOB)
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """One shard as it stands in Kafka and in the snapshot store.
+    """One shard, as it is in Kafka and in the snapshot store.
 
     Attributes:
         snapshot_files: paths and sizes in the snapshot store.
-        records_behind: changelog records behind the snapshot, of `bytes_behind` in all.
-        records_before: those that the snapshot makes unnecessary.
-        digest: of all entries (see `digest_of`).
+        records_behind: changelog records after the snapshot, `bytes_behind` in all.
+        records_before: changelog records that the snapshot makes unnecessary.
+        digest: the digest of all entries (see `digest_of`).
     """
 
     request: RestoreRequest
@@ -125,7 +126,7 @@ def prepare(plan: Plan) -> list[Prepared]:
 
 
 def prepare_shard(plan: Plan, partition: int) -> Prepared:
-    """Write one shard; runs in a process of its own."""
+    """Write one shard. Runs in its own process."""
     root = plan.directory / f"writing-{partition}"
     directory = StoreDirectory(root)
     try:
@@ -174,10 +175,11 @@ class _ShardWriter:
         self._producer.init_transactions(TIMEOUT_S)
 
     def write(self, keys: Sequence[bytes]) -> None:
-        """One epoch that changes these keys, committed."""
+        """One committed epoch that changes these keys."""
         epoch = self.state.state_epoch + 1
         get, randbytes = self.state.tables[TABLE].get, self._random.randbytes
-        # {"n":1,"text":"..."}: random digits, since a text that compresses well would flatter the files.
+        # {"n":1,"text":"..."}: random digits, because a text that compresses well would make the files too
+        # small.
         text_bytes = self._plan.value_bytes - len(orjson.dumps({"n": epoch, "text": ""}))
         for key in keys:
             state = get(key)
@@ -206,7 +208,7 @@ class _ShardWriter:
 
 
 def write_replay_topic(plan: Plan, partition: int, entries: Sequence[tuple[bytes, bytes]]) -> None:
-    """One record for each key, as Kafka Streams' changelog holds it once it is compacted."""
+    """One record for each key, as in Kafka Streams' changelog after compaction."""
     producer = Producer(
         {
             "bootstrap.servers": plan.brokers,
@@ -227,7 +229,7 @@ def write_replay_topic(plan: Plan, partition: int, entries: Sequence[tuple[bytes
 
 
 def digest_of(entries: Iterable[tuple[bytes, bytes]]) -> str:
-    """Of all keys and values, in their order."""
+    """The digest of all keys and values, in their order."""
     digest = sha256()
     for key, value in entries:
         digest.update(b"%d:%d:%b%b" % (len(key), len(value), key, value))
@@ -252,8 +254,8 @@ class Restored:
     """One restore of all shards, on a host that had nothing.
 
     Attributes:
-        base: what each shard began with.
-        progress: what was told last.
+        base: the base of each shard.
+        progress: the last progress.
     """
 
     seconds: float
@@ -272,13 +274,13 @@ def restore(
     """Restore all shards into an empty state directory, which is removed afterwards.
 
     Args:
-        told: gets the progress as it is told.
-        checked: compare every entry with what was written, outside of what is measured.
+        told: called with the progress.
+        checked: whether to compare every entry with what was written. This isn't measured.
     """
     progress: list[RestoreProgress] = []
     root = plan.directory / f"restored-{uuid.uuid4().hex[:6]}"
     directory = StoreDirectory(root)
-    # A worker has these connected since it joined.
+    # A worker has connected these when it joined.
     admin, consumer = make_admin(plan.settings), changelog_consumer(plan.settings)
     admin.list_topics(plan.changelog, timeout=TIMEOUT_S)
     consumer.list_topics(plan.changelog, timeout=TIMEOUT_S)
@@ -314,7 +316,7 @@ def restore(
 
 
 def copy_files(plan: Plan, *, durably: bool) -> float:
-    """`cp` of the snapshot store's files; how long it took in seconds."""
+    """`cp` the snapshot store's files. Returns the seconds."""
     target = plan.directory / f"copied-{uuid.uuid4().hex[:6]}"
     try:
         started_s = time.monotonic()
@@ -328,7 +330,9 @@ def copy_files(plan: Plan, *, durably: bool) -> float:
 
 
 def replay(plan: Plan) -> tuple[float, int]:
-    """Kafka Streams' way, by one process for each core: seconds, and how many records were put."""
+    """Kafka Streams' way, with one process for each core. Returns the seconds, and how many records were
+    put.
+    """
     root = plan.directory / f"replayed-{uuid.uuid4().hex[:6]}"
     cores = os.cpu_count() or 1
     shares = [list(range(first, plan.shards, cores)) for first in range(min(cores, plan.shards))]
@@ -360,7 +364,7 @@ def replay(plan: Plan) -> tuple[float, int]:
 def replay_share(
     plan: Plan, root: Path, partitions: Sequence[int], ends: dict[int, int], begin: Any, answer: Any
 ) -> None:
-    """Runs in a process of its own: read these partitions to their ends into RocksDB."""
+    """Read these partitions to their ends into RocksDB. Runs in its own process."""
     consumer = Consumer(
         {
             "bootstrap.servers": plan.brokers,
@@ -397,13 +401,13 @@ def replay_share(
 
 
 def quietly(measure: Callable[[], _V]) -> _V:
-    """Measure once what was written before is on the disk, and doesn't compete."""
+    """Measure once what was written before is on the disk and doesn't compete any more."""
     os.sync()
     return measure()
 
 
 def rounds(plan: Plan, prepared: Sequence[Prepared], number: int) -> Iterator[tuple[str, float]]:
-    """Names and seconds, all ways interleaved."""
+    """Names and seconds. All ways run in turn."""
     empty = DirectorySnapshotStore(plan.directory / "no-snapshots", JOB)
     behind = sum(one.records_behind for one in prepared)
     for count in range(number):
@@ -459,7 +463,7 @@ def main() -> int:
 
 
 def describe(plan: Plan, prepared: Sequence[Prepared], seconds: float) -> None:
-    """What there is to be restored."""
+    """A description of what has to be restored."""
     size_bytes = sum(size for one in prepared for _, size in one.snapshot_files)
     print(
         f"{plan.keys:,} keys of {plan.value_bytes} bytes in {plan.shards} shards: "
@@ -474,7 +478,7 @@ def describe(plan: Plan, prepared: Sequence[Prepared], seconds: float) -> None:
 
 
 def summarise(plan: Plan, prepared: Sequence[Prepared], found: dict[str, list[float]]) -> None:
-    """Medians, and what they come to beside each other."""
+    """Print medians and their ratios."""
     size_mb = sum(size for one in prepared for _, size in one.snapshot_files) / 1e6
     print(f"medians of {len(found['restore'])}:")
     middle = {way: median(seconds) for way, seconds in found.items()}

@@ -1,4 +1,4 @@
-"""The benchmarks' job: running count and sum for each key, one output for each input."""
+"""The benchmarks' job: a running count and sum for each key, and one output for each input."""
 
 import os
 

@@ -22,7 +22,7 @@ JOB_FILE = Path(__file__).with_name("running_totals_job.py")
 
 @dataclass(frozen=True)
 class Names:
-    """Names of one run, unlike those of any other. `source` is its own unless another's is given."""
+    """The names of one run, unlike those of any other. `source` is its own, unless another run's is given."""
 
     job: str
     source: str
@@ -35,11 +35,11 @@ class Names:
 
     @property
     def output(self) -> str:
-        """The topic the job writes."""
+        """The topic that the job writes."""
         return f"{self.job}-out"
 
     def env(self) -> dict[str, str]:
-        """What the job file reads."""
+        """The environment that the job file reads."""
         return {
             "BENCH_JOB": self.job,
             "BENCH_SOURCE": self.source,
@@ -57,13 +57,15 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 
 
 def settings_of(arguments: argparse.Namespace) -> dict[str, str]:
-    """The settings given with --set."""
+    """The settings that were given with --set."""
     return dict(item.split("=", 1) for item in arguments.settings)
 
 
 @contextmanager
 def workplace(brokers: str | None) -> Iterator[tuple[str, Path]]:
-    """Bootstrap servers and an empty directory; both are gone afterwards, unless the servers were given."""
+    """Bootstrap servers and an empty directory. Both are removed afterwards, unless the servers were
+    given.
+    """
     directory = Path(tempfile.mkdtemp(prefix="fcluster-bench-"))
     broker = None
     try:
@@ -81,7 +83,7 @@ def workplace(brokers: str | None) -> Iterator[tuple[str, Path]]:
 
 @contextmanager
 def topics(brokers: str, names: Names, partitions: int) -> Iterator[None]:
-    """Source (if it is the run's own) and output; all topics of the run are deleted afterwards."""
+    """Source (if it is the run's own) and output. All topics of the run are deleted afterwards."""
     if names.source.startswith(names.job):
         create_topic(brokers, names.source, partitions)
     create_topic(brokers, names.output, partitions)
@@ -92,7 +94,7 @@ def topics(brokers: str, names: Names, partitions: int) -> Iterator[None]:
 
 
 def delete_topics(brokers: str, prefix: str) -> None:
-    """Delete all topics whose names begin so."""
+    """Delete all topics whose names begin with this."""
     admin = AdminClient({"bootstrap.servers": brokers})
     mine = [name for name in admin.list_topics(timeout=30).topics if name.startswith(prefix)]
     for future in admin.delete_topics(mine, operation_timeout=30).values() if mine else ():
@@ -102,7 +104,7 @@ def delete_topics(brokers: str, prefix: str) -> None:
 def cluster(
     brokers: str, directory: Path, names: Names, workers: int, settings: dict[str, str] | None = None
 ) -> Cluster:
-    """The benchmarks' job on real processes; not started."""
+    """The benchmarks' job as real processes, not started yet."""
     data_dir = directory / names.job
     return Cluster(JOB_FILE, brokers, data_dir, workers=workers, env=names.env(), settings=settings)
 

@@ -1,8 +1,8 @@
-"""Several brokers for tests: who leads what, and when all are whole again.
+"""Several brokers for tests: which of them leads what, and when all are whole again.
 
 Responsible for: finding the broker that a fault has to hit (the leader of a partition, the coordinator of a
-group or of a transactional id, the active controller), and waiting until every replica is in sync. Asks the
-brokers themselves, with clients made for the question: no cached metadata.
+group or of a transactional id, the active controller), and waiting until every replica is in sync. It asks
+the brokers themselves, with clients created for the question, so no cached metadata is used.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _DESCRIBE_QUORUM, _ALTER_REASSIGNMENTS = 55, 45
 
 
 def metadata(brokers: str, timeout_s: float = 30.0) -> Any:
-    """What a broker that answers says of all topics and brokers."""
+    """What a broker that answers reports about all topics and brokers."""
 
     def ask() -> Any:
         client = AdminClient({"bootstrap.servers": brokers, "log_level": 0})
@@ -36,7 +36,7 @@ def metadata(brokers: str, timeout_s: float = 30.0) -> Any:
 
 
 def leader_of(brokers: str, topic: str, partition: int) -> int:
-    """The node id of the partition's leader; waits until it has one."""
+    """The node id of the partition's leader. Waits until there is one."""
 
     def look() -> int | None:
         found = metadata(brokers).topics.get(topic)
@@ -52,7 +52,7 @@ def coordinator_of_group(brokers: str, group: str) -> int:
 
 
 def coordinator_of_transactions(brokers: str, transactional_id: str) -> int:
-    """The node id of the broker that decides the id's transactions."""
+    """The node id of the broker that coordinates the id's transactions."""
     return leader_of(brokers, TRANSACTIONS, home_of(brokers, TRANSACTIONS, transactional_id))
 
 
@@ -63,7 +63,7 @@ def home_of(brokers: str, topic: str, name: str) -> int:
 
 
 def java_hash(text: str) -> int:
-    """What Java's `String.hashCode` is, as an unsigned number."""
+    """The result of Java's `String.hashCode`, as an unsigned number."""
     found = 0
     for (unit,) in struct.iter_unpack(">H", text.encode("utf-16-be")):
         found = (31 * found + unit) & 0xFFFF_FFFF
@@ -87,7 +87,9 @@ def controller_of(brokers: str) -> int:
 
 
 def _quorum_leader(server: str) -> int:
-    """From a DescribeQuorum request of version 0, which the broker forwards to the controller."""
+    """The leader according to a DescribeQuorum request of version 0, which the broker forwards to the
+    controller.
+    """
     topic = _compact(b"__cluster_metadata")
     # A compact array of one topic with a compact array of one partition; each ends with no tagged fields.
     answer = _ask(
@@ -132,7 +134,7 @@ def _ask(server: str, key: int, body: bytes) -> bytes:
     with socket.create_connection((host, int(port)), timeout=ASK_S) as connection:
         connection.sendall(struct.pack(">i", len(request)) + request)
         (length,) = struct.unpack(">i", _receive(connection, 4))
-        return _receive(connection, length)[5:]  # behind correlation id and tags
+        return _receive(connection, length)[5:]  # after correlation id and tags
 
 
 def _receive(connection: socket.socket, length: int) -> bytes:
@@ -146,7 +148,9 @@ def _receive(connection: socket.socket, length: int) -> bytes:
 
 
 def behind(brokers: str, nodes: int) -> Mapping[str, str]:
-    """Brokers that are missing, partitions that miss a leader or a replica in sync: what is wrong."""
+    """What is wrong: brokers that are missing, and partitions without a leader or with a replica that isn't
+    in sync.
+    """
     found = metadata(brokers)
     wrong = dict[str, str]()
     if len(found.brokers) < nodes:
@@ -160,7 +164,7 @@ def behind(brokers: str, nodes: int) -> Mapping[str, str]:
 
 
 def wait_whole(brokers: str, nodes: int = 3, timeout_s: float = 90.0) -> None:
-    """Wait until all brokers are there and every replica of every topic is in sync."""
+    """Wait until all brokers run and every replica of every topic is in sync."""
     last: list[Mapping[str, str]] = [{}]
 
     def whole() -> bool:

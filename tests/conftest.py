@@ -1,5 +1,6 @@
-"""What all tests share: one real broker for the session, unique topic names, settled Hypothesis profiles, and
-where a test's shards and their snapshots are."""
+"""What all tests share: one real broker for the session, unique topic names, Hypothesis profiles, and the
+directories of a test's shards and snapshots.
+"""
 
 from __future__ import annotations
 
@@ -16,18 +17,18 @@ from fcluster.storage.snapshot_store import DirectorySnapshotStore
 from fcluster.storage.store import StoreDirectory
 from tests.phases import watch_phases
 
-# Examples are as slow as the machine is busy: a deadline for one of them would fail by luck. In CI the same
-# examples run each time, so that a failure there is one of the change under test.
+# Examples are as slow as the machine is busy, so a deadline for each of them would fail by chance. In CI the
+# same examples run each time, so a failure there comes from the change under test.
 settings.register_profile("local", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile(
     "ci", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True, print_blob=True
 )
-# A change of a phase that no table has fails the test in which it happens.
+# If a phase changes in a way that no table has, the test in which it happens fails.
 watch_phases()
 
 settings.load_profile("ci" if os.environ.get("CI") else "local")
 
-# Brokers of tests live for seconds or minutes: what Java's second compiler would take is never made up for.
+# Brokers of tests live for seconds or minutes, so the cost of Java's second compiler would never pay off.
 os.environ.setdefault("JDK_JAVA_OPTIONS", "-XX:TieredStopAtLevel=1")
 
 _DIRECTORY_MARKERS = {"integration", "simulation", "chaos"}
@@ -45,9 +46,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Bootstrap servers of a real broker that all tests of the session use; never stop it.
+    """Bootstrap servers of a real broker that all tests of the session use. Never stop it.
 
-    FCLUSTER_TEST_BROKERS names brokers that run already, to be used instead.
+    FCLUSTER_TEST_BROKERS names running brokers to use instead.
     """
     running = os.environ.get("FCLUSTER_TEST_BROKERS")
     if running:
@@ -68,7 +69,7 @@ def topic_prefix() -> str:
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Iterator[StoreDirectory]:
-    """A worker's stores, closed afterwards."""
+    """A worker's stores. They are closed afterwards."""
     directory = StoreDirectory(tmp_path / "state")
     yield directory
     directory.close_all()

@@ -1,4 +1,4 @@
-"""Writing to a running job all the time, so that there is always something under way to be interrupted."""
+"""Writes to a running job all the time, so that there is always something to interrupt."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ INTERVAL_S = 0.02
 
 @contextmanager
 def all_the_time(write: Callable[[], object]) -> Generator[None]:
-    """Call `write` in a thread of its own, about fifty times a second, while the block runs."""
+    """Call `write` in its own thread, about fifty times a second, while the block runs."""
     enough = threading.Event()
 
     def run() -> None:

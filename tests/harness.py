@@ -1,12 +1,12 @@
 """Clusters of real processes for tests and benchmarks.
 
-Responsible for: starting a coordinator and workers as the command line starts them, hurting them (`kill -9`,
-SIGSTOP, SIGCONT), proving that a fault landed in an open epoch, waiting for conditions with a deadline, and
+Responsible for: starting a coordinator and workers as the command line starts them, causing faults (`kill
+-9`, SIGSTOP, SIGCONT), proving that a fault hit an open epoch, waiting for conditions with a deadline, and
 leaving nothing behind: children die with this process, and `close` kills what still runs.
 
-A fault that didn't land in an open epoch proves nothing. `stop_mid_epoch` therefore stops a worker first and
-then looks at Kafka: only an open transaction of the stopped worker can hold back the last stable offset of a
-partition while everybody else commits. If none does, the worker is let go and another moment is tried.
+A fault that didn't hit an open epoch proves nothing. `stop_mid_epoch` therefore stops a worker first and then
+looks at Kafka: only an open transaction of the stopped worker can hold back the last stable offset of a
+partition while all others commit. If none does, the worker is resumed, and another moment is tried.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ _V = TypeVar("_V")
 
 
 def wait_until(condition: Callable[[], _V], what: str, timeout_s: float = 30, interval_s: float = 0.05) -> _V:
-    """Ask `condition` until it answers something true, and return that.
+    """Call `condition` until it returns something true, and return that.
 
     Raises:
-        TimeoutError: it didn't in time; the message says `what` was waited for and the last answer.
+        TimeoutError: it didn't in time. The message says `what` was waited for, and the last answer.
     """
     deadline = time.monotonic() + timeout_s
     while True:
@@ -54,10 +54,10 @@ def wait_until(condition: Callable[[], _V], what: str, timeout_s: float = 30, in
 def wait_until_equal(
     ask: Callable[[], _V], wanted: _V, what: str, timeout_s: float = 30, interval_s: float = 0.05
 ) -> None:
-    """Ask until the answer is `wanted`.
+    """Call it until it returns `wanted`.
 
     Raises:
-        TimeoutError: it wasn't in time; the message tells the last answer.
+        TimeoutError: it didn't in time. The message has the last answer.
     """
     deadline = time.monotonic() + timeout_s
     while (answer := ask()) != wanted:
@@ -69,27 +69,28 @@ def wait_until_equal(
 
 
 def slowness() -> float:
-    """How many times slower than alone on two cores processes run at the moment, at least 1: by the time that
-    some work takes, beside the processor time that it needs."""
+    """How many times slower processes run at the moment than alone on two cores, at least 1. It is the time
+    that some work takes, divided by the processor time that it needs.
+    """
     work_s = 0.05
     began_s, used_s = time.perf_counter(), time.thread_time()
     while time.thread_time() - used_s < work_s:
         sum(range(1_000))
     share = max(1.0, (time.perf_counter() - began_s) / work_s)
-    # On a single core the processes of a test wait for each other.
+    # On a single core, a test's processes wait for each other.
     return share * (2 if len(os.sched_getaffinity(0)) == 1 else 1)
 
 
 def within(seconds: float, bound_s: float) -> bool:
-    """Whether something that took so long was quick enough, for a machine as slow as this one is now."""
+    """Whether something that took this long was quick enough for a machine as slow as this one is now."""
     return seconds < bound_s or seconds < bound_s * slowness()
 
 
 class Slowness:
-    """How many times slower than alone processes run, on average during its `with` block; see `slowness`."""
+    """How many times slower than alone processes run, on average during the `with` block; see `slowness`."""
 
     MOST = 4.0
-    """By so much a bound is lengthened at most."""
+    """The factor by which a bound is lengthened at most."""
     _PAUSE_S = 1.0
 
     def __init__(self) -> None:
@@ -107,13 +108,13 @@ class Slowness:
 
     @property
     def mean(self) -> float:
-        """Of all samples until now; 1 if there are none yet."""
+        """The mean of all samples so far. 1 if there are none yet."""
         samples = list(self._samples)
         return sum(samples) / len(samples) if samples else 1.0
 
     @property
     def leeway(self) -> float:
-        """By how much a bound for a quiet machine is lengthened."""
+        """The factor by which a bound for a quiet machine is lengthened."""
         return min(self.mean, self.MOST)
 
     def _run(self) -> None:
@@ -123,16 +124,16 @@ class Slowness:
 
 
 class Cluster:
-    """A coordinator and workers of one job, each a process of its own. Use it in a `with` block.
+    """A coordinator and workers of one job, each in its own process. Use it in a `with` block.
 
     Args:
-        job_file: what the commands get as JOB.
+        job_file: the JOB argument of the commands.
         brokers: bootstrap servers.
-        data_dir: state, snapshots and logs; kept after `close`.
-        workers: how many `start` starts.
-        env: added to the environment of all processes.
-        settings: given to all processes with `--set`.
-        until_caught_up: the coordinator ends when the sources are processed.
+        data_dir: the directory of state, snapshots and logs. It is kept after `close`.
+        workers: how many workers `start` starts.
+        env: variables that are added to the environment of all processes.
+        settings: settings that all processes get with `--set`.
+        until_caught_up: whether the coordinator ends when the sources are processed.
     """
 
     def __init__(
@@ -174,18 +175,18 @@ class Cluster:
         return self
 
     def start_coordinator(self) -> ChildProcess:
-        """Start the coordinator; it must not be running."""
+        """Start the coordinator. It must not be running."""
         more = ["--workers", str(self.workers)]
         if self._until_caught_up:
             more.append("--until-caught-up")
         return self._spawn(COORDINATOR, ["coordinator", self._job_file, *more])
 
     def start_worker(self, slot: int) -> ChildProcess:
-        """Start the worker of `slot`; it must not be running."""
+        """Start the worker of `slot`. It must not be running."""
         return self._spawn(worker_name(slot), ["worker", self._job_file, "--slot", str(slot)])
 
     def close(self) -> None:
-        """Kill what still runs and wait for its end; idempotent."""
+        """Kill what still runs, and wait for its end. May be called twice."""
         for child in self._all:
             if child.poll() is None:
                 child.kill()
@@ -196,7 +197,9 @@ class Cluster:
         self._running.clear()
 
     def terminate(self, timeout_s: float = 30) -> dict[str, int | None]:
-        """SIGTERM to all, coordinator first; the exit codes, None for what doesn't end in time."""
+        """Send SIGTERM to all, the coordinator first. Returns the exit codes, None for a process that didn't
+        end in time.
+        """
         for child in self._running.values():
             child.terminate()
         deadline = time.monotonic() + timeout_s
@@ -209,15 +212,15 @@ class Cluster:
     # --- looking ---------------------------------------------------------------------------------------
 
     def child(self, name: str) -> ChildProcess:
-        """The running process of that name."""
+        """The running process with that name."""
         return self._running[name]
 
     def pids(self) -> dict[str, int]:
-        """Name to process id of what was started and not killed."""
+        """The process ids of all processes that were started and not killed, by name."""
         return {name: child.pid for name, child in self._running.items()}
 
     def assert_alive(self) -> None:
-        """Raises AssertionError if a process ended by itself."""
+        """Raises AssertionError if a process has ended by itself."""
         for name, child in self._running.items():
             code = child.poll()
             assert code is None, f"{name} ended: {describe_exit(code)}\n{self.log(name)}"
@@ -244,7 +247,7 @@ class Cluster:
             raise RuntimeError(f"{name} survives SIGKILL")
 
     def kill_all(self) -> None:
-        """`kill -9` to all before waiting for any: nobody sees another's death."""
+        """`kill -9` all of them before waiting for any: none of them notices another's death."""
         children = list(self._running.values())
         for child in children:
             child.kill()
@@ -253,13 +256,13 @@ class Cluster:
         self._running.clear()
 
     def pause(self, name: str) -> None:
-        """SIGSTOP; returns when the kernel has stopped all threads."""
+        """Send SIGSTOP. Returns when the kernel has stopped all threads."""
         pid = self._running[name].pid
         os.kill(pid, signal.SIGSTOP)
         wait_until(lambda: process_state(pid) in "Tt", f"{name} stops", 5, 0.002)
 
     def resume(self, name: str) -> None:
-        """SIGCONT."""
+        """Send SIGCONT."""
         os.kill(self._running[name].pid, signal.SIGCONT)
 
     def stop_mid_epoch(
@@ -268,19 +271,18 @@ class Cluster:
         """Stop one of the workers while it has an open transaction with records in it.
 
         Args:
-            slots: the workers to try, in turns.
-            topics: what the workers write to.
-            timeout_s: bound of all tries.
-            quiet_s: how long a partition must be held back to count. It must be longer than the other
-                workers' epochs and shorter than the session time-out, so `commit.interval.max.ms` is to be
-                set below it.
+            slots: the workers to try, in turn.
+            topics: the topics that the workers write to.
+            timeout_s: the time limit for all tries.
+            quiet_s: how long a partition must be held back to count. This must be longer than the other
+                workers' epochs and shorter than the session timeout, so set `commit.interval.max.ms` to less.
 
         Returns:
-            The stopped worker's name and the partitions that it holds back, each with the number of records
-            that are written behind its last stable offset.
+            The name of the stopped worker, and the partitions that it holds back, each with the number of
+            records after its last stable offset.
 
         Raises:
-            TimeoutError: no stop landed in an open epoch.
+            TimeoutError: no stop hit an open epoch.
         """
         deadline = time.monotonic() + timeout_s
         names = [worker_name(slot) for slot in slots]
@@ -293,7 +295,8 @@ class Cluster:
             if before:
                 time.sleep(quiet_s)
                 after = held_back(self.brokers, topics)
-                # The same last stable offset twice: the transaction that begins there is still open.
+                # If the last stable offset is the same twice, the transaction that begins there is still
+                # open.
                 held = {
                     at: count for at, (stable, count) in after.items() if before.get(at, (-1,))[0] == stable
                 }
@@ -301,10 +304,12 @@ class Cluster:
                     return name, held
             self.resume(name)
             time.sleep(0.03 * (attempt % 7 + 1))
-        raise TimeoutError(f"none of {attempt} stops in {timeout_s} s landed in an open epoch")
+        raise TimeoutError(f"none of {attempt} stops in {timeout_s} s hit an open epoch")
 
     def kill_mid_epoch(self, slots: Iterable[int], topics: Sequence[str]) -> tuple[str, int]:
-        """`kill -9` one of the workers in an open epoch; its name and the number of records in flight."""
+        """`kill -9` one of the workers in an open epoch. Returns its name and the number of records in
+        flight.
+        """
         name, held = self.stop_mid_epoch(slots, topics)
         self.kill(name)
         return name, sum(held.values())
@@ -312,11 +317,11 @@ class Cluster:
     # --- for subclasses ------------------------------------------------------------------------------
 
     def environment_of(self, name: str) -> Mapping[str, str]:
-        """What is added to the environment of one process."""
+        """What to add to the environment of one process."""
         return {}
 
     def prefix_of(self, name: str) -> Sequence[str]:
-        """A command that starts the process of that name, without forking."""
+        """A command that starts the process with that name, without forking."""
         return ()
 
     # --- inside --------------------------------------------------------------------------------------
@@ -340,12 +345,12 @@ class Cluster:
 
 
 def worker_name(slot: int) -> str:
-    """The name of a slot's process."""
+    """The name of the process of a slot."""
     return f"worker-{slot}"
 
 
 def held_back(brokers: str, topics: Sequence[str]) -> dict[tuple[str, int], tuple[int, int]]:
-    """Partitions with an open transaction: to the last stable offset and the number of offsets behind it."""
+    """Partitions with an open transaction: the last stable offset, and the number of offsets after it."""
     stable = end_offsets(brokers, topics, READ_COMMITTED)
     high = end_offsets(brokers, topics, READ_UNCOMMITTED)
     return {at: (stable[at], high[at] - stable[at]) for at in high if stable[at] < high[at]}
@@ -361,12 +366,12 @@ class Ended:
 
     @property
     def text(self) -> str:
-        """All it said."""
+        """Everything that it printed."""
         return self.stdout + self.stderr
 
 
 class Up:
-    """`fcluster up TARGET` as a process, ended with the `with` block."""
+    """`fcluster up TARGET` as a process, which ends with the `with` block."""
 
     def __init__(
         self,
@@ -402,11 +407,11 @@ class Up:
                 file.close()
 
     def poll(self) -> int | None:
-        """The exit code if it ended."""
+        """The exit code, if it has ended."""
         return self._process.poll()
 
     def wait_until(self, condition: Callable[[], _V], what: str, timeout_s: float = 60) -> _V:
-        """As the function of that name, but at an end if the command has ended."""
+        """Like the function of that name, but it also stops waiting if the command has ended."""
 
         def running() -> _V:
             assert self.poll() is None, self._said()
@@ -415,7 +420,7 @@ class Up:
         return wait_until(running, what, timeout_s)
 
     def interrupt(self) -> None:
-        """Ctrl-C."""
+        """Send Ctrl-C."""
         self._process.send_signal(signal.SIGINT)
 
     def wait(self, timeout_s: float) -> Ended:
@@ -429,11 +434,11 @@ class Up:
         return Ended(code, out, err)
 
     def wait_until_it_answers(self) -> None:
-        """Wait until `fcluster status` gets an answer of its coordinator."""
+        """Wait until `fcluster status` gets an answer from its coordinator."""
         self.wait_until(self._answers, "fcluster up answers", 30)
 
     def pid(self, name: str) -> int:
-        """The process id of one of its processes, as it notes it."""
+        """The process id of one of its processes, according to its note."""
         return json.loads((self._data_dir / "cluster.json").read_text())["pids"][name]
 
     def _answers(self) -> bool:
@@ -450,7 +455,7 @@ class Up:
 
 
 def process_state(pid: int) -> str:
-    """The kernel's letter for a process's state: R, S, D, T (stopped), Z; X if it is gone."""
+    """The kernel's letter for a process's state: R, S, D, T (stopped), Z. X if it has ended."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except (FileNotFoundError, ProcessLookupError):
@@ -458,7 +463,7 @@ def process_state(pid: int) -> str:
 
 
 def cpu_seconds(pid: int) -> float:
-    """User and system time of a process, all its threads, since its start."""
+    """User and system time of a process, all its threads, since it started."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
@@ -472,7 +477,7 @@ def memory_bytes(pid: int | str, field: str = "VmRSS") -> int:
 
 
 def processes_with(text: str) -> list[int]:
-    """Process ids whose command line or environment's working data contains `text` (not our own)."""
+    """Ids of processes whose command line or environment contains `text`, except our own."""
     found: list[int] = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid():

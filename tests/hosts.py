@@ -1,8 +1,8 @@
-"""Hosts of a network of their own, made of network namespaces; needs root.
+"""Hosts on their own network, made of network namespaces. Needs root.
 
-Responsible for: namespaces joined by a bridge that stands in one more, so that nothing of the machine's own
-network is touched; host names; commands run there; links that can be cut and healed; and that nothing of it
-is left behind, also by a test run that was killed (the next one sweeps).
+Responsible for: namespaces joined by a bridge in a further namespace, so that the machine's own network isn't
+touched; host names; commands that run there; links that can be cut and restored; and leaving nothing behind,
+even if a test run was killed (the next one cleans up).
 
 A host has its own network, host name and directory. Processes, users and the rest of the file system are the
 machine's.
@@ -31,16 +31,16 @@ _CLONE_NEWNET = 0x40000000
 _NAMESPACES = Path("/var/run/netns")
 _PREFIX = "fclusterhosts"
 _NET = "10.77.0"
-"""Free to choose: nobody else is on that network."""
+"""Any address will do, because there is nobody else on that network."""
 _NAMED = 'hostname "$0" && exec "$@"'
 COMMAND_TIMEOUT_S = 60.0
 
 
 def run_ip(*arguments: str, check: bool = True) -> str:
-    """Run iproute2's `ip`; what it printed.
+    """Run iproute2's `ip`. Returns what it printed.
 
     Raises:
-        RuntimeError: it failed, and says why.
+        RuntimeError: it failed. The message says why.
     """
     done = subprocess.run(["ip", *arguments], capture_output=True, text=True, check=False, timeout=30)
     if check and done.returncode != 0:
@@ -59,16 +59,16 @@ class Host:
         self._namespace = f"{lan.tag}-{name}"
         self._children: list[ChildProcess] = []
         self.env: dict[str, str] = {}
-        """Added to the environment of its commands."""
+        """Variables that are added to the environment of its commands."""
 
     @property
     def prefix(self) -> Sequence[str]:
-        """Starts a command on this host, without forking."""
+        """The command prefix that starts a command on this host, without forking."""
         named = ("unshare", "--uts", "sh", "-c", _NAMED, self.name)
         return ("ip", "netns", "exec", self._namespace, *named)
 
     def fcluster(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """Run the command `fcluster` in this host's directory to its end.
+        """Run the command `fcluster` in this host's directory until it ends.
 
         Raises:
             AssertionError: it failed.
@@ -87,11 +87,11 @@ class Host:
         return done
 
     def start(self, name: str, *arguments: str) -> ChildProcess:
-        """Start `fcluster` with `arguments` as a server, its log in `NAME.log`; it ends with the network."""
+        """Start `fcluster` with `arguments` as a server. Its log is `NAME.log`. It ends with the network."""
         return self.start_python(name, *_fcluster(arguments)[1:])
 
     def start_python(self, name: str, *arguments: str) -> ChildProcess:
-        """The same for any Python program."""
+        """Do the same for any Python program."""
         child = spawn(
             f"{name} on {self.name}",
             [*self.prefix, sys.executable, *arguments],
@@ -103,12 +103,12 @@ class Host:
         return child
 
     def log_path(self, name: str) -> Path:
-        """Where what was started as `name` logs."""
+        """The log of what was started as `name`."""
         return self.directory / f"{name}.log"
 
     @contextmanager
     def entered(self) -> Iterator[None]:
-        """The calling thread, and the threads it starts, are on this host's network."""
+        """In this block, the calling thread, and the threads that it starts, are on this host's network."""
         with (
             open("/proc/thread-self/ns/net", "rb") as home,
             (_NAMESPACES / self._namespace).open("rb") as there,
@@ -121,7 +121,7 @@ class Host:
 
     @contextmanager
     def cut_off(self) -> Iterator[None]:
-        """The host reaches nobody and is reached by nobody; nothing tells either side."""
+        """In this block, the host can reach no other host and can't be reached. Neither side is told."""
         self._lan.switch("link", "set", self.name, "down")
         try:
             yield
@@ -129,12 +129,13 @@ class Host:
             self._lan.switch("link", "set", self.name, "up")
 
     def make(self) -> None:
-        """Called by the `Lan`."""
+        """Create it. Called by the `Lan`."""
         self.directory.mkdir(parents=True)
         run_ip("netns", "add", self._namespace)
         inside = ("-n", self._namespace)
         run_ip(*inside, "link", "set", "lo", "up")
-        # Made in the host with its far end in the switch: no end is ever on the machine itself.
+        # It is created in the host, with its far end in the switch: neither end is ever in the machine's own
+        # network.
         run_ip(
             *inside, "link", "add", "eth0", "type", "veth", "peer", "name", self.name, "netns", self._lan.hub
         )
@@ -170,7 +171,7 @@ class Lan:
         run_ip("-n", self.hub, *arguments)
 
     def make(self) -> None:
-        """All of it."""
+        """Create all of it."""
         run_ip("netns", "add", self.hub)
         self.switch("link", "add", "br0", "type", "bridge")
         self.switch("link", "set", "br0", "up")
@@ -178,7 +179,7 @@ class Lan:
             host.make()
 
     def close(self) -> None:
-        """Whatever of it is there."""
+        """Remove whatever exists of it."""
         with ExitStack() as closing:
             closing.callback(run_ip, "netns", "del", self.hub, check=False)
             for host in self.hosts:
@@ -187,7 +188,9 @@ class Lan:
 
 @contextmanager
 def lan(directory: Path, *names: str) -> Iterator[list[Host]]:
-    """Hosts of these names, on one network; skips the test, saying why, where there can be none."""
+    """Hosts with these names, on one network. Where that isn't possible, the test is skipped, with the
+    reason.
+    """
     what = f"hosts of network namespaces ({', '.join(names)})"
     if os.geteuid() != 0:
         pytest.skip(f"{what}: not tested, making them needs root")
@@ -205,14 +208,14 @@ def lan(directory: Path, *names: str) -> Iterator[list[Host]]:
 
 
 def _sweep() -> None:
-    """Remove what runs that were killed have left."""
+    """Remove what killed test runs have left."""
     for name in re.findall(rf"^({_PREFIX}-(?:\d+)-\S+)", run_ip("netns", "list"), re.MULTILINE):
         if not Path(f"/proc/{name.split('-')[1]}").exists():
             run_ip("netns", "del", name, check=False)
 
 
 def _set_namespace(descriptor: int) -> None:
-    # os.setns comes with Python 3.12.
+    # os.setns exists only since Python 3.12.
     libc: Any = ctypes.CDLL(None, use_errno=True)
     if libc.setns(descriptor, _CLONE_NEWNET) != 0:
         raise OSError(ctypes.get_errno(), "setns")
@@ -226,7 +229,7 @@ def _fcluster(arguments: Sequence[str]) -> list[str]:
 
 
 def reachable_at(address: str) -> Adapt:
-    """Settings of an embedded broker that other hosts reach at `address`."""
+    """The settings of an embedded broker that other hosts reach at `address`."""
 
     def adapt(ours: dict[str, str]) -> dict[str, str]:
         advertised = ours["advertised.listeners"]
@@ -240,12 +243,12 @@ def reachable_at(address: str) -> Adapt:
 
 
 def start_kafka(host: Host) -> ChildProcess:
-    """Start a broker on `host` that the others can reach; see `bootstrap_servers`."""
+    """Start a broker on `host` that the other hosts can reach; see `bootstrap_servers`."""
     return host.start_python("kafka", "-m", "tests.hosts", str(host.directory / "kafka"), host.address)
 
 
 def bootstrap_servers(host: Host) -> str:
-    """Of the broker on `host`, empty until it answers."""
+    """The bootstrap servers of the broker on `host`. Empty until it answers."""
     try:
         return (host.directory / "kafka-servers").read_text()
     except FileNotFoundError:
@@ -258,7 +261,7 @@ def _run_kafka(directory: Path, address: str) -> None:
     unfinished = directory.with_name("kafka-servers.partial")
     unfinished.write_text(servers)
     unfinished.rename(directory.with_name("kafka-servers"))
-    signal.pause()  # until it is killed, and the broker with it
+    signal.pause()  # until it is killed, together with the broker
 
 
 if __name__ == "__main__":

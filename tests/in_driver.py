@@ -1,4 +1,4 @@
-"""A job in `fcluster.testing`, over what stands in topics of a real broker: for tests that compare both."""
+"""Runs a job in `fcluster.testing` on the contents of a real broker's topics, for tests that compare both."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def rows_on_kafka(brokers: str, topic: str) -> dict[int, list[Row]]:
 
 
 def run_in_driver(job: Job, brokers: str, sources: Iterable[str]) -> Driver:
-    """The job, after it has processed what stands in these topics, partition after partition."""
+    """The job, after it has processed the contents of these topics, one partition after another."""
     found = {source: rows_on_kafka(brokers, source) for source in sources}
     counts = {source: len(partitions_of(brokers, source)) for source in found}
     driver = Driver(job, partitions=counts)
@@ -39,7 +39,7 @@ def run_in_driver(job: Job, brokers: str, sources: Iterable[str]) -> Driver:
 
 
 def rows_in_driver(driver: Driver, topic: str) -> dict[int, list[Row]]:
-    """All committed records of a topic, by partition; only those that have some."""
+    """All committed records of a topic, by partition. Partitions without records are left out."""
     parts: dict[int, list[Row]] = {}
     for record in driver.records(topic):
         row = (record.raw_key, record.raw_value, record.timestamp, record.headers)

@@ -1,4 +1,4 @@
-"""A cluster of two workers with a job file of the tests or of the examples, on topics of its own."""
+"""A cluster of two workers with a job file of the tests or the examples, with its own topics."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ class JobRun:
 
     Args:
         brokers: bootstrap servers.
-        prefix: of all names.
-        directory: of the cluster.
-        job_file: reads the names from `FCLUSTER_TEST_JOB`, `FCLUSTER_TEST_SOURCE` and `FCLUSTER_TEST_OUTPUT`.
-        partitions: of source and output.
+        prefix: the prefix of all names.
+        directory: the cluster's directory.
+        job_file: the job file. It reads the names from `FCLUSTER_TEST_JOB`, `FCLUSTER_TEST_SOURCE` and
+            `FCLUSTER_TEST_OUTPUT`.
+        partitions: the partition count of source and output.
 
     Attributes:
         sent: how many records were written to the source.

@@ -29,12 +29,12 @@ class Kill:
 
     @property
     def longest_ms(self) -> float:
-        """Of all its shards."""
+        """The longest of all its shards."""
         return max(self.pauses_ms.values())
 
 
 def status_of(brokers: str, job: str) -> dict[str, Any]:
-    """The coordinator's status document; empty while there is none."""
+    """The coordinator's status document. Empty while there is none."""
     leader = find_leader(resolve({}, None, {}, {"bootstrap.servers": brokers}), job)
     if leader is None:
         return {}
@@ -46,7 +46,7 @@ def status_of(brokers: str, job: str) -> dict[str, Any]:
 
 
 def settled(status: dict[str, Any], workers: int, replicas: int) -> bool:
-    """Whether all shards run, evenly, none is about to move, and all copies are warm."""
+    """Whether all shards run, evenly distributed, none is about to move, and all copies are warm."""
     shards = status.get("shards", [])
     loads = [sum(shard["slot"] == slot for shard in shards) for slot in range(workers)]
     return (
@@ -60,7 +60,7 @@ def settled(status: dict[str, Any], workers: int, replicas: int) -> bool:
 
 
 def wait_settled(cluster: Cluster, job: str, replicas: int, timeout_s: float = 60) -> dict[str, Any]:
-    """Wait for `settled`; the status."""
+    """Wait for `settled`. Returns the status."""
     found: dict[str, Any] = {}
 
     def look() -> bool:
@@ -77,7 +77,7 @@ def kill_and_measure(cluster: Cluster, job: str, slot: int, reader: LiveReader, 
     """`kill -9` the worker of `slot` in a settled cluster under load, and start it again.
 
     Args:
-        reader: of the job's output, running.
+        reader: a running reader of the job's output.
     """
     status = wait_settled(cluster, job, replicas)
     partitions = [shard["partition"] for shard in status["shards"] if shard["slot"] == slot]
@@ -88,7 +88,7 @@ def kill_and_measure(cluster: Cluster, job: str, slot: int, reader: LiveReader, 
         newest_ns = reader.newest_ns()
         return all(newest_ns[partition] > flowing_ns + 1_000_000_000 for partition in partitions)
 
-    # Without output before the kill there would be no pause to be seen.
+    # Without output before the kill, there would be no pause to see.
     wait_until(flows, "steady output", 30, 0.05)
     killed_ns = time.time_ns()
     cluster.kill(worker_name(slot))
@@ -98,7 +98,7 @@ def kill_and_measure(cluster: Cluster, job: str, slot: int, reader: LiveReader, 
         return all(newest_ns[partition] > killed_ns + 150_000_000 for partition in partitions)
 
     wait_until(resumed, "output of the dead worker's shards", 30, 0.05)
-    time.sleep(1.0)  # what follows belongs to the pause, if it pauses again
+    time.sleep(1.0)  # if output pauses again, that belongs to the pause
     seen: dict[int, list[int]] = {partition: [] for partition in partitions}
     for (partition, _), seen_ns in reader.times_ns().items():
         if partition in seen and seen_ns > killed_ns - 500_000_000:

@@ -1,4 +1,4 @@
-"""Has each change of a phase checked against its table (invariant 17), wherever a core runs in a test."""
+"""Checks each change of a phase against its table (invariant 17), wherever a core runs in a test."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ WATCHED: tuple[tuple[type, str, Transitions[Any]], ...] = (
 
 
 def watch_phases() -> None:
-    """From now on, a change that no table has is an AssertionError where it happens. Again: no effect."""
+    """From now on, a change that no table has raises AssertionError where it happens. Calling this again has
+    no effect.
+    """
     for kind in {kind for kind, _name, _transitions in WATCHED}:
         tables = {name: transitions for watched, name, transitions in WATCHED if watched is kind}
         _watch(kind, tables)

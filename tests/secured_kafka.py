@@ -1,8 +1,9 @@
-"""A real broker that wants TLS and a login, and looks at ACLs; its certificates are made on the spot.
+"""A real broker that requires TLS and a login, and checks ACLs. Its certificates are created when it
+starts.
 
-Responsible for: two authorities (one that signed the broker's certificate, one that didn't), the broker's
-settings, its users and what they may. Its listener on loopback without TLS and login is the administrator's:
-who comes that way may do anything.
+Responsible for: two authorities (one that signed the broker's certificate, and one that didn't), the broker's
+settings, its users and their permissions. Its listener on loopback without TLS and login is the
+administrator's: a client that uses it may do anything.
 """
 
 from __future__ import annotations
@@ -34,13 +35,13 @@ _SCRAM = "org.apache.kafka.common.security.scram.ScramLoginModule required;"
 
 
 class SecuredKafka:
-    """See the module. Use it in a `with` block.
+    """See the module's docstring. Use it in a `with` block.
 
     Attributes:
         servers: the listener with TLS and login.
         admin_servers: the administrator's listener.
-        authority: certificate of who signed the broker's.
-        stranger: certificate of an authority that has nothing to do with it.
+        authority: the certificate of the authority that signed the broker's.
+        stranger: the certificate of an unrelated authority.
     """
 
     def __init__(self, directory: Path, plain_users: Mapping[str, str] | None = None) -> None:
@@ -64,7 +65,7 @@ class SecuredKafka:
         self._broker.stop()
 
     def add_user(self, name: str, password: str) -> None:
-        """One who logs in with SCRAM-SHA-512."""
+        """Add a user who logs in with SCRAM-SHA-512."""
         credentials = ScramCredentialInfo(ScramMechanism.SCRAM_SHA_512, 4096)
         change = UserScramCredentialUpsertion(name, credentials, password.encode())
         self.admin.alter_user_scram_credentials([change])[name].result(30)
@@ -72,7 +73,7 @@ class SecuredKafka:
     def allow(
         self, user: str, rules: Sequence[tuple[ResourceType, str, bool, Sequence[AclOperation]]]
     ) -> None:
-        """Let a user do something: resource type, name, whether it is a prefix of names, and operations."""
+        """Give a user permissions: resource type, name, whether it is a prefix of names, and operations."""
         bindings = [
             AclBinding(
                 kind,
@@ -110,7 +111,7 @@ class SecuredKafka:
 
 
 def make_authority(directory: Path, name: str) -> Path:
-    """The certificate of a new authority, its key beside it."""
+    """Create the certificate of a new authority, with its key next to it."""
     certificate = directory / f"{name}.pem"
     subject = ("-subj", f"/CN={name}", "-keyout", str(certificate.with_suffix(".key")))
     _openssl("req", "-x509", *_NEW_KEY, *subject, "-out", str(certificate), "-days", "30")
@@ -118,7 +119,7 @@ def make_authority(directory: Path, name: str) -> Path:
 
 
 def make_keystore(directory: Path, authority: Path) -> Path:
-    """A Java key store with a certificate for 127.0.0.1, signed by `authority`."""
+    """Create a Java key store with a certificate for 127.0.0.1, signed by `authority`."""
     key, request, certificate = (directory / f"broker.{suffix}" for suffix in ("key", "csr", "pem"))
     _openssl("req", *_NEW_KEY, "-subj", "/CN=broker", "-keyout", str(key), "-out", str(request))
     names = directory / "names"

@@ -1,7 +1,7 @@
 """Balances of accounts, from two topics: `job.merge` reads both in one stage, with one state for each key.
 
-`orders` is keyed by account. `payments` isn't, so its records go through a `key_by` first. The cluster
-creates the topic behind it, with as many partitions as `orders` has.
+`orders` is keyed by account. `payments` isn't, so its records first go through a `key_by`. The cluster
+creates the topic for it, with as many partitions as `orders` has.
 
     fcluster produce orders --partitions 4 --key-field account < orders.jsonl
     fcluster produce payments --partitions 4 < payments.jsonl

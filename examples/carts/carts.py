@@ -1,8 +1,8 @@
-"""Carts that are left behind: one job with timers in both clocks.
+"""Abandoned carts: one job with timers in both clocks.
 
-Half an hour (of event time) after the last product was put into a cart, its owner is reminded of it, once.
-After a day it is emptied. An owner who comes back to a cart that was emptied isn't reminded twice. Whoever
-pays gets a receipt 2 s later by the wall clock, unless the payment is taken back before.
+Half an hour (of event time) after the last product was put into a cart, its owner is reminded of it once.
+After a day the cart is emptied. An owner who returns to a cart that was emptied isn't reminded again. A
+customer who pays gets a receipt 2 s later by the wall clock, unless the payment is cancelled before.
 
     fcluster up examples/carts/carts.py
 """

@@ -1,4 +1,4 @@
-"""What the job of `carts.py` writes in event time, counted in a slow and obvious way."""
+"""What the job in `carts.py` writes in event time, counted in a slow and obvious way."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Event = tuple[str, dict[str, Any], int]
 
 
 def recount(events: Iterable[Event]) -> list[dict[str, Any]]:
-    """The letters that one partition leads to, without receipts: those depend on the wall clock."""
+    """The letters that follow from one partition, without receipts: those depend on the wall clock."""
     letters: list[dict[str, Any]] = []
     carts: dict[str, list[str]] = {}
     due: dict[tuple[str, str], int] = {}  # by customer and letter

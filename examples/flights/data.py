@@ -23,7 +23,7 @@ _TEXT = frozenset({"carrier", "tailnum", "origin", "dest", "time_hour"})
 
 
 class FlightsMissing(FclusterError):  # noqa: N818
-    """The package with the flights isn't there, or isn't what we know."""
+    """The package with the flights isn't there, or isn't the one that we know."""
 
 
 def data_directory() -> Path:
@@ -55,7 +55,7 @@ def flight_lines() -> Iterator[dict[str, str]]:
 
 
 def read_flights(rows_max: int | None = None) -> Iterator[dict[str, Any]]:
-    """The flights as JSON-like records: whole numbers, texts, and None for what isn't known."""
+    """The flights as JSON-like records: whole numbers, texts, and None for unknown values."""
     for number, line in enumerate(flight_lines()):
         if rows_max is not None and number >= rows_max:
             return
@@ -63,7 +63,7 @@ def read_flights(rows_max: int | None = None) -> Iterator[dict[str, Any]]:
 
 
 def airline_names() -> dict[str, str]:
-    """Carrier code to airline name."""
+    """Airline names by carrier code."""
     with open(data_directory() / "airlines.csv", encoding="utf-8", newline="") as text:
         return {line["carrier"]: line["name"] for line in csv.DictReader(text)}
 

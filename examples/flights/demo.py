@@ -4,8 +4,8 @@
 
 Starts an embedded Kafka (unless --brokers names one), loads the flights unless they are there, runs the job
 until it has caught up, shows the totals, and compares all of them with an independent recount from the CSV.
-Exit code 0 only if they are equal. Everything it keeps is in its data directory; run it again and it finds
-its work done; interrupt it and it goes on where it stopped.
+The exit code is 0 only if they are equal. The demo keeps everything in its data directory. If it is run
+again, it finds its work done; if it was interrupted, it continues where it stopped.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ READ_TIMEOUT_S = 120
 
 @contextmanager
 def kafka(brokers: str | None, data_dir: Path, console: Console) -> Iterator[str]:
-    """Bootstrap servers: those that were named, or an embedded broker for the time of the block."""
+    """The bootstrap servers that were named, or those of an embedded broker that runs during the block."""
     if brokers:
         yield brokers
         return
@@ -56,7 +56,7 @@ def kafka(brokers: str | None, data_dir: Path, console: Console) -> Iterator[str
 
 
 def run_job(brokers: str, data_dir: Path, workers: int) -> int:
-    """`fcluster up` in the foreground until it has caught up; its exit code."""
+    """Run `fcluster up` in the foreground until it has caught up. Returns its exit code."""
     command = [sys.executable, "-m", "fcluster", "up", str(JOB_FILE)]
     command += ["--brokers", brokers, "--workers", str(workers), "--data-dir", str(data_dir / "job")]
     job = subprocess.Popen([*command, "--until-caught-up"])
@@ -64,12 +64,12 @@ def run_job(brokers: str, data_dir: Path, workers: int) -> int:
         try:
             return job.wait()
         except KeyboardInterrupt:
-            # The terminal sent it to the job as well: it drains, and ends by itself.
+            # The terminal sent the signal to the job as well: it drains and ends by itself.
             continue
 
 
 def read_results(brokers: str, topic: str, key_field: str) -> dict[str, list[Totals]]:
-    """All that the job wrote to `topic` and committed: key to its results, in order."""
+    """Everything that the job wrote to `topic` and committed: the results of each key, in order."""
     consumer = Consumer(
         {
             "bootstrap.servers": brokers,
@@ -146,7 +146,7 @@ def aircraft_table(results: dict[str, list[Totals]], rows_max: int = 5) -> Table
 def check(
     carriers: dict[str, list[Totals]], aircraft: dict[str, list[Totals]], rows: int, console: Console
 ) -> bool:
-    """Compare with the recount; print the outcome."""
+    """Compare with the recount, and print the result."""
     by_carrier, by_aircraft = recount_csv(rows)
     found = differences("carrier", by_carrier, carriers) + differences("aircraft", by_aircraft, aircraft)
     if not found:
@@ -163,8 +163,8 @@ def check(
 
 
 def run_demo(brokers: str | None, data_dir: Path, workers: int, rows: int, console: Console) -> int:
-    """The whole demo; its exit code."""
-    data_directory()  # the likeliest thing to be missing: found out before Kafka is started
+    """Run the whole demo. Returns its exit code."""
+    data_directory()  # this is most likely to be missing, so check it before Kafka is started
     data_dir.mkdir(parents=True, exist_ok=True)
     with kafka(brokers, data_dir, console) as servers:
         load_flights(servers, console, rows=rows)
@@ -189,7 +189,7 @@ def run_demo(brokers: str | None, data_dir: Path, workers: int, rows: int, conso
 def main(brokers: str | None, data_dir: Path | None, workers: int, rows: int) -> None:
     """Run the flights through fcluster and check the result."""
     console = Console()
-    # Another number of flights is another topic content: it gets a Kafka of its own.
+    # With another number of flights, the topic's content differs, so it gets its own Kafka.
     name = "demo" if rows == FLIGHTS else f"demo-{rows}"
     directory = data_dir or Path(os.environ.get("FCLUSTER_STATE_DIR", ".fcluster")) / name
     try:

@@ -3,7 +3,7 @@
     fcluster up examples/flights/flights.py
 
 The topic `flights` is keyed by carrier, so carriers are counted where the records arrive. Aircraft are
-counted behind a repartition by tail number. Each flight yields one line for each of the two.
+counted after a repartition by tail number. Each flight leads to one line for each of the two.
 """
 
 from fcluster import Job

@@ -2,8 +2,9 @@
 
     python examples/flights/load.py --brokers HOST:PORT
 
-Responsible for: the topic and its content, once. A topic that holds all flights is left alone; one that holds
-some of them (a load that was interrupted) is made anew. Records are written by an idempotent producer.
+Responsible for: the topic and its content, written once. A topic that has all flights is left alone. One that
+has only some of them (because a load was interrupted) is created again. Records are written by an idempotent
+producer.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ PARTITIONS = 8
 
 
 def load_flights(brokers: str, console: Console, *, rows: int = FLIGHTS, topic: str = TOPIC) -> int:
-    """Make sure that `topic` holds the first `rows` flights, each once.
+    """Make sure that `topic` contains the first `rows` flights, each of them once.
 
     Returns:
         The number of records written: 0 if they were all there.
@@ -107,7 +108,7 @@ def _produce(producer: Producer, topic: str, flight: dict[str, Any], delivered: 
 def _records_in(brokers: str, admin: AdminClient, topic: str) -> int | None:
     """The number of records in `topic`; None if there is no such topic."""
     try:
-        # All topics: asking for one by name would have a broker with auto-creation create it.
+        # This asks for all topics: asking for one by name would create it on brokers with auto-creation.
         known = admin.list_topics(timeout=15).topics
     except KafkaException as error:
         raise KafkaUnavailable(
@@ -137,7 +138,7 @@ def _delete(admin: AdminClient, topic: str) -> None:
 
 
 class _Bar:
-    """A progress bar on a terminal, a line at each quarter elsewhere."""
+    """A progress bar on a terminal. Elsewhere, a line at each quarter."""
 
     def __init__(self, console: Console, title: str, total: int) -> None:
         self._console = console

@@ -1,7 +1,7 @@
 """The independent recount: what the job's totals must be, straight from the CSV.
 
-Responsible for: final totals by carrier and by aircraft, and comparing them with what the job wrote. Pure
-but for reading the CSV. Shares no code with the job and doesn't use the loader's typed records.
+Responsible for: final totals by carrier and by aircraft, and comparing them with what the job wrote. It is
+pure except for reading the CSV. It shares no code with the job, and doesn't use the loader's typed records.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ def recount_csv(rows: int) -> tuple[dict[str, Totals], dict[str, Totals]]:
 def differences(
     what: str, expected: Mapping[str, Totals], outputs: Mapping[str, Sequence[Totals]]
 ) -> list[str]:
-    """Where the job's output isn't what it must be; empty if it is.
+    """Where the job's output differs from what it must be. Empty if it doesn't.
 
     Args:
         what: "carrier" or "aircraft", for the messages.
-        expected: key to final totals.
-        outputs: key to everything the job wrote for it, in order: one line for each flight, its running
-            number of flights counting 1, 2, 3, ..., the last one equal to the final totals.
+        expected: the final totals of each key.
+        outputs: everything the job wrote for each key, in order: one line for each flight. The running number
+            of flights must be 1, 2, 3, ..., and the last line must be equal to the final totals.
     """
     found: list[str] = []
     for key, totals in expected.items():

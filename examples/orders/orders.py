@@ -1,8 +1,8 @@
 """Orders of customers: one job with all kinds of state.
 
-For each customer: how many orders there were (a value), which of the last hour's order numbers were seen, so
-that one that was sent twice counts once (a map in the order of time, with a TTL), and the last three orders
-(a list).
+For each customer, it keeps the number of orders (a value); which order numbers of the last hour were seen, so
+that an order that was sent twice counts once (a map sorted by time, with a TTL); and the last three orders (a
+list).
 
     fcluster up examples/orders/orders.py
 """

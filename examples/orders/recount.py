@@ -1,4 +1,6 @@
-"""What the job in orders.py must make of a partition: a recount of its own, in one loop over plain dicts."""
+"""What the job in orders.py must make of a partition: an independent recount, in one loop over plain
+dicts.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +11,10 @@ HOUR_MS = 3_600_000
 
 
 def recount(records: Iterable[tuple[str, Any, int]]) -> tuple[list[Any], int, int]:
-    """The outputs; and how many orders were repeated within an hour, and later.
+    """The outputs, and how many orders were repeated within an hour, and later.
 
     Args:
-        records: key, order, and timestamp in milliseconds, in the order of the partition.
+        records: key, order, and timestamp in milliseconds, in the partition's order.
     """
     customers: dict[str, dict[str, Any]] = {}
     outputs: list[Any] = []

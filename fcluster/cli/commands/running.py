@@ -198,6 +198,6 @@ def worker(
         tell = tell_keeper if code == ExitCode.JOB_FAILED else report
         tell(context.ensure_object(Session), ended.failure)
     if code == ExitCode.JOB_ENDED and not kept:
-        code = 0  # a supervisor has to tell this from a request to leave; for others it is success
+        code = 0  # a supervisor must distinguish this from a request to leave; for others it is success
     handler_processes.leave_within(HANDLERS_END_S, code)
     context.exit(code)
