@@ -1,7 +1,7 @@
 """A cluster whose processes have failpoints.
 
-Responsible for: arming points of running processes and telling whether they were reached, slowing processes
-down, and looking into them (status, open files). A point is armed by a file, at any time; the mark is a file
+Responsible for: arming points of running processes, finding out whether they were reached, slowing processes
+down, and inspecting them (status, open files). A point is armed by a file, at any time. The mark is a file
 that the process leaves when it gets there.
 """
 
@@ -31,7 +31,7 @@ from tests.harness import Cluster, wait_until
 
 @dataclass(frozen=True)
 class Mark:
-    """A process passed a point and did what it was armed for; `time_ns` is the wall clock then."""
+    """A process passed a point and did what it was armed for; `time_ns` is the wall clock at that moment."""
 
     process: str
     point: str
@@ -41,7 +41,7 @@ class Mark:
 
 
 class ChaosCluster(Cluster):
-    """See the module."""
+    """See the module's docstring."""
 
     def environment_of(self, name: str) -> Mapping[str, str]:
         directory = self._arms(name)
@@ -49,7 +49,7 @@ class ChaosCluster(Cluster):
         return {ENVIRONMENT_VARIABLE: str(directory)}
 
     may_end: str = ""
-    """A process whose own watchdog may end it just now."""
+    """A process that its own watchdog may end at present."""
 
     def assert_alive(self) -> None:
         for name, child in self._running.items():
@@ -60,7 +60,7 @@ class ChaosCluster(Cluster):
     # --- failpoints --------------------------------------------------------------------------------------
 
     def arm(self, process: str, point: str, arm: Arm) -> None:
-        """Let `process` do so at `point`; what it did there before is forgotten."""
+        """Make `process` do this at `point`. What it did there before is forgotten."""
         assert point in POINTS, point
         directory = self._arms(process)
         directory.mkdir(parents=True, exist_ok=True)
@@ -70,12 +70,12 @@ class ChaosCluster(Cluster):
         new.rename(directory / point)
 
     def disarm(self, process: str, point: str, *, keep_mark: bool = False) -> None:
-        """Forget the arm, and the mark unless it shall be kept."""
+        """Forget the arm, and the mark too, unless it has to be kept."""
         for name in (point,) if keep_mark else (point, f"{point}{REACHED}"):
             (self._arms(process) / name).unlink(missing_ok=True)
 
     def mark(self, process: str, point: str) -> Mark | None:
-        """What the process left at the point, None if it has not been there."""
+        """What the process left at the point. None if it hasn't been there."""
         try:
             content = msgspec.json.decode((self._arms(process) / f"{point}{REACHED}").read_bytes())
         except FileNotFoundError:
@@ -87,20 +87,20 @@ class ChaosCluster(Cluster):
         return wait_until(lambda: self.mark(process, point), f"{process} reaches {point}", timeout_s, 0.01)
 
     def await_death(self, process: str, number: int = signal.SIGKILL, timeout_s: float = 30) -> None:
-        """Wait until `process` has died of the signal; it may be started again then."""
+        """Wait until `process` has died of the signal. It may be started again then."""
         child = self.child(process)
         code = child.wait(timeout_s)
         assert code == -number, f"{process} ended with {code}, not by signal {number}\n{self.log(process)}"
         self._running.pop(process)
 
     def forget(self, process: str) -> None:
-        """`process` has ended, as it should; it may be started again."""
+        """`process` has ended, as it should. It may be started again."""
         assert self._running.pop(process).poll() is not None
 
     # --- others ------------------------------------------------------------------------------------------
 
     def stop(self, process: str, timeout_s: float = 30) -> None:
-        """SIGTERM, and wait until it has ended in good order."""
+        """Send SIGTERM, and wait until it has ended cleanly."""
         child = self._running.pop(process)
         child.terminate()
         code = child.wait(timeout_s)
@@ -109,7 +109,7 @@ class ChaosCluster(Cluster):
     @contextlib.contextmanager
     def slowed(self, process: str, times: float, period_s: float = 0.05) -> Iterator[None]:
         """Let `process` run for only 1/`times` of the time, in small turns."""
-        child = self.child(process)  # one that has ended gets no signals
+        child = self.child(process)  # a process that has ended gets no signals
         ended = threading.Event()
 
         def run() -> None:
@@ -128,7 +128,7 @@ class ChaosCluster(Cluster):
             thread.join()
 
     def status(self) -> dict[str, Any] | None:
-        """The coordinator's status document, None while there is none to answer."""
+        """The coordinator's status document. None if no coordinator answers."""
         leader = self.leader()
         if leader is None:
             return None
@@ -139,21 +139,23 @@ class ChaosCluster(Cluster):
             return None
 
     def leader(self) -> Leader | None:
-        """The coordinator that led last, which may be dead; None if there was none, or Kafka doesn't tell."""
+        """The coordinator that led last, which may be dead. None if there was none, or if Kafka doesn't
+        tell.
+        """
         settings = resolve({}, None, {}, {"brokers": self.brokers})
         with contextlib.suppress(FclusterError):
             return find_leader(settings, self._env["FCLUSTER_TEST_JOB"])
         return None
 
     def session(self, name: str) -> dict[str, Any] | None:
-        """What the status says of a worker's process; None if that has no session, or nobody answers."""
+        """The status of a worker's process. None if it has no session, or if no coordinator answers."""
         status, pid = self.status(), self.child(name).pid
         return next(
             (worker for worker in (status or {"workers": []})["workers"] if worker["pid"] == pid), None
         )
 
     def shards_running(self, workers: int) -> bool:
-        """Whether so many workers run, and all shards on them."""
+        """Whether this many workers run, and run all shards."""
         status = self.status()
         return (
             status is not None
@@ -162,11 +164,11 @@ class ChaosCluster(Cluster):
         )
 
     def setting(self, name: str) -> object:
-        """What all processes were given for it."""
+        """The value of a setting that all processes were given."""
         return self._settings[name]
 
     def open_files(self) -> dict[str, list[str]]:
-        """Process to what its descriptors are: paths of files, and kinds of others."""
+        """By process: what its descriptors refer to: paths of files, and kinds of others."""
         found: dict[str, list[str]] = {}
         for name, pid in self.pids().items():
             targets: list[str] = []

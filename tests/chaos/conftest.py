@@ -18,7 +18,7 @@ from tests.chaos.trio import Trio
 
 @pytest.fixture
 def chaos(kafka: str, topic_prefix: str, tmp_path: Path) -> Callable[..., AbstractContextManager[Chaos]]:
-    """Makes a run on the session's broker: `with chaos("title", workers=3) as run`."""
+    """Creates a run on the session's broker: `with chaos("title", workers=3) as run`."""
     return partial(_run, kafka, topic_prefix, tmp_path / "data")
 
 
@@ -26,7 +26,7 @@ def chaos(kafka: str, topic_prefix: str, tmp_path: Path) -> Callable[..., Abstra
 def chaos_unjudged(
     kafka: str, topic_prefix: str, tmp_path: Path
 ) -> Callable[..., AbstractContextManager[Chaos]]:
-    """Makes a run that has to end badly: nothing is judged."""
+    """Creates a run that has to end badly: nothing is judged."""
     return partial(Chaos, kafka, topic_prefix, tmp_path / "data")
 
 
@@ -38,7 +38,7 @@ def _run(
 
 @pytest.fixture(scope="session")
 def island_or_reason() -> Iterator[Island | str]:
-    """A network of its own for one worker, or why there can be none."""
+    """A network for one worker alone, or why that isn't possible."""
     try:
         with island() as made:
             yield made
@@ -48,7 +48,7 @@ def island_or_reason() -> Iterator[Island | str]:
 
 @pytest.fixture
 def place(island_or_reason: Island | str) -> Island:
-    """As `island_or_reason`; skips the test, saying why, where there can be none."""
+    """Like `island_or_reason`, but skips the test with the reason where there can be none."""
     if isinstance(island_or_reason, str):
         pytest.skip(f"network cut: not tested, {island_or_reason}")
     return island_or_reason
@@ -56,7 +56,7 @@ def place(island_or_reason: Island | str) -> Island:
 
 @pytest.fixture(scope="session")
 def mortal(island_or_reason: Island | str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerFor]:
-    """A broker that chaos tests may stop and kill, in reach of the island. `servers` brings it back."""
+    """A broker that chaos tests may stop and kill, reachable from the island. `servers` brings it back."""
     place = island_or_reason if isinstance(island_or_reason, Island) else None
     with BrokerFor(tmp_path_factory.mktemp("mortal"), place) as broker:
         yield broker
@@ -72,13 +72,13 @@ def mortal_broker(mortal: BrokerFor) -> EmbeddedKafka:
 def chaos_on_mortal_broker(
     mortal: BrokerFor, topic_prefix: str, tmp_path: Path
 ) -> Callable[..., AbstractContextManager[Chaos]]:
-    """As `chaos`, on the broker of `mortal`."""
+    """Like `chaos`, on the broker of `mortal`."""
     return partial(_run, mortal.servers, topic_prefix, tmp_path / "data")
 
 
 @pytest.fixture(scope="session")
 def trio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trio]:
-    """Three brokers that tests may hurt, one at a time. `servers` brings back what is away."""
+    """Three brokers that tests may disturb, one at a time. `servers` brings back those that are down."""
     with Trio(tmp_path_factory.mktemp("trio")) as made:
         yield made
 
@@ -87,12 +87,12 @@ def trio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trio]:
 def chaos_on_trio(
     trio: Trio, topic_prefix: str, tmp_path: Path
 ) -> Callable[..., AbstractContextManager[Chaos]]:
-    """As `chaos`, on the brokers of `trio`."""
+    """Like `chaos`, on the brokers of `trio`."""
     return partial(_run, trio.servers, topic_prefix, tmp_path / "data", kafka_dir=trio.cluster.data_dir)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Which faults were injected how often."""
+    """Print which faults were injected, and how often."""
     if tally.SESSION:
         terminalreporter.section("faults injected")
         terminalreporter.write_line(tally.table(tally.SESSION))

@@ -1,4 +1,4 @@
-"""Damages snapshots behind everybody's back."""
+"""Damages snapshots without fcluster's knowledge."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class Snapshots:
         self._root = root
 
     def manifests(self, partition: int) -> list[Path]:
-        """Newest first."""
+        """The manifests, newest first."""
         return sorted((self._root / str(partition) / "manifests").glob("[0-9]*.json"), reverse=True)
 
     def file(self, partition: int, file_hash: str) -> Path:
-        """Where the file of that hash is."""
+        """The path of the file with that hash."""
         return self._root / str(partition) / "files" / file_hash
 
     def own_file(self, partition: int) -> Path:
@@ -40,7 +40,7 @@ class Snapshots:
         return all(len(self.manifests(partition)) == 2 for partition in range(PARTITIONS))
 
     def is_whole(self, partition: int, manifest: Path) -> bool:
-        """Whether that snapshot can be read and has all its files as they were."""
+        """Whether that snapshot can be read, and all its files are unchanged."""
         try:
             return all(
                 content_hash(self.file(partition, file.hash).read_bytes()).hexdigest() == file.hash
@@ -64,7 +64,7 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def flip_a_bit(snapshots: Snapshots, partition: int) -> None:
-    """In a file that only the newest snapshot has."""
+    """Flip a bit in a file that only the newest snapshot has."""
     path = snapshots.own_file(partition)
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 0x10
@@ -72,24 +72,24 @@ def flip_a_bit(snapshots: Snapshots, partition: int) -> None:
 
 
 def truncate(snapshots: Snapshots, partition: int) -> None:
-    """A file that only the newest snapshot has."""
+    """Truncate a file that only the newest snapshot has."""
     path = snapshots.own_file(partition)
     os.truncate(path, path.stat().st_size // 2)
 
 
 def lose_a_file(snapshots: Snapshots, partition: int) -> None:
-    """One that only the newest snapshot has."""
+    """Delete a file that only the newest snapshot has."""
     snapshots.own_file(partition).unlink()
 
 
 def take_anothers_manifest(snapshots: Snapshots, partition: int) -> None:
-    """The newest manifest is that of another shard."""
+    """Replace the newest manifest by that of another shard."""
     other = snapshots.manifests((partition + 1) % PARTITIONS)[0]
     shutil.copyfile(other, snapshots.manifests(partition)[0])
 
 
 def promise_a_later_epoch(snapshots: Snapshots, partition: int) -> None:
-    """The manifest is plausible, but its files don't hold what it says."""
+    """Make the manifest plausible, but let its files not contain what it says."""
     newest, older = snapshots.manifests(partition)[:2]
     content = msgspec.to_builtins(read_manifest(newest))
     content["files"] = msgspec.to_builtins(read_manifest(older))["files"]
@@ -97,7 +97,7 @@ def promise_a_later_epoch(snapshots: Snapshots, partition: int) -> None:
 
 
 def cut_the_manifest(snapshots: Snapshots, partition: int) -> None:
-    """The newest one ends early."""
+    """Cut off the end of the newest manifest."""
     os.truncate(snapshots.manifests(partition)[0], 40)
 
 
@@ -112,10 +112,10 @@ DAMAGES: tuple[Callable[[Snapshots, int], None], ...] = (
 
 
 def damage_newest(snapshots: Snapshots, partition: int, how: str) -> str:
-    """Damage the newest snapshot of a shard that goes on taking them, if the older one is whole.
+    """Damage the newest snapshot of a shard that still takes snapshots, if the older one is whole.
 
     Returns:
-        Why it wasn't done; empty if it was.
+        Why it wasn't done. Empty if it was.
     """
     manifests = snapshots.manifests(partition)[:2]
     if len(manifests) < 2 or not all(snapshots.is_whole(partition, path) for path in manifests):

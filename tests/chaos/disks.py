@@ -1,4 +1,4 @@
-"""Small disks for tests, made and removed by them; needs root."""
+"""Small disks that tests create and remove. Needs root."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ FILLER = "filler"
 
 @contextmanager
 def small_disk(path: Path, size_kb: int) -> Iterator[Path]:
-    """A file system of that size at `path`; skips the test, saying why, where none can be mounted."""
+    """A file system of that size at `path`. Where none can be mounted, the test is skipped, with the
+    reason.
+    """
     if os.geteuid() != 0:
         pytest.skip("disk full: not tested, small file systems need root")
     path.mkdir(parents=True, exist_ok=True)
@@ -27,12 +29,12 @@ def small_disk(path: Path, size_kb: int) -> Iterator[Path]:
     try:
         yield path
     finally:
-        # Lazily: whatever is still open in it must not keep it from going away.
+        # Unmounted lazily, so that files that are still open in it don't prevent that.
         subprocess.run(["umount", "-l", str(path)], check=True)
 
 
 def fill(path: Path) -> None:
-    """Leave no byte on the disk at `path`."""
+    """Fill the disk at `path` to the last byte."""
     with (path / FILLER).open("wb", buffering=0) as file:
         try:
             while True:

@@ -19,19 +19,21 @@ from tests.chaos.transactions_log import AT_REST, transactional_ids_of
 from tests.harness import COORDINATOR, processes_with, wait_until
 
 DESCRIPTORS_SLACK = 28
-"""Descriptors that may come and go, those of three clients of Kafka with nine each: the consumer of restores,
-that of the copies, and producers that are ready to fence a worker that has joined since."""
+"""How many descriptors may come and go: those of three Kafka clients with nine each: the consumer of
+restores, that of the copies, and producers that are kept ready to fence a worker that has joined since.
+"""
 _STORE_FILE = re.compile(r".*/state/[^/]+/slot-\d+/(?P<stage>[^/]+)/(?P<partition>\d+)/db/")
 
 _LOST_SESSION = re.compile("joining again|replaying from the committed offsets")
 
 
 class Descriptors:
-    """Whether the processes of a cluster give back what they open.
+    """Checks that the processes of a cluster close what they open.
 
-    Those that have survived everything hold no more descriptors than before, files of RocksDB left out, which
-    come and go; and no worker has a file open of a store that is neither of its shards nor a warm copy. One
-    that lost a session may: it keeps the stores of that session open, for the case that it gets them back.
+    Processes that have survived everything have no more descriptors than before, not counting files of
+    RocksDB, which come and go. And no worker has an open file of a store that belongs neither to its shards
+    nor to a warm copy. A worker that has lost a session may have one: it keeps that session's stores open, in
+    case it gets them back.
     """
 
     def __init__(self, cluster: ChaosCluster) -> None:
@@ -39,7 +41,7 @@ class Descriptors:
         self._before: dict[int, int] = {}
 
     def remember(self) -> None:
-        """The present is what later is compared with."""
+        """Remember the present state, for later comparison."""
         pids = self._cluster.pids()
         for name, targets in self._cluster.open_files().items():
             self._before[pids[name]] = len(_countable(targets))
@@ -48,7 +50,7 @@ class Descriptors:
         """Wait until nothing is left open.
 
         Raises:
-            TimeoutError: something is; the message says what.
+            TimeoutError: something is left open. The message says what.
         """
         wait_until(lambda: not self._leaking(), f"descriptors given back ({self._leaking()})", timeout_s, 0.5)
 
@@ -70,7 +72,7 @@ class Descriptors:
 
 
 def stores_held(status: dict[str, Any]) -> dict[str, set[tuple[str, int]]]:
-    """Worker to the (stage, partition) of the shards that it has or copies."""
+    """By worker: the (stage, partition) of the shards that it has or copies."""
     held: dict[str, set[tuple[str, int]]] = {}
     for worker in status["workers"]:
         held[f"worker-{worker['slot']}"] = set()
@@ -91,13 +93,15 @@ def _store_of(target: str) -> tuple[str, int] | None:
 
 
 def judge_processes(data_dir: Path) -> None:
-    """Nothing runs any more that was started with this directory."""
+    """No process that was started with this directory runs any more."""
     processes = [pid for pid in processes_with(str(data_dir)) if pid != os.getpid()]
     assert not processes, f"processes are left: {processes}"
 
 
 def judge_transactions(brokers: str, job: str, slots: int) -> None:
-    """The job used the ids of its slots and of its coordinator only, and none of them has anything open."""
+    """The job used only the ids of its slots and of its coordinator, and none of them has an open
+    transaction.
+    """
     known = {identity for slot in range(slots) for identity in transactional_ids(job, slot)}
     found = transactional_ids_of(brokers, f"{job}-")
     strange = set(found) - known - {f"{job}-{COORDINATOR}"}
@@ -108,7 +112,9 @@ def judge_transactions(brokers: str, job: str, slots: int) -> None:
 
 
 def judge_files(data_dir: Path) -> None:
-    """No half of a snapshot or restore is left; of each shard at most two snapshots, with all their files."""
+    """No part of a snapshot or restore is left. Each shard has at most two snapshots, with all their
+    files.
+    """
     halves = [str(path) for path in half_made(data_dir)]
     assert not halves, f"left behind: {halves}"
     for folder in shard_folders(data_dir / "snapshots"):
@@ -119,9 +125,9 @@ def judge_files(data_dir: Path) -> None:
 
 
 def half_made(data_dir: Path) -> Iterator[Path]:
-    """What a snapshot or restore leaves behind when it isn't cleaned up after.
+    """What a snapshot or restore leaves behind if it isn't cleaned up.
 
-    Whatever a killed worker left in the snapshot store goes with its next snapshot, once it is old enough.
+    What a killed worker left in the snapshot store is removed with its next snapshot, once it is old enough.
     """
     now_s = time.time()
     for path in data_dir.rglob("*"):
@@ -134,7 +140,7 @@ def half_made(data_dir: Path) -> Iterator[Path]:
 
 
 def shard_folders(snapshots: Path) -> list[Path]:
-    """The folders of a snapshot store, one for each shard that has files in it."""
+    """The folders of a snapshot store: one for each shard that has files in it."""
     return sorted(path.parent for path in snapshots.glob("*/*/*/files"))
 
 
@@ -145,19 +151,20 @@ def referenced(folder: Path) -> set[str]:
         try:
             manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
         except (FileNotFoundError, msgspec.DecodeError):
-            continue  # pruned meanwhile, or damaged by the test
+            continue  # pruned in the meantime, or damaged by the test
         found |= {file.hash for file in manifest.files}
     return found
 
 
 def await_snapshots_collected(snapshots: Path, timeout_s: float = 60) -> None:
-    """Let hours pass for everything in the store, and wait until what no snapshot needs has gone.
+    """Make everything in the store hours older, and wait until the files that no snapshot needs are
+    removed.
 
-    Files that no manifest names stay for an hour, in case that they belong to a snapshot under way. What is
-    older goes with the shard's next snapshot, so the job must be under load.
+    Files that no manifest names stay for an hour, in case they belong to a snapshot in progress. Older ones
+    are removed with the shard's next snapshot, so the job must be under load.
 
     Raises:
-        TimeoutError: a file that no manifest names is kept: it leaks.
+        TimeoutError: a file that no manifest names is kept, so it leaks.
     """
     long_ago_s = time.time() - 2 * UNREFERENCED_GRACE_S
     for folder in shard_folders(snapshots):
@@ -165,7 +172,7 @@ def await_snapshots_collected(snapshots: Path, timeout_s: float = 60) -> None:
             try:
                 os.utime(path, (long_ago_s, long_ago_s), follow_symlinks=False)
             except FileNotFoundError:
-                pass  # pruned meanwhile
+                pass  # pruned in the meantime
 
     def leaked() -> list[Path]:
         return [path for folder in shard_folders(snapshots) for path in aged(folder, long_ago_s + 1)]
@@ -183,4 +190,4 @@ def aged(folder: Path, before_s: float) -> Iterator[Path]:
                 if not manifest and path.name not in needed and path.stat().st_mtime < before_s:
                     yield path
             except FileNotFoundError:
-                pass  # pruned meanwhile
+                pass  # pruned in the meantime

@@ -1,11 +1,11 @@
-"""A worker on a network of its own, which a test can cut; needs root.
+"""A worker on its own network, which a test can cut. Needs root.
 
-Responsible for: a network namespace with two veth pairs, one on the way to Kafka, one on the way to the
-coordinator, made and removed by the test. Kafka and coordinator listen on addresses of the loopback device,
-which stay when a pair is cut.
+Responsible for: a network namespace with two veth pairs, one on the way to Kafka and one on the way to the
+coordinator. The test creates and removes it. Kafka and coordinator listen on addresses of the loopback
+device, which remain when a pair is cut.
 
-A cut in both directions takes the pair's far end down, so that what is sent vanishes without a word. A cut in
-one direction is a blackhole route for the one side's addresses: the other side's packets still arrive.
+A cut in both directions takes the pair's far end down, so that sent packets vanish silently. A cut in one
+direction is a blackhole route for the addresses of one side: the other side's packets still arrive.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ KAFKA, COORDINATOR = "kafka", "coordinator"
 
 
 def run(*command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """Run a command of iproute2."""
+    """Run an iproute2 command."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if check and done.returncode != 0:
         raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip()}")
@@ -39,8 +39,8 @@ def run(*command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
 
 
 def retire(address: str) -> None:
-    """Take an address away from this machine for good. Until this process ends, nobody answers there: clients
-    that outlive the address would otherwise ask whatever lies behind the machine's default route.
+    """Take an address away from this machine permanently. Until this process ends, nothing answers there.
+    Otherwise clients that outlive the address would ask whatever is behind the machine's default route.
     """
     run("ip", "route", "replace", "unreachable", f"{address}/32", check=False)
     run("ip", "address", "del", f"{address}/32", "dev", "lo", check=False)
@@ -66,7 +66,7 @@ class Way:
 
 
 class Island:
-    """The namespace of one worker; `prefix` starts a command in it."""
+    """The namespace of one worker. `prefix` starts a command in it."""
 
     def __init__(self, number: int) -> None:
         tag = f"{number:x}"
@@ -95,7 +95,7 @@ class Island:
             run("ip", "-n", self.name, "route", "add", way.service, "via", f"{way.net}.5")
 
     def remove(self) -> None:
-        """Whatever of it is there."""
+        """Remove whatever exists of it."""
         for way in self.ways.values():
             run("ip", "link", "del", way.outside, check=False)
             run("ip", "route", "del", "blackhole", f"{way.net}.6", check=False)
@@ -104,7 +104,7 @@ class Island:
 
     @contextmanager
     def cut(self, what: str) -> Iterator[None]:
-        """Both directions."""
+        """Cut both directions."""
         way = self.ways[what]
         run("ip", "link", "set", way.outside, "down")
         try:
@@ -114,7 +114,7 @@ class Island:
 
     @contextmanager
     def mute(self, what: str) -> Iterator[None]:
-        """What the worker sends doesn't arrive; it still hears."""
+        """What the worker sends doesn't arrive. It still receives."""
         way = self.ways[what]
         run("ip", "-n", self.name, "route", "replace", "blackhole", way.service)
         try:
@@ -125,7 +125,7 @@ class Island:
 
     @contextmanager
     def deafen(self, what: str) -> Iterator[None]:
-        """What is sent to the worker doesn't arrive; it is still heard."""
+        """What is sent to the worker doesn't arrive. It can still send."""
         way = self.ways[what]
         run("ip", "route", "add", "blackhole", f"{way.net}.6")
         try:
@@ -135,11 +135,13 @@ class Island:
 
 
 class NoIslandError(Exception):
-    """There can be no network namespace here; the message says why."""
+    """Network namespaces aren't possible here. The message says why."""
 
 
 class Place(Protocol):
-    """Something of network namespaces that can be made, and removed also when only half of it is there."""
+    """Something made of network namespaces. It can be created, and also be removed when only a part of it
+    exists.
+    """
 
     def make(self) -> None: ...
 
@@ -151,7 +153,7 @@ _Place = TypeVar("_Place", bound=Place)
 
 @contextmanager
 def standing(made: Callable[[], _Place]) -> Iterator[_Place]:
-    """A place while it stands. Raises NoIslandError where there can be none."""
+    """A place while it exists. Raises NoIslandError where there can be none."""
     if os.geteuid() != 0:
         raise NoIslandError("network namespaces need root")
     place = made()
@@ -175,12 +177,12 @@ class BrokerFor:
     """A broker that listens where an island can reach it, and its bootstrap servers.
 
     Args:
-        data_dir: of the broker.
+        data_dir: the broker's data directory.
         place: None for a broker on the loopback address only.
     """
 
     alone = True
-    """While it is away, nobody answers."""
+    """While it is down, no other broker answers."""
 
     def __init__(self, data_dir: Path, place: Island | None) -> None:
         self.broker = EmbeddedKafka(data_dir)
@@ -194,7 +196,7 @@ class BrokerFor:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # A client that outlives the island asks whoever answers at that address then.
+        # A client that outlives the island would ask whatever answers at that address then.
         forget_admins()
         try:
             self.broker.stop()
@@ -203,16 +205,16 @@ class BrokerFor:
 
     @property
     def servers(self) -> str:
-        """Where everybody reaches it; starts it if it doesn't run."""
+        """The address at which everybody reaches it. Starts it if it doesn't run."""
         servers = self.broker.start()
         place = self._place
         return servers if place is None else servers.replace("127.0.0.1", place.ways[KAFKA].service)
 
     def take_away(self, how: str, _draw: random.Random) -> tuple[str, Callable[[], object]]:
-        """Hurt it; what was hurt, and what heals it.
+        """Disturb it. Returns what was disturbed, and a function that heals it.
 
         Args:
-            how: `clean` and `hard` end it, or it `stands still`.
+            how: `clean` and `hard` end it; `stands still` suspends it.
         """
         broker = self.broker
         if how == "stands still":

@@ -1,8 +1,9 @@
-"""What a storm does and when: drawn from a seed, and from nothing else (pure).
+"""What a storm does and when. It is drawn from a seed, and from nothing else (pure).
 
-Responsible for: rounds of faults with their times, so that a seed tells the same schedule each time, whatever
-the machine does with it. A fault is drawn only where it can be done by the plan's own book: a worker that is
-down by the plan isn't stopped. Whether it can be done when its time has come is found out by `storm`.
+Responsible for: rounds of faults with their times, so that a seed always gives the same schedule, whatever
+the machine does with it. A fault is drawn only where it is possible according to the plan's own book: a
+worker that is down according to the plan isn't stopped. Whether it is possible when its time has come is
+found out by `storm`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ EPOCH_STEPS = (
     "worker.committed",
 )
 TURNS = 2 * len(EPOCH_STEPS)
-"""After so many each role of a broker was hit at each step, killed and stopped."""
+"""After this many turns, each role of a broker was hit at each step, both killed and stopped."""
 MOVE_STEPS = ("worker.mid-restore", "worker.shards-released", "worker.mid-snapshot", "worker.snapshot-taken")
 COORDINATOR_STEPS = (
     "coordinator.before-journal",
@@ -45,11 +46,11 @@ DAMAGES = (
     "take_anothers_manifest",
     "cut_the_manifest",
 )
-"""Names of `damage.DAMAGES`, but for the one that can't be told from a whole snapshot by looking at it."""
+"""Names of `damage.DAMAGES`, except for the damage that can't be recognised by looking at a snapshot."""
 FROM_CLIENTS, FROM_BROKERS, LEADERS = "from clients", "from brokers", "leaders"
-"""How one of three brokers is hurt, where it isn't ended or stopped."""
+"""How one of three brokers is disturbed, if it isn't ended or stopped."""
 ISLANDER = 0
-"""The slot whose worker has a network of its own."""
+"""The slot of the worker that has its own network."""
 
 WEIGHTS = {
     tally.WORKER_KILLED: 10,
@@ -76,20 +77,20 @@ TRIO_WEIGHTS = {kind: weight for kind, weight in WEIGHTS.items() if kind != tall
     tally.BROKER_CUT: 3,
     tally.LEADERS_MOVED: 2,
 }
-"""On three brokers, of which one at a time is hurt."""
+"""Faults on three brokers, of which one at a time is disturbed."""
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A fault to come.
+    """A planned fault.
 
     Attributes:
-        at_s: after the beginning of its round.
+        at_s: when it begins, counted from the beginning of its round.
         kind: one of `tally.KINDS`.
-        slot: of the worker that it hits, -1 if it hits none, or all.
-        how: what exactly: a failpoint, a kind of cut, of damage; may be empty.
-        lasts_s: until it is healed, or what was killed is started again.
-        number: of workers to scale to, of the partition whose snapshot is damaged.
+        slot: the slot of the worker that it hits. -1 if it hits none, or all.
+        how: what exactly: a failpoint, a kind of cut, a kind of damage. May be empty.
+        lasts_s: how long until it is healed, or until what was killed is started again.
+        number: the number of workers to scale to, or of the partition whose snapshot is damaged.
     """
 
     at_s: float
@@ -116,7 +117,7 @@ class Planned:
 
 @dataclass(frozen=True)
 class Round:
-    """A storm, after which everything is healed and progress is demanded."""
+    """A storm. After it, everything is healed, and progress is demanded."""
 
     number: int
     lasts_s: float
@@ -125,7 +126,7 @@ class Round:
 
 
 def rounds(seed: int, seconds: float, workers: int, weights: Mapping[str, int] = WEIGHTS) -> Iterator[Round]:
-    """The rounds of a soak of so many seconds. The first ones are the same however long it is."""
+    """The rounds of a soak of this many seconds. The first ones are the same however long it is."""
     number, left_s = 0, seconds
     while left_s > 0:
         lasts_s = min(ROUND_S, left_s)
@@ -135,7 +136,8 @@ def rounds(seed: int, seconds: float, workers: int, weights: Mapping[str, int] =
 
 
 def turn(number: int, roles: Sequence[str]) -> list[tuple[str, str, bool]]:
-    """What one turn does to brokers: each role once, with the step to hit it at, and whether it is killed.
+    """What one turn does to brokers: each role once, with the step at which to hit it, and whether it is
+    killed.
 
     Args:
         number: of the turn; after `TURNS` it begins anew.
@@ -149,7 +151,7 @@ def turn(number: int, roles: Sequence[str]) -> list[tuple[str, str, bool]]:
 
 
 class _Book:
-    """What is hurt already while a round is drawn."""
+    """What is already disturbed while a round is drawn."""
 
     def __init__(self, draw: random.Random, workers: int, weights: Mapping[str, int]) -> None:
         self._draw = draw
@@ -193,7 +195,8 @@ class _Book:
             case tally.BROKER_AWAY:
                 how = draw.choice(("clean", "hard", "hard", "stands still"))
             case tally.BROKER_KILLED | tally.BROKER_STOPPED | tally.BROKER_HUNG | tally.BROKER_CUT:
-                # Some are back before their session is over, others have lost everything to others by then.
+                # Some are back before their session is over; others have lost everything to other workers by
+                # then.
                 lasts_s = draw.uniform(1.0, 12.0)
                 how = {
                     tally.BROKER_KILLED: "hard",
@@ -228,7 +231,7 @@ class _Book:
         return Planned(round(at_s, 2), kind, slot, how, round(lasts_s, 1), number)
 
     def _targets(self, kind: str) -> list[str]:
-        """What must be whole before it is hurt."""
+        """What must be whole before it is disturbed."""
         workers = [f"worker-{slot}" for slot in range(self._size)]
         match kind:
             case tally.ALL_KILLED:

@@ -1,15 +1,15 @@
-"""One job's run under load, hurt while it runs and judged afterwards.
+"""The run of one job under load. It is disturbed while it runs, and judged afterwards.
 
-Responsible for: topics, a generator that goes on while faults land, live readers of both isolation levels, a
-list of what was done and whether it landed, and at the end the whole verdict: the checker's (nothing lost,
-repeated or reordered, sums recomputed, the live reader agrees with the final one, state equals a fold of the
-input), no transaction left open, and nothing left behind: processes, file descriptors, transactional ids,
-snapshots (`leftovers`).
+Responsible for: topics, a generator that continues while faults happen, live readers of both isolation
+levels, and a list of what was done and whether it hit. At the end it judges everything: the checker's verdict
+(nothing lost, repeated or reordered, sums recomputed, the live reader agrees with the final one, state equals
+a fold of the input), no transaction left open, and nothing left behind: processes, file descriptors,
+transactional ids, snapshots (`leftovers`).
 
-A fault counts only if it is shown to have landed in an open epoch. Either it must have aborted something: a
-read_uncommitted reader has seen, around it, outputs that no read_committed reader ever sees. Or there is
-other evidence, which `note` is given: transactions that were open while the fault stood (`open_epoch`), or
-the step of an epoch at which a failpoint was passed.
+A fault counts only if it is shown to have hit an open epoch. Either it must have aborted something: around
+it, a read_uncommitted reader has seen outputs that no read_committed reader ever sees. Or there is other
+evidence, which is passed to `note`: transactions that were open during the fault (`open_epoch`), or the step
+of an epoch at which a failpoint was passed.
 """
 
 from __future__ import annotations
@@ -49,30 +49,34 @@ PLAIN, REGROUPED = "running_totals.py", "regrouped_totals.py"
 PARTITIONS = 8
 GROUPS = 500
 RATE = 800.0
-"""Records per second: enough for open epochs on all shards all the time, little enough for two busy cores."""
+"""Records per second: enough for open epochs on all shards all the time, and few enough for two busy
+cores.
+"""
 CATCH_UP_S = 90.0
 RECOVERY_S = 60.0
 FAULT_BEFORE_S, FAULT_AFTER_S = 1.2, 0.3
 LONG = bool(os.environ.get("FCLUSTER_TEST_LONG"))
-"""Set by `make chaos`: the long dose."""
+"""Set by `make chaos`: the long version."""
 KEYS = 20_000
 HOT_KEYS = 200
-"""They get every second record, so that one epoch, and what is replayed of it, holds several of one key."""
+"""These keys get every second record, so one epoch, and its replay, contains several records of one key."""
 SETTINGS: Mapping[str, object] = {
     "session.timeout.ms": 1000,
     "heartbeat.interval.ms": 200,
-    # An epoch is open all the time; more of them a second would only be more work for two cores.
+    # An epoch is open all the time. More epochs per second would only be more work for two cores.
     "commit.interval.min.ms": 80,
     "commit.interval.max.ms": 200,
     "checkpoint.timeout.ms": 5000,
     "initial.rebalance.delay.ms": 500,
-    # Unless snapshots are the point: a whole changelog is a better witness.
+    # Unless a test is about snapshots: a whole changelog is better evidence.
     "snapshot.interval.ms": 3_600_000,
 }
 
 
 class Complaints:
-    """What is wrong with a run. As a context it takes what one check objects to; the next one can follow."""
+    """What is wrong with a run. Used as a context, it keeps what one check objects to, so that the next check
+    can follow.
+    """
 
     def __init__(self) -> None:
         self._found: list[str] = []
@@ -87,26 +91,26 @@ class Complaints:
         return False
 
     def finish(self) -> None:
-        """Raises AssertionError with all of it, if there was any."""
+        """Raises AssertionError with all complaints, if there are any."""
         assert not self._found, "\n".join(self._found)
 
 
 @dataclass
 class Chaos:
-    """A run; use it in a `with` block, which ends everything.
+    """A run. Use it in a `with` block, which ends everything.
 
     Args:
         brokers: bootstrap servers.
-        name: prefix of all names in Kafka.
-        data_dir: of the cluster.
+        name: the prefix of all names in Kafka.
+        data_dir: the cluster's data directory.
         job_file: PLAIN or REGROUPED.
-        workers: how many to start with.
-        slots: highest number of slots that the run may use; `workers` if 0.
-        rate: of the load.
-        replicas: warm copies of each shard.
-        settings: on top of SETTINGS.
-        kafka_dir: the brokers' files are below it. If it is given, markers are read, which tell transactions
-            that Kafka itself has torn.
+        workers: how many workers to start with.
+        slots: the highest number of slots that the run may use. 0: `workers`.
+        rate: the rate of the load.
+        replicas: how many warm copies each shard has.
+        settings: settings in addition to SETTINGS.
+        kafka_dir: a directory that contains the brokers' files. If it is given, markers are read, which show
+            transactions that Kafka itself has torn.
     """
 
     brokers: str
@@ -189,7 +193,9 @@ class Chaos:
             self.readers[isolation] = LiveReader(self.brokers, self.output, isolation).start()
 
     def _read_between(self) -> None:
-        """Live readers of the repartition topic, since it is cut behind the job. The coordinator makes it."""
+        """Live readers of the repartition topic, because it is truncated while the job runs. The coordinator
+        creates it.
+        """
         if self.job_file == PLAIN:
             return
         between = self.topics_read[1]
@@ -200,10 +206,10 @@ class Chaos:
     # --- waiting -----------------------------------------------------------------------------------------
 
     def await_flow(self, timeout_s: float = RECOVERY_S) -> float:
-        """Wait until every output partition shows a committed record that was produced after this call.
+        """Wait until every output partition has a committed record that was produced after this call.
 
         Returns:
-            The seconds that it took.
+            How many seconds that took.
         """
         started_s, since_ns = time.monotonic(), time.time_ns()
 
@@ -219,11 +225,13 @@ class Chaos:
         return time.monotonic() - started_s
 
     def newest_ns(self) -> dict[int, int]:
-        """Output partition to the producer's clock in the last record that is committed there; 0: none."""
+        """By output partition: the producer's clock in the last record that is committed there. 0 if there is
+        none.
+        """
         return self.readers[READ_COMMITTED].newest_ns()
 
     def await_shards(self, workers: int | None = None, timeout_s: float = RECOVERY_S) -> None:
-        """Wait until so many workers (default: those that were started) run all shards."""
+        """Wait until this many workers (default: those that were started) run all shards."""
         wanted = len(workers_of(self)) if workers is None else workers
         wait_until(
             lambda: self.cluster.shards_running(wanted), f"{wanted} workers run all shards", timeout_s, 0.1
@@ -246,19 +254,19 @@ class Chaos:
     # --- faults ------------------------------------------------------------------------------------------
 
     def note(self, kind: str, what: str, time_ns: int | None = None, *, shown: str = "") -> Fault:
-        """Remember a fault that has landed now, or at `time_ns`.
+        """Remember a fault that has hit now, or at `time_ns`.
 
         Args:
-            kind: one of those in `tally`.
-            shown: how it is known that it landed in an open epoch. If empty, outputs must have been aborted
-                by it, which is found out at the end.
+            kind: one of the kinds in `tally`.
+            shown: how it is known that it hit an open epoch. If empty, it must have aborted outputs, which is
+                checked at the end.
         """
         fault = Fault(kind, what, time.time_ns() if time_ns is None else time_ns, shown)
         self.faults.append(fault)
         return fault
 
     def open_epoch(self, timeout_s: float = 10) -> str:
-        """Wait until transactions of the job are open, and say so: evidence for `note`."""
+        """Wait until transactions of the job are open, and describe them: evidence for `note`."""
         topics = [self.output, *self.topics_read[1:]]
         held = wait_until(lambda: held_back(self.brokers, topics), "an open epoch", timeout_s, 0.01)
         return f"{sum(count for _, count in held.values())} records in open transactions"
@@ -269,7 +277,7 @@ class Chaos:
         return self.await_death_at(process, point, kind=kind, shown=shown)
 
     def await_death_at(self, process: str, point: str, *, kind: str = "", shown: str = "") -> Mark:
-        """Wait until the process has died at the point that is armed, and note it."""
+        """Wait until the process has died at the armed point, and note it."""
         mark = self.cluster.await_mark(process, point)
         self.cluster.await_death(process)
         chosen = kind or (tally.COORDINATOR_KILLED if process == COORDINATOR else tally.WORKER_KILLED)
@@ -290,27 +298,27 @@ class Chaos:
             self.cluster.start_worker(int(process.rpartition("-")[2]))
 
     def told(self) -> str:
-        """What was done so far, for the report."""
+        """What has been done so far, for the report."""
         return "\n".join([f"{len(self.faults)} faults:", *(f"  {fault}" for fault in self.faults)])
 
     # --- the verdict -------------------------------------------------------------------------------------
 
     @property
     def topics_read(self) -> list[str]:
-        """What the job reads."""
+        """The topics that the job reads."""
         regrouped = self.job_file == REGROUPED
         return [self.source, repartition_topic(self.job, "totals")] if regrouped else [self.source]
 
     @property
     def stage(self) -> str:
-        """The one that keeps state."""
+        """The stage that keeps state."""
         return self.source if self.job_file == PLAIN else "totals"
 
     def finish(self, title: str) -> Verdict:
-        """Stop the load, let the job catch up, end it in good order, and judge everything.
+        """Stop the load, let the job catch up, end it cleanly, and judge everything.
 
         Raises:
-            AssertionError: something is wrong; the message says what.
+            AssertionError: something is wrong. The message says what.
         """
         assert self._generator is not None
         complaints = Complaints()
@@ -343,10 +351,10 @@ class Chaos:
         return verdict
 
     reads_all_markers = True
-    """Also those of outputs, which takes memory; otherwise only if something is wrong."""
+    """Also the records of outputs, which takes memory. Otherwise only if something is wrong."""
 
     def _read_markers(self, verdict: Verdict, complaints: Complaints) -> None:
-        """Note what Kafka made of the transactions: what it has torn is no fault of the job's."""
+        """Note what Kafka did with the transactions: what Kafka has torn isn't the job's fault."""
         if self.kafka_dir is None:
             return
         whole = self.reads_all_markers or not verdict.ok
@@ -403,7 +411,9 @@ class Chaos:
         )
 
     def _judge_landing(self) -> None:
-        """Each fault is shown to have landed, or outputs that were written around it were never committed."""
+        """Each fault has been shown to have hit, or outputs that were written around it were never
+        committed.
+        """
         everywhere = (self.readers, self._readers_between)
         aborted = [ns for readers in everywhere for ns in _aborted_ns(self.brokers, readers)]
         for fault in self.faults:
@@ -415,7 +425,7 @@ class Chaos:
 
 
 def _aborted_ns(brokers: str, readers: Mapping[str, LiveReader]) -> list[int]:
-    """When a reader saw what was never committed. The topic must have come to rest."""
+    """When a reader saw outputs that were never committed. Nothing may be written to the topic any more."""
     if not readers:
         return []
     for reader in readers.values():
@@ -426,7 +436,7 @@ def _aborted_ns(brokers: str, readers: Mapping[str, LiveReader]) -> list[int]:
 
 
 def doses(short: Sequence[tuple[str, int]], long: Sequence[tuple[str, int]] = ()) -> list[Any]:
-    """Parameters of a test: jobs, each with a number of warm copies. `long` comes on top in the long dose."""
+    """Parameters of a test: jobs, each with a number of warm copies. `long` is added in the long version."""
     chosen = [*short, *(long if LONG else ())]
     return [
         pytest.param(job_file, replicas, id=f"{job_file.partition('_')[0]}-{replicas}-copies")

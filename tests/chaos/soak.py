@@ -1,9 +1,10 @@
 """A random mixture of all faults for a given time: `python -m tests.chaos.soak --minutes 30 --seed 7`.
 
-Responsible for: one run on a broker of its own, in rounds. In each a storm rages (`plan`, `storm`), then
-everything is healed and progress is demanded; records are judged as they come (`checker.stream`), so that
-the memory of a long run is that of a short one. At the end everything is judged as in every chaos test, and a
-table says what was done. The seed decides job, copies and schedule; it is printed, and tells the same again.
+Responsible for: one run on its own broker, in rounds. In each round a storm happens (`plan`, `storm`), then
+everything is healed and progress is demanded. Records are judged as they come (`checker.stream`), so a long
+run needs no more memory than a short one. At the end everything is judged as in every chaos test, and a table
+shows what was done. The seed determines job, copies and schedule. It is printed, and gives the same run
+again.
 """
 
 from __future__ import annotations
@@ -49,12 +50,12 @@ WORKERS = 3
 SNAPSHOT_DISK_KB = 400_000
 SETTINGS = {
     "snapshot.interval.ms": 2000,
-    # With no coordinator to commit, and none to fence, only the broker can end them.
+    # Without a coordinator that could commit or fence, only the broker can end them.
     "transaction.timeout.ms": 6000,
 }
 TRIO_SETTINGS = {
     "snapshot.interval.ms": 2000,
-    # A broker's session may end within an epoch, and others have to take over.
+    # A broker's session may end within an epoch, and other brokers have to take over.
     "checkpoint.timeout.ms": 30_000,
     "session.timeout.ms": 3000,
 }
@@ -69,15 +70,15 @@ class Choice:
 
     @staticmethod
     def of(seed: int) -> Choice:
-        """Every combination in turns, from one seed to the next."""
+        """Every combination in turn, from one seed to the next."""
         return Choice((PLAIN, REGROUPED)[seed % 2], (1, 0)[seed // 2 % 2])
 
 
 class SoakRun(Chaos):
-    """A run whose records are judged as they come, and not kept."""
+    """A run whose records are judged as they come, and aren't kept."""
 
     reads_all_markers = False
-    stream: StreamCheck = None  # type: ignore[assignment]  # there as soon as the run is entered
+    stream: StreamCheck = None  # type: ignore[assignment]  # set as soon as the run is entered
 
     def _start_readers(self) -> None:
         groups = GROUPS if self.job_file == REGROUPED else 0
@@ -95,7 +96,7 @@ class SoakRun(Chaos):
         return self.stream.newest_ns
 
     def finish(self, title: str) -> Verdict:
-        """As of every run, from what was judged on the way."""
+        """As in every run, from what was judged during the run."""
         assert self._generator is not None
         complaints = Complaints()
         snapshots = Snapshots(self.data_dir / "snapshots" / self.job / self.stage)
@@ -134,7 +135,7 @@ class SoakRun(Chaos):
 
 @dataclass
 class Report:
-    """How a soak went. `epochs`: as counted by the coordinators that led at the ends of rounds."""
+    """How a soak went. `epochs`: counted by the coordinators that led at the ends of rounds."""
 
     seed: int
     seconds: float
@@ -171,16 +172,16 @@ def soak(
     """Run it.
 
     Args:
-        kafka: may be hurt.
-        place: in reach of it; None if there are no network namespaces here.
-        name: prefix of all names in Kafka.
-        data_dir: of the cluster.
-        seed: of everything that is drawn.
-        seconds: how long storms rage, without the healing.
-        say: gets what is done, line by line.
+        kafka: the brokers, which may be disturbed.
+        place: a place that can reach them. None if there are no network namespaces here.
+        name: the prefix of all names in Kafka.
+        data_dir: the cluster's data directory.
+        seed: the seed of everything that is drawn.
+        seconds: how long the storms last, without the healing.
+        say: called with what is done, line by line.
 
     Raises:
-        AssertionError, TimeoutError: something is wrong; the message says what, and the seed was said.
+        AssertionError, TimeoutError: something is wrong. The message says what; the seed was printed before.
     """
     choice = Choice.of(seed)
     say(f"soak with SEED={seed}: {choice.job_file}, {choice.replicas} warm copies, {seconds:.0f} s of storms")
@@ -247,7 +248,7 @@ def _disk(stack: ExitStack, path: Path, say: Callable[[str], None]) -> Path | No
 
 
 def main() -> int:
-    """Run one soak; 0 if all was well."""
+    """Run one soak. Returns 0 if all was well."""
     arguments = _parse()
     seed = random.SystemRandom().randrange(100_000) if arguments.seed is None else arguments.seed
     folder = Path(tempfile.mkdtemp(prefix="fcluster-soak-"))
@@ -261,7 +262,7 @@ def main() -> int:
                 kafka, place, "soak-", folder / "data", seed=seed, seconds=arguments.minutes * 60, say=say
             )
         except BaseException as error:
-            first = error.__context__ or error  # ending everything may fail in its turn
+            first = error.__context__ or error  # ending everything may fail too
             say(f"FAILED: {type(first).__name__}: {first}\nthe same again: {again}; logs are in {folder}")
             if isinstance(error, AssertionError | TimeoutError):
                 return 1
@@ -274,7 +275,9 @@ def main() -> int:
 def _kafka(
     stack: ExitStack, directory: Path, count: int, say: Callable[[str], None]
 ) -> tuple[Island | None, BrokerFor | Trio]:
-    """The brokers, and a worker's network in reach of them. With three, a broker has one instead."""
+    """The brokers, and a network for one worker that can reach them. With three brokers, one of them has such
+    a network instead.
+    """
     if count == 3:
         trio = stack.enter_context(Trio(directory))
         if trio.island is None:

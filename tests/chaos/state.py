@@ -1,9 +1,9 @@
-"""The job's state, also where snapshots have let the changelog be cut.
+"""The job's state, even where the changelog was truncated because of snapshots.
 
-Responsible for: `check_state` like that of the checker, but beginning at a snapshot where there are some: the
-snapshot's files, taken apart with RocksDB, then the deltas behind it. Every snapshot that is in the store is
-verified, there are at most two for a shard, and the newer one holds what the older one and the deltas between
-say. So does each local store that isn't older than the snapshots.
+Responsible for: a `check_state` like that of the checker, but beginning at a snapshot where there are some:
+the snapshot's files, read with RocksDB, then the deltas after it. Every snapshot in the store is verified,
+there are at most two for a shard, and the newer one contains what the older one and the deltas between them
+give. So does each local store that isn't older than the snapshots.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ def check_state(
     data_dir: Path,
     snapshots_url: str = "",
 ) -> Verdict:
-    """Compare the state of a stage with the fold of its input; arguments as in `tests.checker.state`."""
+    """Compare the state of a stage with the fold of its input. The arguments are as in
+    `tests.checker.state`.
+    """
     snapshots = open_snapshot_store(snapshots_url or str(data_dir / "snapshots"), job)
     topic = changelog_topic(job, stage)
     records = read_topic(brokers, topic, READ_COMMITTED, lambda message: (message.offset(), message.value()))
@@ -59,7 +61,7 @@ def check_state(
             verdict.found("state", f"{shard}: {len(found)} snapshots are kept")
         for manifest in found:
             verify(snapshots, shard, manifest)
-        # The oldest one: behind it the changelog must be whole.
+        # The oldest snapshot: after it, the changelog must be complete.
         base = min(found, key=lambda manifest: manifest.state_epoch, default=None)
         content, epoch = _content(snapshots, shard, base) if base else ({}, 0)
         claims = [
@@ -92,11 +94,12 @@ def check_state(
 
 
 class _Fold:
-    """A shard's state from its oldest snapshot on, compared with what claims to stand at an epoch on the way.
+    """A shard's state from its oldest snapshot on. It is compared with everything that claims to be at an
+    epoch on the way.
 
     Args:
-        content: at `epoch`; changed in place.
-        claims: who says so, content, and epoch. What is older than `epoch` can't be judged.
+        content: the content at `epoch`. It is changed in place.
+        claims: what claims it, its content, and its epoch. Epochs older than `epoch` can't be judged.
     """
 
     def __init__(
@@ -114,12 +117,12 @@ class _Fold:
         self._judge(epoch)
 
     def take(self, delta: Delta) -> None:
-        """The next one."""
+        """Take the next delta."""
         self._content.update(delta.changes)
         self._judge(delta.epoch)
 
     def finish(self) -> None:
-        """There are no more."""
+        """There are no more deltas."""
         for who, _content, epoch in self._claims:
             self._verdict.found(
                 "state", f"{self._shard}: {who} claims epoch {epoch}, which was never committed"

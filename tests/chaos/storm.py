@@ -1,11 +1,11 @@
 """Does what a plan says to a running cluster, and heals it again.
 
 Responsible for: beginning each fault at its time and ending it at its time, without waiting in between, so
-that faults overlap; telling an end that a fault explains from one that it doesn't; and healing everything.
-Each fault is told, with its time, as it is done.
+that faults overlap; distinguishing the end of a process that a fault explains from one that it doesn't; and
+healing everything. Each fault is reported, with its time, when it happens.
 
-What a plan asks for may be impossible when its time has come: another fault has taken the process already, or
-the host can't do it. Then it is told to be left out, and not counted.
+What a plan asks for may be impossible when its time has come: another fault has already hit the process, or
+the host can't do it. Then it is reported as left out, and isn't counted.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ HEALED_S = 60.0
 Heal = Callable[[], None]
 
 
-class LeftOut(Exception):  # noqa: N818  no error
-    """A fault can't be done just now; the message says why."""
+class LeftOut(Exception):  # noqa: N818  not an error
+    """A fault isn't possible at present. The message says why."""
 
 
 class SoakCluster(TwoCoordinators):
-    """A cluster with a second coordinator at times, one worker on an island, if there is one."""
+    """A cluster that sometimes has a second coordinator, and one worker on an island, if there is one."""
 
     place: Island | None = None
 
@@ -62,11 +62,11 @@ class SoakCluster(TwoCoordinators):
         return self.place.prefix if self.place is not None and name == worker_name(ISLANDER) else ()
 
     def running(self, name: str) -> bool:
-        """Whether it was started and has not ended."""
+        """Whether it was started and hasn't ended."""
         return name in self._running and self._running[name].poll() is None
 
     def ended(self) -> dict[str, int]:
-        """What has ended and was not forgotten, with its exit code."""
+        """The processes that have ended and weren't forgotten, with their exit codes."""
         codes = {name: child.poll() for name, child in self._running.items()}
         return {name: code for name, code in codes.items() if code is not None}
 
@@ -75,7 +75,7 @@ class SoakCluster(TwoCoordinators):
         del self._running[name]
 
     def names(self, kind: str) -> list[str]:
-        """The processes that run, by the beginning of their names."""
+        """The processes that run and whose names begin with this."""
         return sorted(name for name in self._running if name.startswith(kind) and self.running(name))
 
 
@@ -83,11 +83,11 @@ class Storm:
     """Faults on one run.
 
     Args:
-        run: its cluster is a SoakCluster.
-        kafka: that it runs on, and that may be hurt.
-        place: the island of one worker, None if there is none.
-        disk: a small disk that holds the snapshots, None if it is none.
-        say: gets a line for each fault.
+        run: the run. Its cluster is a SoakCluster.
+        kafka: the Kafka that it runs on, which may be disturbed.
+        place: the island of one worker. None if there is none.
+        disk: a small disk with the snapshots. None if there is none.
+        say: called with a line for each fault.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class Storm:
 
     @property
     def workers(self) -> int:
-        """How many there are when all is healed."""
+        """How many workers there are when everything is healed."""
         return self._size
 
     def rage(self, storm: Round) -> None:
@@ -126,7 +126,7 @@ class Storm:
 
         Raises:
             AssertionError: a process ended and no fault explains it.
-            TimeoutError: the cluster doesn't go on as a whole one.
+            TimeoutError: the cluster doesn't continue completely.
         """
         self._draw = random.Random(storm.number)
         self._broker_was_away = False
@@ -146,14 +146,16 @@ class Storm:
         self._await_progress()
         self._end_standby()
         for name in self._cluster.ended():
-            self._cluster.drop(name)  # it has left the cluster
+            self._cluster.drop(name)  # the worker has left the cluster
         self._allowed.clear()
 
     def _await_progress(self) -> None:
-        """Start what has ended, and wait until all shards run on all workers and committed output flows."""
+        """Start what has ended, and wait until all workers run, all shards run on them, and committed output
+        flows.
+        """
         since_ns = time.time_ns()
         for name in self._cluster.names(""):
-            self._cluster.resume(name)  # one that stopped itself when its arm was being taken away
+            self._cluster.resume(name)  # a process that stopped itself while its arm was being removed
 
         def goes_on() -> bool:
             self._look()
@@ -187,9 +189,9 @@ class Storm:
             heal()
 
     def _look(self) -> None:
-        """Whether a process ended that should not have.
+        """Whether a process has ended that should not have.
 
-        One that found no broker when it was started is started again, as whatever supervises it would do.
+        If a process found no broker when it was started, it is started again, as a supervisor would do.
         """
         for name, code in self._cluster.ended().items():
             if code == ExitCode.TEMPORARY and self._broker_was_away:
@@ -230,24 +232,24 @@ class Storm:
     # --- processes -------------------------------------------------------------------------------------
 
     def _worker(self, planned: Planned) -> str:
-        """The name of the worker, if it can be hurt."""
+        """The name of the worker, if it can be disturbed."""
         name = worker_name(planned.slot)
         if planned.slot >= self._size or not self._cluster.running(name) or name in self._hurt:
             raise LeftOut("it isn't running, or hurt already")
         return name
 
     def _hurts(self, name: str, *codes: int) -> None:
-        """It is hurt until `_well`; in this round it may end with one of these codes."""
+        """It is disturbed until `_well`. In this round it may end with one of these codes."""
         self._hurt.add(name)
         self._allowed.setdefault(name, set()).update(codes)
 
     def _well(self, name: str) -> None:
-        """It isn't hurt any more; if it has ended, it is started again."""
+        """It is no longer disturbed. If it has ended, it is started again."""
         self._hurt.discard(name)
         self._restart(name)
 
     def _restart(self, name: str) -> None:
-        """Start it again if it has ended, and if it has a place in the cluster."""
+        """Start it again if it has ended and still belongs to the cluster."""
         if self._cluster.running(name):
             return
         if not name.startswith("worker"):
@@ -258,7 +260,7 @@ class Storm:
             self._cluster.drop(name)
 
     def _kill(self, name: str) -> None:
-        """`kill -9`, also of a process that is stopped."""
+        """`kill -9`, even if the process is stopped."""
         self._hurts(name, -signal.SIGKILL)
         self._cluster.child(name).kill()
 
@@ -271,7 +273,7 @@ class Storm:
         return self._kill_at(planned, name)
 
     def _kill_at(self, planned: Planned, name: str) -> Heal:
-        """At a failpoint, if it gets there in time."""
+        """Kill it at a failpoint, if it gets there in time."""
         point = planned.how
         self._hurts(name, -signal.SIGKILL)
         in_commit = point == "worker.commit"
@@ -289,9 +291,9 @@ class Storm:
         return heal
 
     def _take_mark(self, name: str, point: str) -> Mark | None:
-        """Disarm the point; what the process left there, if it was there."""
+        """Disarm the point. Returns what the process left there, if it was there."""
         self._cluster.disarm(name, point, keep_mark=True)
-        time.sleep(0.05)  # it may have read the arm just before
+        time.sleep(0.05)  # it may have read the arm just before that
         mark = self._cluster.mark(name, point)
         self._cluster.disarm(name, point)
         return mark
@@ -316,7 +318,7 @@ class Storm:
         return lambda: self._well(name)
 
     def _leader(self) -> str:
-        """The coordinator that leads, if it can be hurt."""
+        """The coordinator that leads, if it can be disturbed."""
         leader = self._find_leader()
         names = {self._cluster.child(name).pid: name for name in self._coordinators()}
         if leader is None or leader.pid not in names:
@@ -330,7 +332,7 @@ class Storm:
         return [name for name in (COORDINATOR, STANDBY) if self._cluster.running(name)]
 
     def _stop(self, names: Sequence[str], *codes: int) -> Heal:
-        """SIGSTOP, and SIGCONT."""
+        """Send SIGSTOP, and later SIGCONT."""
         for name in names:
             self._hurts(name, *codes)
             self._cluster.child(name).send_signal(signal.SIGSTOP)
@@ -351,7 +353,7 @@ class Storm:
 
     def _stop_worker(self, planned: Planned) -> Heal:
         name, point = self._worker(planned), planned.how
-        # Its own watchdog may find, when it goes on, that it hung.
+        # When it continues, its own watchdog may find that it hung.
         if not point:
             self._note(planned, shown=self._open_epoch())
             return self._stop([name], ExitCode.CRASHED)
@@ -375,7 +377,7 @@ class Storm:
         return self._while(self._cluster.slowed(name, times=10), planned, name)
 
     def _while(self, fault: AbstractContextManager[None], planned: Planned, name: str) -> Heal:
-        """Enter `fault` now, leave it when it is healed."""
+        """Enter `fault` now, and leave it when it is healed."""
         stack = ExitStack()
         stack.enter_context(fault)
         self._note(planned, shown=self._open_epoch())
@@ -481,7 +483,7 @@ class Storm:
         return lambda: make_room(disk)
 
     def _send_frames(self, planned: Planned) -> None:
-        """Garbage, and forged messages in the name of sessions that are at work."""
+        """Send garbage, and forged messages in the name of sessions that are active."""
         status = None if self._broker_away else self._cluster.status()
         leader = self._find_leader()
         if status is None or leader is None:
@@ -522,12 +524,14 @@ class Storm:
     # --- looking ---------------------------------------------------------------------------------------
 
     def _open_epoch(self) -> str:
-        """Evidence that an epoch is open; empty if some leader can't be asked, or if none is in a moment."""
+        """Evidence that an epoch is open. Empty if some leader can't be asked, or if none is open for a
+        moment.
+        """
         if self._broker_hurt:
             return ""
         try:
             return self._run.open_epoch(1.0)
-        except Exception:  # noqa: BLE001  another fault keeps Kafka from answering: then it isn't shown
+        except Exception:  # noqa: BLE001  another fault keeps Kafka from answering, so there is no evidence
             return ""
 
     def _find_leader(self) -> Leader | None:
@@ -539,7 +543,9 @@ class Storm:
             return None
 
     def _end_standby(self) -> None:
-        """The next round may want to be without: the one that stands by is killed. The other one leads."""
+        """The next round may need to have no standby, so the one that stands by is killed. The other one
+        leads.
+        """
         leader, names = self._find_leader(), self._coordinators()
         if len(names) > 1 and leader is not None:
             for name in names:

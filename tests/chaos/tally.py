@@ -1,8 +1,8 @@
-"""Which faults were injected, how often, and how each is known to have landed.
+"""Which faults were injected, how often, and how each of them is known to have hit.
 
-Responsible for: the kinds of faults (the lines of the table that the tests answer to), one list of all that
-were injected in this session, and its table. A fault that was not shown to have landed in an open epoch isn't
-counted as landed.
+Responsible for: the kinds of faults (the lines of the table that the tests fill), one list of all faults that
+were injected in this session, and its table. A fault that wasn't shown to have hit an open epoch isn't
+counted as a hit.
 """
 
 from __future__ import annotations
@@ -66,15 +66,15 @@ KINDS = (
 
 @dataclass
 class Fault:
-    """What was done.
+    """A fault that was injected.
 
     Attributes:
         kind: one of KINDS.
-        what: in words.
-        time_ns: on the wall clock.
-        shown: how it is known that it landed in an open epoch; empty until the run is judged if the proof is
-            that outputs were aborted by it.
-        aborted: outputs that were written around it and never committed; -1 if not counted.
+        what: a description.
+        time_ns: the time on the wall clock.
+        shown: how it is known that it hit an open epoch. Empty until the run is judged, if the evidence is
+            that it aborted outputs.
+        aborted: how many outputs were written around it and never committed. -1 if not counted.
     """
 
     kind: str
@@ -89,11 +89,13 @@ class Fault:
 
 
 SESSION: list[Fault] = []
-"""Of all runs of this process that were judged."""
+"""The faults of all runs of this process that were judged."""
 
 
 def table(faults: Iterable[Fault]) -> str:
-    """Kind by kind: how many were injected, and of how many it is shown that they landed in an open epoch."""
+    """For each kind: how many faults were injected, and how many of them are shown to have hit an open
+    epoch.
+    """
     injected, landed = Counter[str](), Counter[str]()
     for fault in faults:
         assert fault.kind in KINDS, fault

@@ -1,7 +1,7 @@
 """Transactional ids as the broker remembers them, read from its internal topic.
 
-Responsible for: which ids a job ever used, and in which state each one stands. Kafka's admin API for this is
-not in the client library, so the records of `__transaction_state` are decoded here, as far as needed.
+Responsible for: finding which ids a job ever used, and the state of each. The client library lacks Kafka's
+admin API for this, so the records of `__transaction_state` are decoded here, as far as needed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def transactional_ids_of(brokers: str, prefix: str) -> dict[str, str]:
     """Every transactional id that begins with `prefix`, with the name of its state."""
     if not partitions_of(brokers, TOPIC):
         return {}
-    # An id's records stand in one partition, the newest one last.
+    # The records of an id are in one partition, the newest one last.
     states = {
         identity: state
         for records in read_topic(brokers, TOPIC, READ_UNCOMMITTED, _decode).values()
@@ -41,17 +41,17 @@ def transactional_ids_of(brokers: str, prefix: str) -> dict[str, str]:
 
 
 def ids_with_open_transaction(brokers: str, prefix: str) -> set[str]:
-    """Those of them that have a transaction open."""
+    """The ids among them that have an open transaction."""
     return {name for name, state in transactional_ids_of(brokers, prefix).items() if state == "Ongoing"}
 
 
 def _decode(message: Message) -> tuple[str, str]:
-    """Id and state; the state is empty where the id was forgotten."""
+    """Id and state. The state is empty if the id was forgotten."""
     key, value = message.key() or b"", message.value()
     _version, length = struct.unpack_from(">hh", key)
     identity = key[4 : 4 + length].decode()
     if value is None:
         return identity, ""
-    # Version, producer id, its epoch, the time-out, the state; what follows isn't needed.
+    # Version, producer id, its epoch, the timeout, the state. The rest isn't needed.
     *_, state = struct.unpack_from(">hqhib", value)
     return identity, STATES[state]

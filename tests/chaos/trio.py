@@ -1,12 +1,12 @@
-"""Three brokers under a job that runs, hurt where it matters.
+"""Three brokers under a running job. They are disturbed where it matters.
 
 Responsible for: the cluster, one of whose brokers is on an island where there can be one; finding the broker
-that leads or coordinates something of a job; hurting it at a step of an epoch of the worker that it concerns;
-and holding to what is expected then: no process ends, and output flows again in all partitions within a
-bound, while the broker is still away. Bounds are those of a quiet machine; on a busy one they are longer, by
-as much as it was slower meanwhile.
+that leads or coordinates something for a job; disturbing it at a step of an epoch of the worker that it
+affects; and checking what is expected then: no process ends, and output flows again in all partitions within
+a bound, while the broker is still down. The bounds are for a quiet machine. On a busy one they are longer, by
+as much as the machine was slower in that time.
 
-Two brokers are never killed (-9) at once: Kafka 4.3.1 may tear a transaction by that (docs/kafka.md).
+Two brokers are never killed (-9) at once: Kafka 4.3.1 may tear a transaction then (docs/kafka.md).
 """
 
 from __future__ import annotations
@@ -53,29 +53,34 @@ JOURNAL, JOURNAL_WRITER = "leader of the journal", "coordinator of the journal's
 STANDBY = "standby-coordinator"
 
 SESSION_S = 6.0
-"""`broker.session.timeout.ms` of these brokers: nobody takes over from a dead one before."""
+"""`broker.session.timeout.ms` of these brokers: no other broker takes over from a dead one before this
+time.
+"""
 HOLD_MS = 300
-"""So long a worker stays at its step while its broker is hurt."""
+"""How long a worker stays at its step while its broker is disturbed."""
 KILLED_BOUND_S = 30.0
-"""From a death to output in all partitions. The floor, a plain producer and consumer, is 6 to 11 s on an idle
-machine."""
+"""The time from a death to output in all partitions. The floor, a plain producer and consumer, is 6 to 11 s
+on an idle machine.
+"""
 STOPPED_BOUND_S = 20.0
 BACK_BOUND_S = 30.0
-"""From the moment when two of three are back, or a cut is healed."""
+"""The same from the moment when two of three brokers are back, or a cut is healed."""
 CUT_BOUND_S = 45.0
-"""From the moment when a broker is cut off from the others. It goes on saying that it leads, and takes what
-it can't commit: a producer waits for that for 12 s, and each new client that asks it has to ask again."""
+"""The same from the moment when a broker is cut off from the others. It still says that it leads, and takes
+records that it can't commit. A producer waits 12 s for that, and each new client that asks it has to ask
+again.
+"""
 ISLANDER = 3
 
 
 class NotWholeError(Exception):
-    """No broker may be hurt just now, or not so; the message says why."""
+    """No broker may be disturbed at present, or not in this way. The message says why."""
 
 
 class BrokerIsland:
-    """A network namespace for one broker, with a way for clients and a way for the other brokers.
+    """A network namespace for one broker, with one connection for clients and one for the other brokers.
 
-    The others' address is one of the loopback device, which stays when the way to it is cut.
+    The others' address is one of the loopback device, which remains when the connection to it is cut.
     """
 
     def __init__(self) -> None:
@@ -85,10 +90,10 @@ class BrokerIsland:
         self._ways = [(f"fcp{number:x}{way}", f"fcq{number:x}{way}") for way in (0, 1)]
         self._nets = [f"10.{215 + way}.{third}" for way in (0, 1)]
         self.address = f"{self._nets[0]}.6"
-        """For clients."""
+        """The address for clients."""
         self.among_brokers = f"{self._nets[1]}.6"
         self.others = f"{self._nets[1]}.1"
-        """Where it finds the other brokers."""
+        """The address at which it finds the other brokers."""
 
     @property
     def prefix(self) -> Sequence[str]:
@@ -108,7 +113,7 @@ class BrokerIsland:
         run("ip", "-n", self.name, "route", "add", self.others, "via", f"{self._nets[1]}.5")
 
     def remove(self) -> None:
-        """Whatever of it is there."""
+        """Remove whatever exists of it."""
         for outside, _ in self._ways:
             run("ip", "link", "del", outside, check=False)
         for address in (self.address, self.among_brokers, self.others):
@@ -116,16 +121,19 @@ class BrokerIsland:
         run("ip", "netns", "del", self.name, check=False)
 
     def switch(self, way: int, state: str) -> None:
-        """Take the way of clients (0) or of brokers (1) `down` or `up`: what is sent vanishes unsaid."""
-        # At its far end. With the near one down, packets would take another way. If somebody answers there
-        # with HTTP, the other brokers take that for a length, and end with OutOfMemoryError.
+        """Take the connection of clients (0) or of brokers (1) `down` or `up`. While it is down, sent packets
+        vanish silently.
+        """
+        # It is done at its far end. With the near end down, packets would take another way. If something
+        # answers there with HTTP, the other brokers interpret that as a length, and end with
+        # OutOfMemoryError.
         run("ip", "-n", self.name, "link", "set", self._ways[way][1], state)
-        if way and state == "up":  # the route went with the link
+        if way and state == "up":  # the route was removed with the link
             run("ip", "-n", self.name, "route", "replace", self.others, "via", f"{self._nets[1]}.5")
 
 
 class Trio:
-    """Three brokers; `island` is None where there can be none."""
+    """Three brokers. `island` is None where there can be none."""
 
     def __init__(self, directory: Path) -> None:
         self._closing = ExitStack()
@@ -148,8 +156,8 @@ class Trio:
     def __enter__(self) -> Trio:
         try:
             patched = self._closing.enter_context(pytest.MonkeyPatch.context())
-            # Three JVMs that live for minutes: compiling for speed and collecting in parallel took half of
-            # what they used of the processors, which the job under test then lacked.
+            # Three JVMs that live for minutes: optimising compilation and parallel garbage collection took
+            # half of the CPU that they used, which the job under test then lacked.
             patched.setenv("JAVA_TOOL_OPTIONS", "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC")
             self.cluster.start(print)
             self._closing.callback(self.cluster.kill)
@@ -160,30 +168,31 @@ class Trio:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # A client that outlives the island asks whoever answers at that address then.
+        # A client that outlives the island would ask whatever answers at that address then.
         forget_admins()
         self._closing.close()
 
     @property
     def servers(self) -> str:
-        """The bootstrap servers; brings back whatever is away."""
+        """The bootstrap servers. Brings back whatever is down."""
         self.cluster.start()
         brokers.wait_whole(self.cluster.bootstrap_servers)
         return self.cluster.bootstrap_servers
 
     alone = False
-    """While one of them is away, the others answer."""
+    """While one of them is down, the others answer."""
 
     def take_away(self, how: str, draw: random.Random) -> tuple[str, Callable[[], object]]:
-        """Hurt one of them; what was hurt, and what heals it.
+        """Disturb one of them. Returns what was disturbed, and a function that heals it.
 
         Args:
             how: `clean` and `hard` end it, it `stands still`, is cut off `from clients` or `from brokers`, or
                 `leaders` of all partitions move.
-            draw: chooses which.
+            draw: chooses the broker.
 
         Raises:
-            NotWholeError: it can't be done just now, for one of them is hurt already, or not at all.
+            NotWholeError: it isn't possible at present, because one of them is already disturbed, or not
+                possible at all.
         """
         cluster, island = self.cluster, self.island
         if wrong := brokers.behind(cluster.bootstrap_servers, len(cluster.nodes)):
@@ -205,11 +214,11 @@ class Trio:
         return f"broker {node}", partial(cluster.start_node, node)
 
     def wait_whole(self) -> None:
-        """Wait until all are there and all replicas are in sync."""
+        """Wait until all brokers run and all replicas are in sync."""
         brokers.wait_whole(self.cluster.bootstrap_servers)
 
     def _adapt(self, node: int, ours: dict[str, str]) -> dict[str, str]:
-        """Among brokers they speak over another way than with clients."""
+        """Brokers communicate with each other over another connection than with clients."""
         island = self.island
         assert island is not None
         inner = island.among_brokers if node == ISLANDER else island.others
@@ -232,7 +241,7 @@ class TwoCoordinators(ChaosCluster):
     """A cluster in which a second coordinator can stand by."""
 
     def start_coordinator(self, name: str = COORDINATOR) -> ChildProcess:
-        """Start it; beside another one it stands by."""
+        """Start it. If another one leads, it stands by."""
         return self._spawn(name, ["coordinator", self._job_file, "--workers", str(self.workers)])
 
     def start_standby(self) -> None:
@@ -246,7 +255,7 @@ class TwoCoordinators(ChaosCluster):
         wait_until(stands_by, "a coordinator stands by", 30, 0.1)
 
     def leading(self) -> str:
-        """The name of the one that leads; waits until there is one."""
+        """The name of the coordinator that leads. Waits until there is one."""
 
         def look() -> str:
             leader = self.leader()
@@ -258,7 +267,7 @@ class TwoCoordinators(ChaosCluster):
 
 @dataclass(frozen=True)
 class Aim:
-    """What a fault is to hit: the broker, and the worker whose epoch it concerns."""
+    """What a fault has to hit: the broker, and the worker whose epoch it affects."""
 
     role: str
     node: int
@@ -272,7 +281,7 @@ class Hurt:
     Args:
         run: a job on the brokers of `trio`.
         trio: all whole.
-        seed: chooses among partitions and workers.
+        seed: the seed that chooses among partitions and workers.
     """
 
     def __init__(self, run: Chaos, trio: Trio, seed: int = 0) -> None:
@@ -287,7 +296,7 @@ class Hurt:
     # --- aiming ------------------------------------------------------------------------------------------
 
     def aim(self, role: str) -> Aim:
-        """A broker in that role; of several, the one that was hurt least."""
+        """A broker in that role. If there are several, the one that was disturbed least often."""
         choices = list(self._choices(role))
         self._draw.shuffle(choices)
         return min(choices, key=lambda aim: self._killed[aim.node])
@@ -367,7 +376,9 @@ class Hurt:
         self._whole()
 
     def hang(self, role: str) -> None:
-        """SIGSTOP a broker past its session: connections stay, and it learns late that it leads nothing."""
+        """SIGSTOP a broker for longer than its session. Its connections stay open, and it learns late that it
+        no longer leads anything.
+        """
         aim = self.aim(role)
         shown = self.run.open_epoch()
         self.trio.cluster.pause_node(aim.node)
@@ -383,8 +394,10 @@ class Hurt:
         self._whole()
 
     def cut(self, way: int, lasts_s: float) -> bool:
-        """Cut one broker off from the clients only (0), or from the other brokers only (1); whether it can be
-        done here. From the clients alone it goes on leading: then there is nothing but to wait."""
+        """Cut one broker off from the clients only (0), or from the other brokers only (1). Returns whether
+        that is possible here. If it is cut off only from the clients, it continues to lead, so one can only
+        wait.
+        """
         island = self.trio.island
         if island is None:
             print(f"a broker cut off: not tested, {self.trio.why_no_island}")
@@ -407,8 +420,9 @@ class Hurt:
     # --- with the coordinator ------------------------------------------------------------------------------
 
     def kill_with_leader(self, role: str) -> None:
-        """`kill -9` a broker that the journal needs, and the leading coordinator: another one takes over
-        while that broker's session still lasts."""
+        """`kill -9` a broker that the journal needs, and the leading coordinator. Another coordinator takes
+        over while that broker's session still lasts.
+        """
         cluster = self.run.cluster
         assert isinstance(cluster, TwoCoordinators)
         cluster.start_standby()
@@ -431,8 +445,9 @@ class Hurt:
     # --- several -----------------------------------------------------------------------------------------
 
     def take_two_away(self, lasts_s: float, *, clean: bool) -> None:
-        """Two of three, by SIGSTOP or by one clean stop after the other: nothing can be committed, and when
-        they are back it goes on."""
+        """Take two of three brokers away, by SIGSTOP or by clean stops, one after another. Nothing can be
+        committed. When they are back, everything continues.
+        """
         cluster = self.trio.cluster
         away = self._draw.sample(cluster.nodes, 2)
         shown = self.run.open_epoch()
@@ -442,7 +457,7 @@ class Hurt:
         what = f"brokers {away} {'stopped one after the other' if clean else 'SIGSTOP'} for {lasts_s:.0f} s"
         self.run.note(BROKERS_AWAY, what, shown=shown)
         try:
-            time.sleep(3.0)  # what was under way arrives
+            time.sleep(3.0)  # what was in flight arrives
             before = self.run.newest_ns()
             time.sleep(max(0.0, began_s + lasts_s - time.monotonic()))  # the fault itself
             assert self.run.newest_ns() == before, (
@@ -458,7 +473,9 @@ class Hurt:
         self._whole()
 
     def move_leaders(self) -> None:
-        """Leaders of all topics move on to the next broker, and with them the coordinators; nobody dies."""
+        """Move the leaders of all topics to the next broker, and with them the coordinators. No broker
+        dies.
+        """
         shown = self.run.open_epoch()
         began_s = time.monotonic()
         count = move_leaders(self.run.brokers, self.run.name)
@@ -470,8 +487,9 @@ class Hurt:
     # --- what is expected ----------------------------------------------------------------------------------
 
     def _flows_again(self, what: str, began_s: float, bound_s: float) -> None:
-        """Committed output in all partitions within the bound, of records that were written after the fault;
-        by the same processes."""
+        """Wait for committed output in all partitions within the bound, of records that were written after
+        the fault, and by the same processes.
+        """
         with Slowness() as machine:
             try:
                 self.run.await_flow(max(1.0, began_s + Slowness.MOST * bound_s - time.monotonic()))
@@ -490,7 +508,7 @@ class Hurt:
         assert self.run.cluster.pids() == self._pids, f"{what}: processes ended"
 
     def _resets_so_far(self) -> int:
-        """Sessions that workers ended by themselves, to begin anew."""
+        """How many sessions workers have ended by themselves, to begin again."""
         status = self.run.cluster.status()
         assert status is not None
         return status["counters"]["resets"]
@@ -500,7 +518,7 @@ class Hurt:
 
 
 def leaders(servers: str) -> dict[tuple[str, int], tuple[int, list[int]]]:
-    """Topic and partition to leader and replicas."""
+    """Leader and replicas by topic and partition."""
     return {
         (name, number): (partition.leader, list(partition.replicas))
         for name, topic in brokers.metadata(servers).topics.items()
@@ -509,8 +527,9 @@ def leaders(servers: str) -> dict[tuple[str, int], tuple[int, list[int]]]:
 
 
 def move_leaders(servers: str, prefix: str) -> int:
-    """Give the partitions of topics that begin so, and of Kafka's own, another preferred leader, and elect
-    it; how many have got another one."""
+    """Give the partitions of topics whose names begin with this, and of Kafka's own topics, another preferred
+    leader, and elect it. Returns how many have got another leader.
+    """
     before = leaders(servers)
     brokers.reassign(
         servers,

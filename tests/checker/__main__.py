@@ -12,7 +12,7 @@ from tests.checker.records import generate_records
 
 
 def main() -> int:
-    """Run one command; 0 if the verdict is good."""
+    """Run one command. Returns 0 if the verdict is good."""
     arguments = _parse()
     if arguments.command == "generate":
         if not partitions_of(arguments.brokers, arguments.source):

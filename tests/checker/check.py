@@ -1,6 +1,6 @@
 """The whole check of a job's run: input, output, live reader, open transactions.
 
-Responsible for: reading what the pure verdicts need and joining them into one. Changes nothing in Kafka.
+Responsible for: reading what the pure verdicts need, and joining them into one. It changes nothing in Kafka.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from tests.checker.verdict import (
 def wait_until_committed(brokers: str, job: str, topics: Sequence[str], timeout_s: float) -> None:
     """Wait until the job has committed all records of `topics`.
 
-    The end offset alone doesn't tell for a topic that is written in transactions: their markers stand behind
-    the last record, and no committed offset ever passes them. There a partition counts as done when no
-    transaction is open in it and a read_committed reader that begins at the committed offset finds nothing.
-    Name a topic that feeds another one together with it: committed offsets are asked for before ends.
+    For a topic that is written in transactions, the end offset isn't enough: the transactions' markers come
+    after the last record, and no committed offset ever passes them. A partition of such a topic counts as
+    done when no transaction is open in it, and a read_committed reader that begins at the committed offset
+    finds nothing. If one topic feeds another one, name both: committed offsets are read before ends.
 
     Raises:
-        TimeoutError: it hasn't; the message says how far it is.
+        TimeoutError: it hasn't. The message says how far it has come.
     """
     deadline = time.monotonic() + timeout_s
     while True:
@@ -52,7 +52,7 @@ def wait_until_committed(brokers: str, job: str, topics: Sequence[str], timeout_
 
 
 def _behind(brokers: str, job: str, topics: Sequence[str]) -> dict[tuple[str, int], str]:
-    """The partitions in which something is uncommitted, and what; empty if there are none."""
+    """The partitions in which something is uncommitted, and what it is. Empty if there are none."""
     committed = committed_offsets(brokers, job)
     high = end_offsets(brokers, topics, READ_UNCOMMITTED)
     stable = end_offsets(brokers, topics, READ_COMMITTED)
@@ -71,10 +71,11 @@ def _behind(brokers: str, job: str, topics: Sequence[str]) -> dict[tuple[str, in
 def check_totals(
     brokers: str, job: str, source: str, output: str, *, readers: Sequence[LiveReader] = (), title: str = ""
 ) -> Verdict:
-    """Check a run of jobs/running_totals.py, caught up or not, whether it still runs or not.
+    """Check a run of jobs/running_totals.py, whether or not it has caught up, and whether or not it still
+    runs.
 
-    The output is read before the committed offsets, the input after: a job that still runs only adds output
-    beyond what is compared, and that is cut off by the offsets that each output carries.
+    The output is read before the committed offsets, and the input after them. A job that still runs only adds
+    output beyond what is compared, which is cut off by the offsets that each output carries.
     """
     final, malformed = read_output(brokers, output)
     committed = _committed_of(brokers, job, source)
@@ -95,7 +96,7 @@ def check_regrouped(
     readers: Sequence[LiveReader] = (),
     title: str = "",
 ) -> Verdict:
-    """Check a run of jobs/regrouped_totals.py; the job must have caught up with all its topics."""
+    """Check a run of jobs/regrouped_totals.py. The job must have caught up with all its topics."""
     final, malformed = read_output(brokers, output)
     inputs = read_input(brokers, source, _committed_of(brokers, job, source))
     verdict = judge_regrouped(inputs, _in_order(final), groups, title)
@@ -105,7 +106,7 @@ def check_regrouped(
 def check_no_open_transactions(brokers: str, job: str, output: str, timeout_s: float = 10) -> Verdict:
     """Whether the last stable offset reaches the high watermark in all topics of the job.
 
-    A transaction that is just being committed is given `timeout_s`.
+    A transaction that is just being committed gets `timeout_s` to finish.
     """
     topics = [output, *topics_with_prefix(brokers, f"{job}-")]
     deadline = time.monotonic() + timeout_s

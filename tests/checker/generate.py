@@ -1,9 +1,8 @@
 """Writes test records to a source topic.
 
 Responsible for: creating topics for tests and filling them, at full speed or at a steady rate. The producer
-is idempotent, so that a retry doesn't repeat a record; the checker takes the input from the topic all the
-same.
-Uses none of fcluster's own Kafka code: a fault there must not hide itself.
+is idempotent, so a retry doesn't repeat a record. Even so, the checker takes the input from the topic. It
+uses none of fcluster's own Kafka code, because an error there must not hide itself.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ NUDGE_INTERVAL_S = 0.01
 
 
 def create_topic(brokers: str, topic: str, partitions: int, config: dict[str, str] | None = None) -> None:
-    """Create `topic`, and wait until the broker knows it. It's an error if it exists."""
+    """Create `topic`, and wait until the broker knows it. It is an error if it exists."""
     admin = admin_of(brokers)
     new = NewTopic(topic, num_partitions=partitions, replication_factor=-1, config=config or {})
     admin.create_topics([new])[topic].result(30)
@@ -36,7 +35,7 @@ def create_topic(brokers: str, topic: str, partitions: int, config: dict[str, st
 
 
 def delete_topic(brokers: str, topic: str) -> None:
-    """Delete `topic`, and wait until the broker doesn't know it any more."""
+    """Delete `topic`, and wait until the broker no longer knows it."""
     admin_of(brokers).delete_topics([topic])[topic].result(30)
     deadline = time.monotonic() + 30
     while partitions_of(brokers, topic):
@@ -55,14 +54,14 @@ def plain_producer(brokers: str) -> Producer:
             "linger.ms": 2000,  # it is flushed; see fcluster/worker/sending
             "sticky.partitioning.linger.ms": 2,
             "socket.timeout.ms": 12_000,  # a broker that hangs keeps its connections; the default is 60 s
-            "topic.metadata.refresh.interval.ms": 5_000,  # one that was cut off goes on as if it led
+            "topic.metadata.refresh.interval.ms": 5_000,  # a broker that was cut off continues as if it led
             "queue.buffering.max.messages": 1_000_000,
         }
     )
 
 
 def write_records(brokers: str, topic: str, records: Iterable[InputRecord]) -> int:
-    """Write `records` as fast as they go; returns how many.
+    """Write `records` as fast as possible. Returns how many.
 
     Raises:
         KafkaException: a record could not be delivered.
@@ -76,7 +75,7 @@ def write_records(brokers: str, topic: str, records: Iterable[InputRecord]) -> i
 
 
 class Generator:
-    """Writes records at a steady rate in a thread of its own, until it is stopped or has written enough."""
+    """Writes records at a steady rate in its own thread, until it is stopped or has written enough."""
 
     def __init__(
         self,
@@ -106,7 +105,7 @@ class Generator:
         self.written = 0
 
     def continue_after(self, sequences: dict[str, int]) -> None:
-        """Go on where another writer stopped; `sequences` is each key's last sequence."""
+        """Continue where another writer stopped. `sequences` has each key's last sequence."""
         self._sequences = sequences
 
     def start(self) -> Generator:
@@ -120,7 +119,7 @@ class Generator:
         return self.join()
 
     def join(self, timeout_s: float = 60) -> int:
-        """Wait until all records are written and delivered; returns how many."""
+        """Wait until all records are written and delivered. Returns how many."""
         self._thread.join(timeout_s)
         if self._thread.is_alive():
             raise TimeoutError("the generator doesn't end")
@@ -140,7 +139,7 @@ class Generator:
                 self._sender.send(record)
                 self.written += 1
             self._sender.finish()
-        except BaseException as error:  # noqa: BLE001 - handed to the caller of join
+        except BaseException as error:  # noqa: BLE001 - raised in the caller of join
             self._error = error
 
 

@@ -1,7 +1,8 @@
-"""A reader that runs beside the job and remembers what it saw and when.
+"""A reader that runs next to the job and remembers what it saw, and when.
 
 Responsible for: one consumer in one thread, from the beginning of a topic, read_committed or
-read_uncommitted. It keeps raw values and decodes them after the run, so as not to slow the job it watches.
+read_uncommitted. It keeps raw values and decodes them after the run, so that it doesn't slow down the job
+that it watches.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class LiveReader:
         self._thread = threading.Thread(target=self._run, name=f"{isolation} reader of {topic}", daemon=True)
 
     def start(self) -> LiveReader:
-        """Begin reading; returns once the reader has reached the topic's end of now."""
+        """Begin reading. Returns once the reader has reached the topic's present end."""
         partitions = known_partitions(self._brokers, self.topic)
         self._seen = {partition: [] for partition in partitions}
         self._thread.start()
@@ -58,7 +59,7 @@ class LiveReader:
                     )
 
     def stop(self) -> None:
-        """End the thread; what was seen can be asked for afterwards."""
+        """End the thread. What was seen can be read afterwards."""
         self._stop.set()
         self._thread.join(30)
         if self._thread.is_alive():
@@ -73,25 +74,25 @@ class LiveReader:
         }
 
     def seen_inputs(self) -> dict[int, list[InputRecord]]:
-        """What was read of a topic of source records, or of one that they pass through."""
+        """What was read from a topic of source records, or from one that they pass through."""
         return {
             partition: [decode_input(value, partition, offset) for offset, value, _ in rows]
             for partition, rows in self._seen.items()
         }
 
     def count(self) -> int:
-        """How many records were read so far."""
+        """How many records have been read so far."""
         return sum(len(rows) for rows in self._seen.values())
 
     def newest_ns(self) -> dict[int, int]:
-        """Partition to the producer's clock in the last record that was read there; 0 if there is none."""
+        """By partition: the producer's clock in the last record that was read there. 0 if there is none."""
         return {
             partition: decode_output(rows[-1][1], partition, rows[-1][0]).produced_at_ns if rows else 0
             for partition, rows in self._seen.items()
         }
 
     def timed_rows(self) -> list[tuple[OutputRecord, int]]:
-        """What was read so far, each with the reader's clock at that time."""
+        """What has been read so far, each record with the reader's clock at that time."""
         return [
             (decode_output(value, partition, offset), seen_at_ns)
             for partition, rows in self._seen.items()
@@ -99,7 +100,7 @@ class LiveReader:
         ]
 
     def times_ns(self) -> dict[tuple[int, int], int]:
-        """Partition and offset of what was read so far, with the reader's clock at that time."""
+        """By partition and offset: the reader's clock when that record was read."""
         return {
             (partition, offset): seen_at_ns
             for partition, rows in self._seen.items()
@@ -107,7 +108,7 @@ class LiveReader:
         }
 
     def first_seen_ns(self) -> dict[int, int]:
-        """Record id to this host's clock when the record, or an output of it, was first read."""
+        """By record id: this host's clock when the record, or an output of it, was first read."""
         first: dict[int, int] = {}
         for rows in self._seen.values():
             for _, value, seen_at_ns in rows:
@@ -132,7 +133,7 @@ class LiveReader:
                         self._take([first, *consumer.consume(1000, 0)])
             finally:
                 consumer.close()
-        except BaseException as error:  # noqa: BLE001 - handed to the next caller
+        except BaseException as error:  # noqa: BLE001 - raised in the next caller
             self._error = error
 
     def _take(self, messages: Sequence[Message]) -> None:
@@ -154,7 +155,7 @@ class LiveReader:
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The value below which `share` (0 to 1) of `values` lie; nearest rank.
+    """The value below which `share` (0 to 1) of the `values` are (nearest rank).
 
     Raises:
         ValueError: there are no values.

@@ -1,7 +1,7 @@
-"""Reads the checker's two sides from Kafka.
+"""Reads the two sides that the checker compares from Kafka.
 
-Responsible for: committed offsets, end offsets, and the records of a topic from its beginning to an end.
-Uses none of fcluster's own Kafka code: a fault there must not hide itself.
+Responsible for: committed offsets, end offsets, and the records of a topic from its beginning to an end. It
+uses none of fcluster's own Kafka code, because an error there must not hide itself.
 
 A read ends on the partition's end-of-partition event, not on its last record: commit markers take offsets
 too.
@@ -34,25 +34,25 @@ _R = TypeVar("_R")
 
 @functools.cache
 def admin_of(brokers: str) -> AdminClient:
-    """One admin client for each bootstrap string: they are costly to make and safe to share."""
+    """One admin client for each bootstrap string, because they are costly to create and safe to share."""
     return AdminClient({"bootstrap.servers": brokers})
 
 
 def forget_admins() -> None:
-    """Close them, for brokers that won't be there any more."""
+    """Close them, for brokers that won't exist any more."""
     admin_of.cache_clear()
 
 
 def partitions_of(brokers: str, topic: str) -> list[int]:
-    """The partitions of `topic`, in order; empty if there is no such topic."""
-    # All topics: asking for one by name would have a broker with auto-creation create it.
+    """The partitions of `topic`, in order. Empty if there is no such topic."""
+    # This asks for all topics: asking for one by name would create it on brokers with auto-creation.
     known = admin_of(brokers).list_topics(timeout=30).topics
     return sorted(known[topic].partitions) if topic in known else []
 
 
 def known_partitions(brokers: str, topic: str, timeout_s: float = 30) -> list[int]:
-    """The partitions of a topic that exists. A broker that hasn't heard of a new one yet shows none of it,
-    and a reader of nothing would find no fault with anything.
+    """The partitions of a topic that exists. A broker that hasn't heard of a new topic yet shows no
+    partitions, and a reader of nothing would find no fault.
 
     Raises:
         TimeoutError: no broker shows the topic.
@@ -72,14 +72,14 @@ def topics_with_prefix(brokers: str, prefix: str) -> list[str]:
 
 
 def end_offsets(brokers: str, topics: Iterable[str], isolation: str) -> dict[tuple[str, int], int]:
-    """The end of each partition: the last stable offset if read_committed, else the high watermark."""
+    """The end of each partition: the last stable offset for read_committed, otherwise the high watermark."""
     admin = admin_of(brokers)
     level = IsolationLevel.READ_COMMITTED if isolation == READ_COMMITTED else IsolationLevel.READ_UNCOMMITTED
     names = list(topics)
     deadline = time.monotonic() + 60
     while True:
         try:
-            # Each time: it also has the client look where the leaders are.
+            # This is done each time, because it also makes the client look for the leaders.
             known = admin.list_topics(timeout=30).topics
             wanted = {
                 TopicPartition(topic, partition): OffsetSpec.latest()
@@ -91,23 +91,23 @@ def end_offsets(brokers: str, topics: Iterable[str], isolation: str) -> dict[tup
             if all(offset >= 0 for offset in found.values()) or time.monotonic() > deadline:
                 return found  # a negative one is librdkafka's "unknown"
         except KafkaException:
-            # A leader has moved, or a broker is away; an unknown topic is a KeyError above.
+            # A leader has moved, or a broker is down. (An unknown topic is a KeyError above.)
             if time.monotonic() > deadline:
                 raise
         time.sleep(0.1)
 
 
 def committed_offsets(brokers: str, group: str) -> dict[tuple[str, int], int]:
-    """The group's last committed offsets, by topic and partition, whatever is pending besides.
+    """The group's last committed offsets, by topic and partition, ignoring pending ones.
 
-    Asked as read_uncommitted, which the broker answers at once: pending offsets are in neither answer. A job
-    at full speed has some partition's offsets pending nearly always.
+    They are read as read_uncommitted, which the broker answers at once: neither answer contains pending
+    offsets. A job at full speed nearly always has pending offsets in some partition.
     """
     found = committed_positions(brokers, group, READ_UNCOMMITTED)
     return {at: offset for at, (offset, _metadata) in found.items()}
 
 
-# The group's coordinator has just come up, or moves: no answer, and to be asked again.
+# The group's coordinator has just started, or is moving: there is no answer, so ask again.
 _COORDINATOR_MOVES = frozenset(
     {
         KafkaError.NOT_COORDINATOR,
@@ -132,9 +132,11 @@ def _committed(consumer: Consumer, wanted: list[TopicPartition]) -> list[TopicPa
 def committed_positions(
     brokers: str, group: str, isolation: str = READ_COMMITTED
 ) -> dict[tuple[str, int], tuple[int, str]]:
-    """The group's committed offsets and their metadata; read_committed waits until none are pending.
+    """The group's committed offsets and their metadata. Being read_committed, this waits until none are
+    pending.
 
-    A consumer asks, as librdkafka crashes when an admin client asks a group coordinator that isn't ready.
+    A consumer asks, because librdkafka crashes when an admin client asks a group coordinator that isn't
+    ready.
 
     Raises:
         TimeoutError: they stay pending for 30 s.
@@ -159,7 +161,7 @@ def committed_positions(
 
 
 def new_consumer(brokers: str, isolation: str, **extra: object) -> Consumer:
-    """A consumer outside any group, for `assign`."""
+    """A consumer without a group, for `assign`."""
     return Consumer(
         {
             "bootstrap.servers": brokers,
@@ -171,7 +173,7 @@ def new_consumer(brokers: str, isolation: str, **extra: object) -> Consumer:
             "isolation.level": isolation,
             "fetch.wait.max.ms": 20,
             "socket.timeout.ms": 8_000,  # a broker that hangs keeps its connections; the default is 60 s
-            "topic.metadata.refresh.interval.ms": 5_000,  # one that was cut off goes on as if it led
+            "topic.metadata.refresh.interval.ms": 5_000,  # a broker that was cut off continues as if it led
             **extra,
         }
     )
@@ -186,19 +188,19 @@ def read_topic(
     until: Mapping[int, int] | None = None,
     timeout_s: float = 120,
 ) -> dict[int, list[_R]]:
-    """What `topic` holds, partition by partition, from its beginning to its end.
+    """The records of `topic`, by partition, from its beginning to its end.
 
     Args:
         brokers: bootstrap servers.
-        topic: its name.
+        topic: the topic's name.
         isolation: read_committed or read_uncommitted.
-        decode: makes of each message what is kept.
-        until: partition to the offset before which to stop; partitions it doesn't name are left out.
-            Without it, all partitions to their ends.
-        timeout_s: bound of the whole read.
+        decode: turns each message into what is kept.
+        until: by partition, the offset before which to stop. Other partitions are left out. Without it, all
+            partitions are read to their ends.
+        timeout_s: the time limit of the whole read.
 
     Raises:
-        TimeoutError: the end was not reached in time (an open transaction keeps a reader from it).
+        TimeoutError: the end was not reached in time. (An open transaction keeps a reader from reaching it).
     """
     ends = {at[1]: end for at, end in end_offsets(brokers, [topic], isolation).items()}
     if until is not None:
@@ -231,9 +233,9 @@ def read_topic(
 def first_record_from(
     brokers: str, positions: Mapping[tuple[str, int], int], timeout_s: float = 30
 ) -> tuple[str, int, int] | None:
-    """Topic, partition and offset of some record that a read_committed reader finds from `positions` on.
+    """Topic, partition and offset of any record that a read_committed reader finds from `positions` on.
 
-    None if there is nothing but markers and aborted records up to the last stable offsets.
+    None if there are only markers and aborted records up to the last stable offsets.
 
     Raises:
         TimeoutError: the ends were not reached in time.
@@ -267,7 +269,7 @@ def read_input(
     until: Mapping[int, int] | None = None,
     isolation: str = READ_COMMITTED,
 ) -> list[InputRecord]:
-    """The source records before the offsets in `until` (all of them without it), by partition and offset."""
+    """The source records before the offsets in `until` (without it, all of them), by partition and offset."""
     parts = read_topic(
         brokers,
         topic,
@@ -281,7 +283,7 @@ def read_input(
 def read_output(
     brokers: str, topic: str, isolation: str = READ_COMMITTED
 ) -> tuple[dict[int, list[OutputRecord]], list[str]]:
-    """The output by partition, and what is no output record at all."""
+    """The output by partition, and the records that aren't output records at all."""
     malformed: list[str] = []
     parts = read_topic(brokers, topic, isolation, lambda message: decode_or_note(message, malformed))
     return {

@@ -2,9 +2,9 @@
 
 Responsible for: the test record, the output of the two test jobs, and their JSON. Pure.
 
-A record's `sequence` counts from 1 within its key, so that a reader needs nothing but the output to see
-whether a key's records are complete and in order. `produced_at_ns` is the producer's clock; outputs carry it
-on, so that a reader on the same host can tell the latency.
+A record's `sequence` counts from 1 within its key, so the output alone shows whether a key's records are
+complete and in order. `produced_at_ns` is the producer's clock. Outputs carry it too, so that a reader on the
+same host can compute the latency.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import orjson
 
 
 class InputRecord(NamedTuple):
-    """One record of the source topic, with the place where it stands."""
+    """One record of the source topic, with its position."""
 
     id: int
     key: str
@@ -31,9 +31,9 @@ class InputRecord(NamedTuple):
 class OutputRecord(NamedTuple):
     """One record of a result topic.
 
-    `group` is what the job counted by: the input's key, or the new key behind a repartition. `partition` and
-    `offset` are those of the record that the handler saw, -1 where the job doesn't tell. `at_partition` and
-    `at_offset` are the output's own place.
+    `group` is what the job counted by: the input's key, or the new key after a repartition. `partition` and
+    `offset` are those of the record that the handler saw, -1 if the job doesn't say. `at_partition` and
+    `at_offset` are the output's own position.
     """
 
     id: int
@@ -54,7 +54,7 @@ class MalformedRecord(Exception):  # noqa: N818
 
 
 def group_of(key: str, group_count: int) -> str:
-    """The key that the repartitioning test job counts by: many keys to one group."""
+    """The key that the repartitioning test job counts by: many keys belong to one group."""
     return f"g{int(key[1:]) % group_count}"
 
 
@@ -67,15 +67,15 @@ def generate_records(
     sequences: dict[str, int] | None = None,
     hot_keys: int = 0,
 ) -> Iterator[InputRecord]:
-    """`count` records over `keys` keys, the same ones for the same seed.
+    """`count` records over `keys` keys. The same seed gives the same records.
 
     Args:
-        count: how many.
-        keys: size of the key space; keys are drawn evenly.
-        seed: of the draw.
-        first_id: the first record's id; ids rise by one.
+        count: how many records.
+        keys: the size of the key space. Keys are drawn evenly.
+        seed: the seed of the draw.
+        first_id: the first record's id. Ids increase by one.
         sequences: each key's last sequence, carried from one call to the next and changed in place.
-        hot_keys: so many of the keys get every second record.
+        hot_keys: this many of the keys get every second record.
     """
     draw = random.Random(seed)
     last = {} if sequences is None else sequences
@@ -103,7 +103,7 @@ def decode_input(value: bytes | None, partition: int, offset: int) -> InputRecor
     """The source record in `value`.
 
     Raises:
-        MalformedRecord: it is none.
+        MalformedRecord: it isn't one.
     """
     fields = _loads(value, partition, offset)
     try:
@@ -124,7 +124,7 @@ def decode_output(value: bytes | None, partition: int, offset: int) -> OutputRec
     """The output record in `value`.
 
     Raises:
-        MalformedRecord: it is none.
+        MalformedRecord: it isn't one.
     """
     fields = _loads(value, partition, offset)
     try:

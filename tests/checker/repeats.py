@@ -1,11 +1,10 @@
-"""Telling apart input records that the producer of the test wrote twice.
+"""Distinguishes input records that the test's producer wrote twice.
 
-An idempotent producer may do that: when librdkafka begins a new producer epoch (say, because a broker goes
-away while requests are under way), it writes again what may be persisted already, and the brokers can't
-recognise it. Then the same record stands in the source at two offsets, and a job that is right has two
-outputs of it.
+An idempotent producer may do that. When librdkafka begins a new producer epoch (for example because a broker
+goes down while requests are in flight), it writes again what may already be persisted, and the brokers can't
+recognise it. Then the same record is in the source at two offsets, and a correct job has two outputs of it.
 
-Responsible for: giving each such record an id and a sequence of its own, in inputs and outputs alike, so that
+Responsible for: giving each such record its own id and sequence, in inputs and outputs alike, so that
 everything else is judged as usual. Pure.
 """
 
@@ -21,7 +20,7 @@ from tests.checker.records import InputRecord, OutputRecord
 _Row = TypeVar("_Row", InputRecord, OutputRecord)
 
 REPEAT_ID = 10**12
-"""An id of the n-th repeat is greater by n times this."""
+"""The id of the n-th repeat is greater by n times this."""
 
 
 @dataclass
@@ -29,7 +28,7 @@ class Repeats:
     """The repeats of one source topic. False if there are none.
 
     Args:
-        inputs: all of the source that is judged, each partition in offset order.
+        inputs: all records of the source that are judged, each partition in offset order.
     """
 
     inputs: Sequence[InputRecord]
@@ -50,7 +49,7 @@ class Repeats:
                 before = first.setdefault(row.id, row)
                 if before is row:
                     now = row._replace(sequence=row.sequence + repeats[row.key])
-                elif _content(before) == _content(row):  # else somebody else's: the verdict objects
+                elif _content(before) == _content(row):  # otherwise the verdict objects
                     repeats[row.key] += 1
                     nth = len(self._occurrences[row.id])
                     now = row._replace(id=row.id + nth * REPEAT_ID, sequence=last[row.key] + 1)
@@ -66,8 +65,10 @@ class Repeats:
         return self.count > 0
 
     def of_outputs(self, outputs: Iterable[OutputRecord]) -> list[OutputRecord]:
-        """The same outputs, with the ids and sequences of the inputs that they belong to: by the place that
-        they name, or the n-th output of an id for its n-th input. One more stays an output of the last."""
+        """The same outputs, with the ids and sequences of the inputs that they belong to. They are matched by
+        the position that they name, or the n-th output of an id belongs to its n-th input. An additional
+        output stays with the last input.
+        """
         seen: Counter[int] = Counter()
         found: list[OutputRecord] = []
         for row in outputs:
@@ -81,8 +82,9 @@ class Repeats:
         return found
 
     def of_copies(self, seen: Mapping[int, Sequence[InputRecord]]) -> dict[int, list[InputRecord]]:
-        """The same for copies of the input in a repartition topic, whose beginning may be gone: the last copy
-        of an id belongs to its last input."""
+        """The same for copies of the input in a repartition topic whose beginning may be deleted: the last
+        copy of an id belongs to its last input.
+        """
         found: dict[int, list[InputRecord]] = {}
         for partition, copies in seen.items():
             left: Counter[int] = Counter()
@@ -98,7 +100,7 @@ class Repeats:
         return found
 
     def note(self) -> str:
-        """One line for a report."""
+        """A line for a report."""
         return f"{self.count} records stand in the source again: its producer had to begin a new epoch"
 
     def _as(self, row: _Row, wanted: InputRecord) -> _Row:

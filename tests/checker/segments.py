@@ -1,10 +1,11 @@
-"""Reads brokers' segment files: which producer's records were committed or aborted, partition by partition.
+"""Reads brokers' segment files, to find out which producer's records were committed or aborted in each
+partition.
 
-Responsible for: the headers of record batches (magic 2) and the markers that end transactions, and from them
-what each producer wrote between two of its markers. Clients don't show markers: they show only what follows
-from them. Brokers may run meanwhile: a batch that isn't whole yet is the end.
+Responsible for: the headers of record batches (magic 2) and the markers that end transactions, and what
+follows from them: what each producer wrote between two of its markers. Clients don't show markers, only their
+effects. Brokers may run meanwhile: an incomplete batch counts as the end.
 
-Needs no decompression: markers are never compressed, and records' values are read with a client.
+It needs no decompression: markers are never compressed, and records' values are read with a client.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _HEADER = struct.Struct(">qiibIhiqqqhiI")
 """First offset, bytes that follow, leader epoch, magic, checksum, attributes, last offset's distance, first
 and last timestamp, producer id, producer epoch, first sequence, number of records."""
 _FRAME_BYTES = 12
-"""First offset and length, which the length doesn't count."""
+"""First offset and length. The length doesn't include these two."""
 _TRANSACTIONAL, _CONTROL = 0x10, 0x20
 _MARKERS = {0: ABORT, 1: COMMIT}
 _DIRECTORY = re.compile(r"(.+)-(\d+)")
@@ -31,7 +32,7 @@ _DIRECTORY = re.compile(r"(.+)-(\d+)")
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What a batch's header says. `marker` is empty but in a transaction's marker."""
+    """What a batch's header says. `marker` is empty except for a transaction's marker."""
 
     first_offset: int
     last_offset: int
@@ -43,16 +44,18 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What a producer wrote to a partition between two of its markers: its part in one transaction.
+    """What a producer wrote to a partition between two of its markers: that is, its part in one
+    transaction.
 
     Attributes:
         place: the partition.
-        producer_id: Kafka's.
-        producer_epoch: of the records. A marker that aborts them may have the next one: a fence raises it.
-        first_offset: of the first record.
-        last_offset: of the last record.
-        outcome: COMMIT, ABORT, or OPEN while there is no marker behind it.
-        marker_offset: -1 if there is none.
+        producer_id: Kafka's id of the producer.
+        producer_epoch: the epoch of the records. A marker that aborts them may have the next epoch, because a
+            fence increases it.
+        first_offset: the offset of the first record.
+        last_offset: the offset of the last record.
+        outcome: COMMIT, ABORT, or OPEN while there is no marker after it.
+        marker_offset: the marker's offset. -1 if there is none.
     """
 
     place: Place
@@ -70,7 +73,7 @@ class Written:
 
 
 def batches_in(data: bytes) -> Iterator[Batch]:
-    """The batches of a segment, up to the first one that isn't whole."""
+    """The batches of a segment, up to the first incomplete one."""
     at = 0
     while at + _HEADER.size <= len(data):
         header = _HEADER.unpack_from(data, at)
@@ -86,7 +89,7 @@ def batches_in(data: bytes) -> Iterator[Batch]:
 
 
 def _marker(data: bytes, at: int) -> str:
-    """The kind of control record that begins there; empty if it ends no transaction."""
+    """The kind of control record that begins there. Empty if it ends no transaction."""
     _length, at = _varint(data, at)
     at += 1  # attributes
     for _ in ("timestamp's distance", "offset's distance", "length of the key"):
@@ -96,7 +99,7 @@ def _marker(data: bytes, at: int) -> str:
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """A zigzag number of variable length, and where it ends."""
+    """A zigzag number of variable length, and the position after it."""
     number = shift = 0
     while True:
         byte = data[at]
@@ -108,7 +111,7 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
 
 
 def written_in(place: Place, batches: Iterable[Batch]) -> list[Written]:
-    """What producers wrote in transactions to one partition, in the order in which it began."""
+    """What producers wrote to one partition in transactions, in the order in which the transactions began."""
     found: list[Written] = []
     under_way: dict[int, int] = {}
     for batch in batches:
@@ -117,7 +120,7 @@ def written_in(place: Place, batches: Iterable[Batch]) -> list[Written]:
             if index is not None:
                 del under_way[batch.producer_id]
                 found[index] = replace(found[index], outcome=batch.marker, marker_offset=batch.first_offset)
-            # Else nothing was written to this partition, or a coordinator has sent its markers once more.
+            # Otherwise nothing was written to this partition, or a coordinator has sent its markers again.
         elif batch.transactional:
             if index is not None and found[index].producer_epoch == batch.producer_epoch:
                 found[index] = replace(found[index], last_offset=batch.last_offset)
@@ -129,7 +132,7 @@ def written_in(place: Place, batches: Iterable[Batch]) -> list[Written]:
 
 
 def read_partition(directory: Path, place: Place) -> list[Written]:
-    """The same from a partition's directory."""
+    """The same, from a partition's directory."""
 
     def batches() -> Iterator[Batch]:
         for segment in sorted(directory.glob("*.log")):
@@ -139,7 +142,7 @@ def read_partition(directory: Path, place: Place) -> list[Written]:
 
 
 def partitions_below(directory: Path) -> Mapping[Place, list[Path]]:
-    """Partition to its directories, one for each replica, anywhere below `directory`."""
+    """The directories of each partition, one for each replica, anywhere below `directory`."""
     found: dict[Place, list[Path]] = {}
     for log in sorted(directory.rglob("*.log")):
         name = _DIRECTORY.fullmatch(log.parent.name)

@@ -1,14 +1,14 @@
-"""The job's state, read back from where it stands: the changelog in Kafka and RocksDB on disk.
+"""The job's state, read back from the changelog in Kafka and from RocksDB on disk.
 
 Responsible for: folding the changelog (read_committed, as a restore does) and opening the local stores of
 workers that have ended, and the verdicts on both:
 
-- the changelog's fold ends at the epoch that the committed offset's metadata names, and its keys hold what a
-  fold of the input up to the committed offsets says;
-- a local store may be behind (its write-ahead log is off), but then it holds exactly what the changelog says
-  for the epoch it claims, never anything of an epoch that was aborted.
+- the changelog's fold ends at the epoch that the committed offset's metadata names, and its keys have the
+  values that a fold of the input up to the committed offsets gives;
+- a local store may be behind (its write-ahead log is off). Then it contains exactly what the changelog says
+  for the store's epoch, and never anything of an aborted epoch.
 
-Uses fcluster's decoders of deltas and values, since the format is theirs; not its restore.
+It uses fcluster's decoders of deltas and values, because they define the format, but not its restore.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Changelog:
         return self.deltas[-1].epoch if self.deltas else 0
 
     def fold(self, epoch: int | None = None) -> Encoded:
-        """Store key to encoded value after `epoch` (None: after all)."""
+        """By store key: the encoded value after `epoch` (None: after all epochs)."""
         state: Encoded = {}
         for delta in self.deltas:
             if epoch is not None and delta.epoch > epoch:
@@ -74,7 +74,7 @@ def read_changelog(brokers: str, job: str, stage: str) -> list[Changelog]:
 
 
 def committed_state_epochs(brokers: str, job: str, source: str) -> dict[int, int]:
-    """Partition to the state epoch that the committed offset's metadata names."""
+    """By partition: the state epoch that the committed offset's metadata names."""
     return {
         partition: decode_position(offset, metadata).state_epoch
         for (topic, partition), (offset, metadata) in committed_positions(brokers, job).items()
@@ -83,7 +83,7 @@ def committed_state_epochs(brokers: str, job: str, source: str) -> dict[int, int
 
 
 def decoded(state: Mapping[bytes, bytes], store: str) -> dict[str, Any]:
-    """Text key to the decoded state in one store."""
+    """By key as text: the decoded state in one store."""
     prefix = store_prefix(store)
     return {
         key[len(prefix) :].decode(): decode_state(value)
@@ -94,7 +94,7 @@ def decoded(state: Mapping[bytes, bytes], store: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class LocalStore:
-    """What lies in one RocksDB directory."""
+    """The contents of one RocksDB directory."""
 
     path: Path
     partition: int
@@ -103,7 +103,7 @@ class LocalStore:
 
 
 def read_local_stores(data_dir: Path, stage: str) -> list[LocalStore]:
-    """The RocksDB of each shard of `stage` below `data_dir`, of whichever worker; the workers have ended."""
+    """The RocksDB of each shard of `stage` below `data_dir`, of any worker. The workers must have ended."""
     found: list[LocalStore] = []
     for path in sorted(data_dir.rglob(f"{stage}/*/db")):
         if not (path / "CURRENT").exists():
@@ -132,12 +132,13 @@ def check_state(
 
     Args:
         brokers: bootstrap servers.
-        job: its name.
-        stage: its name in the topology.
+        job: the job's name.
+        stage: the stage's name in the topology.
         source: the topic whose committed offsets carry the stage's epochs.
         store: the operator's name.
-        expected: key to state, from `verdict.state_by_key` or `state_by_group`.
-        data_dir: of the job; with it the local stores are compared as well, and no worker may be running.
+        expected: by key, the state, from `verdict.state_by_key` or `state_by_group`.
+        data_dir: the job's data directory. If given, the local stores are compared too, and no worker may be
+            running.
     """
     verdict = Verdict(f"state of {stage}", keys=len(expected))
     try:
@@ -163,7 +164,7 @@ def check_state(
 
 
 def judge_local_stores(changelogs: Sequence[Changelog], stores: Sequence[LocalStore]) -> Verdict:
-    """Whether each local store holds what the changelog says for the epoch it claims."""
+    """Whether each local store contains what the changelog says for the store's epoch."""
     verdict = Verdict("local stores")
     by_partition = {changelog.partition: changelog for changelog in changelogs}
     for store in stores:

@@ -1,11 +1,11 @@
 """The checker for runs that are too long to be kept in memory.
 
-Responsible for: `Fold`, the verdict of `verdict.py` record by record, in the memory of the keys and of what
-is under way (pure); `StreamCheck`, one thread that feeds it from Kafka while the job runs, finds what a
-read_uncommitted reader saw and never was committed, and at the end reads all of the output once more and
-compares it with what was read live, block by block of a hash.
+Responsible for: `Fold`, the verdict of `verdict.py` record by record, which keeps only the keys and what is
+in flight in memory (pure); and `StreamCheck`, one thread that feeds it from Kafka while the job runs, and
+finds what a read_uncommitted reader saw that was never committed. At the end it reads the whole output again
+and compares it with what was read live, by hashes of blocks.
 
-Kinds of findings are those of `verdict`.
+The kinds of findings are those of `verdict`.
 """
 
 from __future__ import annotations
@@ -39,14 +39,16 @@ from tests.checker.verdict import Verdict
 BLOCK_RECORDS = 1000
 _BATCH_RECORDS = 1000
 GIVEN_UP_S = 30.0
-"""An input is read long before that, if there is one."""
+"""An input, if there is one, is read long before that."""
 
 
 @dataclass(slots=True)
 class _Key:
-    """A key on its way: up to which sequence it was read in the source, where, and what has no output so far.
+    """The progress of a key: up to which sequence it was read in the source, where, and which inputs have no
+    output so far.
 
-    `waiting` are inputs in the order of the source, `passed` those that the output of a later one overtook.
+    `waiting` has inputs in the order of the source. `passed` has those that the output of a later input
+    overtook.
     """
 
     read: int = 0
@@ -65,12 +67,12 @@ class _Group:
 class Fold:
     """The verdict on a totals job, plain or regrouped, record by record.
 
-    Inputs and outputs may come in any interleaving, also outputs before their inputs: each side in its order.
-    A record may stand in the source again, because the producer of the test wrote it twice (see `repeats`).
-    Each time counts as an input of its own, with an output of its own.
+    Inputs and outputs may be interleaved in any way, and outputs may come before their inputs, but each side
+    keeps its own order. A record may be in the source more than once, because the test's producer wrote it
+    again (see `repeats`). Each time counts as its own input, with its own output.
 
     Args:
-        group_count: of the regrouping job; 0 is the plain job, which counts by key.
+        group_count: the number of groups of the regrouping job. 0: the plain job, which counts by key.
     """
 
     def __init__(self, group_count: int = 0) -> None:
@@ -84,7 +86,7 @@ class Fold:
         self.repeats = 0
 
     def take_input(self, record: InputRecord) -> None:
-        """The next record of its source partition."""
+        """Take the next record of its source partition."""
         verdict = self.verdict
         verdict.inputs += 1
         key = self._keys.setdefault(record.key, _Key())
@@ -102,15 +104,15 @@ class Fold:
         self._read_to[record.partition] = record.offset
 
     def take_output(self, output: OutputRecord) -> None:
-        """The next record of its output partition."""
+        """Take the next record of its output partition."""
         early = self._early.get(output.at_partition)
         if early:
-            early.append(output)  # behind one that waits for its input: the order is kept
+            early.append(output)  # after one that waits for its input, to keep the order
         elif not self._match(output):
             self._early.setdefault(output.at_partition, deque()).append(output)
 
     def settle(self, given_up: Iterable[int] = ()) -> None:
-        """Look again at the outputs whose inputs weren't read yet.
+        """Check again the outputs whose inputs hadn't been read yet.
 
         Args:
             given_up: output partitions whose first waiting output is judged without its input.
@@ -126,7 +128,7 @@ class Fold:
         return {partition: waiting[0].at_offset for partition, waiting in self._early.items() if waiting}
 
     def finish(self) -> Verdict:
-        """Both sides were read to their ends."""
+        """Both sides have been read to their ends."""
         while early := self.early():
             self.settle(early)
         verdict = self.verdict
@@ -143,7 +145,7 @@ class Fold:
         return verdict
 
     def state(self) -> dict[str, dict[str, int]]:
-        """What the job's state must be after all inputs that were taken."""
+        """What the job's state must be after all inputs so far."""
         return {name: {"count": totals.count, "sum": totals.sum} for name, totals in self._inputs.items()}
 
     @property
@@ -160,13 +162,13 @@ class Fold:
         return group_of(key, self._group_count) if self._group_count else key
 
     def _match(self, output: OutputRecord, is_final: bool = False) -> bool:
-        """Judge it. False if its input may not be read yet."""
+        """Judge it. Returns False if its input may not have been read yet."""
         key = self._keys.get(output.key)
         if not is_final and (key is None or output.sequence > key.read or self._is_ahead(output)):
             return False
         record = self._take_waiting(key, output) if key is not None else None
         if record is None and not is_final and output.partition < 0:
-            return False  # it doesn't say which input it belongs to: that may be one that was written again
+            return False  # it doesn't say which input it belongs to, which may be one that was written again
         verdict = self.verdict
         verdict.outputs += 1
         if record is None:
@@ -180,7 +182,9 @@ class Fold:
         return output.partition >= 0 and output.offset > self._read_to.get(output.partition, -1)
 
     def _take_waiting(self, key: _Key, output: OutputRecord) -> InputRecord | None:
-        """The first input without an output that has this id. Notes if it isn't the next one of its key."""
+        """The first input without an output that has this id. It is a finding if that isn't the key's next
+        one.
+        """
         waiting = key.waiting
         for nth, record in enumerate(waiting):
             if record.id == output.id:
@@ -207,7 +211,7 @@ class Fold:
             self.verdict.found("wrong", f"{_describe(output)}: its input is at {record.partition}")
         if group.place not in (-1, output.at_partition):
             self.verdict.found("misplaced", f"{_describe(output)}: {name} was in {group.place} before")
-        # From what it says: one wrong sum is one finding.
+        # Continue with the output's own numbers, so that one wrong sum is one finding.
         group.count, group.sum, group.place = output.count, output.sum, output.at_partition
 
 
@@ -218,14 +222,16 @@ def _describe(output: OutputRecord) -> str:
 
 @dataclass
 class Blocks:
-    """What was read of a partition, in order: a hash for each block of records, and where each block ends."""
+    """What was read from a partition, in order: a hash for each block of records, and the end of each
+    block.
+    """
 
     ends: list[tuple[int, bytes]] = field(default_factory=list[tuple[int, bytes]])
     count: int = 0
     _hash: blake2b = field(default_factory=lambda: blake2b(digest_size=16))
 
     def take(self, offset: int, value: bytes | None) -> None:
-        """The next record."""
+        """Take the next record."""
         self._hash.update(b"%d:%d:" % (offset, len(value or b"")))
         self._hash.update(value or b"")
         self.count += 1
@@ -233,12 +239,12 @@ class Blocks:
             self.ends.append((offset, self._hash.digest()))
 
     def whole(self) -> list[tuple[int, bytes]]:
-        """All blocks and the hash of everything."""
+        """All blocks, and the hash of everything."""
         return [*self.ends, (self.count, self._hash.digest())]
 
 
 def judge_blocks(live: Mapping[int, Blocks], final: Mapping[int, Blocks]) -> Verdict:
-    """Whether a live reader saw what a later one sees, record by record."""
+    """Whether a live reader saw what a later reader sees, record by record."""
     verdict = Verdict("live reader")
     for partition, later in final.items():
         seen = live.get(partition, Blocks())
@@ -253,18 +259,20 @@ def judge_blocks(live: Mapping[int, Blocks], final: Mapping[int, Blocks]) -> Ver
 
 
 class Aborted:
-    """Outputs that a read_uncommitted reader saw and a read_committed one passed over: when each was seen."""
+    """Outputs that a read_uncommitted reader saw and a read_committed reader didn't: when each was seen."""
 
     def __init__(self) -> None:
         self.times_ns: list[int] = []
         self._uncommitted: dict[int, deque[tuple[int, int]]] = {}
 
     def saw(self, partition: int, offset: int, seen_ns: int) -> None:
-        """By the read_uncommitted reader, in order."""
+        """Note what the read_uncommitted reader saw, in order."""
         self._uncommitted.setdefault(partition, deque()).append((offset, seen_ns))
 
     def committed(self, partition: int, offset: int) -> None:
-        """By the read_committed reader, in order: what it passed over before this offset was aborted."""
+        """Note what the read_committed reader saw, in order. What it passed over before this offset was
+        aborted.
+        """
         waiting = self._uncommitted.get(partition, deque())
         while waiting and waiting[0][0] < offset:
             self.times_ns.append(waiting.popleft()[1])
@@ -272,7 +280,7 @@ class Aborted:
             waiting.popleft()
 
     def finish(self) -> None:
-        """Nothing is under way any more: what is left was aborted."""
+        """Nothing is in flight any more, so what is left was aborted."""
         for waiting in self._uncommitted.values():
             self.times_ns.extend(seen_ns for _offset, seen_ns in waiting)
             waiting.clear()
@@ -283,12 +291,12 @@ class Aborted:
 
 
 class StreamCheck:
-    """Reads source and output of a job beside it, and judges at once.
+    """Reads source and output of a job while it runs, and judges at once.
 
     Args:
         brokers: bootstrap servers.
         source: the job's source topic.
-        output: its output topic.
+        output: the job's output topic.
         group_count: as in `Fold`.
     """
 
@@ -313,7 +321,7 @@ class StreamCheck:
         return self
 
     def check(self) -> None:
-        """Raises AssertionError as soon as something was found, and what the thread failed with."""
+        """Raises AssertionError as soon as something was found, and raises the thread's own error."""
         if self._error is not None:
             raise self._error
         assert self.fold.verdict.ok, self.fold.verdict.report()
@@ -325,7 +333,7 @@ class StreamCheck:
         assert not self._thread.is_alive(), "the stream check doesn't end"
 
     def finish(self, timeout_s: float = 60) -> Verdict:
-        """The job has come to rest: read everything to its end, and judge.
+        """The job has stopped. Read everything to its end, and judge.
 
         Raises:
             TimeoutError: the ends aren't reached in time.
@@ -371,7 +379,7 @@ class StreamCheck:
                     for message in consumer.consume(_BATCH_RECORDS, 0.02):
                         self._take(message, topic, isolation, take)
                 self.fold.settle(self._given_up())
-        except BaseException as error:  # noqa: BLE001 - handed to the next caller
+        except BaseException as error:  # noqa: BLE001 - raised in the next caller
             self._error = error
         finally:
             for consumer in consumers:
@@ -429,7 +437,8 @@ def _side(topic: str, partition: int, isolation: str) -> tuple[str, int]:
 
 
 def read_blocks(brokers: str, topic: str, timeout_s: float = 600) -> dict[int, Blocks]:
-    """The hashes of all that a read_committed reader finds in `topic` now, from its beginning to its end.
+    """The hashes of everything that a read_committed reader finds in `topic` now, from its beginning to its
+    end.
 
     Raises:
         TimeoutError: the end was not reached in time.

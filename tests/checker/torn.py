@@ -1,16 +1,17 @@
-"""Tells a transaction that Kafka itself has torn from a fault of ours, by the markers.
+"""Distinguishes a transaction that Kafka itself has torn from an error of ours, by the markers.
 
-Responsible for: which parts of one transaction, in which partitions, were committed and which aborted.
+Responsible for: finding out which parts of one transaction, in which partitions, were committed and which
+were aborted.
 
-What belongs together can't be told by time, nor by the producer's id and epoch: a producer goes on with the
-same ones for transaction after transaction. It is told by what was written. The job's epoch stands in each
-delta and with each committed offset; a producer is used for an epoch of the job once at most, for whoever
-replays it gets a new producer epoch. So (producer id, producer epoch, epoch of the job) is one transaction.
-An output carries neither, but the place of its input, and a record between two stages has the input's id: it
-belongs to the first transaction of its producer that commits an offset behind that input.
+Neither time nor the producer's id and epoch show which parts belong together: a producer uses the same ones
+for many transactions. What was written shows it. The job's epoch is in each delta and with each committed
+offset. A producer is used for an epoch of the job at most once, because the worker that replays it gets a new
+producer epoch. So (producer id, producer epoch, epoch of the job) is one transaction. An output carries
+neither, but it carries the position of its input; and a record between two stages has the input's id. It
+belongs to the first transaction of its producer that commits an offset after that input.
 
-What can't be told: outputs that don't carry their input's place, and records of whose transaction no
-committed offset is left. They are counted, and judged by nothing.
+This doesn't work for outputs that don't carry their input's position, and for records of transactions of
+which no committed offset is left. They are counted, but not judged.
 """
 
 from __future__ import annotations
@@ -34,17 +35,19 @@ _OFFSET_KEY_VERSIONS = (0, 1)
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """What a record says of its transaction: the job's epoch, or the place of the input it comes from."""
+    """What a record says about its transaction: the job's epoch, or the position of the input that it comes
+    from.
+    """
 
     epoch: int = -1
     source: Place | None = None
     position: int = -1
-    """Of an offset: the next record of the source. Of an output: the input's offset."""
+    """For an offset: the next record of the source. For an output: the input's offset."""
 
 
 @dataclass(frozen=True)
 class Torn:
-    """A transaction of which a part was committed and another one aborted."""
+    """A transaction of which one part was committed and another part aborted."""
 
     producer_id: int
     producer_epoch: int
@@ -58,7 +61,9 @@ class Torn:
 
 @dataclass
 class Markers:
-    """What the markers say. `untold` are parts that can't be told to belong to any transaction."""
+    """The result of reading the markers. `untold` is the number of parts that can't be assigned to a
+    transaction.
+    """
 
     torn: list[Torn] = field(default_factory=list[Torn])
     whole: int = 0
@@ -76,8 +81,8 @@ def judge(written: Iterable[Written], told: Mapping[Place, Mapping[int, Told]]) 
     """Which transactions are torn.
 
     Args:
-        written: of all partitions that the job writes to.
-        told: partition and offset to what the record there says.
+        written: what was written to all partitions that the job writes to.
+        told: by partition and offset: what the record there says.
     """
     parts = [(one, _first_told(one, told.get(one.place, {}))) for one in written]
     commits: dict[tuple[int, int, Place], list[tuple[int, int]]] = defaultdict(list)
@@ -123,9 +128,9 @@ def find_torn(
     """Read the markers of a job's transactions.
 
     Args:
-        kafka: the brokers' files are below it.
+        kafka: a directory that contains the brokers' files.
         brokers: bootstrap servers; they must run.
-        job: its name, and its group's.
+        job: its name, which is also the name of its group.
         source: the topic that it reads.
         changelogs: topics of deltas.
         outputs: topics of outputs.
@@ -143,9 +148,9 @@ def find_torn(
     written: list[Written] = []
     for place, records in told.items():
         copies = [read_partition(directory, place) for directory in replicas.get(place, [])]
-        # The copy that has got furthest; others may be behind, or have been left behind.
+        # The most complete copy. Others may be behind, or may have been left behind.
         best = max(copies, key=lambda copy: max((one.last_offset for one in copy), default=-1), default=[])
-        if place[0] == OFFSETS:  # other groups' offsets stand there, too
+        if place[0] == OFFSETS:  # other groups' offsets are there too
             best = [one for one in best if _first_told(one, records) is not None]
         written += best
     return judge(written, told)
@@ -197,12 +202,14 @@ def _of_offset(message: Message, group: str) -> Told | None:
 
 
 def _metadata(version: int, value: bytes) -> str:
-    """Of the value of a committed offset: behind version, offset and, from 3 on, leader epoch."""
+    """The metadata in the value of a committed offset: after version, offset and (from version 3 on) leader
+    epoch.
+    """
     at = 10 if version < 3 else 14
     if version < 4:
         return _text(value, at)[0]
     length = shift = 0
-    while True:  # from 4 on its length has variable length itself, and one more
+    while True:  # from version 4 on its length is encoded with variable length, and is one more
         byte = value[at]
         at += 1
         length |= (byte & 0x7F) << shift

@@ -1,8 +1,8 @@
 """The checker's verdict.
 
-Responsible for: comparing what a job wrote with what it must have written. Pure: records in, verdict out; it
-trusts nothing the job says about itself and recomputes every expected output with a fold over the input.
-Must not read Kafka, files or the clock.
+Responsible for: comparing what a job wrote with what it must have written. It is pure: records in, verdict
+out. It trusts nothing that the job says about itself, and recomputes every expected output with a fold over
+the input. Must not read Kafka, files or the clock.
 
 Kinds of findings:
 
@@ -52,14 +52,14 @@ KINDS = (
 
 @dataclass
 class Verdict:
-    """What was found. `ok` only if there is no finding of any kind."""
+    """What was found. It is `ok` only if there is no finding of any kind."""
 
     title: str = ""
     inputs: int = 0
     outputs: int = 0
     keys: int = 0
     repeated_inputs: int = 0
-    """So many of `inputs` were written twice by their producer; see `repeats`."""
+    """How many of the `inputs` their producer wrote twice; see `repeats`."""
     counts: Counter[str] = field(default_factory=Counter[str])
     examples: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     notes: list[str] = field(default_factory=list[str])
@@ -78,7 +78,7 @@ class Verdict:
             self.examples[kind].append(example)
 
     def merge(self, other: Verdict) -> Verdict:
-        """Take over the findings and notes of another part of the same check; returns self."""
+        """Add the findings and notes of another part of the same check. Returns self."""
         self.counts.update(other.counts)
         for kind, examples in other.examples.items():
             room = EXAMPLES_MAX - len(self.examples[kind])
@@ -87,7 +87,7 @@ class Verdict:
         return self
 
     def report(self) -> str:
-        """The verdict for a reader: one line of result, then each kind with its count and examples."""
+        """The verdict for people: one line with the result, then each kind with its count and examples."""
         name = f"{self.title}: " if self.title else ""
         result = "exactly once" if self.ok else "NOT exactly once"
         lines = [f"{name}{result}: {self.inputs} inputs, {self.outputs} outputs, {self.keys} keys"]
@@ -105,7 +105,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What the fold says about one input."""
+    """The fold's result for one input."""
 
     record: InputRecord
     count: int
@@ -151,10 +151,11 @@ def judge_totals(inputs: Sequence[InputRecord], outputs: Sequence[OutputRecord],
 def judge_regrouped(
     inputs: Sequence[InputRecord], outputs: Sequence[OutputRecord], group_count: int, title: str = ""
 ) -> Verdict:
-    """The verdict on a job that repartitions and writes running totals per group; it must have caught up.
+    """The verdict on a job that repartitions and writes running totals per group. The job must have caught
+    up.
 
-    Records of different source partitions may meet in any order, so a group's order is taken from the
-    output; but a key's records keep theirs, and count and sum must be the fold of the group's inputs in the
+    Records of different source partitions may meet in any order, so a group's order is taken from the output.
+    But the records of a key keep their order, and count and sum must be the fold of the group's inputs in the
     order that the output claims.
     """
     verdict = Verdict(title, len(inputs), len(outputs))
@@ -176,10 +177,11 @@ def judge_regrouped(
 def judge_uncommitted(
     inputs: Sequence[InputRecord], outputs: Sequence[OutputRecord], title: str = ""
 ) -> Verdict:
-    """The verdict on what a read_uncommitted reader saw: repeats are allowed, but each one is correct.
+    """The verdict on what a read_uncommitted reader saw: repeats are allowed, but each one must be
+    correct.
 
-    `inputs` is the whole source topic, since a reader may see what isn't committed yet. Only for the
-    job without a repartition, whose output depends on nothing but its input.
+    `inputs` is the whole source topic, because a reader may see what isn't committed yet. This is only for
+    the job without a repartition, whose output depends only on its input.
     """
     verdict = Verdict(title, len(inputs), len(outputs))
     inputs, outputs = _told_apart(inputs, outputs, verdict)
@@ -202,7 +204,7 @@ def judge_uncommitted(
 def judge_state(
     expected: Mapping[str, Mapping[str, Any]], actual: Mapping[str, Mapping[str, Any]], title: str = "state"
 ) -> Verdict:
-    """The verdict on state: for each key the dict that the job keeps against the fold's."""
+    """The verdict on state: for each key, the dict that the job keeps compared with that of the fold."""
     verdict = Verdict(title, keys=len(expected))
     for key, wanted in expected.items():
         if key not in actual:
@@ -234,11 +236,12 @@ def judge_live(
     final: Mapping[int, Sequence[OutputRecord]],
     title: str = "live reader",
 ) -> Verdict:
-    """The verdict on a reader that ran beside the job: it saw just what a later reader sees.
+    """The verdict on a reader that ran next to the job: it must have seen exactly what a later reader
+    sees.
 
     Args:
-        live: partition to what the live reader got, in the order in which it got it.
-        final: the same from a reader that started when all was over, from the beginning.
+        live: by partition, what the live reader received, in the order in which it received it.
+        final: the same from a reader that started from the beginning after everything had ended.
         title: names the check in the report.
     """
     verdict = Verdict(title)
@@ -266,12 +269,13 @@ def judge_live(
 def judge_between(
     inputs: Iterable[InputRecord], seen: Mapping[int, Sequence[InputRecord]], title: str = "between"
 ) -> Verdict:
-    """The verdict on a repartition topic, which a job writes and reads: each input once, each key in order.
+    """The verdict on a repartition topic, which the job writes and reads: each input once, and each key in
+    order.
 
     Args:
         inputs: the whole source topic.
-        seen: what a read_committed reader saw that ran beside the job. What was deleted before it came may be
-            missing at the beginning of each key, and nothing else.
+        seen: what a read_committed reader saw while the job ran. At the beginning of each key, records that
+            were deleted before the reader came may be missing, but no others.
         title: names the check in the report.
     """
     repeats = Repeats(list(inputs))
@@ -306,7 +310,9 @@ def judge_between(
 
 
 def judge_ends(ends: Mapping[tuple[str, int], tuple[int, int]]) -> Verdict:
-    """The verdict on open transactions: (topic, partition) to (last stable offset, high watermark)."""
+    """The verdict on open transactions: by (topic, partition), the last stable offset and the high
+    watermark.
+    """
     verdict = Verdict("transactions")
     for (topic, partition), (stable, high) in sorted(ends.items()):
         if stable < high:
@@ -317,7 +323,7 @@ def judge_ends(ends: Mapping[tuple[str, int], tuple[int, int]]) -> Verdict:
 def _told_apart(
     inputs: Sequence[InputRecord], outputs: Sequence[OutputRecord], verdict: Verdict
 ) -> tuple[Sequence[InputRecord], Sequence[OutputRecord]]:
-    """Both, with ids of their own for records that the source holds twice."""
+    """Both, with their own ids for records that are in the source twice."""
     repeats = Repeats(inputs)
     if not repeats:
         return inputs, outputs
@@ -334,7 +340,7 @@ def _same(expected: Sequence[Expected], actual: Sequence[OutputRecord]) -> bool:
 
 
 def _differences(row: Expected, output: OutputRecord) -> list[str]:
-    """What of `output` isn't as the fold has it; a place the job doesn't tell is not compared."""
+    """Where `output` differs from the fold. A position that the job doesn't report isn't compared."""
     wanted = [
         ("key", row.record.key, output.key),
         ("sequence", row.record.sequence, output.sequence),
@@ -381,7 +387,7 @@ def _judge_presence(inputs: Iterable[InputRecord], outputs: Iterable[OutputRecor
 def _judge_order(
     expected_ids: Sequence[int], actual: Sequence[OutputRecord], what: str, verdict: Verdict
 ) -> None:
-    """Repeats and strangers are left out: they are findings of their own."""
+    """Repeats and outputs without an input are left out, because they are findings of their own."""
     rank = {number: index for index, number in enumerate(expected_ids)}
     seen: set[int] = set()
     before: OutputRecord | None = None
