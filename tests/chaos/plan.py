@@ -140,8 +140,8 @@ def turn(number: int, roles: Sequence[str]) -> list[tuple[str, str, bool]]:
     killed.
 
     Args:
-        number: of the turn; after `TURNS` it begins anew.
-        roles: in their order.
+        number: the number of the turn. After `TURNS` it starts again.
+        roles: the roles, in their order.
     """
     steps = len(EPOCH_STEPS)
     return [

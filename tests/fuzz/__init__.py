@@ -1,1 +1,1 @@
-"""Odd jobs on odd inputs: the real processing beside a slow, obvious interpreter of the same job."""
+"""Odd jobs on odd inputs: the real processing compared with a slow, obvious interpreter of the same job."""

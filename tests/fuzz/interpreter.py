@@ -1,7 +1,7 @@
-"""The slow, obvious interpreter: what a job does, written down once more, with nothing of the engine's.
+"""The slow, obvious interpreter: what a job does, written down again without any code of the engine.
 
-It takes one record after the other, copies everything before it touches it, and keeps nothing of a chain that
-failed. JSON is the standard library's.
+It takes one record after another, copies everything before it touches it, and keeps nothing of a chain that
+has failed. It uses the standard library's JSON.
 """
 
 from __future__ import annotations
@@ -26,11 +26,13 @@ from tests.fuzz.plans import (
 )
 
 Output = tuple[Any, ...]
-"""Topic, value, key, timestamp, headers: comparable with what was really written; see `comparable`."""
+"""Topic, value, key, timestamp, headers: in a form that can be compared with what was really written; see
+`comparable`.
+"""
 
 
 class Fail(Exception):  # noqa: N818
-    """A step failed, by its rule."""
+    """A step failed. Its rule says what follows."""
 
     def __init__(self, rule: str, name: str) -> None:
         super().__init__(rule)
@@ -75,7 +77,7 @@ def interpret(plan: JobPlan, records: list[Input]) -> tuple[list[Output], int | 
 def one_record(
     plan: JobPlan, record: Input, offset: int, states: dict[str, Any]
 ) -> tuple[list[Output], dict[str, Any], int]:
-    """What one record leads to. Raises Fail if it stops the job."""
+    """The effects of one record. Raises Fail if it stops the job."""
     try:
         decode(plan.value, record.value)
     except ValueError:
@@ -229,7 +231,7 @@ def decode(kind: str, raw: bytes | None) -> Any:
         return raw.decode()
     value = json.loads(raw, parse_constant=lambda name: int(name))
     raw.decode()
-    json.dumps(value, ensure_ascii=False).encode()  # half an emoji is no text
+    json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair isn't text
     return value
 
 

@@ -1,7 +1,7 @@
-"""Odd jobs and inputs as plain data: what Hypothesis draws, and what both sides make of it.
+"""Odd jobs and inputs as plain data: what Hypothesis draws, and the functions that both sides share.
 
-A step's behaviour is a name and depends on nothing but the value, so the real handlers and the interpreter
-share the functions below; what they don't share is what becomes of what these return or raise.
+A step's behaviour is a name, and depends only on the value. So the real handlers and the interpreter share
+the functions below. They don't share what is done with what these functions return or raise.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from fcluster import Record
 
 LARGE = "x" * 5_000
-"""Makes a value that is larger than any of the limits; all else is smaller than `SMALL_BYTES_MAX`."""
+"""Creates a value that is larger than all limits. All other values are smaller than `SMALL_BYTES_MAX`."""
 SMALL_BYTES_MAX = 2_000
 RULES = ("stop", "skip", "dead", "dead2")
 SINKS = ("out", "out-text", "out-bytes")
@@ -64,14 +64,14 @@ class Input:
 
 
 class OddError(BaseException):
-    """No Exception, and it can't be shown."""
+    """It isn't an Exception, and it can't be shown."""
 
     def __str__(self) -> str:
         raise ValueError("\ud83d")
 
 
 def code(value: Any) -> int:
-    """A number that depends on the value alone."""
+    """A number that depends only on the value."""
     return zlib.crc32(repr(value).encode("utf-8", "backslashreplace"))
 
 
@@ -195,7 +195,7 @@ def apply_key(behaviour: str, value: Any) -> Any:
 
 
 def apply_handler(behaviour: str, ctx: Any, value: Any, elsewhere: Any) -> Any:
-    """The outputs of a handler, one after the other; `elsewhere` is another topic."""
+    """The outputs of a handler, one after another. `elsewhere` is another topic."""
     if behaviour in ("count", "fails after a change", "unkept on some"):
         ctx.state["n"] = ctx.state.get("n", 0) + 1
         if behaviour == "fails after a change" and chooses(value, 3):
@@ -223,7 +223,7 @@ def apply_handler(behaviour: str, ctx: Any, value: Any, elsewhere: Any) -> Any:
 
 
 def returned_by_handler(behaviour: str, ctx: Any, value: Any) -> Any:
-    """The output of the one handler that returns."""
+    """The output of the handler that returns one."""
     assert behaviour == "returns"
     ctx.state["last"] = code(value)
     if chooses(value, 4):

@@ -1,8 +1,8 @@
-"""The real processing of a planned job: the engine over real state tables, in a shell like the worker's, and
+"""The real processing of a planned job: the engine with real state tables, in a shell like the worker's, and
 in `fcluster.testing`.
 
-Epochs of some records each are aborted and replayed as a worker does it: a record that fails in the midst is
-condemned, and so is what shows only at the barrier, after a replay record by record.
+Epochs of some records each are aborted and replayed, as a worker does it. A record that fails in the middle
+is condemned. So is one whose failure shows only at the barrier, after a replay record by record.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from tests.unit.worker.test_processing import FakeMessage
 
 REPLAYS_MAX = 60
 MESSAGE_BYTES_MAX = 4_700
-"""Between the largest of the small outputs with all their headers, and the smallest of the large ones."""
+"""Between the largest of the small outputs, with all their headers, and the smallest of the large ones."""
 
 
 def build(plan: JobPlan) -> Job:
@@ -175,10 +175,10 @@ class InDriver:
     """Runs the job over some records in `fcluster.testing`.
 
     Args:
-        plan: of the job.
-        records: of its source.
-        between: what to do behind each of them: "", "barrier", "crash" or "settle"; none: every record is an
-            epoch.
+        plan: the plan of the job.
+        records: the records of its source.
+        between: what to do after each of them: "", "barrier", "crash" or "settle". If empty, every record is
+            an epoch.
     """
 
     def __init__(self, plan: JobPlan, records: list[Input], between: list[str]) -> None:
@@ -203,7 +203,7 @@ class InDriver:
         self.skipped = driver.skipped
 
     def outputs(self) -> dict[str, list[tuple[Any, ...]]]:
-        """What is committed, by topic."""
+        """The committed outputs, by topic."""
         topics = (topic.name for topic in self._driver.topology.outputs)
         return {
             topic: [
@@ -214,6 +214,6 @@ class InDriver:
         }
 
     def state(self, handler: str, key: bytes) -> dict[str, Any]:
-        """The state; the keys are odd, so they are given as bytes."""
+        """The state. The keys are odd, so they are returned as bytes."""
         (stage,) = self._driver.topology.stages
         return self._driver._shard(stage, 0).state.tables[handler].peek(key)  # pyright: ignore[reportPrivateUsage]

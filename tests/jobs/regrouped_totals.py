@@ -1,4 +1,4 @@
-"""Running count and sum for each group of keys, behind a repartition: the checker's second job.
+"""A running count and sum for each group of keys, after a repartition: the checker's second job.
 
 Names come from the environment like those of running_totals.py; FCLUSTER_TEST_GROUPS is the number of groups.
 """

@@ -1,4 +1,4 @@
-"""Running count and sum for each key, one output for each input: the checker's plain job.
+"""A running count and sum for each key, one output for each input: the checker's plain job.
 
 Names come from the environment, so that many tests can run the file side by side: FCLUSTER_TEST_JOB,
 FCLUSTER_TEST_SOURCE, FCLUSTER_TEST_OUTPUT.

@@ -1,4 +1,4 @@
-"""A job for tests of timers: each record has a key of its own, and sets a timer in each clock."""
+"""A job for tests of timers: each record has its own key, and sets a timer in each clock."""
 
 import os
 
@@ -14,7 +14,7 @@ output = job.topic(os.environ["FCLUSTER_TEST_OUTPUT"])
 
 @job.process(source, to=output)
 def remember(ctx, value):
-    """Writes the record, and what it sets fires later."""
+    """Writes the record, and sets timers that fire later."""
     ctx.state["value"] = value
     ctx.timer("event", at=ctx.timestamp + EVENT_MS)
     ctx.timer("processing", at=ctx.processing_time + PROCESSING_MS, clock="processing")

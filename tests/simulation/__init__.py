@@ -1,5 +1,5 @@
-"""The real cores of coordinator and workers on a virtual clock, against a model of Kafka and of the disks.
+"""The real cores of coordinator and workers with a virtual clock, on a model of Kafka and of the disks.
 
-`run` is the entrance, `docs/simulation.md` the guide. `python -m tests.simulation --seed 7 --verbose` shows
-one run.
+Start reading at `run`; `docs/simulation.md` is the guide. `python -m tests.simulation --seed 7 --verbose`
+shows one run.
 """

@@ -30,14 +30,14 @@ _CHUNK = 20
 
 
 def replay_command(seed: int, mutation: Mutation | None = None) -> str:
-    """The command that plays a seed again and shows what happened."""
+    """The command that plays a seed again, and shows what happened."""
     planted = f' --mutation "{mutation.name}"' if mutation else ""
     return f"python -m tests.simulation --seed {seed}{planted} --verbose"
 
 
 def play(first: int, count: int, processes: int | None = None) -> Iterator[Result]:
-    """Play so many seeds (see `jobs.seeds`), on all cores."""
-    # Spawned, not forked: a forked child of a process with threads (a Kafka client's) may hang.
+    """Play this many seeds (see `jobs.seeds`), on all cores."""
+    # Spawned, not forked: a forked child of a process with threads (of a Kafka client) may hang.
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
         yield from pool.imap(run, seeds(first, count), _CHUNK)
 

@@ -1,18 +1,18 @@
-"""Kafka as several brokers: who leads what, who coordinates whom, and what clients believe of it.
+"""Kafka as several brokers: which broker leads and coordinates what, and what clients know of it.
 
-Responsible for: leaders of partitions, coordinators of the group and of transactional ids on three brokers,
-and what becomes of a request when they move: it waits for an election; it goes to a broker that isn't the
-leader any more, because the client's metadata is old; it hangs at a broker that stands still; its connection
-dies while it is on its way, so that nobody knows whether it was carried out; or the client answers at once
-that it doesn't know (-1001 for an offset). What Kafka keeps is not touched: `kafka_model` says what a request
-does.
+Responsible for: leaders of partitions, and coordinators of the group and of transactional ids, on three
+brokers; and what happens to a request when they move. It waits for an election; or it goes to a broker that
+is no longer the leader, because the client's metadata is outdated; or it hangs at a broker that is suspended;
+or its connection is lost while it is on its way, so that nobody knows whether it was carried out; or the
+client answers at once that it doesn't know (-1001 for an offset). What Kafka stores isn't changed here:
+`kafka_model` defines what a request does.
 
-The group's coordinator may also be cut off from the other brokers. There is a new one then, but the old one
-goes on answering its clients with what was committed before; only a new client looks for another one, and may
-meet the same broker again.
+The group's coordinator may also be cut off from the other brokers. Then there is a new one, but the old one
+still answers its clients with earlier offsets. Only a new client looks for another coordinator, and it may
+find the same broker again.
 
-One broker at a time is away, as with replication of 3 and two in sync nothing is lost then. It has a random
-stream of its own, and takes part in some seeds only, so that all others tell the story that they told
+Only one broker is down at a time, because with three replicas and two in sync nothing is lost then. This
+module has its own random stream, and takes part in only some seeds, so that all other seeds play as they did
 without it.
 """
 
@@ -32,27 +32,29 @@ GROUP = ("group",)
 METADATA_MS_MAX = 60
 BACKOFF_MS_MAX = 40
 UNKNOWN_SHARE = 0.7
-"""Of the requests without a leader, or by old metadata, that a client answers at once by not knowing."""
+"""The share of requests without a leader, or with outdated metadata, that a client answers at once by not
+knowing.
+"""
 
 ELECTION_MS = (20, 150, 600)
 AWAY_MS = (100, 700, 2000)
 STILL_MS = (50, 400, 1200)
 CUT_OFF_MS = (400, 1500, 3000)
 CUT_OFF_SHARE = 0.7
-"""Of the seeds in which Kafka is several brokers."""
+"""The share of seeds in which Kafka has several brokers."""
 
 
 def takes_part(seed: int) -> bool:
-    """Whether Kafka is more than one broker in this seed: in three of twenty."""
+    """Whether Kafka has more than one broker in this seed: it does in three of twenty."""
     return seed % 10 == 7 or seed % 20 == 9
 
 
 @dataclass(slots=True)
 class _Leader:
-    """The leadership of a partition, or a coordinator's post.
+    """The leadership of a partition, or the role of a coordinator.
 
-    `number` rises with each change, the last of which was at `changed_ms`; `from_ms` is when the broker takes
-    it up.
+    `number` increases with each change, the last of which was at `changed_ms`. At `from_ms` the broker begins
+    to lead.
     """
 
     broker: int
@@ -63,12 +65,12 @@ class _Leader:
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """What is in the way of a request.
+    """What a request meets on its way.
 
     Attributes:
-        delay_ms: until it arrives where it can be carried out.
-        unknown: whether the client answers at once that it doesn't know, if it may.
-        number: which leadership it was sent to.
+        delay_ms: the time until it arrives where it can be carried out.
+        unknown: whether the client answers at once that it doesn't know, if that is allowed.
+        number: the leadership that it was sent to.
     """
 
     delay_ms: int
@@ -81,8 +83,8 @@ class CutOff:
     """A group coordinator that doesn't know that there is another one.
 
     Attributes:
-        since_ms: who looked for the coordinator before asks this one.
-        committed: what it answers.
+        since_ms: clients that looked for the coordinator before this time ask this one.
+        committed: the committed offsets that it answers.
     """
 
     since_ms: int
@@ -90,7 +92,7 @@ class CutOff:
 
 
 class GroupReader:
-    """A client of a process that reads committed offsets; it looks for the group's coordinator once."""
+    """A process's client that reads committed offsets. It looks for the group's coordinator once."""
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -108,7 +110,7 @@ class GroupReader:
 
 
 class Brokers:
-    """Three brokers of a run."""
+    """The three brokers of a run."""
 
     def __init__(self, world: World) -> None:
         self.random = Random(f"brokers {world.seed}")
@@ -125,7 +127,9 @@ class Brokers:
     def schedule(
         self, duration_ms: int, committed: Callable[[], dict[tuple[str, int], tuple[int, str]]]
     ) -> None:
-        """Draw what happens to the brokers in the storm. `committed`: what the group has committed."""
+        """Draw what happens to the brokers in the storm. `committed`: returns what the group has
+        committed.
+        """
         if self._own.random() < CUT_OFF_SHARE:
             self._world.at(self._own.randrange(duration_ms), None, self._cut_off, committed)
         faults = (self._kill, self._kill, self._stand_still, self._stand_still, self._move, self._move_all)
@@ -149,7 +153,7 @@ class Brokers:
         self._world.at(self._own.choice(CUT_OFF_MS), None, setattr, self, "cut_off", None)
 
     def meets_cut_off(self) -> bool:
-        """Whether a client that is made now finds the coordinator that is cut off."""
+        """Whether a client that is created now finds the coordinator that is cut off."""
         return self.cut_off is not None and self._own.randrange(BROKERS) == 0
 
     def _kill(self) -> None:
@@ -158,7 +162,7 @@ class Brokers:
         broker = self._away = self.random.randrange(BROKERS)
         self._world.landed["broker killed"] += 1
         self._world.note("world", "## broker %d is killed", broker)
-        # The session has to run out before anybody else leads.
+        # The session has to end before another broker leads.
         self._vacate(broker, self.random.choice(ELECTION_MS))
         self._world.at(self.random.choice(AWAY_MS), None, self._come_back, broker)
 
@@ -183,7 +187,7 @@ class Brokers:
             self._world.at(session_ms, None, self._vacate, broker, self.random.choice(ELECTION_MS))
 
     def _move(self) -> None:
-        """Leadership of something moves, without any death."""
+        """Some leadership moves, without any death."""
         if self._world.stormy and self._leaders:
             leader = self.random.choice(list(self._leaders.values()))
             self._hand(leader, self.random.choice((0, 30)))
@@ -205,15 +209,15 @@ class Brokers:
         others = [broker for broker in range(BROKERS) if broker not in (leader.broker, self._away)]
         leader.broker = self.random.choice(others)
         leader.number, leader.changed_ms = leader.number + 1, self._world.now_ms
-        # A coordinator first loads what it is to coordinate.
+        # A coordinator first loads the data that it will coordinate.
         leader.from_ms = self._world.now_ms + delay_ms + self.random.choice((0, 0, 40))
 
     # --- requests -------------------------------------------------------------------------------------
 
     def way(self, process: Process, place: Hashable) -> Way:
-        """What is in the way of a request of this process that has to go to whoever leads `place`."""
+        """What a request of this process meets on its way to the leader of `place`."""
         world, leader = self._world, self._leader(place)
-        # What a client has learnt of all leaders at its start is what it knows, until it is told otherwise.
+        # A client learns of all leaders when it starts. It relies on that until it hears otherwise.
         refreshed_ms = self._refreshed_ms.get((process.name, place), process.began_ms)
         delay_ms, unknown = 0, False
         if refreshed_ms < leader.changed_ms:
@@ -232,8 +236,9 @@ class Brokers:
         return Way(delay_ms, unknown, leader.number)
 
     def fate(self, place: Hashable, number: int) -> str:
-        """What became of a request on its way: "there", or, if the leader has moved since, also
-        "again" (sent to the next one), "lost", or "unanswered" (carried out)."""
+        """What happened to a request on its way: "there"; or, if the leader has moved since, possibly "again"
+        (sent to the next one), "lost", or "unanswered" (carried out).
+        """
         if self._leader(place).number == number:
             return "there"
         self._world.landed["leader moved while a request was on its way"] += 1

@@ -1,9 +1,9 @@
 """A model of the coordinator's shell around the real core: journal, fences, socket, timer.
 
-Responsible for: becoming the leader (the journal's writer is fenced, read, and gets the new term), and
-carrying out what the core decides. Journal writes go out one after the other; a write that Kafka refuses
-says that another coordinator leads; one whose outcome is unknown ends the process, and its successor reads
-what came of it.
+Responsible for: becoming the leader (the journal's writer is fenced, the journal is read, and gets the new
+term), and carrying out what the core decides. Journal writes go out one after another. If Kafka refuses a
+write, another coordinator leads. If the outcome of a write is unknown, the process ends, and its successor
+reads what happened.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ class SimCoordinator(Process):
     # --- life -----------------------------------------------------------------------------------------
 
     def step(self, name: str) -> None:
-        """A point at which faults like to strike."""
+        """A point at which faults are likely to happen."""
         self.cluster.step(self, f"coordinator: {name}")
 
     @property
     def leads(self) -> bool:
-        """Whether the journal would take a write of it."""
+        """Whether the journal would accept a write from it."""
         return self.kafka.journal.is_current(self._writer)
 
     def died(self) -> None:
@@ -64,11 +64,11 @@ class SimCoordinator(Process):
         self.cluster.coordinator_ended(self)
 
     def exit(self, code: int, reason: str) -> None:
-        """End in whatever order."""
+        """End in any order."""
         self.note("exits with code %d: %s", code, reason)
         self.exit_code = code
         self.alive = False
-        # What was sent still arrives.
+        # Messages that were sent still arrive.
         self.world.at(self.world.timing.network_ms_max * 4 + 1, None, self.router.close, 1)
         self.cluster.coordinator_ended(self)
 
@@ -118,7 +118,7 @@ class SimCoordinator(Process):
         self.feed(events.MessageReceived(peer, message))
 
     def feed(self, event: events.Event) -> None:
-        """Give an event to the core and carry out what it decides."""
+        """Pass an event to the core, and carry out what it decides."""
         core = self.core
         if core is None or not self.alive:
             return
@@ -155,7 +155,7 @@ class SimCoordinator(Process):
                 self._writes.append(effect)
                 self._write_next()
             case events.PrepareFence() | events.ForgetFence():
-                pass  # producers that do nothing disturb nobody
+                pass  # idle producers have no effect
             case events.FenceSlot(slot):
                 self.start(self._fence(slot))
             case events.StopCoordinator(code, reason, _failure):

@@ -1,10 +1,11 @@
-"""A model of `storage/warm_copies.py`: warm copies of shards of others, which follow their changelogs.
+"""A model of `storage/warm_copies.py`: warm copies of other workers' shards, which follow their
+changelogs.
 
-Responsible for: what the standby thread does to the local stores, and when: a base is put in place, deltas
-that are committed are taken, written in batches, and the copy is let go of when the shard is restored. The
-plan of the base, the reader of deltas and the checks of what a store holds are the real ones.
+Responsible for: what the standby thread does to the local stores, and when: a base is put in place, committed
+deltas are read and written in batches, and the copy is handed over when the shard is restored. The plan of
+the base, the reader of deltas and the checks of a store's contents are the real ones.
 
-Must not: decide who keeps a copy; that is the coordinator's.
+Must not: decide which worker keeps a copy; the coordinator does that.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ POLL_MS = 30
 RETRY_MS = 100
 PATIENCE_MS = 60
 BATCH_SHARE = 0.5
-"""How often what was read is written at once, and not later or when the copy is let go of."""
+"""How often records are written at once, and not later or when the copy is handed over."""
 READ_MAX = 50
 
 
@@ -66,7 +67,7 @@ class SimCopy:
         return StandbyStatus(self.shard, epoch, max(0, self.end - self.position) if known else -1)
 
     def write(self) -> None:
-        """Bring the store to where the copy stands."""
+        """Bring the store to the copy's position."""
         if self.store is not None and not self.store.closed and self.store.meta() != self.meta:
             changes, self.changes = self.changes, {}
             self.store.apply(changes, self.meta)
@@ -82,15 +83,15 @@ class SimTail:
 
     @property
     def shards(self) -> set[ShardId]:
-        """Of which there are copies, or are to be."""
+        """The shards that have copies, or should have some."""
         return set(self._copies)
 
     def statuses(self) -> list[StandbyStatus]:
-        """How far each copy is."""
+        """The progress of each copy."""
         return [copy.status for _, copy in sorted(self._copies.items())]
 
     def keep(self, shards: set[ShardId]) -> None:
-        """Keep copies of these shards, besides those that there are (restore thread)."""
+        """Keep copies of these shards, in addition to the present ones (restore thread)."""
         for shard in sorted(shards - self.shards):
             self._copies[shard] = SimCopy(shard, self._worker.cluster.job.changelog(shard))
         if self._copies and not self._running:
@@ -98,7 +99,7 @@ class SimTail:
             self._worker.start(self._run())
 
     def take(self, targets: Mapping[ShardId, int], patience_ms: int) -> Thread:
-        """Let go of these shards; their stores stay open and are the caller's (restore thread)."""
+        """Hand over these shards. Their stores stay open and belong to the caller (restore thread)."""
         mine = [copy for shard in sorted(targets) if (copy := self._copies.get(shard)) is not None]
         deadline_ms = self._worker.world.now_ms + patience_ms
         while any(copy.opening for copy in mine) or (
@@ -110,14 +111,14 @@ class SimTail:
             yield Sleep(5)
         for copy in mine:
             if self._copies.pop(copy.shard, None) is None:
-                continue  # the directory was left meanwhile
+                continue  # the directory was left in the meantime
             if copy.store is not None and copy.meta.state_epoch >= targets[copy.shard] > 0:
                 self._worker.world.landed["shard taken over warm"] += 1
             self._write(copy)
             copy.store = None
 
     def leave(self) -> None:
-        """Let go of all copies: their directory is left."""
+        """Drop all copies, because their directory is left."""
         for copy in self._copies.values():
             self._write(copy)
             copy.store = None
@@ -185,7 +186,7 @@ class SimTail:
 
         begin, records, position, end = yield Call("follow", fetch)
         if self._copies.get(shard) is not copy or copy.store is None or copy.position != asked:
-            return  # taken meanwhile
+            return  # taken in the meantime
         if asked < begin:
             raise StateDamaged(f"the changelog has no offset {asked}")
         for offset, record in records:

@@ -1,22 +1,22 @@
 """A model of what fcluster relies on in Kafka: transactions, fencing, committed offsets, visibility.
 
-What is modelled, because the protocol's safety hangs on it:
+These properties are modelled, because the protocol's safety depends on them:
 
-- A transactional id has a producer epoch. `init_producer` raises it, aborts what the id had open, and from
-  then on every call of an older epoch is refused (`Fenced`).
-- Records of a transaction are in the log at once, in the order of their arrival. A read_committed reader
-  sees no further than the last stable offset (the first record of a transaction without its marker), and
-  never a record of an aborted one. Markers take offsets.
-- A commit is decided in one step; its markers reach each partition, and its offsets the group, a little
-  later, each on its own. Until then the id is busy (`Busy`: clients ask again), and `init_producer` with
-  it.
-- Offsets sent to a transaction are pending until its marker reaches the group. A stable reader waits while
-  an offset of its partition is pending (`offset_pending`). Of two markers that come in the wrong order, the
-  offset that was sent later stays.
-- A transaction that is open for longer than its time-out is aborted by the broker, and its producer fenced.
+- A transactional id has a producer epoch. `init_producer` increases it and aborts the id's open transaction.
+  From then on, every call of an older epoch is refused (`Fenced`).
+- Records of a transaction are in the log at once, in the order of their arrival. A read_committed reader sees
+  records only up to the last stable offset (the first record of a transaction without its marker), and never
+  a record of an aborted transaction. Markers take offsets.
+- A commit is decided in one step. Its markers reach each partition, and its offsets reach the group, a little
+  later, each separately. Until then the id is busy (`Busy`: clients ask again), and so is `init_producer`
+  with it.
+- Offsets sent to a transaction are pending until its marker reaches the group. A stable reader waits while an
+  offset of its partition is pending (`offset_pending`). If two markers arrive in the wrong order, the offset
+  that was sent later remains.
+- If a transaction is open for longer than its timeout, the broker aborts it and fences its producer.
 - The journal: a compacted topic with one transactional writer at a time.
 
-Requests here are atomic; delays, losses and unknown outcomes are the caller's (`world`) to add. Pure.
+Requests are atomic here. The caller (`world`) adds delays, losses and unknown outcomes. Pure.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ class Fenced(Exception):  # noqa: N818  Kafka's own name for it
 
 
 class Busy(Exception):  # noqa: N818
-    """The id's last transaction isn't over everywhere yet (CONCURRENT_TRANSACTIONS): ask again."""
+    """The id's last transaction hasn't ended everywhere yet (CONCURRENT_TRANSACTIONS): ask again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Producer:
-    """A handle: one life of a transactional id. `session` is only for the checks."""
+    """A handle: one life of a transactional id. `session` is used only by the checks."""
 
     transactional_id: str
     producer_epoch: int
@@ -61,11 +61,11 @@ class Entry:
 
 @dataclass(eq=False, slots=True)
 class Transaction:
-    """What one producer epoch has between begin and end.
+    """What one producer epoch does between begin and end.
 
     Attributes:
-        state: what is decided.
-        unmarked: partitions with records of it, and the first one's offset, that have no marker yet.
+        state: what was decided.
+        unmarked: partitions with its records that have no marker yet, and the first record's offset.
         records: all of its records, in the order of their arrival.
         offsets: what it commits: offset, metadata, and the order of arrival among all offsets.
         offsets_pending: whether its marker hasn't reached the group yet.
@@ -83,7 +83,7 @@ class Transaction:
 
     @property
     def over(self) -> bool:
-        """Decided, and known to be so everywhere."""
+        """Whether it is decided, and its end is known everywhere."""
         return self.state is not OPEN and not self.unmarked and not self.offsets_pending
 
 
@@ -99,12 +99,12 @@ class KafkaModel:
     """One cluster, one consumer group.
 
     Args:
-        timeout_ms: of transactions.
-        marker_delay_ms: drawn for each marker; 0: at once, with the decision.
+        timeout_ms: the timeout of transactions.
+        marker_delay_ms: drawn for each marker. 0: at once, with the decision.
         defer: runs an action after a delay, for markers.
-        expire_later: the same, for time-outs.
-        on_commit: told of each transaction when its commit is decided.
-        on_stable: told of each partition whose last stable offset may have moved.
+        expire_later: the same, for timeouts.
+        on_commit: called with each transaction when its commit is decided.
+        on_stable: called with each partition whose last stable offset may have moved.
     """
 
     def __init__(
@@ -136,15 +136,15 @@ class KafkaModel:
     # --- producers ------------------------------------------------------------------------------------
 
     def init_producer(self, transactional_id: str, session: int = 0) -> Producer:
-        """A new life for the id; ends all before it.
+        """A new life for the id. It ends all earlier ones.
 
         Raises:
-            Busy: what the id had open is ended by this, but not everywhere yet: ask again.
+            Busy: this ends the id's open transaction, but not everywhere yet: ask again.
         """
         last = self._last.get(transactional_id)
         if last is not None and not last.over:
             if last.state is OPEN:
-                # The id's old life is over from here on, though the answer has to wait.
+                # The id's former life ends here, although the answer has to wait.
                 self._epochs[transactional_id] += 1
                 self._end(last, ABORTED)
             if not last.over:
@@ -154,7 +154,9 @@ class KafkaModel:
         return Producer(transactional_id, epoch, session)
 
     def append(self, producer: Producer, records: list[tuple[Partition, Any]], now_ms: float) -> list[int]:
-        """Write records in the producer's transaction (begun if there is none); returns their offsets."""
+        """Write records in the producer's transaction, which is begun if there is none. Returns their
+        offsets.
+        """
         transaction = self._transaction(producer, now_ms)
         offsets: list[int] = []
         for partition, value in records:
@@ -185,14 +187,14 @@ class KafkaModel:
             self._pending.setdefault(partition, {})[transaction] = None
 
     def commit(self, producer: Producer) -> None:
-        """End the producer's transaction; all of it becomes visible."""
+        """End the producer's transaction. All of it becomes visible."""
         self._check(producer)
         transaction = self._last.get(producer.transactional_id)
         if transaction is not None and transaction.state is OPEN:
             self._end(transaction, COMMITTED)
 
     def abort(self, producer: Producer) -> None:
-        """End the producer's transaction; none of it ever becomes visible."""
+        """End the producer's transaction. None of it ever becomes visible."""
         self._check(producer)
         transaction = self._last.get(producer.transactional_id)
         if transaction is not None and transaction.state is OPEN:
@@ -205,20 +207,20 @@ class KafkaModel:
     # --- readers --------------------------------------------------------------------------------------
 
     def last_stable_offset(self, partition: Partition) -> int:
-        """How far a read_committed reader gets."""
+        """The offset up to which a read_committed reader can read."""
         unmarked = self._unmarked.get(partition)
         if unmarked:
             return next(iter(unmarked.values()))  # they are in the order of their first offsets
         return len(self.logs.get(partition, ()))
 
     def end_offset(self, partition: Partition) -> int:
-        """Behind the last record, of open transactions too."""
+        """The offset after the last record, including those of open transactions."""
         return len(self.logs.get(partition, ()))
 
     def read_committed(
         self, partition: Partition, offset: int, records_max: int
     ) -> tuple[list[tuple[int, Any]], int]:
-        """Records from `offset` on as (offset, value), and the position behind what was looked at."""
+        """Records from `offset` on as (offset, value), and the position after what was looked at."""
         log = self.logs.get(partition, [])
         end = self.last_stable_offset(partition)
         assert offset >= self.begins.get(partition, 0), f"{partition} begins at {self.begins[partition]}"
@@ -233,20 +235,20 @@ class KafkaModel:
         return records, position
 
     def committed(self, partition: Partition) -> tuple[int, str] | None:
-        """The committed offset and its metadata, None if there is none."""
+        """The committed offset and its metadata. None if there is none."""
         found = self.offsets.get(partition)
         return None if found is None else found[:2]
 
     def offset_pending(self, partition: Partition) -> bool:
-        """Whether an undecided or unmarked transaction holds an offset for the partition."""
+        """Whether a transaction that isn't decided or marked yet holds an offset for the partition."""
         return bool(self._pending.get(partition))
 
     def unfinished(self) -> list[Transaction]:
-        """Transactions that aren't over everywhere."""
+        """Transactions that haven't ended everywhere."""
         return [transaction for transaction in self._last.values() if not transaction.over]
 
     def delete_before(self, partition: Partition, offset: int) -> None:
-        """Let the records before `offset` be deleted."""
+        """Delete the records before `offset`."""
         self.begins[partition] = max(self.begins.get(partition, 0), offset)
 
     # --- inside ---------------------------------------------------------------------------------------
@@ -301,7 +303,7 @@ class KafkaModel:
 
 
 class Journal:
-    """The coordinator's compacted topic; each `begin_term` fences the writers before it."""
+    """The coordinator's compacted topic. Each `begin_term` fences the writers before it."""
 
     def __init__(self) -> None:
         self.entries: dict[str, Any] = {}
@@ -309,7 +311,7 @@ class Journal:
         self._writer = 0
 
     def begin(self) -> int:
-        """A new writer; returns its handle."""
+        """A new writer. Returns its handle."""
         self._writer += 1
         return self._writer
 
@@ -323,7 +325,7 @@ class Journal:
             raise Fenced(f"journal writer {writer}, now is {self._writer}")
 
     def write(self, writer: int, entries: dict[str, Any]) -> None:
-        """Write entries, all or nothing; None deletes."""
+        """Write entries atomically. None deletes."""
         self.check(writer)
         for key, value in entries.items():
             if value is None:

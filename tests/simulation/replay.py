@@ -33,11 +33,11 @@ Handle = Callable[[Any, Any], list[Any]]
 
 
 def replay(file: RingFile, job: str = "") -> Iterator[tuple[float, Any, list[Any], list[str]]]:
-    """Each event with its time, its effects, and the classes of those that the process had.
+    """Each event with its time, its effects, and the classes of the effects in the process.
 
     Args:
-        file: of the process.
-        job: the job, as the command line names it; for a coordinator.
+        file: the file of the process.
+        job: the job, as the command line names it. Needed for a coordinator.
     """
     handle, module = _core_of(file, job)
     for now_ms, name, fields, effects in file.events:
@@ -63,7 +63,7 @@ def _settings(redacted: dict[str, str]) -> Settings:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit code: 0, or 1 if the effects aren't those of the process although they have to be."""
+    """Returns the exit code: 0, or 1 if the effects should be the same as in the process, but aren't."""
     parser = argparse.ArgumentParser("python -m tests.simulation.replay", description=__doc__.splitlines()[0])
     parser.add_argument("file", type=Path)
     parser.add_argument("--job", default="", help="the job file, for a coordinator")

@@ -1,8 +1,8 @@
 """One run: a storm, its end, and what must be true then.
 
-Responsible for: `run`, which plays a seed and gives a `Result`, and `catches`, which says whether a seed
-finds a planted bug. Safety is checked all the time, then the faults stop and everything has to be committed
-within a bound of virtual time; then the job is stopped in good order.
+Responsible for: `run`, which plays a seed and returns a `Result`, and `catches`, which says whether a seed
+finds a planted bug. Safety is checked all the time. Then the faults stop, and everything has to be committed
+within a bound of virtual time. Then the job is stopped cleanly.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 watch_phases()
 
 LIVENESS_BOUND_MS = 20_000
-"""Well above the sum of all time-outs, transactions' included; what takes longer hangs."""
+"""Well above the sum of all timeouts, including those of transactions. If something takes longer, it
+hangs.
+"""
 STOP_BOUND_MS = 20_000
 LEAVE_BOUND_MS = 6_000
 """Above `worker.leave.timeout.ms` and `checkpoint.timeout.ms` together."""
@@ -38,14 +40,14 @@ EVENTS_MAX = 400_000
 
 @dataclass(frozen=True)
 class Result:
-    """What came of a seed.
+    """The result of a seed.
 
     Attributes:
         failure: empty if all was well.
         landed: which faults happened, how often.
         transcript: only if it was recorded.
-        outputs: what a read_committed reader finds in each topic that the job writes, by partition; only for
-            a job that was given.
+        outputs: what a read_committed reader finds in each topic that the job writes, by partition. Only if a
+            job was given.
     """
 
     seed: int
@@ -71,8 +73,8 @@ def run(
     Args:
         seed: decides everything.
         mutation: a bug to plant.
-        recording: keep the transcript.
-        job: to play; None: the seed decides.
+        recording: whether to keep the transcript.
+        job: the job to play. None: the seed decides.
     """
     world = World(seed, recording=recording)
     cluster = Cluster(
@@ -133,7 +135,7 @@ def _leaving(cluster: Cluster) -> list[SimWorker]:
 
 
 def _seldom(cluster: Cluster, done: object) -> object:
-    """`done`, but asked only when a commit may have changed the answer, or now and then."""
+    """`done`, but called only when a commit may have changed the answer, or from time to time."""
     asked = [-1, -1]
 
     def ask() -> bool:
@@ -149,7 +151,7 @@ def _seldom(cluster: Cluster, done: object) -> object:
 
 
 def _check_live_state(cluster: Cluster) -> None:
-    """What a running shard has in memory is the committed state, once everything is committed."""
+    """Check that a running shard's state in memory is the committed state, once everything is committed."""
     leader = cluster.checks.leader
     assert leader is not None
     if not cluster.job.models:
@@ -161,7 +163,7 @@ def _check_live_state(cluster: Cluster) -> None:
 
 
 def _stop(cluster: Cluster) -> None:
-    """Stop the job: everybody ends in good order."""
+    """Stop the job: all processes end cleanly."""
     coordinators = [other for other in cluster.living_coordinators if other.leads and other.core is not None]
     if len(coordinators) != 1:
         return
@@ -184,7 +186,7 @@ def _stop(cluster: Cluster) -> None:
         return  # a request that was long on its way deposed it, or an answer got lost before the faults ended
     if leader.exit_code != 0:
         raise Violation(f"{leader} ended with code {leader.exit_code}")
-    # Who had no connection just then is sent home by the supervisor. It insists.
+    # A worker that had no connection at that moment is ended by its supervisor, which repeats the request.
     for _ in range(3):
         if not ended():
             world.run(world.now_ms + 1000, ended)

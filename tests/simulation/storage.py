@@ -1,8 +1,8 @@
-"""Models of what keeps bytes: a worker's local stores and the snapshot store.
+"""Models of what stores bytes: a worker's local stores, and the snapshot store.
 
-A local store is RocksDB without a write-ahead log: after a crash it stands where it was flushed last, some
-epochs behind, or it is lost. The snapshot store keeps files under their content's hash; the real functions
-of `worker.snapshots` prune it and say what is safe to truncate.
+A local store is RocksDB without a write-ahead log: after a crash it is at the state of its last flush, some
+epochs behind, or it is lost. The snapshot store keeps files under their content's hash. The real functions of
+`storage.snapshots` prune it, and say what can be truncated safely.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ Applied = Callable[[ShardId, Mapping[bytes, bytes], StoreMeta], None]
 
 
 class SimStore:
-    """One shard's local store; implements `engine.state.Store`.
+    """One shard's local store. Implements `engine.state.Store`.
 
     Args:
-        on_apply: told what the store holds after each write.
+        on_apply: called with the store's contents after each write.
     """
 
     def __init__(self, disk: Disk, shard: ShardId) -> None:
@@ -69,17 +69,17 @@ class SimStore:
         self.disk.on_apply(self.shard, self.data, meta)
 
     def replace(self, data: dict[bytes, bytes], meta: StoreMeta) -> None:
-        """Make this the store's content."""
+        """Replace the store's content by this."""
         self.data, self._meta = data, meta
         self.versions.append((data, meta))
         del self.versions[:-VERSIONS_KEPT]
 
     def flushed(self) -> None:
-        """Closed in good order: what is there is on the disk."""
+        """The store was closed cleanly: its contents are on the disk."""
         self.versions = [(self.data, self._meta)]
 
     def fall_back(self, random: Random) -> None:
-        """A crash: what was in memory of RocksDB is gone."""
+        """A crash: the part of RocksDB in memory is lost."""
         self.data, self._meta = random.choice(self.versions)
         self.versions = [(self.data, self._meta)]
 
@@ -89,7 +89,9 @@ class SimStore:
 
 
 class Disk:
-    """The part of a host's state directory that belongs to one slot. One process at a time may have it."""
+    """The part of a host's state directory that belongs to one slot. Only one process at a time may use
+    it.
+    """
 
     def __init__(self, on_apply: Applied) -> None:
         self.on_apply = on_apply
@@ -98,19 +100,19 @@ class Disk:
         self.stores: dict[ShardId, SimStore] = {}
 
     def open(self, shard: ShardId) -> SimStore:
-        """The shard's store, made if missing."""
+        """The shard's store. It is created if missing."""
         store = self.stores.get(shard)
         if store is None:
             store = self.stores[shard] = SimStore(self, shard)
         elif store.closed:
-            # Another object: an old life's thread may still hold the former one.
+            # A different object each time: a thread of an earlier life may still have the former one.
             reopened = self.stores[shard] = SimStore(self, shard)
             reopened.data, reopened._meta, reopened.versions = store.data, store._meta, store.versions
             store = reopened
         return store
 
     def close(self, shard: ShardId) -> None:
-        """Close the shard's store in good order."""
+        """Close the shard's store cleanly."""
         store = self.stores.get(shard)
         if store is not None and not store.closed:
             store.flushed()
@@ -123,7 +125,7 @@ class Disk:
             store.closed = True
 
     def crash(self, random: Random) -> None:
-        """Its process is gone without closing anything."""
+        """Its process has died without closing anything."""
         for store in self.stores.values():
             if not store.closed:
                 store.fall_back(random)
@@ -131,7 +133,7 @@ class Disk:
         self.owner = None
 
     def lose(self) -> None:
-        """The disk is replaced by an empty one."""
+        """The disk was replaced by an empty one."""
         assert self.owner is None
         self.stores.clear()
 
@@ -141,13 +143,15 @@ def _hash(content: bytes) -> str:
 
 
 class SimSnapshotStore:
-    """Implements `common.snapshot_store.SnapshotStore` in memory, but for `put_file`, which takes bytes."""
+    """Implements `storage.snapshot_store.SnapshotStore` in memory, except for `put_file`, which takes
+    bytes.
+    """
 
     def __init__(self) -> None:
         self.files: dict[tuple[ShardId, str], bytes] = {}
         self.manifests: dict[ShardId, dict[str, bytes]] = {}
         self.rotten: set[ShardId] = set()
-        """Shards of which a snapshot was damaged."""
+        """The shards with a damaged snapshot."""
 
     def identity(self) -> str:
         return "snapshots"
@@ -192,7 +196,7 @@ class SimSnapshotStore:
     # --- for the model of a worker --------------------------------------------------------------------
 
     def upload(self, shard: ShardId, data: dict[bytes, bytes], meta: StoreMeta, *, damaged: bool) -> Manifest:
-        """Put a snapshot's content there, without its manifest. `damaged`: it arrives as something else."""
+        """Store a snapshot's content, without its manifest. `damaged`: it is changed on the way."""
         content = _encoder.encode(data)
         file = SnapshotFile("state", len(content), _hash(content))
         self.files[shard, file.hash] = content[:-1] + b"?" if damaged else content
@@ -203,22 +207,22 @@ class SimSnapshotStore:
         return all(_hash(self.files.get((shard, file.hash), b"")) == file.hash for file in manifest.files)
 
     def publish(self, shard: ShardId, manifest: Manifest) -> None:
-        """Put the manifest there: the snapshot exists."""
+        """Store the manifest, so that the snapshot exists."""
         name = f"{manifest.state_epoch:020d}-{manifest.created_ms:020d}.json"
         self.put_manifest(shard, name, msgspec.json.encode(manifest))
 
     def content(self, shard: ShardId, manifest: Manifest) -> dict[bytes, bytes]:
-        """What the snapshot holds.
+        """The contents of the snapshot.
 
         Raises:
-            StateDamaged: it isn't intact.
+            StateDamaged: the snapshot isn't intact.
         """
         if not self.is_intact(shard, manifest):
             raise StateDamaged(f"the snapshot of {shard} at epoch {manifest.state_epoch} is damaged")
         return _decoder.decode(self.files[shard, manifest.files[0].hash])
 
     def rot(self, random: Random, shard: ShardId) -> bool:
-        """Damage one of the shard's snapshots; False if it has none."""
+        """Damage one of the shard's snapshots. Returns False if it has none."""
         names = self.manifest_names(shard)
         if not names:
             return False

@@ -1,12 +1,12 @@
-"""Virtual time, processes, and the ways between them: who can be stopped, cut off or killed, and how.
+"""Virtual time, processes, and the connections between them. Processes can be stopped, cut off and killed.
 
-Responsible for: the order of all that happens (`World`), processes that can be paused and killed (`Process`),
-background threads as generators (`Process.start`), requests to Kafka whose outcome may stay unknown
-(`Call`), and connections (`Dealer`, `Connection`) with the properties of ours: in order in each direction,
-what is under way is lost with the connection, the end is noticed on each side in its own time.
+Responsible for: the order of all events (`World`), processes that can be paused and killed (`Process`),
+background threads as generators (`Process.start`), requests to Kafka whose outcome may stay unknown (`Call`),
+and connections (`Dealer`, `Connection`) with the properties of ours: messages keep their order in each
+direction, messages in flight are lost with the connection, and each side notices its end in its own time.
 
-All chance comes from one generator with a seed, and nothing is iterated that has no order of its own, so a
-seed tells the same story each time.
+All chance comes from one generator with a seed, and only things with a defined order are iterated, so a seed
+always plays in the same way.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ BUSY_RETRY_MS = 4
 BROKER_GONE = "its broker is gone"
 
 
-class Violation(AssertionError):  # noqa: N818  it is the finding, not a mishap
+class Violation(AssertionError):  # noqa: N818  it is a finding, not an error
     """Something happened that must never happen."""
 
 
@@ -35,13 +35,14 @@ class KafkaFailure(Exception):  # noqa: N818
 
 @dataclass(slots=True)
 class Call:
-    """A request to Kafka, yielded by a thread, which gets the result, or KafkaFailure thrown.
+    """A request to Kafka. A thread yields it, and then gets the result, or a KafkaFailure is thrown into
+    it.
 
     Requests in the same `lane` are carried out in their order.
 
     Attributes:
-        place: what has to have a leader (or coordinator) for it; None: any broker will do.
-        unknown: what the client answers when it doesn't know; None: it waits, or fails.
+        place: what must have a leader (or coordinator) for the request. None: any broker will do.
+        unknown: what the client answers when it doesn't know. None: it waits, or fails.
     """
 
     what: str
@@ -53,13 +54,13 @@ class Call:
 
 @dataclass(slots=True)
 class Sleep:
-    """A wait, yielded by a thread."""
+    """A wait. A thread yields it."""
 
     delay_ms: float
 
 
 class Lane:
-    """Keeps requests in order, as one connection of one producer does."""
+    """Keeps requests in order, like one connection of one producer."""
 
     __slots__ = ("active", "waiting")
 
@@ -105,7 +106,7 @@ class World:
         self._sequence = 0
 
     def note(self, who: object, text: str, *arguments: object) -> None:
-        """A line for the transcript; costs next to nothing if nobody reads it."""
+        """A line for the transcript. It costs next to nothing if nobody reads it."""
         if self.transcript is not None:
             shown = text % arguments if arguments else text
             self.transcript.append(f"{self.now_ms:6d} ms  {who!s:<15} {shown}")
@@ -113,14 +114,14 @@ class World:
     def at(
         self, delay_ms: float, process: Process | None, action: Callable[..., None], *arguments: Any
     ) -> None:
-        """Do something later; if it belongs to a process, only while that lives and isn't stopped."""
+        """Do something later. If it belongs to a process, do it only while that lives and isn't stopped."""
         self._sequence += 1
         heapq.heappush(
             self._heap, (self.now_ms + max(0, int(delay_ms)), self._sequence, process, action, arguments)
         )
 
     def run(self, until_ms: int, done: Callable[[], bool] | None = None) -> bool:
-        """Let time pass; True as soon as `done`, False when the time is over first."""
+        """Let time pass. Returns True as soon as `done` is true, and False if the time is over first."""
         heap = self._heap
         while heap and heap[0][0] <= until_ms:
             self.now_ms, _, process, action, arguments = heapq.heappop(heap)
@@ -138,7 +139,7 @@ class World:
         return False
 
     def chance(self, share: float) -> bool:
-        """True in so many cases."""
+        """True with this probability."""
         return share > 0 and self.random.random() < share
 
     def up_to(self, most: int) -> int:
@@ -146,14 +147,16 @@ class World:
         return int(self.random.random() * (most + 1))
 
     def latency_ms(self, most: int) -> int:
-        """Mostly small, seldom much larger."""
+        """Usually small, rarely much larger."""
         drawn = self.random.random()
         return int(drawn * drawn * (most + 1)) if drawn < 0.97 else most * 4
 
     # --- requests to Kafka ----------------------------------------------------------------------------
 
     def call(self, process: Process, call: Call, answer: Callable[[Any, KafkaFailure | None], None]) -> None:
-        """Carry out a request of a process; `answer` gets the result or the failure, in the process."""
+        """Carry out a request of a process. `answer` is called with the result or the failure, in the
+        process.
+        """
         lane = call.lane
         if lane is None:
             _Request(self, process, call, answer).begin()
@@ -179,7 +182,7 @@ class _Request:
         self.answered = False
         self.sent_ms = 0
         self.number = -1
-        """Of the leadership it was sent to; -1: that doesn't matter."""
+        """The number of the leadership that it was sent to. -1: that doesn't matter."""
 
     def begin(self) -> None:
         world, timing = self.world, self.world.timing
@@ -209,7 +212,7 @@ class _Request:
             world.at(delay_ms, None, self._carry_out)
 
     def _fail(self, delay_ms: int) -> None:
-        """The client learns of a failure. Whether Kafka sees the request, or has seen it, it can't know."""
+        """The client learns of a failure. It can't know whether Kafka sees the request, or has seen it."""
         world = self.world
         patience_ms = world.up_to(world.timing.request_timeout_ms)
         fate = world.up_to(2)
@@ -331,7 +334,7 @@ class Process:
             self.world.at(duration_ms, None, self.resume)
 
     def resume(self) -> None:
-        """Go on, with all that has piled up first."""
+        """Continue, first with everything that has piled up."""
         if self.alive and self.paused:
             self.paused = False
             self.note("## goes on")
@@ -340,7 +343,7 @@ class Process:
                 self.world.at(0, self, action, *arguments)
 
     def kill(self, reason: str) -> None:
-        """End at once, wherever it stands."""
+        """End at once, wherever it is."""
         if self.alive:
             self.note("## killed: %s", reason)
             self.alive = False
@@ -348,7 +351,7 @@ class Process:
             self.died()
 
     def died(self) -> None:
-        """What the system does for a process that is gone (subclasses)."""
+        """What the system does for a process that has ended. Subclasses override it."""
 
     def start(self, thread: Thread, on_end: Callable[[], None] | None = None) -> None:
         """Run a thread. It must catch its own KafkaFailures."""
@@ -372,7 +375,9 @@ class Process:
 
 
 class Connection:
-    """One TCP connection from a worker to a coordinator: in order, and gone with all that is under way."""
+    """One TCP connection from a worker to a coordinator. It keeps the order, and everything in flight is lost
+    with it.
+    """
 
     def __init__(self, world: World, dealer: Dealer, router: Router) -> None:
         self.world = world
@@ -400,7 +405,7 @@ class Connection:
         self._last_ms[direction] = arrival_ms
         world.at(arrival_ms - world.now_ms, None, self._deliver, process, arrive, frame)
         if world.stormy and world.chance(world.timing.duplicate_share):
-            # Once more, behind what was sent after it.
+            # Again, after what was sent after it.
             world.landed["frame twice"] += 1
             later_ms = arrival_ms - world.now_ms + 1 + world.up_to(world.timing.duplicate_ms_max)
             world.at(later_ms, None, self._deliver, process, arrive, frame)
@@ -418,7 +423,7 @@ class Connection:
             self.dealer.on_frame(frame)
 
     def break_off(self, dealer_notices_ms: int | None, router_notices_ms: int | None) -> None:
-        """Lose it and all that is under way. Each side notices when told; None: not by itself."""
+        """Lose it, with everything in flight. Each side notices when it is told to. None: not by itself."""
         if self.broken:
             return
         self.broken = True
@@ -445,7 +450,7 @@ class Router:
         self._spoke: dict[bytes, Connection] = {}
 
     def accept(self, connection: Connection) -> None:
-        """A new connection stands; it takes over from an older one of the same peer."""
+        """A new connection is open. It replaces an older one of the same peer."""
         peer = connection.dealer.peer
         former = self._routes.get(peer)
         self._routes[peer] = connection
@@ -453,23 +458,23 @@ class Router:
             former.broken = True
 
     def send(self, peer: bytes, frame: bytes) -> None:
-        """Send over the peer's newest connection; nowhere if there is none."""
+        """Send over the peer's newest connection. The message is lost if there is none."""
         connection = self._routes.get(peer)
         if connection is not None:
             connection.to_dealer(frame)
 
     def receive(self, connection: Connection, frame: bytes) -> None:
-        """A frame came in."""
+        """A frame arrived."""
         peer = connection.dealer.peer
         former = self._spoke.get(peer)
         if former is not connection:
             self._spoke[peer] = connection
             if former is not None:
-                self._on_disconnected(peer)  # it is back before the end of the old connection was seen
+                self._on_disconnected(peer)  # it is back before the end of the old connection was noticed
         self._on_frame(peer, frame)
 
     def lost(self, connection: Connection) -> None:
-        """The end of a connection is noticed."""
+        """The end of a connection was noticed."""
         peer = connection.dealer.peer
         if self._routes.get(peer) is connection:
             del self._routes[peer]
@@ -478,14 +483,14 @@ class Router:
             self._on_disconnected(peer)
 
     def close(self, notices_ms: int | None) -> None:
-        """The process is gone; its peers notice after so long, or not by themselves."""
+        """The process has ended. Its peers notice that after this time, or not by themselves."""
         self.listening = False
         for connection in self._routes.values():
             connection.break_off(notices_ms, None)
 
 
 class Dealer:
-    """A worker's socket. Frames sent while it is down wait for the next connection."""
+    """A worker's socket. Frames that are sent while it is down wait for the next connection."""
 
     def __init__(
         self,
@@ -505,7 +510,7 @@ class Dealer:
 
     @property
     def connected(self) -> bool:
-        """Whether it believes so."""
+        """Whether the worker believes that it is connected."""
         return self.connection is not None
 
     def cut_until_ms(self, router: Router, direction: int) -> int:
@@ -513,18 +518,20 @@ class Dealer:
         return self._cuts.get(router, (0, 0))[direction]
 
     def cut(self, router: Router, until_ms: int, directions: tuple[bool, bool]) -> None:
-        """Let nothing through for a while; what is sent meanwhile comes later, if the connection lasts."""
+        """Let nothing through for a while. What is sent in that time arrives later, if the connection
+        lasts.
+        """
         former = self._cuts.get(router, (0, 0))
         self._cuts[router] = tuple(
             max(old, until_ms) if cut else old for old, cut in zip(former, directions, strict=True)
         )  # pyright: ignore[reportArgumentType]
 
     def heal(self) -> None:
-        """No more cuts."""
+        """End all cuts."""
         self._cuts.clear()
 
     def connect(self, router: Router) -> None:
-        """Connect to this coordinator, leaving the former one."""
+        """Connect to this coordinator, and leave the former one."""
         if self.connection is not None:
             self.connection.break_off(None, self.process.world.up_to(4))
             self.connection = None
@@ -533,7 +540,7 @@ class Dealer:
         self._try(router)
 
     def close(self, notices_ms: int | None, *, flush_ms: int | None = None) -> None:
-        """The process is gone. `flush_ms`: what was sent before still arrives, then the end is noticed."""
+        """The process has ended. `flush_ms`: what was sent before still arrives, then the end is noticed."""
         self.target = None
         connection, self.connection = self.connection, None
         if connection is None:
@@ -544,14 +551,14 @@ class Dealer:
             self.process.world.at(flush_ms, None, connection.break_off, None, notices_ms)
 
     def send(self, frame: bytes) -> None:
-        """Send, now or when the connection is back."""
+        """Send now, or when the connection is back."""
         if self.connection is not None:
             self.connection.to_router(frame)
         elif self.target is not None:
             self._waiting.append(frame)
 
     def lost(self, connection: Connection) -> None:
-        """The end of the connection is noticed; it is tried anew."""
+        """The end of the connection was noticed. It is retried."""
         if self.connection is connection:
             self.connection = None
             self.process.note("(connection lost)")
@@ -568,7 +575,7 @@ class Dealer:
             return
         connection = self.connection = Connection(world, self, router)
         router.accept(connection)
-        # What was sent meanwhile goes out first: the process learns of the connection a little later.
+        # What was sent in the meantime goes out first: the process learns of the connection a little later.
         waiting, self._waiting = self._waiting, []
         for frame in waiting:
             connection.to_router(frame)
