@@ -543,7 +543,7 @@ class _Restore:
             shard = reading.get(at)
             if shard is None:
                 self._check_error(message.error())
-            elif self._reading.get(at) is shard:  # otherwise it is done, or has started again from another offset
+            elif self._reading.get(at) is shard:  # otherwise it is done, or has started again
                 yield from self._take(shard, message)
         self._tell_progress()
 
@@ -595,7 +595,7 @@ class _Restore:
             return False
         if self._settings.torn_transaction == "delta":  # the base holds changes of no existing delta
             return torn.has_state
-        if self._settings.torn_transaction == "offsets" and not torn.has_state:  # a snapshot may hold those changes
+        if self._settings.torn_transaction == "offsets" and not torn.has_state:  # a snapshot may hold them
             failed = self._failed.get(request.shard, {})
             return (Base.SNAPSHOT, request.target_epoch) not in failed and any(
                 manifest.state_epoch == request.target_epoch

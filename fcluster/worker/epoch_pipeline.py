@@ -372,8 +372,7 @@ class EpochPipeline:
     # --- the commit thread's other work -------------------------------------------------------------------
 
     def flush_quiet(self, states: Iterable[ShardState]) -> None:
-        """Write changes of the last commit before a pause to the store, and so into snapshots.
-        """
+        """Write changes of the last commit before a pause to the store, and so into snapshots."""
         if self._commit_thread is not None:
             now_ms = monotonic_ms()
             for state in states:

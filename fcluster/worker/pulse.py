@@ -115,8 +115,7 @@ class PulseThread:
             self._give_up_record(running)
 
     def _give_up_record(self, running: Running) -> None:
-        """A handler can't be interrupted from outside, so end the process. The shard's next owner is told.
-        """
+        """A handler can't be interrupted from outside, so end the process. The shard's next owner is told."""
         frame = frame_of(self._main_thread)
         reason = describe_overdue(running, self._settings, frame)
         topic, partition = running.record.topic() or "", running.record.partition() or 0

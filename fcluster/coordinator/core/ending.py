@@ -189,8 +189,7 @@ class Ending:
     # --- carrying it out ------------------------------------------------------------------------------
 
     def follow_drain(self) -> None:
-        """Shut the workers down once all have committed. Exit once the last fences and writes are done.
-        """
+        """Shut the workers down once all have committed. Exit once the last fences and writes are done."""
         if self._cluster.phase is Phase.DRAINING:
             decided = self._cluster.ending_told and self._outbox.written_sequence >= self._decided_sequence
             undrained = [
