@@ -56,7 +56,7 @@ def test_what_a_client_answers_instead_of_an_offset_never_becomes_one(unknown: i
         known_offset(unknown, "in/0")
     assert offset_or_none(unknown) is None
     if unknown is not None:
-        with pytest.raises(ValueError, match="no position"):
+        with pytest.raises(ValueError, match="a position: clients"):
             CommittedPosition(unknown, 0, 0, "print")
 
 
