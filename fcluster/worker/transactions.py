@@ -398,7 +398,7 @@ class TransactionalWriter:
 
     def destroy(self, last_use: Callable[[], object]) -> None:
         def take() -> list[Producer]:
-            # The thread finishes what it is doing, which may be `open`. The broker, not we, decides what a
+            # The thread finishes its current task, which may be `open`. The broker, not we, decides what a
             # fenced id may do.
             last_use()
             for transaction in self._transactions:
@@ -736,11 +736,11 @@ def offsets_of(frozen: FrozenEpoch) -> list[TopicPartition]:
 
 
 def _destroy_in_thread(take: Callable[[], list[Producer]]) -> None:
-    """Destroy the producers that `take` returns, in a thread of its own.
+    """Destroy the producers that `take` returns, in their own thread.
 
-    That stops the client's threads. No other thread may be in a call on a producer then, nor destroy one by
-    dropping what happens to be the last reference. So `take` waits for the last call, and the list that it
-    returns has to hold the last references.
+    That stops the client's threads. At that time, no other thread may be in a call on a producer, or destroy
+    one by dropping what happens to be the last reference. So `take` waits for the last call, and the list that
+    it returns has to hold the last references.
     """
 
     def destroy() -> None:
