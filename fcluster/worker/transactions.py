@@ -739,8 +739,8 @@ def _destroy_in_thread(take: Callable[[], list[Producer]]) -> None:
     """Destroy the producers that `take` returns, in their own thread.
 
     That stops the client's threads. At that time, no other thread may be in a call on a producer, or destroy
-    one by dropping what happens to be the last reference. So `take` waits for the last call, and the list that
-    it returns has to hold the last references.
+    one by dropping what happens to be the last reference. So `take` waits for the last call, and the list
+    that it returns has to hold the last references.
     """
 
     def destroy() -> None:
