@@ -17,6 +17,8 @@ from fcluster.graph.record import Record
 from fcluster.graph.topology import Window
 from fcluster.graph.windows import Session
 
+_UNCHANGING = frozenset({int, float, str, bool, type(None)})
+"""Values of these types can't be changed in place. A look at the type saves most copies."""
 ResultOf = Callable[[bytes, int, int, list[Any]], dict[str, Any]]
 """The result of a window, from its key, start and end, and what its aggregates keep."""
 
@@ -64,8 +66,7 @@ class WindowOperator:
                         opened(key, end_ms)
                     add_all(kept, value, timestamp_ms)
                     if emits:
-                        # What goes on may be changed by those behind. What is kept stays.
-                        following(record, key, deepcopy(result_of(key, start_of(end_ms), end_ms, kept)))
+                        following(record, key, _apart(result_of(key, start_of(end_ms), end_ms, kept)))
                 if is_late:
                     late(record, key, value)
             except passing:
@@ -99,6 +100,14 @@ class WindowOperator:
             following(timer_record, key, value)
 
         return close
+
+
+def _apart(result: dict[str, Any]) -> dict[str, Any]:
+    """The result, for steps that may change it in place: what the window keeps stays as it is."""
+    for name, value in result.items():
+        if type(value) not in _UNCHANGING:
+            result[name] = deepcopy(value)
+    return result
 
 
 # --- what windows of all kinds share ----------------------------------------------------------------------
