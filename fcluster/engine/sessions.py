@@ -1,16 +1,17 @@
-"""The open sessions of one step in one shard: which are due, and what is kept of each.
+"""The open sessions of one step in one shard: which are due, and the aggregates of each.
 
-Responsible for: `OpenSessions`, over the tables that `kinds.make_window_tables` makes. It is to `firing` what
-`windows.OpenWindows` is. The operator (`operators.session`) fills, merges and closes sessions. Pure.
+Responsible for: `OpenSessions`, which uses the tables that `kinds.make_window_tables` makes. For `firing` it
+is the same as `windows.OpenWindows`. The operator (`operators.session`) fills, merges and closes sessions.
+Pure.
 
     sessions   key of the stream                   ->  [[start, end, what is kept], ...], in order
     due        end (8 bytes) | key of the stream   ->  nothing
 
 Invariants:
-- The sessions of a key that take records are more than the gap apart. One that is due may be nearer to the
-  next one: it stands before it. A session ends the gap after its last record.
-- For each key with sessions there is a note in `due`, at the end of its first session or before. A note
-  stays where it is while records prolong the session: it is moved when its time has come.
+- The sessions of a key that take records are more than the gap apart. A session that is due may be closer to
+  the next one, and comes before it. A session ends the gap after its last record.
+- For each key with sessions there is a note in `due`, at the end of its first session or earlier. The note
+  isn't moved while records prolong the session, but only when its time has come.
 - Sessions are due in the order of their ends, then of the key's bytes.
 - A session that has closed is removed in the epoch of its result (invariant 6).
 """
@@ -58,7 +59,7 @@ class OpenSessions:
         self._ahead = ReadAhead(b"", BEHIND_ALL, self._note_of, self._timer_of)
 
     def note(self, key: bytes, end_ms: int) -> None:
-        """A session of the key may be due at the end and the grace."""
+        """A session of the key may be due at this end plus the grace."""
         at_ms = end_ms + self._grace_ms
         timer = Timer(at_ms, key, CLOSE)
         self._due.put(self._note_of(timer), b"")
@@ -66,7 +67,7 @@ class OpenSessions:
         self._noted("event", at_ms)
 
     def take_out(self, key: bytes, end_ms: int) -> list[Any]:
-        """Remove the session of the key that ends then, and return it."""
+        """Remove the session of the key with that end, and return it."""
         sessions = self.table.get(key)
         at = next(at for at, session in enumerate(sessions) if session[1] == end_ms)
         session = sessions.pop(at)
@@ -91,13 +92,13 @@ class OpenSessions:
                     if self._is_exact(timer):
                         return timer
                     continue
-                del ahead.timers[0]  # its session has closed, or was undone
+                del ahead.timers[0]  # its session has closed or was undone
             if ahead.is_all:
                 return None
             ahead.read(self._due)
 
     def _is_exact(self, timer: Timer) -> bool:
-        """Whether a session is due then. If not, the note is moved to where the first one is."""
+        """Whether a session is due then. If not, the note is moved to the end of the first one."""
         sessions = self.table.get(timer.key)
         first_end_ms = None if sessions is ABSENT else sessions[0][1]
         if first_end_ms == timer.at_ms - self._grace_ms:
@@ -111,7 +112,7 @@ class OpenSessions:
         """See `firing.TimedStep`: closing it removes it, which is undone if that fails."""
 
     def put(self, clock: TimerClock, timer: Timer) -> None:
-        """See `firing.TimedStep`: it is there."""
+        """See `firing.TimedStep`: the session exists again."""
 
     def skipped(self, timer: Timer) -> None:
         """See `firing.TimedStep`."""

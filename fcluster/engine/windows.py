@@ -1,17 +1,17 @@
-"""The open windows of one step in one shard: which are due, and what is kept of each.
+"""The open windows of one step in one shard: which are due, and the aggregates of each.
 
-Responsible for: `OpenWindows`, over the table that `kinds.make_window_tables` makes. To `firing`, a window is
-a timer in event time: it is due when event time reaches the window's end, plus its grace. The operator
-(`operators.window`) fills windows, and closes those that are due. Pure.
+Responsible for: `OpenWindows`, over the table that `kinds.make_window_tables` makes. For `firing`, a window
+is an event-time timer: it is due when event time reaches the window's end plus its grace. The operator
+(`operators.window`) fills windows and closes the due ones. Pure.
 
     end (8 bytes) | key of the stream  ->  what each aggregate keeps, in the order of the fields
 
 Invariants:
-- A window is open from its first record until it has closed, and event time is what decides: a record is late
-  for a window if event time has reached its end plus its grace, whether that one has been closed already, or
-  had no record at all.
+- A window is open from its first record until it has closed. Event time decides: a record is late for a
+  window if event time has reached its end plus its grace, whether the window has already closed or never had
+  a record.
 - Windows are due in the order of their ends, then of the key's bytes. They are found by a range scan over all
-  layers, so that doesn't depend on where barriers fell.
+  layers, so the order doesn't depend on where barriers fell.
 - A window that has closed is deleted in the epoch of its result (invariant 6).
 """
 
@@ -31,13 +31,13 @@ from fcluster.graph.topology import Window
 from fcluster.graph.windows import Session
 
 CLOSE: Final = ""
-"""The name of the timer that closes a window. No handler's timer has it."""
+"""The name of the timer that closes a window. No handler's timer has this name."""
 BEHIND_ALL: Final = b"\xff" * TIME_BYTES
 """Greater than all keys that begin with a time."""
 
 
 class ClockInEventTime(Protocol):
-    """A shard's clock in event time; `engine.clock.EventClock` is one."""
+    """A shard's event-time clock. Implemented by `engine.clock.EventClock`."""
 
     @property
     def now_ms(self) -> int | None:
@@ -49,14 +49,14 @@ class OpenWindows:
     """The open windows of a step.
 
     Args:
-        window: the step.
-        tables: of the shard, by the name of the store.
+        window: the declaration of the step.
+        tables: the shard's tables, by the name of the store.
         clock: the shard's event time.
         noted: called with the clock and time of each timer that is set.
         port: counts late records.
 
     Attributes:
-        table: what is kept of each window, by `entry_of`.
+        table: the aggregates of each window, by `entry_of`.
         clock: the shard's event time.
         port: counts late records.
     """
@@ -80,7 +80,7 @@ class OpenWindows:
         self._ahead = ReadAhead(b"", BEHIND_ALL, self._entry_of_timer, self._timer_of_entry)
 
     def opened(self, key: bytes, end_ms: int) -> None:
-        """The window has got its first record."""
+        """The window has received its first record."""
         at_ms = end_ms + self._grace_ms
         self._ahead.add(Timer(at_ms, key, CLOSE))
         self._noted("event", at_ms)
@@ -106,7 +106,7 @@ class OpenWindows:
         """See `firing.TimedStep`: closing it deletes it, which is undone if that fails."""
 
     def put(self, clock: TimerClock, timer: Timer) -> None:
-        """See `firing.TimedStep`: it is there."""
+        """See `firing.TimedStep`: the window exists again."""
 
     def skipped(self, timer: Timer) -> None:
         """See `firing.TimedStep`."""

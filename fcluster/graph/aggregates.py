@@ -1,7 +1,8 @@
-"""What a window computes of its records: counts, sums and so on, and any fold of the user's.
+"""What a window computes from its records: counts, sums and so on, and any fold of the user's.
 
-Responsible for: `Aggregate`, and those that come with fcluster. An aggregate is three functions over what is
-kept while the window is open. That is state: it is stored as JSON, so it holds what JSON holds. Pure.
+Responsible for: `Aggregate`, and the aggregates that come with fcluster. An aggregate is three functions over
+what is kept while the window is open. That is state: it is stored as JSON, so it can hold what JSON can hold.
+Pure.
 """
 
 from __future__ import annotations
@@ -33,14 +34,14 @@ class Aggregate(Generic[_R_co]):
     """A fold over the values of a window.
 
     Args:
-        name: says what it is. A job is refused if its open windows were filled by an aggregate of another
-            name.
-        init: called as `init()`; gives what a window begins with.
+        name: identifies the aggregate. A job is refused if its open windows were filled by an aggregate with
+            another name.
+        init: called as `init()`. Returns what a window begins with.
         add: called as `add(kept, value)` for each record, or as `add(kept, value, timestamp_ms)` if
-            `takes_time`. It returns what is kept from then on, which may be `kept` itself, changed in place.
-        result: called as `result(kept)`; gives the result. Default: what is kept.
-        merge: called as `merge(kept, later)`; gives what is kept of two windows that become one.
-        takes_time: `add` also takes the timestamp of the record.
+            `takes_time`. Returns what is kept from then on, which may be `kept` itself, changed in place.
+        result: called as `result(kept)`. Returns the result. Default: what is kept.
+        merge: called as `merge(kept, later)`. Returns what is kept of two windows that become one.
+        takes_time: whether `add` also takes the timestamp of the record.
 
     What is kept is saved as JSON: numbers, text, lists, dicts with text as keys, booleans and None.
 
@@ -68,7 +69,7 @@ class Aggregate(Generic[_R_co]):
 
 
 def count() -> Aggregate[int]:
-    """How many records there are."""
+    """The number of records."""
 
     def add(kept: int, _value: Any) -> int:
         return kept + 1
@@ -113,7 +114,7 @@ def mean(of: Callable[[Any], Any] = _same) -> Aggregate[float]:
 
 
 def first(of: Callable[[Any], _T] = _same) -> Aggregate[_T]:
-    """`of(value)` of the record with the smallest timestamp; of equal ones, of the one that came first."""
+    """`of(value)` of the record with the smallest timestamp; among equal ones, of the first one."""
     _check("first()", of)
 
     def add(kept: list[Any], value: Any, timestamp_ms: int) -> list[Any]:
@@ -130,7 +131,7 @@ def first(of: Callable[[Any], _T] = _same) -> Aggregate[_T]:
 
 
 def last(of: Callable[[Any], _T] = _same) -> Aggregate[_T]:
-    """`of(value)` of the record with the greatest timestamp; of equal ones, of the one that came last."""
+    """`of(value)` of the record with the greatest timestamp; among equal ones, of the last one."""
     _check("last()", of)
 
     def add(kept: list[Any], value: Any, timestamp_ms: int) -> list[Any]:
@@ -174,12 +175,13 @@ def variance(of: Callable[[Any], Any] = _same, *, sample: bool = False) -> Aggre
     """The variance of `of(value)`.
 
     Args:
-        of: gives a number.
-        sample: of a sample: divided by n - 1. The result is None then if there is only one record.
+        of: returns a number.
+        sample: whether the records are a sample: then the sum is divided by n - 1, and the result is None if
+            there is only one record.
     """
     _check("variance()", of)
 
-    # Welford's algorithm: the difference of two great sums would lose all digits.
+    # Welford's algorithm: the difference of two large sums would lose all digits.
     def add(kept: list[Any], value: Any) -> list[Any]:
         number, average, squares = kept
         new = of(value)
@@ -199,12 +201,13 @@ def variance(of: Callable[[Any], Any] = _same, *, sample: bool = False) -> Aggre
 
 
 def top_n(n: int, by: Callable[[Any], Any], of: Callable[[Any], _T] = _same) -> Aggregate[list[_T]]:
-    """The `n` values with the greatest `by(value)`, greatest first; of equal ones, those that came first.
+    """The `n` values with the greatest `by(value)`, greatest first; among equal ones, those that came
+    first.
 
     Args:
-        n: how many.
-        by: gives what is compared, such as a number.
-        of: gives what the result holds of each; the values themselves by default.
+        n: how many values.
+        by: returns what is compared, for example a number.
+        of: returns what the result contains of each. Default: the values themselves.
     """
     if isinstance(n, bool) or not isinstance(n, int) or n < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
         raise JobError(f"n={bounded_repr(n)} of top_n is not a number of values.", remedy="Use 1 or more.")
@@ -212,7 +215,7 @@ def top_n(n: int, by: Callable[[Any], Any], of: Callable[[Any], _T] = _same) -> 
     _check("top_n(of=)", of)
 
     def put(kept: list[Any], pair: list[Any]) -> None:
-        # Kept smallest first, and of equal ones the last first: so the one that goes is the first one.
+        # Sorted smallest first, and among equal ones the last one first: so the first one is removed.
         if len(kept) == n and not pair[0] > kept[0][0]:
             return
         at = next((index for index, one in enumerate(kept) if not one[0] < pair[0]), len(kept))
@@ -236,9 +239,10 @@ def top_n(n: int, by: Callable[[Any], Any], of: Callable[[Any], _T] = _same) -> 
 
 
 def count_distinct(of: Callable[[Any], Any] = _same) -> Aggregate[int]:
-    """How many different `of(value)` there are, exactly: all of them are kept until the window closes.
+    """How many different `of(value)` there are, counted exactly: all of them are kept until the window
+    closes.
 
-    Two are the same if they are the same JSON: 1 and 1.0 are different, and the order of a dict's keys
+    Two values are the same if their JSON is the same: 1 and 1.0 are different, and the order of a dict's keys
     doesn't matter.
     """
     _check("count_distinct()", of)
@@ -257,7 +261,7 @@ def check_aggregates(
 
     Args:
         step: the window's name.
-        fields: by name.
+        fields: the aggregates, by name.
         are_merged: whether windows may become one.
 
     Raises:
@@ -292,7 +296,7 @@ def check_aggregates(
 
 
 RESULT_FIELDS = ("key", "start", "end")
-"""What each result of a window has besides its aggregates."""
+"""The fields of each result of a window besides its aggregates."""
 _OURS = frozenset(
     one.__name__
     for one in (
@@ -313,7 +317,7 @@ _OURS = frozenset(
 
 
 def _chosen(name: str, of: Callable[[Any], Any], choose: Callable[[Any, Any], Any]) -> Aggregate[Any]:
-    """The smallest or the greatest."""
+    """The smallest or the greatest value."""
 
     def add(kept: list[Any], value: Any) -> list[Any]:
         new = of(value)

@@ -1,11 +1,11 @@
-"""The windows that a job declares: which stretches of event time a record belongs to.
+"""The windows that a job declares: the intervals of event time to which a record belongs.
 
 Responsible for: the objects that a job file creates (`Tumbling`, `Hopping`, `Session`), their checks, which
 windows a timestamp is in, and their description, which is compared with existing state when a job has
 changed. `fcluster.engine` fills and closes them. Pure.
 
-A window is the time from its start up to, but not including, its end, in milliseconds since 1970. It is known
-by its end: a start follows from that.
+A window is the time from its start up to, but not including, its end, in milliseconds since 1970. It is
+identified by its end, because the start follows from that.
 """
 
 from __future__ import annotations
@@ -32,14 +32,15 @@ EndsOf = Callable[[int], Sequence[int]]
 
 @dataclass(frozen=True, slots=True)
 class Tumbling:
-    """Windows that follow one another: each record is in exactly one.
+    """Consecutive windows: each record is in exactly one.
 
     Args:
-        size: of a window.
-        grace: how long a window takes late records after its end. Its result waits for so long.
-        offset: windows begin so long after midnight UTC of 1970-01-01, and then one after the other.
-        timezone: such as "Europe/Berlin". Windows of whole days begin at midnight there, plus `offset`: on
-            the days on which clocks are changed they have 23 or 25 hours.
+        size: the length of a window.
+        grace: how long a window takes late records after its end. Its result waits for this long.
+        offset: the first window begins this long after midnight UTC of 1970-01-01, and the others follow
+            without gaps.
+        timezone: for example "Europe/Berlin". Windows of whole days then begin at midnight there, plus
+            `offset`. On days when clocks change, they have 23 or 25 hours.
 
     Raises:
         JobError: one of them isn't valid.
@@ -65,25 +66,25 @@ class Tumbling:
 
     @property
     def grace_ms(self) -> int:
-        """As a number."""
+        """The grace in milliseconds."""
         return self.grace // _MILLISECOND
 
     def ends_of(self) -> EndsOf:
-        """Gives the function that says which windows a timestamp is in."""
+        """Returns the function that says which windows a timestamp is in."""
         if self.timezone is not None:
             return _Days(self).ends
         size_ms, offset_ms = self.size // _MILLISECOND, self.offset // _MILLISECOND
         return lambda timestamp_ms: (timestamp_ms - (timestamp_ms - offset_ms) % size_ms + size_ms,)
 
     def start_of(self) -> Callable[[int], int]:
-        """Gives the function that says when the window with that end begins."""
+        """Returns the function that says when the window with that end begins."""
         if self.timezone is not None:
             return _Days(self).start
         size_ms = self.size // _MILLISECOND
         return lambda end_ms: end_ms - size_ms
 
     def describe(self) -> dict[str, Any]:
-        """What tells its windows from others. How long they take late records may change."""
+        """What distinguishes its windows from others. How long they take late records may change."""
         described: dict[str, Any] = {"kind": "tumbling", "size_ms": self.size // _MILLISECOND}
         if self.offset:
             described["offset_ms"] = self.offset // _MILLISECOND
@@ -99,10 +100,11 @@ class Hopping:
     Windows that would begin before 1970 don't exist.
 
     Args:
-        size: of a window.
-        every: how long after one window the next one begins, at most `size`.
+        size: the length of a window.
+        every: the time between the starts of two windows, at most `size`.
         grace: as in `Tumbling`.
-        offset: windows begin so long after midnight UTC of 1970-01-01, and then at each interval.
+        offset: the first window begins this long after midnight UTC of 1970-01-01, and the others at each
+            interval.
 
     Raises:
         JobError: one of them isn't valid.
@@ -127,7 +129,7 @@ class Hopping:
 
     @property
     def grace_ms(self) -> int:
-        """As a number."""
+        """The grace in milliseconds."""
         return self.grace // _MILLISECOND
 
     def ends_of(self) -> EndsOf:
@@ -137,7 +139,7 @@ class Hopping:
 
         def ends(timestamp_ms: int) -> Sequence[int]:
             last = timestamp_ms - (timestamp_ms - offset_ms) % every_ms
-            # The first one that hasn't ended, of those that begin in 1970 or later.
+            # The first window that hasn't ended, among those that begin in 1970 or later.
             first = last - (size_ms - 1 - (timestamp_ms - last)) // every_ms * every_ms
             if first < 0:
                 first = max(0, offset_ms)
@@ -167,7 +169,7 @@ class Session:
     """Windows of records that follow each other closely.
 
     A session begins with its first record, and ends `gap` after its last one. A record that is `gap` or less
-    away from two sessions makes one of them. So the aggregates have to be such that can be merged.
+    away from two sessions joins them into one. So the aggregates must be mergeable.
 
     Args:
         gap: how long after its last record a session ends.
@@ -186,12 +188,12 @@ class Session:
 
     @property
     def gap_ms(self) -> int:
-        """As a number."""
+        """The gap in milliseconds."""
         return self.gap // _MILLISECOND
 
     @property
     def grace_ms(self) -> int:
-        """As a number."""
+        """The grace in milliseconds."""
         return self.grace // _MILLISECOND
 
     def describe(self) -> dict[str, Any]:
@@ -216,17 +218,17 @@ class WindowStore:
 
     @property
     def name(self) -> str:
-        """Of the store of the windows. Names of states contain no slash."""
+        """The store of the windows. Names of states contain no slash."""
         return f"{self.step}//{'sessions' if self.of_sessions else 'windows'}"
 
     @property
     def due_name(self) -> str:
-        """Of the store that finds the sessions that are due."""
+        """The store that finds the sessions that are due."""
         return f"{self.step}//due"
 
     @property
     def store_names(self) -> tuple[str, ...]:
-        """Of all stores that it needs."""
+        """The names of all its stores."""
         return (self.name, self.due_name) if self.of_sessions else (self.name,)
 
 
@@ -239,7 +241,7 @@ class _Days:
         self._days = windows.size // _DAY
         self._offset = windows.offset
         self._start_ms = self._end_ms = 0
-        """The window that was asked for last: the next record is mostly in the same one."""
+        """The last window that was asked for. The next record is usually in the same one."""
 
     def ends(self, timestamp_ms: int) -> Sequence[int]:
         """See `EndsOf`."""
@@ -256,7 +258,7 @@ class _Days:
         local = (_EPOCH + timedelta(milliseconds=timestamp_ms)).astimezone(self._zone)
         day = (local.replace(tzinfo=None) - self._offset).toordinal() - _EPOCH_DAY
         number = day // self._days
-        # Off by one where clocks were changed between then and the beginning of the day.
+        # It is off by one where clocks were changed between that moment and the beginning of the day.
         while self._begin_ms(number) > timestamp_ms:
             number -= 1
         while self._begin_ms(number + 1) <= timestamp_ms:

@@ -1,4 +1,4 @@
-"""Session: as a window, for windows that go on as long as records follow each other closely."""
+"""Session: like a window that lasts as long as records follow each other closely."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from fcluster.graph.windows import Session
 
 
 class SessionOperator:
-    """Adds each value to the session of its key that it is close to; `firing` calls what closes them."""
+    """Adds each value to the nearby session of its key. `firing` calls the function that closes sessions."""
 
     keeps_value = False
 
@@ -55,7 +55,8 @@ class SessionOperator:
                 sessions: list[list[Any]] = [] if found is ABSENT else found
                 now_ms = clock.now_ms
                 closed_ms = -1 if now_ms is None else now_ms - grace_ms
-                # Of those that take records, at most two: they are more than the gap apart.
+                # Of the sessions that take records, it is at most two, because they are more than the gap
+                # apart.
                 near = [
                     at
                     for at, one in enumerate(sessions)

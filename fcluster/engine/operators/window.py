@@ -20,11 +20,13 @@ from fcluster.graph.windows import Session
 _UNCHANGING = frozenset({int, float, str, bool, type(None)})
 """Values of these types can't be changed in place. A look at the type saves most copies."""
 ResultOf = Callable[[bytes, int, int, list[Any]], dict[str, Any]]
-"""The result of a window, from its key, start and end, and what its aggregates keep."""
+"""Returns the result of a window, given its key, start and end, and its aggregates."""
 
 
 class WindowOperator:
-    """Adds each value to the windows that its timestamp is in; `firing` calls what closes them."""
+    """Adds each value to the windows that its timestamp is in; `firing` calls the function that closes
+    them.
+    """
 
     keeps_value = False
 
@@ -114,14 +116,14 @@ def _apart(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def place_of_window(node: Window) -> Place:
-    """Where failures of the step happen."""
+    """The place of the step's own failures."""
     return Place(node.name, f"in the window {node.name!r}", node.on_error)
 
 
 def compile_fields(
     node: Window,
 ) -> tuple[tuple[Callable[[], Any], ...], Callable[[list[Any], Any, int], None]]:
-    """What windows begin with, and a function that adds a value with its timestamp to what is kept."""
+    """The initial aggregates of a window, and a function that adds a value with its timestamp to them."""
     inits = tuple(aggregate.init for _name, aggregate in node.fields)
     untimed = [(at, one.add) for at, (_name, one) in enumerate(node.fields) if not one.takes_time]
     timed = [(at, one.add) for at, (_name, one) in enumerate(node.fields) if one.takes_time]
@@ -136,7 +138,7 @@ def compile_fields(
 
 
 def compile_result(node: Window, surroundings: Surroundings) -> ResultOf:
-    """What makes the results of the step's windows."""
+    """The function that makes the results of the step's windows."""
     decode_key = key_codec(surroundings.source.key)[0]
     results = tuple((name, at, one.result) for at, (name, one) in enumerate(node.fields))
 
@@ -152,7 +154,7 @@ def compile_result(node: Window, surroundings: Surroundings) -> ResultOf:
 def compile_late(
     node: Window, place: Place, surroundings: Surroundings, port: OutputPort
 ) -> Callable[[SourceRecord, bytes, Any], None]:
-    """What is done with a record all of whose windows have closed."""
+    """What to do with a record all of whose windows have closed."""
     topic, source = node.late, surroundings.source
     write_record = surroundings.record_writer(place)
     decode_key = key_codec(source.key)[0]

@@ -44,7 +44,7 @@ class CoreState:
         condemned: records that fail when they come, by shard, in the order in which their failures were
             found. Kept after the session ends.
         suspects: what is known about records that end processes, by shard, until the shard runs.
-        pieces: how large an epoch may be while a record is looked for; Kept after the session ends.
+        pieces: how large an epoch may be while a record is looked for. Kept after the session ends.
         stage_sizes: how many shards each stage has, if the job uses event time.
         leaving: the worker is going to exit. `drained`: an operator has removed it for good.
     """
