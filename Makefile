@@ -16,7 +16,7 @@ LOCK := $(BIN)/python -m pip --quiet --disable-pip-version-check install
 
 .PHONY: help
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: setup
 setup: $(READY) ## create .venv with the locked dependencies and this package
@@ -87,10 +87,20 @@ fuzz: setup ## random jobs on random inputs, compared with a slow interpreter: m
 demo: setup ## run the flights on four workers and a real Kafka, show them live, check the result
 	$(BIN)/python examples/flights/demo.py
 
+BENCH ?=
+
 .PHONY: bench
-bench: setup ## benchmarks on an embedded Kafka: drain, latency, idle cost, recovery, rescaling, restore, each with a baseline
-	$(BIN)/python -m benchmarks.drain
-	$(BIN)/python -m benchmarks.latency
+bench: setup ## the benchmark suite on an embedded Kafka: make bench BENCH="--scenario 'drain-*' --rounds 5"; docs/performance.md
+	$(BIN)/python -m benchmarks.suite $(BENCH)
+
+PEERS ?= kafka-streams
+
+.PHONY: bench-peers
+bench-peers: setup ## the suite with Kafka Streams in turns with fcluster; takes BENCH, too; PEERS="kafka-streams quix-streams"
+	$(BIN)/python -m benchmarks.suite $(PEERS:%=--peer %) $(BENCH)
+
+.PHONY: bench-operating
+bench-operating: setup ## idle cost, recovery, rescaling, restore, each with a baseline
 	$(BIN)/python -m benchmarks.idle
 	$(BIN)/python -m benchmarks.recovery
 	$(BIN)/python -m benchmarks.rescale

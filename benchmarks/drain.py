@@ -1,55 +1,51 @@
-"""How fast one worker drains a topic, compared with a bare loop over the same clients in the same run.
+"""How fast a job drains a topic, and a bare loop over the same clients.
 
-    python -m benchmarks.drain [--brokers HOST:PORT] [--records 1000000] [--rounds 1]
+JSON records over many keys, one output for each input. The bare loop consumes, `orjson.loads`, updates a
+dict, `orjson.dumps`, produces: no state on disk, no transactions. It comes with the clients' default settings
+and "tuned" with `TUNED`, since librdkafka's default of waiting 1,000 ms when its queue is full holds a fast
+loop to about 100,000 records a wait.
 
-The job reads JSON records over many keys, keeps a running count and sum, and writes one output for each
-input, exactly once. The bare loop consumes, calls `orjson.loads`, updates a dict, calls `orjson.dumps` and
-produces: no state on disk, no transactions. It runs twice: with the clients' default settings, which is the
-yardstick, and "tuned" with `TUNED`, because librdkafka by default waits 1,000 ms when its queue is full,
-which limits a fast loop to about 100,000 records per wait. All read the same topic. The job's time runs from
-the first output to the last committed one, so process start, join and restore don't count. The bare loop's
-time runs from its first record to its flush. Rounds alternate between the two.
+A job's time counts from the last look at which there was no output until there is an output of each record
+and no transaction is open, so process start, join and restore are outside; the bare loop's from its first
+record to its flush.
 """
 
 from __future__ import annotations
 
 import multiprocessing
-import os
 import resource
-import sys
 import time
 import uuid
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
 from confluent_kafka import Consumer, Producer, TopicPartition
 
-from benchmarks.support import Names, cluster, median, parser, settings_of, topics, workplace
+from benchmarks.figures import Progress, part_rates
+from benchmarks.lanes import Lane, Running, Task
+from benchmarks.records import Input, encode, key_numbers
+from benchmarks.support import Names, Place
 from tests.checker.generate import create_topic, plain_producer
-from tests.checker.reading import READ_COMMITTED, READ_UNCOMMITTED, committed_offsets, end_offsets
-from tests.harness import COORDINATOR, cpu_seconds, memory_bytes, wait_until, worker_name
+from tests.checker.reading import READ_COMMITTED, READ_UNCOMMITTED, end_offsets
+from tests.harness import cpu_seconds, memory_bytes, wait_until
 
-DEADLINE_S = 600
+START_TIMEOUT_S = 120
+DRAIN_TIMEOUT_S = 1800
+LOOK_S = 0.1
+FIRST_LOOK_S = 0.01
+PART_RECORDS_MIN = 20_000
+"""A part of the records is quick: of fewer than these, the looks say little about its rate."""
 TUNED = {"fetch.queue.backoff.ms": 10}
 
 
-@dataclass(frozen=True)
-class Drained:
-    """One measurement."""
-
-    rate: float
-    cpu_s_per_million: float
-    peak_bytes: int
-
-
-def fill(brokers: str, topic: str, records: int, keys: int) -> None:
-    """Write the input. The keys are visited in a fixed scattered order."""
+def fill(brokers: str, topic: str, made: Input) -> None:
+    """Write the input."""
     producer = plain_producer(brokers)
-    for number in range(records):
-        key = f"k{number * 7919 % keys}"
-        value = orjson.dumps({"id": number, "key": key, "value": number % 1000, "at": 0})
+    for number, key_number in enumerate(key_numbers(made)):
+        key = f"k{key_number}"
+        value = encode(number, key, 0, made.size_bytes)
         while True:
             try:
                 producer.produce(topic, value, key)
@@ -60,10 +56,101 @@ def fill(brokers: str, topic: str, records: int, keys: int) -> None:
         raise TimeoutError("the input is not written")
 
 
+# --- a job ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Seconds of processor time since the processes' start."""
+
+    workers_s: float
+    coordinator_s: float
+    broker_s: float
+
+    @classmethod
+    def of(cls, running: Running, place: Place) -> Usage:
+        """Until now."""
+        coordinator, broker = running.coordinator, place.broker_pid
+        return cls(
+            sum(map(cpu_seconds, running.workers)),
+            0.0 if coordinator is None else cpu_seconds(coordinator),
+            0.0 if broker is None else cpu_seconds(broker),
+        )
+
+
+def measure(
+    lane: Lane, place: Place, names: Names, task: Task, records: int, split_at: int
+) -> dict[str, float]:
+    """One drain by a fresh job; its topics exist.
+
+    Args:
+        records: in the source.
+        split_at: so many of them are the first part.
+    """
+    with lane.run(place, names, task) as running:
+
+        def count_written() -> int:
+            running.assert_alive()
+            return sum(end_offsets(place.brokers, [names.output], READ_UNCOMMITTED).values())
+
+        def is_committed() -> bool:
+            running.assert_alive()
+            return is_all_committed(place.brokers, names.output)
+
+        deadline_s = time.monotonic() + START_TIMEOUT_S
+        while True:
+            before, progress = Usage.of(running, place), [Progress(time.monotonic(), 0)]
+            if written := count_written():
+                break
+            if time.monotonic() > deadline_s:
+                raise TimeoutError(f"no output within {START_TIMEOUT_S} s")
+            time.sleep(FIRST_LOOK_S)
+        deadline_s = time.monotonic() + DRAIN_TIMEOUT_S
+        while written < records:
+            progress.append(Progress(time.monotonic(), written))
+            if time.monotonic() > deadline_s:
+                raise TimeoutError(f"{written:,} of {records:,} outputs within {DRAIN_TIMEOUT_S} s")
+            time.sleep(LOOK_S)
+            written = count_written()
+        wait_until(is_committed, "the last commit", 60)
+        progress.append(Progress(time.monotonic(), records))
+        after = Usage.of(running, place)
+        figures = {
+            "rate": records / (progress[-1].at_s - progress[0].at_s),
+            **part_rates(progress, split_at, PART_RECORDS_MIN),
+            "cpu_s_per_million": (after.workers_s - before.workers_s) * 1e6 / records,
+            "cpu_s": after.workers_s,
+            "peak_mb": sum(memory_bytes(pid, "VmHWM") for pid in running.workers) / 1e6,
+        }
+        if running.coordinator is not None:
+            figures["coordinator_cpu_s"] = after.coordinator_s
+            figures["coordinator_peak_mb"] = memory_bytes(running.coordinator, "VmHWM") / 1e6
+        if place.broker_pid is not None:
+            figures["broker_cpu_s_per_million"] = (after.broker_s - before.broker_s) * 1e6 / records
+        return figures
+
+
+def is_all_committed(brokers: str, topic: str) -> bool:
+    """Whether a read_committed reader sees all that is in the topic now. (Kafka Streams' committed offsets
+    come with metadata that isn't text, which the client can't return.)"""
+    return end_offsets(brokers, [topic], READ_COMMITTED) == end_offsets(brokers, [topic], READ_UNCOMMITTED)
+
+
+# --- the bare loop ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class BareLoop:
+    """A yardstick. `config` is added to its consumer's."""
+
+    name: str
+    config: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
 def bare_loop(
     brokers: str, source: str, output: str, partitions: int, records: int, config: dict[str, Any], answer: Any
 ) -> None:
-    """Runs in its own process, so that its CPU time and memory can be measured."""
+    """Runs in a process of its own, so that its CPU time and memory are its own."""
     consumer = Consumer(
         {
             "bootstrap.servers": brokers,
@@ -110,120 +197,29 @@ def bare_loop(
     producer.flush(60)
     wall_s = time.monotonic() - started_s
     cpu_s = time.process_time() - cpu_start_s
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     consumer.close()
-    answer.put(Drained(records / wall_s, cpu_s * 1e6 / records, peak))
+    answer.put(
+        {"rate": records / wall_s, "cpu_s_per_million": cpu_s * 1e6 / records, "peak_mb": peak_bytes / 1e6}
+    )
 
 
 def measure_bare(
-    brokers: str, names: Names, partitions: int, records: int, config: dict[str, Any]
-) -> Drained:
-    """One pass of the bare loop. It writes into its own topic."""
+    loop: BareLoop, place: Place, names: Names, partitions: int, records: int
+) -> dict[str, float]:
+    """One pass of the bare loop into a topic of its own."""
     output = f"{names.job}-bare-{uuid.uuid4().hex[:6]}"
-    create_topic(brokers, output, partitions)
+    create_topic(place.brokers, output, partitions)
     context = multiprocessing.get_context("spawn")
     answer = context.Queue()
     process = context.Process(
         target=bare_loop,
-        args=(brokers, names.source, output, partitions, records, config, answer),
+        args=(place.brokers, names.source, output, partitions, records, dict(loop.config), answer),
         daemon=True,
     )
     process.start()
     try:
-        return answer.get(timeout=DEADLINE_S)
+        return answer.get(timeout=DRAIN_TIMEOUT_S)
     finally:
         process.kill()
         process.join()
-
-
-def measure_job(
-    brokers: str, directory: Path, names: Names, records: int, settings: dict[str, str]
-) -> tuple[Drained, float]:
-    """One drain by a new job with one worker. Also returns the coordinator's CPU seconds."""
-    with cluster(brokers, directory, names, 1, settings) as running:
-        running.start()
-        pids = running.pids()
-        worker, coordinator = pids[worker_name(0)], pids[COORDINATOR]
-
-        def written() -> int:
-            running.assert_alive()
-            return sum(end_offsets(brokers, [names.output], READ_UNCOMMITTED).values())
-
-        first = wait_until(written, "the first output", 60, 0.01)
-        started_s, cpu_start_s = time.monotonic(), cpu_seconds(worker)
-        wait_until(lambda: written() >= records, "the last output", DEADLINE_S, 0.1)
-        ends = end_offsets(brokers, [names.source], READ_COMMITTED)
-        wait_until(lambda: ends.items() <= committed_offsets(brokers, names.job).items(), "the last commit")
-        wall_s, cpu_s = time.monotonic() - started_s, cpu_seconds(worker) - cpu_start_s
-        done = records - first
-        drained = Drained(done / wall_s, cpu_s * 1e6 / done, memory_bytes(worker, "VmHWM"))
-        return drained, cpu_seconds(coordinator)
-
-
-def main() -> int:
-    """Run and print."""
-    made = parser(__doc__)
-    made.add_argument("--records", type=int, default=1_000_000)
-    made.add_argument("--keys", type=int, default=50_000)
-    made.add_argument("--rounds", type=int, default=1, help="Rounds of both; medians are printed.")
-    made.add_argument("--bare-only", action="store_true")
-    arguments = made.parse_args()
-    records, partitions = arguments.records, arguments.partitions
-    bare: list[Drained] = []
-    tuned: list[Drained] = []
-    jobs: list[Drained] = []
-    with workplace(arguments.brokers) as (brokers, directory):
-        names = Names.new()
-        with topics(brokers, names, partitions):
-            fill(brokers, names.source, records, arguments.keys)
-            print(
-                f"{records:,} records, {arguments.keys:,} keys, {partitions} partitions, "
-                f"{os.cpu_count()} cores shared with the broker"
-            )
-            for _ in range(arguments.rounds):
-                bare.append(measure_bare(brokers, names, partitions, records, {}))
-                show("bare loop", bare[-1])
-                tuned.append(measure_bare(brokers, names, partitions, records, TUNED))
-                show("bare loop, tuned", tuned[-1])
-                if arguments.bare_only:
-                    continue
-                mine = Names.new(names.source)
-                with topics(brokers, mine, partitions):
-                    drained, coordinator_cpu_s = measure_job(
-                        brokers, directory, mine, records, settings_of(arguments)
-                    )
-                jobs.append(drained)
-                show("fcluster", drained, f"   (coordinator: {coordinator_cpu_s:.1f} CPU-s in all)")
-    if jobs:
-        summarise(bare, tuned, jobs)
-    return 0
-
-
-def summarise(bare: list[Drained], tuned: list[Drained], jobs: list[Drained]) -> None:
-    """Print the medians of all rounds, and the ratios. Each ratio is from the figures of one round."""
-    print(f"medians of {len(jobs)}:")
-    for name, found in (("bare loop", bare), ("bare loop, tuned", tuned), ("fcluster", jobs)):
-        show(
-            name,
-            Drained(
-                median([one.rate for one in found]),
-                median([one.cpu_s_per_million for one in found]),
-                max(one.peak_bytes for one in found),
-            ),
-        )
-    for name, loops in (("the bare loop", bare), ("the tuned one", tuned)):
-        ratio = median([job.rate / loop.rate for job, loop in zip(jobs, loops, strict=True)])
-        print(f"fcluster / {name}: {ratio:.2f}")
-
-
-def show(name: str, drained: Drained, more: str = "") -> None:
-    """Print one line of figures."""
-    print(
-        f"  {name:<18} {drained.rate:10,.0f} records/s   {drained.cpu_s_per_million:5.1f} CPU-s per million"
-        f"   peak {drained.peak_bytes / 1e6:6,.0f} MB{more}",
-        flush=True,
-    )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -11,6 +11,7 @@ import sys
 import time
 
 from benchmarks.drain import fill
+from benchmarks.records import Input
 from benchmarks.support import Names, cluster, parser, settings_of, topics, workplace
 from tests.checker.reading import READ_COMMITTED, committed_offsets, end_offsets
 from tests.harness import cpu_seconds, memory_bytes, wait_until
@@ -27,7 +28,7 @@ def main() -> int:
     with workplace(arguments.brokers) as (brokers, directory):
         names = Names.new()
         with topics(brokers, names, arguments.partitions):
-            fill(brokers, names.source, 1000, 100)
+            fill(brokers, names.source, Input(1000, 100))
             with cluster(brokers, directory, names, arguments.workers, settings_of(arguments)) as running:
                 running.start()
                 ends = end_offsets(brokers, [names.source], READ_COMMITTED)

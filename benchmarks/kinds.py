@@ -16,13 +16,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from benchmarks.engine import Epochs
 from fcluster import Job, ListState, MapState, ValueState
-from fcluster.common.ids import ShardId
-from fcluster.common.positions import CommittedPosition
-from fcluster.common.settings import Settings
-from fcluster.engine.state import ShardState
 from fcluster.storage.store import StoreDirectory
-from fcluster.worker.processing import OutputPort, ShardRunner
 
 RECORDS = 5_000
 KEYS = 500
@@ -127,17 +123,12 @@ def measure(handler: Callable[..., Any], states: list[Any]) -> float:
     """Returns the seconds of processor time for all records."""
     job = Job("j")
     job.process(job.topic("in"), states=states)(handler)
-    (stage,) = job.build(Settings()).stages
-    messages: list[Any] = [Message(number) for number in range(RECORDS)]
+    messages = [Message(number) for number in range(RECORDS)]
     with tempfile.TemporaryDirectory() as directory:
         stores = StoreDirectory(Path(directory))
-        state = ShardState(stores.open(ShardId("in", 0)), stage.all_stores, 1_000)
-        runner = ShardRunner(stage, 0, state, CommittedPosition(0, 0, 0, ""), OutputPort())
+        epochs = Epochs(job, stores, cache_entries_max=1_000, epoch_records=EPOCH_RECORDS)
         began_s = time.process_time()
-        for number, message in enumerate(messages, start=1):
-            runner.handle(message)
-            if number % EPOCH_RECORDS == 0 and state.freeze(number) is not None:
-                state.commit(number, number, number * 1.0)
+        epochs.run(messages)
         took_s = time.process_time() - began_s
         stores.close_all()
     return took_s

@@ -1,226 +1,249 @@
-"""Latency from producer to consumer, with the job between them and without it ("the floor").
+"""Latency from producer to consumer, with the job between them and without ("the floor").
 
-    python -m benchmarks.latency [--brokers HOST:PORT] [--rate 2000] [--seconds 30] [--rounds 1]
-
-For the floor, one producer writes at a steady rate into the source topic, and a read_committed and a
-read_uncommitted reader read that topic. With the job, the producer is the same, and the same two readers read
-the job's output. The records carry timestamps from `time.time_ns` of one host. Each probe is its own process,
-the same in both phases. The first seconds of each phase don't count. Rounds alternate between the phases, and
-medians are printed.
+The floor: one producer at a steady rate into the source topic, a read_committed and a read_uncommitted reader
+of that topic. With the job: the same producer, the same two readers, but of the job's output. Each is a
+process of its own. A record carries the time when it was due, by the host's monotonic clock, which all
+processes share: its latency counts from there (`figures.Schedule`), not from when it was written. So it
+includes up to a tick of the producer's, in the floor just as with the job. The first seconds don't count.
 """
 
 from __future__ import annotations
 
 import multiprocessing
-import sys
 import time
+from array import array
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import orjson
 from confluent_kafka import Producer
 
-from benchmarks.live import consumer_at_end
-from benchmarks.support import Names, cluster, median, parser, settings_of, topics, workplace
-from tests.checker.live import percentile
-from tests.checker.reading import READ_COMMITTED, READ_UNCOMMITTED, committed_offsets
-from tests.harness import Cluster, cpu_seconds, wait_until
+from benchmarks.drain import Usage
+from benchmarks.figures import Schedule, latency_figures, percentile
+from benchmarks.lanes import Lane, Running, Task
+from benchmarks.live import READ_AT_A_TIME, consumer_at_end
+from benchmarks.records import STEP, encode
+from benchmarks.support import Names, Place
+from tests.checker.reading import READ_COMMITTED, READ_UNCOMMITTED, end_offsets
+from tests.harness import wait_until
 
-KEYS = 1000
-START_TIMEOUT_S = 60
-TICK_S = 0.005
-"""The producer wakes up this often and writes what is due: 10 records at 2,000/s."""
+START_TIMEOUT_S = 120
+LAST_TIMEOUT_S = 30
+TICK_S = 0.001
+"""The producer wakes this often and writes what is due."""
+LEAD_S = 0.2
+"""From the decision to begin until the first record is due."""
+WARM_UP_RECORDS = 200
+PREFIXES = {READ_COMMITTED: "committed_", READ_UNCOMMITTED: "uncommitted_"}
 
 
 @dataclass(frozen=True)
-class Latency:
-    """The latency of one reader in one phase."""
+class Load:
+    """What is written.
 
-    median_ms: float
-    p99_ms: float
-    records: int
-
-
-def produce(brokers: str, topic: str, rate: float, seconds: float) -> None:
-    """Write at a steady rate. Each record carries the time at which it was written. Runs in its own
-    process.
+    Attributes:
+        rate: records a second.
+        seconds: that are measured.
+        warm_up_s: seconds before them that aren't.
+        keys: how many distinct ones.
     """
+
+    rate: float
+    seconds: float = 30.0
+    warm_up_s: float = 15.0
+    keys: int = 1000
+
+    @property
+    def records(self) -> int:
+        """How many are written in all."""
+        return round(self.rate * (self.warm_up_s + self.seconds))
+
+
+def produce(brokers: str, topic: str, load: Load, ready: Any, start_ns: Any, answer: Any) -> None:
+    """Runs in a process of its own: write each record when it is due. Answers with its 99th percentile of
+    being late, in milliseconds."""
     producer = Producer(
-        {"bootstrap.servers": brokers, "linger.ms": 1, "partitioner": "murmur2_random", "acks": "all"}
+        {
+            "bootstrap.servers": brokers,
+            "linger.ms": 1,
+            "partitioner": "murmur2_random",
+            "acks": "all",
+            "queue.buffering.max.messages": 1_000_000,
+        }
     )
     producer.list_topics(topic, timeout=10)
-    started_s, written = time.monotonic(), 0
-    while (elapsed_s := time.monotonic() - started_s) < seconds:
-        while written < rate * elapsed_s:
-            key = f"k{written * 7919 % KEYS}"
-            record = {"id": written, "key": key, "value": written % 1000, "at": time.time_ns()}
-            producer.produce(topic, orjson.dumps(record), key)
+    ready.set()
+    while not start_ns.value:
+        time.sleep(TICK_S)
+    schedule, clock = Schedule(load.rate, start_ns.value), time.monotonic_ns
+    written, late_ns = 0, array("q")
+    while written < load.records:
+        due = min(schedule.count_due(clock()), load.records)
+        while written < due:
+            key, due_ns = f"k{written * STEP % load.keys}", schedule.due_ns(written)
+            producer.produce(topic, encode(written, key, due_ns), key)
+            late_ns.append(clock() - due_ns)
             written += 1
         producer.poll(0)
         time.sleep(TICK_S)
-    producer.flush(30)
+    producer.flush(LAST_TIMEOUT_S)
+    answer.put(percentile(sorted(late_ns), 0.99) / 1e6)
 
 
 def read(
-    brokers: str, topic: str, partitions: int, isolation: str, ready: Any, end: Any, answer: Any
+    brokers: str, topic: str, partitions: int, isolation: str, ready: Any, seen: Any, end: Any, answer: Any
 ) -> None:
-    """Note each record's (producer's time, latency) in nanoseconds until `end`. Runs in its own process."""
+    """Runs in a process of its own: each record's time when it was due, and its latency, in nanoseconds.
+
+    Args:
+        seen: tells meanwhile how many there were.
+    """
     consumer = consumer_at_end(brokers, topic, partitions, isolation)
-    seen: list[tuple[int, int]] = []
+    found = array("q")
+    loads, clock = orjson.loads, time.monotonic_ns
     ready.set()
     while not end.is_set():
-        message = consumer.poll(0.1)
-        if message is None or message.error() is not None:
+        first = consumer.poll(0.1)
+        if first is None:
             continue
-        now_ns = time.time_ns()
-        at = orjson.loads(message.value())["at"]
-        if at:
-            seen.append((at, now_ns - at))
-    answer.put(seen)
+        messages = (first, *consumer.consume(READ_AT_A_TIME, 0))
+        now_ns = clock()
+        for message in messages:
+            if message.error() is None and (due_ns := loads(message.value())["at"]):
+                found.extend((due_ns, now_ns - due_ns))
+        seen.value = len(found) // 2
+    answer.put(found)
     consumer.close()
 
 
-def measure(brokers: str, written: str, watched: str, arguments: Any) -> tuple[Latency, Latency]:
-    """One phase. Returns what the read_committed and the read_uncommitted reader saw."""
-    context = multiprocessing.get_context("spawn")
-    end = context.Event()
-    readers: list[tuple[Any, Any, Any]] = []
-    writer = context.Process(
-        target=produce,
-        args=(brokers, written, arguments.rate, arguments.seconds + arguments.warm_up),
-        daemon=True,
-    )
-    try:
-        for isolation in (READ_COMMITTED, READ_UNCOMMITTED):
-            ready, answer = context.Event(), context.Queue()
-            reader = context.Process(
+class _Probes:
+    """The producer and the two readers; ended with the `with` block."""
+
+    def __init__(self, brokers: str, written: str, watched: str, partitions: int, load: Load) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.start_ns = context.Value("q", 0, lock=False)
+        self.end = context.Event()
+        self.late = context.Queue()
+        self.answers = {isolation: context.Queue() for isolation in PREFIXES}
+        self.seen = {isolation: context.Value("q", 0, lock=False) for isolation in PREFIXES}
+        self._ready = [context.Event() for _ in range(3)]
+        self.processes = [
+            context.Process(
                 target=read,
-                args=(brokers, watched, arguments.partitions, isolation, ready, end, answer),
+                args=(
+                    brokers,
+                    watched,
+                    partitions,
+                    isolation,
+                    ready,
+                    self.seen[isolation],
+                    self.end,
+                    self.answers[isolation],
+                ),
                 daemon=True,
             )
-            reader.start()
-            readers.append((reader, ready, answer))
-        for _, ready, _ in readers:
+            for isolation, ready in zip(PREFIXES, self._ready, strict=False)
+        ]
+        self.processes.append(
+            context.Process(
+                target=produce,
+                args=(brokers, written, load, self._ready[-1], self.start_ns, self.late),
+                daemon=True,
+            )
+        )
+
+    def __enter__(self) -> _Probes:
+        for process in self.processes:
+            process.start()
+        for ready in self._ready:
             if not ready.wait(START_TIMEOUT_S):
-                raise TimeoutError("a reader doesn't start")
-        started_ns = time.time_ns()
-        writer.start()
-        writer.join(arguments.seconds + arguments.warm_up + START_TIMEOUT_S)
-        if writer.exitcode != 0:
-            raise TimeoutError(f"the producer ended with {writer.exitcode}")
-        time.sleep(1.5)
-        end.set()
-        from_ns = started_ns + int(arguments.warm_up * 1e9)
-        found = [summarise(answer.get(timeout=30), from_ns) for _, _, answer in readers]
-        return found[0], found[1]
-    finally:
-        for process in (writer, *(reader for reader, _, _ in readers)):
+                self.__exit__()
+                raise TimeoutError("a probe doesn't start")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self.processes:
             if process.pid is not None:
                 process.kill()
                 process.join()
 
 
-def summarise(seen: list[tuple[int, int]], from_ns: int) -> Latency:
-    """The median and the p99 of the records written after `from_ns`."""
-    latencies_ms = [latency_ns / 1e6 for at, latency_ns in seen if at >= from_ns]
-    return Latency(percentile(latencies_ms, 0.5), percentile(latencies_ms, 0.99), len(latencies_ms))
+def measure_probes(
+    brokers: str,
+    written: str,
+    watched: str,
+    partitions: int,
+    load: Load,
+    look: Callable[[], dict[str, float]] = dict,
+) -> dict[str, float]:
+    """Write and read: latencies of both readers, and how late the producer itself was.
+
+    Args:
+        look: figures that grow (processor time); how much they grow in the measured time is in the answer.
+    """
+    with _Probes(brokers, written, watched, partitions, load) as probes:
+        start_ns = time.monotonic_ns() + int(LEAD_S * 1e9)
+        probes.start_ns.value = start_ns
+        time.sleep(LEAD_S + load.warm_up_s)
+        before = look()
+        time.sleep(load.seconds)
+        after = look()
+        late_ms = probes.late.get(timeout=LAST_TIMEOUT_S + load.seconds)
+
+        def missing() -> dict[str, int]:
+            return {name: load.records - seen.value for name, seen in probes.seen.items()}
+
+        deadline_s = time.monotonic() + LAST_TIMEOUT_S
+        while any(missing().values()):
+            if time.monotonic() > deadline_s:
+                raise TimeoutError(f"not seen by the readers: {missing()} of {load.records:,} records")
+            time.sleep(0.1)
+        probes.end.set()
+        from_ns = Schedule(load.rate, start_ns).due_ns(round(load.rate * load.warm_up_s))
+        figures = {"records": load.records - round(load.rate * load.warm_up_s), "writer_late_p99_ms": late_ms}
+        for isolation, prefix in PREFIXES.items():
+            rows = probes.answers[isolation].get(timeout=LAST_TIMEOUT_S)
+            latencies_ns = [
+                latency_ns
+                for due_ns, latency_ns in zip(rows[::2], rows[1::2], strict=True)
+                if due_ns >= from_ns
+            ]
+            figures |= latency_figures(latencies_ns, prefix)
+        return figures | {name: after[name] - before[name] for name in before}
 
 
-def measure_with_job(brokers: str, directory: Path, arguments: Any) -> tuple[Latency, Latency, float]:
-    """A new job between producer and readers. Also returns the cluster's CPU use in cores."""
-    names = Names.new()
-    with (
-        topics(brokers, names, arguments.partitions),
-        cluster(brokers, directory, names, arguments.workers, settings_of(arguments)) as running,
-    ):
-        running.start()
-        warm_up(brokers, names, running)
-        before_s, started_s = sum(map(cpu_seconds, running.pids().values())), time.monotonic()
-        committed, uncommitted = measure(brokers, names.source, names.output, arguments)
-        used = sum(map(cpu_seconds, running.pids().values())) - before_s
+def measure_floor(place: Place, partitions: int, names: Names, load: Load) -> dict[str, float]:
+    """Producer and readers on one topic, no job."""
+    return measure_probes(place.brokers, names.source, names.source, partitions, load)
+
+
+def measure(lane: Lane, place: Place, names: Names, task: Task, load: Load) -> dict[str, float]:
+    """A fresh job between producer and readers; its topics exist."""
+    with lane.run(place, names, task) as running:
+        warm_up(place.brokers, names, running)
+
+        def cpu() -> dict[str, float]:
+            usage = Usage.of(running, place)
+            found = {"cpu_s": usage.workers_s + usage.coordinator_s}
+            return found if place.broker_pid is None else found | {"broker_cpu_s": usage.broker_s}
+
+        figures = measure_probes(place.brokers, names.source, names.output, task.partitions, load, cpu)
         running.assert_alive()
-        return committed, uncommitted, used / (time.monotonic() - started_s)
+        return figures
 
 
-def warm_up(brokers: str, names: Names, running: Cluster) -> None:
-    """Send one record through each partition, so that the job runs and its producers are connected."""
+def warm_up(brokers: str, names: Names, running: Running) -> None:
+    """Some records through each partition: the job runs, its producers are connected."""
     producer = Producer({"bootstrap.servers": brokers, "partitioner": "murmur2_random"})
-    for number in range(200):
-        record = {"id": -1, "key": f"k{number}", "value": 0, "at": 0}
-        producer.produce(names.source, orjson.dumps(record), f"k{number}")
-    producer.flush(30)
+    for number in range(WARM_UP_RECORDS):
+        producer.produce(names.source, encode(-1, f"k{number}", 0), f"k{number}")
+    producer.flush(LAST_TIMEOUT_S)
 
     def processed() -> bool:
         running.assert_alive()
-        offsets = committed_offsets(brokers, names.job)
-        return sum(offset for (topic, _), offset in offsets.items() if topic == names.source) >= 200
+        # Commit markers count, too: all that matters is that each partition works.
+        ends = end_offsets(brokers, [names.output], READ_COMMITTED).values()
+        return all(ends) and sum(ends) >= WARM_UP_RECORDS
 
     wait_until(processed, "the job's first commit", START_TIMEOUT_S)
-
-
-def measure_floor(brokers: str, arguments: Any) -> tuple[Latency, Latency]:
-    """Producer and readers on one topic, without a job."""
-    names = Names.new()
-    with topics(brokers, names, arguments.partitions):
-        return measure(brokers, names.source, names.source, arguments)
-
-
-def main() -> int:
-    """Run and print."""
-    made = parser(__doc__)
-    made.add_argument("--rate", type=float, default=2000, help="Records a second.")
-    made.add_argument("--seconds", type=float, default=30, help="Measured seconds of each phase.")
-    made.add_argument("--warm-up", type=float, default=5, help="Seconds before them that don't count.")
-    made.add_argument("--workers", type=int, default=1)
-    made.add_argument("--rounds", type=int, default=1)
-    made.add_argument("--floor-only", action="store_true")
-    arguments = made.parse_args()
-    phases: dict[str, list[Latency]] = {}
-    print(
-        f"{arguments.rate:,.0f} records/s, {arguments.partitions} partitions, {arguments.seconds:g} s a phase"
-    )
-    with workplace(arguments.brokers) as (brokers, directory):
-        for _ in range(arguments.rounds):
-            committed, uncommitted = measure_floor(brokers, arguments)
-            note(phases, "floor, read_committed", committed)
-            note(phases, "floor, read_uncommitted", uncommitted)
-            if arguments.floor_only:
-                continue
-            committed, uncommitted, cores = measure_with_job(brokers, directory, arguments)
-            note(phases, "job, read_committed", committed)
-            note(phases, "job, read_uncommitted", uncommitted)
-            print(f"  coordinator and workers used {cores:.2f} cores", flush=True)
-    for name, found in phases.items():
-        print(
-            f"medians of {len(found)}: {name:<24} median {middle(found, 'median_ms'):7.1f} ms"
-            f"   p99 {middle(found, 'p99_ms'):7.1f} ms"
-        )
-    if not arguments.floor_only:
-        for reader in ("read_committed", "read_uncommitted"):
-            job, floor = phases[f"job, {reader}"], phases[f"floor, {reader}"]
-            above = {at: middle(job, at) - middle(floor, at) for at in ("median_ms", "p99_ms")}
-            print(
-                f"above the floor, {reader}: median {above['median_ms']:+.1f} ms, "
-                f"p99 {above['p99_ms']:+.1f} ms"
-            )
-    return 0
-
-
-def middle(found: list[Latency], figure: str) -> float:
-    """The median of one figure over the rounds."""
-    return median([getattr(latency, figure) for latency in found])
-
-
-def note(phases: dict[str, list[Latency]], name: str, latency: Latency) -> None:
-    """Keep and print one result."""
-    phases.setdefault(name, []).append(latency)
-    print(
-        f"  {name:<24} median {latency.median_ms:7.1f} ms   p99 {latency.p99_ms:7.1f} ms"
-        f"   {latency.records:,} records",
-        flush=True,
-    )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

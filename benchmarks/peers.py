@@ -1,7 +1,8 @@
-"""Kafka Streams next to fcluster: Maven fetches its jars, and javac compiles our own small program.
+"""Others beside fcluster: Kafka Streams (by Maven and javac), Quix Streams (by pip).
 
-Responsible for: fetching and compiling once (kept in the embedded Kafka's cache), and running the program as
-a child that ends with us. Without Maven, javac or a network, the benchmarks run without it.
+Responsible for: fetching and compiling once (kept in the cache of the embedded Kafka; Quix Streams in a
+virtual environment of its own there, so that nothing of it is a dependency), and running our programs as
+children that end with us. Whoever lacks a tool or a network measures without them.
 """
 
 from __future__ import annotations
@@ -11,21 +12,28 @@ import hashlib
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from fcluster.common.processes import ChildProcess, spawn
 from fcluster.kafka.jars import EmbeddedKafkaError, cache_dir, find_java
 
 _SOURCES = Path(__file__).with_name("kafka_streams")
+QUIX = "quixstreams==3.28.1"
+_QUIX_PROGRAM = Path(__file__).parent / "quix_streams" / "running_totals.py"
 _PROGRAM = "RunningTotals"
 FETCH_TIMEOUT_S = 600.0
 HEAP = "-Xmx256m"
 
 
 class NoPeerError(Exception):
-    """Kafka Streams isn't available here. The message says why."""
+    """A peer can't be had here; the message says why."""
+
+
+# --- Kafka Streams --------------------------------------------------------------------------------------
 
 
 def resolve() -> Path:
@@ -37,17 +45,23 @@ def resolve() -> Path:
     digest = hashlib.sha256()
     for path in sorted(_SOURCES.iterdir()):
         digest.update(path.read_bytes())
+    with _cached(f"kafka-streams-{digest.hexdigest()[:8]}") as target:
+        if not target.is_dir():
+            _make(target)
+    return target
+
+
+@contextmanager
+def _cached(name: str) -> Iterator[Path]:
+    """A path in the cache, while no other process makes it."""
     try:
         cache = cache_dir()
         cache.mkdir(parents=True, exist_ok=True)
-        target = cache / f"kafka-streams-{digest.hexdigest()[:8]}"
-        with (cache / f"{target.name}.lock").open("ab") as lock:
+        with (cache / f"{name}.lock").open("ab") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if not target.is_dir():
-                _make(target)
+            yield cache / name
     except OSError as error:
-        raise NoPeerError(f"its jars can't be kept: {error}") from error
-    return target
+        raise NoPeerError(f"{name} can't be kept: {error}") from error
 
 
 def _make(target: Path) -> None:
@@ -82,9 +96,20 @@ def _run(command: Sequence[str], otherwise: str) -> None:
 
 
 def start(
-    jars: Path, brokers: str, job: str, source: str, output: str, directory: Path, *settings: str
+    jars: Path,
+    brokers: str,
+    job: str,
+    source: str,
+    output: str,
+    directory: Path,
+    *settings: str,
+    heap: str = HEAP,
 ) -> ChildProcess:
     """Start the job. Its log is `streams.log` in `directory`.
+
+    Args:
+        settings: NAME=VALUE, of Kafka Streams or of the program (see there).
+        heap: Java's option.
 
     Raises:
         NoPeerError: there is no suitable Java.
@@ -105,7 +130,40 @@ def start(
         "rootLogger.level = warn\n"
         "rootLogger.appenderRef.console.ref = console\n"
     )
-    command = [str(java), HEAP, f"-Dlog4j2.configurationFile={directory / 'log4j2.properties'}"]
+    command = [str(java), heap, f"-Dlog4j2.configurationFile={directory / 'log4j2.properties'}"]
     command += ["-cp", f"{jars}{os.sep}*{os.pathsep}{jars}", _PROGRAM]
     command += [brokers, job, source, output, str(directory / "state"), *settings]
     return spawn("streams", command, log_file=directory / "streams.log")
+
+
+# --- Quix Streams -----------------------------------------------------------------------------------------
+
+
+def resolve_quix() -> Path:
+    """The Python of a virtual environment that has Quix Streams.
+
+    Raises:
+        NoPeerError: pip failed.
+    """
+    with _cached(QUIX.replace("==", "-")) as target:
+        python, ready = target / "bin" / "python", target / ".ready"
+        if not ready.exists():
+            shutil.rmtree(target, ignore_errors=True)
+            _run([sys.executable, "-m", "venv", str(target)], "no virtual environment can be made")
+            command = [str(python), "-m", "pip", "--quiet", "--disable-pip-version-check", "install", QUIX]
+            _run(command, f"pip could not install {QUIX}")
+            ready.touch()
+    return python
+
+
+def start_quix(
+    python: Path, brokers: str, job: str, source: str, output: str, directory: Path, *more: str
+) -> ChildProcess:
+    """Start the job; its log is `quix.log` in `directory`.
+
+    Args:
+        more: the program's last arguments: see there.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    command = [str(python), str(_QUIX_PROGRAM), brokers, job, source, output, str(directory / "state"), *more]
+    return spawn("quix", command, log_file=directory / "quix.log")

@@ -15,6 +15,7 @@ from pathlib import Path
 from confluent_kafka.admin import AdminClient
 
 from tests.checker.generate import create_topic
+from tests.checker.reading import forget_admins
 from tests.harness import Cluster
 
 JOB_FILE = Path(__file__).with_name("running_totals_job.py")
@@ -47,12 +48,17 @@ class Names:
         }
 
 
-def parser(description: str | None) -> argparse.ArgumentParser:
-    """A parser with the options that all benchmarks have."""
+def parser(description: str | None, partitions: int | None = 4) -> argparse.ArgumentParser:
+    """A parser with the options that all benchmarks have.
+
+    Args:
+        partitions: the default. None: there is no such option.
+    """
     made = argparse.ArgumentParser(description=(description or "").splitlines()[0])
     made.add_argument("--brokers", help="Bootstrap servers; without it an embedded broker is started.")
     made.add_argument("--set", dest="settings", action="append", default=[], metavar="NAME=VALUE")
-    made.add_argument("--partitions", type=int, default=4)
+    if partitions is not None:
+        made.add_argument("--partitions", type=int, default=partitions)
     return made
 
 
@@ -61,11 +67,22 @@ def settings_of(arguments: argparse.Namespace) -> dict[str, str]:
     return dict(item.split("=", 1) for item in arguments.settings)
 
 
-@contextmanager
-def workplace(brokers: str | None) -> Iterator[tuple[str, Path]]:
-    """Bootstrap servers and an empty directory. Both are removed afterwards, unless the servers were
-    given.
+@dataclass(frozen=True)
+class Place:
+    """Where a benchmark runs: brokers, and a directory of its own.
+
+    Attributes:
+        broker_pid: of the embedded broker. None: the brokers were given.
     """
+
+    brokers: str
+    directory: Path
+    broker_pid: int | None = None
+
+
+@contextmanager
+def place(brokers: str | None) -> Iterator[Place]:
+    """Brokers and an empty directory; both are gone afterwards, unless the brokers were given."""
     directory = Path(tempfile.mkdtemp(prefix="fcluster-bench-"))
     broker = None
     try:
@@ -74,11 +91,19 @@ def workplace(brokers: str | None) -> Iterator[tuple[str, Path]]:
 
             broker = EmbeddedKafka(directory / "kafka")
             brokers = broker.start()
-        yield brokers, directory
+        yield Place(brokers, directory, None if broker is None else broker.pid)
     finally:
         if broker is not None:
+            forget_admins()  # or they complain
             broker.stop()
         shutil.rmtree(directory, ignore_errors=True)
+
+
+@contextmanager
+def workplace(brokers: str | None) -> Iterator[tuple[str, Path]]:
+    """Bootstrap servers and directory of a `place`."""
+    with place(brokers) as made:
+        yield made.brokers, made.directory
 
 
 @contextmanager

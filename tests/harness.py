@@ -134,6 +134,7 @@ class Cluster:
         env: variables that are added to the environment of all processes.
         settings: settings that all processes get with `--set`.
         until_caught_up: whether the coordinator ends when the sources are processed.
+        tree: the checkout whose fcluster runs.
     """
 
     def __init__(
@@ -146,6 +147,7 @@ class Cluster:
         env: Mapping[str, str] | None = None,
         settings: Mapping[str, object] | None = None,
         until_caught_up: bool = False,
+        tree: Path = REPOSITORY,
     ) -> None:
         self.brokers = brokers
         self.data_dir = data_dir
@@ -154,6 +156,7 @@ class Cluster:
         self._env = {**os.environ, "PYTHONUNBUFFERED": "1", **widening.asked_for(), **(env or {})}
         self._settings = dict(settings or {})
         self._until_caught_up = until_caught_up
+        self._tree = tree
         self._running: dict[str, ChildProcess] = {}
         self._all: list[ChildProcess] = []
 
@@ -335,7 +338,7 @@ class Cluster:
             command += ["--set", f"{setting}={value}"]
         command = [*self.prefix_of(name), *command]
         env = {**self._env, **self.environment_of(name)}
-        child = spawn(name, command, log_file=self._log_path(name), env=env, cwd=REPOSITORY)
+        child = spawn(name, command, log_file=self._log_path(name), env=env, cwd=self._tree)
         self._running[name] = child
         self._all.append(child)
         return child

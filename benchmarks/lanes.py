@@ -1,0 +1,226 @@
+"""What is measured: fcluster of this tree or of another one, and its peers. Each is a lane of a scenario."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from benchmarks import peers
+from benchmarks.support import Names, Place, delete_topics
+from fcluster.common.processes import ChildProcess, describe_exit
+from tests.harness import COORDINATOR, REPOSITORY, Cluster
+
+JOBS = {
+    "totals": "running_totals_job.py",
+    "regrouped": "regrouped_totals_job.py",
+    "stateless": "stateless_job.py",
+}
+EXACTLY_ONCE, AT_LEAST_ONCE = "exactly-once", "at-least-once"
+
+
+class WrongTreeError(Exception):
+    """The other checkout's fcluster can't be run; the message says why."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a job does, and how.
+
+    Attributes:
+        job: one of `JOBS`.
+        partitions: of source and output.
+        workers: processes that work.
+        guarantee: exactly-once or at-least-once.
+        quick: latency counts. Peers then commit every 10 ms; fcluster chooses that by itself.
+    """
+
+    job: str = "totals"
+    partitions: int = 4
+    workers: int = 1
+    guarantee: str = EXACTLY_ONCE
+    quick: bool = False
+
+
+@dataclass(frozen=True)
+class Running:
+    """A job that was started.
+
+    Attributes:
+        workers: process ids of those that process records.
+        coordinator: the process id of the one that doesn't. None: there is none.
+        assert_alive: raises AssertionError if a process has ended.
+    """
+
+    workers: tuple[int, ...]
+    coordinator: int | None
+    assert_alive: Callable[[], None]
+
+
+class Lane(Protocol):
+    """Runs jobs. Its name is unique in a run of the suite."""
+
+    @property
+    def name(self) -> str:
+        """In figures and plots."""
+        ...
+
+    def run(self, place: Place, names: Names, task: Task) -> AbstractContextManager[Running]:
+        """The job, started; it is ended with the block."""
+        ...
+
+
+@dataclass(frozen=True)
+class Fcluster:
+    """fcluster of a checkout, on real processes.
+
+    Attributes:
+        settings: given with --set.
+        tree: the checkout.
+    """
+
+    name: str = "fcluster"
+    settings: Mapping[str, str] = field(default_factory=dict[str, str])
+    tree: Path = REPOSITORY
+
+    @contextmanager
+    def run(self, place: Place, names: Names, task: Task) -> Iterator[Running]:
+        """See `Lane`."""
+        directory = place.directory / names.job
+        with Cluster(
+            Path(__file__).with_name(JOBS[task.job]),
+            place.brokers,
+            directory,
+            workers=task.workers,
+            env=names.env() | self.environment(),
+            settings={"processing.guarantee": task.guarantee, **self.settings},
+            tree=self.tree,
+        ) as cluster:
+            cluster.start()
+            pids = cluster.pids()
+            coordinator = pids.pop(COORDINATOR)
+            yield Running(tuple(pids.values()), coordinator, cluster.assert_alive)
+        shutil.rmtree(directory)
+
+    def environment(self) -> dict[str, str]:
+        """What lets a Python process import the tree's fcluster."""
+        return {"PYTHONPATH": str(self.tree)}
+
+    def check(self) -> None:
+        """Raises WrongTreeError if that isn't the fcluster that would run."""
+        done = subprocess.run(
+            [sys.executable, "-m", "fcluster", "--version"],
+            cwd=self.tree,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        if done.returncode or not (self.tree / "fcluster" / "__init__.py").is_file():
+            raise WrongTreeError(f"{self.tree} holds no fcluster that runs: {done.stderr[-500:]}")
+
+
+@dataclass(frozen=True)
+class KafkaStreams:
+    """The same jobs for Kafka Streams, on its newest exactly-once and a RocksDB with its record cache.
+
+    Attributes:
+        jars: see `peers.resolve`.
+        store: "rocksdb" or "memory".
+        heap_mb: the most that Java's heap may take.
+    """
+
+    jars: Path
+    store: str = "rocksdb"
+    heap_mb: int = 512
+    name: str = "Kafka Streams"
+
+    @contextmanager
+    def run(self, place: Place, names: Names, task: Task) -> Iterator[Running]:
+        """See `Lane`."""
+        guarantee = "exactly_once_v2" if task.guarantee == EXACTLY_ONCE else "at_least_once"
+        settings = [
+            f"bench.job={task.job}",
+            f"bench.store={self.store}",
+            "replication.factor=-1",
+            f"processing.guarantee={guarantee}",
+        ]
+        if task.quick:
+            settings.append("commit.interval.ms=10")
+        directory = place.directory / names.job
+
+        def start(slot: int) -> ChildProcess:
+            return peers.start(
+                self.jars,
+                place.brokers,
+                names.job,
+                names.source,
+                names.output,
+                directory / str(slot),
+                *settings,
+                heap=f"-Xmx{self.heap_mb}m",
+            )
+
+        with _children(start, task.workers) as running:
+            yield running
+        shutil.rmtree(directory)
+
+
+@dataclass(frozen=True)
+class QuixStreams:
+    """The same jobs for Quix Streams.
+
+    Attributes:
+        python: see `peers.resolve_quix`.
+    """
+
+    python: Path
+    name: str = "Quix Streams"
+
+    @contextmanager
+    def run(self, place: Place, names: Names, task: Task) -> Iterator[Running]:
+        """See `Lane`."""
+        directory = place.directory / names.job
+        commit_interval_s = "0.01" if task.quick else "1"
+
+        def start(slot: int) -> ChildProcess:
+            return peers.start_quix(
+                self.python,
+                place.brokers,
+                names.job,
+                names.source,
+                names.output,
+                directory / str(slot),
+                task.job,
+                task.guarantee,
+                commit_interval_s,
+            )
+
+        with _children(start, task.workers) as running:
+            yield running
+        shutil.rmtree(directory)
+        for kind in ("changelog", "repartition"):
+            delete_topics(place.brokers, f"{kind}__{names.job}-")
+
+
+@contextmanager
+def _children(start: Callable[[int], ChildProcess], number: int) -> Iterator[Running]:
+    """So many processes of a peer, killed in the end."""
+    children: list[ChildProcess] = []
+
+    def assert_alive() -> None:
+        for child in children:
+            code = child.poll()
+            assert code is None, f"{child.name} ended: {describe_exit(code)}"
+
+    try:
+        children += map(start, range(number))
+        yield Running(tuple(child.pid for child in children), None, assert_alive)
+    finally:
+        for child in children:
+            child.stop(0)
