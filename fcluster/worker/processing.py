@@ -126,6 +126,9 @@ class InputRunner(StageRunner):
 class ShardRunner:
     """One running shard: its position, its state, and the runners that process its inputs.
 
+    Args:
+        wall_ms: processing time, in milliseconds since 1970.
+
     Attributes:
         position: the committed position from which it started, or that it last froze. The inputs have the
             current one.
@@ -137,7 +140,13 @@ class ShardRunner:
     __slots__ = ("_fired_after", "clock", "inputs", "position", "shard", "stage", "state", "timers")
 
     def __init__(
-        self, stage: Stage, partition: int, state: ShardState, position: CommittedPosition, port: OutputPort
+        self,
+        stage: Stage,
+        partition: int,
+        state: ShardState,
+        position: CommittedPosition,
+        port: OutputPort,
+        wall_ms: Callable[[], int] = wall_ms,
     ) -> None:
         self.stage = stage
         self.shard = ShardId(stage.name, partition)

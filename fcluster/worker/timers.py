@@ -34,12 +34,20 @@ class DueTimers:
         timed: the shards with timers; `RunningShards.timed`.
         inbox: timers stop firing when it has an event.
         record_watch: knows the timer that is being called.
+        wall_ms: processing time, in milliseconds since 1970.
     """
 
-    def __init__(self, timed: Mapping[ShardId, ShardRunner], inbox: Inbox, record_watch: RecordWatch) -> None:
+    def __init__(
+        self,
+        timed: Mapping[ShardId, ShardRunner],
+        inbox: Inbox,
+        record_watch: RecordWatch,
+        wall_ms: Callable[[], int] = wall_ms,
+    ) -> None:
         self._timed = timed
         self._inbox = inbox
         self._watch = record_watch
+        self._wall_ms = wall_ms
         self._limit: int | None = None
         self._last: TimerRecord | None = None
 
@@ -87,7 +95,7 @@ class DueTimers:
 
     def wait_s(self, timeout_s: float) -> float:
         """The timeout, or less if a timer in processing time is due before that."""
-        now_ms = wall_ms()
+        now_ms = self._wall_ms()
         for _runner, timers in self._all():
             due_ms = timers.next_processing_ms()
             if due_ms is not None:

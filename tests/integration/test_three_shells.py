@@ -125,6 +125,20 @@ def balances() -> list[tuple[str, str | None, dict[str, Any], int]]:
     return made
 
 
+def carts() -> list[tuple[str, str | None, dict[str, Any], int]]:
+    """Carts that are filled, over some days; a third of the records say nothing that a cart takes notice of.
+    Nobody pays: receipts go by the wall clock."""
+    return [
+        (
+            "carts",
+            f"c{number * 5 % 7}",
+            {"do": "undo"} if number % 3 == 2 else {"do": "add", "product": f"p{number}"},
+            BEGIN_MS + (number + number % 4 * 3) * 3_600_000,
+        )
+        for number in range(SENT)
+    ]
+
+
 def example(name: str) -> str:
     return (REPOSITORY / "examples" / name / f"{name}.py").read_text(encoding="utf-8")
 
@@ -137,6 +151,7 @@ CASES = {
     "orders": Case(example("orders"), orders(), ("orders-counted",)),
     "balances": Case(example("balances"), balances(), ("balances",), in_order=False),
     "meters": Case(example("meters"), meters(), ("meter-quarters", "district-hours"), is_simulated=False),
+    "carts": Case(example("carts"), carts(), ("letters",)),
 }
 
 Outputs = dict[str, dict[Any, list[Any]]]

@@ -27,17 +27,23 @@ from fcluster.engine.state import StoreMeta
 from fcluster.engine.watermarks import make_clock
 from fcluster.graph.partitioner import partition_of
 from fcluster.wire import messages
-from tests.simulation.jobs import MAX_DELAY_MS, SOURCE, Expected, Read, SimJob, Written
+from tests.simulation.jobs import IDLE_MS, MAX_DELAY_MS, SOURCE, Expected, Read, SimJob, Written
 from tests.simulation.kafka_model import KafkaModel, Partition, Transaction
 from tests.simulation.world import Violation, World
 
 
 @dataclass(slots=True)
 class _Time:
-    """A shard's event time, kept in the most obvious way. `heard`: of the shards in front of it."""
+    """A shard's event time, kept in the most obvious way.
+
+    Attributes:
+        idle: whether its input was idle at the last commit. That is for the wall clock to say.
+        heard: of the shards in front of it: their time, and whether they are idle.
+    """
 
     now_ms: int | None = None
-    heard: dict[int, int | None] = field(default_factory=dict[int, int | None])
+    idle: bool = False
+    heard: dict[int, tuple[int | None, bool]] = field(default_factory=dict[int, tuple[int | None, bool]])
 
     def note(self, read: Read) -> None:
         """A record was read."""
@@ -46,10 +52,19 @@ class _Time:
                 self._reach(read.written.timestamp_ms - MAX_DELAY_MS)
             return
         shards, said = decode_watermark(read.written.value or b"")
-        self.heard = dict.fromkeys(range(shards)) | self.heard | {one.shard: one.time_ms for one in said}
-        times_ms = list(self.heard.values())
-        if None not in times_ms:
-            self._reach(min(time_ms for time_ms in times_ms if time_ms is not None))
+        unheard = dict.fromkeys(range(shards), (None, False))
+        self.heard = unheard | self.heard | {one.shard: (one.time_ms, one.idle) for one in said}
+        waited_for = [time_ms for time_ms, idle in self.heard.values() if not idle]
+        known = [time_ms for time_ms, _ in self.heard.values() if time_ms is not None]
+        if not waited_for and known:
+            self._reach(max(known))
+        elif waited_for and None not in waited_for:
+            self._reach(min(time_ms for time_ms in waited_for if time_ms is not None))
+
+    @property
+    def all_are_idle(self) -> bool:
+        """Whether all shards in front of it have said so."""
+        return bool(self.heard) and all(idle for _, idle in self.heard.values())
 
     def _reach(self, time_ms: int) -> None:
         self.now_ms = time_ms if self.now_ms is None else max(self.now_ms, time_ms)
@@ -214,44 +229,103 @@ class Checks:
         for number, topic in enumerate(self.inputs[shard.stage]):
             begin, end = before.inputs[number].offset, position.inputs[number].offset
             reads += self._reads(who, number, (topic, shard.partition), begin, end)
-        self._check_time(who, shard, standing, position, reads)
-        reads = [read for read in reads if not read.written.is_watermark]
         if len(self.inputs[shard.stage]) > 1:
             reads = self._in_order(who, reads, outputs)
         if self.job.models:
-            expected = [output for read in reads for output in self._expected(shard, standing.state, read)]
+            made = [written for _, written in outputs]
+            expected = self._replay(shard, standing, reads, made, at_end=False)
             if _plain(outputs) != expected:
                 self.fail(
                     f"{who}: from offset {_offsets(before)} to {_offsets(position)} the outputs should be "
                     f"{_shown(expected)}, but are {_shown(_plain(outputs))}"
                 )
+            self._check_time(who, shard, standing, position)
         encoded = self._check_delta(who, shard, standing, position, deltas)
         self._standings[shard] = _Standing(position, standing.state, encoded, standing.time)
         self._encoded_at[shard][position.state_epoch] = encoded
 
-    def _expected(self, shard: ShardId, state: Any, read: Read) -> list[_Output]:
-        """What a record must lead to: where, at what time, and what."""
-        made = self.job.models[shard.stage].process(state, read)
-        return [self._placed(output, read) for output in made]
+    def _replay(
+        self, shard: ShardId, standing: _Standing, reads: list[Read], made: list[Written], *, at_end: bool
+    ) -> list[_Output]:
+        """What these records must lead to, and the timers between them: where, at what time, and what.
 
-    def _placed(self, output: Expected, read: Read) -> _Output:
-        place = output.topic, partition_of(output.key.encode(), self.partitions)
-        return place, output.key, read.written.timestamp_ms, output.data
-
-    def _check_time(
-        self, who: str, shard: ShardId, standing: _Standing, position: CommittedPosition, reads: list[Read]
-    ) -> None:
-        """Event time is what the records tell, whoever has read them, and never goes back."""
-        stage = self.job.topology.stage(shard.stage)
-        if not self.job.models or not stage.keeps_time:
-            return
+        Timers in event time that are due fire before the next record. Behind the last one, an epoch may have
+        ended before they did, unless this is the end of all. Those in processing time fire at any place after
+        their time; the outputs that were made tell before which record.
+        """
+        model, expected = self.job.models[shard.stage], list[_Output]()
         for read in reads:
+            expected += self._fired(shard, standing, made[len(expected) :], before=read.offset())
+            if not read.written.is_watermark:
+                for output in model.process(standing.state, read):
+                    expected.append(self._placed(output, read.written.timestamp_ms))
             if read.written.is_watermark or read.topic() in self.job.sources:
                 standing.time.note(read)
+        behind = _END if at_end else None
+        return expected + self._fired(shard, standing, made[len(expected) :], before=behind)
+
+    def _fired(
+        self, shard: ShardId, standing: _Standing, made: list[Written], before: int | None
+    ) -> list[_Output]:
+        """What the timers lead to that fire now.
+
+        Args:
+            made: the next outputs that there are.
+            before: the offset of the next record. None: there is none in this epoch, so of the timers in
+                event time that are due only as many need to fire as have.
+        """
+        model, time_ms = self.job.models[shard.stage], standing.time.now_ms
+        fired: list[_Output] = []
+        if not model.has_timers:
+            return fired
+        while True:
+            told = made[len(fired)] if len(fired) < len(made) else None
+            in_event_time = model.timers(standing.state, "event")[:1]
+            due = [timer for timer in in_event_time if time_ms is not None and timer.at_ms <= time_ms]
+            if due and before is None and told is None:
+                self.world.landed["timers left to the next epoch"] += 1
+                return fired
+            if not due and told is not None and told.origin is not None:
+                is_next = before is None or told.origin.offset <= before
+                due = [
+                    timer
+                    for timer in model.timers(standing.state, "processing")
+                    if is_next
+                    and (timer.key, timer.name) == (told.name, told.data.get("timer"))
+                    and timer.at_ms <= told.origin.wall_ms
+                ]
+                self.world.landed["timer fired by the wall clock"] += len(due)
+            if not due:
+                return fired
+            fired.append(self._placed(model.fire(standing.state, due[0]), due[0].at_ms))
+
+    def _placed(self, output: Expected, timestamp_ms: int) -> _Output:
+        place = output.topic, partition_of(output.key.encode(), self.partitions)
+        at_ms = timestamp_ms if output.timestamp_ms is None else output.timestamp_ms
+        return place, output.key, at_ms, output.data
+
+    def _check_time(self, who: str, shard: ShardId, standing: _Standing, position: CommittedPosition) -> None:
+        """Event time is what the records tell, whoever has read them, and never goes back."""
+        stage = self.job.topology.stage(shard.stage)
+        if not stage.keeps_time:
+            return
         clock = make_clock(stage, position)
         assert clock is not None
         if clock.now_ms != standing.time.now_ms:
             self.fail(f"{who}: event time is {clock.now_ms}, but the records tell {standing.time.now_ms}")
+        if clock.is_idle and not standing.time.heard:
+            self._check_idle(who, shard, position)
+            self.world.landed["input idle"] += 1
+        standing.time.idle = clock.is_idle
+
+    def _check_idle(self, who: str, shard: ShardId, position: CommittedPosition) -> None:
+        """An input isn't idle before it has had no record for so long."""
+        if shard.stage != SOURCE:
+            self.fail(f"{who}: is idle, but nothing was heard of the shards in front of it")
+        for read in self._reads(who, 0, (SOURCE, shard.partition), 0, position.offset):
+            quiet_ms = self.world.now_ms - read.written.put_at_ms
+            if quiet_ms < IDLE_MS:
+                self.fail(f"{who}: is idle, but {read.written} came {quiet_ms} ms ago")
 
     def _check_told(self, transaction: Transaction, told: list[Written], committed: set[ShardId]) -> None:
         """What is told of a shard is the event time that the same transaction commits."""
@@ -261,9 +335,11 @@ class Checks:
                 shard = ShardId(SOURCE, one.shard)
                 if shard not in committed:
                     self.fail(f"{transaction.producer} tells of {shard}, which isn't in its epoch")
-                if self._standing(shard).time.now_ms != one.time_ms:
-                    now_ms = self._standing(shard).time.now_ms
-                    self.fail(f"{shard} is said to be at {one.time_ms}, but is at {now_ms}")
+                time = self._standing(shard).time
+                if time.now_ms != one.time_ms:
+                    self.fail(f"{shard} is said to be at {one.time_ms}, but is at {time.now_ms}")
+                if time.idle != one.idle:
+                    self.fail(f"{shard} is said to be idle: {one.idle}, but is committed as {time.idle}")
 
     def _reads(self, who: str, number: int, source: Partition, begin: int, end: int) -> list[Read]:
         """The records of an input between two offsets."""
@@ -276,6 +352,7 @@ class Checks:
 
     def _in_order(self, who: str, reads: list[Read], outputs: list[tuple[Partition, Written]]) -> list[Read]:
         """The order in which they were processed, which the outputs tell: each record has one at least."""
+        reads = [read for read in reads if not read.written.is_watermark]
         by_place = {(read.number, read.offset()): read for read in reads}
         origins = [written.origin for _, written in outputs if written.origin is not None]
         told = list(dict.fromkeys((origin.number, origin.offset) for origin in origins))
@@ -308,7 +385,7 @@ class Checks:
             self.fail(
                 f"{who}: state epoch {position.state_epoch}, but the deltas lead to {reader.state_epoch}"
             )
-        if self.job.models:
+        if self.job.models and not self.harm_only:
             stored = self.job.stored(shard.stage, encoded)
             wanted, found = self.job.models[shard.stage].content(standing.state, stored)
             if wanted != found:
@@ -358,17 +435,36 @@ class Checks:
     # --- the end --------------------------------------------------------------------------------------
 
     def everything_committed(self) -> bool:
-        """Whether all that is in the sources is processed and committed."""
-        return not any(self._left()) and not self.kafka.unfinished()
+        """Whether all that is in the sources is processed and committed, and time has nothing left to do."""
+        return not any(self._left()) and not self.kafka.unfinished() and not any(self._awaited())
+
+    def _awaited(self) -> Iterator[str]:
+        """What the passing of time must still lead to."""
+        for shard in self._shards():
+            standing, stage = self._standing(shard), self.job.topology.stage(shard.stage)
+            if not stage.keeps_time:
+                continue
+            clock = make_clock(stage, standing.position)
+            assert clock is not None
+            now_ms = -1 if clock.now_ms is None else clock.now_ms
+            for of, at_ms, key, name in self.job.timers_set(shard.stage, standing.encoded):
+                # A job that is given may have some of much later times.
+                if at_ms <= now_ms if of == "event" else self.job.models:
+                    yield f"the timer {name} of {key} in {shard} hasn't fired, which was to in {of} time"
+            knows = clock.is_idle if shard.stage == SOURCE else standing.time.all_are_idle
+            if self.job.has_idle_inputs and self.job.models and not knows:
+                yield f"{shard} doesn't know that its inputs are idle"
+
+    def _shards(self) -> list[ShardId]:
+        return [ShardId(stage, number) for stage in self.inputs for number in range(self.partitions)]
 
     def _left(self) -> Iterator[tuple[ShardId, Partition, int]]:
         """Where something isn't processed: shard, partition, and up to where it is committed."""
-        for stage, topics in self.inputs.items():
-            for partition in range(self.partitions):
-                shard = ShardId(stage, partition)
-                for topic, at in zip(topics, self._standing(shard).position.inputs, strict=True):
-                    if self._unprocessed((topic, partition), at.offset):
-                        yield shard, (topic, partition), at.offset
+        for shard in self._shards():
+            topics = self.inputs[shard.stage]
+            for topic, at in zip(topics, self._standing(shard).position.inputs, strict=True):
+                if self._unprocessed((topic, shard.partition), at.offset):
+                    yield shard, (topic, shard.partition), at.offset
 
     def behind(self) -> list[str]:
         """What isn't committed, for the report."""
@@ -377,6 +473,7 @@ class Checks:
             for shard, source, at in self._left()
         ]
         lines += [f"{transaction.producer} has a transaction open" for transaction in self.kafka.unfinished()]
+        lines += self._awaited()
         return lines
 
     def _unprocessed(self, partition: Partition, offset: int) -> bool:
@@ -387,7 +484,10 @@ class Checks:
 
     def final(self) -> None:
         """A recount that knows nothing of commits: what a read_committed reader finds from the start."""
-        for stage in self.job.models:
+        for stage, model in self.job.models.items():
+            if model.has_timers:
+                self._recount_with_timers(stage)
+                continue
             expected, found = self._recount(stage), self._outputs_of(stage)
             for at in sorted(expected | found):
                 wanted, there = expected[at], found[at]
@@ -424,6 +524,28 @@ class Checks:
                     for output in model.process(state, Read(which, source, offset, record)):
                         expected[_flow(output.topic, output.key, output.data)].append(output.data)
         return expected
+
+    def _recount_with_timers(self, stage: str) -> None:
+        """From the first record on, with the outputs of each shard in the order in which they were made."""
+        topics = dict.fromkeys([*self.job.outputs, *self.job.repartitions])
+        for number in range(self.partitions):
+            shard, begun = ShardId(stage, number), _Standing(_START, self._begin(stage), {}, _Time())
+            outputs = [
+                ((topic, at), written)
+                for topic in topics
+                for at in range(self.partitions)
+                for _, written in self._all_of((topic, at))
+                if written.origin.shard == shard
+            ]
+            outputs.sort(key=lambda output: output[1].origin.made if output[1].origin else 0)
+            (source,) = self.inputs[stage]
+            records = self.kafka.read_committed((source, number), 0, 1_000_000)[0]
+            reads = [Read(0, (source, number), offset, record) for offset, record in records]
+            expected = self._replay(shard, begun, reads, [written for _, written in outputs], at_end=True)
+            if _plain(outputs) != expected:
+                self.fail(
+                    f"outputs of {shard}: {_shown(_plain(outputs))}, a recount gives {_shown(expected)}"
+                )
 
     def _outputs_of(self, stage: str) -> dict[_Flow, list[Any]]:
         """The outputs of a stage."""
@@ -471,6 +593,10 @@ class Checks:
         raise Violation(what)
 
 
+_START = CommittedPosition(0, 0, 0, "")
+_END = 2**63
+"""An offset behind all others."""
+
 _Output = tuple[Partition, str, int, Any]
 """Where, key, timestamp and value of an output."""
 
@@ -500,6 +626,9 @@ def _offsets(position: CommittedPosition) -> str:
 def _shown(outputs: list[_Output]) -> str:
     return (
         "["
-        + ", ".join(f"{place[0]}/{place[1]} {key}={data['ident']}" for place, key, _, data in outputs)
+        + ", ".join(
+            f"{place[0]}/{place[1]} {key}={data.get('timer', '')}{data['ident']}"
+            for place, key, _, data in outputs
+        )
         + "]"
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from random import Random
 from typing import Any
 
 from fcluster.common.exit_codes import ExitCode
@@ -89,6 +90,8 @@ class Cluster:
         self.restore_ms_max = random.choice((5, 5, 50, 300))
         self.hosts = random.choice((1, 2, 4))
         self.misdirected_share = 0.0
+        # Drawn apart, so that all else stays as it is. Fewer than really, so that more happens.
+        self.fired_at_once_max = Random(f"timers {world.seed}").choice((0, 1, 1000))
         self.checks = Checks(world, self.partitions, self.job, harm_only=self.harm_only)
         self.snapshots = SimSnapshotStore()
         self.coordinators: list[SimCoordinator] = []
@@ -97,6 +100,7 @@ class Cluster:
         self.stop_wanted = False
         self.restart_workers = True
         self._pids = 0
+        self._outputs = 0
         self._disks: dict[tuple[str, int], Disk] = {}
         self._readers: dict[Partition, list[Callable[[], None]]] = {}
         self.kafka = self.checks.kafka = KafkaModel(
@@ -118,6 +122,11 @@ class Cluster:
         """A number for a new process."""
         self._pids += 1
         return self._pids
+
+    def next_output(self) -> int:
+        """A number for an output that is made: they rise."""
+        self._outputs += 1
+        return self._outputs
 
     # --- Kafka ----------------------------------------------------------------------------------------
 

@@ -92,6 +92,7 @@ class _Brewer:
         if theme == "kafka":
             self._schedule(self.random.randint(0, 2), self._stop_kafka)
         self._schedule_hand_over()
+        self._schedule_strikes_at_timers()
         if takes_part(self.world.seed):
             self.world.brokers = Brokers(self.world)
             self.world.brokers.schedule(
@@ -144,6 +145,8 @@ class _Brewer:
 
     def _put_in(self, records: list[Written], transactional: bool, topic: str) -> None:
         kafka = self.cluster.kafka
+        for record in records:
+            record.put_at_ms = self.world.now_ms
         placed = [(self.cluster.place(topic, record.key, record.value), record) for record in records]
         if not transactional:
             for partition, record in placed:
@@ -207,6 +210,13 @@ class _Brewer:
         if own.random() < HAND_OVER_SHARE:
             for _ in range(own.randint(1, 2)):
                 self.world.at(own.randrange(self.duration_ms), None, self._hand_over)
+
+    def _schedule_strikes_at_timers(self) -> None:
+        """In some runs of a job with timers, a worker dies or stops when some have fired."""
+        own = Random(f"strikes at timers {self.world.seed}")
+        if any(model.has_timers for model in self.cluster.job.models.values()) and own.random() < 0.3:
+            kind, countdown = own.choice(("crash", "crash", "stop")), own.choice((1, 2, 4, 8))
+            self.cluster.strikes.append(Strike("worker: timers fired", countdown, kind, 1200))
 
     def _hand_over(self) -> None:
         for coordinator in self.cluster.living_coordinators:

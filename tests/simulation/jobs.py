@@ -1,30 +1,39 @@
 """The jobs in the simulation, declared as any user's job, and for each of their stages a slow obvious model.
 
 Responsible for: the jobs (a counter with a second stage behind a repartition; the same with a third stage
-that merges two topics; one that declares values, maps and lists with a TTL; and the first one with event
-time), their records, and the models. The engine processes the records; the checks do the same with a model,
-which uses plain dicts and knows nothing of epochs, layers or bytes.
+that merges two topics; one that declares values, maps and lists with a TTL; the first one with event time;
+and that one with timers and inputs that become idle), their records, and the models. The engine processes the
+records; the checks do the same with a model, which uses plain dicts and knows nothing of epochs, layers or
+bytes.
 """
 
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cache, cached_property
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from fcluster import Job, ListState, MapState, ValueState, Watermark
 from fcluster.common.ids import ShardId, repartition_topic
 from fcluster.common.settings import Settings
-from fcluster.engine.ordered_keys import decode_time, group_of_entry, key_of_group, ordered_key
+from fcluster.engine.ordered_keys import (
+    decode_time,
+    group_of_entry,
+    key_of_group,
+    ordered_key,
+    take_ended,
+)
 from fcluster.engine.state import STORE_PREFIX_BYTES, store_prefix
 from fcluster.engine.values import decode_state
 from fcluster.engine.watermarks import WATERMARK_HEADER
 from fcluster.graph.codecs import value_codec
 from fcluster.graph.partitioner import partition_of
 from fcluster.graph.states import StateStore
+from fcluster.graph.timers import TimerStore
 from fcluster.graph.topology import Stage, Topology, written_topics
 
 JOB = "sim"
@@ -37,10 +46,15 @@ SEEDS_OF_A_JOB = 1_000_000
 MERGED_SEEDS_FROM = SEEDS_OF_A_JOB
 KINDS_SEEDS_FROM = 2 * SEEDS_OF_A_JOB
 TIMED_SEEDS_FROM = 3 * SEEDS_OF_A_JOB
-"""Which job a seed plays: from these on the merged one, the one with declared states, and the first one with
-event time."""
+TIMERS_SEEDS_FROM = 4 * SEEDS_OF_A_JOB
+"""Which job a seed plays: from these on the merged one, the one with declared states, the first one with
+event time, and the one with timers."""
 MAX_DELAY_MS = 3
-"""Of the job with event time."""
+"""Of the jobs with event time."""
+IDLE_MS = 150
+"""After so long without a record, an input of the job with timers is idle."""
+RING_EVERY_MS = 30
+"""Of the timers in processing time: that of record n is due n times so many milliseconds after the start."""
 FORGET_AT = 6
 """A key's state is deleted when its count gets there, so that deletions are part of the story."""
 BEGIN_MS = 1_700_000_000_000
@@ -71,17 +85,26 @@ _GROUP_OF = {key: GROUPS[number % len(GROUPS)] for number, key in enumerate(KEYS
 
 
 class Origin(NamedTuple):
-    """The record that an output was made of. Only for the checks."""
+    """Where an output comes from. Only for the checks.
+
+    Attributes:
+        number, offset: of the record that it was made of; of a timer's output, of the next record.
+        made: counts all outputs of a run.
+        wall_ms: when it was made, by the clock of the worker's host.
+    """
 
     shard: ShardId
     number: int
     offset: int
+    made: int = 0
+    wall_ms: int = 0
 
 
 class Written:
-    """A record in a topic. `origin` is None if no handler made it."""
+    """A record in a topic. `origin` is None if no handler made it; `put_at_ms` says when it was put into a
+    source."""
 
-    __slots__ = ("_data", "headers", "key", "origin", "timestamp_ms", "value")
+    __slots__ = ("_data", "headers", "key", "origin", "put_at_ms", "timestamp_ms", "value")
 
     def __init__(
         self,
@@ -96,6 +119,7 @@ class Written:
         self.timestamp_ms = timestamp_ms
         self.headers = headers
         self.origin = origin
+        self.put_at_ms = 0
         self._data: Any = None
 
     @property
@@ -171,34 +195,53 @@ def source_record(key: str, ident: int) -> Written:
 
 
 class Expected(NamedTuple):
-    """An output that must be there."""
+    """An output that must be there. Without a time it has that of the record that it was made of."""
 
     topic: str
     key: str
     data: Any
+    timestamp_ms: int | None = None
 
 
-class Model(Protocol):
+class SetTimer(NamedTuple):
+    """A timer that is set. In the order in which those of a clock fire."""
+
+    at_ms: int
+    key: str
+    name: str
+
+
+class Model(ABC):
     """What a stage has to do, in the slowest and most obvious way."""
 
+    has_timers = False
+
+    @abstractmethod
     def begin(self) -> Any:
         """The state of a shard that has read nothing. It is changed in place."""
-        ...
 
+    @abstractmethod
     def process(self, state: Any, read: Read) -> list[Expected]:
         """The outputs for a record, in their order."""
-        ...
 
+    @abstractmethod
     def content(self, state: Any, stored: Mapping[str, Any]) -> tuple[Any, Any]:
         """What the state must be, and what the stores make of it (by name, see `SimJob.stored`)."""
-        ...
 
+    @abstractmethod
     def seen(self, state: Any) -> dict[str, dict[str, Any]] | None:
         """The dicts of all keys as the handler must see them; None: it has no dicts."""
-        ...
+
+    def timers(self, state: Any, clock: str) -> list[SetTimer]:
+        """All timers that are set in this clock, the next one first."""
+        return []
+
+    def fire(self, state: Any, timer: SetTimer) -> Expected:
+        """What a timer leads to: one output."""
+        raise NotImplementedError
 
 
-class CountModel:
+class CountModel(Model):
     """Counts by key. Its outputs go to the sink; each record goes on to the other topics, too."""
 
     def __init__(self, stage: str, store: str, forward: Mapping[str, Callable[[str], str]]) -> None:
@@ -211,10 +254,10 @@ class CountModel:
 
     def process(self, state: dict[str, dict[str, Any]], read: Read) -> list[Expected]:
         key, ident = read.written.name, read.written.data["ident"]
-        counted = state.pop(key, {"count": 0, "seen": []})
-        count = counted["count"] + 1
+        before = state.pop(key, {})
+        count = before.get("count", 0) + 1
         if count < FORGET_AT:
-            state[key] = {"count": count, "seen": [*counted["seen"], ident]}
+            state[key] = {**before, "count": count, "seen": [*before.get("seen", []), ident]}
         output = {"stage": self._stage, "ident": ident, "count": count}
         return [Expected(SINK, key, output), *_forwarded(self._forward, key, read)]
 
@@ -225,7 +268,71 @@ class CountModel:
         return state
 
 
-class KindsModel:
+@dataclass
+class _Timers:
+    """What a shard knows that sets timers: its counts, and by key and name the clock and time of each."""
+
+    counts: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
+    set: dict[tuple[str, str], tuple[str, int]] = field(
+        default_factory=dict[tuple[str, str], tuple[str, int]]
+    )
+
+
+class TimersModel(CountModel):
+    """What `_count_and_set_timers_into` does, and the functions of its timers."""
+
+    has_timers = True
+
+    def begin(self) -> Any:
+        return _Timers()
+
+    def process(self, state: Any, read: Read) -> list[Expected]:
+        outputs = super().process(state.counts, read)
+        key, ident, at_ms = read.written.name, read.written.data["ident"], read.written.timestamp_ms
+        if ident % 3 == 0:
+            state.set[key, "soon"] = ("event", at_ms + ident % 8)
+        elif ident % 5 == 2:
+            state.set.pop((key, "soon"), None)
+        if ident % 4 == 1:
+            state.set[key, "late"] = ("event", at_ms - 5)
+        if ident % 10 == 4:
+            state.set[key, "ring"] = ("event", at_ms + 2)
+        elif ident % 2 == 0:
+            state.set[key, "ring"] = ("processing", BEGIN_MS + ident * RING_EVERY_MS)
+        elif ident % 7 == 3:
+            state.set.pop((key, "ring"), None)
+        return outputs
+
+    def timers(self, state: Any, clock: str) -> list[SetTimer]:
+        return sorted(
+            SetTimer(at_ms, key, name) for (key, name), (of, at_ms) in state.set.items() if of == clock
+        )
+
+    def fire(self, state: Any, timer: SetTimer) -> Expected:
+        at_ms, key, name = timer
+        del state.set[key, name]
+        own = state.counts.setdefault(key, {})
+        own["fired"] = fired = own.get("fired", 0) + 1
+        if name == "soon" and fired % 3 == 1:
+            state.set[key, "late"] = ("event", at_ms + 2)
+        elif name == "late" and at_ms % 2:
+            state.set.pop((key, "ring"), None)
+        elif name == "ring":
+            state.set[key, "soon"] = ("event", BEGIN_MS + (at_ms - BEGIN_MS) // RING_EVERY_MS)
+        data = {"stage": self._stage, "timer": name, "ident": at_ms - BEGIN_MS, "fired": fired}
+        return Expected(SINK, key, data, at_ms)
+
+    def content(self, state: Any, stored: Mapping[str, Any]) -> tuple[Any, Any]:
+        due = {(clock, at_ms, key, name): None for (key, name), (clock, at_ms) in state.set.items()}
+        kept = TimerStore(self._store)
+        found = stored[self._store], stored[kept.name], stored[kept.due_name]
+        return (state.counts, state.set, due), found
+
+    def seen(self, state: Any) -> dict[str, dict[str, Any]] | None:
+        return state.counts
+
+
+class KindsModel(Model):
     """What `_remember` does: `last`, `seen` and `recent` hold pairs of time and value; nothing is removed
     when its time is over, only looked past, until it can't be in a store any more."""
 
@@ -301,6 +408,53 @@ def _count_into(stage: str) -> Callable[[Any, Any], dict[str, Any]]:
         return {"stage": stage, "ident": record["ident"], "count": so_far}
 
     return count
+
+
+def _count_and_set_timers_into(stage: str) -> Callable[[Any, Any], dict[str, Any]]:
+    count = _count_into(stage)
+
+    def count_and_set_timers(ctx: Any, record: Any) -> dict[str, Any]:
+        ident = record["ident"]
+        if ident % 3 == 0:
+            ctx.timer("soon", at=ctx.timestamp + ident % 8)
+        elif ident % 5 == 2:
+            ctx.cancel_timer("soon")
+        if ident % 4 == 1:
+            ctx.timer("late", at=ctx.timestamp - 5)
+        if ident % 10 == 4:
+            ctx.timer("ring", at=ctx.timestamp + 2)
+        elif ident % 2 == 0:
+            ctx.timer("ring", at=BEGIN_MS + ident * RING_EVERY_MS, clock="processing")
+        elif ident % 7 == 3:
+            ctx.cancel_timer("ring")
+        return count(ctx, record)
+
+    return count_and_set_timers
+
+
+def _timers_of(stage: str) -> dict[str, Callable[[Any, Any], dict[str, Any]]]:
+    """Each tells itself by one output: so the checks know where among the outputs it has fired."""
+
+    def fired(ctx: Any, name: str) -> dict[str, Any]:
+        ctx.state["fired"] = number = ctx.state.get("fired", 0) + 1
+        return {"stage": stage, "timer": name, "ident": ctx.timestamp - BEGIN_MS, "fired": number}
+
+    def soon(_key: str, ctx: Any) -> dict[str, Any]:
+        told = fired(ctx, "soon")
+        if told["fired"] % 3 == 1:
+            ctx.timer("late", at=ctx.timestamp + 2)
+        return told
+
+    def late(_key: str, ctx: Any) -> dict[str, Any]:
+        if ctx.timestamp % 2:
+            ctx.cancel_timer("ring")
+        return fired(ctx, "late")
+
+    def ring(_key: str, ctx: Any) -> dict[str, Any]:
+        ctx.timer("soon", at=BEGIN_MS + (ctx.timestamp - BEGIN_MS) // RING_EVERY_MS)
+        return fired(ctx, "ring")
+
+    return {"soon": soon, "late": late, "ring": ring}
 
 
 _TTL = timedelta(milliseconds=TTL_MS)
@@ -379,6 +533,20 @@ class SimJob:
         """What its stages write."""
         return list({spec.name: None for stage in self.topology.stages for spec in written_topics(stage)})
 
+    @cached_property
+    def has_idle_inputs(self) -> bool:
+        """Whether its sources become idle."""
+        watermarks = (source.watermark for stage in self.topology.stages for source in stage.inputs)
+        return any(watermark is not None and watermark.idle_ms is not None for watermark in watermarks)
+
+    def timers_set(self, stage: str, encoded: Mapping[bytes, bytes]) -> Iterator[tuple[str, int, str, str]]:
+        """Which timers encoded entries set: clock, time, key and name."""
+        processes = self.topology.stage(stage).timed_processes
+        if processes:
+            stored = self.stored(stage, encoded)
+            for process in processes:
+                yield from stored[TimerStore(process.name).due_name]
+
     def changelog(self, shard: ShardId) -> tuple[str, int]:
         """The partition with the shard's deltas."""
         return f"{self.topology.stage(shard.stage).changelog}", shard.partition
@@ -413,7 +581,27 @@ def _readers(stage: Stage) -> dict[bytes, tuple[str, _ReadEntry]]:
             lambda _key, raw: ("", time_of(raw[1:])),
         )
         readers[store_prefix(store.name)] = (store.name, _reader_of(store))
+    for process in stage.timed_processes:
+        kept = TimerStore(process.name)
+        readers[store_prefix(kept.name)] = (kept.name, _read_timer)
+        readers[store_prefix(kept.due_name)] = (kept.due_name, _read_due)
     return readers
+
+
+_CLOCKS = {b"e": "event", b"p": "processing"}
+
+
+def _read_timer(key: bytes, raw: bytes) -> tuple[Any, Any]:
+    """By key and name: the clock and time of a timer."""
+    group, when = group_of_entry(key), raw[1:]
+    at = key_of_group(group).decode(), key[len(group) :].decode()
+    return at, (_CLOCKS[when[:1]], decode_time(when[1:]))
+
+
+def _read_due(key: bytes, _raw: bytes) -> tuple[Any, Any]:
+    """By clock, time, key and name: nothing."""
+    of, name_at = take_ended(key, 9)
+    return (_CLOCKS[key[:1]], decode_time(key[1:9]), of.decode(), key[name_at:].decode()), None
 
 
 def _reader_of(store: StateStore) -> _ReadEntry:
@@ -435,11 +623,11 @@ def _reader_of(store: StateStore) -> _ReadEntry:
     return read
 
 
-_SEEDS_FROM = (0, 0, MERGED_SEEDS_FROM, KINDS_SEEDS_FROM, TIMED_SEEDS_FROM)
+_SEEDS_FROM = (0, 0, MERGED_SEEDS_FROM, KINDS_SEEDS_FROM, TIMED_SEEDS_FROM, TIMERS_SEEDS_FROM)
 
 
 def seeds(first: int, count: int) -> Iterator[int]:
-    """So many seeds from this number on: two of five are of the first job, the others of the other three."""
+    """So many seeds from this number on: two of six are of the first job, the others of the other four."""
     for number in range(first, first + count):
         # Settings and brokers depend on the last digits of a seed: each job shall play with all of them.
         yield number + _SEEDS_FROM[number // 4 % len(_SEEDS_FROM)]
@@ -447,6 +635,8 @@ def seeds(first: int, count: int) -> Iterator[int]:
 
 def job_of(seed: int) -> SimJob:
     """The job that a seed plays."""
+    if seed >= TIMERS_SEEDS_FROM:
+        return _timers_job(behind=seed % 2 == 0)
     if seed >= TIMED_SEEDS_FROM:
         return _counting_job(merged=False, timed=True)
     if seed >= KINDS_SEEDS_FROM:
@@ -488,4 +678,24 @@ def _kinds_job() -> SimJob:
         SOURCE: KindsModel(SOURCE, {REPARTITION: _GROUP_OF.__getitem__}),
         TOTALS: CountModel(TOTALS, TOTALS, {}),
     }
+    return SimJob(job.build(Settings()), models)
+
+
+@cache
+def _timers_job(*, behind: bool) -> SimJob:
+    """`in` counts by key and sets timers; its inputs become idle. `totals` as in the others; if `behind`, it
+    sets timers, too, so that it is told of event time in each epoch."""
+    job = Job(JOB)
+    source, sink = job.topic(SOURCE, watermark=Watermark(MAX_DELAY_MS, idle_ms=IDLE_MS)), job.topic(SINK)
+    job.stream(source).process(_count_and_set_timers_into(SOURCE), name=COUNT, timers=_timers_of(SOURCE)).to(
+        sink
+    )
+    grouped = job.stream(source).key_by(_group)
+    models: dict[str, Model] = {SOURCE: TimersModel(SOURCE, COUNT, {REPARTITION: _GROUP_OF.__getitem__})}
+    if behind:
+        grouped.process(_count_and_set_timers_into(TOTALS), name=TOTALS, timers=_timers_of(TOTALS)).to(sink)
+        models[TOTALS] = TimersModel(TOTALS, TOTALS, {})
+    else:
+        grouped.process(_count_into(TOTALS), name=TOTALS).to(sink)
+        models[TOTALS] = CountModel(TOTALS, TOTALS, {})
     return SimJob(job.build(Settings()), models)

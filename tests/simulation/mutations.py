@@ -11,7 +11,7 @@ mutation that takes the second rule away as well shows the harm. `covered_by` na
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -25,6 +25,9 @@ from fcluster.coordinator.core.outbox import HeldKind, Outbox
 from fcluster.coordinator.core.ownership import Ownership
 from fcluster.engine.entries import ABSENT, EntryTable
 from fcluster.engine.state import ShardState
+from fcluster.engine.watermarks import make_clock
+from fcluster.graph.timers import TimerStore
+from fcluster.graph.topology import Stage
 from fcluster.storage.manifest import Manifest
 from fcluster.storage.restore_plan import RestoreRequest
 from fcluster.storage.snapshots import usable_manifests
@@ -34,8 +37,19 @@ from fcluster.worker.core import model
 from fcluster.worker.core import worker as core
 from fcluster.worker.core.epochs import Epochs
 from fcluster.worker.core.owned_shards import OwnedShards
+from fcluster.worker.idle_inputs import IdleInputs
+from fcluster.worker.processing import ShardRunner
+from fcluster.worker.timers import DueTimers
+from tests.simulation.cluster import Cluster
 from tests.simulation.coordinator_shell import SimCoordinator
-from tests.simulation.jobs import JOB, KINDS_SEEDS_FROM, MERGED_SEEDS_FROM, TIMED_SEEDS_FROM
+from tests.simulation.jobs import (
+    IDLE_MS,
+    JOB,
+    KINDS_SEEDS_FROM,
+    MERGED_SEEDS_FROM,
+    TIMED_SEEDS_FROM,
+    TIMERS_SEEDS_FROM,
+)
 from tests.simulation.kafka_model import Partition
 from tests.simulation.storage import SimStore
 from tests.simulation.worker_shell import (
@@ -491,6 +505,89 @@ class ForgetsTime(SimWorker):
         return at.at([InputOffset(one.offset, one.topic_id) for one in at.inputs])
 
 
+# --- timers and idle inputs ---------------------------------------------------------------------------
+
+
+class LosesLateTimers(SimWorker):
+    """Drops the timers that are due already when a shard is restored: their record has passed."""
+
+    def new_runner(
+        self, stage: Stage, partition: int, state: ShardState, position: CommittedPosition, idle_ms: int
+    ) -> Runner:
+        runner = super().new_runner(stage, partition, state, position, idle_ms)
+        timers = runner.timers
+        while timers is not None and (found := timers._first_event()) is not None:
+            handler, timer = found
+            handler.timers.take("event", timer)
+        return runner
+
+
+class _RemovesInMemory(EntryTable):
+    __slots__ = ()
+
+    def settle(self) -> None:
+        super().settle()
+        for key in [key for key, value in self._open.items() if value is ABSENT]:
+            self._clean[key] = self._open.pop(key)
+
+
+class FiresAgain(SimWorker):
+    """Removes timers that have fired from memory, but doesn't write that to the changelog."""
+
+    def new_state(self, shard: ShardId, store: SimStore) -> ShardState:
+        state = super().new_state(shard, store)
+        for process in self.cluster.topology.stage(shard.stage).timed_processes:
+            for name in TimerStore(process.name).store_names:
+                plant(state.tables[name], _RemovesInMemory)
+        return state
+
+
+class _NamesNoShards(DueTimers):
+    def take_fired(self) -> tuple[frozenset[ShardId], int]:
+        _, fired = super().take_fired()
+        for runner in self._timed.values():
+            runner._fired_after = -1
+        return frozenset(), fired
+
+
+class LeavesFiredOut(SimWorker):
+    """Leaves a shard out of the epoch in which only timers of it have fired."""
+
+    def __init__(self, cluster: Cluster, name: str, host: str, wanted_slot: int) -> None:
+        super().__init__(cluster, name, host, wanted_slot)
+        plant(self._timers, _NamesNoShards)
+
+
+class ForgetsIdle(SimWorker):
+    """Tells that an input is idle, but commits that it isn't."""
+
+    def _freeze(self, shard: ShardId, epoch: int) -> FrozenShard:
+        frozen = super()._freeze(shard, epoch)
+        stage, at = self.cluster.topology.stage(shard.stage), frozen.position
+        clock = make_clock(stage, at)
+        if clock is not None and not stage.inputs[0].internal:
+            clock.set_idle(0, False)
+            frozen.position = at.at([InputOffset(at.offset, at.topic_id, clock.encode(0))])
+        return frozen
+
+
+class _IdleAtOnce(IdleInputs):
+    def look(self, runners: Iterable[ShardRunner], now_ms: float) -> frozenset[ShardId]:
+        looked = list(runners)
+        return super().look(looked, now_ms) | super().look(looked, now_ms + IDLE_MS)
+
+
+class IdleAtOnce(SimWorker):
+    """Takes an input for idle as soon as it is at its end."""
+
+    def __init__(self, cluster: Cluster, name: str, host: str, wanted_slot: int) -> None:
+        super().__init__(cluster, name, host, wanted_slot)
+        plant(self._idle_inputs, _IdleAtOnce)
+
+
+# --- snapshots ----------------------------------------------------------------------------------------
+
+
 class TruncatesUnverified(SimWorker):
     """Cuts the changelog behind a snapshot that nobody has read back."""
 
@@ -702,6 +799,27 @@ MUTATIONS = [
     ),
     Mutation("a TTL that isn't in the delta", KINDS_SEEDS_FROM + 1, "the deltas make", ExpiresInMemory),
     Mutation("a watermark that goes back", TIMED_SEEDS_FROM + 4, "but the records tell", ForgetsTime),
+    Mutation("a late timer lost at a move", TIMERS_SEEDS_FROM + 30, "the outputs should be", LosesLateTimers),
+    Mutation(
+        "a timer that has fired is not removed in the delta", TIMERS_SEEDS_FROM, "the deltas make", FiresAgain
+    ),
+    Mutation(
+        "a timer fired twice after a restore",
+        TIMERS_SEEDS_FROM + 1,
+        "the outputs should be",
+        FiresAgain,
+        harm_only=True,
+    ),
+    Mutation(
+        "a shard left out in which only timers fired",
+        TIMERS_SEEDS_FROM,
+        "without its offset",
+        LeavesFiredOut,
+    ),
+    Mutation(
+        "an idle flag that isn't committed", TIMERS_SEEDS_FROM, "but is committed as False", ForgetsIdle
+    ),
+    Mutation("an input idle at once", TIMERS_SEEDS_FROM, "ms ago", IdleAtOnce),
     Mutation("records fetched before a rewind", 251, "the outputs should be []", ForgetsRewind),
     APPLIED_EARLY,
     Mutation("layers kept over a reset", 2, "the outputs should be", KeepsLayers),

@@ -10,9 +10,10 @@ Must not: decide protocol questions. If it does something that the real shell do
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -40,10 +41,14 @@ from fcluster.wire.messages import WorkerStats
 from fcluster.worker.core import events, model
 from fcluster.worker.core import worker as core
 from fcluster.worker.core.reported_offsets import ReportedOffsets
+from fcluster.worker.idle_inputs import IdleInputs
+from fcluster.worker.inbox import Inbox
 from fcluster.worker.processing import ShardRunner
+from fcluster.worker.record_watch import RecordWatch
+from fcluster.worker.timers import DueTimers
 from tests.simulation.brokers import GROUP, GroupReader
 from tests.simulation.copies import PATIENCE_MS, SimTail
-from tests.simulation.jobs import Origin, Read, Written
+from tests.simulation.jobs import BEGIN_MS, Origin, Read, Written
 from tests.simulation.kafka_model import Partition, Producer
 from tests.simulation.storage import Disk, SimStore
 from tests.simulation.world import Call, Dealer, KafkaFailure, Lane, Process, Sleep, Thread
@@ -73,11 +78,16 @@ class Runner(ShardRunner):
         position: CommittedPosition,
         port: OutputPort,
         idle_ms: int,
+        wall_ms: Callable[[], int],
     ) -> None:
-        super().__init__(stage, partition, state, position, port)
+        super().__init__(stage, partition, state, position, port, wall_ms)
         self.sources: list[Partition] = [(topic, partition) for topic in stage.topics]
+        self.fetched_up_to = [at.offset for at in position.inputs]
         self.merge = InputMerge(len(self.sources), idle_ms) if len(self.sources) > 1 else None
         self.reading = True
+        self.may_be_idle = any(
+            source.watermark is not None and source.watermark.idle_ms is not None for source in stage.inputs
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,13 +290,19 @@ class SimWorker(Process):
         self._port = OutputPort()
         self._port.produce = self._hold_output
         self._outputs: list[tuple[Partition, Written]] = []
-        self._origin: Origin | None = None
+        self._interrupting = Inbox()  # only what interrupts a batch: what is posted waits in `inbox`
+        self._record_watch = RecordWatch()
+        self._timed: dict[ShardId, ShardRunner] = {}
+        self._timers = DueTimers(self._timed, self._interrupting, self._record_watch, self.wall_ms)
+        self._wakes_at_ms = 0
+        self._idle_inputs = IdleInputs()
         self._epoch_records = 0
         self.pending: FrozenEpoch | None = None
         self._snapshot_epochs: dict[ShardId, int] = {}
         self._searched_ms = -(10**9)
         self._highest_term = 0
         self._misled = False
+        self._clock_error_ms = Random(f"{self.world.seed} {host}").randint(-20, 20)
         self.later(self.world.up_to(20), self._pulse)
         self.later(settings.snapshot_interval_ms, self._begin_snapshots)
 
@@ -295,6 +311,10 @@ class SimWorker(Process):
     def step(self, name: str) -> None:
         """A point at which faults like to strike."""
         self.cluster.step(self, f"worker: {name}")
+
+    def wall_ms(self) -> int:
+        """The clock of its host."""
+        return BEGIN_MS + self.world.now_ms + self._clock_error_ms
 
     def terminate(self) -> None:
         """SIGTERM."""
@@ -358,6 +378,8 @@ class SimWorker(Process):
         while self.alive and not self._busy and not self._hanging:
             if self._effects:
                 self._carry_out(self._effects.popleft())
+            elif self._timers_come_next():
+                self._fire()
             elif self.inbox:
                 item = self.inbox.popleft()
                 if isinstance(item, tuple):
@@ -367,6 +389,7 @@ class SimWorker(Process):
                 else:
                     self._feed(item)
             else:
+                self._wake_for_timers()
                 return
 
     def _feed(self, event: events.Event) -> None:
@@ -413,6 +436,7 @@ class SimWorker(Process):
                 self._start_reading(effect)
             case events.StopReading():
                 for shard in effect.shards:
+                    self._timed.pop(shard, None)
                     if shard in self.runners:
                         self.runners[shard].reading = False
             case events.PauseReading():
@@ -493,6 +517,7 @@ class SimWorker(Process):
 
     def _drop_layers(self) -> None:
         self.runners.clear()
+        self._timed.clear()
         self._restore_stop[0] = True
         self._restore_stop = [False]
         self._drop_states()
@@ -547,10 +572,13 @@ class SimWorker(Process):
         idle_ms = self.cluster.settings.max_task_idle_ms
         shard, stage = effect.shard, self.cluster.topology.stage(effect.shard.stage)
         state = self.states[shard]
-        runner = Runner(stage, shard.partition, state, self.position_of(effect), self._port, idle_ms)
+        runner = self.new_runner(stage, shard.partition, state, self.position_of(effect), idle_ms)
         offsets = "+".join(str(at.offset) for at in effect.position.inputs)
         self.note("runs %s from offset %s", effect.shard, offsets)
         self.runners[effect.shard] = runner
+        if runner.timers is not None:
+            self._timed[shard] = runner
+        self._timers.start(runner, None)
         for number in range(len(runner.sources)):
             self._fetch(runner, number)
 
@@ -558,14 +586,23 @@ class SimWorker(Process):
         """Where the shard begins."""
         return effect.position
 
+    def new_runner(
+        self, stage: Stage, partition: int, state: ShardState, position: CommittedPosition, idle_ms: int
+    ) -> Runner:
+        """What processes the records of a shard."""
+        runner = Runner(stage, partition, state, position, self._port, idle_ms, self.wall_ms)
+        if runner.timers is not None:
+            runner.timers.at_once_max = self.cluster.fired_at_once_max
+        return runner
+
     def _fetch(self, runner: Runner, number: int) -> None:
         """Ask for the next records of a runner's input; they come when there are some."""
         if self.runners.get(runner.shard) is not runner or not runner.reading:
             return
-        source, position = runner.sources[number], runner.inputs[number].read_position
+        source, position = runner.sources[number], runner.fetched_up_to[number]
         if self.kafka.last_stable_offset(source) <= position:
             self.cluster.when_stable(source, lambda: self.later(0, self._fetch, runner, number))
-            if runner.merge is not None:
+            if runner.merge is not None or runner.may_be_idle:
                 fetched = Fetched(number, [], position, self.kafka.end_offset(source))
                 self.later(0, self.post, (runner, fetched))
             return
@@ -578,9 +615,9 @@ class SimWorker(Process):
     def _fetched(self, runner: Runner, number: int) -> None:
         most = 1 + self.world.up_to(6)
         records, position = self.kafka.read_committed(
-            runner.sources[number], runner.inputs[number].read_position, most
+            runner.sources[number], runner.fetched_up_to[number], most
         )
-        runner.inputs[number].read_position = position
+        runner.fetched_up_to[number] = position
         if records:
             self.post((runner, Fetched(number, records, position)))
         else:
@@ -613,36 +650,113 @@ class SimWorker(Process):
             return
         reads = self._next(runner, fetched)
         if reads:
-            self._process_records(writer, runner, reads, fetched)
+            rest = self._process_records(writer, runner, reads, fetched)
+            if rest:
+                self.inbox.append((runner, replace(fetched, records=fetched.records[-rest:])))
+                return
+        elif fetched.end is not None and runner.merge is None:
+            one = runner.inputs[fetched.number]
+            one.end, one.read_position = fetched.end, max(fetched.position, one.next_offset)
         if fetched.records:
             self._fetch(runner, fetched.number)
 
-    def _process_records(self, writer: Writer, runner: Runner, reads: list[Read], fetched: Fetched) -> None:
-        for read in reads:
+    def _process_records(self, writer: Writer, runner: Runner, reads: list[Read], fetched: Fetched) -> int:
+        """Returns how many of the last ones are left, because timers come before them."""
+        self._interrupting.interrupts.clear()
+        rest = 0
+        for number, read in enumerate(reads):
             one = runner.inputs[read.number]
-            self._origin = Origin(runner.shard, read.number, read.offset())
+            self._record_watch.record = read
             one.handle(read)
             one.last = read
-        outputs, self._outputs = self._outputs, []
+            if self._interrupting.interrupts:
+                rest = len(reads) - number - 1
+                break
+        self._record_watch.record = None
+        if rest:
+            assert runner.merge is None  # what comes of a merge can't wait here; no such shard has timers
+            del reads[-rest:]
+        _, fired = self._timers.take_fired()
         if self.world.transcript is not None:
             shown_records = " ".join(str(read.written) for read in reads)
             offsets = "+".join(str(one.next_offset) for one in runner.inputs)
             self.note("processes %s up to %s: %s", runner.shard, offsets, shown_records)
-        if outputs:
-            writer.produce(outputs)
-        self._epoch_records += len(reads)
+        self._write_outputs(writer)
+        processed = len(reads) + fired
+        self._epoch_records += processed
         dirty = frozenset(shard for shard, other in self.runners.items() if other.is_touched)
         source = runner.sources[max(0, fetched.number)]
         backlog = self.kafka.last_stable_offset(source) > fetched.position
-        self._feed(events.RecordsProcessed(dirty, len(reads), backlog))
+        self._feed(events.RecordsProcessed(dirty, processed, backlog))
         self.step("records processed")
+        return rest
+
+    def _write_outputs(self, writer: Writer) -> None:
+        outputs, self._outputs = self._outputs, []
+        if outputs:
+            writer.produce(outputs)
 
     def _hold_output(
         self, topic: str, value: bytes | None, key: bytes | None, timestamp_ms: int, headers: Any
     ) -> None:
         """What the engine's port is bound to: outputs are sent when a batch of records is through."""
-        written = Written(key, value, timestamp_ms, headers, self._origin)
+        record: Any = self._record_watch.record
+        shard = ShardId(self.cluster.job.stages_reading[record.topic()], record.partition())
+        number = record.number if isinstance(record, Read) else 0
+        origin = Origin(shard, number, record.offset(), self.cluster.next_output(), self.wall_ms())
+        written = Written(key, value, timestamp_ms, headers, origin)
         self._outputs.append((self.cluster.place(topic, key, value), written))
+
+    # --- timers and event time ------------------------------------------------------------------------
+
+    @property
+    def _may_fire(self) -> bool:
+        is_open = self.writer is not None and not self.writer.failure
+        return is_open and not self._reading_paused and not self.core.state.waits_for_commit()
+
+    def _timers_come_next(self) -> bool:
+        """Whether timers are due, and only what comes after them is waiting: records, or an order to stop."""
+        if not self._timed or not self._may_fire:
+            return False
+        item = self.inbox[0] if self.inbox else None
+        is_to_stop = isinstance(item, events.MessageReceived) and isinstance(item.message, messages.Drain)
+        return (item is None or isinstance(item, tuple) or is_to_stop) and self._timers.are_due()
+
+    def _fire(self) -> None:
+        """Fire timers of one shard; what follows from that is done before those of the next one."""
+        writer = self.writer
+        assert writer is not None
+        self._interrupting.interrupts.clear()
+        runner = self._timers.due()[0]
+        assert runner.timers is not None
+        runner.timers.fire_due(max(1, self.cluster.fired_at_once_max))
+        self._record_watch.record = None
+        self.note("fires timers of %s", runner.shard)
+        self._write_outputs(writer)
+        shards, fired = self._timers.take_fired()
+        self._epoch_records += fired
+        self._feed(events.RecordsProcessed(shards, fired, False))
+        self.step("timers fired")
+
+    def _wake_for_timers(self) -> None:
+        """Go on when the next timer in processing time is due, unless something comes before."""
+        interval_s = self.cluster.settings.heartbeat_interval_ms / 1000
+        if self._timed and self._may_fire:
+            wait_s = self._timers.wait_s(interval_s)
+            wakes_at_ms = self.world.now_ms + math.ceil(wait_s * 1000)
+            if wait_s < interval_s and not self.world.now_ms < self._wakes_at_ms <= wakes_at_ms:
+                self._wakes_at_ms = wakes_at_ms
+                self.later(wakes_at_ms - self.world.now_ms, self._drain)
+
+    def _pass_time(self) -> None:
+        """Find inputs that have become idle, and what was put off of event time: both need an epoch, although
+        records have stopped coming."""
+        if not self._reading_paused and not self.core.state.waits_for_commit():
+            now_ms = self.world.now_ms
+            idle = self._idle_inputs.look(self.runners.values(), now_ms)
+            shards = self.core.state.running(idle | self._telling.overdue(now_ms))
+            if shards:
+                self._feed(events.RecordsProcessed(shards, 0, False))
 
     # --- epochs ---------------------------------------------------------------------------------------
 
@@ -1113,14 +1227,7 @@ class SimWorker(Process):
             self.world.call(self, Call("find leader", self.cluster.find_leader), self._found_leader)
         self.later(settings.heartbeat_interval_ms, self._pulse)
         self.post(events.Tick())
-        self.post(self._tell_overdue)
-
-    def _tell_overdue(self) -> None:
-        """What was put off of event time needs an epoch, although records have stopped coming."""
-        if not self._reading_paused and not self.core.state.waits_for_commit():
-            shards = self.core.state.running(self._telling.overdue(self.world.now_ms))
-            if shards:
-                self._feed(events.RecordsProcessed(shards, 0, False))
+        self.post(self._pass_time)
 
     def _found_leader(self, leader: Any, failure: KafkaFailure | None) -> None:
         if leader is None or failure is not None:
@@ -1166,6 +1273,6 @@ def shown(thing: Any) -> str:
         if isinstance(value, frozenset | list | tuple) and value:
             value = " ".join(sorted(str(getattr(item, "shard", item)) for item in value))
         elif isinstance(value, dict):
-            value = " ".join(f"{shard}@{position.offset}" for shard, position in value.items())
+            value = " ".join(f"{key}@{getattr(at, 'offset', at)}" for key, at in value.items())
         words.append(f"{name}={value}")
     return f"{type(thing).__name__}({', '.join(words)})"
