@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -34,6 +35,12 @@ class NoPeerError(Exception):
 
 
 # --- Kafka Streams --------------------------------------------------------------------------------------
+
+
+def streams_version() -> str:
+    """Of Kafka Streams, as its POM says."""
+    found = re.search(r"<kafka\.version>(.*)</kafka\.version>", (_SOURCES / "pom.xml").read_text())
+    return found[1] if found else ""
 
 
 def resolve() -> Path:

@@ -260,6 +260,10 @@ def lanes_of(arguments: argparse.Namespace) -> Lanes:
 def versions_of(arguments: argparse.Namespace) -> dict[str, str]:
     """Of everything, and the commits of the checkouts."""
     found = describe_versions() | {"commit": commit_of(REPOSITORY)}
+    if "kafka-streams" in arguments.peers:
+        found["Kafka Streams"] = peers.streams_version()
+    if "quix-streams" in arguments.peers:
+        found["Quix Streams"] = peers.QUIX.partition("==")[2]
     if arguments.compare:
         found[f"commit of {OTHER}"] = commit_of(arguments.compare)
     return found
