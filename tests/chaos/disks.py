@@ -49,6 +49,11 @@ def fill(path: Path) -> None:
     assert shutil.disk_usage(path).free < 4096
 
 
+def is_full(path: Path) -> bool:
+    """Whether `fill` has filled the disk at `path`, and nobody has made room."""
+    return (path / FILLER).exists()
+
+
 def make_room(path: Path) -> None:
     """Undo `fill`."""
     (path / FILLER).unlink()

@@ -34,7 +34,7 @@ from fcluster.wire.discovery import Leader, find_leader
 from tests.chaos import tally
 from tests.chaos.cluster import Mark
 from tests.chaos.damage import Snapshots, damage_newest
-from tests.chaos.disks import fill, make_room
+from tests.chaos.disks import fill, is_full, make_room
 from tests.chaos.network import COORDINATOR as WAY_TO_COORDINATOR
 from tests.chaos.network import KAFKA, BrokerFor, Island
 from tests.chaos.plan import ISLANDER, SLOTS, Planned, Round
@@ -478,6 +478,8 @@ class Storm:
         disk = self._disk
         if disk is None:
             raise LeftOut("small file systems can't be mounted here")
+        if is_full(disk):
+            raise LeftOut("it is full already")
         fill(disk)
         self._note(planned, " (snapshots)", shown=self._open_epoch())
         return lambda: make_room(disk)
