@@ -50,6 +50,7 @@ from fcluster.common.positions import (
 )
 from fcluster.common.settings import Settings, with_settings
 from fcluster.coordinator.checks import RESETTING_KEY
+from fcluster.coordinator.core.outbox import LOSS_PREFIXES
 from fcluster.coordinator.journal import Journal, JournalLostError, open_journal
 from fcluster.coordinator.owned_topics import Found, found_names
 from fcluster.coordinator.topic_watch import GroupMembers
@@ -76,8 +77,10 @@ POLL_S: Final = 0.2
 FENCES_AT_ONCE: Final = 8
 LAST_RECORDS: Final = 500
 """How many offsets of a changelog are read at once to find its last delta."""
-_FORGOTTEN: Final = ("assignment/", "partitions/", "topic/")
-"""Prefixes of journal keys that are removed for the job's next start."""
+_FORGOTTEN: Final = ("topic/", *LOSS_PREFIXES)
+"""Prefixes of journal keys that are removed for the job's next start: what is about offsets of before."""
+_FORGOTTEN_WITH_STATE: Final = ("assignment/", "partitions/")
+"""The same, unless state is kept."""
 
 Say = Callable[[str], None]
 
@@ -564,7 +567,7 @@ def _write(journal: Journal, entries: Mapping[str, Any]) -> None:
 def _last_entries(past: Mapping[str, Any], *, keeps_state: bool) -> dict[str, Any]:
     """The journal entries that are removed."""
     single = ["leader", "ended", "ending", RESETTING_KEY, *([] if keeps_state else ["topology"])]
-    prefixes = ("topic/",) if keeps_state else _FORGOTTEN
+    prefixes = _FORGOTTEN if keeps_state else (*_FORGOTTEN, *_FORGOTTEN_WITH_STATE)
     keys = [key for key in past if key.startswith(prefixes)]
     return dict.fromkeys([*keys, *single])
 

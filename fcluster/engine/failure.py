@@ -47,7 +47,12 @@ class Condemnation:
     @property
     def is_of_timer(self) -> bool:
         """Whether a timer failed, and not a record."""
-        return self.step.startswith(TIMER_STEP)
+        return bool(timer_in(self.step))
+
+
+def timer_in(step: str) -> str:
+    """The step, if it is a timer's, which no other timer has while that one is set. Otherwise empty."""
+    return step if step.startswith(TIMER_STEP) else ""
 
 
 class OutputRefusedError(Exception):

@@ -123,6 +123,12 @@ class RunningRecord(msgspec.Struct, frozen=True, array_like=True):
     running_ms: _Number
 
 
+OVERDUE_TIMES_MAX = 2
+"""A record at which handlers have hung this often is condemned."""
+SUSPECT_TIMES_MAX = 3
+"""A record at which processes have ended this often is condemned."""
+
+
 class OverdueRecord(msgspec.Struct, frozen=True, array_like=True):
     """A record at which a handler has hung longer than `record.timeout.ms`, `times` in a row.
 

@@ -20,7 +20,7 @@ from fcluster.common.ids import ShardId, transactional_ids
 from fcluster.common.positions import CommittedPosition, InputOffset, decode_position
 from fcluster.coordinator.core.coordinator import Coordinator
 from fcluster.coordinator.core.model import HELD_PHASES, ShardPhase
-from fcluster.coordinator.core.outbox import assignment_key, slot_key
+from fcluster.coordinator.core.outbox import assignment_key, deaths_key, slot_key
 from fcluster.engine.changelog import DeltaReader
 from fcluster.engine.clock import decode_watermark
 from fcluster.engine.state import StoreMeta
@@ -135,6 +135,9 @@ class Checks:
             for shard in message.shards:
                 if journal.get(assignment_key(shard), {}).get("slot") != slot:
                     self.fail(f"{shard} is assigned to slot {slot} before the journal holds it")
+            for suspect in message.suspects:
+                if deaths_key(suspect.shard) not in journal:
+                    self.fail(f"{suspect.shard} is said to end workers before the journal holds it")
 
     # --- at each commit -------------------------------------------------------------------------------
 

@@ -756,7 +756,7 @@ MUTATIONS = [
         "a failed fence taken as done", 712, "which was given back", coordinator_class=FailedFenceCounts
     ),
     Mutation("no fence for who begins anew", 63, "has its slot", coordinator_class=NoFenceForReturning),
-    Mutation("end of the changelog unsettled", 220, "ends at epoch", UnsettledChangelog),
+    Mutation("end of the changelog unsettled", 424, "ends at epoch", UnsettledChangelog),
     Mutation(
         "welcome before the journal",
         1,
@@ -774,7 +774,7 @@ MUTATIONS = [
     Mutation("sessions forgotten by a new leader", 1, "was fenced", coordinator_class=ForgetsSessions),
     RETURNING,
     Mutation(
-        "a shard given away when revoked", 0, "which was given back", coordinator_class=FreesWhenRevoked
+        "a shard given away when revoked", 43, "which was given back", coordinator_class=FreesWhenRevoked
     ),
     Mutation("e+1 committed after e aborted", 24, "the outputs should be", GoesOnAfterAbort),
     Mutation("commit before complete", 1, "which was never declared complete to it", CommitsUndeclared),
@@ -834,7 +834,7 @@ MUTATIONS = [
         parts=(Mutation("moves at once", 0, "", coordinator_class=MovesAtOnce),),
     ),
     Mutation("an order obeyed twice", 480, "owns", ObeysTwice),
-    Mutation("copies begun before a former session's writes", 95, "a store of", CopiesBeforeWriting),
+    Mutation("copies begun before a former session's writes", 354, "a store of", CopiesBeforeWriting),
     # On several brokers.
     Mutation("an unknown end taken for a value", 117, "ends at epoch 0", UnknownEndTaken),
     Mutation("an old position taken", 109, "holds epoch 5, committed is 0", OldPositionTaken),

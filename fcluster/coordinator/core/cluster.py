@@ -34,12 +34,12 @@ class Cluster:
         drained_workers: workers that an operator is draining. A new session doesn't change that. An ordered
             set.
         ending_told: the journal holds the decision to end the job.
-        overdue: the records at which a handler has hung, by shard, until they are committed. In memory only:
-            a new leader starts counting again.
+        overdue: the records at which a handler has hung, by shard, until they are committed. The journal
+            holds them, too.
         deaths: how often in a row sessions were lost with nothing of a shard committed in between, and at
-            which of its records. In memory only, too.
+            which of its records. The journal holds them, too.
         committed: the highest offsets that workers have reported as committed, by shard and by input number.
-            In memory only, too.
+            In memory only: a new leader starts without them.
         kafka_troubles: what the job is waiting for in Kafka, one sentence each.
         session_of_worker: by the worker's id. `session_of_peer`: by the connection, if it has one.
     """
@@ -64,7 +64,7 @@ class Cluster:
         self.shards = {identity: Shard(identity) for identity in terms.topology.shards(terms.partitions)}
         self.joiners: dict[bytes, Joiner] = {}
         self.drained_workers: dict[str, None] = {}
-        self.overdue: dict[ShardId, messages.OverdueRecord] = {}
+        self.overdue: dict[ShardId, tuple[messages.OverdueRecord, ...]] = {}
         self.deaths: dict[ShardId, Deaths] = {}
         self.committed: dict[ShardId, dict[int, int]] = {}
         self.counters = Counters()

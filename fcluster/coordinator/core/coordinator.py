@@ -7,6 +7,7 @@ the order of due work:
 
 - `membership`: sessions, their slots, and the fence between two of them. `liveness`: which workers are dead.
 - `joining`, `returning`, `leaving`: how a worker joins and leaves. `reports`: what it reports in between.
+- `losses`: records that end or hang workers.
 - `ownership` and `copies`: which worker runs or copies which shard. `rounds`: epochs.
 - `topics`: topics that were deleted or replaced, or have grown.
 - `ending`: the end of the job. `leadership`: handing over the leadership. `scaling`: the number of workers.
@@ -102,7 +103,9 @@ class Coordinator:
         )
         self._liveness = Liveness(cluster, outbox, self.rounds, self._ownership, self._membership)
         self._leaving = Leaving(cluster, outbox, self._ownership)
-        self._ending = Ending(cluster, outbox, self.rounds, self.progress, self.agents, self._membership)
+        self._ending = Ending(
+            cluster, outbox, self.rounds, self.progress, self.agents, self._membership, self._losses
+        )
         returning = Returning(cluster, outbox, self.rounds, self._ownership, self._membership, self._leaving)
         self._joining = Joining(
             cluster,
@@ -151,11 +154,15 @@ class Coordinator:
             kind, _, rest = key.partition("/")
             if kind == "slot":
                 self._recover_slot(int(rest), value)
-            elif kind == "assignment":
+            elif kind in ("assignment", "deaths", "overdue"):
                 stage, _, partition = rest.rpartition("/")
                 shard = self.shards.get(ShardId(stage, int(partition)))
-                if shard is not None:
+                if shard is None:
+                    continue  # the job has no such shard any more
+                if kind == "assignment":
                     shard.slot, shard.phase = int(value["slot"]), ShardPhase.WAITING
+                else:
+                    self._losses.recover(kind, shard.identity, value)
         for shard in self.shards.values():
             if shard.slot is not None and shard.slot not in self.slots:
                 shard.slot, shard.phase = None, ShardPhase.FREE
@@ -371,7 +378,7 @@ class Coordinator:
             case messages.WorkerFailed():
                 self._ending.worker_failed(session, message.failure)
             case messages.RecordOverdue():
-                self._reports.record_overdue(session, message)
+                self._losses.hung(session, message)
             case messages.RecordBegun():
                 self._losses.begun(session, message)
             case messages.RecordEnded():

@@ -20,6 +20,7 @@ from fcluster.common.failures import Failure
 from fcluster.coordinator.core import events
 from fcluster.coordinator.core.agents import Agents
 from fcluster.coordinator.core.cluster import Cluster
+from fcluster.coordinator.core.losses import Losses
 from fcluster.coordinator.core.membership import Membership
 from fcluster.coordinator.core.model import Phase, Session, SessionPhase, ShardPhase
 from fcluster.coordinator.core.outbox import ENDING_KEY, Outbox
@@ -45,6 +46,7 @@ class Ending:
         progress: Progress,
         agents: Agents,
         membership: Membership,
+        losses: Losses,
     ) -> None:
         self._cluster = cluster
         self._outbox = outbox
@@ -52,6 +54,7 @@ class Ending:
         self._progress = progress
         self._agents = agents
         self._membership = membership
+        self._losses = losses
         self._drain_began_ms = cluster.now_ms
         self._drain_deadline_ms = cluster.now_ms
         self._decided_sequence = 0
@@ -160,6 +163,7 @@ class Ending:
             "failed": failure is not None,
             "failure": None if failure is None else failure.document(),
         }
+        self._losses.forget()  # whoever starts the job again may have mended the handler
         self._decided_sequence = self._outbox.journal(ENDING_KEY, ending)
         self._outbox.hold("drain", self._decided_sequence, 0)
 

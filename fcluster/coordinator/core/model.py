@@ -256,13 +256,14 @@ class Deaths:
 
     Attributes:
         committed: the shard's committed offset in each input, by input number, at the first of these losses.
-        times: how many sessions were lost.
-        suspect: the record that was being processed, if a session had announced it.
+        times: how many sessions were lost since the last record was condemned.
+        suspects: the records that were being processed, as far as sessions had announced them. The last one
+            is counted; those before it are condemned, and come again as long as they aren't committed.
     """
 
     committed: Mapping[int, int]
     times: int
-    suspect: messages.SuspectRecord | None = None
+    suspects: tuple[messages.SuspectRecord, ...] = ()
 
 
 @dataclass(slots=True)

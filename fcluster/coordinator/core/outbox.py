@@ -29,6 +29,9 @@ ENDING_KEY = "ending"
 CHECK_KEY = "check"
 """Journal key that is written to find out whether the journal still accepts our writes."""
 
+LOSS_PREFIXES = ("deaths/", "overdue/")
+"""Journal keys of what is counted about records that end or hang workers begin with one of these."""
+
 HeldKind = Literal["welcome", "fence", "epochs", "drain"]
 
 
@@ -40,6 +43,16 @@ def slot_key(slot: int) -> str:
 def assignment_key(shard: ShardId) -> str:
     """Journal key of a shard's slot."""
     return f"assignment/{shard.stage}/{shard.partition}"
+
+
+def deaths_key(shard: ShardId) -> str:
+    """Journal key of the sessions of a shard that were lost in a row."""
+    return f"deaths/{shard.stage}/{shard.partition}"
+
+
+def overdue_key(shard: ShardId) -> str:
+    """Journal key of the record of a shard at which a handler has hung."""
+    return f"overdue/{shard.stage}/{shard.partition}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -301,7 +301,7 @@ class Ownership:
 
     def _send_assign(self, session: Session, shards: list[ShardId]) -> None:
         number = self._next_order(session)
-        overdue = [self._cluster.overdue[shard] for shard in shards if shard in self._cluster.overdue]
+        overdue = [record for shard in shards for record in self._cluster.overdue.get(shard, ())]
         committed = [
             messages.CommittedOffset(shard, offset, of_input)
             for shard in shards

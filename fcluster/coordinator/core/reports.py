@@ -94,21 +94,3 @@ class Reports:
                 known = self._cluster.committed.setdefault(status.shard, {})
                 known[status.input] = max(status.committed, known.get(status.input, 0))
                 self._losses.committed(status)
-                overdue = self._cluster.overdue.get(status.shard)
-                same = overdue is not None and overdue.input == status.input
-                if overdue is not None and same and status.committed > overdue.offset:
-                    del self._cluster.overdue[status.shard]
-
-    def record_overdue(self, session: Session, message: messages.RecordOverdue) -> None:
-        """A handler hangs at a record. The shard's next owner has to know."""
-        session.begun = None  # the process has decided itself to end
-        shard = self._cluster.shards.get(message.shard)
-        if shard is None or shard.session != session.number:
-            return
-        known = self._cluster.overdue.get(message.shard)
-        at = (message.input, message.offset)
-        times = known.times + 1 if known is not None and (known.input, known.offset) == at else 1
-        self._cluster.overdue[message.shard] = messages.OverdueRecord(
-            message.shard, message.offset, times, message.reason, message.step, message.input
-        )
-        self._outbox.log("warning", f"slot {session.slot}: {message.reason}")

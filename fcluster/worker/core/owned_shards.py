@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from fcluster.common.failures import Failure
 from fcluster.common.ids import ShardId
 from fcluster.common.positions import CommittedPosition
-from fcluster.engine.failure import Condemnation
+from fcluster.engine.failure import Condemnation, timer_in
 from fcluster.wire import messages
 from fcluster.wire.messages import ShardStatus
 from fcluster.worker.core import events
@@ -26,10 +26,6 @@ from fcluster.worker.core.departure import Departure
 from fcluster.worker.core.model import OwnedShard, Phase, RecordAt, ShardPhase, StopRecord
 from fcluster.worker.core.state import CoreState
 
-OVERDUE_TIMES_MAX = 2
-"""A record at which handlers have hung this often is condemned."""
-DEATHS_MAX = 3
-"""A record at which processes have ended this often is condemned."""
 ANNOUNCED_RECORDS = 2_000
 """If it isn't known yet which record ends the processes: it is one of this many, or closer when it is looked
 for again. Each announcement takes a few milliseconds.
@@ -86,8 +82,8 @@ class OwnedShards:
 
     def _heed_overdue(self, overdue: messages.OverdueRecord) -> None:
         """A process was ended because of this record. If it happened only once, that may be chance."""
-        at = RecordAt(overdue.shard, overdue.offset, overdue.input)
-        if overdue.times >= OVERDUE_TIMES_MAX and not self._is_condemned(at):
+        at = RecordAt(overdue.shard, overdue.offset, overdue.input, timer_in(overdue.step))
+        if overdue.times >= messages.OVERDUE_TIMES_MAX and not self._is_condemned(at):
             failure = Failure.of_record(
                 f"{overdue.reason}; this happened {overdue.times} times",
                 "make the handler faster for such a record, raise record.timeout.ms and "
@@ -100,8 +96,8 @@ class OwnedShards:
         """Processes have ended while this record was being processed. Once that may be chance, but not
         several times.
         """
-        at = RecordAt(suspect.shard, suspect.offset, suspect.input)
-        if suspect.times < DEATHS_MAX:
+        at = RecordAt(suspect.shard, suspect.offset, suspect.input, timer_in(suspect.step))
+        if suspect.times < messages.SUSPECT_TIMES_MAX:
             self._now.suspects[suspect.shard] = suspect
         elif not self._is_condemned(at):
             what = "" if suspect.step else f"{suspect.record}: "
@@ -117,7 +113,12 @@ class OwnedShards:
 
     def _is_condemned(self, at: RecordAt) -> bool:
         condemned = self._now.condemned.get(at.shard, ())
-        return any((record.input, record.offset) == (at.input, at.offset) for record in condemned)
+        if at.timer:
+            return any(record.condemnation.step == at.timer for record in condemned)
+        return any(
+            (record.input, record.offset) == (at.input, at.offset) and not record.condemnation.is_of_timer
+            for record in condemned
+        )
 
     def _announced(self, shard: ShardId, position: CommittedPosition) -> tuple[range, ...]:
         """By input: the offsets whose records are announced before they are processed."""

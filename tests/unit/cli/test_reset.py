@@ -29,6 +29,8 @@ PAST = {
     "assignment/in/0": {"slot": 0},
     "partitions/in": {"count": 1},
     "topic/in": {"id": "id-1"},
+    "deaths/in/0": {"committed": {"0": 5}, "times": 2, "suspects": []},
+    "overdue/in/0": {"records": []},
     "topology": {},
     "leader": {},
     "resetting": {},
@@ -83,9 +85,10 @@ def test_journal_keeps_what_must_never_come_again() -> None:
     gone = _last_entries(PAST, keeps_state=False)
     assert set(gone.values()) == {None}
     assert gone.keys() >= {"assignment/in/0", "partitions/in", "topic/in", "topology", "leader", "resetting"}
+    assert gone.keys() >= {"deaths/in/0", "overdue/in/0"}
     assert not gone.keys() & {"term", "epoch", "slot/0"}
     kept = _last_entries(PAST, keeps_state=True)
-    assert kept.keys() >= {"topic/in", "leader", "resetting"}
+    assert kept.keys() >= {"topic/in", "leader", "resetting", "deaths/in/0", "overdue/in/0"}
     assert not kept.keys() & {"term", "epoch", "slot/0", "topology", "partitions/in", "assignment/in/0"}
 
 

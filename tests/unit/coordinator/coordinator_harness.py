@@ -10,12 +10,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+
 from fcluster.common.failures import Failure
 from fcluster.common.ids import ShardId
 from fcluster.common.settings import Settings
 from fcluster.coordinator.core import events
 from fcluster.coordinator.core.coordinator import Coordinator
+from fcluster.coordinator.core.losses import document_of_deaths, document_of_overdue
 from fcluster.coordinator.core.model import Terms
+from fcluster.coordinator.core.outbox import LOSS_PREFIXES, deaths_key, overdue_key
 from fcluster.graph.topology import Chain, Input, Process, Stage, TopicSpec, Topology
 from fcluster.wire import messages
 from fcluster.wire.messages import ShardStatus, WorkerStats
@@ -294,6 +298,15 @@ class Harness:
             self.write_journal()
         while self.auto_fence and self.unfenced:
             self.fence()
+        if not self.unwritten:
+            self.check_counts()
+
+    def check_counts(self) -> None:
+        """A leader that took over now would know the same of records that end or hang workers."""
+        cluster = self.core._cluster
+        counted = {deaths_key(held): document_of_deaths(deaths) for held, deaths in cluster.deaths.items()}
+        counted |= {overdue_key(held): document_of_overdue(hung) for held, hung in cluster.overdue.items()}
+        assert counted == {key: value for key, value in self.journal.items() if key.startswith(LOSS_PREFIXES)}
 
     def take(self, effect: events.Effect) -> None:
         match effect:
@@ -302,7 +315,7 @@ class Harness:
                 self.lines.append(f"{peer.decode()} <- {describe(message)}")
             case events.WriteJournal():
                 self.unwritten.append(effect)
-                keys = [key for key in effect.entries if key != "epoch"]
+                keys = [key for key in effect.entries if key != "epoch" and not key.startswith(LOSS_PREFIXES)]
                 if keys:
                     self.lines.append(f"journal {' '.join(keys)}")
             case events.FenceSlot(slot):
@@ -359,6 +372,11 @@ class Harness:
 
     def say(self, peer: bytes, message: messages.ToCoordinator) -> None:
         self.feed(events.MessageReceived(peer, message))
+
+
+def as_in_kafka(journal: Mapping[str, Any]) -> dict[str, Any]:
+    """What comes back of a journal that was written."""
+    return msgspec.json.decode(msgspec.json.encode(journal))
 
 
 class FakeWorker:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from fcluster.common.ids import ShardId
+from fcluster.coordinator.core import events
 from fcluster.coordinator.core.cluster import Cluster
+from fcluster.coordinator.core.coordinator import Coordinator
 from fcluster.coordinator.core.losses import ANNOUNCED_FROM_TIMES, Losses
 from fcluster.coordinator.core.model import Deaths
-from fcluster.coordinator.core.outbox import Outbox
+from fcluster.coordinator.core.outbox import LOSS_PREFIXES, Outbox
 from fcluster.coordinator.core.progress import Progress
 from fcluster.wire import messages
-from tests.unit.coordinator.coordinator_harness import FakeWorker, Harness, shard, status
+from tests.unit.coordinator.coordinator_harness import FakeWorker, Harness, as_in_kafka, shard, status
 
 HELD = shard(0)
 RECORD = "record in/0 at offset 5"
@@ -40,8 +43,12 @@ class Job:
             self.worker.process_ends()
             self.worker.disconnect()
             self.harness.pass_ms(1_000)
+            self.between()
             self.come(committed)
         return self
+
+    def between(self) -> None:
+        """What happens before the next worker comes."""
 
     def begin(self, offset: int = 5, step: str = "h", held: ShardId = HELD) -> Job:
         record = RECORD.replace("5", str(offset))
@@ -58,15 +65,25 @@ class Job:
         self.worker.committed(0, False, status(HELD, offset, offset))
         return self
 
+    def hang(self, step: str = "h", reason: str = "it takes too long", offset: int = 5) -> Job:
+        session = self.worker.session
+        self.harness.say(self.worker.peer, messages.RecordOverdue(session, HELD, offset, reason, step))
+        return self
+
     @property
-    def suspects(self) -> list[messages.SuspectRecord]:
-        """What the present worker was told about the shard."""
+    def assign(self) -> messages.Assign:
+        """What the present worker was told."""
         (assign,) = (
             message
             for message in self.harness.messages_to(self.worker.peer, messages.Assign)
             if message.session == self.worker.session
         )
-        return [suspect for suspect in assign.suspects if suspect.shard == HELD]
+        return assign
+
+    @property
+    def suspects(self) -> list[messages.SuspectRecord]:
+        """What the present worker was told about the shard."""
+        return [suspect for suspect in self.assign.suspects if suspect.shard == HELD]
 
 
 def suspect(times: int, offset: int = 5, step: str = "h") -> list[messages.SuspectRecord]:
@@ -165,18 +182,127 @@ def test_silent_worker_counts_as_lost() -> None:
 
 
 def test_record_that_hangs_is_counted_as_such_and_not_twice() -> None:
-    job = Job().die(2).begin()
-    job.harness.say(
-        job.worker.peer, messages.RecordOverdue(job.worker.session, HELD, 5, "it takes too long", "h")
-    )
-    job.die()
+    job = Job().die(2).begin().hang().die()
     assert job.suspects == [messages.SuspectRecord(HELD)]
 
 
 def test_other_shards_of_the_worker_are_not_blamed() -> None:
     job = Job().die(2).begin().die()
     others: list[Any] = [known for held, known in job.harness.core._cluster.deaths.items() if held != HELD]
-    assert [known.suspect for known in others] == [None] * 3
+    assert [known.suspects for known in others] == [()] * 3
+
+
+# --- several in a row -----------------------------------------------------------------------------------
+
+TIMER, ANOTHER = "timer 'remind' of the handler 'h' for b'a'", "timer 'remind' of the handler 'h' for b'b'"
+
+
+def test_lethal_record_behind_a_condemned_one_is_found_as_well() -> None:
+    job = Job().die(2)
+    for _ in range(3):
+        job.begin().die()
+    assert job.suspects == suspect(3)
+    job.die(2)  # what is behind it ends workers before anything can be committed
+    assert job.suspects == [*suspect(3), messages.SuspectRecord(HELD)]
+    for times in (1, 2, 3):
+        job.begin(offset=6).die()
+        assert job.suspects == [*suspect(3), *suspect(times, offset=6)]
+    job.commit(6).die(committed=6)
+    assert job.suspects == suspect(3, offset=6)
+    job.commit(7).die(committed=7)
+    assert job.suspects == []
+
+
+def test_timers_at_one_record_are_told_apart() -> None:
+    job = Job().die(2).begin(step=TIMER).die().begin(step=TIMER).die()
+    assert job.suspects == suspect(2, step=TIMER)
+    job.begin(step=ANOTHER).die()
+    assert job.suspects == suspect(1, step=ANOTHER), "the first one had survived"
+    for times in (2, 3):
+        job.begin(step=ANOTHER, offset=6).die()  # counted with the record before it or behind it
+        assert job.suspects == suspect(times, step=ANOTHER, offset=6)
+
+
+def test_handlers_that_hang_at_records_in_a_row_are_all_known_until_one_is_committed() -> None:
+    job = Job()
+    for offset, step in ((5, "h"), (6, TIMER), (6, ANOTHER), (6, "h")):
+        job.hang(step, offset=offset).die().hang(step, offset=offset).die()
+    known = [(one.offset, one.step, one.times) for one in job.assign.overdue]
+    assert known == [(5, "h", 2), (6, TIMER, 2), (6, ANOTHER, 2), (6, "h", 2)]
+    job.commit(6).die(committed=6)
+    assert [(one.offset, one.step) for one in job.assign.overdue] == [(6, TIMER), (6, ANOTHER), (6, "h")]
+
+
+def test_only_so_many_records_of_a_shard_are_remembered() -> None:
+    job = Job()
+    for offset in range(20):
+        job.hang(offset=offset).hang(offset=offset)
+    job.die()
+    assert [one.offset for one in job.assign.overdue] == list(range(10, 20))
+
+
+# --- a new leader ---------------------------------------------------------------------------------------
+
+
+class NewLeaders(Job):
+    """A job whose leader dies after each worker."""
+
+    def between(self) -> None:
+        self.harness.journal = as_in_kafka(self.harness.journal)
+        self.harness.lead()
+
+
+def test_deaths_are_counted_across_leaders() -> None:
+    job = NewLeaders().die(2)
+    assert job.suspects == [messages.SuspectRecord(HELD)]
+    job.begin().die()
+    assert job.suspects == suspect(1)
+    job.begin().die().begin().die()
+    assert job.suspects == suspect(3)
+
+
+def test_what_was_committed_under_an_earlier_leader_is_not_suspect() -> None:
+    job = NewLeaders().die(2).begin().die().commit(6)
+    assert not any(key.startswith(f"deaths/{HELD.stage}/{HELD.partition}") for key in job.harness.journal)
+    assert job.die(committed=6).suspects == []
+
+
+def test_records_that_hang_are_counted_across_leaders() -> None:
+    job: Job = NewLeaders()
+    for times in (1, 2):
+        job.hang().die()
+        assert job.assign.overdue == [messages.OverdueRecord(HELD, 5, times, "it takes too long", "h")]
+    job.commit(6).die(committed=6)
+    assert job.assign.overdue == []
+
+
+def test_longest_texts_take_little_of_the_journal() -> None:
+    text = "\x00" * 1_000  # six bytes each in JSON
+    job = Job()
+    for _ in range(3):
+        begun = messages.RecordBegun(job.worker.session, HELD, 5, text, text)
+        job.harness.say(job.worker.peer, begun)
+        job.die()
+    job.hang(text, text * (messages.REASON_CHARACTERS_MAX // len(text)))
+    entries = {key: value for key, value in job.harness.journal.items() if key.startswith(LOSS_PREFIXES)}
+    assert {key.partition("/")[0] for key in entries} == {"deaths", "overdue"}
+    assert len(msgspec.json.encode(entries)) < 100_000
+
+
+def test_job_that_is_started_again_counts_anew() -> None:
+    job = Job().die(2).begin().die(3).hang()
+    job.harness.feed(events.StopRequested())
+    assert not [key for key in job.harness.journal if key.startswith(LOSS_PREFIXES)]
+
+
+def test_journal_without_counts_and_one_with_unreadable_counts_are_taken_over() -> None:
+    job = NewLeaders().die(2)
+    counted = {key for key in job.harness.journal if key.startswith(LOSS_PREFIXES)}
+    assert counted
+    for change in ({}, {key: {"of": "a later version"} for key in counted}, {"deaths/gone/7": {"times": 3}}):
+        kept = {key: value for key, value in job.harness.journal.items() if key not in counted}
+        leader = Coordinator.recover(kept | change, job.harness.core.terms, job.harness.now_ms)
+        assert leader._cluster.deaths == {}
 
 
 # --- shards with several inputs -------------------------------------------------------------------------
@@ -187,6 +313,6 @@ def test_only_a_commit_in_its_input_clears_a_record(number: int, known: bool) ->
     cluster = Cluster(Harness(workers=1).core.terms, 0)
     losses = Losses(cluster, Outbox(), Progress(cluster.terms.topology, cluster.shards, False))
     found = messages.SuspectRecord(HELD, 5, 2, "h", RECORD, input=1)
-    cluster.deaths[HELD] = Deaths({0: 0, 1: 0}, 3, found)
+    cluster.deaths[HELD] = Deaths({0: 0, 1: 0}, 3, (found,))
     losses.committed(messages.ShardStatus(HELD, 50, 50, 60, False, 1, number))
     assert (HELD in cluster.deaths) == known

@@ -652,6 +652,18 @@ def test_record_at_which_a_handler_hung_twice_is_condemned(times: int, condemned
     )
 
 
+def test_timers_at_one_record_are_condemned_each() -> None:
+    scenario = Scenario().joined()
+    steps = ("timer 'a'", "timer 'b'")
+    overdue = [messages.OverdueRecord(A, 5, 2, "it hung", step) for step in (*steps, "slow")]
+    suspects = [messages.SuspectRecord(A, 5, 3, step) for step in (*steps, "timer 'c'", "slow")]
+    scenario.receive(messages.Assign(1, 7, [A], scenario.order(), overdue, suspects))
+    scenario.after(events.ShardRestored(7, A, position(0)))
+    (reading,) = scenario.did(events.StartReading)
+    assert isinstance(reading, events.StartReading)
+    assert [record.condemnation.step for record in reading.condemned] == [*steps, "slow", "timer 'c'"]
+
+
 def test_condemned_record_is_forgotten_once_it_is_committed() -> None:
     scenario = Scenario().joined()
     overdue = [messages.OverdueRecord(A, 5, 2, "it hung", "slow")]
