@@ -20,7 +20,7 @@ Must not: decide what happens to the record; the worker decides that, by the `on
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -237,13 +237,22 @@ def _document(noted: messages.SuspectRecord | messages.OverdueRecord) -> dict[st
 
 
 def _deaths_of(shard: ShardId, document: Any) -> Deaths:
-    committed = msgspec.convert(document["committed"], dict[int, int], str_keys=True)
-    times = msgspec.convert(document["times"], int)
+    committed = _decode_committed(msgspec.json.encode(document["committed"]))
+    times = _decode_count(msgspec.json.encode(document["times"]))
     return Deaths(committed, times, _records_of(messages.SuspectRecord, shard, document["suspects"]))
 
 
 def _records_of(kind: type[_Noted], shard: ShardId, documents: Any) -> tuple[_Noted, ...]:
-    return tuple(
-        msgspec.convert([shard if name == "shard" else one[name] for name in kind.__struct_fields__], kind)
+    rows = [
+        [shard if name == "shard" else one[name] for name in kind.__struct_fields__]
         for one in documents[-RECORDS_MAX:]
-    )
+    ]
+    return tuple(_DECODE_RECORD[kind](msgspec.json.encode(row)) for row in rows)
+
+
+_decode_committed = msgspec.json.Decoder(dict[int, int]).decode
+_decode_count = msgspec.json.Decoder(int).decode
+_DECODE_RECORD: Mapping[type, Callable[[bytes], Any]] = {
+    kind: msgspec.json.Decoder(kind).decode for kind in (messages.SuspectRecord, messages.OverdueRecord)
+}
+"""Made at import: see docs/decisions/0086."""
