@@ -16,13 +16,20 @@ from fcluster.common.ids import ShardId
 from fcluster.wire.messages import TimeStatus
 from fcluster.worker.processing import InputRunner, ShardRunner
 
+LOOK_GAP_MS_MAX = 2_000
+"""More time than this between two looks doesn't count: the process was suspended, or its main thread was
+busy, and records may be waiting that nobody could read. Looks are much closer together otherwise.
+"""
+
 
 class IdleInputs:
     """The inputs of all running shards that may become idle."""
 
     def __init__(self) -> None:
+        self._looked_ms: float | None = None
+        self._passed_ms = 0.0
         self._quiet_since: dict[InputRunner, tuple[int, float]] = {}
-        """The offset and time since which there was nothing new."""
+        """The offset since which there was nothing new, and `_passed_ms` then."""
 
     def look(self, runners: Iterable[ShardRunner], now_ms: float) -> frozenset[ShardId]:
         """Leave inputs that have become idle out of event time.
@@ -34,6 +41,9 @@ class IdleInputs:
         Returns:
             The shards of these inputs: there is something to commit.
         """
+        if self._looked_ms is not None:
+            self._passed_ms += min(now_ms - self._looked_ms, LOOK_GAP_MS_MAX)
+        self._looked_ms, passed_ms = now_ms, self._passed_ms
         changed: set[ShardId] = set()
         quiet_since: dict[InputRunner, tuple[int, float]] = {}
         for runner in runners:
@@ -43,12 +53,12 @@ class IdleInputs:
                 idle_ms = _idle_ms(one)
                 if idle_ms is None or runner.clock.source(one.number).idle:
                     continue
-                offset, since_ms = self._quiet_since.get(one, (-1, now_ms))
+                offset, since_ms = self._quiet_since.get(one, (-1, passed_ms))
                 if offset != one.next_offset:
-                    since_ms = now_ms
+                    since_ms = passed_ms
                 quiet_since[one] = one.next_offset, since_ms
                 is_at_end = 0 <= one.end <= max(one.read_position, one.next_offset)
-                if is_at_end and now_ms - since_ms >= idle_ms:
+                if is_at_end and passed_ms - since_ms >= idle_ms:
                     runner.clock.set_idle(one.number, True)
                     changed.add(runner.shard)
         self._quiet_since = quiet_since

@@ -67,12 +67,12 @@ def log_lengths(run: Chaos) -> dict[str, int]:
 
 def restore_without_local_files(run: Chaos, worker: str) -> None:
     """`kill -9`, and the local state is gone: snapshot and changelog have to do."""
-    began_ns = time.time_ns()
+    shown, began_ns = run.open_epoch(), time.time_ns()
     run.cluster.kill(worker)
     slot_dir = run.data_dir / "state" / run.job / worker.replace("worker", "slot")
     for entry in slot_dir.iterdir():  # the directory itself may be a disk
         shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-    run.note(STATE_LOST, f"kill -9 {worker}, its local state deleted", began_ns)
+    run.note(STATE_LOST, f"kill -9 {worker}, its local state deleted", began_ns, shown=shown)
     run.start(worker)
     run.await_flow()
 

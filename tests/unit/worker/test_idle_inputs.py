@@ -12,7 +12,7 @@ from fcluster.common.positions import CommittedPosition
 from fcluster.common.settings import Settings
 from fcluster.engine.records import OutputPort
 from fcluster.engine.state import ShardState
-from fcluster.worker.idle_inputs import IdleInputs, times_of
+from fcluster.worker.idle_inputs import LOOK_GAP_MS_MAX, IdleInputs, times_of
 from fcluster.worker.processing import ShardRunner
 from tests.unit.worker.test_processing import EmptyStore, FakeMessage
 
@@ -74,6 +74,17 @@ def test_record_begins_the_wait_anew_and_ends_the_idleness(runner: ShardRunner) 
     assert not runner.clock.is_idle
     assert idle.look([runner], 1_250) == set()
     assert idle.look([runner], 1_350) == {SHARD}
+
+
+def test_time_in_which_nobody_could_read_does_not_count() -> None:
+    made = running(Watermark(idle_ms=30_000))
+    made.inputs[0].end = 0
+    idle = IdleInputs()
+    assert idle.look([made], 1_000) == set()
+    assert idle.look([made], 601_000) == set(), "the process was suspended for ten minutes"
+    for now_ms in range(602_000, 601_000 + 30_000 - LOOK_GAP_MS_MAX, 1_000):
+        assert idle.look([made], now_ms) == set()
+    assert idle.look([made], 601_000 + 30_000 - LOOK_GAP_MS_MAX) == {SHARD}
 
 
 @pytest.mark.parametrize("end", [-1, 5])
