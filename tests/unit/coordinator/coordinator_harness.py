@@ -223,6 +223,15 @@ class Witness:
                 self.over.discard(session)
 
 
+def take_in(journal: dict[str, Any], write: events.WriteJournal) -> None:
+    """What the journal holds after this write. None removes an entry, as in a compacted topic."""
+    for key, value in write.entries.items():
+        if value is None:
+            journal.pop(key, None)
+        else:
+            journal[key] = value
+
+
 @dataclass
 class Harness:
     """A coordinator with a model of all that is around it.
@@ -342,11 +351,7 @@ class Harness:
     def write_journal(self) -> None:
         write = self.unwritten.pop(0)
         for target in (self.journal, self.witness.journal):
-            for key, value in write.entries.items():
-                if value is None:
-                    target.pop(key, None)
-                else:
-                    target[key] = value
+            take_in(target, write)
         self.feed(events.JournalWritten(write.sequence))
 
     def fence(self) -> None:

@@ -26,7 +26,7 @@ from fcluster.common.settings import Settings
 from fcluster.coordinator.core import events
 from fcluster.coordinator.core.model import Phase
 from fcluster.wire import messages
-from tests.unit.coordinator.coordinator_harness import STORE, VERSION, Harness, status
+from tests.unit.coordinator.coordinator_harness import STORE, VERSION, Harness, status, take_in
 
 Span = tuple[int, int]
 
@@ -447,7 +447,7 @@ class World:
     def change_leader(self) -> None:
         while self.harness.unwritten and self.random.random() < 0.5:
             write = self.harness.unwritten.pop(0)  # written, but the former leader never learnt it
-            self.harness.journal.update(write.entries)
+            take_in(self.harness.journal, write)
         for worker in self.workers:
             if not worker.ended:
                 worker.disconnect(self.random.random() < 0.5)
