@@ -205,8 +205,8 @@ def stopped_lines(document: Document) -> list[str]:
 
 
 def time_lines(document: Document) -> list[str]:
-    """A line for each stage: its event time, what holds it back, and what it doesn't wait for. None if the
-    job doesn't use event time.
+    """A line for each stage: its event time, what holds it back, what it doesn't wait for, and its timers.
+    None if the job doesn't use event time.
     """
     lines: list[str] = []
     stages = list(_list(document, "event_times"))
@@ -229,6 +229,9 @@ def time_lines(document: Document) -> list[str]:
             parts.append(f"idle: {', '.join(named)}" + (f" and {more} more" if more > 0 else ""))
         if upstream_idle := int(_number(stage, "idle_upstream", 0)):
             parts.append(f"idle upstream: {upstream_idle}")
+        timers = int(_number(stage, "timers", -1))
+        if timers >= 0:
+            parts.append(f"{timers:,} timer{'' if timers == 1 else 's'} set")
         lines.append("; ".join(parts))
     more = [f"and {len(stages) - STAGES_SHOWN_MAX} more"] if len(stages) > STAGES_SHOWN_MAX else []
     return lines + more

@@ -10,7 +10,9 @@ Invariants:
   says what is late. So a million of them don't keep records waiting. Their results still have one order. In a
   stage whose handlers set timers they don't wait, because a handler behind them could see the difference.
 - Due timers fire in the order of time, then of the key's bytes, then of the name, then of the handlers in the
-  job. Timers that are set in the meantime are put into that order.
+  job. Timers that are set in the meantime are put into that order. One that a timer sets for no later than
+  its own time waits until the clock moves on. So whatever timers do, those that are due come to an end, and
+  the next record is processed.
 - A timer is removed in the epoch in which it fires. If it fails with "skip" or a dead-letter topic, it is
   removed and leaves no other trace. If it fails with "stop", it stays set, and none of its changes are in the
   open epoch, which may be committed.
@@ -174,6 +176,11 @@ class TimerRunner:
         self.left: Callable[[], None] = _nothing
         self.interrupts: Sequence[None] = ()
 
+    @property
+    def count(self) -> int:
+        """How many timers are set."""
+        return sum(timers.count for timers in self.handlers.values())
+
     # --- when -----------------------------------------------------------------------------------------
 
     def event_is_due(self) -> bool:
@@ -259,9 +266,12 @@ class TimerRunner:
 
     def _timers_of(self, step: Process | Window) -> HandlerTimers | AnyWindows:
         if isinstance(step, Process):
-            return HandlerTimers(step, self._tables, self._noted, self._wall_ms)
+            return HandlerTimers(step, self._tables, self._noted, self._event_ms, self._wall_ms)
         of_kind = OpenSessions if isinstance(step.windows, Session) else OpenWindows
         return of_kind(step, self._tables, self._clock, self._noted, self._port)
+
+    def _event_ms(self) -> int | None:
+        return self._clock.now_ms
 
     def _noted(self, clock: TimerClock, at_ms: int) -> None:
         self._next_ms[clock] = min(self._next_ms[clock], at_ms)
@@ -304,6 +314,9 @@ class TimerRunner:
         handler.timers.take(clock, timer)
         for table in chain.tables:
             table.begin_undo()
+        timers = handler.timers if isinstance(handler.timers, HandlerTimers) else None
+        if timers is not None:
+            timers.firing = clock, timer.at_ms
         try:
             self._run(chain, handler, timer, record, condemnations)
         except self._passing:
@@ -319,6 +332,8 @@ class TimerRunner:
             held.entries.clear()
             self._judge(step_failure_of(error, chain.name), handler, timer, record, clock)
         finally:
+            if timers is not None:
+                timers.firing = None
             held.entries.clear()
             for table in chain.tables:
                 table.end_undo()

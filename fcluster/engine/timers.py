@@ -8,6 +8,7 @@ Invariants:
 - The first timer that is due is found by a range scan over all layers, so it doesn't depend on where barriers
   fell, or on what was written to the store.
 - Timers are sorted by time, then by the key's bytes, then by name.
+- How many are set is an entry, too, so nobody has to count them.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ NEVER_MS: Final = 2**63
 _BYTE_OF: Final[Mapping[TimerClock, bytes]] = {"event": b"e", "processing": b"p"}
 READ_AHEAD_TIMERS: Final = 64
 _KEY_AT: Final = 1 + TIME_BYTES
+_COUNT: Final = b""
+"""Where it is kept how many timers are set; all other keys of that table are longer. No entry: none is."""
 
 
 class Timer(NamedTuple):
@@ -110,7 +113,11 @@ class HandlerTimers:
         process: the handler.
         tables: the shard's tables, by the name of the store.
         noted: called with the clock and time of each timer that is set.
+        event_ms: returns the event time; None before the first record.
         wall_ms: returns the processing time.
+
+    Attributes:
+        firing: the clock and time of the timer whose function is being called.
     """
 
     def __init__(
@@ -118,6 +125,7 @@ class HandlerTimers:
         process: Process,
         tables: Mapping[str, Any],
         noted: Callable[[TimerClock, int], None],
+        event_ms: Callable[[], int | None],
         wall_ms: Callable[[], int],
     ) -> None:
         store = process.timer_store
@@ -125,6 +133,8 @@ class HandlerTimers:
         self.handler = process.name
         self.functions: Mapping[str, TimerFunction] = {timer.name: timer for timer in process.timers}
         self.wall_ms: Callable[[], int] = wall_ms
+        self.firing: tuple[TimerClock, int] | None = None
+        self._now_of: dict[TimerClock, Callable[[], int | None]] = {"event": event_ms, "processing": wall_ms}
         self._timers = cast("EntryTable", tables[store.name])
         self._due = cast("EntryTable", tables[store.due_name])
         self._noted = noted
@@ -144,7 +154,18 @@ class HandlerTimers:
             )
         if not 0 <= at_ms <= TIMER_MS_MAX:
             raise ValueError(f"at={at_ms} of a timer is out of range; it takes milliseconds since 1970")
-        self.put(clock, Timer(int(at_ms), _checked(key), name))
+        at_ms = int(at_ms)
+        if self.firing is not None:
+            at_ms = self._set_by_timer(at_ms, clock, *self.firing)
+        self.put(clock, Timer(at_ms, _checked(key), name))
+
+    def _set_by_timer(self, at_ms: int, clock: TimerClock, its_clock: TimerClock, its_ms: int) -> int:
+        """When a timer is due that a timer sets. If that is no progress, it waits until its clock moves on:
+        otherwise it would fire again and again, and no record would be processed any more.
+        """
+        now_ms = self._now_of[clock]()
+        is_later = at_ms > (its_ms if clock == its_clock else (-1 if now_ms is None else now_ms))
+        return at_ms if is_later or now_ms is None else min(now_ms + 1, TIMER_MS_MAX)
 
     def cancel(self, key: bytes | None, name: str) -> None:
         """Remove the timer of that key and name, if it is set."""
@@ -153,7 +174,8 @@ class HandlerTimers:
 
     def put(self, clock: TimerClock, timer: Timer) -> None:
         """Set it. It replaces a timer with the same key and name."""
-        self.remove(timer.key, timer.name)
+        if not self._drop(timer.key, timer.name):
+            self._change_count(1)
         when = _BYTE_OF[clock] + encode_time(timer.at_ms)
         self._timers.put(group_of_key(timer.key) + timer.name.encode(), when)
         self._due.put_new(when + ended(timer.key) + timer.name.encode(), b"")
@@ -162,16 +184,37 @@ class HandlerTimers:
 
     def remove(self, key: bytes, name: str) -> None:
         """Remove the timer of that key and name, if it is set."""
+        if self._drop(key, name):
+            self._change_count(-1)
+
+    def _drop(self, key: bytes, name: str) -> bool:
+        """Remove it. Returns whether it was set."""
         entry = group_of_key(key) + name.encode()
         when = self._timers.get(entry)
-        if when is not ABSENT:
-            self._timers.delete(entry)
-            self._due.delete(when + ended(key) + name.encode())
+        if when is ABSENT:
+            return False
+        self._timers.delete(entry)
+        self._due.delete(when + ended(key) + name.encode())
+        return True
+
+    @property
+    def count(self) -> int:
+        """How many are set."""
+        raw = self._timers.get(_COUNT)
+        return 0 if raw is ABSENT else decode_time(raw)
+
+    def _change_count(self, by: int) -> None:
+        count = self.count + by
+        if count > 0:
+            self._timers.put(_COUNT, encode_time(count))
+        else:
+            self._timers.delete(_COUNT)
 
     def take(self, clock: TimerClock, timer: Timer) -> None:
         """Remove a timer that `first` returned."""
         self._due.delete(_due_key(_BYTE_OF[clock], timer))
         self._timers.delete(group_of_key(timer.key) + timer.name.encode())
+        self._change_count(-1)
 
     def skipped(self, timer: Timer) -> None:
         """See `firing.TimedStep`: it is gone already."""

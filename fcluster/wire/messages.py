@@ -72,7 +72,7 @@ class TimeStatus(msgspec.Struct, frozen=True, array_like=True):
     `watermark_ms` is the input's watermark, None if it hasn't begun. `idle`: the shard doesn't wait for this
     input. For a repartition topic, `slowest` is the number of the upstream shard that holds it back (-1:
     none), and `idle_upstream` is how many are idle. `wall_ms`: the worker's own clock when it sent this; 0:
-    unknown.
+    unknown. `timers`: how many are set in the shard; -1: its handlers have none, or it isn't known.
     """
 
     now_ms: _Timestamp | None
@@ -81,6 +81,7 @@ class TimeStatus(msgspec.Struct, frozen=True, array_like=True):
     slowest: _Slot = -1
     idle_upstream: _Number = 0
     wall_ms: _Number = 0
+    timers: _Offset = -1
 
 
 class ShardStatus(msgspec.Struct, frozen=True, array_like=True):

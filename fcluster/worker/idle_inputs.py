@@ -78,6 +78,7 @@ def times_of(runner: ShardRunner, wall_ms: int) -> list[TimeStatus | None]:
             -1 if one.slowest is None else one.slowest,
             one.idle_upstream,
             wall_ms,
+            -1 if runner.timers is None else runner.timers.count,
         )
         for one in clock.look()
     ]

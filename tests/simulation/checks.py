@@ -300,7 +300,7 @@ class Checks:
                 self.world.landed["timer fired by the wall clock"] += len(due)
             if not due:
                 return fired
-            fired.append(self._placed(model.fire(standing.state, due[0]), due[0].at_ms))
+            fired.append(self._placed(model.fire(standing.state, due[0], time_ms), due[0].at_ms))
 
     def _placed(self, output: Expected, timestamp_ms: int) -> _Output:
         place = output.topic, partition_of(output.key.encode(), self.partitions)

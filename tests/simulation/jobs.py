@@ -236,7 +236,7 @@ class Model(ABC):
         """All timers that are set in this clock, the next one first."""
         return []
 
-    def fire(self, state: Any, timer: SetTimer) -> Expected:
+    def fire(self, state: Any, timer: SetTimer, event_ms: int | None) -> Expected:
         """What a timer leads to: one output."""
         raise NotImplementedError
 
@@ -308,9 +308,9 @@ class TimersModel(CountModel):
             SetTimer(at_ms, key, name) for (key, name), (of, at_ms) in state.set.items() if of == clock
         )
 
-    def fire(self, state: Any, timer: SetTimer) -> Expected:
+    def fire(self, state: Any, timer: SetTimer, event_ms: int | None) -> Expected:
         at_ms, key, name = timer
-        del state.set[key, name]
+        of, _ = state.set.pop((key, name))
         own = state.counts.setdefault(key, {})
         own["fired"] = fired = own.get("fired", 0) + 1
         if name == "soon" and fired % 3 == 1:
@@ -318,7 +318,10 @@ class TimersModel(CountModel):
         elif name == "late" and at_ms % 2:
             state.set.pop((key, "ring"), None)
         elif name == "ring":
-            state.set[key, "soon"] = ("event", BEGIN_MS + (at_ms - BEGIN_MS) // RING_EVERY_MS)
+            soon_ms = BEGIN_MS + (at_ms - BEGIN_MS) // RING_EVERY_MS
+            if event_ms is not None and soon_ms <= (at_ms if of == "event" else event_ms):
+                soon_ms = event_ms + 1  # no progress: it waits until event time moves on
+            state.set[key, "soon"] = ("event", soon_ms)
         data = {"stage": self._stage, "timer": name, "ident": at_ms - BEGIN_MS, "fired": fired}
         return Expected(SINK, key, data, at_ms)
 
@@ -326,7 +329,8 @@ class TimersModel(CountModel):
         due = {(clock, at_ms, key, name): None for (key, name), (clock, at_ms) in state.set.items()}
         kept = TimerStore(self._store)
         found = stored[self._store], stored[kept.name], stored[kept.due_name]
-        return (state.counts, state.set, due), found
+        counted = {**state.set, _COUNT: len(state.set)} if state.set else {}
+        return (state.counts, counted, due), found
 
     def seen(self, state: Any) -> dict[str, dict[str, Any]] | None:
         return state.counts
@@ -588,11 +592,14 @@ def _readers(stage: Stage) -> dict[bytes, tuple[str, _ReadEntry]]:
     return readers
 
 
+_COUNT = "how many"
 _CLOCKS = {b"e": "event", b"p": "processing"}
 
 
 def _read_timer(key: bytes, raw: bytes) -> tuple[Any, Any]:
-    """By key and name: the clock and time of a timer."""
+    """By key and name: the clock and time of a timer. And how many there are."""
+    if not key:
+        return _COUNT, decode_time(raw[1:])
     group, when = group_of_entry(key), raw[1:]
     at = key_of_group(group).decode(), key[len(group) :].decode()
     return at, (_CLOCKS[when[:1]], decode_time(when[1:]))

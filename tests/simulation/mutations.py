@@ -799,7 +799,7 @@ MUTATIONS = [
     ),
     Mutation("a TTL that isn't in the delta", KINDS_SEEDS_FROM + 1, "the deltas make", ExpiresInMemory),
     Mutation("a watermark that goes back", TIMED_SEEDS_FROM + 4, "but the records tell", ForgetsTime),
-    Mutation("a late timer lost at a move", TIMERS_SEEDS_FROM + 30, "the outputs should be", LosesLateTimers),
+    Mutation("a late timer lost at a move", TIMERS_SEEDS_FROM + 96, "the outputs should be", LosesLateTimers),
     Mutation(
         "a timer that has fired is not removed in the delta", TIMERS_SEEDS_FROM, "the deltas make", FiresAgain
     ),

@@ -1,4 +1,4 @@
-"""The event time of each stage, for the status document.
+"""The event time of each stage, and how many timers are set in it, for the status document.
 
 Responsible for: combining what workers report of each shard (`TimeStatus`). A stage's event time is that of
 its slowest shard that isn't idle. Pure.
@@ -45,10 +45,12 @@ def _describe(stage: Stage, shards: list[ShardId], progress: Progress) -> dict[s
     shown = max(times, key=lambda shard: _time_ms(times[shard]), default=None) if slowest is None else slowest
     time_ms = -1 if shown is None else _time_ms(times[shown])
     said_ms = max((one.wall_ms for one in times.get(shown, []) if one is not None), default=0) if shown else 0
+    timers = [max((one.timers for one in inputs if one), default=-1) for inputs in times.values()]
     return {
         "stage": stage.name,
         "time_ms": time_ms,
         "behind_ms": max(0, said_ms - time_ms) if said_ms and time_ms >= 0 else -1,
+        "timers": sum(timers) if min(timers, default=-1) >= 0 else -1,
         "held_back_by": None if slowest is None else _held_back_by(stage, slowest, running[slowest]),
         "idle": idle[:IDLE_SHOWN_MAX],
         "idle_inputs": len(idle),

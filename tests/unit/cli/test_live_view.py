@@ -332,6 +332,7 @@ def test_event_time_has_a_line_for_each_stage_that_says_what_holds_it_back_and_w
             "idle": [{"topic": "orders", "partition": number} for number in range(6)],
             "idle_inputs": 6,
             "idle_upstream": 0,
+            "timers": -1,
         },
         {
             "stage": "per-shop",
@@ -341,6 +342,7 @@ def test_event_time_has_a_line_for_each_stage_that_says_what_holds_it_back_and_w
             "idle": [],
             "idle_inputs": 0,
             "idle_upstream": 2,
+            "timers": 1_204,
         },
     ]
     assert time_lines(document(event_times=times)) == [
@@ -348,6 +350,9 @@ def test_event_time_has_a_line_for_each_stage_that_says_what_holds_it_back_and_w
             "event time of orders: 2026-01-01 00:00:00 UTC, 1.5 s behind; waits for orders/3; "
             "idle: orders/0, orders/1, orders/2, orders/3 and 2 more"
         ),
-        "event time of per-shop: none yet; waits for repartition/0 (shard 3 upstream); idle upstream: 2",
+        (
+            "event time of per-shop: none yet; waits for repartition/0 (shard 3 upstream); idle upstream: 2; "
+            "1,204 timers set"
+        ),
     ]
     assert time_lines(document()) == []

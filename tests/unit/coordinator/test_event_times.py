@@ -74,6 +74,13 @@ def test_all_idle_holds_nothing_back() -> None:
     assert (entry["time_ms"], entry["held_back_by"], entry["idle_inputs"]) == (7, None, 4)
 
 
+def test_timers_of_all_shards_are_summed_up_once_all_are_known() -> None:
+    first = [(0, number, TimeStatus(7, 7, False, timers=5)) for number in (0, 1)]
+    assert described(*first)["timers"] == -1
+    second = [(1, number, TimeStatus(7, 7, False, timers=6)) for number in (0, 1)]
+    assert described(*first, *second)["timers"] == 11
+
+
 def test_a_commit_keeps_what_a_heartbeat_said_of_event_time() -> None:
     job, shard = topology(Watermark()), ShardId("a", 0)
     progress = Progress(job, [shard], until_caught_up=False)

@@ -41,6 +41,12 @@ def job_with(handler: Callable[..., Any] = setting, *, on_error: Any = None, **t
     return job
 
 
+def endless(key: str, ctx: Any) -> Any:
+    """Sets itself for its own time, by the clock that it can tell from its time."""
+    ctx.timer("t", at=ctx.timestamp, clock="processing" if ctx.timestamp >= 10_000 else "event")
+    return [key, ctx.timestamp]
+
+
 # --- when -----------------------------------------------------------------------------------------------
 
 
@@ -156,6 +162,84 @@ def test_timer_that_is_set_while_others_fire_takes_its_place_among_them() -> Non
         ["a", 130],
         ["b", 135],
     ]
+
+
+def test_timer_that_sets_itself_in_the_past_waits_until_event_time_moves_on() -> None:
+    bench = TimersBench(job_with(t=endless))
+    bench.run([["t", 100]], 150)
+    assert bench.values() == [["set"], ["k", 100]]
+    assert bench.pending() == {"t": ("event", 151)}
+    bench.barrier()
+    bench.crash()
+    assert not bench.timers.event_is_due(), "whoever goes on knows, too"
+    bench.run([], 150)
+    assert bench.values()[2:] == [["set"]]
+    bench.run([], 200)
+    assert bench.values()[3:] == [["set"], ["k", 151]]
+    assert bench.pending() == {"t": ("event", 201)}
+
+
+def test_timer_that_sets_itself_in_the_past_waits_until_processing_time_moves_on() -> None:
+    bench = TimersBench(job_with(t=endless))
+    bench.run([["t", 10_000, "processing"]], 0)
+    assert bench.advance(20_000) == 1
+    assert bench.advance(20_000) == 0
+    assert bench.timers.next_processing_ms() == 20_001
+    assert bench.advance(20_005) == 1
+    assert bench.pending() == {"t": ("processing", 20_006)}
+
+
+def test_timers_that_set_each_other_by_two_clocks_come_to_an_end() -> None:
+    def ping(_key: str, ctx: Any) -> str:
+        ctx.timer("pong", at=1, clock="processing")
+        return "ping"
+
+    def pong(_key: str, ctx: Any) -> str:
+        ctx.timer("ping", at=1)
+        return "pong"
+
+    bench = TimersBench(job_with(ping=ping, pong=pong))
+    bench.wall_ms = 500
+    bench.run([["ping", 1]], 100)
+    assert bench.advance(500) == 0
+    assert bench.advance(501) == 1
+    assert bench.pending() == {"ping": ("event", 101)}
+    bench.run([], 101)
+    assert bench.values() == [["set"], "ping", "pong", ["set"], "ping"]
+
+
+def test_processing_timer_may_set_an_event_timer_before_the_first_record_has_a_time() -> None:
+    def wall(_key: str, ctx: Any) -> str:
+        ctx.timer("event", at=7)
+        return "wall"
+
+    bench = TimersBench(job_with(wall=wall, event=fired))
+    bench.run([["wall", 5, "processing"]], -1)
+    assert bench.clock.now_ms is None
+    assert bench.advance(5) == 1
+    assert bench.pending() == {"event": ("event", 7)}
+
+
+def test_timers_that_are_set_are_counted_whatever_becomes_of_them() -> None:
+    def failing(_key: str, ctx: Any) -> None:
+        ctx.timer("again", at=ctx.timestamp + 1_000)
+        ctx.cancel_timer("other")
+        raise ValueError("no good")
+
+    bench = TimersBench(job_with(on_error="skip", failing=failing, again=fired, other=fired))
+    assert bench.timers.count == 0
+    bench.run([["failing", 100], ["other", 500], ["other", 600]], 0)
+    bench.run([["again", 500, "processing"]], 0, key=b"b")
+    bench.barrier()
+    assert bench.timers.count == 3
+    bench.run([], 100)
+    assert bench.timers.count == 2, "one has failed, and what it did was taken back"
+    bench.crash()
+    assert bench.timers.count == 3
+    bench.run([["failing", None], ["other", None], ["again", None]], 0)
+    assert bench.timers.count == 1
+    assert bench.advance(500) == 1
+    assert bench.timers.count == 0
 
 
 def test_record_without_a_key_has_no_timers() -> None:

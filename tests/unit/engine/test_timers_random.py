@@ -51,6 +51,8 @@ def what_a_timer_does(name: str, at: int, count: int) -> tuple[str, list[Step]]:
         actions.append(("a", None, "event"))
     if name == "ab":
         actions.append(("b", at - 3 if at > 3 else at, "processing" if count % 2 else "event"))
+        if count % 3 == 0:
+            actions.append(("ab", max(0, at - 4), "event" if count % 2 else "processing"))
     return f"{name} {at} {count}", actions
 
 
@@ -83,12 +85,16 @@ class Model:
             self.fire("event", self.now)
             self.fire("processing", self.wall)
 
-    def apply(self, key: bytes, actions: list[Step]) -> None:
+    def apply(self, key: bytes, actions: list[Step], by: tuple[int, str] | None = None) -> None:
+        """`by`: the time and clock of the timer that does this."""
         for name, at, clock in actions:
+            now = self.now if clock == "event" else self.wall
             if at is None:
                 self.timers.pop((key, name), None)
-            else:
+            elif by is None or at > (by[0] if clock == by[1] else now):
                 self.timers[key, name] = (at, clock)
+            else:
+                self.timers[key, name] = (now + 1, clock)
 
     def fire(self, clock: str, now: int) -> None:
         while True:
@@ -100,7 +106,7 @@ class Model:
             if not fails(name, at):
                 count = self.counts[key] = self.counts.get(key, 0) + 1
                 text, actions = what_a_timer_does(name, at, count)
-                self.apply(key, actions)
+                self.apply(key, actions, (at, clock))
                 self.outputs.append((key, text))
             if clock == "processing":
                 self.fire("event", self.now)
@@ -181,6 +187,7 @@ def run_patched(plan: list[Step], chance: random.Random, *, crashes: bool) -> li
             wall = bench.wall_ms = max(wall, step[1])
         at += 1
     bench.barrier()
+    assert bench.timers.count == expected_timers(plan)
     return [(key, orjson_text(raw)) for _topic, raw, key, *_rest in bench.outputs]
 
 
@@ -202,6 +209,13 @@ def expected(plan: list[Step]) -> list[tuple[bytes, str]]:
     for step in plan:
         model.step(step)
     return model.outputs
+
+
+def expected_timers(plan: list[Step]) -> int:
+    model = Model()
+    for step in plan:
+        model.step(step)
+    return len(model.timers)
 
 
 @given(steps, st.integers(0, 2**32))

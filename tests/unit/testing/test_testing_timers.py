@@ -179,3 +179,27 @@ def test_advance_takes_one_time() -> None:
         for arguments in ({}, {"by_ms": 1, "to_ms": 2}, {"by_ms": 1, "clock": "wall"}):
             with pytest.raises(ValueError, match="advance takes by_ms or to_ms"):
                 driver.advance(**arguments)  # type: ignore[arg-type]
+
+
+def test_timer_that_always_sets_itself_anew_lets_records_through() -> None:
+    job = Job("polling")
+    source, out = job.topic("in"), job.topic("out")
+
+    @job.process(source, to=out)
+    def start(ctx: Any, value: Any) -> Any:
+        ctx.timer("poll", at=ctx.timestamp)
+        return value
+
+    @start.on_timer("poll")
+    def poll(_key: str, ctx: Any) -> Any:
+        ctx.timer("poll", at=0)
+        return "polled"
+
+    with Driver(job, partitions=1) as driver:
+        driver.send("in", 1, key="ann", timestamp=START_MS)
+        driver.crash()
+        driver.send("in", 2, key="bob", timestamp=START_MS + 5)
+        driver.advance(by_ms=1, clock="event")
+        values = driver.read_values("out")
+        assert values == [1, "polled", 2, "polled", "polled", "polled", "polled"]
+        assert driver.timers("start", "ann") == {"poll": START_MS + 7}
