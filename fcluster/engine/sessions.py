@@ -19,27 +19,21 @@ Invariants:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any
 
 from fcluster.common.failures import bounded_repr
-from fcluster.engine.entries import ABSENT, EntryTable
+from fcluster.engine.entries import ABSENT
 from fcluster.engine.failure import TIMER_STEP
-from fcluster.engine.ordered_keys import TIME_BYTES, decode_time, encode_time
+from fcluster.engine.ordered_keys import encode_time
 from fcluster.engine.records import OutputPort
-from fcluster.engine.timers import ReadAhead, Timer, time_text
-from fcluster.engine.windows import BEHIND_ALL, CLOSE, ClockInEventTime, OpenWindows
+from fcluster.engine.timers import Timer, time_text
+from fcluster.engine.windows import ClockInEventTime, OpenInTime, OpenWindows
 from fcluster.graph.timers import TimerClock
 from fcluster.graph.topology import Window
 
 
-class OpenSessions:
-    """The open sessions of a step. See `windows.OpenWindows` for the arguments.
-
-    Attributes:
-        table: the sessions by key.
-        clock: the shard's event time.
-        port: counts late records.
-    """
+class OpenSessions(OpenInTime):
+    """The open sessions of a step. `table` has the sessions by key. See `OpenInTime` for the arguments."""
 
     def __init__(
         self,
@@ -49,22 +43,11 @@ class OpenSessions:
         noted: Callable[[TimerClock, int], None],
         port: OutputPort,
     ) -> None:
-        self.step = window.name
-        self.clock = clock
-        self.port = port
-        self.table = cast("EntryTable", tables[window.store.name])
-        self._due = cast("EntryTable", tables[window.store.due_name])
-        self._grace_ms = window.windows.grace_ms
-        self._noted = noted
-        self._ahead = ReadAhead(b"", BEHIND_ALL, self._note_of, self._timer_of)
+        super().__init__(window, tables, window.store.due_name, clock, noted, port)
 
     def note(self, key: bytes, end_ms: int) -> None:
         """A session of the key may be due at this end plus the grace."""
-        at_ms = end_ms + self._grace_ms
-        timer = Timer(at_ms, key, CLOSE)
-        self._due.put(self._note_of(timer), b"")
-        self._ahead.add(timer)
-        self._noted("event", at_ms)
+        self._due.put(self._entry_of(self._note(key, end_ms)), b"")
 
     def take_out(self, key: bytes, end_ms: int) -> list[Any]:
         """Remove the session of the key with that end, and return it."""
@@ -80,61 +63,28 @@ class OpenSessions:
 
     # --- for `firing` ---------------------------------------------------------------------------------
 
-    def first(self, clock: TimerClock) -> Timer | None:
-        """The session that closes next. Don't call it within a record that may still be undone."""
-        if clock != "event":
-            return None
-        ahead = self._ahead
-        while True:
-            while ahead.timers:
-                timer = ahead.timers[0]
-                if self._due.get(self._note_of(timer)) is not ABSENT:
-                    if self._is_exact(timer):
-                        return timer
-                    continue
-                del ahead.timers[0]  # its session has closed or was undone
-            if ahead.is_all:
-                return None
-            ahead.read(self._due)
-
     def _is_exact(self, timer: Timer) -> bool:
         """Whether a session is due then. If not, the note is moved to the end of the first one."""
         sessions = self.table.get(timer.key)
         first_end_ms = None if sessions is ABSENT else sessions[0][1]
-        if first_end_ms == timer.at_ms - self._grace_ms:
+        if first_end_ms == self._end_ms_of(timer):
             return True
-        self._due.delete(self._note_of(timer))
+        self._due.delete(self._entry_of(timer))
         if first_end_ms is not None:
             self.note(timer.key, first_end_ms)
         return False
 
-    def take(self, clock: TimerClock, timer: Timer) -> None:
-        """See `firing.TimedStep`: closing it removes it, which is undone if that fails."""
-
-    def put(self, clock: TimerClock, timer: Timer) -> None:
-        """See `firing.TimedStep`: the session exists again."""
-
     def skipped(self, timer: Timer) -> None:
         """See `firing.TimedStep`."""
-        self.take_out(timer.key, timer.at_ms - self._grace_ms)
+        self.take_out(timer.key, self._end_ms_of(timer))
 
     def title(self, timer: Timer) -> str:
         """See `firing.TimedStep`."""
-        end_ms = timer.at_ms - self._grace_ms
+        end_ms = self._end_ms_of(timer)
         return (
             f"{TIMER_STEP}that closes the session {self.step!r} until {time_text(end_ms)} for the key "
             f"{bounded_repr(timer.key)}"
         )
-
-    def timestamp_ms(self, timer: Timer) -> int:
-        """See `firing.TimedStep`: the last millisecond of the session."""
-        return timer.at_ms - self._grace_ms - 1
-
-    def _note_of(self, timer: Timer) -> bytes:
-        return encode_time(timer.at_ms - self._grace_ms) + timer.key
-
-    def _timer_of(self, note: bytes) -> Timer:
-        return Timer(decode_time(note) + self._grace_ms, note[TIME_BYTES:], CLOSE)
 
 
 AnyWindows = OpenWindows | OpenSessions

@@ -1,8 +1,9 @@
 """The open windows of one step in one shard: which are due, and the aggregates of each.
 
-Responsible for: `OpenWindows`, over the table that `kinds.make_window_tables` makes. For `firing`, a window
-is an event-time timer: it is due when event time reaches the window's end plus its grace. The operator
-(`operators.window`) fills windows and closes the due ones. Pure.
+Responsible for: `OpenInTime`, which windows and sessions share, and `OpenWindows`, over the table that
+`kinds.make_window_tables` makes. For `firing`, a window is an event-time timer: it is due when event time
+reaches the window's end plus its grace. The operator (`operators.window`) fills windows and closes the due
+ones. Pure.
 
     end (8 bytes) | key of the stream  ->  what each aggregate keeps, in the order of the fields
 
@@ -45,20 +46,93 @@ class ClockInEventTime(Protocol):
         ...
 
 
-class OpenWindows:
-    """The open windows of a step.
+class OpenInTime:
+    """What is open in a step until event time reaches its end plus the grace: windows or sessions.
+
+    For `firing` it is a `TimedStep`.
 
     Args:
         window: the declaration of the step.
         tables: the shard's tables, by the name of the store.
+        due_name: the store whose keys are those of `_entry_of`, in the order in which they are due.
         clock: the shard's event time.
         noted: called with the clock and time of each timer that is set.
         port: counts late records.
 
     Attributes:
-        table: the aggregates of each window, by `entry_of`.
+        table: what is open.
         clock: the shard's event time.
         port: counts late records.
+    """
+
+    def __init__(
+        self,
+        window: Window,
+        tables: Mapping[str, Any],
+        due_name: str,
+        clock: ClockInEventTime,
+        noted: Callable[[TimerClock, int], None],
+        port: OutputPort,
+    ) -> None:
+        self.step = window.name
+        self.clock = clock
+        self.port = port
+        self.table = cast("EntryTable", tables[window.store.name])
+        self._due = cast("EntryTable", tables[due_name])
+        self._grace_ms = window.windows.grace_ms
+        self._noted = noted
+        self._ahead = ReadAhead(b"", BEHIND_ALL, self._entry_of, self._timer_of)
+
+    def _note(self, key: bytes, end_ms: int) -> Timer:
+        """Something of the key may be due at this end plus the grace."""
+        timer = Timer(end_ms + self._grace_ms, key, CLOSE)
+        self._ahead.add(timer)
+        self._noted("event", timer.at_ms)
+        return timer
+
+    def first(self, clock: TimerClock) -> Timer | None:
+        """What closes next. Don't call it within a record that may still be undone."""
+        if clock != "event":
+            return None
+        ahead = self._ahead
+        while True:
+            while ahead.timers:
+                timer = ahead.timers[0]
+                if self._due.get(self._entry_of(timer)) is ABSENT:
+                    del ahead.timers[0]  # it has closed, or was undone
+                elif self._is_exact(timer):
+                    return timer
+            if ahead.is_all:
+                return None
+            ahead.read(self._due)
+
+    def _is_exact(self, timer: Timer) -> bool:  # noqa: ARG002  for sessions
+        """Whether something is due then. If not, its entry is moved."""
+        return True
+
+    def take(self, clock: TimerClock, timer: Timer) -> None:
+        """See `firing.TimedStep`: closing removes it, which is undone if that fails."""
+
+    def put(self, clock: TimerClock, timer: Timer) -> None:
+        """See `firing.TimedStep`: it exists again."""
+
+    def timestamp_ms(self, timer: Timer) -> int:
+        """See `firing.TimedStep`: the last millisecond before the end."""
+        return self._end_ms_of(timer) - 1
+
+    def _end_ms_of(self, timer: Timer) -> int:
+        return timer.at_ms - self._grace_ms
+
+    def _entry_of(self, timer: Timer) -> bytes:
+        return encode_time(self._end_ms_of(timer)) + timer.key
+
+    def _timer_of(self, entry: bytes) -> Timer:
+        return Timer(decode_time(entry) + self._grace_ms, entry[TIME_BYTES:], CLOSE)
+
+
+class OpenWindows(OpenInTime):
+    """The open windows of a step. `table` has the aggregates of each window, by `_entry_of`. See `OpenInTime`
+    for the arguments.
     """
 
     def __init__(
@@ -69,63 +143,24 @@ class OpenWindows:
         noted: Callable[[TimerClock, int], None],
         port: OutputPort,
     ) -> None:
-        self.step = window.name
-        self.clock = clock
-        self.port = port
-        self.table = cast("EntryTable", tables[window.store.name])
-        self._grace_ms = window.windows.grace_ms
+        super().__init__(window, tables, window.store.name, clock, noted, port)
         assert not isinstance(window.windows, Session)
         self._start_of = window.windows.start_of()
-        self._noted = noted
-        self._ahead = ReadAhead(b"", BEHIND_ALL, self._entry_of_timer, self._timer_of_entry)
 
     def opened(self, key: bytes, end_ms: int) -> None:
         """The window has received its first record."""
-        at_ms = end_ms + self._grace_ms
-        self._ahead.add(Timer(at_ms, key, CLOSE))
-        self._noted("event", at_ms)
+        self._note(key, end_ms)
 
     # --- for `firing` ---------------------------------------------------------------------------------
 
-    def first(self, clock: TimerClock) -> Timer | None:
-        """The window that closes next. Don't call it within a record that may still be undone."""
-        if clock != "event":
-            return None
-        ahead = self._ahead
-        while True:
-            while ahead.timers:
-                timer = ahead.timers[0]
-                if self.table.get(self._entry_of_timer(timer)) is not ABSENT:
-                    return timer
-                del ahead.timers[0]  # it has closed, or its first record was undone
-            if ahead.is_all:
-                return None
-            ahead.read(self.table)
-
-    def take(self, clock: TimerClock, timer: Timer) -> None:
-        """See `firing.TimedStep`: closing it deletes it, which is undone if that fails."""
-
-    def put(self, clock: TimerClock, timer: Timer) -> None:
-        """See `firing.TimedStep`: the window exists again."""
-
     def skipped(self, timer: Timer) -> None:
         """See `firing.TimedStep`."""
-        self.table.delete(self._entry_of_timer(timer))
+        self.table.delete(self._entry_of(timer))
 
     def title(self, timer: Timer) -> str:
         """See `firing.TimedStep`."""
-        end_ms = timer.at_ms - self._grace_ms
+        end_ms = self._end_ms_of(timer)
         return (
             f"{TIMER_STEP}that closes the window {self.step!r} from {time_text(self._start_of(end_ms))} to "
             f"{time_text(end_ms)} for the key {bounded_repr(timer.key)}"
         )
-
-    def timestamp_ms(self, timer: Timer) -> int:
-        """See `firing.TimedStep`: the last millisecond of the window."""
-        return timer.at_ms - self._grace_ms - 1
-
-    def _entry_of_timer(self, timer: Timer) -> bytes:
-        return encode_time(timer.at_ms - self._grace_ms) + timer.key
-
-    def _timer_of_entry(self, entry: bytes) -> Timer:
-        return Timer(decode_time(entry) + self._grace_ms, entry[TIME_BYTES:], CLOSE)
