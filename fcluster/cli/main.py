@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import click
 
-from fcluster.cli.commands import kafka, keys, operating, running, topics
+from fcluster.cli.commands import jobs, kafka, keys, operating, running, topics
 from fcluster.cli.ending import Commands, Session
 
 
@@ -58,6 +58,7 @@ def commands() -> None:
 
 
 for _command in (
+    jobs.new,
     *(running.up, running.coordinator, running.worker),
     *(operating.status, operating.drain, operating.scale, operating.reset),
     *(topics.consume, topics.produce),

@@ -16,6 +16,7 @@ from fcluster.common.errors import FclusterError, KafkaUnavailable
 from fcluster.worker import handler_processes
 
 ALL_COMMANDS = (
+    ["new"],
     ["up"],
     ["status"],
     ["consume"],
