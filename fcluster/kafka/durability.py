@@ -110,7 +110,8 @@ def risks(cares: Mapping[str, TopicCare], to_come: Mapping[str, TopicCare], node
         _line(
             [name for name, care in every.items() if care.replicas == 1],
             to_come.keys() - cares.keys(),
-            "only one replica, so it is lost with its broker's disk, and unavailable without that broker",
+            "only one replica, so it is lost with its broker's disk, and unavailable without that broker; "
+            "Kafka 4.3 also loses ends of transactions meanwhile (KAFKA-20734)",
             "kafka-reassign-partitions adds replicas",
         ),
         _line(

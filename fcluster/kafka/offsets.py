@@ -92,7 +92,9 @@ def settled_end_offsets(
             names = ", ".join(f"{at.topic}/{at.partition}" for at in waiting[:3])
             raise KafkaUnavailable(
                 f"A transaction in {names} is still open after {timeout_s:g} s.",
-                remedy="Look for another program that writes to this topic.",
+                remedy="Look for another program that writes to this topic. If there is none, and the "
+                "partition had no leader before, Kafka may have lost the end of the transaction "
+                "(KAFKA-20734): docs/kafka.md says what to do.",
             )
         time.sleep(POLL_INTERVAL_S)
 

@@ -1,11 +1,12 @@
 """What a job waits for in Kafka: partitions without a leader, too few replicas in sync, brokers that are
-down.
+down, and ends of transactions that Kafka may have lost.
 
 Responsible for: reading the cluster's metadata while a job waits, and sentences about it for status and log.
-Metadata shows it all: a group's offsets and an id's transactions are kept in partitions of internal topics,
-whose leaders are their coordinators. Rules: nothing is requested while all goes well; every request is
-bounded and runs in its own thread; each problem is logged when it begins and when it is over, but not in
-between. Must not decide anything: the findings are for people.
+Metadata shows nearly all: a group's offsets and an id's transactions are kept in partitions of internal
+topics, whose leaders are their coordinators. Where a partition had no leader, its offsets are read too: if a
+transaction ends meanwhile, Kafka 4.3 never tells that partition (KAFKA-20734, decision 0098). Rules: nothing
+is requested while all goes well; every request is bounded and runs in its own thread; each problem is logged
+when it begins and when it is over, but not in between. Must not decide anything: the findings are for people.
 """
 
 from __future__ import annotations
@@ -14,19 +15,20 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from confluent_kafka import KafkaException
+from confluent_kafka import KafkaException, TopicPartition
 from confluent_kafka.admin import (
     AdminClient,
     ConfigResource,  # pyright: ignore[reportPrivateImportUsage]
 )
 
-from fcluster.common.errors import FclusterError
+from fcluster.common.errors import FclusterError, KafkaUnavailable
 from fcluster.common.failures import bounded_text
 from fcluster.common.settings import Settings
 from fcluster.kafka.clients import make_admin
+from fcluster.kafka.offsets import end_offsets
 
 _log = logging.getLogger("fcluster.coordinator")
 
@@ -35,6 +37,12 @@ LOOK_TIMEOUT_S: Final = 3.0
 NAMED_MAX: Final = 4
 SENTENCE_CHARACTERS_MAX: Final = 300
 SENTENCES_MAX: Final = 8
+HIDDEN_AFTER_S: Final = 10.0
+"""How long a partition has to hide the same records before that is a problem. A marker takes milliseconds, a
+transaction of a job hardly ever takes that long.
+"""
+ONE_ATTEMPT_S: Final = 0.0
+"""Offsets are read again with the next look."""
 OFFSETS_TOPIC: Final = "__consumer_offsets"
 TRANSACTIONS_TOPIC: Final = "__transaction_state"
 
@@ -51,6 +59,19 @@ class PartitionSeen:
 
 
 @dataclass(frozen=True, slots=True)
+class Ends:
+    """Two ends of a partition.
+
+    Attributes:
+        stable: the last stable offset. Readers of committed records see nothing from there on.
+        last: the high watermark, read after `stable`.
+    """
+
+    stable: int
+    last: int
+
+
+@dataclass(frozen=True, slots=True)
 class Look:
     """The result of one check of the cluster.
 
@@ -59,12 +80,14 @@ class Look:
         brokers: node ids of those that are up.
         partitions: the partitions of all topics that concern the job.
         in_sync_min: `min.insync.replicas` by topic, where known.
+        ends: of those partitions about which that was asked, where known.
     """
 
     silent: str = ""
     brokers: frozenset[int] = frozenset()
     partitions: Mapping[Place, PartitionSeen] = field(default_factory=dict[Place, PartitionSeen])
     in_sync_min: Mapping[str, int] = field(default_factory=dict[str, int])
+    ends: Mapping[Place, Ends] = field(default_factory=dict[Place, Ends])
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +138,40 @@ class _Trouble:
     what: str
 
 
-_KINDS: Final = ("silent", "no leader", "in sync", "away")
+_KINDS: Final = ("silent", "no leader", "in sync", "hidden", "away")
 """Kinds of problems, in order of importance."""
+_WHY: Final = {
+    "hidden": ": a transaction there is still open, or Kafka has lost its end (KAFKA-20734, docs/kafka.md)"
+}
+"""What follows the problems of a kind while they last."""
+
+
+@dataclass(slots=True)
+class _Suspect:
+    """A partition that had no leader, so it may not have been told of the end of a transaction.
+
+    Attributes:
+        last: its end when it had a leader again; None before. It isn't suspected any more when everything
+            before that is settled.
+        stable: its last stable offset.
+        since_s: when that offset was first read.
+        hides: whether it has been the same for too long.
+    """
+
+    last: int | None = None
+    stable: int = -1
+    since_s: float = 0.0
+    hides: bool = False
+
+    def learn(self, ends: Ends, now_s: float) -> bool:
+        """Take in the offsets. Returns whether the partition remains suspected."""
+        if self.last is None:
+            self.last = ends.last
+        if ends.stable != self.stable:
+            self.stable, self.since_s = ends.stable, now_s
+        self.hides = now_s - self.since_s >= HIDDEN_AFTER_S
+        # It may end before `last` now, after an unclean election.
+        return ends.stable < min(self.last, ends.last)
 
 
 class Troubles:
@@ -124,9 +179,16 @@ class Troubles:
 
     def __init__(self) -> None:
         self._since_s: dict[_Trouble, float] = {}
+        self._suspects: dict[Place, _Suspect] = {}
 
     def __bool__(self) -> bool:
-        return bool(self._since_s)
+        """Whether there is anything to look at again."""
+        return bool(self._since_s or self._suspects)
+
+    @property
+    def suspects(self) -> frozenset[Place]:
+        """Partitions whose ends should be in the next look, if they have a leader."""
+        return frozenset(self._suspects)
 
     def learn(self, look: Look, concern: Concern, now_s: float) -> tuple[list[str], list[str]]:
         """Take in the result of a check.
@@ -135,27 +197,48 @@ class Troubles:
             Sentences about kinds of problems that have begun, and about those that are over.
         """
         before = self._by_kind(now_s)
+        hidden = self._hidden(look, concern, now_s)
         if look.silent:
             # Earlier problems may still exist: nothing says otherwise.
             seen = {*self._since_s, _Trouble("silent", look.silent)}
             seen -= {one for one in self._since_s if one.kind == "silent" and one.what != look.silent}
         else:
-            seen = set(_troubles(look, concern))
+            seen = {*_troubles(look, concern), *hidden}
         silent_since_s = min(
             (since for one, since in self._since_s.items() if one.kind == "silent"), default=now_s
         )
         self._since_s = {
-            one: silent_since_s if one.kind == "silent" else self._since_s.get(one, now_s)
+            one: silent_since_s if one.kind == "silent" else self._since_s.get(one, hidden.get(one, now_s))
             for one in sorted(seen)
         }
         after = self._by_kind(now_s)
-        begun = [sentence for kind, sentence in after.items() if kind not in before]
+        begun = [sentence + _WHY.get(kind, "") for kind, sentence in after.items() if kind not in before]
         over = [sentence for kind, sentence in before.items() if kind not in after]
         return begun, over
 
     def sentences(self, now_s: float) -> list[str]:
         """What the job waits for: one bounded sentence for each kind of problem, with its age."""
-        return [f"waiting for Kafka: {text}" for text in self._by_kind(now_s).values()][:SENTENCES_MAX]
+        return [
+            f"waiting for Kafka: {text}{_WHY.get(kind, '')}" for kind, text in self._by_kind(now_s).items()
+        ][:SENTENCES_MAX]
+
+    def _hidden(self, look: Look, concern: Concern, now_s: float) -> dict[_Trouble, float]:
+        """The partitions that hide records for too long, and since when."""
+        for place, seen in look.partitions.items():
+            if place[0] in concern.topics and not _has_leader(seen, look):
+                self._suspects[place] = _Suspect()
+        for place, ends in look.ends.items():
+            if place in self._suspects and not self._suspects[place].learn(ends, now_s):
+                del self._suspects[place]
+        return {
+            _Trouble(
+                "hidden",
+                f"partition {topic}/{number} hides offsets {suspect.stable} and later from readers of "
+                "committed records",
+            ): suspect.since_s
+            for (topic, number), suspect in self._suspects.items()
+            if suspect.hides
+        }
 
     def _by_kind(self, now_s: float) -> dict[str, str]:
         found: dict[str, str] = {}
@@ -184,13 +267,17 @@ def _troubles(look: Look, concern: Concern) -> Iterable[_Trouble]:
         away |= {node for node in seen.replicas if node not in look.brokers}
         # Kafka doesn't require more replicas than there are.
         needed = min(look.in_sync_min.get(topic, 0), len(seen.replicas))
-        if seen.leader < 0 or seen.leader not in look.brokers:
+        if not _has_leader(seen, look):
             yield _Trouble("no leader", f"{name} has no leader")
         elif len(seen.in_sync) < needed:
             in_sync = f"{len(seen.in_sync)} of {len(seen.replicas)} replicas in sync"
             yield _Trouble("in sync", f"{name} has {in_sync} and needs {needed}")
     for node in sorted(away):
         yield _Trouble("away", f"broker {node} is down")
+
+
+def _has_leader(seen: PartitionSeen, look: Look) -> bool:
+    return seen.leader >= 0 and seen.leader in look.brokers
 
 
 class KafkaWatch:
@@ -256,7 +343,7 @@ class KafkaWatch:
 
     def _look(self, admin: AdminClient) -> None:
         concern = self._concern()
-        look = self.look(admin, concern)
+        look = self.look(admin, concern, self._troubles.suspects)
         now_s = time.monotonic()
         begun, over = self._troubles.learn(look, concern, now_s)
         for text in begun:
@@ -267,8 +354,14 @@ class KafkaWatch:
         if sentences or over:
             self._tell(sentences)
 
-    def look(self, admin: AdminClient, concern: Concern) -> Look:
-        """Ask the brokers, within a few seconds."""
+    def look(self, admin: AdminClient, concern: Concern, suspects: frozenset[Place] = frozenset()) -> Look:
+        """Ask the brokers, within a few seconds.
+
+        Args:
+            admin: a client that only this thread uses.
+            concern: what the job needs.
+            suspects: partitions whose ends are wanted, too.
+        """
         try:
             metadata: Any = admin.list_topics(timeout=LOOK_TIMEOUT_S)
         except KafkaException:
@@ -281,7 +374,9 @@ class KafkaWatch:
             for number, seen in topic.partitions.items()
         }
         self._learn_in_sync_min(admin, {topic for topic, _ in partitions})
-        return Look("", frozenset(metadata.brokers), partitions, dict(self._in_sync_min))
+        look = Look("", frozenset(metadata.brokers), partitions, dict(self._in_sync_min))
+        led = [place for place in suspects if place in partitions and _has_leader(partitions[place], look)]
+        return replace(look, ends=_ends(admin, led)) if led else look
 
     def _learn_in_sync_min(self, admin: AdminClient, topics: set[str]) -> None:
         """Each topic is asked about once. Without permission to describe a topic, its value stays unknown."""
@@ -302,3 +397,15 @@ class KafkaWatch:
                     self._in_sync_min[resources[resource]] = 0
             except (KeyError, TypeError, ValueError):
                 self._in_sync_min[resources[resource]] = 0
+
+
+def _ends(admin: AdminClient, places: Iterable[Place]) -> dict[Place, Ends]:
+    """The ends of these partitions. Empty if they aren't known now."""
+    wanted = [TopicPartition(*place) for place in sorted(places)]
+    try:
+        # In this order, they never agree by mistake.
+        stable = end_offsets(admin, wanted, "read-committed", ONE_ATTEMPT_S)
+        last = end_offsets(admin, wanted, "read-uncommitted", ONE_ATTEMPT_S)
+    except KafkaUnavailable:
+        return {}
+    return {(at.topic, at.partition): Ends(stable[at], last[at]) for at in wanted}

@@ -6,17 +6,21 @@ import logging
 import threading
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from fcluster.common.errors import KafkaUnavailable
 from fcluster.common.settings import Settings
 from fcluster.kafka import watch as kafka_watch
 from fcluster.kafka.watch import (
+    HIDDEN_AFTER_S,
     OFFSETS_TOPIC,
     SENTENCE_CHARACTERS_MAX,
     TRANSACTIONS_TOPIC,
     Concern,
+    Ends,
     KafkaWatch,
     Look,
     PartitionSeen,
@@ -127,7 +131,136 @@ def test_each_kind_of_trouble_begins_once_and_ends_once() -> None:
     begun, over = troubles.learn(WHOLE, CONCERN, 9)
     assert begun == []
     assert over == ["partition in/0 has no leader; partition out/0 has no leader (9 s)"]
+    assert troubles.sentences(9) == []
+
+
+# --- ends of transactions that Kafka has lost --------------------------------------------------------------
+
+PLACE = ("out", 0)
+LEADERLESS = with_partition(PLACE, PartitionSeen(-1, (1,), (1,)))
+HIDES = "partition out/0 hides offsets 27 and later from readers of committed records"
+WHY = "a transaction there is still open, or Kafka has lost its end (KAFKA-20734, docs/kafka.md)"
+
+
+def with_ends(stable: int, last: int) -> Look:
+    return replace(WHOLE, ends={PLACE: Ends(stable, last)})
+
+
+def suspecting() -> Troubles:
+    """After a look at second 0 at which the partition had no leader."""
+    troubles = Troubles()
+    troubles.learn(LEADERLESS, CONCERN, 0)
+    return troubles
+
+
+def test_partition_that_had_no_leader_is_suspected_until_all_in_it_is_settled() -> None:
+    troubles = Troubles()
+    troubles.learn(WHOLE, CONCERN, 0)
+    assert troubles.suspects == frozenset()
+    troubles.learn(LEADERLESS, CONCERN, 1)
+    assert troubles.suspects == {PLACE}
+    assert troubles.learn(WHOLE, CONCERN, 2)[0] == [], "its ends aren't known yet"
+    assert troubles.learn(with_ends(27, 52), CONCERN, 3) == ([], [])
+    assert troubles.sentences(3) == []
+    assert troubles, "it has to be looked at again"
+    troubles.learn(with_ends(52, 60), CONCERN, 4)
+    assert not troubles, "what came later belongs to other transactions"
+
+
+def test_offsets_that_stay_hidden_are_named_until_they_are_seen() -> None:
+    troubles = suspecting()
+    troubles.learn(with_ends(27, 52), CONCERN, 5)
+    assert troubles.learn(with_ends(27, 60), CONCERN, 5 + HIDDEN_AFTER_S - 0.1) == ([], [])
+    begun, over = troubles.learn(with_ends(27, 70), CONCERN, 5 + HIDDEN_AFTER_S)
+    assert (begun, over) == ([f"{HIDES} (10 s): {WHY}"], [])
+    assert troubles.learn(with_ends(27, 80), CONCERN, 20) == ([], [])
+    assert troubles.sentences(20) == [f"waiting for Kafka: {HIDES} (15 s): {WHY}"]
+    assert troubles.learn(with_ends(79, 80), CONCERN, 21) == ([], [f"{HIDES} (16 s)"])
     assert not troubles
+
+
+def test_each_transaction_that_hides_records_has_its_own_time() -> None:
+    troubles = suspecting()
+    troubles.learn(with_ends(27, 52), CONCERN, 0)
+    troubles.learn(with_ends(27, 52), CONCERN, 30)
+    _, over = troubles.learn(with_ends(40, 52), CONCERN, 31)
+    assert over == [f"{HIDES} (31 s)"]
+    assert troubles.suspects == {PLACE}
+    [later], _ = troubles.learn(with_ends(40, 52), CONCERN, 31 + HIDDEN_AFTER_S)
+    assert "hides offsets 40 and later" in later
+
+
+def test_unknown_ends_and_silent_brokers_keep_what_was_known() -> None:
+    troubles = suspecting()
+    troubles.learn(with_ends(27, 52), CONCERN, 0)
+    troubles.learn(WHOLE, CONCERN, 30)
+    assert troubles.sentences(30) == []
+    troubles.learn(with_ends(27, 52), CONCERN, 31)
+    troubles.learn(WHOLE, CONCERN, 32)
+    troubles.learn(Look(silent="no broker answers at host:9092"), CONCERN, 33)
+    assert troubles.sentences(33) == [
+        "waiting for Kafka: no broker answers at host:9092 (0 s)",
+        f"waiting for Kafka: {HIDES} (33 s): {WHY}",
+    ]
+
+
+def test_partition_that_loses_its_leader_again_is_measured_anew() -> None:
+    troubles = suspecting()
+    troubles.learn(with_ends(27, 52), CONCERN, 0)
+    troubles.learn(LEADERLESS, CONCERN, 5)
+    troubles.learn(with_ends(55, 70), CONCERN, 6)
+    assert troubles.suspects == {PLACE}, "another transaction may have ended meanwhile"
+
+
+def test_partition_that_has_lost_its_last_records_is_settled_at_its_end() -> None:
+    troubles = suspecting()
+    troubles.learn(with_ends(27, 52), CONCERN, 0)
+    troubles.learn(with_ends(30, 30), CONCERN, 1)
+    assert not troubles
+
+
+def test_only_the_jobs_own_topics_are_suspected() -> None:
+    look = with_partition(("others", 0), PartitionSeen(-1, (1,), (1,)))
+    for number in range(50):
+        look = with_partition((OFFSETS_TOPIC, number), PartitionSeen(-1, (1,), (1,)), look)
+    troubles = Troubles()
+    troubles.learn(look, CONCERN, 0)
+    assert troubles
+    assert troubles.suspects == frozenset()
+
+
+def test_ends_are_asked_for_only_where_there_is_a_leader_and_may_stay_unknown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[tuple[list[tuple[str, int]], str]] = []
+    answers: list[int] = [27, 52]
+
+    def ends(_: object, partitions: Any, isolation: str, timeout_s: float) -> dict[Any, int]:
+        asked.append(([(at.topic, at.partition) for at in partitions], isolation))
+        if not answers:
+            raise KafkaUnavailable("A request to Kafka failed.", remedy="Check the brokers.")
+        return dict.fromkeys(partitions, answers.pop(0))
+
+    with_leader, without = (SimpleNamespace(leader=leader, replicas=[1], isrs=[1]) for leader in (1, -1))
+    topic = SimpleNamespace(partitions={0: with_leader, 1: without})
+    metadata = SimpleNamespace(brokers={1: None}, topics={"out": topic})
+
+    class Brokers:
+        def list_topics(self, timeout: float) -> Any:
+            return metadata
+
+        def describe_configs(self, *_: object, **__: object) -> dict[Any, Any]:
+            return {}
+
+    brokers: Any = Brokers()
+    monkeypatch.setattr(kafka_watch, "end_offsets", ends)
+    watch = KafkaWatch(Settings(bootstrap_servers="localhost:1"), lambda: CONCERN, lambda _: None)
+    suspects = frozenset({("out", 0), ("out", 1), ("in", 7)})
+    assert watch.look(brokers, CONCERN, suspects).ends == {("out", 0): Ends(27, 52)}
+    assert asked == [([("out", 0)], "read-committed"), ([("out", 0)], "read-uncommitted")]
+    assert watch.look(brokers, CONCERN, suspects).ends == {}
+    assert watch.look(brokers, CONCERN).ends == {}
+    assert len(asked) == 3
 
 
 # --- the thread -----------------------------------------------------------------------------------------
@@ -140,14 +273,16 @@ class Watched(KafkaWatch):
         self.sights = [WHOLE]
         self.looks = 0
         self.said: list[list[str]] = []
+        self.suspects: list[frozenset[tuple[str, int]]] = []
         self.looked = threading.Condition()
         super().__init__(
             Settings(bootstrap_servers="localhost:1"), lambda: CONCERN, lambda said: self.said.append([*said])
         )
 
-    def look(self, admin: Any, concern: Concern) -> Look:
+    def look(self, admin: Any, concern: Concern, suspects: frozenset[tuple[str, int]] = frozenset()) -> Look:
         with self.looked:
             self.looks += 1
+            self.suspects.append(suspects)
             self.looked.notify_all()
             return self.sights[-1]
 
@@ -200,6 +335,34 @@ def test_trouble_is_looked_at_until_it_is_over_and_logged_at_its_ends(
     assert [record.getMessage() for record in caplog.records] == [
         "waiting for Kafka: partition in/0 has no leader (0 s)",
         "Kafka has recovered: no longer partition in/0 has no leader (0 s)",
+    ]
+
+
+def test_suspected_partition_is_looked_at_until_it_is_settled(
+    watch: Watched, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kafka_watch, "HIDDEN_AFTER_S", 0.02)
+    caplog.set_level(logging.INFO, "fcluster.coordinator")
+    watch.sights.append(LEADERLESS)
+    watch.note(waiting=True)
+    watch.wait_looks(2)
+    watch.note(waiting=False)
+    watch.sights.append(with_ends(27, 52))
+    deadline_s = time.monotonic() + 10
+    while not (watch.said and "hides" in str(watch.said[-1])):
+        assert time.monotonic() < deadline_s
+        time.sleep(0.01)
+    watch.wait_looks(3)
+    assert watch.suspects[-1] == {PLACE}
+    watch.sights.append(with_ends(60, 60))
+    while watch.said[-1]:
+        assert time.monotonic() < deadline_s
+        time.sleep(0.01)
+    assert [record.getMessage() for record in caplog.records] == [
+        "waiting for Kafka: partition out/0 has no leader (0 s)",
+        "Kafka has recovered: no longer partition out/0 has no leader (0 s)",
+        f"waiting for Kafka: {HIDES} (0 s): {WHY}",
+        f"Kafka has recovered: no longer {HIDES} (0 s)",
     ]
 
 
