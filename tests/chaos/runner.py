@@ -421,7 +421,7 @@ class Chaos:
             end_ns = fault.time_ns + FAULT_AFTER_S * 1e9
             fault.aborted = sum(begin_ns <= seen_ns <= end_ns for seen_ns in aborted)
         missed = [fault.what for fault in self.faults if not fault.shown and not fault.aborted]
-        assert not missed, f"landed in no open epoch: {missed}"
+        assert not missed, f"hit no open epoch: {missed}"
 
 
 def _aborted_ns(brokers: str, readers: Mapping[str, LiveReader]) -> list[int]:

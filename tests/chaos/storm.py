@@ -235,7 +235,7 @@ class Storm:
         """The name of the worker, if it can be disturbed."""
         name = worker_name(planned.slot)
         if planned.slot >= self._size or not self._cluster.running(name) or name in self._hurt:
-            raise LeftOut("it isn't running, or hurt already")
+            raise LeftOut("it isn't running, or is disturbed already")
         return name
 
     def _hurts(self, name: str, *codes: int) -> None:
@@ -325,7 +325,7 @@ class Storm:
             raise LeftOut("no coordinator leads")
         name = names[leader.pid]
         if name in self._hurt:
-            raise LeftOut("it is hurt already")
+            raise LeftOut("it is disturbed already")
         return name
 
     def _coordinators(self) -> list[str]:
@@ -347,7 +347,7 @@ class Storm:
     def _stop_coordinators(self, planned: Planned) -> Heal:
         names = self._coordinators()
         if not names or any(name in self._hurt for name in names):
-            raise LeftOut("the coordinator is hurt already")
+            raise LeftOut("the coordinator is disturbed already")
         self._note(planned, shown="" if planned.kind == tally.TRANSACTION_EXPIRED else self._open_epoch())
         return self._stop(names)
 
@@ -392,7 +392,7 @@ class Storm:
         names = [worker_name(slot) for slot in range(SLOTS)]
         leaving = [name for name in names[self._size :] if self._cluster.running(name)]
         if leaving or self._hurt.intersection(names):
-            raise LeftOut("a worker is hurt already, or still leaving")
+            raise LeftOut("a worker is disturbed already, or still leaving")
         former, self._size = self._size, planned.number
         for name in names[former : planned.number]:
             self._restart(name)

@@ -85,7 +85,7 @@ class Fault:
 
     def __str__(self) -> str:
         aborted = f"{self.aborted} outputs aborted" if self.aborted >= 0 else ""
-        return f"{self.what}: {'; '.join(filter(None, (self.shown, aborted))) or 'not shown to have landed'}"
+        return f"{self.what}: {'; '.join(filter(None, (self.shown, aborted))) or 'not shown to have hit'}"
 
 
 SESSION: list[Fault] = []

@@ -1,4 +1,4 @@
-"""The broker goes away, in order or hard, or outlives a commit's sender; transactions run out of time."""
+"""The broker is stopped or killed, or carries out a commit after its sender died; transactions time out."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ TRANSACTION_TIMEOUT_S = 3.0
 
 
 def open_transaction(run: Chaos, worker: str, hold_ms: int) -> str:
-    """Hold a worker back just before a commit, and see in Kafka that its transaction is open."""
+    """Hold the worker just before a commit. Returns evidence that its transaction is open."""
     run.cluster.arm(worker, "worker.commit", Arm("hold", after_ms=hold_ms))
     run.cluster.await_mark(worker, "worker.commit")
     return run.open_epoch()
 
 
 @pytest.mark.parametrize(("hard", "job_file"), [(True, PLAIN), (False, REGROUPED)], ids=["hard", "clean"])
-def test_broker_restarted_amid_open_epochs_is_nothing_but_a_pause(
+def test_broker_restarted_in_open_epochs_only_delays_the_job(
     chaos_on_mortal_broker: Callable[..., AbstractContextManager[Chaos]],
     mortal_broker: EmbeddedKafka,
     hard: bool,
     job_file: str,
 ) -> None:
-    # Patience as it is by default: an epoch may take longer than the broker is away.
+    # Default timeouts: an epoch may take longer than the broker is down.
     settings = {"checkpoint.timeout.ms": 30_000}
     title = f"broker {'killed' if hard else 'stopped'} for {AWAY_S} s"
     with chaos_on_mortal_broker(title, job_file=job_file, settings=settings, rate=300.0) as run:
@@ -48,7 +48,7 @@ def test_broker_restarted_amid_open_epochs_is_nothing_but_a_pause(
         run.note(BROKER_AWAY, title, shown=evidence)
         time.sleep(AWAY_S)  # the fault itself
         mortal_broker.start()
-        print(f"the broker was away for {time.monotonic() - gone_s:.1f} s")
+        print(f"the broker was down for {time.monotonic() - gone_s:.1f} s")
         print(f"output flows again after {run.await_flow():.1f} s")
         assert run.cluster.pids() == pids
         run.cluster.assert_alive()
@@ -56,7 +56,7 @@ def test_broker_restarted_amid_open_epochs_is_nothing_but_a_pause(
 
 @contextmanager
 def broker_standing_still(broker: EmbeddedKafka) -> Iterator[None]:
-    """Stop the broker's process: what is sent to it waits in its sockets."""
+    """Suspend the broker's process. Whatever is sent to it waits in its sockets."""
     pid = broker.pid
     assert pid is not None
     os.kill(pid, signal.SIGSTOP)
@@ -70,19 +70,20 @@ def broker_standing_still(broker: EmbeddedKafka) -> Iterator[None]:
 def test_commit_that_arrives_after_its_sender_died_is_neither_lost_nor_repeated(
     chaos_on_mortal_broker: Callable[..., AbstractContextManager[Chaos]], mortal_broker: EmbeddedKafka
 ) -> None:
-    """The request to commit lies in the broker's socket while the worker dies: nobody knows its outcome."""
+    """The worker dies while its request to commit is in the broker's socket, so its outcome is unknown."""
     with chaos_on_mortal_broker("commit in doubt") as run:
         for round_number in range(4):
             victim = f"worker-{round_number % 3}"
             run.cluster.arm(victim, "worker.commit", Arm("hold", after_ms=300))
             mark = run.cluster.await_mark(victim, "worker.commit")
             with broker_standing_still(mortal_broker):
-                # The fault itself: the hold ends, the request goes out, and the worker dies waiting.
+                # The fault itself: the hold ends, the worker sends its request, and dies while it waits for
+                # the answer.
                 time.sleep(0.6)
                 run.cluster.kill(victim)
-                time.sleep(0.3 * round_number)  # the session may be over by then, and the fence on its way
+                time.sleep(0.3 * round_number)  # in later rounds, its session is over by then
             what = f"kill -9 {victim} after its commit was sent ({mark.detail})"
-            run.note(COMMIT_IN_DOUBT, what, shown="its commit lay in the broker's socket")
+            run.note(COMMIT_IN_DOUBT, what, shown="its commit was still in the broker's socket")
             run.start(victim)
             run.await_flow()
 
@@ -96,19 +97,19 @@ def aborted_by_broker(run: Chaos) -> set[str]:
 def test_transactions_that_run_out_of_time_are_aborted_and_replayed(
     chaos_on_mortal_broker: Callable[..., AbstractContextManager[Chaos]],
 ) -> None:
-    """While the coordinator stands still nobody may commit, and nobody fences: only the broker can abort."""
+    """While the coordinator is stopped, nobody may commit and nobody fences: only the broker can abort."""
     settings = {
         "transaction.timeout.ms": int(TRANSACTION_TIMEOUT_S * 1000),
-        "checkpoint.timeout.ms": 2700,  # more would contradict the former
+        "checkpoint.timeout.ms": 2700,  # the transaction's timeout allows no more
     }
     with chaos_on_mortal_broker("transactions out of time", settings=settings) as run:
         pids = run.cluster.pids()
-        # One transaction with its offsets sent, the commit about to begin; the others' are open.
+        # One worker has sent its offsets and is about to commit. The transactions of the others are open.
         run.cluster.arm("worker-1", "worker.commit", Arm("hold", after_ms=5000))
         mark = run.cluster.await_mark("worker-1", "worker.commit")
         run.cluster.pause(COORDINATOR)
         said = {worker: len(run.cluster.log(worker, 10**6)) for worker in workers_of(run)}
-        # The broker looks for such transactions once a second.
+        # The broker looks for expired transactions once a second.
         wait_until(lambda: len(aborted_by_broker(run)) >= 3, "the broker aborts transactions", 15, 0.2)
         what = f"transactions of all workers ran out of time ({mark.detail})"
         run.note(TRANSACTION_EXPIRED, what, mark.time_ns)

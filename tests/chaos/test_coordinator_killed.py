@@ -1,4 +1,4 @@
-"""`kill -9` of the coordinator: around journal writes and fences, amid a broadcast, amid a reassignment."""
+"""`kill -9` of the coordinator: around journal writes and fences, in a broadcast, in a reassignment."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.timeout(300)
 
 @dataclass(frozen=True)
 class Step:
-    """Where the coordinator dies. `victim`: the death of a worker is what takes it there."""
+    """A step at which the coordinator dies. `victim`: it only gets there after the death of a worker."""
 
     point: str
     passing: int = 1
@@ -34,7 +34,7 @@ STEPS = [
     Step("coordinator.before-journal", passing=2),  # the assignment to others, or the victim's next session
     Step("coordinator.after-journal", passing=2),
     Step("coordinator.mid-reassignment"),
-    Step("coordinator.mid-reassignment", passing=2),  # one worker has got shards, another hasn't
+    Step("coordinator.mid-reassignment", passing=2),  # one worker has its new shards, another doesn't
     Step("coordinator.mid-broadcast", passing=2, victim=False),  # one worker knows that an epoch is complete
 ]
 
@@ -45,7 +45,7 @@ def kill_coordinator(run: Chaos, step: Step, victim: str) -> None:
         run.kill(victim)
     mark = run.cluster.await_mark(COORDINATOR, step.point)
     run.cluster.await_death(COORDINATOR)
-    # Nobody declares it complete now: it stays open until there is another coordinator.
+    # Nobody can declare it complete: it stays open until there is another coordinator.
     place = f"{step.point}, passing {step.passing} ({mark.detail})"
     run.note(COORDINATOR_KILLED, f"kill -9 coordinator at {place}", mark.time_ns, shown=run.open_epoch())
     run.start(COORDINATOR)
@@ -58,10 +58,10 @@ def kill_coordinator(run: Chaos, step: Step, victim: str) -> None:
 @pytest.mark.parametrize(
     ("job_file", "replicas"), doses([(PLAIN, 0), (REGROUPED, 1)], [(PLAIN, 1), (REGROUPED, 0)])
 )
-def test_coordinator_killed_amid_its_decisions_loses_nothing_and_workers_stay(
+def test_coordinator_killed_while_it_decides_loses_nothing_and_workers_stay(
     chaos: Callable[..., AbstractContextManager[Chaos]], job_file: str, replicas: int
 ) -> None:
-    # The short dose deals the steps out to the two jobs, half to each.
+    # In the short version, each job gets half of the steps.
     steps = STEPS if LONG else STEPS[job_file == REGROUPED :: 2]
     with chaos("coordinator killed at each step", job_file=job_file, replicas=replicas) as run:
         for number, step in enumerate(steps):

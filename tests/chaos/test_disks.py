@@ -1,10 +1,10 @@
-"""Full disks and I/O errors, of snapshots, state and logs: the last good snapshot stays usable.
+"""Full disks and I/O errors, for snapshots, state and logs: the last good snapshot remains usable.
 
-Where the errors come from, without device mapper: a full disk is a small tmpfs (needs root). Errors of the
-state's disk are the kernel's own: with `RLIMIT_FSIZE` at 0 every write to a file fails (EFBIG, "File too
-large"), which RocksDB reports as the I/O error that it is. Errors of the snapshot store are an EIO raised at
-a failpoint, when all files of a snapshot are there and its manifest isn't. Logs are written by the process
-that started the worker, here the test's; there the file raises EIO.
+The errors are made without device mapper. A full disk is a small tmpfs (needs root). Errors of the disk with
+the state come from the kernel: with `RLIMIT_FSIZE` at 0, every write to a file fails (EFBIG, "File too
+large"), and RocksDB reports that as an I/O error. Errors of the snapshot store are an EIO that is raised at
+a failpoint, when all files of a snapshot are written, but not its manifest. Logs are written by the process
+that started the worker, which is the test's own process here; in it, the file raises EIO.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ ROTTEN = "worker-1"
 
 
 def newest_manifests(run: Chaos) -> dict[int, str]:
-    """Partition to the name of its newest snapshot."""
+    """The name of the newest snapshot, by partition."""
     root = run.data_dir / "snapshots" / run.job / run.source
     return {
         partition: max(
@@ -66,11 +66,12 @@ def log_lengths(run: Chaos) -> dict[str, int]:
 
 
 def restore_without_local_files(run: Chaos, worker: str) -> None:
-    """`kill -9`, and the local state is gone: snapshot and changelog have to do."""
+    """`kill -9`, and delete the local state, so that the worker has to restore from snapshot and
+    changelog."""
     shown, began_ns = run.open_epoch(), time.time_ns()
     run.cluster.kill(worker)
     slot_dir = run.data_dir / "state" / run.job / worker.replace("worker", "slot")
-    for entry in slot_dir.iterdir():  # the directory itself may be a disk
+    for entry in slot_dir.iterdir():  # the directory itself may be a mount point
         shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
     run.note(STATE_LOST, f"kill -9 {worker}, its local state deleted", began_ns, shown=shown)
     run.start(worker)
@@ -78,17 +79,20 @@ def restore_without_local_files(run: Chaos, worker: str) -> None:
 
 
 def await_leaving(run: Chaos, worker: str) -> None:
-    """It leaves because of its own trouble, others take its shards, and nobody else ends."""
+    """Wait until the worker leaves because of its own disk and others have its shards. No other process
+    ends."""
     child = run.cluster.child(worker)
     wait_until(lambda: child.poll() is not None, f"{worker} leaves", 60)
     assert child.poll() == ExitCode.MISTAKE
     run.cluster.forget(worker)
     run.await_flow()
     for name, pid in run.cluster.pids().items():
-        assert run.cluster.child(name).poll() is None, f"{name} (pid {pid}) ended because of another's disk"
+        assert run.cluster.child(name).poll() is None, (
+            f"{name} (pid {pid}) ended because of another worker's disk"
+        )
 
 
-def test_full_disks_keep_the_last_good_snapshots_and_the_job_going(
+def test_full_disks_leave_the_last_good_snapshots_usable_and_the_job_running(
     chaos: Callable[..., AbstractContextManager[Chaos]], topic_prefix: str, tmp_path: Path
 ) -> None:
     data = tmp_path / "data"
@@ -109,7 +113,7 @@ def test_full_disks_keep_the_last_good_snapshots_and_the_job_going(
 
         lengths = log_lengths(run)
         fill(state_disk)
-        # Often: a snapshot writes what is in memory to the disk first.
+        # A short interval, because each snapshot first writes what is in memory to the disk.
         wait_until(lambda: said_since(run, "is full", lengths), "a write to the store fails", 60, 0.1)
         run.note(DISK_FULL, f"of the state of {ROTTEN}", shown=run.open_epoch())
         await_leaving(run, ROTTEN)
@@ -120,7 +124,7 @@ def test_full_disks_keep_the_last_good_snapshots_and_the_job_going(
 
 
 class RottenDisksCluster(ChaosCluster):
-    """A cluster in which a process can be started with a disk that fails."""
+    """A cluster in which a process can be started with a failing disk."""
 
     rotten: str = ""
 
@@ -128,7 +132,7 @@ class RottenDisksCluster(ChaosCluster):
         return ("prlimit", "--fsize=0", "--") if name == self.rotten else ()
 
 
-def test_io_errors_keep_the_last_good_snapshots_and_the_job_going(
+def test_io_errors_leave_the_last_good_snapshots_usable_and_the_job_running(
     chaos: Callable[..., AbstractContextManager[Chaos]],
 ) -> None:
     with chaos("I/O errors", settings=SNAPSHOTS_OFTEN, cluster_type=RottenDisksCluster) as run:
@@ -148,14 +152,14 @@ def test_io_errors_keep_the_last_good_snapshots_and_the_job_going(
             cluster.disarm(worker, "worker.mid-snapshot")
         await_new_snapshots(run)
 
-        # The disk of a worker's state fails while it runs.
+        # The disk with a worker's state fails while the worker runs.
         lengths = log_lengths(run)
         resource.prlimit(cluster.child(ROTTEN).pid, resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
         wait_until(lambda: said_since(run, "File too large", lengths), "a write to the store fails", 60, 0.1)
         run.note(IO_ERRORS, f"of the state of {ROTTEN}", shown=run.open_epoch())
         await_leaving(run, ROTTEN)
 
-        # It fails already when shards are restored to it.
+        # The disk fails from the start, when shards are restored to it.
         cluster.rotten = ROTTEN
         run.start(ROTTEN)
         run.note(IO_ERRORS, f"of the state of {ROTTEN}, from its start", shown=run.open_epoch())
@@ -168,7 +172,7 @@ def test_io_errors_keep_the_last_good_snapshots_and_the_job_going(
 
 
 class FailingFile:
-    """A file whose disk fails."""
+    """A file on a failing disk."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -180,7 +184,7 @@ class FailingFile:
         self._file.close()
 
 
-def test_logs_that_cannot_be_written_cost_log_lines_and_nothing_else(
+def test_logs_that_cannot_be_written_lose_only_log_lines(
     chaos: Callable[..., AbstractContextManager[Chaos]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with small_disk(tmp_path / "data" / "test-logs", size_kb=64) as disk, chaos("logs fail") as run:
@@ -191,7 +195,7 @@ def test_logs_that_cannot_be_written_cost_log_lines_and_nothing_else(
         run.note(IO_ERRORS, "of the logs of coordinator and worker-0", shown=run.open_epoch())
         fill(disk)
         run.note(DISK_FULL, "of all logs", shown=run.open_epoch())
-        # Deaths make for log lines.
+        # Deaths cause log lines.
         run.kill_at("worker-1", "worker.offsets-sent", Arm("kill"))
         run.start("worker-1")
         run.await_flow()

@@ -1,4 +1,4 @@
-"""One worker is cut off from the coordinator, both ways and one way, or from Kafka."""
+"""One worker is cut off from the coordinator, in both directions or in one, or from Kafka."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ pytestmark = pytest.mark.timeout(300)
 
 CUT_OFF = "worker-0"
 STEP = "worker.offsets-sent"
-"""Where the worker stands when it is cut off: offsets are in its transaction, and nobody knows of it yet."""
+"""The step at which the worker is cut off: offsets are in its transaction, and the coordinator doesn't know
+yet."""
 HOLD_MS = 2000
-"""So long it stays there. A cut takes some milliseconds, on a busy machine some hundred."""
+"""How long it is held there. A cut takes a few milliseconds, or some hundred on a busy machine."""
 CUT_S = 4.0
 """Longer than `session.timeout.ms` and `checkpoint.timeout.ms`."""
 
 
 def cluster_on(place: Island) -> type[ChaosCluster]:
-    """A kind of cluster of which one worker lives on the island."""
+    """The class of a cluster with one worker on the island."""
 
     class IslandCluster(ChaosCluster):
         def prefix_of(self, name: str) -> Sequence[str]:
@@ -37,7 +38,8 @@ def cluster_on(place: Island) -> type[ChaosCluster]:
 
 
 def endure(run: Chaos, what: str, cut: Callable[[], AbstractContextManager[None]]) -> None:
-    """Cut amid an epoch, see that others take over, heal, see that the worker comes back."""
+    """Cut off the worker in an epoch and check that others take over. End the cut and check that it comes
+    back."""
     run.cluster.may_end = CUT_OFF
     run.cluster.arm(CUT_OFF, STEP, Arm("hold", after_ms=HOLD_MS))
     mark = run.cluster.await_mark(CUT_OFF, STEP)
@@ -47,14 +49,14 @@ def endure(run: Chaos, what: str, cut: Callable[[], AbstractContextManager[None]
         shown = f"held at {STEP} of epoch {mark.detail} when it was cut off"
         run.note(NETWORK_CUT, f"{CUT_OFF}: {what}", began_ns, shown=shown)
         wait_until(lambda: not run.cluster.shards_running(3), "the coordinator notices", 30, 0.1)
-        run.await_flow()  # in all shards: those of the lost one are with others
+        run.await_flow()  # in all shards, so others have taken over its shards
         run.await_shards(2)
         time.sleep(max(0.0, began_s + CUT_S - time.monotonic()))  # the fault itself
 
     def back() -> bool:
-        # A call on Kafka that hangs for longer than the cut lasts may have its watchdog end it even now.
+        # If a request to Kafka hangs for longer than the cut lasts, the watchdog may end the worker even now.
         if run.cluster.child(CUT_OFF).poll() is not None:
-            run.cluster.assert_alive()  # nothing else may have
+            run.cluster.assert_alive()  # no other process may have ended
             run.cluster.forget(CUT_OFF)
             run.start(CUT_OFF)
         return run.cluster.shards_running(3)

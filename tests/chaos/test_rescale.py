@@ -1,4 +1,4 @@
-"""Workers come and go under load, with and without a death during the move."""
+"""Workers are added and removed under load, with and without a death during the move."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ SLOTS = 5
 
 
 def resize(run: Chaos, workers: int) -> None:
-    """Start or end workers, highest slots first, without waiting for the shards."""
-    shown = run.open_epoch()  # before: who leaves takes its time, and may be the last one that writes
+    """Start or end workers, highest slots first. Doesn't wait for the shards."""
+    shown = run.open_epoch()  # asked first: leaving takes time, and the last one to write may be leaving
     running = len(workers_of(run))
     for slot in range(running, workers):
         run.cluster.start_worker(slot)
@@ -52,7 +52,7 @@ def test_rescaling_with_a_death_during_each_move_loses_and_repeats_nothing(
         former = 1
         for size in SIZES:
             if size > former:
-                # The one that gives shards away dies with its stores still open, a new owner in its restore.
+                # The old owner dies with its stores still open, the new owner during its restore.
                 victims = {"worker-0": "worker.shards-released", f"worker-{size - 1}": "worker.mid-restore"}
             else:
                 victims = {"worker-0": "worker.mid-restore"}

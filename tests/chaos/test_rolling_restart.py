@@ -1,4 +1,4 @@
-"""All workers are restarted one after the other under load, as a rollout does it: nobody notices."""
+"""All workers are restarted one after another under load, as in a rollout, and nothing is aborted."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.timeout(240)
 
 
 def counters(run: Chaos) -> dict[str, int]:
-    """The coordinator's."""
+    """The coordinator's counters."""
     status: dict[str, Any] = wait_until(run.cluster.status, "the coordinator answers")
     return status["counters"]
 
@@ -25,7 +25,7 @@ def counters(run: Chaos) -> dict[str, int]:
 def test_rolling_restart_of_all_workers_loses_and_repeats_nothing(
     chaos: Callable[..., AbstractContextManager[Chaos]], job_file: str
 ) -> None:
-    # A busy host that lets a process wait for a second shall not pass for a death here.
+    # Long, so that a process that a busy host delays for a second doesn't count as dead.
     patient = {"session.timeout.ms": 10_000}
     with chaos("rolling restart", job_file=job_file, settings=patient) as run:
         before = counters(run)
@@ -38,7 +38,7 @@ def test_rolling_restart_of_all_workers_loses_and_repeats_nothing(
             run.await_flow()
         after = counters(run)
         risen = {name: after[name] - before[name] for name in after}
-        # All of them left in good order, and every shard was warm where it went: nothing was aborted.
+        # All workers left cleanly, and each shard moved to a warm copy, so nothing was aborted.
         assert risen["leaves"] == risen["joins"] == len(workers)
         assert {risen[name] for name in ("deaths", "evictions", "resets", "fences", "cold_moves")} == {0}
         assert risen["moves"] > 0

@@ -19,30 +19,32 @@ pytestmark = pytest.mark.timeout(300)
 SLOW = "worker-0"
 TIMES = 10
 TURN_S = 0.4
-"""It stands still for nine tenths of a turn: longer than others wait for it (`STRAGGLER_MS`), however fast
-the machine runs the last tenth, and shorter than a session lasts without heartbeats."""
+"""The length of a turn, of which the worker is stopped for nine tenths. That is longer than others wait for
+it
+(`STRAGGLER_MS`), however much it does in the last tenth, and shorter than a session lasts without
+heartbeats."""
 STRAGGLERS_SEEN = 5
 WATCHED_S = 60.0 if LONG else 10.0
 STRAGGLER_MS = 100.0
-"""`checkpoint.straggler.ms`: so much longer may an epoch of the others take."""
+"""`checkpoint.straggler.ms`: an epoch waits at most this much longer for a straggler."""
 
 
 def shards_of(run: Chaos, slot: int) -> set[int]:
-    """The partitions of the source that this slot has."""
+    """The source partitions of this slot."""
     status = run.cluster.status()
     assert status is not None
     return {shard["partition"] for shard in status["shards"] if shard["slot"] == slot}
 
 
 def stragglers_of(run: Chaos) -> int:
-    """How often an epoch was declared complete without one of its participants."""
+    """How often an epoch was declared complete without one of its workers."""
     status = run.cluster.status()
     assert status is not None
     return status["counters"]["stragglers"]
 
 
 def latencies_ms(reader: LiveReader, partitions: set[int], begin_ns: int, end_ns: int) -> list[float]:
-    """Of the records of these source partitions that were produced in that time."""
+    """The latencies of the records of these source partitions that were produced in that time."""
     return [
         (seen_ns - row.produced_at_ns) / 1e6
         for row, seen_ns in reader.timed_rows()
@@ -55,7 +57,7 @@ def test_one_slow_worker_does_not_slow_the_others(
 ) -> None:
     still_ms = TURN_S * 1000 * (1 - 1 / TIMES)
     assert 2 * STRAGGLER_MS < still_ms < float(str(SETTINGS["session.timeout.ms"])) / 2
-    # Epochs as often as by default: it is their latency that is measured.
+    # The default interval of epochs, because their latency is measured.
     settings = {"commit.interval.min.ms": 10}
     with chaos("one worker ten times slower", rate=600.0, settings=settings) as run:
         mine = shards_of(run, 0)
@@ -75,8 +77,8 @@ def test_one_slow_worker_does_not_slow_the_others(
         healed_ns = time.time_ns()
         run.await_flow()
         assert run.cluster.pids() == pids
-        assert shards_of(run, 0) == mine, "the slow worker lost shards: it was slow, not dead"
-        shown = f"{stragglers_of(run) - stragglers} times others' epochs didn't wait for it"
+        assert shards_of(run, 0) == mine, "the slow worker lost shards, although it wasn't dead"
+        shown = f"{stragglers_of(run) - stragglers} epochs of others didn't wait for it"
         run.note(WORKER_SLOWED, f"{SLOW} ran a tenth of the time for {WATCHED_S} s", slow_ns, shown=shown)
         reader = run.readers[READ_COMMITTED]
         wait_until(lambda: min(reader.newest_ns().values()) > healed_ns, "all is read", 30)

@@ -1,4 +1,4 @@
-"""Snapshots: workers that die around them, and snapshots that are damaged behind everybody's back."""
+"""Workers die while they take or restore snapshots, and snapshots are damaged by something else."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def snapshots_of(run: Chaos) -> Snapshots:
     return Snapshots(run.data_dir / "snapshots" / run.job / run.stage)
 
 
-def test_workers_killed_around_snapshots_and_restores_leave_nothing_half_made(
+def test_workers_killed_around_snapshots_and_restores_leave_nothing_unfinished(
     chaos: Callable[..., AbstractContextManager[Chaos]],
 ) -> None:
     with chaos("killed around snapshots", settings=SNAPSHOTS_OFTEN) as run:
@@ -38,7 +38,7 @@ def test_workers_killed_around_snapshots_and_restores_leave_nothing_half_made(
             run.start(victim)
             run.await_flow()
             run.await_shards(3)
-        # A take-over that dies after its first shard: its shards move on once more.
+        # The worker that takes over dies after restoring its first shard, so its shards move once more.
         run.cluster.arm("worker-2", "worker.mid-restore", Arm("kill"))
         run.kill("worker-1")
         run.await_death_at("worker-2", "worker.mid-restore", kind=KILLED_IN_MOVE)
@@ -49,7 +49,7 @@ def test_workers_killed_around_snapshots_and_restores_leave_nothing_half_made(
 
 
 def lose_local_state(run: Chaos) -> None:
-    """`kill -9` all workers and delete their state directories: only snapshots and changelog are left."""
+    """`kill -9` all workers and delete their state directories. Only snapshots and changelog are left."""
     began_ns = time.time_ns()
     for worker in workers_of(run):
         run.cluster.kill(worker)
@@ -60,7 +60,7 @@ def lose_local_state(run: Chaos) -> None:
 @pytest.mark.parametrize(
     ("job_file", "replicas"), doses([(PLAIN, 1)], [(PLAIN, 0), (REGROUPED, 0), (REGROUPED, 1)])
 )
-def test_damaged_snapshots_are_passed_over_for_the_older_one(
+def test_damaged_snapshot_is_skipped_for_the_older_one(
     chaos: Callable[..., AbstractContextManager[Chaos]], job_file: str, replicas: int
 ) -> None:
     title = "newest snapshots damaged"
@@ -72,7 +72,8 @@ def test_damaged_snapshots_are_passed_over_for_the_older_one(
         for partition, damage in enumerate(DAMAGES):
             damaged[partition] = snapshots.manifests(partition)[0]
             damage(snapshots, partition)
-            # Nothing goes on meanwhile: the kill of all has landed in an open epoch, or the run fails.
+            # The job makes no progress in the meantime: either killing them hit an open epoch, or the run
+            # fails.
             run.note(
                 SNAPSHOT_DAMAGED, f"shard {partition}: {damage.__name__}", shown="all were killed mid-epoch"
             )
@@ -92,7 +93,8 @@ def test_damaged_snapshots_are_passed_over_for_the_older_one(
 def test_job_whose_snapshots_are_all_damaged_refuses_to_run(
     chaos_unjudged: Callable[..., AbstractContextManager[Chaos]],
 ) -> None:
-    """The changelog doesn't reach back far enough any more: there is no right state, so there is none."""
+    """The changelog no longer reaches back far enough, so the right state is lost, and the job must not
+    start with a wrong one."""
     with chaos_unjudged(settings=SNAPSHOTS_OFTEN) as run:
         snapshots = snapshots_of(run)
         wait_until(snapshots.two_each, "two snapshots of each shard", 60, 0.2)

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.timeout(400)
 
 SECONDS = 120.0 if LONG else 30.0
 SEED = 2177
-"""In CI the same one each time, so that a failure there is one of the change under test."""
+"""In CI always the same seed, so that a failure comes from the change under test."""
 
 
 def test_random_mixture_of_faults_loses_and_repeats_nothing(
@@ -27,10 +27,10 @@ def test_random_mixture_of_faults_loses_and_repeats_nothing(
     place = island_or_reason if isinstance(island_or_reason, Island) else None
     report = soak(mortal, place, topic_prefix, tmp_path / "data", seed=seed, seconds=SECONDS)
     print(report)
-    assert len(report.faults) >= SECONDS / 10, "too little was done to mean anything"
+    assert len(report.faults) >= SECONDS / 10, "too few faults hit for the test to mean anything"
 
 
-def test_seed_tells_the_same_schedule_however_long_it_is() -> None:
+def test_seed_gives_the_same_schedule_however_long_it_is() -> None:
     short = list(plan.rounds(7, 2 * plan.ROUND_S, 3))
     assert list(plan.rounds(7, 5 * plan.ROUND_S, 3))[:2] == short
     assert list(plan.rounds(8, 2 * plan.ROUND_S, 3)) != short

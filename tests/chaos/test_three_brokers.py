@@ -1,8 +1,8 @@
-"""A job on three brokers, of which one after the other is hurt; see `trio`.
+"""A job on three brokers, which are disturbed one after another; see `trio`.
 
-One job runs through several faults: that is how a week of a cluster looks, and it saves time. In the short
-dose each day has its turn: every role is hit once, at another step each day, killed or stopped.
-FCLUSTER_TEST_TURN chooses a turn. The long dose does them all.
+One job lives through several faults, as in production; that also saves time. The short version plays one turn
+a day: each role is hit once, with a kill or a stop, at a step that differs from day to day.
+FCLUSTER_TEST_TURN chooses a turn. The long version plays all turns.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.timeout(900)
 
 RATE = 300.0
 SETTINGS = {
-    # Patience as it is by default: a broker's session may end meanwhile, and others have to take over.
+    # Default timeouts: a broker's session may end in an epoch, and other brokers have to take over.
     "checkpoint.timeout.ms": 30_000,
     "session.timeout.ms": 3000,
 }
@@ -41,7 +41,7 @@ AWAY_S = 60.0 if LONG else 15.0
 Runs = Callable[..., AbstractContextManager[Chaos]]
 
 
-def test_broker_after_broker_is_hurt_and_the_job_hardly_pauses(chaos_on_trio: Runs, trio: Trio) -> None:
+def test_broker_after_broker_is_disturbed_and_the_job_hardly_pauses(chaos_on_trio: Runs, trio: Trio) -> None:
     with chaos_on_trio(f"FCLUSTER_TEST_TURN={TURN}", job_file=PLAIN, settings=SETTINGS, rate=RATE) as run:
         hurt = Hurt(run, trio, seed=TURN)
         for role, step, hard in turn(TURN, ROLES):
@@ -75,7 +75,7 @@ if LONG:
     @pytest.mark.timeout(2400)
     @pytest.mark.parametrize("hard", [True, False], ids=["killed", "stopped"])
     @pytest.mark.parametrize("role", ROLES, ids=[role.replace(" ", "-") for role in ROLES])
-    def test_broker_is_hurt_at_each_step_of_an_epoch(
+    def test_broker_is_disturbed_at_each_step_of_an_epoch(
         chaos_on_trio: Runs, trio: Trio, role: str, hard: bool
     ) -> None:
         job_file = REGROUPED if role in (CHANGELOG, GROUP) else PLAIN
@@ -85,7 +85,7 @@ if LONG:
                 (hurt.kill if hard else hurt.stop)(role, step)
 
     @pytest.mark.timeout(1200)
-    def test_two_of_three_brokers_away_for_a_minute_is_a_pause_and_no_loss(
+    def test_two_of_three_brokers_down_for_a_minute_delay_the_job_and_lose_nothing(
         chaos_on_trio: Runs, trio: Trio
     ) -> None:
         with chaos_on_trio("two of three away", job_file=PLAIN, settings=SETTINGS, rate=RATE) as run:

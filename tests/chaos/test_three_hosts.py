@@ -1,7 +1,8 @@
-"""Three hosts run the flights: one is cut off in the middle, comes back, and one gets more workers.
+"""The flights job on three hosts: one host is cut off in the middle and comes back, another gets more
+workers.
 
-Kafka, a bucket and the coordinator are on host-a, the workers on host-b and host-c, each host with its own
-network, name, directory and keys. All is done as its documentation tells a user to do it.
+Kafka, a bucket and the coordinator are on host-a, the workers on host-b and host-c. Each host has its own
+network, name, directory and keys. Everything is done as the documentation tells a user to do it.
 """
 
 from __future__ import annotations
@@ -51,9 +52,9 @@ HELD_S = 1.2
 
 
 class Feeder:
-    """Sends all flights from one host, in a thread: at full speed up to `share` of them, slowly beyond.
+    """Sends all flights from one host, in a thread: the first `share` of them at full speed, the rest slowly.
 
-    So the job is at work whenever something is done to it, on a slow machine as well.
+    That keeps the job busy whenever the test disturbs it, even on a slow machine.
     """
 
     def __init__(self, host: Host, brokers: str) -> None:
@@ -74,11 +75,11 @@ class Feeder:
         self._thread.join()
 
     def runs(self) -> bool:
-        """Whether there is more to come."""
+        """Whether it is still sending."""
         return self._thread.is_alive()
 
     def join(self, timeout_s: float) -> None:
-        """Wait until all flights stand in the topic."""
+        """Wait until all flights are in the topic."""
         self._thread.join(timeout_s)
         assert not self.runs(), f"{self.sent} flights sent in time"
         assert self._failure is None, self._failure
@@ -109,7 +110,7 @@ class Feeder:
 
 
 class FlightsOnHosts:
-    """The cluster: what is on which host, and what is asked of it."""
+    """The cluster on its hosts."""
 
     def __init__(self, a: Host, b: Host, c: Host) -> None:
         self.a, self.b, self.c = a, b, c
@@ -117,7 +118,8 @@ class FlightsOnHosts:
         self._servers: dict[str, ChildProcess] = {}
 
     def prepare(self, environment: dict[str, str]) -> None:
-        """Keys made on one host and carried to the others, the same settings and credentials on each."""
+        """Create the keys on one host and copy them to the others. All hosts get the same settings and
+        credentials."""
         self.a.fcluster("keys", "new", "keys")
         self.a.fcluster("keys", "add", "keys", "worker", "host-c")
         made = self.a.directory / "keys"
@@ -140,7 +142,7 @@ class FlightsOnHosts:
         self._start(self.a, "coordinator", "--bind", "tcp://0.0.0.0:7070", "--workers", workers)
 
     def start_workers(self, host: Host) -> None:
-        """One command on each host, which starts again what ends."""
+        """One command on each host. It restarts the workers that end."""
         self._start(host, "worker", "--workers", str(WORKERS_A_HOST))
 
     def scale(self, host: Host, workers: int) -> None:
@@ -149,13 +151,14 @@ class FlightsOnHosts:
         )
 
     def status(self) -> dict[str, Any]:
-        """What the coordinator says, empty if it says nothing."""
+        """The coordinator's status document. Empty if it doesn't answer."""
         asked = ("status", "--json", "--brokers", self.brokers, "--job", JOB)
         done = self.a.fcluster(*asked, check=False)
         return json.loads(done.stdout) if done.returncode == 0 else {}
 
     def settled(self, **workers: int) -> dict[str, Any]:
-        """The status if all shards run, on so many workers of each host, each of which has some."""
+        """The status, if all shards run on this many workers of each host and each worker has some.
+        Otherwise empty."""
         self.assert_alive()
         status = self.status()
         if not status or any(shard["phase"] != "running" for shard in status["shards"]):
@@ -170,13 +173,13 @@ class FlightsOnHosts:
             assert code is None, f"{name}: {describe_exit(code)}\n{self.logs()}"
 
     def drain(self) -> None:
-        """End the job in good order, and see that all processes end so."""
+        """End the job cleanly, and check that all processes end cleanly."""
         self._servers["coordinator on host-a"].send_signal(signal.SIGINT)
         for name, server in self._servers.items():
             assert server.wait(30) == 0, f"{name}: {server.poll()}\n{self.logs()}"
 
     def committed(self) -> int:
-        """Flights whose epoch is committed."""
+        """The number of flights in committed epochs."""
         return sum(
             offset
             for (topic, _), offset in committed_offsets(self.brokers, JOB).items()
@@ -208,7 +211,7 @@ def cluster(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[FlightsO
         assert kafka.poll() is None, a.log_path("kafka").read_text()
         made = FlightsOnHosts(a, b, c)
         made.prepare(bucket.environment())
-        # What this test asks of Kafka, it asks from host-a.
+        # The test's own requests to Kafka come from host-a.
         stack.enter_context(a.entered())
         failed_before = request.session.testsfailed
         yield made
@@ -222,7 +225,7 @@ def shards_of(status: dict[str, Any], host: str) -> list[tuple[str, int]]:
 
 
 def copies_beside_their_shards(status: dict[str, Any]) -> list[str]:
-    """Standbys on the host that their shard runs on, and shards without any."""
+    """Standbys on the same host as their shard, and shards without a standby."""
     host_of = {worker["slot"]: worker["host"] for worker in status["workers"]}
     return [
         f"{shard['stage']}/{shard['partition']}"
@@ -241,12 +244,12 @@ def slots_on(status: dict[str, Any], host: str) -> set[int]:
 
 
 def ongoing(brokers: str) -> set[str]:
-    """Transactional ids that have a transaction open."""
+    """Transactional ids with an open transaction."""
     return ids_with_open_transaction(brokers, JOB)
 
 
 def held_open(brokers: str, slots: set[int]) -> set[str]:
-    """The ids of these slots that have one open all the time, for longer than an epoch lasts."""
+    """The ids of these slots whose transaction stays open for longer than an epoch lasts."""
     ids = {name for slot in slots for name in transactional_ids(JOB, slot)}
     before = ongoing(brokers)
     time.sleep(HELD_S)
@@ -282,24 +285,28 @@ def test_flights_on_three_hosts_survive_the_loss_of_one_its_return_and_more_work
         note("cut off")
         with cluster.c.cut_off():
             held = held_open(cluster.brokers, slots_on(settled, "host-c"))
-            assert held, "no epoch was open on the host that was cut off"
+            assert held, "the host that was cut off had no open epoch"
             committed = cluster.committed()
             alone = wait_until(lambda: cluster.settled(host_b=2), "host-b has all shards", 30)
             note("host-b has all shards")
             assert set(shards_of(alone, "host-b")) >= set(lost_shards)
-            assert not held & ongoing(cluster.brokers), "what was open wasn't aborted before others took over"
-            wait_until(lambda: cluster.committed() > committed + 2000, "host-b goes on alone")
-            assert feeder.runs(), "the flights were all there before the host was back"
+            assert not held & ongoing(cluster.brokers), (
+                "open transactions weren't aborted before others took over"
+            )
+            wait_until(lambda: cluster.committed() > committed + 2000, "host-b continues alone")
+            assert feeder.runs(), "all flights were processed before the host was back"
         note("healed")
         feeder.share = 0.8
 
         returned = wait_until(lambda: cluster.settled(host_b=2, host_c=2), "host-c has shards again", 60)
         note("host-c has shards again")
-        assert not sessions_on(returned, "host-c") & lost_sessions, "fenced workers went on as if nothing was"
+        assert not sessions_on(returned, "host-c") & lost_sessions, (
+            "fenced workers continued as if nothing had happened"
+        )
         cluster.scale(cluster.b, 2 * WORKERS_A_HOST)
         wait_until(lambda: cluster.settled(host_b=4, host_c=2), "the new workers have shards", 60)
         note("scaled")
-        assert feeder.runs(), "the flights were all there before there were more workers"
+        assert feeder.runs(), "all flights were processed before there were more workers"
         feeder.share = 1.0
         feeder.join(150)
     wait_until_equal(lambda: cluster.committed(), FLIGHTS, "all flights are committed", 60)
@@ -313,7 +320,7 @@ def test_flights_on_three_hosts_survive_the_loss_of_one_its_return_and_more_work
 
 
 def check_results(cluster: FlightsOnHosts) -> None:
-    """Each flight counted exactly once, in order; nothing left open."""
+    """Each flight was counted exactly once and in order, and no transaction is open."""
     by_carrier, by_aircraft = recount_csv(FLIGHTS)
     carriers = read_results(cluster.brokers, "carrier-totals", "carrier")
     aircraft = read_results(cluster.brokers, "aircraft-totals", "tailnum")

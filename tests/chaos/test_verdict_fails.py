@@ -1,4 +1,4 @@
-"""The verdict on a run can fail: each rule is broken on purpose, and has to be named."""
+"""The verdict on a run can fail: each rule is broken on purpose, and the verdict has to name it."""
 
 from __future__ import annotations
 
@@ -25,14 +25,15 @@ pytestmark = pytest.mark.timeout(200)
 
 
 def outputs_ahead(run: Chaos) -> int:
-    """Outputs whose inputs are not committed, and repeats, of a run without transactions."""
+    """Let a run without transactions write outputs before their inputs are committed, so that a kill leaves
+    repeats."""
     offsets = committed_offsets(run.brokers, run.job)
     committed = sum(offset for (topic, _), offset in offsets.items() if topic == run.source)
     return sum(end_offsets(run.brokers, [run.output], READ_UNCOMMITTED).values()) - committed
 
 
 def leave_a_transaction_open(run: Chaos) -> Producer:
-    """By somebody who names himself like one of the job's."""
+    """Leave a transaction open, in the name of an id that looks like one of the job's."""
     producer = Producer({"bootstrap.servers": run.brokers, "transactional.id": f"{run.job}-stranger"})
     producer.list_topics(timeout=30)
     producer.init_transactions(30)
@@ -42,10 +43,10 @@ def leave_a_transaction_open(run: Chaos) -> Producer:
     return producer
 
 
-def test_at_least_once_leaked_process_and_open_transaction_are_each_objected_to(
+def test_at_least_once_leaked_process_and_open_transaction_each_fail_the_verdict(
     chaos_unjudged: Callable[..., AbstractContextManager[Chaos]],
 ) -> None:
-    # Outputs run ahead of the offsets for a second: a kill leaves repeats.
+    # Offsets are committed a second after the outputs, so a kill leaves repeats.
     settings = {
         "processing.guarantee": "at-least-once",
         "commit.interval.min.ms": 1000,
@@ -77,13 +78,13 @@ def test_at_least_once_leaked_process_and_open_transaction_are_each_objected_to(
         f"processes are left: [{leaked.pid}]",
         f"transactional ids that no slot has: {{'{run.job}-stranger'}}",
         f"transactions are left: {{'{run.job}-stranger': 'Ongoing'}}",
-        "landed in no open epoch: ['kill -9 worker-0', 'kill -9 worker-0']",
+        "hit no open epoch: ['kill -9 worker-0', 'kill -9 worker-0']",
     ):
         assert words in said, f"{words!r} isn't in {said}"
 
 
 class FakeCluster:
-    """One worker, with what it has open."""
+    """One worker with these open files."""
 
     def __init__(self, targets: list[str]) -> None:
         self.targets = targets
@@ -106,7 +107,7 @@ def descriptors_of(cluster: FakeCluster) -> leftovers.Descriptors:
     return leftovers.Descriptors(cluster)  # type: ignore[arg-type]
 
 
-def test_leaked_descriptors_are_objected_to() -> None:
+def test_leaked_descriptors_fail_the_verdict() -> None:
     cluster = FakeCluster(["socket:[1]"])
     descriptors = descriptors_of(cluster)
     descriptors.remember()
@@ -117,7 +118,7 @@ def test_leaked_descriptors_are_objected_to() -> None:
         descriptors.judge(timeout_s=0)
 
 
-def test_store_that_stays_open_when_its_shard_has_gone_is_objected_to() -> None:
+def test_store_that_stays_open_after_its_shard_left_fails_the_verdict() -> None:
     cluster = FakeCluster(["/d/state/job/slot-0/in/2/db/LOG"])
     descriptors = descriptors_of(cluster)
     descriptors.remember()
@@ -127,7 +128,7 @@ def test_store_that_stays_open_when_its_shard_has_gone_is_objected_to() -> None:
 
 @pytest.fixture
 def shard(tmp_path: Path) -> Path:
-    """A shard's folder in a snapshot store, with one snapshot of one file."""
+    """The folder of a shard in a snapshot store, with one snapshot of one file."""
     folder = tmp_path / "snapshots" / "job" / "in" / "0"
     for kind in ("files", "manifests"):
         (folder / kind).mkdir(parents=True)
@@ -143,7 +144,7 @@ def put_snapshot(folder: Path, epoch: int) -> Path:
     return folder / "files" / name
 
 
-def test_leaked_snapshots_are_objected_to(shard: Path, tmp_path: Path) -> None:
+def test_leaked_snapshots_fail_the_verdict(shard: Path, tmp_path: Path) -> None:
     leftovers.judge_files(tmp_path)
     put_snapshot(shard, 2)
     leftovers.judge_files(tmp_path)
@@ -152,13 +153,13 @@ def test_leaked_snapshots_are_objected_to(shard: Path, tmp_path: Path) -> None:
         leftovers.judge_files(tmp_path)
 
 
-def test_manifest_without_its_files_is_objected_to(shard: Path, tmp_path: Path) -> None:
+def test_manifest_without_its_files_fails_the_verdict(shard: Path, tmp_path: Path) -> None:
     put_snapshot(shard, 2).unlink()
     with pytest.raises(AssertionError, match="name files that aren't there"):
         leftovers.judge_files(tmp_path)
 
 
-def test_file_that_no_manifest_names_is_objected_to(shard: Path, tmp_path: Path) -> None:
+def test_file_that_no_manifest_names_fails_the_verdict(shard: Path, tmp_path: Path) -> None:
     leftovers.await_snapshots_collected(tmp_path / "snapshots", timeout_s=0)
     (shard / "files" / f"{7:064x}").write_bytes(b"x")
     with pytest.raises(TimeoutError, match="snapshots that nobody needs"):
@@ -166,13 +167,13 @@ def test_file_that_no_manifest_names_is_objected_to(shard: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize("name", ["checkpoint-1", "restoring-1", "removed-1"])
-def test_half_of_a_snapshot_or_restore_is_objected_to(tmp_path: Path, name: str) -> None:
+def test_unfinished_snapshot_or_restore_fails_the_verdict(tmp_path: Path, name: str) -> None:
     (tmp_path / "state" / "job" / "slot-0" / "in" / "0" / name).mkdir(parents=True)
     with pytest.raises(AssertionError, match=f"left behind.*{name}"):
         leftovers.judge_files(tmp_path)
 
 
-def test_all_complaints_are_told_and_other_errors_are_not_taken() -> None:
+def test_all_complaints_are_reported_and_other_errors_are_not_caught() -> None:
     complaints = Complaints()
     with complaints:
         raise AssertionError("one")

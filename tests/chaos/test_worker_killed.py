@@ -19,15 +19,16 @@ STEPS: dict[str, Arm] = {
     "worker.layers-frozen": KILL,
     "worker.offsets-sent": KILL,
     "worker.delta-flushed": KILL,
-    # The commit thread waits, while the main thread tells the coordinator and may hear that it is complete.
+    # The commit thread waits there, while the main thread reports to the coordinator and may get its answer.
     "worker.prepared": Arm("kill", after_ms=20),
     "worker.complete-received": KILL,
-    # While the request is under way: a commit takes one to three milliseconds.
+    # While the request to commit is in flight: a commit takes one to three milliseconds.
     "worker.commit": Arm("kill", after_ms=1, in_background=True),
     "worker.committed": KILL,
 }
 SHOWN = {"worker.commit": "its commit was under way", "worker.committed": "committed and not applied"}
-"""What was open there may be committed, so that nothing is aborted; the step itself is in the epoch."""
+"""What a worker had open at these steps may be committed, so perhaps nothing is aborted. The step itself
+shows that an epoch was open."""
 
 
 def kill_one(run: Chaos, point: str, victim: str) -> None:
@@ -37,7 +38,7 @@ def kill_one(run: Chaos, point: str, victim: str) -> None:
 
 
 def kill_all(run: Chaos, point: str) -> None:
-    """Arm all; each dies when it gets there itself."""
+    """Arm all workers. Each dies when it reaches the point."""
     victims = workers_of(run)
     for victim in victims:
         run.cluster.arm(victim, point, STEPS[point])

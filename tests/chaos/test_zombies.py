@@ -1,4 +1,4 @@
-"""Workers that are stopped past their session, in the midst of an epoch, and then go on."""
+"""Workers that are stopped in an epoch for longer than their session, and then continue."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ STEPS = {
     "worker.offsets-sent": "joining again|replaying from the committed offsets",
     "worker.prepared": "joining again|replaying from the committed offsets",
 }
-"""Where the worker stops, and what its log says once it goes on: its next step is refused."""
+"""Where the worker stops, and what it logs when it continues and its next step is refused."""
 
 
 def session_of(run: Chaos, name: str) -> int:
-    """The number of that worker's session, 0 if it has none."""
+    """The number of the worker's session. 0 if it has none."""
     session = run.cluster.session(name)
     return session["session"] if session is not None else 0
 
@@ -41,7 +41,7 @@ def stop_past_session(run: Chaos, point: str, zombie: str) -> None:
     wait_until(lambda: process_state(pid) in "Tt", f"{zombie} stops", 5, 0.002)
     run.note(WORKER_STOPPED, f"SIGSTOP {zombie} at {point} ({mark.detail})", mark.time_ns)
     stopped_s = time.monotonic()
-    run.await_flow()  # its shards as well: others have them
+    run.await_flow()  # in its shards as well, so others have taken them over
     assert session_of(run, zombie) == 0
     time.sleep(max(0.0, stopped_s + SESSION_TIMEOUTS - time.monotonic()))  # the fault itself
     log_length = len(run.cluster.log(zombie, 10**6))
@@ -51,7 +51,7 @@ def stop_past_session(run: Chaos, point: str, zombie: str) -> None:
         f"the log of {zombie} says {STEPS[point]!r}",
         30,
     )
-    # The same process is back, as a fresh worker.
+    # The same process is back, with a new session.
     wait_until(lambda: session_of(run, zombie) > session, f"a new session of {zombie}", 30)
     run.await_shards(3)
     run.await_flow()
@@ -60,7 +60,7 @@ def stop_past_session(run: Chaos, point: str, zombie: str) -> None:
 @pytest.mark.parametrize(
     ("job_file", "replicas"), doses([(PLAIN, 1), (REGROUPED, 0)], [(PLAIN, 0), (REGROUPED, 1)])
 )
-def test_worker_stopped_for_three_session_timeouts_is_refused_and_comes_back_fresh(
+def test_worker_stopped_for_three_session_timeouts_is_refused_and_joins_again(
     chaos: Callable[..., AbstractContextManager[Chaos]], job_file: str, replicas: int
 ) -> None:
     points = list(STEPS) if LONG or job_file == PLAIN else list(STEPS)[:1]

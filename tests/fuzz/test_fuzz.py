@@ -1,6 +1,6 @@
-"""Random odd jobs: what was written, counted, kept and where the job stopped is what the interpreter says.
+"""Random odd jobs: outputs, counts, state, and where the job stopped are those of the interpreter.
 
-A fixed choice of examples runs with the other tests; `make fuzz EXAMPLES=...` draws others, and more.
+A fixed set of examples runs with the other tests. `make fuzz EXAMPLES=...` draws others, and more of them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ EXAMPLES = int(os.environ.get("FCLUSTER_FUZZ_EXAMPLES", "0"))
 
 
 def comparable(output: tuple[Any, ...]) -> tuple[Any, ...]:
-    """An output that was really written, in the interpreter's terms."""
+    """An output of the real engine, in the interpreter's terms."""
     topic, value, key, timestamp, headers = output
     pairs = list(headers or [])
     ours = {name: (text or b"").decode() for name, text in pairs if name.startswith("fcluster.")}
@@ -43,7 +43,7 @@ def assert_same_output(real: tuple[Any, ...], wanted: tuple[Any, ...]) -> None:
     topic, value, key, timestamp, headers = comparable(real)
     wanted_headers = wanted[4]
     if isinstance(wanted_headers[-1:], tuple) and wanted_headers and wanted_headers[-1][0] == "":
-        # Not decoded: the place has the name of what reads the topic.
+        # Not decoded, because the step is named after what reads the topic.
         wanted_headers = (*wanted_headers[:-1], (headers[-1][0], wanted_headers[-1][1]))
     assert (topic, key, timestamp, headers) == (wanted[0], wanted[2], wanted[3], wanted_headers)
     if value != wanted[1]:
@@ -54,7 +54,7 @@ def assert_same_output(real: tuple[Any, ...], wanted: tuple[Any, ...]) -> None:
 
 
 def check(plan: JobPlan, records: list[Input], epoch_records: int) -> None:
-    """Run it in both ways and compare."""
+    """Run the plan in both ways and compare."""
     wanted, stopped_at, failed, states = interpret(plan, records)
     shell = Shell(plan, records, epoch_records)
     shell.run()
@@ -70,7 +70,7 @@ def check(plan: JobPlan, records: list[Input], epoch_records: int) -> None:
 
 
 def check_in_driver(plan: JobPlan, records: list[Input], between: list[str]) -> None:
-    """The same with `fcluster.testing`, where it doesn't matter what was done between the records."""
+    """The same with `fcluster.testing`, where actions between the records must not matter."""
     wanted, stopped_at, failed, states = interpret(plan, records)
     run = InDriver(plan, records, between)
     assert run.stopped_at == stopped_at
@@ -119,7 +119,7 @@ def test_odd_jobs_do_the_same_in_the_driver(plan: JobPlan, records: list[Input],
 
 
 def rule_of_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The former fault: the rule of the chain's first step holds for all of it."""
+    """A former bug: the rule of the chain's first step applies to all of it."""
     original = runner._tolerant  # pyright: ignore[reportPrivateUsage]
 
     def planted(chain: Any, *rest: Any) -> Any:
@@ -138,31 +138,31 @@ def rule_of_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def tombstones_become_json(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The former fault: a null value is written as the four bytes."""
+    """A former bug: a null value is written as the four bytes."""
     monkeypatch.setattr(write, "unchanged", lambda record, _value: record.value() or b"null")
 
 
 def state_is_not_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A failing chain leaves its state."""
+    """The state of a failing chain isn't rolled back."""
     from fcluster.engine.state import StateTable
 
     monkeypatch.setattr(StateTable, "rollback", lambda _self: None)
 
 
 def headers_are_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The former fault: only a Record carries headers over."""
+    """A former bug: only a Record keeps headers."""
     from tests.unit.worker.test_processing import FakeMessage
 
     monkeypatch.setattr(FakeMessage, "headers", lambda _self: None)
 
 
 def skipped_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Careful runs forget to write what they held."""
+    """Outputs that were held back are forgotten."""
     monkeypatch.setattr(runner._CarefulRun, "_dead_letter", lambda *_: None)  # pyright: ignore[reportPrivateUsage]
 
 
 def values_are_collected_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A flat_map's generator runs to its end before the first value goes on."""
+    """The generator of a flat_map runs to its end before the first value is processed."""
     original = FlatMapOperator.compile
 
     def planted(self: FlatMapOperator, *rest: Any) -> Any:
@@ -211,7 +211,7 @@ def test_planted_bug_is_found(
 
 
 def test_plan_with_a_rule_for_each_step_is_run() -> None:
-    """The comparison compares something: a plan that is written down, with what comes of it."""
+    """The comparison compares something: one fixed plan, with its result."""
     chain = ChainPlan(
         (StepPlan("map", "same", "stop"), StepPlan("process", "count", "skip")),
         "to",

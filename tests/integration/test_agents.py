@@ -1,9 +1,8 @@
-"""Agents and the commands that scale: over real processes, as on several hosts.
+"""Agents, and the commands that scale, with real processes, as on several hosts.
 
-Which process finds the coordinator first is a matter of luck, so links are delayed on purpose: in the tests
-that are about it, and in all of them with `FCLUSTER_TEST_LATE=agent:3000` or `worker:3000` (each agent, or
-the first worker of each, waits so many milliseconds before it looks for the coordinator), or
-`coordinator:3000`.
+Which process finds the coordinator first depends on chance. So tests delay connections: those that are about
+the order, and all of them with `FCLUSTER_TEST_LATE=agent:3000` or `worker:3000` (each agent, or its first
+worker, waits so many milliseconds before it looks for the coordinator), or `coordinator:3000`.
 """
 
 from __future__ import annotations
@@ -36,11 +35,11 @@ QUICK = ("--set", "initial.rebalance.delay.ms=300", "--set", "session.timeout.ms
 RECORDS = 400
 LATE, _, LATE_MS = os.environ.get("FCLUSTER_TEST_LATE", "").partition(":")
 NEVER_MS = 600_000
-"""Longer than any test: nobody waits for it."""
+"""Longer than any test, so that it never ends."""
 
 
 class Site(User):
-    """A user who runs the parts by hand, on what might be several hosts."""
+    """A job whose processes are started separately, as on several hosts."""
 
     def __init__(self, directory: Path, prefix: str, brokers: str) -> None:
         super().__init__(directory, prefix)
@@ -56,7 +55,7 @@ class Site(User):
 
     def coordinator(self, name: str = "coordinator", workers: int = 2) -> subprocess.Popen[bytes]:
         if LATE == "coordinator":
-            time.sleep(int(LATE_MS) / 1000)  # the fault: everybody else is there first
+            time.sleep(int(LATE_MS) / 1000)  # the fault: all other processes start first
         return self.popen(
             "coordinator", "job.py", "--workers", str(workers), *self.common, output=f"{name}.log"
         )
@@ -64,8 +63,12 @@ class Site(User):
     def agent(
         self, name: str, workers: int, late: str = "", late_ms: int = NEVER_MS
     ) -> subprocess.Popen[bytes]:
-        """Start an agent. `late`, "agent" or "worker": it, or its first worker, waits `late_ms` before it
-        looks for the coordinator."""
+        """Start an agent.
+
+        Args:
+            late: "agent" or "worker": the agent, or its first worker, looks for the coordinator late.
+            late_ms: how late.
+        """
         if LATE and not late:
             late, late_ms = LATE, int(LATE_MS)
         points = self.directory / f"{name}-failpoints"
@@ -100,9 +103,11 @@ class Site(User):
         return wait_until(so, what, 60, 0.1)
 
     def wait_settled(self, workers: int) -> dict[str, Any]:
-        """Until so many workers run all shards, and their agents have said that they run them.
+        """Wait until this many workers run all shards, and their agents have confirmed that they run them.
 
-        An agent has a connection of its own: workers may be known before it is, and the other way round.
+        An agent has a connection of its own, so the coordinator may know the workers before the agent, or the
+        other
+        way round.
         """
         return self.wait_for(
             lambda status: (
@@ -114,7 +119,7 @@ class Site(User):
         )
 
     def assert_exact(self) -> None:
-        """Everything was processed once and only once."""
+        """Check that each record was processed exactly once."""
         text = self.run(
             "consume", f"{self.prefix}out", "--from-beginning", "--max", str(self.records),
             "--brokers", self.brokers,
@@ -135,21 +140,21 @@ def site(kafka: str, tmp_path: Path, topic_prefix: str) -> Iterator[Site]:
 
 
 def running(status: dict[str, Any]) -> dict[int, int]:
-    """How many workers each agent runs, by its process id."""
+    """The number of workers of each agent, by the agent's process id."""
     return {agent["pid"]: agent["running"] for agent in status["agents"]}
 
 
 def pids(status: dict[str, Any]) -> dict[int, int]:
-    """Slot to process id."""
+    """The process id of each slot."""
     return {worker["slot"]: worker["pid"] for worker in status["workers"]}
 
 
 def has_another(slot: int, pid: int, status: dict[str, Any]) -> bool:
-    """Whether another process than that has the slot."""
+    """Whether the slot has a worker other than this process."""
     return pids(status).get(slot, pid) != pid
 
 
-def test_scale_spreads_over_agents_and_down_again_and_loses_nothing(site: Site) -> None:
+def test_scaling_up_and_down_over_agents_loses_nothing(site: Site) -> None:
     site.coordinator()
     first, second = site.agent("a", 1), site.agent("b", 1)
     site.wait_settled(2)
@@ -162,15 +167,15 @@ def test_scale_spreads_over_agents_and_down_again_and_loses_nothing(site: Site) 
     site.command("scale", f"{HOST}:{first.pid}=0", f"{HOST}:{second.pid}=1")
     status = site.wait_settled(1)
     assert running(status) == {first.pid: 0, second.pid: 1}
-    # All who left did so in good order, after their shards had moved away.
+    # All workers that left did so cleanly, after their shards had moved.
     assert status["counters"]["leaves"] == 4
     assert status["counters"]["deaths"] == status["counters"]["fences"] == 0
     site.put_in()
     site.assert_exact()
 
 
-def test_scale_says_what_it_can_not_do(site: Site) -> None:
-    # Longer than the commands take on a busy machine: the agent that is stopped below stays connected.
+def test_scale_reports_what_it_cannot_do(site: Site) -> None:
+    # More than the commands take on a busy machine, so that the agent that is stopped below stays connected.
     site.common += ("--set", "session.timeout.ms=60000")
     site.coordinator()
     site.wait_for(bool, "a coordinator")
@@ -190,7 +195,7 @@ def test_scale_says_what_it_can_not_do(site: Site) -> None:
     site.wait_settled(3)
 
 
-def test_drained_worker_is_gone_for_good_and_its_agent_has_one_less(site: Site) -> None:
+def test_drained_worker_is_not_restarted_and_its_agent_has_one_less(site: Site) -> None:
     site.coordinator()
     agent = site.agent("a", 3)
     before = pids(site.wait_settled(3))
@@ -201,7 +206,8 @@ def test_drained_worker_is_gone_for_good_and_its_agent_has_one_less(site: Site) 
     assert "is leaving" in said
     assert "has left" in said
     wait_until(
-        lambda: "was drained and isn't restarted; the target is now 2 workers" in site.log("a"), "it is said"
+        lambda: "was drained and isn't restarted; the target is now 2 workers" in site.log("a"),
+        "it is logged",
     )
     status = site.wait_settled(2)
     assert running(status) == {agent.pid: 2}
@@ -226,7 +232,7 @@ def test_worker_of_an_agent_that_dies_or_leaves_comes_back_with_its_slot(site: S
     site.assert_exact()
 
 
-def test_agent_killed_takes_its_workers_along_and_others_take_over(site: Site) -> None:
+def test_workers_of_a_killed_agent_end_and_others_take_over(site: Site) -> None:
     site.coordinator(workers=4)
     doomed, staying = site.agent("a", 2), site.agent("b", 2)
     status = site.wait_settled(4)
@@ -253,12 +259,12 @@ def test_agent_that_is_asked_to_leave_ends_when_its_workers_have_left(site: Site
     site.assert_exact()
 
 
-def test_agents_stay_over_a_change_of_leaders(site: Site) -> None:
+def test_agents_stay_when_the_leader_changes(site: Site) -> None:
     leader = site.coordinator()
     agent = site.agent("a", 2)
     before = pids(site.wait_settled(2))
     site.coordinator("standby")
-    site.wait_for(lambda status: status["standbys"], "somebody stands by")
+    site.wait_for(lambda status: status["standbys"], "a coordinator stands by")
     leader.kill()
     status = site.wait_for(lambda status: status["term"] == 2 and status["agents"], "the agent is back")
     assert running(status) == {agent.pid: 2}
@@ -281,13 +287,13 @@ def test_agent_ends_with_its_job(site: Site) -> None:
     assert " ERROR " not in site.log("a")
 
 
-def test_agent_that_never_met_the_coordinator_ends_with_its_workers_when_the_job_is_stopped(
+def test_agent_that_never_connected_to_the_coordinator_ends_with_its_workers_when_the_job_is_stopped(
     site: Site,
 ) -> None:
     coordinator = site.coordinator()
     agent = site.agent("a", 2, late="agent")
     site.wait_for(lambda status: len(status["workers"]) == 2, "both workers have joined")
-    site.assert_exact()  # the workers are at work
+    site.assert_exact()  # so the workers are at work
     assert site.status()["agents"] == []
     with site.admin() as client:
         client.stop()
@@ -296,10 +302,10 @@ def test_agent_that_never_met_the_coordinator_ends_with_its_workers_when_the_job
     assert "restarting worker" not in site.log("a")
 
 
-def test_agent_that_was_there_first_ends_with_the_job_though_no_worker_of_it_ever_joined(
+def test_agent_that_started_before_the_coordinator_ends_with_the_job_though_none_of_its_workers_joined(
     site: Site,
 ) -> None:
-    # The journal tells of the end of a former run, which is none of this agent's.
+    # The journal contains the end of a former run, which isn't the end of this agent's run.
     first = site.coordinator("first")
     site.wait_for(bool, "a coordinator")
     with site.admin() as client:

@@ -1,4 +1,4 @@
-"""Bad input end to end through `fcluster up`: the message names cause and remedy, the exit code isn't 0."""
+"""Bad input to `fcluster up`: the message names cause and remedy, and the exit code isn't 0."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def count(ctx, record):
 
 
 class Place:
-    """A job file with names of its own, and the command to run it."""
+    """A job file with its own names, and commands that run it."""
 
     def __init__(self, brokers: str, prefix: str, directory: Path) -> None:
         self.brokers = brokers
@@ -51,16 +51,16 @@ class Place:
         self.data_dir = directory / "data"
 
     def write_job(self, text: str = COUNTING_JOB, *, on_error: str = '"stop"', name: str = "job.py") -> Path:
-        """Write a job file; the names are filled in."""
+        """Write a job file with the names filled in."""
         path = self.directory / name
         path.write_text(text.format(job=self.job, source=self.source, output=self.output, on_error=on_error))
         return path
 
     def up(self, target: Path | str, *more: str, brokers: str | None = None, workers: int = 2) -> Ended:
-        """`fcluster up TARGET --until-caught-up`, to its end."""
+        """Run `fcluster up TARGET --until-caught-up` to its end."""
         with self.start(target, "--until-caught-up", *more, brokers=brokers, workers=workers) as up:
             ended = up.wait(UP_TIMEOUT_S)
-        assert not processes_with(str(self.data_dir)), "processes are left behind"
+        assert not processes_with(str(self.data_dir)), "processes are left"
         return ended
 
     def start(self, target: Path | str, *more: str, brokers: str | None = None, workers: int = 1) -> Up:
@@ -99,7 +99,7 @@ class Place:
 def place(kafka: str, topic_prefix: str, tmp_path: Path) -> Iterator[Place]:
     place = Place(kafka, topic_prefix, tmp_path)
     yield place
-    assert not processes_with(str(tmp_path)), "processes are left behind"
+    assert not processes_with(str(tmp_path)), "processes are left"
 
 
 @pytest.fixture
@@ -113,7 +113,8 @@ def numbers(*values: int) -> list[bytes]:
 
 
 def assert_refused(ended: Ended, *parts: str) -> None:
-    """Not 0, cause and remedy named, no traceback of ours."""
+    """Check that the command failed and named cause and remedy, without a traceback of fcluster's own
+    code."""
     print(ended.text)
     assert ended.code not in (0, 70), ended.text
     for part in parts:
@@ -148,7 +149,7 @@ def test_brokers_unreachable_are_named(place: Place) -> None:
     assert_refused(place.up(place.write_job(), brokers="127.0.0.1:9"), "127.0.0.1:9")
 
 
-def test_misspelled_setting_offers_the_near_one(place: Place, source: str) -> None:
+def test_misspelled_setting_suggests_the_right_one(place: Place, source: str) -> None:
     ended = place.up(place.write_job(), "--set", "comit.interval.ms=50")
     assert_refused(ended, "comit.interval.ms", "commit.interval.ms")
 
@@ -160,7 +161,7 @@ def test_misspelled_setting_offers_the_near_one(place: Place, source: str) -> No
         (b'{"value": 0}', "ZeroDivisionError", "Correct the job, or give the step an on_error"),
     ],
 )
-def test_bad_record_stops_the_job_there_and_commits_nothing_beyond(
+def test_bad_record_stops_the_job_and_nothing_after_it_is_committed(
     place: Place, source: str, bad: bytes, cause: str, remedy: str
 ) -> None:
     place.produce([*numbers(1, 2, 3), bad, *numbers(4, 5)])
@@ -169,14 +170,14 @@ def test_bad_record_stops_the_job_there_and_commits_nothing_beyond(
     assert "offset 3" in ended.text
     assert place.committed() == 3
     assert place.counts() == [1, 2, 3]
-    # Nothing is lost by it: the job goes on at that record, as its new on_error says.
+    # Nothing is lost: with a new on_error, the job continues at that record.
     ended = place.up(place.write_job(on_error='"skip"'))
     assert ended.code == 0, ended.text
     assert place.committed() == 6
     assert place.counts() == [1, 2, 3, 4, 5]
 
 
-def test_bad_record_is_skipped_where_the_job_says_so(place: Place, source: str) -> None:
+def test_bad_record_is_skipped_if_the_job_says_so(place: Place, source: str) -> None:
     place.produce([*numbers(1, 2), b"{not json", b'{"value": 0}', *numbers(4)])
     ended = place.up(place.write_job(on_error='"skip"'))
     assert ended.code == 0, ended.text
@@ -230,7 +231,9 @@ def test_records_deleted_before_they_were_processed_are_named_as_a_gap(place: Pl
 
 
 @pytest.mark.parametrize("gap", ["fail", "continue"])
-def test_records_deleted_under_a_running_job_are_a_gap_as_well(place: Place, source: str, gap: str) -> None:
+def test_records_deleted_under_a_running_job_are_reported_as_a_gap(
+    place: Place, source: str, gap: str
+) -> None:
     place.produce(numbers(1, 2, 3))
     with place.start(place.write_job(), "--set", f"source.gap={gap}") as up:
         up.wait_until(lambda: place.committed() == 3, "the first records' commit")
@@ -248,11 +251,13 @@ def test_records_deleted_under_a_running_job_are_a_gap_as_well(place: Place, sou
             assert place.counts() == [1, 2, 3, 4]
 
 
-def test_topic_deleted_and_created_anew_is_not_taken_for_the_former_one(place: Place, source: str) -> None:
+def test_topic_that_was_deleted_and_created_again_is_recognised_as_another_one(
+    place: Place, source: str
+) -> None:
     place.produce(numbers(1, 2, 3))
     path = place.write_job()
     assert place.up(path).code == 0
-    delete_topic(place.brokers, source)  # and with it, the group's offsets
+    delete_topic(place.brokers, source)  # the broker deletes the group's offsets with it
     create_topic(place.brokers, source, 2)
     place.produce(numbers(4, 5))
     assert_refused(place.up(path), repr(source), "deleted and created again", "fcluster reset")
@@ -321,14 +326,14 @@ def keep(ctx, record):
     return {{"value": record["value"]}}
 """
 SMALL_DISK_BYTES = 6_000_000
-"""Less than RocksDB's write buffer, which so fills it with the first flush."""
+"""Less than RocksDB's write buffer, so the first flush fills the disk."""
 DISK_FULL_RECORDS_MAX = 50_000
-"""200 MB: the job has to end before."""
+"""200 MB: the job has to end before that."""
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A directory on a file system of its own, of SMALL_DISK_BYTES. Mounting one takes root."""
+    """A directory on its own file system of SMALL_DISK_BYTES. Mounting it needs root."""
     directory = tmp_path / "small-disk"
     directory.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", f"size={SMALL_DISK_BYTES}", "tmpfs", str(directory)]
@@ -359,7 +364,7 @@ def test_disk_that_becomes_full_ends_the_job_and_nothing_is_lost(place: Place, s
             )
             place.produce(values, map(str, itertools.count(written)))
             written += len(fillers)
-            time.sleep(0.05)  # a steady stream: the disk is full long before the bound on records
+            time.sleep(0.05)  # a steady stream: the disk is full long before the limit on records
         ended = up.wait(30)
     assert_refused(ended, str(small_disk), "full", "state.dir")
     committed = place.committed()

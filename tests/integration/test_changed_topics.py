@@ -1,4 +1,4 @@
-"""Topics and offsets that change under a job: nothing is skipped in silence, all is named."""
+"""Topics and offsets that change under a job: nothing is skipped silently, and each change is named."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ QUICK = ("--set", "initial.rebalance.delay.ms=0", "--plain")
 
 
 class Place:
-    """A job with state on both sides of a repartition, and commands about it."""
+    """A job with state on both sides of a repartition, and commands for it."""
 
     def __init__(self, brokers: str, prefix: str, directory: Path, text: str = JOB) -> None:
         self.brokers, self.prefix = brokers, prefix
@@ -79,7 +79,7 @@ class Place:
         return Up(self.file, self.brokers, self.data_dir, *QUICK, *more)
 
     def run(self, *more: str) -> Ended:
-        """`fcluster up --until-caught-up`, to its end."""
+        """Run `fcluster up --until-caught-up` to its end."""
         with self.start("--until-caught-up", *more) as up:
             return up.wait(90)
 
@@ -106,7 +106,7 @@ class Place:
         assert producer.flush(30) == 0
 
     def outputs(self, topic: str = "") -> list[tuple[int, int]]:
-        """Id and count of each committed output, in the order of partition 0, then others."""
+        """Id and count of each committed output. Partition 0 comes first."""
         if not topics_with_prefix(self.brokers, topic or self.output):
             return []
         parts = read_topic(
@@ -129,7 +129,7 @@ class Place:
 def place(kafka: str, topic_prefix: str, tmp_path: Path) -> Iterator[Place]:
     place = Place(kafka, topic_prefix, tmp_path)
     yield place
-    assert not processes_with(str(tmp_path)), "processes are left behind"
+    assert not processes_with(str(tmp_path)), "processes are left"
 
 
 def assert_refused(ended: Ended, *parts: str) -> None:
@@ -139,7 +139,7 @@ def assert_refused(ended: Ended, *parts: str) -> None:
         assert part in ended.text, ended.text
 
 
-def test_offsets_set_from_outside_are_named_and_a_reset_that_is_killed_can_be_run_again(
+def test_offsets_set_by_another_program_are_reported_and_a_killed_reset_can_be_run_again(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     create_topic(place.brokers, place.source, 2)
@@ -198,7 +198,7 @@ def test_offsets_set_from_outside_are_named_and_a_reset_that_is_killed_can_be_ru
         [(number, number // 3 + 1) for number in range(5)] * 2
     )
 
-    # Only the offsets go: the state goes on, whoever committed them last.
+    # The reset only removes offsets. The state is kept, whoever committed the offsets last.
     place.commit_as_somebody_else(1)
     assert (
         place.reset(
@@ -208,14 +208,14 @@ def test_offsets_set_from_outside_are_named_and_a_reset_that_is_killed_can_be_ru
     )
     assert place.run().code == 0
     assert place.outputs()[10:] == [(3, 6), (4, 7)]
-    # Behind a reset to the end nothing is read again, and what comes is counted from 1.
+    # After a reset to the end, old records aren't read again, and new ones are counted from 1.
     assert place.reset("--to", "latest", "--yes").code == 0
     place.produce([5])
     assert place.run().code == 0
     assert place.outputs()[12:] == [(5, 1)]
 
 
-def test_source_made_anew_while_the_job_is_down_stops_it_with_the_choice(place: Place) -> None:
+def test_source_recreated_while_the_job_is_down_stops_it_with_a_choice(place: Place) -> None:
     create_topic(place.brokers, place.source, 1)
     place.produce(range(50))
     assert place.run().code == 0
@@ -237,7 +237,7 @@ def test_source_made_anew_while_the_job_is_down_stops_it_with_the_choice(place: 
 
 
 def recreate(brokers: str, topic: str) -> None:
-    """Delete the topic and make it again at once, as a script does it."""
+    """Delete the topic and create it again at once, as a script would."""
     admin = admin_of(brokers)
     admin.delete_topics([topic])[topic].result(30)
 
@@ -248,11 +248,11 @@ def recreate(brokers: str, topic: str) -> None:
             return False
         return True
 
-    wait_until(made, "the topic is made again", 30, 0.02)
+    wait_until(made, "the topic is created again", 30, 0.02)
 
 
 @pytest.mark.parametrize("text", [JOB, RELAY], ids=["with-state", "without-state"])
-def test_source_made_anew_under_a_running_job_stops_it_and_nothing_of_it_is_processed(
+def test_source_recreated_under_a_running_job_stops_it_and_none_of_its_records_are_processed(
     kafka: str, topic_prefix: str, tmp_path: Path, text: str
 ) -> None:
     place = Place(kafka, topic_prefix, tmp_path, text)
@@ -291,7 +291,7 @@ def test_partitions_added_to_a_source_without_state_are_read_at_once_and_after_a
     assert sorted(number for number, _ in place.outputs()) == [*range(10), *range(100, 110), *range(200, 205)]
 
 
-def test_partitions_added_to_a_source_with_state_and_strangers_in_the_group_are_said_while_the_job_goes_on(
+def test_partitions_added_to_a_source_with_state_and_foreign_group_members_are_reported_by_the_running_job(
     place: Place,
 ) -> None:
     create_topic(place.brokers, place.source, 1)
@@ -303,18 +303,18 @@ def test_partitions_added_to_a_source_with_state_and_strangers_in_the_group_are_
         def said() -> str:
             return " ".join(place.status().get("notices", []))
 
-        up.wait_until(lambda: "has 2 partitions now" in said(), "the new partition is said", 15)
+        up.wait_until(lambda: "has 2 partitions now" in said(), "the new partition is reported", 15)
         assert "fcluster reset" in said()
         place.produce([3])
         up.wait_until(lambda: len(place.outputs()) == 4, "the job goes on")
 
         place.commit_as_somebody_else(1)
-        up.wait_until(lambda: f"{place.source}/0 at 1" in said(), "the foreign offset is said", 15)
+        up.wait_until(lambda: f"{place.source}/0 at 1" in said(), "the foreign offset is reported", 15)
         place.produce([4])
         up.wait_until(lambda: len(place.outputs()) == 5, "the next commit replaces it")
         up.wait_until(
             lambda: "a program other than fcluster committed offsets" not in said(),
-            "and then that is over",
+            "the warning ends",
             15,
         )
 
@@ -329,7 +329,7 @@ def test_partitions_added_to_a_source_with_state_and_strangers_in_the_group_are_
 
         up.wait_until(joined, "the member of the group is named", 30)
         stranger.close()
-        up.wait_until(lambda: "stranger" not in said(), "and then that is over", 15)
+        up.wait_until(lambda: "stranger" not in said(), "the warning ends", 15)
         place.produce([5])
         up.wait_until(lambda: len(place.outputs()) == 6, "the job goes on")
         assert_refused(place.reset("--to", "earliest", "--yes"), "in use by process")
@@ -342,7 +342,7 @@ def test_partitions_added_to_a_source_with_state_and_strangers_in_the_group_are_
     assert_refused(place.run(), repr(place.source), "2 partitions", "fcluster reset")
 
 
-def test_output_topic_deleted_under_a_running_job_is_named_and_made_anew_only_if_wanted(
+def test_output_topic_deleted_under_a_running_job_is_reported_and_recreated_only_if_allowed(
     kafka: str, topic_prefix: str, tmp_path: Path
 ) -> None:
     place = Place(kafka, topic_prefix, tmp_path, RELAY)
@@ -357,7 +357,7 @@ def test_output_topic_deleted_under_a_running_job_is_named_and_made_anew_only_if
     with place.start("--set", "sink.missing=create") as up:
         up.wait_until(lambda: [number for number, _ in place.outputs()] == [2], "the second record's output")
         delete_topic(place.brokers, place.output)
-        up.wait_until(lambda: topics_with_prefix(kafka, place.output), "it is made anew", 30)
+        up.wait_until(lambda: topics_with_prefix(kafka, place.output), "it is created again", 30)
         place.produce([3])
         up.wait_until(
             lambda: [number for number, _ in place.outputs()] == [3], "the third record's output", 60

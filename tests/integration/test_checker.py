@@ -1,4 +1,4 @@
-"""The checker's reading of Kafka, where Kafka is not as simple as it looks."""
+"""How the checker reads Kafka in cases that are less simple than they look."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def commit_offset(kafka: str, group: str, topic: str, offset: int) -> None:
     consumer.close()
 
 
-def test_markers_behind_the_committed_offset_are_nothing_to_wait_for(
+def test_markers_after_the_committed_offset_are_not_waited_for(
     kafka: str, topic: str, producer: Producer
 ) -> None:
     write(producer, topic, 3)
@@ -47,7 +47,7 @@ def test_markers_behind_the_committed_offset_are_nothing_to_wait_for(
     wait_until_committed(kafka, f"{topic}-job", [topic], 10)
 
 
-def test_record_behind_the_committed_offset_is_waited_for(kafka: str, topic: str, producer: Producer) -> None:
+def test_record_after_the_committed_offset_is_waited_for(kafka: str, topic: str, producer: Producer) -> None:
     write(producer, topic, 3)
     producer.commit_transaction(30)
     commit_offset(kafka, f"{topic}-job", topic, 2)

@@ -1,4 +1,5 @@
-"""The journal and fencing against a real broker: who may write, what is read, what a zombie can't do."""
+"""Journal and fencing on a real broker: who may write, what is read, and what a deposed coordinator can't
+do."""
 
 from __future__ import annotations
 
@@ -42,7 +43,7 @@ def test_job_without_journal_has_no_leader(brokers: Settings, topic_prefix: str)
     assert find_leader(brokers, topic_prefix + "none") is None
 
 
-def test_what_was_written_is_read_by_the_next_leader(brokers: Settings, job: str) -> None:
+def test_next_leader_reads_what_was_written(brokers: Settings, job: str) -> None:
     journal, past = open_journal(brokers, job)
     assert past == {}
     journal.write({"term": {"term": 1}, "slot/0": {"session": 7}, "slot/1": {"session": 8}})
@@ -56,7 +57,7 @@ def test_leader_record_is_found(brokers: Settings, job: str) -> None:
     assert find_leader(brokers, job) == leader
 
 
-def test_older_leader_is_deposed_by_the_younger(brokers: Settings, job: str) -> None:
+def test_older_leader_is_deposed_by_the_newer(brokers: Settings, job: str) -> None:
     older, _ = open_journal(brokers, job)
     older.write({"term": {"term": 1}})
     younger, past = open_journal(brokers, job)
@@ -67,9 +68,7 @@ def test_older_leader_is_deposed_by_the_younger(brokers: Settings, job: str) -> 
     assert read_journal(brokers, job) == {"term": {"term": 2}}
 
 
-def test_what_an_older_leader_had_under_way_is_gone_when_the_younger_reads(
-    brokers: Settings, job: str
-) -> None:
+def test_open_write_of_an_older_leader_is_aborted_before_the_newer_reads(brokers: Settings, job: str) -> None:
     producer = make_producer(brokers, f"{job}-coordinator")
     producer.init_transactions(10)
     producer.begin_transaction()
@@ -83,7 +82,7 @@ def test_what_an_older_leader_had_under_way_is_gone_when_the_younger_reads(
         producer.commit_transaction(10)
 
 
-def test_topic_with_something_else_in_it_is_no_journal(brokers: Settings, kafka: str, job: str) -> None:
+def test_topic_with_other_records_is_refused_as_a_journal(brokers: Settings, kafka: str, job: str) -> None:
     producer = Producer({"bootstrap.servers": kafka})
     producer.produce(journal_topic(job), key=b"term", value=b"not JSON")
     producer.flush(10)
@@ -91,7 +90,7 @@ def test_topic_with_something_else_in_it_is_no_journal(brokers: Settings, kafka:
         find_leader(brokers, job)
 
 
-def test_unreachable_brokers_are_named_in_time() -> None:
+def test_unreachable_brokers_are_named_within_the_time_limit() -> None:
     started = time.monotonic()
     with pytest.raises(KafkaUnavailable, match=r"127\.0\.0\.1:1"):
         find_leader(Settings(bootstrap_servers="127.0.0.1:1"), "job", timeout_s=1)

@@ -1,4 +1,4 @@
-"""The coordinator process against a real broker, with workers that only speak the protocol."""
+"""The coordinator process on a real broker, with workers that only speak the protocol."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ DEADLINE_S = 20.0
 
 
 class ProtocolWorker:
-    """Says what a test tells it to, over a real socket."""
+    """A worker that sends what a test tells it to, over a real socket."""
 
     def __init__(self, address: str, name: str, job: Job, settings: Settings) -> None:
         self.inbox: queue.Queue[messages.FromCoordinator] = queue.Queue()
@@ -199,7 +199,7 @@ def test_worker_joins_commits_an_epoch_and_the_job_stops(
     worker.say(messages.Drained(welcome.session))
     assert worker.expect(messages.Shutdown).failure is None
     assert coordinator.wait() == 0
-    assert find_leader(brokers, job.name) is None, "nobody leads a job that was stopped in good order"
+    assert find_leader(brokers, job.name) is None, "a job that was stopped cleanly has no leader"
 
 
 def test_epoch_takes_no_longer_than_its_messages(
@@ -216,11 +216,11 @@ def test_epoch_takes_no_longer_than_its_messages(
         worker.expect(messages.Complete)
         durations_ms.append((time.monotonic() - started) * 1000)
         worker.say(messages.Committed(worker.session, epoch, 1.0, False, []))
-    # Two round trips, and what is left of the minimal interval of 10 ms.
+    # Two round trips, plus the rest of the minimal interval of 10 ms.
     assert within(sorted(durations_ms)[25] / 1000, 0.030)
 
 
-def test_second_coordinator_that_is_not_to_stand_by_is_a_conflict_that_names_the_first(
+def test_second_coordinator_without_standby_is_a_conflict_that_names_the_first(
     job: Job, brokers: Settings, start: Callable[..., RunningCoordinator]
 ) -> None:
     address = start().address
@@ -249,7 +249,7 @@ sys.exit(ended.exit_code)
 def spawn(
     job: Job, brokers: Settings, topic_prefix: str, tmp_path: Path
 ) -> Iterator[Callable[[], tuple[subprocess.Popen[bytes], str]]]:
-    """Starts a coordinator as a process of its own; returns it with its address."""
+    """Starts a coordinator in its own process. Returns the process and its address."""
     processes: list[subprocess.Popen[bytes]] = []
 
     def begin() -> tuple[subprocess.Popen[bytes], str]:
@@ -311,7 +311,7 @@ def test_terminated_coordinator_drains_and_a_second_signal_ends_it_at_once(
     assert process.wait(DEADLINE_S) == 130
 
 
-def test_stopped_coordinator_that_was_deposed_stands_by_when_it_goes_on(
+def test_suspended_coordinator_that_was_deposed_stands_by_when_it_continues(
     spawn: Callable[[], tuple[subprocess.Popen[bytes], str]],
     new_worker: Callable[[str, str], ProtocolWorker],
 ) -> None:
@@ -320,19 +320,19 @@ def test_stopped_coordinator_that_was_deposed_stands_by_when_it_goes_on(
     _, new_address = spawn()
     os.kill(process.pid, signal.SIGCONT)
     worker = new_worker(address, "w0")
-    worker.hello()  # what it wants to journal now is refused
+    worker.hello()  # from now on, its writes to the journal are refused
     with AdminClient(new_address) as client:
         deadline_s = time.monotonic() + DEADLINE_S
         while not any(name.endswith(f"-{process.pid}") for name in client.status()["standbys"]):
             assert time.monotonic() < deadline_s
             time.sleep(0.05)
     assert process.poll() is None
-    assert worker.inbox.empty(), "the deposed leader let somebody in"
+    assert worker.inbox.empty(), "the deposed leader let a worker in"
     process.terminate()
     assert process.wait(DEADLINE_S) == 0, "a standby ends by itself"
 
 
-def test_standby_ends_when_the_job_is_stopped_in_good_order(
+def test_standby_ends_when_the_job_is_stopped(
     job: Job, brokers: Settings, start: Callable[..., RunningCoordinator]
 ) -> None:
     leader = start()
@@ -406,7 +406,7 @@ def test_repartition_topic_is_deleted_up_to_what_its_reader_has_committed(
     assert begin_offsets(admin, [repartition, source]) == {repartition: 40, source: 0}
 
 
-def test_worker_that_vanishes_loses_its_shards_within_a_second(
+def test_worker_whose_connection_closes_loses_its_shards_within_a_second(
     start: Callable[..., RunningCoordinator], new_worker: Callable[[str, str], ProtocolWorker]
 ) -> None:
     address = start(expected_workers=2).address
@@ -419,7 +419,7 @@ def test_worker_that_vanishes_loses_its_shards_within_a_second(
     first.transport.close()
     kept |= set(second.expect(messages.Assign).shards)
     assert len(kept) == 4
-    # 150 ms of grace, a journal write, a fence, another journal write.
+    # 150 ms of grace, a journal write, a fence, and another journal write.
     assert within(time.monotonic() - started, 1.5)
 
 

@@ -1,4 +1,4 @@
-"""The demo on real processes, twice in a row, and from an installed wheel in a fresh environment."""
+"""The demo on real processes, twice in a row, and from an installed wheel in a new environment."""
 
 from __future__ import annotations
 
@@ -37,20 +37,20 @@ def run_demo(brokers: str, data_dir: Path, rows: int = ROWS) -> subprocess.Compl
         stderr=subprocess.PIPE,
         text=True,
         cwd=data_dir.parent,
-        start_new_session=True,  # so that the job it runs can be ended with it
+        start_new_session=True,  # so that the job's processes can be ended with it
     )
     try:
         out, err = process.communicate(timeout=DEMO_TIMEOUT_S)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         out, err = process.communicate()
-        raise TimeoutError(f"the demo runs after {DEMO_TIMEOUT_S} s:\n{out}{err}") from None
+        raise TimeoutError(f"the demo still runs after {DEMO_TIMEOUT_S} s:\n{out}{err}") from None
     return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
 @pytest.fixture
 def own_kafka(tmp_path: Path):
-    """A broker of its own: the demo's topics have fixed names."""
+    """A separate broker, because the demo's topics have fixed names."""
     from fcluster.kafka.embedded import EmbeddedKafka
 
     broker = EmbeddedKafka(tmp_path / "kafka")
@@ -74,19 +74,19 @@ def test_demo_run_twice_in_a_row_agrees_with_the_recount_both_times(own_kafka: s
 
 
 def assert_driver_agrees(brokers: str) -> None:
-    """The same job in `fcluster.testing`, over the same flights, gives what the demo has written."""
+    """Check that the job in `fcluster.testing` writes the same for the same flights as the demo did."""
     driver = run_in_driver(flights.job, brokers, ["flights"])
     carriers = by_key(rows_on_kafka(brokers, "carrier-totals"))
     assert by_key(rows_in_driver(driver, "carrier-totals")) == carriers
     aircraft = by_key(rows_on_kafka(brokers, "aircraft-totals"))
     ours = by_key(rows_in_driver(driver, "aircraft-totals"))
-    # Flights of an aircraft come from several partitions, in no certain order: the last line is the same.
+    # An aircraft's flights come from several partitions, in any order, so only the last line is the same.
     assert {key: len(lines) for key, lines in ours.items()} == {key: len(it) for key, it in aircraft.items()}
     for key, lines in aircraft.items():
         assert json.loads(ours[key][-1] or b"") == json.loads(lines[-1] or b"")
 
 
-def test_flights_loaded_twice_stand_once(kafka: str, topic_prefix: str) -> None:
+def test_flights_loaded_twice_are_written_once(kafka: str, topic_prefix: str) -> None:
     from rich.console import Console
 
     console = Console(quiet=True)
@@ -109,7 +109,7 @@ def test_recount_of_a_wrong_total_fails_the_demo() -> None:
 def test_installed_wheel_runs_the_demo_job_in_a_fresh_environment(
     kafka: str, topic_prefix: str, tmp_path: Path
 ) -> None:
-    """Built, installed without dependencies (they are on the path), run from elsewhere."""
+    """The wheel is installed without dependencies, which are on the path, and run from another directory."""
     from rich.console import Console
 
     build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path / "dist")]
@@ -123,7 +123,7 @@ def test_installed_wheel_runs_the_demo_job_in_a_fresh_environment(
     install = [sys.executable, "-m", "pip", "--python", str(python), "install", "--no-deps", "--no-index"]
     done = subprocess.run([*install, str(wheel)], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    # The dependencies come from this environment, fcluster itself from the wheel: site-packages come first.
+    # Dependencies come from this environment, fcluster comes from the wheel: site-packages come first.
     ours = next(Path(path) for path in sys.path if path.endswith("site-packages"))
     (target / "dependencies.pth").write_text(f"{ours}\n")
     where = subprocess.run(
@@ -156,7 +156,7 @@ def test_ctrl_c_commits_the_last_epoch_and_leaves_no_process(
     create_topic(kafka, source, 4)
     create_topic(kafka, output, 4)
     env = {"FCLUSTER_TEST_JOB": job, "FCLUSTER_TEST_SOURCE": source, "FCLUSTER_TEST_OUTPUT": output}
-    # So long between two epochs that what is committed, the drain has committed.
+    # So long that only the drain can have committed what is committed now.
     seldom = [f"--set=commit.interval.{bound}.ms=50000" for bound in ("min", "max")]
 
     def committed() -> int:
@@ -171,7 +171,7 @@ def test_ctrl_c_commits_the_last_epoch_and_leaves_no_process(
         ended = up.wait(30)
     assert ended.code == 0, ended.text
     assert "draining" in ended.text
-    assert before < 2000, "an epoch came in between: the drain had nothing to commit"
+    assert before < 2000, "an epoch was committed in between, so the drain had nothing to commit"
     assert committed() == 2000
     verdict = check_totals(kafka, job, source, output, title="drained")
     assert verdict.ok, verdict.report()
@@ -179,5 +179,5 @@ def test_ctrl_c_commits_the_last_epoch_and_leaves_no_process(
 
 
 def written(brokers: str, topic: str) -> int:
-    """The offsets used in a topic, committed or not."""
+    """How many offsets of the topic are used, by committed and uncommitted records."""
     return sum(end_offsets(brokers, [topic], READ_UNCOMMITTED).values())

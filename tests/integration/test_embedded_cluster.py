@@ -1,4 +1,4 @@
-"""Three embedded brokers, through the command line as a user has them; one cluster for all that is shown."""
+"""Three embedded brokers, used through the command line. All tests share one cluster."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.timeout(400)
 
 
 def kafka(data_dir: Path, *arguments: str, code: int = 0) -> str:
-    """Run `fcluster kafka`; what it printed on standard output, or on both if it fails as expected."""
+    """Run `fcluster kafka`. Returns its standard output, and standard error as well if it should fail."""
     command = [sys.executable, "-m", "fcluster", "kafka", *arguments, "--data-dir", str(data_dir)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=REPOSITORY, check=False)
     assert done.returncode == code, f"{arguments}: exit code {done.returncode}\n{done.stdout}{done.stderr}"
@@ -54,8 +54,9 @@ job.stream(source).key_by("origin").process(count, to=output)
 
 
 def what_can_lose_data_is_named(admin: AdminClient, servers: str, data_dir: Path) -> None:
-    """By `fcluster up`; once for each kind of risk, and nothing of what is well kept. What it creates itself
-    (journal, changelog, repartition, output) gets three replicas, though nobody asked for a number."""
+    """Check that `fcluster up` names what can lose data: one topic for each kind of risk, and no safe
+    topic. The
+    topics that it creates (journal, changelog, repartition, output) have three replicas by default."""
     careless = [
         NewTopic("lone", 1, 1),
         NewTopic("thin", 1, 3, config={"min.insync.replicas": "1"}),
@@ -70,7 +71,7 @@ def what_can_lose_data_is_named(admin: AdminClient, servers: str, data_dir: Path
     def named() -> list[str]:
         return [line.partition(":")[0] for line in look_for_risks(admin, names)]
 
-    # Each broker learns of new topics in its own time.
+    # Each broker learns of new topics at its own time.
     wait_until_equal(named, ["lone", "thin", "unclean"], "each risk is named")
     job = data_dir / "job.py"
     job.write_text(JOB)
@@ -100,12 +101,12 @@ def data_dir(tmp_path: Path) -> Iterator[Path]:
         embedded_cluster.kill_detached(tmp_path / "kafka")
 
 
-def test_three_brokers_one_killed_and_started_again_are_whole_and_kept_all(data_dir: Path) -> None:
+def test_three_brokers_of_which_one_is_killed_and_restarted_lose_nothing(data_dir: Path) -> None:
     servers = kafka(data_dir, "start", "--nodes", "3", "--broker-config", "broker.session.timeout.ms=5000")
     servers = servers.strip()
     assert len(set(servers.split(","))) == 3
 
-    # What a topic gets that doesn't ask for anything: three replicas, two of them in sync.
+    # Topics get three replicas by default, and need two of them in sync.
     admin = AdminClient({"bootstrap.servers": servers})
     admin.create_topics([NewTopic("flights", 3)])["flights"].result(30)
     brokers.wait_whole(servers)
@@ -119,17 +120,17 @@ def test_three_brokers_one_killed_and_started_again_are_whole_and_kept_all(data_
 
     what_can_lose_data_is_named(admin, servers, data_dir)
 
-    # Each broker's heap is bounded, and `status` names all of them.
+    # The heap of each broker is limited, and `status` names all brokers.
     running = kafka(data_dir, "status")
     pids = [int(pid) for pid in re.findall(r"process (\d+), on its own", running)]
     assert len(set(pids)) == 3
     for pid in pids:
         assert b"-Xmx256m" in Path(f"/proc/{pid}/cmdline").read_bytes()
 
-    # kill -9: the others go on; it comes back where it was, with what was written meanwhile.
+    # kill -9: the others continue. When the broker is back, it has what was written in the meantime.
     victim = brokers.leader_of(servers, "flights", 0)
     assert kafka(data_dir, "kill", "--node", str(victim)).strip() == "killed"
-    assert process_state(pids[victim - 1]) in "XZ"  # not our child: who reaps it may take its time
+    assert process_state(pids[victim - 1]) in "XZ"  # not our child, so it may take time until it is reaped
     assert f"broker {victim}: stopped" in kafka(data_dir, "status", code=1)
     producer = Producer({"bootstrap.servers": servers, "enable.idempotence": True, "log_level": 0})
     for number in range(30):
@@ -139,7 +140,7 @@ def test_three_brokers_one_killed_and_started_again_are_whole_and_kept_all(data_
     assert kafka(data_dir, "start", "--node", str(victim)).strip() == servers
     brokers.wait_whole(servers)
 
-    # A clean stop of one; then the controller's death; then all of them, and all of them again.
+    # One broker is stopped cleanly, then the controller is killed, then all are stopped and started again.
     assert kafka(data_dir, "stop", "--node", "1").strip() == "stopped"
     assert kafka(data_dir, "start", "--node", "1").strip() == servers
     brokers.wait_whole(servers)

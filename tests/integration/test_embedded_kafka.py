@@ -1,4 +1,4 @@
-"""The embedded broker itself: each test starts one of its own, so there are few of them."""
+"""The embedded broker. Each test starts its own, so there are only a few tests."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def create(servers: str, topic: str) -> None:
 
 
 def started_by_another_process(data_dir: Path) -> tuple[subprocess.Popen[bytes], int]:
-    """A process that runs a broker on `data_dir`, and the broker's process id."""
+    """A process that runs a broker in `data_dir`, and the broker's process id."""
     program = (
         "import time\n"
         "from fcluster.kafka.embedded import EmbeddedKafka\n"
@@ -58,7 +58,7 @@ def started_by_another_process(data_dir: Path) -> tuple[subprocess.Popen[bytes],
     return parent, int(parent.stdout.readline())
 
 
-def test_shared_broker_answers_and_creates_no_topic_by_itself(kafka: str, topic_prefix: str) -> None:
+def test_broker_creates_no_topic_by_itself(kafka: str, topic_prefix: str) -> None:
     admin = AdminClient({"bootstrap.servers": kafka})
     assert len(admin.list_topics(timeout=10).brokers) == 1
     topic = f"{topic_prefix}missing"
@@ -66,12 +66,12 @@ def test_shared_broker_answers_and_creates_no_topic_by_itself(kafka: str, topic_
     assert topic not in admin.list_topics(timeout=10).topics
 
 
-def test_broker_started_again_has_its_data_and_its_address(tmp_path: Path) -> None:
+def test_restarted_broker_keeps_data_and_address(tmp_path: Path) -> None:
     broker = EmbeddedKafka(tmp_path / "a broker's dïrectory", heap_mb=HEAP_MB)
     said: list[str] = []
     with broker:
         servers = broker.start(said.append)
-        assert said == []  # it runs already
+        assert said == []  # it was already running
         create(servers, "flights")
         write(servers, "flights", [b"UA1545"])
         assert embedded_kafka.status(broker.data_dir).state == "running"
@@ -81,13 +81,13 @@ def test_broker_started_again_has_its_data_and_its_address(tmp_path: Path) -> No
         assert broker.start() == servers
         assert read(servers, "flights", 1) == [b"UA1545"]
         write(servers, "flights", [b"DL461"])
-        # As a crash: what was acknowledged is there after recovery.
+        # After a crash, everything that was acknowledged is recovered.
         broker.kill()
         assert broker.start() == servers
         assert read(servers, "flights", 2) == [b"UA1545", b"DL461"]
 
 
-def test_parent_killed_broker_dies_and_directory_is_free(tmp_path: Path) -> None:
+def test_broker_ends_with_its_killed_parent_and_frees_the_directory(tmp_path: Path) -> None:
     parent, broker_pid = started_by_another_process(tmp_path)
     with parent:
         found = embedded_kafka.status(tmp_path)
@@ -145,7 +145,7 @@ def test_broker_that_cannot_start_says_why_and_leaves_the_directory_free(tmp_pat
     assert embedded_kafka.status(tmp_path).state == "stopped"
 
 
-def test_path_empty_message_says_what_to_install(tmp_path: Path) -> None:
+def test_empty_path_is_reported_with_what_to_install(tmp_path: Path) -> None:
     program = (
         "from fcluster.common.errors import FclusterError\n"
         "from fcluster.kafka.embedded import EmbeddedKafka\n"
@@ -167,7 +167,7 @@ def test_path_empty_message_says_what_to_install(tmp_path: Path) -> None:
     assert "--brokers" in remedy
 
 
-def test_port_taken_at_the_last_moment_another_is_chosen(
+def test_another_port_is_chosen_if_one_is_taken_at_the_last_moment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kafka: str
 ) -> None:
     taken = int(kafka.rpartition(":")[2])
@@ -179,7 +179,7 @@ def test_port_taken_at_the_last_moment_another_is_chosen(
         assert broker.start() != kafka
 
 
-def test_guard_elsewhere_than_linux_runs_the_broker_too(
+def test_guard_runs_the_broker_on_other_systems_than_linux_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(processes, "_KERNEL_BINDS", False)

@@ -1,7 +1,8 @@
-"""The engine doesn't become slower unnoticed: its processor time for a record, by that of a reference loop.
+"""The engine doesn't become slower unnoticed. Its processor time per record is compared with a reference
+loop.
 
-Each test is one run of `benchmarks/engine.py` in a process of its own, where no test's threads, plugins or
-objects take part in what is measured. docs/performance.md says how to read a failure.
+Each test runs `benchmarks/engine.py` once in its own process, so that no threads, plugins or objects of other
+tests are measured. docs/performance.md says how to read a failure.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ def test_engine_is_not_25_percent_slower_than_recorded() -> None:
 
 
 def test_guard_catches_a_planted_slowdown() -> None:
-    """By the ratios of the same rounds without it, so that the machine's kind doesn't matter."""
+    """Compared with the ratios of the same rounds without the slowdown, so the kind of machine doesn't
+    matter."""
     done = guard("--plant", str(PLANTED))
     assert done.returncode == 1, done.stdout + done.stderr
     for case in ("few keys", "many keys"):

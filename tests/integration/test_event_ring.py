@@ -1,4 +1,4 @@
-"""The last events of a live cluster's processes, replayed."""
+"""The last events of processes in a running cluster, replayed."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def ask_a_service(ctx, visit):
 """
 
 
-def test_handler_that_hangs_leaves_what_a_replay_decides_in_the_same_way(
+def test_events_of_a_worker_whose_handler_hangs_replay_to_the_same_decisions(
     kafka: str, topic_prefix: str, tmp_path: Path
 ) -> None:
     path, source = tmp_path / "job.py", f"{topic_prefix}-in"
@@ -54,13 +54,13 @@ def test_handler_that_hangs_leaves_what_a_replay_decides_in_the_same_way(
         ended = up.wait(60)
     assert ended.code == 0, ended.text
     files = list((tmp_path / "data" / "logs").glob("events-worker-*"))
-    assert len(files) == 2, "one for each process that hung"
+    assert len(files) == 2, "a file for each process that hung"
     for file in files:
         assert read_ring(file).complete
         assert main([str(file)]) == 0
 
 
-def test_signal_writes_what_a_replay_decides_in_the_same_way(
+def test_events_written_on_a_signal_replay_to_the_same_decisions(
     kafka: str, topic_prefix: str, tmp_path: Path
 ) -> None:
     path, output = tmp_path / "job.py", f"{topic_prefix}-out"
@@ -70,7 +70,7 @@ def test_signal_writes_what_a_replay_decides_in_the_same_way(
     producer = Producer({"bootstrap.servers": kafka})
 
     def come_out() -> int:
-        """More records go in. Returns how far the output is."""
+        """Write more records. Returns how many outputs are expected."""
         producer.produce(f"{topic_prefix}-in", orjson.dumps({}), "k")
         producer.flush(10)
         return end_offsets(kafka, [output], READ_COMMITTED)[output, 0]
@@ -82,10 +82,10 @@ def test_signal_writes_what_a_replay_decides_in_the_same_way(
             os.kill(up.pid(name), signal.SIGUSR1)
             up.wait_until(lambda role=role: list(logs.glob(f"events-{role}-*")), f"the file of the {role}")
         before = end_offsets(kafka, [output], READ_COMMITTED)[output, 0]
-        up.wait_until(lambda: come_out() > before, "it goes on")
+        up.wait_until(lambda: come_out() > before, "the job continues")
         up.interrupt()
         ended = up.wait(60)
-    assert "Thread 0x" in ended.text, "the stacks are shown, too"
+    assert "Thread 0x" in ended.text, "the stacks are shown as well"
     for role in ("worker", "coordinator"):
         (file,) = logs.glob(f"events-{role}-*")
         assert read_ring(file).complete

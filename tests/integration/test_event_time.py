@@ -1,4 +1,4 @@
-"""Event time of a job with two stages, on real processes and a real broker."""
+"""Event time of a job with two stages, with real processes and a real broker."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ SHOPS = 20
 
 
 class Orders:
-    """Orders that come at a steady pace in event time, in all partitions but the last, which has none."""
+    """Orders at a steady pace in event time, in all partitions but the last, which stays empty."""
 
     def __init__(self, brokers: str, prefix: str, directory: Path) -> None:
         self.brokers = brokers
@@ -62,11 +62,11 @@ class Orders:
 
     @property
     def goal_ms(self) -> int:
-        """The event time that follows from what was written: the partition that isn't idle and is behind."""
+        """The event time that follows from the orders. The slowest partition that isn't idle decides."""
         return BEGIN_MS + self.written - 2 - MAX_DELAY_MS
 
     def write(self, count: int) -> None:
-        """So many orders more, one per millisecond and partition in turn."""
+        """Write this many more orders, one per millisecond, to the partitions in turn."""
         for number in range(self.written, self.written + count):
             value = orjson.dumps({"id": number, "shop": f"shop-{number * 7 % SHOPS}", "amount": number % 13})
             partition = number % (PARTITIONS - 1)
@@ -75,11 +75,11 @@ class Orders:
         assert self._producer.flush(30) == 0
 
     def coming(self) -> AbstractContextManager[None]:
-        """Write all the time."""
+        """Write continuously."""
         return all_the_time(lambda: self.write(10))
 
     def check_outputs(self) -> None:
-        """Each order counts once."""
+        """Check that each order was counted once."""
         sums: dict[str, int] = defaultdict(int)
         last: dict[str, int] = {}
         seen: list[int] = []
@@ -96,7 +96,7 @@ class Orders:
 
 
 class CommittedTimes:
-    """The event time that is committed for each shard, looked at all the time: it must never go back."""
+    """The event time that is committed for each shard, polled all the time. It must never go back."""
 
     def __init__(self, orders: Orders) -> None:
         settings = resolve({}, None, {}, {"bootstrap.servers": orders.brokers})
@@ -118,7 +118,7 @@ class CommittedTimes:
         self._consumer.close()
 
     def at_least(self, topic: str, time_ms: int) -> bool:
-        """Whether all shards that read the topic and aren't idle are so far."""
+        """Whether all shards that read the topic and aren't idle have reached this time."""
         times = [self.latest.get((topic, partition), -1) for partition in range(PARTITIONS)]
         return all(at >= time_ms for at in times)
 
@@ -148,7 +148,7 @@ def orders(kafka: str, topic_prefix: str, tmp_path: Path) -> Orders:
     return Orders(kafka, topic_prefix, tmp_path)
 
 
-def test_event_time_arrives_behind_a_repartition_and_never_goes_back_when_workers_die(orders: Orders) -> None:
+def test_event_time_crosses_a_repartition_and_never_goes_back_when_workers_die(orders: Orders) -> None:
     settings = {
         "num.standby.replicas": 1,
         "commit.interval.max.ms": 200,
@@ -177,7 +177,7 @@ def test_event_time_arrives_behind_a_repartition_and_never_goes_back_when_worker
             wait_until(
                 lambda: times.at_least(orders.repartition, killed_at_ms), "event time after all died", 60
             )
-        # Nothing depends on it here, so it is told seldom, but the last of it is told, too.
+        # No stage needs it here, so it is told less often, but in the end all of it is told.
         wait_until(
             lambda: times.at_least(orders.repartition, orders.goal_ms), "the whole event time behind it"
         )
@@ -193,7 +193,7 @@ def test_event_time_arrives_behind_a_repartition_and_never_goes_back_when_worker
 
 
 def check_status(orders: Orders) -> None:
-    """Status names the event time of both stages and the partition that is left out."""
+    """Check that status names the event time of both stages, and the partition that is left out."""
 
     def look() -> dict[str, dict[str, Any]] | None:
         stages = {one["stage"]: one for one in status_of(orders.brokers, orders.job).get("event_times", [])}

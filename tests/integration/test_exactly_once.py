@@ -1,8 +1,8 @@
-"""Exactly once on real processes and a real broker, through deaths that land in open epochs.
+"""Exactly once, with real processes and a real broker: processes die in open epochs.
 
-Every fault is proved to have landed: the worker's transaction was open with records in it (see
-`Cluster.stop_mid_epoch`), or the test fails. Every run is judged by the checker, which knows nothing of
-fcluster but what stands in Kafka.
+A test fails unless each fault is shown to have hit an open epoch: the worker's transaction was open and
+contained records (see `Cluster.stop_mid_epoch`). Each run is judged by the checker, which knows only what is
+in Kafka.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ GROUPS = 500
 ENDLESS = 1_000_000_000
 CATCH_UP_S = 120
 SETTINGS: dict[str, object] = {
-    # Well below the time for which a stopped worker is watched, so that only its own transaction stays open.
+    # Well below the time for which a stopped worker is observed, so that only its own transaction stays open.
     "commit.interval.max.ms": 200,
     "session.timeout.ms": 3000,
 }
@@ -58,7 +58,7 @@ pytestmark = pytest.mark.timeout(300)
 
 @dataclass
 class Run:
-    """One job's run: names, cluster, readers."""
+    """A run of one job: names, cluster and readers."""
 
     brokers: str
     job: str
@@ -69,12 +69,12 @@ class Run:
     readers: list[LiveReader]
 
     def committed(self) -> int:
-        """Source records that are committed."""
+        """The number of committed source records."""
         offsets = committed_offsets(self.brokers, self.job)
         return sum(offset for (topic, _), offset in offsets.items() if topic == self.source)
 
     def wait_committed(self, records: int, timeout_s: float = 60) -> None:
-        """Wait until so many source records are committed."""
+        """Wait until this many source records are committed."""
 
         def enough() -> bool:
             self.cluster.assert_alive()
@@ -87,14 +87,15 @@ class Run:
         wait_until_committed(self.brokers, self.job, topics or [self.source], CATCH_UP_S)
 
     def aborted(self) -> int:
-        """Output records that a read_uncommitted reader saw and a read_committed one never will."""
+        """How many output records a read_uncommitted reader saw that no read_committed reader will ever
+        see."""
         by_isolation = {reader.isolation: reader for reader in self.readers}
         return by_isolation[READ_UNCOMMITTED].count() - by_isolation[READ_COMMITTED].count()
 
 
 @pytest.fixture
 def start(kafka: str, topic_prefix: str, tmp_path: Path) -> Iterator[Callable[..., Run]]:
-    """Makes a run of one of the test jobs: topics, readers and a started cluster, all ended afterwards."""
+    """Creates runs of the test jobs: topics, readers and a started cluster. All are ended afterwards."""
     runs: list[Run] = []
 
     def make(
@@ -140,7 +141,7 @@ def start(kafka: str, topic_prefix: str, tmp_path: Path) -> Iterator[Callable[..
 
 @contextmanager
 def failing_with_logs(run: Run) -> Iterator[None]:
-    """Show the processes' logs if what follows fails."""
+    """Show the logs of all processes if the block fails."""
     try:
         yield
     except BaseException:
@@ -149,7 +150,7 @@ def failing_with_logs(run: Run) -> Iterator[None]:
 
 
 def check(run: Run, title: str) -> None:
-    """The whole verdict on a run of the plain job that has caught up; ends the cluster."""
+    """End the cluster of the plain job, which has caught up, and judge the run."""
     with failing_with_logs(run):
         run.catch_up()
         verdict = check_totals(
@@ -174,7 +175,7 @@ def check(run: Run, title: str) -> None:
 def test_worker_killed_and_worker_stopped_mid_epoch_loses_and_repeats_nothing(
     start: Callable[..., Run],
 ) -> None:
-    """200,000 records over 8 partitions; the zombie's session is over when it wakes."""
+    """200,000 records in 8 partitions. The session of the stopped worker is over when it continues."""
     run = start()
     with failing_with_logs(run):
         write_records(
@@ -192,17 +193,18 @@ def test_worker_killed_and_worker_stopped_mid_epoch_loses_and_repeats_nothing(
             others = [number for number in range(3) if number != slot]
             stopped, held = run.cluster.stop_mid_epoch(others, [run.output])
             assert sum(held.values()) > 0
-            # Past its session: what it had open is aborted, and the others commit in those partitions.
+            # After its session has ended, its transaction is aborted, and other workers commit in those
+            # partitions.
             stable = end_offsets(run.brokers, [run.output], READ_COMMITTED)
             wait_until(lambda: stable_offsets_moved(run, {at: stable[at] for at in held}), "the fence", 30)
             assert joins(run, stopped) == 1
             run.cluster.resume(stopped)
-            wait_until_equal(lambda: joins(run, stopped), 2, "the zombie's new session", 30)
+            wait_until_equal(lambda: joins(run, stopped), 2, "the new session of the stopped worker", 30)
         run.catch_up()
         run.cluster.assert_alive()
         assert run.committed() == 200_000
     check(run, "one worker killed, one stopped past its session")
-    assert run.aborted() > 0, "no record was ever aborted: the faults didn't land"
+    assert run.aborted() > 0, "nothing was aborted, so no fault hit an open epoch"
 
 
 def joins(run: Run, name: str) -> int:
@@ -211,28 +213,29 @@ def joins(run: Run, name: str) -> int:
 
 
 def stable_of_open(run: Run) -> dict[tuple[str, int], int]:
-    """The last stable offsets of the output partitions with a transaction open."""
+    """The last stable offsets of the output partitions with an open transaction."""
     return {at: stable for at, (stable, _) in held_back(run.brokers, [run.output]).items()}
 
 
 def at_rest(run: Run) -> dict[tuple[str, int], int]:
-    """The same if they are for half a second, which is more than an epoch takes; else nothing."""
+    """The same, if they stay for half a second, which is longer than an epoch. Otherwise empty."""
     before = stable_of_open(run)
-    time.sleep(0.5)  # the time that is asked about
+    time.sleep(0.5)  # the time in which they must not move
     return before if before.items() <= stable_of_open(run).items() else {}
 
 
 def stable_offsets_moved(run: Run, before: dict[tuple[str, int], int]) -> bool:
-    """Whether the last stable offset of every one of these partitions has moved on."""
+    """Whether the last stable offset has moved in all these partitions."""
     now = end_offsets(run.brokers, [run.output], READ_COMMITTED)
     return all(now[at] > stable for at, stable in before.items())
 
 
 class Feeder:
-    """Writes more records while the body of the `with` runs.
+    """Writes more records while the block runs.
 
-    At its end it waits until `count` are written, or stops if they are ENDLESS: then the faults find records
-    under way, however long they take on a busy host.
+    At the block's end it waits until `count` are written, or stops if they are ENDLESS. With those, a fault
+    finds
+    records in flight, however slow the host is.
     """
 
     def __init__(
@@ -250,7 +253,7 @@ class Feeder:
         self._generator.stop() if kind or self._endless else self._generator.join(120)
 
     def write(self) -> None:
-        """Write all of it."""
+        """Write all records."""
         with self:
             pass
 
@@ -263,9 +266,10 @@ def test_coordinator_killed_and_restarted_loses_nothing_and_workers_stay(start: 
             run.wait_committed(5_000)
             workers = {name: pid for name, pid in run.cluster.pids().items() if name != COORDINATOR}
             run.cluster.kill(COORDINATOR)
-            # Commits it had still allowed end; a worker that commits without it would never come to rest.
+            # Commits that the coordinator still allowed end. A worker that commits without it would never
+            # stop.
             begun = wait_until(lambda: at_rest(run), "records of an open epoch that stays open", 10)
-            time.sleep(1.0)  # not for luck: long enough for a worker that commits without a coordinator
+            time.sleep(1.0)  # the fault itself: time for a worker that would commit without a coordinator
             assert begun.items() <= stable_of_open(run).items(), "an epoch went on without a coordinator"
             run.cluster.start_coordinator()
             run.wait_committed(run.committed() + 20_000)
@@ -293,7 +297,7 @@ def test_whole_cluster_killed_and_started_again_loses_and_repeats_nothing(start:
             run.wait_committed(run.committed() + 10_000)
         run.catch_up()
     check(run, "all killed, twice")
-    assert run.aborted() > 0, "no record was ever aborted: the kill didn't land in an open epoch"
+    assert run.aborted() > 0, "nothing was aborted, so the kill hit no open epoch"
 
 
 def test_repartitioned_job_with_a_worker_killed_mid_epoch_is_exactly_once(start: Callable[..., Run]) -> None:
@@ -319,10 +323,11 @@ def test_repartitioned_job_with_a_worker_killed_mid_epoch_is_exactly_once(start:
         assert verdict.ok, verdict.report()
 
 
-def test_uncommitted_reader_sees_a_steady_flow_within_100_ms_however_seldom_it_is_committed(
+def test_read_uncommitted_reader_sees_outputs_within_100_ms_however_rarely_they_are_committed(
     start: Callable[..., Run],
 ) -> None:
-    """Against a reader of the source itself: what the host's other work costs both is left out."""
+    """Compared with a reader of the source, so that other load on the host, which delays both, doesn't
+    count."""
     run = start(workers=1, partitions=4, commit_interval_min_ms=1000, commit_interval_max_ms=1000)
     last: dict[str, int] = {}
     with failing_with_logs(run):
@@ -340,8 +345,9 @@ def test_uncommitted_reader_sees_a_steady_flow_within_100_ms_however_seldom_it_i
         latency_by_second_ms(seen_at_source, reader.first_seen_ns()) for reader in run.readers[:2]
     )
     print(f"worst of 100 by second: uncommitted {uncommitted}, committed {committed} ms")
-    # The median of the seconds: in one or another the host may have had other things to do. A neighbour that
-    # has them all the time makes everything slower; the commits come once a second all the same.
+    # The median of all seconds, because in some of them the host may have had other work. If it always has,
+    # all
+    # of it is slower, but commits still come once a second.
     slower = machine.leeway
     told = f"{uncommitted}; the machine was {slower:.1f} times slower than alone"
     assert statistics.median(uncommitted) < 100 * slower, told
@@ -349,7 +355,7 @@ def test_uncommitted_reader_sees_a_steady_flow_within_100_ms_however_seldom_it_i
 
 
 def latency_by_second_ms(from_ns: Mapping[int, int], to_ns: Mapping[int, int]) -> list[int]:
-    """What 99% of the records stay below, for each second."""
+    """The latency that 99% of the records stay below, for each second."""
     seconds: dict[int, list[float]] = {}
     for number, at_ns in from_ns.items():
         seconds.setdefault(at_ns // 10**9, []).append((to_ns[number] - at_ns) / 1e6)
@@ -357,8 +363,8 @@ def latency_by_second_ms(from_ns: Mapping[int, int], to_ns: Mapping[int, int]) -
 
 
 def test_checker_objects_to_an_at_least_once_run_with_a_kill_in_it(start: Callable[..., Run]) -> None:
-    """The checker must be able to fail: without transactions the kill shows as repeats."""
-    # Seldom committed: each kill is to find outputs whose inputs are not committed.
+    """The checker must be able to fail: without transactions, a kill leaves repeats."""
+    # Rarely committed, so that each kill finds outputs whose inputs aren't committed.
     seldom = {"commit_interval_min_ms": 1000, "commit_interval_max_ms": 1000}
     run = start(workers=2, processing_guarantee="at-least-once", **seldom)
     with failing_with_logs(run):
@@ -372,12 +378,12 @@ def test_checker_objects_to_an_at_least_once_run_with_a_kill_in_it(start: Callab
                 run.wait_committed(run.committed() + 6_000)
         run.catch_up()
         verdict = check_totals(run.brokers, run.job, run.source, run.output, title="at-least-once")
-    assert not verdict.ok, "kills mid-epoch left no trace: the checker is blind, or they didn't land"
+    assert not verdict.ok, "the kills left no repeats: the checker missed them, or they hit no open epoch"
     assert verdict.counts["repeated"] > 0, verdict.report()
     assert verdict.counts["lost"] == 0, verdict.report()
 
 
 def outputs_ahead(run: Run) -> int:
-    """Outputs whose inputs are not committed, and repeats, of a run without transactions."""
+    """Outputs whose inputs aren't committed, and repeats, of a run without transactions."""
     committed = run.committed()
     return sum(end_offsets(run.brokers, [run.output], READ_UNCOMMITTED).values()) - committed

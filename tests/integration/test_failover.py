@@ -1,8 +1,8 @@
-"""Coordinator failover on real processes: how long it takes, and that nothing is lost, repeated or restored.
+"""Failover of the coordinator with real processes: how long it takes, and that nothing is lost or repeated.
 
-The take-over is measured from the kill to the first epoch that was begun in the new term and is committed.
-In a hand-over the former leader works on meanwhile: there the longest pause in the output counts.
-Epochs of a new term have numbers beyond all that the former one had reserved.
+The time of a take-over is measured from the kill to the first commit of an epoch that began in the new term.
+In a hand-over the former leader continues to work, so the longest pause in the output is measured instead.
+Epochs of a new term have higher numbers than all that the former term had reserved.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ pytestmark = pytest.mark.timeout(240)
 
 
 class CoordinatorsCluster(Cluster):
-    """A cluster with more than one coordinator, each with a name of its own."""
+    """A cluster with several coordinators, each with its own name."""
 
     def start_coordinator(self, name: str = COORDINATOR) -> ChildProcess:
-        """Start it; beside another one it stands by."""
+        """Start a coordinator. If another one leads, it stands by."""
         return self._spawn(name, ["coordinator", self._job_file, "--workers", str(self.workers)])
 
 
 class Failover:
-    """A cluster with names for its coordinators, and a look at what leads and what is committed."""
+    """A cluster with named coordinators. Tells which one leads and what is committed."""
 
     def __init__(self, brokers: str, prefix: str, data_dir: Path) -> None:
         self.brokers = brokers
@@ -68,7 +68,7 @@ class Failover:
         self.reader = LiveReader(brokers, self.output, READ_COMMITTED).start()
         self.generator = Generator(brokers, self.source, rate=2_000, keys=2_000, seed=1)
         self._settings = Settings(bootstrap_servers=brokers)
-        # Read-committed it would wait as long as an epoch is pending, which one nearly always is.
+        # A read_committed reader would wait while an epoch is pending, and nearly always one is.
         self._consumer = make_consumer(self._settings, "read-uncommitted", **{"group.id": self.job})
 
     def close(self) -> None:
@@ -79,7 +79,7 @@ class Failover:
         self._consumer.close()
 
     def start(self, *standbys: str) -> None:
-        """Coordinator, workers, and standbys that are known to stand by; records are flowing."""
+        """Start a coordinator, workers and standbys. Returns when the standbys are known and records flow."""
         self.cluster.start()
         self.generator.start()
         wait_until(lambda: self.committed_epoch() > 0, "the first epoch")
@@ -88,7 +88,7 @@ class Failover:
             self.wait_standbys(number + 1)
 
     def leader(self) -> Leader:
-        """By the journal."""
+        """The leader according to the journal."""
         leader = find_leader(self._settings, self.job)
         assert leader is not None
         return leader
@@ -98,22 +98,22 @@ class Failover:
         return next(name for name, pid in self.cluster.pids().items() if pid == leader.pid)
 
     def wait_standbys(self, count: int) -> None:
-        """Wait until so many stand by at the present leader."""
+        """Wait until the leader has this many standbys."""
         with AdminClient(self.leader().address) as client:
             wait_until_equal(lambda: len(client.status()["standbys"]), count, f"{count} standbys")
 
     def committed_epoch(self) -> int:
-        """The highest one in the committed offsets; those that are pending don't count."""
+        """The highest committed epoch. Pending offsets don't count."""
         wanted = [TopicPartition(self.source, partition) for partition in range(PARTITIONS)]
         found = [at for at in self._consumer.committed(wanted, timeout=30) if at.offset >= 0]
         return max((decode_position(at.offset, at.metadata).epoch for at in found), default=0)
 
     def reserved_epoch(self) -> int:
-        """All epochs of the present term are below this, all of the next one are not."""
+        """All epochs of the present term are below this, those of the next term aren't."""
         return int(read_journal(self._settings, self.job)["epoch"]["reserved_until"])
 
     def take_over_s(self, hurt: Callable[[], object]) -> float:
-        """Do that to the leader; seconds until an epoch of the next term is committed."""
+        """Call `hurt` on the leader. Returns the seconds until an epoch of the next term is committed."""
         reserved = self.reserved_epoch()
         before = self.workers()
         started = time.monotonic()
@@ -125,7 +125,8 @@ class Failover:
         return seconds
 
     def longest_pause_s(self, hurt: Callable[[], object], hold_s: float = 2.0) -> float:
-        """Do that to the leader; the longest time without a commit, until `hold_s` into the next term."""
+        """Call `hurt` on the leader. Returns the longest time without a commit, until `hold_s` into the
+        next term."""
         reserved = self.reserved_epoch()
         before = self.workers()
         commits_s = [time.monotonic()]
@@ -150,7 +151,7 @@ class Failover:
         return {worker_name(slot): self.cluster.pids()[worker_name(slot)] for slot in range(WORKERS)}
 
     def check_exact(self, take_overs: int) -> None:
-        """Everything is processed exactly once, and no worker has begun anew or restored on the way."""
+        """Check that everything was processed exactly once, and that no worker restored or joined again."""
         self.generator.stop()
         wait_until_committed(self.brokers, self.job, [self.source], 60)
         verdict = check_totals(
@@ -180,7 +181,7 @@ def failover(kafka: str, topic_prefix: str, tmp_path: Path) -> Iterator[Failover
         run.close()
 
 
-def test_killed_leaders_standby_has_committed_within_three_seconds_and_nothing_is_lost(
+def test_standby_of_a_killed_leader_commits_within_three_seconds_and_nothing_is_lost(
     failover: Failover,
 ) -> None:
     failover.start(STANDBY)
@@ -196,20 +197,20 @@ def test_killed_leaders_standby_has_committed_within_three_seconds_and_nothing_i
     failover.check_exact(rounds)
 
 
-def test_stopped_leader_is_replaced_and_stands_by_when_it_goes_on(failover: Failover) -> None:
+def test_suspended_leader_is_replaced_and_stands_by_when_it_continues(failover: Failover) -> None:
     failover.start(STANDBY)
     first = failover.leader()
     name = failover.name_of(first)
     seconds = failover.take_over_s(lambda: failover.cluster.pause(name))
-    # The session time-out, within which a leader may be silent, and what a take-over needs.
+    # The session timeout, for which a leader may be silent, plus the time of a take-over.
     assert within(seconds, 3.0 + TAKE_OVER_S_MAX)
     second = failover.leader()
     assert second.term == first.term + 1
     failover.cluster.resume(name)
     failover.wait_standbys(1)
-    assert failover.leader() == second, "the deposed leader came back to power"
+    assert failover.leader() == second, "the deposed leader leads again"
     failover.cluster.assert_alive()
-    # It is a whole standby again: it leads when its turn comes.
+    # It is a working standby again, and leads when its turn comes.
     failover.take_over_s(lambda: failover.cluster.kill(failover.name_of(second)))
     assert failover.leader().pid == first.pid
     failover.check_exact(2)
@@ -227,7 +228,7 @@ def test_of_two_standbys_one_takes_over_and_the_other_stands_by(failover: Failov
     failover.check_exact(2)
 
 
-def test_terminated_leader_hands_over_and_the_job_goes_on(failover: Failover) -> None:
+def test_terminated_leader_hands_over_and_the_job_continues(failover: Failover) -> None:
     failover.start(STANDBY)
     rounds = int(os.environ.get("FCLUSTER_TEST_TAKE_OVERS", "3"))
     seconds: list[float] = []

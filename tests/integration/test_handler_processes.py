@@ -1,4 +1,4 @@
-"""Handlers that use threads and processes: each way of starting them works, and none outlives the worker."""
+"""Handlers that use threads and processes: each way to start one works, and none outlives the worker."""
 
 from __future__ import annotations
 
@@ -19,9 +19,7 @@ from tests.harness import REPOSITORY, Cluster, wait_until, worker_name
 
 pytestmark = [
     pytest.mark.timeout(240),
-    pytest.mark.skipif(
-        sys.platform != "linux", reason="processes of handlers are looked after on Linux only"
-    ),
+    pytest.mark.skipif(sys.platform != "linux", reason="processes of handlers are supervised on Linux only"),
 ]
 METHODS = ("fork", "spawn", "forkserver")
 STAYING = ("subprocess", "daemon", "grandchild", "fork-in-fork", "os.fork", "executor", "thread", *METHODS)
@@ -29,7 +27,7 @@ WORKER = worker_name(0)
 
 
 class Run:
-    """A cluster of one worker, and a handler that is told what to do."""
+    """A cluster of one worker. Its handler does what the records tell it to do."""
 
     def __init__(self, brokers: str, prefix: str, directory: Path) -> None:
         self.brokers = brokers
@@ -54,7 +52,7 @@ class Run:
         self._read = 0
 
     def do(self, *ways: str, timeout_s: float = 60) -> dict[str, Any]:
-        """Let the handler do all this, and give what came of each, once it is committed."""
+        """Let the handler do all of these. Returns each result, once it is committed."""
         producer = Producer({"bootstrap.servers": self.brokers})
         for how in ways:
             producer.produce(self.source, orjson.dumps({"how": how}), "k")
@@ -66,7 +64,7 @@ class Run:
         return {row["how"]: row for row in rows}
 
     def _await_committed(self, count: int, timeout_s: float) -> None:
-        """Wait until so many records of the source are done."""
+        """Wait until this many records of the source are committed."""
 
         def done() -> bool:
             self.cluster.assert_alive()
@@ -91,7 +89,7 @@ class Run:
         return rows
 
     def left_behind(self) -> list[str]:
-        """Processes that were started by the worker, or are the worker: what they run."""
+        """The command lines of processes that the worker started, and of the worker itself."""
         found: list[str] = []
         for entry in Path("/proc").iterdir():
             if not entry.name.isdigit() or int(entry.name) == self.cluster.pids().get("coordinator"):
@@ -119,18 +117,18 @@ def test_threads_and_all_kinds_of_processes_work_and_share_nothing_with_the_work
         "state",
         *(f"{kind} {method}" for kind in ("pool", "executor", "threaded-pool", "look") for method in METHODS),
     ]
-    # One at a time: together they take longer than a handler may on a busy machine.
+    # One at a time: together they take longer than the handler's time limit on a busy machine.
     done = {how: run.do(how)[how] for how in ways}
     got = {how: row["got"] for how, row in done.items()}
-    # 0, 1, 2, and the one that is listed itself.
+    # 0, 1, 2, and the descriptor that lists them.
     assert len(json.loads(got["subprocess"])) == 4
     assert got["threads"] == 30
     assert got["state"] == {"n": 1}
     for method in METHODS:
         assert got[f"pool {method}"] == got[f"executor {method}"] == got[f"threaded-pool {method}"] == 30
         seen = got[f"look {method}"]
-        assert seen["tcp"] == [], f"a child by {method} holds connections of the worker"
-        assert seen["stores"] == [], f"a child by {method} holds files of the worker's state"
+        assert seen["tcp"] == [], f"a child by {method} has connections of the worker"
+        assert seen["stores"] == [], f"a child by {method} has files of the worker's state"
         assert "request_termination" not in "".join(seen["handlers"])
         assert seen["handlers"][0] == repr(signal.Handlers.SIG_DFL)
     assert run.cluster.terminate()[WORKER] == 0
@@ -150,7 +148,7 @@ def test_nothing_that_a_handler_started_outlives_the_worker(run: Run, end: str) 
     wait_until(lambda: not run.left_behind(), "all are gone", 20)
 
 
-def test_forked_child_that_comes_back_from_its_handler_is_not_a_second_worker(run: Run) -> None:
+def test_forked_child_that_returns_from_its_handler_does_not_become_a_second_worker(run: Run) -> None:
     done = run.do("comes-back", "threads")
     assert done["comes-back"]["got"] == "worker"
     assert done["threads"]["pid"] == run.cluster.pids()[WORKER]

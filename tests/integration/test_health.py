@@ -1,4 +1,4 @@
-"""The HTTP port of real processes: who is live, who is ready, and what the status tells."""
+"""The HTTP port of real processes: which are live, which are ready, and what the status says."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Probed:
         )
 
     def url(self, name: str) -> str:
-        """Of the process's newest port."""
+        """The URL of the port that the process announced last."""
 
         def announced() -> str:
             found = re.findall(r"health at (http://\S+)", self.cluster.log(name, 100_000))
@@ -59,7 +59,7 @@ class Probed:
         return wait_until(announced, f"{name} announces its port")
 
     def ask(self, name: str, path: str, timeout_s: float = 5) -> tuple[int, str]:
-        """Code and body."""
+        """The answer's code and body."""
         try:
             with urllib.request.urlopen(self.url(name) + path, timeout=timeout_s) as answer:
                 return answer.status, answer.read().decode()
@@ -67,7 +67,7 @@ class Probed:
             return error.code, error.read().decode()
 
     def wait_ready(self, name: str) -> str:
-        """Until it is; what it says."""
+        """Wait until the process is ready. Returns what it says."""
 
         def ready() -> str:
             try:
@@ -79,7 +79,7 @@ class Probed:
         return wait_until(ready, f"{name} is ready")
 
     def status(self, name: str) -> dict[str, Any]:
-        """Its status document."""
+        """The status document of the process."""
         code, body = self.ask(name, "/status")
         assert code == 200, body
         return json.loads(body)
@@ -97,7 +97,7 @@ def probed(kafka: str, topic_prefix: str, tmp_path: Path) -> Iterator[Probed]:
         yield probed
 
 
-def test_leader_standby_and_worker_say_what_they_do(probed: Probed) -> None:
+def test_leader_standby_and_worker_report_what_they_do(probed: Probed) -> None:
     probed.cluster.start()
     worker = worker_name(0)
     assert "leads job" in probed.wait_ready(COORDINATOR)
@@ -116,7 +116,7 @@ def test_leader_standby_and_worker_say_what_they_do(probed: Probed) -> None:
     own = probed.status(worker)
     assert (own["role"], own["stats"]["records_in"]) == ("worker", 2_000)
     assert {shard["phase"] for shard in own["shards"]} == {"running"}
-    # The worker of a dead coordinator is as well as before; the standby becomes the leader.
+    # The worker stays live and ready without its coordinator. The standby becomes the leader.
     probed.cluster.kill(COORDINATOR)
     assert probed.ask(worker, "/ready")[0] == 200
     wait_until(lambda: "leads job" in probed.wait_ready(STANDBY), "the standby leads")
@@ -125,7 +125,7 @@ def test_leader_standby_and_worker_say_what_they_do(probed: Probed) -> None:
     assert probed.ask(worker, "/ready")[0] == 200
 
 
-def test_stopped_worker_answers_no_probe_and_lives_again_when_it_goes_on(probed: Probed) -> None:
+def test_suspended_worker_answers_no_probe_and_is_live_again_when_it_continues(probed: Probed) -> None:
     probed.cluster.start()
     worker = worker_name(0)
     probed.process(500, seed=1)
@@ -136,7 +136,7 @@ def test_stopped_worker_answers_no_probe_and_lives_again_when_it_goes_on(probed:
             probed.ask(worker, "/live", timeout_s=1)
     finally:
         probed.cluster.resume(worker)
-    wait_until_equal(lambda: probed.ask(worker, "/live")[0], 200, "it lives again")
+    wait_until_equal(lambda: probed.ask(worker, "/live")[0], 200, "it is live again")
     probed.wait_ready(worker)
 
 
@@ -154,8 +154,8 @@ def test_worker_that_restores_is_live_and_not_ready(probed: Probed) -> None:
 
     def refusal() -> str:
         code, body = probed.ask(worker, "/ready")
-        assert code == 503, f"ready in the midst of a restore: {body}"
-        return body if "shards aren't running" in body else ""  # its producers may not be ready either yet
+        assert code == 503, f"ready during a restore: {body}"
+        return body if "shards aren't running" in body else ""  # perhaps its producers aren't ready yet
 
     assert "restoring" in wait_until(refusal, "all but the shards is ready", RESTORE_HELD_MS / 2000)
     assert probed.ask(worker, "/live")[0] == 200

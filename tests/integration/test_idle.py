@@ -1,4 +1,4 @@
-"""A job that is idle for longer than the brokers remember its transactional ids."""
+"""A job that is idle until the brokers have forgotten its transactional ids."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def status(data_dir: Path) -> dict[str, Any]:
     return json.loads(ended.stdout)
 
 
-def test_idle_job_keeps_its_leader_and_its_next_epoch_comes_at_once(
+def test_idle_job_keeps_its_leader_and_commits_its_next_record_at_once(
     forgetful_kafka: str, tmp_path: Path
 ) -> None:
     for topic in ("visits", "counts"):
@@ -83,7 +83,7 @@ def test_idle_job_keeps_its_leader_and_its_next_epoch_comes_at_once(
         up.wait_until(
             lambda: end_offsets(forgetful_kafka, ["counts"], READ_COMMITTED)[("counts", 0)], "output"
         )
-        up.wait_until(lambda: visible(forgetful_kafka) == 5, "all of it")
+        up.wait_until(lambda: visible(forgetful_kafka) == 5, "all records are counted")
         workers = set(transactional_ids("sleeper", 0))
         up.wait_until(
             lambda: not workers & transactional_ids_of(forgetful_kafka, "sleeper").keys(),

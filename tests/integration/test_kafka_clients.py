@@ -49,7 +49,7 @@ def create(admin: Admin, topic: str, partitions: int) -> str:
 
 
 def open_transaction(settings: Settings, transactional_id: str, topic: str) -> Producer:
-    """A producer that has written a record in a transaction, still open."""
+    """A producer with an open transaction that contains a record."""
     producer = make_producer(settings, transactional_id)
     producer.list_topics(timeout=10)
     producer.init_transactions(10)
@@ -89,14 +89,16 @@ def test_unreachable_brokers_are_named_with_the_cause_within_the_bound() -> None
     assert "--brokers" in caught.value.remedy
 
 
-def test_no_brokers_given_says_how_to_give_them() -> None:
+def test_missing_brokers_are_reported_with_how_to_give_them() -> None:
     settings = Settings()
     with pytest.raises(KafkaUnavailable, match="No Kafka brokers") as caught:
         connect_or_raise(make_admin(settings), settings)
     assert "--brokers" in caught.value.remedy
 
 
-def test_transaction_timeout_above_the_brokers_limit_is_refused_up_front(admin: Admin, kafka: str) -> None:
+def test_transaction_timeout_above_the_brokers_limit_is_refused_at_the_start(
+    admin: Admin, kafka: str
+) -> None:
     flags = {"brokers": kafka, "transaction.timeout.ms": "1h"}
     with pytest.raises(SettingsError, match=r"3600000 is above .* 900000"):
         connect_or_raise(admin, resolve({}, None, {}, flags))
@@ -195,7 +197,7 @@ def test_source_with_another_partition_count_than_its_state_is_incompatible(
         ensure_internal_topics(admin, topology(topic_prefix), settings)
 
 
-def test_replication_factor_above_the_brokers_says_so(
+def test_replication_factor_above_the_number_of_brokers_is_reported(
     admin: Admin, settings: Settings, kafka: str, topic_prefix: str
 ) -> None:
     create(admin, f"{topic_prefix}source", 1)
@@ -217,13 +219,13 @@ def test_open_transaction_holds_back_the_read_committed_end_only(
     assert list(end_offsets(admin, partitions, "read-uncommitted").values()) == [1, 0]
     assert list(end_offsets(admin, partitions, "read-committed").values()) == [0, 0]
     producer.commit_transaction(10)
-    # The commit marker takes an offset as well, and comes a little after the commit has returned.
+    # The commit marker takes an offset as well, and arrives shortly after the commit has returned.
     assert settled_end_offsets(admin, partitions) == {partitions[0]: 2, partitions[1]: 0}
     assert end_offsets(admin, partitions, "read-committed") == {partitions[0]: 2, partitions[1]: 0}
     assert end_offsets(admin, [], "read-committed") == {}
 
 
-def test_end_behind_an_open_transaction_is_not_settled(
+def test_end_offset_after_an_open_transaction_is_not_settled(
     admin: Admin, settings: Settings, topic_prefix: str
 ) -> None:
     topic = create(admin, f"{topic_prefix}a", 1)
@@ -318,14 +320,14 @@ def test_fencing_aborts_what_is_open_and_the_zombies_commit_fails(
 
 
 def produce_until_refused(producer: Producer, topic: str) -> None:
-    """And serve no report of any record."""
+    """Write until the broker refuses, without serving any delivery report."""
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         producer.produce(topic, b"x" * 200)
         time.sleep(0.0001)
 
 
-def test_nothing_is_left_unserved_of_a_fenced_producer_that_is_to_be_destroyed(
+def test_all_reports_of_a_fenced_producer_are_served_before_it_is_destroyed(
     admin: Admin, settings: Settings, topic_prefix: str
 ) -> None:
     topic, id_ = create(admin, f"{topic_prefix}a", 1), f"{topic_prefix}id"
@@ -339,14 +341,15 @@ def test_nothing_is_left_unserved_of_a_fenced_producer_that_is_to_be_destroyed(
     assert len(zombie) == 0
 
 
-def test_owner_after_a_fence_is_not_fenced_by_a_late_retry_of_it(
+def test_owner_after_a_fence_is_not_fenced_by_a_late_retry(
     admin: Admin, settings: Settings, topic_prefix: str
 ) -> None:
     topic, id_ = create(admin, f"{topic_prefix}a", 1), f"{topic_prefix}id"
     zombie = open_transaction(settings, id_, topic)
     fence_transactional_id(settings, id_)
     owner = open_transaction(settings, id_, topic)
-    # librdkafka would ask again 500 ms after it met the open transaction: commit past that moment.
+    # librdkafka would ask again 500 ms after it found the open transaction, so the commit comes later than
+    # that.
     deadline = time.monotonic() + 0.8
     while time.monotonic() < deadline:
         owner.poll(0.1)
@@ -354,14 +357,12 @@ def test_owner_after_a_fence_is_not_fenced_by_a_late_retry_of_it(
     del zombie
 
 
-def test_fencing_an_idle_or_unknown_id_again_and_again_does_no_harm(
-    settings: Settings, topic_prefix: str
-) -> None:
+def test_fencing_an_idle_or_unknown_id_repeatedly_does_no_harm(settings: Settings, topic_prefix: str) -> None:
     for _ in range(3):
         fence_transactional_id(settings, f"{topic_prefix}never-used")
 
 
-def test_fencing_without_brokers_fails_within_its_bound() -> None:
+def test_fencing_without_brokers_fails_within_its_time_limit() -> None:
     settings = resolve({}, None, {}, {"brokers": f"127.0.0.1:{reserve_for_process()}"})
     begun = time.monotonic()
     with pytest.raises(KafkaUnavailable, match="fencing 'some-id'"):
@@ -372,11 +373,11 @@ def test_fencing_without_brokers_fails_within_its_bound() -> None:
 # --- records -------------------------------------------------------------------------------------------
 
 
-def test_keys_meet_the_partitions_that_javas_partitioner_chooses(
+def test_keys_go_to_the_partitions_that_javas_partitioner_chooses(
     admin: Admin, settings: Settings, topic_prefix: str
 ) -> None:
     topic = create(admin, f"{topic_prefix}a", 8)
-    # From Kafka's own tests of Utils.murmur2: the hashes of these keys.
+    # These hashes are from Kafka's own tests of Utils.murmur2.
     hashes = {b"21": -973932308, b"foobar": -790332482, b"a-little-bit-long-string": -985981536}
     placed: dict[bytes, int] = {}
     producer = make_producer(settings)
@@ -399,7 +400,7 @@ def test_consumer_without_a_valid_offset_reports_it_and_never_jumps(
     assert message.error().name() == "_AUTO_OFFSET_RESET"
 
 
-def test_expected_trouble_stays_out_of_the_log_and_lost_brokers_are_told(
+def test_expected_errors_are_not_logged_and_lost_brokers_are(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     brokers = f"127.0.0.1:{reserve_for_process()}"
@@ -409,6 +410,6 @@ def test_expected_trouble_stays_out_of_the_log_and_lost_brokers_are_told(
     deadline = time.monotonic() + 10
     while brokers not in caplog.text and time.monotonic() < deadline:
         producer.poll(0.1)
-    # Clients of other tests that go away at this moment may log, too.
+    # Clients of other tests that are closed at this moment may log as well.
     messages = [record.message for record in caplog.records if brokers in record.message]
     assert messages == [f"can't reach any Kafka broker at {brokers}; retrying"]

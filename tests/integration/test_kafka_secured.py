@@ -1,4 +1,4 @@
-"""A job against a broker that wants TLS, a login and ACLs; and what is said, and not, if one is wrong."""
+"""A job on a broker that requires TLS, a login and ACLs; what is said if one is wrong, and what is not."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ USER, PASSWORD, WRONG = "flights", "S3cret-of-the-job", "S3cret-but-another"
 PLAIN_USER, PLAIN_PASSWORD = "flights-plain", "S3cret-in-plain"
 RECORDS = 200
 SOON_S = 20.0
-"""Within seconds, also on a machine that does other things; librdkafka alone tries for 60 s or for ever."""
+"""Some seconds, even on a busy machine. librdkafka alone would try for 60 s or without end."""
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecuredKafka]:
 
 
 class SecuredJob:
-    """A job with topics of its own, whose user may do what docs/security.md says and nothing else."""
+    """A job with its own topics. Its user may do what docs/security.md lists, and nothing else."""
 
     def __init__(self, broker: SecuredKafka, prefix: str, directory: Path) -> None:
         self.broker = broker
@@ -79,7 +79,8 @@ class SecuredJob:
         }
 
     def allow(self, user: str, *, but: ResourceType | None = None, may_write: bool = True) -> None:
-        """What the documentation says, but for one kind of resource, or for writing outputs."""
+        """Give the user the documented permissions, except for one kind of resource, or for writing
+        outputs."""
         rules = documented_acls({"<job>": self.name, "source": self.source, "output": self.output})
         if not may_write:
             seen: Rule = (ResourceType.TOPIC, self.output, False, [AclOperation.READ])
@@ -97,7 +98,7 @@ def job(broker: SecuredKafka, topic_prefix: str, tmp_path: Path) -> SecuredJob:
 
 
 def documented_acls(names: Mapping[str, str]) -> list[Rule]:
-    """The table in docs/security.md, with the names of one job."""
+    """The table in docs/security.md, filled in for one job."""
     text = (REPOSITORY / "docs/security.md").read_text()
     table = text.partition("| resource | name | pattern | operations |\n")[2].partition("\n\n")[0]
     rules: list[Rule] = []
@@ -117,7 +118,7 @@ def documented_acls(names: Mapping[str, str]) -> list[Rule]:
 
 
 def run(job: SecuredJob, config: Path, password: str, *arguments: str) -> tuple[int, str, float]:
-    """A command to its end: exit code, what it said, seconds."""
+    """Run a command to its end. Returns the exit code, the output, and the seconds that it took."""
     command = [sys.executable, "-m", "fcluster", *arguments, "--brokers", job.broker.servers]
     command += ["--config", str(config), "--data-dir", str(job.directory / "data")]
     began_s = time.monotonic()
@@ -145,7 +146,7 @@ def test_job_runs_over_tls_with_a_login_and_the_acls_of_the_documentation(
     assert password not in said
 
 
-def test_password_is_seen_nowhere_while_the_job_runs(job: SecuredJob) -> None:
+def test_password_is_visible_nowhere_while_the_job_runs(job: SecuredJob) -> None:
     job.allow(USER)
     data = job.directory / "data"
     more = ("--config", str(job.config()), "--log-level", "debug", "--set", "snapshot.interval.ms=200")
@@ -159,7 +160,7 @@ def test_password_is_seen_nowhere_while_the_job_runs(job: SecuredJob) -> None:
         assert PASSWORD not in json.dumps(document)
         pids = [up.pid(name) for name in ("coordinator", "worker-0", "worker-1")]
         for pid in pids:
-            # There it is, where nobody but its owner looks.
+            # The password is in the environment, which only its owner can read.
             assert PASSWORD in Path(f"/proc/{pid}/environ").read_text(errors="replace")
             assert Path(f"/proc/{pid}/environ").stat().st_mode & 0o077 == 0
         for command in Path("/proc").glob("[0-9]*/cmdline"):
@@ -183,9 +184,7 @@ WRONG_AUTHORITY = r"accepts this client: .*certificate verify failed[\s\S]*remed
 
 
 @pytest.mark.parametrize("what", ["password", "authority"])
-def test_wrong_password_and_wrong_authority_end_commands_with_what_to_correct(
-    job: SecuredJob, what: str
-) -> None:
+def test_wrong_password_or_authority_ends_commands_with_what_to_correct(job: SecuredJob, what: str) -> None:
     job.allow(USER)
     wrong_authority = what == "authority"
     config = job.config(authority=job.broker.stranger if wrong_authority else None)
@@ -205,7 +204,7 @@ def test_wrong_password_and_wrong_authority_end_commands_with_what_to_correct(
 
 
 @pytest.mark.parametrize("what", ["password", "authority"])
-def test_worker_with_a_wrong_password_or_authority_says_what_to_correct_and_ends_when_told(
+def test_worker_with_a_wrong_password_or_authority_logs_what_to_correct_and_ends_when_told(
     job: SecuredJob, what: str
 ) -> None:
     wrong_authority = what == "authority"
@@ -228,12 +227,12 @@ def test_worker_with_a_wrong_password_or_authority_says_what_to_correct_and_ends
     said = log.read_text()
     assert WRONG not in said
     assert PASSWORD not in said
-    assert said.count("can't be read") <= 2, "it is said once, not at each try"
+    assert said.count("can't be read") <= 2, "it is logged once, not at each attempt"
 
 
 @pytest.mark.parametrize("missing", [ResourceType.GROUP, ResourceType.TRANSACTIONAL_ID])
-def test_missing_acl_is_told(job: SecuredJob, missing: ResourceType) -> None:
-    """On the table's other side: what is left out is needed."""
+def test_missing_acl_is_reported(job: SecuredJob, missing: ResourceType) -> None:
+    """Each permission in the table is needed."""
     job.allow(USER, but=missing)
     code, said, seconds = run(job, job.config(), PASSWORD, "coordinator", str(JOB_FILE))
     assert code != 0
@@ -242,7 +241,7 @@ def test_missing_acl_is_told(job: SecuredJob, missing: ResourceType) -> None:
     assert seconds < 60
 
 
-def test_output_that_may_not_be_written_stops_the_job_with_its_name_and_what_to_allow(
+def test_output_that_may_not_be_written_stops_the_job_with_its_topic_and_what_to_allow(
     job: SecuredJob,
 ) -> None:
     job.allow(USER, may_write=False)

@@ -1,4 +1,4 @@
-"""All kinds of state with a real broker: when a worker is killed, nothing is lost and nothing repeated."""
+"""All kinds of state on a real broker: a worker is killed, and nothing is lost or repeated."""
 
 from __future__ import annotations
 
@@ -28,14 +28,15 @@ BEGIN_MS = 1_700_000_000_000
 
 
 class Run(JobRun):
-    """A cluster with the example's job."""
+    """A cluster with the example job."""
 
     def __init__(self, brokers: str, prefix: str, directory: Path) -> None:
         super().__init__(brokers, prefix, directory, JOB, PARTITIONS)
         self._random = random.Random(5)
 
     def send(self, count: int = 60) -> None:
-        """Orders in the order of time, of which some were sent before: lately, or more than an hour ago."""
+        """Write orders in the order of time. Some are repeats, of recent orders or of orders older than an
+        hour."""
         producer = self._producer
         for number in range(self.sent, self.sent + count):
             order = number
@@ -52,19 +53,20 @@ class Run(JobRun):
         self.sent += count
 
     def committed(self) -> int:
-        """How many records are done."""
+        """How many records are committed."""
         self.cluster.assert_alive()
         return sum(committed_offsets(self.brokers, self.job).values())
 
     def all_committed(self) -> bool:
-        """Whether all that was sent is done, by the offsets: they count transactions' markers as well."""
+        """Whether everything is committed, judged by offsets, which also count the markers of
+        transactions."""
         self.cluster.assert_alive()
         ends = end_offsets(self.brokers, [self.source], READ_COMMITTED)
         committed = committed_offsets(self.brokers, self.job)
         return all(committed.get(at, 0) >= end for at, end in ends.items())
 
     def wait_committed(self, count: int) -> None:
-        """Until so many records are done."""
+        """Wait until this many records are committed."""
         wait_until(lambda: self.committed() >= count, f"{count} records are done", 60, 0.1)
 
 
@@ -99,7 +101,7 @@ def test_kinds_of_state_survive_a_killed_worker(run: Run, monkeypatch: pytest.Mo
         repeated_beyond += beyond
     assert repeated_within > 100
     assert repeated_beyond > 100
-    # `fcluster.testing` gives the same, byte for byte.
+    # `fcluster.testing` gives the same bytes.
     for name, value in run.environment.items():
         monkeypatch.setenv(name, value)
     driver = run_in_driver(runpy.run_path(str(JOB))["job"], run.brokers, [run.source])

@@ -1,4 +1,4 @@
-"""A record that ends the processes of workers is found, named, and follows the on_error of its step."""
+"""A record that ends worker processes is found and named, and the on_error of its step applies."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ Run = Callable[[str, str], Ended]
 
 @pytest.fixture
 def run(kafka: str, topic_prefix: str, tmp_path: Path) -> Run:
-    """Runs the job over its records, all of them in one partition, until it ends."""
+    """Runs the job until it ends. All its records are in one partition."""
     create_topic(kafka, f"{topic_prefix}in", 1)
     producer = Producer({"bootstrap.servers": kafka})
     for number in range(RECORDS):
@@ -58,7 +58,7 @@ def run(kafka: str, topic_prefix: str, tmp_path: Path) -> Run:
         settings = ["--set", "initial.rebalance.delay.ms=0"]
         with Up(path, kafka, tmp_path / "data", "--until-caught-up", *settings) as up:
             ended = up.wait(150)
-        assert not processes_with(str(tmp_path)), "processes are left behind"
+        assert not processes_with(str(tmp_path)), "processes are left"
         return ended
 
     return run_job
@@ -88,7 +88,7 @@ def test_record_that_crashes_the_interpreter_becomes_a_dead_letter(
     assert b"3 worker processes in a row ended or fell silent" in (letter["fcluster.error"] or b"")
 
 
-def test_record_that_is_killed_for_its_memory_stops_the_job_with_everything_before_it_committed(
+def test_record_whose_memory_gets_workers_killed_stops_the_job_with_everything_before_it_committed(
     run: Run, kafka: str, topic_prefix: str
 ) -> None:
     ended = run('"stop"', "os.kill(os.getpid(), signal.SIGKILL)  # as the kernel does")

@@ -1,4 +1,4 @@
-"""Jobs that merge topics, on real processes and a real broker."""
+"""Jobs that merge topics, with real processes and a real broker."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ PARTITIONS = 4
 
 
 class Work:
-    """Two topics to merge, of which one may have other keys and another number of partitions."""
+    """Two topics to merge. One of them may have other keys, or another number of partitions."""
 
     def __init__(self, brokers: str, prefix: str, directory: Path) -> None:
         self.brokers = brokers
@@ -63,19 +63,19 @@ class Work:
         self.path = directory / "job.py"
         self.data_dir = directory / "data"
         self.written: dict[str, dict[int, tuple[str, int]]] = {self.orders: {}, self.payments: {}}
-        """By topic and id: account and amount."""
+        """Account and amount, by topic and id."""
         self._prefix = prefix
         self._producer = plain_producer(brokers)
 
     def prepare(self, job_text: str, orders: int, payments: int) -> None:
-        """Write the job file, and make topics with so many partitions."""
+        """Write the job file, and create the topics with these numbers of partitions."""
         self.path.write_text(job_text.format(prefix=self._prefix))
         create_topic(self.brokers, self.orders, orders)
         create_topic(self.brokers, self.payments, payments)
         create_topic(self.brokers, self.output, orders)
 
     def write(self, count: int) -> None:
-        """So many orders and payments more. Payments aren't keyed by their account."""
+        """Write this many more orders and payments. Payments don't have their account as key."""
         for _ in range(count):
             for topic, records in self.written.items():
                 number = len(records)
@@ -93,11 +93,11 @@ class Work:
         assert self._producer.flush(30) == 0
 
     def writing(self) -> AbstractContextManager[None]:
-        """Write all the time."""
+        """Write continuously."""
         return all_the_time(lambda: self.write(5))
 
     def outputs(self) -> dict[str, list[dict[str, Any]]]:
-        """All that is committed, by key, in order."""
+        """All committed outputs, by key, in order."""
         found: dict[str, list[dict[str, Any]]] = defaultdict(list)
         for lines in read_topic(self.brokers, self.output, READ_COMMITTED, _decoded).values():
             for key, line in lines:
@@ -105,7 +105,8 @@ class Work:
         return found
 
     def check_balances(self) -> None:
-        """Each order and payment counts once, in its account, and the records of a topic in their order."""
+        """Check that each order and payment counted once, in its account, and each topic's records in their
+        order."""
         outputs = self.outputs()
         repartition = repartition_topic(self.job, "balance")
         seen: dict[str, list[int]] = {self.orders: [], repartition: []}
@@ -119,7 +120,7 @@ class Work:
                 expected_account, amount = self.written[source][number]
                 total += amount
                 assert (account, line["sum"]) == (expected_account, total), line
-                if topic == self.orders:  # payments of an account come from several partitions
+                if topic == self.orders:  # an account's payments come from several partitions
                     assert number > last[topic], line
                 last[topic] = number
                 seen[topic].append(number)
@@ -127,7 +128,7 @@ class Work:
         assert sorted(seen[repartition]) == list(self.written[self.payments])
 
     def up(self) -> tuple[int, str]:
-        """`fcluster up --until-caught-up`, to its end: exit code, and all it said."""
+        """Run `fcluster up --until-caught-up` to its end. Returns the exit code and all output."""
         with Up(self.path, self.brokers, self.data_dir, "--until-caught-up") as up:
             ended = up.wait(60)
         return ended.code, ended.text
@@ -138,7 +139,7 @@ def work(kafka: str, topic_prefix: str, tmp_path: Path) -> Work:
     return Work(kafka, topic_prefix, tmp_path)
 
 
-def test_each_record_of_two_topics_counts_once_through_a_death_a_take_over_and_a_move(work: Work) -> None:
+def test_each_record_of_two_topics_counts_once_despite_a_death_a_take_over_and_a_move(work: Work) -> None:
     work.prepare(BALANCES, PARTITIONS, 3)
     repartition = repartition_topic(work.job, "balance")
     settings = {
@@ -173,7 +174,7 @@ def test_each_record_of_two_topics_counts_once_through_a_death_a_take_over_and_a
 
 
 def settle(cluster: Cluster, work: Work) -> dict[str, Any]:
-    """Wait until each worker runs merged shards, and each of these has a warm copy; the status."""
+    """Wait until each worker runs merged shards with warm copies. Returns the status."""
 
     def look() -> dict[str, Any] | None:
         cluster.assert_alive()
@@ -196,7 +197,7 @@ def _decoded(message: Message) -> tuple[str, dict[str, Any]]:
 
 
 def _lags(work: Work) -> dict[str, int]:
-    """By topic, as status tells it; -1 if one isn't known."""
+    """The lag of each topic according to the status. -1 if unknown."""
     lags: dict[str, int] = defaultdict(int)
     for shard in status_of(work.brokers, work.job).get("shards", []):
         for source in shard["inputs"]:
@@ -204,10 +205,10 @@ def _lags(work: Work) -> dict[str, int]:
     return dict(lags)
 
 
-def test_order_is_that_of_the_timestamps_however_far_one_topic_is_read_ahead(work: Work) -> None:
+def test_records_are_in_the_order_of_timestamps_however_far_one_topic_is_read_ahead(work: Work) -> None:
     work.prepare(IN_ORDER, 1, 1)
     began_ms = round(time.time() * 1000) - 200_000
-    payments = range(began_ms + 50_000, began_ms + 110_000, 2)  # they are read ahead until that is held
+    payments = range(began_ms + 50_000, began_ms + 110_000, 2)  # read ahead until reading is paused
     orders = range(began_ms + 1, began_ms + 60_000, 2)
     work.write_at(work.payments, payments)
     work.write_at(work.orders, orders)

@@ -1,4 +1,4 @@
-"""Jobs whose names read alike side by side, and the state of jobs from before names were unambiguous."""
+"""Jobs whose names and topics look alike when joined, and state from before the names were unambiguous."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def total(ctx, value):
 job.stream(orders).process(count, to=counts)
 job.stream(orders).key_by(lambda value: value["group"]).process(total, to=counts)
 """
-# This makes the version at hand name and describe what it creates as versions did before.
+# With this, the current version names and describes its topics as earlier versions did.
 AS_BEFORE = """
 import fcluster.api.job
 from fcluster.common import ids
@@ -55,7 +55,7 @@ Topology.describe = describe
 
 
 class Orders:
-    """A job on a source of one partition, with a data directory of its own."""
+    """A job on a source with one partition. It has its own data directory."""
 
     def __init__(self, brokers: str, name: str, source: str, step: int, directory: Path) -> None:
         self.name, self.source, self.output = name, source, f"{name}.out"
@@ -66,7 +66,7 @@ class Orders:
         create_topic(brokers, self.output, 1)
 
     def run(self, *, as_before: bool = False) -> Ended:
-        """Four records more, and the job until it has caught up."""
+        """Write four more records, and run the job until it has caught up."""
         producer = Producer({"bootstrap.servers": self._brokers})
         for number in range(4):
             producer.produce(self.source, orjson.dumps({"group": "g"}), f"k{number}")
@@ -83,7 +83,7 @@ class Orders:
         shutil.rmtree(self.directory / "data")
 
     def results(self) -> tuple[list[int], list[int]]:
-        """The counts of one key, and the totals of the group, in their order."""
+        """The counts of one key, and the totals of the group, in order."""
         (records,) = read_topic(
             self._brokers,
             self.output,
@@ -94,22 +94,23 @@ class Orders:
         return counts, [value["n"] for _, value in records if value["by"] == "group"]
 
     def expect_runs(self, count: int) -> None:
-        """The results are those of so many runs in one."""
+        """Check that the results are those of this many runs in a row."""
         assert self.results() == (
             [self._step * (number + 1) for number in range(count)],
             [self._step * (number + 1) for number in range(4 * count)],
         )
 
 
-def test_jobs_whose_names_read_alike_keep_their_state_also_from_before(
+def test_jobs_whose_names_look_alike_keep_their_state_and_that_of_earlier_versions(
     kafka: str, topic_prefix: str, tmp_path: Path
 ) -> None:
-    """One job is older than the present names; the other one is new, and would have had the same topics."""
+    """One job is older than the present names. The other is new, and would have had the same topics
+    before."""
     name = f"{topic_prefix}billing"
     old = Orders(kafka, name, f"{topic_prefix}eu-orders", 1, tmp_path)
     new = Orders(kafka, f"{name}-{topic_prefix}eu", "orders", 100, tmp_path)
     former = former_changelog_topic(old.name, old.source)
-    assert former == former_changelog_topic(new.name, new.source), "they would have shared it"
+    assert former == former_changelog_topic(new.name, new.source), "before, they would have shared it"
     assert old.run(as_before=True).code == 0
     assert former in topics(kafka)
 
@@ -130,7 +131,7 @@ def test_jobs_whose_names_read_alike_keep_their_state_also_from_before(
     assert {changelog_topic(new.name, new.source), repartition_topic(new.name, "total")} <= there
 
 
-def test_topic_in_which_nothing_shows_that_it_is_the_jobs_is_refused_by_name(
+def test_topic_that_is_not_known_to_be_the_jobs_is_refused_by_name(
     kafka: str, topic_prefix: str, tmp_path: Path
 ) -> None:
     orders = Orders(kafka, f"{topic_prefix}job", f"{topic_prefix}in", 1, tmp_path)

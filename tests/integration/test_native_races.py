@@ -1,4 +1,4 @@
-"""Races in the client library, made likely by `tests/native/widen.c`."""
+"""Races in the client library, which `tests/native/widen.c` makes likely."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def storm(brokers: str, client: str, prefix: str, seconds: int) -> subprocess.Co
     )
 
 
-def test_bare_client_crashes_when_threads_ask_at_once_about_a_topic_it_does_not_know(
+def test_bare_client_crashes_when_threads_ask_at_once_about_an_unknown_topic(
     kafka: str, topic_prefix: str
 ) -> None:
-    # When a new librdkafka passes this, `kafka_clients.Admin` has nothing left to protect from.
+    # Once a new librdkafka passes this, `kafka.clients.Admin` has nothing left to protect against.
     ended = storm(kafka, "bare", topic_prefix, 60)
     assert ended.returncode in (-signal.SIGSEGV, -signal.SIGABRT), (ended.returncode, ended.stdout)
 
@@ -48,4 +48,4 @@ def test_our_admin_client_survives_the_same(kafka: str, topic_prefix: str) -> No
     rounds, failures, pauses = map(int, said.groups())
     assert failures == 0, ended.stdout
     assert rounds >= ROUNDS_MIN
-    assert pauses >= rounds, "the library was not there"
+    assert pauses >= rounds, "the library was not loaded"

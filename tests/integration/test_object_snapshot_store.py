@@ -1,4 +1,4 @@
-"""Snapshots in a real S3 server: the common tests, and what only a server can show."""
+"""Snapshots in a real S3 server: the tests that all stores share, and those that need a server."""
 
 from __future__ import annotations
 
@@ -52,10 +52,11 @@ PART_BYTES = 8 * 1024 * 1024
 
 
 class BucketStore(ObjectSnapshotStore):
-    """Over S3; `root` is where the server keeps its objects.
+    """A store in S3; `root` is the directory in which the server keeps its objects.
 
-    Damage is done behind the server's back: the e_tag stays as it was, as in no real store. So what was
-    verified is not remembered here; that it is otherwise, `tests/unit/storage/test_snapshots.py` shows.
+    Tests damage objects without the server's knowledge, so the e_tag stays the same, which can't happen in a
+    real
+    store. So this store doesn't remember what it verified. `tests/unit/storage/test_snapshots.py` tests that.
     """
 
     root: Path
@@ -83,7 +84,7 @@ def url(server: S3Server, topic_prefix: str, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same bounds, smaller."""
+    """The same time limits, but shorter."""
     monkeypatch.setattr(module, "_REQUEST_TIMEOUT", timedelta(milliseconds=500))
     monkeypatch.setattr(
         module,
@@ -114,7 +115,7 @@ def snapshots(url: str, server: S3Server) -> BucketStore:
 # --- identity -------------------------------------------------------------------------------------------
 
 
-def test_identity_made_by_many_at_once_is_one(url: str) -> None:
+def test_identity_created_by_many_at_once_is_the_same(url: str) -> None:
     barrier = threading.Barrier(12)
 
     def join(_number: int) -> str:
@@ -127,7 +128,7 @@ def test_identity_made_by_many_at_once_is_one(url: str) -> None:
     assert len(identities.pop()) == 32
 
 
-def test_identity_is_of_the_prefix_not_of_the_job_or_spelling(url: str) -> None:
+def test_identity_depends_on_the_prefix_and_not_on_job_or_spelling(url: str) -> None:
     one = store_identity(url, "job")
     assert one == store_identity(f"{url}/", "other-job")
     assert one != store_identity(f"{url}/deeper", "job")
@@ -137,7 +138,7 @@ def test_identity_is_of_the_prefix_not_of_the_job_or_spelling(url: str) -> None:
 
 
 @pytest.mark.parametrize("size_bytes", [0, 1, PART_BYTES, PART_BYTES + 1, 3 * PART_BYTES - 7])
-def test_file_of_any_size_comes_back_as_it_was(url: str, tmp_path: Path, size_bytes: int) -> None:
+def test_file_of_any_size_is_read_back_unchanged(url: str, tmp_path: Path, size_bytes: int) -> None:
     opened = open_snapshot_store(url, "job")
     content = os.urandom(size_bytes)
     name = hashlib.sha256(content).hexdigest()
@@ -150,7 +151,7 @@ def test_file_of_any_size_comes_back_as_it_was(url: str, tmp_path: Path, size_by
         assert file.read() == content[3:]
 
 
-def test_large_file_goes_both_ways_in_little_memory(url: str, tmp_path: Path) -> None:
+def test_large_file_is_written_and_read_in_little_memory(url: str, tmp_path: Path) -> None:
     script = """
 import hashlib, resource, sys
 from pathlib import Path
@@ -199,7 +200,7 @@ def test_truncated_file_and_missing_file_make_a_snapshot_unusable(
     assert latest_valid(snapshots, SHARD) == newest
 
 
-def test_what_others_keep_beside_the_snapshots_is_left_alone(
+def test_other_objects_beside_the_snapshots_are_left_alone(
     store: RocksStore,  # noqa: F811  the fixture
     snapshots: BucketStore,
 ) -> None:
@@ -214,7 +215,7 @@ def test_what_others_keep_beside_the_snapshots_is_left_alone(
 # --- trouble --------------------------------------------------------------------------------
 
 
-def test_server_that_answers_late_delays_a_snapshot_and_nothing_else(
+def test_slow_server_delays_a_snapshot_and_nothing_else(
     store: RocksStore,  # noqa: F811  the fixture
     url: str,
     server: S3Server,
@@ -234,7 +235,7 @@ def test_server_that_answers_late_delays_a_snapshot_and_nothing_else(
     assert latest_valid(opened, SHARD) == manifest
 
 
-def test_server_that_never_answers_is_an_error_in_bounded_time_and_no_damage(
+def test_server_that_never_answers_is_an_error_in_bounded_time_and_not_damage(
     store: RocksStore,  # noqa: F811  the fixture
     url: str,
     server: S3Server,
@@ -262,7 +263,7 @@ def test_server_that_never_answers_is_an_error_in_bounded_time_and_no_damage(
     assert latest_valid(opened, SHARD) == manifest
 
 
-def test_nobody_at_the_endpoint_is_told_with_url_and_remedy(
+def test_endpoint_without_a_server_is_reported_with_url_and_remedy(
     url: str, impatient: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
@@ -274,7 +275,9 @@ def test_nobody_at_the_endpoint_is_told_with_url_and_remedy(
     assert "AWS_ENDPOINT_URL" in raised.value.remedy
 
 
-def test_wrong_secret_is_told_as_a_matter_of_credentials(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_secret_is_reported_as_a_problem_of_credentials(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     with pytest.raises(SnapshotStoreUnavailable) as raised:
         open_snapshot_store(url, "job")
@@ -282,7 +285,7 @@ def test_wrong_secret_is_told_as_a_matter_of_credentials(url: str, monkeypatch: 
     assert "wrong" not in str(raised.value)
 
 
-def test_bucket_that_is_not_there_is_told_by_name(url: str) -> None:
+def test_missing_bucket_is_reported_by_name(url: str) -> None:
     with pytest.raises(SnapshotStoreUnavailable, match="s3://nowhere/x") as raised:
         open_snapshot_store("s3://nowhere/x", "job")
     assert "bucket" in raised.value.remedy
@@ -292,13 +295,13 @@ def test_bucket_that_is_not_there_is_told_by_name(url: str) -> None:
     "bad",
     ["s3://", "s3:///x", "s3://bucket/a//b", "s3://bucket/../x", "s3://bucket/x?y=1", "s3://bucket/a b"],
 )
-def test_url_that_is_no_bucket_is_refused(bad: str) -> None:
+def test_url_that_names_no_bucket_is_refused(bad: str) -> None:
     with pytest.raises(SettingsError, match="not a bucket") as raised:
         open_object_snapshot_store(bad, "job", {})
     assert "s3://bucket/prefix" in raised.value.remedy
 
 
-def test_credentials_in_the_url_are_refused_and_not_repeated() -> None:
+def test_credentials_in_the_url_are_refused_and_not_printed() -> None:
     with pytest.raises(SettingsError, match="credentials") as raised:
         open_object_snapshot_store("s3://me:hidden@bucket/x", "job", {})
     assert "hidden" not in str(raised.value)

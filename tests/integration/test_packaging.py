@@ -1,4 +1,4 @@
-"""What is in the wheel and the source distribution, and whether an installed wheel works."""
+"""What the wheel and the source distribution contain, and whether an installed wheel works."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def wheel(distributions: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with the wheel installed, and nothing else."""
+    """A directory with only the installed wheel."""
     target = tmp_path_factory.mktemp("installed")
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "install", "--no-deps"]
     subprocess.run([*pip, "--no-index", "--target", str(target), str(wheel)], check=True)
@@ -42,7 +42,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_installed(installed: Path, arguments: list[str], directory: Path) -> str:
-    """What Python prints for `arguments` with the installed package, the checkout out of its way."""
+    """Run Python with the installed package, without access to the checkout. Returns what it prints."""
     environment = {**os.environ, "PYTHONPATH": str(installed)}
     done = subprocess.run(
         [sys.executable, *arguments], stdout=subprocess.PIPE, cwd=directory, env=environment, check=True
@@ -50,7 +50,7 @@ def run_installed(installed: Path, arguments: list[str], directory: Path) -> str
     return done.stdout.decode().strip()
 
 
-def test_wheel_holds_the_package_once_and_nothing_else(wheel: Path) -> None:
+def test_wheel_contains_the_package_once_and_nothing_else(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     tops = {name.partition("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"fcluster"}
@@ -59,7 +59,7 @@ def test_wheel_holds_the_package_once_and_nothing_else(wheel: Path) -> None:
     assert packaged == Counter(expected)
 
 
-def test_wheel_holds_types_marker_deploy_files_and_command(wheel: Path) -> None:
+def test_wheel_contains_types_marker_deploy_files_and_command(wheel: Path) -> None:
     archive = zipfile.ZipFile(wheel)
     names = set(archive.namelist())
     assert {"fcluster/py.typed", "fcluster/deploy/kafka/pom.xml", "fcluster/deploy/compose.yaml"} <= names
@@ -89,7 +89,7 @@ def test_installed_wheel_gives_pytest_its_fixture(installed: Path, tmp_path: Pat
     assert "fcluster_driver" in fixtures
 
 
-def test_installed_command_says_what_it_can_do(installed: Path, tmp_path: Path) -> None:
+def test_installed_command_prints_help(installed: Path, tmp_path: Path) -> None:
     helped = run_installed(installed, [str(installed / "bin" / "fcluster"), "--help"], tmp_path)
     for command in ("up", "status", "consume", "produce", "kafka", "coordinator", "worker"):
         assert command in helped

@@ -1,4 +1,4 @@
-"""The Procfile, run by honcho as a user would run it: all parts come up, work, and leave with Ctrl-C."""
+"""The Procfile with honcho, as a user would run it: all processes start, work, and end with Ctrl-C."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.harness import processes_with, wait_until
 
 REPOSITORY = Path(__file__).parents[2]
 JOB_FILE = REPOSITORY / "tests" / "jobs" / "running_totals.py"
-ENDED_BY_CTRL_C = 130  # the shells' number for it, which honcho gives
+ENDED_BY_CTRL_C = 130  # the code that shells use, which honcho returns
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -30,7 +30,7 @@ def test_honcho_runs_coordinator_and_two_workers_and_ctrl_c_ends_them_in_order(
     job, source, output = (f"{topic_prefix}{name}" for name in ("job", "in", "out"))
     for topic in (source, output):
         create_topic(kafka, topic, 4)
-    job_file = tmp_path / JOB_FILE.name  # a path that no other test's processes have in their command lines
+    job_file = tmp_path / JOB_FILE.name  # a path that appears in no other test's command lines
     shutil.copy(JOB_FILE, job_file)
     environment = {
         **os.environ,

@@ -1,4 +1,4 @@
-"""How a worker's death is noticed, and that the way to its shards' next owners is followed step by step."""
+"""How a worker's death is noticed, and that the take-over is reported step by step."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ def takeovers(cluster: Cluster, job: str) -> list[dict[str, Any]]:
 
 
 def moment_of(line: str) -> float:
-    """When a line of a log was written, in seconds of this host's clock."""
+    """The time of a log line, in seconds of this host's clock."""
     return datetime.fromisoformat(line.split(" ", 1)[0]).timestamp()
 
 
-def test_kill_of_a_worker_on_this_host_is_noticed_within_300_ms(cluster: Cluster, topic_prefix: str) -> None:
+def test_killed_worker_on_this_host_is_noticed_within_300_ms(cluster: Cluster, topic_prefix: str) -> None:
     job = job_of(topic_prefix)
     noticed_ms: list[float] = []
     for number in range(3):
@@ -69,5 +69,5 @@ def test_kill_of_a_worker_on_this_host_is_noticed_within_300_ms(cluster: Cluster
         ]
         noticed_ms.append((moment_of(line) - killed_s) * 1000)
         cluster.start_worker(slot)
-    # The median: a busy host may have let one of the processes wait.
+    # The median, because a busy host may have delayed one of the processes.
     assert statistics.median(noticed_ms) <= NOTICED_MS_MAX, noticed_ms

@@ -1,4 +1,5 @@
-"""What shows only at the broker or at the barrier leads to the record that it came of, and its on_error."""
+"""Errors that only appear at the broker or at the barrier are traced to their record, and its on_error
+applies."""
 
 from __future__ import annotations
 
@@ -51,7 +52,7 @@ def keep(ctx, record):
 
 
 class Place:
-    """A job with topics of its own."""
+    """A job with its own topics."""
 
     def __init__(self, brokers: str, prefix: str, directory: Path) -> None:
         self.brokers = brokers
@@ -61,7 +62,7 @@ class Place:
         create_topic(brokers, self.source, 2)
 
     def produce(self, *, bad_key: str | None = "k", bad_filler: str = FILLER, bad_age_ms: int = 0) -> None:
-        """Good records with a bad one in their midst, in partition 0."""
+        """Write good records with a bad one among them, to partition 0."""
         refused: list[object] = []
 
         def note(error: object, _message: object) -> None:
@@ -78,7 +79,7 @@ class Place:
         assert (producer.flush(30), refused) == (0, [])
 
     def up(self, steps: str, on_error: str, *more: str, workers: int = 1) -> Ended:
-        """Run to the end of the source."""
+        """Run the job to the end of the source."""
         path = self.directory / "job.py"
         text = (JOB + steps).format(job=self.job, source=self.source, output=self.output, on_error=on_error)
         path.write_text(text)
@@ -89,7 +90,7 @@ class Place:
         return ended
 
     def rows(self, topic: str) -> list[tuple[bytes | None, dict[str, str]]]:
-        """Committed values and headers."""
+        """Values and headers of the committed records."""
 
         def row(message: Message) -> tuple[Any, dict[str, str]]:
             headers: Any = message.headers() or []
@@ -99,7 +100,7 @@ class Place:
         return [one for partition in sorted(parts) for one in parts[partition]]
 
     def numbers(self) -> list[int]:
-        """What the committed outputs are of."""
+        """The numbers of the committed outputs."""
         return [orjson.loads(value or b"")["number"] for value, _ in self.rows(self.output)]
 
     def committed(self) -> int:
@@ -107,7 +108,8 @@ class Place:
         return committed_offsets(self.brokers, self.job).get((self.source, 0), 0)
 
     def assert_stopped_at_the_bad_record(self, ended: Ended, *parts: str) -> None:
-        """Its place and `parts` are named, and all before it is committed."""
+        """Check that the message names the bad record and `parts`, and that all records before it are
+        committed."""
         assert ended.code not in (0, 70), ended.text
         for part in (f"record {self.source}/0 at offset {BAD} failed", "remedy: ", *parts):
             assert part in ended.stderr, ended.text
@@ -115,7 +117,7 @@ class Place:
         assert self.numbers() == list(range(BAD))
 
     def assert_all_but_the_bad_one(self, ended: Ended) -> None:
-        """Written once, in order, and committed."""
+        """Check that all records but the bad one were written once, in order, and are committed."""
         assert ended.code == 0, ended.text
         assert self.committed() == RECORDS
         assert self.numbers() == [number for number in range(RECORDS) if number != BAD]
@@ -124,14 +126,14 @@ class Place:
 @pytest.fixture
 def place(kafka: str, topic_prefix: str, tmp_path: Path) -> Iterator[Place]:
     yield Place(kafka, topic_prefix, tmp_path)
-    assert not processes_with(str(tmp_path)), "processes are left behind"
+    assert not processes_with(str(tmp_path)), "processes are left"
 
 
 def small_output(place: Place) -> None:
     create_topic(place.brokers, place.output, 2, {"max.message.bytes": str(SMALL_BYTES)})
 
 
-def test_output_larger_than_its_topic_takes_stops_the_job_at_its_record_or_is_skipped(place: Place) -> None:
+def test_output_too_large_for_its_topic_stops_the_job_at_its_record_or_is_skipped(place: Place) -> None:
     small_output(place)
     place.produce()
     ended = place.up(COPYING, '"stop"')
@@ -141,14 +143,14 @@ def test_output_larger_than_its_topic_takes_stops_the_job_at_its_record_or_is_sk
         "Message size too large",
         f"Raise max.message.bytes of {place.output}",
     )
-    # Nothing is lost by it: the job goes on there, as its new on_error says, and as if that record weren't.
+    # Nothing is lost: with a new on_error, the job continues as if that record didn't exist.
     place.assert_all_but_the_bad_one(place.up(COPYING, '"skip"', workers=2))
     counts = [orjson.loads(value or b"")["n"] for value, _ in place.rows(place.output)]
     assert counts == list(range(1, RECORDS))
 
 
 @pytest.mark.parametrize("dead_takes_it", [True, False])
-def test_refused_output_leads_to_a_dead_letter_or_its_stub(place: Place, dead_takes_it: bool) -> None:
+def test_refused_output_becomes_a_dead_letter_or_a_stub(place: Place, dead_takes_it: bool) -> None:
     small_output(place)
     if not dead_takes_it:
         create_topic(place.brokers, place.dead, 1, {"max.message.bytes": str(SMALL_BYTES)})
@@ -173,7 +175,7 @@ def spread(ctx, record):
 def test_records_that_are_too_large_only_together_are_written_after_one_replay(place: Place) -> None:
     small_output(place)
     place.produce(bad_filler="")
-    parts = 3 * SMALL_BYTES // 300  # those of one record are too many for one batch already
+    parts = 3 * SMALL_BYTES // 300  # the outputs of one record are already too many for one batch
     ended = place.up(SPREADING.replace("{parts}", str(parts)), '"stop"')
     assert ended.code == 0, ended.text
     assert place.committed() == RECORDS
@@ -197,7 +199,7 @@ def test_refused_output_is_skipped_at_least_once_and_repeats_are_bounded(place: 
 
 @pytest.mark.parametrize("on_error", ['"stop"', '"skip"'])
 @pytest.mark.parametrize("refused_for", ["key", "timestamp"])
-def test_record_without_a_key_or_with_a_timestamp_out_of_range_is_the_records_doing(
+def test_missing_key_or_timestamp_out_of_range_is_handled_as_an_error_of_the_record(
     place: Place, refused_for: str, on_error: str
 ) -> None:
     if refused_for == "key":
@@ -215,7 +217,9 @@ def test_record_without_a_key_or_with_a_timestamp_out_of_range_is_the_records_do
 
 
 @pytest.mark.parametrize("on_error", ['"stop"', '"skip"', "dead"])
-def test_state_that_cannot_be_kept_is_the_records_doing(place: Place, on_error: str) -> None:
+def test_state_that_cannot_be_stored_is_handled_as_an_error_of_the_record(
+    place: Place, on_error: str
+) -> None:
     place.produce(bad_filler="x")
     ended = place.up(KEEPING, on_error)
     if on_error == '"stop"':

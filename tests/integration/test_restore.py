@@ -1,4 +1,4 @@
-"""Restores against a real broker: what was committed comes back, exactly, or not at all."""
+"""Restores on a real broker: exactly the committed state comes back, or an error."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Changelog:
     def wait_until(self, condition: Callable[[], bool]) -> None:
         deadline = time.monotonic() + 30
         while not condition():
-            assert time.monotonic() < deadline, "it didn't come in time"
+            assert time.monotonic() < deadline, "it didn't happen in time"
 
     def shard(self, partition: int) -> ShardId:
         return ShardId("flights", partition)
@@ -76,7 +76,7 @@ class Changelog:
     def begin(
         self, partition: int, epoch: int, changes: Changes, *, previous: int | None = None
     ) -> list[int]:
-        """Write a delta within an open transaction; the offset behind it is appended to the answer."""
+        """Write a delta in an open transaction. Its next offset is appended to the list that is returned."""
         self.producer.begin_transaction()
         before = self.epochs.get(partition, 0) if previous is None else previous
         return self.produce(self.producer, partition, Delta(epoch, before, changes))
@@ -96,7 +96,7 @@ class Changelog:
         return offsets
 
     def write(self, partition: int, epoch: int, changes: Changes, *, previous: int | None = None) -> int:
-        """Commit a delta; the offset behind it."""
+        """Commit a delta. Returns the offset after it."""
         offsets = self.begin(partition, epoch, changes, previous=previous)
         self.producer.commit_transaction(30)
         self.epochs[partition] = epoch
@@ -120,7 +120,7 @@ def changelog(settings: Settings, topic_prefix: str) -> Changelog:
 
 @pytest.fixture
 def restore(changelog: Changelog, directory: StoreDirectory, snapshots: DirectorySnapshotStore):
-    """Restore some shards; the answers by partition."""
+    """Restores some shards. Returns the answers by partition."""
 
     def run(*requests: RestoreRequest, **options: Any) -> dict[int, ShardRestored]:
         options = {"settings": changelog.settings, "stop": threading.Event(), **options}
@@ -177,7 +177,7 @@ def test_shards_are_restored_from_their_changelogs_by_one_consumer(
     assert progress[-1].offsets == progress[-1].offsets_total > progress[-1].records > 15
 
 
-def test_what_the_layers_committed_comes_back_into_new_layers(
+def test_state_committed_by_layers_is_restored_into_new_layers(
     changelog: Changelog, restore: Restore, directory: StoreDirectory
 ) -> None:
     state = ShardState(directory.open(changelog.shard(0)), ["s", "t"], 100, FlushLimits())
@@ -206,7 +206,7 @@ def test_what_the_layers_committed_comes_back_into_new_layers(
     assert expected["s"][key(0)] == {"epochs": [1, 2, 4, 5, 7]}
 
 
-def test_aborted_deltas_are_not_applied_and_the_end_behind_them_is_found(
+def test_aborted_deltas_are_not_applied_and_the_end_after_them_is_found(
     changelog: Changelog, restore: Restore
 ) -> None:
     changelog.abort(0, 1, {key(1): b"aborted"})
@@ -217,7 +217,7 @@ def test_aborted_deltas_are_not_applied_and_the_end_behind_them_is_found(
     assert answer.store.meta()[:2] == (2, offset)
 
 
-def test_local_files_behind_read_only_what_they_lack(
+def test_local_files_that_are_behind_read_only_what_they_lack(
     changelog: Changelog, restore: Restore, directory: StoreDirectory
 ) -> None:
     first = changelog.write(0, 1, {key(1): b"1", key(2): b"1"})
@@ -228,7 +228,7 @@ def test_local_files_behind_read_only_what_they_lack(
     answer = restore(changelog.request(0, 2), progress=progress.append)[0]
     assert (answer.store, answer.base, answer.changed) == (store, Base.LOCAL, True)
     assert contents(store) == {key(1): b"local", key(2): b"2"}
-    assert progress[-1].records == 2  # and the last one that they have, to see that it is there
+    assert progress[-1].records == 2  # and the last one that they have, to check that the changelog has it
 
 
 def test_local_files_at_the_committed_epoch_are_left_alone(
@@ -239,7 +239,7 @@ def test_local_files_at_the_committed_epoch_are_left_alone(
     progress: list[RestoreProgress] = []
     answer = restore(changelog.request(0, 1), progress=progress.append)[0]
     assert (answer.store, answer.base, answer.changed) == (store, Base.LOCAL, False)
-    assert progress[-1].records == 1  # the last one, to see that it is there
+    assert progress[-1].records == 1  # the last one, to check that the changelog has it
     assert store.meta()[:2] == (1, offset)
     assert directory.opened(changelog.shard(0)) is store
 
@@ -274,7 +274,7 @@ def test_damaged_local_files_are_rebuilt(
 def with_two_snapshots(
     changelog: Changelog, directory: StoreDirectory, snapshots: DirectorySnapshotStore
 ) -> dict[bytes, bytes]:
-    """Epochs 1 to 4, snapshots after 1 and 2, the changelog truncated behind epoch 1, no local files."""
+    """Epochs 1 to 4, snapshots after epochs 1 and 2. The changelog begins after epoch 1. No local files."""
     shard, expected, offsets = changelog.shard(0), dict[bytes, bytes](), list[int]()
     for epoch in range(1, 5):
         changes = {key(epoch): b"%d" % epoch, key(0): b"%d" % epoch}
@@ -288,7 +288,7 @@ def with_two_snapshots(
     return expected
 
 
-def test_truncated_changelog_goes_on_from_the_newest_snapshot(
+def test_truncated_changelog_is_replayed_from_the_newest_snapshot(
     changelog: Changelog, restore: Restore, directory: StoreDirectory, snapshots: DirectorySnapshotStore
 ) -> None:
     expected = with_two_snapshots(changelog, directory, snapshots)
@@ -296,7 +296,7 @@ def test_truncated_changelog_goes_on_from_the_newest_snapshot(
     assert (answer.base, contents(answer.store)) == (Base.SNAPSHOT, expected)
 
 
-def test_damaged_snapshot_gives_way_to_the_older_one(
+def test_older_snapshot_is_used_if_the_newer_is_damaged(
     changelog: Changelog, restore: Restore, directory: StoreDirectory, snapshots: DirectorySnapshotStore
 ) -> None:
     expected = with_two_snapshots(changelog, directory, snapshots)
@@ -365,7 +365,7 @@ def both(
     snapshots: DirectorySnapshotStore,
     torn: RestoreRequest,
 ) -> tuple[ShardStopped, ShardRestored]:
-    """What becomes of that shard, and of another one that is whole."""
+    """Restore that shard and an undamaged one. Returns both results."""
     answers = list(
         restore_shards(
             [torn, changelog.request(1, 1)],
@@ -381,13 +381,13 @@ def both(
     return stopped, restored
 
 
-def test_local_files_at_the_committed_epoch_do_not_hide_a_delta_behind_it(
+def test_local_files_at_the_committed_epoch_do_not_hide_a_later_delta(
     changelog: Changelog, restore: Restore
 ) -> None:
     changelog.write(0, 1, {key(1): b"1"})
     restore(changelog.request(0, 1))
     changelog.abort(0, 2, {key(1): b"aborted"})
-    assert not restore(changelog.request(0, 1))[0].changed  # an aborted one is no sign of anything
+    assert not restore(changelog.request(0, 1))[0].changed  # an aborted delta isn't a sign of damage
     changelog.write(0, 3, {key(1): b"3"})
     with pytest.raises(TornTransaction, match="committed the delta of epoch 3"):
         restore(changelog.request(0, 1))
@@ -400,22 +400,23 @@ def test_local_files_at_the_committed_epoch_do_not_hide_that_its_delta_was_abort
     restore(changelog.request(0, 1))
     offsets = changelog.begin(0, 2, {key(1): b"2"})
     changelog.producer.abort_transaction(30)
-    apply(directory.open(changelog.shard(0)), 2, offsets[-1], {key(1): b"2"})  # as told that it is committed
+    apply(directory.open(changelog.shard(0)), 2, offsets[-1], {key(1): b"2"})  # as if it were committed
     with pytest.raises(TornTransaction, match="but not the delta of that epoch"):
         restore(changelog.request(0, 2))
 
 
-def test_missing_delta_is_an_error_with_its_place(changelog: Changelog, restore: Restore) -> None:
+def test_missing_delta_is_an_error_with_its_offset(changelog: Changelog, restore: Restore) -> None:
     changelog.write(0, 1, {key(1): b"1"})
     changelog.write(0, 3, {key(1): b"3"}, previous=2)
     with pytest.raises(StateDamaged, match=f"{changelog.topic}/0 at offset .* epoch 3 follows epoch 2"):
         restore(changelog.request(0, 3))
 
 
-def test_files_that_do_not_go_with_the_changelog_give_way_when_that_is_noticed(
+def test_files_of_another_changelog_are_discarded_when_the_first_delta_shows_it(
     changelog: Changelog, restore: Restore, directory: StoreDirectory
 ) -> None:
-    """Their epoch and offset look right; only the first delta shows that they are of another life."""
+    """Epoch and offset of the files look right. Only the first delta shows that they belong to another
+    changelog."""
     changelog.write(0, 2, {key(1): b"2"})
     changelog.write(0, 5, {key(2): b"5"})
     directory.open(changelog.shard(0)).apply({key(9): b"of another life"}, StoreMeta(3, 0, ""))
@@ -441,8 +442,8 @@ def test_files_and_snapshots_of_a_deleted_changelog_are_not_used(
 # --- waiting ----------------------------------------------------------------------------------------------
 
 
-def test_commit_whose_marks_are_still_missing_is_waited_for(changelog: Changelog, restore: Restore) -> None:
-    """A former owner's commit may have returned before its marks reached the changelog."""
+def test_commit_whose_markers_are_still_missing_is_waited_for(changelog: Changelog, restore: Restore) -> None:
+    """A former owner's commit may have returned before its markers reached the changelog."""
     changelog.write(0, 1, {key(1): b"1"})
     changelog.begin(0, 2, {key(1): b"2"})
     answers: dict[int, ShardRestored] = {}
@@ -463,7 +464,7 @@ def test_stopped_restore_ends_without_an_answer(changelog: Changelog, restore: R
     assert list(restore(changelog.request(0, 1))) == [0]
 
 
-def test_brokers_out_of_reach_are_an_error_in_bounded_time(
+def test_unreachable_brokers_are_an_error_in_bounded_time(
     changelog: Changelog, restore: Restore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fcluster.storage.restore.ANSWER_TIMEOUT_S", 1.0)
@@ -484,7 +485,7 @@ def test_broker_that_answers_but_sends_nothing_is_an_error_in_bounded_time(
 # --- at least once ----------------------------------------------------------------------------------------
 
 
-def test_at_least_once_deltas_beyond_cut_short_or_written_twice_are_taken_as_they_come(
+def test_at_least_once_deltas_that_are_too_new_incomplete_or_repeated_are_accepted(
     settings: Settings, changelog: Changelog, restore: Restore
 ) -> None:
     plain = make_producer(settings)
@@ -495,7 +496,7 @@ def test_at_least_once_deltas_beyond_cut_short_or_written_twice_are_taken_as_the
     plain.flush(30)
     changelog.produce(plain, 0, second)
     changelog.produce(plain, 0, second)
-    changelog.produce(plain, 0, Delta(3, 2, {key(3): b"3"}))  # and here before the offsets
+    changelog.produce(plain, 0, Delta(3, 2, {key(3): b"3"}))  # and it crashed again here, before the offsets
     relaxed = replace(settings, processing_guarantee="at-least-once")
     answer = restore(changelog.request(0, 2), settings=relaxed)[0]
     assert contents(answer.store) == {key(1): b"2", key(2): b"x" * 300, key(3): b"3"}

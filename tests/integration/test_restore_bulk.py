@@ -1,6 +1,7 @@
-"""Many keys come back by copying files and replaying the last deltas, and not by replaying every key.
+"""Many keys are restored by copying files and replaying the last deltas, not by replaying each key.
 
-The reduced form of `benchmarks/restore.py`; its speed would say little on a busy host, its structure counts.
+A small form of `benchmarks/restore.py`. Its speed would mean little on a busy host, so it checks what is
+read.
 """
 
 from __future__ import annotations
@@ -38,18 +39,19 @@ def prepared(plan: Plan) -> list[Prepared]:
     return prepare(plan)
 
 
-def test_many_keys_come_back_from_snapshots_and_the_deltas_behind_them(
+def test_many_keys_are_restored_from_snapshots_and_the_deltas_after_them(
     plan: Plan, prepared: list[Prepared]
 ) -> None:
     told: list[RestoreProgress] = []
     restored = restore(plan, prepared, plan.snapshots, told.append, checked=True)
     assert restored.bases == dict.fromkeys(range(SHARDS), "snapshot")
     assert restored.progress.shards_done == SHARDS
-    # What came after the snapshots was read of the changelog, one record for each of those epochs, and the
-    # last one of each snapshot's own, which shows that Kafka has torn no transaction (decision 0095).
+    # Of the changelog, only what comes after the snapshots was read, one record for each of those epochs, and
+    # the
+    # last record of each snapshot, which shows that Kafka has torn no transaction (decision 0095).
     assert restored.progress.records == SHARDS * (DELTAS + 1)
     assert sum(one.records_before for one in prepared) > 2 * SHARDS
-    # And all of the snapshots, of which it was known beforehand how much there is.
+    # The snapshots were read completely, and their size was known in advance.
     snapshot_bytes = sum(size for one in prepared for _, size in one.snapshot_files)
     assert snapshot_bytes > KEYS * 90
     assert restored.progress.bytes == snapshot_bytes + restored.progress.record_bytes

@@ -1,4 +1,5 @@
-"""Slow handlers make progress; one that hangs at a record is named, and then its on_error applies."""
+"""Slow handlers make progress. A record at which a handler hangs is named, and the step's on_error
+applies."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ from tests.harness import Up, processes_with
 
 pytestmark = pytest.mark.timeout(120)
 RECORDS, HANGS, RECORD_TIMEOUT_MS = 40, 25, 3_000
-"""The slow ones together take far longer than the longest interval between commits."""
+"""Together, the slow records take far longer than the longest interval between commits."""
 
 JOB = """
 import re
@@ -43,7 +44,7 @@ HANGING_LINE = next(number for number, line in enumerate(JOB.splitlines(), 1) if
 
 @pytest.fixture
 def up(kafka: str, topic_prefix: str, tmp_path: Path) -> Iterator[Up]:
-    """The job with its records waiting, all of them in one partition."""
+    """Starts the job. Its records are already there, all in one partition."""
     create_topic(kafka, f"{topic_prefix}in", 1)
     producer = Producer({"bootstrap.servers": kafka})
     for number in range(RECORDS):
@@ -52,14 +53,14 @@ def up(kafka: str, topic_prefix: str, tmp_path: Path) -> Iterator[Up]:
     path = tmp_path / "job.py"
     path.write_text(JOB.format(prefix=topic_prefix, hangs=HANGS))
     settings = ["--set", f"record.timeout.ms={RECORD_TIMEOUT_MS}", "--set", "initial.rebalance.delay.ms=0"]
-    settings += ["--set", "session.timeout.ms=30s"]  # on a busy machine it takes long to use some CPU
+    settings += ["--set", "session.timeout.ms=30s"]  # on a busy machine, it takes long to use some CPU time
     with Up(path, kafka, tmp_path / "data", "--until-caught-up", *settings) as running:
         yield running
-    assert not processes_with(str(tmp_path)), "processes are left behind"
+    assert not processes_with(str(tmp_path)), "processes are left"
 
 
 def longest_record(data_dir: Path) -> dict[str, Any] | None:
-    """The record that status says is being processed for longest."""
+    """The record that has been in process for longest, according to the status."""
     try:
         return Connection.find({"state_dir": str(data_dir)}, None, {}).status(None)["longest_record"]
     except FclusterError:
@@ -76,7 +77,7 @@ def test_slow_records_are_committed_one_by_one_and_one_that_hangs_becomes_a_dead
     )
     assert (seen["topic"], seen["partition"]) == where
     committed = committed_offsets(kafka, f"{topic_prefix}job").get(where, 0)
-    assert 0 < committed <= HANGS, "barriers came between two records, not behind all that were read"
+    assert 0 < committed <= HANGS, "barriers came between records, not only after all that were read"
 
     ended = up.wait(60)
     assert ended.code == 0, ended.text
@@ -85,7 +86,7 @@ def test_slow_records_are_committed_one_by_one_and_one_that_hangs_becomes_a_dead
     line = f'job.py", line {HANGING_LINE} in ask_a_service'
     assert named in ended.text, ended.text
     assert bound in ended.text, ended.text
-    assert ended.text.count(line) == 2, f"two stacks, each of an own process:\n{ended.text}"
+    assert ended.text.count(line) == 2, f"two stacks, from two processes:\n{ended.text}"
 
     (rows,) = read_topic(
         kafka, f"{topic_prefix}out", READ_COMMITTED, lambda message: message.value()

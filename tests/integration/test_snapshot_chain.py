@@ -1,6 +1,6 @@
-"""A shard whose deltas pile up is snapshotted before its interval is over: a restore never replays much more.
+"""A shard with many deltas gets a snapshot before the interval is over, so a restore never replays much more.
 
-On a real broker, with real workers: the interval is an hour, so only the size of the chain can be the reason.
+With a real broker and real workers. The interval is an hour, so only the size of the chain can be the reason.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ JOB_FILE = Path(__file__).parents[1] / "jobs" / "running_totals.py"
 PARTITIONS = 2
 BYTES_MAX = 1024 * 1024
 SLACK_BYTES = 3 * BYTES_MAX
-"""What is committed within a second or two: a snapshot takes so long, and begins a little earlier."""
+"""What is committed in a second or two: a snapshot takes that long, and begins a little earlier."""
 
 
 def chain_bytes(settings: Settings, topic: str, partition: int, offset: int) -> int:
-    """What a restore that begins there reads of the changelog."""
+    """How many bytes a restore from this offset reads from the changelog."""
     consumer = make_consumer(settings, "read-committed", **{"enable.partition.eof": True})
     try:
         consumer.assign([TopicPartition(topic, partition, offset)])
@@ -50,7 +50,7 @@ def chain_bytes(settings: Settings, topic: str, partition: int, offset: int) -> 
         consumer.close()
 
 
-def test_chain_of_deltas_is_cut_by_snapshots_long_before_the_interval_is_over(
+def test_long_chain_of_deltas_gets_a_snapshot_before_the_interval_is_over(
     kafka: str, topic_prefix: str, tmp_path: Path
 ) -> None:
     job, source, output = (f"{topic_prefix}{name}" for name in ("job", "in", "out"))
@@ -91,7 +91,7 @@ def test_chain_of_deltas_is_cut_by_snapshots_long_before_the_interval_is_over(
         lengths = [left_bytes(shard) for shard in shards]
         print(f"snapshots {[len(names) for names in seen.values()]}, left to replay {lengths} bytes")
         assert max(lengths) <= BYTES_MAX + SLACK_BYTES, lengths
-        # And a worker without local files does come back that way.
+        # A worker without local files does restore from a snapshot.
         cluster.kill(worker_name(0))
         shutil.rmtree(data / "state")
         cluster.start_worker(0)

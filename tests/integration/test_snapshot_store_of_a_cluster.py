@@ -1,4 +1,5 @@
-"""A cluster and its snapshot store on real processes: who sees another store can't join; state comes back."""
+"""A cluster's snapshot store with real processes: a worker with another store can't join; state is
+restored."""
 
 from __future__ import annotations
 
@@ -29,7 +30,7 @@ pytestmark = pytest.mark.timeout(240)
 
 @pytest.fixture
 def make(kafka: str, topic_prefix: str, tmp_path: Path) -> Iterator[Callable[..., Cluster]]:
-    """Makes clusters of one job, with topics of its own; all of them end with the test."""
+    """Creates clusters of one job with its own topics. All of them end with the test."""
     clusters: list[Cluster] = []
     environment = {
         "FCLUSTER_TEST_JOB": f"{topic_prefix}job",
@@ -53,7 +54,7 @@ def make(kafka: str, topic_prefix: str, tmp_path: Path) -> Iterator[Callable[...
         made.close()
 
 
-def test_worker_that_sees_another_directory_is_refused_with_the_reason(
+def test_worker_with_another_directory_is_refused_with_the_reason(
     make: Callable[..., Cluster], tmp_path: Path
 ) -> None:
     with make("one", snapshots=tmp_path / "shared") as here, make("two", snapshots=tmp_path / "own") as there:
@@ -67,10 +68,10 @@ def test_worker_that_sees_another_directory_is_refused_with_the_reason(
         here.assert_alive()
 
 
-def test_state_comes_back_from_s3_when_all_local_files_are_lost(
+def test_state_is_restored_from_s3_when_all_local_files_are_lost(
     make: Callable[..., Cluster], kafka: str, topic_prefix: str, tmp_path: Path
 ) -> None:
-    """The changelog is cut behind the snapshots before: nothing but they can bring the state back."""
+    """The changelog is truncated behind the snapshots first, so only the snapshots can restore the state."""
     job, source, output = f"{topic_prefix}job", f"{topic_prefix}in", f"{topic_prefix}out"
     last: dict[str, int] = {}
     batches = itertools.count()
@@ -86,8 +87,10 @@ def test_state_comes_back_from_s3_when_all_local_files_are_lost(
         url = "s3://snapshots/here"
         with make("data", server.environment(), snapshots=url, snapshot_interval_ms=300) as cluster:
             cluster.start()
-            # State is written, and then copied, as the job goes on.
-            wait_until(lambda: (feed(), changelog_is_cut(kafka, job))[1], "the changelog is cut", 90, 0.5)
+            # While the job runs, state is written, and then copied.
+            wait_until(
+                lambda: (feed(), changelog_is_cut(kafka, job))[1], "the changelog is truncated", 90, 0.5
+            )
             cluster.kill_all()
             shutil.rmtree(tmp_path / "data" / "state")
             cluster.start()
@@ -100,7 +103,7 @@ def test_state_comes_back_from_s3_when_all_local_files_are_lost(
 
 
 def changelog_is_cut(brokers: str, job: str) -> bool:
-    """Whether each partition of the changelog has lost its beginning."""
+    """Whether the beginning of each partition of the changelog is deleted."""
     (changelog,) = [topic for topic in topics_with_prefix(brokers, f"{job}-") if "changelog" in topic]
     partitions = [TopicPartition(changelog, partition) for partition in range(PARTITIONS)]
     begins = begin_offsets(make_admin(resolve({}, None, {}, {"bootstrap.servers": brokers})), partitions)

@@ -1,4 +1,5 @@
-"""Warm copies: they follow what is committed, are handed over open, and shorten a dead worker's pause."""
+"""Warm copies follow what is committed, are handed over open, and shorten the pause after a worker's
+death."""
 
 from __future__ import annotations
 
@@ -52,7 +53,7 @@ def tail(settings: Settings, snapshots: DirectorySnapshotStore) -> Iterator[Stan
 
 
 def wait_warm(tail: StandbyTail, shard: ShardId, epoch: int) -> None:
-    """Until the copy has this epoch, and knows that there is no more."""
+    """Wait until the copy has this epoch and knows that there are no more."""
     wait_until(lambda: StandbyStatus(shard, epoch, 0) in tail.statuses(), f"{shard} at epoch {epoch}", 30)
 
 
@@ -98,7 +99,7 @@ def test_copy_that_was_taken_can_be_kept_again(
     assert opened(directory, shard).items() == [(b"aaaa-k", b"5")]
 
 
-def test_copy_begins_with_a_snapshot_where_the_changelog_was_truncated(
+def test_copy_starts_from_a_snapshot_if_the_changelog_is_truncated(
     changelog: Changelog,
     directory: StoreDirectory,
     tail: StandbyTail,
@@ -125,7 +126,7 @@ def test_copy_begins_with_a_snapshot_where_the_changelog_was_truncated(
     assert sorted(opened(directory, shard).items()) == expected
 
 
-def test_copy_with_files_of_an_earlier_life_begins_anew(
+def test_copy_with_files_of_another_changelog_starts_again(
     changelog: Changelog, directory: StoreDirectory, tail: StandbyTail
 ) -> None:
     shard = changelog.shard(0)
@@ -142,7 +143,7 @@ def test_copy_with_files_of_an_earlier_life_begins_anew(
 
 
 class Load:
-    """Four workers of the checker's job under a steady load."""
+    """Four workers of the checker's job, under a steady load."""
 
     def __init__(self, brokers: str, name: str, data_dir: Path, replicas: int) -> None:
         self.brokers = brokers
@@ -174,7 +175,7 @@ class Load:
         return kill_and_measure(self.cluster, self.job, slot, self.reader, self.replicas)
 
     def check(self) -> None:
-        """The whole verdict; ends the cluster."""
+        """End the cluster and judge everything."""
         wait_settled(self.cluster, self.job, self.replicas)
         self.generator.stop()
         wait_until_committed(self.brokers, self.job, [self.source], 60)
@@ -201,7 +202,7 @@ def load(kafka: str, topic_prefix: str, tmp_path: Path) -> Iterator[Callable[[in
         shutil.rmtree(one.data_dir, ignore_errors=True)
 
 
-def test_killed_workers_shards_go_on_where_their_warm_copies_are(load: Callable[[int], Load]) -> None:
+def test_shards_of_a_killed_worker_continue_at_their_warm_copies(load: Callable[[int], Load]) -> None:
     pauses_ms: dict[int, float] = {}
     for replicas in (0, 1):
         with load(replicas) as running:
@@ -213,9 +214,9 @@ def test_killed_workers_shards_go_on_where_their_warm_copies_are(load: Callable[
     assert within(pauses_ms[1] / 1000, 5)
 
 
-def test_worker_that_joins_gets_its_shards_warm(load: Callable[[int], Load]) -> None:
+def test_shards_move_warm_to_a_worker_that_joins(load: Callable[[int], Load]) -> None:
     with load(0) as running:
-        running.kill(2)  # it is started again, and takes its share back
+        running.kill(2)  # it is restarted, and gets its share back
         status = wait_settled(running.cluster, running.job, 0)
         assert status["counters"]["moves"] >= 2
         assert status["counters"]["cold_moves"] == 0

@@ -1,4 +1,4 @@
-"""Examples and the README's job do the same in `fcluster.testing`, in the simulation, and on Kafka."""
+"""Example jobs and the README's job do the same in `fcluster.testing`, in the simulation, and on Kafka."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.timeout(180)
 
 PARTITIONS = 2
 SEEDS = range(6)
-"""Of the simulation: crashes, stops, moves, and whatever else they bring."""
+"""Seeds of the simulation, with crashes, stops, moves, and other faults."""
 SENT = 60
 
 WRAPPER = """
@@ -47,20 +47,20 @@ try:
 finally:
     fcluster.Job = original
 """
-"""Runs a job file with other names for the job and its topics: the broker is shared."""
+"""Runs a job file with other names for the job and its topics, because the broker is shared."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A job, and what it gets.
+    """A job and its records.
 
     Attributes:
-        text: its file.
+        text: the job file.
         records: topic, key, value and timestamp.
         outputs: the topics to compare.
-        in_order: False: it merges topics, and in which order their records meet depends on when they arrive.
-            Then the last output of each key is compared, and how many there are.
-        is_simulated: False: the simulation doesn't run what is in it.
+        in_order: False if the job merges topics and its result depends on when records arrive. Then the last
+            output of each key is compared, and the number of outputs.
+        is_simulated: False if the simulation doesn't run what the job uses.
     """
 
     text: str
@@ -71,7 +71,7 @@ class Case:
 
 
 def flights() -> list[tuple[str, str | None, dict[str, Any], int]]:
-    """Some flights; an aircraft belongs to one carrier, so its flights keep their order."""
+    """Some flights. Each aircraft belongs to one carrier, so its flights keep their order."""
     made: list[tuple[str, str | None, dict[str, Any], int]] = []
     for number in range(SENT):
         aircraft = number * 7 % 11
@@ -89,7 +89,7 @@ def flights() -> list[tuple[str, str | None, dict[str, Any], int]]:
 
 
 def orders() -> list[tuple[str, str | None, dict[str, Any], int]]:
-    """Orders of which many come again, within the hour of their TTL and after it."""
+    """Orders, many of which are repeated, within the hour of their TTL and after it."""
     numbers = [number if number % 3 else max(0, number - (3, 30)[number % 2]) for number in range(SENT)]
     return [
         (
@@ -103,7 +103,8 @@ def orders() -> list[tuple[str, str | None, dict[str, Any], int]]:
 
 
 def meters() -> list[tuple[str, str | None, dict[str, Any], int]]:
-    """Readings of some hours, out of order by less than the delay: none is late in any shell."""
+    """Readings over some hours. They are out of order by less than the delay, so none is late in any
+    shell."""
     made: list[tuple[str, str | None, dict[str, Any], int]] = []
     for number in range(SENT):
         meter = number * 5 % 7
@@ -114,7 +115,7 @@ def meters() -> list[tuple[str, str | None, dict[str, Any], int]]:
 
 
 def balances() -> list[tuple[str, str | None, dict[str, Any], int]]:
-    """Orders by account, and payments with the account in their value."""
+    """Orders keyed by account, and payments with the account in their value."""
     made: list[tuple[str, str | None, dict[str, Any], int]] = []
     for number in range(SENT):
         account, cents = f"a{number * 5 % 7}", 10 + number
@@ -126,8 +127,9 @@ def balances() -> list[tuple[str, str | None, dict[str, Any], int]]:
 
 
 def carts() -> list[tuple[str, str | None, dict[str, Any], int]]:
-    """Carts that are filled, over some days; a third of the records say nothing that a cart takes notice of.
-    Nobody pays: receipts go by the wall clock."""
+    """Carts that are filled over some days. A third of the records means nothing to a cart. Nobody pays,
+    because
+    receipts depend on the wall clock."""
     return [
         (
             "carts",
@@ -155,11 +157,11 @@ CASES = {
 }
 
 Outputs = dict[str, dict[Any, list[Any]]]
-"""By topic and key."""
+"""Outputs by topic and key."""
 
 
 def records_of(case: Case, prefix: str) -> list[tuple[str, int, Written]]:
-    """Topic, partition and record. Without a key the value decides on the partition."""
+    """Topic, partition and record. Without a key, the value determines the partition."""
     made: list[tuple[str, int, Written]] = []
     for topic, key, data, timestamp_ms in case.records:
         value = json.dumps(data).encode()
@@ -217,7 +219,9 @@ def comparable(case: Case, outputs: Outputs) -> Outputs:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_job_gives_the_same_in_three_shells(name: str, kafka: str, topic_prefix: str, tmp_path: Path) -> None:
+def test_job_writes_the_same_in_three_shells(
+    name: str, kafka: str, topic_prefix: str, tmp_path: Path
+) -> None:
     case = CASES[name]
     original, path = tmp_path / f"{name}.py", tmp_path / "job.py"
     original.write_text(case.text)

@@ -1,4 +1,4 @@
-"""Timers with a real broker: a worker is killed, and each fires exactly once, in both clocks."""
+"""Timers on a real broker: a worker is killed, and each timer fires exactly once, in both clocks."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Run(JobRun):
         super().__init__(brokers, prefix, directory, JOB, PARTITIONS)
 
     def send(self) -> None:
-        """Twenty records more."""
+        """Write twenty more records."""
         for number in range(self.sent, self.sent + 20):
             self._produce(number, BEGIN_MS + number * STEP_MS, number % PARTITIONS)
         self.sent += 20
@@ -44,30 +44,30 @@ class Run(JobRun):
         self._producer.poll(0)
 
     def let_time_pass(self) -> None:
-        """A record for each partition, after which all timers of the others are due."""
+        """Write a record to each partition, after which all timers of the other records are due."""
         for partition in range(PARTITIONS):
             self._produce(self.sent + partition, BEGIN_MS + self.sent * STEP_MS + 10**6, partition)
         assert self._producer.flush(30) == 0
 
     def counts(self) -> Counter[str]:
-        """How many records each way has written."""
+        """How many outputs each callback has written."""
         self.cluster.assert_alive()
         return Counter(by for parts in self.rows().values() for by, _row in parts)
 
     def rows(self) -> dict[int, list[tuple[str, Row]]]:
-        """What is committed in the output, and what has written it."""
+        """The committed outputs, and what wrote them."""
         return marked(rows_on_kafka(self.brokers, self.output))
 
 
 def marked(rows: dict[int, list[Row]]) -> dict[int, list[tuple[str, Row]]]:
-    """The rows of each partition, with what has written them."""
+    """The outputs of each partition, with what wrote them."""
     return {
         number: [(orjson.loads(row[1] or b"")["by"], row) for row in found] for number, found in rows.items()
     }
 
 
 def shard_of(row: Row) -> int:
-    """The partition of the source that it comes from."""
+    """The source partition that the output comes from."""
     return int(orjson.loads(row[1] or b"")["value"]) % PARTITIONS
 
 
@@ -86,7 +86,9 @@ def test_timers_fire_exactly_once_when_a_worker_is_killed(run: Run, monkeypatch:
         assert in_flight > 0
         run.cluster.start_worker(int(killed.rpartition("-")[2]))
         after = run.counts()
-        wait_until(lambda: run.counts()["event"] >= after["event"] + RECORDS // 3, "they go on", 60, 0.5)
+        wait_until(
+            lambda: run.counts()["event"] >= after["event"] + RECORDS // 3, "the workers continue", 60, 0.5
+        )
     run.let_time_pass()
     expected = {"record": run.sent + PARTITIONS, "processing": run.sent + PARTITIONS, "event": run.sent}
     wait_until(lambda: run.counts().total() >= sum(expected.values()), f"{expected} are written", 60, 0.5)
@@ -94,7 +96,7 @@ def test_timers_fire_exactly_once_when_a_worker_is_killed(run: Run, monkeypatch:
     rows: dict[int, list[tuple[str, Any]]] = run.rows()
     fired = Counter((by, row[0]) for parts in rows.values() for by, row in parts)
     assert set(fired.values()) == {1}
-    # In event time the order is that of the driver, byte for byte, wherever epochs ended.
+    # In event time, the order and the bytes are those of the driver, wherever epochs ended.
     for name, value in run.environment.items():
         monkeypatch.setenv(name, value)
     driver = run_in_driver(runpy.run_path(str(JOB))["job"], run.brokers, [run.source])

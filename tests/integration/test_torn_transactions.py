@@ -1,7 +1,8 @@
-"""A transaction that Kafka has torn, made by hand on a real broker: the shard stops, and each way to go on.
+"""A transaction that Kafka has torn, written by hand to a real broker: the shard stops. Each way to continue.
 
-One job serves it all: partition 0 gets a delta beyond the committed epoch, partition 1 an offset whose epoch
-has no delta, the others stay whole. Outputs show which state and which offset a shard went on with.
+One job is used for everything: partition 0 gets a delta beyond the committed epoch, partition 1 an offset
+whose epoch has no delta, and the others stay whole. Outputs show with which state and offset a shard
+continued.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ SETTINGS = {"snapshot.interval.ms": 3_600_000, "commit.interval.min.ms": 10}
 
 @dataclass
 class Work:
-    """A job whose every partition has one key, `k<partition>`."""
+    """A job with one key in each partition, `k<partition>`."""
 
     brokers: str
     prefix: str
@@ -64,7 +65,7 @@ class Work:
         return cluster.start()
 
     def put_in(self, partition: int, count: int) -> None:
-        """Write records of value 1, so that count and sum of the job agree."""
+        """Write records of value 1, so that the job's count and sum are equal."""
         self.producer.begin_transaction()
         for _ in range(count):
             self.sequences[partition] += 1
@@ -84,7 +85,7 @@ class Work:
         return position
 
     def wait_done(self, *partitions: int) -> None:
-        """Until all records of these partitions are committed."""
+        """Wait until all records of these partitions are committed."""
         where = [TopicPartition(self.source, partition) for partition in partitions]
         ends = {at.partition: end for at, end in settled_end_offsets(self.admin, where).items()}
 
@@ -95,7 +96,7 @@ class Work:
         wait_until(done, f"all of {partitions} is committed", 60)
 
     def outputs(self, partition: int) -> list[tuple[int, int]]:
-        """Sequence number of the input and the count that the state had, in the outputs' order."""
+        """The input's sequence number and the count, for each output in order."""
         records: dict[int, list[dict[str, Any]]] = read_topic(
             self.brokers, self.output, READ_COMMITTED, lambda message: orjson.loads(message.value() or b"")
         )
@@ -108,14 +109,15 @@ class Work:
     # --- tearing --------------------------------------------------------------------------------------
 
     def tear_off_offset(self, partition: int, count: int) -> None:
-        """Write records, and a committed delta that says that they were processed and the count is 1000."""
+        """Write records, and a committed delta that says that they were processed and that the count is
+        1000."""
         at = self.position(partition)
         self.put_in(partition, count)
         end = settled_end_offsets(self.admin, [TopicPartition(self.source, partition)])
         records = read_topic(
             self.brokers, self.changelog, READ_COMMITTED, lambda message: (message.offset(), message.value())
         )[partition]
-        # What lies before is in a snapshot.
+        # Everything before is in a snapshot.
         reader = DeltaReader("changelog", parse_record(records[0][1]).previous_epoch)
         [*_, last] = [reader.feed(offset or 0, value) for offset, value in records]
         assert last is not None
@@ -127,7 +129,7 @@ class Work:
         self.producer.commit_transaction(30)
 
     def tear_off_delta(self, partition: int, count: int) -> None:
-        """Write records, and commit that they were processed in an epoch that has no delta."""
+        """Write records, and commit that they were processed, in an epoch without a delta."""
         at = self.position(partition)
         self.put_in(partition, count)
         end = settled_end_offsets(self.admin, [TopicPartition(self.source, partition)])
@@ -148,7 +150,7 @@ def stopped_shards(work: Work) -> dict[int, str]:
     return {shard["partition"]: shard["stopped_reason"] for shard in shards if shard["phase"] == "stopped"}
 
 
-def test_torn_transactions_stop_their_shards_and_each_way_to_go_on_does_what_it_says(work: Work) -> None:
+def test_torn_transactions_stop_their_shards_and_each_way_to_continue_works(work: Work) -> None:
     with work.cluster() as cluster:
         for partition in range(PARTITIONS):
             work.put_in(partition, 3)
@@ -160,7 +162,7 @@ def test_torn_transactions_stop_their_shards_and_each_way_to_go_on_does_what_it_
     with work.cluster() as cluster:
         wait_until_equal(lambda: len(stopped_shards(work)), 2, "both shards are stopped", 60)
         work.put_in(2, 2)
-        work.wait_done(2)  # the other shard goes on
+        work.wait_done(2)  # the other shard continues
         stopped = stopped_shards(work)
         assert "it committed the delta of epoch" in stopped[0]
         assert "but not the delta of that epoch" in stopped[1]
@@ -171,18 +173,18 @@ def test_torn_transactions_stop_their_shards_and_each_way_to_go_on_does_what_it_
         assert "Kafka has torn a transaction of" in cluster.log(worker_name(0), 200)
         cluster.terminate()
 
-    # From the offsets: the delta is left out, or the state is what the last delta says.
+    # Continue from the offsets: the delta is ignored, or the state becomes what the last delta says.
     with work.cluster(**{"torn.transaction": "offsets"}) as cluster:
         work.put_in(1, 1)
         work.wait_done(0, 1)
         assert status_of(work.brokers, work.job)["counters"]["torn_transactions"] == 2
         cluster.terminate()
     assert work.outputs(0) == [(number, number) for number in range(1, 6)]
-    assert work.outputs(1) == [(1, 1), (2, 2), (3, 3), (6, 4)], "what lay between is lost, as was said"
+    assert work.outputs(1) == [(1, 1), (2, 2), (3, 3), (6, 4)], "what is between is lost, as announced"
     begins = begin_offsets(work.admin, [TopicPartition(work.changelog, n) for n in range(PARTITIONS)])
     assert [begin > 0 for begin in begins.values()] == [True, True, False]
 
-    # That is settled: nobody has to choose again, and nothing but the snapshot leads to the state.
+    # That is settled: nobody has to choose again, and only the snapshot leads to the state.
     for path in (work.directory / "state").rglob("db"):
         path.rename(path.with_name("gone"))
     with work.cluster() as cluster:
@@ -194,14 +196,14 @@ def test_torn_transactions_stop_their_shards_and_each_way_to_go_on_does_what_it_
     assert work.outputs(0)[-1] == (6, 6)
     assert work.outputs(1)[-1] == (7, 5)
 
-    # From the delta: its state and its offset, or back to the last one that there is.
+    # Continue from the delta: with its state and offset, or with the last one that exists.
     work.tear_off_offset(0, count=2)
     work.tear_off_delta(1, count=2)
     with work.cluster(**{"torn.transaction": "delta"}) as cluster:
-        work.wait_done(0)  # offset and delta agree again, before any record comes
+        work.wait_done(0)  # offset and delta agree again before any record comes
         work.put_in(0, 1)
         work.wait_done(0)
-        wait_until_equal(lambda: len(work.outputs(1)), 7, "what the offset had passed over is processed")
+        wait_until_equal(lambda: len(work.outputs(1)), 7, "what the offset had skipped is processed")
         cluster.terminate()
     assert work.outputs(0)[-1] == (9, 1001), "records 7 and 8 were not processed again"
     assert work.outputs(1)[-2:] == [(8, 6), (9, 7)], "nothing is lost"

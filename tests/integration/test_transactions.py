@@ -1,4 +1,4 @@
-"""The writer of epochs against a real broker: what a produced output looks like to its reader."""
+"""The writer of epochs on a real broker: what an output looks like to its reader."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.checker.reading import READ_COMMITTED, read_topic
 TIMESTAMP_MS = 1_356_998_400_000
 
 
-def test_output_carries_key_timestamp_and_headers(kafka: str, topic_prefix: str) -> None:
+def test_output_has_key_timestamp_and_headers(kafka: str, topic_prefix: str) -> None:
     topic = f"{topic_prefix}out"
     create_topic(kafka, topic, 1)
     producer = make_producer(Settings(bootstrap_servers=kafka))

@@ -1,4 +1,4 @@
-"""`fcluster up --until-caught-up` ends when all is committed, not before and not never."""
+"""`fcluster up --until-caught-up` ends when everything is committed, and not before."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def never(key, ctx):
 
 
 class Work:
-    """A source with two partitions, and a job on it."""
+    """A source with two partitions, and a job that reads it."""
 
     def __init__(self, brokers: str, prefix: str, directory: Path) -> None:
         self.brokers = brokers
@@ -81,7 +81,7 @@ class Work:
         assert producer.flush(30) == 0
 
     def up(self, job_text: str, env: Mapping[str, str] | None = None) -> Ended:
-        """`fcluster up --until-caught-up`, to its end."""
+        """Run `fcluster up --until-caught-up` to its end."""
         path = self._directory / "job.py"
         path.write_text(job_text.format(prefix=self._prefix))
         with Up(path, self.brokers, self._directory / "data", "--until-caught-up", env=env) as up:
@@ -98,8 +98,9 @@ def work(kafka: str, topic_prefix: str, tmp_path: Path) -> Work:
     return Work(kafka, topic_prefix, tmp_path)
 
 
-def test_records_that_wait_in_the_worker_are_not_taken_for_processed(work: Work) -> None:
-    """The reader has read all and is idle for seconds before the handler gets to the second partition."""
+def test_records_that_wait_in_the_worker_do_not_count_as_processed(work: Work) -> None:
+    """The reader has read everything, and is idle for seconds before the handler gets to the second
+    partition."""
     work.produce(0, 500)
     work.produce(1, 3000)
     ended = work.up(SLOW_JOB)
@@ -107,7 +108,7 @@ def test_records_that_wait_in_the_worker_are_not_taken_for_processed(work: Work)
     assert work.committed() == [500, 3000]
 
 
-def test_job_that_has_nothing_left_to_do_ends_at_once_though_markers_stand_at_the_end(work: Work) -> None:
+def test_job_with_nothing_left_to_do_ends_at_once_despite_markers_at_the_end(work: Work) -> None:
     work.produce(0, 200)
     ended = work.up(REGROUPING_JOB)
     assert ended.code == 0, ended.text
@@ -118,8 +119,8 @@ def test_job_that_has_nothing_left_to_do_ends_at_once_though_markers_stand_at_th
     assert work.committed() == [200, 0]
 
 
-def test_isolation_from_the_environment_holds_for_the_end_as_well(work: Work) -> None:
-    """The coordinator, which knows where the end is, goes by the same settings as the workers."""
+def test_isolation_level_from_the_environment_applies_to_end_offsets_too(work: Work) -> None:
+    """The coordinator, which knows the end offsets, uses the same settings as the workers."""
     producer = Producer({"bootstrap.servers": work.brokers, "transactional.id": f"{work.source}-open"})
     producer.init_transactions(30)
     producer.begin_transaction()
@@ -133,12 +134,12 @@ def test_isolation_from_the_environment_holds_for_the_end_as_well(work: Work) ->
     assert work.committed() == [7, 0]
 
 
-def test_end_waits_for_no_timer_of_a_later_time_and_for_those_that_are_due(work: Work) -> None:
+def test_end_waits_for_timers_that_are_due_and_not_for_later_ones(work: Work) -> None:
     work.produce(0, 50)
     ended = work.up(TIMED_JOB)
     assert ended.code == 0, ended.text
     assert work.committed() == [50, 0]
-    # What wasn't due in time is due in this run, in which there is nothing to read.
+    # What wasn't due then is due in this run, which has nothing to read.
     ended = work.up(TIMED_JOB)
     assert ended.code == 0, ended.text
     output = work.source.removesuffix("in") + "out"

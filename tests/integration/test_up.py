@@ -1,4 +1,4 @@
-"""The commands as a user gives them: `up`, `status`, `consume`, `produce`, `kafka`, over real processes."""
+"""The commands as a user gives them: `up`, `status`, `consume`, `produce`, `kafka`, with real processes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def count(ctx, record):
 
 
 class User:
-    """Someone in a directory with a job, who gives commands."""
+    """A user in a directory with a job file, who runs commands."""
 
     def __init__(self, directory: Path, prefix: str) -> None:
         self.directory = directory
@@ -58,7 +58,7 @@ class User:
         return process
 
     def run(self, *command: str, lines: str = "", code: int = 0) -> str:
-        """The output of a command, which has to end with `code`."""
+        """Run a command, which must end with `code`. Returns its output."""
         done = subprocess.run(
             [sys.executable, "-m", "fcluster", *command],
             cwd=self.directory,
@@ -124,7 +124,7 @@ def user(tmp_path: Path, topic_prefix: str) -> Iterator[User]:
 
 
 def assert_counted(outputs: list[dict[str, Any]], count: int) -> None:
-    """Each key was counted one by one, without a gap or a repetition."""
+    """Check that each key was counted without a gap or a repetition."""
     assert len(outputs) == count
     seen: dict[str, list[int]] = {}
     for line in outputs:
@@ -133,10 +133,10 @@ def assert_counted(outputs: list[dict[str, Any]], count: int) -> None:
     assert all(numbers == list(range(1, len(numbers) + 1)) for numbers in seen.values())
 
 
-def test_cluster_is_found_heals_drains_and_goes_on_where_it_was(kafka: str, user: User) -> None:
+def test_cluster_is_found_recovers_drains_and_continues_where_it_was(kafka: str, user: User) -> None:
     user.produce(500, "--brokers", kafka, "--partitions", "4")
     up = user.start_cluster("--brokers", kafka)
-    # No options from here on: the directory says where the cluster is.
+    # No options from here on: the data directory says where the cluster is.
     assert_counted(user.consume(500), 500)
     assert f"{user.prefix}in/3" in user.run("status")
 
@@ -146,7 +146,7 @@ def test_cluster_is_found_heals_drains_and_goes_on_where_it_was(kafka: str, user
     user.produce(500)
     assert_counted(user.consume(1000), 1000)
 
-    # As Ctrl-C at a terminal: to everything in the foreground.
+    # Like Ctrl-C in a terminal: sent to all processes in the foreground.
     os.killpg(up.pid, signal.SIGINT)
     assert up.wait(60) == 0, user.output()
     assert "worker-1 was killed by SIGKILL" in user.output()
@@ -171,7 +171,7 @@ def test_second_cluster_is_refused_in_the_same_directory_and_under_the_same_name
     assert up.poll() is None
 
 
-def test_killed_cluster_leaves_no_process_and_no_note_that_is_believed(kafka: str, user: User) -> None:
+def test_killed_cluster_leaves_no_process_and_its_note_is_not_trusted(kafka: str, user: User) -> None:
     user.produce(1, "--brokers", kafka, "--partitions", "2")
     up = user.start_cluster("--brokers", kafka)
     pids = user.note()["pids"]
@@ -182,7 +182,7 @@ def test_killed_cluster_leaves_no_process_and_no_note_that_is_believed(kafka: st
     assert "no cluster runs in .fcluster" in user.run("status", code=1)
 
 
-def test_cluster_brings_its_own_kafka_and_takes_it_along(user: User) -> None:
+def test_cluster_starts_its_own_kafka_and_stops_it_at_the_end(user: User) -> None:
     servers = user.run("kafka", "start").splitlines()
     try:
         user.produce(200, "--partitions", "2")
@@ -204,10 +204,10 @@ def test_cluster_brings_its_own_kafka_and_takes_it_along(user: User) -> None:
     up.kill()
     up.wait()
     wait_until(lambda: all(process_state(pid) in "ZX" for pid in pids), "no worker is left", 10)
-    wait_until(lambda: not processes_with(str(user.directory)), "Kafka isn't left either", 10)
+    wait_until(lambda: not processes_with(str(user.directory)), "no Kafka process is left", 10)
 
 
-def test_killed_coordinator_of_a_cluster_is_started_again_and_leads_the_same_workers(
+def test_killed_coordinator_of_a_cluster_is_restarted_and_leads_the_same_workers(
     kafka: str, user: User
 ) -> None:
     user.produce(300, "--brokers", kafka, "--partitions", "2")
@@ -229,7 +229,7 @@ def test_standby_of_a_cluster_takes_over_and_its_own_coordinator_stands_by(kafka
     standby = user.popen("coordinator", "job.py", "--brokers", kafka, output="standby.log")
     wait_until(lambda: user.status().get("standbys"), "it stands by")
     os.kill(user.note()["pids"]["coordinator"], signal.SIGKILL)
-    # No options: the directory's own address is silent, so the journal says who leads.
+    # No options: the address in the directory doesn't answer, so the journal says which coordinator leads.
     wait_until(lambda: user.status().get("standbys") and user.status()["term"] == 2, "the roles are swapped")
     user.produce(300)
     assert_counted(user.consume(600), 600)

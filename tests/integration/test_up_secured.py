@@ -1,4 +1,4 @@
-"""`fcluster up` beyond the host, and what of secrets can be seen of it: nothing."""
+"""`fcluster up` reachable from other hosts, and that secrets are visible nowhere."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ def running(data_dir: Path) -> dict[str, Any]:
 
 @pytest.fixture
 def secrets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    # Of TLS, which isn't used here: librdkafka takes note of them and does nothing.
+    # Settings for TLS, which isn't used here: librdkafka reads them and does nothing.
     config = tmp_path / "fcluster.toml"
     config.write_text(f'[kafka]\nssl.keystore.password = "{FROM_FILE}"\n')
     monkeypatch.setenv("FCLUSTER_KAFKA_SASL_PASSWORD", FROM_ENVIRONMENT)
     return config
 
 
-def test_up_beyond_the_host_makes_keys_and_its_own_commands_find_them(
+def test_up_for_other_hosts_creates_keys_and_its_own_commands_find_them(
     kafka: str, job: str, tmp_path: Path
 ) -> None:
     data = tmp_path / "data"
@@ -65,7 +65,7 @@ def test_up_beyond_the_host_makes_keys_and_its_own_commands_find_them(
         leader = read_journal(Settings(bootstrap_servers=kafka), job)["leader"]
         assert leader["public_key"] == Keyring(data / "keys").pair(Role.COORDINATOR)[0].decode()
         first = (data / "keys" / "worker.key").read_bytes()
-        # Who has no keys gets nowhere.
+        # Without keys, nobody is let in.
         said = fcluster("status", "--brokers", kafka, "--job", job, "--data-dir", str(tmp_path / "x"), code=1)
         assert "requires a key" in said
         fcluster("status", "--brokers", kafka, "--job", job, "--keys", str(data / "keys"))
@@ -74,7 +74,7 @@ def test_up_beyond_the_host_makes_keys_and_its_own_commands_find_them(
         assert (data / "keys" / "worker.key").read_bytes() == first
 
 
-def test_no_secret_is_seen_in_arguments_status_logs_journal_or_notes(
+def test_no_secret_is_visible_in_arguments_status_logs_journal_or_notes(
     kafka: str, job: str, tmp_path: Path, secrets: Path
 ) -> None:
     data = tmp_path / "data"
@@ -89,7 +89,7 @@ def test_no_secret_is_seen_in_arguments_status_logs_journal_or_notes(
             assert FROM_FLAGS in environment
             assert HANDED_FLAGS in environment
             assert (process / "environ").stat().st_mode & 0o077 == 0
-        # They did arrive, all three.
+        # All three secrets did reach the processes.
         for name in ("kafka.ssl.key.password", "kafka.ssl.keystore.password", "kafka.sasl.password"):
             assert document["settings"][name] == REDACTED
         assert "S3cret" not in json.dumps(document)
@@ -103,7 +103,7 @@ def test_no_secret_is_seen_in_arguments_status_logs_journal_or_notes(
 
 
 @pytest.mark.parametrize("command", ["coordinator", "worker", "up", "status"])
-def test_login_that_fails_is_told_without_its_password(
+def test_failed_login_is_reported_without_the_password(
     kafka: str, job: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
     monkeypatch.setenv("FCLUSTER_KAFKA_SASL_PASSWORD", FROM_ENVIRONMENT)
@@ -136,7 +136,9 @@ def test_login_that_fails_is_told_without_its_password(
     assert "S3cret" not in said
 
 
-def test_broker_without_logins_is_told_from_one_that_is_away(kafka: str, job: str, tmp_path: Path) -> None:
+def test_broker_without_logins_is_distinguished_from_one_that_is_down(
+    kafka: str, job: str, tmp_path: Path
+) -> None:
     config = tmp_path / "fcluster.toml"
     config.write_text(
         '[kafka]\nsecurity.protocol = "SASL_PLAINTEXT"\nsasl.mechanism = "PLAIN"\n'

@@ -1,4 +1,4 @@
-"""What goes through a real broker and stays as it was, or becomes what is documented."""
+"""Values that stay as they are through a real broker, or become what is documented."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def rows(place: Place, topic: str) -> list[tuple[Any, ...]]:
     return [row for partition in sorted(parts) for row in parts[partition]]
 
 
-def test_records_come_out_as_they_went_in(kafka: str, topic_prefix: str, tmp_path: Path) -> None:
+def test_records_come_out_unchanged(kafka: str, topic_prefix: str, tmp_path: Path) -> None:
     place = Place(kafka, topic_prefix, tmp_path)
     create_topic(kafka, place.source, 1)
     long = 12345678901234567890123
@@ -77,7 +77,7 @@ def test_records_come_out_as_they_went_in(kafka: str, topic_prefix: str, tmp_pat
     assert [(value, timestamp) for _key, value, timestamp, _headers in outputs] == [
         (b'{"id":%d,"timestamp":-1}' % long, -1),
         (None, 1_000),
-        (b'{"id":3,"timestamp":5}', -1),  # not "now", as the client makes of 0
+        (b'{"id":3,"timestamp":5}', -1),  # not "now", which the client makes of 0
     ]
     assert [headers for *_rest, headers in outputs] == [headers for _v, _t, headers in records[:3]]
     exited, stub = rows(place, f"{place.output}-dead")
@@ -90,7 +90,7 @@ def test_records_come_out_as_they_went_in(kafka: str, topic_prefix: str, tmp_pat
     assert headers["fcluster.value.sha256"] == hashlib.sha256(large).hexdigest().encode()
     assert len(headers["fcluster.error"]) <= 2_010
     assert rb"ValueError: \ud83dxxx" in headers["fcluster.error"]
-    # `fcluster.testing` gives the same, byte for byte.
+    # `fcluster.testing` gives the same bytes.
     driver = run_in_driver(runpy.run_path(str(place.directory / "job.py"))["job"], kafka, [place.source])
     for end in ("", "-copy", "-keyed", "-dead"):
         topic = f"{place.output}{end}"

@@ -1,4 +1,4 @@
-"""Windows with a real broker: a worker is killed, and each window's result is there exactly once."""
+"""Windows on a real broker: a worker is killed, and each window's result is written exactly once."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Run(JobRun):
         super().__init__(brokers, prefix, directory, JOB, PARTITIONS)
 
     def send(self) -> None:
-        """Twenty records more."""
+        """Write twenty more records."""
         for number in range(self.sent, self.sent + 20):
             self._produce(number, BEGIN_MS + number * STEP_MS, number % PARTITIONS)
         self.sent += 20
@@ -44,13 +44,13 @@ class Run(JobRun):
         self._producer.poll(0)
 
     def let_time_pass(self) -> None:
-        """A record for each partition, after which all windows of the others are due."""
+        """Write a record to each partition, after which all windows of the other records are due."""
         for partition in range(PARTITIONS):
             self._produce(self.sent + partition, BEGIN_MS + self.sent * STEP_MS + 10**6, partition)
         assert self._producer.flush(30) == 0
 
     def results(self) -> Counter[str]:
-        """How many results each of the windows has written."""
+        """How many results each window has written."""
         self.cluster.assert_alive()
         rows = rows_on_kafka(self.brokers, self.output)
         return Counter(row["by"] for row in values_in(rows))
@@ -87,7 +87,9 @@ def test_windows_close_exactly_once_when_a_worker_is_killed(
         assert in_flight > 0
         run.cluster.start_worker(int(killed.rpartition("-")[2]))
         after = run.results()
-        wait_until(lambda: run.results()["key"] >= after["key"] + RESULTS // 2, "they go on", 60, 0.5)
+        wait_until(
+            lambda: run.results()["key"] >= after["key"] + RESULTS // 2, "the workers continue", 60, 0.5
+        )
     run.let_time_pass()
     for name, value in run.environment.items():
         monkeypatch.setenv(name, value)
@@ -97,7 +99,7 @@ def test_windows_close_exactly_once_when_a_worker_is_killed(
     count = len(values_in(expected))
     wait_until(lambda: run.results().total() >= count, f"{count} results are written", 60, 0.5)
     rows = rows_on_kafka(run.brokers, run.output)
-    # Each key's results are those of the driver, byte for byte, wherever epochs ended.
+    # For each key, the results are the same bytes as the driver's, wherever epochs ended.
     assert by_window(rows) == by_window(expected)
     counted = [value for value in values_in(rows) if value["by"] == "key"]
     assert sorted(one for value in counted for one in value["values"]) == list(range(run.sent))

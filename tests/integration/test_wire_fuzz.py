@@ -1,4 +1,4 @@
-"""A live coordinator with keys under 100,000 hostile frames, while two workers go on committing epochs."""
+"""A coordinator with keys gets 100,000 hostile frames, while two workers continue to commit epochs."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ GROWTH_BYTES_MAX = 64 * 1024 * 1024
 
 
 class World:
-    """The cluster under attack, and what its defenders see."""
+    """The attacked cluster, and what its users see."""
 
     def __init__(self, brokers: str, prefix: str, directory: Path) -> None:
         self.keys = directory / "keys"
@@ -102,7 +102,7 @@ def world(kafka: str, topic_prefix: str, tmp_path: Path) -> Iterator[World]:
 
 
 class Attacker:
-    """A connection with some key; `send` waits when the coordinator takes no more."""
+    """A connection with some key. `send` waits while the coordinator accepts no more."""
 
     def __init__(self, address: str, security: ClientSecurity | None, identity: bytes) -> None:
         self._context: zmq.Context[Any] = zmq.Context()
@@ -128,7 +128,7 @@ class Attacker:
 
 
 class Expected:
-    """What the coordinator shall count of what was sent."""
+    """How the coordinator should count what was sent."""
 
     def __init__(self) -> None:
         self.malformed = 0
@@ -169,7 +169,7 @@ def hello(world: World, worker: str, **changes: Any) -> messages.Hello:
 
 
 def absurd(chance: random.Random, sessions: list[int], greeting: messages.Hello) -> messages.Message:
-    """Well-typed, and what no worker would say; much of it in the name of workers that are at work."""
+    """Messages that decode, but that no worker would send. Many are in the name of active workers."""
     session = chance.choice([*sessions, 0, 1, 2**63 - 1])
     number = chance.choice([0, 1, 2, 5_000, 2**31, 2**53])
     offset = chance.choice([-1001, -1, 0, 2**62])
@@ -195,14 +195,14 @@ def absurd(chance: random.Random, sessions: list[int], greeting: messages.Hello)
 
 
 def agent_report(greeting: messages.Hello, number: int, workers: int) -> messages.AgentReport:
-    """Of an agent that isn't one."""
+    """A report from a process that isn't an agent."""
     return messages.AgentReport(
         greeting.worker, "job", greeting.host, number, workers, [number] * workers, number, number, True
     )
 
 
 def broken(chance: random.Random, good: bytes) -> bytes:
-    """A frame that was damaged on its way, or never was one."""
+    """A frame that is damaged, or that isn't one."""
     at = chance.randrange(len(good))
     return chance.choice(
         [
@@ -212,14 +212,14 @@ def broken(chance: random.Random, good: bytes) -> bytes:
             lambda: good + chance.randbytes(3),
             lambda: bytes([chance.choice([0, 2, 128, 255])]) + good[1:],
             lambda: b"\x01" + b"\x91" * chance.choice([10, 10_000]),  # lists in lists
-            lambda: b"\x01\xdd\xff\xff\xff\xff",  # a list of four thousand million
+            lambda: b"\x01\xdd\xff\xff\xff\xff",  # a list of four billion
             lambda: chance.randbytes(100_000),
         ]
     )()
 
 
 @pytest.mark.timeout(300)
-def test_a_hundred_thousand_hostile_frames_are_counted_and_dropped_while_epochs_go_on(
+def test_a_hundred_thousand_hostile_frames_are_counted_and_dropped_while_epochs_continue(
     world: World, record_property: Callable[[str, object], None]
 ) -> None:
     chance, expected = random.Random(20_250_102), Expected()
@@ -274,7 +274,7 @@ def test_a_hundred_thousand_hostile_frames_are_counted_and_dropped_while_epochs_
     print(figures)
     record_property("figures", figures)
     assert growth < GROWTH_BYTES_MAX, figures
-    # Nobody who is at work noticed, and all that came in meanwhile is committed in epochs.
+    # No active worker noticed anything, and everything that came in the meantime is committed.
     assert [worker["session"] for worker in after["workers"]] == sessions
     assert after["phase"] == "running"
     assert counters["evictions"] == before["counters"]["evictions"]
@@ -286,7 +286,7 @@ def test_a_hundred_thousand_hostile_frames_are_counted_and_dropped_while_epochs_
     world.cluster.assert_alive()
 
 
-def test_oversized_frames_strangers_and_garbage_cost_only_their_own_connections(world: World) -> None:
+def test_oversized_frames_strangers_and_garbage_only_lose_their_own_connections(world: World) -> None:
     pid = world.cluster.child(COORDINATOR).pid
     host, port = world.leader.address.removeprefix("tcp://").split(":")
     server_key = Keyring(world.keys).coordinator()
@@ -321,7 +321,7 @@ def test_oversized_frames_strangers_and_garbage_cost_only_their_own_connections(
     wait_until(world.all_is_committed, "the records after")
 
 
-def test_a_member_that_lies_loses_its_shards_and_the_others_go_on(world: World) -> None:
+def test_a_member_that_lies_loses_its_shards_and_the_others_continue(world: World) -> None:
     chance = random.Random(4)
     world.produce(100)
     wait_until(world.all_is_committed, "the records before")
@@ -341,7 +341,7 @@ def test_a_member_that_lies_loses_its_shards_and_the_others_go_on(world: World) 
     assert {worker["session"] for worker in world.status()["workers"]} >= sessions
 
 
-def test_each_role_is_told_what_it_may_not_do(world: World) -> None:
+def test_each_role_is_refused_what_it_may_not_do(world: World) -> None:
     with AdminClient(world.leader.address, world.security(Role.WORKER)) as client:
         with pytest.raises(RequestRefused, match=r"StatusRequest needs admin\.key"):
             client.status()

@@ -1,4 +1,4 @@
-"""A job whose handler uses threads and processes in the way that each record says.
+"""A job whose handler uses threads and processes as each record says.
 
 Names come from the environment: FCLUSTER_TEST_JOB, FCLUSTER_TEST_SOURCE, FCLUSTER_TEST_OUTPUT.
 """
@@ -19,7 +19,7 @@ job = Job(os.environ["FCLUSTER_TEST_JOB"])
 source = job.topic(os.environ["FCLUSTER_TEST_SOURCE"], value="json")
 output = job.topic(os.environ["FCLUSTER_TEST_OUTPUT"], value="json")
 STAYING = []
-"""Processes that are started and never ended. They are kept, so that they aren't garbage-collected."""
+"""Processes that are started and never ended. Kept here, so that they aren't garbage-collected."""
 
 
 def square(number):
@@ -72,7 +72,7 @@ def stay(how):
     """Start something that doesn't end by itself."""
     if how == "subprocess":
         STAYING.append(subprocess.Popen(["sleep", "1000"]))
-    elif how == "daemon":  # its own session, orphaned at once, and without our environment
+    elif how == "daemon":  # in its own session, orphaned at once, and without our environment
         subprocess.run(["setsid", "--fork", "sleep", "1000"], check=True)
     elif how == "grandchild":
         subprocess.run(["sh", "-c", "sleep 1000 & exec true"], env={"PATH": os.environ["PATH"]}, check=True)

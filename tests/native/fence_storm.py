@@ -1,11 +1,11 @@
-"""Producers that are fenced within a transaction, and destroyed with or without serving their reports.
+"""Producers that are fenced during a transaction, and destroyed with or without serving their reports.
 
-    python -m tests.native.fence_storm BROKERS MODE ID_PREFIX SECONDS [THREADS]
+python -m tests.native.fence_storm BROKERS MODE ID_PREFIX SECONDS [THREADS]
 
 Each thread begins a transaction, produces, lets another producer with the same transactional id take over,
-goes on producing until it is refused, and drops the producer. MODE is `dropped` (nothing is served before) or
-`served` (`kafka_clients.serve_rest` first, as in fcluster). At the end it prints how many rounds went well.
-Run it under `valgrind`, `MALLOC_PERTURB_` or `widen.c` to see what the native code does (decision 0073).
+continues to produce until it is refused, and drops the producer. MODE is `dropped` (nothing is served before)
+or `served` (reports are served first, as in fcluster). At the end it prints how many rounds succeeded. Run it
+under `valgrind`, `MALLOC_PERTURB_` or `widen.c` to see what the native code does (decision 0073).
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from fcluster.kafka.clients import serve_rest
 
 TIMEOUT_S = 30
 RECORDS = 50
-"""So many before the fence; then until it is noticed."""
+"""How many records are written before the fence. After it, records are written until it is noticed."""
 
 
 def begin(brokers: str, transactional_id: str) -> Producer:
-    """A producer that has the id now."""
+    """A producer that now has the id."""
     config = {
         "bootstrap.servers": brokers,
         "transactional.id": transactional_id,
@@ -39,7 +39,7 @@ def begin(brokers: str, transactional_id: str) -> Producer:
 
 
 def one_round(brokers: str, topic: str, transactional_id: str, mode: str) -> bool:
-    """Whether `produce` itself was refused before the end of patience."""
+    """Write until the producer is refused. Returns whether that happened in time."""
     producer = begin(brokers, transactional_id)
 
     def write() -> None:
@@ -67,7 +67,7 @@ def one_round(brokers: str, topic: str, transactional_id: str, mode: str) -> boo
 
 
 def main(brokers: str, mode: str, prefix: str, seconds: str, threads: str = "6") -> None:
-    """Rounds in all threads until the time is over."""
+    """Play rounds in all threads until the time is over."""
     topic, counts = f"{prefix}topic", {"rounds": 0, "refused": 0, "failures": 0}
     maker = AdminClient({"bootstrap.servers": brokers})
     for answer in maker.create_topics([NewTopic(topic, 3, 1)]).values():

@@ -1,11 +1,11 @@
-"""Threads that ask one admin client about topics of which it has no metadata yet.
+"""Threads that ask one admin client about topics whose metadata it doesn't have yet.
 
-    python -m tests.native.storm BROKERS CLIENT TOPIC_PREFIX SECONDS
+python -m tests.native.storm BROKERS CLIENT TOPIC_PREFIX SECONDS
 
 `ListOffsets` and `DeleteRecords` of librdkafka look for the leaders in the calling thread. If two calls at
-one moment are about the same topic and the client doesn't know it, they use what librdkafka's main thread has
-freed. CLIENT is `bare`, confluent_kafka's own, or `ours`. At the end it prints how many rounds went well; a
-crash shows as the signal that ended the process.
+the same time are about a topic that the client doesn't know, they use memory that librdkafka's main thread
+has freed. CLIENT is `bare` (confluent_kafka's own) or `ours`. At the end it prints how many rounds succeeded.
+A crash shows as the signal that ended the process.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ TIMEOUT_S = 20
 
 
 def make_client(kind: str, brokers: str, known_topic: str) -> AdminClient:
-    """A client that is connected and knows of no other topic than that one."""
+    """A connected client that knows no topic except that one."""
     if kind == "bare":
         client = AdminClient({"bootstrap.servers": brokers, "log_level": 0})
     else:
@@ -37,7 +37,7 @@ def make_client(kind: str, brokers: str, known_topic: str) -> AdminClient:
 
 
 def await_leaders(client: AdminClient, topics: list[str]) -> None:
-    """Wait until the brokers have begun to lead what was just made."""
+    """Wait until new topics have leaders."""
     left = set(topics)
     while left:
         for topic in sorted(left):
@@ -48,7 +48,7 @@ def await_leaders(client: AdminClient, topics: list[str]) -> None:
 
 
 def ask(client: Any, topic: str, number: int, barrier: threading.Barrier) -> None:
-    """One thread's question: three of four ask for offsets, the last one deletes records."""
+    """The request of one thread: three of four ask for offsets, the last one deletes records."""
     partitions = [TopicPartition(topic, partition, 0) for partition in range(PARTITIONS)]
     barrier.wait()
     if number == THREADS - 1:
@@ -61,7 +61,7 @@ def ask(client: Any, topic: str, number: int, barrier: threading.Barrier) -> Non
 
 
 def main(brokers: str, kind: str, prefix: str, seconds: str) -> None:
-    """Ask until the time is over, at each topic with all threads at once."""
+    """Ask about one topic after another until the time is over, with all threads at once."""
     topics = [f"{prefix}{number}" for number in range(TOPICS)]
     maker = AdminClient({"bootstrap.servers": brokers})
     for answer in maker.create_topics([NewTopic(topic, PARTITIONS, 1) for topic in topics]).values():

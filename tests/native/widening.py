@@ -1,8 +1,8 @@
-"""Builds `widen.c`, and gives the environment of processes that run with it.
+"""Builds `widen.c`, and provides the environment of processes that run with it.
 
-    WIDEN_US=1000 make chaos       all processes of the clusters of `tests/chaos` run with it; `make soak` too
+WIDEN_US=1000 make chaos       all processes of the clusters of `tests/chaos` run with it; `make soak` too
 
-Responsible for: building once a session, and the environment. Must not be imported by the product.
+Responsible for: building it once a session, and the environment. Must not be imported by the product.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def _build_directory() -> tempfile.TemporaryDirectory[str]:
 
 @functools.cache
 def library() -> Path:
-    """The library, built if it wasn't yet by this process."""
+    """The library. It is built if this process hasn't built it yet."""
     built = Path(_build_directory().name) / "widen.so"
     subprocess.run(
         ["cc", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-o", built, SOURCE, "-ldl"],
@@ -40,17 +40,17 @@ def library() -> Path:
 
 
 def widened(pause_us: int, threads: str = "application") -> dict[str, str]:
-    """What to add to the environment of a process whose races are to be widened.
+    """Variables to add to the environment of a process in which races should become likely.
 
     Args:
-        pause_us: how long a thread sleeps after it has let go of a write lock, in microseconds.
-        threads: which threads do, see `widen.c`.
+        pause_us: how long a thread sleeps after it has released a write lock, in microseconds.
+        threads: which threads do that; see `widen.c`.
     """
     preloaded = [str(library()), *filter(None, [os.environ.get("LD_PRELOAD")])]
     return {"LD_PRELOAD": " ".join(preloaded), "WIDEN_US": str(pause_us), "WIDEN_THREADS": threads}
 
 
 def asked_for() -> Mapping[str, str]:
-    """The same as this process's own environment asks for it: `WIDEN_US`, and perhaps `WIDEN_THREADS`."""
+    """What this process's own environment asks for: `WIDEN_US`, and perhaps `WIDEN_THREADS`."""
     pause_us = int(os.environ.get("WIDEN_US") or 0)
     return widened(pause_us, os.environ.get("WIDEN_THREADS") or "application") if pause_us else {}

@@ -1,8 +1,8 @@
-"""A real S3 server for tests: S3Proxy, resolved by Maven, with a directory behind it.
+"""A real S3 server for tests: S3Proxy, fetched by Maven, with a directory as its storage.
 
-Responsible for: fetching its jar once into the cache that the embedded Kafka broker uses as well, starting it
-on a free port of this machine, hurting it, and leaving nothing behind. A bucket is a directory below `root`,
-an object a file in it, so tests can damage and age objects as they do with a directory store.
+Responsible for: fetching its jar once into the cache of the embedded Kafka broker, starting it on a free port
+of this machine, suspending it, and leaving nothing behind. A bucket is a directory below `root`, and an
+object is a file in it, so tests can damage and age objects as in a directory store.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ _HEAP = "-Xmx192m"
 
 
 class S3Server:
-    """An S3 server that dies with this process. Use it in a `with` block.
+    """An S3 server that ends with this process. Use it in a `with` block.
 
     Args:
         directory: for its data, settings and log.
-        address: where it listens.
+        address: the address that it listens on.
         prefix: a command that starts it, without forking.
     """
 
@@ -83,13 +83,13 @@ class S3Server:
         return found.group(1) if found else ""
 
     def make_bucket(self, name: str) -> Path:
-        """The directory of a new bucket."""
+        """Create a bucket. Returns its directory."""
         path = self.root / name
         path.mkdir()
         return path
 
     def environment(self) -> dict[str, str]:
-        """What a client's environment has to say."""
+        """Variables for the environment of a client."""
         return {
             "AWS_ENDPOINT_URL": f"http://{self._address}:{self.port}",
             "AWS_ACCESS_KEY_ID": ACCESS_KEY,
@@ -98,12 +98,12 @@ class S3Server:
         }
 
     def pause(self) -> None:
-        """It accepts connections and answers nothing."""
+        """From now on it accepts connections and answers nothing."""
         assert self._process is not None
         os.kill(self._process.pid, signal.SIGSTOP)
 
     def resume(self) -> None:
-        """It answers again."""
+        """From now on it answers again."""
         assert self._process is not None
         os.kill(self._process.pid, signal.SIGCONT)
 

@@ -6,8 +6,7 @@ python -m tests.simulation --seeds 1000 --seed 50000     numbers 50000 to 50999
 python -m tests.simulation --seed 7 --verbose            one run, with its transcript
 python -m tests.simulation --find "no fence"             which seeds catch this planted bug
 
-Two of five numbers play the first job. To one 1,000,000 is added, and it plays the merged job, to another one
-2,000,000 (the job with declared states), and to another one 3,000,000 (the job with event time).
+Most numbers are played as they are. To the others, `jobs.seeds` adds millions, so that they play another job.
 """
 
 from __future__ import annotations
@@ -70,9 +69,9 @@ def _play_one(seed: int, mutation: Mutation | None, *, verbose: bool) -> int:
     result = run(seed, mutation=mutation, recording=verbose)
     for line in result.transcript:
         print(line)
-    storm = result.storm
+    plan = result.plan
     print(
-        f"seed {seed}: theme {storm.theme}, {storm.inputs} inputs, {result.commits} commits, "
+        f"seed {seed}: theme {plan.theme}, {plan.inputs} inputs, {result.commits} commits, "
         f"{result.virtual_ms} ms of virtual time, {result.events} events"
     )
     for fault, count in sorted(result.landed.items()):
@@ -94,15 +93,15 @@ def _play_many(first: int, count: int, processes: int | None) -> int:
                 flush=True,
             )
         landed += result.landed
-        themes[result.storm.theme] += 1
+        themes[result.plan.theme] += 1
         commits += result.commits
         if result.failure:
             failed += 1
             if failed <= FINDINGS_SHOWN_MAX:
-                print(f"seed {result.seed} ({result.storm.theme}): {result.failure}")
+                print(f"seed {result.seed} ({result.plan.theme}): {result.failure}")
                 print(f"  {replay_command(result.seed)}", flush=True)
     took_s = time.monotonic() - began_s
-    print("faults that landed, and other things worth counting:")
+    print("how often each fault and some other events happened:")
     for fault, number in sorted(landed.items(), key=lambda item: (-item[1], item[0])):
         print(f"  {number:8d}  {fault}")
     print("themes: " + ", ".join(f"{theme} {number}" for theme, number in sorted(themes.items())))
@@ -116,7 +115,7 @@ def _find(mutation: Mutation, first: int, count: int) -> int:
         if catches(seed, mutation):
             result = run(seed, mutation=mutation)
             found += 1
-            print(f"seed {seed} ({result.storm.theme}): {result.failure}")
+            print(f"seed {seed} ({result.plan.theme}): {result.failure}")
             print(f"  {replay_command(seed, mutation)}", flush=True)
             if found == FINDINGS_OF_A_MUTATION_MAX:
                 break

@@ -127,7 +127,7 @@ class Brokers:
     def schedule(
         self, duration_ms: int, committed: Callable[[], dict[tuple[str, int], tuple[int, str]]]
     ) -> None:
-        """Draw what happens to the brokers in the storm. `committed`: returns what the group has
+        """Draw what happens to the brokers while faults happen. `committed`: returns what the group has
         committed.
         """
         if self._own.random() < CUT_OFF_SHARE:
@@ -145,7 +145,7 @@ class Brokers:
             leader.from_ms = min(leader.from_ms, self._world.now_ms)
 
     def _cut_off(self, committed: Callable[[], dict[tuple[str, int], tuple[int, str]]]) -> None:
-        if not self._world.stormy:
+        if not self._world.faults_on:
             return
         self._world.landed["group coordinator cut off"] += 1
         self._world.note("world", "## the group's coordinator is cut off")
@@ -157,7 +157,7 @@ class Brokers:
         return self.cut_off is not None and self._own.randrange(BROKERS) == 0
 
     def _kill(self) -> None:
-        if not self._world.stormy or self._away is not None:
+        if not self._world.faults_on or self._away is not None:
             return
         broker = self._away = self.random.randrange(BROKERS)
         self._world.landed["broker killed"] += 1
@@ -174,7 +174,7 @@ class Brokers:
                 self._move_all()
 
     def _stand_still(self) -> None:
-        if not self._world.stormy:
+        if not self._world.faults_on:
             return
         broker, duration_ms = self.random.randrange(BROKERS), self.random.choice(STILL_MS)
         if broker == self._away:
@@ -188,13 +188,13 @@ class Brokers:
 
     def _move(self) -> None:
         """Some leadership moves, without any death."""
-        if self._world.stormy and self._leaders:
+        if self._world.faults_on and self._leaders:
             leader = self.random.choice(list(self._leaders.values()))
             self._hand(leader, self.random.choice((0, 30)))
             self._world.landed["leadership moved"] += 1
 
     def _move_all(self) -> None:
-        if self._world.stormy:
+        if self._world.faults_on:
             for leader in self._leaders.values():
                 if self.random.random() < 0.7:
                     self._hand(leader, self.random.choice((0, 0, 30, 100)))

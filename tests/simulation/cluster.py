@@ -1,8 +1,7 @@
-"""All that takes part in a run: Kafka, disks, coordinators, workers, and their supervisor.
+"""Everything in a run: Kafka, disks, coordinators, workers, and their supervisor.
 
-Responsible for: putting a run together from its seed, what the supervisor does when a process ends, and the
-points at which faults strike. A mutation is a set of classes that take the place of those of the shells or
-the cores.
+Responsible for: setting up a run from its seed, restarting processes that end, and the steps at which faults
+happen. A mutation replaces classes of the shells or cores by broken ones.
 """
 
 from __future__ import annotations
@@ -28,8 +27,8 @@ TRANSACTION_TIMEOUT_MS = 4000
 
 
 @dataclass
-class Strike:
-    """A fault that waits for a certain step: the `countdown`-th time it comes, it happens."""
+class FaultAtStep:
+    """A fault that happens when a step is reached for the `countdown`-th time."""
 
     step: str
     countdown: int
@@ -39,19 +38,18 @@ class Strike:
 
 @dataclass
 class Cluster:
-    """One run's cast.
+    """The processes of one run, and what they share.
 
     Attributes:
-        expected_workers: what the supervisor starts, and the coordinator waits for.
-        wanted: slots that shall have a worker, by name of the worker's place; a rescale changes it.
-        strikes: faults that wait for their step.
-        played: the job; None: the seed decides.
+        faults_at_steps: faults that wait for their step.
+        harm_only: judge by the recount alone, not by who may commit.
+        played: the job to play. None: the seed decides.
     """
 
     world: World
     worker_class: type[SimWorker] = SimWorker
     coordinator_class: type[SimCoordinator] = SimCoordinator
-    strikes: list[Strike] = field(default_factory=list[Strike])
+    faults_at_steps: list[FaultAtStep] = field(default_factory=list[FaultAtStep])
     harm_only: bool = False
     played: SimJob | None = None
 
@@ -90,7 +88,8 @@ class Cluster:
         self.restore_ms_max = random.choice((5, 5, 50, 300))
         self.hosts = random.choice((1, 2, 4))
         self.misdirected_share = 0.0
-        # Drawn apart, so that all else stays as it is. Fewer than really, so that more happens.
+        # A generator of its own, so that the other choices stay the same. Lower than in the product, so that
+        # more happens.
         self.fired_at_once_max = Random(f"timers {world.seed}").choice((0, 1, 1000))
         self.checks = Checks(world, self.partitions, self.job, harm_only=self.harm_only)
         self.snapshots = SimSnapshotStore()
@@ -119,19 +118,20 @@ class Cluster:
             self.world.at(self.world.up_to(30), None, self.start_worker, number)
 
     def next_pid(self) -> int:
-        """A number for a new process."""
+        """A process id that wasn't used before."""
         self._pids += 1
         return self._pids
 
     def next_output(self) -> int:
-        """A number for an output that is made: they rise."""
+        """A number for a new output. They increase."""
         self._outputs += 1
         return self._outputs
 
     # --- Kafka ----------------------------------------------------------------------------------------
 
     def place(self, topic: str, key: bytes | None, value: bytes | None) -> Partition:
-        """Where a producer puts a record. Without a key, a real one draws lots; here the value decides."""
+        """The partition of a record. Without a key, real producers choose at random; here the value
+        decides."""
         return topic, partition_of(value or b"" if key is None else key, self.partitions)
 
     def _marker_delay_ms(self) -> int:
@@ -141,7 +141,7 @@ class Cluster:
         return 0
 
     def when_stable(self, partition: Partition, action: Callable[[], None]) -> None:
-        """Do something when there may be more to read."""
+        """Run an action when the last stable offset may have moved."""
         self._readers.setdefault(partition, []).append(action)
 
     def _stable(self, partition: Partition) -> None:
@@ -151,7 +151,7 @@ class Cluster:
     # --- disks ----------------------------------------------------------------------------------------
 
     def disk(self, host: str, slot: int) -> Disk:
-        """The directory of a slot on a host."""
+        """A slot's part of the state directory on a host."""
         disk = self._disks.get((host, slot))
         if disk is None:
             disk = self._disks[host, slot] = Disk(self.checks.on_apply)
@@ -159,40 +159,41 @@ class Cluster:
 
     @property
     def disks(self) -> list[Disk]:
-        """All there are."""
+        """All disks."""
         return list(self._disks.values())
 
     # --- processes ------------------------------------------------------------------------------------
 
     def start_coordinator(self) -> SimCoordinator:
-        """Start one more coordinator; it deposes the others."""
+        """Start another coordinator. It deposes the others."""
         coordinator = self.coordinator_class(self, f"coordinator-{len(self.coordinators) + 1}")
         self.coordinators.append(coordinator)
         return coordinator
 
     def leads(self, coordinator: SimCoordinator) -> None:
-        """It has a term, and so knows more than those before it."""
+        """Whether the coordinator has a term. It then knows more than its predecessors."""
         known = self.checks.leader
         if known is None or known.terms.term < coordinator.term:
             self.checks.leader = coordinator.core
 
     def find_leader(self) -> SimCoordinator | None:
-        """Whom the journal names; a worker with a fixed address may find another one there."""
+        """The leader according to the journal. A worker with a fixed address may find another coordinator
+        there."""
         listening = [other for other in self.coordinators if other.alive and other.router.listening]
-        if listening and self.world.stormy and self.world.chance(self.misdirected_share):
+        if listening and self.world.faults_on and self.world.chance(self.misdirected_share):
             return self.world.random.choice(listening)
         leader = self.kafka.journal.leader
         return leader if leader is not None and leader.alive else None
 
     def coordinator_ended(self, coordinator: SimCoordinator) -> None:
-        """The supervisor's part: there is always a coordinator, unless the job has ended."""
+        """Start a new coordinator if none is left, unless the job has ended (supervisor)."""
         if coordinator.exit_code == 0 and self.stop_wanted:
             self.finished = True
         if not self.finished and not self._has_leader():
             self.world.at(20 + self.world.up_to(200), None, self._replace_coordinator)
 
     def take_over_from(self, coordinator: SimCoordinator) -> None:
-        """A standby was invited to lead."""
+        """Start the standby that this coordinator invited to lead."""
         if not self.finished and all(
             other is coordinator or self.is_deposed(other) for other in self.living_coordinators
         ):
@@ -203,16 +204,17 @@ class Cluster:
             self.start_coordinator()
 
     def _has_leader(self) -> bool:
-        """Whether somebody leads, or is about to; who is deposed doesn't count, though it may not know."""
+        """Whether a coordinator leads or is about to. A deposed one doesn't count, even if it doesn't know
+        yet."""
         return any(not self.is_deposed(coordinator) for coordinator in self.living_coordinators)
 
     def is_deposed(self, coordinator: SimCoordinator) -> bool:
-        """Whether another coordinator has taken a higher term since."""
+        """Whether another coordinator has taken a later term."""
         leader = self.kafka.journal.leader
         return leader is not None and 0 < coordinator.term < leader.term
 
     def start_worker(self, number: int, slot: int | None = None) -> SimWorker:
-        """Start a worker in a place; it wants the slot of that number, or any."""
+        """Start a worker. It asks for this slot, or for any (-1)."""
         host = f"host-{number % self.hosts}"
         wanted = number if slot is None else slot
         worker = self.worker_class(self, f"w{number}.{self._pids + 1}", host, wanted)
@@ -220,9 +222,9 @@ class Cluster:
         return worker
 
     def worker_ended(self, worker: SimWorker) -> None:
-        """The supervisor's part: a worker that wasn't asked to leave for good is started anew."""
+        """Restart a worker that wasn't asked to leave for good (supervisor)."""
         if worker.exit_code == 3:
-            self.checks.fail(f"{worker.name} stopped as if the job had failed")
+            self.checks.fail(f"{worker.name} ended with the code for a failed job")
         if self.finished or not self.restart_workers:
             return
         if (worker.leaving or worker.exit_code == ExitCode.DRAINED) and not worker.returns:
@@ -239,46 +241,47 @@ class Cluster:
 
     @property
     def living_workers(self) -> list[SimWorker]:
-        """Those that aren't dead; stopped ones count."""
+        """Workers that aren't dead, including stopped ones."""
         return [worker for worker in self.workers if worker.alive]
 
     @property
     def living_coordinators(self) -> list[SimCoordinator]:
-        """Those that aren't dead; stopped and deposed ones count."""
+        """Coordinators that aren't dead, including stopped and deposed ones."""
         return [coordinator for coordinator in self.coordinators if coordinator.alive]
 
     # --- faults ---------------------------------------------------------------------------------------
 
     def step(self, process: Any, name: str) -> None:
-        """A process has come to a step: whatever waits for it strikes."""
-        if not self.world.stormy:
+        """Called when a process reaches a step. A fault that waits for the step happens now."""
+        if not self.world.faults_on:
             return
-        for strike in self.strikes:
-            if strike.step == name:
-                strike.countdown -= 1
-                if strike.countdown == 0:
-                    self.strikes.remove(strike)
-                    self._strike(process, name, strike)
+        for fault in self.faults_at_steps:
+            if fault.step == name:
+                fault.countdown -= 1
+                if fault.countdown == 0:
+                    self.faults_at_steps.remove(fault)
+                    self._inject(process, name, fault)
                     return
 
-    def _strike(self, process: Any, name: str, strike: Strike) -> None:
-        self.world.landed[f"{strike.kind} at {name}"] += 1
-        if strike.kind == "crash":
+    def _inject(self, process: Any, name: str, fault: FaultAtStep) -> None:
+        self.world.landed[f"{fault.kind} at {name}"] += 1
+        if fault.kind == "crash":
             process.kill(f"at '{name}'")
-        elif strike.kind == "stop":
-            process.pause(strike.duration_ms)
-        elif strike.kind == "cut from Kafka":
-            process.note("## cut from Kafka for %d ms", strike.duration_ms)
-            process.kafka_cut_until_ms = self.world.now_ms + strike.duration_ms
+        elif fault.kind == "stop":
+            process.pause(fault.duration_ms)
+        elif fault.kind == "cut from Kafka":
+            process.note("## cut from Kafka for %d ms", fault.duration_ms)
+            process.kafka_cut_until_ms = self.world.now_ms + fault.duration_ms
 
     def heal(self) -> None:
-        """All faults end: everybody goes on, nobody is cut off, and only the last leader is left."""
+        """End all faults: processes continue, cuts end, and (with odd seeds) deposed coordinators are
+        killed."""
         world = self.world
         world.note("world", "## all faults end")
-        world.stormy = False
+        world.faults_on = False
         world.timing = replace(world.timing, slow_request_share=0.0, request_failure_share=0.0)
         world.kafka_down_until_ms = 0
-        self.strikes.clear()
+        self.faults_at_steps.clear()
         for disk in self.disks:
             disk.full = False
         if world.brokers is not None:
@@ -287,7 +290,7 @@ class Cluster:
             coordinator.kafka_cut_until_ms = 0
             coordinator.resume()
             if world.seed % 2 and self.is_deposed(coordinator):
-                coordinator.kill("deposed")  # else everybody has to find the right one beside it
+                coordinator.kill("deposed")  # otherwise every worker has to find the leader beside it
         for worker in self.living_workers:
             worker.kafka_cut_until_ms = 0
             worker.dealer.heal()

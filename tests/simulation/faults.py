@@ -1,8 +1,7 @@
 """Which faults a seed brings, and when.
 
-Responsible for: drawing a storm. Each run has a theme, so that some seeds are about one kind of fault and
-some about all of them at once; faults come at random times, or wait for a step of a worker or coordinator
-and strike there.
+Responsible for: drawing the faults of a run. Each run has a theme: some are about one kind of fault, some
+about all kinds at once. Faults come at random times, or at a certain step of a worker or coordinator.
 """
 
 from __future__ import annotations
@@ -14,18 +13,18 @@ from random import Random
 from fcluster.coordinator.core import events
 from fcluster.wire import messages
 from tests.simulation.brokers import Brokers, takes_part
-from tests.simulation.cluster import Cluster, Strike
+from tests.simulation.cluster import Cluster, FaultAtStep
 from tests.simulation.jobs import KEYS, MORE, SOURCE, Written, source_record
 from tests.simulation.kafka_model import ABORTED, Producer
 from tests.simulation.worker_shell import SimWorker
 from tests.simulation.world import Timing
 
-STORM_MS_MIN = 1500
-STORM_MS_SPREAD = 2500
+FAULTS_MS_MIN = 1500
+FAULTS_MS_SPREAD = 2500
 HAND_OVER_SHARE = 0.15
 
 THEMES = (
-    "calm", "crashes", "strikes", "strikes", "pauses", "zombies", "network", "kafka", "coordinators",
+    "calm", "crashes", "steps", "steps", "pauses", "zombies", "network", "kafka", "coordinators",
     "deposed", "rescale", "disks", "everything", "everything", "everything",
 )  # fmt: skip
 
@@ -43,35 +42,35 @@ COORDINATOR_STEPS = (
 
 
 @dataclass(frozen=True)
-class Storm:
-    """What a seed brings. `faults` names what there was, for the report."""
+class FaultPlan:
+    """The faults of a run, for the report."""
 
     theme: str
     duration_ms: int
     inputs: int
 
 
-def brew(cluster: Cluster) -> Storm:
-    """Draw the storm of this run, and schedule all of it."""
-    return _Brewer(cluster).brew()
+def plan_faults(cluster: Cluster) -> FaultPlan:
+    """Draw the faults of this run and schedule them."""
+    return _FaultPlanner(cluster).plan()
 
 
-class _Brewer:
-    """Draws from the world's generator, in one order."""
+class _FaultPlanner:
+    """Draws from the world's generator, always in the same order."""
 
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
         self.world = cluster.world
         self.random = cluster.world.random
-        self.duration_ms = STORM_MS_MIN + self.random.randrange(STORM_MS_SPREAD)
+        self.duration_ms = FAULTS_MS_MIN + self.random.randrange(FAULTS_MS_SPREAD)
 
-    def brew(self) -> Storm:
+    def plan(self) -> FaultPlan:
         theme = self.random.choice(THEMES)
         everything = theme == "everything"
-        self._set_timing(stormy=theme == "kafka" or (everything and self.random.random() < 0.7))
+        self._set_timing(requests_fail=theme == "kafka" or (everything and self.random.random() < 0.7))
         inputs = self._schedule_inputs()
-        if theme in ("strikes", "coordinators") or everything:
-            self._schedule_strikes(theme)
+        if theme in ("steps", "coordinators") or everything:
+            self._schedule_faults_at_steps(theme)
         if theme == "zombies":
             self._schedule_zombies()
         if theme == "deposed":
@@ -79,11 +78,11 @@ class _Brewer:
         for name, count, fault in (
             ("crashes", 4, self._crash),
             ("pauses", 4, self._pause),
-            ("network", 6, self._trouble_network),
+            ("network", 6, self._disturb_network),
             ("kafka", 2, self._cut_from_kafka),
-            ("coordinators", 3, self._trouble_coordinator),
+            ("coordinators", 3, self._disturb_coordinator),
             ("rescale", 4, self._rescale),
-            ("disks", 4, self._trouble_disk),
+            ("disks", 4, self._damage_disk),
         ):
             if theme == name:
                 self._schedule(self.random.randint(1, count), fault)
@@ -92,7 +91,7 @@ class _Brewer:
         if theme == "kafka":
             self._schedule(self.random.randint(0, 2), self._stop_kafka)
         self._schedule_hand_over()
-        self._schedule_strikes_at_timers()
+        self._schedule_faults_at_timers()
         if takes_part(self.world.seed):
             self.world.brokers = Brokers(self.world)
             self.world.brokers.schedule(
@@ -101,17 +100,17 @@ class _Brewer:
         if theme in ("coordinators", "everything"):
             self.cluster.misdirected_share = self.random.choice((0.0, 0.0, 0.3))
         self.world.note("world", "theme %s, %d inputs, %s", theme, inputs, self.cluster.settings)
-        return Storm(theme, self.duration_ms, inputs)
+        return FaultPlan(theme, self.duration_ms, inputs)
 
-    def _set_timing(self, *, stormy: bool) -> None:
+    def _set_timing(self, *, requests_fail: bool) -> None:
         self.world.timing = Timing(
             network_ms_max=self.random.choice((1, 3, 20)),
             kafka_ms_max=self.random.choice((2, 4, 20)),
             marker_delay_share=self.random.choice((0.0, 0.1, 0.5)),
             marker_delay_ms_max=self.random.choice((10, 100)),
             request_timeout_ms=self.random.choice((400, 1500)),
-            request_failure_share=self.random.choice((0.01, 0.04)) if stormy else 0.0,
-            slow_request_share=self.random.choice((0.0, 0.05)) if stormy else 0.0,
+            request_failure_share=self.random.choice((0.01, 0.04)) if requests_fail else 0.0,
+            slow_request_share=self.random.choice((0.0, 0.05)) if requests_fail else 0.0,
             duplicate_share=self.random.choice((0.0, 0.02, 0.1)),
             duplicate_ms_max=self.random.choice((3, 30, 300)),
         )
@@ -123,7 +122,8 @@ class _Brewer:
     # --- inputs ---------------------------------------------------------------------------------------
 
     def _schedule_inputs(self) -> int:
-        """Bursts of records, in some runs in transactions of which some abort; or those that are given."""
+        """Schedule bursts of records, or the records that were given. In some runs, bursts are
+        transactions, and some of these abort."""
         given = self.cluster.job.given
         if given is not None:
             times_ms = sorted(self.random.randrange(self.duration_ms) for _ in given)
@@ -163,7 +163,7 @@ class _Brewer:
 
     # --- faults that wait for a step ------------------------------------------------------------------
 
-    def _schedule_strikes(self, theme: str) -> None:
+    def _schedule_faults_at_steps(self, theme: str) -> None:
         steps = [f"coordinator: {step}" for step in COORDINATOR_STEPS]
         if theme != "coordinators":
             steps += [f"worker: {step}" for step in WORKER_STEPS]
@@ -171,52 +171,55 @@ class _Brewer:
             kind = self.random.choice(("crash", "crash", "stop", "cut from Kafka"))
             duration_ms = self.random.choice((40, 400, 1200))
             countdown = self.random.choice((1, 1, 2, 3, 5, 10))
-            self.cluster.strikes.append(Strike(self.random.choice(steps), countdown, kind, duration_ms))
+            self.cluster.faults_at_steps.append(
+                FaultAtStep(self.random.choice(steps), countdown, kind, duration_ms)
+            )
 
     def _schedule_zombies(self) -> None:
-        """Workers stopped where they hold most, and a coordinator that finds it hard to fence them."""
+        """Stop workers where they hold most, and make it hard for the coordinator to fence them."""
         steps = ("Complete received", "complete, before commit", "offsets sent", "PrepareEpoch carried out")
         for _ in range(self.random.randint(1, 3)):
             step, countdown = f"worker: {self.random.choice(steps)}", self.random.choice((1, 2, 4, 8))
-            self.cluster.strikes.append(
-                Strike(step, countdown, "stop", self.random.choice((800, 1200, 2000)))
+            self.cluster.faults_at_steps.append(
+                FaultAtStep(step, countdown, "stop", self.random.choice((800, 1200, 2000)))
             )
         for _ in range(self.random.randint(0, 3)):
             duration_ms = self.random.choice((100, 600, 1500))
-            self.cluster.strikes.append(
-                Strike("coordinator: before a fence", 1, "cut from Kafka", duration_ms)
+            self.cluster.faults_at_steps.append(
+                FaultAtStep("coordinator: before a fence", 1, "cut from Kafka", duration_ms)
             )
 
     def _schedule_deposed(self) -> None:
-        """Coordinators that are deposed and go on, and workers that find their way to them."""
+        """Depose coordinators that then continue, with workers that still connect to them."""
         self.cluster.misdirected_share = 0.5
         begin_ms = self.random.randrange(self.duration_ms // 2)
         for number in range(self.random.randint(1, 2)):
             self.world.at(begin_ms + 700 * number, None, self._depose)
         if self.random.random() < 0.5:
-            # Cut off in the midst of a decision, it is deposed before its journal knows of it.
+            # The coordinator is cut off while it decides something, so it is deposed before its journal knows
+            # of it.
             countdown = self.random.randint(1, 6)
-            self.cluster.strikes.append(
-                Strike("coordinator: before a journal write", countdown, "cut from Kafka", 2500)
+            self.cluster.faults_at_steps.append(
+                FaultAtStep("coordinator: before a journal write", countdown, "cut from Kafka", 2500)
             )
         if self.random.random() < 0.5:
             self._schedule(1, self._crash)
-        self._schedule(self.random.randint(2, 6), self._trouble_network)
+        self._schedule(self.random.randint(2, 6), self._disturb_network)
         self._schedule(self.random.randint(0, 2), self._rescale)
 
     def _schedule_hand_over(self) -> None:
-        """In some runs of every theme the leader is asked to leave."""
-        own = Random(f"hand over {self.world.seed}")  # so that the others stay what they are
+        """Ask the leader to leave, in some runs of every theme."""
+        own = Random(f"hand over {self.world.seed}")  # so that the other choices stay the same
         if own.random() < HAND_OVER_SHARE:
             for _ in range(own.randint(1, 2)):
                 self.world.at(own.randrange(self.duration_ms), None, self._hand_over)
 
-    def _schedule_strikes_at_timers(self) -> None:
-        """In some runs of a job with timers, a worker dies or stops when some have fired."""
+    def _schedule_faults_at_timers(self) -> None:
+        """Kill or stop a worker after timers have fired, in some runs of jobs with timers."""
         own = Random(f"strikes at timers {self.world.seed}")
         if any(model.has_timers for model in self.cluster.job.models.values()) and own.random() < 0.3:
             kind, countdown = own.choice(("crash", "crash", "stop")), own.choice((1, 2, 4, 8))
-            self.cluster.strikes.append(Strike("worker: timers fired", countdown, kind, 1200))
+            self.cluster.faults_at_steps.append(FaultAtStep("worker: timers fired", countdown, kind, 1200))
 
     def _hand_over(self) -> None:
         for coordinator in self.cluster.living_coordinators:
@@ -258,7 +261,7 @@ class _Brewer:
             self.world.landed["worker stopped"] += 1
             worker.pause(duration_ms)
 
-    def _trouble_network(self) -> None:
+    def _disturb_network(self) -> None:
         workers, coordinators = self.cluster.living_workers, self.cluster.living_coordinators
         if not workers or not coordinators:
             return
@@ -294,11 +297,11 @@ class _Brewer:
 
     def _stop_kafka(self) -> None:
         duration_ms = self.random.choice((100, 700))
-        self.world.note("world", "## Kafka is away for %d ms", duration_ms)
+        self.world.note("world", "## Kafka is unavailable for %d ms", duration_ms)
         self.world.landed["Kafka away"] += 1
         self.world.kafka_down_until_ms = max(self.world.kafka_down_until_ms, self.world.now_ms + duration_ms)
 
-    def _trouble_coordinator(self) -> None:
+    def _disturb_coordinator(self) -> None:
         coordinators = self.cluster.living_coordinators
         if not coordinators:
             return
@@ -340,11 +343,11 @@ class _Brewer:
             self.world.at(self.world.up_to(60), None, worker.terminate)
 
     def _restart_one_by_one(self, slot: int) -> None:
-        """A rolling restart: the next one is asked when the one before has a successor."""
+        """A rolling restart: the next worker is asked to leave when the one before has a successor."""
         workers = [worker for worker in self.cluster.living_workers if worker.slot >= slot]
-        if workers and self.world.stormy:
+        if workers and self.world.faults_on:
             worker = min(workers, key=lambda worker: worker.slot)
-            worker.note("## asked to leave, and to be started again")
+            worker.note("## asked to leave; its supervisor starts it again")
             self.world.landed["worker restarted in good order"] += 1
             worker.returns = True
             worker.terminate()
@@ -356,11 +359,11 @@ class _Brewer:
         else:
             self.world.at(300, None, self._restart_one_by_one, worker.slot + 1)
 
-    def _trouble_disk(self) -> None:
+    def _damage_disk(self) -> None:
         disks, snapshots = self.cluster.disks, self.cluster.snapshots
         kind = self.random.choice(("lost", "lost", "full", "rot"))
         if kind == "rot":
-            # One for each shard at most: two damaged snapshots and a lost disk are beyond what is promised.
+            # At most one for each shard: nothing is promised for two damaged snapshots and a lost disk.
             shards = [shard for shard in snapshots.manifests if shard not in snapshots.rotten]
             if shards and snapshots.rot(self.random, self.random.choice(shards)):
                 self.world.landed["snapshot damaged"] += 1

@@ -1,7 +1,7 @@
-"""One run: a storm, its end, and what must be true then.
+"""One run: faults, their end, and what must be true then.
 
 Responsible for: `run`, which plays a seed and returns a `Result`, and `catches`, which says whether a seed
-finds a planted bug. Safety is checked all the time. Then the faults stop, and everything has to be committed
+finds a planted bug. Safety is checked all the time. Then the faults end, and everything has to be committed
 within a bound of virtual time. Then the job is stopped cleanly.
 """
 
@@ -18,7 +18,7 @@ from fcluster.coordinator.core import events
 from tests.phases import watch_phases
 from tests.simulation.cluster import Cluster
 from tests.simulation.coordinator_shell import SimCoordinator
-from tests.simulation.faults import Storm, brew
+from tests.simulation.faults import FaultPlan, plan_faults
 from tests.simulation.jobs import SimJob, Written
 from tests.simulation.worker_shell import SimWorker
 from tests.simulation.world import Violation, World
@@ -51,7 +51,7 @@ class Result:
     """
 
     seed: int
-    storm: Storm
+    plan: FaultPlan
     failure: str
     landed: Counter[str]
     commits: int
@@ -84,11 +84,11 @@ def run(
         harm_only=mutation.harm_only if mutation else False,
         played=job,
     )
-    storm = brew(cluster)
+    plan = plan_faults(cluster)
     failure = ""
     try:
         cluster.begin()
-        _play(cluster, storm)
+        _play(cluster, plan)
     except Violation as violation:
         failure = f"violation: {violation}"
     except Exception as error:  # noqa: BLE001  a core that raises is a finding like any other
@@ -98,7 +98,7 @@ def run(
         world.note("world", "FAILED: %s", failure)
     return Result(
         seed,
-        storm,
+        plan,
         failure,
         world.landed,
         cluster.checks.commits,
@@ -116,9 +116,9 @@ def catches(seed: int, mutation: Mutation) -> bool:
     return not run(seed).failure and not any(run(seed, mutation=part).failure for part in mutation.parts)
 
 
-def _play(cluster: Cluster, storm: Storm) -> None:
+def _play(cluster: Cluster, plan: FaultPlan) -> None:
     world, checks = cluster.world, cluster.checks
-    world.run(storm.duration_ms)
+    world.run(plan.duration_ms)
     cluster.heal()
     if not world.run(world.now_ms + LIVENESS_BOUND_MS, _seldom(cluster, checks.everything_committed)):
         raise Violation(f"not everything is committed in time: {'; '.join(checks.behind())}")
@@ -140,7 +140,7 @@ def _seldom(cluster: Cluster, done: object) -> object:
 
     def ask() -> bool:
         if cluster.world.events > EVENTS_MAX:
-            raise Violation("too much happens: something goes round in circles")
+            raise Violation("too many events: something never ends")
         now = [cluster.checks.commits, cluster.world.now_ms // 50]
         if now == asked:
             return False

@@ -1,5 +1,5 @@
-"""The model of Kafka does what Kafka does: what is visible when, who is fenced, what an unknown commit may
-become."""
+"""The model of Kafka behaves like Kafka: what is visible when, who is fenced, how an unknown commit can
+end."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_of_two_offsets_the_one_sent_later_stays_whatever_marker_comes_first() -
     assert kafka.committed(SOURCE) == (9, "m")
 
 
-def test_transaction_beyond_its_time_out_is_aborted_and_its_producer_fenced() -> None:
+def test_transaction_beyond_its_timeout_is_aborted_and_its_producer_fenced() -> None:
     later: list[Callable[[], None]] = []
     kafka = KafkaModel(expire_later=lambda _, action: later.append(action))
     producer = kafka.init_producer("a")
@@ -104,7 +104,7 @@ def test_commit_repeated_after_its_answer_was_lost_changes_nothing() -> None:
     assert kafka.end_offset(P) == 2
 
 
-def test_journal_takes_writes_of_its_last_writer_only() -> None:
+def test_journal_accepts_writes_of_its_last_writer_only() -> None:
     journal = KafkaModel().journal
     old = journal.begin()
     journal.write(old, {"a": 1, "b": 2})

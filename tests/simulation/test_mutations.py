@@ -1,4 +1,4 @@
-"""The simulation can fail: each planted bug is caught, by the seed that the table keeps for it."""
+"""The simulation catches each planted bug, with the seed that the table names for it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def names(mutation: Mutation) -> str:
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=names)
 def test_planted_bug_is_caught(mutation: Mutation) -> None:
-    assert mutation.finding, "which finding proves it?"
+    assert mutation.finding, "say which finding proves it"
     assert catches(mutation.seed, mutation), (
         f"seed {mutation.seed} doesn't catch it. When a core changes, other things happen in the same seed: "
         f'find another one with python -m tests.simulation --find "{mutation.name}", and put it in the table'

@@ -1,4 +1,4 @@
-"""Many seeds; that a seed tells the same story each time; that a failing one says how to see it again."""
+"""Many seeds find nothing, a seed always plays in the same way, and a failing seed can be played again."""
 
 from __future__ import annotations
 
@@ -79,11 +79,11 @@ MUST_LAND = (
     "old answer of a group coordinator",
     "not known: ends",
 )
-"""Each of these has to be part of the story somewhere, or the story proves less than it seems to."""
+"""Each of these has to happen in some seed. Otherwise the run proves less than it seems to."""
 
 
 @pytest.mark.timeout(600)
-def test_two_thousand_seeds_are_safe_and_come_to_an_end() -> None:
+def test_two_thousand_seeds_are_safe_and_end() -> None:
     landed, failures, commits = Counter[str](), list[str](), 0
     for result in play(0, SEEDS):
         landed += result.landed
@@ -96,7 +96,7 @@ def test_two_thousand_seeds_are_safe_and_come_to_an_end() -> None:
 
 
 def fingerprint(seed: int) -> str:
-    """Of a seed's transcript."""
+    """A hash of the seed's transcript."""
     return hashlib.sha256("\n".join(run(seed, recording=True).transcript).encode()).hexdigest()
 
 
@@ -108,7 +108,7 @@ print(fingerprint(int(sys.argv[1])))
 
 
 @pytest.mark.parametrize("seed", [3, 16])
-def test_same_seed_tells_the_same_story_in_every_process(seed: int) -> None:
+def test_same_seed_gives_the_same_transcript_in_every_process(seed: int) -> None:
     stories = {fingerprint(seed), fingerprint(seed)}
     for hash_seed in ("1", "2"):
         environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
@@ -130,7 +130,9 @@ def test_recording_changes_nothing() -> None:
     assert (plain.landed, plain.commits, plain.events) == (recorded.landed, recorded.commits, recorded.events)
 
 
-def test_failing_seed_is_replayed_by_the_command_that_it_prints(capsys: pytest.CaptureFixture[str]) -> None:
+def test_failing_seed_is_played_again_by_the_command_that_it_prints(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert main(["--seed", "0", "--mutation", "commit before complete", "--verbose"]) == 1
     shown = capsys.readouterr().out
     assert "Barrier(" in shown

@@ -1,11 +1,12 @@
 """A model of the worker's shell: what `worker/server.py`, its parts and `shards.py` do around the real core.
 
-Responsible for: the threads of a worker and what can come between them. The main thread owns core, runners
-and open epoch and stands still while it flushes; the commit thread carries out one step of an epoch after
-another; the restore thread opens and closes stores; snapshots and heartbeats have their own. The core, the
-state layers, the changelog's codec and the plan of a restore are the real ones.
+Responsible for: the threads of a worker and what can happen between them. The main thread owns the core, the
+runners and the open epoch. It waits while outputs are flushed. The commit thread runs the steps of an epoch,
+one after another. The restore thread opens and closes stores. Snapshots and heartbeats run in threads of
+their own. The core, the state layers, the changelog's codec and the restore plan are the product's code.
 
-Must not: decide protocol questions. If it does something that the real shell doesn't, it proves nothing.
+Must not: decide questions of the protocol. If it does something that the real shell doesn't do, its results
+prove nothing.
 """
 
 from __future__ import annotations
@@ -62,13 +63,14 @@ NO_OFFSET = -1001
 NOT_KNOWN = (NO_OFFSET, "not known yet")
 REST_POLL_MS = 5
 UNSETTLED_RETRY_MS = 20
-TOLD_SELDOM_MS = 30
-"""How often event time is told if nobody needs it: oftener than really, so that more happens."""
+TELL_INTERVAL_MS = 30
+"""The interval at which event time is told to stages that don't need it. Shorter than in the product, so that
+more happens."""
 
 
 class Runner(ShardRunner):
-    """One shard that reads: the real runner, and what was fetched for it. Thrown away whenever its position
-    is."""
+    """A shard that is being read: the real runner, and how far its inputs are fetched. It is dropped together
+    with its position."""
 
     def __init__(
         self,
@@ -92,10 +94,13 @@ class Runner(ShardRunner):
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """What was read of a runner's input: records, or that there are none for now.
+    """The result of one fetch for a runner: records of one input, or none.
 
-    `position`: how far it is read; `end`: where the partition is known to end, None if it isn't. `number` -1:
-    only time has passed.
+    Attributes:
+        number: which input. -1: no input was read, but time has passed.
+        records: offset and record of each.
+        position: the next offset to fetch.
+        end: the partition's end. None: unknown.
     """
 
     number: int
@@ -106,7 +111,7 @@ class Fetched:
 
 @dataclass(slots=True)
 class FrozenShard:
-    """A shard's part in a frozen epoch."""
+    """One shard in a frozen epoch."""
 
     shard: ShardId
     state: ShardState
@@ -117,7 +122,7 @@ class FrozenShard:
 
 @dataclass(slots=True)
 class FrozenEpoch:
-    """What one worker commits in an epoch. `outputs` is kept for mutations that write it a second time."""
+    """What one worker commits in an epoch. Mutations use `outputs` to write them a second time."""
 
     epoch: int
     records: int
@@ -128,7 +133,8 @@ class FrozenEpoch:
 
 
 class CommitThread:
-    """One session's thread: one task after the other, until it is shut down; what runs then runs on."""
+    """The thread of one session. It runs one task after another. After a shutdown it only ends the running
+    one."""
 
     def __init__(self, worker: SimWorker) -> None:
         self._worker = worker
@@ -136,18 +142,18 @@ class CommitThread:
         self.running = False
 
     def submit(self, task: Thread | Callable[[], None]) -> None:
-        """Do this after what was submitted before."""
+        """Add a task behind those submitted before."""
         self._tasks.append(task)
         if not self.running:
             self.running = True
             self._worker.later(0, self._next)
 
     def shut_down(self) -> None:
-        """Forget what hasn't begun."""
+        """Drop the tasks that haven't started."""
         self._tasks.clear()
 
     def marker(self) -> Callable[[], bool]:
-        """Tells whether what was submitted up to now is done or forgotten."""
+        """Returns a function that tells whether all tasks submitted before are done or dropped."""
         passed: list[bool] = []
         if not self.running:
             return lambda: True
@@ -229,7 +235,7 @@ class Writer:
             self.on_flushed = then
 
     def seal(self, epoch: int, records: int, shards: list[FrozenShard]) -> FrozenEpoch:
-        """The begun epoch belongs to the commit thread now; the other producer takes the next one."""
+        """Hand the open epoch to the commit thread. The other producer takes the next epoch."""
         producer, lane = self.producers[self.turn], self.lanes[self.turn]
         self.turn = 1 - self.turn
         outputs, self.outputs = self.outputs, []
@@ -250,7 +256,7 @@ class SimWorker(Process):
         self.wanted_slot = wanted_slot
         self.exit_code: int | None = None
         self.returns = False
-        """Its supervisor starts another one when it has left: a rolling restart."""
+        """Whether its supervisor starts a new worker after this one has left (rolling restart)."""
         self._terminated = False
         self.disk: Disk | None = None
         self.slot = -1
@@ -286,11 +292,11 @@ class SimWorker(Process):
         self.states: dict[ShardId, ShardState] = {}
         self._dropped: list[ShardState] = []
         self.runners: dict[ShardId, Runner] = {}
-        self._telling = Telling(self.cluster.topology, TOLD_SELDOM_MS)
+        self._telling = Telling(self.cluster.topology, TELL_INTERVAL_MS)
         self._port = OutputPort()
         self._port.produce = self._hold_output
         self._outputs: list[tuple[Partition, Written]] = []
-        self._interrupting = Inbox()  # only what interrupts a batch: what is posted waits in `inbox`
+        self._interrupting = Inbox()  # holds only what interrupts a batch; everything else waits in `inbox`
         self._record_watch = RecordWatch()
         self._timed: dict[ShardId, ShardRunner] = {}
         self._timers = DueTimers(self._timed, self._interrupting, self._record_watch, self.wall_ms)
@@ -309,11 +315,11 @@ class SimWorker(Process):
     # --- life -----------------------------------------------------------------------------------------
 
     def step(self, name: str) -> None:
-        """A point at which faults like to strike."""
+        """A point at which faults are likely to happen."""
         self.cluster.step(self, f"worker: {name}")
 
     def wall_ms(self) -> int:
-        """The clock of its host."""
+        """The clock of its host, in milliseconds."""
         return BEGIN_MS + self.world.now_ms + self._clock_error_ms
 
     def terminate(self) -> None:
@@ -332,15 +338,15 @@ class SimWorker(Process):
             self.disk.crash(world.random)
         flush_ms = world.up_to(8) if world.chance(0.5) else None
         self.dealer.close(world.up_to(5), flush_ms=flush_ms)
-        # A random stream of its own: how the end is noticed shall not change what else a seed chooses.
+        # A generator of its own, so that the other choices of a seed don't depend on how the end is noticed.
         chance = Random(f"{world.seed} {self.name}")
         for coordinator in self.cluster.living_coordinators:
-            if chance.random() < 0.5:  # they run on the same host
+            if chance.random() < 0.5:  # the coordinator runs on the same host
                 coordinator.later(chance.randint(0, 6), coordinator.feed, ProcessEnded(self.name))
         self.cluster.worker_ended(self)
 
     def _exit(self, effect: events.Exit) -> None:
-        """End in whatever order the core has chosen."""
+        """End the process. Whatever the core chose not to do is left undone."""
         self.note("exits with code %d: %s", effect.code, effect.reason)
         self.exit_code = effect.code
         if self.disk is not None and self.disk.owner is self:
@@ -364,7 +370,7 @@ class SimWorker(Process):
         self._drain()
 
     def hang(self, duration_ms: int) -> None:
-        """The main thread is busy with something for so long; the other threads aren't."""
+        """Keep the main thread busy for this time. The other threads continue."""
         if not self._hanging:
             self.note("## main thread hangs for %d ms", duration_ms)
             self._hanging = True
@@ -403,12 +409,12 @@ class SimWorker(Process):
             self.step(f"{type(event.message).__name__} received")
 
     def _check_term(self, message: messages.FromCoordinator, effects: list[events.Effect]) -> None:
-        """Nothing is done on the word of a leader whose successor has been heard."""
+        """Check that the core doesn't act on a leader's message after it has heard from a later leader."""
         obeyed = any(not isinstance(effect, events.Log) for effect in effects)
         if message.term < self._highest_term and obeyed and not self.cluster.checks.harm_only:
             name = type(message).__name__
             self.cluster.checks.fail(
-                f"{self.name} obeys a {name} of term {message.term}, has heard of {self._highest_term}"
+                f"{self.name} obeys a {name} of term {message.term}, but knows of term {self._highest_term}"
             )
         self._highest_term = max(self._highest_term, message.term)
 
@@ -482,12 +488,12 @@ class SimWorker(Process):
         self.commit_thread.submit(self.writer.open())
 
     def _at_rest(self, threads: Iterable[CommitThread]) -> Thread:
-        """Wait until these threads of former sessions have come to rest."""
+        """Wait until these threads of former sessions are idle."""
         while any(thread.running for thread in threads):
             yield Sleep(REST_POLL_MS)
 
     def _take_disk(self, slot: int) -> bool:
-        """Take the slot's part of the state directory."""
+        """Take ownership of the slot's part of the state directory. False: another process has it."""
         disk = self.cluster.disk(self.host, slot)
         if disk.owner is self:
             return True
@@ -512,7 +518,7 @@ class SimWorker(Process):
             self.commit_thread = None
         if self.writer is not None:
             self.writer.destroyed = True
-            self._telling = Telling(self.cluster.topology, TOLD_SELDOM_MS)
+            self._telling = Telling(self.cluster.topology, TELL_INTERVAL_MS)
             self.writer = None
 
     def _drop_layers(self) -> None:
@@ -536,7 +542,8 @@ class SimWorker(Process):
                 self.note("writing committed state: %s", error.message)
 
     def write_dropped_before_copies(self) -> None:
-        """What a former session hasn't written yet must not come after what a copy holds."""
+        """Write what a former session left unwritten. Otherwise these writes would come after those of a
+        copy."""
         self._write_dropped()
 
     def _close_shards(self, shards: tuple[ShardId, ...]) -> None:
@@ -549,7 +556,8 @@ class SimWorker(Process):
     def _close_released(
         self, states: dict[ShardId, ShardState | None], writing: CommitThread | None
     ) -> Thread:
-        """Restore thread: close stores behind what the commit thread still writes to them."""
+        """Close stores in the restore thread, once the commit thread has written to them for the last
+        time."""
         if writing is not None:
             reached = writing.marker()
             while not reached():
@@ -583,20 +591,20 @@ class SimWorker(Process):
             self._fetch(runner, number)
 
     def position_of(self, effect: events.StartReading) -> CommittedPosition:
-        """Where the shard begins."""
+        """The position at which the shard starts."""
         return effect.position
 
     def new_runner(
         self, stage: Stage, partition: int, state: ShardState, position: CommittedPosition, idle_ms: int
     ) -> Runner:
-        """What processes the records of a shard."""
+        """Create what processes the records of a shard."""
         runner = Runner(stage, partition, state, position, self._port, idle_ms, self.wall_ms)
         if runner.timers is not None:
             runner.timers.at_once_max = self.cluster.fired_at_once_max
         return runner
 
     def _fetch(self, runner: Runner, number: int) -> None:
-        """Ask for the next records of a runner's input; they come when there are some."""
+        """Fetch the next records of an input. They are posted as soon as there are some."""
         if self.runners.get(runner.shard) is not runner or not runner.reading:
             return
         source, position = runner.sources[number], runner.fetched_up_to[number]
@@ -624,7 +632,7 @@ class SimWorker(Process):
             self._fetch(runner, number)
 
     def _next(self, runner: Runner, fetched: Fetched) -> list[Read]:
-        """What is to be processed now that this was fetched."""
+        """The records to process now, given what was fetched."""
         number = fetched.number
         reads = [Read(number, runner.sources[number], offset, record) for offset, record in fetched.records]
         if runner.merge is None:
@@ -644,7 +652,7 @@ class SimWorker(Process):
             return
         writer = self.writer
         if self.runners.get(runner.shard) is not runner or not runner.reading or writer is None:
-            return  # fetched before the shard was rewound or given up
+            return  # fetched before the shard was rewound or released
         if writer.failure:
             self._feed(events.TransactionFailed(self.core.state.session, f"producing: {writer.failure}"))
             return
@@ -661,7 +669,8 @@ class SimWorker(Process):
             self._fetch(runner, fetched.number)
 
     def _process_records(self, writer: Writer, runner: Runner, reads: list[Read], fetched: Fetched) -> int:
-        """Returns how many of the last ones are left, because timers come before them."""
+        """Process records. Returns how many of the last ones are left, because timers have to fire before
+        them."""
         self._interrupting.interrupts.clear()
         rest = 0
         for number, read in enumerate(reads):
@@ -674,7 +683,7 @@ class SimWorker(Process):
                 break
         self._record_watch.record = None
         if rest:
-            assert runner.merge is None  # what comes of a merge can't wait here; no such shard has timers
+            assert runner.merge is None  # merged records can't wait here, but no merged stage has timers
             del reads[-rest:]
         _, fired = self._timers.take_fired()
         if self.world.transcript is not None:
@@ -699,7 +708,7 @@ class SimWorker(Process):
     def _hold_output(
         self, topic: str, value: bytes | None, key: bytes | None, timestamp_ms: int, headers: Any
     ) -> None:
-        """What the engine's port is bound to: outputs are sent when a batch of records is through."""
+        """Called by the engine's port. Outputs are sent after each batch of records."""
         record: Any = self._record_watch.record
         shard = ShardId(self.cluster.job.stages_reading[record.topic()], record.partition())
         number = record.number if isinstance(record, Read) else 0
@@ -715,7 +724,8 @@ class SimWorker(Process):
         return is_open and not self._reading_paused and not self.core.state.waits_for_commit()
 
     def _timers_come_next(self) -> bool:
-        """Whether timers are due, and only what comes after them is waiting: records, or an order to stop."""
+        """Whether timers are due and nothing waits except records or an order to stop, which both come
+        after timers."""
         if not self._timed or not self._may_fire:
             return False
         item = self.inbox[0] if self.inbox else None
@@ -723,7 +733,7 @@ class SimWorker(Process):
         return (item is None or isinstance(item, tuple) or is_to_stop) and self._timers.are_due()
 
     def _fire(self) -> None:
-        """Fire timers of one shard; what follows from that is done before those of the next one."""
+        """Fire timers of one shard. Its effects are carried out before the next shard's timers fire."""
         writer = self.writer
         assert writer is not None
         self._interrupting.interrupts.clear()
@@ -739,7 +749,7 @@ class SimWorker(Process):
         self.step("timers fired")
 
     def _wake_for_timers(self) -> None:
-        """Go on when the next timer in processing time is due, unless something comes before."""
+        """Schedule a wake-up for the next timer in processing time, unless an earlier one is scheduled."""
         interval_s = self.cluster.settings.heartbeat_interval_ms / 1000
         if self._timed and self._may_fire:
             wait_s = self._timers.wait_s(interval_s)
@@ -749,8 +759,9 @@ class SimWorker(Process):
                 self.later(wakes_at_ms - self.world.now_ms, self._drain)
 
     def _pass_time(self) -> None:
-        """Find inputs that have become idle, and what was put off of event time: both need an epoch, although
-        records have stopped coming."""
+        """Look for inputs that have become idle, and for event time that is overdue. Both need an epoch,
+        although no
+        records arrive."""
         if not self._reading_paused and not self.core.state.waits_for_commit():
             now_ms = self.world.now_ms
             idle = self._idle_inputs.look(self.runners.values(), now_ms)
@@ -761,7 +772,7 @@ class SimWorker(Process):
     # --- epochs ---------------------------------------------------------------------------------------
 
     def _prepare_epoch(self, effect: events.PrepareEpoch) -> None:
-        """Freeze; then the main thread stands still until the outputs are acknowledged."""
+        """Freeze the shards. Then the main thread waits until the outputs are acknowledged."""
         writer = self.writer
         assert writer is not None
         frozen = [self._freeze(shard, effect.epoch) for shard in sorted(effect.shards)]
@@ -803,7 +814,7 @@ class SimWorker(Process):
         return FrozenShard(shard, runner.state, runner.position, delta)
 
     def flush_epoch(self, sealed: FrozenEpoch, effect: events.PrepareEpoch) -> Thread:
-        """Commit thread: write deltas and offsets."""
+        """Write deltas and offsets (commit thread)."""
         try:
             yield from self.write_deltas(sealed)
             self.step("delta flushed")
@@ -841,7 +852,7 @@ class SimWorker(Process):
         )
 
     def offsets_of(self, frozen: FrozenShard) -> dict[Partition, tuple[int, str]]:
-        """What is committed for the inputs of a shard."""
+        """The offsets to commit for a shard's inputs."""
         offsets: dict[Partition, tuple[int, str]] = {}
         for number, topic in enumerate(self.cluster.job.inputs[frozen.shard.stage]):
             at = frozen.position.of_input(number)
@@ -853,7 +864,7 @@ class SimWorker(Process):
         self.commit_thread.submit(self.commit_epoch(effect))
 
     def commit_epoch(self, effect: events.CommitEpoch) -> Thread:
-        """Commit thread: make the epoch visible, then let its layers become committed state."""
+        """Make the epoch visible, then turn its layers into committed state (commit thread)."""
         sealed = self.pending
         assert sealed is not None
         assert sealed.epoch == effect.epoch
@@ -872,18 +883,18 @@ class SimWorker(Process):
             return
         self.step("committed, before apply")
         self.post(events.EpochCommitted(effect.session, effect.epoch, 1.0, positions_of(sealed)))
-        # The main thread may be quicker than this one.
+        # The main thread may handle the event before this thread continues.
         if self.world.chance(0.3):
             yield Sleep(self.world.up_to(4))
         self.apply(effect.session, sealed)
 
     def commit_failed(self, effect: events.CommitEpoch, sealed: FrozenEpoch, failure: KafkaFailure) -> Thread:
-        """The commit's outcome may be unknown."""
+        """Called if the commit failed, or if its outcome is unknown."""
         self.post(events.TransactionFailed(effect.session, f"committing epoch {sealed.epoch}: {failure}"))
         yield from ()
 
     def apply(self, session: int, sealed: FrozenEpoch) -> None:
-        """Let the layers of a committed epoch become the state that later reaches the store."""
+        """Turn the layers of a committed epoch into the state that is written to the store later."""
         try:
             for frozen in sealed.shards:
                 if frozen.delta is not None:
@@ -924,7 +935,7 @@ class SimWorker(Process):
                     yield from self.read_positions((shard,), now)
                     if now[shard] == positions[shard]:
                         raise
-                    raise KafkaFailure(f"{shard} has got another owner meanwhile") from None
+                    raise KafkaFailure(f"{shard} has another owner by now") from None
         except KafkaFailure as failure:
             if not stop[0]:
                 self.post(events.RestoreFailed(session, failure_of(failure), fatal=False))
@@ -936,7 +947,7 @@ class SimWorker(Process):
                 self.post(events.RestoreFailed(session, failure_of(error), fatal=False))
 
     def _keep_standbys(self, shards: set[ShardId], before: tuple[CommitThread, ...]) -> Thread:
-        """Restore thread: keep copies of these and of no others."""
+        """Keep copies of these shards only (restore thread)."""
         yield from self._at_rest(before)
         self.write_dropped_before_copies()
         dropped = self.tail.shards - shards
@@ -948,7 +959,7 @@ class SimWorker(Process):
     def read_positions(
         self, shards: tuple[ShardId, ...], positions: dict[ShardId, CommittedPosition | None]
     ) -> Thread:
-        """What Kafka has committed for these shards, once it is settled."""
+        """Read what is committed for these shards, once no offset is pending."""
         topics = self.cluster.job.inputs
         inputs = {shard: [(topic, shard.partition) for topic in topics[shard.stage]] for shard in shards}
         wanted = [source for sources in inputs.values() for source in sources]
@@ -967,7 +978,7 @@ class SimWorker(Process):
                 self.world.landed["old answer of a group coordinator"] += 1
                 self._reader = GroupReader(self.world)
             if self.world.now_ms > deadline_ms:
-                raise KafkaFailure("the committed offsets don't settle")
+                raise KafkaFailure("offsets stay pending")
             yield Sleep(UNSETTLED_RETRY_MS)
         for shard, sources in inputs.items():
             committed = [
@@ -976,7 +987,7 @@ class SimWorker(Process):
             positions[shard] = self.joined(committed)
 
     def joined(self, committed: list[CommittedPosition | None]) -> CommittedPosition | None:
-        """Where a shard stands, from what is committed for its inputs; None: nothing is."""
+        """A shard's position, from what is committed for its inputs. None: nothing is committed."""
         if not any(committed):
             return None
         try:
@@ -985,19 +996,20 @@ class SimWorker(Process):
             raise StateDamaged(str(error)) from error
 
     def are_known(self, found: dict[Partition, tuple[int, str] | None]) -> bool:
-        """Whether the client knows what is committed; if not, it is asked again."""
+        """Whether the client knows all committed offsets. If not, it is asked again."""
         return NOT_KNOWN not in found.values()
 
     def is_old(self, found: dict[Partition, tuple[int, str] | None]) -> bool:
-        """Whether the answer lacks what a worker has reported as committed."""
+        """Whether the answer is older than what workers have reported as committed."""
         answered = {at: None if position is None else position[0] for at, position in found.items()}
         return self.reported.find_older(answered) is not None
 
     def _answered_offsets(self, sources: list[Partition]) -> dict[Partition, tuple[int, str] | None] | None:
-        """What the coordinator that the reader asks answers.
+        """The answer of the group coordinator that the reader asks.
 
-        The one that is cut off gives an old answer where it can be told by what was reported. An offset that
-        nobody has lived to report can't be told from an old one (docs/decisions/0082), so that isn't played.
+        A coordinator that is cut off gives an old answer, but only if the reports of workers reveal that it
+        is old.
+        Otherwise nothing could tell the difference (docs/decisions/0082), so that case isn't played.
         """
         cut_off = self._reader.cut_off
         if cut_off is not None:
@@ -1037,7 +1049,7 @@ class SimWorker(Process):
                     self._replay(request, plan, store, changelog)
                     break
                 except StateDamaged as damage:
-                    self.note("the restore of %s begins anew: %s", shard, damage.message)
+                    self.note("the restore of %s starts again: %s", shard, damage.message)
                     failed[plan.base, plan.meta.state_epoch] = damage
         if stop[0] or not self.alive:
             return
@@ -1049,13 +1061,13 @@ class SimWorker(Process):
         self.post(events.ShardRestored(session, shard, position))
 
     def new_state(self, shard: ShardId, store: SimStore) -> ShardState:
-        """The memory layers above a restored store."""
+        """A shard's state: the layers in memory, above a restored store."""
         cluster = self.cluster
         stores = cluster.topology.stage(shard.stage).all_stores
         return ShardState(store, stores, cluster.cache_entries_max, cluster.flush_limits)
 
     def stands_exactly(self, request: RestoreRequest, store: SimStore) -> bool:
-        """Whether the local store is what the shard needs."""
+        """Whether the local store is exactly at the committed epoch."""
         return stands_exactly(request, store.meta())
 
     def settled_end(self, changelog: Partition) -> Thread:
@@ -1072,13 +1084,13 @@ class SimWorker(Process):
                 if stable == end:
                     return end
             except NotKnownYetError:
-                pass  # it is asked again
+                pass  # asked again
             if self.world.now_ms > deadline_ms:
                 raise KafkaFailure(f"a transaction in {changelog} is still open")
             yield Sleep(UNSETTLED_RETRY_MS)
 
     def known(self, answer: int, partition: Partition) -> int:
-        """An offset that a client has answered, by the product's own rule."""
+        """An offset that a client answered. The product's own rule says whether it is known."""
         return known_offset(answer, f"{partition[0]}/{partition[1]}")
 
     def _plan(
@@ -1108,7 +1120,7 @@ class SimWorker(Process):
         return plan
 
     def put_base(self, disk: Disk, plan: RestorePlan, shard: ShardId) -> SimStore:
-        """Replace the shard's files by what the plan begins with."""
+        """Put the files in place from which the restore starts."""
         if plan.base is Base.LOCAL:
             return disk.open(shard)
         if plan.snapshot is not None:
@@ -1123,7 +1135,7 @@ class SimWorker(Process):
     def _replay(
         self, request: RestoreRequest, plan: RestorePlan, store: SimStore, changelog: Partition
     ) -> None:
-        """Read the changelog to its end, apply the deltas, check that they end at the committed epoch."""
+        """Read the changelog to its end and apply the deltas. Check that they end at the committed epoch."""
         reader = DeltaReader(f"{changelog[0]}/{changelog[1]}", plan.meta.state_epoch)
         if plan.meta.changelog_offset < self.kafka.begins.get(changelog, 0):
             if plan.read_to > plan.meta.changelog_offset:
@@ -1170,11 +1182,11 @@ class SimWorker(Process):
         meta, data, snapshots = store.meta(), store.data, self.cluster.snapshots
         if meta.state_epoch == self._snapshot_epochs.get(shard, 0):
             return
-        damaged = self.world.stormy and self.world.chance(self.cluster.upload_damage_share)
+        damaged = self.world.faults_on and self.world.chance(self.cluster.upload_damage_share)
         yield Sleep(self.world.up_to(30))
         manifest = snapshots.upload(shard, data, meta, damaged=damaged)
         if not self.is_verified(shard, manifest):
-            self.note("the snapshot of %s at epoch %d didn't arrive whole", shard, meta.state_epoch)
+            self.note("the snapshot of %s at epoch %d was damaged on its way", shard, meta.state_epoch)
             self.world.landed["snapshot damaged on its way"] += 1
             return
         self.step("snapshot uploaded")
@@ -1190,16 +1202,16 @@ class SimWorker(Process):
         if offset:
             changelog = self.cluster.job.changelog(shard)
             yield Call("delete records", lambda: self.kafka.delete_before(changelog, offset), place=changelog)
-            self.note("the changelog of %s begins at %d now", shard, offset)
+            self.note("the changelog of %s now begins at %d", shard, offset)
             self.world.landed["changelog truncated"] += 1
         self.step("changelog truncated")
 
     def is_verified(self, shard: ShardId, manifest: Manifest) -> bool:
-        """Whether the snapshot arrived as it was sent."""
+        """Whether the snapshot arrived undamaged."""
         return self.cluster.snapshots.is_intact(shard, manifest)
 
     def truncation_offset(self, shard: ShardId, changelog_id: str) -> int | None:
-        """What of the changelog no snapshot needs."""
+        """The changelog is needed from this offset on. None: all of it is needed."""
         return truncation_offset(self.cluster.snapshots, shard, changelog_id)
 
     def prune(self, shard: ShardId, meta: StoreMeta) -> None:
@@ -1214,7 +1226,7 @@ class SimWorker(Process):
         self.post(events.MessageReceived(message))
 
     def _pulse(self) -> None:
-        """Heartbeats, and the search for a coordinator, come from a thread of their own."""
+        """Send heartbeats and search for the leader, as the product does in a separate thread."""
         settings = self.cluster.settings
         if self.core.state.session and self.dealer.connected:
             stats = WorkerStats(standbys=self.tail.statuses())
@@ -1236,25 +1248,25 @@ class SimWorker(Process):
             return
         self._misled = False
         if self.dealer.target is not leader.router:
-            self.note("looks to %s", leader)
+            self.note("connects to %s", leader)
             self.dealer.connect(leader.router)
 
     # --- for the end ----------------------------------------------------------------------------------
 
     def live_state(self, shard: ShardId, keys: Iterable[str]) -> dict[str, dict[str, Any]]:
-        """The state of a running shard as handlers would see it."""
+        """The state of a running shard, as its handlers would see it."""
         (table,) = self.runners[shard].state.documents.values()
         states = {key: table.peek(key.encode()) for key in keys}
         return {key: state for key, state in states.items() if state}
 
 
 def positions_of(sealed: FrozenEpoch) -> dict[ShardId, CommittedPosition]:
-    """Where the shards of the epoch stand once it is committed."""
+    """The positions of the epoch's shards after its commit."""
     return {frozen.shard: frozen.position for frozen in sealed.shards}
 
 
 def shown(thing: Any) -> str:
-    """A message, event or effect in a few words."""
+    """A short text for a message, event or effect."""
     words: list[str] = []
     names: Iterator[str] = iter(getattr(thing, "__struct_fields__", None) or thing.__dataclass_fields__)
     for name in names:

@@ -74,7 +74,7 @@ Thread = Generator[Call | Sleep, Any, None]
 
 @dataclass(frozen=True)
 class Timing:
-    """How slow things are in a run, and how often requests to Kafka fail, in calm and in stormy times."""
+    """How slow things are in a run, and how often requests to Kafka fail, with and without faults."""
 
     network_ms_max: int = 3
     kafka_ms_max: int = 4
@@ -96,7 +96,7 @@ class World:
         self.random = Random(seed)
         self.now_ms = 0
         self.timing = Timing()
-        self.stormy = True
+        self.faults_on = True
         self.kafka_down_until_ms = 0
         self.transcript: list[str] | None = [] if recording else None
         self.landed: Counter[str] = Counter()
@@ -188,7 +188,7 @@ class _Request:
         world, timing = self.world, self.world.timing
         self.sent_ms = world.now_ms
         delay_ms = world.latency_ms(timing.kafka_ms_max)
-        if world.stormy and world.chance(timing.slow_request_share):
+        if world.faults_on and world.chance(timing.slow_request_share):
             delay_ms += world.up_to(timing.slow_request_ms_max)
         open_ms = max(self.process.kafka_cut_until_ms, world.kafka_down_until_ms)
         if open_ms > world.now_ms:
@@ -202,7 +202,7 @@ class _Request:
                 return
             self.number = way.number
             delay_ms += way.delay_ms
-        if world.stormy and world.chance(timing.request_failure_share):
+        if world.faults_on and world.chance(timing.request_failure_share):
             self._fail(delay_ms)
         elif delay_ms > timing.request_timeout_ms:
             world.landed["request timed out, carried out later"] += 1
@@ -404,7 +404,7 @@ class Connection:
         )
         self._last_ms[direction] = arrival_ms
         world.at(arrival_ms - world.now_ms, None, self._deliver, process, arrive, frame)
-        if world.stormy and world.chance(world.timing.duplicate_share):
+        if world.faults_on and world.chance(world.timing.duplicate_share):
             # Again, after what was sent after it.
             world.landed["frame twice"] += 1
             later_ms = arrival_ms - world.now_ms + 1 + world.up_to(world.timing.duplicate_ms_max)

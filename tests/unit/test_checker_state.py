@@ -1,4 +1,4 @@
-"""The checker's verdict on state must object to a store that isn't what the changelog says."""
+"""The checker's verdict on state has to find a store that differs from the changelog."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The checker of long runs: it agrees with a faultless run, and objects to each kind of wrong one by name."""
+"""The checker of long runs accepts a correct run, and names each kind of error."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ GROUPS = 4
 
 
 def made(group_count: int, seed: int = 5) -> tuple[list[InputRecord], list[OutputRecord]]:
-    """The input, and what a faultless job writes."""
+    """The input, and the outputs of a correct job."""
     inputs: list[InputRecord] = []
     offsets = [0] * PARTITIONS
     for record in generate_records(400, keys=20, seed=seed, hot_keys=3):
@@ -26,7 +26,7 @@ def made(group_count: int, seed: int = 5) -> tuple[list[InputRecord], list[Outpu
 
 
 def outputs_of(inputs: list[InputRecord], group_count: int) -> list[OutputRecord]:
-    """What a faultless job writes."""
+    """The outputs of a correct job."""
     totals: dict[str, tuple[int, int]] = {}
     outputs: list[OutputRecord] = []
     for r in inputs:
@@ -40,7 +40,7 @@ def outputs_of(inputs: list[InputRecord], group_count: int) -> list[OutputRecord
 
 
 def judged(inputs: list[InputRecord], outputs: list[OutputRecord], group_count: int = 0) -> Verdict:
-    """Fed as by readers of both sides, one a little ahead of the other, now this one, now that one."""
+    """Feed the checker as two readers would, with sometimes one and sometimes the other a little ahead."""
     draw, fold = random.Random(1), Fold(group_count)
     left, right = list(inputs), list(outputs)
     while left or right:
@@ -100,7 +100,7 @@ def test_two_outputs_of_one_key_in_the_wrong_order_are_found() -> None:
 def test_wrong_total_is_found(group_count: int, change: dict[str, int]) -> None:
     inputs, outputs = made(group_count)
     outputs[100] = outputs[100]._replace(**change)
-    assert judged(inputs, outputs, group_count).counts["wrong"] in (1, 2)  # and that which builds on it
+    assert judged(inputs, outputs, group_count).counts["wrong"] in (1, 2)  # and the next total
 
 
 def test_output_without_an_input_is_found() -> None:
@@ -125,7 +125,7 @@ def test_key_in_two_output_partitions_is_found() -> None:
 
 
 def again(inputs: list[InputRecord], count: int, behind: int) -> list[InputRecord]:
-    """The test's producer writes the first `count` records again, behind the first `behind` ones."""
+    """Let the test's producer write the first `count` records again, after the first `behind` ones."""
     ends = [sum(record.partition == partition for record in inputs) for partition in range(PARTITIONS)]
     rewritten: list[InputRecord] = []
     for record in [*inputs[:behind], *inputs[:count], *inputs[behind:]]:
@@ -192,7 +192,7 @@ def test_outputs_that_were_passed_over_by_the_committed_reader_are_aborted() -> 
 def test_repartition_topic_with_each_input_once_and_in_order_is_good() -> None:
     inputs, _ = made(0)
     assert judge_between(inputs, {0: inputs}).ok
-    assert judge_between(inputs, {0: inputs[100:]}).ok  # the reader came late
+    assert judge_between(inputs, {0: inputs[100:]}).ok  # the reader started late
 
 
 @pytest.mark.parametrize(

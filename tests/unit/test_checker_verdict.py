@@ -1,4 +1,4 @@
-"""Each kind of wrong output is planted by hand, and the checker must object to it by name."""
+"""Each kind of wrong output is planted by hand, and the checker has to name it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def inputs() -> list[InputRecord]:
 
 
 def totals_of(inputs: list[InputRecord], *, regroup: bool = False) -> list[OutputRecord]:
-    """What a faultless job writes: totals by key, or by group behind a repartition."""
+    """What a correct job writes: totals by key, or by group after a repartition."""
     state: dict[str, tuple[int, int]] = {}
     rows: list[OutputRecord] = []
     for r in inputs:
@@ -59,13 +59,13 @@ def totals_of(inputs: list[InputRecord], *, regroup: bool = False) -> list[Outpu
 
 @pytest.fixture
 def outputs(inputs: list[InputRecord]) -> list[OutputRecord]:
-    """What a faultless totals job writes."""
+    """What a correct totals job writes."""
     return totals_of(inputs)
 
 
 @pytest.fixture
 def regrouped(inputs: list[InputRecord]) -> list[OutputRecord]:
-    """What a faultless regrouping job writes when one source partition arrives after the other."""
+    """What a correct regrouping job writes if one source partition arrives after the other."""
     return totals_of(sorted(inputs, key=lambda record: record.partition), regroup=True)
 
 
@@ -305,7 +305,7 @@ def test_value_of_another_kind_is_malformed(value: bytes | None) -> None:
 
 
 def with_repeats(inputs: list[InputRecord], first: int, last: int) -> list[InputRecord]:
-    """The same source, in which one partition holds the records from `first` to before `last` again."""
+    """The same source, with the records from `first` to before `last` repeated in one partition."""
     rows = [row for row in inputs if row.partition == 1]
     rows[last:last] = rows[first:last]
     again = iter(row._replace(offset=offset) for offset, row in enumerate(rows))

@@ -1,4 +1,4 @@
-"""Decoders of structs are made when their module is imported, not at the first use (decision 0086)."""
+"""Decoders of structs are created when their module is imported, not at the first use (decision 0086)."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ PACKAGE = Path(__file__).parents[2] / "fcluster"
 
 
 def test_no_struct_is_decoded_for_the_first_time_by_a_thread() -> None:
-    """msgspec crashes the process when two threads are the first to decode a type: `type=` at the call does
-    that, a decoder of the module doesn't."""
+    """msgspec crashes the process if two threads are the first to decode a type. A `type=` at the call allows
+    that, a decoder in the module doesn't."""
     lazy = re.compile(r"msgspec\.(json|msgpack)\.decode\([^#]*\btype=|msgspec\.convert\(")
     found = [
         f"{path.relative_to(PACKAGE)}: {line.strip()}"

@@ -41,7 +41,7 @@ def test_compose_broker_is_reachable_from_this_machine_only_and_checked() -> Non
 
 
 def test_compose_environment_holds_text_only() -> None:
-    # Unquoted, YAML makes `false` and `1` of them, which compose refuses or rewrites.
+    # Without quotes, YAML turns `false` and `1` into other types, which compose refuses or rewrites.
     environment = compose()["services"]["kafka"]["environment"]
     assert isinstance(environment, dict)
     assert [name for name, value in environment.items() if not isinstance(value, str)] == []

@@ -1,8 +1,9 @@
-"""The files under deploy/ that run a cluster: what can be checked without engine, cluster or root.
+"""The files under deploy/ that run a cluster: what can be checked without a container engine, cluster or
+root.
 
-Each against its own schema or tool (compose specification, Kubernetes' schemas, kustomize, systemd), and all
-against fcluster itself: every setting resolves, every command parses, grace periods are longer than an epoch.
-A test whose tool is missing is skipped with the tool's name.
+Each file is checked with its own schema or tool (compose specification, Kubernetes' schemas, kustomize,
+systemd), and all of them with fcluster itself: every setting resolves, every command parses, grace periods
+are longer than an epoch. A test is skipped if its tool is missing.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ DEPLOY = REPOSITORY / "deploy"
 MANIFESTS = sorted(path for path in (DEPLOY / "kubernetes").glob("*.yaml") if path.stem != "kustomization")
 UNITS = sorted((DEPLOY / "systemd").glob("*.service"))
 KUBERNETES_VERSIONS = ("1.33.0", "1.37.0")
-"""From the oldest whose pods carry their ordinal as a label in all configurations to the newest."""
+"""From the oldest version whose pods always have their ordinal as a label, to the newest."""
 GIVEN = {
     "POD_IP": "10.0.0.7",
     "SLOT": "3",
@@ -44,13 +45,13 @@ GIVEN = {
 
 
 def settings_of(environment: Mapping[str, Any]) -> Settings:
-    """What fcluster makes of an environment; fails on a name that it doesn't know."""
+    """The settings in an environment, as fcluster reads them. Fails on an unknown name."""
     assert [name for name, value in environment.items() if not isinstance(value, str)] == []
     return resolve({}, None, dict(environment), {})
 
 
 def parse(arguments: list[str]) -> click.Context:
-    """The command line as fcluster parses it, without running it."""
+    """Parse the command line as fcluster does, without running it."""
     with click.Context(commands) as parent:
         command = commands.get_command(parent, arguments[0])
         assert command is not None, f"there is no command {arguments[0]!r}"
@@ -58,7 +59,7 @@ def parse(arguments: list[str]) -> click.Context:
 
 
 class Answers:
-    """A process with an HTTP port, as the probes find it."""
+    """A process with an HTTP port, as probes see it."""
 
     def __init__(self) -> None:
         self.ready_verdict = Verdict(True, "ready")
@@ -77,7 +78,7 @@ class Answers:
 
 
 def interpolated(value: Any) -> Any:
-    """Compose replaces variables in values, after it has read the file; none is set here."""
+    """Replace variables in values, like compose does after it has read the file. None is set here."""
     if isinstance(value, dict):
         return {key: interpolated(inner) for key, inner in value.items()}
     if isinstance(value, list):
@@ -129,7 +130,7 @@ def test_compose_brokers_agree_with_each_other_and_lose_one_without_harm(compose
 
 
 def leave_ms(settings: Settings) -> int:
-    """What a worker may need from SIGTERM to its end: shards move away, or a last epoch ends."""
+    """The longest time from SIGTERM to a worker's end: shards move away, or a last epoch ends."""
     return settings.worker_leave_timeout_ms + settings.checkpoint_timeout_ms
 
 
@@ -145,7 +146,7 @@ def test_compose_commands_settings_and_grace_periods_are_right(compose: dict[str
         assert parse(service["command"]).params["target"] == "/job/flights.py"
         if name != "worker":
             assert settings.coordinator_bind.startswith("tcp://0.0.0.0:")
-            assert service["hostname"] == name  # the address that workers are told, and the network resolves
+            assert service["hostname"] == name  # the address that workers are told
 
 
 def test_compose_health_check_succeeds_if_the_process_is_ready_and_fails_if_not(
@@ -295,7 +296,7 @@ def test_probes_ask_the_http_port_that_the_settings_open(kind: str, name: str) -
             assert server is not None
             with urllib.request.urlopen(server.url + asked["path"], timeout=5) as answer:
                 assert answer.status == 200
-    # A stop of the whole process, or a garbage collection, isn't a death.
+    # The process may be suspended, or collect garbage, without being dead.
     liveness = container["livenessProbe"]
     assert liveness["periodSeconds"] * liveness["failureThreshold"] >= 30
 
@@ -319,7 +320,7 @@ def image_state_dir() -> str:
 
 @pytest.mark.parametrize(("kind", "name"), WORKLOADS)
 def test_pod_is_what_the_restricted_profile_asks_for(kind: str, name: str) -> None:
-    """The namespace enforces it: a pod that isn't would never start."""
+    """The namespace enforces the profile: another pod would never start."""
     namespace = manifest("Namespace", "fcluster")["metadata"]
     assert namespace["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
     pod = manifest(kind, name)["spec"]["template"]["spec"]
@@ -330,7 +331,7 @@ def test_pod_is_what_the_restricted_profile_asks_for(kind: str, name: str) -> No
     assert container["securityContext"]["allowPrivilegeEscalation"] is False
     assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
     keys = next(volume for volume in pod["volumes"] if volume["name"] == "keys")
-    assert keys["secret"]["defaultMode"] == 0o440  # for the group of the pod alone; others are refused
+    assert keys["secret"]["defaultMode"] == 0o440  # for the pod's group only; other modes are refused
 
 
 def test_selectors_meet_the_pods_they_are_meant_for() -> None:
@@ -367,7 +368,7 @@ def test_unit_is_accepted_by_systemd(unit: Path, tmp_path: Path) -> None:
     assert (done.returncode, ours) == (0, []), done.stderr
     copy.write_text(copy.read_text().replace("Restart=", "Restrat="))
     done = subprocess.run([tool, "verify", "--man=no", str(copy)], capture_output=True, text=True, timeout=60)
-    assert "Restrat" in done.stderr  # it does look
+    assert "Restrat" in done.stderr  # it does check names
 
 
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
@@ -402,7 +403,7 @@ def test_procfile_runs_commands_that_exist() -> None:
 def test_guide_names_every_file_of_the_deployments() -> None:
     guide = (REPOSITORY / "docs" / "deploy.md").read_text()
     for path in [*UNITS, *MANIFESTS, DEPLOY / "Dockerfile", DEPLOY / "compose-cluster.yaml"]:
-        assert path.name in guide, f"docs/deploy.md says nothing of {path.name}"
+        assert path.name in guide, f"docs/deploy.md doesn't mention {path.name}"
 
 
 def test_no_deployment_holds_a_real_secret() -> None:

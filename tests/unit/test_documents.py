@@ -1,4 +1,4 @@
-"""README and docs: code in them runs, commands in them parse, links in them lead somewhere."""
+"""README and docs: their code runs, their commands parse, their links have a target."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def code_blocks(text: str, language: str) -> list[str]:
 
 
 def command_lines() -> Iterator[tuple[str, str]]:
-    """Each `fcluster ...` line of a code block, with the name of its document."""
+    """Each `fcluster ...` line of a code block, with its document's name."""
     for document in DOCUMENTS:
         for block in code_blocks(document.read_text(encoding="utf-8"), ""):
             for line in block.splitlines():

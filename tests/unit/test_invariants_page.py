@@ -1,4 +1,5 @@
-"""The page of invariants is true: what it names exists, and what the code refers to is on it."""
+"""The page of invariants is true: it names what exists, and the code refers only to invariants on the
+page."""
 
 from __future__ import annotations
 
@@ -41,4 +42,4 @@ def test_code_refers_only_to_invariants_that_exist() -> None:
             referred |= {int(number) for number in re.findall(r"\d+", found)}
     assert referred
     assert referred <= set(range(1, len(SECTIONS) + 1))
-    assert referred == set(range(1, len(SECTIONS) + 1)), "some are kept nowhere"
+    assert referred == set(range(1, len(SECTIONS) + 1)), "no code refers to some of them"

@@ -1,4 +1,4 @@
-"""Holds who may import what: dependencies point one way, and pure modules stay pure."""
+"""Checks who may import what: dependencies point in one direction, and pure modules stay pure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[2] / "fcluster"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 PURE_FOLDERS = {"graph", "engine", "testing", "coordinator/core", "worker/core"}
 PURE_CLAIM = re.compile(r"\bPure\b")
-"""In its docstring, a module outside those folders says that it is pure; then that is held too."""
+"""If the docstring of a module outside those folders says "Pure", the module is checked too."""
 BELOW: dict[str, tuple[str, ...]] = {
     "common": (),
     "graph": ("common",),
@@ -30,13 +30,13 @@ BELOW: dict[str, tuple[str, ...]] = {
     "host": ("wire", "kafka", "common"),
     "cli": ("host", "coordinator", "worker", "storage", "wire", "kafka", "api", "engine", "graph", "common"),
 }
-"""What each folder may import of ours besides itself."""
+"""The folders of ours from which each folder may import, besides itself."""
 LIBRARIES: dict[str, set[str]] = {
     "graph": {"msgspec", "orjson"},
     "engine": {"msgspec", "orjson"},
     "testing": {"pytest"},
 }
-"""What pure folders use besides Python's own: codecs, and pytest's fixtures."""
+"""What pure folders may use besides the standard library: codecs, and pytest's fixtures."""
 IMPURE = {
     "asyncio",
     "concurrent",
@@ -57,7 +57,7 @@ IMPURE = {
     "uuid",
     "zmq",
 }
-"""Sockets, Kafka, RocksDB, threads, processes, clock and chance."""
+"""Sockets, Kafka, RocksDB, threads, processes, clocks and random numbers."""
 CLOCK_CALLS = {"now", "utcnow", "today"}
 
 
@@ -68,7 +68,8 @@ def module_name(path: Path) -> str:
 
 @functools.cache
 def imports(path: Path) -> tuple[str, ...]:
-    """Full names of all modules that the file imports, anywhere in it; not those for the type checker."""
+    """Full names of all modules that the file imports, wherever it does. Those for the type checker don't
+    count."""
     return tuple(imported_names(ast.parse(path.read_text(encoding="utf-8")), module_name(path)))
 
 
@@ -101,7 +102,8 @@ def is_pure(path: Path) -> bool:
 
 @functools.cache
 def local_imports(path: Path) -> set[Path]:
-    """The files of fcluster that importing a file runs: modules, their packages, and the packages around."""
+    """The files of fcluster that run when the file is imported: modules, their packages, and the enclosing
+    packages."""
     found: set[Path] = set()
     for name in [module_name(path), *imports(path)]:
         parts = name.split(".")
@@ -140,7 +142,8 @@ def test_packages_around_a_module_are_seen() -> None:
 def test_pure_module_imports_nothing_impure(path: Path) -> None:
     seen: set[Path] = set()
     waiting = [path]
-    # What a pure module imports of ours has to be pure as well, or its purity is a matter of spelling.
+    # The modules of ours that a pure module imports have to be pure as well. Otherwise its purity means
+    # nothing.
     while waiting:
         module = waiting.pop()
         seen.add(module)

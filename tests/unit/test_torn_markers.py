@@ -1,4 +1,4 @@
-"""The reader of markers in segment files, and what it takes for a torn transaction."""
+"""The reader of markers in segment files, and what counts as a torn transaction."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def data(first: int, count: int, producer: tuple[int, int], *, compressed: bool 
 
 def marker(at: int, producer: tuple[int, int], kind: int) -> bytes:
     key = struct.pack(">hh", 0, kind)
-    # Length, attributes, both distances, the key with its length, a value of six bytes, no headers.
+    # Length, attributes, both deltas, the key with its length, a value of six bytes, no headers.
     record = b"\x00\x00\x00" + bytes([2 * len(key)]) + key + bytes([2 * 6]) + b"\x00" * 6 + b"\x00"
     return batch(at, 1, producer, TRANSACTIONAL | CONTROL, bytes([2 * len(record)]) + record)
 
@@ -60,11 +60,11 @@ def test_what_a_producer_wrote_ends_at_its_marker() -> None:
         data(0, 3, (7, 1), compressed=True),
         data(3, 1, (8, 0)),
         data(4, 2, (7, 1)),
-        batch(6, 5, (-1, -1), 0),  # of no producer with transactions
+        batch(6, 5, (-1, -1), 0),  # from a producer without transactions
         commit(11, (7, 1)),
-        abort(12, (8, 1)),  # by who has fenced it
+        abort(12, (8, 1)),  # written by the producer that fenced it
         data(13, 1, (7, 1)),
-        marker(14, (7, 1), 2),  # a control record, and no marker
+        marker(14, (7, 1), 2),  # a control record that isn't a marker
     )
     assert found == [
         Written(OUTPUT, 7, 1, 0, 5, COMMIT, 11),
@@ -83,7 +83,7 @@ def test_batch_that_is_not_whole_is_the_end(length: int) -> None:
     whole = data(0, 1, (7, 1)) + commit(1, (7, 1))
     unfinished = data(2, 1, (7, 1))
     assert parts(OUTPUT, whole, unfinished[: min(length, len(unfinished) - 1)]) == parts(OUTPUT, whole)
-    assert parts(OUTPUT, whole, bytes(length)) == parts(OUTPUT, whole)  # space that was reserved
+    assert parts(OUTPUT, whole, bytes(length)) == parts(OUTPUT, whole)  # preallocated space
 
 
 def test_segments_of_a_partition_are_read_one_after_the_other(tmp_path: Path) -> None:
@@ -120,11 +120,11 @@ def test_transaction_with_one_outcome_everywhere_is_whole() -> None:
 
 
 def test_producer_that_goes_on_with_its_epoch_is_no_torn_transaction() -> None:
-    """Epoch 10 was committed, epoch 11 aborted, both by the same producer with the same producer epoch."""
+    """Epoch 10 was committed and epoch 11 aborted, by the same producer with the same producer epoch."""
     aborted = [part for at in TOLD for part in epoch_11(at, abort(3, (7, 2)))]
     found = judge(EPOCH_10 + aborted, TOLD)
     assert (found.torn, found.whole) == ([], 2)
-    # As little where a partition has nothing of epoch 11, and its last marker says COMMIT.
+    # The same if a partition has nothing of epoch 11, and its last marker says COMMIT.
     found = judge(EPOCH_10 + [one for one in aborted if one.place != CHANGELOG], TOLD)
     assert (found.torn, found.whole) == ([], 2)
 

@@ -1,7 +1,7 @@
-"""The table of what goes wrong: each message in it is the product's own, and a test produces it.
+"""The table of troubles: each message in it is one of the product's messages, and a test produces it.
 
-A row of ``docs/troubles.md`` says what the user sees as `text` in backticks, with <names> for what differs
-from case to case, and ends with the tests that show it.
+A row of ``docs/troubles.md`` says what the user sees, as `text` in backticks with <names> for the parts that
+vary. It ends with the tests that show it.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import pytest
 REPOSITORY = Path(__file__).parents[2]
 TABLE = REPOSITORY / "docs" / "troubles.md"
 ANY = "\0"
-"""Stands for what a message fills in."""
+"""Takes the place of what is filled in."""
 PLACEHOLDER = re.compile(r"<[^<>]+>")
 TELLING_CHARACTERS = 10
-"""Less of a message would stand in any test."""
+"""Shorter pieces of a message would be found in any test."""
 
 
 class Row(NamedTuple):
@@ -46,7 +46,7 @@ ROWS = rows()
 
 
 def texts_in(tree: ast.AST) -> list[str]:
-    """All texts that stand in the code, with what is filled in as `ANY`."""
+    """All texts in the code, with `ANY` for what is filled in."""
     found: list[str] = []
     for node in ast.walk(tree):
         if isinstance(node, ast.JoinedStr):
@@ -68,7 +68,7 @@ def product_texts() -> tuple[str, ...]:
 
 @cache
 def functions_of(path: Path) -> dict[str, list[str]]:
-    """The texts of each function of a file, by its name; those around them are under the empty name."""
+    """The texts of each function of a file, by its name. Texts outside of functions have an empty name."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     found = {
         node.name: texts_in(node)
@@ -83,13 +83,13 @@ def fragments(message: str) -> list[str]:
 
 
 def is_made_by(text: str, message: str) -> bool:
-    """Whether a message with placeholders is (part of) what the text in the code becomes."""
+    """Whether a message with placeholders is a part of what the text in the code produces."""
     pattern = ".*?".join(re.escape(fragment) for fragment in fragments(message))
     return re.search(pattern, text, re.DOTALL) is not None
 
 
 def tells(text: str, message: str) -> bool:
-    """Whether a text in a test is about that message: a piece of it that no other message has."""
+    """Whether a text in a test is a part of this message and of no other one."""
     if any(len(part) >= TELLING_CHARACTERS and part in text for part in fragments(message)):
         return True
     plain = PLACEHOLDER.sub(ANY, message)

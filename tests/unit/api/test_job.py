@@ -18,7 +18,7 @@ def refused(act: Callable[[], Any]) -> JobError:
     with pytest.raises(JobError) as caught:
         act()
     assert caught.value.message
-    assert caught.value.remedy, "a refusal says what to do"
+    assert caught.value.remedy, "a refusal has to say what to do"
     return caught.value
 
 

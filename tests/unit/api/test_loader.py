@@ -17,7 +17,8 @@ WriteFile = Callable[[str, str], Path]
 
 @pytest.fixture
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WriteFile]:
-    """Writes a file into an empty working directory; imports are forgotten afterwards."""
+    """Returns a function that writes a file into an empty working directory. Imports are forgotten
+    afterwards."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     known = set(sys.modules)
@@ -180,7 +181,7 @@ def test_function_of_a_job_file_is_found_by_a_process_that_was_started_afresh(wr
     write("json.py", JOB + "def double(number):\n    return 2 * number\n")
     load_job("json.py")
     module = next(name for name in sys.modules if name.startswith("fcluster.api.job_files."))
-    # As `multiprocessing` does there; without the folder of the file on the path.
+    # Like `multiprocessing` there: without the file's folder on the path.
     text = f"import importlib; print(importlib.import_module({module!r}).double(21))"
     done = subprocess.run([sys.executable, "-P", "-c", text], capture_output=True, check=True)
     assert done.stdout == b"42\n"

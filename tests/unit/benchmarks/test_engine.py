@@ -1,4 +1,4 @@
-"""The engine's guard: what it measures is the real engine, and what it says of the figures."""
+"""The engine's guard: it measures the real engine, and judges the figures correctly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Schedules, percentiles, parts, ratios: the arithmetic under every figure of the benchmarks."""
+"""Schedules, percentiles, parts and ratios: the arithmetic behind all figures of the benchmarks."""
 
 from __future__ import annotations
 
@@ -41,8 +41,9 @@ def test_nothing_is_due_before_the_start() -> None:
 
 
 def test_a_writer_that_stalls_shows_in_latencies_from_the_schedule_and_not_in_those_from_writing() -> None:
-    """Coordinated omission: 1,000 records a second for 2 s, each answered 1 ms after it is written; for 1 s
-    of them the writer, and with it everything, stands still."""
+    """Coordinated omission: 1,000 records a second for 2 s, each answered 1 ms after it is written. For 1 s
+    the
+    writer stalls, and everything with it."""
     schedule = Schedule(1000, 0)
     stall_begin_ns, stall_end_ns = 500 * MS, 1500 * MS
     from_schedule: list[int] = []
@@ -55,7 +56,7 @@ def test_a_writer_that_stalls_shows_in_latencies_from_the_schedule_and_not_in_th
         from_writing.append(seen_ns - written_ns)
     assert latency_figures(from_writing)["p99_ms"] == 1.0
     figures = latency_figures(from_schedule)
-    # Half of the records were due during the second; each waited for what was left of it.
+    # Half of the records were due during that second. Each waited for the rest of it.
     assert figures["p99_ms"] == pytest.approx(981, abs=2)
     assert figures["median_ms"] == pytest.approx(1, abs=1)
     assert figures["max_ms"] == pytest.approx(1001)
@@ -79,7 +80,7 @@ def test_a_percentile_is_the_smallest_value_that_enough_do_not_exceed(
     found = percentile(sorted(values), share)
 
     def enough(value: float) -> bool:
-        # As the function counts: 0.1 * 30 is a little more than 3.
+        # Computed like in the function: 0.1 * 30 is a little more than 3.
         return sum(one <= value for one in values) >= share * len(values)
 
     assert found in values
@@ -138,7 +139,7 @@ def test_spread_over_rounds() -> None:
 
 
 def test_ratios_are_of_one_rounds_own_figures() -> None:
-    """Twice as fast in each round, though the machine was four times slower in one of them."""
+    """Twice as fast in each round, although the machine was four times slower in one of them."""
     ours = {1: {"rate": 200.0}, 2: {"rate": 50.0}, 3: {"rate": 220.0}}
     others = {1: {"rate": 100.0}, 2: {"rate": 25.0}, 3: {"rate": 100.0}}
     assert ratios(ours, others) == {"rate": Spread(2.0, 2.0, 2.2)}

@@ -1,4 +1,4 @@
-"""The benchmarks' records: which keys, how large."""
+"""The benchmarks' records: their keys and sizes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ def test_zipf_has_a_few_busy_keys_and_is_the_same_each_time() -> None:
     assert len(numbers) == 25_000
     assert set(numbers) <= set(range(1_000))
     counts = [count for _, count in Counter(numbers).most_common()]
-    # The weights of 1,000 ranks sum up to 7.49: the first has a share of 0.134, half of it the second.
+    # The weights of 1,000 ranks add up to 7.49: the share of the first is 0.134, that of the second half of
+    # it.
     assert 0.12 < counts[0] / 25_000 < 0.15
     assert 0.055 < counts[1] / 25_000 < 0.08
 

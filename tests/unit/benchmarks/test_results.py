@@ -1,4 +1,4 @@
-"""The document that a run of the suite leaves, and what is drawn of it."""
+"""The document that a run of the suite writes, and the plots of it."""
 
 from __future__ import annotations
 

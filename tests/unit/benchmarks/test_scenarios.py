@@ -1,4 +1,4 @@
-"""The suite's scenarios: names, choice, scale."""
+"""The suite's scenarios: names, selection and scale."""
 
 from __future__ import annotations
 

@@ -35,9 +35,9 @@ ALL_COMMANDS = (
 @pytest.fixture(autouse=True)
 def _in_an_empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    # It would leave a handler behind that writes to the closed stream of a finished test.
+    # It would leave a handler that writes to the closed stream of a finished test.
     monkeypatch.setattr(startup, "start_logging", lambda _level: None)
-    # It would make this process a worker for good, whose next child is watched by a guard.
+    # It would turn this process into a worker, and a guard would watch its next child.
     monkeypatch.setattr(handler_processes, "prepare", lambda: None)
     for name in list(os.environ):
         if name.startswith("FCLUSTER_"):
@@ -132,7 +132,7 @@ def test_ctrl_c_ends_without_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.output == ""
 
 
-def test_misspelled_setting_offers_the_near_one() -> None:
+def test_misspelled_setting_suggests_the_right_one() -> None:
     result = run("status", "--set", "comit.interval.ms=5")
     assert result.exit_code == 1
     assert "comit.interval.ms" in result.stderr

@@ -312,8 +312,9 @@ def test_error_of_the_client_becomes_one_for_users() -> None:
 
 
 class FakeProducer(FakeConsumer):
-    """Sends what is queued as one batch, which is refused as a whole for the sake of one of its records; its
-    queue is full once, at the second record."""
+    """Sends what is queued as one batch, which is refused as a whole because of one of its records. Its
+    queue is
+    full once, at the second record."""
 
     def __init__(self, refused: Mapping[bytes, int], too_large: Sequence[bytes]) -> None:
         super().__init__()

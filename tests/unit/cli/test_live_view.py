@@ -204,7 +204,7 @@ def test_plain_view_summarises_only_when_something_changed() -> None:
     stream = io.StringIO()
     view = PlainView(stream, summary_interval_s=0.0)
     view.document(document(), 0)
-    view.document(document(epoch=1235), 0)  # an epoch number alone is no progress
+    view.document(document(epoch=1235), 0)  # a new epoch number alone isn't progress
     assert stream.getvalue().count("cluster") == 1
     view.document(document(shards=[shard(0, position=101)]), 0)
     view.document(document(shards=[shard(0, position=101)]), 1)

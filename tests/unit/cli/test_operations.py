@@ -1,4 +1,4 @@
-"""What `fcluster drain` and `fcluster scale` say and do while they wait."""
+"""What `fcluster drain` and `fcluster scale` print and do while they wait."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WORKER = "host-1-77-abc"
 
 
 class FakeLine:
-    """A coordinator that shows one status document after the other, the last one for ever."""
+    """A coordinator that returns one status document after another, and then always the last one."""
 
     def __init__(self, *documents: dict[str, Any] | Exception, others: int = 1) -> None:
         self.documents = list(documents)

@@ -126,7 +126,7 @@ def test_inputs_of_one_shard_are_committed_with_the_epoch_of_one_state() -> None
 
 
 def test_position_of_a_shard_with_several_inputs_is_taken_for_no_transactions() -> None:
-    """A repartition topic that it reads too has none any more."""
+    """The repartition topic that it reads as well has no committed offset any more."""
     plan_ = plan(keeps_state=False)
     anew = _new_offset(Move("more", 0, 5, KEPT, False, 2, 8), merged_stages(), plan_)
     position = decode_position(anew.offset, anew.metadata)

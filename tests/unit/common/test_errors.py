@@ -18,7 +18,7 @@ def test_error_without_a_remedy_shows_the_message_alone() -> None:
 
 
 def test_error_rebuilt_from_its_parts_keeps_type_message_and_remedy() -> None:
-    # copy, concurrent.futures and pytest-xdist rebuild errors this way.
+    # copy, concurrent.futures and pytest-xdist rebuild errors in this way.
     error = copy.copy(errors.SettingsError("a", remedy="b"))
     assert type(error) is errors.SettingsError
     assert (error.message, error.remedy) == ("a", "b")

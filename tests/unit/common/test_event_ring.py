@@ -1,4 +1,4 @@
-"""The ring of a core's last events, and that a replay of its file decides the same."""
+"""The ring of a core's last events: a replay of its file leads to the same decisions."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def ring_of(directory: Path) -> EventRing:
 
 
 def played(directory: Path) -> EventRing:
-    """The ring of a core that has handled the story."""
+    """The ring of a core that has handled the events."""
     ring, core = ring_of(directory), WorkerCore(IDENTITY, BOUNDS, 0)
     for now_ms, event in enumerate(STORY):
         ring.note(now_ms, event, core.handle(event, now_ms))

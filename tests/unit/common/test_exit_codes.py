@@ -1,4 +1,4 @@
-"""Exit codes stand in one place, and the documentation says what it says there."""
+"""Exit codes are defined in one place, and the documentation agrees with it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ REPOSITORY = Path(__file__).parents[3]
 
 
 def meanings() -> dict[ExitCode, str]:
-    """The text below each member, in one line."""
+    """The text below each member, as one line."""
     (members,) = (
         node for node in ast.parse(inspect.getsource(exit_codes)).body if isinstance(node, ast.ClassDef)
     )

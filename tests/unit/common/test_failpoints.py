@@ -1,4 +1,4 @@
-"""Failpoints: they do what they are told to, once, at the passing that is meant, and leave a mark."""
+"""Failpoints do what they are told to, once, at the right passing, and leave a mark."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PACKAGE = Path(failpoints.__file__).parents[1]
 
 
 class Armed:
-    """Failpoints with a directory, whose signals are noted instead of sent."""
+    """Failpoints with a directory. Their signals are recorded and not sent."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory

@@ -1,4 +1,4 @@
-"""Any exception, text and value becomes one bounded, printable line, and nothing raises on the way."""
+"""Any exception, text or value becomes one bounded, printable line, and nothing raises on the way."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ HALF_AN_EMOJI = "\ud83d"
 
 
 class OddStr(str):
-    """A str whose own methods can't be relied on."""
+    """A str whose methods can't be relied on."""
 
     def __len__(self) -> int:
         raise ValueError("no length")

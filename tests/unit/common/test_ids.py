@@ -1,4 +1,4 @@
-"""Names of internal topics and transactional ids: whatever is legal, no two things share one."""
+"""Names of internal topics and transactional ids: no two things share a legal name."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from fcluster.common.ids import (
 )
 
 LEGAL = re.compile(r"[a-zA-Z0-9._-]{1,249}")
-# Few characters, and the words that names are put together with: mistakes come often.
+# Few characters, and the words that names are made of, so that collisions are likely.
 PARTS = st.sampled_from(["a", "b", "-", ".", "_", "-slot-0", "-0", "-journal", "-changelog", "-coordinator"])
 SHORT_NAMES = st.lists(PARTS, min_size=1, max_size=6).map("".join)
 LONG_NAMES = st.tuples(SHORT_NAMES, st.integers(1, 249)).map(lambda pair: (pair[0] * 249)[: pair[1]])
@@ -106,7 +106,7 @@ def test_the_jobs_that_shared_a_changelog_have_their_own() -> None:
 
 
 def test_names_are_the_same_in_every_version_from_now_on() -> None:
-    # State lies under them.
+    # State is stored under these names.
     assert changelog_topic("billing", "eu-orders") == "billing-eu-orders-changelog-c8b4416853"
     assert repartition_topic("billing", "by.key") == "billing-by.key-repartition-9937dc7989"
     assert journal_topic("billing") == "billing-journal"

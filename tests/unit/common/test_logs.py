@@ -1,4 +1,4 @@
-"""What stands in a log can't move the cursor of who reads it."""
+"""Text in a log can't move the cursor of the reader's terminal."""
 
 from __future__ import annotations
 

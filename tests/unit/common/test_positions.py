@@ -1,4 +1,4 @@
-"""Where a shard stands, put together from what is committed for each of its inputs."""
+"""A shard's position, built from what is committed for each of its inputs."""
 
 from __future__ import annotations
 
@@ -103,5 +103,5 @@ def test_input_without_an_offset_that_was_read_before_is_not_taken_for_a_new_one
     check_inputs({}, topology, {TopicPartition(more, 0): at(7, 5)})
     with pytest.raises(IncompatibleState, match=f"no committed offset for partition 0 of {crossing}"):
         check_inputs(past, topology, {TopicPartition(more, 0): at(7, 5, fingerprint=FORMER)})
-    # Nothing was processed of partition 1, and a reset has chosen where to begin.
+    # Partition 1 has no processed record, and a reset has chosen where to begin.
     check_inputs(past, topology, {TopicPartition(more, 1): at(7, 5, fingerprint=RESET_FINGERPRINT)})

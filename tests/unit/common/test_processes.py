@@ -34,12 +34,12 @@ POLITE = [
 ]
 REPOSITORY = Path(__file__).parents[3]
 
-needs_kernel_binding = pytest.mark.skipif(sys.platform != "linux", reason="the kernel's way is Linux's")
+needs_kernel_binding = pytest.mark.skipif(sys.platform != "linux", reason="only on Linux")
 MECHANISMS = [pytest.param(True, id="kernel", marks=needs_kernel_binding), pytest.param(False, id="guard")]
 
 
 def runs(pid: int) -> bool:
-    """Whether the process still runs; one that ended but isn't reaped by a lazy init doesn't."""
+    """Whether the process still runs. One that has ended, but isn't reaped yet, doesn't."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -57,7 +57,7 @@ def collect(argv: list[str], **options: object) -> tuple[ChildProcess, list[str]
 
 
 def parent_of_sleeper(kernel_binds: bool, code: str) -> tuple[subprocess.Popen[bytes], int]:
-    """A Python process that runs `code`, which has to print the process id of a child it started."""
+    """A Python process that runs `code`. The code must print the process id of a child that it started."""
     program = (
         "import sys, threading, time\n"
         "from pathlib import Path\n"
@@ -166,7 +166,7 @@ def test_environment_and_directory_are_passed_on(tmp_path: Path) -> None:
 
 
 def test_broken_pipe_signal_kills_a_command_as_in_a_shell() -> None:
-    # Python ignores SIGPIPE for itself; a command that inherited that would never notice a closed pipe.
+    # Python ignores SIGPIPE. A command that inherited that would never notice a closed pipe.
     child, lines = collect(["sh", "-c", "kill -s PIPE $$; echo survived"])
     assert child.wait(20) == -signal.SIGPIPE
     assert child.join_output()

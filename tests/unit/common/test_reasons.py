@@ -1,4 +1,4 @@
-"""No text of a user's keeps a control message from being sent, or from being read at the other end."""
+"""No text from a user prevents a control message from being sent, or from being read at the other end."""
 
 from __future__ import annotations
 

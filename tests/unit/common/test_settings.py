@@ -113,7 +113,7 @@ def test_spellings_and_aliases(name: str, value: Any, attribute: str, expected: 
 )
 def test_misspelled_name_offers_the_near_one(name: str, near: str | None) -> None:
     if near is None:
-        assert from_job({name: "x"}).kafka  # what begins with kafka is librdkafka's to judge
+        assert from_job({name: "x"}).kafka  # librdkafka judges what begins with kafka
     else:
         error = refused({name: 1})
         assert repr(name) in error.message

@@ -1,4 +1,4 @@
-"""Changes of phases are checked against the tables beside their enums (invariant 17)."""
+"""Changes of phases are checked against the tables next to their enums (invariant 17)."""
 
 from __future__ import annotations
 

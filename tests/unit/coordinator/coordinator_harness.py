@@ -1,7 +1,7 @@
-"""Drives the coordinator's core in tests: plays workers, journal and fences, and watches what it does.
+"""Drives the coordinator's core in tests: models workers, journal and fences, and checks what the core does.
 
-`Harness` feeds events and carries out effects on a model, at once or when told. `Witness` knows nothing of
-the core's insides: it looks at events and effects only, and objects when they break a promise.
+`Harness` feeds events and carries out effects on a model, at once or when told. `Witness` doesn't look inside
+the core. It sees events and effects only, and fails if they break a rule of the protocol.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def merged_stages() -> Topology:
 
 
 class Witness:
-    """What must be true of the core's conversation, whatever it is told."""
+    """The rules that the core must keep, whatever events it gets."""
 
     def __init__(self) -> None:
         self.journal: dict[str, Any] = {}
@@ -79,12 +79,12 @@ class Witness:
         self.slot_of: dict[int, int] = {}
         self.over: set[int] = set()
         self.unfenced: dict[int, set[int]] = {}
-        """By slot: sessions that may have something open."""
+        """By slot: sessions that may have an open transaction."""
         self.being_fenced: dict[int, set[int]] = {}
         self.highest_barrier = 0
         self.barrier_of_former_leaders = 0
         self.barrier_of: dict[int, int] = {}
-        """By session: the epoch that it was asked for and that isn't known to be over."""
+        """By session: its last barrier's epoch, unless that is known to have ended."""
         self.prepared: dict[int, set[int]] = {}
         self.draining = False
         self.linked: set[bytes] = set()
@@ -105,7 +105,7 @@ class Witness:
                 if self.barrier_of.get(committed.session, -1) >= committed.epoch:
                     del self.barrier_of[committed.session]
             case events.MessageReceived(_, messages.Drained(session=session)) if self.draining:
-                self.release_all(session)  # it processes no more, whatever becomes of its last message
+                self.release_all(session)  # it processes nothing more, even if its message is lost
                 self.unfenced.get(self.slot_of.get(session, -1), set()).discard(session)
             case events.PeerDisconnected(peer):
                 self.linked.discard(peer)
@@ -123,9 +123,9 @@ class Witness:
                 pass
 
     def see_return(self, hello: messages.Hello) -> None:
-        """After a connection was lost the worker's word counts, on what it holds and what it has prepared."""
+        """After a lost connection, the worker's Hello says which shards it owns and what it has prepared."""
         self.prepared.setdefault(hello.session, set()).add(hello.prepared_epoch)
-        self.barrier_of.pop(hello.session, None)  # the core may have concluded that its barrier got lost
+        self.barrier_of.pop(hello.session, None)  # the core may have concluded that the barrier was lost
         for shard, holders in self.holders.items():
             if shard not in hello.owned:
                 holders.discard(hello.session)
@@ -143,7 +143,7 @@ class Witness:
             case events.FenceSlot(slot):
                 record = self.journal.get(f"slot/{slot}", {"session": 0})
                 assert record["session"] == 0, (
-                    f"slot {slot} is fenced before the journal says that it is over"
+                    f"slot {slot} is fenced before the end of its session is journalled"
                 )
                 sessions = {session for session, its in self.slot_of.items() if its == slot}
                 self.over |= sessions
@@ -172,24 +172,26 @@ class Witness:
             case messages.Standby():
                 self.check_alive(message.session)
                 own = [shard for shard in message.shards if message.session in self.holders.get(shard, ())]
-                assert not own, f"{message.session} is to keep copies of its own shards {own}"
+                assert not own, f"{message.session} gets an order to keep copies of its own shards {own}"
             case messages.Barrier():
                 self.check_alive(message.session)
-                assert message.epoch >= self.highest_barrier, "an epoch's number was used before"
-                assert message.epoch > self.barrier_of_former_leaders, "an epoch of a former leader's"
-                assert message.epoch < self.journal["epoch"]["reserved_until"], "an epoch without reservation"
+                assert message.epoch >= self.highest_barrier, "the epoch's number was used before"
+                assert message.epoch > self.barrier_of_former_leaders, "the epoch belongs to a former leader"
+                assert message.epoch < self.journal["epoch"]["reserved_until"], "the epoch isn't reserved"
                 assert message.session not in self.barrier_of, (
-                    "a barrier before the epoch before was committed"
+                    "a barrier, although the session's last epoch isn't committed"
                 )
                 self.barrier_of[message.session] = message.epoch
                 self.highest_barrier = message.epoch
             case messages.Complete():
                 self.check_alive(message.session)
-                assert message.epoch in self.prepared.get(message.session, ()), "complete, but never prepared"
+                assert message.epoch in self.prepared.get(message.session, ()), (
+                    "complete, although it was never prepared"
+                )
             case messages.Evicted(session=session):
                 self.over.add(session)
             case messages.Drain() | messages.Shutdown():
-                assert "ending" in self.journal, "the job is ended before that is journalled"
+                assert "ending" in self.journal, "the end of the job is sent before it is journalled"
             case _:
                 pass
 
@@ -202,15 +204,15 @@ class Witness:
             return
         assert message.session not in self.slot_of, "a session opened twice"
         strays = self.unfenced.get(message.slot, set())
-        assert not strays, f"slot {message.slot} was not fenced since its sessions {strays}"
+        assert not strays, f"slot {message.slot} was not fenced after its sessions {strays}"
         self.slot_of[message.session] = message.slot
         self.unfenced[message.slot] = {message.session}
 
     def check_alive(self, session: int) -> None:
-        assert session not in self.over, f"session {session} is over, but still spoken to"
+        assert session not in self.over, f"session {session} gets a message, although it is over"
 
     def new_leader(self, journal: Mapping[str, Any]) -> None:
-        """Another coordinator takes over; fences that the former had ordered may or may not happen."""
+        """Another coordinator takes over. Fences that the former one ordered may or may not happen."""
         self.being_fenced.clear()
         self.barrier_of.clear()
         self.linked.clear()
@@ -218,13 +220,13 @@ class Witness:
         self.barrier_of_former_leaders = self.highest_barrier
         self.journal = dict(journal)
         for session in self.slot_of:
-            # A former leader's death sentence that nobody heard of doesn't bind the new one.
+            # If a former leader ended a session and nobody was told, the new leader may continue it.
             if journal.get(f"slot/{self.slot_of[session]}", {}).get("session") == session:
                 self.over.discard(session)
 
 
 def take_in(journal: dict[str, Any], write: events.WriteJournal) -> None:
-    """What the journal holds after this write. None removes an entry, as in a compacted topic."""
+    """Apply a write to the journal's content. None removes an entry, as in a compacted topic."""
     for key, value in write.entries.items():
         if value is None:
             journal.pop(key, None)
@@ -234,10 +236,10 @@ def take_in(journal: dict[str, Any], write: events.WriteJournal) -> None:
 
 @dataclass
 class Harness:
-    """A coordinator with a model of all that is around it.
+    """A coordinator with a model of everything around it.
 
-    `auto_journal` and `auto_fence` carry those effects out at once; otherwise `write_journal` and `fence`
-    do when the test says so.
+    With `auto_journal` and `auto_fence`, those effects are carried out at once. Otherwise they wait for
+    `write_journal` and `fence`.
     """
 
     topology: Topology = field(default_factory=one_stage)
@@ -266,11 +268,11 @@ class Harness:
 
     @staticmethod
     def topology_fingerprint() -> str:
-        """Of the topology that a harness has by default."""
+        """The fingerprint of the default topology."""
         return one_stage().fingerprint
 
     def lead(self) -> None:
-        """A new coordinator takes over with what the journal holds."""
+        """Start a new coordinator that recovers from the journal."""
         self.term += 1
         self.unwritten.clear()
         self.unfenced.clear()
@@ -292,14 +294,14 @@ class Harness:
         self.feed(events.Started())
 
     def feed(self, event: events.Event) -> None:
-        """The event happens; its effects are noted, and carried out if that is automatic."""
+        """Pass an event to the core. Its effects are recorded, and carried out if that is automatic."""
         self.witness.see_event(event)
         self.witness.draining = self.core.phase.value == "draining"
         effects = self.core.handle(event, self.now_ms)
         self.witness.draining = self.core.phase.value == "draining"
         self.core.invariants()
         deadline = self.core.next_deadline_ms()
-        assert deadline is None or deadline > self.now_ms, "the shell would spin"
+        assert deadline is None or deadline > self.now_ms, "the shell would loop without end"
         for effect in effects:
             self.witness.see_effect(effect)
             self.take(effect)
@@ -311,7 +313,7 @@ class Harness:
             self.check_counts()
 
     def check_counts(self) -> None:
-        """A leader that took over now would know the same of records that end or hang workers."""
+        """A leader that took over now would know the same about records that end or hang workers."""
         cluster = self.core._cluster
         counted = {deaths_key(held): document_of_deaths(deaths) for held, deaths in cluster.deaths.items()}
         counted |= {overdue_key(held): document_of_overdue(hung) for held, hung in cluster.overdue.items()}
@@ -344,7 +346,7 @@ class Harness:
                 pass
 
     def transcript(self) -> list[str]:
-        """What was done since the last call, a line each."""
+        """What happened since the last call, one line each."""
         lines, self.lines = self.lines, []
         return lines
 
@@ -358,10 +360,10 @@ class Harness:
         self.feed(events.SlotFenced(self.unfenced.pop(0)))
 
     def fail_fence(self) -> None:
-        self.feed(events.SlotFenceFailed(self.unfenced.pop(0), "brokers are away"))
+        self.feed(events.SlotFenceFailed(self.unfenced.pop(0), "brokers are down"))
 
     def pass_ms(self, duration_ms: float) -> None:
-        """Time passes; the core is called whenever it asked to be."""
+        """Let time pass. The core is called whenever it asked to be."""
         end_ms = self.now_ms + duration_ms
         while True:
             deadline = self.core.next_deadline_ms()
@@ -380,12 +382,12 @@ class Harness:
 
 
 def as_in_kafka(journal: Mapping[str, Any]) -> dict[str, Any]:
-    """What comes back of a journal that was written."""
+    """A journal as it is read back after it was written."""
     return msgspec.json.decode(msgspec.json.encode(journal))
 
 
 class FakeWorker:
-    """A worker that says what the test tells it to, and remembers its session."""
+    """A worker that sends what the test tells it to, and remembers its session."""
 
     def __init__(self, harness: Harness, name: str, slot: int = -1, host: str = "host-1") -> None:
         self.harness = harness
@@ -396,7 +398,7 @@ class FakeWorker:
         self.session = 0
 
     def hello(self, **changes: Any) -> None:
-        """A fresh Hello, or with `session=` one of a worker that is back."""
+        """A new Hello, or with `session=` the Hello of a worker whose connection is back."""
         fields: dict[str, Any] = {
             "worker": self.name,
             "host": self.host,
@@ -426,7 +428,8 @@ class FakeWorker:
 
     @property
     def assigned(self) -> list[ShardId]:
-        """The shards it was told to run in its present session, and not to give back."""
+        """The shards that it was told to run in its present session, without those that it was told to
+        release."""
         owned: list[ShardId] = []
         for peer, message in self.harness.sent:
             if peer == self.peer and isinstance(message, messages.Assign) and message.session == self.session:
@@ -444,14 +447,14 @@ class FakeWorker:
         self.harness.say(self.peer, messages.Heartbeat(self.session, stats, self.orders_heard))
 
     def warm(self, *shards: ShardId, lag: int = 0, epoch: int = 1) -> None:
-        """A heartbeat that says how far its copies of these shards are."""
+        """A heartbeat that reports the progress of its copies of these shards."""
         standbys = [messages.StandbyStatus(shard, epoch, lag) for shard in shards]
         stats = WorkerStats(standbys=standbys)
         self.harness.say(self.peer, messages.Heartbeat(self.session, stats, self.orders_heard))
 
     @property
     def orders_heard(self) -> int:
-        """The number of the last order to its session, as if none got lost."""
+        """The number of the last order to its session, as if no order was lost."""
         orders = [
             message.number
             for kind in (messages.Assign, messages.Revoke)
@@ -462,7 +465,7 @@ class FakeWorker:
 
     @property
     def standbys(self) -> list[ShardId]:
-        """Of which shards it was last told to keep copies."""
+        """The shards of its last order to keep copies."""
         told = [m for m in self.harness.messages_to(self.peer, messages.Standby) if m.session == self.session]
         return told[-1].shards if told else []
 
@@ -492,7 +495,7 @@ class FakeWorker:
 
     @property
     def barrier(self) -> int:
-        """The epoch of its last barrier, 0 if it got none in this session."""
+        """The epoch of its last barrier. 0 if it got none in this session."""
         barriers = self.harness.messages_to(self.peer, messages.Barrier)
         return max((barrier.epoch for barrier in barriers if barrier.session == self.session), default=0)
 
@@ -513,7 +516,7 @@ def shard(partition: int, stage: str = "in") -> ShardId:
 
 
 def describe(message: messages.FromCoordinator) -> str:
-    """A message in a few words, without numbers that tests don't care for."""
+    """A message as a short text, without numbers that don't matter to tests."""
     match message:
         case messages.Welcome():
             return f"Welcome slot {message.slot}" + (" adopted" if message.adopted else "")

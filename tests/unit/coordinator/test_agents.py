@@ -1,4 +1,4 @@
-"""Agents, as the coordinator knows them, and what an agent makes of its orders."""
+"""Agents in the coordinator's core, and what an agent does with its orders."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TARGETS = st.dictionaries(st.binary(min_size=1, max_size=2), st.integers(0, 30),
 
 
 class FakeAgent:
-    """An agent that takes orders when the test says so."""
+    """An agent that carries out orders when the test says so."""
 
     def __init__(self, harness: Harness, name: str, target: int, host: str = "host-1", pid: int = 1) -> None:
         self.harness = harness
@@ -66,13 +66,15 @@ def refusal(harness: Harness, request: messages.ToCoordinator) -> str:
 
 
 @given(st.integers(0, 100), TARGETS)
-def test_spread_is_even_and_starts_and_ends_as_few_as_possible(total: int, targets: dict[bytes, int]) -> None:
+def test_spread_is_even_and_starts_and_ends_as_few_workers_as_possible(
+    total: int, targets: dict[bytes, int]
+) -> None:
     wanted = spread(total, targets)
     assert sum(wanted.values()) == total
     assert set(wanted) == set(targets)
     assert max(wanted.values()) - min(wanted.values()) <= 1
     changes = sum(abs(wanted[peer] - targets[peer]) for peer in targets)
-    # No other even spread needs fewer: what is one more here could not be one more elsewhere for less.
+    # No other even spread needs fewer: a slot more here can't be a slot more elsewhere at lower cost.
     share = total // len(targets)
     more = [peer for peer in targets if wanted[peer] > share]
     less = [peer for peer in targets if wanted[peer] == share]
@@ -82,14 +84,14 @@ def test_spread_is_even_and_starts_and_ends_as_few_as_possible(total: int, targe
             assert sum(abs(swapped[peer] - targets[peer]) for peer in targets) >= changes
 
 
-def test_total_is_spread_over_the_agents_and_repeated_until_it_is_taken() -> None:
+def test_total_is_spread_over_the_agents_and_repeated_until_it_is_confirmed() -> None:
     harness = Harness()
     one, two = FakeAgent(harness, "a1", 4), FakeAgent(harness, "a2", 1)
     reply = scale(harness, 5)
     assert [(target.agent, target.target) for target in reply.targets] == [("a1", 3), ("a2", 2)]
     assert (one.told()[-1].target, two.told()[-1].target) == (3, 2)
     assert harness.core.status()["agents"][0]["wanted"] == 3
-    one.report()  # it has not heard
+    one.report()  # it hasn't received the order yet
     assert one.told()[-1].order == one.told()[-2].order > 0
     one.obey()
     assert one.told()[-1].order == 0
@@ -97,7 +99,7 @@ def test_total_is_spread_over_the_agents_and_repeated_until_it_is_taken() -> Non
     assert (shown["agent"], shown["target"], shown["wanted"], shown["running"]) == ("a1", 3, -1, 0)
 
 
-def test_target_that_shrank_since_the_order_was_taken_stays_so() -> None:
+def test_target_that_shrank_after_the_order_stays_smaller() -> None:
     harness = Harness()
     agent = FakeAgent(harness, "a1", 1)
     scale(harness, 4)
@@ -108,14 +110,14 @@ def test_target_that_shrank_since_the_order_was_taken_stays_so() -> None:
     assert harness.core.status()["agents"][0]["target"] == 3
 
 
-def test_what_an_agent_has_already_is_no_order() -> None:
+def test_agent_that_already_has_its_target_gets_no_order() -> None:
     harness = Harness()
     agent = FakeAgent(harness, "a1", 2)
     assert [target.target for target in scale(harness, 2).targets] == [2]
     assert agent.told()[-1].order == 0
 
 
-def test_places_are_hosts_places_and_ids() -> None:
+def test_agents_are_found_by_host_address_and_id() -> None:
     harness = Harness()
     agents = [FakeAgent(harness, "a1", 1, host="h1"), FakeAgent(harness, "a2", 1, host="h2", pid=7)]
     agents.append(FakeAgent(harness, "a3", 1, host="h2", pid=8))
@@ -125,7 +127,7 @@ def test_places_are_hosts_places_and_ids() -> None:
     assert [agent.target for agent in agents] == [5, 6, 7]
 
 
-def test_scale_that_can_not_be_is_refused_with_the_agents_there_are() -> None:
+def test_impossible_scale_is_refused_with_a_list_of_agents() -> None:
     harness = Harness()
     FakeWorker(harness, "w0").hello()
     assert "there is no agent" in refusal(harness, messages.ScaleRequest(3))
@@ -142,7 +144,7 @@ def test_scale_that_can_not_be_is_refused_with_the_agents_there_are() -> None:
     assert "stopping" in refusal(harness, messages.ScaleRequest(1))
 
 
-def test_agent_that_is_gone_is_not_counted_and_one_that_is_back_is_still_told() -> None:
+def test_lost_agent_is_not_counted_and_gets_its_order_when_it_is_back() -> None:
     harness = Harness()
     gone, staying = FakeAgent(harness, "a1", 2), FakeAgent(harness, "a2", 2)
     scale(harness, 6)
@@ -155,7 +157,7 @@ def test_agent_that_is_gone_is_not_counted_and_one_that_is_back_is_still_told() 
     assert harness.core.status()["agents"] == []
 
 
-def test_new_leader_learns_targets_from_the_agents_and_orders_anew() -> None:
+def test_new_leader_learns_targets_from_the_agents_and_orders_again() -> None:
     harness = Harness()
     agent = FakeAgent(harness, "a1", 1)
     scale(harness, 4)
@@ -189,7 +191,7 @@ def test_agent_of_another_job_is_refused() -> None:
     assert refused.reason == "this is the coordinator of job 'job', not of 'another'"
 
 
-def test_agents_hear_of_the_end() -> None:
+def test_agents_are_told_of_the_end() -> None:
     harness = Harness(workers=1)
     worker, agent = FakeWorker(harness, "w0"), FakeAgent(harness, "a1", 1)
     worker.hello()
@@ -206,7 +208,7 @@ def test_number_of_agents_is_bounded() -> None:
         assert agents.heard(report.agent.encode(), report, now_ms=0)
     report = messages.AgentReport("more", "job", "h", 1, 1, [], 0, 0)
     assert agents.heard(b"more", report, now_ms=0) is None
-    assert agents.heard(b"more", report, now_ms=3_000)  # the others have fallen silent
+    assert agents.heard(b"more", report, now_ms=3_000)  # the others have become silent
 
 
 @pytest.mark.parametrize(
@@ -219,7 +221,7 @@ def test_number_of_agents_is_bounded() -> None:
         ([(2, 0, 5), (1, 9, 4)], [None, None]),
     ],
 )
-def test_order_is_taken_once_and_never_of_an_older_term(
+def test_order_is_carried_out_once_and_never_from_an_older_term(
     orders: list[tuple[int, int, int]], taken: list[int | None]
 ) -> None:
     agent = Orders()

@@ -1,4 +1,4 @@
-"""The plan is balanced, sticky and deterministic, for any cluster."""
+"""The plan is balanced, sticky and deterministic for any cluster."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def clusters(draw: st.DrawFn) -> tuple[list[ShardId], list[int], dict[ShardId, i
 
 
 @given(clusters())
-def test_any_cluster_gets_every_shard_placed_evenly(
+def test_all_shards_of_any_cluster_are_placed_evenly(
     cluster: tuple[list[ShardId], list[int], dict[ShardId, int]],
 ) -> None:
     shards, slots, current = cluster
@@ -113,7 +113,7 @@ def test_slot_that_joins_takes_no_more_than_its_share() -> None:
     assert Counter(after.values()) == {0: 2, 1: 2, 2: 2, 3: 2}
 
 
-def test_fresh_cluster_deals_partitions_out_in_turn() -> None:
+def test_new_cluster_assigns_partitions_in_turn() -> None:
     assert plan(shards_of(a=4), [7, 3], {}) == {
         ShardId("a", 0): 3,
         ShardId("a", 1): 7,
@@ -127,14 +127,14 @@ def test_several_small_stages_do_not_pile_up_on_the_first_slot() -> None:
     assert Counter(plan(shards, range(4), {}).values()) == {0: 1, 1: 1, 2: 1, 3: 1}
 
 
-def test_no_slots_plan_nothing() -> None:
+def test_plan_without_slots_is_empty() -> None:
     assert plan(shards_of(a=3), [], {ShardId("a", 0): 1}) == {}
 
 
 def test_thousand_workers_and_ten_thousand_shards_are_planned_in_seconds() -> None:
     shards = shards_of(**{f"stage{number}": 2_003 for number in range(5)})
     before = plan(shards, range(1_000), {})
-    started = time.thread_time()  # the work, whatever else the machine does
+    started = time.thread_time()  # CPU time, so other load on the machine doesn't matter
     after = plan(shards, [slot for slot in range(1_001) if slot != 500], before)
     assert time.thread_time() - started < 5
     assert moves(before, after, set(range(1_001)) - {500}) == 0
@@ -148,7 +148,7 @@ Standing = tuple[dict[ShardId, int | None], dict[int, str], int, Copies]
 
 @st.composite
 def standings(draw: st.DrawFn) -> Standing:
-    """Owners, hosts of live slots, replicas, and copies that are there: some of them impossible by now."""
+    """Owners, hosts of live slots, replicas, and existing copies, some of which are no longer possible."""
     shards = shards_of(a=draw(st.integers(0, 10)), b=draw(st.integers(0, 4)))
     slots = draw(st.lists(st.integers(0, 7), max_size=7, unique=True))
     hosts = {slot: draw(st.sampled_from(["h1", "h2", "h3"])) for slot in slots}
@@ -158,7 +158,7 @@ def standings(draw: st.DrawFn) -> Standing:
 
 
 @given(standings())
-def test_copies_are_as_many_as_can_be_and_never_with_the_owner(standing: Standing) -> None:
+def test_there_are_as_many_copies_as_possible_and_none_with_the_owner(standing: Standing) -> None:
     owners, hosts, replicas, _ = standing
     for shard, slots in place_standbys(*standing).items():
         candidates = set(hosts) - {owners[shard]}
@@ -190,7 +190,7 @@ def test_no_copy_could_move_to_make_the_numbers_more_even(standing: Standing) ->
 
 
 @given(standings())
-def test_copies_once_placed_stay(standing: Standing) -> None:
+def test_placed_copies_stay(standing: Standing) -> None:
     owners, hosts, replicas, _ = standing
     placed = place_standbys(*standing)
     assert place_standbys(owners, hosts, replicas, placed) == placed
@@ -203,7 +203,7 @@ def test_order_of_slots_and_shards_does_not_matter_for_copies(standing: Standing
     assert place_standbys(*turned, replicas, current) == place_standbys(*standing)
 
 
-def test_copies_of_a_dead_slot_are_made_anew_and_the_others_stay() -> None:
+def test_copies_of_a_dead_slot_are_placed_again_and_the_others_stay() -> None:
     shards = shards_of(a=12)
     owners: dict[ShardId, int | None] = dict(plan(shards, range(4), {}))
     hosts = dict.fromkeys(range(4), "h")
@@ -229,7 +229,7 @@ def test_thousand_workers_place_ten_thousand_copies_in_seconds() -> None:
     shards = shards_of(a=10_000)
     owners: dict[ShardId, int | None] = dict(plan(shards, range(1_000), {}))
     hosts = {slot: f"host-{slot % 50}" for slot in range(1_000)}
-    started = time.thread_time()  # the work, whatever else the machine does
+    started = time.thread_time()  # CPU time, so other load on the machine doesn't matter
     before = place_standbys(owners, hosts, 1, {})
     del hosts[500]
     place_standbys(owners, hosts, 1, before)

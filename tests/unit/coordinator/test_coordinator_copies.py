@@ -1,4 +1,4 @@
-"""Standbys and warm moves, as transcripts of what the coordinator says."""
+"""Standbys and moves to warm copies, as transcripts of the coordinator's messages."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.unit.coordinator.coordinator_harness import FakeWorker, Harness, one_
 
 
 def cluster(workers: int = 2, replicas: int = 0, **options: Any) -> tuple[Harness, list[FakeWorker]]:
-    """A cluster whose workers run their shards and have warmed their copies."""
+    """A cluster whose workers run their shards and have warm copies."""
     harness = Harness(workers=workers, settings=Settings(num_standby_replicas=replicas), **options)
     members = [FakeWorker(harness, f"w{number}") for number in range(workers)]
     for member in members:
@@ -72,7 +72,7 @@ def test_copy_that_is_far_behind_is_not_preferred() -> None:
     assert sorted(w1.assigned + w2.assigned) == [shard(partition) for partition in range(4)]
 
 
-def test_move_waits_for_the_copy_to_be_warm_and_the_owner_runs_on() -> None:
+def test_move_waits_for_a_warm_copy_while_the_owner_continues() -> None:
     harness, (_w0, w1) = cluster()
     w2 = FakeWorker(harness, "w2")
     w2.hello()
@@ -88,7 +88,7 @@ def test_move_waits_for_the_copy_to_be_warm_and_the_owner_runs_on() -> None:
     assert harness.core.counters.cold_moves == 0
 
 
-def test_move_to_a_copy_that_never_gets_warm_happens_in_the_end() -> None:
+def test_move_to_a_copy_that_never_gets_warm_happens_eventually() -> None:
     harness, (w0, w1) = cluster()
     w2 = FakeWorker(harness, "w2")
     w2.hello()
@@ -119,7 +119,7 @@ def test_shard_stays_where_it_is_when_its_target_dies() -> None:
     assert w1.assigned == [shard(1), shard(3)]
 
 
-def test_owner_that_dies_while_its_shard_is_warming_elsewhere_leaves_it_to_the_warm_one() -> None:
+def test_shard_whose_owner_dies_during_the_warm_up_goes_to_the_warm_copy() -> None:
     harness, (_w0, w1) = cluster()
     w2 = FakeWorker(harness, "w2")
     w2.hello()
@@ -147,7 +147,7 @@ def test_former_owner_becomes_the_standby_when_the_standby_takes_over() -> None:
     assert keepers[0] is not w2
 
 
-def test_connection_that_was_lost_is_told_its_copies_again() -> None:
+def test_worker_is_told_its_copies_again_after_a_lost_connection() -> None:
     harness, (w0, _w1) = cluster(replicas=1)
     w0.disconnect()
     w0.hello(session=w0.session, owned=w0.assigned)
@@ -164,7 +164,7 @@ def test_new_leader_leaves_copies_where_they_are() -> None:
     assert [worker.standbys for worker in members] == before
 
 
-def test_copy_that_nobody_wants_any_more_is_called_off_by_a_new_leader() -> None:
+def test_copy_that_is_no_longer_needed_is_dropped_by_a_new_leader() -> None:
     harness, (w0, w1) = cluster(replicas=1)
     harness.settings = Settings(num_standby_replicas=0)
     harness.lead()

@@ -1,4 +1,4 @@
-"""The coordinator's decisions, as transcripts: what it is told, and what it has done about it."""
+"""The coordinator's decisions, as transcripts of events and effects."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def cluster(workers: int = 2, **options: Any) -> tuple[Harness, list[FakeWorker]
 # --- joining ------------------------------------------------------------------------------------------
 
 
-def test_worker_that_joins_is_journalled_before_it_is_welcome() -> None:
+def test_worker_that_joins_is_journalled_before_its_welcome() -> None:
     harness = Harness(workers=1, auto_journal=False)
     harness.write_journal()
     worker = FakeWorker(harness, "w0")
@@ -81,7 +81,7 @@ def test_first_assignment_waits_no_longer_than_the_initial_delay() -> None:
     assert worker.assigned == [shard(0), shard(1), shard(2), shard(3)]
 
 
-def test_hello_said_twice_opens_one_session() -> None:
+def test_hello_sent_twice_opens_one_session() -> None:
     harness = Harness(workers=1, auto_journal=False)
     harness.write_journal()
     worker = FakeWorker(harness, "w0")
@@ -92,7 +92,7 @@ def test_hello_said_twice_opens_one_session() -> None:
     assert harness.unwritten == []
 
 
-def test_hello_said_again_over_a_new_connection_keeps_the_session_that_is_being_opened() -> None:
+def test_hello_repeated_over_a_new_connection_keeps_the_session_that_is_being_opened() -> None:
     harness = Harness(workers=1, auto_journal=False)
     worker = FakeWorker(harness, "w0")
     worker.hello()
@@ -146,7 +146,7 @@ def test_worker_that_joins_later_takes_its_share_after_it_was_released() -> None
     assert [w0.assigned, w1.assigned, w2.assigned] == [[shard(0), shard(2)], [shard(1)], [shard(3)]]
 
 
-def test_released_that_comes_once_more_frees_nothing() -> None:
+def test_repeated_released_frees_nothing() -> None:
     harness, (_w0, w1) = cluster()
     w2 = FakeWorker(harness, "w2")
     w2.hello()
@@ -160,7 +160,7 @@ def test_released_that_comes_once_more_frees_nothing() -> None:
     w3.hello()
     w3.warm(shard(3))
     assert harness.core.shards[shard(3)].phase is ShardPhase.RELEASING
-    harness.say(w1.peer, messages.Released(w1.session, [shard(3)], 1))  # the former one again
+    harness.say(w1.peer, messages.Released(w1.session, [shard(3)], 1))  # the former message again
     assert harness.core.shards[shard(3)].phase is ShardPhase.RELEASING
     w1.released(shard(3))
     assert shard(3) in w3.assigned
@@ -185,7 +185,7 @@ def test_dead_workers_shards_wait_for_journal_and_fence() -> None:
     assert harness.transcript() == ["w1 <- Assign in/0 in/2"]
 
 
-def test_next_owner_is_told_what_was_reported_as_committed() -> None:
+def test_next_owner_is_told_the_reported_committed_offsets() -> None:
     harness = Harness(workers=1)
     first = FakeWorker(harness, "w0")
     first.hello()
@@ -201,7 +201,7 @@ def test_next_owner_is_told_what_was_reported_as_committed() -> None:
     assert told == {(shard(0), 0): 9, (shard(1), 0): 3}
 
 
-def test_dead_worker_whose_host_says_so_is_not_waited_for() -> None:
+def test_worker_whose_process_ended_is_not_waited_for() -> None:
     harness, (w0, w1) = cluster()
     w0.disconnect()
     w0.process_ends()
@@ -209,7 +209,7 @@ def test_dead_worker_whose_host_says_so_is_not_waited_for() -> None:
     assert len(w1.assigned) == 4
 
 
-def test_what_a_process_said_before_its_end_is_heard_first() -> None:
+def test_last_messages_of_a_process_are_handled_before_its_end() -> None:
     harness, (w0, _) = cluster()
     w0.process_ends()
     assert harness.transcript() == []
@@ -222,14 +222,14 @@ def test_process_that_ended_is_dead_even_if_its_connection_does_not_close() -> N
     harness, (w0, _) = cluster()
     w0.process_ends()
     harness.pass_ms(100)
-    w0.heartbeat()  # was on its way
+    w0.heartbeat()  # it was already sent
     harness.transcript()
     harness.pass_ms(50)
     assert harness.transcript()[:2] == ["journal slot/0", "fence slot 0"]
 
 
 def common_epoch(harness: Harness, w0: FakeWorker, w1: FakeWorker) -> int:
-    """An epoch that both are asked to prepare."""
+    """An epoch that both workers have to prepare."""
     w0.dirty()
     w1.dirty()
     w0.prepared(w0.barrier)
@@ -248,7 +248,7 @@ def test_others_do_not_wait_for_the_epoch_of_a_worker_whose_connection_closed() 
     assert harness.transcript() == [f"w1 <- Complete {epoch}"]
 
 
-def test_worker_that_is_back_with_an_epoch_that_nobody_waited_for_goes_on_with_it() -> None:
+def test_worker_that_is_back_with_an_epoch_that_was_not_waited_for_continues_it() -> None:
     harness, (w0, w1) = cluster()
     epoch = common_epoch(harness, w0, w1)
     w1.prepared(epoch)
@@ -258,7 +258,7 @@ def test_worker_that_is_back_with_an_epoch_that_nobody_waited_for_goes_on_with_i
     assert harness.transcript() == ["w0 <- Welcome slot 0 adopted", f"w0 <- Complete {epoch}"]
 
 
-def test_take_over_says_where_the_time_went() -> None:
+def test_take_over_reports_the_time_of_each_step() -> None:
     harness, (w0, w1) = cluster()
     harness.auto_journal = harness.auto_fence = False
     w0.disconnect()
@@ -283,7 +283,7 @@ def test_take_over_says_where_the_time_went() -> None:
     }
 
 
-def test_connection_that_comes_back_in_time_changes_nothing() -> None:
+def test_connection_that_is_back_in_time_changes_nothing() -> None:
     harness, (w0, _) = cluster()
     w0.disconnect()
     harness.pass_ms(100)
@@ -292,7 +292,7 @@ def test_connection_that_comes_back_in_time_changes_nothing() -> None:
     assert harness.transcript() == ["w0 <- Welcome slot 0 adopted"]
 
 
-def test_worker_heard_of_over_a_new_connection_is_not_dead_but_gets_no_barrier_before_its_hello() -> None:
+def test_worker_on_a_new_connection_is_not_dead_but_gets_no_barrier_before_its_hello() -> None:
     harness, (w0, _) = cluster()
     w0.disconnect()
     w0.dirty()
@@ -302,7 +302,7 @@ def test_worker_heard_of_over_a_new_connection_is_not_dead_but_gets_no_barrier_b
     assert harness.transcript() == ["w0 <- Welcome slot 0 adopted", "w0 <- Barrier 1"]
 
 
-def test_worker_that_never_says_what_it_holds_after_a_lost_connection_is_evicted() -> None:
+def test_worker_that_does_not_report_its_shards_after_a_lost_connection_is_evicted() -> None:
     harness, (w0, w1) = cluster()
     w0.disconnect()
     for _ in range(8):
@@ -323,7 +323,7 @@ def test_silent_worker_is_dead_after_the_session_timeout() -> None:
     assert len(w1.assigned) == 4
 
 
-def test_coordinator_that_was_away_itself_does_not_blame_its_workers() -> None:
+def test_coordinator_that_was_suspended_does_not_blame_its_workers() -> None:
     harness, (w0, w1) = cluster()
     harness.now_ms += 60_000  # stopped, and continued
     w0.heartbeat()
@@ -332,7 +332,7 @@ def test_coordinator_that_was_away_itself_does_not_blame_its_workers() -> None:
     assert harness.transcript() == ["w0 <- HeartbeatAck", "w1 <- HeartbeatAck"]
 
 
-def test_fence_that_fails_is_tried_again_and_nobody_gets_the_shards_before() -> None:
+def test_failed_fence_is_retried_and_the_shards_wait() -> None:
     harness, (w0, w1) = cluster()
     harness.auto_fence = False
     w0.disconnect()
@@ -363,7 +363,7 @@ def test_goodbye_frees_the_shards_without_a_fence() -> None:
     ]
 
 
-def test_restarted_process_gets_its_slot_and_its_shards_again() -> None:
+def test_restarted_process_gets_its_slot_and_shards_back() -> None:
     harness, (w0, _w1) = cluster()
     w0.disconnect()
     again = FakeWorker(harness, "w0-again", slot=0)
@@ -377,7 +377,7 @@ def test_restarted_process_gets_its_slot_and_its_shards_again() -> None:
     ]
 
 
-def test_living_worker_keeps_its_slot_against_another_that_wants_it() -> None:
+def test_live_worker_keeps_its_slot_when_another_wants_it() -> None:
     harness, (w0, _) = cluster()
     rival = FakeWorker(harness, "rival", slot=0)
     rival.hello()
@@ -413,7 +413,7 @@ def test_worker_that_resets_keeps_slot_and_shards_after_a_fence() -> None:
     assert w1.assigned == [shard(1), shard(3)]
 
 
-def test_hello_that_crossed_the_welcome_does_not_end_the_session() -> None:
+def test_hello_that_crosses_the_welcome_does_not_end_the_session() -> None:
     harness = Harness(workers=1)
     worker = FakeWorker(harness, "w0")
     worker.hello()
@@ -422,11 +422,11 @@ def test_hello_that_crossed_the_welcome_does_not_end_the_session() -> None:
     worker.hello()
     assert worker.session == session
     harness.pass_ms(900)
-    worker.hello()  # it did begin anew, before it said anything in its session
+    worker.hello()  # it did join again, before it sent anything in its session
     assert worker.session > session
 
 
-def test_session_that_is_over_is_told_so_whatever_it_says() -> None:
+def test_ended_session_is_evicted_whatever_it_sends() -> None:
     harness, (w0, _) = cluster()
     former = w0.session
     w0.hello()
@@ -439,7 +439,7 @@ def test_session_that_is_over_is_told_so_whatever_it_says() -> None:
     assert harness.core.phase is Phase.RUNNING
 
 
-def test_reset_in_the_midst_of_an_epoch_leaves_it_to_the_others() -> None:
+def test_reset_during_an_epoch_leaves_the_epoch_to_the_others() -> None:
     harness, (w0, w1) = cluster()
     w0.dirty()
     harness.pass_ms(0)
@@ -492,7 +492,7 @@ def test_epoch_is_complete_when_all_participants_have_prepared() -> None:
     assert harness.transcript() == ["w1 <- Complete 2", "w0 <- Complete 2"]
 
 
-def test_worker_still_busy_with_an_epoch_is_not_asked_for_the_next() -> None:
+def test_worker_with_an_epoch_in_flight_gets_no_other_barrier() -> None:
     harness, (w0, w1) = cluster()
     w0.dirty()
     w0.prepared(1)
@@ -506,7 +506,7 @@ def test_worker_still_busy_with_an_epoch_is_not_asked_for_the_next() -> None:
     assert harness.transcript() == ["w1 <- Complete 2", "w0 <- Barrier 3"]
 
 
-def test_straggler_is_left_behind_and_completes_when_it_is_ready() -> None:
+def test_straggler_is_not_waited_for_and_completes_later() -> None:
     harness, (w0, w1) = cluster(settings=Settings(checkpoint_straggler_ms=100))
     w0.dirty()
     w0.prepared(1)
@@ -526,7 +526,7 @@ def test_straggler_is_left_behind_and_completes_when_it_is_ready() -> None:
     assert harness.transcript() == ["w1 <- Complete 2"]
 
 
-def test_worker_that_dies_in_an_epoch_does_not_hold_it_back() -> None:
+def test_worker_that_dies_in_an_epoch_does_not_delay_it() -> None:
     harness, (w0, w1) = cluster()
     w0.dirty()
     w0.prepared(1)
@@ -559,7 +559,7 @@ def test_worker_stuck_in_an_epoch_is_evicted_and_fenced(prepares: bool) -> None:
     ]
 
 
-def test_interval_doubles_with_a_backlog_and_falls_back_at_once() -> None:
+def test_interval_doubles_with_a_backlog_and_drops_at_once() -> None:
     harness, (w0,) = cluster(
         workers=1, settings=Settings(commit_interval_min_ms=10, commit_interval_max_ms=100)
     )
@@ -572,7 +572,7 @@ def test_interval_doubles_with_a_backlog_and_falls_back_at_once() -> None:
         w0.prepared(epoch, backlog=epoch < 6)
         w0.committed(epoch, True)
     gaps = [after - before for before, after in itertools.pairwise(began)]
-    # A little early (an eighth) is fine, so as to go together with others.
+    # An eighth too early is fine, so that it can share an epoch with others.
     assert gaps == pytest.approx([17.5, 35, 70, 87.5, 87.5, 10, 10], abs=1)
 
 
@@ -585,7 +585,7 @@ def test_interval_with_a_backlog_is_no_shorter_than_an_epoch_takes() -> None:
     assert harness.core.sessions[w0.session].interval_ms == 300
 
 
-def test_one_workers_backlog_does_not_cost_another_its_latency() -> None:
+def test_backlog_of_one_worker_does_not_delay_another() -> None:
     harness, (w0, w1) = cluster()
     w0.dirty(backlog=True)
     for _ in range(8):
@@ -632,7 +632,7 @@ def test_epoch_numbers_are_reserved_again_before_they_run_out() -> None:
 # --- messages lost with a connection ------------------------------------------------------------------
 
 
-def test_lost_barrier_is_made_up_for_by_the_next_epoch() -> None:
+def test_lost_barrier_is_replaced_by_the_next_epoch() -> None:
     harness, (w0, _w1) = cluster()
     w0.dirty()
     w0.disconnect()
@@ -641,7 +641,7 @@ def test_lost_barrier_is_made_up_for_by_the_next_epoch() -> None:
     assert harness.transcript() == ["w0 <- Barrier 1", "w0 <- Welcome slot 0 adopted", "w0 <- Barrier 2"]
 
 
-def test_lost_prepared_is_made_up_for_by_the_hello() -> None:
+def test_lost_prepared_is_replaced_by_the_hello() -> None:
     harness, (w0, _w1) = cluster()
     w0.dirty()
     w0.disconnect()
@@ -649,7 +649,7 @@ def test_lost_prepared_is_made_up_for_by_the_hello() -> None:
     assert harness.transcript() == ["w0 <- Barrier 1", "w0 <- Welcome slot 0 adopted", "w0 <- Complete 1"]
 
 
-def test_lost_complete_is_said_again() -> None:
+def test_lost_complete_is_sent_again() -> None:
     harness, (w0, _w1) = cluster()
     w0.dirty()
     w0.prepared(1)
@@ -670,14 +670,14 @@ def test_lost_committed_frees_the_worker_for_the_next_epoch() -> None:
     assert harness.transcript() == ["w0 <- Welcome slot 0 adopted", "w0 <- Barrier 2"]
 
 
-def test_barrier_that_crossed_the_hello_is_completed_after_all() -> None:
+def test_barrier_that_crosses_the_hello_is_completed() -> None:
     harness, (w0, _w1) = cluster()
     w0.dirty()
     w0.disconnect()
     w0.hello(session=w0.session, owned=w0.assigned, epoch=0, dirty=True)
     harness.pass_ms(10)
     harness.transcript()
-    w0.prepared(1)  # it got both barriers, and took the first
+    w0.prepared(1)  # it received both barriers, and took part in the first
     assert harness.transcript() == ["w0 <- Complete 1"]
     w0.committed(1, True)
     assert harness.transcript() == []
@@ -685,14 +685,14 @@ def test_barrier_that_crossed_the_hello_is_completed_after_all() -> None:
     assert harness.transcript() == ["w0 <- Barrier 3"]
 
 
-def test_lost_assign_is_said_again() -> None:
+def test_lost_assign_is_sent_again() -> None:
     harness, (w0, _w1) = cluster()
     w0.disconnect()
     w0.hello(session=w0.session, owned=[shard(0)])
     assert harness.transcript() == ["w0 <- Welcome slot 0 adopted", "w0 <- Assign in/2"]
 
 
-def test_hello_that_outlived_its_connection_does_not_undo_what_was_said_since() -> None:
+def test_hello_of_a_former_connection_does_not_undo_later_messages() -> None:
     harness, (_w0, w1) = cluster()
     w2 = FakeWorker(harness, "w2")
     w2.hello()
@@ -701,11 +701,11 @@ def test_hello_that_outlived_its_connection_does_not_undo_what_was_said_since() 
     w1.released(shard(3))
     w2.hello(session=w2.session)
     assert harness.transcript()[-2:] == ["w2 <- Assign in/3", "w2 <- Standby"]
-    w2.hello(session=w2.session)  # was sent before that arrived
+    w2.hello(session=w2.session)  # it was sent before that arrived
     assert harness.transcript() == ["w2 <- Welcome slot 2 adopted"]
 
 
-def test_lost_released_is_made_up_for_by_the_hello() -> None:
+def test_lost_released_is_replaced_by_the_hello() -> None:
     harness, (_w0, w1) = cluster()
     w2 = FakeWorker(harness, "w2")
     w2.hello()
@@ -721,7 +721,7 @@ def test_lost_released_is_made_up_for_by_the_hello() -> None:
     ]
 
 
-def test_worker_that_never_hears_its_orders_is_evicted() -> None:
+def test_worker_that_never_receives_its_orders_is_evicted() -> None:
     harness, (w0, w1) = cluster()
     deaf = FakeWorker(harness, "w2")
     deaf.hello()
@@ -737,7 +737,7 @@ def test_worker_that_never_hears_its_orders_is_evicted() -> None:
     assert shard(3) in w0.assigned + w1.assigned
 
 
-def test_worker_that_waits_for_kafka_is_told_apart_from_one_that_hangs() -> None:
+def test_worker_that_waits_for_kafka_is_distinguished_from_one_that_hangs() -> None:
     harness, (w0, w1) = cluster(settings=Settings(checkpoint_timeout_ms=5000))
     waits = messages.WorkerStats(kafka_wait="the group's coordinator", kafka_wait_ms=2000)
     w0.dirty()
@@ -745,12 +745,12 @@ def test_worker_that_waits_for_kafka_is_told_apart_from_one_that_hangs() -> None
         harness.say(w0.peer, messages.Heartbeat(w0.session, waits, w0.orders_heard))
         w1.heartbeat()
         harness.pass_ms(500)
-    assert not harness.messages_to(w0.peer, messages.Evicted), "nobody else would get an answer either"
+    assert not harness.messages_to(w0.peer, messages.Evicted), "another worker wouldn't get an answer either"
     for _ in range(11):
         w0.heartbeat()
         w1.heartbeat()
         harness.pass_ms(500)
-    assert harness.messages_to(w0.peer, messages.Evicted), "it waited for nobody any more"
+    assert harness.messages_to(w0.peer, messages.Evicted), "it no longer waits for Kafka"
 
 
 def test_worker_that_alone_waits_for_kafka_while_others_commit_is_replaced() -> None:
@@ -771,7 +771,7 @@ def test_worker_that_alone_waits_for_kafka_while_others_commit_is_replaced() -> 
     assert harness.messages_to(w0.peer, messages.Evicted), "the brokers answer others"
 
 
-def test_worker_that_may_have_missed_a_revoke_begins_anew() -> None:
+def test_worker_that_may_have_missed_a_revoke_is_evicted() -> None:
     harness, (_w0, w1) = cluster()
     w2 = FakeWorker(harness, "w2")
     w2.hello()
@@ -803,7 +803,7 @@ def test_new_leader_adopts_what_workers_own_and_completes_what_they_prepared() -
     w0.dirty()
     harness.lead()
     harness.transcript()
-    w0.prepared(1)  # was queued when the connection broke
+    w0.prepared(1)  # it was queued when the connection was lost
     w0.hello(session=w0.session, owned=w0.assigned, epoch=1, prepared_epoch=1, in_flight_epoch=1, dirty=True)
     w1.hello(session=w1.session, owned=w1.assigned, epoch=1)
     assert harness.transcript() == [
@@ -813,7 +813,7 @@ def test_new_leader_adopts_what_workers_own_and_completes_what_they_prepared() -
     ]
     w0.committed(1, True)
     harness.pass_ms(10)
-    assert w0.barrier > 10_000  # beyond all that the former leader had reserved
+    assert w0.barrier > 10_000  # above everything that the former leader had reserved
     w0.prepared(w0.barrier)
     assert harness.transcript()[-1] == f"w0 <- Complete {w0.barrier}"
 
@@ -855,7 +855,7 @@ def test_session_unknown_to_the_new_leader_is_evicted() -> None:
     assert harness.transcript() == ["w0 <- Evicted"]
 
 
-def test_worker_with_shards_that_the_journal_gives_to_others_begins_anew() -> None:
+def test_worker_with_shards_that_the_journal_assigns_to_others_is_evicted() -> None:
     harness, (w0, _w1) = cluster()
     harness.lead()
     harness.transcript()
@@ -863,7 +863,7 @@ def test_worker_with_shards_that_the_journal_gives_to_others_begins_anew() -> No
     assert harness.transcript()[:3] == ["w0 <- Evicted", "journal slot/0", "fence slot 0"]
 
 
-def test_slot_whose_fence_the_former_leader_did_not_see_through_is_fenced_first() -> None:
+def test_slot_whose_fence_the_former_leader_did_not_complete_is_fenced_first() -> None:
     harness, (w0, w1) = cluster()
     harness.auto_fence = False
     w0.goodbye()
@@ -873,7 +873,7 @@ def test_slot_whose_fence_the_former_leader_did_not_see_through_is_fenced_first(
     assert harness.transcript()[-1] == "fence slot 1"
 
 
-def test_restart_of_everything_takes_the_slots_again_without_waiting() -> None:
+def test_restart_of_all_processes_reuses_the_slots_without_waiting() -> None:
     harness, _ = cluster()
     harness.lead()
     harness.transcript()
@@ -893,7 +893,7 @@ def test_restart_of_everything_takes_the_slots_again_without_waiting() -> None:
     ]
 
 
-def test_worker_without_a_wish_waits_until_it_is_known_which_slots_are_free() -> None:
+def test_worker_without_a_wanted_slot_waits_until_free_slots_are_known() -> None:
     harness, (w0, _w1) = cluster()
     harness.lead()
     w0.hello(session=w0.session, owned=w0.assigned)
@@ -908,7 +908,7 @@ def test_worker_without_a_wish_waits_until_it_is_known_which_slots_are_free() ->
     assert harness.messages_to(b"new", messages.Welcome)[0].slot == 1
 
 
-def test_shard_given_back_to_a_leader_that_did_not_ask_makes_its_session_begin_anew() -> None:
+def test_session_that_releases_a_shard_without_being_asked_is_evicted() -> None:
     harness, (w0, w1) = cluster()
     w2 = FakeWorker(harness, "w2")
     w2.hello()
@@ -930,7 +930,7 @@ def test_shard_given_back_to_a_leader_that_did_not_ask_makes_its_session_begin_a
     assert len(w2.assigned) == 1
 
 
-def test_deposed_leader_stops_and_says_nothing_more() -> None:
+def test_deposed_leader_stops_and_sends_nothing_more() -> None:
     harness, (w0, _) = cluster()
     harness.feed(events.Deposed("fenced"))
     assert harness.stopped == events.StopCoordinator(ExitCode.TEMPORARY, "deposed: fenced")
@@ -967,7 +967,7 @@ def test_stop_request_drains_then_shuts_down_then_stops() -> None:
     assert harness.journal["slot/0"] == {"session": 0, "worker": "", "host": "", "pid": 0, "fenced": True}
 
 
-def test_drain_waits_for_no_interval_however_long_it_is() -> None:
+def test_drain_does_not_wait_for_the_interval() -> None:
     settings = Settings(commit_interval_min_ms=50_000, commit_interval_max_ms=50_000)
     harness, (w0, w1) = cluster(settings=settings)
     w0.dirty()
@@ -1045,7 +1045,7 @@ def test_failed_worker_that_drains_is_not_waited_for_any_longer() -> None:
     )
 
 
-def test_deposed_leader_neither_drains_nor_shuts_down_anybody() -> None:
+def test_deposed_leader_neither_drains_nor_shuts_down_workers() -> None:
     for failing in (False, True):
         harness, (w0, w1) = cluster()
         harness.auto_journal = False
@@ -1062,7 +1062,7 @@ def test_deposed_leader_neither_drains_nor_shuts_down_anybody() -> None:
         assert not {"Drain", "Shutdown", "StopReply"} & set(said), said
 
 
-def test_failure_in_the_midst_of_a_drain_is_journalled_before_workers_are_told() -> None:
+def test_failure_during_a_drain_is_journalled_before_workers_are_told() -> None:
     harness, (w0, w1) = cluster()
     harness.feed(events.StopRequested())
     harness.auto_journal = False
@@ -1080,7 +1080,7 @@ def test_failure_in_the_midst_of_a_drain_is_journalled_before_workers_are_told()
     }
 
 
-def test_successor_goes_on_with_an_end_that_an_older_version_decided() -> None:
+def test_successor_continues_an_end_that_an_older_version_journalled() -> None:
     harness, (w0, w1) = cluster()
     w0.failed("bad record")
     harness.journal["ending"] = {"reason": "record in/0 is bad; remedy: mend it", "failed": True}
@@ -1094,7 +1094,7 @@ def test_successor_goes_on_with_an_end_that_an_older_version_decided() -> None:
     assert harness.core.status()["failure"]["remedy"] == "mend it"
 
 
-def test_successor_goes_on_with_the_end_of_the_job() -> None:
+def test_successor_continues_the_end_of_the_job() -> None:
     harness, (w0, w1) = cluster()
     w0.failed("bad record")
     harness.lead()
@@ -1108,10 +1108,10 @@ def test_successor_goes_on_with_the_end_of_the_job() -> None:
     )
 
 
-def test_worker_that_stopped_for_a_drain_that_was_forgotten_begins_anew() -> None:
+def test_worker_that_stopped_for_a_drain_that_was_forgotten_is_evicted() -> None:
     harness, (w0, w1) = cluster()
     harness.feed(events.StopRequested())
-    del harness.journal["ending"]  # as a coordinator does that starts the job anew
+    del harness.journal["ending"]  # as a coordinator does when the job is started again
     harness.lead()
     w0.hello(session=w0.session, owned=w0.assigned, slot=0, draining=True)
     w1.hello(session=w1.session, owned=w1.assigned, slot=1)
@@ -1135,7 +1135,7 @@ def invited(harness: Harness, name: str) -> bool:
     return bool(answers) and answers[-1].resigns
 
 
-def test_leader_that_resigns_invites_the_first_standby_and_leads_on_until_it_is_deposed() -> None:
+def test_leader_that_resigns_invites_the_first_standby_and_leads_until_it_is_deposed() -> None:
     harness, (w0, _w1) = cluster()
     stand_by(harness, "s1")
     stand_by(harness, "s2")
@@ -1148,9 +1148,9 @@ def test_leader_that_resigns_invites_the_first_standby_and_leads_on_until_it_is_
     w0.committed(1)
     assert "w0 <- Complete 1" in harness.transcript()
     stand_by(harness, "s1")
-    assert invited(harness, "s1"), "the first word may have got lost"
+    assert invited(harness, "s1"), "the first invitation may have been lost"
     harness.pass_ms(300)
-    assert "journal check" in harness.transcript(), "it wouldn't find out that it is deposed"
+    assert "journal check" in harness.transcript(), "otherwise it wouldn't notice that it is deposed"
     harness.feed(events.Deposed("fenced"))
     assert harness.stopped == events.StopCoordinator(ExitCode.TEMPORARY, "deposed: fenced")
     assert not harness.messages_to(b"w0", messages.Drain)
@@ -1162,7 +1162,7 @@ def test_leader_that_resigns_alone_drains_at_once() -> None:
     assert harness.core.phase is Phase.DRAINING
 
 
-def test_standby_that_leaves_too_isnt_waited_for() -> None:
+def test_standby_that_leaves_too_is_not_waited_for() -> None:
     harness, _ = cluster()
     stand_by(harness, "s1")
     stand_by(harness, "s2")
@@ -1173,7 +1173,7 @@ def test_standby_that_leaves_too_isnt_waited_for() -> None:
     assert harness.core.phase is Phase.DRAINING
 
 
-def test_leader_whose_standby_doesnt_take_over_drains_in_the_end() -> None:
+def test_leader_whose_standby_does_not_take_over_drains_eventually() -> None:
     harness, members = cluster()
     stand_by(harness, "s1")
     harness.feed(events.ResignRequested())
@@ -1186,7 +1186,7 @@ def test_leader_whose_standby_doesnt_take_over_drains_in_the_end() -> None:
     assert harness.core.phase is Phase.DRAINING
 
 
-def test_leader_that_has_just_taken_over_gives_standbys_a_moment_to_come() -> None:
+def test_leader_that_has_just_taken_over_waits_a_moment_for_standbys() -> None:
     harness, (w0, _w1) = cluster()
     harness.lead()
     w0.hello(session=w0.session, owned=w0.assigned, slot=0)
@@ -1211,15 +1211,17 @@ def test_stop_request_ends_the_job_though_the_leader_resigns() -> None:
 # --- a worker that has heard of a newer leader --------------------------------------------------------
 
 
-def test_word_of_a_newer_leader_is_checked_by_the_journal_and_not_believed() -> None:
+def test_report_of_a_newer_leader_is_checked_with_the_journal_and_not_trusted() -> None:
     harness, (w0, _) = cluster()
     harness.auto_journal = False
     w0.disconnect()
     harness.transcript()
     w0.hello(session=w0.session, owned=w0.assigned, slot=0, term=7)
     assert harness.transcript()[-1] == "journal check"
-    assert harness.messages_to(b"w0", messages.Refused)[-1].retry, "something it can see the old term from"
-    assert not harness.messages_to(b"w0", messages.Welcome)[1:], "it isn't adopted by who it won't obey"
+    assert harness.messages_to(b"w0", messages.Refused)[-1].retry, "it has to learn the old term"
+    assert not harness.messages_to(b"w0", messages.Welcome)[1:], (
+        "a leader that it won't obey must not adopt it"
+    )
     harness.write_journal()
     assert harness.stopped is None
     w0.hello(session=w0.session, owned=w0.assigned, slot=0, term=8)
@@ -1228,7 +1230,7 @@ def test_word_of_a_newer_leader_is_checked_by_the_journal_and_not_believed() -> 
     assert harness.stopped.exit_code == ExitCode.TEMPORARY
 
 
-def test_word_of_newer_leaders_costs_one_write_a_second_at_most() -> None:
+def test_reports_of_newer_leaders_cost_at_most_one_write_a_second() -> None:
     harness, _ = cluster()
     harness.transcript()
     for _ in range(100):
@@ -1273,7 +1275,9 @@ def test_job_is_caught_up_only_when_each_merged_input_is() -> None:
         workers=1,
         until_caught_up=True,
     )
-    assert harness.transcript() == ["read end of in", "read end of more"], "what feeds the third isn't done"
+    assert harness.transcript() == ["read end of in", "read end of more"], (
+        "not the third, whose feeder isn't done"
+    )
     worker = FakeWorker(harness, "w0")
     worker.hello()
     worker.running()
@@ -1291,7 +1295,7 @@ def test_job_is_caught_up_only_when_each_merged_input_is() -> None:
 
 
 def merged_shard() -> tuple[Harness, FakeWorker, ShardId]:
-    """A job with a merge, its only worker, and the shard that has two inputs."""
+    """A job with a merge, its only worker, and a shard with two inputs."""
     partitions = {"in": 1, "more": 1, "job-more-b-repartition": 1}
     harness = Harness(topology=merged_stages(), partitions=partitions, workers=1)
     worker = FakeWorker(harness, "w0")
@@ -1300,14 +1304,14 @@ def merged_shard() -> tuple[Harness, FakeWorker, ShardId]:
     return harness, worker, shard(0, "more")
 
 
-def test_status_tells_each_merged_input_and_their_sums() -> None:
+def test_status_shows_each_merged_input_and_their_sums() -> None:
     harness, worker, merged = merged_shard()
     worker.heartbeat(status(merged, 20, 15, 30))
 
     def shown() -> dict[str, Any]:
         return next(one for one in harness.core.status()["shards"] if one["stage"] == "more")
 
-    assert (shown()["position"], shown()["lag"]) == (-1, -1), "of one input nothing is known"
+    assert (shown()["position"], shown()["lag"]) == (-1, -1), "one input's lag isn't known"
     worker.heartbeat(status(merged, 4, 3, 5, number=1))
     assert (shown()["position"], shown()["committed"], shown()["lag"]) == (24, 18, 11)
     assert shown()["inputs"] == [
@@ -1318,7 +1322,7 @@ def test_status_tells_each_merged_input_and_their_sums() -> None:
     assert [committed[merged, number] for number in range(2)] == [15, 3]
 
 
-def test_hang_at_a_record_of_one_input_is_over_when_that_input_gets_on() -> None:
+def test_hang_at_a_record_of_one_input_ends_when_that_input_progresses() -> None:
     harness, worker, merged = merged_shard()
     harness.say(worker.peer, messages.RecordOverdue(worker.session, merged, 5, "it hung", "slow", 1))
     worker.committed(1, False, status(merged, 9, 9))
@@ -1338,7 +1342,7 @@ def test_shard_that_moved_after_reaching_its_target_stays_caught_up() -> None:
     assert harness.core.phase is Phase.DRAINING
 
 
-def test_word_of_a_shard_that_is_not_the_workers_does_not_count() -> None:
+def test_report_about_a_shard_of_another_worker_does_not_count() -> None:
     harness, (w0, _w1) = cluster(until_caught_up=True)
     harness.feed(events.EndOffsetsRead("in", {0: 10, 1: 10, 2: 10, 3: 10}))
     w0.heartbeat(*(status(shard(partition), 10, 10) for partition in range(4)))
@@ -1348,7 +1352,7 @@ def test_word_of_a_shard_that_is_not_the_workers_does_not_count() -> None:
 # --- status -------------------------------------------------------------------------------------------
 
 
-def test_status_tells_workers_shards_and_who_holds_an_epoch_back() -> None:
+def test_status_shows_workers_shards_and_who_delays_an_epoch() -> None:
     harness, (w0, _w1) = cluster()
     w0.heartbeat(records_in=0)
     harness.pass_ms(500)
@@ -1397,10 +1401,10 @@ def torn(worker: FakeWorker, partition: int, *, stopped: bool = True) -> message
     )
 
 
-def test_stopped_shard_shows_in_the_status_with_its_reason_and_is_counted_once() -> None:
+def test_stopped_shard_is_in_the_status_with_its_reason_and_counted_once() -> None:
     harness, (w0, _w1) = cluster()
     w0.disconnect()
-    w0.hello(session=w0.session, owned=w0.assigned)  # what it says then may have been said before
+    w0.hello(session=w0.session, owned=w0.assigned)  # its report may repeat an earlier one
     for _ in range(2):
         harness.say(w0.peer, torn(w0, 0))
     document = harness.core.status()
@@ -1413,7 +1417,7 @@ def test_stopped_shard_shows_in_the_status_with_its_reason_and_is_counted_once()
     assert harness.core.phase is Phase.RUNNING
 
 
-def test_shard_that_goes_on_after_a_torn_transaction_is_counted() -> None:
+def test_shard_that_continues_after_a_torn_transaction_is_counted() -> None:
     harness, (w0, _w1) = cluster()
     harness.say(w0.peer, torn(w0, 0, stopped=False))
     assert harness.core.status()["counters"]["torn_transactions"] == 1
@@ -1442,14 +1446,14 @@ def test_stopped_shard_moves_without_a_warm_copy() -> None:
     assert shard(0) in w1.assigned
 
 
-def test_word_of_a_stopped_shard_that_is_not_the_workers_does_not_count() -> None:
+def test_report_about_a_stopped_shard_of_another_worker_does_not_count() -> None:
     harness, (w0, _w1) = cluster()
     harness.say(w0.peer, torn(w0, 1))
     assert harness.core.shards[shard(1)].phase is ShardPhase.RUNNING
     assert harness.core.status()["counters"]["torn_transactions"] == 0
 
 
-def test_job_that_is_to_catch_up_fails_once_only_stopped_shards_are_behind() -> None:
+def test_job_until_caught_up_fails_once_only_stopped_shards_are_behind() -> None:
     harness, (w0, w1) = cluster(until_caught_up=True)
     harness.say(w0.peer, torn(w0, 0))
     harness.feed(events.EndOffsetsRead("in", {0: 10, 1: 10, 2: 10, 3: 10}))
@@ -1473,7 +1477,7 @@ def busy(worker: FakeWorker, running_ms: int, offset: int = 5) -> None:
     worker.harness.say(worker.peer, messages.Heartbeat(worker.session, stats, worker.orders_heard))
 
 
-def test_worker_that_is_busy_with_one_record_is_not_evicted_and_others_go_on() -> None:
+def test_worker_that_is_busy_with_one_record_is_not_evicted_and_others_continue() -> None:
     settings = Settings(checkpoint_timeout_ms=1000, session_timeout_ms=3000)
     harness, (first, second) = cluster(2, settings=settings)
     first.dirty()
@@ -1486,13 +1490,13 @@ def test_worker_that_is_busy_with_one_record_is_not_evicted_and_others_go_on() -
     assert not harness.transcript().count("w0 <- Evicted")
     assert harness.core.sessions[first.session].slot == first.slot
     second.committed(1, dirty=True)
-    assert harness.core.rounds.completed_epoch >= 1, "the others' epochs go on without it"
+    assert harness.core.rounds.completed_epoch >= 1, "epochs of the others continue without it"
     longest = harness.core.status()["longest_record"]
     assert (longest["topic"], longest["partition"], longest["offset"]) == ("in", 0, 5)
     assert longest["running_ms"] >= 9_000
 
 
-def test_worker_that_is_busy_no_more_and_prepares_nothing_is_evicted() -> None:
+def test_worker_that_is_no_longer_busy_and_prepares_nothing_is_evicted() -> None:
     harness, (first, _second) = cluster(2, settings=Settings(checkpoint_timeout_ms=1000))
     first.dirty()
     harness.pass_ms(900)
@@ -1503,13 +1507,13 @@ def test_worker_that_is_busy_no_more_and_prepares_nothing_is_evicted() -> None:
     assert "w0 <- Evicted" in " ".join(harness.transcript())
 
 
-def test_shard_whose_handler_hung_comes_with_the_record_and_how_often_until_it_is_committed() -> None:
+def test_shard_whose_handler_hung_is_assigned_with_the_record_and_count_until_it_is_committed() -> None:
     harness, (first, second) = cluster(2)
     held = first.assigned[0]
     overdue = messages.RecordOverdue(first.session, held, 5, "it hung", "slow")
     harness.say(first.peer, overdue)
     harness.say(first.peer, overdue)
-    harness.say(second.peer, messages.RecordOverdue(second.session, held, 9, "not its own"))
+    harness.say(second.peer, messages.RecordOverdue(second.session, held, 9, "not its own shard"))
     known = harness.core._cluster.overdue
     assert known == {held: (messages.OverdueRecord(held, 5, 2, "it hung", "slow"),)}
     harness.say(first.peer, messages.RecordOverdue(first.session, held, 6, "another"))
@@ -1521,7 +1525,7 @@ def test_shard_whose_handler_hung_comes_with_the_record_and_how_often_until_it_i
 # --- waiting for Kafka --------------------------------------------------------------------------------
 
 
-def test_what_kafka_lacks_stands_in_the_status_until_it_is_over() -> None:
+def test_unavailable_parts_of_kafka_are_in_the_status_until_they_are_back() -> None:
     harness, _ = cluster()
     harness.feed(events.KafkaSeen(("waiting for Kafka: partition in/0 has no leader (3 s)",)))
     assert harness.core.status()["kafka_troubles"] == [
@@ -1531,7 +1535,7 @@ def test_what_kafka_lacks_stands_in_the_status_until_it_is_over() -> None:
     assert harness.core.status()["kafka_troubles"] == []
 
 
-def test_core_says_for_how_long_an_epoch_or_a_take_over_is_under_way() -> None:
+def test_core_reports_how_long_an_epoch_or_a_take_over_has_taken() -> None:
     harness, (w0, w1) = cluster()
     assert harness.core.waits_ms(harness.now_ms) == 0
     w0.dirty()

@@ -1,4 +1,5 @@
-"""Workers that leave, as transcripts: their shards move away warm, and nothing makes them stay."""
+"""Workers that leave, as transcripts: their shards move to warm copies, and nothing keeps them from
+leaving."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ def drain(harness: Harness, name: str) -> messages.FromCoordinator:
 
 
 def move_away(worker: FakeWorker, others: list[FakeWorker]) -> None:
-    """All its shards are warmed elsewhere, revoked, released and run there."""
+    """All shards of a worker get warm copies elsewhere, are revoked, released, and run there."""
     going = worker.assigned
     for other in others:
         other.warm(*other.standbys)
@@ -32,7 +33,7 @@ def move_away(worker: FakeWorker, others: list[FakeWorker]) -> None:
         other.running()
 
 
-def test_leaving_worker_runs_on_until_its_shards_are_warm_elsewhere() -> None:
+def test_leaving_worker_continues_until_its_shards_are_warm_elsewhere() -> None:
     harness, (w0, w1) = cluster()
     going = w0.assigned
     leaving(harness, w0)
@@ -57,7 +58,7 @@ def test_leaving_worker_gets_neither_shards_nor_copies() -> None:
     assert w2.standbys == []
 
 
-def test_everybody_who_leaves_is_dismissed_when_nobody_can_take_the_shards() -> None:
+def test_leaving_workers_are_dismissed_when_no_worker_can_take_the_shards() -> None:
     harness, (w0, w1) = cluster()
     leaving(harness, w0)
     said(harness)
@@ -118,7 +119,7 @@ def test_shard_that_was_journalled_for_a_worker_that_leaves_meanwhile_goes_elsew
     assert not set(lost) & set(w1.assigned)
 
 
-def test_joining_worker_is_somebody_who_can_take_the_shards() -> None:
+def test_joining_worker_can_take_the_shards_of_leaving_ones() -> None:
     harness, (w0, w1) = cluster()
     harness.auto_journal = False
     w2 = FakeWorker(harness, "w2")
@@ -129,7 +130,7 @@ def test_joining_worker_is_somebody_who_can_take_the_shards() -> None:
 
 
 @pytest.mark.parametrize("name", ["0", "w0", "host-1:1"])
-def test_drained_worker_is_found_by_slot_id_and_place_and_told(name: str) -> None:
+def test_drained_worker_is_found_by_slot_id_or_address_and_told(name: str) -> None:
     harness, members = cluster(workers=1)
     reply = drain(harness, name)
     assert reply == messages.DrainReply(1, 0, "w0", "host-1", 1, others=0)
@@ -137,7 +138,7 @@ def test_drained_worker_is_found_by_slot_id_and_place_and_told(name: str) -> Non
     assert members[0].assigned != []
 
 
-def test_drain_of_nobody_says_who_there_is() -> None:
+def test_drain_of_an_unknown_worker_lists_the_workers() -> None:
     harness, _ = cluster()
     reply = drain(harness, "7")
     assert isinstance(reply, messages.Refused)
@@ -145,7 +146,7 @@ def test_drain_of_nobody_says_who_there_is() -> None:
     assert not reply.retry
 
 
-def test_drain_of_a_name_that_several_have_is_refused() -> None:
+def test_drain_of_an_ambiguous_name_is_refused() -> None:
     harness, _ = cluster()
     reply = drain(harness, "host-1:1")
     assert isinstance(reply, messages.Refused)
@@ -166,7 +167,7 @@ def test_drain_while_the_job_stops_is_refused() -> None:
     assert isinstance(drain(harness, "0"), messages.Refused)
 
 
-def test_drained_worker_is_told_again_when_it_may_not_have_heard() -> None:
+def test_drained_worker_is_told_again_if_the_order_may_be_lost() -> None:
     harness, (w0, _w1) = cluster()
     w0.disconnect()
     drain(harness, "w0")
@@ -175,17 +176,17 @@ def test_drained_worker_is_told_again_when_it_may_not_have_heard() -> None:
     assert "w0 <- Leave" in said(harness)
 
 
-def test_drained_worker_that_begins_anew_is_still_drained() -> None:
+def test_drained_worker_that_joins_again_is_still_drained() -> None:
     harness, (w0, w1) = cluster()
     drain(harness, "w0")
     harness.pass_ms(1000)
-    w0.hello()  # it never heard of it: its session was reset at that moment
+    w0.hello()  # it never received the order, because its session was reset at that moment
     assert "w0 <- Leave" in said(harness)
     assert w0.assigned == []
     assert len(w1.assigned) == 4
 
 
-def test_status_shows_who_is_leaving() -> None:
+def test_status_shows_which_workers_are_leaving() -> None:
     harness, (w0, _w1) = cluster()
     drain(harness, "0")
     workers = {worker["slot"]: worker for worker in harness.core.status()["workers"]}

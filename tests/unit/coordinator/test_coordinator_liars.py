@@ -1,7 +1,7 @@
-"""The coordinator among workers with valid keys that say nonsense: well-typed, but absurd.
+"""Workers with valid keys that send messages with the right types and absurd contents.
 
-Everything goes the way it goes in the coordinator's process: encoded, through the gate, into the core. What a
-liar may ruin is its own session; an honest worker's goes on, and nothing ever raises.
+Messages take the same way as in the coordinator's process: encoded, through the gate, into the core. Such a
+worker may only harm its own session. An honest worker's session continues, and nothing ever raises.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ FIRST_SESSION = 1_000_000_001
 
 
 class Cluster:
-    """The core with a journal and fences that work at once, one honest worker, and whoever else speaks."""
+    """The core, with a journal and fences that work at once, one honest worker, and all other senders."""
 
     def __init__(self) -> None:
         terms = Terms(
@@ -65,20 +65,20 @@ class Cluster:
             effects = self.core.handle(waiting.pop(0), self.now_ms)
             self.core.invariants()
             deadline_ms = self.core.next_deadline_ms()
-            assert deadline_ms is None or deadline_ms > self.now_ms, "the shell would spin"
+            assert deadline_ms is None or deadline_ms > self.now_ms, "the shell would loop without end"
             for effect in effects:
                 waiting += self.carry_out(effect)
 
     def carry_out(self, effect: events.Effect) -> list[events.Event]:
         match effect:
             case events.WriteJournal(sequence, entries):
-                # What a later coordinator gets to read.
+                # What a later coordinator reads.
                 self.journal |= msgspec.json.decode(msgspec.json.encode(entries))
                 return [events.JournalWritten(sequence)]
             case events.FenceSlot(slot):
                 return [events.SlotFenced(slot)]
             case events.SendMessage(peer, message):
-                # A worker must be able to read what was sent.
+                # Workers must be able to decode what is sent.
                 received = messages.decode_from_coordinator(messages.encode(message))
                 self.sent.setdefault(peer, []).append(received)
                 if isinstance(received, messages.Welcome):
@@ -90,7 +90,7 @@ class Cluster:
         return []
 
     def answers(self, message: messages.FromCoordinator) -> list[messages.FromWorker]:
-        """The honest worker's."""
+        """The answers to the honest worker."""
         match message:
             case messages.Welcome(session=session):
                 self.session = session
@@ -150,7 +150,8 @@ def _many(shard: ShardId) -> list[ShardId]:
     return [shard] * 300
 
 
-# Small ones meet what is there, large ones what a type holds, a few are beyond what the wire lets through.
+# Small numbers meet what exists, large ones reach the limits of a type, and a few are beyond what the wire
+# allows.
 EPOCHS = st.sampled_from([0, 1, 2, 3, 9_999, 10_000, 10_001, 2**31, 2**53, -1, 2**53 + 1, 2**63 - 1])
 SESSIONS = st.sampled_from([0, 1, *(FIRST_SESSION + n for n in range(6)), 2 * 10**9 + 1, 2**63 - 1, -1])
 OFFSETS = st.sampled_from([0, 1, -1, -1001, 2**62, 2**63 - 1, -(2**63)])
@@ -234,7 +235,7 @@ def live(cluster: Cluster, steps: list[Any]) -> None:
             case ("gone", bytes(peer)):
                 cluster.feed(events.PeerDisconnected(peer))
             case ("own session", bytes(peer), message):
-                # A liar that is a member: a lie in its own name.
+                # A faulty worker that is a member lies in its own name.
                 session = cluster.sessions_of.get(peer, 0)
                 changes: dict[str, Any] = (
                     {"worker": peer.decode()} if isinstance(message, messages.Hello) else {}
@@ -251,23 +252,23 @@ def live(cluster: Cluster, steps: list[Any]) -> None:
 
 
 @given(STEPS)
-def test_liars_ruin_nothing_but_their_own_sessions(steps: list[Any]) -> None:
+def test_faulty_workers_only_harm_their_own_sessions(steps: list[Any]) -> None:
     cluster = Cluster()
     cluster.say(HONEST, hello("honest"))
     cluster.pass_ms(10)
     session = cluster.session
     assert session
     live(cluster, steps)
-    assert cluster.session == session, "its session is another one"
+    assert cluster.session == session, "the honest worker lost its session"
     assert cluster.core.phase is Phase.RUNNING
-    # All that the honest worker is told to do it does, and its next epoch commits in time.
+    # The honest worker still does what it is told, and its next epoch is committed in time.
     committed = len(cluster.completed)
     cluster.say(HONEST, messages.Dirty(session, False))
     cluster.pass_ms(2_000)
     assert len(cluster.completed) == committed + 1
-    # Epoch numbers stay in a range that everything downstream can hold.
+    # Epoch numbers stay in a range that all other parts can hold.
     assert cluster.core.epochs.highest < 2**31
-    # What they held returns to the honest one when they are gone.
+    # When the faulty workers are gone, the honest one gets their shards back.
     for peer in LIARS:
         cluster.feed(events.PeerDisconnected(peer))
     cluster.pass_ms(2 * SETTINGS.session_timeout_ms + SETTINGS.checkpoint_timeout_ms)
@@ -279,7 +280,9 @@ def test_liars_ruin_nothing_but_their_own_sessions(steps: list[Any]) -> None:
 
 
 @given(STEPS, st.sampled_from([0, 1, 1_000_000]), STEPS)
-def test_liars_may_fail_the_job_but_nothing_raises(before: list[Any], length: int, after: list[Any]) -> None:
+def test_faulty_workers_may_fail_the_job_but_nothing_raises(
+    before: list[Any], length: int, after: list[Any]
+) -> None:
     cluster = Cluster()
     live(cluster, before)
     for peer in LIARS:
@@ -300,7 +303,7 @@ def test_liars_may_fail_the_job_but_nothing_raises(before: list[Any], length: in
 
 @pytest.mark.parametrize("field", ["epoch", "prepared_epoch", "in_flight_epoch"])
 @pytest.mark.parametrize("session", [0, FIRST_SESSION])
-def test_worker_that_knows_epochs_from_nowhere_is_turned_away(field: str, session: int) -> None:
+def test_worker_that_claims_impossible_epochs_is_refused(field: str, session: int) -> None:
     cluster = Cluster()
     cluster.say(b"liar-1", hello("liar-1"))
     cluster.say(b"liar-1", hello("liar-1", session=session, **{field: 2**53}))
@@ -309,7 +312,7 @@ def test_worker_that_knows_epochs_from_nowhere_is_turned_away(field: str, sessio
     assert "epoch" in refused[0].reason
 
 
-def test_what_is_kept_of_a_worker_is_small() -> None:
+def test_memory_kept_for_each_worker_is_bounded() -> None:
     cluster = Cluster()
     many = [ShardId("in", number) for number in range(10_000)]
     for peer in LIARS:
@@ -325,7 +328,7 @@ def test_what_is_kept_of_a_worker_is_small() -> None:
     assert set(cluster.core.progress.standings) <= set(cluster.core.shards)
 
 
-def test_failure_is_told_in_bounded_words() -> None:
+def test_text_of_a_failure_is_bounded() -> None:
     cluster = Cluster()
     cluster.say(b"liar-1", hello("liar-1"))
     cluster.say(

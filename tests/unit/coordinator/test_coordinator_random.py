@@ -1,11 +1,11 @@
-"""Random lives of a cluster: whatever happens in whatever order, the core keeps its promises.
+"""Random histories of a cluster: the core keeps its rules, whatever happens in whatever order.
 
-Workers here are small models that follow the protocol, with messages in flight that get lost when a
-connection drops, and with Kafka's part as numbers: each slot's producer generation (fencing raises it), and
-each shard's committed offset. A commit by a worker that isn't fenced must continue exactly where the last
-commit of that shard ended: two owners at a time, or one too early, would show at once.
+The workers are small models that follow the protocol. Messages in flight are lost when a connection drops.
+Kafka's part is modelled by numbers: the producer generation of each slot, which a fence increases, and the
+committed offset of each shard. A commit by a worker that isn't fenced must continue exactly where the shard's
+last commit ended, so two owners at a time, or an owner that starts too early, would be noticed at once.
 
-The `Witness` in the harness objects to whatever the core says that it must not say.
+The `Witness` in the harness fails if the core breaks a rule.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ Span = tuple[int, int]
 
 
 class Kafka:
-    """What a transaction's commit depends on."""
+    """What the outcome of a commit depends on."""
 
     def __init__(self) -> None:
         self.generation: dict[int, int] = {}
         self.committed: dict[ShardId, int] = {}
 
     def fence(self, slot: int) -> int:
-        """Nobody who initialised before can commit any more; also what initialising does."""
+        """From now on, nobody who initialised before can commit. Initialising does the same."""
         self.generation[slot] = self.generation.get(slot, 0) + 1
         return self.generation[slot]
 
 
 class ModelWorker:
-    """A process of a worker: its protocol state, and what is in flight between it and the coordinator."""
+    """A worker's process: its protocol state, and the messages in flight between it and the coordinator."""
 
     def __init__(self, name: str, wanted_slot: int, kafka: Kafka, host: str, luck: random.Random) -> None:
         self.name = name
@@ -63,7 +63,7 @@ class ModelWorker:
         self.draining = False
         self.leaving = False
         self.gone = False
-        """It does nothing any more; what it said last is still on its way."""
+        """It has ended, but its last messages are still in flight."""
         self.forget()
 
     def forget(self) -> None:
@@ -123,7 +123,7 @@ class ModelWorker:
     # --- leaving ----------------------------------------------------------------------------------
 
     def leave(self) -> None:
-        """Its shards are to move away first."""
+        """Ask to leave: its shards move away first."""
         self.leaving = True
         self.gone = not self.session
         if self.session:
@@ -131,7 +131,7 @@ class ModelWorker:
             self.leave_if_empty()
 
     def leave_at_once(self) -> None:
-        """What is processed is committed, then it goes."""
+        """Commit what is processed, then leave."""
         self.leaving = self.draining = True
         self.finish_drain()
 
@@ -143,7 +143,7 @@ class ModelWorker:
     # --- its own life -----------------------------------------------------------------------------
 
     def process(self) -> None:
-        """One record of each shard."""
+        """Process one record of each shard."""
         if self.draining:
             return
         for shard, position in self.position.items():
@@ -183,7 +183,7 @@ class ModelWorker:
         self.finish_drain()
 
     def heartbeat(self, now_ms: float) -> None:
-        """A sign of life, or the question for a session once more."""
+        """Send a heartbeat, or ask for a session again."""
         if self.session and self.leaving and self.luck.random() < 0.2:
             self.say(messages.Leaving(self.session))
         if self.session:
@@ -252,7 +252,7 @@ class ModelWorker:
                     self.position.setdefault(shard, self.kafka.committed.get(shard, 0))
                     self.standbys.discard(shard)
             case messages.Standby(shards=shards):
-                assert not set(shards) & set(self.position), "a copy of what it owns"
+                assert not set(shards) & set(self.position), "a copy of a shard that it owns"
                 self.standbys = set(shards)
             case messages.Revoke(shards=shards, number=number):
                 self.orders_heard = number
@@ -285,7 +285,7 @@ class ModelWorker:
 
 
 class World:
-    """A cluster, and a source of accidents."""
+    """A cluster, and a source of faults."""
 
     def __init__(self, seed: int, kafka: Kafka | None = None) -> None:
         self.random = random.Random(seed)
@@ -339,7 +339,7 @@ class World:
         self.collect()
 
     def collect(self) -> None:
-        """What the core has sent goes on its way."""
+        """Put the core's new messages in flight."""
         for peer, message in self.harness.sent:
             for worker in self.workers:
                 if worker.peer == peer and worker.connected and not worker.ended:
@@ -387,7 +387,7 @@ class World:
     def fail_fence(self) -> None:
         if self.harness.unfenced:
             if self.random.random() < 0.5:
-                self.kafka.fence(self.harness.unfenced[0])  # done, but the answer got lost
+                self.kafka.fence(self.harness.unfenced[0])  # carried out, but the answer is lost
             self.harness.fail_fence()
 
     def pass_time(self) -> None:
@@ -400,7 +400,7 @@ class World:
             self.harness.feed(events.PeerDisconnected(worker.peer))
 
     def drop_connection_of_committer(self) -> None:
-        """It may not learn of its end before it commits: the zombie that fencing is for."""
+        """Disconnect a worker that may still commit before it learns that its session is over."""
         worker = self.pick(lambda worker: worker.connected and worker.committing)
         if worker is not None:
             worker.disconnect(outgoing_lost=True)
@@ -446,7 +446,7 @@ class World:
 
     def change_leader(self) -> None:
         while self.harness.unwritten and self.random.random() < 0.5:
-            write = self.harness.unwritten.pop(0)  # written, but the former leader never learnt it
+            write = self.harness.unwritten.pop(0)  # written, but the former leader never learns it
             take_in(self.harness.journal, write)
         for worker in self.workers:
             if not worker.ended:
@@ -460,9 +460,9 @@ class World:
     # --- the end --------------------------------------------------------------------------------------
 
     def heal(self) -> None:
-        """No accidents any more: everything arrives, everybody works, time passes."""
+        """No more faults: everything arrives, all workers work, time passes."""
         for _ in range(400):
-            # Whoever was told to leave may hear of it only now, and be the last one.
+            # The last worker that stays may learn only now that it was told to leave.
             staying = [worker for worker in self.workers if not worker.ended and not self.is_leaving(worker)]
             if not staying and self.harness.core.phase is Phase.RUNNING:
                 self.workers.append(self.new_worker(-1))
@@ -484,7 +484,7 @@ class World:
             self.collect()
             if self.is_well():
                 return
-        raise AssertionError(f"the cluster doesn't get well: {self.harness.core.status()}")
+        raise AssertionError(f"the cluster doesn't recover: {self.harness.core.status()}")
 
     def let_work(self, worker: ModelWorker) -> None:
         if not worker.connected:
@@ -494,12 +494,12 @@ class World:
         worker.heartbeat(self.harness.now_ms)
 
     def is_leaving(self, worker: ModelWorker) -> bool:
-        """Whether it knows that it is to leave, or is going to be told."""
+        """Whether it knows that it has to leave, or will be told."""
         sessions = self.harness.core.sessions.values()
         return worker.leaving or any(s.leaving for s in sessions if s.worker == worker.name)
 
     def is_well(self) -> bool:
-        """Everybody has a session, all shards have one owner each, and nothing is uncommitted."""
+        """Each worker has a session, each shard has one owner, and everything is committed."""
         alive = [worker for worker in self.workers if not worker.ended]
         owned = [shard for worker in alive for shard in worker.position]
         loads = [len(worker.position) for worker in alive]
@@ -514,7 +514,8 @@ class World:
         )
 
     def copies_are_in_place(self, alive: list[ModelWorker]) -> bool:
-        """Each shard has as many copies as wanted, or as there are other workers, as far as those know."""
+        """Each shard has as many copies as wanted, or as there are other workers, according to the
+        workers."""
         wanted = min(self.harness.settings.num_standby_replicas, len(alive) - 1)
         copies = [shard for worker in alive for shard in worker.standbys]
         return all(copies.count(shard) == wanted for shard in self.harness.core.shards)
@@ -522,7 +523,7 @@ class World:
 
 @settings(max_examples=150)
 @given(seed=st.integers(0, 2**32), steps=st.integers(50, 1500))
-def test_random_life_keeps_all_promises_and_gets_well_again(seed: int, steps: int) -> None:
+def test_random_history_keeps_all_rules_and_recovers(seed: int, steps: int) -> None:
     world = World(seed)
     for _ in range(steps):
         world.step()
@@ -535,7 +536,7 @@ def test_random_life_keeps_all_promises_and_gets_well_again(seed: int, steps: in
 
 @settings(max_examples=50)
 @given(seed=st.integers(0, 2**32), steps=st.integers(50, 800))
-def test_random_life_can_be_drained(seed: int, steps: int) -> None:
+def test_random_history_can_be_drained(seed: int, steps: int) -> None:
     world = World(seed)
     for _ in range(steps):
         world.step()
@@ -547,7 +548,7 @@ def test_random_life_can_be_drained(seed: int, steps: int) -> None:
     deadline_ms = world.harness.now_ms + 30_000
     while world.harness.stopped is None:
         assert world.harness.now_ms < deadline_ms
-        world.harness.feed(events.StopRequested())  # a new leader has to be asked again
+        world.harness.feed(events.StopRequested())  # a new leader doesn't know of the request
         try:
             world.heal()
         except AssertionError:
@@ -570,7 +571,7 @@ def live_many_lives(kafka: Callable[[], Kafka]) -> None:
             world.step()
 
 
-def test_cluster_without_fences_is_found_out() -> None:
+def test_missing_fences_are_found() -> None:
     """The test must be able to fail."""
     with pytest.raises(AssertionError, match="is committed"):
         live_many_lives(NoFences)
@@ -641,7 +642,7 @@ NOISE = st.one_of(
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), NOISE), max_size=30))
-def test_messages_that_make_no_sense_break_nothing(noise: list[tuple[int, messages.ToCoordinator]]) -> None:
+def test_senseless_messages_break_nothing(noise: list[tuple[int, messages.ToCoordinator]]) -> None:
     world = World(1)
     for _ in range(100):
         world.deliver_to_coordinator()

@@ -1,4 +1,4 @@
-"""Topics that are gone, replaced or grown under a running job, as the coordinator's core judges them."""
+"""How the coordinator's core reacts to topics that are deleted, replaced or grown under a running job."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def notices(harness: Harness) -> list[str]:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_look_that_fits_or_says_nothing_changes_nothing(workers: int) -> None:
+def test_matching_or_unknown_topics_change_nothing(workers: int) -> None:
     harness, _ = running(one_stage(), workers)
     for seen in (SEEN, {}, {"in": TopicSeen("", 4)}):
         look(harness, seen, again_after_ms=10 * CONFIRM_MS)
@@ -79,24 +79,24 @@ def test_look_that_fits_or_says_nothing_changes_nothing(workers: int) -> None:
         ("job-journal", TopicSeen("x", 1), ("journal 'job-journal'", "created again")),
     ],
 )
-def test_topic_that_is_gone_or_another_one_ends_the_job_with_name_and_choice(
+def test_topic_that_is_missing_or_replaced_ends_the_job_with_name_and_choice(
     name: str, now: TopicSeen | None, parts: tuple[str, ...]
 ) -> None:
     harness, _ = running(one_stage())
     changed = {**SEEN, name: now}
     look(harness, changed)
-    assert harness.core.phase.value == "running", "one broker that lags behind proves nothing"
+    assert harness.core.phase.value == "running", "the answer of one broker, which may lag, isn't enough"
     assert harness.core.topics_in_doubt
     look(harness, changed, again_after_ms=CONFIRM_MS)
     assert harness.core.failure
     for part in parts:
         assert part in str(harness.core.failure)
-    harness.pass_ms(3_000)  # nobody drains: what can't be committed isn't waited for
+    harness.pass_ms(3_000)  # no drain, because nothing more can be committed
     assert harness.stopped is not None
     assert harness.stopped.exit_code == 3
 
 
-def test_broker_that_lagged_behind_is_not_believed() -> None:
+def test_answer_of_a_lagging_broker_is_not_trusted() -> None:
     harness, _ = running(one_stage())
     for _ in range(5):
         look(harness, {**SEEN, "out": None})
@@ -106,7 +106,7 @@ def test_broker_that_lagged_behind_is_not_believed() -> None:
     assert not harness.core.topics_in_doubt
 
 
-def test_nothing_is_committed_once_a_source_is_another_one() -> None:
+def test_nothing_is_committed_once_a_source_is_replaced() -> None:
     harness, (first, _) = running(one_stage())
     first.dirty()
     look(harness, {**SEEN, "in": TopicSeen("in-2", 4)}, again_after_ms=CONFIRM_MS)
@@ -124,7 +124,7 @@ def test_records_that_may_be_of_the_new_topic_are_named() -> None:
     assert f"perhaps of the new one: in/{shard.partition} 50 to 79" in str(harness.core.failure)
 
 
-def test_drain_ends_though_the_output_topic_is_gone() -> None:
+def test_drain_ends_although_the_output_topic_is_missing() -> None:
     harness, (first, _) = running(one_stage())
     first.dirty()
     harness.feed(events.StopRequested())
@@ -136,7 +136,7 @@ def test_drain_ends_though_the_output_topic_is_gone() -> None:
     assert "'out'" in harness.stopped.reason
 
 
-def test_output_topic_is_made_anew_if_the_user_said_so() -> None:
+def test_output_topic_is_recreated_if_the_user_allowed_it() -> None:
     harness, _ = running(one_stage(), settings=replace(Settings(), sink_missing="create"))
     harness.transcript()
     look(harness, {**SEEN, "out": None}, again_after_ms=CONFIRM_MS)
@@ -149,7 +149,7 @@ def test_output_topic_is_made_anew_if_the_user_said_so() -> None:
     assert harness.core.phase.value == "running"
 
 
-def test_id_that_was_not_known_is_remembered() -> None:
+def test_new_topic_id_is_remembered() -> None:
     harness = Harness(one_stage())
     look(harness, SEEN)
     assert remembered_ids(harness.journal) == IDS
@@ -172,7 +172,7 @@ def test_partitions_added_to_a_source_without_state_are_read(with_workers: bool)
     assert len(harness.core.shards) == 6
 
 
-def test_partitions_added_to_a_source_with_state_are_left_alone_and_said() -> None:
+def test_partitions_added_to_a_source_with_state_are_not_read_and_reported() -> None:
     harness, _ = running(one_stage())
     for _ in range(3):
         look(harness, {**SEEN, "in": TopicSeen("in-1", 6)}, again_after_ms=CONFIRM_MS)
@@ -184,15 +184,17 @@ def test_partitions_added_to_a_source_with_state_are_left_alone_and_said() -> No
     assert sum("has 6 partitions" in line for line in harness.log) == 1, "said once"
 
 
-def test_group_that_others_use_is_named_as_long_as_they_do() -> None:
+def test_foreign_members_of_the_group_are_reported_while_they_are_there() -> None:
     harness, _ = running(one_stage())
     for _ in range(2):
         harness.feed(events.GroupLooked({("in", 0): 7}, ["rdkafka at 10.0.0.1"]))
     assert any("rdkafka at 10.0.0.1" in text and "group.id of its own" in text for text in notices(harness))
     assert any("in/0 at 7" in text and "fcluster reset" in text for text in notices(harness))
     assert sum("rdkafka at" in line for line in harness.log) == 1
-    harness.feed(events.GroupLooked({}, None))  # a broker is away
-    assert any("rdkafka at 10.0.0.1" in text for text in notices(harness)), "not known isn't over"
+    harness.feed(events.GroupLooked({}, None))  # a broker is down
+    assert any("rdkafka at 10.0.0.1" in text for text in notices(harness)), (
+        "an unknown answer doesn't end the notice"
+    )
     harness.feed(events.GroupLooked({}, []))
     assert notices(harness) == []
     assert any("over: group members" in line for line in harness.log)
@@ -201,7 +203,7 @@ def test_group_that_others_use_is_named_as_long_as_they_do() -> None:
 # --- at the start ------------------------------------------------------------------------------------------
 
 
-def test_roles_tell_what_a_topic_is_to_the_job() -> None:
+def test_roles_say_what_the_job_uses_a_topic_for() -> None:
     assert roles_of(two_stages()) == {
         "in": Role.SOURCE,
         "job-in-changelog": Role.CHANGELOG,
@@ -222,14 +224,14 @@ def test_roles_tell_what_a_topic_is_to_the_job() -> None:
         ("job-in-changelog", TopicSeen("log-2", 4), TopicReplaced),
     ],
 )
-def test_start_on_another_topic_is_refused(
+def test_start_on_a_replaced_topic_is_refused(
     name: str, now: TopicSeen | None, kind: type[FclusterError]
 ) -> None:
     with pytest.raises(kind, match=f"'{name}'"):
         check_topics(one_stage(), Settings(), IDS, {**SEEN, name: now})
 
 
-def test_start_on_what_is_known_new_or_accepted_is_allowed() -> None:
+def test_start_on_known_new_or_accepted_topics_is_allowed() -> None:
     assert check_topics(one_stage(), Settings(), {}, SEEN) == IDS
     assert check_topics(one_stage(), Settings(), IDS, {}) == IDS
     accepting = replace(Settings(), sink_missing="create")
@@ -237,7 +239,7 @@ def test_start_on_what_is_known_new_or_accepted_is_allowed() -> None:
     assert check_topics(one_stage(), accepting, IDS, {**SEEN, "out": None}) == IDS
 
 
-def test_start_with_more_partitions_is_refused_only_where_there_is_state() -> None:
+def test_start_with_more_partitions_is_refused_only_with_state() -> None:
     past = {"partitions/in": {"count": 4}}
     check_partitions(past, stateless(), {"in": 6})
     for topology, now in ((one_stage(), 6), (one_stage(), 3), (stateless(), 3)):
@@ -251,7 +253,7 @@ def merged_without_state() -> Topology:
     return Topology("job", (Stage("in", (Input(topic("in")), Input(topic("more"))), chains, (), None),))
 
 
-def test_partitions_added_to_merged_topics_are_read_once_all_of_them_have_them() -> None:
+def test_partitions_added_to_merged_topics_are_read_once_all_topics_have_them() -> None:
     ids = {"in": "in-1", "more": "more-1", "out": "out-1", "job-journal": "journal-1"}
     harness = Harness(
         merged_without_state(), workers=1, partitions={"in": 2, "more": 2}, topic_ids=ids, settings=Settings()
@@ -274,7 +276,7 @@ def test_partitions_added_to_merged_topics_are_read_once_all_of_them_have_them()
     assert notices(harness) == []
 
 
-def test_merged_repartition_topic_gets_as_many_partitions_as_what_it_is_merged_with() -> None:
+def test_merged_repartition_topic_gets_as_many_partitions_as_the_other_inputs() -> None:
     job = Job("j")
     orders, payments = job.topic("orders"), job.topic("payments")
 

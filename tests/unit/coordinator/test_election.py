@@ -1,4 +1,4 @@
-"""When a standby suspects the leader, and in which order standbys do."""
+"""When standbys suspect the leader, and in which order."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BOUNDS = Bounds(silent_ms=SILENT_MS, check_interval_ms=500)
 
 
 def followed(rank: int = 0) -> Watch:
-    """A watch whose leader answered at 0 ms."""
+    """A watch on a leader that answered at 0 ms."""
     watch = Watch(BOUNDS, 0)
     watch.linked(0)
     watch.heard(rank, 0)
@@ -30,7 +30,7 @@ def followed(rank: int = 0) -> Watch:
 
 
 def run(watch: Watch, until_ms: float, refused: bool | None = None, *, from_ms: float = 0) -> float | None:
-    """Let time pass in steps of 10 ms; when the leader was suspected. `refused`: what probes find."""
+    """Let time pass in steps of 10 ms. Returns when the leader was suspected. `refused`: what probes find."""
     now_ms = from_ms
     while now_ms <= until_ms:
         if refused is not None and watch.wants_probe(now_ms):
@@ -49,17 +49,17 @@ def test_leader_that_answers_is_never_suspected() -> None:
         assert not watch.suspicion(now_ms)
 
 
-def test_leader_that_falls_silent_is_suspected_after_the_bound() -> None:
+def test_leader_that_becomes_silent_is_suspected_after_the_time_limit() -> None:
     assert run(followed(), 10_000) == SILENT_MS
 
 
-def test_closed_connection_alone_is_no_suspicion_before_the_bound_of_silence() -> None:
+def test_closed_connection_alone_is_not_suspicious_before_the_time_limit() -> None:
     watch = followed()
     watch.unlinked(100)
     assert run(watch, 10_000, refused=False, from_ms=100) == SILENT_MS
 
 
-def test_address_where_nobody_listens_is_suspected_at_the_second_look() -> None:
+def test_leader_whose_address_refuses_twice_is_suspected() -> None:
     watch = followed()
     watch.unlinked(1_000)
     suspected_ms = run(watch, 10_000, refused=True, from_ms=1_000)
@@ -74,10 +74,12 @@ def test_leader_that_is_back_in_time_is_not_suspected() -> None:
     watch.linked(1_090)
     watch.heard(0, 1_095)
     watch.unlinked(1_100)
-    assert run(watch, 1_100 + REFUSED_MS - 20, refused=True, from_ms=1_100) is None, "looks don't add up"
+    assert run(watch, 1_100 + REFUSED_MS - 20, refused=True, from_ms=1_100) is None, (
+        "refusals aren't added up"
+    )
 
 
-def test_refusal_between_answers_of_the_host_does_not_count() -> None:
+def test_refusal_between_other_answers_does_not_count() -> None:
     watch = followed()
     watch.unlinked(0)
     for now_ms in range(0, 2_000, 60):
@@ -85,16 +87,16 @@ def test_refusal_between_answers_of_the_host_does_not_count() -> None:
         assert not watch.suspicion(now_ms)
 
 
-def test_standby_that_was_away_itself_gives_the_leader_its_time_again() -> None:
+def test_standby_that_was_suspended_restarts_the_leaders_time_limit() -> None:
     watch = followed()
     assert run(watch, 500) is None
-    assert not watch.suspicion(60_000), "it was the standby that was stopped"
+    assert not watch.suspicion(60_000), "it was the standby itself that was stopped"
     suspected_ms = run(watch, 70_000, from_ms=60_000)
     assert suspected_ms is not None
     assert suspected_ms >= 60_000 + SILENT_MS - 500
 
 
-def test_no_leader_at_the_address_of_the_journal_is_suspected_without_ever_having_been_heard() -> None:
+def test_leader_that_never_answered_at_its_journalled_address_is_suspected() -> None:
     suspected_ms = run(Watch(BOUNDS, 0), 10_000, refused=True)
     assert suspected_ms is not None
     assert suspected_ms <= REFUSED_MS + 2 * PROBE_INTERVAL_MS
@@ -112,7 +114,7 @@ def test_standbys_suspect_in_the_order_of_their_ranks_a_step_apart(ranks: list[i
     assert moments[1] - moments[0] >= RANK_STEP_MS - PROBE_INTERVAL_MS
 
 
-def test_next_look_is_never_later_than_the_suspicion() -> None:
+def test_next_check_is_never_later_than_the_suspicion() -> None:
     watch = followed()
     now_ms = 0.0
     while not watch.suspicion(now_ms):
@@ -121,7 +123,7 @@ def test_next_look_is_never_later_than_the_suspicion() -> None:
     assert now_ms == SILENT_MS
 
 
-def test_roster_ranks_by_arrival_and_closes_up_when_one_is_lost() -> None:
+def test_roster_ranks_by_arrival_and_fills_gaps() -> None:
     roster = Roster()
     assert [roster.heard(peer, peer.decode(), 0) for peer in (b"a", b"b", b"c", b"a")] == [0, 1, 2, 0]
     later_ms = ROSTER_KEPT_MS + 1
@@ -143,7 +145,7 @@ def test_refusals_count_though_the_standby_was_slow_in_between() -> None:
     watch.unlinked(100)
     watch.probed(True, 100)
     watch.probed(True, 60_000)
-    assert watch.suspicion(60_000), "a busy host must not keep a dead leader in office"
+    assert watch.suspicion(60_000), "a busy host must not delay the take-over from a dead leader"
 
 
 def test_signs_of_life_are_counted() -> None:
@@ -156,7 +158,7 @@ def test_signs_of_life_are_counted() -> None:
     assert watch.signs > before
 
 
-def test_standby_that_is_asked_to_take_over_does_so_at_once_and_whatever_its_rank() -> None:
+def test_invited_standby_takes_over_at_once_whatever_its_rank() -> None:
     watch = followed(rank=5)
     assert not watch.suspicion(10)
     watch.heard(5, 20, resigns=True)
@@ -165,7 +167,7 @@ def test_standby_that_is_asked_to_take_over_does_so_at_once_and_whatever_its_ran
     assert not watch.suspicion(30), "the leader stays"
 
 
-def test_who_was_invited_and_falls_silent_is_at_it_and_others_are_asked_only_when_it_is_forgotten() -> None:
+def test_invited_standby_that_becomes_silent_has_time_before_another_is_invited() -> None:
     roster = Roster()
     roster.heard(b"a", "a", 0)
     roster.heard(b"b", "b", 0)
@@ -181,7 +183,7 @@ def test_who_was_invited_and_falls_silent_is_at_it_and_others_are_asked_only_whe
     assert resignation.advance(5_000).give_up
 
 
-def test_roster_keeps_standbys_that_ask_seldom() -> None:
+def test_roster_keeps_standbys_that_ask_rarely() -> None:
     roster = Roster(check_interval_ms=10_000)
     roster.heard(b"a", "a", 0)
     assert roster.first(20_000) == b"a"

@@ -1,4 +1,4 @@
-"""What status says of event time, from what workers report."""
+"""What status says about event time, given what workers report."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def topology(*watermarks: Watermark) -> Topology:
 
 
 def described(*times: tuple[int, int, TimeStatus]) -> dict[str, Any]:
-    """The only stage's entry, after these reports of a partition and an input."""
+    """The entry of the only stage, after these reports of a partition and an input."""
     job = topology(Watermark())
     shards = [ShardId("a", number) for number in range(2)]
     progress = Progress(job, shards, until_caught_up=False)
@@ -63,7 +63,7 @@ def test_idle_shards_and_inputs_are_named_and_do_not_count() -> None:
     assert entry["idle_upstream"] == 2
 
 
-def test_shard_that_nobody_has_reported_of_holds_the_stage_back() -> None:
+def test_shard_without_a_report_holds_the_stage_back() -> None:
     entry = described((0, 0, TimeStatus(500, 500, False)), (0, 1, TimeStatus(500, 500, False)))
     assert entry["time_ms"] == -1
     assert entry["held_back_by"]["partition"] == 1
@@ -74,14 +74,14 @@ def test_all_idle_holds_nothing_back() -> None:
     assert (entry["time_ms"], entry["held_back_by"], entry["idle_inputs"]) == (7, None, 4)
 
 
-def test_timers_of_all_shards_are_summed_up_once_all_are_known() -> None:
+def test_timers_of_all_shards_are_added_up_once_all_are_known() -> None:
     first = [(0, number, TimeStatus(7, 7, False, timers=5)) for number in (0, 1)]
     assert described(*first)["timers"] == -1
     second = [(1, number, TimeStatus(7, 7, False, timers=6)) for number in (0, 1)]
     assert described(*first, *second)["timers"] == 11
 
 
-def test_a_commit_keeps_what_a_heartbeat_said_of_event_time() -> None:
+def test_commit_keeps_the_event_time_of_the_last_heartbeat() -> None:
     job, shard = topology(Watermark()), ShardId("a", 0)
     progress = Progress(job, [shard], until_caught_up=False)
     time = TimeStatus(500, 500, False)

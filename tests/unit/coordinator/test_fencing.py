@@ -1,4 +1,4 @@
-"""Fences use what was prepared for them, and work without."""
+"""Fences use producers that were prepared for them, and also work without."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ Outcome = SlotFenced | SlotFenceFailed
 
 
 class FakeProducer:
-    """Only its life matters."""
+    """A producer of which only the lifetime matters."""
 
 
 class Brokers:
-    """Notes what is asked of them; connecting can be held up, or fail."""
+    """Records what it is asked. Connecting can be delayed, or fail."""
 
     def __init__(self) -> None:
         self.connected: list[str] = []
@@ -38,7 +38,7 @@ class Brokers:
     def connect(self, _: Settings, identity: str) -> list[Any]:
         self.may_connect.wait(10)
         if self.away:
-            raise KafkaUnavailable("brokers are away")
+            raise KafkaUnavailable("brokers are down")
         self.connected.append(identity)
         producers = [FakeProducer(), FakeProducer()]
         self.alive += map(weakref.ref, producers)
@@ -81,7 +81,7 @@ def test_fence_uses_the_producers_that_were_prepared_once(
     assert outcomes.get(timeout=5) == SlotFenced(3)
     assert sorted(brokers.connected) == list(IDS)
     assert brokers.fenced == dict.fromkeys(IDS, 2)
-    # One that lived on might ask once more, and fence the slot's next owner.
+    # A producer that is kept might retry later, and fence the slot's next owner.
     wait_until(brokers.all_gone, "no producer is left", 5)
     fencer.fence(3)
     assert outcomes.get(timeout=5) == SlotFenced(3)
@@ -100,7 +100,7 @@ def test_fence_waits_for_producers_that_are_still_connecting(
     assert brokers.fenced == dict.fromkeys(IDS, 2)
 
 
-def test_fence_tries_by_itself_if_preparing_failed(
+def test_fence_connects_itself_if_preparing_failed(
     fencer: Fencer, brokers: Brokers, outcomes: queue.Queue[Outcome]
 ) -> None:
     brokers.away = True
@@ -110,7 +110,7 @@ def test_fence_tries_by_itself_if_preparing_failed(
     assert brokers.fenced == dict.fromkeys(IDS, 0)
 
 
-def test_suspected_slots_are_prepared_before_others_where_there_is_no_room_for_all(
+def test_suspected_slots_are_prepared_first_if_there_is_no_room_for_all(
     fencer: Fencer, brokers: Brokers, outcomes: queue.Queue[Outcome]
 ) -> None:
     slots = fencing.PREPARED_MAX // 2
@@ -121,7 +121,10 @@ def test_suspected_slots_are_prepared_before_others_where_there_is_no_room_for_a
     fencer.prepare(50, soon=True)
     wait_until(lambda: "job-slot-50-1" in brokers.connected, "the suspected slot's are connected", 5)
     wait_until_equal(
-        lambda: sum(producer() is not None for producer in brokers.alive), 4 * slots, "others' are gone", 5
+        lambda: sum(producer() is not None for producer in brokers.alive),
+        4 * slots,
+        "those of the others are gone",
+        5,
     )
     fencer.fence(50)
     assert outcomes.get(timeout=5) == SlotFenced(50)

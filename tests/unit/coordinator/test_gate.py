@@ -1,4 +1,4 @@
-"""Who may say what to the coordinator: every kind of message with every role."""
+"""Who may send what to the coordinator: each kind of message, with each role."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_the_lists_are_complete() -> None:
 
 @pytest.mark.parametrize("message", ALL, ids=lambda message: type(message).__name__)
 @pytest.mark.parametrize("role", [*Role, "", "None", "owner"])
-def test_each_role_says_what_is_its_own_and_nothing_else(message: Message, role: str) -> None:
+def test_each_role_may_send_only_its_own_messages(message: Message, role: str) -> None:
     gate = Gate(term=7, secured=True)
     allowed = {
         "worker": [*FROM_WORKER, REPORT],
@@ -95,12 +95,12 @@ def test_each_role_says_what_is_its_own_and_nothing_else(message: Message, role:
 
 
 @pytest.mark.parametrize("message", ALL, ids=lambda message: type(message).__name__)
-def test_without_security_everybody_may_say_everything(message: Message) -> None:
+def test_without_security_everybody_may_send_everything(message: Message) -> None:
     assert Gate(term=1, secured=False).admit(received(message)) == message
 
 
 @pytest.mark.parametrize("secured", [True, False])
-def test_nobody_speaks_for_another_worker_or_agent(secured: bool) -> None:
+def test_nobody_can_send_in_the_name_of_another_worker_or_agent(secured: bool) -> None:
     gate = Gate(term=1, secured=secured)
     assert gate.admit(received(HELLO, "worker", peer=b"w2")) is None
     assert gate.admit(received(REPORT, "worker", peer=b"w2")) is None
@@ -120,7 +120,7 @@ def test_no_frame_raises(frame: bytes, role: str) -> None:
     [("epoch", -1), ("epoch", 2**60), ("session", -1), ("slot", 2**40), ("worker", "w" * 256), ("pid", "1")]
     + [("host", f"h{character}") for character in "\x1b\n\r\0\x7f\x9b\u2028"],
 )
-def test_field_beyond_what_an_honest_worker_says_makes_a_frame_malformed(field: str, value: object) -> None:
+def test_frame_with_a_field_out_of_range_is_malformed(field: str, value: object) -> None:
     fields = msgspec.structs.asdict(HELLO) | {field: value, "type": "Hello"}
     gate = Gate(term=1, secured=False)
     assert gate.admit(FrameReceived(b"w1", b"\x01" + msgspec.msgpack.encode(fields))) is None

@@ -1,4 +1,4 @@
-"""Who is in the job's consumer group is told, or it is said that nobody knows."""
+"""The members of the job's consumer group are reported, or it is reported that they are unknown."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fcluster.kafka.clients import make_admin
 
 
 class Admin:
-    """Answers with what it has been given."""
+    """Gives the answer that it was created with."""
 
     def __init__(self, answer: Any) -> None:
         self.answer = answer
@@ -42,12 +42,12 @@ def group(error: KafkaError | None = None, *members: tuple[str, str]) -> Any:
     ],
     ids=["no group", "empty", "a member", "coordinator on the move", "a broker away", "nobody answers"],
 )
-def test_members_are_told_or_not_known(answer: Any, members: list[str] | None) -> None:
+def test_members_are_reported_or_unknown(answer: Any, members: list[str] | None) -> None:
     admin: Any = Admin(answer)
     assert GroupMembers(admin, "job").now() == members
 
 
-def test_offset_that_is_not_known_makes_the_look_no_answer() -> None:
+def test_unknown_offset_makes_the_whole_answer_unknown() -> None:
     class Consumer:
         def committed(self, partitions: Any, timeout: float) -> Any:
             broken = SimpleNamespace(error=KafkaError(KafkaError._TIMED_OUT), offset=-1001)

@@ -1,4 +1,4 @@
-"""Under which names a job goes on, and which topics it refuses to touch."""
+"""Which names a job uses for its internal topics, and which existing topics it refuses to touch."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def built(name: str = "billing-eu", source: str = "orders", *, keyed: bool = Fal
 
 
 def old_description(topology: Topology) -> dict[str, Any]:
-    """What a version wrote that knew one name only."""
+    """The description that a version with only one kind of names wrote."""
     description = topology.describe()
     for name, stage in description["stages"].items():
         stage.pop("changelog", None)
@@ -72,7 +72,7 @@ FORMER = former_changelog_topic("billing-eu", "orders")
 PRESENT = changelog_topic("billing-eu", "orders")
 
 
-def test_new_job_takes_the_present_names_though_a_topic_has_its_former_one() -> None:
+def test_new_job_uses_the_present_names_although_a_topic_has_its_former_one() -> None:
     assert names(built(), None, "orders", FORMER) == {}
 
 
@@ -86,13 +86,13 @@ def test_state_is_found_under_its_former_name_though_the_journal_is_lost() -> No
     assert names(built(), None, "orders", FORMER, committed={"orders": WITH_STATE}) == {PRESENT: FORMER}
 
 
-def test_job_that_never_wrote_state_leaves_the_former_name_to_others() -> None:
+def test_job_that_never_wrote_state_does_not_claim_the_former_name() -> None:
     topology = built()
     for committed in ({}, {"orders": WITHOUT_STATE}):
         assert names(topology, old_description(topology), "orders", FORMER, committed=committed) == {}
 
 
-def test_records_on_their_way_are_found_under_the_former_name() -> None:
+def test_records_in_flight_are_found_under_the_former_name() -> None:
     topology = built(keyed=True)
     former = former_repartition_topic("billing-eu", "count")
     changelog = former_changelog_topic("billing-eu", "count")
@@ -108,12 +108,12 @@ def test_records_on_their_way_are_found_under_the_former_name() -> None:
         repartition_topic("billing-eu", "count"): former,
         changelog_topic("billing-eu", "count"): changelog,
     }
-    # The reader behind it hasn't committed anything yet.
+    # The stage that reads it hasn't committed anything yet.
     found = names(topology, old_description(topology), former, committed={"orders": WITHOUT_STATE})
     assert found == {repartition_topic("billing-eu", "count"): former}
 
 
-def test_names_once_journalled_are_kept() -> None:
+def test_journalled_names_are_kept() -> None:
     topology = built(keyed=True)
     named = topology.with_internal_topics(
         names(
@@ -130,7 +130,7 @@ def test_names_once_journalled_are_kept() -> None:
     assert named.fingerprint == topology.fingerprint
     assert set(described_topics(named.describe()).values()) == set(named.internal_topics)
     assert topology.with_internal_topics(named.renamed_topics) == named
-    # The writer of the repartition topic and its reader go by the same name.
+    # The stage that writes the repartition topic and the one that reads it use the same name.
     (chain,) = named.stage("orders").chains
     assert chain.sink is not None
     assert (
@@ -156,7 +156,7 @@ def test_another_jobs_claim_counts_if_it_has_written() -> None:
     assert claim_of("billing", FORMER, present, positions(WITH_STATE)) is None
 
 
-def test_topic_that_the_journal_does_not_name_is_not_the_jobs_without_more() -> None:
+def test_topic_that_the_journal_does_not_name_needs_other_evidence() -> None:
     topology = built(keyed=True)
     changelog, repartition = changelog_topic("billing-eu", "count"), repartition_topic("billing-eu", "count")
     both = {changelog, repartition}
@@ -167,8 +167,9 @@ def test_topic_that_the_journal_does_not_name_is_not_the_jobs_without_more() -> 
     assert dict(unowned_topics(topology, grown, both)) == {changelog: repartition, repartition: repartition}
 
 
-def test_topic_that_two_jobs_of_before_have_written_to_is_refused_by_name(monkeypatch: Any) -> None:
-    # Whose records are whose can't be told: neither job may go on, and neither may delete it.
+def test_topic_that_two_earlier_jobs_have_written_to_is_refused_by_name(monkeypatch: Any) -> None:
+    # Nobody can tell which record belongs to which job: neither may continue, and neither may delete the
+    # topic.
     journals = {
         "billing": {"term": {"term": 1}, "topology": old_description(built("billing", "eu-orders"))},
         "billing-eu": {"term": {"term": 1}, "topology": old_description(built())},
@@ -191,7 +192,7 @@ def test_topic_that_two_jobs_of_before_have_written_to_is_refused_by_name(monkey
     assert "fcluster reset billing" in caught.value.remedy
 
 
-def test_topic_in_the_journals_place_is_refused_by_name(monkeypatch: Any) -> None:
+def test_foreign_topic_with_the_journals_name_is_refused_by_name(monkeypatch: Any) -> None:
     monkeypatch.setattr(owned_topics, "existing_topics", lambda admin: {"billing-eu-journal": 1})
     monkeypatch.setattr(owned_topics, "read_journal", lambda settings, job: {"user": {"name": "x"}})
     with pytest.raises(IncompatibleState, match="contains records that no coordinator writes") as caught:

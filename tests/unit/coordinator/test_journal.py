@@ -1,4 +1,4 @@
-"""The journal when Kafka has forgotten its transactional id: told apart from another leader."""
+"""The journal after Kafka has forgotten its transactional id, which is different from another leader."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FENCED = KafkaError(KafkaError._FENCED, "fenced by a newer instance", fatal=True
 
 
 class FakeProducer:
-    """Raises what it is told to, one after the other, in a commit or an abort."""
+    """Raises these errors, one after another, in commits or aborts."""
 
     def __init__(self, *, commits: list[KafkaError | None], aborts: list[KafkaError | None]) -> None:
         self._commits, self._aborts = commits, aborts
@@ -45,7 +45,9 @@ def journal(producer: FakeProducer, *, is_ours: bool = True) -> Journal:
     return made
 
 
-def test_forgotten_id_is_taken_again_and_the_entries_are_written(caplog: pytest.LogCaptureFixture) -> None:
+def test_forgotten_id_is_initialised_again_and_the_entries_are_written(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     producer = FakeProducer(commits=[FORGOTTEN, None], aborts=[None])
     with caplog.at_level("INFO", "fcluster"):
         journal(producer).write({"a": 1, "b": 2})
@@ -61,20 +63,20 @@ def test_forgotten_id_that_another_leader_has_taken_is_a_deposition() -> None:
 
 
 def test_forgotten_id_of_a_leader_whose_successor_was_forgotten_too_is_a_deposition() -> None:
-    # Both were idle for longer than the brokers remember; only the journal's own term tells.
+    # Both were idle for longer than the brokers remember, so only the term in the journal shows it.
     producer = FakeProducer(commits=[FORGOTTEN, None], aborts=[None])
     with pytest.raises(DeposedError, match="another coordinator has written"):
         journal(producer, is_ours=False).write({"a": 1})
     assert producer.written == []
 
 
-def test_fenced_write_is_a_deposition_and_is_not_tried_again() -> None:
+def test_fenced_write_is_a_deposition_and_is_not_retried() -> None:
     producer = FakeProducer(commits=[FENCED], aborts=[])
     with pytest.raises(DeposedError):
         journal(producer).write({"a": 1})
 
 
-def test_write_whose_outcome_is_unknown_is_neither() -> None:
+def test_write_with_an_unknown_outcome_is_neither_deposition_nor_retried() -> None:
     producer = FakeProducer(commits=[KafkaError(KafkaError._STATE, "?")], aborts=[])
     with pytest.raises(JournalLostError) as caught:
         journal(producer).write({"a": 1})

@@ -1,4 +1,4 @@
-"""Records that end workers are found; workers that are killed from outside blame no record."""
+"""Records that end workers are found. If workers are killed from outside, no record is blamed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RECORD = "record in/0 at offset 5"
 
 
 class Job:
-    """A job of one worker at a time: each one comes after the one before has died."""
+    """A job with one worker at a time. After each death, the next one joins."""
 
     def __init__(self) -> None:
         self.harness = Harness(workers=1)
@@ -48,7 +48,7 @@ class Job:
         return self
 
     def between(self) -> None:
-        """What happens before the next worker comes."""
+        """What happens before the next worker joins."""
 
     def begin(self, offset: int = 5, step: str = "h", held: ShardId = HELD) -> Job:
         record = RECORD.replace("5", str(offset))
@@ -72,7 +72,7 @@ class Job:
 
     @property
     def assign(self) -> messages.Assign:
-        """What the present worker was told."""
+        """The last Assign to the present worker."""
         (assign,) = (
             message
             for message in self.harness.messages_to(self.worker.peer, messages.Assign)
@@ -82,7 +82,7 @@ class Job:
 
     @property
     def suspects(self) -> list[messages.SuspectRecord]:
-        """What the present worker was told about the shard."""
+        """What the present worker was told about suspect records of the shard."""
         return [suspect for suspect in self.assign.suspects if suspect.shard == HELD]
 
 
@@ -93,7 +93,7 @@ def suspect(times: int, offset: int = 5, step: str = "h") -> list[messages.Suspe
 @pytest.mark.parametrize(
     ("deaths", "told"), [(1, []), (2, [messages.SuspectRecord(HELD)]), (3, [messages.SuspectRecord(HELD)])]
 )
-def test_owner_is_told_to_announce_records_after_deaths_with_nothing_committed_in_between(
+def test_owner_has_to_announce_records_after_deaths_without_a_commit_in_between(
     deaths: int, told: list[messages.SuspectRecord]
 ) -> None:
     job = Job().die(deaths)
@@ -111,29 +111,29 @@ def test_announced_record_is_counted_for_each_death_and_named() -> None:
     assert f"warning: slot 0 was lost while it processed {RECORD} in 'h', 3 times in a row" in job.harness.log
 
 
-def test_announcement_is_answered_and_that_of_another_shard_is_not() -> None:
+def test_only_announcements_of_own_shards_are_answered() -> None:
     job = Job().begin()
     job.begin(held=ShardId("in", 77))
     noted = job.harness.messages_to(job.worker.peer, messages.RecordNoted)
     assert noted == [messages.RecordNoted(1, job.worker.session, HELD, 5)]
 
 
-def test_step_that_began_last_is_the_one() -> None:
+def test_last_announced_step_is_blamed() -> None:
     job = Job().begin(step="").begin(step="first").begin(step="second").die(2)
     assert job.suspects == suspect(1, step="second")
 
 
-def test_death_after_the_record_is_not_its_doing() -> None:
+def test_record_is_not_blamed_for_a_death_after_it() -> None:
     job = Job().die(2).begin().end_record().die()
     assert job.suspects == [messages.SuspectRecord(HELD)]
 
 
-def test_another_record_is_counted_from_the_start() -> None:
+def test_another_record_is_counted_from_one() -> None:
     job = Job().die(2).begin().die().begin(offset=6).die()
     assert job.suspects == suspect(1, offset=6)
 
 
-def test_death_outside_of_records_keeps_what_is_known() -> None:
+def test_death_outside_of_records_keeps_the_suspects() -> None:
     job = Job().die(2).begin().die().die()
     assert job.suspects == suspect(1)
 
@@ -145,12 +145,12 @@ def test_record_that_was_committed_is_not_suspect(committed: int, told: list[mes
     assert job.suspects == told
 
 
-def test_record_is_known_after_one_death_where_good_ones_before_it_were_committed_meanwhile() -> None:
+def test_record_is_known_after_one_death_although_earlier_ones_were_committed_since() -> None:
     job = Job().die(2).commit(2).begin().die(committed=2)
     assert job.suspects == suspect(1)
 
 
-def test_commit_in_between_begins_the_count_anew() -> None:
+def test_commit_in_between_restarts_the_count() -> None:
     job = Job().die().commit(1).die(committed=1)
     assert job.suspects == []
 
@@ -160,7 +160,7 @@ def test_commit_that_only_the_next_owner_reports_counts_as_well() -> None:
     assert job.suspects == []
 
 
-def test_worker_that_begins_anew_has_not_died() -> None:
+def test_worker_that_joins_again_does_not_count_as_dead() -> None:
     job = Job()
     for _ in range(5):
         job.worker.hello()
@@ -168,7 +168,7 @@ def test_worker_that_begins_anew_has_not_died() -> None:
     assert job.harness.core._cluster.deaths == {}
 
 
-def test_worker_that_leaves_has_not_died() -> None:
+def test_worker_that_leaves_does_not_count_as_dead() -> None:
     job = Job()
     job.worker.goodbye()
     assert job.harness.core._cluster.deaths == {}
@@ -181,7 +181,7 @@ def test_silent_worker_counts_as_lost() -> None:
     assert job.suspects == suspect(1)
 
 
-def test_record_that_hangs_is_counted_as_such_and_not_twice() -> None:
+def test_record_that_hangs_is_counted_as_hanging_and_not_twice() -> None:
     job = Job().die(2).begin().hang().die()
     assert job.suspects == [messages.SuspectRecord(HELD)]
 
@@ -197,12 +197,12 @@ def test_other_shards_of_the_worker_are_not_blamed() -> None:
 TIMER, ANOTHER = "timer 'remind' of the handler 'h' for b'a'", "timer 'remind' of the handler 'h' for b'b'"
 
 
-def test_lethal_record_behind_a_condemned_one_is_found_as_well() -> None:
+def test_lethal_record_after_a_known_one_is_found_as_well() -> None:
     job = Job().die(2)
     for _ in range(3):
         job.begin().die()
     assert job.suspects == suspect(3)
-    job.die(2)  # what is behind it ends workers before anything can be committed
+    job.die(2)  # the record after it ends workers before anything can be committed
     assert job.suspects == [*suspect(3), messages.SuspectRecord(HELD)]
     for times in (1, 2, 3):
         job.begin(offset=6).die()
@@ -213,17 +213,17 @@ def test_lethal_record_behind_a_condemned_one_is_found_as_well() -> None:
     assert job.suspects == []
 
 
-def test_timers_at_one_record_are_told_apart() -> None:
+def test_timers_at_one_record_are_distinguished() -> None:
     job = Job().die(2).begin(step=TIMER).die().begin(step=TIMER).die()
     assert job.suspects == suspect(2, step=TIMER)
     job.begin(step=ANOTHER).die()
-    assert job.suspects == suspect(1, step=ANOTHER), "the first one had survived"
+    assert job.suspects == suspect(1, step=ANOTHER), "the first timer isn't to blame"
     for times in (2, 3):
-        job.begin(step=ANOTHER, offset=6).die()  # counted with the record before it or behind it
+        job.begin(step=ANOTHER, offset=6).die()  # counted together, at the record before or after the timer
         assert job.suspects == suspect(times, step=ANOTHER, offset=6)
 
 
-def test_handlers_that_hang_at_records_in_a_row_are_all_known_until_one_is_committed() -> None:
+def test_hangs_at_several_records_are_known_until_the_records_are_committed() -> None:
     job = Job()
     for offset, step in ((5, "h"), (6, TIMER), (6, ANOTHER), (6, "h")):
         job.hang(step, offset=offset).die().hang(step, offset=offset).die()
@@ -233,7 +233,7 @@ def test_handlers_that_hang_at_records_in_a_row_are_all_known_until_one_is_commi
     assert [(one.offset, one.step) for one in job.assign.overdue] == [(6, TIMER), (6, ANOTHER), (6, "h")]
 
 
-def test_only_so_many_records_of_a_shard_are_remembered() -> None:
+def test_number_of_suspect_records_of_a_shard_is_bounded() -> None:
     job = Job()
     for offset in range(20):
         job.hang(offset=offset).hang(offset=offset)
@@ -245,7 +245,7 @@ def test_only_so_many_records_of_a_shard_are_remembered() -> None:
 
 
 class NewLeaders(Job):
-    """A job whose leader dies after each worker."""
+    """A job whose leader dies after each worker's death."""
 
     def between(self) -> None:
         self.harness.journal = as_in_kafka(self.harness.journal)
@@ -276,7 +276,7 @@ def test_records_that_hang_are_counted_across_leaders() -> None:
     assert job.assign.overdue == []
 
 
-def test_longest_texts_take_little_of_the_journal() -> None:
+def test_longest_texts_take_little_space_in_the_journal() -> None:
     text = "\x00" * 1_000  # six bytes each in JSON
     job = Job()
     for _ in range(3):
@@ -289,13 +289,13 @@ def test_longest_texts_take_little_of_the_journal() -> None:
     assert len(msgspec.json.encode(entries)) < 100_000
 
 
-def test_job_that_is_started_again_counts_anew() -> None:
+def test_restarted_job_counts_from_zero() -> None:
     job = Job().die(2).begin().die(3).hang()
     job.harness.feed(events.StopRequested())
     assert not [key for key in job.harness.journal if key.startswith(LOSS_PREFIXES)]
 
 
-def test_journal_without_counts_and_one_with_unreadable_counts_are_taken_over() -> None:
+def test_leader_recovers_from_a_journal_without_counts_or_with_unreadable_ones() -> None:
     job = NewLeaders().die(2)
     counted = {key for key in job.harness.journal if key.startswith(LOSS_PREFIXES)}
     assert counted

@@ -1,4 +1,4 @@
-"""Ends of processes are noticed at once, and only theirs."""
+"""Ends of processes are noticed at once, and only real ends."""
 
 from __future__ import annotations
 
@@ -31,9 +31,7 @@ def sleeper() -> subprocess.Popen[bytes]:
     return subprocess.Popen(["sleep", "60"])
 
 
-def test_killed_process_is_noticed_before_anybody_waits_for_it(
-    watch: ProcessWatch, ended: queue.Queue[str]
-) -> None:
+def test_killed_process_is_noticed_before_it_is_reaped(watch: ProcessWatch, ended: queue.Queue[str]) -> None:
     first, second = sleeper(), sleeper()
     try:
         watch.watch("first", first.pid)
@@ -49,7 +47,7 @@ def test_killed_process_is_noticed_before_anybody_waits_for_it(
     assert ended.get(timeout=5) == "second"
 
 
-def test_process_that_is_gone_already_has_ended(watch: ProcessWatch, ended: queue.Queue[str]) -> None:
+def test_process_that_has_already_ended_is_noticed(watch: ProcessWatch, ended: queue.Queue[str]) -> None:
     process = sleeper()
     process.kill()
     process.wait()
@@ -57,7 +55,7 @@ def test_process_that_is_gone_already_has_ended(watch: ProcessWatch, ended: queu
     assert ended.get(timeout=5) == "gone"
 
 
-def test_process_space_is_the_same_for_all_processes_of_this_one() -> None:
+def test_processes_on_this_host_have_the_same_process_space() -> None:
     command = "from fcluster.common.processes import process_space; print(process_space())"
     other = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True)
     assert other.stdout.strip() == process_space() != ""

@@ -1,4 +1,4 @@
-"""Epoch numbers and intervals, for any history."""
+"""Epoch numbers and intervals in any history."""
 
 from __future__ import annotations
 
@@ -20,13 +20,15 @@ def test_interval_stays_within_its_bounds(
         assert result_ms == least_ms
 
 
-def test_interval_grows_from_nothing() -> None:
+def test_interval_grows_from_zero() -> None:
     assert next_interval_ms(0, True, 0, 0, 1000) > 0
 
 
 @given(st.lists(st.one_of(st.just("take"), st.just("written"), st.integers(0, 50_000)), max_size=60))
-def test_numbers_rise_and_stay_below_what_is_reserved_over_all_leaders(history: list[str | int]) -> None:
-    """An integer is an epoch that somebody knows of; after each the leader may change."""
+def test_epoch_numbers_increase_and_stay_below_the_reservation_across_leaders(
+    history: list[str | int],
+) -> None:
+    """An integer is an epoch that some worker knows. After each of them, the leader may change."""
     journal, taken = 1, 0
     numbers = EpochNumbers(0)
     requested: int | None = None
@@ -45,7 +47,7 @@ def test_numbers_rise_and_stay_below_what_is_reserved_over_all_leaders(history: 
                 numbers, requested = EpochNumbers(max(journal - 1, step)), None
 
 
-def test_reservation_is_asked_for_before_the_numbers_run_out() -> None:
+def test_reservation_is_renewed_before_the_numbers_run_out() -> None:
     numbers = EpochNumbers(0)
     first = numbers.wanted_reservation()
     assert first is not None

@@ -1,4 +1,4 @@
-"""Truncation while brokers are away: said once, and once when it is over."""
+"""Truncation while brokers are down is logged once, and logged again when it works."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fcluster.coordinator import truncation
 from fcluster.coordinator.truncation import Truncation
 
 
-def test_trouble_that_lasts_is_said_once_and_once_when_it_is_over(
+def test_lasting_failure_is_logged_once_and_once_when_it_ends(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     away = True

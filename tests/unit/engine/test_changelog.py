@@ -26,7 +26,7 @@ def read_all(records: list[bytes], state_epoch: int, *, exactly_once: bool = Tru
 
 
 def chain(*epochs: int, record_bytes_max: int = 900_000) -> list[list[bytes]]:
-    """The records of deltas of `epochs`, each following the one before it."""
+    """The records of the deltas of `epochs`, each of which follows the one before."""
     previous, result = 0, []
     for epoch in epochs:
         changes = {b"k": b'{"epoch":%d}' % epoch, b"long": b"x" * 40}
@@ -36,13 +36,13 @@ def chain(*epochs: int, record_bytes_max: int = 900_000) -> list[list[bytes]]:
 
 
 @given(delta_strategy, st.integers(OVERHEAD_BYTES + 1, OVERHEAD_BYTES + 200))
-def test_any_delta_cut_into_any_parts_comes_back(delta: Delta, record_bytes_max: int) -> None:
+def test_any_delta_split_into_any_parts_is_read_back(delta: Delta, record_bytes_max: int) -> None:
     records = encode_delta(delta, record_bytes_max)
     assert all(len(record) <= record_bytes_max for record in records)
     assert read_all(records, delta.previous_epoch) == [delta]
 
 
-def test_delta_larger_than_a_record_is_cut_and_needs_every_part() -> None:
+def test_delta_larger_than_a_record_is_split_and_needs_every_part() -> None:
     delta = Delta(7, 3, {b"key": b"v" * 1000})
     records = encode_delta(delta, 200)
     assert len(records) == 7
@@ -80,14 +80,14 @@ def test_missing_epoch_is_noticed_in_both_modes() -> None:
             read_all(first + third, 0, exactly_once=exactly_once)
 
 
-def test_tombstone_or_foreign_record_is_damage_with_its_place() -> None:
+def test_tombstone_or_foreign_record_is_damage_named_with_its_offset() -> None:
     for record in (None, b"", b"hello, I am not a delta at all, really not"):
         with pytest.raises(StateDamaged, match=r"t-0 at offset 5") as raised:
             DeltaReader("t-0", 0).feed(5, record)
         assert raised.value.remedy
 
 
-def test_repeated_epoch_is_damage_in_exactly_once_mode_and_given_again_in_at_least_once_mode() -> None:
+def test_repeated_epoch_is_damage_in_exactly_once_mode_and_returned_again_in_at_least_once_mode() -> None:
     first, second = chain(4, 9)
     with pytest.raises(StateDamaged):
         read_all(first + second + second, 0)
@@ -95,7 +95,7 @@ def test_repeated_epoch_is_damage_in_exactly_once_mode_and_given_again_in_at_lea
     assert [delta.epoch for delta in deltas] == [4, 9, 4, 9]
 
 
-def test_state_epoch_never_falls_when_an_older_epoch_is_written_again() -> None:
+def test_state_epoch_never_decreases_when_an_older_epoch_is_written_again() -> None:
     reader = DeltaReader("t-0", 0, exactly_once=False)
     first, second = chain(4, 9)
     for offset, record in enumerate(first + second + first):
@@ -103,7 +103,7 @@ def test_state_epoch_never_falls_when_an_older_epoch_is_written_again() -> None:
     assert reader.state_epoch == 9
 
 
-def test_delta_cut_short_by_a_crash_is_passed_over_in_at_least_once_mode_only() -> None:
+def test_delta_left_incomplete_by_a_crash_is_skipped_in_at_least_once_mode_only() -> None:
     first, second = chain(4, 9, record_bytes_max=60)
     assert len(first) > 1
     cut_short = first[:-1] + first + second
@@ -127,14 +127,14 @@ def test_parts_of_two_deltas_are_never_joined() -> None:
         read_all([first[0], other[1]], 0, exactly_once=False)
 
 
-def test_epochs_that_do_not_rise_or_a_limit_without_room_are_refused() -> None:
+def test_epochs_that_do_not_increase_or_a_limit_without_room_are_refused() -> None:
     with pytest.raises(ValueError, match="can't follow"):
         encode_delta(Delta(3, 3, {}))
     with pytest.raises(ValueError, match="no room"):
         encode_delta(Delta(3, 2, {}), OVERHEAD_BYTES)
 
 
-def test_offsets_of_several_inputs_come_through_and_damage_to_them_is_noticed() -> None:
+def test_offsets_of_several_inputs_are_read_back_and_damage_to_them_is_noticed() -> None:
     further = {"payments": 2**40, "zahlungen-\u00fc": 0}
     delta = Delta(5, 4, {b"k": b"v" * 200}, source_offset=17, further_offsets=further)
     records = encode_delta(delta, 150)

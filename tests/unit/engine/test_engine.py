@@ -1,4 +1,4 @@
-"""What a record leads to that fails, in any step: whose rule holds, and what is left of the record."""
+"""What happens to a record that fails in some step: which rule applies, and what remains of the record."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def passing(_ctx: Any, value: Any) -> Any:
 
 
 def refusing(bench: Bench, refuses: Callable[[str, bytes | None], bool]) -> None:
-    """Have the port refuse some outputs, by topic and value."""
+    """Let the port refuse some outputs, chosen by topic and value."""
 
     def produce(topic: str, value: bytes | None, *rest: Any) -> None:
         if refuses(topic, value):
@@ -50,7 +50,7 @@ def headers_of(output: tuple[Any, ...]) -> dict[str, bytes]:
 
 
 def one_step_job(step: str, rule: Any, **job_options: Any) -> Job:
-    """A job in which `step` fails for every record, with `rule` (None: not given)."""
+    """A job in which `step` fails for each record, with this `rule`. None: without a rule."""
     job = Job("j", **job_options)
     source, out = job.topic("in"), job.topic("out", value="text" if step == "to" else "json")
     rule = job.topic("dead") if rule == "dead" else rule
@@ -78,7 +78,7 @@ STEPS = ["filter", "map", "flat_map", "key_by", "key_by to a stage", "process", 
 
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("by_default", [False, True])
-def test_each_step_follows_its_rule_and_without_one_the_jobs(step: str, by_default: bool) -> None:
+def test_each_step_follows_its_own_rule_or_the_jobs(step: str, by_default: bool) -> None:
     for rule in ("skip", "dead"):
         default = Topic("dead") if rule == "dead" else rule
         job = one_step_job(step, None, on_error=default) if by_default else one_step_job(step, rule)
@@ -95,7 +95,7 @@ def test_each_step_follows_its_rule_and_without_one_the_jobs(step: str, by_defau
         Bench(one_step_job(step, None)).run({"a": 1}, offset=4)
 
 
-def test_first_handlers_rule_is_not_the_seconds() -> None:
+def test_rule_of_the_first_handler_does_not_apply_to_the_second() -> None:
     def failing(_ctx: Any, value: Any) -> Any:
         fail(value)
 
@@ -106,7 +106,7 @@ def test_first_handlers_rule_is_not_the_seconds() -> None:
         Bench(job).run(1)
 
 
-def test_second_handlers_dead_letter_topic_is_used_and_the_firsts_state_is_put_back() -> None:
+def test_dead_letter_topic_of_the_second_handler_is_used_and_the_state_of_the_first_is_restored() -> None:
     def count(ctx: Any, _value: Any) -> Any:
         ctx.state["n"] = ctx.state.get("n", 0) + 1
         return ctx.state["n"]
@@ -127,7 +127,7 @@ def test_second_handlers_dead_letter_topic_is_used_and_the_firsts_state_is_put_b
     assert bench.state.tables["a"].peek(b"k") == {}
 
 
-def test_sink_rule_is_that_of_the_step_in_front_unless_it_has_its_own() -> None:
+def test_sink_uses_the_rule_of_the_step_before_unless_it_has_its_own() -> None:
     job = Job("j")
     source, out, dead = job.topic("in"), job.topic("out", value="text"), job.topic("dead")
     job.stream(source).map(lambda v: v, on_error="skip").to(out)
@@ -138,7 +138,7 @@ def test_sink_rule_is_that_of_the_step_in_front_unless_it_has_its_own() -> None:
     assert b"is written as 'text'" in headers_of(bench.outputs[0])["fcluster.error"]
 
 
-def test_rule_of_a_record_with_its_own_topic_is_the_handlers() -> None:
+def test_record_with_its_own_topic_follows_the_handlers_rule() -> None:
     def elsewhere(_ctx: Any, value: Any) -> Record:
         return Record(value=value, topic=other)
 
@@ -184,7 +184,7 @@ def test_record_with_impossible_fields_fails_before_anything_is_written(fields: 
 # --- decoding --------------------------------------------------------------------------------------------
 
 
-def test_record_that_cannot_be_decoded_is_one_dead_letter_for_all_handlers() -> None:
+def test_record_that_cannot_be_decoded_becomes_one_dead_letter_for_all_handlers() -> None:
     job = Job("j")
     dead = job.topic("dead")
     source = job.topic("in", on_error=dead)
@@ -196,7 +196,7 @@ def test_record_that_cannot_be_decoded_is_one_dead_letter_for_all_handlers() -> 
     assert b"JSONDecodeError" in headers_of(bench.outputs[0])["fcluster.error"]
 
 
-def test_record_that_cannot_be_decoded_leaves_nothing_where_one_handler_stops() -> None:
+def test_record_that_cannot_be_decoded_leaves_nothing_if_one_handler_stops() -> None:
     job = Job("j")
     source, dead = job.topic("in"), job.topic("dead")
     job.process(source, on_error=dead, name="a")(passing)
@@ -209,7 +209,7 @@ def test_record_that_cannot_be_decoded_leaves_nothing_where_one_handler_stops() 
 
 
 @pytest.mark.parametrize("where", ["topic", "stream", "job", "handlers"])
-def test_rule_for_what_cannot_be_decoded(where: str) -> None:
+def test_rule_for_records_that_cannot_be_decoded(where: str) -> None:
     job = Job("j", on_error="skip") if where == "job" else Job("j")
     source = job.topic("in", on_error="skip") if where == "topic" else job.topic("in")
     rule: Any = {"on_error": "skip" if where == "handlers" else "stop"} if where != "job" else {}
@@ -229,7 +229,7 @@ def test_two_rules_for_one_topic_are_refused() -> None:
 
 
 @pytest.mark.parametrize("build", ["filter", "map", "flat_map", "key_by", "to", "stream", "topic", "job"])
-def test_unknown_rule_is_refused_with_what_there_is(build: str) -> None:
+def test_unknown_rule_is_refused_with_the_known_ones(build: str) -> None:
     job = Job("j")
     source = job.topic("in")
     stream = job.stream(source)
@@ -281,7 +281,7 @@ def fail_with(error: BaseException) -> Any:
 @pytest.mark.parametrize(
     "when", ["call", "before the first output", "after it", "filter", "map", "flat_map", "key_by"]
 )
-def test_whatever_is_raised_follows_the_rule_in_one_bounded_line(kind: str, when: str) -> None:
+def test_any_exception_follows_the_rule_and_is_described_in_one_bounded_line(kind: str, when: str) -> None:
     def handler(_ctx: Any, value: Any) -> Any:
         return RAISES[kind]()
 
@@ -319,7 +319,7 @@ def test_whatever_is_raised_follows_the_rule_in_one_bounded_line(kind: str, when
             assert len(headers_of(output)["fcluster.error"]) <= 8_000
 
 
-def test_generator_is_closed_before_its_state_is_put_back() -> None:
+def test_generator_is_closed_before_its_state_is_restored() -> None:
     def handler(ctx: Any, value: Any) -> Iterator[Any]:
         try:
             yield value
@@ -334,7 +334,7 @@ def test_generator_is_closed_before_its_state_is_put_back() -> None:
     assert bench.state.tables["h"].peek(b"k") == {}
 
 
-def test_value_whose_truth_cannot_be_told_fails_in_its_filter() -> None:
+def test_value_without_a_truth_value_fails_in_its_filter() -> None:
     class Torn:
         def __bool__(self) -> bool:
             raise ValueError("neither")
@@ -367,7 +367,7 @@ def is_large(_topic: str, value: bytes | None) -> bool:
 
 
 @pytest.mark.parametrize("on_error", ["stop", "skip", "dead"])
-def test_output_that_is_refused_leads_to_the_rule_after_the_replay(on_error: str) -> None:
+def test_refused_output_follows_the_rule_after_the_replay(on_error: str) -> None:
     bench = Bench(refused_job(on_error))
     refusing(bench, is_large)
     with pytest.raises(HandlerError) as caught:
@@ -397,7 +397,7 @@ def test_output_that_is_refused_leads_to_the_rule_after_the_replay(on_error: str
     assert [value for _topic, value, _key in bench.values()] == [{"small": "y"}, {"large": "y"}]
 
 
-def test_first_output_that_is_refused_leads_to_the_rule_at_once() -> None:
+def test_first_refused_output_follows_the_rule_at_once() -> None:
     bench = Bench(refused_job("dead"))
     refusing(bench, lambda topic, _value: topic == "out")
     bench.run("x")
@@ -405,7 +405,7 @@ def test_first_output_that_is_refused_leads_to_the_rule_at_once() -> None:
     assert bench.state.tables["h"].peek(b"k") == {}
 
 
-def test_dead_letter_that_is_too_large_goes_as_a_stub() -> None:
+def test_dead_letter_that_is_too_large_is_replaced_by_a_stub() -> None:
     job = Job("j")
     dead = job.topic("dead")
     job.process(job.topic("in", value="text"), name="h", on_error=dead)(lambda _ctx, value: fail(value))
@@ -447,7 +447,7 @@ def test_dead_letter_refused_as_a_stub_too_stops_the_job() -> None:
 # --- condemned records -----------------------------------------------------------------------------------
 
 
-def test_condemned_dead_letter_goes_as_a_stub_and_then_stops() -> None:
+def test_condemned_dead_letter_is_replaced_by_a_stub_and_then_stops_the_job() -> None:
     for condemnations, outcome in ((1, "letter"), (2, "stub"), (3, "stop")):
         bench = Bench(refused_job("dead"))
         bench.runner.condemn(4, Condemnation(Failure.of_record("the broker: too large"), topic="out"))
@@ -476,7 +476,7 @@ def two_chains(first: Any, second: Any) -> Job:
     return job
 
 
-def test_chain_of_a_condemned_handler_alone_is_taken_back() -> None:
+def test_only_the_chain_of_a_condemned_handler_is_rolled_back() -> None:
     bench = Bench(two_chains("skip", "stop"))
     bench.runner.condemn(
         1, Condemnation(Failure.of_record("store 'a', key b'k': state['x'] is a set"), step="a")
@@ -488,7 +488,7 @@ def test_chain_of_a_condemned_handler_alone_is_taken_back() -> None:
     assert (bench.port.skipped, bench.port.records) == (1, 2)
 
 
-def test_nothing_of_a_condemned_record_is_left_where_one_chain_stops() -> None:
+def test_nothing_of_a_condemned_record_is_left_if_one_chain_stops() -> None:
     bench = Bench(two_chains("dead", "stop"))
     bench.run("w", offset=0)
     before = list(bench.outputs)
@@ -514,7 +514,7 @@ def test_second_condemnation_for_a_topic_hits_the_next_output_to_it() -> None:
     assert bench.port.skipped == 2
 
 
-def test_output_refused_in_the_second_chain_costs_the_first_one_nothing() -> None:
+def test_output_refused_in_the_second_chain_does_not_affect_the_first() -> None:
     job = Job("j")
     source, out, dead = job.topic("in"), job.topic("out"), job.topic("dead")
     job.process(source, to=out, name="a", on_error="skip")(passing)
@@ -533,7 +533,7 @@ def test_output_refused_in_the_second_chain_costs_the_first_one_nothing() -> Non
     assert [output[:2] for output in bench.outputs] == [("out", b'"x"'), ("dead", b'"x"')]
 
 
-def test_condemned_without_place_stops_before_the_record() -> None:
+def test_record_condemned_without_a_step_stops_the_job_before_it() -> None:
     bench = Bench(two_chains("skip", "skip"))
     bench.runner.condemn(1, Condemnation(Failure.of_record("record in/0 at offset 1 failed: known to fail")))
     with pytest.raises(UnreadableRecordError, match="known to fail"):
@@ -541,7 +541,7 @@ def test_condemned_without_place_stops_before_the_record() -> None:
     assert bench.outputs == []
 
 
-def test_records_behind_the_condemned_one_take_the_fast_way_again() -> None:
+def test_records_after_the_condemned_one_take_the_fast_path_again() -> None:
     bench = Bench(two_chains("skip", "skip"))
     fast = bench.runner.handle
     bench.runner.condemn(1, Condemnation(Failure.of_record("no"), step="a"))
@@ -553,7 +553,7 @@ def test_records_behind_the_condemned_one_take_the_fast_way_again() -> None:
 # --- state that can't be kept ----------------------------------------------------------------------------
 
 
-def test_state_that_cannot_be_kept_is_found_with_its_handler() -> None:
+def test_state_that_cannot_be_stored_is_found_with_its_handler() -> None:
     def keep(ctx: Any, value: Any) -> None:
         ctx.state["v"] = {value} if value == "odd" else value
 
@@ -569,7 +569,7 @@ def test_state_that_cannot_be_kept_is_found_with_its_handler() -> None:
     assert failure.failure.message.startswith("store 'h', key b'k': state['v'] is a set")
 
 
-def test_what_an_earlier_record_left_in_state_is_not_the_next_ones_failure() -> None:
+def test_bad_state_left_by_an_earlier_record_does_not_fail_the_next_one() -> None:
     def keep(ctx: Any, value: Any) -> None:
         ctx.state["v"] = object() if value == "odd" else value
 
@@ -693,7 +693,7 @@ def test_null_value_stays_null_through_every_step_and_sink(kind: Any, steps: str
     assert seen in ([], [None])
 
 
-def test_null_value_comes_to_a_handler_as_none() -> None:
+def test_handler_gets_a_null_value_as_none() -> None:
     job = Job("j")
     seen: list[Any] = []
 
@@ -708,7 +708,7 @@ def test_null_value_comes_to_a_handler_as_none() -> None:
     assert bench.outputs[0][1] is None
 
 
-def test_none_that_a_map_makes_of_a_value_is_json_null_and_no_tombstone() -> None:
+def test_none_returned_by_a_map_is_json_null_and_not_a_tombstone() -> None:
     job = Job("j")
     job.stream(job.topic("in")).map(lambda value: value.get("a")).to(job.topic("out"))
     bench = Bench(job)
@@ -716,7 +716,7 @@ def test_none_that_a_map_makes_of_a_value_is_json_null_and_no_tombstone() -> Non
     assert bench.outputs[0][1] == b"null"
 
 
-def test_json_null_is_not_made_a_tombstone() -> None:
+def test_json_null_does_not_become_a_tombstone() -> None:
     job = Job("j")
     job.stream(job.topic("in")).map(lambda value: value).to(job.topic("out"))
     bench = Bench(job)
@@ -734,14 +734,14 @@ def test_key_by_field_of_a_null_value_says_what_to_do() -> None:
 @pytest.mark.parametrize(
     "value", [float("nan"), float("inf"), [1, {"a": -float("inf")}], {"n": None, "x": float("nan")}]
 )
-def test_number_that_json_lacks_is_refused_where_it_stands(value: Any) -> None:
+def test_number_that_json_lacks_is_refused_with_its_place(value: Any) -> None:
     job = Job("j")
     job.process(job.topic("in"), to=job.topic("out"), name="h")(lambda _ctx, _value: value)
     with pytest.raises(HandlerError, match=r"ValueError: the value.* is -?(nan|inf), which JSON can't hold"):
         Bench(job).run(1)
 
 
-def test_headers_carry_over_wherever_no_handler_sets_them() -> None:
+def test_headers_are_kept_unless_a_handler_sets_them() -> None:
     job = Job("j")
     source = job.topic("in")
 

@@ -1,4 +1,5 @@
-"""The kinds of state over their layers: beside plain dicts and lists, over barriers, undo and crashes."""
+"""The kinds of state over their layers, compared with plain dicts and lists, over barriers, undo and
+crashes."""
 
 from __future__ import annotations
 
@@ -60,7 +61,7 @@ class MemoryStore:
 
 @dataclass
 class Handler:
-    """A handler's states in one shard, as the engine would have them."""
+    """A handler's states in one shard, as the engine sets them up."""
 
     states: tuple[State, ...]
     store: MemoryStore = field(default_factory=MemoryStore)
@@ -73,7 +74,7 @@ class Handler:
         self.open()
 
     def open(self) -> None:
-        """As after a restore."""
+        """Open the states, as after a restore."""
         stores = [StateStore("h", state, state) for state in self.states]
         self.shard = ShardState(self.store, ["h", *stores], self.cache, self.limits)
         self.tables: dict[str, Any] = self.shard.tables
@@ -91,7 +92,7 @@ class Handler:
         return self.access[name]
 
     def at(self, time_ms: int) -> None:
-        """A record of that time comes."""
+        """Start a record with this time."""
         Clock(self.tables["h//clock"]).advance(time_ms)
 
     def freeze(self) -> Mapping[bytes, bytes]:
@@ -128,7 +129,7 @@ def test_value_is_kept_read_and_cleared() -> None:
     assert deleted == b""
 
 
-def test_value_that_is_put_as_it_was_is_not_in_the_delta() -> None:
+def test_unchanged_value_is_not_in_the_delta() -> None:
     handler = Handler((ValueState("v"),))
     handler.value().set({"n": 1})
     assert len(handler.barrier()) == 1
@@ -156,7 +157,7 @@ def test_change_in_place_is_noticed() -> None:
     assert list(handler.list()) == [{"b": 2}]
 
 
-def test_keys_have_values_of_their_own() -> None:
+def test_keys_have_their_own_values() -> None:
     handler = Handler((ValueState("v"), MapState("m"), ListState("l")))
     for key in (b"", b"a", b"aa", b"a\xff", b"\xff" * 300):
         handler._key = key
@@ -193,7 +194,7 @@ def test_record_without_key_has_no_state() -> None:
         ("msgpack", 2**70),
     ],
 )
-def test_value_that_would_come_back_as_something_else_is_refused(kind: Any, bad: Any) -> None:
+def test_value_that_would_be_read_back_differently_is_refused(kind: Any, bad: Any) -> None:
     handler = Handler((ValueState("v", kind),))
     handler.value().set(bad)
     with pytest.raises(ProcessingError, match=r"store 'h/v', key b'key'"):
@@ -216,7 +217,7 @@ def test_value_that_would_come_back_as_something_else_is_refused(kind: Any, bad:
         (Codec("pair", lambda pair: b"%d,%d" % pair, lambda raw: tuple(map(int, raw.split(b",")))), (3, 4)),
     ],
 )
-def test_value_comes_back_as_it_was(kind: Any, good: Any) -> None:
+def test_value_is_read_back_unchanged(kind: Any, good: Any) -> None:
     handler = Handler((ValueState("v", kind),))
     handler.value().set(good)
     handler.barrier()
@@ -256,7 +257,7 @@ def test_scan_sees_all_layers_in_order() -> None:
     assert list(entries.scan()) == [(10, "pending over store"), (30, "store"), (40, "pending")]
 
 
-def test_scan_goes_on_over_changes() -> None:
+def test_scan_continues_over_changes() -> None:
     handler = Handler((MapState("m", key="int"),))
     entries = handler.map()
     for number in range(0, 100, 2):
@@ -270,16 +271,16 @@ def test_scan_goes_on_over_changes() -> None:
         seen.append(number)
         del entries[number]
         if number % 4 == 0:
-            entries.pop(number + 2, None)  # ahead: isn't given any more
-            entries[number + 3] = 1  # ahead: is given
-            entries[number - 1] = 1  # behind
+            entries.pop(number + 2, None)  # ahead of the scan: not returned any more
+            entries[number + 3] = 1  # ahead of the scan: returned
+            entries[number - 1] = 1  # behind the scan
     assert seen == sorted(seen)
     assert seen == [
         number for pair in zip(range(0, 100, 4), range(3, 103, 4), strict=True) for number in pair
     ]
 
 
-def test_scan_can_not_go_on_after_its_epoch() -> None:
+def test_scan_cannot_continue_after_its_epoch() -> None:
     handler = Handler((MapState("m", key="int"),))
     entries = handler.map()
     entries[1] = entries[2] = 0
@@ -377,7 +378,7 @@ def test_list_shrinks_at_both_ends_and_writes_only_what_changed() -> None:
 # --- undo -------------------------------------------------------------------------------------------------
 
 
-def test_undo_takes_back_what_a_record_changed_and_nothing_else() -> None:
+def test_undo_reverts_only_what_a_record_changed() -> None:
     states = (ValueState("v"), MapState("m", key="int"), ListState("l", ttl=timedelta(seconds=9)))
     handler = Handler(states)
     handler.at(5)
@@ -406,7 +407,7 @@ def test_undo_takes_back_what_a_record_changed_and_nothing_else() -> None:
     assert len(handler.barrier()) == 1
 
 
-def test_what_an_earlier_record_left_and_can_not_be_kept_is_told_when_it_is_remembered() -> None:
+def test_entry_of_an_earlier_record_that_cannot_be_stored_is_reported_when_undo_needs_it() -> None:
     handler = Handler((ValueState("v"),))
     table = handler.tables["h/v"]
     table.begin_undo()
@@ -423,7 +424,7 @@ HOUR_MS = 3_600_000
 TTL = timedelta(hours=1)
 
 
-def test_entry_is_not_seen_from_its_ttl_on() -> None:
+def test_entry_is_invisible_from_its_ttl_on() -> None:
     handler = Handler((ValueState("v", ttl=TTL), MapState("m", key="int", ttl=TTL), ListState("l", ttl=TTL)))
     handler.at(1_000)
     handler.value().set(1)
@@ -440,13 +441,13 @@ def test_entry_is_not_seen_from_its_ttl_on() -> None:
     assert 1 not in handler.map()
     assert list(handler.list()) == ["new"]
     assert handler.list()[0] == "new"
-    handler.at(5)  # a late record: the clock doesn't go back
+    handler.at(5)  # a late record: event time doesn't go back
     assert handler.value().get() is None
     handler.map()[1] = "again"
     assert list(handler.map()) == [1, 2]
 
 
-def test_expired_entries_are_deleted_in_the_delta_though_nobody_asks_for_them() -> None:
+def test_expired_entries_are_deleted_in_the_delta_without_being_read() -> None:
     handler = Handler((ValueState("v", ttl=TTL), MapState("m", key="int", ttl=TTL), ListState("l", ttl=TTL)))
     for number in range(50):
         handler._key = b"%d" % number
@@ -466,7 +467,7 @@ def test_expired_entries_are_deleted_in_the_delta_though_nobody_asks_for_them() 
     assert {key[:4] for key in handler.store.values} == kept
 
 
-def test_what_is_due_is_removed_in_bounded_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_due_entries_are_removed_in_bounded_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(entries_module, "EXPIRED_PER_EPOCH_MAX", 10)
     handler = Handler((MapState("m", key="int", ttl=TTL),))
     for number in range(25):
@@ -482,7 +483,7 @@ def test_what_is_due_is_removed_in_bounded_steps(monkeypatch: pytest.MonkeyPatch
     assert left == [15, 5, 0, 0]
 
 
-def test_entry_that_is_put_again_lives_on_and_costs_few_notes() -> None:
+def test_entry_that_is_put_again_stays_and_needs_few_notes() -> None:
     handler = Handler((ValueState("v", ttl=TTL),))
     notes = 0
     for minute in range(180):
@@ -536,11 +537,11 @@ def test_scan_that_misses_the_open_layer_is_caught(monkeypatch: pytest.MonkeyPat
 def test_expiry_that_is_not_in_the_delta_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(EntryTable, "settle", lambda table: None)
     with pytest.raises(AssertionError):
-        test_expired_entries_are_deleted_in_the_delta_though_nobody_asks_for_them()
+        test_expired_entries_are_deleted_in_the_delta_without_being_read()
 
 
-def test_expiry_that_deletes_behind_the_changelog_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a compaction filter would."""
+def test_expiry_that_bypasses_the_changelog_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Like a compaction filter would do it."""
 
     def delete_in_the_store(table: EntryTable) -> None:
         store = table._layers._store
@@ -549,7 +550,7 @@ def test_expiry_that_deletes_behind_the_changelog_is_caught(monkeypatch: pytest.
 
     monkeypatch.setattr(EntryTable, "settle", delete_in_the_store)
     with pytest.raises(AssertionError):
-        test_expired_entries_are_deleted_in_the_delta_though_nobody_asks_for_them()
+        test_expired_entries_are_deleted_in_the_delta_without_being_read()
 
 
 # --- against a model --------------------------------------------------------------------------------------
@@ -561,7 +562,7 @@ Model = dict[str, dict[bytes, Any]]
 
 
 class Machine(RuleBasedStateMachine):
-    """Values, maps and lists with and without TTL, beside plain dicts and lists."""
+    """Values, maps and lists with and without TTL, next to plain dicts and lists."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -584,7 +585,7 @@ class Machine(RuleBasedStateMachine):
     def _empty(self) -> Model:
         return {"v": {}, "m": {}, "l": {}, "mt": {}, "lt": {}, "clock": {b"": 0}}
 
-    # What handlers do. A TTL entry is (value, time of its put).
+    # What handlers do. An entry with TTL is (value, time at which it was put).
 
     @rule(key=KEYS, value=VALUES)
     def set_value(self, key: bytes, value: Any) -> None:
@@ -713,7 +714,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule()
     def crash(self) -> None:
-        """What wasn't written to the store is restored from the deltas."""
+        """Restore from the deltas what wasn't written to the store."""
         self._fall_back()
         store = self.handler.store
         committed = self.handler.shard.committed_epoch

@@ -1,4 +1,4 @@
-"""What the records of a shard mean for its event time."""
+"""How the records of a shard affect its event time."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.unit.worker.test_processing import EmptyStore, FakeMessage
 
 
 class Bench:
-    """One input of a shard with a clock. The stage's handler is `handler`."""
+    """One input of a shard that has a clock. `handler` is the stage's handler."""
 
     def __init__(self, handler: Callable[[Any, Any], Any], *, behind_key_by: bool, **options: Any) -> None:
         job = Job("j")
@@ -64,7 +64,7 @@ def test_record_moves_event_time_after_its_handler() -> None:
     assert bench.clock.now_ms == 3_000
 
 
-def test_record_that_fails_moves_event_time_if_processing_goes_on() -> None:
+def test_record_that_fails_moves_event_time_if_processing_continues() -> None:
     bench = Bench(passing, behind_key_by=False, on_error="skip")
     bench.run(b'"bad"', timestamp=1_000)
     assert bench.clock.now_ms == 1_000
@@ -90,7 +90,7 @@ def test_behind_a_repartition_only_watermark_records_move_event_time() -> None:
     assert bench.clock.now_ms is None
     bench.hear(2, Said(0, 1_000), Said(1, 2_000))
     assert bench.clock.now_ms == 1_000
-    assert bench.outputs == ["x"]  # the watermark record is none for the handler
+    assert bench.outputs == ["x"]  # the handler doesn't see the watermark record
     assert bench.port.watermarks_read == 1
 
 
@@ -108,6 +108,6 @@ def test_damaged_watermark_record_stops_the_job() -> None:
 
 def test_watermark_record_that_is_condemned_stops_the_job() -> None:
     bench = Bench(passing, behind_key_by=True)
-    bench.runner.condemn(7, Condemnation(Failure.of_record("a process died of it")))
-    with pytest.raises(UnreadableRecordError, match="a process died of it"):
+    bench.runner.condemn(7, Condemnation(Failure.of_record("a process died at it")))
+    with pytest.raises(UnreadableRecordError, match="a process died at it"):
         bench.hear(1, Said(0, 1_000), offset=7)

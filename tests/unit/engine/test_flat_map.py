@@ -1,4 +1,4 @@
-"""`flat_map`: one value in, any number out."""
+"""`flat_map`: from one value to any number of values."""
 
 from __future__ import annotations
 
@@ -68,13 +68,13 @@ def test_each_value_is_a_record_with_key_timestamp_and_headers_of_its_source() -
     ],
     ids=["list", "tuple", "iterator", "range", "keys", "map"],
 )
-def test_any_iterable_of_values_is_taken(function: Callable[[Any], Any]) -> None:
+def test_any_iterable_of_values_is_accepted(function: Callable[[Any], Any]) -> None:
     with Driver(job_with(function)) as driver:
         driver.send("in", 1, key="k")
         assert driver.read_values("out") == [1, 2]
 
 
-def test_value_goes_through_all_steps_before_the_next_is_asked_for() -> None:
+def test_value_passes_all_steps_before_the_next_is_requested() -> None:
     seen: list[str] = []
 
     def same_again(value: Any) -> Iterator[Any]:
@@ -95,7 +95,7 @@ def test_value_goes_through_all_steps_before_the_next_is_asked_for() -> None:
     assert seen == ["made 0", "used 0", "made 1", "used 1", "made 2", "used 2"]
 
 
-def test_handler_behind_it_counts_each_value_once_through_a_crash() -> None:
+def test_handler_after_it_counts_each_value_once_despite_a_crash() -> None:
     def count(ctx: Any, value: Any) -> Any:
         ctx.state["n"] = ctx.state.get("n", 0) + 1
         return {**value, "n": ctx.state["n"]}
@@ -116,7 +116,7 @@ def test_handler_behind_it_counts_each_value_once_through_a_crash() -> None:
 # --- tombstones -----------------------------------------------------------------------------------------
 
 
-def test_tombstone_comes_as_none_and_none_for_it_is_written_as_a_tombstone() -> None:
+def test_tombstone_arrives_as_none_and_none_is_written_as_a_tombstone() -> None:
     def halves(value: Any) -> list[Any]:
         return [None] if value is None else [value / 2, value / 2]
 
@@ -132,7 +132,7 @@ def test_tombstone_that_gives_no_value_is_not_passed_on() -> None:
         assert driver.read("out") == []
 
 
-def test_none_made_of_a_value_is_jsons_null_and_no_tombstone() -> None:
+def test_none_for_a_value_is_json_null_and_not_a_tombstone() -> None:
     with Driver(job_with(lambda value: [None, value])) as driver:
         driver.send("in", 1, key="k")
         assert raw_values(driver) == [b"null", b"1"]
@@ -156,7 +156,7 @@ def test_none_made_of_a_value_is_jsons_null_and_no_tombstone() -> None:
         (frozenset({1}), "returned a frozenset, whose order"),
     ],
 )
-def test_what_is_no_list_of_values_fails_with_what_to_return(values: Any, says: str) -> None:
+def test_anything_but_a_list_of_values_fails_with_what_to_return(values: Any, says: str) -> None:
     with Driver(job_with(lambda _value: values)) as driver, pytest.raises(JobStopped, match=says) as stop:
         driver.send("in", 1, key="k")
     assert "failed in flat_map '<lambda>' (step 1 of 'in-to-out')" in str(stop.value)
@@ -239,7 +239,7 @@ def test_step_is_named_while_its_generator_runs() -> None:
 # --- building -------------------------------------------------------------------------------------------
 
 
-def test_values_behind_it_are_json_in_a_repartition_topic_as_behind_a_map() -> None:
+def test_values_after_it_are_json_in_a_repartition_topic_like_after_a_map() -> None:
     job = Job("j")
     stream = job.stream(job.topic("in", value="text")).flat_map(str.split)
     stream.key_by(lambda word: word).process(lambda _ctx, word: word, name="h")
@@ -266,7 +266,7 @@ def test_stream_that_ends_in_it_is_refused() -> None:
 
 
 @pytest.mark.parametrize("step", ["map", "filter", "key_by"])
-def test_generator_for_one_of_the_others_is_refused_with_a_hint_at_it(step: str) -> None:
+def test_generator_for_another_step_is_refused_with_a_hint_at_flat_map(step: str) -> None:
     job = Job("j")
     stream = job.stream(job.topic("in"))
     with pytest.raises(JobError) as caught:

@@ -1,4 +1,4 @@
-"""In which order a shard with several inputs processes their records."""
+"""The order in which a shard with several inputs processes their records."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fcluster.engine.merging import InputMerge
 
 @dataclass(frozen=True)
 class Stamped:
-    """What a merge wants to know of a record."""
+    """What a merge needs to know about a record."""
 
     name: str
     timestamp_ms: int
@@ -24,7 +24,7 @@ class Stamped:
 
 
 def add(merge: InputMerge, number: int, *stamps: int) -> None:
-    """Read these records, named `input:timestamp`, of an input whose end isn't known."""
+    """Add these records (`input:timestamp`) to an input whose end isn't known."""
     records: list[Any] = [Stamped(f"{number}:{stamp}", stamp) for stamp in stamps]
     merge.add(number, records)
 
@@ -34,13 +34,13 @@ def take(merge: InputMerge, now_ms: float = 0, records_max: int = 100) -> list[s
     return [record.name for record in taken]
 
 
-def test_smallest_timestamp_is_next_and_of_equal_ones_that_of_the_first_input() -> None:
+def test_smallest_timestamp_is_next_and_equal_ones_in_the_order_of_inputs() -> None:
     merge = InputMerge(3, 0)
     add(merge, 2, 10, 30)
     add(merge, 0, 10, 20)
     add(merge, 1, 5, 20)
     assert take(merge) == ["1:5", "0:10", "2:10", "0:20"]
-    assert take(merge) == [], "input 0 has none at hand, and may have more"
+    assert take(merge) == [], "input 0 has no record ready, and may have more"
 
 
 def test_within_an_input_offsets_decide_whatever_the_timestamps_are() -> None:
@@ -53,18 +53,18 @@ def test_within_an_input_offsets_decide_whatever_the_timestamps_are() -> None:
 def test_input_is_waited_for_until_its_end_is_known_and_reached() -> None:
     merge = InputMerge(2, 0)
     add(merge, 0, 10)
-    assert take(merge) == [], "nothing is known of input 1"
+    assert take(merge) == [], "nothing is known about input 1"
     merge.note(1, 7, None)
-    assert take(merge) == [], "nor is its end"
+    assert take(merge) == [], "its end isn't known"
     merge.note(1, 7, 9)
-    assert take(merge) == [], "there is more of it"
+    assert take(merge) == [], "it has more records"
     merge.note(1, 9, 8)
-    assert take(merge) == [], "an end in front of the position is out of date"
+    assert take(merge) == [], "an end before the position is out of date"
     merge.note(1, 9, 9)
     assert take(merge) == ["0:10"]
 
 
-def test_what_comes_behind_a_known_end_makes_it_unknown() -> None:
+def test_record_after_a_known_end_makes_the_end_unknown() -> None:
     merge = InputMerge(2, 0)
     merge.note(1, 0, 0)
     add(merge, 1, 10)
@@ -92,7 +92,7 @@ def test_input_at_its_end_is_waited_for_as_long_as_it_may_be_idle() -> None:
     assert merge.due_ms() is None, "nothing waits"
 
 
-def test_nothing_is_waited_for_if_that_is_wanted() -> None:
+def test_nothing_is_waited_for_if_waiting_is_off() -> None:
     merge = InputMerge(2, -1)
     add(merge, 1, 20, 40)
     assert take(merge) == ["1:20", "1:40"]
@@ -100,7 +100,7 @@ def test_nothing_is_waited_for_if_that_is_wanted() -> None:
     assert take(merge) == ["0:10"]
 
 
-def test_no_more_is_taken_than_asked_for() -> None:
+def test_take_returns_no_more_than_requested() -> None:
     merge = InputMerge(2, -1)
     add(merge, 0, 1, 2, 3)
     assert take(merge, records_max=2) == ["0:1", "0:2"]
@@ -112,7 +112,7 @@ STAMPS = st.lists(st.integers(0, 20), max_size=12)
 
 @given(st.lists(STAMPS, min_size=2, max_size=4), st.data())
 def test_order_does_not_depend_on_how_records_arrive(inputs: Sequence[Sequence[int]], data: Any) -> None:
-    """However they are cut into reads: what is known to be at the brokers is waited for."""
+    """However they are split into reads: a record that is known to be at the brokers is waited for."""
 
     def played() -> list[str]:
         merge = InputMerge(len(inputs), 0)

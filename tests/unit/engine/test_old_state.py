@@ -1,4 +1,4 @@
-"""A job goes on from state that older versions wrote: each is kept under tests/data, as they wrote it."""
+"""A job continues from state that older versions wrote. Samples of it are in tests/data."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CITY_TOTALS = {"Zürich": 1.500000001 + 5.5, "Łódź": 2.25 + 3.0 + 11.0 + 0.1,
 
 
 class Message:
-    """A record as Kafka would give it."""
+    """A record as a consumer returns it."""
 
     def __init__(self, offset: int, key: str, value: Any) -> None:
         self._offset, self._key, self._value = offset, key.encode(), json.dumps(value).encode()
@@ -59,7 +59,7 @@ def topology() -> Topology:
 
 
 def restored(directory: StoreDirectory, stage: str) -> tuple[RocksStore, Mapping[str, Any]]:
-    """The kept state of the stage's shard 0: its snapshot, and the deltas behind it."""
+    """The stored state of the stage's shard 0: its snapshot, and the deltas after it."""
     kept = json.loads((FORMAT_1 / f"{stage}.json").read_text())
     shard = ShardId(stage, 0)
     path = directory.shard_path(shard)
@@ -93,7 +93,7 @@ def test_format_1_with_another_handler_is_refused() -> None:
 
 
 @pytest.mark.parametrize("stage", ["orders", "by_city"])
-def test_state_of_format_1_goes_on_without_loss(
+def test_job_continues_from_state_of_format_1_without_loss(
     topology: Topology, tmp_path: Path, stage: str, run: Callable[..., list[Any]]
 ) -> None:
     directory = StoreDirectory(tmp_path / "state")

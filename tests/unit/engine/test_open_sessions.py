@@ -1,4 +1,4 @@
-"""Sessions: how they grow, merge and close, what is late, and what failures lead to."""
+"""Sessions: how they grow, merge and close, which records are late, and what follows from failures."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.unit.engine.timers_bench import TimersBench
 
 MS = timedelta(milliseconds=1)
 Closed = tuple[str, int, int, Any]
-"""Key, start, end, and the value of the only field."""
+"""Key, start, end, and the value of the only aggregate."""
 
 
 def job_with(*, grace: int = 0, late: bool = False, on_error: Any = None, **fields: Any) -> Job:
@@ -33,7 +33,7 @@ def closed(bench: TimersBench, field: str = "n") -> list[Closed]:
     return [(value["key"], value["start"], value["end"], value[field]) for value in bench.values()]
 
 
-def test_session_goes_on_until_there_is_no_record_for_the_gap() -> None:
+def test_session_lasts_until_there_is_no_record_for_the_gap() -> None:
     bench = TimersBench(job_with())
     for at in (3, 12, 22):
         bench.run(1, at)
@@ -55,7 +55,7 @@ def test_records_exactly_the_gap_apart_are_in_one_session() -> None:
     assert closed(bench) == [("k", 10, 30, 2), ("k", 31, 41, 1)]
 
 
-def test_record_between_two_sessions_makes_one_of_them() -> None:
+def test_record_between_two_sessions_merges_them() -> None:
     bench = TimersBench(job_with(grace=50, values=collect(), f=first(), z=last(), total=sum_()))
     for at in (1, 20, 40, 11):
         bench.run(at, at)
@@ -80,7 +80,7 @@ def test_sessions_close_in_the_order_of_their_ends_and_then_of_their_keys() -> N
     ]
 
 
-def test_late_record_is_one_that_no_open_session_takes() -> None:
+def test_late_record_is_one_that_no_open_session_accepts() -> None:
     bench = TimersBench(job_with(grace=5, late=True))
     for at in (10, 35):
         bench.run(at, at)
@@ -97,7 +97,7 @@ def closed_of(bench: TimersBench) -> list[Closed]:
     return [(row["key"], row["start"], row["end"], row["n"]) for row in rows]
 
 
-def test_a_session_that_goes_on_for_ever_leaves_one_note_and_one_entry() -> None:
+def test_endless_session_has_one_note_and_one_entry() -> None:
     bench = TimersBench(job_with())
     for number in range(200):
         bench.run(1, number * 7)
@@ -117,7 +117,7 @@ def test_a_session_that_goes_on_for_ever_leaves_one_note_and_one_entry() -> None
     assert list(bench.store.keys_of("s//sessions")) == [b"x"]
 
 
-def test_shorter_grace_closes_sessions_that_are_open_earlier() -> None:
+def test_shorter_grace_closes_open_sessions_earlier() -> None:
     bench = TimersBench(job_with(grace=1_000))
     bench.run(1, 5)
     bench.barrier()
@@ -169,7 +169,7 @@ def test_session_whose_result_stops_the_job_is_named_and_stays_open() -> None:
         bench.run("", 201, key=b"o")
 
 
-def test_session_whose_result_is_skipped_is_gone_and_the_next_one_closes() -> None:
+def test_session_whose_result_is_skipped_is_removed_and_the_next_one_closes() -> None:
     bench = TimersBench(failing_at_close("skip"))
     bench.run("x", 5)
     bench.run("later", 40)

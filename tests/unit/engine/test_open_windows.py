@@ -1,4 +1,5 @@
-"""Windows: when they close, what is late, what failures lead to, and what is left of them."""
+"""Windows: when they close, which records are late, what follows from failures, and what remains in the
+store."""
 
 from __future__ import annotations
 
@@ -36,7 +37,7 @@ from tests.unit.engine.timers_bench import TimersBench
 MS = timedelta(milliseconds=1)
 TEN = Tumbling(10 * MS)
 Windowed = tuple[str, int, int, Any]
-"""Key, start, end, and the value of the only field."""
+"""Key, start, end, and the value of the only aggregate."""
 
 
 def job_with(windows: Any = TEN, *, late: bool = False, on_error: Any = None, **fields: Any) -> Job:
@@ -81,7 +82,7 @@ def test_window_closes_once_when_event_time_reaches_its_end() -> None:
     assert results(bench.values())[2:] == [("k", 10, 20, 1)]
 
 
-def test_window_waits_for_its_grace_and_takes_what_is_late_until_then() -> None:
+def test_window_waits_for_its_grace_and_accepts_late_records_until_then() -> None:
     bench = TimersBench(job_with(Tumbling(10 * MS, grace=5 * MS)))
     for at in (3, 12, 4, 14, 5):
         bench.run(1, at)
@@ -124,7 +125,7 @@ def test_first_and_last_go_by_timestamps_and_by_order_where_those_are_equal() ->
     assert results(bench.values(), "z") == [("k", 0, 10, "d")]
 
 
-def test_results_go_on_through_the_steps_that_follow() -> None:
+def test_results_pass_the_steps_that_follow() -> None:
     job = Job("j")
     stream = job.stream(job.topic("in")).filter(lambda value: value != "x").map(lambda value: value * 2)
     windowed = stream.window(TEN, name="w").aggregate(total=sum_())
@@ -170,7 +171,7 @@ def test_results_are_counted_by_a_handler_behind_them_and_by_a_further_window_be
 
 @pytest.mark.parametrize("grace", [0, 7, 25])
 def test_results_are_never_late_for_a_window_behind_them(grace: int) -> None:
-    """Wherever barriers fall, and however many windows close at once."""
+    """Whatever the barriers, and however many windows close at once."""
     job = Job("j")
     totals = job.stream(job.topic("in")).window(Tumbling(10 * MS, grace=grace * MS), name="w")
     totals.aggregate(n=count()).key_by(lambda _result: "all").window(TEN, name="ww").aggregate(
@@ -188,7 +189,7 @@ def test_results_are_never_late_for_a_window_behind_them(grace: int) -> None:
         ]
 
 
-def test_event_time_is_told_only_as_far_as_windows_have_closed() -> None:
+def test_event_time_is_told_only_up_to_windows_that_have_closed() -> None:
     bench = TimersBench(job_with(Tumbling(10 * MS, grace=5 * MS)))
     bench.clock.tell_with(bench.timers.told_ms)
     bench.timers.at_once_max = 1
@@ -196,7 +197,7 @@ def test_event_time_is_told_only_as_far_as_windows_have_closed() -> None:
     for key in (b"a", b"b", b"c"):
         bench.run(1, 3, key=key)
     assert bench.clock.told_ms == -2
-    bench.run(1, 100)  # one closes, two are left
+    bench.run(1, 100)  # one window closes, two are left
     assert len(bench.values()) == 1
     assert bench.clock.told_ms == 14 - 5
     bench.timers.fire_due(2)
@@ -218,7 +219,7 @@ def test_day_in_berlin_is_counted_by_its_date_there() -> None:
 # --- what is late -----------------------------------------------------------------------------------------
 
 
-def test_late_records_go_to_their_topic_as_they_are_and_are_counted() -> None:
+def test_late_records_are_written_unchanged_to_their_topic_and_counted() -> None:
     with Driver(job_with(late=True), partitions=1) as driver:
         send_all(driver, [("a", 1, 5), ("a", 2, 20)])
         driver.send("in", {"x": None}, key="a", timestamp=19, headers=[("h", "v")], partition=0)
@@ -231,7 +232,7 @@ def test_late_records_go_to_their_topic_as_they_are_and_are_counted() -> None:
         assert written(driver) == [("a", 0, 10, 1)]
 
 
-def test_late_records_without_a_topic_are_counted_only() -> None:
+def test_late_records_without_a_topic_are_only_counted() -> None:
     with Driver(job_with(), partitions=1) as driver:
         send_all(driver, [("a", 1, 5), ("a", 2, 20), ("a", 3, 19), ("a", 4, 25)])
         assert (driver.late, driver.skipped) == (1, 0)
@@ -251,13 +252,13 @@ def test_late_key_is_encoded_as_its_topic_says() -> None:
         assert [(one.raw_key, one.key, one.value) for one in driver.records("late")] == [(b"7", 7, "v")]
 
 
-def test_record_that_some_of_its_windows_still_take_is_not_late() -> None:
+def test_record_with_an_open_window_is_not_late() -> None:
     with Driver(job_with(Hopping(10 * MS, 5 * MS)), partitions=1) as driver:
         send_all(driver, [("a", 1, 12), ("a", 1, 8), ("a", 1, 30)])
         assert (written(driver), driver.late) == ([("a", 5, 15, 2), ("a", 10, 20, 1)], 0)
 
 
-def test_each_update_goes_on_if_the_job_says_so() -> None:
+def test_each_update_is_emitted_if_the_job_says_so() -> None:
     job = Job("j")
     windowed = job.stream(job.topic("in")).window(Hopping(10 * MS, 5 * MS), name="w", emit="update")
     windowed.aggregate(values=collect()).map(lambda result: {**result, "last": result["values"].pop()}).to(
@@ -278,13 +279,13 @@ def test_each_update_goes_on_if_the_job_says_so() -> None:
             (30, "a", 25, 35, 5),
             (30, "a", 30, 40, 5),
         ]
-        assert driver.records("out")[5].value["values"] == [1, 2]  # what `map` did stays out of the state
+        assert driver.records("out")[5].value["values"] == [1, 2]  # what `map` changed isn't in the state
         driver.crash()
         driver.advance(to_ms=100, clock="event")
         assert len(driver.records("out")) == 8
 
 
-def test_delay_of_the_watermark_holds_windows_open() -> None:
+def test_watermark_delay_keeps_windows_open() -> None:
     job = Job("j")
     source = job.topic("in", watermark=Watermark(max_delay_ms=10))
     job.stream(source).window(TEN, name="w").aggregate(n=count()).to(job.topic("out"))
@@ -295,7 +296,7 @@ def test_delay_of_the_watermark_holds_windows_open() -> None:
         assert written(driver) == [("a", 0, 10, 2)]
 
 
-def test_late_is_late_in_every_replay() -> None:
+def test_late_records_are_late_in_every_replay() -> None:
     with Driver(job_with(late=True), partitions=1, auto_barrier=False) as driver:
         send_all(driver, [("a", 1, 5), ("a", 2, 30), ("a", 3, 6)])
         driver.crash()
@@ -319,7 +320,7 @@ def test_aggregate_that_fails_stops_the_job_and_names_the_window() -> None:
 
 
 @pytest.mark.parametrize("rule", ["skip", "dead"])
-def test_record_that_fails_in_one_aggregate_is_in_none(rule: str) -> None:
+def test_record_that_fails_in_one_aggregate_counts_in_none(rule: str) -> None:
     job = job_with(Hopping(10 * MS, 5 * MS), on_error=rule, n=count(), total=sum_(), values=collect())
     with Driver(job, partitions=1) as driver:
         send_all(driver, [("a", 1, 6), ("a", "x", 7), ("new", "x", 8), ("a", 2, 9), ("a", 0, 100)])
@@ -339,7 +340,7 @@ def test_record_without_key_or_timestamp_is_a_failure() -> None:
 
 
 def failing_result(on_error: Any, *, behind: bool = False) -> Job:
-    """The results of windows that hold "x" fail, in the window or in the step behind it."""
+    """The results of windows that contain "x" fail, in the window or in the step after it."""
     job = Job("j")
     dead = job.topic("dead", value="bytes")
     rule = dead if on_error == "dead" else on_error
@@ -375,9 +376,9 @@ def test_window_whose_result_stops_the_job_is_named_and_stays_open(behind: bool)
         r"for the key b'b' failed in .*: ValueError: no good",
     ):
         bench.run(["z"], 15)
-    assert bench.offset == 3  # the record is through
+    assert bench.offset == 3  # the record is processed
     bench.barrier()
-    assert len(bench.values()) == 1  # that of "a"
+    assert len(bench.values()) == 1  # the result for "a"
     bench.crash()
     with pytest.raises(UnreadableRecordError, match="for the key b'b'"):
         bench.run(["z"], 16)
@@ -386,12 +387,12 @@ def test_window_whose_result_stops_the_job_is_named_and_stays_open(behind: bool)
     timer = windows.first("event")
     assert timer is not None
     assert timer.key == b"b"
-    assert table.get((10).to_bytes(8, "big") + b"b") == [[["x"]]]  # not spoilt
+    assert table.get((10).to_bytes(8, "big") + b"b") == [[["x"]]]  # unchanged by `spoil`
 
 
 @pytest.mark.parametrize("behind", [False, True])
 @pytest.mark.parametrize("rule", ["skip", "dead"])
-def test_window_whose_result_is_skipped_is_gone(rule: str, behind: bool) -> None:
+def test_window_whose_result_is_skipped_is_removed(rule: str, behind: bool) -> None:
     bench = TimersBench(failing_result(rule, behind=behind))
     bench.run(["ok"], 1, key=b"a")
     bench.run(["x"], 2, key=b"b")
@@ -415,8 +416,8 @@ def test_result_that_kafka_refuses_follows_the_rule() -> None:
     assert not [entry for entry in bench.store.keys_of("w//windows") if entry.startswith(bytes(7) + b"\x0a")]
 
 
-def test_window_that_is_condemned_from_outside_fails_when_it_closes() -> None:
-    """As when its result is found to be too large by the broker, or its functions to hang."""
+def test_condemned_window_fails_when_it_closes() -> None:
+    """As if the broker found its result too large, or its functions hung."""
     bench = TimersBench(job_with(on_error="skip"))
     bench.run(1, 1)
     timer = bench.timers.steps["w"].first("event")
@@ -457,7 +458,7 @@ def test_refused_second_output_aborts_the_epoch_and_condemns_the_window() -> Non
 # --- what is left of them ---------------------------------------------------------------------------------
 
 
-def test_windows_that_have_closed_leave_nothing_in_the_store() -> None:
+def test_closed_windows_leave_nothing_in_the_store() -> None:
     bench = TimersBench(job_with(Hopping(10 * MS, 2 * MS)))
     for at in range(1, 40):
         bench.run(1, at, key=b"%d" % (at % 3))
@@ -465,7 +466,7 @@ def test_windows_that_have_closed_leave_nothing_in_the_store() -> None:
             bench.barrier()
     bench.run(1, 1_000)
     bench.barrier()
-    assert len(list(bench.store.keys_of("w//windows"))) == 5  # of the last record
+    assert len(list(bench.store.keys_of("w//windows"))) == 5  # the windows of the last record
     bench.crash()
     bench.run(1, 2_000, key=b"k")
     bench.barrier()
@@ -515,7 +516,7 @@ def described(job: Job) -> Any:
         (job_with(TEN, n=count(), m=count()), "now compute n=count, m=count"),
     ],
 )
-def test_changed_windows_are_refused_unless_only_their_grace_is_another(
+def test_changed_windows_are_refused_unless_only_their_grace_changed(
     changed: Job, message: str | None
 ) -> None:
     reason = incompatibility(described(job_with()), changed.build(Settings()))
@@ -544,7 +545,7 @@ def test_renamed_window_and_one_that_becomes_a_handler_are_refused() -> None:
     )
 
 
-def test_description_of_a_job_without_windows_is_what_it_was() -> None:
+def test_description_of_a_job_without_windows_is_unchanged() -> None:
     job = Job("j")
     job.stream(job.topic("in")).process(lambda _ctx, value: value, name="h", to=job.topic("out"))
     assert "windows" not in str(described(job))

@@ -100,7 +100,7 @@ def test_nested_value_changed_in_place_is_noticed(store: MemoryStore) -> None:
     assert list(delta.changes.values()) == [b'{"list":[1,2]}']
 
 
-def test_touched_is_the_same_object_for_ever(store: MemoryStore) -> None:
+def test_touched_is_always_the_same_object(store: MemoryStore) -> None:
     state, table = make(store)
     touched = table.touched
     live = table.get(b"a")
@@ -113,7 +113,7 @@ def test_touched_is_the_same_object_for_ever(store: MemoryStore) -> None:
     assert table.touched is touched
 
 
-def test_emptied_dict_deletes_the_key_and_one_that_never_was_is_no_change(store: MemoryStore) -> None:
+def test_emptied_dict_deletes_the_key_and_a_new_empty_one_changes_nothing(store: MemoryStore) -> None:
     state, table = make(store, EAGER)
     table.get(b"a")["n"] = 1
     state.freeze(1)
@@ -260,7 +260,7 @@ def test_tables_with_equal_keys_do_not_mix(store: MemoryStore) -> None:
     assert (store.decoded("s"), store.decoded("t")) == ({b"k": {"from": "s"}}, {b"k": {"from": "t"}})
 
 
-def test_state_goes_on_from_where_the_store_stands(store: MemoryStore) -> None:
+def test_state_continues_from_the_stores_position(store: MemoryStore) -> None:
     store.stands_at = StoreMeta(9, 100, "topic-id")
     state, table = make(store, EAGER)
     table.get(b"a")["n"] = 1
@@ -290,7 +290,8 @@ def test_stores_whose_prefixes_collide_are_refused(
 
 
 def test_main_thread_reads_committed_values_while_the_commit_thread_moves_them(store: MemoryStore) -> None:
-    """Every read of an uncached key sees exactly the newest frozen value, wherever the commit thread is."""
+    """Each read of an uncached key returns exactly the newest frozen value, whatever the commit thread is
+    doing."""
     state, table = make(store, FlushLimits(entries_max=3), cache=0)
     frozen, committed, epochs = threading.Semaphore(0), threading.Semaphore(0), 300
 
@@ -307,7 +308,7 @@ def test_main_thread_reads_committed_values_while_the_commit_thread_moves_them(s
                 live = table.get(b"%d" % n)
                 assert live.get("epoch", 0) == epoch - 1
                 live["epoch"] = epoch
-            # Two epochs overlap, as in a worker: this one is frozen while the last one is committed.
+            # Two epochs overlap, as in a worker: this one is frozen while the one before is committed.
             state.freeze(epoch)
             frozen.release()
             for n in range(5):
@@ -361,7 +362,7 @@ Point = namedtuple("Point", "x y")
     ids=lambda value: type(value).__name__,
 )
 @pytest.mark.parametrize("wrap", [lambda v: v, lambda v: [v], lambda v: {"in": {"deep": [1, [v]]}}])
-def test_value_that_would_not_come_back_is_refused_with_store_and_key(
+def test_value_that_would_not_be_read_back_is_refused_with_store_and_key(
     store: MemoryStore, value: Any, wrap: Any
 ) -> None:
     state, table = make(store)
@@ -375,7 +376,7 @@ def test_value_that_would_not_come_back_is_refused_with_store_and_key(
     assert state.freeze(1) is not None
 
 
-def test_state_with_itself_inside_is_refused(store: MemoryStore) -> None:
+def test_state_that_contains_itself_is_refused(store: MemoryStore) -> None:
     state, table = make(store)
     table.get(b"bad")["me"] = [table.get(b"bad")]
     with pytest.raises(ProcessingError, match="contains itself"):
@@ -389,7 +390,7 @@ def test_non_string_key_of_the_state_itself_is_refused(store: MemoryStore) -> No
         state.freeze(1)
 
 
-def test_integers_of_any_size_are_kept(store: MemoryStore) -> None:
+def test_integers_of_any_size_are_stored(store: MemoryStore) -> None:
     state, table = make(store, EAGER, cache=0)
     numbers = [2**64, -(2**63) - 1, 10**100]
     table.get(b"a")["numbers"] = numbers
@@ -401,7 +402,7 @@ def test_integers_of_any_size_are_kept(store: MemoryStore) -> None:
         state.freeze(2)
 
 
-def test_text_with_every_kind_of_line_end_is_kept(store: MemoryStore) -> None:
+def test_text_with_every_kind_of_line_end_is_stored(store: MemoryStore) -> None:
     state, table = make(store, EAGER, cache=0)
     text = "a\nb\r\nc\u2028d\x85e\x00"
     table.get(b"a")["text"] = text
@@ -411,7 +412,7 @@ def test_text_with_every_kind_of_line_end_is_kept(store: MemoryStore) -> None:
     assert (table.get(b"a"), table.get(b"b")) == ({"text": text}, {text: [text]})
 
 
-def test_null_beside_floats_is_kept(store: MemoryStore) -> None:
+def test_null_beside_floats_is_stored(store: MemoryStore) -> None:
     state, table = make(store)
     table.get(b"a").update(none=None, number=1.5, text="null")
     delta = state.freeze(1)
@@ -422,7 +423,7 @@ def test_null_beside_floats_is_kept(store: MemoryStore) -> None:
 # --- undo -------------------------------------------------------------------------------------------------
 
 
-def test_rollback_takes_back_the_record_and_only_the_record(store: MemoryStore) -> None:
+def test_rollback_reverts_the_record_and_only_the_record(store: MemoryStore) -> None:
     state, table = make(store)
     table.begin_undo()
     table.get(b"a").update(n=1, nested=[1])
@@ -449,7 +450,7 @@ def test_rollback_without_changes_or_after_a_barrier_does_nothing(store: MemoryS
     assert table.get(b"a") == {"n": 1}
 
 
-def test_value_that_cannot_be_kept_is_named_when_the_next_record_of_the_key_needs_undo(
+def test_value_that_cannot_be_stored_is_reported_when_the_next_record_of_the_key_needs_undo(
     store: MemoryStore,
 ) -> None:
     _, table = make(store)
@@ -470,7 +471,7 @@ stores_strategy = st.sampled_from(["s", "t"])
 
 
 class StateModel(RuleBasedStateMachine):
-    """ShardState beside plain dicts: what is open, what each prepared epoch was, what is committed."""
+    """ShardState next to plain dicts: what is open, what each prepared epoch contains, what is committed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -548,7 +549,7 @@ class StateModel(RuleBasedStateMachine):
 
     @rule()
     def crash(self) -> None:
-        """Memory is lost, and the store replays what the changelog has beyond it."""
+        """Drop what is in memory. The store replays what the changelog has beyond it."""
         self.store.apply(self.changelog, StoreMeta(self.shard.committed_epoch, 0))
         self.shard = ShardState(self.store, ["s", "t"], 3, FlushLimits(entries_max=4, age_ms_max=5))
         self.discard()
@@ -574,7 +575,7 @@ StateModel.TestCase.settings = settings(max_examples=150, stateful_step_count=40
 TestStateAgainstTheModel = StateModel.TestCase
 
 
-def test_changes_that_no_later_commit_takes_along_become_due() -> None:
+def test_changes_without_a_later_commit_become_due() -> None:
     store = MemoryStore()
     state = ShardState(store, ["a"], 100, FlushLimits(age_ms_max=1000))
     state.tables["a"].get(b"k")["n"] = 1

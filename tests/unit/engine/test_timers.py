@@ -1,4 +1,4 @@
-"""Timers: when they fire, in what order, what is left of them, and what failing ones lead to."""
+"""Timers: when they fire, in which order, what remains of them, and what follows if they fail."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def fired(_key: Any, ctx: Any) -> Any:
 
 
 def setting(ctx: Any, value: Any) -> Any:
-    """Sets and cancels what the value says: pairs of a name and a time, None for cancelling."""
+    """Sets and cancels timers: the value is pairs of a name and a time. None cancels."""
     for name, at, *clock in value:
         if at is None:
             ctx.cancel_timer(name)
@@ -42,7 +42,7 @@ def job_with(handler: Callable[..., Any] = setting, *, on_error: Any = None, **t
 
 
 def endless(key: str, ctx: Any) -> Any:
-    """Sets itself for its own time, by the clock that it can tell from its time."""
+    """Sets itself for its own time, in the same clock, which it finds out from the time."""
     ctx.timer("t", at=ctx.timestamp, clock="processing" if ctx.timestamp >= 10_000 else "event")
     return [key, ctx.timestamp]
 
@@ -50,7 +50,7 @@ def endless(key: str, ctx: Any) -> Any:
 # --- when -----------------------------------------------------------------------------------------------
 
 
-def test_timer_fires_once_after_the_record_that_moves_the_clock_there() -> None:
+def test_timer_fires_once_after_the_record_that_moves_the_clock_to_its_time() -> None:
     bench = TimersBench(job_with())
     bench.run([["t", 100]], 50)
     bench.run([], 99)
@@ -63,14 +63,14 @@ def test_timer_fires_once_after_the_record_that_moves_the_clock_there() -> None:
     assert bench.pending() == {}
 
 
-def test_time_that_has_passed_already_fires_after_the_current_record() -> None:
+def test_timer_for_a_past_time_fires_after_the_current_record() -> None:
     bench = TimersBench(job_with())
     bench.run([], 100)
     bench.run([["t", 7]], 50)  # the clock doesn't move
     assert bench.values()[-1] == ["fired", "k", 7]
 
 
-def test_setting_again_moves_and_cancelling_removes() -> None:
+def test_timer_set_again_moves_and_a_cancelled_one_is_removed() -> None:
     bench = TimersBench(job_with())
     bench.run([["t", 100]], 0)
     bench.run([["t", 200]], 0)
@@ -95,7 +95,7 @@ def test_processing_time_fires_by_the_wall_clock_only() -> None:
     assert bench.timers.next_processing_ms() is None
 
 
-def test_order_is_time_then_key_then_name_whatever_the_handlers_and_layers() -> None:
+def test_timers_fire_by_time_then_key_then_name_whatever_the_handlers_and_layers() -> None:
     names = ["a", "b", "a.a"]
     keys = [b"", b"\x00", b"\x00\x00", b"\x00\xff", b"a", b"aa", b"b" * 300, b"z"]
     job = Job("j")
@@ -143,7 +143,7 @@ def test_timers_of_two_handlers_fire_in_one_order() -> None:
     assert bench.values() == [["b", 20], ["a", 20], ["a", 30], ["b", 30]]  # x before y
 
 
-def test_timer_that_is_set_while_others_fire_takes_its_place_among_them() -> None:
+def test_timer_set_while_others_fire_fires_in_order() -> None:
     def again(key: str, ctx: Any) -> Any:
         if ctx.timestamp < 130:
             ctx.timer("t", at=ctx.timestamp + 10)
@@ -171,7 +171,7 @@ def test_timer_that_sets_itself_in_the_past_waits_until_event_time_moves_on() ->
     assert bench.pending() == {"t": ("event", 151)}
     bench.barrier()
     bench.crash()
-    assert not bench.timers.event_is_due(), "whoever goes on knows, too"
+    assert not bench.timers.event_is_due(), "a new owner knows it as well"
     bench.run([], 150)
     assert bench.values()[2:] == [["set"]]
     bench.run([], 200)
@@ -189,7 +189,7 @@ def test_timer_that_sets_itself_in_the_past_waits_until_processing_time_moves_on
     assert bench.pending() == {"t": ("processing", 20_006)}
 
 
-def test_timers_that_set_each_other_by_two_clocks_come_to_an_end() -> None:
+def test_timers_that_set_each_other_in_two_clocks_end() -> None:
     def ping(_key: str, ctx: Any) -> str:
         ctx.timer("pong", at=1, clock="processing")
         return "ping"
@@ -220,7 +220,7 @@ def test_processing_timer_may_set_an_event_timer_before_the_first_record_has_a_t
     assert bench.pending() == {"event": ("event", 7)}
 
 
-def test_timers_that_are_set_are_counted_whatever_becomes_of_them() -> None:
+def test_count_of_set_timers_is_right_however_they_end() -> None:
     def failing(_key: str, ctx: Any) -> None:
         ctx.timer("again", at=ctx.timestamp + 1_000)
         ctx.cancel_timer("other")
@@ -233,7 +233,7 @@ def test_timers_that_are_set_are_counted_whatever_becomes_of_them() -> None:
     bench.barrier()
     assert bench.timers.count == 3
     bench.run([], 100)
-    assert bench.timers.count == 2, "one has failed, and what it did was taken back"
+    assert bench.timers.count == 2, "one failed, and was rolled back"
     bench.crash()
     assert bench.timers.count == 3
     bench.run([["failing", None], ["other", None], ["again", None]], 0)
@@ -260,7 +260,7 @@ def test_record_without_a_key_has_no_timers() -> None:
         (["t", 1, "wall"], r"ValueError: clock='wall' of a timer; it takes 'event' or 'processing'"),
     ],
 )
-def test_wrong_timers_are_refused_where_they_are_set(timer: list[Any], message: str) -> None:
+def test_wrong_timers_are_refused_when_they_are_set(timer: list[Any], message: str) -> None:
     with pytest.raises(HandlerError, match=message):
         TimersBench(job_with()).run([timer], 0)
 
@@ -272,7 +272,7 @@ def test_handler_without_timers_says_how_to_declare_one() -> None:
         TimersBench(job).run([["t", 1]], 0)
 
 
-def test_timer_function_has_state_and_yields_through_the_rest_of_the_chain() -> None:
+def test_timer_function_has_state_and_its_values_pass_the_rest_of_the_chain() -> None:
     total: ValueState[int] = ValueState("total", "int")
     job = Job("j")
     source, out = job.topic("in"), job.topic("out")
@@ -311,7 +311,7 @@ def test_processing_time_is_the_shells_clock() -> None:
     assert bench.values() == [77]
 
 
-def test_more_timers_than_fire_at_once_are_left_and_fire_before_the_next_record() -> None:
+def test_timers_beyond_the_limit_fire_later_but_before_the_next_record() -> None:
     left: list[str] = []
     bench = TimersBench(job_with())
     bench.timers.left = lambda: left.append("left")
@@ -333,14 +333,14 @@ def test_more_timers_than_fire_at_once_are_left_and_fire_before_the_next_record(
 # --- what is kept -------------------------------------------------------------------------------------
 
 
-def test_timers_outlive_a_crash_and_fire_once() -> None:
+def test_timers_survive_a_crash_and_fire_once() -> None:
     bench = TimersBench(job_with())
     bench.run([["t", 100]], 0)
     bench.barrier()
     bench.crash()
     bench.run([], 100, key=b"o")
     assert bench.values()[-1] == ["fired", "k", 100]
-    bench.crash()  # before it was committed
+    bench.crash()  # before the epoch was committed
     bench.run([], 100, key=b"o")
     bench.barrier()
     bench.crash()
@@ -366,7 +366,7 @@ def test_scan_that_misses_the_open_layer_is_caught(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(EntryTable, "_replace", noted_only_when_frozen)
     with pytest.raises(AssertionError):
-        test_timer_fires_once_after_the_record_that_moves_the_clock_there()
+        test_timer_fires_once_after_the_record_that_moves_the_clock_to_its_time()
 
 
 # --- failures -----------------------------------------------------------------------------------------
@@ -379,7 +379,7 @@ def failing(_key: Any, ctx: Any) -> Iterator[Any]:
     raise ValueError("no good")
 
 
-def test_stop_names_the_timer_and_leaves_it_set_and_nothing_else_of_it() -> None:
+def test_timer_that_stops_the_job_is_named_and_stays_set_without_other_effects() -> None:
     bench = TimersBench(job_with(t=failing))
     bench.run([["t", 1_767_225_600_123]], 0)
     with pytest.raises(
@@ -388,7 +388,7 @@ def test_stop_names_the_timer_and_leaves_it_set_and_nothing_else_of_it() -> None
         r"'failing': ValueError: no good \(.*test_timers.py:\d+\)$",
     ):
         bench.run([], 1_767_225_600_123, key=b"other")
-    assert bench.offset == 2  # the record is through
+    assert bench.offset == 2  # the record is processed
     assert bench.values() == [["set"], ["set"]]
     assert bench.pending() == {"t": ("event", 1_767_225_600_123)}
     bench.barrier()
@@ -396,11 +396,11 @@ def test_stop_names_the_timer_and_leaves_it_set_and_nothing_else_of_it() -> None
     bench.crash()
     with pytest.raises(UnreadableRecordError):
         bench.run([], 1_767_225_600_124)
-    assert bench.offset == 2  # no record before the timer
+    assert bench.offset == 2  # the timer fires before any record
 
 
 @pytest.mark.parametrize("rule", ["skip", "dead"])
-def test_failing_timer_that_is_tolerated_is_gone_and_leaves_no_other_trace(rule: str) -> None:
+def test_skipped_timer_is_removed_and_leaves_no_other_effect(rule: str) -> None:
     bench = TimersBench(job_with(t=failing, on_error=rule))
     bench.run([["t", 100]], 0)
     bench.run([], 200)
@@ -424,7 +424,7 @@ def test_failing_timer_that_is_tolerated_is_gone_and_leaves_no_other_trace(rule:
     assert [output[0] for output in bench.open if output[0] == "out"] == ["out", "out"]
 
 
-def test_state_that_can_not_be_kept_fails_the_timer_at_once() -> None:
+def test_state_that_cannot_be_stored_fails_the_timer_at_once() -> None:
     def leave(_key: Any, ctx: Any) -> None:
         ctx.state["set"] = {1, 2}
 
@@ -435,7 +435,7 @@ def test_state_that_can_not_be_kept_fails_the_timer_at_once() -> None:
     assert bench.state.documents["h"].peek(b"k") == {}
 
 
-def test_failure_behind_the_handler_is_judged_by_its_own_step() -> None:
+def test_failure_after_the_handler_follows_the_rule_of_its_own_step() -> None:
     job = Job("j")
     source, out = job.topic("in"), job.topic("out")
     job.stream(source).process(setting, name="h", timers={"t": fired}).map(
@@ -448,7 +448,7 @@ def test_failure_behind_the_handler_is_judged_by_its_own_step() -> None:
     assert bench.pending() == {}
 
 
-def test_first_output_that_is_refused_fails_the_timer_and_a_later_one_condemns_it() -> None:
+def test_first_refused_output_fails_the_timer_and_a_later_one_condemns_it() -> None:
     def three(_key: Any, _ctx: Any) -> Iterator[Any]:
         yield "one"
         yield "two"
@@ -488,7 +488,7 @@ def test_condemned_timer_fails_without_being_called() -> None:
         bench.run([["t", 100]], 100)
 
 
-def test_dead_letter_that_is_refused_twice_stops_and_the_timer_stays() -> None:
+def test_dead_letter_refused_twice_stops_the_job_and_the_timer_stays_set() -> None:
     bench = TimersBench(job_with(t=failing, on_error="dead"))
     bench.refuses = lambda topic, _value: topic == "dead"
     with pytest.raises(UnreadableRecordError, match=r"not even a stub of it can be written"):
@@ -518,7 +518,7 @@ def test_condemned_record_moves_time_as_well() -> None:
 # --- declaring ----------------------------------------------------------------------------------------
 
 
-def test_decorator_declares_timers_and_the_handler_stays_a_function() -> None:
+def test_decorator_declares_timers_and_the_handler_remains_a_function() -> None:
     job = Job("j")
 
     @job.process(job.topic("in"), to=job.topic("out"))
@@ -559,7 +559,7 @@ def test_wrong_declarations_are_refused() -> None:
         job.stream(source).process(setting, name="g", timers=["t"])  # type: ignore[arg-type]
 
 
-def test_job_without_timers_keeps_its_description_and_names_may_not_vanish() -> None:
+def test_job_without_timers_keeps_its_description_and_timer_names_must_not_be_removed() -> None:
     from fcluster.common.settings import Settings
     from fcluster.graph.topology import incompatibility
 

@@ -1,4 +1,4 @@
-"""Timers give what a slow and obvious model gives: wherever barriers, crashes and batches fall."""
+"""Timers fire as in a slow and obvious model, whatever the barriers, crashes and batches."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ steps = st.lists(
 
 
 def what_a_timer_does(name: str, at: int, count: int) -> tuple[str, list[Step]]:
-    """What is written, and what is set: some set themselves anew, some cancel another, some fail."""
+    """What a timer writes and sets. Some set themselves again, some cancel another, some fail."""
     actions: list[Step] = []
     if name == "a" and count < 3:
         actions.append(("a", at + 7, "event"))
@@ -64,7 +64,7 @@ def fails(name: str, at: int) -> bool:
 
 
 class Model:
-    """All timers in one dict, looked through each time."""
+    """Keeps all timers in one dict, and searches through it each time."""
 
     def __init__(self) -> None:
         self.outputs: list[tuple[bytes, str]] = []
@@ -86,7 +86,7 @@ class Model:
             self.fire("processing", self.wall)
 
     def apply(self, key: bytes, actions: list[Step], by: tuple[int, str] | None = None) -> None:
-        """`by`: the time and clock of the timer that does this."""
+        """Apply set and cancel actions. `by`: time and clock of the timer whose actions they are."""
         for name, at, clock in actions:
             now = self.now if clock == "event" else self.wall
             if at is None:
@@ -145,7 +145,7 @@ def job() -> Job:
 
 
 def run(plan: list[Step], chance: random.Random, *, crashes: bool) -> list[tuple[bytes, str]]:
-    """The plan, with barriers, crashes, limits and writes to the store where chance has them."""
+    """Run the plan, with barriers, crashes, limits and writes to the store at random places."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine_timers, "READ_AHEAD_TIMERS", chance.choice((1, 2, 5, 64)))
         return run_patched(plan, chance, crashes=crashes)
@@ -153,7 +153,7 @@ def run(plan: list[Step], chance: random.Random, *, crashes: bool) -> list[tuple
 
 def run_patched(plan: list[Step], chance: random.Random, *, crashes: bool) -> list[tuple[bytes, str]]:
     bench = TimersBench(job(), cache_entries_max=chance.choice((0, 2, 100)))
-    limit = chance.choice((0, 1, 2, 1_000))  # 0: as when a record is looked for, each timer by itself
+    limit = chance.choice((0, 1, 2, 1_000))  # 0: one timer at a time, as when a record is searched for
     bench.timers.at_once_max = limit
     at, wall, is_record = committed = (0, 0, True)
 
@@ -163,8 +163,9 @@ def run_patched(plan: list[Step], chance: random.Random, *, crashes: bool) -> li
         committed = (at, wall, is_record)
 
     while True:
-        # What is left after a crash fires before anything else, whoever goes on. Processing time passes only
-        # where the plan says so.
+        # After a crash, the new owner first fires the timers that are left. Processing time passes only where
+        # the plan
+        # says so.
         while bench.timers.event_is_due() if is_record else bench.timers.is_due():
             if crashes and chance.random() < 0.2:
                 barrier()
@@ -192,7 +193,7 @@ def run_patched(plan: list[Step], chance: random.Random, *, crashes: bool) -> li
 
 
 def fire_one(bench: TimersBench) -> int:
-    """One in event time."""
+    """Fire one timer in event time."""
     before, bench.timers.at_once_max = bench.timers.at_once_max, 1
     fired = bench.timers.fired
     bench.timers.fire_event()
@@ -220,14 +221,14 @@ def expected_timers(plan: list[Step]) -> int:
 
 @given(steps, st.integers(0, 2**32))
 @settings(max_examples=40, deadline=None)
-def test_any_barriers_crashes_and_limits_give_what_the_model_gives(plan: list[Step], seed: int) -> None:
+def test_barriers_crashes_and_limits_never_change_the_result(plan: list[Step], seed: int) -> None:
     chance = random.Random(seed)
     assert run(plan, chance, crashes=False) == expected(plan)
     assert run(plan, chance, crashes=True) == expected(plan)
 
 
 def check_many() -> None:
-    """The same with fixed seeds, for planted bugs."""
+    """Check fixed seeds, for planted bugs."""
     chance = random.Random(7)
     for _ in range(40):
         plan: list[Step] = []
@@ -251,7 +252,7 @@ def test_fixed_plans_pass() -> None:
 
 
 def test_a_late_timer_that_is_lost_at_a_move_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Planted: a new owner looks only from the clock on, where timers that are late don't stand."""
+    """Planted bug: a new owner looks for timers only from the clock's time on, so it misses late ones."""
     plain = TimersBench.start
 
     def start(bench: TimersBench) -> None:
@@ -267,12 +268,12 @@ def test_a_late_timer_that_is_lost_at_a_move_is_caught(monkeypatch: pytest.Monke
 
 
 def test_a_scan_that_misses_the_open_layer_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Planted: only the layers below the open one are looked through for timers that are due."""
+    """Planted bug: timers that are due are searched only in the layers below the open one."""
     plain = EntryTable._note_group
 
     def note_group(table: EntryTable, key: bytes) -> None:
         if key not in table._open and table._epochs.get(key) is None and not table._below.get(key):
-            return  # it is new
+            return  # it is a new one
         plain(table, key)
 
     monkeypatch.setattr(EntryTable, "_note_group", note_group)
@@ -281,7 +282,7 @@ def test_a_scan_that_misses_the_open_layer_is_caught(monkeypatch: pytest.MonkeyP
 
 
 def test_a_timer_that_is_not_removed_in_its_epoch_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Planted: it is removed from memory, but not in the delta."""
+    """Planted bug: it is removed from memory, but not in the delta."""
     plain = TimersBench.barrier
 
     def barrier(bench: TimersBench, *, flush: bool = True) -> None:

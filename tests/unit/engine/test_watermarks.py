@@ -1,4 +1,4 @@
-"""Event time of a whole job in the driver: over repartitions, merges and crashes; and what is told when."""
+"""Event time of a whole job in the driver, over repartitions, merges and crashes; and when it is told."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NO_DELAY = Watermark()
 
 
 def two_stages(watermark: Watermark | None = NO_DELAY) -> Job:
-    """Orders, and behind a `key_by` something per shop."""
+    """Orders, and behind a `key_by` a stage that works by shop."""
     job = Job("shops")
     orders = job.topic("orders", watermark=watermark)
     job.stream(orders).key_by("shop").process(passing, to=job.topic("out"), name="per-shop")
@@ -38,7 +38,7 @@ def two_stages(watermark: Watermark | None = NO_DELAY) -> Job:
 
 
 def merged(*watermarks: Watermark) -> Job:
-    """Topics a, b, ... that one stage reads."""
+    """One stage that reads the topics a, b, ..."""
     job = Job("shops")
     topics = [job.topic("ab"[number], watermark=one) for number, one in enumerate(watermarks)]
     job.merge(*topics).process(passing, to=job.topic("out"), name="all")
@@ -52,7 +52,7 @@ def send(driver: Driver, partition: int, timestamp: int, topic: str = "orders") 
 # --- in the driver ----------------------------------------------------------------------------------------
 
 
-def test_event_time_arrives_behind_a_repartition_as_that_of_the_slowest_shard() -> None:
+def test_event_time_after_a_repartition_is_that_of_the_slowest_shard() -> None:
     with Driver(two_stages(), partitions=2) as driver:
         send(driver, 0, 1_000)
         assert driver.event_times("orders") == {0: 1_000, 1: None}
@@ -78,7 +78,7 @@ def test_delay_holds_event_time_back() -> None:
         assert driver.event_times("per-shop") == {0: 700}
 
 
-def test_idle_partition_is_left_out_behind_the_repartition_too_until_it_is_back() -> None:
+def test_idle_partition_is_left_out_after_the_repartition_too_until_it_is_back() -> None:
     with Driver(two_stages(), partitions=2) as driver:
         send(driver, 0, 1_000)
         send(driver, 1, 400)
@@ -138,7 +138,7 @@ def test_event_time_of_an_open_epoch_is_lost_with_it() -> None:
         assert driver.event_times("per-shop") == {0: 2_000}
 
 
-def test_time_goes_over_several_repartitions() -> None:
+def test_event_time_crosses_several_repartitions() -> None:
     job = Job("shops")
     orders = job.topic("orders", watermark=Watermark())
     stream = job.stream(orders).key_by("shop").process(passing, name="per-shop")
@@ -189,8 +189,8 @@ def test_barriers_and_crashes_change_nothing_and_time_never_goes_back(steps: lis
 
 
 def times_before_and_after_a_crash(changed: Watermark) -> list[tuple[int | None, int | None]]:
-    """Of each stage, from before a crash, and from after it and a late record; the restarted job has another
-    watermark."""
+    """The event time of each stage before a crash, and after it and a late record. The job that restarts has
+    another watermark."""
     with Driver(two_stages(), partitions=1) as driver:
         send(driver, 0, 1_000)
         before = [driver.event_times(stage)[0] for stage in ("orders", "per-shop")]
@@ -206,7 +206,7 @@ def _forgets(_clock: EventClock, _number: int, _text: str) -> None:
 
 
 def _forgets_its_time(clock: EventClock, number: int, text: str) -> None:
-    """Keeps the inputs only, and works the rest out anew from the next record on."""
+    """Keep only the inputs, and compute the rest again from the next record on."""
     restore(clock, number, text)
     clock.now_ms = None
 
@@ -237,7 +237,7 @@ def test_job_that_does_not_use_event_time_has_none_and_commits_none() -> None:
     assert not any(stage.keeps_time for stage in two_stages(None).build(Settings()).stages)
 
 
-def test_watermark_does_not_belong_to_what_state_depends_on() -> None:
+def test_state_does_not_depend_on_the_watermark() -> None:
     plain, timed = two_stages(None).build(Settings()), two_stages().build(Settings())
     assert plain.fingerprint == timed.fingerprint
     assert plain.describe() == timed.describe()
@@ -254,12 +254,12 @@ def test_two_watermarks_for_a_topic_are_refused() -> None:
 @pytest.mark.parametrize(
     "fields", [{"max_delay_ms": -1}, {"max_delay_ms": 1.5}, {"idle_ms": 0}, {"idle_ms": True}]
 )
-def test_watermark_takes_whole_milliseconds(fields: dict[str, Any]) -> None:
+def test_watermark_accepts_whole_milliseconds_only(fields: dict[str, Any]) -> None:
     with pytest.raises(JobError, match="not a number of milliseconds"):
         Watermark(**fields)
 
 
-def test_something_else_than_a_watermark_is_refused() -> None:
+def test_anything_but_a_watermark_is_refused() -> None:
     with pytest.raises(JobError, match="is not a Watermark"):
         Job("shops").topic("orders", watermark=5_000)  # type: ignore[arg-type]
 
@@ -267,7 +267,7 @@ def test_something_else_than_a_watermark_is_refused() -> None:
 # --- what is committed ------------------------------------------------------------------------------------
 
 
-def test_positions_from_before_event_time_are_read_as_ever_and_begin_without_it() -> None:
+def test_positions_from_before_event_time_are_read_and_start_without_it() -> None:
     for metadata in ("1:5:3:now", "2:5:3:now:id-7"):
         position = decode_position(7, metadata)
         assert position.clock == ""
@@ -275,7 +275,7 @@ def test_positions_from_before_event_time_are_read_as_ever_and_begin_without_it(
 
 
 @pytest.mark.parametrize("topic_id", ["", "id-7"])
-def test_position_carries_the_clock(topic_id: str) -> None:
+def test_position_contains_the_clock(topic_id: str) -> None:
     clock = EventClock([0, None])
     clock.observe(0, 1_000)
     position = CommittedPosition(7, 5, 3, "now", topic_id, clock=clock.encode(0))
@@ -312,7 +312,7 @@ def test_each_partition_is_told_of_all_shards_whose_time_has_moved() -> None:
     assert [tuple(one) for one in decode_watermark(record.value)[1]] == [(1, 300, False)]
 
 
-def test_what_nothing_depends_on_is_told_seldom_and_then_up_to_date() -> None:
+def test_event_time_that_no_stage_needs_is_told_rarely_and_then_up_to_date() -> None:
     telling, one = Telling(topology()), clocks(one=100)
     assert telling.due(one, SIZES, 0)
     one[ShardId("orders", 0)].observe(0, 200)
@@ -321,7 +321,7 @@ def test_what_nothing_depends_on_is_told_seldom_and_then_up_to_date() -> None:
     assert decode_watermark(telling.due(one, SIZES, SELDOM_MS)[0].value)[1][0].time_ms == 300
 
 
-def test_last_that_was_put_off_is_overdue_once_it_may_be_told() -> None:
+def test_last_postponed_event_time_is_overdue_once_it_may_be_told() -> None:
     telling, one = Telling(topology()), clocks(one=100)
     telling.due(one, SIZES, 0)
     assert telling.overdue(SELDOM_MS) == set()
@@ -331,10 +331,10 @@ def test_last_that_was_put_off_is_overdue_once_it_may_be_told() -> None:
     assert telling.overdue(SELDOM_MS) == {ShardId("orders", 0)}
     assert telling.overdue(SELDOM_MS) == set(), "named once"
     telling.due(one, SIZES, SELDOM_MS + 1)
-    assert telling.overdue(9 * SELDOM_MS) == set(), "it was told"
+    assert telling.overdue(9 * SELDOM_MS) == set(), "it has been told"
 
 
-def test_what_was_put_off_is_the_business_of_others_once_a_shard_has_left() -> None:
+def test_postponed_event_time_of_a_shard_that_left_is_dropped() -> None:
     telling, one = Telling(topology()), clocks(one=100)
     telling.due(one, SIZES, 0)
     one[ShardId("orders", 0)].observe(0, 200)
@@ -343,7 +343,7 @@ def test_what_was_put_off_is_the_business_of_others_once_a_shard_has_left() -> N
     assert telling.overdue(SELDOM_MS) == set()
 
 
-def test_that_a_shard_is_idle_is_told_at_once_even_where_nothing_depends_on_it() -> None:
+def test_idle_shard_is_told_at_once_even_if_no_stage_needs_it() -> None:
     telling, one = Telling(topology()), clocks(one=100)
     telling.due(one, SIZES, 0)
     one[ShardId("orders", 0)].set_idle(0, True)
@@ -356,7 +356,7 @@ def test_that_a_shard_is_idle_is_told_at_once_even_where_nothing_depends_on_it()
     ]
 
 
-def test_nothing_is_told_twice_unless_somebody_else_may_have_told_since() -> None:
+def test_nothing_is_told_twice_unless_another_worker_may_have_told_since() -> None:
     telling, one = Telling(topology(), seldom_ms=0), clocks(one=100)
     assert telling.due(one, SIZES, 0)
     assert telling.due(one, SIZES, 0) == []

@@ -1,5 +1,5 @@
-"""Windows give what a slow and obvious model gives: wherever barriers, crashes and batches fall, and however
-partitions interleave."""
+"""Windows give the same results as a slow and obvious model, whatever the barriers, crashes and batches, and
+however partitions interleave."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ WINDOWS = {
     "sessions with grace": Session(5 * MS, grace=14 * MS),
 }
 BAD = 13
-"""A value that fails in the last aggregate; one that is a multiple of it lets its window's result fail."""
+"""A value that fails in the last aggregate. If the result is a multiple of it, the window's result fails."""
 
 Plan = list[tuple[bytes, int, int]]
 """Key, timestamp and value of each record."""
 Result = tuple[str, bytes, list[Any]]
-"""Topic, key, and: start, end and the ordered values of the window; or of a late record its value."""
+"""Topic, key, and: start, end and the ordered values of a window, or the value of a late record."""
 AnyWindows = Tumbling | Hopping | Session
 plans: Any = st.lists(st.tuples(st.sampled_from(KEYS), st.integers(0, 90), st.integers(1, 30)), max_size=30)
 
@@ -46,13 +46,13 @@ plans: Any = st.lists(st.tuples(st.sampled_from(KEYS), st.integers(0, 90), st.in
 
 
 def model(windows: AnyWindows, plan: Plan) -> list[Result]:
-    """What is to come out: late records in order, then results in order."""
+    """The expected output: late records in order, then results in order."""
     of_kind: Any = model_of_sessions if isinstance(windows, Session) else model_of_size
     return sorted(of_kind(windows, plan), key=lambda one: one[0])
 
 
 def model_of_size(windows: Tumbling | Hopping, plan: Plan) -> list[Result]:
-    """All windows in one dict, looked through after each record."""
+    """All windows in one dict, searched through after each record."""
     size, grace = windows.size // MS, windows.grace_ms
     every = windows.every // MS if isinstance(windows, Hopping) else size
     offset = windows.offset // MS
@@ -79,7 +79,7 @@ def model_of_size(windows: Tumbling | Hopping, plan: Plan) -> list[Result]:
 
 
 def model_of_sessions(windows: Session, plan: Plan) -> list[Result]:
-    """All records of a key that haven't closed, cut into sessions anew each time."""
+    """All records of a key that haven't closed, split into sessions again each time."""
     gap, grace = windows.gap_ms, windows.grace_ms
     opened: dict[bytes, list[tuple[int, int]]] = {}
     found: list[Result] = []
@@ -144,12 +144,12 @@ def job(windows: AnyWindows) -> Job:
 
 
 class Run:
-    """The plan, with barriers, crashes, limits and writes to the store where chance has them."""
+    """Runs the plan, with barriers, crashes, limits and writes to the store at random places."""
 
     def __init__(self, windows: AnyWindows, plan: Plan, chance: random.Random, crashes: bool) -> None:
         self.plan, self.chance, self.crashes = plan, chance, crashes
         made = job(windows)
-        # Keys here are bytes, which aren't JSON: `map` leaves them out.
+        # Keys are bytes here, which JSON can't hold: `map` drops them.
         self.bench = TimersBench(made, cache_entries_max=chance.choice((0, 2, 100)))
         self.limit = chance.choice((0, 1, 2, 1_000))
         self.bench.timers.at_once_max = self.limit
@@ -185,7 +185,7 @@ class Run:
         for topic, raw, key, *_rest in bench.outputs:
             value = orjson.loads(raw)
             found.append((topic, key, value if topic == "out" else [value]))
-        # Late records don't wait for windows that are due, so only the order of each kind is certain.
+        # Late records don't wait for windows that are due, so only the order within each kind is defined.
         return sorted(found, key=lambda one: one[0])
 
 
@@ -198,7 +198,7 @@ def run(windows: AnyWindows, plan: Plan, chance: random.Random, *, crashes: bool
 
 @given(st.sampled_from(sorted(WINDOWS)), plans, st.integers(0, 2**32))
 @settings(max_examples=60, deadline=None)
-def test_any_barriers_crashes_and_limits_give_what_the_model_gives(name: str, plan: Plan, seed: int) -> None:
+def test_barriers_crashes_and_limits_never_change_the_result(name: str, plan: Plan, seed: int) -> None:
     chance = random.Random(seed)
     expected = model(WINDOWS[name], plan)
     assert run(WINDOWS[name], plan, chance, crashes=False) == expected
@@ -206,7 +206,7 @@ def test_any_barriers_crashes_and_limits_give_what_the_model_gives(name: str, pl
 
 
 def check_many() -> None:
-    """The same with fixed seeds, for planted bugs."""
+    """Check fixed seeds, for planted bugs."""
     chance = random.Random(7)
     for number in range(60):
         windows = list(WINDOWS.values())[number % len(WINDOWS)]
@@ -219,7 +219,7 @@ def test_fixed_plans_pass() -> None:
 
 
 def test_a_record_that_reopens_a_closed_window_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Planted: a window counts as closed if its entry is gone, whatever event time says."""
+    """Planted bug: a window counts as closed if its entry is gone, whatever event time is."""
     plain = WindowOperator.compile
 
     class Timeless:
@@ -249,7 +249,7 @@ def test_a_record_that_reopens_a_closed_window_is_caught(monkeypatch: pytest.Mon
 
 
 def test_a_closed_window_that_is_not_removed_in_its_epoch_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Planted: it is removed from memory, but not in the delta."""
+    """Planted bug: it is removed from memory, but not in the delta."""
     plain = TimersBench.barrier
 
     def barrier(bench: TimersBench, *, flush: bool = True) -> None:
@@ -265,12 +265,12 @@ def test_a_closed_window_that_is_not_removed_in_its_epoch_is_caught(monkeypatch:
 
 
 def test_a_scan_that_misses_the_open_layer_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Planted: only the layers below the open one are looked through for windows that are due."""
+    """Planted bug: windows that are due are searched only in the layers below the open one."""
     plain = EntryTable._note_group
 
     def note_group(table: EntryTable, key: bytes) -> None:
         if key not in table._open and table._epochs.get(key) is None and not table._below.get(key):
-            return  # it is new
+            return  # it is a new one
         plain(table, key)
 
     monkeypatch.setattr(EntryTable, "_note_group", note_group)
@@ -288,7 +288,7 @@ Stream = list[tuple[int, str, int, int]]
 
 
 def records(chance: random.Random, number: int) -> Stream:
-    """Each partition's timestamps go up, and are out of order by the delay at most. Partitions differ."""
+    """Timestamps of each partition increase, out of order by at most the delay. Partitions differ."""
     made: Stream = []
     for partition in range(PARTITIONS):
         at = 1 + chance.randrange(60)
@@ -300,7 +300,7 @@ def records(chance: random.Random, number: int) -> Stream:
 
 
 def two_stages(windows: Tumbling | Hopping, further: Tumbling) -> Job:
-    """Windows behind a repartition, and windows of their results behind a second one."""
+    """Windows behind a repartition, and windows over their results behind a second repartition."""
     made = Job("j")
     source = made.topic("in", watermark=Watermark(max_delay_ms=DELAY_MS))
     out, totals = made.topic("out"), made.topic("totals")
@@ -313,7 +313,7 @@ def two_stages(windows: Tumbling | Hopping, further: Tumbling) -> Job:
 
 
 def slow_counts(windows: Tumbling | Hopping, stream: Stream) -> dict[tuple[str, int, int], tuple[int, int]]:
-    """By key, start and end: how many, and their sum."""
+    """Count and sum, by key, start and end."""
     found: dict[tuple[str, int, int], list[int]] = {}
     ends_of, start_of = windows.ends_of(), windows.start_of()
     for _partition, key, at, value in stream:
@@ -324,7 +324,9 @@ def slow_counts(windows: Tumbling | Hopping, stream: Stream) -> dict[tuple[str, 
 
 @given(st.sampled_from(["tumbling", "hopping"]), st.integers(0, 2**32))
 @settings(max_examples=25, deadline=None)
-def test_any_interleaving_of_partitions_gives_the_same_over_repartitions(name: str, seed: int) -> None:
+def test_interleaving_of_partitions_does_not_change_the_result_over_repartitions(
+    name: str, seed: int
+) -> None:
     chance = random.Random(seed)
     windows, further = WINDOWS[name], Tumbling(40 * MS)
     stream = records(chance, 12)
@@ -345,7 +347,7 @@ def test_any_interleaving_of_partitions_gives_the_same_over_repartitions(name: s
             if chance.random() < 0.3:
                 driver.barrier()
         driver.settle()
-        for _ in range(3):  # each repartition is told at a barrier
+        for _ in range(3):  # each repartition gets the event time at a barrier
             driver.advance(to_ms=10_000, clock="event")
             driver.settle()
         assert driver.late == 0

@@ -1,4 +1,4 @@
-"""One shard of a job with timers, without a shell: epochs, crashes and time are what the test says."""
+"""One shard of a job with timers, without a shell. The test decides about epochs, crashes and time."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class TimersBench:
     """A shard of the job's first stage, and what it has committed.
 
     Attributes:
-        outputs: of the committed epochs. `open` has those of the open one.
+        outputs: the outputs of committed epochs. Those of the open epoch are in `open`.
         wall_ms: processing time.
     """
 
@@ -43,7 +43,7 @@ class TimersBench:
         self.start()
 
     def start(self) -> None:
-        """Begin from what is committed."""
+        """Start from what is committed."""
         self.open: list[Output] = []
         self.port = OutputPort()
         self.port.produce = self._produce
@@ -88,7 +88,7 @@ class TimersBench:
         self._committed = (self.offset, self.clock.encode(0))
 
     def crash(self) -> None:
-        """Another worker takes over: it has the deltas of all epochs, and nothing else."""
+        """Let another worker take over. It gets the deltas of all epochs, and nothing else."""
         self.store = MemoryStore()
         for number, delta in enumerate(self.deltas, 1):
             self.store.apply(delta, StoreMeta(number))
@@ -96,7 +96,7 @@ class TimersBench:
         self.start()
 
     def values(self) -> list[Any]:
-        """The values that were written, those of the open epoch included."""
+        """All values written, including those of the open epoch."""
         rows = [*self.outputs, *self.open]
         return [None if raw is None else orjson.loads(raw) for _topic, raw, *_rest in rows]
 
@@ -116,5 +116,5 @@ class _Runner(StageRunner):
         self._bench = bench
 
     def passed(self, record: Any) -> None:
-        """The record is through."""
+        """Called when the record is processed."""
         self._bench.offset = record.offset() + 1

@@ -1,4 +1,4 @@
-"""The example job, run as a user would test it."""
+"""The example job, tested as a user would test it."""
 
 from __future__ import annotations
 

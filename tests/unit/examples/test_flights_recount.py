@@ -1,4 +1,4 @@
-"""The demo's recount is tested by hand-counted lines, and must object to each kind of wrong total."""
+"""The demo's recount: it agrees with lines that were counted by hand, and finds each kind of wrong total."""
 
 from __future__ import annotations
 

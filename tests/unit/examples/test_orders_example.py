@@ -1,4 +1,4 @@
-"""The example with all kinds of state, in the driver: crashes change nothing of what it gives."""
+"""The example with all kinds of state, in the driver: crashes don't change what it writes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What aggregates give, and that merged ones give the same as one over all."""
+"""What aggregates return, and that merged ones return the same as one over all records."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ AGGREGATES: dict[str, Aggregate[Any]] = {
 
 
 def kept_of(aggregate: Aggregate[Any], rows: Sequence[Row]) -> Any:
-    """What is kept of them, through the encoding of state each time."""
+    """What is kept for these rows. It is encoded and decoded as state after each row."""
     kept = aggregate.init()
     for value, timestamp in rows:
         kept = aggregate.add(kept, value, timestamp) if aggregate.takes_time else aggregate.add(kept, value)

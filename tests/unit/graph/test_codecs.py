@@ -72,7 +72,7 @@ def test_int_is_what_kafkas_long_serializer_writes() -> None:
     assert encode(-1) == b"\xff" * 8
     assert encode(-(2**63)) == b"\x80" + bytes(7)
     assert encode(2**63) == b"\0\x80" + bytes(7)
-    assert decode(b"\0\0\0\x07") == 7  # an IntegerSerializer's
+    assert decode(b"\0\0\0\x07") == 7  # written by an IntegerSerializer
 
 
 @pytest.mark.parametrize("kind", ["json", "msgpack"])

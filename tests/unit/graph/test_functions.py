@@ -1,4 +1,4 @@
-"""What tells one function of a job file from another."""
+"""How the functions of a job file are distinguished."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ function = {text}
 
 
 def identity(tmp_path: Any, text: str, field: str = "a", file: str = "job.py") -> str:
-    """Of a function in a file of its own, as a job file is."""
+    """The identity of a function in its own file, like in a job file."""
     path = tmp_path / file
     source = TEMPLATE.format(text=text, field=field)
     path.write_text(source)
@@ -117,7 +117,7 @@ def test_lambdas_in_one_line_are_told_apart() -> None:
 
 
 def test_identity_of_a_lambda_is_known() -> None:
-    # It stands in journals: if it changes here, unchanged jobs are refused.
+    # It is written to journals: if it changes, unchanged jobs are refused.
     assert function_identity(lambda v: (v["a"], f"{v['b']!r:>3}", -1, v.c[1:2])) == "lambda 52ad51cd0a97"
 
 

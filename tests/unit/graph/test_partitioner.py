@@ -1,4 +1,4 @@
-"""The partitioner chooses as Kafka's clients do."""
+"""The partitioner chooses the same partitions as Kafka's clients."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def built(grow: Grow, name: str = "j") -> Topology:
 
 
 def change(before: Grow, after: Grow) -> str | None:
-    """What going from one job file to another says; the description takes the way through the journal."""
+    """The message about a change from one job file to another. The description passes through the journal."""
     old = json.loads(json.dumps(built(before).describe()))
     return incompatibility(old, built(after))
 
@@ -68,7 +68,7 @@ def test_stage_is_found_by_name() -> None:
 
 
 def test_fingerprint_is_twelve_hex_digits_and_known() -> None:
-    # It is written into every committed offset: if it changes here, running jobs see another topology.
+    # It is written with every committed offset: if it changes, running jobs see another topology.
     assert built(plain).fingerprint == "70bba3ff676a"
     assert built(keyed).fingerprint == "e6f00dfda5ec"
 

@@ -1,4 +1,4 @@
-"""Which windows a timestamp is in, and what can't be declared."""
+"""Which windows a timestamp is in, and which declarations are refused."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_tumbling_windows_begin_at_their_offset() -> None:
 
 def test_hopping_windows_overlap_and_come_in_the_order_of_their_ends() -> None:
     windows = Hopping(10 * MS, 5 * MS)
-    assert windows_of(windows, 3) == [(0, 10)]  # none begins before 1970
+    assert windows_of(windows, 3) == [(0, 10)]  # no window begins before 1970
     assert windows_of(windows, 5) == [(0, 10), (5, 15)]
     assert windows_of(windows, 14) == [(5, 15), (10, 20)]
     assert windows_of(Hopping(10 * MS, 4 * MS, offset=2 * MS), 21) == [(14, 24), (18, 28)]

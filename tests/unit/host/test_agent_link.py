@@ -1,4 +1,4 @@
-"""An agent's connection, against a coordinator that says what the test wants."""
+"""An agent's connection to a coordinator that is scripted by the test."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WHY = Failure.of_text("so it is")
 
 @dataclass
 class Agent:
-    """What a link has led to. A coordinator answers each report with `answer`."""
+    """What a link reported. A coordinator answers each report with `answer`."""
 
     target: int = 2
     running: list[int] = field(default_factory=lambda: [11, 12])
@@ -58,7 +58,7 @@ class Agent:
         return [r for r in self.coordinator.requests if isinstance(r, messages.AgentReport)]
 
     def wait_for(self, condition: Callable[[messages.AgentReport], bool]) -> messages.AgentReport:
-        """Until the newest report is so."""
+        """Wait until the newest report fulfils the condition."""
         wait_until(lambda: self.reports and condition(self.reports[-1]), "a report", 10, 0.005)
         return self.reports[-1]
 
@@ -86,11 +86,11 @@ def test_agent_says_how_things_stand_and_again_when_they_change(agent: Agent) ->
 def test_order_is_taken_once_though_it_is_repeated_and_said_so(agent: Agent) -> None:
     agent.answer = messages.AgentOrder(3, 7, 5)
     agent.wait_for(lambda report: (report.taken_term, report.taken_order, report.target) == (3, 7, 5))
-    agent.target = 4  # one of them was drained
+    agent.target = 4  # one worker was drained
     count = len(agent.reports)
     wait_until(lambda: len(agent.reports) > count + 3, "more reports")
     assert agent.resized == [5]
-    agent.answer = messages.AgentOrder(2, 9, 1)  # of a leader that was deposed
+    agent.answer = messages.AgentOrder(2, 9, 1)  # from a leader that was deposed
     count = len(agent.reports)
     wait_until(lambda: len(agent.reports) > count + 3, "more reports")
     assert agent.resized == [5]
@@ -108,7 +108,7 @@ def test_agent_asks_for_slots_until_it_knows_them(agent: Agent) -> None:
 @pytest.mark.parametrize("failed", [False, True])
 def test_agent_hears_that_the_job_has_ended(agent: Agent, failed: bool) -> None:
     agent.answer = messages.Shutdown(1, 0, "so it is", WHY if failed else None)
-    wait_until(lambda: agent.ends, "the end is heard", 10, 0.005)
+    wait_until(lambda: agent.ends, "the end arrives", 10, 0.005)
     assert agent.ends[0].exit_code == (3 if failed else 0)
     assert agent.ends[0].failure == (WHY if failed else None)
     assert agent.ends[0].reason == "so it is"
@@ -116,7 +116,7 @@ def test_agent_hears_that_the_job_has_ended(agent: Agent, failed: bool) -> None:
 
 def test_refusal_is_said_once(agent: Agent) -> None:
     agent.answer = messages.Refused(1, "another job", retry=False)
-    wait_until(lambda: agent.said, "it is said", 10, 0.005)
+    wait_until(lambda: agent.said, "it is logged", 10, 0.005)
     count = len(agent.reports)
     wait_until(lambda: len(agent.reports) > count + 3, "more reports")
     assert agent.said == ["refused by the coordinator: another job"]
@@ -126,7 +126,7 @@ def test_refusal_is_said_once(agent: Agent) -> None:
 
 
 class FakeJournal:
-    """Stands for `LeaderFollower`: the journal as the test says it is."""
+    """Takes the place of `LeaderFollower`. The test decides what the journal says."""
 
     def __init__(self) -> None:
         self.leader: Leader | None = None
@@ -143,14 +143,14 @@ class FakeJournal:
         pass
 
     def looked(self) -> None:
-        """Wait until it was looked into."""
+        """Wait until it was read."""
         looks = self.looks
-        wait_until(lambda: self.looks > looks + 1, "the journal is looked into", 10, 0.002)
+        wait_until(lambda: self.looks > looks + 1, "the journal is read", 10, 0.002)
 
 
 @dataclass
 class Lonely(Agent):
-    """An agent that is given no address."""
+    """An agent that gets no address."""
 
     def start(self) -> Lonely:
         self.coordinator = FakeCoordinator(lambda _request: messages.encode(self.answer))
@@ -197,7 +197,7 @@ def test_agent_that_waits_for_the_next_run_is_not_ended_by_the_last_one(
     lonely.start()
     journal.looked()
     assert lonely.ends == []
-    # A run that is over between two looks, before the agent met its leader.
+    # A run that ends between two reads, before the agent has connected to its leader.
     journal.ended = (4, Ended(3, "this run", WHY))
     wait_until(lambda: lonely.ends, "the end is known", 10, 0.005)
     assert lonely.ends == [Ended(3, "this run", WHY)]
@@ -210,11 +210,11 @@ def test_agent_that_lost_its_leader_learns_from_the_journal_that_the_job_has_end
     lonely.start()
     journal.leader = lonely.leader(4)
     lonely.wait_for(lambda report: report.target == 2)
-    wait_until_equal(lambda: lonely.link._orders.term, 4, "it has heard of a term", 10, 0.005)
-    journal.leader, journal.ended = None, (4, Ended(3, "nobody said so", WHY))
+    wait_until_equal(lambda: lonely.link._orders.term, 4, "it knows a term", 10, 0.005)
+    journal.leader, journal.ended = None, (4, Ended(3, "the end", WHY))
     lonely.coordinator.close()
     wait_until(lambda: lonely.ends, "the end is known", 10, 0.005)
-    assert lonely.ends == [Ended(3, "nobody said so", WHY)]
+    assert lonely.ends == [Ended(3, "the end", WHY)]
 
 
 def test_agent_that_meets_its_leader_only_while_the_job_ends_is_told_so(
@@ -223,5 +223,5 @@ def test_agent_that_meets_its_leader_only_while_the_job_ends_is_told_so(
     lonely.answer = messages.Shutdown(4, 0, "so it is")
     lonely.start()
     journal.leader = lonely.leader(4)
-    wait_until(lambda: lonely.ends, "the end is heard", 10, 0.005)
+    wait_until(lambda: lonely.ends, "the end arrives", 10, 0.005)
     assert lonely.ends[0] == Ended(0, "so it is")

@@ -91,7 +91,7 @@ def test_note_is_read_while_its_cluster_runs(directory: Path) -> None:
 
 
 def test_note_of_a_cluster_that_is_gone_is_not_believed(directory: Path) -> None:
-    write_note(directory, NOTE)  # this process lives, but holds no lock
+    write_note(directory, NOTE)  # this process runs, but holds no lock
     assert read_note(directory) is None
 
 

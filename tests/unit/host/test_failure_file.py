@@ -1,4 +1,4 @@
-"""How a child process tells its keeper why it failed."""
+"""How a child process reports to its supervisor why it failed."""
 
 from __future__ import annotations
 

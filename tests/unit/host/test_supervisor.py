@@ -69,7 +69,7 @@ class FakeChild:
 
 
 class Cluster:
-    """A supervisor in a thread, over children that do as the test says."""
+    """A supervisor in a thread. The test decides what its children do."""
 
     def __init__(self, drain_timeout_s: float = DEADLINE_S, leave_timeout_s: float = DEADLINE_S) -> None:
         self.leave_timeout_s = leave_timeout_s
@@ -141,7 +141,7 @@ class Cluster:
 
 
 class Agents(Cluster):
-    """The same over workers alone."""
+    """An agent: the same, with workers only."""
 
     supervisor: Crew
 
@@ -297,7 +297,7 @@ def test_worker_that_drained_is_not_started_again(cluster: Cluster) -> None:
     cluster.supervisor.signal(signal.SIGTERM)
     cluster.child("worker-0").end(ExitCode.DONE)
     cluster.child("worker-1").end(-signal.SIGKILL)
-    eventually(lambda: cluster.said("worker-1 was killed by SIGKILL while draining"), "the death is said")
+    eventually(lambda: cluster.said("worker-1 was killed by SIGKILL while draining"), "the death is logged")
     cluster.child("coordinator").end(ExitCode.DONE)
     assert cluster.outcome().exit_code == ExitCode.DONE
     assert cluster.supervisor.restarts == 0
@@ -376,7 +376,7 @@ def test_worker_that_waits_for_its_restart_leaves_before_one_that_runs(cluster: 
         cluster.child("worker-0", start).end(-signal.SIGKILL)
     eventually(lambda: cluster.said("restart in 0.8 s"), "a long back-off")
     cluster.supervisor.resize(1)
-    eventually(lambda: cluster.supervisor.target == 1, "it is taken off the list")
+    eventually(lambda: cluster.supervisor.target == 1, "it is removed from the list")
     assert not cluster.child("worker-1").terminated
     assert len(cluster.children["worker-0"]) == 4
 
@@ -410,7 +410,7 @@ def test_drained_worker_is_not_started_again_and_the_target_shrinks(
 ) -> None:
     cluster: Cluster = request.getfixturevalue(kind)
     cluster.child("worker-0").end(ExitCode.DRAINED)
-    eventually(lambda: cluster.supervisor.target == 1, "one less is wanted")
+    eventually(lambda: cluster.supervisor.target == 1, "the target is one less")
     assert cluster.said("worker-0 was drained and isn't restarted; the target is now 1 workers")
     cluster.child("worker-1").end(-signal.SIGKILL)
     cluster.child("worker-1", 2)
@@ -445,7 +445,7 @@ def test_agent_that_heard_of_no_end_knows_of_it_from_its_workers(agent: Agents) 
     agent.child("worker-0").end(ExitCode.JOB_ENDED)
     eventually(lambda: "worker-0" not in agent.pids, "the exit is noted")
     agent.supervisor.resize(5)  # an order that comes too late
-    # The other one commits its last epoch meanwhile, in its own time.
+    # The other worker commits its last epoch in the meantime.
     assert not agent.child("worker-1").terminated
     agent.child("worker-1").end(ExitCode.JOB_ENDED)
     assert agent.outcome() == Ended(ExitCode.DONE)
@@ -456,7 +456,7 @@ def test_agent_that_heard_of_no_end_knows_of_it_from_its_workers(agent: Agents) 
 def test_worker_that_died_is_not_started_again_when_another_one_says_that_the_job_has_ended(
     agent: Agents,
 ) -> None:
-    agent.child("worker-0").end(ExitCode.DONE)  # asked to leave by somebody: to be started again in a moment
+    agent.child("worker-0").end(ExitCode.DONE)  # it was asked to leave, and would be started again
     agent.child("worker-1").end(ExitCode.JOB_ENDED)
     assert agent.outcome() == Ended(ExitCode.DONE)
     assert agent.supervisor.restarts == 0
@@ -484,7 +484,7 @@ def test_agents_second_signal_kills(agent: Agents) -> None:
 def test_agent_that_lost_all_workers_by_drains_stays_for_orders(agent: Agents) -> None:
     for name in ("worker-0", "worker-1"):
         agent.child(name).end(ExitCode.DRAINED)
-    eventually(lambda: agent.supervisor.target == 0, "none is wanted")
+    eventually(lambda: agent.supervisor.target == 0, "the target is 0")
     agent.supervisor.resize(1)
     agent.child("worker-0", 2)
 

@@ -1,4 +1,4 @@
-"""The supervisor over real processes and real signals, with stand-ins for coordinator and worker."""
+"""The supervisor with real processes and real signals, and scripts in place of coordinator and worker."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 DEADLINE_S = 20.0
 ROOT = str(Path(__file__).parents[3])
 
-# A coordinator that is asked to drain by a file, as it would be by a message; a worker that waits.
+# A coordinator that drains when a file appears, instead of a message; and a worker that waits.
 COORDINATOR = """
 import pathlib, sys, time
 print("coordinator up", flush=True)

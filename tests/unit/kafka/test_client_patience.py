@@ -1,4 +1,4 @@
-"""How long clients wait for a broker that keeps its connections and answers nothing."""
+"""How long clients wait for a broker that keeps its connections open and answers nothing."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_no_client_waits_for_a_hanging_broker_as_long_as_librdkafka_would() -> N
         assert config[HANGS] == SOCKET_TIMEOUT_MS
     for config in (producer_config(settings), producer_config(settings, "id")):
         assert config[HANGS] == PRODUCER_SOCKET_TIMEOUT_MS > 9_000, (
-            "while a dead follower is in sync all wait"
+            "as long as a dead follower counts as in sync, all wait"
         )
 
 
@@ -61,7 +61,7 @@ def test_no_client_believes_for_long_in_a_leader_that_is_cut_off_from_the_other_
 def test_clients_that_last_can_ask_brokers_that_lead_nothing_of_theirs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Where one broker leads all partitions of a client, it would be connected to that one alone."""
+    """If one broker leads all partitions of a client, the client would only be connected to that broker."""
     sparse = "enable.sparse.connections"
     assert sending_config(settings_of())[sparse] is False
     assert standby._CONSUMER[sparse] is False

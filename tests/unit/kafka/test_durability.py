@@ -1,4 +1,4 @@
-"""What topics are created with, and what is said of those that can lose committed records."""
+"""How topics are created, and which warnings there are about topics that can lose committed records."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WELL = TopicCare(3, 2, False)
 
 
 class Brokers:
-    """What of an admin client is used here; a setting of None may not be seen."""
+    """The part of an admin client that is used here. A setting of None is hidden from the user."""
 
     def __init__(
         self, count: int, settings: dict[str, str] | None, topics: dict[str, int] | None = None
@@ -56,7 +56,7 @@ IN_SYNC = {"min.insync.replicas": "2"}
     [
         (1, BARE, -1, [Replication(-1, {})]),
         (3, BARE, -1, [Replication(3, IN_SYNC), Replication(2, {}), Replication(-1, {})]),
-        # One of three is down: the other two are seen, and Kafka places a replica on the third all the same.
+        # One of three is down. The other two are visible, and Kafka places a replica on the third as well.
         (2, BARE, -1, [Replication(3, IN_SYNC), Replication(2, {}), Replication(-1, {})]),
         (3, None, -1, [Replication(3, IN_SYNC), Replication(2, {}), Replication(-1, {})]),
         (3, {**BARE, "default.replication.factor": "3"}, -1, [Replication(-1, IN_SYNC)]),

@@ -1,4 +1,4 @@
-"""The parts of the embedded broker that need no Java; the rest is in tests/integration."""
+"""The parts of the embedded broker that need no Java. tests/integration has the rest."""
 
 from __future__ import annotations
 
@@ -144,7 +144,8 @@ def test_fetch_broken_off_by_ctrl_c_leaves_no_maven_and_no_thread(
         kafka_jars.resolve_jars(break_off, tmp_path / "cache")
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid_file.read_text()), 0)
-    # The watchdog ends as soon as it is cancelled; a left one would keep Python from ending for minutes.
+    # The watchdog ends as soon as it is cancelled. If it was left, it would keep Python from ending for
+    # minutes.
     deadline = time.monotonic() + 20
     while any(isinstance(thread, threading.Timer) for thread in threading.enumerate()):
         assert time.monotonic() < deadline
@@ -256,7 +257,7 @@ def test_broker_settings_suit_a_single_broker(tmp_path: Path) -> None:
 
 
 def unescape(text: str) -> str:
-    """What java.util.Properties makes of a value, for the escapes that we use."""
+    """The value that java.util.Properties reads, for the escapes that we use."""
     units: list[int] = []
     position = 0
     while position < len(text):

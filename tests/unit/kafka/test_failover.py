@@ -1,4 +1,4 @@
-"""Whether Kafka has got over the death of a broker, asked of librdkafka's own mock of three brokers."""
+"""Whether Kafka has completed the failover from a dead broker, with librdkafka's mock of three brokers."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ BROKERS = 3
 
 @pytest.fixture(scope="module")
 def brokers() -> Generator[list[tuple[str, int]]]:
-    """Host and port of each."""
+    """Host and port of each broker."""
     producer = Producer({"test.mock.num.brokers": BROKERS})
-    metadata: Any = producer.list_topics(journal_topic("job"), timeout=10)  # which creates it
+    metadata: Any = producer.list_topics(journal_topic("job"), timeout=10)  # creates the topic
     yield [(broker.host, broker.port) for broker in metadata.brokers.values()]
     producer.flush(1)
 

@@ -1,4 +1,4 @@
-"""What a user reads of a topic that doesn't exist."""
+"""The message about a topic that doesn't exist."""
 
 from __future__ import annotations
 

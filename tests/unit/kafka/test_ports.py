@@ -1,4 +1,4 @@
-"""Ports that stay with their owner."""
+"""Ports stay with their owner."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.harness import REPOSITORY
 
 @pytest.fixture(autouse=True)
 def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """One of the test's own; what is held there is given up afterwards."""
+    """A separate registry. Its ports are released afterwards."""
     held: list[int] = []
     monkeypatch.setenv("FCLUSTER_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(ports, "_held", held)
@@ -29,7 +29,7 @@ def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> range:
-    """Only this many ports to choose from, none of them the system's to give away."""
+    """Restricts the choice to this many ports, none of them in the system's ephemeral range."""
     found = next(
         range(first, first + 4)
         for first in range(31_000, 32_000, 4)
@@ -46,7 +46,7 @@ def directory(tmp_path: Path, name: str) -> Path:
 
 
 def test_port_of_a_stopped_broker_is_not_handed_to_somebody_else(tmp_path: Path, few: range) -> None:
-    """Nobody listens on any of them, yet the first one's stay its own as long as its directory is there."""
+    """Nobody listens on these ports, but they belong to the first directory as long as it exists."""
     mine, other = directory(tmp_path, "mine"), directory(tmp_path, "other")
     first = ports.reserve_for_directory(mine, 2)
     second = ports.reserve_for_directory(other, 2)
@@ -90,7 +90,7 @@ def test_port_of_a_process_is_its_own_until_it_ends(tmp_path: Path, few: range) 
         mine = {ports.reserve_for_process() for _ in range(3)}
         assert len(mine) == 3
         assert theirs not in mine
-        other.kill()  # whatever end it takes, the port is free again
+        other.kill()  # however it ends, its port is free again
         other.wait()
         assert ports.reserve_for_process() == theirs
 
@@ -143,7 +143,7 @@ def test_server_on_any_address_makes_a_port_taken(few: range) -> None:
 
 
 def test_no_other_place_chooses_a_port_that_it_does_not_hold() -> None:
-    """A port that was free a moment ago may be anybody's by the time that somebody asks there."""
+    """A port that was free a moment ago may belong to another program when somebody connects to it."""
     choosing = re.compile(r"\.bind\(\(.*, 0\)\)")
     found = [
         f"{path.relative_to(REPOSITORY)}: {line.strip()}"
@@ -152,5 +152,5 @@ def test_no_other_place_chooses_a_port_that_it_does_not_hold() -> None:
         for line in path.read_text(encoding="utf-8").splitlines()
         if choosing.search(line) and path != Path(__file__)
     ]
-    # This one listens on it as long as it is asked.
+    # This one listens on the port while others ask for it.
     assert found == ['tests/unit/wire/test_addresses.py: listening.bind(("127.0.0.1", 0))']

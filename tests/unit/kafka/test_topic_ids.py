@@ -50,7 +50,7 @@ def test_metadata_stays_far_below_what_brokers_keep() -> None:
 
 
 class Describes:
-    """An admin client whose brokers answer what they are told to."""
+    """An admin client with scripted answers of its brokers."""
 
     def __init__(self, answers: dict[str, Any]) -> None:
         self.answers = answers

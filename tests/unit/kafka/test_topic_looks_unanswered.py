@@ -1,4 +1,4 @@
-"""A look at topics that waits for a broker which is gone is begun anew."""
+"""A request about topics that waits for a missing broker is repeated."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fcluster.kafka.topic_looks import LOOK_TIMEOUT_S, look_at_topics
 
 
 class Admin:
-    """Answers as it is told to until its list of brokers is fetched anew."""
+    """Gives this answer until its list of brokers is fetched again."""
 
     def __init__(self, code: int) -> None:
         self.code = code

@@ -1,4 +1,5 @@
-"""A client that doesn't know is asked again: no sentinel, empty or partial answer becomes a fact."""
+"""A client that doesn't know is asked again: a sentinel, an empty or a partial answer never counts as a
+fact."""
 
 from __future__ import annotations
 
@@ -68,7 +69,7 @@ def test_offsets_from_zero_on_are_known() -> None:
 
 
 class Cluster:
-    """What an admin client is answered, in turn; the last answer stays."""
+    """The answers of an admin client, in turn. The last one is repeated."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.offsets: list[int | KafkaException] = [5]
@@ -100,7 +101,7 @@ class Cluster:
         self.overlapped |= not self._asking.acquire(blocking=False)
         self.asked += 1
         futures = {at: Future[Any]() for at in request}
-        # As in librdkafka: another thread answers, after the call has returned.
+        # As in librdkafka, another thread answers after the call has returned.
         threading.Timer(0.002, self._fill, [futures]).start()
         return futures
 
@@ -166,9 +167,9 @@ def test_offset_that_stays_unknown_is_no_answer_in_bounded_time(
 
 
 def test_partition_without_leader_is_waited_for_and_its_leader_not_asked(cluster: Cluster) -> None:
-    cluster.leaders = [-1, 2, 1]  # none, one that isn't among the brokers, one that lives
+    cluster.leaders = [-1, 2, 1]  # no leader, one that isn't among the brokers, one that runs
     assert end_offsets(cluster.admin, [AT], "read-committed", 5) == {AT: 5}
-    assert cluster.asked == 1, "librdkafka was asked about a partition whose leader it doesn't know"
+    assert cluster.asked == 1, "librdkafka was asked about a partition without a known leader"
 
 
 def test_topic_that_a_broker_doesnt_list_yet_isnt_missing(cluster: Cluster) -> None:
@@ -235,7 +236,7 @@ def test_answer_that_nobody_needs_any_more_isnt_waited_for() -> None:
 
 
 class Group:
-    """A consumer whose group's offsets are answered in turn."""
+    """A consumer. Its answers about committed offsets come in turn."""
 
     def __init__(self, *answers: Sequence[TopicPartition] | KafkaException) -> None:
         self._answers = list(answers)
@@ -262,7 +263,7 @@ def test_committed_offset_is_asked_for_again_until_the_coordinator_tells_it() ->
     group: Any = Group(
         AWAY,
         KafkaException(KafkaError(KafkaError.COORDINATOR_LOAD_IN_PROGRESS)),
-        [],  # leaves the partition out
+        [],  # lacks the partition
         [committed(OFFSET_INVALID, KafkaError.UNSTABLE_OFFSET_COMMIT)],
         [committed(7)],
     )
@@ -305,7 +306,7 @@ def test_end_in_front_of_what_is_committed_is_believed_only_when_it_is_said_agai
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shards, "look_at_topics", lambda _admin, _topics: {})
-    # begins at 0; the leader has just come up and knows little, isn't known, then has caught up
+    # begins at 0; the leader has just started and knows little, isn't known, then has caught up
     cluster.offsets = [0, 3, OFFSET_INVALID, 3, 9]
     found = host(cluster, POSITION)._positions([ShardId("in", 0)])
     assert found == {ShardId("in", 0): POSITION}
@@ -320,7 +321,7 @@ def test_end_in_front_of_what_is_committed_is_believed_only_when_it_is_said_agai
 
 
 def test_delta_written_nobody_knows_where_is_replayed() -> None:
-    """A broker that had taken a record before its answer got lost may answer without an offset."""
+    """A broker that took a record before its answer was lost may answer without an offset."""
 
     class Acknowledges:
         def __init__(self, offsets: Sequence[int | None]) -> None:

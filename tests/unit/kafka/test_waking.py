@@ -1,4 +1,4 @@
-"""A producer is told to look for coordinators again, and only a producer."""
+"""A producer is made to look for coordinators again. Other clients aren't."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.harness import wait_until
 
 @pytest.fixture(scope="module")
 def brokers() -> Generator[str]:
-    """Bootstrap servers of librdkafka's own mock of three brokers."""
+    """Bootstrap servers of librdkafka's mock of three brokers."""
     producer = Producer({"test.mock.num.brokers": 3})
     metadata: Any = producer.list_topics(timeout=10)
     yield ",".join(f"{broker.host}:{broker.port}" for broker in metadata.brokers.values())
@@ -22,7 +22,7 @@ def brokers() -> Generator[str]:
 
 
 class Lines:
-    """The client's log."""
+    """The client's log lines."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -48,13 +48,13 @@ def test_brokers_connection_goes_up_and_down_which_makes_waiting_requests_look_a
         )
 
     def woken(before: int) -> bool:
-        # While librdkafka still has a connection of that name, one of its first, it takes no other one.
+        # While librdkafka still has a connection of that name from its start, it opens no other one.
         assert waking.look_again(producer, f"127.0.0.1:1,PLAINTEXT://{brokers.partition(',')[0]}")
         return ups_and_downs() > before
 
     for _ in range(5):
         before = ups_and_downs()
-        wait_until(lambda before=before: woken(before), "a connection to go up and down", 10, 0.1)
+        wait_until(lambda before=before: woken(before), "a connection opens and closes", 10, 0.1)
     producer.list_topics(timeout=10)
 
 
@@ -65,7 +65,7 @@ def test_nothing_is_told_while_no_broker_accepts_connections(brokers: str) -> No
 
 @pytest.mark.parametrize("other", [b"", b"12345678", 7, "text", {}], ids=repr)
 def test_object_that_does_not_begin_with_a_producers_handle_is_left_alone(brokers: str, other: Any) -> None:
-    # What stands in the place of the handle is a length, a number, or beyond the object's end.
+    # In the place of the handle there is a length, a number, or the end of the object.
     assert not waking.look_again(other, brokers)
 
 

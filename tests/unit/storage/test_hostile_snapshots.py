@@ -1,8 +1,8 @@
-"""What somebody who can write into the snapshot store can't do with it.
+"""What an attacker who can write to the snapshot store can't do.
 
-He can withhold snapshots, and forge them with hashes that fit (docs/security.md). He can't have anything
-unpickled, reach files outside of the store, fill memory or disk beyond what a manifest says, make a process
-hang, or keep others' good snapshots from being used.
+Such an attacker can withhold snapshots, and forge them with matching hashes (docs/security.md). But nothing
+is unpickled, no file outside of the store is reached, memory and disk aren't filled beyond what a manifest
+says, no process hangs, and good snapshots of others remain usable.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def store(directory: StoreDirectory) -> RocksStore:
 
 @pytest.fixture
 def outside(tmp_path: Path) -> Path:
-    """A directory of somebody else, with an old file."""
+    """A directory of another user, with an old file."""
     path = tmp_path / "outside"
     path.mkdir()
     precious = path / "precious"
@@ -216,7 +216,7 @@ def test_file_that_is_longer_than_its_manifest_says_is_not_read_to_its_end(
     write(store, 1)
     taken = take_snapshot(store, SHARD, snapshots).manifest
     path = root / FOLDER / "files" / taken.files[-1].hash
-    os.truncate(path, 2**42)  # four terabytes of nothing
+    os.truncate(path, 2**42)  # a sparse file of four terabytes
     outcome = in_time(lambda: verify(snapshots, SHARD, taken))
     assert isinstance(outcome, StateDamaged)
     directory.destroy(SHARD)
@@ -280,7 +280,7 @@ def test_odd_names_in_the_store_are_left_alone(store: RocksStore, root: Path, ob
     snapshots = LocalObjectStore(root) if objects else DirectorySnapshotStore(root, "job")
     manifests = root / FOLDER / "manifests"
     manifests.mkdir(parents=True)
-    digits = "\u0661" * 20  # digits, but not ours
+    digits = "\u0661" * 20  # digits, but not the ones that we write
     for name in ("..json", f"{digits}-{digits}.json", "-rf", "a b", "x" * 200, f"{1:020d}-{1:020d}.json~"):
         (manifests / name).write_text("{}")
     write(store, 1)
@@ -295,7 +295,7 @@ def test_odd_names_in_the_store_are_left_alone(store: RocksStore, root: Path, ob
 
 
 class _Exploit:
-    """Makes a file when it is unpickled."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -308,7 +308,8 @@ class _Exploit:
 def test_forged_database_has_nothing_unpickled(
     tmp_path: Path, directory: StoreDirectory, comparator_of_ours: bool
 ) -> None:
-    """rocksdict can keep Python objects, pickled, and a file beside the database says so: ours are bytes."""
+    """rocksdict can keep pickled Python objects, and a file next to the database says so. We only store
+    bytes."""
     mark = tmp_path / "unpickled"
     path = directory.shard_path(SHARD) / "db"
     path.parent.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""How much a restore would replay, by what was counted and what can be concluded from it."""
+"""How much a restore would replay, from what was counted and what follows from it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_chain_is_the_deltas_behind_the_snapshot() -> None:
 def test_uncounted_past_is_taken_to_be_like_what_was_counted() -> None:
     replay = ReplaySize(1_000)
     replay.grown(1_010, 500)
-    assert replay.bytes == 500, "where the newest snapshot is isn't known yet"
+    assert replay.bytes == 500, "the newest snapshot's offset isn't known yet"
     replay.snapshotted(900)
     assert replay.bytes == 500 + 100 * 50
     replay.snapshotted(1_010)

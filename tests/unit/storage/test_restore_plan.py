@@ -23,7 +23,7 @@ EMPTY = StoreMeta()
 
 
 def request(state_epoch: int | None, changelog_id: str = "id") -> RestoreRequest:
-    """For a shard whose state changed last in `state_epoch`; None: nothing is committed for it."""
+    """A request for a shard whose state last changed in `state_epoch`. None: nothing is committed for it."""
     committed = None if state_epoch is None else CommittedPosition(100, state_epoch + 5, state_epoch, "f")
     return RestoreRequest(SHARD, "job-flights-changelog", committed, changelog_id)
 
@@ -37,7 +37,7 @@ def snapshot(epoch: int, offset: int, changelog_id: str = "id") -> Manifest:
 
 
 def test_fresh_shard_begins_with_nothing_and_looks_into_the_changelog() -> None:
-    """It may hold the records of an aborted first epoch: only reading it tells that no state is lost."""
+    """It may have the records of an aborted first epoch. Only reading it shows that no state is lost."""
     plan = plan_restore(request(None), EMPTY, [], 0, 7)
     assert (plan.base, plan.meta, plan.read_to, plan.offsets_to_read) == (Base.NOTHING, at(0, 0), 7, 7)
     assert plan_restore(request(None), EMPTY, [], 0, 0).offsets_to_read == 0
@@ -75,7 +75,7 @@ def test_local_files_older_than_the_changelog_give_way_to_a_snapshot() -> None:
 
 
 def test_local_files_ahead_of_the_committed_epoch_are_dropped() -> None:
-    """Invariant 3 says it can't be; if it is, Kafka is right."""
+    """Invariant 3 rules this out. If it happens anyway, Kafka is right."""
     plan = plan_restore(request(9), at(12, 40), [], 0, 40)
     assert plan.base is Base.NOTHING
     assert plan.reasons == ("the local state at epoch 12 is ahead of the committed epoch 9",)
@@ -120,7 +120,7 @@ def test_files_and_snapshots_of_a_changelog_that_was_deleted_since_are_passed_ov
 
 
 def test_at_least_once_state_may_be_ahead_of_the_committed_epoch() -> None:
-    """Deltas are written before offsets: a crash in between leaves state that Kafka didn't commit."""
+    """Deltas are written before offsets, so a crash in between leaves state that Kafka didn't commit."""
     plan = plan_restore(request(9), at(12, 30), [], 0, 40, exactly_once=False)
     assert (plan.base, plan.offsets_to_read) == (Base.LOCAL, 10)
     plan = plan_restore(request(None), EMPTY, [], 0, 40, exactly_once=False)
@@ -155,7 +155,7 @@ def test_whatever_is_chosen_can_lead_to_the_committed_epoch(
     try:
         plan = plan_restore(wanted, local, snapshots, begin, end, exactly_once=exactly_once)
     except StateDamaged:
-        assert begin > 0, "with a whole changelog there is always a way"
+        assert begin > 0, "with a complete changelog, a restore is always possible"
         return
     assert plan.meta.changelog_id in ("id", "")
     if exactly_once:

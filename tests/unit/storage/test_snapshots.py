@@ -1,7 +1,7 @@
-"""What a snapshot promises, over each kind of store that can be had without a server.
+"""What a snapshot guarantees, with each kind of store that works without a server.
 
-`tests/integration/test_object_snapshot_store.py` runs the same tests over a real S3 server. Damage is done to
-the files in which the store keeps its content: all stores used here have some.
+`tests/integration/test_object_snapshot_store.py` runs the same tests with a real S3 server. Tests damage the
+files in which a store keeps its content; all stores used here have such files.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ SHARD = ShardId("flights", 3)
 
 
 class LocalObjectStore(ObjectSnapshotStore):
-    """Objects kept as files below `root`: the object store's code without a server."""
+    """Objects as files below `root`: the code of the object store without a server."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -86,11 +86,11 @@ def shard_folder(snapshots: AnyStore) -> Path:
 
 def file_of(snapshots: AnyStore, manifest: Manifest, suffix: str = ".sst") -> Path:
     hashes = [file.hash for file in manifest.files if file.name.endswith(suffix)]
-    return shard_folder(snapshots) / "files" / hashes[-1]  # the newest: other snapshots don't share it
+    return shard_folder(snapshots) / "files" / hashes[-1]  # the newest, which other snapshots don't share
 
 
 def make_old(path: Path) -> None:
-    """As if it was written, and found useful, long ago."""
+    """Make a file look as if it was written and used long ago."""
     for found in (path, path.parent.parent / "uses" / path.name):
         if found.exists():
             os.utime(found, (1, 1))
@@ -157,7 +157,7 @@ def test_young_unreferenced_files_survive_pruning(store: RocksStore, snapshots: 
     path.write_bytes(b"of a snapshot that another process is taking")
     assert prune(snapshots, SHARD, store.meta()) == 0
     make_old(path)
-    assert snapshots.file_size(SHARD, "0" * 64) == path.stat().st_size  # it reuses the file: young again
+    assert snapshots.file_size(SHARD, "0" * 64) == path.stat().st_size  # used again, so it is young again
     assert prune(snapshots, SHARD, store.meta()) == 0
     make_old(path)
     assert prune(snapshots, SHARD, store.meta()) == 1
@@ -178,7 +178,7 @@ def test_changelog_may_go_below_the_older_of_two_intact_snapshots_only(
 
 
 def test_snapshots_of_another_changelog_do_not_count(store: RocksStore, snapshots: AnyStore) -> None:
-    """They are left from an earlier life of the job, whose topics were deleted."""
+    """They are left from an earlier run of the job, whose topics were deleted."""
     write(store, 50, changelog_id="old")
     take_snapshot(store, SHARD, snapshots, 1)
     write(store, 60, changelog_id="old")
@@ -193,7 +193,8 @@ def test_snapshots_of_another_changelog_do_not_count(store: RocksStore, snapshot
 def test_former_owner_that_is_late_removes_its_own_snapshot_not_those_of_its_successor(
     store: RocksStore, snapshots: AnyStore, tmp_path: Path
 ) -> None:
-    """Found by the simulation: a worker stopped while it uploaded removed what the changelog relied on."""
+    """Found by the simulation: a worker that was suspended during an upload removed what the changelog
+    needed."""
     directory = StoreDirectory(tmp_path / "other-state")
     successor = directory.open(SHARD)
     late = StoreMeta(6, 60, "changelog")
@@ -318,11 +319,11 @@ def test_manifest_that_claims_another_epoch_than_its_files_is_refused(
 
 
 class Crash(BaseException):
-    """The process ends here, and cleans up nothing."""
+    """The process ends here without cleaning up."""
 
 
 class CrashAfter:
-    """Lets `steps` steps that change files happen, then stops the process for good."""
+    """Lets `steps` steps that change files happen, then ends the process."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
         self.steps_left = steps
@@ -352,7 +353,7 @@ class CrashAfter:
 
 
 def crash_everywhere(monkeypatch: pytest.MonkeyPatch, action: Callable[[], object]) -> Iterator[int]:
-    """Run `action` with a crash after 0, 1, 2, ... steps, until it gets through."""
+    """Run `action` with a crash after 0, 1, 2, ... steps, until it completes."""
     for steps in range(1000):
         with monkeypatch.context() as patch:
             crash = CrashAfter(patch, steps)
@@ -363,7 +364,7 @@ def crash_everywhere(monkeypatch: pytest.MonkeyPatch, action: Callable[[], objec
         yield steps
         if not crash.crashed:
             return
-    raise AssertionError("it never got through")
+    raise AssertionError("it never completed")
 
 
 def test_snapshot_interrupted_anywhere_breaks_nothing(
@@ -381,7 +382,7 @@ def test_snapshot_interrupted_anywhere_breaks_nothing(
         assert found.state_epoch in (epoch - 1, epoch)
         for manifest in usable_manifests(snapshots, SHARD):
             verify(snapshots, SHARD, manifest)
-        if found.state_epoch == epoch:  # it was complete but for the tidying up: begin the next one
+        if found.state_epoch == epoch:  # complete except for the clean-up: take the next one
             prune(snapshots, SHARD, store.meta())
             epoch += 1
             write(store, epoch)
@@ -467,7 +468,7 @@ def test_manifest_that_cannot_be_read_just_now_is_no_damage(
             with pytest.raises(SnapshotStoreUnavailable, match=os.strerror(number)):
                 attempt()
         assert not unusable
-    assert snapshots.manifest_names(SHARD) == names, "a good manifest was pruned for a bad minute"
+    assert snapshots.manifest_names(SHARD) == names, "pruned because of a temporary failure"
     assert latest_valid(snapshots, SHARD) == newest
 
 
@@ -488,7 +489,7 @@ def test_listing_that_fails_just_now_is_not_an_empty_store(
 
 
 class CountingObjectStore(LocalObjectStore):
-    """Counts what is read back."""
+    """Counts how often files are read back."""
 
     def __init__(self, root: Path) -> None:
         self.read: Counter[str] = Counter()

@@ -1,4 +1,4 @@
-"""Warm copies whose disk fails: what wasn't written isn't taken for written."""
+"""Warm copies on a failing disk: what wasn't written doesn't count as written."""
 
 from __future__ import annotations
 

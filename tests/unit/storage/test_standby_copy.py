@@ -1,4 +1,4 @@
-"""A warm copy whose disk fails for a moment must not lose what it could not write."""
+"""A warm copy on a disk that fails for a moment must not lose what it couldn't write."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SHARD = ShardId("in", 0)
 
 
 def feed(copy: _Copy, epoch: int, changes: Mapping[bytes, bytes]) -> None:
-    """The delta of `epoch`, which follows that of the epoch before, at the offset of its number."""
+    """Feed the delta of `epoch`, which follows that of the epoch before. Its offset is the epoch's number."""
     (record,) = encode_delta(Delta(epoch, epoch - 1, dict(changes)))
     copy.feed(epoch, record)
 

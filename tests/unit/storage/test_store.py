@@ -59,7 +59,7 @@ def test_scan_gives_a_range_in_order_and_backwards(directory: StoreDirectory) ->
 
 
 def test_process_killed_without_closing_stands_at_one_epoch_with_its_values(tmp_path: Path) -> None:
-    """The write-ahead log is off: what wasn't flushed is gone, values and epoch together."""
+    """The write-ahead log is off, so what wasn't flushed is lost, values together with their epoch."""
     script = f"""
 import os, sys
 from pathlib import Path
@@ -152,7 +152,7 @@ def test_looking_for_local_files_makes_none(directory: StoreDirectory) -> None:
 
 
 def adopted(root: Path) -> StoreDirectory:
-    """A state directory whose shard stands on files that were just adopted: they hold one key."""
+    """A state directory whose shard uses files that were just adopted. They contain one key."""
     directory = StoreDirectory(root)
     source = directory.open(ShardId("from", 0))
     source.apply({b"abcd-k": b"1"}, StoreMeta(3, 7, "id"))
@@ -200,12 +200,12 @@ def test_adopted_files_that_were_not_synced_are_not_used_after_another_boot(
     if note is None:
         monkeypatch.setattr(store_module, "boot_id", lambda: "another boot")
     else:
-        (path / "unsynced").write_bytes(note)  # its content was lost as well
+        (path / "unsynced").write_bytes(note)  # the file's content was lost as well
     other_boot = StoreDirectory(tmp_path)
     store = other_boot.open(SHARD)
     assert store.meta() == StoreMeta()
     assert store.items() == []
-    assert not (path / "unsynced").exists(), "what is written from now on is RocksDB's own business"
+    assert not (path / "unsynced").exists(), "RocksDB itself syncs what is written from now on"
     other_boot.close_all()
 
 
@@ -316,7 +316,7 @@ def test_disk_on_which_no_store_can_be_made_is_no_damage_that_another_base_would
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))  # each write to a file fails with EFBIG
     try:
         with pytest.raises(StateDamaged):
-            directory.open(SHARD)  # it may be the files
+            directory.open(SHARD)  # perhaps the files are damaged
         directory.destroy(SHARD)
         with pytest.raises(StateDirectoryFailedError):
             directory.open(SHARD)  # it is the disk

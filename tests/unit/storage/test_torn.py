@@ -1,4 +1,4 @@
-"""Transactions that Kafka has torn: what a restore sees of them, and how a shard goes on."""
+"""Transactions that Kafka has torn: what a restore finds, and how a shard continues."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def directory(tmp_path: Path) -> Iterator[StoreDirectory]:
 
 
 class Restore:
-    """A shard whose base stands at an epoch, with a changelog of one record for each delta.
+    """A shard with a base at an epoch, and a changelog with one record for each delta.
 
-    Between deltas stands the mark of their transactions, so that the n-th one has the offset 2n.
+    After each delta comes the marker of its transaction, so the n-th delta has the offset 2n.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ def test_changelog_that_was_cut_behind_the_base_is_not_searched_for_its_last_rec
     directory: StoreDirectory,
 ) -> None:
     restore = Restore(directory, at=7, at_offset=5, end=6, begin=5)
-    assert restore.shard.read_to <= restore.shard.offset, "there is room for nothing but a mark"
+    assert restore.shard.read_to <= restore.shard.offset, "there is room for a marker only"
     assert restore.finish().go_on is None
     longer = Restore(directory, at=7, at_offset=5, end=7, begin=5)
     assert (longer.shard.offset, longer.shard.read_to) == (5, 7)
@@ -156,7 +156,7 @@ def test_committed_epoch_without_its_delta_goes_on_where_the_last_delta_says(
     directory: StoreDirectory,
 ) -> None:
     restore = Restore(directory, at=5, at_offset=3, end=9, policy="delta")
-    restore.feed(1, 5, 0, 500)  # nothing but the base's own last record
+    restore.feed(1, 5, 0, 500)  # only the base's own last record
     restored = restore.finish()
     assert restored.go_on is not None
     assert restored.go_on.position == CommittedPosition(500, 8, 5, "f")
@@ -234,7 +234,7 @@ def test_delta_of_several_inputs_says_where_each_goes_on() -> None:
     assert (position.epoch, position.state_epoch) == (9, 9)
     assert "at offset 800+55+65" in go_on(torn, "delta").text
     assert "is still 700+50+60" in torn.describe()
-    # Of a stage that had fewer inputs when the delta was written it isn't known.
+    # It isn't known for a stage that had fewer inputs when the delta was written.
     before = replace(torn, delta_further_offsets={"b": 55})
     assert before.delta_position is None
     assert "not possible" in before.choices()

@@ -1,4 +1,4 @@
-"""`fcluster.testing.Driver`: what a test of a job sees, and that it is what a cluster would do."""
+"""`fcluster.testing.Driver`: what the test of a job sees, and that a cluster would do the same."""
 
 from __future__ import annotations
 
@@ -249,7 +249,7 @@ def test_handler_that_keeps_a_dict_beyond_its_record_is_found() -> None:
     driver = Driver(job)
     driver.send(source, 1, key="k")
     driver.send(source, 1, key="k")
-    # What was changed without being asked for is lost, in a cluster at some later time.
+    # A change without asking for the state again is lost. In a cluster, that would happen at some later time.
     assert driver.read_values(out) == [{"n": 1}, {"n": 1}]
 
 
@@ -510,7 +510,7 @@ pauses = st.lists(st.sampled_from(["", "", "barrier", "crash", "settle"]), min_s
 
 
 def run_with(sent: list[tuple[str, str]], between: list[str]) -> dict[str, Any]:
-    """All that is committed, with these things done between the records."""
+    """All committed outputs, with these actions between the records."""
     counting = Counting()
     driver = counting.driver(auto_barrier=not between, partitions=3)
     for (word, key), what in zip(sent, between or [""] * len(sent), strict=False):

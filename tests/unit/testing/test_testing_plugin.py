@@ -1,4 +1,4 @@
-"""The fixture for pytest: it is found by the package's entry point, makes drivers, and closes them."""
+"""The fixture for pytest is found through the package's entry point, creates drivers, and closes them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_entry_point_leads_to_the_module_with_the_fixture() -> None:
 
 def test_fixture_makes_drivers_and_closes_them(tmp_path: Path) -> None:
     (tmp_path / "test_job.py").write_text(TESTS, encoding="utf-8")
-    # Without the entry point, which an older installation doesn't have.
+    # Without the entry point, which an older installation lacks.
     plugins = ["-p", "no:fcluster", "-p", "fcluster.testing.pytest_plugin", "-p", "no:cacheprovider"]
     command = [sys.executable, "-m", "pytest", "-q", *plugins, "test_job.py"]
     ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""Declared states in `fcluster.testing`: looked into; the same whatever barriers and crashes there were."""
+"""Declared states in `fcluster.testing` can be inspected, and don't depend on barriers and crashes."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ QUEUE: ListState[str] = ListState("queue", "text", ttl=timedelta(milliseconds=15
 
 
 class Kinds:
-    """A job whose output tells all that its handler's states hold."""
+    """A job whose outputs show everything in its handler's states."""
 
     def __init__(self) -> None:
         self.job = Job("kinds")
@@ -102,7 +102,7 @@ pauses = st.lists(st.sampled_from(["", "", "barrier", "crash", "look"]), min_siz
 
 
 def run_with(sent: list[tuple[str, str, int]], between: list[str]) -> tuple[Any, Any]:
-    """All outputs and states, with these things done between the records."""
+    """All outputs and states, with these actions between the records."""
     kinds = Kinds()
     driver = Driver(kinds.job, partitions=1, auto_barrier=not between)
     at_ms = 100
@@ -155,12 +155,12 @@ def test_store_scans_in_the_order_of_the_keys(
 
 
 def scan_misses_the_open_layer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Scans go by what the store holds."""
+    """Scans use only what is in the store."""
     monkeypatch.setattr(entries.EntryTable, "_note_group", lambda _self, _key: None)
 
 
 def expiry_is_not_in_the_delta(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is expired is deleted here, and comes back after a restore."""
+    """Expired entries are deleted in the store, and are back after a restore."""
     original = ShardState.freeze
 
     def planted(self: ShardState, epoch: int) -> Any:
@@ -174,7 +174,7 @@ def expiry_is_not_in_the_delta(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def failed_record_leaves_its_entries(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Undo forgets them."""
+    """Undo leaves them out."""
     monkeypatch.setattr(entries.EntryTable, "rollback", lambda _self: None)
 
 

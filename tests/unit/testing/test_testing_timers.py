@@ -12,7 +12,7 @@ from fcluster.testing.driver import START_MS, JobStopped
 
 
 def sessions(**options: Any) -> Job:
-    """Counts each key's records, until none came for 30 s in event time; `abandon` in processing time."""
+    """Counts each key's records until none comes for 30 s of event time. `abandon` is in processing time."""
     job = Job("sessions")
     clicks, done = job.topic("clicks", watermark=Watermark(max_delay_ms=1_000)), job.topic("done")
     job.topic("dead", value="bytes")
@@ -93,7 +93,7 @@ def test_timers_behind_a_repartition_fire_by_watermarks_of_all_partitions_upstre
     with Driver(job, partitions=2) as driver:
         driver.send("in", {"user": "ann"}, partition=0, timestamp=START_MS)
         driver.send("in", {"user": "bob"}, partition=0, timestamp=START_MS + 100)
-        assert driver.read_values("out") == []  # partition 1 may still have something earlier
+        assert driver.read_values("out") == []  # partition 1 may still have an earlier record
         driver.send("in", {"user": "cid"}, partition=1, timestamp=START_MS + 50)
         assert driver.read_values("out") == [["ann", START_MS + 10]]
         driver.crash()

@@ -1,4 +1,4 @@
-"""Topics in memory: who sees what, before and after a transaction ends."""
+"""Topics in memory: what readers see before and after a transaction ends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which address others are told, and why one can't be reached."""
+"""Which address is told to others, and why one can't be reached."""
 
 from __future__ import annotations
 

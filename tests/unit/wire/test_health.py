@@ -1,4 +1,4 @@
-"""The HTTP port: what it answers, and that nobody who connects can get in the way."""
+"""The HTTP port: what it answers, and that no client can block it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LOCAL = ("127.0.0.1", 0)
 
 
 class Told:
-    """Says what the test wants it to say."""
+    """Reports what the test tells it to."""
 
     def __init__(self) -> None:
         self.live_verdict = Verdict(True, "lives")
@@ -142,7 +142,7 @@ def test_crowd_is_sent_away_and_probes_are_answered_when_it_has_gone(
     wait_until_equal(_answering, port.CONNECTIONS_MAX, "all are being answered", 5)
     with pytest.raises((ConnectionError, http.client.HTTPException)):
         ask(server, "/live")
-    assert _answering() == port.CONNECTIONS_MAX, "there is a thread for each of so many, and for no more"
+    assert _answering() == port.CONNECTIONS_MAX, "the number of threads is limited"
     told.hold.set()
     for connection in crowd:
         connection.close()
@@ -161,7 +161,7 @@ def test_connection_that_dawdles_is_closed(server: HealthServer, monkeypatch: py
         began_s = time.monotonic()
         with pytest.raises((BrokenPipeError, ConnectionResetError)):  # noqa: PT012
             while time.monotonic() - began_s < 8:
-                connection.sendall(b"X")  # a byte now and then never runs into the time-out for reading
+                connection.sendall(b"X")  # a byte now and then, so that reading never times out
                 time.sleep(0.1)
         assert time.monotonic() - began_s < 5
     wait_until_equal(_answering, 0, "its thread has ended", 5)
@@ -182,11 +182,11 @@ def test_port_is_none_unless_asked_for_and_a_taken_one_is_named(told: Told) -> N
         with pytest.raises(SettingsError, match="http"), health_port(taken, told):
             pass
     with health_port(taken, told):
-        pass  # it was let go of
+        pass  # it was closed
 
 
 def test_status_is_told_beyond_loopback_only_in_a_trusted_network(told: Told) -> None:
-    """Elsewhere it takes an admin's key."""
+    """Otherwise an admin's key is needed."""
     for bind, insecure, code in (
         ("0.0.0.0:0", False, 403),
         ("0.0.0.0:0", True, 200),
@@ -214,7 +214,7 @@ def test_pulse_tells_who_stopped_and_since_when() -> None:
     pulse = Pulse("the loop", 60)
     assert not pulse.trouble()
     pulse.beat(0.01)
-    wait_until(lambda: "the loop has been stuck for" in pulse.trouble(), "the pulse is missed", 5)
+    wait_until(lambda: "the loop has been stuck for" in pulse.trouble(), "the missing pulse is noticed", 5)
     pulse.beat(60)
     assert not pulse.trouble()
 
@@ -237,7 +237,7 @@ def test_coordinator_is_ready_as_leader_and_as_standby_and_says_which() -> None:
         "leader": {"address": LEADER.address, "term": 3, "host": "host", "pid": 42},
     }
     health.looks_for_leader()
-    assert not health.ready().ok, "the one it knew is gone"
+    assert not health.ready().ok, "the one it followed is gone"
     health.takes_over()
     assert not health.ready().ok
     health.leads(LEADER, lambda: {"epoch": 5})
@@ -250,7 +250,7 @@ def test_coordinator_whose_loop_stops_is_neither_live_nor_ready(monkeypatch: pyt
     monkeypatch.setattr("fcluster.coordinator.health.LOOP_BOUND_S", 0.02)
     health = CoordinatorHealth("job")
     health.leads(LEADER, dict)
-    wait_until(lambda: not health.live().ok, "the loop is missed", 5)
+    wait_until(lambda: not health.live().ok, "the stopped loop is noticed", 5)
     assert not health.ready().ok
     assert "main loop" in health.live().text
     health.turned()
@@ -280,7 +280,7 @@ def test_worker_is_ready_when_all_its_shards_run() -> None:
     happens(events.Connected(), events.MessageReceived(Welcome(1, 7, 0, 0, adopted=False)))
     assert "producers" in why_not()
     happens(events.ProducersOpened(7))
-    assert not why_not(), "it has no shards, which is nothing to wait for"
+    assert not why_not(), "a worker without shards is ready"
     happens(events.MessageReceived(Assign(1, 7, [A, B], 1)))
     health.note_stats(WorkerStats(restoring=2, restore_bytes=1234, restore_ms_left=5600))
     assert "2 of 2 shards" in why_not()
@@ -302,7 +302,7 @@ def test_worker_whose_loop_or_heartbeats_stop_is_not_live() -> None:
     health = WorkerHealth("job", "w")
     assert health.live().ok
     health.turned(0.01)
-    wait_until(lambda: "main loop" in health.live().text, "the loop is missed", 5)
+    wait_until(lambda: "main loop" in health.live().text, "the stopped loop is noticed", 5)
     health.turned(60)
     assert health.live().ok
     health.sent_heartbeat(-100)

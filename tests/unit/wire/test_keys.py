@@ -1,4 +1,4 @@
-"""Key files: made once, closed to others, bound to their role."""
+"""Key files are created once, accessible to their owner only, and bound to their role."""
 
 from __future__ import annotations
 
@@ -101,8 +101,8 @@ def test_secret_key_that_others_could_read_or_change_is_refused(directory: Path,
 def test_keys_mounted_by_an_orchestrator_are_accepted(
     directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Kubernetes: links, readable by the group, in a sticky directory that everybody could write to, were it
-    # not mounted read-only.
+    # Kubernetes: links, readable by the group, in a sticky directory that is mounted read-only. Otherwise
+    # everybody could write to it.
     monkeypatch.setattr(keys_module, "_is_read_only", lambda _directory: True)
     mounted = tmp_path / "mounted"
     mounted.mkdir()
@@ -116,7 +116,7 @@ def test_keys_mounted_by_an_orchestrator_are_accepted(
 
 @pytest.mark.parametrize("mode", [0o777, 0o1777])
 def test_directory_that_everybody_may_write_is_refused(directory: Path, mode: int) -> None:
-    directory.chmod(mode)  # sticky or not: whoever adds a .pub there is let in
+    directory.chmod(mode)  # sticky or not: whoever adds a .pub file there is let in
     with pytest.raises(KeysUnusable, match="writable by everyone"):
         Keyring(directory).allowed()
 

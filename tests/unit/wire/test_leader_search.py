@@ -1,4 +1,4 @@
-"""When a worker looks for the leader, and whom it follows."""
+"""When a worker looks for the leader, and which leader it follows."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ SILENT_MS = 1_500.0
 
 
 def leader(term: int, port: int = 0) -> Leader:
-    """The record of a term's leader."""
+    """The journal's record of a term's leader."""
     return Leader(f"tcp://127.0.0.1:{port or 7000 + term}", term, "host", 1, f"run{term}")
 
 
 def connected(term: int = 1) -> Search:
-    """A search that has found the leader of that term, and is connected to it since 0 ms."""
+    """A search that found the leader of that term, and has been connected to it since 0 ms."""
     search = Search(fixed=False, silent_ms=SILENT_MS, now_ms=0)
     assert search.follows(leader(term), 0, 0)
     search.linked(0)
@@ -28,7 +28,7 @@ def test_worker_without_an_address_looks_at_once_and_stops_when_connected() -> N
     assert search.is_wanted(0)
     assert search.follows(leader(1), 0, 0)
     assert search.is_wanted(10), "not connected yet"
-    assert not search.follows(leader(1), 0, 20), "connected to it already, as far as one can"
+    assert not search.follows(leader(1), 0, 20), "already connected to it, as far as it can know"
     search.linked(30)
     assert not search.is_wanted(40)
 
@@ -53,7 +53,7 @@ def test_silent_leader_is_left_for_one_of_a_newer_term_only() -> None:
     assert search.is_wanted(SILENT_MS)
     assert not search.follows(leader(1), 2, SILENT_MS)
     assert search.follows(leader(3), 2, SILENT_MS)
-    search.unlinked(SILENT_MS + 1)  # of the connection that was left
+    search.unlinked(SILENT_MS + 1)  # about the connection that it left
     assert search.following == leader(3)
 
 
@@ -82,7 +82,7 @@ def test_given_address_that_leads_somewhere_is_not_left() -> None:
     assert not search.is_wanted(10_100)
     assert not search.turns_back(20_000)
     search.unlinked(20_000)
-    assert not search.is_wanted(20_000), "a restart at the same address comes back without the journal"
+    assert not search.is_wanted(20_000), "a restart at the same address needs no journal"
     assert search.is_wanted(20_000 + FIXED_PATIENCE_MS)
 
 
@@ -93,7 +93,7 @@ def test_leader_of_an_older_term_is_left_for_the_one_in_the_journal() -> None:
     assert not search.is_wanted(20)
     search.misled()
     assert search.is_wanted(30)
-    assert not search.follows(leader(1), 2, 30), "no better than the one at hand"
+    assert not search.follows(leader(1), 2, 30), "no newer than the present one"
     assert search.follows(leader(2), 2, 40)
     search.linked(50)
     assert not search.is_wanted(60)
@@ -120,10 +120,10 @@ def test_broken_connection_leaves_no_doubt_behind() -> None:
 @pytest.mark.parametrize(
     ("first_look", "ended_term", "concerns_us"),
     [
-        ((None, 4), 4, False),  # the former run's: this process was started for the next one
-        ((None, 4), 5, True),  # the next run was over before this process met its leader
+        ((None, 4), 4, False),  # the end of the former run: this process was started for the next one
+        ((None, 4), 5, True),  # the next run ended before this process found its leader
         ((None, 0), 1, True),
-        ((leader(4), 0), 4, True),  # somebody led when this process was started
+        ((leader(4), 0), 4, True),  # there was a leader when this process was started
         ((leader(4), 0), 5, True),
         ((leader(4), 0), 3, False),
     ],
@@ -133,7 +133,7 @@ def test_end_counts_if_it_is_newer_than_the_first_look_into_the_journal(
 ) -> None:
     ends = Ends()
     ends.looked(*first_look)
-    ends.looked(None, ended_term)  # later looks change nothing about what was over before
+    ends.looked(None, ended_term)  # later reads don't change what ended before
     assert ends.concerns_us(ended_term, 0) is concerns_us
 
 

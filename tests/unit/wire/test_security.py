@@ -1,4 +1,4 @@
-"""Who may connect with whom, over real sockets: with keys, without, and with the wrong ones."""
+"""Which processes can connect to each other, with real sockets: with keys, without, and with wrong ones."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def test_each_role_needs_its_own_secret_key(keyed: Settings, keys: Path) -> None
 
 
 class Client:
-    """A DealerTransport with what it was told."""
+    """A DealerTransport, and what it reported."""
 
     def __init__(self, name: bytes = b"w1") -> None:
         self.connected: queue.Queue[bool] = queue.Queue()
@@ -239,7 +239,7 @@ def test_key_that_is_added_later_gets_in_without_a_restart(
 def test_client_without_keys_is_refused(router: RouterTransport, client: Client) -> None:
     client.transport.connect(router.bind("tcp://127.0.0.1:*"))
     client.transport.send(b"hello")
-    # Each side learns of it by itself, in either order.
+    # Each side notices it by itself, in either order.
     events = poll_until(router, lambda _events: not client.refused.empty() and router.failed_handshakes > 0)
     assert "keys" in client.refused.get()
     assert frames(events) == []

@@ -1,4 +1,4 @@
-"""Settings about security: where keys are, how secrets get to clients and to child processes."""
+"""Settings for security: where keys are, and how secrets reach clients and child processes."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_flags_without_secrets_stay_arguments() -> None:
     assert list(hidden) == [HANDED_FLAGS]
     assert handed_flags(hidden) == {"snapshots": "s3://me:pass@host/x"}
     assert handed_flags({}) == {}
-    resolve({}, None, hidden, {})  # it is no setting itself
+    resolve({}, None, hidden, {})  # the variable isn't a setting itself
 
 
 def test_coordinator_listens_where_it_is_told_and_is_found_from_here(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Real sockets on loopback: who came, who went, and how soon it is seen."""
+"""Real sockets on loopback: connections, their ends, and how soon an end is noticed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ DEADLINE_SECONDS = 10.0
 
 
 class Worker:
-    """A DealerTransport whose callbacks end up in a queue."""
+    """A DealerTransport. Its callbacks put into a queue."""
 
     def __init__(self, identity: bytes) -> None:
         self.happened: queue.Queue[bytes | str] = queue.Queue()
@@ -393,12 +393,12 @@ def test_connections_that_say_nothing_are_bounded_and_in_nobodys_way(
     assert all(isinstance(event, HandshakeFailed) for event in events), events
     assert "have sent nothing" in str(events[0])
     assert router.failed_handshakes >= 180
-    # Those that were hung up on are closed, the newest are still waited for.
+    # The oldest ones are closed, and the newest may still send something.
     for early in held[:150]:
         early.settimeout(DEADLINE_SECONDS)
         while early.recv(1024):
             pass
-    # One that speaks was never meant, nor is one that comes meanwhile.
+    # A connection that sends isn't closed, and neither is a new one.
     other = new_worker(b"w2")
     other.transport.connect(address)
     for sender in (worker, other):
@@ -424,7 +424,7 @@ def test_descriptors_are_kept_for_files_and_kafka_when_connections_take_all_they
 
 
 def test_process_gets_as_many_descriptors_as_the_system_grants() -> None:
-    """In a process of its own: a limit that was raised can't be lowered again for the others."""
+    """In a separate process, because a raised limit can't be lowered again for other tests."""
     program = (
         "import resource as r; from fcluster.wire.transport import raise_descriptor_limit as up\n"
         "r.setrlimit(r.RLIMIT_NOFILE, (100, 4000)); print(up(), *r.getrlimit(r.RLIMIT_NOFILE))\n"

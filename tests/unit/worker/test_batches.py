@@ -1,4 +1,4 @@
-"""Producers' batches become as small as a topic needs that has refused one for its size."""
+"""A producer's batches become as small as needed for a topic that refused one because of its size."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ def test_batches_fit_into_every_topic_that_has_refused_one(code: int) -> None:
     bound.refused("tiny", code)
     bound.refused("large", code)
     assert bound.producer_config() == {"batch.size": 500}
-    assert bound.producer_config() == {"batch.size": 500}, "as long as the worker lives"
+    assert bound.producer_config() == {"batch.size": 500}, "for the worker's whole lifetime"
 
 
 @pytest.mark.parametrize(
     ("topic", "code"), [("small", KafkaError.INVALID_RECORD), ("", KafkaError.MSG_SIZE_TOO_LARGE)]
 )
-def test_other_refusals_have_nothing_to_do_with_batches(topic: str, code: int) -> None:
+def test_other_refusals_do_not_change_batches(topic: str, code: int) -> None:
     bound = batches()
     bound.refused(topic, code)
     assert bound.producer_config() == {}
 
 
-def test_batches_shrink_with_each_refusal_of_a_topic_whose_limit_cannot_be_seen() -> None:
+def test_batches_shrink_with_each_refusal_of_a_topic_whose_limit_is_unknown() -> None:
     bound = batches()
     sizes: list[int] = []
     for _ in range(8):

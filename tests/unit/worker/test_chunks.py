@@ -1,4 +1,4 @@
-"""How much is processed at a time: as much as takes a few milliseconds, however long a record takes."""
+"""How many records are processed at a time: as many as take a few milliseconds."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fcluster.worker.consuming import Batch, ReadUpTo
 
 
 class Reader:
-    """Counts the batches that are done."""
+    """Counts the batches that are processed."""
 
     batches_done = 0
 
@@ -34,7 +34,7 @@ def process(chunks: Chunks, record_s: float, left: int = 0) -> list[Any]:
     return processed
 
 
-def test_every_record_comes_once_and_in_order_whatever_is_given_back() -> None:
+def test_every_record_comes_once_and_in_order_whatever_is_returned_unprocessed() -> None:
     chunks, reader = chunks_of(3, 1200, 1, 700)
     seen: list[Any] = []
     turn = 0
@@ -49,24 +49,24 @@ def test_fast_records_are_processed_many_at_a_time() -> None:
     chunks, _ = chunks_of(20_000)
     sizes = [len(process(chunks, 5e-6)) for _ in range(20)]
     assert max(sizes) == CHUNK_RECORDS_MAX
-    assert sizes[0] == 1  # nothing is known of the handler yet
+    assert sizes[0] == 1  # nothing is known about the handler yet
 
 
 def test_slow_records_are_processed_one_by_one() -> None:
     chunks, _ = chunks_of(20_000)
     for _ in range(20):
         process(chunks, 5e-6)
-    process(chunks, 0.15)  # a whole chunk of them, which is ended from without
+    process(chunks, 0.15)  # a whole chunk of them, which is ended from outside
     assert [len(process(chunks, 0.15)) for _ in range(5)] == [1, 1, 1, 1, 1]
 
 
-def test_chunk_takes_about_what_it_aims_at() -> None:
+def test_chunk_takes_about_its_target_time() -> None:
     chunks, _ = chunks_of(50_000)
     sizes = [len(process(chunks, 100e-6)) for _ in range(30)]
     assert sizes[-1] == int(AIM_S / 100e-6)
 
 
-def test_position_is_reached_once_the_batches_before_it_are_processed_though_others_wait() -> None:
+def test_position_counts_once_the_batches_before_it_are_processed_even_if_others_wait() -> None:
     chunks, reader = chunks_of(1)
     before: Any = ReadUpTo(reader, 1, {("in", 0): 1}, {})  # type: ignore[arg-type]
     newer: Any = ReadUpTo(reader, 1, {("in", 0): 2}, {})  # type: ignore[arg-type]
@@ -82,10 +82,10 @@ def test_position_is_reached_once_the_batches_before_it_are_processed_though_oth
         assert list(chunks.reached()) == []
         process(chunks, 1e-6)
     assert list(chunks.reached()) == [last]
-    assert not chunks.hold(before), "nothing waits: it holds now"
+    assert not chunks.hold(before), "nothing waits, so it counts at once"
 
 
-def test_backlog_is_what_takes_longer_than_a_moment() -> None:
+def test_records_that_take_longer_than_a_moment_count_as_backlog() -> None:
     chunks, _ = chunks_of(200)
     for _ in range(7):
         process(chunks, 5e-6)

@@ -1,4 +1,4 @@
-"""Committed offsets of a coordinator that is cut off are not believed; whoever sets them back is."""
+"""Old committed offsets from a coordinator that is cut off aren't trusted; offsets that were set back are."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ class Reader:
 
 
 class Brokers:
-    """One client after the other, each with the next of these answers; later ones get the last."""
+    """Makes clients one after another, each with the next of these answers. Later ones give the last
+    answer."""
 
     def __init__(self, *answers: dict[TopicPartition, int]) -> None:
         self.readers: list[Reader] = []
@@ -64,7 +65,7 @@ def read(offsets: CommittedOffsets, *wanted: TopicPartition) -> list[int | None]
     return [None if (position := found[at]) is None else position.offset for at in wanted]
 
 
-def test_answer_that_holds_what_was_reported_is_taken_at_once() -> None:
+def test_answer_that_includes_what_was_reported_is_accepted_at_once() -> None:
     brokers = Brokers({AT: 7})
     offsets = offsets_of(brokers)
     offsets.reported("in", 0, 7)
@@ -73,7 +74,7 @@ def test_answer_that_holds_what_was_reported_is_taken_at_once() -> None:
 
 
 @pytest.mark.parametrize("old", [{AT: 5, OTHER: 9}, {OTHER: 9}])
-def test_answer_that_is_older_than_what_was_reported_is_asked_of_other_brokers(
+def test_other_brokers_are_asked_if_an_answer_is_older_than_what_was_reported(
     old: dict[TopicPartition, int],
 ) -> None:
     brokers = Brokers(old, old, {AT: 8, OTHER: 9})
@@ -81,11 +82,11 @@ def test_answer_that_is_older_than_what_was_reported_is_asked_of_other_brokers(
     offsets.reported("in", 0, 7)
     assert read(offsets, AT, OTHER) == [8, 9]
     assert [reader.closed for reader in brokers.readers] == [True, True, False]
-    assert read(offsets, OTHER) == [9], "the reader that knows is kept"
+    assert read(offsets, OTHER) == [9], "the reader with the right answer is kept"
     assert len(brokers.readers) == 3
 
 
-def test_what_was_reported_of_other_partitions_doesnt_matter() -> None:
+def test_reports_about_other_partitions_do_not_matter() -> None:
     brokers = Brokers({OTHER: 9})
     offsets = offsets_of(brokers)
     offsets.reported("in", 0, 7)
@@ -93,7 +94,7 @@ def test_what_was_reported_of_other_partitions_doesnt_matter() -> None:
     assert len(brokers.readers) == 1
 
 
-def test_offsets_that_all_brokers_say_were_set_back_are_taken_and_said(
+def test_offsets_that_were_set_back_according_to_all_brokers_are_accepted_and_logged(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     offsets = offsets_of(Brokers({AT: 2}), old_answers_s=0.05)
@@ -101,7 +102,7 @@ def test_offsets_that_all_brokers_say_were_set_back_are_taken_and_said(
     assert read(offsets, AT) == [2]
     (said,) = [record for record in caplog.records if record.levelname == "WARNING"]
     assert "set back from outside: the answer for in/0 is offset 2, but 7 is committed" in said.message
-    assert read(offsets, AT) == [2], "and not doubted again"
+    assert read(offsets, AT) == [2], "and accepted from then on"
     assert len([record for record in caplog.records if record.levelname == "WARNING"]) == 1
 
 

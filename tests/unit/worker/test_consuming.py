@@ -1,4 +1,4 @@
-"""The reader of source topics, over a consumer that plays a script."""
+"""The reader of source topics, with a scripted consumer."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from fcluster.worker import consuming
 from fcluster.worker.consuming import Batch, ReaderEvent, ReadUpTo, SourceReader
 
 UNKNOWN = -1001
-"""librdkafka's word for an offset that it doesn't know (yet)."""
+"""The offset that librdkafka returns if it doesn't know one (yet)."""
 
 
 class MarkersOnly:
-    """A partition in which nothing stands behind the committed offset but a commit marker.
+    """A partition that has only a commit marker after the committed offset.
 
-    The first answer of the broker comes late: until then neither position nor end is known.
+    The broker's first answer comes late. Until then, neither position nor end is known.
     """
 
     def __init__(self, end: int, polls_before_answer: int) -> None:
@@ -31,7 +31,8 @@ class MarkersOnly:
         self._polls_left = polls_before_answer
 
     def append_marker(self) -> None:
-        """An aborted transaction: its records are never seen, but the position moves behind its marker."""
+        """Append an aborted transaction: its records are never seen, but the position moves past its
+        marker."""
         self._end += 2
 
     def poll(self, _timeout_s: float) -> None:
@@ -56,7 +57,7 @@ class MarkersOnly:
     def close(self) -> None: ...
 
 
-def test_partition_with_nothing_left_but_a_marker_is_reported_as_read_to_its_end() -> None:
+def test_partition_with_only_a_marker_left_is_reported_as_read_to_its_end() -> None:
     events: queue.SimpleQueue[ReaderEvent] = queue.SimpleQueue()
 
     def make(_fetching: Mapping[str, int]) -> Any:
@@ -87,7 +88,7 @@ def test_marker_that_comes_later_moves_the_position_of_an_idle_reader(
 
 
 def next_known(events: queue.SimpleQueue[ReaderEvent]) -> ReaderEvent:
-    """The next event that tells an end."""
+    """The next event that reports an end."""
     while True:
         event = events.get(timeout=10)
         if not isinstance(event, ReadUpTo) or event.ends:
@@ -95,7 +96,7 @@ def next_known(events: queue.SimpleQueue[ReaderEvent]) -> ReaderEvent:
 
 
 class Steady:
-    """Always has a record to give. Connecting takes until `may_connect` is set."""
+    """Always has a record. Connecting takes until `may_connect` is set."""
 
     def __init__(self, made: list[Steady], fetching: Mapping[str, int], may_connect: threading.Event) -> None:
         self.fetching = fetching
@@ -138,7 +139,7 @@ class Steady:
 
 @dataclass(frozen=True)
 class Record:
-    """As much of a message as the reader looks at."""
+    """The part of a message that the reader uses."""
 
     number: int
     at: int
@@ -149,10 +150,10 @@ class Record:
         return self.at
 
 
-def test_reader_goes_over_to_the_gathering_consumer_only_when_that_is_connected(
+def test_reader_changes_to_the_gathering_consumer_only_when_that_is_connected(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    clock = itertools.count(step=0.001)  # each look at it is a millisecond later
+    clock = itertools.count(step=0.001)  # each call is a millisecond later
     monkeypatch.setattr(consuming, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     events: queue.SimpleQueue[ReaderEvent] = queue.SimpleQueue()
     made: list[Steady] = []
@@ -177,7 +178,7 @@ def test_reader_goes_over_to_the_gathering_consumer_only_when_that_is_connected(
         reader.start({("in", 0): 0})
         read_until(lambda: len(made) == 2 and len(offsets) > 3000)
         assert made[0].connected == ["in"]
-        assert made[0].assigned, "it left before the other one was connected"
+        assert made[0].assigned, "it was closed before the other one was connected"
         may_connect.set()
         read_until(lambda: bool(made[1].assigned))
         read_until(lambda: len(offsets) % 100 == 0)
@@ -185,10 +186,10 @@ def test_reader_goes_over_to_the_gathering_consumer_only_when_that_is_connected(
         assert not made[0].assigned
     finally:
         reader.close(timeout_s=5)
-    assert offsets == list(range(len(offsets))), "records were lost or came twice when it went over"
+    assert offsets == list(range(len(offsets))), "records were lost or repeated at the change"
 
 
-def test_end_that_isnt_known_yet_is_left_out_not_told_as_a_number() -> None:
+def test_unknown_end_is_left_out_and_not_reported_as_a_number() -> None:
     events: queue.SimpleQueue[ReaderEvent] = queue.SimpleQueue()
     reader = SourceReader(lambda _fetching: MarkersOnly(8, 3), events.put, "reader")  # type: ignore[arg-type,return-value]
     try:
@@ -199,7 +200,7 @@ def test_end_that_isnt_known_yet_is_left_out_not_told_as_a_number() -> None:
         reader.close(timeout_s=5)
 
 
-def test_empty_partition_beside_one_that_always_has_records_is_told_to_be_at_its_end(
+def test_empty_partition_beside_a_busy_one_is_reported_at_its_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(consuming, "LOOK_INTERVAL_S", 0.01)
@@ -222,7 +223,7 @@ def test_empty_partition_beside_one_that_always_has_records_is_told_to_be_at_its
 
 
 class SlowToTell(Steady):
-    """Learns where the second partition ends when it is told to."""
+    """Learns the second partition's end when it is told to."""
 
     end = UNKNOWN
 
@@ -231,7 +232,7 @@ class SlowToTell(Steady):
         return (0, self.end) if at.partition else (0, 1_000)
 
 
-def test_ends_that_become_known_are_told_while_a_slow_handler_leaves_no_room(
+def test_ends_that_become_known_are_reported_while_a_slow_handler_leaves_no_room(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(consuming, "LOOK_INTERVAL_S", 0.01)
@@ -242,7 +243,7 @@ def test_ends_that_become_known_are_told_while_a_slow_handler_leaves_no_room(
     try:
         reader.start({("in", 0): 0, ("in", 1): 0})
         batches = 0
-        while batches < consuming.BATCHES_AHEAD_MAX:  # and none of them is ever done
+        while batches < consuming.BATCHES_AHEAD_MAX:  # none of them is ever processed
             batches += isinstance(events.get(timeout=10), Batch)
         consumer.end = 77
         while ("in", 1) not in (told := next_known(events)).ends:  # type: ignore[union-attr]
@@ -253,7 +254,7 @@ def test_ends_that_become_known_are_told_while_a_slow_handler_leaves_no_room(
 
 
 class Steadfast(Steady):
-    """Two partitions in turns, of which one may be paused; knows where they end."""
+    """Two partitions in turns, of which one may be paused. Their ends are known."""
 
     def __init__(self, made: list[Steady], fetching: Mapping[str, int], connect: threading.Event) -> None:
         super().__init__(made, fetching, connect)
@@ -279,7 +280,7 @@ class Steadfast(Steady):
         return 0, 1_000
 
 
-def test_watched_partitions_tell_with_each_batch_where_they_stand_and_one_that_is_held_stays_there() -> None:
+def test_watched_partitions_report_their_position_with_each_batch_and_a_paused_one_stays_there() -> None:
     events: queue.SimpleQueue[ReaderEvent] = queue.SimpleQueue()
     made: list[Any] = []
     connected = threading.Event()
@@ -310,7 +311,7 @@ def test_watched_partitions_tell_with_each_batch_where_they_stand_and_one_that_i
         for _ in range(20):
             read = batch()
         assert read.standings["a", 0] == (held_at, 1_000)
-        assert read.generation == generation, "holding is no change of the assignment"
+        assert read.generation == generation, "a pause doesn't change the assignment"
         reader.release(("a", 0))
         while consumer.assigned[0] == held_at:
             batch()

@@ -1,4 +1,4 @@
-"""An epoch's way from its first record to its commit through the worker's threads, without Kafka."""
+"""An epoch from its first record to its commit, through the worker's threads, without Kafka."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Bench:
         return self.posted.get(timeout=PATIENCE_S)
 
     def process(self, *offsets: int, value: bytes = b'"x"') -> None:
-        """As the record pump does."""
+        """Process a record like the record pump does."""
         if not self.pipeline.has_begun:
             self.pipeline.begin()
         one = self.runner.inputs[0]
@@ -97,7 +97,7 @@ class Bench:
         return event
 
     def outputs(self, number: int) -> list[int]:
-        """The counts that the epoch of this number holds."""
+        """The counts in the epoch of this number."""
         return [orjson.loads(output[1])["n"] for output in self.writer.transactions[number].outputs]
 
 
@@ -110,12 +110,12 @@ def bench() -> Iterator[Bench]:
     bench.pipeline.close()
 
 
-def test_records_behind_the_barrier_go_into_the_next_transaction_while_the_one_before_commits(
+def test_records_after_the_barrier_go_into_the_next_transaction_while_the_one_before_commits(
     bench: Bench,
 ) -> None:
     bench.opened().process(0, 1)
     bench.prepare(4)
-    assert not bench.pipeline.has_begun, "there is nothing in the next epoch yet"
+    assert not bench.pipeline.has_begun, "the next epoch is still empty"
     bench.process(2)
     bench.flushed(4, records=2)
     committed = bench.commit(4)
@@ -167,7 +167,7 @@ def test_lost_transaction_leaves_state_uncommitted_and_is_reported(bench: Bench,
     assert bench.deltas == []
 
 
-def test_output_that_kafka_refuses_for_good_fails_the_epoch_and_teaches_the_batches(bench: Bench) -> None:
+def test_output_that_kafka_refuses_fails_the_epoch_and_shrinks_the_batches(bench: Bench) -> None:
     bench.opened().process(0)
     bench.writer.fail["prepare"] = lost(KafkaError.MSG_SIZE_TOO_LARGE)
     bench.prepare(4)
@@ -190,7 +190,7 @@ def test_state_that_cannot_be_stored_fails_the_epoch_at_its_barrier(bench: Bench
     [
         (StateDamaged("a damaged file"), events.WorkerBroken),
         (SourceGap("records are missing"), events.JobBroken),
-        (ValueError("nobody foresaw it"), events.TransactionFailed),
+        (ValueError("unforeseen"), events.TransactionFailed),
     ],
 )
 def test_whatever_fails_in_the_commit_thread_becomes_an_event(
@@ -203,7 +203,7 @@ def test_whatever_fails_in_the_commit_thread_becomes_an_event(
     bench.writer.fail.clear()
 
 
-def test_session_that_is_over_holds_no_producer_and_its_thread_is_kept_for_who_has_to_wait(
+def test_ended_session_keeps_no_producer_but_its_thread_for_later_sessions_to_wait_for(
     bench: Bench,
 ) -> None:
     bench.opened().process(0)
@@ -230,19 +230,19 @@ def test_next_session_waits_for_the_threads_of_earlier_ones_whose_ids_it_has(ben
     assert bench.writer.log == ["waits: True", "open"]
 
 
-def test_thread_that_hangs_is_given_up_and_its_session_ends(bench: Bench) -> None:
+def test_hanging_thread_is_abandoned_and_its_session_ends(bench: Bench) -> None:
     bench.writer.opens.clear()
     bench.pipeline.open(SESSION, bench.writer.make)
     bench.writer.give_up("the coordinator has moved")
     assert bench.next_event() == events.TransactionFailed(SESSION, "the coordinator has moved")
     bench.pipeline.destroy()
-    bench.pipeline.close()  # doesn't wait for it
+    bench.pipeline.close()  # doesn't wait for that thread
     bench.writer.opens.set()
 
 
-def test_outputs_wait_where_kafka_takes_too_few_and_a_failed_transaction_ends_the_wait(bench: Bench) -> None:
+def test_outputs_wait_if_kafka_accepts_too_few_and_a_failed_transaction_ends_the_wait(bench: Bench) -> None:
     bench.opened()
-    assert bench.pipeline.hold_back(backlog=False) is None, "nothing is open"
+    assert bench.pipeline.hold_back(backlog=False) is None, "no transaction is open"
     bench.process(0)
     (transaction,) = bench.writer.transactions
     transaction.waiting = [epoch_pipeline.OUTPUTS_UNACKNOWLEDGED_MAX + 1, 5]

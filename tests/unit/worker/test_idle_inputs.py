@@ -47,7 +47,7 @@ def runner() -> ShardRunner:
     return made
 
 
-def test_input_at_its_end_is_idle_after_its_time_and_is_told_of_once(runner: ShardRunner) -> None:
+def test_input_at_its_end_becomes_idle_in_time_and_is_reported_once(runner: ShardRunner) -> None:
     idle = IdleInputs()
     assert idle.look([runner], 1_000) == set()
     assert idle.look([runner], 1_099) == set()
@@ -60,7 +60,7 @@ def test_input_at_its_end_is_idle_after_its_time_and_is_told_of_once(runner: Sha
     assert time.idle
 
 
-def test_record_begins_the_wait_anew_and_ends_the_idleness(runner: ShardRunner) -> None:
+def test_record_restarts_the_wait_and_ends_the_idleness(runner: ShardRunner) -> None:
     idle = IdleInputs()
     runner.inputs[0].end = 2
     idle.look([runner], 1_000)
@@ -76,7 +76,7 @@ def test_record_begins_the_wait_anew_and_ends_the_idleness(runner: ShardRunner) 
     assert idle.look([runner], 1_350) == {SHARD}
 
 
-def test_time_in_which_nobody_could_read_does_not_count() -> None:
+def test_time_in_which_the_process_could_not_read_does_not_count() -> None:
     made = running(Watermark(idle_ms=30_000))
     made.inputs[0].end = 0
     idle = IdleInputs()
@@ -96,7 +96,7 @@ def test_input_that_has_not_reached_its_end_is_not_idle(runner: ShardRunner, end
 
 
 @pytest.mark.parametrize("watermark", [None, Watermark()])
-def test_only_where_the_job_asks_for_it(watermark: Watermark | None) -> None:
+def test_inputs_become_idle_only_if_the_job_asks_for_it(watermark: Watermark | None) -> None:
     idle, made = IdleInputs(), running(watermark)
     made.inputs[0].end = 0
     idle.look([made], 1_000)

@@ -18,10 +18,10 @@ def test_order_is_kept_and_only_events_interrupt_a_chunk() -> None:
     assert next(taken) is died
     assert not inbox.interrupts, "the chunk has ended"
     inbox.post(events.Connected())
-    assert list(taken) == [tick, events.Connected()], "what comes meanwhile, too"
+    assert list(taken) == [tick, events.Connected()], "and what comes in the meantime"
 
 
-def test_nothing_is_waited_for_unless_it_is_said() -> None:
+def test_inbox_does_not_wait_unless_told_to() -> None:
     inbox = Inbox()
     assert list(inbox.take(0)) == []
     assert list(inbox.take(0.001)) == []

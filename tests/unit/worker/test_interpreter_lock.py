@@ -1,4 +1,4 @@
-"""Other threads run while a call holds the interpreter's lock, if it looks for signals."""
+"""Other threads run while a call holds the interpreter's lock, if the call checks for signals."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def lock() -> Iterator[None]:
 
 
 class FoundError(Exception):
-    """Ends the call that holds the lock, from another thread."""
+    """Ends the call that holds the lock, raised from another thread."""
 
 
 @pytest.mark.usefixtures("lock")
-def test_thread_that_puts_the_timer_off_runs_while_a_regular_expression_backtracks() -> None:
+def test_thread_that_postpones_the_timer_runs_while_a_regular_expression_backtracks() -> None:
     turns: list[float] = []
     main_thread = threading.get_ident()
 
@@ -68,7 +68,7 @@ def test_timer_is_not_started_without_a_handler_for_its_signal() -> None:
 
 
 @pytest.mark.usefixtures("lock")
-def test_timers_rest_once_nobody_puts_them_off() -> None:
+def test_timers_stop_once_no_thread_postpones_them() -> None:
     interpreter_lock.put_off()
     assert signal.getitimer(signal.ITIMER_PROF)[0] > 60
     interpreter_lock.rest()
@@ -97,7 +97,7 @@ deaf_handler()
 """
 
 
-def test_call_that_looks_for_no_signal_ends_the_process_with_its_stacks() -> None:
+def test_call_that_never_checks_for_signals_ends_the_process_with_its_stacks() -> None:
     ended = subprocess.run([sys.executable, "-c", DEAF], capture_output=True, text=True)
     assert ended.returncode == -signal.SIGPROF, ended.stderr
     assert "in deaf_handler" in ended.stderr

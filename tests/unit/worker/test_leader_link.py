@@ -1,4 +1,4 @@
-"""What goes over a worker's link to its coordinator, and what the main thread gets of it."""
+"""What is sent over a worker's link to its coordinator, and which events the main thread gets from it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SESSION, TERM = 7, 3
 
 
 class Linked:
-    """A link, and the coordinator at its other end."""
+    """A link, with the coordinator at its other end."""
 
     def __init__(self) -> None:
         self.router = RouterTransport()
@@ -54,9 +54,11 @@ class Linked:
         self.answer_frame(messages.encode(message))
 
     def answer_frame(self, frame: bytes) -> None:
-        """Send it as the coordinator, whatever it is."""
-        # The link may be up before the coordinator's socket knows whose it is.
-        wait_until(lambda: self.router.send(b"worker-1", frame), "the worker to be known", PATIENCE_S, 0.001)
+        """Send any frame as the coordinator."""
+        # The link may be connected before the coordinator's socket knows the worker's identity.
+        wait_until(
+            lambda: self.router.send(b"worker-1", frame), "the worker's identity is known", PATIENCE_S, 0.001
+        )
 
     def heard(self) -> messages.ToCoordinator:
         """The next message that the coordinator receives."""
@@ -79,7 +81,7 @@ def begun() -> messages.RecordBegun:
     return messages.RecordBegun(SESSION, ShardId("in", 0), 5, "step", "record in/0 at offset 5", 0)
 
 
-def test_messages_come_as_events_in_order_and_go_out(linked: Linked) -> None:
+def test_messages_arrive_as_events_in_order_and_are_sent(linked: Linked) -> None:
     linked.link.send(messages.RecordEnded(SESSION))
     assert linked.heard() == messages.RecordEnded(SESSION)
     drain, barrier = messages.Drain(TERM, SESSION), messages.Barrier(TERM, SESSION, 4)
@@ -123,7 +125,9 @@ def test_job_is_over_at_once_if_the_shutdown_concerns_this_worker(
     assert linked.job_over == ([0] if is_over else []), "before the event, which may wait for a record"
 
 
-def test_flood_of_malformed_frames_fills_no_log(linked: Linked, caplog: pytest.LogCaptureFixture) -> None:
+def test_flood_of_malformed_frames_does_not_fill_the_log(
+    linked: Linked, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.WARNING):
         for _ in range(9):
             linked.answer_frame(b"\xc1")
@@ -135,7 +139,7 @@ def test_flood_of_malformed_frames_fills_no_log(linked: Linked, caplog: pytest.L
     ]
 
 
-def test_trouble_is_told_once_until_it_is_another(linked: Linked, caplog: pytest.LogCaptureFixture) -> None:
+def test_trouble_is_logged_once_until_it_changes(linked: Linked, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         for trouble in ("no route", "no route", "refused", "no route"):
             linked.link.say_trouble(trouble)

@@ -1,4 +1,4 @@
-"""What waits in a worker for its turn, of a shard with several inputs."""
+"""Records of a shard with several inputs that wait in a worker for their turn."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fcluster.worker.merges import ShardMerge, sorted_out
 
 
 class Reader:
-    """Notes which partitions are held."""
+    """Records which partitions are paused."""
 
     def __init__(self) -> None:
         self.held: list[tuple[str, int]] = []
@@ -65,7 +65,7 @@ class Bench:
         return None if batch is None else [message.timestamp()[1] for message in batch.messages]
 
 
-def test_next_batch_comes_when_the_one_before_is_done() -> None:
+def test_next_batch_comes_when_the_one_before_is_processed() -> None:
     bench = Bench()
     bench.read(0, 1, 4, end=2)
     bench.read(1, 2, 3, end=2)
@@ -76,7 +76,7 @@ def test_next_batch_comes_when_the_one_before_is_done() -> None:
     assert bench.next_stamps() == [5]
 
 
-def test_what_was_read_counts_as_read_only_when_nothing_of_it_waits() -> None:
+def test_records_count_as_read_only_when_none_of_them_waits() -> None:
     bench = Bench()
     bench.read(0, 1, 9, end=2)
     assert [one.read_position for one in bench.inputs] == [0, 0]
@@ -84,14 +84,14 @@ def test_what_was_read_counts_as_read_only_when_nothing_of_it_waits() -> None:
     assert bench.next_stamps() == [1, 5]
     assert [one.read_position for one in bench.inputs] == [0, 0], "it is in the batch"
     bench.merge.done()
-    assert [one.read_position for one in bench.inputs] == [0, 1], "9 waits for what is still to come of b"
+    assert [one.read_position for one in bench.inputs] == [0, 1], "9 waits for later records of b"
     bench.merge.note(1, 7, 7)
-    assert [one.read_position for one in bench.inputs] == [0, 7], "nothing but marks of transactions came"
+    assert [one.read_position for one in bench.inputs] == [0, 7], "only transaction markers came"
     assert [one.end for one in bench.inputs] == [2, 7]
 
 
 @pytest.mark.parametrize("size_bytes", [10, 4_000])
-def test_reading_of_an_input_that_is_far_ahead_is_held(
+def test_reading_of_an_input_that_is_far_ahead_is_paused(
     monkeypatch: pytest.MonkeyPatch, size_bytes: int
 ) -> None:
     monkeypatch.setattr(merges, "HELD_ABOVE_RECORDS", 10 if size_bytes == 10 else 1_000_000)
@@ -99,13 +99,13 @@ def test_reading_of_an_input_that_is_far_ahead_is_held(
     bench = Bench()
     bench.read(0, *range(100, 120), end=99, size_bytes=size_bytes)
     assert bench.reader.held == [("a", 3)]
-    assert bench.next_stamps() is None, "b isn't known to have no more"
+    assert bench.next_stamps() is None, "b may have more records"
     bench.read(1, 150, end=99)
     assert bench.next_stamps() == list(range(100, 120))
     assert bench.reader.held == [], "there is room again"
 
 
-def test_what_was_given_out_is_outdated_once_the_shard_is_not_read_any_more() -> None:
+def test_handed_out_records_are_outdated_once_the_shard_is_no_longer_read() -> None:
     bench = Bench()
     bench.read(0, 1, end=1)
     bench.merge.note(1, 0, 0)
@@ -115,10 +115,10 @@ def test_what_was_given_out_is_outdated_once_the_shard_is_not_read_any_more() ->
     bench.merge.close()
     assert batch.generation < batch.reader.newest_generation
     bench.merge.done()
-    assert bench.inputs[0].read_position == 0, "nobody knows what was processed of it"
+    assert bench.inputs[0].read_position == 0, "it isn't known which of them were processed"
 
 
-def test_batch_is_sorted_out_by_partition() -> None:
+def test_batch_is_split_by_partition() -> None:
     mine, others = FakeMessage("a", 1), [FakeMessage("a", 2, partition=4), FakeMessage("c", 3)]
     messages: list[Any] = [others[0], mine, others[1]]
     reader: Any = Reader()

@@ -1,4 +1,4 @@
-"""Epochs shrink until one record stands alone, and grow again; replays for one reason wait for each other."""
+"""Epochs shrink until one record is alone, and grow again. Repeated replays for one reason are delayed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_each_failure_divides_the_piece(failures: tuple[int, ...], records_max: 
     assert shrunk(*failures).records_max == records_max
 
 
-def test_commits_keep_the_size_while_the_record_may_still_be_in_front() -> None:
+def test_commits_keep_the_size_while_the_record_may_still_be_ahead() -> None:
     pieces = shrunk(500)
     for _ in range(FACTOR):
         pieces.committed(62)
@@ -57,7 +57,7 @@ def test_commit_of_nothing_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("records", [1, 7, 500, 100_000])
-def test_any_bad_record_stands_alone_after_few_epochs(records: int) -> None:
+def test_any_bad_record_is_alone_after_few_epochs(records: int) -> None:
     for bad in {0, records // 3, records // 2, records - 1}:
         pieces, at, epochs = Pieces(), 0, 0
         while True:

@@ -1,4 +1,4 @@
-"""What a record leads to: outputs, state, or an error that leaves no trace."""
+"""The effect of a record: outputs and state, or an error that leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from fcluster.worker.processing import HandlerError, OutputPort, ShardRunner, Un
 
 
 class EmptyStore:
-    """A store that holds nothing, unless `get` knows better."""
+    """An empty store. `get` replaces the method of that name."""
 
     def __init__(self, get: Callable[[bytes], bytes | None]) -> None:
         self._get = get
@@ -44,7 +44,7 @@ class EmptyStore:
 
 
 class FakeMessage:
-    """What the runner needs of a consumed message."""
+    """The parts of a consumed message that the runner needs."""
 
     def __init__(
         self,
@@ -80,7 +80,7 @@ class FakeMessage:
 
 
 class Bench:
-    """One shard of a job's first stage, with its outputs collected."""
+    """One shard of a job's first stage. Outputs are collected."""
 
     def __init__(self, job: Job, get: Callable[[bytes], bytes | None] = lambda _key: None) -> None:
         (stage, *_rest) = job.build(Settings()).stages
@@ -124,7 +124,7 @@ def test_generator_yields_values_with_key_and_timestamp_carried_over() -> None:
     ]
 
 
-def test_states_of_two_keys_are_apart() -> None:
+def test_states_of_two_keys_are_separate() -> None:
     bench = Bench(job_with(count))
     for key in (b"a", b"b", b"a"):
         bench.run("x", key=key)
@@ -152,7 +152,7 @@ def test_context_shows_the_record() -> None:
     assert seen == ["schlüssel", 1234, [("h", b"1")], "in", 0, 9]
 
 
-def test_record_sets_what_it_names_and_carries_the_rest_over() -> None:
+def test_record_sets_the_fields_that_it_names_and_keeps_the_rest() -> None:
     job = Job("j")
     source, out, other = job.topic("in"), job.topic("out"), job.topic("other")
 
@@ -206,7 +206,7 @@ def test_state_of_a_record_without_key_is_an_error_that_says_what_to_do() -> Non
         Bench(job_with(count)).run("x", key=None)
 
 
-def test_unreadable_value_is_told_apart_from_a_failing_handler() -> None:
+def test_unreadable_value_is_distinguished_from_a_failing_handler() -> None:
     bench = Bench(job_with(count))
     with pytest.raises(UnreadableRecordError, match="record in/0 at offset 5 can't be decoded"):
         bench.run(b"{not json", offset=5)
@@ -241,7 +241,7 @@ def test_skipped_record_leaves_no_state_and_no_output() -> None:
 
 
 @pytest.mark.parametrize("on_error", ["skip", "stop"])
-def test_store_that_cannot_be_read_is_not_the_records_fault(on_error: str) -> None:
+def test_store_that_cannot_be_read_is_not_an_error_of_the_record(on_error: str) -> None:
     def fail(_key: bytes) -> bytes | None:
         raise StateDamaged("RocksDB can't go on: I/O error")
 
@@ -258,7 +258,7 @@ def test_unreadable_record_is_skipped_too() -> None:
     assert bench.values() == [("out", {"n": 1}, b"k")]
 
 
-def test_dead_letter_is_the_record_as_it_came_with_its_error() -> None:
+def test_dead_letter_is_the_unchanged_record_with_its_error() -> None:
     job = Job("j")
     dead = job.topic("dead", value="bytes")
     job.process(job.topic("in"), to=job.topic("out"), name="h", on_error=dead)(count)
@@ -343,7 +343,7 @@ def test_state_that_is_not_declared_is_an_error_of_the_handler_that_names_it() -
         bench.run({"n": 1, "name": "b"})
 
 
-def test_declared_state_that_can_not_be_kept_is_found_with_its_handler() -> None:
+def test_declared_state_that_cannot_be_stored_is_found_with_its_handler() -> None:
     def bad(ctx: Any, value: Any) -> None:
         ctx.value(TOTAL).set("text")
 
@@ -383,7 +383,7 @@ def test_steps_are_announced_in_order_each_once_before_they_begin() -> None:
     assert sys.getprofile() is None
 
 
-def test_only_records_under_suspicion_are_announced_and_those_behind_them_run_as_fast_as_ever() -> None:
+def test_only_suspect_records_are_announced_and_later_ones_run_at_full_speed() -> None:
     bench = Bench(job_with(count))
     fast, announced = bench.runner.handle, list[int]()
 
@@ -392,14 +392,14 @@ def test_only_records_under_suspicion_are_announced_and_those_behind_them_run_as
         handle(record)
 
     bench.runner.announce(range(3, 6), run)
-    for offset in (1, 3, 4, 8):  # Kafka leaves offsets out
+    for offset in (1, 3, 4, 8):  # offsets in Kafka have gaps
         bench.run("x", offset=offset)
     assert announced == [3, 4]
     assert bench.runner.handle is fast
     assert [value["n"] for _topic, value, _key in bench.values()] == [1, 2, 3, 4]
 
 
-def test_nothing_under_suspicion_changes_nothing() -> None:
+def test_without_suspect_records_nothing_changes() -> None:
     bench = Bench(job_with(count))
     fast = bench.runner.handle
     bench.runner.announce(range(0), lambda _record, _handle: None)

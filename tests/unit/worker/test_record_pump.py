@@ -1,4 +1,4 @@
-"""How records that were read come to their shard's runner, and what ends a chunk of them."""
+"""How records from readers reach their shard's runner, and what ends a chunk of them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SHARD, OTHER = shard_of(TOPOLOGY, 0), shard_of(TOPOLOGY, 1)
 
 @pytest.fixture(autouse=True)
 def wide_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However slow the machine is, a chunk ends only where the batch does."""
+    """A chunk ends only where the batch ends, however slow the machine is."""
     monkeypatch.setattr(chunks, "AIM_S", 1e6)
 
 
@@ -48,7 +48,7 @@ def read_up_to(pumping: Pumping, positions: dict[tuple[str, int], int], end: int
     return ReadUpTo(reader, reader.newest_generation, positions, dict.fromkeys(positions, end))
 
 
-def test_first_record_opens_an_epoch_and_the_chunk_tells_what_it_touched(pumping: Pumping) -> None:
+def test_first_record_opens_an_epoch_and_the_chunk_reports_what_it_touched(pumping: Pumping) -> None:
     runner = pumping.start()
     pumping.start(partition=1)
     assert not pumping.pump.has_work
@@ -71,10 +71,10 @@ def test_event_ends_the_chunk_with_the_record_that_is_processed(pumping: Pumping
     assert pumping.counts() == [1]
     assert list(pumping.inbox.take(0)) == [events.Tick()]
     pumping.run()
-    assert pumping.counts() == [1, 2, 3], "the others come next, in order"
+    assert pumping.counts() == [1, 2, 3], "the others are next, in order"
 
 
-def test_records_of_an_earlier_generation_and_of_strangers_are_left_out(pumping: Pumping) -> None:
+def test_records_of_an_earlier_generation_or_another_reader_are_left_out(pumping: Pumping) -> None:
     pumping.start()
     pumping.read(Message(5), Message(6))
     pumping.shards.stop([SHARD])
@@ -96,7 +96,7 @@ def test_records_without_a_session_or_a_shard_are_dropped(pumping: Pumping) -> N
     assert pumping.reader.batches_done == 2
 
 
-def test_failing_handler_ends_its_chunk_for_everything_is_replayed(pumping: Pumping) -> None:
+def test_failing_handler_ends_its_chunk_because_everything_is_replayed(pumping: Pumping) -> None:
     pumping.start()
     pumping.read(Message(0), Message(1, b'"bad"'), Message(2))
     pumping.run()
@@ -107,7 +107,7 @@ def test_failing_handler_ends_its_chunk_for_everything_is_replayed(pumping: Pump
     assert pumping.counts() == [1]
 
 
-def test_shard_stops_before_its_stop_record_and_the_others_go_on(pumping: Pumping) -> None:
+def test_shard_stops_before_its_stop_record_and_the_others_continue(pumping: Pumping) -> None:
     pumping.start(stop_record=StopRecord(1, Failure.of_record("why")))
     pumping.start(partition=1)
 
@@ -156,7 +156,7 @@ def test_transaction_that_cannot_begin_is_an_event(pumping: Pumping) -> None:
     assert pumping.pump.records == 0
 
 
-def test_position_that_a_reader_tells_counts_when_all_it_read_before_is_processed(pumping: Pumping) -> None:
+def test_reported_position_counts_when_all_records_read_before_are_processed(pumping: Pumping) -> None:
     one = pumping.start().inputs[0]
     pumping.read(Message(0))
     pumping.pump.add_told(read_up_to(pumping, {("in", 0): 4}, end=4))
@@ -165,17 +165,17 @@ def test_position_that_a_reader_tells_counts_when_all_it_read_before_is_processe
     assert pumping.told == 1
     assert (one.read_position, one.end) == (4, 4), "control records counted"
     pumping.pump.add_told(read_up_to(pumping, {("in", 0): 5}, end=5))
-    assert pumping.told == 2, "nothing waits: at once"
+    assert pumping.told == 2, "nothing waits, so it counts at once"
 
 
-def test_end_counts_at_once_though_records_before_it_wait(pumping: Pumping) -> None:
+def test_end_counts_at_once_although_records_before_it_wait(pumping: Pumping) -> None:
     one = pumping.start().inputs[0]
     pumping.read(Message(0))
     pumping.pump.add_told(read_up_to(pumping, {("in", 0): 1}, end=700))
-    assert (one.read_position, one.end) == (0, 700), "what is left to do is known while it is being done"
+    assert (one.read_position, one.end) == (0, 700), "the lag is known while the records are processed"
 
 
-def test_position_of_an_earlier_generation_says_nothing(pumping: Pumping) -> None:
+def test_position_of_an_earlier_generation_is_ignored(pumping: Pumping) -> None:
     pumping.start()
     told = read_up_to(pumping, {("in", 0): 9}, end=9)
     pumping.shards.stop([SHARD])
@@ -212,14 +212,14 @@ def test_record_that_may_end_the_process_is_announced_before_each_step(pumping: 
 
 
 @pytest.mark.parametrize("code", [KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE])
-def test_record_that_is_gone_ends_the_session_for_the_restore_to_look(pumping: Pumping, code: int) -> None:
+def test_missing_record_ends_the_session_so_that_the_restore_checks(pumping: Pumping, code: int) -> None:
     pumping.pump.read_failed(ReadFailed("in", 0, 5, KafkaError(code)))
     (failed,) = pumping.fed
     assert isinstance(failed, events.TransactionFailed)
     assert failed.reason.startswith("the next record of in/0 is gone")
 
 
-def test_unknown_topic_is_trouble_that_is_told_and_other_errors_are_logged(
+def test_unknown_topic_is_reported_as_trouble_and_other_errors_are_logged(
     pumping: Pumping, caplog: pytest.LogCaptureFixture
 ) -> None:
     pumping.pump.read_failed(ReadFailed("in", 0, -1, KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART)))
@@ -245,7 +245,7 @@ def test_records_of_several_inputs_wait_for_their_turn(merging: Pumping) -> None
     of_a = [Message(0, topic="a", timestamp_ms=10), Message(1, topic="a", timestamp_ms=30)]
     merging.read(*of_a, standings={("a", 0): (2, 2)})
     merging.pump.add_merged()
-    assert not merging.pump.has_work, "b may still have earlier ones"
+    assert not merging.pump.has_work, "b may still have earlier records"
     merging.read(Message(0, topic="b", timestamp_ms=20), standings={("b", 0): (1, 1)})
     merging.pump.add_merged()
     merging.run()
@@ -254,7 +254,7 @@ def test_records_of_several_inputs_wait_for_their_turn(merging: Pumping) -> None
     assert merging.reader.batches_done == 2
 
 
-def test_what_waits_in_a_merge_is_not_taken_for_read(merging: Pumping) -> None:
+def test_records_that_wait_in_a_merge_do_not_count_as_read(merging: Pumping) -> None:
     runner = merging.start()
     merging.read(Message(0, topic="a", timestamp_ms=10), standings={("a", 0): (1, 1)})
     merging.pump.add_told(read_up_to(merging, {("a", 0): 1}, end=1))
@@ -305,7 +305,7 @@ def test_input_that_becomes_idle_is_something_to_commit(timed: Pumping) -> None:
     assert timed.fed == [events.RecordsProcessed(frozenset({SHARD}), 0, backlog=False)]
 
 
-def test_event_time_that_was_put_off_is_something_to_commit_once_it_may_be_told(
+def test_postponed_event_time_is_something_to_commit_once_it_may_be_told(
     timed: Pumping, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     timed.start()
@@ -314,11 +314,11 @@ def test_event_time_that_was_put_off_is_something_to_commit_once_it_may_be_told(
     assert timed.fed == []
     timed.pump.pass_time(500)
     assert timed.fed == [events.RecordsProcessed(frozenset({SHARD}), 0, backlog=False)], (
-        "not of a shard elsewhere"
+        "not that of a shard on another worker"
     )
 
 
-def test_shard_that_is_given_up_takes_part_in_no_further_epoch_for_its_event_time(timed: Pumping) -> None:
+def test_released_shard_takes_part_in_no_further_epoch_for_its_event_time(timed: Pumping) -> None:
     timed.start()
     timed.core_state.shards[SHARD].phase = ShardPhase.RELEASING
     timed.pump.add_told(read_up_to(timed, {("in", 0): 0}, end=0))

@@ -1,4 +1,4 @@
-"""Which record takes long, seen from another thread."""
+"""Which record takes long, observed from another thread."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fcluster.worker.record_watch import RecordWatch, Running, describe_overdue,
 
 
 class FakeRecord:
-    """Stands for a message."""
+    """Takes the place of a message."""
 
     def topic(self) -> str:
         return "in"
@@ -35,7 +35,7 @@ def test_record_counts_from_the_first_sample_that_saw_it() -> None:
     assert watch.sample(5.0, 5.0) == Running(first, 3.0)
 
 
-def test_another_record_counts_anew() -> None:
+def test_another_record_is_timed_from_zero() -> None:
     watch = RecordWatch()
     watch.record = record()
     watch.sample(1.0, 1.0)
@@ -46,11 +46,11 @@ def test_another_record_counts_anew() -> None:
     assert watch.sample(4.0, 4.0) is None
 
 
-def test_time_in_which_the_process_was_suspended_is_not_the_handlers() -> None:
+def test_time_in_which_the_process_was_suspended_does_not_count() -> None:
     watch, slow = RecordWatch(), record()
     watch.record = slow
     watch.sample(10.0, 1.0)
-    assert watch.sample(10.25, 1.0) == Running(slow, 0.25), "asleep, but seen to be"
+    assert watch.sample(10.25, 1.0) == Running(slow, 0.25), "it slept, but samples saw the record"
     assert watch.sample(70.25, 1.0) == Running(slow, 1.25)
     assert watch.sample(75.25, 5.0) == Running(slow, 6.25), (
         "it held the interpreter's lock, and used the time"
@@ -89,8 +89,8 @@ def test_handler_that_hangs_is_named_with_its_line() -> None:
     finally:
         release.set()
         thread.join()
-    assert "threading.py:" in text  # the innermost line; the outermost is what the thread began with
+    assert "threading.py:" in text  # the innermost lines, not only the thread's first ones
 
 
-def test_thread_that_is_gone_is_in_no_handler() -> None:
+def test_ended_thread_is_in_no_handler() -> None:
     assert handler_of(None) == "in fcluster itself"

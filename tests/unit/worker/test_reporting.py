@@ -1,4 +1,4 @@
-"""What a worker tells of itself in its heartbeats, and when one record has taken too long."""
+"""What a worker reports in its heartbeats, and what happens when a record has taken too long."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     bench.pumping.close()
 
 
-def test_heartbeat_holds_the_newest_figures_of_all_parts(bench: Bench) -> None:
+def test_heartbeat_contains_the_newest_figures_of_all_parts(bench: Bench) -> None:
     bench.pumping.start()
     bench.pumping.read(Message(0), Message(1, b'"bad"'))
     bench.pumping.run()
@@ -101,14 +101,14 @@ def test_heartbeat_holds_the_newest_figures_of_all_parts(bench: Bench) -> None:
     bench.reporting.refresh()
     bench.reporting.send_heartbeat()
     before, after = bench.link.sent
-    assert before.stats.records_in == 0, "those that only the main thread may collect"
+    assert before.stats.records_in == 0, "figures that only the main thread may collect"
     stats = after.stats
     assert after.session == SESSION
     assert (stats.records_in, stats.records_out, stats.records_skipped) == (2, 1, 1)
     assert (stats.restoring, stats.restore_bytes, stats.restore_bytes_left) == (1, 10, 10)
     assert stats.snapshot_epoch_min == 3
     (shard,) = stats.shards
-    assert shard == messages.ShardStatus(SHARD, 2, 0, -1, True, 0, 0), "read to 2, nothing of it committed"
+    assert shard == messages.ShardStatus(SHARD, 2, 0, -1, True, 0, 0), "read to 2, nothing is committed"
 
 
 def test_lag_is_known_while_a_backlog_is_processed(bench: Bench) -> None:
@@ -158,7 +158,7 @@ def test_long_record_is_reported_and_ends_its_chunk(bench: Bench) -> None:
     assert bench.ended == []
 
 
-def test_record_that_takes_too_long_ends_the_process_and_the_coordinator_is_told_which(bench: Bench) -> None:
+def test_record_that_takes_too_long_ends_the_process_and_is_reported_to_the_coordinator(bench: Bench) -> None:
     bench.pumping.start()
     bench.pumping.record_watch.record = Message(5)  # type: ignore[assignment]
     bench.pulse.watch_record(1.0)
@@ -171,7 +171,7 @@ def test_record_that_takes_too_long_ends_the_process_and_the_coordinator_is_told
     assert code == ExitCode.RECORD_OVERDUE
 
 
-def test_record_of_a_shard_that_is_gone_ends_the_process_as_well(bench: Bench) -> None:
+def test_record_of_a_released_shard_ends_the_process_as_well(bench: Bench) -> None:
     bench.pumping.record_watch.record = Message(5)  # type: ignore[assignment]
     bench.pulse.watch_record(1.0)
     bench.pulse.watch_record(2.0)

@@ -1,4 +1,4 @@
-"""A producer is flushed in pulses: while it can't send, it would spin for as long as it is flushed."""
+"""A producer is flushed in pulses. While it can't send, it would use CPU for as long as it is flushed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fcluster.worker import sending
 
 
 class Producer:
-    """Acknowledges all it holds at a moment of its own clock; knows for how long it was flushed."""
+    """Acknowledges everything at a moment of its own clock. Records for how long it was flushed."""
 
     def __init__(self, answer_at_s: float) -> None:
         self.answer_at_s = answer_at_s
@@ -52,7 +52,7 @@ def test_healthy_brokers_are_waited_for_at_once(wait: Any) -> None:
 def test_brokers_that_take_long_are_waited_for_in_pulses(wait: Any) -> None:
     left, producer = wait(8.0, 30.0)
     assert left == 0
-    assert producer.now_s == pytest.approx(8.0, abs=sending.PULSE_S), "no answer is waited for in vain"
+    assert producer.now_s == pytest.approx(8.0, abs=sending.PULSE_S), "waits without an answer are short"
     assert producer.flushed_s < sending.AT_ONCE_S + 0.15 * 8.0
 
 
@@ -72,6 +72,6 @@ def test_client_takes_the_settings(transaction_timeout_ms: int) -> None:
     make_producer(settings, transactional_id="t", **config)
 
 
-def test_what_the_user_says_of_the_linger_counts() -> None:
+def test_linger_set_by_the_user_is_kept() -> None:
     settings = resolve({}, None, {}, {"brokers": "127.0.0.1:1", "kafka.linger.ms": 3})
     assert producer_config(settings, "t", **sending.sending_config(settings))["linger.ms"] == "3"

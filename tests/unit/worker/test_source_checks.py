@@ -30,7 +30,7 @@ class Brokers:
         return future
 
 
-def test_records_that_come_steadily_cost_no_look() -> None:
+def test_steady_records_need_no_check() -> None:
     brokers = Brokers(answer={"in": TopicSeen("former", 2)})
     checks = brokers.checks()
     for _ in range(20):
@@ -40,7 +40,7 @@ def test_records_that_come_steadily_cost_no_look() -> None:
     assert brokers.asked == [["in"]], "the first one only"
 
 
-def test_quiet_partition_beside_a_busy_one_is_looked_at() -> None:
+def test_quiet_partition_beside_a_busy_one_is_checked() -> None:
     brokers = Brokers(answer={"in": TopicSeen("former", 2)})
     checks = brokers.checks()
     for partition in (0, 1):
@@ -76,14 +76,14 @@ def test_epoch_with_records_of_another_topic_is_not_prepared() -> None:
         ({"in": TopicSeen("lagging", 2)}, {}),
     ],
 )
-def test_what_is_not_known_is_no_objection(answer: Look | Exception, settled: Look) -> None:
+def test_unknown_answers_are_no_objection(answer: Look | Exception, settled: Look) -> None:
     brokers = Brokers(answer=answer, settled=settled)
     checks = brokers.checks()
     checks.read("in", 0, "former")
     checks.begin()()
 
 
-def test_source_without_an_id_is_not_looked_at_and_a_new_session_begins_anew() -> None:
+def test_source_without_an_id_is_not_checked_and_a_new_session_starts_again() -> None:
     brokers = Brokers(answer={"in": TopicSeen("former", 2)})
     checks = brokers.checks()
     checks.read("in", 0, "")

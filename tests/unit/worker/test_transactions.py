@@ -1,4 +1,4 @@
-"""What producers raise, and that it ends in a replay, never in the worker's end."""
+"""What producers raise, and that it leads to a replay and never ends the worker."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def plainly() -> None:
 
 
 def with_a_callback_on_top() -> None:
-    """As the client does if a log line is due in the call in which a fatal error was found."""
+    """Raises as the client does if a log line is due in the call that finds a fatal error."""
     try:
         raise FENCED
     except KafkaException as error:
@@ -79,7 +79,7 @@ def test_fatal_error_of_a_producer_is_a_lost_transaction_wherever_it_shows(fail:
 
 
 class RefusedProducer(FailingProducer):
-    """A transaction that has failed of one batch, and never sends the others."""
+    """A transaction that failed because of one batch, and never sends the others."""
 
     def __init__(self) -> None:
         super().__init__(lambda: None)
@@ -93,7 +93,7 @@ class RefusedProducer(FailingProducer):
 
 
 class SlowProducer(RefusedProducer):
-    """A healthy transaction, whose records are acknowledged in the third look."""
+    """A healthy transaction. Its records are acknowledged at the third call."""
 
     looks = 0
 
@@ -107,7 +107,7 @@ class SlowProducer(RefusedProducer):
 
 
 @pytest.mark.parametrize("wait", [ProducerTransactions.flush_outputs, ProducerTransactions.check])
-def test_nobody_waits_for_records_of_a_transaction_that_has_failed(
+def test_records_of_a_failed_transaction_are_not_waited_for(
     wait: Callable[[ProducerTransactions], None],
 ) -> None:
     with pytest.raises(TransactionLostError, match="too large") as raised:
@@ -118,7 +118,7 @@ def test_nobody_waits_for_records_of_a_transaction_that_has_failed(
 
 
 class SilentProducer(SlowProducer):
-    """Its records are never acknowledged: their topic is gone."""
+    """Its records are never acknowledged, because their topic is deleted."""
 
     def flush(self, _timeout_s: float) -> int:
         return 1
@@ -168,7 +168,7 @@ def test_refusal_of_a_transaction_that_does_not_say_of_which_topic_names_those_t
     )
 
 
-def test_refused_record_is_no_reason_to_stop_before_it_is_found() -> None:
+def test_refused_record_does_not_stop_the_job_before_it_is_found() -> None:
     text = "committing epoch 3: ProduceRequest for small [0] with 1 message(s) failed: Message size too large"
     error = TransactionLostError(text, KafkaError.MSG_SIZE_TOO_LARGE)
     failure = error.condemnation()
@@ -190,17 +190,17 @@ def test_refused_record_is_no_reason_to_stop_before_it_is_found() -> None:
         (KafkaError.UNKNOWN, True),
     ],
 )
-def test_what_is_not_known_to_pass_is_unexpected(code: int | None, unexpected: bool) -> None:
+def test_failures_not_known_to_pass_are_unexpected(code: int | None, unexpected: bool) -> None:
     assert TransactionLostError("gone", code).is_unexpected() is unexpected
 
 
 @pytest.mark.parametrize("code", [None, KafkaError._FENCED, KafkaError._TIMED_OUT, KafkaError._TRANSPORT])
-def test_trouble_that_passes_is_no_refusal(code: int | None) -> None:
+def test_temporary_failure_is_not_a_refusal(code: int | None) -> None:
     assert TransactionLostError("committing epoch 3: gone", code).refusal([]) is None
 
 
 class DeadProducer:
-    """Takes nothing any more, as after a fatal error."""
+    """Accepts nothing any more, as after a fatal error."""
 
     def __len__(self) -> int:
         return 0
@@ -222,7 +222,7 @@ def no_collector() -> Iterator[None]:
         gc.enable()
 
 
-def test_failure_keeps_no_producer_that_the_collector_would_destroy_in_any_thread() -> None:
+def test_failure_keeps_no_producer_for_the_collector_to_destroy_in_any_thread() -> None:
     part = ShardEpoch(ShardId("in", 0), ["in"], CommittedPosition(1, 1, 1, "f"), "log", records=[b"delta"])
     with no_collector():
         producer = DeadProducer()
@@ -237,10 +237,10 @@ def test_failure_keeps_no_producer_that_the_collector_would_destroy_in_any_threa
         del raised
         transaction.release()
         del producer
-        assert gone() is None, "whoever still holds the transaction holds no producer"
+        assert gone() is None, "a transaction that is still referenced refers to no producer"
 
 
-def test_epochs_take_turns_with_two_producers_and_a_destroyed_writer_lets_go_of_both() -> None:
+def test_epochs_alternate_between_two_producers_and_a_destroyed_writer_releases_both() -> None:
     settings, waits = Settings(), KafkaWaits(Watchdog())
     batches = Batches(settings, lambda _topic: None)
     writer = TransactionalWriter(settings, "job", 0, None, batches, waits, lambda _reason: None)
@@ -286,7 +286,7 @@ class IdempotentProducer:
 
 
 def at_least_once_writer(monkeypatch: pytest.MonkeyPatch) -> tuple[AtLeastOnceWriter, threading.Event]:
-    """A writer that isn't open yet, and what is set when its producer is destroyed."""
+    """A writer that isn't open yet, and an event that is set when its producer is destroyed."""
     settings, waits, destroyed = Settings(), KafkaWaits(Watchdog()), threading.Event()
 
     def make(*_arguments: object, **_named: object) -> IdempotentProducer:
@@ -306,7 +306,7 @@ def test_producer_at_least_once_is_destroyed_after_the_commit_threads_last_call(
     writer.open()
     done = threading.Event()
     writer.destroy(done.wait)
-    writer.prepare(FrozenEpoch(1, 1, []))  # the commit thread is still at it
+    writer.prepare(FrozenEpoch(1, 1, []))  # the commit thread still uses it
     assert not destroyed.is_set()
     done.set()
     assert destroyed.wait(20)
@@ -330,7 +330,7 @@ def test_session_that_is_over_before_its_writer_is_open_leaves_no_producer(
 
 
 class Dropped(list[object]):
-    """Says when it was emptied."""
+    """Sets an event when it is cleared."""
 
     def __init__(self, emptied: threading.Event) -> None:
         super().__init__()

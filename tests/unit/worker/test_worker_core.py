@@ -1,4 +1,4 @@
-"""The worker's protocol, as scenarios: what came, what it does about it."""
+"""The worker's protocol as scenarios: which effects follow from which events."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def position(offset: int, epoch: int = 0) -> CommittedPosition:
 
 
 class Scenario:
-    """Drives a core and remembers what it did."""
+    """Drives a core and records its effects."""
 
     def __init__(self) -> None:
         identity = model.Identity("w1", "h", 1, -1, "f", "store", "0")
@@ -91,7 +91,7 @@ class Scenario:
         return self
 
 
-def test_connection_up_asks_for_a_fresh_session() -> None:
+def test_new_connection_asks_for_a_new_session() -> None:
     scenario = Scenario()
     scenario.after(events.Connected())
     (hello,) = scenario.sent()
@@ -137,7 +137,7 @@ def test_one_epoch_from_first_record_to_commit() -> None:
     scenario = Scenario().joined().running(A, B).processed(A)
     assert scenario.sent() == [messages.Dirty(7, False)]
     scenario.processed(A)
-    assert scenario.sent() == []  # said once
+    assert scenario.sent() == []  # it is reported once
     scenario.barrier(1)
     assert scenario.effects == [events.PrepareEpoch(7, 1, frozenset({A}))]
     scenario.after(events.EpochFlushed(7, 1, 20, 5.0))
@@ -151,7 +151,7 @@ def test_one_epoch_from_first_record_to_commit() -> None:
     assert scenario.core.state.in_flight is None
 
 
-def test_records_behind_the_barrier_belong_to_the_next_epoch() -> None:
+def test_records_after_the_barrier_belong_to_the_next_epoch() -> None:
     scenario = Scenario().joined().running(A, B).processed(A).barrier(1)
     scenario.processed(B)
     assert scenario.sent() == [messages.Dirty(7, False)]
@@ -198,14 +198,14 @@ def test_lost_transaction_resets_into_a_new_session() -> None:
     (hello,) = scenario.sent()
     assert isinstance(hello, messages.Hello)
     assert (hello.session, hello.owned) == (0, [])
-    # What the old session still brings counts no more.
+    # Events of the old session no longer count.
     scenario.committed(1, A)
     assert scenario.effects == []
     scenario.receive(messages.Complete(1, 7, 1))
     assert scenario.effects == []
 
 
-def test_eviction_drops_everything_and_joins_anew() -> None:
+def test_evicted_worker_drops_everything_and_joins_again() -> None:
     scenario = Scenario().joined().running(A).processed(A).prepared(1)
     scenario.receive(messages.Evicted(1, 7))
     assert scenario.did(events.DestroyProducers)
@@ -214,7 +214,7 @@ def test_eviction_drops_everything_and_joins_anew() -> None:
     assert scenario.did(events.OpenProducers) == [events.OpenProducers(8, 0)]
 
 
-def test_reconnection_tells_where_the_session_stands() -> None:
+def test_reconnection_reports_the_sessions_progress() -> None:
     scenario = Scenario().joined().running(A, B).processed(A).prepared(3).processed(B)
     scenario.after(events.Connected())
     (hello,) = scenario.sent()
@@ -224,12 +224,12 @@ def test_reconnection_tells_where_the_session_stands() -> None:
     assert set(hello.owned) == {A, B}
 
 
-def test_new_leader_adopts_and_hears_of_dirt_again() -> None:
+def test_new_leader_adopts_the_session_and_dirty_is_sent_again() -> None:
     scenario = Scenario().joined().running(A).processed(A)
     scenario.receive(messages.Welcome(term=2, session=7, slot=0, epoch=9, adopted=True))
     assert scenario.sent() == [messages.Dirty(7, False)]
     scenario.receive(messages.Barrier(1, 7, 10))
-    assert not scenario.did(events.PrepareEpoch)  # the old leader's word
+    assert not scenario.did(events.PrepareEpoch)  # that barrier came from the old leader
 
 
 def test_revoked_shard_is_released_after_its_commit() -> None:
@@ -250,9 +250,10 @@ def test_revoked_clean_shard_is_released_at_once() -> None:
     assert scenario.sent() == [messages.Released(7, [B], 1)]
 
 
-def test_shard_revoked_in_its_restore_is_released_when_that_has_ended() -> None:
-    # Found by the simulation (a calm run in which a second worker joined): the restore of a shard that was
-    # given back met the new owner's deltas, called that damage, and the job failed.
+def test_shard_revoked_during_its_restore_is_released_when_that_has_ended() -> None:
+    # Found by the simulation (a run without faults in which a second worker joined): the restore of a shard
+    # that
+    # was released met the new owner's deltas, took them for damage, and the job failed.
     scenario = Scenario().joined()
     scenario.receive(messages.Assign(1, 7, [A], scenario.order()))
     scenario.receive(messages.Revoke(1, 7, [A], scenario.order()))
@@ -285,7 +286,7 @@ def test_failed_handler_replays_and_stops_before_its_record() -> None:
     scenario.processed(A)
     scenario.after(events.StopRecordReached(8, A, 42, Failure.of_record("boom")))
     assert scenario.did(events.StopReading) == [events.StopReading((A,))]
-    assert scenario.sent() == []  # what was processed before it commits first
+    assert scenario.sent() == []  # what was processed before is committed first
     scenario.prepared(1).complete(1).committed(1, A)
     assert scenario.sent()[-1] == messages.WorkerFailed(8, Failure.of_record("boom"))
 
@@ -301,7 +302,7 @@ def test_drain_commits_what_is_open_before_it_is_drained() -> None:
     assert scenario.did(events.Exit) == [events.Exit(ExitCode.JOB_ENDED, "stopped")]
 
 
-def test_terminated_worker_works_on_until_its_shards_have_moved_away() -> None:
+def test_terminated_worker_continues_until_its_shards_have_moved() -> None:
     scenario = Scenario().joined().running(A, B).processed(A)
     scenario.after(events.TerminationRequested())
     assert scenario.sent() == [messages.Leaving(7)]
@@ -317,20 +318,20 @@ def test_terminated_worker_works_on_until_its_shards_have_moved_away() -> None:
     assert scenario.did(events.Exit) == [events.Exit(0, "asked to leave")]
 
 
-def test_terminated_worker_without_shards_goes_at_once() -> None:
+def test_terminated_worker_without_shards_leaves_at_once() -> None:
     scenario = Scenario().joined()
     scenario.after(events.TerminationRequested())
     assert scenario.sent() == [messages.Leaving(7), messages.Goodbye(7)]
     assert scenario.did(events.Exit) == [events.Exit(0, "asked to leave")]
 
 
-def test_terminated_worker_without_a_session_goes_at_once() -> None:
+def test_terminated_worker_without_a_session_leaves_at_once() -> None:
     scenario = Scenario()
     scenario.after(events.TerminationRequested())
     assert scenario.did(events.Exit) == [events.Exit(0, "asked to leave")]
 
 
-def test_second_termination_commits_and_goes_and_a_third_goes() -> None:
+def test_second_termination_commits_and_leaves_and_a_third_leaves_at_once() -> None:
     scenario = Scenario().joined().running(A).processed(A)
     scenario.after(events.TerminationRequested())
     scenario.after(events.TerminationRequested())
@@ -347,7 +348,7 @@ def test_second_termination_commits_and_goes_and_a_third_goes() -> None:
     assert scenario.did(events.Exit) == [events.Exit(0, "asked to leave")]
 
 
-def test_dismissed_worker_commits_what_it_has_and_goes() -> None:
+def test_dismissed_worker_commits_its_open_epoch_and_leaves() -> None:
     scenario = Scenario().joined().running(A).processed(A)
     scenario.after(events.TerminationRequested())
     scenario.receive(messages.Dismiss(1, 7))
@@ -371,7 +372,7 @@ def test_leaving_is_bounded_in_time() -> None:
     assert scenario.did(events.Exit) == [events.Exit(0, "asked to leave")]
 
 
-def test_leaving_worker_waits_for_a_next_leader_but_not_for_long() -> None:
+def test_leaving_worker_waits_for_the_next_leader_for_a_limited_time() -> None:
     scenario = Scenario().joined().running(A).processed(A)
     scenario.now_ms = 60_000
     scenario.after(events.TerminationRequested())
@@ -383,7 +384,7 @@ def test_leaving_worker_waits_for_a_next_leader_but_not_for_long() -> None:
     assert scenario.did(events.Exit) == [events.Exit(0, "asked to leave")]
 
 
-def test_leaving_is_said_again_and_in_each_hello() -> None:
+def test_leaving_is_repeated_and_in_each_hello() -> None:
     scenario = Scenario().joined().running(A)
     scenario.after(events.TerminationRequested())
     scenario.now_ms = LEAVING_REPEATED_MS - 1
@@ -398,7 +399,7 @@ def test_leaving_is_said_again_and_in_each_hello() -> None:
     assert hello.leaving
 
 
-def test_leaving_worker_that_loses_its_session_does_not_join_anew() -> None:
+def test_leaving_worker_that_loses_its_session_does_not_join_again() -> None:
     scenario = Scenario().joined().running(A).processed(A)
     scenario.after(events.TerminationRequested())
     scenario.receive(messages.Evicted(1, 7))
@@ -406,7 +407,7 @@ def test_leaving_worker_that_loses_its_session_does_not_join_anew() -> None:
     assert scenario.did(events.Exit) == [events.Exit(0, "asked to leave")]
 
 
-def test_drained_worker_exits_with_a_code_of_its_own() -> None:
+def test_drained_worker_exits_with_its_own_code() -> None:
     scenario = Scenario().joined().running(A)
     scenario.receive(messages.Leave(1, 7))
     assert scenario.sent() == [messages.Leaving(7)]
@@ -414,7 +415,7 @@ def test_drained_worker_exits_with_a_code_of_its_own() -> None:
     assert scenario.did(events.Exit) == [events.Exit(ExitCode.DRAINED, "asked to leave")]
 
 
-def test_drain_of_a_worker_that_is_leaving_already_keeps_it_from_coming_back() -> None:
+def test_worker_that_is_drained_while_it_leaves_is_not_restarted() -> None:
     scenario = Scenario().joined().running(A)
     scenario.after(events.TerminationRequested())
     scenario.receive(messages.Leave(1, 7))
@@ -422,7 +423,7 @@ def test_drain_of_a_worker_that_is_leaving_already_keeps_it_from_coming_back() -
     assert scenario.did(events.Exit) == [events.Exit(ExitCode.DRAINED, "asked to leave")]
 
 
-def test_drain_of_the_job_lets_a_leaving_worker_go() -> None:
+def test_drain_of_the_job_ends_a_leaving_worker() -> None:
     scenario = Scenario().joined().running(A).processed(A)
     scenario.after(events.TerminationRequested())
     scenario.receive(messages.Drain(1, 7))
@@ -431,7 +432,7 @@ def test_drain_of_the_job_lets_a_leaving_worker_go() -> None:
     assert scenario.did(events.Exit) == [events.Exit(0, "asked to leave")]
 
 
-def test_termination_of_a_drained_worker_lets_it_go() -> None:
+def test_termination_of_a_drained_worker_ends_it() -> None:
     scenario = Scenario().joined().running(A)
     scenario.receive(messages.Drain(1, 7))
     scenario.after(events.TerminationRequested())
@@ -465,7 +466,7 @@ def test_full_epoch_pauses_until_its_barrier() -> None:
     assert scenario.did(events.ResumeReading)
 
 
-def test_silent_coordinator_pauses_dirty_worker_until_it_is_heard() -> None:
+def test_dirty_worker_pauses_while_the_coordinator_is_silent() -> None:
     scenario = Scenario().joined().running(A).processed(A)
     scenario.now_ms = 30_000
     scenario.after(events.Tick())
@@ -474,16 +475,16 @@ def test_silent_coordinator_pauses_dirty_worker_until_it_is_heard() -> None:
     assert scenario.did(events.ResumeReading)
 
 
-def test_idle_shards_are_committed_anew_before_their_offsets_expire() -> None:
+def test_idle_shards_are_committed_again_before_their_offsets_expire() -> None:
     scenario = Scenario().joined().running(A, B).processed(A).prepared(1).complete(1).committed(1, A)
     scenario.now_ms = 60_000
     scenario.after(events.Tick())
     assert scenario.sent() == [messages.Dirty(7, False)]
     scenario.barrier(2)
-    assert scenario.effects == [events.PrepareEpoch(7, 2, frozenset({A}))]  # B has nothing to keep
+    assert scenario.effects == [events.PrepareEpoch(7, 2, frozenset({A}))]  # B has no offset to keep
 
 
-def test_refusal_ends_the_worker_unless_it_may_try_again() -> None:
+def test_refusal_ends_the_worker_unless_it_may_retry() -> None:
     scenario = Scenario()
     scenario.after(events.Connected())
     scenario.receive(messages.Refused(1, "draining", retry=True))
@@ -495,13 +496,13 @@ def test_refusal_ends_the_worker_unless_it_may_try_again() -> None:
     assert scenario.did(events.Exit)
 
 
-def test_assignment_repeated_restores_nothing_twice() -> None:
+def test_repeated_assignment_restores_nothing_twice() -> None:
     scenario = Scenario().joined().running(A)
     scenario.receive(messages.Assign(1, 7, [A], scenario.order()))
     assert scenario.effects == []
 
 
-def test_empty_epoch_is_answered_even_if_a_restore_brought_a_higher_number_meanwhile() -> None:
+def test_empty_epoch_is_answered_even_if_a_restore_had_a_higher_number() -> None:
     scenario = Scenario().joined().running(A).barrier(1)
     scenario.receive(messages.Assign(1, 7, [B], scenario.order()))
     scenario.after(events.ShardRestored(7, B, position(5, 40)))
@@ -518,7 +519,7 @@ def test_worker_with_a_broken_disk_leaves_without_failing_the_job() -> None:
     assert scenario.did(events.Exit) == [events.Exit(ExitCode.MISTAKE, "the disk is full", FULL)]
 
 
-def test_trouble_of_a_former_session_does_not_fail_the_job() -> None:
+def test_failure_of_a_former_session_does_not_fail_the_job() -> None:
     scenario = Scenario().joined().running(A)
     scenario.after(events.JobBroken(6, Failure(FailureKind.STATE, "closed")))
     assert scenario.sent() == []
@@ -529,14 +530,14 @@ def test_trouble_of_a_former_session_does_not_fail_the_job() -> None:
 # --- copies of others' shards ---------------------------------------------------------------------------
 
 
-def test_copies_are_those_that_were_told_last() -> None:
+def test_copies_are_those_of_the_last_order() -> None:
     scenario = Scenario().joined()
     assert scenario.receive(messages.Standby(1, 7, [B, A])) == [events.KeepStandbys((A, B))]
     assert scenario.receive(messages.Standby(1, 7, [A, B])) == []
     assert scenario.receive(messages.Standby(1, 7, [B])) == [events.KeepStandbys((B,))]
 
 
-def test_assigned_copy_is_restored_and_no_copy_any_more() -> None:
+def test_assigned_copy_is_restored_and_no_longer_a_copy() -> None:
     scenario = Scenario().joined()
     scenario.receive(messages.Standby(1, 7, [A, B]))
     scenario.receive(messages.Assign(1, 7, [A], scenario.order()))
@@ -561,31 +562,33 @@ def test_copies_of_another_session_are_not_kept() -> None:
     assert scenario.receive(messages.Standby(1, 6, [A])) == []
 
 
-def test_orders_that_come_once_more_are_not_obeyed_again() -> None:
+def test_repeated_orders_are_not_carried_out_again() -> None:
     scenario = Scenario().joined()
     scenario.receive(messages.Assign(1, 7, [A], 1))
     scenario.after(events.ShardRestored(7, A, position(0)))
     scenario.receive(messages.Revoke(1, 7, [A], 2))
     assert scenario.sent() == [messages.Released(7, [A], 1)]
-    assert scenario.receive(messages.Assign(1, 7, [A], 1)) == []  # somebody else has it by now
+    assert scenario.receive(messages.Assign(1, 7, [A], 1)) == []  # another worker owns it by now
     scenario.receive(messages.Assign(1, 7, [A], 3))
     scenario.after(events.ShardRestored(7, A, position(0)))
     assert scenario.receive(messages.Revoke(1, 7, [A], 2)) == []
-    assert scenario.receive(messages.Assign(2, 7, [B], 1)) != []  # of the next leader, who counts anew
+    assert (
+        scenario.receive(messages.Assign(2, 7, [B], 1)) != []
+    )  # from the next leader, which counts from 1 again
 
 
 # --- transactions that Kafka has torn -----------------------------------------------------------------
 
 
 def torn_restore(scenario: Scenario, *, stopped: bool) -> None:
-    """The coordinator gives it A and B; of A Kafka has torn a transaction."""
+    """Let the coordinator assign A and B. Kafka has torn a transaction of A."""
     session = scenario.core.state.session
     scenario.receive(messages.Assign(1, session, [A, B], scenario.order()))
     scenario.after(events.ShardRestored(session, B, position(0)))
     scenario.after(events.TransactionTorn(session, A, TORN, stopped))
 
 
-def test_shard_with_a_torn_transaction_is_held_and_not_run_while_the_others_go_on() -> None:
+def test_shard_with_a_torn_transaction_is_kept_stopped_while_the_others_run() -> None:
     scenario = Scenario().joined()
     torn_restore(scenario, stopped=True)
     assert scenario.sent() == [messages.TornTransaction(7, A, True, TORN)]
@@ -595,14 +598,14 @@ def test_shard_with_a_torn_transaction_is_held_and_not_run_while_the_others_go_o
     assert scenario.core.state.shards[A].phase is model.ShardPhase.STOPPED
 
 
-def test_stopped_shard_is_told_to_a_new_leader() -> None:
+def test_stopped_shard_is_reported_to_a_new_leader() -> None:
     scenario = Scenario().joined()
     torn_restore(scenario, stopped=True)
     scenario.receive(messages.Welcome(term=2, session=7, slot=0, epoch=0, adopted=True))
     assert messages.TornTransaction(7, A, True, TORN) in scenario.sent()
 
 
-def test_stopped_shard_is_given_back_when_it_is_revoked() -> None:
+def test_stopped_shard_is_released_when_it_is_revoked() -> None:
     scenario = Scenario().joined()
     torn_restore(scenario, stopped=True)
     scenario.receive(messages.Revoke(1, 7, [A], scenario.order()))
@@ -610,7 +613,7 @@ def test_stopped_shard_is_given_back_when_it_is_revoked() -> None:
     assert scenario.did(events.CloseShards) == [events.CloseShards((A,))]
 
 
-def test_shard_that_was_revoked_before_its_transaction_was_found_torn_is_given_back() -> None:
+def test_shard_revoked_before_its_transaction_was_found_torn_is_released() -> None:
     scenario = Scenario().joined()
     scenario.receive(messages.Assign(1, 7, [A], scenario.order()))
     scenario.receive(messages.Revoke(1, 7, [A], scenario.order()))
@@ -619,7 +622,7 @@ def test_shard_that_was_revoked_before_its_transaction_was_found_torn_is_given_b
     assert [type(message) for message in scenario.sent()] == [messages.Released]
 
 
-def test_shard_that_goes_on_after_a_torn_transaction_commits_its_position_at_once() -> None:
+def test_shard_that_continues_after_a_torn_transaction_commits_its_position_at_once() -> None:
     scenario = Scenario().joined()
     torn_restore(scenario, stopped=False)
     assert scenario.sent() == [messages.TornTransaction(7, A, False, TORN)]
@@ -629,7 +632,7 @@ def test_shard_that_goes_on_after_a_torn_transaction_commits_its_position_at_onc
     assert scenario.did(events.PrepareEpoch) == [events.PrepareEpoch(7, 9, frozenset([A]))]
 
 
-def test_torn_transaction_of_a_former_session_says_nothing() -> None:
+def test_torn_transaction_of_a_former_session_is_ignored() -> None:
     scenario = Scenario().joined()
     scenario.receive(messages.Assign(1, 7, [A], scenario.order()))
     assert scenario.after(events.TransactionTorn(6, A, TORN, True)) == []
@@ -652,7 +655,7 @@ def test_record_at_which_a_handler_hung_twice_is_condemned(times: int, condemned
     )
 
 
-def test_timers_at_one_record_are_condemned_each() -> None:
+def test_timers_at_one_record_are_condemned_separately() -> None:
     scenario = Scenario().joined()
     steps = ("timer 'a'", "timer 'b'")
     overdue = [messages.OverdueRecord(A, 5, 2, "it hung", step) for step in (*steps, "slow")]
@@ -677,7 +680,7 @@ def test_condemned_record_is_forgotten_once_it_is_committed() -> None:
 
 
 def suspected(times: int, step: str = "handler") -> Scenario:
-    """A shard that comes with a suspicion, at position 3."""
+    """A shard at position 3 that is assigned with a suspect record."""
     scenario = Scenario().joined()
     suspects = [messages.SuspectRecord(A, 5 if times else 0, times, step, "record flights/0 at offset 5")]
     scenario.receive(messages.Assign(1, 7, [A], scenario.order(), [], suspects))
@@ -688,7 +691,7 @@ def suspected(times: int, step: str = "handler") -> Scenario:
 @pytest.mark.parametrize(
     ("times", "announced"), [(0, (range(3, 2_003),)), (1, (range(5, 6),)), (2, (range(5, 6),)), (3, ())]
 )
-def test_records_under_suspicion_are_announced_until_one_is_condemned(
+def test_suspect_records_are_announced_until_one_is_condemned(
     times: int, announced: tuple[range, ...]
 ) -> None:
     scenario = suspected(times)
@@ -704,7 +707,7 @@ def test_records_under_suspicion_are_announced_until_one_is_condemned(
     ("times", "announced"),
     [(0, (range(3, 2_003), range(9, 2_009))), (1, (range(0), range(11, 12))), (3, ())],
 )
-def test_record_under_suspicion_is_one_of_its_input(times: int, announced: tuple[range, ...]) -> None:
+def test_suspect_record_belongs_to_its_input(times: int, announced: tuple[range, ...]) -> None:
     scenario = Scenario().joined()
     suspects = [messages.SuspectRecord(A, 11, times, "handler", "record", input=1)]
     scenario.receive(messages.Assign(1, 7, [A], scenario.order(), [], suspects))
@@ -718,7 +721,7 @@ def test_record_under_suspicion_is_one_of_its_input(times: int, announced: tuple
 
 
 @pytest.mark.parametrize("step", ["handler", ""])
-def test_condemned_record_names_how_often_and_where_the_step_is_unknown_also_itself(step: str) -> None:
+def test_condemned_record_names_the_count_and_itself_if_the_step_is_unknown(step: str) -> None:
     (reading,) = suspected(3, step).did(events.StartReading)
     assert isinstance(reading, events.StartReading)
     failure = reading.condemned[0].condemnation
@@ -728,9 +731,9 @@ def test_condemned_record_names_how_often_and_where_the_step_is_unknown_also_its
     assert failure.failure.message.startswith("record flights/0 at offset 5: ") == (not step)
 
 
-def test_suspicion_is_over_with_the_session() -> None:
+def test_suspicion_ends_with_the_session() -> None:
     scenario = suspected(1)
-    scenario.after(events.TransactionFailed(7, "a broker is away"))
+    scenario.after(events.TransactionFailed(7, "a broker is down"))
     scenario.receive(messages.Welcome(term=1, session=8, slot=0, epoch=0, adopted=False))
     scenario.after(events.ProducersOpened(8))
     scenario.running(A)
@@ -745,7 +748,7 @@ REFUSED = Condemnation(Failure.of_record("Kafka refuses the output to 'out': too
 
 
 def failed_epoch(scenario: Scenario, records: int, newest: int | None = None) -> Scenario:
-    """An epoch that is refused; the worker has its next session, and the shard runs again."""
+    """Let an epoch be refused, and join again. The shard runs again in the next session."""
     session = scenario.core.state.session
     record = None if newest is None else model.RecordAt(A, newest)
     scenario.after(events.RecordsProcessed(frozenset({A}), records, True, record))
@@ -774,11 +777,11 @@ def test_only_record_of_an_unbounded_epoch_is_not_condemned_at_once() -> None:
     assert scenario.core.state.condemned == {}
 
 
-def test_in_small_pieces_nothing_is_processed_behind_an_epoch_before_its_commit() -> None:
+def test_in_small_pieces_nothing_is_processed_before_the_epoch_is_committed() -> None:
     scenario = failed_epoch(Scenario().joined().running(A), 64)
     core_state = scenario.core.state
     scenario.after(events.RecordsProcessed(frozenset({A}), 5, True, model.RecordAt(A, 5)))
-    assert scenario.sent() == [messages.Dirty(8, False)], "no backlog: a barrier is to come at once"
+    assert scenario.sent() == [messages.Dirty(8, False)], "no backlog, so that a barrier comes at once"
     assert not core_state.waits_for_commit()
     scenario.after(events.RecordsProcessed(frozenset({A}), 3, True, model.RecordAt(A, 8)))
     assert core_state.waits_for_commit()
@@ -788,7 +791,7 @@ def test_in_small_pieces_nothing_is_processed_behind_an_epoch_before_its_commit(
     assert not core_state.waits_for_commit()
 
 
-def test_record_that_is_refused_over_and_over_though_condemned_stops_the_job() -> None:
+def test_condemned_record_that_is_refused_again_and_again_stops_the_job() -> None:
     scenario = failed_epoch(Scenario().joined().running(A), 8)
     for _ in range(core.CONDEMNATIONS_MAX + 1):
         failed_epoch(scenario, 1, 5)
@@ -806,13 +809,13 @@ def test_record_named_by_the_shell_is_condemned() -> None:
     assert scenario.core.state.condemned == {A: [model.Condemned(3, REFUSED)]}
 
 
-def test_failure_of_a_former_session_is_nothing() -> None:
+def test_failure_of_a_former_session_is_ignored() -> None:
     scenario = Scenario().joined().running(A)
     assert scenario.after(events.EpochFailed(6, REFUSED)) == []
     assert scenario.core.state.pieces.records_max is None
 
 
-def test_failed_output_that_the_engine_knows_is_condemned_instead_of_stopped_at() -> None:
+def test_failed_output_known_to_the_engine_is_condemned_instead_of_stopping() -> None:
     scenario = Scenario().joined().running(A)
     scenario.after(
         events.HandlerFailed(7, A, 4, Failure.of_record("record flights/0 at offset 4 failed"), REFUSED)
@@ -821,7 +824,7 @@ def test_failed_output_that_the_engine_knows_is_condemned_instead_of_stopped_at(
 
 
 def lost(scenario: Scenario, session: int, *, unexpected: bool) -> None:
-    """A transaction that fails, and the next session."""
+    """Let a transaction fail, and join again."""
     scenario.after(events.TransactionFailed(session, f"epoch {session}: UNKNOWN", unexpected))
     scenario.receive(messages.Welcome(term=1, session=session + 1, slot=0, epoch=0, adopted=False))
 
@@ -829,7 +832,7 @@ def lost(scenario: Scenario, session: int, *, unexpected: bool) -> None:
 def test_replays_for_the_same_reason_wait_before_their_producers_open() -> None:
     scenario = Scenario().joined()
     lost(scenario, 7, unexpected=False)
-    assert scenario.did(events.OpenProducers), "the first at once"
+    assert scenario.did(events.OpenProducers), "the first without a delay"
     lost(scenario, 8, unexpected=False)
     assert not scenario.did(events.OpenProducers)
     scenario.now_ms += 99
@@ -862,7 +865,7 @@ def two_inputs(first: int, second: int, epoch: int = 0) -> CommittedPosition:
     return CommittedPosition(first, epoch, epoch, "f", further=(InputOffset(second),))
 
 
-def test_standing_is_told_for_each_input() -> None:
+def test_position_is_reported_for_each_input() -> None:
     scenario = Scenario().joined()
     scenario.receive(messages.Assign(1, 7, [A], scenario.order()))
     scenario.after(events.ShardRestored(7, A, two_inputs(5, 9, 3)))
@@ -893,7 +896,7 @@ def test_condemned_record_of_one_input_is_not_that_of_another_with_its_offset() 
         assert len(scenario.core.state.condemned.get(A, ())) == left
 
 
-def test_record_to_stop_before_is_told_with_its_input() -> None:
+def test_stop_record_is_reported_with_its_input() -> None:
     scenario = Scenario().joined().running(A)
     scenario.after(events.StopRecordReached(7, A, 4, Failure.of_record("boom"), input=1))
     assert scenario.core._owned_shards.stop_records == {A: model.StopRecord(4, Failure.of_record("boom"), 1)}

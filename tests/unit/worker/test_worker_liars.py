@@ -1,4 +1,5 @@
-"""The worker's side of the wire among nonsense: 100,000 fuzzed frames, and well-typed absurdities."""
+"""A worker gets nonsense from its coordinator: 100,000 fuzzed frames, and absurd messages with the right
+types."""
 
 from __future__ import annotations
 
@@ -69,7 +70,7 @@ def fuzzed(chance: random.Random, number: int) -> bytes:
             return good
 
 
-def test_a_hundred_thousand_fuzzed_frames_are_counted_dropped_and_leave_no_trace() -> None:
+def test_a_hundred_thousand_fuzzed_frames_are_counted_and_dropped_without_effect() -> None:
     worker, received, malformed = joined(), 0, 0
     done = threading.Event()
 
@@ -98,7 +99,7 @@ def test_a_hundred_thousand_fuzzed_frames_are_counted_dropped_and_leave_no_trace
         assert router.poll(10_000)
         peer = router.recv_multipart()[0]
         chance = random.Random(20_250_101)
-        router.setsockopt(zmq.ROUTER_MANDATORY, 1)  # waits for room instead of dropping
+        router.setsockopt(zmq.ROUTER_MANDATORY, 1)  # waits for room instead of dropping frames
         before, expected = resident_bytes(), 0
         for number in range(FRAMES):
             frame = fuzzed(chance, number)

@@ -1,4 +1,5 @@
-"""How a worker has timers fire: between records, in an epoch, one by one where a culprit is sought."""
+"""How a worker fires timers: between records, within an epoch, and one by one while a failing one is
+searched for."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ START_MS = 1_000_000
 
 
 def timed_topology(**options: Any) -> Topology:
-    """Each record sets a timer "e" for 10 ms later in event time, and "p" 50 ms later by the wall clock."""
+    """Each record sets a timer "e" for 10 ms later in event time, and "p" for 50 ms later by the wall
+    clock."""
     job = Job("j")
 
     @job.process(job.topic("in"), to=job.topic("out"), **options)
@@ -105,7 +107,7 @@ def test_timer_in_processing_time_fires_between_records_and_makes_the_epoch_dirt
     assert pumping.counts() == [1, -2]
     assert pumping.fed == [events.RecordsProcessed(frozenset({SHARD}), 1, backlog=False)]
     assert runner.is_touched
-    assert pumping.pump.records == 1  # a timer isn't one
+    assert pumping.pump.records == 1  # a timer doesn't count as a record
     assert pumping.pump.wait_s(10.0) == 10.0
     assert pumping.record_watch.record is None
 
@@ -120,7 +122,7 @@ def test_timer_in_event_time_fires_before_the_next_record_of_the_same_chunk(pump
     assert runner.inputs[0].next_offset == 3
 
 
-def test_more_timers_than_fire_at_once_keep_the_next_record_waiting(
+def test_timers_beyond_the_limit_keep_the_next_record_waiting(
     pumping: Pumping, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runner = pumping.start()
@@ -135,12 +137,12 @@ def test_more_timers_than_fire_at_once_keep_the_next_record_waiting(
     assert pumping.counts() == [1, 2, -1, 3]
 
 
-def test_stopping_timer_leaves_the_record_before_it_processed(pumping: Pumping, wall: Wall) -> None:
+def test_timer_that_stops_the_job_leaves_the_record_before_it_processed(pumping: Pumping, wall: Wall) -> None:
     runner = pumping.start()
     pumping.read(Message(0))
     pumping.run()
     wall.now_ms += 50
-    pumping.run()  # now the state is one that "e" fails with
+    pumping.run()  # now the state is one with which "e" fails
     pumping.fed.clear()
 
     def stop(event: events.Event) -> None:
@@ -160,10 +162,10 @@ def test_stopping_timer_leaves_the_record_before_it_processed(pumping: Pumping, 
         "timer 'e' of the handler 'count' for the key b'k' at 1970-01-01T00:00:00.015Z"
     )
     assert runner.inputs[0].next_offset == 2
-    assert not pumping.pump.has_work  # its timers don't fire any more
+    assert not pumping.pump.has_work  # its timers no longer fire
 
 
-def test_while_a_culprit_is_sought_each_timer_is_an_epoch_of_its_own(pumping: Pumping) -> None:
+def test_while_a_bad_record_is_searched_for_each_timer_has_its_own_epoch(pumping: Pumping) -> None:
     pumping.start()
     pumping.core_state.pieces.records_max = 1
     pumping.on_feed = lambda event: None
@@ -192,7 +194,7 @@ def test_condemned_timer_fails_without_being_called() -> None:
     pumping.close()
 
 
-def test_what_is_due_fires_before_the_end_and_nothing_else(pumping: Pumping, wall: Wall) -> None:
+def test_only_due_timers_fire_before_the_end(pumping: Pumping, wall: Wall) -> None:
     pumping.start()
     pumping.read(Message(0))
     pumping.run()
@@ -203,7 +205,9 @@ def test_what_is_due_fires_before_the_end_and_nothing_else(pumping: Pumping, wal
     assert pumping.counts() == [1, -2]
 
 
-def test_nothing_fires_while_the_worker_is_paused_or_its_shard_has_left(pumping: Pumping, wall: Wall) -> None:
+def test_no_timer_fires_while_the_worker_is_paused_or_after_its_shard_left(
+    pumping: Pumping, wall: Wall
+) -> None:
     pumping.start()
     pumping.read(Message(0))
     pumping.run()
@@ -219,7 +223,7 @@ def test_nothing_fires_while_the_worker_is_paused_or_its_shard_has_left(pumping:
     assert pumping.counts() == [1]
 
 
-def test_timers_of_a_suspicious_shard_are_announced(pumping: Pumping, wall: Wall) -> None:
+def test_timers_of_a_shard_with_suspects_are_announced(pumping: Pumping, wall: Wall) -> None:
     pumping.start(announced=(range(100, 101),))
     pumping.read(Message(0))
     pumping.run()
@@ -244,7 +248,7 @@ def core_in_session() -> WorkerCore:
     return core
 
 
-def test_timer_that_alone_fails_an_epoch_is_condemned_and_not_the_record_behind_it() -> None:
+def test_timer_that_alone_fails_an_epoch_is_condemned_and_not_the_record_after_it() -> None:
     core = core_in_session()
     title = timer_title("count", Timer(15, b"k", "e"))
     at = RecordAt(SHARD, 2, 0, title)

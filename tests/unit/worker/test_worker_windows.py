@@ -1,4 +1,4 @@
-"""How a worker closes windows: in turns with records, however many are due."""
+"""How a worker closes windows: in turns with records, however many windows are due."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WINDOWS = 20
 
 
 class KeyedMessage(Message):
-    """A message with a key of its own."""
+    """A message with its own key."""
 
     def __init__(self, offset: int, timestamp_ms: int, partition: int = 0) -> None:
         super().__init__(offset, partition=partition, timestamp_ms=timestamp_ms)
@@ -30,7 +30,7 @@ class KeyedMessage(Message):
 
 
 def windowed_topology(*, timers: bool = False) -> Topology:
-    """Windows of 10 ms, whose results have an "n" of 1; a handler beside them writes 0 for each record."""
+    """Windows of 10 ms with an "n" of 1 in each result. A handler next to them writes 0 for each record."""
     job = Job("j")
     source, out = job.topic("in"), job.topic("out")
     job.stream(source).window(Tumbling(timedelta(milliseconds=10)), name="w").aggregate(n=count()).to(out)
@@ -50,7 +50,7 @@ def pumping(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def fill(pumping: Pumping) -> None:
-    """Open windows of so many keys; the last record makes them due."""
+    """Open windows for this many keys. The last record makes them due."""
     pumping.start(0)
     pumping.start(1)
     messages = [KeyedMessage(number, 5) for number in range(WINDOWS)]
@@ -70,11 +70,11 @@ def test_windows_and_records_take_turns(pumping: Pumping) -> None:
     assert not pumping.pump.has_work
 
 
-def test_records_of_the_same_shard_go_on_and_late_ones_stay_late(pumping: Pumping) -> None:
+def test_records_of_the_same_shard_continue_and_late_ones_stay_late(pumping: Pumping) -> None:
     fill(pumping)
     pumping.read(*(KeyedMessage(WINDOWS + 1 + number, 6 + number) for number in range(9)))
     pumping.pump.run_chunk()  # windows
-    pumping.pump.run_chunk()  # records, after each of which two windows close
+    pumping.pump.run_chunk()  # records, and two windows close after each of them
     assert pumping.counts()[WINDOWS + 1 + 2 + 5 :] == [0, 1, 1] * 6 + [0, 1] + [0] * 2
     assert pumping.port.late == 4
     assert not pumping.pump.has_work
@@ -82,7 +82,7 @@ def test_records_of_the_same_shard_go_on_and_late_ones_stay_late(pumping: Pumpin
 
 
 @pytest.mark.parametrize("pumping", [True], indirect=True)
-def test_records_wait_where_handlers_have_timers(pumping: Pumping) -> None:
+def test_records_wait_if_handlers_have_timers(pumping: Pumping) -> None:
     fill(pumping)
     pumping.read(KeyedMessage(0, 5, partition=1))
     pumping.run()

@@ -1,4 +1,5 @@
-"""What tests of the worker's parts share: a shard of a counting job, its records, a writer without Kafka."""
+"""Shared by tests of the worker's parts: a shard of a counting job, its records, and a writer without
+Kafka."""
 
 from __future__ import annotations
 
@@ -102,21 +103,21 @@ def count(ctx: Any, value: Any) -> Iterator[Any]:
 
 
 def counting_topology(**options: Any) -> Topology:
-    """`in` to `out`."""
+    """A job from `in` to `out`."""
     job = Job("j")
     job.process(job.topic("in"), to=job.topic("out"), name="count", **options)(count)
     return job.build(Settings())
 
 
 def merging_topology() -> Topology:
-    """`a` and `b`, in the order of their timestamps, to `out`."""
+    """A job from `a` and `b`, in the order of their timestamps, to `out`."""
     job = Job("j")
     job.merge(job.topic("a"), job.topic("b")).process(count, name="count").to(job.topic("out"))
     return job.build(Settings())
 
 
 def timed_topology(idle_ms: int) -> Topology:
-    """`in` to `out`, with event time."""
+    """A job from `in` to `out`, with event time."""
     job = Job("j")
     job.process(job.topic("in", watermark=Watermark(idle_ms=idle_ms)), to=job.topic("out"), name="count")(
         count
@@ -125,17 +126,17 @@ def timed_topology(idle_ms: int) -> Topology:
 
 
 def shard_of(topology: Topology, partition: int = 0) -> ShardId:
-    """A shard of its first stage."""
+    """A shard of the first stage."""
     return ShardId(topology.stages[0].name, partition)
 
 
 def new_state(topology: Topology) -> ShardState:
-    """The state of a shard of its first stage, above an empty store."""
+    """The state of a shard of the first stage, above an empty store."""
     return ShardState(MemoryStore(), topology.stages[0].all_stores, 1000)
 
 
 def new_runner(topology: Topology, port: OutputPort, partition: int = 0) -> ShardRunner:
-    """A shard of its first stage that has read nothing yet."""
+    """The runner of a shard of the first stage that has read nothing yet."""
     start = CommittedPosition(0, 0, 0, "")
     return ShardRunner(topology.stages[0], partition, new_state(topology), start, port)
 
@@ -155,7 +156,7 @@ class FakeTransaction:
         self._log, self._fail, self._number = log, fail, number
         self.outputs: list[tuple[Any, ...]] = []
         self.sent = 0
-        self.waiting: list[int] = []  # what `serve` answers, in turn; nothing waits after that
+        self.waiting: list[int] = []  # what `serve` returns, in turn; after that 0
 
     def note(self, what: str) -> None:
         self._log.append(f"{what} {self._number}")
@@ -186,11 +187,12 @@ class FakeTransaction:
 
 
 class FakeWriter:
-    """Notes what is called on it, in order.
+    """Records the calls, in order.
 
     Attributes:
         fail: errors to raise, by the name of the call.
-        opening: `open` was called. It goes on once `opens` is set, which it is unless a test clears it.
+        opening: set when `open` is called. It returns once `opens` is set, which it is unless a test clears
+        it.
     """
 
     def __init__(self) -> None:
@@ -204,7 +206,7 @@ class FakeWriter:
         self.opens.set()
 
     def make(self, give_up: Callable[[str], None]) -> FakeWriter:
-        """What an `EpochPipeline` gets."""
+        """The factory that an `EpochPipeline` gets."""
         self.give_up = give_up
         return self
 
@@ -229,12 +231,12 @@ class FakeWriter:
 
 
 def lost(code: int | None = None) -> TransactionLostError:
-    """A transaction that has failed."""
+    """The error of a failed transaction."""
     return TransactionLostError("ProduceRequest for out [0] failed", code)
 
 
 class FakeReader:
-    """A reader that is told what to read, and of which nothing comes by itself."""
+    """Records what it is told to read. Nothing arrives by itself."""
 
     def __init__(self) -> None:
         self.newest_generation = 0
@@ -267,7 +269,7 @@ class FakeReader:
 
 
 class FakeLink:
-    """A connection that is open, and keeps what is sent."""
+    """A connection that is open. It keeps what is sent."""
 
     def __init__(self) -> None:
         self.connected = True
@@ -284,7 +286,7 @@ class FakeLink:
 
 
 class Pumping:
-    """A record pump with its shards, readers and epochs, in a session. What it feeds to the core is kept."""
+    """A record pump with its shards, readers and epochs, in a session. The events for the core are kept."""
 
     def __init__(self, topology: Topology) -> None:
         settings = Settings()
@@ -329,7 +331,7 @@ class Pumping:
             60.0,
             self._note_told,
         )
-        self.pump._chunks._record_s = 1e-7  # as if it had learned that already
+        self.pump._chunks._record_s = 1e-7  # as if it had already learned how long a record takes
         self.pipeline.open(SESSION, self.writer.make)
         assert next(self.inbox.take(PATIENCE_S)) == events.ProducersOpened(SESSION)
         self.inbox.interrupts.clear()
@@ -342,7 +344,7 @@ class Pumping:
         self.told += 1
 
     def start(self, partition: int = 0, **fields: Any) -> ShardRunner:
-        """Begin to read a shard of the first stage."""
+        """Start to read a shard of the first stage."""
         shard, stage = shard_of(self.topology, partition), self.topology.stages[0]
         further = tuple(InputOffset(0) for _ in stage.inputs[1:])
         position = CommittedPosition(0, 0, 0, "", further=further)
@@ -354,7 +356,7 @@ class Pumping:
         return self.shards.runners[shard]
 
     def read(self, *messages: Message, full: bool = False, **fields: Any) -> None:
-        """The reader reads these records."""
+        """Let the reader read these records."""
         batch: Any = Batch(self.reader, self.reader.newest_generation, list(messages), full, **fields)  # type: ignore[arg-type]
         self.pump.add(batch)
 
@@ -366,7 +368,7 @@ class Pumping:
             self.pump.add_merged()
 
     def counts(self) -> list[int]:
-        """What the handler has written, in all epochs."""
+        """What the handler has written in all epochs."""
         outputs = [output for one in self.writer.transactions for output in one.outputs]
         return [orjson.loads(output[1])["n"] for output in outputs]
 
